@@ -1,0 +1,1 @@
+"""Networks of agents: shared tasks, pools, discovery and messages."""

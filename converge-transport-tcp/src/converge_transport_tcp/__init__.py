@@ -1,0 +1,1 @@
+"""TCP as a transport for Converge."""
