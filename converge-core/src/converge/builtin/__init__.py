@@ -1,0 +1,1 @@
+"""Built-in plugins, shaped like outside ones."""

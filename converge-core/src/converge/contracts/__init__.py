@@ -1,0 +1,1 @@
+"""The three contracts that a plugin can implement: store, transport, discovery."""

@@ -1,0 +1,213 @@
+"""The store contract: ordered keys, revisions, atomic batches, one take.
+
+A store knows no task. It keeps keys (tuples, `converge.model.keys`) with a value and a revision, applies batches atomically, and can choose and
+move the first keys of several ranges in one step. A backend implements `get`, `scan`, `commit` and `time`; it inherits the rest and overrides
+what it can do faster.
+
+The clauses, each tested by `converge.testing.StoreContract`:
+
+S-1  get answers in the order of its keys: an `Entry` with the value and revision last written, or None. An empty call is legal, here and below.
+S-2  scan answers each range with its entries in key order: only keys under the prefix (no neighbour), rests greater than `after`, at most `limit`.
+S-3  A batch is all or nothing: if one check or the window fails, nothing of it is written, and the answer is `Conflict` with the keys whose
+     checks failed.
+S-4  Checks, window and writes of a batch are one atomic step: of two calls that check the same revision (or the same absence), one commits.
+S-5  The batches of a call are independent: one conflict changes nothing for its neighbours; the answers come in the order of the batches.
+S-6  Revisions are positive and come from one store-wide sequence: a commit begun after another has ended has a greater one, over all keys,
+     handles and restarts of a persistent store. A deleted key that is put again has a greater revision than before.
+S-7  A window is compared with store time inside the atomic step; a client's clock plays no part. `Conflict.window` is True when it failed.
+S-8  time is store time: microseconds, close to UTC, one clock for every client, and it does not run backwards while the store is open.
+S-9  A wake reaches at least one watcher of its channel that has been told to look (the first item of `watch`), at some time after the commit; it
+     is a hint, may be lost or repeated, and is never told before the writes that it announces can be read.
+S-10 take moves, in one atomic step, the `limit` smallest rests among all keys of its ranges: deletes each key, puts `to + rest + tail` with store
+     time in decimal digits as its value, all at the revision that it answers. If a check fails it moves nothing and answers `Conflict`.
+S-11 Two takes never move the same key; a take may pass over keys that another is taking at that moment.
+S-12 What a take checks stays as it was until the take has committed: nobody who changes a checked key can end before a take that saw the old one.
+S-13 turn applies the batches, then the take, each as `commit` and as S-10 say; the take does not depend on the outcome of the batches.
+S-14 What was answered as committed stays: it is seen by every later read through any handle, after `reopen`, and, in a store that is `PERSISTENT`,
+     after all handles were closed.
+S-15 Values and keys come back byte for byte, and type for type, up to the limits; a value over `value_bytes` is refused with `ValueTooLarge` before
+     anything is written, never cut.
+S-16 `NotApplied` is raised only if nothing of any batch was written; where that is not known, `OutcomeUnknown`.
+S-17 A handle from `reopen` works in another thread with another event loop, at the same time.
+S-18 count answers how many keys are under each prefix.
+
+What a caller must keep to (core does, and the kit checks core): no batch of one call writes a key that another batch of the call reads or writes; a
+batch names a key at most once among its puts and deletes; no batch of a turn deletes or checks a key within its take's ranges or writes a key
+that its take checks. A backend may therefore decide all batches of a call as one set. Checks may be shared between batches.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
+from enum import Enum, IntEnum
+from typing import Any
+
+import anyio
+import attrs
+
+from converge.contracts._take import inherited_turn
+from converge.model.batch import ABSENT, Batch, Check, Committed, Conflict, Entry, Put, Range, Take, Taken, Turned, Window
+from converge.model.keys import Key, Prefix, Rest
+
+__all__ = [
+    "ABSENT", "CONTRACT", "LIMITS", "POLL_SEC", "Batch", "Channel", "Check", "Committed", "Conflict", "Durability", "Entry", "Feature", "Key", "Open",
+    "Prefix", "Put", "Range", "Rest", "Store", "StoreBackend", "StoreLimits", "Take", "Taken", "Turned", "Window",
+]  # fmt: skip
+
+CONTRACT = 1
+"""The number of this contract; a backend declares the one it was written for."""
+
+Channel = str
+"""What a wake names and a watch listens to: text of at most 120 characters of `[A-Za-z0-9._:-]`."""
+
+POLL_SEC = 1.0
+"""How often the inherited `watch` tells its reader to look: the default of `poll_sec`."""
+
+
+@attrs.frozen(kw_only=True)
+class StoreLimits:
+    """What one call may carry; the same for every store, so that a program moves between stores unchanged."""
+
+    value_bytes: int = 1_048_576
+    """The longest value: task inputs and results are references beyond it."""
+    keys: int = 1_000
+    """Keys of one `get`, entries of one range of a `scan`, keys of one take."""
+    batches: int = 1_000
+    """Batches of one call."""
+    batch_ops: int = 2_000
+    """Checks, puts and deletes of one batch, together."""
+    ranges: int = 32
+    """Ranges of one take, and of one scan."""
+
+
+LIMITS = StoreLimits()
+
+
+class Feature(Enum):
+    """What a backend can do; a configuration that needs more is refused at start."""
+
+    SHARED = "shared"  # several processes see one store
+    PERSISTENT = "persistent"  # it outlives its processes
+    NOTIFIES = "notifies"  # a wake arrives without polling
+    TRANSACTIONS = "transactions"  # commits can ride in a transaction of the caller
+    ASYNCIO_ONLY = "asyncio-only"  # its driver does not run on trio
+
+
+class Durability(IntEnum):
+    """What an acknowledged write survives."""
+
+    D0 = 0  # nothing: lost with the process
+    D1 = 1  # kill -9 of the store and its clients
+    D2 = 2  # power loss of the store's host
+    D3 = 3  # loss of the store's primary
+
+
+class Store(ABC):
+    """One handle on a store; used from one thread and event loop, by many tasks at once.
+
+    A handle is entered as what its backend's `open` returned (`async with`), and closed by leaving it. `durability` is the class that this store has
+    with the settings found when it was opened.
+    """
+
+    durability: Durability = Durability.D0
+
+    @abstractmethod
+    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
+        """Answer each key's entry, or None (S-1).
+
+        Raises:
+            StoreUnavailable: The store cannot be reached.
+        """
+
+    @abstractmethod
+    async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
+        """Answer each range's entries in key order (S-2).
+
+        Raises:
+            StoreUnavailable: The store cannot be reached.
+        """
+
+    @abstractmethod
+    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+        """Apply each batch whole or not at all, independently of the others; answer in their order (S-3 to S-7).
+
+        Args:
+            batches: At most `LIMITS.batches`, each of at most `LIMITS.batch_ops` operations; a value has at most `LIMITS.value_bytes`.
+            wake: Channels of which a watcher is told after the commit (S-9: a hint).
+
+        Raises:
+            ValueTooLarge: Nothing was written; which value.
+            NotApplied: Nothing of any batch was written; its leaves say why.
+            OutcomeUnknown: No answer. Any batch may have been applied: read before you retry.
+
+        Cancellation:
+            As for `OutcomeUnknown`.
+        """
+
+    @abstractmethod
+    async def time(self) -> int:
+        """Answer store time in microseconds (S-8)."""
+
+    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
+        """Apply the batches, then the take, in one trip where the backend can (S-10 to S-13).
+
+        Raises:
+            As `commit`; on `OutcomeUnknown` the take, too, may have been applied.
+        """
+        return await inherited_turn(self, batches, take, wake)
+
+    async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
+        """Answer how many keys are under each prefix (S-18); the inherited one reads them all, a page at a time."""
+        totals = []
+        for prefix in prefixes:
+            total, after = 0, None
+            while True:
+                (page,) = await self.scan([Range(prefix, after, LIMITS.keys)])
+                total += len(page)
+                if len(page) < LIMITS.keys:
+                    break
+                after = page[-1].key[len(prefix) :]
+            totals.append(total)
+        return totals
+
+    async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
+        """Yield once when the watch is in force, then after each wake of a channel: look then, a wake is never the truth (S-9).
+
+        Many watches may be open at once. The inherited one wakes its reader each `POLL_SEC`.
+        """
+        while True:
+            yield None
+            await anyio.sleep(POLL_SEC)
+
+    @abstractmethod
+    def reopen(self) -> AbstractAsyncContextManager[Store]:
+        """Return another handle on the same store, to be entered in any thread and event loop (S-17)."""
+
+
+Open = Callable[[str, Any], AbstractAsyncContextManager[Store]]
+"""`open(url, options)`: an async context manager of a Store. Leaving it closes the store; it may be entered once."""
+
+
+@attrs.frozen(kw_only=True)
+class StoreBackend:
+    """The declaration of a store: what a plugin's `converge_stores` returns.
+
+    Attributes:
+        name: What users type; lower case, `[a-z][a-z0-9-]*`.
+        schemes: URL schemes that mean this backend.
+        options: An attrs class: every option typed, defaulted, bounded, documented. The whole URL is passed apart from them.
+        open: Called with the URL and an instance of `options`.
+        contract: The number of the contract it was written for (`CONTRACT`).
+        features: What it can do.
+        durability: The best class that it can have; `Store.durability` says what an opened store has.
+    """
+
+    name: str
+    schemes: tuple[str, ...]
+    options: type[Any]
+    open: Open
+    contract: int = attrs.field()
+    features: frozenset[Feature] = frozenset()
+    durability: Durability = Durability.D0

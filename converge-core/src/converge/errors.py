@@ -1,0 +1,314 @@
+"""The error tree: one branch per thing a caller can do, one leaf per condition.
+
+    ConvergeError
+        InputError          fix the input: InvalidValue, InvalidName, InvalidKey, ValueTooLarge, NoSuchPool, NoSuchTask, DedupConflict,
+                            TooManyLanes, PoolClosed
+        ConfigError         fix the configuration: UnknownSetting, Unsupported, PluginError (PluginMissing, PluginDuplicate, PluginRefused,
+                            PluginBroken, HookUnknown, ContractMismatch), SecretOnCommandLine
+        StoreError          NotApplied (StoreUnavailable, StoreBusy, StoreFull, StoreRefused): nothing was written, retry or mend the store
+                            OutcomeUnknown: read before you retry
+                            StoreRolledBack, SchemaTooNew, TornRecord: stop and look
+        TaskError           give up this attempt: StaleClaim, LeaseEnded, ResultTimeout
+        MessageError        the message did not arrive: Undeliverable, Backpressure, DeliveryTimeout
+        ChannelError        reconnect, or refuse the peer: HandshakeFailed, HandshakeRefused, BadRecord, VersionMismatch, PeerMismatch,
+                            NetworkMismatch, TlsMismatch, MessageTooLarge, ConnectionLost (the world did), ConnectionClosed (we did), ListenFailed, ConnectFailed
+
+Values are attributes too, so nobody parses text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ConvergeError(Exception):
+    """Everything that Converge raises on purpose."""
+
+
+# Fix the input.
+
+
+class InputError(ConvergeError):
+    """The caller's input cannot be used; nothing was changed."""
+
+
+class InvalidValue(InputError):
+    """A value is outside what its field allows."""
+
+    def __init__(self, path: str, value: object, expected: str) -> None:
+        super().__init__(f"{path}: {_short(value)} is not allowed; expected {expected}")
+        self.path, self.value, self.expected = path, value, expected
+
+
+class InvalidName(InputError):
+    """A name of a pool, an agent, a capability or the like is not well formed."""
+
+    def __init__(self, what: str, name: object, expected: str) -> None:
+        super().__init__(f"{what} {_short(name)} is not a valid name; expected {expected}")
+        self.what, self.name, self.expected = what, name, expected
+
+
+class InvalidKey(InputError):
+    """A public or private key is not acceptable."""
+
+
+class ValueTooLarge(InputError):
+    """A value is over the limit of the store or of a message."""
+
+    def __init__(self, what: str, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(f"{what} has {size_bytes} bytes, the limit is {limit_bytes}; store large data elsewhere and pass a reference")
+        self.what, self.size_bytes, self.limit_bytes = what, size_bytes, limit_bytes
+
+
+class NoSuchPool(InputError):
+    """The pool does not exist."""
+
+    def __init__(self, pool_id: str, *, nearest: str | None = None) -> None:
+        hint = f'; did you mean "{nearest}"?' if nearest else "; create it with create_pool or `converge pools create`"
+        super().__init__(f'pool "{pool_id}" does not exist{hint}')
+        self.pool_id, self.nearest = pool_id, nearest
+
+
+class NoSuchTask(InputError):
+    """The task does not exist, or retention has removed it."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"task {task_id} does not exist; it was never submitted here, or its retention has passed")
+        self.task_id = task_id
+
+
+class DedupConflict(InputError):
+    """A task with the same id or dedup key, and other content, is already there; nothing was changed."""
+
+    def __init__(self, existing_id: str, *, dedup_key: str | None) -> None:
+        what = f'dedup key "{dedup_key}"' if dedup_key is not None else "this id"
+        super().__init__(f"{what} already belongs to task {existing_id} with other content; use another key, or submit the same content")
+        self.existing_id, self.dedup_key = existing_id, dedup_key
+
+
+class TooManyLanes(InputError):
+    """The pool already has its greatest number of lanes (combinations of topic, type and required capabilities)."""
+
+    def __init__(self, pool_id: str, limit: int) -> None:
+        super().__init__(f'pool "{pool_id}" has {limit} lanes, the most there may be; use fewer distinct topics, types or capability sets')
+        self.pool_id, self.limit = pool_id, limit
+
+
+class PoolClosed(InputError):
+    """The pool does not admit this agent."""
+
+    def __init__(self, pool_id: str, agent_id: str, reason: str) -> None:
+        super().__init__(f'pool "{pool_id}" does not admit {agent_id}: {reason}')
+        self.pool_id, self.agent_id, self.reason = pool_id, agent_id, reason
+
+
+# Fix the configuration.
+
+
+class ConfigError(ConvergeError):
+    """The configuration cannot be used; nothing was started."""
+
+    def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+class UnknownSetting(ConfigError):
+    """A key of the configuration is not known."""
+
+
+class Unsupported(ConfigError):
+    """The configuration needs something that a chosen backend, or this release, does not have."""
+
+
+class SecretOnCommandLine(ConfigError):
+    """A password stands where every user of the machine can read it."""
+
+
+class PluginError(ConfigError):
+    """A plugin cannot be used."""
+
+
+class PluginMissing(PluginError):
+    """No installed distribution provides the plugin or the URL scheme."""
+
+
+class PluginDuplicate(PluginError):
+    """Two distributions, or two plugins, provide one name."""
+
+
+class PluginRefused(PluginError):
+    """The plugin was refused by name (`--plugin no:NAME`)."""
+
+
+class PluginBroken(PluginError):
+    """Importing or registering the plugin failed."""
+
+
+class HookUnknown(PluginError):
+    """The plugin implements a hook that does not exist, or with arguments that it does not have."""
+
+
+class ContractMismatch(PluginError):
+    """The plugin was written for another contract number."""
+
+
+# The store.
+
+
+class StoreError(ConvergeError):
+    """The store did not do what was asked."""
+
+
+class NotApplied(StoreError):
+    """The call certainly changed nothing."""
+
+
+class StoreUnavailable(NotApplied):
+    """The store cannot be reached."""
+
+
+class StoreBusy(NotApplied):
+    """The store was locked or overloaded for longer than the call may wait."""
+
+
+class StoreFull(NotApplied):
+    """The store has no room: its disk is full, or its memory limit is reached."""
+
+
+class StoreRefused(NotApplied):
+    """The store refused the call: permissions, or a setting that loses data."""
+
+
+class OutcomeUnknown(StoreError):
+    """No answer came: the call may or may not have taken effect. Repeating it with the same key, token or id is safe."""
+
+
+class StoreRolledBack(StoreError):
+    """The store's history is not the one that this process saw; claiming stops until an operator accepts it."""
+
+
+class SchemaTooNew(StoreError):
+    """The store, or a record in it, was written by a newer release than this one."""
+
+
+class TornRecord(StoreError):
+    """A stored record cannot be read: it is damaged, or foreign."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{what}: the stored record cannot be read ({reason}); it is damaged, or was not written by Converge")
+        self.what, self.reason = what, reason
+
+
+# One attempt of a task.
+
+
+class TaskError(ConvergeError):
+    """This attempt is over for its holder."""
+
+
+class StaleClaim(TaskError):
+    """The claim was taken over or has ended; its holder must stop, and its result is refused."""
+
+    def __init__(self, task_id: str, *, token: int, current: int | None = None) -> None:
+        by = f" by {current}" if current is not None else ""
+        super().__init__(
+            f"task {task_id}: claim {token} was superseded{by}; it was cancelled, or its process was away for longer than lease_sec: "
+            "raise it, or find what stopped the process"
+        )
+        self.task_id, self.token, self.current = task_id, token, current
+
+
+class LeaseEnded(TaskError):
+    """The lease of this process has ended; everything claimed under it has gone back."""
+
+    def __init__(self, lease_id: str) -> None:
+        super().__init__(f"lease {lease_id} has ended: the store was not reached in time, or another process took its work back")
+        self.lease_id = lease_id
+
+
+class ResultTimeout(TaskError, TimeoutError):
+    """The task was not terminal in time; it goes on."""
+
+    def __init__(self, task_id: str, timeout_sec: float) -> None:
+        super().__init__(f"task {task_id} was not terminal after {timeout_sec:g} s; it goes on, ask again or raise the timeout")
+        self.task_id, self.timeout_sec = task_id, timeout_sec
+
+
+# Messages.
+
+
+class MessageError(ConvergeError):
+    """The message was not delivered as asked."""
+
+
+class Undeliverable(MessageError):
+    """The recipient is not known, has left, or refuses the message."""
+
+
+class Backpressure(MessageError):
+    """The recipient's inbox is full; the connection goes on."""
+
+
+class DeliveryTimeout(MessageError, TimeoutError):
+    """No receipt came by the deadline."""
+
+
+# Channels between nodes.
+
+
+class ChannelError(ConvergeError):
+    """The connection to a peer cannot be used."""
+
+
+class HandshakeFailed(ChannelError):
+    """The peer's handshake is not authentic or not well formed."""
+
+
+class HandshakeRefused(ChannelError):
+    """The peer refused the handshake in clear text (a hint, never proof): another network, an unknown suite, or busy."""
+
+
+class BadRecord(ChannelError):
+    """A record of the channel is not authentic, out of order, or not well formed."""
+
+
+class VersionMismatch(ChannelError):
+    """The two nodes have no version or a critical extension in common."""
+
+
+class PeerMismatch(ChannelError):
+    """The node that answered is not the expected one, or is this node itself."""
+
+
+class NetworkMismatch(ChannelError):
+    """The peer belongs to another network."""
+
+
+class TlsMismatch(ChannelError):
+    """The two nodes saw different TLS certificates: something stands between them."""
+
+
+class MessageTooLarge(ChannelError):
+    """A message is over the limit of the channel."""
+
+
+class ConnectionLost(ChannelError):
+    """The connection broke; nobody said goodbye."""
+
+
+class ConnectionClosed(ChannelError):
+    """The connection was closed by this side or, with a reason, by the peer."""
+
+
+class ListenFailed(ChannelError):
+    """The address cannot be bound."""
+
+
+class ConnectFailed(ChannelError):
+    """The address cannot be connected to."""
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,1 @@
+"""Frozen records: what is stored, sent and shown."""

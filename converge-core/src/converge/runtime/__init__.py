@@ -1,0 +1,1 @@
+"""One process: the node and what it runs."""

@@ -1,0 +1,1 @@
+"""One service per noun, on contracts only."""
