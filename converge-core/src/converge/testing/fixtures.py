@@ -1,0 +1,135 @@
+"""Waiting without sleeps, leak checks on every test; opt in with `pytest_plugins = ["converge.testing.fixtures"]`."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from inspect import isawaitable, iscoroutinefunction
+from pathlib import Path
+
+import anyio
+import pytest
+
+from converge.testing.servers import SERVER_MARK
+
+# What a test started may need a moment to end after the test itself; what is there after that was forgotten.
+SETTLE_SEC = 2.0
+POLL_SEC = 0.005
+# Pools of idle threads that belong to the event loops; they are reused, and end with their loop or by themselves.
+POOL_THREADS = ("AnyIO worker thread", "Trio thread", "asyncio_")
+# Helper processes that Python's multiprocessing keeps until the interpreter ends.
+POOL_PROCESSES = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
+
+
+async def wait_until(condition: Callable[[], bool | Awaitable[bool]], *, timeout: float = 5.0, what: str = "the condition") -> None:
+    """Return once the condition holds; ask it every few milliseconds.
+
+    Raises:
+        AssertionError: It does not hold after `timeout` seconds; `what` is named.
+    """
+    with anyio.move_on_after(timeout):
+        while True:
+            answer = condition()
+            if await answer if isawaitable(answer) else answer:
+                return
+            await anyio.sleep(POLL_SEC)
+    raise AssertionError(f"{what} did not come true within {timeout:g} s")
+
+
+def wait_until_sync(condition: Callable[[], bool], *, timeout: float = 5.0, what: str = "the condition") -> None:
+    """`wait_until` for tests without an event loop, such as those that watch other processes."""
+    if not _holds_within(condition, timeout):
+        raise AssertionError(f"{what} did not come true within {timeout:g} s")
+
+
+def child_processes() -> frozenset[int]:
+    """The living children of this process, without test servers and Python's own helpers; empty where there is no /proc."""
+    found: set[int] = set()
+    for listing in Path("/proc/self/task").glob("*/children"):
+        found.update(int(pid) for pid in _read(listing).split())
+    return frozenset(pid for pid in found if _counts_as_child(Path(f"/proc/{pid}")))
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A short name that no other test uses, for tests that share a server."""
+    # Not from `random`: a test runner may seed that alike for every test.
+    return f"t{secrets.token_hex(6)}"
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_threads_or_processes() -> Iterator[None]:
+    """Fail a test that leaves a thread or a child process behind."""
+    threads, children = frozenset(threading.enumerate()), child_processes()
+    yield
+    if _holds_within(lambda: not _new_threads(threads) and not child_processes() - children, SETTLE_SEC):
+        return
+    names = sorted(thread.name for thread in _new_threads(threads))
+    commands = [_command(pid) for pid in sorted(child_processes() - children)]
+    pytest.fail(f"left behind by the test: threads {names}, processes {commands}", pytrace=False)
+
+
+@pytest.fixture
+async def no_leaked_tasks() -> AsyncIterator[None]:
+    """Fail a coroutine test that leaves an asyncio task behind; trio's nurseries leave none."""
+    before = _open_tasks()
+    yield
+    leaked = _open_tasks() - before
+    if leaked:
+        _, leaked = await asyncio.wait(leaked, timeout=SETTLE_SEC)
+    if leaked:
+        pytest.fail(f"left behind by the test: asyncio tasks {sorted(map(repr, leaked))}", pytrace=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
+    """Give each coroutine test the check for asyncio tasks: an autouse fixture would run synchronous tests once per loop, too."""
+    if iscoroutinefunction(obj) and collector.istestfunction(obj, name):
+        marks = getattr(obj, "pytestmark", [])
+        if not any(mark.name == "usefixtures" and "no_leaked_tasks" in mark.args for mark in marks):
+            pytest.mark.usefixtures("no_leaked_tasks")(obj)
+
+
+def _open_tasks() -> set[asyncio.Task[object]]:
+    try:
+        tasks = asyncio.all_tasks()
+    except RuntimeError:
+        return set()
+    # The tasks in which anyio's own test runner drives tests and fixtures.
+    return {task for task in tasks if not getattr(task.get_coro(), "__qualname__", "").startswith("TestRunner.")}
+
+
+def _new_threads(before: frozenset[threading.Thread]) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread not in before and not thread.name.startswith(POOL_THREADS)]
+
+
+def _counts_as_child(process: Path) -> bool:
+    state = _read(process / "stat").rpartition(b")")[2].split()[:1]
+    if state in ([], [b"Z"], [b"X"]):
+        return False
+    if any(helper in _read(process / "cmdline") for helper in POOL_PROCESSES):
+        return False
+    return f"{SERVER_MARK}=1".encode() not in _read(process / "environ").split(b"\0")
+
+
+def _command(pid: int) -> str:
+    return f"{pid}: {_read(Path(f'/proc/{pid}/cmdline')).replace(bytes(1), b' ').decode(errors='replace').strip()}"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _holds_within(condition: Callable[[], bool], timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SEC)
+    return True
