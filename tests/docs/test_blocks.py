@@ -1,0 +1,220 @@
+"""Every block of code in the README and under docs/ works as it stands.
+
+| language | what is done with a block |
+|---|---|
+| `sh` | run by `sh -e` with the tested `converge` and `python` in front of PATH |
+| `python` | run as a script |
+| `toml`, `json` | parsed |
+| `text` | nothing: output, drawings, sketches of signatures |
+
+A block without a language, or with another one, is an error.
+
+Each block runs in a new folder, unless the line above it (blank lines aside) ends with "in the same folder:"; then it runs where the block before
+it ran. A block whose first line is a comment with a file's name, such as `# wordcount.py`, is saved there under that name as well (not one of `sh`),
+and a `python` block saved so is imported, not run as `__main__`. A block of `sh` that names REDIS_URL or POSTGRES_URL finds a server's URL in it;
+what it leaves running is killed at its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+import pytest
+
+from converge.testing.fixtures import wait_until_sync
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("converge-*/README.md"))]
+LANGUAGES = ("sh", "python", "toml", "json", "text")
+# Of README.md, by heading: test_readme.py does more with these two.
+SPECIAL = ("Run it", "Test it")
+BLOCK_SEC = 60
+CONTINUES = re.compile(r"in the same folder:$", re.IGNORECASE)
+FILE_NAME = re.compile(r"(?:#|//) ([\w.-]+\.\w+)$")
+SERVERS = {"REDIS_URL": "redis_url", "POSTGRES_URL": "postgres_url"}
+
+
+@attrs.frozen(kw_only=True)
+class Block:
+    """A fenced block of a page."""
+
+    line: int
+    language: str
+    heading: str
+    text: str
+    continues: bool
+
+    @property
+    def file_name(self) -> str | None:
+        """The name of the file that the block says it is."""
+        found = FILE_NAME.match(self.text.partition("\n")[0])
+        return found.group(1) if found and self.language != "sh" else None
+
+
+def blocks_of(page: str) -> Iterator[Block]:
+    """The blocks of a page, in order."""
+    heading, above = "", ""
+    lines = iter(enumerate(page.splitlines(), start=1))
+    for number, line in lines:
+        if line.startswith("```"):
+            inside = []
+            for _, text in lines:
+                if text.startswith("```"):
+                    break
+                inside.append(text)
+            body = "\n".join(inside) + "\n"
+            yield Block(line=number, language=line[3:].strip(), heading=heading, text=body, continues=bool(CONTINUES.search(above)))
+            above = ""
+        elif line.startswith("#"):
+            heading = above = line.lstrip("#").strip()
+        elif line.strip():
+            above = line.strip()
+
+
+def run_page(page: str, new_folder: Callable[[], Path], environment: Mapping[str, str], *, special: tuple[str, ...] = ()) -> list[str]:
+    """Run the blocks of a page; say which failed, and how."""
+    failures, folder = [], None
+    for block in blocks_of(page):
+        if block.heading in special:
+            continue
+        folder = folder if folder and block.continues else new_folder()
+        problem = check(block, folder, environment)
+        if problem:
+            failures.append(f"line {block.line}: {problem}")
+    return failures
+
+
+def check(block: Block, folder: Path, environment: Mapping[str, str]) -> str:
+    """What is wrong with a block; nothing if it is right."""
+    if block.language not in LANGUAGES:
+        return f"a block of language {block.language!r}; there are {', '.join(LANGUAGES)}"
+    name = block.file_name or {"python": "block.py", "sh": "block.sh"}.get(block.language)
+    if name:
+        (folder / name).write_text(block.text)
+    try:
+        if block.language == "toml":
+            tomllib.loads(block.text)
+        elif block.language == "json":
+            json.loads(block.text)
+    except ValueError as error:
+        return str(error)
+    if block.language == "sh":
+        return _run(["sh", "-e", str(name)], folder, environment)
+    if block.language == "python":
+        code = ["-c", f"import runpy; runpy.run_path({name!r}, run_name='imported')"] if block.file_name else [str(name)]
+        return _run([sys.executable, "-W", "error", *code], folder, environment)
+    return ""
+
+
+def _run(command: list[str], folder: Path, environment: Mapping[str, str]) -> str:
+    output = folder / ".output.txt"
+    # To a file: a pipe would stay open as long as a process that the block left in the background.
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(BLOCK_SEC)
+        except subprocess.TimeoutExpired:
+            code = -1
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if code == 0:
+        return ""
+    return f"{'took too long' if code == -1 else f'exit code {code}'}\n{output.read_text(errors='replace')[-3000:]}"
+
+
+@pytest.fixture
+def new_folder(tmp_path: Path) -> Callable[[], Path]:
+    """Makes an empty folder for a block."""
+
+    def make() -> Path:
+        folder = tmp_path / f"block{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """The environment of a user who has activated the tested virtual environment."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_of_the_page_works(
+    page: Path, new_folder: Callable[[], Path], environment: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    text = page.read_text()
+    for variable, fixture in SERVERS.items():
+        if any(variable in block.text for block in blocks_of(text)):
+            environment[variable] = request.getfixturevalue(fixture)
+    special = SPECIAL if page == ROOT / "README.md" else ()
+    assert run_page(text, new_folder, environment, special=special) == []
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "```sh\nexit 3\n```\n",
+        "```sh\nfalse\ntrue\n```\n",
+        "```python\nraise ValueError\n```\n",
+        "```toml\na = \n```\n",
+        "```json\n{\n```\n",
+        "```\nno language\n```\n",
+        "```basic\n10 GOTO 10\n```\n",
+        "```sh\necho 1 > file\n```\n\n```sh\ncat file\n```\n",
+    ],
+)
+def test_a_block_that_does_not_work_is_found(page: str, new_folder: Callable[[], Path], environment: dict[str, str]) -> None:
+    assert len(run_page(page, new_folder, environment)) == 1
+
+
+def test_blocks_that_continue_share_a_folder_with_the_files_that_they_name(new_folder: Callable[[], Path], environment: dict[str, str]) -> None:
+    page = (
+        "```python\n# greet.py\nWORD = 'hello'\nif __name__ == '__main__':\n    raise SystemExit(1)\n```\n"
+        "Then, in the same folder:\n\n```python\nimport greet, pathlib\npathlib.Path('word.txt').write_text(greet.WORD)\n```\n"
+        "And in the same folder:\n\n```sh\ngrep hello word.txt\n```\n"
+    )
+    assert [block.continues for block in blocks_of(page)] == [False, True, True]
+    assert [block.file_name for block in blocks_of(page)] == ["greet.py", None, None]
+    assert run_page(page, new_folder, environment) == []
+
+
+def test_a_block_of_shell_leaves_no_process_behind(new_folder: Callable[[], Path], environment: dict[str, str]) -> None:
+    folder = new_folder()
+    page = f"```sh\nsleep 300 &\necho $! > {folder}/pid\n```\n"
+    assert run_page(page, new_folder, environment) == []
+    pid = int((folder / "pid").read_text())
+    wait_until_sync(lambda: not _is_running(pid), what="the end of the background process")
+
+
+def _is_running(pid: int) -> bool:
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return bool(done.stdout.strip()) and not done.stdout.strip().startswith("Z")
+
+
+def test_a_special_block_is_left_to_its_own_test(new_folder: Callable[[], Path], environment: dict[str, str]) -> None:
+    page = "## Run it\n\n```sh\nexit 1\n```\n\n## Else\n\n```sh\ntrue\n```\n"
+    assert run_page(page, new_folder, environment, special=("Run it",)) == []
+    assert len(run_page(page, new_folder, environment)) == 1
