@@ -113,6 +113,9 @@ class Store(ABC):
 
     durability: Durability = Durability.D0
 
+    opened: object | None = None
+    """Core's own: what belongs to this handle while it is open (its coalescer, its lease). A backend leaves it alone."""
+
     @abstractmethod
     async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
         """Answer each key's entry, or None (S-1).

@@ -1,0 +1,139 @@
+"""Records to bytes and back: JSON through msgspec, bytes as {"$bytes": "base64"}, one typed error for whatever cannot be read."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+
+from converge.errors import InvalidValue, SchemaTooNew, TornRecord
+
+FORMAT = 1
+"""The format version that this release writes and the highest that it reads; a record without one has version 1."""
+
+BYTES_KEY = "$bytes"
+DEPTH = 32
+"""Plain data may nest this deep: far below Python's recursion limit, above any sensible payload."""
+
+_INT_GREATEST = 2**63 - 1
+_encode = msgspec.json.Encoder().encode
+_RecordT = TypeVar("_RecordT")
+
+
+def encode(record: Any) -> bytes:
+    """Return the JSON of a record (a msgspec Struct, or an attrs class of plain fields)."""
+    return _encode(record)
+
+
+@cache
+def _decoder(type_: Any) -> Any:
+    return msgspec.json.Decoder(type_).decode
+
+
+def decode(raw: bytes, type_: type[_RecordT], what: str) -> _RecordT:
+    """Return the record of `type_` that `raw` holds.
+
+    Raises:
+        SchemaTooNew: A newer release wrote it.
+        TornRecord: It is not JSON, or not of this type; `what` names it.
+    """
+    try:
+        record: _RecordT = _decoder(type_)(raw)  # type: ignore[arg-type]  # a class is hashable
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise TornRecord(what, str(error)) from error
+    version = getattr(record, "v", FORMAT)
+    if version > FORMAT:
+        raise SchemaTooNew(f"{what}: format {version} was written by a newer release; this one reads up to {FORMAT}: upgrade it")
+    return record
+
+
+def encode_plain(value: Any, path: str) -> bytes:
+    """Return the JSON of plain data: None, bool, int of 64 bits, finite float, str, bytes, and lists and mappings of these.
+
+    Raises:
+        InvalidValue: Something else is in it; the error's path says where.
+    """
+    if type(value) is dict and BYTES_KEY not in value and all(map(_is_flat, value, value.values())):
+        try:
+            return _encode(value)  # the usual case costs no copy; msgspec refuses lone surrogates
+        except (UnicodeEncodeError, ValueError):
+            pass
+    return _encode(_plain(value, path, 0))
+
+
+def decode_plain(raw: bytes, what: str) -> Any:
+    """Return the plain data that `encode_plain` put into `raw`.
+
+    Raises:
+        TornRecord: It is something else.
+    """
+    try:
+        value = _decoder(Any)(raw)
+        return _restore(value) if b'"$bytes"' in raw else value
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
+        raise TornRecord(what, str(error)) from error
+
+
+def _is_flat(key: Any, item: Any) -> bool:
+    kind = type(item)
+    if type(key) is not str:
+        return False
+    return kind is str or kind is bool or item is None or (kind is int and -_INT_GREATEST <= item <= _INT_GREATEST)
+
+
+def _plain(value: Any, path: str, depth: int) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if not -_INT_GREATEST - 1 <= value <= _INT_GREATEST:
+            raise InvalidValue(path, value, "an integer of 64 bits")
+        return value
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise InvalidValue(path, value, "a finite number")
+        return value
+    if isinstance(value, str):
+        if not value.isascii():
+            _check_unicode(value, path)
+        return value
+    if isinstance(value, bytes | bytearray | memoryview):
+        return {BYTES_KEY: base64.b64encode(value).decode()}
+    return _container(value, path, depth + 1)
+
+
+def _container(value: Any, path: str, depth: int) -> Any:
+    if depth > DEPTH:
+        raise InvalidValue(path, "...", f"data nested at most {DEPTH} deep")
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{path}[{index}]", depth) for index, item in enumerate(value)]
+    if isinstance(value, dict):
+        if BYTES_KEY in value:
+            raise InvalidValue(path, value, f'no mapping with the key "{BYTES_KEY}", which stands for bytes')
+        for key in value:
+            if not isinstance(key, str):
+                raise InvalidValue(path, key, "names (str) as keys")
+        return {key: _plain(item, f"{path}.{key}", depth) for key, item in value.items()}
+    raise InvalidValue(path, value, "plain data: None, bool, int, float, str, bytes, lists and mappings of these")
+
+
+def _check_unicode(value: str, path: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidValue(path, value, "text without lone surrogates") from None
+
+
+def _restore(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_restore(item) for item in value]
+    if isinstance(value, dict):
+        if len(value) == 1 and isinstance(value.get(BYTES_KEY), str):
+            try:
+                return base64.b64decode(value[BYTES_KEY], validate=True)
+            except binascii.Error as error:
+                raise ValueError(f"{BYTES_KEY}: {error}") from error
+        return {key: _restore(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,52 @@
+"""Names and ids: what may be one, how an id is drawn, and its two forms (16 bytes in keys, text for people)."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from converge.errors import InvalidName
+
+_NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+NAME_RULE = "1 to 64 characters of A-Z a-z 0-9 . _ : -"
+
+
+def check_name(what: str, name: object) -> str:
+    """Return `name` if it can name a pool, an agent, a topic, a capability or a task type.
+
+    Raises:
+        InvalidName: It is not text, or not of `NAME_RULE`.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidName(what, name, NAME_RULE)
+    return name
+
+
+def uuid7(now: int, entropy: bytes) -> bytes:
+    """Return a UUIDv7 (RFC 9562): 48 bits of milliseconds, then random bits; `now` in microseconds, `entropy` of 10 bytes.
+
+    The 12 bits after the version hold the fraction of the millisecond (RFC 9562, section 6.2, method 3), so that ids of one process rise.
+    """
+    milliseconds, micros = divmod(now, 1_000)
+    head = (milliseconds & 0xFFFFFFFFFFFF) << 16 | 0x7000 | (micros << 12) // 1_000
+    return head.to_bytes(8, "big") + bytes((0x80 | entropy[0] & 0x3F,)) + entropy[1:8]
+
+
+def id_text(raw: bytes) -> str:
+    """Return the usual text of 16 bytes: `0192f3c4-...`."""
+    text = raw.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def id_bytes(what: str, text: object) -> bytes:
+    """Return the 16 bytes of a UUID's text.
+
+    Raises:
+        InvalidName: It is not the text of a UUID.
+    """
+    if isinstance(text, str) and len(text) in (32, 36):
+        try:
+            return uuid.UUID(text).bytes
+        except ValueError:
+            pass
+    raise InvalidName(what, text, "a UUID, as submit returns it")

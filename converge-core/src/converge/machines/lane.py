@@ -1,0 +1,31 @@
+"""Lanes: what every task of one kind needs of its claimer. Eligibility is decided once per lane, never per task."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+
+import msgspec
+
+from converge.codec import FORMAT
+
+LANES = 1_024
+"""Lanes of one pool at a time: a claimer looks at all of them when it is woken, 32 at a time when it claims."""
+
+
+class Lane(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`lane/<pool>/<id>`: the requirements that its tasks share. `is_closing`: empty, and about to be removed."""
+
+    pool: str
+    topic: str = ""
+    type: str = ""
+    capabilities: tuple[str, ...] = ()
+    is_closing: bool = False
+    v: int = FORMAT
+
+
+@lru_cache(maxsize=4_096)  # a submit computes one a task, and a pool has at most 1,024
+def lane_id(pool: str, topic: str, type_: str, capabilities: tuple[str, ...]) -> bytes:
+    """Return the 16 bytes that name the lane; `capabilities` sorted, without repeats."""
+    text = msgspec.json.encode(("converge/lane/v1", pool, topic, type_, capabilities))
+    return hashlib.blake2b(text, digest_size=16).digest()

@@ -1,0 +1,438 @@
+"""The task machine: `step(found, event, now, around)` says what to write when something happens to a task.
+
+The only module that names a task state. It reads nothing and awaits nothing: whoever calls it has found the task's key (its place), what stands
+around it (its lane, the row of its ordering key, the next task of that key), and gives the time; it answers one atomic batch.
+
+    PENDING --claim--> ASSIGNED --complete--> COMPLETED
+       ^                  |----fail----------> FAILED
+       |--retry/release/--|----cancel--------> CANCELLED    (also from PENDING)
+           lease ended
+
+A claim is not here: it is the store's `take`, which moves a key from `ready` to `held`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+
+from converge.codec import FORMAT, encode
+from converge.machines.lane import Lane
+from converge.model.batch import ABSENT, Batch, Check, Put
+from converge.model.keys import DEDUP, DONE, HELD, KEY, LANE, LATER, LIMIT, NOTICE, ORDER, READY, STATE, TASK, Key
+from converge.model.pool import Pool
+from converge.model.task import HISTORY, Attempt, Spec, State
+
+RETRY_GREATEST_SEC = 300.0
+"""No retry waits longer: an operator who has mended the cause should not wait for an hour."""
+
+
+class TaskState(StrEnum):
+    """Where a task is in its life; the last three are terminal, never left again."""
+
+    PENDING = "PENDING"
+    ASSIGNED = "ASSIGNED"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+TERMINAL = frozenset((TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED))
+
+
+# Where a task's key was found.
+
+
+class Ready(NamedTuple):
+    """`ready/...`, at this revision."""
+
+    revision: int
+
+
+class Later(NamedTuple):
+    """`later/...`, at this revision."""
+
+    revision: int
+
+
+class Waiting(NamedTuple):
+    """`order/...`: behind another task of its ordering key, at this revision."""
+
+    revision: int
+
+
+class Held(NamedTuple):
+    """`held/...`: an attempt is under way. The token is the key's revision."""
+
+    lease: bytes
+    nonce: bytes
+    token: int
+    claimed_at: int = 0
+
+
+Place = Ready | Later | Waiting | Held
+
+
+class Found(NamedTuple):
+    """A task, as it was read."""
+
+    id: bytes
+    spec: Spec
+    state: State | None
+    place: Place
+
+
+# What stands around it.
+
+
+class LaneSeen(NamedTuple):
+    """`lane/...` at this revision."""
+
+    revision: int
+    is_closing: bool = False
+
+
+class KeyRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`key/<pool>/<ordering key>`: the id of its active task (hex), and the number of its next one."""
+
+    active: str
+    next: int
+    v: int = FORMAT
+
+
+class KeySeen(NamedTuple):
+    """The row of an ordering key, at this revision."""
+
+    revision: int
+    row: KeyRow
+
+
+class Successor(NamedTuple):
+    """The first task that waits behind an ordering key: its id, specification, the revision of its `order` key, its lane."""
+
+    id: bytes
+    spec: Spec
+    revision: int
+    lane: LaneSeen | None
+
+
+class Around(NamedTuple):
+    """What a step may need: the pool always; the lane (None: absent) if it puts the task back; key and successor if the task has an ordering key."""
+
+    pool: Pool
+    lane: LaneSeen | None = None
+    key: KeySeen | None = None
+    successor: Successor | None = None
+
+
+# What can happen.
+
+
+class Completed(NamedTuple):
+    """The handler returned this (JSON)."""
+
+    result: bytes
+    by: str = ""
+
+
+class Failed(NamedTuple):
+    """The attempt failed. `jitter` in [0, 1) scales the wait before the next."""
+
+    error: str
+    by: str = ""
+    is_retried: bool = True
+    jitter: float = 1.0
+
+
+class Released(NamedTuple):
+    """The claim is handed back; no attempt is counted."""
+
+    by: str = ""
+    why: str = ""
+
+
+class Cancelled(NamedTuple):
+    """Somebody wants it no more."""
+
+    by: str = ""
+    why: str = ""
+
+
+class LeaseEnded(NamedTuple):
+    """Its process is gone."""
+
+    by: str = ""
+
+
+class CameDue(NamedTuple):
+    """It waits in `later`, and its time has come."""
+
+
+class DeadlinePassed(NamedTuple):
+    """It was still waiting when its deadline passed."""
+
+
+Event = Completed | Failed | Released | Cancelled | LeaseEnded | CameDue | DeadlinePassed
+
+
+def submit(id_: bytes, spec: Spec, lane: LaneSeen, key: KeySeen | None, now: int) -> Batch:
+    """Return the batch that stores a new task (S-4 makes it one task however often it is submitted).
+
+    `lane` is the open lane of `spec`; with an ordering key, `key` is its row or None if absent, and `spec.number` must be the row's next number.
+    """
+    checks: list[Check] = [(TASK(id_), ABSENT), (LANE(spec.pool, bytes.fromhex(spec.lane)), lane.revision)]
+    puts: list[Put] = [(TASK(id_), encode(spec))]
+    if spec.dedup_key is not None:
+        dedup = DEDUP(spec.pool, spec.dedup_key)
+        checks.append((dedup, ABSENT))
+        puts.append((dedup, encode((id_.hex(), spec.digest))))
+    if spec.deadline:
+        puts.append((LIMIT(spec.deadline, id_), b""))
+    if spec.ordering_key is not None:
+        row_key = KEY(spec.pool, spec.ordering_key)
+        checks.append((row_key, key.revision if key else ABSENT))
+        puts.append((row_key, encode(KeyRow(key.row.active if key else id_.hex(), spec.number + 1))))
+        if key is not None:
+            puts.append((ORDER(spec.pool, spec.ordering_key, spec.number), encode(id_.hex())))
+            return Batch(checks, puts)
+    puts.append(_entry(id_, spec, spec.due, spec.rank, now))
+    return Batch(checks, puts)
+
+
+def step(found: Found, event: Event, now: int, around: Around) -> Batch:
+    """Return the batch that does what `event` means for the task, or nothing if the store has changed since it was found.
+
+    Its first check is the task's own key at the revision found, so that of several steps that race one takes effect.
+    """
+    match event:
+        case Completed():
+            return _end(found, TaskState.COMPLETED, event.by, "", now, around, result=event.result)
+        case Failed():
+            return _fail(found, event, now, around)
+        case Released():
+            return _put_back(found, "released", event.by, event.why, now, around, counts=False)
+        case LeaseEnded():
+            return _put_back(found, "lease ended", event.by, "its process died or lost the store", now, around, counts=True)
+        case Cancelled():
+            return _end(found, TaskState.CANCELLED, event.by, event.why, now, around)
+        case DeadlinePassed():
+            return _end(found, TaskState.FAILED, "", DEADLINE, now, around)
+        case CameDue():
+            return _came_due(found, around)
+
+
+DEADLINE = "its deadline passed"
+EXHAUSTED = "attempts exhausted"
+
+
+def digest(event: Event) -> str:
+    """Return what tells two finishes of one attempt apart: a repeated one has the same digest."""
+    data = event.result if type(event) is Completed else repr(event[:1]).encode()
+    return hashlib.blake2b(data, digest_size=8, person=type(event).__name__.encode()[:16]).hexdigest()
+
+
+def is_said_again(state: State | None, held: Held, event: Event) -> bool:
+    """Tell whether the attempt has already ended in just this way: the first answer may have been lost (G4)."""
+    return state is not None and state.nonce == held.nonce.hex() and state.digest == digest(event)
+
+
+def waiting_keys(id_: bytes, spec: Spec, state: State | None) -> tuple[Key, ...]:
+    """Return the keys under which a task that nobody holds may stand: ready, later, and order if it has an ordering key."""
+    due, rank = (state.due, state.rank) if state is not None else (spec.due, spec.rank)
+    keys = (READY(bytes.fromhex(spec.lane), rank, id_), LATER(due, id_))
+    return keys if spec.ordering_key is None else (*keys, ORDER(spec.pool, spec.ordering_key, spec.number))
+
+
+def place_of(key: Key, revision: int, value: bytes = b"") -> Place:
+    """Return the place that one of the task's keys means."""
+    family = key[0]
+    if family is HELD:
+        return Held(key[1], key[4], revision, int(value))
+    return Ready(revision) if family is READY else Later(revision) if family is LATER else Waiting(revision)
+
+
+def state_of(state: State | None, place: Place | None) -> TaskState:
+    """Return the state that a task is in, from its record and its place (None: it has none, so it has ended)."""
+    if state is not None and state.state in TERMINAL:
+        return TaskState(state.state)
+    return TaskState.ASSIGNED if type(place) is Held else TaskState.PENDING
+
+
+def is_terminal(state: State | None) -> bool:
+    """Tell whether the task has ended for good."""
+    return state is not None and state.state in TERMINAL
+
+
+def key_of(found: Found) -> Key:
+    """Return the key of the place where the task was found."""
+    spec, place = found.spec, found.place
+    if type(place) is Held:
+        rank = found.state.rank if found.state is not None else spec.rank
+        return HELD(place.lease, rank, found.id, place.nonce)
+    keys = waiting_keys(found.id, spec, found.state)
+    return keys[0] if type(place) is Ready else keys[1] if type(place) is Later else keys[2]
+
+
+def _fail(found: Found, event: Failed, now: int, around: Around) -> Batch:
+    attempts = _attempts(found) + 1
+    if not event.is_retried or attempts >= found.spec.max_attempts:
+        why = event.error if not event.is_retried or attempts == 1 else f"{event.error} ({EXHAUSTED}: {attempts})"
+        return _end(found, TaskState.FAILED, event.by, why, now, around, ended_by=event)
+    if _is_late(found.spec, now):
+        return _end(found, TaskState.FAILED, event.by, f"{DEADLINE}; the last attempt failed: {event.error}", now, around, ended_by=event)
+    spec = found.spec
+    delay_sec = min(RETRY_GREATEST_SEC, spec.retry_delay_sec * 2.0 ** min(attempts - 1, 30)) * event.jitter
+    due = now + int(delay_sec * 1_000_000)
+    # What remains is the head start of its priority, which a retry keeps.
+    rank = due - (spec.due - spec.rank)
+    state = _state(found, TaskState.PENDING, "failed", event.by, event.error, now, attempts, due=due, rank=rank, ended_by=event)
+    own = key_of(found)
+    return Batch(((own, _revision(found.place)),), ((STATE(found.id), encode(state)), (LATER(due, found.id), _lane(spec))), (own,))
+
+
+def _put_back(found: Found, what: str, by: str, why: str, now: int, around: Around, *, counts: bool) -> Batch:
+    spec = found.spec
+    attempts = _attempts(found) + counts
+    event: Event = LeaseEnded(by) if counts else Released(by, why)
+    if counts and attempts >= spec.max_attempts:
+        return _end(found, TaskState.FAILED, by, f"{EXHAUSTED}: {attempts}; the last one ended because {why}", now, around, ended_by=event)
+    if _is_late(spec, now):
+        return _end(found, TaskState.FAILED, by, f"{DEADLINE}; the last attempt ended without a result: {why or what}", now, around, ended_by=event)
+    due, rank = (found.state.due, found.state.rank) if found.state is not None else (spec.due, spec.rank)
+    state = _state(found, TaskState.PENDING, what, by, why, now, attempts, due=due, rank=rank, ended_by=event)
+    own = key_of(found)
+    checks: list[Check] = [(own, _revision(found.place))]
+    puts: list[Put] = [(STATE(found.id), encode(state)), (READY(bytes.fromhex(spec.lane), rank, found.id), b"")]
+    _open_lane(spec, around.lane, checks, puts)
+    return Batch(checks, puts, (own,))
+
+
+def _came_due(found: Found, around: Around) -> Batch:
+    spec = found.spec
+    rank = found.state.rank if found.state is not None else spec.rank
+    own = key_of(found)
+    checks: list[Check] = [(own, _revision(found.place))]
+    puts: list[Put] = [(READY(bytes.fromhex(spec.lane), rank, found.id), b"")]
+    _open_lane(spec, around.lane, checks, puts)
+    return Batch(checks, puts, (own,))
+
+
+def _end(
+    found: Found, to: TaskState, by: str, why: str, now: int, around: Around, *, result: bytes = b"null", ended_by: Event | None = None
+) -> Batch:
+    """A terminal step: the task's key goes, its state and its `done` key come, its deadline goes, and the next of its ordering key is freed."""
+    spec, place, own = found.spec, found.place, key_of(found)
+    is_held = type(place) is Held
+    attempts = _attempts(found) + (is_held and to is not TaskState.CANCELLED)
+    event = ended_by if ended_by is not None else Completed(result, by) if to is TaskState.COMPLETED else Cancelled(by, why)
+    state = _state(found, to, str(to).lower(), by, why, now, attempts, ended_by=event, result=result)
+    checks: list[Check] = [(own, _revision(place))]
+    deletes: list[Key] = [own]
+    puts: list[Put] = [(STATE(found.id), encode(state)), (DONE(spec.pool, to.value, _until(spec, to, now, around.pool), found.id), b"")]
+    if spec.deadline:
+        deletes.append(LIMIT(spec.deadline, found.id))
+    if type(place) is Held and to is TaskState.CANCELLED:
+        puts.append((NOTICE(place.lease, found.id), encode(place.nonce.hex())))
+    if spec.ordering_key is not None:
+        _free_next(found, now, around, checks, puts, deletes)
+    return Batch(checks, puts, deletes)
+
+
+def _free_next(found: Found, now: int, around: Around, checks: list[Check], puts: list[Put], deletes: list[Key]) -> None:
+    """Every terminal step of an ordering key checks and writes its row, so a submit that saw the old row conflicts and looks again."""
+    spec, key, successor = found.spec, around.key, around.successor
+    assert key is not None and spec.ordering_key is not None, "a task with an ordering key is stepped with the key's row"
+    row_key = KEY(spec.pool, spec.ordering_key)
+    checks.append((row_key, key.revision))
+    if key.row.active != found.id.hex():
+        puts.append((row_key, encode(key.row)))
+    elif successor is None:
+        deletes.append(row_key)
+    else:
+        order = ORDER(spec.pool, spec.ordering_key, successor.spec.number)
+        checks.append((order, successor.revision))
+        deletes.append(order)
+        puts.append((row_key, encode(KeyRow(successor.id.hex(), key.row.next))))
+        entry = _entry(successor.id, successor.spec, successor.spec.due, successor.spec.rank, now)
+        puts.append(entry)
+        if entry[0][0] is READY:
+            _open_lane(successor.spec, successor.lane, checks, puts)
+
+
+def _open_lane(spec: Spec, lane: LaneSeen | None, checks: list[Check], puts: list[Put]) -> None:
+    """A `ready` key is only ever put together with a check of its open lane, or with the lane itself."""
+    key = LANE(spec.pool, bytes.fromhex(spec.lane))
+    checks.append((key, lane.revision if lane else ABSENT))
+    if lane is None or lane.is_closing:
+        puts.append((key, encode(Lane(spec.pool, spec.topic, spec.type, spec.capabilities))))
+
+
+def _entry(id_: bytes, spec: Spec, due: int, rank: int, now: int) -> Put:
+    if due > now:
+        return LATER(due, id_), _lane(spec)
+    return READY(bytes.fromhex(spec.lane), rank, id_), b""
+
+
+def _lane(spec: Spec) -> bytes:
+    return encode(spec.lane)
+
+
+def _revision(place: Place) -> int:
+    return place.token if type(place) is Held else place.revision  # type: ignore[union-attr]  # the other three have a revision
+
+
+def _attempts(found: Found) -> int:
+    return found.state.attempts if found.state is not None else 0
+
+
+def _is_late(spec: Spec, now: int) -> bool:
+    return bool(spec.deadline) and now >= spec.deadline
+
+
+def _until(spec: Spec, to: TaskState, now: int, pool: Pool) -> int:
+    keep_sec = pool.keep_completed_sec if to is TaskState.COMPLETED else pool.keep_failed_sec
+    until = now + int(keep_sec * 1_000_000)
+    if spec.dedup_key is not None:
+        until = max(until, spec.submitted + int(pool.dedup_window_sec * 1_000_000))
+    return until
+
+
+def _state(
+    found: Found,
+    to: TaskState,
+    what: str,
+    by: str,
+    why: str,
+    now: int,
+    attempts: int,
+    *,
+    due: int = 0,
+    rank: int = 0,
+    ended_by: Event,
+    result: bytes = b"null",
+) -> State:
+    place, old = found.place, found.state
+    if type(place) is Held:
+        line = Attempt(now, what, by, why, place.token, place.claimed_at)
+        nonce, token = place.nonce.hex(), place.token
+    else:
+        line, nonce, token = Attempt(now, what, by, why), "", 0
+    history = (*old.history[-(HISTORY - 1) :], line) if old is not None else (line,)
+    is_ended = to in TERMINAL
+    return State(
+        to.value,
+        attempts,
+        due,
+        rank,
+        nonce,
+        digest(ended_by),
+        token,
+        by,
+        msgspec.Raw(result),
+        why if to is not TaskState.COMPLETED else "",
+        history,
+        now if is_ended else 0,
+    )

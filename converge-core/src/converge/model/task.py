@@ -1,0 +1,148 @@
+"""The task as users see it, and the two records that a store keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NewType
+
+import attrs
+import msgspec
+
+from converge.codec import FORMAT
+
+TaskId = NewType("TaskId", str)
+"""The text of a UUIDv7."""
+
+HISTORY = 20
+"""How many ended attempts a task remembers: enough to see a pattern, and bounded, since a task may be released any number of times."""
+
+
+class Attempt(msgspec.Struct, frozen=True, array_like=True):
+    """One line of a task's history: an attempt that has ended, or an operator's step. Moments are store time in microseconds.
+
+    Attributes:
+        at: When it ended.
+        what: How it ended, as the task machine names it.
+        by: Which agent or operator.
+        why: The reason given, or empty.
+        token: The claim's token; 0 where no claim was involved.
+        claimed_at: When the attempt began; 0 as above.
+    """
+
+    at: int
+    what: str
+    by: str = ""
+    why: str = ""
+    token: int = 0
+    claimed_at: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Task:
+    """A piece of work: what a submitter says of it, and, once it is stored, what has become of it.
+
+    Attributes:
+        pool_id: The pool whose agents may claim it.
+        id: A UUID; empty: drawn by submit.
+        type: What kind of work it is; an agent with `task_types` claims only those.
+        topic: What it is about; empty: any agent.
+        required_capabilities: An agent claims it only if it has all of them.
+        inputs: A mapping of names to plain data (JSON types and bytes).
+        priority: -1,000 to 1,000; each step is worth a head start of the pool's `priority_step_sec`.
+        not_before: It is not claimed before this moment (aware).
+        deadline: If it has not ended by this moment (aware), it fails.
+        timeout_sec: An attempt that takes longer is cancelled, and counts as failed.
+        max_attempts: Claims that may end without a hand-back.
+        retry_delay_sec: The first retry waits up to this long, each later one up to twice as long, at most 300 s; drawn at random.
+        dedup_key: Two submits to a pool with one key yield one task.
+        ordering_key: Tasks of a pool with one key are attempted one at a time, in the order of their submits.
+        trace: Passed on as it is.
+        state, attempts, claimed_by, token, nonce, result, error, history, submitted_at, finished_at: Of a stored task; moments are aware UTC.
+        claimed_at: When the current attempt began.
+    """
+
+    pool_id: str
+    id: str = ""
+    type: str = ""
+    topic: str = ""
+    required_capabilities: Sequence[str] = ()
+    inputs: Mapping[str, Any] = attrs.field(factory=dict)
+    priority: int = 0
+    not_before: datetime | None = None
+    deadline: datetime | None = None
+    timeout_sec: float | None = None
+    max_attempts: int = 3
+    retry_delay_sec: float = 1.0
+    dedup_key: str | None = None
+    ordering_key: str | None = None
+    trace: Mapping[str, str] = attrs.field(factory=dict)
+
+    state: str = ""
+    attempts: int = 0
+    claimed_by: str = ""
+    token: int = 0
+    nonce: str = ""
+    result: Any = None
+    error: str = ""
+    history: Sequence[Attempt] = ()
+    submitted_at: datetime | None = None
+    claimed_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def effect_key(self) -> str:
+        """A name for this task's outside effects, the same in every attempt: for services that take idempotency keys."""
+        return f"{self.pool_id}/{self.id}"
+
+
+class Spec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`task/<id>`: what was submitted, written once. Moments are store time in microseconds, 0 for none.
+
+    `origin` names the channel of the process that submitted it, which is woken when it ends.
+
+    A msgspec Struct, not an attrs class: a claim decodes one a task, and this is the cheapest record there is.
+    """
+
+    pool: str
+    lane: str
+    due: int
+    rank: int
+    submitted: int
+    digest: str
+    type: str = ""
+    topic: str = ""
+    capabilities: tuple[str, ...] = ()
+    inputs: msgspec.Raw = msgspec.Raw(b"{}")
+    priority: int = 0
+    deadline: int = 0
+    timeout_sec: float | None = None
+    max_attempts: int = 3
+    retry_delay_sec: float = 1.0
+    dedup_key: str | None = None
+    ordering_key: str | None = None
+    number: int = 0
+    trace: dict[str, str] = {}
+    origin: str = ""
+    v: int = FORMAT
+
+
+class State(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`state/<id>`: what has become of it; absent until an attempt or the task has ended.
+
+    `due` and `rank` are those of the next attempt; `nonce` and `digest` those of the last attempt that ended, so that a repeated finish is known.
+    """
+
+    state: str
+    attempts: int
+    due: int
+    rank: int
+    nonce: str = ""
+    digest: str = ""
+    token: int = 0
+    by: str = ""
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: str = ""
+    history: tuple[Attempt, ...] = ()
+    finished: int = 0
+    v: int = FORMAT
