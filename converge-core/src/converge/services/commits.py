@@ -8,7 +8,7 @@ import anyio
 from anyio import lowlevel
 
 from converge.contracts.store import LIMITS, Batch, Channel, Check, Committed, Conflict, Key, Store, Take, Taken, Turned
-from converge.errors import StoreRolledBack
+from converge.errors import NotApplied, OutcomeUnknown, StoreRolledBack
 
 IN_FLIGHT = 2
 """Calls under way at a time: the store works on one while Python prepares the next; a third gained nothing in measurements."""
@@ -114,11 +114,16 @@ class Commits:
         for at, group in enumerate(groups):
             is_last = at == len(groups) - 1
             sent = [self._with_epoch(batches[index]) for index in group]
-            if is_last and take is not None:
-                turned = await self._store.turn(sent, take, wake=wake)
-                answers, taken = turned.outcomes, turned.taken
-            else:
-                answers = await self._store.commit(sent, wake=wake if is_last else ())
+            try:
+                if is_last and take is not None:
+                    turned = await self._store.turn(sent, take, wake=wake)
+                    answers, taken = turned.outcomes, turned.taken
+                else:
+                    answers = await self._store.commit(sent, wake=wake if is_last else ())
+            except NotApplied as error:
+                if at == 0:
+                    raise
+                raise OutcomeUnknown(f"a part of the call was applied, then the store failed: {error}") from error
             for index, answer in zip(group, answers, strict=True):
                 outcomes[index] = answer
         self._check_epoch([*outcomes, taken])

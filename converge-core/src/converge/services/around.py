@@ -1,0 +1,122 @@
+"""What stands around a task when it is stepped: its pool, its lane, its ordering key's row, the next task behind it; and the task itself, found by id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anyio
+
+from converge.codec import decode
+from converge.contracts.store import LIMITS, Entry, Range, Rest, Store
+from converge.errors import NoSuchPool, NoSuchTask, StoreBusy, TornRecord
+from converge.ids import id_text
+from converge.machines.lane import Lane
+from converge.machines.task import Around, Found, Held, KeyRow, KeySeen, LaneSeen, Place, Successor, is_terminal, place_of, waiting_keys
+from converge.model.keys import DEAD, HELD, KEY, LANE, LEASE, ORDER, STATE, TASK
+from converge.model.pool import Pool
+from converge.model.task import Spec, State
+from converge.services.opened import Opened
+
+FIND_ROUNDS = 40
+"""How often a task that moves between two reads is looked for again; each round means that somebody moved it."""
+
+
+async def look_around(opened: Opened, found: Found, *, needs_lane: bool) -> Around:
+    """Read what a step of the task needs: nothing at all in the usual case, a finish without an ordering key."""
+    spec = found.spec
+    try:
+        pool = (await opened.pool(spec.pool)).pool
+    except NoSuchPool:
+        pool = Pool(id=spec.pool)  # its tasks can still end, under the default retention
+    if not needs_lane and spec.ordering_key is None:
+        return Around(pool)
+    keys = [LANE(spec.pool, bytes.fromhex(spec.lane))]
+    if spec.ordering_key is None:
+        (lane,) = await opened.store.get(keys)
+        return Around(pool, lane_seen(lane))
+    lane, row = await opened.store.get([*keys, KEY(spec.pool, spec.ordering_key)])
+    if row is None:
+        raise TornRecord(f"key {spec.pool}/{spec.ordering_key}", f"the row is missing while task {id_text(found.id)} has not ended")
+    key = KeySeen(row.revision, decode(row.value, KeyRow, "key"))
+    successor = await _successor(opened.store, spec) if key.row.active == found.id.hex() else None
+    return Around(pool, lane_seen(lane), key, successor)
+
+
+async def _successor(store: Store, spec: Spec) -> Successor | None:
+    ((entry, *_),) = [page or [None] for page in await store.scan([Range(ORDER(spec.pool, spec.ordering_key), None, 1)])]
+    if entry is None:
+        return None
+    id_ = bytes.fromhex(decode(entry.value, str, "order"))
+    (task,) = await store.get([TASK(id_)])
+    if task is None:
+        raise TornRecord(f"task {id_text(id_)}", "its specification is missing")
+    next_spec = decode(task.value, Spec, id_text(id_))
+    (lane,) = await store.get([LANE(next_spec.pool, bytes.fromhex(next_spec.lane))])
+    return Successor(id_, next_spec, entry.revision, lane_seen(lane))
+
+
+def lane_seen(entry: Entry | None) -> LaneSeen | None:
+    """Return what a step needs of a lane's entry."""
+    return None if entry is None else LaneSeen(entry.revision, decode(entry.value, Lane, "lane").is_closing)
+
+
+async def find(store: Store, id_: bytes) -> tuple[Spec, State | None, Place | None]:
+    """Find the task by its id, wherever it stands; the place is None once it is terminal.
+
+    Raises:
+        NoSuchTask: It was never submitted here, or retention has removed it.
+    """
+    for attempt in range(FIND_ROUNDS):
+        spec, state = await read_task(store, id_)
+        if is_terminal(state):
+            return spec, state, None
+        place = await _place(store, id_, spec, state)
+        if place is not None:
+            return spec, state, place
+        if attempt > 2:
+            await anyio.sleep(0.001 * attempt)  # it moves: between two reads it was taken, or put back
+    raise StoreBusy(f"task {id_text(id_)} moved {FIND_ROUNDS} times while it was looked for; ask again")
+
+
+async def read_task(store: Store, id_: bytes) -> tuple[Spec, State | None]:
+    """Read the task's two records.
+
+    Raises:
+        NoSuchTask: There is none.
+    """
+    text = id_text(id_)
+    raw_spec, raw_state = await store.get([TASK(id_), STATE(id_)])
+    if raw_spec is None:
+        raise NoSuchTask(text)
+    return decode(raw_spec.value, Spec, text), None if raw_state is None else decode(raw_state.value, State, text)
+
+
+async def _place(store: Store, id_: bytes, spec: Spec, state: State | None) -> Place | None:
+    waiting = waiting_keys(id_, spec, state)
+    for entry in await store.get(waiting):
+        if entry is not None:
+            return place_of(entry.key, entry.revision, entry.value)
+    rank = state.rank if state is not None else spec.rank
+    leases = await lease_ids(store)
+    for at in range(0, len(leases), LIMITS.ranges):
+        ranges = [Range(HELD(lease, rank, id_), None, 1) for lease in leases[at : at + LIMITS.ranges]]
+        for page in await store.scan(ranges):
+            for entry in page:
+                place = place_of(entry.key, entry.revision, entry.value)
+                assert type(place) is Held, "the scan was of held keys"
+                return place
+    return None
+
+
+async def lease_ids(store: Store) -> Sequence[bytes]:
+    """Return the ids of all leases, live and dead."""
+    found: list[bytes] = []
+    for family in (LEASE, DEAD):
+        after: Rest | None = None
+        while True:
+            (page,) = await store.scan([Range(family(), after, LIMITS.keys)])
+            found += [entry.key[1] for entry in page]
+            if len(page) < LIMITS.keys:
+                break
+            after = page[-1].key[1:]
+    return found

@@ -1,0 +1,202 @@
+"""Claiming for one group of agents: which lanes it may take from, the take, what came of it; and an unknown take settled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from converge.codec import decode
+from converge.contracts.store import LIMITS, Check, Conflict, Range, Rest, Take, Taken
+from converge.errors import ConvergeError, PoolClosed, TornRecord
+from converge.ids import id_text
+from converge.machines.lane import Lane
+from converge.machines.match import Claimer, refusal
+from converge.machines.task import Found, Held, Released, step
+from converge.model.keys import HELD, LANE, MEMBER, POOL, READY, STATE, TASK
+from converge.model.task import Spec, State
+from converge.services.around import look_around
+from converge.services.opened import Opened
+
+log = logging.getLogger("converge.claims")
+
+FROM_START_EVERY = 8
+"""How often a take looks from the start of its lanes, not from the head seen last: what came back with a smaller rank is found then."""
+
+
+class _LaneSeen:
+    """One lane that the group may take from: its pool, and the head seen last (None: it was empty)."""
+
+    __slots__ = ("head", "pool")
+
+    def __init__(self, pool: str) -> None:
+        self.pool = pool
+        self.head: Rest | None = None
+
+
+class Claims:
+    """The takes of one group: agents of one process with the same pools, capabilities, topics and types.
+
+    `look` reads the lanes; `take` makes the next take, or None where nothing is known to be ready; `taken` turns its answer into claims.
+    """
+
+    def __init__(self, opened: Opened, agent_id: str, pools: Sequence[str], claimer: Claimer) -> None:
+        self.agent_id, self.claimer = agent_id, claimer
+        self.pools = tuple(pools)
+        self._opened = opened
+        self._lanes: dict[bytes, _LaneSeen] = {}
+        self._checks: list[Check] = []
+        self._admitted: dict[str, int] = {}  # pool: the revision at which membership was seen
+        self._takes = 0
+
+    async def look(self) -> bool:
+        """Read pools and lanes again, with the head of each lane that is eligible; tells whether anything is ready.
+
+        Raises:
+            NoSuchPool, PoolClosed: One of the pools is not there, or does not admit the agent.
+        """
+        opened = self._opened
+        self._checks = []
+        open_pools = []
+        for pool_id in self.pools:
+            seen = await opened.pool(pool_id, is_fresh=True)
+            await self._check_admitted(pool_id, seen.revision)
+            if not seen.pool.is_paused:
+                open_pools.append(pool_id)
+                self._checks.append((POOL(pool_id), seen.revision))
+        lanes: dict[bytes, _LaneSeen] = {}
+        for pool_id in open_pools:
+            after: Rest | None = None
+            while True:
+                (page,) = await opened.store.scan([Range(LANE(pool_id), after, LIMITS.keys)])
+                for entry in page:
+                    if refusal(decode(entry.value, Lane, "lane"), self.claimer) is None:
+                        lanes[entry.key[2]] = _LaneSeen(pool_id)
+                if len(page) < LIMITS.keys:
+                    break
+                after = page[-1].key[2:]
+        self._lanes = lanes
+        await self._read_heads()
+        return self.has_ready
+
+    async def _read_heads(self) -> None:
+        hashes = list(self._lanes)
+        for at in range(0, len(hashes), LIMITS.ranges):
+            some = hashes[at : at + LIMITS.ranges]
+            pages = await self._opened.store.scan([Range(READY(lane), None, 1) for lane in some])
+            for lane, page in zip(some, pages, strict=True):
+                self._lanes[lane].head = page[0].key[2:] if page else None
+
+    async def _check_admitted(self, pool_id: str, revision: int) -> None:
+        pool = self._opened.pools[pool_id].pool
+        if pool.admission == "open" or self._admitted.get(pool_id) == revision:
+            return
+        (member,) = await self._opened.store.get([MEMBER(pool_id, self.agent_id)])
+        if member is None:
+            raise PoolClosed(pool_id, self.agent_id, "it has not joined the pool; use join_pool")
+        self._admitted[pool_id] = revision
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether some lane was seen to have a ready task."""
+        return any(lane.head is not None for lane in self._lanes.values())
+
+    @property
+    def channels(self) -> list[str]:
+        """What to watch: the lanes that are eligible, and the pools for new ones."""
+        return [f"lane.{lane.hex()}" for lane in self._lanes] + [f"pool.{pool}" for pool in self.pools]
+
+    async def take(self, limit: int, nonce: bytes) -> Take | None:
+        """Return the take of the best tasks over the best 32 lanes, or None if nothing is known to be ready.
+
+        Raises:
+            LeaseEnded: This process has lost its lease.
+        """
+        lanes = [(lane.head, hash_) for hash_, lane in self._lanes.items() if lane.head is not None]
+        if not lanes:
+            return None
+        if len(lanes) > LIMITS.ranges:
+            lanes = sorted(lanes)[: LIMITS.ranges]
+        lease = await self._opened.lease()
+        from_start = self._takes % FROM_START_EVERY == 0
+        self._takes += 1
+        return Take(
+            [Range(READY(hash_), None if from_start else _before(head)) for head, hash_ in lanes],
+            min(limit, LIMITS.keys),
+            HELD(lease.id),
+            (nonce,),
+            [lease.check(), *self._checks],
+            (TASK, STATE),
+        )
+
+    def taken(self, take: Take, answer: Taken) -> list[Found]:
+        """Return the claims, and remember the heads that are left."""
+        for range_, head in zip(take.ranges, answer.heads, strict=True):
+            lane = self._lanes.get(range_.prefix[1])
+            if lane is not None:
+                lane.head = head
+        lease, nonce = take.to[1], take.tail[0]
+        self._opened.saw_time(answer.time)
+        found = []
+        for rest, (raw_spec, raw_state) in zip(answer.rests, answer.also, strict=True):
+            id_ = rest[-1]
+            place = Held(lease, nonce, answer.revision, answer.time)
+            try:
+                found.append(read_found(id_, raw_spec, raw_state, place))
+            except ConvergeError as error:
+                log.error("task %s was claimed, but cannot be worked on: %s", id_text(id_), error)
+        return found
+
+    async def refused(self, conflict: Conflict) -> None:
+        """Take note of a take whose checks failed: read the pools again, or find that the lease has ended.
+
+        Raises:
+            LeaseEnded: It has.
+        """
+        lease = await self._opened.lease()
+        lease.check_not_ended(conflict)
+        await self.look()
+
+
+async def settle(opened: Opened, nonce: bytes) -> None:
+    """Make sure that a take whose answer was lost holds nothing, and never will: what it took goes back, uncounted.
+
+    Raises:
+        LeaseEnded: This process has lost its lease: its claims are the reaper's.
+    """
+    lease = await opened.lease()
+    await lease.touch()
+    commits = await opened.commits()
+    after: Rest | None = None
+    while True:
+        (page,) = await opened.store.scan([Range(HELD(lease.id), after, 200)])
+        for entry in page:
+            if entry.key[4] == nonce:
+                task, state = await opened.store.get([TASK(entry.key[3]), STATE(entry.key[3])])
+                found = read_found(entry.key[3], task and task.value, state and state.value, Held(lease.id, nonce, entry.revision, int(entry.value)))
+                around = await look_around(opened, found, needs_lane=True)
+                await commits.commit([step(found, Released("", "its claim was never answered"), await opened.now(), around)])
+        if len(page) < 200:
+            return
+        after = page[-1].key[2:]
+
+
+def read_found(id_: bytes, raw_spec: bytes | None, raw_state: bytes | None, place: Held) -> Found:
+    """Return the task that a claim, or a sweep, read with its place.
+
+    Raises:
+        TornRecord, SchemaTooNew: It cannot be read.
+    """
+    text = id_text(id_)
+    if raw_spec is None:
+        raise TornRecord(f"task {text}", "its specification is missing")
+    return Found(id_, decode(raw_spec, Spec, text), None if raw_state is None else decode(raw_state, State, text), place)
+
+
+def _before(head: Rest | None) -> Rest | None:
+    """The greatest rest below `head`, so that a range after it begins with `head`."""
+    if head is None:
+        return None
+    rank, id_ = head
+    number = int.from_bytes(id_, "big")
+    return (rank - 1, b"\xff" * 16) if number == 0 else (rank, (number - 1).to_bytes(16, "big"))
+

@@ -1,0 +1,224 @@
+"""The process's lease: opened with one write, renewed with one write on a thread and a connection of its own, ended with one write.
+
+The only liveness there is: claims, descriptors and memberships name it and end with it. It runs on store time; this process measures what
+is left of it on its monotonic clock, from before each renewal was sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import traceback
+
+import anyio
+import attrs
+
+from converge.codec import encode
+from converge.contracts.store import ABSENT, Batch, Check, Committed, Conflict, Store, Window
+from converge.env import Env
+from converge.errors import LeaseEnded, OutcomeUnknown, StoreError
+from converge.model.keys import DEAD, EXPIRY, LEASE
+from converge.services.commits import Commits
+
+log = logging.getLogger("converge.lease")
+
+MARGIN = 0.1
+"""The part of a lease that its holder does not use: it stops before others may take over."""
+
+CLOSE_SEC = 5.0
+"""How long closing may take; what is not ended then ends by itself."""
+
+
+@attrs.frozen(kw_only=True)
+class LeaseSettings:
+    """`lease_sec`: how long a process may be away before its work goes back. `stall_sec`: how long its event loop may be blocked.
+
+    `node_key` and `endpoints` stand in the lease's record, for readers.
+    """
+
+    lease_sec: float = 15.0
+    stall_sec: float = 150.0
+    node_key: str = ""
+    endpoints: tuple[str, ...] = ()
+
+
+class Lease:
+    """This process's lease on one store. `check_alive`, `remaining_sec` and `beat` may be called at any time from the loop that opened it."""
+
+    def __init__(self, store: Store, commits: Commits, env: Env, settings: LeaseSettings) -> None:
+        self.id = env.entropy(16)
+        self.settings = settings
+        self.renewals = 0
+        self.worst_renewal_sec = 0.0
+        self.blocked_sec = 0.0
+        self._store, self._commits, self._env = store, commits, env
+        self._revision = 0
+        self._expiry_revision = 0
+        self._deadline = 0.0  # monotonic: until when this process may act
+        self._beaten: float | None = None  # a node beats; claims made by hand live as long as the process
+        self._ended: str | None = None
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._owner = threading.get_ident()
+
+    def check(self) -> Check:
+        """Return the check that a claim carries: it fails once the lease has ended."""
+        return LEASE(self.id), self._revision
+
+    def check_alive(self) -> None:
+        """Raise if the lease has ended, or may have.
+
+        Raises:
+            LeaseEnded: It has.
+        """
+        if self._ended is not None or self.remaining_sec() <= 0:
+            raise LeaseEnded(self.id.hex())
+
+    def check_not_ended(self, conflict: Conflict) -> None:
+        """Raise if the conflict names this lease: somebody has ended it.
+
+        Raises:
+            LeaseEnded: It does.
+        """
+        if any(key[0] is LEASE and key[1] == self.id for key in conflict.keys):
+            self._ended = "it was ended in the store"
+            raise LeaseEnded(self.id.hex())
+
+    def remaining_sec(self) -> float:
+        """Return how long this process may still act under the lease, by its own clock, the margin taken off."""
+        return 0.0 if self._ended is not None else self._deadline - self._env.monotonic()
+
+    @property
+    def why_ended(self) -> str | None:
+        """Why the lease has ended, if it has."""
+        return self._ended
+
+    def beat(self) -> None:
+        """Say that the event loop runs; without it renewal stops after `stall_sec`."""
+        self._beaten = self._env.monotonic()
+
+    async def open(self) -> None:
+        """Write the lease and start renewing it.
+
+        Raises:
+            StoreError: It could not be written.
+        """
+        began = self._env.monotonic()
+        until = await self._store.time() + self._lease_us()
+        record = encode({"node": self.settings.node_key, "endpoints": list(self.settings.endpoints)})
+        puts = [(LEASE(self.id), record), (EXPIRY(self.id), str(until).encode())]
+        (outcome,) = await self._commits.commit([Batch([(key, ABSENT) for key, _ in puts], puts)])
+        assert isinstance(outcome, Committed), "16 random bytes were drawn twice"
+        self._revision = self._expiry_revision = outcome.revision
+        self._deadline = began + self.settings.lease_sec * (1 - MARGIN)
+        self._thread = threading.Thread(target=self._run, name="converge-lease", daemon=True)
+        self._thread.start()
+
+    async def touch(self) -> None:
+        """Put the lease's key again, so that every take still in flight with the old revision conflicts (settling an unknown one).
+
+        Raises:
+            LeaseEnded: It has.
+        """
+        key, revision = self.check()
+        (entry,) = await self._store.get([key])
+        if entry is not None and entry.revision == revision:
+            (outcome,) = await self._commits.commit([Batch([(key, revision)], [(key, entry.value)])])
+            if isinstance(outcome, Committed):
+                self._revision = outcome.revision
+                return
+        self._ended = "it was ended in the store"
+        raise LeaseEnded(self.id.hex())
+
+    async def close(self) -> None:
+        """Stop renewing and end the lease in the store; its claims, if any are left, go back at the next sweep."""
+        self._stopping.set()
+        self._ended = self._ended or "it was closed"
+        with anyio.move_on_after(CLOSE_SEC, shield=True):
+            if self._thread is not None:
+                await anyio.to_thread.run_sync(self._thread.join, CLOSE_SEC, abandon_on_cancel=True)
+            (entry,) = await self._store.get([EXPIRY(self.id)])
+            if entry is not None:
+                batch = Batch([(entry.key, entry.revision)], [(DEAD(self.id), b"")], [LEASE(self.id), EXPIRY(self.id)])
+                await self._commits.commit([batch])
+
+    # The thread. It shares only floats and flags with the loop, so neither waits for the other.
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._renew_until_stopped, backend="asyncio")
+        except Exception:
+            log.exception("renewal of lease %s died; the lease will end", self.id.hex())
+            self._ended = "its renewal died"
+
+    async def _renew_until_stopped(self) -> None:
+        interval = self.settings.lease_sec / 3
+        async with self._store.reopen() as store:
+            while not self._stopping.is_set() and self._ended is None:
+                if await anyio.to_thread.run_sync(self._stopping.wait, interval):
+                    return
+                interval = self.settings.lease_sec / 3
+                if self._is_stalled():
+                    return
+                if not await self._renew(store):
+                    interval = min(interval, max(0.02, self.settings.lease_sec / 15))
+
+    async def _renew(self, store: Store) -> bool:
+        began = self._env.monotonic()
+        key = EXPIRY(self.id)
+        with anyio.move_on_after(self.settings.lease_sec / 2) as scope:
+            try:
+                until = await store.time() + self._lease_us()
+                outcome, *_ = await store.commit([Batch([(key, self._expiry_revision)], [(key, str(until).encode())])])
+                if isinstance(outcome, Conflict):
+                    return await self._look_again(store)
+                self._expiry_revision = outcome.revision
+            except OutcomeUnknown:
+                return await self._look_again(store)
+            except StoreError as error:
+                log.warning("lease %s was not renewed: %s", self.id.hex(), error)
+                return False
+        if scope.cancelled_caught:
+            return False
+        self._deadline = began + self.settings.lease_sec * (1 - MARGIN)
+        self.renewals += 1
+        self.worst_renewal_sec = max(self.worst_renewal_sec, self._env.monotonic() - began)
+        return True
+
+    async def _look_again(self, store: Store) -> bool:
+        """A renewal may have been applied without an answer; only this process renews, so the revision found is ours to go on from."""
+        try:
+            (entry,) = await store.get([EXPIRY(self.id)])
+        except StoreError:
+            return False
+        if entry is None:
+            self._ended = "the store was not reached in time, and another process took its work back"
+            log.error("lease %s has ended: %s", self.id.hex(), self._ended)
+        else:
+            self._expiry_revision = entry.revision
+        return False
+
+    def _is_stalled(self) -> bool:
+        if self._beaten is None:
+            return False
+        self.blocked_sec = self._env.monotonic() - self._beaten
+        if self.blocked_sec > self.settings.stall_sec:
+            self._ended = f"the event loop was blocked for {self.blocked_sec:.0f} s, more than stall_sec"
+            log.error("lease %s is given up: %s", self.id.hex(), self._ended)
+            return True
+        if self.blocked_sec > self.settings.lease_sec / 3:
+            frame = sys._current_frames().get(self._owner)
+            stack = "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)"
+            log.warning("the event loop has been blocked for %.1f s; the lease goes on. It stands at:\n%s", self.blocked_sec, stack)
+        return False
+
+    def _lease_us(self) -> int:
+        return int(self.settings.lease_sec * 1_000_000)
+
+
+def ended(lease_id: bytes, expiry_revision: int, until: int) -> Batch:
+    """Return the batch that ends another process's lease whose time has passed, by store time."""
+    key = EXPIRY(lease_id)
+    return Batch([(key, expiry_revision)], [(DEAD(lease_id), b"")], [LEASE(lease_id), key], Window(at_least=until + 1))
+

@@ -1,0 +1,137 @@
+"""What belongs to one opened store, whoever asks: its epoch, its coalescer, its clock, its lease, the pools seen."""
+
+from __future__ import annotations
+
+import difflib
+from typing import NamedTuple
+
+import anyio
+
+from converge.codec import decode
+from converge.contracts.store import ABSENT, LIMITS, Batch, Check, Conflict, Range, Store
+from converge.env import SYSTEM, Env
+from converge.errors import NoSuchPool, StoreRefused
+from converge.ids import check_name
+from converge.model.keys import EPOCH, POOL
+from converge.model.pool import Pool
+from converge.services.commits import Commits
+from converge.services.lease import Lease, LeaseSettings
+
+POOL_FRESH_SEC = 1.0
+"""How old a pool's record may be where a check of its revision would catch a change anyway."""
+
+CLOCK_FRESH_SEC = 10.0
+"""How long the difference between store time and the monotonic clock is relied on: clocks drift by less than a millisecond in it."""
+
+
+class PoolSeen(NamedTuple):
+    """A pool's record, its revision, and when it was read (monotonic seconds)."""
+
+    pool: Pool
+    revision: int
+    seen: float
+
+
+class Opened:
+    """Shared by every manager of one store handle; found through the handle, so that two managers have one lease."""
+
+    def __init__(self, store: Store, env: Env = SYSTEM, lease_settings: LeaseSettings | None = None) -> None:
+        self.store, self.env = store, env
+        self.lease_settings = lease_settings or LeaseSettings()
+        self.pools: dict[str, PoolSeen] = {}
+        self.origin = f"done.{env.entropy(8).hex()}"
+        self._commits: Commits | None = None
+        self._lease: Lease | None = None
+        self._lock = anyio.Lock()
+        self._offset = 0  # store time less monotonic time, microseconds
+        self._offset_seen = float("-inf")
+
+    @classmethod
+    def of(cls, store: Store, env: Env = SYSTEM, lease_settings: LeaseSettings | None = None) -> Opened:
+        """Return what belongs to the handle, made on first use; `lease_settings` count only then."""
+        if store.opened is None:
+            store.opened = cls(store, env, lease_settings)
+        assert isinstance(store.opened, Opened), "only core writes Store.opened"
+        return store.opened
+
+    async def commits(self) -> Commits:
+        """Return the coalescer; the first call reads the store's epoch, or draws one for a new store."""
+        if self._commits is None:
+            async with self._lock:
+                if self._commits is None:
+                    self._commits = Commits(self.store, await read_epoch(self.store, self.env))
+        return self._commits
+
+    async def lease(self) -> Lease:
+        """Return this process's lease; the first call opens it.
+
+        Raises:
+            LeaseEnded: It was opened, and has ended: what was claimed under it has gone back.
+        """
+        commits = await self.commits()
+        if self._lease is None:
+            async with self._lock:
+                if self._lease is None:
+                    lease = Lease(self.store, commits, self.env, self.lease_settings)
+                    await lease.open()
+                    self._lease = lease
+        self._lease.check_alive()
+        return self._lease
+
+    @property
+    def lease_opened(self) -> Lease | None:
+        """The lease, if one was opened."""
+        return self._lease
+
+    async def now(self) -> int:
+        """Return store time in microseconds, estimated from the last reading and the monotonic clock."""
+        monotonic = self.env.monotonic()
+        if monotonic - self._offset_seen > CLOCK_FRESH_SEC:
+            self.saw_time(await self.store.time())
+        return self._offset + int(self.env.monotonic() * 1_000_000)
+
+    def saw_time(self, now: int) -> None:
+        """Take note of store time, read just now."""
+        self._offset_seen = self.env.monotonic()
+        self._offset = now - int(self._offset_seen * 1_000_000)
+
+    async def pool(self, pool_id: str, *, is_fresh: bool = False) -> PoolSeen:
+        """Return the pool's record, read within the last `POOL_FRESH_SEC` or, if `is_fresh`, now.
+
+        Raises:
+            NoSuchPool: With the nearest name.
+        """
+        seen = self.pools.get(pool_id)
+        if seen is not None and not is_fresh and self.env.monotonic() - seen.seen < POOL_FRESH_SEC:
+            return seen
+        (entry,) = await self.store.get([POOL(check_name("pool", pool_id))])
+        if entry is None:
+            self.pools.pop(pool_id, None)
+            (page,) = await self.store.scan([Range(POOL(), None, LIMITS.keys)])
+            near = difflib.get_close_matches(pool_id, [found.key[1] for found in page], n=1)
+            raise NoSuchPool(pool_id, nearest=near[0] if near else None)
+        seen = PoolSeen(decode(entry.value, Pool, f"pool {pool_id}"), entry.revision, self.env.monotonic())
+        self.pools[pool_id] = seen
+        return seen
+
+    async def close(self) -> None:
+        """End the lease, if one was opened; what is still claimed under it goes back at the next sweep of any process."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            await lease.close()
+
+
+async def read_epoch(store: Store, env: Env) -> Check:
+    """Return the check of the store's epoch, drawing one if the store is new.
+
+    The check is of the key's revision: a restored or flushed store has another.
+    """
+    key = EPOCH()
+    for _ in range(3):
+        (entry,) = await store.get([key])
+        if entry is not None:
+            return key, entry.revision
+        outcome, *_ = await store.commit([Batch([(key, ABSENT)], [(key, f'"{env.entropy(16).hex()}"'.encode())])])
+        if not isinstance(outcome, Conflict):
+            return key, outcome.revision
+    raise StoreRefused("the store's epoch appears and vanishes; something else writes to this network's keys")

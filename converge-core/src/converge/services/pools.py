@@ -1,0 +1,178 @@
+"""PoolManager: pools as data, and who is in them."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import hmac
+from typing import Any
+
+import attrs
+
+from converge.codec import decode, encode
+from converge.contracts.store import ABSENT, LIMITS, Batch, Conflict, Durability, Range, Store
+from converge.errors import InvalidValue, PoolClosed, Unsupported
+from converge.ids import check_name
+from converge.model.keys import JOINED, MEMBER, POOL
+from converge.model.pool import Pool
+from converge.services.opened import Opened
+
+ROUNDS = 20
+"""How often a change of a pool looks again after losing a race; each loss means that another change has won."""
+
+PRIORITY_STEP_GREATEST_SEC = 86_400.0 * 365
+
+
+class PoolManager:
+    """Creates, reads and changes pools, and keeps their members. One record rules every process alike."""
+
+    def __init__(self, store: Store) -> None:
+        self._opened = Opened.of(store)
+        self._store = store
+
+    async def create_pool(self, pool: Pool | dict[str, Any], *, secret: str | None = None) -> bool:
+        """Create the pool and tell whether it is new; one that exists is left as it is, members and settings alike.
+
+        Args:
+            pool: A `Pool`, or a mapping with its attributes.
+            secret: The join secret, for admission `secret`; only a salted hash of it is stored.
+
+        Raises:
+            InvalidValue, InvalidName: Which attribute, and what it should be.
+            Unsupported: The pool requires a durability class that this store does not have.
+        """
+        pool = _checked(pool)
+        if (secret is not None) != (pool.admission == "secret"):
+            raise InvalidValue("secret", "***" if secret else None, 'a secret exactly if the admission is "secret"')
+        if secret is not None:
+            pool = attrs.evolve(pool, secret_hash=_hash(secret, self._opened.env.entropy(16)))
+        if pool.require_durability and self._store.durability < Durability[pool.require_durability]:
+            raise Unsupported(
+                f'pool "{pool.id}" requires durability {pool.require_durability}, this store has {self._store.durability.name}; '
+                "choose another store, or its stricter settings"
+            )
+        key = POOL(pool.id)
+        (outcome,) = await (await self._opened.commits()).commit([Batch([(key, ABSENT)], [(key, encode(pool))])])
+        self._opened.pools.pop(pool.id, None)
+        return not isinstance(outcome, Conflict)
+
+    async def get(self, pool_id: str) -> Pool:
+        """Return the pool.
+
+        Raises:
+            NoSuchPool: With the nearest name.
+        """
+        return (await self._opened.pool(pool_id, is_fresh=True)).pool
+
+    async def pools(self) -> list[Pool]:
+        """Return all pools, by id."""
+        found: list[Pool] = []
+        after = None
+        while True:
+            (page,) = await self._store.scan([Range(POOL(), after, LIMITS.keys)])
+            found += [decode(entry.value, Pool, f"pool {entry.key[1]}") for entry in page]
+            if len(page) < LIMITS.keys:
+                return found
+            after = page[-1].key[1:]
+
+    async def set_paused(self, pool_id: str, *, is_paused: bool) -> bool:
+        """Pause or resume: claims check the pool's revision, so a pause holds from the next claim on. Tells whether anything changed.
+
+        Raises:
+            NoSuchPool: With the nearest name.
+        """
+        for _ in range(ROUNDS):
+            seen = await self._opened.pool(pool_id, is_fresh=True)
+            if seen.pool.is_paused == is_paused:
+                return False
+            changed = attrs.evolve(seen.pool, is_paused=is_paused)
+            batch = Batch([(POOL(pool_id), seen.revision)], [(POOL(pool_id), encode(changed))])
+            (outcome,) = await (await self._opened.commits()).commit([batch], wake=[f"pool.{pool_id}"])
+            if not isinstance(outcome, Conflict):
+                self._opened.pools.pop(pool_id, None)
+                return True
+        raise RuntimeError(f"pool {pool_id} changed {ROUNDS} times while it was being changed")
+
+    async def join_pool(self, agent_id: str, pool_id: str, *, secret: str | None = None) -> bool:
+        """Make the agent a member, as long as this process's lease lives; tells whether it was none before.
+
+        Raises:
+            NoSuchPool: With the nearest name.
+            PoolClosed: The pool does not admit this agent.
+            LeaseEnded: This process has lost its lease.
+        """
+        check_name("agent", agent_id)
+        lease = await self._opened.lease()
+        for _ in range(ROUNDS):
+            seen = await self._opened.pool(pool_id, is_fresh=True)
+            _admit(seen.pool, agent_id, secret)
+            (member,) = await self._store.get([MEMBER(pool_id, agent_id)])
+            if member is not None and member.value == encode(lease.id.hex()):
+                return False
+            batch = Batch(
+                [(POOL(pool_id), seen.revision), lease.check(), (MEMBER(pool_id, agent_id), member.revision if member else ABSENT)],
+                [(MEMBER(pool_id, agent_id), encode(lease.id.hex())), (JOINED(lease.id, pool_id, agent_id), b"")],
+            )
+            (outcome,) = await (await self._opened.commits()).commit([batch])
+            if not isinstance(outcome, Conflict):
+                return member is None
+            lease.check_not_ended(outcome)
+        raise RuntimeError(f"pool {pool_id} changed {ROUNDS} times while {agent_id} joined")
+
+    async def leave_pool(self, agent_id: str, pool_id: str) -> bool:
+        """End the membership; tells whether there was one."""
+        (member,) = await self._store.get([MEMBER(pool_id, check_name("agent", agent_id))])
+        if member is None:
+            return False
+        joined = JOINED(bytes.fromhex(decode(member.value, str, "member")), pool_id, agent_id)
+        batch = Batch([(member.key, member.revision)], (), [member.key, joined])
+        (outcome,) = await (await self._opened.commits()).commit([batch])
+        return not isinstance(outcome, Conflict)
+
+    async def members(self, pool_id: str) -> list[str]:
+        """Return the ids of the members, in order."""
+        found: list[str] = []
+        after = None
+        while True:
+            (page,) = await self._store.scan([Range(MEMBER(pool_id), after, LIMITS.keys)])
+            found += [entry.key[2] for entry in page]
+            if len(page) < LIMITS.keys:
+                return found
+            after = page[-1].key[2:]
+
+
+def _checked(pool: Pool | dict[str, Any]) -> Pool:
+    if isinstance(pool, dict):
+        known = [field.name for field in attrs.fields(Pool)]
+        for name in pool:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f'no such attribute; did you mean "{near[0]}"?' if near else f"one of {', '.join(known)}"
+                raise InvalidValue(f"pool.{name}", pool[name], hint)
+        if "id" not in pool:
+            raise InvalidValue("pool.id", None, "the pool's name")
+        pool = Pool(**pool)
+    check_name("pool", pool.id)
+    if pool.admission not in ("open", "allow", "secret"):
+        raise InvalidValue("pool.admission", pool.admission, "open, allow or secret")
+    for name in ("priority_step_sec", "dedup_window_sec", "keep_completed_sec", "keep_failed_sec"):
+        value = getattr(pool, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= PRIORITY_STEP_GREATEST_SEC:
+            raise InvalidValue(f"pool.{name}", value, "seconds, from 0 to a year")
+    if pool.require_durability and pool.require_durability not in Durability.__members__:
+        raise InvalidValue("pool.require_durability", pool.require_durability, "D0, D1, D2 or D3")
+    return attrs.evolve(pool, allow=tuple(check_name("agent", agent) for agent in pool.allow))
+
+
+def _admit(pool: Pool, agent_id: str, secret: str | None) -> None:
+    if pool.admission == "allow" and agent_id not in pool.allow:
+        raise PoolClosed(pool.id, agent_id, "it is not on the pool's allow-list")
+    if pool.admission == "secret":
+        salt = bytes.fromhex(pool.secret_hash[:32])
+        if secret is None or not hmac.compare_digest(_hash(secret, salt), pool.secret_hash):
+            raise PoolClosed(pool.id, agent_id, "the join secret is missing or wrong")
+
+
+def _hash(secret: str, salt: bytes) -> str:
+    # scrypt at the cost its RFC (7914) suggests for interactive logins: a reader of the store cannot try many secrets.
+    return salt.hex() + hashlib.scrypt(secret.encode(), salt=salt, n=2**14, r=8, p=1).hex()

@@ -1,0 +1,170 @@
+"""From a Task to its stored specification and back: checks, moments, the content's digest."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from converge.codec import decode_plain, encode, encode_plain
+from converge.contracts.store import LIMITS
+from converge.errors import InvalidName, InvalidValue, ValueTooLarge
+from converge.ids import check_name, id_text
+from converge.machines.lane import lane_id
+from converge.machines.task import Held, Place, state_of
+from converge.model.keys import NAME_BYTES
+from converge.model.pool import Pool
+from converge.model.task import Spec, State, Task
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+PRIORITY_GREATEST = 1_000
+ATTEMPTS_GREATEST = 1_000
+TIMEOUT_GREATEST_SEC = 86_400.0 * 30
+CAPABILITIES = 32
+"""Required capabilities of one task: more would make lanes that nobody shares."""
+
+
+def to_spec(task: Task, pool: Pool, now: int, origin: str = "") -> Spec:
+    """Return the specification that a store keeps of the task; its order number is still 0.
+
+    Raises:
+        InvalidValue, InvalidName: Which field, and what it should be.
+        ValueTooLarge: It does not fit into a value of the store.
+    """
+    capabilities = _names("required_capabilities", task.required_capabilities)
+    type_ = check_name("type", task.type) if task.type else ""
+    topic = check_name("topic", task.topic) if task.topic else ""
+    _check_numbers(task)
+    due = now if task.not_before is None else max(now, _micros("not_before", task.not_before))
+    deadline = 0 if task.deadline is None else _micros("deadline", task.deadline)
+    if deadline and deadline <= due:
+        raise InvalidValue("deadline", task.deadline, "a moment after now and after not_before")
+    inputs = encode_plain(_mapping(task.inputs), "inputs")
+    content = (
+        type_, topic, capabilities, inputs.decode(), task.priority, task.not_before and due, deadline, task.timeout_sec, task.max_attempts,
+        task.retry_delay_sec, task.ordering_key,
+    )  # fmt: skip
+    spec = Spec(
+        pool.id,
+        lane_id(pool.id, topic, type_, capabilities).hex(),
+        due,
+        due - int(task.priority * pool.priority_step_sec * 1_000_000),
+        now,
+        hashlib.blake2b(encode(content), digest_size=12).hexdigest(),
+        type_,
+        topic,
+        capabilities,
+        msgspec.Raw(inputs),
+        task.priority,
+        deadline,
+        task.timeout_sec,
+        task.max_attempts,
+        task.retry_delay_sec,
+        _key("dedup_key", task.dedup_key),
+        _key("ordering_key", task.ordering_key),
+        0,
+        dict(_strings("trace", task.trace)) if task.trace else {},
+        origin,
+    )
+    if len(inputs) > LIMITS.value_bytes - 8_192:
+        raise ValueTooLarge("inputs", len(inputs), LIMITS.value_bytes - 8_192)
+    return spec
+
+
+def to_task(id_: bytes, spec: Spec, state: State | None, place: Place | None, *, by: str = "") -> Task:
+    """Return the task as users see it; with its place in `held`, as its claimer `by` does.
+
+    Raises:
+        TornRecord: Its inputs or result cannot be read.
+    """
+    text = id_text(id_)
+    held = place if type(place) is Held else None
+    values: dict[str, Any] = {
+        "pool_id": spec.pool, "id": text, "type": spec.type, "topic": spec.topic, "required_capabilities": spec.capabilities,
+        "inputs": decode_plain(bytes(spec.inputs), text), "priority": spec.priority,
+        "not_before": moment(spec.due) if spec.due > spec.submitted else None, "deadline": moment(spec.deadline) if spec.deadline else None,
+        "timeout_sec": spec.timeout_sec, "max_attempts": spec.max_attempts, "retry_delay_sec": spec.retry_delay_sec, "dedup_key": spec.dedup_key,
+        "ordering_key": spec.ordering_key, "trace": spec.trace, "state": state_of(state, place),
+        "attempts": (state.attempts if state is not None else 0) + (held is not None), "submitted_at": moment(spec.submitted),
+    }  # fmt: skip
+    if state is not None:
+        values["history"] = state.history
+        values["error"] = state.error
+    if held is not None:
+        values |= {"token": held.token, "nonce": held.nonce.hex(), "claimed_by": by, "claimed_at": moment(held.claimed_at)}
+    elif state is not None:
+        values |= {"token": state.token, "nonce": state.nonce, "claimed_by": state.by, "result": decode_plain(bytes(state.result), text)}
+        values["finished_at"] = moment(state.finished) if state.finished else None
+    return Task(**values)
+
+
+def moment(micros: int) -> datetime:
+    """Return store time as an aware datetime."""
+    return _EPOCH + micros * _MICROSECOND
+
+
+def _micros(path: str, value: object) -> int:
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise InvalidValue(path, value, "an aware datetime, with a time zone")
+    return (value - _EPOCH) // _MICROSECOND
+
+
+def _check_numbers(task: Task) -> None:
+    _integer("priority", task.priority, -PRIORITY_GREATEST, PRIORITY_GREATEST)
+    _integer("max_attempts", task.max_attempts, 1, ATTEMPTS_GREATEST)
+    _seconds("retry_delay_sec", task.retry_delay_sec, 0.0)
+    if task.timeout_sec is not None:
+        _seconds("timeout_sec", task.timeout_sec, 0.001)
+
+
+def _integer(path: str, value: object, least: int, greatest: int) -> None:
+    if type(value) is not int or not least <= value <= greatest:
+        raise InvalidValue(path, value, f"an integer from {least} to {greatest:,}")
+
+
+def _seconds(path: str, value: object, least: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not least <= value <= TIMEOUT_GREATEST_SEC:
+        raise InvalidValue(path, value, f"seconds, from {least:g} to {TIMEOUT_GREATEST_SEC:,.0f} (30 days)")
+
+
+def _names(path: str, values: object) -> tuple[str, ...]:
+    if not values:
+        return ()
+    if isinstance(values, str) or not isinstance(values, list | tuple | set | frozenset):
+        raise InvalidValue(path, values, "a sequence of names")
+    if len(values) > CAPABILITIES:
+        raise InvalidValue(path, f"{len(values)} names", f"at most {CAPABILITIES}")
+    return tuple(sorted({check_name(path, str(value) if isinstance(value, str) else value) for value in values}))
+
+
+def _mapping(inputs: object) -> dict[str, Any]:
+    if type(inputs) is dict:
+        return inputs
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    raise InvalidValue("inputs", inputs, "a mapping of names to plain data")
+
+
+def _strings(path: str, values: object) -> Mapping[str, str]:
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) and isinstance(value, str) for key, value in values.items()):
+        raise InvalidValue(path, values, "a mapping of text to text")
+    return values
+
+
+def _key(path: str, value: str | None) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise InvalidName(path, value, f"text of 1 to {NAME_BYTES} bytes without NUL")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        size = NAME_BYTES + 1
+    if size > NAME_BYTES:
+        raise InvalidName(path, value, f"text of 1 to {NAME_BYTES} bytes without NUL")
+    return value
