@@ -1,4 +1,4 @@
-"""What stands around a task when it is stepped: its pool, its lane, its ordering key's row, the next task behind it; and the task itself, found by id."""
+"""What stands around a task when it is stepped (pool, lane, ordering key, the next task behind it), and where the task itself stands."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ async def look_around(opened: Opened, found: Found, *, needs_lane: bool) -> Arou
 
 
 async def _successor(store: Store, spec: Spec) -> Successor | None:
-    ((entry, *_),) = [page or [None] for page in await store.scan([Range(ORDER(spec.pool, spec.ordering_key), None, 1)])]
-    if entry is None:
+    (page,) = await store.scan([Range(ORDER(spec.pool, spec.ordering_key), None, 1)])
+    if not page:
         return None
+    entry = page[0]
     id_ = bytes.fromhex(decode(entry.value, str, "order"))
     (task,) = await store.get([TASK(id_)])
     if task is None:

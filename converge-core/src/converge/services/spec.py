@@ -151,7 +151,7 @@ def _mapping(inputs: object) -> dict[str, Any]:
 
 
 def _strings(path: str, values: object) -> Mapping[str, str]:
-    if not isinstance(values, Mapping) or not all(isinstance(key, str) and isinstance(value, str) for key, value in values.items()):
+    if not isinstance(values, Mapping) or any(type(part) is not str for pair in values.items() for part in pair):
         raise InvalidValue(path, values, "a mapping of text to text")
     return values
 
@@ -159,7 +159,7 @@ def _strings(path: str, values: object) -> Mapping[str, str]:
 def _key(path: str, value: str | None) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or not value or "\0" in value:
+    if type(value) is not str or not value or "\0" in value:
         raise InvalidName(path, value, f"text of 1 to {NAME_BYTES} bytes without NUL")
     try:
         size = len(value.encode())

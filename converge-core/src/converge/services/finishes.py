@@ -1,0 +1,80 @@
+"""Finishing claims: the batch for each, and what to do when the store has moved meanwhile."""
+
+from __future__ import annotations
+
+import anyio
+
+from converge.contracts.store import Batch, Channel, Conflict
+from converge.errors import ConvergeError, NoSuchTask, OutcomeUnknown, StaleClaim, StoreBusy
+from converge.ids import id_text
+from converge.machines.task import Around, Completed, Event, Failed, Found, Held, Released, is_said_again, key_of, step
+from converge.services.around import look_around, read_task
+from converge.services.opened import Opened
+
+ROUNDS = 60
+"""How often a finish looks again when something around the task, not the claim itself, has moved."""
+
+
+class Finishes:
+    """Ends claims of one opened store; each takes effect once, and may be said again (G4)."""
+
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+
+    def plan(self, found: Found, event: Event, now: int) -> tuple[Batch, Channel] | None:
+        """Return the batch and the channel to wake, where nothing must be read first; None where something must: then use `finish`."""
+        spec = found.spec
+        seen = self._opened.pools.get(spec.pool)
+        if spec.ordering_key is not None or seen is None or not isinstance(event, Completed | Failed):
+            return None
+        return step(found, event, now, Around(seen.pool)), spec.origin
+
+    async def finish(self, found: Found, event: Event) -> None:
+        """End the claim.
+
+        Raises:
+            StaleClaim: It is not current; nothing was changed.
+            StoreError: As `Store.commit`; an unknown outcome was tried again first.
+        """
+        for _ in range(ROUNDS):
+            try:
+                if await self._try(found, event):
+                    return
+            except OutcomeUnknown:
+                await anyio.sleep(0.05)  # to say it again is safe: the same attempt and digest succeed again
+        raise StoreBusy(f"task {id_text(found.id)}: what stands around it moved {ROUNDS} times; finish it again")
+
+    async def _try(self, found: Found, event: Event) -> bool:
+        try:
+            around = await look_around(self._opened, found, needs_lane=isinstance(event, Released))
+        except ConvergeError:
+            # Its ordering key's row is gone: it may have ended in just this way.
+            await self.check_said_again(found, event)
+            return True
+        batch = step(found, event, await self._opened.now(), around)
+        wake = {found.spec.origin, f"lane.{found.spec.lane}"} if isinstance(event, Released) else {found.spec.origin}
+        if around.successor is not None:
+            wake.add(f"lane.{around.successor.spec.lane}")
+        (outcome,) = await (await self._opened.commits()).commit([batch], wake=wake - {""})
+        if not isinstance(outcome, Conflict):
+            return True
+        if key_of(found) not in outcome.keys:
+            return False
+        await self.check_said_again(found, event)
+        return True
+
+    async def check_said_again(self, found: Found, event: Event) -> None:
+        """Return if the claim has ended in just this way: the first answer was lost.
+
+        Raises:
+            StaleClaim: It has ended in another way.
+        """
+        held = found.place
+        assert isinstance(held, Held), "only a claim is finished"
+        try:
+            _, state = await read_task(self._opened.store, found.id)
+        except NoSuchTask:
+            raise StaleClaim(id_text(found.id), token=held.token) from None
+        if not is_said_again(state, held, event):
+            raise StaleClaim(id_text(found.id), token=held.token, current=state.token if state is not None and state.token else None)
+

@@ -1,0 +1,105 @@
+"""Waiting for terminal tasks: one watch per opened store, whatever the number of waiters."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+import anyio
+
+from converge.codec import decode
+from converge.contracts.store import LIMITS
+from converge.errors import NoSuchTask
+from converge.ids import id_text
+from converge.machines.task import is_terminal
+from converge.model.keys import STATE, TASK
+from converge.model.task import State
+from converge.services.opened import Opened
+
+
+class _Waiter:
+    __slots__ = ("event", "is_over")
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+        self.is_over = False
+
+
+class Results:
+    """Tells waiters when their tasks are terminal. One of the waiters leads: it watches for all, and hands over when it leaves."""
+
+    def __init__(self, opened: Opened, poll_sec: float) -> None:
+        self._opened = opened
+        self._poll_sec = poll_sec
+        self._waiting: dict[bytes, list[_Waiter]] = {}
+        self._has_leader = False
+
+    async def wait(self, id_: bytes) -> None:
+        """Return when the task is terminal, or gone.
+
+        Raises:
+            NoSuchTask: There is none.
+        """
+        waiter = _Waiter()
+        self._waiting.setdefault(id_, []).append(waiter)
+        try:
+            if await self._is_over(id_):
+                return
+            while not waiter.is_over:
+                if self._has_leader:
+                    await waiter.event.wait()
+                    waiter.event = anyio.Event()
+                else:
+                    await self._lead(waiter)
+        finally:
+            self._waiting[id_].remove(waiter)
+            if not self._waiting[id_]:
+                del self._waiting[id_]
+
+    async def _is_over(self, id_: bytes) -> bool:
+        spec, state = await self._opened.store.get([TASK(id_), STATE(id_)])
+        if spec is None:
+            raise NoSuchTask(id_text(id_))
+        return state is not None and is_terminal(decode(state.value, State, id_text(id_)))
+
+    async def _lead(self, waiter: _Waiter) -> None:
+        self._has_leader = True
+        try:
+            woken = _Waiter()
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._watch, woken)
+                while not waiter.is_over:
+                    with anyio.move_on_after(self._poll_sec):
+                        await woken.event.wait()
+                    woken.event = anyio.Event()
+                    await self._look()
+                group.cancel_scope.cancel()
+        finally:
+            self._has_leader = False
+            others = (other for waiters in self._waiting.values() for other in waiters if other is not waiter)
+            if (heir := next(others, None)) is not None:
+                heir.event.set()
+
+    async def _watch(self, woken: _Waiter) -> None:
+        async with aclosing(self._opened.store.watch([self._opened.origin])) as watch:  # type: ignore[type-var]  # every watch is an async generator
+            async for _ in watch:
+                woken.event.set()
+
+    async def _look(self) -> None:
+        ids = list(self._waiting)
+        for at in range(0, len(ids), LIMITS.keys // 2):
+            some = ids[at : at + LIMITS.keys // 2]
+            states = await self._opened.store.get([STATE(id_) for id_ in some])
+            for id_, entry in zip(some, states, strict=True):
+                if entry is not None and is_terminal(decode(entry.value, State, id_text(id_))):
+                    self._tell(id_)
+            # Retention removes state and task together; whoever still waits then is told, and finds it gone.
+            missing = [id_ for id_, entry in zip(some, states, strict=True) if entry is None]
+            if missing:
+                for id_, task in zip(missing, await self._opened.store.get([TASK(id_) for id_ in missing]), strict=True):
+                    if task is None:
+                        self._tell(id_)
+
+    def _tell(self, id_: bytes) -> None:
+        for waiter in self._waiting.get(id_, ()):
+            waiter.is_over = True
+            waiter.event.set()

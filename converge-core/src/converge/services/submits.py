@@ -1,0 +1,244 @@
+"""Submitting: many tasks in few calls, each recognised when it is submitted again (G2)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import anyio
+import attrs
+import msgspec
+
+from converge.codec import decode, encode
+from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Committed, Conflict, Key, Put
+from converge.errors import ConvergeError, DedupConflict, InvalidValue, NoSuchPool, OutcomeUnknown, StoreBusy, TooManyLanes
+from converge.ids import id_bytes, id_text, uuid7
+from converge.machines.lane import LANES, Lane
+from converge.machines.task import KeyRow, KeySeen, LaneSeen, submit
+from converge.model.keys import DEDUP, KEY, LANE, POOL, TASK
+from converge.model.task import Spec, Task
+from converge.services.around import lane_seen
+from converge.services.commits import Commits
+from converge.services.opened import Opened
+from converge.services.spec import to_spec
+
+ROUNDS = 60
+"""How often a submit looks again: each round means that another submit or finish of its ordering key, or a closing lane, was first."""
+
+UNKNOWN_ROUNDS = 5
+"""How often an unknown outcome is repeated; the task's id makes it safe."""
+
+
+@attrs.define
+class _Ask:
+    """One task on its way in: what is still to do, or what came of it."""
+
+    id: bytes
+    spec: Spec
+    outcome: str | ConvergeError | None = None
+
+
+_Group = tuple[list[_Ask], KeySeen | None]
+"""The tasks of one batch, and the row of their ordering key, if they have one and it is there."""
+
+
+class Submits:
+    """Submits for every manager of one opened store; remembers which lanes were seen open."""
+
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+        self._lanes: dict[Key, int] = {}
+
+    async def submit(self, tasks: Sequence[Task]) -> list[str]:
+        """Submit all; return their ids in order.
+
+        Raises:
+            InvalidValue, InvalidName, ValueTooLarge, NoSuchPool: Nothing was submitted.
+            DedupConflict, TooManyLanes: The first one that was refused; all others were submitted. Its `ids` has theirs, None for a refused one.
+            StoreError: As `Store.commit`; to submit the same tasks again is safe if they have ids or dedup keys.
+        """
+        asks = await self._check(tasks)
+        todo = _drop_repeats(asks)
+        for round_ in range(ROUNDS):
+            if not todo:
+                break
+            if round_ > 3:
+                await anyio.sleep(self._jitter(round_))
+            todo = await self._round(todo)
+        if todo:
+            raise StoreBusy(f"{len(todo)} tasks of {len(asks)} met {ROUNDS} conflicts each; submit them again")
+        return _answers(asks)
+
+    def _jitter(self, round_: int) -> float:
+        return random.Random(self._opened.env.entropy(4)).random() * min(0.05, 0.001 * round_)
+
+    async def _check(self, tasks: Sequence[Task]) -> list[_Ask]:
+        now = await self._opened.now()
+        entropy = self._opened.env.entropy(6 * len(tasks))
+        asks = []
+        for at, task in enumerate(tasks):
+            if not isinstance(task, Task):
+                raise InvalidValue("task", task, "a Task")
+            seen = self._opened.pools.get(task.pool_id) or await self._opened.pool(task.pool_id)
+            spec = to_spec(task, seen.pool, now, self._opened.origin)
+            asks.append(_Ask(id_bytes("task id", task.id) if task.id else uuid7(now, entropy[at * 6 : at * 6 + 6], at), spec))
+        return asks
+
+    async def _round(self, todo: list[_Ask]) -> list[_Ask]:
+        """Try each once; answer those that must be tried again."""
+        todo = await self._open_lanes(todo)
+        groups = await self._group(todo)
+        now = await self._opened.now()
+        batches = [self._batch(group, key, now) for group, key in groups]
+        commits = await self._opened.commits()
+        again: list[_Ask] = []
+        for at in range(0, len(batches), LIMITS.batches):
+            some = batches[at : at + LIMITS.batches]
+            outcomes = await self._commit(commits, some, groups[at : at + LIMITS.batches])
+            for (group, _), outcome in zip(groups[at : at + LIMITS.batches], outcomes, strict=True):
+                if isinstance(outcome, Committed):
+                    for ask in group:
+                        ask.outcome = id_text(ask.id)
+                else:
+                    self._forget(outcome)
+                    again += group
+        return await self._read_back(again)
+
+    async def _commit(self, commits: Commits, batches: list[Batch], groups: Sequence[_Group]) -> Sequence[Committed | Conflict]:
+        wake: set[Channel] = {f"lane.{ask.spec.lane}" for group, _ in groups for ask in group}
+        for _ in range(UNKNOWN_ROUNDS - 1):
+            try:
+                return await commits.commit(batches, wake=wake)
+            except OutcomeUnknown:
+                continue
+        return await commits.commit(batches, wake=wake)
+
+    def _forget(self, conflict: Conflict) -> None:
+        for key in conflict.keys:
+            self._lanes.pop(key, None)
+
+    async def _open_lanes(self, todo: list[_Ask]) -> list[_Ask]:
+        """Make sure that the lanes are there and open; a task whose pool has no room for another lane is refused."""
+        missing = {LANE(ask.spec.pool, bytes.fromhex(ask.spec.lane)): ask.spec for ask in todo}
+        missing = {key: spec for key, spec in missing.items() if key not in self._lanes}
+        keys = list(missing)
+        refused: dict[Key, ConvergeError] = {}
+        for at in range(0, len(keys), LIMITS.batches):
+            some = keys[at : at + LIMITS.batches]
+            for key, entry in zip(some, await self._opened.store.get(some), strict=True):
+                seen = lane_seen(entry)
+                if seen is not None and not seen.is_closing:
+                    self._lanes[key] = seen.revision
+                elif error := await self._open_lane(key, missing[key], seen):
+                    refused[key] = error
+        if refused:
+            for ask in todo:
+                ask.outcome = refused.get(LANE(ask.spec.pool, bytes.fromhex(ask.spec.lane)))
+        return [ask for ask in todo if ask.outcome is None]
+
+    async def _open_lane(self, key: Key, spec: Spec, seen: LaneSeen | None) -> ConvergeError | None:
+        pool = await self._opened.pool(spec.pool)
+        if seen is None:
+            (count,) = await self._opened.store.count([LANE(spec.pool)])
+            if count >= LANES:
+                return TooManyLanes(spec.pool, LANES)
+        lane = Lane(spec.pool, spec.topic, spec.type, spec.capabilities)
+        checks: list[Check] = [(key, seen.revision if seen else ABSENT), (POOL(spec.pool), pool.revision)]
+        commits = await self._opened.commits()
+        (outcome,) = await commits.commit([Batch(checks, [(key, encode(lane))])], wake=[f"pool.{spec.pool}"])
+        if isinstance(outcome, Committed):
+            self._lanes[key] = outcome.revision
+        elif POOL(spec.pool) in outcome.keys:
+            self._opened.pools.pop(spec.pool, None)
+            try:
+                await self._opened.pool(spec.pool, is_fresh=True)
+            except NoSuchPool as error:
+                return error
+        return None
+
+    async def _group(self, todo: list[_Ask]) -> list[_Group]:
+        """One group per batch: a task by itself, or all tasks of one ordering key, which share its row."""
+        groups: list[_Group] = []
+        ordered: dict[Key, list[_Ask]] = {}
+        for ask in todo:
+            if LANE(ask.spec.pool, bytes.fromhex(ask.spec.lane)) not in self._lanes:
+                continue  # its lane was lost to another opener: the next round finds it
+            if ask.spec.ordering_key is None:
+                groups.append(([ask], None))
+            else:
+                ordered.setdefault(KEY(ask.spec.pool, ask.spec.ordering_key), []).append(ask)
+        keys = list(ordered)
+        for at in range(0, len(keys), LIMITS.keys):
+            some = keys[at : at + LIMITS.keys]
+            for key, entry in zip(some, await self._opened.store.get(some), strict=True):
+                seen = None if entry is None else KeySeen(entry.revision, decode(entry.value, KeyRow, "key"))
+                groups.append((ordered[key][: LIMITS.batch_ops // 8], seen))
+        return groups
+
+    def _batch(self, group: list[_Ask], key: KeySeen | None, now: int) -> Batch:
+        first = group[0]
+        if first.spec.ordering_key is None:
+            lane = LaneSeen(self._lanes[LANE(first.spec.pool, bytes.fromhex(first.spec.lane))])
+            return submit(first.id, first.spec, lane, None, now)
+        checks: dict[Key, int] = {}
+        puts: dict[Key, bytes] = {}
+        for ask in group:
+            number = key.row.next if key is not None else 0
+            ask.spec = msgspec.structs.replace(ask.spec, number=number)
+            lane = LaneSeen(self._lanes[LANE(ask.spec.pool, bytes.fromhex(ask.spec.lane))])
+            batch = submit(ask.id, ask.spec, lane, key, now)
+            # The row as the store has it is what is checked, the row after the last task is what is put.
+            for checked, revision in batch.checks:
+                checks.setdefault(checked, revision)
+            puts |= dict(batch.puts)
+            row = decode(puts[KEY(ask.spec.pool, ask.spec.ordering_key)], KeyRow, "key")
+            key = KeySeen(key.revision if key is not None else ABSENT, row)
+        put_list: list[Put] = list(puts.items())
+        return Batch(list(checks.items()), put_list)
+
+    async def _read_back(self, again: list[_Ask]) -> list[_Ask]:
+        """Of tasks that met a conflict: those that are there already have their answer."""
+        if not again:
+            return []
+        keys: list[Key] = []
+        for ask in again:
+            keys.append(TASK(ask.id))
+            if ask.spec.dedup_key is not None:
+                keys.append(DEDUP(ask.spec.pool, ask.spec.dedup_key))
+        entries: dict[Key, bytes] = {}
+        for at in range(0, len(keys), LIMITS.keys):
+            for entry in await self._opened.store.get(keys[at : at + LIMITS.keys]):
+                if entry is not None:
+                    entries[entry.key] = entry.value
+        for ask in again:
+            raw = entries.get(TASK(ask.id))
+            dedup = None if ask.spec.dedup_key is None else entries.get(DEDUP(ask.spec.pool, ask.spec.dedup_key))
+            if raw is not None:
+                stored = decode(raw, Spec, id_text(ask.id))
+                is_same = stored.digest == ask.spec.digest and stored.pool == ask.spec.pool and stored.dedup_key == ask.spec.dedup_key
+                ask.outcome = id_text(ask.id) if is_same else DedupConflict(id_text(ask.id), dedup_key=None)
+            elif dedup is not None:
+                id_hex, digest = decode(dedup, tuple[str, str], "dedup key")
+                existing = id_text(bytes.fromhex(id_hex))
+                ask.outcome = existing if digest == ask.spec.digest else DedupConflict(existing, dedup_key=ask.spec.dedup_key)
+        return [ask for ask in again if ask.outcome is None]
+
+
+def _drop_repeats(asks: list[_Ask]) -> list[_Ask]:
+    """A call may name one task, or one dedup key, twice: the second waits for the first, then is read back as any repeated submit is."""
+    seen: set[object] = set()
+    first: list[_Ask] = []
+    repeats: list[_Ask] = []
+    for ask in asks:
+        marks = {ask.id} if ask.spec.dedup_key is None else {ask.id, (ask.spec.pool, ask.spec.dedup_key)}
+        (repeats if marks & seen else first).append(ask)
+        seen |= marks
+    return first + repeats
+
+
+def _answers(asks: list[_Ask]) -> list[str]:
+    refused = next((ask.outcome for ask in asks if isinstance(ask.outcome, ConvergeError)), None)
+    if refused is not None:
+        refused.ids = [ask.outcome if isinstance(ask.outcome, str) else None for ask in asks]  # type: ignore[attr-defined]  # for submit_many's caller
+        raise refused
+    return [str(ask.outcome) for ask in asks]

@@ -1,0 +1,293 @@
+"""TaskManager: submit, claim, finish, cancel, look up."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import Any
+
+import anyio
+
+from converge.codec import encode_plain
+from converge.contracts.store import LIMITS, Conflict, Range, Rest, Store
+from converge.errors import NoSuchTask, OutcomeUnknown, ResultTimeout, StaleClaim, StoreBusy
+from converge.ids import check_name, id_bytes
+from converge.machines.match import Claimer
+from converge.machines.task import (
+    TERMINAL,
+    Cancelled,
+    Completed,
+    Event,
+    Failed,
+    Found,
+    Held,
+    Released,
+    TaskState,
+    is_terminal,
+    step,
+)
+from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, POOL, READY, Key
+from converge.model.task import Task
+from converge.services.around import find, lease_ids, look_around, read_task
+from converge.services.claims import Claims, settle
+from converge.services.finishes import Finishes
+from converge.services.opened import Opened
+from converge.services.results import Results
+from converge.services.spec import to_task
+from converge.services.submits import Submits
+from converge.services.sweep import Sweep
+
+ROUNDS = 60
+"""How often a step looks again when something around the task, not the task itself, has moved."""
+
+PAGE = 200
+
+
+class TaskManager:
+    """Submits tasks and claims them; finishes claims exactly once. Several managers of one store handle share one lease."""
+
+    def __init__(self, store: Store, *, poll_sec: float = 1.0) -> None:
+        self._store = store
+        self._opened = Opened.of(store)
+        self._submits = Submits(self._opened)
+        self._results = Results(self._opened, poll_sec)
+        self._finishes = Finishes(self._opened)
+        self._claims: dict[tuple[str, tuple[str, ...], Claimer], Claims] = {}
+        self._held: dict[bytes, tuple[Found, str]] = {}  # task id: the claim that this manager holds, and for which agent
+        self._sweep = Sweep(self._opened)
+        self._poll_sec = poll_sec
+        self._swept = float("-inf")
+
+    async def submit(self, task: Task) -> str:
+        """Store the task; return its id, or that of the task which already has its dedup key and content.
+
+        Raises:
+            InvalidValue, InvalidName, ValueTooLarge, NoSuchPool, TooManyLanes, DedupConflict: Nothing was submitted.
+            StoreError: As `Store.commit`. Submitting it again is safe if it has an id or a dedup key.
+        """
+        return (await self._submits.submit([task]))[0]
+
+    async def submit_many(self, tasks: Sequence[Task]) -> list[str]:
+        """Store the tasks in few calls; return their ids in order.
+
+        Raises:
+            InvalidValue, InvalidName, ValueTooLarge, NoSuchPool: Nothing was submitted.
+            DedupConflict, TooManyLanes: The first that was refused; the others were submitted (`ids` of the error).
+            StoreError: As `submit`.
+        """
+        return await self._submits.submit(tasks)
+
+    async def claim(
+        self,
+        agent_id: str,
+        pools: Sequence[str],
+        capabilities: Collection[str] = (),
+        topics: Collection[str] | None = None,
+        types: Collection[str] | None = None,
+        limit: int = 1,
+    ) -> list[Task]:
+        """Claim up to `limit` ready tasks that the agent may take, best rank first; an empty list if there are none now.
+
+        The claims live as long as this process's lease, which the first claim opens.
+
+        Raises:
+            NoSuchPool, PoolClosed: The pool is not there, or does not admit the agent.
+            LeaseEnded: This process was away from the store for too long; what it held has gone back.
+            StoreError: As `Store.commit`; nothing is held.
+        """
+        check_name("agent", agent_id)
+        await self._sweep_sometimes()
+        claimer = Claimer.of(capabilities, topics, types)
+        key = (agent_id, tuple(pools), claimer)
+        claims = self._claims.get(key)
+        if claims is None:
+            claims = self._claims[key] = Claims(self._opened, agent_id, pools, claimer)
+        found = await self._take(claims, limit)
+        tasks = []
+        for one in found:
+            self._held[one.id] = (one, agent_id)
+            tasks.append(to_task(one.id, one.spec, one.state, one.place, by=agent_id))
+        return tasks
+
+    async def complete(self, task: Task, result: Any = None) -> None:
+        """End the claim: the task is COMPLETED with this result. Said again, it succeeds again.
+
+        Raises:
+            StaleClaim: The claim is not current; nothing was changed.
+            InvalidValue: The result is not plain data.
+        """
+        await self._finish(task, Completed(encode_plain(result, "result"), task.claimed_by))
+
+    async def fail(self, task: Task, error: str, *, retry: bool = True) -> None:
+        """End the attempt: the task is retried after a while, or FAILED if its attempts are used up or `retry` is False.
+
+        Raises:
+            StaleClaim: The claim is not current; nothing was changed.
+        """
+        await self._finish(task, Failed(str(error), task.claimed_by, retry, self._jitter()))
+
+    async def release(self, task: Task, why: str = "") -> None:
+        """Hand the claim back: the task is ready again at once, and no attempt is counted.
+
+        Raises:
+            StaleClaim: The claim is not current; nothing was changed.
+        """
+        await self._finish(task, Released(task.claimed_by, why))
+
+    async def report(self, agent_id: str, task_id: str, result: Any = None) -> None:
+        """Complete a claim that this manager made for the agent, by the task's id.
+
+        Raises:
+            StaleClaim: This manager holds no such claim.
+        """
+        id_ = id_bytes("task id", task_id)
+        found, holder = self._held.get(id_, (None, ""))
+        if found is None or holder != agent_id:
+            raise StaleClaim(task_id, token=0)
+        await self._finish_found(found, Completed(encode_plain(result, "result"), agent_id))
+
+    async def cancel(self, task_id: str, *, by: str = "", why: str = "") -> bool:
+        """Cancel the task unless it is terminal; tells whether it was cancelled by this call. A running handler is told.
+
+        Raises:
+            NoSuchTask: There is none.
+        """
+        id_ = id_bytes("task id", task_id)
+        for _ in range(ROUNDS):
+            spec, state, place = await find(self._store, id_)
+            if place is None:
+                return False
+            found = Found(id_, spec, state, place)
+            around = await look_around(self._opened, found, needs_lane=False)
+            batch = step(found, Cancelled(by, why), await self._opened.now(), around)
+            wake = {spec.origin} | ({f"lease.{place.lease.hex()}"} if type(place) is Held else set())
+            wake |= {f"lane.{around.successor.spec.lane}"} if around.successor is not None else set()
+            (outcome,) = await (await self._opened.commits()).commit([batch], wake=wake - {""})
+            if not isinstance(outcome, Conflict):
+                self._held.pop(id_, None)
+                return True
+        raise StoreBusy(f"task {task_id} moved {ROUNDS} times while it was being cancelled; ask again")
+
+    async def get(self, task_id: str) -> Task:
+        """Return the task, wherever it stands.
+
+        Raises:
+            NoSuchTask: It was never submitted here, or its retention has passed.
+        """
+        id_ = id_bytes("task id", task_id)
+        spec, state, place = await find(self._store, id_)
+        return to_task(id_, spec, state, place, by=self._held[id_][1] if id_ in self._held else "")
+
+    async def result(self, task_id: str, timeout: float | None = None) -> Task:
+        """Wait until the task is terminal; return it, whatever its state.
+
+        Raises:
+            ResultTimeout: After `timeout` seconds it was not; it goes on.
+            NoSuchTask: There is none, or retention has removed it.
+        """
+        id_ = id_bytes("task id", task_id)
+        with anyio.move_on_after(timeout) as scope:
+            await self._results.wait(id_)
+        spec, state = await read_task(self._store, id_)
+        if is_terminal(state):
+            return to_task(id_, spec, state, None)
+        assert scope.cancelled_caught or timeout is not None, "a wait without a timeout ends with a terminal task"
+        raise ResultTimeout(task_id, timeout or 0.0)
+
+    async def _ids(self, state: TaskState | None, pool_id: str | None) -> AsyncIterator[bytes]:
+        pools = [pool_id] if pool_id is not None else [key[1] async for key, _ in self._keys(POOL())]
+        if state in (None, TaskState.ASSIGNED):
+            for lease in await lease_ids(self._store):
+                async for key, _ in self._keys(HELD(lease)):
+                    yield key[3]
+        if state in (None, TaskState.PENDING):
+            for pool in pools:
+                async for lane, _ in self._keys(LANE(pool)):
+                    async for key, _ in self._keys(READY(lane[2])):
+                        yield key[3]
+                async for _, value in self._keys(ORDER(pool)):
+                    yield bytes.fromhex(value[1:-1].decode())
+            async for key, _ in self._keys(LATER()):
+                yield key[2]
+        for pool in pools:
+            for terminal in sorted(TERMINAL if state is None else TERMINAL & {state}):
+                async for key, _ in self._keys(DONE(pool, terminal.value)):
+                    yield key[4]
+
+    async def _keys(self, prefix: Key) -> AsyncIterator[tuple[Key, bytes]]:
+        after: Rest | None = None
+        while True:
+            (page,) = await self._store.scan([Range(prefix, after, PAGE)])
+            for entry in page:
+                yield entry.key, entry.value
+            if len(page) < PAGE:
+                return
+            after = page[-1].key[len(prefix) :]
+
+    async def _take(self, claims: Claims, limit: int) -> list[Found]:
+        limit = max(1, min(limit, LIMITS.keys))
+        for attempt in range(3):
+            if (attempt or not claims.has_ready) and not await claims.look():
+                return []
+            nonce = self._opened.env.entropy(16)
+            take = await claims.take(limit, nonce)
+            if take is None:
+                continue
+            try:
+                turned = await (await self._opened.commits()).turn([], take)
+            except OutcomeUnknown:
+                await settle(self._opened, nonce)
+                raise
+            if isinstance(turned.taken, Conflict):
+                await claims.refused(turned.taken)
+            elif turned.taken is not None and (found := claims.taken(take, turned.taken)):
+                return found
+        return []
+
+    async def _finish(self, task: Task, event: Event) -> None:
+        id_ = id_bytes("task id", task.id)
+        known = self._held.get(id_)
+        if known is not None and isinstance(known[0].place, Held) and known[0].place.token == task.token:
+            await self._finish_found(known[0], event)
+            return
+        spec, state = await read_task(self._store, id_)
+        lease = await self._opened.lease()
+        await self._finish_found(Found(id_, spec, state, Held(lease.id, bytes.fromhex(task.nonce), task.token)), event)
+
+    async def _finish_found(self, found: Found, event: Event) -> None:
+        try:
+            await self._finishes.finish(found, event)
+        except StaleClaim:
+            self._held.pop(found.id, None)
+            raise
+        self._held.pop(found.id, None)
+
+    async def _sweep_sometimes(self) -> None:
+        monotonic = self._opened.env.monotonic()
+        if monotonic - self._swept >= self._poll_sec:
+            self._swept = monotonic
+            await self._sweep.page()
+
+    def _jitter(self) -> float:
+        return random.Random(self._opened.env.entropy(8)).random()
+
+    # Last, since its name hides the builtin for every annotation after it.
+
+    async def list(self, *, state: TaskState | str | None = None, pool_id: str | None = None, limit: int = 100) -> Sequence[Task]:
+        """Return up to `limit` tasks in that state (any: the live ones first), of that pool (any: all pools).
+
+        A task that moves while the list is made may be in it twice or not at all.
+        """
+        wanted = None if state is None else TaskState(state)
+        tasks: dict[str, Task] = {}
+        async for id_ in self._ids(wanted, pool_id):
+            try:
+                spec, record, place = await find(self._store, id_)
+            except NoSuchTask:
+                continue
+            task = to_task(id_, spec, record, place)
+            if (wanted is None or task.state == wanted) and (pool_id is None or task.pool_id == pool_id):
+                tasks[task.id] = task
+            if len(tasks) >= limit:
+                break
+        return tuple(tasks.values())
