@@ -12,7 +12,7 @@ from converge.ids import id_text
 from converge.machines.lane import Lane
 from converge.machines.match import Claimer, refusal
 from converge.machines.task import Found, Held, Released, step
-from converge.model.keys import HELD, LANE, MEMBER, POOL, READY, STATE, TASK
+from converge.model.keys import HELD, INT_MIN, LANE, MEMBER, POOL, READY, STATE, TASK
 from converge.model.task import Spec, State
 from converge.services.around import look_around
 from converge.services.opened import Opened
@@ -21,6 +21,10 @@ log = logging.getLogger("converge.claims")
 
 FROM_START_EVERY = 8
 """How often a take looks from the start of its lanes, not from the head seen last: what came back with a smaller rank is found then."""
+
+
+_FIRST: Rest = (INT_MIN, bytes(16))
+"""Below every rest of a ready key."""
 
 
 class _LaneSeen:
@@ -99,6 +103,13 @@ class Claims:
     def has_ready(self) -> bool:
         """Whether some lane was seen to have a ready task."""
         return any(lane.head is not None for lane in self._lanes.values())
+
+    def assume_ready(self) -> bool:
+        """Let the next take ask every known lane from its start, without a look first; tells whether any lane is known."""
+        for lane in self._lanes.values():
+            lane.head = _FIRST
+        self._takes = 0
+        return bool(self._lanes)
 
     @property
     def channels(self) -> list[str]:
@@ -194,7 +205,7 @@ def read_found(id_: bytes, raw_spec: bytes | None, raw_state: bytes | None, plac
 
 def _before(head: Rest | None) -> Rest | None:
     """The greatest rest below `head`, so that a range after it begins with `head`."""
-    if head is None:
+    if head is None or head == _FIRST:
         return None
     rank, id_ = head
     number = int.from_bytes(id_, "big")

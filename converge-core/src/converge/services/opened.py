@@ -78,6 +78,12 @@ class Opened:
         self._lease.check_alive()
         return self._lease
 
+    async def forget_lease(self, lease: Lease) -> None:
+        """Let the next caller of `lease` open another one: this one has ended, and what was held under it is the reaper's."""
+        if self._lease is lease:
+            self._lease = None
+            await lease.close()
+
     @property
     def lease_opened(self) -> Lease | None:
         """The lease, if one was opened."""

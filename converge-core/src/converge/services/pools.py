@@ -5,17 +5,19 @@ from __future__ import annotations
 import difflib
 import hashlib
 import hmac
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
 from converge.codec import decode, encode
 from converge.contracts.store import ABSENT, LIMITS, Batch, Conflict, Durability, Range, Store
-from converge.errors import InvalidValue, PoolClosed, Unsupported
+from converge.errors import InvalidValue, PoolClosed, StoreBusy, Unsupported
 from converge.ids import check_name
 from converge.model.keys import JOINED, MEMBER, POOL
 from converge.model.pool import Pool
-from converge.services.opened import Opened
+from converge.services.lease import Lease
+from converge.services.opened import Opened, PoolSeen
 
 ROUNDS = 20
 """How often a change of a pool looks again after losing a race; each loss means that another change has won."""
@@ -91,7 +93,7 @@ class PoolManager:
             if not isinstance(outcome, Conflict):
                 self._opened.pools.pop(pool_id, None)
                 return True
-        raise RuntimeError(f"pool {pool_id} changed {ROUNDS} times while it was being changed")
+        raise StoreBusy(f"pool {pool_id} changed {ROUNDS} times while it was being changed; try again")
 
     async def join_pool(self, agent_id: str, pool_id: str, *, secret: str | None = None) -> bool:
         """Make the agent a member, as long as this process's lease lives; tells whether it was none before.
@@ -101,23 +103,44 @@ class PoolManager:
             PoolClosed: The pool does not admit this agent.
             LeaseEnded: This process has lost its lease.
         """
-        check_name("agent", agent_id)
+        return (await self.join_many([agent_id], pool_id, secret=secret))[0]
+
+    async def join_many(self, agent_ids: Sequence[str], pool_id: str, *, secret: str | None = None) -> list[bool]:
+        """Make the agents members, in few calls; tells of each whether it was none before.
+
+        Raises: As `join_pool`; then none of the agents has joined.
+        """
         lease = await self._opened.lease()
+        is_new: dict[str, bool] = {}
+        todo = [check_name("agent", agent_id) for agent_id in dict.fromkeys(agent_ids)]
         for _ in range(ROUNDS):
             seen = await self._opened.pool(pool_id, is_fresh=True)
-            _admit(seen.pool, agent_id, secret)
-            (member,) = await self._store.get([MEMBER(pool_id, agent_id)])
-            if member is not None and member.value == encode(lease.id.hex()):
-                return False
-            batch = Batch(
-                [(POOL(pool_id), seen.revision), lease.check(), (MEMBER(pool_id, agent_id), member.revision if member else ABSENT)],
-                [(MEMBER(pool_id, agent_id), encode(lease.id.hex())), (JOINED(lease.id, pool_id, agent_id), b"")],
-            )
-            (outcome,) = await (await self._opened.commits()).commit([batch])
-            if not isinstance(outcome, Conflict):
-                return member is None
-            lease.check_not_ended(outcome)
-        raise RuntimeError(f"pool {pool_id} changed {ROUNDS} times while {agent_id} joined")
+            _admit(seen.pool, todo, secret)
+            todo = await self._join(todo, seen, lease, is_new)
+            if not todo:
+                return [is_new[agent_id] for agent_id in agent_ids]
+        raise StoreBusy(f"pool {pool_id} changed {ROUNDS} times while {len(todo)} agents joined; try again")
+
+    async def _join(self, agent_ids: list[str], seen: PoolSeen, lease: Lease, is_new: dict[str, bool]) -> list[str]:
+        """Try each once; answer those that must be tried again."""
+        pool_id, again = seen.pool.id, []
+        commits = await self._opened.commits()
+        for at in range(0, len(agent_ids), LIMITS.batches):
+            some = agent_ids[at : at + LIMITS.batches]
+            batches, asked = [], []
+            for agent_id, member in zip(some, await self._store.get([MEMBER(pool_id, agent_id) for agent_id in some]), strict=True):
+                is_new.setdefault(agent_id, member is None)
+                if member is not None and member.value == encode(lease.id.hex()):
+                    continue
+                checks = [(POOL(pool_id), seen.revision), lease.check(), (MEMBER(pool_id, agent_id), member.revision if member else ABSENT)]
+                puts = [(MEMBER(pool_id, agent_id), encode(lease.id.hex())), (JOINED(lease.id, pool_id, agent_id), b"")]
+                batches.append(Batch(checks, puts))
+                asked.append(agent_id)
+            for agent_id, outcome in zip(asked, await commits.commit(batches), strict=True):
+                if isinstance(outcome, Conflict):
+                    lease.check_not_ended(outcome)
+                    again.append(agent_id)
+        return again
 
     async def leave_pool(self, agent_id: str, pool_id: str) -> bool:
         """End the membership; tells whether there was one."""
@@ -164,13 +187,14 @@ def _checked(pool: Pool | dict[str, Any]) -> Pool:
     return attrs.evolve(pool, allow=tuple(check_name("agent", agent) for agent in pool.allow))
 
 
-def _admit(pool: Pool, agent_id: str, secret: str | None) -> None:
-    if pool.admission == "allow" and agent_id not in pool.allow:
-        raise PoolClosed(pool.id, agent_id, "it is not on the pool's allow-list")
+def _admit(pool: Pool, agent_ids: Sequence[str], secret: str | None) -> None:
+    for agent_id in agent_ids:
+        if pool.admission == "allow" and agent_id not in pool.allow:
+            raise PoolClosed(pool.id, agent_id, "it is not on the pool's allow-list")
     if pool.admission == "secret":
         salt = bytes.fromhex(pool.secret_hash[:32])
         if secret is None or not hmac.compare_digest(_hash(secret, salt), pool.secret_hash):
-            raise PoolClosed(pool.id, agent_id, "the join secret is missing or wrong")
+            raise PoolClosed(pool.id, agent_ids[0], "the join secret is missing or wrong")
 
 
 def _hash(secret: str, salt: bytes) -> str:

@@ -1,0 +1,282 @@
+"""The feed of one group of agents: finishes and the next take go out together, two turns in flight; it sleeps on the store's wake-up."""
+
+from __future__ import annotations
+
+import logging
+import random
+from contextlib import aclosing
+
+import anyio
+from anyio.abc import TaskGroup
+
+from converge.contracts.store import Batch, Channel, Conflict, Take, Taken, Turned
+from converge.env import Env
+from converge.errors import ConvergeError, LeaseEnded, OutcomeUnknown, StaleClaim, StoreError
+from converge.ids import id_text
+from converge.machines.task import Event, Found, Released
+from converge.runtime.agent import Agent
+from converge.runtime.slots import Slots, Why
+from converge.services.claims import Claims, settle
+from converge.services.finishes import Finishes
+from converge.services.opened import Opened
+
+log = logging.getLogger("converge.feed")
+
+PUMPS = 2
+"""Turns in flight: the store works on one while Python runs the handlers of the other."""
+
+BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 2.0
+"""Waits between calls to a store that does not answer: claims resume within the greater of its return."""
+
+
+class Feed:
+    """Claims for a group's free slots, and ends what they have finished."""
+
+    def __init__(self, opened: Opened, claims: Claims, env: Env, group: TaskGroup, poll_sec: float) -> None:
+        self._opened, self._claims, self._env, self._group, self._poll_sec = opened, claims, env, group, poll_sec
+        self.slots = Slots(env, group, self._on_finished)
+        self._finishes = Finishes(opened)
+        self._finished: list[tuple[Found, Event]] = []
+        self._wanted = 0  # slots that a take under way will fill
+        self._event = anyio.Event()
+        self._channels: list[Channel] = []
+        self._watching: anyio.CancelScope | None = None
+        self._woken = True
+        self._assumed = False
+        self._slow = 0
+        self._sending = 0
+        self._idle = anyio.Event()
+        self._look_due = 0.0
+        self.is_draining = False
+        self.completed = 0
+        self.failed = 0
+        self.stale = 0
+        self.error: str | None = None
+
+    def add(self, agent: Agent) -> None:
+        """Let the agent work too."""
+        self.slots.add(agent)
+        self._wake()
+
+    def start(self) -> None:
+        """Start claiming."""
+        for _ in range(PUMPS):
+            self._group.start_soon(self._pump)
+
+    @property
+    def in_hand(self) -> int:
+        """Claims held here: running, queued, or not yet acknowledged as finished."""
+        return self.slots.busy + len(self._finished) + self._slow + self._sending
+
+    def hand_back(self) -> None:
+        """Stop claiming, and release the claims that no worker has begun."""
+        self.is_draining = True
+        self._finished += [(found, Released("", "its process is stopping")) for found in self.slots.take_back()]
+        self._wake()
+
+    async def drain(self) -> None:
+        """Stop claiming; return when everything claimed has ended and the store knows."""
+        self.is_draining = True
+        while self.in_hand or self._wanted:
+            self._idle = anyio.Event()
+            self._wake()
+            await self._idle.wait()
+
+    def _on_finished(self, found: Found, event: Event | None) -> None:
+        if event is not None:
+            self._finished.append((found, event))
+        self._idle.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._event.is_set():
+            self._event.set()
+
+    def _on_wake_up(self) -> None:
+        self._woken = True
+        self._wake()
+
+    async def _pump(self) -> None:
+        backoff_sec = BACKOFF_LEAST_SEC
+        while True:
+            try:
+                if await self._turn():
+                    backoff_sec = BACKOFF_LEAST_SEC
+                    continue
+            except StoreError as error:
+                self.error = str(error)
+                log.warning("the store does not answer, next try in %.2f s: %s", backoff_sec, error)
+                await anyio.sleep(backoff_sec * (0.5 + self._random()))
+                backoff_sec = min(backoff_sec * 2, BACKOFF_GREATEST_SEC)
+                continue
+            except LeaseEnded as error:
+                self.error = str(error)
+                log.error("%s", error)
+                self.lost()
+                if (lease := self._opened.lease_opened) is not None:
+                    await self._opened.forget_lease(lease)
+                continue
+            self.error = None
+            with anyio.move_on_after(self._poll_sec * (0.75 + self._random() / 2)) as scope:
+                await self._event.wait()
+            if self._event.is_set():
+                self._event = anyio.Event()
+            if scope.cancelled_caught:
+                self._woken = True
+
+    async def _turn(self) -> bool:
+        """Do one turn; tell whether there was anything to do."""
+        take, nonce = await self._next_take()
+        finished, self._finished = self._finished, []
+        if take is None and not finished:
+            return False
+        limit = take.limit if take is not None else 0
+        self._wanted += limit
+        self._sending += len(finished)
+        try:
+            await self._send(finished, take, nonce)
+        finally:
+            self._wanted -= limit
+            self._sending -= len(finished)
+            self._idle.set()
+        return True
+
+    async def _next_take(self) -> tuple[Take | None, bytes]:
+        free = self.slots.free - self._wanted
+        if self.is_draining or free <= 0:
+            return None, b""
+        if self._woken:
+            await self._look_or_assume()
+        if not self._claims.has_ready:
+            return None, b""
+        nonce = self._env.entropy(16)
+        return await self._claims.take(free, nonce), nonce
+
+    async def _look_or_assume(self) -> None:
+        """After a wake-up look at what is known first, in the take itself; read pools and lanes again each poll interval, or if that was empty."""
+        self._woken = False
+        now = self._env.monotonic()
+        if now < self._look_due and not self._assumed and self._claims.assume_ready():
+            self._assumed = True
+            return
+        self._assumed = False
+        self._look_due = now + self._poll_sec
+        await self._claims.look()
+        self._watch_lanes()
+
+    async def _send(self, finished: list[tuple[Found, Event]], take: Take | None, nonce: bytes) -> None:
+        batches, sent, slow, wake = await self._plan(finished)
+        if not batches and take is None:
+            await self._finish_slowly(slow)
+            return
+        commits = await self._opened.commits()
+        try:
+            turned = await commits.turn(batches, take, wake=wake)
+        except OutcomeUnknown:
+            self._finished += finished  # to say them again is safe
+            if take is not None:
+                await settle(self._opened, nonce)
+            raise
+        except StoreError:
+            self._finished += finished
+            raise
+        self._take_in(turned, take)
+        slow += self._check_outcomes(sent, turned)
+        await self._finish_slowly(slow)
+        if take is not None and isinstance(turned.taken, Conflict):
+            await self._claims.refused(turned.taken)
+
+    async def _plan(
+        self, finished: list[tuple[Found, Event]]
+    ) -> tuple[list[Batch], list[tuple[Found, Event]], list[tuple[Found, Event]], set[Channel]]:
+        batches: list[Batch] = []
+        sent: list[tuple[Found, Event]] = []
+        slow: list[tuple[Found, Event]] = []
+        wake: set[Channel] = set()
+        now = await self._opened.now() if finished else 0
+        for found, event in finished:
+            planned = self._finishes.plan(found, event, now)
+            if planned is None:
+                slow.append((found, event))
+            else:
+                batches.append(planned[0])
+                wake.add(planned[1])
+                sent.append((found, event))
+        wake.discard("")
+        return batches, sent, slow, wake
+
+    def _take_in(self, turned: Turned, take: Take | None) -> None:
+        taken = turned.taken
+        if take is None or not isinstance(taken, Taken):
+            return
+        claims = self._claims.taken(take, taken)
+        if claims:
+            self._assumed = False
+            self.slots.give(claims)
+        elif self._assumed:
+            self._woken = True  # the wake-up was for a lane that is not known yet: look
+            self._wake()
+
+    def _check_outcomes(self, sent: list[tuple[Found, Event]], turned: Turned) -> list[tuple[Found, Event]]:
+        """Count what ended; return what met a conflict, to be looked at one by one."""
+        slow = []
+        for (found, event), outcome in zip(sent, turned.outcomes, strict=True):
+            if isinstance(outcome, Conflict):
+                slow.append((found, event))
+            else:
+                self._count(event)
+        return slow
+
+    async def _finish_slowly(self, slow: list[tuple[Found, Event]]) -> None:
+        self._slow += len(slow)
+        for at, (found, event) in enumerate(slow):
+            try:
+                await self._finishes.finish(found, event)
+                self._count(event)
+            except StaleClaim as error:
+                self.stale += 1
+                log.warning("%s", error)
+            except StoreError:
+                self._finished += slow[at:]
+                self._slow -= len(slow) - at
+                raise
+            except ConvergeError as error:
+                log.error("task %s could not be ended: %s", id_text(found.id), error)
+            self._slow -= 1
+
+    def _count(self, event: Event) -> None:
+        name = type(event).__name__
+        if name == "Completed":
+            self.completed += 1
+        elif name == "Failed":
+            self.failed += 1
+
+    def _watch_lanes(self) -> None:
+        channels = self._claims.channels
+        if channels == self._channels:
+            return
+        self._channels = channels
+        if self._watching is not None:
+            self._watching.cancel()
+        self._watching = anyio.CancelScope()
+        self._group.start_soon(self._watch, channels, self._watching)
+
+    async def _watch(self, channels: list[Channel], scope: anyio.CancelScope) -> None:
+        with scope:
+            while True:
+                try:
+                    async with aclosing(self._opened.store.watch(channels)) as watch:  # type: ignore[type-var]  # every watch is an async generator
+                        async for _ in watch:
+                            self._on_wake_up()
+                except StoreError as error:
+                    log.warning("the store's wake-ups are lost, polling until they are back: %s", error)
+                await anyio.sleep(self._poll_sec)
+
+    def lost(self) -> None:
+        """The lease is gone, and with it every claim."""
+        self._finished.clear()
+        self.slots.take_back()
+        self.slots.cancel(Why.LEASE_LOST)
+
+    def _random(self) -> float:
+        return random.Random(self._env.entropy(8)).random()

@@ -1,0 +1,237 @@
+"""The node: one process's store, lease, agents and feeds, and its endpoint where it has one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any
+
+import anyio
+import attrs
+from anyio.abc import TaskGroup
+
+from converge.contracts.store import Batch, Range, Store
+from converge.env import SYSTEM, Env
+from converge.errors import LeaseEnded, StoreError, Unsupported
+from converge.machines.match import Claimer
+from converge.model.identity import Identity
+from converge.model.keys import NOTICE
+from converge.model.message import Receipt
+from converge.model.pool import Pool
+from converge.runtime.agent import Agent, check_agent_class, claimer_of, claims_tasks, is_async
+from converge.runtime.feed import Feed
+from converge.runtime.reaper import Reaper
+from converge.runtime.slots import Why
+from converge.services.claims import Claims
+from converge.services.lease import Lease, LeaseSettings
+from converge.services.opened import Opened
+from converge.services.opening import open_store
+from converge.services.pools import PoolManager
+from converge.services.tasks import TaskManager
+
+log = logging.getLogger("converge.node")
+
+TICK_GREATEST_SEC = 0.5
+"""How often the watchdog looks at the lease: often enough that handlers stop well within the lease's margin."""
+
+RELEASE_SEC = 5.0
+"""How long a node that stops tries to hand its claims back; past that they go back with its lease."""
+
+
+@attrs.frozen(kw_only=True)
+class NodeSettings:
+    """What a node is made of; `docs/reference/config.md` says what each means."""
+
+    store: str = "memory:"
+    transport: str = ""
+    plugins: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    network: str = "converge"
+    advertise: str = ""
+    lease_sec: float = 15.0
+    stall_sec: float = 150.0
+    grace_sec: float = 25.0
+    poll_sec: float = 1.0
+    options: dict[str, Any] = attrs.field(factory=dict)
+
+
+class Node:
+    """One process of the network. Entered with `async with`, it opens the store and, if a transport is named, listens; leaving it stops everything.
+
+    Its keyword arguments are the attributes of `NodeSettings`; a store that is open already may be given in place of a URL, and is not closed.
+    """
+
+    def __init__(self, *, store: str | Store = "memory:", env: Env = SYSTEM, **settings: Any) -> None:
+        self._given = store if isinstance(store, Store) else None
+        self.settings = NodeSettings(store=store if isinstance(store, str) else "", **settings)
+        self.env = env
+        self.agents: dict[str, Agent] = {}
+        self.identity = Identity.generate(env.entropy)
+        self._stack = AsyncExitStack()
+        self._feeds: dict[tuple[tuple[str, ...], Claimer], Feed] = {}
+        self._stopping: bool = False
+
+    async def __aenter__(self) -> Node:
+        async with AsyncExitStack() as stack:
+            self.store: Store = self._given or await stack.enter_async_context(
+                open_store(self.settings.store, plugins=self.settings.plugins, network=self.settings.network, options=self.settings.options)
+            )
+            lease = LeaseSettings(lease_sec=self.settings.lease_sec, stall_sec=self.settings.stall_sec, node_key=self.identity.public_key.hex())
+            self.opened = Opened.of(self.store, self.env, lease)
+            self.pools = PoolManager(self.store)
+            self.tasks = TaskManager(self.store, poll_sec=self.settings.poll_sec)
+            self._group: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
+            stack.push_async_callback(self._cancel_group)
+            self._group.start_soon(Reaper(self.opened, self.settings.poll_sec).run)
+            self._group.start_soon(self._watchdog)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
+        try:
+            await self.stop()
+        finally:
+            is_handled = await self._stack.__aexit__(kind, error, trace)
+        return is_handled
+
+    async def _cancel_group(self) -> None:
+        self._group.cancel_scope.cancel()
+
+    async def spawn(self, agent: type[Agent], count: int = 1, pool: str | Sequence[str] | None = None) -> list[Agent]:
+        """Start `count` agents of the class in the pool, several pools, or none (messages only); create pools that are missing.
+
+        Raises:
+            InvalidValue, InvalidName, Unsupported: The class, the count or the pool cannot be used; nothing was started.
+            PoolClosed: A pool does not admit them.
+        """
+        check_agent_class(agent)
+        pools = (pool,) if isinstance(pool, str) else tuple(pool or ())
+        for pool_id in pools:
+            await self.pools.create_pool(Pool(id=pool_id))
+        agents = [self._make(agent, pools) for _ in range(count)]
+        for pool_id in pools:
+            await self.pools.join_many([one.id for one in agents], pool_id)
+        for one in agents:
+            await _call(one.on_start)
+            self.agents[one.id] = one
+        if pools and claims_tasks(agent):
+            feed = self._feed(pools, claimer_of(agent), agents[0].id)
+            for one in agents:
+                feed.add(one)
+        return agents
+
+    def _make(self, cls: type[Agent], pools: tuple[str, ...]) -> Agent:
+        one = cls()
+        one.identity = Identity.generate(self.env.entropy)
+        one.id, one.node, one.pools = one.identity.id, self, pools
+        one.log = logging.LoggerAdapter(logging.getLogger(f"converge.agent.{cls.__name__}"), {"agent": one.id})
+        return one
+
+    def _feed(self, pools: tuple[str, ...], claimer: Claimer, agent_id: str) -> Feed:
+        feed = self._feeds.get((pools, claimer))
+        if feed is None:
+            claims = Claims(self.opened, agent_id, pools, claimer)
+            feed = self._feeds[pools, claimer] = Feed(self.opened, claims, self.env, self._group, self.settings.poll_sec)
+            feed.start()
+        return feed
+
+    @property
+    def feeds(self) -> Sequence[Feed]:
+        """The feeds, one per group of agents that claim alike."""
+        return tuple(self._feeds.values())
+
+    async def send(self, to: str, payload: Any, *, ack: str | None = "accepted", timeout: float = 10.0, sender: str | None = None) -> Receipt:
+        """Send a message to an agent by id."""
+        raise Unsupported("messages need a transport")
+
+    async def ask(self, to: str, payload: Any, *, timeout: float = 10.0, sender: str | None = None) -> Any:
+        """Send a message and return the answer of the recipient's handler."""
+        raise Unsupported("messages need a transport")
+
+    async def stop(self, *, grace_sec: float | None = None) -> None:
+        """Stop claiming, let handlers end within the grace time, hand the rest back, end the lease. A second call returns at once."""
+        if self._stopping:
+            return
+        self._stopping = True
+        grace_sec = self.settings.grace_sec if grace_sec is None else grace_sec
+        with anyio.CancelScope(shield=True):
+            await self._drain(grace_sec)
+            for one in self.agents.values():
+                await _call_logged(one.on_stop, one)
+            with anyio.move_on_after(RELEASE_SEC):
+                await self._end_lease()
+
+    async def _drain(self, grace_sec: float) -> None:
+        async with anyio.create_task_group() as group:
+            for feed in self.feeds:
+                group.start_soon(self._drain_feed, feed, grace_sec)
+
+    async def _drain_feed(self, feed: Feed, grace_sec: float) -> None:
+        feed.hand_back()
+        with anyio.move_on_after(grace_sec):
+            await feed.drain()
+            return
+        log.warning("%d tasks did not end within %.0f s; they are handed back", feed.slots.cancel(Why.STOPPING), grace_sec)
+        with anyio.move_on_after(RELEASE_SEC):
+            await feed.drain()
+
+    async def _end_lease(self) -> None:
+        """End the lease and sweep up what it leaves, so that others see no agent, no membership and no claim of this node."""
+        sweep = Reaper(self.opened, self.settings.poll_sec).sweep
+        try:
+            lease = self.opened.lease_opened
+            await self.opened.close()
+            while lease is not None and await sweep.put_back():
+                pass
+        except StoreError as error:
+            log.warning("the lease could not be ended in the store, it will end by itself: %s", error)
+
+    async def _watchdog(self) -> None:
+        """Beat for the lease, stop handlers when it is lost, end what runs too long, and hear of cancelled claims."""
+        notices_due = 0.0
+        while True:
+            lease = self.opened.lease_opened
+            if lease is not None:
+                lease.beat()
+                if lease.remaining_sec() <= 0 and not self._stopping:
+                    await self._lost(lease)
+                elif self.env.monotonic() >= notices_due:
+                    notices_due = self.env.monotonic() + self.settings.lease_sec / 3
+                    await self._read_notices(lease)
+            due = [at for at in (feed.slots.cancel_timed_out() for feed in self.feeds) if at is not None]
+            tick_sec = min(TICK_GREATEST_SEC, self.settings.lease_sec / 20)
+            if due:
+                tick_sec = min(tick_sec, max(0.005, min(due) - self.env.monotonic()))
+            await anyio.sleep(tick_sec)
+
+    async def _lost(self, lease: Lease) -> None:
+        log.error("the lease was lost (%s): handlers are cancelled, what they held goes back", lease.why_ended or "renewals did not reach the store")
+        for feed in self.feeds:
+            feed.lost()
+        await self.opened.forget_lease(lease)
+
+    async def _read_notices(self, lease: Lease) -> None:
+        try:
+            (page,) = await self.store.scan([Range(NOTICE(lease.id), None, 200)])
+            ids = {entry.key[2] for entry in page}
+            if ids:
+                for feed in self.feeds:
+                    feed.slots.cancel(Why.CANCELLED, ids)
+                await (await self.opened.commits()).commit([Batch((), (), [entry.key for entry in page])])
+        except (StoreError, LeaseEnded) as error:
+            log.warning("notices of cancelled tasks could not be read: %s", error)
+
+
+async def _call(handler: Any) -> None:
+    if is_async(handler):
+        await handler()
+    else:
+        await anyio.to_thread.run_sync(handler)
+
+
+async def _call_logged(handler: Any, agent: Agent) -> None:
+    try:
+        await _call(handler)
+    except Exception:  # an agent's boundary: the others stop as they should
+        agent.log.exception("on_stop failed")

@@ -1,0 +1,41 @@
+"""The reaper: sweeps the store for all processes, paced and jittered; every node has one, and any of them suffices."""
+
+from __future__ import annotations
+
+import logging
+import random
+
+import anyio
+
+from converge.errors import StoreError
+from converge.services.opened import Opened
+from converge.services.sweep import Sweep
+
+log = logging.getLogger("converge.reaper")
+
+PAUSE_SEC = 0.002
+"""Between two pages while there is something to do: others get their turn at the store."""
+
+
+class Reaper:
+    """Runs sweeps until it is cancelled."""
+
+    def __init__(self, opened: Opened, poll_sec: float) -> None:
+        self._opened, self._poll_sec = opened, poll_sec
+        self.sweep = Sweep(opened)
+
+    async def run(self) -> None:
+        """Sweep a page; go on at once while there is work, else sleep for a poll interval, or until the next task is due."""
+        while True:
+            try:
+                moved = await self.sweep.page()
+            except StoreError as error:
+                log.warning("the sweep waits for the store: %s", error)
+                moved = 0
+            await anyio.sleep(PAUSE_SEC if moved else await self._pause_sec())
+
+    async def _pause_sec(self) -> float:
+        pause_sec = self._poll_sec * (0.75 + random.Random(self._opened.env.entropy(8)).random() / 2)
+        if self.sweep.next_due is None:
+            return pause_sec
+        return max(PAUSE_SEC, min(pause_sec, (self.sweep.next_due - await self._opened.now()) / 1_000_000))

@@ -1,0 +1,198 @@
+"""Slots: persistent workers that run handlers. Starting a task for each task would cost more than most tasks."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+
+from converge.codec import encode_plain
+from converge.env import Env
+from converge.errors import ConvergeError
+from converge.ids import id_text
+from converge.machines.task import Completed, Event, Failed, Found, Released
+from converge.runtime.agent import Agent, is_async, with_inputs
+from converge.services.spec import to_task
+
+log = logging.getLogger("converge.slots")
+
+RUN_BEFORE_YIELD = 16
+"""Handlers that never wait run one after another; after this many the worker lets the loop's other tasks run."""
+
+
+class Why(Enum):
+    """Why a running handler is cancelled."""
+
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    LEASE_LOST = "lease lost"
+    STOPPING = "stopping"
+
+
+class Slot:
+    """One place in which an agent works on one task at a time."""
+
+    __slots__ = ("agent", "current", "scope", "started", "why")
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.current: Found | None = None
+        self.scope: anyio.CancelScope | None = None
+        self.started = 0.0
+        self.why: Why | None = None
+
+    def cancel(self, why: Why) -> None:
+        """Cancel the handler that runs here."""
+        self.why = why
+        if self.scope is not None:
+            self.scope.cancel()
+
+
+class Slots:
+    """The workers of one group of agents. `give` hands claims to them; `finished` gets how each ended, through `on_finished`."""
+
+    def __init__(self, env: Env, group: TaskGroup, on_finished: Callable[[Found, Event | None], None]) -> None:
+        self._env, self._group, self._on_finished = env, group, on_finished
+        self._unstarted: deque[Slot] = deque()  # a worker is started when there is work for it, so an idle agent costs nothing
+        self._queue: deque[Found] = deque()
+        self._parked: deque[anyio.Event] = deque()
+        self._is_waking = False
+        self._threads = CapacityLimiter(1)
+        self._timeouts: list[tuple[float, int, Slot, bytes]] = []
+        self._number = 0
+        self.slots: list[Slot] = []
+        self.busy = 0
+
+    def add(self, agent: Agent) -> None:
+        """Add the agent's slots."""
+        slots = [Slot(agent) for _ in range(agent.concurrency)]
+        self.slots += slots
+        self._unstarted.extend(slots)
+        self._threads.total_tokens = len(self.slots)
+
+    @property
+    def free(self) -> int:
+        """How many more claims can be worked on at once."""
+        return len(self.slots) - self.busy
+
+    def give(self, claims: list[Found]) -> None:
+        """Hand claims over, at most `free`."""
+        self.busy += len(claims)
+        self._queue.extend(claims)
+        self._wake_one()
+
+    def take_back(self) -> list[Found]:
+        """Return the claims that no worker has begun."""
+        queued = list(self._queue)
+        self._queue.clear()
+        self.busy -= len(queued)
+        return queued
+
+    def cancel(self, why: Why, ids: set[bytes] | None = None) -> int:
+        """Cancel the running handlers, or those of these tasks; answer how many."""
+        running = [slot for slot in self.slots if slot.current is not None and (ids is None or slot.current.id in ids)]
+        for slot in running:
+            slot.cancel(why)
+        return len(running)
+
+    def cancel_timed_out(self) -> float | None:
+        """Cancel what has run too long; answer when to look again (monotonic seconds), or None if nothing has a timeout."""
+        now = self._env.monotonic()
+        while self._timeouts and self._timeouts[0][0] <= now:
+            _, _, slot, nonce = heapq.heappop(self._timeouts)
+            if slot.current is not None and slot.why is None and slot.current.id + slot.current.place[1] == nonce:  # type: ignore[misc]  # a claim's place
+                slot.cancel(Why.TIMEOUT)
+        return self._timeouts[0][0] if self._timeouts else None
+
+    def _wake_one(self) -> None:
+        """Wake or start one worker; it wakes the next before it begins, so as many run as have something to wait for."""
+        if not self._queue or self._is_waking:
+            return
+        if self._parked:
+            self._is_waking = True
+            self._parked.popleft().set()
+        elif self._unstarted:
+            self._is_waking = True
+            self._group.start_soon(self._work, self._unstarted.popleft())
+
+    async def _work(self, slot: Slot) -> None:
+        while True:
+            with anyio.CancelScope() as scope:
+                slot.scope, slot.why = scope, None
+                await self._serve(slot, scope)
+            self._cancelled(slot)
+
+    def _cancelled(self, slot: Slot) -> None:
+        """Its handler was cancelled: say how the attempt ended."""
+        found, why = slot.current, slot.why
+        slot.current = None
+        if found is None:
+            return
+        if why is Why.TIMEOUT:
+            self._end(found, Failed(f"timed out after {found.spec.timeout_sec:g} s", slot.agent.id, True, self._jitter()))
+        elif why is Why.STOPPING:
+            self._end(found, Released(slot.agent.id, "its process is stopping"))
+        else:
+            self._end(found, None)  # the store knows already, or the lease is gone
+
+    async def _serve(self, slot: Slot, scope: anyio.CancelScope) -> None:
+        in_a_row = 0
+        self._is_waking = False
+        while not scope.cancel_called:
+            if not self._queue:
+                event = anyio.Event()
+                self._parked.append(event)
+                try:
+                    await event.wait()
+                finally:
+                    self._is_waking = False
+                in_a_row = 0
+                continue
+            found = self._queue.popleft()
+            self._wake_one()
+            slot.current = found
+            event_ = await self._run(slot, found)
+            slot.current = None
+            self._end(found, event_)
+            in_a_row += 1
+            if in_a_row >= RUN_BEFORE_YIELD and self._queue:
+                in_a_row = 0
+                await checkpoint()
+
+    async def _run(self, slot: Slot, found: Found) -> Event:
+        agent = slot.agent
+        slot.started = self._env.monotonic()
+        if found.spec.timeout_sec is not None:
+            self._number += 1
+            heapq.heappush(self._timeouts, (slot.started + found.spec.timeout_sec, self._number, slot, found.id + found.place[1]))  # type: ignore[misc]
+        try:
+            task = to_task(found.id, found.spec, found.state, found.place, by=agent.id)
+            if agent.inputs is not None:
+                task = with_inputs(task, agent.inputs)
+            handler: Callable[..., Any] = agent.on_task
+            if is_async(handler):
+                result = await handler(task)
+            else:
+                result = await to_thread.run_sync(handler, task, abandon_on_cancel=True, limiter=self._threads)
+            return Completed(b"null" if result is None else encode_plain(result, "result"), agent.id)
+        except ConvergeError as error:
+            agent.log.warning("task %s failed: %s", id_text(found.id), error)
+            return Failed(f"{type(error).__name__}: {error}", agent.id, True, self._jitter())
+        except Exception as error:  # a task's boundary: the agent goes on
+            agent.log.exception("task %s failed", id_text(found.id))
+            return Failed(f"{type(error).__name__}: {error}", agent.id, True, self._jitter())
+
+    def _end(self, found: Found, event: Event | None) -> None:
+        self.busy -= 1
+        self._on_finished(found, event)
+
+    def _jitter(self) -> float:
+        return int.from_bytes(self._env.entropy(4), "big") / 2**32
