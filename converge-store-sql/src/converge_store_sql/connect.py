@@ -1,0 +1,139 @@
+"""Connections to the server: a few are kept, each serves one call at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlunsplit
+
+import anyio
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from converge.errors import Unsupported
+from converge_store_sql._errors import call_failed, connecting_failed, sqlstate
+from converge_store_sql.dialects import SESSION, check_url, redacted
+from converge_store_sql.options import SqlOptions
+
+STATEMENTS = 1_000
+"""Prepared statements that a connection keeps: more than there are shapes of calls, so that none is planned twice."""
+
+CLOSE_SEC = 5.0
+
+
+class Connections:
+    """The connections of one handle. Nobody else uses them, so nothing is reset between calls, and SQLAlchemy's own pool stays out of the way."""
+
+    def __init__(self, url: str, options: SqlOptions) -> None:
+        split = check_url(url)
+        self.where = redacted(split)
+        self._dsn = urlunsplit(split)
+        self._options = options
+        self._engine = _engine(self._dsn, options)
+        self._free: list[tuple[AsyncConnection, Any]] = []
+        self._room = asyncio.Semaphore(options.connections)
+
+    async def run(self, text: str, arguments: Sequence[Any], *, writes: bool) -> Sequence[Sequence[Any]]:
+        """Run one statement as a transaction of its own; answer its rows.
+
+        Raises:
+            Retry: The server undid it for a reason that will pass.
+            StoreError: As `_errors` names them.
+        """
+        async with self._room:
+            connection, driver = await self._take()
+            is_sound = False
+            try:
+                result = await connection.exec_driver_sql(text, tuple(arguments))
+                rows: Sequence[Sequence[Any]] = result.all() if result.returns_rows else ()
+                is_sound = True
+                return rows
+            except (DBAPIError, OSError, TimeoutError) as error:
+                # An error that the server sent leaves the connection as it was; after any other its state is not known.
+                is_sound = sqlstate(error) is not None and not driver.is_closed()
+                raise call_failed(error, self.where, writes=writes) from error
+            finally:
+                if is_sound:
+                    self._free.append((connection, driver))
+                else:
+                    await _discard(connection, driver)
+
+    @asynccontextmanager
+    async def driver(self) -> AsyncIterator[Any]:
+        """A connection of the driver that is not shared, closed at the end: to create tables, to listen."""
+        connection, driver = await self._connect()
+        try:
+            yield driver
+        except (DBAPIError, OSError, TimeoutError) as error:
+            raise call_failed(error, self.where, writes=False) from error
+        except Exception as error:
+            if sqlstate(error) is None:
+                raise
+            raise call_failed(error, self.where, writes=False) from error
+        finally:
+            await _discard(connection, driver)
+
+    async def close(self) -> None:
+        """Close every connection that is not in use."""
+        with anyio.move_on_after(CLOSE_SEC, shield=True):
+            while self._free:
+                connection, _ = self._free.pop()
+                await connection.close()
+            await self._engine.dispose()
+
+    async def _take(self) -> tuple[AsyncConnection, Any]:
+        while self._free:
+            connection, driver = self._free.pop()
+            if not driver.is_closed():
+                return connection, driver
+            await _discard(connection, driver)  # the server went away meanwhile
+        return await self._connect()
+
+    async def _connect(self) -> tuple[AsyncConnection, Any]:
+        try:
+            connection = await self._engine.connect()
+            raw = await connection.get_raw_connection()
+        except Exception as error:
+            raise connecting_failed(error, self.where) from error
+        return connection, raw.driver_connection
+
+
+def _engine(dsn: str, options: SqlOptions) -> AsyncEngine:
+    try:
+        import asyncpg
+    except ImportError as error:
+        raise Unsupported("PostgreSQL needs its driver; `pip install converge-store-sql[postgresql]`") from error
+    arguments: dict[str, Any] = {
+        "dsn": dsn,
+        "timeout": options.connect_timeout_sec,
+        "command_timeout": options.timeout_sec,
+        "statement_cache_size": 0,  # SQLAlchemy keeps the prepared statements
+        "server_settings": {**SESSION, "lock_timeout": f"{options.lock_timeout_sec * 1000:.0f}"},
+    }
+    if options.password_file is not None:
+        path = options.password_file
+        arguments["password"] = lambda: _password(path)
+
+    def creator() -> Any:
+        # The form that SQLAlchemy's documentation asks for where the size of the statement cache is to be set as well.
+        dialect: Any = engine.dialect
+        return dialect.dbapi.connect(async_creator_fn=asyncpg.connect, prepared_statement_cache_size=STATEMENTS, **arguments)
+
+    engine = create_async_engine("postgresql+asyncpg://", creator=creator, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    return engine
+
+
+async def _password(path: Path) -> str:
+    lines = (await anyio.Path(path).read_text()).splitlines()
+    return lines[0] if lines else ""
+
+
+async def _discard(connection: AsyncConnection, driver: Any) -> None:
+    driver.terminate()
+    with anyio.move_on_after(CLOSE_SEC, shield=True):
+        await connection.invalidate()
+        await connection.close()

@@ -1,0 +1,65 @@
+"""What differs between databases: which schemes there are, what a connection must be told, what its settings promise."""
+
+from __future__ import annotations
+
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+from converge.contracts.store import Durability
+from converge.errors import InvalidValue, Unsupported
+
+POSTGRESQL = ("postgresql", "postgres")
+LATER = ("sqlite", "mysql", "mariadb")
+LEAST_VERSION = 140000
+
+SESSION = {
+    "application_name": "converge",
+    "default_transaction_isolation": "read committed",  # a lock that was waited for is followed by the row's newest version
+    "default_transaction_read_only": "off",
+    # One prepared statement serves every call of its shape, and each of its joins is one index lookup a row. What the planner would rather do
+    # rests on how large a table was when the statement was planned: a plan made on an empty table scans it all when it has grown.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_bitmapscan": "off",
+    "enable_material": "off",
+    "max_parallel_workers_per_gather": "0",
+    "jit": "off",
+}
+"""Settings of every connection."""
+
+SETTINGS = """select current_setting('server_version_num')::integer, current_setting('fsync'), current_setting('full_page_writes'),
+    current_setting('synchronous_commit'), current_setting('synchronous_standby_names'), pg_is_in_recovery()"""
+
+
+def check_url(url: str) -> SplitResult:
+    """Split a URL of a database that this release can use.
+
+    Raises:
+        Unsupported: The database comes with a later release.
+        InvalidValue: It is not the URL of a database.
+    """
+    split = urlsplit(url)
+    scheme = split.scheme.partition("+")[0]
+    if scheme in LATER:
+        raise Unsupported(f"{scheme}: is not supported by this release of converge-store-sql; use postgresql://, or file:PATH for an embedded store")
+    if scheme not in POSTGRESQL:
+        raise InvalidValue("store", redacted(split), "a URL postgresql://[USER@]HOST[:PORT]/DATABASE")
+    if "+" in split.scheme and split.scheme.partition("+")[2] != "asyncpg":
+        raise Unsupported(f"{split.scheme}: this release of converge-store-sql talks to PostgreSQL through asyncpg; write postgresql://")
+    return split._replace(scheme="postgresql")
+
+
+def redacted(split: SplitResult) -> str:
+    """The URL without its password and its query, which may hold another."""
+    user, at, host = split.netloc.rpartition("@")
+    return urlunsplit((split.scheme, f"{user.partition(':')[0]}{at}{host}", split.path, "", ""))
+
+
+def durability(fsync: str, full_page_writes: str, synchronous_commit: str, standbys: str) -> Durability:
+    """What an acknowledged commit survives with these settings of the server."""
+    if synchronous_commit == "off":
+        return Durability.D0  # it may still be in the server's memory when the server is killed
+    if fsync == "off" or full_page_writes == "off":
+        return Durability.D1
+    return Durability.D3 if standbys.strip() and synchronous_commit in ("on", "remote_apply") else Durability.D2

@@ -1,0 +1,33 @@
+"""Pieces of SQL that the statements share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+NOW = "(extract(epoch from clock_timestamp()) * 1000000)::bigint"
+"""Store time. Never `now()`, which is the start of the transaction."""
+
+
+def unnest(args: Sequence[tuple[str, str]], start: int, alias: str = "q") -> str:
+    """Rows of the arrays that are the arguments after `start`; each of `args` is a column and its type."""
+    arrays = ", ".join(f"${start + n}::{kind}[]" for n, (_, kind) in enumerate(args, start=1))
+    return f"unnest({arrays}) {alias}({', '.join(name for name, _ in args)})"
+
+
+def listed(names: Sequence[str], alias: str) -> str:
+    """The columns of one table."""
+    return ", ".join(f"{alias}.{name}" for name in names)
+
+
+def match_all(names: Sequence[str]) -> str:
+    """The row of table t that has the key of a row of q."""
+    return " and ".join(f"t.{name} = q.{name}" for name in names)
+
+
+def within(names: Sequence[str], prefix_length: int, *, has_after: bool) -> str:
+    """The rows of table t within a range r."""
+    terms = [f"t.{names[n]} = r.p{n}" for n in range(prefix_length)]
+    if has_after:
+        bounds = ", ".join(f"r.a{n}" for n in range(prefix_length, len(names)))
+        terms.append(f"({listed(names[prefix_length:], 't')}) > ({bounds})")
+    return " and ".join(terms) or "true"

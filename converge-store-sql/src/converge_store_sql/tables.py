@@ -1,0 +1,109 @@
+"""The tables: one for each family of keys, with real columns, under a prefix of the network's name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from converge.errors import InvalidName
+from converge.model.keys import FAMILIES, HASH, ID, INT, Family, Part
+
+NETWORK = re.compile(r"[a-z_][a-z0-9_]{0,30}")
+"""What a network may be called here: its name begins every table's name, unquoted and within the 63 bytes of an identifier."""
+
+SYNTHETIC = "one"
+"""The column of a family without parts: a table needs a primary key, so its only key has 0 here."""
+
+UPDATED = frozenset({"state", "lane", "key", "expiry", "pool", "lease", "dedup", "member", "agent", "joined", "epoch"})
+"""Families whose keys are put again: room in each page lets an update stay there and leave the index alone."""
+
+NARROW = frozenset({"ready", "later", "limit", "held", "order", "notice"})
+"""Families through which every task passes: rows live briefly, so their dead versions are removed eagerly."""
+
+
+def check_network(name: str) -> str:
+    """Return the name if tables can be called after it.
+
+    Raises:
+        InvalidName: It cannot be the beginning of a table's name.
+    """
+    if not NETWORK.fullmatch(name):
+        raise InvalidName("network", name, "a lower-case letter or _, then at most 30 of [a-z0-9_], for it begins the names of tables")
+    return name
+
+
+def table(network: str, family: Family) -> str:
+    """The name of a family's table, as it stands in SQL."""
+    return f"{network}_{family}"
+
+
+def columns(family: Family) -> Sequence[str]:
+    """The quoted columns of a family's key, in key order."""
+    return tuple(f'"{name}"' for name in family.parts) or (f'"{SYNTHETIC}"',)
+
+
+def types(family: Family) -> Sequence[str]:
+    """The SQL type of each column of `columns`."""
+    return tuple(sql_type(part) for part in family.parts.values()) or ("bigint",)
+
+
+def sql_type(part: Part) -> str:
+    """The SQL type of a part; a name gets its collation from its column."""
+    if part is INT:
+        return "bigint"
+    return "bytea" if part in (ID, HASH) else "text"
+
+
+def create_tables(network: str) -> str:
+    """The statements that make all tables, the sequence, the function and the view of a network."""
+    statements = [_create_table(network, family) for family in FAMILIES.values()]
+    statements += [
+        # No cache: a cached range would hand out revisions out of order between connections (S-6).
+        f"create sequence {network}_revision as bigint cache 1",
+        _LOST_RACE.format(network=network),
+        _WAITER.format(network=network),
+        _TASKS.format(network=network),
+    ]
+    return ";\n".join(statements)
+
+
+def _create_table(network: str, family: Family) -> str:
+    keys = columns(family)
+    lines = [f"{column} {_COLUMN_TYPES[kind]} not null" for column, kind in zip(keys, types(family), strict=True)]
+    lines += ["value bytea not null", "revision bigint not null", f"primary key ({', '.join(keys)})"]
+    settings = {"vacuum_truncate": "off"}  # cutting the file's end takes an exclusive lock that stalls every claim
+    if family in UPDATED:
+        settings["fillfactor"] = "70"
+    if family in NARROW or family in UPDATED:
+        settings |= {
+            "autovacuum_vacuum_scale_factor": "0.01",
+            "autovacuum_vacuum_threshold": "2000",
+            "autovacuum_vacuum_cost_delay": "0",
+        }
+    listed = ", ".join(f"{name} = {value}" for name, value in settings.items())
+    return f"create table {table(network, family)} ({', '.join(lines)}) with ({listed})"
+
+
+_COLUMN_TYPES = {"bytea": "bytea", "bigint": "bigint", "text": 'text collate "C"'}
+
+# A statement that finds its snapshot overtaken ends itself with the code of a serialization failure, and is run again.
+_LOST_RACE = """create function {network}_lost_race() returns bigint language plpgsql volatile as $$
+begin
+    raise exception 'another commit came first; this one is run again' using errcode = '40001';
+end $$"""
+
+# Unlogged: who waits is worth nothing after a crash, and registering costs no write-ahead log.
+_WAITER = """create unlogged table {network}_waiter (
+    channel text collate "C" not null, waiter bigint generated always as identity, listener text not null,
+    pid integer not null, seen timestamptz not null default clock_timestamp(), primary key (channel, waiter)
+) with (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 500)"""
+
+_TASKS = """create view {network}_tasks as
+    select encode(t.id, 'hex')::uuid as id, p.place, p.rank, p.moment, p.pool, p.outcome, p.lease,
+        convert_from(t.value, 'UTF8') as task, convert_from(s.value, 'UTF8') as record, greatest(t.revision, s.revision, p.revision) as revision
+    from {network}_task t left join {network}_state s on s.id = t.id left join (
+        select id, 'ready' as place, rank, null::bigint as moment, null as pool, null as outcome, null as lease, revision from {network}_ready
+        union all select id, 'later', null, due, null, null, null, revision from {network}_later
+        union all select id, 'held', rank, null, null, null, encode(lease, 'hex'), revision from {network}_held
+        union all select id, 'done', null, until, pool, "state", null, revision from {network}_done
+    ) p on p.id = t.id"""

@@ -1,0 +1,196 @@
+"""The text of a turn: one statement that commits batches, takes, or does both, for one shape of call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from converge.model.keys import Family
+from converge_store_sql import tables
+from converge_store_sql.fragments import NOW, listed, match_all, unnest, within
+from converge_store_sql.plan import Shape, TakeShape, Work
+
+_NONE = "'{}'::integer[]"
+
+_EXTRA = {
+    Work.SHARE: (("r", "bigint"), ("i", "integer")),
+    Work.LOCK: (("r", "bigint"), ("i", "integer")),
+    Work.ABSENT: (("i", "integer"),),
+    Work.DELETE_AT: (("r", "bigint"), ("b", "integer")),
+    Work.INSERT: (("b", "integer"), ("v", "bytea")),
+    Work.PUT: (("b", "integer"), ("v", "bytea")),
+    Work.DELETE: (("b", "integer"),),
+}
+
+
+class TurnText:
+    """Writes the text of one turn; the arguments are numbered in the order in which they are asked for."""
+
+    def __init__(self, network: str, shape: Shape) -> None:
+        self._network, self._shape = network, shape
+        self._count = 0
+        self._parts: list[str] = []
+        self._deciding: list[tuple[str, str, str]] = []
+
+    def text(self) -> str:
+        checks = [self._check(at, work, family) for at, (work, family) in enumerate(self._shape.work) if work <= Work.ABSENT]
+        bad = " union all ".join(f"select i from {name}" for name in checks)
+        self._with("bad", f"select {f'array({bad})' if bad else _NONE} as i")
+        self._decide_early()
+        for at, (work, family) in enumerate(self._shape.work):
+            if work is Work.DELETE_AT:
+                self._deciding_delete(at, family)
+        # The revision is drawn when every row that decides is locked, so it is above all that this call has seen or waits for.
+        self._with("g", f"select e.bad, e.late, {self._missed()} as missed, e.failed from e")
+        taken = self._pick(self._shape.take) if self._shape.take is not None else ""
+        self._with(
+            "f",
+            f"select g.bad, g.late, g.missed, g.failed || g.missed as dead, nextval('{self._network}_revision') as revision, {NOW} as now "
+            f"from g{', (select count(*) from picked) as after_picking' if taken else ''}",
+        )
+        for at, (work, family) in enumerate(self._shape.work):
+            if work > Work.DELETE_AT:
+                self._write(at, work, family)
+        columns, sources = "f.bad, f.late, f.missed, f.revision, f.now", "f"
+        if self._shape.take is not None:
+            self._move(self._shape.take)
+            columns, sources = columns + ", tk.*, hd.*", "f, tk, hd"
+        return f"with {', '.join(self._parts)} select {columns} from {sources}"
+
+    def _with(self, name: str, body: str, *, materialized: bool = True) -> None:
+        self._parts.append(f"{name} as {'materialized ' if materialized else ''}({body})")
+
+    def _argument(self, kind: str) -> str:
+        self._count += 1
+        return f"${self._count}::{kind}"
+
+    def _rows(self, work: Work, family: Family) -> str:
+        args = [*zip(tables.columns(family), tables.types(family), strict=True), *_EXTRA[work]]
+        text = unnest(args, self._count)
+        self._count += len(args)
+        return text
+
+    def _table(self, family: Family) -> str:
+        return tables.table(self._network, family)
+
+    def _check(self, at: int, work: Work, family: Family) -> str:
+        q, match = self._rows(work, family), match_all(tables.columns(family))
+        if work is Work.ABSENT:
+            self._with(f"c{at}", f"select q.i from {q} cross join lateral (select 1 from {self._table(family)} t where {match} limit 1) x")
+        else:
+            lock = "share" if work is Work.SHARE else "update"
+            found = f"select true as hit from {self._table(family)} t where {match} and t.revision = q.r for {lock}"
+            self._with(f"c{at}", f"select q.i from {q} left join lateral ({found}) x on true where x.hit is null")
+        return f"c{at}"
+
+    def _decide_early(self) -> None:
+        """Which batches fail by their checks and windows; store time is read after the rows of the checks are locked."""
+        failed, late = _NONE, _NONE
+        if self._shape.has_pairs:
+            pairs = f"unnest({self._argument('integer[]')}, {self._argument('integer[]')}) p(b, i)"
+            failed = f"case when bad.i = {_NONE} then {_NONE} else array(select distinct p.b from {pairs} where p.i = any(bad.i)) end"
+        self._with("m", f"select bad.i as bad, {failed} as failed, {NOW} as now from bad")
+        if self._shape.has_windows:
+            windows = f"unnest({self._argument('integer[]')}, {self._argument('bigint[]')}, {self._argument('bigint[]')}) w(b, lo, hi)"
+            late = f"array(select w.b from {windows} where w.lo > m.now or w.hi < m.now)"
+            self._with("l", f"select m.bad, m.failed, {late} as late from m")
+            self._with("e", "select l.bad, l.late, l.failed || l.late as failed from l")
+        else:
+            self._with("e", f"select m.bad, {late} as late, m.failed from m")
+
+    def _deciding_delete(self, at: int, family: Family) -> None:
+        q, match = self._rows(Work.DELETE_AT, family), f"{match_all(tables.columns(family))} and t.revision = q.r"
+        found = f"from {self._table(family)} t"
+        self._with(f"d{at}", f"delete {found} using {q}, e where {match} and q.b <> all(e.failed) returning q.b", materialized=False)
+        unseen = f"select q.b from {q} where q.b = any(e.failed) and not exists (select 1 {found} where {match})"
+        self._deciding.append((f"d{at}", f"${self._count}::integer[]", unseen))
+
+    def _missed(self) -> str:
+        """Batches whose deciding delete found nothing; of those that had failed before, what it would have found."""
+        if not self._deciding:
+            return _NONE
+        done = " + ".join(f"(select count(*) from {name})" for name, _, _ in self._deciding)
+        wanted = " + ".join(f"cardinality({batches})" for _, batches, _ in self._deciding)
+        every = " || ".join(batches for _, batches, _ in self._deciding)
+        hit = " union all ".join(f"select b from {name}" for name, _, _ in self._deciding)
+        unseen = " union all ".join(look for _, _, look in self._deciding)
+        return (
+            f"case when {done} = {wanted} then {_NONE} else "
+            f"array((select b from unnest({every}) u(b) where b <> all(e.failed)) except select b from ({hit}) as hit(b)) || array({unseen}) end"
+        )
+
+    def _write(self, at: int, work: Work, family: Family) -> None:
+        q, names = self._rows(work, family), tables.columns(family)
+        if work is Work.DELETE:
+            self._with(
+                f"w{at}", f"delete from {self._table(family)} t using {q}, f where {match_all(names)} and q.b <> all(f.dead)", materialized=False
+            )
+            return
+        conflict = f" {self._replace(names)}" if work is Work.PUT else ""
+        self._with(
+            f"w{at}",
+            f"insert into {self._table(family)} as t ({', '.join(names)}, value, revision) select {listed(names, 'q')}, q.v, f.revision "
+            f"from {q}, f where q.b <> all(f.dead){conflict}",
+            materialized=False,
+        )
+
+    def _replace(self, names: Sequence[str]) -> str:
+        """A key may have been put at a greater revision after this call drew its own: then it starts again, so that no revision goes back."""
+        newer = f"case when t.revision < excluded.revision then excluded.revision else {self._network}_lost_race() end"
+        return f"on conflict ({', '.join(names)}) do update set value = excluded.value, revision = {newer}"
+
+    def _pick(self, take: TakeShape) -> str:
+        """Lock the first rows of each range that may be had; without its checks a take looks at nothing."""
+        names, kinds = tables.columns(take.source), tables.types(take.source)
+        rest = names[take.prefix_length :]
+        args = [(f"p{n}", kinds[n]) for n in range(take.prefix_length)] + [(f"a{n}", kinds[n]) for n in range(take.prefix_length, len(names))]
+        ranges = unnest([*args, ("n", "integer")], self._count, "r")
+        self._count += len(args) + 1
+        self._with("r", f"select * from {ranges}")
+        limit = self._argument("bigint")
+        blocked = f"e.bad && {self._argument('integer[]')}" if take.has_checks else "false"
+        self._with("lim", f"select case when {blocked} then 0 else {limit} end as n from e")
+        where = within(names, take.prefix_length, has_after=True)
+        source = f"from {self._table(take.source)} t where {where} order by {listed(rest, 't')}"
+        if take.is_single:
+            quota, count = "r", "(select n from lim)"
+        else:
+            # How many each range gives, by the order of all; then only as many rows are locked, and past those that another take holds.
+            most = "limit (select n from lim)"
+            first = f"select r.n from r cross join lateral (select {listed(rest, 't')} {source} {most}) x order by {listed(rest, 'x')} {most}"
+            self._with("quota", f"select y.n, count(*) as k from ({first}) y group by y.n")
+            quota, count = "quota join r on r.n = quota.n", "quota.k"
+        locked = f"select t.ctid as tid, {listed(rest, 't')} {source} limit {count} for update skip locked"
+        self._with("picked", f"select r.n, x.* from {quota} cross join lateral ({locked}) x")
+        return "picked"
+
+    def _move(self, take: TakeShape) -> None:
+        """Delete what was locked, put the new keys, and read the rest of the answer."""
+        names, target = tables.columns(take.source), tables.columns(take.target)
+        rest = names[take.prefix_length :]
+        self._with(
+            "gone",
+            f"delete from {self._table(take.source)} where ctid = any(array(select tid from picked)) returning {', '.join(rest)}",
+            materialized=False,
+        )
+        kinds = tables.types(take.target)
+        fixed = [self._argument(kind) for kind in kinds[: take.to_length]]
+        tail = [self._argument(kind) for kind in kinds[take.to_length + len(rest) :]]
+        conflict = f" {self._replace(target)}" if take.replaces else ""
+        self._with(
+            "moved",
+            f"insert into {self._table(take.target)} as t ({', '.join(target)}, value, revision) "
+            f"select {', '.join([*fixed, *(f'gone.{c}' for c in rest), *tail])}, convert_to(f.now::text, 'UTF8'), f.revision from gone, f{conflict}",
+            materialized=False,
+        )
+        also = [
+            f"array_agg((select t.value from {self._table(family)} t where t.id = gone.{rest[-1]})) as v{n}" for n, family in enumerate(take.also)
+        ]
+        self._with("tk", f"select {', '.join([*(f'array_agg(gone.{c}) as g{n}' for n, c in enumerate(rest)), *also])} from gone")
+        last = f"select distinct on (n) n, {', '.join(rest)} from picked order by n, {', '.join(f'{c} desc' for c in rest)}"
+        self._with("last", last)
+        where = " and ".join(f"t.{names[n]} = r.p{n}" for n in range(take.prefix_length))
+        start = ", ".join(f"coalesce(last.{names[n]}, r.a{n})" for n in range(take.prefix_length, len(names)))
+        beyond = f"{f'{where} and ' if where else ''}({listed(rest, 't')}) > ({start})"
+        head = f"select {listed(rest, 't')} from {self._table(take.source)} t where {beyond} order by {listed(rest, 't')} limit 1"
+        heads = ", ".join(f"array_agg(h.{c}) as h{n}" for n, c in enumerate(rest))
+        self._with("hd", f"select array_agg(r.n) as hn, {heads} from r left join last on last.n = r.n cross join lateral ({head}) h")

@@ -1,0 +1,189 @@
+"""Wake-ups: a table of sleepers, struck out and notified in a statement after the commit, never in it.
+
+NOTIFY takes a lock that every committing transaction of the database waits for, so inside the write that it announces it would put all commits in
+a row. Here one statement on another connection tells for all commits since the last one.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import AsyncExitStack
+
+import anyio
+
+from converge.errors import StoreError
+from converge_store_sql.connect import Connections
+from converge_store_sql.statements import Statements
+
+BEAT_SEC = 10.0
+"""How often a listener shows that it lives."""
+
+DEAD_SEC = 30.0
+"""After how long without showing itself it counts as dead: three beats. A connection that is gone is seen at once."""
+
+RECONNECT_SEC = 0.5
+
+LEAVE_SEC = 1.0
+"""How long the end of a watch or of a handle may wait for its last statements."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class _Sleeper:
+    """One open watch."""
+
+    __slots__ = ("told",)
+
+    def __init__(self) -> None:
+        self.told = anyio.Event()
+
+
+class Waiters:
+    """Both sides of the wake-ups of one handle; `run` is its background work."""
+
+    def __init__(self, connections: Connections, statements: Statements, network: str) -> None:
+        self._connections, self._statements, self._network = connections, statements, network
+        self._sleepers: dict[str, list[_Sleeper]] = defaultdict(list)
+        self._pending: set[str] = set()
+        self._has_pending = anyio.Event()
+        self._opening = anyio.Lock()
+        self._listener: _Listener | None = None
+
+    def wake(self, channels: Collection[str]) -> None:
+        """Have a sleeper of each channel told, soon; called after the commit."""
+        self._pending.update(channels)
+        self._has_pending.set()
+
+    async def watch(self, channels: Collection[str]) -> AsyncIterator[None]:
+        """As `Store.watch`. A sleeper that is told was struck out, so it registers again before its reader looks."""
+        names = sorted(set(channels))
+        sleeper = _Sleeper()
+        for name in names:
+            self._sleepers[name].append(sleeper)
+        try:
+            while True:
+                await self._register(names)
+                yield None
+                await sleeper.told.wait()
+                sleeper.told = anyio.Event()
+        finally:
+            for name in names:
+                self._sleepers[name].remove(sleeper)
+            with anyio.move_on_after(LEAVE_SEC, shield=True):
+                await self._leave(names, was_told=sleeper.told.is_set())
+
+    async def run(self) -> None:
+        """Tell sleepers, show that this listener lives, listen again after a lost connection; until cancelled."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._tell)
+            group.start_soon(self._stay)
+
+    async def close(self) -> None:
+        """Tell what is left to tell, and stop listening."""
+        with anyio.move_on_after(LEAVE_SEC, shield=True):
+            await self._tell_once()
+        if self._listener is not None:
+            await self._listener.close()
+
+    async def _register(self, names: Sequence[str]) -> None:
+        listener = await self._listening()
+        await self._connections.run(self._statements.register(), (names, listener.name, listener.pid), writes=False)
+
+    async def _listening(self) -> _Listener:
+        async with self._opening:
+            if self._listener is None or self._listener.lost.is_set():
+                if self._listener is not None:
+                    await self._listener.close()
+                self._listener = await _Listener.open(self._connections, self._network, self._on_notification)
+            return self._listener
+
+    async def _leave(self, names: Sequence[str], *, was_told: bool) -> None:
+        """What a sleeper leaves behind: nothing, a row for those who still sleep here, and its wake-up if it has not looked."""
+        if was_told:
+            self.wake(names)
+        if self._listener is None or self._listener.lost.is_set():
+            return
+        gone = [name for name in names if not self._sleepers[name]]
+        left = [name for name in names if self._sleepers[name]]
+        for name in gone:
+            del self._sleepers[name]
+        try:
+            if gone:
+                await self._connections.run(self._statements.forget(), (gone, self._listener.name), writes=False)
+            if left:
+                await self._register(left)
+        except StoreError:
+            _LOG.debug("a watch could not be taken back; its row counts as dead when its connection is gone", exc_info=True)
+
+    def _on_notification(self, channel: str) -> None:
+        sleepers = self._sleepers.get(channel, [])
+        for sleeper in sleepers:
+            if not sleeper.told.is_set():
+                sleeper.told.set()
+                # The next wake-up is another one's.
+                sleepers.remove(sleeper)
+                sleepers.append(sleeper)
+                return
+
+    async def _tell(self) -> None:
+        while True:
+            await self._has_pending.wait()
+            await self._tell_once()
+
+    async def _tell_once(self) -> None:
+        self._has_pending = anyio.Event()
+        channels, self._pending = sorted(self._pending), set()
+        if not channels:
+            return
+        try:
+            await self._connections.run(self._statements.wake(), (channels, DEAD_SEC), writes=False)
+        except StoreError:
+            _LOG.debug("a wake-up was not told; sleepers look for themselves after their poll interval", exc_info=True)
+
+    async def _stay(self) -> None:
+        while True:
+            listener = self._listener
+            with anyio.move_on_after(BEAT_SEC if listener is not None else RECONNECT_SEC):
+                await (listener.lost.wait() if listener is not None else anyio.sleep_forever())
+            if listener is None or not any(self._sleepers.values()):
+                continue
+            try:
+                if listener.lost.is_set():
+                    await self._listening()
+                    self._tell_all()
+                else:
+                    await self._connections.run(self._statements.beat(), (sorted(self._sleepers), listener.name), writes=False)
+            except StoreError:
+                _LOG.debug("the listener could not be renewed", exc_info=True)
+                await anyio.sleep(RECONNECT_SEC)
+
+    def _tell_all(self) -> None:
+        """After a time without a connection everybody looks: what was told meanwhile is lost."""
+        for sleepers in self._sleepers.values():
+            for sleeper in sleepers:
+                sleeper.told.set()
+
+
+class _Listener:
+    """One connection that listens, under a name of its own: rows of a lost one must not pass for those of the next."""
+
+    def __init__(self, stack: AsyncExitStack, name: str, pid: int) -> None:
+        self._stack, self.name, self.pid = stack, name, pid
+        self.lost = anyio.Event()
+
+    @classmethod
+    async def open(cls, connections: Connections, network: str, tell: Callable[[str], None]) -> _Listener:
+        async with AsyncExitStack() as stack:
+            driver = await stack.enter_async_context(connections.driver())
+            name = f"{network}_{secrets.token_hex(12)}"
+            await driver.add_listener(name, lambda _driver, _pid, _name, channel: tell(channel))
+            listener = cls(stack, name, driver.get_server_pid())
+            driver.add_termination_listener(lambda _driver: listener.lost.set())
+            listener._stack = stack.pop_all()
+            return listener
+
+    async def close(self) -> None:
+        await self._stack.aclose()
