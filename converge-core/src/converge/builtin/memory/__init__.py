@@ -1,0 +1,5 @@
+"""The store in memory: for tests, and for a single process whose work may be lost with it."""
+
+from converge.builtin.memory.store import MemoryStore
+
+__all__ = ["MemoryStore"]
