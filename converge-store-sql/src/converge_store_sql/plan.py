@@ -17,27 +17,51 @@ from converge.errors import ValueTooLarge
 from converge.model.keys import Family, Key
 
 Row = tuple[Any, ...]
+Outcome = Committed | Conflict
 
 
 class Work(IntEnum):
     """What a row asks of its family's table, in the order in which a statement does it. A row begins with the parts of its key."""
 
-    SHARE = 0  # (..., revision, number): must be there, and stay so until the end
-    LOCK = 1  # (..., revision, number): the same, for a key that this call writes
-    ABSENT = 2  # (..., number): must not be there
+    SHARE = 0  # (..., revision, check): must be there, and stay so until the end
+    LOCK = 1  # (..., revision, check): the same, for a key that this call writes
+    ABSENT = 2  # (..., check): must not be there
     DELETE_AT = 3  # (..., revision, batch): delete if at the revision; decides its batch
-    INSERT = 4  # (..., batch, value): was absent a moment ago
+    INSERT = 4  # (..., code, value): put, if it is absent; the code holds the number of the batch and that of the put
     PUT = 5  # (..., batch, value)
     DELETE = 6  # (..., batch)
+
+
+CODE_BITS = 11
+"""Bits of a code that hold the number of a put within its batch: as many as `LIMITS.batch_ops` needs."""
+
+
+FEW = 16
+"""Up to so many keys a list is searched faster than a set is made."""
+
+
+class Part(NamedTuple):
+    """One kind of work on one family."""
+
+    work: Work
+    family: Family
+    has_values: bool
 
 
 class Shape(NamedTuple):
     """All that the text of a statement depends on; calls of one shape share one prepared statement."""
 
-    work: tuple[tuple[Work, Family], ...]
+    parts: tuple[Part, ...]
     has_pairs: bool
     has_windows: bool
     take: TakeShape | None
+    replaces: bool
+    """Whether keys that are as a rule new, those that a take puts among them, may be there already."""
+
+
+# An enumeration's member is looked up and hashed in Python; these run once or more for every task.
+_DELETE_AT, _INSERT, _PUT, _DELETE = (int(work) for work in (Work.DELETE_AT, Work.INSERT, Work.PUT, Work.DELETE))
+_VALUED = (Work.INSERT, Work.PUT)
 
 
 class TakeShape(NamedTuple):
@@ -50,7 +74,6 @@ class TakeShape(NamedTuple):
     to_length: int
     also: tuple[Family, ...]
     has_checks: bool
-    replaces: bool
 
 
 class Plan:
@@ -60,7 +83,7 @@ class Plan:
 
     def __init__(self, batches: Sequence[Batch], take: Take | None) -> None:
         self.batches = batches
-        self.rows: dict[Work, dict[Family, list[Row]]] = {work: defaultdict(list) for work in Work}
+        self.rows: list[dict[Family, list[Row]]] = [defaultdict(list) for _ in Work]
         self.checks: list[Key] = []
         self.pair_batches: list[int] = []
         self.pair_checks: list[int] = []
@@ -73,39 +96,37 @@ class Plan:
 
     def _add(self, number: int, batch: Batch) -> None:
         checks, puts, deletes, window = batch
+        absent: list[Key] = []
         decider: Key | None = None
-        absent: set[Key] = set()
-        decided_at = ABSENT
-        if checks:
-            deleted, put = set(deletes), {key for key, _ in puts}
-            for key, revision in checks:
-                if revision == ABSENT:
-                    absent.add(key)
-                    self._pair(number, self._check(Work.ABSENT, key, revision))
-                elif decider is None and key in deleted:
-                    decider, decided_at = key, revision
-                    self.deciders[number] = key
-                else:
-                    is_written = key in put or key in deleted
-                    self._pair(number, self._check(Work.LOCK if is_written else Work.SHARE, key, revision))
+        gone = deletes if len(deletes) < FEW else frozenset(deletes)
+        for key, revision in checks:
+            if revision == ABSENT:
+                absent.append(key)
+            elif decider is None and key in gone:
+                decider = self.deciders[number] = key
+                self.rows[_DELETE_AT][key[0]].append((*key[1:], revision, number))
+            else:
+                work = Work.LOCK if key in gone or key in {put for put, _ in puts} else Work.SHARE
+                self._pair(number, self._check(work, key, revision))
         if window is not None:
             self.windows.append((number, window.at_least, window.at_most))
         self._add_puts(number, puts, absent)
         for key in deletes:
-            if key == decider:
-                self.rows[Work.DELETE_AT][key[0]].append((*_parts(key), decided_at, number))
-            else:
-                self.rows[Work.DELETE][key[0]].append((*_parts(key), number))
+            if key != decider:
+                self.rows[_DELETE][key[0]].append((*key[1:], number))
 
-    def _add_puts(self, number: int, puts: Sequence[tuple[Key, bytes]], absent: set[Key]) -> None:
-        rows = self.rows
-        for key, value in puts:
+    def _add_puts(self, number: int, puts: Sequence[tuple[Key, bytes]], absent: Sequence[Key]) -> None:
+        unplaced = set(absent)
+        for at, (key, value) in enumerate(puts):
             if len(value) > LIMITS.value_bytes:
                 raise ValueTooLarge(f"the value of batch {number} under {key[0]}", len(value), LIMITS.value_bytes)
-            if key in absent:
-                rows[Work.INSERT][key[0]].append((*_parts(key), number, value))
+            if unplaced and key in unplaced:
+                unplaced.discard(key)
+                self.rows[_INSERT][key[0]].append((*key[1:], number << CODE_BITS | at, value))
             else:
-                rows[Work.PUT][key[0]].append((*_parts(key), number, value))
+                self.rows[_PUT][key[0]].append((*key[1:], number, value))
+        for key in unplaced:  # without a put of the key this is decided by what is there at this moment, and nothing keeps it so
+            self._pair(number, self._check(Work.ABSENT, key, ABSENT))
 
     def _check(self, work: Work, key: Key, revision: int) -> int:
         """The number of a check among all of this call; one that several batches share is looked at once."""
@@ -114,32 +135,49 @@ class Plan:
             return known
         number = self._numbers[key, revision] = len(self.checks)
         self.checks.append(key)
-        self.rows[work][key[0]].append((*_parts(key), number) if work is Work.ABSENT else (*_parts(key), revision, number))
+        self.rows[work][key[0]].append((*key[1:], number) if work is Work.ABSENT else (*key[1:], revision, number))
         return number
 
     def _pair(self, batch: int, check: int) -> None:
         self.pair_batches.append(batch)
         self.pair_checks.append(check)
 
-    def work(self) -> list[tuple[Work, Family, list[Row]]]:
-        """Kinds and families in one order for all callers, the rows of each in key order: who locks in one order cannot deadlock."""
+    def work(self) -> list[tuple[Part, list[Sequence[Any]]]]:
+        """Kinds and families in one order for all callers, with their columns, in key order: who locks in one order cannot deadlock."""
         found = []
-        for work, families in self.rows.items():
+        for work, families in zip(Work, self.rows, strict=True):
             for family in sorted(families):
                 rows = families[family]
                 rows.sort()
-                found.append((work, family, rows))
+                columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
+                if not family.parts:
+                    columns.insert(0, [0] * len(rows))
+                has_values = work in _VALUED and any(columns[-1])
+                if work in _VALUED and not has_values:
+                    columns.pop()  # most families that every task passes hold no values; an array of nothing costs as much as another
+                found.append((Part(work, family, has_values), columns))
         return found
 
-    def outcomes(self, bad: Sequence[int], late: Sequence[int], missed: Sequence[int], revision: int) -> list[Committed | Conflict]:
-        """The answers, from the numbers of failed checks, and of the batches whose window or deciding write failed."""
-        if not (bad or late or missed):
+    def outcomes(self, bad: Sequence[int], late: Sequence[int], there: Sequence[int], missed: Sequence[int], revision: int) -> list[Outcome]:
+        """The answers.
+
+        Args:
+            bad: Numbers of the checks that failed.
+            late: Batches whose window failed.
+            there: Codes of the puts whose key was not absent.
+            missed: Batches whose deciding delete found nothing.
+            revision: Of all that was written.
+        """
+        if not (bad or late or there or missed):
             return [Committed(revision)] * len(self.batches)
         failed: dict[int, list[Key]] = defaultdict(list)
         wrong = set(bad)
         for batch, check in zip(self.pair_batches, self.pair_checks, strict=True):
             if check in wrong:
                 failed[batch].append(self.checks[check])
+        for code in there:
+            batch = code >> CODE_BITS
+            failed[batch].append(self.batches[batch].puts[code & (1 << CODE_BITS) - 1][0])
         for batch in missed:
             failed[batch].append(self.deciders[batch])
         outside = set(late)
@@ -149,8 +187,8 @@ class Plan:
         ]
 
 
-def take_shape(take: Take, *, replaces: bool) -> TakeShape:
-    """The shape of a take; `replaces` if the keys that it puts may be there already."""
+def take_shape(take: Take) -> TakeShape:
+    """The shape of a take."""
     first = take.ranges[0].prefix
     return TakeShape(
         source=first[0],
@@ -160,9 +198,4 @@ def take_shape(take: Take, *, replaces: bool) -> TakeShape:
         to_length=len(take.to) - 1,
         also=tuple(take.also),
         has_checks=bool(take.checks),
-        replaces=replaces,
     )
-
-
-def _parts(key: Key) -> Row:
-    return key[1:] or (0,)

@@ -12,14 +12,14 @@ import anyio
 
 from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Range, Store, Take, Taken, Turned
 from converge.errors import NotApplied, StoreRefused, Unsupported
-from converge.model.keys import INT, INT_MIN, NAME, Family, Key, Part, Prefix
+from converge.model.keys import INT, INT_MIN, NAME, Family, Key, Prefix
 from converge_store_sql._errors import RETRIED, sqlstate
 from converge_store_sql.connect import Connections
 from converge_store_sql.dialects import LEAST_VERSION, SETTINGS, durability
 from converge_store_sql.fragments import NOW
 from converge_store_sql.migrations import migrate
 from converge_store_sql.options import SqlOptions
-from converge_store_sql.plan import Plan, Shape, Work, take_shape
+from converge_store_sql.plan import Part, Plan, Shape, Work, take_shape
 from converge_store_sql.statements import Statements
 from converge_store_sql.waiters import Waiters
 
@@ -154,10 +154,11 @@ class SqlStore(Store):
         row: Sequence[Any] = ()
         for attempt in range(TRIES):
             shape = Shape(
-                tuple((kind, family) for kind, family, _ in work),
+                tuple(part for part, _ in work),
                 bool(plan.pair_checks),
                 bool(plan.windows),
-                take_shape(take, replaces=attempt > 0) if take is not None else None,
+                take_shape(take) if take is not None else None,
+                replaces=attempt > 0,
             )
             try:
                 (row,) = await self._connections.run(self._statements.turn(shape), arguments, writes=True)
@@ -168,9 +169,9 @@ class SqlStore(Store):
                 await anyio.sleep(random.uniform(0, RETRY_GREATEST_SEC) * attempt / TRIES)
         if wake:
             self._waiters.wake(wake)
-        bad, late, missed, revision, now = row[:5]
-        outcomes = plan.outcomes(bad, late, missed, revision)
-        return Turned(outcomes, None if take is None else _taken(plan, take, bad, revision, now, row[5:]))
+        bad, late, there, missed, revision, now = row[:6]
+        outcomes = plan.outcomes(bad, late, there, missed, revision)
+        return Turned(outcomes, None if take is None else _taken(plan, take, bad, revision, now, row[6:]))
 
     async def _nothing(self, how_many: int) -> list[Committed | Conflict]:
         """Batches that ask nothing still commit at a revision."""
@@ -180,18 +181,18 @@ class SqlStore(Store):
         return [Committed(revision)] * how_many
 
 
-def _arguments(plan: Plan, work: Sequence[tuple[Work, Family, list[Any]]], take: Take | None) -> list[Any]:
-    """The arguments in the order in which `statements.py` numbers them."""
-    columns = [(kind, list(zip(*rows, strict=True))) for kind, _, rows in work]
-    arguments: list[Any] = [column for kind, listed in columns if kind <= Work.ABSENT for column in listed]
+def _arguments(plan: Plan, work: Sequence[tuple[Part, list[Sequence[Any]]]], take: Take | None) -> list[Any]:
+    """The arguments in the order in which `turn_text.py` numbers them."""
+    arguments: list[Any] = [column for part, columns in work if part.work <= Work.ABSENT for column in columns]
+    arguments += [column for part, columns in work if part.work is Work.INSERT for column in columns]
     if plan.pair_checks:
         arguments += [plan.pair_batches, plan.pair_checks]
     if plan.windows:
         arguments += zip(*plan.windows, strict=True)
-    arguments += [column for kind, listed in columns if kind is Work.DELETE_AT for column in listed]
+    arguments += [column for part, columns in work if part.work is Work.DELETE_AT for column in columns]
     if take is not None:
         arguments += _take_arguments(plan, take)
-    arguments += [column for kind, listed in columns if kind > Work.DELETE_AT for column in listed]
+    arguments += [column for part, columns in work if part.work > Work.INSERT for column in columns]
     if take is not None:
         arguments += [*take.to[1:], *take.tail]
     return arguments
@@ -206,7 +207,7 @@ def _take_arguments(plan: Plan, take: Take) -> list[Any]:
 
 
 # Below every rest, as an `after`: a rest ends with an id, and no id is as short as the empty one.
-_LEAST: dict[Part, Any] = {INT: INT_MIN, NAME: ""}
+_LEAST: dict[Any, Any] = {INT: INT_MIN, NAME: ""}
 
 
 def _taken(plan: Plan, take: Take, bad: Sequence[int], revision: int, now: int, answer: Sequence[Any]) -> Taken | Conflict:

@@ -21,6 +21,11 @@ NARROW = frozenset({"ready", "later", "limit", "held", "order", "notice"})
 """Families through which every task passes: rows live briefly, so their dead versions are removed eagerly."""
 
 
+NEW = frozenset({"ready", "later", "limit", "held", "order", "notice", "dead", "done", "task"})
+"""Families whose keys, when they are put, are as a rule not there. They are inserted plainly, which costs half of an insert that is ready to find
+the key; where it is there after all the server undoes the statement, and it is run again in the other form."""
+
+
 def check_network(name: str) -> str:
     """Return the name if tables can be called after it.
 

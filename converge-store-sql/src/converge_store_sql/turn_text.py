@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from converge.model.keys import Family
 from converge_store_sql import tables
 from converge_store_sql.fragments import NOW, listed, match_all, unnest, within
-from converge_store_sql.plan import Shape, TakeShape, Work
+from converge_store_sql.plan import CODE_BITS, Part, Shape, TakeShape, Work
 
 _NONE = "'{}'::integer[]"
 
@@ -16,8 +16,8 @@ _EXTRA = {
     Work.LOCK: (("r", "bigint"), ("i", "integer")),
     Work.ABSENT: (("i", "integer"),),
     Work.DELETE_AT: (("r", "bigint"), ("b", "integer")),
-    Work.INSERT: (("b", "integer"), ("v", "bytea")),
-    Work.PUT: (("b", "integer"), ("v", "bytea")),
+    Work.INSERT: (("c", "integer"),),
+    Work.PUT: (("b", "integer"),),
     Work.DELETE: (("b", "integer"),),
 }
 
@@ -32,25 +32,29 @@ class TurnText:
         self._deciding: list[tuple[str, str, str]] = []
 
     def text(self) -> str:
-        checks = [self._check(at, work, family) for at, (work, family) in enumerate(self._shape.work) if work <= Work.ABSENT]
+        parts = list(enumerate(self._shape.parts))
+        checks = [self._check(at, part) for at, part in parts if part.work <= Work.ABSENT]
         bad = " union all ".join(f"select i from {name}" for name in checks)
-        self._with("bad", f"select {f'array({bad})' if bad else _NONE} as i")
+        inserts = {at: self._rows(part) for at, part in parts if part.work is Work.INSERT}
+        there = " union all ".join(self._there(self._shape.parts[at].family, q) for at, q in inserts.items())
+        self._with("bad", f"select {f'array({bad})' if bad else _NONE} as i, {f'array({there})' if there else _NONE} as there")
         self._decide_early()
-        for at, (work, family) in enumerate(self._shape.work):
-            if work is Work.DELETE_AT:
-                self._deciding_delete(at, family)
-        # The revision is drawn when every row that decides is locked, so it is above all that this call has seen or waits for.
-        self._with("g", f"select e.bad, e.late, {self._missed()} as missed, e.failed from e")
-        taken = self._pick(self._shape.take) if self._shape.take is not None else ""
+        for at, part in parts:
+            if part.work is Work.DELETE_AT:
+                self._deciding_delete(at, part)
+        # The revision is drawn when every row that decides is locked, so it is above all that this call has seen or waited for.
+        self._with("g", f"select e.bad, e.late, e.there, {self._missed()} as missed, e.failed from e")
+        if self._shape.take is not None:
+            self._pick(self._shape.take)
         self._with(
             "f",
-            f"select g.bad, g.late, g.missed, g.failed || g.missed as dead, nextval('{self._network}_revision') as revision, {NOW} as now "
-            f"from g{', (select count(*) from picked) as after_picking' if taken else ''}",
+            f"select g.bad, g.late, g.there, g.missed, g.failed || g.missed as dead, nextval('{self._network}_revision') as revision, {NOW} as now "
+            f"from g{', (select count(*) from picked) as after_picking' if self._shape.take is not None else ''}",
         )
-        for at, (work, family) in enumerate(self._shape.work):
-            if work > Work.DELETE_AT:
-                self._write(at, work, family)
-        columns, sources = "f.bad, f.late, f.missed, f.revision, f.now", "f"
+        for at, part in parts:
+            if part.work > Work.DELETE_AT:
+                self._write(at, part, inserts.get(at) or self._rows(part))
+        columns, sources = "f.bad, f.late, f.there, f.missed, f.revision, f.now", "f"
         if self._shape.take is not None:
             self._move(self._shape.take)
             columns, sources = columns + ", tk.*, hd.*", "f, tk, hd"
@@ -63,8 +67,10 @@ class TurnText:
         self._count += 1
         return f"${self._count}::{kind}"
 
-    def _rows(self, work: Work, family: Family) -> str:
-        args = [*zip(tables.columns(family), tables.types(family), strict=True), *_EXTRA[work]]
+    def _rows(self, part: Part) -> str:
+        args = [*zip(tables.columns(part.family), tables.types(part.family), strict=True), *_EXTRA[part.work]]
+        if part.has_values:
+            args.append(("v", "bytea"))
         text = unnest(args, self._count)
         self._count += len(args)
         return text
@@ -72,15 +78,20 @@ class TurnText:
     def _table(self, family: Family) -> str:
         return tables.table(self._network, family)
 
-    def _check(self, at: int, work: Work, family: Family) -> str:
-        q, match = self._rows(work, family), match_all(tables.columns(family))
-        if work is Work.ABSENT:
-            self._with(f"c{at}", f"select q.i from {q} cross join lateral (select 1 from {self._table(family)} t where {match} limit 1) x")
+    def _check(self, at: int, part: Part) -> str:
+        q, match, found = self._rows(part), match_all(tables.columns(part.family)), f"from {self._table(part.family)} t"
+        if part.work is Work.ABSENT:
+            self._with(f"c{at}", f"select q.i from {q} cross join lateral (select 1 {found} where {match} limit 1) x")
         else:
-            lock = "share" if work is Work.SHARE else "update"
-            found = f"select true as hit from {self._table(family)} t where {match} and t.revision = q.r for {lock}"
-            self._with(f"c{at}", f"select q.i from {q} left join lateral ({found}) x on true where x.hit is null")
+            lock = "share" if part.work is Work.SHARE else "update"
+            row = f"select true as hit {found} where {match} and t.revision = q.r for {lock}"
+            self._with(f"c{at}", f"select q.i from {q} left join lateral ({row}) x on true where x.hit is null")
         return f"c{at}"
+
+    def _there(self, family: Family, q: str) -> str:
+        """Puts of keys that should be absent and are not. One that comes after this look makes the insert fail, and the statement is run again."""
+        match = match_all(tables.columns(family))
+        return f"select q.c from {q} cross join lateral (select 1 from {self._table(family)} t where {match} limit 1) x"
 
     def _decide_early(self) -> None:
         """Which batches fail by their checks and windows; store time is read after the rows of the checks are locked."""
@@ -88,18 +99,17 @@ class TurnText:
         if self._shape.has_pairs:
             pairs = f"unnest({self._argument('integer[]')}, {self._argument('integer[]')}) p(b, i)"
             failed = f"case when bad.i = {_NONE} then {_NONE} else array(select distinct p.b from {pairs} where p.i = any(bad.i)) end"
-        self._with("m", f"select bad.i as bad, {failed} as failed, {NOW} as now from bad")
+        failed = f"{failed} || array(select u.c >> {CODE_BITS} from unnest(bad.there) u(c))"
+        self._with("m", f"select bad.i as bad, bad.there, {failed} as failed, {NOW} as now from bad")
         if self._shape.has_windows:
             windows = f"unnest({self._argument('integer[]')}, {self._argument('bigint[]')}, {self._argument('bigint[]')}) w(b, lo, hi)"
             late = f"array(select w.b from {windows} where w.lo > m.now or w.hi < m.now)"
-            self._with("l", f"select m.bad, m.failed, {late} as late from m")
-            self._with("e", "select l.bad, l.late, l.failed || l.late as failed from l")
-        else:
-            self._with("e", f"select m.bad, {late} as late, m.failed from m")
+        self._with("l", f"select m.bad, m.there, m.failed, {late} as late from m")
+        self._with("e", "select l.bad, l.there, l.late, l.failed || l.late as failed from l")
 
-    def _deciding_delete(self, at: int, family: Family) -> None:
-        q, match = self._rows(Work.DELETE_AT, family), f"{match_all(tables.columns(family))} and t.revision = q.r"
-        found = f"from {self._table(family)} t"
+    def _deciding_delete(self, at: int, part: Part) -> None:
+        q, match = self._rows(part), f"{match_all(tables.columns(part.family))} and t.revision = q.r"
+        found = f"from {self._table(part.family)} t"
         self._with(f"d{at}", f"delete {found} using {q}, e where {match} and q.b <> all(e.failed) returning q.b", materialized=False)
         unseen = f"select q.b from {q} where q.b = any(e.failed) and not exists (select 1 {found} where {match})"
         self._deciding.append((f"d{at}", f"${self._count}::integer[]", unseen))
@@ -118,27 +128,26 @@ class TurnText:
             f"array((select b from unnest({every}) u(b) where b <> all(e.failed)) except select b from ({hit}) as hit(b)) || array({unseen}) end"
         )
 
-    def _write(self, at: int, work: Work, family: Family) -> None:
-        q, names = self._rows(work, family), tables.columns(family)
-        if work is Work.DELETE:
-            self._with(
-                f"w{at}", f"delete from {self._table(family)} t using {q}, f where {match_all(names)} and q.b <> all(f.dead)", materialized=False
+    def _write(self, at: int, part: Part, q: str) -> None:
+        names = tables.columns(part.family)
+        batch = f"q.c >> {CODE_BITS}" if part.work is Work.INSERT else "q.b"
+        if part.work is Work.DELETE:
+            text = f"delete from {self._table(part.family)} t using {q}, f where {match_all(names)} and {batch} <> all(f.dead)"
+        else:
+            is_new = part.work is Work.INSERT or (part.family in tables.NEW and not self._shape.replaces)
+            value = "q.v" if part.has_values else "''::bytea"
+            text = (
+                f"insert into {self._table(part.family)} as t ({', '.join(names)}, value, revision) select {listed(names, 'q')}, {value}, f.revision "
+                f"from {q}, f where {batch} <> all(f.dead){'' if is_new else f' {self._replace(names)}'}"
             )
-            return
-        conflict = f" {self._replace(names)}" if work is Work.PUT else ""
-        self._with(
-            f"w{at}",
-            f"insert into {self._table(family)} as t ({', '.join(names)}, value, revision) select {listed(names, 'q')}, q.v, f.revision "
-            f"from {q}, f where q.b <> all(f.dead){conflict}",
-            materialized=False,
-        )
+        self._with(f"w{at}", text, materialized=False)
 
     def _replace(self, names: Sequence[str]) -> str:
         """A key may have been put at a greater revision after this call drew its own: then it starts again, so that no revision goes back."""
         newer = f"case when t.revision < excluded.revision then excluded.revision else {self._network}_lost_race() end"
         return f"on conflict ({', '.join(names)}) do update set value = excluded.value, revision = {newer}"
 
-    def _pick(self, take: TakeShape) -> str:
+    def _pick(self, take: TakeShape) -> None:
         """Lock the first rows of each range that may be had; without its checks a take looks at nothing."""
         names, kinds = tables.columns(take.source), tables.types(take.source)
         rest = names[take.prefix_length :]
@@ -161,7 +170,6 @@ class TurnText:
             quota, count = "quota join r on r.n = quota.n", "quota.k"
         locked = f"select t.ctid as tid, {listed(rest, 't')} {source} limit {count} for update skip locked"
         self._with("picked", f"select r.n, x.* from {quota} cross join lateral ({locked}) x")
-        return "picked"
 
     def _move(self, take: TakeShape) -> None:
         """Delete what was locked, put the new keys, and read the rest of the answer."""
@@ -175,7 +183,7 @@ class TurnText:
         kinds = tables.types(take.target)
         fixed = [self._argument(kind) for kind in kinds[: take.to_length]]
         tail = [self._argument(kind) for kind in kinds[take.to_length + len(rest) :]]
-        conflict = f" {self._replace(target)}" if take.replaces else ""
+        conflict = f" {self._replace(target)}" if self._shape.replaces else ""
         self._with(
             "moved",
             f"insert into {self._table(take.target)} as t ({', '.join(target)}, value, revision) "
