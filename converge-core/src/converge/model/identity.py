@@ -1,0 +1,92 @@
+"""Ed25519 identities: an agent's id is a hash of its public key, so an id proves its key."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from converge.errors import InvalidKey
+
+_ID_TAG = b"converge/id/v1\0"
+_AGENT_ID = re.compile(r"cv1[a-z2-7]{52}")
+_P = 2**255 - 19
+_SIGN = 1 << 255
+
+# The y coordinates of the eight points whose order divides the cofactor (0, 1, -1 and the two of order 8); with either sign bit. `cryptography` accepts
+# them, and one fixed signature then verifies every message: https://eprint.iacr.org/2020/1244, table 6a.
+_Y8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD83D3D706A17C7
+_SMALL_ORDER = frozenset((0, 1, _P - 1, _Y8, _P - _Y8))
+
+
+def check_public_key(key: bytes) -> bytes:
+    """Return the key if it is one that may be verified with: 32 bytes, canonical, not of small order.
+
+    Raises:
+        InvalidKey: Which of these it is not.
+    """
+    if len(key) != 32:
+        raise InvalidKey(f"a public key has 32 bytes, this one has {len(key)}")
+    y = int.from_bytes(key, "little") & ~_SIGN
+    if y >= _P:
+        raise InvalidKey("the public key is not in canonical form (y is not below p)")
+    if y in _SMALL_ORDER:
+        raise InvalidKey("the public key is a point of small order: anybody could sign for it")
+    return key
+
+
+def verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
+    """Tell whether the signature over `data` is the key's.
+
+    Raises:
+        InvalidKey: The key is not acceptable.
+    """
+    check_public_key(public_key)
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
+    except InvalidSignature:
+        return False
+    except ValueError as error:
+        raise InvalidKey(f"the public key is not a point of the curve: {error}") from error
+    return True
+
+
+def agent_id(public_key: bytes) -> str:
+    """Return the id of the agent that has this key: `cv1` and 52 characters of base32."""
+    digest = hashlib.sha256(_ID_TAG + public_key).digest()
+    return "cv1" + base64.b32encode(digest).decode().rstrip("=").lower()
+
+
+def is_agent_id(text: str) -> bool:
+    """Tell whether the text has the form of an agent's id."""
+    return _AGENT_ID.fullmatch(text) is not None
+
+
+class Identity:
+    """A private key with its public key and id. It shows neither the key nor its seed, in `repr` or otherwise."""
+
+    __slots__ = ("_key", "id", "public_key")
+
+    def __init__(self, seed: bytes) -> None:
+        """Make the identity of a 32-byte seed."""
+        if len(seed) != 32:
+            raise InvalidKey(f"an Ed25519 seed has 32 bytes, this one has {len(seed)}")
+        self._key = Ed25519PrivateKey.from_private_bytes(seed)
+        self.public_key = self._key.public_key().public_bytes_raw()
+        self.id = agent_id(self.public_key)
+
+    @classmethod
+    def generate(cls, entropy: Callable[[int], bytes]) -> Identity:
+        """Draw a new one; `entropy(32)` gives random bytes fit for keys."""
+        return cls(entropy(32))
+
+    def sign(self, data: bytes) -> bytes:
+        """Return the 64-byte signature over `data`, which begins with a domain tag."""
+        return self._key.sign(data)
+
+    def __repr__(self) -> str:
+        return f"Identity({self.id})"
