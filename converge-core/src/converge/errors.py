@@ -1,7 +1,7 @@
 """The error tree: one branch per thing a caller can do, one leaf per condition.
 
     ConvergeError
-        InputError          fix the input: InvalidValue, InvalidName, InvalidKey, ValueTooLarge, NoSuchPool, NoSuchTask, DedupConflict,
+        InputError          fix the input: InvalidValue, InvalidName, InvalidKey, BadSignature, ValueTooLarge, NoSuchPool, NoSuchTask, DedupConflict,
                             TooManyLanes, PoolClosed
         ConfigError         fix the configuration: UnknownSetting, Unsupported, PluginError (PluginMissing, PluginDuplicate, PluginRefused,
                             PluginBroken, HookUnknown, ContractMismatch), SecretOnCommandLine
@@ -50,6 +50,10 @@ class InvalidName(InputError):
 
 class InvalidKey(InputError):
     """A public or private key is not acceptable."""
+
+
+class BadSignature(InputError):
+    """Signed bytes do not verify under the key that they name, or are for another network."""
 
 
 class ValueTooLarge(InputError):

@@ -1,0 +1,94 @@
+"""Descriptors: what an agent says of itself, signed with its key; and the query that finds them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import attrs
+
+from converge.codec import FORMAT, decode, encode
+from converge.errors import BadSignature
+from converge.model.identity import Identity, agent_id, verify
+
+_TAG = b"converge/desc/v1\0"
+SIGNATURE_BYTES = 64
+DESCRIPTOR_BYTES = 16_384
+"""The longest signed descriptor: some hundred names, far below a record of the channel."""
+
+
+@attrs.frozen(kw_only=True)
+class AgentDescriptor:
+    """An agent, as it describes itself.
+
+    Attributes:
+        id: Proves `public_key`.
+        public_key, node_key: Hex of 32 bytes: the agent's, and that of the node which speaks for it.
+        name: For people: the agent's class.
+        topics, capabilities, pools: What it works on, what it can do, where it is a member.
+        endpoints: URLs of its node; empty if the node only dials.
+        lease: Hex; the descriptor is listed while this lease lives.
+        sequence: Rises with each new descriptor of the agent: the highest wins.
+        issued_at: Store time in microseconds.
+    """
+
+    id: str
+    public_key: str
+    name: str = ""
+    topics: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    pools: tuple[str, ...] = ()
+    node_key: str = ""
+    endpoints: tuple[str, ...] = ()
+    lease: str = ""
+    sequence: int = 0
+    issued_at: int = 0
+    v: int = FORMAT
+
+
+@attrs.frozen(kw_only=True)
+class DiscoveryQuery:
+    """Which agents: any of the topics, all of the capabilities, in the pool if one is named. Topics match exactly.
+
+    Attributes:
+        limit: At most so many; None: all.
+    """
+
+    topics: Sequence[str] = ()
+    capabilities: Sequence[str] = ()
+    pool_id: str | None = None
+    limit: int | None = None
+
+
+def network_tag(network: str) -> bytes:
+    """Return the 32 bytes that stand for a network in everything that is signed or authenticated."""
+    return hashlib.sha256(b"converge/net/v1\0" + network.encode()).digest()
+
+
+def sign_descriptor(identity: Identity, descriptor: AgentDescriptor, network: str) -> bytes:
+    """Return the signed bytes: a signature, then the descriptor as JSON, which is what it covers."""
+    payload = encode(descriptor)
+    return identity.sign(_TAG + network_tag(network) + payload) + payload
+
+
+def open_descriptor(signed: bytes, network: str) -> AgentDescriptor:
+    """Verify the signed bytes, as received, then decode them.
+
+    Raises:
+        BadSignature, InvalidKey: They do not verify, or the id is not that of the key.
+        TornRecord: They are not a descriptor.
+    """
+    if not SIGNATURE_BYTES < len(signed) <= DESCRIPTOR_BYTES:
+        raise BadSignature(f"a signed descriptor has {SIGNATURE_BYTES} to {DESCRIPTOR_BYTES} bytes, this one has {len(signed)}")
+    signature, payload = signed[:SIGNATURE_BYTES], signed[SIGNATURE_BYTES:]
+    # The key stands inside what it signs, so this little must be read first; nothing is believed before the signature is.
+    descriptor = decode(payload, AgentDescriptor, "descriptor")
+    try:
+        key = bytes.fromhex(descriptor.public_key)
+    except ValueError:
+        raise BadSignature("the descriptor's public key is not hex") from None
+    if agent_id(key) != descriptor.id:
+        raise BadSignature(f"the id {descriptor.id[:12]}... is not that of the descriptor's key")
+    if not verify(key, signature, _TAG + network_tag(network) + payload):
+        raise BadSignature(f"the descriptor of {descriptor.id[:12]}... is not signed by it for this network")
+    return descriptor
