@@ -111,7 +111,7 @@ def _engine(dsn: str, options: SqlOptions) -> AsyncEngine:
         "dsn": dsn,
         "timeout": options.connect_timeout_sec,
         "command_timeout": options.timeout_sec,
-        "statement_cache_size": 0,  # SQLAlchemy keeps the prepared statements
+        "statement_cache_size": 100,  # SQLAlchemy keeps the prepared statements, but at 0 the driver gives all of them one name
         "server_settings": {**SESSION, "lock_timeout": f"{options.lock_timeout_sec * 1000:.0f}"},
     }
     if options.password_file is not None:

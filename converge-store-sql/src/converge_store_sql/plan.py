@@ -52,7 +52,7 @@ class Shape(NamedTuple):
     """All that the text of a statement depends on; calls of one shape share one prepared statement."""
 
     parts: tuple[Part, ...]
-    has_pairs: bool
+    has_runs: bool
     has_windows: bool
     take: TakeShape | None
     replaces: bool
@@ -79,14 +79,14 @@ class TakeShape(NamedTuple):
 class Plan:
     """The rows of one call, and what is needed to read its answer."""
 
-    __slots__ = ("_numbers", "batches", "checks", "deciders", "pair_batches", "pair_checks", "rows", "take_checks", "windows")
+    __slots__ = ("_latest", "_numbers", "batches", "checks", "deciders", "rows", "runs", "take_checks", "windows")
 
     def __init__(self, batches: Sequence[Batch], take: Take | None) -> None:
         self.batches = batches
         self.rows: list[dict[Family, list[Row]]] = [defaultdict(list) for _ in Work]
         self.checks: list[Key] = []
-        self.pair_batches: list[int] = []
-        self.pair_checks: list[int] = []
+        self.runs: list[list[int]] = []  # first batch, last batch, check: what most batches of a call share is one run
+        self._latest: dict[int, list[int]] = {}
         self.windows: list[tuple[int, int | None, int | None]] = []
         self.deciders: dict[int, Key] = {}
         self._numbers: dict[tuple[Key, int], int] = {}
@@ -139,8 +139,12 @@ class Plan:
         return number
 
     def _pair(self, batch: int, check: int) -> None:
-        self.pair_batches.append(batch)
-        self.pair_checks.append(check)
+        run = self._latest.get(check)
+        if run is not None and run[1] >= batch - 1:
+            run[1] = batch
+        else:
+            run = self._latest[check] = [batch, batch, check]
+            self.runs.append(run)
 
     def work(self) -> list[tuple[Part, list[Sequence[Any]]]]:
         """Kinds and families in one order for all callers, with their columns, in key order: who locks in one order cannot deadlock."""
@@ -172,9 +176,10 @@ class Plan:
             return [Committed(revision)] * len(self.batches)
         failed: dict[int, list[Key]] = defaultdict(list)
         wrong = set(bad)
-        for batch, check in zip(self.pair_batches, self.pair_checks, strict=True):
+        for first, last, check in self.runs:
             if check in wrong:
-                failed[batch].append(self.checks[check])
+                for batch in range(first, last + 1):
+                    failed[batch].append(self.checks[check])
         for code in there:
             batch = code >> CODE_BITS
             failed[batch].append(self.batches[batch].puts[code & (1 << CODE_BITS) - 1][0])

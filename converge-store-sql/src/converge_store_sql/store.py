@@ -55,13 +55,8 @@ class SqlStore(Store):
         store = cls(url, options or SqlOptions())
         try:
             await store._prepare()
-            async with anyio.create_task_group() as group:
-                group.start_soon(store._waiters.run)
-                try:
-                    yield store
-                finally:
-                    await store._waiters.close()
-                    group.cancel_scope.cancel()
+            async with store._waiters.running():
+                yield store
         finally:
             await store._connections.close()
 
@@ -155,7 +150,7 @@ class SqlStore(Store):
         for attempt in range(TRIES):
             shape = Shape(
                 tuple(part for part, _ in work),
-                bool(plan.pair_checks),
+                bool(plan.runs),
                 bool(plan.windows),
                 take_shape(take) if take is not None else None,
                 replaces=attempt > 0,
@@ -185,8 +180,8 @@ def _arguments(plan: Plan, work: Sequence[tuple[Part, list[Sequence[Any]]]], tak
     """The arguments in the order in which `turn_text.py` numbers them."""
     arguments: list[Any] = [column for part, columns in work if part.work <= Work.ABSENT for column in columns]
     arguments += [column for part, columns in work if part.work is Work.INSERT for column in columns]
-    if plan.pair_checks:
-        arguments += [plan.pair_batches, plan.pair_checks]
+    if plan.runs:
+        arguments += zip(*plan.runs, strict=True)
     if plan.windows:
         arguments += zip(*plan.windows, strict=True)
     arguments += [column for part, columns in work if part.work is Work.DELETE_AT for column in columns]

@@ -96,9 +96,10 @@ class TurnText:
     def _decide_early(self) -> None:
         """Which batches fail by their checks and windows; store time is read after the rows of the checks are locked."""
         failed, late = _NONE, _NONE
-        if self._shape.has_pairs:
-            pairs = f"unnest({self._argument('integer[]')}, {self._argument('integer[]')}) p(b, i)"
-            failed = f"case when bad.i = {_NONE} then {_NONE} else array(select distinct p.b from {pairs} where p.i = any(bad.i)) end"
+        if self._shape.has_runs:
+            runs = f"unnest({self._argument('integer[]')}, {self._argument('integer[]')}, {self._argument('integer[]')}) p(a, z, i)"
+            of_bad = f"select distinct x.b from {runs} cross join lateral generate_series(p.a, p.z) x(b) where p.i = any(bad.i)"
+            failed = f"case when bad.i = {_NONE} then {_NONE} else array({of_bad}) end"
         failed = f"{failed} || array(select u.c >> {CODE_BITS} from unnest(bad.there) u(c))"
         self._with("m", f"select bad.i as bad, bad.there, {failed} as failed, {NOW} as now from bad")
         if self._shape.has_windows:

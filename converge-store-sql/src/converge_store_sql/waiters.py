@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 
@@ -42,7 +42,7 @@ class _Sleeper:
 
 
 class Waiters:
-    """Both sides of the wake-ups of one handle; `run` is its background work."""
+    """Both sides of the wake-ups of one handle; `running` is its background work."""
 
     def __init__(self, connections: Connections, statements: Statements, network: str) -> None:
         self._connections, self._statements, self._network = connections, statements, network
@@ -75,18 +75,25 @@ class Waiters:
             with anyio.move_on_after(LEAVE_SEC, shield=True):
                 await self._leave(names, was_told=sleeper.told.is_set())
 
-    async def run(self) -> None:
-        """Tell sleepers, show that this listener lives, listen again after a lost connection; until cancelled."""
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Within this block: tell sleepers, show that this listener lives, listen again after a lost connection."""
+        failed: BaseException | None = None
         async with anyio.create_task_group() as group:
             group.start_soon(self._tell)
             group.start_soon(self._stay)
-
-    async def close(self) -> None:
-        """Tell what is left to tell, and stop listening."""
-        with anyio.move_on_after(LEAVE_SEC, shield=True):
-            await self._tell_once()
-        if self._listener is not None:
-            await self._listener.close()
+            try:
+                yield
+            except Exception as error:  # carried past the group, which would wrap what the user's own block raised
+                failed = error
+            finally:
+                with anyio.move_on_after(LEAVE_SEC, shield=True):
+                    await self._tell_once()
+                if self._listener is not None:
+                    await self._listener.close()
+                group.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
 
     async def _register(self, names: Sequence[str]) -> None:
         listener = await self._listening()
