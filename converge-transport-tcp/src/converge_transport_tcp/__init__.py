@@ -1,1 +1,6 @@
 """TCP as a transport for Converge."""
+
+from converge_transport_tcp.options import TcpOptions
+from converge_transport_tcp.transport import TcpTransport
+
+__all__ = ["TcpOptions", "TcpTransport"]

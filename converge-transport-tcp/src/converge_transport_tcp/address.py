@@ -1,0 +1,54 @@
+"""Addresses of the form tcp://HOST:PORT."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+import anyio
+
+SCHEME = "tcp"
+
+# What `socket` takes: family and address.
+Endpoint = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
+
+
+def parse(address: str) -> tuple[str, int]:
+    """Give host and port.
+
+    Raises:
+        ValueError: It is not `tcp://HOST:PORT`; the text says why.
+    """
+    parts = urlsplit(address)
+    if parts.scheme != SCHEME:
+        raise ValueError(f"the scheme is not {SCHEME}")
+    if "@" in parts.netloc or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"only {SCHEME}://HOST:PORT is understood")
+    if not parts.hostname or parts.port is None:
+        raise ValueError("host or port is missing")
+    return parts.hostname, parts.port
+
+
+def show(sockaddr: object) -> str:
+    """A socket's address as HOST:PORT, IPv6 in brackets."""
+    if not isinstance(sockaddr, tuple) or len(sockaddr) < 2:
+        return ""
+    host, port = sockaddr[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def resolve(host: str, port: int) -> list[Endpoint]:
+    """Look the host up; a numeric one without asking anybody.
+
+    Raises:
+        OSError: The host is not known.
+    """
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return [(family, sockaddr) for family, _, _, _, sockaddr in found]
+    if version == 4:
+        return [(socket.AF_INET, (host, port))]
+    return [(socket.AF_INET6, (host, port, 0, 0))]

@@ -1,0 +1,18 @@
+"""The declaration of the TCP transport."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from converge.contracts.transport import CONTRACT, TransportBackend
+from converge.hookspecs import hookimpl
+from converge_transport_tcp.options import TcpOptions
+from converge_transport_tcp.transport import TcpTransport
+
+TCP = TransportBackend(name="tcp", schemes=("tcp",), options=TcpOptions, open=TcpTransport.open, contract=CONTRACT)
+
+
+@hookimpl
+def converge_transports() -> Iterable[TransportBackend]:
+    """Declare the transport."""
+    return [TCP]

@@ -1,0 +1,126 @@
+"""A channel on a plain socket and the event loop's readiness calls: every event loop that anyio knows."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Sequence
+
+import anyio
+import anyio.lowlevel
+
+from converge.contracts.transport import FRAME_BYTES, Channel
+from converge.errors import BadRecord, ChannelError, ConnectionClosed
+from converge_transport_tcp._errors import lost
+from converge_transport_tcp.framing import Decoder, check, encode
+
+READ_BYTES = 262_144
+# So many reads that found data at once, then others get their turn.
+EAGER_READS = 16
+
+
+class SocketChannel(Channel):
+    """Holds nothing unsent: send returns when the kernel has taken every byte."""
+
+    def __init__(self, sock: socket.socket, *, peer: str, frame_sec: float, on_end: Callable[[Channel], None]) -> None:
+        self.peer = peer
+        self._sock, self._frame_sec, self._on_end = sock, frame_sec, on_end
+        self._decoder = Decoder(FRAME_BYTES)
+        self._error: ChannelError | None = None
+        self._eager = 0
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        check(frames, self.frame_bytes)
+        for chunk in encode(frames):
+            await self._write(memoryview(chunk))
+        self._raise_if_over()
+
+    async def receive(self) -> Sequence[bytes]:
+        frames: list[bytes] = []
+        started, count = anyio.current_time(), self._decoder.frames
+        while not frames:
+            self._raise_if_over()
+            data = await self._read(started)
+            try:
+                self._decoder.feed(data, frames)
+            except BadRecord as error:
+                self._end(error)
+            if not data:
+                self._end(lost(None))
+            if self._decoder.frames != count or not self._decoder.is_partial:
+                started, count = anyio.current_time(), self._decoder.frames
+        return frames
+
+    async def close(self) -> None:
+        if self._error is None:
+            self._discard()
+            self._end(ConnectionClosed("this side closed the channel"))
+        await anyio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _write(self, rest: memoryview) -> None:
+        total = len(rest)
+        try:
+            while rest:
+                self._raise_if_over()
+                try:
+                    rest = rest[self._sock.send(rest) :]
+                except BlockingIOError:
+                    await anyio.wait_writable(self._sock)
+        except anyio.ClosedResourceError:
+            self._raise_if_over()
+        except OSError as error:
+            self._end(lost(error))
+            self._raise_if_over()
+        finally:
+            # Cancelled in the middle: the peer must not take what a later call sends for the rest of this frame (C-10).
+            if rest and len(rest) < total:
+                self._end(ConnectionClosed("a send was cancelled in the middle of a frame, which closed the channel"))
+
+    async def _read(self, started: float) -> bytes:
+        """Wait for bytes; none means the end of the stream."""
+        self._eager += 1
+        if self._eager > EAGER_READS:
+            self._eager = 0
+            await anyio.lowlevel.checkpoint()
+        while True:
+            self._raise_if_over()
+            try:
+                return self._sock.recv(READ_BYTES)
+            except BlockingIOError:
+                self._eager = 0
+                await self._wait_readable(started)
+            except OSError as error:
+                self._end(lost(error))
+
+    async def _wait_readable(self, started: float) -> None:
+        try:
+            if not self._decoder.is_partial:
+                await anyio.wait_readable(self._sock)
+                return
+            with anyio.move_on_at(started + self._frame_sec) as scope:
+                await anyio.wait_readable(self._sock)
+        except anyio.ClosedResourceError:
+            self._raise_if_over()
+            raise
+        if scope.cancelled_caught:
+            self._end(BadRecord(f"a frame was not whole {self._frame_sec:g} s after its first byte"))
+
+    def _discard(self) -> None:
+        # Closing a socket with unread bytes resets the connection, and with it what the peer has not read yet.
+        with contextlib.suppress(OSError):
+            for _ in range(EAGER_READS):
+                if not self._sock.recv(READ_BYTES):
+                    return
+
+    def _raise_if_over(self) -> None:
+        if self._error is not None:
+            raise type(self._error)(*self._error.args)
+
+    def _end(self, error: ChannelError) -> None:
+        """Remember why, once, and let go of the socket; whoever waits on it wakes up."""
+        if self._error is not None:
+            return
+        self._error = error
+        anyio.notify_closing(self._sock)
+        self._sock.close()
+        self._on_end(self)
