@@ -1,0 +1,267 @@
+"""PluginHost: finds plugins, loads what was named, refuses what does not fit, says why.
+
+Whatever is installed is only listed, from the metadata of its distribution; it is imported when its name, one of its backends or one of its URL
+schemes is asked for. Built-in backends come in through the same door.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import pluggy
+
+from converge.contracts.discovery import DiscoveryBackend
+from converge.contracts.store import StoreBackend
+from converge.contracts.transport import TransportBackend
+from converge.errors import PluginDuplicate, PluginMissing, PluginRefused, Undeliverable
+from converge.model.message import Message
+from converge.plugins.declared import (
+    DISCOVERY,
+    KINDS,
+    NAME,
+    STORE,
+    TRANSPORT,
+    Backend,
+    Kind,
+    declared,
+    import_plugin,
+    new_manager,
+)
+from converge.plugins.found import (
+    CORE,
+    DISTRIBUTIONS,
+    NAMES_GROUP,
+    RESERVED_NAMES,
+    RESERVED_SCHEMES,
+    SCHEMES_GROUP,
+    Found,
+    entries,
+    missing,
+    only,
+    title,
+)
+from converge.urls import scheme_of
+
+log = logging.getLogger("converge.plugins")
+
+
+@attrs.frozen(kw_only=True)
+class Installed:
+    """What the metadata of a distribution says of a plugin, and, once it is loaded, what it declares.
+
+    Attributes:
+        name: What `--plugin` takes.
+        distribution, version: Whose it is; empty for one from an import path.
+        schemes: URL schemes that load it.
+        kinds: `store`, `transport`, `discovery`: what it declares; empty until it is loaded, and of a plugin that only observes.
+        is_loaded: Whether this host has loaded it.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    schemes: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    is_loaded: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class _Loaded:
+    found: Found
+    backends: Mapping[str, Sequence[Backend]]
+
+
+class PluginHost:
+    """The plugins of one process. `plugins`: what `--plugin` takes: a name, `module:attribute`, or `no:NAME`; named ones are loaded at once.
+
+    Raises:
+        PluginError: One of its leaves: what is wrong with which plugin, and what to do.
+    """
+
+    def __init__(self, plugins: Sequence[str] = ()) -> None:
+        self._manager = new_manager()
+        self._loaded: dict[str, _Loaded] = {}  # by target
+        self._backends: dict[tuple[str, str], tuple[Backend, Found]] = {}
+        self._schemes: dict[tuple[str, str], tuple[Backend, Found]] = {}
+        self._by_name = entries(NAMES_GROUP)
+        self._by_scheme = entries(SCHEMES_GROUP)
+        self._refused = {self._refusal(name.removeprefix("no:")) for name in plugins if name.startswith("no:")}
+        for name in plugins:
+            if not name.startswith("no:"):
+                self.load(name)
+
+    @property
+    def hook(self) -> pluggy.HookRelay:
+        """The hooks of the loaded plugins."""
+        return self._manager.hook
+
+    def load(self, name: str) -> None:
+        """Load a plugin by its name or as `module:attribute`; one that is loaded already stays as it is.
+
+        Raises:
+            PluginError: It cannot be used.
+        """
+        if ":" in name:
+            self._register(Found(name=name, target=name, distribution="", version=""))
+        else:
+            self._register(self._named(name))
+
+    def store_backend(self, url: str) -> StoreBackend:
+        """Return the store backend of the URL's scheme, loading its plugin.
+
+        Raises:
+            InvalidValue: It is no URL.
+            PluginError: There is none, or it cannot be used.
+        """
+        backend = self._of_scheme(STORE, scheme_of(url, "store"))
+        assert isinstance(backend, StoreBackend), "the host keeps backends by their kind"
+        return backend
+
+    def transport_backend(self, url_or_name: str) -> TransportBackend:
+        """Return the transport backend of a URL's scheme, or of that name, loading its plugin.
+
+        Raises:
+            PluginError: There is none, or it cannot be used.
+        """
+        is_name = NAME.fullmatch(url_or_name) is not None
+        backend = self._of_name(TRANSPORT, url_or_name) if is_name else self._of_scheme(TRANSPORT, scheme_of(url_or_name, "transport"))
+        assert isinstance(backend, TransportBackend), "the host keeps backends by their kind"
+        return backend
+
+    def discovery_backend(self, name: str) -> DiscoveryBackend:
+        """Return the discovery backend of that name, loading its plugin.
+
+        Raises:
+            PluginError: There is none, or it cannot be used.
+        """
+        backend = self._of_name(DISCOVERY, name)
+        assert isinstance(backend, DiscoveryBackend), "the host keeps backends by their kind"
+        return backend
+
+    def installed(self) -> list[Installed]:
+        """Return what is installed and what was loaded from an import path, by name, without importing anything."""
+        found = [one for some in self._by_name.values() for one in some]
+        found += [loaded.found for loaded in self._loaded.values() if not loaded.found.distribution]
+        return sorted((self._listed(one) for one in found), key=lambda one: (one.name, one.distribution))
+
+    def observe(self, hook: str, **values: Any) -> None:
+        """Call the observers of a hook in load order. One that raises is logged with its plugin's name, and changes nothing."""
+        for impl in getattr(self._manager.hook, hook).get_hookimpls():
+            try:
+                impl.function(*(values[name] for name in impl.argnames))
+            except Exception:  # a plugin's boundary: an observer must not stop what it observes
+                log.exception("plugin %s: %s failed; what it observed goes on", impl.plugin_name, hook)
+
+    def guard(self, hook: str, message: Message) -> Message:
+        """Pass the message through the guards of a hook, in load order; return what they make of it.
+
+        Raises:
+            Undeliverable: A guard refused it, or failed; the cause is chained.
+        """
+        for impl in getattr(self._manager.hook, hook).get_hookimpls():
+            try:
+                answer = impl.function(*(message for _ in impl.argnames))
+            except Exception as error:  # a plugin's boundary: a guard that raises refuses
+                raise Undeliverable(f"plugin {impl.plugin_name} refused the message: {type(error).__name__}: {error}") from error
+            if answer is not None and not isinstance(answer, Message):
+                raise Undeliverable(f"plugin {impl.plugin_name}: {hook} returned {type(answer).__name__}, no Message; the message is refused")
+            message = message if answer is None else answer
+        return message
+
+    def _named(self, name: str) -> Found:
+        found = only(self._by_name.get(name, []), f'plugin "{name}"', is_reserved=name in RESERVED_NAMES)
+        if found is None:
+            raise missing(f'plugin "{name}"', name, [*self._by_name, *DISTRIBUTIONS.keys()])
+        return found
+
+    def _of_scheme(self, kind: Kind, scheme: str) -> Backend:
+        if (kind.word, scheme) not in self._schemes:
+            what = f'{kind.word} with the URL scheme "{scheme}"'
+            found = only(self._by_scheme.get(scheme, []), what, is_reserved=scheme in RESERVED_SCHEMES)
+            known = [*self._by_scheme, *(known for word, known in self._schemes if word == kind.word), *DISTRIBUTIONS]
+            if found is None:
+                raise missing(what, scheme, known)
+            self._register(self._with_name(found))
+            if (kind.word, scheme) not in self._schemes:
+                raise PluginMissing(f"{self._title(found)} provides no {what}")
+        return self._schemes[kind.word, scheme][0]
+
+    def _of_name(self, kind: Kind, name: str) -> Backend:
+        if (kind.word, name) not in self._backends:
+            found = self._named(name)
+            self._register(found)
+            if (kind.word, name) not in self._backends:
+                raise PluginMissing(f'{self._title(found)} provides no {kind.word} named "{name}"')
+        return self._backends[kind.word, name][0]
+
+    def _register(self, found: Found) -> None:
+        if found.target in self._refused:
+            raise PluginRefused(f'{self._title(found)} is needed, and refused by "no:{self._with_name(found).name}"; take out one of the two')
+        if found.target in self._loaded:
+            return
+        plugin = import_plugin(found)
+        backends = declared(found, plugin)
+        self._check_clashes(found, backends)
+        try:
+            self._manager.register(plugin, name=found.name)
+        except ValueError as error:  # the same object, loaded under another name
+            raise PluginDuplicate(f"{title(found)} is loaded already under another name; name it once") from error
+        self._loaded[found.target] = _Loaded(found=found, backends=backends)
+        for word, some in backends.items():
+            for backend in some:
+                self._backends[word, backend.name] = backend, found
+                self._schemes |= {(word, scheme): (backend, found) for scheme in backend.schemes}
+        log.info("loaded %s", title(found))
+
+    def _check_clashes(self, found: Found, backends: Mapping[str, Sequence[Backend]]) -> None:
+        for word, some in backends.items():
+            for backend in some:
+                for known, name, reserved in (
+                    (self._backends, backend.name, RESERVED_NAMES),
+                    *((self._schemes, scheme, RESERVED_SCHEMES) for scheme in backend.schemes),
+                ):
+                    other = known.get((word, name))
+                    if other is None and name in reserved and found.distribution != CORE:
+                        raise PluginDuplicate(f'{title(found)} declares the {word} "{name}", a name of {CORE}; its author must choose another')
+                    if other is not None:
+                        raise PluginDuplicate(
+                            f'{title(found)} and {title(other[1])} both declare the {word} "{name}"; load one of them, or refuse one with "no:NAME"'
+                        )
+
+    def _refusal(self, name: str) -> str:
+        """Return the target of a refused plugin; a refusal of what is not there is a wish come true, unless it looks like a slip of the pen."""
+        found = self._by_name.get(name, [])
+        if not found and ":" not in name and (near := difflib.get_close_matches(name, self._by_name, n=1)):
+            raise PluginMissing(f'no plugin "{name}" is installed, so "no:{name}" refuses nothing; did you mean "no:{near[0]}"?')
+        return found[0].target if found else name
+
+    def _with_name(self, found: Found) -> Found:
+        """Return what was found by a scheme under the name that `--plugin` takes, which is what people know."""
+        for some in self._by_name.values():
+            for one in some:
+                if one.target == found.target:
+                    return one
+        return found
+
+    def _title(self, found: Found) -> str:
+        return title(self._with_name(found))
+
+    def _listed(self, found: Found) -> Installed:
+        loaded = self._loaded.get(found.target)
+        schemes = {scheme for scheme, some in self._by_scheme.items() for one in some if one.target == found.target}
+        kinds: tuple[str, ...] = ()
+        if loaded is not None:
+            schemes |= {scheme for some in loaded.backends.values() for backend in some for scheme in backend.schemes}
+            kinds = tuple(kind.word for kind in KINDS if loaded.backends[kind.word])
+        return Installed(
+            name=found.name,
+            distribution=found.distribution,
+            version=found.version,
+            schemes=tuple(sorted(schemes)),
+            kinds=kinds,
+            is_loaded=loaded is not None,
+        )
