@@ -201,6 +201,7 @@ class StoreBackend:
         name: What users type; lower case, `[a-z][a-z0-9-]*`.
         schemes: URL schemes that mean this backend.
         options: An attrs class: every option typed, defaulted, bounded, documented. The whole URL is passed apart from them.
+            An option named `network` (text) is set by core to the network whose keys to see; a store without one keeps a single network.
         open: Called with the URL and an instance of `options`.
         contract: The number of the contract it was written for (`CONTRACT`).
         features: What it can do.
