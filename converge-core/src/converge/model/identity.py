@@ -17,8 +17,8 @@ _AGENT_ID = re.compile(r"cv1[a-z2-7]{52}")
 _P = 2**255 - 19
 _SIGN = 1 << 255
 
-# The y coordinates of the eight points whose order divides the cofactor (0, 1, -1 and the two of order 8); with either sign bit. `cryptography` accepts
-# them, and one fixed signature then verifies every message: https://eprint.iacr.org/2020/1244, table 6a.
+# The y coordinates of the eight points whose order divides the cofactor (0, 1, -1 and the two of order 8); with either sign bit. `cryptography`
+# accepts them, and one fixed signature then verifies every message: https://eprint.iacr.org/2020/1244, table 6a.
 _Y8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
 _SMALL_ORDER = frozenset((0, 1, _P - 1, _Y8, _P - _Y8))
 

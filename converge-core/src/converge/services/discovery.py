@@ -16,7 +16,7 @@ FRESH_SEC = 1.0
 
 
 class DiscoveryService:
-    """Answers queries from memory. The directory is loaded on first use, then read again when it is older than a poll interval; a node keeps its own fresh.
+    """Answers queries from memory. The directory is loaded on first use, then read again when it is older than a poll interval.
 
     A descriptor is listed while its process's lease lives. Being listed is a hint that the agent was alive, not proof, and it grants nothing.
     """

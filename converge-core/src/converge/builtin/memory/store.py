@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import islice
 from typing import Any
 
@@ -55,10 +55,8 @@ class _Waiter:
 
     def tell(self) -> None:
         self.is_told = True
-        try:
+        with suppress(RuntimeError):  # its loop has ended: it looks for nothing any more
             self._call(self._hear)
-        except RuntimeError:
-            pass  # its loop has ended: it looks for nothing any more
 
     def _hear(self) -> None:
         self.event.set()

@@ -1,0 +1,19 @@
+"""Options of the file store: keys, units, bounds, defaults, help."""
+
+from __future__ import annotations
+
+import attrs
+from attrs import validators
+
+
+@attrs.frozen(kw_only=True)
+class FileOptions:
+    """How the file store waits.
+
+    Attributes:
+        busy_sec: How long a call waits for its turn before it raises StoreBusy; 0.1 to 60 s.
+        poll_sec: How often a watch looks whether the file has changed, should a wake-up be lost; 0.05 to 60 s.
+    """
+
+    busy_sec: float = attrs.field(default=5.0, validator=[validators.ge(0.1), validators.le(60.0)])
+    poll_sec: float = attrs.field(default=1.0, validator=[validators.ge(0.05), validators.le(60.0)])

@@ -1,0 +1,38 @@
+"""The turnstile: writers of a file take turns in the order in which they come. SQLite's busy handler lets a lone writer starve."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Turnstile:
+    """Two lock files: one is held while waiting at the head of the queue, the other while writing.
+
+    Each connection has descriptors of its own. The kernel queues those who wait in order, but knows no timeout: whoever calls `turn` does so in a
+    thread that it can leave waiting.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._turn = os.open(f"{path}.turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        os.close(self._turn)
+        os.close(self._lock)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for this writer's turn, and hold it."""
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        finally:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)

@@ -1,0 +1,117 @@
+"""The thread that writes for one handle: calls queue up for it, so that neither fsync nor the turnstile blocks the event loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import anyio
+from anyio import lowlevel
+
+from converge.builtin.file._errors import Broken
+from converge.builtin.file.database import Database
+from converge.contracts.store import Batch, Take, Turned
+from converge.errors import OutcomeUnknown, StoreBusy
+
+
+class _Job:
+    """One call. It begins, or is given up, never both."""
+
+    __slots__ = ("_call", "_lock", "_state", "batches", "error", "event", "result", "take")
+
+    def __init__(self, batches: Sequence[Batch], take: Take | None) -> None:
+        self.batches, self.take = batches, take
+        self.event = anyio.Event()
+        self.result: Turned | None = None
+        self.error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._state = "waiting"
+        native: Any = lowlevel.current_token().native_token
+        self._call: Callable[..., Any] = native.run_sync_soon if hasattr(native, "run_sync_soon") else native.call_soon_threadsafe
+
+    def may_begin(self) -> bool:
+        return self._move("begun")
+
+    def give_up(self) -> bool:
+        return self._move("given up")
+
+    def _move(self, to: str) -> bool:
+        with self._lock:
+            if self._state != "waiting":
+                return False
+            self._state = to
+            return True
+
+    def finish(self) -> None:
+        try:
+            self._call(self.event.set)
+        except RuntimeError:
+            return  # its loop has ended: nobody waits
+
+
+class Worker:
+    """Runs the calls of one handle, one after another, on a connection of its own."""
+
+    def __init__(self, path: str, busy_sec: float) -> None:
+        self._path, self._busy_sec = path, busy_sec
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._database: Database | None = Database(path)
+        self.clock = self._database.clock
+
+    async def turn(self, batches: Sequence[Batch], take: Take | None) -> Turned:
+        """Run a call.
+
+        Raises:
+            StoreBusy: Its turn did not come in time; nothing was written.
+            StoreError: As the contract says.
+        """
+        job = _Job(batches, take)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, args=(self._jobs,), name="converge-file", daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+        with anyio.move_on_after(self._busy_sec):
+            await job.event.wait()
+        if not job.event.is_set():
+            if job.give_up():
+                self._leave_behind()
+                raise StoreBusy(f"another program has held the store's file for {self._busy_sec:g} s; find it, or raise busy_sec")
+            await job.event.wait()
+        if job.error is not None:
+            raise job.error
+        assert job.result is not None, "a call that was not given up has a result"
+        return job.result
+
+    def _leave_behind(self) -> None:
+        """The thread waits in the kernel and cannot be called back: it ends when it gets through; a new one serves from now on."""
+        self._jobs.put(None)
+        self._jobs, self._thread, self._database = SimpleQueue(), None, None
+
+    def _run(self, jobs: SimpleQueue[_Job | None]) -> None:
+        database, self._database = self._database, None
+        while (job := jobs.get()) is not None:
+            try:
+                if database is None:
+                    database = Database(self._path)
+                job.result = database.turn(job.batches, job.take, job.may_begin)
+            except Broken as broken:
+                database, job.error = None, broken.cause
+            except BaseException as error:  # handed to the caller, whatever it is
+                job.error = error
+            if job.result is None and job.error is None:
+                job.error = OutcomeUnknown("the call was given up")
+            job.finish()
+        if database is not None:
+            database.close()
+
+    async def close(self) -> None:
+        """Let the calls under way end, then close the connection."""
+        if self._thread is None:
+            if self._database is not None:
+                self._database.close()
+            return
+        self._jobs.put(None)
+        await anyio.to_thread.run_sync(self._thread.join, self._busy_sec, abandon_on_cancel=True)
