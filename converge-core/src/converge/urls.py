@@ -34,7 +34,7 @@ def without_password(url: str) -> str:
     A password that was not percent-encoded may hold `/`, `?`, `#` or `@`; then all up to the last `@` is taken for it, since to show too little is
     the smaller fault.
     """
-    head, mark, rest = url.partition("://")
+    head, mark, rest = url.partition("//")
     if mark:
         end = _userinfo_end(rest)
         user, colon, password = rest[: max(end, 0)].partition(":")
