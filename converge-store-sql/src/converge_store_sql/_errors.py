@@ -47,9 +47,9 @@ def call_failed(error: BaseException, where: str, *, writes: bool) -> Exception:
         writes: Whether the statement may have changed something.
     """
     code, text = sqlstate(error), _text(error)
+    if _is_bad_argument(error):
+        return InvalidValue("key", text, "parts with the types of their family")
     if code is None or (code.startswith(("08", "57P")) and code != "57P03"):
-        if code is None and _is_bad_argument(error):
-            return InvalidValue("key", text, "parts with the types of their family")
         if writes:
             return OutcomeUnknown(f"{where} did not answer: {text}; the call may have taken effect, read before you repeat it")
         return StoreUnavailable(f"{where} did not answer: {text}")

@@ -1,0 +1,296 @@
+"""Servers that are away, restart, refuse; connections that are cut."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import anyio
+import asyncpg
+import pytest
+
+from converge.contracts.store import ABSENT, Batch, Committed, Durability, Range
+from converge.errors import (
+    InvalidName,
+    InvalidValue,
+    NotApplied,
+    OutcomeUnknown,
+    SchemaTooNew,
+    StoreBusy,
+    StoreError,
+    StoreFull,
+    StoreRefused,
+    StoreUnavailable,
+    Unsupported,
+    ValueTooLarge,
+)
+from converge.model.keys import POOL, STATE, TASK
+from converge.testing.fixtures import wait_until
+from converge.testing.servers import free_port, postgres_server
+from converge_store_sql import SqlOptions, SqlStore
+from converge_store_sql._errors import call_failed
+
+
+class Proxy:
+    """Passes bytes on to a server; `is_cut` swallows the server's answers, and then the connection."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.is_cut = False
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pass(reader, upstream_writer, is_answer=False))
+                group.create_task(self._pass(upstream_reader, writer, is_answer=True))
+        finally:
+            writer.close()
+            upstream_writer.close()
+
+    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, is_answer: bool) -> None:
+        try:
+            while data := await source.read(65536):
+                if is_answer and self.is_cut:
+                    break
+                sink.write(data)
+                await sink.drain()
+        except ConnectionError:
+            pass
+        finally:
+            sink.close()
+
+
+@asynccontextmanager
+async def proxied(url: str) -> AsyncIterator[tuple[Proxy, str]]:
+    split = urlsplit(url)
+    assert split.port is not None
+    proxy = Proxy(split.port)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        yield proxy, url.replace(f":{split.port}", f":{port}")
+
+
+async def test_a_connection_cut_before_the_answer_leaves_the_outcome_unknown_and_the_write_in_place(
+    postgres_url: str, options: SqlOptions, store: SqlStore
+) -> None:
+    async with proxied(postgres_url) as (proxy, url), SqlStore.open(url, options) as far:
+        # The same shape of call, so that the cut one is a single message to the server.
+        await far.commit([Batch([(POOL("before"), ABSENT)], [(POOL("before"), b"1")])])
+        proxy.is_cut = True
+        with pytest.raises(OutcomeUnknown):
+            await far.commit([Batch([(POOL("p"), ABSENT)], [(POOL("p"), b"1")])])
+
+        async def is_there() -> bool:
+            return await store.get([POOL("p")]) != [None]
+
+        await wait_until(is_there, what="the write of the call that was cut")
+        (entry,) = await store.get([POOL("p")])
+        proxy.is_cut = False
+        assert await far.get([POOL("p")]) == [entry]
+
+
+async def test_a_read_that_is_cut_is_not_reported_as_an_unknown_outcome(postgres_url: str, options: SqlOptions) -> None:
+    async with proxied(postgres_url) as (proxy, url), SqlStore.open(url, options) as far:
+        await far.get([POOL("p")])
+        proxy.is_cut = True
+        with pytest.raises(StoreUnavailable):
+            await far.get([POOL("p")])
+        proxy.is_cut = False
+
+
+async def test_a_call_that_is_cancelled_leaves_no_connection_behind(store: SqlStore, options: SqlOptions, postgres_url: str) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+        async with connection.transaction():
+            await connection.execute(f"select 1 from {options.network}_pool for update")
+            with anyio.move_on_after(0.2) as scope:
+                await store.commit([Batch(puts=[(POOL("p"), b"2")])])
+            assert scope.cancelled_caught
+        (outcome,) = await store.commit([Batch(puts=[(POOL("p"), b"3")])])
+        assert isinstance(outcome, Committed)
+        waiting = "select count(*) from pg_stat_activity where application_name = 'converge' and wait_event_type = 'Lock'"
+
+        async def nobody_waits() -> bool:
+            return int(await connection.fetchval(waiting)) == 0
+
+        await wait_until(nobody_waits)
+    finally:
+        await connection.close()
+
+
+async def test_after_a_restart_of_the_server_the_same_handle_goes_on(tmp_path: Path, namespace: str) -> None:
+    folder = Path("/tmp") / f"converge-restart-{namespace}"
+    port = free_port()
+    options = SqlOptions(network=namespace, connect_timeout_sec=2)
+    try:
+        with postgres_server(directory=folder, port=port) as url:
+            first = SqlStore.open(url, options)
+            store = await first.__aenter__()
+            (before,) = await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+        try:
+            with pytest.raises(StoreError):
+                await store.commit([Batch(puts=[(POOL("away"), b"1")])])
+            with pytest.raises(StoreUnavailable):
+                await store.get([POOL("p")])
+            with postgres_server(directory=folder, port=port):
+                (entry,) = await store.get([POOL("p")])
+                (after,) = await store.commit([Batch(puts=[(POOL("p"), b"2")])])
+                assert isinstance(before, Committed) and isinstance(after, Committed)
+                assert entry is not None and entry.revision == before.revision < after.revision
+        finally:
+            await first.__aexit__(None, None, None)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def test_a_closed_port_is_an_unavailable_store_and_the_error_has_no_password() -> None:
+    with pytest.raises(StoreUnavailable) as caught:
+        async with SqlStore.open(f"postgresql://user:canary-secret@127.0.0.1:{free_port()}/db?password=canary-secret"):
+            pass
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "canary-secret" not in repr(error) + str(error)
+        error = error.__cause__
+
+
+async def test_a_role_without_rights_is_refused(store: SqlStore, options: SqlOptions, postgres_url: str) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    role = f"poor_{options.network}"
+    try:
+        await connection.execute(f"create role {role} login; grant select on {options.network}_schema to {role}")
+        async with SqlStore.open(postgres_url.replace("postgres@", f"{role}@"), options) as poor:
+            with pytest.raises(StoreRefused):
+                await poor.commit([Batch(puts=[(POOL("p"), b"1")])])
+        assert await store.get([POOL("p")]) == [None]
+        with pytest.raises(StoreRefused):
+            async with SqlStore.open(postgres_url.replace("postgres@", f"{role}@"), SqlOptions(network=f"{options.network}_x")):
+                pass
+    finally:
+        await connection.execute(f"drop owned by {role}; drop role {role}")
+        await connection.close()
+
+
+async def test_a_row_that_stays_locked_is_a_busy_store_and_nothing_is_written(store: SqlStore, options: SqlOptions, postgres_url: str) -> None:
+    await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        async with connection.transaction():
+            await connection.execute(f"select 1 from {options.network}_pool for update")
+            async with SqlStore.open(postgres_url, SqlOptions(network=options.network, lock_timeout_sec=0.05)) as hasty:
+                with pytest.raises(StoreBusy):
+                    await hasty.commit([Batch(puts=[(POOL("p"), b"2"), (POOL("q"), b"2")])])
+    finally:
+        await connection.close()
+    entries = await store.get([POOL("p"), POOL("q")])
+    assert [entry.value if entry is not None else None for entry in entries] == [b"1", None]
+
+
+def test_a_full_disk_is_a_full_store_and_not_applied() -> None:
+    error = asyncpg.exceptions.DiskFullError("could not extend file")
+    assert isinstance(call_failed(error, "postgresql://host/db", writes=True), StoreFull)
+
+
+@pytest.mark.parametrize("code", ["40001", "40P01", "55P03", "53200"])
+def test_what_will_pass_is_busy_and_not_applied(code: str) -> None:
+    error = asyncpg.exceptions.PostgresError("busy")
+    error.sqlstate = code
+    assert isinstance(call_failed(error, "postgresql://host/db", writes=True), StoreBusy)
+
+
+def test_a_server_that_goes_away_in_the_middle_leaves_a_write_unknown_and_a_read_unavailable() -> None:
+    error = asyncpg.exceptions.AdminShutdownError("terminating connection")
+    assert isinstance(call_failed(error, "postgresql://host/db", writes=True), OutcomeUnknown)
+    assert isinstance(call_failed(error, "postgresql://host/db", writes=False), StoreUnavailable)
+    assert not issubclass(OutcomeUnknown, NotApplied)
+
+
+async def test_a_value_over_the_limit_is_refused_and_its_neighbours_are_not_written(store: SqlStore) -> None:
+    with pytest.raises(ValueTooLarge):
+        await store.commit([Batch(puts=[(POOL("p"), b"1")]), Batch(puts=[(TASK(bytes(16)), bytes(1_048_577))])])
+    assert await store.get([POOL("p")]) == [None]
+
+
+async def test_a_part_of_another_type_is_refused_before_anything_is_written(store: SqlStore) -> None:
+    with pytest.raises(InvalidValue):
+        await store.commit([Batch(puts=[(POOL("p"), b"1"), (STATE("not bytes"), b"1")])])
+    assert await store.get([POOL("p")]) == [None]
+
+
+async def test_tables_of_a_newer_release_are_refused(store: SqlStore, options: SqlOptions, postgres_url: str) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        await connection.execute(f"insert into {options.network}_schema (version) values (99)")
+    finally:
+        await connection.close()
+    with pytest.raises(SchemaTooNew, match="99"):
+        async with store.reopen():
+            pass
+
+
+async def test_processes_that_open_a_new_network_at_once_make_its_tables_once(postgres_url: str, options: SqlOptions) -> None:
+    async def open_and_write(number: int) -> None:
+        async with SqlStore.open(postgres_url, options) as opened:
+            await opened.commit([Batch(puts=[(POOL(f"p{number}"), b"1")])])
+
+    async with anyio.create_task_group() as group:
+        for number in range(8):
+            group.start_soon(open_and_write, number)
+    async with SqlStore.open(postgres_url, options) as opened:
+        (found,) = await opened.scan([Range(POOL())])
+        assert len(found) == 8
+
+
+@pytest.mark.parametrize("url", ["sqlite:///state.db", "mysql://host/db", "mariadb://host/db", "postgresql+psycopg://host/db"])
+async def test_a_database_of_a_later_release_is_refused_in_words(url: str) -> None:
+    with pytest.raises(Unsupported, match="release"):
+        async with SqlStore.open(url):
+            pass
+
+
+@pytest.mark.parametrize("network", ["", "Upper", "1st", "a-b", "a" * 32, "x; drop table y"])
+def test_a_network_that_cannot_begin_the_name_of_a_table_is_refused(network: str) -> None:
+    with pytest.raises(InvalidName):
+        SqlOptions(network=network)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [("", Durability.D2), ("?synchronous_commit=off", Durability.D0), ("?synchronous_commit=local", Durability.D2)],
+)
+async def test_the_class_of_durability_follows_the_settings_found(
+    postgres_url: str, options: SqlOptions, settings: str, expected: Durability
+) -> None:
+    async with SqlStore.open(postgres_url + settings, options) as opened:
+        assert opened.durability is expected
+
+
+async def test_without_fsync_a_store_survives_a_kill_but_no_power_loss(namespace: str) -> None:
+    with postgres_server(fsync=False) as url:
+        async with SqlStore.open(url, SqlOptions(network=namespace)) as opened:
+            assert opened.durability is Durability.D1
+
+
+async def test_an_error_of_the_users_own_block_comes_out_as_it_is(postgres_url: str, options: SqlOptions) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with SqlStore.open(postgres_url, options):
+            raise ZeroDivisionError
+
+
+async def test_the_password_comes_from_a_file_that_is_read_for_each_connection(postgres_url: str, options: SqlOptions, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("canary-secret\n")
+    from_file = SqlOptions(network=options.network, password_file=file)
+    assert "canary-secret" not in repr(from_file)
+    async with SqlStore.open(postgres_url, from_file) as opened:
+        assert await opened.get([POOL("p")]) == [None]
+    file.unlink()
+    with pytest.raises(StoreUnavailable):
+        async with SqlStore.open(postgres_url, from_file):
+            pass
