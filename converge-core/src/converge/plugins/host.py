@@ -58,6 +58,7 @@ class Installed:
         distribution, version: Whose it is; empty for one from an import path.
         schemes: URL schemes that load it.
         kinds: `store`, `transport`, `discovery`: what it declares; empty until it is loaded, and of a plugin that only observes.
+        backends: The names of what it declares, likewise.
         is_loaded: Whether this host has loaded it.
     """
 
@@ -66,6 +67,7 @@ class Installed:
     version: str
     schemes: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
     is_loaded: bool = False
 
 
@@ -254,14 +256,17 @@ class PluginHost:
         loaded = self._loaded.get(found.target)
         schemes = {scheme for scheme, some in self._by_scheme.items() for one in some if one.target == found.target}
         kinds: tuple[str, ...] = ()
+        backends: tuple[str, ...] = ()
         if loaded is not None:
             schemes |= {scheme for some in loaded.backends.values() for backend in some for scheme in backend.schemes}
             kinds = tuple(kind.word for kind in KINDS if loaded.backends[kind.word])
+            backends = tuple(backend.name for some in loaded.backends.values() for backend in some)
         return Installed(
             name=found.name,
             distribution=found.distribution,
             version=found.version,
             schemes=tuple(sorted(schemes)),
             kinds=kinds,
+            backends=backends,
             is_loaded=loaded is not None,
         )

@@ -1,0 +1,283 @@
+"""The configuration: TOML file, environment and flags to one frozen object; all problems at once, each with its path.
+
+Flags win over the environment, that over the file, that over defaults; a list replaces a list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from converge.errors import ConfigError, SecretOnCommandLine, Unsupported
+from converge.ids import check_name
+from converge.plugins import PluginHost
+from converge.settings import Problem, checked, raise_problems, unknown
+from converge.urls import has_password, without_password
+
+STALL_LEASES = 10
+"""`stall_sec` where nobody sets it, in leases."""
+
+ENV_PREFIX = "CONVERGE_"
+DEFAULT = "default"
+
+_PLAIN_NAME = re.compile(r"[a-z][a-z0-9-]*")
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):(\d{1,5})")
+# Kubernetes puts these into every container of a namespace that has a Service named "converge"; they are not meant for this program.
+_KUBERNETES = re.compile(r"CONVERGE_(SERVICE_(HOST|PORT).*|PORT_\d+_.*)")
+_KUBERNETES_PORT = re.compile(r"[a-z]+://")
+
+
+def _within(least: float, greatest: float) -> Any:
+    def check(_instance: object, _attribute: object, value: float) -> None:
+        if not least <= value <= greatest:
+            raise ValueError(f"expected {least:,g} to {greatest:,g}")
+
+    return check
+
+
+def _name(_instance: object, attribute: attrs.Attribute[Any], value: str) -> None:
+    if value:
+        check_name(attribute.name, value)
+
+
+def _matching(pattern: re.Pattern[str], expected: str) -> Any:
+    def check(_instance: object, _attribute: object, value: str) -> None:
+        if value and not pattern.fullmatch(value):
+            raise ValueError(f"expected {expected}")
+
+    return check
+
+
+def _help(text: str, unit: str = "") -> dict[str, str]:
+    return {"help": text, "unit": unit}
+
+
+@attrs.frozen(kw_only=True)
+class Retention:
+    """`[retention]`: how long the pool that `run` creates keeps tasks that have ended."""
+
+    completed_sec: float = attrs.field(default=86_400.0, validator=_within(0, 31_536_000), metadata=_help("completed tasks", "s"))
+    failed_sec: float = attrs.field(default=604_800.0, validator=_within(0, 31_536_000), metadata=_help("failed and cancelled tasks", "s"))
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """Everything that can be configured; the keys of the TOML file are its attributes. `origins` says of each where its value comes from."""
+
+    agent: str = attrs.field(
+        default="",
+        validator=_matching(re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"), "module:Class"),
+        metadata=_help("the agent's class, as module:Class"),
+    )
+    agents: int = attrs.field(default=1, validator=_within(0, 100_000), metadata=_help("how many agents of the class this process runs"))
+    pool_id: str = attrs.field(default="", validator=_name, metadata=_help("the pool that they join"))
+    plugins: tuple[str, ...] = attrs.field(default=(), metadata=_help("what to load: names, module:attribute, no:NAME"))
+    network: str = attrs.field(default="converge", validator=_name, metadata=_help("whose keys to see on a shared store"))
+    store: str = attrs.field(default="memory:", repr=without_password, metadata=_help("URL of the store"))
+    discovery_store: str = attrs.field(default="", metadata=_help("another store for discovery"))
+    discovery: str = attrs.field(default="store", metadata=_help("how nodes find one another"))
+    transport: str = attrs.field(default="", repr=without_password, metadata=_help("URL to listen at, or a transport's name with host and port"))
+    host: str = attrs.field(default="", metadata=_help("address to listen at, if transport is a name"))
+    port: int = attrs.field(default=0, validator=_within(0, 65_535), metadata=_help("port to listen at, if transport is a name; 0: any"))
+    advertise: str = attrs.field(default="", validator=_matching(_HOST_PORT, "HOST:PORT"), metadata=_help("where others reach this node"))
+    health: str = attrs.field(default="", metadata=_help("HOST:PORT of the health endpoint"))
+    lease_sec: float = attrs.field(default=15.0, validator=_within(0.5, 3_600), metadata=_help("how long a process may be away", "s"))
+    stall_sec: float = attrs.field(default=150.0, validator=_within(0.5, 86_400), metadata=_help("how long its loop may be blocked", "s"))
+    grace_sec: float = attrs.field(default=25.0, validator=_within(0, 3_600), metadata=_help("how long tasks may take to end at a stop", "s"))
+    poll_sec: float = attrs.field(default=1.0, validator=_within(0.01, 60), metadata=_help("how often to look without a wake-up", "s"))
+    max_connections: int = attrs.field(default=1_000, validator=_within(1, 100_000), metadata=_help("most channels with other nodes"))
+    identity_dir: str = attrs.field(default="", metadata=_help("where keys are kept between starts"))
+    trust: str = attrs.field(default="allow", metadata=_help("what becomes of a sender that is not pinned"))
+    require_tls: bool = attrs.field(default=False, metadata=_help("refuse connections without TLS"))
+    require_durability: Literal["", "D0", "D1", "D2", "D3"] = attrs.field(default="", metadata=_help("least class of the store"))
+    log_format: Literal["text", "json"] = attrs.field(default="text", metadata=_help("lines for people, or one JSON object a line"))
+    log_level: Literal["debug", "info", "warning", "error"] = attrs.field(default="info", metadata=_help("least level that is logged"))
+    retention: Retention = attrs.field(factory=Retention, metadata=_help("how long ended tasks are kept"))
+    options: dict[str, dict[str, Any]] = attrs.field(factory=dict, repr=False, metadata=_help("[options.NAME]: a backend's options"))
+    origins: Mapping[str, str] = attrs.field(factory=dict, repr=False, eq=False)
+
+    @property
+    def transport_url(self) -> str:
+        """Where to listen, as one URL; empty: nowhere."""
+        if not self.transport or not _PLAIN_NAME.fullmatch(self.transport):
+            return self.transport
+        host = f"[{self.host}]" if ":" in self.host and not self.host.startswith("[") else self.host
+        return f"{self.transport}://{host}:{self.port}"
+
+
+LATER: Mapping[str, str] = {
+    "discovery_store": "a store of its own for discovery",
+    "discovery": "another discovery than the store",
+    "health": "a health endpoint",
+    "identity_dir": "keys that are kept between starts",
+    "trust": "another policy than to allow every verified sender",
+    "require_tls": "TLS",
+}
+"""Keys whose feature this release does not have: at their default they are accepted, otherwise refused, never half done."""
+
+KEYS = tuple(field.name for field in attrs.fields(Config) if field.name != "origins")
+
+
+def load(file: Path | str | None = None, *, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Config:
+    """Return the configuration.
+
+    Args:
+        file: A TOML file (YAML if its library is installed), or none.
+        flags: What stands on the command line, by key; None for a flag that was not given.
+        environ: The environment; by default this process's.
+
+    Raises:
+        SecretOnCommandLine: A flag's URL has a password.
+        UnknownSetting, Unsupported, ConfigError: All problems at once, in the text and as `problems`.
+    """
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    for key, value in given.items():
+        if isinstance(value, str) and has_password(value):
+            variable = ENV_PREFIX + key.upper()
+            raise SecretOnCommandLine(
+                f"{_flag(key)} {without_password(value)}: a password on the command line can be read by every user of this machine; "
+                f"set {variable}, or write the URL into the file that -c names"
+            )
+    problems: list[Problem] = []
+    layers = [
+        _layer(_read(Path(file)) if file is not None else {}, str(file), lambda _: str(file), problems),
+        _layer(_environment(os.environ if environ is None else environ, problems), "", _variable, problems),
+        _layer(given, "", _flag, problems),
+    ]
+    values = {key: value for layer, _ in layers for key, value in layer.items()}
+    origins = dict.fromkeys(KEYS, DEFAULT) | {key: origin for _, some in layers for key, origin in some.items()}
+    raise_problems(problems)
+    if origins["stall_sec"] == DEFAULT:
+        values["stall_sec"] = min(STALL_LEASES * values.get("lease_sec", Config().lease_sec), 86_400.0)
+    config = Config(**values, origins=origins)
+    _check_together(config)
+    _check_release(config)
+    return config
+
+
+def _flag(key: str) -> str:
+    return "--" + {"pool_id": "pool", "plugins": "plugin", "grace_sec": "grace"}.get(key, key).replace("_", "-")
+
+
+def _variable(key: str) -> str:
+    return ENV_PREFIX + key.upper()
+
+
+def _layer(data: Mapping[str, Any], where: str, origin: Any, problems: list[Problem]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return one source's checked values, and where each comes from; add its problems, told in the words of that source."""
+    if not data:
+        return {}, {}
+    if isinstance(data.get("agents"), list):
+        raise Unsupported(
+            f"{where or origin('agents')}: agents: a list of agents is not supported: this release runs one class a process; give a number"
+        )
+    data = {key: (list(value) if isinstance(value, tuple) else value) for key, value in data.items()}
+    values, found = checked(Config, {key: value for key, value in data.items() if key != "origins"})
+    found += [unknown("origins", KEYS)] if "origins" in data else []
+    for problem in found:
+        key, dot, rest = problem.path.partition(".")
+        shown = f"{where}: {problem.path}" if where else f"{origin(key)}{dot}{rest}"
+        problems.append(attrs.evolve(problem, path=shown, text=problem.text.replace(", origins", "")))
+    return values, {key: origin(key) for key in values}
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix in (".yaml", ".yml"):
+            yaml = importlib.import_module("yaml")
+            data = yaml.safe_load(text) or {}
+        else:
+            data = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{file}: reading YAML needs its library; pip install pyyaml, or write TOML") from error
+    except Exception as error:  # what a parser raises depends on the library; its text says where
+        raise ConfigError(f"{file}: cannot be read: {error}") from error
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{file}: expected keys and values")
+    return data
+
+
+def _environment(environ: Mapping[str, str], problems: list[Problem]) -> dict[str, Any]:
+    """Return the settings of the environment, made out of text by the type of their key; add problems for what is none."""
+    fields = {field.name: field for field in attrs.fields(attrs.resolve_types(Config))}
+    variables = {_variable(key): key for key in KEYS if key not in ("options", "retention")}
+    values = {}
+    for variable, text in environ.items():
+        if not variable.startswith(ENV_PREFIX) or _KUBERNETES.fullmatch(variable):
+            continue
+        key = variables.get(variable)
+        if key is None:
+            near = difflib.get_close_matches(variable, variables, n=1)
+            problems.append(Problem(variable, f'unknown variable; did you mean "{near[0]}"?' if near else "unknown variable", True))
+        elif not (key == "port" and _KUBERNETES_PORT.match(text)):
+            values[key] = _from_text(text, fields[key].type)
+    return values
+
+
+def _from_text(text: str, type_: Any) -> Any:
+    """Return the value that a variable's text stands for, or the text where it stands for none: the check of types tells then."""
+    if type_ == tuple[str, ...]:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if type_ is bool:
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text.lower(), text)
+    try:
+        return type_(text) if type_ in (int, float) else text
+    except ValueError:
+        return text
+
+
+def _check_together(config: Config) -> None:
+    """Check what no key can tell by itself."""
+    problems = []
+    if config.stall_sec < config.lease_sec:
+        problems.append(Problem("stall_sec", f"{config.stall_sec:g} is not allowed; expected at least lease_sec, {config.lease_sec:g}"))
+    is_name = bool(_PLAIN_NAME.fullmatch(config.transport))
+    if is_name and not config.host:
+        problems.append(Problem("host", f'is missing; transport "{config.transport}" is a name, so host and port say where to listen'))
+    for key in ("host", "port"):
+        if not is_name and config.origins[key] != DEFAULT:
+            problems.append(Problem(key, "counts only where transport is a name, such as tcp; a URL says both itself"))
+    if config.advertise and not config.transport:
+        problems.append(Problem("advertise", "is not allowed without a transport"))
+    raise_problems([attrs.evolve(problem, path=_where(config, problem.path)) for problem in problems])
+
+
+def _where(config: Config, key: str) -> str:
+    origin = config.origins[key]
+    if origin == DEFAULT:
+        return key
+    return origin if origin in (_flag(key), _variable(key)) else f"{origin}: {key}"
+
+
+def _check_release(config: Config) -> None:
+    """Refuse what this release does not have."""
+    defaults = Config()
+    lines = [
+        f"{_where(config, key)}: {getattr(config, key)!r} is not supported: this release does not have {what}"
+        for key, what in LATER.items()
+        if getattr(config, key) != getattr(defaults, key)
+    ]
+    if lines:
+        raise Unsupported("\n".join(lines), problems=lines)
+
+
+def check_options(config: Config, host: PluginHost) -> None:
+    """Refuse `[options.NAME]` of a backend that neither is installed nor was loaded: a slip of the pen would be silent otherwise.
+
+    Raises:
+        UnknownSetting: Which, and the nearest name.
+    """
+    known = sorted({name for one in host.installed() for name in (one.name, *one.backends)})
+    where = f"{config.origins['options']}: options."
+    raise_problems([unknown(f"{where}{name}", known) for name in config.options if name not in known])
