@@ -1,0 +1,156 @@
+"""What the tests of channels do with both ends: send, collect, flood, cancel, leave."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
+
+import anyio
+
+from converge.contracts.transport import Channel, Listener, Transport
+from converge.errors import ChannelError, ConnectionLost
+
+# A send that has made no progress for so long waits.
+QUIET_SEC = 0.25
+# close may wait for the peer for one second (C-5); the rest is the machine's.
+CLOSE_SEC = 2.0
+
+
+class Flood:
+    """Sends numbered frames until it is stopped, and counts them."""
+
+    FRAME_BYTES = 16_384
+
+    def __init__(self, channel: Channel) -> None:
+        self.ending = Ending()
+        self.sent = 0
+        self._channel = channel
+        self._is_stopped = False
+
+    @property
+    def accepted_bytes(self) -> int:
+        """What send has returned for."""
+        return self.sent * self.FRAME_BYTES
+
+    async def run(self) -> None:
+        """Send `\\0`, number, filling; at last one frame that begins with `\\1`."""
+        await self.ending.of(self._send_all)
+
+    async def wait_until_stuck(self, most: int) -> None:
+        """Return when send has waited for a while, or has accepted more than `most` bytes."""
+        seen = -1
+        while seen != self.sent and self.accepted_bytes <= most:
+            seen = self.sent
+            # That nothing happens can only be seen by waiting.
+            await anyio.sleep(QUIET_SEC)
+
+    def stop(self) -> None:
+        """Let the last frame follow."""
+        self._is_stopped = True
+
+    async def _send_all(self) -> None:
+        for number in count():
+            if self._is_stopped:
+                break
+            await self._channel.send([b"\0" + number.to_bytes(8, "big") + bytes(self.FRAME_BYTES - 9)])
+            self.sent += 1
+        await self._channel.send([b"\1" + bytes(8)])
+
+
+class Ending:
+    """How a call ended that runs in another task."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self._known = anyio.Event()
+
+    async def of(self, call: Callable[[], Any]) -> None:
+        """Make the call; keep a channel's error."""
+        try:
+            await call()
+        except ChannelError as error:
+            self.error = error
+        self._known.set()
+
+    async def known(self) -> None:
+        """Wait until the call has ended."""
+        with anyio.fail_after(5):
+            await self._known.wait()
+
+
+async def connected(transport: Transport, listener: Listener, address: str) -> tuple[Channel, Channel]:
+    """Connect and accept, side by side: some transports need both at once."""
+    near: list[Channel] = []
+
+    async def connect() -> None:
+        near.append(await transport.connect(address))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(connect)
+        far = await listener.accept()
+    return near[0], far
+
+
+async def send_each(channel: Channel, sent: Sequence[bytes]) -> None:
+    """Send one frame a call."""
+    for frame in sent:
+        await channel.send([frame])
+
+
+async def send_groups(channel: Channel, groups: Sequence[Sequence[bytes]]) -> None:
+    """Send a group a call."""
+    for group in groups:
+        await channel.send(group)
+
+
+async def collect(channel: Channel, wanted: int) -> list[bytes]:
+    """Receive so many frames, and no more."""
+    got: list[bytes] = []
+    while len(got) < wanted:
+        arrived = await channel.receive()
+        assert arrived, "receive answered no frame"
+        got += arrived
+    return got
+
+
+async def collect_until(channel: Channel, is_last: Callable[[bytes], bool]) -> list[bytes]:
+    """Receive up to and with the frame that is the last."""
+    got = await collect(channel, 1)
+    while not is_last(got[-1]):
+        got += await collect(channel, 1)
+    return got
+
+
+async def take(channel: Channel, got: list[bytes]) -> None:
+    """Receive once, leaving the frames where a cancelled caller finds them."""
+    got += await channel.receive()
+
+
+async def take_all(channel: Channel, got: list[bytes]) -> None:
+    """Receive until the peer is gone."""
+    with contextlib.suppress(ConnectionLost):
+        while True:
+            got += await channel.receive()
+
+
+async def serve_all(listener: Listener, endings: list[ChannelError]) -> None:
+    """Accept every channel and receive until it ends."""
+
+    async def serve(channel: Channel) -> None:
+        try:
+            while True:
+                await channel.receive()
+        except ChannelError as error:
+            endings.append(error)
+
+    async with anyio.create_task_group() as group:
+        while True:
+            group.start_soon(serve, await listener.accept())
+
+
+async def leave(channel: Channel) -> None:
+    """Close, but do not wait for ever: whether close ends in time is the matter of C-5 alone."""
+    with anyio.move_on_after(CLOSE_SEC):
+        await channel.close()

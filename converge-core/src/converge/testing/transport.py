@@ -1,0 +1,348 @@
+"""The transport contract as tests, at least one for each clause; an author inherits them.
+
+    class TestTcp(StreamTransportContract):
+        backend = TCP
+        oversized = b"\\xff\\xff\\xff\\xff"
+
+`TransportContract` is for every transport; `StreamTransportContract` adds what is seen only on a wire of bytes, through a proxy that spoils them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, ClassVar
+
+import anyio
+import anyio.lowlevel
+import attrs
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from converge.contracts.store import Feature
+from converge.contracts.transport import FRAME_BYTES, WRITE_QUEUE_BYTES, Channel, Listener, Transport, TransportBackend
+from converge.errors import ConnectFailed, ConnectionClosed, ConnectionLost, InvalidValue, ListenFailed, MessageTooLarge
+from converge.testing._ends import (
+    CLOSE_SEC,
+    Ending,
+    Flood,
+    collect,
+    collect_until,
+    connected,
+    leave,
+    send_each,
+    send_groups,
+    take,
+    take_all,
+)
+
+# The longest that anything here may take on a slow machine.
+LIMIT_SEC = 30.0
+BIG = bytes(range(256)) * 255 + bytes(255)
+
+sizes = st.one_of(st.integers(1, 300), st.integers(1, FRAME_BYTES), st.sampled_from([1, FRAME_BYTES - 1, FRAME_BYTES]))
+frames = st.one_of(st.binary(min_size=1, max_size=300), sizes.map(lambda size: (BIG * 2)[size % 256 :][:size]))
+# One class's test runs in many subclasses and event loops, each with fixtures of its own.
+few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+
+LOOPS: Mapping[str, tuple[str, dict[str, Any]]] = {"asyncio": ("asyncio", {}), "uvloop": ("asyncio", {"use_uvloop": True}), "trio": ("trio", {})}
+
+
+@attrs.frozen(kw_only=True)
+class Pair:
+    """A channel's two ends: `near` has connected, `far` was accepted."""
+
+    transport: Transport
+    listener: Listener
+    near: Channel
+    far: Channel
+
+
+class TransportContract:
+    """Clauses C-1 to C-11 as far as they can be seen from both ends of a channel.
+
+    Attributes:
+        backend: The declaration under test.
+        loops: Event loops to run on, of `LOOPS`; trio is left out where the backend is ASYNCIO_ONLY.
+        carrier_bytes: What may be under way below the channel, such as in the kernel's buffers, when send begins to wait.
+    """
+
+    backend: ClassVar[TransportBackend]
+    loops: ClassVar[tuple[str, ...]] = ("asyncio", "trio")
+    carrier_bytes: ClassVar[int] = 16_777_216
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not hasattr(cls, "backend"):
+            return
+        is_asyncio_only = Feature.ASYNCIO_ONLY in cls.backend.features
+        loops = [name for name in cls.loops if not (is_asyncio_only and name == "trio")]
+        cls.anyio_backend = pytest.fixture(scope="module", params=loops)(classmethod(_loop))  # type: ignore[arg-type, attr-defined]  # pytest takes it; its types lag
+
+    @pytest.fixture
+    def options(self) -> Any:
+        """The backend's options; override it for others than the defaults."""
+        return self.backend.options()
+
+    @pytest.fixture
+    def address(self) -> str:
+        """Where to listen; the address must draw a free port or name."""
+        return f"{self.backend.schemes[0]}://127.0.0.1:0"
+
+    @pytest.fixture
+    def foreign_address(self) -> str:
+        """An address that is not this host's; TEST-NET-1 belongs to nobody."""
+        return f"{self.backend.schemes[0]}://192.0.2.1:1"
+
+    @pytest.fixture
+    def unknown_address(self) -> str:
+        """An address that cannot be found."""
+        return f"{self.backend.schemes[0]}://nobody.invalid:1"
+
+    def open(self, options: Any) -> AbstractAsyncContextManager[Transport]:
+        """Open the transport under test."""
+        return self.backend.open(options)
+
+    @contextlib.asynccontextmanager
+    async def pair(self, options: Any, address: str) -> AsyncIterator[Pair]:
+        """A connected channel."""
+        with anyio.fail_after(LIMIT_SEC):
+            async with self.open(options) as transport, transport.listen(address) as listener:
+                near, far = await connected(transport, listener, listener.address)
+                yield Pair(transport=transport, listener=listener, near=near, far=far)
+
+    # C-1: whole, unchanged, in order, once.
+
+    @few
+    @given(sent=st.lists(frames, min_size=1, max_size=20))
+    async def test_c1_frames_arrive_whole_and_in_order(self, options: Any, address: str, sent: list[bytes]) -> None:
+        async with self.pair(options, address) as pair, anyio.create_task_group() as group:
+            group.start_soon(send_each, pair.near, sent)
+            group.start_soon(send_each, pair.far, sent[::-1])
+            assert await collect(pair.far, len(sent)) == sent
+            assert await collect(pair.near, len(sent)) == sent[::-1]
+
+    async def test_c1_the_longest_and_the_shortest_frame_arrive_with_every_byte_value(self, options: Any, address: str) -> None:
+        sent = [bytes([value]) for value in range(256)] + [BIG[:FRAME_BYTES], BIG[1:FRAME_BYTES]]
+        async with self.pair(options, address) as pair, anyio.create_task_group() as group:
+            group.start_soon(send_each, pair.near, sent)
+            assert await collect(pair.far, len(sent)) == sent
+
+    # C-2: many at once.
+
+    @few
+    @given(groups=st.lists(st.lists(frames, max_size=8), min_size=1, max_size=8))
+    async def test_c2_boundaries_between_the_frames_of_one_call_are_kept(self, options: Any, address: str, groups: list[list[bytes]]) -> None:
+        sent = [frame for frames in groups for frame in frames] + [b"end"]
+        async with self.pair(options, address) as pair, anyio.create_task_group() as group:
+            group.start_soon(send_groups, pair.near, [*groups, [b"end"]])
+            assert await collect(pair.far, len(sent)) == sent
+
+    async def test_c2_receive_answers_what_has_already_arrived(self, options: Any, address: str) -> None:
+        async with self.pair(options, address) as pair:
+            await pair.near.send([b"%d" % number for number in range(1_000)])
+            got: list[bytes] = []
+            calls = 0
+            while len(got) < 1_000:
+                got += await pair.far.receive()
+                calls += 1
+            assert len(got) == 1_000
+            assert calls <= 500
+
+    # C-3: back-pressure.
+
+    async def test_c3_send_waits_while_the_peer_does_not_read(self, options: Any, address: str) -> None:
+        async with self.pair(options, address) as pair, anyio.create_task_group() as group:
+            flood = Flood(pair.near)
+            group.start_soon(flood.run)
+            bound = WRITE_QUEUE_BYTES + self.carrier_bytes
+            await flood.wait_until_stuck(bound * 2)
+            assert flood.accepted_bytes <= bound
+            flood.stop()
+            got = await collect_until(pair.far, lambda frame: frame[0] == 1)
+            assert [frame[1:9] for frame in got[:-1]] == [number.to_bytes(8, "big") for number in range(len(got) - 1)]
+
+    # C-4: the end of the peer.
+
+    async def test_c4_frames_sent_before_an_orderly_close_arrive_and_then_the_connection_is_lost(self, options: Any, address: str) -> None:
+        sent = [bytes([number]) * 1_000 for number in range(50)]
+        async with self.pair(options, address) as pair:
+            await send_each(pair.near, sent)
+            await leave(pair.near)
+            assert await collect(pair.far, len(sent)) == sent
+            for _ in range(2):
+                with pytest.raises(ConnectionLost):
+                    await pair.far.receive()
+
+    async def test_c4_a_waiting_receive_learns_of_the_close(self, options: Any, address: str) -> None:
+        async with self.pair(options, address) as pair, anyio.create_task_group() as group:
+            end = Ending()
+            group.start_soon(end.of, pair.far.receive)
+            await anyio.wait_all_tasks_blocked()
+            await leave(pair.near)
+            await end.known()
+            assert type(end.error) is ConnectionLost
+
+    async def test_c4_send_to_a_peer_that_has_closed_fails(self, options: Any, address: str) -> None:
+        async with self.pair(options, address) as pair:
+            await leave(pair.near)
+            with pytest.raises(ConnectionLost), anyio.fail_after(5):
+                while True:
+                    await pair.far.send([bytes(1_000)])
+                    await anyio.sleep(0.001)
+
+    # C-5: close.
+
+    async def test_c5_close_wakes_a_waiting_send_and_a_waiting_receive(self, options: Any, address: str) -> None:
+        async with self.pair(options, address) as pair, anyio.create_task_group() as group:
+            receiving, flood = Ending(), Flood(pair.near)
+            group.start_soon(flood.run)
+            group.start_soon(receiving.of, pair.near.receive)
+            await flood.wait_until_stuck(self.carrier_bytes)
+            with anyio.fail_after(CLOSE_SEC):
+                await pair.near.close()
+            await receiving.known()
+            await flood.ending.known()
+            assert (type(receiving.error), type(flood.ending.error)) == (ConnectionClosed, ConnectionClosed)
+
+    async def test_c5_close_is_idempotent_and_final(self, options: Any, address: str) -> None:
+        async with self.pair(options, address) as pair:
+            await pair.far.send([b"never read"])
+            with anyio.fail_after(2 * CLOSE_SEC):
+                await pair.near.close()
+                await pair.near.close()
+            with pytest.raises(ConnectionClosed):
+                await pair.near.receive()
+            with pytest.raises(ConnectionClosed):
+                await pair.near.send([b"late"])
+
+    # C-6: the limit.
+
+    async def test_c6_a_frame_over_the_limit_is_refused_before_any_byte_of_the_call(self, options: Any, address: str) -> None:
+        async with self.pair(options, address) as pair:
+            with pytest.raises(MessageTooLarge):
+                await pair.near.send([b"with it", bytes(pair.near.frame_bytes + 1)])
+            with pytest.raises(InvalidValue):
+                await pair.near.send([b"with it", b""])
+            await pair.near.send([b"next"])
+            assert await collect(pair.far, 1) == [b"next"]
+
+    # C-7: listening.
+
+    async def test_c7_the_address_of_a_listener_can_be_connected_to(self, options: Any, address: str) -> None:
+        async with self.open(options) as transport, transport.listen(address) as one, transport.listen(address) as two:
+            assert len({address, one.address, two.address}) == 3
+            near, far = await connected(transport, two, two.address)
+            await near.send([b"here"])
+            assert await collect(far, 1) == [b"here"]
+
+    async def test_c7_an_address_in_use_is_refused_at_once_and_free_afterwards(self, options: Any, address: str) -> None:
+        async with self.open(options) as transport:
+            async with transport.listen(address) as listener:
+                with pytest.raises(ListenFailed), anyio.fail_after(2):
+                    async with transport.listen(listener.address):
+                        pass
+            async with transport.listen(listener.address) as again:
+                assert again.address == listener.address
+
+    async def test_c7_an_address_that_is_not_ours_is_refused(self, options: Any, foreign_address: str) -> None:
+        async with self.open(options) as transport:
+            for bad in (foreign_address, "nonsense", ""):
+                with pytest.raises(ListenFailed), anyio.fail_after(5):
+                    async with transport.listen(bad):
+                        pass
+
+    # C-8: connecting.
+
+    async def test_c8_connecting_where_nobody_listens_fails(self, options: Any, address: str, unknown_address: str) -> None:
+        async with self.open(options) as transport:
+            async with transport.listen(address) as listener:
+                closed = listener.address
+            for bad in (closed, unknown_address, "nonsense", ""):
+                with pytest.raises(ConnectFailed), anyio.fail_after(LIMIT_SEC):
+                    await transport.connect(bad)
+
+    # C-9: independent channels.
+
+    async def test_c9_a_channel_that_does_not_read_stops_no_other(self, options: Any, address: str) -> None:
+        async with self.pair(options, address) as pair, anyio.create_task_group() as group:
+            flood = Flood(pair.near)
+            group.start_soon(flood.run)
+            others = [await connected(pair.transport, pair.listener, pair.listener.address) for _ in range(20)]
+            await flood.wait_until_stuck(self.carrier_bytes)
+            for number, (near, far) in enumerate(others):
+                await near.send([b"%d" % number])
+                await far.send([b"back %d" % number])
+            for number, (near, far) in enumerate(others):
+                assert (await collect(far, 1), await collect(near, 1)) == ([b"%d" % number], [b"back %d" % number])
+            group.cancel_scope.cancel()
+
+    # C-10: cancellation.
+
+    async def test_c10_a_cancelled_receive_loses_no_frame(self, options: Any, address: str) -> None:
+        async with self.pair(options, address) as pair:
+            got: list[bytes] = []
+            for number in range(60):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(take, pair.far, got)
+                    await anyio.wait_all_tasks_blocked()
+                    await pair.near.send([b"%d" % number])
+                    for _ in range(number % 12):
+                        await anyio.lowlevel.checkpoint()
+                    group.cancel_scope.cancel()
+            await pair.near.send([b"end"])
+            got += await collect_until(pair.far, lambda frame: frame == b"end")
+            assert got == [*(b"%d" % number for number in range(60)), b"end"]
+
+    async def test_c10_a_cancelled_send_leaves_whole_frames_and_a_usable_or_closed_channel(self, options: Any, address: str) -> None:
+        async with self.pair(options, address) as pair:
+            flood = Flood(pair.near)
+            async with anyio.create_task_group() as group:
+                group.start_soon(flood.run)
+                await flood.wait_until_stuck(self.carrier_bytes)
+                group.cancel_scope.cancel()
+            got: list[bytes] = []
+            async with anyio.create_task_group() as group:
+                group.start_soon(take_all, pair.far, got)
+                with contextlib.suppress(ConnectionClosed):
+                    await pair.near.send([b"\1" + bytes(8)])
+                await leave(pair.near)
+            numbers = [int.from_bytes(frame[1:9], "big") for frame in got if frame[0] == 0]
+            assert {len(frame) for frame in got if frame[0] == 0} == {Flood.FRAME_BYTES}
+            assert numbers == list(range(len(numbers)))
+            assert flood.sent <= len(numbers) <= flood.sent + 1
+
+    # C-11: the end of a listener.
+
+    async def test_c11_leaving_the_listener_closes_it_and_its_channels(self, options: Any, address: str) -> None:
+        async with self.open(options) as transport, anyio.create_task_group() as group:
+            accepting = Ending()
+            with anyio.fail_after(LIMIT_SEC):
+                async with transport.listen(address) as listener:
+                    near, far = await connected(transport, listener, listener.address)
+                    group.start_soon(accepting.of, listener.accept)
+                    await anyio.wait_all_tasks_blocked()
+                await accepting.known()
+                assert type(accepting.error) is ConnectionClosed
+                with pytest.raises(ConnectionClosed):
+                    await far.receive()
+                with pytest.raises(ConnectionLost):
+                    await near.receive()
+                with pytest.raises(ConnectFailed):
+                    await transport.connect(listener.address)
+
+    async def test_c11_leaving_the_transport_closes_what_it_connected(self, options: Any, address: str) -> None:
+        with anyio.fail_after(LIMIT_SEC):
+            async with self.open(options) as serving, serving.listen(address) as listener:
+                async with self.open(options) as transport:
+                    near, far = await connected(transport, listener, listener.address)
+                with pytest.raises(ConnectionClosed):
+                    await near.receive()
+                with pytest.raises(ConnectionLost):
+                    await far.receive()
+
+
+def _loop(cls: type, request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return LOOPS[request.param]

@@ -1,0 +1,28 @@
+"""The TCP transport keeps every clause of the contract."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+
+from converge.testing.stream_transport import StreamTransportContract
+from converge_transport_tcp import TcpOptions
+from converge_transport_tcp.plugin import TCP
+
+
+class TestTcp(StreamTransportContract):
+    backend = TCP
+    loops = ("asyncio", "uvloop", "trio")
+    oversized = b"\x00\x01\x00\x00"
+    malformed: ClassVar = {
+        "an empty frame": bytes(4),
+        "HTTP": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        "a length that is cut off": b"\x00\x00",
+        "a frame that is cut off": b"\x00\x00\xff\xff" + bytes(1_000),
+    }
+    patience_sec = 3.0
+
+    @pytest.fixture
+    def options(self) -> TcpOptions:
+        return TcpOptions(frame_sec=0.5)
