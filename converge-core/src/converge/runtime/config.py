@@ -176,9 +176,7 @@ def _layer(data: Mapping[str, Any], where: str, origin: Any, problems: list[Prob
     if not data:
         return {}, {}
     if isinstance(data.get("agents"), list):
-        raise Unsupported(
-            f"{where or origin('agents')}: agents: a list of agents is not supported: this release runs one class a process; give a number"
-        )
+        raise Unsupported(f"{where or origin('agents')}: agents: a list of agents is not supported: this release runs one class; give a number")
     data = {key: (list(value) if isinstance(value, tuple) else value) for key, value in data.items()}
     values, found = checked(Config, {key: value for key, value in data.items() if key != "origins"})
     found += [unknown("origins", KEYS)] if "origins" in data else []

@@ -1,0 +1,81 @@
+"""Opening a store by its URL."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converge.errors import ConfigError, InvalidValue, LeaseEnded, UnknownSetting, Unsupported
+from converge.model.pool import Pool
+from converge.plugins import PluginHost
+from converge.services.opened import Opened
+from converge.services.opening import open_store
+from converge.services.pools import PoolManager
+
+
+async def test_each_memory_store_is_a_new_one() -> None:
+    async with open_store("memory:") as one, open_store("memory:", plugins=PluginHost()) as two:
+        assert await PoolManager(one).create_pool(Pool(id="docs"))
+        assert await PoolManager(two).create_pool(Pool(id="docs"))
+
+
+async def test_leaving_ends_the_lease_and_its_thread() -> None:
+    async with open_store("memory:") as store:
+        pools = PoolManager(store)
+        await pools.create_pool(Pool(id="docs"))
+        await pools.join_pool("a", "docs")
+        lease = Opened.of(store).lease_opened
+        assert lease is not None
+    with pytest.raises(LeaseEnded):
+        lease.check_alive()
+    assert not [thread for thread in threading.enumerate() if thread.name == "converge-lease"]
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "settings"),
+    [
+        (Unsupported, 'require_durability is D1, the store "memory" has D0 here', {"require_durability": "D1"}),
+        (InvalidValue, "require_durability: 'D9' is not allowed; expected one of D0, D1, D2, D3", {"require_durability": "D9"}),
+        (UnknownSetting, "options.memory: size: unknown key; there is nothing to set here", {"options": {"memory": {"size": 1}}}),
+        (InvalidValue, "options by the backend's name, such as {'memory': {'size': ...}}", {"options": {"size": 1}}),
+    ],
+)
+async def test_what_the_store_cannot_do_is_refused(error: type[Exception], text: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(error) as raised:
+        async with open_store("memory:", **settings):
+            raise AssertionError("it was opened")
+    assert text in str(raised.value)
+
+
+async def test_options_of_other_backends_are_left_alone() -> None:
+    async with open_store("memory:", options={"redis": {"whatever": 1}}) as store:
+        assert await store.time() > 0
+
+
+async def test_a_store_that_keeps_one_network_refuses_another(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match='the store "file" keeps one network only; leave out network "mine"'):
+        async with open_store(f"file:{tmp_path}/state.db", network="mine"):
+            raise AssertionError("it was opened")
+
+
+async def test_a_backend_for_asyncio_only_is_refused_on_trio(anyio_backend: str) -> None:
+    if anyio_backend == "asyncio":
+        with pytest.raises(ConfigError, match=r"options\.sql"):
+            async with open_store("postgresql://localhost", options={"sql": {"connections": "many"}}):
+                raise AssertionError("it was opened")
+    else:
+        with pytest.raises(Unsupported, match='"sql" runs on asyncio only, and this event loop is trio'):
+            async with open_store("postgresql://localhost"):
+                raise AssertionError("it was opened")
+
+
+def test_importing_the_package_imports_no_backend() -> None:
+    code = (
+        "import converge.services.opening, sys; print([n for n in sys.modules if n.startswith(('converge.builtin', 'cyclopts', 'rich', 'pytest'))])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
