@@ -1,1 +1,24 @@
-"""The conformance kit, for authors of stores, transports and discoveries; needs the extra `converge-core[testing]`."""
+"""The conformance kit, for authors of stores, transports and discoveries; needs the extra `converge-core[testing]`.
+
+Each class is loaded when it is first asked for: a plugin of pytest that is imported from here must not import pytest's other plugins early.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from converge.testing.store import StoreContract
+
+__all__ = ["StoreContract"]
+
+_HOMES = {
+    "StoreContract": "converge.testing.store",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,1 @@
+"""The parts of `converge.testing.store.StoreContract`, one module for each group of clauses."""

@@ -1,0 +1,27 @@
+"""StoreContract: every clause of the store contract as tests. An author writes one subclass.
+
+    class TestMyStore(StoreContract):
+        backend = MY_BACKEND
+
+        @pytest.fixture
+        def options(self, tmp_path):
+            return MyOptions(path=tmp_path / "store")
+
+Each test's docstring names its clause, and so does each failure. `inherited_turn = True` in a second subclass runs the same with the `turn`, `count`
+and `watch` that every store inherits.
+"""
+
+from __future__ import annotations
+
+from converge.testing._store.base import Cut, Opening
+from converge.testing._store.commits import CommitClauses
+from converge.testing._store.handles import HandleClauses
+from converge.testing._store.races import RaceClauses
+from converge.testing._store.reads import ReadClauses
+from converge.testing._store.takes import TakeClauses
+
+__all__ = ["Cut", "Opening", "StoreContract"]
+
+
+class StoreContract(ReadClauses, CommitClauses, TakeClauses, RaceClauses, HandleClauses):
+    """The whole contract; see `converge.testing._store.base.StoreCase` for what an author may set."""
