@@ -156,3 +156,32 @@ async def test_a_key_that_is_put_by_many_never_goes_back_in_revision(store: SqlS
     async with store.reopen() as other:
         await together(lambda: write(store), lambda: write(other), lambda: write(other), lambda: read(store))
     assert seen == sorted(seen)
+
+
+async def test_a_writer_is_not_starved_by_those_who_check_what_it_writes(store: SqlStore, new_id: Ids) -> None:
+    lane, lease, pool = new_id(), new_id(), POOL("busy")
+    revision = await put(store, pool, *(READY(lane, n, new_id()) for n in range(900)))
+    is_over = False
+
+    async def take(handle: Store) -> None:
+        for _ in range(10_000):
+            if is_over:
+                return
+            # After the first write this conflicts, and checks all the same.
+            await handle.turn([], Take([Range(READY(lane))], 1, HELD(lease), (new_id(),), [(pool, revision)]))
+
+    async def write(handle: Store) -> float:
+        nonlocal is_over
+        worst = 0.0
+        for _ in range(20):
+            started = anyio.current_time()
+            await handle.commit([Batch(puts=[(pool, b"2")])])
+            worst = max(worst, anyio.current_time() - started)
+        is_over = True
+        return worst
+
+    async with store.reopen() as other, store.reopen() as third:
+        *_, worst = await together(
+            *(lambda handle=handle: take(handle) for handle in (store, store, store, other, other, other)), lambda: write(third)
+        )  # type: ignore[misc]
+    assert worst < 2.0

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 NOW = "(extract(epoch from clock_timestamp()) * 1000000)::bigint"
 """Store time. Never `now()`, which is the start of the transaction."""
+
+
+def gate_space(network: str) -> int:
+    """The first half of a network's advisory locks; if two networks have the same, they only wait for each other."""
+    return zlib.crc32(network.encode()) - 2**31
 
 
 def unnest(args: Sequence[tuple[str, str]], start: int, alias: str = "q") -> str:

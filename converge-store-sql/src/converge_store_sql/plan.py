@@ -7,6 +7,7 @@ batch, for a second one could not be undone if it failed; all other checks lock 
 
 from __future__ import annotations
 
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from enum import IntEnum
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple
 
 from converge.contracts.store import ABSENT, LIMITS, Batch, Committed, Conflict, Take
 from converge.errors import ValueTooLarge
-from converge.model.keys import Family, Key
+from converge.model.keys import FAMILIES, Family, Key
+from converge_store_sql.tables import SHARED
 
 Row = tuple[Any, ...]
 Outcome = Committed | Conflict
@@ -36,6 +38,9 @@ CODE_BITS = 11
 """Bits of a code that hold the number of a put within its batch: as many as `LIMITS.batch_ops` needs."""
 
 
+GATES = 64
+"""Gates of a network: few enough that a call never fills the server's table of locks, many enough that a writer holds up few others."""
+
 FEW = 16
 """Up to so many keys a list is searched faster than a set is made."""
 
@@ -52,6 +57,7 @@ class Shape(NamedTuple):
     """All that the text of a statement depends on; calls of one shape share one prepared statement."""
 
     parts: tuple[Part, ...]
+    has_gates: bool
     has_runs: bool
     has_windows: bool
     take: TakeShape | None
@@ -161,6 +167,18 @@ class Plan:
                     columns.pop()  # most families that every task passes hold no values; an array of nothing costs as much as another
                 found.append((Part(work, family, has_values), columns))
         return found
+
+    def gates(self) -> list[tuple[int, bool]]:
+        """The gates that this call passes, in one order for all callers, and whether alone: who writes a key that others check waits for them
+        there, and those who come later wait behind it."""
+        found: dict[int, bool] = {}
+        for work in (Work.SHARE, Work.LOCK, Work.DELETE_AT, Work.PUT, Work.DELETE):
+            for family in SHARED.intersection(self.rows[work]):
+                arity = len(FAMILIES[family].parts)
+                for row in self.rows[work][FAMILIES[family]]:
+                    gate = zlib.crc32(repr((family, *row[:arity])).encode()) % GATES
+                    found[gate] = found.get(gate, False) or work is not Work.SHARE
+        return sorted(found.items())
 
     def outcomes(self, bad: Sequence[int], late: Sequence[int], there: Sequence[int], missed: Sequence[int], revision: int) -> list[Outcome]:
         """The answers.

@@ -145,11 +145,13 @@ class SqlStore(Store):
             outcomes: Sequence[Committed | Conflict] = await self._nothing(len(batches))
             self._waiters.wake(wake)
             return Turned(outcomes, None)
-        arguments = _arguments(plan, work, take)
+        gates = plan.gates()
+        arguments = _arguments(plan, work, gates, take)
         row: Sequence[Any] = ()
         for attempt in range(TRIES):
             shape = Shape(
                 tuple(part for part, _ in work),
+                bool(gates),
                 bool(plan.runs),
                 bool(plan.windows),
                 take_shape(take) if take is not None else None,
@@ -176,9 +178,10 @@ class SqlStore(Store):
         return [Committed(revision)] * how_many
 
 
-def _arguments(plan: Plan, work: Sequence[tuple[Part, list[Sequence[Any]]]], take: Take | None) -> list[Any]:
+def _arguments(plan: Plan, work: Sequence[tuple[Part, list[Sequence[Any]]]], gates: Sequence[tuple[int, bool]], take: Take | None) -> list[Any]:
     """The arguments in the order in which `turn_text.py` numbers them."""
-    arguments: list[Any] = [column for part, columns in work if part.work <= Work.ABSENT for column in columns]
+    arguments: list[Any] = list(zip(*gates, strict=True))
+    arguments += [column for part, columns in work if part.work <= Work.ABSENT for column in columns]
     arguments += [column for part, columns in work if part.work is Work.INSERT for column in columns]
     if plan.runs:
         arguments += zip(*plan.runs, strict=True)

@@ -26,6 +26,10 @@ NEW = frozenset({"ready", "later", "limit", "held", "order", "notice", "dead", "
 the key; where it is there after all the server undoes the statement, and it is run again in the other form."""
 
 
+SHARED = frozenset({"epoch", "pool", "lane", "lease", "member"})
+"""Families whose keys most calls check and few write. Row locks let a stream of readers starve a writer, so on these both queue at a gate."""
+
+
 def check_network(name: str) -> str:
     """Return the name if tables can be called after it.
 

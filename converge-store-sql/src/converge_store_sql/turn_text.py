@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from converge.model.keys import Family
 from converge_store_sql import tables
-from converge_store_sql.fragments import NOW, listed, match_all, unnest, within
+from converge_store_sql.fragments import NOW, gate_space, listed, match_all, unnest, within
 from converge_store_sql.plan import CODE_BITS, Part, Shape, TakeShape, Work
 
 _NONE = "'{}'::integer[]"
@@ -33,11 +33,16 @@ class TurnText:
 
     def text(self) -> str:
         parts = list(enumerate(self._shape.parts))
+        if self._shape.has_gates:
+            gates = f"unnest({self._argument('integer[]')}, {self._argument('boolean[]')}) a(k, alone)"
+            one = f"pg_advisory_xact_lock{{}}({gate_space(self._network)}, a.k)::text"
+            self._with("gate", f"select count(case when a.alone then {one.format('')} else {one.format('_shared')} end) as n from {gates}")
         checks = [self._check(at, part) for at, part in parts if part.work <= Work.ABSENT]
         bad = " union all ".join(f"select i from {name}" for name in checks)
         inserts = {at: self._rows(part) for at, part in parts if part.work is Work.INSERT}
         there = " union all ".join(self._there(self._shape.parts[at].family, q) for at, q in inserts.items())
-        self._with("bad", f"select {f'array({bad})' if bad else _NONE} as i, {f'array({there})' if there else _NONE} as there")
+        after_gates = " from gate" if self._shape.has_gates else ""
+        self._with("bad", f"select {f'array({bad})' if bad else _NONE} as i, {f'array({there})' if there else _NONE} as there{after_gates}")
         self._decide_early()
         for at, part in parts:
             if part.work is Work.DELETE_AT:
