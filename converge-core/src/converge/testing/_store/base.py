@@ -74,7 +74,7 @@ class StoreCase:
         """Whether what was written outlives all handles."""
         return Feature.PERSISTENT in cls.backend.features
 
-    @pytest.fixture(scope="module")  # type: ignore[arg-type]  # pytest asks for a class method here, its types do not know one
+    @pytest.fixture(scope="module")
     @classmethod
     def anyio_backend(cls, request: pytest.FixtureRequest) -> str:
         """The event loop of this run of the test."""
