@@ -50,10 +50,18 @@ class Sealer:
         Raises:
             MessageTooLarge: A body is over the limit; nothing was sealed.
         """
+        items = list(items)
+        sizes = [len(body) for _, body in items]
+        if sum(sizes) + _HEAD_BYTES * len(items) <= PLAIN_BYTES:  # the usual case: one record, nothing cut
+            if not items:
+                return []
+            return [self._record([part for (kind, body), size in zip(items, sizes, strict=True) for part in (_pack(size, kind, 0), body)])]
+        return self._seal_many(items)
+
+    def _seal_many(self, items: list[Item]) -> list[bytes]:
         frames: list[bytes] = []
         parts: list[bytes] = []
         size = 0
-        items = list(items)
         for _, body in items:
             if len(body) > self._message_bytes:
                 raise MessageTooLarge(f"a message of {len(body)} bytes; the limit is {self._message_bytes}")
@@ -126,19 +134,21 @@ class Opener:
     def _items(self, plain: bytes) -> list[Item]:
         items: list[Item] = []
         at, end = 0, len(plain)
-        while at < end:
-            if end - at < _HEAD_BYTES:
-                raise BadRecord("a record's items do not add up")
-            length, kind, flags = _unpack_from(plain, at)
-            at += _HEAD_BYTES
-            if length > end - at:
-                raise BadRecord("a record's items do not add up")
-            body = plain[at : at + length]
-            at += length
-            if flags or self._pending is not None or kind >= KNOWN or kind == PADDING:
-                self._unusual(kind, flags, body, items)
-            else:
-                items.append((kind, body))
+        is_usual = self._pending is None
+        try:
+            while at < end:
+                length, kind, flags = _unpack_from(plain, at)
+                start = at + _HEAD_BYTES
+                at = start + length
+                if is_usual and not flags and 0 < kind < KNOWN:
+                    items.append((kind, plain[start:at]))
+                elif at <= end:
+                    self._unusual(kind, flags, plain[start:at], items)
+                    is_usual = self._pending is None
+        except struct.error:
+            at = -1
+        if at != end:
+            raise BadRecord("a record's items do not add up")
         return items
 
     def _unusual(self, kind: int, flags: int, body: bytes, items: list[Item]) -> None:
