@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import anyio
 import asyncpg
@@ -31,58 +28,19 @@ from converge.errors import (
 from converge.model.keys import POOL, STATE, TASK
 from converge.testing.fixtures import wait_until
 from converge.testing.servers import free_port, postgres_server
+from converge.testing.store import Cut
 from converge_store_sql import SqlOptions, SqlStore
 from converge_store_sql._errors import call_failed
-
-
-class Proxy:
-    """Passes bytes on to a server; `is_cut` swallows the server's answers, and then the connection."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.is_cut = False
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pass(reader, upstream_writer, is_answer=False))
-                group.create_task(self._pass(upstream_reader, writer, is_answer=True))
-        finally:
-            writer.close()
-            upstream_writer.close()
-
-    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, is_answer: bool) -> None:
-        try:
-            while data := await source.read(65536):
-                if is_answer and self.is_cut:
-                    break
-                sink.write(data)
-                await sink.drain()
-        except ConnectionError:
-            pass
-        finally:
-            sink.close()
-
-
-@asynccontextmanager
-async def proxied(url: str) -> AsyncIterator[tuple[Proxy, str]]:
-    split = urlsplit(url)
-    assert split.port is not None
-    proxy = Proxy(split.port)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
-        yield proxy, url.replace(f":{split.port}", f":{port}")
+from converge_store_sql.dialects import durability
 
 
 async def test_a_connection_cut_before_the_answer_leaves_the_outcome_unknown_and_the_write_in_place(
-    postgres_url: str, options: SqlOptions, store: SqlStore
+    proxied_url: str, cut: Callable[[Cut], None], options: SqlOptions, store: SqlStore
 ) -> None:
-    async with proxied(postgres_url) as (proxy, url), SqlStore.open(url, options) as far:
+    async with SqlStore.open(proxied_url, options) as far:
         # The same shape of call, so that the cut one is a single message to the server.
         await far.commit([Batch([(POOL("before"), ABSENT)], [(POOL("before"), b"1")])])
-        proxy.is_cut = True
+        cut(Cut.AFTER)
         with pytest.raises(OutcomeUnknown):
             await far.commit([Batch([(POOL("p"), ABSENT)], [(POOL("p"), b"1")])])
 
@@ -91,17 +49,18 @@ async def test_a_connection_cut_before_the_answer_leaves_the_outcome_unknown_and
 
         await wait_until(is_there, what="the write of the call that was cut")
         (entry,) = await store.get([POOL("p")])
-        proxy.is_cut = False
         assert await far.get([POOL("p")]) == [entry]
 
 
-async def test_a_read_that_is_cut_is_not_reported_as_an_unknown_outcome(postgres_url: str, options: SqlOptions) -> None:
-    async with proxied(postgres_url) as (proxy, url), SqlStore.open(url, options) as far:
+@pytest.mark.parametrize("moment", Cut)
+async def test_a_read_that_is_cut_is_not_reported_as_an_unknown_outcome(
+    proxied_url: str, cut: Callable[[Cut], None], options: SqlOptions, moment: Cut
+) -> None:
+    async with SqlStore.open(proxied_url, options) as far:
         await far.get([POOL("p")])
-        proxy.is_cut = True
+        cut(moment)
         with pytest.raises(StoreUnavailable):
             await far.get([POOL("p")])
-        proxy.is_cut = False
 
 
 async def test_a_call_that_is_cancelled_leaves_no_connection_behind(store: SqlStore, options: SqlOptions, postgres_url: str) -> None:
@@ -261,20 +220,23 @@ def test_a_network_that_cannot_begin_the_name_of_a_table_is_refused(network: str
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
-    [("", Durability.D2), ("?synchronous_commit=off", Durability.D0), ("?synchronous_commit=local", Durability.D2)],
+    ("has_fsync", "settings", "expected"),
+    [
+        (True, "", Durability.D2),
+        (True, "?synchronous_commit=local", Durability.D2),
+        (True, "?synchronous_commit=off", Durability.D0),
+        (False, "", Durability.D1),
+    ],
 )
-async def test_the_class_of_durability_follows_the_settings_found(
-    postgres_url: str, options: SqlOptions, settings: str, expected: Durability
-) -> None:
-    async with SqlStore.open(postgres_url + settings, options) as opened:
-        assert opened.durability is expected
+async def test_the_class_of_durability_follows_the_settings_found(options: SqlOptions, has_fsync: bool, settings: str, expected: Durability) -> None:
+    with postgres_server(fsync=has_fsync) as url:
+        async with SqlStore.open(url + settings, options) as opened:
+            assert opened.durability is expected
 
 
-async def test_without_fsync_a_store_survives_a_kill_but_no_power_loss(namespace: str) -> None:
-    with postgres_server(fsync=False) as url:
-        async with SqlStore.open(url, SqlOptions(network=namespace)) as opened:
-            assert opened.durability is Durability.D1
+def test_a_synchronous_standby_makes_the_class_d3_if_commits_wait_for_it() -> None:
+    assert durability("on", "on", "on", "standby1") is Durability.D3
+    assert durability("on", "on", "local", "standby1") is Durability.D2
 
 
 async def test_an_error_of_the_users_own_block_comes_out_as_it_is(postgres_url: str, options: SqlOptions) -> None:

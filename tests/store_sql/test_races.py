@@ -183,5 +183,5 @@ async def test_a_writer_is_not_starved_by_those_who_check_what_it_writes(store: 
     async with store.reopen() as other, store.reopen() as third:
         *_, worst = await together(
             *(lambda handle=handle: take(handle) for handle in (store, store, store, other, other, other)), lambda: write(third)
-        )  # type: ignore[misc]
+        )
     assert worst < 2.0
