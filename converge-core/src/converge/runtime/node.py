@@ -53,6 +53,8 @@ class NodeSettings:
     stall_sec: float = 150.0
     grace_sec: float = 25.0
     poll_sec: float = 1.0
+    max_connections: int = 1_000
+    require_durability: str = ""
     options: dict[str, Any] = attrs.field(factory=dict)
 
 
@@ -75,7 +77,13 @@ class Node:
     async def __aenter__(self) -> Node:
         async with AsyncExitStack() as stack:
             self.store: Store = self._given or await stack.enter_async_context(
-                open_store(self.settings.store, plugins=self.settings.plugins, network=self.settings.network, options=self.settings.options)
+                open_store(
+                    self.settings.store,
+                    plugins=self.settings.plugins,
+                    network=self.settings.network,
+                    options=self.settings.options,
+                    require_durability=self.settings.require_durability,
+                )
             )
             lease = LeaseSettings(lease_sec=self.settings.lease_sec, stall_sec=self.settings.stall_sec, node_key=self.identity.public_key.hex())
             self.opened = Opened.of(self.store, self.env, lease)
