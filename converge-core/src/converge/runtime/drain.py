@@ -1,0 +1,130 @@
+"""Waiting until a pool has nothing left to do, and what has become of its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import anyio
+import attrs
+
+from converge.errors import NoSuchTask
+from converge.machines.task import TaskState
+from converge.model.task import Task
+from converge.services.backlog import backlog
+from converge.services.opened import Opened
+from converge.services.tasks import TaskManager
+
+WAITERS = 100
+"""Tasks waited for at a time; one watch of the store serves them all."""
+
+PAGE = 1_000
+"""Live tasks looked up at a time."""
+
+HINTS = ("name", "page", "file", "path", "title", "url")
+HINT_LENGTH = 60
+
+Progress = Callable[[int, int], None]
+"""Called with how many tasks have ended, and of how many that are known."""
+
+
+@attrs.frozen(kw_only=True)
+class Ended:
+    """What is told of a task that has ended: its id, a few words that people know it by, its state, its result or error."""
+
+    id: str
+    hint: str
+    state: str
+    result: Any
+    error: str
+
+
+@attrs.define(kw_only=True)
+class Drained:
+    """What a drain saw: the tasks in the order in which they were submitted or found, and how many have not completed."""
+
+    rows: list[Ended] = attrs.field(factory=list)
+    total: int = 0
+    not_completed: int = 0
+
+
+class Drain:
+    """Waits for the given tasks, then for whatever else is in the pool, until nothing is."""
+
+    def __init__(self, opened: Opened, tasks: TaskManager, pool_id: str, on_progress: Progress | None = None) -> None:
+        self._opened, self._tasks, self._pool_id = opened, tasks, pool_id
+        self._on_progress = on_progress or (lambda done, total: None)
+        self._ended: dict[str, Ended | None] = {}
+        self._known = 0
+
+    async def run(self, ids: Sequence[str]) -> Drained:
+        """Return once every task of the pool is terminal.
+
+        Raises:
+            StoreError: As `Store.scan`.
+        """
+        todo = list(dict.fromkeys(ids))
+        while True:
+            self._known = len(self._ended) + len(todo)
+            self._on_progress(len(self._ended), self._known)
+            found = await self._wait_all(todo)
+            self._ended |= {id_: found[id_] for id_ in todo}
+            todo = await self._live()
+            # A task that moves while it is looked for may be missed; it is not missed twice, by another way of counting.
+            if not todo and await backlog(self._opened, self._pool_id) == 0:
+                return self._drained()
+
+    async def _wait_all(self, ids: Sequence[str]) -> dict[str, Ended | None]:
+        found: dict[str, Ended | None] = {}
+        waiting = iter(ids)
+
+        async def wait_some() -> None:
+            for id_ in waiting:
+                found[id_] = await self._wait(id_)
+                self._on_progress(len(self._ended) + len(found), self._known)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(min(WAITERS, len(ids))):
+                group.start_soon(wait_some)
+        return found
+
+    async def _wait(self, id_: str) -> Ended | None:
+        try:
+            return ended(await self._tasks.result(id_))
+        except NoSuchTask:  # a retention of nothing has removed it already
+            return None
+
+    async def _live(self) -> list[str]:
+        live = [
+            task.id
+            for state in (TaskState.ASSIGNED, TaskState.PENDING)
+            for task in await self._tasks.list(state=state, pool_id=self._pool_id, limit=PAGE)
+        ]
+        return [id_ for id_ in dict.fromkeys(live) if id_ not in self._ended]
+
+    def _drained(self) -> Drained:
+        rows = [row for row in self._ended.values() if row is not None]
+        bad = sum(row.state != TaskState.COMPLETED for row in rows)
+        return Drained(rows=rows, total=len(self._ended), not_completed=bad)
+
+
+def ended(task: Task) -> Ended:
+    """Return what is told of the task."""
+    return Ended(id=task.id, hint=hint_of(task), state=str(task.state), result=task.result, error=task.error)
+
+
+def hint_of(task: Task) -> str:
+    """Return a few words that people know the task by: an input that names it, else its first text, else its type."""
+    named = [task.inputs[key] for key in HINTS if isinstance(task.inputs.get(key), str)]
+    texts = named or [value for value in task.inputs.values() if isinstance(value, str)]
+    text = " ".join(texts[0].split()) if texts else task.type
+    return text if len(text) <= HINT_LENGTH else text[: HINT_LENGTH - 1] + "…"
+
+
+def totals(results: Sequence[Any]) -> dict[str, int | float] | None:
+    """Return the sums of the results where they are mappings of the same names to numbers; None where they are not."""
+    if not results or not all(isinstance(result, Mapping) and result and result.keys() == results[0].keys() for result in results):
+        return None
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for result in results for value in result.values()):
+        return None
+    return {name: sum(result[name] for result in results) for name in results[0]}

@@ -1,0 +1,35 @@
+"""Logs on standard error: lines for people, or one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+_TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: `time`, `level`, `logger`, `message`, and where there is one `agent` and `exception`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's line."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if isinstance(agent := getattr(record, "agent", None), str):
+            line["agent"] = agent
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def set_up(log_format: str, log_level: str) -> None:
+    """Send the logs of this process to standard error; called once, by whoever owns the process."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT))
+    logging.basicConfig(level=log_level.upper(), handlers=[handler], force=True)

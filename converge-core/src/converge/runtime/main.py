@@ -1,0 +1,146 @@
+"""What `converge run` does: a node, its agents, the tasks of a file, until the pool is drained or a signal comes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import attrs
+
+from converge.contracts.store import Feature
+from converge.errors import ConfigError, NoSuchPool
+from converge.machines.lane import Lane
+from converge.machines.match import refusal
+from converge.model.pool import Pool
+from converge.model.task import Task
+from converge.plugins import PluginHost
+from converge.runtime.agent import Agent, claimer_of, claims_tasks, takes_messages
+from converge.runtime.config import Config, check_options
+from converge.runtime.drain import Drain, Drained, Progress
+from converge.runtime.node import Node
+from converge.runtime.shutdown import StopAsked, stop_asked
+from converge.urls import without_password
+
+log = logging.getLogger("converge.node")
+
+SUBMIT = 500
+"""Tasks of one submit: large enough that calls cost little, small enough that the first agents start while the rest goes in."""
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """What one `run` is asked to do beyond its configuration."""
+
+    agent: type[Agent]
+    tasks: Sequence[Task] = ()
+    is_drain: bool = False
+    may_create_pool: bool = False
+
+
+def check(config: Config, run: Run) -> None:
+    """Refuse what cannot work, before anything is opened.
+
+    Raises:
+        ConfigError: What is missing, or does not fit.
+    """
+    if claims_tasks(run.agent) and not takes_messages(run.agent) and not config.pool_id:
+        raise ConfigError(f"pool_id: is missing: {run.agent.__name__} works on tasks, so name its pool with --pool")
+    if (run.is_drain or run.tasks) and not config.pool_id:
+        raise ConfigError("pool_id: is missing: --submit and --drain are about a pool, so name it with --pool")
+    if not any(":" in name and not name.startswith("no:") for name in config.plugins):
+        check_options(config, PluginHost())  # who names a plugin by its import path may give options to what nobody else knows
+
+
+def check_shared(config: Config) -> None:
+    """Refuse a store that only this process sees, where another process is meant to work on it.
+
+    Raises:
+        ConfigError: The store is such a one, or its plugin cannot be used.
+    """
+    backend = PluginHost(config.plugins).store_backend(config.store)
+    if Feature.SHARED not in backend.features:
+        shown = without_password(config.store)
+        raise ConfigError(f"store: {shown} is seen by this process only; name the one that the agents use, such as --store file:state.db")
+
+
+def node_of(config: Config) -> Node:
+    """Return the node that the configuration describes, not yet entered."""
+    return Node(
+        store=config.store,
+        transport=config.transport_url,
+        plugins=config.plugins,
+        network=config.network,
+        advertise=config.advertise,
+        lease_sec=config.lease_sec,
+        stall_sec=config.stall_sec,
+        grace_sec=config.grace_sec,
+        poll_sec=config.poll_sec,
+        max_connections=config.max_connections,
+        require_durability=config.require_durability,
+        options=config.options,
+    )
+
+
+async def run(config: Config, run: Run, on_progress: Progress | None = None) -> Drained | None:
+    """Run until the pool is drained, if that is asked, or until a signal comes; then stop cleanly. None: a signal came.
+
+    Raises:
+        ConvergeError: In a group, as task groups raise it.
+    """
+    check(config, run)
+    with stop_asked() as stop:
+        async with node_of(config) as node:
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_cancel_when_asked, stop, scope)
+                    drained = await _work(node, config, run, on_progress)
+                    group.cancel_scope.cancel()
+                return drained
+    return None
+
+
+async def _cancel_when_asked(stop: StopAsked, scope: anyio.CancelScope) -> None:
+    await stop.wait()
+    scope.cancel()
+
+
+async def _work(node: Node, config: Config, run: Run, on_progress: Progress | None) -> Drained:
+    if config.pool_id:
+        await _prepare_pool(node, config, may_create=run.may_create_pool)
+    _warn_of_unclaimable(run)
+    await node.spawn(run.agent, count=config.agents, pool=config.pool_id or None)
+    where = f"pool {config.pool_id}" if config.pool_id else "no pool"
+    log.info("running %d agents of %s in %s, store %s", config.agents, run.agent.__name__, where, without_password(config.store))
+    ids: list[str] = []
+    for at in range(0, len(run.tasks), SUBMIT):
+        ids += await node.tasks.submit_many(run.tasks[at : at + SUBMIT])
+    if not run.is_drain:
+        await anyio.sleep_forever()
+    return await Drain(node.opened, node.tasks, config.pool_id, on_progress).run(ids)
+
+
+async def _prepare_pool(node: Node, config: Config, *, may_create: bool) -> None:
+    """Create the pool unless it is there; a near name that is there makes a slip of the pen likely."""
+    try:
+        await node.pools.get(config.pool_id)
+        return
+    except NoSuchPool as error:
+        if error.nearest is not None and not may_create:
+            raise ConfigError(
+                f'pool_id: pool "{config.pool_id}" does not exist, but "{error.nearest}" does; did you mean that? --create-pool creates this one'
+            ) from error
+    keep: dict[str, Any] = {"keep_completed_sec": config.retention.completed_sec, "keep_failed_sec": config.retention.failed_sec}
+    await node.pools.create_pool(Pool(id=config.pool_id, **keep))
+
+
+def _warn_of_unclaimable(run: Run) -> None:
+    """Tell of submitted tasks that no agent here may take: a drain waits for them as long as nobody else does."""
+    claimer, counts = claimer_of(run.agent), dict[str, int]()
+    for task in run.tasks:
+        lane = Lane(pool=task.pool_id, topic=task.topic, type=task.type, capabilities=tuple(map(str, task.required_capabilities)))
+        if (why := refusal(lane, claimer)) is not None:
+            counts[why] = counts.get(why, 0) + 1
+    for why, count in counts.items():
+        log.warning("%d submitted tasks cannot be claimed by %s: %s", count, run.agent.__name__, why)

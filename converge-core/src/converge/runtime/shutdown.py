@@ -1,0 +1,69 @@
+"""Signals: the first SIGTERM or SIGINT asks the process to stop, the second ends it at once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import anyio
+
+log = logging.getLogger("converge.node")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopAsked:
+    """What `stop_asked` gives: wait for the first signal."""
+
+    def __init__(self, reading: socket.socket) -> None:
+        self._reading = reading
+        self.number = 0
+        """The first signal's number, or 0 as long as there was none."""
+
+    async def wait(self) -> None:
+        """Return once a signal has come; for one task at a time."""
+        await anyio.wait_readable(self._reading)
+        log.info("%s: stopping; once more to end at once", signal.Signals(self.number).name)
+
+
+@contextlib.contextmanager
+def stop_asked() -> Iterator[StopAsked]:
+    """Handle the signals until left; must be entered in the main thread.
+
+    Plain handlers, not the event loop's: the second signal must end a process whose loop is blocked, too. They wake the loop through a socket, which
+    is what any loop can wait for.
+    """
+    reading, writing = socket.socketpair()
+    reading.setblocking(False)
+    writing.setblocking(False)
+    asked = StopAsked(reading)
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if asked.number:
+            leave_at_once(128 + number)
+        asked.number = number
+        writing.send(b"\0")
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        reading.close()
+        writing.close()
+
+
+def leave_at_once(code: int) -> None:
+    """End the process now, past all clean-up: what it held goes back with its lease."""
+    for stream in (sys.stdout, sys.stderr):
+        # A broken pipe, or a write that was interrupted: nothing more can be done for it.
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            stream.flush()
+    os._exit(code)
