@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
 from typing import Any
 
@@ -76,15 +76,7 @@ class Node:
 
     async def __aenter__(self) -> Node:
         async with AsyncExitStack() as stack:
-            self.store: Store = self._given or await stack.enter_async_context(
-                open_store(
-                    self.settings.store,
-                    plugins=self.settings.plugins,
-                    network=self.settings.network,
-                    options=self.settings.options,
-                    require_durability=self.settings.require_durability,
-                )
-            )
+            self.store = self._given if self._given is not None else await stack.enter_async_context(self._open_store())
             lease = LeaseSettings(lease_sec=self.settings.lease_sec, stall_sec=self.settings.stall_sec, node_key=self.identity.public_key.hex())
             self.opened = Opened.of(self.store, self.env, lease)
             self.pools = PoolManager(self.store)
@@ -102,6 +94,10 @@ class Node:
         finally:
             is_handled = await self._stack.__aexit__(kind, error, trace)
         return is_handled
+
+    def _open_store(self) -> AbstractAsyncContextManager[Store]:
+        one = self.settings
+        return open_store(one.store, plugins=one.plugins, network=one.network, options=one.options, require_durability=one.require_durability)
 
     async def _cancel_group(self) -> None:
         self._group.cancel_scope.cancel()
