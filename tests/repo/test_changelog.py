@@ -9,6 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 NAME = re.compile(r"\d+\.(?:added|changed|deprecated|removed|fixed|security)\.md")
+# It may begin with a name in code.
+SENTENCE = re.compile(r"[A-Z`].*\.", re.DOTALL)
 PACKAGES = sorted(file.parent for file in ROOT.glob("converge-*/pyproject.toml"))
 
 
@@ -16,7 +18,7 @@ def bad_fragments(fragments: Mapping[str, str]) -> list[str]:
     """Fragments, by name, that a release could not fold in."""
     found = [f"{name}: not named like 142.added.md" for name in fragments if not NAME.fullmatch(name)]
     for name, text in fragments.items():
-        if not text.strip() or not text.strip()[0].isupper() or not text.strip().endswith("."):
+        if not SENTENCE.fullmatch(text.strip()):
             found.append(f"{name}: not a sentence")
     return found
 
