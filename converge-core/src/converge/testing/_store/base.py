@@ -53,20 +53,25 @@ class StoreCase:
     Attributes:
         backend: The declaration, as `converge_stores` returns it.
         inherited_turn: True runs everything with the `turn`, `count` and `watch` that every store inherits, instead of the backend's own.
+        loops: Event loops to run on; trio is left out where the backend is ASYNCIO_ONLY.
         examples: How many random histories are compared with the model.
+        shrinks: Whether a history that fails is made shorter, which takes some time.
         rounds: How often each race is repeated.
     """
 
     backend: ClassVar[StoreBackend]
     inherited_turn: ClassVar[bool] = False
+    loops: ClassVar[tuple[str, ...]] = ("asyncio", "trio")
     examples: ClassVar[int] = 25
+    shrinks: ClassVar[bool] = True
     rounds: ClassVar[int] = 20
     pytestmark: ClassVar[list[pytest.MarkDecorator]] = [pytest.mark.anyio]
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run coroutine tests on asyncio and, unless the backend declares ASYNCIO_ONLY, on trio."""
         if "anyio_backend" in metafunc.fixturenames:
-            loops = ["asyncio"] if Feature.ASYNCIO_ONLY in self.backend.features else ["asyncio", "trio"]
+            is_asyncio_only = Feature.ASYNCIO_ONLY in self.backend.features
+            loops = [loop for loop in self.loops if not (is_asyncio_only and loop == "trio")]
             metafunc.parametrize("anyio_backend", loops, indirect=True, scope="module")
 
     @classmethod
@@ -96,8 +101,9 @@ class StoreCase:
         return None
 
     @pytest.fixture
-    def opening(self, url: str, options: Any) -> Opening:
-        """Opens the store; may be called several times."""
+    def opening(self, url: str, options: Any, monkeypatch: pytest.MonkeyPatch) -> Opening:
+        """Opens the store; may be called several times. The inherited watch polls often, so that nobody waits for it."""
+        monkeypatch.setattr("converge.contracts.store.POLL_SEC", 0.05)
 
         def open_store() -> AbstractAsyncContextManager[Store]:
             opened = self.backend.open(url, options)
