@@ -45,6 +45,7 @@ class Connector:
             "username": unquote(parts.username) if parts.username else None,
             "socket_connect_timeout": options.connect_timeout_sec,
             "socket_timeout": None,
+            "protocol": 2,  # its messages to subscribers are plain answers
             # A repeated script would be a second write: what to do after a lost answer is the caller's decision.
             "retry": Retry(NoBackoff(), 0),
         }

@@ -167,7 +167,7 @@ class _Call:
                 self._windowed.append(index)
                 windows += (_bound(batch.window.at_least), _bound(batch.window.at_most))
         self._checks = list(checks)
-        arguments: list[Any] = [*_checks(self._checks), len(self._windowed), *windows, len(deletes)]
+        arguments: list[Any] = [*_checks(self._checks), len(self._windowed), *windows, len(batches), len(deletes)]
         for family, fields in deletes.items():
             arguments += (self._place(family), len(fields), *fields)
         arguments.append(len(puts))

@@ -3,7 +3,7 @@
 -- KEYS: values (hash: field -> 8 bytes of revision, then the value), revision (counter), then the sorted set of each family named in ARGV,
 --       then the sleepers' set of each channel to wake.
 -- ARGV: cursor-read, see below. A family's set is named by its place in KEYS; 0: the family is kept in no set.
--- Answer: {1, revision, taken} or {0, failed checks, failed windows}: then nothing was written.
+-- Answer: {1, revision (0: there was nothing to do), taken} or {0, failed checks, failed windows}: then nothing was written.
 --       taken: {} or {0, failed checks} or {1, time, members, also, heads}
 
 local at = 0
@@ -61,6 +61,8 @@ local function revise()
   end
 end
 
+if number() > 0 then revise() end -- there are batches: one that only checks has a revision, too
+
 -- deletes: number of families; each: place of its set, n, n fields
 local gone = {}
 for _ = 1, number() do
@@ -74,15 +76,11 @@ for _ = 1, number() do
   end
   at = at + n
 end
-if #gone > 0 then
-  revise()
-  chunked('HDEL', values, gone)
-end
+if #gone > 0 then chunked('HDEL', values, gone) end
 
 -- puts: number of families; each: place of its set, n, n fields, n values
 local put = {}
 for _ = 1, number() do
-  revise()
   local place, n = number(), number()
   local first = #put
   for i = 1, n do
@@ -106,7 +104,6 @@ if #put > 0 then chunked('HSET', values, put) end
 local function take()
   if number() == 0 then return {} end
   local refused = check()
-  if #refused > 0 then return {0, refused} end
   local limit, from, to, skip = number(), KEYS[number()], KEYS[number()], number()
   local prefix, tail = read(), read()
   local also = {}
@@ -122,10 +119,10 @@ local function take()
     if #range.list > 0 then range.least = '(' .. range.list[#range.list] end
   end
   for i = 1, count do
-    local range = {least = read(), most = read()}
-    refill(range)
-    ranges[i] = range
+    ranges[i] = {least = read(), most = read()}
   end
+  if #refused > 0 then return {0, refused} end
+  for i = 1, count do refill(ranges[i]) end
   local function head(range)
     if range.next > #range.list and not range.whole then refill(range) end
     return range.list[range.next]

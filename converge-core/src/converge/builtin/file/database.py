@@ -232,7 +232,9 @@ class _Plan:
                 self._put_absent[key[0]].append(row)
             else:
                 self._put[key[0]].append(row)
-        self._checks.update(checks)
+        for key, expected in checks.items():
+            if self._checks.setdefault(key, expected) != expected:
+                raise _Missed  # two batches expect one key at two revisions: one of them fails
 
     def run(self, connection: sqlite3.Connection) -> None:
         """Run it.
