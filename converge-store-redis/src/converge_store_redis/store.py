@@ -105,7 +105,7 @@ class RedisStore(Store):
 
     async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
         _check_sizes(batches)
-        if not batches and take is None:
+        if not batches and take is None and not wake:
             return Turned([], None)
         outcomes: list[Committed | Conflict | None] = [None] * len(batches)
         todo = list(range(len(batches)))
