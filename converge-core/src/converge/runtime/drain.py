@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -67,32 +68,15 @@ class Drain:
         while True:
             self._known = len(self._ended) + len(todo)
             self._on_progress(len(self._ended), self._known)
-            found = await self._wait_all(todo)
-            self._ended |= {id_: found[id_] for id_ in todo}
+            base = len(self._ended)
+            self._ended |= await wait_all(self._tasks, todo, partial(self._tell, base))
             todo = await self._live()
             # A task that moves while it is looked for may be missed; it is not missed twice, by another way of counting.
             if not todo and await backlog(self._opened, self._pool_id) == 0:
                 return self._drained()
 
-    async def _wait_all(self, ids: Sequence[str]) -> dict[str, Ended | None]:
-        found: dict[str, Ended | None] = {}
-        waiting = iter(ids)
-
-        async def wait_some() -> None:
-            for id_ in waiting:
-                found[id_] = await self._wait(id_)
-                self._on_progress(len(self._ended) + len(found), self._known)
-
-        async with anyio.create_task_group() as group:
-            for _ in range(min(WAITERS, len(ids))):
-                group.start_soon(wait_some)
-        return found
-
-    async def _wait(self, id_: str) -> Ended | None:
-        try:
-            return ended(await self._tasks.result(id_))
-        except NoSuchTask:  # a retention of nothing has removed it already
-            return None
+    def _tell(self, base: int, done: int) -> None:
+        self._on_progress(base + done, self._known)
 
     async def _live(self) -> list[str]:
         live = [
@@ -106,6 +90,31 @@ class Drain:
         rows = [row for row in self._ended.values() if row is not None]
         bad = sum(row.state != TaskState.COMPLETED for row in rows)
         return Drained(rows=rows, total=len(self._ended), not_completed=bad)
+
+
+async def wait_all(tasks: TaskManager, ids: Sequence[str], on_one: Callable[[int], None]) -> dict[str, Ended | None]:
+    """Return what has become of the tasks, in the order given, once all are terminal; None for one that retention has removed.
+
+    `on_one` is called after each with how many have ended.
+
+    Raises:
+        StoreError: As `Store.get`.
+    """
+    found: dict[str, Ended | None] = {}
+    waiting = iter(ids)
+
+    async def wait_some() -> None:
+        for id_ in waiting:
+            try:
+                found[id_] = ended(await tasks.result(id_))
+            except NoSuchTask:
+                found[id_] = None
+            on_one(len(found))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(min(WAITERS, len(ids))):
+            group.start_soon(wait_some)
+    return {id_: found[id_] for id_ in ids}
 
 
 def ended(task: Task) -> Ended:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
 import attrs
 
-from converge.contracts.store import Feature
-from converge.errors import ConfigError, NoSuchPool
+from converge.contracts.store import Feature, Store
+from converge.errors import ConfigError, NoSuchPool, ResultTimeout
 from converge.machines.lane import Lane
 from converge.machines.match import refusal
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.plugins import PluginHost
+from converge.runtime import drain
 from converge.runtime.agent import Agent, claimer_of, claims_tasks, takes_messages
 from converge.runtime.config import Config, check_options
-from converge.runtime.drain import Drain, Drained, Progress
+from converge.runtime.drain import Drain, Drained, Ended, Progress
 from converge.runtime.node import Node
 from converge.runtime.shutdown import StopAsked, stop_asked
+from converge.services.opening import open_store
+from converge.services.tasks import TaskManager
 from converge.urls import without_password
 
 log = logging.getLogger("converge.node")
@@ -83,6 +87,50 @@ def node_of(config: Config) -> Node:
     )
 
 
+def opened_store(config: Config) -> AbstractAsyncContextManager[Store]:
+    """Return the configured store, to be entered, by a command that works on what other processes do.
+
+    Raises:
+        ConfigError: Only this process would see it, or its plugin cannot be used.
+    """
+    check_shared(config)
+    return open_store(
+        config.store, plugins=config.plugins, network=config.network, options=config.options, require_durability=config.require_durability
+    )
+
+
+async def submit_all(store: Store, tasks: Sequence[Task]) -> list[str]:
+    """Submit all tasks; return their ids in order.
+
+    Raises:
+        InputError, StoreError: As `TaskManager.submit_many`.
+    """
+    manager, ids = TaskManager(store), list[str]()
+    for at in range(0, len(tasks), SUBMIT):
+        ids += await manager.submit_many(tasks[at : at + SUBMIT])
+    return ids
+
+
+async def wait_all(store: Store, ids: Sequence[str], poll_sec: float, timeout_sec: float | None, on_progress: Progress | None = None) -> list[Ended]:
+    """Wait until all tasks are terminal; return what has become of those that are still kept.
+
+    Raises:
+        ResultTimeout: After `timeout_sec` one was not.
+        StoreError: As `Store.get`.
+    """
+    done: list[int] = [0]
+
+    def on_one(count: int) -> None:
+        done[0] = count
+        if on_progress is not None:
+            on_progress(count, len(ids))
+
+    with anyio.move_on_after(timeout_sec):
+        found = await drain.wait_all(TaskManager(store, poll_sec=poll_sec), ids, on_one)
+        return [one for one in found.values() if one is not None]
+    raise ResultTimeout(ids[0] if len(ids) == 1 else f"({len(ids) - done[0]} of {len(ids)})", timeout_sec or 0.0)
+
+
 async def run(config: Config, run: Run, on_progress: Progress | None = None) -> Drained | None:
     """Run until the pool is drained, if that is asked, or until a signal comes; then stop cleanly. None: a signal came.
 
@@ -113,9 +161,7 @@ async def _work(node: Node, config: Config, run: Run, on_progress: Progress | No
     await node.spawn(run.agent, count=config.agents, pool=config.pool_id or None)
     where = f"pool {config.pool_id}" if config.pool_id else "no pool"
     log.info("running %d agents of %s in %s, store %s", config.agents, run.agent.__name__, where, without_password(config.store))
-    ids: list[str] = []
-    for at in range(0, len(run.tasks), SUBMIT):
-        ids += await node.tasks.submit_many(run.tasks[at : at + SUBMIT])
+    ids = await submit_all(node.store, run.tasks)
     if not run.is_drain:
         await anyio.sleep_forever()
     return await Drain(node.opened, node.tasks, config.pool_id, on_progress).run(ids)

@@ -1,0 +1,46 @@
+"""The command `converge`: a module for each command, imported when it is used."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import cyclopts
+
+from converge.cli.failures import failed
+
+
+def _app() -> cyclopts.App:
+    app = cyclopts.App(
+        name="converge",
+        help="Networks of agents: run them, give them work, look at what they do.",
+        version=_version,
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    app.command("converge.cli.run:run", name="run", help="Run agents until their pool is drained, or until SIGTERM or SIGINT.")
+    app.command("converge.cli.submit:submit", name="submit", help="Submit tasks, from flags or from a file of JSON lines.")
+    tasks = cyclopts.App(name="tasks", help="Look at tasks: list, show.")
+    tasks.command("converge.cli.tasks:list_tasks", name="list", help="List tasks.")
+    tasks.command("converge.cli.tasks:show", name="show", help="Show one task with its history.")
+    plugins = cyclopts.App(name="plugins", help="Look at plugins: list.")
+    plugins.command("converge.cli.plugins:list_plugins", name="list", help="List installed plugins; none of them is imported.")
+    app.command(tasks)
+    app.command(plugins)
+    return app
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("converge-core")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    try:
+        code = _app()(arguments, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (Exception, KeyboardInterrupt) as error:  # the process's boundary: whatever it was becomes a message and an exit code
+        return failed(error)

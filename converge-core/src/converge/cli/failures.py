@@ -1,0 +1,79 @@
+"""From an exception to what a person reads and what a script sees: messages on standard error, fixed exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+
+import cyclopts
+
+from converge.errors import (
+    ChannelError,
+    ConfigError,
+    ConvergeError,
+    DeliveryTimeout,
+    InputError,
+    MessageError,
+    NotApplied,
+    OutcomeUnknown,
+    ResultTimeout,
+)
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+CONFIGURATION = 3
+UNREACHABLE = 4
+TIMED_OUT = 5
+INTERRUPTED = 130
+
+_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (KeyboardInterrupt, INTERRUPTED),
+    (cyclopts.CycloptsError, USAGE),
+    (InputError, USAGE),
+    (ConfigError, CONFIGURATION),
+    (ResultTimeout, TIMED_OUT),
+    (DeliveryTimeout, TIMED_OUT),
+    (NotApplied, UNREACHABLE),
+    (OutcomeUnknown, UNREACHABLE),
+    (ChannelError, UNREACHABLE),
+    (MessageError, UNREACHABLE),
+)
+
+
+def failed(error: BaseException) -> int:
+    """Tell on standard error what went wrong; return the exit code."""
+    causes = list(_causes(error))
+    if any(isinstance(cause, BrokenPipeError) for cause in causes):
+        # Whoever read our output has gone; what is left in the buffer cannot be written, and Python must not try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    if any(not isinstance(cause, ConvergeError | cyclopts.CycloptsError | KeyboardInterrupt) for cause in causes):
+        traceback.print_exception(error)
+    for text in dict.fromkeys(_text(cause) for cause in causes):
+        print(f"converge: {text}", file=sys.stderr)  # noqa: T201  # this is where a command talks to people
+    return min(code_of(cause) for cause in causes)
+
+
+def code_of(error: BaseException) -> int:
+    """Return the exit code of one exception; 1 for what nobody foresaw."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exceptions in the groups that task groups make of them."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _causes(inner)
+    else:
+        yield error
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, ConvergeError | cyclopts.CycloptsError):
+        return " ".join(str(error).split(" ")) or type(error).__name__
+    return f"internal error: {type(error).__name__}: {error}"

@@ -1,0 +1,87 @@
+"""`converge run`: agents in this process."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+from cyclopts import Parameter
+
+from converge.cli import output
+from converge.cli.failures import DONE, FAILED
+from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, plugins_flag
+from converge.cli.results import write_results
+from converge.errors import ConfigError, InputError
+from converge.model.task import Task
+from converge.runtime import main
+from converge.runtime.lookup import find_agent, first_on_path
+from converge.runtime.task_lines import read_tasks
+
+
+def run(
+    agent: Annotated[str | None, Parameter(help="The agents' class, as module:Class; the working directory comes first.")] = None,
+    /,
+    *,
+    config: ConfigFile = None,
+    agents: Annotated[int | None, Parameter(help="How many agents of the class to run.")] = None,
+    pool: PoolId = None,
+    store: Store = None,
+    transport: Annotated[str | None, Parameter(help="URL to listen at, or a transport's name.")] = None,
+    advertise: Annotated[str | None, Parameter(help="HOST:PORT at which others reach this process.")] = None,
+    discovery: Annotated[str | None, Parameter(help="How processes find one another.")] = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    health: Annotated[str | None, Parameter(help="HOST:PORT of a health endpoint.")] = None,
+    submit: Annotated[Path | None, Parameter(help="A file of JSON lines, one task each; - for standard input.")] = None,
+    drain: Annotated[bool, Parameter(negative=(), help="End when the pool has nothing left to do, and show the results.")] = False,
+    grace: Annotated[float | None, Parameter(help="Seconds that running tasks have to end at a stop.")] = None,
+    create_pool: Annotated[bool, Parameter(negative=(), help="Create the pool even if one with a near name exists.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Run agents until their pool is drained, or until SIGTERM or SIGINT.
+
+    A second signal ends the process at once.
+    """
+    flags = {
+        "agent": agent, "agents": agents, "pool_id": pool, "store": store, "transport": transport, "advertise": advertise, "discovery": discovery,
+        "plugins": plugins_flag(plugin), "network": network, "health": health, "grace_sec": grace,
+    }  # fmt: skip
+    settings = configured(config, flags, is_verbose=verbose, level="info")
+    if not settings.agent:
+        raise ConfigError("agent: is missing: name a class as module:Class, on the command line or in the file that -c names")
+    first_on_path(Path.cwd())
+    wanted = main.Run(agent=find_agent(settings.agent), tasks=task_file(submit, settings.pool_id), is_drain=drain, may_create_pool=create_pool)
+    with output.progress(settings.pool_id, is_wanted=drain) as on_progress:
+        drained = anyio.run(main.run, settings, wanted, on_progress, backend_options=loop_options())
+    if drained is None or not drain:
+        return DONE
+    write_results(drained.rows, as_json=json)
+    return FAILED if drained.not_completed else DONE
+
+
+def loop_options() -> dict[str, bool]:
+    """Return what makes the event loop the fastest that is installed."""
+    return {"use_uvloop": importlib.util.find_spec("uvloop") is not None}
+
+
+def task_file(file: Path | None, pool_id: str) -> list[Task]:
+    """Return the tasks of a file of JSON lines, `-` for standard input; `pool_id` is for lines that name none.
+
+    Raises:
+        InputError: It cannot be read, or everything that is wrong with its lines.
+    """
+    if file is None:
+        return []
+    if str(file) == "-":
+        return read_tasks(sys.stdin, "-", pool_id=pool_id)
+    try:
+        with file.open(encoding="utf-8") as lines:
+            return read_tasks(lines, str(file), pool_id=pool_id)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: is not UTF-8: {error}") from error
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,98 @@
+"""`converge tasks`: what is in the store."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import anyio
+import attrs
+from cyclopts import Parameter
+
+from converge.cli import output
+from converge.cli.failures import DONE
+from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, plugins_flag
+from converge.cli.run import loop_options
+from converge.machines.task import TaskState
+from converge.model.task import Task
+from converge.runtime import main
+from converge.runtime.config import Config
+from converge.runtime.drain import hint_of
+from converge.services.spec import moment
+from converge.services.tasks import TaskManager
+
+StateName = Literal["pending", "assigned", "completed", "failed", "cancelled"]
+
+
+def list_tasks(
+    *,
+    pool: PoolId = None,
+    state: Annotated[StateName | None, Parameter(help="Only tasks in this state.")] = None,
+    limit: Annotated[int, Parameter(help="How many at most.")] = 100,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """List tasks: the live ones first."""
+    flags = {"pool_id": pool, "store": store, "plugins": plugins_flag(plugin), "network": network}
+    settings = configured(config, flags, is_verbose=verbose)
+    found = anyio.run(_list, settings, TaskState(state.upper()) if state else None, limit, backend_options=loop_options())
+    if json:
+        for task in found:
+            output.line(_record(task))
+    else:
+        columns = ("id", "state", "pool", "attempts", "submitted", "task")
+        cells = [(task.id, task.state.lower(), task.pool_id, task.attempts, task.submitted_at or "", hint_of(task)) for task in found]
+        output.table(columns, cells)
+    return DONE
+
+
+def show(
+    task_id: Annotated[str, Parameter(help="The task's id, as submit wrote it.")],
+    /,
+    *,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Show one task with its history."""
+    flags = {"store": store, "plugins": plugins_flag(plugin), "network": network}
+    settings = configured(config, flags, is_verbose=verbose)
+    task = anyio.run(_get, settings, task_id, backend_options=loop_options())
+    record = _record(task)
+    if json:
+        output.line(record)
+        return DONE
+    history = record.pop("history")
+    shown = [
+        (name, output.text(value) if isinstance(value, dict | list) else value) for name, value in record.items() if value not in (None, "", [], {})
+    ]
+    output.table(("field", "value"), shown)
+    if history:
+        output.table(tuple(history[0]), [tuple(one.values()) for one in history])
+    return DONE
+
+
+async def _list(config: Config, state: TaskState | None, limit: int) -> list[Task]:
+    async with main.opened_store(config) as store:
+        return list(await TaskManager(store).list(state=state, pool_id=config.pool_id or None, limit=limit))
+
+
+async def _get(config: Config, task_id: str) -> Task:
+    async with main.opened_store(config) as store:
+        return await TaskManager(store).get(task_id)
+
+
+def _record(task: Task) -> dict[str, Any]:
+    record = {field.name: getattr(task, field.name) for field in attrs.fields(Task)}
+    record["state"] = str(task.state)
+    record["required_capabilities"] = list(task.required_capabilities)
+    record["history"] = [
+        {"at": moment(one.at).isoformat(), "what": one.what, "by": one.by, "why": one.why, "token": one.token} for one in task.history
+    ]  # fmt: skip
+    return record
