@@ -171,11 +171,14 @@ class HandshakeState:
 
 
 def _dh(private: X25519PrivateKey, public: bytes) -> bytes:
-    """X25519, refusing points of small order: `cryptography` raises for an all-zero result, which such a point gives."""
+    """X25519, refusing points of small order: whoever sends one knows the result, which is all zeros."""
     try:
-        return private.exchange(X25519PublicKey.from_public_bytes(public))
+        secret = private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
-        raise HandshakeFailed("the peer sent a key of small order") from error
+        raise HandshakeFailed("the peer sent a key of small order, or none") from error
+    if secret == bytes(DH_BYTES):  # `cryptography` raises by itself, but does not promise to
+        raise HandshakeFailed("the peer sent a key of small order")
+    return secret
 
 
 def _hkdf(chaining_key: bytes, secret: bytes) -> tuple[bytes, bytes]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from itertools import repeat
 
-from converge.errors import BadRecord, MessageTooLarge
+from converge.errors import BadRecord, MessageTooLarge, VersionMismatch
 from converge.machines.noise import TAG_BYTES, CipherState
 
 FRAME_BYTES = 65_535
 PLAIN_BYTES = FRAME_BYTES - TAG_BYTES
+MESSAGE_BYTES = 1_048_576
+"""The largest message, unless a side wants them smaller."""
 REKEY_RECORDS = 65_536
 """Each direction has a new key after so many records: a key that leaks opens no earlier ones."""
 
@@ -22,7 +25,8 @@ KNOWN = 8
 SKIPPED = 128
 """Unknown kinds from here on are passed over; below they are an error."""
 MORE = 1
-_WHOLE = frozenset((MESSAGE, RECEIPT, SIGNED))  # these may be cut into fragments
+CUT = frozenset((MESSAGE, RECEIPT, SIGNED))
+"""Kinds that may be cut into fragments; the others are control items."""
 
 Item = tuple[int, bytes]
 """`(kind, body)`, whole. A plain tuple: a record has dozens of them."""
@@ -30,10 +34,15 @@ Item = tuple[int, bytes]
 REASONS = ("normal", "shutdown", "idle", "duplicate", "protocol", "bad record", "version", "limit", "revoked", "age")
 NORMAL, SHUTDOWN, IDLE, DUPLICATE, PROTOCOL, BAD, VERSION, LIMIT, REVOKED, AGE = range(10)
 CLOSE_TEXT_BYTES = 128
+HEADER_BYTES = 4_096
+"""The longest header of a message."""
+ALIKE_LEAST = 4
+"""With fewer items the loop is as fast as the shortcut for records whose items are alike."""
 
 _HEAD = struct.Struct(">IBB")
 _pack, _unpack_from = _HEAD.pack, _HEAD.unpack_from
 _HEAD_BYTES = _HEAD.size
+_BODY_BYTES = PLAIN_BYTES - _HEAD_BYTES
 
 
 class Sealer:
@@ -41,7 +50,8 @@ class Sealer:
 
     __slots__ = ("_cipher", "_message_bytes", "_records")
 
-    def __init__(self, cipher: CipherState, message_bytes: int = 1_048_576) -> None:
+    def __init__(self, cipher: CipherState, message_bytes: int = MESSAGE_BYTES) -> None:
+        """`message_bytes`: the largest body of a message that the peer takes."""
         self._cipher, self._message_bytes, self._records = cipher, message_bytes, 0
 
     def seal(self, items: Iterable[Item]) -> list[bytes]:
@@ -51,47 +61,46 @@ class Sealer:
             MessageTooLarge: A body is over the limit; nothing was sealed.
         """
         items = list(items)
-        sizes = [len(body) for _, body in items]
-        if sum(sizes) + _HEAD_BYTES * len(items) <= PLAIN_BYTES:  # the usual case: one record, nothing cut
-            if not items:
-                return []
-            return [self._record([part for (kind, body), size in zip(items, sizes, strict=True) for part in (_pack(size, kind, 0), body)])]
-        return self._seal_many(items)
+        if not items:
+            return []
+        kinds, bodies = zip(*items, strict=False)
+        sizes = [*map(len, bodies)]
+        count, size, kind = len(items), sizes[0], kinds[0]
+        # Receipts, and often the messages of one conversation, are alike in kind and size: they have one header, which `join` sets between them.
+        if sizes.count(size) == count == kinds.count(kind) and (_HEAD_BYTES + size) * count <= PLAIN_BYTES and size <= self._message_bytes:
+            return [self._record(_pack(size, kind, 0).join((b"", *bodies)))]
+        if max(sizes) > self._message_bytes or sum(sizes) + _HEAD_BYTES * count > PLAIN_BYTES:
+            self._check_sizes(items)
+            return self._seal_many(items)
+        parts: list[bytes] = [b""] * (2 * count)
+        parts[::2] = map(_pack, sizes, kinds, repeat(0))
+        parts[1::2] = bodies
+        return [self._record(b"".join(parts))]
+
+    def _check_sizes(self, items: list[Item]) -> None:
+        for kind, body in items:
+            limit = self._message_bytes if kind in CUT else PLAIN_BYTES - _HEAD_BYTES
+            if len(body) > limit:
+                raise MessageTooLarge(f"an item of kind {kind} has {len(body)} bytes; the limit is {limit}")
 
     def _seal_many(self, items: list[Item]) -> list[bytes]:
         frames: list[bytes] = []
         parts: list[bytes] = []
         size = 0
-        for _, body in items:
-            if len(body) > self._message_bytes:
-                raise MessageTooLarge(f"a message of {len(body)} bytes; the limit is {self._message_bytes}")
         for kind, body in items:
-            room = PLAIN_BYTES - size - _HEAD_BYTES
-            if len(body) <= room:
-                parts += (_pack(len(body), kind, 0), body)
-                size += _HEAD_BYTES + len(body)
-                continue
-            if len(body) <= PLAIN_BYTES - _HEAD_BYTES:
-                frames.append(self._record(parts))
-                parts, size = [_pack(len(body), kind, 0), body], _HEAD_BYTES + len(body)
-                continue
-            parts, size = self._cut(kind, body, parts, frames)
-        if parts:
-            frames.append(self._record(parts))
+            if parts and size + _HEAD_BYTES + len(body) > PLAIN_BYTES:
+                frames.append(self._record(b"".join(parts)))
+                parts, size = [], 0
+            for at in range(0, len(body) - _BODY_BYTES, _BODY_BYTES):
+                frames.append(self._record(_pack(_BODY_BYTES, kind, MORE) + body[at : at + _BODY_BYTES]))
+            rest = body[(len(body) - 1) // _BODY_BYTES * _BODY_BYTES :] if len(body) > _BODY_BYTES else body
+            parts += (_pack(len(rest), kind, 0), rest)
+            size += _HEAD_BYTES + len(rest)
+        frames.append(self._record(b"".join(parts)))
         return frames
 
-    def _cut(self, kind: int, body: bytes, parts: list[bytes], frames: list[bytes]) -> tuple[list[bytes], int]:
-        if parts:
-            frames.append(self._record(parts))
-        step = PLAIN_BYTES - _HEAD_BYTES
-        last = (len(body) - 1) // step * step
-        for at in range(0, last, step):
-            frames.append(self._record([_pack(step, kind, MORE), body[at : at + step]]))
-        rest = body[last:]
-        return [_pack(len(rest), kind, 0), rest], _HEAD_BYTES + len(rest)
-
-    def _record(self, parts: list[bytes]) -> bytes:
-        frame = self._cipher.encrypt(b"".join(parts))
+    def _record(self, plain: bytes) -> bytes:
+        frame = self._cipher.encrypt(plain)
         self._records += 1
         if self._records == REKEY_RECORDS:
             self._records = 0
@@ -102,13 +111,16 @@ class Sealer:
 class Opener:
     """Opens one direction: frames to items. After an error it is of no more use."""
 
-    __slots__ = ("_cipher", "_message_bytes", "_parts", "_pending", "_records", "_size")
+    __slots__ = ("_accept", "_cipher", "_error", "_is_narrow", "_message_bytes", "_parts", "_pending", "_records")
 
-    def __init__(self, cipher: CipherState, message_bytes: int = 1_048_576) -> None:
+    def __init__(self, cipher: CipherState, message_bytes: int = MESSAGE_BYTES, *, accept: bytes | None = None) -> None:
+        """`accept`: the ACCEPT with which the peer's first record must begin; None: the peer sends none."""
         self._cipher, self._message_bytes, self._records = cipher, message_bytes, 0
+        self._accept = accept
+        self._error: Exception | None = None
+        self._is_narrow = message_bytes < _BODY_BYTES
         self._pending: int | None = None
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._parts = bytearray()  # not a list of fragments: a million fragments of one byte would fill forty times the limit
 
     @property
     def is_between_messages(self) -> bool:
@@ -116,37 +128,58 @@ class Opener:
         return self._pending is None
 
     def open(self, frame: bytes) -> list[Item]:
-        """Return the items that the frame completes.
+        """Return the items that the frame completes; ACCEPT and padding are not among them.
 
         Raises:
-            BadRecord: It is not authentic, not the next one, or not well formed.
+            BadRecord: It is not authentic, not the next one, or not well formed. The connection must be dropped: every later frame is refused too.
             MessageTooLarge: Its fragments add up to more than the limit.
+            VersionMismatch: The peer accepted other terms than were agreed.
         """
-        if len(frame) > FRAME_BYTES:
-            raise BadRecord(f"a record of {len(frame)} bytes; {FRAME_BYTES} are possible")
-        plain = self._cipher.decrypt(frame)
-        self._records += 1
-        if self._records == REKEY_RECORDS:
-            self._records = 0
-            self._cipher.rekey()
-        return self._items(plain)
+        if self._error is not None:
+            raise BadRecord("an earlier record was refused, so none is opened any more") from self._error
+        try:
+            if len(frame) > FRAME_BYTES:
+                raise BadRecord(f"a record of {len(frame)} bytes; {FRAME_BYTES} are possible")
+            plain = self._cipher.decrypt(frame)
+            self._records += 1
+            if self._records == REKEY_RECORDS:
+                self._records = 0
+                self._cipher.rekey()
+            if self._accept is not None:
+                plain = self._accepted(plain, self._accept)
+            return self._items(plain)
+        except (BadRecord, MessageTooLarge, VersionMismatch) as error:
+            self._error = error
+            raise
+
+    def _accepted(self, plain: bytes, accept: bytes) -> bytes:
+        expected = _pack(len(accept), ACCEPT, 0)
+        start = len(expected) + len(accept)
+        if plain[: len(expected)] != expected or len(plain) < start:
+            raise BadRecord("the peer's first record does not begin with ACCEPT")
+        if plain[len(expected) : start] != accept:
+            raise VersionMismatch("the peer accepted other terms than were agreed")
+        self._accept = None
+        return plain[start:]
 
     def _items(self, plain: bytes) -> list[Item]:
-        items: list[Item] = []
         at, end = 0, len(plain)
-        is_usual = self._pending is None
+        is_usual = self._pending is None and not self._is_narrow
+        if is_usual and (alike := _alike(plain)) is not None:
+            return alike
+        items: list[Item] = []
         try:
             while at < end:
                 length, kind, flags = _unpack_from(plain, at)
                 start = at + _HEAD_BYTES
                 at = start + length
-                if is_usual and not flags and 0 < kind < KNOWN:
+                if is_usual and not flags and ACCEPT < kind < KNOWN:
                     items.append((kind, plain[start:at]))
                 elif at <= end:
                     self._unusual(kind, flags, plain[start:at], items)
-                    is_usual = self._pending is None
+                    is_usual = self._pending is None and not self._is_narrow
         except struct.error:
-            at = -1
+            at = -1  # less than a header was left
         if at != end:
             raise BadRecord("a record's items do not add up")
         return items
@@ -154,9 +187,9 @@ class Opener:
     def _unusual(self, kind: int, flags: int, body: bytes, items: list[Item]) -> None:
         if flags & ~MORE:
             raise BadRecord(f"an item with unknown flags {flags:#x}")
-        if KNOWN <= kind < SKIPPED:
-            raise BadRecord(f"an item of the unknown kind {kind}")
-        if kind not in _WHOLE:
+        if kind == ACCEPT or KNOWN <= kind < SKIPPED:
+            raise BadRecord("ACCEPT came out of turn" if kind == ACCEPT else f"an item of the unknown kind {kind}")
+        if kind not in CUT:
             if flags:
                 raise BadRecord(f"an item of kind {kind} cannot be cut into fragments")
             if KNOWN > kind != PADDING:
@@ -166,15 +199,53 @@ class Opener:
             self._pending = kind
         elif self._pending != kind:
             raise BadRecord("fragments of two messages are mixed")
-        self._size += len(body)
-        if self._size > self._message_bytes:
+        if len(self._parts) + len(body) > self._message_bytes:
             raise MessageTooLarge(f"a message of more than {self._message_bytes} bytes")
         if flags and not body:
             raise BadRecord("an empty fragment that announces another")
-        self._parts.append(body)
+        self._parts += body
         if not flags:
-            items.append((kind, b"".join(self._parts)))
-            self._pending, self._parts, self._size = None, [], 0
+            items.append((kind, bytes(self._parts)))
+            self._pending, self._parts = None, bytearray()
+
+
+def _alike(plain: bytes) -> list[Item] | None:
+    """Return the items of a record whose items are all alike in kind and size, in a few calls for them all; None: they are not, or are unusual."""
+    if len(plain) < 2 * _HEAD_BYTES:
+        return None
+    head = plain[:_HEAD_BYTES]
+    size, kind, flags = _unpack_from(head)
+    count, rest = divmod(len(plain), _HEAD_BYTES + size)
+    if rest or flags or count < ALIKE_LEAST or size == _HEAD_BYTES or not ACCEPT < kind < KNOWN:
+        return None
+    pieces = struct.Struct(f"{_HEAD_BYTES}s{size}s" * count).unpack(plain)  # making the layout is far cheaper than a loop
+    # Heads and bodies differ in length, so what equals the head is a head.
+    if pieces.count(head) != count:
+        return None
+    return [*zip(repeat(kind), pieces[1::2])]
+
+
+def message_body(header: bytes, payload: bytes) -> bytes:
+    """Return the body of a message: length of the header, header, payload.
+
+    Raises:
+        MessageTooLarge: The header is over the limit.
+    """
+    if len(header) > HEADER_BYTES:
+        raise MessageTooLarge(f"a message's header of {len(header)} bytes; the limit is {HEADER_BYTES}")
+    return len(header).to_bytes(2, "big") + header + payload
+
+
+def split_message(body: bytes) -> tuple[bytes, bytes]:
+    """Return header and payload, undecoded.
+
+    Raises:
+        BadRecord: It is not the body of a message.
+    """
+    end = 2 + int.from_bytes(body[:2], "big")
+    if not 2 <= end <= min(len(body), 2 + HEADER_BYTES):
+        raise BadRecord("a message's header is longer than the message, or than the limit")
+    return body[2:end], body[end:]
 
 
 def close_body(reason: int, text: str = "") -> bytes:

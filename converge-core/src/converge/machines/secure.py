@@ -17,10 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from converge.errors import HandshakeFailed, HandshakeRefused, InvalidKey, NetworkMismatch, PeerMismatch, TlsMismatch, VersionMismatch
 from converge.machines.noise import DH_BYTES, SUITES, TAG_BYTES, CipherState, HandshakeState
+from converge.machines.records import MESSAGE_BYTES, Opener, Sealer
 from converge.model.identity import Identity, check_public_key, verify
 
 MAGIC = b"cvh1"
 REFUSAL_MAGIC = b"cvx1"
+REFUSAL_BYTES = 6
 PROLOGUE = b"converge/noise/v1\0"
 SIGN_TAG = b"converge/hello/v1\0"
 HELLO1_BYTES = 48
@@ -33,7 +35,6 @@ LAYOUT = 1
 TLS_TERMINATED = 1
 VERSION = 1
 """The version of the channel that this release speaks."""
-MESSAGE_BYTES = 1_048_576
 
 REFUSED_NETWORK, REFUSED_SUITE, REFUSED_BUSY = 1, 2, 3
 _REFUSALS = {REFUSED_NETWORK: "it belongs to another network", REFUSED_SUITE: "it does not know the suite", REFUSED_BUSY: "it is busy"}
@@ -76,13 +77,20 @@ class Terms:
 
 @attrs.frozen(kw_only=True)
 class Agreed:
-    """What came of a handshake: the peer's verified node key, the terms that both keep to, and the two ciphers."""
+    """What came of a handshake: the peer's verified node key, the terms that both keep to, and the two ciphers.
+
+    Attributes:
+        peer: The node key; the peer has proven that it holds the private one.
+        message_bytes: The largest message that both take.
+        extensions: The peer's, in its order, known or not.
+    """
 
     peer: bytes
     version: int
     features: int
     message_bytes: int
     extensions: tuple[tuple[int, bytes], ...]
+    is_initiator: bool
     sending: CipherState = attrs.field(repr=False)
     receiving: CipherState = attrs.field(repr=False)
 
@@ -90,14 +98,13 @@ class Agreed:
         """Return the body of ACCEPT, the responder's first record: version and features."""
         return _ACCEPT.pack(self.version, self.features)
 
-    def check_accept(self, body: bytes) -> None:
-        """Compare the responder's ACCEPT with what this side computed.
+    def sealer(self) -> Sealer:
+        """Return what seals this side's records; call it once. The responder's first record begins with `(ACCEPT, accept())`."""
+        return Sealer(self.sending, self.message_bytes)
 
-        Raises:
-            VersionMismatch: They differ.
-        """
-        if body != self.accept():
-            raise VersionMismatch("the peer accepted other terms than were agreed")
+    def opener(self) -> Opener:
+        """Return what opens the peer's records; call it once. The initiator's demands the ACCEPT of the terms that it computed."""
+        return Opener(self.receiving, self.message_bytes, accept=self.accept() if self.is_initiator else None)
 
 
 @attrs.frozen(kw_only=True)
@@ -119,13 +126,13 @@ class Initiator:
         """`expected`: the node key that must answer; None: any node of the network."""
         self._terms, self._expected = terms, expected
         prefix = MAGIC + bytes((suite, 0, 0, 0)) + terms.network[:8]
-        self._hello1 = prefix
-        self._noise = _noise(suite, prefix, terms, entropy, is_initiator=True)
+        self._noise: HandshakeState | None = _noise(suite, prefix, terms, entropy, is_initiator=True)
+        self._hello1 = prefix + self._noise.write_e()
         self.agreed: Agreed | None = None
 
     def hello1(self) -> bytes:
         """Return the first frame."""
-        return self._hello1 + self._noise.write_e()
+        return self._hello1
 
     def read_hello2(self, frame: bytes) -> bytes:
         """Check the responder's hello; return hello3. Nothing is sent to a wrong peer.
@@ -134,17 +141,21 @@ class Initiator:
             HandshakeRefused: The peer refused in clear text: a hint.
             HandshakeFailed, PeerMismatch, TlsMismatch, VersionMismatch: It is not acceptable.
         """
-        if frame[:4] == REFUSAL_MAGIC:
+        # One failure closes: the handshake is used up by the first answer, whatever it is. A genuine hello that follows a forged one finds none.
+        noise, self._noise = self._noise, None
+        if noise is None:
+            raise HandshakeFailed("a hello came out of turn")
+        if len(frame) == REFUSAL_BYTES and frame[:4] == REFUSAL_MAGIC:
             raise _refused(frame)
         enc_s = 2 * DH_BYTES + TAG_BYTES
         _check_size(frame, enc_s + _FIXED + TAG_BYTES)
-        self._noise.read_2(frame[:enc_s])
-        payload = _read(self._noise, frame[enc_s:], b"R")
+        noise.read_2(frame[:enc_s])
+        payload = _read(noise, frame[enc_s:], b"R")
         _check_peer(payload, self._terms, self._expected)
         version = _version(payload, self._terms)
-        hello3 = self._noise.begin_3()
-        hello3 += self._noise.write_payload(_write(self._noise, self._terms, b"I"))
-        self.agreed = _agree(payload, self._terms, version, self._noise)
+        hello3 = noise.begin_3()
+        hello3 += noise.write_payload(_write(noise, self._terms, b"I"))
+        self.agreed = _agree(payload, self._terms, version, noise, is_initiator=True)
         return hello3
 
 
@@ -154,6 +165,7 @@ class Responder:
     def __init__(self, terms: Terms, entropy: Callable[[int], bytes]) -> None:
         self._terms, self._entropy = terms, entropy
         self._noise: HandshakeState | None = None
+        self._is_begun = False
         self.agreed: Agreed | None = None
 
     def read_hello1(self, frame: bytes) -> bytes:
@@ -163,16 +175,21 @@ class Responder:
             NetworkMismatch, VersionMismatch: It is for another network, or of an unknown suite: `refusal` says so in clear text.
             HandshakeFailed: It is not a first frame.
         """
+        if self._is_begun:
+            raise HandshakeFailed("a hello came out of turn")
+        self._is_begun = True
         if len(frame) != HELLO1_BYTES or frame[:4] != MAGIC or frame[5:8] != bytes(3):
             raise HandshakeFailed("the peer does not begin as a node does")
         if frame[8:16] != self._terms.network[:8]:
             raise NetworkMismatch("the peer belongs to another network")
         if frame[4] not in SUITES:
             raise VersionMismatch(f"the peer asks for suite {frame[4]}, which is not known")
-        self._noise = noise = _noise(frame[4], frame[:16], self._terms, self._entropy, is_initiator=False)
+        noise = _noise(frame[4], frame[:16], self._terms, self._entropy, is_initiator=False)
         noise.read_e(frame[16:])
         hello2 = noise.begin_2()
-        return hello2 + noise.write_payload(_write(noise, self._terms, b"R"))
+        hello2 += noise.write_payload(_write(noise, self._terms, b"R"))
+        self._noise = noise
+        return hello2
 
     def read_hello3(self, frame: bytes) -> Agreed:
         """Check the initiator's hello; return what is agreed.
@@ -180,15 +197,15 @@ class Responder:
         Raises:
             HandshakeFailed, PeerMismatch, TlsMismatch, VersionMismatch: It is not acceptable.
         """
-        noise = self._noise
-        if noise is None or self.agreed is not None:
+        noise, self._noise = self._noise, None  # one failure closes, as above
+        if noise is None:
             raise HandshakeFailed("a hello came out of turn")
         enc_s = DH_BYTES + TAG_BYTES
         _check_size(frame, enc_s + _FIXED + TAG_BYTES)
         noise.read_3(frame[:enc_s])
         payload = _read(noise, frame[enc_s:], b"I")
         _check_peer(payload, self._terms, None)
-        self.agreed = _agree(payload, self._terms, _version(payload, self._terms), noise)
+        self.agreed = _agree(payload, self._terms, _version(payload, self._terms), noise, is_initiator=False)
         return self.agreed
 
 
@@ -293,7 +310,7 @@ def _version(payload: _Payload, terms: Terms) -> int:
     return version
 
 
-def _agree(payload: _Payload, terms: Terms, version: int, noise: HandshakeState) -> Agreed:
+def _agree(payload: _Payload, terms: Terms, version: int, noise: HandshakeState, *, is_initiator: bool) -> Agreed:
     sending, receiving = noise.split()
     return Agreed(
         peer=payload.node_key,
@@ -301,6 +318,7 @@ def _agree(payload: _Payload, terms: Terms, version: int, noise: HandshakeState)
         features=payload.features & terms.features,
         message_bytes=min(payload.message_bytes, terms.message_bytes),
         extensions=payload.extensions,
+        is_initiator=is_initiator,
         sending=sending,
         receiving=receiving,
     )
