@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import anyio
 
@@ -15,7 +14,6 @@ from converge.errors import ConnectionClosed, ConnectionLost
 from converge_transport_tcp._errors import EXHAUSTED, connect_failed, listen_failed, lost, reason_of
 from converge_transport_tcp.address import SCHEME, Endpoint, parse, resolve, show
 from converge_transport_tcp.options import TcpOptions
-from converge_transport_tcp.protocol import ProtocolChannel
 from converge_transport_tcp.sockets import SocketChannel
 
 # While the process is out of descriptors, accepting is tried again at this interval.
@@ -56,7 +54,7 @@ class TcpTransport(Transport):
             raise connect_failed(address, f"no answer within {self._options.connect_sec:g} s") from None
         except (OSError, ValueError) as error:
             raise connect_failed(address, reason_of(error)) from error
-        return await channel_of(sock, self._options, self._channels)
+        return channel_of(sock, self._options, self._channels)
 
     async def _bind(self, address: str) -> socket.socket:
         try:
@@ -88,7 +86,7 @@ class TcpListener(Listener):
         while True:
             try:
                 sock, _ = self._sock.accept()
-                return await channel_of(sock, self._options, self._channels)
+                return channel_of(sock, self._options, self._channels)
             except ConnectionLost:
                 continue  # gone before it was accepted; it is nobody's channel
             except BlockingIOError:
@@ -116,19 +114,15 @@ class TcpListener(Listener):
             raise ConnectionClosed("the listener was closed")
 
 
-async def channel_of(sock: socket.socket, options: TcpOptions, channels: set[Channel]) -> Channel:
+def channel_of(sock: socket.socket, options: TcpOptions, channels: set[Channel]) -> Channel:
     """Make a channel of a connected socket, known in `channels` until it ends."""
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        peer = show(sock.getpeername())
-        channel = await _of_this_loop(sock, peer, options.frame_sec, channels.discard)
+        channel = SocketChannel(sock, peer=show(sock.getpeername()), frame_sec=options.frame_sec, on_end=channels.discard)
     except OSError as error:
         sock.close()
         raise lost(error) from error
-    except BaseException:
-        sock.close()
-        raise
     channels.add(channel)
     return channel
 
@@ -138,14 +132,6 @@ async def close_all(channels: set[Channel]) -> None:
     async with anyio.create_task_group() as group:
         for channel in list(channels):
             group.start_soon(channel.close)
-
-
-async def _of_this_loop(sock: socket.socket, peer: str, frame_sec: float, on_end: Callable[[Channel], None]) -> Channel:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return SocketChannel(sock, peer=peer, frame_sec=frame_sec, on_end=on_end)
-    return await ProtocolChannel.adopt(sock, peer=peer, frame_sec=frame_sec, on_end=on_end)
 
 
 async def _dial(endpoints: list[Endpoint]) -> socket.socket:
