@@ -9,7 +9,7 @@
                             OutcomeUnknown: read before you retry
                             StoreRolledBack, SchemaTooNew, TornRecord: stop and look
         TaskError           give up this attempt: StaleClaim, LeaseEnded, ResultTimeout
-        MessageError        the message did not arrive: Undeliverable, Backpressure, DeliveryTimeout
+        MessageError        the message did not arrive: Undeliverable, Backpressure, HandlerFailed, DeliveryTimeout
         ChannelError        reconnect, or refuse the peer: HandshakeFailed, HandshakeRefused, BadRecord, VersionMismatch, PeerMismatch,
                             NetworkMismatch, TlsMismatch, MessageTooLarge, ConnectionLost (the world did), ConnectionClosed (we did), ListenFailed, ConnectFailed
 
@@ -68,7 +68,7 @@ class NoSuchPool(InputError):
     """The pool does not exist."""
 
     def __init__(self, pool_id: str, *, nearest: str | None = None) -> None:
-        hint = f'; did you mean "{nearest}"?' if nearest else "; create it with create_pool or `converge pools create`"
+        hint = f'; did you mean "{nearest}"?' if nearest else "; `converge run` and create_pool create it"
         super().__init__(f'pool "{pool_id}" does not exist{hint}')
         self.pool_id, self.nearest = pool_id, nearest
 
@@ -252,6 +252,10 @@ class Undeliverable(MessageError):
 
 class Backpressure(MessageError):
     """The recipient's inbox is full; the connection goes on."""
+
+
+class HandlerFailed(MessageError):
+    """The recipient's handler raised; the message was delivered."""
 
 
 class DeliveryTimeout(MessageError, TimeoutError):

@@ -15,6 +15,8 @@ def write_results(rows: Sequence[Ended], *, as_json: bool) -> None:
         for row in rows:
             output.line({"id": row.id, "hint": row.hint, "state": row.state, "result": row.result, "error": row.error})
         return
+    if not rows:
+        return
     completed = [row for row in rows if row.state == TaskState.COMPLETED]
     sums = totals([row.result for row in completed])
     names = list(sums) if sums else ["result"]
@@ -24,7 +26,11 @@ def write_results(rows: Sequence[Ended], *, as_json: bool) -> None:
         [row.hint or row.id, *_result(row, names if sums else None), *([row.state.lower(), row.error] if has_others else [])]
         for row in rows
     ]  # fmt: skip
-    footer = [f"total of {len(completed):,} tasks", *sums.values(), *(["", ""] if has_others else [])] if sums else None
+    footer = (
+        [f"total ({len(completed):,} {'task' if len(completed) == 1 else 'tasks'})", *sums.values(), *(["", ""] if has_others else [])]
+        if sums
+        else None
+    )
     output.table(columns, cells, footer=footer)
 
 
