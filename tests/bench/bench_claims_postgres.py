@@ -4,8 +4,8 @@
 
 It starts a private PostgreSQL with fsync on. The floor is asyncpg with one statement a call on copies of the same tables, two calls in flight:
 inserts for a submit; for a turn a delete with SKIP LOCKED, an insert, the finishes of the turn before. Floor and store take turns within each round,
-and the median of the rounds' ratios is what counts. `--old-snapshot` compares a claim's cost beside 200,000 tasks that may not be taken with that beside
-1,000, before and while another connection holds an old snapshot.
+and the median of the rounds' ratios is what counts. `--old-snapshot` compares a claim's cost beside 200,000 tasks that may not be taken with that
+beside 1,000, before and while another connection holds an old snapshot.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from typing import Any
 
 import asyncpg
 import uvloop
-from workload import BATCH, IN_FLIGHT, RESULT, SPEC, SUBMIT, Drain, World, median, prepare, ratio_of, submit
+from workload import CALL, CLAIM, ENDED, POOL_ID, SPEC, UNTIL, Site, lane_hash, median, site, uuids
 
+from converge.contracts.store import Store
 from converge.testing.servers import postgres_server
 from converge_store_sql import SqlOptions, SqlStore
 from converge_store_sql.dialects import SESSION
 
+IN_FLIGHT = 2
 TABLES = ("task", "ready", "held", "state", "done")
 FEW, MANY = 1_000, 200_000
 
@@ -40,7 +42,7 @@ FLOOR_TURN = """with f as (delete from floor_held where ctid = any(array(
     select x.tid from unnest($1::bigint[], $2::bytea[], $3::bytea[]) u(r, i, n) cross join lateral
     (select ctid as tid from floor_held h where lease = $4 and rank = u.r and id = u.i and nonce = u.n limit 1) x))),
 s as (insert into floor_state select i, v, 1 from unnest($2::bytea[], $5::bytea[]) u(i, v)),
-d as (insert into floor_done select 'docs', 'end', 1, i, ''::bytea, 1 from unnest($2::bytea[]) u(i)),
+d as (insert into floor_done select $9, 'COMPLETED', $10, i, ''::bytea, 1 from unnest($2::bytea[]) u(i)),
 g as (delete from floor_ready where ctid = any(array(
     select ctid from floor_ready where lane = $6 order by rank, id limit $8 for update skip locked)) returning rank, id),
 m as (insert into floor_held select $4, rank, id, $7::bytea, ''::bytea, 1 from g)
@@ -48,12 +50,12 @@ select g.rank, g.id, (select value from floor_task t where t.id = g.id), (select
 
 
 async def floor_submit(url: str, lane: bytes, tasks: int) -> float:
-    starts = iter(range(0, tasks, SUBMIT))
+    starts = iter(range(0, tasks, CALL))
 
     async def one(connection: Any) -> None:
         for start in starts:
-            ranks = range(start, min(start + SUBMIT, tasks))
-            await connection.execute(FLOOR_SUBMIT, [secrets.token_bytes(16) for _ in ranks], list(ranks), [SPEC] * len(ranks), lane)
+            ranks = range(start, min(start + CALL, tasks))
+            await connection.execute(FLOOR_SUBMIT, uuids(len(ranks)), list(ranks), [SPEC] * len(ranks), lane)
 
     return tasks / await _with_connections(url, one)
 
@@ -67,7 +69,7 @@ async def floor_drain(url: str, lane: bytes) -> tuple[int, float]:
         misses = 0
         while misses < 3:
             nonce = secrets.token_bytes(16)
-            rows = await connection.fetch(FLOOR_TURN, *held, lease, [RESULT] * len(held[0]), lane, nonce, BATCH)
+            rows = await connection.fetch(FLOOR_TURN, *held, lease, [ENDED] * len(held[0]), lane, nonce, CLAIM, POOL_ID, UNTIL)
             finished += len(held[0])
             held = ([row[0] for row in rows], [row[1] for row in rows], [nonce] * len(rows))
             misses = 0 if rows else misses + 1
@@ -84,6 +86,15 @@ async def _with_connections(url: str, one: Any) -> float:
     for connection in connections:
         await connection.close()
     return taken_sec
+
+
+class Inheriting(SqlStore):
+    """The same store with the turn that every store inherits."""
+
+    def __init__(self, store: SqlStore) -> None:
+        self.__dict__.update(store.__dict__)
+
+    turn = Store.turn
 
 
 class Bench:
@@ -116,56 +127,48 @@ class Bench:
         submits, drains, ones = [], [], []
         tasks = self.arguments.tasks
         for _ in range(self.arguments.rounds):
-            await self._empty()
-            world, lane = await prepare(store, 1), secrets.token_bytes(16)
+            own, lane = await self._empty(store), lane_hash(0)
             floor_submits = await floor_submit(self.url, lane, tasks)
-            own_submits = await submit(store, world, tasks)
+            submits.append((await own.submit(tasks, in_flight=IN_FLIGHT), floor_submits))
             finished, taken_sec = await floor_drain(self.url, lane)
-            assert finished == tasks
-            drain = Drain(store, world)
-            rate = await drain.run()
-            assert drain.finished == tasks
-            submits.append((own_submits, floor_submits))
-            drains.append((rate, finished / taken_sec))
-            await submit(store, world, tasks // 2)
-            ones.append(await Drain(store, world).run(in_flight=1))
-        self._tell("submit", median([own for own, _ in submits]), floor=median([floor for _, floor in submits]), ratio=ratio_of(submits))
-        self._tell("claim and finish", median([own for own, _ in drains]), floor=median([floor for _, floor in drains]), ratio=ratio_of(drains))
+            drains.append((await own.drain(in_flight=IN_FLIGHT), finished / taken_sec))
+            assert finished == own.claimed == tasks
+            await own.submit(tasks // 2, in_flight=IN_FLIGHT)
+            ones.append(await own.drain(in_flight=1))
+        self._tell_pairs("submit", submits)
+        self._tell_pairs("claim and finish", drains)
         self._tell("claim and finish, one in flight", median(ones))
 
     async def _inherited(self, store: SqlStore) -> None:
         pairs = []
         for _ in range(self.arguments.rounds):
-            await self._empty()
-            world = await prepare(store, 1)
-            await submit(store, world, self.arguments.tasks // 4)
-            own = await Drain(store, world).run()
-            await submit(store, world, self.arguments.tasks // 4)
-            pairs.append((await Drain(store, world, inherited=True).run(), own))
-        self._tell("the inherited turn", median([inherited for inherited, _ in pairs]), ratio_to_own=ratio_of(pairs))
+            own = await self._empty(store)
+            rates = []
+            for used in (Inheriting(store), store):
+                own.store = used
+                await own.submit(self.arguments.tasks // 4, in_flight=IN_FLIGHT)
+                rates.append(await own.drain(in_flight=IN_FLIGHT))
+            pairs.append((rates[0], rates[1]))
+        self._tell_pairs("the inherited turn", pairs, beside="own")
 
     async def _lanes(self, store: SqlStore, lanes: int) -> None:
         rates = []
         for _ in range(self.arguments.rounds):
-            await self._empty()
-            world = await prepare(store, lanes)
-            await submit(store, world, self.arguments.tasks)
-            drain = Drain(store, world, lanes=world.lanes[: lanes // 2])
-            rates.append(await drain.run())
-            assert drain.finished == sum(number % lanes < lanes // 2 for number in range(self.arguments.tasks))
+            own = await self._empty(store, lanes)
+            await own.submit(self.arguments.tasks, lanes=range(lanes), in_flight=IN_FLIGHT)
+            rates.append(await own.drain(lanes=range(0, lanes, 2), in_flight=IN_FLIGHT))
+            assert own.claimed == sum(number % lanes % 2 == 0 for _ in range(0, self.arguments.tasks, CALL) for number in range(CALL))
         self._tell(f"{lanes} lanes, half eligible", median(rates))
 
     async def _processes(self, store: SqlStore) -> None:
         pairs = []
         for _ in range(self.arguments.rounds):
-            await self._empty()
-            world, lane = await prepare(store, 1), secrets.token_bytes(16)
+            own, lane = await self._empty(store), lane_hash(0)
             await floor_submit(self.url, lane, self.arguments.tasks)
-            await submit(store, world, self.arguments.tasks)
+            await own.submit(self.arguments.tasks, in_flight=IN_FLIGHT)
             floor = await self._in_processes(_floor_process, self.url, lane)
-            pairs.append((await self._in_processes(_drain_process, self.url, world), floor))
-        own, floors = [own for own, _ in pairs], [floor for _, floor in pairs]
-        self._tell(f"{self.arguments.processes} processes", median(own), floor=median(floors), ratio=ratio_of(pairs))
+            pairs.append((await self._in_processes(_drain_process, self.url), floor))
+        self._tell_pairs(f"{self.arguments.processes} processes", pairs)
 
     async def _in_processes(self, work: Any, *arguments: object) -> float:
         count, loop = self.arguments.processes, asyncio.get_running_loop()
@@ -178,33 +181,38 @@ class Bench:
         return float(finished / (max(end for _, end in answers) - at))
 
     async def _flatness(self) -> None:
-        """A turn's time beside few and beside many tasks of other lanes, alternately."""
+        """A claim's time beside few and beside many tasks of another lane, alternately."""
         async with SqlStore.open(self.url, SqlOptions(network="few")) as few, SqlStore.open(self.url, SqlOptions(network="many")) as many:
-            worlds = [(few, await prepare(few, 2)), (many, await prepare(many, 2))]
-            for (store, world), pending in zip(worlds, (FEW, MANY), strict=True):
-                await submit(store, world, pending, lanes=world.lanes[1:])
-            self._tell("turn beside 200,000 that may not be taken, against 1,000", **await self._turns(worlds))
+            sites = [await site(few, lanes=2), await site(many, lanes=2)]
+            for each, pending in zip(sites, (FEW, MANY), strict=True):
+                each.is_from_heads = True
+                await each.submit(pending, lanes=(1,), in_flight=IN_FLIGHT)
+            first = await self._claims(sites)
+            self._tell("a claim beside 200,000 that may not be taken, against 1,000", **first)
             async with self.server.transaction(isolation="repeatable_read"):
                 await self.server.fetchval("select count(*) from many_ready")
-                for round_ in range(3):
-                    self._tell(f"the same, old snapshot held, {(round_ + 1) * self.arguments.tasks} dead", **await self._turns(worlds))
+                for dead in range(1, 4):
+                    found = await self._claims(sites)
+                    found["to_few_before"] = found["many_ms"] / first["few_ms"]
+                    self._tell(f"the same with an old snapshot and {dead * self.arguments.tasks:,} dead", **found)
 
-    async def _turns(self, worlds: Sequence[tuple[SqlStore, World]]) -> dict[str, float]:
+    async def _claims(self, sites: Sequence[Site]) -> dict[str, float]:
         times: list[list[float]] = [[], []]
-        for store, world in worlds:
-            await submit(store, world, self.arguments.tasks, lanes=world.lanes[:1])
-        drains = [Drain(store, world, lanes=world.lanes[:1], limit=0) for store, world in worlds]
-        for step in range(self.arguments.tasks // BATCH):
+        for each in sites:
+            await each.submit(self.arguments.tasks, in_flight=IN_FLIGHT)
+        for step in range(self.arguments.tasks // CLAIM):
             for number in (0, 1) if step % 2 else (1, 0):
-                drain = drains[number]
-                await drain.run(in_flight=1)
-                times[number].append(sum(drain.turn_sec))
-                drain.turn_sec = []
+                times[number].append(await sites[number].claim_once())
         return {"few_ms": median(times[0]) * 1e3, "many_ms": median(times[1]) * 1e3, "ratio": median(times[1]) / median(times[0])}
 
-    async def _empty(self) -> None:
+    async def _empty(self, store: SqlStore, lanes: int = 1) -> Site:
         await self.server.execute(f"truncate {', '.join(f'floor_{name}, converge_{name}' for name in TABLES)}")
         await self.server.execute("checkpoint")
+        return await site(store, lanes=lanes)
+
+    def _tell_pairs(self, what: str, pairs: Sequence[tuple[float, float]], beside: str = "floor") -> None:
+        other = {beside: median([second for _, second in pairs]), "ratio": median([first / second for first, second in pairs])}
+        self._tell(what, median([first for first, _ in pairs]), **other)
 
     def _tell(self, what: str, rate: float | None = None, **more: float) -> None:
         found = ({"per_sec": round(rate)} if rate is not None else {}) | {
@@ -215,13 +223,13 @@ class Bench:
             print(f"{what}: {', '.join(f'{name} {value:,}' for name, value in found.items())}", flush=True)
 
 
-def _drain_process(url: str, world: World, at: float) -> tuple[int, float]:
+def _drain_process(url: str, at: float) -> tuple[int, float]:
     async def drain() -> tuple[int, float]:
         async with SqlStore.open(url) as store:
+            own = await site(store)
             await asyncio.sleep(at - time.time())
-            run = Drain(store, world)
-            await run.run()
-            return run.finished, time.time()
+            await own.drain(in_flight=IN_FLIGHT)
+            return own.claimed, time.time()
 
     return uvloop.run(drain())
 

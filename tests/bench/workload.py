@@ -71,6 +71,8 @@ class Site:
     heads: dict[bytes, Rest | None] = attrs.field(factory=dict)
     nonces: itertools.count[int] = attrs.field(factory=lambda: itertools.count(int.from_bytes(os.urandom(8), "big") << 32))
     claimed: int = 0
+    is_from_heads: bool = False
+    """Whether takes begin at the heads seen last, and from the start of the lanes every eighth time only, as a node's do."""
 
     # Submit.
 
@@ -112,7 +114,8 @@ class Site:
             chosen = sorted(known, key=lambda lane: self.heads.get(lane) or ())[:RANGES] or chosen[:RANGES]
         nonce = next(self.nonces).to_bytes(16, "big")
         checks = [self.lease_check, self.pool, self.epoch]
-        return Take([Range(READY(lane)) for lane in chosen], limit, HELD(self.lease), (nonce,), checks, (TASK, STATE))
+        afters = {lane: before(self.heads.get(lane)) if self.is_from_heads and nonce[-1] % 8 else None for lane in chosen}
+        return Take([Range(READY(lane), afters[lane]) for lane in chosen], limit, HELD(self.lease), (nonce,), checks, (TASK, STATE))
 
     def finishes(self, take: Take, taken: Taken) -> list[Batch]:
         """Return the batches that complete what was taken."""
@@ -154,6 +157,8 @@ class Site:
         turned = await self.store.turn((), take)
         took = time.perf_counter() - began
         assert isinstance(turned.taken, Taken) and turned.taken.rests, "there was nothing to claim"
+        for range_, head in zip(take.ranges, turned.taken.heads, strict=True):
+            self.heads[range_.prefix[1]] = head
         await self.store.commit(self.finishes(take, turned.taken))
         return took
 
@@ -185,6 +190,11 @@ async def rate(count: int, works: Sequence[Callable[[], Coroutine[Any, Any, None
         for work in works:
             tasks.start_soon(work)
     return count / (time.perf_counter() - began)
+
+
+def before(head: Rest | None) -> Rest | None:
+    """Return the greatest rest below a head, for a range that begins with it."""
+    return None if head is None else (head[0], (int.from_bytes(head[1], "big") - 1).to_bytes(16, "big"))
 
 
 def median(values: Sequence[float]) -> float:

@@ -135,18 +135,19 @@ class TurnText:
         )
 
     def _write(self, at: int, part: Part, q: str) -> None:
-        names = tables.columns(part.family)
-        batch = f"q.c >> {CODE_BITS}" if part.work is Work.INSERT else "q.b"
+        names, family = tables.columns(part.family), self._table(part.family)
+        mine = f"{f'q.c >> {CODE_BITS}' if part.work is Work.INSERT else 'q.b'} <> all(f.dead)"
         if part.work is Work.DELETE:
-            text = f"delete from {self._table(part.family)} t using {q}, f where {match_all(names)} and {batch} <> all(f.dead)"
-        else:
-            is_new = part.work is Work.INSERT or (part.family in tables.NEW and not self._shape.replaces)
-            value = "q.v" if part.has_values else "''::bytea"
-            text = (
-                f"insert into {self._table(part.family)} as t ({', '.join(names)}, value, revision) select {listed(names, 'q')}, {value}, f.revision "
-                f"from {q}, f where {batch} <> all(f.dead){'' if is_new else f' {self._replace(names)}'}"
-            )
-        self._with(f"w{at}", text, materialized=False)
+            self._with(f"w{at}", f"delete from {family} t using {q}, f where {match_all(names)} and {mine}", materialized=False)
+            return
+        value = "q.v" if part.has_values else "''::bytea"
+        insert = (
+            f"insert into {family} as t ({', '.join(names)}, value, revision) "
+            f"select {listed(names, 'q')}, {value}, f.revision from {q}, f where {mine}"
+        )
+        if part.work is Work.PUT and (self._shape.replaces or part.family not in tables.NEW):
+            insert += f" {self._replace(names)}"
+        self._with(f"w{at}", insert, materialized=False)
 
     def _replace(self, names: Sequence[str]) -> str:
         """A key may have been put at a greater revision after this call drew its own: then it starts again, so that no revision goes back."""
