@@ -14,14 +14,16 @@ from anyio.abc import TaskGroup
 
 from converge.contracts.store import Batch, Range, Store
 from converge.env import SYSTEM, Env
-from converge.errors import LeaseEnded, StoreError, Unsupported
+from converge.errors import LeaseEnded, StoreError
 from converge.machines.match import Claimer
 from converge.model.identity import Identity
 from converge.model.keys import NOTICE
 from converge.model.message import Receipt
 from converge.model.pool import Pool
+from converge.plugins import PluginHost
 from converge.runtime.agent import Agent, check_agent_class, claimer_of, claims_tasks, is_async
 from converge.runtime.feed import Feed
+from converge.runtime.network import Network, NetworkSettings
 from converge.runtime.reaper import Reaper
 from converge.runtime.slots import Why
 from converge.services.claims import Claims
@@ -73,6 +75,7 @@ class Node:
         self._stack = AsyncExitStack()
         self._feeds: dict[tuple[tuple[str, ...], Claimer], Feed] = {}
         self._stopping: bool = False
+        self._host = PluginHost(self.settings.plugins)
 
     async def __aenter__(self) -> Node:
         async with AsyncExitStack() as stack:
@@ -83,6 +86,11 @@ class Node:
             self.tasks = TaskManager(self.store, poll_sec=self.settings.poll_sec)
             self._group: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.push_async_callback(self._cancel_group)
+            self.network = Network(self.opened, self.identity, self.env, self._group, self._network_settings(), self._host)
+            self.discovery, self.registry = self.network.discovery, self.network.registry
+            await stack.enter_async_context(self.network.running())
+            stack.push_async_callback(self._cancel_group)
+            await self.network.add_node()
             self._group.start_soon(Reaper(self.opened, self.settings.poll_sec).run)
             self._group.start_soon(self._watchdog)
             self._stack = stack.pop_all()
@@ -97,7 +105,18 @@ class Node:
 
     def _open_store(self) -> AbstractAsyncContextManager[Store]:
         one = self.settings
-        return open_store(one.store, plugins=one.plugins, network=one.network, options=one.options, require_durability=one.require_durability)
+        return open_store(one.store, plugins=self._host, network=one.network, options=one.options, require_durability=one.require_durability)
+
+    def _network_settings(self) -> NetworkSettings:
+        one = self.settings
+        return NetworkSettings(
+            network=one.network,
+            transport=one.transport,
+            advertise=one.advertise,
+            poll_sec=one.poll_sec,
+            max_connections=one.max_connections,
+            options=one.options,
+        )
 
     async def _cancel_group(self) -> None:
         self._group.cancel_scope.cancel()
@@ -119,6 +138,7 @@ class Node:
         for one in agents:
             await _call(one.on_start)
             self.agents[one.id] = one
+        await self.network.add(agents)
         if pools and claims_tasks(agent):
             feed = self._feed(pools, claimer_of(agent), agents[0].id)
             for one in agents:
@@ -146,12 +166,22 @@ class Node:
         return tuple(self._feeds.values())
 
     async def send(self, to: str, payload: Any, *, ack: str | None = "accepted", timeout: float = 10.0, sender: str | None = None) -> Receipt:
-        """Send a message to an agent by id."""
-        raise Unsupported("messages need a transport")
+        """Send a message to an agent by id; return when it is in the agent's inbox. `sender`: an agent of this node; None: the node itself.
+
+        Raises:
+            Undeliverable, Backpressure, DeliveryTimeout: It did not arrive; a typed error by the deadline (`timeout` seconds), whatever happens.
+            InvalidName, InvalidValue, MessageTooLarge, Unsupported: It cannot be sent as asked.
+        """
+        return await self.network.post.send(sender or self.identity.id, to, payload, ack=ack, timeout=timeout)
 
     async def ask(self, to: str, payload: Any, *, timeout: float = 10.0, sender: str | None = None) -> Any:
-        """Send a message and return the answer of the recipient's handler."""
-        raise Unsupported("messages need a transport")
+        """Send a message and return what the recipient's `on_message` returned.
+
+        Raises:
+            HandlerFailed: The recipient's handler raised.
+            As `send`.
+        """
+        return await self.network.post.ask(sender or self.identity.id, to, payload, timeout=timeout)
 
     async def stop(self, *, grace_sec: float | None = None) -> None:
         """Stop claiming, let handlers end within the grace time, hand the rest back, end the lease. A second call returns at once."""
@@ -160,11 +190,19 @@ class Node:
         self._stopping = True
         grace_sec = self.settings.grace_sec if grace_sec is None else grace_sec
         with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(RELEASE_SEC):
+                await self._withdraw()
             await self._drain(grace_sec)
             for one in self.agents.values():
                 await _call_logged(one.on_stop, one)
             with anyio.move_on_after(RELEASE_SEC):
                 await self._end_lease()
+
+    async def _withdraw(self) -> None:
+        try:
+            await self.network.withdraw()
+        except (StoreError, LeaseEnded) as error:
+            log.warning("the agents' descriptors could not be withdrawn, they end with the lease: %s", error)
 
     async def _drain(self, grace_sec: float) -> None:
         async with anyio.create_task_group() as group:
@@ -214,6 +252,17 @@ class Node:
         for feed in self.feeds:
             feed.lost()
         await self.opened.forget_lease(lease)
+        try:
+            await self._join_again()
+        except StoreError as error:
+            log.warning("agents are not listed until the store is back: %s", error)
+
+    async def _join_again(self) -> None:
+        """Open another lease, and put memberships and descriptors under it."""
+        for one in self.agents.values():
+            for pool_id in one.pools:
+                await self.pools.join_pool(one.id, pool_id)
+        await self.network.publish_again()
 
     async def _read_notices(self, lease: Lease) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from converge.contracts.discovery import Discovery
+from converge.contracts.discovery import Discovery, Sighting
 from converge.contracts.store import Store
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
 from converge.services.directory import Directory
@@ -46,5 +46,9 @@ class DiscoveryService:
 
     async def refresh(self) -> None:
         """Read the sightings and verify what is new."""
-        self.directory.replace(await self._discovery.snapshot())
+        self.take(await self._discovery.snapshot())
+
+    def take(self, sightings: Sequence[Sighting]) -> None:
+        """Make the directory what was sighted just now."""
+        self.directory.replace(sightings)
         self._read = self._opened.env.monotonic()

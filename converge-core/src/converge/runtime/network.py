@@ -1,0 +1,151 @@
+"""The network side of a node: its transport and listener, its links, the post, and the descriptors that tell others where its agents are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+import anyio
+import attrs
+from anyio.abc import TaskGroup
+
+from converge.contracts.discovery import Sighting
+from converge.env import Env
+from converge.errors import ConfigError, LeaseEnded, StoreError
+from converge.machines.secure import Terms
+from converge.model.descriptor import AgentDescriptor, network_tag, sign_descriptor
+from converge.model.identity import Identity
+from converge.plugins import PluginHost
+from converge.runtime.agent import Agent
+from converge.runtime.inbox import Inbox
+from converge.runtime.link import Links
+from converge.services.discovery import DiscoveryService
+from converge.services.opened import Opened
+from converge.services.opening import backend_options, check_loop
+from converge.services.post import Post
+from converge.services.registry import IdentityRegistry
+from converge.services.sightings import StoreSightings
+
+log = logging.getLogger("converge.network")
+
+
+@attrs.frozen(kw_only=True)
+class NetworkSettings:
+    """Attributes of the node's settings that matter here."""
+
+    network: str
+    transport: str
+    advertise: str
+    poll_sec: float
+    max_connections: int
+    options: dict[str, object]
+
+
+class Network:
+    """Messages, discovery and, where a transport is named, links to other nodes."""
+
+    def __init__(self, opened: Opened, identity: Identity, env: Env, group: TaskGroup, settings: NetworkSettings, host: PluginHost) -> None:
+        self._opened, self._identity, self._env, self._group, self._settings, self._host = opened, identity, env, group, settings, host
+        self.sightings = StoreSightings(opened, settings.poll_sec)
+        self.discovery = DiscoveryService(store=opened.store, network=settings.network, discovery=self.sightings)
+        self.registry = IdentityRegistry(self.discovery.directory)
+        self.post = Post(env, self.discovery, self.registry, opened.now)
+        self.endpoints: tuple[str, ...] = ()
+        self.links: Links | None = None
+        self._published: dict[str, tuple[Identity, AgentDescriptor]] = {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Listen, if a transport is named, and keep the directory fresh."""
+        if not self._settings.transport:
+            yield
+            return
+        backend = self._host.transport_backend(self._settings.transport)
+        check_loop(backend.name, backend.features)
+        options = backend_options(backend.name, backend.options, self._settings.options)
+        async with backend.open(options) as transport, transport.listen(self._settings.transport) as listener:
+            self.endpoints = (_advertised(listener.address, self._settings.advertise),)
+            terms = Terms(network=network_tag(self._settings.network), identity=self._identity)
+            self.links = Links(transport, terms, self._env, self._group, self.post.on_items, greatest=self._settings.max_connections)
+            self.post.links = self.links
+            self._group.start_soon(self.links.serve, listener)
+            self._group.start_soon(self._follow)
+            log.info("listening on %s, known to others as %s", listener.address, self.endpoints[0])
+            yield
+
+    async def add(self, agents: Sequence[Agent]) -> None:
+        """Let the agents take messages, and tell others of them where there are others to tell."""
+        for agent in agents:
+            self.post.inboxes[agent.id] = Inbox(agent, self._group)
+        descriptors = {agent.id: (agent.identity, _describe(agent)) for agent in agents}
+        await self._publish(descriptors)
+
+    async def publish_again(self) -> None:
+        """Publish under the new lease what was published under the old one."""
+        await self._publish(self._published)
+
+    async def add_node(self) -> None:
+        """Publish the node's own descriptor: under it the node itself sends."""
+        if self.endpoints:
+            own = AgentDescriptor(id=self._identity.id, public_key=self._identity.public_key.hex(), name="node")
+            await self._publish({own.id: (self._identity, own)})
+
+    async def _publish(self, descriptors: dict[str, tuple[Identity, AgentDescriptor]]) -> None:
+        lease, now = await self._opened.lease(), await self._opened.now()
+        sightings = []
+        for agent_id, (identity, descriptor) in descriptors.items():
+            full = attrs.evolve(
+                descriptor, node_key=self._identity.public_key.hex(), endpoints=self.endpoints, lease=lease.id.hex(), sequence=now, issued_at=now
+            )
+            sightings.append(Sighting(agent_id, self.endpoints, sign_descriptor(identity, full, self._settings.network)))
+        for at in range(0, len(sightings), 500):
+            await self.sightings.publish(sightings[at : at + 500])
+        self._published = {**self._published, **descriptors}
+
+    async def withdraw(self) -> None:
+        """Take the descriptors back."""
+        await self.sightings.withdraw(list(self._published))
+        self._published = {}
+
+    async def _follow(self) -> None:
+        """Keep the directory fresh; while the store is away the last that was known is kept."""
+        while True:
+            try:
+                async with aclosing(self.sightings.watch()) as watch:  # type: ignore[type-var]  # an async generator
+                    async for sightings in watch:
+                        self.discovery.take(sightings)
+            except (StoreError, LeaseEnded) as error:
+                log.warning("discovery waits for the store: %s", error)
+            await anyio.sleep(self._settings.poll_sec)
+
+
+def _describe(agent: Agent) -> AgentDescriptor:
+    cls = type(agent)
+    return AgentDescriptor(
+        id=agent.id,
+        public_key=agent.identity.public_key.hex(),
+        name=cls.__name__,
+        topics=tuple(str(name) for name in cls.topics),
+        capabilities=tuple(str(name) for name in cls.capabilities),
+        pools=agent.pools,
+    )
+
+
+def _advertised(address: str, advertise: str) -> str:
+    """The URL that others dial: the listener's, or with HOST:PORT or a URL of the operator's in its place.
+
+    Raises:
+        ConfigError: It listens on every address of the host, and nobody can dial that.
+    """
+    if "://" in advertise:
+        return advertise
+    scheme, _, rest = address.partition("://")
+    host_port, slash, path = rest.partition("/")
+    if advertise:
+        _, _, port = host_port.rpartition(":")
+        named = advertise if ":" in advertise else f"{advertise}:{port}"
+        return f"{scheme}://{named}{slash}{path}"
+    if host_port.startswith(("0.0.0.0:", "[::]:")):
+        raise ConfigError(f"the transport listens on {host_port}, which others cannot dial; say with --advertise HOST:PORT what they can")
+    return address
