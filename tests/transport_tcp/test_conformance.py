@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from converge.testing.stream_transport import StreamTransportContract
+from converge.testing import StreamTransportContract
 from converge_transport_tcp import TcpOptions
 from converge_transport_tcp.plugin import TCP
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from converge.contracts.transport import CONTRACT, TransportBackend
+from converge.contracts.transport import TransportBackend
 from converge.hookspecs import hookimpl
 from converge_transport_tcp.options import TcpOptions
 from converge_transport_tcp.transport import TcpTransport
 
-TCP = TransportBackend(name="tcp", schemes=("tcp",), options=TcpOptions, open=TcpTransport.open, contract=CONTRACT)
+TCP = TransportBackend(name="tcp", schemes=("tcp",), options=TcpOptions, open=TcpTransport.open, contract=1)
 
 
 @hookimpl

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from converge.builtin.local.plugin import LOCAL
-from converge.testing.transport import TransportContract
+from converge.testing import TransportContract
 
 
 class TestLocal(TransportContract):

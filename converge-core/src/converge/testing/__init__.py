@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from converge.testing.store import StoreContract
+    from converge.testing.stream_transport import StreamTransportContract
+    from converge.testing.transport import TransportContract
 
-__all__ = ["StoreContract"]
+__all__ = ["StoreContract", "StreamTransportContract", "TransportContract"]
 
 _HOMES = {
     "StoreContract": "converge.testing.store",
+    "StreamTransportContract": "converge.testing.stream_transport",
+    "TransportContract": "converge.testing.transport",
 }
 
 

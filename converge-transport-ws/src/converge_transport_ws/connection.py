@@ -1,0 +1,82 @@
+"""What the library's connections lack: a limit on the HTTP head as a whole, a bound on unfinished upgrades, no redirects."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import ServerConnection
+from websockets.protocol import State
+
+# The library limits each line of the head to 8 KiB, and their number to 128: a megabyte for each stranger.
+HEAD_BYTES = 8_192
+# Connections of one listener whose upgrade is unfinished; each ends after `connect_sec`.
+UNFINISHED = 64
+
+_END = b"\r\n\r\n"
+
+
+class Head:
+    """Watches the first bytes of a connection."""
+
+    def __init__(self) -> None:
+        self._seen = bytearray()
+        self._is_over = False
+
+    def is_too_long(self, data: bytes) -> bool:
+        """Whether the head has not ended within its limit. Frames may follow it in the same bytes."""
+        if self._is_over:
+            return False
+        self._seen += data[: HEAD_BYTES + len(_END)]
+        end = self._seen.find(_END)
+        too_long = end > HEAD_BYTES - len(_END) or (end < 0 and len(self._seen) > HEAD_BYTES)
+        self._is_over = end >= 0
+        if self._is_over or too_long:
+            self._seen.clear()
+        return too_long
+
+
+class WsServerConnection(ServerConnection):
+    """A connection that was accepted."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._http_head = Head()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Refuse it at once where too many are unfinished."""
+        super().connection_made(transport)
+        unfinished = sum(1 for other in self.server.all_connections if other.state is State.CONNECTING)
+        if unfinished > UNFINISHED:
+            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Give up a head over the limit."""
+        if self._http_head.is_too_long(data):
+            self.transport.abort()
+            return
+        super().data_received(data)
+
+
+class WsClientConnection(ClientConnection):
+    """A connection that was dialled."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._http_head = Head()
+
+    def data_received(self, data: bytes) -> None:
+        """Give up a head over the limit."""
+        if self._http_head.is_too_long(data):
+            self.transport.abort()
+            return
+        super().data_received(data)
+
+
+class DirectConnect(connect):
+    """Follows no redirect: whoever answers must not send a node elsewhere."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """Let the redirect be the failure that it is."""
+        return exc
