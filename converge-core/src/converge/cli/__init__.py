@@ -39,7 +39,9 @@ def _version() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     try:
-        code = _app()(arguments, exit_on_error=False, print_error=False)
+        # The library takes a lone "-" for an option; as a path it means the same to us, and none to it.
+        given = ["./-" if argument == "-" else argument for argument in (sys.argv[1:] if arguments is None else arguments)]
+        code = _app()(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (Exception, KeyboardInterrupt) as error:  # the process's boundary: whatever it was becomes a message and an exit code

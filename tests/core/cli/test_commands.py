@@ -1,0 +1,105 @@
+"""The command as a whole: unknown commands, plugins, failures, and the time that `--help` takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from converge.cli.failures import code_of, failed
+from converge.errors import ConfigError, HandshakeFailed, InputError, OutcomeUnknown, ResultTimeout, StoreFull, TornRecord, Undeliverable
+
+Converge = Callable[..., Any]
+
+HELP_SEC = 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["rum"], 'Unknown command "rum". Did you mean "run"?'),
+        (["tasks", "lst"], 'Unknown command "lst". Did you mean "list"?'),
+        (["tasks", "list", "--stat", "failed"], "Unknown option: --stat. Did you mean --state?"),
+        (["tasks", "list", "--state", "done"], 'Choose from: "pending"'),
+    ],
+)
+def test_a_usage_error_exits_with_two_and_names_the_nearest(converge: Converge, arguments: list[str], text: str) -> None:
+    answer = converge(*arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert text in answer.err
+
+
+def test_plugins_are_listed_without_importing_them(converge: Converge) -> None:
+    plain = converge("plugins", "list").out.splitlines()
+    assert plain[0].split() == ["name", "distribution", "version", "schemes", "kinds"]
+    records = {record["name"]: record for record in map(json.loads, converge("plugins", "list", "--json").out.splitlines())}
+    assert {record["v"] for record in records.values()} == {1}
+    assert records["redis"]["distribution"] == "converge-store-redis"
+    assert records["redis"]["schemes"] == ["redis", "rediss"]
+    assert not any(record["is_loaded"] for record in records.values())
+    loaded = [json.loads(line) for line in converge("plugins", "list", "--json", "--plugin", "memory").out.splitlines()]
+    assert [(one["name"], one["kinds"]) for one in loaded if one["is_loaded"]] == [("memory", ["store"])]
+
+
+def test_the_version_is_that_of_the_distribution(converge: Converge) -> None:
+    answer = converge("--version")
+    assert (answer.code, answer.out.strip()[0].isdigit()) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("x"), 2),
+        (ConfigError("x"), 3),
+        (StoreFull("x"), 4),
+        (OutcomeUnknown("x"), 4),
+        (HandshakeFailed("x"), 4),
+        (Undeliverable("x"), 4),
+        (ResultTimeout("x", 1.0), 5),
+        (KeyboardInterrupt(), 130),
+        (TornRecord("x", "y"), 1),
+        (ValueError("x"), 1),
+    ],
+)
+def test_each_kind_of_failure_has_its_exit_code(error: BaseException, code: int) -> None:
+    assert code_of(error) == code
+
+
+def test_an_error_in_a_group_is_told_as_if_it_stood_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failed(ExceptionGroup("g", [ExceptionGroup("h", [ConfigError("no such thing")])])) == 3
+    assert capsys.readouterr().err == "converge: no such thing\n"
+
+
+def test_what_nobody_foresaw_is_an_internal_error_with_its_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failed(ExceptionGroup("g", [ConfigError("x"), ValueError("oh")])) == 1
+    told = capsys.readouterr().err
+    assert "Traceback" in told or "ExceptionGroup" in told
+    assert told.endswith("converge: x\nconverge: internal error: ValueError: oh\n")
+
+
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    code = "import sys; from converge.cli import main; sys.exit(main(['plugins', 'list', '--json']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(30) == 1
+    assert process.stderr is not None
+    with process.stderr:
+        assert process.stderr.read() == ""
+
+
+def test_help_takes_less_than_three_tenths_of_a_second() -> None:
+    def measured() -> float:
+        command = [sys.executable, "-c", "from converge.cli import main; main(['--help'])"]
+        pid = os.posix_spawn(command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)])
+        _, status, used = os.wait4(pid, 0)
+        assert status == 0
+        return used.ru_utime + used.ru_stime
+
+    # The processor's time, and the best of some: other work on the machine only adds.
+    assert min(measured() for _ in range(5)) < HELP_SEC

@@ -1,0 +1,161 @@
+"""`converge run`: what it shows, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Converge = Callable[..., Any]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+NEVER_SEC = 30.0
+"""How long a process of these tests may take: far longer than it does."""
+
+
+def lines(folder: Path, *tasks: dict[str, Any]) -> str:
+    """Write a file of JSON lines; return its name."""
+    (folder / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    return "tasks.jsonl"
+
+
+def pages(folder: Path, *texts: str) -> str:
+    """Write a file of tasks that count the words of these."""
+    tasks = [{"required_capabilities": ["count-words"], "inputs": {"page": f"p{at}", "text": text}} for at, text in enumerate(texts)]
+    return lines(folder, *tasks)
+
+
+def test_a_drained_pool_ends_the_run_with_results_and_their_total(converge: Converge, folder: Path) -> None:
+    answer = converge("run", "counting:WordCounter", "--agents", "3", "--pool", "docs", "--submit", pages(folder, "a b", "", "c d e"), "--drain")
+    assert answer.out.splitlines() == [
+        "task             words",
+        "p0                   2",
+        "p1                   0",
+        "p2                   3",
+        "total (3 tasks)      5",
+    ]
+    assert answer.code == 0
+    assert "running 3 agents of WordCounter in pool docs, store memory:" in answer.err
+
+
+def test_json_is_one_object_a_line_in_the_order_of_the_file(converge: Converge, folder: Path) -> None:
+    answer = converge("run", "counting:WordCounter", "--pool", "docs", "--submit", pages(folder, "a b", "c"), "--drain", "--json")
+    found = [json.loads(line) for line in answer.out.splitlines()]
+    assert [(one["v"], one["hint"], one["state"], one["result"]) for one in found] == [
+        (1, "p0", "COMPLETED", {"words": 2}),
+        (1, "p1", "COMPLETED", {"words": 1}),
+    ]
+
+
+def test_a_failed_task_makes_the_exit_code_one(converge: Converge, folder: Path) -> None:
+    tasks = [{"inputs": {"text": text}, "max_attempts": 1} for text in ("good", "bad")]
+    answer = converge("run", "counting:Picky", "--pool", "docs", "--submit", lines(folder, *tasks), "--drain")
+    assert answer.code == 1
+    assert [line.split(None, 3) for line in answer.out.splitlines()] == [
+        ["task", "result", "state", "error"],
+        ["good", "fine", "completed"],
+        ["bad", "failed", "ValueError:", "it is bad"],
+    ]
+
+
+def test_tasks_of_others_in_the_pool_are_drained_too(converge: Converge) -> None:
+    store = ("--store", "file:state.db")
+    assert converge("run", "counting:WordCounter", "--pool", "docs", "--drain", *store).code == 0
+    assert converge("submit", "--pool", "docs", "--capability", "count-words", "--input", "text=x y", *store).code == 0
+    answer = converge("run", "counting:WordCounter", "--pool", "docs", "--drain", *store)
+    assert answer.out.splitlines()[1].split() == ["x", "y", "2"]
+
+
+def test_a_task_that_no_agent_here_may_take_is_told(converge: Converge, folder: Path) -> None:
+    task = {"required_capabilities": ["fly"], "deadline": "2000-01-01T00:00:00+00:00", "inputs": {}}
+    answer = converge("run", "counting:WordCounter", "--pool", "docs", "--submit", lines(folder, task), "--drain")
+    assert "1 submitted tasks cannot be claimed by WordCounter: it lacks the capabilities fly" in answer.err
+    assert (answer.code, "deadline" in answer.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["counting:WordCount", "--pool", "p"], 3, 'agent "counting:WordCount": counting has no "WordCount"; did you mean "WordCounter"?'),
+        (["countin:X", "--pool", "p"], 3, 'agent "countin:X": there is no module "countin"; did you mean "counting"?'),
+        (["counting:NoAgent", "--pool", "p"], 3, "NoAgent is no subclass of converge.Agent; its agents are Picky, Stuck, WordCounter"),
+        (["counting", "--pool", "p"], 3, "--agent: 'counting' is not allowed; expected module:Class"),
+        (["--pool", "p"], 3, "agent: is missing: name a class as module:Class"),
+        (["counting:WordCounter"], 3, "pool_id: is missing: WordCounter works on tasks, so name its pool with --pool"),
+        (["counting:WordCounter", "--pool", "p", "--store", "redis://u:geheim@h"], 3, "--store redis://u:***@h: a password on the command line"),
+        (["counting:WordCounter", "--pool", "p", "--plugin", "reddis"], 3, 'provides the plugin "reddis"; did you mean "redis"?'),
+        (["counting:WordCounter", "--pool", "p", "--health", "h:1"], 3, "this release does not have a health endpoint"),
+        (["counting:WordCounter", "--pool", "p", "--submit", "gone.jsonl"], 2, "gone.jsonl: cannot be read: No such file or directory"),
+        (["counting:WordCounter", "--pool", "p", "--agents", "many"], 2, '"many"'),
+        (["counting:WordCounter", "--pol", "p"], 2, "Unknown option: --pol. Did you mean --pool?"),
+        (["counting:WordCounter", "--pool", "p", "--store", "file:/gone/away/state.db"], 4, "/gone/away"),
+    ],
+)
+def test_what_cannot_run_says_why_with_its_exit_code(converge: Converge, arguments: list[str], code: int, text: str) -> None:
+    answer = converge("run", *arguments)
+    assert text in answer.err
+    assert (answer.code, answer.out) == (code, "")
+    assert "geheim" not in answer.err and "Traceback" not in answer.err
+
+
+def test_a_pool_with_a_near_name_is_not_created_by_mistake(converge: Converge) -> None:
+    store = ("--store", "file:state.db", "--drain")
+    assert converge("run", "counting:WordCounter", "--pool", "docs", *store).code == 0
+    answer = converge("run", "counting:WordCounter", "--pool", "doc", *store)
+    assert answer.code == 3
+    assert 'pool "doc" does not exist, but "docs" does; did you mean that? --create-pool creates this one' in answer.err
+    assert converge("run", "counting:WordCounter", "--pool", "doc", "--create-pool", *store).code == 0
+    assert converge("run", "counting:WordCounter", "--pool", "doc", *store).code == 0
+
+
+def test_the_file_and_the_environment_configure_a_run(converge: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "converge.toml").write_text('agent = "counting:WordCounter"\nagents = 7\npool_id = "docs"\nlog_format = "json"')
+    monkeypatch.setenv("CONVERGE_AGENTS", "2")
+    answer = converge("run", "-c", "converge.toml", "--drain")
+    assert answer.code == 0
+    (started,) = (line for line in map(json.loads, answer.err.splitlines()) if line["message"].startswith("running"))
+    assert (started["level"], started["message"]) == ("info", "running 2 agents of WordCounter in pool docs, store memory:")
+
+
+def until(process: subprocess.Popen[str], words: str) -> None:
+    """Read the process's log until these words."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if words in line:
+            return
+    raise AssertionError(f"the process ended before it said {words!r}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_a_run_cleanly(start: Start, number: signal.Signals) -> None:
+    process = start("run", "counting:WordCounter", "--agents", "2", "--pool", "docs", "--store", "file:state.db")
+    until(process, "running 2 agents")
+    process.send_signal(number)
+    _, log = process.communicate(timeout=NEVER_SEC)
+    assert process.returncode == 0, log
+    assert f"{number.name}: stopping" in log and "Traceback" not in log
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_ends_it_at_once_even_if_its_loop_is_blocked(start: Start, folder: Path, number: signal.Signals, code: int) -> None:
+    process = start("run", "counting:Stuck", "--pool", "docs", "--submit", lines(folder, {}), "--drain")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stuck\n"
+    os.kill(process.pid, number)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    os.kill(process.pid, number)
+    assert process.wait(NEVER_SEC) == code
+
+
+def test_the_help_is_there_without_importing_what_runs_agents(start: Start) -> None:
+    process = start("--help")
+    out, _ = process.communicate(timeout=NEVER_SEC)
+    assert process.returncode == 0
+    assert all(word in out for word in ("run", "submit", "tasks", "plugins"))
