@@ -1,0 +1,104 @@
+"""Draining: until nothing is left in the pool, with the results in order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import pytest
+
+from converge.model.pool import Pool
+from converge.model.task import Task
+from converge.runtime.agent import Agent
+from converge.runtime.drain import Drain, hint_of, totals
+from converge.runtime.node import Node
+
+
+class Echo(Agent):
+    """Answers its input; submits what it is told to."""
+
+    async def on_task(self, task: Task) -> Any:
+        """See the class."""
+        for text in task.inputs.get("then", ()):
+            await self.submit(Task(pool_id=task.pool_id, inputs={"text": text}))
+        if task.inputs["text"] == "bad":
+            raise ValueError("it is bad")
+        return task.inputs["text"]
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    """A node with two agents in the pool `p`."""
+    async with Node() as node:
+        await node.pools.create_pool(Pool(id="p"))
+        await node.spawn(Echo, count=2, pool="p")
+        yield node
+
+
+async def submit(node: Node, *texts: str, **fields: Any) -> list[str]:
+    """Submit a task for each text."""
+    return await node.tasks.submit_many([Task(pool_id="p", inputs={"text": text, **fields}, max_attempts=1) for text in texts])
+
+
+async def test_results_come_in_the_order_of_the_submit(node: Node) -> None:
+    texts = [f"t{at}" for at in range(250)]
+    seen: list[tuple[int, int]] = []
+    drained = await Drain(node.opened, node.tasks, "p", lambda done, total: seen.append((done, total))).run(await submit(node, *texts))
+    assert [row.result for row in drained.rows] == texts
+    assert (drained.total, drained.not_completed) == (250, 0)
+    assert seen[0] == (0, 250) and seen[-1] == (250, 250)
+    assert sorted(seen) == seen
+
+
+async def test_a_failed_task_is_counted_with_its_error(node: Node) -> None:
+    drained = await Drain(node.opened, node.tasks, "p").run(await submit(node, "good", "bad"))
+    assert [(row.state, row.error) for row in drained.rows] == [("COMPLETED", ""), ("FAILED", "ValueError: it is bad")]
+    assert drained.not_completed == 1
+
+
+async def test_tasks_that_tasks_submit_are_waited_for(node: Node) -> None:
+    await submit(node, "first", then=["second"])
+    drained = await Drain(node.opened, node.tasks, "p").run([])
+    assert drained.total in (1, 2), "what had ended before the drain looked is not its matter"
+    assert [task async for task in _live(node)] == []
+
+
+async def _live(node: Node) -> AsyncIterator[Task]:
+    for state in ("PENDING", "ASSIGNED"):
+        for task in await node.tasks.list(state=state, pool_id="p"):
+            yield task
+
+
+async def test_a_task_that_waits_for_its_moment_is_waited_for(node: Node) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=0.3)
+    await node.tasks.submit(Task(pool_id="p", inputs={"text": "later"}, not_before=soon))
+    with anyio.fail_after(10):
+        drained = await Drain(node.opened, node.tasks, "p").run([])
+    assert [row.result for row in drained.rows] == ["later"]
+    assert datetime.now(UTC) >= soon
+
+
+@pytest.mark.parametrize(
+    ("results", "sums"),
+    [
+        ([{"a": 1, "b": 2.5}, {"a": 3, "b": 1}], {"a": 4, "b": 3.5}),
+        ([{"a": 1}, {"b": 1}], None),
+        ([{"a": 1}, {"a": "x"}], None),
+        ([{"a": True}], None),
+        ([{}], None),
+        ([3], None),
+        ([], None),
+    ],
+)
+def test_there_is_a_total_where_all_results_are_numbers_under_the_same_names(results: list[Any], sums: Any) -> None:
+    assert totals(results) == sums
+
+
+@pytest.mark.parametrize(
+    ("inputs", "hint"),
+    [({"text": "t", "page": "p"}, "p"), ({"n": 1, "text": " a\n b "}, "a b"), ({"n": 1}, "kind"), ({"text": "x" * 90}, "x" * 59 + "…")],
+)
+def test_a_task_is_known_by_what_names_it(inputs: dict[str, Any], hint: str) -> None:
+    assert hint_of(Task(pool_id="p", type="kind", inputs=inputs)) == hint

@@ -1,0 +1,59 @@
+"""Finding the agent's class."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from converge.errors import ConfigError
+from converge.runtime.lookup import find_agent
+
+SOURCE = "from converge import Agent\n\nclass Counter(Agent):\n    class Inner(Agent): ...\n\nclass Wrong(Agent):\n    capabilities = 'x'\n"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory, with some modules."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "lookup_agents.py").write_text(SOURCE)
+    (tmp_path / "lookup_broken.py").write_text("1 / 0")
+    (tmp_path / "lookup_needs.py").write_text("import lookup_driver_that_is_not_there")
+    (tmp_path / "lookup_plain.py").write_text("class Thing: ...")
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.startswith("lookup_"):
+            del sys.modules[name]
+
+
+def test_a_class_is_found_in_the_working_directory_before_all_others(folder: Path) -> None:
+    (folder / "colorsys.py").write_text(SOURCE)
+    sys.modules.pop("colorsys", None)
+    assert find_agent("colorsys:Counter", folder).__module__ == "colorsys"
+    del sys.modules["colorsys"]
+    assert find_agent("lookup_agents:Counter.Inner", folder).__qualname__ == "Counter.Inner"
+    assert sys.path.count(str(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("lookup_agents", "is not written as module:Class, such as wordcount:WordCounter"),
+        ("lookup_agent:Counter", 'there is no module "lookup_agent"; did you mean "lookup_agents"?'),
+        ("zzz.yyy:Counter", 'there is no module "zzz"; it was looked for in '),
+        ("lookup_agents:Conter", 'lookup_agents has no "Conter"; did you mean "Counter"?'),
+        ("lookup_agents:Zzz", 'lookup_agents has no "Zzz"; its agents are Counter, Wrong'),
+        ("lookup_plain:Thing", "Thing is no subclass of converge.Agent; it has no agents"),
+        ("lookup_broken:A", "importing lookup_broken failed: ZeroDivisionError: division by zero"),
+        ("lookup_needs:A", "importing lookup_needs failed: ModuleNotFoundError: No module named 'lookup_driver_that_is_not_there'"),
+        ("lookup_agents:Wrong", "Wrong.capabilities: 'x' is not allowed"),
+    ],
+)
+def test_what_is_no_agent_says_why(folder: Path, target: str, text: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        find_agent(target, folder)
+    assert str(raised.value).startswith(f'agent "{target}"')
+    assert text in str(raised.value)
