@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from converge.builtin.file.plugin import FILE
-from converge.testing import StoreContract
+from converge.testing import StoreContract, TaskContract
 
 
 class _OnFile(StoreContract):
@@ -27,3 +27,14 @@ class TestFileStoreInherited(_OnFile):
     """With those that every store inherits."""
 
     inherited_turn = True
+
+
+class TestFileTasks(TaskContract):
+    """Tasks on it."""
+
+    backend = FILE
+
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        """A file of the test's own."""
+        return f"file:{tmp_path / 'state.db'}"

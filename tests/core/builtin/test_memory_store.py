@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from converge.builtin.memory.plugin import MEMORY
-from converge.testing import StoreContract
+from converge.testing import StoreContract, TaskContract
 
 
 class TestMemoryStore(StoreContract):
@@ -17,3 +17,9 @@ class TestMemoryStoreInherited(StoreContract):
 
     backend = MEMORY
     inherited_turn = True
+
+
+class TestMemoryTasks(TaskContract):
+    """Tasks on it."""
+
+    backend = MEMORY

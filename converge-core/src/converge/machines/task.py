@@ -9,6 +9,26 @@ around it (its lane, the row of its ordering key, the next task of that key), an
            lease ended
 
 A claim is not here: it is the store's `take`, which moves a key from `ready` to `held`.
+
+What holds on every store, each clause tested by `converge.testing.TaskContract`:
+
+T-1  A task is stored once: the same id or dedup key with the same content gives the same id; with other content it is `DedupConflict`, and nothing
+     changes. What was acknowledged can be found by its id from then on.
+T-2  A claim hands out ready tasks of the lanes that match its claimer and no others, the smallest rank first, each to one claimer.
+T-3  The token of a claim is greater than every earlier token of its task.
+T-4  A finish takes effect only if its token and nonce are those of the current claim; else it is `StaleClaim`, and nothing changes.
+T-5  A finish that is said again for the same attempt with the same content succeeds again; with other content it is `StaleClaim`.
+T-6  A terminal state is never left; cancel wins or loses against a finish, and says which.
+T-7  Failures and ended leases count as attempts, a release does not; after `max_attempts` the task is FAILED, and says why.
+T-8  A task is not claimed before its due time, be it `not_before` or the wait before a retry.
+T-9  Tasks of one ordering key are attempted one at a time in the order of their submits; a task that retries holds its key, a terminal one frees
+     the next, and the end of a waiting one moves nobody.
+T-10 What a dead process held is ready again once its lease has ended, by anybody's sweep, also one that resumes a sweep which died half way; under an
+     ended lease nothing is claimed.
+T-11 Once a pause has returned nothing is claimed from the pool, until it is resumed.
+T-12 A task that waits past its deadline fails; so does one whose attempt ends without a result after it.
+T-13 A claim whose answer was lost holds nothing once it is settled, and counts no attempt.
+T-14 Retention removes a task with all that belongs to it, its dedup key included, and not before its time.
 """
 
 from __future__ import annotations

@@ -28,11 +28,14 @@ from converge.machines.stream import WINDOW_SEC, Pair, Seen, Streams
 from converge.model.envelope import ACCEPTED, FAILED, FULL, HANDLED, REFUSED, UNKNOWN, MessageHeader, ReceiptHeader, pack, unpack
 from converge.model.identity import is_agent_id
 from converge.model.message import Message, Receipt
+from converge.plugins import PluginHost
 from converge.services.discovery import DiscoveryService
 from converge.services.registry import IdentityRegistry
 from converge.services.spec import moment
 
 log = logging.getLogger("converge.post")
+
+BEFORE_SEND, RECEIVED = "converge_message_before_send", "converge_message_received"
 
 RETRY_LEAST_SEC, RETRY_GREATEST_SEC = 0.05, 1.0
 """Waits between tries to reach a node."""
@@ -104,10 +107,13 @@ class _Outgoing:
 class Post:
     """Sends and takes messages for the agents of one process."""
 
-    def __init__(self, env: Env, discovery: DiscoveryService, registry: IdentityRegistry, now: Callable[[], Awaitable[int]]) -> None:
+    def __init__(
+        self, env: Env, discovery: DiscoveryService, registry: IdentityRegistry, now: Callable[[], Awaitable[int]], host: PluginHost
+    ) -> None:
         self.inboxes: dict[str, LocalInbox] = {}
         self.links: Links | None = None
         self._env, self._discovery, self._registry, self._now = env, discovery, registry, now
+        self._host = host
         self._life = env.entropy(8).hex()
         self._streams = Streams()
         self._pending: dict[str, _Pending] = {}
@@ -145,8 +151,12 @@ class Post:
             raise InvalidName("recipient", to, "an agent's id, as discovery gives it: cv1 and 52 characters")
         if not 0 < timeout <= WINDOW_SEC:
             raise InvalidValue("timeout", timeout, f"seconds, above 0, at most {WINDOW_SEC:g}: so long a repeated message is recognised")
-        body = encode_plain(payload, "payload")
         message_id = self._env.entropy(16).hex()
+        if self._host.has(BEFORE_SEND):
+            message = Message(id=message_id, sender=sender, recipient=to, payload=payload, task_id=task_id, sent_at=moment(await self._now()))
+            message = self._host.guard(BEFORE_SEND, message)
+            payload, task_id = message.payload, message.task_id
+        body = encode_plain(payload, "payload")
         pending = self._pending[message_id] = _Pending()
         try:
             with anyio.fail_after(timeout):
@@ -288,6 +298,11 @@ class Post:
         message = Message(
             id=header.id, sender=header.sender, recipient=header.to, payload=content, task_id=header.task, sent_at=moment(header.sent_at)
         )
+        try:
+            message = self._host.guard(RECEIVED, message)
+        except Undeliverable as error:
+            log.warning("message %s was refused: %s", header.id, error)
+            return REFUSED, "a guard of the recipient's node refused it"  # why is the node's own business
         inbox.put(message, answer)
         return ACCEPTED, ""
 

@@ -87,11 +87,12 @@ class Submits:
     async def _round(self, todo: list[_Ask]) -> list[_Ask]:
         """Try each once; answer those that must be tried again."""
         todo = await self._open_lanes(todo)
-        groups = await self._group(todo)
+        # A lane that another opener was quicker with is found open in the next round.
+        again = [ask for ask in todo if _lane(ask.spec) not in self._lanes]
+        groups = await self._group([ask for ask in todo if _lane(ask.spec) in self._lanes])
         now = await self._opened.now()
         batches = [self._batch(group, key, now) for group, key in groups]
         commits = await self._opened.commits()
-        again: list[_Ask] = []
         for at in range(0, len(batches), LIMITS.batches):
             some = batches[at : at + LIMITS.batches]
             outcomes = await self._commit(commits, some, groups[at : at + LIMITS.batches])
@@ -119,7 +120,7 @@ class Submits:
 
     async def _open_lanes(self, todo: list[_Ask]) -> list[_Ask]:
         """Make sure that the lanes are there and open; a task whose pool has no room for another lane is refused."""
-        missing = {LANE(ask.spec.pool, bytes.fromhex(ask.spec.lane)): ask.spec for ask in todo}
+        missing = {_lane(ask.spec): ask.spec for ask in todo}
         missing = {key: spec for key, spec in missing.items() if key not in self._lanes}
         keys = list(missing)
         refused: dict[Key, ConvergeError] = {}
@@ -133,7 +134,7 @@ class Submits:
                     refused[key] = error
         if refused:
             for ask in todo:
-                ask.outcome = refused.get(LANE(ask.spec.pool, bytes.fromhex(ask.spec.lane)))
+                ask.outcome = refused.get(_lane(ask.spec))
         return [ask for ask in todo if ask.outcome is None]
 
     async def _open_lane(self, key: Key, spec: Spec, seen: LaneSeen | None) -> ConvergeError | None:
@@ -161,8 +162,6 @@ class Submits:
         groups: list[_Group] = []
         ordered: dict[Key, list[_Ask]] = {}
         for ask in todo:
-            if LANE(ask.spec.pool, bytes.fromhex(ask.spec.lane)) not in self._lanes:
-                continue  # its lane was lost to another opener: the next round finds it
             if ask.spec.ordering_key is None:
                 groups.append(([ask], None))
             else:
@@ -178,14 +177,14 @@ class Submits:
     def _batch(self, group: list[_Ask], key: KeySeen | None, now: int) -> Batch:
         first = group[0]
         if first.spec.ordering_key is None:
-            lane = LaneSeen(self._lanes[LANE(first.spec.pool, bytes.fromhex(first.spec.lane))])
+            lane = LaneSeen(self._lanes[_lane(first.spec)])
             return submit(first.id, first.spec, lane, None, now)
         checks: dict[Key, int] = {}
         puts: dict[Key, bytes] = {}
         for ask in group:
             number = key.row.next if key is not None else 0
             ask.spec = msgspec.structs.replace(ask.spec, number=number)
-            lane = LaneSeen(self._lanes[LANE(ask.spec.pool, bytes.fromhex(ask.spec.lane))])
+            lane = LaneSeen(self._lanes[_lane(ask.spec)])
             batch = submit(ask.id, ask.spec, lane, key, now)
             # The row as the store has it is what is checked, the row after the last task is what is put.
             for checked, revision in batch.checks:
@@ -224,6 +223,10 @@ class Submits:
         return [ask for ask in again if ask.outcome is None]
 
 
+def _lane(spec: Spec) -> Key:
+    return LANE(spec.pool, bytes.fromhex(spec.lane))
+
+
 def _drop_repeats(asks: list[_Ask]) -> list[_Ask]:
     """A call may name one task, or one dedup key, twice: the second waits for the first, then is read back as any repeated submit is."""
     seen: set[object] = set()
@@ -241,4 +244,4 @@ def _answers(asks: list[_Ask]) -> list[str]:
     if refused is not None:
         refused.ids = [ask.outcome if isinstance(ask.outcome, str) else None for ask in asks]  # type: ignore[attr-defined]  # for submit_many's caller
         raise refused
-    return [str(ask.outcome) for ask in asks]
+    return [ask.outcome for ask in asks if isinstance(ask.outcome, str)]

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from converge.testing.store import StoreContract
     from converge.testing.stream_transport import StreamTransportContract
+    from converge.testing.task import TaskContract
     from converge.testing.transport import TransportContract
 
-__all__ = ["StoreContract", "StreamTransportContract", "TransportContract"]
+__all__ = ["StoreContract", "StreamTransportContract", "TaskContract", "TransportContract"]
 
 _HOMES = {
     "StoreContract": "converge.testing.store",
     "StreamTransportContract": "converge.testing.stream_transport",
+    "TaskContract": "converge.testing.task",
     "TransportContract": "converge.testing.transport",
 }
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 
 from converge.contracts import discovery, store, transport
+from converge.machines import task
 
-_CLAUSE = re.compile(r"^([A-Z]-\d+)  ?(.+(?:\n     .+)*)", re.MULTILINE)
+_CLAUSE = re.compile(r"^([A-Z]-\d+) {1,2}(.+(?:\n     .+)*)", re.MULTILINE)
 
 
 def _texts() -> dict[str, str]:
-    pages = (store.__doc__ or "", transport.__doc__ or "", discovery.__doc__ or "")
+    pages = (store.__doc__ or "", transport.__doc__ or "", discovery.__doc__ or "", task.__doc__ or "")
     return {name: " ".join(text.split()) for page in pages for name, text in _CLAUSE.findall(page)}
 
 

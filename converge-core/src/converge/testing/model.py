@@ -102,8 +102,33 @@ class StoreModel:
         for key in batch.deletes:
             self.entries.pop(key, None)
 
-    def judge_take(self, take: Take, outcome: Taken | Conflict | None) -> None:
-        """Compare the answer to a take with what it should be, and move what it has moved.
+    def judge_get(self, keys: Sequence[Key], entries: Sequence[Entry | None], clause: str) -> None:
+        """Compare the answer of a get with what it should be; entries out of place are S-1's matter, wrong ones `clause`'s.
+
+        Raises:
+            ClauseBroken: An entry is wrong.
+        """
+        expect_equal("S-1", len(entries), len(keys), "entries of a get")
+        placed = [entry is None or entry.key == key for key, entry in zip(keys, entries, strict=True)]
+        expect("S-1", all(placed), f"a get of {keys} has answered entries of other keys, or in another order")
+        expect_equal(clause, list(entries), [self.entries.get(key) for key in keys], "entries read back")
+
+    def judge_pages(self, ranges: Sequence[Range], pages: Sequence[Sequence[Entry]], clause: str) -> None:
+        """Compare the pages of a scan with what they should be; keys out of place are S-2's matter, wrong ones `clause`'s.
+
+        Raises:
+            ClauseBroken: A page is wrong.
+        """
+        expect_equal("S-2", len(pages), len(ranges), "pages of a scan")
+        for wanted, page in zip(ranges, pages, strict=True):
+            keys = [entry.key for entry in page]
+            strangers = [key for key in keys if key[: len(wanted.prefix)] != wanted.prefix]
+            expect("S-2", not strangers, f"a scan of {wanted} has answered keys that are not under its prefix: {strangers}")
+            expect_equal("S-2", keys, sorted(set(keys))[: wanted.limit], f"the order of the keys of {wanted}")
+            expect_equal(clause, list(page), self.page(wanted), f"the entries of {wanted}")
+
+    def judge_take(self, take: Take, outcome: Taken | Conflict | None, *, has_batches: bool) -> None:
+        """Compare the answer to a take, alone or with batches in its turn, with what it should be, and move what it has moved.
 
         Raises:
             ClauseBroken: The answer is wrong.
@@ -113,10 +138,12 @@ class StoreModel:
             expect("S-10", isinstance(outcome, Conflict), f"{take} was carried out, though {failed} did not hold: {outcome}")
             expect_equal("S-10", isinstance(outcome, Conflict) and set(outcome.keys), failed, "the keys of the conflict of a take")
             return
-        expect("S-10", isinstance(outcome, Taken), f"{take} was answered {outcome}, though its checks hold")
-        assert isinstance(outcome, Taken)
         chosen = self.chosen(take)
-        expect_equal("S-10", list(outcome.rests), [rest for rest, _ in chosen], f"the rests that {take} has moved")
+        is_left_out = has_batches and (not isinstance(outcome, Taken) or (chosen and not outcome.rests))
+        clause = "S-13" if is_left_out else "S-10"
+        expect(clause, isinstance(outcome, Taken), f"{take} was answered {outcome}, though its checks hold")
+        assert isinstance(outcome, Taken)
+        expect_equal(clause, list(outcome.rests), [rest for rest, _ in chosen], f"the rests that {take} has moved")
         values = [[self._value(family(rest[-1])) for family in take.also] for rest, _ in chosen]
         expect_equal("S-10", [list(row) for row in outcome.also], values, f"the values that {take} has read")
         expect_equal("S-10", len(outcome.heads), len(take.ranges), f"heads of {take}")

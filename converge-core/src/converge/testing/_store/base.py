@@ -36,9 +36,6 @@ from converge.testing.clauses import expect
 
 Opening = Callable[[], AbstractAsyncContextManager[Store]]
 
-NEAR_SEC = 5.0
-"""How long a hint may take: the inherited watch looks each second, and a loaded machine may take a few times that."""
-
 
 class Cut(Enum):
     """Where a connection breaks in the next call of a store."""
@@ -57,6 +54,7 @@ class StoreCase:
         examples: How many random histories are compared with the model.
         shrinks: Whether a history that fails is made shorter, which takes some time.
         rounds: How often each race is repeated.
+        near_sec: How long a hint may take: seconds, since a loaded machine is slow and polling stores look each second.
     """
 
     backend: ClassVar[StoreBackend]
@@ -65,6 +63,7 @@ class StoreCase:
     examples: ClassVar[int] = 25
     shrinks: ClassVar[bool] = True
     rounds: ClassVar[int] = 20
+    near_sec: ClassVar[float] = 5.0
     pytestmark: ClassVar[list[pytest.MarkDecorator]] = [pytest.mark.anyio]
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
@@ -209,7 +208,7 @@ async def scan(store: Store, key_range: Range) -> list[Entry]:
     return list(page)
 
 
-async def keys_under(store: Store, prefix: Key, *, page: int = 500) -> list[Key]:
+async def keys_under(store: Store, prefix: Key, *, page: int = LIMITS.keys) -> list[Key]:
     """All keys under a prefix, read in pages."""
     found: list[Key] = []
     after = None
@@ -257,6 +256,6 @@ async def in_other_thread(work: Callable[[], Awaitable[None]], loop: str) -> Non
 
 
 __all__ = [
-    "ABSENT", "LEASE", "LEASE_ID", "LIMITS", "NEAR_SEC", "NONCE", "OTHER_LEASE_ID", "OTHER_NONCE", "Batch", "Cut", "Opening", "StoreCase", "Window",
+    "ABSENT", "LEASE", "LEASE_ID", "LIMITS", "NONCE", "OTHER_LEASE_ID", "OTHER_NONCE", "Batch", "Cut", "Opening", "StoreCase", "Window",
     "commit", "committed", "get", "ident", "in_other_thread", "keys_under", "lane", "put", "ready", "refused", "scan", "take", "take_of", "taken",
 ]  # fmt: skip

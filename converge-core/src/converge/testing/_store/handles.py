@@ -14,7 +14,6 @@ from converge.errors import NotApplied, OutcomeUnknown
 from converge.model.keys import HELD, POOL, READY, TASK
 from converge.testing._store.base import (
     LEASE_ID,
-    NEAR_SEC,
     NONCE,
     Cut,
     Opening,
@@ -42,7 +41,8 @@ PROMPT_SEC = 0.5
 class Watcher:
     """Counts the times it is told to look."""
 
-    def __init__(self) -> None:
+    def __init__(self, near_sec: float) -> None:
+        self.near_sec = near_sec
         self.told = 0
         self.changed = anyio.Event()
 
@@ -52,16 +52,16 @@ class Watcher:
         self.changed = anyio.Event()
 
     async def told_more_than(self, count: int) -> bool:
-        with anyio.move_on_after(NEAR_SEC):
+        with anyio.move_on_after(self.near_sec):
             while self.told <= count:
                 await self.changed.wait()
         return self.told > count
 
 
 @asynccontextmanager
-async def watching(store: Store, *channels: str) -> AsyncIterator[Watcher]:
+async def watching(store: Store, *channels: str, near_sec: float) -> AsyncIterator[Watcher]:
     """Watch channels in a task of its own; the watch is in force when the block begins."""
-    watcher = Watcher()
+    watcher = Watcher(near_sec)
 
     async def watch() -> None:
         # An async generator by its implementations, an iterator by its type.
@@ -75,7 +75,7 @@ async def watching(store: Store, *channels: str) -> AsyncIterator[Watcher]:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch)
-        expect("S-9", await watcher.told_more_than(0), f"a watch gave no first item within {NEAR_SEC:g} s")
+        expect("S-9", await watcher.told_more_than(0), f"a watch gave no first item within {near_sec:g} s")
         yield watcher
         tasks.cancel_scope.cancel()
 
@@ -85,10 +85,10 @@ class HandleClauses(StoreCase):
 
     async def test_a_wake_reaches_a_watcher_of_another_handle(self, store: Store) -> None:
         """S-9."""
-        async with store.reopen() as other, watching(store, "lane.1", "pool:docs") as watcher:
+        async with store.reopen() as other, watching(store, "lane.1", "pool:docs", near_sec=self.near_sec) as watcher:
             count = watcher.told
             await other.commit([], wake=["pool:docs"])
-            expect("S-9", await watcher.told_more_than(count), f"a wake was not told within {NEAR_SEC:g} s")
+            expect("S-9", await watcher.told_more_than(count), f"a wake was not told within {self.near_sec:g} s")
 
     async def test_a_wake_reaches_at_least_one_of_several_watchers(self, store: Store) -> None:
         """S-9."""
@@ -100,24 +100,24 @@ class HandleClauses(StoreCase):
 
         async with (
             store.reopen() as other,
-            watching(store, "c") as first,
-            watching(store, "c") as second,
-            watching(other, "c") as third,
+            watching(store, "c", near_sec=self.near_sec) as first,
+            watching(store, "c", near_sec=self.near_sec) as second,
+            watching(other, "c", near_sec=self.near_sec) as third,
             anyio.create_task_group() as tasks,
         ):
             for watcher in (first, second, third):
                 tasks.start_soon(wait, watcher, watcher.told)
             await store.turn([], None, wake=["c", "nobody"])
-            with anyio.move_on_after(NEAR_SEC):
+            with anyio.move_on_after(self.near_sec):
                 await told.wait()
             tasks.cancel_scope.cancel()
-        expect("S-9", told.is_set(), f"none of three watchers was told within {NEAR_SEC:g} s")
+        expect("S-9", told.is_set(), f"none of three watchers was told within {self.near_sec:g} s")
 
     async def test_who_looks_when_told_sees_the_last_write(self, store: Store) -> None:
         """S-9: a wake that came before its write could be read would leave its watcher asleep, and the write unseen."""
         is_prompt = Feature.NOTIFIES in self.backend.features and not self.inherited_turn
         delays = []
-        async with store.reopen() as other, watching(store, "c") as watcher:
+        async with store.reopen() as other, watching(store, "c", near_sec=self.near_sec) as watcher:
             for number in range(5 if is_prompt else 2):
                 begun = anyio.current_time()
                 count = watcher.told
@@ -142,12 +142,12 @@ class HandleClauses(StoreCase):
     async def test_a_watch_that_was_left_harms_nobody(self, store: Store) -> None:
         """S-9."""
         for _ in range(3):
-            async with watching(store, "c"):
+            async with watching(store, "c", near_sec=self.near_sec):
                 pass
-        async with watching(store, "c") as watcher:
+        async with watching(store, "c", near_sec=self.near_sec) as watcher:
             count = watcher.told
             await store.commit([], wake=["c"])
-            expect("S-9", await watcher.told_more_than(count), f"a wake was not told within {NEAR_SEC:g} s after other watchers had left")
+            expect("S-9", await watcher.told_more_than(count), f"a wake was not told within {self.near_sec:g} s after other watchers had left")
 
     async def test_every_handle_sees_what_was_committed(self, store: Store) -> None:
         """S-14."""
@@ -204,10 +204,10 @@ class HandleClauses(StoreCase):
             try:
                 outcome = await commit(store, checks=[(key, ABSENT)], puts=[(key, b"1"), (TASK(ident(number)), b"1")])
             except NotApplied as error:
-                left = [entry is not None for entry in await eventually_read(store, key, TASK(ident(number)))]
+                left = [entry is not None for entry in await eventually_read(store, self.near_sec, key, TASK(ident(number)))]
                 expect_equal("S-16", left, [False, False], f"what a commit that raised {error!r} ({moment.value}) has written")
             except OutcomeUnknown:
-                left = [entry is not None for entry in await eventually_read(store, key, TASK(ident(number)))]
+                left = [entry is not None for entry in await eventually_read(store, self.near_sec, key, TASK(ident(number)))]
                 expect("S-3", left in ([False, False], [True, True]), f"half a batch is there after a cut {moment.value}: {left}")
             else:
                 at = committed("S-16", outcome, "a batch that was repeated by nobody").revision
@@ -275,10 +275,10 @@ class HandleClauses(StoreCase):
             async with opened as other:
                 await other.commit([], wake=["c"])
 
-        async with watching(store, "c") as watcher:
+        async with watching(store, "c", near_sec=self.near_sec) as watcher:
             count = watcher.told
             await in_other_thread(elsewhere, anyio_backend)
-            expect("S-17", await watcher.told_more_than(count), f"a wake from another thread was not told within {NEAR_SEC:g} s")
+            expect("S-17", await watcher.told_more_than(count), f"a wake from another thread was not told within {self.near_sec:g} s")
 
 
 async def put_and_wake(store: Store, number: int) -> None:
@@ -296,9 +296,9 @@ async def _commit_quietly(store: Store, keys: Sequence[Key]) -> None:
         await store.commit([Batch(puts=[(key, b"1") for key in keys])])
 
 
-async def eventually_read(store: Store, *keys: Key) -> Sequence[Entry | None]:
+async def eventually_read(store: Store, near_sec: float, *keys: Key) -> Sequence[Entry | None]:
     """Read once the store can be reached again."""
-    with anyio.fail_after(NEAR_SEC):
+    with anyio.fail_after(near_sec):
         while True:
             try:
                 return await store.get(keys)

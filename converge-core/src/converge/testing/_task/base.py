@@ -1,0 +1,102 @@
+"""What the tests of tasks stand on: processes that share a store, one pool, small helpers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+
+from converge.contracts.store import Store
+from converge.errors import ConvergeError
+from converge.model.pool import Pool
+from converge.model.task import Task
+from converge.services.lease import LeaseSettings
+from converge.services.opened import Opened
+from converge.services.pools import PoolManager
+from converge.services.sweep import Sweep
+from converge.services.tasks import TaskManager
+from converge.testing._store.base import Opening, StoreCase
+
+POOL = "docs"
+LEASE_SEC = 0.6
+"""Long enough that a loaded machine renews it, short enough to be waited for."""
+PATIENCE_SEC = 20.0
+
+
+class Process:
+    """One process of several that share a store, as far as tasks go: a handle, its managers, a lease of its own."""
+
+    def __init__(self, store: Store, lease_sec: float) -> None:
+        self.store = store
+        self.opened = Opened.of(store, lease_settings=LeaseSettings(lease_sec=lease_sec))
+        self.tasks, self.pools, self.sweep = TaskManager(store), PoolManager(store), Sweep(self.opened)
+
+    async def claim(self, limit: int = 10, **more: Any) -> list[Task]:
+        """Claim from the pool, as an agent that can do nothing in particular."""
+        return await self.tasks.claim("agent", [POOL], limit=limit, **more)
+
+    async def claim_one(self) -> Task:
+        """Claim the one task that must be ready."""
+        claimed = await self.claim(1)
+        assert len(claimed) == 1, "no task is ready where one must be"
+        return claimed[0]
+
+    async def die(self) -> None:
+        """Stop renewing the lease, and wait until its time has passed in the store."""
+        lease = await self.opened.lease()
+        lease.abandon()
+        await wait_until_store_time(self.store, await self.store.time() + int(lease.settings.lease_sec * 1_000_000) + 1)
+
+    async def sweep_all(self) -> None:
+        """Sweep until nothing moves."""
+        with anyio.fail_after(PATIENCE_SEC):
+            while await self.sweep.page():
+                pass
+
+
+async def wait_until_store_time(store: Store, at: int) -> None:
+    """Return when the store's clock has reached `at`, in microseconds."""
+    with anyio.fail_after(PATIENCE_SEC):
+        while (left := at - await store.time()) > 0:  # noqa: ASYNC110 - a clock tells nobody of its moments
+            await anyio.sleep(min(0.05, left / 1_000_000))
+
+
+async def raised(kind: type[ConvergeError], call: Any) -> bool:
+    """Tell whether the awaitable raises that error."""
+    try:
+        await call
+    except kind:
+        return True
+    return False
+
+
+class TaskCase(StoreCase):
+    """Processes on one store; `one` and `two` are there from the start, and the pool exists."""
+
+    @pytest.fixture
+    async def one(self, store: Store) -> AsyncIterator[Process]:
+        """The first process; it creates the pool."""
+        process = Process(store, 15.0)
+        await process.pools.create_pool(Pool(id=POOL))
+        yield process
+        await process.opened.close()
+
+    @pytest.fixture
+    async def two(self, one: Process, opening: Opening) -> AsyncIterator[Process]:
+        """A second process."""
+        async with another(one.store) as process:
+            yield process
+
+
+@asynccontextmanager
+async def another(store: Store, lease_sec: float = 15.0) -> AsyncIterator[Process]:
+    """Run another process on the store until the block is left."""
+    async with store.reopen() as handle:
+        process = Process(handle, lease_sec)
+        try:
+            yield process
+        finally:
+            await process.opened.close()

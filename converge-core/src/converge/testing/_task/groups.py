@@ -1,0 +1,181 @@
+"""T-9 to T-14: ordering keys, dead processes, pauses, deadlines, lost answers, retention."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import anyio
+
+from converge.contracts.store import Conflict, Range
+from converge.errors import LeaseEnded, NoSuchTask
+from converge.machines.match import Claimer
+from converge.machines.task import TaskState
+from converge.model.keys import DEAD, HELD, STATE, TASK
+from converge.model.pool import Pool
+from converge.model.task import Task
+from converge.services.claims import Claims, settle
+from converge.testing._task.base import LEASE_SEC, POOL, Process, TaskCase, another, raised, wait_until_store_time
+from converge.testing.clauses import expect, expect_equal
+
+
+class GroupClauses(TaskCase):
+    """What holds between tasks, and between processes."""
+
+    async def test_tasks_of_one_key_are_attempted_one_at_a_time_in_order(self, one: Process, two: Process) -> None:
+        """T-9."""
+        ids = await one.tasks.submit_many([Task(pool_id=POOL, ordering_key="k") for _ in range(6)])
+        seen = []
+        for at in range(6):
+            process = (one, two)[at % 2]
+            claimed = await process.claim()
+            expect_equal("T-9", len(claimed), 1, "how many tasks of one key are claimed at a time")
+            seen.append(claimed[0].id)
+            await process.tasks.complete(claimed[0], at)
+        expect_equal("T-9", seen, ids, "the order of the attempts")
+
+    async def test_a_task_that_retries_holds_its_key(self, one: Process) -> None:
+        """T-9."""
+        ids = await one.tasks.submit_many([Task(pool_id=POOL, ordering_key="k", retry_delay_sec=0.0) for _ in range(2)])
+        await one.tasks.fail(await one.claim_one(), "once")
+        await one.sweep_all()
+        again = await one.claim()
+        expect_equal("T-9", [task.id for task in again], ids[:1], "what is claimed after a failure of the first of two")
+        await one.tasks.fail(again[0], "for good", retry=False)
+        expect_equal("T-9", [task.id for task in await one.claim()], ids[1:], "what is claimed once the first has failed for good")
+
+    async def test_cancelling_a_waiting_task_moves_nobody(self, one: Process, two: Process) -> None:
+        """T-9."""
+        ids = await one.tasks.submit_many([Task(pool_id=POOL, ordering_key="k") for _ in range(3)])
+        expect("T-9", await two.tasks.cancel(ids[1]), "a waiting task could not be cancelled")
+        first = await one.claim_one()
+        expect_equal("T-9", (first.id, await one.claim()), (ids[0], []), "what is claimed after the second of three was cancelled")
+        await one.tasks.complete(first, 1)
+        expect_equal("T-9", [task.id for task in await one.claim()], [ids[2]], "what follows the first when the second is cancelled")
+
+    async def test_a_submit_never_strands_behind_a_key_that_is_freed(self, one: Process, two: Process) -> None:
+        """T-9."""
+        for _ in range(self.rounds):
+            await one.tasks.submit(Task(pool_id=POOL, ordering_key="k"))
+            task = await one.claim_one()
+            async with anyio.create_task_group() as group:
+                group.start_soon(one.tasks.complete, task, 1)
+                group.start_soon(two.tasks.submit, Task(pool_id=POOL, ordering_key="k"))
+            claimed = await two.claim()
+            expect_equal("T-9", len(claimed), 1, "how many tasks are ready after a submit beside the completion of the one before")
+            await two.tasks.complete(claimed[0], 1)
+
+    async def test_a_dead_process_gives_its_work_back(self, one: Process) -> None:
+        """T-10."""
+        ids = await one.tasks.submit_many([Task(pool_id=POOL, max_attempts=2) for _ in range(5)])
+        async with another(one.store, LEASE_SEC) as dying:
+            held = await dying.claim()
+            await dying.die()
+            await one.sweep_all()
+            claimed = await one.claim()
+            expect_equal("T-10", [task.id for task in claimed], ids, "what is ready once the lease has ended, in order")
+            expect_equal("T-10", {task.attempts for task in claimed}, {2}, "the attempts that a claim after a crash shows")
+            expect("T-3", min(task.token for task in claimed) > max(task.token for task in held), "a token did not rise after a crash")
+            for task in claimed:
+                await one.tasks.complete(task, 1)
+
+    async def test_a_task_that_kills_its_process_ends_as_a_dead_letter(self, one: Process) -> None:
+        """T-7."""
+        task_id = await one.tasks.submit(Task(pool_id=POOL, max_attempts=2))
+        for _ in range(2):
+            async with another(one.store, LEASE_SEC) as dying:
+                expect_equal("T-7", len(await dying.claim()), 1, "how many tasks a process that will die claims")
+                await dying.die()
+                await one.sweep_all()
+        task = await one.tasks.get(task_id)
+        expect_equal("T-7", (task.state, task.attempts), (TaskState.FAILED, 2), "state and attempts after two crashes")
+        expect("T-7", "exhausted" in task.error, f"the error does not say why: {task.error}")
+
+    async def test_a_sweep_that_died_half_way_is_resumed_by_any_other(self, one: Process) -> None:
+        """T-10."""
+        ids = await one.tasks.submit_many([Task(pool_id=POOL) for _ in range(450)])
+        async with another(one.store, LEASE_SEC) as dying:
+            lease = await dying.opened.lease()
+            expect_equal("T-10", len(await dying.claim(500)), 450, "how many tasks the process held")
+            await dying.die()
+            async with another(one.store) as killed:
+                await killed.sweep.end_leases()
+                await killed.sweep.put_back()  # one page of three; then this process is heard of no more
+            expect("T-10", (await one.store.get([DEAD(lease.id)]))[0] is not None, "a dead lease was forgotten before all its work was back")
+            await one.sweep_all()
+            expect_equal("T-10", {task.id for task in await one.claim(500)}, set(ids), "what is ready after the second sweep")
+            left = await one.store.scan([Range(HELD(lease.id)), Range(DEAD())])
+            expect_equal("T-10", [len(page) for page in left], [0, 0], "what is left of the dead lease")
+
+    async def test_under_an_ended_lease_nothing_is_claimed(self, one: Process) -> None:
+        """T-10."""
+        async with another(one.store, LEASE_SEC) as dying:
+            await dying.claim()
+            await dying.die()
+            await one.sweep_all()
+            await one.tasks.submit(Task(pool_id=POOL))
+            expect("T-10", await raised(LeaseEnded, dying.claim()), "a process claimed under a lease that had ended")
+            expect_equal("T-10", len(await one.claim()), 1, "how many tasks are left for a live process")
+
+    async def test_a_lease_that_is_renewed_keeps_its_work(self, one: Process) -> None:
+        """T-10."""
+        await one.tasks.submit(Task(pool_id=POOL))
+        async with another(one.store, LEASE_SEC) as working:
+            task = await working.claim_one()
+            await wait_until_store_time(one.store, await one.store.time() + int(2.5 * LEASE_SEC * 1_000_000))
+            await one.sweep_all()
+            expect_equal("T-10", await one.claim(), [], "what others claim of a process that lives")
+            await working.tasks.complete(task, 1)
+
+    async def test_a_pause_holds_from_its_return_on(self, one: Process, two: Process) -> None:
+        """T-11."""
+        await one.tasks.submit_many([Task(pool_id=POOL) for _ in range(4)])
+        expect_equal("T-11", len(await two.claim(1)), 1, "how many tasks are claimed before the pause")
+        await one.pools.set_paused(POOL, is_paused=True)
+        expect_equal("T-11", (await two.claim(), await one.claim()), ([], []), "what is claimed from a paused pool")
+        await two.pools.set_paused(POOL, is_paused=False)
+        expect_equal("T-11", len(await one.claim()) + len(await two.claim()), 3, "how many tasks are claimed after the pause")
+
+    async def test_a_waiting_task_fails_at_its_deadline(self, one: Process) -> None:
+        """T-12."""
+        deadline = datetime.now(UTC) + timedelta(seconds=0.4)
+        waiting = await one.tasks.submit(Task(pool_id=POOL, deadline=deadline, required_capabilities=["nobody-has-it"]))
+        behind = await one.tasks.submit_many([Task(pool_id=POOL, deadline=deadline, ordering_key="k", max_attempts=5) for _ in range(2)])
+        held = await one.claim_one()
+        await wait_until_store_time(one.store, int(deadline.timestamp() * 1_000_000) + 1)
+        await one.sweep_all()
+        states = [(await one.tasks.get(task_id)).state for task_id in (waiting, *behind)]
+        expect_equal("T-12", states, [TaskState.FAILED, TaskState.ASSIGNED, TaskState.FAILED], "the states past the deadline")
+        await one.tasks.release(held)
+        expect_equal("T-12", (await one.tasks.get(held.id)).state, TaskState.FAILED, "the state of a task released past its deadline")
+
+    async def test_a_claim_whose_answer_was_lost_holds_nothing(self, one: Process) -> None:
+        """T-13."""
+        task_id = await one.tasks.submit(Task(pool_id=POOL, max_attempts=1))
+        claims = Claims(one.opened, "agent", [POOL], Claimer())
+        await claims.look()
+        nonce = one.opened.env.entropy(16)
+        take = await claims.take(10, nonce)
+        assert take is not None, "a task is ready"
+        commits = await one.opened.commits()
+        await commits.turn([], take)  # its answer is lost
+        await settle(one.opened, nonce)
+        again = await commits.turn([], take)  # the same take, arriving late
+        expect("T-13", isinstance(again.taken, Conflict), "a take that was settled took something when it arrived late")
+        task = await one.claim_one()
+        expect_equal("T-13", (task.id, task.attempts), (task_id, 1), "the task and its attempts after a lost claim")
+
+    async def test_retention_removes_a_task_and_its_dedup_key(self, one: Process) -> None:
+        """T-14."""
+        await one.pools.create_pool(Pool(id="short", keep_completed_sec=0.2, dedup_window_sec=0.0))
+        task_id = await one.tasks.submit(Task(pool_id="short", dedup_key="k"))
+        (task,) = await one.tasks.claim("agent", ["short"])
+        kept = await one.tasks.submit(Task(pool_id=POOL, dedup_key="k"))
+        await one.tasks.complete(task, 1)
+        await one.tasks.complete(await one.claim_one(), 1)
+        await wait_until_store_time(one.store, await one.store.time() + 250_000)
+        await one.sweep_all()
+        expect("T-14", await raised(NoSuchTask, one.tasks.get(task_id)), "a task is still there after its retention")
+        raw = bytes.fromhex(task_id.replace("-", ""))
+        expect_equal("T-14", list(await one.store.get([TASK(raw), STATE(raw)])), [None, None], "the records after retention")
+        expect("T-14", await one.tasks.submit(Task(pool_id="short", dedup_key="k")) != task_id, "a dedup key outlived its task")
+        expect_equal("T-14", (await one.tasks.get(kept)).state, TaskState.COMPLETED, "the state of a task whose retention has not passed")

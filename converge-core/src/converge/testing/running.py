@@ -1,0 +1,98 @@
+"""Run a contract class from within a program, and learn which clauses were broken: how the kit tests itself."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import pytest
+
+_BROKEN = re.compile(r"ClauseBroken: (([A-Z]-\d+): .*)")
+_CITED = re.compile(r"([A-Z]-\d+)")
+
+# The run is a guest in a process that may be a test run itself: it loads no conftest, draws no seed of its own, keeps no cache, and leaves alone what
+# belongs to the process (signals, warnings, captured output).
+_OPTIONS = (
+    *("-c", "/dev/null", "--noconftest", "--import-mode=importlib", "--strict-markers", "-q", "-W", "error"),
+    *("-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist", "-p", "no:faulthandler", "-p", "no:timeout", "--capture=no"),
+)
+
+
+@attrs.frozen(kw_only=True)
+class Failure:
+    """One test that failed.
+
+    Attributes:
+        test: Its name.
+        cited: The first clause that its docstring names.
+        clause: The clause that it said was broken; the one cited if it failed in another way.
+        said: What was seen, in one line.
+        report: The end of pytest's report.
+    """
+
+    test: str
+    cited: str
+    clause: str
+    said: str
+    report: str
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """What came of a contract class."""
+
+    passed: int
+    failures: Sequence[Failure]
+    output: str
+
+    def failed(self, clause: str) -> list[Failure]:
+        """The failures of tests of this clause that say so, too."""
+        return [failure for failure in self.failures if failure.cited == clause == failure.clause]
+
+
+class _Collector:
+    def __init__(self) -> None:
+        self.passed = 0
+        self.failures: list[Failure] = []
+        self.cited: dict[str, str] = {}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            named = _CITED.search(inspect.getdoc(getattr(item, "function", None)) or "")
+            self.cited[item.nodeid] = named.group(1) if named else "?"
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            text, cited = report.longreprtext, self.cited[report.nodeid]
+            said, clause = _BROKEN.findall(text)[-1] if _BROKEN.search(text) else (text.strip().rpartition("\n")[2], cited)
+            name = report.nodeid.rpartition("::")[2]
+            self.failures.append(Failure(test=name, cited=cited, clause=clause, said=said, report=text[-3_000:]))
+        elif report.when == "call" and report.passed:
+            self.passed += 1
+
+
+def run_contract(contract: type, *, tests: str | None = None) -> Run:
+    """Run a subclass of a contract that stands at the top of a module.
+
+    Args:
+        contract: Its module is collected by pytest as if named on the command line, whatever its own name and the class's are.
+        tests: As pytest's `-k`: which tests of it.
+
+    Raises:
+        RuntimeError: No test was run: the class cannot be collected.
+    """
+    collector = _Collector()
+    module = Path(inspect.getfile(contract)).resolve()
+    place = f"{module}::{contract.__name__}"
+    named = ("--rootdir", str(module.parent), "-o", f"python_classes={contract.__name__}")
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        pytest.main([*_OPTIONS, *named, *(["-k", tests] if tests else []), place], plugins=[collector])
+    if not collector.passed and not collector.failures:
+        raise RuntimeError(f"pytest ran no test of {place}:\n{output.getvalue()[-3_000:]}")
+    return Run(passed=collector.passed, failures=tuple(collector.failures), output=output.getvalue())

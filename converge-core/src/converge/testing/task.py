@@ -1,0 +1,16 @@
+"""TaskContract: the task machine and its services over a store, clause by clause. An author writes one subclass, as for StoreContract.
+
+    class TestMyTasks(TaskContract):
+        backend = MY_BACKEND
+"""
+
+from __future__ import annotations
+
+from converge.testing._task.groups import GroupClauses
+from converge.testing._task.lives import LifeClauses
+
+__all__ = ["TaskContract"]
+
+
+class TaskContract(LifeClauses, GroupClauses):
+    """The clauses T-1 to T-14 of `converge.machines.task`; see `converge.testing._store.base.StoreCase` for what an author may set."""
