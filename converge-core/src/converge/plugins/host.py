@@ -150,6 +150,10 @@ class PluginHost:
         found += [loaded.found for loaded in self._loaded.values() if not loaded.found.distribution]
         return sorted((self._listed(one) for one in found), key=lambda one: (one.name, one.distribution))
 
+    def has(self, hook: str) -> bool:
+        """Tell whether a loaded plugin implements the hook: where none does, nothing need be made for it."""
+        return bool(getattr(self._manager.hook, hook).get_hookimpls())
+
     def observe(self, hook: str, **values: Any) -> None:
         """Call the observers of a hook in load order. One that raises is logged with its plugin's name, and changes nothing."""
         for impl in getattr(self._manager.hook, hook).get_hookimpls():
@@ -159,7 +163,7 @@ class PluginHost:
                 log.exception("plugin %s: %s failed; what it observed goes on", impl.plugin_name, hook)
 
     def guard(self, hook: str, message: Message) -> Message:
-        """Pass the message through the guards of a hook, in load order; return what they make of it.
+        """Pass the message through the guards of a hook, in load order; return what they make of it. Whose message it is stays as it was.
 
         Raises:
             Undeliverable: A guard refused it, or failed; the cause is chained.
@@ -171,6 +175,8 @@ class PluginHost:
                 raise Undeliverable(f"plugin {impl.plugin_name} refused the message: {type(error).__name__}: {error}") from error
             if answer is not None and not isinstance(answer, Message):
                 raise Undeliverable(f"plugin {impl.plugin_name}: {hook} returned {type(answer).__name__}, no Message; the message is refused")
+            if answer is not None and (answer.id, answer.sender, answer.recipient) != (message.id, message.sender, message.recipient):
+                raise Undeliverable(f"plugin {impl.plugin_name}: {hook} changed whose message it is; the message is refused")
             message = message if answer is None else answer
         return message
 

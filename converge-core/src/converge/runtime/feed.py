@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from contextlib import aclosing
+from typing import NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
@@ -15,7 +17,7 @@ from converge.errors import ConvergeError, LeaseEnded, OutcomeUnknown, StaleClai
 from converge.ids import id_text
 from converge.machines.task import Event, Found, Released
 from converge.runtime.agent import Agent
-from converge.runtime.slots import Slots, Why
+from converge.runtime.slots import OnClaimed, Slots, Why
 from converge.services.claims import Claims, settle
 from converge.services.finishes import Finishes
 from converge.services.opened import Opened
@@ -29,12 +31,23 @@ BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 2.0
 """Waits between calls to a store that does not answer: claims resume within the greater of its return."""
 
 
+class Observers(NamedTuple):
+    """Who is told of attempts: when one begins, and when one has ended and the store knows. None: nobody, which costs nothing."""
+
+    claimed: OnClaimed | None = None
+    finished: Callable[[Found, Event], None] | None = None
+
+
+NO_OBSERVERS = Observers()
+
+
 class Feed:
     """Claims for a group's free slots, and ends what they have finished."""
 
-    def __init__(self, opened: Opened, claims: Claims, env: Env, group: TaskGroup, poll_sec: float) -> None:
+    def __init__(self, opened: Opened, claims: Claims, env: Env, group: TaskGroup, poll_sec: float, observers: Observers = NO_OBSERVERS) -> None:
         self._opened, self._claims, self._env, self._group, self._poll_sec = opened, claims, env, group, poll_sec
-        self.slots = Slots(env, group, self._on_finished)
+        self._observers = observers
+        self.slots = Slots(env, group, self._on_finished, observers.claimed)
         self._finishes = Finishes(opened)
         self._finished: list[tuple[Found, Event]] = []
         self._wanted = 0  # slots that a take under way will fill
@@ -224,7 +237,7 @@ class Feed:
             if isinstance(outcome, Conflict):
                 slow.append((found, event))
             else:
-                self._count(event)
+                self._count(found, event)
         return slow
 
     async def _finish_slowly(self, slow: list[tuple[Found, Event]]) -> None:
@@ -232,7 +245,7 @@ class Feed:
         for at, (found, event) in enumerate(slow):
             try:
                 await self._finishes.finish(found, event)
-                self._count(event)
+                self._count(found, event)
             except StaleClaim as error:
                 self.stale += 1
                 log.warning("%s", error)
@@ -244,12 +257,14 @@ class Feed:
                 log.error("task %s could not be ended: %s", id_text(found.id), error)
             self._slow -= 1
 
-    def _count(self, event: Event) -> None:
+    def _count(self, found: Found, event: Event) -> None:
         name = type(event).__name__
         if name == "Completed":
             self.completed += 1
         elif name == "Failed":
             self.failed += 1
+        if self._observers.finished is not None:
+            self._observers.finished(found, event)
 
     def _watch_lanes(self) -> None:
         channels = self._claims.channels

@@ -50,7 +50,7 @@ class Network:
         self.sightings = StoreSightings(opened, settings.poll_sec)
         self.discovery = DiscoveryService(store=opened.store, network=settings.network, discovery=self.sightings)
         self.registry = IdentityRegistry(self.discovery.directory)
-        self.post = Post(env, self.discovery, self.registry, opened.now)
+        self.post = Post(env, self.discovery, self.registry, opened.now, host)
         self.endpoints: tuple[str, ...] = ()
         self.links: Links | None = None
         self._published: dict[str, tuple[Identity, AgentDescriptor]] = {}

@@ -16,13 +16,14 @@ from converge.contracts.store import Batch, Range, Store
 from converge.env import SYSTEM, Env
 from converge.errors import LeaseEnded, StoreError
 from converge.machines.match import Claimer
+from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.model.identity import Identity
 from converge.model.keys import NOTICE
 from converge.model.message import Receipt
 from converge.model.pool import Pool
 from converge.plugins import PluginHost
 from converge.runtime.agent import Agent, check_agent_class, claimer_of, claims_tasks, is_async
-from converge.runtime.feed import Feed
+from converge.runtime.feed import Feed, Observers
 from converge.runtime.network import Network, NetworkSettings
 from converge.runtime.reaper import Reaper
 from converge.runtime.slots import Why
@@ -31,6 +32,7 @@ from converge.services.lease import Lease, LeaseSettings
 from converge.services.opened import Opened
 from converge.services.opening import open_store
 from converge.services.pools import PoolManager
+from converge.services.spec import to_task
 from converge.services.tasks import TaskManager
 
 log = logging.getLogger("converge.node")
@@ -94,6 +96,7 @@ class Node:
             self._group.start_soon(Reaper(self.opened, self.settings.poll_sec).run)
             self._group.start_soon(self._watchdog)
             self._stack = stack.pop_all()
+        self._host.observe("converge_node_started", node_id=self.identity.id)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
@@ -156,9 +159,22 @@ class Node:
         feed = self._feeds.get((pools, claimer))
         if feed is None:
             claims = Claims(self.opened, agent_id, pools, claimer)
-            feed = self._feeds[pools, claimer] = Feed(self.opened, claims, self.env, self._group, self.settings.poll_sec)
+            feed = self._feeds[pools, claimer] = Feed(self.opened, claims, self.env, self._group, self.settings.poll_sec, self._observers())
             feed.start()
         return feed
+
+    def _observers(self) -> Observers:
+        """Return what calls the plugins that observe attempts; a task is made for them only where there are any."""
+
+        def finished(found: Found, event: Event) -> None:
+            if isinstance(event, Completed | Failed | Released):
+                task = to_task(found.id, found.spec, found.state, found.place, by=event.by)
+                self._host.observe("converge_task_finished", task=task, outcome=type(event).__name__.lower())
+
+        return Observers(
+            (lambda task: self._host.observe("converge_task_claimed", task=task)) if self._host.has("converge_task_claimed") else None,
+            finished if self._host.has("converge_task_finished") else None,
+        )
 
     @property
     def feeds(self) -> Sequence[Feed]:
@@ -188,6 +204,7 @@ class Node:
         if self._stopping:
             return
         self._stopping = True
+        self._host.observe("converge_node_stopping", node_id=self.identity.id)
         grace_sec = self.settings.grace_sec if grace_sec is None else grace_sec
         with anyio.CancelScope(shield=True):
             with anyio.move_on_after(RELEASE_SEC):

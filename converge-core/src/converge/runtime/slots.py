@@ -19,6 +19,7 @@ from converge.env import Env
 from converge.errors import ConvergeError
 from converge.ids import id_text
 from converge.machines.task import Completed, Event, Failed, Found, Released
+from converge.model.task import Task
 from converge.runtime.agent import Agent, is_async, with_inputs
 from converge.services.spec import to_task
 
@@ -26,6 +27,9 @@ log = logging.getLogger("converge.slots")
 
 RUN_BEFORE_YIELD = 16
 """Handlers that never wait run one after another; after this many the worker lets the loop's other tasks run."""
+
+OnClaimed = Callable[[Task], None]
+"""Called when an attempt begins."""
 
 
 class Why(Enum):
@@ -59,8 +63,8 @@ class Slot:
 class Slots:
     """The workers of one group of agents. `give` hands claims to them; `finished` gets how each ended, through `on_finished`."""
 
-    def __init__(self, env: Env, group: TaskGroup, on_finished: Callable[[Found, Event | None], None]) -> None:
-        self._env, self._group, self._on_finished = env, group, on_finished
+    def __init__(self, env: Env, group: TaskGroup, on_finished: Callable[[Found, Event | None], None], on_claimed: OnClaimed | None = None) -> None:
+        self._env, self._group, self._on_finished, self._on_claimed = env, group, on_finished, on_claimed
         self._unstarted: deque[Slot] = deque()  # a worker is started when there is work for it, so an idle agent costs nothing
         self._queue: deque[Found] = deque()
         self._parked: deque[anyio.Event] = deque()
@@ -175,6 +179,8 @@ class Slots:
             heapq.heappush(self._timeouts, (slot.started + found.spec.timeout_sec, self._number, slot, found.id + found.place[1]))  # type: ignore[misc]
         try:
             task = to_task(found.id, found.spec, found.state, found.place, by=agent.id)
+            if self._on_claimed is not None:
+                self._on_claimed(task)
             if agent.inputs is not None:
                 task = with_inputs(task, agent.inputs)
             handler: Callable[..., Any] = agent.on_task
