@@ -87,9 +87,10 @@ class Submits:
     async def _round(self, todo: list[_Ask]) -> list[_Ask]:
         """Try each once; answer those that must be tried again."""
         todo = await self._open_lanes(todo)
-        # A lane that another opener was quicker with is found open in the next round.
-        again = [ask for ask in todo if _lane(ask.spec) not in self._lanes]
         groups = await self._group([ask for ask in todo if _lane(ask.spec) in self._lanes])
+        # What is in no group waits for the next round: its lane was another's to open, or its ordering key has more tasks than a batch holds.
+        grouped = {ask.id for group, _ in groups for ask in group}
+        again = [ask for ask in todo if ask.id not in grouped]
         now = await self._opened.now()
         batches = [self._batch(group, key, now) for group, key in groups]
         commits = await self._opened.commits()
