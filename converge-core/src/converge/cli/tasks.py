@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import anyio
 import attrs
@@ -20,13 +20,11 @@ from converge.runtime.drain import hint_of
 from converge.services.spec import moment
 from converge.services.tasks import TaskManager
 
-StateName = Literal["pending", "assigned", "completed", "failed", "cancelled"]
-
 
 def list_tasks(
     *,
     pool: PoolId = None,
-    state: Annotated[StateName | None, Parameter(help="Only tasks in this state.")] = None,
+    state: Annotated[TaskState | None, Parameter(help="Only tasks in this state.")] = None,
     limit: Annotated[int, Parameter(help="How many at most.")] = 100,
     config: ConfigFile = None,
     store: Store = None,
@@ -38,7 +36,7 @@ def list_tasks(
     """List tasks: the live ones first."""
     flags = {"pool_id": pool, "store": store, "plugins": plugins_flag(plugin), "network": network}
     settings = configured(config, flags, is_verbose=verbose)
-    found = anyio.run(_list, settings, TaskState(state.upper()) if state else None, limit, backend_options=loop_options())
+    found = anyio.run(_list, settings, state, limit, backend_options=loop_options())
     if json:
         for task in found:
             output.line(_record(task))

@@ -15,7 +15,7 @@ from converge.contracts.store import Batch, Channel, Conflict, Take, Taken, Turn
 from converge.env import Env
 from converge.errors import ConvergeError, LeaseEnded, OutcomeUnknown, StaleClaim, StoreError
 from converge.ids import id_text
-from converge.machines.task import Event, Found, Released
+from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.runtime.agent import Agent
 from converge.runtime.slots import OnClaimed, Slots, Why
 from converge.services.claims import Claims, settle
@@ -258,10 +258,9 @@ class Feed:
             self._slow -= 1
 
     def _count(self, found: Found, event: Event) -> None:
-        name = type(event).__name__
-        if name == "Completed":
+        if isinstance(event, Completed):
             self.completed += 1
-        elif name == "Failed":
+        elif isinstance(event, Failed):
             self.failed += 1
         if self._observers.finished is not None:
             self._observers.finished(found, event)
