@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
+import anyio
 import pytest
+from anyio.abc import SocketAttribute, SocketStream
+from anyio.from_thread import start_blocking_portal
 
 from converge.testing.servers import postgres_server
 from converge.testing.store import Cut
@@ -56,46 +59,41 @@ class Proxy:
         """Break the connection that carries the next request, before the server has it or when it answers."""
         self._moment = moment
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
-        ways = [self._pass(reader, server_writer, Cut.BEFORE), self._pass(server_reader, writer, Cut.AFTER)]
-        tasks = [asyncio.ensure_future(way) for way in ways]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            writer.close()
-            server_writer.close()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[int]:
+        """Serve until the block ends; gives the port."""
+        async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as group:
+            group.start_soon(listener.serve, self._serve)
+            yield listener.extra(SocketAttribute.local_port)
+            group.cancel_scope.cancel()
 
-    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, moment: Cut) -> None:
-        while data := await source.read(65536):
-            if self._moment is moment:
-                self._moment = None
-                return
-            sink.write(data)
-            await sink.drain()
+    async def _serve(self, client: SocketStream) -> None:
+        async with client, await anyio.connect_tcp("127.0.0.1", self._port) as server, anyio.create_task_group() as group:
+
+            async def pump(source: SocketStream, sink: SocketStream, moment: Cut) -> None:
+                await self._pass(source, sink, moment)
+                group.cancel_scope.cancel()
+
+            group.start_soon(pump, client, server, Cut.BEFORE)
+            group.start_soon(pump, server, client, Cut.AFTER)
+
+    async def _pass(self, source: SocketStream, sink: SocketStream, moment: Cut) -> None:
+        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+            async for data in source:
+                if self._moment is moment:
+                    self._moment = None
+                    return
+                await sink.send(data)
 
 
-@pytest.fixture
-async def proxy(postgres_url: str) -> AsyncIterator[tuple[Proxy, str]]:
-    """A proxy before the server, and the URL through it."""
+@pytest.fixture(scope="session")
+def proxy(postgres_url: str) -> Iterator[tuple[Proxy, str]]:
+    """A proxy before the server, and the URL through it; on a thread of its own, for some tests block the event loop on purpose."""
     port = urlsplit(postgres_url).port
     assert port is not None
     made = Proxy(port)
-    served: set[asyncio.Task[None]] = set()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(made.serve(reader, writer))
-        served.add(task)
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    yield made, postgres_url.replace(f":{port}/", f":{server.sockets[0].getsockname()[1]}/")
-    server.close()
-    for task in served:
-        task.cancel()
-    await asyncio.gather(*served, return_exceptions=True)
+    with start_blocking_portal("asyncio") as portal, portal.wrap_async_context_manager(made.serving()) as own_port:
+        yield made, postgres_url.replace(f":{port}/", f":{own_port}/")
 
 
 @pytest.fixture

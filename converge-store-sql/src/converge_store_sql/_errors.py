@@ -73,6 +73,6 @@ def _is_bad_argument(error: BaseException) -> bool:
 def _text(error: BaseException) -> str:
     """The cause's own words: SQLAlchemy's text repeats statement and parameters, which hold users' data."""
     found = getattr(error, "orig", None) or error
-    cause = found.__cause__ or found
-    text = str(cause).split("\n", 1)[0] or type(cause).__name__
+    cause = found if isinstance(found, TimeoutError) else found.__cause__ or found
+    text = "no answer in time" if isinstance(cause, TimeoutError) else str(cause).split("\n", 1)[0] or type(cause).__name__
     return text if len(text) <= _LIMIT else text[: _LIMIT - 3] + "..."
