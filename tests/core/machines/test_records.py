@@ -18,7 +18,6 @@ from converge.machines.records import (
     CLOSE_TEXT_BYTES,
     CUT,
     FRAME_BYTES,
-    HEADER_BYTES,
     KNOWN,
     MESSAGE,
     MESSAGE_BYTES,
@@ -36,8 +35,6 @@ from converge.machines.records import (
     Sealer,
     close_body,
     close_reason,
-    message_body,
-    split_message,
 )
 
 KEY = bytes(range(32))
@@ -344,7 +341,7 @@ def test_an_end_within_a_message_is_seen_at_every_boundary() -> None:
     assert seen == [True, False, False, False, True, True, False, True, True]
 
 
-# ACCEPT, CLOSE, bodies.
+# ACCEPT, CLOSE, garbage.
 
 
 def test_accept_must_come_first_and_with_the_agreed_terms() -> None:
@@ -370,19 +367,6 @@ def test_a_close_says_why_on_one_line() -> None:
     for wrong in (b"", b"\0", bytes(2 + CLOSE_TEXT_BYTES + 1)):
         with pytest.raises(BadRecord):
             close_reason(wrong)
-
-
-@pytest.mark.parametrize(("header", "payload"), [(b"", b""), (b"h", b""), (b"", b"p"), (b"h" * HEADER_BYTES, b"p" * 10)])
-def test_a_messages_header_and_payload_come_apart_again(header: bytes, payload: bytes) -> None:
-    assert split_message(message_body(header, payload)) == (header, payload)
-
-
-def test_a_header_over_the_limit_is_refused_on_both_sides() -> None:
-    with pytest.raises(MessageTooLarge):
-        message_body(bytes(HEADER_BYTES + 1), b"")
-    for wrong in (b"", b"\0", b"\0\1", b"\xff\xff" + bytes(100), (HEADER_BYTES + 1).to_bytes(2, "big") + bytes(HEADER_BYTES + 1)):
-        with pytest.raises(BadRecord):
-            split_message(wrong)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -34,8 +34,6 @@ Item = tuple[int, bytes]
 REASONS = ("normal", "shutdown", "idle", "duplicate", "protocol", "bad record", "version", "limit", "revoked", "age")
 NORMAL, SHUTDOWN, IDLE, DUPLICATE, PROTOCOL, BAD, VERSION, LIMIT, REVOKED, AGE = range(10)
 CLOSE_TEXT_BYTES = 128
-HEADER_BYTES = 4_096
-"""The longest header of a message."""
 ALIKE_LEAST = 4
 """With fewer items the loop is as fast as the shortcut for records whose items are alike."""
 
@@ -126,6 +124,11 @@ class Opener:
     def is_between_messages(self) -> bool:
         """Whether no fragment waits for the next: an end of the connection here loses no part of a message."""
         return self._pending is None
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the peer's ACCEPT has come, or none is expected."""
+        return self._accept is None
 
     def open(self, frame: bytes) -> list[Item]:
         """Return the items that the frame completes; ACCEPT and padding are not among them.
@@ -223,29 +226,6 @@ def _alike(plain: bytes) -> list[Item] | None:
     if pieces.count(head) != count:
         return None
     return [*zip(repeat(kind), pieces[1::2])]
-
-
-def message_body(header: bytes, payload: bytes) -> bytes:
-    """Return the body of a message: length of the header, header, payload.
-
-    Raises:
-        MessageTooLarge: The header is over the limit.
-    """
-    if len(header) > HEADER_BYTES:
-        raise MessageTooLarge(f"a message's header of {len(header)} bytes; the limit is {HEADER_BYTES}")
-    return len(header).to_bytes(2, "big") + header + payload
-
-
-def split_message(body: bytes) -> tuple[bytes, bytes]:
-    """Return header and payload, undecoded.
-
-    Raises:
-        BadRecord: It is not the body of a message.
-    """
-    end = 2 + int.from_bytes(body[:2], "big")
-    if not 2 <= end <= min(len(body), 2 + HEADER_BYTES):
-        raise BadRecord("a message's header is longer than the message, or than the limit")
-    return body[2:end], body[end:]
 
 
 def close_body(reason: int, text: str = "") -> bytes:
