@@ -89,7 +89,7 @@ def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def call(*arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", "import sys; from converge.cli import main; sys.exit(main())", *arguments]
+        command = [sys.executable, "-m", "converge", *arguments]
         started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return started[-1]
 

@@ -77,7 +77,7 @@ class Config:
         validator=_matching(re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"), "module:Class"),
         metadata=_help("the agent's class, as module:Class"),
     )
-    agents: int = attrs.field(default=1, validator=_within(0, 100_000), metadata=_help("how many agents of the class this process runs"))
+    agents: int = attrs.field(default=1, validator=_within(1, 100_000), metadata=_help("how many agents of the class this process runs"))
     pool_id: str = attrs.field(default="", validator=_name, metadata=_help("the pool that they join"))
     plugins: tuple[str, ...] = attrs.field(default=(), metadata=_help("what to load: names, module:attribute, no:NAME"))
     network: str = attrs.field(default="converge", validator=_name, metadata=_help("whose keys to see on a shared store"))

@@ -57,18 +57,6 @@ def check(config: Config, run: Run) -> None:
         check_options(config, PluginHost())  # who names a plugin by its import path may give options to what nobody else knows
 
 
-def check_shared(config: Config) -> None:
-    """Refuse a store that only this process sees, where another process is meant to work on it.
-
-    Raises:
-        ConfigError: The store is such a one, or its plugin cannot be used.
-    """
-    backend = PluginHost(config.plugins).store_backend(config.store)
-    if Feature.SHARED not in backend.features:
-        shown = without_password(config.store)
-        raise ConfigError(f"store: {shown} is seen by this process only; name the one that the agents use, such as --store file:state.db")
-
-
 def node_of(config: Config) -> Node:
     """Return the node that the configuration describes, not yet entered."""
     return Node(
@@ -93,10 +81,9 @@ def opened_store(config: Config) -> AbstractAsyncContextManager[Store]:
     Raises:
         ConfigError: Only this process would see it, or its plugin cannot be used.
     """
-    check_shared(config)
-    return open_store(
-        config.store, plugins=config.plugins, network=config.network, options=config.options, require_durability=config.require_durability
-    )
+    host = PluginHost(config.plugins)
+    _check_shared(config, host)
+    return open_store(config.store, plugins=host, network=config.network, options=config.options, require_durability=config.require_durability)
 
 
 async def submit_all(store: Store, tasks: Sequence[Task]) -> list[str]:
@@ -190,3 +177,9 @@ def _warn_of_unclaimable(run: Run) -> None:
             counts[why] = counts.get(why, 0) + 1
     for why, count in counts.items():
         log.warning("%d submitted tasks cannot be claimed by %s: %s", count, run.agent.__name__, why)
+
+
+def _check_shared(config: Config, host: PluginHost) -> None:
+    if Feature.SHARED not in host.store_backend(config.store).features:
+        shown = without_password(config.store)
+        raise ConfigError(f"store: {shown} is seen by this process only; name the one that the agents use, such as --store file:state.db")

@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 
 from converge.contracts.store import Batch, Range, Store
 from converge.env import SYSTEM, Env
-from converge.errors import LeaseEnded, StoreError
+from converge.errors import InvalidValue, LeaseEnded, StoreError
 from converge.machines.match import Claimer
 from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.model.identity import Identity
@@ -132,6 +132,8 @@ class Node:
             PoolClosed: A pool does not admit them.
         """
         check_agent_class(agent)
+        if type(count) is not int or count < 1:
+            raise InvalidValue("count", count, "an integer, at least 1")
         pools = (pool,) if isinstance(pool, str) else tuple(pool or ())
         for pool_id in pools:
             await self.pools.create_pool(Pool(id=pool_id))
