@@ -9,14 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from converge.testing.checked import CheckedStore
+    from converge.testing.faults import FaultPlan, FaultyStore
     from converge.testing.store import StoreContract
     from converge.testing.stream_transport import StreamTransportContract
     from converge.testing.task import TaskContract
     from converge.testing.transport import TransportContract
 
-__all__ = ["StoreContract", "StreamTransportContract", "TaskContract", "TransportContract"]
+__all__ = ["CheckedStore", "FaultPlan", "FaultyStore", "StoreContract", "StreamTransportContract", "TaskContract", "TransportContract"]
 
 _HOMES = {
+    "CheckedStore": "converge.testing.checked",
+    "FaultPlan": "converge.testing.faults",
+    "FaultyStore": "converge.testing.faults",
     "StoreContract": "converge.testing.store",
     "StreamTransportContract": "converge.testing.stream_transport",
     "TaskContract": "converge.testing.task",

@@ -263,7 +263,6 @@ class StoreHistory(RuleBasedStateMachine):
         if sys.exception() is not None:
             return
         self._read_all(HANDLES - 1, "S-14")
-        keys = [self.key(place) for place in RECORDS + GUARDS]
         self.read_back(HANDLES - 1, [self.key(place) for place in RECORDS + GUARDS], "S-14")
 
 

@@ -97,14 +97,14 @@ class TakeClauses(StoreCase):
         """S-10."""
         await put(store, *(ready(1 + number % 2, number, number) for number in range(5)))
         for number in range(4):
-            await put(store, TASK(ident(number)), value=b"task %d" % number)
-        await put(store, STATE(ident(2)), value=b"state 2")
+            await put(store, TASK(ident(number)), value=b'"task %d"' % number)
+        await put(store, STATE(ident(2)), value=b'"state 2"')
         moved = taken("S-10", await take(store, take_of([1, 2], 9, also=[TASK, STATE])), "a take with also")
-        wanted = [[b"task %d" % number if number < 4 else None, b"state 2" if number == 2 else None] for number in range(5)]
+        wanted = [[b'"task %d"' % number if number < 4 else None, b'"state 2"' if number == 2 else None] for number in range(5)]
         expect_equal("S-10", [list(values) for values in moved.also], wanted, "the values of task and state under each rest's id")
         await put(store, ready(1, 9, 2))
         moved = taken("S-10", await take(store, take_of([1, 2], 9, also=[STATE])), "a take with also")
-        expect_equal("S-10", [list(values) for values in moved.also], [[b"state 2"]], "the value of state alone")
+        expect_equal("S-10", [list(values) for values in moved.also], [[b'"state 2"']], "the value of state alone")
 
     async def test_heads_are_rests_that_are_left(self, store: Store) -> None:
         """S-10: a hint, but in a quiet store not a wrong one."""
