@@ -1,4 +1,4 @@
-"""Connections to one server: a small pool, one call on each at a time; and what the server's settings promise."""
+"""Connections to one server: a small pool, one call on each at a time."""
 
 from __future__ import annotations
 
@@ -6,45 +6,39 @@ import asyncio
 import os
 from collections import deque
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
+from hiredis import pack_command
 from redis import exceptions as driver
 from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from converge.contracts.store import Durability
-from converge.errors import ConfigError, StoreRefused, StoreUnavailable, Unsupported
+from converge.errors import ConfigError, Unsupported
 from converge_store_redis import _errors
 from converge_store_redis.options import RedisOptions
 from converge_store_redis.scripts import Script
 
 PASSWORD_VARIABLE = "CONVERGE_REDIS_PASSWORD"
-OLDEST = (6, 2)
+PORT = 6379
 
 
 class Connector:
     """Makes connections, keeps those that are free, and runs one call on one of them."""
 
     def __init__(self, url: str, options: RedisOptions) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("redis", "rediss"):
-            raise Unsupported(f'"{parts.scheme}": this release opens redis:// and rediss:// of a single server')
-        if not parts.hostname:
-            raise ConfigError("redis: the URL names no host; write redis://HOST:6379/0")
-        database = parts.path.strip("/") or "0"
-        if not database.isdigit():
-            raise ConfigError(f'redis: the path "/{database}" is not the number of a database; write redis://HOST:6379/0')
-        self.where = f"{parts.hostname}:{parts.port or 6379}"
+        parts, port, database = _checked(url)
+        self.where = f"{parts.hostname}:{port}"
         self._options = options
         self._class: type[Any] = SSLConnection if parts.scheme == "rediss" else Connection
         self._arguments: dict[str, Any] = {
             "host": parts.hostname,
-            "port": parts.port or 6379,
-            "db": int(database),
+            "port": port,
+            "db": database,
             "username": unquote(parts.username) if parts.username else None,
             "socket_connect_timeout": options.connect_timeout_sec,
             "socket_timeout": None,
+            "socket_keepalive": True,
             "protocol": 2,  # its messages to subscribers are plain answers
             # A repeated script would be a second write: what to do after a lost answer is the caller's decision.
             "retry": Retry(NoBackoff(), 0),
@@ -53,22 +47,19 @@ class Connector:
         self._free: deque[Any] = deque()
         self._places = asyncio.Semaphore(options.connections)
 
-    def _make(self) -> Any:
-        password = self._password or os.environ.get(PASSWORD_VARIABLE)
-        if self._options.password_file is not None:
-            password = self._options.password_file.read_text().splitlines()[0]
-        return self._class(**self._arguments, password=password)
-
     async def connect(self) -> Any:
         """Return a new connection, which the caller disconnects.
 
         Raises:
+            ConfigError: The password's file cannot be read.
             StoreUnavailable, StoreRefused: There is no server, or it does not let us in.
         """
+        connection = self._class(**self._arguments, password=self._read_password())
         try:
-            connection = self._make()
-            await connection.connect()
+            async with asyncio.timeout(self._options.connect_timeout_sec):
+                await connection.connect()
         except (driver.RedisError, OSError, TimeoutError) as error:
+            connection._close()
             raise _errors.of_connecting(error, self.where) from error
         return connection
 
@@ -88,72 +79,75 @@ class Connector:
             StoreError: The server refused it.
         """
         async with self._places:
-            connection = self._free.pop() if self._free else await self.connect()
+            connection = await self._sound()
             is_clean = False
             try:
                 async with asyncio.timeout(self._options.timeout_sec):
-                    await connection.send_command(*command)
+                    # The driver's own packing is plain Python, and takes longer than the rest of the call.
+                    await connection.send_packed_command(pack_command(command))
                     answer = await connection.read_response(disconnect_on_error=False)
                 is_clean = True
                 return answer
             except driver.NoScriptError:
                 is_clean = True
                 raise _NoScript from None
-            except driver.ResponseError as error:
-                is_clean = True
-                raise _errors.of_answer(error, self.where) from error
             except (driver.RedisError, OSError, TimeoutError, EOFError) as error:
-                self._drop_free()  # the others were made to the same server, and are as dead
+                is_clean = _errors.is_answer(error)
                 raise _errors.of_call(error, self.where, writes=writes) from error
             finally:
                 if is_clean:
                     self._free.append(connection)
                 else:
-                    await connection.disconnect(nowait=True)
-
-    def _drop_free(self) -> None:
-        for connection in self._free:
-            connection._close()
-        self._free.clear()
+                    connection._close()
 
     async def close(self) -> None:
         """Close the free connections."""
         while self._free:
             await self._free.pop().disconnect(nowait=True)
 
+    async def _sound(self) -> Any:
+        """A free connection that its server has not closed meanwhile, or else a new one."""
+        while self._free:
+            connection = self._free.pop()
+            reader = connection._reader
+            if reader is not None and not reader.at_eof() and reader.exception() is None:
+                return connection
+            connection._close()
+        return await self.connect()
+
+    def _read_password(self) -> str | None:
+        path = self._options.password_file
+        if path is None:
+            return self._password or os.environ.get(PASSWORD_VARIABLE) or None
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"options.redis.password_file: {path} cannot be read: {type(error).__name__}") from error
+        return lines[0] if lines else None
+
 
 class _NoScript(Exception):
     """The server has not seen the script, or has forgotten it."""
 
 
-async def check_server(connector: Connector) -> Durability:
-    """Refuse a server that loses tasks silently or is too old; answer the class that its settings give.
+def _checked(url: str) -> tuple[SplitResult, int, int]:
+    """The parts of the URL, with the port and the number of the database.
 
     Raises:
-        StoreRefused: Which setting, and what to set.
+        Unsupported, ConfigError: Without the URL's text, which may hold a password.
     """
-    info = (await connector.call("INFO", "server")).decode()
-    version = next((line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("redis_version:")), "0")
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        raise StoreRefused(f"redis at {connector.where} is version {version}; 6.2 or later is needed")
-    settings: dict[str, str] = {}
-    for name in ("maxmemory", "maxmemory-policy", "appendonly", "appendfsync"):
-        settings |= await _setting(connector, name)
-    policy = settings.get("maxmemory-policy", "noeviction")
-    if policy != "noeviction":
-        raise StoreRefused(f"redis at {connector.where} has maxmemory-policy {policy}, which may delete tasks silently; set it to noeviction")
-    if settings.get("appendonly") != "yes":
-        return Durability.D0
-    return Durability.D2 if settings.get("appendfsync") == "always" else Durability.D1
-
-
-async def _setting(connector: Connector, name: str) -> dict[str, str]:
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss"):
+        raise Unsupported(f'"{parts.scheme}": this release opens redis:// and rediss:// of a single server; no Sentinel, no Cluster, no socket file')
+    if not parts.hostname or "," in parts.netloc:
+        raise ConfigError("redis: the URL names no single host; write redis://HOST:6379/0")
+    if parts.query or parts.fragment:
+        raise Unsupported("redis: the URL takes nothing after the database; timeouts and the like are options ([options.redis])")
     try:
-        answer = await connector.call("CONFIG", "GET", name)
-    except StoreRefused:
-        return {}  # a user without CONFIG, or a service that hides it: the least is assumed
-    pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
-    return {key.decode(): value.decode() for key, value in pairs}
-
-
-__all__ = ["Connector", "StoreUnavailable", "check_server"]
+        port = parts.port or PORT
+    except ValueError as error:
+        raise ConfigError("redis: the URL's port is not a number up to 65535; write redis://HOST:6379/0") from error
+    database = parts.path.strip("/") or "0"
+    if not (database.isascii() and database.isdigit()):
+        raise ConfigError(f'redis: the path "/{database}" is not the number of a database; write redis://HOST:6379/0')
+    return parts, port, int(database)

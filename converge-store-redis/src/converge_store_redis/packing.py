@@ -7,23 +7,25 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from converge.model.keys import ALSO, FAMILIES, INT, NAME, Family, Key, Rest, pack, unpack
+from converge.model.keys import ALSO, FAMILIES, HASH, ID, INT, NAME, Family, Key, Part, Rest, pack, unpack
 
-_OFFSET = 2**63
 TAGS = {family: bytes((number,)) for number, family in enumerate(FAMILIES.values(), start=1)}
 """A family's first byte. New families go to the end of FAMILIES, so that these never change."""
 
 ORDERED = tuple(family for family in FAMILIES.values() if family not in ALSO)
 """Families that are scanned; the others are kept in no sorted set."""
 
+Packer = Callable[[Key], bytes]
 
-@cache
-def packer(family: Family) -> Callable[[Key], bytes]:
-    """Return what makes fields of the family's whole keys: one call of `struct` where its width is fixed, since a busy node makes many."""
-    tag = TAGS[family]
-    parts = list(family.parts.values())
+_OFFSET = 2**63
+_INT_ID = struct.Struct(">Q16s")
+
+
+def _packer(family: Family) -> Packer:
+    """What makes fields of the family's whole keys: one call of `struct` where its width is fixed, since a busy node makes many."""
+    tag, parts = TAGS[family], tuple(family.parts.values())
     if family.width is None or not parts:
-        return lambda key: tag + pack(key)
+        return _names_packer(tag, parts)
     make = struct.Struct(">c" + "".join("Q" if part is INT else "16s" for part in parts)).pack
     places = [index for index, part in enumerate(parts, start=1) if part is INT]
     if not places:
@@ -37,34 +39,70 @@ def packer(family: Family) -> Callable[[Key], bytes]:
     return lambda key: tag + pack(key)
 
 
+def _names_packer(tag: bytes, parts: tuple[Part, ...]) -> Packer:
+    if parts == (NAME, NAME, INT, ID):  # done
+        tail = _INT_ID.pack
+        return lambda key: b"%b%b\0%b\0%b" % (tag, key[1].encode(), key[2].encode(), tail(key[3] + _OFFSET, key[4]))
+    if parts == (NAME, NAME):  # dedup, key, member
+        return lambda key: b"%b%b\0%b\0" % (tag, key[1].encode(), key[2].encode())
+    if parts == (NAME, HASH):  # lane
+        return lambda key: b"%b%b\0%b" % (tag, key[1].encode(), key[2])
+    return lambda key: tag + pack(key)
+
+
+PACKERS = {family: _packer(family) for family in FAMILIES.values()}
+"""What makes fields of whole keys, by family."""
+
+
 def field(key: Key) -> bytes:
     """Return the field of a key, or what all fields under a prefix begin with."""
-    return packer(key[0])(key) if len(key) - 1 == key[0].arity else TAGS[key[0]] + pack(key)
+    return PACKERS[key[0]](key) if len(key) - 1 == key[0].arity else TAGS[key[0]] + pack(key)
 
 
 @cache
-def rest_unpacker(family: Family, skip: int) -> Callable[[bytes], Rest]:
-    """Return what turns the bytes after the first `skip` parts back into parts."""
-    parts = list(family.parts.values())[skip:]
+def rests_unpacker(family: Family, skip: int) -> Callable[[bytes], list[Rest]]:
+    """Return what turns packed rests, one after the other, back into the parts that follow the first `skip`."""
+    parts = tuple(family.parts.values())[skip:]
+    if parts == (INT, ID):  # what a claim takes
+        pairs = _INT_ID.iter_unpack
+        return lambda data: [(number - _OFFSET, id_) for number, id_ in pairs(data)]
+
+    def unpack_all(data: bytes) -> list[Rest]:
+        rests, at = [], 0
+        while at < len(data):
+            end = at
+            for part in parts:  # a name ends with a NUL, so each rest shows where it ends
+                end = data.index(b"\0", end) + 1 if part is NAME else end + (8 if part is INT else 16)
+            rests.append(unpack(family, data[at:end], skip=skip))
+            at = end
+        return rests
+
+    return unpack_all
+
+
+def member_unpacker(family: Family) -> Callable[[bytes], Key]:
+    """Return what turns a field back into its key."""
+    parts = tuple(family.parts.values())
     if parts and NAME not in parts:
-        take = struct.Struct(">" + "".join("Q" if part is INT else "16s" for part in parts)).unpack
-        places = [index for index, part in enumerate(parts) if part is INT]
-        if places == [0]:
-            return lambda data: _shifted(take(data))
-        if not places:
-            return take
-    return lambda data: unpack(family, data, skip=skip)
-
-
-def _shifted(parts: tuple[Any, ...]) -> Rest:
-    return (parts[0] - _OFFSET, *parts[1:])
+        take = struct.Struct(">x" + "".join("Q" if part is INT else "16s" for part in parts)).unpack
+        if INT not in parts:
+            return lambda data: (family, *take(data))
+    return lambda data: (family, *unpack(family, data[1:]))
 
 
 def bounds(prefix: Key, after: Rest | None) -> tuple[bytes, bytes]:
     """Return the least and greatest member of a range, as ZRANGEBYLEX takes them."""
-    start = field(prefix) if len(prefix) > 1 else TAGS[prefix[0]]
+    start = field(prefix)
     least = b"[" + start if after is None else b"(" + field(prefix + after)
     return least, b"(" + _next(start)
+
+
+def tail_of(to: Key, tail: Rest) -> bytes:
+    """Return the packed last parts of a key that begins with `to`."""
+    family = to[0]
+    parts: list[Any] = list(family.parts.values())[family.arity - len(tail) :]
+    last = Family("", **{str(number): part for number, part in enumerate(parts)})
+    return pack((last, *tail))
 
 
 def _next(start: bytes) -> bytes:

@@ -1,4 +1,7 @@
-"""Wake-ups: each handle has one name that it subscribes to, and enters it among a channel's sleepers while somebody watches that channel."""
+"""Wake-ups: each handle has one name that it subscribes to, and enters it among a channel's sleepers while somebody watches that channel.
+
+A wake strikes one name out and tells it, in the step that writes; whoever is told enters again before it looks, so that no wake falls in between.
+"""
 
 from __future__ import annotations
 
@@ -9,39 +12,48 @@ from collections import deque
 from collections.abc import AsyncIterator, Collection
 from typing import Any
 
+import anyio
 from redis import exceptions as driver
 
 from converge.contracts.store import Channel
 from converge.errors import StoreError
+from converge_store_redis.call import Call, Names
 from converge_store_redis.connect import Connector
+from converge_store_redis.scripts import load
 
 log = logging.getLogger("converge.store.redis")
 
 REFRESH_SEC = 10.0
-"""How often a sleeper enters itself again, should a server have lost it: a wake-up is a hint, and this bounds how long it may be missed."""
+"""How often a sleeper enters again: its reader then looks, too, so that this bounds how long a lost wake is missed."""
+
+KEEP_SEC = 3 * REFRESH_SEC
+"""For how long an entry counts: after that its handle is taken for dead. One whose connection is gone is passed over at once."""
+
+RECONNECT_SEC = 0.5
+LEAVE_SEC = 1.0
+"""How long the end of a watch may wait for the server to strike it out."""
 
 
 class _Waiter:
+    """One open watch."""
+
     __slots__ = ("channels", "event")
 
     def __init__(self, channels: Collection[Channel]) -> None:
-        self.channels = tuple(channels)
+        self.channels = tuple(dict.fromkeys(channels))
         self.event = asyncio.Event()
 
 
 class Sleepers:
     """The watches of one handle, behind one subscription."""
 
-    def __init__(self, connector: Connector, prefix: bytes) -> None:
-        self._connector, self._prefix = connector, prefix
-        self._name = prefix + b"w:" + secrets.token_hex(8).encode()
+    def __init__(self, connector: Connector, names: Names) -> None:
+        self._connector, self._names = connector, names
+        self._name = names.prefix + b"w:" + secrets.token_hex(8).encode()
         self._waiters: dict[Channel, deque[_Waiter]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._passing: set[asyncio.Task[None]] = set()
         self._ready = asyncio.Event()
-
-    def set_of(self, channel: Channel) -> bytes:
-        """Return the key of a channel's sleepers."""
-        return self._prefix + b"s:" + channel.encode()
 
     async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
         """Yield when the watch is in force, then after each wake-up."""
@@ -49,28 +61,36 @@ class Sleepers:
         for channel in waiter.channels:
             self._waiters.setdefault(channel, deque()).append(waiter)
         if self._task is None:
-            self._task = asyncio.create_task(self._listen())
+            self._task = asyncio.create_task(self._listen(), name="converge-redis-wakes")
         try:
-            await self._ready.wait()
             while True:
+                await self._ready.wait()
                 waiter.event.clear()
                 await self._enter(waiter.channels)
                 yield None
-                try:
-                    async with asyncio.timeout(REFRESH_SEC):
-                        await waiter.event.wait()
-                except TimeoutError:
-                    continue
+                with anyio.move_on_after(REFRESH_SEC):
+                    await waiter.event.wait()
         finally:
-            for channel in waiter.channels:
-                self._waiters[channel].remove(waiter)
-                if not self._waiters[channel]:
-                    del self._waiters[channel]
+            await self._leave(waiter)
 
     async def _enter(self, channels: Collection[Channel]) -> None:
-        for channel in channels:
-            # The score is the order of entering: a wake-up goes to whoever has waited longest.
-            await self._connector.call("ZADD", self.set_of(channel), asyncio.get_running_loop().time(), self._name)
+        keys = [self._names.sleepers(channel) for channel in channels]
+        await self._connector.evaluate(load("sleep"), keys, [self._name, int(KEEP_SEC * 1_000)], writes=False)
+
+    async def _leave(self, waiter: _Waiter) -> None:
+        empty = []
+        for channel in waiter.channels:
+            self._waiters[channel].remove(waiter)
+            if not self._waiters[channel]:
+                del self._waiters[channel]
+                empty.append(channel)
+        if self._ready.is_set() and empty:
+            # Should this fail, the next wake comes here and is passed on.
+            with anyio.move_on_after(LEAVE_SEC, shield=True):
+                try:
+                    await self._connector.evaluate(load("leave"), [self._names.sleepers(channel) for channel in empty], [self._name], writes=False)
+                except StoreError as error:
+                    log.debug("a watch on redis at %s was left without a word: %s", self._connector.where, error)
 
     async def _listen(self) -> None:
         while True:
@@ -78,8 +98,10 @@ class Sleepers:
                 await self._subscribe()
             except (StoreError, driver.RedisError, OSError, EOFError) as error:
                 log.warning("wake-ups from redis at %s are lost until it is back: %s", self._connector.where, error)
+            except Exception:
+                log.exception("wake-ups from redis at %s are lost for a while", self._connector.where)
             self._ready.clear()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(RECONNECT_SEC)
 
     async def _subscribe(self) -> None:
         connection = await self._connector.connect()
@@ -89,20 +111,39 @@ class Sleepers:
             self._ready.set()
             for waiters in self._waiters.values():
                 for waiter in waiters:
-                    waiter.event.set()  # they look, and enter themselves again
+                    waiter.event.set()  # they look, and enter again
             while True:
                 self._hear(await connection.read_response(disconnect_on_error=False))
         finally:
             await connection.disconnect(nowait=True)
 
     def _hear(self, message: Any) -> None:
-        waiters = self._waiters.get(message[2].decode(), ()) if len(message) == 3 else ()
+        if len(message) != 3 or message[0] != b"message":
+            return
+        channel = message[2].decode()
+        waiters = self._waiters.get(channel)
+        if not waiters:
+            # Nobody watches it here any more, but somebody may elsewhere.
+            task = asyncio.create_task(self._pass_on(channel))
+            self._passing.add(task)
+            task.add_done_callback(self._passing.discard)
+            return
         waiter = next((one for one in waiters if not one.event.is_set()), None)
         if waiter is not None:
+            waiters.remove(waiter)
+            waiters.append(waiter)
             waiter.event.set()
+
+    async def _pass_on(self, channel: Channel) -> None:
+        call = Call(self._names, (), None, (channel,))
+        try:
+            await self._connector.evaluate(load("turn"), call.keys, call.arguments, writes=True)
+        except StoreError as error:
+            log.debug("a wake for %s was not passed on: %s", channel, error)
 
     async def close(self) -> None:
         """Stop listening."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [*self._passing, *([self._task] if self._task is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
