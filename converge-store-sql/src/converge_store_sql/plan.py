@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from converge.contracts.store import ABSENT, LIMITS, Batch, Committed, Conflict, Take
 from converge.errors import ValueTooLarge
 from converge.model.keys import FAMILIES, Family, Key
+from converge_store_sql.literals import literal
 from converge_store_sql.tables import SHARED
 
 Row = tuple[Any, ...]
@@ -152,20 +153,21 @@ class Plan:
             run = self._latest[check] = [batch, batch, check]
             self.runs.append(run)
 
-    def work(self) -> list[tuple[Part, list[Sequence[Any]]]]:
-        """Kinds and families in one order for all callers, with their columns, in key order: who locks in one order cannot deadlock."""
+    def work(self) -> list[tuple[Part, list[Any]]]:
+        """Kinds and families in one order for all callers, with their arguments, in key order: who locks in one order cannot deadlock."""
         found = []
         for work, families in zip(Work, self.rows, strict=True):
             for family in sorted(families):
                 rows = families[family]
                 rows.sort()
                 columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
-                if not family.parts:
-                    columns.insert(0, [0] * len(rows))
-                has_values = work in _VALUED and any(columns[-1])
-                if work in _VALUED and not has_values:
-                    columns.pop()  # most families that every task passes hold no values; an array of nothing costs as much as another
-                found.append((Part(work, family, has_values), columns))
+                # Most families that every task passes hold no values; an array of nothing costs as much as another.
+                values = [columns.pop()] if work in _VALUED else []
+                has_values = bool(values) and any(values[0])
+                kinds = [*family.parts.values(), *[None] * (len(columns) - family.arity)]
+                arguments: list[Any] = [] if family.parts else [literal(None, [0] * len(rows))]
+                arguments += map(literal, kinds, columns)
+                found.append((Part(work, family, has_values), arguments + values if has_values else arguments))
         return found
 
     def gates(self) -> list[tuple[int, bool]]:

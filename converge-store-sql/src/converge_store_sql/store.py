@@ -178,7 +178,7 @@ class SqlStore(Store):
         return [Committed(revision)] * how_many
 
 
-def _arguments(plan: Plan, work: Sequence[tuple[Part, list[Sequence[Any]]]], gates: Sequence[tuple[int, bool]], take: Take | None) -> list[Any]:
+def _arguments(plan: Plan, work: Sequence[tuple[Part, list[Any]]], gates: Sequence[tuple[int, bool]], take: Take | None) -> list[Any]:
     """The arguments in the order in which `turn_text.py` numbers them."""
     arguments: list[Any] = list(zip(*gates, strict=True))
     arguments += [column for part, columns in work if part.work <= Work.ABSENT for column in columns]

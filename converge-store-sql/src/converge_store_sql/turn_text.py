@@ -30,6 +30,7 @@ class TurnText:
         self._count = 0
         self._parts: list[str] = []
         self._deciding: list[tuple[str, str, str]] = []
+        self._batches = ""
 
     def text(self) -> str:
         parts = list(enumerate(self._shape.parts))
@@ -74,11 +75,15 @@ class TurnText:
 
     def _rows(self, part: Part) -> str:
         args = [*zip(tables.columns(part.family), tables.types(part.family), strict=True), *_EXTRA[part.work]]
+        first = self._count + 1
+        self._count += len(args) + part.has_values
+        arrays = [f"${n}::text::{kind}[]" for n, (_, kind) in enumerate(args, start=first)]
+        names = [name for name, _ in args]
         if part.has_values:
-            args.append(("v", "bytea"))
-        text = unnest(args, self._count)
-        self._count += len(args)
-        return text
+            arrays.append(f"${self._count}::bytea[]")
+            names.append("v")
+        self._batches = f"${self._count - part.has_values}::text::integer[]"
+        return f"unnest({', '.join(arrays)}) q({', '.join(names)})"
 
     def _table(self, family: Family) -> str:
         return tables.table(self._network, family)
@@ -118,7 +123,7 @@ class TurnText:
         found = f"from {self._table(part.family)} t"
         self._with(f"d{at}", f"delete {found} using {q}, e where {match} and q.b <> all(e.failed) returning q.b", materialized=False)
         unseen = f"select q.b from {q} where q.b = any(e.failed) and not exists (select 1 {found} where {match})"
-        self._deciding.append((f"d{at}", f"${self._count}::integer[]", unseen))
+        self._deciding.append((f"d{at}", self._batches, unseen))
 
     def _missed(self) -> str:
         """Batches whose deciding delete found nothing; of those that had failed before, what it would have found."""
