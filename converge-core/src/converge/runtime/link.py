@@ -15,17 +15,13 @@ from converge.machines import records
 from converge.machines.records import Item
 from converge.machines.secure import Terms
 from converge.runtime.channel import SecureChannel, accept, dial
+from converge.runtime.handshakes import Handshakes
 from converge.services.post import Waiting
 
 log = logging.getLogger("converge.link")
 
 QUEUE_BYTES = 1_048_576
 """What waits to be sent on one link; past that a sender waits."""
-
-UNFINISHED = 64
-"""Handshakes of peers that have not proven who they are, at a time; more connections wait in the listener's queue."""
-
-UNFINISHED_PER_ADDRESS = 16
 
 OnItems = Callable[["Link", list[Item]], Awaitable[None]]
 
@@ -106,7 +102,7 @@ class Links:
         self._on_items, self._greatest = on_items, greatest
         self._links: dict[bytes, Link] = {}
         self._dialling: dict[bytes, anyio.Lock] = {}
-        self._unfinished: dict[str, int] = {}
+        self._handshakes = Handshakes(env)
 
     async def to(self, node_key: bytes, endpoints: Sequence[str]) -> Link:
         """Return the link to the node, dialling it if there is none.
@@ -147,22 +143,19 @@ class Links:
             except ConnectionClosed:
                 return
             address = channel.peer.rpartition(":")[0]
-            if sum(self._unfinished.values()) >= UNFINISHED or self._unfinished.get(address, 0) >= UNFINISHED_PER_ADDRESS:
+            if not self._handshakes.enter(address):
                 await channel.close()
                 continue
-            self._unfinished[address] = self._unfinished.get(address, 0) + 1
             self._group.start_soon(self._accept, channel, address)
 
     async def _accept(self, channel: Channel, address: str) -> None:
         try:
-            secured = await accept(channel, self._terms, self._env)
+            secured = await accept(channel, self._terms, self._env, limits=self._handshakes)
         except ChannelError as error:
             log.warning("a connection from %s was refused: %s", channel.peer, error)
             return
         finally:
-            self._unfinished[address] -= 1
-            if not self._unfinished[address]:
-                del self._unfinished[address]
+            self._handshakes.leave(address)
         if len(self._links) >= self._greatest and secured.peer not in self._links:
             await secured.close(records.LIMIT, "max_connections")
             return
