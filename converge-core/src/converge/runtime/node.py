@@ -144,6 +144,8 @@ class Node:
             await _call(one.on_start)
             self.agents[one.id] = one
         await self.network.add(agents)
+        # From here on the loop is watched: the first handler may block it before the watchdog has had its first turn.
+        (await self.opened.lease()).beat()
         if pools and claims_tasks(agent):
             feed = self._feed(pools, claimer_of(agent), agents[0].id)
             for one in agents:
@@ -289,7 +291,7 @@ class Node:
             ids = {entry.key[2] for entry in page}
             if ids:
                 for feed in self.feeds:
-                    feed.slots.cancel(Why.CANCELLED, ids)
+                    feed.slots.cancel(Why.CALLED_OFF, ids)
                 await (await self.opened.commits()).commit([Batch((), (), [entry.key for entry in page])])
         except (StoreError, LeaseEnded) as error:
             log.warning("notices of cancelled tasks could not be read: %s", error)

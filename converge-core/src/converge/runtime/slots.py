@@ -36,7 +36,7 @@ class Why(Enum):
     """Why a running handler is cancelled."""
 
     TIMEOUT = "timeout"
-    CANCELLED = "cancelled"
+    CALLED_OFF = "called off"
     LEASE_LOST = "lease lost"
     STOPPING = "stopping"
 

@@ -1,0 +1,83 @@
+"""Fleets: real processes of `converge run` on one store, to be killed, stopped and watched by tests. For suites of faults and scenarios."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from converge.services.tasks import TaskManager
+from converge.testing.fixtures import wait_until
+
+COMMAND = Path(sys.executable).with_name("converge")
+
+
+class Fleet:
+    """Processes that share a store. Those that are left at the end are killed, by their process id."""
+
+    def __init__(self, folder: Path, url: str, *, agent: str, agents_folder: Path, pool: str, network: str, plugins: list[str]) -> None:
+        """`agent`: `module:Class` of a module in `agents_folder`, which finds the ledger's path in the environment as LEDGER."""
+        self.folder, self.url, self.plugins, self.network, self.pool = folder, url, plugins, network, pool
+        self._agent, self._agents_folder = agent, agents_folder
+        self.ledger_path = folder / "ledger"
+        self.ledger_path.touch()
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *, agents: int = 4, lease_sec: float = 2.0, grace_sec: float = 5.0) -> subprocess.Popen[bytes]:
+        """Start one process."""
+        config = self.folder / f"converge{len(self.processes)}.toml"
+        lines = [f"lease_sec = {lease_sec}", f"grace_sec = {grace_sec}", "poll_sec = 0.3", f'network = "{self.network}"']
+        config.write_text("\n".join(lines) + "\n")
+        command = [str(COMMAND), "run", self._agent, "--agents", str(agents), "--pool", self.pool, "--store", self.url]
+        for plugin in self.plugins:
+            command += ["--plugin", plugin]
+        command += ["-c", str(config), "--create-pool"]
+        log = (self.folder / f"log{len(self.processes)}.txt").open("wb")
+        environment = {**os.environ, "LEDGER": str(self.ledger_path)}
+        process = subprocess.Popen(command, cwd=self._agents_folder, stdout=log, stderr=log, env=environment)
+        log.close()
+        self.processes.append(process)
+        return process
+
+    def log_of(self, process: subprocess.Popen[bytes]) -> str:
+        """What a process has written so far."""
+        return (self.folder / f"log{self.processes.index(process)}.txt").read_text(errors="replace")
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """Every line that handlers have written."""
+        return [json.loads(line) for line in self.ledger_path.read_text().splitlines() if line.endswith("}")]
+
+    def starts(self) -> dict[str, list[dict[str, Any]]]:
+        """The lines of starts, by task."""
+        found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for line in self.ledger():
+            if line["what"] == "start":
+                found[line["task"]].append(line)
+        return dict(found)
+
+    def kill_all(self) -> None:
+        """End what is left."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+            process.wait()
+
+
+async def all_terminal(tasks: TaskManager, ids: list[str], *, timeout: float) -> None:
+    """Return when every task is terminal."""
+    with anyio.fail_after(timeout):
+        for task_id in ids:
+            await tasks.result(task_id)
+
+
+async def until_started(fleet: Fleet, count: int, *, timeout: float = 30.0) -> None:
+    """Return when so many attempts have begun."""
+    await wait_until(lambda: sum(map(len, fleet.starts().values())) >= count, timeout=timeout, what=f"{count} attempts begun")

@@ -1,0 +1,81 @@
+"""F1, F2, F5, F7: work stays with those that live, comes back from those that do not, and ends once."""
+
+from __future__ import annotations
+
+import signal
+
+import anyio
+import pytest
+
+from converge import Task, TaskManager
+from converge.testing.fixtures import wait_until
+from converge.testing.fleet import Fleet, all_terminal, until_started
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+async def test_f1_a_long_task_of_a_live_process_starts_once(fleet: Fleet, tasks: TaskManager) -> None:
+    """A lease of 2 s, a task of 12 s, three processes."""
+    processes = [fleet.start(lease_sec=2.0) for _ in range(3)]
+    task_id = await tasks.submit(Task(pool_id=fleet.pool, inputs={"sleep": 12}))
+    task = await tasks.result(task_id, timeout=60)
+    assert task.state == "COMPLETED"
+    assert [line["attempt"] for line in fleet.starts()[task_id]] == [1]
+    assert all(process.poll() is None for process in processes)
+    held_sec = task.history[-1].at - task.history[-1].claimed_at
+    assert held_sec >= 5 * 2_000_000, "the task ran for less than five leases, so it shows no renewal"
+
+
+async def test_f2_code_that_blocks_the_loop_keeps_its_task(fleet: Fleet, tasks: TaskManager) -> None:
+    """The handler blocks the event loop for three leases, then holds the interpreter's lock in bursts for two."""
+    blocking = fleet.start(agents=1, lease_sec=2.0)
+    task_id = await tasks.submit(Task(pool_id=fleet.pool, inputs={"block": 6, "hold": 4}))
+    await until_started(fleet, 1)
+    fleet.start(agents=1, lease_sec=2.0)
+    task = await tasks.result(task_id, timeout=60)
+    assert task.state == "COMPLETED"
+    assert len(fleet.starts()[task_id]) == 1, "a process that blocks was taken for dead"
+    log = fleet.log_of(blocking)
+    assert "blocked" in log and "time.sleep" in log, "the warning does not show the stack that blocks"
+
+
+async def test_f5_a_paused_process_that_wakes_overwrites_nothing(fleet: Fleet, tasks: TaskManager) -> None:
+    """SIGSTOP for longer than the lease; another process completes the task meanwhile."""
+    paused = fleet.start(agents=1, lease_sec=1.0)
+    task_id = await tasks.submit(Task(pool_id=fleet.pool, inputs={"sleep": 2.5}))
+    await until_started(fleet, 1)
+    paused.send_signal(signal.SIGSTOP)
+    other = fleet.start(agents=1, lease_sec=1.0)
+    task = await tasks.result(task_id, timeout=60)
+    paused.send_signal(signal.SIGCONT)
+    first, second = fleet.starts()[task_id]
+    assert (first["pid"], second["pid"]) == (paused.pid, other.pid)
+    assert second["token"] > first["token"]
+    assert task.result == {"token": second["token"]}
+    await wait_until(lambda: "lost" in fleet.log_of(paused) or "ended" in fleet.log_of(paused), timeout=20, what="the paused process says so")
+    again = await tasks.get(task_id)
+    assert (again.result, again.token) == (task.result, second["token"]), "the first result did not stay"
+    assert [line.what for line in again.history] == ["lease ended", "completed"], "the history hides the attempt that was taken back"
+
+
+async def test_f7_a_task_that_kills_its_process_becomes_a_dead_letter(fleet: Fleet, tasks: TaskManager) -> None:
+    """Three attempts, no more; the good tasks beside it finish."""
+    poison = await tasks.submit(Task(pool_id=fleet.pool, inputs={"die": True}, max_attempts=3))
+    good = await tasks.submit_many([Task(pool_id=fleet.pool, inputs={"sleep": 0.01}, max_attempts=10) for _ in range(50)])
+    async with anyio.create_task_group() as group:
+        group.start_soon(_keep_running, fleet)
+        await all_terminal(tasks, [poison, *good], timeout=90)
+        group.cancel_scope.cancel()
+    dead = await tasks.get(poison)
+    assert (dead.state, dead.attempts) == ("FAILED", 3)
+    assert "exhausted" in dead.error
+    assert len(fleet.starts()[poison]) == 3
+    assert {(await tasks.get(task_id)).state for task_id in good} == {"COMPLETED"}
+
+
+async def _keep_running(fleet: Fleet) -> None:
+    """What an orchestrator does: start a process for each that has died."""
+    running = [fleet.start(lease_sec=1.0)]
+    while len(fleet.processes) < 12:
+        await wait_until(lambda: running[-1].poll() is not None, timeout=90, what="a process dies")
+        running.append(fleet.start(lease_sec=1.0))

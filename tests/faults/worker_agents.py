@@ -1,0 +1,48 @@
+"""The agent that the processes of these tests run: it does what a task's inputs say, and writes a line to the ledger for each start and end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+
+from converge import Agent, Task
+
+
+def note(**what: Any) -> None:
+    """Append a line to the ledger; one write of less than a page, so lines of several processes do not mix."""
+    line = json.dumps({"pid": os.getpid(), "at": time.time(), **what}) + "\n"
+    descriptor = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+class Worker(Agent):
+    """Sleeps, blocks the loop, holds the interpreter, or dies, as it is told."""
+
+    async def on_task(self, task: Task) -> dict[str, int]:
+        note(what="start", task=task.id, token=task.token, attempt=task.attempts)
+        await _do(task.inputs)
+        note(what="end", task=task.id, token=task.token)
+        return {"token": task.token}
+
+
+async def _do(inputs: Mapping[str, Any]) -> None:
+    if "sleep" in inputs:
+        await anyio.sleep(inputs["sleep"])
+    if "block" in inputs:
+        time.sleep(inputs["block"])  # noqa: ASYNC251 - it is what the test is about
+    if "hold" in inputs:
+        until = time.monotonic() + inputs["hold"]
+        while time.monotonic() < until:
+            # A conversion of so many digits holds the interpreter's lock for some ten milliseconds at a time.
+            len(bytes(3_000_000).hex())
+    if inputs.get("die"):
+        os.kill(os.getpid(), signal.SIGKILL)
