@@ -112,7 +112,7 @@ def expected(type_: Any) -> str:
     """Return in words what a value of this type is."""
     origin, args = get_origin(type_), get_args(type_)
     if origin is Literal:
-        return f"one of {', '.join(map(str, args))}"
+        return f"one of {', '.join(str(arg) for arg in args if arg != '')}"
     if origin in (Union, UnionType):
         return " or ".join(expected(arg) for arg in args if arg is not type(None))
     if origin in _SEQUENCES:

@@ -1,0 +1,36 @@
+"""The reference pages of the command and its configuration name everything that there is."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import attrs
+import pytest
+
+from converge.cli import plugins, run, submit, tasks
+from converge.runtime.config import KEYS, LATER, Retention
+from converge.runtime.task_lines import FIELDS
+
+PAGES = Path(__file__).parents[2] / "docs/reference"
+
+
+def test_every_key_has_a_row() -> None:
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*)$", (PAGES / "config.md").read_text(), re.MULTILINE))
+    keys = {*KEYS, *(f"retention.{field.name}" for field in attrs.fields(Retention)), "options.NAME"} - {"retention", "options"}
+    assert set(rows) == keys
+    assert {key for key, row in rows.items() if "in this release only the default" in row} == set(LATER)
+
+
+@pytest.mark.parametrize("command", [run.run, submit.submit, tasks.list_tasks, tasks.show, plugins.list_plugins])
+def test_every_flag_is_on_the_page(command: object) -> None:
+    assert callable(command)
+    page = (PAGES / "cli.md").read_text()
+    flags = [name for name, one in inspect.signature(command).parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    assert [name for name in flags if f"`--{name.replace('_', '-')}" not in page] == []
+
+
+def test_every_field_of_a_line_is_on_the_page() -> None:
+    page = (PAGES / "cli.md").read_text()
+    assert [field for field in FIELDS if f"`{field}`" not in page] == []
