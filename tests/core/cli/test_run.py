@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +156,34 @@ def test_a_second_signal_ends_it_at_once_even_if_its_loop_is_blocked(start: Star
         process.wait(0.5)
     os.kill(process.pid, number)
     assert process.wait(NEVER_SEC) == code
+
+
+def on_a_terminal(*arguments: str) -> tuple[str, str]:
+    """Run the command with a terminal as its output and another as its error output; return what it wrote to each."""
+    ours, theirs = zip(pty.openpty(), pty.openpty(), strict=True)
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen([sys.executable, "-m", "converge", *arguments], stdout=theirs[0], stderr=theirs[1], env=environment) as process:
+        for terminal in theirs:
+            os.close(terminal)
+        written = [bytearray(), bytearray()]
+        open_ = dict(zip(ours, written, strict=True))
+        while open_:
+            for terminal in select.select(list(open_), [], [], NEVER_SEC)[0]:
+                # The other side has closed: Linux says so with an error, others with an empty read.
+                with contextlib.suppress(OSError):
+                    if data := os.read(terminal, 65_536):
+                        open_[terminal].extend(data)
+                        continue
+                del open_[terminal]
+                os.close(terminal)
+        assert process.wait(NEVER_SEC) == 0
+    return written[0].decode(), written[1].decode()
+
+
+def test_a_terminal_shows_a_progress_bar_and_a_drawn_table(folder: Path) -> None:
+    out, err = on_a_terminal("run", "counting:WordCounter", "--pool", "docs", "--submit", pages(folder, "a b", "c"), "--drain")
+    assert "2/2" in err and "\x1b[" in err, "the bar"
+    assert "│ p0" in out and "total (2 tasks)" in out and "2/2" not in out
 
 
 def test_the_help_is_there_without_importing_what_runs_agents(start: Start) -> None:
