@@ -20,12 +20,15 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(params=["file", "redis"])
-def fleet(request: pytest.FixtureRequest, tmp_path: Path, namespace: str) -> Iterator[Fleet]:
-    """A fleet on a store of the test's own: a file, or a network of a real Redis."""
+def fleet(request: pytest.FixtureRequest, tmp_path: Path, namespace: str, redis_url: str) -> Iterator[Fleet]:
+    """A fleet on a store of the test's own: a file, or a network of a real Redis.
+
+    The server starts before the test whatever the store, so that the leak check knows it.
+    """
     is_file = request.param == "file"
     made = Fleet(
         tmp_path,
-        f"file:{tmp_path / 'state.db'}" if is_file else request.getfixturevalue("redis_url"),
+        f"file:{tmp_path / 'state.db'}" if is_file else redis_url,
         agent="worker_agents:Worker",
         agents_folder=Path(__file__).parent,
         pool=POOL,
