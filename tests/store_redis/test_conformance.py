@@ -1,49 +1,51 @@
-"""The Redis store keeps every clause of the store contract, on a real server."""
+"""The Redis store keeps every clause of the store contract, on real servers, with connections that break."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from converge.testing import StoreContract, TaskContract
+from converge.testing import StoreContract
+from converge.testing.cuts import CutProxy
+from converge.testing.store import Cut
 from converge_store_redis import RedisOptions
 from converge_store_redis.plugin import REDIS
 
 
-class _OnRedis(StoreContract):
+class TestRedis(StoreContract):
+    """Redis 8, with the store's own turn, count and watch."""
+
     backend = REDIS
 
     @pytest.fixture
-    def url(self, redis_url: str) -> str:
-        """The server of this test process."""
-        return redis_url
+    def url(self, proxy: CutProxy) -> str:
+        return proxy.url
 
     @pytest.fixture
     def options(self, namespace: str) -> RedisOptions:
-        """A network of the test's own."""
         return RedisOptions(network=namespace)
 
+    @pytest.fixture
+    def cut(self, proxy: CutProxy) -> Callable[[Cut], None] | None:
+        return proxy.cut
 
-class TestRedisStore(_OnRedis):
-    """With its own turn, count and watch."""
 
-
-class TestRedisStoreInherited(_OnRedis):
-    """With those that every store inherits."""
+class TestRedisInherited(TestRedis):
+    """With the turn, count and watch that every store inherits."""
 
     inherited_turn = True
 
 
-class TestRedisTasks(TaskContract):
-    """Tasks on it."""
+class TestRedis62(StoreContract):
+    """Redis 6.2, the oldest that is supported."""
 
     backend = REDIS
 
     @pytest.fixture
-    def url(self, redis_url: str) -> str:
-        """The server of this test process."""
-        return redis_url
+    def url(self, redis62_url: str) -> str:
+        return redis62_url
 
     @pytest.fixture
     def options(self, namespace: str) -> RedisOptions:
-        """A network of the test's own."""
         return RedisOptions(network=namespace)
