@@ -19,6 +19,8 @@ from converge.testing.clauses import expect_equal
 from converge.testing.model import StoreModel, When
 
 STEPS = 25
+MOST_REOPENS, MOST_RESTARTS = 2, 1
+"""In one history: connecting to a server takes longer than everything else together."""
 LANES, RANKS, IDS = range(4), (-1, 0, 2**40), range(2)
 NAMES = ("a", "aa", "a%", "b")
 VALUES = (b"", b"1", b'{"text": "\xc3\xa9"}', b'"' + b"x" * 3_000 + b'"')
@@ -71,6 +73,7 @@ class StoreHistory(RuleBasedStateMachine):
         self.salt = world.next_salt()
         self.model = StoreModel()
         self.nonces = count()
+        self.reopens = self.restarts = 0
 
     # Keys of this history.
 
@@ -242,14 +245,17 @@ class StoreHistory(RuleBasedStateMachine):
         counts = self.world.call(handle, lambda store: store.count(prefixes))
         expect_equal("S-18", list(counts), [self.model.count(prefix) for prefix in prefixes], f"counts of {prefixes}")
 
+    @precondition(lambda self: self.reopens < MOST_REOPENS)
     @rule(handle=st.integers(1, HANDLES - 1))
     def reopen(self, handle: int) -> None:
+        self.reopens += 1
         self.world.reopen(handle)
         self._read_all(handle, "S-14")
 
-    @precondition(lambda self: self.is_persistent)
+    @precondition(lambda self: self.is_persistent and self.restarts < MOST_RESTARTS)
     @rule(handle=handles)
     def restart(self, handle: int) -> None:
+        self.restarts += 1
         self.world.restart()
         self._read_all(handle, "S-14")
 
