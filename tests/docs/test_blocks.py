@@ -10,7 +10,7 @@
 A block without a language, or with another one, is an error.
 
 Each block runs in a new folder, unless the line above it (blank lines aside) ends with "in the same folder:"; then it runs where the block before
-it ran. A block whose first line is a comment with a file's name, such as `# wordcount.py`, is saved there under that name as well (not one of `sh`),
+it ran (one of `text` aside). A block whose first line is a comment with a file's name, such as `# wordcount.py`, is saved there under that name as well (not one of `sh`),
 and a `python` block saved so is imported, not run as `__main__`. A block of `sh` that names REDIS_URL or POSTGRES_URL finds a server's URL in it;
 what it leaves running is killed at its end.
 """
@@ -85,7 +85,8 @@ def run_page(page: str, new_folder: Callable[[], Path], environment: Mapping[str
     """Run the blocks of a page; say which failed, and how."""
     failures, folder = [], None
     for block in blocks_of(page):
-        if block.heading in special:
+        # What only shows something runs nowhere: it does not part the blocks around it.
+        if block.heading in special or block.language == "text":
             continue
         folder = folder if folder and block.continues else new_folder()
         problem = check(block, folder, environment)
@@ -194,10 +195,10 @@ def test_blocks_that_continue_share_a_folder_with_the_files_that_they_name(new_f
     page = (
         "```python\n# greet.py\nWORD = 'hello'\nif __name__ == '__main__':\n    raise SystemExit(1)\n```\n"
         "Then, in the same folder:\n\n```python\nimport greet, pathlib\npathlib.Path('word.txt').write_text(greet.WORD)\n```\n"
-        "And in the same folder:\n\n```sh\ngrep hello word.txt\n```\n"
+        "It writes:\n\n```text\nhello\n```\nAnd in the same folder:\n\n```sh\ngrep hello word.txt\n```\n"
     )
-    assert [block.continues for block in blocks_of(page)] == [False, True, True]
-    assert [block.file_name for block in blocks_of(page)] == ["greet.py", None, None]
+    assert [block.continues for block in blocks_of(page)] == [False, True, False, True]
+    assert [block.file_name for block in blocks_of(page)] == ["greet.py", None, None, None]
     assert run_page(page, new_folder, environment) == []
 
 
