@@ -101,6 +101,9 @@ def test_bodies_that_look_like_headers_are_bodies() -> None:
     for size in (6, 12, 18):
         items = [(MESSAGE, HEAD.pack(size, MESSAGE, 0) * (size // 6))] * 10
         assert passed(items)[0] == items
+    # A body that is the others' header stands beside a header that differs: as many headers as there should be, and yet not alike.
+    mixed = [(MESSAGE, b"abcdef")] * 4 + [(RECEIPT, HEAD.pack(6, MESSAGE, 0))]
+    assert passed(mixed)[0] == mixed
     # The first size divides the record, but the items are not alike.
     odd = [(MESSAGE, b"a" * 10), (MESSAGE, b"b" * 4), (MESSAGE, b"c" * 16), (MESSAGE, b"d" * 10), (MESSAGE, b"e" * 10)]
     assert sum(len(body) + 6 for _, body in odd) % 16 == 0

@@ -306,6 +306,14 @@ def test_an_altered_suite_ends_the_handshake(asked: int, altered: int) -> None:
         dialler.read_hello2(listener.read_hello1(hello1[:4] + bytes([altered]) + hello1[5:]))
 
 
+@pytest.mark.parametrize("position", [5, 6, 7])
+def test_a_reserved_byte_that_is_not_zero_is_refused(position: int) -> None:
+    hello1 = bytearray(Initiator(terms(ALICE), entropy_of("i")).hello1())
+    hello1[position] = 1
+    with pytest.raises(HandshakeFailed, match="begin"):
+        Responder(terms(BOB), entropy_of("r")).read_hello1(bytes(hello1))
+
+
 def test_every_unknown_suite_is_refused_before_any_cryptography() -> None:
     def no_entropy(_: int) -> bytes:
         raise AssertionError("keys were drawn for an unknown suite")

@@ -150,7 +150,7 @@ def test_a_frame_reflected_to_its_sender_is_refused() -> None:
 
 def test_no_decoder_runs_before_the_peer_is_authentic(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    for name in [name for name in vars(codec) if callable(getattr(codec, name)) and name.startswith(("decode", "load", "parse"))]:
+    for name in ("decode", "decode_plain"):
         monkeypatch.setattr(codec, name, lambda *_, name=name, **__: calls.append(name))
     for module in (msgspec.json, msgspec.msgpack):
         monkeypatch.setattr(module, "decode", lambda *_, **__: calls.append("msgspec"))

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from converge.errors import HandshakeFailed, HandshakeRefused, InvalidKey, NetworkMismatch, PeerMismatch, TlsMismatch, VersionMismatch
 from converge.machines.noise import DH_BYTES, SUITES, TAG_BYTES, CipherState, HandshakeState
 from converge.machines.records import MESSAGE_BYTES, Opener, Sealer
-from converge.model.identity import Identity, check_public_key, verify
+from converge.model.identity import Identity, verify
 
 MAGIC = b"cvh1"
 REFUSAL_MAGIC = b"cvx1"
@@ -259,7 +259,6 @@ def _read(noise: HandshakeState, sealed: bytes, role: bytes) -> _Payload:
     if layout != LAYOUT or flags & ~TLS_TERMINATED or length != len(body) - _HEAD.size:
         raise HandshakeFailed("the peer's hello has an unknown layout")
     try:
-        check_public_key(node_key)
         is_signed = verify(node_key, signature, SIGN_TAG + role + h + noise.rs + body)
     except InvalidKey as error:
         raise HandshakeFailed(f"the peer's node key is not acceptable: {error}") from error
@@ -302,7 +301,7 @@ def _check_peer(payload: _Payload, terms: Terms, expected: bytes | None) -> None
 
 def _version(payload: _Payload, terms: Terms) -> int:
     version = min(payload.highest, terms.highest)
-    if payload.lowest > payload.highest or version < max(payload.lowest, terms.lowest):
+    if version < max(payload.lowest, terms.lowest):
         raise VersionMismatch(f"the peer speaks versions {payload.lowest} to {payload.highest}, this node {terms.lowest} to {terms.highest}")
     for kind, _ in payload.extensions:
         if kind & CRITICAL and kind not in terms.known:
