@@ -161,17 +161,18 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
+@pytest.fixture(scope="module")
+def urls(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The URLs of the servers that pages name; started before a test begins, since what a test starts it must end."""
+    code = "".join(block.text for page in PAGES for block in blocks_of(page.read_text()))
+    return {variable: request.getfixturevalue(fixture) for variable, fixture in SERVERS.items() if variable in code}
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_block_of_the_page_works(
-    page: Path, new_folder: Callable[[], Path], environment: dict[str, str], request: pytest.FixtureRequest
-) -> None:
-    text = page.read_text()
-    for variable, fixture in SERVERS.items():
-        if any(variable in block.text for block in blocks_of(text)):
-            environment[variable] = request.getfixturevalue(fixture)
+def test_every_block_of_the_page_works(page: Path, new_folder: Callable[[], Path], environment: dict[str, str], urls: dict[str, str]) -> None:
     special = SPECIAL if page == ROOT / "README.md" else ()
-    assert run_page(text, new_folder, environment, special=special) == []
+    assert run_page(page.read_text(), new_folder, environment | urls, special=special) == []
 
 
 @pytest.mark.parametrize(
