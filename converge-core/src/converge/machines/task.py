@@ -251,7 +251,11 @@ EXHAUSTED = "attempts exhausted"
 def digest(event: Event) -> str:
     """Return what tells two finishes of one attempt apart: a repeated one has the same digest."""
     data = event.result if type(event) is Completed else repr(event[:1]).encode()
-    return hashlib.blake2b(data, digest_size=8, person=type(event).__name__.encode()[:16]).hexdigest()
+    return hashlib.blake2b(data, digest_size=8, person=_PERSONS[type(event)]).hexdigest()
+
+
+_PERSONS = {kind: kind.__name__.encode() for kind in (Completed, Failed, Released, Cancelled, LeaseEnded, CameDue, DeadlinePassed)}
+"""What keeps the digests of different events apart (blake2b takes at most 16 bytes)."""
 
 
 def is_said_again(state: State | None, held: Held, event: Event) -> bool:

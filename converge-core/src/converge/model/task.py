@@ -38,7 +38,7 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True):
     claimed_at: int = 0
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)  # `to_task` fills its dictionary
 class Task:
     """A piece of work: what a submitter says of it, and, once it is stored, what has become of it.
 

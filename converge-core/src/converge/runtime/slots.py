@@ -44,10 +44,11 @@ class Why(Enum):
 class Slot:
     """One place in which an agent works on one task at a time."""
 
-    __slots__ = ("agent", "current", "scope", "started", "why")
+    __slots__ = ("agent", "current", "is_async", "scope", "started", "why")
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
+        self.is_async = is_async(agent.on_task)
         self.current: Found | None = None
         self.scope: anyio.CancelScope | None = None
         self.started = 0.0
@@ -184,7 +185,7 @@ class Slots:
             if agent.inputs is not None:
                 task = with_inputs(task, agent.inputs)
             handler: Callable[..., Any] = agent.on_task
-            if is_async(handler):
+            if slot.is_async:
                 result = await handler(task)
             else:
                 result = await to_thread.run_sync(handler, task, abandon_on_cancel=True, limiter=self._threads)

@@ -148,6 +148,8 @@ def split(batches: Sequence[Batch], take: Take | None) -> list[list[int]]:
     Within a group no batch writes a key that another reads or writes; in the last one no batch deletes or checks a key of the take's family or writes
     a key that the take checks.
     """
+    if _is_one_group(batches, take):
+        return [list(range(len(batches)))]
     groups: list[list[int]] = [[]]
     reads: list[set[Key]] = [set()]
     writes: list[set[Key]] = [set()]
@@ -174,6 +176,26 @@ def split(batches: Sequence[Batch], take: Take | None) -> list[list[int]]:
     if last_touched == len(groups) - 1 and take is not None and groups[-1]:
         groups.append([])
     return groups
+
+
+def _is_one_group(batches: Sequence[Batch], take: Take | None) -> bool:
+    """Tell whether all batches may go out in one call with the take: the usual case, found without a set for each batch."""
+    if len(batches) > LIMITS.batches:
+        return False
+    family = take.ranges[0].prefix[0] if take is not None and take.ranges else None
+    owners: dict[Key, int] = {}
+    for index, batch in enumerate(batches):
+        for key, _ in batch.puts:
+            if owners.setdefault(key, index) != index:
+                return False
+        for key in batch.deletes:
+            if key[0] is family or owners.setdefault(key, index) != index:
+                return False
+    for index, batch in enumerate(batches):
+        for key, _ in batch.checks:
+            if key[0] is family or owners.get(key, index) != index:
+                return False
+    return take is None or not any(key in owners for key, _ in take.checks)
 
 
 def _touches(checked: set[Key], written: set[Key], batch: Batch, take: Take) -> bool:

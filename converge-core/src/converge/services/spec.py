@@ -83,24 +83,38 @@ def to_task(id_: bytes, spec: Spec, state: State | None, place: Place | None, *,
         TornRecord: Its inputs or result cannot be read.
     """
     text = id_text(id_)
-    held = place if type(place) is Held else None
-    values: dict[str, Any] = {
-        "pool_id": spec.pool, "id": text, "type": spec.type, "topic": spec.topic, "required_capabilities": spec.capabilities,
-        "inputs": decode_plain(bytes(spec.inputs), text), "priority": spec.priority,
-        "not_before": moment(spec.due) if spec.due > spec.submitted else None, "deadline": moment(spec.deadline) if spec.deadline else None,
-        "timeout_sec": spec.timeout_sec, "max_attempts": spec.max_attempts, "retry_delay_sec": spec.retry_delay_sec, "dedup_key": spec.dedup_key,
-        "ordering_key": spec.ordering_key, "trace": spec.trace, "state": state_of(state, place),
-        "attempts": (state.attempts if state is not None else 0) + (held is not None), "submitted_at": moment(spec.submitted),
-    }  # fmt: skip
+    values = _DEFAULTS.copy()
+    values["pool_id"], values["id"], values["type"], values["topic"] = spec.pool, text, spec.type, spec.topic
+    values["required_capabilities"], values["priority"], values["max_attempts"] = spec.capabilities, spec.priority, spec.max_attempts
+    values["inputs"] = decode_plain(bytes(spec.inputs), text)
+    values["submitted_at"] = moment(spec.submitted)
+    values["timeout_sec"], values["retry_delay_sec"], values["trace"] = spec.timeout_sec, spec.retry_delay_sec, spec.trace
+    values["dedup_key"], values["ordering_key"] = spec.dedup_key, spec.ordering_key
+    values["state"] = state_of(state, place)
+    if spec.due > spec.submitted:
+        values["not_before"] = moment(spec.due)
+    if spec.deadline:
+        values["deadline"] = moment(spec.deadline)
+    attempts = 0
     if state is not None:
-        values["history"] = state.history
-        values["error"] = state.error
-    if held is not None:
-        values |= {"token": held.token, "nonce": held.nonce.hex(), "claimed_by": by, "claimed_at": moment(held.claimed_at)}
+        attempts = state.attempts
+        values["history"], values["error"] = state.history, state.error
+    if type(place) is Held:
+        attempts += 1
+        values["token"], values["nonce"], values["claimed_by"] = place.token, place.nonce.hex(), by
+        values["claimed_at"] = moment(place.claimed_at)
     elif state is not None:
-        values |= {"token": state.token, "nonce": state.nonce, "claimed_by": state.by, "result": decode_plain(bytes(state.result), text)}
+        values["token"], values["nonce"], values["claimed_by"] = state.token, state.nonce, state.by
+        values["result"] = decode_plain(bytes(state.result), text)
         values["finished_at"] = moment(state.finished) if state.finished else None
-    return Task(**values)
+    values["attempts"] = attempts
+    # A claim makes one of these for each task: filling the instance's dictionary takes a fifth of the time of its 25-argument initialiser.
+    task = object.__new__(Task)
+    object.__setattr__(task, "__dict__", values)
+    return task
+
+
+_DEFAULTS: dict[str, Any] = vars(Task(pool_id=""))
 
 
 def moment(micros: int) -> datetime:
