@@ -49,12 +49,12 @@ class TurnText:
             if part.work is Work.DELETE_AT:
                 self._deciding_delete(at, part)
         # The revision is drawn when every row that decides is locked, so it is above all that this call has seen or waited for.
-        self._with("g", f"select e.bad, e.late, e.there, {self._missed()} as missed, e.failed from e")
+        self._with("g", f"select e.bad, e.late, e.there, {self._missed()} as missed, e.wrong from e")
         if self._shape.take is not None:
             self._pick(self._shape.take)
         self._with(
             "f",
-            f"select g.bad, g.late, g.there, g.missed, g.failed || g.missed as dead, nextval('{self._network}_revision') as revision, {NOW} as now "
+            f"select g.bad, g.late, g.there, g.missed, g.wrong || g.missed as dead, nextval('{self._network}_revision') as revision, {NOW} as now "
             f"from g{', (select count(*) from picked) as after_picking' if self._shape.take is not None else ''}",
         )
         for at, part in parts:
@@ -105,28 +105,28 @@ class TurnText:
 
     def _decide_early(self) -> None:
         """Which batches fail by their checks and windows; store time is read after the rows of the checks are locked."""
-        failed, late = _NONE, _NONE
+        wrong, late = _NONE, _NONE
         if self._shape.has_runs:
             runs = f"unnest({self._argument('integer[]')}, {self._argument('integer[]')}, {self._argument('integer[]')}) p(a, z, i)"
             of_bad = f"select distinct x.b from {runs} cross join lateral generate_series(p.a, p.z) x(b) where p.i = any(bad.i)"
-            failed = f"case when bad.i = {_NONE} then {_NONE} else array({of_bad}) end"
-        failed = f"{failed} || array(select u.c >> {CODE_BITS} from unnest(bad.there) u(c))"
-        self._with("m", f"select bad.i as bad, bad.there, {failed} as failed, {NOW} as now from bad")
+            wrong = f"case when bad.i = {_NONE} then {_NONE} else array({of_bad}) end"
+        wrong = f"{wrong} || array(select u.c >> {CODE_BITS} from unnest(bad.there) u(c))"
+        self._with("m", f"select bad.i as bad, bad.there, {wrong} as wrong, {NOW} as now from bad")
         if self._shape.has_windows:
             windows = f"unnest({self._argument('integer[]')}, {self._argument('bigint[]')}, {self._argument('bigint[]')}) w(b, lo, hi)"
             late = f"array(select w.b from {windows} where w.lo > m.now or w.hi < m.now)"
-        self._with("l", f"select m.bad, m.there, m.failed, {late} as late from m")
-        self._with("e", "select l.bad, l.there, l.late, l.failed || l.late as failed from l")
+        self._with("l", f"select m.bad, m.there, m.wrong, {late} as late from m")
+        self._with("e", "select l.bad, l.there, l.late, l.wrong || l.late as wrong from l")
 
     def _deciding_delete(self, at: int, part: Part) -> None:
         q, match = self._rows(part), f"{match_all(tables.columns(part.family))} and t.revision = q.r"
         found = f"from {self._table(part.family)} t"
-        self._with(f"d{at}", f"delete {found} using {q}, e where {match} and q.b <> all(e.failed) returning q.b", materialized=False)
-        unseen = f"select q.b from {q} where q.b = any(e.failed) and not exists (select 1 {found} where {match})"
+        self._with(f"d{at}", f"delete {found} using {q}, e where {match} and q.b <> all(e.wrong) returning q.b", materialized=False)
+        unseen = f"select q.b from {q} where q.b = any(e.wrong) and not exists (select 1 {found} where {match})"
         self._deciding.append((f"d{at}", self._batches, unseen))
 
     def _missed(self) -> str:
-        """Batches whose deciding delete found nothing; of those that had failed before, what it would have found."""
+        """Batches whose deciding delete found nothing; of those that had wrong before, what it would have found."""
         if not self._deciding:
             return _NONE
         done = " + ".join(f"(select count(*) from {name})" for name, _, _ in self._deciding)
@@ -136,7 +136,7 @@ class TurnText:
         unseen = " union all ".join(look for _, _, look in self._deciding)
         return (
             f"case when {done} = {wanted} then {_NONE} else "
-            f"array((select b from unnest({every}) u(b) where b <> all(e.failed)) except select b from ({hit}) as hit(b)) || array({unseen}) end"
+            f"array((select b from unnest({every}) u(b) where b <> all(e.wrong)) except select b from ({hit}) as hit(b)) || array({unseen}) end"
         )
 
     def _write(self, at: int, part: Part, q: str) -> None:

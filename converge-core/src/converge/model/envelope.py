@@ -16,7 +16,7 @@ HEADER_BYTES = 4_096
 MESSAGE_BYTES = 1_048_576
 """The longest body, header included."""
 
-ACCEPTED, HANDLED, FULL, UNKNOWN, REFUSED, FAILED = "accepted", "handled", "full", "unknown", "refused", "failed"
+ACCEPTED, HANDLED, FULL, UNKNOWN, REFUSED, RAISED = "accepted", "handled", "full", "unknown", "refused", "raised"
 
 _HeaderT = TypeVar("_HeaderT")
 

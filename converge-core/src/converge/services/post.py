@@ -25,7 +25,7 @@ from converge.errors import (
 )
 from converge.machines.records import MESSAGE, RECEIPT, Item
 from converge.machines.stream import WINDOW_SEC, Pair, Seen, Streams
-from converge.model.envelope import ACCEPTED, FAILED, FULL, HANDLED, REFUSED, UNKNOWN, MessageHeader, ReceiptHeader, pack, unpack
+from converge.model.envelope import ACCEPTED, FULL, HANDLED, RAISED, REFUSED, UNKNOWN, MessageHeader, ReceiptHeader, pack, unpack
 from converge.model.identity import is_agent_id
 from converge.model.message import Message, Receipt
 from converge.plugins import PluginHost
@@ -142,7 +142,7 @@ class Post:
             As `send`.
         """
         message_id, pending = await self._deliver(sender, to, payload, HANDLED, timeout, task_id)
-        if pending.status == FAILED or pending.answer is None:
+        if pending.status == RAISED or pending.answer is None:
             raise HandlerFailed(f"agent {to} failed to handle message {message_id}: {pending.text}")
         return decode_plain(pending.answer, "answer")
 
@@ -257,7 +257,7 @@ class Post:
             return  # it came after its deadline
         pending.status, pending.text = header.status, header.text
         pending.settled.set()
-        if header.status in (HANDLED, FAILED):
+        if header.status in (HANDLED, RAISED):
             pending.answer = payload if header.status == HANDLED else None
             pending.handled.set()
 
@@ -308,7 +308,7 @@ class Post:
 
     def _answer_here(self, pending: _Pending) -> Callable[[bytes | None, str], Awaitable[None]]:
         async def answer(result: bytes | None, why: str) -> None:
-            pending.answer, pending.text, pending.status = result, why, FAILED if result is None else HANDLED
+            pending.answer, pending.text, pending.status = result, why, RAISED if result is None else HANDLED
             pending.handled.set()
 
         return answer
@@ -316,7 +316,7 @@ class Post:
     def _answer_over(self, link: Link, header: MessageHeader) -> Callable[[bytes | None, str], Awaitable[None]]:
         async def answer(result: bytes | None, why: str) -> None:
             try:
-                receipt = ReceiptHeader(header.id, FAILED if result is None else HANDLED, why[:1_000])
+                receipt = ReceiptHeader(header.id, RAISED if result is None else HANDLED, why[:1_000])
                 await link.send([(RECEIPT, pack(receipt, result or b""))])
             except ConvergeError as error:
                 log.warning("the answer to message %s could not be sent: %s", header.id, error)

@@ -3,8 +3,8 @@
 -- KEYS: values (hash: field -> 8 bytes of revision, then the value), revision (counter), then the sorted set of each family named in ARGV,
 --       then the sleepers of each channel to wake.
 -- ARGV: read from front to back, see below. A family's set is named by its place in KEYS; 0: the family is kept in no set.
--- Answer: {1, revision (0: there was nothing to do), taken} or {0, failed checks, failed windows}: then nothing was written.
---       taken: {} or {0, failed checks} or {1, time, rests in one string, values, heads}
+-- Answer: {1, revision (0: there was nothing to do), taken} or {0, wrong checks, wrong windows}: then nothing was written.
+--       taken: {} or {0, wrong checks} or {1, time, rests in one string, values, heads}
 
 local ARGV, call, sub, min = ARGV, redis.call, string.sub, math.min
 local values, counter = KEYS[1], KEYS[2]
@@ -23,9 +23,9 @@ end
 local now = call('TIME')
 now = now[1] * 1000000 + now[2]
 
--- n, n fields, their expected revisions in one string; answers the indexes that failed
+-- n, n fields, their expected revisions in one string; answers the indexes of the wrong ones
 local function check()
-  local failed = {}
+  local wrong = {}
   local n = number()
   local expected = ARGV[at + n + 1]
   for start = 1, n, CHUNK do
@@ -33,11 +33,11 @@ local function check()
     local found = call('HMGET', values, unpack(ARGV, at + start, at + start + count - 1))
     for i = 1, count do
       local have, index = found[i], start + i - 1
-      if (have and sub(have, 1, 8) or NONE) ~= sub(expected, 8 * index - 7, 8 * index) then failed[#failed + 1] = index end
+      if (have and sub(have, 1, 8) or NONE) ~= sub(expected, 8 * index - 7, 8 * index) then wrong[#wrong + 1] = index end
     end
   end
   at = at + n + 1
-  return failed
+  return wrong
 end
 
 local function chunked(command, key, list)
@@ -46,13 +46,13 @@ local function chunked(command, key, list)
   end
 end
 
-local failed = check()
+local wrong = check()
 local missed = {}
 for i = 1, number() do
   local least, most = read(), read()
   if (least ~= '' and now < tonumber(least)) or (most ~= '' and now > tonumber(most)) then missed[#missed + 1] = i end
 end
-if #failed > 0 or #missed > 0 then return {0, failed, missed} end
+if #wrong > 0 or #missed > 0 then return {0, wrong, missed} end
 
 -- The first write of a run: if the server refuses writes (no memory, a replica, a full disk), it does so here, before anything has changed.
 local revision, stamp
