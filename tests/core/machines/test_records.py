@@ -356,7 +356,9 @@ def test_accept_must_come_first_and_with_the_agreed_terms() -> None:
         with pytest.raises(BadRecord):
             Peer(accept=b"terms").says(wrong)
     again = Peer(accept=b"terms")
+    assert not again.opener.is_accepted
     again.says(item(ACCEPT, b"terms"))
+    assert again.opener.is_accepted
     with pytest.raises(BadRecord, match="out of turn"):
         again.says(item(ACCEPT, b"terms"))
 
