@@ -10,9 +10,9 @@
 A block without a language, or with another one, is an error.
 
 Each block runs in a new folder, unless the line above it (blank lines aside) ends with "in the same folder:"; then it runs where the block before
-it ran (one of `text` aside). A block whose first line is a comment with a file's name, such as `# wordcount.py`, is saved there under that name as well (not one of `sh`),
-and a `python` block saved so is imported, not run as `__main__`. A block of `sh` that names REDIS_URL or POSTGRES_URL finds a server's URL in it;
-what it leaves running is killed at its end.
+it ran (one of `text` aside). A block whose first line is a comment with a file's name, such as `# wordcount.py`, is saved there under that name as
+well (not one of `sh`), and a `python` block saved so is imported, not run as `__main__`. A page whose code names REDIS_URL or POSTGRES_URL finds a
+server's URL in it; what a block leaves running is killed at its end.
 """
 
 from __future__ import annotations
@@ -157,8 +157,9 @@ def new_folder(tmp_path: Path) -> Callable[[], Path]:
 
 @pytest.fixture
 def environment() -> dict[str, str]:
-    """The environment of a user who has activated the tested virtual environment."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    """The environment of a user who has activated the tested virtual environment, with the example plugin installed in it."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT / "docs/examples/converge-store-toy/src")}
 
 
 @pytest.fixture(scope="module")
