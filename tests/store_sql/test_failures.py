@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
@@ -84,29 +85,22 @@ async def test_a_call_that_is_cancelled_leaves_no_connection_behind(store: SqlSt
         await connection.close()
 
 
-async def test_after_a_restart_of_the_server_the_same_handle_goes_on(tmp_path: Path, namespace: str) -> None:
-    folder = Path("/tmp") / f"converge-restart-{namespace}"
-    port = free_port()
-    options = SqlOptions(network=namespace, connect_timeout_sec=2)
-    try:
-        with postgres_server(directory=folder, port=port) as url:
-            first = SqlStore.open(url, options)
-            store = await first.__aenter__()
-            (before,) = await store.commit([Batch(puts=[(POOL("p"), b"1")])])
-        try:
+async def test_after_a_restart_of_the_server_the_same_handle_goes_on(namespace: str) -> None:
+    port, options = free_port(), SqlOptions(network=namespace, connect_timeout_sec=2)
+    with tempfile.TemporaryDirectory(prefix="converge-restart-", ignore_cleanup_errors=True) as folder:
+        async with AsyncExitStack() as stack:
+            with postgres_server(directory=Path(folder), port=port) as url:
+                store = await stack.enter_async_context(SqlStore.open(url, options))
+                (before,) = await store.commit([Batch(puts=[(POOL("p"), b"1")])])
             with pytest.raises(StoreError):
                 await store.commit([Batch(puts=[(POOL("away"), b"1")])])
             with pytest.raises(StoreUnavailable):
                 await store.get([POOL("p")])
-            with postgres_server(directory=folder, port=port):
+            with postgres_server(directory=Path(folder), port=port):
                 (entry,) = await store.get([POOL("p")])
                 (after,) = await store.commit([Batch(puts=[(POOL("p"), b"2")])])
                 assert isinstance(before, Committed) and isinstance(after, Committed)
                 assert entry is not None and entry.revision == before.revision < after.revision
-        finally:
-            await first.__aexit__(None, None, None)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def test_a_closed_port_is_an_unavailable_store_and_the_error_has_no_password() -> None:

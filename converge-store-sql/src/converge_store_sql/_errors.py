@@ -47,7 +47,7 @@ def call_failed(error: BaseException, where: str, *, writes: bool) -> Exception:
         writes: Whether the statement may have changed something.
     """
     code, text = sqlstate(error), _text(error)
-    if _is_bad_argument(error):
+    if _is_bad_argument(error) or (code is not None and code.startswith("22")):
         return InvalidValue("key", text, "parts with the types of their family")
     if code is None or (code.startswith(("08", "57P")) and code != "57P03"):
         if writes:

@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 from converge.contracts.store import Durability
 from converge.errors import InvalidValue, Unsupported
 
-POSTGRESQL = ("postgresql", "postgres")
+POSTGRESQL = "postgresql"
 LATER = ("sqlite", "mysql", "mariadb")
 LEAST_VERSION = 140000
 
@@ -43,11 +43,11 @@ def check_url(url: str) -> SplitResult:
     scheme = split.scheme.partition("+")[0]
     if scheme in LATER:
         raise Unsupported(f"{scheme}: is not supported by this release of converge-store-sql; use postgresql://, or file:PATH for an embedded store")
-    if scheme not in POSTGRESQL:
+    if scheme != POSTGRESQL:
         raise InvalidValue("store", redacted(split), "a URL postgresql://[USER@]HOST[:PORT]/DATABASE")
     if "+" in split.scheme and split.scheme.partition("+")[2] != "asyncpg":
         raise Unsupported(f"{split.scheme}: this release of converge-store-sql talks to PostgreSQL through asyncpg; write postgresql://")
-    return split._replace(scheme="postgresql")
+    return split._replace(scheme=POSTGRESQL)
 
 
 def redacted(split: SplitResult) -> str:

@@ -93,6 +93,10 @@ class Statements:
         """Sleep no longer; arguments: channels, listener."""
         return f"delete from {self._network}_waiter where channel = any($1::text[]) and listener = $2::text"
 
+    def sweep(self) -> str:
+        """Remove the rows of listeners that are long dead; argument: seconds."""
+        return f"delete from {self._network}_waiter where seen < clock_timestamp() - make_interval(secs => $1)"
+
     def wake(self) -> str:
         """Strike out, for each channel, the sleepers that are dead and the first that lives, and tell that one; arguments: channels, seconds.
 

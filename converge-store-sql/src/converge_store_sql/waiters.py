@@ -24,6 +24,9 @@ BEAT_SEC = 10.0
 DEAD_SEC = 30.0
 """After how long without showing itself it counts as dead: three beats. A connection that is gone is seen at once."""
 
+SWEEP_SEC = 3_600.0
+"""After how long a new listener removes the rows of others that no wake-up has come across."""
+
 RECONNECT_SEC = 0.5
 
 LEAVE_SEC = 1.0
@@ -33,12 +36,17 @@ _LOG = logging.getLogger(__name__)
 
 
 class _Sleeper:
-    """One open watch."""
+    """One open watch: whether it was told to look, and the channels whose rows were struck out for it."""
 
-    __slots__ = ("told",)
+    __slots__ = ("struck", "told")
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         self.told = anyio.Event()
+        self.struck = set(names)
+
+    def tell(self, names: Collection[str]) -> None:
+        self.struck.update(names)
+        self.told.set()
 
 
 class Waiters:
@@ -60,12 +68,13 @@ class Waiters:
     async def watch(self, channels: Collection[str]) -> AsyncIterator[None]:
         """As `Store.watch`. A sleeper that is told was struck out, so it registers again before its reader looks."""
         names = sorted(set(channels))
-        sleeper = _Sleeper()
+        sleeper = _Sleeper(names)
         for name in names:
             self._sleepers[name].append(sleeper)
         try:
             while True:
-                await self._register(names)
+                struck, sleeper.struck = sorted(sleeper.struck), set()
+                await self._register(struck)
                 yield None
                 await sleeper.told.wait()
                 sleeper.told = anyio.Event()
@@ -105,6 +114,7 @@ class Waiters:
                 if self._listener is not None:
                     await self._listener.close()
                 self._listener = await _Listener.open(self._connections, self._network, self._on_notification)
+                await self._connections.run(self._statements.sweep(), (SWEEP_SEC,), writes=False)
             return self._listener
 
     async def _leave(self, names: Sequence[str], *, was_told: bool) -> None:
@@ -126,14 +136,14 @@ class Waiters:
             _LOG.debug("a watch could not be taken back; its row counts as dead when its connection is gone", exc_info=True)
 
     def _on_notification(self, channel: str) -> None:
-        sleepers = self._sleepers.get(channel, [])
-        for sleeper in sleepers:
-            if not sleeper.told.is_set():
-                sleeper.told.set()
-                # The next wake-up is another one's.
-                sleepers.remove(sleeper)
-                sleepers.append(sleeper)
-                return
+        sleepers = self._sleepers.get(channel)
+        if not sleepers:
+            return
+        # One that was told already has yet to look, which serves this wake-up as well; the row is its to put back all the same.
+        sleeper = next((each for each in sleepers if not each.told.is_set()), sleepers[0])
+        sleeper.tell([channel])
+        sleepers.remove(sleeper)
+        sleepers.append(sleeper)  # the next wake-up is another one's
 
     async def _tell(self) -> None:
         while True:
@@ -169,9 +179,9 @@ class Waiters:
 
     def _tell_all(self) -> None:
         """After a time without a connection everybody looks: what was told meanwhile is lost."""
-        for sleepers in self._sleepers.values():
+        for name, sleepers in self._sleepers.items():
             for sleeper in sleepers:
-                sleeper.told.set()
+                sleeper.tell([name])
 
 
 class _Listener:
