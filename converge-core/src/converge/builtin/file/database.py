@@ -6,6 +6,7 @@ import heapq
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -174,28 +175,45 @@ class Reader:
         self._connection.close()
 
     def get(self, keys: Sequence[Key]) -> list[Entry | None]:
-        """Value and revision of each key."""
-        with translated("the store's file"):
+        """Value and revision of each key, all from one snapshot."""
+        with self._snapshot(len(keys)):
             found: list[Entry | None] = []
             for key in keys:
                 row = self._connection.execute(sql.get(key[0]), _row(key)).fetchone()
                 found.append(None if row is None else Entry(key, row[0], row[1]))
             return found
 
-    def scan(self, range_: Range) -> list[Entry]:
-        """The entries of a range."""
+    def scan(self, ranges: Sequence[Range]) -> list[list[Entry]]:
+        """The entries of each range, all from one snapshot."""
+        with self._snapshot(len(ranges)):
+            return [self._scan(range_) for range_ in ranges]
+
+    def _scan(self, range_: Range) -> list[Entry]:
         family, prefix = range_.prefix[0], range_.prefix[1:]
         statement = sql.scan(family, len(prefix), range_.after is not None)
-        with translated("the store's file"):
-            rows = self._connection.execute(statement, prefix + (range_.after or ()))
-            decode = _decoder(family)
-            return [Entry((family, *decode(row[:-2])), row[-2], row[-1]) for row in islice(rows, range_.limit)]
+        rows = self._connection.execute(statement, prefix + (range_.after or ()))
+        decode = _decoder(family)
+        return [Entry((family, *decode(row[:-2])), row[-2], row[-1]) for row in islice(rows, range_.limit)]
 
     def count(self, prefix: Prefix) -> int:
         """How many keys are under a prefix."""
         with translated("the store's file"):
             (total,) = self._connection.execute(sql.count(prefix[0], len(prefix) - 1), prefix[1:]).fetchone()
             return int(total)
+
+    @contextmanager
+    def _snapshot(self, statements: int) -> Iterator[None]:
+        """Several statements see what one moment saw, so that no reader meets half a batch; one statement does so by itself."""
+        with translated("the store's file"):
+            if statements < 2:
+                yield
+                return
+            self._connection.execute("begin")
+            try:
+                yield
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
 
     def data_version(self) -> int:
         """A number that changes when another connection commits."""

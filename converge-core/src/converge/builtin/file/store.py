@@ -56,7 +56,7 @@ class FileStore(Store):
         return self._reader.get(keys)
 
     async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
-        return [self._reader.scan(range_) for range_ in ranges]
+        return self._reader.scan(ranges)
 
     async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
         return [self._reader.count(prefix) for prefix in prefixes]
