@@ -2,8 +2,8 @@
 
     python tests/bench/bench_claims_memory.py --lanes 10 300 --flatness
 
-Every round runs both, in turn; the median of the rounds' ratios is what counts. `--flatness` compares a claim beside 200,000 tasks that may not be taken,
-and beside 200,000 more of its own lane, with one beside 1,000; and submits of any priority, which come to lie anywhere among those that wait.
+Every round runs both, in turn; the median of the rounds' ratios is what counts. `--flatness` compares a claim beside 200,000 tasks that may not be
+taken, and beside 200,000 more of its own lane, with one beside 1,000; and submits of any priority, which come to lie anywhere among those that wait.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Floor:
 class Inheriting(MemoryStore):
     """The store with the turn that every store inherits."""
 
-    turn = Store.turn  # type: ignore[assignment]  # the inherited one, in place of the store's own
+    turn = Store.turn  # the inherited one, in place of the store's own
 
 
 class Bench:
@@ -131,10 +131,12 @@ class Bench:
                 await own.claim_once()
                 took.append(time.perf_counter() - began)
             costs.append(median(took) * 1e3)
-        self._tell("submit 500 of any priority, claim 100 beside 200,000, against 1,000", few_ms=costs[0], many_ms=costs[1], ratio=costs[1] / costs[0])
+        self._tell(
+            "submit 500 of any priority, claim 100, beside 200,000 against 1,000", few_ms=costs[0], many_ms=costs[1], ratio=costs[1] / costs[0]
+        )
 
     def _tell(self, what: str, **values: float) -> None:
-        found = {name: round(value, 3 if value < 100 else None) for name, value in values.items()}  # type: ignore[misc]  # an int if it rounds to one
+        found = {name: round(value, 3 if value < 100 else None) for name, value in values.items()}
         self.results[what] = found
         if not self.arguments.json:
             print(f"{what}: {', '.join(f'{name} {value:,}' for name, value in found.items())}", flush=True)
