@@ -2,10 +2,10 @@
 
     python tests/bench/bench_claims_redis.py --lanes 1 10 300 --processes 2 --inherited --flatness
 
-It starts a private Redis with an append-only file synced every second. The floor is one Lua script a call on copies of the same hash and sorted sets,
-two calls in flight, over bare connections of the same driver: no checks, no revisions, no ranges, no conflicts. Floor and store take turns within each
-round, and the median of the rounds' ratios is what counts. `--flatness` compares a claim's cost beside 200,000 tasks that may not be taken with that
-beside 1,000.
+It starts a private Redis with an append-only file synced every second. The floor is one Lua script a call on copies of the same hash and sorted
+sets, two calls in flight, over bare connections of the same driver: no checks, no revisions, no ranges, no conflicts. Floor and store take turns
+within each round, and the median of the rounds' ratios is what counts. `--flatness` compares a claim's cost beside 200,000 tasks that may not be
+taken with that beside 1,000.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Inheriting(RedisStore):
     async def commit(self, batches: Any, *, wake: Any = ()) -> Any:
         return (await RedisStore.turn(self, batches, None, wake=wake)).outcomes
 
-    turn = Store.turn  # type: ignore[assignment]  # the inherited one, in place of the store's own
+    turn = Store.turn
 
 
 class Bench:
@@ -274,8 +274,8 @@ class Bench:
         self._tell(what, median([first for first, _ in pairs]), **other)
 
     def _tell(self, what: str, rate: float | None = None, **more: float) -> None:
-        found = {"per_sec": round(rate)} if rate is not None else {}
-        found |= {name: round(value, 3 if value < 100 else None) for name, value in more.items()}  # type: ignore[misc]  # an int if it rounds to one
+        found: dict[str, float] = {"per_sec": round(rate)} if rate is not None else {}
+        found |= {name: round(value, 3 if value < 100 else None) for name, value in more.items()}
         self.results[what] = found
         if not self.arguments.json:
             print(f"{what}: {', '.join(f'{name} {value:,}' for name, value in found.items())}", flush=True)
