@@ -76,5 +76,6 @@ class Finishes:
         except NoSuchTask:
             raise StaleClaim(id_text(found.id), token=held.token) from None
         if not is_said_again(state, held, event):
-            raise StaleClaim(id_text(found.id), token=held.token, current=state.token if state is not None and state.token else None)
+            other = state.token if state is not None and state.token != held.token else 0
+            raise StaleClaim(id_text(found.id), token=held.token, current=other or None)
 
