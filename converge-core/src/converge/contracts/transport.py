@@ -6,18 +6,20 @@ delivery guarantee.
 The clauses, each tested by `converge.testing.TransportContract`:
 
 C-1  Frames arrive whole, unchanged, in the order sent, each once; a frame has 1 to `frame_bytes` bytes, all byte values are legal.
-C-2  send takes one frame or many; receive answers at least one, and as many as have already arrived. Boundaries between frames are kept; groups are not.
+C-2  send takes one frame or many; receive answers at least one, and as many as have already arrived. Boundaries between frames are kept; groups are
+     not.
 C-3  send waits while the peer does not read: what a channel holds unsent is bounded (`WRITE_QUEUE_BYTES`), memory does not grow with what is sent.
-C-4  An orderly close by the peer, or its death, ends receive with `ConnectionLost` after the frames that had arrived; send raises it too, at once or at
-     a later send.
+C-4  An orderly close by the peer, or its death, ends receive with `ConnectionLost` after the frames that had arrived; send raises it too, at once
+     or at a later send.
 C-5  close is idempotent, wakes a waiting send and receive with `ConnectionClosed`, and never waits for the peer longer than a second.
-C-6  A frame over the limit is refused with `MessageTooLarge` before any byte of the call is sent; one announced by the peer ends the channel with
-     `BadRecord`, before memory is taken for it.
+C-6  A frame over the limit is refused with `MessageTooLarge`, an empty one with `InvalidValue`, before any byte of the call is sent; one over the
+     limit that the peer announces ends the channel with `BadRecord`, before memory is taken for it.
 C-7  listen binds before it returns, and its `address` can be connected to (port 0 has become a port); a port in use, or an address that is not
      ours, is `ListenFailed` at once.
 C-8  connect to a closed port, an unknown host, or a peer that speaks something else fails with `ConnectFailed` (or the channel ends) in time.
 C-9  Many channels of one listener are independent: one that does not read stops no other.
-C-10 Cancelling send or receive leaves the channel usable, or closed with `ConnectionClosed`; never with half a frame on the wire.
+C-10 A cancelled receive loses no frame. A cancelled send leaves the channel usable, or closed with `ConnectionClosed`; any of its frames may have
+     been sent, never half of one with another after it.
 C-11 Leaving the listener closes its socket and every channel that it has accepted.
 C-12 Data that does not follow the transport's framing ends that channel alone with `BadRecord` or `ConnectionLost`, in bounded time and memory.
 """
@@ -61,7 +63,7 @@ class Channel(ABC):
         """Hand the frames to the connection, waiting while it is full (C-1 to C-3, C-6).
 
         Raises:
-            MessageTooLarge: A frame is over the limit; nothing was sent.
+            MessageTooLarge, InvalidValue: A frame is over the limit, or empty; nothing was sent.
             ConnectionLost: The connection broke; any of the frames may have arrived.
             ConnectionClosed: This side closed it.
         """

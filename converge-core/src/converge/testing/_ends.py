@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from converge.contracts.transport import Channel, Listener, Transport
 from converge.errors import ChannelError, ConnectionLost
@@ -16,6 +17,7 @@ from converge.errors import ChannelError, ConnectionLost
 QUIET_SEC = 0.25
 # close may wait for the peer for one second (C-5); the rest is the machine's.
 CLOSE_SEC = 2.0
+END = b"the last frame of this test"
 
 
 class Flood:
@@ -123,6 +125,11 @@ async def collect_until(channel: Channel, is_last: Callable[[bytes], bool]) -> l
     return got
 
 
+def is_end(frame: bytes) -> bool:
+    """Whether it is the last frame of a test, which travels in a call of its own."""
+    return frame == END
+
+
 async def take(channel: Channel, got: list[bytes]) -> None:
     """Receive once, leaving the frames where a cancelled caller finds them."""
     got += await channel.receive()
@@ -148,6 +155,12 @@ async def serve_all(listener: Listener, endings: list[ChannelError]) -> None:
     async with anyio.create_task_group() as group:
         while True:
             group.start_soon(serve, await listener.accept())
+
+
+async def turns(number: int) -> None:
+    """Let the event loop go round so many times."""
+    for _ in range(number):
+        await anyio.lowlevel.checkpoint()
 
 
 async def leave(channel: Channel) -> None:

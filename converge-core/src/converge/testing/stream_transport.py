@@ -24,7 +24,7 @@ from converge.contracts.transport import WRITE_QUEUE_BYTES
 from converge.errors import BadRecord, ChannelError, ConnectFailed, ConnectionLost
 from converge.testing._ends import Ending, collect, connected, send_each, serve_all
 from converge.testing.proxy import ByteProxy, byte_proxy, host_and_port
-from converge.testing.transport import BIG, LIMIT_SEC, Pair, TransportContract, few
+from converge.testing.transport import BIG, Pair, TransportContract, few
 
 
 class StreamTransportContract(TransportContract):
@@ -43,13 +43,14 @@ class StreamTransportContract(TransportContract):
     @contextlib.asynccontextmanager
     async def proxied(self, options: Any, address: str) -> AsyncIterator[tuple[Pair, ByteProxy]]:
         """A channel with a proxy in its middle."""
-        with anyio.fail_after(LIMIT_SEC):
+        with anyio.fail_after(self.limit_sec):
             async with self.open(options) as transport, transport.listen(address) as listener, byte_proxy(listener.address) as proxy:
                 near, far = await connected(transport, listener, proxy.address)
                 yield Pair(transport=transport, listener=listener, near=near, far=far), proxy
 
     @pytest.mark.parametrize(("chunk_bytes", "delay_sec"), [(1, 0.0), (7, 0.0), (100, 0.002)])
     async def test_c1_frames_survive_a_wire_that_splits_and_delays(self, options: Any, address: str, chunk_bytes: int, delay_sec: float) -> None:
+        """C-1: frames survive a wire that splits and delays."""
         sent = [b"a", bytes(range(256)), b"b" * 3, BIG[:700]]
         async with self.proxied(options, address) as (pair, proxy):
             proxy.chunk_bytes, proxy.delay_sec = chunk_bytes, delay_sec
@@ -59,6 +60,7 @@ class StreamTransportContract(TransportContract):
             assert await collect(pair.near, len(sent)) == sent
 
     async def test_c4_a_connection_cut_in_the_middle_of_a_frame_gives_the_whole_ones_and_is_lost(self, options: Any, address: str) -> None:
+        """C-4: a connection cut in the middle of a frame gives the whole ones and is lost."""
         for cut in (1, 2, 5, 400):
             async with self.proxied(options, address) as (pair, proxy):
                 await pair.near.send([b"whole"])
@@ -71,6 +73,7 @@ class StreamTransportContract(TransportContract):
                     await pair.near.receive()
 
     async def test_c6_a_frame_announced_over_the_limit_ends_the_channel_before_memory_is_taken(self, options: Any, address: str) -> None:
+        """C-6: a frame announced over the limit ends the channel before memory is taken."""
         async with self.proxied(options, address) as (pair, proxy):
             await pair.near.send([b"first"])
             assert await collect(pair.far, 1) == [b"first"]
@@ -82,6 +85,8 @@ class StreamTransportContract(TransportContract):
 
     @pytest.mark.parametrize("banner", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.9\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"])
     async def test_c8_a_peer_that_speaks_something_else_is_noticed(self, options: Any, address: str, banner: bytes) -> None:
+        """C-8: a peer that speaks something else is noticed."""
+
         async def speak(stream: anyio.abc.SocketStream) -> None:
             async with stream:
                 with contextlib.suppress(anyio.BrokenResourceError):
@@ -99,6 +104,7 @@ class StreamTransportContract(TransportContract):
             group.cancel_scope.cancel()
 
     async def test_c12_bytes_that_break_the_framing_end_that_channel_alone(self, options: Any, address: str) -> None:
+        """C-12: bytes that break the framing end that channel alone."""
         for name, data in {"oversized": self.oversized, **self.malformed}.items():
             async with self.proxied(options, address) as (pair, proxy):
                 honest, other = await connected(pair.transport, pair.listener, pair.listener.address)
@@ -115,6 +121,7 @@ class StreamTransportContract(TransportContract):
     @few
     @given(garbage=st.one_of(st.binary(min_size=1, max_size=200), st.binary(min_size=1, max_size=4).map(lambda head: bytes(4 - len(head)) + head)))
     async def test_c12_random_bytes_end_in_bounded_time_and_trouble_nobody(self, options: Any, address: str, garbage: bytes) -> None:
+        """C-12: random bytes end in bounded time and trouble nobody."""
         async with self.pair(options, address) as pair, anyio.create_task_group() as group:
             endings: list[ChannelError] = []
             group.start_soon(serve_all, pair.listener, endings)
@@ -131,6 +138,7 @@ class StreamTransportContract(TransportContract):
         assert all(isinstance(error, BadRecord | ConnectionLost) for error in endings)
 
     async def test_c12_a_frame_that_never_becomes_whole_ends_its_channel(self, options: Any, address: str) -> None:
+        """C-12: a frame that never becomes whole ends its channel."""
         async with self.proxied(options, address) as (pair, proxy):
             sent = len(proxy.seen_up)
             proxy.change_up = lambda offset, data: data[: max(sent + 40 - offset, 0)]

@@ -1,0 +1,336 @@
+"""Transports that are broken on purpose, one way each: the kit finds each of them, by the clause that it breaks and no other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, ClassVar
+
+import anyio
+import anyio.lowlevel
+import attrs
+import pytest
+
+from converge.builtin.local.plugin import LOCAL
+from converge.builtin.local.transport import LocalChannel, LocalListener
+from converge.contracts.transport import Channel, Listener, Transport, TransportBackend
+from converge.errors import BadRecord, ConnectFailed, ListenFailed, MessageTooLarge
+from converge.testing import StreamTransportContract, TransportContract
+from converge.testing.running import run_contract
+from converge_transport_tcp.plugin import TCP
+
+
+class Bent(Channel):
+    """A channel that does what another does; a subclass bends one thing."""
+
+    def __init__(self, straight: Channel) -> None:
+        self.straight = straight
+        self.peer = straight.peer
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        await self.straight.send(frames)
+
+    async def receive(self) -> Sequence[bytes]:
+        return await self.straight.receive()
+
+    async def close(self) -> None:
+        await self.straight.close()
+
+    @property
+    def local(self) -> LocalChannel:
+        assert isinstance(self.straight, LocalChannel)
+        return self.straight
+
+
+class BentListener(Listener):
+    def __init__(self, straight: Listener, bend: type[Bent]) -> None:
+        self.address, self.straight, self.bend = straight.address, straight, bend
+
+    async def accept(self) -> Channel:
+        return self.bend(await self.straight.accept())
+
+
+class BentTransport(Transport):
+    def __init__(self, straight: Transport, bend: type[Bent]) -> None:
+        self.straight, self.bend = straight, bend
+
+    @contextlib.asynccontextmanager
+    async def listen(self, address: str) -> AsyncIterator[Listener]:
+        async with self.straight.listen(address) as listener:
+            yield BentListener(listener, self.bend)
+
+    async def connect(self, address: str) -> Channel:
+        return self.bend(await self.straight.connect(address))
+
+
+def bent(backend: TransportBackend, channel: type[Bent] = Bent, transport: type[BentTransport] = BentTransport) -> TransportBackend:
+    @contextlib.asynccontextmanager
+    async def open_bent(options: Any) -> AsyncIterator[Transport]:
+        async with backend.open(options) as straight:
+            yield transport(straight, channel)
+
+    return attrs.evolve(backend, open=open_bent)
+
+
+class Local(TransportContract):
+    """The kit on the local transport, with little patience for what hangs."""
+
+    loops = ("asyncio",)
+    carrier_bytes = 0
+    limit_sec = 4.0
+    breaks: ClassVar[str]
+
+    @pytest.fixture
+    def address(self) -> str:
+        return "local:"
+
+    @pytest.fixture
+    def foreign_address(self) -> str:
+        return "tcp://127.0.0.1:0"
+
+    @pytest.fixture
+    def unknown_address(self) -> str:
+        return "local:nobody"
+
+
+class Corrupting(Bent):
+    """One value of a byte becomes another."""
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        # The test of C-1 sends each value by itself; a frame drawn for another test is not this one.
+        await self.straight.send([b"\xff"] if list(frames) == [b"\xfe"] else frames)
+
+
+class Merging(Bent):
+    """Frames of one call arrive as one."""
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        await self.straight.send([b"".join(frames)] if 1 < sum(map(len, frames)) <= self.frame_bytes and all(frames) else frames)
+
+
+class Unbounded(Bent):
+    """Keeps all that is sent, however slowly it is read."""
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        pipe = self.local._out
+        held, pipe.held = pipe.held, 0
+        try:
+            await self.straight.send(frames)
+        finally:
+            pipe.held += held
+
+
+class Forgetful(Bent):
+    """What the peer has not read when this side closes is gone."""
+
+    async def close(self) -> None:
+        pipe = self.local._out
+        if pipe.frames:
+            pipe.frames.pop()
+        await self.straight.close()
+
+
+class Hanging(Bent):
+    """close waits for ever for the peer."""
+
+    async def close(self) -> None:
+        await self.straight.close()
+        await anyio.sleep_forever()
+
+
+class Careless(Bent):
+    """Sends the frames before the one that is too long."""
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        for frame in frames:
+            await self.straight.send([frame])
+
+
+class Limitless(Bent):
+    """Sends a frame over the limit, cut in two."""
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        try:
+            await self.straight.send(frames)
+        except MessageTooLarge:
+            await self.straight.send([part for frame in frames for part in (frame[: self.frame_bytes], frame[self.frame_bytes :]) if part])
+
+
+class Untyped(BentTransport):
+    """An address in use is the system's error."""
+
+    @contextlib.asynccontextmanager
+    async def listen(self, address: str) -> AsyncIterator[Listener]:
+        try:
+            async with self.straight.listen(address) as listener:
+                yield listener
+        except ListenFailed as error:
+            raise OSError(98, "Address already in use") from error
+
+
+class Patient(BentTransport):
+    """Waits for somebody to listen."""
+
+    async def connect(self, address: str) -> Channel:
+        try:
+            return await self.straight.connect(address)
+        except ConnectFailed:
+            if address == "local:nobody":
+                await anyio.sleep_forever()
+            raise
+
+
+class Entangled(Bent):
+    """All channels share a lock, and hold it while they wait for their peers."""
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        names = LocalListener
+        if getattr(names, "lock", None) is None or getattr(names, "loop", None) is not anyio.lowlevel.current_token().native_token:
+            names.loop = anyio.lowlevel.current_token().native_token  # type: ignore[attr-defined]
+            names.lock = anyio.Lock()  # type: ignore[attr-defined]
+        async with names.lock:  # type: ignore[attr-defined]
+            await self.straight.send(frames)
+
+
+class Dropping(Bent):
+    """What receive has taken when it is cancelled is gone."""
+
+    async def receive(self) -> Sequence[bytes]:
+        frames = await self.straight.receive()
+        await anyio.lowlevel.checkpoint()
+        return frames
+
+
+class Leaving(BentTransport):
+    """Channels that were accepted outlive their listener."""
+
+    @contextlib.asynccontextmanager
+    async def listen(self, address: str) -> AsyncIterator[Listener]:
+        async with self.straight.listen(address) as listener:
+            yield listener
+            assert isinstance(listener, LocalListener)
+            listener.channels.clear()
+
+
+class Raw(Bent):
+    """An empty frame on the wire is an error without a type."""
+
+    async def receive(self) -> Sequence[bytes]:
+        try:
+            return await self.straight.receive()
+        except BadRecord as error:
+            if "of 0 bytes" in str(error):
+                raise RuntimeError("length is zero") from error
+            raise
+
+
+class CorruptingContract(Local):
+    backend = bent(LOCAL, Corrupting)
+    breaks = "C-1"
+
+
+class MergingContract(Local):
+    backend = bent(LOCAL, Merging)
+    breaks = "C-2"
+
+
+class UnboundedContract(Local):
+    backend = bent(LOCAL, Unbounded)
+    breaks = "C-3"
+
+
+class ForgetfulContract(Local):
+    backend = bent(LOCAL, Forgetful)
+    breaks = "C-4"
+
+
+class HangingContract(Local):
+    backend = bent(LOCAL, Hanging)
+    breaks = "C-5"
+
+
+class CarelessContract(Local):
+    backend = bent(LOCAL, Careless)
+    breaks = "C-6"
+
+
+class LimitlessContract(Local):
+    backend = bent(LOCAL, Limitless)
+    breaks = "C-6"
+
+
+class UntypedContract(Local):
+    backend = bent(LOCAL, transport=Untyped)
+    breaks = "C-7"
+
+
+class PatientContract(Local):
+    backend = bent(LOCAL, transport=Patient)
+    breaks = "C-8"
+
+
+class EntangledContract(Local):
+    backend = bent(LOCAL, Entangled)
+    breaks = "C-9"
+
+
+class DroppingContract(Local):
+    backend = bent(LOCAL, Dropping)
+    breaks = "C-10"
+
+
+class LeavingContract(Local):
+    backend = bent(LOCAL, transport=Leaving)
+    breaks = "C-11"
+
+
+class RawContract(StreamTransportContract):
+    backend = bent(TCP, Raw)
+    breaks: ClassVar[str] = "C-12"
+    loops = ("asyncio",)
+    limit_sec = 8.0
+    patience_sec = 3.0
+    oversized = b"\x00\x01\x00\x00"
+    malformed: ClassVar = {"an empty frame": bytes(4)}
+
+    @pytest.fixture
+    def options(self) -> Any:
+        return TCP.options(frame_sec=0.5)
+
+
+class StraightContract(Local):
+    backend = bent(LOCAL)
+
+
+BROKEN = (
+    CorruptingContract,
+    MergingContract,
+    UnboundedContract,
+    ForgetfulContract,
+    HangingContract,
+    CarelessContract,
+    LimitlessContract,
+    UntypedContract,
+    PatientContract,
+    EntangledContract,
+    DroppingContract,
+    LeavingContract,
+    RawContract,
+)
+
+
+@pytest.mark.parametrize("contract", BROKEN, ids=lambda contract: contract.__name__)
+def test_a_broken_transport_fails_the_clause_that_it_breaks_and_no_other(contract: type[Local] | type[RawContract]) -> None:
+    run = run_contract(contract)
+    assert {failure.clause for failure in run.failures} == {contract.breaks}, "\n".join(failure.report for failure in run.failures)
+    assert run.passed
+
+
+def test_the_same_transport_unbroken_fails_nothing() -> None:
+    run = run_contract(StraightContract)
+    assert run.failures == (), run.output
+    assert run.passed
+
+
+def test_every_clause_has_a_broken_transport() -> None:
+    assert {contract.breaks for contract in BROKEN} == {f"C-{number}" for number in range(1, 13)}
