@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import sys
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -33,3 +35,11 @@ def proxy(redis_url: str) -> Iterator[CutProxy]:
     """A proxy before the server, which breaks connections when it is told to."""
     with cut_proxy(redis_url) as made:
         yield made
+
+
+@pytest.fixture
+def seed() -> int:
+    """A seed for random choices; a failure shows it with the test's output."""
+    drawn = secrets.randbits(32)
+    sys.stdout.write(f"seed {drawn}\n")
+    return drawn
