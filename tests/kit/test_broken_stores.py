@@ -90,7 +90,7 @@ class BrokenStoreContract(StoreContract):
     store_class: ClassVar[type[ToyStore]]
     clause: ClassVar[str]
     also: ClassVar[frozenset[str]] = frozenset()
-    loops = ("asyncio",)
+    loops: ClassVar[tuple[str, ...]] = ("asyncio",)
     examples = 12
     shrinks = False
     rounds = 12
@@ -466,3 +466,43 @@ def test_the_store_from_which_the_broken_ones_are_made_is_whole() -> None:
 
 def test_every_clause_has_a_store_that_breaks_it() -> None:
     assert {kit.clause for kit in BROKEN} == {clause for clause in CLAUSES if clause.startswith("S-")}
+
+
+class InheritedTurnKit(BrokenStoreContract):
+    """A store with a broken turn, run with the turn that every store inherits."""
+
+    backend = attrs.evolve(TOY, open=TakesLaneAfterLane.open)
+    inherited_turn = True
+
+
+class BothLoopsKit(BrokenStoreContract):
+    """A store for every event loop."""
+
+    backend = TOY
+    loops = ("asyncio", "trio")
+
+
+class AsyncioOnlyKit(BothLoopsKit):
+    """A store whose driver needs asyncio."""
+
+    backend = attrs.evolve(TOY, features=frozenset({Feature.ASYNCIO_ONLY}))
+
+
+def test_the_kit_with_the_inherited_turn_does_not_see_the_stores_own() -> None:
+    assert run_contract(InheritedTurnKit, tests="take").failures == ()
+
+
+def test_a_store_runs_on_both_loops_unless_it_declares_asyncio_only() -> None:
+    one_test = "get_takes_as_many_keys"
+    assert (run_contract(BothLoopsKit, tests=one_test).passed, run_contract(AsyncioOnlyKit, tests=one_test).passed) == (2, 1)
+
+
+def test_a_failure_quotes_the_clause() -> None:
+    (failure,) = run_contract(cast("type", globals()["CountsOnePageKit"]), tests="count_goes_beyond_a_page").failures
+    assert failure.said.startswith("S-18: counts")
+    assert f"S-18 says: {CLAUSES['S-18']}" in failure.report
+
+
+def test_a_class_that_pytest_cannot_collect_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="pytest ran no test"):
+        run_contract(TurnStore)

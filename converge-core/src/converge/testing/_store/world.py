@@ -11,6 +11,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from converge.contracts.store import Store
 from converge.testing._store.base import Opening
+from converge.testing.clauses import ClauseBroken
 
 T = TypeVar("T")
 
@@ -24,6 +25,8 @@ class World:
     def __init__(self, opening: Opening, loop: str) -> None:
         self.opening, self.loop = opening, loop
         self.salt = 0
+        self.broken: ClauseBroken | None = None
+        """What failed first, in any history."""
         self.stack = ExitStack()
         self.portals: list[BlockingPortal] = []
         self.stores: list[Store] = []
