@@ -45,8 +45,6 @@ sizes = st.one_of(st.integers(1, 300), st.integers(1, FRAME_BYTES), st.sampled_f
 # Hypothesis likes to draw what it finds in the code; the frame that ends a test is not for the middle.
 drawn = st.one_of(st.binary(min_size=1, max_size=300), sizes.map(lambda size: (BIG * 2)[size % 256 :][:size]))
 frames = drawn.filter(lambda frame: not is_end(frame))
-    lambda frame: not is_end(frame)
-)
 # One class's test runs in many subclasses and event loops, each with fixtures of its own.
 few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
