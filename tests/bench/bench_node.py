@@ -1,0 +1,187 @@
+"""How many no-op tasks a second pass through a whole node of 100 agents, beside the bare turns of the contract on the same store?
+
+    python tests/bench/bench_node.py --stores memory file redis --loops uvloop asyncio
+
+Each round of a store runs the bare contract (claim 100 and finish them over `turn`, two in flight) and then the node, in one process, so the ratio
+holds however busy the machine is; so do the microseconds of processor time that the node's process spends on a task. *drain*: the tasks were
+submitted before. *whole*: from the first submit to the last task completed, submits included. A round begins with an empty store. Redis and
+PostgreSQL are private servers. `--profile` prints where the node's time goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import gc
+import json
+import platform
+import pstats
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import anyio
+import attrs
+from workload import median, site
+
+from converge import Agent, Node, Pool, Task
+from converge.services.opening import open_store
+from converge.testing.servers import postgres_server, redis_server
+
+CALL = 500
+"""Tasks of one call of submit."""
+
+POLL_SEC = 0.001
+"""How often the clock is stopped at the end: far below the time of a round."""
+
+
+class Idle(Agent):
+    """Returns at once."""
+
+    async def on_task(self, task: Task) -> None:
+        return None
+
+
+@attrs.frozen(kw_only=True)
+class Round:
+    """Tasks a second of one round."""
+
+    contract: float
+    drain: float
+    drain_cpu_us: float
+    whole: float
+
+
+class Bench:
+    """The rounds of one store on one event loop."""
+
+    def __init__(self, arguments: argparse.Namespace, profile: cProfile.Profile | None) -> None:
+        self.tasks, self.agents = arguments.tasks, arguments.agents
+        self.profile = profile
+
+    async def round(self, url: str) -> Round:
+        """Run the contract, then the node, each in a network of its own."""
+        contract = await self._contract(url)
+        drain, drain_cpu_us, whole = await self._node(url)
+        return Round(contract=contract, drain=drain, drain_cpu_us=drain_cpu_us, whole=whole)
+
+    async def _contract(self, url: str) -> float:
+        async with open_store(fresh(url), plugins=plugins(url), network=network(url)) as store:
+            own = await site(store)
+            await own.submit(self.tasks)
+            gc.collect()
+            return await own.drain(in_flight=2)
+
+    async def _node(self, url: str) -> tuple[float, float, float]:
+        async with Node(store=fresh(url), plugins=plugins(url), network=network(url)) as node:
+            await node.pools.create_pool(Pool(id="docs"))
+            await submit(node, self.tasks)
+            gc.collect()
+            if self.profile is not None:
+                self.profile.enable()
+            await node.spawn(Idle, count=self.agents, pool="docs")
+            began, cpu_began = time.perf_counter(), time.process_time()  # the feed has been told to start, and has not run yet
+            await completed(node, self.tasks)
+            drain, cpu_us = self.tasks / (time.perf_counter() - began), (time.process_time() - cpu_began) / self.tasks * 1e6
+            if self.profile is not None:
+                self.profile.disable()
+            gc.collect()
+            began = time.perf_counter()
+            await submit(node, self.tasks)
+            await completed(node, 2 * self.tasks)
+            return drain, cpu_us, self.tasks / (time.perf_counter() - began)
+
+
+async def submit(node: Node, count: int) -> None:
+    """Submit no-op tasks with small inputs."""
+    for at in range(0, count, CALL):
+        await node.tasks.submit_many([Task(pool_id="docs", inputs={"n": at + n}) for n in range(min(CALL, count - at))])
+
+
+async def completed(node: Node, count: int) -> None:
+    """Return when the store has acknowledged so many finishes."""
+    while sum(feed.completed for feed in node.feeds) < count:  # noqa: ASYNC110  # the node tells nobody of a number reached
+        await anyio.sleep(POLL_SEC)
+
+
+def fresh(url: str) -> str:
+    """Return the URL, with a new file where it names a folder."""
+    return f"{url}/{uuid4().hex}.db" if url.startswith("file:") else url
+
+
+def network(url: str) -> str:
+    """Return the name of a network of its own, where the store keeps several."""
+    return "converge" if url.startswith(("file:", "memory:")) else f"n{uuid4().hex[:16]}"
+
+
+def plugins(url: str) -> list[str]:
+    """Return what must be named for a URL."""
+    return {"redis": ["redis"], "postgresql": ["sql"]}.get(url.partition(":")[0], [])
+
+
+@contextmanager
+def served(store: str) -> Iterator[str]:
+    """Start what the store needs; give its URL."""
+    if store == "redis":
+        with redis_server() as url:
+            yield url
+    elif store == "postgresql":
+        with postgres_server() as url:
+            yield url
+    elif store == "file":
+        with tempfile.TemporaryDirectory(prefix="bench-node-", dir=Path.cwd()) as folder:
+            yield f"file:{folder}"
+    else:
+        yield "memory:"
+
+
+def measure(store: str, loop: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Run the rounds of one store on one event loop; return the medians."""
+    profile = cProfile.Profile() if arguments.profile else None
+    bench = Bench(arguments, profile)
+    options = {} if loop == "trio" else {"use_uvloop": loop == "uvloop"}
+    with served(store) as url:
+        rounds = [
+            anyio.run(bench.round, url, backend="trio" if loop == "trio" else "asyncio", backend_options=options) for _ in range(arguments.rounds)
+        ]
+    if profile is not None:
+        pstats.Stats(profile).sort_stats("tottime").print_stats(arguments.lines)
+    return {
+        "contract": median([one.contract for one in rounds]),
+        "drain": median([one.drain for one in rounds]),
+        "drain_cpu_us": median([one.drain_cpu_us for one in rounds]),
+        "drain_ratio": median([one.drain / one.contract for one in rounds]),
+        "whole": median([one.whole for one in rounds]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stores", nargs="+", default=["memory", "file", "redis"], choices=["memory", "file", "redis", "postgresql"])
+    parser.add_argument("--loops", nargs="+", default=["uvloop", "asyncio"], choices=["uvloop", "asyncio", "trio"])
+    parser.add_argument("--tasks", type=int, default=20_000)
+    parser.add_argument("--agents", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one short round")
+    parser.add_argument("--profile", action="store_true", help="print the lines of the node's drain that take most time")
+    parser.add_argument("--lines", type=int, default=45)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.tasks, arguments.rounds = 5_000, 1
+    results = {}
+    for store in arguments.stores:
+        for loop in arguments.loops:
+            found = results[f"{store}, {loop}"] = measure(store, loop, arguments)
+            if not arguments.json:
+                print(f"{store}, {loop}: {', '.join(f'{name} {value:,.{0 if value > 100 else 2}f}' for name, value in found.items())}", flush=True)
+    if arguments.json:
+        print(json.dumps({"v": 1, "command": sys.argv, "python": platform.python_version(), "machine": platform.machine(), "results": results}))
+
+
+if __name__ == "__main__":
+    main()
