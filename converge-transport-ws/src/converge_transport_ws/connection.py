@@ -7,7 +7,6 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection
-from websockets.protocol import State
 
 # The library limits each line of the head to 8 KiB, and their number to 128: a megabyte for each stranger.
 HEAD_BYTES = 8_192
@@ -38,18 +37,19 @@ class Head:
 
 
 class WsServerConnection(ServerConnection):
-    """A connection that was accepted."""
+    """A connection that was accepted; `unfinished` holds those of its listener whose upgrade goes on."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, unfinished: set[ServerConnection], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._http_head = Head()
+        self._http_head, self._unfinished = Head(), unfinished
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Refuse it at once where too many are unfinished."""
+        """End it at once where too many are unfinished."""
         super().connection_made(transport)
-        unfinished = sum(1 for other in self.server.all_connections if other.state is State.CONNECTING)
-        if unfinished > UNFINISHED:
+        if len(self._unfinished) >= UNFINISHED:
             self.transport.abort()
+        else:
+            self._unfinished.add(self)
 
     def data_received(self, data: bytes) -> None:
         """Give up a head over the limit."""
@@ -57,6 +57,11 @@ class WsServerConnection(ServerConnection):
             self.transport.abort()
             return
         super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Make room for another."""
+        self._unfinished.discard(self)
+        super().connection_lost(exc)
 
 
 class WsClientConnection(ClientConnection):

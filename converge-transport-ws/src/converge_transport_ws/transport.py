@@ -8,7 +8,8 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -66,7 +67,7 @@ class WsTransport(Transport):
                 # Only a browser sends an origin, and no page of a browser has business here.
                 origins=[None],
                 server_header=None,
-                create_connection=WsServerConnection,
+                create_connection=cast(type[ServerConnection], partial(WsServerConnection, unfinished=listener.unfinished)),
                 **self._settings(),
             )
             stack.push_async_callback(listener.close, server)
@@ -100,6 +101,7 @@ class WsListener(Listener):
 
     def __init__(self, bound: Address) -> None:
         self.address = bound.url
+        self.unfinished: set[ServerConnection] = set()
         self._path = bound.path
         self._channels: set[WsChannel] = set()
         self._put: MemoryObjectSendStream[WsChannel]
@@ -120,6 +122,7 @@ class WsListener(Listener):
 
     async def handle(self, connection: ServerConnection) -> None:
         """Own a connection until it ends; the library closes it when this returns."""
+        self.unfinished.discard(connection)
         channel = WsChannel(connection, self._channels)
         try:
             self._put.send_nowait(channel)

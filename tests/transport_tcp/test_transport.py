@@ -1,0 +1,135 @@
+"""What is special to TCP: addresses, the time of a frame, what a cancelled send leaves, running out of descriptors."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import anyio
+import pytest
+
+from converge.errors import BadRecord, ConnectFailed, ConnectionClosed, ConnectionLost, ListenFailed
+from converge.plugins import PluginHost
+from converge_transport_tcp import TcpOptions, TcpTransport
+from converge_transport_tcp.address import parse, show
+from converge_transport_tcp.transport import TcpListener
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "tcp://host",
+        "tcp://:7000",
+        "ws://host:1",
+        "tcp://user:secret@host:1",
+        "tcp://host:1/path",
+        "tcp://host:1?x=1",
+        "tcp://host:99999",
+        "host:1",
+        "",
+    ],
+)
+async def test_an_address_that_is_not_host_and_port_is_refused_on_both_sides(address: str) -> None:
+    async with TcpTransport.open(TcpOptions()) as transport:
+        with pytest.raises(ConnectFailed):
+            await transport.connect(address)
+        with pytest.raises(ListenFailed):
+            async with transport.listen(address):
+                pass
+
+
+def test_ipv6_addresses_stand_in_brackets() -> None:
+    assert parse("tcp://[::1]:7000") == ("::1", 7000)
+    assert show(("::1", 7000, 0, 0)) == "[::1]:7000"
+    assert show(("10.0.0.1", 7000)) == "10.0.0.1:7000"
+
+
+async def test_a_name_is_looked_up() -> None:
+    async with TcpTransport.open(TcpOptions()) as transport, transport.listen("tcp://127.0.0.1:0") as listener:
+        near = await transport.connect(listener.address.replace("127.0.0.1", "localhost"))
+        far = await listener.accept()
+        await near.send([b"here"])
+        assert await far.receive() == [b"here"]
+
+
+async def test_many_short_frames_do_not_hide_one_that_stalls() -> None:
+    async with TcpTransport.open(TcpOptions(frame_sec=0.2)) as transport, transport.listen("tcp://127.0.0.1:0") as listener:
+        host, port = parse(listener.address)
+        async with await anyio.connect_tcp(host, port) as stream:
+            far = await listener.accept()
+            await stream.send(b"\0\0\0\1a" * 100 + b"\0\0\0\2b")
+            assert await far.receive() == [b"a"] * 100
+            with pytest.raises(BadRecord, match="not whole"), anyio.fail_after(5):
+                await far.receive()
+
+
+async def test_an_idle_channel_is_not_taken_for_a_stalled_one() -> None:
+    async with TcpTransport.open(TcpOptions(frame_sec=0.1)) as transport, transport.listen("tcp://127.0.0.1:0") as listener:
+        near = await transport.connect(listener.address)
+        far = await listener.accept()
+        with anyio.move_on_after(0.3) as scope:
+            await far.receive()
+        assert scope.cancelled_caught
+        await near.send([b"late"])
+        assert await far.receive() == [b"late"]
+
+
+async def test_a_send_cancelled_in_the_middle_of_a_frame_closes_the_channel() -> None:
+    async with TcpTransport.open(TcpOptions()) as transport, transport.listen("tcp://127.0.0.1:0") as listener:
+        near = await transport.connect(listener.address)
+        far = await listener.accept()
+        with anyio.move_on_after(0.3):
+            while True:
+                await near.send([bytes(65_535)] * 10)
+        with pytest.raises(ConnectionClosed, match="cancelled"):
+            await near.send([b"next"])
+        with pytest.raises(ConnectionLost):
+            while True:
+                assert set(await far.receive()) == {bytes(65_535)}
+
+
+async def test_frames_sent_before_a_close_arrive_although_the_closer_had_unread_ones() -> None:
+    async with TcpTransport.open(TcpOptions()) as transport, transport.listen("tcp://127.0.0.1:0") as listener:
+        near = await transport.connect(listener.address)
+        far = await listener.accept()
+        await far.send([b"never read"] * 1_000)
+        await near.send([b"goodbye"])
+        await near.close()
+        assert await far.receive() == [b"goodbye"]
+
+
+async def test_a_listener_survives_running_out_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exhausted:
+        def __init__(self, sock: socket.socket) -> None:
+            self.sock, self.failures = sock, [errno.EMFILE, errno.ECONNABORTED]
+
+        def accept(self) -> tuple[socket.socket, object]:
+            if self.failures:
+                raise OSError(self.failures.pop(), "not now")
+            return self.sock.accept()
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.sock, name)
+
+    async with TcpTransport.open(TcpOptions()) as transport, transport.listen("tcp://127.0.0.1:0") as listener:
+        assert isinstance(listener, TcpListener)
+        exhausted = Exhausted(listener._sock)
+        monkeypatch.setattr(listener, "_sock", exhausted)
+        near = await transport.connect(listener.address)
+        with anyio.fail_after(5):
+            far = await listener.accept()
+        assert exhausted.failures == []
+        await near.send([b"here"])
+        assert await far.receive() == [b"here"]
+
+
+def test_options_are_bounded_and_know_nothing_of_tls() -> None:
+    for wrong in ({"connect_sec": 0.0}, {"frame_sec": 0.0}, {"backlog": 0}):
+        with pytest.raises(ValueError):
+            TcpOptions(**wrong)
+    with pytest.raises(TypeError):
+        TcpOptions(tls_certificate="server.pem")  # type: ignore[call-arg]  # what is tested
+
+
+def test_the_plugin_is_found_by_its_name_and_by_its_scheme() -> None:
+    assert PluginHost(["tcp"]).transport_backend("tcp") == PluginHost().transport_backend("tcp://127.0.0.1:0")
