@@ -1,0 +1,191 @@
+"""The data of one memory store: a dictionary of all keys, and an index for those that have an order. Its lock is the caller's to hold."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+
+from converge.builtin.memory.ordered import Ordered
+from converge.contracts.store import Batch, Committed, Conflict, Key, Prefix, Rest, Take, Taken, Window
+from converge.model.keys import ALSO, INT, Family
+
+_Check = tuple[Key, int]
+
+
+def _depth(family: Family) -> int:
+    """How many leading parts a family's keys are kept apart by: those before its first integer, else all but the last."""
+    parts = list(family.parts.values())
+    return parts.index(INT) if INT in parts else max(0, len(parts) - 1)
+
+
+class Core:
+    """What the handles of one store share."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.entries: dict[Key, tuple[bytes, int]] = {}
+        self.revision = 0
+        # For each family with an order: how deep its keys are kept apart, and an index for each beginning that has keys.
+        self._families: dict[Family, tuple[int, dict[Prefix, Ordered]]] = {}
+        self._offset = time.time_ns() - time.monotonic_ns()
+
+    def now(self) -> int:
+        """Store time: the wall clock of the moment when the store was made, and monotonic from there."""
+        return (time.monotonic_ns() + self._offset) // 1_000
+
+    # Reads.
+
+    def walk(self, prefix: Prefix, after: Rest | None) -> Iterator[Key]:
+        """Return the live keys under the prefix whose rest is greater than `after`, in order."""
+        family = prefix[0]
+        depth, indexes = self._families.get(family, (0, {}))
+        bound = None if after is None else prefix + after
+        length = len(prefix)
+        if length - 1 == depth:
+            index = indexes.get(prefix[1:])
+            return iter(()) if index is None else index.walk(bound)
+        if length - 1 > depth:
+            index = indexes.get(prefix[1 : depth + 1])
+            return iter(()) if index is None else _under(prefix, index.walk(bound, prefix=prefix))
+        beginnings = sorted(parts for parts in indexes if parts[: length - 1] == prefix[1:])
+        if bound is not None:
+            beginnings = [parts for parts in beginnings if (family, *parts) >= bound[: depth + 1]]
+        return chain.from_iterable(indexes[parts].walk(bound) for parts in beginnings)
+
+    def count(self, prefix: Prefix) -> int:
+        """How many keys are under the prefix."""
+        depth, indexes = self._families.get(prefix[0], (0, {}))
+        given = prefix[1:]
+        if len(given) > depth:
+            return sum(1 for _ in self.walk(prefix, None))
+        if len(given) == depth:
+            index = indexes.get(given)
+            return 0 if index is None else index.alive
+        return sum(index.alive for parts, index in indexes.items() if parts[: len(given)] == given)
+
+    # Writes.
+
+    def apply(self, batches: Sequence[Batch]) -> list[Committed | Conflict]:
+        """Apply each batch whole or not at all. The common case of a batch that holds is written for speed: it is what a submit and a finish cost."""
+        self.revision = revision = self.revision + 1
+        find, put, delete, committed = self.entries.get, self._put, self._delete, Committed(revision)
+        outcomes: list[Committed | Conflict] = []
+        for batch in batches:
+            checks, puts, deletes, window = batch
+            is_out = window is not None and not self._is_inside(window)
+            for key, expected in checks:
+                entry = find(key)
+                if (0 if entry is None else entry[1]) != expected:
+                    break
+            else:
+                if not is_out:
+                    for key in deletes:
+                        delete(key)
+                    for key, value in puts:
+                        put(key, (value, revision))
+                    outcomes.append(committed)
+                    continue
+            outcomes.append(Conflict(self._failed(checks), is_out))
+        return outcomes
+
+    def take(self, take: Take) -> Taken | Conflict:
+        """Move the smallest rests of the ranges."""
+        if failed := self._failed(take.checks):
+            return Conflict(failed)
+        chosen, heads = self._choose(take)
+        now = self.now()
+        if not chosen:
+            return Taken(0, (), (), heads, now)
+        self.revision = revision = self.revision + 1
+        skip, to, tail = len(take.ranges[0].prefix), take.to, take.tail
+        rests = [key[skip:] for key in chosen]
+        for key in chosen:
+            self._delete(key)
+        held = (str(now).encode(), revision)
+        self._put_all([to + rest + tail for rest in rests], to, held)
+        find = self.entries.get
+        also = [[None if (entry := find((family, rest[-1]))) is None else entry[0] for family in take.also] for rest in rests]
+        return Taken(revision, rests, also, heads, now)
+
+    def _failed(self, checks: Sequence[_Check]) -> tuple[Key, ...]:
+        find = self.entries.get
+        return tuple(key for key, expected in checks if (0 if (entry := find(key)) is None else entry[1]) != expected)
+
+    def _is_inside(self, window: Window) -> bool:
+        now = self.now()
+        return (window.at_least is None or now >= window.at_least) and (window.at_most is None or now <= window.at_most)
+
+    def _put(self, key: Key, entry: tuple[bytes, int]) -> None:
+        entries, family = self.entries, key[0]
+        if family not in ALSO and key not in entries:
+            self._index(key).add(key)
+        entries[key] = entry
+
+    def _put_all(self, keys: list[Key], prefix: Prefix, entry: tuple[bytes, int]) -> None:
+        """Put many new keys of one prefix."""
+        family = prefix[0]
+        depth, _ = self._family(family)
+        if len(prefix) <= depth or any(key in self.entries for key in keys):
+            for key in keys:
+                self._put(key, entry)
+            return
+        self._index(keys[0]).extend(keys)
+        self.entries.update(dict.fromkeys(keys, entry))
+
+    def _delete(self, key: Key) -> None:
+        if self.entries.pop(key, None) is None or key[0] in ALSO:
+            return
+        depth, indexes = self._families[key[0]]
+        beginning = key[1 : depth + 1]
+        index = indexes[beginning]
+        index.died()
+        if not index.alive:
+            del indexes[beginning]  # its dead keys go with it
+
+    def _index(self, key: Key) -> Ordered:
+        depth, indexes = self._family(key[0])
+        beginning = key[1 : depth + 1]
+        index = indexes.get(beginning)
+        if index is None:
+            index = indexes[beginning] = Ordered(self.entries)
+        return index
+
+    def _family(self, family: Family) -> tuple[int, dict[Prefix, Ordered]]:
+        known = self._families.get(family)
+        if known is None:
+            known = self._families[family] = (_depth(family), {})
+        return known
+
+    def _choose(self, take: Take) -> tuple[list[Key], list[Rest | None]]:
+        """Return the first keys by their rests over all ranges, and the head that is left of each range."""
+        walks = [self.walk(range_.prefix, range_.after) for range_ in take.ranges]
+        skip, limit = len(take.ranges[0].prefix), take.limit
+        if len(walks) == 1:
+            chosen = list(islice(walks[0], limit + 1))
+            return chosen[:limit], [chosen[limit][skip:] if len(chosen) > limit else None]
+        heap = [(key[skip:], number, key) for number, walk in enumerate(walks) if (key := next(walk, None)) is not None]
+        heapq.heapify(heap)
+        chosen = []
+        while heap and len(chosen) < limit:
+            _, number, key = heap[0]
+            chosen.append(key)
+            following = next(walks[number], None)
+            if following is None:
+                heapq.heappop(heap)
+            else:
+                heapq.heapreplace(heap, (following[skip:], number, following))
+        heads: list[Rest | None] = [None] * len(walks)
+        for rest, number, _ in heap:
+            heads[number] = rest
+        return chosen, heads
+
+
+def _under(prefix: Prefix, keys: Iterator[Key]) -> Iterator[Key]:
+    length = len(prefix)
+    for key in keys:
+        if key[:length] != prefix:
+            return
+        yield key
