@@ -50,6 +50,12 @@ def test_the_first_command_does_its_work_in_a_fresh_clone(tmp_path: Path, plain_
     block = only_block((clone / "README.md").read_text(), "Run it")
     done = subprocess.run(["sh", "-c", block], cwd=clone, env=plain_environment, capture_output=True, text=True, timeout=INSTALL_SEC)
     assert done.returncode == 0, done.stdout + done.stderr
+    pages = sorted(path for path in clone.glob("docs/**/*.md") if not any(part.startswith(".") for part in path.relative_to(clone).parts))
+    every_page = b"".join(path.read_bytes() for path in pages)
+    counted = subprocess.run(["wc", "-w"], input=every_page, env={**os.environ, "LC_ALL": "C.UTF-8"}, capture_output=True, check=True).stdout
+    *rows, total = done.stdout.strip().splitlines()
+    assert total.split() == ["total", f"({len(pages)}", "tasks)", counted.decode().strip()]
+    assert [row.split()[0] for row in rows[1:]] == [str(path.relative_to(clone)) for path in pages]
 
 
 def test_the_second_command_is_what_ci_runs() -> None:

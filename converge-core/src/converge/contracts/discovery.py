@@ -60,7 +60,7 @@ class Discovery(ABC):
 
 
 Open = Callable[..., AbstractAsyncContextManager[Discovery]]
-"""`open(options, *, store, lease)`: an async context manager of a Discovery; `store` and `lease` are what the node offers, may be left unused."""
+"""`open(options, *, store, poll_sec)`: an async context manager of a Discovery; the node's store and its poll interval may be left unused."""
 
 
 @attrs.frozen(kw_only=True)

@@ -10,7 +10,7 @@ import anyio
 import attrs
 from anyio.abc import TaskGroup
 
-from converge.contracts.discovery import Sighting
+from converge.contracts.discovery import Discovery, Sighting
 from converge.env import Env
 from converge.errors import ConfigError, LeaseEnded, StoreError
 from converge.machines.secure import Terms
@@ -25,7 +25,6 @@ from converge.services.opened import Opened
 from converge.services.opening import backend_options, check_loop
 from converge.services.post import Post
 from converge.services.registry import IdentityRegistry
-from converge.services.sightings import StoreSightings
 
 log = logging.getLogger("converge.network")
 
@@ -36,6 +35,7 @@ class NetworkSettings:
 
     network: str
     transport: str
+    discovery: str
     advertise: str
     poll_sec: float
     max_connections: int
@@ -47,17 +47,29 @@ class Network:
 
     def __init__(self, opened: Opened, identity: Identity, env: Env, group: TaskGroup, settings: NetworkSettings, host: PluginHost) -> None:
         self._opened, self._identity, self._env, self._group, self._settings, self._host = opened, identity, env, group, settings, host
-        self.sightings = StoreSightings(opened, settings.poll_sec)
-        self.discovery = DiscoveryService(store=opened.store, network=settings.network, discovery=self.sightings)
-        self.registry = IdentityRegistry(self.discovery.directory)
-        self.post = Post(env, self.discovery, self.registry, opened.now, host)
+        self.sightings: Discovery
+        self.discovery: DiscoveryService
+        self.registry: IdentityRegistry
+        self.post: Post
         self.endpoints: tuple[str, ...] = ()
         self.links: Links | None = None
         self._published: dict[str, tuple[Identity, AgentDescriptor]] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Listen, if a transport is named, and keep the directory fresh."""
+        """Open discovery; listen, if a transport is named, and keep the directory fresh."""
+        discovery = self._host.discovery_backend(self._settings.discovery)
+        check_loop(discovery.name, discovery.features)
+        chosen = backend_options(discovery.name, discovery.options, self._settings.options)
+        async with discovery.open(chosen, store=self._opened.store, poll_sec=self._settings.poll_sec) as self.sightings:
+            self.discovery = DiscoveryService(store=self._opened.store, network=self._settings.network, discovery=self.sightings)
+            self.registry = IdentityRegistry(self.discovery.directory)
+            self.post = Post(self._env, self.discovery, self.registry, self._opened.now, self._host)
+            async with self._listening():
+                yield
+
+    @asynccontextmanager
+    async def _listening(self) -> AsyncIterator[None]:
         if not self._settings.transport:
             yield
             return

@@ -50,6 +50,7 @@ class NodeSettings:
 
     store: str = "memory:"
     transport: str = ""
+    discovery: str = "store"
     plugins: tuple[str, ...] = attrs.field(default=(), converter=tuple)
     network: str = "converge"
     advertise: str = ""
@@ -89,8 +90,8 @@ class Node:
             self._group: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.push_async_callback(self._cancel_group)
             self.network = Network(self.opened, self.identity, self.env, self._group, self._network_settings(), self._host)
-            self.discovery, self.registry = self.network.discovery, self.network.registry
             await stack.enter_async_context(self.network.running())
+            self.discovery, self.registry = self.network.discovery, self.network.registry
             stack.push_async_callback(self._cancel_group)
             await self.network.add_node()
             self._group.start_soon(Reaper(self.opened, self.settings.poll_sec).run)
@@ -115,6 +116,7 @@ class Node:
         return NetworkSettings(
             network=one.network,
             transport=one.transport,
+            discovery=one.discovery,
             advertise=one.advertise,
             poll_sec=one.poll_sec,
             max_connections=one.max_connections,

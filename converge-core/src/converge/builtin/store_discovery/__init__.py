@@ -1,0 +1,1 @@
+"""Discovery through the store that the node works on: the default."""
