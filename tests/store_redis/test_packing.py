@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from converge.contracts.store import Batch, Conflict, Range, Take
-from converge.model.keys import FAMILIES, HELD, ID, INT, INT_MAX, INT_MIN, NAME, READY, Family, Key
+from converge.model.keys import DONE, FAMILIES, HELD, INT, INT_MAX, INT_MIN, NAME, READY, Family, Key
 from converge_store_redis import RedisStore
 from converge_store_redis.packing import PACKERS, TAGS, bounds, field, member_unpacker, rests_unpacker, tail_of
 
@@ -59,7 +59,9 @@ def test_a_tail_is_the_end_of_a_packed_key() -> None:
     key = HELD(b"\1" * 16, 7, b"\2" * 16, b"\3" * 16)
     assert tail_of(key[:2], key[4:]) == field(key)[-16:]
     assert tail_of(key[:2], ()) == b""
-    assert ID in HELD.parts.values()
+    done = DONE("docs", "é", -7, b"\4" * 16)
+    for skip in range(1, 5):
+        assert tail_of(done[:skip], done[skip:]) == field(done)[len(field(done[:skip])) :]
 
 
 async def test_a_take_merges_ranges_byte_by_byte(store: RedisStore, seed: int) -> None:

@@ -99,10 +99,14 @@ def bounds(prefix: Key, after: Rest | None) -> tuple[bytes, bytes]:
 
 def tail_of(to: Key, tail: Rest) -> bytes:
     """Return the packed last parts of a key that begins with `to`."""
-    family = to[0]
-    parts: list[Any] = list(family.parts.values())[family.arity - len(tail) :]
-    last = Family("", **{str(number): part for number, part in enumerate(parts)})
-    return pack((last, *tail))
+    parts = tuple(to[0].parts.values())
+    return b"".join([_packed(part, value) for part, value in zip(parts[len(parts) - len(tail) :], tail, strict=True)])
+
+
+def _packed(part: Part, value: Any) -> bytes:
+    if part is INT:
+        return int(value + _OFFSET).to_bytes(8, "big")
+    return value.encode() + b"\0" if part is NAME else bytes(value)
 
 
 def _next(start: bytes) -> bytes:
