@@ -16,10 +16,24 @@ _BROKEN = re.compile(r"ClauseBroken: (([A-Z]-\d+): .*)")
 _CITED = re.compile(r"([A-Z]-\d+)")
 
 # The run is a guest in a process that may be a test run itself: it loads no conftest, draws no seed of its own, keeps no cache, and leaves alone what
-# belongs to the process (signals, warnings, captured output).
+# belongs to the process (signals, captured output). A host with leak checks has asked for them on the very functions that are run here.
 _OPTIONS = (
     *("-c", "/dev/null", "--noconftest", "--import-mode=importlib", "--strict-markers", "-q", "-W", "error"),
-    *("-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist", "-p", "no:faulthandler", "-p", "no:timeout", "--capture=no"),
+    *(
+        "-p",
+        "converge.testing.fixtures",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:randomly",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:faulthandler",
+        "-p",
+        "no:timeout",
+        "--capture=no",
+    ),
 )
 
 

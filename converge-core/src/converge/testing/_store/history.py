@@ -265,6 +265,7 @@ class StoreHistory(RuleBasedStateMachine):
         ranges = [Range(prefix) for prefix in self.prefixes()]
         pages = self.world.call(handle, lambda store: store.scan(ranges))
         self.model.judge_pages(ranges, pages, clause)
+        self.read_back(handle, [self.key(place) for place in RECORDS + GUARDS], clause)
 
     def teardown(self) -> None:
         """Compare everything once more, through the handle in the other thread; after a failure that would hide what failed first."""
@@ -274,7 +275,6 @@ class StoreHistory(RuleBasedStateMachine):
                 self.world.broken = error
             return
         self._read_all(HANDLES - 1, "S-14")
-        self.read_back(HANDLES - 1, [self.key(place) for place in RECORDS + GUARDS], "S-14")
 
 
 @contextmanager
