@@ -11,7 +11,8 @@
         TaskError           give up this attempt: StaleClaim, LeaseEnded, ResultTimeout
         MessageError        the message did not arrive: Undeliverable, Backpressure, HandlerFailed, DeliveryTimeout
         ChannelError        reconnect, or refuse the peer: HandshakeFailed, HandshakeRefused, BadRecord, VersionMismatch, PeerMismatch,
-                            NetworkMismatch, TlsMismatch, MessageTooLarge, ConnectionLost (the world did), ConnectionClosed (we did), ListenFailed, ConnectFailed
+                            NetworkMismatch, TlsMismatch, MessageTooLarge, ConnectionLost (the world did), ConnectionClosed (we did),
+                            ListenFailed, ConnectFailed
 
 Values are attributes too, so nobody parses text.
 """

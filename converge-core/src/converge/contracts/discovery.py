@@ -2,11 +2,12 @@
 
 Verification, sequence, index and matching are core's; a backend only carries what was seen where.
 
-The clauses, each tested by `converge.testing.DiscoveryContract`:
+The clauses:
 
 D-1  snapshot answers every sighting that was published and neither withdrawn nor ended, each id once, the latest published.
 D-2  publish again with the same id replaces; withdraw of an unknown id is no error; empty calls are legal.
-D-3  watch yields a first list when it is in force (what `snapshot` would say), then whole lists after changes; a change may be reported once for many.
+D-3  watch yields a first list when it is in force (what `snapshot` would say), then whole lists after changes; one list may report many
+     changes.
 D-4  A sighting comes back byte for byte.
 """
 

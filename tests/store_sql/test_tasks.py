@@ -1,0 +1,25 @@
+"""Tasks keep every clause of their contract on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import pytest
+
+from converge.testing import TaskContract
+from converge_store_sql import SqlOptions
+from converge_store_sql.plugin import SQL
+
+
+class TestPostgresqlTasks(TaskContract):
+    """On PostgreSQL 18."""
+
+    backend = SQL
+
+    @pytest.fixture
+    def url(self, postgres_url: str) -> str:
+        """The server of this test process."""
+        return postgres_url
+
+    @pytest.fixture
+    def options(self, namespace: str) -> SqlOptions:
+        """A network of the test's own."""
+        return SqlOptions(network=namespace)
