@@ -213,7 +213,9 @@ class Bench:
     async def _empty(self, store: SqlStore, lanes: int = 1) -> Site:
         await self.server.execute(f"truncate {', '.join(f'floor_{name}, converge_{name}' for name in TABLES)}")
         await self.server.execute("checkpoint")
-        return await site(store, lanes=lanes)
+        own = await site(store, lanes=lanes)
+        own.is_from_heads = True
+        return own
 
     def _tell_pairs(self, what: str, pairs: Sequence[tuple[float, float]], beside: str = "floor") -> None:
         other = {beside: median([second for _, second in pairs]), "ratio": median([first / second for first, second in pairs])}
@@ -240,6 +242,7 @@ def _drain_process(url: str, at: float) -> tuple[int, float]:
     async def drain() -> tuple[int, float]:
         async with SqlStore.open(url) as store:
             own = await site(store)
+            own.is_from_heads = True
             await asyncio.sleep(at - time.time())
             await own.drain(in_flight=IN_FLIGHT)
             return own.claimed, time.time()

@@ -123,7 +123,7 @@ def _engine(dsn: str, options: SqlOptions) -> AsyncEngine:
         dialect: Any = engine.dialect
         return dialect.dbapi.connect(async_creator_fn=asyncpg.connect, prepared_statement_cache_size=STATEMENTS, **arguments)
 
-    engine = create_async_engine("postgresql+asyncpg://", creator=creator, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    engine = create_async_engine("postgresql+asyncpg://", creator=creator, isolation_level="AUTOCOMMIT", poolclass=NullPool, hide_parameters=True)
     return engine
 
 
