@@ -395,7 +395,8 @@ def _open_lane(spec: Spec, lane: LaneSeen | None, checks: list[Check], puts: lis
 
 
 def _entry(id_: bytes, spec: Spec, due: int, rank: int, now: int) -> Put:
-    if due > now:
+    # Who frees a successor may read store time a little behind its submitter: what was due when it was submitted is never put off by that.
+    if due > max(now, spec.submitted):
         return LATER(due, id_), _lane(spec)
     return READY(bytes.fromhex(spec.lane), rank, id_), b""
 
