@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import aclosing
 
 import anyio
 
 from converge.codec import decode
-from converge.contracts.store import LIMITS
-from converge.errors import NoSuchTask
+from converge.contracts.store import LIMITS, Entry
+from converge.errors import NoSuchTask, StoreError
 from converge.ids import id_text
 from converge.machines.task import is_terminal
 from converge.model.keys import STATE, TASK
 from converge.model.task import State
 from converge.services.opened import Opened
+
+log = logging.getLogger("converge.results")
 
 
 class _Waiter:
@@ -54,6 +57,8 @@ class Results:
             self._waiting[id_].remove(waiter)
             if not self._waiting[id_]:
                 del self._waiting[id_]
+            if not self._has_leader:
+                self._hand_over()  # this one may have been told to lead, and leaves before it did
 
     async def _is_over(self, id_: bytes) -> bool:
         spec, state = await self._opened.store.get([TASK(id_), STATE(id_)])
@@ -71,18 +76,33 @@ class Results:
                     with anyio.move_on_after(self._poll_sec):
                         await woken.event.wait()
                     woken.event = anyio.Event()
-                    await self._look()
+                    await self._look_if_possible()
                 group.cancel_scope.cancel()
         finally:
             self._has_leader = False
-            others = (other for waiters in self._waiting.values() for other in waiters if other is not waiter)
-            if (heir := next(others, None)) is not None:
-                heir.event.set()
+
+    def _hand_over(self) -> None:
+        """Let one who still waits lead; `wait` calls this again if that one leaves instead."""
+        waiters = (waiter for waiters in self._waiting.values() for waiter in waiters if not waiter.is_over)
+        if (heir := next(waiters, None)) is not None:
+            heir.event.set()
 
     async def _watch(self, woken: _Waiter) -> None:
-        async with aclosing(self._opened.store.watch([self._opened.origin])) as watch:  # type: ignore[type-var]  # every watch is an async generator
-            async for _ in watch:
-                woken.event.set()
+        while True:
+            try:
+                async with aclosing(self._opened.store.watch([self._opened.origin])) as watch:  # type: ignore[type-var]  # every watch is an async generator
+                    async for _ in watch:
+                        woken.event.set()
+            except StoreError as error:
+                log.warning("wake-ups are lost, results are polled for until they are back: %s", error)
+            await anyio.sleep(self._poll_sec)
+
+    async def _look_if_possible(self) -> None:
+        """Look; while the store is away whoever waits goes on waiting, as long as their own timeout lets them."""
+        try:
+            await self._look()
+        except StoreError as error:
+            log.warning("results wait for the store: %s", error)
 
     async def _look(self) -> None:
         ids = list(self._waiting)
@@ -90,7 +110,7 @@ class Results:
             some = ids[at : at + LIMITS.keys // 2]
             states = await self._opened.store.get([STATE(id_) for id_ in some])
             for id_, entry in zip(some, states, strict=True):
-                if entry is not None and is_terminal(decode(entry.value, State, id_text(id_))):
+                if entry is not None and _is_over(entry, id_):
                     self._tell(id_)
             # Retention removes state and task together; whoever still waits then is told, and finds it gone.
             missing = [id_ for id_, entry in zip(some, states, strict=True) if entry is None]
@@ -103,3 +123,11 @@ class Results:
         for waiter in self._waiting.get(id_, ()):
             waiter.is_over = True
             waiter.event.set()
+
+
+def _is_over(entry: Entry, id_: bytes) -> bool:
+    """Tell whether there is something to say; of a record that cannot be read, too, which is for those who wait for it alone."""
+    try:
+        return is_terminal(decode(entry.value, State, id_text(id_)))
+    except StoreError:
+        return True
