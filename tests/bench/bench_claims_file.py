@@ -28,7 +28,7 @@ from typing import TypeVar
 import anyio
 from workload import CALL, CLAIM, ENDED, POOL_ID, SPEC, UNTIL, Site, lane_hash, median, site, uuids
 
-from converge.builtin.file.database import connect
+from converge.builtin.file.schema import connect_writer
 from converge.builtin.file.store import FileStore
 from converge.builtin.file.turnstile import Turnstile
 from converge.contracts.store import Batch, Store
@@ -43,7 +43,7 @@ class Floor:
     """The same rows in the tables of a store's file."""
 
     def __init__(self, path: str) -> None:
-        self.connection, self.turnstile = connect(path), Turnstile(path)
+        self.connection, self.turnstile = connect_writer(path), Turnstile(path)
         self.lane, self.lease = lane_hash(0), os.urandom(16)
 
     def submit(self, count: int) -> float:

@@ -23,17 +23,17 @@ class FileClock:
 
     def __init__(self, offset: int, *, is_wall: bool) -> None:
         self._offset, self._is_wall = offset, is_wall
+        self._latest = 0
 
     @classmethod
-    def load(cls, connection: sqlite3.Connection, greatest_lease_us: int = 0) -> FileClock:
+    def load(cls, connection: sqlite3.Connection) -> FileClock:
         """Read the file's offset, in a write transaction; after a boot, rebase it so that time goes on and every lease of the old boot has passed."""
         boot = boot_id()
         if not boot:
             return cls(0, is_wall=True)
         meta = dict(connection.execute("select name, value from meta where name in ('boot', 'offset')").fetchall())
-        known = meta.get(b"boot") or meta.get("boot")
-        if known is not None and _text(known) == boot:
-            return cls(int(meta.get(b"offset") or meta["offset"]), is_wall=False)
+        if meta.get(b"boot") == boot.encode():
+            return cls(meta[b"offset"], is_wall=False)
         # Every expiry of the old boot was set by its clock; time after a rebase begins behind the last of them, and not before the wall clock.
         (latest,) = connection.execute("select max(cast(v as integer)) from f_expiry").fetchone()
         now = max(time.time_ns() // 1_000, (latest or 0) + 1)
@@ -42,11 +42,8 @@ class FileClock:
         return cls(offset, is_wall=False)
 
     def now(self) -> int:
-        """Return store time."""
-        if self._is_wall:
-            return time.time_ns() // 1_000
-        return time.clock_gettime_ns(_CLOCK) // 1_000 + self._offset
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+        """Return store time; it does not run backwards."""
+        if not self._is_wall:
+            return time.clock_gettime_ns(_CLOCK) // 1_000 + self._offset
+        self._latest = max(self._latest, time.time_ns() // 1_000)
+        return self._latest

@@ -3,73 +3,57 @@
 from __future__ import annotations
 
 import heapq
+import os
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from converge.builtin.file import statements as sql
 from converge.builtin.file._errors import translated
 from converge.builtin.file.clock import FileClock
+from converge.builtin.file.reader import decoder
+from converge.builtin.file.schema import connect_writer
 from converge.builtin.file.turnstile import Turnstile
-from converge.contracts.store import ABSENT, Batch, Committed, Conflict, Entry, Key, Prefix, Range, Rest, Take, Taken, Turned, Window
-from converge.errors import SchemaTooNew, StoreRefused
+from converge.contracts.store import ABSENT, Batch, Committed, Conflict, Key, Prefix, Range, Rest, Take, Taken, Turned, Window
+from converge.errors import StoreUnavailable
 from converge.model.keys import NAME, Family
-
-BUSY_MS = 5_000
-"""SQLite's own wait for a lock: only programs that do not use the turnstile make it wait at all."""
 
 
 class _Missed(Exception):
     """A check that the quick way relied on did not hold: the slow way finds out whose."""
 
 
-def connect(path: str) -> sqlite3.Connection:
-    """Open the file with full durability: a commit is on disk when it returns."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
-    connection.text_factory = bytes  # values are bytes in the contract; decoding them to text and back would cost a third of a scan
-    connection.execute(f"pragma busy_timeout = {BUSY_MS}")
-    connection.execute("pragma journal_mode = wal")
-    connection.execute("pragma synchronous = full")
-    return connection
-
-
 class Database:
     """A writing connection with its place in the turnstile."""
 
     def __init__(self, path: str) -> None:
-        with translated(path):
-            self._connection = connect(path)
+        self._path = path
+        with translated(path), ExitStack() as stack:
             self._turnstile = Turnstile(path)
-            self.clock = self._prepare(path)
-
-    def _prepare(self, path: str) -> FileClock:
-        with self._turnstile.turn(), _transaction(self._connection):
-            row = self._connection.execute("select count(*) from sqlite_master where name = 'meta'").fetchone()
-            tables = self._connection.execute("select count(*) from sqlite_master where type = 'table'").fetchone()
-            if not row[0] and tables[0]:
-                raise StoreRefused(f"{path} is a database of another program; choose another path")
-            if not row[0]:
-                for statement in sql.create():
-                    self._connection.execute(statement)
-                self._connection.executemany("insert into meta values (?, ?)", [("schema", sql.SCHEMA), ("revision", 0)])
-            (schema,) = self._connection.execute("select value from meta where name = 'schema'").fetchone() or (None,)
-            if schema is None or schema > sql.SCHEMA:
-                raise SchemaTooNew(f"{path}: its tables have version {schema}, this release knows {sql.SCHEMA}; upgrade it")
-            return FileClock.load(self._connection)
+            stack.callback(self._turnstile.close)
+            with self._turnstile.turn():
+                self._connection = connect_writer(path)
+                stack.callback(self._connection.close)
+                self._file = _identity(path)
+                with _transaction(self._connection):
+                    self.clock = FileClock.load(self._connection)
+            stack.pop_all()
 
     def close(self) -> None:
         """Close the connection and the locks."""
-        self._connection.close()
+        with suppress(sqlite3.Error):  # of a connection that has met an I/O error
+            self._connection.close()
         self._turnstile.close()
 
     def turn(self, batches: Sequence[Batch], take: Take | None, may_begin: Callable[[], bool]) -> Turned | None:
         """Apply the batches, then the take, in one transaction; None if the caller gave up while this waited for its turn."""
-        with translated("the store's file"), self._turnstile.turn():
+        with translated(self._path), self._turnstile.turn():
             if not may_begin():
                 return None
+            if _identity(self._path) != self._file:
+                raise StoreUnavailable(f"{self._path} was removed or replaced while it was open; close the store and open it again")
             try:
                 with _transaction(self._connection):
                     return self._turn(batches, take, self._quickly)
@@ -104,14 +88,14 @@ class Database:
                 outcomes.append(Conflict(failed, is_out))
                 continue
             for key in batch.deletes:
-                self._connection.execute(sql.delete(key[0]), _row(key))
+                self._connection.execute(sql.delete(key[0]), sql.row(key))
             for key, value in batch.puts:
-                self._connection.execute(sql.put(key[0]), (*_row(key), value.decode(), revision))
+                self._connection.execute(sql.put(key[0]), (*sql.row(key), value.decode(), revision))
             outcomes.append(Committed(revision))
         return outcomes
 
     def _revision(self, key: Key) -> int:
-        row = self._connection.execute(sql.revision(key[0]), _row(key)).fetchone()
+        row = self._connection.execute(sql.revision(key[0]), sql.row(key)).fetchone()
         return ABSENT if row is None else int(row[0])
 
     def _is_inside(self, window: Window) -> bool:
@@ -156,70 +140,12 @@ class Database:
     def _rests(self, range_: Range) -> Iterator[Rest]:
         prefix, after = range_.prefix, range_.after
         statement = sql.heads(prefix[0], len(prefix) - 1, after is not None)
-        return iter(self._connection.execute(statement, prefix[1:] + (after or ())))
+        rows = self._connection.execute(statement, prefix[1:] + (after or ()))
+        return map(decoder(prefix[0], skip=len(prefix) - 1), rows) if NAME in prefix[0].parts.values() else iter(rows)
 
     def _also(self, families: Sequence[Family], id_: bytes) -> list[bytes | None]:
         rows = [self._connection.execute(sql.get(family), (id_,)).fetchone() for family in families]
         return [None if row is None else row[0] for row in rows]
-
-
-class Reader:
-    """A reading connection: in WAL mode it waits for no writer, so it is used where it is called."""
-
-    def __init__(self, path: str) -> None:
-        with translated(path):
-            self._connection = connect(path)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
-
-    def get(self, keys: Sequence[Key]) -> list[Entry | None]:
-        """Value and revision of each key, all from one snapshot."""
-        with self._snapshot(len(keys)):
-            found: list[Entry | None] = []
-            for key in keys:
-                row = self._connection.execute(sql.get(key[0]), _row(key)).fetchone()
-                found.append(None if row is None else Entry(key, row[0], row[1]))
-            return found
-
-    def scan(self, ranges: Sequence[Range]) -> list[list[Entry]]:
-        """The entries of each range, all from one snapshot."""
-        with self._snapshot(len(ranges)):
-            return [self._scan(range_) for range_ in ranges]
-
-    def _scan(self, range_: Range) -> list[Entry]:
-        family, prefix = range_.prefix[0], range_.prefix[1:]
-        statement = sql.scan(family, len(prefix), range_.after is not None)
-        rows = self._connection.execute(statement, prefix + (range_.after or ()))
-        decode = _decoder(family)
-        return [Entry((family, *decode(row[:-2])), row[-2], row[-1]) for row in islice(rows, range_.limit)]
-
-    def count(self, prefix: Prefix) -> int:
-        """How many keys are under a prefix."""
-        with translated("the store's file"):
-            (total,) = self._connection.execute(sql.count(prefix[0], len(prefix) - 1), prefix[1:]).fetchone()
-            return int(total)
-
-    @contextmanager
-    def _snapshot(self, statements: int) -> Iterator[None]:
-        """Several statements see what one moment saw, so that no reader meets half a batch; one statement does so by itself."""
-        with translated("the store's file"):
-            if statements < 2:
-                yield
-                return
-            self._connection.execute("begin")
-            try:
-                yield
-            finally:
-                if self._connection.in_transaction:
-                    self._connection.execute("rollback")
-
-    def data_version(self) -> int:
-        """A number that changes when another connection commits."""
-        with translated("the store's file"):
-            (version,) = self._connection.execute("pragma data_version").fetchone()
-            return int(version)
 
 
 class _Plan:
@@ -239,12 +165,12 @@ class _Plan:
         for key in batch.deletes:
             expected = checks.pop(key, None)
             if expected is None:
-                self._delete[key[0]].append(_row(key))
+                self._delete[key[0]].append(sql.row(key))
             else:
-                self._delete_at[key[0]].append((*_row(key), expected))
+                self._delete_at[key[0]].append((*sql.row(key), expected))
         revision = self._revision
         for key, value in batch.puts:
-            row = (*_row(key), value.decode(), revision)
+            row = (*sql.row(key), value.decode(), revision)
             if checks.get(key) == ABSENT:
                 del checks[key]
                 self._put_absent[key[0]].append(row)
@@ -261,7 +187,7 @@ class _Plan:
             _Missed: A check did not hold.
         """
         for key, expected in self._checks.items():
-            row = connection.execute(sql.revision(key[0]), _row(key)).fetchone()
+            row = connection.execute(sql.revision(key[0]), sql.row(key)).fetchone()
             if (ABSENT if row is None else row[0]) != expected:
                 raise _Missed
         for family, rows in self._delete_at.items():
@@ -292,21 +218,15 @@ class _transaction:
         self._changes = self._connection.total_changes
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is None and self._connection.total_changes != self._changes:
-            self._connection.execute("commit")
-        elif self._connection.in_transaction:
-            self._connection.execute("rollback")
+        try:
+            if error is None and self._connection.total_changes != self._changes:
+                self._connection.execute("commit")
+        finally:
+            if self._connection.in_transaction:
+                with suppress(sqlite3.Error):  # what went wrong before is what is told
+                    self._connection.execute("rollback")
 
 
-def _row(key: Key) -> tuple[Any, ...]:
-    return key[1:] or (0,)
-
-
-def _decoder(family: Family) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """Names come back as bytes, since the connection gives text as bytes."""
-    if not family.parts:
-        return lambda row: ()
-    at = [index for index, part in enumerate(family.parts.values()) if part is NAME]
-    if not at:
-        return lambda row: row
-    return lambda row: tuple(value.decode() if index in at else value for index, value in enumerate(row))
+def _identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino

@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
-from converge.model.keys import FAMILIES, HASH, ID, INT, Family
+from converge.model.keys import FAMILIES, HASH, ID, INT, Family, Key
 
 SCHEMA = 1
-"""Version of the tables, kept in `meta`."""
+"""Version of the tables, kept as `pragma user_version`."""
 
 _TYPES = {INT: "integer", ID: "blob", HASH: "blob"}
 
 
 def create() -> list[str]:
     """Return the statements that make the tables of a new file."""
-    made = ["create table if not exists meta (name text primary key, value) without rowid"]
+    made = ["create table meta (name text primary key, value) without rowid"]
     for family in FAMILIES.values():
         columns = [f'"{name}" {_TYPES.get(part, "text")} not null' for name, part in family.parts.items()] or ['"only" integer not null']
         key = ", ".join(f'"{name}"' for name in family.parts) or '"only"'
         columns += ["v text not null", "r integer not null", f"primary key ({key})"]
-        made.append(f"create table if not exists {table(family)} ({', '.join(columns)}) without rowid")
+        made.append(f"create table {table(family)} ({', '.join(columns)}) without rowid")
     made.append(VIEW)
     return made
 
 
 VIEW = """
-create view if not exists converge_tasks as
-select lower(hex(t.id)) as id, t.v as task, s.v as state,
-  case
-    when exists (select 1 from f_held h where h.id = t.id) then 'held'
-    when exists (select 1 from f_done d where d.id = t.id) then 'done'
-    when exists (select 1 from f_later l where l.id = t.id) then 'later'
-    else 'ready or waiting'
-  end as place
-from f_task t left join f_state s on s.id = t.id
+create view converge_tasks as
+select lower(hex(t.id)) as id, coalesce(p.place, 'waiting for its ordering key') as place, p.due, lower(hex(p.lease)) as lease, p.until,
+  t.v as task, s.v as state
+from f_task t
+left join f_state s on s.id = t.id
+left join (
+  select id, 'ready' as place, null as due, null as lease, null as until from f_ready
+  union all select id, 'later', due, null, null from f_later
+  union all select id, 'held', null, lease, null from f_held
+  union all select id, 'done', null, null, until from f_done
+) p on p.id = t.id
 """
-"""For operators: each task, and the family in which it stands. Not for programs: it reads whole tables."""
+"""For operators: each task, its place with what belongs to it (moments are store time in microseconds), its two records. Not for programs: it reads
+whole tables."""
 
 
 def table(family: Family) -> str:
@@ -47,6 +51,11 @@ def table(family: Family) -> str:
 def names(family: Family) -> tuple[str, ...]:
     """Return the key's columns; the family without parts has one that is always 0."""
     return tuple(f'"{name}"' for name in family.parts) or ('"only"',)
+
+
+def row(key: Key) -> tuple[Any, ...]:
+    """Return the key's values for the columns of `names`."""
+    return key[1:] or (0,)
 
 
 def _where(family: Family) -> str:

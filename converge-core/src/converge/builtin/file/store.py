@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import os
+import socket
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
+from contextlib import ExitStack, asynccontextmanager
 
 import anyio
 
-from converge.builtin.file.database import Reader
+from converge.builtin.file._errors import translated
 from converge.builtin.file.options import FileOptions
+from converge.builtin.file.place import checked_path
+from converge.builtin.file.reader import Reader
 from converge.builtin.file.wake import WakeUps, remove
 from converge.builtin.file.worker import Worker
 from converge.contracts.store import LIMITS, Batch, Channel, Committed, Conflict, Durability, Entry, Key, Prefix, Range, Store, Take, Turned
-from converge.errors import StoreRefused, ValueTooLarge
+from converge.errors import ValueTooLarge
 
-_NETWORK_FILE_SYSTEMS = frozenset(("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "fuse.sshfs", "lustre"))
+_DATAGRAMS = 1_000
+"""How many wake-ups are read at once: more than a socket's queue holds, so that a flood of them ends."""
 
 
 class FileStore(Store):
     """One handle on a file; opened with `open` or `converge.open_store("file:PATH")`."""
 
-    def __init__(self, path: str, options: FileOptions) -> None:
+    def __init__(self, path: str, options: FileOptions, reader: Reader, worker: Worker, wake_ups: WakeUps) -> None:
         self._path, self._options = path, options
+        self._reader, self._worker, self._wake_ups = reader, worker, wake_ups
         self.durability = Durability.D2
-        self._reader = Reader(path)
-        self._worker = Worker(path, options.busy_sec)
-        self._wake_ups = WakeUps(path)
-        self._wake_ups.open()
 
     @classmethod
     @asynccontextmanager
@@ -38,19 +37,28 @@ class FileStore(Store):
         Raises:
             StoreRefused: The path is no place for a store: no folder, another program's file, a network file system, no permission.
             SchemaTooNew: A newer release made it.
+            StoreBusy: Another program has held its lock for `busy_sec`.
         """
-        path = await anyio.to_thread.run_sync(_checked_path, url)
-        store = cls(path, options or FileOptions())
-        try:
+        path = await anyio.to_thread.run_sync(checked_path, url)
+        async with cls._opened(path, options or FileOptions()) as store:
             yield store
-        finally:
-            with anyio.CancelScope(shield=True):
-                await store._close()
 
-    async def _close(self) -> None:
-        await self._worker.close()
-        self._reader.close()
-        self._wake_ups.close()
+    @classmethod
+    @asynccontextmanager
+    async def _opened(cls, path: str, options: FileOptions) -> AsyncIterator[FileStore]:
+        worker, wake_ups = Worker(path, options.busy_sec), WakeUps(path)
+        with ExitStack() as stack:
+            try:
+                await worker.start()
+                reader = Reader(path)
+                stack.callback(reader.close)
+                with translated(path):
+                    wake_ups.open()
+                stack.callback(wake_ups.close)
+                yield cls(path, options, reader, worker, wake_ups)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await worker.close()
 
     async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
         return self._reader.get(keys)
@@ -59,7 +67,7 @@ class FileStore(Store):
         return self._reader.scan(ranges)
 
     async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
-        return [self._reader.count(prefix) for prefix in prefixes]
+        return self._reader.count(prefixes)
 
     async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
         return (await self.turn(batches, None, wake=wake)).outcomes
@@ -77,70 +85,38 @@ class FileStore(Store):
         return self._worker.clock.now()
 
     async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
-        listener, paths = self._wake_ups.listen(channels)
-        reader = Reader(self._path)  # `data_version` tells of commits by any other connection, also by this handle's own
+        with translated(self._path):
+            listener, paths = self._wake_ups.listen(channels)
         try:
-            version = reader.data_version()
+            version = self._reader.data_version()
             yield None
             while True:
                 with anyio.move_on_after(self._options.poll_sec):
                     await anyio.wait_readable(listener)
                 is_told = _drain(listener)
-                changed = reader.data_version()
+                changed = self._reader.data_version()
                 if is_told or changed != version:
                     version = changed
                     yield None
         finally:
+            is_told = _drain(listener)
             listener.close()
-            reader.close()
             remove(paths)
+            if is_told:  # and left before it looked: another looks in its place
+                self._wake_ups.tell(channels)
 
     @asynccontextmanager
     async def reopen(self) -> AsyncIterator[Store]:
-        store = FileStore(self._path, self._options)
-        try:
+        async with self._opened(self._path, self._options) as store:
             yield store
-        finally:
-            with anyio.CancelScope(shield=True):
-                await store._close()
 
 
-def _drain(listener: object) -> bool:
+def _drain(listener: socket.socket) -> bool:
     is_told = False
-    while True:
+    for _ in range(_DATAGRAMS):
         try:
-            listener.recv(16)  # type: ignore[attr-defined]  # a socket
-            is_told = True
+            listener.recv(16)
         except BlockingIOError:
-            return is_told
-
-
-def _checked_path(url: str) -> str:
-    text = url.removeprefix("file:")
-    if text.startswith("//"):
-        text = text[2:]
-    if not text:
-        raise StoreRefused("file: a path is missing; write file:state.db")
-    path = Path(text).absolute()
-    if path.is_dir():
-        raise StoreRefused(f"{path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise StoreRefused(f"{path.parent} does not exist; make the folder first")
-    kind = _file_system(path.parent)
-    if kind in _NETWORK_FILE_SYSTEMS:
-        raise StoreRefused(f"{path} is on a network file system ({kind}), whose locks cannot be relied on; use a local disk, or a Redis or SQL store")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if os.access(path.parent, os.W_OK) else -1
-    if descriptor >= 0:
-        os.close(descriptor)
-    return str(path)
-
-
-def _file_system(folder: Path) -> str:
-    """The type of the file system that holds the folder, where /proc/mounts says it; else empty."""
-    try:
-        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    except OSError:
-        return ""
-    real = str(folder.resolve())
-    found = [(len(point), kind) for point, kind in mounts if real == point or real.startswith(point.rstrip("/") + "/")]
-    return max(found)[1] if found else ""
+            break
+        is_told = True
+    return is_told

@@ -1,4 +1,10 @@
-"""Wake-ups between processes of a host: a datagram socket for each watch, found through a folder for each channel, beside the store's file."""
+"""Wake-ups between processes of a host: a datagram socket for each watch, found through a folder for each channel, beside the store's file.
+
+    state.db.wake/<watch>.sock            the socket of a watch
+    state.db.wake/<channel>/<watch>       a link to it, for each channel that it watches
+
+A socket that refuses belongs to a process that has died: whoever meets it removes it.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +18,15 @@ from contextlib import suppress
 
 from converge.contracts.store import Channel
 
-_PATH_BYTES = 100
+_ADDRESS_BYTES = 100
 """A socket's address holds 108 bytes on Linux, 104 elsewhere."""
+
+_SWEEP = 1_000
+"""How many sockets one sweep looks at; the rest is left to the next who opens the store."""
 
 
 class WakeUps:
-    """Tells watchers, and makes sockets for them. A file that cannot be told is a watcher that has died: it is removed."""
+    """Tells watchers, and makes sockets for them."""
 
     def __init__(self, path: str) -> None:
         self._folder = f"{path}.wake"
@@ -25,12 +34,12 @@ class WakeUps:
         self._descriptor = -1
 
     def open(self) -> None:
-        """Make the folder and the sending socket."""
+        """Make the folder and the sending socket, and sweep out what processes that were killed have left."""
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sender.setblocking(False)
-        # A long path is reached through the folder's descriptor, so that any path serves.
+        # A long path is reached through the folder's descriptor, so that any path serves where there is a /proc.
         self._descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._sender = _socket()
+        self._sweep()
 
     def close(self) -> None:
         """Close the sending socket."""
@@ -42,60 +51,110 @@ class WakeUps:
     def tell(self, channels: Collection[Channel]) -> None:
         """Tell one watcher of each channel, if there is one."""
         for channel in channels:
-            folder = os.path.join(self._folder, _hash(channel))
-            try:
-                names = os.listdir(folder)
-            except FileNotFoundError:
-                continue
-            random.shuffle(names)
+            folder = _hash(channel)
+            names = _names(os.path.join(self._folder, folder))
+            random.shuffle(names)  # nobody's store depends on who it is, and all get their share
             for name in names:
-                if self._send(os.path.join(_hash(channel), name)):
+                if self._send(f"{folder}/{name}"):
                     break
-                with suppress(FileNotFoundError):
-                    os.unlink(os.path.join(folder, name))
+                remove([os.path.join(self._folder, f"{name}.sock"), os.path.join(self._folder, folder, name)])
 
     def _send(self, name: str) -> bool:
         assert self._sender is not None, "opened before it tells"
         try:
             self._sender.sendto(b"!", self._address(name))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
         except BlockingIOError:
             return True  # its queue is full: it has been told
         except OSError:
-            return False
+            return True  # not known to be dead, so left alone; its poll serves it
         return True
 
     def _address(self, name: str) -> str:
         path = os.path.join(self._folder, name)
-        if len(os.fsencode(path)) <= _PATH_BYTES:
-            return path
-        return f"/proc/self/fd/{self._descriptor}/{name}"
+        return path if len(os.fsencode(path)) <= _ADDRESS_BYTES else f"/proc/self/fd/{self._descriptor}/{name}"
 
     def listen(self, channels: Collection[Channel]) -> tuple[socket.socket, list[str]]:
-        """Return a socket that is told, and the paths to remove when it is closed."""
+        """Return a socket that is told, and the paths to remove when it is closed.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
         own = secrets.token_hex(8)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        listener.setblocking(False)
-        listener.bind(self._address(f"{own}.sock"))
+        listener = _socket()
         paths = [os.path.join(self._folder, f"{own}.sock")]
-        for channel in channels:
-            folder = os.path.join(self._folder, _hash(channel))
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            link = os.path.join(folder, own)
-            os.symlink(f"../{own}.sock", link)
-            paths.append(link)
+        try:
+            listener.bind(self._address(f"{own}.sock"))
+            for channel in channels:
+                paths.append(self._link(own, _hash(channel)))
+        except BaseException:
+            listener.close()
+            remove(paths)
+            raise
         return listener, paths
+
+    def _link(self, own: str, channel: str) -> str:
+        folder = os.path.join(self._folder, channel)
+        link = os.path.join(folder, own)
+        for _ in range(10):  # somebody may remove the folder, empty as it is, before the link is in it
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            with suppress(FileNotFoundError):
+                os.symlink(f"../{own}.sock", link)
+                return link
+        raise FileNotFoundError(f"{folder} vanishes again and again")
+
+    def _sweep(self) -> None:
+        names = _names(self._folder)
+        for name in [name for name in names if name.endswith(".sock")][:_SWEEP]:
+            if self._is_dead(name):
+                _unlink([os.path.join(self._folder, name)])
+        for folder in [os.path.join(self._folder, name) for name in names if not name.endswith(".sock")][:_SWEEP]:
+            # The socket is made before the link, so a link to nothing is never one that is being made.
+            _unlink([link for name in _names(folder) if not os.path.exists(link := os.path.join(folder, name))])
+            _remove_empty([folder])
+
+    def _is_dead(self, name: str) -> bool:
+        with _socket() as probe:
+            try:
+                probe.connect(self._address(name))  # tells nobody anything
+            except ConnectionRefusedError:
+                return True
+            except OSError:
+                return False
+        return False
 
 
 def remove(paths: list[str]) -> None:
-    """Remove what `listen` made, and the folders that are empty now."""
+    """Remove what `listen` made: the socket, then the links, and their folders if they are empty now."""
+    _unlink(paths)
+    _remove_empty([os.path.dirname(path) for path in paths[1:]])
+
+
+def _unlink(paths: list[str]) -> None:
     for path in paths:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             os.unlink(path)
-    for folder in {os.path.dirname(path) for path in paths[1:]}:
+
+
+def _remove_empty(folders: list[str]) -> None:
+    for folder in folders:
         with suppress(OSError):
             os.rmdir(folder)
 
 
+def _socket() -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    made.setblocking(False)
+    return made
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def _hash(channel: Channel) -> str:
     return hashlib.blake2b(channel.encode(), digest_size=8).hexdigest()
-

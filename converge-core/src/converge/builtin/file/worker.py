@@ -11,9 +11,10 @@ import anyio
 from anyio import lowlevel
 
 from converge.builtin.file._errors import Broken
+from converge.builtin.file.clock import FileClock
 from converge.builtin.file.database import Database
 from converge.contracts.store import Batch, Take, Turned
-from converge.errors import OutcomeUnknown, StoreBusy
+from converge.errors import StoreBusy
 
 
 class _Job:
@@ -32,9 +33,11 @@ class _Job:
         self._call: Callable[..., Any] = native.run_sync_soon if hasattr(native, "run_sync_soon") else native.call_soon_threadsafe
 
     def may_begin(self) -> bool:
+        """Begin, in the worker's thread; False if the caller has given up."""
         return self._move("begun")
 
     def give_up(self) -> bool:
+        """Give up, in the caller's thread; False if it has begun: then its end is to be awaited."""
         return self._move("given up")
 
     def _move(self, to: str) -> bool:
@@ -45,6 +48,7 @@ class _Job:
             return True
 
     def finish(self) -> None:
+        """Tell the caller."""
         try:
             self._call(self.event.set)
         except RuntimeError:
@@ -52,34 +56,43 @@ class _Job:
 
 
 class Worker:
-    """Runs the calls of one handle, one after another, on a connection of its own."""
+    """Runs the calls of one handle, one after another, on a connection of its own. `clock` is there once `start` has returned."""
+
+    clock: FileClock
 
     def __init__(self, path: str, busy_sec: float) -> None:
         self._path, self._busy_sec = path, busy_sec
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._database: Database | None = Database(path)
-        self.clock = self._database.clock
+
+    async def start(self) -> None:
+        """Open the file, making it a store if it is empty.
+
+        Raises:
+            StoreRefused, SchemaTooNew, StoreBusy, StoreUnavailable: Why it cannot be.
+        """
+        await self.turn((), None)
 
     async def turn(self, batches: Sequence[Batch], take: Take | None) -> Turned:
-        """Run a call.
+        """Run a call. A caller that is cancelled leaves its call behind, which is done or not.
 
         Raises:
             StoreBusy: Its turn did not come in time; nothing was written.
             StoreError: As the contract says.
         """
-        job = _Job(batches, take)
+        job, jobs = _Job(batches, take), self._jobs
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, args=(self._jobs,), name="converge-file", daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(jobs,), name="converge-file", daemon=True)
             self._thread.start()
-        self._jobs.put(job)
+        jobs.put(job)
         with anyio.move_on_after(self._busy_sec):
             await job.event.wait()
         if not job.event.is_set():
             if job.give_up():
-                self._leave_behind()
-                raise StoreBusy(f"another program has held the store's file for {self._busy_sec:g} s; find it, or raise busy_sec")
-            await job.event.wait()
+                if jobs is self._jobs:
+                    self._leave_behind()
+                raise StoreBusy(f"{self._path}: no turn to write in {self._busy_sec:g} s; find the program that holds its lock, or raise busy_sec")
+            await job.event.wait()  # it has begun, and ends by itself: SQLite's own wait is bounded
         if job.error is not None:
             raise job.error
         assert job.result is not None, "a call that was not given up has a result"
@@ -88,30 +101,30 @@ class Worker:
     def _leave_behind(self) -> None:
         """The thread waits in the kernel and cannot be called back: it ends when it gets through; a new one serves from now on."""
         self._jobs.put(None)
-        self._jobs, self._thread, self._database = SimpleQueue(), None, None
+        self._jobs, self._thread = SimpleQueue(), None
 
     def _run(self, jobs: SimpleQueue[_Job | None]) -> None:
-        database, self._database = self._database, None
+        database: Database | None = None
         while (job := jobs.get()) is not None:
             try:
                 if database is None:
                     database = Database(self._path)
+                    self.clock = database.clock
                 job.result = database.turn(job.batches, job.take, job.may_begin)
             except Broken as broken:
-                database, job.error = None, broken.cause
+                job.error = broken.cause
+                if database is not None:
+                    database.close()
+                    database = None
             except BaseException as error:  # handed to the caller, whatever it is
                 job.error = error
-            if job.result is None and job.error is None:
-                job.error = OutcomeUnknown("the call was given up")
             job.finish()
         if database is not None:
             database.close()
 
     async def close(self) -> None:
         """Let the calls under way end, then close the connection."""
-        if self._thread is None:
-            if self._database is not None:
-                self._database.close()
-            return
-        self._jobs.put(None)
-        await anyio.to_thread.run_sync(self._thread.join, self._busy_sec, abandon_on_cancel=True)
+        if self._thread is not None:
+            self._jobs.put(None)
+            await anyio.to_thread.run_sync(self._thread.join, self._busy_sec, abandon_on_cancel=True)
+            self._thread = None

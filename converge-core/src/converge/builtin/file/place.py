@@ -1,0 +1,57 @@
+"""Where a store's file may be: a path in a folder that is there, on a disk of this host."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from converge.errors import StoreRefused
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    ("9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "gfs2", "glusterfs", "gpfs", "lustre", "nfs",
+     "nfs4", "ocfs2", "smb3", "smbfs")
+)  # fmt: skip
+"""Types whose locks and shared memory do not reach the other hosts that see the file."""
+
+MOUNTS = Path("/proc/mounts")
+
+
+def checked_path(url: str) -> str:
+    """Return the absolute path of `file:PATH`, where a file is then, readable by its owner alone if it is new.
+
+    Raises:
+        StoreRefused: It is no place for a store; why, and what to do.
+    """
+    text = re.sub(r"^file:(//(?=/))?", "", url)
+    if not text or "\0" in text:
+        raise StoreRefused("file: a path is missing; write file:state.db")
+    path = Path(text).absolute()
+    if path.is_dir():
+        raise StoreRefused(f"{path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise StoreRefused(f"{path.parent} does not exist; make the folder first")
+    kind = file_system(path.parent)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise StoreRefused(f"{path} is on a network file system ({kind}), whose locks cannot be relied on; use a local disk, or a Redis or SQL store")
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StoreRefused(f"{path} cannot be opened for writing ({error.strerror}); look at its own and its folder's permissions") from error
+    return str(path)
+
+
+def file_system(folder: Path) -> str:
+    """The type of the file system that holds the folder, where the host says it; else empty."""
+    try:
+        mounts = [line.split()[1:3] for line in MOUNTS.read_text().splitlines()]
+    except OSError:
+        return ""
+    real = str(folder.resolve())
+    # The longest mount point wins, and of several on one point the last. Blanks in a point are written as octal.
+    best, found = -1, ""
+    for escaped, kind in mounts:
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), escaped)
+        if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= best:
+            best, found = len(point), kind
+    return found

@@ -1,0 +1,97 @@
+"""A connection that reads: in WAL mode it waits for no writer, so it is used where it is called."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
+from typing import Any
+
+from converge.builtin.file import statements as sql
+from converge.builtin.file._errors import Broken, translated
+from converge.builtin.file.schema import connect
+from converge.contracts.store import Entry, Key, Prefix, Range
+from converge.errors import StoreUnavailable
+from converge.model.keys import NAME, Family
+
+
+class Reader:
+    """Reads committed data; a connection that has met an I/O error is replaced."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._connection = self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        with translated(self._path):
+            connection = connect(self._path)
+            connection.execute("pragma query_only = on")
+            return connection
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def get(self, keys: Sequence[Key]) -> list[Entry | None]:
+        """Value and revision of each key, all from one snapshot."""
+        with self._snapshot(len(keys)):
+            found: list[Entry | None] = []
+            for key in keys:
+                row = self._connection.execute(sql.get(key[0]), sql.row(key)).fetchone()
+                found.append(None if row is None else Entry(key, row[0], row[1]))
+            return found
+
+    def scan(self, ranges: Sequence[Range]) -> list[list[Entry]]:
+        """The entries of each range, all from one snapshot."""
+        with self._snapshot(len(ranges)):
+            return [self._scan(range_) for range_ in ranges]
+
+    def _scan(self, range_: Range) -> list[Entry]:
+        family, prefix = range_.prefix[0], range_.prefix[1:]
+        statement = sql.scan(family, len(prefix), range_.after is not None)
+        rows = self._connection.execute(statement, prefix + (range_.after or ()))
+        decode = decoder(family)
+        return [Entry((family, *decode(row[:-2])), row[-2], row[-1]) for row in islice(rows, range_.limit)]
+
+    def count(self, prefixes: Sequence[Prefix]) -> list[int]:
+        """How many keys are under each prefix, all from one snapshot."""
+        with self._snapshot(len(prefixes)):
+            run = self._connection.execute
+            return [int(run(sql.count(prefix[0], len(prefix) - 1), prefix[1:]).fetchone()[0]) for prefix in prefixes]
+
+    def data_version(self) -> int:
+        """A number that changes when another connection commits, also that of this handle's own writer."""
+        with self._snapshot(1):
+            (version,) = self._connection.execute("pragma data_version").fetchone()
+            return int(version)
+
+    @contextmanager
+    def _snapshot(self, statements: int) -> Iterator[None]:
+        """Several statements see what one moment saw, so that no reader meets half a batch; one statement does so by itself."""
+        try:
+            with translated(self._path):
+                if statements < 2:
+                    yield
+                    return
+                self._connection.execute("begin")
+                try:
+                    yield
+                finally:
+                    with suppress(sqlite3.Error):  # of a connection that has just failed
+                        self._connection.execute("rollback")
+        except Broken as broken:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = self._connect()
+            raise StoreUnavailable(f"{self._path}: it could not be read ({broken.__cause__}); the connection was opened anew") from broken
+
+
+def decoder(family: Family, *, skip: int = 0) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Return what makes a row's columns, from part number `skip` on, a key's parts: names come as bytes, since the connection gives text as bytes."""
+    if not family.parts:
+        return lambda row: ()
+    at = [index for index, part in enumerate(tuple(family.parts.values())[skip:]) if part is NAME]
+    if not at:
+        return lambda row: row
+    return lambda row: tuple(value.decode() if index in at else value for index, value in enumerate(row))

@@ -1,0 +1,81 @@
+"""Opens a store's file: whose it is, which version its tables have, with which settings it is used."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import suppress
+from urllib.parse import quote
+
+from converge.builtin.file import statements as sql
+from converge.errors import SchemaTooNew, StoreRefused
+
+APPLICATION_ID = 0x43565247
+"""What `pragma application_id` says of our files ("CVRG"), so that nobody else's database is ever written to."""
+
+BUSY_MS = 5_000
+"""SQLite's own wait for a lock: only programs that do not use the turnstile make it wait at all."""
+
+WAL_BYTES = 67_108_864
+"""What the write-ahead log is cut back to after it has grown: a long read elsewhere, a backup say, makes it grow."""
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """Open a connection to a file that is there."""
+    # `mode=rw` makes no file: one that was removed while we worked is an error, not an empty store.
+    connection = sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, isolation_level=None, check_same_thread=False, cached_statements=512)
+    connection.text_factory = bytes  # values are bytes in the contract; decoding them to text and back would cost a third of a scan
+    connection.execute(f"pragma busy_timeout = {BUSY_MS}")
+    return connection
+
+
+def connect_writer(path: str) -> sqlite3.Connection:
+    """Open a connection that writes, making the tables if the file is empty; called while holding the turnstile.
+
+    Raises:
+        StoreRefused: It is another program's database, or its file system has no shared memory.
+        SchemaTooNew: A newer release made it.
+    """
+    connection = connect(path)
+    try:
+        is_empty = _check_owner(connection, path)
+        # Only now may anything be written: the journal mode is a property of the file.
+        (mode,) = connection.execute("pragma journal_mode = wal").fetchone()
+        if mode != b"wal":
+            raise StoreRefused(f"{path}: SQLite cannot use a write-ahead log there ({mode.decode()}); put it on a local disk")
+        connection.execute("pragma synchronous = full")  # a commit is on disk when it returns
+        connection.execute(f"pragma journal_size_limit = {WAL_BYTES}")
+        if is_empty:
+            _create(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check_owner(connection: sqlite3.Connection, path: str) -> bool:
+    """Return whether the file is still empty."""
+    (owner,) = connection.execute("pragma application_id").fetchone()
+    (objects,) = connection.execute("select count(*) from sqlite_master").fetchone()
+    if owner == 0 and objects == 0:
+        return True
+    if owner != APPLICATION_ID:
+        raise StoreRefused(f"{path} is a database of another program; choose another path")
+    (version,) = connection.execute("pragma user_version").fetchone()
+    if version > sql.SCHEMA:
+        raise SchemaTooNew(f"{path}: its tables have version {version}, this release knows {sql.SCHEMA}; upgrade converge-core")
+    return False
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    connection.execute("begin immediate")
+    try:
+        for statement in sql.create():
+            connection.execute(statement)
+        connection.execute("insert into meta values ('revision', 0)")
+        connection.execute(f"pragma application_id = {APPLICATION_ID}")
+        connection.execute(f"pragma user_version = {sql.SCHEMA}")
+        connection.execute("commit")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("rollback")
+        raise
