@@ -23,7 +23,7 @@ def checked_path(url: str) -> str:
     Raises:
         StoreRefused: It is no place for a store; why, and what to do.
     """
-    text = re.sub(r"^file:(//(?=/))?", "", url)
+    text = re.sub(r"^file:(//)?", "", url)
     if not text or "\0" in text:
         raise StoreRefused("file: a path is missing; write file:state.db")
     path = Path(text).absolute()

@@ -27,14 +27,14 @@ def create() -> list[str]:
 
 VIEW = """
 create view converge_tasks as
-select lower(hex(t.id)) as id, coalesce(p.place, 'waiting for its ordering key') as place, p.due, lower(hex(p.lease)) as lease, p.until,
+select lower(hex(t.id)) as id, coalesce(p.place, 'waiting for its ordering key') as place, p.due, p.lease, p.until,
   t.v as task, s.v as state
 from f_task t
 left join f_state s on s.id = t.id
 left join (
   select id, 'ready' as place, null as due, null as lease, null as until from f_ready
   union all select id, 'later', due, null, null from f_later
-  union all select id, 'held', null, lease, null from f_held
+  union all select id, 'held', null, lower(hex(lease)), null from f_held
   union all select id, 'done', null, null, until from f_done
 ) p on p.id = t.id
 """

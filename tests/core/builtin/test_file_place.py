@@ -1,0 +1,159 @@
+"""What becomes of a path that is named as a store: where a file may be, whose it may be, how it is made."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from converge.builtin.file import place
+from converge.builtin.file.place import checked_path, file_system
+from converge.builtin.file.store import FileStore
+from converge.contracts.store import ABSENT, Batch, Committed, Entry, Store
+from converge.errors import SchemaTooNew, StoreRefused
+from converge.model.keys import DONE, HELD, LATER, POOL, READY, STATE, TASK
+
+
+async def put(store: Store, text: bytes = b"{}") -> None:
+    (outcome,) = await store.commit([Batch([(POOL("docs"), ABSENT)], [(POOL("docs"), text)])])
+    assert type(outcome) is Committed
+
+
+def modes_in(folder: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+
+async def test_a_relative_path_is_one_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with FileStore.open("file:state.db") as store:
+        await put(store)
+    async with FileStore.open(f"file://{tmp_path}/state.db") as store:
+        assert (await store.get([POOL("docs")]))[0] is not None
+
+
+@pytest.mark.parametrize("name", ["a b.db", "what?mode=memory", "100%25.db", "#1.db", "ä.db", "d" * 200 + ".db"])
+async def test_any_name_of_a_file_serves(tmp_path: Path, name: str) -> None:
+    async with FileStore.open(f"file:{tmp_path / name}") as store:
+        await put(store)
+    assert (tmp_path / name).stat().st_size > 0
+
+
+async def test_the_files_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        async with FileStore.open(f"file:{tmp_path / 'state.db'}") as store:
+            await put(store)
+            watch = aiter(store.watch(["lane.x"]))
+            await anext(watch)
+            modes = modes_in(tmp_path)
+            await watch.aclose()  # type: ignore[attr-defined]  # an async generator
+    finally:
+        os.umask(before)
+    assert set(modes) == {"state.db", "state.db-wal", "state.db-shm", "state.db.lock", "state.db.turn", "state.db.wake"}
+    assert {name: oct(mode) for name, mode in modes.items() if mode & 0o077} == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("file:", "a path is missing"), ("file://", "a path is missing"), ("file:{}", "is a folder"), ("file:{}/none/state.db", "does not exist")],
+)
+async def test_a_path_that_is_no_place_for_a_file_is_refused(tmp_path: Path, url: str, said: str) -> None:
+    with pytest.raises(StoreRefused, match=said):
+        async with FileStore.open(url.format(tmp_path)):
+            raise AssertionError("it was opened")
+
+
+def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+    loop = tmp_path / "state.db"
+    loop.symlink_to(loop)
+    with pytest.raises(StoreRefused, match="cannot be opened for writing"):
+        checked_path(f"file:{loop}")
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "9p"])
+def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nserver:/ {tmp_path.resolve()} {kind} rw 0 0\n")
+    monkeypatch.setattr(place, "MOUNTS", mounts)
+    with pytest.raises(StoreRefused, match=rf"network file system \({kind}\)"):
+        checked_path(f"file:{tmp_path}/state.db")
+    assert not (tmp_path / "state.db").exists()
+
+
+def test_the_longest_mount_point_says_the_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a b").mkdir()
+    real, mounts = tmp_path.resolve(), tmp_path / "mounts"
+    escaped = str(real / "a b").replace(" ", "\\040")
+    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nserver:/ {real} nfs rw 0 0\n/dev/vdb {escaped} tmpfs rw 0 0\n/dev/vdb {escaped} xfs rw 0 0\n")
+    monkeypatch.setattr(place, "MOUNTS", mounts)
+    assert [file_system(path) for path in (Path("/"), tmp_path, tmp_path / "a b")] == ["ext4", "nfs", "xfs"]
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+async def test_another_programs_database_is_refused_and_left_as_it_is(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "browser.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"pragma journal_mode = {mode}")
+        connection.execute("create table meta (name, value)")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(StoreRefused, match="of another program"):
+        async with FileStore.open(f"file:{path}"):
+            raise AssertionError("it was opened")
+    assert path.read_bytes() == before
+
+
+async def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("the quick brown fox\n" * 500)
+    with pytest.raises(StoreRefused, match="not a SQLite database"):
+        async with FileStore.open(f"file:{path}"):
+            raise AssertionError("it was opened")
+    assert path.read_text() == "the quick brown fox\n" * 500
+
+
+async def test_a_torn_file_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    async with FileStore.open(f"file:{path}") as store:
+        await put(store)
+    path.write_bytes(path.read_bytes()[:5_000])
+    with pytest.raises(StoreRefused, match=r"state\.db: it is not a SQLite database, or it is damaged"):
+        async with FileStore.open(f"file:{path}") as store:
+            await store.get([POOL("docs")])
+            await put(store)
+
+
+async def test_a_file_of_a_newer_release_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    async with FileStore.open(f"file:{path}"):
+        pass
+    with sqlite3.connect(path) as connection:
+        connection.execute("pragma user_version = 7")
+    connection.close()
+    with pytest.raises(SchemaTooNew, match="version 7"):
+        async with FileStore.open(f"file:{path}"):
+            raise AssertionError("it was opened")
+
+
+async def test_the_view_shows_each_task_in_its_place(tmp_path: Path) -> None:
+    path, ids, lease = tmp_path / "state.db", [bytes([number]) * 16 for number in range(5)], b"\xaa" * 16
+    places = [READY(bytes(16), 7, ids[0]), LATER(9, ids[1]), HELD(lease, 7, ids[2], bytes(16)), DONE("docs", "X", 11, ids[3])]
+    async with FileStore.open(f"file:{path}") as store:
+        await store.commit([Batch(puts=[(TASK(id_), b'{"v":1}') for id_ in ids]), Batch(puts=[(key, b"") for key in places])])
+        await store.commit([Batch(puts=[(STATE(ids[3]), b'{"v":2}')])])
+        assert (await store.get([TASK(ids[4])]))[0] == Entry(TASK(ids[4]), b'{"v":1}', 1)
+        connection = sqlite3.connect(path)
+        rows = connection.execute("select id, place, due, lease, until, task, state from converge_tasks order by id").fetchall()
+        connection.close()
+    assert [row[0] for row in rows] == [id_.hex() for id_ in ids]
+    assert [row[1:5] for row in rows] == [
+        ("ready", None, None, None),
+        ("later", 9, None, None),
+        ("held", None, lease.hex(), None),
+        ("done", None, None, 11),
+        ("waiting for its ordering key", None, None, None),
+    ]
+    assert [row[5:] for row in rows] == [('{"v":1}', '{"v":2}' if row == 3 else None) for row in range(5)]
