@@ -20,7 +20,10 @@ PAGE = 200
 
 
 class Sweep:
-    """Sweeps one store. Every page is safe beside the same page of another process: each step checks what it found."""
+    """Sweeps one store. Every page is safe beside the same page of another process: each step checks what it found.
+
+    What has come due is decided by store time as the store says it, not by this process's estimate, which may be a little behind.
+    """
 
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
@@ -35,7 +38,7 @@ class Sweep:
     async def end_leases(self) -> int:
         """End leases whose time has passed; the window compares it in the store."""
         store = self._opened.store
-        now = await self._opened.now()
+        now = await self._opened.store.time()
         moved = 0
         after: Rest | None = None
         while True:
@@ -85,7 +88,7 @@ class Sweep:
     async def move_due(self) -> int:
         """Make tasks ready whose time has come; `next_due` then says when the next one's comes."""
         (page,) = await self._opened.store.scan([Range(LATER(), None, PAGE)])
-        now = await self._opened.now()
+        now = await self._opened.store.time()
         due = [entry for entry in page if entry.key[1] <= now]
         self.next_due = page[len(due)].key[1] if len(due) < len(page) else None
         return await self._step_all([(entry.key[2], Later(entry.revision)) for entry in due], CameDue(), True)
@@ -94,7 +97,7 @@ class Sweep:
         """Fail tasks that still wait past their deadline; one that is held keeps its limit until its attempt ends."""
         store = self._opened.store
         (page,) = await store.scan([Range(LIMIT(), self._limit_after, PAGE)])
-        now = await self._opened.now()
+        now = await self._opened.store.time()
         late = [entry for entry in page if entry.key[1] <= now]
         self._limit_after = late[-1].key[1:] if len(late) == PAGE else None
         moved = 0
