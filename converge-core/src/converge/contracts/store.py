@@ -14,7 +14,8 @@ S-3  A batch is all or nothing: if one check or the window fails, nothing of it 
 S-4  Checks, window and writes of a batch are one atomic step: of two calls that check the same revision (or the same absence), one commits.
 S-5  The batches of a call are independent: one conflict changes nothing for its neighbours; the answers come in the order of the batches.
 S-6  Revisions are positive and come from one store-wide sequence: a commit begun after another has ended has a greater one, over all keys,
-     handles and restarts of a persistent store. A deleted key that is put again has a greater revision than before.
+     handles and restarts of a persistent store. A key that is put by a commit begun after its deletion has ended has a greater
+     revision than before.
 S-7  A window is compared with store time inside the atomic step; a client's clock plays no part. `Conflict.window` is True when it failed.
 S-8  time is store time: microseconds, close to UTC, one clock for every client, and it does not run backwards while the store is open.
 S-9  A wake reaches at least one watcher of its channel that has been told to look (the first item of `watch`), at some time after the commit; it
