@@ -1,0 +1,68 @@
+"""Another process at a store's file, for the tests beside it: `python file_process.py write|take|watch PATH [NUMBER]`; it says what it does."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+
+import anyio
+
+from converge.builtin.file.options import FileOptions
+from converge.builtin.file.store import FileStore
+from converge.contracts.store import ABSENT, Batch, Committed, Range, Store, Take, Taken
+from converge.model.keys import HELD, POOL, READY, TASK
+
+LANE = b"lane" * 4
+
+
+def id_of(writer: int, number: int, part: int) -> bytes:
+    """The id of one of the keys that a writer puts in its batch of this number."""
+    return b"%03d.%09d.%02d" % (writer, number, part)
+
+
+def say(*words: object) -> None:
+    """Say a line at once: whoever is killed has said it or not."""
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
+async def write(store: Store, writer: int) -> None:
+    """Commit batches of three keys for ever; say each number once it is acknowledged."""
+    for number in itertools.count():
+        keys = [TASK(id_of(writer, number, part)) for part in range(3)]
+        (outcome,) = await store.commit([Batch([(key, ABSENT) for key in keys], [(key, b'"%d"' % number) for key in keys])])
+        assert type(outcome) is Committed
+        say(number, outcome.revision)
+
+
+async def take(store: Store, taker: int) -> None:
+    """Take and finish until nothing is left; say each task."""
+    lease = b"%016d" % taker
+    batches: list[Batch] = []
+    for number in itertools.count():
+        nonce = b"%016d" % number
+        turned = await store.turn(batches, Take([Range(READY(LANE))], 7, HELD(lease), (nonce,)))
+        assert all(type(outcome) is Committed for outcome in turned.outcomes)
+        assert type(turned.taken) is Taken
+        if not turned.taken.rests:
+            return
+        keys = [HELD(lease, *rest, nonce) for rest in turned.taken.rests]
+        batches = [Batch([(key, turned.taken.revision)], (), [key]) for key in keys]
+        say(*(rest[-1].hex() for rest in turned.taken.rests))
+
+
+async def watch(store: Store, _: int) -> None:
+    """Say when the watch is in force, then for each wake-up the value that it found."""
+    async for _nothing in store.watch(["lane.x"]):
+        (entry,) = await store.get([POOL("docs")])
+        say("none" if entry is None else entry.value.decode())
+
+
+async def main(what: str, path: str, number: int = 0) -> None:
+    """Open the store and work on it."""
+    async with FileStore.open(f"file:{path}", FileOptions(poll_sec=60.0)) as store:
+        await {"write": write, "take": take, "watch": watch}[what](store, number)
+
+
+if __name__ == "__main__":
+    anyio.run(main, *sys.argv[1:3], int((*sys.argv[3:], 0)[0]))
