@@ -65,4 +65,4 @@ async def main(what: str, path: str, number: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, *sys.argv[1:3], int((*sys.argv[3:], 0)[0]))
+    anyio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 0)
