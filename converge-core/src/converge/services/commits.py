@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from math import inf
 
 import anyio
 from anyio import lowlevel
 
 from converge.contracts.store import LIMITS, Batch, Channel, Check, Committed, Conflict, Key, Store, Take, Taken, Turned
-from converge.errors import NotApplied, OutcomeUnknown, StoreRolledBack
+from converge.errors import ConvergeError, InputError, NotApplied, OutcomeUnknown, StoreError, StoreRolledBack, StoreUnavailable
 
 IN_FLIGHT = 2
 """Calls under way at a time: the store works on one while Python prepares the next; a third gained nothing in measurements."""
+
+ROLLED_BACK = (
+    "the store's history is not the one that this process saw: it was flushed, restored or replaced; "
+    "find out what became of its data, then start this process again"
+)
+
+_Result = Committed | Conflict | ConvergeError
 
 
 class _Asked:
@@ -25,11 +33,19 @@ class _Asked:
         self.outcomes: Sequence[Committed | Conflict] | None = None
         self.error: BaseException | None = None
 
+    @property
+    def is_answered(self) -> bool:
+        return self.outcomes is not None or self.error is not None
+
+    def tell(self) -> None:
+        if self.done is not None:
+            self.done.set()
+
 
 class Commits:
     """Groups the commits of many callers; adds the check of the store's epoch to every batch (G15).
 
-    A call is shielded from cancellation once it is on its way: its outcome is then known to the callers that were not cancelled.
+    A call is shielded from cancellation once it is on its way: its outcome is then known to the callers that were not cancelled. `hurry` bounds that.
     """
 
     def __init__(self, store: Store, epoch: Check) -> None:
@@ -38,29 +54,32 @@ class Commits:
         self._asked: list[_Asked] = []
         self._is_flush_due = False
         self._slots = anyio.Semaphore(IN_FLIGHT)
+        self._shields: set[anyio.CancelScope] = set()
+        self._patience_sec = inf
+        self._greatest = epoch[1]  # of the revisions that were seen
+        self._is_rolled_back = False
 
     async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
         """As `Store.commit`, except that batches may touch each other's keys: such ones go out in separate calls, in their order.
 
         Raises:
-            StoreRolledBack: The store's epoch is not the one that this process saw.
-            StoreError: As `Store.commit`.
+            StoreRolledBack: The store's epoch is not the one that this process saw, or its revisions fell back.
+            ValueTooLarge: Nothing of the caller's was written.
+            StoreError: As `Store.commit`, of the caller's own batches.
         """
         if not batches:
             return []
         asked = _Asked(batches, wake)
         self._asked.append(asked)
-        if not self._is_flush_due:
-            self._is_flush_due = True
-            await lowlevel.cancel_shielded_checkpoint()  # whoever else runs in this loop step joins
-            with anyio.CancelScope(shield=True):
-                await self._flush(asked)
-        if asked.outcomes is None and asked.error is None:
-            asked.done = anyio.Event()
-            await asked.done.wait()
+        while not asked.is_answered:
+            if not self._is_flush_due and asked in self._asked:
+                await self._lead()
+            else:  # another one leads, or a turn has taken it along
+                asked.done = anyio.Event()
+                await asked.done.wait()
         if asked.error is not None:
             raise asked.error
-        assert asked.outcomes is not None, "a caller that was woken has its answer"
+        assert asked.outcomes is not None, "a caller that was answered without an error has its outcomes"
         return asked.outcomes
 
     async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
@@ -77,69 +96,142 @@ class Commits:
             raise own.error
         return Turned(own.outcomes or (), taken)
 
-    async def _flush(self, own: _Asked) -> None:
-        async with self._slots:
+    def hurry(self, within_sec: float) -> None:
+        """From now on no call takes longer than this, or its outcome counts as unknown: for a process that stops, whatever its store does."""
+        self._patience_sec = within_sec
+        for scope in self._shields:
+            scope.deadline = min(scope.deadline, anyio.current_time() + within_sec)
+
+    async def _lead(self) -> None:
+        """Send what is asked; whoever else runs in this loop step joins."""
+        self._is_flush_due = True
+        try:
+            await lowlevel.cancel_shielded_checkpoint()
+            with anyio.CancelScope(shield=True):
+                async with self._slots:
+                    self._is_flush_due = False
+                    asked, self._asked = self._asked, []
+                    if asked:  # else a turn took them along
+                        await self._send(asked, None)
+        except BaseException:
+            # Cancelled past the shield, as plain asyncio can: one of those that are still to be sent leads instead.
             self._is_flush_due = False
-            asked, self._asked = self._asked, []
-            if asked:  # else a turn took them along
-                await self._send(asked, None)
+            for one in self._asked:
+                one.tell()
+            raise
 
     async def _send(self, asked: list[_Asked], take: Take | None) -> Taken | Conflict | None:
+        """Make the call, and give each caller its own answer; answer the take's, which is the first caller's."""
         batches = [batch for one in asked for batch in one.batches]
         wake = {channel for one in asked for channel in one.wake}
-        if take is not None:
-            take = take._replace(checks=(*take.checks, self._epoch))
         try:
-            outcomes, taken = await self._call(batches, take, wake)
-        except BaseException as error:
-            for one in asked:
-                one.error = error
-            taken = None
-        else:
+            results, taken = await self._call(batches, take, wake)
             at = 0
             for one in asked:
-                one.outcomes = outcomes[at : at + len(one.batches)]
+                mine = results[at : at + len(one.batches)]
                 at += len(one.batches)
-        for one in asked:
-            if one.done is not None:
-                one.done.set()
-        return taken
+                one.error = _error_of([*mine, taken] if take is not None and one is asked[0] else mine)
+                if one.error is None:
+                    one.outcomes = mine  # type: ignore[assignment]  # there is no error among them
+        except BaseException as error:
+            for one in asked:
+                one.error = error if one is asked[0] or isinstance(error, Exception) else OutcomeUnknown("the call that it went out in was cancelled")
+            raise
+        finally:
+            for one in asked:
+                one.tell()
+        return taken if not isinstance(taken, BaseException) else None
 
     async def _call(
         self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]
-    ) -> tuple[list[Committed | Conflict], Taken | Conflict | None]:
+    ) -> tuple[list[_Result], Taken | Conflict | ConvergeError | None]:
+        """Send the batches in as many calls as they need; a failure is the result of those whose call it was."""
         groups = split(batches, take)
-        outcomes: list[Committed | Conflict | None] = [None] * len(batches)
-        taken: Taken | Conflict | None = None
+        if len(groups) == 1:
+            answers, taken = await self._try([self._with_epoch(batch) for batch in batches], take, wake)
+            return answers, taken
+        results: list[_Result | None] = [None] * len(batches)
+        taken = None
+        failed: StoreError | None = None
         for at, group in enumerate(groups):
             is_last = at == len(groups) - 1
-            sent = [self._with_epoch(batches[index]) for index in group]
-            try:
-                if is_last and take is not None:
-                    turned = await self._store.turn(sent, take, wake=wake)
-                    answers, taken = turned.outcomes, turned.taken
-                else:
-                    answers = await self._store.commit(sent, wake=wake if is_last else ())
-            except NotApplied as error:
-                if at == 0:
-                    raise
-                raise OutcomeUnknown(f"a part of the call was applied, then the store failed: {error}") from error
+            if failed is None:
+                sent = [self._with_epoch(batches[index]) for index in group]
+                answers, taken = await self._try(sent, take if is_last else None, wake if is_last else ())
+                failed = next((one for one in (*answers, taken) if isinstance(one, StoreError)), None)
+            else:
+                lost = failed if isinstance(failed, NotApplied) else StoreUnavailable(f"it was not sent, since the call before it failed: {failed}")
+                answers, taken = [lost] * len(group), lost if is_last and take is not None else None
             for index, answer in zip(group, answers, strict=True):
-                outcomes[index] = answer
-        self._check_epoch([*outcomes, taken])
-        return [outcome for outcome in outcomes if outcome is not None], taken
+                results[index] = answer
+        return [result for result in results if result is not None], taken
+
+    async def _try(
+        self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]
+    ) -> tuple[list[_Result], Taken | Conflict | ConvergeError | None]:
+        """Make one call of the store; its failure is the result of each batch, but for a value that is too large."""
+        floor = self._greatest
+        try:
+            outcomes, taken = await self._shielded(batches, take, wake)
+        except InputError as error:
+            if len(batches) == 1 and take is None:
+                return [error], None
+            # Nothing was written. Each goes by itself now: what is wrong with one batch is not the others' trouble.
+            answers = [(await self._try([batch], None, wake))[0][0] for batch in batches]
+            return answers, None if take is None else (await self._try([], take, wake))[1]
+        except StoreError as error:
+            return [error] * len(batches), None if take is None else error
+        self._check_history([*outcomes, taken] if take is not None else outcomes, floor)
+        if self._is_rolled_back:
+            rolled_back = StoreRolledBack(ROLLED_BACK)
+            return [rolled_back] * len(batches), None if take is None else rolled_back
+        return outcomes, taken
+
+    async def _shielded(
+        self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]
+    ) -> tuple[list[_Result], Taken | Conflict | None]:
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._patience_sec) as scope:
+            self._shields.add(scope)
+            try:
+                if take is None:
+                    return list(await self._store.commit(batches, wake=wake)), None
+                turned = await self._store.turn(batches, take._replace(checks=(*take.checks, self._epoch)), wake=wake)
+                return list(turned.outcomes), turned.taken
+            finally:
+                self._shields.discard(scope)
+        raise OutcomeUnknown(f"the store did not answer within {self._patience_sec:g} s, and this process is stopping")
 
     def _with_epoch(self, batch: Batch) -> Batch:
         return Batch((*batch.checks, self._epoch), batch.puts, batch.deletes, batch.window)
 
-    def _check_epoch(self, answers: Iterable[object]) -> None:
+    def _check_history(self, answers: Iterable[_Result | Taken | None], floor: int) -> None:
+        """Find another history (G15): another epoch, or a revision that is not above all that were seen before the call began."""
         key = self._epoch[0]
         for answer in answers:
-            if type(answer) is Conflict and key in answer.keys:
-                raise StoreRolledBack(
-                    "the store's epoch is not the one that this process saw: it was flushed, restored or replaced; "
-                    "find out what became of its data, then start this process again"
-                )
+            if type(answer) is Conflict:
+                if key in answer.keys:
+                    self._is_rolled_back = True
+            elif type(answer) is Committed or (type(answer) is Taken and answer.rests):
+                revision = answer.revision
+                if revision <= floor:
+                    self._is_rolled_back = True
+                elif revision > self._greatest:
+                    self._greatest = revision
+
+
+def _error_of(results: Sequence[_Result | Taken | None]) -> ConvergeError | None:
+    """Return what a caller is told whose batches, and take, came to these: their error, or that only a part of them was applied."""
+    errors = [result for result in results if isinstance(result, ConvergeError)]
+    if not errors:
+        return None
+    unknown = next((error for error in errors if not isinstance(error, NotApplied | InputError)), None)
+    if unknown is not None or len(errors) == len(results):
+        return unknown or errors[0]
+    if not any(isinstance(result, Committed | Taken) for result in results):
+        return errors[0]
+    part = OutcomeUnknown(f"a part of the call was applied, then it failed: {errors[0]}")
+    part.__cause__ = errors[0]
+    return part
 
 
 def split(batches: Sequence[Batch], take: Take | None) -> list[list[int]]:
