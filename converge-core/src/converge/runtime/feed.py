@@ -27,6 +27,9 @@ log = logging.getLogger("converge.feed")
 PUMPS = 2
 """Turns in flight: the store works on one while Python runs the handlers of the other."""
 
+GATHER_SEC = 0.01
+"""How long finishes may wait for others while claims are queued here: handlers that hold the loop for long must not keep back what has ended."""
+
 BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 2.0
 """Waits between calls to a store that does not answer: claims resume within the greater of its return."""
 
@@ -60,6 +63,7 @@ class Feed:
         self._sending = 0
         self._idle = anyio.Event()
         self._look_due = 0.0
+        self._turned_at = 0.0
         self.is_draining = False
         self.completed = 0
         self.failed = 0
@@ -139,6 +143,9 @@ class Feed:
 
     async def _turn(self) -> bool:
         """Do one turn; tell whether there was anything to do."""
+        if not self._is_worth_a_turn():
+            return False
+        self._turned_at = self._env.monotonic()
         take, nonce = await self._next_take()
         finished, self._finished = self._finished, []
         if take is None and not finished:
@@ -153,6 +160,11 @@ class Feed:
             self._sending -= len(finished)
             self._idle.set()
         return True
+
+    def _is_worth_a_turn(self) -> bool:
+        """While claims here still wait for their workers, let half of the slots come free first: a turn of one task costs as much as one of ten."""
+        free = self.slots.free - self._wanted
+        return not self.slots.queued or 2 * free >= len(self.slots.slots) or self._env.monotonic() - self._turned_at >= GATHER_SEC
 
     async def _next_take(self) -> tuple[Take | None, bytes]:
         free = self.slots.free - self._wanted

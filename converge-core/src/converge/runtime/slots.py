@@ -88,6 +88,11 @@ class Slots:
         """How many more claims can be worked on at once."""
         return len(self.slots) - self.busy
 
+    @property
+    def queued(self) -> int:
+        """How many claims no worker has begun."""
+        return len(self._queue)
+
     def give(self, claims: list[Found]) -> None:
         """Hand claims over, at most `free`."""
         self.busy += len(claims)
