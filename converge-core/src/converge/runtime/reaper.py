@@ -29,10 +29,11 @@ class Reaper:
         while True:
             try:
                 moved = await self.sweep.page()
+                pause_sec = PAUSE_SEC if moved else await self._pause_sec()
             except StoreError as error:
                 log.warning("the sweep waits for the store: %s", error)
-                moved = 0
-            await anyio.sleep(PAUSE_SEC if moved else await self._pause_sec())
+                pause_sec = self._poll_sec
+            await anyio.sleep(pause_sec)
 
     async def _pause_sec(self) -> float:
         pause_sec = self._poll_sec * (0.75 + random.Random(self._opened.env.entropy(8)).random() / 2)

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from converge.codec import decode
 from converge.contracts.store import LIMITS, Check, Conflict, Range, Rest, Take, Taken
-from converge.errors import ConvergeError, PoolClosed, TornRecord
+from converge.errors import ConvergeError, PoolClosed, StaleClaim, TornRecord
 from converge.ids import id_text
 from converge.machines.lane import Lane
 from converge.machines.match import Claimer, refusal
-from converge.machines.task import Found, Held, Released, step
+from converge.machines.task import Found, Held, Released
 from converge.model.keys import HELD, INT_MIN, LANE, MEMBER, POOL, READY, STATE, TASK
 from converge.model.task import Spec, State
-from converge.services.around import look_around
+from converge.services.finishes import Finishes
 from converge.services.opened import Opened
 
 log = logging.getLogger("converge.claims")
@@ -59,36 +59,37 @@ class Claims:
             NoSuchPool, PoolClosed: One of the pools is not there, or does not admit the agent.
         """
         opened = self._opened
-        self._checks = []
-        open_pools = []
+        # What was seen last stays in force, checks and lanes together, until all is read: a look that fails half way must not leave a take unchecked.
+        checks: list[Check] = []
+        lanes: dict[bytes, _LaneSeen] = {}
         for pool_id in self.pools:
             seen = await opened.pool(pool_id, is_fresh=True)
             await self._check_admitted(pool_id, seen.revision)
             if not seen.pool.is_paused:
-                open_pools.append(pool_id)
-                self._checks.append((POOL(pool_id), seen.revision))
-        lanes: dict[bytes, _LaneSeen] = {}
-        for pool_id in open_pools:
-            after: Rest | None = None
-            while True:
-                (page,) = await opened.store.scan([Range(LANE(pool_id), after, LIMITS.keys)])
-                for entry in page:
-                    if refusal(decode(entry.value, Lane, "lane"), self.claimer) is None:
-                        lanes[entry.key[2]] = _LaneSeen(pool_id)
-                if len(page) < LIMITS.keys:
-                    break
-                after = page[-1].key[2:]
-        self._lanes = lanes
-        await self._read_heads()
+                checks.append((POOL(pool_id), seen.revision))
+                await self._read_lanes(pool_id, lanes)
+        await self._read_heads(lanes)
+        self._checks, self._lanes = checks, lanes
         return self.has_ready
 
-    async def _read_heads(self) -> None:
-        hashes = list(self._lanes)
+    async def _read_lanes(self, pool_id: str, lanes: dict[bytes, _LaneSeen]) -> None:
+        after: Rest | None = None
+        while True:
+            (page,) = await self._opened.store.scan([Range(LANE(pool_id), after, LIMITS.keys)])
+            for entry in page:
+                if refusal(decode(entry.value, Lane, "lane"), self.claimer) is None:
+                    lanes[entry.key[2]] = _LaneSeen(pool_id)
+            if len(page) < LIMITS.keys:
+                return
+            after = page[-1].key[2:]
+
+    async def _read_heads(self, lanes: dict[bytes, _LaneSeen]) -> None:
+        hashes = list(lanes)
         for at in range(0, len(hashes), LIMITS.ranges):
             some = hashes[at : at + LIMITS.ranges]
             pages = await self._opened.store.scan([Range(READY(lane), None, 1) for lane in some])
             for lane, page in zip(some, pages, strict=True):
-                self._lanes[lane].head = page[0].key[2:] if page else None
+                lanes[lane].head = page[0].key[2:] if page else None
 
     async def _check_admitted(self, pool_id: str, revision: int) -> None:
         pool = self._opened.pools[pool_id].pool
@@ -164,7 +165,7 @@ class Claims:
             LeaseEnded: It has.
         """
         lease = await self._opened.lease()
-        lease.check_not_ended(conflict)
+        await lease.check_not_ended(conflict)
         await self.look()
 
 
@@ -176,16 +177,20 @@ async def settle(opened: Opened, nonce: bytes) -> None:
     """
     lease = await opened.lease()
     await lease.touch()
-    commits = await opened.commits()
+    finishes = Finishes(opened)
     after: Rest | None = None
     while True:
         (page,) = await opened.store.scan([Range(HELD(lease.id), after, 200)])
         for entry in page:
             if entry.key[4] == nonce:
                 task, state = await opened.store.get([TASK(entry.key[3]), STATE(entry.key[3])])
-                found = read_found(entry.key[3], task and task.value, state and state.value, Held(lease.id, nonce, entry.revision, int(entry.value)))
-                around = await look_around(opened, found, needs_lane=True)
-                await commits.commit([step(found, Released("", "its claim was never answered"), await opened.now(), around)])
+                place = Held(lease.id, nonce, entry.revision, int(entry.value))
+                try:
+                    await finishes.finish(
+                        read_found(entry.key[3], task and task.value, state and state.value, place), Released("", "its claim was never answered")
+                    )
+                except (StaleClaim, TornRecord) as error:
+                    log.warning("%s", error)  # it was cancelled meanwhile, or nobody can work on it
         if len(page) < 200:
             return
         after = page[-1].key[2:]
@@ -210,4 +215,3 @@ def _before(head: Rest | None) -> Rest | None:
     rank, id_ = head
     number = int.from_bytes(id_, "big")
     return (rank - 1, b"\xff" * 16) if number == 0 else (rank, (number - 1).to_bytes(16, "big"))
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 
 from converge.contracts.store import Batch, Channel, Conflict
-from converge.errors import ConvergeError, NoSuchTask, OutcomeUnknown, StaleClaim, StoreBusy
+from converge.errors import NoSuchTask, NotApplied, OutcomeUnknown, StaleClaim, StoreBusy, TornRecord
 from converge.ids import id_text
 from converge.machines.task import Around, Completed, Event, Failed, Found, Held, Released, is_said_again, key_of, step
 from converge.services.around import look_around, read_task
@@ -36,19 +36,32 @@ class Finishes:
             StaleClaim: It is not current; nothing was changed.
             StoreError: As `Store.commit`; an unknown outcome was tried again first.
         """
-        for _ in range(ROUNDS):
+        unknown: OutcomeUnknown | None = None
+        for round_ in range(ROUNDS):
             try:
                 if await self._try(found, event):
                     return
-            except OutcomeUnknown:
+            except OutcomeUnknown as error:
+                unknown = error
                 await anyio.sleep(0.05)  # to say it again is safe: the same attempt and digest succeed again
+            except NotApplied as error:
+                if unknown is not None:
+                    raise unknown from error  # an earlier try may have been applied, whatever became of this one
+                raise
+            if round_ > 3:
+                await anyio.sleep(0.001 * min(round_, 20))  # others write the same ordering key; let them
+        if unknown is not None:
+            raise unknown
         raise StoreBusy(f"task {id_text(found.id)}: what stands around it moved {ROUNDS} times; finish it again")
 
     async def _try(self, found: Found, event: Event) -> bool:
         try:
             around = await look_around(self._opened, found, needs_lane=isinstance(event, Released))
-        except ConvergeError:
+        except TornRecord:
             # Its ordering key's row is gone: it may have ended in just this way.
+            (held,) = await self._opened.store.get([key_of(found)])
+            if held is not None:
+                raise  # it has not: something else broke the record
             await self.check_said_again(found, event)
             return True
         batch = step(found, event, await self._opened.now(), around)
@@ -78,4 +91,3 @@ class Finishes:
         if not is_said_again(state, held, event):
             other = state.token if state is not None and state.token != held.token else 0
             raise StaleClaim(id_text(found.id), token=held.token, current=other or None)
-

@@ -15,9 +15,9 @@ import anyio
 import attrs
 
 from converge.codec import encode
-from converge.contracts.store import ABSENT, Batch, Check, Committed, Conflict, Store, Window
+from converge.contracts.store import ABSENT, Batch, Check, Committed, Conflict, Entry, Store, Window
 from converge.env import Env
-from converge.errors import LeaseEnded, OutcomeUnknown, StoreError
+from converge.errors import LeaseEnded, OutcomeUnknown, StoreBusy, StoreError
 from converge.model.keys import DEAD, EXPIRY, LEASE
 from converge.services.commits import Commits
 
@@ -26,8 +26,11 @@ log = logging.getLogger("converge.lease")
 MARGIN = 0.1
 """The part of a lease that its holder does not use: it stops before others may take over."""
 
-CLOSE_SEC = 5.0
+CLOSE_SEC = 3.0
 """How long closing may take; what is not ended then ends by itself."""
+
+TOUCHES = 10
+"""How often a write of the lease's own keys is tried again: only a call of this process, still on its way, can be first."""
 
 
 @attrs.frozen(kw_only=True)
@@ -75,15 +78,15 @@ class Lease:
         if self._ended is not None or self.remaining_sec() <= 0:
             raise LeaseEnded(self.id.hex())
 
-    def check_not_ended(self, conflict: Conflict) -> None:
-        """Raise if the conflict names this lease: somebody has ended it.
+    async def check_not_ended(self, conflict: Conflict) -> None:
+        """Raise if the lease has ended, where the conflict names it; it may also have been touched since the batch was made: then try again.
 
         Raises:
-            LeaseEnded: It does.
+            LeaseEnded: Somebody has ended it.
+            StoreUnavailable: That could not be found out.
         """
         if any(key[0] is LEASE and key[1] == self.id for key in conflict.keys):
-            self._ended = "it was ended in the store"
-            raise LeaseEnded(self.id.hex())
+            await self._read()
 
     def remaining_sec(self) -> float:
         """Return how long this process may still act under the lease, by its own clock, the margin taken off."""
@@ -121,15 +124,22 @@ class Lease:
         Raises:
             LeaseEnded: It has.
         """
-        key, revision = self.check()
-        (entry,) = await self._store.get([key])
-        if entry is not None and entry.revision == revision:
-            (outcome,) = await self._commits.commit([Batch([(key, revision)], [(key, entry.value)])])
+        for _ in range(TOUCHES):
+            entry = await self._read()
+            (outcome,) = await self._commits.commit([Batch([(entry.key, entry.revision)], [(entry.key, entry.value)])])
             if isinstance(outcome, Committed):
-                self._revision = outcome.revision
+                self._revision = max(self._revision, outcome.revision)
                 return
-        self._ended = "it was ended in the store"
-        raise LeaseEnded(self.id.hex())
+        raise StoreBusy(f"the lease was touched by others {TOUCHES} times; try again")
+
+    async def _read(self) -> Entry:
+        """Read the lease's key: only this process writes it, so the revision found is its own, also of a touch that was never answered."""
+        (entry,) = await self._store.get([LEASE(self.id)])
+        if entry is None:
+            self._ended = self._ended or "it was ended in the store"
+            raise LeaseEnded(self.id.hex())
+        self._revision = max(self._revision, entry.revision)
+        return entry
 
     def abandon(self) -> None:
         """Stop renewing and tell nobody, as a process that dies does: the lease ends by itself. For tests of what others do then."""
@@ -142,10 +152,20 @@ class Lease:
         with anyio.move_on_after(CLOSE_SEC, shield=True):
             if self._thread is not None:
                 await anyio.to_thread.run_sync(self._thread.join, CLOSE_SEC, abandon_on_cancel=True)
+            try:
+                await self._end()
+            except StoreError as error:
+                log.warning("lease %s could not be ended in the store, it ends by itself: %s", self.id.hex(), error)
+
+    async def _end(self) -> None:
+        for _ in range(TOUCHES):
             (entry,) = await self._store.get([EXPIRY(self.id)])
-            if entry is not None:
-                batch = Batch([(entry.key, entry.revision)], [(DEAD(self.id), b"")], [LEASE(self.id), EXPIRY(self.id)])
-                await self._commits.commit([batch])
+            if entry is None:
+                return
+            batch = Batch([(entry.key, entry.revision)], [(DEAD(self.id), b"")], [LEASE(self.id), EXPIRY(self.id)])
+            (outcome,) = await self._commits.commit([batch])
+            if isinstance(outcome, Committed):
+                return  # else a last renewal was still on its way
 
     # The thread. It shares only floats and flags with the loop, so neither waits for the other.
 
@@ -225,4 +245,3 @@ def ended(lease_id: bytes, expiry_revision: int, until: int) -> Batch:
     """Return the batch that ends another process's lease whose time has passed, by store time."""
     key = EXPIRY(lease_id)
     return Batch([(key, expiry_revision)], [(DEAD(lease_id), b"")], [LEASE(lease_id), key], Window(at_least=until + 1))
-

@@ -10,7 +10,7 @@ import anyio
 from converge.codec import decode
 from converge.contracts.store import ABSENT, LIMITS, Batch, Check, Conflict, Range, Store
 from converge.env import SYSTEM, Env
-from converge.errors import NoSuchPool, StoreRefused
+from converge.errors import NoSuchPool, StoreError, StoreRefused
 from converge.ids import check_name
 from converge.model.keys import EPOCH, POOL
 from converge.model.pool import Pool
@@ -90,10 +90,18 @@ class Opened:
         return self._lease
 
     async def now(self) -> int:
-        """Return store time in microseconds, estimated from the last reading and the monotonic clock."""
+        """Return store time in microseconds, estimated from the last reading and the monotonic clock; while the store is away an older one serves.
+
+        Raises:
+            StoreError: It was never read, and cannot be.
+        """
         monotonic = self.env.monotonic()
         if monotonic - self._offset_seen > CLOCK_FRESH_SEC:
-            self.saw_time(await self.store.time())
+            try:
+                self.saw_time(await self.store.time())
+            except StoreError:
+                if self._offset_seen == float("-inf"):
+                    raise
         return self._offset + int(self.env.monotonic() * 1_000_000)
 
     def saw_time(self, now: int) -> None:

@@ -138,7 +138,7 @@ class PoolManager:
                 asked.append(agent_id)
             for agent_id, outcome in zip(asked, await commits.commit(batches), strict=True):
                 if isinstance(outcome, Conflict):
-                    lease.check_not_ended(outcome)
+                    await lease.check_not_ended(outcome)
                     again.append(agent_id)
         return again
 

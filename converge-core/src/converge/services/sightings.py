@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
@@ -11,8 +12,11 @@ import anyio
 from converge.codec import decode, encode
 from converge.contracts.discovery import Discovery, Sighting
 from converge.contracts.store import LIMITS, Batch, Conflict, Range, Rest
+from converge.errors import StoreError, TornRecord
 from converge.model.keys import AGENT, EXPIRY, Family
 from converge.services.opened import Opened
+
+log = logging.getLogger("converge.sightings")
 
 CHANNEL = "agents"
 """What a publish and a withdraw wake."""
@@ -26,14 +30,18 @@ class StoreSightings(Discovery):
         self._seen: dict[tuple[bytes, str], tuple[int, Sighting]] = {}
 
     async def publish(self, sightings: Sequence[Sighting]) -> None:
-        lease = await self._opened.lease()
-        batches = []
-        for sighting in sightings:
-            value = encode([list(sighting.endpoints), base64.b64encode(sighting.descriptor).decode()])
-            batches.append(Batch([lease.check()], [(AGENT(lease.id, sighting.id), value)]))
-        for outcome in await (await self._opened.commits()).commit(batches, wake=[CHANNEL]):
-            if isinstance(outcome, Conflict):
-                lease.check_not_ended(outcome)
+        lease, commits, todo = await self._opened.lease(), await self._opened.commits(), list(sightings)
+        while todo:
+            batches = []
+            for sighting in todo:
+                value = encode([list(sighting.endpoints), base64.b64encode(sighting.descriptor).decode()])
+                batches.append(Batch([lease.check()], [(AGENT(lease.id, sighting.id), value)]))
+            again = []
+            for sighting, outcome in zip(todo, await commits.commit(batches, wake=[CHANNEL]), strict=True):
+                if isinstance(outcome, Conflict):
+                    await lease.check_not_ended(outcome)
+                    again.append(sighting)  # the lease was touched meanwhile
+            todo = again
 
     async def withdraw(self, ids: Sequence[str]) -> None:
         lease = self._opened.lease_opened
@@ -47,7 +55,10 @@ class StoreSightings(Discovery):
         for key, value, revision in await self._all(AGENT):
             if key[1] in live:
                 known = self._seen.get(key[1:])
-                seen[key[1:]] = known if known is not None and known[0] == revision else (revision, _sighting(key[2], value))
+                if known is not None and known[0] == revision:
+                    seen[key[1:]] = known
+                elif (sighting := _sighting(key[2], value)) is not None:
+                    seen[key[1:]] = revision, sighting
         self._seen = seen
         return [sighting for _, sighting in seen.values()]
 
@@ -55,17 +66,31 @@ class StoreSightings(Discovery):
         event = anyio.Event()
 
         async def listen() -> None:
-            async with aclosing(self._opened.store.watch([CHANNEL])) as watch:  # type: ignore[type-var]  # every watch is an async generator
-                async for _ in watch:
-                    event.set()
+            while True:
+                try:
+                    async with aclosing(self._opened.store.watch([CHANNEL])) as watch:  # type: ignore[type-var]  # every watch is an async generator
+                        async for _ in watch:
+                            event.set()
+                except StoreError as error:
+                    log.warning("the store's wake-ups are lost, agents are polled for until they are back: %s", error)
+                await anyio.sleep(self._poll_sec)
 
+        lost: StoreError | None = None
         async with anyio.create_task_group() as group:
             group.start_soon(listen)
-            while True:
+            while lost is None:
                 event = anyio.Event()
-                yield await self.snapshot()
+                try:
+                    found = await self.snapshot()
+                except StoreError as error:
+                    lost = error  # raised outside the group, which would wrap it
+                    group.cancel_scope.cancel()
+                    break
+                yield found
                 with anyio.move_on_after(self._poll_sec):
                     await event.wait()
+        if lost is not None:
+            raise lost
 
     async def _all(self, family: Family) -> list[tuple[Rest, bytes, int]]:
         found: list[tuple[Rest, bytes, int]] = []
@@ -78,6 +103,11 @@ class StoreSightings(Discovery):
             after = page[-1].key[1:]
 
 
-def _sighting(agent_id: str, value: bytes) -> Sighting:
-    endpoints, signed = decode(value, tuple[list[str], str], f"descriptor of {agent_id}")
-    return Sighting(agent_id, tuple(endpoints), base64.b64decode(signed))
+def _sighting(agent_id: str, value: bytes) -> Sighting | None:
+    """Return what a record says; None if nobody can read it, which is no reason not to find the others."""
+    try:
+        endpoints, signed = decode(value, tuple[list[str], str], f"descriptor of {agent_id}")
+        return Sighting(agent_id, tuple(endpoints), base64.b64decode(signed, validate=True))
+    except (TornRecord, ValueError) as error:
+        log.warning("a descriptor was refused: %s", error)
+        return None
