@@ -8,6 +8,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from itertools import chain
 from typing import Any
 
 from converge.builtin.file import statements as sql
@@ -16,7 +17,7 @@ from converge.builtin.file.clock import FileClock
 from converge.builtin.file.reader import decoder
 from converge.builtin.file.schema import connect_writer
 from converge.builtin.file.turnstile import Turnstile
-from converge.contracts.store import ABSENT, Batch, Committed, Conflict, Key, Prefix, Range, Rest, Take, Taken, Turned, Window
+from converge.contracts.store import ABSENT, Batch, Committed, Conflict, Key, Range, Rest, Take, Taken, Turned, Window
 from converge.errors import StoreUnavailable
 from converge.model.keys import NAME, Family
 
@@ -106,27 +107,30 @@ class Database:
         failed = tuple(key for key, expected in take.checks if self._revision(key) != expected)
         if failed:
             return Conflict(failed)
-        rests, prefixes, heads = self._choose(take)
+        rests, numbers, heads = self._choose(take)
         now = self.clock.now()
         if not rests:
             return Taken(0, (), (), heads, now)
-        family, to, revision = take.ranges[0].prefix[0], take.to[0], self._next_revision()
-        self._connection.executemany(sql.delete(family), [prefix[1:] + rest for prefix, rest in zip(prefixes, rests, strict=True)])
-        start, value = take.to[1:], str(now)
-        self._connection.executemany(sql.put(to), [(*start, *rest, *take.tail, value, revision) for rest in rests])
-        return Taken(revision, rests, [self._also(take.also, rest[-1]) for rest in rests], heads, now)
+        revision, to, tail, value = self._next_revision(), take.to[1:], take.tail, str(now)
+        self._remove(take.ranges, rests, numbers)
+        run_many(self._connection, sql.put, take.to[0], [(*to, *rest, *tail, value, revision) for rest in rests])
+        return Taken(revision, rests, self._also(take.also, [rest[-1] for rest in rests]), heads, now)
 
-    def _choose(self, take: Take) -> tuple[list[Rest], list[Prefix], list[Rest | None]]:
-        """Merge the ranges' cursors, which read no further than they are asked."""
-        cursors = [self._rests(range_) for range_ in take.ranges]
+    def _choose(self, take: Take) -> tuple[list[Rest], list[int], list[Rest | None]]:
+        """Return the first rests, the number of the range of each, and what is then the first of each range."""
+        cursors = [self._rests(range_, take.limit + 1) for range_ in take.ranges]
+        if len(cursors) == 1:
+            found = list(cursors[0])
+            return found[: take.limit], [0] * min(len(found), take.limit), [found[take.limit] if len(found) > take.limit else None]
+        # Merged: a cursor reads no further than it is asked.
         heap = [(rest, number) for number, cursor in enumerate(cursors) if (rest := next(cursor, None)) is not None]
         heapq.heapify(heap)
         rests: list[Rest] = []
-        prefixes: list[Prefix] = []
+        numbers: list[int] = []
         while heap and len(rests) < take.limit:
             rest, number = heap[0]
             rests.append(rest)
-            prefixes.append(take.ranges[number].prefix)
+            numbers.append(number)
             following = next(cursors[number], None)
             if following is None:
                 heapq.heappop(heap)
@@ -135,17 +139,43 @@ class Database:
         heads: list[Rest | None] = [None] * len(cursors)
         for rest, number in heap:
             heads[number] = rest
-        return rests, prefixes, heads
+        return rests, numbers, heads
 
-    def _rests(self, range_: Range) -> Iterator[Rest]:
+    def _rests(self, range_: Range, limit: int) -> Iterator[Rest]:
         prefix, after = range_.prefix, range_.after
         statement = sql.heads(prefix[0], len(prefix) - 1, after is not None)
-        rows = self._connection.execute(statement, prefix[1:] + (after or ()))
+        rows = self._connection.execute(statement, (*prefix[1:], *(after or ()), limit))
         return map(decoder(prefix[0], skip=len(prefix) - 1), rows) if NAME in prefix[0].parts.values() else iter(rows)
 
-    def _also(self, families: Sequence[Family], id_: bytes) -> list[bytes | None]:
-        rows = [self._connection.execute(sql.get(family), (id_,)).fetchone() for family in families]
-        return [None if row is None else row[0] for row in rows]
+    def _remove(self, ranges: Sequence[Range], rests: Sequence[Rest], numbers: Sequence[int]) -> None:
+        """Delete what was chosen: of each range the first ones, up to the last that was chosen of it."""
+        for number, last in dict(zip(numbers, rests, strict=True)).items():
+            prefix, after = ranges[number].prefix, ranges[number].after
+            statement = sql.delete_until(prefix[0], len(prefix) - 1, after is not None)
+            self._connection.execute(statement, (*prefix[1:], *(after or ()), *last))
+
+    def _also(self, families: Sequence[Family], ids: list[bytes]) -> list[list[bytes | None]]:
+        """Return for each id its values in the families."""
+        found: list[dict[bytes, bytes]] = []
+        for family in families:
+            values: dict[bytes, bytes] = {}
+            for at in range(0, len(ids), sql.SIZES[0]):
+                some = ids[at : at + sql.SIZES[0]]
+                size = min(size for size in sql.SIZES if size >= len(some))
+                some += some[-1:] * (size - len(some))  # an id may be asked for twice; a statement for each number of ids would not stay prepared
+                values.update(self._connection.execute(sql.values(family, size), some))
+            found.append(values)
+        return [[values.get(id_) for values in found] for id_ in ids]
+
+
+def run_many(connection: sqlite3.Connection, statement: Callable[[Family, int], str], family: Family, rows: Sequence[tuple[Any, ...]]) -> int:
+    """Run a statement over rows, many at a time; return how many rows it has changed."""
+    at = changed = 0
+    for size in sql.SIZES:
+        while len(rows) - at >= size:
+            changed += connection.execute(statement(family, size), list(chain.from_iterable(rows[at : at + size]))).rowcount
+            at += size
+    return changed
 
 
 class _Plan:
@@ -191,17 +221,23 @@ class _Plan:
             if (ABSENT if row is None else row[0]) != expected:
                 raise _Missed
         for family, rows in self._delete_at.items():
-            if connection.executemany(sql.delete_at(family), rows).rowcount != len(rows):
+            if _delete_many(connection, sql.delete_at, family, rows) != len(rows):
                 raise _Missed
         for family, rows in self._delete.items():
-            connection.executemany(sql.delete(family), rows)
+            _delete_many(connection, sql.delete, family, rows)
         for family, rows in self._put_absent.items():
             try:
-                connection.executemany(sql.put_absent(family), rows)
+                run_many(connection, sql.put_absent, family, rows)
             except sqlite3.IntegrityError as error:
                 raise _Missed from error
         for family, rows in self._put.items():
-            connection.executemany(sql.put(family), rows)
+            run_many(connection, sql.put, family, rows)
+
+
+def _delete_many(connection: sqlite3.Connection, statement: Callable[[Family, int], str], family: Family, rows: Sequence[tuple[Any, ...]]) -> int:
+    if not sql.finds_many(family):
+        return connection.executemany(statement(family, 1), rows).rowcount
+    return run_many(connection, statement, family, rows)
 
 
 class _transaction:
