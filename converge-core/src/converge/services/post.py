@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from converge.codec import decode_plain, encode_plain
 from converge.env import Env
@@ -41,7 +42,7 @@ RETRY_LEAST_SEC, RETRY_GREATEST_SEC = 0.05, 1.0
 """Waits between tries to reach a node."""
 
 REFRESH_SEC = 0.5
-"""The directory is not read again more often than this on behalf of an unknown agent: a stranger must not make us hammer the store."""
+"""The directory is not read again more often than this on behalf of unknown agents: a stranger must not make us hammer the store. Who asks waits."""
 
 PAIRS = 10_000
 """Pairs of sender and recipient whose sequence is kept."""
@@ -101,7 +102,7 @@ class _Outgoing:
     __slots__ = ("lock", "sequence")
 
     def __init__(self) -> None:
-        self.lock, self.sequence = anyio.Lock(), 0
+        self.lock, self.sequence = anyio.Lock(fast_acquire=True), 0  # free nearly always: then it costs no step of the event loop
 
 
 class Post:
@@ -118,7 +119,7 @@ class Post:
         self._streams = Streams()
         self._pending: dict[str, _Pending] = {}
         self._outgoing: dict[tuple[str, str], _Outgoing] = {}
-        self._refreshed = float("-inf")
+        self._refreshed = self._tried = float("-inf")
         self._refreshing = anyio.Lock()
 
     async def send(self, sender: str, to: str, payload: Any, *, ack: str | None, timeout: float, task_id: str = "") -> Receipt:
@@ -193,10 +194,10 @@ class Post:
             status, text = self._put(inbox, header, payload, self._answer_here(pending))
             _settle(header.to, status, text)
             pending.status = pending.status or status
+            await checkpoint()  # a sender in a loop must let the recipient run, or its inbox would fill
             return
         wait_sec, item = RETRY_LEAST_SEC, (MESSAGE, pack(header, payload))
         while True:
-            pending.settled = anyio.Event()
             try:
                 link = await self._link(header.to)
                 await link.send([item])
@@ -209,6 +210,7 @@ class Post:
                     return
             await anyio.sleep(wait_sec)
             wait_sec = min(wait_sec * 2, RETRY_GREATEST_SEC)
+            pending.settled = anyio.Event()
 
     async def _receipt(self, link: Link, pending: _Pending) -> None:
         """Wait for the receipt; a link that ends meanwhile ends the wait."""
@@ -231,10 +233,15 @@ class Post:
         return await self.links.to(bytes.fromhex(descriptor.node_key), descriptor.endpoints)
 
     async def _refresh(self) -> None:
+        """Return once the directory is no older than this call; calls that come while one reads share the next reading."""
+        asked = self._env.monotonic()
         async with self._refreshing:
-            if self._env.monotonic() - self._refreshed > REFRESH_SEC:
-                await self._discovery.refresh()
-                self._refreshed = self._env.monotonic()
+            if self._refreshed >= asked:
+                return
+            await anyio.sleep(self._tried + REFRESH_SEC - asked)
+            began = self._tried = self._env.monotonic()
+            await self._discovery.refresh()
+            self._refreshed = began
 
     # What comes in.
 
