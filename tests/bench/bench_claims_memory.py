@@ -21,7 +21,7 @@ import anyio
 from workload import CALL, CLAIM, ENDED, POOL_ID, SPEC, UNTIL, Site, lane_hash, median, site, uuids
 
 from converge.builtin.memory.store import MemoryStore
-from converge.contracts.store import Batch, Store
+from converge.contracts.store import Batch, Store, Taken
 from converge.model.keys import READY, TASK
 
 FEW, MANY = 1_000, 200_000
@@ -75,6 +75,7 @@ class Bench:
 
     async def run(self) -> dict[str, object]:
         await self._pairs()
+        await self._bare()
         for lanes in self.arguments.lanes:
             rates = []
             for _ in range(self.arguments.rounds):
@@ -104,6 +105,29 @@ class Bench:
             own_rate, floor_rate = median([first for first, _ in pairs]), median([second for _, second in pairs])
             self._tell(what, per_sec=own_rate, floor=floor_rate, ratio=median([first / second for first, second in pairs]))
         self._tell("submit with dedup keys", per_sec=median(dedups))
+
+    async def _bare(self) -> None:
+        """The store's calls alone, without what it costs to make and to read batches."""
+        tasks, submits, turns = self.arguments.tasks, [], []
+        for _ in range(self.arguments.rounds):
+            own = await site(MemoryStore())
+            ids, took = uuids(tasks), 0.0
+            for batches in [own.submit_batches(ids[at : at + CALL]) for at in range(0, tasks, CALL)]:
+                began = time.perf_counter()
+                await own.store.commit(batches, wake=["lane.0"])
+                took += time.perf_counter() - began
+            submits.append(tasks / took)
+            finishes: list[Batch] = []
+            took, taken = 0.0, None
+            while taken is None or taken.rests:
+                take = own.take()
+                began = time.perf_counter()
+                taken = (await own.store.turn(finishes, take)).taken
+                took += time.perf_counter() - began
+                assert isinstance(taken, Taken), "a claim of the benchmark met a conflict"
+                finishes = own.finishes(take, taken)
+            turns.append(tasks / took)
+        self._tell("the store's calls alone", submits_per_sec=median(submits), claims_and_finishes_per_sec=median(turns))
 
     async def _beside(self, what: str, *, lane: int) -> None:
         sites: list[Site] = [await site(MemoryStore(), lanes=2), await site(MemoryStore(), lanes=2)]
