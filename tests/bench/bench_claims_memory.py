@@ -118,14 +118,14 @@ class Bench:
                 took += time.perf_counter() - began
             submits.append(tasks / took)
             finishes: list[Batch] = []
-            took, taken = 0.0, None
-            while taken is None or taken.rests:
+            took, is_over = 0.0, False
+            while not is_over:
                 take = own.take()
                 began = time.perf_counter()
                 taken = (await own.store.turn(finishes, take)).taken
                 took += time.perf_counter() - began
                 assert isinstance(taken, Taken), "a claim of the benchmark met a conflict"
-                finishes = own.finishes(take, taken)
+                finishes, is_over = own.finishes(take, taken), not taken.rests
             turns.append(tasks / took)
         self._tell("the store's calls alone", submits_per_sec=median(submits), claims_and_finishes_per_sec=median(turns))
 
