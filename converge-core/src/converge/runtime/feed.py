@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from anyio.abc import TaskGroup
 
 from converge.contracts.store import Batch, Channel, Conflict, Take, Taken, Turned
 from converge.env import Env
-from converge.errors import ConvergeError, LeaseEnded, OutcomeUnknown, StaleClaim, StoreError
+from converge.errors import ConvergeError, InputError, LeaseEnded, NotApplied, StaleClaim, StoreError
 from converge.ids import id_text
 from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.runtime.agent import Agent
@@ -50,9 +49,10 @@ class Feed:
     def __init__(self, opened: Opened, claims: Claims, env: Env, group: TaskGroup, poll_sec: float, observers: Observers = NO_OBSERVERS) -> None:
         self._opened, self._claims, self._env, self._group, self._poll_sec = opened, claims, env, group, poll_sec
         self._observers = observers
-        self.slots = Slots(env, group, self._on_finished, observers.claimed)
+        self.slots = Slots(env, group, self._on_finished, self._on_all_begun, observers.claimed)
         self._finishes = Finishes(opened)
         self._finished: list[tuple[Found, Event]] = []
+        self._unsettled: list[bytes] = []  # nonces of takes that were never answered
         self._wanted = 0  # slots that a take under way will fill
         self._event = anyio.Event()
         self._channels: list[Channel] = []
@@ -88,8 +88,11 @@ class Feed:
     def hand_back(self) -> None:
         """Stop claiming, and release the claims that no worker has begun."""
         self.is_draining = True
-        self._finished += [(found, Released("", "its process is stopping")) for found in self.slots.take_back()]
+        self._give_back(self.slots.take_back())
         self._wake()
+
+    def _give_back(self, claims: list[Found]) -> None:
+        self._finished += [(found, Released("", "its process is stopping")) for found in claims]
 
     async def drain(self) -> None:
         """Stop claiming; return when everything claimed has ended and the store knows."""
@@ -102,8 +105,15 @@ class Feed:
     def _on_finished(self, found: Found, event: Event | None) -> None:
         if event is not None:
             self._finished.append((found, event))
-        self._idle.set()
-        self._wake()
+        if self.is_draining:
+            self._idle.set()
+        if self._is_worth_a_turn():
+            self._wake()
+
+    def _on_all_begun(self) -> None:
+        """What has ended waits for company no longer: the claims that have begun may take long."""
+        if False:
+            self._wake()
 
     def _wake(self) -> None:
         if not self._event.is_set():
@@ -120,18 +130,18 @@ class Feed:
                 if await self._turn():
                     backoff_sec = BACKOFF_LEAST_SEC
                     continue
-            except StoreError as error:
-                self.error = str(error)
-                log.warning("the store does not answer, next try in %.2f s: %s", backoff_sec, error)
-                await anyio.sleep(backoff_sec * (0.5 + self._random()))
-                backoff_sec = min(backoff_sec * 2, BACKOFF_GREATEST_SEC)
-                continue
             except LeaseEnded as error:
+                # The node's watchdog cancels the handlers, and has another lease opened: its own task, so that the store cannot keep it waiting.
                 self.error = str(error)
-                log.error("%s", error)
-                self.lost()
-                if (lease := self._opened.lease_opened) is not None:
-                    await self._opened.forget_lease(lease)
+                self._woken = True
+                await anyio.sleep(min(self._poll_sec, BACKOFF_GREATEST_SEC))
+                continue
+            except ConvergeError as error:
+                self.error = str(error)
+                self._woken = True  # whatever was about to be looked at still must be
+                log.warning("claiming waits, next try in %.2f s: %s", backoff_sec, error)
+                await anyio.sleep(backoff_sec * (0.5 + self._random() / 2))
+                backoff_sec = min(backoff_sec * 2, BACKOFF_GREATEST_SEC)
                 continue
             self.error = None
             with anyio.move_on_after(self._poll_sec * (0.75 + self._random() / 2)) as scope:
@@ -167,12 +177,15 @@ class Feed:
         return not self.slots.queued or 2 * free >= len(self.slots.slots) or self._env.monotonic() - self._turned_at >= GATHER_SEC
 
     async def _next_take(self) -> tuple[Take | None, bytes]:
-        free = self.slots.free - self._wanted
-        if self.is_draining or free <= 0:
+        if self.is_draining or self.slots.free - self._wanted <= 0:
             return None, b""
+        if self._unsettled:
+            await self._settle()
         if self._woken:
             await self._look_or_assume()
-        if not self._claims.has_ready:
+        # Counted only now: while this pump waited the other one may have taken, or the node may have begun to stop.
+        free = self.slots.free - self._wanted
+        if free <= 0 or not self._claims.has_ready or self._is_stopping():
             return None, b""
         nonce = self._env.entropy(16)
         return await self._claims.take(free, nonce), nonce
@@ -189,22 +202,30 @@ class Feed:
         await self._claims.look()
         self._watch_lanes()
 
+    def _is_stopping(self) -> bool:
+        return self.is_draining
+
+    async def _settle(self) -> None:
+        """Take back what came of takes that were never answered, before anything else is taken: it would stay held as long as this process lives."""
+        while self._unsettled:
+            nonce = self._unsettled[0]
+            await settle(self._opened, nonce)
+            if nonce in self._unsettled:
+                self._unsettled.remove(nonce)
+
     async def _send(self, finished: list[tuple[Found, Event]], take: Take | None, nonce: bytes) -> None:
-        batches, sent, slow, wake = await self._plan(finished)
-        if not batches and take is None:
-            await self._finish_slowly(slow)
-            return
-        commits = await self._opened.commits()
         try:
-            turned = await commits.turn(batches, take, wake=wake)
-        except OutcomeUnknown:
+            batches, sent, slow, wake = await self._plan(finished)
+            commits = await self._opened.commits()
+            turned = await commits.turn(batches, take, wake=wake) if batches or take is not None else Turned((), None)
+        except StoreError as error:
             self._finished += finished  # to say them again is safe
-            if take is not None:
-                await settle(self._opened, nonce)
+            if take is not None and not isinstance(error, NotApplied):
+                self._unsettled.append(nonce)
             raise
-        except StoreError:
-            self._finished += finished
-            raise
+        except InputError:
+            await self._finish_slowly(finished)  # one of them cannot be stored: each by itself, and that one fails
+            return
         self._take_in(turned, take)
         slow += self._check_outcomes(sent, turned)
         await self._finish_slowly(slow)
@@ -235,7 +256,9 @@ class Feed:
         if take is None or not isinstance(taken, Taken):
             return
         claims = self._claims.taken(take, taken)
-        if claims:
+        if claims and self.is_draining:
+            self._give_back(claims)
+        elif claims:
             self._assumed = False
             self.slots.give(claims)
         elif self._assumed:
@@ -267,6 +290,8 @@ class Feed:
                 raise
             except ConvergeError as error:
                 log.error("task %s could not be ended: %s", id_text(found.id), error)
+                if isinstance(event, Completed):  # its result cannot be stored; that it failed can
+                    self._finished.append((found, Failed(f"{type(error).__name__}: {error}", event.by)))
             self._slow -= 1
 
     def _count(self, found: Found, event: Event) -> None:
@@ -299,10 +324,9 @@ class Feed:
                 await anyio.sleep(self._poll_sec)
 
     def lost(self) -> None:
-        """The lease is gone, and with it every claim."""
-        self._finished.clear()
+        """The lease is gone, and with it every claim but those that have ended: these are still told to the store, which knows whether they count."""
         self.slots.take_back()
         self.slots.cancel(Why.LEASE_LOST)
 
     def _random(self) -> float:
-        return random.Random(self._env.entropy(8)).random()
+        return int.from_bytes(self._env.entropy(4), "big") / 2**32

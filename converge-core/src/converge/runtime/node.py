@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from math import inf
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +15,7 @@ from anyio.abc import TaskGroup
 
 from converge.contracts.store import Batch, Range, Store
 from converge.env import SYSTEM, Env
-from converge.errors import InvalidValue, LeaseEnded, StoreError
+from converge.errors import ConvergeError, InputError, InvalidValue, LeaseEnded, StoreError
 from converge.machines.match import Claimer
 from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.model.identity import Identity
@@ -40,8 +41,14 @@ log = logging.getLogger("converge.node")
 TICK_GREATEST_SEC = 0.5
 """How often the watchdog looks at the lease: often enough that handlers stop well within the lease's margin."""
 
-RELEASE_SEC = 5.0
-"""How long a node that stops tries to hand its claims back; past that they go back with its lease."""
+RELEASE_SEC = 2.0
+"""How long each step of a stop may wait for the store (take descriptors back, hand claims back, end the lease); what is left ends with the lease."""
+
+ON_STOP_SEC = 1.0
+"""What agents have for `on_stop` where the handlers have used up the grace time."""
+
+JOIN_AGAIN_SEC = 1.0
+"""Between tries to open another lease while the store is away."""
 
 
 @attrs.frozen(kw_only=True)
@@ -78,6 +85,7 @@ class Node:
         self._stack = AsyncExitStack()
         self._feeds: dict[tuple[tuple[str, ...], Claimer], Feed] = {}
         self._stopping: bool = False
+        self._lease_lost = anyio.Event()
         self._host = PluginHost(self.settings.plugins)
 
     async def __aenter__(self) -> Node:
@@ -87,6 +95,7 @@ class Node:
             self.opened = Opened.of(self.store, self.env, lease)
             self.pools = PoolManager(self.store)
             self.tasks = TaskManager(self.store, poll_sec=self.settings.poll_sec)
+            stack.push_async_callback(self.opened.close)  # also of a start that fails: a lease that nobody ends would be renewed for ever
             self._group: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.push_async_callback(self._cancel_group)
             self.network = Network(self.opened, self.identity, self.env, self._group, self._network_settings(), self._host)
@@ -96,6 +105,8 @@ class Node:
             await self.network.add_node()
             self._group.start_soon(Reaper(self.opened, self.settings.poll_sec).run)
             self._group.start_soon(self._watchdog)
+            self._group.start_soon(self._keep_joined)
+            self._group.start_soon(self._follow_notices)
             self._stack = stack.pop_all()
         self._host.observe("converge_node_started", node_id=self.identity.id)
         return self
@@ -105,6 +116,7 @@ class Node:
             await self.stop()
         finally:
             is_handled = await self._stack.__aexit__(kind, error, trace)
+            self.opened.hurry(inf)  # a store that was given is used on by others
         return is_handled
 
     def _open_store(self) -> AbstractAsyncContextManager[Store]:
@@ -213,11 +225,16 @@ class Node:
         self._host.observe("converge_node_stopping", node_id=self.identity.id)
         grace_sec = self.settings.grace_sec if grace_sec is None else grace_sec
         with anyio.CancelScope(shield=True):
+            self.opened.hurry(RELEASE_SEC)
             with anyio.move_on_after(RELEASE_SEC):
                 await self._withdraw()
+            drained_by = anyio.current_time() + grace_sec
             await self._drain(grace_sec)
-            for one in self.agents.values():
-                await _call_logged(one.on_stop, one)
+            with anyio.move_on_after(max(ON_STOP_SEC, drained_by - anyio.current_time())) as scope:
+                for one in self.agents.values():
+                    await _call_logged(one.on_stop, one)
+            if scope.cancelled_caught:
+                log.warning("on_stop did not return in time; the node ends without it")
             with anyio.move_on_after(RELEASE_SEC):
                 await self._end_lease()
 
@@ -237,6 +254,7 @@ class Node:
         with anyio.move_on_after(grace_sec):
             await feed.drain()
             return
+        feed.hand_back()  # what came meanwhile and was not begun
         log.warning("%d tasks did not end within %.0f s; they are handed back", feed.slots.cancel(Why.STOPPING), grace_sec)
         with anyio.move_on_after(RELEASE_SEC):
             await feed.drain()
@@ -253,38 +271,63 @@ class Node:
             log.warning("the lease could not be ended in the store, it will end by itself: %s", error)
 
     async def _watchdog(self) -> None:
-        """Beat for the lease, stop handlers when it is lost, end what runs too long, and hear of cancelled claims."""
-        notices_due = 0.0
+        """Beat for the lease, stop handlers when it is lost, end what runs too long. It never waits for the store, which may be silent."""
+        lost: Lease | None = None
         while True:
             lease = self.opened.lease_opened
             if lease is not None:
                 lease.beat()
-                if lease.remaining_sec() <= 0 and not self._stopping:
-                    await self._lost(lease)
-                elif self.env.monotonic() >= notices_due:
-                    notices_due = self.env.monotonic() + self.settings.lease_sec / 3
-                    await self._read_notices(lease)
+                if lease is not lost and lease.remaining_sec() <= 0 and not self._stopping:
+                    lost = lease
+                    self._lost(lease)
             due = [at for at in (feed.slots.cancel_timed_out() for feed in self.feeds) if at is not None]
             tick_sec = min(TICK_GREATEST_SEC, self.settings.lease_sec / 20)
             if due:
                 tick_sec = min(tick_sec, max(0.005, min(due) - self.env.monotonic()))
             await anyio.sleep(tick_sec)
 
-    async def _lost(self, lease: Lease) -> None:
+    def _lost(self, lease: Lease) -> None:
         log.error("the lease was lost (%s): handlers are cancelled, what they held goes back", lease.why_ended or "renewals did not reach the store")
         for feed in self.feeds:
             feed.lost()
-        await self.opened.forget_lease(lease)
-        try:
-            await self._join_again()
-        except StoreError as error:
-            log.warning("agents are not listed until the store is back: %s", error)
+        self._lease_lost.set()
+
+    async def _keep_joined(self) -> None:
+        """After a lost lease open another, and put memberships and descriptors under it, however long the store is away."""
+        while True:
+            await self._lease_lost.wait()
+            self._lease_lost = anyio.Event()
+            is_joined = False
+            while not is_joined and not self._stopping:
+                try:
+                    lease = self.opened.lease_opened
+                    if lease is not None and lease.remaining_sec() <= 0:
+                        await self.opened.forget_lease(lease)
+                    await self._join_again()
+                    is_joined = True
+                except ConvergeError as error:
+                    log.warning("agents are not listed until the store takes them again: %s", error)
+                    await anyio.sleep(min(JOIN_AGAIN_SEC, self.settings.poll_sec))
+
+    async def _follow_notices(self) -> None:
+        """Hear of cancelled claims, at the latest with every renewal."""
+        while True:
+            lease = self.opened.lease_opened
+            if lease is not None and lease.remaining_sec() > 0:
+                await self._read_notices(lease)
+            await anyio.sleep(self.settings.lease_sec / 3)
 
     async def _join_again(self) -> None:
         """Open another lease, and put memberships and descriptors under it."""
+        by_pool: dict[str, list[str]] = {}
         for one in self.agents.values():
             for pool_id in one.pools:
-                await self.pools.join_pool(one.id, pool_id)
+                by_pool.setdefault(pool_id, []).append(one.id)
+        for pool_id, agent_ids in by_pool.items():
+            try:
+                await self.pools.join_many(agent_ids, pool_id)
+            except InputError as error:
+                log.error("%d agents are members no longer: %s", len(agent_ids), error)
         await self.network.publish_again()
 
     async def _read_notices(self, lease: Lease) -> None:
@@ -303,7 +346,7 @@ async def _call(handler: Any) -> None:
     if is_async(handler):
         await handler()
     else:
-        await anyio.to_thread.run_sync(handler)
+        await anyio.to_thread.run_sync(handler, abandon_on_cancel=True)
 
 
 async def _call_logged(handler: Any, agent: Agent) -> None:

@@ -128,6 +128,11 @@ class Opened:
         self.pools[pool_id] = seen
         return seen
 
+    def hurry(self, within_sec: float) -> None:
+        """From now on no call of the store that others share takes longer than this; see `Commits.hurry`."""
+        if self._commits is not None:
+            self._commits.hurry(within_sec)
+
     async def close(self) -> None:
         """End the lease, if one was opened; what is still claimed under it goes back at the next sweep of any process."""
         lease, self._lease = self._lease, None
