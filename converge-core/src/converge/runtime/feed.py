@@ -112,7 +112,7 @@ class Feed:
 
     def _on_all_begun(self) -> None:
         """What has ended waits for company no longer: the claims that have begun may take long."""
-        if False:
+        if self._finished:
             self._wake()
 
     def _wake(self) -> None:

@@ -62,10 +62,20 @@ class Slot:
 
 
 class Slots:
-    """The workers of one group of agents. `give` hands claims to them; `finished` gets how each ended, through `on_finished`."""
+    """The workers of one group of agents. `give` hands claims to them.
 
-    def __init__(self, env: Env, group: TaskGroup, on_finished: Callable[[Found, Event | None], None], on_claimed: OnClaimed | None = None) -> None:
-        self._env, self._group, self._on_finished, self._on_claimed = env, group, on_finished, on_claimed
+    `on_finished` is told how each ended (None: the store knows, or the lease is gone), `on_all_begun` that no claim waits for a worker any more.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        group: TaskGroup,
+        on_finished: Callable[[Found, Event | None], None],
+        on_all_begun: Callable[[], None],
+        on_claimed: OnClaimed | None = None,
+    ) -> None:
+        self._env, self._group, self._on_finished, self._on_all_begun, self._on_claimed = env, group, on_finished, on_all_begun, on_claimed
         self._unstarted: deque[Slot] = deque()  # a worker is started when there is work for it, so an idle agent costs nothing
         self._queue: deque[Found] = deque()
         self._parked: deque[anyio.Event] = deque()
@@ -167,7 +177,10 @@ class Slots:
                 in_a_row = 0
                 continue
             found = self._queue.popleft()
-            self._wake_one()
+            if self._queue:
+                self._wake_one()
+            else:
+                self._on_all_begun()
             slot.current = found
             event_ = await self._run(slot, found)
             slot.current = None
