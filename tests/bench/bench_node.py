@@ -29,6 +29,7 @@ import attrs
 from workload import median, site
 
 from converge import Agent, Node, Pool, Task
+from converge.runtime.main import calm_collector
 from converge.services.opening import open_store
 from converge.testing.servers import postgres_server, redis_server
 
@@ -141,6 +142,8 @@ def served(store: str) -> Iterator[str]:
 
 def measure(store: str, loop: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Run the rounds of one store on one event loop; return the medians."""
+    if arguments.collector == "run":
+        calm_collector()
     profile = cProfile.Profile() if arguments.profile else None
     bench = Bench(arguments, profile)
     options = {} if loop == "trio" else {"use_uvloop": loop == "uvloop"}
@@ -163,9 +166,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stores", nargs="+", default=["memory", "file", "redis"], choices=["memory", "file", "redis", "postgresql"])
     parser.add_argument("--loops", nargs="+", default=["uvloop", "asyncio"], choices=["uvloop", "asyncio", "trio"])
-    parser.add_argument("--tasks", type=int, default=20_000)
+    parser.add_argument("--tasks", type=int, default=15_000)
     parser.add_argument("--agents", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--collector", default="run", choices=["run", "python"], help="thresholds of the garbage collector: of `converge run`, or Python's"
+    )
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--profile", action="store_true", help="print the lines of the node's drain that take most time")
     parser.add_argument("--lines", type=int, default=45)

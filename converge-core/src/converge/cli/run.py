@@ -55,6 +55,7 @@ def run(
         raise ConfigError("agent: is missing: name a class as module:Class, on the command line or in the file that -c names")
     first_on_path(Path.cwd())
     wanted = main.Run(agent=find_agent(settings.agent), tasks=task_file(submit, settings.pool_id), is_drain=drain, may_create_pool=create_pool)
+    main.calm_collector()
     with output.progress(settings.pool_id, is_wanted=drain) as on_progress:
         drained = anyio.run(main.run, settings, wanted, on_progress, backend_options=loop_options())
     if drained is None or not drain:

