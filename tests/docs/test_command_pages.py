@@ -23,7 +23,7 @@ def test_every_key_has_a_row() -> None:
     assert {key for key, row in rows.items() if "in this release only the default" in row} == set(LATER)
 
 
-@pytest.mark.parametrize("command", [run.run, submit.submit, tasks.list_tasks, tasks.show, plugins.list_plugins])
+@pytest.mark.parametrize("command", [run.run, submit.submit, tasks.list_tasks, tasks.show, tasks.cancel, plugins.list_plugins])
 def test_every_flag_is_on_the_page(command: object) -> None:
     assert callable(command)
     page = (PAGES / "cli.md").read_text()

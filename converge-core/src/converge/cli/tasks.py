@@ -1,7 +1,8 @@
-"""`converge tasks`: what is in the store."""
+"""`converge tasks`: what is in the store, and what operators do to it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import anyio
@@ -9,12 +10,12 @@ import attrs
 from cyclopts import Parameter
 
 from converge.cli import output
-from converge.cli.failures import DONE
+from converge.cli.failures import DONE, FAILED
 from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, plugins_flag
 from converge.cli.run import loop_options
 from converge.machines.task import TaskState
 from converge.model.task import Task
-from converge.runtime import main
+from converge.runtime import main, operate
 from converge.runtime.config import Config
 from converge.runtime.drain import hint_of
 from converge.services.spec import moment
@@ -74,6 +75,38 @@ def show(
     if history:
         output.table(tuple(history[0]), [tuple(one.values()) for one in history])
     return DONE
+
+
+def cancel(
+    task_ids: Annotated[list[str], Parameter(help="The tasks' ids, as submit wrote them.")],
+    /,
+    *,
+    why: Annotated[str, Parameter(help="The reason, for the tasks' history.")] = "",
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Cancel tasks that have not ended; the handler of a running one is told.
+
+    All ids are checked before anything is cancelled.
+    """
+    settings = configured(config, {"store": store, "plugins": plugins_flag(plugin), "network": network}, is_verbose=verbose)
+    done = anyio.run(_cancel, settings, task_ids, why, backend_options=loop_options())
+    if json:
+        for one in done:
+            output.line(attrs.asdict(one))
+    else:
+        rows = [(one.id, one.state.lower(), "cancelled" if one.is_cancelled else "it had ended before") for one in done]
+        output.table(("id", "state", "what was done"), rows)
+    return DONE if all(one.state == TaskState.CANCELLED for one in done) else FAILED
+
+
+async def _cancel(config: Config, ids: Sequence[str], why: str) -> list[operate.Cancelling]:
+    async with main.opened_store(config) as store:
+        return await operate.cancel_all(store, ids, why)
 
 
 async def _list(config: Config, state: TaskState | None, limit: int) -> list[Task]:

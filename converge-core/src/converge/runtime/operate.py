@@ -1,0 +1,59 @@
+"""What operators' commands do to tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from converge.contracts.store import Store
+from converge.errors import InputError
+from converge.machines.task import TaskState
+from converge.model.task import Task
+from converge.services.tasks import TaskManager
+
+OPERATOR = "operator"
+"""Who did it, in a task's history, where a command did: no agent's id, and the same on every machine."""
+
+
+@attrs.frozen(kw_only=True)
+class Cancelling:
+    """What came of cancelling a task: whether this call did it, and the state that the task is in now."""
+
+    id: str
+    is_cancelled: bool
+    state: str
+
+
+async def cancel_all(store: Store, ids: Sequence[str], why: str) -> list[Cancelling]:
+    """Cancel the tasks, each once; a terminal one stays as it is.
+
+    Raises:
+        InputError: In a group, one for each id that names no task; then nothing was cancelled.
+        StoreError: As `TaskManager.cancel`; those before it were cancelled.
+    """
+    manager, done = TaskManager(store), list[Cancelling]()
+    for task in await get_all(manager, ids):
+        is_cancelled = await manager.cancel(task.id, by=OPERATOR, why=why)
+        state = TaskState.CANCELLED if is_cancelled else (await manager.get(task.id)).state
+        done.append(Cancelling(id=task.id, is_cancelled=is_cancelled, state=str(state)))
+    return done
+
+
+async def get_all(manager: TaskManager, ids: Sequence[str]) -> list[Task]:
+    """Return the tasks in their order, without repeats.
+
+    Raises:
+        InputError: In a group, one for each id that names no task.
+    """
+    found: dict[str, Task] = {}
+    wrong: list[InputError] = []
+    for id_ in dict.fromkeys(ids):
+        try:
+            task = await manager.get(id_)
+            found[task.id] = task
+        except InputError as error:
+            wrong.append(error)
+    if wrong:
+        raise ExceptionGroup("tasks", wrong)
+    return list(found.values())

@@ -1,0 +1,70 @@
+"""`converge tasks cancel`: what operators do to tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Converge = Callable[..., Any]
+
+STORE = ("--store", "file:state.db")
+GONE = "0192f3c4-0000-7000-8000-000000000000"
+
+
+@pytest.fixture
+def pool(converge: Converge) -> Converge:
+    """The command, with a pool `docs` on the store."""
+    assert converge("run", "counting:WordCounter", "--pool", "docs", "--drain", *STORE).code == 0
+    return converge
+
+
+def submitted(converge: Converge, *arguments: str) -> str:
+    """Submit a task to `docs`; return its id."""
+    answer = converge("submit", "--pool", "docs", *arguments, *STORE)
+    assert answer.code == 0
+    return str(answer.out.strip())
+
+
+def records(answer: Any) -> list[dict[str, Any]]:
+    """The JSON lines of an answer; each says its version."""
+    found = [json.loads(line) for line in answer.out.splitlines()]
+    assert all(one.pop("v") == 1 for one in found)
+    return found
+
+
+def failed_task(converge: Converge, folder: Path) -> str:
+    """Run a task that fails for good; return its id."""
+    (folder / "tasks.jsonl").write_text('{"inputs": {"text": "bad"}, "max_attempts": 1, "dedup_key": "k", "trace": {"a": "b"}}')
+    answer = converge("run", "counting:Picky", "--pool", "docs", "--submit", "tasks.jsonl", "--drain", "--json", *STORE)
+    assert answer.code == 1
+    return str(records(answer)[0]["id"])
+
+
+def test_pending_tasks_are_cancelled_once_and_their_history_says_why(pool: Converge) -> None:
+    ids = [submitted(pool), submitted(pool)]
+    answer = pool("tasks", "cancel", *ids, ids[0], "--why", "not needed", "--json", *STORE)
+    assert answer.code == 0
+    assert records(answer) == [{"id": id_, "is_cancelled": True, "state": "CANCELLED"} for id_ in ids]
+    (shown,) = records(pool("tasks", "show", ids[0], "--json", *STORE))
+    assert [(one["what"], one["by"], one["why"]) for one in shown["history"]] == [("cancelled", "operator", "not needed")]
+    again = pool("tasks", "cancel", ids[0], *STORE)
+    assert (again.code, again.out.splitlines()[1].split(None, 2)[1:]) == (0, ["cancelled", "it had ended before"])
+
+
+def test_cancelling_a_task_that_ended_otherwise_exits_with_one_and_changes_nothing(pool: Converge, folder: Path) -> None:
+    id_ = failed_task(pool, folder)
+    answer = pool("tasks", "cancel", id_, "--json", *STORE)
+    assert (answer.code, records(answer)) == (1, [{"id": id_, "is_cancelled": False, "state": "FAILED"}])
+
+
+def test_nothing_is_cancelled_if_one_id_names_no_task_and_all_such_ids_are_told(pool: Converge) -> None:
+    id_ = submitted(pool)
+    answer = pool("tasks", "cancel", id_, GONE, "nonsense", *STORE)
+    assert (answer.code, answer.out) == (2, "")
+    assert GONE in answer.err and "nonsense" in answer.err
+    assert records(pool("tasks", "show", id_, "--json", *STORE))[0]["state"] == "PENDING"
+    assert pool("tasks", "cancel", *STORE).code == 2
