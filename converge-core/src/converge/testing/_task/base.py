@@ -19,6 +19,7 @@ from converge.services.pools import PoolManager
 from converge.services.sweep import Sweep
 from converge.services.tasks import TaskManager
 from converge.testing._store.base import Opening, StoreCase
+from converge.testing.checked import CheckedStore
 
 POOL = "docs"
 LEASE_SEC = 0.6
@@ -74,7 +75,13 @@ async def raised(kind: type[ConvergeError], call: Any) -> bool:
 
 
 class TaskCase(StoreCase):
-    """Processes on one store; `one` and `two` are there from the start, and the pool exists."""
+    """Processes on one store; `one` and `two` are there from the start, and the pool exists. What they ask of the store is checked, too."""
+
+    @pytest.fixture
+    async def store(self, opening: Opening) -> AsyncIterator[Store]:
+        """One handle on an empty store, with an eye on the rules that its caller, core, must keep to."""
+        async with opening() as store:
+            yield CheckedStore(store)
 
     @pytest.fixture
     async def one(self, store: Store) -> AsyncIterator[Process]:

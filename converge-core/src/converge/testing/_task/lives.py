@@ -11,7 +11,7 @@ import attrs
 from converge.errors import DedupConflict, NoSuchPool, StaleClaim
 from converge.machines.task import TaskState
 from converge.model.task import Task
-from converge.testing._task.base import POOL, Process, TaskCase, raised, wait_until_store_time
+from converge.testing._task.base import POOL, Process, TaskCase, another, raised, wait_until_store_time
 from converge.testing.clauses import expect, expect_equal
 
 
@@ -122,11 +122,9 @@ class LifeClauses(TaskCase):
         """T-4."""
         await one.tasks.submit(Task(pool_id=POOL))
         task = await one.claim_one()
-        async with one.store.reopen() as handle:
-            stranger = Process(handle, 15.0)
+        async with another(one.store) as stranger:
             forged = attrs.evolve(task, nonce="00" * 16)
             expect("T-4", await raised(StaleClaim, stranger.tasks.complete(forged, 1)), "a finish with a wrong nonce was taken")
-            await stranger.opened.close()
         expect_equal("T-4", (await one.tasks.get(task.id)).state, TaskState.ASSIGNED, "the state after a forged finish")
 
     async def test_a_finish_may_be_said_again(self, one: Process) -> None:

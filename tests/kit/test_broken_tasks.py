@@ -1,0 +1,290 @@
+"""A task machine that is broken on purpose, one way each: the kit finds each of them, by the clause that it breaks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+
+from converge.builtin.memory.plugin import MEMORY
+from converge.contracts.store import Batch, Conflict, Range
+from converge.machines import task as machine
+from converge.machines.task import Around, Event, Found, Held, LaneSeen
+from converge.model.keys import DONE, HELD, KEY, LEASE
+from converge.model.task import Spec
+from converge.services import around as around_module
+from converge.services import claims, finishes, submits, sweep, tasks
+from converge.services import spec as spec_module
+from converge.services.lease import Lease
+from converge.testing.running import run_contract
+from converge.testing.task import TaskContract
+
+Break = Callable[[pytest.MonkeyPatch], None]
+BROKEN: list[type[BrokenTasks]] = []
+
+step, submit = machine.step, machine.submit
+
+
+class BrokenTasks(TaskContract):
+    """The kit on the memory store, quick enough to be run once for each mutant.
+
+    Attributes:
+        clauses: What the mutant breaks: a test of each fails.
+    """
+
+    backend = MEMORY
+    loops = ("asyncio",)
+    rounds = 6
+    clauses: ClassVar[tuple[str, ...]] = ()
+    mutate: ClassVar[Break] = lambda patch: None
+
+    @pytest.fixture(autouse=True)
+    def broken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Break it for the length of a test."""
+        type(self).mutate(monkeypatch)
+
+
+def breaks(*clauses: str) -> Callable[[Break], Break]:
+    """Make a contract class of a mutation, at the top of this module, where pytest finds it."""
+
+    def make(mutate: Break) -> Break:
+        name = f"{mutate.__name__}_kit"
+        kit = type(name, (BrokenTasks,), {"clauses": clauses, "mutate": staticmethod(mutate), "__module__": __name__, "__doc__": mutate.__doc__})
+        globals()[name] = kit
+        BROKEN.append(kit)
+        return mutate
+
+    return make
+
+
+def change_step(patch: pytest.MonkeyPatch, changed: Callable[[Found, Event, int, Around], Batch]) -> None:
+    """Put another `step` in place of the machine's, wherever it is called."""
+    for module in (finishes, sweep, tasks):
+        patch.setattr(module, "step", changed)
+
+
+def without_check(batch: Batch, family: str) -> Batch:
+    return batch._replace(checks=[check for check in batch.checks if check[0][0] != family])
+
+
+@breaks("T-4")
+def compares_no_token(patch: pytest.MonkeyPatch) -> None:
+    """A finish writes, whoever holds the task now."""
+    change_step(patch, lambda *given: without_check(step(*given), HELD))
+
+
+@breaks("T-4")
+def compares_no_nonce(patch: pytest.MonkeyPatch) -> None:
+    """A finish with the right token is taken, whatever its nonce."""
+
+    async def key_by_token(self: finishes.Finishes, found: Found, event: Event, *, inner: Any = finishes.Finishes._try) -> bool:
+        place = found.place
+        assert isinstance(place, Held)
+        (page,) = await self._opened.store.scan([Range(HELD())])
+        nonce = next((entry.key[4] for entry in page if entry.revision == place.token and entry.key[3] == found.id), place.nonce)
+        lease = next((entry.key[1] for entry in page if entry.revision == place.token and entry.key[3] == found.id), place.lease)
+        return bool(await inner(self, found._replace(place=place._replace(nonce=nonce, lease=lease)), event))
+
+    patch.setattr(finishes.Finishes, "_try", key_by_token)
+
+
+@breaks("T-13")
+def leaves_an_unknown_take_behind(patch: pytest.MonkeyPatch) -> None:
+    """A claim whose answer was lost stays held."""
+
+    async def settle(*_: object) -> None:
+        return None
+
+    patch.setattr("converge.testing._task.groups.settle", settle)
+    patch.setattr(claims, "settle", settle)
+    patch.setattr(tasks, "settle", settle)
+
+
+@breaks("T-9")
+def strands_a_submit_behind_a_key_that_was_freed(patch: pytest.MonkeyPatch) -> None:
+    """A submit does not compare the row of its ordering key."""
+
+    def unchecked(id_: bytes, spec: Spec, lane: LaneSeen, key: Any, now: int) -> Batch:
+        batch = submit(id_, spec, lane, key, now)
+        return batch if key is None else without_check(batch, KEY)
+
+    patch.setattr(submits, "submit", unchecked)
+
+
+@breaks("T-7")
+def counts_failures_only(patch: pytest.MonkeyPatch) -> None:
+    """A process that dies costs no attempt."""
+
+    def lenient(found: Found, event: Event, now: int, around: Around) -> Batch:
+        return step(found, machine.Released(event.by) if isinstance(event, machine.LeaseEnded) else event, now, around)
+
+    change_step(patch, lenient)
+
+
+@breaks("T-7")
+def forgets_the_refund(patch: pytest.MonkeyPatch) -> None:
+    """A release counts as an attempt."""
+
+    def strict(found: Found, event: Event, now: int, around: Around) -> Batch:
+        return step(found, machine.LeaseEnded(event.by) if isinstance(event, machine.Released) else event, now, around)
+
+    change_step(patch, strict)
+
+
+@breaks("T-7")
+def never_gives_up(patch: pytest.MonkeyPatch) -> None:
+    """`max_attempts` is not looked at."""
+
+    def endless(found: Found, event: Event, now: int, around: Around) -> Batch:
+        return step(found._replace(spec=msgspec.structs.replace(found.spec, max_attempts=10**6)), event, now, around)
+
+    change_step(patch, endless)
+
+
+@breaks("T-6")
+def overwrites_a_terminal_task_by_cancel(patch: pytest.MonkeyPatch) -> None:
+    """A cancel does not look whether the task has ended."""
+    inner = around_module.find
+
+    async def find(store: Any, id_: bytes) -> Any:
+        spec, state, place = await inner(store, id_)
+        return spec, state, place or machine.Ready(1)
+
+    def careless(found: Found, event: Event, now: int, around: Around) -> Batch:
+        batch = step(found, event, now, around)
+        return batch._replace(checks=()) if isinstance(event, machine.Cancelled) else batch
+
+    patch.setattr(tasks, "find", find)
+    change_step(patch, careless)
+
+
+@breaks("T-9")
+def frees_an_ordering_key_by_a_retry(patch: pytest.MonkeyPatch) -> None:
+    """A task that fails and will be retried lets the next one of its key go."""
+
+    def hasty(found: Found, event: Event, now: int, around: Around) -> Batch:
+        batch = step(found, event, now, around)
+        is_retry = isinstance(event, machine.Failed) and not any(key[0] is DONE for key, _ in batch.puts)
+        if not is_retry or around.key is None or around.successor is None:
+            return batch
+        checks, puts, deletes = list(batch.checks), list(batch.puts), list(batch.deletes)
+        machine._free_next(found, now, around, checks, puts, deletes)
+        return Batch(checks, puts, deletes)
+
+    change_step(patch, hasty)
+
+
+@breaks("T-10")
+def claims_under_an_ended_lease(patch: pytest.MonkeyPatch) -> None:
+    """A take does not check that its lease lives."""
+    inner = claims.Claims.take
+
+    async def take(self: claims.Claims, limit: int, nonce: bytes) -> Any:
+        lease = self._opened.lease_opened
+        if lease is not None:
+            patch.setattr(lease, "check_alive", lambda: None)
+        found = await inner(self, limit, nonce)
+        return None if found is None else found._replace(checks=[check for check in found.checks if check[0][0] is not LEASE])
+
+    async def blind(self: Lease, conflict: Conflict) -> None:
+        return None
+
+    patch.setattr(Lease, "check_alive", lambda self: None)
+    patch.setattr(Lease, "check_not_ended", blind)
+    patch.setattr(claims.Claims, "take", take)
+
+
+@breaks("T-11")
+def claims_from_a_paused_pool(patch: pytest.MonkeyPatch) -> None:
+    """A take checks its lease, not its pools, and a look does not ask whether they are paused."""
+    inner = claims.Claims._read_lanes
+
+    async def look(self: claims.Claims) -> bool:
+        lanes: dict[bytes, Any] = {}
+        for pool_id in self.pools:
+            await inner(self, pool_id, lanes)
+        await self._read_heads(lanes)
+        self._checks, self._lanes = [], lanes
+        return self.has_ready
+
+    patch.setattr(claims.Claims, "look", look)
+
+
+@breaks("T-1")
+def ignores_the_contents_digest(patch: pytest.MonkeyPatch) -> None:
+    """Other content under a dedup key counts as the same."""
+    inner = spec_module.to_spec
+
+    def to_spec(*given: Any) -> Spec:
+        return msgspec.structs.replace(inner(*given), digest="0" * 24)
+
+    patch.setattr(submits, "to_spec", to_spec)
+
+
+@breaks("T-5")
+def takes_a_repeat_for_stale(patch: pytest.MonkeyPatch) -> None:
+    """A finish that is said again is refused."""
+    patch.setattr(finishes, "is_said_again", lambda *_: False)
+
+
+@breaks("T-5")
+def takes_any_finish_for_a_repeat(patch: pytest.MonkeyPatch) -> None:
+    """A second finish of an attempt succeeds, whatever it says."""
+    patch.setattr(finishes, "is_said_again", lambda state, held, event: state is not None and state.nonce == held.nonce.hex())
+
+
+@breaks("T-8")
+def retries_at_once(patch: pytest.MonkeyPatch) -> None:
+    """A failed task does not wait."""
+
+    def eager(found: Found, event: Event, now: int, around: Around) -> Batch:
+        return step(found, event._replace(jitter=0.0) if isinstance(event, machine.Failed) else event, now, around)
+
+    change_step(patch, eager)
+
+
+@breaks("T-12")
+def forgets_deadlines(patch: pytest.MonkeyPatch) -> None:
+    """Nobody fails what waits past its deadline."""
+
+    async def fail_late(self: sweep.Sweep) -> int:
+        return 0
+
+    patch.setattr(sweep.Sweep, "fail_late", fail_late)
+
+
+@breaks("T-14")
+def keeps_dedup_keys_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """Retention removes the task and leaves its dedup key."""
+    patch.setattr(sweep, "DEDUP", lambda pool, key: DONE(pool, "none", 0, bytes(16)))
+
+
+@breaks("T-2")
+def takes_what_its_claimer_may_not_have(patch: pytest.MonkeyPatch) -> None:
+    """Every lane suits every claimer."""
+    patch.setattr(claims, "refusal", lambda lane, claimer: None)
+
+
+class HonestKit(BrokenTasks):
+    """What the mutants are made of, unbroken."""
+
+
+@pytest.mark.parametrize("kit", BROKEN, ids=lambda kit: kit.__name__)
+def test_a_broken_task_machine_fails_the_clause_that_it_breaks(kit: type[BrokenTasks]) -> None:
+    run = run_contract(kit, tests=" or ".join(named_by(kit.clauses)))
+    for clause in kit.clauses:
+        assert run.failed(clause), f"no test of {clause} failed by it, but {[(f.test, f.said) for f in run.failures]}"
+
+
+def named_by(clauses: tuple[str, ...]) -> list[str]:
+    """The kit's tests of these clauses: a mutant is run against those that must find it."""
+    return [name for name, test in inspect.getmembers(TaskContract) if name.startswith("test_") and (test.__doc__ or "").startswith(clauses)]
+
+
+def test_the_machine_of_which_the_mutants_are_made_is_whole() -> None:
+    run = run_contract(HonestKit)
+    assert run.failures == ()
+    assert run.passed > 30
