@@ -10,7 +10,7 @@ import anyio
 
 from converge.codec import encode_plain
 from converge.contracts.store import LIMITS, Conflict, Range, Rest, Store
-from converge.errors import NoSuchTask, OutcomeUnknown, ResultTimeout, StaleClaim, StoreBusy
+from converge.errors import InvalidValue, NoSuchTask, OutcomeUnknown, ResultTimeout, StaleClaim, StoreBusy
 from converge.ids import check_name, id_bytes
 from converge.machines.match import Claimer
 from converge.machines.task import (
@@ -92,10 +92,13 @@ class TaskManager:
 
         Raises:
             NoSuchPool, PoolClosed: The pool is not there, or does not admit the agent.
+            InvalidValue: The limit is below one.
             LeaseEnded: This process was away from the store for too long; what it held has gone back.
             StoreError: As `Store.commit`; nothing is held.
         """
         check_name("agent", agent_id)
+        if limit < 1:
+            raise InvalidValue("limit", limit, "1 or more")
         await self._sweep_sometimes()
         claimer = Claimer.of(capabilities, topics, types)
         key = (agent_id, tuple(pools), claimer)
@@ -225,7 +228,7 @@ class TaskManager:
             after = page[-1].key[len(prefix) :]
 
     async def _take(self, claims: Claims, limit: int) -> list[Found]:
-        limit = max(1, min(limit, LIMITS.keys))
+        limit = min(limit, LIMITS.keys)
         for attempt in range(3):
             if (attempt or not claims.has_ready) and not await claims.look():
                 return []
