@@ -11,7 +11,7 @@ import msgspec
 
 from converge.codec import decode, encode
 from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Committed, Conflict, Key, Put
-from converge.errors import ConvergeError, DedupConflict, InvalidValue, NoSuchPool, OutcomeUnknown, StoreBusy, TooManyLanes
+from converge.errors import ConvergeError, DedupConflict, InvalidValue, NoSuchPool, NotApplied, OutcomeUnknown, StoreBusy, TooManyLanes
 from converge.ids import id_bytes, id_text, uuid7
 from converge.machines.lane import LANES, Lane
 from converge.machines.task import KeyRow, KeySeen, LaneSeen, submit
@@ -27,6 +27,9 @@ ROUNDS = 60
 
 UNKNOWN_ROUNDS = 5
 """How often an unknown outcome is repeated; the task's id makes it safe."""
+
+UNKNOWN_PAUSE_SEC = 0.05
+"""Between these tries, longer each time: a connection that was lost needs a moment."""
 
 
 @attrs.define
@@ -59,12 +62,18 @@ class Submits:
         """
         asks = await self._check(tasks)
         todo = _drop_repeats(asks)
-        for round_ in range(ROUNDS):
-            if not todo:
-                break
-            if round_ > 3:
-                await anyio.sleep(self._jitter(round_))
-            todo = await self._round(todo)
+        round_ = 0
+        try:
+            while todo and round_ < ROUNDS:
+                if round_ > 3:
+                    await anyio.sleep(self._jitter(round_))
+                left = await self._round(todo)
+                round_ = round_ + 1 if len(left) == len(todo) else 0
+                todo = left
+        except NotApplied as error:
+            if any(isinstance(ask.outcome, str) for ask in asks):
+                raise OutcomeUnknown(f"some of {len(asks)} tasks were stored, then the store failed: {error}") from error
+            raise
         if todo:
             raise StoreBusy(f"{len(todo)} tasks of {len(asks)} met {ROUNDS} conflicts each; submit them again")
         return _answers(asks)
@@ -89,8 +98,7 @@ class Submits:
         todo = await self._open_lanes(todo)
         groups = await self._group([ask for ask in todo if _lane(ask.spec) in self._lanes])
         # What is in no group waits for the next round: its lane was another's to open, or its ordering key has more tasks than a batch holds.
-        grouped = {ask.id for group, _ in groups for ask in group}
-        again = [ask for ask in todo if ask.id not in grouped]
+        again = {id(ask) for ask in todo} - {id(ask) for group, _ in groups for ask in group}
         now = await self._opened.now()
         batches = [self._batch(group, key, now) for group, key in groups]
         commits = await self._opened.commits()
@@ -103,17 +111,24 @@ class Submits:
                         ask.outcome = id_text(ask.id)
                 else:
                     self._forget(outcome)
-                    again += group
-        return await self._read_back(again)
+                    again |= {id(ask) for ask in group}
+        return await self._read_back([ask for ask in todo if id(ask) in again])  # in their order, which is that of their ordering keys
 
     async def _commit(self, commits: Commits, batches: list[Batch], groups: Sequence[_Group]) -> Sequence[Committed | Conflict]:
         wake: set[Channel] = {f"lane.{ask.spec.lane}" for group, _ in groups for ask in group}
-        for _ in range(UNKNOWN_ROUNDS - 1):
+        unknown: OutcomeUnknown | None = None
+        for round_ in range(UNKNOWN_ROUNDS):
             try:
                 return await commits.commit(batches, wake=wake)
-            except OutcomeUnknown:
-                continue
-        return await commits.commit(batches, wake=wake)
+            except OutcomeUnknown as error:
+                unknown = error
+            except NotApplied as error:
+                if unknown is not None:
+                    raise unknown from error  # what was sent before may have been stored, whatever became of this
+                raise
+            await anyio.sleep(UNKNOWN_PAUSE_SEC * round_)
+        assert unknown is not None, "a round ends with an answer or an error"
+        raise unknown
 
     def _forget(self, conflict: Conflict) -> None:
         for key in conflict.keys:
@@ -172,7 +187,7 @@ class Submits:
             some = keys[at : at + LIMITS.keys]
             for key, entry in zip(some, await self._opened.store.get(some), strict=True):
                 seen = None if entry is None else KeySeen(entry.revision, decode(entry.value, KeyRow, "key"))
-                groups.append((ordered[key][: LIMITS.batch_ops // 8], seen))
+                groups.append((_without_repeats(ordered[key])[: LIMITS.batch_ops // 8], seen))
         return groups
 
     def _batch(self, group: list[_Ask], key: KeySeen | None, now: int) -> Batch:
@@ -230,14 +245,20 @@ def _lane(spec: Spec) -> Key:
 
 def _drop_repeats(asks: list[_Ask]) -> list[_Ask]:
     """A call may name one task, or one dedup key, twice: the second waits for the first, then is read back as any repeated submit is."""
+    first = _without_repeats(asks)
+    kept = {id(ask) for ask in first}
+    return first + [ask for ask in asks if id(ask) not in kept]
+
+
+def _without_repeats(asks: Sequence[_Ask]) -> list[_Ask]:
     seen: set[object] = set()
     first: list[_Ask] = []
-    repeats: list[_Ask] = []
     for ask in asks:
         marks = {ask.id} if ask.spec.dedup_key is None else {ask.id, (ask.spec.pool, ask.spec.dedup_key)}
-        (repeats if marks & seen else first).append(ask)
-        seen |= marks
-    return first + repeats
+        if not marks & seen:
+            first.append(ask)
+            seen |= marks
+    return first
 
 
 def _answers(asks: list[_Ask]) -> list[str]:
