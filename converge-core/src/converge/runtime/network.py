@@ -76,13 +76,13 @@ class Network:
         backend = self._host.transport_backend(self._settings.transport)
         check_loop(backend.name, backend.features)
         options = backend_options(backend.name, backend.options, self._settings.options)
-        async with backend.open(options) as transport, transport.listen(self._settings.transport) as listener:
+        async with backend.open(options) as transport, transport.listen(self._settings.transport) as listener, _background() as group:
             self.endpoints = (_advertised(listener.address, self._settings.advertise),)
             terms = Terms(network=network_tag(self._settings.network), identity=self._identity)
-            self.links = Links(transport, terms, self._env, self._group, self.post.on_items, greatest=self._settings.max_connections)
+            self.links = Links(transport, terms, self._env, group, self.post.on_items, greatest=self._settings.max_connections)
             self.post.links = self.links
-            self._group.start_soon(self.links.serve, listener)
-            self._group.start_soon(self._follow)
+            group.start_soon(self.links.serve, listener)
+            group.start_soon(self._follow)
             log.info("listening on %s, known to others as %s", listener.address, self.endpoints[0])
             yield
 
@@ -130,6 +130,23 @@ class Network:
             except (StoreError, LeaseEnded) as error:
                 log.warning("discovery waits for the store: %s", error)
             await anyio.sleep(self._settings.poll_sec)
+
+
+@asynccontextmanager
+async def _background() -> AsyncIterator[TaskGroup]:
+    """Give a group whose tasks end with the block, before the transport under them is closed; what the block raises stays as it is.
+
+    To close a transport under a cancelled scope would put a cancellation in place of the error on its way out, and that ends at the scope.
+    """
+    failure: Exception | None = None
+    async with anyio.create_task_group() as group:
+        try:
+            yield group
+        except Exception as error:  # it goes on as soon as the tasks have ended
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 def _describe(agent: Agent) -> AgentDescriptor:

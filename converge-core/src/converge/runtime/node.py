@@ -101,7 +101,6 @@ class Node:
             self.network = Network(self.opened, self.identity, self.env, self._group, self._network_settings(), self._host)
             await stack.enter_async_context(self.network.running())
             self.discovery, self.registry = self.network.discovery, self.network.registry
-            stack.push_async_callback(self._cancel_group)
             await self.network.add_node()
             self._group.start_soon(Reaper(self.opened, self.settings.poll_sec).run)
             self._group.start_soon(self._watchdog)

@@ -238,7 +238,7 @@ class Post:
         async with self._refreshing:
             if self._refreshed >= asked:
                 return
-            await anyio.sleep(self._tried + REFRESH_SEC - asked)
+            await anyio.sleep(max(0.0, self._tried + REFRESH_SEC - self._env.monotonic()))
             began = self._tried = self._env.monotonic()
             await self._discovery.refresh()
             self._refreshed = began

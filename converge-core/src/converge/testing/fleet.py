@@ -30,15 +30,15 @@ class Fleet:
         self.ledger_path.touch()
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *, agents: int = 4, lease_sec: float = 2.0, grace_sec: float = 5.0) -> subprocess.Popen[bytes]:
-        """Start one process."""
+    def start(self, *flags: str, agents: int = 4, lease_sec: float = 2.0, grace_sec: float = 5.0) -> subprocess.Popen[bytes]:
+        """Start one process; `flags`: more of the command's, such as `"--transport", "tcp://127.0.0.1:0"`."""
         config = self.folder / f"converge{len(self.processes)}.toml"
         lines = [f"lease_sec = {lease_sec}", f"grace_sec = {grace_sec}", "poll_sec = 0.3", f'network = "{self.network}"']
         config.write_text("\n".join(lines) + "\n")
         command = [str(COMMAND), "run", self._agent, "--agents", str(agents), "--pool", self.pool, "--store", self.url]
         for plugin in self.plugins:
             command += ["--plugin", plugin]
-        command += ["-c", str(config), "--create-pool"]
+        command += ["-c", str(config), "--create-pool", *flags]
         log = (self.folder / f"log{len(self.processes)}.txt").open("wb")
         environment = {**os.environ, "LEDGER": str(self.ledger_path)}
         process = subprocess.Popen(command, cwd=self._agents_folder, stdout=log, stderr=log, env=environment)
@@ -49,6 +49,15 @@ class Fleet:
     def log_of(self, process: subprocess.Popen[bytes]) -> str:
         """What a process has written so far."""
         return (self.folder / f"log{self.processes.index(process)}.txt").read_text(errors="replace")
+
+    async def until_running(self, process: subprocess.Popen[bytes], *, timeout: float = 30.0) -> None:
+        """Return once its agents run.
+
+        Raises:
+            AssertionError: It ended, or took too long; its log is shown.
+        """
+        await wait_until(lambda: ": running " in self.log_of(process) or process.poll() is not None, timeout=timeout, what="agents run")
+        assert process.poll() is None, self.log_of(process)
 
     def ledger(self) -> list[dict[str, Any]]:
         """Every line that handlers have written."""
