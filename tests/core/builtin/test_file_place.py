@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from converge.builtin.file import place
+from converge.builtin.file.options import FileOptions
 from converge.builtin.file.place import checked_path, file_system
 from converge.builtin.file.store import FileStore
 from converge.contracts.store import ABSENT, Batch, Committed, Entry, Store
@@ -157,3 +158,11 @@ async def test_the_view_shows_each_task_in_its_place(tmp_path: Path) -> None:
         ("waiting for its ordering key", None, None, None),
     ]
     assert [row[5:] for row in rows] == [('{"v":1}', '{"v":2}' if row == 3 else None) for row in range(5)]
+
+
+async def test_a_store_that_must_exist_is_not_made_and_the_nearest_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state.db").touch()
+    with pytest.raises(StoreRefused, match=r'there is no store at .*stat\.db; did you mean "state\.db"\?'):
+        async with FileStore.open(f"file:{tmp_path}/stat.db", FileOptions(must_exist=True)):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["state.db"]

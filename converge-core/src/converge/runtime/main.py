@@ -79,15 +79,22 @@ def node_of(config: Config) -> Node:
     )
 
 
-def opened_store(config: Config) -> AbstractAsyncContextManager[Store]:
-    """Return the configured store, to be entered, by a command that works on what other processes do.
+def opened_store(config: Config, *, must_exist: bool = True) -> AbstractAsyncContextManager[Store]:
+    """Return the configured store, to be entered, by a command that works on what other processes do; a mistyped path makes no new store.
 
     Raises:
         ConfigError: Only this process would see it, or its plugin cannot be used.
     """
     host = PluginHost(config.plugins)
     _check_shared(config, host)
-    return open_store(config.store, plugins=host, network=config.network, options=config.options, require_durability=config.require_durability)
+    return open_store(
+        config.store,
+        plugins=host,
+        network=config.network,
+        options=config.options,
+        require_durability=config.require_durability,
+        must_exist=must_exist,
+    )
 
 
 async def submit_all(store: Store, tasks: Sequence[Task]) -> list[str]:

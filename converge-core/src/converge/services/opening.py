@@ -27,6 +27,7 @@ async def open_store(
     options: Mapping[str, Any] | None = None,
     network: str = NETWORK,
     require_durability: str = "",
+    must_exist: bool = False,
 ) -> AsyncIterator[Store]:
     """Open the store of the URL, and close it when left; the lease that was opened on it ends then.
 
@@ -36,6 +37,7 @@ async def open_store(
         options: By a backend's name, its options: `{"redis": {"timeout_sec": 3.0}}`; those of other backends are left alone.
         network: Whose keys to see; several networks share one server.
         require_durability: `D0` to `D3`: a store that has less is refused.
+        must_exist: Refuse a place where nothing was ever stored, instead of beginning a store there.
 
     Raises:
         ConfigError: Its leaves say what is wrong with a plugin, an option or the store's features.
@@ -45,7 +47,10 @@ async def open_store(
     backend = host.store_backend(url)
     check_loop(backend.name, backend.features)
     check_durability(backend.name, backend.durability, require_durability)
-    async with backend.open(url, _options(backend, options or {}, network)) as store:
+    chosen = _options(backend, options or {}, network)
+    if must_exist and hasattr(chosen, "must_exist"):
+        chosen = attrs.evolve(chosen, must_exist=True)
+    async with backend.open(url, chosen) as store:
         check_durability(backend.name, store.durability, require_durability)
         try:
             yield store

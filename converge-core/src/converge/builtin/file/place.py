@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -17,11 +18,11 @@ NETWORK_FILE_SYSTEMS = frozenset(
 MOUNTS = Path("/proc/mounts")
 
 
-def checked_path(url: str) -> str:
+def checked_path(url: str, *, must_exist: bool = False) -> str:
     """Return the absolute path of `file:PATH`, where a file is then, readable by its owner alone if it is new.
 
     Raises:
-        StoreRefused: It is no place for a store; why, and what to do.
+        StoreRefused: It is no place for a store, or there is none though there must be; why, and what to do.
     """
     text = re.sub(r"^file:(//)?", "", url)
     if not text or "\0" in text:
@@ -34,6 +35,11 @@ def checked_path(url: str) -> str:
     kind = file_system(path.parent)
     if kind in NETWORK_FILE_SYSTEMS:
         raise StoreRefused(f"{path} is on a network file system ({kind}), whose locks cannot be relied on; use a local disk, or a Redis or SQL store")
+    if must_exist and not path.exists():
+        others = [other.name for other in path.parent.glob(f"*{path.suffix}") if other.is_file()]
+        near = difflib.get_close_matches(path.name, others, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else "`converge run` with this store makes it"
+        raise StoreRefused(f"there is no store at {path}; {hint}")
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:

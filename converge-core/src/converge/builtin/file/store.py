@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 
 import anyio
 
@@ -39,8 +40,9 @@ class FileStore(Store):
             SchemaTooNew: A newer release made it.
             StoreBusy: Another program has held its lock for `busy_sec`.
         """
-        path = await anyio.to_thread.run_sync(checked_path, url)
-        async with cls._opened(path, options or FileOptions()) as store:
+        options = options or FileOptions()
+        path = await anyio.to_thread.run_sync(partial(checked_path, url, must_exist=options.must_exist))
+        async with cls._opened(path, options) as store:
             yield store
 
     @classmethod
