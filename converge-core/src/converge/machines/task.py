@@ -50,6 +50,13 @@ RETRY_GREATEST_SEC = 300.0
 """No retry waits longer: an operator who has mended the cause should not wait for an hour."""
 
 
+WHY_LENGTH = 2_000
+"""Characters of a reason that are kept: with a full history they leave the better part of a value to the result, however they are escaped."""
+
+RESULT_BYTES = 768 * 1_024
+"""The longest result (JSON): a quarter of a store's value is left to the history."""
+
+
 class TaskState(StrEnum):
     """Where a task is in its life; the last three are terminal, never left again."""
 
@@ -440,6 +447,8 @@ def _state(
     result: bytes = b"null",
 ) -> State:
     place, old = found.place, found.state
+    if len(why) > WHY_LENGTH:
+        why = f"{why[: WHY_LENGTH - 1]}…"
     if type(place) is Held:
         line = Attempt(now, what, by, why, place.token, place.claimed_at)
         nonce, token = place.nonce.hex(), place.token

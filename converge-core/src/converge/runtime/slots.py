@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
+from math import inf
 from typing import Any
 
 import anyio
@@ -14,14 +15,13 @@ from anyio import CapacityLimiter, to_thread
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from converge.codec import encode_plain
 from converge.env import Env
 from converge.errors import ConvergeError
 from converge.ids import id_text
 from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.model.task import Task
 from converge.runtime.agent import Agent, is_async, with_inputs
-from converge.services.spec import to_task
+from converge.services.spec import encode_result, to_task
 
 log = logging.getLogger("converge.slots")
 
@@ -207,10 +207,16 @@ class Slots:
                 result = await handler(task)
             else:
                 result = await to_thread.run_sync(handler, task, abandon_on_cancel=True, limiter=self._threads)
-            return Completed(b"null" if result is None else encode_plain(result, "result"), agent.id)
+            return Completed(b"null" if result is None else encode_result(result), agent.id)
         except ConvergeError as error:
             agent.log.warning("task %s failed: %s", id_text(found.id), error)
             return Failed(f"{type(error).__name__}: {error}", agent.id, True, self._jitter())
+        except anyio.get_cancelled_exc_class() as error:
+            if anyio.current_effective_deadline() == -inf:
+                raise
+            # Nobody has cancelled this worker: the handler awaited something that was cancelled, and must not take the node with it.
+            agent.log.warning("task %s failed: it was cancelled from within", id_text(found.id))
+            return Failed(f"{type(error).__name__}: the handler was cancelled from within", agent.id, True, self._jitter())
         except Exception as error:  # a task's boundary: the agent goes on
             agent.log.exception("task %s failed", id_text(found.id))
             return Failed(f"{type(error).__name__}: {error}", agent.id, True, self._jitter())

@@ -15,7 +15,7 @@ from converge.contracts.store import LIMITS
 from converge.errors import InvalidName, InvalidValue, ValueTooLarge
 from converge.ids import check_name, id_text
 from converge.machines.lane import lane_id
-from converge.machines.task import Held, Place, state_of
+from converge.machines.task import RESULT_BYTES, Held, Place, state_of
 from converge.model.keys import NAME_BYTES
 from converge.model.pool import Pool
 from converge.model.task import Spec, State, Task
@@ -115,6 +115,19 @@ def to_task(id_: bytes, spec: Spec, state: State | None, place: Place | None, *,
 
 
 _DEFAULTS: dict[str, Any] = vars(Task(pool_id=""))
+
+
+def encode_result(result: Any) -> bytes:
+    """Return the JSON of a result.
+
+    Raises:
+        InvalidValue: It is not plain data.
+        ValueTooLarge: It does not fit beside the task's history.
+    """
+    data = encode_plain(result, "result")
+    if len(data) > RESULT_BYTES:
+        raise ValueTooLarge("result", len(data), RESULT_BYTES)
+    return data
 
 
 def moment(micros: int) -> datetime:

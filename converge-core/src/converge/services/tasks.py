@@ -8,7 +8,6 @@ from typing import Any
 
 import anyio
 
-from converge.codec import encode_plain
 from converge.contracts.store import LIMITS, Conflict, Range, Rest, Store
 from converge.errors import InvalidValue, NoSuchTask, OutcomeUnknown, ResultTimeout, StaleClaim, StoreBusy
 from converge.ids import check_name, id_bytes
@@ -33,7 +32,7 @@ from converge.services.claims import Claims, settle
 from converge.services.finishes import Finishes
 from converge.services.opened import Opened
 from converge.services.results import Results
-from converge.services.spec import to_task
+from converge.services.spec import encode_result, to_task
 from converge.services.submits import Submits
 from converge.services.sweep import Sweep
 
@@ -119,7 +118,7 @@ class TaskManager:
             StaleClaim: The claim is not current; nothing was changed.
             InvalidValue: The result is not plain data.
         """
-        await self._finish(task, Completed(encode_plain(result, "result"), task.claimed_by))
+        await self._finish(task, Completed(encode_result(result), task.claimed_by))
 
     async def fail(self, task: Task, error: str, *, retry: bool = True) -> None:
         """End the attempt: the task is retried after a while, or FAILED if its attempts are used up or `retry` is False.
@@ -147,7 +146,7 @@ class TaskManager:
         found, holder = self._held.get(id_, (None, ""))
         if found is None or holder != agent_id:
             raise StaleClaim(task_id, token=0)
-        await self._finish_found(found, Completed(encode_plain(result, "result"), agent_id))
+        await self._finish_found(found, Completed(encode_result(result), agent_id))
 
     async def cancel(self, task_id: str, *, by: str = "", why: str = "") -> bool:
         """Cancel the task unless it is terminal; tells whether it was cancelled by this call. A running handler is told.
