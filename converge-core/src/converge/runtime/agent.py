@@ -64,9 +64,11 @@ class Agent:
         """Take a message; what it returns answers an `ask`."""
         raise NotImplementedError(f"{type(self).__name__} takes no messages: it has no on_message")
 
-    async def send(self, to: str, payload: Any, *, ack: str | None = "accepted", timeout: float = 10.0) -> Receipt:
+    async def send(
+        self, to: str, payload: Any, *, ack: str | None = "accepted", timeout: float = 10.0, mailbox: bool = False, proof: str = "channel"
+    ) -> Receipt:
         """Send a message to another agent by id. See `Node.send`."""
-        return await self.node.send(to, payload, ack=ack, timeout=timeout, sender=self.id)
+        return await self.node.send(to, payload, ack=ack, timeout=timeout, mailbox=mailbox, proof=proof, sender=self.id)
 
     async def ask(self, to: str, payload: Any, *, timeout: float = 10.0) -> Any:
         """Send a message and return what the recipient's `on_message` returned. See `Node.ask`."""

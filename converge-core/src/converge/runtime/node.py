@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 
 from converge.contracts.store import Batch, Range, Store
 from converge.env import SYSTEM, Env
-from converge.errors import ConvergeError, InputError, InvalidValue, LeaseEnded, StoreError
+from converge.errors import ConvergeError, InputError, InvalidValue, LeaseEnded, StoreError, Unsupported
 from converge.machines.match import Claimer
 from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.model.identity import Identity
@@ -198,13 +198,28 @@ class Node:
         """The feeds, one per group of agents that claim alike."""
         return tuple(self._feeds.values())
 
-    async def send(self, to: str, payload: Any, *, ack: str | None = "accepted", timeout: float = 10.0, sender: str | None = None) -> Receipt:
+    async def send(
+        self,
+        to: str,
+        payload: Any,
+        *,
+        ack: str | None = "accepted",
+        timeout: float = 10.0,
+        mailbox: bool = False,
+        proof: str = "channel",
+        sender: str | None = None,
+    ) -> Receipt:
         """Send a message to an agent by id; return when it is in the agent's inbox. `sender`: an agent of this node; None: the node itself.
 
         Raises:
             Undeliverable, Backpressure, DeliveryTimeout: It did not arrive; a typed error by the deadline (`timeout` seconds), whatever happens.
-            InvalidName, InvalidValue, MessageTooLarge, Unsupported: It cannot be sent as asked.
+            InvalidName, InvalidValue, MessageTooLarge: It cannot be sent as asked.
+            Unsupported: This release has neither mailboxes nor messages signed by their sender, and no other level than `accepted`.
         """
+        if mailbox:
+            raise Unsupported("mailbox=True: this release has no mailboxes; submit a task for the agent's pool instead")
+        if proof != "channel":
+            raise Unsupported(f'proof={proof!r}: this release has proof="channel" only: the sender is verified by its node\'s channel')
         return await self.network.post.send(sender or self.identity.id, to, payload, ack=ack, timeout=timeout)
 
     async def ask(self, to: str, payload: Any, *, timeout: float = 10.0, sender: str | None = None) -> Any:

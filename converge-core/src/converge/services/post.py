@@ -28,7 +28,7 @@ from converge.machines.records import MESSAGE, RECEIPT, Item
 from converge.machines.stream import WINDOW_SEC, Pair, Seen, Streams
 from converge.model.envelope import ACCEPTED, FULL, HANDLED, RAISED, REFUSED, UNKNOWN, MessageHeader, ReceiptHeader, pack, unpack
 from converge.model.identity import is_agent_id
-from converge.model.message import Message, Receipt
+from converge.model.message import Capability, Message, Receipt
 from converge.plugins import PluginHost
 from converge.services.discovery import DiscoveryService
 from converge.services.registry import IdentityRegistry
@@ -129,6 +129,8 @@ class Post:
             InvalidName, InvalidValue, MessageTooLarge, Unsupported: It cannot be sent as asked.
             Undeliverable, Backpressure, DeliveryTimeout: It did not arrive.
         """
+        if ack not in ("accepted", "handled", None):
+            raise InvalidValue("ack", ack, '"accepted", "handled" or None')
         if ack != "accepted":
             raise Unsupported(f'ack={ack!r}: this release delivers with ack="accepted" only')
         began = self._env.monotonic()
@@ -148,6 +150,8 @@ class Post:
         return decode_plain(pending.answer, "answer")
 
     async def _deliver(self, sender: str, to: str, payload: Any, wants: str, timeout: float, task_id: str) -> tuple[str, _Pending]:
+        if isinstance(to, Capability):
+            raise Unsupported(f'send to Capability("{to}"): this release sends to an agent\'s id; find one with DiscoveryService.query')
         if not is_agent_id(to):
             raise InvalidName("recipient", to, "an agent's id, as discovery gives it: cv1 and 52 characters")
         if not 0 < timeout <= WINDOW_SEC:
