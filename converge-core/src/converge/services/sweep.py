@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from converge.codec import decode
 from converge.contracts.store import LIMITS, Batch, Conflict, Entry, Key, Range, Rest
-from converge.errors import NoSuchTask
+from converge.errors import NoSuchTask, SchemaTooNew, StoreBusy, TornRecord
 from converge.ids import id_text
 from converge.machines.task import TERMINAL, CameDue, DeadlinePassed, Event, Found, Held, Later, LeaseEnded, is_terminal, step
 from converge.model.keys import AGENT, DEAD, DEDUP, DONE, EXPIRY, HELD, JOINED, LATER, LIMIT, MEMBER, NOTICE, POOL, STATE, TASK
@@ -15,8 +16,13 @@ from converge.services.around import find, look_around
 from converge.services.lease import ended
 from converge.services.opened import Opened
 
+log = logging.getLogger("converge.sweep")
+
 PAGE = 200
 """Claims, or tasks, of one page: a step of this size stalls others by a few milliseconds at most, and ten thousand take no longer in all."""
+
+LATE_PAGES = 10
+"""Pages of deadlines that one call looks through for a task that still waits: those of tasks that are held stay, and may fill whole pages."""
 
 
 class Sweep:
@@ -95,22 +101,29 @@ class Sweep:
 
     async def fail_late(self) -> int:
         """Fail tasks that still wait past their deadline; one that is held keeps its limit until its attempt ends."""
-        store = self._opened.store
-        (page,) = await store.scan([Range(LIMIT(), self._limit_after, PAGE)])
-        now = await self._opened.store.time()
-        late = [entry for entry in page if entry.key[1] <= now]
-        self._limit_after = late[-1].key[1:] if len(late) == PAGE else None
         moved = 0
-        for entry in late:
-            try:
-                spec, state, place = await find(store, entry.key[2])
-            except NoSuchTask:
-                spec, place = None, None
-            if spec is None or is_terminal(state) or place is None:
-                moved += _committed(await (await self._opened.commits()).commit([Batch([(entry.key, entry.revision)], (), [entry.key])]))
-            elif type(place) is not Held:
-                moved += await self._step(Found(entry.key[2], spec, state, place), DeadlinePassed(), False)
+        for _ in range(LATE_PAGES):
+            (page,) = await self._opened.store.scan([Range(LIMIT(), self._limit_after, PAGE)])
+            now = await self._opened.now()
+            late = [entry for entry in page if entry.key[1] <= now]
+            self._limit_after = late[-1].key[1:] if len(late) == PAGE else None
+            for entry in late:
+                try:
+                    moved += await self._fail_late(entry)
+                except (TornRecord, SchemaTooNew, StoreBusy) as error:
+                    log.error("a task past its deadline is left where it is, the sweep goes on: %s", error)
+            if moved or self._limit_after is None:
+                break
         return moved
+
+    async def _fail_late(self, entry: Entry) -> int:
+        try:
+            spec, state, place = await find(self._opened.store, entry.key[2])
+        except NoSuchTask:
+            spec, state, place = None, None, None
+        if spec is None or is_terminal(state) or place is None:
+            return _committed(await (await self._opened.commits()).commit([Batch([(entry.key, entry.revision)], (), [entry.key])]))
+        return 0 if type(place) is Held else await self._step(Found(entry.key[2], spec, state, place), DeadlinePassed(), False)
 
     async def remove_old(self) -> int:
         """Remove terminal tasks whose retention has passed, with their dedup keys."""
@@ -151,8 +164,12 @@ class Sweep:
             text = id_text(id_)
             if spec is None:
                 continue  # it was removed meanwhile: its place's key is gone too
-            found = Found(id_, decode(spec.value, Spec, text), None if state is None else decode(state.value, State, text), place)
-            around = await look_around(self._opened, found, needs_lane=needs_lane)
+            try:
+                found = Found(id_, decode(spec.value, Spec, text), None if state is None else decode(state.value, State, text), place)
+                around = await look_around(self._opened, found, needs_lane=needs_lane)
+            except (TornRecord, SchemaTooNew) as error:
+                log.error("task %s is left where it is, the sweep goes on: %s", text, error)
+                continue
             batches.append(step(found, event, now, around))
             lanes |= {f"lane.{found.spec.lane}", found.spec.origin}
             if around.successor is not None:
