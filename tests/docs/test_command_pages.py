@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from converge.cli import plugins, run, submit, tasks
+from converge.cli import plugins, pools, run, submit, tasks
 from converge.runtime.config import KEYS, LATER, Retention
 from converge.runtime.task_lines import FIELDS
 
@@ -23,7 +23,13 @@ def test_every_key_has_a_row() -> None:
     assert {key for key, row in rows.items() if "in this release only the default" in row} == set(LATER)
 
 
-@pytest.mark.parametrize("command", [run.run, submit.submit, tasks.list_tasks, tasks.show, tasks.cancel, plugins.list_plugins])
+COMMANDS = [
+    *(run.run, submit.submit, tasks.list_tasks, tasks.show, tasks.cancel, plugins.list_plugins),
+    *(pools.create, pools.list_pools, pools.show, pools.pause, pools.resume),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_is_on_the_page(command: object) -> None:
     assert callable(command)
     page = (PAGES / "cli.md").read_text()

@@ -24,9 +24,16 @@ def _app() -> cyclopts.App:
     tasks.command("converge.cli.tasks:list_tasks", name="list", help="List tasks.")
     tasks.command("converge.cli.tasks:show", name="show", help="Show one task with its history.")
     tasks.command("converge.cli.tasks:cancel", name="cancel", help="Cancel tasks that have not ended.")
+    pools = cyclopts.App(name="pools", help="Create pools, look at them, pause and resume them.")
+    pools.command("converge.cli.pools:create", name="create", help="Create a pool; one that exists is left as it is.")
+    pools.command("converge.cli.pools:list_pools", name="list", help="List pools with the numbers of their tasks.")
+    pools.command("converge.cli.pools:show", name="show", help="Show one pool: its settings, the numbers of its tasks, its members.")
+    pools.command("converge.cli.pools:pause", name="pause", help="Let nothing be claimed from pools until they are resumed.")
+    pools.command("converge.cli.pools:resume", name="resume", help="Let tasks of pools be claimed again.")
     plugins = cyclopts.App(name="plugins", help="Look at plugins: list.")
     plugins.command("converge.cli.plugins:list_plugins", name="list", help="List installed plugins; none of them is imported.")
     app.command(tasks)
+    app.command(pools)
     app.command(plugins)
     return app
 

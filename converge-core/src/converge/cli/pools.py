@@ -1,0 +1,212 @@
+"""`converge pools`: what pools there are, and what operators do to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import anyio
+import attrs
+from cyclopts import Parameter
+
+from converge.cli import output
+from converge.cli.failures import DONE
+from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured, plugins_flag
+from converge.cli.run import loop_options
+from converge.errors import InputError
+from converge.model.pool import Pool
+from converge.runtime import main
+from converge.runtime.config import Config
+from converge.services.census import Census, census
+from converge.services.pools import PoolManager
+
+Ids = Annotated[list[str], Parameter(help="The pools' ids.")]
+
+
+def create(
+    pool_id: Annotated[str, Parameter(help="The pool's id: 1 to 64 characters of A-Z a-z 0-9 . _ : -")],
+    /,
+    *,
+    admission: Annotated[Literal["open", "allow", "secret"], Parameter(help="Who may join.")] = "open",
+    allow: Annotated[list[str] | None, Parameter(negative=(), help="An agent that may join under --admission allow; may be repeated.")] = None,
+    secret_file: Annotated[Path | None, Parameter(help="A file with the join secret, for --admission secret.")] = None,
+    paused: Annotated[bool, Parameter(negative=(), help="Let nothing be claimed until it is resumed.")] = False,
+    priority_step: Annotated[float | None, Parameter(help="Seconds of head start that a step of priority is worth.")] = None,
+    dedup_window: Annotated[float | None, Parameter(help="Seconds that a dedup key is remembered at least.")] = None,
+    keep_completed: Annotated[float | None, Parameter(help="Seconds that completed tasks are kept.")] = None,
+    keep_failed: Annotated[float | None, Parameter(help="Seconds that failed and cancelled tasks are kept.")] = None,
+    require_durability: Annotated[Literal["D0", "D1", "D2", "D3"] | None, Parameter(help="Refuse stores that have less.")] = None,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Create a pool; one that exists is left as it is, settings and members alike."""
+    settings = _settings(config, store, plugin, network, is_verbose=verbose)
+    given: dict[str, Any] = {
+        "priority_step_sec": priority_step,
+        "dedup_window_sec": dedup_window,
+        "keep_completed_sec": settings.retention.completed_sec if keep_completed is None else keep_completed,
+        "keep_failed_sec": settings.retention.failed_sec if keep_failed is None else keep_failed,
+        "require_durability": require_durability,
+    }
+    own = {name: value for name, value in given.items() if value is not None}
+    pool = Pool(id=pool_id, admission=admission, allow=tuple(allow or ()), is_paused=paused, **own)
+    is_created = anyio.run(_create, settings, pool, _secret(secret_file), backend_options=loop_options())
+    if json:
+        output.line({"id": pool_id, "is_created": is_created})
+    else:
+        output.write(f"pool {pool_id} was created" if is_created else f"pool {pool_id} exists already and was left as it is")
+    return DONE
+
+
+def list_pools(
+    *,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """List pools with the numbers of their tasks: ready, later, waiting behind a key, held, done; failed ones are among those done."""
+    settings = _settings(config, store, plugin, network, is_verbose=verbose)
+    found = anyio.run(_list, settings, backend_options=loop_options())
+    if json:
+        for pool, count in found:
+            output.line({"id": pool.id, "admission": pool.admission, "is_paused": pool.is_paused, **_numbers(count)})
+        return DONE
+    columns = ("pool", "admission", "paused", "ready", "later", "waiting", "held", "done", "failed")
+    cells = [
+        (pool.id, pool.admission, _yes(pool.is_paused), count.ready, count.later, count.waiting, count.held, count.done, count.failed)
+        for pool, count in found
+    ]  # fmt: skip
+    output.table(columns, cells)
+    return DONE
+
+
+def show(
+    pool_id: Annotated[str, Parameter(help="The pool's id.")],
+    /,
+    *,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Show one pool: its settings, the numbers of its tasks, its members."""
+    settings = _settings(config, store, plugin, network, is_verbose=verbose)
+    pool, count, members = anyio.run(_show, settings, pool_id, backend_options=loop_options())
+    record = attrs.asdict(pool, filter=attrs.filters.exclude("secret_hash"))
+    record |= _numbers(count) | {"members": members}
+    if json:
+        output.line(record)
+        return DONE
+    shown = [(name, _shown(value)) for name, value in record.items()]
+    output.table(("field", "value"), [row for row in shown if row[1] != ""])
+    return DONE
+
+
+def pause(
+    pool_ids: Ids,
+    /,
+    *,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Let nothing be claimed from the pools until they are resumed; running tasks go on."""
+    _set_paused(_settings(config, store, plugin, network, is_verbose=verbose), pool_ids, is_paused=True, as_json=json)
+    return DONE
+
+
+def resume(
+    pool_ids: Ids,
+    /,
+    *,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Let tasks of the pools be claimed again."""
+    _set_paused(_settings(config, store, plugin, network, is_verbose=verbose), pool_ids, is_paused=False, as_json=json)
+    return DONE
+
+
+def _settings(config: Path | None, store: str | None, plugin: list[str] | None, network: str | None, *, is_verbose: bool) -> Config:
+    return configured(config, {"store": store, "plugins": plugins_flag(plugin), "network": network}, is_verbose=is_verbose)
+
+
+def _set_paused(config: Config, pool_ids: Sequence[str], *, is_paused: bool, as_json: bool) -> None:
+    changes = anyio.run(_pause, config, list(dict.fromkeys(pool_ids)), is_paused, backend_options=loop_options())
+    word = "paused" if is_paused else "resumed"
+    for pool_id, is_changed in changes:
+        if as_json:
+            output.line({"id": pool_id, "is_paused": is_paused, "is_changed": is_changed})
+        else:
+            output.write(f"pool {pool_id} was {word}" if is_changed else f"pool {pool_id} was {word} before")
+
+
+def _secret(file: Path | None) -> str | None:
+    """Return the first line of the file: a secret on the command line would be seen by every process of the host."""
+    if file is None:
+        return None
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--secret-file {file}: cannot be read: {error}") from error
+    if not lines or not lines[0]:
+        raise InputError(f"--secret-file {file}: its first line is empty; it should be the join secret")
+    return lines[0]
+
+
+def _numbers(count: Census) -> dict[str, int]:
+    return {**attrs.asdict(count), "done": count.done}
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else ""
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, bool):
+        return _yes(value)
+    return " ".join(value) if isinstance(value, list | tuple) else value
+
+
+async def _create(config: Config, pool: Pool, secret: str | None) -> bool:
+    async with main.opened_store(config, must_exist=False) as store:
+        return await PoolManager(store).create_pool(pool, secret=secret)
+
+
+async def _list(config: Config) -> list[tuple[Pool, Census]]:
+    async with main.opened_store(config) as store:
+        pools = await PoolManager(store).pools()
+        counts = await census(store, [pool.id for pool in pools])
+        return [(pool, counts[pool.id]) for pool in pools]
+
+
+async def _show(config: Config, pool_id: str) -> tuple[Pool, Census, list[str]]:
+    async with main.opened_store(config) as store:
+        manager = PoolManager(store)
+        pool = await manager.get(pool_id)
+        return pool, (await census(store, [pool_id]))[pool_id], await manager.members(pool_id)
+
+
+async def _pause(config: Config, pool_ids: Sequence[str], is_paused: bool) -> list[tuple[str, bool]]:
+    async with main.opened_store(config) as store:
+        manager = PoolManager(store)
+        for pool_id in pool_ids:
+            await manager.get(pool_id)  # a misspelt one is told before anything is changed
+        return [(pool_id, await manager.set_paused(pool_id, is_paused=is_paused)) for pool_id in pool_ids]
