@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from converge.builtin.memory import MemoryStore
-from converge.errors import InvalidValue
+from converge.errors import InvalidValue, StaleClaim
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.pools import PoolManager
@@ -21,4 +22,28 @@ async def test_a_claim_of_less_than_one_task_is_refused_and_takes_nothing(limit:
     with pytest.raises(InvalidValue, match="limit"):
         await tasks.claim("a", ["p"], limit=limit)
     assert (await tasks.get(task_id)).attempts == 0
+    await tasks._opened.close()
+
+
+async def test_a_task_that_was_not_claimed_cannot_be_finished() -> None:
+    store = MemoryStore()
+    await PoolManager(store).create_pool(Pool(id="p"))
+    tasks = TaskManager(store)
+    task = await tasks.get(await tasks.submit(Task(pool_id="p")))
+    with pytest.raises(StaleClaim, match="not claimed"):
+        await tasks.complete(task, 1)
+    with pytest.raises(StaleClaim, match="holds no claim"):
+        await tasks.report("a", task.id, 1)
+
+
+async def test_the_right_token_with_a_wrong_nonce_is_refused_by_its_own_manager() -> None:
+    store = MemoryStore()
+    await PoolManager(store).create_pool(Pool(id="p"))
+    tasks = TaskManager(store)
+    await tasks.submit(Task(pool_id="p"))
+    (task,) = await tasks.claim("a", ["p"])
+    with pytest.raises(StaleClaim):
+        await tasks.complete(attrs.evolve(task, nonce="ab" * 16), 1)
+    await tasks.complete(task, 2)
+    assert (await tasks.get(task.id)).result == 2
     await tasks._opened.close()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from urllib.parse import urlsplit
 
 import anyio
 import attrs
-from anyio.abc import TaskGroup
+from anyio.abc import SocketAttribute, TaskGroup
 
 from converge.contracts.discovery import Discovery, Sighting
 from converge.env import Env
@@ -34,6 +35,7 @@ class NetworkSettings:
     """Attributes of the node's settings that matter here."""
 
     network: str
+    store: str
     transport: str
     discovery: str
     advertise: str
@@ -77,7 +79,7 @@ class Network:
         check_loop(backend.name, backend.features)
         options = backend_options(backend.name, backend.options, self._settings.options)
         async with backend.open(options) as transport, transport.listen(self._settings.transport) as listener, _background() as group:
-            self.endpoints = (_advertised(listener.address, self._settings.advertise),)
+            self.endpoints = (await _advertised(listener.address, self._settings.advertise, self._settings.store),)
             terms = Terms(network=network_tag(self._settings.network), identity=self._identity)
             self.links = Links(transport, terms, self._env, group, self.post.on_items, greatest=self._settings.max_connections)
             self.post.links = self.links
@@ -161,20 +163,38 @@ def _describe(agent: Agent) -> AgentDescriptor:
     )
 
 
-def _advertised(address: str, advertise: str) -> str:
+async def _advertised(address: str, advertise: str, store: str) -> str:
     """The URL that others dial: the listener's, or with HOST:PORT or a URL of the operator's in its place.
 
+    A node that listens on every address is known by the one from which it reaches its store: whoever shares the store can reach it there.
+
     Raises:
-        ConfigError: It listens on every address of the host, and nobody can dial that.
+        ConfigError: That address cannot be told.
     """
     if "://" in advertise:
         return advertise
     scheme, _, rest = address.partition("://")
     host_port, slash, path = rest.partition("/")
+    host, _, port = host_port.rpartition(":")
     if advertise:
-        _, _, port = host_port.rpartition(":")
         named = advertise if ":" in advertise else f"{advertise}:{port}"
-        return f"{scheme}://{named}{slash}{path}"
-    if host_port.startswith(("0.0.0.0:", "[::]:")):
-        raise ConfigError(f"the transport listens on {host_port}, which others cannot dial; say with --advertise HOST:PORT what they can")
-    return address
+    elif host in ("0.0.0.0", "[::]"):
+        named = f"{await _own_address(store, host_port)}:{port}"
+    else:
+        return address
+    return f"{scheme}://{named}{slash}{path}"
+
+
+async def _own_address(store: str, host_port: str) -> str:
+    if not store:
+        raise ConfigError(f"the transport listens on {host_port}, which others cannot dial; say with advertise HOST:PORT what they can")
+    host = urlsplit(store).hostname
+    if host is None:
+        return "127.0.0.1"  # a store without a host is shared by the processes of this one
+    try:
+        # To connect a datagram socket sends nothing; it only makes the system choose the way, and with it the address.
+        async with await anyio.create_connected_udp_socket(host, 9) as way:
+            own = str(way.extra(SocketAttribute.local_address)[0])
+    except OSError as error:
+        raise ConfigError(f"this host's address towards {host} cannot be told ({error}); say with --advertise HOST:PORT where others dial") from error
+    return f"[{own}]" if ":" in own else own

@@ -89,6 +89,14 @@ class Node:
         self._host = PluginHost(self.settings.plugins)
 
     async def __aenter__(self) -> Node:
+        try:
+            await self._start()
+        except BaseExceptionGroup as group:
+            raise _only(group) from None
+        self._host.observe("converge_node_started", node_id=self.identity.id)
+        return self
+
+    async def _start(self) -> None:
         async with AsyncExitStack() as stack:
             self.store = self._given if self._given is not None else await stack.enter_async_context(self._open_store())
             lease = LeaseSettings(lease_sec=self.settings.lease_sec, stall_sec=self.settings.stall_sec, node_key=self.identity.public_key.hex())
@@ -107,10 +115,16 @@ class Node:
             self._group.start_soon(self._keep_joined)
             self._group.start_soon(self._follow_notices)
             self._stack = stack.pop_all()
-        self._host.observe("converge_node_started", node_id=self.identity.id)
-        return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
+        try:
+            return await self._end(kind, error, trace)
+        except BaseExceptionGroup as group:
+            if (one := _only(group)) is error:
+                return False  # the block's own error goes on as it is, so that `except ConvergeError` around the block catches it
+            raise one from None
+
+    async def _end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
         try:
             await self.stop()
         finally:
@@ -126,6 +140,7 @@ class Node:
         one = self.settings
         return NetworkSettings(
             network=one.network,
+            store=one.store,
             transport=one.transport,
             discovery=one.discovery,
             advertise=one.advertise,
@@ -368,3 +383,10 @@ async def _call_logged(handler: Any, agent: Agent) -> None:
         await _call(handler)
     except Exception:  # an agent's boundary: the others stop as they should
         agent.log.exception("on_stop failed")
+
+
+def _only(error: BaseException) -> BaseException:
+    """Return the one error that a group of task groups carries; a group of several stays as it is."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
@@ -40,6 +41,8 @@ ROUNDS = 60
 """How often a step looks again when something around the task, not the task itself, has moved."""
 
 PAGE = 200
+
+_NONCE = re.compile(r"[0-9a-f]{32}")
 
 
 class TaskManager:
@@ -145,7 +148,7 @@ class TaskManager:
         id_ = id_bytes("task id", task_id)
         found, holder = self._held.get(id_, (None, ""))
         if found is None or holder != agent_id:
-            raise StaleClaim(task_id, token=0)
+            raise StaleClaim(task_id, token=0, why="this manager holds no claim on it for that agent")
         await self._finish_found(found, Completed(encode_result(result), agent_id))
 
     async def cancel(self, task_id: str, *, by: str = "", why: str = "") -> bool:
@@ -249,7 +252,9 @@ class TaskManager:
     async def _finish(self, task: Task, event: Event) -> None:
         id_ = id_bytes("task id", task.id)
         known = self._held.get(id_)
-        if known is not None and isinstance(known[0].place, Held) and known[0].place.token == task.token:
+        if not task.token or not _NONCE.fullmatch(task.nonce):
+            raise StaleClaim(task.id, token=task.token, why="it was not claimed: finish what `claim` returned")
+        if known is not None and isinstance(known[0].place, Held) and (known[0].place.token, known[0].place.nonce.hex()) == (task.token, task.nonce):
             await self._finish_found(known[0], event)
             return
         spec, state = await read_task(self._store, id_)
