@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from converge.cli import plugins, pools, run, submit, tasks
+from converge.cli import agents, plugins, pools, run, submit, tasks
 from converge.runtime.config import KEYS, LATER, Retention
 from converge.runtime.task_lines import FIELDS
 
@@ -26,6 +26,7 @@ def test_every_key_has_a_row() -> None:
 COMMANDS = [
     *(run.run, submit.submit, tasks.list_tasks, tasks.show, tasks.cancel, plugins.list_plugins),
     *(pools.create, pools.list_pools, pools.show, pools.pause, pools.resume),
+    *(agents.list_agents, agents.show),
 ]
 
 

@@ -30,10 +30,14 @@ def _app() -> cyclopts.App:
     pools.command("converge.cli.pools:show", name="show", help="Show one pool: its settings, the numbers of its tasks, its members.")
     pools.command("converge.cli.pools:pause", name="pause", help="Let nothing be claimed from pools until they are resumed.")
     pools.command("converge.cli.pools:resume", name="resume", help="Let tasks of pools be claimed again.")
+    agents = cyclopts.App(name="agents", help="Look at the agents of processes that live.")
+    agents.command("converge.cli.agents:list_agents", name="list", help="List agents by topic, capability and pool.")
+    agents.command("converge.cli.agents:show", name="show", help="Show one agent's descriptor.")
     plugins = cyclopts.App(name="plugins", help="Look at plugins: list.")
     plugins.command("converge.cli.plugins:list_plugins", name="list", help="List installed plugins; none of them is imported.")
     app.command(tasks)
     app.command(pools)
+    app.command(agents)
     app.command(plugins)
     return app
 

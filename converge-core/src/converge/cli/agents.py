@@ -1,0 +1,125 @@
+"""`converge agents`: which agents there are, as their verified descriptors tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import attrs
+from cyclopts import Parameter
+
+from converge.cli import output
+from converge.cli.failures import DONE
+from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, plugins_flag
+from converge.cli.run import loop_options
+from converge.errors import InputError
+from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
+from converge.runtime import main
+from converge.runtime.config import Config
+from converge.services.discovery import DiscoveryService
+from converge.services.spec import moment
+
+ID_SHOWN = 15
+"""How much of an id a table shows: `cv1` and 60 bits, which tell all agents of a network apart and fit beside the other columns."""
+
+NODE_SHOWN = 12
+"""How much of a node's key a table shows."""
+
+
+def list_agents(
+    *,
+    pool: PoolId = None,
+    topic: Annotated[list[str] | None, Parameter(negative=(), help="Only agents with this topic, or another one given; may be repeated.")] = None,
+    capability: Annotated[list[str] | None, Parameter(negative=(), help="Only agents with this capability; may be repeated.")] = None,
+    limit: Annotated[int | None, Parameter(help="How many at most.")] = None,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """List the agents of processes that live, by what they say of themselves and have signed."""
+    settings = _settings(config, store, plugin, network, is_verbose=verbose)
+    query = DiscoveryQuery(topics=tuple(topic or ()), capabilities=tuple(capability or ()), pool_id=pool, limit=limit)
+    found, now = anyio.run(_query, settings, query, backend_options=loop_options())
+    if json:
+        for one in found:
+            output.line(_record(one, now))
+        return DONE
+    columns = ("id", "name", "topics", "capabilities", "pools", "node", "endpoints", "age")
+    output.table(columns, [_cells(one, now) for one in found])
+    return DONE
+
+
+def show(
+    agent_id: Annotated[str, Parameter(help="The agent's id, or the beginning of it if no other agent's begins so.")],
+    /,
+    *,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Show one agent's descriptor: its keys, topics, capabilities, pools, and where it is reached."""
+    settings = _settings(config, store, plugin, network, is_verbose=verbose)
+    found, now = anyio.run(_query, settings, DiscoveryQuery(), backend_options=loop_options())
+    record = _record(_one(found, agent_id), now)
+    if json:
+        output.line(record)
+        return DONE
+    shown = [(name, " ".join(value) if isinstance(value, list) else value) for name, value in record.items()]
+    output.table(("field", "value"), [row for row in shown if row[1] != ""])
+    return DONE
+
+
+def _one(found: list[AgentDescriptor], agent_id: str) -> AgentDescriptor:
+    """Return the agent that has this id, or is the only one whose id begins so.
+
+    Raises:
+        InputError: None has, or several do.
+    """
+    some = [one for one in found if one.id.startswith(agent_id)]
+    if len(some) == 1:
+        return some[0]
+    if not some:
+        raise InputError(f'agent "{agent_id}" is not listed: no process that lives runs it; `converge agents list` shows those that are')
+    raise InputError(f'agent "{agent_id}" is not one agent: the ids of {len(some)} begin so; write more of it')
+
+
+def _settings(config: Path | None, store: str | None, plugin: list[str] | None, network: str | None, *, is_verbose: bool) -> Config:
+    return configured(config, {"store": store, "plugins": plugins_flag(plugin), "network": network}, is_verbose=is_verbose)
+
+
+def _record(one: AgentDescriptor, now: int) -> dict[str, Any]:
+    record = attrs.asdict(one, filter=attrs.filters.exclude("v"))
+    record = {name: list(value) if isinstance(value, tuple) else value for name, value in record.items()}
+    record["issued_at"] = moment(one.issued_at)
+    record["age_sec"] = _age_sec(one, now)
+    return record
+
+
+def _cells(one: AgentDescriptor, now: int) -> tuple[object, ...]:
+    names = [" ".join(names) for names in (one.topics, one.capabilities, one.pools)]
+    return (one.id[:ID_SHOWN], one.name, *names, one.node_key[:NODE_SHOWN], " ".join(one.endpoints), _age(_age_sec(one, now)))
+
+
+def _age_sec(one: AgentDescriptor, now: int) -> float:
+    """How long ago it was signed; never negative, since its process may have read store time a little ahead."""
+    return max(0, now - one.issued_at) // 1_000 / 1_000
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{int(seconds)}s"
+
+
+async def _query(config: Config, query: DiscoveryQuery) -> tuple[list[AgentDescriptor], int]:
+    async with main.opened_store(config) as store:
+        found = await DiscoveryService(store=store, network=config.network).query(query, refresh_from_store=True)
+        return found, await store.time()

@@ -1,0 +1,67 @@
+"""`converge agents`: the agents of processes that live, found by what they say of themselves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Converge = Callable[..., Any]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+STORE = ("--store", "file:state.db")
+
+
+@pytest.fixture
+def running(converge: Converge, start: Start) -> Converge:
+    """The command, while two `WordCounter` in pool `docs` and one `Picky` in pool `mail` run elsewhere."""
+    for pool in ("docs", "mail"):
+        assert converge("pools", "create", pool, *STORE).code == 0
+    for arguments in (["counting:WordCounter", "--agents", "2", "--pool", "docs"], ["counting:Picky", "--pool", "mail"]):
+        process = start("run", *arguments, *STORE)
+        assert process.stderr is not None
+        assert any("running" in line for line in process.stderr), "it ended before it ran"
+    return converge
+
+
+def records(answer: Any) -> list[dict[str, Any]]:
+    """The JSON lines of an answer that went well; each says its version."""
+    assert answer.code == 0, answer.err
+    found = [json.loads(line) for line in answer.out.splitlines()]
+    assert all(one.pop("v") == 1 for one in found)
+    return found
+
+
+def test_agents_are_listed_by_capability_and_pool(running: Converge) -> None:
+    everyone = records(running("agents", "list", "--json", *STORE))
+    assert sorted(one["name"] for one in everyone) == ["Picky", "WordCounter", "WordCounter"]
+    counters = records(running("agents", "list", "--capability", "count-words", "--json", *STORE))
+    assert [one["name"] for one in counters] == ["WordCounter", "WordCounter"]
+    assert all((one["capabilities"], one["pools"], one["topics"], one["age_sec"] >= 0) == (["count-words"], ["docs"], [], True) for one in counters)
+    assert [one["name"] for one in records(running("agents", "list", "--pool", "mail", "--json", *STORE))] == ["Picky"]
+    assert len(records(running("agents", "list", "--limit", "1", "--json", *STORE))) == 1
+    assert records(running("agents", "list", "--topic", "none", "--json", *STORE)) == []
+
+
+def test_an_agent_is_shown_by_the_beginning_of_its_id_as_the_list_shows_it(running: Converge) -> None:
+    plain = running("agents", "list", "--pool", "mail", *STORE).out.splitlines()
+    assert plain[0].split() == ["id", "name", "topics", "capabilities", "pools", "node", "endpoints", "age"]
+    beginning = plain[1].split()[0]
+    (shown,) = records(running("agents", "show", beginning, "--json", *STORE))
+    assert shown["id"].startswith(beginning) and shown["name"] == "Picky"
+    assert shown in [one | {"age_sec": shown["age_sec"]} for one in records(running("agents", "list", "--json", *STORE))]
+    rows = [line.split() for line in running("agents", "show", shown["id"], *STORE).out.splitlines()]
+    assert ["node_key", shown["node_key"]] in rows and ["pools", "mail"] in rows
+    many = running("agents", "show", "cv1", *STORE)
+    assert (many.code, many.out) == (2, "") and "the ids of 3 begin so" in many.err
+
+
+def test_agents_of_a_process_that_has_ended_are_not_listed(converge: Converge) -> None:
+    assert converge("run", "counting:WordCounter", "--pool", "docs", "--drain", *STORE).code == 0
+    assert records(converge("agents", "list", "--json", *STORE)) == []
+    answer = converge("agents", "show", "cv1abc", *STORE)
+    assert (answer.code, answer.out) == (2, "")
+    assert 'agent "cv1abc" is not listed' in answer.err
