@@ -1,10 +1,16 @@
-"""The toy store keeps every clause of the store contract."""
+"""The toy store keeps every clause of the store contract, and tasks on it keep theirs."""
 
-from converge.testing import StoreContract
+from converge.testing import StoreContract, TaskContract
 from converge_store_toy.plugin import TOY
 
 
 class TestToyStore(StoreContract):
     """With nothing but the required methods there is nothing to override."""
+
+    backend = TOY
+
+
+class TestTasksOnToyStore(TaskContract):
+    """A task's life is core's: whoever keeps the clauses of a store keeps these."""
 
     backend = TOY
