@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import attrs
 
 from converge.codec import FORMAT, decode, encode
-from converge.errors import BadSignature
+from converge.errors import BadSignature, SchemaTooNew, TornRecord
 from converge.model.identity import Identity, agent_id, verify
 
 _TAG = b"converge/desc/v1\0"
@@ -78,11 +78,9 @@ def open_descriptor(signed: bytes, network: str) -> AgentDescriptor:
         BadSignature, InvalidKey: They do not verify, or the id is not that of the key.
         TornRecord: They are not a descriptor.
     """
-    if not SIGNATURE_BYTES < len(signed) <= DESCRIPTOR_BYTES:
-        raise BadSignature(f"a signed descriptor has {SIGNATURE_BYTES} to {DESCRIPTOR_BYTES} bytes, this one has {len(signed)}")
-    signature, payload = signed[:SIGNATURE_BYTES], signed[SIGNATURE_BYTES:]
     # The key stands inside what it signs, so this little must be read first; nothing is believed before the signature is.
-    descriptor = decode(payload, AgentDescriptor, "descriptor")
+    descriptor = _read(signed)
+    signature, payload = signed[:SIGNATURE_BYTES], signed[SIGNATURE_BYTES:]
     try:
         key = bytes.fromhex(descriptor.public_key)
     except ValueError:
@@ -92,3 +90,17 @@ def open_descriptor(signed: bytes, network: str) -> AgentDescriptor:
     if not verify(key, signature, _TAG + network_tag(network) + payload):
         raise BadSignature(f"the descriptor of {descriptor.id[:12]}... is not signed by it for this network")
     return descriptor
+
+
+def peek_lease(signed: bytes) -> str | None:
+    """Return the lease that the signed bytes name, unverified; None if they are no descriptor, as `open_descriptor` will say."""
+    try:
+        return _read(signed).lease
+    except (BadSignature, TornRecord, SchemaTooNew):
+        return None
+
+
+def _read(signed: bytes) -> AgentDescriptor:
+    if not SIGNATURE_BYTES < len(signed) <= DESCRIPTOR_BYTES:
+        raise BadSignature(f"a signed descriptor has {SIGNATURE_BYTES} to {DESCRIPTOR_BYTES} bytes, this one has {len(signed)}")
+    return decode(signed[SIGNATURE_BYTES:], AgentDescriptor, "descriptor")

@@ -20,6 +20,7 @@ from converge.errors import (
     HandlerFailed,
     InvalidName,
     InvalidValue,
+    StoreError,
     TornRecord,
     Undeliverable,
     Unsupported,
@@ -206,7 +207,7 @@ class Post:
                 link = await self._link(header.to)
                 await link.send([item])
                 await self._receipt(link, pending)
-            except (ConnectFailed, ChannelError) as error:
+            except (ConnectFailed, ChannelError, StoreError) as error:
                 log.info("message %s to %.16s is repeated: %s", header.id, header.to, error)
             else:
                 if pending.status:
@@ -276,7 +277,12 @@ class Post:
         inbox = self.inboxes.get(header.to)
         if inbox is None:
             return UNKNOWN, "no such agent in this process"
-        if not await self._is_spoken_for(header.sender, link.peer):
+        try:
+            is_spoken_for = await self._is_spoken_for(header.sender, link.peer)
+        except StoreError as error:  # no reason to end the link: agents that are known go on talking over it
+            log.warning("a message was refused: agent %.16s is not known, and the store is away: %s", header.sender, error)
+            return REFUSED, "its sender is not known there and cannot be looked up, since the store is away; send again later"
+        if not is_spoken_for:
             log.warning("a message was refused: node %s does not speak for agent %.16s", link.peer.hex()[:16], header.sender)
             return REFUSED, "no descriptor of the sender names the node that sent this"
         pair, now = Pair(header.sender, header.lease, header.to), self._env.monotonic()

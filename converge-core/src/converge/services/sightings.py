@@ -13,6 +13,7 @@ from converge.codec import decode, encode
 from converge.contracts.discovery import Discovery, Sighting
 from converge.contracts.store import LIMITS, Batch, Conflict, Range, Rest
 from converge.errors import StoreError, TornRecord
+from converge.model.descriptor import peek_lease
 from converge.model.keys import AGENT, EXPIRY, Family
 from converge.services.opened import Opened
 
@@ -57,7 +58,7 @@ class StoreSightings(Discovery):
                 known = self._seen.get(key[1:])
                 if known is not None and known[0] == revision:
                     seen[key[1:]] = known
-                elif (sighting := _sighting(key[2], value)) is not None:
+                elif (sighting := _sighting(key[1], key[2], value)) is not None:
                     seen[key[1:]] = revision, sighting
         self._seen = seen
         return [sighting for _, sighting in seen.values()]
@@ -103,11 +104,18 @@ class StoreSightings(Discovery):
             after = page[-1].key[1:]
 
 
-def _sighting(agent_id: str, value: bytes) -> Sighting | None:
-    """Return what a record says; None if nobody can read it, which is no reason not to find the others."""
+def _sighting(lease: bytes, agent_id: str, value: bytes) -> Sighting | None:
+    """Return what a record says; None if nobody can read it, which is no reason not to find the others, or if it was copied from another lease.
+
+    A copy is genuine, and would keep an agent listed that has stopped.
+    """
     try:
-        endpoints, signed = decode(value, tuple[list[str], str], f"descriptor of {agent_id}")
-        return Sighting(agent_id, tuple(endpoints), base64.b64decode(signed, validate=True))
+        endpoints, text = decode(value, tuple[list[str], str], f"descriptor of {agent_id}")
+        sighting = Sighting(agent_id, tuple(endpoints), base64.b64decode(text, validate=True))
     except (TornRecord, ValueError) as error:
         log.warning("a descriptor was refused: %s", error)
         return None
+    if peek_lease(sighting.descriptor) not in (None, lease.hex()):
+        log.warning("a descriptor was refused: that of %.16s is for another lease than the one it stands under", agent_id)
+        return None
+    return sighting
