@@ -82,6 +82,14 @@ class NoSuchTask(InputError):
         self.task_id = task_id
 
 
+class NotRetried(InputError):
+    """The task neither failed nor was cancelled: there is nothing to try again."""
+
+    def __init__(self, task_id: str, *, state: str) -> None:
+        super().__init__(f"task {task_id} is {state}; only one that is FAILED or CANCELLED is retried")
+        self.task_id, self.state = task_id, state
+
+
 class DedupConflict(InputError):
     """A task with the same id or dedup key, and other content, is already there; nothing was changed."""
 

@@ -1,4 +1,4 @@
-"""`converge tasks cancel`: what operators do to tasks."""
+"""`converge tasks cancel` and `retry`: what operators do to tasks."""
 
 from __future__ import annotations
 
@@ -68,3 +68,22 @@ def test_nothing_is_cancelled_if_one_id_names_no_task_and_all_such_ids_are_told(
     assert GONE in answer.err and "nonsense" in answer.err
     assert records(pool("tasks", "show", id_, "--json", *STORE))[0]["state"] == "PENDING"
     assert pool("tasks", "cancel", *STORE).code == 2
+
+
+def test_a_failed_task_is_retried_as_one_linked_copy_without_its_dedup_key(pool: Converge, folder: Path) -> None:
+    id_ = failed_task(pool, folder)
+    ((first,), (again,)) = (records(pool("tasks", "retry", id_, "--json", *STORE)) for _ in range(2))
+    assert (first["id"], first["state"], again) == (id_, "PENDING", first)
+    (copy,) = records(pool("tasks", "show", first["retry_id"], "--json", *STORE))
+    assert (copy["inputs"], copy["max_attempts"], copy["dedup_key"], copy["trace"]) == ({"text": "bad"}, 1, None, {"a": "b", "retry_of": id_})
+    assert [one["state"] for one in records(pool("tasks", "list", "--json", *STORE))] == ["PENDING", "FAILED"]
+    plain = pool("tasks", "retry", id_, *STORE).out.splitlines()
+    assert plain[1].split() == [id_, first["retry_id"], "pending"]
+
+
+def test_nothing_is_retried_if_one_of_the_tasks_has_not_failed(pool: Converge, folder: Path) -> None:
+    failed, pending = failed_task(pool, folder), submitted(pool)
+    answer = pool("tasks", "retry", failed, pending, *STORE)
+    assert (answer.code, answer.out) == (2, "")
+    assert f"task {pending} is PENDING; only one that is FAILED or CANCELLED is retried" in answer.err
+    assert len(records(pool("tasks", "list", "--json", *STORE))) == 2

@@ -24,6 +24,7 @@ def _app() -> cyclopts.App:
     tasks.command("converge.cli.tasks:list_tasks", name="list", help="List tasks.")
     tasks.command("converge.cli.tasks:show", name="show", help="Show one task with its history.")
     tasks.command("converge.cli.tasks:cancel", name="cancel", help="Cancel tasks that have not ended.")
+    tasks.command("converge.cli.tasks:retry", name="retry", help="Submit a copy of each task that failed or was cancelled.")
     pools = cyclopts.App(name="pools", help="Create pools, look at them, pause and resume them.")
     pools.command("converge.cli.pools:create", name="create", help="Create a pool; one that exists is left as it is.")
     pools.command("converge.cli.pools:list_pools", name="list", help="List pools with the numbers of their tasks.")

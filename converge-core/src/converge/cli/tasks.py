@@ -104,6 +104,36 @@ def cancel(
     return DONE if all(one.state == TaskState.CANCELLED for one in done) else FAILED
 
 
+def retry(
+    task_ids: Annotated[list[str], Parameter(help="The ids of tasks that failed or were cancelled.")],
+    /,
+    *,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Submit a copy of each task that failed or was cancelled; a task that has a copy already gets no other.
+
+    All ids are checked before anything is submitted.
+    """
+    settings = configured(config, {"store": store, "plugins": plugins_flag(plugin), "network": network}, is_verbose=verbose)
+    done = anyio.run(_retry, settings, task_ids, backend_options=loop_options())
+    if json:
+        for one in done:
+            output.line(attrs.asdict(one))
+    else:
+        output.table(("id", "retried as", "state"), [(one.id, one.retry_id, one.state.lower()) for one in done])
+    return DONE
+
+
+async def _retry(config: Config, ids: Sequence[str]) -> list[operate.Retrying]:
+    async with main.opened_store(config) as store:
+        return await operate.retry_all(store, ids)
+
+
 async def _cancel(config: Config, ids: Sequence[str], why: str) -> list[operate.Cancelling]:
     async with main.opened_store(config) as store:
         return await operate.cancel_all(store, ids, why)

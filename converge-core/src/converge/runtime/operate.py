@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import attrs
 
 from converge.contracts.store import Store
-from converge.errors import InputError
+from converge.errors import InputError, NotRetried
 from converge.machines.task import TaskState
 from converge.model.task import Task
 from converge.services.tasks import TaskManager
@@ -37,6 +37,33 @@ async def cancel_all(store: Store, ids: Sequence[str], why: str) -> list[Cancell
         is_cancelled = await manager.cancel(task.id, by=OPERATOR, why=why)
         state = TaskState.CANCELLED if is_cancelled else (await manager.get(task.id)).state
         done.append(Cancelling(id=task.id, is_cancelled=is_cancelled, state=str(state)))
+    return done
+
+
+@attrs.frozen(kw_only=True)
+class Retrying:
+    """The copy of a task: its id, and the state that it is in now (one that was made before may have ended)."""
+
+    id: str
+    retry_id: str
+    state: str
+
+
+async def retry_all(store: Store, ids: Sequence[str]) -> list[Retrying]:
+    """Submit a copy of each task; a task that has one already gets no other.
+
+    Raises:
+        InputError: In a group, one for each id that names no task, or none that failed or was cancelled; then nothing was submitted.
+        StoreError: As `TaskManager.retry`; to retry all again is safe.
+    """
+    manager, done = TaskManager(store), list[Retrying]()
+    tasks = await get_all(manager, ids)
+    wrong = [NotRetried(task.id, state=task.state) for task in tasks if task.state not in (TaskState.FAILED, TaskState.CANCELLED)]
+    if wrong:
+        raise ExceptionGroup("tasks", wrong)
+    for task in tasks:
+        copy_id = await manager.retry(task.id)
+        done.append(Retrying(id=task.id, retry_id=copy_id, state=str((await manager.get(copy_id)).state)))
     return done
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import anyio
 
 from converge.contracts.store import LIMITS, Conflict, Range, Rest, Store
-from converge.errors import InvalidValue, NoSuchTask, OutcomeUnknown, ResultTimeout, StaleClaim, StoreBusy
-from converge.ids import check_name, id_bytes
+from converge.errors import InvalidValue, NoSuchTask, NotRetried, OutcomeUnknown, ResultTimeout, StaleClaim, StoreBusy
+from converge.ids import check_name, id_bytes, id_text
 from converge.machines.match import Claimer
 from converge.machines.task import (
     TERMINAL,
@@ -33,7 +33,8 @@ from converge.services.claims import Claims, settle
 from converge.services.finishes import Finishes
 from converge.services.opened import Opened
 from converge.services.results import Results
-from converge.services.spec import encode_result, to_task
+from converge.services.retries import retry_id, retry_of
+from converge.services.spec import encode_result, moment, to_task
 from converge.services.submits import Submits
 from converge.services.sweep import Sweep
 
@@ -172,6 +173,27 @@ class TaskManager:
                 self._held.pop(id_, None)
                 return True
         raise StoreBusy(f"task {task_id} moved {ROUNDS} times while it was being cancelled; ask again")
+
+    async def retry(self, task_id: str) -> str:
+        """Submit a copy of a task that failed or was cancelled; return the copy's id. Said again, it is the same copy, while that is kept.
+
+        The copy is linked to its task by `trace["retry_of"]`, has no dedup key, and no deadline that has passed.
+
+        Raises:
+            NoSuchTask: There is none.
+            NotRetried: It has not ended, or has completed.
+            NoSuchPool, TooManyLanes: As `submit`.
+        """
+        id_ = id_bytes("task id", task_id)
+        spec, state = await read_task(self._store, id_)
+        if state is None or state.state not in (TaskState.FAILED, TaskState.CANCELLED):
+            raise NotRetried(id_text(id_), state=(await self.get(task_id)).state)
+        copy_id = retry_id(id_, state.finished)
+        try:
+            await read_task(self._store, copy_id)
+        except NoSuchTask:
+            return await self.submit(retry_of(to_task(id_, spec, state, None), id_text(copy_id), moment(await self._opened.now())))
+        return id_text(copy_id)
 
     async def get(self, task_id: str) -> Task:
         """Return the task, wherever it stands.
