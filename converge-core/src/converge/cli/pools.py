@@ -15,6 +15,7 @@ from converge.cli.failures import DONE
 from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured, plugins_flag
 from converge.cli.run import loop_options
 from converge.errors import InputError
+from converge.machines.task import TaskState
 from converge.model.pool import Pool
 from converge.runtime import main
 from converge.runtime.config import Config
@@ -79,7 +80,7 @@ def list_pools(
         for pool, count in found:
             output.line({"id": pool.id, "admission": pool.admission, "is_paused": pool.is_paused, **_numbers(count)})
         return DONE
-    columns = ("pool", "admission", "paused", "ready", "later", "waiting", "held", "done", "failed")
+    columns = ("pool", "admission", "paused", "ready", "later", "waiting", "held", "done", TaskState.FAILED.lower())
     cells = [
         (pool.id, pool.admission, _yes(pool.is_paused), count.ready, count.later, count.waiting, count.held, count.done, count.failed)
         for pool, count in found

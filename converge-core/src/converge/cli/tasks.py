@@ -99,8 +99,8 @@ def cancel(
         for one in done:
             output.line(attrs.asdict(one))
     else:
-        rows = [(one.id, one.state.lower(), "cancelled" if one.is_cancelled else "it had ended before") for one in done]
-        output.table(("id", "state", "what was done"), rows)
+        rows = [(one.id, one.state.lower(), "now" if one.is_cancelled else "before") for one in done]
+        output.table(("id", "state", "ended"), rows)
     return DONE if all(one.state == TaskState.CANCELLED for one in done) else FAILED
 
 
