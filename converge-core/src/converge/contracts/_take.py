@@ -95,4 +95,3 @@ async def _also(store: Store, take: Take, rests: Sequence[Rest]) -> list[list[by
     values = [None if entry is None else entry.value for entry in entries]
     width = len(take.also)
     return [values[at * width : (at + 1) * width] for at in range(len(rests))]
-

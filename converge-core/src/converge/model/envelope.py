@@ -1,6 +1,6 @@
 """Messages and receipts as bytes: a header of names, then the payload untouched.
 
-    body = length of the header u16 || header (JSON, at most 4 KiB) || payload (JSON)
+body = length of the header u16 || header (JSON, at most 4 KiB) || payload (JSON)
 """
 
 from __future__ import annotations

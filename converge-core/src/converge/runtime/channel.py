@@ -60,7 +60,7 @@ class SecureChannel:
             Any of the items may arrive; the channel is over, since records may be missing.
         """
         if self._is_torn:
-            raise ConnectionClosed("the channel was closed, or an earlier send did not end, so that the peer could read no other record; connect again")
+            raise ConnectionClosed("the channel was closed, or an earlier send did not end, so the peer can read no other record; connect again")
         frames = self._sealer.seal(items)
         self._is_torn = bool(frames)
         await self._channel.send(frames)
