@@ -12,7 +12,7 @@ from converge_store_sql.store import SqlStore
 SQL = StoreBackend(
     name="sql",
     # The schemes that a later release will open are refused by this one in its own words, instead of as unknown.
-    schemes=("postgresql", "sqlite", "mysql"),
+    schemes=("postgresql", "sqlite", "mysql", "mariadb"),
     options=SqlOptions,
     open=SqlStore.open,
     contract=1,

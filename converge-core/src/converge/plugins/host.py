@@ -187,6 +187,9 @@ class PluginHost:
         return found
 
     def _of_scheme(self, kind: Kind, scheme: str) -> Backend:
+        base = scheme.partition("+")[0]
+        if base != scheme and scheme not in self._by_scheme and (base in self._by_scheme or (kind.word, base) in self._schemes):
+            scheme = base  # redis+sentinel, postgresql+asyncpg: what stands behind the + is for the backend to open, or to refuse in its own words
         if (kind.word, scheme) not in self._schemes:
             what = f'{kind.word} with the URL scheme "{scheme}"'
             found = only(self._by_scheme.get(scheme, []), what, is_reserved=scheme in RESERVED_SCHEMES)

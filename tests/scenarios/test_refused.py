@@ -1,0 +1,168 @@
+"""What this release does not have is refused with an error that says so and what to use instead, before anything is started; never half done."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converge import Agent, Capability, Message, Node, Task
+from converge.cli import main
+from converge.errors import ConvergeError, NoSuchPool, Unsupported
+
+AGENTS = """
+from converge import Agent
+
+class Plain(Agent):
+    def on_task(self, task):
+        return None
+
+class Ticking(Plain):
+    def on_tick(self):
+        return None
+
+class Deciding(Plain):
+    def decide(self, messages, tasks):
+        return []
+"""
+
+
+class Listener(Agent):
+    """Takes messages and tasks."""
+
+    def on_message(self, message: Message) -> None:
+        raise AssertionError("what was refused was delivered")
+
+    def on_task(self, task: Task) -> None:
+        raise AssertionError("what was refused was started")
+
+
+class Ticking(Listener):
+    """Has a handler of a later release."""
+
+    def on_tick(self) -> None:
+        raise AssertionError("this release calls no on_tick")
+
+
+class Deciding(Listener):
+    """Has a loop of its own."""
+
+    def decide(self, messages: list[Message], tasks: list[Task]) -> list[object]:
+        raise AssertionError("this release calls no decide")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with a module `mine`; the logging of the test run is put back."""
+    (tmp_path / "mine.py").write_text(AGENTS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield tmp_path
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.getLogger("converge").setLevel(logging.NOTSET)
+    sys.modules.pop("mine", None)
+
+
+PLAIN = ("mine:Plain", "--pool", "p")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "config", "texts"),
+    [
+        ((*PLAIN, "--transport", "wss://127.0.0.1:0"), "", ["wss://", "not supported by this release", "ws://"]),
+        ((*PLAIN, "--plugin", "ws", "--transport", "wss://127.0.0.1:0/x"), "", ["wss://", "not supported by this release", "ws://"]),
+        ((*PLAIN, "--plugin", "tcp", "--transport", "tcps://127.0.0.1:0"), "", ["tcps"]),
+        ((*PLAIN, "--plugin", "tcp", "--transport", "tls://127.0.0.1:0"), "", ["tls"]),
+        ((*PLAIN, "--plugin", "redis", "--store", "redis+sentinel://h:26379/0"), "", ["redis+sentinel", "Sentinel"]),
+        ((*PLAIN, "--store", "redis+sentinel://h:26379/0"), "", ["redis+sentinel", "Sentinel"]),
+        ((*PLAIN, "--plugin", "redis", "--store", "redis+cluster://h:6379"), "", ["redis+cluster", "Cluster"]),
+        ((*PLAIN, "--plugin", "sql", "--store", "mysql://h/d"), "", ["mysql", "not supported by this release", "postgresql://"]),
+        ((*PLAIN, "--store", "postgresql+psycopg://h/d"), "", ["postgresql+psycopg", "asyncpg", "postgresql://"]),
+        ((*PLAIN, "--store", "mysql://h/d"), "", ["mysql", "not supported by this release", "postgresql://"]),
+        ((*PLAIN, "--plugin", "sql", "--store", "mariadb://h/d"), "", ["mariadb", "not supported by this release", "postgresql://"]),
+        ((*PLAIN, "--plugin", "sql", "--store", "sqlite:///state.db"), "", ["sqlite", "not supported by this release", "file:PATH"]),
+        ((*PLAIN, "--health", "127.0.0.1:8080"), "", ["--health", "this release does not have a health endpoint"]),
+        ((*PLAIN, "--discovery", "static"), "", ["--discovery", "this release does not have another discovery than the store"]),
+        (PLAIN, 'identity_dir = "keys"', ["identity_dir", "this release does not have keys that are kept between starts"]),
+        (PLAIN, "require_tls = true", ["require_tls", "this release does not have TLS"]),
+        (PLAIN, "tls = true", ["tls: unknown key; known are", "require_tls"]),
+        (PLAIN, 'trust = "drop"', ["trust", "this release does not have another policy"]),
+        (PLAIN, 'discovery_store = "memory"', ["discovery_store", "this release does not have a store of its own for discovery"]),
+        (PLAIN, 'agents = [{type = "mine:Plain", count = 2}]', ["agents", "a list of agents is not supported", "this release runs one class"]),
+        (("mine:Ticking", "--pool", "p"), "", ["Ticking.on_tick", "this release has no such handler", "on_task and on_message"]),
+        (("mine:Deciding", "--pool", "p"), "", ["Deciding.decide", "this release has no such handler", "on_task and on_message"]),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, tuple) else None,
+)
+def test_a_run_that_needs_what_is_missing_is_refused_at_start(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], config: str, texts: list[str]
+) -> None:
+    (folder / "converge.toml").write_text(config)
+    code = main(["run", *arguments, "-c", "converge.toml", "--drain"])
+    out, err = capsys.readouterr()
+    assert (code, out) == (3, ""), err
+    assert [text for text in texts if text not in err] == [], err
+    assert "Traceback" not in err and "internal error" not in err
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == ["converge.toml", "mine.py"], "something was begun"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["identity", "new"], 'Unknown command "identity"'),
+        (["doctor"], 'Unknown command "doctor"'),
+        (["top"], 'Unknown command "top"'),
+        (["store", "accept"], 'Unknown command "store"'),
+    ],
+)
+def test_a_command_of_a_later_release_is_unknown(folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], text: str) -> None:
+    code = main(words)
+    assert (code, text in capsys.readouterr().err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ({"ack": "handled"}, 'this release delivers with ack="accepted" only'),
+        ({"ack": None}, 'this release delivers with ack="accepted" only'),
+        ({"mailbox": True}, "this release has no mailboxes"),
+        ({"proof": "signed"}, 'proof="channel" only'),
+        ({"to": Capability("x")}, "DiscoveryService"),
+        ({"timeout": 121.0}, "timeout: 121.0 is not allowed"),
+    ],
+    ids=str,
+)
+async def test_a_send_that_needs_what_is_missing_delivers_nothing(how: dict[str, Any], text: str) -> None:
+    async with Node() as node:
+        (agent,) = await node.spawn(Listener)
+        how = {"to": agent.id, **how}
+        with pytest.raises(ConvergeError, match=text):
+            await agent.send(how.pop("to"), "x", **how)
+
+
+@pytest.mark.parametrize("agent", [Ticking, Deciding])
+async def test_an_agent_with_a_handler_of_a_later_release_is_not_run_in_part(agent: type[Agent]) -> None:
+    async with Node() as node:
+        with pytest.raises(Unsupported, match="this release has no such handler; use on_task and on_message"):
+            await node.spawn(agent, pool="p")
+        assert not node.agents
+        with pytest.raises(NoSuchPool):
+            await node.pools.get("p")
+
+
+@pytest.mark.parametrize("call", ["publish", "broadcast", "join", "leave", "tool"])
+def test_what_an_agent_cannot_do_yet_is_no_attribute(call: str) -> None:
+    assert not hasattr(Agent, call) and not hasattr(Node, call)
+
+
+@pytest.mark.parametrize("setting", ["identity_dir", "require_tls", "health", "trust", "discovery_store", "tls"])
+def test_a_node_takes_no_setting_that_it_would_ignore(setting: str) -> None:
+    with pytest.raises((TypeError, ConvergeError), match=setting):
+        Node(**{setting: "x"})
