@@ -1,8 +1,9 @@
-"""`converge tasks cancel` and `retry`: what operators do to tasks."""
+"""`converge tasks cancel`, `retry` and `explain`: what operators do to tasks."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 Converge = Callable[..., Any]
+Start = Callable[..., "subprocess.Popen[str]"]
 
 STORE = ("--store", "file:state.db")
 GONE = "0192f3c4-0000-7000-8000-000000000000"
@@ -87,3 +89,21 @@ def test_nothing_is_retried_if_one_of_the_tasks_has_not_failed(pool: Converge, f
     assert (answer.code, answer.out) == (2, "")
     assert f"task {pending} is PENDING; only one that is FAILED or CANCELLED is retried" in answer.err
     assert len(records(pool("tasks", "list", "--json", *STORE))) == 2
+
+
+def test_a_task_that_no_agent_may_claim_is_explained(pool: Converge, start: Start) -> None:
+    id_ = submitted(pool, "--capability", "fly")
+    (alone,) = records(pool("tasks", "explain", id_, "--json", *STORE))
+    assert (alone["place"], alone["is_claimable"], alone["agents"]) == ("ready", False, [])
+    assert alone["reasons"] == ['no agent that is listed is in pool "docs"']
+    process = start("run", "counting:WordCounter", "--agents", "2", "--pool", "docs", *STORE)
+    assert process.stderr is not None
+    assert any("running" in line for line in process.stderr), "it ended before it ran"
+    (explained,) = records(pool("tasks", "explain", id_, "--json", *STORE))
+    assert explained["reasons"] == ['none of the agents listed in pool "docs" may take it']
+    assert explained["agents"] == [
+        {"name": "WordCounter", "count": 2, "capabilities": ["count-words"], "topics": [], "why_not": "it lacks the capabilities fly"}
+    ]
+    plain = [line.split(None, 2) for line in pool("tasks", "explain", id_, *STORE).out.splitlines()]
+    assert ["WordCounter", "2", "it lacks the capabilities fly"] in plain and ["place", "ready"] in plain
+    assert pool("tasks", "explain", GONE, *STORE).code == 2

@@ -23,6 +23,7 @@ def _app() -> cyclopts.App:
     tasks = cyclopts.App(name="tasks", help="Look at tasks, and act on them.")
     tasks.command("converge.cli.tasks:list_tasks", name="list", help="List tasks.")
     tasks.command("converge.cli.tasks:show", name="show", help="Show one task with its history.")
+    tasks.command("converge.cli.tasks:explain", name="explain", help="Tell why a task is, or is not, claimed.")
     tasks.command("converge.cli.tasks:cancel", name="cancel", help="Cancel tasks that have not ended.")
     tasks.command("converge.cli.tasks:retry", name="retry", help="Submit a copy of each task that failed or was cancelled.")
     pools = cyclopts.App(name="pools", help="Create pools, look at them, pause and resume them.")

@@ -13,6 +13,7 @@ from converge.cli import output
 from converge.cli.failures import DONE, FAILED
 from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, plugins_flag
 from converge.cli.run import loop_options
+from converge.machines.explain import Explanation
 from converge.machines.task import TaskState
 from converge.model.task import Task
 from converge.runtime import main, operate
@@ -75,6 +76,54 @@ def show(
     if history:
         output.table(tuple(history[0]), [tuple(one.values()) for one in history])
     return DONE
+
+
+def explain(
+    task_id: Annotated[str, Parameter(help="The task's id, as submit wrote it.")],
+    /,
+    *,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Tell why a task is, or is not, claimed, and which agents could claim it.
+
+    An agent's task types are not in its descriptor: one that takes only some types may pass over a task that it is said to be able to claim.
+    """
+    settings = configured(config, {"store": store, "plugins": plugins_flag(plugin), "network": network}, is_verbose=verbose)
+    found = anyio.run(_explain, settings, task_id, backend_options=loop_options())
+    lane = found.lane
+    record: dict[str, Any] = {
+        "id": task_id, "state": found.state, "place": found.place, "pool_id": lane.pool, "topic": lane.topic, "type": lane.type,
+        "required_capabilities": list(lane.capabilities), "is_claimable": found.is_claimable,
+    }  # fmt: skip
+    if json:
+        agents = [
+            {
+                "name": one.group.name,
+                "count": one.group.count,
+                "capabilities": sorted(one.group.claimer.capabilities),
+                "topics": sorted(one.group.claimer.topics or ()),
+                "why_not": one.refusal,
+            }
+            for one in found.verdicts
+        ]
+        output.line({**record, "reasons": list(found.reasons), "agents": agents})
+        return DONE
+    record["is_claimable"] = "yes" if found.is_claimable else "no"
+    shown = [(name, " ".join(value) if isinstance(value, list) else value) for name, value in record.items()]
+    output.table(("field", "value"), [*(row for row in shown if row[1] != ""), *(("reason", reason) for reason in found.reasons)])
+    if found.verdicts:
+        output.table(("agents", "count", "verdict"), [(one.group.name, one.group.count, one.refusal or "could claim it") for one in found.verdicts])
+    return DONE
+
+
+async def _explain(config: Config, task_id: str) -> Explanation:
+    async with main.opened_store(config) as store:
+        return await operate.explain(store, config.network, task_id)
 
 
 def cancel(

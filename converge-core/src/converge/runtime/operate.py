@@ -8,8 +8,13 @@ import attrs
 
 from converge.contracts.store import Store
 from converge.errors import InputError, NotRetried
+from converge.machines.explain import Explanation
 from converge.machines.task import TaskState
+from converge.model.descriptor import DiscoveryQuery
 from converge.model.task import Task
+from converge.services.discovery import DiscoveryService
+from converge.services.explain import explain_task
+from converge.services.opened import Opened
 from converge.services.tasks import TaskManager
 
 OPERATOR = "operator"
@@ -65,6 +70,16 @@ async def retry_all(store: Store, ids: Sequence[str]) -> list[Retrying]:
         copy_id = await manager.retry(task.id)
         done.append(Retrying(id=task.id, retry_id=copy_id, state=str((await manager.get(copy_id)).state)))
     return done
+
+
+async def explain(store: Store, network: str, task_id: str) -> Explanation:
+    """Return why the task is or is not claimed, by all agents that are listed.
+
+    Raises:
+        NoSuchTask: There is none.
+    """
+    agents = await DiscoveryService(store=store, network=network).query(DiscoveryQuery(), refresh_from_store=True)
+    return await explain_task(Opened.of(store), task_id, agents)
 
 
 async def get_all(manager: TaskManager, ids: Sequence[str]) -> list[Task]:
