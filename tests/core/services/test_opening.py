@@ -5,12 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from converge.builtin.file import FileStore
+from converge.builtin.memory import MemoryStore
+from converge.contracts.store import Batch, Store, opened
 from converge.errors import ConfigError, InvalidValue, LeaseEnded, UnknownSetting, Unsupported
+from converge.model.keys import POOL
 from converge.model.pool import Pool
 from converge.plugins import PluginHost
 from converge.services.opened import Opened
@@ -79,3 +84,22 @@ def test_importing_the_package_imports_no_backend() -> None:
         "import converge.services.opening, sys; print([n for n in sys.modules if n.startswith(('converge.builtin', 'cyclopts', 'rich', 'pytest'))])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+async def test_a_store_that_inherits_reopen_is_opened_again_at_the_same_place(tmp_path: Path) -> None:
+    class Plain(FileStore):
+        reopen = Store.reopen  # type: ignore[assignment]  # the inherited one, on purpose
+
+    async with opened(partial(Plain.open, f"file:{tmp_path}/state.db")) as store:
+        await store.commit([Batch((), [(POOL("p"), b"{}")])])
+        async with store.reopen() as other, other.reopen() as third:
+            assert type(third) is Plain
+            assert [entry.value for entry in await third.get([POOL("p")]) if entry is not None] == [b"{}"]
+
+
+async def test_a_handle_that_nobody_opened_says_that_it_cannot_open_another() -> None:
+    class Bare(MemoryStore):
+        reopen = Store.reopen  # type: ignore[assignment]  # the inherited one, on purpose
+
+    with pytest.raises(NotImplementedError, match="open_store"):
+        Bare().reopen()

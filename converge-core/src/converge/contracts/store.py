@@ -42,8 +42,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import Enum, IntEnum
+from functools import partial
 from typing import Any
 
 import anyio
@@ -114,6 +115,9 @@ class Store(ABC):
     """
 
     durability: Durability = Durability.D0
+
+    opening: Callable[[], AbstractAsyncContextManager[Store]] | None = None
+    """How another handle is opened; set by whoever opened this one (see `opened` below)."""
 
     opened: object | None = None
     """Core's own: what belongs to this handle while it is open (its coalescer, its lease). A backend leaves it alone."""
@@ -186,9 +190,22 @@ class Store(ABC):
             yield None
             await anyio.sleep(POLL_SEC)
 
-    @abstractmethod
     def reopen(self) -> AbstractAsyncContextManager[Store]:
-        """Return another handle on the same store, to be entered in any thread and event loop (S-17)."""
+        """Return another handle on the same store, to be entered in any thread and event loop (S-17).
+
+        The inherited one opens the backend again at the same place; a store that lives in its process overrides it.
+        """
+        if self.opening is None:
+            raise NotImplementedError(f"{type(self).__name__} was not opened with open_store, so it cannot open itself again; override reopen")
+        return self.opening()
+
+
+@asynccontextmanager
+async def opened(open: Callable[[], AbstractAsyncContextManager[Store]]) -> AsyncIterator[Store]:
+    """Open a handle that can open others like it: what `open_store` and the kit give."""
+    async with open() as store:
+        store.opening = partial(opened, open)
+        yield store
 
 
 Open = Callable[[str, Any], AbstractAsyncContextManager[Store]]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
 import attrs
 
-from converge.contracts.store import Durability, Feature, Store, StoreBackend
+from converge.contracts.store import Durability, Feature, Store, StoreBackend, opened
 from converge.errors import InvalidValue, Unsupported
 from converge.plugins import PluginHost
 from converge.services.opened import Opened
@@ -50,7 +51,7 @@ async def open_store(
     chosen = _options(backend, options or {}, network)
     if must_exist and hasattr(chosen, "must_exist"):
         chosen = attrs.evolve(chosen, must_exist=True)
-    async with backend.open(url, chosen) as store:
+    async with opened(partial(backend.open, url, chosen)) as store:
         check_durability(backend.name, store.durability, require_durability)
         try:
             yield store

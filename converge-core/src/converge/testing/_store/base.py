@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import Enum
+from functools import partial
 from typing import Any, ClassVar
 
 import anyio
@@ -30,6 +31,7 @@ from converge.contracts.store import (
     Take,
     Taken,
     Window,
+    opened,
 )  # fmt: skip
 from converge.model.keys import HELD, LEASE, READY, Family
 from converge.testing.clauses import expect
@@ -105,8 +107,8 @@ class StoreCase:
         monkeypatch.setattr("converge.contracts.store.POLL_SEC", 0.05)
 
         def open_store() -> AbstractAsyncContextManager[Store]:
-            opened = self.backend.open(url, options)
-            return inheriting(opened) if self.inherited_turn else opened
+            handle = opened(partial(self.backend.open, url, options))
+            return inheriting(handle) if self.inherited_turn else handle
 
         return open_store
 

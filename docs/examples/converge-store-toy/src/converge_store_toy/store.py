@@ -1,4 +1,4 @@
-"""ToyStore: a dictionary under a lock. It has the five methods that a store must have, and inherits the rest."""
+"""ToyStore: a dictionary under a lock. It has the four methods that a store must have, and `reopen`, since it lives in its process."""
 
 from __future__ import annotations
 
