@@ -47,3 +47,23 @@ async def test_the_right_token_with_a_wrong_nonce_is_refused_by_its_own_manager(
     await tasks.complete(task, 2)
     assert (await tasks.get(task.id)).result == 2
     await tasks._opened.close()
+
+
+@pytest.mark.parametrize("is_said_again", [True, False])
+async def test_a_finish_of_an_older_claim_leaves_the_current_one_reportable(is_said_again: bool) -> None:
+    store = MemoryStore()
+    await PoolManager(store).create_pool(Pool(id="p"))
+    tasks = TaskManager(store)
+    await tasks.submit(Task(pool_id="p"))
+    (older,) = await tasks.claim("a", ["p"])
+    await tasks.release(older)
+    (current,) = await tasks.claim("a", ["p"])
+    if is_said_again:
+        await tasks.release(older)
+    else:
+        with pytest.raises(StaleClaim):
+            await tasks.complete(older, 1)
+    assert (await tasks.get(current.id)).claimed_by == "a"
+    await tasks.report("a", current.id, 2)
+    assert (await tasks.get(current.id)).result == 2
+    await tasks._opened.close()

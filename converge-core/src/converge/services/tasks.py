@@ -287,9 +287,15 @@ class TaskManager:
         try:
             await self._finishes.finish(found, event)
         except StaleClaim:
-            self._held.pop(found.id, None)
+            self._forget(found)
             raise
-        self._held.pop(found.id, None)
+        self._forget(found)
+
+    def _forget(self, found: Found) -> None:
+        """Forget a claim that is over; the same task may have been claimed again meanwhile, and that claim is not."""
+        held, _ = self._held.get(found.id, (None, ""))
+        if held is not None and held.place == found.place:
+            del self._held[found.id]
 
     async def _sweep_sometimes(self) -> None:
         monotonic = self._opened.env.monotonic()
