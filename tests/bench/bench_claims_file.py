@@ -115,8 +115,8 @@ class Bench:
         if self.arguments.processes > 1:
             await self._processes()
         if self.arguments.flatness:
-            await self._beside("tasks of another lane", lane=1)
-            await self._beside("more of its own lane", lane=0)
+            await self._beside("that may not be taken", is_elsewhere=True)
+            await self._beside("more of its own lane", is_elsewhere=False)
         if self.arguments.renewals:
             await self._renewals()
         return self.results
@@ -172,12 +172,12 @@ class Bench:
                 rates.append(self.arguments.tasks / (max(end for _, end in answers) - at))
         self._tell(f"{self.arguments.processes} processes", per_sec=median(rates))
 
-    async def _beside(self, what: str, *, lane: int) -> None:
+    async def _beside(self, what: str, *, is_elsewhere: bool) -> None:
         async with fresh() as (few, _), fresh() as (many, _):
-            sites: list[Site] = [await site(few, lanes=2), await site(many, lanes=2)]
+            sites: list[Site] = [await site(few, lanes=5), await site(many, lanes=5)]
             for each, pending in zip(sites, (FEW, MANY), strict=True):
                 await each.submit(20_000)
-                await each.submit(pending, lanes=(lane,))
+                await (each.submit_elsewhere(pending) if is_elsewhere else each.submit(pending))
             times: list[list[float]] = [[], []]
             for step in range(20_000 // CLAIM):
                 for number in (0, 1) if step % 2 else (1, 0):

@@ -84,8 +84,8 @@ class Bench:
                 rates.append(await own.drain(lanes=range(0, lanes, 2), in_flight=1))
             self._tell(f"{lanes} lanes, half eligible", per_sec=median(rates))
         if self.arguments.flatness:
-            await self._beside("tasks of another lane", lane=1)
-            await self._beside("more of its own lane", lane=0)
+            await self._beside("that may not be taken", is_elsewhere=True)
+            await self._beside("more of its own lane", is_elsewhere=False)
             await self._any_priority()
         return self.results
 
@@ -129,11 +129,11 @@ class Bench:
             turns.append(tasks / took)
         self._tell("the store's calls alone", submits_per_sec=median(submits), claims_and_finishes_per_sec=median(turns))
 
-    async def _beside(self, what: str, *, lane: int) -> None:
-        sites: list[Site] = [await site(MemoryStore(), lanes=2), await site(MemoryStore(), lanes=2)]
+    async def _beside(self, what: str, *, is_elsewhere: bool) -> None:
+        sites: list[Site] = [await site(MemoryStore(), lanes=5), await site(MemoryStore(), lanes=5)]
         for each, pending in zip(sites, (FEW, MANY), strict=True):
             await each.submit(20_000)
-            await each.submit(pending, lanes=(lane,))
+            await (each.submit_elsewhere(pending) if is_elsewhere else each.submit(pending))
         times: list[list[float]] = [[], []]
         for step in range(20_000 // CLAIM):
             for number in (0, 1) if step % 2 else (1, 0):

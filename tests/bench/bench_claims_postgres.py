@@ -186,12 +186,12 @@ class Bench:
         return float(finished / (max(end for _, end in answers) - at))
 
     async def _flatness(self) -> None:
-        """A claim's time beside few and beside many tasks of another lane, alternately."""
+        """A claim's time beside few and beside many tasks that may not be taken, alternately."""
         async with SqlStore.open(self.url, SqlOptions(network="few")) as few, SqlStore.open(self.url, SqlOptions(network="many")) as many:
-            sites = [await site(few, lanes=2), await site(many, lanes=2)]
+            sites = [await site(few, lanes=5), await site(many, lanes=5)]
             for each, pending in zip(sites, (FEW, MANY), strict=True):
                 each.is_from_heads = True
-                await each.submit(pending, lanes=(1,), in_flight=IN_FLIGHT)
+                await each.submit_elsewhere(pending, in_flight=IN_FLIGHT)
             first = await self._claims(sites)
             self._tell("a claim beside 200,000 that may not be taken, against 1,000", **first)
             async with self.server.transaction(isolation="repeatable_read"):

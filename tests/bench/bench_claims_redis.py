@@ -243,15 +243,15 @@ class Bench:
         return float(self.arguments.tasks / (max(end for _, end in answers) - at))
 
     async def _flatness(self) -> None:
-        """A claim's time beside few and beside many tasks of another lane, alternately."""
+        """A claim's time beside few and beside many tasks that may not be taken, alternately."""
         await self._flush()
         async with (
             RedisStore.open(self.url, RedisOptions(network="few")) as few,
             RedisStore.open(self.url, RedisOptions(network="many")) as many,
         ):
-            sites = [await site(few, lanes=2), await site(many, lanes=2)]
+            sites = [await site(few, lanes=5), await site(many, lanes=5)]
             for each, pending in zip(sites, (FEW, MANY), strict=True):
-                await each.submit(pending, lanes=(1,), in_flight=IN_FLIGHT)
+                await each.submit_elsewhere(pending, in_flight=IN_FLIGHT)
                 await each.submit(self.arguments.tasks, in_flight=IN_FLIGHT)
             times: list[list[float]] = [[], []]
             for step in range(self.arguments.tasks // CLAIM):

@@ -18,7 +18,7 @@ import anyio
 import attrs
 
 from converge.contracts.store import ABSENT, Batch, Check, Committed, Conflict, Range, Store, Take, Taken
-from converge.model.keys import DEDUP, DONE, EPOCH, HELD, LANE, LEASE, POOL, READY, STATE, TASK, Key, Rest
+from converge.model.keys import DEDUP, DONE, EPOCH, HELD, LANE, LATER, LEASE, POOL, READY, STATE, TASK, Key, Rest
 
 POOL_ID = "docs"
 CALL = 500
@@ -31,6 +31,9 @@ RANGES = 32
 """Ranges of one take: a claimer with more lanes names the best."""
 
 UNTIL = 2_000_000_000_000_000
+
+ELSEWHERE = (1, 2, 3, 4)
+"""Lanes of what a claimer may not take: another capability, topic, type, or a paused pool makes another lane each."""
 
 # About what a node writes for a task with small inputs: 220 and 260 bytes of JSON.
 SPEC = (
@@ -103,6 +106,18 @@ class Site:
                 assert all(type(outcome) is Committed for outcome in outcomes), "a submit of the benchmark met a conflict"
 
         return await rate(count, [work] * in_flight)
+
+    async def submit_elsewhere(self, count: int, *, in_flight: int = 1) -> None:
+        """Put tasks that the claimer may not take: four fifths in other lanes, evenly, and one fifth that is not due yet."""
+        later = count // 5
+        await self.submit(count - later, lanes=ELSEWHERE, in_flight=in_flight)
+        ids = uuids(later)
+        for at in range(0, later, CALL):
+            batches = [
+                Batch([(TASK(id_), ABSENT), self.epoch], [(TASK(id_), SPEC), (LATER(UNTIL + n, id_), b'"5f0c8a6d5f0c8a6d5f0c8a6d5f0c8a6d"')])
+                for n, id_ in enumerate(ids[at : at + CALL])
+            ]
+            await self.store.commit(batches)
 
     # Claim and finish.
 
