@@ -25,7 +25,7 @@ def test_every_key_has_a_row() -> None:
 
 COMMANDS = [
     *(run.run, submit.submit, tasks.list_tasks, tasks.show, tasks.explain, tasks.cancel, tasks.retry, plugins.list_plugins),
-    *(pools.create, pools.list_pools, pools.show, pools.pause, pools.resume),
+    *(pools.create, pools.list_pools, pools.show, pools.allow, pools.pause, pools.resume),
     *(agents.list_agents, agents.show),
 ]
 

@@ -82,6 +82,21 @@ def test_nothing_is_paused_if_one_of_the_pools_is_not_there(converge: Converge) 
     assert [one["is_paused"] for one in records(converge("pools", "list", "--json", *STORE))] == [False]
 
 
+def test_the_allow_list_is_edited_and_shown(converge: Converge) -> None:
+    assert converge("pools", "create", "docs", "--admission", "allow", "--allow", "a", *STORE).code == 0
+    (added,) = records(converge("pools", "allow", "docs", "b", "a", "b", "--json", *STORE))
+    (removed,) = records(converge("pools", "allow", "docs", "a", "--remove", "--json", *STORE))
+    assert (added, removed) == (
+        {"id": "docs", "allow": ["a", "b"], "is_changed": True},
+        {"id": "docs", "allow": ["b"], "is_changed": True},
+    )
+    assert converge("pools", "allow", "docs", "a", "--remove", *STORE).out == "pool docs allows 1 agent; nothing was to be changed\n"
+    assert records(converge("pools", "show", "docs", "--json", *STORE))[0]["allow"] == ["b"]
+    assert converge("pools", "create", "all", *STORE).code == 0
+    answer = converge("pools", "allow", "all", "a", *STORE)
+    assert (answer.code, answer.out) == (2, "") and "the list of another one would not count" in answer.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [

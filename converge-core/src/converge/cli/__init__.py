@@ -30,6 +30,7 @@ def _app() -> cyclopts.App:
     pools.command("converge.cli.pools:create", name="create", help="Create a pool; one that exists is left as it is.")
     pools.command("converge.cli.pools:list_pools", name="list", help="List pools with the numbers of their tasks.")
     pools.command("converge.cli.pools:show", name="show", help="Show one pool: its settings, the numbers of its tasks, its members.")
+    pools.command("converge.cli.pools:allow", name="allow", help="Put agents on a pool's allow-list, or take them off it.")
     pools.command("converge.cli.pools:pause", name="pause", help="Let nothing be claimed from pools until they are resumed.")
     pools.command("converge.cli.pools:resume", name="resume", help="Let tasks of pools be claimed again.")
     agents = cyclopts.App(name="agents", help="Look at the agents of processes that live.")

@@ -113,6 +113,31 @@ def show(
     return DONE
 
 
+def allow(
+    pool_id: Annotated[str, Parameter(help="The pool's id.")],
+    agent_ids: Annotated[list[str], Parameter(help="The agents' ids.")],
+    /,
+    *,
+    remove: Annotated[bool, Parameter(negative=(), help="Take the agents off the list; they are no members any more.")] = False,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Put agents on the allow-list of a pool whose admission is `allow`, or take them off it."""
+    settings = _settings(config, store, plugin, network, is_verbose=verbose)
+    listed, is_changed = anyio.run(_allow, settings, pool_id, agent_ids, remove, backend_options=loop_options())
+    if json:
+        output.line({"id": pool_id, "allow": list(listed), "is_changed": is_changed})
+    else:
+        output.write(
+            f"pool {pool_id} allows {len(listed)} {'agent' if len(listed) == 1 else 'agents'}{'' if is_changed else '; nothing was to be changed'}"
+        )
+    return DONE
+
+
 def pause(
     pool_ids: Ids,
     /,
@@ -203,6 +228,16 @@ async def _show(config: Config, pool_id: str) -> tuple[Pool, Census, list[str]]:
         manager = PoolManager(store)
         pool = await manager.get(pool_id)
         return pool, (await census(store, [pool_id]))[pool_id], await manager.members(pool_id)
+
+
+async def _allow(config: Config, pool_id: str, agent_ids: Sequence[str], is_remove: bool) -> tuple[Sequence[str], bool]:
+    async with main.opened_store(config) as store:
+        manager = PoolManager(store)
+        if is_remove:
+            is_changed = await manager.change_allowed(pool_id, remove=agent_ids)
+        else:
+            is_changed = await manager.change_allowed(pool_id, add=agent_ids)
+        return (await manager.get(pool_id)).allow, is_changed
 
 
 async def _pause(config: Config, pool_ids: Sequence[str], is_paused: bool) -> list[tuple[str, bool]]:

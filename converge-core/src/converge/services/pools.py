@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from converge.codec import decode, encode
-from converge.contracts.store import ABSENT, LIMITS, Batch, Conflict, Durability, Range, Store
+from converge.contracts.store import ABSENT, LIMITS, Batch, Conflict, Durability, Entry, Key, Range, Store
 from converge.errors import InvalidValue, PoolClosed, StoreBusy, Unsupported
 from converge.ids import check_name
 from converge.model.keys import JOINED, MEMBER, POOL
@@ -21,6 +21,9 @@ from converge.services.opened import Opened, PoolSeen
 
 ROUNDS = 20
 """How often a change of a pool looks again after losing a race; each loss means that another change has won."""
+
+REMOVED = 500
+"""Members whose end is one step with that of their place on the allow-list: three operations each, and a batch has 2,000."""
 
 PRIORITY_STEP_GREATEST_SEC = 86_400.0 * 365
 
@@ -95,6 +98,37 @@ class PoolManager:
                 return True
         raise StoreBusy(f"pool {pool_id} changed {ROUNDS} times while it was being changed; try again")
 
+    async def change_allowed(self, pool_id: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> bool:
+        """Edit the allow-list; whoever is removed is no member any more, and claims nothing from then on. Tells whether anything changed.
+
+        Raises:
+            NoSuchPool: With the nearest name.
+            InvalidName: An agent's.
+            InvalidValue: The pool's admission is not `allow`, so the list would not count; or these are too many agents at a time.
+        """
+        new, gone = ([check_name("agent", agent_id) for agent_id in dict.fromkeys(some)] for some in (add, remove))
+        if len(new) + len(gone) > LIMITS.keys:
+            raise InvalidValue("agents", f"{len(new) + len(gone):,} agents", f"at most {LIMITS.keys:,} at a time")
+        is_changed = False
+        for _ in range(ROUNDS):
+            seen = await self._opened.pool(pool_id, is_fresh=True)
+            if seen.pool.admission != "allow":
+                raise InvalidValue(f"pool {pool_id}: admission", seen.pool.admission, '"allow": the list of another one would not count')
+            allow = tuple(agent_id for agent_id in dict.fromkeys((*seen.pool.allow, *new)) if agent_id not in gone)
+            found = [entry for entry in await self._store.get([MEMBER(pool_id, agent_id) for agent_id in gone]) if entry is not None] if gone else []
+            if allow == seen.pool.allow and not found:
+                return is_changed
+            # In one step with the members' end: a claim that saw them as members is of the pool's old revision. The last look finds who joined
+            # just before this step; after it nobody can.
+            members = found[:REMOVED]
+            checks = [(POOL(pool_id), seen.revision), *((entry.key, entry.revision) for entry in members)]
+            deletes = [key for entry in members for key in (entry.key, _joined(entry))]
+            batch = Batch(checks, [(POOL(pool_id), encode(attrs.evolve(seen.pool, allow=allow)))], deletes)
+            (outcome,) = await (await self._opened.commits()).commit([batch], wake=[f"pool.{pool_id}"])
+            self._opened.pools.pop(pool_id, None)
+            is_changed |= not isinstance(outcome, Conflict)
+        raise StoreBusy(f"pool {pool_id} changed {ROUNDS} times while it was being changed; try again")
+
     async def join_pool(self, agent_id: str, pool_id: str, *, secret: str | None = None) -> bool:
         """Make the agent a member, as long as this process's lease lives; tells whether it was none before.
 
@@ -147,8 +181,7 @@ class PoolManager:
         (member,) = await self._store.get([MEMBER(pool_id, check_name("agent", agent_id))])
         if member is None:
             return False
-        joined = JOINED(bytes.fromhex(decode(member.value, str, "member")), pool_id, agent_id)
-        batch = Batch([(member.key, member.revision)], (), [member.key, joined])
+        batch = Batch([(member.key, member.revision)], (), [member.key, _joined(member)])
         (outcome,) = await (await self._opened.commits()).commit([batch])
         return not isinstance(outcome, Conflict)
 
@@ -162,6 +195,12 @@ class PoolManager:
             if len(page) < LIMITS.keys:
                 return found
             after = page[-1].key[2:]
+
+
+def _joined(member: Entry) -> Key:
+    """Return the key under its process's lease that says the same as the member's entry."""
+    _, pool_id, agent_id = member.key
+    return JOINED(bytes.fromhex(decode(member.value, str, "member")), pool_id, agent_id)
 
 
 def _checked(pool: Pool | dict[str, Any]) -> Pool:

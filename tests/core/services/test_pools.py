@@ -1,0 +1,59 @@
+"""A pool's allow-list: who is taken off it is out at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from converge.builtin.memory import MemoryStore
+from converge.contracts.store import Range
+from converge.errors import InvalidName, InvalidValue, PoolClosed
+from converge.model.keys import JOINED
+from converge.model.pool import Pool
+from converge.model.task import Task
+from converge.services.opened import Opened
+from converge.services.pools import REMOVED, PoolManager
+from converge.services.tasks import TaskManager
+
+
+async def test_an_agent_that_is_taken_off_the_list_claims_nothing_more_and_cannot_come_back() -> None:
+    store = MemoryStore()
+    pools, tasks = PoolManager(store), TaskManager(store)
+    await pools.create_pool(Pool(id="p", admission="allow", allow=("a", "b")))
+    await pools.join_many(["a", "b"], "p")
+    await tasks.submit_many([Task(pool_id="p") for _ in range(3)])
+    (held,) = await tasks.claim("a", ["p"])
+    assert await pools.change_allowed("p", remove=["a"])
+    with pytest.raises(PoolClosed):
+        await tasks.claim("a", ["p"])
+    with pytest.raises(PoolClosed):
+        await pools.join_pool("a", "p")
+    assert len(await tasks.claim("b", ["p"])) == 1
+    await tasks.complete(held)
+    assert await pools.members("p") == ["b"]
+    assert await pools.change_allowed("p", add=["a"]) and await pools.join_pool("a", "p")
+    await Opened.of(store).close()
+
+
+async def test_more_members_than_fit_into_one_step_are_all_removed() -> None:
+    store = MemoryStore()
+    pools = PoolManager(store)
+    agents = [f"a{at}" for at in range(REMOVED + 5)]
+    await pools.create_pool(Pool(id="p", admission="allow", allow=tuple(agents)))
+    await pools.join_many(agents, "p")
+    assert await pools.change_allowed("p", remove=agents[1:])
+    lease = await Opened.of(store).lease()
+    (joined,) = await store.scan([Range(JOINED(lease.id), None, 10)])
+    assert (await pools.members("p"), [entry.key[-1] for entry in joined]) == (["a0"], ["a0"])
+    assert not await pools.change_allowed("p", remove=agents[1:])
+    await Opened.of(store).close()
+
+
+async def test_a_list_that_would_not_count_and_a_bad_name_are_refused() -> None:
+    store = MemoryStore()
+    pools = PoolManager(store)
+    await pools.create_pool(Pool(id="p"))
+    with pytest.raises(InvalidValue, match="would not count"):
+        await pools.change_allowed("p", add=["a"])
+    with pytest.raises(InvalidName):
+        await pools.change_allowed("p", add=["a b"])
+    await Opened.of(store).close()
