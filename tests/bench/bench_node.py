@@ -5,7 +5,8 @@
 Each round of a store runs the bare contract (claim 100 and finish them over `turn`, two in flight) and then the node, in one process, so the ratio
 holds however busy the machine is; so do the microseconds of processor time that the node's process spends on a task. *drain*: the tasks were
 submitted before. *whole*: from the first submit to the last task completed, submits included. A round begins with an empty store. Redis and
-PostgreSQL are private servers. `--profile` prints where the node's time goes.
+PostgreSQL are private servers. `--idle` measures instead, on stores that processes share, how long one process waits from the submit of a single
+task to its result, when the agents are in another process and have nothing to do. `--profile` prints where the node's time goes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import gc
 import json
 import platform
 import pstats
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +30,7 @@ import anyio
 import attrs
 from workload import median, site
 
-from converge import Agent, Node, Pool, Task
+from converge import Agent, Node, Pool, Task, TaskManager
 from converge.runtime.main import calm_collector
 from converge.services.opening import open_store
 from converge.testing.servers import postgres_server, redis_server
@@ -95,6 +97,41 @@ class Bench:
             await submit(node, self.tasks)
             await completed(node, 2 * self.tasks)
             return drain, cpu_us, self.tasks / (time.perf_counter() - began)
+
+
+async def serve(url: str, agents: int) -> None:
+    """Run agents until killed."""
+    async with Node(store=url, plugins=plugins(url)) as node:
+        await node.spawn(Idle, count=agents, pool="docs")
+        print("ready", flush=True)
+        await anyio.sleep_forever()
+
+
+async def idle(url: str, count: int) -> list[float]:
+    """Return the milliseconds of single tasks that another process works on, from submit to result."""
+    took = []
+    async with open_store(url, plugins=plugins(url)) as store:
+        tasks = TaskManager(store)
+        for number in range(count):
+            began = time.perf_counter()
+            await tasks.result(await tasks.submit(Task(pool_id="docs", inputs={"n": number})), timeout=10)
+            took.append((time.perf_counter() - began) * 1e3)
+    return took
+
+
+def measure_idle(store: str, loop: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Run the agents in a child; return the quantiles of the waits."""
+    with served(store) as served_url:
+        url = fresh(served_url)
+        command = [sys.executable, __file__, "--serve", url, "--loops", loop, "--agents", str(arguments.agents)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            try:
+                assert child.stdout is not None
+                child.stdout.readline()
+                took = sorted(anyio.run(idle, url, 300, backend_options={"use_uvloop": loop == "uvloop"}))
+            finally:
+                child.kill()
+    return {"p50_ms": took[len(took) // 2], "p99_ms": took[len(took) * 99 // 100]}
 
 
 async def submit(node: Node, count: int) -> None:
@@ -172,17 +209,22 @@ def main() -> None:
     parser.add_argument(
         "--collector", default="run", choices=["run", "python"], help="thresholds of the garbage collector: of `converge run`, or Python's"
     )
+    parser.add_argument("--idle", action="store_true", help="submit to result of single tasks between two processes")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--profile", action="store_true", help="print the lines of the node's drain that take most time")
     parser.add_argument("--lines", type=int, default=45)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.serve:
+        anyio.run(serve, arguments.serve, arguments.agents, backend_options={"use_uvloop": arguments.loops[0] == "uvloop"})
+        return
     if arguments.quick:
         arguments.tasks, arguments.rounds = 5_000, 1
     results = {}
     for store in arguments.stores:
         for loop in arguments.loops:
-            found = results[f"{store}, {loop}"] = measure(store, loop, arguments)
+            found = results[f"{store}, {loop}"] = (measure_idle if arguments.idle else measure)(store, loop, arguments)
             if not arguments.json:
                 print(f"{store}, {loop}: {', '.join(f'{name} {value:,.{0 if value > 100 else 2}f}' for name, value in found.items())}", flush=True)
     if arguments.json:
