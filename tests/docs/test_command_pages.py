@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import attrs
+import cyclopts
 import pytest
 
-from converge.cli import agents, plugins, pools, run, submit, tasks
+from converge.cli import _app, agents, plugins, pools, run, submit, tasks
 from converge.runtime.config import KEYS, LATER, Retention
 from converge.runtime.task_lines import FIELDS
 
@@ -28,6 +29,20 @@ COMMANDS = [
     *(pools.create, pools.list_pools, pools.show, pools.allow, pools.pause, pools.resume),
     *(agents.list_agents, agents.show),
 ]
+
+
+def commands(app: cyclopts.App, *above: str) -> set[str]:
+    """The words of every command that does something."""
+    own = [name for name in app if not name.startswith("-")]
+    below = [commands(app[name], *above, name) for name in own]
+    # What is imported when it is used has flags of its own, and no command below it.
+    return set().union(*below) if own else {" ".join(above)}
+
+
+def test_every_command_has_a_row_and_every_row_a_command() -> None:
+    rows = re.findall(r"^\| `converge ([a-z ]+?)[ A-Z.\[\]]*` \|", (PAGES / "cli.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(commands(_app()))
+    assert len(COMMANDS) == len(rows), "the flags of each are tested"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
