@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import Iterator
@@ -57,13 +58,15 @@ class Deciding(Listener):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with a module `mine`; the logging of the test run is put back."""
+    """A working directory with a module `mine`; logging and the garbage collector of the test run are put back."""
     (tmp_path / "mine.py").write_text(AGENTS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    handlers, level, threshold = list(root.handlers), root.level, gc.get_threshold()
     yield tmp_path
+    gc.unfreeze()
+    gc.set_threshold(*threshold)
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.getLogger("converge").setLevel(logging.NOTSET)
@@ -165,4 +168,4 @@ def test_what_an_agent_cannot_do_yet_is_no_attribute(call: str) -> None:
 @pytest.mark.parametrize("setting", ["identity_dir", "require_tls", "health", "trust", "discovery_store", "tls"])
 def test_a_node_takes_no_setting_that_it_would_ignore(setting: str) -> None:
     with pytest.raises((TypeError, ConvergeError), match=setting):
-        Node(**{setting: "x"})
+        Node(**{setting: "x"})  # type: ignore[arg-type]  # any of them, which is the point

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import subprocess
@@ -77,7 +78,10 @@ def converge(folder: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Conve
         out, err = capsys.readouterr()
         return Answer(code, out, err)
 
+    threshold = gc.get_threshold()
     yield call
+    gc.unfreeze()  # `run` takes its process for its own, and tunes the collector
+    gc.set_threshold(*threshold)
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.getLogger("converge").setLevel(logging.NOTSET)
