@@ -130,6 +130,12 @@ def test_tasks_are_listed_by_state_and_pool(pool: Converge) -> None:
     assert len(plain) == 4
 
 
+def test_tasks_of_a_pool_that_is_not_there_are_a_usage_error_with_the_nearest_name(pool: Converge) -> None:
+    answer = pool("tasks", "list", "--pool", "doc", *STORE)
+    assert (answer.code, answer.out) == (2, "")
+    assert 'did you mean "docs"?' in answer.err
+
+
 def test_a_task_that_is_not_there_is_a_usage_error(pool: Converge) -> None:
     answer = pool("tasks", "show", "0192f3c4-0000-7000-8000-000000000000", *STORE)
     assert (answer.code, answer.out) == (2, "")

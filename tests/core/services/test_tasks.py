@@ -6,7 +6,7 @@ import attrs
 import pytest
 
 from converge.builtin.memory import MemoryStore
-from converge.errors import InvalidValue, StaleClaim
+from converge.errors import InvalidValue, NoSuchPool, StaleClaim
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.pools import PoolManager
@@ -67,3 +67,12 @@ async def test_a_finish_of_an_older_claim_leaves_the_current_one_reportable(is_s
     await tasks.report("a", current.id, 2)
     assert (await tasks.get(current.id)).result == 2
     await tasks._opened.close()
+
+
+async def test_the_tasks_of_a_pool_that_is_not_there_cannot_be_listed() -> None:
+    store = MemoryStore()
+    await PoolManager(store).create_pool(Pool(id="docs"))
+    tasks = TaskManager(store)
+    with pytest.raises(NoSuchPool, match='did you mean "docs"'):
+        await tasks.list(pool_id="doc")
+    assert await tasks.list(pool_id="docs") == ()

@@ -312,7 +312,12 @@ class TaskManager:
         """Return up to `limit` tasks in that state (any: the live ones first), of that pool (any: all pools).
 
         A task that moves while the list is made may be in it twice or not at all.
+
+        Raises:
+            NoSuchPool: With the nearest name: an empty list would hide a slip of the pen.
         """
+        if pool_id is not None:
+            await self._opened.pool(pool_id)
         wanted = None if state is None else TaskState(state)
         tasks: dict[str, Task] = {}
         async for id_ in self._ids(wanted, pool_id):
