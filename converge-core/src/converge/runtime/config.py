@@ -126,6 +126,22 @@ LATER: Mapping[str, str] = {
 KEYS = tuple(field.name for field in attrs.fields(Config) if field.name != "origins")
 
 
+def like(key: str) -> Any:
+    """Return a field for another class with the default, the bounds and the help that the key has here."""
+    field: attrs.Attribute[Any] = getattr(attrs.fields(Config), key)
+    return attrs.field(default=field.default, validator=field.validator, metadata=field.metadata)
+
+
+def stall_sec_of(lease_sec: float) -> float:
+    """Return `stall_sec` where nobody sets it."""
+    return min(STALL_LEASES * lease_sec, 86_400.0)
+
+
+def stall_problem(stall_sec: float, lease_sec: float) -> str:
+    """Return what is wrong with the two together; empty: nothing."""
+    return f"{stall_sec:g} is not allowed; expected at least lease_sec, {lease_sec:g}" if stall_sec < lease_sec else ""
+
+
 def load(file: Path | str | None = None, *, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Config:
     """Return the configuration.
 
@@ -156,7 +172,7 @@ def load(file: Path | str | None = None, *, flags: Mapping[str, Any] | None = No
     origins = dict.fromkeys(KEYS, DEFAULT) | {key: origin for _, some in layers for key, origin in some.items()}
     raise_problems(problems)
     if origins["stall_sec"] == DEFAULT:
-        values["stall_sec"] = min(STALL_LEASES * values.get("lease_sec", Config().lease_sec), 86_400.0)
+        values["stall_sec"] = stall_sec_of(values.get("lease_sec", Config().lease_sec))
     config = Config(**values, origins=origins)
     _check_together(config)
     _check_release(config)
@@ -238,8 +254,8 @@ def _from_text(text: str, type_: Any) -> Any:
 def _check_together(config: Config) -> None:
     """Check what no key can tell by itself."""
     problems = []
-    if config.stall_sec < config.lease_sec:
-        problems.append(Problem("stall_sec", f"{config.stall_sec:g} is not allowed; expected at least lease_sec, {config.lease_sec:g}"))
+    if text := stall_problem(config.stall_sec, config.lease_sec):
+        problems.append(Problem("stall_sec", text))
     is_name = bool(_PLAIN_NAME.fullmatch(config.transport))
     if is_name and not config.host:
         problems.append(Problem("host", f'is missing; transport "{config.transport}" is a name, so host and port say where to listen'))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from math import inf
 from types import TracebackType
@@ -24,6 +24,7 @@ from converge.model.message import Receipt
 from converge.model.pool import Pool
 from converge.plugins import PluginHost
 from converge.runtime.agent import Agent, check_agent_class, claimer_of, claims_tasks, is_async
+from converge.runtime.config import like, stall_problem, stall_sec_of
 from converge.runtime.feed import Feed, Observers
 from converge.runtime.network import Network, NetworkSettings
 from converge.runtime.reaper import Reaper
@@ -35,6 +36,7 @@ from converge.services.opening import open_store
 from converge.services.pools import PoolManager
 from converge.services.spec import to_task
 from converge.services.tasks import TaskManager
+from converge.settings import Problem, raise_problems, structured
 
 log = logging.getLogger("converge.node")
 
@@ -53,32 +55,49 @@ JOIN_AGAIN_SEC = 1.0
 
 @attrs.frozen(kw_only=True)
 class NodeSettings:
-    """What a node is made of; `docs/reference/config.md` says what each means."""
+    """What a node is made of; `docs/reference/config.md` says what each means. Their bounds are those of the configuration."""
 
     store: str = "memory:"
     transport: str = ""
     discovery: str = "store"
     plugins: tuple[str, ...] = attrs.field(default=(), converter=tuple)
-    network: str = "converge"
+    network: str = like("network")
     advertise: str = ""
-    lease_sec: float = 15.0
-    stall_sec: float = 150.0
-    grace_sec: float = 25.0
-    poll_sec: float = 1.0
-    max_connections: int = 1_000
+    lease_sec: float = like("lease_sec")
+    stall_sec: float = like("stall_sec")
+    grace_sec: float = like("grace_sec")
+    poll_sec: float = like("poll_sec")
+    max_connections: int = like("max_connections")
     require_durability: str = ""
     options: dict[str, Any] = attrs.field(factory=dict)
+
+    @classmethod
+    def of(cls, store: object, settings: Mapping[str, Any]) -> NodeSettings:
+        """Return the settings of a node's keyword arguments.
+
+        Raises:
+            UnknownSetting, ConfigError: All problems at once; an unknown name with the nearest.
+        """
+        made = structured(cls, {"store": store, **settings}, "Node")
+        if "stall_sec" not in settings:
+            made = attrs.evolve(made, stall_sec=stall_sec_of(made.lease_sec))
+        if text := stall_problem(made.stall_sec, made.lease_sec):
+            raise_problems([Problem("stall_sec", text)], "Node")
+        return made
 
 
 class Node:
     """One process of the network. Entered with `async with`, it opens the store and, if a transport is named, listens; leaving it stops everything.
 
     Its keyword arguments are the attributes of `NodeSettings`; a store that is open already may be given in place of a URL, and is not closed.
+
+    Raises:
+        ConfigError: An argument is not known, or outside its bounds: all that are.
     """
 
     def __init__(self, *, store: str | Store = "memory:", env: Env = SYSTEM, **settings: Any) -> None:
         self._given = store if isinstance(store, Store) else None
-        self.settings = NodeSettings(store=store if isinstance(store, str) else "", **settings)
+        self.settings = NodeSettings.of("" if self._given is not None else store, settings)
         self.env = env
         self.agents: dict[str, Agent] = {}
         self.identity = Identity.generate(env.entropy)
