@@ -26,7 +26,7 @@ def parse(address: str) -> tuple[str, int]:
     if "@" in parts.netloc or parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError(f"only {SCHEME}://HOST:PORT is understood")
     if not parts.hostname or parts.port is None:
-        raise ValueError("host or port is missing")
+        raise ValueError(f"host or port is missing; write {SCHEME}://HOST:PORT, with port 0 for any that is free")
     return parts.hostname, parts.port
 
 

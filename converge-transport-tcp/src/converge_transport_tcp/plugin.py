@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 from converge.contracts.transport import TransportBackend
 from converge.hookspecs import hookimpl
+from converge_transport_tcp.address import parse
 from converge_transport_tcp.options import TcpOptions
 from converge_transport_tcp.transport import TcpTransport
 
-TCP = TransportBackend(name="tcp", schemes=("tcp",), options=TcpOptions, open=TcpTransport.open, contract=1)
+TCP = TransportBackend(name="tcp", schemes=("tcp",), options=TcpOptions, open=TcpTransport.open, contract=1, check_address=parse)
 
 
 @hookimpl

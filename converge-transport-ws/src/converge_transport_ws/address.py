@@ -44,5 +44,5 @@ def parse(address: str) -> Address:
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ValueError(f"only {SCHEME}://HOST:PORT/PATH is understood")
     if not parts.hostname or parts.port is None:
-        raise ValueError("host or port is missing")
+        raise ValueError(f"host or port is missing; write {SCHEME}://HOST:PORT/PATH, with port 0 for any that is free")
     return Address(host=parts.hostname, port=parts.port, path=parts.path or "/")

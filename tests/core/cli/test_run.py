@@ -97,6 +97,8 @@ def test_a_task_that_no_agent_here_may_take_is_told(converge: Converge, folder: 
         (["counting:WordCounter", "--pool", "p", "--health", "h:1"], 3, "this release does not have a health endpoint"),
         (["counting:WordCounter", "--pool", "p", "--submit", "gone.jsonl"], 2, "gone.jsonl: cannot be read: No such file or directory"),
         (["counting:WordCounter", "--pool", "p", "--agents", "many"], 2, '"many"'),
+        (["counting:WordCounter", "--pool", "p", "--transport", "tcp://127.0.0.1"], 3, "tcp://127.0.0.1 is not allowed: host or port is missing"),
+        (["counting:WordCounter", "--pool", "p", "--transport", "ws://127.0.0.1"], 3, "ws://127.0.0.1 is not allowed: host or port is missing"),
         (["counting:WordCounter", "--pol", "p"], 2, "Unknown option: --pol. Did you mean --pool?"),
         (["counting:WordCounter", "--pool", "p", "--store", "file:/gone/away/state.db"], 4, "/gone/away"),
     ],

@@ -122,7 +122,13 @@ Open = Callable[[Any], AbstractAsyncContextManager[Transport]]
 
 @attrs.frozen(kw_only=True)
 class TransportBackend:
-    """The declaration of a transport: what a plugin's `converge_transports` returns. Attributes as `StoreBackend`."""
+    """The declaration of a transport: what a plugin's `converge_transports` returns.
+
+    Attributes:
+        check_address: Raises ValueError, with the reason, for a URL that can never be meant, such as one without a port. A node calls it before it
+            opens anything, so that a mistyped address is told as one, and not as a network that is down. Without it `listen` says so later.
+        others: As `StoreBackend`.
+    """
 
     name: str
     schemes: tuple[str, ...]
@@ -130,3 +136,4 @@ class TransportBackend:
     open: Open
     contract: int = attrs.field()
     features: frozenset[Feature] = frozenset()
+    check_address: Callable[[str], object] | None = None

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
 import attrs
 from anyio.abc import SocketAttribute, TaskGroup
 
-from converge.contracts.discovery import Discovery, Sighting
+from converge.contracts.discovery import Discovery, DiscoveryBackend, Sighting
+from converge.contracts.transport import TransportBackend
 from converge.env import Env
 from converge.errors import ConfigError, LeaseEnded, StoreError
 from converge.machines.secure import Terms
@@ -26,6 +28,7 @@ from converge.services.opened import Opened
 from converge.services.opening import backend_options, check_loop
 from converge.services.post import Post
 from converge.services.registry import IdentityRegistry
+from converge.urls import without_password
 
 log = logging.getLogger("converge.network")
 
@@ -44,11 +47,50 @@ class NetworkSettings:
     options: dict[str, object]
 
 
+@attrs.frozen(kw_only=True)
+class Chosen:
+    """The backends that the settings name, with their options; nothing of them is open. `transport` is None: the node does not listen."""
+
+    discovery: DiscoveryBackend
+    discovery_options: Any
+    transport: TransportBackend | None = None
+    transport_options: Any = None
+
+
+def choose(settings: NetworkSettings, host: PluginHost) -> Chosen:
+    """Return what the settings name, so that a mistyped one is told before anything is opened.
+
+    Raises:
+        ConfigError: A backend is not there or cannot run here, an option is wrong, or the transport's address cannot be meant.
+    """
+    discovery = host.discovery_backend(settings.discovery)
+    check_loop(discovery.name, discovery.features)
+    options = backend_options(discovery.name, discovery.options, settings.options)
+    if not settings.transport:
+        return Chosen(discovery=discovery, discovery_options=options)
+    transport = host.transport_backend(settings.transport)
+    check_loop(transport.name, transport.features)
+    if transport.check_address is not None:
+        try:
+            transport.check_address(settings.transport)
+        except ValueError as error:
+            raise ConfigError(f"transport: {without_password(settings.transport)} is not allowed: {error}") from error
+    return Chosen(
+        discovery=discovery,
+        discovery_options=options,
+        transport=transport,
+        transport_options=backend_options(transport.name, transport.options, settings.options),
+    )
+
+
 class Network:
     """Messages, discovery and, where a transport is named, links to other nodes."""
 
-    def __init__(self, opened: Opened, identity: Identity, env: Env, group: TaskGroup, settings: NetworkSettings, host: PluginHost) -> None:
+    def __init__(
+        self, opened: Opened, identity: Identity, env: Env, group: TaskGroup, settings: NetworkSettings, host: PluginHost, chosen: Chosen
+    ) -> None:
         self._opened, self._identity, self._env, self._group, self._settings, self._host = opened, identity, env, group, settings, host
+        self._chosen = chosen
         self.sightings: Discovery
         self.discovery: DiscoveryService
         self.registry: IdentityRegistry
@@ -60,10 +102,8 @@ class Network:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Open discovery; listen, if a transport is named, and keep the directory fresh."""
-        discovery = self._host.discovery_backend(self._settings.discovery)
-        check_loop(discovery.name, discovery.features)
-        chosen = backend_options(discovery.name, discovery.options, self._settings.options)
-        async with discovery.open(chosen, store=self._opened.store, poll_sec=self._settings.poll_sec) as self.sightings:
+        chosen = self._chosen
+        async with chosen.discovery.open(chosen.discovery_options, store=self._opened.store, poll_sec=self._settings.poll_sec) as self.sightings:
             self.discovery = DiscoveryService(store=self._opened.store, network=self._settings.network, discovery=self.sightings)
             self.registry = IdentityRegistry(self.discovery.directory)
             self.post = Post(self._env, self.discovery, self.registry, self._opened.now, self._host)
@@ -72,13 +112,15 @@ class Network:
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[None]:
-        if not self._settings.transport:
+        backend = self._chosen.transport
+        if backend is None:
             yield
             return
-        backend = self._host.transport_backend(self._settings.transport)
-        check_loop(backend.name, backend.features)
-        options = backend_options(backend.name, backend.options, self._settings.options)
-        async with backend.open(options) as transport, transport.listen(self._settings.transport) as listener, _background() as group:
+        async with (
+            backend.open(self._chosen.transport_options) as transport,
+            transport.listen(self._settings.transport) as listener,
+            _background() as group,
+        ):
             self.endpoints = (await _advertised(listener.address, self._settings.advertise, self._settings.store),)
             terms = Terms(network=network_tag(self._settings.network), identity=self._identity)
             self.links = Links(transport, terms, self._env, group, self.post.on_items, greatest=self._settings.max_connections)

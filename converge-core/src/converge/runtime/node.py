@@ -26,7 +26,7 @@ from converge.plugins import PluginHost
 from converge.runtime.agent import Agent, check_agent_class, claimer_of, claims_tasks, is_async
 from converge.runtime.config import like, stall_problem, stall_sec_of
 from converge.runtime.feed import Feed, Observers
-from converge.runtime.network import Network, NetworkSettings
+from converge.runtime.network import Network, NetworkSettings, choose
 from converge.runtime.reaper import Reaper
 from converge.runtime.slots import Why
 from converge.services.claims import Claims
@@ -116,6 +116,8 @@ class Node:
         return self
 
     async def _start(self) -> None:
+        network = self._network_settings()
+        chosen = choose(network, self._host)  # before the store is opened: a mistyped transport must not touch a shared store
         async with AsyncExitStack() as stack:
             self.store = self._given if self._given is not None else await stack.enter_async_context(self._open_store())
             lease = LeaseSettings(lease_sec=self.settings.lease_sec, stall_sec=self.settings.stall_sec, node_key=self.identity.public_key.hex())
@@ -125,7 +127,7 @@ class Node:
             stack.push_async_callback(self.opened.close)  # also of a start that fails: a lease that nobody ends would be renewed for ever
             self._group: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.push_async_callback(self._cancel_group)
-            self.network = Network(self.opened, self.identity, self.env, self._group, self._network_settings(), self._host)
+            self.network = Network(self.opened, self.identity, self.env, self._group, network, self._host, chosen)
             await stack.enter_async_context(self.network.running())
             self.discovery, self.registry = self.network.discovery, self.network.registry
             await self.network.add_node()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from converge.builtin.local.options import LocalOptions
-from converge.builtin.local.transport import LocalTransport
+from converge.builtin.local.transport import LocalTransport, check_address
 from converge.contracts.transport import TransportBackend
 from converge.hookspecs import hookimpl
 
-LOCAL = TransportBackend(name="local", schemes=("local",), options=LocalOptions, open=LocalTransport.open, contract=1)
+LOCAL = TransportBackend(name="local", schemes=("local",), options=LocalOptions, open=LocalTransport.open, contract=1, check_address=check_address)
 
 
 @hookimpl

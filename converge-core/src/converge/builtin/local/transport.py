@@ -25,6 +25,16 @@ _NAME = re.compile(r"local:(?://)?([A-Za-z0-9._-]{0,64})")
 _NAMES: RunVar[dict[str, LocalListener]] = RunVar("converge.local.names")
 
 
+def check_address(address: str) -> None:
+    """Refuse what can be no address.
+
+    Raises:
+        ValueError: It is not `local:NAME`.
+    """
+    if _NAME.fullmatch(address) is None:
+        raise ValueError("it is not local:NAME with a name of letters, digits, dots, dashes")
+
+
 class LocalTransport(Transport):
     """Opens channels to listeners of the same event loop; `local:` alone draws a free name, as port 0 does."""
 

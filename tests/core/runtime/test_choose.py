@@ -1,0 +1,74 @@
+"""What the settings of a node name is found and checked before anything is opened."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converge import Node
+from converge.errors import ConfigError, PluginMissing
+
+
+def is_empty(folder: Path) -> bool:
+    """Tell whether no store was begun in the folder."""
+    return not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "transport",
+    [
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:0?tls_cert=x",
+        "tcp://127.0.0.1:0/path",
+        "tcp://127.0.0.1:99999",
+        "tcp",
+        "ws://127.0.0.1",
+        "ws://127.0.0.1:0/?x=1",
+        "ws://:0/",
+        "wss://127.0.0.1:0/",
+        "local:a/b",
+    ],
+)
+async def test_an_address_that_cannot_be_meant_is_told_before_the_store_is_touched(tmp_path: Path, transport: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not allowed|not supported|runs on asyncio only"):
+        async with Node(store=f"file:{tmp_path}/s.db", transport=transport, plugins=["tcp", "ws"]):
+            pass
+    assert is_empty(tmp_path)
+
+
+async def test_a_refused_address_keeps_its_password_to_itself(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        async with Node(store=f"file:{tmp_path}/s.db", transport="tcp://user:geheim@127.0.0.1:0"):
+            pass
+    assert "geheim" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"transport": "tpc://127.0.0.1:0"}, {"discovery": "stroe"}, {"transport": "tcp://127.0.0.1:0", "options": {"tcp": {"backlok": 1}}}],
+    ids=str,
+)
+async def test_a_mistyped_backend_or_option_is_told_before_the_store_is_touched(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        async with Node(store=f"file:{tmp_path}/s.db", **settings):
+            pass
+    assert is_empty(tmp_path)
+
+
+async def test_a_store_that_nobody_provides_is_told_before_the_transport_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listened: list[str] = []
+
+    @asynccontextmanager
+    async def listen(_transport: object, address: str) -> AsyncIterator[None]:
+        listened.append(address)
+        yield
+
+    monkeypatch.setattr("converge.builtin.local.transport.LocalTransport.listen", listen)
+    with pytest.raises(PluginMissing):
+        async with Node(store="reddis://h", transport="local:a"):
+            pass
+    assert not listened
