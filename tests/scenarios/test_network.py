@@ -20,6 +20,10 @@ from converge.testing.place import Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
+PAIRS = [("file", "tcp"), ("redis", "tcp"), ("redis", "ws"), ("sql", "tcp"), ("sql", "ws")]
+# Where a pair makes no difference of its own, each store and each transport is enough.
+each_store_and_transport = pytest.mark.parametrize("two", [PAIRS[0], PAIRS[2], PAIRS[3]], ids="-".join, indirect=True, scope="module")
+
 AGENTS = 3
 TASKS = 400
 TALKERS = DiscoveryQuery(capabilities=["talk"])
@@ -33,9 +37,7 @@ class Running:
     fleet: Fleet
 
 
-@pytest.fixture(
-    scope="module", params=[("file", "tcp"), ("redis", "tcp"), ("redis", "ws"), ("sql", "tcp"), ("sql", "ws")], ids=lambda pair: "-".join(pair)
-)
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
 def two(request: pytest.FixtureRequest, place_of: Callable[[str, str], Place], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Two processes of agents; the tests of one pair share them, and put back what they change."""
     place = place_of(*request.param)
@@ -123,6 +125,7 @@ async def test_what_a_handler_raises_comes_back_as_handler_failed(two: Running) 
         assert (await node.ask(there.id, {"do": "echo", "say": 1}))["said"] == 1
 
 
+@each_store_and_transport
 async def test_an_unknown_id_is_undeliverable(two: Running) -> None:
     async with two.place.node() as node:
         nobody = Identity.generate(node.env.entropy).id
@@ -132,6 +135,7 @@ async def test_an_unknown_id_is_undeliverable(two: Running) -> None:
             await node.ask(nobody, "hello", timeout=5)
 
 
+@each_store_and_transport
 async def test_an_agent_without_on_message_refuses_messages(two: Running) -> None:
     async with two.place.node() as node:
         (own,) = await node.spawn(Silent)
@@ -167,6 +171,7 @@ async def test_a_full_inbox_is_backpressure_and_the_connection_goes_on(two: Runn
         assert node.network.links is not None and node.network.links._links == links, "the connection was made anew"
 
 
+@each_store_and_transport
 async def test_agents_of_a_stopped_process_vanish_and_messages_to_them_end_in_an_error(two: Running, tmp_path: Path) -> None:
     third = two.place.fleet(tmp_path)
     try:
@@ -185,6 +190,7 @@ async def test_agents_of_a_stopped_process_vanish_and_messages_to_them_end_in_an
         third.kill_all()
 
 
+@each_store_and_transport
 async def test_messages_to_a_killed_process_end_in_an_error_by_their_deadline(two: Running, tmp_path: Path) -> None:
     third = two.place.fleet(tmp_path)
     try:
@@ -210,6 +216,7 @@ async def _ends_in_an_error(node: Node, to: str) -> None:
         await node.ask(to, {"do": "echo"}, timeout=1.0)
 
 
+@each_store_and_transport
 async def test_a_process_without_a_transport_shares_tasks_and_says_why_it_cannot_talk(two: Running) -> None:
     async with two.place.node(transport="") as node:
         there = (await talkers(node, 2 * AGENTS))[0]
@@ -226,6 +233,7 @@ class Asked(Agent):
         return message.payload
 
 
+@each_store_and_transport
 async def test_processes_reach_an_agent_that_joined_later(two: Running) -> None:
     async with two.place.node() as node:
         (own,) = await node.spawn(Asked)
