@@ -80,3 +80,8 @@ async def node() -> None:
         assert_type(task, Task)
         assert_type(await node.send(agents[0].id, "hello"), Receipt)
         print(await node.ask(agents[0].id, {"q": 1}, timeout=2.0))  # noqa: T201 - an example
+
+
+def mistakes() -> None:
+    Node(stor="memory:")  # type: ignore[call-arg]  # a mistyped argument is told by the type checker
+    Node(lease_sec="15")  # type: ignore[arg-type]  # so is a value of another type

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from math import inf
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import anyio
 import attrs
@@ -86,6 +86,23 @@ class NodeSettings:
         return made
 
 
+class NodeArguments(TypedDict, total=False):
+    """The keyword arguments of a node, for type checkers: the attributes of `NodeSettings`, but the store."""
+
+    transport: str
+    discovery: str
+    plugins: Sequence[str]
+    network: str
+    advertise: str
+    lease_sec: float
+    stall_sec: float
+    grace_sec: float
+    poll_sec: float
+    max_connections: int
+    require_durability: str
+    options: Mapping[str, Any]
+
+
 class Node:
     """One process of the network. Entered with `async with`, it opens the store and, if a transport is named, listens; leaving it stops everything.
 
@@ -95,7 +112,7 @@ class Node:
         ConfigError: An argument is not known, or outside its bounds: all that are.
     """
 
-    def __init__(self, *, store: str | Store = "memory:", env: Env = SYSTEM, **settings: Any) -> None:
+    def __init__(self, *, store: str | Store = "memory:", env: Env = SYSTEM, **settings: Unpack[NodeArguments]) -> None:
         self._given = store if isinstance(store, Store) else None
         self.settings = NodeSettings.of("" if self._given is not None else store, settings)
         self.env = env
