@@ -42,6 +42,15 @@ async def test_any_name_of_a_file_serves(tmp_path: Path, name: str) -> None:
     assert (tmp_path / name).stat().st_size > 0
 
 
+async def test_a_file_that_is_no_database_is_refused_and_nothing_is_put_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "user.py").write_text("class User: ...")
+    with pytest.raises(StoreRefused, match="is not a SQLite database"):
+        async with FileStore.open(f"file:{tmp_path / 'user.py'}"):
+            pass
+    assert list(modes_in(tmp_path)) == ["user.py"]
+    assert (tmp_path / "user.py").read_text() == "class User: ..."
+
+
 async def test_the_files_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:

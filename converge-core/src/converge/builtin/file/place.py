@@ -15,6 +15,9 @@ NETWORK_FILE_SYSTEMS = frozenset(
 )  # fmt: skip
 """Types whose locks and shared memory do not reach the other hosts that see the file."""
 
+MAGIC = b"SQLite format 3\0"
+"""How each database of SQLite begins, as its file format says."""
+
 MOUNTS = Path("/proc/mounts")
 
 
@@ -41,9 +44,12 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
         hint = f'did you mean "{near[0]}"?' if near else "`converge run` with this store makes it"
         raise StoreRefused(f"there is no store at {path}; {hint}")
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "rb") as file:
+            head = file.read(len(MAGIC))
     except OSError as error:
         raise StoreRefused(f"{path} cannot be opened for writing ({error.strerror}); look at its own and its folder's permissions") from error
+    if head not in (b"", MAGIC):  # before locks are made beside a file that is not ours
+        raise StoreRefused(f"{path}: it is not a SQLite database, or it is damaged; choose another path")
     return str(path)
 
 
