@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +45,17 @@ def test_plugins_are_listed_without_importing_them(converge: Converge) -> None:
     assert not any(record["is_loaded"] for record in records.values())
     loaded = [json.loads(line) for line in converge("plugins", "list", "--json", "--plugin", "memory").out.splitlines()]
     assert [(one["name"], one["kinds"]) for one in loaded if one["is_loaded"]] == [("memory", ["store"])]
+
+
+def test_a_plugin_of_the_working_directory_is_listed_by_its_import_path(converge: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "plugin_of_this_folder.py").write_text(
+        "from converge.builtin.local.plugin import LOCAL\nimport attrs\nMINE = attrs.evolve(LOCAL, name='mine', schemes=('mine',))"
+    )
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(folder))])
+    answer = converge("plugins", "list", "--json", "--plugin", "plugin_of_this_folder:MINE")
+    assert answer.code == 0
+    (mine,) = [one for one in map(json.loads, answer.out.splitlines()) if one["is_loaded"]]
+    assert (mine["schemes"], mine["kinds"]) == (["mine"], ["transport"])
 
 
 def test_the_version_is_that_of_the_distribution(converge: Converge) -> None:

@@ -89,7 +89,7 @@ def test_a_task_that_no_agent_here_may_take_is_told(converge: Converge, folder: 
         (["counting:WordCount", "--pool", "p"], 3, 'agent "counting:WordCount": counting has no "WordCount"; did you mean "WordCounter"?'),
         (["countin:X", "--pool", "p"], 3, 'agent "countin:X": there is no module "countin"; did you mean "counting"?'),
         (["counting:NoAgent", "--pool", "p"], 3, "NoAgent is no subclass of converge.Agent; its agents are Picky, Stuck, WordCounter"),
-        (["counting", "--pool", "p"], 3, "--agent: 'counting' is not allowed; expected module:Class"),
+        (["counting", "--pool", "p"], 3, "converge: AGENT: 'counting' is not allowed; expected module:Class"),
         (["--pool", "p"], 3, "agent: is missing: name a class as module:Class"),
         (["counting:WordCounter"], 3, "pool_id: is missing: WordCounter works on tasks, so name its pool with --pool"),
         (["counting:WordCounter", "--pool", "p", "--store", "redis://u:geheim@h"], 3, "--store redis://u:***@h: a password on the command line"),
@@ -99,6 +99,7 @@ def test_a_task_that_no_agent_here_may_take_is_told(converge: Converge, folder: 
         (["counting:WordCounter", "--pool", "p", "--agents", "many"], 2, '"many"'),
         (["counting:WordCounter", "--pool", "p", "--transport", "tcp://127.0.0.1"], 3, "tcp://127.0.0.1 is not allowed: host or port is missing"),
         (["counting:WordCounter", "--pool", "p", "--transport", "ws://127.0.0.1"], 3, "ws://127.0.0.1 is not allowed: host or port is missing"),
+        (["counting:WordCounter", "--pool", "p", "--store", "memory:x"], 3, "store: memory:x is not allowed"),
         (["counting:WordCounter", "--pol", "p"], 2, "Unknown option: --pol. Did you mean --pool?"),
         (["counting:WordCounter", "--pool", "p", "--store", "file:/gone/away/state.db"], 4, "/gone/away"),
     ],
@@ -127,6 +128,14 @@ def test_the_file_and_the_environment_configure_a_run(converge: Converge, folder
     assert answer.code == 0
     (started,) = (line for line in map(json.loads, answer.err.splitlines()) if line["message"].startswith("running"))
     assert (started["level"], started["message"]) == ("info", "running 2 agents of WordCounter in pool docs, store memory:")
+
+
+@pytest.mark.parametrize("command", [["run", "counting:WordCounter", "--pool", "p"], ["tasks", "list"]])
+def test_an_unknown_option_of_a_backend_names_the_file_that_has_it(converge: Converge, folder: Path, command: list[str]) -> None:
+    (folder / "converge.toml").write_text('store = "redis://127.0.0.1:1"\n[options.redis]\ntimeout = 3')
+    answer = converge(*command, "-c", "converge.toml")
+    assert answer.code == 3
+    assert 'converge: converge.toml: options.redis: timeout: unknown key; did you mean "timeout_sec"?' in answer.err
 
 
 def until(process: subprocess.Popen[str], words: str) -> None:

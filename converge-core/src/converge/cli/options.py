@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from cyclopts import Parameter
 
 from converge.runtime import logs
 from converge.runtime.config import DEFAULT, Config, load
+from converge.runtime.lookup import first_on_path
 
 ConfigFile = Annotated[Path | None, Parameter(name=["--config", "-c"], help="A TOML file; flags win over the environment, that over the file.")]
 Store = Annotated[str | None, Parameter(help="URL of the store, such as file:state.db or redis://host:6379/0.")]
@@ -26,12 +28,19 @@ def configured(file: Path | None, flags: dict[str, Any], *, is_verbose: bool, le
         ConfigError: As `load`.
     """
     config = load(file, flags=flags)
+    import_here(config.plugins)
     if is_verbose:
         level = "debug"
     elif config.origins["log_level"] != DEFAULT:
         level = config.log_level
     logs.set_up(config.log_format, level)
     return config
+
+
+def import_here(plugins: Sequence[str]) -> None:
+    """Let plugins that are named as module:attribute be found in the working directory first, as agents are."""
+    if any(":" in name and not name.startswith("no:") for name in plugins):
+        first_on_path(Path.cwd())
 
 
 def plugins_flag(plugins: list[str] | None) -> tuple[str, ...] | None:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE
-from converge.cli.options import Json
+from converge.cli.options import Json, import_here
 from converge.plugins import PluginHost
 
 
@@ -19,6 +19,7 @@ def list_plugins(
     json: Json = False,
 ) -> int:
     """List installed plugins; none of them is imported, unless --plugin names it."""
+    import_here(plugin or ())
     found = PluginHost(tuple(plugin or ())).installed()
     if json:
         for one in found:

@@ -10,7 +10,8 @@ import importlib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,6 +181,8 @@ def load(file: Path | str | None = None, *, flags: Mapping[str, Any] | None = No
 
 
 def _flag(key: str) -> str:
+    if key == "agent":
+        return "AGENT"  # `run` takes it by its place
     return "--" + {"pool_id": "pool", "plugins": "plugin", "grace_sec": "grace"}.get(key, key).replace("_", "-")
 
 
@@ -284,6 +287,18 @@ def _check_release(config: Config) -> None:
     ]
     if lines:
         raise Unsupported("\n".join(lines), problems=lines)
+
+
+@contextmanager
+def options_with_origin(config: Config) -> Iterator[None]:
+    """Put the file's name before the problems with `[options.NAME]` that show only when the backend is opened."""
+    try:
+        yield
+    except ConfigError as error:
+        if not error.problems or not all(problem.startswith("options.") for problem in error.problems):
+            raise
+        lines = [f"{config.origins['options']}: {problem}" for problem in error.problems]
+        raise type(error)("\n".join(lines), problems=lines) from error
 
 
 def check_options(config: Config, host: PluginHost) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -20,7 +20,7 @@ from converge.model.task import Task
 from converge.plugins import PluginHost
 from converge.runtime import drain
 from converge.runtime.agent import Agent, claimer_of, claims_tasks, takes_messages
-from converge.runtime.config import Config, check_options
+from converge.runtime.config import Config, check_options, options_with_origin
 from converge.runtime.drain import Drain, Drained, Ended, Progress
 from converge.runtime.node import Node
 from converge.runtime.shutdown import StopAsked, stop_asked
@@ -79,7 +79,8 @@ def node_of(config: Config) -> Node:
     )
 
 
-def opened_store(config: Config, *, must_exist: bool = True) -> AbstractAsyncContextManager[Store]:
+@asynccontextmanager
+async def opened_store(config: Config, *, must_exist: bool = True) -> AsyncIterator[Store]:
     """Return the configured store, to be entered, by a command that works on what other processes do; a mistyped path makes no new store.
 
     Raises:
@@ -87,7 +88,7 @@ def opened_store(config: Config, *, must_exist: bool = True) -> AbstractAsyncCon
     """
     host = PluginHost(config.plugins)
     _check_shared(config, host)
-    return open_store(
+    store = open_store(
         config.store,
         plugins=host,
         network=config.network,
@@ -95,6 +96,9 @@ def opened_store(config: Config, *, must_exist: bool = True) -> AbstractAsyncCon
         require_durability=config.require_durability,
         must_exist=must_exist,
     )
+    with options_with_origin(config):
+        async with store as opened:
+            yield opened
 
 
 async def submit_all(store: Store, tasks: Sequence[Task]) -> list[str]:
@@ -146,7 +150,7 @@ async def run(config: Config, run: Run, on_progress: Progress | None = None) -> 
         ConvergeError: In a group, as task groups raise it.
     """
     check(config, run)
-    with stop_asked() as stop:
+    with stop_asked() as stop, options_with_origin(config):
         async with node_of(config) as node:
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as group:

@@ -12,7 +12,7 @@ from anyio import lowlevel
 
 from converge.builtin.memory.core import Core
 from converge.contracts.store import LIMITS, Batch, Channel, Committed, Conflict, Durability, Entry, Key, Prefix, Range, Store, Take, Turned
-from converge.errors import ValueTooLarge
+from converge.errors import ConfigError, ValueTooLarge
 
 _VALUE_BYTES = LIMITS.value_bytes
 
@@ -79,7 +79,13 @@ class MemoryStore(Store):
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str = "memory:", options: object = None) -> AsyncIterator[MemoryStore]:
-        """Open a new, empty store."""
+        """Open a new, empty store.
+
+        Raises:
+            ConfigError: Something stands behind `memory:`, as if the store had a place.
+        """
+        if url not in ("memory:", "memory://"):
+            raise ConfigError(f"store: {url} is not allowed: memory: takes nothing behind its colon; for a store in a file write file:PATH")
         yield cls()
 
     async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
