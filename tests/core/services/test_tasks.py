@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
+
 import attrs
 import pytest
 
@@ -76,3 +79,16 @@ async def test_the_tasks_of_a_pool_that_is_not_there_cannot_be_listed() -> None:
     with pytest.raises(NoSuchPool, match='did you mean "docs"'):
         await tasks.list(pool_id="doc")
     assert await tasks.list(pool_id="docs") == ()
+
+
+async def test_a_list_that_stops_at_its_limit_leaves_no_scan_open() -> None:
+    store = MemoryStore()
+    await PoolManager(store).create_pool(Pool(id="p"))
+    tasks = TaskManager(store)
+    await tasks.submit_many([Task(pool_id="p") for _ in range(3)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        listed = await tasks.list(pool_id="p", limit=1)
+        gc.collect()
+    assert len(listed) == 1
+    assert [str(warning.message) for warning in caught if issubclass(warning.category, ResourceWarning)] == []

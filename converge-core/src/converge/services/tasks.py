@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import anyio
 
-from converge.contracts.store import LIMITS, Conflict, Range, Rest, Store
+from converge.contracts.store import LIMITS, Conflict, Entry, Range, Rest, Store
 from converge.errors import InvalidValue, NoSuchTask, NotRetried, OutcomeUnknown, ResultTimeout, StaleClaim, StoreBusy
 from converge.ids import check_name, id_bytes, id_text
 from converge.machines.match import Claimer
@@ -221,32 +222,48 @@ class TaskManager:
         assert scope.cancelled_caught or timeout is not None, "a wait without a timeout ends with a terminal task"
         raise ResultTimeout(task_id, timeout or 0.0)
 
-    async def _ids(self, state: TaskState | None, pool_id: str | None) -> AsyncIterator[bytes]:
-        pools = [pool_id] if pool_id is not None else [key[1] async for key, _ in self._keys(POOL())]
+    async def _prefixes(self, state: TaskState | None, pool_id: str | None) -> AsyncGenerator[Key, None]:
+        """Where ids of tasks in that state stand; it iterates no other generator, so that to close it leaves none open."""
+        pools = [pool_id] if pool_id is not None else [entry.key[1] for entry in await self._all(POOL())]
         if state in (None, TaskState.ASSIGNED):
             for lease in await lease_ids(self._store):
-                async for key, _ in self._keys(HELD(lease)):
-                    yield key[3]
+                yield HELD(lease)
         if state in (None, TaskState.PENDING):
             for pool in pools:
-                async for lane, _ in self._keys(LANE(pool)):
-                    async for key, _ in self._keys(READY(lane[2])):
-                        yield key[3]
-                async for _, value in self._keys(ORDER(pool)):
-                    yield bytes.fromhex(value[1:-1].decode())
-            async for key, _ in self._keys(LATER()):
-                yield key[2]
+                for lane in await self._all(LANE(pool)):
+                    yield READY(lane.key[2])
+                yield ORDER(pool)
+            yield LATER()
         for pool in pools:
             for terminal in sorted(TERMINAL if state is None else TERMINAL & {state}):
-                async for key, _ in self._keys(DONE(pool, terminal.value)):
-                    yield key[4]
+                yield DONE(pool, terminal.value)
 
-    async def _keys(self, prefix: Key) -> AsyncIterator[tuple[Key, bytes]]:
+    async def _all(self, prefix: Key) -> Sequence[Entry]:
+        found: list[Entry] = []
+        after: Rest | None = None
+        while True:
+            (page,) = await self._store.scan([Range(prefix, after, LIMITS.keys)])
+            found += page
+            if len(page) < LIMITS.keys:
+                return found
+            after = page[-1].key[len(prefix) :]
+
+    async def _read_under(self, prefix: Key, state: TaskState | None, pool_id: str | None, limit: int, tasks: dict[str, Task]) -> None:
+        """Add tasks that stand under the prefix, until there are `limit`."""
         after: Rest | None = None
         while True:
             (page,) = await self._store.scan([Range(prefix, after, PAGE)])
             for entry in page:
-                yield entry.key, entry.value
+                if len(tasks) >= limit:
+                    return
+                id_ = _ID_OF[entry.key[0]](entry)
+                try:
+                    spec, record, place = await find(self._store, id_)
+                except NoSuchTask:
+                    continue
+                task = to_task(id_, spec, record, place)
+                if (state is None or task.state == state) and (pool_id is None or task.pool_id == pool_id):
+                    tasks[task.id] = task
             if len(page) < PAGE:
                 return
             after = page[-1].key[len(prefix) :]
@@ -320,14 +337,19 @@ class TaskManager:
             await self._opened.pool(pool_id)
         wanted = None if state is None else TaskState(state)
         tasks: dict[str, Task] = {}
-        async for id_ in self._ids(wanted, pool_id):
-            try:
-                spec, record, place = await find(self._store, id_)
-            except NoSuchTask:
-                continue
-            task = to_task(id_, spec, record, place)
-            if (wanted is None or task.state == wanted) and (pool_id is None or task.pool_id == pool_id):
-                tasks[task.id] = task
-            if len(tasks) >= limit:
-                break
+        async with aclosing(self._prefixes(wanted, pool_id)) as prefixes:
+            async for prefix in prefixes:
+                await self._read_under(prefix, wanted, pool_id, limit, tasks)
+                if len(tasks) >= limit:
+                    break
         return tuple(tasks.values())
+
+
+_ID_OF: dict[str, Callable[[Entry], bytes]] = {
+    READY: lambda entry: entry.key[3],
+    HELD: lambda entry: entry.key[3],
+    LATER: lambda entry: entry.key[2],
+    ORDER: lambda entry: bytes.fromhex(entry.value[1:-1].decode()),
+    DONE: lambda entry: entry.key[4],
+}
+"""Where the id is in an entry of each family."""
