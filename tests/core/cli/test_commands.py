@@ -115,3 +115,11 @@ def test_help_takes_less_than_three_tenths_of_a_second() -> None:
 
     # The processor's time, and the best of some: other work on the machine only adds.
     assert min(measured() for _ in range(5)) < HELP_SEC
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["tasks", "--help"], ["run", "--help"]], ids=" ".join)
+def test_help_loads_no_parser_of_markup(arguments: list[str]) -> None:
+    script = f"import sys; from converge.cli import main; main({arguments}); print('rich.markdown' in sys.modules, 'markdown_it' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told[0].startswith("Usage: converge")
+    assert told[-1] == "False False"
