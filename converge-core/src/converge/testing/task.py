@@ -9,9 +9,10 @@ from __future__ import annotations
 from converge.testing._task.groups import GroupClauses
 from converge.testing._task.history import TaskHistoryClauses
 from converge.testing._task.lives import LifeClauses
+from converge.testing._task.race import RaceClauses
 
 __all__ = ["TaskContract"]
 
 
-class TaskContract(LifeClauses, GroupClauses, TaskHistoryClauses):
+class TaskContract(LifeClauses, GroupClauses, TaskHistoryClauses, RaceClauses):
     """The clauses T-1 to T-14 of `converge.machines.task`; see `converge.testing._store.base.StoreCase` for what an author may set."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any
 from uuid import UUID
 
 import attrs
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from converge.codec import decode, decode_plain
-from converge.contracts.store import Range
+from converge.contracts.store import LIMITS, Range
 from converge.errors import DedupConflict, LeaseEnded, StaleClaim
 from converge.machines.task import TaskState
 from converge.model.keys import DEAD, EXPIRY, HELD, LATER, LEASE, STATE, TASK
@@ -24,26 +24,32 @@ from converge.testing._store.base import Opening
 from converge.testing._store.history import first_failure_of
 from converge.testing._task.base import Process, TaskCase
 from converge.testing._task.model import Content, End, Known, Place, TaskModel
-from converge.testing._task.world import HANDLES, TaskWorld, die
+from converge.testing._task.world import HANDLES, TaskWorld, Work, die
 from converge.testing.clauses import ClauseBroken, expect, expect_equal
 
-T = TypeVar("T")
-
-STEPS = 30
+STEPS = 40
 MOST_DEATHS = 2
 """In one history: each costs a new process, and the time of a lease."""
 SWEEP_PAGE = 2
 """Small, so that a sweep has several pages, between which its process may be killed."""
 
+PLAIN = Content(0, None, 2)
+
 handles = st.integers(0, HANDLES - 1)
-contents = st.builds(Content, number=st.integers(0, 1), ordering_key=st.sampled_from([None, None, "k", "kk"]), max_attempts=st.integers(1, 3))
-ends = st.sampled_from([End("complete", 0), End("complete", 1), End("fail", "x"), End("fail", "y"), End("give_up", "x"), End("release")])
+contents = st.builds(Content, number=st.integers(0, 1), ordering_key=st.sampled_from([None, "k", "k", "kk"]), max_attempts=st.integers(1, 3))
+ends = st.sampled_from(
+    [End("complete", 0), End("complete", 1), End("fail", "x"), End("fail", "y"), End("give_up", "x"), End("release"), End("release")]
+)
 final_ends = st.sampled_from([End("complete", 0), End("complete", 1), End("give_up", "x")])
 picks = st.integers(0, 2**16)
 
 
 class TaskHistory(RuleBasedStateMachine):
-    """One history: each rule is a call, or several at once, whose answers are compared; then everything is read back."""
+    """One history: each rule is a call, or several at once, whose answers are compared; then everything is read back.
+
+    A rule that finds nothing to work on makes itself a task or a claim first. It has no precondition that says so: which tasks there are depends on
+    races, and Hypothesis wants the same rules to be possible when it plays a history again.
+    """
 
     def __init__(self, world: TaskWorld) -> None:
         super().__init__()
@@ -57,9 +63,6 @@ class TaskHistory(RuleBasedStateMachine):
 
     # Small parts of the rules.
 
-    def pick(self, tasks: Sequence[Known], at: int) -> Known | None:
-        return tasks[at % len(tasks)] if tasks else None
-
     def task_of(self, content: Content, dedup_key: str | None, id_: str = "") -> Task:
         return Task(
             pool_id=self.pool, id=id_, inputs={"n": content.number}, dedup_key=dedup_key, ordering_key=content.ordering_key,
@@ -69,6 +72,25 @@ class TaskHistory(RuleBasedStateMachine):
     def new_id(self) -> str:
         self.given += 1
         return str(UUID(bytes=b"h" + self.salt.to_bytes(7, "big") + self.given.to_bytes(8, "big")))
+
+    def some_task(self, at: int) -> Known:
+        if not self.model.tasks:
+            self.submit(at % HANDLES, PLAIN, None)
+        return pick(list(self.model.tasks.values()), at)
+
+    def some_held(self, at: int) -> tuple[Known, int, Task]:
+        """A task that a living process holds, the handle of that process, and its claim."""
+        if not (held := self.held_by_living()):
+            if not self.model.must_be_ready():
+                self.submit(at % HANDLES, PLAIN, None)
+            self.claim(at % HANDLES, 2)
+            held = self.held_by_living()
+        known = pick(held, at)
+        name, claim = known.claims[-1]
+        return known, self.world.names.index(name), claim
+
+    def held_by_living(self) -> list[Known]:
+        return [task for task in self.model.at(Place.HELD) if task.claims[-1][0] in self.world.names]
 
     def claiming(self, limit: int) -> Callable[[Process], Awaitable[list[Task]]]:
         async def claim(process: Process) -> list[Task]:
@@ -88,14 +110,26 @@ class TaskHistory(RuleBasedStateMachine):
     @rule(handle=handles, at=picks, content=st.none() | contents)
     def submit_again_by_id(self, handle: int, at: int, content: Content | None) -> None:
         """The same id, with its own content or with another."""
-        if (known := self.pick(list(self.model.tasks.values()), at)) is not None:
-            content = content or known.content
-            answer = self.world.ask(handle, submitting(self.task_of(content, known.dedup_key, known.id)))
-            self.model.judge_submit(known.dedup_key, content, answer, known.id)
-            self.read_back()
+        known = self.some_task(at)
+        content = content or known.content
+        answer = self.world.ask(handle, submitting(self.task_of(content, known.dedup_key, known.id)))
+        self.model.judge_submit(known.dedup_key, content, answer, known.id)
+        self.read_back()
 
-    @rule(handle=handles, limit=st.integers(1, 4))
-    def claim(self, handle: int, limit: int) -> None:
+    @rule(handle=handles, wanted=st.lists(contents, min_size=2, max_size=5))
+    def submit_many(self, handle: int, wanted: list[Content]) -> None:
+        tasks = [self.task_of(content, None) for content in wanted]
+        answers = self.world.ask(handle, lambda process: process.tasks.submit_many(tasks))
+        for content, id_ in zip(wanted, answers, strict=True):
+            self.model.judge_submit(None, content, id_)
+        self.read_back()
+
+    @rule(handle=handles, limit=st.integers(1, 4), resumes=st.sampled_from([True, True, False]))
+    def claim(self, handle: int, limit: int, resumes: bool = True) -> None:
+        if self.model.is_paused and resumes:
+            self.set_paused(handle, False)
+        if not self.model.at(Place.READY, Place.LATER, Place.LOST):
+            self.submit(handle, PLAIN, None)
         claimed = self.world.ask(handle, self.claiming(limit))
         self.model.judge_claim([(self.world.names[handle], task) for task in claimed], limit)
         self.read_back()
@@ -103,59 +137,70 @@ class TaskHistory(RuleBasedStateMachine):
     @rule(at=picks, end=ends)
     def finish(self, at: int, end: End) -> None:
         """The current claim of a task, by its holder."""
-        living = [task for task in self.model.at(Place.HELD) if task.claims[-1][0] in self.world.names]
-        if (known := self.pick(living, at)) is not None:
-            name, claim = known.claims[-1]
-            is_taken = self.world.ask(self.world.names.index(name), finishing(claim, end))
-            self.model.judge_finish(known, claim, end, is_taken)
-            self.read_back()
+        known, holder, claim = self.some_held(at)
+        is_taken = self.world.ask(holder, finishing(claim, end))
+        self.model.judge_finish(known, claim, end, is_taken)
+        self.read_back()
 
     @rule(handle=handles, at=picks, which=picks, end=ends, forge=st.sampled_from(["nothing", "nothing", "nonce", "token"]))
     def finish_any(self, handle: int, at: int, which: int, end: End, forge: str) -> None:
         """Any claim that there ever was, by whichever process; perhaps with a nonce that nobody drew, or with the token of the current claim."""
-        if (known := self.pick([task for task in self.model.tasks.values() if task.claims], at)) is not None:
-            name, claim = known.claims[which % len(known.claims)]
-            if forge == "nonce":
-                claim = attrs.evolve(known.claims[-1][1], nonce="00" * 16)
-            elif forge == "token" and claim.nonce != known.claims[-1][1].nonce:
-                claim = attrs.evolve(claim, token=known.claims[-1][1].token)
-            # The holder of the current claim knows it by its token: what it was given as a nonce then counts for nothing.
-            forged_by_holder = forge != "nothing" and self.world.names[handle] == known.claims[-1][0] and known.place is Place.HELD
-            if forged_by_holder:
-                return
-            is_taken = self.world.ask(handle, finishing(claim, end))
-            self.model.judge_finish(known, claim, end, is_taken, is_holder=name == self.world.names[handle])
-            self.read_back()
+        claimed = [task for task in self.model.tasks.values() if task.claims]
+        known = pick(claimed, at) if claimed else self.some_held(at)[0]
+        name, claim = known.claims[which % len(known.claims)]
+        current = known.claims[-1][1]
+        if forge == "nonce":
+            claim = attrs.evolve(current, nonce="00" * 16)
+        elif forge == "token" and claim.nonce != current.nonce:
+            claim = attrs.evolve(claim, token=current.token)
+        is_taken = self.world.ask(handle, finishing(claim, end))
+        self.model.judge_finish(known, claim, end, is_taken, is_holder=name == self.world.names[handle])
+        self.read_back()
 
     @rule(at=picks, which=picks)
     def say_it_again(self, at: int, which: int) -> None:
         """The end of the last attempt, by any process: its first answer may have been lost."""
-        again = [task for task in self.model.tasks.values() if task.last_end is not None and task.claims]
-        if (known := self.pick(again, at)) is not None:
-            assert known.last_end is not None, "so it was picked"
-            nonce, end = known.last_end
-            claim = next(task for _, task in known.claims if task.nonce == nonce)
-            is_taken = self.world.ask(which % HANDLES, finishing(claim, end))
-            self.model.judge_finish(known, claim, end, is_taken, is_holder=False)
-            self.read_back()
+        again = [task for task in self.model.tasks.values() if task.last_end is not None]
+        if not again:
+            self.finish(at, End("complete", 0))
+            again = [task for task in self.model.tasks.values() if task.last_end is not None]
+        known = pick(again, at)
+        assert known.last_end is not None, "so it was picked"
+        nonce, end = known.last_end
+        claim = next(task for _, task in known.claims if task.nonce == nonce)
+        is_taken = self.world.ask(which % HANDLES, finishing(claim, end))
+        self.model.judge_finish(known, claim, end, is_taken, is_holder=False)
+        self.read_back()
 
     @rule(handle=handles, at=picks)
     def cancel(self, handle: int, at: int) -> None:
-        if (known := self.pick(self.model.at(Place.READY, Place.LATER, Place.HELD, Place.ENDED), at)) is not None:
-            self.model.judge_cancel(known, self.world.ask(handle, lambda process: process.tasks.cancel(known.id)))
+        known = self.some_task(at)
+        if known.place is not Place.LOST:  # which of two ends of its attempt came first could not be told
+            self.model.judge_cancel(known, self.world.ask(handle, cancelling(known.id)))
             self.read_back()
 
+    @rule(handle=handles, lasts=st.sampled_from([False, False, True]))
+    def pause(self, handle: int, lasts: bool) -> None:
+        """For a moment in which everybody tries to claim, or until somebody resumes."""
+        self.set_paused(handle, True)
+        self.claim_at_once([1] * HANDLES)
+        if not lasts:
+            self.set_paused(handle, False)
+
     @rule(handle=handles)
-    def pause_or_resume(self, handle: int) -> None:
-        self.model.is_paused = not self.model.is_paused
-        self.world.ask(handle, lambda process: process.pools.set_paused(self.pool, is_paused=self.model.is_paused))
+    def resume(self, handle: int) -> None:
+        self.set_paused(handle, False)
+
+    def set_paused(self, handle: int, is_paused: bool) -> None:
+        self.world.ask(handle, lambda process: process.pools.set_paused(self.pool, is_paused=is_paused))
+        self.model.is_paused = is_paused
 
     @rule(handle=handles, at=picks)
     def look(self, handle: int, at: int) -> None:
         """Through the front door: every acknowledged id can be read, by any process."""
-        if (known := self.pick(list(self.model.tasks.values()), at)) is not None:
-            task = self.world.ask(handle, lambda process: process.tasks.get(known.id))
-            self.model.judge_state(known, task.state, task.attempts, task.result)
+        known = self.some_task(at)
+        task = self.world.ask(handle, lambda process: process.tasks.get(known.id))
+        self.model.judge_state(known, task.state, task.attempts, task.result)
 
     @rule(handle=handles)
     def sweep(self, handle: int) -> None:
@@ -192,21 +237,22 @@ class TaskHistory(RuleBasedStateMachine):
         for answer, limit in zip(answers, limits, strict=True):
             expect("T-2", len(answer) <= limit, f"more than {limit} tasks were claimed at once")
         claimed = [(self.world.names[handle], task) for handle, tasks in enumerate(answers) for task in tasks]
-        # Each process may have freed what the model still counts as lost: those that retry come last.
         self.model.judge_claim(claimed, sum(limits))
         self.read_back()
 
-    @rule(at=picks, said=st.lists(final_ends, min_size=1, max_size=3), cancels=st.lists(handles, max_size=3))
-    def finish_at_once(self, at: int, said: list[End], cancels: list[int]) -> None:
-        """A claim is finished several times, in one way or in several, while others cancel the task: one of all these is what happened."""
-        living = [task for task in self.model.at(Place.HELD) if task.claims[-1][0] in self.world.names]
-        if (known := self.pick(living, at)) is None:
-            return
-        name, claim = known.claims[-1]
-        holder = self.world.names.index(name)
-        asks = [(holder, finishing(claim, end)) for end in said] + [(handle, cancelling(known.id)) for handle in cancels]
+    @rule(at=picks, said=st.lists(final_ends, min_size=1, max_size=3), cancels=st.lists(handles, max_size=3), then=st.none() | handles)
+    def finish_at_once(self, at: int, said: list[End], cancels: list[int], then: int | None) -> None:
+        """A claim is finished several times, in one way or in several, while others cancel the task: one of all these is what happened.
+
+        Beside it the next task of its ordering key may be submitted, which must not wait for one that has ended.
+        """
+        known, holder, claim = self.some_held(at)
+        asks: list[tuple[int, Work[Any]]] = [(holder, finishing(claim, end)) for end in said]
+        asks += [(handle, cancelling(known.id)) for handle in cancels]
+        if then is not None:
+            asks.append((then, submitting(self.task_of(known.content, None))))
         answers = self.world.ask_at_once(asks)
-        taken, cancelled = answers[: len(said)], answers[len(said) :]
+        taken, cancelled = answers[: len(said)], answers[len(said) : len(said) + len(cancels)]
         won = [end for end, is_taken in zip(said, taken, strict=True) if is_taken]
         expect("T-6", sum(cancelled) + bool(won) == 1, f"{sum(cancelled)} cancels and {len(won)} finishes {won} of one claim say that they won")
         if any(cancelled):
@@ -215,6 +261,8 @@ class TaskHistory(RuleBasedStateMachine):
             self.model.judge_finish(known, claim, won[0], True)
         for end, is_taken in zip(said, taken, strict=True):
             self.model.judge_finish(known, claim, end, is_taken)
+        if then is not None:
+            self.model.judge_submit(None, known.content, answers[-1])
         self.read_back()
 
     # Deaths.
@@ -233,8 +281,9 @@ class TaskHistory(RuleBasedStateMachine):
             self.sweep(0)
             self.nothing_is_left_of(lease)
             self.nothing_is_claimed_by(handle, lease)
-        if (known := self.pick(lost, at)) is not None:
-            name, claim = known.claims[-1]
+        if lost:
+            known = pick(lost, at)
+            claim = known.claims[-1][1]
             is_taken = self.world.ask(handle, finishing(claim, end))
             self.model.judge_finish(known, claim, end, is_taken, is_holder=not is_whole)
         self.world.replace(handle)
@@ -264,7 +313,7 @@ class TaskHistory(RuleBasedStateMachine):
         keys = [family(UUID(task.id).bytes) for task in known for family in (TASK, STATE)]
         entries = self.world.call(0, lambda store: store.get(keys)) if keys else []
         leases = sorted(self.leases)
-        pages = self.world.call(0, lambda store: store.scan([Range(HELD(lease)) for lease in leases])) if leases else []
+        pages = self.world.call(0, lambda store: store.scan([Range(HELD(lease), None, LIMITS.keys) for lease in leases])) if leases else []
         held = [entry.key[3] for page in pages for entry in page]
         for task, spec, raw in zip(known, entries[::2], entries[1::2], strict=True):
             expect("T-1", spec is not None, f"an acknowledged task is not there: {task.id}")
@@ -279,10 +328,40 @@ class TaskHistory(RuleBasedStateMachine):
             self.model.judge_state(task, name, attempts, None if state is None else decode_plain(bytes(state.result), task.id))
 
     def teardown(self) -> None:
-        """After a failure nothing may hide what failed first."""
+        """Bring everything to its end; after a failure that would hide what failed first."""
         error = sys.exception()
-        if isinstance(error, ClauseBroken) and self.world.broken is None:
-            self.world.broken = error
+        try:
+            if error is None:
+                self.end_all()
+        except ClauseBroken as late:
+            error = late
+            raise
+        finally:
+            if isinstance(error, ClauseBroken) and self.world.broken is None:
+                self.world.broken = error
+
+    def end_all(self) -> None:
+        """Nothing is stranded: whatever has happened, each task can be completed in the end."""
+        self.set_paused(0, False)
+        for _ in range(3 + len(self.model.tasks)):
+            for known in self.held_by_living():
+                name, claim = known.claims[-1]
+                holder, end = self.world.names.index(name), End("complete", 0)
+                self.model.judge_finish(known, claim, end, self.world.ask(holder, finishing(claim, end)))
+            open_tasks = [task for task in self.model.tasks.values() if task.place is not Place.ENDED]
+            if not open_tasks:
+                break
+            if len(self.model.must_be_ready()) < len(open_tasks):
+                self.sweep(0)
+            if self.model.must_be_ready():
+                self.claim(1, 50)
+        left = [(task.id, task.place.value) for task in self.model.tasks.values() if task.place is not Place.ENDED]
+        expect("T-10", not left, f"tasks that nobody can bring to an end: {left}")
+        self.read_back()
+
+
+def pick(tasks: Sequence[Known], at: int) -> Known:
+    return tasks[at % len(tasks)]
 
 
 def submitting(task: Task) -> Callable[[Process], Awaitable[str | None]]:
@@ -298,7 +377,7 @@ def submitting(task: Task) -> Callable[[Process], Awaitable[str | None]]:
 
 
 def finishing(claim: Task, end: End) -> Callable[[Process], Awaitable[bool]]:
-    """Finish; False if the claim is stale."""
+    """Finish; False if the claim is stale, or was the claim of a process that has lost its lease and knows it."""
 
     async def finish(process: Process) -> bool:
         tasks = process.tasks
@@ -309,7 +388,7 @@ def finishing(claim: Task, end: End) -> Callable[[Process], Awaitable[bool]]:
                 await tasks.release(claim)
             else:
                 await tasks.fail(claim, end.content, retry=end.what == "fail")
-        except StaleClaim:
+        except (StaleClaim, LeaseEnded):
             return False
         return True
 
@@ -325,7 +404,7 @@ async def sweeping(process: Process) -> tuple[int, list[tuple[int, str]]]:
     """Sweep to the end; return when that began, and what waits for its time, with the moment."""
     began = await process.store.time()
     await process.sweep_all()
-    (page,) = await process.store.scan([Range(LATER())])
+    (page,) = await process.store.scan([Range(LATER(), None, LIMITS.keys)])
     return began, [(entry.key[1], str(UUID(bytes=entry.key[2]))) for entry in page]
 
 
