@@ -105,9 +105,14 @@ class Opened:
         return self._offset + int(self.env.monotonic() * 1_000_000)
 
     def saw_time(self, now: int) -> None:
-        """Take note of store time, read just now."""
-        self._offset_seen = self.env.monotonic()
-        self._offset = now - int(self._offset_seen * 1_000_000)
+        """Take note of store time, read a moment ago.
+
+        By the time it is heard of a reading is late, a take's by as long as its commit took: the least late one counts, while it is fresh.
+        """
+        monotonic = self.env.monotonic()
+        offset = now - int(monotonic * 1_000_000)
+        if offset >= self._offset or monotonic - self._offset_seen > CLOCK_FRESH_SEC:
+            self._offset, self._offset_seen = offset, monotonic
 
     async def pool(self, pool_id: str, *, is_fresh: bool = False) -> PoolSeen:
         """Return the pool's record, read within the last `POOL_FRESH_SEC` or, if `is_fresh`, now.
