@@ -1,0 +1,154 @@
+"""A lease: counted from before each renewal was sent, and once ended never alive again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from converge.builtin.memory import MemoryStore
+from converge.contracts.store import Batch, Channel, Committed, Conflict, Store
+from converge.env import Env
+from converge.errors import LeaseEnded, StoreUnavailable
+from converge.model.keys import DEAD, EXPIRY, LEASE
+from converge.services.commits import Commits
+from converge.services.lease import MARGIN, Lease, LeaseSettings, ended
+from converge.services.opened import Opened
+
+# The thread of a lease so long renews nothing during a test: the tests do it themselves.
+LEASE_SEC = 3_000.0
+
+
+class Clock:
+    """A monotonic clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Slow(MemoryStore):
+    """A store whose every commit takes some time by the clock, or fails."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock, self.takes_sec, self.is_away = clock, 0.0, False
+
+    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+        self.clock.now += self.takes_sec
+        if self.is_away:
+            raise StoreUnavailable("it is away")
+        return await super().commit(batches, wake=wake)
+
+
+@asynccontextmanager
+async def opened_lease(store: Store, clock: Clock) -> AsyncIterator[Lease]:
+    """Open a lease of LEASE_SEC that counts by the clock."""
+    env = Env(monotonic=clock.monotonic)
+    commits: Commits = await Opened.of(store, env).commits()
+    lease = Lease(store, commits, env, LeaseSettings(lease_sec=LEASE_SEC))
+    await lease.open()
+    try:
+        yield lease
+    finally:
+        await lease.close()
+
+
+async def end_by_another(store: Store, lease: Lease) -> None:
+    """End the lease as another process does once its time has passed."""
+    (entry,) = await store.get([EXPIRY(lease.id)])
+    assert entry is not None
+    (outcome,) = await store.commit([ended(lease.id, entry.revision, 0)])
+    assert isinstance(outcome, Committed)
+
+
+async def test_what_remains_is_counted_from_before_the_renewal_was_sent() -> None:
+    clock = Clock()
+    store = Slow(clock)
+    async with opened_lease(store, clock) as lease:
+        store.takes_sec = 200.0
+        clock.now += 1_000.0
+        assert await lease._renew(store)
+        assert lease.remaining_sec() == pytest.approx(LEASE_SEC * (1 - MARGIN) - 200.0)
+        assert lease.worst_renewal_sec == 200.0
+
+
+async def test_what_remains_of_a_new_lease_is_counted_from_before_it_was_written() -> None:
+    clock = Clock()
+    store = Slow(clock)
+    await Opened.of(store).commits()
+    store.takes_sec = 200.0
+    async with opened_lease(store, clock) as lease:
+        assert lease.remaining_sec() == pytest.approx(LEASE_SEC * (1 - MARGIN) - 200.0)
+
+
+async def test_a_renewal_that_fails_prolongs_nothing() -> None:
+    clock = Clock()
+    store = Slow(clock)
+    async with opened_lease(store, clock) as lease:
+        store.is_away = True
+        clock.now += 1_000.0
+        assert not await lease._renew(store)
+        assert lease.remaining_sec() == pytest.approx(LEASE_SEC * (1 - MARGIN) - 1_000.0)
+        store.is_away = False
+
+
+async def test_a_renewal_never_revives_a_lease_that_another_process_has_ended() -> None:
+    clock = Clock()
+    store = Slow(clock)
+    async with opened_lease(store, clock) as lease:
+        await end_by_another(store, lease)
+        for _ in range(2):
+            assert not await lease._renew(store)
+        assert await store.get([LEASE(lease.id), EXPIRY(lease.id)]) == [None, None]
+        assert lease.remaining_sec() == 0
+        with pytest.raises(LeaseEnded):
+            lease.check_alive()
+
+
+async def test_a_renewal_whose_answer_was_lost_does_not_end_the_lease() -> None:
+    clock = Clock()
+    store = Slow(clock)
+    async with opened_lease(store, clock) as lease:
+        (entry,) = await store.get([EXPIRY(lease.id)])
+        assert entry is not None
+        await store.commit([Batch([(entry.key, entry.revision)], [(entry.key, entry.value)])])  # it was applied
+        assert not await lease._renew(store)
+        assert await lease._renew(store)
+        lease.check_alive()
+
+
+async def test_a_lease_is_not_ended_by_another_before_its_time() -> None:
+    clock = Clock()
+    store = Slow(clock)
+    async with opened_lease(store, clock) as lease:
+        (entry,) = await store.get([EXPIRY(lease.id)])
+        assert entry is not None
+        (outcome,) = await store.commit([ended(lease.id, entry.revision, int(entry.value))])
+        assert isinstance(outcome, Conflict)
+
+
+async def test_a_process_stops_by_its_own_clock_before_others_may_take_over() -> None:
+    clock = Clock()
+    store = Slow(clock)
+    async with opened_lease(store, clock) as lease:
+        clock.now += LEASE_SEC * (1 - MARGIN)
+        with pytest.raises(LeaseEnded):
+            lease.check_alive()
+        (entry,) = await store.get([EXPIRY(lease.id)])
+        assert entry is not None
+
+
+async def test_a_closed_lease_is_ended_in_the_store_and_marked_for_the_sweep() -> None:
+    clock = Clock()
+    store = Slow(clock)
+    async with opened_lease(store, clock) as lease:
+        pass
+    alive, expiry, dead = await store.get([LEASE(lease.id), EXPIRY(lease.id), DEAD(lease.id)])
+    assert (alive, expiry) == (None, None)
+    assert dead is not None
+    with pytest.raises(LeaseEnded):
+        lease.check_alive()
