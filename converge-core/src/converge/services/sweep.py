@@ -104,7 +104,7 @@ class Sweep:
         moved = 0
         for _ in range(LATE_PAGES):
             (page,) = await self._opened.store.scan([Range(LIMIT(), self._limit_after, PAGE)])
-            now = await self._opened.now()
+            now = await self._opened.store.time()
             late = [entry for entry in page if entry.key[1] <= now]
             self._limit_after = late[-1].key[1:] if len(late) == PAGE else None
             for entry in late:
