@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 
 from converge.builtin.memory import MemoryStore
@@ -36,11 +38,14 @@ class Listed:
 
 
 @pytest.fixture
-async def listed() -> Listed:
+async def listed() -> AsyncIterator[Listed]:
     one = Listed()
     await one.begin()
-    assert await one.view.snapshot() == [one.sighting]
-    return one
+    try:
+        assert await one.view.snapshot() == [one.sighting]
+        yield one
+    finally:
+        await one.opened.close()
 
 
 async def test_the_agents_of_an_ended_lease_are_not_listed(listed: Listed) -> None:
@@ -48,14 +53,12 @@ async def test_the_agents_of_an_ended_lease_are_not_listed(listed: Listed) -> No
     assert entry is not None
     await listed.write(ended(listed.lease.id, entry.revision, 0))
     assert await listed.view.snapshot() == []
-    await listed.opened.close()
 
 
 async def test_the_agents_of_a_lease_whose_time_has_passed_are_not_listed_though_nobody_has_swept(listed: Listed) -> None:
     await listed.write(Batch((), [(EXPIRY(listed.lease.id), b"1")]))
     assert await listed.view.snapshot() == []
     assert (await listed.store.get([AGENT(listed.lease.id, listed.sighting.id)]))[0] is not None
-    await listed.opened.close()
 
 
 async def test_a_descriptor_that_was_copied_under_a_living_lease_lists_no_agent_that_has_stopped(listed: Listed) -> None:
@@ -65,4 +68,3 @@ async def test_a_descriptor_that_was_copied_under_a_living_lease_lists_no_agent_
     await listed.write(Batch((), [(EXPIRY(other), str(2**60).encode()), (AGENT(other, listed.sighting.id), entry.value)]))
     await listed.own.withdraw([listed.sighting.id])
     assert await listed.view.snapshot() == []
-    await listed.opened.close()
