@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gc
 import warnings
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import attrs
 import pytest
 
 from converge.builtin.memory import MemoryStore
+from converge.contracts.store import Entry
 from converge.errors import InvalidValue, NoSuchPool, StaleClaim
+from converge.model.keys import KEY, Key
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.pools import PoolManager
@@ -92,3 +96,27 @@ async def test_a_list_that_stops_at_its_limit_leaves_no_scan_open() -> None:
         gc.collect()
     assert len(listed) == 1
     assert [str(warning.message) for warning in caught if issubclass(warning.category, ResourceWarning)] == []
+
+
+async def test_a_task_that_ends_while_it_is_being_cancelled_is_not_cancelled() -> None:
+    class Late(MemoryStore):
+        """Lets its task end between the two reads of a cancel: where it stands, and what stands around it."""
+
+        before_row: Callable[[], Awaitable[None]] | None = None
+
+        async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
+            act = self.before_row
+            if act is not None and any(key[0] is KEY for key in keys):
+                self.before_row = None
+                await act()
+            return await super().get(keys)
+
+    store = Late()
+    await PoolManager(store).create_pool(Pool(id="p"))
+    tasks = TaskManager(store)
+    task_id = await tasks.submit(Task(pool_id="p", ordering_key="k"))
+    (task,) = await tasks.claim("a", ["p"])
+    store.before_row = partial(tasks.complete, task, 1)
+    assert not await tasks.cancel(task_id)
+    assert (await tasks.get(task_id)).result == 1
+    await tasks._opened.close()

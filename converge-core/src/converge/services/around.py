@@ -21,8 +21,17 @@ FIND_ROUNDS = 40
 """How often a task that moves between two reads is looked for again; each round means that somebody moved it."""
 
 
+class Moved(Exception):
+    """The task has ended since it was found: look for it again."""
+
+
 async def look_around(opened: Opened, found: Found, *, needs_lane: bool) -> Around:
-    """Read what a step of the task needs: nothing at all in the usual case, a finish without an ordering key."""
+    """Read what a step of the task needs: nothing at all in the usual case, a finish without an ordering key.
+
+    Raises:
+        Moved: The task has ended meanwhile, and its ordering key's row went with it.
+        TornRecord: The row is missing though the task has not ended.
+    """
     spec = found.spec
     try:
         pool = (await opened.pool(spec.pool)).pool
@@ -36,6 +45,9 @@ async def look_around(opened: Opened, found: Found, *, needs_lane: bool) -> Arou
         return Around(pool, lane_seen(lane))
     lane, row = await opened.store.get([*keys, KEY(spec.pool, spec.ordering_key)])
     if row is None:
+        task, state = await opened.store.get([TASK(found.id), STATE(found.id)])
+        if task is None or (state is not None and is_terminal(decode(state.value, State, id_text(found.id)))):
+            raise Moved  # the row goes in the same step in which the last task of its key ends
         raise TornRecord(f"key {spec.pool}/{spec.ordering_key}", f"the row is missing while task {id_text(found.id)} has not ended")
     key = KeySeen(row.revision, decode(row.value, KeyRow, "key"))
     successor = await _successor(opened.store, spec) if key.row.active == found.id.hex() else None

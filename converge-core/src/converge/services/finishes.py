@@ -8,7 +8,7 @@ from converge.contracts.store import Batch, Channel, Conflict
 from converge.errors import NoSuchTask, NotApplied, OutcomeUnknown, StaleClaim, StoreBusy, TornRecord
 from converge.ids import id_text
 from converge.machines.task import Around, Completed, Event, Failed, Found, Held, Released, is_said_again, key_of, step
-from converge.services.around import look_around, read_task
+from converge.services.around import Moved, look_around, read_task
 from converge.services.opened import Opened
 
 ROUNDS = 60
@@ -57,7 +57,7 @@ class Finishes:
     async def _try(self, found: Found, event: Event) -> bool:
         try:
             around = await look_around(self._opened, found, needs_lane=isinstance(event, Released))
-        except TornRecord:
+        except (Moved, TornRecord):
             # Its ordering key's row is gone: it may have ended in just this way.
             (held,) = await self._opened.store.get([key_of(found)])
             if held is not None:

@@ -12,7 +12,7 @@ from converge.ids import id_text
 from converge.machines.task import TERMINAL, CameDue, DeadlinePassed, Event, Found, Held, Later, LeaseEnded, is_terminal, step
 from converge.model.keys import AGENT, DEAD, DEDUP, DONE, EXPIRY, HELD, JOINED, LATER, LIMIT, MEMBER, NOTICE, POOL, STATE, TASK
 from converge.model.task import Spec, State
-from converge.services.around import find, look_around
+from converge.services.around import Moved, find, look_around
 from converge.services.lease import ended
 from converge.services.opened import Opened
 
@@ -167,6 +167,8 @@ class Sweep:
             try:
                 found = Found(id_, decode(spec.value, Spec, text), None if state is None else decode(state.value, State, text), place)
                 around = await look_around(self._opened, found, needs_lane=needs_lane)
+            except Moved:
+                continue
             except (TornRecord, SchemaTooNew) as error:
                 log.error("task %s is left where it is, the sweep goes on: %s", text, error)
                 continue
@@ -179,7 +181,10 @@ class Sweep:
         return moved
 
     async def _step(self, found: Found, event: Event, needs_lane: bool) -> int:
-        around = await look_around(self._opened, found, needs_lane=needs_lane)
+        try:
+            around = await look_around(self._opened, found, needs_lane=needs_lane)
+        except Moved:
+            return 0
         batch = step(found, event, await self._opened.now(), around)
         wake = {found.spec.origin} | ({f"lane.{around.successor.spec.lane}"} if around.successor else set())
         return _committed(await (await self._opened.commits()).commit([batch], wake=wake - {""}))

@@ -29,7 +29,7 @@ from converge.machines.task import (
 )
 from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, POOL, READY, Key
 from converge.model.task import Task
-from converge.services.around import find, lease_ids, look_around, read_task
+from converge.services.around import Moved, find, lease_ids, look_around, read_task
 from converge.services.claims import Claims, settle
 from converge.services.finishes import Finishes
 from converge.services.opened import Opened
@@ -165,7 +165,10 @@ class TaskManager:
             if place is None:
                 return False
             found = Found(id_, spec, state, place)
-            around = await look_around(self._opened, found, needs_lane=False)
+            try:
+                around = await look_around(self._opened, found, needs_lane=False)
+            except Moved:
+                continue
             batch = step(found, Cancelled(by, why), await self._opened.now(), around)
             wake = {spec.origin} | ({f"lease.{place.lease.hex()}"} if type(place) is Held else set())
             wake |= {f"lane.{around.successor.spec.lane}"} if around.successor is not None else set()
