@@ -1,7 +1,7 @@
 """TaskContract: the task machine and its services over a store, clause by clause. An author writes one subclass, as for StoreContract.
 
-    class TestMyTasks(TaskContract):
-        backend = MY_BACKEND
+class TestMyTasks(TaskContract):
+    backend = MY_BACKEND
 """
 
 from __future__ import annotations
