@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+import anyio
 import attrs
 import pytest
 
@@ -119,4 +120,21 @@ async def test_a_task_that_ends_while_it_is_being_cancelled_is_not_cancelled() -
     store.before_row = partial(tasks.complete, task, 1)
     assert not await tasks.cancel(task_id)
     assert (await tasks.get(task_id)).result == 1
+    await tasks._opened.close()
+
+
+async def test_a_loop_that_polls_an_empty_pool_lets_others_run() -> None:
+    store = MemoryStore()
+    await PoolManager(store).create_pool(Pool(id="p"))
+    tasks = TaskManager(store)
+    ran = anyio.Event()
+
+    async def other() -> None:
+        ran.set()
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            group.start_soon(other)
+            while not ran.is_set():
+                assert await tasks.claim("a", ["p"]) == []
     await tasks._opened.close()

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 import anyio
+from anyio import lowlevel
 
 from converge.contracts.store import LIMITS, Conflict, Entry, Range, Rest, Store
 from converge.errors import InvalidValue, NoSuchTask, NotRetried, OutcomeUnknown, ResultTimeout, StaleClaim, StoreBusy
@@ -103,6 +104,7 @@ class TaskManager:
         check_name("agent", agent_id)
         if limit < 1:
             raise InvalidValue("limit", limit, "1 or more")
+        await lowlevel.checkpoint()  # a store in memory never waits, and whoever polls it must let others run
         await self._sweep_sometimes()
         claimer = Claimer.of(capabilities, topics, types)
         key = (agent_id, tuple(pools), claimer)
