@@ -172,9 +172,9 @@ class Feed:
         return True
 
     def _is_worth_a_turn(self) -> bool:
-        """While claims here wait for their workers, gather: a third of the slots for each turn in flight, and a third to work on meanwhile."""
+        """While claims here still wait for their workers, let half of the slots come free first: a turn of one task costs as much as one of ten."""
         free = self.slots.free - self._wanted
-        return not self.slots.queued or (PUMPS + 1) * free >= len(self.slots.slots) or self._env.monotonic() - self._turned_at >= GATHER_SEC
+        return not self.slots.queued or 2 * free >= len(self.slots.slots) or self._env.monotonic() - self._turned_at >= GATHER_SEC
 
     async def _next_take(self) -> tuple[Take | None, bytes]:
         if self.is_draining or self.slots.free - self._wanted <= 0:
