@@ -9,6 +9,7 @@
                             OutcomeUnknown: read before you retry
                             StoreRolledBack, SchemaTooNew, TornRecord: stop and look
         TaskError           give up this attempt: StaleClaim, LeaseEnded, ResultTimeout
+        ActionError         an agent may not act so, or not now: ActionNotAllowed, ToolNotAllowed, ToolTimeout, TooManyDecisions, TooManyActions
         MessageError        the message did not arrive: Undeliverable, Backpressure, HandlerFailed, DeliveryTimeout
         ChannelError        reconnect, or refuse the peer: HandshakeFailed, HandshakeRefused, BadRecord, VersionMismatch, PeerMismatch,
                             NetworkMismatch, TlsMismatch, MessageTooLarge, ConnectionLost (the world did), ConnectionClosed (we did),
@@ -247,6 +248,54 @@ class ResultTimeout(TaskError, TimeoutError):
     def __init__(self, task_id: str, timeout_sec: float) -> None:
         super().__init__(f"task {task_id} was not terminal after {timeout_sec:g} s; it goes on, ask again or raise the timeout")
         self.task_id, self.timeout_sec = task_id, timeout_sec
+
+
+# What an agent does to the world.
+
+
+class ActionError(ConvergeError):
+    """The agent may not do this, or not now; it was not done, or did not end."""
+
+
+class ActionNotAllowed(ActionError):
+    """The action is not among the agent's `allowed_actions`; it was not done."""
+
+    def __init__(self, agent: str, action: str, allowed: Sequence[str]) -> None:
+        super().__init__(f"{agent} may not {action}: allowed_actions has {', '.join(allowed) or 'nothing'}; add it there, or let another agent do it")
+        self.agent, self.action, self.allowed = agent, action, tuple(allowed)
+
+
+class ToolNotAllowed(ActionError):
+    """The tool is not among the agent's `tools`; it was not called."""
+
+    def __init__(self, agent: str, tool: str, allowed: Sequence[str], *, nearest: str | None = None) -> None:
+        hint = f'did you mean "{nearest}"?' if nearest else f"its tools are {', '.join(allowed)}" if allowed else "it has none"
+        super().__init__(f'{agent} may not call the tool "{tool}": {hint}')
+        self.agent, self.tool, self.allowed, self.nearest = agent, tool, tuple(allowed), nearest
+
+
+class ToolTimeout(ActionError, TimeoutError):
+    """The tool did not return in time; an async one was cancelled, a sync one is abandoned with its thread."""
+
+    def __init__(self, tool: str, timeout_sec: float) -> None:
+        super().__init__(f'the tool "{tool}" did not return within {timeout_sec:g} s; raise its timeout_sec, or let it do less at a time')
+        self.tool, self.timeout_sec = tool, timeout_sec
+
+
+class TooManyDecisions(ActionError):
+    """One call of `decide` returned more decisions than the agent's `limits` allow; those beyond were not carried out."""
+
+    def __init__(self, agent: str, count: int, limit: int) -> None:
+        super().__init__(f"{agent} decided on {count} things in one call, the limit is {limit}; decide on less, or raise limits.decisions")
+        self.agent, self.count, self.limit = agent, count, limit
+
+
+class TooManyActions(ActionError):
+    """The agent has too many calls under way, or acts faster than its `limits` allow; this one was not done, try again later."""
+
+    def __init__(self, agent: str, reason: str) -> None:
+        super().__init__(f"{agent}: {reason}; wait for some of them, or raise its limits")
+        self.agent, self.reason = agent, reason
 
 
 # Messages.
