@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import anyio
 import attrs
 import msgspec
 
@@ -119,6 +120,14 @@ def claimer_of(cls: type[Agent]) -> Claimer:
 def is_async(handler: Callable[..., Any]) -> bool:
     """Tell whether a handler is awaited, or runs in a worker thread."""
     return inspect.iscoroutinefunction(handler)
+
+
+async def call_handler(handler: Callable[[], Any]) -> None:
+    """Call `on_start` or `on_stop`: await it, or let a worker thread run it."""
+    if is_async(handler):
+        await handler()
+    else:
+        await anyio.to_thread.run_sync(handler, abandon_on_cancel=True)
 
 
 def with_inputs(task: Task, type_: type[Any] | None) -> Task:

@@ -3,104 +3,40 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from math import inf
 from types import TracebackType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import anyio
-import attrs
 from anyio.abc import TaskGroup
 
-from converge.contracts.store import Batch, Range, Store
+from converge.contracts.store import Store
 from converge.env import SYSTEM, Env
-from converge.errors import ConvergeError, InputError, InvalidValue, LeaseEnded, StoreError, Unsupported
+from converge.errors import InvalidValue, Unsupported
 from converge.machines.match import Claimer
 from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.model.identity import Identity
-from converge.model.keys import NOTICE
 from converge.model.message import Receipt
 from converge.model.pool import Pool
 from converge.plugins import PluginHost
-from converge.runtime.agent import Agent, check_agent_class, claimer_of, claims_tasks, is_async
-from converge.runtime.config import like, stall_problem, stall_sec_of
+from converge.runtime.agent import Agent, call_handler, check_agent_class, claimer_of, claims_tasks
 from converge.runtime.feed import Feed, Observers
 from converge.runtime.network import Network, NetworkSettings, choose
+from converge.runtime.node_settings import NodeArguments, NodeSettings
+from converge.runtime.notices import Notices
 from converge.runtime.reaper import Reaper
-from converge.runtime.slots import Why
+from converge.runtime.rejoin import Rejoin
+from converge.runtime.stopping import Stopping
+from converge.runtime.watchdog import Watchdog
 from converge.services.claims import Claims
-from converge.services.lease import Lease, LeaseSettings
+from converge.services.lease import LeaseSettings
 from converge.services.opened import Opened
 from converge.services.opening import open_store
 from converge.services.pools import PoolManager
 from converge.services.spec import to_task
 from converge.services.tasks import TaskManager
-from converge.settings import Problem, raise_problems, structured
-
-log = logging.getLogger("converge.node")
-
-TICK_GREATEST_SEC = 0.5
-"""How often the watchdog looks at the lease: often enough that handlers stop well within the lease's margin."""
-
-RELEASE_SEC = 2.0
-"""How long each step of a stop may wait for the store (take descriptors back, hand claims back, end the lease); what is left ends with the lease."""
-
-ON_STOP_SEC = 1.0
-"""What agents have for `on_stop` where the handlers have used up the grace time."""
-
-JOIN_AGAIN_SEC = 1.0
-"""Between tries to open another lease while the store is away."""
-
-
-@attrs.frozen(kw_only=True)
-class NodeSettings:
-    """What a node is made of; `docs/reference/config.md` says what each means. Their bounds are those of the configuration."""
-
-    store: str = "memory:"
-    transport: str = ""
-    discovery: str = "store"
-    plugins: tuple[str, ...] = attrs.field(default=(), converter=tuple)
-    network: str = like("network")
-    advertise: str = ""
-    lease_sec: float = like("lease_sec")
-    stall_sec: float = like("stall_sec")
-    grace_sec: float = like("grace_sec")
-    poll_sec: float = like("poll_sec")
-    max_connections: int = like("max_connections")
-    require_durability: str = ""
-    options: dict[str, Any] = attrs.field(factory=dict)
-
-    @classmethod
-    def of(cls, store: object, settings: Mapping[str, Any]) -> NodeSettings:
-        """Return the settings of a node's keyword arguments.
-
-        Raises:
-            UnknownSetting, ConfigError: All problems at once; an unknown name with the nearest.
-        """
-        made = structured(cls, {"store": store, **settings}, "Node")
-        if "stall_sec" not in settings:
-            made = attrs.evolve(made, stall_sec=stall_sec_of(made.lease_sec))
-        if text := stall_problem(made.stall_sec, made.lease_sec):
-            raise_problems([Problem("stall_sec", text)], "Node")
-        return made
-
-
-class NodeArguments(TypedDict, total=False):
-    """The keyword arguments of a node, for type checkers: the attributes of `NodeSettings`, but the store."""
-
-    transport: str
-    discovery: str
-    plugins: Sequence[str]
-    network: str
-    advertise: str
-    lease_sec: float
-    stall_sec: float
-    grace_sec: float
-    poll_sec: float
-    max_connections: int
-    require_durability: str
-    options: Mapping[str, Any]
 
 
 class Node:
@@ -121,7 +57,6 @@ class Node:
         self._stack = AsyncExitStack()
         self._feeds: dict[tuple[tuple[str, ...], Claimer], Feed] = {}
         self._stopping: bool = False
-        self._lease_lost = anyio.Event()
         self._host = PluginHost(self.settings.plugins)
 
     async def __aenter__(self) -> Node:
@@ -139,6 +74,7 @@ class Node:
             self.store = self._given if self._given is not None else await stack.enter_async_context(self._open_store())
             lease = LeaseSettings(lease_sec=self.settings.lease_sec, stall_sec=self.settings.stall_sec, node_key=self.identity.public_key.hex())
             self.opened = Opened.of(self.store, self.env, lease)
+            self._watchdog = Watchdog(self.opened, self.env, self.settings.lease_sec, self._feeds)
             self.pools = PoolManager(self.store)
             self.tasks = TaskManager(self.store, poll_sec=self.settings.poll_sec)
             stack.push_async_callback(self.opened.close)  # also of a start that fails: a lease that nobody ends would be renewed for ever
@@ -149,9 +85,9 @@ class Node:
             self.discovery, self.registry = self.network.discovery, self.network.registry
             await self.network.add_node()
             self._group.start_soon(Reaper(self.opened, self.settings.poll_sec).run)
-            self._group.start_soon(self._watchdog)
-            self._group.start_soon(self._keep_joined)
-            self._group.start_soon(self._follow_notices)
+            self._group.start_soon(self._watchdog.run)
+            self._group.start_soon(Rejoin(self.opened, self.pools, self.network, self._watchdog, self.agents, self.settings.poll_sec).run)
+            self._group.start_soon(Notices(self.opened, self.settings.lease_sec, self._feeds).run)
             self._stack = stack.pop_all()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
@@ -207,7 +143,7 @@ class Node:
         for pool_id in pools:
             await self.pools.join_many([one.id for one in agents], pool_id)
         for one in agents:
-            await _call(one.on_start)
+            await call_handler(one.on_start)
             self.agents[one.id] = one
         await self.network.add(agents)
         # From here on the loop is watched: the first handler may block it before the watchdog has had its first turn.
@@ -288,139 +224,10 @@ class Node:
         """Stop claiming, let handlers end within the grace time, hand the rest back, end the lease. A second call returns at once."""
         if self._stopping:
             return
-        self._stopping = True
+        self._stopping = self._watchdog.is_stopping = True
         self._host.observe("converge_node_stopping", node_id=self.identity.id)
         grace_sec = self.settings.grace_sec if grace_sec is None else grace_sec
-        with anyio.CancelScope(shield=True):
-            self.opened.hurry(RELEASE_SEC)
-            with anyio.move_on_after(RELEASE_SEC):
-                await self._withdraw()
-            drained_by = anyio.current_time() + grace_sec
-            await self._drain(grace_sec)
-            with anyio.move_on_after(max(ON_STOP_SEC, drained_by - anyio.current_time())) as scope:
-                for one in self.agents.values():
-                    await _call_logged(one.on_stop, one)
-            if scope.cancelled_caught:
-                log.warning("on_stop did not return in time; the node ends without it")
-            with anyio.move_on_after(RELEASE_SEC):
-                await self._end_lease()
-
-    async def _withdraw(self) -> None:
-        try:
-            await self.network.withdraw()
-        except (StoreError, LeaseEnded) as error:
-            log.warning("the agents' descriptors could not be withdrawn, they end with the lease: %s", error)
-
-    async def _drain(self, grace_sec: float) -> None:
-        async with anyio.create_task_group() as group:
-            for feed in self.feeds:
-                group.start_soon(self._drain_feed, feed, grace_sec)
-
-    async def _drain_feed(self, feed: Feed, grace_sec: float) -> None:
-        feed.hand_back()
-        with anyio.move_on_after(grace_sec):
-            await feed.drain()
-            return
-        feed.hand_back()  # what came meanwhile and was not begun
-        log.warning("%d tasks did not end within %.0f s; they are handed back", feed.slots.cancel(Why.STOPPING), grace_sec)
-        with anyio.move_on_after(RELEASE_SEC):
-            await feed.drain()
-
-    async def _end_lease(self) -> None:
-        """End the lease and sweep up what it leaves, so that others see no agent, no membership and no claim of this node."""
-        sweep = Reaper(self.opened, self.settings.poll_sec).sweep
-        try:
-            lease = self.opened.lease_opened
-            await self.opened.close()
-            while lease is not None and await sweep.put_back():
-                pass
-        except StoreError as error:
-            log.warning("the lease could not be ended in the store, it will end by itself: %s", error)
-
-    async def _watchdog(self) -> None:
-        """Beat for the lease, stop handlers when it is lost, end what runs too long. It never waits for the store, which may be silent."""
-        lost: Lease | None = None
-        while True:
-            lease = self.opened.lease_opened
-            if lease is not None:
-                lease.beat()
-                if lease is not lost and lease.remaining_sec() <= 0 and not self._stopping:
-                    lost = lease
-                    self._lost(lease)
-            due = [at for at in (feed.slots.cancel_timed_out() for feed in self.feeds) if at is not None]
-            tick_sec = min(TICK_GREATEST_SEC, self.settings.lease_sec / 20)
-            if due:
-                tick_sec = min(tick_sec, max(0.005, min(due) - self.env.monotonic()))
-            await anyio.sleep(tick_sec)
-
-    def _lost(self, lease: Lease) -> None:
-        log.error("the lease was lost (%s): handlers are cancelled, what they held goes back", lease.why_ended or "renewals did not reach the store")
-        for feed in self.feeds:
-            feed.lost()
-        self._lease_lost.set()
-
-    async def _keep_joined(self) -> None:
-        """After a lost lease open another, and put memberships and descriptors under it, however long the store is away."""
-        while True:
-            await self._lease_lost.wait()
-            self._lease_lost = anyio.Event()
-            is_joined = False
-            while not is_joined and not self._stopping:
-                try:
-                    lease = self.opened.lease_opened
-                    if lease is not None and lease.remaining_sec() <= 0:
-                        await self.opened.forget_lease(lease)
-                    await self._join_again()
-                    is_joined = True
-                except ConvergeError as error:
-                    log.warning("agents are not listed until the store takes them again: %s", error)
-                    await anyio.sleep(min(JOIN_AGAIN_SEC, self.settings.poll_sec))
-
-    async def _follow_notices(self) -> None:
-        """Hear of cancelled claims, at the latest with every renewal."""
-        while True:
-            lease = self.opened.lease_opened
-            if lease is not None and lease.remaining_sec() > 0:
-                await self._read_notices(lease)
-            await anyio.sleep(self.settings.lease_sec / 3)
-
-    async def _join_again(self) -> None:
-        """Open another lease, and put memberships and descriptors under it."""
-        by_pool: dict[str, list[str]] = {}
-        for one in self.agents.values():
-            for pool_id in one.pools:
-                by_pool.setdefault(pool_id, []).append(one.id)
-        for pool_id, agent_ids in by_pool.items():
-            try:
-                await self.pools.join_many(agent_ids, pool_id)
-            except InputError as error:
-                log.error("%d agents are members no longer: %s", len(agent_ids), error)
-        await self.network.publish_again()
-
-    async def _read_notices(self, lease: Lease) -> None:
-        try:
-            (page,) = await self.store.scan([Range(NOTICE(lease.id), None, 200)])
-            ids = {entry.key[2] for entry in page}
-            if ids:
-                for feed in self.feeds:
-                    feed.slots.cancel(Why.CALLED_OFF, ids)
-                await (await self.opened.commits()).commit([Batch((), (), [entry.key for entry in page])])
-        except (StoreError, LeaseEnded) as error:
-            log.warning("notices of cancelled tasks could not be read: %s", error)
-
-
-async def _call(handler: Any) -> None:
-    if is_async(handler):
-        await handler()
-    else:
-        await anyio.to_thread.run_sync(handler, abandon_on_cancel=True)
-
-
-async def _call_logged(handler: Any, agent: Agent) -> None:
-    try:
-        await _call(handler)
-    except Exception:  # an agent's boundary: the others stop as they should
-        agent.log.exception("on_stop failed")
+        await Stopping(self.opened, self.network, self._feeds, self.agents, self.settings.poll_sec).run(grace_sec)
 
 
 def _only(error: BaseException) -> BaseException:

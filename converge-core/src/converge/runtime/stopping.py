@@ -1,0 +1,88 @@
+"""A graceful stop: claims nothing more, lets handlers end within the grace time, hands the rest back, and never waits for a store that is away."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+
+from converge.errors import LeaseEnded, StoreError
+from converge.runtime.agent import Agent, call_handler
+from converge.runtime.feed import Feed
+from converge.runtime.network import Network
+from converge.runtime.reaper import Reaper
+from converge.runtime.slots import Why
+from converge.services.opened import Opened
+
+log = logging.getLogger("converge.node")
+
+RELEASE_SEC = 2.0
+"""How long each step of a stop may wait for the store (take descriptors back, hand claims back, end the lease); what is left ends with the lease."""
+
+ON_STOP_SEC = 1.0
+"""What agents have for `on_stop` where the handlers have used up the grace time."""
+
+
+class Stopping:
+    """The steps of one stop."""
+
+    def __init__(self, opened: Opened, network: Network, feeds: Mapping[Any, Feed], agents: Mapping[str, Agent], poll_sec: float) -> None:
+        self._opened, self._network, self._feeds, self._agents, self._poll_sec = opened, network, feeds, agents, poll_sec
+
+    async def run(self, grace_sec: float) -> None:
+        """Do all of it, whoever cancels meanwhile; it takes no longer than the grace time and a few times `RELEASE_SEC`."""
+        with anyio.CancelScope(shield=True):
+            self._opened.hurry(RELEASE_SEC)
+            with anyio.move_on_after(RELEASE_SEC):
+                await self._withdraw()
+            drained_by = anyio.current_time() + grace_sec
+            await self._drain(grace_sec)
+            with anyio.move_on_after(max(ON_STOP_SEC, drained_by - anyio.current_time())) as scope:
+                for one in self._agents.values():
+                    await _call_logged(one)
+            if scope.cancelled_caught:
+                log.warning("on_stop did not return in time; the node ends without it")
+            with anyio.move_on_after(RELEASE_SEC):
+                await self._end_lease()
+
+    async def _withdraw(self) -> None:
+        try:
+            await self._network.withdraw()
+        except (StoreError, LeaseEnded) as error:
+            log.warning("the agents' descriptors could not be withdrawn, they end with the lease: %s", error)
+
+    async def _drain(self, grace_sec: float) -> None:
+        async with anyio.create_task_group() as group:
+            for feed in self._feeds.values():
+                group.start_soon(_drain_feed, feed, grace_sec)
+
+    async def _end_lease(self) -> None:
+        """End the lease and sweep up what it leaves, so that others see no agent, no membership and no claim of this node."""
+        sweep = Reaper(self._opened, self._poll_sec).sweep
+        try:
+            lease = self._opened.lease_opened
+            await self._opened.close()
+            while lease is not None and await sweep.put_back():
+                pass
+        except StoreError as error:
+            log.warning("the lease could not be ended in the store, it will end by itself: %s", error)
+
+
+async def _drain_feed(feed: Feed, grace_sec: float) -> None:
+    feed.hand_back()
+    with anyio.move_on_after(grace_sec):
+        await feed.drain()
+        return
+    feed.hand_back()  # what came meanwhile and was not begun
+    log.warning("%d tasks did not end within %.0f s; they are handed back", feed.slots.cancel(Why.STOPPING), grace_sec)
+    with anyio.move_on_after(RELEASE_SEC):
+        await feed.drain()
+
+
+async def _call_logged(agent: Agent) -> None:
+    try:
+        await call_handler(agent.on_stop)
+    except Exception:  # an agent's boundary: the others stop as they should
+        agent.log.exception("on_stop failed")

@@ -1,0 +1,52 @@
+"""The watchdog: beats for the lease, and stops handlers when it is lost or they take too long. It never waits for the store, which may be silent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+
+from converge.env import Env
+from converge.runtime.feed import Feed
+from converge.services.lease import Lease
+from converge.services.opened import Opened
+
+log = logging.getLogger("converge.node")
+
+TICK_GREATEST_SEC = 0.5
+"""How often the watchdog looks at the lease: often enough that handlers stop well within the lease's margin."""
+
+
+class Watchdog:
+    """One for a process, whatever the number of its agents and tasks."""
+
+    def __init__(self, opened: Opened, env: Env, lease_sec: float, feeds: Mapping[Any, Feed]) -> None:
+        self._opened, self._env, self._lease_sec, self._feeds = opened, env, lease_sec, feeds
+        self.is_stopping = False
+        self.lease_lost = anyio.Event()
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        lost: Lease | None = None
+        while True:
+            lease = self._opened.lease_opened
+            if lease is not None:
+                lease.beat()
+                if lease is not lost and lease.remaining_sec() <= 0 and not self.is_stopping:
+                    lost = lease
+                    self._lost(lease)
+            await anyio.sleep(self._tick_sec())
+
+    def _tick_sec(self) -> float:
+        """Cancel what has run too long; return when to look again."""
+        due = [at for at in (feed.slots.cancel_timed_out() for feed in self._feeds.values()) if at is not None]
+        tick_sec = min(TICK_GREATEST_SEC, self._lease_sec / 20)
+        return min(tick_sec, max(0.005, min(due) - self._env.monotonic())) if due else tick_sec
+
+    def _lost(self, lease: Lease) -> None:
+        log.error("the lease was lost (%s): handlers are cancelled, what they held goes back", lease.why_ended or "renewals did not reach the store")
+        for feed in self._feeds.values():
+            feed.lost()
+        self.lease_lost.set()
