@@ -9,6 +9,7 @@ import pytest
 
 from converge.codec import decode
 from converge.contracts.store import ABSENT, Batch
+from converge.machines import task as machine
 from converge.machines.lane import Lane, lane_id
 from converge.machines.task import (
     RESULT_BYTES,
@@ -33,7 +34,6 @@ from converge.machines.task import (
     Successor,
     TaskState,
     Waiting,
-    digest,
     is_said_again,
     state_of,
     step,
@@ -201,9 +201,18 @@ def test_a_finish_is_known_again_by_its_attempt_and_content_only(said: Event) ->
     assert not is_said_again(None, place, said)
 
 
-def test_other_content_has_another_digest() -> None:
+def test_a_finish_with_other_content_is_not_the_same_said_again() -> None:
     said: list[Event] = [Completed(b"1"), Completed(b"2"), Failed("1"), Failed("2"), Released("a"), Released("b"), Cancelled("a")]
-    assert len({digest(event) for event in said}) == len(said)
+    for first in said:
+        state = state_after(step(held(), first, NOW, AROUND))
+        assert [event for event in said if is_said_again(state, Held(LEASE, NONCE, TOKEN), event)] == [first]
+
+
+@pytest.mark.parametrize("changes", [{}, {"dedup_key": "once"}], ids=str)
+def test_the_end_of_a_first_attempt_is_the_same_by_the_short_way_and_by_the_long(changes: dict[str, Any]) -> None:
+    found, event = held(**changes), Completed(b'{"words":3}', "me")
+    short, long = step(found, event, NOW, AROUND), machine._end(found, TaskState.COMPLETED, "me", "", NOW, AROUND, result=event.result)
+    assert (list(short.checks), put_by(short), list(short.deletes)) == (list(long.checks), put_by(long), list(long.deletes))
 
 
 def test_a_terminal_record_decides_whatever_the_place() -> None:

@@ -236,7 +236,7 @@ def step(found: Found, event: Event, now: int, around: Around) -> Batch:
     """
     match event:
         case Completed():
-            return _end(found, TaskState.COMPLETED, event.by, "", now, around, result=event.result)
+            return _complete(found, event, now, around)
         case Failed():
             return _fail(found, event, now, around)
         case Released():
@@ -256,18 +256,24 @@ EXHAUSTED = "attempts exhausted"
 
 
 def digest(event: Event) -> str:
-    """Return what tells two finishes of one attempt apart: a repeated one has the same digest."""
-    data = event.result if type(event) is Completed else repr(event[:1]).encode()
+    """Return what tells two finishes of one attempt apart: a repeated one has the same digest. A completion has none, for its result tells."""
+    if type(event) is Completed:
+        return ""
+    data = repr(event[:1]).encode()
     return hashlib.blake2b(data, digest_size=8, person=_PERSONS[type(event)]).hexdigest()
 
 
-_PERSONS = {kind: kind.__name__.encode() for kind in (Completed, Failed, Released, Cancelled, LeaseEnded, CameDue, DeadlinePassed)}
+_PERSONS = {kind: kind.__name__.encode() for kind in (Failed, Released, Cancelled, LeaseEnded, CameDue, DeadlinePassed)}
 """What keeps the digests of different events apart (blake2b takes at most 16 bytes)."""
 
 
 def is_said_again(state: State | None, held: Held, event: Event) -> bool:
     """Tell whether the attempt has already ended in just this way: the first answer may have been lost (G4)."""
-    return state is not None and state.nonce == held.nonce.hex() and state.digest == digest(event)
+    if state is None or state.nonce != held.nonce.hex():
+        return False
+    if type(event) is Completed:
+        return state.state == TaskState.COMPLETED and bytes(state.result) == event.result
+    return state.digest == digest(event)
 
 
 def waiting_keys(id_: bytes, spec: Spec, state: State | None) -> tuple[Key, ...]:
@@ -297,6 +303,11 @@ def is_terminal(state: State | None) -> bool:
     return state is not None and state.state in TERMINAL
 
 
+def lane_of(spec: Spec) -> Lane:
+    """Return the record of the task's lane."""
+    return Lane(spec.pool, spec.topic, spec.type, spec.capabilities)
+
+
 def key_of(found: Found) -> Key:
     """Return the key of the place where the task was found."""
     spec, place = found.spec, found.place
@@ -305,6 +316,22 @@ def key_of(found: Found) -> Key:
         return HELD(place.lease, rank, found.id, place.nonce)
     keys = waiting_keys(found.id, spec, found.state)
     return keys[0] if type(place) is Ready else keys[1] if type(place) is Later else keys[2]
+
+
+def _complete(found: Found, event: Completed, now: int, around: Around) -> Batch:
+    """The end of most tasks, written for speed: a held task at its first attempt, with neither an ordering key nor a deadline."""
+    id_, spec, old, place = found
+    if old is not None or type(place) is not Held or spec.ordering_key is not None or spec.deadline:
+        return _end(found, TaskState.COMPLETED, event.by, "", now, around, result=event.result)
+    (lease, nonce, token, claimed_at), by = place, event.by
+    line = Attempt(now, "completed", by, "", token, claimed_at)
+    state = State(_COMPLETED, 1, 0, 0, nonce.hex(), "", token, by, msgspec.Raw(event.result), "", (line,), now)
+    own = (HELD, lease, spec.rank, id_, nonce)
+    until = _until(spec, TaskState.COMPLETED, now, around.pool)
+    return Batch([(own, token)], (((STATE, id_), encode(state)), ((DONE, spec.pool, _COMPLETED, until, id_), b"")), (own,))
+
+
+_COMPLETED = TaskState.COMPLETED.value
 
 
 def _fail(found: Found, event: Failed, now: int, around: Around) -> Batch:
@@ -398,7 +425,7 @@ def _open_lane(spec: Spec, lane: LaneSeen | None, checks: list[Check], puts: lis
     key = LANE(spec.pool, bytes.fromhex(spec.lane))
     checks.append((key, lane.revision if lane else ABSENT))
     if lane is None or lane.is_closing:
-        puts.append((key, encode(Lane(spec.pool, spec.topic, spec.type, spec.capabilities))))
+        puts.append((key, encode(lane_of(spec))))
 
 
 def _entry(id_: bytes, spec: Spec, due: int, rank: int, now: int) -> Put:
