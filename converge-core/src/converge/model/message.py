@@ -27,9 +27,10 @@ class Message:
     Attributes:
         id: 16 random bytes in hex; a repeated message has the same.
         sender: The agent's id.
-        recipient: The agent that it is for.
+        recipient: The agent that it is for; while it is guarded before it is published or broadcast, empty.
         payload: Plain data: JSON types and bytes.
         task_id: The task that it is about, or empty.
+        topic, pool_id: What it was published on, or where it was broadcast; both are empty if it was sent to the agent.
         sent_at: The sender's clock, aware UTC.
     """
 
@@ -38,6 +39,8 @@ class Message:
     recipient: str
     payload: Any
     task_id: str = ""
+    topic: str = ""
+    pool_id: str = ""
     sent_at: datetime
 
 
@@ -48,7 +51,8 @@ class Receipt:
     Attributes:
         message_id: The message's id.
         recipient: The agent that it reached.
-        level: `accepted`: it is in the agent's inbox; `handled`: its handler has returned.
+        level: `handed`: it was given to the connection or the inbox (`ack=None`); `accepted`: it is in the agent's inbox; `handled`: its handler has
+            returned; `stored`: it is in the agent's mailbox.
         duration_sec: From `send` to the receipt.
     """
 
@@ -56,3 +60,20 @@ class Receipt:
     recipient: str
     level: str
     duration_sec: float
+
+
+@attrs.frozen(kw_only=True)
+class Fanout:
+    """What became of a published or broadcast message at one node.
+
+    Attributes:
+        node: The node's id.
+        accepted: Agents there in whose inboxes it is.
+        refused: Agents there that did not get it: their inbox is full, or they take no messages.
+        error: Empty, or why it is not known to have reached the node; then some agents there may have it.
+    """
+
+    node: str
+    accepted: int = 0
+    refused: int = 0
+    error: str = ""

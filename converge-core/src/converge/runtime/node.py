@@ -18,7 +18,7 @@ from converge.errors import InvalidValue, Unsupported
 from converge.machines.match import Claimer
 from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.model.identity import Identity
-from converge.model.message import Receipt
+from converge.model.message import Fanout, Receipt
 from converge.model.pool import Pool
 from converge.plugins import PluginHost
 from converge.runtime.agent import Agent, call_handler, check_agent_class, claimer_of, claims_tasks
@@ -35,6 +35,7 @@ from converge.services.lease import LeaseSettings
 from converge.services.opened import Opened
 from converge.services.opening import open_store
 from converge.services.pools import PoolManager
+from converge.services.post import How
 from converge.services.spec import to_task
 from converge.services.tasks import TaskManager
 
@@ -197,28 +198,41 @@ class Node:
         mailbox: bool = False,
         proof: str = "channel",
         sender: str | None = None,
+        task_id: str = "",
     ) -> Receipt:
-        """Send a message to an agent by id; return when it is in the agent's inbox. `sender`: an agent of this node; None: the node itself.
+        """Send a message to an agent's id, or to any one agent that has a `Capability`. `sender`: an agent of this node; None: the node itself.
+
+        It returns when the message is in the agent's inbox (`ack="accepted"`), when its handler has returned (`"handled"`), when it was handed to
+        the connection (None), or when it is stored (`mailbox=True`).
 
         Raises:
-            Undeliverable, Backpressure, DeliveryTimeout: It did not arrive; a typed error by the deadline (`timeout` seconds), whatever happens.
+            Undeliverable, Backpressure, DeliveryTimeout, HandlerFailed: It did not get so far; a typed error by the deadline (`timeout` seconds).
             InvalidName, InvalidValue, MessageTooLarge: It cannot be sent as asked.
-            Unsupported: This release has neither mailboxes nor messages signed by their sender, and no other level than `accepted`.
+            StoreError: It could not be stored.
         """
-        if mailbox:
-            raise Unsupported("mailbox=True: this release has no mailboxes; submit a task for the agent's pool instead")
-        if proof != "channel":
-            raise Unsupported(f'proof={proof!r}: this release has proof="channel" only: the sender is verified by its node\'s channel')
-        return await self.network.post.send(sender or self.identity.id, to, payload, ack=ack, timeout=timeout)
+        how = How(ack=ack, timeout=timeout, mailbox=mailbox, proof=proof, task_id=task_id)
+        return await self.network.post.send(sender or self.identity.id, to, payload, how)
 
-    async def ask(self, to: str, payload: Any, *, timeout: float = 10.0, sender: str | None = None) -> Any:
+    async def ask(self, to: str, payload: Any, *, timeout: float = 10.0, sender: str | None = None, task_id: str = "") -> Any:
         """Send a message and return what the recipient's `on_message` returned.
 
         Raises:
             HandlerFailed: The recipient's handler raised.
             As `send`.
         """
-        return await self.network.post.ask(sender or self.identity.id, to, payload, timeout=timeout)
+        return await self.network.post.ask(sender or self.identity.id, to, payload, How(timeout=timeout, task_id=task_id))
+
+    async def publish(self, topic: str, payload: Any, *, timeout: float = 10.0, sender: str | None = None) -> list[Fanout]:
+        """Send a message to every agent that has the topic, but the sender: once to each node, which fans it out. Returns one outcome for each node.
+
+        Raises:
+            InvalidName, InvalidValue, MessageTooLarge: It cannot be sent as asked. What fails on the way to a node stands in its outcome.
+        """
+        return await self.network.post.publish(sender or self.identity.id, topic, payload, timeout=timeout)
+
+    async def broadcast(self, pool_id: str, payload: Any, *, timeout: float = 10.0, sender: str | None = None) -> list[Fanout]:
+        """Send a message to every agent of the pool, but the sender. See `publish`."""
+        return await self.network.post.broadcast(sender or self.identity.id, pool_id, payload, timeout=timeout)
 
     async def stop(self, *, grace_sec: float | None = None) -> None:
         """Stop claiming, let handlers end within the grace time, hand the rest back, end the lease. A second call returns at once."""

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import anyio
+import attrs
 from anyio.lowlevel import checkpoint
 
 from converge.codec import decode_plain, encode_plain
@@ -29,7 +30,7 @@ from converge.machines.records import MESSAGE, RECEIPT, Item
 from converge.machines.stream import WINDOW_SEC, Pair, Seen, Streams
 from converge.model.envelope import ACCEPTED, FULL, HANDLED, RAISED, REFUSED, UNKNOWN, MessageHeader, ReceiptHeader, pack, unpack
 from converge.model.identity import is_agent_id
-from converge.model.message import Capability, Message, Receipt
+from converge.model.message import Capability, Fanout, Message, Receipt
 from converge.plugins import PluginHost
 from converge.services.discovery import DiscoveryService
 from converge.services.registry import IdentityRegistry
@@ -106,6 +107,17 @@ class _Outgoing:
         self.lock, self.sequence = anyio.Lock(fast_acquire=True), 0  # free nearly always: then it costs no step of the event loop
 
 
+@attrs.frozen(kw_only=True)
+class How:
+    """How a message is to be sent; `Node.send` says what each means."""
+
+    ack: str | None = "accepted"
+    timeout: float = 10.0
+    mailbox: bool = False
+    proof: str = "channel"
+    task_id: str = ""
+
+
 class Post:
     """Sends and takes messages for the agents of one process."""
 
@@ -123,29 +135,41 @@ class Post:
         self._refreshed = self._tried = float("-inf")
         self._refreshing = anyio.Lock()
 
-    async def send(self, sender: str, to: str, payload: Any, *, ack: str | None, timeout: float, task_id: str = "") -> Receipt:
+    async def send(self, sender: str, to: str, payload: Any, how: How) -> Receipt:
         """Send a message; return when it is in the recipient's inbox.
 
         Raises:
             InvalidName, InvalidValue, MessageTooLarge, Unsupported: It cannot be sent as asked.
             Undeliverable, Backpressure, DeliveryTimeout: It did not arrive.
         """
-        if ack not in ("accepted", "handled", None):
-            raise InvalidValue("ack", ack, '"accepted", "handled" or None')
-        if ack != "accepted":
-            raise Unsupported(f'ack={ack!r}: this release delivers with ack="accepted" only')
+        if how.ack not in ("accepted", "handled", None):
+            raise InvalidValue("ack", how.ack, '"accepted", "handled" or None')
+        if how.ack != "accepted":
+            raise Unsupported(f'ack={how.ack!r}: this release delivers with ack="accepted" only')
+        if how.mailbox:
+            raise Unsupported("mailbox=True: this release has no mailboxes; submit a task for the agent's pool instead")
+        if how.proof != "channel":
+            raise Unsupported(f'proof={how.proof!r}: this release has proof="channel" only: the sender is verified by its node\'s channel')
         began = self._env.monotonic()
-        message_id, _ = await self._deliver(sender, to, payload, ACCEPTED, timeout, task_id)
+        message_id, _ = await self._deliver(sender, to, payload, ACCEPTED, how.timeout, how.task_id)
         return Receipt(message_id=message_id, recipient=to, level=ACCEPTED, duration_sec=self._env.monotonic() - began)
 
-    async def ask(self, sender: str, to: str, payload: Any, *, timeout: float, task_id: str = "") -> Any:
+    async def publish(self, sender: str, topic: str, payload: Any, *, timeout: float) -> list[Fanout]:
+        """Send to every agent that has the topic. See `Node.publish`."""
+        raise Unsupported("publish: this release has no topics")
+
+    async def broadcast(self, sender: str, pool_id: str, payload: Any, *, timeout: float) -> list[Fanout]:
+        """Send to every agent of a pool. See `Node.broadcast`."""
+        raise Unsupported("broadcast: this release has no broadcasts")
+
+    async def ask(self, sender: str, to: str, payload: Any, how: How) -> Any:
         """Send a message; return what its handler returned.
 
         Raises:
             HandlerFailed: The recipient's handler raised.
             As `send`.
         """
-        message_id, pending = await self._deliver(sender, to, payload, HANDLED, timeout, task_id)
+        message_id, pending = await self._deliver(sender, to, payload, HANDLED, how.timeout, how.task_id)
         if pending.status == RAISED or pending.answer is None:
             raise HandlerFailed(f"agent {to} failed to handle message {message_id}: {pending.text}")
         return decode_plain(pending.answer, "answer")
