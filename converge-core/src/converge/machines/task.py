@@ -263,7 +263,7 @@ def digest(event: Event) -> str:
     return hashlib.blake2b(data, digest_size=8, person=_PERSONS[type(event)]).hexdigest()
 
 
-_PERSONS = {kind: kind.__name__.encode() for kind in (Failed, Released, Cancelled, LeaseEnded, CameDue, DeadlinePassed)}
+_PERSONS: dict[type, bytes] = {kind: kind.__name__.encode() for kind in (Failed, Released, Cancelled, LeaseEnded, CameDue, DeadlinePassed)}
 """What keeps the digests of different events apart (blake2b takes at most 16 bytes)."""
 
 
