@@ -1,0 +1,50 @@
+"""A process that sweeps a store and kills itself at one of its commits: `sweeper.py URL NUMBER before|after`, the first commit being number 1."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import anyio
+
+from converge import open_store
+from converge.contracts.store import Batch, Channel, Take, Turned
+from converge.services import sweep
+from converge.services.opened import Opened
+
+PAGE = 20
+
+
+def kill_at(store: Any, number: int, when: str) -> None:
+    """Let the store's turn of that number be the process's last: it is not carried out, or it is and nobody learns of it."""
+    turn, made = store.turn, [0]
+
+    async def counted(batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
+        made[0] += 1
+        if made[0] == number and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        turned: Turned = await turn(batches, take, wake=wake)
+        if made[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return turned
+
+    store.turn = counted
+
+
+async def main(url: str, number: int, when: str) -> None:
+    """Sweep until nothing is left; then say so: the number was too high."""
+    async with open_store(url) as store:
+        opened = Opened.of(store)
+        await opened.commits()
+        kill_at(store, number, when)
+        sweep.PAGE = PAGE
+        while await sweep.Sweep(opened).page():
+            pass
+    print("swept")  # noqa: T201 - read by the test
+
+
+if __name__ == "__main__":
+    anyio.run(main, sys.argv[1], int(sys.argv[2]), sys.argv[3])
