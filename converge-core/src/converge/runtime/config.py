@@ -36,12 +36,14 @@ _KUBERNETES = re.compile(r"CONVERGE_(SERVICE_(HOST|PORT).*|PORT_\d+_.*)")
 _KUBERNETES_PORT = re.compile(r"[a-z]+://")
 
 
-def _within(least: float, greatest: float) -> Any:
-    def check(_instance: object, _attribute: object, value: float) -> None:
-        if not least <= value <= greatest:
-            raise ValueError(f"expected {least:,g} to {greatest:,g}")
+@attrs.frozen
+class _Within:  # a class, so that the schema can read its bounds
+    least: float
+    greatest: float
 
-    return check
+    def __call__(self, _instance: object, _attribute: object, value: float) -> None:
+        if not self.least <= value <= self.greatest:
+            raise ValueError(f"expected {self.least:,g} to {self.greatest:,g}")
 
 
 def _name(_instance: object, attribute: attrs.Attribute[Any], value: str) -> None:
@@ -49,12 +51,14 @@ def _name(_instance: object, attribute: attrs.Attribute[Any], value: str) -> Non
         check_name(attribute.name, value)
 
 
-def _matching(pattern: re.Pattern[str], expected: str) -> Any:
-    def check(_instance: object, _attribute: object, value: str) -> None:
-        if value and not pattern.fullmatch(value):
-            raise ValueError(f"expected {expected}")
+@attrs.frozen
+class _Matching:
+    pattern: re.Pattern[str]
+    expected: str
 
-    return check
+    def __call__(self, _instance: object, _attribute: object, value: str) -> None:
+        if value and not self.pattern.fullmatch(value):
+            raise ValueError(f"expected {self.expected}")
 
 
 def _help(text: str, unit: str = "") -> dict[str, str]:
@@ -65,8 +69,8 @@ def _help(text: str, unit: str = "") -> dict[str, str]:
 class Retention:
     """`[retention]`: how long the pool that `run` creates keeps tasks that have ended."""
 
-    completed_sec: float = attrs.field(default=86_400.0, validator=_within(0, 31_536_000), metadata=_help("completed tasks", "s"))
-    failed_sec: float = attrs.field(default=604_800.0, validator=_within(0, 31_536_000), metadata=_help("failed and cancelled tasks", "s"))
+    completed_sec: float = attrs.field(default=86_400.0, validator=_Within(0, 31_536_000), metadata=_help("completed tasks", "s"))
+    failed_sec: float = attrs.field(default=604_800.0, validator=_Within(0, 31_536_000), metadata=_help("failed and cancelled tasks", "s"))
 
 
 @attrs.frozen(kw_only=True)
@@ -75,10 +79,10 @@ class Config:
 
     agent: str = attrs.field(
         default="",
-        validator=_matching(re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"), "module:Class"),
+        validator=_Matching(re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"), "module:Class"),
         metadata=_help("the agent's class, as module:Class"),
     )
-    agents: int = attrs.field(default=1, validator=_within(1, 100_000), metadata=_help("how many agents of the class this process runs"))
+    agents: int = attrs.field(default=1, validator=_Within(1, 100_000), metadata=_help("how many agents of the class this process runs"))
     pool_id: str = attrs.field(default="", validator=_name, metadata=_help("the pool that they join"))
     plugins: tuple[str, ...] = attrs.field(default=(), metadata=_help("what to load: names, module:attribute, no:NAME"))
     network: str = attrs.field(default="converge", validator=_name, metadata=_help("whose keys to see on a shared store"))
@@ -87,14 +91,14 @@ class Config:
     discovery: str = attrs.field(default="store", metadata=_help("how nodes find one another"))
     transport: str = attrs.field(default="", repr=without_password, metadata=_help("URL to listen at, or a transport's name with host and port"))
     host: str = attrs.field(default="", metadata=_help("address to listen at, if transport is a name"))
-    port: int = attrs.field(default=0, validator=_within(0, 65_535), metadata=_help("port to listen at, if transport is a name; 0: any"))
-    advertise: str = attrs.field(default="", validator=_matching(_HOST_PORT, "HOST:PORT"), metadata=_help("where others reach this node"))
+    port: int = attrs.field(default=0, validator=_Within(0, 65_535), metadata=_help("port to listen at, if transport is a name; 0: any"))
+    advertise: str = attrs.field(default="", validator=_Matching(_HOST_PORT, "HOST:PORT"), metadata=_help("where others reach this node"))
     health: str = attrs.field(default="", metadata=_help("HOST:PORT of the health endpoint"))
-    lease_sec: float = attrs.field(default=15.0, validator=_within(0.5, 3_600), metadata=_help("how long a process may be away", "s"))
-    stall_sec: float = attrs.field(default=150.0, validator=_within(0.5, 86_400), metadata=_help("how long its loop may be blocked", "s"))
-    grace_sec: float = attrs.field(default=25.0, validator=_within(0, 3_600), metadata=_help("how long tasks may take to end at a stop", "s"))
-    poll_sec: float = attrs.field(default=1.0, validator=_within(0.01, 60), metadata=_help("how often to look without a wake-up", "s"))
-    max_connections: int = attrs.field(default=1_000, validator=_within(1, 100_000), metadata=_help("most channels with other nodes"))
+    lease_sec: float = attrs.field(default=15.0, validator=_Within(0.5, 3_600), metadata=_help("how long a process may be away", "s"))
+    stall_sec: float = attrs.field(default=150.0, validator=_Within(0.5, 86_400), metadata=_help("how long its loop may be blocked", "s"))
+    grace_sec: float = attrs.field(default=25.0, validator=_Within(0, 3_600), metadata=_help("how long tasks may take to end at a stop", "s"))
+    poll_sec: float = attrs.field(default=1.0, validator=_Within(0.01, 60), metadata=_help("how often to look without a wake-up", "s"))
+    max_connections: int = attrs.field(default=1_000, validator=_Within(1, 100_000), metadata=_help("most channels with other nodes"))
     identity_dir: str = attrs.field(default="", metadata=_help("where keys are kept between starts"))
     trust: str = attrs.field(default="allow", metadata=_help("what becomes of a sender that is not pinned"))
     require_tls: bool = attrs.field(default=False, metadata=_help("refuse connections without TLS"))
