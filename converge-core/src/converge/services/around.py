@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import anyio
 
-from converge.codec import decode
-from converge.contracts.store import LIMITS, Entry, Range, Rest, Store
-from converge.errors import NoSuchPool, NoSuchTask, StoreBusy, TornRecord
+from converge.codec import decode, encode
+from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Committed, Entry, Key, Range, Rest, Store
+from converge.errors import NoSuchPool, NoSuchTask, SchemaTooNew, StoreBusy, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.lane import Lane
-from converge.machines.task import Around, Found, Held, KeyRow, KeySeen, LaneSeen, Place, Successor, is_terminal, place_of, waiting_keys
+from converge.machines.task import Around, Found, Held, KeyRow, KeySeen, LaneSeen, Place, Successor, is_terminal, lane_of, place_of, waiting_keys
 from converge.model.keys import DEAD, HELD, KEY, LANE, LEASE, ORDER, STATE, TASK
 from converge.model.pool import Pool
 from converge.model.task import Spec, State
@@ -39,7 +39,7 @@ async def look_around(opened: Opened, found: Found, *, needs_lane: bool) -> Arou
         pool = Pool(id=spec.pool)  # its tasks can still end, under the default retention
     if not needs_lane and spec.ordering_key is None:
         return Around(pool)
-    keys = [LANE(spec.pool, bytes.fromhex(spec.lane))]
+    keys = [lane_key(spec)]
     if spec.ordering_key is None:
         (lane,) = await opened.store.get(keys)
         return Around(pool, lane_seen(lane))
@@ -54,6 +54,64 @@ async def look_around(opened: Opened, found: Found, *, needs_lane: bool) -> Arou
     return Around(pool, lane_seen(lane), key, successor)
 
 
+async def look_around_all(opened: Opened, all_found: Sequence[Found]) -> list[Around | Moved | StoreError]:
+    """Read what putting each of the tasks back needs, in few calls: the lanes together, ordering keys one by one. The answers of those that failed
+    are their errors.
+
+    Lanes that are missing, or closing, are opened first: a step could do that, but then no two tasks of one lane could go out in one call.
+    """
+    lanes = await _lanes_opened(opened, [found.spec for found in all_found])
+    answers: list[Around | Moved | StoreError] = []
+    for found in all_found:
+        try:
+            if found.spec.ordering_key is not None:
+                answers.append(await look_around(opened, found, needs_lane=True))
+            else:
+                around = await look_around(opened, found, needs_lane=False)
+                answers.append(around._replace(lane=lanes.get(lane_key(found.spec))))
+        except (Moved, TornRecord, SchemaTooNew) as error:
+            answers.append(error)
+    return answers
+
+
+async def _lanes_opened(opened: Opened, specs: Sequence[Spec]) -> dict[Key, LaneSeen]:
+    spec_of = {lane_key(spec): spec for spec in specs}
+    keys = list(spec_of)
+    seen: dict[Key, LaneSeen] = {}
+    closed: list[tuple[Key, LaneSeen | None]] = []
+    for at in range(0, len(keys), LIMITS.keys):
+        for key, entry in zip(keys[at : at + LIMITS.keys], await opened.store.get(keys[at : at + LIMITS.keys]), strict=True):
+            lane = lane_seen(entry)
+            if lane is None or lane.is_closing:
+                closed.append((key, lane))
+            else:
+                seen[key] = lane
+    if closed:
+        batches = [Batch([(key, lane.revision if lane else ABSENT)], [(key, encode(lane_of(spec_of[key])))]) for key, lane in closed]
+        outcomes = await (await opened.commits()).commit(batches, wake={f"pool.{key[1]}" for key, _ in closed})
+        for (key, lane), outcome in zip(closed, outcomes, strict=True):
+            if isinstance(outcome, Committed):
+                seen[key] = LaneSeen(outcome.revision)
+            elif lane is not None:
+                seen[key] = lane  # another has changed it: the step conflicts, and is made again
+    return seen
+
+
+def wakes(found: Found, around: Around, *, is_ready: bool) -> set[Channel]:
+    """Return who is to be told of a step: its submitter; if it is ready again, those who claim from its lane; those who claim the next of its key."""
+    channels = {found.spec.origin}
+    if is_ready:
+        channels |= _lane_wakes(found.spec, around.lane)
+    if around.successor is not None:
+        channels |= _lane_wakes(around.successor.spec, around.successor.lane)
+    return channels - {""}
+
+
+def _lane_wakes(spec: Spec, lane: LaneSeen | None) -> set[Channel]:
+    # A lane that the step opens is news to the claimers of its pool: nobody watches it yet.
+    return {f"lane.{spec.lane}"} if lane is not None and not lane.is_closing else {f"lane.{spec.lane}", f"pool.{spec.pool}"}
+
+
 async def _successor(store: Store, spec: Spec) -> Successor | None:
     (page,) = await store.scan([Range(ORDER(spec.pool, spec.ordering_key), None, 1)])
     if not page:
@@ -66,6 +124,11 @@ async def _successor(store: Store, spec: Spec) -> Successor | None:
     next_spec = decode(task.value, Spec, id_text(id_))
     (lane,) = await store.get([LANE(next_spec.pool, bytes.fromhex(next_spec.lane))])
     return Successor(id_, next_spec, entry.revision, lane_seen(lane))
+
+
+def lane_key(spec: Spec) -> Key:
+    """Return the key of the task's lane."""
+    return LANE(spec.pool, bytes.fromhex(spec.lane))
 
 
 def lane_seen(entry: Entry | None) -> LaneSeen | None:

@@ -8,7 +8,7 @@ from converge.contracts.store import Batch, Channel, Conflict
 from converge.errors import NoSuchTask, NotApplied, OutcomeUnknown, StaleClaim, StoreBusy, TornRecord
 from converge.ids import id_text
 from converge.machines.task import Around, Completed, Event, Failed, Found, Held, Released, is_said_again, key_of, step
-from converge.services.around import Moved, look_around, read_task
+from converge.services.around import Moved, look_around, read_task, wakes
 from converge.services.opened import Opened
 
 ROUNDS = 60
@@ -65,10 +65,8 @@ class Finishes:
             await self.check_said_again(found, event)
             return True
         batch = step(found, event, await self._opened.now(), around)
-        wake = {found.spec.origin, f"lane.{found.spec.lane}"} if isinstance(event, Released) else {found.spec.origin}
-        if around.successor is not None:
-            wake.add(f"lane.{around.successor.spec.lane}")
-        (outcome,) = await (await self._opened.commits()).commit([batch], wake=wake - {""})
+        wake = wakes(found, around, is_ready=isinstance(event, Released))
+        (outcome,) = await (await self._opened.commits()).commit([batch], wake=wake)
         if not isinstance(outcome, Conflict):
             return True
         if key_of(found) not in outcome.keys:

@@ -6,21 +6,21 @@ import random
 from collections.abc import Sequence
 
 import anyio
-import attrs
 import msgspec
 
 from converge.codec import decode, encode
 from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Committed, Conflict, Key, Put
 from converge.errors import ConvergeError, DedupConflict, InvalidValue, NoSuchPool, NotApplied, OutcomeUnknown, StoreBusy, TooManyLanes
-from converge.ids import id_bytes, id_text, uuid7
+from converge.ids import id_bytes, id_text, uuids7
 from converge.machines.lane import LANES, Lane
 from converge.machines.task import KeyRow, KeySeen, LaneSeen, submit
 from converge.model.keys import DEDUP, KEY, LANE, POOL, TASK
 from converge.model.task import Spec, Task
 from converge.services.around import lane_seen
 from converge.services.commits import Commits
+from converge.services.lanes import make_room
 from converge.services.opened import Opened
-from converge.services.spec import to_spec
+from converge.services.spec import is_same_task, kind_of, to_spec
 
 ROUNDS = 60
 """How often a submit looks again: each round means that another submit or finish of its ordering key, or a closing lane, was first."""
@@ -32,13 +32,18 @@ UNKNOWN_PAUSE_SEC = 0.05
 """Between these tries, longer each time: a connection that was lost needs a moment."""
 
 
-@attrs.define
-class _Ask:
-    """One task on its way in: what is still to do, or what came of it."""
+ROOM_EVERY_SEC = 1.0
+"""How often empty lanes are looked for in a pool that has no room for another."""
 
-    id: bytes
-    spec: Spec
-    outcome: str | ConvergeError | None = None
+
+class _Ask:
+    """One task on its way in: what is still to do, or what came of it. Plain, since a submit makes one a task."""
+
+    __slots__ = ("id", "lane", "outcome", "spec", "task")
+
+    def __init__(self, id_: bytes, task: Task, spec: Spec, lane: Key) -> None:
+        self.id, self.task, self.spec, self.lane = id_, task, spec, lane
+        self.outcome: str | ConvergeError | None = None
 
 
 _Group = tuple[list[_Ask], KeySeen | None]
@@ -50,7 +55,8 @@ class Submits:
 
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
-        self._lanes: dict[Key, int] = {}
+        self._lanes: dict[Key, Check] = {}
+        self._made_room: dict[str, float] = {}
 
     async def submit(self, tasks: Sequence[Task]) -> list[str]:
         """Submit all; return their ids in order.
@@ -83,22 +89,22 @@ class Submits:
 
     async def _check(self, tasks: Sequence[Task]) -> list[_Ask]:
         now = await self._opened.now()
-        entropy = self._opened.env.entropy(6 * len(tasks))
+        ids = uuids7(now, self._opened.env.entropy(6 * len(tasks)))
+        pools, origin = self._opened.pools, self._opened.origin
         asks = []
-        for at, task in enumerate(tasks):
+        for id_, task in zip(ids, tasks, strict=True):
             if not isinstance(task, Task):
                 raise InvalidValue("task", task, "a Task")
-            seen = self._opened.pools.get(task.pool_id) or await self._opened.pool(task.pool_id)
-            spec = to_spec(task, seen.pool, now, self._opened.origin)
-            asks.append(_Ask(id_bytes("task id", task.id) if task.id else uuid7(now, entropy[at * 6 : at * 6 + 6], at), spec))
+            seen = pools.get(task.pool_id) or await self._opened.pool(task.pool_id)
+            spec = to_spec(task, seen.pool, now, origin)
+            asks.append(_Ask(id_bytes("task id", task.id) if task.id else id_, task, spec, kind_of(task, seen.pool.id).key))
         return asks
 
     async def _round(self, todo: list[_Ask]) -> list[_Ask]:
         """Try each once; answer those that must be tried again."""
         todo = await self._open_lanes(todo)
-        groups = await self._group([ask for ask in todo if _lane(ask.spec) in self._lanes])
         # What is in no group waits for the next round: its lane was another's to open, or its ordering key has more tasks than a batch holds.
-        again = {id(ask) for ask in todo} - {id(ask) for group, _ in groups for ask in group}
+        groups = await self._group([ask for ask in todo if ask.lane in self._lanes])
         now = await self._opened.now()
         batches = [self._batch(group, key, now) for group, key in groups]
         commits = await self._opened.commits()
@@ -111,11 +117,10 @@ class Submits:
                         ask.outcome = id_text(ask.id)
                 else:
                     self._forget(outcome)
-                    again |= {id(ask) for ask in group}
-        return await self._read_back([ask for ask in todo if id(ask) in again])  # in their order, which is that of their ordering keys
+        return await self._read_back([ask for ask in todo if ask.outcome is None])  # in their order, which is that of their ordering keys
 
     async def _commit(self, commits: Commits, batches: list[Batch], groups: Sequence[_Group]) -> Sequence[Committed | Conflict]:
-        wake: set[Channel] = {f"lane.{ask.spec.lane}" for group, _ in groups for ask in group}
+        wake: set[Channel] = {f"lane.{lane}" for lane in {ask.spec.lane for group, _ in groups for ask in group}}
         unknown: OutcomeUnknown | None = None
         for round_ in range(UNKNOWN_ROUNDS):
             try:
@@ -136,8 +141,9 @@ class Submits:
 
     async def _open_lanes(self, todo: list[_Ask]) -> list[_Ask]:
         """Make sure that the lanes are there and open; a task whose pool has no room for another lane is refused."""
-        missing = {_lane(ask.spec): ask.spec for ask in todo}
-        missing = {key: spec for key, spec in missing.items() if key not in self._lanes}
+        missing = {ask.lane: ask.spec for ask in todo if ask.lane not in self._lanes}
+        if not missing:
+            return todo
         keys = list(missing)
         refused: dict[Key, ConvergeError] = {}
         for at in range(0, len(keys), LIMITS.batches):
@@ -145,26 +151,24 @@ class Submits:
             for key, entry in zip(some, await self._opened.store.get(some), strict=True):
                 seen = lane_seen(entry)
                 if seen is not None and not seen.is_closing:
-                    self._lanes[key] = seen.revision
+                    self._lanes[key] = (key, seen.revision)
                 elif error := await self._open_lane(key, missing[key], seen):
                     refused[key] = error
         if refused:
             for ask in todo:
-                ask.outcome = refused.get(_lane(ask.spec))
+                ask.outcome = refused.get(ask.lane)
         return [ask for ask in todo if ask.outcome is None]
 
     async def _open_lane(self, key: Key, spec: Spec, seen: LaneSeen | None) -> ConvergeError | None:
         pool = await self._opened.pool(spec.pool)
-        if seen is None:
-            (count,) = await self._opened.store.count([LANE(spec.pool)])
-            if count >= LANES:
-                return TooManyLanes(spec.pool, LANES)
+        if seen is None and await self._is_full(spec.pool):
+            return TooManyLanes(spec.pool, LANES)
         lane = Lane(spec.pool, spec.topic, spec.type, spec.capabilities)
         checks: list[Check] = [(key, seen.revision if seen else ABSENT), (POOL(spec.pool), pool.revision)]
         commits = await self._opened.commits()
         (outcome,) = await commits.commit([Batch(checks, [(key, encode(lane))])], wake=[f"pool.{spec.pool}"])
         if isinstance(outcome, Committed):
-            self._lanes[key] = outcome.revision
+            self._lanes[key] = (key, outcome.revision)
         elif POOL(spec.pool) in outcome.keys:
             self._opened.pools.pop(spec.pool, None)
             try:
@@ -172,6 +176,17 @@ class Submits:
             except NoSuchPool as error:
                 return error
         return None
+
+    async def _is_full(self, pool_id: str) -> bool:
+        """Tell whether the pool has no room for another lane, not even after its empty ones were closed."""
+        (count,) = await self._opened.store.count([LANE(pool_id)])
+        if count < LANES:
+            return False
+        monotonic = self._opened.env.monotonic()
+        if monotonic - self._made_room.get(pool_id, float("-inf")) < ROOM_EVERY_SEC:
+            return True  # a look at all the pool's lanes costs far more than a refusal
+        self._made_room[pool_id] = monotonic
+        return not await make_room(self._opened, pool_id)
 
     async def _group(self, todo: list[_Ask]) -> list[_Group]:
         """One group per batch: a task by itself, or all tasks of one ordering key, which share its row."""
@@ -193,15 +208,13 @@ class Submits:
     def _batch(self, group: list[_Ask], key: KeySeen | None, now: int) -> Batch:
         first = group[0]
         if first.spec.ordering_key is None:
-            lane = LaneSeen(self._lanes[_lane(first.spec)])
-            return submit(first.id, first.spec, lane, None, now)
+            return submit(first.id, first.spec, self._lanes[first.lane], None, now)
         checks: dict[Key, int] = {}
         puts: dict[Key, bytes] = {}
         for ask in group:
             number = key.row.next if key is not None else 0
             ask.spec = msgspec.structs.replace(ask.spec, number=number)
-            lane = LaneSeen(self._lanes[_lane(ask.spec)])
-            batch = submit(ask.id, ask.spec, lane, key, now)
+            batch = submit(ask.id, ask.spec, self._lanes[ask.lane], key, now)
             # The row as the store has it is what is checked, the row after the last task is what is put.
             for checked, revision in batch.checks:
                 checks.setdefault(checked, revision)
@@ -230,8 +243,7 @@ class Submits:
             dedup = None if ask.spec.dedup_key is None else entries.get(DEDUP(ask.spec.pool, ask.spec.dedup_key))
             if raw is not None:
                 stored = decode(raw, Spec, id_text(ask.id))
-                is_same = stored.digest == ask.spec.digest and stored.pool == ask.spec.pool and stored.dedup_key == ask.spec.dedup_key
-                ask.outcome = id_text(ask.id) if is_same else DedupConflict(id_text(ask.id), dedup_key=None)
+                ask.outcome = id_text(ask.id) if is_same_task(ask.task, ask.spec, stored) else DedupConflict(id_text(ask.id), dedup_key=None)
             elif dedup is not None:
                 id_hex, digest = decode(dedup, tuple[str, str], "dedup key")
                 existing = id_text(bytes.fromhex(id_hex))
@@ -239,12 +251,10 @@ class Submits:
         return [ask for ask in again if ask.outcome is None]
 
 
-def _lane(spec: Spec) -> Key:
-    return LANE(spec.pool, bytes.fromhex(spec.lane))
-
-
 def _drop_repeats(asks: list[_Ask]) -> list[_Ask]:
     """A call may name one task, or one dedup key, twice: the second waits for the first, then is read back as any repeated submit is."""
+    if len({ask.id for ask in asks}) == len(asks) and all(ask.spec.dedup_key is None for ask in asks):
+        return asks
     first = _without_repeats(asks)
     kept = {id(ask) for ask in first}
     return first + [ask for ask in asks if id(ask) not in kept]
@@ -262,8 +272,10 @@ def _without_repeats(asks: Sequence[_Ask]) -> list[_Ask]:
 
 
 def _answers(asks: list[_Ask]) -> list[str]:
+    answers = [ask.outcome for ask in asks if type(ask.outcome) is str]
+    if len(answers) == len(asks):
+        return answers
     refused = next((ask.outcome for ask in asks if isinstance(ask.outcome, ConvergeError)), None)
-    if refused is not None:
-        refused.ids = [ask.outcome if isinstance(ask.outcome, str) else None for ask in asks]  # type: ignore[attr-defined]  # for submit_many's caller
-        raise refused
-    return [ask.outcome for ask in asks if isinstance(ask.outcome, str)]
+    assert refused is not None, "what was not stored was refused"
+    refused.ids = [ask.outcome if isinstance(ask.outcome, str) else None for ask in asks]  # type: ignore[attr-defined]  # for submit_many's caller
+    raise refused

@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 
 from converge.codec import decode
-from converge.contracts.store import LIMITS, Batch, Conflict, Entry, Key, Range, Rest
-from converge.errors import NoSuchTask, SchemaTooNew, StoreBusy, TornRecord
+from converge.contracts.store import LIMITS, Batch, Conflict, Entry, Key, Range, Rest, Window
+from converge.errors import SchemaTooNew, StoreError, TornRecord
 from converge.ids import id_text
-from converge.machines.task import TERMINAL, CameDue, DeadlinePassed, Event, Found, Held, Later, LeaseEnded, is_terminal, step
-from converge.model.keys import AGENT, DEAD, DEDUP, DONE, EXPIRY, HELD, JOINED, LATER, LIMIT, MEMBER, NOTICE, POOL, STATE, TASK
+from converge.machines.task import CameDue, DeadlinePassed, Found, Held, Later, LeaseEnded, is_terminal, place_of, step, waiting_keys
+from converge.model.keys import AGENT, DEAD, EXPIRY, HELD, JOINED, LATER, LIMIT, MEMBER, NOTICE, STATE, TASK
 from converge.model.task import Spec, State
-from converge.services.around import Moved, find, look_around
+from converge.services.around import Moved, look_around, look_around_all, wakes
+from converge.services.lanes import LaneCloser
 from converge.services.lease import ended
 from converge.services.opened import Opened
+from converge.services.retention import Retention
 
 log = logging.getLogger("converge.sweep")
 
 PAGE = 200
 """Claims, or tasks, of one page: a step of this size stalls others by a few milliseconds at most, and ten thousand take no longer in all."""
 
-LATE_PAGES = 10
-"""Pages of deadlines that one call looks through for a task that still waits: those of tasks that are held stay, and may fill whole pages."""
+UNMOVED_PAGES = 10
+"""Pages that one call looks through for something to move: what is held past its deadline, or cannot be read, stays, and may fill whole pages."""
+
+SELDOM_SEC = 5.0
+"""How often, about, lanes and what is old are looked at where nothing was found: nobody waits for that."""
+
+YIELD_SEC = 0.5
+"""How long a process leaves to another what that one was faster at: most of a page was done when it came to write it."""
+
+YIELD_LEAST = 8
+"""A page must have been this long for that: of two that each look for one task, one always loses."""
+
+
+_Record = tuple[Spec, State | None]
 
 
 class Sweep:
@@ -33,13 +49,48 @@ class Sweep:
 
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
-        self._limit_after: Rest | None = None
+        self._retention, self._lanes = Retention(opened), LaneCloser(opened)
+        self._seldom_due = float("-inf")
+        self._yields: dict[Key, float] = {}
+        self._told: set[bytes] = set()  # of which tasks it was said that they cannot be read
         self.next_due: int | None = None
 
     async def page(self) -> int:
         """Do one page of everything; answer how many keys were moved (0: nothing is left to do now)."""
         moved = await self.end_leases() + await self.put_back()
-        return moved + await self.move_due() + await self.fail_late() + await self.remove_old()
+        moved += await self.move_due() + await self.fail_late()
+        return moved + await self.remove_old() + await self._lanes.page()
+
+    async def paced_page(self) -> int:
+        """Do one page of what there is to do, as far as a glance shows it, and leave to another process what that one is at; answer as `page`.
+
+        An idle store costs one scan, and the clock.
+        """
+        store = self._opened.store
+        expiries, dead, later, limits = await store.scan([Range(EXPIRY(), None, LIMITS.keys), Range(DEAD(), None, 1), *_FIRST_OF])
+        now = await store.time()
+        self._opened.saw_time(now)
+        self.next_due = later[0].key[1] if later else None
+        moved = 0
+        if len(expiries) == LIMITS.keys or any(_number(entry) < now for entry in expiries):
+            moved += await self.end_leases()
+        if dead or moved:
+            moved += await self.put_back()
+        if later and later[0].key[1] <= now:
+            moved += await self._unless_yielded(LATER(), self.move_due)
+        if limits and limits[0].key[1] <= now:
+            moved += await self._unless_yielded(LIMIT(), self.fail_late)
+        return moved + await self._seldom()
+
+    async def _seldom(self) -> int:
+        monotonic = self._opened.env.monotonic()
+        if monotonic < self._seldom_due:
+            return 0
+        moved = await self.remove_old()
+        closed = await self._lanes.page()
+        if not moved and not self._lanes.is_under_way:
+            self._seldom_due = monotonic + SELDOM_SEC * self._jitter()
+        return moved + closed
 
     async def end_leases(self) -> int:
         """End leases whose time has passed; the window compares it in the store."""
@@ -49,7 +100,7 @@ class Sweep:
         after: Rest | None = None
         while True:
             (page,) = await store.scan([Range(EXPIRY(), after, LIMITS.keys)])
-            passed = [(entry, int(entry.value)) for entry in page if int(entry.value) < now]
+            passed = [(entry, until) for entry in page if (until := _number(entry)) < now]
             if passed:
                 batches = [ended(entry.key[1], entry.revision, until) for entry, until in passed]
                 moved += _committed(await (await self._opened.commits()).commit(batches))
@@ -59,17 +110,19 @@ class Sweep:
 
     async def put_back(self) -> int:
         """Put one page of the claims of each dead lease back; remove the lease when nothing is left of it."""
-        store = self._opened.store
-        (dead,) = await store.scan([Range(DEAD(), None, 32)])
+        (dead,) = await self._opened.store.scan([Range(DEAD(), None, 32)])
+        # Each process begins with another one: several that wake together share them.
         moved = 0
-        for entry in dead:
-            lease = entry.key[1]
-            (claims,) = await store.scan([Range(HELD(lease), None, PAGE)])
-            if claims:
-                moved += await self._step_all([(c.key[3], Held(lease, c.key[4], c.revision, int(c.value))) for c in claims], LeaseEnded(), True)
-            else:
-                moved += await self._bury(entry)
+        for entry in random.Random(self._opened.env.entropy(8)).sample(dead, len(dead)):
+            moved += await self._unless_yielded(HELD(entry.key[1]), partial(self._put_back_of, entry))
         return moved
+
+    async def _put_back_of(self, dead: Entry) -> int:
+        async def back(page: Sequence[Entry]) -> int:
+            return await self._step_all([(c.key[3], Held(c.key[1], c.key[4], c.revision, _number(c))) for c in page], LeaseEnded(), page[0].key[:2])
+
+        moved, is_empty = await self._move_some(HELD(dead.key[1]), None, back)
+        return await self._bury(dead) if is_empty else moved
 
     async def _bury(self, dead: Entry) -> int:
         """Remove what else names a dead lease; its own key goes last, so that a killed sweep is resumed by any other."""
@@ -78,12 +131,10 @@ class Sweep:
         pages = await store.scan([Range(family(lease), None, PAGE) for family in (AGENT, NOTICE, JOINED)])
         deletes: list[Key] = [entry.key for entry in (*pages[0], *pages[1])]
         batches = [Batch((), (), deletes)] if deletes else []
-        for joined in pages[2]:
-            member_key = MEMBER(joined.key[2], joined.key[3])
-            (member,) = await store.get([member_key])
-            names_it = member is not None and member.value == f'"{lease.hex()}"'.encode()
-            if member is not None and names_it:
-                batches.append(Batch([(member_key, member.revision)], (), [member_key, joined.key]))
+        members = await store.get([MEMBER(joined.key[2], joined.key[3]) for joined in pages[2]])
+        for joined, member in zip(pages[2], members, strict=True):
+            if member is not None and member.value == f'"{lease.hex()}"'.encode():
+                batches.append(Batch([(member.key, member.revision)], (), [member.key, joined.key]))
             else:
                 batches.append(Batch([(joined.key, joined.revision)], (), [joined.key]))
         moved = _committed(await commits.commit(batches, wake=["agents"]))
@@ -93,101 +144,135 @@ class Sweep:
 
     async def move_due(self) -> int:
         """Make tasks ready whose time has come; `next_due` then says when the next one's comes."""
-        (page,) = await self._opened.store.scan([Range(LATER(), None, PAGE)])
         now = await self._opened.store.time()
-        due = [entry for entry in page if entry.key[1] <= now]
-        self.next_due = page[len(due)].key[1] if len(due) < len(page) else None
-        return await self._step_all([(entry.key[2], Later(entry.revision)) for entry in due], CameDue(), True)
+
+        async def ready(page: Sequence[Entry]) -> int:
+            return await self._step_all([(entry.key[2], Later(entry.revision)) for entry in page], CameDue(), LATER())
+
+        moved, _ = await self._move_some(LATER(), now, ready)
+        return moved
 
     async def fail_late(self) -> int:
         """Fail tasks that still wait past their deadline; one that is held keeps its limit until its attempt ends."""
-        moved = 0
-        for _ in range(LATE_PAGES):
-            (page,) = await self._opened.store.scan([Range(LIMIT(), self._limit_after, PAGE)])
-            now = await self._opened.store.time()
-            late = [entry for entry in page if entry.key[1] <= now]
-            self._limit_after = late[-1].key[1:] if len(late) == PAGE else None
-            for entry in late:
-                try:
-                    moved += await self._fail_late(entry)
-                except (TornRecord, SchemaTooNew, StoreBusy) as error:
-                    log.error("a task past its deadline is left where it is, the sweep goes on: %s", error)
-            if moved or self._limit_after is None:
-                break
+        moved, _ = await self._move_some(LIMIT(), await self._opened.store.time(), self._fail_all_late)
         return moved
-
-    async def _fail_late(self, entry: Entry) -> int:
-        try:
-            spec, state, place = await find(self._opened.store, entry.key[2])
-        except NoSuchTask:
-            spec, state, place = None, None, None
-        if spec is None or is_terminal(state) or place is None:
-            return _committed(await (await self._opened.commits()).commit([Batch([(entry.key, entry.revision)], (), [entry.key])]))
-        return 0 if type(place) is Held else await self._step(Found(entry.key[2], spec, state, place), DeadlinePassed(), False)
 
     async def remove_old(self) -> int:
-        """Remove terminal tasks whose retention has passed, with their dedup keys."""
-        store = self._opened.store
-        (pools,) = await store.scan([Range(POOL(), None, LIMITS.keys)])
-        prefixes = [DONE(pool.key[1], state.value) for pool in pools for state in sorted(TERMINAL)]
-        now = await self._opened.now()
-        moved = 0
-        for at in range(0, len(prefixes), LIMITS.ranges):
-            pages = await store.scan([Range(prefix, None, PAGE) for prefix in prefixes[at : at + LIMITS.ranges]])
-            old = [entry for page in pages for entry in page if entry.key[3] <= now]
-            if old:
-                moved += await self._remove(old)
-        return moved
+        """Remove a page of terminal tasks whose retention has passed, with their dedup keys."""
+        return await self._retention.remove_old()
 
-    async def _remove(self, old: Sequence[Entry]) -> int:
-        ids = [entry.key[4] for entry in old]
-        specs: list[Entry | None] = []
-        for at in range(0, len(ids), LIMITS.keys):
-            specs += await self._opened.store.get([TASK(id_) for id_ in ids[at : at + LIMITS.keys]])
-        batches = []
-        for entry, spec in zip(old, specs, strict=True):
-            deletes = [entry.key, TASK(entry.key[4]), STATE(entry.key[4])]
-            dedup_key = None if spec is None else decode(spec.value, Spec, id_text(entry.key[4])).dedup_key
-            if dedup_key is not None:
-                deletes.append(DEDUP(entry.key[1], dedup_key))
-            batches.append(Batch([(entry.key, entry.revision)], (), deletes))
-        return _committed(await (await self._opened.commits()).commit(batches))
+    async def _move_some(self, prefix: Key, until: int | None, move: Callable[[Sequence[Entry]], Awaitable[int]]) -> tuple[int, bool]:
+        """Move the first page in which there is something to move, of the keys whose first number is at most `until`; tell whether there are none."""
+        after: Rest | None = None
+        for _ in range(UNMOVED_PAGES):
+            (page,) = await self._opened.store.scan([Range(prefix, after, PAGE)])
+            due = page if until is None else [entry for entry in page if entry.key[1] <= until]
+            if until is not None and prefix == LATER():
+                self.next_due = page[len(due)].key[1] if len(due) < len(page) else None
+            if not due:
+                return 0, after is None
+            if moved := await move(due):
+                return moved, False
+            if len(due) < PAGE:
+                break
+            after = due[-1].key[len(prefix) :]
+        return 0, False
 
-    async def _step_all(self, places: Sequence[tuple[bytes, Held | Later]], event: Event, needs_lane: bool) -> int:
-        store = self._opened.store
-        moved = 0
+    async def _fail_all_late(self, page: Sequence[Entry]) -> int:
+        commits = await self._opened.commits()
+        records = await self._read(entry.key[2] for entry in page)
+        over = [
+            Batch([(entry.key, entry.revision)], (), [entry.key]) for entry in page if entry.key[2] in records and _is_over(records[entry.key[2]])
+        ]
+        moved = _committed(await commits.commit(over))
+        channels: set[str] = set()
         batches: list[Batch] = []
-        lanes: set[str] = set()
-        entries = await store.get([family(id_) for id_, _ in places for family in (TASK, STATE)])
-        now = await self._opened.now()
-        for (id_, place), spec, state in zip(places, entries[::2], entries[1::2], strict=True):
-            text = id_text(id_)
-            if spec is None:
-                continue  # it was removed meanwhile: its place's key is gone too
+        for found in await self._waiting([(id_, record) for id_, record in records.items() if record is not None and not is_terminal(record[1])]):
             try:
-                found = Found(id_, decode(spec.value, Spec, text), None if state is None else decode(state.value, State, text), place)
-                around = await look_around(self._opened, found, needs_lane=needs_lane)
+                around = await look_around(self._opened, found, needs_lane=False)
             except Moved:
                 continue
             except (TornRecord, SchemaTooNew) as error:
-                log.error("task %s is left where it is, the sweep goes on: %s", text, error)
+                self._tell(found.id, error)
                 continue
-            batches.append(step(found, event, now, around))
-            lanes |= {f"lane.{found.spec.lane}", found.spec.origin}
-            if around.successor is not None:
-                lanes.add(f"lane.{around.successor.spec.lane}")
-        if batches:
-            moved = _committed(await (await self._opened.commits()).commit(batches, wake=lanes - {""}))
+            late = step(found, DeadlinePassed(), await self._opened.now(), around)._replace(window=Window(at_least=found.spec.deadline))
+            channels |= wakes(found, around, is_ready=False)
+            if found.spec.ordering_key is None:
+                batches.append(late)
+            else:  # the next one of its key must find the row as this one leaves it
+                moved += _committed(await commits.commit([late], wake=wakes(found, around, is_ready=False)))
+        return moved + _committed(await commits.commit(batches, wake=channels))
+
+    async def _waiting(self, records: Sequence[tuple[bytes, _Record]]) -> list[Found]:
+        """Those of the tasks that nobody holds, each with the key under which it stands."""
+        keys = [key for id_, (spec, state) in records for key in waiting_keys(id_, spec, state)]
+        entries: dict[Key, Entry] = {}
+        for at in range(0, len(keys), LIMITS.keys):
+            entries |= {entry.key: entry for entry in await self._opened.store.get(keys[at : at + LIMITS.keys]) if entry is not None}
+        waiting = []
+        for id_, (spec, state) in records:
+            entry = next((entries[key] for key in waiting_keys(id_, spec, state) if key in entries), None)
+            if entry is not None:
+                waiting.append(Found(id_, spec, state, place_of(entry.key, entry.revision)))
+        return waiting
+
+    async def _read(self, ids: Iterable[bytes]) -> dict[bytes, _Record | None]:
+        """Read the records of at most a page of tasks: None of one that is not there, nothing of one that cannot be read."""
+        ids = list(ids)
+        entries = await self._opened.store.get([family(id_) for id_ in ids for family in (TASK, STATE)])
+        records: dict[bytes, _Record | None] = {}
+        for id_, spec, state in zip(ids, entries[::2], entries[1::2], strict=True):
+            text = id_text(id_)
+            try:
+                records[id_] = None if spec is None else (decode(spec.value, Spec, text), None if state is None else decode(state.value, State, text))
+            except (TornRecord, SchemaTooNew) as error:
+                self._tell(id_, error)
+        return records
+
+    async def _step_all(self, places: Sequence[tuple[bytes, Held | Later]], event: LeaseEnded | CameDue, kind: Key) -> int:
+        records = await self._read(id_ for id_, _ in places)
+        # One without a record was removed meanwhile: its place's key is gone too.
+        all_found = [Found(id_, *record, place) for id_, place in places if (record := records.get(id_)) is not None]
+        batches: list[Batch] = []
+        channels: set[str] = set()
+        now = await self._opened.now()
+        for found, around in zip(all_found, await look_around_all(self._opened, all_found), strict=True):
+            if isinstance(around, StoreError):
+                self._tell(found.id, around)
+            elif not isinstance(around, Moved):
+                batches.append(step(found, event, now, around))
+                channels |= wakes(found, around, is_ready=True)
+        moved = _committed(await (await self._opened.commits()).commit(batches, wake=channels))
+        if len(batches) >= YIELD_LEAST and moved < len(batches) / 2:
+            self._yields[kind] = self._opened.env.monotonic() + YIELD_SEC * self._jitter()
         return moved
 
-    async def _step(self, found: Found, event: Event, needs_lane: bool) -> int:
-        try:
-            around = await look_around(self._opened, found, needs_lane=needs_lane)
-        except Moved:
-            return 0
-        batch = step(found, event, await self._opened.now(), around)
-        wake = {found.spec.origin} | ({f"lane.{around.successor.spec.lane}"} if around.successor else set())
-        return _committed(await (await self._opened.commits()).commit([batch], wake=wake - {""}))
+    async def _unless_yielded(self, kind: Key, move: Callable[[], Awaitable[int]]) -> int:
+        if (until := self._yields.get(kind)) is not None:
+            if self._opened.env.monotonic() < until:
+                return 0
+            del self._yields[kind]
+        return await move()
+
+    def _jitter(self) -> float:
+        return 0.5 + random.Random(self._opened.env.entropy(8)).random()
+
+    def _tell(self, id_: bytes, error: Exception) -> None:
+        if id_ not in self._told and len(self._told) < LIMITS.keys:
+            self._told.add(id_)
+            log.error("task %s is left where it is, the sweep goes on: %s", id_text(id_), error)
+
+
+_FIRST_OF = (Range(LATER(), None, 1), Range(LIMIT(), None, 1))
+
+
+def _is_over(record: _Record | None) -> bool:
+    return record is None or is_terminal(record[1])
+
+
+def _number(entry: Entry) -> int:
+    """Return the moment that stands in an entry; 0, long ago, where it cannot be read: what nobody can read keeps no work from going back."""
+    return int(entry.value) if entry.value.isdigit() else 0
 
 
 def _committed(outcomes: Sequence[object]) -> int:

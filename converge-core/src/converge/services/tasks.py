@@ -30,7 +30,7 @@ from converge.machines.task import (
 )
 from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, POOL, READY, Key
 from converge.model.task import Task
-from converge.services.around import Moved, find, lease_ids, look_around, read_task
+from converge.services.around import Moved, find, lease_ids, look_around, read_task, wakes
 from converge.services.claims import Claims, settle
 from converge.services.finishes import Finishes
 from converge.services.opened import Opened
@@ -172,9 +172,8 @@ class TaskManager:
             except Moved:
                 continue
             batch = step(found, Cancelled(by, why), await self._opened.now(), around)
-            wake = {spec.origin} | ({f"lease.{place.lease.hex()}"} if type(place) is Held else set())
-            wake |= {f"lane.{around.successor.spec.lane}"} if around.successor is not None else set()
-            (outcome,) = await (await self._opened.commits()).commit([batch], wake=wake - {""})
+            wake = wakes(found, around, is_ready=False) | ({f"lease.{place.lease.hex()}"} if type(place) is Held else set())
+            (outcome,) = await (await self._opened.commits()).commit([batch], wake=wake)
             if not isinstance(outcome, Conflict):
                 self._held.pop(id_, None)
                 return True
@@ -323,7 +322,7 @@ class TaskManager:
         monotonic = self._opened.env.monotonic()
         if monotonic - self._swept >= self._poll_sec:
             self._swept = monotonic
-            await self._sweep.page()
+            await self._sweep.paced_page()
 
     def _jitter(self) -> float:
         return random.Random(self._opened.env.entropy(8)).random()
