@@ -1,40 +1,72 @@
-"""Notices of cancelled claims, that others leave under this process's lease."""
+"""Notices of cancelled claims, that others leave under this process's lease, and with them whether the store's wake-ups arrive."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
+from contextlib import aclosing
 from typing import Any
 
 import anyio
 
 from converge.contracts.store import Batch, Range
-from converge.errors import LeaseEnded, StoreError
+from converge.errors import LeaseEnded, StoreError, StoreUnavailable
 from converge.model.keys import NOTICE
 from converge.runtime.feed import Feed
 from converge.runtime.slots import Why
 from converge.services.lease import Lease
 from converge.services.opened import Opened
 
-log = logging.getLogger("converge.node")
-
 PAGE = 200
 """Notices read at a time."""
 
+UNHEARD = 2
+"""Renewals in a row whose wake-up did not arrive: one may be on its way when it is looked for."""
+
+PART = "notices"
+
 
 class Notices:
-    """Hears of cancelled claims, at the latest with every renewal."""
+    """Hears of cancelled claims when their holder is woken, at the latest with every renewal."""
 
     def __init__(self, opened: Opened, lease_sec: float, feeds: Mapping[Any, Feed]) -> None:
         self._opened, self._pause_sec, self._feeds = opened, lease_sec / 3, feeds
+        self._woken = anyio.Event()
+        self._heard = 0  # renewals of the lease when a wake-up arrived last
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
-        while True:
-            lease = self._opened.lease_opened
-            if lease is not None and lease.remaining_sec() > 0:
-                await self._read(lease)
-            await anyio.sleep(self._pause_sec)
+        async with anyio.create_task_group() as group:
+            scope, watched = anyio.CancelScope(), None
+            while True:
+                lease = self._opened.lease_opened
+                if lease is not None and lease.remaining_sec() > 0:
+                    if lease is not watched:
+                        scope.cancel()
+                        scope, watched, self._heard = anyio.CancelScope(), lease, lease.renewals
+                        group.start_soon(self._watch, lease, scope)
+                    self._woken = anyio.Event()
+                    await self._read(lease)
+                    self._listen(lease)
+                with anyio.move_on_after(self._pause_sec):
+                    await self._woken.wait()
+
+    def _listen(self, lease: Lease) -> None:
+        """Say so when renewals go through, but their wake-ups do not arrive."""
+        if lease.renewals - self._heard >= UNHEARD:
+            self._opened.deafness.failed(PART, StoreUnavailable(f"{lease.renewals - self._heard} renewals of the lease were not heard of"))
+
+    async def _watch(self, lease: Lease, scope: anyio.CancelScope) -> None:
+        with scope:
+            while True:
+                try:
+                    async with aclosing(self._opened.store.watch([lease.channel])) as watch:  # type: ignore[type-var]  # every watch is an async generator
+                        async for _ in watch:
+                            self._heard = lease.renewals
+                            self._opened.deafness.works(PART)
+                            self._woken.set()
+                except StoreError as error:
+                    self._opened.deafness.failed(PART, error)
+                await anyio.sleep(self._pause_sec)
 
     async def _read(self, lease: Lease) -> None:
         try:
@@ -44,5 +76,6 @@ class Notices:
                 for feed in self._feeds.values():
                     feed.slots.cancel(Why.CALLED_OFF, ids)
                 await (await self._opened.commits()).commit([Batch((), (), [entry.key for entry in page])])
+            self._opened.outage.works(PART)
         except (StoreError, LeaseEnded) as error:
-            log.warning("notices of cancelled tasks could not be read: %s", error)
+            self._opened.outage.failed(PART, error)

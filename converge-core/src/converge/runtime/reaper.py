@@ -23,16 +23,21 @@ class Reaper:
     def __init__(self, opened: Opened, poll_sec: float) -> None:
         self._opened, self._poll_sec = opened, poll_sec
         self.sweep = Sweep(opened)
+        self.asked: float | None = None
+        """Since when a page has been under way (monotonic seconds): a store that is silent shows here."""
 
     async def run(self) -> None:
         """Sweep a page; go on at once while there is work, else sleep for a poll interval, or until the next task is due."""
         while True:
             try:
-                moved = await self.sweep.page()
+                self.asked = self._opened.env.monotonic()
+                moved = await self.sweep.paced_page()
+                self._opened.outage.works("sweep")
                 pause_sec = PAUSE_SEC if moved else await self._pause_sec()
             except StoreError as error:
-                log.warning("the sweep waits for the store: %s", error)
+                self._opened.outage.failed("sweep", error)
                 pause_sec = self._poll_sec
+            self.asked = None
             await anyio.sleep(pause_sec)
 
     async def _pause_sec(self) -> float:

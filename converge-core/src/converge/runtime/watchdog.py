@@ -19,6 +19,10 @@ TICK_GREATEST_SEC = 0.5
 """How often the watchdog looks at the lease: often enough that handlers stop well within the lease's margin."""
 
 
+TELL_BLOCKED_SEC = 2.0
+"""A loop that was blocked for so long did not answer others meanwhile; a busy machine alone rarely keeps it that long."""
+
+
 class Watchdog:
     """One for a process, whatever the number of its agents and tasks."""
 
@@ -26,11 +30,14 @@ class Watchdog:
         self._opened, self._env, self._lease_sec, self._feeds = opened, env, lease_sec, feeds
         self.is_stopping = False
         self.lease_lost = anyio.Event()
+        self.looked = env.monotonic()
+        """When it ran last (monotonic seconds): long ago means that the loop is blocked."""
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
         lost: Lease | None = None
         while True:
+            self._look_at_loop()
             lease = self._opened.lease_opened
             if lease is not None:
                 lease.beat()
@@ -38,6 +45,15 @@ class Watchdog:
                     lost = lease
                     self._lost(lease)
             await anyio.sleep(self._tick_sec())
+
+    def _look_at_loop(self) -> None:
+        now = self._env.monotonic()
+        blocked_sec = now - self.looked
+        self.looked = now
+        if blocked_sec > TELL_BLOCKED_SEC:
+            log.warning(
+                "the event loop runs again; it was blocked for %.1f s; what computes for long belongs into a plain def", blocked_sec
+            )
 
     def _tick_sec(self) -> float:
         """Cancel what has run too long; return when to look again."""

@@ -17,9 +17,10 @@ import attrs
 from converge.codec import encode
 from converge.contracts.store import ABSENT, Batch, Check, Committed, Conflict, Entry, Store, Window
 from converge.env import Env
-from converge.errors import LeaseEnded, OutcomeUnknown, StoreBusy, StoreError
+from converge.errors import LeaseEnded, OutcomeUnknown, StoreBusy, StoreError, StoreUnavailable
 from converge.model.keys import DEAD, EXPIRY, LEASE
 from converge.services.commits import Commits
+from converge.services.outage import Outage
 
 log = logging.getLogger("converge.lease")
 
@@ -49,13 +50,14 @@ class LeaseSettings:
 class Lease:
     """This process's lease on one store. `check_alive`, `remaining_sec` and `beat` may be called at any time from the loop that opened it."""
 
-    def __init__(self, store: Store, commits: Commits, env: Env, settings: LeaseSettings) -> None:
+    def __init__(self, store: Store, commits: Commits, env: Env, settings: LeaseSettings, outage: Outage | None = None) -> None:
         self.id = env.entropy(16)
         self.settings = settings
         self.renewals = 0
         self.worst_renewal_sec = 0.0
         self.blocked_sec = 0.0
         self._store, self._commits, self._env = store, commits, env
+        self._outage = outage or Outage(env)
         self._revision = 0
         self._expiry_revision = 0
         self._deadline = 0.0  # monotonic: until when this process may act
@@ -64,6 +66,11 @@ class Lease:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._owner = threading.get_ident()
+
+    @property
+    def channel(self) -> str:
+        """Woken by who cancels a claim of this lease, and by each renewal: a holder that does not hear its own renewals is deaf."""
+        return f"lease.{self.id.hex()}"
 
     def check(self) -> Check:
         """Return the check that a claim carries: it fails once the lease has ended."""
@@ -93,6 +100,11 @@ class Lease:
         return 0.0 if self._ended is not None else self._deadline - self._env.monotonic()
 
     @property
+    def deadline(self) -> float:
+        """Until when this process may act, by its monotonic clock."""
+        return self._deadline
+
+    @property
     def why_ended(self) -> str | None:
         """Why the lease has ended, if it has."""
         return self._ended
@@ -115,6 +127,7 @@ class Lease:
         assert isinstance(outcome, Committed), "16 random bytes were drawn twice"
         self._revision = self._expiry_revision = outcome.revision
         self._deadline = began + self.settings.lease_sec * (1 - MARGIN)
+        self._outage.works("renewal")
         self._thread = threading.Thread(target=self._run, name="converge-lease", daemon=True)
         self._thread.start()
 
@@ -194,17 +207,19 @@ class Lease:
         with anyio.move_on_after(self.settings.lease_sec / 2) as scope:
             try:
                 until = await store.time() + self._lease_us()
-                outcome, *_ = await store.commit([Batch([(key, self._expiry_revision)], [(key, str(until).encode())])])
+                outcome, *_ = await store.commit([Batch([(key, self._expiry_revision)], [(key, str(until).encode())])], wake=[self.channel])
                 if isinstance(outcome, Conflict):
                     return await self._look_again(store)
                 self._expiry_revision = outcome.revision
             except OutcomeUnknown:
                 return await self._look_again(store)
             except StoreError as error:
-                log.warning("lease %s was not renewed: %s", self.id.hex(), error)
+                self._outage.failed("renewal", error)
                 return False
         if scope.cancelled_caught:
+            self._outage.failed("renewal", StoreUnavailable(f"a renewal of the lease was not answered within {self.settings.lease_sec / 2:g} s"))
             return False
+        self._outage.works("renewal")
         self._deadline = began + self.settings.lease_sec * (1 - MARGIN)
         self.renewals += 1
         self.worst_renewal_sec = max(self.worst_renewal_sec, self._env.monotonic() - began)

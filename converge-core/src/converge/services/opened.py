@@ -16,6 +16,7 @@ from converge.model.keys import EPOCH, POOL
 from converge.model.pool import Pool
 from converge.services.commits import Commits
 from converge.services.lease import Lease, LeaseSettings
+from converge.services.outage import DEAF, HEARS, Outage
 
 POOL_FRESH_SEC = 1.0
 """How old a pool's record may be where a check of its revision would catch a change anyway."""
@@ -39,6 +40,7 @@ class Opened:
         self.store, self.env = store, env
         self.lease_settings = lease_settings or LeaseSettings()
         self.pools: dict[str, PoolSeen] = {}
+        self.outage, self.deafness = Outage(env), Outage(env, DEAF, HEARS)
         self.origin = f"done.{env.entropy(8).hex()}"
         self._commits: Commits | None = None
         self._lease: Lease | None = None
@@ -72,7 +74,7 @@ class Opened:
         if self._lease is None:
             async with self._lock:
                 if self._lease is None:
-                    lease = Lease(self.store, commits, self.env, self.lease_settings)
+                    lease = Lease(self.store, commits, self.env, self.lease_settings, self.outage)
                     await lease.open()
                     self._lease = lease
         self._lease.check_alive()

@@ -92,17 +92,19 @@ class Results:
             try:
                 async with aclosing(self._opened.store.watch([self._opened.origin])) as watch:  # type: ignore[type-var]  # every watch is an async generator
                     async for _ in watch:
+                        self._opened.deafness.works("results")
                         woken.event.set()
             except StoreError as error:
-                log.warning("wake-ups are lost, results are polled for until they are back: %s", error)
+                self._opened.deafness.failed("results", error)
             await anyio.sleep(self._poll_sec)
 
     async def _look_if_possible(self) -> None:
         """Look; while the store is away whoever waits goes on waiting, as long as their own timeout lets them."""
         try:
             await self._look()
+            self._opened.outage.works("results")
         except StoreError as error:
-            log.warning("results wait for the store: %s", error)
+            self._opened.outage.failed("results", error)
 
     async def _look(self) -> None:
         ids = list(self._waiting)

@@ -71,9 +71,10 @@ class StoreSightings(Discovery):
                 try:
                     async with aclosing(self._opened.store.watch([CHANNEL])) as watch:  # type: ignore[type-var]  # every watch is an async generator
                         async for _ in watch:
+                            self._opened.deafness.works("agents")
                             event.set()
                 except StoreError as error:
-                    log.warning("the store's wake-ups are lost, agents are polled for until they are back: %s", error)
+                    self._opened.deafness.failed("agents", error)
                 await anyio.sleep(self._poll_sec)
 
         lost: StoreError | None = None

@@ -1,0 +1,159 @@
+"""The health of a node: whether it lives, whether it is ready, and if not, why; read from any thread, also while the loop is blocked."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import NamedTuple
+
+import attrs
+
+from converge.env import Env
+from converge.runtime.reaper import Reaper
+from converge.runtime.watchdog import Watchdog
+from converge.services.opened import Opened
+
+BLOCKED_SEC = 1.0
+"""A loop that has not run for so long is blocked: its watchdog wants to run twice a second."""
+
+SILENT_SEC = 1.5
+"""A call of the store that takes so long counts as an outage: the node is to be not ready within 3 s of one, a poll interval and an answer."""
+
+LATE = 2 / 3
+"""The part of a lease after which its renewal is late: it is due after a third, and a second try should have gone through."""
+
+
+class Code(StrEnum):
+    """Why a node is not ready."""
+
+    STARTING = "starting"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    LOOP_BLOCKED = "loop_blocked"
+    LEASE_LOST = "lease_lost"
+    RENEWAL_LATE = "renewal_late"
+    STORE_AWAY = "store_away"
+    WATCH_DEAF = "watch_deaf"
+    AGENT_DOWN = "agent_down"
+
+
+class Ailment(NamedTuple):
+    """What ails a part of the node; `since` is in monotonic seconds."""
+
+    code: str
+    text: str
+    since: float
+
+
+Source = Callable[[], Iterable[Ailment]]
+"""Tells what ails a part now. Called from any thread: it reads, never waits, and costs nothing for what is well."""
+
+
+@attrs.frozen(kw_only=True)
+class Reason:
+    """Why a node is not ready: a code for programs, a text for people, and since when."""
+
+    code: str
+    text: str
+    since: datetime
+
+
+@attrs.frozen(kw_only=True)
+class Health:
+    """A node at one moment. `is_live`: false when only a restart helps. `is_ready`: it claims tasks and takes messages as it should."""
+
+    is_live: bool
+    is_ready: bool
+    reasons: tuple[Reason, ...] = ()
+
+
+class Vitals:
+    """Where a node's health is read from. Nothing runs for it: all is looked at when somebody asks."""
+
+    def __init__(self, env: Env) -> None:
+        self._env = env
+        self._began = env.monotonic()
+        self._loop = threading.get_ident()
+        self._stopping: float | None = None
+        self._stopped: float | None = None
+        self._parts: tuple[Opened, Watchdog, Reaper, float] | None = None
+        self.sources: list[Source] = []
+        """Parts of the node that say for themselves what ails them."""
+
+    def started(self, opened: Opened, watchdog: Watchdog, reaper: Reaper, stall_sec: float) -> None:
+        """The node runs, on the thread that calls this."""
+        self._loop = threading.get_ident()
+        self._parts = opened, watchdog, reaper, stall_sec
+
+    def stopping(self) -> None:
+        """The node has begun to stop."""
+        self._stopping = self._env.monotonic()
+
+    def stopped(self) -> None:
+        """The node has ended."""
+        self._stopped = self._env.monotonic()
+
+    def read(self) -> Health:
+        """Return the health as it is now."""
+        now = self._env.monotonic()
+        found = list(self._ailments(now))
+        wall = datetime.now(UTC)
+        reasons = [Reason(code=str(one.code), text=one.text, since=wall - timedelta(seconds=max(0.0, now - one.since))) for one in found]
+        return Health(is_live=self._stopped is None and not self._is_stalled(now), is_ready=not reasons, reasons=tuple(reasons))
+
+    def _is_stalled(self, now: float) -> bool:
+        return self._parts is not None and now - self._parts[1].looked > self._parts[3]
+
+    def _ailments(self, now: float) -> Iterable[Ailment]:
+        if self._stopped is not None:
+            yield Ailment(Code.STOPPED, "the node has stopped", self._stopped)
+            return
+        if self._parts is None:
+            yield Ailment(Code.STARTING, "the node has not started", self._began)
+            return
+        opened, watchdog, reaper, _ = self._parts
+        if self._stopping is not None:
+            yield Ailment(Code.STOPPING, "the node is stopping: it claims no more tasks", self._stopping)
+        yield from self._of_loop(now, watchdog)
+        yield from _of_lease(now, opened)
+        yield from _of_store(now, opened, reaper)
+        if (deaf_since := opened.deafness.since) is not None:
+            yield Ailment(Code.WATCH_DEAF, "the store's wake-ups do not arrive; work is found by polling", deaf_since)
+        for source in tuple(self.sources):
+            yield from source()
+
+    def _of_loop(self, now: float, watchdog: Watchdog) -> Iterable[Ailment]:
+        blocked_sec = now - watchdog.looked
+        if blocked_sec > BLOCKED_SEC:
+            yield Ailment(Code.LOOP_BLOCKED, f"the event loop has been blocked for {blocked_sec:.1f} s, {where(self._loop)}", watchdog.looked)
+
+
+def where(thread: int) -> str:
+    """Return in a few words where a thread stands."""
+    frame = sys._current_frames().get(thread)
+    if frame is None or thread == threading.get_ident():
+        return "and runs again"
+    return f"at {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
+
+
+def _of_lease(now: float, opened: Opened) -> Iterable[Ailment]:
+    lease = opened.lease_opened
+    if lease is None:
+        return
+    lease_sec, remaining_sec = lease.settings.lease_sec, lease.remaining_sec()
+    if remaining_sec <= 0:
+        yield Ailment(Code.LEASE_LOST, f"the lease was lost: {lease.why_ended or 'renewals do not reach the store'}", lease.deadline)
+    elif lease.deadline - now < lease_sec * (0.9 - LATE):
+        yield Ailment(Code.RENEWAL_LATE, f"the lease was not renewed for {lease_sec * 0.9 - remaining_sec:.1f} s", now)
+
+
+def _of_store(now: float, opened: Opened, reaper: Reaper) -> Iterable[Ailment]:
+    outage, asked = opened.outage, reaper.asked
+    since, error = outage.since, outage.error
+    if since is not None:
+        yield Ailment(Code.STORE_AWAY, f"the store does not do what it is asked: {error}", since)
+    elif asked is not None and now - asked > SILENT_SEC:
+        yield Ailment(Code.STORE_AWAY, f"the store has not answered for {now - asked:.1f} s", asked)
