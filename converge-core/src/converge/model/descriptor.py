@@ -30,6 +30,7 @@ class AgentDescriptor:
         lease: Hex; the descriptor is listed while this lease lives.
         sequence: Rises with each new descriptor of the agent: the highest wins.
         issued_at: Store time in microseconds.
+        succession: The keys that this one has succeeded, as `Identity.succession`.
     """
 
     id: str
@@ -43,6 +44,7 @@ class AgentDescriptor:
     lease: str = ""
     sequence: int = 0
     issued_at: int = 0
+    succession: tuple[str, ...] = ()
     v: int = FORMAT
 
 

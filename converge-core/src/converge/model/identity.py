@@ -5,14 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from converge.errors import InvalidKey
+from converge.errors import BadSignature, InvalidKey
 
 _ID_TAG = b"converge/id/v1\0"
+_ROTATE_TAG = b"converge/rotate/v1\0"
+KEY_BYTES, SIGNATURE_BYTES = 32, 64
+ROTATIONS = 8
+"""Rotations that an identity tells of, the latest ones: whoever knows a key that is older must be told of the new one by hand."""
+
 _AGENT_ID = re.compile(r"cv1[a-z2-7]{52}")
 _P = 2**255 - 19
 _SIGN = 1 << 255
@@ -66,23 +71,64 @@ def is_agent_id(text: str) -> bool:
     return _AGENT_ID.fullmatch(text) is not None
 
 
+def predecessors(public_key: bytes, succession: Sequence[str]) -> list[str]:
+    """Return the ids that the key has succeeded, the latest first: each link is signed by the key that it names, over the one after it.
+
+    Raises:
+        BadSignature, InvalidKey: A link is not well formed, does not verify, or there are too many.
+    """
+    if len(succession) > ROTATIONS:
+        raise BadSignature(f"a key tells of at most {ROTATIONS} rotations, this one of {len(succession)}")
+    found, newer = [], public_key
+    for link in succession:
+        try:
+            raw = bytes.fromhex(link)
+        except ValueError:
+            raise BadSignature("a link of the key's succession is not hex") from None
+        if len(raw) != KEY_BYTES + SIGNATURE_BYTES:
+            raise BadSignature(f"a link of a succession has {KEY_BYTES + SIGNATURE_BYTES} bytes, this one has {len(raw)}")
+        older = raw[:KEY_BYTES]
+        if not verify(older, raw[KEY_BYTES:], _ROTATE_TAG + newer):
+            raise BadSignature(f"the succession is not signed by the older key {agent_id(older)[:12]}...")
+        found.append(agent_id(older))
+        newer = older
+    return found
+
+
 class Identity:
-    """A private key with its public key and id. It shows neither the key nor its seed, in `repr` or otherwise."""
+    """A private key with its public key and id. It shows neither the key nor its seed, in `repr` or otherwise.
 
-    __slots__ = ("_key", "id", "public_key")
+    Attributes:
+        succession: Hex, the latest first: the keys that this one has succeeded, each with its signature over the next.
+    """
 
-    def __init__(self, seed: bytes) -> None:
-        """Make the identity of a 32-byte seed."""
+    __slots__ = ("_key", "id", "public_key", "succession")
+
+    def __init__(self, seed: bytes, succession: Sequence[str] = ()) -> None:
+        """Make the identity of a 32-byte seed.
+
+        Raises:
+            InvalidKey: The seed has another length.
+            BadSignature: The succession is not the key's.
+        """
         if len(seed) != 32:
             raise InvalidKey(f"an Ed25519 seed has 32 bytes, this one has {len(seed)}")
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
         self.public_key = self._key.public_key().public_bytes_raw()
         self.id = agent_id(self.public_key)
+        self.succession = tuple(succession)
+        predecessors(self.public_key, self.succession)
 
     @classmethod
     def generate(cls, entropy: Callable[[int], bytes]) -> Identity:
         """Draw a new one; `entropy(32)` gives random bytes fit for keys."""
         return cls(entropy(32))
+
+    def succeeded_by(self, seed: bytes) -> Identity:
+        """Return the identity of another seed, signed by this one as its successor: whoever has pinned this key then trusts that one instead."""
+        new = Identity(seed)
+        link = self.public_key + self.sign(_ROTATE_TAG + new.public_key)
+        return Identity(seed, (link.hex(), *self.succession)[:ROTATIONS])
 
     def sign(self, data: bytes) -> bytes:
         """Return the 64-byte signature over `data`, which begins with a domain tag."""
