@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 
 import anyio
+import pytest
 
 from converge.builtin.memory import MemoryStore
-from converge.contracts.store import Batch
+from converge.codec import encode
+from converge.contracts.store import Batch, Committed, Conflict, Entry, Key, Range, Store
+from converge.errors import NoSuchTask, TornRecord
+from converge.ids import id_bytes
+from converge.machines.lane import lane_id
 from converge.machines.task import TaskState
-from converge.model.keys import TASK
+from converge.model.keys import DEAD, EXPIRY, LEASE, POOL, READY, TASK
 from converge.model.pool import Pool
 from converge.model.task import Task
+from converge.services.opened import Opened
 from converge.services.pools import PoolManager
-from converge.services.sweep import PAGE
+from converge.services.sweep import PAGE, Sweep
 from converge.services.tasks import TaskManager
+from converge.testing._store.base import Inheriting
 from converge.testing.fixtures import wait_until
 
 
@@ -46,3 +54,143 @@ async def test_a_page_of_held_tasks_past_their_deadline_hides_no_waiting_one_fro
     await tasks._sweep.fail_late()
     assert (await tasks.get(waiting)).state == TaskState.FAILED
     await tasks._opened.close()
+
+
+async def test_retention_reaches_every_pool_and_goes_past_what_nobody_can_read(store: Store) -> None:
+    pools, tasks = PoolManager(store), TaskManager(store)
+    batches = [Batch([], [(POOL(f"a{number:04}"), encode(Pool(id=f"a{number:04}")))]) for number in range(1_100)]
+    await store.commit(batches[:1_000])
+    await store.commit(batches[1_000:])
+    await pools.create_pool(Pool(id="last", keep_completed_sec=0.0, dedup_window_sec=0.0))
+    torn, whole = await tasks.submit_many([Task(pool_id="last") for _ in range(2)])
+    for task in await tasks.claim("agent", ["last"], limit=2):
+        await tasks.complete(task)
+    await store.commit([Batch((), ((TASK(id_bytes("task id", torn)), b'{"no": "task"}'),))])
+    assert await tasks._sweep.remove_old() == 1
+    with pytest.raises(NoSuchTask):
+        await tasks.get(whole)
+    with pytest.raises(TornRecord):
+        await tasks.get(torn)
+
+
+async def test_a_lease_whose_time_nobody_can_read_gives_its_work_back(store: Store) -> None:
+    tasks = TaskManager(store)
+    task_id = await tasks.submit(Task(pool_id="docs"))
+    async with store.reopen() as other:
+        dying = Opened.of(other)
+        assert len(await TaskManager(other).claim("agent", ["docs"])) == 1
+        lease = await dying.lease()
+        lease.abandon()
+        await store.commit([Batch((), ((EXPIRY(lease.id), b"soon"),))])
+        while await tasks._sweep.page():
+            pass
+        assert [task.id for task in await tasks.claim("agent", ["docs"])] == [task_id]
+        await dying.close()
+
+
+async def dead_lease_with(store: Store, other: Store, count: int) -> None:
+    """Let another process claim `count` tasks, and die."""
+    await TaskManager(store).submit_many([Task(pool_id="docs") for _ in range(count)])
+    claimed = 0
+    while claimed < count:
+        claimed += len(await TaskManager(other).claim("agent", ["docs"], limit=1_000))
+    lease = await Opened.of(other).lease()
+    lease.abandon()
+    (expiry,) = await store.get([EXPIRY(lease.id)])
+    assert expiry is not None
+    await store.commit([Batch([(expiry.key, expiry.revision)], [(DEAD(lease.id), b"")], [LEASE(lease.id), EXPIRY(lease.id)])])
+
+
+async def test_the_work_of_a_dead_process_goes_back_in_few_calls(store: Store) -> None:
+    async with store.reopen() as other, store.reopen() as third:
+        await dead_lease_with(store, other, 1_000)
+        counted = Counted(third)
+        sweep = Sweep(Opened(counted))
+        moved = 0
+        while page := await sweep.paced_page():
+            moved += page
+        assert moved >= 1_000
+        assert counted.calls <= 14 * 1_000 / PAGE, f"{counted.calls} calls for {1_000 // PAGE} pages"
+        (count,) = await store.count([READY(lane_id("docs", "", "", ()))])
+        assert count == 1_000
+        await Opened.of(other).close()
+
+
+async def test_sweeps_of_several_processes_do_little_of_the_work_twice(store: Store) -> None:
+    async with store.reopen() as other, store.reopen() as second, store.reopen() as third:
+        await dead_lease_with(store, other, 2_000)
+        counted = [Counted(handle) for handle in (store, second, third)]
+        sweeps = [Sweep(Opened(handle)) for handle in counted]
+        ready = [READY(lane_id("docs", "", "", ()))]
+
+        async def sweep_until_all_is_back(sweep: Sweep) -> None:
+            while (await store.count(ready))[0] < 2_000:
+                if not await sweep.paced_page():
+                    await anyio.sleep(0.01)
+
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as group:
+                for sweep in sweeps:
+                    group.start_soon(sweep_until_all_is_back, sweep)
+        conflicts = sum(handle.conflicts for handle in counted)
+        assert conflicts <= 2 * PAGE + 100, f"{conflicts} of 2,000 tasks were put back by another when a process came to write them"
+        await Opened.of(other).close()
+        for handle in counted:
+            await Opened.of(handle).close()
+
+
+async def test_an_idle_store_costs_a_sweep_two_calls_as_a_rule(store: Store) -> None:
+    counted = Counted(store)
+    sweep = Sweep(Opened(counted))
+    await sweep.paced_page()
+    began = counted.calls
+    for _ in range(10):
+        assert await sweep.paced_page() == 0
+    assert counted.calls - began == 20
+
+
+async def test_a_whole_page_of_due_tasks_that_nobody_can_read_keeps_no_other_from_its_time(store: Store) -> None:
+    tasks = TaskManager(store)
+    due = datetime.now(UTC) + timedelta(seconds=0.3)
+    torn = await tasks.submit_many([Task(pool_id="docs", not_before=due) for _ in range(PAGE)])
+    await store.commit([Batch((), ((TASK(id_bytes("task id", task_id)), b'{"no": "task"}'),)) for task_id in torn])
+    whole = await tasks.submit(Task(pool_id="docs", not_before=due + timedelta(milliseconds=1)))
+    await wait_until(lambda: datetime.now(UTC) > due + timedelta(milliseconds=50), what="the due time")
+    assert await tasks._sweep.page() == 1
+    assert [task.id for task in await tasks.claim("agent", ["docs"], limit=10)] == [whole]
+
+
+async def test_late_tasks_of_one_ordering_key_fail_in_few_sweeps(store: Store) -> None:
+    tasks = TaskManager(store)
+    deadline = datetime.now(UTC) + timedelta(seconds=0.5)
+    ids = await tasks.submit_many([Task(pool_id="docs", ordering_key="k", deadline=deadline) for _ in range(20)])
+    await wait_until(lambda: datetime.now(UTC) > deadline + timedelta(milliseconds=50), what="the deadline")
+    assert await tasks._sweep.fail_late() + await tasks._sweep.fail_late() == 20  # the end of the first one moves the second
+    assert {(await tasks.get(task_id)).state for task_id in ids} == {TaskState.FAILED}
+    assert await tasks.list(state=TaskState.PENDING, pool_id="docs") == ()
+
+
+class Counted(Inheriting):
+    """Another process's store that counts its calls, and the conflicts that they end in."""
+
+    def __init__(self, inner: Store) -> None:
+        super().__init__(inner)
+        self.calls = self.conflicts = 0
+
+    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
+        self.calls += 1
+        return await super().get(keys)
+
+    async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
+        self.calls += 1
+        return await super().scan(ranges)
+
+    async def time(self) -> int:
+        self.calls += 1
+        return await super().time()
+
+    async def commit(self, batches: Sequence[Batch], *, wake: Collection[str] = ()) -> Sequence[Committed | Conflict]:
+        self.calls += 1
+        outcomes = await super().commit(batches, wake=wake)
+        self.conflicts += sum(isinstance(outcome, Conflict) for outcome in outcomes)
+        return outcomes

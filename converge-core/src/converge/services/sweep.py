@@ -173,7 +173,7 @@ class Sweep:
                 return 0, after is None
             if moved := await move(due):
                 return moved, False
-            if len(due) < PAGE:
+            if len(due) < PAGE or prefix in self._yields:
                 break
             after = due[-1].key[len(prefix) :]
         return 0, False
