@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
+from converge.contracts.decisions import DecisionKind
 from converge.contracts.discovery import DiscoveryBackend
 from converge.contracts.store import StoreBackend
 from converge.contracts.transport import TransportBackend
@@ -37,6 +38,11 @@ def converge_transports() -> Iterable[TransportBackend]:  # type: ignore[empty-b
 @hookspec
 def converge_discoveries() -> Iterable[DiscoveryBackend]:  # type: ignore[empty-body]
     """Declare discovery backends. Called once, after the plugin was named."""
+
+
+@hookspec
+def converge_decisions() -> Iterable[DecisionKind]:  # type: ignore[empty-body]
+    """Declare decisions that agents may take beside core's, each with the handler that carries it out. Called once, after the plugin was named."""
 
 
 @hookspec

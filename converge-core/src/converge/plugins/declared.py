@@ -15,6 +15,7 @@ import pluggy
 
 from converge import hookspecs
 from converge.contracts import discovery, store, transport
+from converge.contracts.decisions import DecisionKind
 from converge.contracts.discovery import DiscoveryBackend
 from converge.contracts.store import StoreBackend
 from converge.contracts.transport import TransportBackend
@@ -92,6 +93,26 @@ def declared(found: Found, plugin: object) -> dict[str, list[Backend]]:
         for backend in backends[kind.word]:
             _check_backend(found, kind, backend)
     return backends
+
+
+def declared_decisions(found: Found, plugin: object) -> list[DecisionKind]:
+    """Return the kinds of decision that the plugin declares, after checking them; its hooks were checked before."""
+    manager = new_manager()
+    manager.register(plugin, name=found.name)
+    try:
+        kinds = [one for some in manager.hook.converge_decisions() for one in some]
+    except Exception as error:
+        raise PluginBroken(f"{title(found)}: converge_decisions failed: {type(error).__name__}: {error}") from error
+    for kind in kinds:
+        if not isinstance(kind, DecisionKind):
+            raise PluginBroken(f"{title(found)}: converge_decisions returned {type(kind).__name__}, expected DecisionKind")
+        if not NAME.fullmatch(str(kind.name)):
+            raise PluginBroken(f"{title(found)}: {kind.name!r} is not a name for a decision: lower case, a-z first, then a-z 0-9 -")
+        if not isinstance(kind.type, type) or not attrs.has(kind.type):
+            raise PluginBroken(f'{title(found)}: the type of the decision "{kind.name}" is no attrs class')
+        if not inspect.iscoroutinefunction(kind.handler):
+            raise PluginBroken(f'{title(found)}: the handler of the decision "{kind.name}" is no async function')
+    return kinds
 
 
 def _check_hooks(found: Found, plugin: object, manager: pluggy.PluginManager) -> None:

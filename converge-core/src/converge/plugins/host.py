@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 import pluggy
 
+from converge.contracts.decisions import CORE_DECISIONS, DecisionKind
 from converge.contracts.discovery import DiscoveryBackend
 from converge.contracts.store import StoreBackend
 from converge.contracts.transport import TransportBackend
@@ -28,6 +29,7 @@ from converge.plugins.declared import (
     Backend,
     Kind,
     declared,
+    declared_decisions,
     import_plugin,
     new_manager,
 )
@@ -44,6 +46,7 @@ from converge.plugins.found import (
     only,
     title,
 )
+from converge.plugins.loaded import Loaded, loaded_from
 from converge.urls import scheme_of
 
 log = logging.getLogger("converge.plugins")
@@ -57,7 +60,7 @@ class Installed:
         name: What `--plugin` takes.
         distribution, version: Whose it is; empty for one from an import path.
         schemes: URL schemes that load it.
-        kinds: `store`, `transport`, `discovery`: what it declares; empty until it is loaded, and of a plugin that only observes.
+        kinds: `store`, `transport`, `discovery`, `decision`: what it declares; empty until it is loaded, and of a plugin that only observes.
         backends: The names of what it declares, likewise.
         is_loaded: Whether this host has loaded it.
     """
@@ -89,12 +92,18 @@ class PluginHost:
         self._loaded: dict[str, _Loaded] = {}  # by target
         self._backends: dict[tuple[str, str], tuple[Backend, Found]] = {}
         self._schemes: dict[tuple[str, str], tuple[Backend, Found]] = {}
+        self._decisions: list[tuple[DecisionKind, Found]] = []
         self._by_name = entries(NAMES_GROUP)
         self._by_scheme = entries(SCHEMES_GROUP)
         self._refused = {self._refusal(name.removeprefix("no:")) for name in plugins if name.startswith("no:")}
         for name in plugins:
             if not name.startswith("no:"):
                 self.load(name)
+
+    @property
+    def decisions(self) -> Sequence[DecisionKind]:
+        """The kinds of decision that the loaded plugins declare, in load order."""
+        return [kind for kind, _ in self._decisions]
 
     @property
     def hook(self) -> pluggy.HookRelay:
@@ -149,6 +158,10 @@ class PluginHost:
         found = [one for some in self._by_name.values() for one in some]
         found += [loaded.found for loaded in self._loaded.values() if not loaded.found.distribution]
         return sorted((self._listed(one) for one in found), key=lambda one: (one.name, one.distribution))
+
+    def loaded(self) -> list[Loaded]:
+        """Return what this host has loaded, in load order."""
+        return [loaded_from(one.found, one.backends, self._manager) for one in self._loaded.values()]
 
     def has(self, hook: str) -> bool:
         """Tell whether a loaded plugin implements the hook: where none does, nothing need be made for it."""
@@ -217,6 +230,8 @@ class PluginHost:
         plugin = import_plugin(found)
         backends = declared(found, plugin)
         self._check_clashes(found, backends)
+        decisions = declared_decisions(found, plugin)
+        self._check_decisions(found, decisions)
         try:
             self._manager.register(plugin, name=found.name)
         except ValueError as error:  # the same object, loaded under another name
@@ -226,7 +241,19 @@ class PluginHost:
             for backend in some:
                 self._backends[word, backend.name] = backend, found
                 self._schemes |= {(word, scheme): (backend, found) for scheme in backend.schemes}
+        self._decisions += [(kind, found) for kind in decisions]
         log.info("loaded %s", title(found))
+
+    def _check_decisions(self, found: Found, kinds: Sequence[DecisionKind]) -> None:
+        known = list(self._decisions)
+        for kind in kinds:
+            if kind.name in CORE_DECISIONS:
+                raise PluginDuplicate(f'{title(found)} declares the decision "{kind.name}", a name of {CORE}; its author must choose another')
+            for other, whose in known:
+                if other.name == kind.name or other.type is kind.type:
+                    what = f'the decision "{kind.name}"' if other.name == kind.name else f"a decision of the type {kind.type.__name__}"
+                    raise PluginDuplicate(f'{title(found)} and {title(whose)} both declare {what}; load one of them, or refuse one with "no:NAME"')
+            known.append((kind, found))
 
     def _check_clashes(self, found: Found, backends: Mapping[str, Sequence[Backend]]) -> None:
         for word, some in backends.items():
@@ -268,8 +295,9 @@ class PluginHost:
         backends: tuple[str, ...] = ()
         if loaded is not None:
             schemes |= {scheme for some in loaded.backends.values() for backend in some for scheme in backend.schemes}
-            kinds = tuple(kind.word for kind in KINDS if loaded.backends[kind.word])
-            backends = tuple(backend.name for some in loaded.backends.values() for backend in some)
+            decisions = tuple(kind.name for kind, whose in self._decisions if whose is loaded.found)
+            kinds = (*(kind.word for kind in KINDS if loaded.backends[kind.word]), *(("decision",) if decisions else ()))
+            backends = (*(backend.name for some in loaded.backends.values() for backend in some), *decisions)
         return Installed(
             name=found.name,
             distribution=found.distribution,

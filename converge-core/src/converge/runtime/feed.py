@@ -17,6 +17,7 @@ from converge.ids import id_text
 from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.runtime.agent import Agent
 from converge.runtime.slots import OnClaimed, Slots, Why
+from converge.runtime.supervision import Supervision
 from converge.services.claims import Claims, settle
 from converge.services.finishes import Finishes
 from converge.services.opened import Opened
@@ -46,10 +47,19 @@ NO_OBSERVERS = Observers()
 class Feed:
     """Claims for a group's free slots, and ends what they have finished."""
 
-    def __init__(self, opened: Opened, claims: Claims, env: Env, group: TaskGroup, poll_sec: float, observers: Observers = NO_OBSERVERS) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        claims: Claims,
+        env: Env,
+        group: TaskGroup,
+        poll_sec: float,
+        observers: Observers = NO_OBSERVERS,
+        supervision: Supervision | None = None,
+    ) -> None:
         self._opened, self._claims, self._env, self._group, self._poll_sec = opened, claims, env, group, poll_sec
         self._observers = observers
-        self.slots = Slots(env, group, self._on_finished, self._on_all_begun, observers.claimed)
+        self.slots = Slots(env, group, self._on_finished, self._on_all_begun, observers.claimed, supervision)
         self._finishes = Finishes(opened)
         self._finished: list[tuple[Found, Event]] = []
         self._unsettled: list[bytes] = []  # nonces of takes that were never answered
@@ -64,21 +74,35 @@ class Feed:
         self._idle = anyio.Event()
         self._look_due = 0.0
         self._turned_at = 0.0
-        self.is_draining = False
+        self.is_draining = self.is_ended = False
         self.completed = 0
         self.failed = 0
         self.stale = 0
         self.error: str | None = None
 
-    def add(self, agent: Agent) -> None:
-        """Let the agent work too."""
-        self.slots.add(agent)
+    def add(self, agent: Agent, count: int | None = None) -> None:
+        """Let the agent work too, in all of its slots or in so many."""
+        self.slots.add(agent, count)
         self._wake()
+
+    def remove(self, agent: Agent) -> None:
+        """Let the agent begin nothing more; what waits goes back where nobody is left to begin it."""
+        self.slots.remove(agent)
+        if self.slots.is_deserted:
+            self._give_back(self.slots.take_back())
+            self._wake()
 
     def start(self) -> None:
         """Start claiming."""
         for _ in range(PUMPS):
             self._group.start_soon(self._pump)
+
+    def end(self) -> None:
+        """Stop for good, after `drain`: no task of this feed is left."""
+        self.is_ended = True
+        if self._watching is not None:
+            self._watching.cancel()
+        self._wake()
 
     @property
     def in_hand(self) -> int:
@@ -92,7 +116,8 @@ class Feed:
         self._wake()
 
     def _give_back(self, claims: list[Found]) -> None:
-        self._finished += [(found, Released("", "its process is stopping")) for found in claims]
+        why = "its process is stopping" if self.is_draining else "its agent rests, or has left the pool"
+        self._finished += [(found, Released("", why)) for found in claims]
 
     async def drain(self) -> None:
         """Stop claiming; return when everything claimed has ended and the store knows."""
@@ -125,10 +150,13 @@ class Feed:
 
     async def _pump(self) -> None:
         backoff_sec = BACKOFF_LEAST_SEC
-        while True:
+        while not self.is_ended:
             try:
                 if await self._turn():
                     backoff_sec = BACKOFF_LEAST_SEC
+                    if self.error is not None:
+                        self.error = None
+                        self._opened.outage.works(f"claims.{id(self)}")
                     continue
             except LeaseEnded as error:
                 # The node's watchdog cancels the handlers, and has another lease opened: its own task, so that the store cannot keep it waiting.
@@ -137,13 +165,18 @@ class Feed:
                 await anyio.sleep(min(self._poll_sec, BACKOFF_GREATEST_SEC))
                 continue
             except ConvergeError as error:
+                if isinstance(error, StoreError):
+                    self._opened.outage.failed(f"claims.{id(self)}", error)
+                elif self.error != str(error):
+                    log.warning("claiming waits: %s", error)
                 self.error = str(error)
                 self._woken = True  # whatever was about to be looked at still must be
-                log.warning("claiming waits, next try in %.2f s: %s", backoff_sec, error)
                 await anyio.sleep(backoff_sec * (0.5 + self._random() / 2))
                 backoff_sec = min(backoff_sec * 2, BACKOFF_GREATEST_SEC)
                 continue
-            self.error = None
+            if self.error is not None:
+                self.error = None
+                self._opened.outage.works(f"claims.{id(self)}")
             with anyio.move_on_after(self._poll_sec * (0.75 + self._random() / 2)) as scope:
                 await self._event.wait()
             if self._event.is_set():
@@ -260,8 +293,9 @@ class Feed:
         if take is None or not isinstance(taken, Taken):
             return
         claims = self._claims.taken(take, taken)
-        if claims and self.is_draining:
+        if claims and (self.is_draining or self.slots.is_deserted):
             self._give_back(claims)
+            self._wake()
         elif claims:
             self._assumed = False
             self.slots.give(claims)
@@ -322,9 +356,10 @@ class Feed:
                 try:
                     async with aclosing(self._opened.store.watch(channels)) as watch:  # type: ignore[type-var]  # every watch is an async generator
                         async for _ in watch:
+                            self._opened.deafness.works(f"lanes.{id(self)}")
                             self._on_wake_up()
                 except StoreError as error:
-                    log.warning("the store's wake-ups are lost, polling until they are back: %s", error)
+                    self._opened.deafness.failed(f"lanes.{id(self)}", error)
                 await anyio.sleep(self._poll_sec)
 
     def lost(self) -> None:

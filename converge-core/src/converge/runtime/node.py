@@ -14,23 +14,26 @@ from anyio.abc import TaskGroup
 
 from converge.contracts.store import Store
 from converge.env import SYSTEM, Env
-from converge.errors import InvalidValue, Unsupported
-from converge.machines.match import Claimer
+from converge.errors import InvalidValue
 from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.model.identity import Identity
 from converge.model.message import Fanout, Receipt
 from converge.model.pool import Pool
 from converge.plugins import PluginHost
-from converge.runtime.agent import Agent, call_handler, check_agent_class, claimer_of, claims_tasks
+from converge.runtime.agent import Agent, call_handler, check_agent_class, decides
+from converge.runtime.decide import DecideLoop
+from converge.runtime.executor import Executor
 from converge.runtime.feed import Feed, Observers
+from converge.runtime.groups import Groups
+from converge.runtime.health import Health, Vitals
 from converge.runtime.network import Network, NetworkSettings, choose
 from converge.runtime.node_settings import NodeArguments, NodeSettings
 from converge.runtime.notices import Notices
 from converge.runtime.reaper import Reaper
 from converge.runtime.rejoin import Rejoin
 from converge.runtime.stopping import Stopping
+from converge.runtime.ticks import Ticks
 from converge.runtime.watchdog import Watchdog
-from converge.services.claims import Claims
 from converge.services.lease import LeaseSettings
 from converge.services.opened import Opened
 from converge.services.opening import open_store
@@ -56,9 +59,10 @@ class Node:
         self.agents: dict[str, Agent] = {}
         self.identity = Identity.generate(env.entropy)
         self._stack = AsyncExitStack()
-        self._feeds: dict[tuple[tuple[str, ...], Claimer], Feed] = {}
+        self._feeds: dict[int, Feed] = {}
         self._stopping: bool = False
         self._host = PluginHost(self.settings.plugins)
+        self.vitals = Vitals(env)
 
     async def __aenter__(self) -> Node:
         try:
@@ -81,14 +85,21 @@ class Node:
             stack.push_async_callback(self.opened.close)  # also of a start that fails: a lease that nobody ends would be renewed for ever
             self._group: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.push_async_callback(self._cancel_group)
+            self.groups = Groups(self.opened, self.pools, self.env, self._group, self.settings.poll_sec, self._observers(), self._feeds)
+            self.supervision = self.groups.supervision
+            self.executor = Executor(self.env, self._host.decisions)
+            self.ticks = Ticks(self.env, self._group, self.supervision)
             self.network = Network(self.opened, self.identity, self.env, self._group, network, self._host, chosen)
             await stack.enter_async_context(self.network.running())
             self.discovery, self.registry = self.network.discovery, self.network.registry
             await self.network.add_node()
-            self._group.start_soon(Reaper(self.opened, self.settings.poll_sec).run)
+            reaper = Reaper(self.opened, self.settings.poll_sec)
+            self._group.start_soon(reaper.run)
             self._group.start_soon(self._watchdog.run)
-            self._group.start_soon(Rejoin(self.opened, self.pools, self.network, self._watchdog, self.agents, self.settings.poll_sec).run)
+            self._group.start_soon(Rejoin(self.opened, self.groups, self.network, self._watchdog, self.settings.poll_sec).run)
+            self._group.start_soon(self.ticks.run)
             self._group.start_soon(Notices(self.opened, self.settings.lease_sec, self._feeds).run)
+            self.vitals.started(self.opened, self._watchdog, reaper, self.settings.stall_sec)
             self._stack = stack.pop_all()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
@@ -104,6 +115,7 @@ class Node:
             await self.stop()
         finally:
             is_handled = await self._stack.__aexit__(kind, error, trace)
+            self.vitals.stopped()
             self.opened.hurry(inf)  # a store that was given is used on by others
         return is_handled
 
@@ -127,32 +139,34 @@ class Node:
     async def _cancel_group(self) -> None:
         self._group.cancel_scope.cancel()
 
-    async def spawn(self, agent: type[Agent], count: int = 1, pool: str | Sequence[str] | None = None) -> list[Agent]:
+    async def spawn(
+        self, agent: type[Agent], count: int = 1, pool: str | Sequence[str] | None = None, *, secret: str | None = None
+    ) -> list[Agent]:
         """Start `count` agents of the class in the pool, several pools, or none (messages only); create pools that are missing.
+
+        `secret`: the join secret of pools that ask for one; then none is created.
 
         Raises:
             InvalidValue, InvalidName, Unsupported: The class, the count or the pool cannot be used; nothing was started.
             PoolClosed: A pool does not admit them.
         """
         check_agent_class(agent)
+        self.executor.check_agent_class(agent)
         if type(count) is not int or count < 1:
             raise InvalidValue("count", count, "an integer, at least 1")
         pools = (pool,) if isinstance(pool, str) else tuple(pool or ())
-        for pool_id in pools:
+        for pool_id in pools if secret is None else ():
             await self.pools.create_pool(Pool(id=pool_id))
         agents = [self._make(agent, pools) for _ in range(count)]
-        for pool_id in pools:
-            await self.pools.join_many([one.id for one in agents], pool_id)
+        await self.groups.start(agents, pools, secret)
         for one in agents:
             await call_handler(one.on_start)
             self.agents[one.id] = one
         await self.network.add(agents)
         # From here on the loop is watched: the first handler may block it before the watchdog has had its first turn.
         (await self.opened.lease()).beat()
-        if pools and claims_tasks(agent):
-            feed = self._feed(pools, claimer_of(agent), agents[0].id)
-            for one in agents:
-                feed.add(one)
+        self.groups.add(agents)
+        self.ticks.add(agents)
         return agents
 
     def _make(self, cls: type[Agent], pools: tuple[str, ...]) -> Agent:
@@ -160,21 +174,16 @@ class Node:
         one.identity = Identity.generate(self.env.entropy)
         one.id, one.node, one.pools = one.identity.id, self, pools
         one.log = logging.LoggerAdapter(logging.getLogger(f"converge.agent.{cls.__name__}"), {"agent": one.id})
+        self.supervision.add(one)
+        if decides(cls):
+            one.loop = DecideLoop(one, self._group, self.executor, self.supervision)
         return one
-
-    def _feed(self, pools: tuple[str, ...], claimer: Claimer, agent_id: str) -> Feed:
-        feed = self._feeds.get((pools, claimer))
-        if feed is None:
-            claims = Claims(self.opened, agent_id, pools, claimer)
-            feed = self._feeds[pools, claimer] = Feed(self.opened, claims, self.env, self._group, self.settings.poll_sec, self._observers())
-            feed.start()
-        return feed
 
     def _observers(self) -> Observers:
         """Return what calls the plugins that observe attempts; a task is made for them only where there are any."""
 
         def finished(found: Found, event: Event) -> None:
-            if isinstance(event, Completed | Failed | Released):
+            if isinstance(event, Completed | Failed | Released) and event.by:  # by nobody: it goes back, and no attempt had begun
                 task = to_task(found.id, found.spec, found.state, found.place, by=event.by)
                 self._host.observe("converge_task_finished", task=task, outcome=type(event).__name__.lower())
 
@@ -182,6 +191,10 @@ class Node:
             (lambda task: self._host.observe("converge_task_claimed", task=task)) if self._host.has("converge_task_claimed") else None,
             finished if self._host.has("converge_task_finished") else None,
         )
+
+    def health(self) -> Health:
+        """Return whether the node lives and is ready, and why not; from any thread, also while the event loop is blocked."""
+        return self.vitals.read()
 
     @property
     def feeds(self) -> Sequence[Feed]:
@@ -239,6 +252,7 @@ class Node:
         if self._stopping:
             return
         self._stopping = self._watchdog.is_stopping = True
+        self.vitals.stopping()
         self._host.observe("converge_node_stopping", node_id=self.identity.id)
         grace_sec = self.settings.grace_sec if grace_sec is None else grace_sec
         await Stopping(self.opened, self.network, self._feeds, self.agents, self.settings.poll_sec).run(grace_sec)

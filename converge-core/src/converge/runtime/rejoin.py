@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 import anyio
 
-from converge.errors import ConvergeError, InputError
-from converge.runtime.agent import Agent
+from converge.errors import ConvergeError
+from converge.runtime.groups import Groups
 from converge.runtime.network import Network
 from converge.runtime.watchdog import Watchdog
 from converge.services.opened import Opened
-from converge.services.pools import PoolManager
 
 log = logging.getLogger("converge.node")
 
@@ -23,10 +21,8 @@ JOIN_AGAIN_SEC = 1.0
 class Rejoin:
     """Waits for the watchdog to say that the lease was lost."""
 
-    def __init__(
-        self, opened: Opened, pools: PoolManager, network: Network, watchdog: Watchdog, agents: Mapping[str, Agent], poll_sec: float
-    ) -> None:
-        self._opened, self._pools, self._network, self._watchdog, self._agents = opened, pools, network, watchdog, agents
+    def __init__(self, opened: Opened, groups: Groups, network: Network, watchdog: Watchdog, poll_sec: float) -> None:
+        self._opened, self._groups, self._network, self._watchdog = opened, groups, network, watchdog
         self._pause_sec = min(JOIN_AGAIN_SEC, poll_sec)
 
     async def run(self) -> None:
@@ -42,19 +38,13 @@ class Rejoin:
                         await self._opened.forget_lease(lease)
                     await self._join_again()
                     is_joined = True
+                    self._opened.outage.works("rejoin")
                 except ConvergeError as error:
-                    log.warning("agents are not listed until the store takes them again: %s", error)
+                    self._opened.outage.failed("rejoin", error)
                     await anyio.sleep(self._pause_sec)
 
     async def _join_again(self) -> None:
         """Open another lease, and put memberships and descriptors under it."""
-        by_pool: dict[str, list[str]] = {}
-        for one in self._agents.values():
-            for pool_id in one.pools:
-                by_pool.setdefault(pool_id, []).append(one.id)
-        for pool_id, agent_ids in by_pool.items():
-            try:
-                await self._pools.join_many(agent_ids, pool_id)
-            except InputError as error:
-                log.error("%d agents are members no longer: %s", len(agent_ids), error)
+        await self._opened.lease()
+        await self._groups.rejoin()
         await self._network.publish_again()

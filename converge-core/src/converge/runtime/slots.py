@@ -21,6 +21,8 @@ from converge.ids import id_text
 from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.model.task import Task
 from converge.runtime.agent import Agent, is_async, with_inputs
+from converge.runtime.decide import Reported
+from converge.runtime.supervision import Supervision
 from converge.services.spec import encode_result, to_task
 
 log = logging.getLogger("converge.slots")
@@ -44,11 +46,13 @@ class Why(Enum):
 class Slot:
     """One place in which an agent works on one task at a time."""
 
-    __slots__ = ("agent", "current", "is_async", "scope", "started", "why")
+    __slots__ = ("agent", "current", "handler", "is_async", "is_gone", "scope", "started", "why")
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
-        self.is_async = is_async(agent.on_task)
+        self.handler: Callable[..., Any] = agent.on_task if agent.loop is None else agent.loop.hold
+        self.is_async = is_async(self.handler)
+        self.is_gone = False
         self.current: Found | None = None
         self.scope: anyio.CancelScope | None = None
         self.started = 0.0
@@ -74,8 +78,10 @@ class Slots:
         on_finished: Callable[[Found, Event | None], None],
         on_all_begun: Callable[[], None],
         on_claimed: OnClaimed | None = None,
+        supervision: Supervision | None = None,
     ) -> None:
         self._env, self._group, self._on_finished, self._on_all_begun, self._on_claimed = env, group, on_finished, on_all_begun, on_claimed
+        self._supervision = supervision
         self._unstarted: deque[Slot] = deque()  # a worker is started when there is work for it, so an idle agent costs nothing
         self._queue: deque[Found] = deque()
         self._parked: deque[anyio.Event] = deque()
@@ -86,12 +92,24 @@ class Slots:
         self.slots: list[Slot] = []
         self.busy = 0
 
-    def add(self, agent: Agent) -> None:
-        """Add the agent's slots."""
-        slots = [Slot(agent) for _ in range(agent.concurrency)]
+    def add(self, agent: Agent, count: int | None = None) -> None:
+        """Add slots of the agent: all that it may have, or so many."""
+        slots = [Slot(agent) for _ in range(agent.concurrency if count is None else count)]
         self.slots += slots
         self._unstarted.extend(slots)
         self._threads.total_tokens = len(self.slots)
+
+    def remove(self, agent: Agent) -> None:
+        """Take the agent's slots away: what runs in them goes on, and nothing more begins there."""
+        for slot in self.slots:
+            slot.is_gone = slot.is_gone or slot.agent is agent
+        self.slots = [slot for slot in self.slots if not slot.is_gone or slot.current is not None]
+        self._unstarted = deque(slot for slot in self._unstarted if not slot.is_gone)
+
+    @property
+    def is_deserted(self) -> bool:
+        """Whether no slot is left in which anything could begin."""
+        return all(slot.is_gone for slot in self.slots)
 
     @property
     def free(self) -> int:
@@ -149,6 +167,11 @@ class Slots:
                 slot.scope, slot.why = scope, None
                 await self._serve(slot, scope)
             self._cancelled(slot)
+            if slot.is_gone:
+                if slot in self.slots:
+                    self.slots.remove(slot)
+                self._wake_one()  # a wake-up that it was given is the next one's
+                return
 
     def _cancelled(self, slot: Slot) -> None:
         """Its handler was cancelled: say how the attempt ended."""
@@ -157,7 +180,9 @@ class Slots:
         if found is None:
             return
         if why is Why.TIMEOUT:
-            self._end(found, Failed(f"timed out after {found.spec.timeout_sec:g} s", slot.agent.id, True, self._jitter()))
+            text = f"timed out after {found.spec.timeout_sec:g} s"
+            self._failed(slot.agent, text)
+            self._end(found, Failed(text, slot.agent.id, True, self._jitter()))
         elif why is Why.STOPPING:
             self._end(found, Released(slot.agent.id, "its process is stopping"))
         else:
@@ -166,7 +191,7 @@ class Slots:
     async def _serve(self, slot: Slot, scope: anyio.CancelScope) -> None:
         in_a_row = 0
         self._is_waking = False
-        while not scope.cancel_called:
+        while not scope.cancel_called and not slot.is_gone:
             if not self._queue:
                 event = anyio.Event()
                 self._parked.append(event)
@@ -202,24 +227,38 @@ class Slots:
                 self._on_claimed(task)
             if agent.inputs is not None:
                 task = with_inputs(task, agent.inputs)
-            handler: Callable[..., Any] = agent.on_task
             if slot.is_async:
-                result = await handler(task)
+                result = await slot.handler(task)
             else:
-                result = await to_thread.run_sync(handler, task, abandon_on_cancel=True, limiter=self._threads)
-            return Completed(b"null" if result is None else encode_result(result), agent.id)
+                result = await to_thread.run_sync(slot.handler, task, abandon_on_cancel=True, limiter=self._threads)
+            completed = Completed(b"null" if result is None else encode_result(result), agent.id)
+            if agent.health.is_troubled and agent.loop is None and self._supervision is not None:
+                self._supervision.succeeded(agent, "on_task")
+            return completed
         except ConvergeError as error:
             agent.log.warning("task %s failed: %s", id_text(found.id), error)
+            self._failed(agent, error)
             return Failed(f"{type(error).__name__}: {error}", agent.id, True, self._jitter())
+        except Reported as end:  # what `decide` made of it
+            if end.is_released:
+                return Released(agent.id, str(end))
+            return Failed(str(end), agent.id, end.is_retried, self._jitter())
         except anyio.get_cancelled_exc_class() as error:
             if anyio.current_effective_deadline() == -inf:
                 raise
             # Nobody has cancelled this worker: the handler awaited something that was cancelled, and must not take the node with it.
             agent.log.warning("task %s failed: it was cancelled from within", id_text(found.id))
+            self._failed(agent, error)
             return Failed(f"{type(error).__name__}: the handler was cancelled from within", agent.id, True, self._jitter())
         except Exception as error:  # a task's boundary: the agent goes on
             agent.log.exception("task %s failed", id_text(found.id))
+            self._failed(agent, error)
             return Failed(f"{type(error).__name__}: {error}", agent.id, True, self._jitter())
+
+    def _failed(self, agent: Agent, error: BaseException | str) -> None:
+        """Tell who supervises the agent; what `decide` does, its own loop tells."""
+        if self._supervision is not None and agent.loop is None:
+            self._supervision.failed(agent, "on_task", error)
 
     def _end(self, found: Found, event: Event | None) -> None:
         self.busy -= 1

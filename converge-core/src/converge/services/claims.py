@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from converge.codec import decode
 from converge.contracts.store import LIMITS, Check, Conflict, Range, Rest, Take, Taken
@@ -40,16 +40,19 @@ class _LaneSeen:
 class Claims:
     """The takes of one group: agents of one process with the same pools, capabilities, topics and types.
 
+    `agent_ids` are the agents that it claims for: each must be a member of each pool that is not open, and `on_missing` is told of those that are not.
     `look` reads the lanes; `take` makes the next take, or None where nothing is known to be ready; `taken` turns its answer into claims.
     """
 
     def __init__(self, opened: Opened, agent_id: str, pools: Sequence[str], claimer: Claimer) -> None:
-        self.agent_id, self.claimer = agent_id, claimer
+        self.agent_ids: Sequence[str] = (agent_id,)
+        self.claimer = claimer
+        self.on_missing: Callable[[str, Sequence[str]], None] | None = None
         self.pools = tuple(pools)
         self._opened = opened
         self._lanes: dict[bytes, _LaneSeen] = {}
         self._checks: list[Check] = []
-        self._admitted: dict[str, int] = {}  # pool: the revision at which membership was seen
+        self._admitted: dict[str, tuple[int, frozenset[str]]] = {}  # pool: the revision at which these agents were seen to be members
         self._takes = 0
 
     async def look(self) -> bool:
@@ -93,12 +96,23 @@ class Claims:
 
     async def _check_admitted(self, pool_id: str, revision: int) -> None:
         pool = self._opened.pools[pool_id].pool
-        if pool.admission == "open" or self._admitted.get(pool_id) == revision:
+        if pool.admission == "open":
             return
-        (member,) = await self._opened.store.get([MEMBER(pool_id, self.agent_id)])
-        if member is None:
-            raise PoolClosed(pool_id, self.agent_id, "it has not joined the pool; use join_pool")
-        self._admitted[pool_id] = revision
+        seen, members = self._admitted.get(pool_id, (revision, frozenset()))
+        if seen != revision:
+            members = frozenset()
+        agent_ids = tuple(self.agent_ids)
+        asked = [agent_id for agent_id in agent_ids if agent_id not in members]
+        missing: list[str] = []
+        for at in range(0, len(asked), LIMITS.keys):
+            some = asked[at : at + LIMITS.keys]
+            found = await self._opened.store.get([MEMBER(pool_id, agent_id) for agent_id in some])
+            missing += [agent_id for agent_id, member in zip(some, found, strict=True) if member is None]
+        if missing:
+            if self.on_missing is not None:
+                self.on_missing(pool_id, missing)
+            raise PoolClosed(pool_id, missing[0], "it has not joined the pool; use join_pool")
+        self._admitted[pool_id] = revision, frozenset(agent_ids)
 
     @property
     def has_ready(self) -> bool:

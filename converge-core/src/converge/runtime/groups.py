@@ -1,0 +1,225 @@
+"""Groups: agents of one node that claim alike share a feed; an agent that joins, leaves, rests or is no longer admitted changes its group."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import anyio
+from anyio.abc import TaskGroup
+
+from converge.env import Env
+from converge.errors import InputError, LeaseEnded, PoolClosed, StoreError
+from converge.machines.match import Claimer
+from converge.model.keys import MEMBER
+from converge.runtime.agent import Agent, claimer_of, claims_tasks
+from converge.runtime.feed import Feed, Observers
+from converge.runtime.supervision import Supervision
+from converge.services.claims import Claims
+from converge.services.opened import Opened
+from converge.services.pools import PoolManager
+
+log = logging.getLogger("converge.node")
+
+GroupKey = tuple[tuple[str, ...], Claimer]
+
+
+class _Group(NamedTuple):
+    """Agents with the same pools, capabilities, topics and types."""
+
+    number: int
+    feed: Feed
+    claims: Claims
+    agents: dict[str, Agent]
+
+
+class Groups:
+    """The groups of one node. `feeds` is filled here, and read by whoever stops, cancels or shows them."""
+
+    def __init__(
+        self, opened: Opened, pools: PoolManager, env: Env, group: TaskGroup, poll_sec: float, observers: Observers, feeds: dict[int, Feed]
+    ) -> None:
+        self._opened, self._pools, self._env, self._group, self._poll_sec, self._observers = opened, pools, env, group, poll_sec, observers
+        self._feeds = feeds
+        self._number = 0
+        self._groups: dict[GroupKey, _Group] = {}
+        self._keys: dict[str, GroupKey] = {}  # agent: the group that it is in
+        self._agents: dict[str, Agent] = {}
+        self._wanted: dict[str, tuple[str, ...]] = {}  # agent: the pools that it was started in or has joined, admitted or not
+        self._secrets: dict[str, str] = {}
+        self._share: dict[str, int] = {}  # agent: the slots that it has, if it has not all of them: none while it rests, one on trial
+        self._rests: dict[str, int] = {}
+        self._lock = anyio.Lock()
+        self.supervision = Supervision(env, self.rest, self.closed)
+
+    async def start(self, agents: Sequence[Agent], pools: Sequence[str], secret: str | None) -> None:
+        """Make the agents members of the pools; they claim nothing until `add`.
+
+        Raises: As `PoolManager.join_many`.
+        """
+        for pool_id in pools:
+            await self._pools.join_many([one.id for one in agents], pool_id, secret=secret)
+            if secret is not None:
+                self._secrets[pool_id] = secret
+
+    def add(self, agents: Iterable[Agent]) -> None:
+        """Let the agents claim in their pools."""
+        for one in agents:
+            self._agents[one.id] = one
+            self._wanted.setdefault(one.id, one.pools)
+            self._place(one)
+
+    async def join(self, agent: Agent, pool_id: str, secret: str | None) -> bool:
+        """Make the agent a member, and let it claim there; tells whether it was none before.
+
+        Raises: As `PoolManager.join_pool`.
+        """
+        async with self._lock:
+            is_new = await self._pools.join_pool(agent.id, pool_id, secret=secret)
+            if secret is not None:
+                self._secrets[pool_id] = secret
+            self._wanted[agent.id] = (*(one for one in self._wanted.get(agent.id, agent.pools) if one != pool_id), pool_id)
+            await self._change(agent, (*(one for one in agent.pools if one != pool_id), pool_id))
+            return is_new
+
+    async def leave(self, agent: Agent, pool_id: str) -> bool:
+        """End the membership; the agent claims nothing there any more. Tells whether it was a member."""
+        async with self._lock:
+            was_member = await self._pools.leave_pool(agent.id, pool_id)
+            self._wanted[agent.id] = tuple(one for one in self._wanted.get(agent.id, agent.pools) if one != pool_id)
+            await self._change(agent, tuple(one for one in agent.pools if one != pool_id))
+            return was_member
+
+    async def rejoin(self) -> None:
+        """Make all agents members again, under a new lease; those that are not admitted any more go without."""
+        async with self._lock:
+            by_pool: dict[str, list[str]] = {}
+            for agent_id, pools in self._wanted.items():
+                for pool_id in pools:
+                    by_pool.setdefault(pool_id, []).append(agent_id)
+            for pool_id, agent_ids in by_pool.items():
+                admitted = await self._join_admitted(pool_id, agent_ids)
+                for agent_id in agent_ids:
+                    agent = self._agents[agent_id]
+                    if agent_id in admitted and pool_id not in agent.pools:
+                        await self._change(agent, (*agent.pools, pool_id))
+
+    async def _join_admitted(self, pool_id: str, agent_ids: list[str]) -> set[str]:
+        secret = self._secrets.get(pool_id)
+        try:
+            try:
+                await self._pools.join_many(agent_ids, pool_id, secret=secret)
+            except PoolClosed:
+                allow = set((await self._pools.get(pool_id)).allow)
+                agent_ids = [one for one in agent_ids if one in allow]
+                await self._pools.join_many(agent_ids, pool_id, secret=secret)
+        except InputError as error:
+            log.error("%d agents are members no longer: %s", len(agent_ids), error)
+            return set()
+        return set(agent_ids)
+
+    def rest(self, agent: Agent, rest_sec: float, is_trial: bool) -> None:
+        """Let the agent's slots take nothing for a while, so that others of its group, or of other nodes, take what they would; then one, or all."""
+        number = self._rests[agent.id] = self._rests.get(agent.id, 0) + 1
+        self._set_share(agent, 0)
+        self._group.start_soon(self._resume, agent, rest_sec, 1 if is_trial else agent.concurrency, number)
+
+    def closed(self, agent: Agent) -> None:
+        """The agent works again: give it all its slots."""
+        self._set_share(agent, agent.concurrency)
+
+    async def _resume(self, agent: Agent, rest_sec: float, share: int, number: int) -> None:
+        await anyio.sleep(rest_sec)
+        if self._rests.get(agent.id) == number:
+            self._set_share(agent, share)
+
+    def _set_share(self, agent: Agent, share: int) -> None:
+        before = self._share.pop(agent.id, agent.concurrency)
+        if share < agent.concurrency:
+            self._share[agent.id] = share
+        group = self._groups.get(self._keys[agent.id]) if agent.id in self._keys else None
+        if group is None or share == before:
+            return
+        if share > before:
+            group.feed.add(agent, share - before)
+        else:
+            group.feed.remove(agent)
+            if share:
+                group.feed.add(agent, share)
+
+    async def _change(self, agent: Agent, pools: tuple[str, ...]) -> None:
+        if pools != agent.pools:
+            agent.pools = pools
+            if agent.id not in self._agents:
+                return  # it is still starting: `add` places it
+            self._place(agent)
+            try:
+                await agent.node.network.describe_again(agent)
+            except (StoreError, LeaseEnded) as error:
+                agent.log.warning("discovery shows the agent in its old pools until the store takes its descriptor: %s", error)
+
+    def _place(self, agent: Agent) -> None:
+        """Put the agent into the group of its pools, if it claims tasks at all."""
+        key = (tuple(sorted(agent.pools)), claimer_of(type(agent))) if agent.pools and claims_tasks(type(agent)) else None
+        before = self._keys.pop(agent.id, None)
+        if before is not None and before != key:
+            self._take_out(agent, before)
+        if key is None:
+            return
+        self._keys[agent.id] = key
+        if before == key:
+            return
+        group = self._groups.get(key) or self._make(key, agent)
+        group.agents[agent.id] = agent
+        group.claims.agent_ids = tuple(group.agents)
+        if share := self._share.get(agent.id, agent.concurrency):
+            group.feed.add(agent, share)
+
+    def _take_out(self, agent: Agent, key: GroupKey) -> None:
+        group = self._groups[key]
+        del group.agents[agent.id]
+        group.claims.agent_ids = tuple(group.agents)
+        group.feed.remove(agent)
+        if not group.agents:
+            del self._groups[key]
+            self._group.start_soon(self._end, group)
+
+    async def _end(self, group: _Group) -> None:
+        """Let what runs in the group's slots end, and be told to the store; then nothing of the group is left."""
+        await group.feed.drain()
+        group.feed.end()
+        del self._feeds[group.number]
+
+    def _make(self, key: GroupKey, agent: Agent) -> _Group:
+        pools, claimer = key
+        claims = Claims(self._opened, agent.id, pools, claimer)
+        claims.on_missing = self._on_missing
+        feed = Feed(self._opened, claims, self._env, self._group, self._poll_sec, self._observers, self.supervision)
+        self._number += 1
+        group = self._groups[key] = _Group(self._number, feed, claims, {})
+        self._feeds[group.number] = feed
+        feed.start()
+        return group
+
+    def _on_missing(self, pool_id: str, agent_ids: Sequence[str]) -> None:
+        self._group.start_soon(self._drop, pool_id, agent_ids)
+
+    async def _drop(self, pool_id: str, agent_ids: Sequence[str]) -> None:
+        """Let agents that a pool admits no longer claim elsewhere only. After a lost lease nobody is a member: `rejoin` sees to that."""
+        async with self._lock:
+            lease = self._opened.lease_opened
+            if lease is None or lease.remaining_sec() <= 0:
+                return
+            try:
+                missing = [one for one in agent_ids if not await self._is_member(pool_id, one)]
+            except StoreError:
+                return  # the feed looks again, and tells again
+            for agent in (self._agents[one] for one in missing):
+                if pool_id in agent.pools:
+                    agent.log.error('the pool "%s" does not admit this agent any more; it claims nothing there until it joins again', pool_id)
+                    await self._change(agent, tuple(one for one in agent.pools if one != pool_id))
+
+    async def _is_member(self, pool_id: str, agent_id: str) -> bool:
+        (member,) = await self._opened.store.get([MEMBER(pool_id, agent_id)])
+        return member is not None

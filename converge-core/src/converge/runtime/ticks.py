@@ -1,0 +1,78 @@
+"""Ticks: one timer for all agents of a node that have a `tick_sec`; an agent that waits for its next tick costs no task."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Iterable
+from math import inf
+
+import anyio
+from anyio.abc import TaskGroup
+
+from converge.env import Env
+from converge.errors import ConvergeError
+from converge.runtime.agent import Agent, call_handler
+from converge.runtime.supervision import Supervision
+
+log = logging.getLogger("converge.node")
+
+
+class Ticks:
+    """The ticks of one node's agents. The first comes within one `tick_sec`, at random: agents started together do not tick together."""
+
+    def __init__(self, env: Env, group: TaskGroup, supervision: Supervision) -> None:
+        self._env, self._group, self._supervision = env, group, supervision
+        self._due: list[tuple[float, int, Agent]] = []
+        self._number = 0
+        self._is_stopped = False
+        self._changed = anyio.Event()
+
+    def add(self, agents: Iterable[Agent]) -> None:
+        """Let the agents tick, those that have a `tick_sec`."""
+        for one in agents:
+            if one.tick_sec is not None:
+                self._schedule(one, one.tick_sec * self._random())
+
+    def stop(self) -> None:
+        """Begin no tick from now on."""
+        self._is_stopped = True
+
+    async def run(self) -> None:
+        """Begin ticks as they are due, until cancelled."""
+        while True:
+            self._changed = anyio.Event()
+            with anyio.move_on_after(self._due[0][0] - self._env.monotonic() if self._due else inf):
+                await self._changed.wait()
+            now = self._env.monotonic()
+            while self._due and self._due[0][0] <= now and not self._is_stopped:
+                _, _, agent = heapq.heappop(self._due)
+                self._group.start_soon(self._tick, agent)
+
+    async def _tick(self, agent: Agent) -> None:
+        """One tick; the next is due only when this one is over, so that none overlaps another."""
+        rest_sec = 0.0
+        if agent.loop is not None:
+            agent.loop.tick()
+        if type(agent).on_tick is not Agent.on_tick:
+            try:
+                await call_handler(agent.on_tick)
+                if agent.health.is_troubled:
+                    self._supervision.succeeded(agent, "on_tick")
+            except Exception as error:  # the agent's boundary: it goes on
+                if isinstance(error, ConvergeError):
+                    agent.log.warning("on_tick failed: %s", error)
+                else:
+                    agent.log.exception("on_tick failed")
+                rest_sec = self._supervision.failed(agent, "on_tick", error)
+        tick_sec = agent.tick_sec or 0.0
+        self._schedule(agent, max(rest_sec, tick_sec * (0.9 + self._random() / 5)))
+
+    def _schedule(self, agent: Agent, after_sec: float) -> None:
+        self._number += 1
+        heapq.heappush(self._due, (self._env.monotonic() + after_sec, self._number, agent))
+        if self._due[0][1] == self._number:
+            self._changed.set()
+
+    def _random(self) -> float:
+        return int.from_bytes(self._env.entropy(4), "big") / 2**32
