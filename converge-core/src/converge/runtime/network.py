@@ -133,9 +133,14 @@ class Network:
     async def add(self, agents: Sequence[Agent]) -> None:
         """Let the agents take messages, and tell others of them where there are others to tell."""
         for agent in agents:
-            self.post.inboxes[agent.id] = Inbox(agent, self._group)
+            self.post.inboxes[agent.id] = Inbox(agent, self._group) if agent.loop is None else agent.loop
         descriptors = {agent.id: (agent.identity, _describe(agent)) for agent in agents}
         await self._publish(descriptors)
+
+    async def describe_again(self, agent: Agent) -> None:
+        """Tell others what has changed of an agent."""
+        if agent.id in self._published:
+            await self._publish({agent.id: (agent.identity, _describe(agent))})
 
     async def publish_again(self) -> None:
         """Publish under the new lease what was published under the old one."""
