@@ -18,8 +18,11 @@ from converge.services.opened import Opened
 
 log = logging.getLogger("converge.node")
 
-RELEASE_SEC = 2.0
-"""How long each step of a stop may wait for the store (take descriptors back, hand claims back, end the lease); what is left ends with the lease."""
+RELEASE_SEC = 1.5
+"""How long a step of a stop may wait for the store (take descriptors back, hand claims back, end the lease); what is left ends with the lease."""
+
+LAST_SEC = 0.2
+"""What calls that are still under way have at the very end: nobody needs their answers any more."""
 
 ON_STOP_SEC = 1.0
 """What agents have for `on_stop` where the handlers have used up the grace time."""
@@ -32,13 +35,15 @@ class Stopping:
         self._opened, self._network, self._feeds, self._agents, self._poll_sec = opened, network, feeds, agents, poll_sec
 
     async def run(self, grace_sec: float) -> None:
-        """Do all of it, whoever cancels meanwhile; it takes no longer than the grace time and a few times `RELEASE_SEC`."""
+        """Do all of it, whoever cancels meanwhile; it takes the grace time and at most five seconds, also where the store is away."""
         with anyio.CancelScope(shield=True):
             self._opened.hurry(RELEASE_SEC)
-            with anyio.move_on_after(RELEASE_SEC):
-                await self._withdraw()
+            for feed in self._feeds.values():
+                feed.hand_back()  # before anything else: a store that answers late must not keep this node claiming
             drained_by = anyio.current_time() + grace_sec
-            await self._drain(grace_sec)
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._withdraw)
+                await self._drain(grace_sec)
             with anyio.move_on_after(max(ON_STOP_SEC, drained_by - anyio.current_time())) as scope:
                 for one in self._agents.values():
                     await _call_logged(one)
@@ -46,10 +51,12 @@ class Stopping:
                 log.warning("on_stop did not return in time; the node ends without it")
             with anyio.move_on_after(RELEASE_SEC):
                 await self._end_lease()
+            self._opened.hurry(LAST_SEC)
 
     async def _withdraw(self) -> None:
         try:
-            await self._network.withdraw()
+            with anyio.move_on_after(RELEASE_SEC):
+                await self._network.withdraw()
         except (StoreError, LeaseEnded) as error:
             log.warning("the agents' descriptors could not be withdrawn, they end with the lease: %s", error)
 
@@ -71,7 +78,6 @@ class Stopping:
 
 
 async def _drain_feed(feed: Feed, grace_sec: float) -> None:
-    feed.hand_back()
     with anyio.move_on_after(grace_sec):
         await feed.drain()
         return

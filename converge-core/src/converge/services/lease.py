@@ -27,7 +27,7 @@ log = logging.getLogger("converge.lease")
 MARGIN = 0.1
 """The part of a lease that its holder does not use: it stops before others may take over."""
 
-CLOSE_SEC = 3.0
+CLOSE_SEC = 1.5
 """How long closing may take; what is not ended then ends by itself."""
 
 TOUCHES = 10

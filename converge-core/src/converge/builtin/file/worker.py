@@ -16,6 +16,9 @@ from converge.builtin.file.database import Database
 from converge.contracts.store import Batch, Take, Turned
 from converge.errors import StoreBusy
 
+CLOSE_SEC = 1.0
+"""How long closing waits for a call that nobody waits for any more; it ends by itself, or with the process."""
+
 
 class _Job:
     """One call. It begins, or is given up, never both."""
@@ -123,8 +126,8 @@ class Worker:
             database.close()
 
     async def close(self) -> None:
-        """Let the calls under way end, then close the connection."""
+        """Close the connection once the calls under way have ended; without them, if another program's lock keeps them."""
         if self._thread is not None:
             self._jobs.put(None)
-            await anyio.to_thread.run_sync(self._thread.join, self._busy_sec, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(self._thread.join, CLOSE_SEC, abandon_on_cancel=True)
             self._thread = None
