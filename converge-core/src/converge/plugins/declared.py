@@ -108,7 +108,7 @@ def declared_decisions(found: Found, plugin: object) -> list[DecisionKind]:
             raise PluginBroken(f"{title(found)}: converge_decisions returned {type(kind).__name__}, expected DecisionKind")
         if not NAME.fullmatch(str(kind.name)):
             raise PluginBroken(f"{title(found)}: {kind.name!r} is not a name for a decision: lower case, a-z first, then a-z 0-9 -")
-        if not isinstance(kind.type, type) or not attrs.has(kind.type):
+        if not inspect.isclass(kind.type) or not attrs.has(kind.type):
             raise PluginBroken(f'{title(found)}: the type of the decision "{kind.name}" is no attrs class')
         if not inspect.iscoroutinefunction(kind.handler):
             raise PluginBroken(f'{title(found)}: the handler of the decision "{kind.name}" is no async function')

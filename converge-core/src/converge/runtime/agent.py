@@ -177,7 +177,7 @@ def _check_loop(cls: type[Agent]) -> None:
         if cls.on_tick is not Agent.on_tick:
             raise InvalidValue(f"{cls.__name__}.tick_sec", None, "seconds: it has an on_tick")
         return
-    if isinstance(tick_sec, bool) or not isinstance(tick_sec, int | float) or not TICK_LEAST_SEC <= tick_sec <= TICK_GREATEST_SEC:
+    if type(tick_sec) not in (int, float) or not TICK_LEAST_SEC <= tick_sec <= TICK_GREATEST_SEC:
         raise InvalidValue(f"{cls.__name__}.tick_sec", tick_sec, f"seconds, from {TICK_LEAST_SEC:g} to {TICK_GREATEST_SEC:,.0f}")
     if cls.on_tick is Agent.on_tick and not decides(cls):
         raise InvalidValue(f"{cls.__name__}.tick_sec", tick_sec, "None: it has neither on_tick nor decide")
@@ -194,7 +194,7 @@ def _check_actions(cls: type[Agent]) -> None:
                 raise InvalidValue(f"{cls.__name__}.tools[{name!r}]", tool, "a function, or a Tool")
     else:
         for name in cls.tools:
-            if not isinstance(name, str) or not callable(getattr(cls, name, None)):
+            if not callable(getattr(cls, str(name), None)):
                 raise InvalidValue(f"{cls.__name__}.tools", name, "the name of a method of the agent")
     for attribute, kind in (("limits", Limits), ("breaker", Breaker)):
         if not isinstance(getattr(cls, attribute), kind):

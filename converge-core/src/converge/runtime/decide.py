@@ -16,7 +16,7 @@ from converge.model.task import Task
 from converge.runtime.agent import call_handler
 from converge.runtime.decisions import Outcome, ReportTask
 from converge.runtime.executor import Executor
-from converge.runtime.supervision import CircuitState, Supervision
+from converge.runtime.supervision import RAISED, CircuitState, Supervision
 
 if TYPE_CHECKING:
     from converge.runtime.agent import Agent
@@ -153,7 +153,7 @@ class DecideLoop:
         why = ""
         try:
             await self._decide([message for message, _ in given], [hold.task for hold in holds if not hold.ended.is_set()])
-        except Exception as error:  # the agent's boundary: it goes on
+        except RAISED as error:  # the agent's boundary: it goes on
             why = f"{type(error).__name__}: {error}"
             self._failed(error, why, new)
         else:
@@ -165,7 +165,7 @@ class DecideLoop:
             if answer is not None:
                 await answer(None if why else answers.get(message.id, b"null"), why)
 
-    def _failed(self, error: Exception, why: str, new: Sequence[_Hold]) -> None:
+    def _failed(self, error: BaseException, why: str, new: Sequence[_Hold]) -> None:
         """The tasks that this call was the first to be given fail; once the breaker opens, those that the agent held before too."""
         agent = self._agent
         if isinstance(error, ConvergeError):

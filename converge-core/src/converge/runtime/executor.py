@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -240,13 +240,17 @@ def tools_of(agent: Agent) -> dict[str, Tool]:
     return {name: Tool(getattr(agent, name)) for name in tools}
 
 
+def _core(name: str, type_: type[Any], handler: Callable[[Any, Any], Awaitable[Any]]) -> DecisionKind:
+    return DecisionKind(name=name, type=type_, handler=handler)  # they act through `Acting`, which has more than plugins are promised
+
+
 CORE = (
-    DecisionKind(name="send-message", type=SendMessage, handler=_send),
-    DecisionKind(name="submit-task", type=SubmitTask, handler=_submit),
-    DecisionKind(name="report-task", type=ReportTask, handler=_report),
-    DecisionKind(name="join-pool", type=JoinPool, handler=_join),
-    DecisionKind(name="leave-pool", type=LeavePool, handler=_leave),
-    DecisionKind(name="create-pool", type=CreatePool, handler=_create),
-    DecisionKind(name="invoke-tool", type=InvokeTool, handler=_invoke),
+    _core("send-message", SendMessage, _send),
+    _core("submit-task", SubmitTask, _submit),
+    _core("report-task", ReportTask, _report),
+    _core("join-pool", JoinPool, _join),
+    _core("leave-pool", LeavePool, _leave),
+    _core("create-pool", CreatePool, _create),
+    _core("invoke-tool", InvokeTool, _invoke),
 )
 """The kinds of core's own decisions."""

@@ -15,6 +15,7 @@ from converge.machines.match import Claimer
 from converge.model.keys import MEMBER
 from converge.runtime.agent import Agent, claimer_of, claims_tasks
 from converge.runtime.feed import Feed, Observers
+from converge.runtime.health import Ailment, Code
 from converge.runtime.supervision import Supervision
 from converge.services.claims import Claims
 from converge.services.opened import Opened
@@ -201,6 +202,10 @@ class Groups:
         self._feeds[group.number] = feed
         feed.start()
         return group
+
+    def ailments(self) -> Iterable[Ailment]:
+        """Tell which agents are down: a source of the node's vitals, read from any thread."""
+        return [Ailment(Code.AGENT_DOWN, f"agent {one.agent_id}: its loop died: {one.died}", one.died_at) for one in self.supervision.dead]
 
     def _on_missing(self, pool_id: str, agent_ids: Sequence[str]) -> None:
         self._group.start_soon(self._drop, pool_id, agent_ids)

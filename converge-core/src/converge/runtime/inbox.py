@@ -13,6 +13,7 @@ from converge.codec import encode_plain
 from converge.errors import ConvergeError
 from converge.model.message import Message
 from converge.runtime.agent import Agent, is_async, takes_messages
+from converge.runtime.supervision import RAISED
 
 INBOX = 1_000
 """Messages that wait for one agent at most; the next one is answered with Backpressure."""
@@ -47,6 +48,8 @@ class Inbox:
     async def _run(self) -> None:
         try:
             while self._queue:
+                if self.agent.health.is_troubled and (rest_sec := self.agent.health.rest_sec("on_message")):
+                    await anyio.sleep(rest_sec)
                 message, answer = self._queue.popleft()
                 result, why = await self._handle(message)
                 if answer is not None:
@@ -58,10 +61,15 @@ class Inbox:
         handler: Callable[..., Any] = self.agent.on_message
         try:
             result = await handler(message) if is_async(handler) else await anyio.to_thread.run_sync(handler, message, abandon_on_cancel=True)
-            return encode_plain(result, "answer"), ""
+            answer = encode_plain(result, "answer")
+            if self.agent.health.is_troubled:
+                self.agent.node.supervision.succeeded(self.agent, "on_message")
+            return answer, ""
         except ConvergeError as error:
             self.agent.log.warning("message %s failed: %s", message.id, error)
+            self.agent.node.supervision.failed(self.agent, "on_message", error)
             return None, f"{type(error).__name__}: {error}"
-        except Exception as error:  # a message's boundary: the agent goes on
+        except RAISED as error:  # a message's boundary: the agent goes on
             self.agent.log.exception("message %s failed", message.id)
+            self.agent.node.supervision.failed(self.agent, "on_message", error)
             return None, f"{type(error).__name__}: {error}"

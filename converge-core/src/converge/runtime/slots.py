@@ -22,7 +22,7 @@ from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.model.task import Task
 from converge.runtime.agent import Agent, is_async, with_inputs
 from converge.runtime.decide import Reported
-from converge.runtime.supervision import Supervision
+from converge.runtime.supervision import RAISED, Supervision
 from converge.services.spec import encode_result, to_task
 
 log = logging.getLogger("converge.slots")
@@ -162,6 +162,17 @@ class Slots:
             self._group.start_soon(self._work, self._unstarted.popleft())
 
     async def _work(self, slot: Slot) -> None:
+        try:
+            await self._work_until_gone(slot)
+        except Exception as error:  # the slot's own end, which nothing expected: the other agents go on
+            if self._supervision is None:
+                raise
+            self._supervision.died(slot.agent, error)
+            self.slots.remove(slot)
+            if (found := slot.current) is not None:
+                self._end(found, Failed(f"{type(error).__name__}: {error}", slot.agent.id, True, self._jitter()))
+
+    async def _work_until_gone(self, slot: Slot) -> None:
         while True:
             with anyio.CancelScope() as scope:
                 slot.scope, slot.why = scope, None
@@ -250,7 +261,7 @@ class Slots:
             agent.log.warning("task %s failed: it was cancelled from within", id_text(found.id))
             self._failed(agent, error)
             return Failed(f"{type(error).__name__}: the handler was cancelled from within", agent.id, True, self._jitter())
-        except Exception as error:  # a task's boundary: the agent goes on
+        except RAISED as error:  # a task's boundary: the agent goes on
             agent.log.exception("task %s failed", id_text(found.id))
             self._failed(agent, error)
             return Failed(f"{type(error).__name__}: {error}", agent.id, True, self._jitter())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,10 @@ RESTS_FROM = 3
 
 BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 2.0
 """Rests between failures while the breaker is closed: twice as long each time."""
+
+
+RAISED = (Exception, SystemExit)
+"""What a handler may raise without ending more than itself: `sys.exit` in one agent is no reason to end the process of all."""
 
 
 @attrs.frozen(kw_only=True)
@@ -103,16 +107,17 @@ class AgentHealth:
     Attributes:
         circuits: By handler (`on_task`, `on_message`, `on_tick`, `decide`); one that never failed has none.
         is_troubled: Whether any handler has failed since it last succeeded: the only thing that is looked at when all is well.
-        died: Why the agent's own loop has ended, or empty.
+        died, died_at: Why the agent's own loop has ended, or empty, and when (monotonic seconds).
     """
 
-    __slots__ = ("_env", "agent_id", "breaker", "circuits", "died", "is_troubled")
+    __slots__ = ("_env", "agent_id", "breaker", "circuits", "died", "died_at", "is_troubled")
 
     def __init__(self, agent_id: str, breaker: Breaker, env: Env) -> None:
         self.agent_id, self.breaker, self._env = agent_id, breaker, env
         self.circuits: dict[str, Circuit] = {}
         self.is_troubled = False
         self.died = ""
+        self.died_at = 0.0
 
     @property
     def failures(self) -> int:
@@ -155,6 +160,7 @@ class Supervision:
     def __init__(self, env: Env, on_rest: OnRest, on_closed: Callable[[Agent], None]) -> None:
         self._env, self._on_rest, self._on_closed = env, on_rest, on_closed
         self._agents: dict[str, AgentHealth] = {}
+        self._dead: list[AgentHealth] = []
 
     def add(self, agent: Agent) -> None:
         """Begin to supervise an agent."""
@@ -166,14 +172,14 @@ class Supervision:
         return self._agents
 
     @property
-    def dead(self) -> Iterator[AgentHealth]:
-        """The agents whose own loop has died: a node with one is not ready."""
-        return (health for health in self._agents.values() if health.died)
+    def dead(self) -> Sequence[AgentHealth]:
+        """The agents whose own loop has died: a node with one is not ready. From any thread."""
+        return tuple(self._dead)
 
     @property
-    def troubled(self) -> Iterator[AgentHealth]:
-        """The agents of which a handler has failed since it last succeeded."""
-        return (health for health in self._agents.values() if health.is_troubled)
+    def troubled(self) -> Sequence[AgentHealth]:
+        """The agents of which a handler has failed since it last succeeded. From any thread."""
+        return [health for health in list(self._agents.values()) if health.is_troubled]
 
     def failed(self, agent: Agent, handler: str, error: BaseException | str) -> float:
         """Count a failure of a handler; return the seconds for which it gets nothing.
@@ -208,5 +214,6 @@ class Supervision:
 
     def died(self, agent: Agent, error: BaseException) -> None:
         """An agent's own loop has ended with an error that nothing expected: it does nothing more, and the node is not ready."""
-        agent.health.died = f"{type(error).__name__}: {error}"
+        agent.health.died, agent.health.died_at = f"{type(error).__name__}: {error}", self._env.monotonic()
+        self._dead.append(agent.health)
         agent.log.error("the agent's loop died; it does nothing more until the node is started again", exc_info=error)

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 from converge.env import Env
 from converge.errors import ConvergeError
 from converge.runtime.agent import Agent, call_handler
-from converge.runtime.supervision import Supervision
+from converge.runtime.supervision import RAISED, Supervision
 
 log = logging.getLogger("converge.node")
 
@@ -59,7 +59,7 @@ class Ticks:
                 await call_handler(agent.on_tick)
                 if agent.health.is_troubled:
                     self._supervision.succeeded(agent, "on_tick")
-            except Exception as error:  # the agent's boundary: it goes on
+            except RAISED as error:  # the agent's boundary: it goes on
                 if isinstance(error, ConvergeError):
                     agent.log.warning("on_tick failed: %s", error)
                 else:
