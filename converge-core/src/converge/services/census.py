@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 
 import attrs
 
 from converge.codec import decode
 from converge.contracts.store import LIMITS, Entry, Range, Rest, Store
+from converge.errors import SchemaTooNew, TornRecord
 from converge.ids import id_text
 from converge.machines.task import TaskState
 from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, READY, TASK, Key, Prefix
 from converge.model.task import Spec
 from converge.services.around import lease_ids
+
+log = logging.getLogger("converge.census")
 
 
 @attrs.frozen(kw_only=True)
@@ -32,27 +36,37 @@ class Census:
         """All that have ended and are still kept."""
         return self.completed + self.failed + self.cancelled
 
+    @property
+    def live(self) -> int:
+        """All that have not ended."""
+        return self.ready + self.later + self.waiting + self.held
+
 
 async def census(store: Store, pool_ids: Sequence[str]) -> dict[str, Census]:
     """Count the tasks of the pools; one that moves meanwhile may count twice or not at all.
 
     What is ready or done is counted by the store. What is later or held is read, a page at a time: its keys do not tell the pool.
     """
+    found = await live(store, pool_ids)
+    for pool_id in pool_ids:
+        ended = await _count(store, [DONE(pool_id, state.value) for state in (TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED)])
+        found[pool_id] = attrs.evolve(found[pool_id], completed=ended[0], failed=ended[1], cancelled=ended[2])
+    return found
+
+
+async def live(store: Store, pool_ids: Sequence[str]) -> dict[str, Census]:
+    """As `census`, of those tasks alone that have not ended: what a drain waits for."""
     lanes = {pool_id: [entry.key[2] async for entry in _entries(store, LANE(pool_id))] for pool_id in pool_ids}
     pool_of = {lane.hex(): pool_id for pool_id, hashes in lanes.items() for lane in hashes}
     later = await _later(store, pool_of)
     held = await _held(store)
     found = {}
     for pool_id in pool_ids:
-        ended = await _count(store, [DONE(pool_id, state.value) for state in (TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED)])
         found[pool_id] = Census(
             ready=sum(await _count(store, [READY(lane) for lane in lanes[pool_id]])),
             later=later.get(pool_id, 0),
             waiting=sum(await _count(store, [ORDER(pool_id)])),
             held=held.get(pool_id, 0),
-            completed=ended[0],
-            failed=ended[1],
-            cancelled=ended[2],
         )
     return found
 
@@ -83,8 +97,12 @@ async def _held(store: Store) -> dict[str, int]:
 async def _add_pools(store: Store, tasks: Sequence[Key], totals: dict[str, int]) -> None:
     for entry in await store.get(tasks) if tasks else ():
         if entry is not None:
-            pool_id = decode(entry.value, Spec, id_text(entry.key[1])).pool
-            totals[pool_id] = totals.get(pool_id, 0) + 1
+            try:
+                pool_id = decode(entry.value, Spec, id_text(entry.key[1])).pool
+            except (TornRecord, SchemaTooNew) as error:
+                log.error("a task is not counted: %s", error)
+            else:
+                totals[pool_id] = totals.get(pool_id, 0) + 1
 
 
 async def _count(store: Store, prefixes: Sequence[Prefix]) -> list[int]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from contextlib import aclosing
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import anyio
 from anyio import lowlevel
 
-from converge.contracts.store import LIMITS, Conflict, Entry, Range, Rest, Store
+from converge.contracts.store import LIMITS, Conflict, Store
 from converge.errors import InvalidValue, NoSuchTask, NotRetried, OutcomeUnknown, ResultTimeout, StaleClaim, StoreBusy
 from converge.ids import check_name, id_bytes, id_text
 from converge.machines.match import Claimer
 from converge.machines.task import (
-    TERMINAL,
     Cancelled,
     Completed,
     Event,
@@ -28,11 +26,11 @@ from converge.machines.task import (
     is_terminal,
     step,
 )
-from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, POOL, READY, Key
 from converge.model.task import Task
-from converge.services.around import Moved, find, lease_ids, look_around, read_task, wakes
+from converge.services.around import Moved, find, look_around, read_task, wakes
 from converge.services.claims import Claims, settle
 from converge.services.finishes import Finishes
+from converge.services.listing import list_tasks
 from converge.services.opened import Opened
 from converge.services.results import Results
 from converge.services.retries import retry_id, retry_of
@@ -42,8 +40,6 @@ from converge.services.sweep import Sweep
 
 ROUNDS = 60
 """How often a step looks again when something around the task, not the task itself, has moved."""
-
-PAGE = 200
 
 _NONCE = re.compile(r"[0-9a-f]{32}")
 
@@ -226,52 +222,6 @@ class TaskManager:
         assert scope.cancelled_caught or timeout is not None, "a wait without a timeout ends with a terminal task"
         raise ResultTimeout(task_id, timeout or 0.0)
 
-    async def _prefixes(self, state: TaskState | None, pool_id: str | None) -> AsyncGenerator[Key, None]:
-        """Where ids of tasks in that state stand; it iterates no other generator, so that to close it leaves none open."""
-        pools = [pool_id] if pool_id is not None else [entry.key[1] for entry in await self._all(POOL())]
-        if state in (None, TaskState.ASSIGNED):
-            for lease in await lease_ids(self._store):
-                yield HELD(lease)
-        if state in (None, TaskState.PENDING):
-            for pool in pools:
-                for lane in await self._all(LANE(pool)):
-                    yield READY(lane.key[2])
-                yield ORDER(pool)
-            yield LATER()
-        for pool in pools:
-            for terminal in sorted(TERMINAL if state is None else TERMINAL & {state}):
-                yield DONE(pool, terminal.value)
-
-    async def _all(self, prefix: Key) -> Sequence[Entry]:
-        found: list[Entry] = []
-        after: Rest | None = None
-        while True:
-            (page,) = await self._store.scan([Range(prefix, after, LIMITS.keys)])
-            found += page
-            if len(page) < LIMITS.keys:
-                return found
-            after = page[-1].key[len(prefix) :]
-
-    async def _read_under(self, prefix: Key, state: TaskState | None, pool_id: str | None, limit: int, tasks: dict[str, Task]) -> None:
-        """Add tasks that stand under the prefix, until there are `limit`."""
-        after: Rest | None = None
-        while True:
-            (page,) = await self._store.scan([Range(prefix, after, PAGE)])
-            for entry in page:
-                if len(tasks) >= limit:
-                    return
-                id_ = _ID_OF[entry.key[0]](entry)
-                try:
-                    spec, record, place = await find(self._store, id_)
-                except NoSuchTask:
-                    continue
-                task = to_task(id_, spec, record, place)
-                if (state is None or task.state == state) and (pool_id is None or task.pool_id == pool_id):
-                    tasks[task.id] = task
-            if len(page) < PAGE:
-                return
-            after = page[-1].key[len(prefix) :]
-
     async def _take(self, claims: Claims, limit: int) -> list[Found]:
         limit = min(limit, LIMITS.keys)
         for attempt in range(3):
@@ -340,20 +290,4 @@ class TaskManager:
         if pool_id is not None:
             await self._opened.pool(pool_id)
         wanted = None if state is None else TaskState(state)
-        tasks: dict[str, Task] = {}
-        async with aclosing(self._prefixes(wanted, pool_id)) as prefixes:
-            async for prefix in prefixes:
-                await self._read_under(prefix, wanted, pool_id, limit, tasks)
-                if len(tasks) >= limit:
-                    break
-        return tuple(tasks.values())
-
-
-_ID_OF: dict[str, Callable[[Entry], bytes]] = {
-    READY: lambda entry: entry.key[3],
-    HELD: lambda entry: entry.key[3],
-    LATER: lambda entry: entry.key[2],
-    ORDER: lambda entry: bytes.fromhex(entry.value[1:-1].decode()),
-    DONE: lambda entry: entry.key[4],
-}
-"""Where the id is in an entry of each family."""
+        return tuple((await list_tasks(self._store, wanted, pool_id, limit)).values())
