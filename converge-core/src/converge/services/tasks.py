@@ -41,6 +41,9 @@ from converge.services.sweep import Sweep
 ROUNDS = 60
 """How often a step looks again when something around the task, not the task itself, has moved."""
 
+SETTLE_SEC = 5.0
+"""How long a claim that is cancelled takes to hand back what it may have taken; after that it goes back with the lease."""
+
 _NONCE = re.compile(r"[0-9a-f]{32}")
 
 
@@ -235,6 +238,11 @@ class TaskManager:
                 turned = await (await self._opened.commits()).turn([], take)
             except OutcomeUnknown:
                 await settle(self._opened, nonce)
+                raise
+            except anyio.get_cancelled_exc_class():
+                # Cancelled past the coalescer's shield, as plain asyncio can: nobody will have what the take has taken.
+                with anyio.move_on_after(SETTLE_SEC, shield=True):
+                    await settle(self._opened, nonce)
                 raise
             if isinstance(turned.taken, Conflict):
                 await claims.refused(turned.taken)
