@@ -1,0 +1,62 @@
+"""A claim that is cancelled leaves nothing held."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
+from converge.builtin.memory import MemoryStore
+from converge.contracts.store import Batch, Take, Turned
+
+
+class SlowToAnswer(MemoryStore):
+    """Takes, and then keeps its answer back until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_taken, self.may_answer = anyio.Event(), anyio.Event()
+
+    async def turn(self, batches: Sequence[Batch], take: Take | None, **more: Any) -> Turned:
+        turned = await super().turn(batches, take, **more)
+        if take is not None:
+            self.has_taken.set()
+            await self.may_answer.wait()
+        return turned
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_claim_cancelled_by_plain_asyncio_holds_nothing(anyio_backend: str) -> None:
+    store = SlowToAnswer()
+    await PoolManager(store).create_pool(Pool(id="docs"))
+    tasks = TaskManager(store)
+    task_id = await tasks.submit(Task(pool_id="docs", max_attempts=1))
+    claim = asyncio.ensure_future(tasks.claim("a", ["docs"]))
+    await store.has_taken.wait()
+    claim.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await claim
+    task = await tasks.get(task_id)
+    assert (task.state, task.attempts) == (TaskState.PENDING, 0)
+    store.may_answer.set()
+    assert [task.id for task in await tasks.claim("a", ["docs"])] == [task_id]
+    await tasks._opened.close()
+
+
+async def test_a_claim_that_its_scope_cancels_holds_what_it_returned_or_nothing(tmp_path: Path) -> None:
+    async with open_store(f"file:{tmp_path / 'state.db'}") as store:
+        await PoolManager(store).create_pool(Pool(id="docs"))
+        tasks = TaskManager(store)
+        ids = set(await tasks.submit_many([Task(pool_id="docs") for _ in range(40)]))
+        returned: set[str] = set()
+        for at in range(40):
+            with anyio.move_on_after(0.0001 * at):
+                returned |= {task.id for task in await tasks.claim("a", ["docs"])}
+        held = {task.id for task in await tasks.list(state=TaskState.ASSIGNED, pool_id="docs")}
+        assert held == returned
+        assert returned < ids
