@@ -183,6 +183,31 @@ def _mapping(raw: object, type_: Any) -> Any:
     return _gathered(items, lambda values: dict(zip(map(str, raw), values, strict=True)))
 
 
+def _is_union(type_: Any) -> bool:
+    origin: Any = get_origin(type_)
+    return origin in (Union, UnionType)
+
+
+def _one_of(raw: object, type_: Any) -> Any:
+    """Return the value as the one of a union's types that its kind fits: a list has problems of its own, a number is none of a list's."""
+    args = get_args(type_)
+    if raw is None and type(None) in args:
+        return None
+    fits = [arg for arg in args if arg is not type(None) and isinstance(raw, _kind(arg))]
+    if not fits:
+        raise ValueError(expected(type_))
+    return _CONVERTER.structure(raw, fits[0])
+
+
+def _kind(type_: Any) -> Any:
+    origin = get_origin(type_)
+    if origin in _SEQUENCES:
+        return list | tuple
+    if origin in _MAPPINGS or attrs.has(type_):
+        return Mapping
+    return {float: int | float, Path: str | Path}.get(type_, type_) if isinstance(type_, type) else object
+
+
 def _item(path: str, raw: object, type_: Any) -> tuple[Any, list[Problem]]:
     try:
         return _CONVERTER.structure(raw, type_), []
@@ -213,6 +238,7 @@ def _new_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(lambda type_: get_origin(type_) in _SEQUENCES, _sequence)
     converter.register_structure_hook_func(lambda type_: get_origin(type_) in _MAPPINGS, _mapping)
     converter.register_structure_hook_func(attrs.has, _nested)
+    converter.register_structure_hook_func(_is_union, _one_of)
     return converter
 
 

@@ -130,6 +130,48 @@ def test_the_file_and_the_environment_configure_a_run(converge: Converge, folder
     assert (started["level"], started["message"]) == ("info", "running 2 agents of WordCounter in pool docs, store memory:")
 
 
+MIXED = """
+pool_id = "docs"
+[[agents]]
+type = "counting:WordCounter"
+count = 2
+[[agents]]
+type = "counting:Picky"
+pool_id = "mail"
+capabilities = ["judge"]
+concurrency = 3
+"""
+
+
+def test_agents_of_several_classes_work_in_one_process_each_with_its_own_pool_and_capabilities(converge: Converge, folder: Path) -> None:
+    (folder / "converge.toml").write_text(MIXED)
+    tasks = [
+        {"required_capabilities": ["count-words"], "inputs": {"name": "counted", "text": "a b"}},
+        {"pool_id": "mail", "required_capabilities": ["judge"], "inputs": {"name": "judged", "text": "good"}},
+    ]
+    answer = converge("run", "-c", "converge.toml", "--submit", lines(folder, *tasks), "--drain", "--json")
+    assert answer.code == 0, answer.err
+    assert [(one["hint"], one["result"]) for one in map(json.loads, answer.out.splitlines())] == [("counted", {"words": 2}), ("judged", "fine")]
+    assert "running 2 agents of WordCounter in pool docs" in answer.err
+    assert "running 1 agents of Picky in pool mail" in answer.err
+
+
+def test_an_entry_whose_class_is_not_there_ends_the_run_before_anything_is_opened(converge: Converge, folder: Path) -> None:
+    (folder / "converge.toml").write_text(MIXED.replace("Picky", "Pick"))
+    answer = converge("run", "-c", "converge.toml", "--store", "file:state.db")
+    assert (answer.code, answer.err) == (3, 'converge: agent "counting:Pick": counting has no "Pick"; did you mean "Picky"?\n')
+    assert not (folder / "state.db").exists()
+
+
+def test_retention_that_is_configured_for_a_pool_that_exists_is_told_not_to_count(converge: Converge, folder: Path) -> None:
+    (folder / "converge.toml").write_text("[retention]\ncompleted_sec = 60")
+    start = ("run", "counting:WordCounter", "--pool", "docs", "--store", "file:state.db", "--drain", "-c", "converge.toml")
+    assert "retention" not in converge(*start).err, "it is the new pool's"
+    assert "retention" not in converge(*start).err, "it is the same"
+    (folder / "converge.toml").write_text("[retention]\ncompleted_sec = 30")
+    assert "converge.toml: retention: pool docs exists and keeps its own: completed tasks 60 s" in converge(*start).err
+
+
 @pytest.mark.parametrize("command", [["run", "counting:WordCounter", "--pool", "p"], ["tasks", "list"]])
 def test_an_unknown_option_of_a_backend_names_the_file_that_has_it(converge: Converge, folder: Path, command: list[str]) -> None:
     (folder / "converge.toml").write_text('store = "redis://127.0.0.1:1"\n[options.redis]\ntimeout = 3')

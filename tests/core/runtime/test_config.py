@@ -15,6 +15,7 @@ from converge.errors import ConfigError, SecretOnCommandLine, UnknownSetting, Un
 from converge.plugins import PluginHost
 from converge.runtime import config as module
 from converge.runtime.config import KEYS, LATER, Config, check_options, load
+from converge.runtime.config_fields import AgentGroup
 
 
 @pytest.fixture(autouse=True)
@@ -109,12 +110,55 @@ def test_a_key_without_its_feature_is_accepted_only_at_its_default(key: str) -> 
     default = getattr(Config(), key)
     assert getattr(load(environ={}, flags={key: default}), key) == default
     with pytest.raises(Unsupported, match=f"--{key.replace('_', '-')}: .* is not supported: this release does not have"):
-        load(environ={}, flags={key: not default if isinstance(default, bool) else "other"})
+        load(environ={}, flags={key: True if isinstance(default, bool) else "drop"})
 
 
-def test_a_list_of_agents_is_refused_as_not_there_yet() -> None:
-    with pytest.raises(Unsupported, match=r"^converge.toml: agents: a list of agents is not supported"):
-        of('[[agents]]\ntype = "m:A"')
+MIXED = """
+pool_id = "docs"
+[[agents]]
+type = "m:A"
+count = 3
+[[agents]]
+type = "m:B"
+pool_id = "mail"
+capabilities = ["read"]
+topics = ["post"]
+concurrency = 4
+"""
+
+
+def test_a_list_of_agents_is_several_classes_each_with_what_it_has_of_its_own() -> None:
+    config = of(MIXED)
+    assert config.groups == (
+        AgentGroup(type="m:A", count=3, pool_id="docs"),
+        AgentGroup(type="m:B", pool_id="mail", capabilities=("read",), topics=("post",), concurrency=4),
+    )
+
+
+def test_a_number_of_agents_is_one_group_of_the_one_class() -> None:
+    assert of('agent = "m:A"\nagents = 7\npool_id = "p"').groups == (AgentGroup(type="m:A", count=7, pool_id="p"),)
+    assert of("agents = 7").groups == ()
+
+
+def test_a_number_on_the_command_line_replaces_the_list_of_the_file() -> None:
+    assert of(MIXED, flags={"agent": "m:C", "agents": 2}).groups == (AgentGroup(type="m:C", count=2, pool_id="docs"),)
+
+
+def test_every_problem_of_a_list_of_agents_names_its_entry() -> None:
+    toml = '[[agents]]\ntype = "m:A"\ncount = 0\ncapabilities = ["a b"]\n[[agents]]\ntyp = "m:B"\nconcurrency = "3"'
+    assert problems(toml) == [
+        "converge.toml: agents[0].count: 0 is not allowed; expected 1 to 100,000 (how many of them this process runs)",
+        "converge.toml: agents[0].capabilities: ['a b'] is not allowed; expected 1 to 64 characters of A-Z a-z 0-9 . _ : - (what they can do)",
+        'converge.toml: agents[1].typ: unknown key; did you mean "type"?',
+        "converge.toml: agents[1].type: is missing; expected text (the agents' class, as module:Class)",
+        "converge.toml: agents[1].concurrency: '3' is not allowed; expected an integer (tasks that each works on at a time)",
+    ]
+    assert problems("agents = []")[0].startswith("converge.toml: agents: [] is not allowed; expected 1 to 100 entries")
+
+
+def test_one_class_beside_a_list_of_classes_is_refused() -> None:
+    (problem,) = problems(MIXED, flags={"agent": "m:C"})
+    assert problem == "AGENT: counts only where agents is a number; each entry of a list names its type"
 
 
 @pytest.mark.parametrize("key", ["store", "transport"])

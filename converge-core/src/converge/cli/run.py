@@ -17,7 +17,7 @@ from converge.cli.results import write_results
 from converge.errors import ConfigError, InputError
 from converge.model.task import Task
 from converge.runtime import main
-from converge.runtime.lookup import find_agent, first_on_path
+from converge.runtime.lookup import agent_class, first_on_path
 from converge.runtime.task_lines import read_tasks
 
 
@@ -51,10 +51,11 @@ def run(
         "plugins": plugins_flag(plugin), "network": network, "health": health, "grace_sec": grace,
     }  # fmt: skip
     settings = configured(config, flags, is_verbose=verbose, level="info")
-    if not settings.agent:
+    if not settings.groups:
         raise ConfigError("agent: is missing: name a class as module:Class, on the command line or in the file that -c names")
     first_on_path(Path.cwd())
-    wanted = main.Run(agent=find_agent(settings.agent), tasks=task_file(submit, settings.pool_id), is_drain=drain, may_create_pool=create_pool)
+    classes = [agent_class(group) for group in settings.groups]
+    wanted = main.Run(agents=classes, tasks=task_file(submit, settings.pool_id), is_drain=drain, may_create_pool=create_pool)
     main.calm_collector()
     with output.progress(settings.pool_id, is_wanted=drain) as on_progress:
         drained = anyio.run(main.run, settings, wanted, on_progress, backend_options=loop_options())

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import attrs
 
 from converge.errors import ConfigError, SecretOnCommandLine, Unsupported
-from converge.ids import check_name
 from converge.plugins import PluginHost
+from converge.runtime.config_fields import CLASS, AgentGroup, Agents, AgentsWithin, Matching, Retention, Within, a_name, described
 from converge.settings import Problem, checked, raise_problems, unknown
 from converge.urls import has_password, without_password
 
@@ -36,78 +36,50 @@ _KUBERNETES = re.compile(r"CONVERGE_(SERVICE_(HOST|PORT).*|PORT_\d+_.*)")
 _KUBERNETES_PORT = re.compile(r"[a-z]+://")
 
 
-@attrs.frozen
-class _Within:  # a class, so that the schema can read its bounds
-    least: float
-    greatest: float
-
-    def __call__(self, _instance: object, _attribute: object, value: float) -> None:
-        if not self.least <= value <= self.greatest:
-            raise ValueError(f"expected {self.least:,g} to {self.greatest:,g}")
-
-
-def _name(_instance: object, attribute: attrs.Attribute[Any], value: str) -> None:
-    if value:
-        check_name(attribute.name, value)
-
-
-@attrs.frozen
-class _Matching:
-    pattern: re.Pattern[str]
-    expected: str
-
-    def __call__(self, _instance: object, _attribute: object, value: str) -> None:
-        if value and not self.pattern.fullmatch(value):
-            raise ValueError(f"expected {self.expected}")
-
-
-def _help(text: str, unit: str = "") -> dict[str, str]:
-    return {"help": text, "unit": unit}
-
-
-@attrs.frozen(kw_only=True)
-class Retention:
-    """`[retention]`: how long the pool that `run` creates keeps tasks that have ended."""
-
-    completed_sec: float = attrs.field(default=86_400.0, validator=_Within(0, 31_536_000), metadata=_help("completed tasks", "s"))
-    failed_sec: float = attrs.field(default=604_800.0, validator=_Within(0, 31_536_000), metadata=_help("failed and cancelled tasks", "s"))
-
-
 @attrs.frozen(kw_only=True)
 class Config:
     """Everything that can be configured; the keys of the TOML file are its attributes. `origins` says of each where its value comes from."""
 
     agent: str = attrs.field(
         default="",
-        validator=_Matching(re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"), "module:Class"),
-        metadata=_help("the agent's class, as module:Class"),
+        validator=CLASS,
+        metadata=described("the agent's class, as module:Class"),
     )
-    agents: int = attrs.field(default=1, validator=_Within(1, 100_000), metadata=_help("how many agents of the class this process runs"))
-    pool_id: str = attrs.field(default="", validator=_name, metadata=_help("the pool that they join"))
-    plugins: tuple[str, ...] = attrs.field(default=(), metadata=_help("what to load: names, module:attribute, no:NAME"))
-    network: str = attrs.field(default="converge", validator=_name, metadata=_help("whose keys to see on a shared store"))
-    store: str = attrs.field(default="memory:", repr=without_password, metadata=_help("URL of the store"))
-    discovery_store: str = attrs.field(default="", metadata=_help("another store for discovery"))
-    discovery: str = attrs.field(default="store", metadata=_help("how nodes find one another"))
-    transport: str = attrs.field(default="", repr=without_password, metadata=_help("URL to listen at, or a transport's name with host and port"))
-    host: str = attrs.field(default="", metadata=_help("address to listen at, if transport is a name"))
-    port: int = attrs.field(default=0, validator=_Within(0, 65_535), metadata=_help("port to listen at, if transport is a name; 0: any"))
-    advertise: str = attrs.field(default="", validator=_Matching(_HOST_PORT, "HOST:PORT"), metadata=_help("where others reach this node"))
-    health: str = attrs.field(default="", metadata=_help("HOST:PORT of the health endpoint"))
-    lease_sec: float = attrs.field(default=15.0, validator=_Within(0.5, 3_600), metadata=_help("how long a process may be away", "s"))
-    stall_sec: float = attrs.field(default=150.0, validator=_Within(0.5, 86_400), metadata=_help("how long its loop may be blocked", "s"))
-    grace_sec: float = attrs.field(default=25.0, validator=_Within(0, 3_600), metadata=_help("how long tasks may take to end at a stop", "s"))
-    poll_sec: float = attrs.field(default=1.0, validator=_Within(0.01, 60), metadata=_help("how often to look without a wake-up", "s"))
-    max_connections: int = attrs.field(default=1_000, validator=_Within(1, 100_000), metadata=_help("most channels with other nodes"))
-    identity_dir: str = attrs.field(default="", metadata=_help("where keys are kept between starts"))
-    trust: str = attrs.field(default="allow", metadata=_help("what becomes of a sender that is not pinned"))
-    require_tls: bool = attrs.field(default=False, metadata=_help("refuse connections without TLS"))
-    require_durability: Literal["", "D0", "D1", "D2", "D3"] = attrs.field(default="", metadata=_help("least class of the store"))
-    log_format: Literal["text", "json"] = attrs.field(default="text", metadata=_help("lines for people, or one JSON object a line"))
-    log_level: Literal["debug", "info", "warning", "error"] = attrs.field(default="info", metadata=_help("least level that is logged"))
-    retention: Retention = attrs.field(factory=Retention, metadata=_help("how long ended tasks are kept"))
-    options: dict[str, dict[str, Any]] = attrs.field(factory=dict, repr=False, metadata=_help("[options.NAME]: a backend's options"))
+    agents: Agents = attrs.field(
+        default=1, validator=AgentsWithin(), metadata=described("how many agents of the class this process runs, or a list of several classes")
+    )
+    pool_id: str = attrs.field(default="", validator=a_name, metadata=described("the pool that they join"))
+    plugins: tuple[str, ...] = attrs.field(default=(), metadata=described("what to load: names, module:attribute, no:NAME"))
+    network: str = attrs.field(default="converge", validator=a_name, metadata=described("whose keys to see on a shared store"))
+    store: str = attrs.field(default="memory:", repr=without_password, metadata=described("URL of the store"))
+    discovery_store: str = attrs.field(default="", metadata=described("another store for discovery"))
+    discovery: str = attrs.field(default="store", metadata=described("how nodes find one another"))
+    transport: str = attrs.field(default="", repr=without_password, metadata=described("URL to listen at, or a transport's name with host and port"))
+    host: str = attrs.field(default="", metadata=described("address to listen at, if transport is a name"))
+    port: int = attrs.field(default=0, validator=Within(0, 65_535), metadata=described("port to listen at, if transport is a name; 0: any"))
+    advertise: str = attrs.field(default="", validator=Matching(_HOST_PORT, "HOST:PORT"), metadata=described("where others reach this node"))
+    health: str = attrs.field(default="", metadata=described("HOST:PORT of the health endpoint"))
+    lease_sec: float = attrs.field(default=15.0, validator=Within(0.5, 3_600), metadata=described("how long a process may be away", "s"))
+    stall_sec: float = attrs.field(default=150.0, validator=Within(0.5, 86_400), metadata=described("how long its loop may be blocked", "s"))
+    grace_sec: float = attrs.field(default=25.0, validator=Within(0, 3_600), metadata=described("how long tasks may take to end at a stop", "s"))
+    poll_sec: float = attrs.field(default=1.0, validator=Within(0.01, 60), metadata=described("how often to look without a wake-up", "s"))
+    max_connections: int = attrs.field(default=1_000, validator=Within(1, 100_000), metadata=described("most channels with other nodes"))
+    identity_dir: str = attrs.field(default="", metadata=described("where keys are kept between starts"))
+    trust: Literal["drop", "warn", "allow"] = attrs.field(default="allow", metadata=described("what becomes of a sender that is not pinned"))
+    require_tls: bool = attrs.field(default=False, metadata=described("refuse connections without TLS"))
+    require_durability: Literal["", "D0", "D1", "D2", "D3"] = attrs.field(default="", metadata=described("least class of the store"))
+    log_format: Literal["text", "json"] = attrs.field(default="text", metadata=described("lines for people, or one JSON object a line"))
+    log_level: Literal["debug", "info", "warning", "error"] = attrs.field(default="info", metadata=described("least level that is logged"))
+    retention: Retention = attrs.field(factory=Retention, metadata=described("how long ended tasks are kept"))
+    options: dict[str, dict[str, Any]] = attrs.field(factory=dict, repr=False, metadata=described("[options.NAME]: a backend's options"))
     origins: Mapping[str, str] = attrs.field(factory=dict, repr=False, eq=False)
+
+    @property
+    def groups(self) -> tuple[AgentGroup, ...]:
+        """The agents of this process, each group with its pool; none where no class is named."""
+        if isinstance(self.agents, int):
+            return (AgentGroup(type=self.agent, count=self.agents, pool_id=self.pool_id),) if self.agent else ()
+        return tuple(attrs.evolve(group, pool_id=group.pool_id or self.pool_id) for group in self.agents)
 
     @property
     def transport_url(self) -> str:
@@ -159,6 +131,20 @@ def load(file: Path | str | None = None, *, flags: Mapping[str, Any] | None = No
         SecretOnCommandLine: A flag's URL has a password.
         UnknownSetting, Unsupported, ConfigError: All problems at once, in the text and as `problems`.
     """
+    config, problems = read(file, flags=flags, environ=environ)
+    raise_problems(problems)
+    _check_release(config)
+    return config
+
+
+def read(
+    file: Path | str | None = None, *, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> tuple[Config, list[Problem]]:
+    """Return what `load` would, with the default in place of what cannot be used, and all problems but those of what this release does not have.
+
+    Raises:
+        SecretOnCommandLine, ConfigError: As `load`, where nothing can be read.
+    """
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     for key, value in given.items():
         if isinstance(value, str) and has_password(value):
@@ -175,13 +161,11 @@ def load(file: Path | str | None = None, *, flags: Mapping[str, Any] | None = No
     ]
     values = {key: value for layer, _ in layers for key, value in layer.items()}
     origins = dict.fromkeys(KEYS, DEFAULT) | {key: origin for _, some in layers for key, origin in some.items()}
-    raise_problems(problems)
+    values = {key: value for key, value in values.items() if value is not None}  # None: a problem says why
     if origins["stall_sec"] == DEFAULT:
         values["stall_sec"] = stall_sec_of(values.get("lease_sec", Config().lease_sec))
     config = Config(**values, origins=origins)
-    _check_together(config)
-    _check_release(config)
-    return config
+    return config, [*problems, *_problems_together(config)]
 
 
 def _flag(key: str) -> str:
@@ -198,8 +182,6 @@ def _layer(data: Mapping[str, Any], where: str, origin: Any, problems: list[Prob
     """Return one source's checked values, and where each comes from; add its problems, told in the words of that source."""
     if not data:
         return {}, {}
-    if isinstance(data.get("agents"), list):
-        raise Unsupported(f"{where or origin('agents')}: agents: a list of agents is not supported: this release runs one class; give a number")
     data = {key: (list(value) if isinstance(value, tuple) else value) for key, value in data.items()}
     values, found = checked(Config, {key: value for key, value in data.items() if key != "origins"})
     found += [unknown("origins", KEYS)] if "origins" in data else []
@@ -252,17 +234,21 @@ def _from_text(text: str, type_: Any) -> Any:
         return [part.strip() for part in text.split(",") if part.strip()]
     if type_ is bool:
         return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text.lower(), text)
+    if type_ == Agents:
+        type_ = int  # a list of tables has no place in a variable
     try:
         return type_(text) if type_ in (int, float) else text
     except ValueError:
         return text
 
 
-def _check_together(config: Config) -> None:
-    """Check what no key can tell by itself."""
+def _problems_together(config: Config) -> list[Problem]:
+    """Return what no key can tell by itself."""
     problems = []
     if text := stall_problem(config.stall_sec, config.lease_sec):
         problems.append(Problem("stall_sec", text))
+    if config.agent and not isinstance(config.agents, int):
+        problems.append(Problem("agent", "counts only where agents is a number; each entry of a list names its type"))
     is_name = bool(_PLAIN_NAME.fullmatch(config.transport))
     if is_name and not config.host:
         problems.append(Problem("host", f'is missing; transport "{config.transport}" is a name, so host and port say where to listen'))
@@ -271,7 +257,7 @@ def _check_together(config: Config) -> None:
             problems.append(Problem(key, "counts only where transport is a name, such as tcp; a URL says both itself"))
     if config.advertise and not config.transport:
         problems.append(Problem("advertise", "is not allowed without a transport"))
-    raise_problems([attrs.evolve(problem, path=_where(config, problem.path)) for problem in problems])
+    return [attrs.evolve(problem, path=_where(config, problem.path)) for problem in problems]
 
 
 def _where(config: Config, key: str) -> str:
@@ -282,15 +268,18 @@ def _where(config: Config, key: str) -> str:
 
 
 def _check_release(config: Config) -> None:
-    """Refuse what this release does not have."""
+    if lines := not_in_release(config):
+        raise Unsupported("\n".join(lines), problems=lines)
+
+
+def not_in_release(config: Config) -> list[str]:
+    """Return what this release does not have, a line each."""
     defaults = Config()
-    lines = [
+    return [
         f"{_where(config, key)}: {getattr(config, key)!r} is not supported: this release does not have {what}"
         for key, what in LATER.items()
         if getattr(config, key) != getattr(defaults, key)
     ]
-    if lines:
-        raise Unsupported("\n".join(lines), problems=lines)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from converge.errors import ConfigError, ConvergeError
 from converge.runtime.agent import Agent, check_agent_class
+from converge.runtime.config_fields import AgentGroup
 
 
 def find_agent(target: str, folder: Path | None = None) -> type[Agent]:
@@ -36,6 +37,21 @@ def find_agent(target: str, folder: Path | None = None) -> type[Agent]:
     except ConvergeError as error:
         raise ConfigError(f'agent "{target}": {error}') from error
     return found
+
+
+def agent_class(group: AgentGroup, folder: Path | None = None) -> type[Agent]:
+    """Return the class that an entry of `agents` names, with what the entry says of its own in place of what the class says.
+
+    Raises:
+        ConfigError: As `find_agent`.
+    """
+    cls = find_agent(group.type, folder)
+    own = {"capabilities": group.capabilities, "topics": group.topics, "concurrency": group.concurrency}
+    given = {name: value for name, value in own.items() if value is not None}
+    if not given:
+        return cls
+    # The name stays: logs and descriptors tell what people wrote.
+    return type(cls.__name__, (cls,), {**given, "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__})
 
 
 def first_on_path(folder: Path) -> None:

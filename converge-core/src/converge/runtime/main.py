@@ -20,7 +20,7 @@ from converge.model.task import Task
 from converge.plugins import PluginHost
 from converge.runtime import drain
 from converge.runtime.agent import Agent, claimer_of, claims_tasks, takes_messages
-from converge.runtime.config import Config, check_options, options_with_origin
+from converge.runtime.config import DEFAULT, Config, check_options, options_with_origin
 from converge.runtime.drain import Drain, Drained, Ended, Progress
 from converge.runtime.node import Node
 from converge.runtime.shutdown import StopAsked, stop_asked
@@ -39,9 +39,9 @@ COLLECTOR = (10_000, 10, 10)
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """What one `run` is asked to do beyond its configuration."""
+    """What one `run` is asked to do beyond its configuration. `agents` are the classes of the configuration's `groups`, in their order."""
 
-    agent: type[Agent]
+    agents: Sequence[type[Agent]]
     tasks: Sequence[Task] = ()
     is_drain: bool = False
     may_create_pool: bool = False
@@ -53,8 +53,9 @@ def check(config: Config, run: Run) -> None:
     Raises:
         ConfigError: What is missing, or does not fit.
     """
-    if claims_tasks(run.agent) and not takes_messages(run.agent) and not config.pool_id:
-        raise ConfigError(f"pool_id: is missing: {run.agent.__name__} works on tasks, so name its pool with --pool")
+    for cls, group in zip(run.agents, config.groups, strict=True):
+        if claims_tasks(cls) and not takes_messages(cls) and not group.pool_id:
+            raise ConfigError(f"pool_id: is missing: {cls.__name__} works on tasks, so name its pool with --pool")
     if (run.is_drain or run.tasks) and not config.pool_id:
         raise ConfigError("pool_id: is missing: --submit and --drain are about a pool, so name it with --pool")
     if not any(":" in name and not name.startswith("no:") for name in config.plugins):
@@ -167,41 +168,55 @@ async def _cancel_when_asked(stop: StopAsked, scope: anyio.CancelScope) -> None:
 
 
 async def _work(node: Node, config: Config, run: Run, on_progress: Progress | None) -> Drained:
-    if config.pool_id:
-        await _prepare_pool(node, config, may_create=run.may_create_pool)
-    _warn_of_unclaimable(run)
-    await node.spawn(run.agent, count=config.agents, pool=config.pool_id or None)
-    where = f"pool {config.pool_id}" if config.pool_id else "no pool"
-    log.info("running %d agents of %s in %s, store %s", config.agents, run.agent.__name__, where, without_password(config.store))
+    pools = dict.fromkeys(pool_id for pool_id in (config.pool_id, *(group.pool_id for group in config.groups)) if pool_id)
+    for pool_id in pools:
+        await _prepare_pool(node, config, pool_id, may_create=run.may_create_pool)
+    _warn_of_unclaimable(config, run)
+    for cls, group in zip(run.agents, config.groups, strict=True):
+        await node.spawn(cls, count=group.count, pool=group.pool_id or None)
+        where = f"pool {group.pool_id}" if group.pool_id else "no pool"
+        log.info("running %d agents of %s in %s, store %s", group.count, cls.__name__, where, without_password(config.store))
     ids = await submit_all(node.store, run.tasks)
     if not run.is_drain:
         await anyio.sleep_forever()
     return await Drain(node.opened, node.tasks, config.pool_id, on_progress).run(ids)
 
 
-async def _prepare_pool(node: Node, config: Config, *, may_create: bool) -> None:
+async def _prepare_pool(node: Node, config: Config, pool_id: str, *, may_create: bool) -> None:
     """Create the pool unless it is there; a near name that is there makes a slip of the pen likely."""
     try:
-        await node.pools.get(config.pool_id)
+        _tell_of_retention(config, await node.pools.get(pool_id))
         return
     except NoSuchPool as error:
         if error.nearest is not None and not may_create:
             raise ConfigError(
-                f'pool_id: pool "{config.pool_id}" does not exist, but "{error.nearest}" does; did you mean that? --create-pool creates this one'
+                f'pool_id: pool "{pool_id}" does not exist, but "{error.nearest}" does; did you mean that? --create-pool creates this one'
             ) from error
     keep: dict[str, Any] = {"keep_completed_sec": config.retention.completed_sec, "keep_failed_sec": config.retention.failed_sec}
-    await node.pools.create_pool(Pool(id=config.pool_id, **keep))
+    await node.pools.create_pool(Pool(id=pool_id, **keep))
 
 
-def _warn_of_unclaimable(run: Run) -> None:
+def _tell_of_retention(config: Config, pool: Pool) -> None:
+    """A pool that exists keeps its settings: who configured others must not believe that they count."""
+    wanted = config.retention.completed_sec, config.retention.failed_sec
+    kept = pool.keep_completed_sec, pool.keep_failed_sec
+    if config.origins.get("retention", DEFAULT) != DEFAULT and wanted != kept:
+        text = "%s: retention: pool %s exists and keeps its own: completed tasks %g s, failed ones %g s; what is set here counts for new pools only"
+        log.warning(text, config.origins["retention"], pool.id, *kept)
+
+
+def _warn_of_unclaimable(config: Config, run: Run) -> None:
     """Tell of submitted tasks that no agent here may take: a drain waits for them as long as nobody else does."""
-    claimer, counts = claimer_of(run.agent), dict[str, int]()
+    here = [(cls, claimer_of(cls), group.pool_id) for cls, group in zip(run.agents, config.groups, strict=True)]
+    counts = dict[tuple[str, str], int]()
     for task in run.tasks:
         lane = Lane(pool=task.pool_id, topic=task.topic, type=task.type, capabilities=tuple(map(str, task.required_capabilities)))
-        if (why := refusal(lane, claimer)) is not None:
-            counts[why] = counts.get(why, 0) + 1
-    for why, count in counts.items():
-        log.warning("%d submitted tasks cannot be claimed by %s: %s", count, run.agent.__name__, why)
+        refusals = [(cls.__name__, refusal(lane, claimer)) for cls, claimer, pool_id in here if pool_id == task.pool_id]
+        if refusals and all(why is not None for _, why in refusals):
+            name, why = refusals[0]
+            counts[name, str(why)] = counts.get((name, str(why)), 0) + 1
+    for (name, why), count in counts.items():
+        log.warning("%d submitted tasks cannot be claimed by %s: %s", count, name, why)
 
 
 def _check_shared(config: Config, host: PluginHost) -> None:
