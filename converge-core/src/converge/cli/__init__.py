@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Sequence
 
 import cyclopts
@@ -54,6 +55,15 @@ def _version() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    code = _code_of(arguments)
+    if arguments is None and threading.active_count() > 1:
+        from converge.runtime.shutdown import leave_past_threads
+
+        leave_past_threads(code)
+    return code
+
+
+def _code_of(arguments: Sequence[str] | None) -> int:
     try:
         # The library takes a lone "-" for an option; as a path it means the same to us, and none to it.
         given = ["./-" if argument == "-" else argument for argument in (sys.argv[1:] if arguments is None else arguments)]

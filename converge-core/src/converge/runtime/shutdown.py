@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -16,6 +18,9 @@ import anyio
 log = logging.getLogger("converge.node")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+THREADS_SEC = 0.5
+"""How long threads that are about to end have for it, when all else is done."""
 
 
 class StopAsked:
@@ -58,6 +63,17 @@ def stop_asked() -> Iterator[StopAsked]:
             signal.signal(number, handler)
         reading.close()
         writing.close()
+
+
+def leave_past_threads(code: int) -> None:
+    """End the process now if a thread is left that Python would wait for without end: of a plain handler that never returned, and was abandoned."""
+    until = time.monotonic() + THREADS_SEC
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                log.warning("a plain handler did not return (%s); the process ends without it", thread.name)
+                leave_at_once(code)
 
 
 def leave_at_once(code: int) -> None:
