@@ -19,8 +19,14 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture
+def agent() -> str:
+    """What the processes of a fleet run; a test that wants other agents names them by a parameter."""
+    return "worker_agents:Worker"
+
+
 @pytest.fixture(params=["file", "redis"])
-def fleet(request: pytest.FixtureRequest, tmp_path: Path, namespace: str, redis_url: str) -> Iterator[Fleet]:
+def fleet(request: pytest.FixtureRequest, tmp_path: Path, namespace: str, redis_url: str, agent: str) -> Iterator[Fleet]:
     """A fleet on a store of the test's own: a file, or a network of a real Redis.
 
     The server starts before the test whatever the store, so that the leak check knows it.
@@ -29,7 +35,7 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path, namespace: str, redis_
     made = Fleet(
         tmp_path,
         f"file:{tmp_path / 'state.db'}" if is_file else redis_url,
-        agent="worker_agents:Worker",
+        agent=agent,
         agents_folder=Path(__file__).parent,
         pool=POOL,
         network="converge" if is_file else namespace,

@@ -46,3 +46,12 @@ async def _do(inputs: Mapping[str, Any]) -> None:
             len(bytes(3_000_000).hex())
     if inputs.get("die"):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Stuck(Agent):
+    """A plain handler that never returns, whatever anybody does."""
+
+    def on_task(self, task: Task) -> None:
+        note(what="start", task=task.id, token=task.token, attempt=task.attempts)
+        while True:
+            time.sleep(60)

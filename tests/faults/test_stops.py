@@ -1,0 +1,157 @@
+"""F8, F9: a process that is told to stop ends in time and with code 0, and leaves nothing that others have to wait for."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+import pytest
+
+from converge import Task, TaskManager, TaskState, open_store
+from converge.contracts.store import Range
+from converge.model.keys import AGENT, EXPIRY, HELD, JOINED, LEASE, MEMBER
+from converge.testing.fixtures import wait_until
+from converge.testing.fleet import Fleet, until_started
+
+# How a node stops does not hang on its store; how long that may be away is the file's own matter.
+pytestmark = [pytest.mark.timeout(60), pytest.mark.parametrize("fleet", ["file"], indirect=True)]
+
+OVERHEAD_SEC = 5.0
+"""What a stop may take beyond the grace time: what Kubernetes leaves (30 s) less the default (25 s)."""
+
+
+async def ended(process: subprocess.Popen[bytes], *, grace_sec: float) -> int:
+    """Return the exit code; it must come within the grace time and what a stop may take beyond it."""
+    began = time.monotonic()
+    await wait_until(lambda: process.poll() is not None, timeout=grace_sec + OVERHEAD_SEC, what="the process has ended")
+    print(f"ended after {time.monotonic() - began:.2f} s")  # noqa: T201 - shown when the test fails
+    return process.wait()
+
+
+async def left_behind(fleet: Fleet) -> dict[str, int]:
+    """What a process has under its lease: descriptors, memberships, claims, the lease itself."""
+    async with open_store(fleet.url) as store:
+        families = [AGENT, EXPIRY, HELD, JOINED, LEASE, MEMBER]
+        pages = await store.scan([Range(family(), None, 1_000) for family in families])
+    return {str(family): len(page) for family, page in zip(families, pages, strict=True) if page}
+
+
+@contextmanager
+def locked(fleet: Fleet) -> Iterator[None]:
+    """Another program holds the lock of the store's file."""
+    connection = sqlite3.connect(fleet.url.removeprefix("file:"), isolation_level=None)
+    try:
+        connection.execute("begin exclusive")
+        yield
+        connection.execute("rollback")
+    finally:
+        connection.close()
+
+
+async def test_f9_sigterm_lets_the_short_task_end_and_hands_the_long_one_back(fleet: Fleet, tasks: TaskManager) -> None:
+    """Nobody waits for a lease: whoever asks within a second of the exit gets the long task, as its first attempt."""
+    process = fleet.start(agents=2, lease_sec=30.0, grace_sec=1.5)
+    short, long = await tasks.submit_many([Task(pool_id=fleet.pool, inputs={"sleep": seconds}) for seconds in (1.0, 600)])
+    await until_started(fleet, 2)
+    process.send_signal(signal.SIGTERM)
+    assert await ended(process, grace_sec=1.5) == 0, fleet.log_of(process)
+    exited = time.monotonic()
+    assert await left_behind(fleet) == {}
+    with anyio.fail_after(1.0):
+        while not (claimed := await tasks.claim("another", [fleet.pool])):
+            await anyio.sleep(0.02)
+    assert time.monotonic() - exited < 1.0
+    assert [(task.id, task.attempts) for task in claimed] == [(long, 1)], "the hand-back counted as an attempt"
+    assert (await tasks.get(short)).state == TaskState.COMPLETED
+    await tasks.release(claimed[0])
+
+
+@pytest.mark.parametrize("delay_sec", [0.05, 0.25, 0.4, 0.5, 0.6, 0.8])
+async def test_f9_sigterm_during_the_start_leaves_nothing(fleet: Fleet, tasks: TaskManager, delay_sec: float) -> None:
+    """Before Python runs our code it ends by the signal itself, and nothing was opened; from then on with code 0."""
+    await tasks.submit(Task(pool_id=fleet.pool, inputs={"sleep": 600}))
+    process = fleet.start(lease_sec=30.0, grace_sec=0.2)
+    await anyio.sleep(delay_sec)
+    process.send_signal(signal.SIGTERM)
+    code = await ended(process, grace_sec=0.2)
+    assert code in (0, -signal.SIGTERM), fleet.log_of(process)
+    assert await left_behind(fleet) == {}
+    assert len(await tasks.list(state=TaskState.PENDING)) == 1
+    assert code == 0 or "running" not in fleet.log_of(process)
+    assert "Traceback" not in fleet.log_of(process)
+
+
+async def test_f9_sigterm_while_the_store_is_away_is_in_time_too(fleet: Fleet, tasks: TaskManager) -> None:
+    """What cannot be handed back ends with the lease."""
+    process = fleet.start(agents=1, lease_sec=2.0, grace_sec=0.5)
+    task_id = await tasks.submit(Task(pool_id=fleet.pool, inputs={"sleep": 600}))
+    await until_started(fleet, 1)
+    with locked(fleet):
+        process.send_signal(signal.SIGTERM)
+        assert await ended(process, grace_sec=0.5) == 0, fleet.log_of(process)
+        assert "Traceback" not in fleet.log_of(process)
+    other = fleet.start(agents=1, lease_sec=2.0)
+    await until_started(fleet, 2, timeout=10)
+    assert [line["pid"] for line in fleet.starts()[task_id]] == [process.pid, other.pid]
+
+
+async def test_f9_sigterm_while_the_start_waits_for_the_store_is_in_time_too(fleet: Fleet, tasks: TaskManager) -> None:
+    """The file is locked from before the start."""
+    with locked(fleet):
+        process = fleet.start(agents=1, lease_sec=2.0, grace_sec=0.2)
+        await anyio.sleep(1.5)
+        process.send_signal(signal.SIGTERM)
+        assert await ended(process, grace_sec=0.2) in (0, 4), fleet.log_of(process)
+        assert "Traceback" not in fleet.log_of(process)
+    assert await left_behind(fleet) == {}
+
+
+@pytest.mark.parametrize("agent", ["worker_agents:Stuck"])
+async def test_a_plain_handler_that_never_returns_keeps_no_process(fleet: Fleet, tasks: TaskManager) -> None:
+    """Its thread is abandoned; the process ends in time with code 0, and its task goes back uncounted."""
+    process = fleet.start(agents=1, lease_sec=30.0, grace_sec=0.5)
+    task_id = await tasks.submit(Task(pool_id=fleet.pool))
+    await until_started(fleet, 1)
+    process.send_signal(signal.SIGTERM)
+    assert await ended(process, grace_sec=0.5) == 0, fleet.log_of(process)
+    task = await tasks.get(task_id)
+    assert (task.state, task.attempts) == (TaskState.PENDING, 0)
+    assert await left_behind(fleet) == {}
+
+
+async def test_f8_a_draining_process_claims_nothing_and_a_restart_has_its_own_lease(fleet: Fleet, tasks: TaskManager) -> None:
+    """The twin that drains still works on a task when new ones come: only the new process takes them."""
+    draining = fleet.start(agents=4, lease_sec=2.0, grace_sec=3.0)
+    held = await tasks.submit(Task(pool_id=fleet.pool, inputs={"sleep": 2.5}))
+    await until_started(fleet, 1)
+    draining.send_signal(signal.SIGTERM)
+    await wait_until(lambda: "stopping" in fleet.log_of(draining), what="it drains")
+    new = await tasks.submit_many([Task(pool_id=fleet.pool) for _ in range(20)])
+    restarted = fleet.start(agents=4, lease_sec=2.0)
+    with anyio.fail_after(20):
+        for task_id in [*new, held]:
+            assert (await tasks.result(task_id)).state == TaskState.COMPLETED
+    starts = fleet.starts()
+    assert {line["pid"] for task_id in new for line in starts[task_id]} == {restarted.pid}, "the draining twin took work"
+    assert [line["pid"] for line in starts[held]] == [draining.pid], "what the draining twin held was taken from it"
+    assert await ended(draining, grace_sec=3.0) == 0
+
+
+async def test_f8_claims_of_a_killed_process_do_not_look_alive_to_its_restart(fleet: Fleet, tasks: TaskManager) -> None:
+    """It is started again under the same name at once: its orphans come back within two leases, not never."""
+    killed = fleet.start(agents=2, lease_sec=1.0)
+    ids = await tasks.submit_many([Task(pool_id=fleet.pool, inputs={"sleep": 1.0}) for _ in range(2)])
+    await until_started(fleet, 2)
+    killed.kill()
+    killed.wait()
+    fleet.start(agents=2, lease_sec=1.0)
+    await until_started(fleet, 4, timeout=2 * 1.0 + 2)  # and the time that Python takes to start
+    for task_id in ids:
+        assert (await tasks.result(task_id, timeout=10)).attempts == 2
+
+
