@@ -87,6 +87,7 @@ class Node:
             stack.push_async_callback(self._cancel_group)
             self.groups = Groups(self.opened, self.pools, self.env, self._group, self.settings.poll_sec, self._observers(), self._feeds)
             self.supervision = self.groups.supervision
+            self.vitals.sources.append(self.groups.ailments)
             self.executor = Executor(self.env, self._host.decisions)
             self.ticks = Ticks(self.env, self._group, self.supervision)
             self.network = Network(self.opened, self.identity, self.env, self._group, network, self._host, chosen)
