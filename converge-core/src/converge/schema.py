@@ -83,7 +83,7 @@ def _fields(cls: type[Any]) -> Sequence[attrs.Attribute[Any]]:
 def _property(field: attrs.Attribute[Any]) -> dict[str, Any]:
     text, unit = field.metadata.get("help", ""), field.metadata.get("unit", "")
     described = ", in ".join(part for part in (text, unit) if part)
-    one = _of_type(field.type) | dict(_limits(field.validator))
+    one = _limited(_of_type(field.type), dict(_limits(field.validator)))
     if "pattern" in one and default_of(field) == "":
         one["pattern"] = f"^({one['pattern'][1:-1]})?$"  # left out is written as empty text
     if described:
@@ -91,6 +91,13 @@ def _property(field: attrs.Attribute[Any]) -> dict[str, Any]:
     if field.default is not attrs.NOTHING and (default := plain(default_of(field))) is not None:
         one["default"] = default
     return one
+
+
+def _limited(schema: dict[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema with the limits, which of several types mean the numbers."""
+    if "anyOf" not in schema:
+        return schema | limits
+    return {"anyOf": [one | limits if one.get("type") in ("integer", "number") else one for one in schema["anyOf"]]}
 
 
 def _of_type(type_: Any) -> dict[str, Any]:
@@ -141,6 +148,6 @@ def _bounds(field: attrs.Attribute[Any]) -> str:
     limits = dict(_limits(field.validator))
     least, greatest = limits.get("minimum"), limits.get("maximum")
     if least is not None and greatest is not None:
-        return f"{least:,g} to {greatest:,g}"
+        return f"{least:,} to {greatest:,}"
     words = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
-    return ", ".join(f"{word} {limits[name]:,g}" for name, word in words.items() if name in limits)
+    return ", ".join(f"{word} {limits[name]:,}" for name, word in words.items() if name in limits)

@@ -28,7 +28,7 @@ class Within:
 
     def __call__(self, _instance: object, _attribute: object, value: Any) -> None:
         if isinstance(value, int | float) and not self.least <= value <= self.greatest:
-            raise ValueError(f"expected {self.least:,g} to {self.greatest:,g}")
+            raise ValueError(f"expected {self.least:,} to {self.greatest:,}")
 
 
 @attrs.frozen
