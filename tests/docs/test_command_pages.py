@@ -10,8 +10,9 @@ import attrs
 import cyclopts
 import pytest
 
-from converge.cli import _app, agents, plugins, pools, run, submit, tasks
-from converge.runtime.config import KEYS, LATER, Retention
+from converge.cli import _app, agents, config, plugins, pools, run, submit, tasks
+from converge.runtime.config import KEYS, LATER
+from converge.runtime.config_fields import Retention
 from converge.runtime.task_lines import FIELDS
 
 PAGES = Path(__file__).parents[2] / "docs/reference"
@@ -28,6 +29,7 @@ COMMANDS = [
     *(run.run, submit.submit, tasks.list_tasks, tasks.show, tasks.explain, tasks.cancel, tasks.retry, plugins.list_plugins),
     *(pools.create, pools.list_pools, pools.show, pools.allow, pools.pause, pools.resume),
     *(agents.list_agents, agents.show),
+    *(plugins.show, config.show, config.check, config.schema),
 ]
 
 

@@ -93,7 +93,7 @@ def _property(field: attrs.Attribute[Any]) -> dict[str, Any]:
     return one
 
 
-def _limited(schema: dict[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
+def _limited(schema: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
     """Return the schema with the limits, which of several types mean the numbers."""
     if "anyOf" not in schema:
         return schema | limits

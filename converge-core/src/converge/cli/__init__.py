@@ -10,6 +10,35 @@ import cyclopts
 
 from converge.cli.failures import failed
 
+COMMANDS: tuple[tuple[str, str, str], ...] = (
+    ("run", "run:run", "Run agents until their pool is drained, or until SIGTERM or SIGINT."),
+    ("submit", "submit:submit", "Submit tasks, from flags or from a file of JSON lines."),
+    ("tasks", "", "Look at tasks, and act on them."),
+    ("tasks list", "tasks:list_tasks", "List tasks."),
+    ("tasks show", "tasks:show", "Show one task with its history."),
+    ("tasks explain", "tasks:explain", "Tell why a task is, or is not, claimed."),
+    ("tasks cancel", "tasks:cancel", "Cancel tasks that have not ended."),
+    ("tasks retry", "tasks:retry", "Submit a copy of each task that failed or was cancelled."),
+    ("pools", "", "Create pools, look at them, pause and resume them."),
+    ("pools create", "pools:create", "Create a pool; one that exists is left as it is."),
+    ("pools list", "pools:list_pools", "List pools with the numbers of their tasks."),
+    ("pools show", "pools:show", "Show one pool: its settings, the numbers of its tasks, its members."),
+    ("pools allow", "pools:allow", "Put agents on a pool's allow-list, or take them off it."),
+    ("pools pause", "pools:pause", "Let nothing be claimed from pools until they are resumed."),
+    ("pools resume", "pools:resume", "Let tasks of pools be claimed again."),
+    ("agents", "", "Look at the agents of processes that live."),
+    ("agents list", "agents:list_agents", "List agents by topic, capability and pool."),
+    ("agents show", "agents:show", "Show one agent's descriptor."),
+    ("plugins", "", "Look at plugins."),
+    ("plugins list", "plugins:list_plugins", "List installed plugins; none of them is imported."),
+    ("plugins show", "plugins:show", "Show one plugin: its file, hooks, backends, options."),
+    ("config", "", "Show and check the configuration."),
+    ("config show", "config:show", "Show the effective configuration, and where each value comes from."),
+    ("config check", "config:check", "Tell everything that is wrong with a configuration file."),
+    ("config schema", "config:schema", "Write the JSON Schema of the configuration file."),
+)
+"""Each command: its words, the module and function (none: a group of commands), and the line that `--help` shows without importing it."""
+
 
 def _app() -> cyclopts.App:
     app = cyclopts.App(
@@ -20,30 +49,14 @@ def _app() -> cyclopts.App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    app.command("converge.cli.run:run", name="run", help="Run agents until their pool is drained, or until SIGTERM or SIGINT.")
-    app.command("converge.cli.submit:submit", name="submit", help="Submit tasks, from flags or from a file of JSON lines.")
-    tasks = cyclopts.App(name="tasks", help="Look at tasks, and act on them.")
-    tasks.command("converge.cli.tasks:list_tasks", name="list", help="List tasks.")
-    tasks.command("converge.cli.tasks:show", name="show", help="Show one task with its history.")
-    tasks.command("converge.cli.tasks:explain", name="explain", help="Tell why a task is, or is not, claimed.")
-    tasks.command("converge.cli.tasks:cancel", name="cancel", help="Cancel tasks that have not ended.")
-    tasks.command("converge.cli.tasks:retry", name="retry", help="Submit a copy of each task that failed or was cancelled.")
-    pools = cyclopts.App(name="pools", help="Create pools, look at them, pause and resume them.")
-    pools.command("converge.cli.pools:create", name="create", help="Create a pool; one that exists is left as it is.")
-    pools.command("converge.cli.pools:list_pools", name="list", help="List pools with the numbers of their tasks.")
-    pools.command("converge.cli.pools:show", name="show", help="Show one pool: its settings, the numbers of its tasks, its members.")
-    pools.command("converge.cli.pools:allow", name="allow", help="Put agents on a pool's allow-list, or take them off it.")
-    pools.command("converge.cli.pools:pause", name="pause", help="Let nothing be claimed from pools until they are resumed.")
-    pools.command("converge.cli.pools:resume", name="resume", help="Let tasks of pools be claimed again.")
-    agents = cyclopts.App(name="agents", help="Look at the agents of processes that live.")
-    agents.command("converge.cli.agents:list_agents", name="list", help="List agents by topic, capability and pool.")
-    agents.command("converge.cli.agents:show", name="show", help="Show one agent's descriptor.")
-    plugins = cyclopts.App(name="plugins", help="Look at plugins: list.")
-    plugins.command("converge.cli.plugins:list_plugins", name="list", help="List installed plugins; none of them is imported.")
-    app.command(tasks)
-    app.command(pools)
-    app.command(agents)
-    app.command(plugins)
+    groups = {"": app}
+    for words, target, help_ in COMMANDS:
+        group, _, name = words.rpartition(" ")
+        if target:
+            groups[group].command(f"converge.cli.{target}", name=name, help=help_)
+        else:
+            groups[words] = cyclopts.App(name=words, help=help_)
+            app.command(groups[words])
     return app
 
 

@@ -52,9 +52,14 @@ def failed(error: BaseException) -> int:
         return FAILED
     if any(not isinstance(cause, ConvergeError | cyclopts.CycloptsError | KeyboardInterrupt) for cause in causes):
         traceback.print_exception(error)
-    for text in dict.fromkeys(_text(cause) for cause in causes):
-        print(f"converge: {text}", file=sys.stderr)  # noqa: T201  # this is where a command talks to people
+    told(*dict.fromkeys(_text(cause) for cause in causes))
     return min(code_of(cause) for cause in causes)
+
+
+def told(*texts: str) -> None:
+    """Write to standard error what went wrong, a line each."""
+    for text in texts:
+        print(f"converge: {text}", file=sys.stderr)  # noqa: T201  # this is where a command talks to people
 
 
 def code_of(error: BaseException) -> int:

@@ -1,8 +1,8 @@
-"""`converge plugins`: what is installed."""
+"""`converge plugins`: what is installed, and what one of them declares."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import attrs
 from cyclopts import Parameter
@@ -11,6 +11,7 @@ from converge.cli import output
 from converge.cli.failures import DONE
 from converge.cli.options import Json, import_here
 from converge.plugins import PluginHost
+from converge.runtime.plugin_facts import Facts, facts_of
 
 
 def list_plugins(
@@ -28,3 +29,58 @@ def list_plugins(
     columns = ("name", "distribution", "version", "schemes", "kinds")
     output.table(columns, [(one.name, one.distribution, one.version, " ".join(one.schemes), " ".join(one.kinds)) for one in found])
     return DONE
+
+
+def show(
+    name: Annotated[str, Parameter(help="The plugin's name, as `plugins list` has it, or module:attribute.")],
+    /,
+    *,
+    json: Json = False,
+) -> int:
+    """Show one plugin: whose it is, its file with the hash, its hooks, and of each backend the options. It is imported, no other is."""
+    import_here([name])
+    facts = facts_of(name)
+    if json:
+        output.line(attrs.asdict(facts, value_serializer=_plain))
+        return DONE
+    output.table(("field", "value"), [row for row in _own(facts) if row[1]])
+    for backend in facts.backends:
+        output.write("")
+        rows = [
+            (backend.kind, backend.name),
+            ("schemes", " ".join(backend.schemes)),
+            ("contract", backend.contract),
+            ("features", " ".join(backend.features)),
+            ("durability", backend.durability),
+        ]
+        output.table(("backend", "value"), [row for row in rows if row[1]])
+        if backend.options:
+            output.write("")
+            title = f"[options.{backend.name}]"
+            output.table(
+                (title, "value", "default", "bounds", "unit", "meaning"),
+                [(one.name, one.type, _default(one.default), one.bounds, one.unit, one.help) for one in backend.options],
+            )
+    return DONE
+
+
+def _own(facts: Facts) -> list[tuple[str, str]]:
+    return [
+        ("name", facts.name),
+        ("distribution", f"{facts.distribution} {facts.version}".strip() or "none: it is from the import path"),
+        ("summary", facts.summary),
+        ("module", facts.module),
+        ("file", facts.file),
+        ("sha256", facts.sha256),
+        ("hooks", " ".join(facts.hooks)),
+    ]
+
+
+def _default(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value in (None, "") else output.text(value)
+
+
+def _plain(_instance: object, _field: object, value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -16,6 +16,10 @@ class FileOptions:
         poll_sec: How often a watch looks whether the file has changed, should a wake-up be lost; 0.05 to 60 s.
     """
 
-    must_exist: bool = attrs.field(default=False, validator=validators.instance_of(bool))
-    busy_sec: float = attrs.field(default=5.0, validator=[validators.ge(0.1), validators.le(60.0)])
-    poll_sec: float = attrs.field(default=1.0, validator=[validators.ge(0.05), validators.le(60.0)])
+    must_exist: bool = attrs.field(default=False, validator=validators.instance_of(bool), metadata={"help": "refuse a path without a store"})
+    busy_sec: float = attrs.field(
+        default=5.0, validator=[validators.ge(0.1), validators.le(60.0)], metadata={"help": "longest wait for a turn to write", "unit": "s"}
+    )
+    poll_sec: float = attrs.field(
+        default=1.0, validator=[validators.ge(0.05), validators.le(60.0)], metadata={"help": "how often to look without a wake-up", "unit": "s"}
+    )

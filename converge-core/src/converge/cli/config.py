@@ -1,0 +1,91 @@
+"""`converge config`: what the configuration is, where it comes from, what is wrong with a file, what may stand in one."""
+
+from __future__ import annotations
+
+import json as json_
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from converge.cli import output
+from converge.cli.failures import CONFIGURATION, DONE, told
+from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, import_here, plugins_flag
+from converge.errors import ConfigError
+from converge.plugins import PluginHost
+from converge.runtime.config import KEYS, Config
+from converge.runtime.config_check import check_file, schema_of, shown_settings
+
+File = Annotated[Path, Parameter(help="The TOML file; YAML is read where its library is installed.")]
+
+
+def show(
+    *,
+    origin: Annotated[bool, Parameter(negative=(), help="Tell where each value comes from: a file, a variable, a flag, or the default.")] = False,
+    changed: Annotated[bool, Parameter(negative=(), help="Only what is not at its default.")] = False,
+    config: ConfigFile = None,
+    pool: PoolId = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Show the configuration as `run` would use it, passwords masked: flags win over the environment, that over the file, that over defaults."""
+    flags = {"pool_id": pool, "store": store, "plugins": plugins_flag(plugin), "network": network}
+    settings = configured(config, flags, is_verbose=verbose)
+    rows = shown_settings(settings, is_changed_only=changed)
+    if json:
+        for one in rows:
+            output.line({"key": one.key, "value": one.value, "origin": one.origin})
+        return DONE
+    columns = ("key", "value", "origin") if origin else ("key", "value")
+    output.table(columns, [(one.key, _cell(one.value), one.origin)[: len(columns)] for one in rows])
+    return DONE
+
+
+def check(
+    file: File,
+    /,
+    *,
+    plugin: Plugins = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Tell everything that is wrong with a configuration file; exit with 3 if anything is.
+
+    The environment and other flags play no part. The plugins, backends and options that it names are looked up on this machine.
+    """
+    try:
+        import_here(("here:",))  # plugins of the working directory may be named in the file
+        settings, problems = check_file(file, plugin or ())
+    except ConfigError as error:
+        problems = list(error.problems) or [str(error)]
+        settings = Config()
+    if json:
+        output.line({"file": str(file), "is_valid": not problems, "problems": problems})
+    elif problems:
+        told(*problems)
+    else:
+        count = sum(settings.origins[key] == str(file) for key in KEYS)
+        output.write(f"{file}: nothing is wrong; it sets {count} key{'' if count == 1 else 's'}")
+    return CONFIGURATION if problems else DONE
+
+
+def schema(*, plugin: Plugins = None, json: Json = False) -> int:
+    """Write the JSON Schema of the configuration file, with the options of the built-in backends and of the plugins named."""
+    import_here(plugin or ())
+    made = schema_of(PluginHost(plugins_flag(plugin) or ()))
+    if json:
+        output.line(made)
+    else:
+        output.write(json_.dumps(made, indent=2, ensure_ascii=False))
+    return DONE
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return " ".join(map(str, value)) if isinstance(value, list) else output.text(value)
