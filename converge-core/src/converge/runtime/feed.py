@@ -314,6 +314,14 @@ class Feed:
         return slow
 
     async def _finish_slowly(self, slow: list[tuple[Found, Event]]) -> None:
+        releases = [(found, event) for found, event in slow if type(event) is Released]
+        if len(releases) > 1:
+            slow = [(found, event) for found, event in slow if type(event) is not Released]
+            try:
+                await self._release(releases)
+            except StoreError:
+                self._finished += slow
+                raise
         self._slow += len(slow)
         for at, (found, event) in enumerate(slow):
             try:
@@ -331,6 +339,21 @@ class Feed:
                 if isinstance(event, Completed):  # its result cannot be stored; that it failed can
                     self._finished.append((found, Failed(f"{type(error).__name__}: {error}", event.by)))
             self._slow -= 1
+
+    async def _release(self, releases: list[tuple[Found, Released]]) -> None:
+        self._slow += len(releases)
+        try:
+            for (found, event), stale in zip(releases, await self._finishes.release_all(releases), strict=True):
+                if stale is None:
+                    self._count(found, event)
+                else:
+                    self.stale += 1
+                    log.warning("%s", stale)
+        except StoreError:
+            self._finished += releases
+            raise
+        finally:
+            self._slow -= len(releases)
 
     def _count(self, found: Found, event: Event) -> None:
         if isinstance(event, Completed):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import anyio
 
 from converge.contracts.store import Batch, Channel, Conflict
 from converge.errors import NoSuchTask, NotApplied, OutcomeUnknown, StaleClaim, StoreBusy, TornRecord
 from converge.ids import id_text
 from converge.machines.task import Around, Completed, Event, Failed, Found, Held, Released, is_said_again, key_of, step
-from converge.services.around import Moved, look_around, read_task, wakes
+from converge.services.around import Moved, look_around, look_around_all, read_task, wakes
 from converge.services.opened import Opened
 
 ROUNDS = 60
 """How often a finish looks again when something around the task, not the claim itself, has moved."""
+
+RELEASED = 200
+"""Claims of one call of those that are handed back together; see `sweep.PAGE`."""
 
 
 class Finishes:
@@ -53,6 +58,39 @@ class Finishes:
         if unknown is not None:
             raise unknown
         raise StoreBusy(f"task {id_text(found.id)}: what stands around it moved {ROUNDS} times; finish it again")
+
+    async def release_all(self, claims: Sequence[tuple[Found, Released]]) -> list[StaleClaim | None]:
+        """Hand the claims back in few calls, as a process does that stops; answer of each None, or why it was not its to hand back.
+
+        Raises:
+            StoreError: As `Store.commit`; to call it again with the same claims is safe.
+        """
+        answers: list[StaleClaim | None] = []
+        for at in range(0, len(claims), RELEASED):
+            some = claims[at : at + RELEASED]
+            for (found, event), is_released in zip(some, await self._release(some), strict=True):
+                try:
+                    if not is_released:
+                        await self.finish(found, event)
+                    answers.append(None)
+                except StaleClaim as error:
+                    answers.append(error)
+        return answers
+
+    async def _release(self, claims: Sequence[tuple[Found, Released]]) -> list[bool]:
+        """Try each once, all in one commit."""
+        arounds = await look_around_all(self._opened, [found for found, _ in claims])
+        now = await self._opened.now()
+        steps = [
+            (found, around, step(found, event, now, around)) for (found, event), around in zip(claims, arounds, strict=True) if type(around) is Around
+        ]
+        channels = {channel for found, around, _ in steps for channel in wakes(found, around, is_ready=True)}
+        try:
+            outcomes = await (await self._opened.commits()).commit([batch for _, _, batch in steps], wake=channels)
+        except OutcomeUnknown:
+            return [False] * len(claims)  # each is said again by itself, which is safe
+        released = {found.id for (found, _, _), outcome in zip(steps, outcomes, strict=True) if not isinstance(outcome, Conflict)}
+        return [found.id in released for found, _ in claims]
 
     async def _try(self, found: Found, event: Event) -> bool:
         try:
