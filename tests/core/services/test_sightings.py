@@ -14,6 +14,7 @@ from converge.model.descriptor import AgentDescriptor, sign_descriptor
 from converge.model.identity import Identity
 from converge.model.keys import AGENT, EXPIRY
 from converge.services.lease import ended
+from converge.services.mirror import marker_key, marker_value
 from converge.services.opened import Opened
 from converge.services.sightings import StoreSightings
 
@@ -65,6 +66,7 @@ async def test_a_descriptor_that_was_copied_under_a_living_lease_lists_no_agent_
     (entry,) = await listed.store.get([AGENT(listed.lease.id, listed.sighting.id)])
     assert entry is not None
     other = bytes(16)
-    await listed.write(Batch((), [(EXPIRY(other), str(2**60).encode()), (AGENT(other, listed.sighting.id), entry.value)]))
+    marker = (marker_key(other), marker_value(1, [listed.sighting.id]))
+    await listed.write(Batch((), [(EXPIRY(other), str(2**60).encode()), (AGENT(other, listed.sighting.id), entry.value), marker]))
     await listed.own.withdraw([listed.sighting.id])
     assert await listed.view.snapshot() == []

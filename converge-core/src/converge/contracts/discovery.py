@@ -9,13 +9,18 @@ D-2  publish again with the same id replaces; withdraw of an unknown id is no er
 D-3  watch yields a first list when it is in force (what `snapshot` would say), then whole lists after changes; one list may report many
      changes.
 D-4  A sighting comes back byte for byte.
+D-5  A backend that declares `publishes=False` says what it was configured with: publish and withdraw are accepted, and change nothing for anybody.
+D-6  What one handle publishes every other handle on the same place sees at its next snapshot; what a process published ends with the process: at once
+     when it closes, within its lease when it dies.
+D-7  reader().look answers what has changed since the look before, at first everything: the changes of all looks make up the snapshot.
+D-8  A call that fails raises a StoreError or ChannelError, and the next one works: a reader misses nothing and takes nothing twice for it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, NamedTuple
 
 import attrs
@@ -40,6 +45,13 @@ class Sighting(NamedTuple):
     descriptor: bytes = b""
 
 
+class Changes(NamedTuple):
+    """What has changed since the look before: `came` are new or other than they were, `gone` are the ids that are no longer there."""
+
+    came: Sequence[Sighting]
+    gone: Sequence[str]
+
+
 class Discovery(ABC):
     """Moves sightings between processes."""
 
@@ -59,6 +71,35 @@ class Discovery(ABC):
     def watch(self) -> AsyncIterator[list[Sighting]]:
         """Yield what is known now, then again after changes (D-3)."""
 
+    def reader(self) -> Reader:
+        """Return what reads changes (D-7); the inherited one compares snapshots."""
+        return Reader(self)
+
+
+class Reader:
+    """One reader of a discovery: it knows what it has seen. Used by one task at a time."""
+
+    def __init__(self, discovery: Discovery) -> None:
+        self._discovery = discovery
+        self._known: dict[str, Sighting] = {}
+
+    async def look(self) -> Changes:
+        """Answer what has changed since the look before (D-7); a look that fails or is cancelled has not been (D-8).
+
+        Raises:
+            StoreError, ChannelError: As `snapshot`.
+        """
+        now = {sighting.id: sighting for sighting in await self._discovery.snapshot()}
+        changes = Changes([one for one in now.values() if self._known.get(one.id) != one], [id_ for id_ in self._known if id_ not in now])
+        self._known = now
+        return changes
+
+    async def hints(self) -> AsyncIterator[None]:
+        """Yield when it is time to look: at first at once, then after changes, and each poll interval where the backend polls."""
+        async with aclosing(self._discovery.watch()) as watch:  # type: ignore[type-var]  # every watch is an async generator
+            async for _ in watch:
+                yield None
+
 
 Open = Callable[..., AbstractAsyncContextManager[Discovery]]
 """`open(options, *, store, poll_sec)`: an async context manager of a Discovery; the node's store and its poll interval may be left unused."""
@@ -66,7 +107,12 @@ Open = Callable[..., AbstractAsyncContextManager[Discovery]]
 
 @attrs.frozen(kw_only=True)
 class DiscoveryBackend:
-    """The declaration of a discovery: what a plugin's `converge_discoveries` returns. Attributes as `StoreBackend`."""
+    """The declaration of a discovery: what a plugin's `converge_discoveries` returns.
+
+    Attributes:
+        publishes: False: it says what it was configured with, and takes nothing in (D-5).
+        others: As `StoreBackend`.
+    """
 
     name: str
     schemes: tuple[str, ...] = ()
@@ -74,3 +120,4 @@ class DiscoveryBackend:
     open: Open
     contract: int = attrs.field()
     features: frozenset[Feature] = frozenset()
+    publishes: bool = True

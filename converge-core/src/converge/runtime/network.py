@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +15,7 @@ from anyio.abc import SocketAttribute, TaskGroup
 from converge.contracts.discovery import Discovery, DiscoveryBackend, Sighting
 from converge.contracts.transport import TransportBackend
 from converge.env import Env
-from converge.errors import ConfigError, LeaseEnded, StoreError
+from converge.errors import ConfigError
 from converge.machines.secure import Terms
 from converge.model.descriptor import AgentDescriptor, network_tag, sign_descriptor
 from converge.model.identity import Identity
@@ -107,7 +107,8 @@ class Network:
             self.discovery = DiscoveryService(store=self._opened.store, network=self._settings.network, discovery=self.sightings)
             self.registry = IdentityRegistry(self.discovery.directory)
             self.post = Post(self._env, self.discovery, self.registry, self._opened.now, self._host)
-            async with self._listening():
+            async with _background() as group, self._listening():
+                group.start_soon(self._follow)
                 yield
 
     @asynccontextmanager
@@ -126,7 +127,6 @@ class Network:
             self.links = Links(transport, terms, self._env, group, self.post.on_items, greatest=self._settings.max_connections)
             self.post.links = self.links
             group.start_soon(self.links.serve, listener)
-            group.start_soon(self._follow)
             log.info("listening on %s, known to others as %s", listener.address, self.endpoints[0])
             yield
 
@@ -170,15 +170,10 @@ class Network:
         self._published = {}
 
     async def _follow(self) -> None:
-        """Keep the directory fresh; while the store is away the last that was known is kept."""
-        while True:
-            try:
-                async with aclosing(self.sightings.watch()) as watch:  # type: ignore[type-var]  # an async generator
-                    async for sightings in watch:
-                        self.discovery.take(sightings)
-            except (StoreError, LeaseEnded) as error:
-                log.warning("discovery waits for the store: %s", error)
-            await anyio.sleep(self._settings.poll_sec)
+        """Keep the directory fresh: for messages always, else from the first query on."""
+        if self._chosen.transport is None:
+            await self.discovery.is_wanted.wait()
+        await self.discovery.follow(self._settings.poll_sec)
 
 
 @asynccontextmanager

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
 import anyio
 
-from converge.codec import decode, encode
-from converge.contracts.discovery import Discovery, Sighting
-from converge.contracts.store import LIMITS, Batch, Conflict, Range, Rest
-from converge.errors import StoreError, TornRecord
-from converge.model.descriptor import peek_lease
-from converge.model.keys import AGENT, EXPIRY, Family
+from converge.contracts.discovery import Discovery, Reader, Sighting
+from converge.contracts.store import ABSENT, Batch, Conflict, Key
+from converge.errors import InvalidValue, LeaseEnded, StoreBusy
+from converge.model.keys import AGENT
+from converge.services.lease import Lease
+from converge.services.mirror import CHANNEL, RECENT, StoreReader, marker_key, marker_value, read_marker, ticks, write_sighting
 from converge.services.opened import Opened
 
-log = logging.getLogger("converge.sightings")
+TOGETHER = 200
+"""Sightings of one batch: each is at most some kilobytes, and none of them is written without the marker."""
 
-CHANNEL = "agents"
-"""What a publish and a withdraw wake."""
+TRIES = 20
+"""How often a batch is tried again: only other calls of this process can be first."""
 
 
 class StoreSightings(Discovery):
@@ -28,95 +27,71 @@ class StoreSightings(Discovery):
 
     def __init__(self, opened: Opened, poll_sec: float = 1.0) -> None:
         self._opened, self._poll_sec = opened, poll_sec
-        self._seen: dict[tuple[bytes, str], tuple[int, Sighting]] = {}
+        self._reader, self._reading = StoreReader(opened, poll_sec), anyio.Lock()
+        self._marker: tuple[bytes, int, int, list[str]] | None = None  # lease, revision, number of changes, the last ones
 
     async def publish(self, sightings: Sequence[Sighting]) -> None:
-        lease, commits, todo = await self._opened.lease(), await self._opened.commits(), list(sightings)
-        while todo:
-            batches = []
-            for sighting in todo:
-                value = encode([list(sighting.endpoints), base64.b64encode(sighting.descriptor).decode()])
-                batches.append(Batch([lease.check()], [(AGENT(lease.id, sighting.id), value)]))
-            again = []
-            for sighting, outcome in zip(todo, await commits.commit(batches, wake=[CHANNEL]), strict=True):
-                if isinstance(outcome, Conflict):
-                    await lease.check_not_ended(outcome)
-                    again.append(sighting)  # the lease was touched meanwhile
-            todo = again
+        values = {one.id: write_sighting(one) for one in sightings}
+        if "" in values:
+            raise InvalidValue("sighting.id", "", "an agent's id, or an endpoint")
+        lease, ids = await self._opened.lease(), list(values)
+        for at in range(0, len(ids), TOGETHER):
+            some = ids[at : at + TOGETHER]
+            await self._change(lease, some, lambda keys, some=some: Batch((), list(zip(keys, (values[id_] for id_ in some), strict=True))))  # type: ignore[misc]
 
     async def withdraw(self, ids: Sequence[str]) -> None:
         lease = self._opened.lease_opened
-        if lease is not None and ids:
-            await (await self._opened.commits()).commit([Batch((), (), [AGENT(lease.id, id_) for id_ in ids])], wake=[CHANNEL])
+        if lease is None:
+            return  # nothing was published
+        unique = [id_ for id_ in dict.fromkeys(ids) if id_]
+        try:
+            for at in range(0, len(unique), TOGETHER):
+                await self._change(lease, unique[at : at + TOGETHER], lambda keys: Batch((), (), keys))
+        except LeaseEnded:
+            pass  # what stands under it is listed no longer, and is swept
 
     async def snapshot(self) -> list[Sighting]:
-        now = await self._opened.store.time()
-        live = {key[1] for key, value, _ in await self._all(EXPIRY) if int(value) >= now}
-        seen: dict[tuple[bytes, str], tuple[int, Sighting]] = {}
-        for key, value, revision in await self._all(AGENT):
-            if key[1] in live:
-                known = self._seen.get(key[1:])
-                if known is not None and known[0] == revision:
-                    seen[key[1:]] = known
-                elif (sighting := _sighting(key[1], key[2], value)) is not None:
-                    seen[key[1:]] = revision, sighting
-        self._seen = seen
-        return [sighting for _, sighting in seen.values()]
+        async with self._reading:
+            await self._reader.look()
+            return self._reader.sightings()
 
     async def watch(self) -> AsyncIterator[list[Sighting]]:
-        event = anyio.Event()
+        reader, is_first = StoreReader(self._opened, self._poll_sec), True
+        async with aclosing(ticks(self._opened, self._poll_sec)) as hints:  # type: ignore[type-var]  # an async generator
+            async for _ in hints:
+                came, gone = await reader.look()
+                if came or gone or is_first:
+                    is_first = False
+                    yield reader.sightings()
 
-        async def listen() -> None:
-            while True:
-                try:
-                    async with aclosing(self._opened.store.watch([CHANNEL])) as watch:  # type: ignore[type-var]  # every watch is an async generator
-                        async for _ in watch:
-                            self._opened.deafness.works("agents")
-                            event.set()
-                except StoreError as error:
-                    self._opened.deafness.failed("agents", error)
-                await anyio.sleep(self._poll_sec)
+    def reader(self) -> Reader:
+        return StoreReader(self._opened, self._poll_sec)
 
-        lost: StoreError | None = None
-        async with anyio.create_task_group() as group:
-            group.start_soon(listen)
-            while lost is None:
-                event = anyio.Event()
-                try:
-                    found = await self.snapshot()
-                except StoreError as error:
-                    lost = error  # raised outside the group, which would wrap it
-                    group.cancel_scope.cancel()
-                    break
-                yield found
-                with anyio.move_on_after(self._poll_sec):
-                    await event.wait()
-        if lost is not None:
-            raise lost
+    async def _change(self, lease: Lease, ids: Sequence[str], change: Callable[[Sequence[Key]], Batch]) -> None:
+        """Write to the agents of the lease, and to its marker in the same batch.
 
-    async def _all(self, family: Family) -> list[tuple[Rest, bytes, int]]:
-        found: list[tuple[Rest, bytes, int]] = []
-        after: Rest | None = None
-        while True:
-            (page,) = await self._opened.store.scan([Range(family(), after, LIMITS.keys)])
-            found += [(entry.key, entry.value, entry.revision) for entry in page]
-            if len(page) < LIMITS.keys:
-                return found
-            after = page[-1].key[1:]
+        Raises:
+            LeaseEnded: It has; nothing was written.
+        """
+        commits, key = await self._opened.commits(), marker_key(lease.id)
+        batch = change([AGENT(lease.id, id_) for id_ in ids])
+        for _ in range(TRIES):
+            if self._marker is None or self._marker[0] != lease.id:
+                self._marker = await self._read_marker(lease.id)
+            _, revision, count, recent = self._marker
+            count, recent = count + len(ids), [*recent, *ids][-RECENT:]
+            puts = [*batch.puts, (key, marker_value(count, recent))]
+            (outcome,) = await commits.commit([Batch([lease.check(), (key, revision)], puts, batch.deletes)], wake=[CHANNEL])
+            if not isinstance(outcome, Conflict):
+                self._marker = lease.id, outcome.revision, count, recent
+                return
+            self._marker = None
+            await lease.check_not_ended(outcome)  # else it was touched meanwhile, or another call of this process has changed the marker
+        raise StoreBusy(f"other calls of this process were first {TRIES} times; try again")
 
-
-def _sighting(lease: bytes, agent_id: str, value: bytes) -> Sighting | None:
-    """Return what a record says; None if nobody can read it, which is no reason not to find the others, or if it was copied from another lease.
-
-    A copy is genuine, and would keep an agent listed that has stopped.
-    """
-    try:
-        endpoints, text = decode(value, tuple[list[str], str], f"descriptor of {agent_id}")
-        sighting = Sighting(agent_id, tuple(endpoints), base64.b64decode(text, validate=True))
-    except (TornRecord, ValueError) as error:
-        log.warning("a descriptor was refused: %s", error)
-        return None
-    if peek_lease(sighting.descriptor) not in (None, lease.hex()):
-        log.warning("a descriptor was refused: that of %.16s is for another lease than the one it stands under", agent_id)
-        return None
-    return sighting
+    async def _read_marker(self, lease: bytes) -> tuple[bytes, int, int, list[str]]:
+        (entry,) = await self._opened.store.get([marker_key(lease)])
+        if entry is None:
+            return lease, ABSENT, 0, []
+        count, recent = read_marker(lease, entry.value)
+        return lease, entry.revision, count, recent
