@@ -1,0 +1,230 @@
+"""A node's health says what is true, from any thread, and why."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import TypeVar
+
+import anyio
+import pytest
+
+from converge.builtin.memory import MemoryStore
+from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Key, Range, Store, Take, Turned
+from converge.errors import StoreUnavailable
+from converge.model.task import Task
+from converge.runtime.agent import Agent
+from converge.runtime.health import BLOCKED_SEC, Ailment, Code, Health
+from converge.runtime.node import Node
+from converge.testing.fixtures import wait_until
+
+T = TypeVar("T")
+LEASE_SEC = 1.0
+
+
+class Weather:
+    """What all handles of one store suffer."""
+
+    is_away = False
+    is_silent = False
+    is_mute = False
+    is_deaf = False
+
+
+class Weathered(MemoryStore):
+    """A memory store whose calls fail or hang, and whose wake-ups are lost or refused, as the weather says."""
+
+    def __init__(self, weather: Weather, inner: MemoryStore | None = None) -> None:
+        if inner is None:
+            super().__init__()
+        else:
+            super().__init__(core=inner._core, bell=inner._bell)
+        self.weather = weather
+
+    async def _suffer(self, call: Callable[[], Awaitable[T]]) -> T:
+        if self.weather.is_silent:
+            await anyio.sleep_forever()
+        if self.weather.is_away:
+            raise StoreUnavailable("the store is away")
+        return await call()
+
+    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
+        return await self._suffer(lambda: MemoryStore.get(self, keys))
+
+    async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
+        return await self._suffer(lambda: MemoryStore.scan(self, ranges))
+
+    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+        return await self._suffer(lambda: MemoryStore.commit(self, batches, wake=() if self.weather.is_mute else wake))
+
+    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
+        return await self._suffer(lambda: MemoryStore.turn(self, batches, take, wake=wake))
+
+    async def time(self) -> int:
+        return await self._suffer(lambda: MemoryStore.time(self))
+
+    async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
+        async with aclosing(super().watch(channels)) as inner:  # type: ignore[type-var]  # every watch is an async generator
+            async for one in inner:
+                if self.weather.is_deaf:
+                    raise StoreUnavailable("the subscription was cut")
+                yield one
+
+    @asynccontextmanager
+    async def reopen(self) -> AsyncIterator[Store]:
+        yield Weathered(self.weather, self)
+
+
+class Idle(Agent):
+    """Has nothing to do."""
+
+    async def on_task(self, task: Task) -> None:
+        """See the class."""
+
+
+class Blocking(Agent):
+    """Blocks the event loop until it is told to go on."""
+
+    go_on: threading.Event
+
+    async def on_task(self, task: Task) -> None:
+        """See the class."""
+        type(self).go_on.wait(20)
+
+
+@pytest.fixture
+def weather() -> Weather:
+    return Weather()
+
+
+@pytest.fixture
+async def node(weather: Weather) -> AsyncIterator[Node]:
+    async with Node(store=Weathered(weather), lease_sec=LEASE_SEC, poll_sec=0.05, grace_sec=0.2) as node:
+        await node.spawn(Idle, count=2, pool="p")
+        yield node
+
+
+def codes(health: Health) -> set[str]:
+    """The codes of why it is not ready."""
+    return {one.code for one in health.reasons}
+
+
+async def test_a_node_is_ready_from_its_start_to_its_stop_and_live_until_its_end() -> None:
+    node = Node(store="memory:")
+    assert codes(node.health()) == {Code.STARTING}
+    assert (node.health().is_live, node.health().is_ready) == (True, False)
+    async with node:
+        assert node.health() == Health(is_live=True, is_ready=True)
+        await node.spawn(Idle, pool="p")
+        assert node.health().is_ready
+        async with anyio.create_task_group() as group:
+            group.start_soon(node.stop)
+            await anyio.wait_all_tasks_blocked()
+            assert codes(node.health()) == {Code.STOPPING}
+            assert node.health().is_live
+    assert codes(node.health()) == {Code.STOPPED}
+    assert not node.health().is_live
+
+
+async def test_a_store_that_refuses_everything_shows_within_three_seconds_and_so_does_its_return(
+    node: Node, weather: Weather, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    weather.is_away = True
+    with anyio.fail_after(3):
+        await wait_until(lambda: Code.STORE_AWAY in codes(node.health()))
+    assert "the store is away" in next(one.text for one in node.health().reasons if one.code == Code.STORE_AWAY)
+    assert node.health().is_live, "a restart would not help"
+    weather.is_away = False
+    with anyio.fail_after(5):
+        await wait_until(lambda: node.health().is_ready)
+
+
+async def test_a_store_that_never_answers_shows_within_three_seconds(node: Node, weather: Weather, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    weather.is_silent = True
+    with anyio.fail_after(3):
+        await wait_until(lambda: bool(codes(node.health()) & {Code.STORE_AWAY, Code.RENEWAL_LATE, Code.LEASE_LOST}))
+
+
+async def test_a_lease_that_is_not_renewed_in_time_shows_before_it_is_lost(node: Node, weather: Weather, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    lease = node.opened.lease_opened
+    assert lease is not None
+    lease.abandon()
+    with anyio.fail_after(5):
+        await wait_until(lambda: codes(node.health()) == {Code.RENEWAL_LATE})
+        assert lease.remaining_sec() > 0
+        await wait_until(lambda: node.opened.lease_opened is not lease and node.health().is_ready)
+
+
+async def test_a_watch_that_the_store_refuses_shows_as_deaf(node: Node, weather: Weather, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    weather.is_deaf = True
+    with anyio.fail_after(10):
+        await wait_until(lambda: Code.WATCH_DEAF in codes(node.health()))
+        weather.is_deaf = False
+        await wait_until(lambda: node.health().is_ready)
+
+
+async def test_wake_ups_that_are_lost_without_an_error_show_as_deaf(node: Node, weather: Weather, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    weather.is_mute = True
+    with anyio.fail_after(10):
+        await wait_until(lambda: Code.WATCH_DEAF in codes(node.health()))
+        weather.is_mute = False
+        await wait_until(lambda: node.health().is_ready)
+
+
+async def test_a_blocked_loop_shows_to_another_thread_while_it_is_blocked_and_where_it_stands(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    go_on, seen = threading.Event(), list[Health]()
+    worker = type("Blocking", (Blocking,), {"go_on": go_on})
+
+    def look(node: Node) -> None:
+        until = time.monotonic() + 15
+        while time.monotonic() < until and not seen:
+            health = node.health()
+            if Code.LOOP_BLOCKED in codes(health):
+                seen.append(health)
+            time.sleep(0.02)
+        go_on.set()
+
+    async with Node(store="memory:", lease_sec=LEASE_SEC, stall_sec=60.0) as node:
+        await node.spawn(worker, pool="p")
+        thread = threading.Thread(target=look, args=(node,))
+        thread.start()
+        await node.tasks.result(await node.tasks.submit(Task(pool_id="p")), timeout=20)
+        await anyio.to_thread.run_sync(thread.join)
+        await wait_until(lambda: node.health().is_ready)
+    (health,) = seen
+    (reason,) = (one for one in health.reasons if one.code == Code.LOOP_BLOCKED)
+    assert health.is_live, "not blocked for stall_sec yet"
+    assert "threading.py" in reason.text or "test_health.py" in reason.text
+    assert float(reason.text.split("blocked for ")[1].split(" s")[0]) >= BLOCKED_SEC
+
+
+async def test_a_part_that_says_what_ails_it_makes_the_node_not_ready(node: Node) -> None:
+    node.vitals.sources.append(lambda: [Ailment(Code.AGENT_DOWN, "agent x stands still", node.env.monotonic() - 60)])
+    health = node.health()
+    (reason,) = health.reasons
+    assert (health.is_live, health.is_ready, reason.code, reason.text) == (True, False, "agent_down", "agent x stands still")
+    assert reason.since.tzinfo is not None
+    assert 55 < time.time() - reason.since.timestamp() < 65
+
+
+async def test_one_outage_is_one_line_when_it_begins_and_one_when_it_is_over(node: Node, weather: Weather, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    weather.is_away = True
+    lease = node.opened.lease_opened
+    with anyio.fail_after(15):
+        await wait_until(lambda: node.opened.lease_opened is not lease, timeout=10)
+        weather.is_away = False
+        await wait_until(lambda: node.health().is_ready)
+    texts = [record.getMessage() for record in caplog.records if record.name.startswith("converge")]
+    assert len([text for text in texts if text.startswith("the store does not do what it is asked")]) == 1
+    assert len([text for text in texts if text.startswith("the store works again, after ")]) == 1
+    assert len([text for text in texts if "the store is away" in text]) <= 2, texts
