@@ -1,7 +1,8 @@
-"""De-duplication of messages: what the receiver remembers of each pair of sender and recipient.
+"""De-duplication of messages: what the receiver remembers of each sender.
 
-A sender has one message to a recipient under way at a time, and repeats it with the same sequence until it is settled; so remembering the last one
-of a pair is enough to take each message once, and in order.
+Of each pair of sender and recipient it remembers the highest sequence that it took. That is enough to take each message once and in order, because
+a sender repeats a message with the same sequence until it is settled, and each message names the one before it that is still under way (`after`):
+a later one is taken only when that one was. So of the messages that their sender still waits for, exactly those up to the highest were taken.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from collections import OrderedDict
 from enum import Enum
 from typing import NamedTuple
 
-PAIRS = 10_000
-"""Pairs remembered at a time; past that new senders are refused, and no old one is forgotten early."""
+SENDERS = 10_000
+"""Senders remembered at a time; past that new ones are refused, and no old one is forgotten early."""
+
+PAIRS = 100_000
+"""Pairs of sender and recipient remembered at a time: a sender may write to many agents of a process. About 20 MB."""
 
 WINDOW_SEC = 120.0
-"""How long a pair is remembered after its last message: no message may be retried for longer."""
+"""How long a sender is remembered after its last message: no message may be retried for longer."""
 
 
 class Pair(NamedTuple):
-    """Sender, its lease, recipient."""
+    """Sender, its lease, and the recipient; or what stands for all of a node."""
 
     sender: str
     lease: str
@@ -29,43 +33,54 @@ class Seen(Enum):
     """What a message is to its receiver."""
 
     NEW = "new"
-    REPEATED = "repeated"
-    OLD = "old"  # settled before a later one
+    REPEATED = "repeated"  # taken before, if its sender still waits for it
+    EARLY = "early"  # one before it is under way, and has not come
     REFUSED = "refused"  # no room to remember its sender
 
 
-class _Last:
-    __slots__ = ("at", "id", "sequence")
+class _Sender:
+    __slots__ = ("at", "highest")
 
-    def __init__(self, sequence: int, id_: str, at: float) -> None:
-        self.sequence, self.id, self.at = sequence, id_, at
+    def __init__(self) -> None:
+        self.at = 0.0
+        self.highest: dict[str, int] = {}
 
 
 class Streams:
-    """The last message taken of each pair."""
+    """The highest sequence taken of each pair."""
 
-    def __init__(self, pairs: int = PAIRS, window_sec: float = WINDOW_SEC) -> None:
-        self._greatest, self._window_sec = pairs, window_sec
-        self._last: OrderedDict[Pair, _Last] = OrderedDict()  # the longest untouched first
+    def __init__(self, senders: int = SENDERS, pairs: int = PAIRS, window_sec: float = WINDOW_SEC) -> None:
+        self._most_senders, self._most_pairs, self._window_sec = senders, pairs, window_sec
+        self._senders: OrderedDict[tuple[str, str], _Sender] = OrderedDict()  # the longest untouched first
+        self._pairs = 0
 
-    def see(self, pair: Pair, sequence: int, id_: str, now: float) -> Seen:
+    def see(self, pair: Pair, sequence: int, after: int, now: float) -> Seen:
         """Say what the message is; nothing is remembered until `take`."""
-        last = self._last.get(pair)
-        if last is None:
-            self._forget(now)
-            return Seen.NEW if len(self._last) < self._greatest else Seen.REFUSED
-        if sequence > last.sequence:
-            return Seen.NEW
-        return Seen.REPEATED if sequence == last.sequence and id_ == last.id else Seen.OLD
+        sender = self._senders.get(pair[:2])
+        highest = 0 if sender is None else sender.highest.get(pair.to, 0)
+        if sequence <= highest:
+            return Seen.REPEATED
+        if after > highest:
+            return Seen.EARLY
+        if highest == 0 and not self._has_room(sender is None, now):
+            return Seen.REFUSED
+        return Seen.NEW
 
-    def take(self, pair: Pair, sequence: int, id_: str, now: float) -> None:
+    def take(self, pair: Pair, sequence: int, now: float) -> None:
         """Remember that the message was taken."""
-        self._last[pair] = _Last(sequence, id_, now)
-        self._last.move_to_end(pair)
+        sender = self._senders.get(pair[:2])
+        if sender is None:
+            sender = self._senders[pair[:2]] = _Sender()
+        if pair.to not in sender.highest:
+            self._pairs += 1
+        sender.highest[pair.to], sender.at = sequence, now
+        self._senders.move_to_end(pair[:2])
 
-    def _forget(self, now: float) -> None:
-        while self._last:
-            pair, last = next(iter(self._last.items()))
-            if now - last.at < self._window_sec:
-                return
-            del self._last[pair]
+    def _has_room(self, is_new_sender: bool, now: float) -> bool:
+        while self._senders:
+            key, oldest = next(iter(self._senders.items()))
+            if now - oldest.at < self._window_sec:
+                break
+            del self._senders[key]
+            self._pairs -= len(oldest.highest)
+        return self._pairs < self._most_pairs and not (is_new_sender and len(self._senders) >= self._most_senders)

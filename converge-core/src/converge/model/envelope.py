@@ -1,6 +1,7 @@
-"""Messages and receipts as bytes: a header of names, then the payload untouched.
+"""Messages and receipts as bytes: a header of names, then the payload untouched; and the signed form of a message, which proves its sender by itself.
 
 body = length of the header u16 || header (JSON, at most 4 KiB) || payload (JSON)
+signed body = body || signature (64 bytes) over tag || network || u32 length, header || u32 length, payload
 """
 
 from __future__ import annotations
@@ -10,28 +11,38 @@ from typing import TypeVar
 import msgspec
 
 from converge.codec import decode, encode
-from converge.errors import MessageTooLarge, TornRecord
+from converge.errors import BadSignature, MessageTooLarge, TornRecord
+from converge.model.identity import Identity, agent_id, verify
 
 HEADER_BYTES = 4_096
 MESSAGE_BYTES = 1_048_576
 """The longest body, header included."""
 
-ACCEPTED, HANDLED, FULL, UNKNOWN, REFUSED, RAISED = "accepted", "handled", "full", "unknown", "refused", "raised"
+SIGNATURE_BYTES = 64
+_TAG = b"converge/msg/v1\0"
+
+HANDED, ACCEPTED, HANDLED, STORED = "handed", "accepted", "handled", "stored"
+"""How far a message got, or is to get before its sender is told; HANDED wants no receipt."""
+FULL, UNKNOWN, REFUSED, RAISED, EARLY, DROPPED = "full", "unknown", "refused", "raised", "early", "dropped"
+"""Why it got no further. EARLY: one before it has not come, send it again; DROPPED: its process stopped before a handler had it."""
 
 _HeaderT = TypeVar("_HeaderT")
 
 
 class MessageHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What a message says of itself. `sequence` counts the messages of this sender, under this lease, to this recipient.
+    """What a message says of itself.
 
     Attributes:
         id: 16 random bytes in hex.
-        sender, to: Agent ids.
-        lease: Of the sender's process, or another name that its restart does not have: with it a sequence begins anew.
-        sequence: From 1.
-        sent_at: The sender's clock, microseconds; for people.
-        wants: `accepted`, or `handled`: then the handler's answer comes in a second receipt.
+        sender, to: Agent ids; `to` is empty where it goes to all agents of a node that have the topic, or are in the pool.
+        lease: A name of the sender's process that its restart does not have: with it sequences begin anew.
+        sequence: Rises with each message of the process, so with each of one sender to one recipient.
+        after: The sequence of the last message before this one, of the pair, that was under way still: it must have been taken; 0: none was.
+        sent_at: Store time at the sender, microseconds. Only for signed messages does it decide anything.
+        wants: `handed`, `accepted`, or `handled`: then the handler's answer comes in a second receipt.
         task: A task's id, or empty.
+        topic, pool: Whom it is for, where `to` is empty.
+        key: Hex of the sender's public key, where the message is signed.
     """
 
     id: str
@@ -40,16 +51,26 @@ class MessageHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
     lease: str
     sequence: int
     sent_at: int
+    after: int = 0
     wants: str = ACCEPTED
     task: str = ""
+    topic: str = ""
+    pool: str = ""
+    key: str = ""
 
 
 class ReceiptHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """How far the message of that id got; `text` says why not. The answer of a handler is the receipt's payload."""
+    """How far the message of that id got; `text` says why not. The answer of a handler is the receipt's payload.
+
+    Attributes:
+        taken, refused: Of a message to all agents of a node: how many have it in their inbox, and how many should and have not.
+    """
 
     id: str
     status: str
     text: str = ""
+    taken: int = 0
+    refused: int = 0
 
 
 def pack(header: MessageHeader | ReceiptHeader, payload: bytes = b"") -> bytes:
@@ -74,3 +95,46 @@ def unpack(body: bytes, type_: type[_HeaderT]) -> tuple[_HeaderT, bytes]:
     if len(body) < 2 + length or length > HEADER_BYTES:
         raise TornRecord("message", "its header's length is wrong")
     return decode(body[2 : 2 + length], type_, "message header"), body[2 + length :]
+
+
+def sign(identity: Identity, network_tag: bytes, header: MessageHeader, payload: bytes) -> bytes:
+    """Return the signed body; the header names the identity's key.
+
+    Raises:
+        MessageTooLarge: It is over a limit.
+    """
+    body = pack(header, payload)
+    if len(body) + SIGNATURE_BYTES > MESSAGE_BYTES:
+        raise MessageTooLarge(f"a signed message of {len(body) + SIGNATURE_BYTES:,} bytes; the limit is {MESSAGE_BYTES:,}")
+    return body + identity.sign(_covered(network_tag, body))
+
+
+def open_signed(signed: bytes, network_tag: bytes) -> tuple[MessageHeader, bytes]:
+    """Verify a signed body, as received; return header and payload.
+
+    The key is in the header, and the sender's id proves the key, so no directory is needed: this is what makes a stored message verifiable when its
+    sender has long gone.
+
+    Raises:
+        BadSignature, InvalidKey: It is not the sender's, or not for this network.
+        TornRecord: It is not such a body.
+    """
+    if not SIGNATURE_BYTES + 2 < len(signed) <= MESSAGE_BYTES:
+        raise TornRecord("signed message", f"it has {len(signed):,} bytes")
+    body, signature = signed[:-SIGNATURE_BYTES], signed[-SIGNATURE_BYTES:]
+    header, payload = unpack(body, MessageHeader)  # the key stands inside what it signs; nothing else of it is believed yet
+    try:
+        key = bytes.fromhex(header.key)
+    except ValueError:
+        raise BadSignature("the key of a signed message is not hex") from None
+    if agent_id(key) != header.sender:
+        raise BadSignature(f"the id {header.sender[:12]}... is not that of the message's key")
+    if not verify(key, signature, _covered(network_tag, body)):
+        raise BadSignature(f"a message is not signed by {header.sender[:12]}... for this network")
+    return header, payload
+
+
+def _covered(network_tag: bytes, body: bytes) -> bytes:
+    length = int.from_bytes(body[:2], "big")
+    header, payload = body[2 : 2 + length], body[2 + length :]
+    return b"".join((_TAG, network_tag, len(header).to_bytes(4, "big"), header, len(payload).to_bytes(4, "big"), payload))

@@ -16,7 +16,7 @@ from converge.machines.records import Item
 from converge.machines.secure import Terms
 from converge.runtime.channel import SecureChannel, accept, dial
 from converge.runtime.handshakes import Handshakes
-from converge.services.post import Waiting
+from converge.services.underway import Waiting
 
 log = logging.getLogger("converge.link")
 

@@ -24,6 +24,7 @@ from converge.runtime.agent import Agent
 from converge.runtime.inbox import Inbox
 from converge.runtime.link import Links
 from converge.services.discovery import DiscoveryService
+from converge.services.fanout import Fanouts
 from converge.services.opened import Opened
 from converge.services.opening import backend_options, check_loop
 from converge.services.post import Post
@@ -95,6 +96,7 @@ class Network:
         self.discovery: DiscoveryService
         self.registry: IdentityRegistry
         self.post: Post
+        self.fanouts: Fanouts
         self.endpoints: tuple[str, ...] = ()
         self.links: Links | None = None
         self._published: dict[str, tuple[Identity, AgentDescriptor]] = {}
@@ -106,7 +108,8 @@ class Network:
         async with chosen.discovery.open(chosen.discovery_options, store=self._opened.store, poll_sec=self._settings.poll_sec) as self.sightings:
             self.discovery = DiscoveryService(store=self._opened.store, network=self._settings.network, discovery=self.sightings)
             self.registry = IdentityRegistry(self.discovery.directory)
-            self.post = Post(self._env, self.discovery, self.registry, self._opened.now, self._host)
+            self.post = Post(self._opened, self._identity, self._settings.network, self.discovery, self.registry, self._host)
+            self.fanouts = Fanouts(self.post, self._identity.public_key)
             async with _background() as group, self._listening():
                 group.start_soon(self._follow)
                 yield
@@ -133,6 +136,7 @@ class Network:
     async def add(self, agents: Sequence[Agent]) -> None:
         """Let the agents take messages, and tell others of them where there are others to tell."""
         for agent in agents:
+            self.post.inboxes.agents[agent.id] = agent
             self.post.inboxes[agent.id] = Inbox(agent, self._group) if agent.loop is None else agent.loop
         descriptors = {agent.id: (agent.identity, _describe(agent)) for agent in agents}
         await self._publish(descriptors)

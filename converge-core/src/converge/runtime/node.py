@@ -242,11 +242,11 @@ class Node:
         Raises:
             InvalidName, InvalidValue, MessageTooLarge: It cannot be sent as asked. What fails on the way to a node stands in its outcome.
         """
-        return await self.network.post.publish(sender or self.identity.id, topic, payload, timeout=timeout)
+        return await self.network.fanouts.publish(sender or self.identity.id, topic, payload, timeout)
 
     async def broadcast(self, pool_id: str, payload: Any, *, timeout: float = 10.0, sender: str | None = None) -> list[Fanout]:
         """Send a message to every agent of the pool, but the sender. See `publish`."""
-        return await self.network.post.broadcast(sender or self.identity.id, pool_id, payload, timeout=timeout)
+        return await self.network.fanouts.broadcast(sender or self.identity.id, pool_id, payload, timeout)
 
     async def stop(self, *, grace_sec: float | None = None) -> None:
         """Stop claiming, let handlers end within the grace time, hand the rest back, end the lease. A second call returns at once."""

@@ -106,6 +106,10 @@ class Opened:
                     raise
         return self._offset + int(self.env.monotonic() * 1_000_000)
 
+    def about_now(self) -> int:
+        """Return store time as it was known last, without a wait: for what only informs, such as when a message was sent."""
+        return self._offset + int(self.env.monotonic() * 1_000_000)
+
     def saw_time(self, now: int) -> None:
         """Take note of store time, read a moment ago.
 

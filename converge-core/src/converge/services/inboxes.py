@@ -1,0 +1,139 @@
+"""Inboxes of one process: which agents are here, and how a message gets into the inbox of one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from converge.codec import decode_plain
+from converge.errors import Backpressure, TornRecord, Undeliverable
+from converge.model.envelope import ACCEPTED, DROPPED, EARLY, FULL, REFUSED, UNKNOWN, MessageHeader
+from converge.model.identity import Identity
+from converge.model.message import Message
+from converge.plugins import PluginHost
+from converge.services.spec import moment
+
+log = logging.getLogger("converge.post")
+
+RECEIVED = "converge_message_received"
+
+Answer = Callable[[bytes | None, str], Awaitable[None]]
+"""Called when a handler has returned, with its answer (JSON), or None and why it failed."""
+
+
+class LocalInbox(Protocol):
+    """The inbox of an agent of this process."""
+
+    takes_messages: bool
+
+    @property
+    def is_full(self) -> bool: ...
+
+    def put(self, message: Message, answer: Answer | None) -> None: ...
+
+
+class LocalAgent(Protocol):
+    """An agent of this process: what decides which messages are for it."""
+
+    id: str
+    identity: Identity
+    pools: tuple[str, ...]
+
+    @property
+    def topics(self) -> Sequence[str]: ...
+
+    @property
+    def capabilities(self) -> Sequence[str]: ...
+
+
+class Inboxes(dict[str, LocalInbox]):
+    """The inboxes by agent id, and who the agents are."""
+
+    def __init__(self, host: PluginHost) -> None:
+        super().__init__()
+        self.agents: dict[str, LocalAgent] = {}
+        self._host = host
+        self._is_guarded = host.has(RECEIVED)
+
+    def identity(self, agent_id: str) -> Identity | None:
+        """Return the identity of an agent of this process."""
+        agent = self.agents.get(agent_id)
+        return None if agent is None else agent.identity
+
+    def remove(self, agent_id: str) -> None:
+        """Let no message come in for the agent any more."""
+        self.pop(agent_id, None)
+        self.agents.pop(agent_id, None)
+
+    def able(self, capability: str) -> list[str]:
+        """Return the agents that have the capability and take messages."""
+        return [one.id for one in self.agents.values() if capability in one.capabilities and self._takes_messages(one.id)]
+
+    def members(self, topic: str, pool_id: str, *, but: str) -> Iterator[str]:
+        """Yield the agents that have the topic or, if there is none, are in the pool, and take messages; all but one, the sender."""
+        for one in list(self.agents.values()):
+            if one.id != but and (topic in one.topics if topic else pool_id in one.pools) and self._takes_messages(one.id):
+                yield one.id
+
+    def _takes_messages(self, agent_id: str) -> bool:
+        inbox = self.get(agent_id)
+        return inbox is not None and inbox.takes_messages
+
+    def put(self, to: str, header: MessageHeader, payload: bytes, answer: Answer | None) -> tuple[str, str]:
+        """Put a message into an agent's inbox; return how far it got, and why not further."""
+        inbox = self.get(to)
+        if inbox is None:
+            return UNKNOWN, "no such agent in this process"
+        if not inbox.takes_messages:
+            return REFUSED, "the agent takes no messages: it has no on_message"
+        if inbox.is_full:
+            return FULL, "its inbox is full"
+        try:
+            content = decode_plain(payload, "payload")
+        except TornRecord as error:
+            return REFUSED, str(error)
+        message = to_message(header, to, content)
+        if self._is_guarded:
+            try:
+                message = self._host.guard(RECEIVED, message)
+            except Undeliverable as error:
+                log.warning("message %s was refused: %s", header.id, error)
+                return REFUSED, "a guard of the recipient's node refused it"  # why is the node's own business
+        inbox.put(message, answer)
+        return ACCEPTED, ""
+
+    def fan_out(self, header: MessageHeader, payload: bytes) -> tuple[int, int]:
+        """Put a message into the inbox of each agent that it is for; return how many have it and how many have not."""
+        taken = refused = 0
+        for to in self.members(header.topic, header.pool, but=header.sender):
+            status, _ = self.put(to, header, payload, None)
+            taken += status == ACCEPTED
+            refused += status != ACCEPTED
+        return taken, refused
+
+
+def to_message(header: MessageHeader, to: str, content: Any) -> Message:
+    """Return what a guard and a handler see."""
+    return Message(
+        id=header.id,
+        sender=header.sender,
+        recipient=to,
+        payload=content,
+        task_id=header.task,
+        topic=header.topic,
+        pool_id=header.pool,
+        sent_at=moment(header.sent_at),
+    )
+
+
+def settle(whom: str, status: str, text: str) -> None:
+    """Return if the message was taken.
+
+    Raises:
+        Backpressure, Undeliverable: It was not, and why.
+    """
+    if status == FULL:
+        raise Backpressure(f"{whom}: {text}; send again later, or slower")
+    if status in (UNKNOWN, REFUSED, EARLY, DROPPED):
+        raise Undeliverable(f"{whom}: {text}")

@@ -1,0 +1,137 @@
+"""What comes in over links: each message is taken once and in order, if who sent it may speak for its sender; each is answered with a receipt."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+from converge.env import Env
+from converge.errors import BadSignature, ConvergeError, InvalidKey, StoreError
+from converge.machines.records import MESSAGE, RECEIPT, SIGNED, Item
+from converge.machines.stream import Pair, Seen, Streams
+from converge.model.envelope import (
+    ACCEPTED,
+    EARLY,
+    HANDED,
+    HANDLED,
+    RAISED,
+    REFUSED,
+    UNKNOWN,
+    MessageHeader,
+    ReceiptHeader,
+    open_signed,
+    pack,
+    unpack,
+)
+from converge.services.inboxes import Answer, Inboxes
+from converge.services.routes import Routes
+from converge.services.underway import Link, MessagesUnderWay
+
+log = logging.getLogger("converge.post")
+
+SIGNED_WINDOW_SEC = 60.0
+"""How far the moment of a signature may be from now, either way: both ways together are what a sender is remembered for, so no replay is missed."""
+
+COUNTS = 1_000
+"""Messages to all of a node whose counts are remembered for when they are repeated."""
+
+TEXT = 1_000
+"""Characters of a reason that travel."""
+
+
+class Received:
+    """Takes the items of every link of a node."""
+
+    def __init__(
+        self, env: Env, network_tag: bytes, now: Callable[[], Awaitable[int]], inboxes: Inboxes, routes: Routes, under_way: MessagesUnderWay
+    ) -> None:
+        self._env, self._network_tag, self._now = env, network_tag, now
+        self._inboxes, self._routes, self._under_way = inboxes, routes, under_way
+        self._streams = Streams()
+        self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()
+
+    async def on_items(self, link: Link, items: list[Item]) -> None:
+        """Take what a link has received; an ill-formed body ends the link (TornRecord), nothing else does."""
+        replies: list[Item] = []
+        for kind, body in items:
+            if kind == RECEIPT:
+                self._under_way.on_receipt(link.peer, *unpack(body, ReceiptHeader))
+            elif kind in (MESSAGE, SIGNED):
+                reply = await self._on_message(link, body, is_signed=kind == SIGNED)
+                if reply is not None:
+                    replies.append((RECEIPT, pack(reply)))
+        if replies:
+            await link.send(replies)
+
+    async def _on_message(self, link: Link, body: bytes, *, is_signed: bool) -> ReceiptHeader | None:
+        """Take a message; return its receipt, or None if it wants none."""
+        if is_signed:
+            try:
+                header, payload = open_signed(body, self._network_tag)
+            except (BadSignature, InvalidKey) as error:  # who relays it need not have made it: the link goes on
+                log.warning("a signed message from node %s was refused: %s", link.peer.hex()[:16], error)
+                return None
+        else:
+            header, payload = unpack(body, MessageHeader)
+        if header.to and header.to not in self._inboxes:
+            return ReceiptHeader(header.id, UNKNOWN, "no such agent in this process") if header.wants != HANDED else None
+        status, text = await self._refusal(link, header, is_signed=is_signed)
+        receipt = ReceiptHeader(header.id, status, text) if status else self._take(link, header, payload)
+        return receipt if header.wants != HANDED else None
+
+    async def _refusal(self, link: Link, header: MessageHeader, *, is_signed: bool) -> tuple[str, str]:
+        """Say why a message may not come in, before anything of it is remembered; two empty strings if it may."""
+        if is_signed:
+            age_sec = (await self._now() - header.sent_at) / 1_000_000
+            if abs(age_sec) > SIGNED_WINDOW_SEC:
+                log.warning("a signed message of %.16s was refused: it is %.0f s old; is a clock wrong?", header.sender, age_sec)
+                return REFUSED, f"its signature is {age_sec:.0f} s old; at most {SIGNED_WINDOW_SEC:g} s are allowed, either way"
+        else:
+            try:
+                is_spoken_for = await self._routes.is_spoken_for(header.sender, link.peer)
+            except StoreError as error:  # no reason to end the link: agents that are known go on talking over it
+                log.warning("a message was refused: agent %.16s is not known, and the store is away: %s", header.sender, error)
+                return REFUSED, "its sender is not known there and cannot be looked up, since the store is away; send again later"
+            if not is_spoken_for:
+                log.warning("a message was refused: node %s does not speak for agent %.16s", link.peer.hex()[:16], header.sender)
+                return REFUSED, "no descriptor of the sender names the node that sent this"
+        return "", ""
+
+    def _take(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader:
+        """Take a message that may come in, unless it was taken before or has to wait. From here to its inbox nothing is awaited."""
+        pair, now = Pair(header.sender, header.lease, header.to), self._env.monotonic()
+        seen = self._streams.see(pair, header.sequence, header.after, now)
+        if seen is Seen.REPEATED:
+            taken, refused = self._counts.get(header.id, (0, 0))
+            return ReceiptHeader(header.id, ACCEPTED, taken=taken, refused=refused)
+        if seen is Seen.EARLY:
+            return ReceiptHeader(header.id, EARLY, "a message before it has not come")
+        if seen is Seen.REFUSED:
+            return ReceiptHeader(header.id, REFUSED, "too many senders are remembered")
+        if not header.to:
+            return self._take_for_all(pair, header, payload, now)
+        answer = self._answer(link, header) if header.wants == HANDLED else None
+        status, text = self._inboxes.put(header.to, header, payload, answer)
+        if status == ACCEPTED:
+            self._streams.take(pair, header.sequence, now)
+        return ReceiptHeader(header.id, status, text[:TEXT])
+
+    def _take_for_all(self, pair: Pair, header: MessageHeader, payload: bytes, now: float) -> ReceiptHeader:
+        taken, refused = self._inboxes.fan_out(header, payload)
+        self._streams.take(pair, header.sequence, now)
+        if len(self._counts) >= COUNTS:
+            self._counts.popitem(last=False)
+        self._counts[header.id] = taken, refused
+        return ReceiptHeader(header.id, ACCEPTED, taken=taken, refused=refused)
+
+    def _answer(self, link: Link, header: MessageHeader) -> Answer:
+        async def answer(result: bytes | None, why: str) -> None:
+            receipt = ReceiptHeader(header.id, RAISED if result is None else HANDLED, why[:TEXT])
+            try:
+                way = link if not link.is_closed else await self._routes.link_of(header.sender)
+                await way.send([(RECEIPT, pack(receipt, result or b""))])
+            except ConvergeError as error:
+                log.warning("the answer to message %s could not be sent: %s", header.id, error)
+
+        return answer

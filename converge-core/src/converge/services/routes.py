@@ -1,0 +1,85 @@
+"""Routes: from an agent's id to the link to its node, by the directory of verified descriptors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+import anyio
+
+from converge.env import Env
+from converge.errors import StoreError, Undeliverable
+from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
+from converge.services.discovery import DiscoveryService
+from converge.services.registry import IdentityRegistry
+from converge.services.underway import Link
+
+log = logging.getLogger("converge.post")
+
+REFRESH_SEC = 0.5
+"""The directory is not read again more often than this on behalf of unknown agents: a stranger must not make us hammer the store. Who asks waits."""
+
+
+class Links(Protocol):
+    """Finds or makes the link to a node."""
+
+    async def to(self, node_key: bytes, endpoints: tuple[str, ...]) -> Link: ...
+
+
+class Routes:
+    """Finds links; reads the directory again, at a bounded rate, where it does not know an agent."""
+
+    def __init__(self, env: Env, discovery: DiscoveryService, registry: IdentityRegistry) -> None:
+        self.links: Links | None = None
+        self.discovery = discovery
+        self._env, self._registry = env, registry
+        self._refreshed = self._tried = float("-inf")
+        self._refreshing = anyio.Lock()
+
+    async def link_of(self, agent_id: str) -> Link:
+        """Return the link to the agent's node.
+
+        Raises:
+            Undeliverable: The agent is not known, or this node has no transport.
+            ConnectFailed, ChannelError: Its node cannot be reached now.
+            StoreError: It is not known, and the store is away.
+        """
+        descriptor = self.discovery.directory.get(agent_id)
+        if descriptor is None:
+            await self.refresh()
+            descriptor = self.discovery.directory.get(agent_id)
+        if descriptor is None:
+            raise Undeliverable(f"agent {agent_id} is not known here: it has stopped, or was never started in this network")
+        return await self.link_to(bytes.fromhex(descriptor.node_key), descriptor.endpoints, f"agent {agent_id}")
+
+    async def link_to(self, node_key: bytes, endpoints: tuple[str, ...], whom: str) -> Link:
+        """Return the link to a node. See `link_of`."""
+        if self.links is None:
+            raise Undeliverable(f"{whom} is in another process, and this node has no transport; give it one with --transport")
+        return await self.links.to(node_key, endpoints)
+
+    async def is_spoken_for(self, sender: str, node_key: bytes) -> bool:
+        """Tell whether the sender's own descriptor names the node (G12)."""
+        if not self._registry.is_spoken_for(sender, node_key):
+            await self.refresh()
+        return self._registry.is_spoken_for(sender, node_key)
+
+    async def query(self, query: DiscoveryQuery) -> Sequence[AgentDescriptor]:
+        """Return the agents that match, no older than discovery is; while the store is away, those known last."""
+        try:
+            return await self.discovery.query(query)
+        except StoreError as error:
+            log.info("agents are looked up among those known last: %s", error)
+            return self.discovery.directory.query(query)
+
+    async def refresh(self) -> None:
+        """Return once the directory is no older than this call; calls that come while one reads share the next reading."""
+        asked = self._env.monotonic()
+        async with self._refreshing:
+            if self._refreshed >= asked:
+                return
+            await anyio.sleep(max(0.0, self._tried + REFRESH_SEC - self._env.monotonic()))
+            began = self._tried = self._env.monotonic()
+            await self.discovery.refresh()
+            self._refreshed = began
