@@ -170,7 +170,7 @@ class Slots:
             self._supervision.died(slot.agent, error)
             self.slots.remove(slot)
             if (found := slot.current) is not None:
-                self._end(found, Failed(f"{type(error).__name__}: {error}", slot.agent.id, True, self._jitter()))
+                self._end(found, Failed(f"{type(error).__name__}: {error}", slot.agent.id, True, 0.5))
 
     async def _work_until_gone(self, slot: Slot) -> None:
         while True:

@@ -1,0 +1,299 @@
+"""Supervision: an agent that fails is counted and shown, rests, and harms nobody else; an agent that works again gets all its work back."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import anyio
+import pytest
+
+from converge.env import SYSTEM
+from converge.errors import HandlerFailed, InvalidValue
+from converge.machines.task import TaskState
+from converge.model.message import Message
+from converge.model.task import Task
+from converge.runtime.agent import Agent
+from converge.runtime.health import Code
+from converge.runtime.node import Node
+from converge.runtime.supervision import BACKOFF_GREATEST_SEC, AgentHealth, Breaker, Circuit, CircuitState
+from converge.testing.fixtures import wait_until
+
+QUICK = Breaker(failures=3, rest_sec=0.4, rest_greatest_sec=1.0)
+
+
+class Moody(Agent):
+    """Fails while it is told to."""
+
+    breaker = QUICK
+    is_ill = True
+    worked_on: list[str]
+
+    async def on_task(self, task: Task) -> str:
+        """See the class."""
+        if type(self).is_ill and not task.inputs.get("easy"):
+            raise RuntimeError("ill")
+        self.worked_on.append(task.id)
+        return self.id
+
+
+class Steady(Agent):
+    """Never fails."""
+
+    async def on_task(self, task: Task) -> str:
+        """See the class."""
+        return self.id
+
+
+@pytest.fixture
+def moody() -> type[Moody]:
+    """A class of agents of this test's own."""
+    return type("Moody", (Moody,), {"is_ill": True, "worked_on": []})
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """What these agents fail with is on purpose."""
+    caplog.set_level(logging.CRITICAL, logger="converge.agent")
+
+
+# The circuit by itself.
+
+
+def test_two_failures_cost_no_rest_and_further_ones_cost_more_each_time_up_to_a_bound() -> None:
+    circuit = Circuit(Breaker(failures=30))
+    rests = []
+    now = 0.0
+    for _ in range(20):
+        rests.append(circuit.failed("x", now, 0.5))
+        now += rests[-1] + 1
+    assert rests[:2] == [0.0, 0.0] and rests[2:6] == pytest.approx([0.0375, 0.075, 0.15, 0.3]) and max(rests) <= BACKOFF_GREATEST_SEC
+    assert (circuit.state(now), circuit.failures, circuit.in_a_row, circuit.last_error) == (CircuitState.CLOSED, 20, 20, "x")
+
+
+def test_the_breaker_opens_is_half_open_after_its_rest_and_closes_when_the_trial_succeeds() -> None:
+    circuit = Circuit(QUICK)
+    assert [circuit.failed("x", 0.0, 0.5) for _ in range(3)][-1] == pytest.approx(0.4)
+    assert (circuit.state(0.3), circuit.state(0.5)) == (CircuitState.OPEN, CircuitState.HALF_OPEN)
+    assert circuit.succeeded(0.5) is True
+    assert (circuit.state(0.5), circuit.in_a_row, circuit.failures) == (CircuitState.CLOSED, 0, 3)
+    assert circuit.failed("x", 0.6, 0.5) == 0.0
+
+
+def test_each_trial_that_fails_doubles_the_rest_up_to_the_greatest() -> None:
+    circuit, now, rests = Circuit(QUICK), 0.0, []
+    for _ in range(2):
+        circuit.failed("x", now, 0.5)
+    for _ in range(4):
+        rests.append(circuit.failed("x", now, 0.5))
+        now += rests[-1]
+    assert rests == pytest.approx([0.4, 0.8, 1.0, 1.0])
+
+
+def test_what_was_under_way_when_the_breaker_opened_neither_closes_it_nor_makes_its_rest_longer() -> None:
+    circuit = Circuit(QUICK)
+    for _ in range(3):
+        circuit.failed("x", 0.0, 0.5)
+    assert circuit.failed("x", 0.1, 0.5) == pytest.approx(0.3)
+    assert circuit.succeeded(0.2) is False
+    assert (circuit.state(0.2), circuit.state(0.4)) == (CircuitState.OPEN, CircuitState.HALF_OPEN)
+
+
+def test_the_jitter_spreads_rests() -> None:
+    least, greatest = ([Circuit(QUICK).failed("x", 0.0, jitter) for _ in range(1)] and _open(jitter) for jitter in (0.0, 1.0))
+    assert (least, greatest) == (pytest.approx(0.3), pytest.approx(0.5))
+
+
+def _open(jitter: float) -> float:
+    circuit = Circuit(QUICK)
+    return [circuit.failed("x", 0.0, jitter) for _ in range(3)][-1]
+
+
+def test_an_agent_is_as_ill_as_the_handler_that_is_worst_off() -> None:
+    health = AgentHealth("a", QUICK, SYSTEM)
+    assert (health.state, health.failures, health.failures_in_a_row, health.last_error) == (CircuitState.CLOSED, 0, 0, "")
+    for handler, times in (("on_task", 3), ("on_message", 1)):
+        circuit = health.circuits[handler] = Circuit(QUICK)
+        for _ in range(times):
+            circuit.failed(f"{handler} failed", SYSTEM.monotonic(), 0.5)
+    assert (health.state, health.failures, health.failures_in_a_row, health.last_error) == (CircuitState.OPEN, 4, 3, "on_task failed")
+    assert health.rest_sec("on_task") > 0 and health.rest_sec("on_message") == health.rest_sec("on_tick") == 0
+
+
+# Agents of a node.
+
+
+async def submit(node: Node, count: int = 1, **fields: Any) -> list[str]:
+    """Tasks that are tried again at once."""
+    return await node.tasks.submit_many([Task(pool_id="p", retry_delay_sec=0.0, **fields) for _ in range(count)])
+
+
+async def test_an_agent_whose_breaker_is_open_takes_nothing_and_the_others_of_its_group_do_its_work(store_url: str, moody: type[Moody]) -> None:
+    steady = type("Steady", (moody,), {"on_task": Steady.on_task})
+    moody.breaker = Breaker(failures=3, rest_sec=30.0)
+    with anyio.fail_after(30):
+        async with Node(store=store_url, poll_sec=0.05) as node:
+            (ill,) = await node.spawn(moody, pool="p")
+            bad = await submit(node, 3, max_attempts=1)
+            for one in bad:
+                assert (await node.tasks.result(one)).state == TaskState.FAILED
+            assert (ill.health.state, ill.health.failures_in_a_row) == ("open", 3)
+            waiting = await submit(node, 20)
+            (well,) = await node.spawn(steady, pool="p")
+            assert len(node.feeds) == 1
+            assert {(await node.tasks.result(one)).result for one in waiting} == {well.id}
+            assert moody.worked_on == [] and ill.health.failures == 3
+            assert node.supervision.troubled == [ill.health] and node.health().is_ready
+
+
+async def test_after_its_rest_an_agent_gets_one_task_on_trial_and_then_all_its_slots(store_url: str, moody: type[Moody]) -> None:
+    moody.concurrency = 4
+    with anyio.fail_after(30):
+        async with Node(store=store_url, poll_sec=0.05) as node:
+            (agent,) = await node.spawn(moody, pool="p")
+            bad = await submit(node, 4, max_attempts=1)
+            for one in bad:
+                await node.tasks.result(one)
+            assert agent.health.state == "open"
+            slots = node.feeds[0].slots
+            assert slots.free == 0
+            await wait_until(lambda: slots.free == 1, what="one slot on trial")
+            assert agent.health.state == "half-open"
+            moody.is_ill = False
+            good = await submit(node, 8)
+            assert {(await node.tasks.result(one)).result for one in good} == {agent.id}
+            assert (slots.free, agent.health.state, agent.health.failures_in_a_row, agent.health.failures) == (4, "closed", 0, 4)
+            assert node.supervision.troubled == []
+
+
+async def test_a_trial_that_fails_opens_the_breaker_again(moody: type[Moody]) -> None:
+    with anyio.fail_after(30):
+        async with Node(poll_sec=0.05) as node:
+            (agent,) = await node.spawn(moody, pool="p")
+            (bad,) = await submit(node, max_attempts=4)
+            assert (await node.tasks.result(bad)).attempts == 4
+            assert (agent.health.state, agent.health.failures_in_a_row) == ("open", 4)
+            assert agent.health.rest_sec("on_task") > QUICK.rest_sec
+
+
+async def test_tasks_that_were_claimed_for_an_agent_that_rests_go_back_uncounted(store_url: str, moody: type[Moody]) -> None:
+    moody.breaker = Breaker(failures=1, rest_sec=30.0)
+    with anyio.fail_after(30):
+        async with Node(store=store_url, poll_sec=0.05) as node:
+            await node.spawn(moody, pool="p")
+            (bad,) = await submit(node, max_attempts=1)
+            others = await submit(node, 5)
+            assert (await node.tasks.result(bad)).state == TaskState.FAILED
+            await wait_until(lambda: node.feeds[0].in_hand == 0, what="everything is handed back")
+            found = [await node.tasks.get(one) for one in others]
+            assert {(task.state, task.attempts) for task in found} == {(TaskState.PENDING, 0)}
+
+
+async def test_a_task_whose_inputs_do_not_fit_is_no_failure_of_the_agent(moody: type[Moody]) -> None:
+    class Refusing(Moody):
+        async def on_task(self, task: Task) -> str:
+            raise InvalidValue("inputs.text", 3, "a text")
+
+    with anyio.fail_after(30):
+        async with Node() as node:
+            (agent,) = await node.spawn(Refusing, pool="p")
+            for bad in await submit(node, 5, max_attempts=1):
+                assert (await node.tasks.result(bad)).state == TaskState.FAILED
+            assert (agent.health.failures, agent.health.state) == (0, "closed")
+
+
+async def test_a_handler_that_runs_into_its_timeout_has_failed() -> None:
+    class Slow(Moody):
+        async def on_task(self, task: Task) -> str:
+            await anyio.sleep_forever()
+            return ""
+
+    with anyio.fail_after(30):
+        async with Node() as node:
+            (agent,) = await node.spawn(Slow, pool="p")
+            for bad in await submit(node, 3, max_attempts=1, timeout_sec=0.02):
+                assert (await node.tasks.result(bad)).state == TaskState.FAILED
+            assert (agent.health.last_error, agent.health.state) == ("timed out after 0.02 s", "open")
+
+
+async def test_a_cancelled_task_is_no_failure_of_its_agent() -> None:
+    class Waiting(Moody):
+        began = False
+
+        async def on_task(self, task: Task) -> str:
+            type(self).began = True
+            await anyio.sleep_forever()
+            return ""
+
+    with anyio.fail_after(30):
+        async with Node(lease_sec=0.6) as node:
+            (agent,) = await node.spawn(Waiting, pool="p")
+            (one,) = await submit(node)
+            await wait_until(lambda: Waiting.began)
+            await node.tasks.cancel(one)
+            await wait_until(lambda: node.feeds[0].slots.busy == 0, what="the handler is cancelled")
+            assert agent.health.failures == 0
+
+
+@pytest.mark.parametrize("is_sync", [False, True])
+async def test_a_handler_that_exits_ends_its_attempt_and_not_the_node(is_sync: bool) -> None:
+    class Exiting(Agent):
+        if is_sync:
+
+            def on_task(self, task: Task) -> None:
+                sys.exit("enough")
+
+        else:
+
+            async def on_task(self, task: Task) -> None:
+                sys.exit("enough")
+
+    with anyio.fail_after(30):
+        async with Node() as node:
+            (agent,) = await node.spawn(Exiting, pool="p")
+            (one,) = await submit(node, max_attempts=1)
+            task = await node.tasks.result(one)
+            assert (task.state, task.error, agent.health.failures) == (TaskState.FAILED, "SystemExit: enough", 1)
+
+
+async def test_messages_wait_while_the_handler_of_messages_rests_and_tasks_do_not() -> None:
+    class Hurt(Agent):
+        breaker = Breaker(failures=1, rest_sec=0.3)
+
+        async def on_message(self, message: Message) -> Any:
+            if message.payload == "hurt":
+                raise RuntimeError("it hurts")
+            return message.payload
+
+        async def on_task(self, task: Task) -> str:
+            return "done"
+
+    with anyio.fail_after(30):
+        async with Node() as node:
+            (agent,) = await node.spawn(Hurt, pool="p")
+            with pytest.raises(HandlerFailed):
+                await node.ask(agent.id, "hurt")
+            assert agent.health.state == "open"
+            began = anyio.current_time()
+            (one,) = await submit(node)
+            assert (await node.tasks.result(one)).result == "done" and anyio.current_time() - began < 0.2
+            assert await node.ask(agent.id, "fine") == "fine"
+            assert anyio.current_time() - began > 0.1 and agent.health.state == "closed"
+
+
+async def test_an_agent_whose_own_loop_dies_makes_its_node_not_ready_and_stops_no_other(moody: type[Moody], monkeypatch: pytest.MonkeyPatch) -> None:
+    moody.is_ill = False
+    with anyio.fail_after(30):
+        async with Node() as node:
+            (agent,) = await node.spawn(moody, pool="p")
+            await node.spawn(type("Other", (Steady,), {}), pool="q")
+            slots = next(feed for feed in node.feeds if feed.slots.slots[0].agent is agent).slots
+            monkeypatch.setattr(slots, "_env", None)  # our own mistake, whatever it is
+            (bad,) = await submit(node, max_attempts=1)
+            await wait_until(lambda: agent.health.died != "")
+            (reason,) = node.health().reasons
+            assert reason.code == Code.AGENT_DOWN and agent.id in reason.text
+            good = await node.tasks.submit(Task(pool_id="q"))
+            assert (await node.tasks.result(good)).state == TaskState.COMPLETED
+            assert bad
