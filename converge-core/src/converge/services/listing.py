@@ -28,12 +28,27 @@ async def list_tasks(store: Store, state: TaskState | None, pool_id: str | None,
     it must not hide all others.
     """
     tasks: dict[str, Task] = {}
+
+    def keep(page: Sequence[Task]) -> bool:
+        for task in page[: limit - len(tasks)]:
+            tasks[task.id] = task
+        return len(tasks) < limit
+
+    if limit > 0:
+        await visit_tasks(store, state, pool_id, keep)
+    return tasks
+
+
+Visit = Callable[[Sequence[Task]], bool]
+"""Is given the tasks a page at a time; tells whether to go on."""
+
+
+async def visit_tasks(store: Store, state: TaskState | None, pool_id: str | None, visit: Visit) -> None:
+    """Show the visitor all tasks in that state (None: any, the live ones first), of that pool (None: all), as `list_tasks` does."""
     async with aclosing(_prefixes(store, state, pool_id)) as prefixes:
         async for prefix in prefixes:
-            await _read_under(store, prefix, (state, pool_id, limit), tasks)
-            if len(tasks) >= limit:
+            if not await _visit_under(store, prefix, state, pool_id, visit):
                 break
-    return tasks
 
 
 async def _prefixes(store: Store, state: TaskState | None, pool_id: str | None) -> AsyncGenerator[Key, None]:
@@ -64,22 +79,19 @@ async def _all(store: Store, prefix: Key) -> Sequence[Entry]:
         after = page[-1].key[len(prefix) :]
 
 
-async def _read_under(store: Store, prefix: Key, wanted: tuple[TaskState | None, str | None, int], tasks: dict[str, Task]) -> None:
-    """Add tasks that stand under the prefix, until there are enough."""
-    state, pool_id, limit = wanted
+async def _visit_under(store: Store, prefix: Key, state: TaskState | None, pool_id: str | None, visit: Visit) -> bool:
+    """Show the visitor the tasks that stand under the prefix; tell whether to go on."""
     after: Rest | None = None
     while True:
         (page,) = await store.scan([Range(prefix, after, PAGE)])
         ids = [_ID_OF[entry.key[0]](entry) for entry in page]
         records = await store.get([family(id_) for id_ in ids for family in (TASK, STATE)]) if ids else ()
-        for entry, id_, spec, record in zip(page, ids, records[::2], records[1::2], strict=True):
-            task = _task(entry, id_, spec, record)
-            if task is not None and (state is None or task.state == state) and (pool_id is None or task.pool_id == pool_id):
-                tasks[task.id] = task
-                if len(tasks) >= limit:
-                    return
+        found = [_task(*one) for one in zip(page, ids, records[::2], records[1::2], strict=True)]
+        wanted = [task for task in found if task is not None and state in (None, task.state) and pool_id in (None, task.pool_id)]
+        if wanted and not visit(wanted):
+            return False
         if len(page) < PAGE:
-            return
+            return True
         after = page[-1].key[len(prefix) :]
 
 

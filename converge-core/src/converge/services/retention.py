@@ -56,13 +56,14 @@ class Retention:
                 break
             pages = await store.scan([Range(prefix, after, PAGE) for prefix, after in due.items()])
             old = [entry for page in pages for entry in page if entry.key[3] <= now]
-            moved = await self._remove(old)
+            moved = await self.remove(old)
             if moved:
                 return moved
             due = {prefix: page[-1].key[3:] for prefix, page in zip(due, pages, strict=True) if len(page) == PAGE and page[-1].key[3] <= now}
         return 0
 
-    async def _remove(self, old: Sequence[Entry]) -> int:
+    async def remove(self, old: Sequence[Entry]) -> int:
+        """Remove the ended tasks of these keys, with all that belongs to them; answer how many. One that cannot be read stays, and is logged."""
         ids = [entry.key[4] for entry in old]
         specs: list[Entry | None] = []
         for at in range(0, len(ids), LIMITS.keys):

@@ -1,0 +1,36 @@
+"""Ages and moments as people type them: `90s`, `15m`, `2h`, `7d`, `2026-01-31`, `2026-01-31T12:00:00+00:00`."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+from converge.errors import InvalidValue
+
+_AGE = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(s|m|h|d|w)")
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+def read_moment(flag: str, text: str, now: int) -> int:
+    """Return store time in microseconds: so long before `now`, or the moment itself, in UTC where it names no zone.
+
+    Raises:
+        InvalidValue: It is neither.
+    """
+    if found := _AGE.fullmatch(text):
+        return now - int(float(found[1]) * _UNITS[found[2]] * 1_000_000)
+    try:
+        moment = datetime.fromisoformat(text)
+        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        return int(moment.timestamp() * 1_000_000)
+    except (ValueError, OverflowError):
+        raise InvalidValue(flag, text, "an age such as 90s, 15m, 2h or 7d, or a moment such as 2026-01-31T12:00") from None
+
+
+def shown_age(micros: int) -> str:
+    """Return an age as a table shows it: `42s`, `17m`, `5h`, `3d`; never negative, since clocks differ a little."""
+    seconds = max(0, micros) / 1_000_000
+    for unit in ("d", "h", "m"):
+        if seconds >= 2 * _UNITS[unit]:
+            return f"{int(seconds // _UNITS[unit])}{unit}"
+    return f"{int(seconds)}s"
