@@ -177,16 +177,26 @@ class PoolManager:
         return again
 
     async def leave_pool(self, agent_id: str, pool_id: str) -> bool:
-        """End the membership; tells whether there was one."""
-        (member,) = await self._store.get([MEMBER(pool_id, check_name("agent", agent_id))])
+        """End the membership; tells whether there was one.
+
+        Raises:
+            NoSuchPool: With the nearest name.
+        """
+        (member,) = await self._store.get([MEMBER(check_name("pool", pool_id), check_name("agent", agent_id))])
         if member is None:
+            await self._opened.pool(pool_id)
             return False
         batch = Batch([(member.key, member.revision)], (), [member.key, _joined(member)])
         (outcome,) = await (await self._opened.commits()).commit([batch])
         return not isinstance(outcome, Conflict)
 
     async def members(self, pool_id: str) -> list[str]:
-        """Return the ids of the members, in order."""
+        """Return the ids of the members, in order.
+
+        Raises:
+            NoSuchPool: With the nearest name: an empty list would hide a slip of the pen.
+        """
+        await self._opened.pool(pool_id)
         found: list[str] = []
         after = None
         while True:

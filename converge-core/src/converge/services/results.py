@@ -18,6 +18,9 @@ from converge.services.opened import Opened
 
 log = logging.getLogger("converge.results")
 
+SOON_SEC, SLOWER = 0.02, 1.5
+"""The first pause of one who waits for what another process submitted, and how much longer each later one is, up to a poll interval."""
+
 
 class _Waiter:
     __slots__ = ("event", "is_over")
@@ -33,8 +36,11 @@ class Results:
     def __init__(self, opened: Opened, poll_sec: float) -> None:
         self._opened = opened
         self._poll_sec = poll_sec
+        self._origin = f'"{opened.origin}"'.encode()
         self._waiting: dict[bytes, list[_Waiter]] = {}
         self._has_leader = False
+        self._woken = anyio.Event()
+        self._pause_sec = poll_sec
 
     async def wait(self, id_: bytes) -> None:
         """Return when the task is terminal, or gone.
@@ -64,18 +70,23 @@ class Results:
         spec, state = await self._opened.store.get([TASK(id_), STATE(id_)])
         if spec is None:
             raise NoSuchTask(id_text(id_))
+        if self._origin not in spec.value:
+            # Another process submitted it, and is the one that is told: looking soon, then less and less often, costs little and finds out as soon as
+            # it matters to one who has waited for so long already.
+            self._pause_sec = min(SOON_SEC, self._poll_sec)
+            self._woken.set()
         return state is not None and is_terminal(decode(state.value, State, id_text(id_)))
 
     async def _lead(self, waiter: _Waiter) -> None:
         self._has_leader = True
         try:
-            woken = _Waiter()
             async with anyio.create_task_group() as group:
-                group.start_soon(self._watch, woken)
+                group.start_soon(self._watch)
                 while not waiter.is_over:
-                    with anyio.move_on_after(self._poll_sec):
-                        await woken.event.wait()
-                    woken.event = anyio.Event()
+                    with anyio.move_on_after(self._pause_sec):
+                        await self._woken.wait()
+                    self._woken = anyio.Event()
+                    self._pause_sec = min(self._poll_sec, self._pause_sec * SLOWER)
                     await self._look_if_possible()
                 group.cancel_scope.cancel()
         finally:
@@ -87,13 +98,13 @@ class Results:
         if (heir := next(waiters, None)) is not None:
             heir.event.set()
 
-    async def _watch(self, woken: _Waiter) -> None:
+    async def _watch(self) -> None:
         while True:
             try:
                 async with aclosing(self._opened.store.watch([self._opened.origin])) as watch:  # type: ignore[type-var]  # every watch is an async generator
                     async for _ in watch:
                         self._opened.deafness.works("results")
-                        woken.event.set()
+                        self._woken.set()
             except StoreError as error:
                 self._opened.deafness.failed("results", error)
             await anyio.sleep(self._poll_sec)
