@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from converge.builtin.memory.plugin import MEMORY
-from converge.contracts.store import Batch, Conflict, Range
+from converge.contracts.store import Batch, Check, Conflict, Range
 from converge.machines import task as machine
-from converge.machines.task import Around, Event, Found, Held, LaneSeen
+from converge.machines.task import Around, Event, Found, Held
 from converge.model.keys import DONE, HELD, KEY, LEASE
 from converge.model.task import Spec
 from converge.services import around as around_module
@@ -107,7 +107,7 @@ def leaves_an_unknown_take_behind(patch: pytest.MonkeyPatch) -> None:
 def strands_a_submit_behind_a_key_that_was_freed(patch: pytest.MonkeyPatch) -> None:
     """A submit does not compare the row of its ordering key."""
 
-    def unchecked(id_: bytes, spec: Spec, lane: LaneSeen, key: Any, now: int) -> Batch:
+    def unchecked(id_: bytes, spec: Spec, lane: Check, key: Any, now: int) -> Batch:
         batch = submit(id_, spec, lane, key, now)
         return batch if key is None else without_check(batch, KEY)
 

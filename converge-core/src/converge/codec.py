@@ -56,7 +56,7 @@ def encode_plain(value: Any, path: str) -> bytes:
     Raises:
         InvalidValue: Something else is in it; the error's path says where.
     """
-    if type(value) is dict and BYTES_KEY not in value and all(map(_is_flat, value, value.values())):
+    if type(value) is dict and _is_flat(value):
         try:
             return _encode(value)  # the usual case costs no copy; msgspec refuses lone surrogates
         except (UnicodeEncodeError, ValueError):
@@ -77,11 +77,12 @@ def decode_plain(raw: bytes, what: str) -> Any:
         raise TornRecord(what, str(error)) from error
 
 
-def _is_flat(key: Any, item: Any) -> bool:
-    kind = type(item)
-    if type(key) is not str:
-        return False
-    return kind is str or kind is bool or item is None or (kind is int and -_INT_GREATEST <= item <= _INT_GREATEST)
+def _is_flat(value: dict[Any, Any]) -> bool:
+    for key, item in value.items():
+        kind = type(item)
+        if type(key) is not str or not (kind is str or (kind is int and -_INT_GREATEST <= item <= _INT_GREATEST) or kind is bool or item is None):
+            return False
+    return BYTES_KEY not in value
 
 
 def _plain(value: Any, path: str, depth: int) -> Any:

@@ -50,6 +50,7 @@ LEASE, NONCE, TOKEN = b"l" * 16, b"n" * 16, 77
 POOL = Pool(id="docs")
 LANE_ID = lane_id("docs", "", "", ())
 LANE_SEEN = LaneSeen(5)
+LANE_CHECK = (LANE("docs", LANE_ID), 5)
 AROUND = Around(POOL, LANE_SEEN)
 ENDS: tuple[Event, ...] = (Completed(b"1"), Failed("no", is_retried=False), Cancelled(), Released(), LeaseEnded())
 
@@ -176,18 +177,18 @@ def test_the_end_of_a_task_that_waits_behind_its_key_moves_nobody() -> None:
 
 
 def test_a_submit_is_one_task_however_often_it_is_sent() -> None:
-    batch = submit(ID, spec(dedup_key="once"), LANE_SEEN, None, NOW)
+    batch = submit(ID, spec(dedup_key="once"), LANE_CHECK, None, NOW)
     assert {(TASK(ID), ABSENT), (DEDUP("docs", "once"), ABSENT), (LANE("docs", LANE_ID), LANE_SEEN.revision)} == set(batch.checks)
 
 
 def test_a_task_that_is_not_due_is_not_made_ready() -> None:
-    keys = put_by(submit(ID, spec(due=NOW + 1), LANE_SEEN, None, NOW))
+    keys = put_by(submit(ID, spec(due=NOW + 1), LANE_CHECK, None, NOW))
     assert LATER(NOW + 1, ID) in keys
     assert not [key for key in keys if key[0] is READY]
 
 
 def test_a_task_behind_another_of_its_ordering_key_waits_in_its_order() -> None:
-    keys = put_by(submit(ID, spec(ordering_key="k", number=4), LANE_SEEN, KeySeen(11, KeyRow(OTHER.hex(), 4)), NOW))
+    keys = put_by(submit(ID, spec(ordering_key="k", number=4), LANE_CHECK, KeySeen(11, KeyRow(OTHER.hex(), 4)), NOW))
     assert ORDER("docs", "k", 4) in keys
     assert not [key for key in keys if key[0] in (READY, LATER)]
 

@@ -205,13 +205,15 @@ class DeadlinePassed(NamedTuple):
 Event = Completed | Failed | Released | Cancelled | LeaseEnded | CameDue | DeadlinePassed
 
 
-def submit(id_: bytes, spec: Spec, lane: LaneSeen, key: KeySeen | None, now: int) -> Batch:
+def submit(id_: bytes, spec: Spec, lane: Check, key: KeySeen | None, now: int) -> Batch:
     """Return the batch that stores a new task (S-4 makes it one task however often it is submitted).
 
-    `lane` is the open lane of `spec`; with an ordering key, `key` is its row or None if absent, and `spec.number` must be the row's next number.
+    `lane` checks that the lane of `spec` is open; with an ordering key, `key` is its row or None if absent, and `spec.number` must be the row's next
+    number.
     """
-    checks: list[Check] = [(TASK(id_), ABSENT), (LANE(spec.pool, bytes.fromhex(spec.lane)), lane.revision)]
-    puts: list[Put] = [(TASK(id_), encode(spec))]
+    task = (TASK, id_)
+    checks: list[Check] = [(task, ABSENT), lane]
+    puts: list[Put] = [(task, encode(spec))]
     if spec.dedup_key is not None:
         dedup = DEDUP(spec.pool, spec.dedup_key)
         checks.append((dedup, ABSENT))
@@ -225,7 +227,10 @@ def submit(id_: bytes, spec: Spec, lane: LaneSeen, key: KeySeen | None, now: int
         if key is not None:
             puts.append((ORDER(spec.pool, spec.ordering_key, spec.number), encode(id_.hex())))
             return Batch(checks, puts)
-    puts.append(_entry(id_, spec, spec.due, spec.rank, now))
+    if spec.due > now:
+        puts.append(_entry(id_, spec, spec.due, spec.rank, now))
+    else:
+        puts.append(((READY, lane[0][2], spec.rank, id_), b""))
     return Batch(checks, puts)
 
 
@@ -287,7 +292,7 @@ def place_of(key: Key, revision: int, value: bytes = b"") -> Place:
     """Return the place that one of the task's keys means."""
     family = key[0]
     if family is HELD:
-        return Held(key[1], key[4], revision, int(value))
+        return Held(key[1], key[4], revision, int(value) if value.isdigit() else 0)
     return Ready(revision) if family is READY else Later(revision) if family is LATER else Waiting(revision)
 
 

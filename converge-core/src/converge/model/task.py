@@ -99,7 +99,7 @@ class Task:
 class Spec(msgspec.Struct, frozen=True, omit_defaults=True):
     """`task/<id>`: what was submitted, written once. Moments are store time in microseconds, 0 for none.
 
-    `origin` names the channel of the process that submitted it, which is woken when it ends.
+    `origin` names the channel of the process that submitted it, which is woken when it ends; `digest` is that of its content, if it has a dedup key.
 
     A msgspec Struct, not an attrs class: a claim decodes one a task, and this is the cheapest record there is.
     """
@@ -109,7 +109,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True):
     due: int
     rank: int
     submitted: int
-    digest: str
+    digest: str = ""
     type: str = ""
     topic: str = ""
     capabilities: tuple[str, ...] = ()

@@ -6,7 +6,8 @@ import hashlib
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -16,7 +17,7 @@ from converge.errors import InvalidName, InvalidValue, ValueTooLarge
 from converge.ids import check_name, id_text
 from converge.machines.lane import lane_id
 from converge.machines.task import RESULT_BYTES, Held, Place, state_of
-from converge.model.keys import NAME_BYTES
+from converge.model.keys import LANE, NAME_BYTES, Key
 from converge.model.pool import Pool
 from converge.model.task import Spec, State, Task
 
@@ -29,6 +30,40 @@ CAPABILITIES = 32
 """Required capabilities of one task: more would make lanes that nobody shares."""
 
 
+class Kind(NamedTuple):
+    """What all tasks of one lane have in common, checked once."""
+
+    topic: str
+    type: str
+    capabilities: tuple[str, ...]
+    hex: str
+    key: Key
+
+
+@lru_cache(maxsize=4_096)  # a submit asks for one a task, and a pool has at most 1,024 lanes
+def _kind(pool: str, topic: str, type_: str, capabilities: tuple[str, ...]) -> Kind:
+    names = _names("required_capabilities", capabilities)
+    type_ = str(check_name("type", type_)) if type_ else ""
+    topic = str(check_name("topic", topic)) if topic else ""
+    lane = lane_id(pool, topic, type_, names)
+    return Kind(topic, type_, names, lane.hex(), LANE(pool, lane))
+
+
+def kind_of(task: Task, pool_id: str) -> Kind:
+    """Return the kind that the task is of.
+
+    Raises:
+        InvalidValue, InvalidName: Which field, and what it should be.
+    """
+    capabilities = task.required_capabilities
+    if type(capabilities) is not tuple:
+        capabilities = _names("required_capabilities", capabilities)
+    try:
+        return _kind(pool_id, task.topic, task.type, capabilities)
+    except TypeError:  # one of them has no hash, so it is no name
+        return _kind.__wrapped__(pool_id, task.topic, task.type, capabilities)
+
+
 def to_spec(task: Task, pool: Pool, now: int, origin: str = "") -> Spec:
     """Return the specification that a store keeps of the task; its order number is still 0.
 
@@ -36,44 +71,64 @@ def to_spec(task: Task, pool: Pool, now: int, origin: str = "") -> Spec:
         InvalidValue, InvalidName: Which field, and what it should be.
         ValueTooLarge: It does not fit into a value of the store.
     """
-    capabilities = _names("required_capabilities", task.required_capabilities)
-    type_ = check_name("type", task.type) if task.type else ""
-    topic = check_name("topic", task.topic) if task.topic else ""
+    kind = kind_of(task, pool.id)
     _check_numbers(task)
     due = now if task.not_before is None else max(now, _micros("not_before", task.not_before))
     deadline = 0 if task.deadline is None else _micros("deadline", task.deadline)
     if deadline and deadline <= due:
         raise InvalidValue("deadline", task.deadline, "a moment after now and after not_before")
     inputs = encode_plain(_mapping(task.inputs), "inputs")
-    content = (
-        type_, topic, capabilities, inputs.decode(), task.priority, task.not_before and due, deadline, task.timeout_sec, task.max_attempts,
-        task.retry_delay_sec, task.ordering_key,
-    )  # fmt: skip
-    spec = Spec(
+    if len(inputs) > LIMITS.value_bytes - 8_192:
+        raise ValueTooLarge("inputs", len(inputs), LIMITS.value_bytes - 8_192)
+    priority = task.priority
+    return Spec(
         pool.id,
-        lane_id(pool.id, topic, type_, capabilities).hex(),
+        kind.hex,
         due,
-        due - int(task.priority * pool.priority_step_sec * 1_000_000),
+        due - int(priority * pool.priority_step_sec * 1_000_000) if priority else due,
         now,
-        hashlib.blake2b(encode(content), digest_size=12).hexdigest(),
-        type_,
-        topic,
-        capabilities,
+        "" if task.dedup_key is None else _digest(task, kind, inputs),
+        kind.type,
+        kind.topic,
+        kind.capabilities,
         msgspec.Raw(inputs),
-        task.priority,
+        priority,
         deadline,
         task.timeout_sec,
         task.max_attempts,
         task.retry_delay_sec,
-        _key("dedup_key", task.dedup_key),
-        _key("ordering_key", task.ordering_key),
+        None if task.dedup_key is None else _key("dedup_key", task.dedup_key),
+        None if task.ordering_key is None else _key("ordering_key", task.ordering_key),
         0,
         dict(_strings("trace", task.trace)) if task.trace else {},
         origin,
     )
-    if len(inputs) > LIMITS.value_bytes - 8_192:
-        raise ValueTooLarge("inputs", len(inputs), LIMITS.value_bytes - 8_192)
-    return spec
+
+
+def _digest(task: Task, kind: Kind, inputs: bytes) -> str:
+    """What stands beside a dedup key, so that other content under it is found without the task's record."""
+    not_before = None if task.not_before is None else _micros("not_before", task.not_before)
+    deadline = None if task.deadline is None else _micros("deadline", task.deadline)
+    content = (
+        kind.type, kind.topic, kind.capabilities, inputs.decode(), task.priority, not_before, deadline, task.timeout_sec, task.max_attempts,
+        task.retry_delay_sec, task.ordering_key,
+    )  # fmt: skip
+    return hashlib.blake2b(encode(content), digest_size=12).hexdigest()
+
+
+def is_same_task(task: Task, spec: Spec, stored: Spec) -> bool:
+    """Tell whether the task, whose specification is `spec`, says what was stored: the same id then means the same task."""
+    if (spec.pool, spec.lane, spec.dedup_key, spec.ordering_key) != (stored.pool, stored.lane, stored.dedup_key, stored.ordering_key):
+        return False
+    # A `not_before` that had passed when the task was stored has left no trace.
+    not_before = 0 if task.not_before is None else _micros("not_before", task.not_before)
+    if not_before != stored.due if stored.due > stored.submitted else not_before > stored.submitted:
+        return False
+    return (
+        bytes(spec.inputs) == bytes(stored.inputs)
+        and (spec.priority, spec.deadline, spec.timeout_sec) == (stored.priority, stored.deadline, stored.timeout_sec)
+        and (spec.max_attempts, spec.retry_delay_sec) == (stored.max_attempts, stored.retry_delay_sec)
+    )
 
 
 def to_task(id_: bytes, spec: Spec, state: State | None, place: Place | None, *, by: str = "") -> Task:
@@ -142,6 +197,15 @@ def _micros(path: str, value: object) -> int:
 
 
 def _check_numbers(task: Task) -> None:
+    if (
+        type(task.priority) is int
+        and -PRIORITY_GREATEST <= task.priority <= PRIORITY_GREATEST
+        and type(task.max_attempts) is int
+        and 1 <= task.max_attempts <= ATTEMPTS_GREATEST
+        and task.retry_delay_sec == 1.0
+        and task.timeout_sec is None
+    ):
+        return  # the usual case, told apart from all others without a call
     _integer("priority", task.priority, -PRIORITY_GREATEST, PRIORITY_GREATEST)
     _integer("max_attempts", task.max_attempts, 1, ATTEMPTS_GREATEST)
     _seconds("retry_delay_sec", task.retry_delay_sec, 0.0)
