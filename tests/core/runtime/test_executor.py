@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import pytest
@@ -36,7 +36,7 @@ async def hang() -> None:
 class Able(Agent):
     """Has tools of each kind."""
 
-    tools = {"add": add, "thread": thread_name, "hang": Tool(hang, timeout_sec=0.05)}
+    tools: ClassVar[Any] = {"add": add, "thread": thread_name, "hang": Tool(hang, timeout_sec=0.05)}
 
     async def on_message(self, message: Message) -> Any:
         """See the class."""
@@ -90,7 +90,7 @@ async def test_everything_that_an_agent_does_is_counted_by_kind(store_url: str) 
 async def test_no_way_to_act_leads_around_the_allowed_actions(act: Callable[[Agent], Any]) -> None:
     async with Node() as node:
         agent = await one(node, allowed_actions=())
-        with pytest.raises(ActionNotAllowed, match="may not .*: allowed_actions has nothing"):
+        with pytest.raises(ActionNotAllowed, match=r"may not .*: allowed_actions has nothing"):
             await act(agent)
         assert sum(tally.refused for tally in node.executor.counts(agent.id).values()) == 1
         assert await node.pools.pools() == []
@@ -154,9 +154,9 @@ async def test_a_tool_that_takes_too_long_is_cancelled_and_says_so() -> None:
         with anyio.fail_after(5), pytest.raises(ToolTimeout, match=r'the tool "hang" did not return within 0\.05 s') as late:
             await agent.tool("hang")
         assert isinstance(late.value, TimeoutError)
-        with anyio.fail_after(5), pytest.raises(ToolTimeout, match="within 0.01 s"):
+        with anyio.fail_after(5), pytest.raises(ToolTimeout, match=r"within 0\.01 s"):
             await agent.act(InvokeTool(name="hang", timeout_sec=0.01))
-        with anyio.fail_after(5), pytest.raises(ToolTimeout, match="within 0.05 s"):
+        with anyio.fail_after(5), pytest.raises(ToolTimeout, match=r"within 0\.05 s"):
             await agent.act(InvokeTool(name="hang", timeout_sec=60))
 
 

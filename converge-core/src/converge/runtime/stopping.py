@@ -14,6 +14,7 @@ from converge.runtime.feed import Feed
 from converge.runtime.network import Network
 from converge.runtime.reaper import Reaper
 from converge.runtime.slots import Why
+from converge.runtime.ticks import Ticks
 from converge.services.opened import Opened
 
 log = logging.getLogger("converge.node")
@@ -31,8 +32,10 @@ ON_STOP_SEC = 1.0
 class Stopping:
     """The steps of one stop."""
 
-    def __init__(self, opened: Opened, network: Network, feeds: Mapping[Any, Feed], agents: Mapping[str, Agent], poll_sec: float) -> None:
-        self._opened, self._network, self._feeds, self._agents, self._poll_sec = opened, network, feeds, agents, poll_sec
+    def __init__(
+        self, opened: Opened, network: Network, feeds: Mapping[Any, Feed], agents: Mapping[str, Agent], ticks: Ticks, poll_sec: float
+    ) -> None:
+        self._opened, self._network, self._feeds, self._agents, self._ticks, self._poll_sec = opened, network, feeds, agents, ticks, poll_sec
 
     async def run(self, grace_sec: float) -> None:
         """Do all of it, whoever cancels meanwhile; it takes the grace time and at most five seconds, also where the store is away."""
@@ -44,6 +47,8 @@ class Stopping:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._withdraw)
                 await self._drain(grace_sec)
+            with anyio.move_on_after(max(0.0, drained_by - anyio.current_time())):
+                await self._ticks.stop()  # not before: an agent that decides may need its ticks to report what it holds
             with anyio.move_on_after(max(ON_STOP_SEC, drained_by - anyio.current_time())) as scope:
                 for one in self._agents.values():
                     await _call_logged(one)

@@ -26,6 +26,8 @@ class Ticks:
         self._due: list[tuple[float, int, Agent]] = []
         self._number = 0
         self._is_stopped = False
+        self._running = 0
+        self._ended = anyio.Event()
         self._changed = anyio.Event()
 
     def add(self, agents: Iterable[Agent]) -> None:
@@ -34,9 +36,12 @@ class Ticks:
             if one.tick_sec is not None:
                 self._schedule(one, one.tick_sec * self._random())
 
-    def stop(self) -> None:
-        """Begin no tick from now on."""
+    async def stop(self) -> None:
+        """Begin no tick from now on; return when those that run have ended."""
         self._is_stopped = True
+        while self._running:
+            self._ended = anyio.Event()
+            await self._ended.wait()
 
     async def run(self) -> None:
         """Begin ticks as they are due, until cancelled."""
@@ -47,11 +52,21 @@ class Ticks:
             now = self._env.monotonic()
             while self._due and self._due[0][0] <= now and not self._is_stopped:
                 _, _, agent = heapq.heappop(self._due)
+                self._running += 1
                 self._group.start_soon(self._tick, agent)
 
     async def _tick(self, agent: Agent) -> None:
         """One tick; the next is due only when this one is over, so that none overlaps another."""
-        rest_sec = 0.0
+        try:
+            rest_sec = await self._run(agent)
+        finally:
+            self._running -= 1
+            self._ended.set()
+        tick_sec = agent.tick_sec or 0.0
+        self._schedule(agent, max(rest_sec, tick_sec * (0.9 + self._random() / 5)))
+
+    async def _run(self, agent: Agent) -> float:
+        """Call what the agent has; return the seconds for which it gets no tick."""
         if agent.loop is not None:
             agent.loop.tick()
         if type(agent).on_tick is not Agent.on_tick:
@@ -64,9 +79,8 @@ class Ticks:
                     agent.log.warning("on_tick failed: %s", error)
                 else:
                     agent.log.exception("on_tick failed")
-                rest_sec = self._supervision.failed(agent, "on_tick", error)
-        tick_sec = agent.tick_sec or 0.0
-        self._schedule(agent, max(rest_sec, tick_sec * (0.9 + self._random() / 5)))
+                return self._supervision.failed(agent, "on_tick", error)
+        return 0.0
 
     def _schedule(self, agent: Agent, after_sec: float) -> None:
         self._number += 1

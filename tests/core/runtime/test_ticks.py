@@ -1,0 +1,158 @@
+"""Ticks: they come, one at a time for an agent, at different moments for different agents, and cost no task while they are awaited."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import anyio
+import pytest
+
+from converge.errors import InvalidValue
+from converge.model.message import Message
+from converge.model.task import Task
+from converge.runtime.agent import Agent
+from converge.runtime.node import Node
+from converge.runtime.supervision import Breaker
+from converge.testing.fixtures import wait_until
+
+
+class Ticking(Agent):
+    """Remembers when it ticked, and how many ticks of it ran at once."""
+
+    tick_sec = 0.05
+    pause_sec = 0.0
+    running: int = 0
+    most: int = 0
+    ticks: int = 0
+
+    async def on_tick(self) -> None:
+        """See the class."""
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.ticks += 1
+        await anyio.sleep(type(self).pause_sec)
+        self.running -= 1
+
+
+async def test_an_agent_ticks_again_and_again_beside_its_tasks(store_url: str) -> None:
+    class Busy(Ticking):
+        async def on_task(self, task: Task) -> int:
+            await wait_until(lambda: self.ticks >= 3)
+            return self.ticks
+
+    with anyio.fail_after(20):
+        async with Node(store=store_url) as node:
+            await node.spawn(Busy, pool="p")
+            task = await node.tasks.result(await node.tasks.submit(Task(pool_id="p")))
+            assert task.result >= 3
+
+
+async def test_a_tick_that_takes_longer_than_its_interval_is_never_overlapped() -> None:
+    with anyio.fail_after(20):
+        async with Node() as node:
+            slow = type("Slow", (Ticking,), {"tick_sec": 0.01, "pause_sec": 0.05})
+            (agent,) = await node.spawn(slow)
+            assert isinstance(agent, Ticking)
+            await wait_until(lambda: agent.ticks >= 4)
+            assert agent.most == 1
+
+
+async def test_agents_that_are_started_together_do_not_tick_together() -> None:
+    class Noting(Agent):
+        tick_sec = 0.4
+        moments: list[float] = []  # noqa: RUF012  # one list for all of them is what is wanted
+
+        async def on_tick(self) -> None:
+            self.moments.append(anyio.current_time())
+
+    with anyio.fail_after(20):
+        async with Node() as node:
+            began = anyio.current_time()
+            await node.spawn(Noting, count=20)
+            await wait_until(lambda: len(Noting.moments) >= 20)
+            assert Noting.moments[0] - began < 0.4, "the first does not wait for a whole interval"
+            assert Noting.moments[19] - Noting.moments[0] > 0.1, "twenty moments drawn from 0.4 s lie closer once in 10 million"
+
+
+async def test_an_agent_that_waits_for_its_tick_costs_no_task() -> None:
+    with anyio.fail_after(20):
+        async with Node() as node:
+            before = len(anyio.get_running_tasks())
+            await node.spawn(type("Patient", (Ticking,), {"tick_sec": 3_600.0}), count=100)
+            assert len(anyio.get_running_tasks()) - before < 10
+
+
+async def test_a_sync_tick_runs_in_a_thread_and_does_not_stop_the_loop() -> None:
+    class Blocking(Agent):
+        tick_sec = 0.01
+        began = False
+
+        def on_tick(self) -> None:
+            type(self).began = True
+            time.sleep(0.3)
+
+        async def on_message(self, message: Message) -> Any:
+            return message.payload
+
+    with anyio.fail_after(20):
+        async with Node() as node:
+            (agent,) = await node.spawn(Blocking)
+            await wait_until(lambda: Blocking.began)
+            began = anyio.current_time()
+            assert await node.ask(agent.id, "quick") == "quick"
+            assert anyio.current_time() - began < 0.2
+
+
+async def test_a_tick_that_fails_is_counted_and_the_next_ones_come_after_a_rest(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Ticking):
+        tick_sec = 0.01
+        breaker = Breaker(failures=2, rest_sec=0.4)
+
+        async def on_tick(self) -> None:
+            self.ticks += 1
+            if self.ticks <= 2:
+                raise RuntimeError(f"tick {self.ticks}")
+
+    caplog.set_level(logging.CRITICAL)
+    with anyio.fail_after(20):
+        async with Node() as node:
+            (agent,) = await node.spawn(Failing)
+            assert isinstance(agent, Failing)
+            await wait_until(lambda: agent.health.failures == 2)
+            assert (agent.health.state, agent.health.last_error) == ("open", "RuntimeError: tick 2")
+            began = anyio.current_time()
+            await wait_until(lambda: agent.ticks >= 3)
+            assert anyio.current_time() - began > 0.15
+            await wait_until(lambda: agent.health.state == "closed")
+
+
+async def test_no_tick_begins_once_on_stop_was_called() -> None:
+    class Lasting(Ticking):
+        async def on_stop(self) -> None:
+            self.ticks = 0
+            await anyio.sleep(0.2)
+            self.most = self.ticks
+
+    with anyio.fail_after(20):
+        async with Node() as node:
+            (agent,) = await node.spawn(type("Quick", (Lasting,), {"tick_sec": 0.01}))
+            assert isinstance(agent, Ticking)
+            await wait_until(lambda: agent.ticks >= 2)
+    assert agent.most == 0
+
+
+@pytest.mark.parametrize(
+    ("attributes", "text"),
+    [
+        ({"tick_sec": None}, "expected seconds: it has an on_tick"),
+        ({"tick_sec": 0}, r"expected seconds, from 0\.01 to 86,400"),
+        ({"tick_sec": "1"}, r"expected seconds, from 0\.01"),
+        ({"on_tick": Agent.on_tick}, "expected None: it has neither on_tick nor decide"),
+    ],
+)
+async def test_an_interval_and_a_handler_must_go_together(attributes: dict[str, Any], text: str) -> None:
+    async with Node() as node:
+        with pytest.raises(InvalidValue, match=text):
+            await node.spawn(type("Wrong", (Ticking,), attributes))
