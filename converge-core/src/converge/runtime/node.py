@@ -256,7 +256,7 @@ class Node:
         self.vitals.stopping()
         self._host.observe("converge_node_stopping", node_id=self.identity.id)
         grace_sec = self.settings.grace_sec if grace_sec is None else grace_sec
-        await Stopping(self.opened, self.network, self._feeds, self.agents, self.settings.poll_sec).run(grace_sec)
+        await Stopping(self.opened, self.network, self._feeds, self.agents, self.ticks, self.settings.poll_sec).run(grace_sec)
 
 
 def _only(error: BaseException) -> BaseException:
