@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace, UnionType
@@ -106,6 +106,18 @@ def shown(name: str, value: object) -> str:
         return "***"
     text = repr(without_password(value) if isinstance(value, str) else value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def secrets_in(settings: object, name: str = "") -> Iterator[str]:
+    """Yield the texts of settings whose name says that they are secret, however deep."""
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            yield from secrets_in(value, str(key))
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from secrets_in(value, name)
+    elif isinstance(settings, str) and settings and _SECRET.search(name) and not name.endswith("_file"):
+        yield settings
 
 
 def expected(type_: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 from converge.errors import InvalidValue
 
@@ -26,6 +27,15 @@ def scheme_of(url: object, path: str = "url") -> str:
 def has_password(url: str) -> bool:
     """Tell whether a password stands in the URL, before the host or as a query's value."""
     return without_password(url) != url
+
+
+def passwords_in(url: str) -> list[str]:
+    """Return the passwords in the URL, as they stand and as they read without percent-encoding."""
+    found = [match[0].partition("=")[2] for match in _QUERY_SECRET.finditer(url)]
+    _, mark, rest = url.partition("//")
+    if mark:
+        found.append(rest[: max(_userinfo_end(rest), 0)].partition(":")[2])
+    return [text for one in found if one for text in {one, unquote(one)}]
 
 
 def without_password(url: str) -> str:

@@ -33,7 +33,7 @@ def configured(file: Path | None, flags: dict[str, Any], *, is_verbose: bool, le
         level = "debug"
     elif config.origins["log_level"] != DEFAULT:
         level = config.log_level
-    logs.set_up(config.log_format, level)
+    logs.set_up(config.log_format, level, config.secrets)
     return config
 
 

@@ -11,12 +11,13 @@ import anyio
 import attrs
 import msgspec
 
-from converge.errors import InvalidValue
+from converge.errors import InputError, InvalidValue
 from converge.ids import check_name
 from converge.machines.match import Claimer
 from converge.model.identity import Identity
-from converge.model.message import Message, Receipt
+from converge.model.message import Fanout, Message, Receipt
 from converge.model.task import Task
+from converge.runtime.agent_log import agent_log
 from converge.runtime.decisions import InvokeTool, JoinPool, LeavePool, Limits, Outcome, SendMessage, SubmitTask, Tool
 from converge.runtime.supervision import AgentHealth, Breaker
 
@@ -44,7 +45,8 @@ class Agent:
         tools: What `self.tool` may call: a mapping of names to functions (or `Tool`, for another timeout than 30 s), or names of its own methods.
         limits: How much it may do.
         breaker: When it rests after failures, and for how long.
-        id, log, node: Set before `on_start`.
+        id, node: Set before `on_start`.
+        log: Its log; each line names the agent, and while a task runs that task, its pool and its token.
         pools: The pools that it is in.
         health: What is known of its failures.
     """
@@ -61,12 +63,16 @@ class Agent:
     breaker: ClassVar[Breaker] = Breaker()
 
     id: str
-    log: logging.LoggerAdapter[logging.Logger]
     node: Node
     identity: Identity
     pools: tuple[str, ...]
     health: AgentHealth
     loop: DecideLoop | None = None
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Its own log."""
+        return agent_log(type(self).__name__, self.id)
 
     async def on_start(self) -> None:
         """Called once before the first task or message; what it raises stops the start."""
@@ -120,9 +126,10 @@ class Agent:
         """Send a message and return what the recipient's `on_message` returned. See `Node.ask`."""
         return await self.act(SendMessage(to=to, payload=payload, timeout=timeout, is_ask=True))
 
-    async def publish(self, topic: str, payload: Any, *, timeout: float = 10.0) -> Any:
-        """Send a message to all agents of a topic. See `Node.publish`."""
-        return await self.act(SendMessage(topic=topic, payload=payload, timeout=timeout))
+    async def publish(self, topic: str, payload: Any, *, timeout: float = 10.0) -> list[Fanout]:
+        """Send a message to all other agents of a topic. See `Node.publish`."""
+        outcomes: list[Fanout] = await self.act(SendMessage(topic=topic, payload=payload, timeout=timeout))
+        return outcomes
 
     async def submit(self, task: Task) -> str:
         """Submit a task; return its id. See `TaskManager.submit`."""
@@ -237,7 +244,7 @@ def with_inputs(task: Task, type_: type[Any] | None) -> Task:
     """Return the task with its inputs as an instance of the agent's `inputs` class, if it has one.
 
     Raises:
-        InvalidValue: They do not fit; the path of the field.
+        InputError: They do not fit; the path of the field.
     """
     if type_ is None:
         return task
@@ -245,5 +252,5 @@ def with_inputs(task: Task, type_: type[Any] | None) -> Task:
         inputs: Mapping[str, Any] = msgspec.convert(task.inputs, type_, strict=True)
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `$")
-        raise InvalidValue(f"inputs{path.rstrip('`')}", task.inputs, text) from error
+        raise InputError(f"inputs{path.rstrip('`')}: {text}") from error  # without the value: the text goes into logs
     return attrs.evolve(task, inputs=inputs)

@@ -20,8 +20,8 @@ import attrs
 from converge.errors import ConfigError, SecretOnCommandLine, Unsupported
 from converge.plugins import PluginHost
 from converge.runtime.config_fields import CLASS, AgentGroup, Agents, AgentsWithin, Matching, Retention, Within, a_name, described
-from converge.settings import Problem, checked, raise_problems, unknown
-from converge.urls import has_password, without_password
+from converge.settings import Problem, checked, raise_problems, secrets_in, unknown
+from converge.urls import has_password, passwords_in, without_password
 
 STALL_LEASES = 10
 """`stall_sec` where nobody sets it, in leases."""
@@ -80,6 +80,11 @@ class Config:
         if isinstance(self.agents, int):
             return (AgentGroup(type=self.agent, count=self.agents, pool_id=self.pool_id),) if self.agent else ()
         return tuple(attrs.evolve(group, pool_id=group.pool_id or self.pool_id) for group in self.agents)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The secrets in the URLs and options: what no line of a log may show."""
+        return (*(one for url in (self.store, self.discovery_store, self.transport) for one in passwords_in(url)), *secrets_in(self.options))
 
     @property
     def transport_url(self) -> str:
@@ -250,7 +255,9 @@ def _problems_together(config: Config) -> list[Problem]:
     if config.agent and not isinstance(config.agents, int):
         problems.append(Problem("agent", "counts only where agents is a number; each entry of a list names its type"))
     is_name = bool(_PLAIN_NAME.fullmatch(config.transport))
-    if is_name and not config.host:
+    if is_name and (transports := unknown_transport(config.transport)):
+        problems.append(Problem("transport", transports))
+    elif is_name and not config.host:
         problems.append(Problem("host", f'is missing; transport "{config.transport}" is a name, so host and port say where to listen'))
     for key in ("host", "port"):
         if not is_name and config.origins[key] != DEFAULT:
@@ -258,6 +265,13 @@ def _problems_together(config: Config) -> list[Problem]:
     if config.advertise and not config.transport:
         problems.append(Problem("advertise", "is not allowed without a transport"))
     return [attrs.evolve(problem, path=_where(config, problem.path)) for problem in problems]
+
+
+def unknown_transport(name: str) -> str:
+    """Return what is wrong with the name of a transport that no installed plugin has; empty where one has it, or one of an import path may."""
+    known = sorted(one.name for one in PluginHost().installed())
+    near = difflib.get_close_matches(name, known, n=1)
+    return f'no installed plugin is named "{name}"; did you mean "{near[0]}"?' if name not in known and near else ""
 
 
 def _where(config: Config, key: str) -> str:

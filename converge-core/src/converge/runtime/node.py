@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from math import inf
@@ -20,6 +19,7 @@ from converge.model.identity import Identity
 from converge.model.message import Fanout, Receipt
 from converge.model.pool import Pool
 from converge.plugins import PluginHost
+from converge.runtime import working
 from converge.runtime.agent import Agent, call_handler, check_agent_class, decides
 from converge.runtime.decide import DecideLoop
 from converge.runtime.executor import Executor
@@ -82,6 +82,7 @@ class Node:
             self._watchdog = Watchdog(self.opened, self.env, self.settings.lease_sec, self._feeds)
             self.pools = PoolManager(self.store)
             self.tasks = TaskManager(self.store, poll_sec=self.settings.poll_sec)
+            working.NODE.set(self.identity.id)  # all of the node's own tasks have it from here
             stack.push_async_callback(self.opened.close)  # also of a start that fails: a lease that nobody ends would be renewed for ever
             self._group: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.push_async_callback(self._cancel_group)
@@ -117,6 +118,7 @@ class Node:
         finally:
             is_handled = await self._stack.__aexit__(kind, error, trace)
             self.vitals.stopped()
+            working.NODE.set("")
             self.opened.hurry(inf)  # a store that was given is used on by others
         return is_handled
 
@@ -174,7 +176,6 @@ class Node:
         one = cls()
         one.identity = Identity.generate(self.env.entropy)
         one.id, one.node, one.pools = one.identity.id, self, pools
-        one.log = logging.LoggerAdapter(logging.getLogger(f"converge.agent.{cls.__name__}"), {"agent": one.id})
         self.supervision.add(one)
         if decides(cls):
             one.loop = DecideLoop(one, self._group, self.executor, self.supervision)
