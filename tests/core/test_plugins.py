@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from converge.errors import (
+    ConfigError,
     ContractMismatch,
     HookUnknown,
-    InvalidValue,
     PluginBroken,
     PluginDuplicate,
     PluginMissing,
@@ -164,7 +164,7 @@ def test_a_scheme_that_nobody_has_names_the_nearest() -> None:
 
 
 def test_text_that_is_no_url_is_refused_without_its_password() -> None:
-    with pytest.raises(InvalidValue, match="store: '//user:") as raised:
+    with pytest.raises(ConfigError, match="store: '//user:") as raised:
         PluginHost().store_backend("//user:geheim@host")
     assert "geheim" not in str(raised.value)
 

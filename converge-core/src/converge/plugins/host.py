@@ -18,7 +18,7 @@ from converge.contracts.decisions import CORE_DECISIONS, DecisionKind
 from converge.contracts.discovery import DiscoveryBackend
 from converge.contracts.store import StoreBackend
 from converge.contracts.transport import TransportBackend
-from converge.errors import PluginDuplicate, PluginMissing, PluginRefused, Undeliverable
+from converge.errors import ConfigError, InvalidValue, PluginDuplicate, PluginMissing, PluginRefused, Undeliverable
 from converge.model.message import Message
 from converge.plugins.declared import (
     DISCOVERY,
@@ -125,10 +125,10 @@ class PluginHost:
         """Return the store backend of the URL's scheme, loading its plugin.
 
         Raises:
-            InvalidValue: It is no URL.
+            ConfigError: It is no URL.
             PluginError: There is none, or it cannot be used.
         """
-        backend = self._of_scheme(STORE, scheme_of(url, "store"))
+        backend = self._of_scheme(STORE, self._scheme(STORE, url))
         assert isinstance(backend, StoreBackend), "the host keeps backends by their kind"
         return backend
 
@@ -136,10 +136,11 @@ class PluginHost:
         """Return the transport backend of a URL's scheme, or of that name, loading its plugin.
 
         Raises:
+            ConfigError: It is neither a name nor a URL.
             PluginError: There is none, or it cannot be used.
         """
         is_name = NAME.fullmatch(url_or_name) is not None
-        backend = self._of_name(TRANSPORT, url_or_name) if is_name else self._of_scheme(TRANSPORT, scheme_of(url_or_name, "transport"))
+        backend = self._of_name(TRANSPORT, url_or_name) if is_name else self._of_scheme(TRANSPORT, self._scheme(TRANSPORT, url_or_name))
         assert isinstance(backend, TransportBackend), "the host keeps backends by their kind"
         return backend
 
@@ -199,6 +200,14 @@ class PluginHost:
             raise missing(f'plugin "{name}"', name, [*self._by_name, *DISTRIBUTIONS.keys()])
         return found
 
+    def _scheme(self, kind: Kind, url: object) -> str:
+        try:
+            return scheme_of(url, kind.word)
+        except InvalidValue as error:
+            known = [*self._by_scheme, *(known for word, known in self._schemes if word == kind.word)]
+            near = difflib.get_close_matches(url, known, n=1) if isinstance(url, str) else []
+            raise ConfigError(f'{error}; did you mean "{near[0]}:"?' if near else str(error)) from error
+
     def _of_scheme(self, kind: Kind, scheme: str) -> Backend:
         base = scheme.partition("+")[0]
         if base != scheme and scheme not in self._by_scheme and (base in self._by_scheme or (kind.word, base) in self._schemes):
@@ -242,7 +251,8 @@ class PluginHost:
                 self._backends[word, backend.name] = backend, found
                 self._schemes |= {(word, scheme): (backend, found) for scheme in backend.schemes}
         self._decisions += [(kind, found) for kind in decisions]
-        log.info("loaded %s", title(found))
+        # What comes with Converge is no news; whose code runs here otherwise is.
+        log.log(logging.DEBUG if found.distribution == CORE else logging.INFO, "loaded %s", title(found))
 
     def _check_decisions(self, found: Found, kinds: Sequence[DecisionKind]) -> None:
         known = list(self._decisions)
