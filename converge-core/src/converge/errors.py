@@ -4,7 +4,7 @@
         InputError          fix the input: InvalidValue, InvalidName, InvalidKey, BadSignature, ValueTooLarge, NoSuchPool, NoSuchTask, DedupConflict,
                             TooManyLanes, PoolClosed
         ConfigError         fix the configuration: UnknownSetting, Unsupported, PluginError (PluginMissing, PluginDuplicate, PluginRefused,
-                            PluginBroken, HookUnknown, ContractMismatch), SecretOnCommandLine
+                            PluginBroken, HookUnknown, ContractMismatch), SecretOnCommandLine, KeyFileRefused, KeyInUse
         StoreError          NotApplied (StoreUnavailable, StoreBusy, StoreFull, StoreRefused): nothing was written, retry or mend the store
                             OutcomeUnknown: read before you retry
                             StoreRolledBack, SchemaTooNew, TornRecord: stop and look
@@ -137,6 +137,22 @@ class Unsupported(ConfigError):
 
 class SecretOnCommandLine(ConfigError):
     """A password stands where every user of the machine can read it."""
+
+
+class KeyFileRefused(ConfigError):
+    """A key file, or a folder around it, cannot be relied on: another user of the machine can read or change it, or it is no such file."""
+
+    def __init__(self, path: object, reason: str, way_out: str) -> None:
+        super().__init__(f"{path}: {reason}; {way_out}")
+        self.path, self.reason, self.way_out = str(path), reason, way_out
+
+
+class KeyInUse(ConfigError):
+    """Another process that lives uses the key."""
+
+    def __init__(self, path: object, reason: str, way_out: str) -> None:
+        super().__init__(f"{path}: {reason}; {way_out}")
+        self.path = str(path)
 
 
 class PluginError(ConfigError):
