@@ -6,6 +6,7 @@ import gc
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Any
 
 import anyio
 import attrs
@@ -19,6 +20,7 @@ from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.pools import PoolManager
 from converge.services.tasks import TaskManager
+from converge.testing.fixtures import wait_until
 
 
 @pytest.mark.parametrize("limit", [0, -1])
@@ -137,4 +139,28 @@ async def test_a_loop_that_polls_an_empty_pool_lets_others_run() -> None:
             group.start_soon(other)
             while not ran.is_set():
                 assert await tasks.claim("a", ["p"]) == []
+    await tasks._opened.close()
+
+
+@pytest.mark.parametrize("name", ["pools", "capabilities", "topics", "types"])
+async def test_one_name_where_several_are_expected_is_refused(name: str) -> None:
+    store = MemoryStore()
+    await PoolManager(store).create_pool(Pool(id="p"))
+    given: dict[str, Any] = {"pools": ["p"], name: "p"}
+    with pytest.raises(InvalidValue, match=name):
+        await TaskManager(store).claim("a", **given)
+
+
+async def test_a_claimer_on_a_busy_lane_finds_a_new_lane_within_a_poll_interval() -> None:
+    store = MemoryStore()
+    await PoolManager(store).create_pool(Pool(id="p"))
+    tasks = TaskManager(store, poll_sec=0.05)
+    await tasks.submit_many([Task(pool_id="p") for _ in range(5_000)])
+    await tasks.claim("a", ["p"])
+    urgent = await tasks.submit(Task(pool_id="p", type="urgent", priority=5))
+
+    async def is_claimed() -> bool:
+        return urgent in {task.id for task in await tasks.claim("a", ["p"])}
+
+    await wait_until(is_claimed, what="a claim of the task of the new lane")
     await tasks._opened.close()

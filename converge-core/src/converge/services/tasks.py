@@ -11,7 +11,7 @@ import anyio
 from anyio import lowlevel
 
 from converge.contracts.store import LIMITS, Conflict, Store
-from converge.errors import InvalidValue, NoSuchTask, NotRetried, OutcomeUnknown, ResultTimeout, StaleClaim, StoreBusy
+from converge.errors import InvalidValue, LeaseEnded, NoSuchTask, NotRetried, OutcomeUnknown, ResultTimeout, StaleClaim, StoreBusy
 from converge.ids import check_name, id_bytes, id_text
 from converge.machines.match import Claimer
 from converge.machines.task import (
@@ -41,6 +41,9 @@ from converge.services.sweep import Sweep
 ROUNDS = 60
 """How often a step looks again when something around the task, not the task itself, has moved."""
 
+CLAIMERS = 1_000
+"""Of how many claimers the lanes are remembered, for a poll interval."""
+
 SETTLE_SEC = 5.0
 """How long a claim that is cancelled takes to hand back what it may have taken; after that it goes back with the lease."""
 
@@ -60,7 +63,7 @@ class TaskManager:
         self._held: dict[bytes, tuple[Found, str]] = {}  # task id: the claim that this manager holds, and for which agent
         self._sweep = Sweep(self._opened)
         self._poll_sec = poll_sec
-        self._swept = float("-inf")
+        self._sweep_due = float("-inf")
 
     async def submit(self, task: Task) -> str:
         """Store the task; return its id, or that of the task which already has its dedup key and content.
@@ -101,16 +104,19 @@ class TaskManager:
             StoreError: As `Store.commit`; nothing is held.
         """
         check_name("agent", agent_id)
+        for name, names in (("pools", pools), ("capabilities", capabilities), ("topics", topics), ("types", types)):
+            if isinstance(names, str):
+                raise InvalidValue(name, names, f"a sequence of names, such as [{names!r}]")
         if limit < 1:
             raise InvalidValue("limit", limit, "1 or more")
         await lowlevel.checkpoint()  # a store in memory never waits, and whoever polls it must let others run
-        await self._sweep_sometimes()
-        claimer = Claimer.of(capabilities, topics, types)
-        key = (agent_id, tuple(pools), claimer)
-        claims = self._claims.get(key)
-        if claims is None:
-            claims = self._claims[key] = Claims(self._opened, agent_id, pools, claimer)
-        found = await self._take(claims, limit)
+        is_due = await self._sweep_sometimes()
+        claims = self._claims_of(agent_id, tuple(pools), Claimer.of(capabilities, topics, types), is_due=is_due)
+        try:
+            found = await self._take(claims, limit)
+        except LeaseEnded:
+            self._held.clear()  # all of it has gone back
+            raise
         tasks = []
         for one in found:
             self._held[one.id] = (one, agent_id)
@@ -225,6 +231,16 @@ class TaskManager:
         assert scope.cancelled_caught or timeout is not None, "a wait without a timeout ends with a terminal task"
         raise ResultTimeout(task_id, timeout or 0.0)
 
+    def _claims_of(self, agent_id: str, pools: tuple[str, ...], claimer: Claimer, *, is_due: bool) -> Claims:
+        """Return what is known of the lanes for such a claimer; nothing after a poll interval, so that new lanes are found beside busy ones."""
+        if is_due or len(self._claims) > CLAIMERS:
+            self._claims.clear()
+        key = (agent_id, pools, claimer)
+        claims = self._claims.get(key)
+        if claims is None:
+            claims = self._claims[key] = Claims(self._opened, agent_id, pools, claimer)
+        return claims
+
     async def _take(self, claims: Claims, limit: int) -> list[Found]:
         limit = min(limit, LIMITS.keys)
         for attempt in range(3):
@@ -276,11 +292,14 @@ class TaskManager:
         if held is not None and held.place == found.place:
             del self._held[found.id]
 
-    async def _sweep_sometimes(self) -> None:
+    async def _sweep_sometimes(self) -> bool:
+        """Sweep a page if a poll interval has passed; tells whether it has."""
         monotonic = self._opened.env.monotonic()
-        if monotonic - self._swept >= self._poll_sec:
-            self._swept = monotonic
-            await self._sweep.paced_page()
+        if monotonic < self._sweep_due:
+            return False
+        self._sweep_due = monotonic + self._poll_sec * (0.75 + self._jitter() / 2)
+        await self._sweep.paced_page()
+        return True
 
     def _jitter(self) -> float:
         return random.Random(self._opened.env.entropy(8)).random()
