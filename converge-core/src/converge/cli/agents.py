@@ -49,7 +49,7 @@ def list_agents(
             output.line(_record(one, now))
         return DONE
     columns = ("id", "name", "topics", "capabilities", "pools", "node", "endpoints", "age")
-    output.table(columns, [_cells(one, now) for one in found])
+    output.table(columns, [_cells(one, now) for one in found], empty="no agents" if query == DiscoveryQuery() else "no agents that fit")
     return DONE
 
 

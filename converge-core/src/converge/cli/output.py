@@ -24,8 +24,14 @@ def line(values: Mapping[str, Any]) -> None:
     _write(encode_plain(record, "output").decode())
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, footer: Sequence[object] | None = None) -> None:
-    """Write a table; numbers stand at the right. Where standard output is no terminal it is aligned text, whole and without colour."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, footer: Sequence[object] | None = None, empty: str = "") -> None:
+    """Write a table; numbers stand at the right. Where standard output is no terminal it is aligned text, whole and without colour.
+
+    `empty` says on standard error what there is none of, where there are no rows: a lone head of a table tells nobody whether it looked.
+    """
+    if empty and not rows:
+        note(empty)
+        return
     if sys.stdout.isatty():
         _rich_table(columns, rows, footer)
         return
@@ -45,6 +51,23 @@ def text(value: object) -> str:
 def write(value: str) -> None:
     """Write a line of text."""
     _write(value)
+
+
+def note(value: str) -> None:
+    """Write a line that is about the result, not a part of it, to standard error."""
+    sys.stdout.flush()
+    print(value, file=sys.stderr)  # noqa: T201  # this is where a command talks to people
+
+
+def can_ask() -> bool:
+    """Tell whether somebody is there to answer."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def ask(question: str) -> bool:
+    """Ask on the terminal; anything but yes is no."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)  # noqa: T201  # as above
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 @contextmanager

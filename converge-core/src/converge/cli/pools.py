@@ -85,7 +85,7 @@ def list_pools(
         (pool.id, pool.admission, _yes(pool.is_paused), count.ready, count.later, count.waiting, count.held, count.done, count.failed)
         for pool, count in found
     ]  # fmt: skip
-    output.table(columns, cells)
+    output.table(columns, cells, empty="no pools")
     return DONE
 
 

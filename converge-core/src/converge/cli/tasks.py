@@ -11,42 +11,15 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE, FAILED
-from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, plugins_flag
+from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured, plugins_flag
 from converge.cli.run import loop_options
 from converge.machines.explain import Explanation
 from converge.machines.task import TaskState
 from converge.model.task import Task
 from converge.runtime import main, operate
 from converge.runtime.config import Config
-from converge.runtime.drain import hint_of
 from converge.services.spec import moment
 from converge.services.tasks import TaskManager
-
-
-def list_tasks(
-    *,
-    pool: PoolId = None,
-    state: Annotated[TaskState | None, Parameter(help="Only tasks in this state.")] = None,
-    limit: Annotated[int, Parameter(help="How many at most.")] = 100,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
-) -> int:
-    """List tasks: the live ones first."""
-    flags = {"pool_id": pool, "store": store, "plugins": plugins_flag(plugin), "network": network}
-    settings = configured(config, flags, is_verbose=verbose)
-    found = anyio.run(_list, settings, state, limit, backend_options=loop_options())
-    if json:
-        for task in found:
-            output.line(_record(task))
-    else:
-        columns = ("id", "state", "pool", "attempts", "submitted", "task")
-        cells = [(task.id, task.state.lower(), task.pool_id, task.attempts, task.submitted_at or "", hint_of(task)) for task in found]
-        output.table(columns, cells)
-    return DONE
 
 
 def show(
@@ -64,7 +37,7 @@ def show(
     flags = {"store": store, "plugins": plugins_flag(plugin), "network": network}
     settings = configured(config, flags, is_verbose=verbose)
     task = anyio.run(_get, settings, task_id, backend_options=loop_options())
-    record = _record(task)
+    record = record_of(task)
     if json:
         output.line(record)
         return DONE
@@ -188,17 +161,13 @@ async def _cancel(config: Config, ids: Sequence[str], why: str) -> list[operate.
         return await operate.cancel_all(store, ids, why)
 
 
-async def _list(config: Config, state: TaskState | None, limit: int) -> list[Task]:
-    async with main.opened_store(config) as store:
-        return list(await TaskManager(store).list(state=state, pool_id=config.pool_id or None, limit=limit))
-
-
 async def _get(config: Config, task_id: str) -> Task:
     async with main.opened_store(config) as store:
         return await TaskManager(store).get(task_id)
 
 
-def _record(task: Task) -> dict[str, Any]:
+def record_of(task: Task) -> dict[str, Any]:
+    """Return the task as JSON shows it."""
     record = {field.name: getattr(task, field.name) for field in attrs.fields(Task)}
     record["state"] = str(task.state)
     record["required_capabilities"] = list(task.required_capabilities)

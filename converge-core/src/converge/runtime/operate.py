@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from datetime import datetime
 
 import attrs
 
 from converge.contracts.store import Store
-from converge.errors import InputError, NotRetried
+from converge.errors import InputError, InvalidValue, NotRetried
 from converge.machines.explain import Explanation
-from converge.machines.task import TaskState
+from converge.machines.task import TERMINAL, TaskState
 from converge.model.descriptor import DiscoveryQuery
 from converge.model.task import Task
+from converge.runtime.ages import read_moment
 from converge.services.discovery import DiscoveryService
 from converge.services.explain import explain_task
+from converge.services.listing import visit_tasks
 from converge.services.opened import Opened
+from converge.services.pools import PoolManager
+from converge.services.purge import Purged
+from converge.services.purge import purge as purge_pages
+from converge.services.spec import moment
 from converge.services.tasks import TaskManager
 
 OPERATOR = "operator"
@@ -43,6 +51,98 @@ async def cancel_all(store: Store, ids: Sequence[str], why: str) -> list[Cancell
         state = TaskState.CANCELLED if is_cancelled else (await manager.get(task.id)).state
         done.append(Cancelling(id=task.id, is_cancelled=is_cancelled, state=str(state)))
     return done
+
+
+@attrs.frozen(kw_only=True)
+class Wanted:
+    """Which tasks a list is about; what is None or empty plays no part. `since`: those submitted then or later, as people type it."""
+
+    state: TaskState | None = None
+    pool_id: str | None = None
+    types: Sequence[str] = ()
+    topics: Sequence[str] = ()
+    since: str | None = None
+    skip: int = 0
+    limit: int = 0
+
+
+VisitPage = Callable[[Sequence[Task]], None]
+
+
+async def list_tasks(store: Store, wanted: Wanted, visit: VisitPage) -> bool:
+    """Show the visitor the tasks that are wanted, a page at a time; tell whether there were more than the limit (0: none).
+
+    Raises:
+        NoSuchPool: With the nearest name.
+        InvalidValue: `since` is no age and no moment.
+    """
+    if wanted.pool_id is not None:
+        await Opened.of(store).pool(wanted.pool_id)
+    since = None if wanted.since is None else moment(read_moment("--since", wanted.since, await store.time()))
+    live: set[str] = set()  # one that moves may be met again
+    skipped, shown, is_more = 0, 0, False
+
+    def filtered(page: Sequence[Task]) -> bool:
+        nonlocal skipped, shown, is_more
+        some = [task for task in page if _is_wanted(task, wanted, since) and task.id not in live]
+        live.update(task.id for task in some if task.finished_at is None)
+        passed = min(len(some), wanted.skip - skipped)
+        skipped, some = skipped + passed, some[passed:]
+        if wanted.limit and len(some) > wanted.limit - shown:
+            some, is_more = some[: wanted.limit - shown], True
+        shown += len(some)
+        if some:
+            visit(some)
+        return not is_more
+
+    await visit_tasks(store, wanted.state, wanted.pool_id, filtered)
+    return is_more
+
+
+def _is_wanted(task: Task, wanted: Wanted, since: datetime | None) -> bool:
+    if wanted.types and task.type not in wanted.types:
+        return False
+    if wanted.topics and task.topic not in wanted.topics:
+        return False
+    return since is None or (task.submitted_at is not None and task.submitted_at >= since)
+
+
+@attrs.frozen(kw_only=True)
+class Purging:
+    """Which ended tasks to remove: of these pools (none: of all), in these states (none: all), that ended so long ago, as people type it."""
+
+    pool_ids: Sequence[str] = ()
+    states: Sequence[TaskState] = ()
+    older_than: str | None = None
+
+
+async def purge(store: Store, wanted: Purging, *, is_dry_run: bool, on_page: Callable[[int], None] = lambda _: None) -> list[Purged]:
+    """Remove the tasks, or only count them; return how many of which pool and state.
+
+    Raises:
+        InputError: In a group, one for each pool that does not exist, or for a state that is not one of ended tasks; then nothing was removed.
+        StoreError: What `on_page` was told of is gone; to purge again is safe.
+    """
+    opened, wrong = Opened.of(store), list[InputError]()
+    for pool_id in wanted.pool_ids:
+        try:
+            await opened.pool(pool_id, is_fresh=True)
+        except InputError as error:
+            wrong.append(error)
+    wrong += [InvalidValue("--state", str(state).lower(), _ENDED) for state in wanted.states if state not in TERMINAL]
+    if wrong:
+        raise ExceptionGroup("pools", wrong)
+    pool_ids = list(wanted.pool_ids) or [pool.id for pool in await PoolManager(store).pools()]
+    before = None if wanted.older_than is None else read_moment("--older-than", wanted.older_than, await store.time())
+    counts: dict[tuple[str, str], int] = {}
+    async with aclosing(purge_pages(opened, dict.fromkeys(pool_ids), set(wanted.states or TERMINAL), before, is_dry_run=is_dry_run)) as pages:
+        async for page in pages:
+            counts[page.pool_id, page.state] = counts.get((page.pool_id, page.state), 0) + page.count
+            on_page(sum(counts.values()))
+    return [Purged(pool_id=pool_id, state=state, count=count) for (pool_id, state), count in counts.items()]
+
+
+_ENDED = f"a state of tasks that have ended: {', '.join(sorted(state.lower() for state in TERMINAL))}"
 
 
 @attrs.frozen(kw_only=True)

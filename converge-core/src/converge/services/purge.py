@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 
 import attrs
 
@@ -30,8 +30,8 @@ class Purged:
 
 
 async def purge(
-    opened: Opened, pool_ids: Sequence[str], states: Collection[TaskState], ended_before: int | None, *, is_dry_run: bool
-) -> AsyncIterator[Purged]:
+    opened: Opened, pool_ids: Iterable[str], states: Collection[TaskState], ended_before: int | None, *, is_dry_run: bool
+) -> AsyncGenerator[Purged, None]:
     """Remove ended tasks of the pools, with their dedup keys: all in these states that ended before that store time (None: whenever).
 
     One that cannot be read stays. To purge again after a failure is safe.
