@@ -29,7 +29,7 @@ def records(answer: Any) -> list[dict[str, Any]]:
 @pytest.fixture
 def filled(converge: Converge, folder: Path) -> Converge:
     """The command, with a pool `docs` that holds four completed tasks, one that failed, and one that waits; and a pool `empty`."""
-    lines = [{"inputs": {"text": str(at)}, "type": f"t{at % 2}", "topic": f"about-{at}"} for at in range(4)]
+    lines: list[dict[str, object]] = [{"inputs": {"text": str(at)}, "type": f"t{at % 2}", "topic": f"about-{at}"} for at in range(4)]
     lines.append({"inputs": {"text": "bad"}, "max_attempts": 1, "dedup_key": "k", "topic": "sad"})
     (folder / "tasks.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert converge("run", "counting:Picky", "--pool", "docs", "--submit", "tasks.jsonl", "--drain", *STORE).code == 1
