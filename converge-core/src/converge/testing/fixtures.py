@@ -84,6 +84,16 @@ async def no_leaked_tasks() -> AsyncIterator[None]:
         pytest.fail(f"left behind by the test: asyncio tasks {sorted(map(repr, leaked))}", pytrace=False)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--quick`: every clause of a contract is tried, on one event loop, with few random histories and repeats."""
+    parser.addoption("--quick", action="store_true", help="contract classes of converge.testing: one event loop, few random histories and repeats")
+
+
+def is_quick(config: pytest.Config) -> bool:
+    """Tell whether the contract classes are to be quick."""
+    return bool(config.getoption("--quick", default=False))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
     """Give each coroutine test the check for asyncio tasks: an autouse fixture would run synchronous tests once per loop, too."""

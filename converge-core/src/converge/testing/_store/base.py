@@ -35,6 +35,10 @@ from converge.contracts.store import (
 )  # fmt: skip
 from converge.model.keys import HELD, LEASE, READY, Family
 from converge.testing.clauses import expect
+from converge.testing.fixtures import is_quick
+
+QUICK_EXAMPLES, QUICK_ROUNDS = 8, 6
+"""What `--quick` leaves of the histories and repeats: enough that a mutant of `tests/kit` is still found by most runs."""
 
 Opening = Callable[[], AbstractAsyncContextManager[Store]]
 
@@ -53,7 +57,7 @@ class StoreCase:
         backend: The declaration, as `converge_stores` returns it.
         inherited_turn: True runs everything with the `turn`, `count` and `watch` that every store inherits, instead of the backend's own.
         loops: Event loops to run on; trio is left out where the backend is ASYNCIO_ONLY.
-        examples: How many random histories are compared with the model.
+        examples: How many random histories are compared with the model; like `rounds`, less with pytest's option `--quick`.
         shrinks: Whether a history that fails is made shorter, which takes some time.
         rounds: How often each race is repeated.
         near_sec: How long a hint may take: seconds, since a loaded machine is slow and polling stores look each second.
@@ -73,7 +77,13 @@ class StoreCase:
         if "anyio_backend" in metafunc.fixturenames:
             is_asyncio_only = Feature.ASYNCIO_ONLY in self.backend.features
             loops = [loop for loop in self.loops if not (is_asyncio_only and loop == "trio")]
-            metafunc.parametrize("anyio_backend", loops, indirect=True, scope="module")
+            metafunc.parametrize("anyio_backend", loops[:1] if is_quick(metafunc.config) else loops, indirect=True, scope="module")
+
+    @pytest.fixture(autouse=True)
+    def quick(self, request: pytest.FixtureRequest) -> None:
+        """With `--quick`, fewer histories and repeats; the clauses stay all."""
+        if is_quick(request.config):
+            vars(self).update(examples=min(self.examples, QUICK_EXAMPLES), rounds=min(self.rounds, QUICK_ROUNDS))
 
     @classmethod
     def is_persistent(cls) -> bool:
