@@ -17,7 +17,7 @@ from converge.builtin.memory.core import Core
 from converge.builtin.memory.ordered import CHUNK, SWEEP, Ordered
 from converge.builtin.memory.store import MemoryStore, _Waiter
 from converge.contracts.store import Batch, Key
-from converge.model.keys import DEDUP, HELD, KEY, ORDER, POOL, READY
+from converge.model.keys import DEDUP, HELD, KEY, ORDER, POOL, READY, Prefix
 
 LANE = bytes(16)
 
@@ -31,7 +31,13 @@ class Model:
 
     def __init__(self) -> None:
         self.live: dict[Key, None] = {}
-        self.index = Ordered(self.live)
+        self.among: dict[Prefix, Ordered] = {}
+
+    @property
+    def index(self) -> Ordered:
+        if () not in self.among:  # an index leaves with its last key
+            self.among[()] = Ordered(self.live, self.among, ())
+        return self.among[()]
 
     def put(self, key: Key) -> None:
         if key not in self.live:

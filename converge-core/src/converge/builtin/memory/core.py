@@ -6,13 +6,15 @@ import heapq
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 
 from converge.builtin.memory.ordered import Ordered
 from converge.contracts.store import Batch, Committed, Conflict, Key, Prefix, Rest, Take, Taken, Window
 from converge.model.keys import ALSO, INT, Family
 
 _Check = tuple[Key, int]
+_Entry = tuple[bytes, int, Ordered | None]
+"""Value, revision, and the index that the key lies in: None for the families that are never scanned."""
 
 
 def _depth(family: Family) -> int:
@@ -26,7 +28,7 @@ class Core:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.entries: dict[Key, tuple[bytes, int]] = {}
+        self.entries: dict[Key, _Entry] = {}
         self.revision = 0
         # For each family with an order: how deep its keys are kept apart, and an index for each beginning that has keys.
         self._families: dict[Family, tuple[int, dict[Prefix, Ordered]]] = {}
@@ -69,26 +71,36 @@ class Core:
     # Writes.
 
     def apply(self, batches: Sequence[Batch]) -> list[Committed | Conflict]:
-        """Apply each batch whole or not at all. The common case of a batch that holds is written for speed: it is what a submit and a finish cost."""
+        """Apply each batch whole or not at all. Written for speed, in one piece: it is what a submit and a finish cost.
+
+        A check that batches share, as most of a call do, is compared once: no batch of a call writes a key that another one checks.
+        """
         self.revision = revision = self.revision + 1
-        find, put, delete, committed = self.entries.get, self._put, self._delete, Committed(revision)
+        entries, find, pop, committed = self.entries, self.entries.get, self.entries.pop, Committed(revision)
         outcomes: list[Committed | Conflict] = []
-        for batch in batches:
-            checks, puts, deletes, window = batch
-            is_out = window is not None and not self._is_inside(window)
-            for key, expected in checks:
-                entry = find(key)
-                if (0 if entry is None else entry[1]) != expected:
+        shared = also_shared = None
+        for checks, puts, deletes, window in batches:
+            for check in checks:
+                if check is shared or check is also_shared:
+                    continue
+                entry = find(check[0])
+                if (0 if entry is None else entry[1]) != check[1]:
                     break
             else:
-                if not is_out:
+                if window is None or self._is_inside(window):
                     for key in deletes:
-                        delete(key)
+                        entry = pop(key, None)
+                        if entry is not None and (index := entry[2]) is not None:
+                            index.died()
                     for key, value in puts:
-                        put(key, (value, revision))
+                        entry = find(key)
+                        index = self._index_of_new(key) if entry is None else entry[2]
+                        entries[key] = (value, revision, index)
                     outcomes.append(committed)
+                    if len(checks) > 1:
+                        also_shared, shared = checks[-2:]
                     continue
-            outcomes.append(Conflict(self._failed(checks), is_out))
+            outcomes.append(Conflict(self._failed(checks), window is not None and not self._is_inside(window)))
         return outcomes
 
     def take(self, take: Take) -> Taken | Conflict:
@@ -103,12 +115,16 @@ class Core:
         skip, to, tail = len(take.ranges[0].prefix), take.to, take.tail
         rests = [key[skip:] for key in chosen]
         for key in chosen:
-            self._delete(key)
-        held = (str(now).encode(), revision)
-        self._put_all([to + rest + tail for rest in rests], to, held)
+            index = self.entries.pop(key)[2]
+            assert index is not None, "a family that is taken from has an order"
+            index.died()
+        self._put_all([to + rest + tail for rest in rests], to, str(now).encode(), revision)
+        return Taken(revision, rests, self._also(take.also, [rest[-1] for rest in rests]), heads, now)
+
+    def _also(self, families: Sequence[Family], ids: list[bytes]) -> list[Sequence[bytes | None]]:
         find = self.entries.get
-        also = [[None if (entry := find((family, rest[-1]))) is None else entry[0] for family in take.also] for rest in rests]
-        return Taken(revision, rests, also, heads, now)
+        columns = [[entry and entry[0] for entry in map(find, zip(repeat(family), ids))] for family in families]
+        return list(zip(*columns, strict=True)) if columns else [()] * len(ids)
 
     def _failed(self, checks: Sequence[_Check]) -> tuple[Key, ...]:
         find = self.entries.get
@@ -118,40 +134,31 @@ class Core:
         now = self.now()
         return (window.at_least is None or now >= window.at_least) and (window.at_most is None or now <= window.at_most)
 
-    def _put(self, key: Key, entry: tuple[bytes, int]) -> None:
-        entries, family = self.entries, key[0]
-        if family not in ALSO and key not in entries:
-            self._index(key).add(key)
-        entries[key] = entry
-
-    def _put_all(self, keys: list[Key], prefix: Prefix, entry: tuple[bytes, int]) -> None:
-        """Put many new keys of one prefix."""
-        family = prefix[0]
-        depth, _ = self._family(family)
-        if len(prefix) <= depth or any(key in self.entries for key in keys):
-            for key in keys:
-                self._put(key, entry)
-            return
-        self._index(keys[0]).extend(keys)
-        self.entries.update(dict.fromkeys(keys, entry))
-
-    def _delete(self, key: Key) -> None:
-        if self.entries.pop(key, None) is None or key[0] in ALSO:
-            return
-        depth, indexes = self._families[key[0]]
-        beginning = key[1 : depth + 1]
-        index = indexes[beginning]
-        index.died()
-        if not index.alive:
-            del indexes[beginning]  # its dead keys go with it
-
-    def _index(self, key: Key) -> Ordered:
-        depth, indexes = self._family(key[0])
+    def _index_of_new(self, key: Key) -> Ordered | None:
+        """Put a new key into its index, which is the answer."""
+        family = key[0]
+        if family in ALSO:
+            return None
+        depth, indexes = self._families.get(family) or self._family(family)
         beginning = key[1 : depth + 1]
         index = indexes.get(beginning)
         if index is None:
-            index = indexes[beginning] = Ordered(self.entries)
+            index = indexes[beginning] = Ordered(self.entries, indexes, beginning)
+        index.add(key)
         return index
+
+    def _put_all(self, keys: list[Key], prefix: Prefix, value: bytes, revision: int) -> None:
+        """Put many keys of one prefix with one value."""
+        entries, (depth, _) = self.entries, self._family(prefix[0])
+        if len(prefix) <= depth or not entries.keys().isdisjoint(keys):
+            for key in keys:
+                entry = entries.get(key)
+                entries[key] = (value, revision, self._index_of_new(key) if entry is None else entry[2])
+            return
+        index = self._index_of_new(keys[0])
+        assert index is not None, "a family that is taken to has an order"
+        index.extend(keys[1:])
+        entries.update(dict.fromkeys(keys, (value, revision, index)))
 
     def _family(self, family: Family) -> tuple[int, dict[Prefix, Ordered]]:
         known = self._families.get(family)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import chain, groupby, islice
-from operator import eq
+from operator import lt
 from typing import Any
 
-from converge.model.keys import Key
+from converge.model.keys import Key, Prefix
 
 CHUNK = 512
 """Keys of a new chunk; one that has grown to twice as many is split. Measured: half and double cost the same within the noise."""
@@ -28,10 +28,11 @@ class Ordered:
     delete cost a constant, and a scan costs what it answers. Keys lie in chunks, so that one that belongs in the middle moves few others.
     """
 
-    __slots__ = ("_added", "_chunks", "_greatest", "_head", "_live", "_size", "alive")
+    __slots__ = ("_added", "_among", "_chunks", "_greatest", "_head", "_live", "_name", "_size", "alive")
 
-    def __init__(self, live: dict[Key, Any]) -> None:
+    def __init__(self, live: dict[Key, Any], among: dict[Prefix, Ordered], name: Prefix) -> None:
         self._live = live
+        self._among, self._name = among, name  # it leaves them, with its dead keys, when no key lives
         self._chunks: list[list[Key]] = []
         self._greatest: list[Key] = []  # the last key of each chunk
         self._head = 0  # where the first chunk begins: what lies before has been passed
@@ -49,9 +50,12 @@ class Ordered:
         self._added += keys
         self.alive += len(keys)
 
-    def died(self, count: int = 1) -> None:
-        """Count keys that the store has deleted."""
-        self.alive = alive = self.alive - count
+    def died(self) -> None:
+        """Count a key that the store has deleted."""
+        self.alive = alive = self.alive - 1
+        if not alive:
+            del self._among[self._name]
+            return
         dead = self._size + len(self._added) - alive
         if dead > SWEEP and dead > alive:
             self._sweep()
@@ -94,9 +98,9 @@ class Ordered:
     def _settle(self) -> None:
         """Put what was added in its place; a key that lies here dead is alive again where it lies."""
         added, self._added = self._added, []
-        added.sort()
-        if any(map(eq, added, islice(added, 1, None))):  # put, deleted and put again since the last look
-            added = [key for key, _ in groupby(added)]
+        if not all(map(lt, added, islice(added, 1, None))):
+            added.sort()
+            added = [key for key, _ in groupby(added)]  # some may have been put, deleted and put again since the last look
         if not self._greatest or self._greatest[-1] < added[0]:
             self._append(added)
         elif len(added) > self._size // MERGE:
