@@ -115,7 +115,8 @@ async def test_an_answer_that_does_not_come_is_a_timeout_and_the_message_goes_on
 
 
 @pytest.mark.parametrize(
-    ("how", "text"), [({"ack": "acepted"}, "acepted"), ({"proof": "sealed"}, "sealed"), ({"timeout": 0}, "above 0"), ({"timeout": 121.0}, "at most 120")]
+    ("how", "text"),
+    [({"ack": "acepted"}, "acepted"), ({"proof": "sealed"}, "sealed"), ({"timeout": 0}, "above 0"), ({"timeout": 121.0}, "at most 120")],
 )
 async def test_a_send_that_nobody_can_mean_is_refused(node: Node, how: dict[str, Any], text: str) -> None:
     sender, reader = await readers(node, 2)
@@ -194,7 +195,7 @@ async def test_a_message_that_is_published_reaches_each_agent_with_the_topic_but
     assert [[(got.payload, got.topic, got.recipient) for got in agent.got[:-1]] for agent in (one, two)] == [
         [("hello", "news", agent.id)] for agent in (one, two)
     ]
-    assert [len(sender.got), len(quiet.got)] == [1, 1], "only what emptied them"  # type: ignore[attr-defined]
+    assert [len(sender.got), len(quiet.got)] == [1, 1], "only what emptied them"
 
 
 async def test_topics_match_exactly_and_a_topic_that_nobody_has_reaches_nobody(node: Node) -> None:

@@ -43,6 +43,7 @@ class MessageHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
         task: A task's id, or empty.
         topic, pool: Whom it is for, where `to` is empty.
         key: Hex of the sender's public key, where the message is signed.
+        mail: It is no message, but tells that one was stored in the mailbox of `to`.
     """
 
     id: str
@@ -57,6 +58,7 @@ class MessageHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
     topic: str = ""
     pool: str = ""
     key: str = ""
+    mail: bool = False
 
 
 class ReceiptHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

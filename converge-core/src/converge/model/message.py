@@ -31,7 +31,8 @@ class Message:
         payload: Plain data: JSON types and bytes.
         task_id: The task that it is about, or empty.
         topic, pool_id: What it was published on, or where it was broadcast; both are empty if it was sent to the agent.
-        sent_at: The sender's clock, aware UTC.
+        sent_at: The store's time where it was sent, aware UTC.
+        token: Of a message that was stored: it rises with each attempt to handle it, as a task's; 0 of any other.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Message:
     topic: str = ""
     pool_id: str = ""
     sent_at: datetime
+    token: int = 0
 
 
 @attrs.frozen(kw_only=True)

@@ -5,24 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
 import attrs
 from anyio.abc import SocketAttribute, TaskGroup
+from anyio.lowlevel import checkpoint
 
-from converge.contracts.discovery import Discovery, DiscoveryBackend, Sighting
+from converge.contracts.discovery import Discovery, DiscoveryBackend
 from converge.contracts.transport import TransportBackend
 from converge.env import Env
 from converge.errors import ConfigError
 from converge.machines.secure import Terms
-from converge.model.descriptor import AgentDescriptor, network_tag, sign_descriptor
+from converge.model.descriptor import AgentDescriptor, network_tag
 from converge.model.identity import Identity
 from converge.plugins import PluginHost
 from converge.runtime.agent import Agent
+from converge.runtime.announced import Announced
+from converge.runtime.discovery_store import discovery_opened, keep_listed
 from converge.runtime.inbox import Inbox
+from converge.runtime.kept import Kept
 from converge.runtime.link import Links
+from converge.runtime.mail import Mail
 from converge.services.discovery import DiscoveryService
 from converge.services.fanout import Fanouts
 from converge.services.opened import Opened
@@ -32,6 +38,12 @@ from converge.services.registry import IdentityRegistry
 from converge.urls import without_password
 
 log = logging.getLogger("converge.network")
+
+WITHDRAW_SEC = 3.0
+"""How long a call of discovery's own store may take while the node stops; what is not withdrawn then ends with its lease."""
+
+PUBLISHED = 500
+"""Descriptors that are signed, and published, at a time."""
 
 
 @attrs.frozen(kw_only=True)
@@ -46,6 +58,8 @@ class NetworkSettings:
     poll_sec: float
     max_connections: int
     options: dict[str, object]
+    trust: str = "allow"
+    discovery_store: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -88,31 +102,47 @@ class Network:
     """Messages, discovery and, where a transport is named, links to other nodes."""
 
     def __init__(
-        self, opened: Opened, identity: Identity, env: Env, group: TaskGroup, settings: NetworkSettings, host: PluginHost, chosen: Chosen
+        self, opened: Opened, identity: Identity, env: Env, group: TaskGroup, settings: NetworkSettings, host: PluginHost, chosen: Chosen, kept: Kept
     ) -> None:
         self._opened, self._identity, self._env, self._group, self._settings, self._host = opened, identity, env, group, settings, host
-        self._chosen = chosen
+        self._chosen, self._kept = chosen, kept
+        self._sighted: Opened
+        self.announced: Announced
         self.sightings: Discovery
         self.discovery: DiscoveryService
         self.registry: IdentityRegistry
         self.post: Post
         self.fanouts: Fanouts
+        self.mail: Mail
         self.endpoints: tuple[str, ...] = ()
         self.links: Links | None = None
-        self._published: dict[str, tuple[Identity, AgentDescriptor]] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Open discovery; listen, if a transport is named, and keep the directory fresh."""
-        chosen = self._chosen
-        async with chosen.discovery.open(chosen.discovery_options, store=self._opened.store, poll_sec=self._settings.poll_sec) as self.sightings:
-            self.discovery = DiscoveryService(store=self._opened.store, network=self._settings.network, discovery=self.sightings)
-            self.registry = IdentityRegistry(self.discovery.directory)
+        async with self._sighting():
+            self.registry = IdentityRegistry(self.discovery.directory, trust=self._settings.trust, pins=self._kept.pins())
             self.post = Post(self._opened, self._identity, self._settings.network, self.discovery, self.registry, self._host)
             self.fanouts = Fanouts(self.post, self._identity.public_key)
+            self.mail = Mail(self.post.mailboxes, self.post.inboxes, self.post.routes, self._group)
+            self.post.on_stored, self.post.received.on_mail = self.mail.stored, self.mail.wake
+            self._group.start_soon(self.mail.run)
             async with _background() as group, self._listening():
                 group.start_soon(self._follow)
+                if self._sighted is not self._opened:
+                    group.start_soon(keep_listed, self._sighted, self.announced, self._settings.poll_sec)
                 yield
+
+    @asynccontextmanager
+    async def _sighting(self) -> AsyncIterator[None]:
+        chosen, one = self._chosen, self._settings
+        async with (
+            discovery_opened(self._opened, one.discovery_store, one.network, one.options, self._host) as self._sighted,
+            chosen.discovery.open(chosen.discovery_options, store=self._sighted.store, poll_sec=one.poll_sec) as self.sightings,
+        ):
+            self.discovery = DiscoveryService(store=self._sighted.store, network=one.network, discovery=self.sightings)
+            self.announced = Announced(self._sighted, self.sightings, self._identity.public_key, one.network, self._kept.keyring)
+            yield
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[None]:
@@ -125,9 +155,9 @@ class Network:
             transport.listen(self._settings.transport) as listener,
             _background() as group,
         ):
-            self.endpoints = (await _advertised(listener.address, self._settings.advertise, self._settings.store),)
+            self.endpoints = self.announced.endpoints = (await _advertised(listener.address, self._settings.advertise, self._settings.store),)
             terms = Terms(network=network_tag(self._settings.network), identity=self._identity)
-            self.links = Links(transport, terms, self._env, group, self.post.on_items, greatest=self._settings.max_connections)
+            self.links = Links(transport, terms, self._env, group, self.post.received.on_items, greatest=self._settings.max_connections)
             self.post.links = self.links
             group.start_soon(self.links.serve, listener)
             log.info("listening on %s, known to others as %s", listener.address, self.endpoints[0])
@@ -138,40 +168,31 @@ class Network:
         for agent in agents:
             self.post.inboxes.agents[agent.id] = agent
             self.post.inboxes[agent.id] = Inbox(agent, self._group) if agent.loop is None else agent.loop
+        await self.mail.begin_first(agent.id for agent in agents)
         descriptors = {agent.id: (agent.identity, _describe(agent)) for agent in agents}
-        await self._publish(descriptors)
+        await self.announced.publish(descriptors)
 
     async def describe_again(self, agent: Agent) -> None:
         """Tell others what has changed of an agent."""
-        if agent.id in self._published:
-            await self._publish({agent.id: (agent.identity, _describe(agent))})
+        if agent.id in self.announced:
+            await self.announced.publish({agent.id: (agent.identity, _describe(agent))})
 
     async def publish_again(self) -> None:
         """Publish under the new lease what was published under the old one."""
-        await self._publish(self._published)
+        await self.announced.again()
 
     async def add_node(self) -> None:
         """Publish the node's own descriptor: under it the node itself sends."""
         if self.endpoints:
             own = AgentDescriptor(id=self._identity.id, public_key=self._identity.public_key.hex(), name="node")
-            await self._publish({own.id: (self._identity, own)})
-
-    async def _publish(self, descriptors: dict[str, tuple[Identity, AgentDescriptor]]) -> None:
-        lease, now = await self._opened.lease(), await self._opened.now()
-        sightings = []
-        for agent_id, (identity, descriptor) in descriptors.items():
-            full = attrs.evolve(
-                descriptor, node_key=self._identity.public_key.hex(), endpoints=self.endpoints, lease=lease.id.hex(), sequence=now, issued_at=now
-            )
-            sightings.append(Sighting(agent_id, self.endpoints, sign_descriptor(identity, full, self._settings.network)))
-        for at in range(0, len(sightings), 500):
-            await self.sightings.publish(sightings[at : at + 500])
-        self._published = {**self._published, **descriptors}
+            await self.announced.publish({own.id: (self._identity, own)})
 
     async def withdraw(self) -> None:
-        """Take the descriptors back."""
-        await self.sightings.withdraw(list(self._published))
-        self._published = {}
+        """Take the descriptors back, and claim no more mail."""
+        self.mail.stop()
+        if self._sighted is not self._opened:
+            self._sighted.hurry(WITHDRAW_SEC)
+        await self.announced.withdraw()
 
     async def _follow(self) -> None:
         """Keep the directory fresh: for messages always, else from the first query on."""

@@ -16,6 +16,9 @@ from converge.services.spec import moment
 
 log = logging.getLogger("converge.post")
 
+GATE = 500
+"""Messages that wait for an agent which starts and has mail to read first: with what the inbox holds no more than twice its bound."""
+
 RECEIVED = "converge_message_received"
 
 Answer = Callable[[bytes | None, str], Awaitable[None]]
@@ -53,6 +56,7 @@ class Inboxes(dict[str, LocalInbox]):
     def __init__(self, host: PluginHost) -> None:
         super().__init__()
         self.agents: dict[str, LocalAgent] = {}
+        self._gates: dict[str, list[tuple[Message, Answer | None]]] = {}
         self._host = host
         self._is_guarded = host.has(RECEIVED)
 
@@ -65,6 +69,17 @@ class Inboxes(dict[str, LocalInbox]):
         """Let no message come in for the agent any more."""
         self.pop(agent_id, None)
         self.agents.pop(agent_id, None)
+
+    def hold(self, agent_id: str) -> None:
+        """Let what comes directly wait until `release`: an agent that starts has its mail first."""
+        self._gates[agent_id] = []
+
+    def release(self, agent_id: str) -> None:
+        """Let in what waited, in order."""
+        inbox = self.get(agent_id)
+        for message, answer in self._gates.pop(agent_id, ()):
+            if inbox is not None:
+                inbox.put(message, answer)
 
     def able(self, capability: str) -> list[str]:
         """Return the agents that have the capability and take messages."""
@@ -80,27 +95,31 @@ class Inboxes(dict[str, LocalInbox]):
         inbox = self.get(agent_id)
         return inbox is not None and inbox.takes_messages
 
-    def put(self, to: str, header: MessageHeader, payload: bytes, answer: Answer | None) -> tuple[str, str]:
-        """Put a message into an agent's inbox; return how far it got, and why not further."""
+    def put(self, to: str, header: MessageHeader, payload: bytes, answer: Answer | None, *, token: int = 0) -> tuple[str, str]:
+        """Put a message into an agent's inbox; return how far it got, and why not further. `token`: it was stored, and this is its claim's."""
         inbox = self.get(to)
         if inbox is None:
             return UNKNOWN, "no such agent in this process"
         if not inbox.takes_messages:
             return REFUSED, "the agent takes no messages: it has no on_message"
-        if inbox.is_full:
+        gate = None if token else self._gates.get(to)
+        if inbox.is_full or (gate is not None and len(gate) >= GATE):
             return FULL, "its inbox is full"
         try:
             content = decode_plain(payload, "payload")
         except TornRecord as error:
             return REFUSED, str(error)
-        message = to_message(header, to, content)
+        message = to_message(header, to, content, token)
         if self._is_guarded:
             try:
                 message = self._host.guard(RECEIVED, message)
             except Undeliverable as error:
                 log.warning("message %s was refused: %s", header.id, error)
                 return REFUSED, "a guard of the recipient's node refused it"  # why is the node's own business
-        inbox.put(message, answer)
+        if gate is None:
+            inbox.put(message, answer)
+        else:
+            gate.append((message, answer))
         return ACCEPTED, ""
 
     def fan_out(self, header: MessageHeader, payload: bytes) -> tuple[int, int]:
@@ -113,7 +132,7 @@ class Inboxes(dict[str, LocalInbox]):
         return taken, refused
 
 
-def to_message(header: MessageHeader, to: str, content: Any) -> Message:
+def to_message(header: MessageHeader, to: str, content: Any, token: int = 0) -> Message:
     """Return what a guard and a handler see."""
     return Message(
         id=header.id,
@@ -124,6 +143,7 @@ def to_message(header: MessageHeader, to: str, content: Any) -> Message:
         topic=header.topic,
         pool_id=header.pool,
         sent_at=moment(header.sent_at),
+        token=token,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,12 +26,13 @@ from converge.errors import (
 )
 from converge.machines.stream import WINDOW_SEC
 from converge.model.descriptor import DiscoveryQuery, network_tag
-from converge.model.envelope import ACCEPTED, HANDED, HANDLED, MESSAGE_BYTES, MessageHeader
+from converge.model.envelope import ACCEPTED, HANDED, HANDLED, MESSAGE_BYTES, STORED, MessageHeader
 from converge.model.identity import Identity, is_agent_id
 from converge.model.message import Capability, Receipt
 from converge.plugins import PluginHost
 from converge.services.discovery import DiscoveryService
 from converge.services.inboxes import Inboxes, settle, to_message
+from converge.services.mailbox import Mailboxes
 from converge.services.opened import Opened
 from converge.services.received import Received
 from converge.services.registry import IdentityRegistry
@@ -87,8 +88,9 @@ class Post:
         self.under_way = MessagesUnderWay()
         self.routes = Routes(env, discovery, registry)
         self.network_tag = network_tag(network)
-        self.received = Received(env, self.network_tag, opened.now, self.inboxes, self.routes, self.under_way)
-        self.on_items = self.received.on_items
+        self.received = Received(opened, self.network_tag, self.inboxes, self.routes, self.under_way, registry.admits)
+        self.mailboxes = Mailboxes(opened, self.network_tag, self.inboxes, registry.admits)
+        self.on_stored: Callable[[MessageHeader], None] = lambda header: None  # set by whoever drains mailboxes
         self._opened, self._env, self._identity, self._host = opened, env, identity, host
         self._is_guarded = host.has(BEFORE_SEND)
         self._life = env.entropy(8).hex()
@@ -108,7 +110,10 @@ class Post:
         began = self._env.monotonic()
         wants = _level(how)
         draft = self.draft(sender, payload, wants, how)
-        outcome = await self._deliver(draft, to, how.timeout)
+        if how.mailbox:
+            outcome, wants = await self._store(draft, to, how.timeout), HANDLED if wants == HANDLED else STORED
+        else:
+            outcome = await self._deliver(draft, to, how.timeout)
         if wants == HANDLED and outcome.answer is None:
             raise HandlerFailed(f"agent {outcome.recipient} failed to handle message {draft.id}: {outcome.why}")
         return Receipt(message_id=draft.id, recipient=outcome.recipient, level=wants, duration_sec=self._env.monotonic() - began)
@@ -158,6 +163,17 @@ class Post:
         if len(body) > MESSAGE_BYTES:
             raise MessageTooLarge(f"a payload of {len(body):,} bytes; the limit of a message is {MESSAGE_BYTES:,}")
         return header, body
+
+    async def _store(self, draft: Draft, to: str, timeout: float) -> Outcome:
+        """Store a message; wait until it was handled if that is wanted. It is stored even for an agent that is here: only the store keeps it."""
+        if isinstance(to, Capability) or not is_agent_id(to):
+            raise InvalidName("recipient", to, "an agent's id: only an agent has a mailbox")
+        header, body = self.write(draft, to)
+        with by_deadline(timeout, f"the mailbox of agent {to}"):
+            signed = await self.signer(draft.sender).body(header, body)
+            task_id = await self.mailboxes.store(to, header, signed)
+            self.on_stored(msgspec.structs.replace(header, wants=HANDED, mail=True))
+            return Outcome(to, *(await self.mailboxes.handled(task_id) if draft.wants == HANDLED else ()))
 
     async def _deliver(self, draft: Draft, to: str, timeout: float) -> Outcome:
         if isinstance(to, Capability):

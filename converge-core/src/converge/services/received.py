@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
-from converge.env import Env
 from converge.errors import BadSignature, ConvergeError, InvalidKey, StoreError
 from converge.machines.records import MESSAGE, RECEIPT, SIGNED, Item
 from converge.machines.stream import Pair, Seen, Streams
@@ -25,6 +24,7 @@ from converge.model.envelope import (
     unpack,
 )
 from converge.services.inboxes import Answer, Inboxes
+from converge.services.opened import Opened
 from converge.services.routes import Routes
 from converge.services.underway import Link, MessagesUnderWay
 
@@ -44,10 +44,11 @@ class Received:
     """Takes the items of every link of a node."""
 
     def __init__(
-        self, env: Env, network_tag: bytes, now: Callable[[], Awaitable[int]], inboxes: Inboxes, routes: Routes, under_way: MessagesUnderWay
+        self, opened: Opened, network_tag: bytes, inboxes: Inboxes, routes: Routes, under_way: MessagesUnderWay, admits: Callable[[str], bool]
     ) -> None:
-        self._env, self._network_tag, self._now = env, network_tag, now
+        self._env, self._now, self._network_tag, self._admits = opened.env, opened.now, network_tag, admits
         self._inboxes, self._routes, self._under_way = inboxes, routes, under_way
+        self.on_mail: Callable[[str], None] = lambda agent_id: None  # set by whoever drains mailboxes
         self._streams = Streams()
         self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()
 
@@ -77,6 +78,9 @@ class Received:
         if header.to and header.to not in self._inboxes:
             return ReceiptHeader(header.id, UNKNOWN, "no such agent in this process") if header.wants != HANDED else None
         status, text = await self._refusal(link, header, is_signed=is_signed)
+        if header.mail and not status:
+            self.on_mail(header.to)
+            return None
         receipt = ReceiptHeader(header.id, status, text) if status else self._take(link, header, payload)
         return receipt if header.wants != HANDED else None
 
@@ -96,6 +100,8 @@ class Received:
             if not is_spoken_for:
                 log.warning("a message was refused: node %s does not speak for agent %.16s", link.peer.hex()[:16], header.sender)
                 return REFUSED, "no descriptor of the sender names the node that sent this"
+        if not self._admits(header.sender):
+            return REFUSED, "its sender is not trusted there"
         return "", ""
 
     def _take(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader:
