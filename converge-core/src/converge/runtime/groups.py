@@ -173,14 +173,12 @@ class Groups:
             return
         group = self._groups.get(key) or self._make(key, agent)
         group.agents[agent.id] = agent
-        group.claims.agent_ids = tuple(group.agents)
         if share := self._share.get(agent.id, agent.concurrency):
             group.feed.add(agent, share)
 
     def _take_out(self, agent: Agent, key: GroupKey) -> None:
         group = self._groups[key]
         del group.agents[agent.id]
-        group.claims.agent_ids = tuple(group.agents)
         group.feed.remove(agent)
         if not group.agents:
             del self._groups[key]
@@ -199,6 +197,7 @@ class Groups:
         feed = Feed(self._opened, claims, self._env, self._group, self._poll_sec, self._observers, self.supervision)
         self._number += 1
         group = self._groups[key] = _Group(self._number, feed, claims, {})
+        claims.agent_ids = group.agents  # as it is whenever it is asked: a copy for each agent that comes would cost the square of their number
         self._feeds[group.number] = feed
         feed.start()
         return group

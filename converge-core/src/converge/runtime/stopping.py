@@ -9,11 +9,12 @@ from typing import Any
 import anyio
 
 from converge.errors import LeaseEnded, StoreError
-from converge.runtime.agent import Agent, call_handler
+from converge.runtime.agent import Agent
 from converge.runtime.feed import Feed
 from converge.runtime.network import Network
 from converge.runtime.reaper import Reaper
 from converge.runtime.slots import Why
+from converge.runtime.starting import stop_all
 from converge.runtime.ticks import Ticks
 from converge.services.opened import Opened
 
@@ -50,8 +51,7 @@ class Stopping:
             with anyio.move_on_after(max(0.0, drained_by - anyio.current_time())):
                 await self._ticks.stop()  # not before: an agent that decides may need its ticks to report what it holds
             with anyio.move_on_after(max(ON_STOP_SEC, drained_by - anyio.current_time())) as scope:
-                for one in self._agents.values():
-                    await _call_logged(one)
+                await stop_all(self._agents.values())
             if scope.cancelled_caught:
                 log.warning("on_stop did not return in time; the node ends without it")
             with anyio.move_on_after(RELEASE_SEC):
@@ -90,10 +90,3 @@ async def _drain_feed(feed: Feed, grace_sec: float) -> None:
     log.warning("%d tasks did not end within %.0f s; they are handed back", feed.slots.cancel(Why.STOPPING), grace_sec)
     with anyio.move_on_after(RELEASE_SEC):
         await feed.drain()
-
-
-async def _call_logged(agent: Agent) -> None:
-    try:
-        await call_handler(agent.on_stop)
-    except Exception:  # an agent's boundary: the others stop as they should
-        agent.log.exception("on_stop failed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from converge.codec import decode
 from converge.contracts.store import LIMITS, Check, Conflict, Range, Rest, Take, Taken
@@ -45,7 +45,7 @@ class Claims:
     """
 
     def __init__(self, opened: Opened, agent_id: str, pools: Sequence[str], claimer: Claimer) -> None:
-        self.agent_ids: Sequence[str] = (agent_id,)
+        self.agent_ids: Collection[str] = (agent_id,)
         self.claimer = claimer
         self.on_missing: Callable[[str, Sequence[str]], None] | None = None
         self.pools = tuple(pools)
