@@ -250,7 +250,7 @@ class Feed:
         try:
             batches, sent, slow, wake = await self._plan(finished)
             commits = await self._opened.commits()
-            turned = await commits.turn(batches, take, wake=wake) if batches or take is not None else Turned((), None)
+            turned = await commits.turn(batches, take, wake=wake, are_apart=_are_apart(finished)) if batches or take is not None else Turned((), None)
         except StoreError as error:
             if isinstance(error.__cause__, InputError):
                 self._unsettled += [nonce] if take is not None else []
@@ -392,3 +392,8 @@ class Feed:
 
     def _random(self) -> float:
         return int.from_bytes(self._env.entropy(4), "big") / 2**32
+
+
+def _are_apart(finished: list[tuple[Found, Event]]) -> bool:
+    """Tell whether these are finishes of different tasks: one whose outcome is unknown may meet the next attempt's, under another lease."""
+    return len({found.id for found, _ in finished}) == len(finished)

@@ -25,10 +25,10 @@ _Result = Committed | Conflict | ConvergeError
 class _Asked:
     """Batches of one caller, on their way."""
 
-    __slots__ = ("batches", "done", "error", "outcomes", "wake")
+    __slots__ = ("are_apart", "batches", "done", "error", "outcomes", "wake")
 
-    def __init__(self, batches: Sequence[Batch], wake: Collection[Channel]) -> None:
-        self.batches, self.wake = batches, wake
+    def __init__(self, batches: Sequence[Batch], wake: Collection[Channel], are_apart: bool) -> None:
+        self.batches, self.wake, self.are_apart = batches, wake, are_apart
         self.done: anyio.Event | None = None
         self.outcomes: Sequence[Committed | Conflict] | None = None
         self.error: BaseException | None = None
@@ -59,8 +59,13 @@ class Commits:
         self._greatest = epoch[1]  # of the revisions that were seen
         self._is_rolled_back = False
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = (), are_apart: bool = False
+    ) -> Sequence[Committed | Conflict]:
         """As `Store.commit`, except that batches may touch each other's keys: such ones go out in separate calls, in their order.
+
+        `are_apart`: the caller has made sure that no batch writes a key that another one reads or writes, so nobody needs to look. Checks that are
+        a list get the epoch's added in place.
 
         Raises:
             StoreRolledBack: The store's epoch is not the one that this process saw, or its revisions fell back.
@@ -69,7 +74,7 @@ class Commits:
         """
         if not batches:
             return []
-        asked = _Asked(batches, wake)
+        asked = _Asked(batches, wake, are_apart)
         self._asked.append(asked)
         while not asked.is_answered:
             if not self._is_flush_due and asked in self._asked:
@@ -82,12 +87,12 @@ class Commits:
         assert asked.outcomes is not None, "a caller that was answered without an error has its outcomes"
         return asked.outcomes
 
-    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
-        """As `Store.turn`; what others asked in this loop step rides along.
+    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = (), are_apart: bool = False) -> Turned:
+        """As `Store.turn`; what others asked in this loop step rides along. `are_apart`, as in `commit`: from the take too.
 
         Raises: As `commit`.
         """
-        own = _Asked(batches, wake)
+        own = _Asked(batches, wake, are_apart)
         async with self._slots:
             asked = [own, *self._asked]
             self._asked = []
@@ -95,6 +100,20 @@ class Commits:
         if own.error is not None:
             raise own.error
         return Turned(own.outcomes or (), taken)
+
+    @property
+    def greatest(self) -> int:
+        """The greatest revision that was seen."""
+        return self._greatest
+
+    @property
+    def is_rolled_back(self) -> bool:
+        """Whether the store's history was found to be another one."""
+        return self._is_rolled_back
+
+    def remember(self, revision: int) -> None:
+        """This revision was seen before this process began: what the store gives now must be above."""
+        self._greatest = max(self._greatest, revision)
 
     def hurry(self, within_sec: float) -> None:
         """From now on no call takes longer than this, or its outcome counts as unknown: for a process that stops, whatever its store does."""
@@ -122,13 +141,14 @@ class Commits:
 
     async def _send(self, asked: list[_Asked], take: Take | None) -> Taken | Conflict | None:
         """Make the call, and give each caller its own answer; answer the take's, which is the first caller's."""
-        batches = [batch for one in asked for batch in one.batches]
+        are_apart = len(asked) == 1 and asked[0].are_apart
+        batches = asked[0].batches if len(asked) == 1 else [batch for one in asked for batch in one.batches]
         wake = {channel for one in asked for channel in one.wake}
         try:
-            results, taken = await self._call(batches, take, wake)
+            results, taken = await self._call(batches, take, wake, are_apart)
             at = 0
             for one in asked:
-                mine = results[at : at + len(one.batches)]
+                mine = results if len(asked) == 1 else results[at : at + len(one.batches)]
                 at += len(one.batches)
                 one.error = _error_of([*mine, taken] if take is not None and one is asked[0] else mine)
                 if one.error is None:
@@ -143,13 +163,12 @@ class Commits:
         return taken if not isinstance(taken, BaseException) else None
 
     async def _call(
-        self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]
+        self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel], are_apart: bool
     ) -> tuple[list[_Result], Taken | Conflict | ConvergeError | None]:
         """Send the batches in as many calls as they need; a failure is the result of those whose call it was."""
-        groups = split(batches, take)
-        if len(groups) == 1:
-            answers, taken = await self._try([self._with_epoch(batch) for batch in batches], take, wake)
-            return answers, taken
+        groups = [] if are_apart and len(batches) <= LIMITS.batches else split(batches, take)
+        if len(groups) <= 1:
+            return await self._try(list(map(self._with_epoch, batches)), take, wake)
         results: list[_Result | None] = [None] * len(batches)
         taken = None
         failed: StoreError | None = None
@@ -202,12 +221,20 @@ class Commits:
         raise OutcomeUnknown(f"the store did not answer within {self._patience_sec:g} s, and this process is stopping")
 
     def _with_epoch(self, batch: Batch) -> Batch:
-        return Batch((*batch.checks, self._epoch), batch.puts, batch.deletes, batch.window)
+        checks, epoch = batch[0], self._epoch
+        if type(checks) is list:
+            if not checks or checks[-1] is not epoch:  # else it is sent again
+                checks.append(epoch)
+            return batch
+        return Batch((*checks, epoch), batch.puts, batch.deletes, batch.window)
 
     def _check_history(self, answers: Iterable[_Result | Taken | None], floor: int) -> None:
         """Find another history (G15): another epoch, or a revision that is not above all that were seen before the call began."""
-        key = self._epoch[0]
+        key, last = self._epoch[0], None
         for answer in answers:
+            if answer is last:
+                continue  # a store may give one answer to many batches
+            last = answer
             if type(answer) is Conflict:
                 if key in answer.keys:
                     self._is_rolled_back = True
@@ -221,6 +248,8 @@ class Commits:
 
 def _error_of(results: Sequence[_Result | Taken | None]) -> ConvergeError | None:
     """Return what a caller is told whose batches, and take, came to these: their error, or that only a part of them was applied."""
+    if _NO_ERRORS.issuperset(map(type, results)):
+        return None
     errors = [result for result in results if isinstance(result, ConvergeError)]
     if not errors:
         return None
@@ -232,6 +261,9 @@ def _error_of(results: Sequence[_Result | Taken | None]) -> ConvergeError | None
     part = OutcomeUnknown(f"a part of the call was applied, then it failed: {errors[0]}")
     part.__cause__ = errors[0]
     return part
+
+
+_NO_ERRORS = frozenset((Committed, Conflict, Taken, type(None)))
 
 
 def split(batches: Sequence[Batch], take: Take | None) -> list[list[int]]:

@@ -67,13 +67,13 @@ class Submits:
             StoreError: As `Store.commit`; to submit the same tasks again is safe if they have ids or dedup keys.
         """
         asks = await self._check(tasks)
-        todo = _drop_repeats(asks)
+        todo, are_apart = _drop_repeats(asks)
         round_ = 0
         try:
             while todo and round_ < ROUNDS:
                 if round_ > 3:
                     await anyio.sleep(self._jitter(round_))
-                left = await self._round(todo)
+                left = await self._round(todo, are_apart)
                 round_ = round_ + 1 if len(left) == len(todo) else 0
                 todo = left
         except NotApplied as error:
@@ -100,7 +100,7 @@ class Submits:
             asks.append(_Ask(id_bytes("task id", task.id) if task.id else id_, task, spec, kind_of(task, seen.pool.id).key))
         return asks
 
-    async def _round(self, todo: list[_Ask]) -> list[_Ask]:
+    async def _round(self, todo: list[_Ask], are_apart: bool) -> list[_Ask]:
         """Try each once; answer those that must be tried again."""
         todo = await self._open_lanes(todo)
         # What is in no group waits for the next round: its lane was another's to open, or its ordering key has more tasks than a batch holds.
@@ -110,7 +110,7 @@ class Submits:
         commits = await self._opened.commits()
         for at in range(0, len(batches), LIMITS.batches):
             some = batches[at : at + LIMITS.batches]
-            outcomes = await self._commit(commits, some, groups[at : at + LIMITS.batches])
+            outcomes = await self._commit(commits, some, groups[at : at + LIMITS.batches], are_apart)
             for (group, _), outcome in zip(groups[at : at + LIMITS.batches], outcomes, strict=True):
                 if isinstance(outcome, Committed):
                     for ask in group:
@@ -119,12 +119,14 @@ class Submits:
                     self._forget(outcome)
         return await self._read_back([ask for ask in todo if ask.outcome is None])  # in their order, which is that of their ordering keys
 
-    async def _commit(self, commits: Commits, batches: list[Batch], groups: Sequence[_Group]) -> Sequence[Committed | Conflict]:
+    async def _commit(
+        self, commits: Commits, batches: list[Batch], groups: Sequence[_Group], are_apart: bool
+    ) -> Sequence[Committed | Conflict]:
         wake: set[Channel] = {f"lane.{lane}" for lane in {ask.spec.lane for group, _ in groups for ask in group}}
         unknown: OutcomeUnknown | None = None
         for round_ in range(UNKNOWN_ROUNDS):
             try:
-                return await commits.commit(batches, wake=wake)
+                return await commits.commit(batches, wake=wake, are_apart=are_apart)
             except OutcomeUnknown as error:
                 unknown = error
             except NotApplied as error:
@@ -251,13 +253,16 @@ class Submits:
         return [ask for ask in again if ask.outcome is None]
 
 
-def _drop_repeats(asks: list[_Ask]) -> list[_Ask]:
-    """A call may name one task, or one dedup key, twice: the second waits for the first, then is read back as any repeated submit is."""
+def _drop_repeats(asks: list[_Ask]) -> tuple[list[_Ask], bool]:
+    """A call may name one task, or one dedup key, twice: the second waits for the first, then is read back as any repeated submit is.
+
+    Tells too whether there are none: then no two batches of the call touch one key.
+    """
     if len({ask.id for ask in asks}) == len(asks) and all(ask.spec.dedup_key is None for ask in asks):
-        return asks
+        return asks, True
     first = _without_repeats(asks)
     kept = {id(ask) for ask in first}
-    return first + [ask for ask in asks if id(ask) not in kept]
+    return first + [ask for ask in asks if id(ask) not in kept], len(first) == len(asks)
 
 
 def _without_repeats(asks: Sequence[_Ask]) -> list[_Ask]:
