@@ -13,11 +13,13 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from converge.machines.task import TaskState
+from converge.model.message import Message
 from converge.model.task import Task
 from converge.runtime import logs
 from converge.runtime.agent import Agent
 from converge.runtime.logs import CONTINUED, JsonFormatter, TextFormatter
 from converge.runtime.node import Node
+from converge.testing.fixtures import wait_until
 
 CANARY = "geheim-wort-7391"
 
@@ -198,3 +200,25 @@ def test_outside_of_any_work_a_line_has_no_fields(stream: Written) -> None:
 def test_the_detail_of_a_record_stands_below_its_line() -> None:
     text = TextFormatter().format(record("blocked", detail="File a.py\n  line 1\n"))
     assert text.split("\n")[1:] == [f"{CONTINUED}File a.py", f"{CONTINUED}  line 1"]
+
+
+async def test_the_lines_of_a_message_are_its_recipients_and_not_about_the_senders_task(stream: Written) -> None:
+    logs.set_up("json", "info")
+
+    class Recipient(Agent):
+        async def on_message(self, message: Message) -> None:
+            self.log.info("received")
+
+    class Sender(Agent):
+        async def on_task(self, task: Task) -> None:
+            await self.send(task.inputs["to"], "hello")
+
+    async with Node(store="memory:") as node:
+        (recipient,) = await node.spawn(Recipient)
+        await node.spawn(Sender, pool="p")
+        await node.tasks.result(await node.tasks.submit(Task(pool_id="p", inputs={"to": recipient.id})), timeout=10)
+        await wait_until(lambda: "received" in stream.text)
+    (line,) = (line for line in json_lines(stream) if line["message"] == "received")
+    assert line["agent"] == recipient.id
+    assert line["message_id"]
+    assert not {"task", "pool", "token"} & set(line)

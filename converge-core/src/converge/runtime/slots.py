@@ -23,7 +23,7 @@ from converge.model.task import Task
 from converge.runtime.agent import Agent, is_async, with_inputs
 from converge.runtime.decide import Reported
 from converge.runtime.supervision import RAISED, Supervision
-from converge.runtime.working import AGENT, TASK
+from converge.runtime.working import TASK, begin
 from converge.services.spec import encode_result, to_task
 
 log = logging.getLogger("converge.slots")
@@ -163,7 +163,7 @@ class Slots:
             self._group.start_soon(self._work, self._unstarted.popleft())
 
     async def _work(self, slot: Slot) -> None:
-        AGENT.set(slot.agent)
+        begin(slot.agent)
         try:
             await self._work_until_gone(slot)
         except Exception as error:  # the slot's own end, which nothing expected: the other agents go on

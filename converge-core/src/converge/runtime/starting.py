@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 import anyio
 
 from converge.runtime.agent import Agent, call_handler
-from converge.runtime.working import AGENT
+from converge.runtime.working import begin
 
 AT_A_TIME = 100
 """Agents that start or stop at the same time: most wait for something then, such as a model that is loaded or a connection."""
@@ -50,7 +50,7 @@ async def _each(agents: Sequence[Agent], do: Callable[[Agent], Coroutine[None, N
 
     async def work() -> None:
         for agent in waiting:
-            AGENT.set(agent)
+            begin(agent)
             await do(agent)
 
     async with anyio.create_task_group() as group:

@@ -14,6 +14,7 @@ from converge.env import Env
 from converge.errors import ConvergeError
 from converge.runtime.agent import Agent, call_handler
 from converge.runtime.supervision import RAISED, Supervision
+from converge.runtime.working import begin
 
 log = logging.getLogger("converge.node")
 
@@ -67,6 +68,7 @@ class Ticks:
 
     async def _run(self, agent: Agent) -> float:
         """Call what the agent has; return the seconds for which it gets no tick."""
+        begin(agent)
         if agent.loop is not None:
             agent.loop.tick()
         if type(agent).on_tick is not Agent.on_tick:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -46,11 +45,11 @@ def fields() -> Iterator[tuple[str, str | int]]:
         yield "message_id", message
 
 
-@contextmanager
-def for_agent(agent: Agent) -> Iterator[None]:
-    """Say of the lines of this block that they are this agent's."""
-    token = AGENT.set(agent)
-    try:
-        yield
-    finally:
-        AGENT.reset(token)
+def begin(agent: Agent, message_id: str = "") -> None:
+    """Say of what this task, of the event loop, logs from here on that it is this agent's, and about this message.
+
+    A task begins with the context of whoever started it, which may be another agent's handler.
+    """
+    AGENT.set(agent)
+    TASK.set(None)
+    MESSAGE.set(message_id)
