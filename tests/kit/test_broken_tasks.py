@@ -10,15 +10,16 @@ import msgspec
 import pytest
 
 from converge.builtin.memory.plugin import MEMORY
-from converge.contracts.store import Batch, Check, Conflict, Range
+from converge.contracts.store import Batch, Check, Conflict, Entry, Range, Store
 from converge.machines import task as machine
 from converge.machines.task import Around, Event, Found, Held
-from converge.model.keys import DONE, HELD, KEY, LEASE
+from converge.model.keys import DONE, EXPIRY, HELD, KEY, LEASE
 from converge.model.task import Spec
 from converge.services import around as around_module
-from converge.services import claims, finishes, submits, sweep, tasks
+from converge.services import claims, finishes, lanes, submits, sweep, tasks
 from converge.services import spec as spec_module
 from converge.services.lease import Lease
+from converge.services.opened import Opened
 from converge.testing.running import run_contract
 from converge.testing.task import TaskContract
 
@@ -197,6 +198,20 @@ def claims_under_an_ended_lease(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(claims.Claims, "take", take)
 
 
+@breaks("T-10")
+def revives_an_ended_lease(patch: pytest.MonkeyPatch) -> None:
+    """A renewal writes the lease's time without a look at whether it has ended meanwhile."""
+
+    async def renew(self: Lease, store: Store) -> bool:
+        until = await store.time() + self._lease_us()
+        await store.commit([Batch((), [(LEASE(self.id), b"{}"), (EXPIRY(self.id), str(until).encode())])])
+        self._deadline = self._env.monotonic() + self.settings.lease_sec
+        self.renewals += 1
+        return True
+
+    patch.setattr(Lease, "_renew", renew)
+
+
 @breaks("T-11")
 def claims_from_a_paused_pool(patch: pytest.MonkeyPatch) -> None:
     """A take checks its lease, not its pools, and a look does not ask whether they are paused."""
@@ -266,6 +281,17 @@ def keeps_dedup_keys_for_ever(patch: pytest.MonkeyPatch) -> None:
 def takes_what_its_claimer_may_not_have(patch: pytest.MonkeyPatch) -> None:
     """Every lane suits every claimer."""
     patch.setattr(claims, "refusal", lambda lane, claimer: None)
+
+
+@breaks("T-2")
+def closes_a_lane_in_which_a_task_has_come(patch: pytest.MonkeyPatch) -> None:
+    """A lane that was seen empty is deleted, without a look at what has become of it."""
+
+    async def close(opened: Opened, entry: Entry) -> bool:
+        await (await opened.commits()).commit([Batch((), (), [entry.key])])
+        return True
+
+    patch.setattr(lanes, "close_lane", close)
 
 
 class HonestKit(BrokenTasks):

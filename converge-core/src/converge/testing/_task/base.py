@@ -9,8 +9,9 @@ from typing import Any
 import anyio
 import pytest
 
-from converge.contracts.store import Store
+from converge.contracts.store import Batch, Store
 from converge.errors import ConvergeError
+from converge.model.keys import EXPIRY
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.lease import LeaseSettings
@@ -63,6 +64,13 @@ async def wait_until_store_time(store: Store, at: int) -> None:
     with anyio.fail_after(PATIENCE_SEC):
         while (left := at - await store.time()) > 0:  # noqa: ASYNC110 - a clock tells nobody of its moments
             await anyio.sleep(min(0.05, left / 1_000_000))
+
+
+async def let_pass(store: Store, lease_id: bytes) -> None:
+    """Let the lease's time have passed, unless its holder renews it at this moment."""
+    (entry,) = await store.get([EXPIRY(lease_id)])
+    if entry is not None:
+        await store.commit([Batch([(entry.key, entry.revision)], [(entry.key, b"1")])])
 
 
 async def raised(kind: type[ConvergeError], call: Any) -> bool:

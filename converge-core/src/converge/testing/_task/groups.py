@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import anyio
+import pytest
 
-from converge.contracts.store import Conflict, Range
+from converge.contracts.store import Conflict, Entry, Range, Store
 from converge.errors import LeaseEnded, NoSuchTask
 from converge.machines.match import Claimer
 from converge.machines.task import TaskState
-from converge.model.keys import DEAD, HELD, STATE, TASK
+from converge.model.keys import DEAD, EXPIRY, HELD, LEASE, READY, STATE, TASK
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.claims import Claims, settle
-from converge.testing._task.base import LEASE_SEC, POOL, Process, TaskCase, another, raised, wait_until_store_time
+from converge.services.lanes import LaneCloser
+from converge.services.opened import Opened
+from converge.testing._store.base import Inheriting
+from converge.testing._task.base import LEASE_SEC, PATIENCE_SEC, POOL, Process, TaskCase, another, let_pass, raised, wait_until_store_time
 from converge.testing.clauses import expect, expect_equal
+from converge.testing.fixtures import wait_until
+
+
+class Between(Inheriting):
+    """A store that lets something happen right after a look at what is ready; the first look is number 1."""
+
+    def __init__(self, inner: Store, look: int, act: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(inner)
+        self.looks = 0
+        self._look, self._act = look, act
+
+    async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
+        pages = await super().scan(ranges)
+        if any(each.prefix[0] is READY for each in ranges):
+            self.looks += 1
+            if self.looks == self._look:
+                await self._act()
+        return pages
+
+
+async def submitted(process: Process) -> Task:
+    """Submit a task and claim it."""
+    await process.tasks.submit(Task(pool_id=POOL))
+    return await process.claim_one()
 
 
 class GroupClauses(TaskCase):
@@ -63,6 +93,42 @@ class GroupClauses(TaskCase):
             claimed = await two.claim()
             expect_equal("T-9", len(claimed), 1, "how many tasks are ready after a submit beside the completion of the one before")
             await two.tasks.complete(claimed[0], 1)
+
+    async def test_lanes_that_are_closed_beside_submits_strand_no_task(self, one: Process, two: Process) -> None:
+        """T-2."""
+        closer = LaneCloser(one.opened, idle_sec=0.0)
+        submitted: list[str] = []
+        claimed: list[str] = []
+
+        async def submit() -> None:
+            for at in range(3 * self.rounds):
+                submitted.append(await two.tasks.submit(Task(pool_id=POOL, type=f"type-{at % 2}")))
+
+        async def close() -> None:
+            while len(submitted) < 3 * self.rounds:
+                await closer.page()
+                tasks = await one.claim(1)
+                claimed.extend(task.id for task in tasks)
+                for task in tasks:
+                    await one.tasks.complete(task)
+
+        with anyio.fail_after(PATIENCE_SEC):
+            async with anyio.create_task_group() as group:
+                group.start_soon(submit)
+                group.start_soon(close)
+        async with another(one.store) as third:  # which knows no lane but those that are there
+            claimed += [task.id for task in await third.claim(3 * self.rounds)]
+        expect_equal("T-2", sorted(claimed), sorted(submitted), "what was claimed of the tasks submitted while lanes were closed")
+
+    @pytest.mark.parametrize("look", [1, 2], ids=["before-it-closes", "while-it-closes"])
+    async def test_a_task_that_comes_while_its_lane_is_closed_is_not_stranded(self, one: Process, two: Process, look: int) -> None:
+        """T-2."""
+        await two.tasks.complete(await submitted(two))  # it knows the lane from now on
+        store = Between(one.store, look, partial(two.tasks.submit, Task(pool_id=POOL)))
+        await LaneCloser(Opened(store), idle_sec=0.0).page()
+        expect("T-2", store.looks >= look, "a lane was closed without a look at whether it is empty")
+        async with another(one.store) as third:  # which knows no lane but those that are there
+            expect_equal("T-2", len(await third.claim()), 1, "how many tasks are claimed of one that came while its lane was closed")
 
     async def test_a_dead_process_gives_its_work_back(self, one: Process) -> None:
         """T-10."""
@@ -115,6 +181,26 @@ class GroupClauses(TaskCase):
             await one.tasks.submit(Task(pool_id=POOL))
             expect("T-10", await raised(LeaseEnded, dying.claim()), "a process claimed under a lease that had ended")
             expect_equal("T-10", len(await one.claim()), 1, "how many tasks are left for a live process")
+
+    async def test_a_renewal_does_not_revive_a_lease_that_has_ended(self, one: Process) -> None:
+        """T-10."""
+        await one.tasks.submit_many([Task(pool_id=POOL) for _ in range(2)])
+        async with another(one.store, LEASE_SEC) as paused:
+            await paused.claim(1)
+            lease = await paused.opened.lease()
+            with anyio.fail_after(PATIENCE_SEC):
+                while (await one.store.get([DEAD(lease.id)]))[0] is None:
+                    await let_pass(one.store, lease.id)  # as if it had been away since long ago; it may renew just now
+                    await one.sweep.end_leases()
+            renewals = lease.renewals
+            await wait_until(
+                lambda: lease.why_ended is not None or lease.renewals > renewals + 1, timeout=PATIENCE_SEC, what="a renewal after the end"
+            )
+            await one.sweep_all()
+            left = await one.store.get([LEASE(lease.id), EXPIRY(lease.id)])
+            expect_equal("T-10", list(left), [None, None], "what a renewal has put back of a lease that had ended")
+            expect("T-10", await raised(LeaseEnded, paused.claim()), "a process that renewed too late claims under its ended lease")
+            expect_equal("T-10", len(await one.claim()), 2, "how many tasks others claim once the lease has ended")
 
     async def test_a_lease_that_is_renewed_keeps_its_work(self, one: Process) -> None:
         """T-10."""
