@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
 import attrs
 from anyio.abc import SocketAttribute, TaskGroup
-from anyio.lowlevel import checkpoint
 
 from converge.contracts.discovery import Discovery, DiscoveryBackend
 from converge.contracts.transport import TransportBackend

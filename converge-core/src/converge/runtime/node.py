@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 import anyio
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from converge.contracts.store import Store
 from converge.env import SYSTEM, Env
@@ -20,17 +21,19 @@ from converge.model.message import Fanout, Receipt
 from converge.model.pool import Pool
 from converge.plugins import PluginHost
 from converge.runtime import working
-from converge.runtime.agent import Agent, call_handler, check_agent_class, decides
+from converge.runtime.agent import Agent, check_agent_class, decides
 from converge.runtime.decide import DecideLoop
 from converge.runtime.executor import Executor
 from converge.runtime.feed import Feed, Observers
 from converge.runtime.groups import Groups
 from converge.runtime.health import Health, Vitals
+from converge.runtime.kept import Kept
 from converge.runtime.network import Network, NetworkSettings, choose
 from converge.runtime.node_settings import NodeArguments, NodeSettings
 from converge.runtime.notices import Notices
 from converge.runtime.reaper import Reaper
 from converge.runtime.rejoin import Rejoin
+from converge.runtime.starting import start_all
 from converge.runtime.stopping import Stopping
 from converge.runtime.ticks import Ticks
 from converge.runtime.watchdog import Watchdog
@@ -42,22 +45,29 @@ from converge.services.post import How
 from converge.services.spec import to_task
 from converge.services.tasks import TaskManager
 
+MADE_BEFORE_YIELD = 100
+"""Agents made before others may run: each draws a key, and thousands are started at once."""
+
 
 class Node:
     """One process of the network. Entered with `async with`, it opens the store and, if a transport is named, listens; leaving it stops everything.
 
     Its keyword arguments are the attributes of `NodeSettings`; a store that is open already may be given in place of a URL, and is not closed.
+    `identity`: the node's own; else it is drawn at each start, or kept in `identity_dir`.
 
     Raises:
         ConfigError: An argument is not known, or outside its bounds: all that are.
     """
 
-    def __init__(self, *, store: str | Store = "memory:", env: Env = SYSTEM, **settings: Unpack[NodeArguments]) -> None:
+    def __init__(
+        self, *, store: str | Store = "memory:", env: Env = SYSTEM, identity: Identity | None = None, **settings: Unpack[NodeArguments]
+    ) -> None:
         self._given = store if isinstance(store, Store) else None
         self.settings = NodeSettings.of("" if self._given is not None else store, settings)
         self.env = env
         self.agents: dict[str, Agent] = {}
-        self.identity = Identity.generate(env.entropy)
+        self.identity = identity or Identity.generate(env.entropy)  # with an identity_dir the kept one, once it is entered
+        self._identity = identity
         self._stack = AsyncExitStack()
         self._feeds: dict[int, Feed] = {}
         self._stopping: bool = False
@@ -76,6 +86,9 @@ class Node:
         network = self._network_settings()
         chosen = choose(network, self._host)  # before the store is opened: a mistyped transport must not touch a shared store
         async with AsyncExitStack() as stack:
+            kept = self._kept = await Kept.open(self.settings.identity_dir, self.env)
+            stack.callback(kept.close)
+            self.identity = self._identity or (await kept.take())[0]
             self.store = self._given if self._given is not None else await stack.enter_async_context(self._open_store())
             lease = LeaseSettings(lease_sec=self.settings.lease_sec, stall_sec=self.settings.stall_sec, node_key=self.identity.public_key.hex())
             self.opened = Opened.of(self.store, self.env, lease)
@@ -83,6 +96,8 @@ class Node:
             self.pools = PoolManager(self.store)
             self.tasks = TaskManager(self.store, poll_sec=self.settings.poll_sec)
             working.NODE.set(self.identity.id)  # all of the node's own tasks have it from here
+            await kept.check_history(self.opened, self.settings.store, self.settings.network, self._host)
+            stack.push_async_callback(kept.note_history)
             stack.push_async_callback(self.opened.close)  # also of a start that fails: a lease that nobody ends would be renewed for ever
             self._group: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.push_async_callback(self._cancel_group)
@@ -91,7 +106,7 @@ class Node:
             self.vitals.sources.append(self.groups.ailments)
             self.executor = Executor(self.env, self._host.decisions)
             self.ticks = Ticks(self.env, self._group, self.supervision)
-            self.network = Network(self.opened, self.identity, self.env, self._group, network, self._host, chosen)
+            self.network = Network(self.opened, self.identity, self.env, self._group, network, self._host, chosen, kept)
             await stack.enter_async_context(self.network.running())
             self.discovery, self.registry = self.network.discovery, self.network.registry
             await self.network.add_node()
@@ -137,17 +152,26 @@ class Node:
             poll_sec=one.poll_sec,
             max_connections=one.max_connections,
             options=one.options,
+            trust=one.trust,
+            discovery_store=one.discovery_store,
         )
 
     async def _cancel_group(self) -> None:
         self._group.cancel_scope.cancel()
 
     async def spawn(
-        self, agent: type[Agent], count: int = 1, pool: str | Sequence[str] | None = None, *, secret: str | None = None
+        self,
+        agent: type[Agent],
+        count: int = 1,
+        pool: str | Sequence[str] | None = None,
+        *,
+        secret: str | None = None,
+        identities: Sequence[Identity] | None = None,
     ) -> list[Agent]:
         """Start `count` agents of the class in the pool, several pools, or none (messages only); create pools that are missing.
 
-        `secret`: the join secret of pools that ask for one; then none is created.
+        `secret`: the join secret of pools that ask for one; then none is created. `identities`: those of the agents, one each; else they are drawn
+        at each start, or kept in `identity_dir`.
 
         Raises:
             InvalidValue, InvalidName, Unsupported: The class, the count or the pool cannot be used; nothing was started.
@@ -157,14 +181,18 @@ class Node:
         self.executor.check_agent_class(agent)
         if type(count) is not int or count < 1:
             raise InvalidValue("count", count, "an integer, at least 1")
+        if identities is not None and len(identities) != count:
+            raise InvalidValue("identities", len(identities), f"as many as agents, {count}")
         pools = (pool,) if isinstance(pool, str) else tuple(pool or ())
         for pool_id in pools if secret is None else ():
             await self.pools.create_pool(Pool(id=pool_id))
-        agents = [self._make(agent, pools) for _ in range(count)]
+        agents = []
+        for number, identity in enumerate(identities or await self._kept.take(agent.__name__, count)):
+            if number % MADE_BEFORE_YIELD == 0:
+                await checkpoint()
+            agents.append(self._make(agent, pools, identity))
         await self.groups.start(agents, pools, secret)
-        for one in agents:
-            await call_handler(one.on_start)
-            self.agents[one.id] = one
+        await start_all(agents, lambda one: self.agents.update({one.id: one}))
         await self.network.add(agents)
         # From here on the loop is watched: the first handler may block it before the watchdog has had its first turn.
         (await self.opened.lease()).beat()
@@ -172,9 +200,9 @@ class Node:
         self.ticks.add(agents)
         return agents
 
-    def _make(self, cls: type[Agent], pools: tuple[str, ...]) -> Agent:
+    def _make(self, cls: type[Agent], pools: tuple[str, ...], identity: Identity) -> Agent:
         one = cls()
-        one.identity = Identity.generate(self.env.entropy)
+        one.identity = identity
         one.id, one.node, one.pools = one.identity.id, self, pools
         self.supervision.add(one)
         if decides(cls):

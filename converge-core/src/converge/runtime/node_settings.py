@@ -27,6 +27,9 @@ class NodeSettings:
     poll_sec: float = like("poll_sec")
     max_connections: int = like("max_connections")
     require_durability: str = ""
+    identity_dir: str = ""
+    trust: str = like("trust")
+    discovery_store: str = ""
     options: dict[str, Any] = attrs.field(factory=dict)
 
     @classmethod
@@ -58,4 +61,7 @@ class NodeArguments(TypedDict, total=False):
     poll_sec: float
     max_connections: int
     require_durability: str
+    identity_dir: str
+    trust: str
+    discovery_store: str
     options: Mapping[str, Any]
