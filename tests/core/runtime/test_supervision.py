@@ -101,7 +101,7 @@ def test_what_was_under_way_when_the_breaker_opened_neither_closes_it_nor_makes_
 
 
 def test_the_jitter_spreads_rests() -> None:
-    assert (_open(0.0), _open(1.0)) == (pytest.approx(0.3), pytest.approx(0.5))
+    assert [_open(0.0), _open(1.0)] == pytest.approx([0.3, 0.5])
 
 
 def _open(jitter: float) -> float:

@@ -123,7 +123,8 @@ class Feed:
         """Stop claiming; return when everything claimed has ended and the store knows."""
         self.is_draining = True
         while self.in_hand or self._wanted:
-            self._idle = anyio.Event()
+            if self._idle.is_set():
+                self._idle = anyio.Event()  # not another one while somebody waits: a group that ends and a node that stops may both drain
             self._wake()
             await self._idle.wait()
 
@@ -150,7 +151,7 @@ class Feed:
 
     async def _pump(self) -> None:
         backoff_sec = BACKOFF_LEAST_SEC
-        while not self.is_ended:
+        while not self.is_ended or self.in_hand:
             try:
                 if await self._turn():
                     backoff_sec = BACKOFF_LEAST_SEC
