@@ -14,6 +14,7 @@ from converge.model.task import Task
 from converge.runtime.agent import Agent
 from converge.runtime.drain import Drain, hint_of, totals
 from converge.runtime.node import Node
+from converge.testing.fixtures import wait_until
 
 
 class Echo(Agent):
@@ -63,6 +64,36 @@ async def test_tasks_that_tasks_submit_are_waited_for(node: Node) -> None:
     drained = await Drain(node.opened, node.tasks, "p").run([])
     assert drained.total in (1, 2), "what had ended before the drain looked is not its matter"
     assert [task async for task in _live(node)] == []
+
+
+async def test_tasks_that_end_before_the_first_look_are_told_too() -> None:
+    async with Node() as node:
+        await node.pools.create_pool(Pool(id="p"))
+        before = await submit(node, "long ago")
+        await node.spawn(Echo, pool="p")
+        await node.tasks.result(before[0], timeout=10)
+        drain = Drain(node.opened, node.tasks, "p")
+        await drain.begin()
+        waiting = await submit(node, "waiting", then=["child"])
+        await node.tasks.result(waiting[0], timeout=10)
+
+        async def is_empty() -> bool:
+            return not [task async for task in _live(node)]
+
+        await wait_until(is_empty)
+        drained = await drain.run([])
+    assert sorted(row.result for row in drained.rows) == ["child", "waiting"]
+    assert drained.total == 2
+
+
+async def test_a_page_of_tasks_that_ended_unseen_is_not_the_last(monkeypatch: pytest.MonkeyPatch, node: Node) -> None:
+    monkeypatch.setattr("converge.runtime.drain.PAGE", 7)
+    drain = Drain(node.opened, node.tasks, "p")
+    await drain.begin()
+    ids = await submit(node, *(f"t{at}" for at in range(23)))
+    for id_ in ids:
+        await node.tasks.result(id_, timeout=10)
+    assert sorted(row.id for row in (await drain.run([])).rows) == sorted(ids)
 
 
 async def _live(node: Node) -> AsyncIterator[Task]:

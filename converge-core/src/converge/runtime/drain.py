@@ -9,8 +9,11 @@ from typing import Any
 import anyio
 import attrs
 
+from converge.contracts.store import Range
 from converge.errors import NoSuchTask
-from converge.machines.task import TaskState
+from converge.ids import id_text
+from converge.machines.task import TERMINAL, TaskState
+from converge.model.keys import DONE
 from converge.model.task import Task
 from converge.services.backlog import backlog
 from converge.services.opened import Opened
@@ -20,7 +23,7 @@ WAITERS = 100
 """Tasks waited for at a time; one watch of the store serves them all."""
 
 PAGE = 1_000
-"""Live tasks looked up at a time."""
+"""Tasks looked up at a time."""
 
 HINTS = ("name", "page", "file", "path", "title", "url")
 HINT_LENGTH = 60
@@ -49,14 +52,33 @@ class Drained:
     not_completed: int = 0
 
 
+@attrs.frozen
+class _Begun:
+    """What the pool looked like when the drain began: the time (of the store), the tasks that were live, and how long ended ones are kept."""
+
+    now: int
+    live: Sequence[str]
+    keep: Mapping[TaskState, float]
+
+
 class Drain:
-    """Waits for the given tasks, then for whatever else is in the pool, until nothing is."""
+    """Waits for the given tasks, then for whatever else is in the pool, until nothing is. `begin` it before the agents: what they end counts too."""
 
     def __init__(self, opened: Opened, tasks: TaskManager, pool_id: str, on_progress: Progress | None = None) -> None:
         self._opened, self._tasks, self._pool_id = opened, tasks, pool_id
         self._on_progress = on_progress or (lambda done, total: None)
         self._ended: dict[str, Ended | None] = {}
         self._known = 0
+        self._begun: _Begun | None = None
+
+    async def begin(self) -> None:
+        """Take note of what is in the pool: all that ends from here on is told.
+
+        Raises:
+            NoSuchPool: There is no such pool.
+            StoreError: As `Store.scan`.
+        """
+        self._begun = _Begun(await self._opened.now(), await self._live(), await self._keep())
 
     async def run(self, ids: Sequence[str]) -> Drained:
         """Return once every task of the pool is terminal.
@@ -64,13 +86,16 @@ class Drain:
         Raises:
             StoreError: As `Store.scan`.
         """
-        todo = list(dict.fromkeys(ids))
+        if self._begun is None:
+            await self.begin()
+        assert self._begun is not None
+        todo = list(dict.fromkeys([*ids, *self._begun.live]))
         while True:
             self._known = len(self._ended) + len(todo)
             self._on_progress(len(self._ended), self._known)
             base = len(self._ended)
             self._ended |= await wait_all(self._tasks, todo, partial(self._tell, base))
-            todo = await self._live()
+            todo = await self._live() or await self._ended_unseen(self._begun)
             # A task that moves while it is looked for may be missed; it is not missed twice, by another way of counting.
             if not todo and await backlog(self._opened, self._pool_id) == 0:
                 return self._drained()
@@ -85,6 +110,23 @@ class Drain:
             for task in await self._tasks.list(state=state, pool_id=self._pool_id, limit=PAGE)
         ]
         return [id_ for id_ in dict.fromkeys(live) if id_ not in self._ended]
+
+    async def _ended_unseen(self, begun: _Begun) -> list[str]:
+        """Return the tasks that came and ended between two looks: the index of ended tasks has them behind all that had ended before."""
+        found: list[bytes] = []
+        keep = await self._keep()
+        for state in sorted(TERMINAL):
+            until = begun.now + int(min(begun.keep[state], keep[state]) * 1_000_000)
+            after: tuple[object, ...] | None = (until, b"\xff" * 16)
+            while after is not None:
+                (page,) = await self._opened.store.scan([Range(DONE(self._pool_id, state), after, PAGE)])
+                found += [entry.key[4] for entry in page]
+                after = page[-1].key[3:] if len(page) == PAGE else None
+        return [id_ for id_ in map(id_text, found) if id_ not in self._ended]
+
+    async def _keep(self) -> dict[TaskState, float]:
+        pool = (await self._opened.pool(self._pool_id, is_fresh=True)).pool
+        return {state: pool.keep_completed_sec if state is TaskState.COMPLETED else pool.keep_failed_sec for state in TERMINAL}
 
     def _drained(self) -> Drained:
         rows = [row for row in self._ended.values() if row is not None]

@@ -77,6 +77,10 @@ def node_of(config: Config) -> Node:
         max_connections=config.max_connections,
         require_durability=config.require_durability,
         options=config.options,
+        discovery=config.discovery,
+        discovery_store=config.discovery_store,
+        identity_dir=config.identity_dir,
+        trust=config.trust,
     )
 
 
@@ -172,14 +176,18 @@ async def _work(node: Node, config: Config, run: Run, on_progress: Progress | No
     for pool_id in pools:
         await _prepare_pool(node, config, pool_id, may_create=run.may_create_pool)
     _warn_of_unclaimable(config, run)
+    draining = Drain(node.opened, node.tasks, config.pool_id, on_progress) if run.is_drain else None
+    if draining is not None:
+        await draining.begin()  # before the agents: what they end at once is part of it
     for cls, group in zip(run.agents, config.groups, strict=True):
         await node.spawn(cls, count=group.count, pool=group.pool_id or None)
         where = f"pool {group.pool_id}" if group.pool_id else "no pool"
         log.info("running %d agents of %s in %s, store %s", group.count, cls.__name__, where, without_password(config.store))
     ids = await submit_all(node.store, run.tasks)
-    if not run.is_drain:
+    if draining is None:
         await anyio.sleep_forever()
-    return await Drain(node.opened, node.tasks, config.pool_id, on_progress).run(ids)
+        raise AssertionError("nobody wakes it")
+    return await draining.run(ids)
 
 
 async def _prepare_pool(node: Node, config: Config, pool_id: str, *, may_create: bool) -> None:
