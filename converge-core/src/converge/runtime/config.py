@@ -96,11 +96,7 @@ class Config:
 
 
 LATER: Mapping[str, str] = {
-    "discovery_store": "a store of its own for discovery",
-    "discovery": "another discovery than the store",
     "health": "a health endpoint",
-    "identity_dir": "keys that are kept between starts",
-    "trust": "another policy than to allow every verified sender",
     "require_tls": "TLS",
 }
 """Keys whose feature this release does not have: at their default they are accepted, otherwise refused, never half done."""
@@ -255,7 +251,7 @@ def _problems_together(config: Config) -> list[Problem]:
     if config.agent and not isinstance(config.agents, int):
         problems.append(Problem("agent", "counts only where agents is a number; each entry of a list names its type"))
     is_name = bool(_PLAIN_NAME.fullmatch(config.transport))
-    if is_name and (transports := unknown_transport(config.transport)):
+    if is_name and (transports := _unknown_transport(config.transport)):
         problems.append(Problem("transport", transports))
     elif is_name and not config.host:
         problems.append(Problem("host", f'is missing; transport "{config.transport}" is a name, so host and port say where to listen'))
@@ -267,7 +263,7 @@ def _problems_together(config: Config) -> list[Problem]:
     return [attrs.evolve(problem, path=_where(config, problem.path)) for problem in problems]
 
 
-def unknown_transport(name: str) -> str:
+def _unknown_transport(name: str) -> str:
     """Return what is wrong with the name of a transport that no installed plugin has; empty where one has it, or one of an import path may."""
     known = sorted(one.name for one in PluginHost().installed())
     near = difflib.get_close_matches(name, known, n=1)
