@@ -180,7 +180,7 @@ async def test_messages_of_one_sender_are_handled_in_the_order_of_their_sends(no
 
 async def _send_range(sender: Agent, reader: Agent, start: int) -> None:
     for number in range(60):
-        await sender.send(reader.id, [start, number], ack=("accepted", "handled", None)[number % 3])  # type: ignore[arg-type]
+        await sender.send(reader.id, [start, number], ack=("accepted", "handled", None)[number % 3])
 
 
 # Topics and pools.
@@ -189,6 +189,7 @@ async def _send_range(sender: Agent, reader: Agent, start: int) -> None:
 async def test_a_message_that_is_published_reaches_each_agent_with_the_topic_but_its_sender(node: Node) -> None:
     sender, one, two = await readers(node, 3)
     (quiet,) = await node.spawn(Quiet)
+    assert isinstance(quiet, Quiet)
     await node.spawn(Deaf)
     assert await sender.publish("news", "hello") == [Fanout(node=node.identity.id, accepted=2)]
     await emptied(one, two, quiet, sender)
@@ -290,3 +291,49 @@ async def test_thousands_of_messages_leave_nothing_behind(node: Node) -> None:
         with pytest.raises(MessageError):
             await call()
     assert len(node.network.post.under_way) == 0
+
+
+# The end.
+
+
+class Slow(Reader):
+    """Begins, and waits for longer than any test."""
+
+    async def on_message(self, message: Message) -> Any:
+        """See the class."""
+        self.gate.set()
+        await anyio.sleep(600)
+
+
+async def test_messages_that_were_accepted_are_handled_before_the_node_ends(node: Node) -> None:
+    (reader,) = await readers(node, 1)
+    reader.gate = anyio.Event()
+    for number in range(50):
+        await node.send(reader.id, number)
+    async with anyio.create_task_group() as group:
+        group.start_soon(node.stop)
+        await wait_until(lambda: node.network.post.inboxes.is_closed_to_others, what="the node stops")
+        reader.gate.set()
+    assert [one.payload for one in reader.got] == list(range(50))
+    with pytest.raises(Undeliverable, match="stopping"):
+        await node.send(reader.id, "late")
+
+
+async def test_who_waits_for_a_handler_that_does_not_end_in_the_grace_time_is_told(node: Node) -> None:
+    (slow,) = await node.spawn(Slow)
+    assert isinstance(slow, Slow)
+    slow.gate = anyio.Event()
+    told: list[str] = []
+
+    async def ask(number: int) -> None:
+        with pytest.raises(Undeliverable) as caught:
+            await node.ask(slow.id, number, timeout=60)
+        told.append(str(caught.value))
+
+    async with anyio.create_task_group() as group:
+        for number in range(3):
+            group.start_soon(ask, number)
+        await slow.gate.wait()
+        await node.stop(grace_sec=0.05)
+    assert len(told) == 3
+    assert all("stopping" in text for text in told)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import anyio
 import msgspec
 import pytest
 
@@ -30,10 +31,13 @@ class Reader(Agent):
     async def on_start(self) -> None:
         """See the class."""
         self.got: list[Message] = []
+        self.rests = False
 
     async def on_message(self, message: Message) -> Any:
         """See the class."""
         self.got.append(message)
+        if self.rests:
+            await anyio.sleep(600)
         if message.payload == "fail" and Reader.failures:
             Reader.failures -= 1
             raise ValueError("not now")
@@ -112,7 +116,9 @@ async def test_mail_is_handled_before_what_comes_directly(node: Node, absent: Id
     assert [one.payload for one in reader.got] == [0, 1, 2, 3, 4, "direct"]
 
 
-async def test_mail_for_an_agent_that_is_there_is_stored_too_and_handled_at_once(node: Node, absent: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mail_for_an_agent_that_is_there_is_stored_too_and_handled_at_once(
+    node: Node, absent: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reader = await start(node, absent)
     monkeypatch.setattr(mail, "LOOK_SEC", 100.0)
     await node.send(reader.id, "woken", mailbox=True, ack="handled")  # from here on there is no look but when one is told
@@ -160,6 +166,21 @@ async def test_a_mailbox_needs_an_agents_id_and_a_sender_of_this_node(node: Node
         await node.send("somebody", "x", mailbox=True)
     with pytest.raises(InvalidValue, match="only it can sign"):
         await node.send(absent.id, "x", mailbox=True, sender=absent.id)
+
+
+async def test_mail_that_is_not_handled_when_the_node_ends_is_handled_by_the_next(reopen: Reopen, absent: Identity) -> None:
+    async with reopen() as node:
+        reader = await start(node, absent)
+        reader.rests = True
+        await node.send(reader.id, "to be read", mailbox=True)
+        await wait_until(lambda: len(reader.got) == 1, what="the handler has it")
+        await node.stop(grace_sec=0.05)
+    async with reopen() as node:
+        reader = await start(node, absent)
+        await handled(node, absent, 1)
+        (task,) = await stored(node, absent)
+    assert [one.payload for one in reader.got] == ["to be read"]
+    assert task.attempts == 1, "a stop counts no attempt"
 
 
 # What somebody puts into the store who can write to it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -17,6 +17,8 @@ from converge.runtime.agent import call_handler
 from converge.runtime.decisions import Outcome, ReportTask
 from converge.runtime.executor import Executor
 from converge.runtime.supervision import RAISED, CircuitState, Supervision
+from converge.runtime.working import begin
+from converge.services.inboxes import Answer
 
 if TYPE_CHECKING:
     from converge.runtime.agent import Agent
@@ -26,8 +28,6 @@ BATCH = 100
 
 INBOX = 1_000
 """Messages that wait for one agent at most, as for one with `on_message`."""
-
-Answer = Callable[[bytes | None, str], Awaitable[None]]
 
 
 class Reported(Exception):
@@ -58,6 +58,7 @@ class DecideLoop:
     def __init__(self, agent: Agent, group: TaskGroup, executor: Executor, supervision: Supervision) -> None:
         self._agent, self._group, self._executor, self._supervision = agent, group, executor, supervision
         self._messages: deque[tuple[Message, Answer | None]] = deque()
+        self._given: list[tuple[Message, Answer | None]] = []  # to the running call
         self._answers: dict[str, bytes] = {}  # of the messages that the running call was given
         self._asking: set[str] = set()
         self._holds: dict[str, _Hold] = {}
@@ -69,6 +70,17 @@ class DecideLoop:
     def is_full(self) -> bool:
         """Whether the next message would be one too many."""
         return len(self._messages) >= INBOX
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no message waits, and no call has any."""
+        return not self._messages and not self._given
+
+    def abandon(self) -> list[Answer]:
+        """Forget the messages that wait; return the answers of all that no call has ended."""
+        answers = [answer for _, answer in (*self._given, *self._messages) if answer is not None]
+        self._messages.clear()
+        return answers
 
     def put(self, message: Message, answer: Answer | None) -> None:
         """Take a message; `answer` is told when the call that was given it is over, with the answer decided on."""
@@ -130,6 +142,7 @@ class DecideLoop:
             self._group.start_soon(self._run)
 
     async def _run(self) -> None:
+        begin(self._agent)
         agent = self._agent
         try:
             while self._messages or self._has_new or self._is_ticked:
@@ -143,7 +156,7 @@ class DecideLoop:
 
     async def _call(self) -> None:
         """One call of `decide`, and what follows from it."""
-        given = [self._messages.popleft() for _ in range(min(BATCH, len(self._messages)))]
+        given = self._given = [self._messages.popleft() for _ in range(min(BATCH, len(self._messages)))]
         holds = list(self._holds.values())
         new = [hold for hold in holds if hold.is_new]
         for hold in new:
@@ -164,6 +177,7 @@ class DecideLoop:
         for message, answer in given:
             if answer is not None:
                 await answer(None if why else answers.get(message.id, b"null"), why)
+        self._given = []
 
     def _failed(self, error: BaseException, why: str, new: Sequence[_Hold]) -> None:
         """The tasks that this call was the first to be given fail; once the breaker opens, those that the agent held before too."""

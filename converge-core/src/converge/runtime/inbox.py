@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -14,12 +14,11 @@ from converge.errors import ConvergeError
 from converge.model.message import Message
 from converge.runtime.agent import Agent, is_async, takes_messages
 from converge.runtime.supervision import RAISED
+from converge.runtime.working import begin
+from converge.services.inboxes import Answer
 
 INBOX = 1_000
 """Messages that wait for one agent at most; the next one is answered with Backpressure."""
-
-Answer = Callable[[bytes | None, str], Awaitable[None]]
-"""Called when a handler has returned, with its answer (JSON), or None and why it failed."""
 
 
 class Inbox:
@@ -31,12 +30,23 @@ class Inbox:
         self._group = group
         self._queue: deque[tuple[Message, Answer | None]] = deque()
         self._is_running = False
-        self._is_closed = False
+        self._answer: Answer | None = None  # of the message that the handler has
 
     @property
     def is_full(self) -> bool:
         """Whether the next message would be one too many."""
         return len(self._queue) >= INBOX
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits, and the handler has nothing."""
+        return not self._is_running
+
+    def abandon(self) -> list[Answer]:
+        """Forget what waits; return the answers of all that the handler has not ended."""
+        answers = [answer for answer in (self._answer, *(answer for _, answer in self._queue)) if answer is not None]
+        self._queue.clear()
+        return answers
 
     def put(self, message: Message, answer: Answer | None) -> None:
         """Put a message in; `answer` is told of its handler's end."""
@@ -51,7 +61,10 @@ class Inbox:
                 if self.agent.health.is_troubled and (rest_sec := self.agent.health.rest_sec("on_message")):
                     await anyio.sleep(rest_sec)
                 message, answer = self._queue.popleft()
+                self._answer = answer
+                begin(self.agent, message.id)
                 result, why = await self._handle(message)
+                self._answer = None
                 if answer is not None:
                     await answer(result, why)
         finally:

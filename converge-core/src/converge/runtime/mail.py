@@ -37,6 +37,7 @@ class Mail:
         self._mailboxes, self._inboxes, self._routes, self._group = mailboxes, inboxes, routes, group
         self._woken: set[str] = set()
         self._draining: set[str] = set()
+        self._drained = anyio.Event()
         self._telling = 0
         self._bell = anyio.Event()
         self._is_stopping = False
@@ -88,6 +89,12 @@ class Mail:
         """Claim nothing more; what is with a handler goes on."""
         self._is_stopping = True
 
+    async def stopped(self) -> None:
+        """Wait until what was claimed is ended in the store, or handed back."""
+        while self._draining:
+            self._drained = anyio.Event()
+            await self._drained.wait()
+
     def _begin(self, agent_id: str) -> None:
         if agent_id in self._draining:
             self._woken.add(agent_id)  # it may have seen the mailbox empty a moment ago
@@ -106,6 +113,7 @@ class Mail:
             log.warning("the mailbox of agent %.16s is drained later: %s", agent_id, error)
         finally:
             self._draining.discard(agent_id)
+            self._drained.set()
             self._inboxes.release(agent_id)
             if agent_id in self._woken:
                 self._bell.set()

@@ -44,12 +44,18 @@ class Stopping:
             self._opened.hurry(RELEASE_SEC)
             for feed in self._feeds.values():
                 feed.hand_back()  # before anything else: a store that answers late must not keep this node claiming
+            self._network.post.inboxes.close_to_others()
             drained_by = anyio.current_time() + grace_sec
             async with anyio.create_task_group() as group:
                 group.start_soon(self._withdraw)
                 await self._drain(grace_sec)
             with anyio.move_on_after(max(0.0, drained_by - anyio.current_time())):
                 await self._ticks.stop()  # not before: an agent that decides may need its ticks to report what it holds
+            dropped = await self._network.post.inboxes.drain(max(0.0, drained_by - anyio.current_time()))
+            if dropped:
+                log.warning("%d messages were not handled within %.0f s; their senders are told", dropped, grace_sec)
+            with anyio.move_on_after(RELEASE_SEC):
+                await self._network.mail.stopped()
             with anyio.move_on_after(max(ON_STOP_SEC, drained_by - anyio.current_time())) as scope:
                 await stop_all(self._agents.values())
             if scope.cancelled_caught:

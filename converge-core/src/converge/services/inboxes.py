@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
+
+import anyio
 
 from converge.codec import decode_plain
 from converge.errors import Backpressure, TornRecord, Undeliverable
@@ -21,8 +23,23 @@ GATE = 500
 
 RECEIVED = "converge_message_received"
 
-Answer = Callable[[bytes | None, str], Awaitable[None]]
-"""Called when a handler has returned, with its answer (JSON), or None and why it failed."""
+STOPPING = "its node is stopping"
+
+DROP_SEC = 1.0
+"""How long it may take to tell senders that their messages were dropped."""
+
+POLL_SEC = 0.01
+"""How often a node that stops looks whether its agents have handled what they have."""
+
+
+class Answer(Protocol):
+    """Told what became of a message that was taken."""
+
+    async def __call__(self, answer: bytes | None, why: str) -> None:
+        """The handler has ended: its answer (JSON), or None and why it failed."""
+
+    async def drop(self) -> None:
+        """No handler will have it, or the one that has it is cancelled: the node ends."""
 
 
 class LocalInbox(Protocol):
@@ -33,7 +50,35 @@ class LocalInbox(Protocol):
     @property
     def is_full(self) -> bool: ...
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits, and no handler has anything."""
+
     def put(self, message: Message, answer: Answer | None) -> None: ...
+
+    def abandon(self) -> list[Answer]:
+        """Forget what waits; return the answers of all that no handler has ended."""
+
+
+class End:
+    """An answer to somebody in this process: how a handler ended."""
+
+    __slots__ = ("answer", "event", "is_dropped", "why")
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+        self.answer: bytes | None = None
+        self.why, self.is_dropped = "", False
+
+    async def __call__(self, answer: bytes | None, why: str) -> None:
+        """See `Answer`."""
+        self.answer, self.why = answer, why
+        self.event.set()
+
+    async def drop(self) -> None:
+        """See `Answer`."""
+        self.why, self.is_dropped = STOPPING, True
+        self.event.set()
 
 
 class LocalAgent(Protocol):
@@ -56,6 +101,7 @@ class Inboxes(dict[str, LocalInbox]):
     def __init__(self, host: PluginHost) -> None:
         super().__init__()
         self.agents: dict[str, LocalAgent] = {}
+        self.is_closed_to_others = self._is_closed = False
         self._gates: dict[str, list[tuple[Message, Answer | None]]] = {}
         self._host = host
         self._is_guarded = host.has(RECEIVED)
@@ -81,6 +127,25 @@ class Inboxes(dict[str, LocalInbox]):
             if inbox is not None:
                 inbox.put(message, answer)
 
+    def close_to_others(self) -> None:
+        """Take nothing more from other nodes; agents of this one still talk to each other, as tasks that end may need it."""
+        self.is_closed_to_others = True
+
+    async def drain(self, within_sec: float) -> int:
+        """Take nothing more, and let handlers end; after so many seconds drop what is left, tell its senders, and return how many those were."""
+        self.is_closed_to_others = self._is_closed = True
+        for agent_id in list(self._gates):
+            self.release(agent_id)
+        with anyio.move_on_after(within_sec):
+            while not all(inbox.is_idle for inbox in self.values()):  # noqa: ASYNC110  # an event would cost each message, for the sake of one stop
+                await anyio.sleep(POLL_SEC)
+            return 0
+        dropped = [answer for inbox in self.values() for answer in inbox.abandon()]
+        with anyio.move_on_after(DROP_SEC):
+            for answer in dropped:
+                await answer.drop()
+        return len(dropped)
+
     def able(self, capability: str) -> list[str]:
         """Return the agents that have the capability and take messages."""
         return [one.id for one in self.agents.values() if capability in one.capabilities and self._takes_messages(one.id)]
@@ -100,6 +165,8 @@ class Inboxes(dict[str, LocalInbox]):
         inbox = self.get(to)
         if inbox is None:
             return UNKNOWN, "no such agent in this process"
+        if self._is_closed:
+            return REFUSED, STOPPING
         if not inbox.takes_messages:
             return REFUSED, "the agent takes no messages: it has no on_message"
         gate = None if token else self._gates.get(to)

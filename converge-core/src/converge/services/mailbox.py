@@ -15,7 +15,7 @@ from converge.model.envelope import ACCEPTED, FULL, MessageHeader, open_signed
 from converge.model.keys import LANE, READY
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.services.inboxes import Inboxes
+from converge.services.inboxes import End, Inboxes
 from converge.services.opened import Opened
 from converge.services.pools import PoolManager
 from converge.services.tasks import TaskManager
@@ -120,39 +120,38 @@ class Mailboxes:
         return bool(claimed) and await self._hand_over(agent_id, claimed[0])
 
     async def _hand_over(self, agent_id: str, task: Task) -> bool:
-        """Let the agent handle a stored message; tell whether it had it."""
+        """Let the agent handle a stored message; tell whether that is over."""
         is_ended = False
         try:
-            try:
-                header, payload = await self._verified(agent_id, task)
-            except (BadSignature, InvalidKey, TornRecord) as error:
-                log.warning("a stored message for agent %.16s was refused: %s", agent_id, error)
-                await self._tasks.fail(task, f"refused: {error}", retry=False)
-                is_ended = True
-                return True
-            ended = anyio.Event()
-            end: list[str | None] = []
-
-            async def take(answer: bytes | None, why: str) -> None:
-                end.append(why if answer is None else None)
-                ended.set()
-
-            status, text = self._inboxes.put(agent_id, header, payload, take, token=task.token)
-            if status == ACCEPTED:
-                await ended.wait()
-            elif status != FULL:
-                end.append(text)
-            if end:
-                await (self._tasks.complete(task) if end[0] is None else self._tasks.fail(task, end[0]))
-                is_ended = True
-            return bool(end)
+            is_ended = await self._handle(agent_id, task)
         except StaleClaim as error:
             log.warning("a stored message for agent %.16s may be handled again: %s", agent_id, error)
             is_ended = True
-            return False
         finally:
             if not is_ended:
                 await self._hand_back(task)
+        return is_ended
+
+    async def _handle(self, agent_id: str, task: Task) -> bool:
+        """Verify a stored message, have it handled and end its task; tell whether it was ended, or must go back."""
+        try:
+            header, payload = await self._verified(agent_id, task)
+        except (BadSignature, InvalidKey, TornRecord) as error:
+            log.warning("a stored message for agent %.16s was refused: %s", agent_id, error)
+            await self._tasks.fail(task, f"refused: {error}", retry=False)
+            return True
+        end = End()
+        status, text = self._inboxes.put(agent_id, header, payload, end, token=task.token)
+        if status == FULL:
+            return False
+        if status != ACCEPTED:
+            await self._tasks.fail(task, text)
+            return True
+        await end.event.wait()
+        if end.is_dropped:
+            return False
+        await (self._tasks.fail(task, end.why) if end.answer is None else self._tasks.complete(task))
+        return True
 
     async def _hand_back(self, task: Task) -> None:
         with anyio.move_on_after(HAND_BACK_SEC, shield=True):

@@ -31,7 +31,7 @@ from converge.model.identity import Identity, is_agent_id
 from converge.model.message import Capability, Receipt
 from converge.plugins import PluginHost
 from converge.services.discovery import DiscoveryService
-from converge.services.inboxes import Inboxes, settle, to_message
+from converge.services.inboxes import End, Inboxes, settle, to_message
 from converge.services.mailbox import Mailboxes
 from converge.services.opened import Opened
 from converge.services.received import Received
@@ -203,9 +203,11 @@ class Post:
                 self._turn = 0
                 await checkpoint()
             return Outcome(to)
-        end = _End()
-        settle(f"agent {to}", *self.inboxes.put(to, header, body, end.take))
+        end = End()
+        settle(f"agent {to}", *self.inboxes.put(to, header, body, end))
         await end.event.wait()
+        if end.is_dropped:
+            raise Undeliverable(f"agent {to}: {end.why}, and no handler has ended with the message")
         return Outcome(to, end.answer, end.why)
 
     async def _deliver_to_any(self, draft: Draft, capability: str) -> Outcome:
@@ -245,21 +247,6 @@ class Post:
         self._chosen += 1
         at = self._chosen % len(agents)
         return agents[at:] + agents[:at]
-
-
-class _End:
-    """How a handler of this process ended."""
-
-    __slots__ = ("answer", "event", "why")
-
-    def __init__(self) -> None:
-        self.event = anyio.Event()
-        self.answer: bytes | None = None
-        self.why = ""
-
-    async def take(self, answer: bytes | None, why: str) -> None:
-        self.answer, self.why = answer, why
-        self.event.set()
 
 
 def check_timeout(timeout: float) -> None:

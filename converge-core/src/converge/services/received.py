@@ -6,11 +6,12 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 
-from converge.errors import BadSignature, ConvergeError, InvalidKey, StoreError
+from converge.errors import BadSignature, ConvergeError, InvalidKey, MessageTooLarge, StoreError
 from converge.machines.records import MESSAGE, RECEIPT, SIGNED, Item
 from converge.machines.stream import Pair, Seen, Streams
 from converge.model.envelope import (
     ACCEPTED,
+    DROPPED,
     EARLY,
     HANDED,
     HANDLED,
@@ -23,7 +24,7 @@ from converge.model.envelope import (
     pack,
     unpack,
 )
-from converge.services.inboxes import Answer, Inboxes
+from converge.services.inboxes import STOPPING, Inboxes
 from converge.services.opened import Opened
 from converge.services.routes import Routes
 from converge.services.underway import Link, MessagesUnderWay
@@ -75,14 +76,20 @@ class Received:
                 return None
         else:
             header, payload = unpack(body, MessageHeader)
-        if header.to and header.to not in self._inboxes:
-            return ReceiptHeader(header.id, UNKNOWN, "no such agent in this process") if header.wants != HANDED else None
-        status, text = await self._refusal(link, header, is_signed=is_signed)
+        status, text = self._absence(header)
+        if not status:
+            status, text = await self._refusal(link, header, is_signed=is_signed)
         if header.mail and not status:
             self.on_mail(header.to)
             return None
         receipt = ReceiptHeader(header.id, status, text) if status else self._take(link, header, payload)
         return receipt if header.wants != HANDED else None
+
+    def _absence(self, header: MessageHeader) -> tuple[str, str]:
+        """Say why nothing comes in, whoever sent it; two empty strings if it may."""
+        if self._inboxes.is_closed_to_others:
+            return UNKNOWN, STOPPING
+        return (UNKNOWN, "no such agent in this process") if header.to and header.to not in self._inboxes else ("", "")
 
     async def _refusal(self, link: Link, header: MessageHeader, *, is_signed: bool) -> tuple[str, str]:
         """Say why a message may not come in, before anything of it is remembered; two empty strings if it may."""
@@ -117,7 +124,7 @@ class Received:
             return ReceiptHeader(header.id, REFUSED, "too many senders are remembered")
         if not header.to:
             return self._take_for_all(pair, header, payload, now)
-        answer = self._answer(link, header) if header.wants == HANDLED else None
+        answer = _Answer(link, self._routes, header) if header.wants == HANDLED else None
         status, text = self._inboxes.put(header.to, header, payload, answer)
         if status == ACCEPTED:
             self._streams.take(pair, header.sequence, now)
@@ -131,13 +138,33 @@ class Received:
         self._counts[header.id] = taken, refused
         return ReceiptHeader(header.id, ACCEPTED, taken=taken, refused=refused)
 
-    def _answer(self, link: Link, header: MessageHeader) -> Answer:
-        async def answer(result: bytes | None, why: str) -> None:
-            receipt = ReceiptHeader(header.id, RAISED if result is None else HANDLED, why[:TEXT])
-            try:
-                way = link if not link.is_closed else await self._routes.link_of(header.sender)
-                await way.send([(RECEIPT, pack(receipt, result or b""))])
-            except ConvergeError as error:
-                log.warning("the answer to message %s could not be sent: %s", header.id, error)
 
-        return answer
+class _Answer:
+    """Answers the sender of a message at another node, over the link that it came by or, if that has ended, another one."""
+
+    __slots__ = ("_id", "_link", "_routes", "_sender")
+
+    def __init__(self, link: Link, routes: Routes, header: MessageHeader) -> None:
+        self._link, self._routes, self._id, self._sender = link, routes, header.id, header.sender
+
+    async def __call__(self, answer: bytes | None, why: str) -> None:
+        """See `Answer`."""
+        await self._send(ReceiptHeader(self._id, RAISED if answer is None else HANDLED, why[:TEXT]), answer or b"")
+
+    async def drop(self) -> None:
+        """See `Answer`."""
+        await self._send(ReceiptHeader(self._id, DROPPED, STOPPING), b"")
+
+    async def _send(self, receipt: ReceiptHeader, payload: bytes) -> None:
+        try:
+            link = self._link if not self._link.is_closed else await self._routes.link_of(self._sender)
+            await link.send([(RECEIPT, _packed(receipt, payload))])
+        except ConvergeError as error:
+            log.warning("the answer to message %s could not be sent: %s", self._id, error)
+
+
+def _packed(receipt: ReceiptHeader, payload: bytes) -> bytes:
+    try:
+        return pack(receipt, payload)
+    except MessageTooLarge as error:  # so the one who asks is told, and does not wait for its deadline
+        return pack(ReceiptHeader(receipt.id, RAISED, f"MessageTooLarge: {error}"))

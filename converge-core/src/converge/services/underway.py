@@ -12,7 +12,7 @@ import msgspec
 
 from converge.errors import BadSignature, ChannelError, ConnectFailed, MessageTooLarge, StoreError
 from converge.machines.records import MESSAGE, SIGNED, Item
-from converge.model.envelope import EARLY, HANDED, HANDLED, RAISED, MessageHeader, ReceiptHeader, pack, sign
+from converge.model.envelope import DROPPED, EARLY, HANDED, HANDLED, RAISED, MessageHeader, ReceiptHeader, pack, sign
 from converge.model.identity import Identity
 from converge.services.inboxes import settle
 
@@ -82,7 +82,7 @@ class UnderWay:
             return
         self.receipt = receipt
         self.settled.set()
-        if receipt.status in (HANDLED, RAISED):
+        if receipt.status in (HANDLED, RAISED, DROPPED):
             self.answer = payload if receipt.status == HANDLED else None
             self.handled.set()
 
@@ -138,6 +138,8 @@ class MessagesUnderWay:
                     del self._pairs[pair]
             if one.header.wants == HANDLED:
                 await one.handled.wait()
+                assert one.receipt is not None, "its receipt says that it was handled"
+                settle(f"agent {one.header.to}", one.receipt.status, one.receipt.text)
         finally:
             del self._by_id[key]
 
