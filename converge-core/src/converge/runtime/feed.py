@@ -366,7 +366,7 @@ class Feed:
 
     def _watch_lanes(self) -> None:
         channels = self._claims.channels
-        if channels == self._channels:
+        if channels == self._channels or self.is_ended:
             return
         self._channels = channels
         if self._watching is not None:

@@ -47,13 +47,14 @@ class Why(Enum):
 class Slot:
     """One place in which an agent works on one task at a time."""
 
-    __slots__ = ("agent", "current", "handler", "is_async", "is_gone", "scope", "started", "why")
+    __slots__ = ("agent", "current", "handler", "is_async", "is_gone", "parked", "scope", "started", "why")
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self.handler: Callable[..., Any] = agent.on_task if agent.loop is None else agent.loop.hold
         self.is_async = is_async(self.handler)
         self.is_gone = False
+        self.parked: anyio.Event | None = None  # what its worker waits for
         self.current: Found | None = None
         self.scope: anyio.CancelScope | None = None
         self.started = 0.0
@@ -104,6 +105,9 @@ class Slots:
         """Take the agent's slots away: what runs in them goes on, and nothing more begins there."""
         for slot in self.slots:
             slot.is_gone = slot.is_gone or slot.agent is agent
+            if slot.is_gone and slot.parked in self._parked:
+                self._parked.remove(slot.parked)
+                slot.parked.set()  # its worker ends
         self.slots = [slot for slot in self.slots if not slot.is_gone or slot.current is not None]
         self._unstarted = deque(slot for slot in self._unstarted if not slot.is_gone)
 
@@ -208,10 +212,11 @@ class Slots:
             if not self._queue:
                 event = anyio.Event()
                 self._parked.append(event)
+                slot.parked = event
                 try:
                     await event.wait()
                 finally:
-                    self._is_waking = False
+                    self._is_waking, slot.parked = False, None
                 in_a_row = 0
                 continue
             found = self._queue.popleft()

@@ -1,0 +1,184 @@
+"""Pools from an agent's side: joining, leaving and losing admission change what it claims at once, and nobody else's work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from converge.contracts.store import Batch
+from converge.errors import NoSuchPool, PoolClosed
+from converge.machines.task import TaskState
+from converge.model.descriptor import DiscoveryQuery
+from converge.model.keys import DEAD, EXPIRY, LEASE
+from converge.model.pool import Pool
+from converge.model.task import Task
+from converge.runtime.agent import Agent
+from converge.runtime.node import Node
+from converge.services.pools import PoolManager
+from converge.testing.fixtures import wait_until
+
+
+class Worker(Agent):
+    """Says who it is."""
+
+    async def on_task(self, task: Task) -> str:
+        """See the class."""
+        return self.id
+
+
+@pytest.fixture
+async def node(store_url: str) -> AsyncIterator[Node]:
+    """A node that looks often."""
+    with anyio.fail_after(30):
+        async with Node(store=store_url, poll_sec=0.05) as node:
+            yield node
+
+
+async def run(node: Node, pool_id: str, count: int = 1) -> set[str]:
+    """Who did the work of that pool."""
+    ids = await node.tasks.submit_many([Task(pool_id=pool_id) for _ in range(count)])
+    return {(await node.tasks.result(one, timeout=10)).result for one in ids}
+
+
+async def test_an_agent_that_joins_a_pool_claims_there_at_once_and_in_its_old_pools_as_before(node: Node) -> None:
+    (agent,) = await node.spawn(Worker, pool="p")
+    await node.pools.create_pool(Pool(id="q"))
+    assert await agent.join("q") is True and await agent.join("q") is False
+    assert await run(node, "q") == await run(node, "p") == {agent.id}
+    assert agent.pools == ("p", "q") and await node.pools.members("q") == [agent.id]
+    assert [one.id for one in await node.discovery.query(DiscoveryQuery(pool_id="q"), refresh_from_store=True)] == [agent.id]
+
+
+async def test_an_agent_that_leaves_a_pool_claims_nothing_there_and_the_others_go_on(node: Node) -> None:
+    gone, stays = await node.spawn(Worker, count=2, pool=("p", "q"))
+    assert await gone.leave("p") is True and await gone.leave("p") is False
+    assert await run(node, "p", 20) == {stays.id}
+    await stays.leave("q")
+    assert await run(node, "q", 5) == {gone.id}
+    assert gone.pools == ("q",) and await node.pools.members("p") == [stays.id]
+
+
+async def test_what_runs_when_its_agent_leaves_the_pool_is_completed(node: Node) -> None:
+    class Slow(Agent):
+        gate = anyio.Event()
+        began = False
+
+        async def on_task(self, task: Task) -> str:
+            type(self).began = True
+            await self.gate.wait()
+            return "done"
+
+    (agent,) = await node.spawn(Slow, pool="p")
+    task_id = await node.tasks.submit(Task(pool_id="p"))
+    await wait_until(lambda: Slow.began)
+    await agent.leave("p")
+    later = await node.tasks.submit(Task(pool_id="p"))
+    Slow.gate.set()
+    assert (await node.tasks.result(task_id, timeout=10)).result == "done"
+    await wait_until(lambda: not node.feeds, what="nothing is left of a group without agents")
+    assert (await node.tasks.get(later)).state == TaskState.PENDING
+
+
+async def test_agents_can_come_and_go_many_times_and_leave_nothing_behind(node: Node) -> None:
+    (agent,) = await node.spawn(Worker, pool="p")
+    await node.pools.create_pool(Pool(id="q"))
+    tasks = len(anyio.get_running_tasks())
+    for _ in range(10):
+        await agent.join("q")
+        assert await run(node, "q") == {agent.id}
+        await agent.leave("q")
+    assert await run(node, "p") == {agent.id}
+    await wait_until(lambda: len(node.feeds) == 1 and len(anyio.get_running_tasks()) <= tasks + 2, what="old groups have ended")
+
+
+async def test_an_agent_can_join_pools_while_it_starts(node: Node) -> None:
+    class Joining(Worker):
+        async def on_start(self) -> None:
+            await self.join("q")
+
+    await node.pools.create_pool(Pool(id="q"))
+    (agent,) = await node.spawn(Joining, pool="p")
+    assert await run(node, "q") == await run(node, "p") == {agent.id}
+
+
+async def test_a_pool_that_asks_for_a_secret_is_joined_with_it_only(node: Node) -> None:
+    await node.pools.create_pool(Pool(id="s", admission="secret"), secret="open sesame")
+    with pytest.raises(PoolClosed):
+        await node.spawn(Worker, pool="s")
+    assert node.feeds == ()
+    (agent,) = await node.spawn(Worker, pool="s", secret="open sesame")
+    assert await run(node, "s") == {agent.id}
+    (other,) = await node.spawn(Worker, pool="p")
+    with pytest.raises(PoolClosed):
+        await other.join("s", secret="wrong")
+    assert await other.join("s", secret="open sesame") is True
+
+
+async def test_a_secret_for_a_pool_that_does_not_exist_creates_no_open_pool(node: Node) -> None:
+    with pytest.raises(NoSuchPool):
+        await node.spawn(Worker, pool="s", secret="open sesame")
+    assert await node.pools.pools() == []
+
+
+async def test_each_agent_of_a_group_needs_admission_of_its_own(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    one, two = await node.spawn(Worker, count=2, pool="p")
+    await node.pools.create_pool(Pool(id="a", admission="allow", allow=(one.id, two.id)))
+    for agent in (one, two):
+        await agent.join("a")
+    assert len(node.feeds) == 1
+    await PoolManager(node.store).change_allowed("a", remove=[one.id])
+    await wait_until(lambda: one.pools == ("p",), what="the agent that is not admitted any more is dropped")
+    assert await run(node, "a", 20) == {two.id}
+    assert one.id in await run(node, "p", 50), "it goes on where it may"
+    assert "does not admit this agent any more" in caplog.text
+    with pytest.raises(PoolClosed):
+        await one.join("a")
+    await node.pools.change_allowed("a", add=[one.id])
+    assert await one.join("a") is True and one.pools == ("p", "a")
+
+
+async def test_when_no_agent_of_a_group_is_admitted_any_more_nothing_is_claimed(node: Node) -> None:
+    (agent,) = await node.spawn(Worker)
+    await node.pools.create_pool(Pool(id="a", admission="allow", allow=(agent.id,)))
+    await agent.join("a")
+    assert await run(node, "a") == {agent.id}
+    await node.pools.change_allowed("a", remove=[agent.id])
+    await wait_until(lambda: agent.pools == ())
+    task_id = await node.tasks.submit(Task(pool_id="a"))
+    await anyio.sleep(0.2)  # several polls
+    assert (await node.tasks.get(task_id)).state == TaskState.PENDING
+
+
+async def test_after_a_lost_lease_agents_are_back_in_the_pools_that_they_joined_with_a_secret(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    with anyio.fail_after(30):
+        async with Node(store=store_url, poll_sec=0.05, lease_sec=0.6) as node:
+            await node.pools.create_pool(Pool(id="s", admission="secret"), secret="open sesame")
+            started, joined = await node.spawn(Worker, count=2, pool="s", secret="open sesame"), await node.spawn(Worker, pool="p")
+            await joined[0].join("s", secret="open sesame")
+            lease = node.opened.lease_opened
+            assert lease is not None
+            await _end(node, lease.id)
+            await wait_until(lambda: node.opened.lease_opened not in (None, lease), what="another lease", timeout=10)
+            agents = sorted(one.id for one in (*started, *joined))
+            await wait_until(lambda: _are_members(node, agents), what="all are members again", timeout=10)
+            assert await run(node, "s", 5) <= set(agents)
+            assert all("s" in one.pools for one in (*started, *joined))
+
+
+async def _are_members(node: Node, agents: list[str]) -> bool:
+    return await node.pools.members("s") == agents
+
+
+async def _end(node: Node, lease_id: bytes) -> None:
+    """What a reaper of another process does with a lease that was not renewed."""
+
+    (entry,) = await node.store.get([LEASE(lease_id)])
+    assert entry is not None
+    await node.store.commit([Batch([(entry.key, entry.revision)], [(DEAD(lease_id), b"")], [entry.key, EXPIRY(lease_id)])])
