@@ -153,7 +153,7 @@ async def test_when_no_agent_of_a_group_is_admitted_any_more_nothing_is_claimed(
     assert (await node.tasks.get(task_id)).state == TaskState.PENDING
 
 
-async def test_after_a_lost_lease_agents_are_back_in_the_pools_that_they_joined_with_a_secret(
+async def test_after_a_lost_lease_agents_are_back_in_the_pools_that_ask_for_a_secret(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)

@@ -105,7 +105,7 @@ class Slots:
         """Take the agent's slots away: what runs in them goes on, and nothing more begins there."""
         for slot in self.slots:
             slot.is_gone = slot.is_gone or slot.agent is agent
-            if slot.is_gone and slot.parked in self._parked:
+            if slot.is_gone and slot.parked is not None and slot.parked in self._parked:
                 self._parked.remove(slot.parked)
                 slot.parked.set()  # its worker ends
         self.slots = [slot for slot in self.slots if not slot.is_gone or slot.current is not None]
