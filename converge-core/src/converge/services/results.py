@@ -13,7 +13,7 @@ from converge.errors import NoSuchTask, StoreError
 from converge.ids import id_text
 from converge.machines.task import is_terminal
 from converge.model.keys import STATE, TASK
-from converge.model.task import State
+from converge.model.task import Spec, State
 from converge.services.opened import Opened
 
 log = logging.getLogger("converge.results")
@@ -70,6 +70,7 @@ class Results:
         spec, state = await self._opened.store.get([TASK(id_), STATE(id_)])
         if spec is None:
             raise NoSuchTask(id_text(id_))
+        decode(spec.value, Spec, id_text(id_))  # of a task that cannot be read there is nothing to wait for
         if self._origin not in spec.value:
             # Another process submitted it, and is the one that is told: looking soon, then less and less often, costs little and finds out as soon as
             # it matters to one who has waited for so long already.
