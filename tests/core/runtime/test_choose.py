@@ -48,6 +48,16 @@ async def test_a_refused_address_keeps_its_password_to_itself(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("transport", "reason"), [("", "is not allowed without a transport"), ("tcp://127.0.0.1:0", 'transport "tcp" has connections without TLS')]
+)
+async def test_tls_is_refused_where_no_transport_promises_it_before_the_store_is_touched(tmp_path: Path, transport: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"^require_tls: {reason}"):
+        async with Node(store=f"file:{tmp_path}/s.db", transport=transport, require_tls=True):
+            pass
+    assert is_empty(tmp_path)
+
+
+@pytest.mark.parametrize(
     "settings",
     [{"transport": "tpc://127.0.0.1:0"}, {"discovery": "stroe"}, {"transport": "tcp://127.0.0.1:0", "options": {"tcp": {"backlok": 1}}}],
     ids=str,

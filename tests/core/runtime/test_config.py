@@ -13,7 +13,6 @@ import pytest
 
 from converge.errors import ConfigError, SecretOnCommandLine, UnknownSetting, Unsupported
 from converge.plugins import PluginHost
-from converge.runtime import config as module
 from converge.runtime.config import KEYS, LATER, Config, check_options, load
 from converge.runtime.config_fields import AgentGroup
 
@@ -88,9 +87,9 @@ def test_a_value_of_another_type_is_refused_not_converted(toml: str, expected: s
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("Yes", True), ("false", False), ("0", False), ("no", False)])
-def test_a_variable_is_read_by_the_type_of_its_key(text: str, value: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LATER", {})
-    environ = {"CONVERGE_REQUIRE_TLS": text, "CONVERGE_AGENTS": "7", "CONVERGE_LEASE_SEC": "2", "CONVERGE_PLUGINS": "", "CONVERGE_NETWORK": "1"}
+def test_a_variable_is_read_by_the_type_of_its_key(text: str, value: bool) -> None:
+    environ = {"CONVERGE_TRANSPORT": "tcp://h:1", "CONVERGE_REQUIRE_TLS": text, "CONVERGE_PLUGINS": "", "CONVERGE_NETWORK": "1"}
+    environ |= {"CONVERGE_AGENTS": "7", "CONVERGE_LEASE_SEC": "2"}
     config = load(environ=environ)
     assert (config.require_tls, config.agents, config.lease_sec, config.plugins, config.network) == (value, 7, 2.0, (), "1")
 
@@ -182,6 +181,13 @@ def test_a_transport_is_a_url_or_a_name_with_host_and_port() -> None:
     assert problems(flags={"transport": "tcp"}) == ['host: is missing; transport "tcp" is a name, so host and port say where to listen']
     (problem,) = problems(flags={"transport": "tcp://h:1", "port": 3})
     assert problem.startswith("--port: counts only where transport is a name")
+
+
+def test_tls_is_required_only_of_a_transport() -> None:
+    assert load(environ={}, flags={"transport": "tcp://0.0.0.0:7000", "require_tls": True}).require_tls
+    assert problems("require_tls = true") == [
+        "converge.toml: require_tls: is not allowed without a transport: agents of one process reach each other without a connection"
+    ]
 
 
 def test_stall_sec_follows_the_lease_where_nobody_sets_it() -> None:

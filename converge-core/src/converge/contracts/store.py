@@ -41,7 +41,7 @@ that its take checks. A backend may therefore decide all batches of a call as on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import Enum, IntEnum
 from functools import partial
@@ -96,6 +96,7 @@ class Feature(Enum):
     NOTIFIES = "notifies"  # a wake arrives without polling
     TRANSACTIONS = "transactions"  # commits can ride in a transaction of the caller
     ASYNCIO_ONLY = "asyncio-only"  # its driver does not run on trio
+    TLS = "tls"  # a transport none of whose channels is without TLS, as its options stand
 
 
 class Durability(IntEnum):
@@ -189,6 +190,13 @@ class Store(ABC):
         while True:
             yield None
             await anyio.sleep(POLL_SEC)
+
+    async def facts(self) -> Mapping[str, str | int]:
+        """Answer what an operator wants to know of the store's place and settings, by name, with units in the names; no passwords.
+
+        The inherited one has nothing to say.
+        """
+        return {}
 
     def reopen(self) -> AbstractAsyncContextManager[Store]:
         """Return another handle on the same store, to be entered in any thread and event loop (S-17).

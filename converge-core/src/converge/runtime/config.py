@@ -52,8 +52,10 @@ class Config:
     plugins: tuple[str, ...] = attrs.field(default=(), metadata=described("what to load: names, module:attribute, no:NAME"))
     network: str = attrs.field(default="converge", validator=a_name, metadata=described("whose keys to see on a shared store"))
     store: str = attrs.field(default="memory:", repr=without_password, metadata=described("URL of the store"))
-    discovery_store: str = attrs.field(default="", metadata=described("another store for discovery"))
-    discovery: str = attrs.field(default="store", metadata=described("how nodes find one another"))
+    discovery_store: str = attrs.field(
+        default="", metadata=described("another store for discovery: `memory`, a path, a URL; it has a lease of its own")
+    )
+    discovery: str = attrs.field(default="store", metadata=described("how nodes find one another: `store`, `static`, or what a plugin has"))
     transport: str = attrs.field(default="", repr=without_password, metadata=described("URL to listen at, or a transport's name with host and port"))
     host: str = attrs.field(default="", metadata=described("address to listen at, if transport is a name"))
     port: int = attrs.field(default=0, validator=Within(0, 65_535), metadata=described("port to listen at, if transport is a name; 0: any"))
@@ -64,8 +66,16 @@ class Config:
     grace_sec: float = attrs.field(default=25.0, validator=Within(0, 3_600), metadata=described("how long tasks may take to end at a stop", "s"))
     poll_sec: float = attrs.field(default=1.0, validator=Within(0.01, 60), metadata=described("how often to look without a wake-up", "s"))
     max_connections: int = attrs.field(default=1_000, validator=Within(1, 100_000), metadata=described("most channels with other nodes"))
-    identity_dir: str = attrs.field(default="", metadata=described("where keys are kept between starts"))
-    trust: Literal["drop", "warn", "allow"] = attrs.field(default="allow", metadata=described("what becomes of a sender that is not pinned"))
+    identity_dir: str = attrs.field(
+        default="",
+        metadata=described(
+            "folder where keys are kept between starts, made if it is not there, for its owner alone; empty: fresh keys at each start"
+        ),
+    )
+    trust: Literal["drop", "warn", "allow"] = attrs.field(
+        default="allow",
+        metadata=described("what becomes of a sender that verifies, but is not pinned: its messages are refused, taken with a warning, or taken"),
+    )
     require_tls: bool = attrs.field(default=False, metadata=described("refuse connections without TLS"))
     require_durability: Literal["", "D0", "D1", "D2", "D3"] = attrs.field(default="", metadata=described("least class of the store"))
     log_format: Literal["text", "json"] = attrs.field(default="text", metadata=described("lines for people, or one JSON object a line"))
@@ -96,8 +106,7 @@ class Config:
 
 
 LATER: Mapping[str, str] = {
-    "health": "a health endpoint",
-    "require_tls": "TLS",
+    "health": "a health endpoint; in Python, Node.health() tells",
 }
 """Keys whose feature this release does not have: at their default they are accepted, otherwise refused, never half done."""
 
@@ -258,6 +267,8 @@ def _problems_together(config: Config) -> list[Problem]:
     for key in ("host", "port"):
         if not is_name and config.origins[key] != DEFAULT:
             problems.append(Problem(key, "counts only where transport is a name, such as tcp; a URL says both itself"))
+    if config.require_tls and not config.transport:
+        problems.append(Problem("require_tls", "is not allowed without a transport: agents of one process reach each other without a connection"))
     if config.advertise and not config.transport:
         problems.append(Problem("advertise", "is not allowed without a transport"))
     return [attrs.evolve(problem, path=_where(config, problem.path)) for problem in problems]

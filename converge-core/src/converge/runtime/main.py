@@ -79,6 +79,7 @@ def node_of(config: Config) -> Node:
         options=config.options,
         discovery=config.discovery,
         discovery_store=config.discovery_store,
+        require_tls=config.require_tls,
         identity_dir=config.identity_dir,
         trust=config.trust,
     )

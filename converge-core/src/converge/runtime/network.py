@@ -13,6 +13,7 @@ import attrs
 from anyio.abc import SocketAttribute, TaskGroup
 
 from converge.contracts.discovery import Discovery, DiscoveryBackend
+from converge.contracts.store import Feature
 from converge.contracts.transport import TransportBackend
 from converge.env import Env
 from converge.errors import ConfigError
@@ -37,6 +38,8 @@ from converge.urls import without_password
 
 log = logging.getLogger("converge.network")
 
+NO_TRANSPORT = "require_tls: is not allowed without a transport: agents of one process reach each other without a connection"
+
 WITHDRAW_SEC = 3.0
 """How long a call of discovery's own store may take while the node stops; what is not withdrawn then ends with its lease."""
 
@@ -58,6 +61,7 @@ class NetworkSettings:
     options: dict[str, object]
     trust: str = "allow"
     discovery_store: str = ""
+    require_tls: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -80,9 +84,13 @@ def choose(settings: NetworkSettings, host: PluginHost) -> Chosen:
     check_loop(discovery.name, discovery.features)
     options = backend_options(discovery.name, discovery.options, settings.options)
     if not settings.transport:
+        if settings.require_tls:
+            raise ConfigError(NO_TRANSPORT)
         return Chosen(discovery=discovery, discovery_options=options)
     transport = host.transport_backend(settings.transport)
     check_loop(transport.name, transport.features)
+    if settings.require_tls and Feature.TLS not in transport.features:
+        raise ConfigError(f'require_tls: transport "{transport.name}" has connections without TLS; they are encrypted all the same, by core')
     if transport.check_address is not None:
         try:
             transport.check_address(settings.transport)

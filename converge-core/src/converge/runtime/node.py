@@ -154,6 +154,7 @@ class Node:
             options=one.options,
             trust=one.trust,
             discovery_store=one.discovery_store,
+            require_tls=one.require_tls,
         )
 
     async def _cancel_group(self) -> None:

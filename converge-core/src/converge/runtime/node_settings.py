@@ -30,6 +30,7 @@ class NodeSettings:
     identity_dir: str = ""
     trust: str = like("trust")
     discovery_store: str = ""
+    require_tls: bool = False
     options: dict[str, Any] = attrs.field(factory=dict)
 
     @classmethod
@@ -64,4 +65,5 @@ class NodeArguments(TypedDict, total=False):
     identity_dir: str
     trust: str
     discovery_store: str
+    require_tls: bool
     options: Mapping[str, Any]
