@@ -13,7 +13,7 @@ import pytest
 
 from converge import Agent, Capability, Message, Node, Task
 from converge.cli import main
-from converge.errors import ConvergeError, NoSuchPool, Unsupported
+from converge.errors import ConvergeError
 
 AGENTS = """
 from converge import Agent
@@ -21,14 +21,6 @@ from converge import Agent
 class Plain(Agent):
     def on_task(self, task):
         return None
-
-class Ticking(Plain):
-    def on_tick(self):
-        return None
-
-class Deciding(Plain):
-    def decide(self, messages, tasks):
-        return []
 """
 
 
@@ -40,20 +32,6 @@ class Listener(Agent):
 
     def on_task(self, task: Task) -> None:
         raise AssertionError("what was refused was started")
-
-
-class Ticking(Listener):
-    """Has a handler of a later release."""
-
-    def on_tick(self) -> None:
-        raise AssertionError("this release calls no on_tick")
-
-
-class Deciding(Listener):
-    """Has a loop of its own."""
-
-    def decide(self, messages: list[Message], tasks: list[Task]) -> list[object]:
-        raise AssertionError("this release calls no decide")
 
 
 @pytest.fixture
@@ -99,8 +77,6 @@ PLAIN = ("mine:Plain", "--pool", "p")
         (PLAIN, 'trust = "drop"', ["trust", "this release does not have another policy"]),
         (PLAIN, 'discovery_store = "memory"', ["discovery_store", "this release does not have a store of its own for discovery"]),
         (PLAIN, 'agents = [{type = "mine:Plain", count = 2}]', ["agents", "a list of agents is not supported", "this release runs one class"]),
-        (("mine:Ticking", "--pool", "p"), "", ["Ticking.on_tick", "this release has no such handler", "on_task and on_message"]),
-        (("mine:Deciding", "--pool", "p"), "", ["Deciding.decide", "this release has no such handler", "on_task and on_message"]),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, tuple) else None,
 )
@@ -148,21 +124,6 @@ async def test_a_send_that_needs_what_is_missing_delivers_nothing(how: dict[str,
         how = {"to": agent.id, **how}
         with pytest.raises(ConvergeError, match=text):
             await agent.send(how.pop("to"), "x", **how)
-
-
-@pytest.mark.parametrize("agent", [Ticking, Deciding])
-async def test_an_agent_with_a_handler_of_a_later_release_is_not_run_in_part(agent: type[Agent]) -> None:
-    async with Node() as node:
-        with pytest.raises(Unsupported, match="this release has no such handler; use on_task and on_message"):
-            await node.spawn(agent, pool="p")
-        assert not node.agents
-        with pytest.raises(NoSuchPool):
-            await node.pools.get("p")
-
-
-@pytest.mark.parametrize("call", ["publish", "broadcast", "join", "leave", "tool"])
-def test_what_an_agent_cannot_do_yet_is_no_attribute(call: str) -> None:
-    assert not hasattr(Agent, call) and not hasattr(Node, call)
 
 
 @pytest.mark.parametrize("setting", ["identity_dir", "require_tls", "health", "trust", "discovery_store", "tls"])
