@@ -69,7 +69,7 @@ class Config:
     identity_dir: str = attrs.field(
         default="",
         metadata=described(
-            "folder where keys are kept between starts, made if it is not there, for its owner alone; empty: fresh keys at each start"
+            "folder where keys are kept between starts, made if absent, for its owner alone; empty: fresh keys at each start"
         ),
     )
     trust: Literal["drop", "warn", "allow"] = attrs.field(
