@@ -38,6 +38,8 @@ class Notices:
         async with anyio.create_task_group() as group:
             scope, watched = anyio.CancelScope(), None
             while True:
+                if self._opened.lease_opened is None:  # what is cancelled of its first claims must be heard of, too
+                    await self._opened.lease_came.wait()
                 lease = self._opened.lease_opened
                 if lease is not None and lease.remaining_sec() > 0:
                     if lease is not watched:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from math import inf
 
 import anyio
 from anyio import lowlevel
 
 from converge.contracts.store import LIMITS, Batch, Channel, Check, Committed, Conflict, Key, Store, Take, Taken, Turned
+from converge.env import SYSTEM, Env
 from converge.errors import ConvergeError, InputError, NotApplied, OutcomeUnknown, StoreError, StoreRolledBack, StoreUnavailable
+from converge.services import epochs
 
 IN_FLIGHT = 2
 """Calls under way at a time: the store works on one while Python prepares the next; a third gained nothing in measurements."""
 
 ROLLED_BACK = (
     "the store's history is not the one that this process saw: it was flushed, restored or replaced; "
-    "find out what became of its data, then start this process again"
+    "find out what became of its data, then run `converge store accept`: this process goes on then"
 )
+
+ACCEPT_LOOK_SEC = 0.2
+"""Between looks for an operator's accept while the store's history is another one: callers try again and again meanwhile."""
 
 _Result = Committed | Conflict | ConvergeError
 
@@ -48,8 +53,10 @@ class Commits:
     A call is shielded from cancellation once it is on its way: its outcome is then known to the callers that were not cancelled. `hurry` bounds that.
     """
 
-    def __init__(self, store: Store, epoch: Check) -> None:
-        self._store = store
+    def __init__(self, store: Store, epoch: Check, env: Env = SYSTEM) -> None:
+        self._store, self._env = store, env
+        self.on_accepted: Callable[[], None] = lambda: None
+        """Called when the process goes on with another history: nothing that it knew of the store need be true."""
         self._epoch = epoch
         self._asked: list[_Asked] = []
         self._is_flush_due = False
@@ -58,6 +65,8 @@ class Commits:
         self._patience_sec = inf
         self._greatest = epoch[1]  # of the revisions that were seen
         self._is_rolled_back = False
+        self._good_at = env.monotonic()  # when the history was last seen to be whole
+        self._looked_at = -inf
 
     async def commit(
         self, batches: Sequence[Batch], *, wake: Collection[Channel] = (), are_apart: bool = False
@@ -166,6 +175,9 @@ class Commits:
         self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel], are_apart: bool
     ) -> tuple[list[_Result], Taken | Conflict | ConvergeError | None]:
         """Send the batches in as many calls as they need; a failure is the result of those whose call it was."""
+        if self._is_rolled_back and not await self._is_accepted():
+            rolled_back = StoreRolledBack(ROLLED_BACK)
+            return [rolled_back] * len(batches), None if take is None else rolled_back
         groups = [] if are_apart and len(batches) <= LIMITS.batches else split(batches, take)
         if len(groups) <= 1:
             return await self._try(list(map(self._with_epoch, batches)), take, wake)
@@ -189,7 +201,7 @@ class Commits:
         self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]
     ) -> tuple[list[_Result], Taken | Conflict | ConvergeError | None]:
         """Make one call of the store; its failure is the result of each batch, but for a value that is too large."""
-        floor = self._greatest
+        floor, epoch = self._greatest, self._epoch
         try:
             outcomes, taken = await self._shielded(batches, take, wake)
         except InputError as error:
@@ -200,11 +212,31 @@ class Commits:
             return answers, None if take is None else (await self._try([], take, wake))[1]
         except StoreError as error:
             return [error] * len(batches), None if take is None else error
-        self._check_history([*outcomes, taken] if take is not None else outcomes, floor)
-        if self._is_rolled_back:
+        if epoch is self._epoch:
+            self._check_history([*outcomes, taken] if take is not None else outcomes, floor)
+        if self._is_rolled_back or epoch is not self._epoch:  # it went out before another history was accepted, and says nothing of that one
             rolled_back = StoreRolledBack(ROLLED_BACK)
             return [rolled_back] * len(batches), None if take is None else rolled_back
+        self._good_at = self._env.monotonic()
         return outcomes, taken
+
+    async def _is_accepted(self) -> bool:
+        """Tell whether an operator has accepted the store since this process saw its own history last; then go on with what is there."""
+        now = self._env.monotonic()
+        if now - self._looked_at < ACCEPT_LOOK_SEC:
+            return False
+        self._looked_at = now
+        try:
+            found = await epochs.read(self._store)
+            away_us = int((self._env.monotonic() - self._good_at) * 1_000_000)
+            is_accepted = found.accepted_at > await self._store.time() - away_us
+        except StoreError:
+            return False  # the next call looks again
+        if is_accepted:
+            self._epoch, self._greatest, self._is_rolled_back = (self._epoch[0], found.revision), found.revision, False
+            self._good_at = self._env.monotonic()
+            self.on_accepted()
+        return is_accepted
 
     async def _shielded(
         self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]

@@ -158,6 +158,10 @@ class Lease:
         """Stop renewing and tell nobody, as a process that dies does: the lease ends by itself. For tests of what others do then."""
         self._stopping.set()
 
+    def give_up(self, why: str) -> None:
+        """Hold nothing from now on: the next renewal is not made. Whoever closes the lease ends it in the store."""
+        self._ended = self._ended or why
+
     async def close(self) -> None:
         """Stop renewing and end the lease in the store; its claims, if any are left, go back at the next sweep."""
         self._stopping.set()

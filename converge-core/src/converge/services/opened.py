@@ -44,6 +44,8 @@ class Opened:
         self.origin = f"done.{env.entropy(8).hex()}"
         self._commits: Commits | None = None
         self._lease: Lease | None = None
+        self.lease_came = anyio.Event()
+        """Set while there is a lease."""
         self._lock = anyio.Lock()
         self._offset = 0  # store time less monotonic time, microseconds
         self._offset_seen = float("-inf")
@@ -61,8 +63,15 @@ class Opened:
         if self._commits is None:
             async with self._lock:
                 if self._commits is None:
-                    self._commits = Commits(self.store, await read_epoch(self.store, self.env))
+                    self._commits = Commits(self.store, await read_epoch(self.store, self.env), self.env)
+                    self._commits.on_accepted = self._begin_anew
         return self._commits
+
+    def _begin_anew(self) -> None:
+        """Forget what was known of a store whose history an operator has accepted: what it holds under our lease need not be what we hold."""
+        self.pools.clear()
+        if self._lease is not None:
+            self._lease.give_up("the store's history was replaced, and accepted by an operator")
 
     async def lease(self) -> Lease:
         """Return this process's lease; the first call opens it.
@@ -77,6 +86,7 @@ class Opened:
                     lease = Lease(self.store, commits, self.env, self.lease_settings, self.outage)
                     await lease.open()
                     self._lease = lease
+                    self.lease_came.set()
         self._lease.check_alive()
         return self._lease
 
@@ -84,6 +94,7 @@ class Opened:
         """Let the next caller of `lease` open another one: this one has ended, and what was held under it is the reaper's."""
         if self._lease is lease:
             self._lease = None
+            self.lease_came = anyio.Event()
             await lease.close()
 
     @property
