@@ -165,6 +165,8 @@ def _why(error: OSError, kind: str) -> tuple[str, str]:
     """Return why, and the way out."""
     if error.errno in (errno.ELOOP, errno.EMLINK):
         return "it is a symlink, which could lead anywhere", f"put a {kind} there"
+    if error.errno == errno.ENOENT:
+        return "it does not exist", "look for a slip of the pen; `converge identity new` makes a folder and a key"
     if error.errno == errno.ENOTDIR:
         return "it is no folder, or a symlink", "put a folder there"
     if error.errno in (errno.EMFILE, errno.ENFILE):
