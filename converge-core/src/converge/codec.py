@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
+import attrs
 import msgspec
 
 from converge.errors import InvalidValue, SchemaTooNew, TornRecord
@@ -28,13 +30,27 @@ def encode(record: Any) -> bytes:
     return _encode(record)
 
 
+class _Version(msgspec.Struct):
+    v: int = FORMAT
+
+
 @cache
 def _decoder(type_: Any) -> Any:
     return msgspec.json.Decoder(type_).decode
 
 
-def decode(raw: bytes, type_: type[_RecordT], what: str) -> _RecordT:
+def decoder(type_: type[_RecordT]) -> Callable[[bytes], _RecordT]:
+    """Return what decodes a record of `type_` and checks nothing beyond: where it raises, or `v` is above `FORMAT`, ask `decode` for the reason."""
+    found: Callable[[bytes], _RecordT] = _decoder(type_)  # type: ignore[arg-type]  # a class is hashable
+    return found
+
+
+def decode(raw: bytes, type_: type[_RecordT], what: str, *, may_have_more: bool = False) -> _RecordT:
     """Return the record of `type_` that `raw` holds.
+
+    Args:
+        may_have_more: Pass over names that an attrs class does not have: for what is read only. What is written again would lose them, and a name that
+            was damaged would be taken for one that is not there, so that its default counts.
 
     Raises:
         SchemaTooNew: A newer release wrote it.
@@ -42,12 +58,32 @@ def decode(raw: bytes, type_: type[_RecordT], what: str) -> _RecordT:
     """
     try:
         record: _RecordT = _decoder(type_)(raw)  # type: ignore[arg-type]  # a class is hashable
+        if not may_have_more and attrs.has(type_):
+            _check_names(raw, type_)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        _check_version(_version(raw), what)
         raise TornRecord(what, str(error)) from error
-    version = getattr(record, "v", FORMAT)
+    _check_version(getattr(record, "v", FORMAT), what)
+    return record
+
+
+def _check_names(raw: bytes, type_: type[attrs.AttrsInstance]) -> None:
+    """Do what msgspec does for its own classes, where they forbid unknown fields."""
+    if unknown := _decoder(dict[str, msgspec.Raw])(raw).keys() - attrs.fields_dict(type_).keys():
+        raise msgspec.ValidationError(f"it has the unknown field `{min(unknown)}`")
+
+
+def _check_version(version: int, what: str) -> None:
     if version > FORMAT:
         raise SchemaTooNew(f"{what}: format {version} was written by a newer release; this one reads up to {FORMAT}: upgrade it")
-    return record
+
+
+def _version(raw: bytes) -> int:
+    try:
+        version: int = _decoder(_Version)(raw).v
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return FORMAT
+    return version
 
 
 def encode_plain(value: Any, path: str) -> bytes:
@@ -64,17 +100,22 @@ def encode_plain(value: Any, path: str) -> bytes:
     return _encode(_plain(value, path, 0))
 
 
-def decode_plain(raw: bytes, what: str) -> Any:
+def decode_plain(raw: bytes | msgspec.Raw, what: str) -> Any:
     """Return the plain data that `encode_plain` put into `raw`.
 
     Raises:
         TornRecord: It is something else.
     """
     try:
-        value = _decoder(Any)(raw)
-        return _restore(value) if b'"$bytes"' in raw else value
+        value = _decode_any(raw)
+        if type(value) is dict and _is_flat(value):
+            return value
+        return _restore(value) if b'"$bytes"' in bytes(raw) else value
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
         raise TornRecord(what, str(error)) from error
+
+
+_decode_any = msgspec.json.Decoder().decode
 
 
 def _is_flat(value: dict[Any, Any]) -> bool:

@@ -64,7 +64,7 @@ class Feed:
         self._finished: list[tuple[Found, Event]] = []
         self._unsettled: list[bytes] = []  # nonces of takes that were never answered
         self._wanted = 0  # slots that a take under way will fill
-        self._event = anyio.Event()
+        self._event, self._is_woken = anyio.Event(), False
         self._channels: list[Channel] = []
         self._watching: anyio.CancelScope | None = None
         self._woken = True
@@ -133,7 +133,7 @@ class Feed:
             self._finished.append((found, event))
         if self.is_draining:
             self._idle.set()
-        if self._is_worth_a_turn():
+        if not self._is_woken and self._is_worth_a_turn():
             self._wake()
 
     def _on_all_begun(self) -> None:
@@ -142,7 +142,8 @@ class Feed:
             self._wake()
 
     def _wake(self) -> None:
-        if not self._event.is_set():
+        if not self._is_woken:
+            self._is_woken = True
             self._event.set()
 
     def _on_wake_up(self) -> None:
@@ -180,8 +181,8 @@ class Feed:
                 self._opened.outage.works(f"claims.{id(self)}")
             with anyio.move_on_after(self._poll_sec * (0.75 + self._random() / 2)) as scope:
                 await self._event.wait()
-            if self._event.is_set():
-                self._event = anyio.Event()
+            if self._is_woken:
+                self._event, self._is_woken = anyio.Event(), False
             if scope.cancelled_caught:
                 self._woken = True
 
@@ -207,8 +208,9 @@ class Feed:
 
     def _is_worth_a_turn(self) -> bool:
         """While claims here still wait for their workers, let half of the slots come free first: a turn of one task costs as much as one of ten."""
-        free = self.slots.free - self._wanted
-        return not self.slots.queued or 2 * free >= len(self.slots.slots) or self._env.monotonic() - self._turned_at >= GATHER_SEC
+        slots = self.slots
+        count = len(slots.slots)
+        return not slots.queued or 2 * (count - slots.busy - self._wanted) >= count or self._env.monotonic() - self._turned_at >= GATHER_SEC
 
     async def _next_take(self) -> tuple[Take | None, bytes]:
         if self.is_draining or self.slots.free - self._wanted <= 0:
@@ -306,7 +308,12 @@ class Feed:
 
     def _check_outcomes(self, sent: list[tuple[Found, Event]], turned: Turned) -> list[tuple[Found, Event]]:
         """Count what ended; return what met a conflict, to be looked at one by one."""
-        slow = []
+        slow: list[tuple[Found, Event]] = []
+        if self._observers.finished is None and Conflict not in set(map(type, turned.outcomes)):
+            kinds = [type(event) for _, event in sent]
+            self.completed += kinds.count(Completed)
+            self.failed += kinds.count(Failed)
+            return slow
         for (found, event), outcome in zip(sent, turned.outcomes, strict=True):
             if isinstance(outcome, Conflict):
                 slow.append((found, event))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 
-from converge.codec import decode
+from converge.codec import FORMAT, decode, decoder
 from converge.contracts.store import LIMITS, Check, Conflict, Range, Rest, Take, Taken
 from converge.errors import ConvergeError, PoolClosed, StaleClaim, TornRecord
 from converge.ids import id_text
@@ -160,12 +160,11 @@ class Claims:
             lane = self._lanes.get(range_.prefix[1])
             if lane is not None:
                 lane.head = head
-        lease, nonce = take.to[1], take.tail[0]
+        place = Held(take.to[1], take.tail[0], answer.revision, answer.time)
         self._opened.saw_time(answer.time)
         found = []
         for rest, (raw_spec, raw_state) in zip(answer.rests, answer.also, strict=True):
             id_ = rest[-1]
-            place = Held(lease, nonce, answer.revision, answer.time)
             try:
                 found.append(read_found(id_, raw_spec, raw_state, place))
             except ConvergeError as error:
@@ -216,10 +215,18 @@ def read_found(id_: bytes, raw_spec: bytes | None, raw_state: bytes | None, plac
     Raises:
         TornRecord, SchemaTooNew: It cannot be read.
     """
-    text = id_text(id_)
     if raw_spec is None:
-        raise TornRecord(f"task {text}", "its specification is missing")
-    return Found(id_, decode(raw_spec, Spec, text), None if raw_state is None else decode(raw_state, State, text), place)
+        raise TornRecord(f"task {id_text(id_)}", "its specification is missing")
+    try:
+        spec = _decode_spec(raw_spec)
+    except ValueError:
+        spec = decode(raw_spec, Spec, id_text(id_))  # says what is wrong
+    if spec.v > FORMAT:
+        spec = decode(raw_spec, Spec, id_text(id_))
+    return Found(id_, spec, None if raw_state is None else decode(raw_state, State, id_text(id_)), place)
+
+
+_decode_spec = decoder(Spec)  # a claim decodes one a task
 
 
 def _before(head: Rest | None) -> Rest | None:

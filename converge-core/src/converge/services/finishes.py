@@ -10,6 +10,7 @@ from converge.contracts.store import Batch, Channel, Conflict
 from converge.errors import NoSuchTask, NotApplied, OutcomeUnknown, StaleClaim, StoreBusy, TornRecord
 from converge.ids import id_text
 from converge.machines.task import Around, Completed, Event, Failed, Found, Held, Released, is_said_again, key_of, step
+from converge.model.pool import Pool
 from converge.services.around import Moved, look_around, look_around_all, read_task, wakes
 from converge.services.opened import Opened
 
@@ -25,14 +26,17 @@ class Finishes:
 
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
+        self._around = Around(Pool(id=""))  # of the pool of the last finish that was planned
 
     def plan(self, found: Found, event: Event, now: int) -> tuple[Batch, Channel] | None:
         """Return the batch and the channel to wake, where nothing must be read first; None where something must: then use `finish`."""
-        spec = found.spec
+        spec, kind = found.spec, type(event)
         seen = self._opened.pools.get(spec.pool)
-        if spec.ordering_key is not None or seen is None or not isinstance(event, Completed | Failed):
+        if spec.ordering_key is not None or seen is None or not (kind is Completed or kind is Failed):
             return None
-        return step(found, event, now, Around(seen.pool)), spec.origin
+        if self._around.pool is not seen.pool:
+            self._around = Around(seen.pool)
+        return step(found, event, now, self._around), spec.origin
 
     async def finish(self, found: Found, event: Event) -> None:
         """End the claim.
