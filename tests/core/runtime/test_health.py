@@ -228,3 +228,26 @@ async def test_one_outage_is_one_line_when_it_begins_and_one_when_it_is_over(nod
     assert len([text for text in texts if text.startswith("the store does not do what it is asked")]) == 1
     assert len([text for text in texts if text.startswith("the store works again, after ")]) == 1
     assert len([text for text in texts if "the store is away" in text]) <= 2, texts
+
+
+async def test_a_block_is_logged_once_with_its_stack_while_it_lasts_and_once_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    go_on = threading.Event()
+    worker = type("Blocking", (Blocking,), {"go_on": go_on})
+
+    def end() -> None:
+        until = time.monotonic() + 15
+        while time.monotonic() < until and "has been blocked" not in caplog.text:
+            time.sleep(0.02)
+        time.sleep(2 * LEASE_SEC / 3)  # a second look, which must not be a second line
+        go_on.set()
+
+    async with Node(store="memory:", lease_sec=LEASE_SEC, stall_sec=60.0) as node:
+        await node.spawn(worker, pool="p")
+        thread = threading.Thread(target=end)
+        thread.start()
+        await node.tasks.result(await node.tasks.submit(Task(pool_id="p")), timeout=20)
+        await anyio.to_thread.run_sync(thread.join)
+    (line,) = (one for one in caplog.records if "has been blocked" in one.getMessage())
+    assert "in on_task" in line.__dict__["detail"]
+    assert "the lease goes on" in line.getMessage()

@@ -30,6 +30,12 @@ MARGIN = 0.1
 CLOSE_SEC = 1.5
 """How long closing may take; what is not ended then ends by itself."""
 
+BLOCKED_SEC = 2.0
+"""A loop that has not run for so long, or for a third of the lease, is logged with its stack."""
+
+LOOK_SEC = 1.0
+"""How often the thread looks at the loop between renewals."""
+
 TOUCHES = 10
 """How often a write of the lease's own keys is tried again: only a call of this process, still on its way, can be first."""
 
@@ -62,6 +68,7 @@ class Lease:
         self._expiry_revision = 0
         self._deadline = 0.0  # monotonic: until when this process may act
         self._beaten: float | None = None  # a node beats; claims made by hand live as long as the process
+        self._told_of: float | None = None  # the beat after which a block was logged
         self._ended: str | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -197,13 +204,22 @@ class Lease:
         interval = self.settings.lease_sec / 3
         async with self._store.reopen() as store:
             while not self._stopping.is_set() and self._ended is None:
-                if await anyio.to_thread.run_sync(self._stopping.wait, interval):
+                if await anyio.to_thread.run_sync(self._wait, interval):
                     return
                 interval = self.settings.lease_sec / 3
                 if self._is_stalled():
                     return
                 if not await self._renew(store):
                     interval = min(interval, max(0.02, self.settings.lease_sec / 15))
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait for the next renewal; tells whether there is none. Meanwhile look whether the loop runs: most blocks are shorter than a renewal."""
+        while seconds > 0:
+            if self._stopping.wait(min(seconds, LOOK_SEC)):
+                return True
+            seconds -= LOOK_SEC
+            self._look_at_loop()
+        return self._stopping.is_set()
 
     async def _renew(self, store: Store) -> bool:
         began = self._env.monotonic()
@@ -250,11 +266,21 @@ class Lease:
             self._ended = f"the event loop was blocked for {self.blocked_sec:.0f} s, more than stall_sec"
             log.error("lease %s is given up: %s", self.id.hex(), self._ended)
             return True
-        if self.blocked_sec > self.settings.lease_sec / 3:
-            frame = sys._current_frames().get(self._owner)
-            stack = "".join(traceback.format_stack(frame)) if frame is not None else "(no stack)"
-            log.warning("the event loop has been blocked for %.1f s; the lease goes on. It stands at:\n%s", self.blocked_sec, stack)
         return False
+
+    def _look_at_loop(self) -> None:
+        """Log where the loop stands if it is blocked: once for each block."""
+        beaten = self._beaten
+        if beaten is None or beaten == self._told_of or self._env.monotonic() - beaten <= min(self.settings.lease_sec / 3, BLOCKED_SEC):
+            return
+        frame = sys._current_frames().get(self._owner)
+        if frame is None:
+            return
+        self._told_of = beaten
+        blocked_sec, code = self._env.monotonic() - beaten, frame.f_code
+        text = "the event loop has been blocked for %.1f s, at %s:%d in %s; the lease goes on"
+        stack = "".join(traceback.format_stack(frame))
+        log.warning(text, blocked_sec, code.co_filename, frame.f_lineno, code.co_qualname, extra={"detail": stack})
 
     def _lease_us(self) -> int:
         return int(self.settings.lease_sec * 1_000_000)
