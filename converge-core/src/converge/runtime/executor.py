@@ -26,13 +26,13 @@ TOOL_THREADS = 40
 """Sync tools of one process that run at a time; more wait, within their timeouts. As many as anyio's own limit of worker threads."""
 
 
+@attrs.define(kw_only=True)
 class Tally:
     """How often one agent did one kind of action: carried out, refused by a check, or failed."""
 
-    __slots__ = ("done", "failed", "refused")
-
-    def __init__(self) -> None:
-        self.done = self.refused = self.failed = 0
+    done: int = 0
+    refused: int = 0
+    failed: int = 0
 
 
 class _Account:
