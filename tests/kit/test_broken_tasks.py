@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from anyio import lowlevel
 
 from converge.builtin.memory.plugin import MEMORY
-from converge.contracts.store import Batch, Check, Conflict, Entry, Range, Store
+from converge.contracts.store import Batch, Check, Committed, Conflict, Entry, Range, Store, Taken, Turned
 from converge.machines import task as machine
 from converge.machines.task import Around, Event, Found, Held
 from converge.model.keys import DONE, EXPIRY, HELD, KEY, LEASE
@@ -18,7 +20,8 @@ from converge.model.task import Spec
 from converge.services import around as around_module
 from converge.services import claims, finishes, lanes, submits, sweep, tasks
 from converge.services import spec as spec_module
-from converge.services.lease import Lease
+from converge.services.commits import Commits
+from converge.services.lease import Lease, ended
 from converge.services.opened import Opened
 from converge.testing.running import run_contract
 from converge.testing.task import TaskContract
@@ -292,6 +295,44 @@ def closes_a_lane_in_which_a_task_has_come(patch: pytest.MonkeyPatch) -> None:
         return True
 
     patch.setattr(lanes, "close_lane", close)
+
+
+@breaks("T-2")
+def reads_and_then_writes_a_claim(patch: pytest.MonkeyPatch) -> None:
+    """A claim reads what is ready, and moves it in another step that compares nothing."""
+    inner = Commits.turn
+
+    async def turn(self: Commits, batches: Any, take: Any, **more: Any) -> Turned:
+        if take is None:
+            return await inner(self, batches, take, **more)
+        store = self._store
+        pages = await store.scan([each._replace(limit=take.limit) for each in take.ranges])
+        rests = sorted((entry.key[2:], entry.key) for page in pages for entry in page)[: take.limit]
+        await lowlevel.checkpoint()
+        now = await store.time()
+        puts = [((*take.to, *rest, *take.tail), str(now).encode()) for rest, _ in rests]
+        (outcome,) = await store.commit([Batch((), puts, [key for _, key in rests])])
+        assert isinstance(outcome, Committed), "nothing was checked"
+        values = [await store.get([family(rest[-1]) for family in take.also]) for rest, _ in rests]
+        also = [[entry and entry.value for entry in some] for some in values]
+        return Turned((), Taken(outcome.revision if rests else 0, [rest for rest, _ in rests], also, [None] * len(take.ranges), now))
+
+    patch.setattr(Commits, "turn", turn)
+
+
+@breaks("T-10")
+def ends_leases_by_its_own_clock(patch: pytest.MonkeyPatch) -> None:
+    """A process whose clock is an hour ahead ends the leases of others by it."""
+
+    async def end_leases(self: sweep.Sweep) -> int:
+        store = self._opened.store
+        (page,) = await store.scan([Range(EXPIRY())])
+        mine = time.time_ns() // 1_000 + 3_600_000_000
+        over = [entry for entry in page if int(entry.value) < mine]
+        await store.commit([ended(entry.key[1], entry.revision, 0) for entry in over])
+        return len(over)
+
+    patch.setattr(sweep.Sweep, "end_leases", end_leases)
 
 
 class HonestKit(BrokenTasks):
