@@ -70,6 +70,7 @@ class Feed:
         self._woken = True
         self._assumed = False
         self._slow = 0
+        self._pumping = 0
         self._sending = 0
         self._idle = anyio.Event()
         self._look_due = 0.0
@@ -95,7 +96,15 @@ class Feed:
     def start(self) -> None:
         """Start claiming."""
         for _ in range(PUMPS):
-            self._group.start_soon(self._pump)
+            self._group.start_soon(self._run)
+
+    async def _run(self) -> None:
+        self._pumping += 1
+        try:
+            await self._pump()
+        finally:
+            self._pumping -= 1
+            self._idle.set()
 
     def end(self) -> None:
         """Stop for good, after `drain`: no task of this feed is left."""
@@ -123,10 +132,32 @@ class Feed:
         """Stop claiming; return when everything claimed has ended and the store knows."""
         self.is_draining = True
         while self.in_hand or self._wanted:
+            if not self._pumping:
+                await self._flush()
+                return
             if self._idle.is_set():
                 self._idle = anyio.Event()  # not another one while somebody waits: a group that ends and a node that stops may both drain
             self._wake()
             await self._idle.wait()
+
+    async def _flush(self) -> None:
+        """Tell the store what is left here: the node's block was cancelled, and the pumps with it."""
+        while self._finished or self._unsettled:
+            try:
+                await self._settle()
+                finished, self._finished = self._finished, []
+                await self._send(finished, None, b"")
+            except ConvergeError as error:
+                self._failed(error)
+                await anyio.sleep(BACKOFF_LEAST_SEC)
+
+    def _failed(self, error: ConvergeError) -> None:
+        if isinstance(error, StoreError):
+            self._opened.outage.failed(f"claims.{id(self)}", error)
+        elif self.error != str(error):
+            log.warning("claiming waits: %s", error)
+        self.error = str(error)
+        self._woken = True  # whatever was about to be looked at still must be
 
     def _on_finished(self, found: Found, event: Event | None) -> None:
         if event is not None:
@@ -167,12 +198,7 @@ class Feed:
                 await anyio.sleep(min(self._poll_sec, BACKOFF_GREATEST_SEC))
                 continue
             except ConvergeError as error:
-                if isinstance(error, StoreError):
-                    self._opened.outage.failed(f"claims.{id(self)}", error)
-                elif self.error != str(error):
-                    log.warning("claiming waits: %s", error)
-                self.error = str(error)
-                self._woken = True  # whatever was about to be looked at still must be
+                self._failed(error)
                 await anyio.sleep(backoff_sec * (0.5 + self._random() / 2))
                 backoff_sec = min(backoff_sec * 2, BACKOFF_GREATEST_SEC)
                 continue
@@ -262,6 +288,10 @@ class Feed:
             self._finished += finished  # to say them again is safe
             if take is not None and not isinstance(error, NotApplied):
                 self._unsettled.append(nonce)
+            raise
+        except anyio.get_cancelled_exc_class():
+            self._finished += finished
+            self._unsettled += [nonce] if take is not None else []
             raise
         except InputError:
             await self._finish_slowly(finished)  # one of them cannot be stored: each by itself, and that one fails

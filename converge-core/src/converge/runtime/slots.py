@@ -170,6 +170,10 @@ class Slots:
         begin(slot.agent)
         try:
             await self._work_until_gone(slot)
+        except anyio.get_cancelled_exc_class():  # the node's block is cancelled; whoever stops the node hands back what was held
+            if (found := slot.current) is not None:
+                self._end(found, Released(slot.agent.id, "its process is stopping"))
+            raise
         except Exception as error:  # the slot's own end, which nothing expected: the other agents go on
             if self._supervision is None:
                 raise
