@@ -42,6 +42,10 @@ class Answer(Protocol):
         """No handler will have it, or the one that has it is cancelled: the node ends."""
 
 
+class Dropped(Undeliverable):
+    """The recipient's node stopped before a handler had ended; it may have begun, so nobody else is given the message."""
+
+
 class LocalInbox(Protocol):
     """The inbox of an agent of this process."""
 
@@ -222,5 +226,7 @@ def settle(whom: str, status: str, text: str) -> None:
     """
     if status == FULL:
         raise Backpressure(f"{whom}: {text}; send again later, or slower")
-    if status in (UNKNOWN, REFUSED, EARLY, DROPPED):
+    if status == DROPPED:
+        raise Dropped(f"{whom}: {text}, and no handler has ended with the message")
+    if status in (UNKNOWN, REFUSED, EARLY):
         raise Undeliverable(f"{whom}: {text}")

@@ -26,12 +26,12 @@ from converge.errors import (
 )
 from converge.machines.stream import WINDOW_SEC
 from converge.model.descriptor import DiscoveryQuery, network_tag
-from converge.model.envelope import ACCEPTED, HANDED, HANDLED, MESSAGE_BYTES, STORED, MessageHeader
+from converge.model.envelope import ACCEPTED, DROPPED, HANDED, HANDLED, MESSAGE_BYTES, STORED, MessageHeader
 from converge.model.identity import Identity, is_agent_id
 from converge.model.message import Capability, Receipt
 from converge.plugins import PluginHost
 from converge.services.discovery import DiscoveryService
-from converge.services.inboxes import End, Inboxes, settle, to_message
+from converge.services.inboxes import Dropped, End, Inboxes, settle, to_message
 from converge.services.mailbox import Mailboxes
 from converge.services.opened import Opened
 from converge.services.received import Received
@@ -86,7 +86,7 @@ class Post:
         env = opened.env
         self.inboxes = Inboxes(host)
         self.under_way = MessagesUnderWay()
-        self.routes = Routes(env, discovery, registry)
+        self.routes = Routes(env, identity.public_key, discovery, registry)
         self.network_tag = network_tag(network)
         self.received = Received(opened, self.network_tag, self.inboxes, self.routes, self.under_way, registry.admits)
         self.mailboxes = Mailboxes(opened, self.network_tag, self.inboxes, registry.admits)
@@ -207,7 +207,7 @@ class Post:
         settle(f"agent {to}", *self.inboxes.put(to, header, body, end))
         await end.event.wait()
         if end.is_dropped:
-            raise Undeliverable(f"agent {to}: {end.why}, and no handler has ended with the message")
+            settle(f"agent {to}", DROPPED, end.why)
         return Outcome(to, end.answer, end.why)
 
     async def _deliver_to_any(self, draft: Draft, capability: str) -> Outcome:
@@ -217,7 +217,7 @@ class Post:
             for to in [] if find == self._able_after_all and failures else await find(capability, draft.sender):
                 try:
                     return await self._deliver_to(draft, to, is_choosy=True)
-                except MessageTooLarge:
+                except (MessageTooLarge, Dropped):
                     raise
                 except (Undeliverable, Backpressure, ChannelError, StoreError) as error:
                     failures.append(error)

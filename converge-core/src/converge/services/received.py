@@ -6,16 +6,14 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 
-from converge.errors import BadSignature, ConvergeError, InvalidKey, MessageTooLarge, StoreError
+from converge.errors import BadSignature, InvalidKey, StoreError
 from converge.machines.records import MESSAGE, RECEIPT, SIGNED, Item
 from converge.machines.stream import Pair, Seen, Streams
 from converge.model.envelope import (
     ACCEPTED,
-    DROPPED,
     EARLY,
     HANDED,
     HANDLED,
-    RAISED,
     REFUSED,
     UNKNOWN,
     MessageHeader,
@@ -24,6 +22,8 @@ from converge.model.envelope import (
     pack,
     unpack,
 )
+from converge.services.answers import TEXT, Answers
+from converge.services.asking import DESCRIPTORS, Asking
 from converge.services.inboxes import STOPPING, Inboxes
 from converge.services.opened import Opened
 from converge.services.routes import Routes
@@ -37,9 +37,6 @@ SIGNED_WINDOW_SEC = 60.0
 COUNTS = 1_000
 """Messages to all of a node whose counts are remembered for when they are repeated."""
 
-TEXT = 1_000
-"""Characters of a reason that travel."""
-
 
 class Received:
     """Takes the items of every link of a node."""
@@ -49,8 +46,9 @@ class Received:
     ) -> None:
         self._env, self._now, self._network_tag, self._admits = opened.env, opened.now, network_tag, admits
         self._inboxes, self._routes, self._under_way = inboxes, routes, under_way
+        self.asking: Asking | None = None  # set by a node that tells others of its agents
         self.on_mail: Callable[[str], None] = lambda agent_id: None  # set by whoever drains mailboxes
-        self._streams = Streams()
+        self._streams, self._answers = Streams(), Answers(routes)
         self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()
 
     async def on_items(self, link: Link, items: list[Item]) -> None:
@@ -58,15 +56,15 @@ class Received:
         replies: list[Item] = []
         for kind, body in items:
             if kind == RECEIPT:
-                self._under_way.on_receipt(link.peer, *unpack(body, ReceiptHeader))
+                self._on_receipt(link, *unpack(body, ReceiptHeader))
             elif kind in (MESSAGE, SIGNED):
                 reply = await self._on_message(link, body, is_signed=kind == SIGNED)
                 if reply is not None:
-                    replies.append((RECEIPT, pack(reply)))
+                    replies.append((RECEIPT, pack(reply)) if isinstance(reply, ReceiptHeader) else reply)
         if replies:
             await link.send(replies)
 
-    async def _on_message(self, link: Link, body: bytes, *, is_signed: bool) -> ReceiptHeader | None:
+    async def _on_message(self, link: Link, body: bytes, *, is_signed: bool) -> ReceiptHeader | Item | None:
         """Take a message; return its receipt, or None if it wants none."""
         if is_signed:
             try:
@@ -76,6 +74,8 @@ class Received:
                 return None
         else:
             header, payload = unpack(body, MessageHeader)
+            if header.wants == DESCRIPTORS:
+                return self.asking.on_message(link, header, payload) if self.asking is not None else None
         status, text = self._absence(header)
         if not status:
             status, text = await self._refusal(link, header, is_signed=is_signed)
@@ -84,6 +84,13 @@ class Received:
             return None
         receipt = ReceiptHeader(header.id, status, text) if status else self._take(link, header, payload)
         return receipt if header.wants != HANDED else None
+
+    def _on_receipt(self, link: Link, header: ReceiptHeader, payload: bytes) -> None:
+        if header.status == DESCRIPTORS:
+            if self.asking is not None:
+                self.asking.on_receipt(link, header, payload)
+        else:
+            self._under_way.on_receipt(link.peer, header, payload)
 
     def _absence(self, header: MessageHeader) -> tuple[str, str]:
         """Say why nothing comes in, whoever sent it; two empty strings if it may."""
@@ -111,11 +118,13 @@ class Received:
             return REFUSED, "its sender is not trusted there"
         return "", ""
 
-    def _take(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader:
+    def _take(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader | Item:
         """Take a message that may come in, unless it was taken before or has to wait. From here to its inbox nothing is awaited."""
         pair, now = Pair(header.sender, header.lease, header.to), self._env.monotonic()
         seen = self._streams.see(pair, header.sequence, header.after, now)
         if seen is Seen.REPEATED:
+            if header.wants == HANDLED and (given := self._answers.again(link, header)) is not None:
+                return given
             taken, refused = self._counts.get(header.id, (0, 0))
             return ReceiptHeader(header.id, ACCEPTED, taken=taken, refused=refused)
         if seen is Seen.EARLY:
@@ -124,10 +133,12 @@ class Received:
             return ReceiptHeader(header.id, REFUSED, "too many senders are remembered")
         if not header.to:
             return self._take_for_all(pair, header, payload, now)
-        answer = _Answer(link, self._routes, header) if header.wants == HANDLED else None
+        answer = self._answers.owe(link, header) if header.wants == HANDLED else None
         status, text = self._inboxes.put(header.to, header, payload, answer)
         if status == ACCEPTED:
             self._streams.take(pair, header.sequence, now)
+        elif answer is not None:
+            self._answers.forget(header.id)
         return ReceiptHeader(header.id, status, text[:TEXT])
 
     def _take_for_all(self, pair: Pair, header: MessageHeader, payload: bytes, now: float) -> ReceiptHeader:
@@ -137,34 +148,3 @@ class Received:
             self._counts.popitem(last=False)
         self._counts[header.id] = taken, refused
         return ReceiptHeader(header.id, ACCEPTED, taken=taken, refused=refused)
-
-
-class _Answer:
-    """Answers the sender of a message at another node, over the link that it came by or, if that has ended, another one."""
-
-    __slots__ = ("_id", "_link", "_routes", "_sender")
-
-    def __init__(self, link: Link, routes: Routes, header: MessageHeader) -> None:
-        self._link, self._routes, self._id, self._sender = link, routes, header.id, header.sender
-
-    async def __call__(self, answer: bytes | None, why: str) -> None:
-        """See `Answer`."""
-        await self._send(ReceiptHeader(self._id, RAISED if answer is None else HANDLED, why[:TEXT]), answer or b"")
-
-    async def drop(self) -> None:
-        """See `Answer`."""
-        await self._send(ReceiptHeader(self._id, DROPPED, STOPPING), b"")
-
-    async def _send(self, receipt: ReceiptHeader, payload: bytes) -> None:
-        try:
-            link = self._link if not self._link.is_closed else await self._routes.link_of(self._sender)
-            await link.send([(RECEIPT, _packed(receipt, payload))])
-        except ConvergeError as error:
-            log.warning("the answer to message %s could not be sent: %s", self._id, error)
-
-
-def _packed(receipt: ReceiptHeader, payload: bytes) -> bytes:
-    try:
-        return pack(receipt, payload)
-    except MessageTooLarge as error:  # so the one who asks is told, and does not wait for its deadline
-        return pack(ReceiptHeader(receipt.id, RAISED, f"MessageTooLarge: {error}"))

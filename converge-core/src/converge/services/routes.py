@@ -30,8 +30,9 @@ class Links(Protocol):
 class Routes:
     """Finds links; reads the directory again, at a bounded rate, where it does not know an agent."""
 
-    def __init__(self, env: Env, discovery: DiscoveryService, registry: IdentityRegistry) -> None:
+    def __init__(self, env: Env, node_key: bytes, discovery: DiscoveryService, registry: IdentityRegistry) -> None:
         self.links: Links | None = None
+        self._node_key = node_key
         self.discovery = discovery
         self._env, self._registry = env, registry
         self._refreshed = self._tried = float("-inf")
@@ -55,6 +56,8 @@ class Routes:
 
     async def link_to(self, node_key: bytes, endpoints: tuple[str, ...], whom: str) -> Link:
         """Return the link to a node. See `link_of`."""
+        if node_key == self._node_key:
+            raise Undeliverable(f"{whom} is not here any more: it has stopped")
         if self.links is None:
             raise Undeliverable(f"{whom} is in another process, and this node has no transport; give it one with --transport")
         return await self.links.to(node_key, endpoints)

@@ -10,7 +10,7 @@ from typing import Protocol
 import anyio
 import msgspec
 
-from converge.errors import BadSignature, ChannelError, ConnectFailed, MessageTooLarge, StoreError
+from converge.errors import BadSignature, ChannelError, ConnectFailed, MessageTooLarge, StoreError, Undeliverable
 from converge.machines.records import MESSAGE, SIGNED, Item
 from converge.model.envelope import DROPPED, EARLY, HANDED, HANDLED, RAISED, MessageHeader, ReceiptHeader, pack, sign
 from converge.model.identity import Identity
@@ -63,13 +63,14 @@ class Signer:
 class UnderWay:
     """One message, and what its receipts have said so far."""
 
-    __slots__ = ("answer", "done", "handled", "header", "payload", "receipt", "sequence", "settled", "signer", "was_sent")
+    __slots__ = ("answer", "done", "handled", "header", "link", "payload", "receipt", "sequence", "settled", "signer", "was_sent")
 
     def __init__(self, header: MessageHeader, payload: bytes, signer: Signer | None = None) -> None:
         self.header, self.payload, self.signer = header, payload, signer
         self.receipt: ReceiptHeader | None = None
         self.answer: bytes | None = None
         self.sequence, self.was_sent = 0, False
+        self.link: Link | None = None  # that it was sent over last
         self.settled, self.handled, self.done = anyio.Event(), anyio.Event(), anyio.Event()
 
     def give_up(self) -> None:
@@ -137,9 +138,7 @@ class MessagesUnderWay:
                 if not queue and self._pairs.get(pair) is queue:
                     del self._pairs[pair]
             if one.header.wants == HANDLED:
-                await one.handled.wait()
-                assert one.receipt is not None, "its receipt says that it was handled"
-                settle(f"agent {one.header.to}", one.receipt.status, one.receipt.text)
+                await _until_handled(one, reach)
         finally:
             del self._by_id[key]
 
@@ -150,7 +149,7 @@ class MessagesUnderWay:
                 link = await reach()
                 item = await one.item(_before(one, queue))
                 await link.send([item])
-                one.was_sent = True
+                one.link, one.was_sent = link, True
                 if one.header.wants == HANDED:
                     return
                 await _receipt(link, one)
@@ -168,6 +167,33 @@ class MessagesUnderWay:
             if not await _earlier(one, queue):  # who has waited for one before it, need not wait more
                 await anyio.sleep(wait_sec)
                 wait_sec = min(wait_sec * 2, RETRY_GREATEST_SEC)
+
+
+async def _until_handled(one: UnderWay, reach: Reach) -> None:
+    """Wait for the answer; when the link ends meanwhile, repeat the message over another, to be answered there: it is known to be taken.
+
+    Raises:
+        Dropped: The node stopped before a handler had ended.
+    """
+    wait_sec = RETRY_LEAST_SEC
+    while not one.handled.is_set():
+        try:
+            link = await reach()
+            if one.handled.is_set():
+                break
+            if link is not one.link:
+                one.settled = anyio.Event()
+                await link.send([await one.item(0)])
+                one.link = link
+            elif one.settled.is_set():
+                one.settled = anyio.Event()
+            await _receipt(link, one)
+        except (ChannelError, StoreError, Undeliverable) as error:
+            log.info("the answer to message %s from %.16s is asked for again: %s", one.header.id, one.header.to, error)
+            await anyio.sleep(wait_sec)
+            wait_sec = min(wait_sec * 2, RETRY_GREATEST_SEC)
+    assert one.receipt is not None, "its receipt says that it was handled"
+    settle(f"agent {one.header.to}", one.receipt.status, one.receipt.text)
 
 
 async def _receipt(link: Link, one: UnderWay) -> None:

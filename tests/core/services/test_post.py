@@ -1,0 +1,477 @@
+"""Messages between two processes: each is handled once and in order, and each send ends in a receipt or a typed error by its deadline.
+
+The links are the tests' own and fail as they are told: no socket, no handshake; everything else is as in a node.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from converge import AgentDescriptor, Capability, Identity, Message, Receipt, open_store
+from converge.env import SYSTEM
+from converge.errors import Backpressure, ConnectFailed, ConnectionLost, DeliveryTimeout, MessageError, Undeliverable
+from converge.machines.records import MESSAGE, SIGNED, Item
+from converge.model.descriptor import sign_descriptor
+from converge.model.envelope import MessageHeader
+from converge.model.message import Fanout
+from converge.plugins import PluginHost
+from converge.services import underway
+from converge.services.discovery import DiscoveryService
+from converge.services.fanout import Fanouts
+from converge.services.inboxes import Answer
+from converge.services.opened import Opened
+from converge.services.post import How, Post
+from converge.services.registry import IdentityRegistry, Trust
+from converge.services.underway import Waiting
+from converge.testing.fixtures import wait_until
+
+LEVELS = ("accepted", "handled", None)
+
+Faults = Callable[[str], str]
+"""Says what happens to what is sent (`send`), or to a connection that is asked for (`dial`)."""
+
+NETWORK = "converge"
+
+
+class Agent:
+    """An agent with an inbox of its own: what it handles is in `got`."""
+
+    topics: tuple[str, ...] = ("news",)
+    capabilities: tuple[str, ...] = ("read",)
+    pools: tuple[str, ...] = ("team",)
+    takes_messages = True
+
+    def __init__(self, group: TaskGroup, room: int = 1_000) -> None:
+        self.identity = Identity.generate(SYSTEM.entropy)
+        self.id = self.identity.id
+        self.got: list[Message] = []
+        self.gate = anyio.Event()
+        self.gate.set()
+        self._waits: list[tuple[Message, Answer | None]] = []
+        self._group, self._room, self._is_running = group, room, False
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._waits) >= self._room
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._waits and not self._is_running
+
+    def put(self, message: Message, answer: Answer | None) -> None:
+        self._waits.append((message, answer))
+        if not self._is_running:
+            self._is_running = True
+            self._group.start_soon(self._run)
+
+    def abandon(self) -> list[Answer]:
+        answers = [answer for _, answer in self._waits if answer is not None]
+        self._waits.clear()
+        return answers
+
+    async def _run(self) -> None:
+        while self._waits:
+            await self.gate.wait()
+            message, answer = self._waits.pop(0)
+            self.got.append(message)
+            await checkpoint()
+            if answer is not None:
+                await answer(b"null", "")
+        self._is_running = False
+
+
+class Link:
+    """One end of a connection. What is sent arrives in order, or the connection breaks; copies of messages may arrive later, over a later one."""
+
+    def __init__(self, own: Side, other: Side, faults: Faults) -> None:
+        self.peer, self.is_closed, self.waiting = other.identity.public_key, False, set[Waiting]()
+        self.end: Link
+        self._own, self._other, self._faults = own, other, faults
+        self.sender, self.receiver = anyio.create_memory_object_stream[list[Item]](10_000)
+
+    async def send(self, items: list[Item]) -> None:
+        """Send, unless a fault says otherwise."""
+        if self.is_closed:
+            raise ConnectionLost("it is over")
+        fault = self._faults("send")
+        late = [item for item in items if item[0] in (MESSAGE, SIGNED)]
+        if fault == "late":
+            self._own.late += late
+        if fault in ("ok", "cut after", "late"):
+            self.sender.send_nowait(items)
+        if fault == "twice":
+            self.sender.send_nowait(items + items)
+        if fault == "copies":
+            self.sender.send_nowait([*self._own.late, *items])
+        if fault in ("cut before", "cut after"):
+            self.cut()
+
+    def cut(self) -> None:
+        """Break the connection; what has been sent may still arrive."""
+        for end in (self, self.end):
+            end.is_closed = True
+            end.sender.close()
+            for one in end.waiting:
+                one.give_up()
+
+    async def run(self) -> None:
+        """Bring what is sent to the other side."""
+        async with self.receiver:
+            async for items in self.receiver:
+                with suppress(ConnectionLost):  # the receipts of what arrives over a broken connection are lost
+                    await self._other.post.received.on_items(self.end, items)
+
+
+class Side:
+    """A process: its post, its agents, and the connection that it has now."""
+
+    def __init__(self, opened: Opened, host: PluginHost, faults: Faults, group: TaskGroup) -> None:
+        self.identity = Identity.generate(SYSTEM.entropy)
+        discovery = DiscoveryService(store=opened.store)
+        discovery.refresh = checkpoint  # type: ignore[method-assign]  # both sides know whom there is to know
+        self.registry = IdentityRegistry(discovery.directory)
+        self.post = Post(opened, self.identity, NETWORK, discovery, self.registry, host)
+        self.post.links = self
+        self.agents: list[Agent] = []
+        self.late: list[Item] = []
+        self.link: Link | None = None
+        self.other: Side
+        self._faults, self._group = faults, group
+
+    async def to(self, node_key: bytes, endpoints: tuple[str, ...]) -> Link:
+        """Return the link to the other side, made anew if the last one broke."""
+        assert node_key == self.other.identity.public_key
+        await checkpoint()
+        if self.link is None or self.link.is_closed:
+            if self._faults("dial") != "ok":
+                raise ConnectFailed("nobody answers")
+            self.link, self.other.link = Link(self, self.other, self._faults), Link(self.other, self, self._faults)
+            self.link.end, self.other.link.end = self.other.link, self.link
+            for end in (self.link, self.other.link):
+                self._group.start_soon(end.run)
+        return self.link
+
+    def add(self, count: int, room: int = 1_000) -> None:
+        """Start agents, and let both sides know them."""
+        for agent in [Agent(self._group, room) for _ in range(count)]:
+            self.agents.append(agent)
+            self.post.inboxes.agents[agent.id] = agent
+            self.post.inboxes[agent.id] = agent
+            self.publish(agent.identity, topics=agent.topics, capabilities=agent.capabilities, pools=agent.pools)
+
+    def publish(self, identity: Identity, **fields: tuple[str, ...]) -> None:
+        """Let both sides know an agent of this one."""
+        key, node_key = identity.public_key.hex(), self.identity.public_key.hex()
+        descriptor = AgentDescriptor(id=identity.id, public_key=key, node_key=node_key, endpoints=("there",), sequence=1)
+        signed = sign_descriptor(identity, attrs.evolve(descriptor, **fields), NETWORK)  # type: ignore[arg-type]  # names of attributes
+        for side in (self, self.other):
+            assert side.post.routes.discovery.directory.offer(identity.id, signed)
+
+
+def none(what: str) -> str:
+    """Nothing goes wrong."""
+    return "ok"
+
+
+@asynccontextmanager
+async def two_sides(faults: Faults = none, *, agents: int = 1, room: int = 1_000) -> AsyncIterator[tuple[Side, Side]]:
+    """Two processes, each with so many agents."""
+    async with open_store("memory:") as store, anyio.create_task_group() as group:
+        opened, host = Opened.of(store), PluginHost(())
+        await opened.now()
+        one, two = (Side(opened, host, faults, group) for _ in range(2))
+        one.other, two.other = two, one
+        for side in (one, two):
+            side.publish(side.identity)
+            side.add(agents, room)
+        yield one, two
+        for side in (one, two):
+            if side.link is not None:
+                side.link.cut()
+        group.cancel_scope.cancel()
+
+
+async def send(side: Side, to: Agent, payload: Any, *, sender: Agent | None = None, **how: Any) -> Receipt:
+    """Send from the side's first agent, or from another."""
+    return await side.post.send((sender or side.agents[0]).id, to.id, payload, How(**how))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tries follow each other at once."""
+    monkeypatch.setattr(underway, "RETRY_LEAST_SEC", 0.001)
+    monkeypatch.setattr(underway, "RETRY_GREATEST_SEC", 0.002)
+
+
+# One message.
+
+
+@pytest.mark.parametrize("proof", ["channel", "signed"])
+@pytest.mark.parametrize(("ack", "level"), [("accepted", "accepted"), ("handled", "handled"), (None, "handed")])
+async def test_a_message_arrives_with_every_level_and_proof(ack: str | None, level: str, proof: str) -> None:
+    async with two_sides() as (here, there):
+        receipt = await send(here, there.agents[0], {"n": 1}, ack=ack, proof=proof)
+        await wait_until(lambda: len(there.agents[0].got) == 1, what="it is handled")
+        (message,) = there.agents[0].got
+        assert (receipt.level, message.id, message.sender, message.payload) == (level, receipt.message_id, here.agents[0].id, {"n": 1})
+
+
+@pytest.mark.parametrize("faults", [["cut before"], ["cut after"], ["cut after", "cut after", "cut before"], ["twice"], ["late", "copies"]])
+@pytest.mark.parametrize("proof", ["channel", "signed"])
+async def test_a_message_is_handled_once_whatever_the_connection_does(faults: list[str], proof: str) -> None:
+    left = list(faults)
+    async with two_sides(lambda what: left.pop(0) if what == "send" and left else "ok") as (here, there):
+        for number in range(3):
+            await send(here, there.agents[0], number, proof=proof, ack="handled")
+        assert [one.payload for one in there.agents[0].got] == [0, 1, 2]
+
+
+async def test_a_full_inbox_is_backpressure_for_that_message_only() -> None:
+    async with two_sides(agents=2, room=2) as (here, there):
+        full, free = there.agents
+        full.gate = anyio.Event()
+        with pytest.raises(Backpressure):
+            for number in range(4):
+                await send(here, full, number)
+        await send(here, free, "others go on", ack="handled")
+        full.gate.set()
+
+
+async def test_an_agent_that_is_not_there_is_undeliverable() -> None:
+    async with two_sides() as (here, there):
+        gone = there.agents[0]
+        there.post.inboxes.remove(gone.id)
+        with pytest.raises(Undeliverable, match="no such agent"):
+            await send(here, gone, "x")
+        with pytest.raises(Undeliverable, match="not known here"):
+            await here.post.send(here.agents[0].id, "cv1" + "a" * 52, "x", How())
+
+
+async def test_a_node_that_nobody_reaches_is_a_timeout_by_the_deadline() -> None:
+    async with two_sides(lambda what: "no") as (here, there):
+        began = anyio.current_time()
+        with pytest.raises(DeliveryTimeout, match="may have the message or not"):
+            await send(here, there.agents[0], "x", timeout=0.1)
+        assert anyio.current_time() - began < 2
+        assert len(here.post.under_way) == 0
+
+
+async def test_an_answer_finds_its_way_when_the_connection_broke_meanwhile() -> None:
+    async with two_sides() as (here, there):
+        there.agents[0].gate = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(send, here, there.agents[0], "x", ack="handled", timeout=10))
+            await wait_until(lambda: not there.agents[0].is_idle, what="it is with the handler")
+            assert here.link is not None
+            here.link.cut()
+            there.agents[0].gate.set()
+        assert len(there.agents[0].got) == 1
+
+
+async def test_a_later_message_of_a_pair_does_not_overtake_one_that_a_full_inbox_refused() -> None:
+    async with two_sides(room=1) as (here, there):
+        reader, outcomes, order = there.agents[0], dict[int, str](), list[int]()
+        reader.gate = anyio.Event()
+
+        async def one(number: int) -> None:
+            order.append(number)
+            try:
+                await send(here, reader, number)
+            except Backpressure:
+                outcomes[number] = "full"
+            else:
+                outcomes[number] = "accepted"
+
+        async with anyio.create_task_group() as group:
+            for number in range(6):
+                group.start_soon(one, number)
+        reader.gate.set()
+        await wait_until(lambda: reader.is_idle, what="all are handled")
+        got = [message.payload for message in reader.got]
+        assert got == [number for number in order if outcomes[number] == "accepted"]
+        assert "full" in outcomes.values()
+
+
+# Who may send.
+
+
+async def test_a_sender_whose_node_is_another_is_refused_unless_it_signs() -> None:
+    async with two_sides() as (here, there):
+        stranger = Identity.generate(SYSTEM.entropy)
+        with pytest.raises(Undeliverable, match="no descriptor of the sender"):
+            await here.post.send(stranger.id, there.agents[0].id, "x", How())
+        there.publish(here.agents[0].identity)  # it moved: its descriptor names the other node now
+        with pytest.raises(Undeliverable, match="no descriptor of the sender"):
+            await send(here, there.agents[0], "by its old node")
+        await send(here, there.agents[0], "signed", proof="signed", ack="handled")
+        assert [one.payload for one in there.agents[0].got] == ["signed"]
+
+
+async def test_a_signed_message_is_refused_once_its_window_has_passed_and_when_it_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_sides() as (here, there):
+        reader = there.agents[0]
+        left = ["late"]
+        assert here.link is None
+        here._faults = lambda what: left.pop() if what == "send" and left else "ok"
+        await send(here, reader, "once", proof="signed", ack="handled")
+        assert here.late, "a copy was kept"
+        assert here.link is not None
+        await there.post.received.on_items(there.link, here.late * 3)
+        now = there.post.received._now
+
+        async def later() -> int:
+            return await now() + 61_000_000
+
+        monkeypatch.setattr(there.post.received, "_now", later)
+        with pytest.raises(Undeliverable, match=r"its signature is 6\d s old"):
+            await send(here, reader, "late", proof="signed")
+        await send(here, reader, "a channel has no window", ack="handled")
+        assert [one.payload for one in reader.got] == ["once", "a channel has no window"]
+
+
+async def test_a_signed_message_that_was_changed_is_refused_and_the_connection_goes_on() -> None:
+    async with two_sides() as (here, there):
+        reader = there.agents[0]
+        header = MessageHeader("00" * 16, here.agents[0].id, reader.id, "life", 1, here.post._opened.about_now())
+        kind, body = await here.post.signer(here.agents[0].id).item(header, b'"true"')
+        link = await here.to(there.identity.public_key, ())
+        await link.send([(kind, body.replace(b'"true"', b'"lies"'))])
+        await send(here, reader, "after it", ack="handled")
+        assert [one.payload for one in reader.got] == ["after it"]
+
+
+async def test_a_sender_that_is_not_pinned_is_refused_where_trust_is_drop() -> None:
+    async with two_sides() as (here, there):
+        there.registry.trust = Trust.DROP
+        for proof in ("channel", "signed"):
+            with pytest.raises(Undeliverable, match="not trusted there"):
+                await send(here, there.agents[0], "x", proof=proof)
+        there.registry.pin(here.agents[0].id)
+        await send(here, there.agents[0], "pinned", ack="handled")
+
+
+# To several.
+
+
+async def test_a_publication_crosses_once_for_each_node_and_counts_agents() -> None:
+    async with two_sides(agents=3, room=1) as (here, there):
+        there.agents[1].topics = ()
+        there.agents[2].gate = anyio.Event()
+        there.agents[2].put(*_filler(there.agents[2]))
+        await wait_until(lambda: not there.agents[2].is_idle, what="it has something to do")
+        there.agents[2].put(*_filler(there.agents[2]))
+        sent: list[str] = []
+
+        def counted(what: str) -> str:
+            sent.append(what)
+            return "ok"
+
+        here._faults = counted
+        outcomes = await Fanouts(here.post, here.identity.public_key).publish(here.agents[0].id, "news", "x", 5.0)
+        assert sorted(outcomes, key=lambda one: one.node) == sorted(
+            [Fanout(node=here.identity.id, accepted=2), Fanout(node=there.identity.id, accepted=1, refused=1)], key=lambda one: one.node
+        )
+        assert sent.count("send") == 2, "the message, and its receipt"
+        there.agents[2].gate.set()
+
+
+def _filler(agent: Agent) -> tuple[Message, None]:
+    return Message(id="", sender="", recipient=agent.id, payload="filler", sent_at=datetime.now(UTC)), None
+
+
+async def test_a_publication_that_is_repeated_is_handled_once_and_counted_alike() -> None:
+    left = ["ok", "cut before"]  # the receipt is lost
+    async with two_sides(lambda what: left.pop(0) if what == "send" and left else "ok", agents=2) as (here, there):
+        outcomes = await Fanouts(here.post, here.identity.public_key).broadcast(here.agents[0].id, "team", "x", 5.0)
+        assert [(one.accepted, one.error) for one in outcomes if one.node == there.identity.id] == [(2, "")]
+        await wait_until(lambda: all(one.is_idle for one in there.agents), what="all is handled")
+        assert [[message.pool_id for message in one.got] for one in there.agents] == [["team"], ["team"]]
+
+
+async def test_a_publication_tells_of_a_node_that_it_did_not_reach() -> None:
+    async with two_sides(lambda what: "no") as (here, there):
+        outcomes = await Fanouts(here.post, here.identity.public_key).publish(here.agents[0].id, "news", "x", 0.1)
+        assert [one.node for one in outcomes] == [there.identity.id]
+        assert "DeliveryTimeout" in outcomes[0].error
+
+
+async def test_a_capability_goes_to_another_process_where_nobody_here_can() -> None:
+    async with two_sides(agents=2) as (here, there):
+        took = {(await here.post.send(here.agents[0].id, Capability("read"), n, How())).recipient for n in range(2)}
+        assert took == {here.agents[1].id}
+        here.post.inboxes.remove(here.agents[1].id)
+        took = {(await here.post.send(here.agents[0].id, Capability("read"), n, How(ack="handled"))).recipient for n in range(4)}
+        assert took == {one.id for one in there.agents}
+
+
+async def test_a_capability_whose_node_is_not_reached_is_an_error_long_before_the_deadline() -> None:
+    async with two_sides(lambda what: "no") as (here, _):
+        with pytest.raises(Undeliverable, match="nobody answers"):
+            await here.post.send(here.agents[0].id, Capability("read"), "x", How(timeout=60))
+
+
+# All at once.
+
+FAULTS = ("ok", "ok", "ok", "ok", "cut before", "cut after", "twice", "late", "copies")
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    sends=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), st.sampled_from(LEVELS), st.booleans()), min_size=1, max_size=40),
+    calm=st.integers(5, 60),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_whatever_connections_do_each_message_is_handled_once_in_order_and_each_send_ends(
+    backend: str, seed: int, sends: list[tuple[int, int, str | None, bool]], calm: int
+) -> None:
+    anyio.run(_model, seed, sends, calm, backend=backend)
+
+
+async def _model(seed: int, sends: list[tuple[int, int, str | None, bool]], calm: int) -> None:
+    chance, steps = random.Random(seed), iter(range(calm))
+    faults = {"send": FAULTS, "dial": ("ok", "ok", "no")}
+    outcomes, order = dict[int, str](), list[int]()
+
+    async with two_sides(lambda what: chance.choice(faults[what]) if next(steps, None) is not None else "ok", agents=2, room=6) as (here, there):
+
+        async def one(number: int, sender: int, to: int, ack: str | None, is_signed: bool) -> None:
+            how = {"ack": ack, "proof": "signed" if is_signed else "channel", "timeout": chance.choice([0.02, 5.0])}
+            order.append(number)
+            try:
+                outcomes[number] = (await send(here, there.agents[to], number, sender=here.agents[sender], **how)).level
+            except MessageError as error:
+                outcomes[number] = type(error).__name__
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                for number, (sender, to, ack, is_signed) in enumerate(sends):
+                    group.start_soon(one, number, sender, to, ack, is_signed)
+                    if chance.random() < 0.5:
+                        await checkpoint()
+            await wait_until(lambda: all(agent.is_idle for agent in there.agents), what="all is handled")
+        assert outcomes.keys() == set(range(len(sends)))
+        assert len(here.post.under_way) == 0
+        for to, agent in enumerate(there.agents):
+            got = [message.payload for message in agent.got]
+            assert len(got) == len(set(got)), f"handled twice: {got}"
+            for sender in range(2):
+                of_pair = [n for n in got if sends[n][0] == sender]
+                assert of_pair == sorted(of_pair, key=order.index), f"out of order: {of_pair}, sent as {order}"
+            taken = {n for n, (_, whom, _, _) in enumerate(sends) if whom == to and outcomes[n] in ("accepted", "handled")}
+            assert taken <= set(got), f"said to be taken, and never handled: {taken - set(got)}"
+            refused = {n for n, outcome in outcomes.items() if outcome in ("Backpressure", "Undeliverable")}
+            assert not refused & set(got), f"said to be refused, and handled: {refused & set(got)}"
