@@ -10,6 +10,7 @@ from converge.machines.task import TaskState
 from converge.model.task import Task
 from converge.runtime.agent import Agent
 from converge.runtime.node import Node
+from converge.runtime.slots import ENDED_GREATEST
 
 
 class Stray(Agent):
@@ -51,3 +52,28 @@ async def test_an_error_or_a_result_that_does_not_fit_fails_its_task_and_nothing
                 task_id = await node.tasks.submit(Task(pool_id="p", inputs=inputs, max_attempts=1))
                 task = await node.tasks.result(task_id, timeout=5)
                 assert task.state == TaskState.FAILED and 0 < len(task.error) < 10_000
+
+
+class Sleeper(Agent):
+    """Sleeps as long as it is told to."""
+
+    concurrency = 10
+
+    async def on_task(self, task: Task) -> None:
+        """See the class."""
+        await anyio.sleep(task.inputs.get("sec", 0))
+
+
+async def test_timeouts_of_tasks_that_have_ended_are_forgotten_and_those_of_others_kept() -> None:
+    with anyio.fail_after(60):
+        async with Node(poll_sec=0.05) as node:
+            await node.spawn(Sleeper, pool="p")
+            (slow,) = await node.tasks.submit_many([Task(pool_id="p", inputs={"sec": 50}, timeout_sec=2.0, max_attempts=1)])
+            for _ in range(3):
+                ids = await node.tasks.submit_many([Task(pool_id="p", timeout_sec=3_600) for _ in range(1_000)])
+                for id_ in ids:
+                    await node.tasks.result(id_, timeout=30)
+            (feed,) = node.feeds
+            assert len(feed.slots._timeouts) <= ENDED_GREATEST + 2 * 10 + 1
+            task = await node.tasks.result(slow, timeout=10)
+            assert (task.state, task.error) == (TaskState.FAILED, "timed out after 2 s")

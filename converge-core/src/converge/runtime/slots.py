@@ -31,6 +31,9 @@ log = logging.getLogger("converge.slots")
 RUN_BEFORE_YIELD = 16
 """Handlers that never wait run one after another; after this many the worker lets the loop's other tasks run."""
 
+ENDED_GREATEST = 1_000
+"""Attempts that have ended, but whose timeout is still noted: to take each out of the heap as it ends would cost more than its handler."""
+
 OnClaimed = Callable[[Task], None]
 """Called when an attempt begins."""
 
@@ -89,7 +92,7 @@ class Slots:
         self._parked: deque[anyio.Event] = deque()
         self._is_waking = False
         self._threads = CapacityLimiter(1)
-        self._timeouts: list[tuple[float, int, Slot, bytes]] = []
+        self._timeouts: list[tuple[float, int, Slot, Found]] = []
         self._number = 0
         self.slots: list[Slot] = []
         self.busy = 0
@@ -150,10 +153,18 @@ class Slots:
         """Cancel what has run too long; answer when to look again (monotonic seconds), or None if nothing has a timeout."""
         now = self._env.monotonic()
         while self._timeouts and self._timeouts[0][0] <= now:
-            _, _, slot, nonce = heapq.heappop(self._timeouts)
-            if slot.current is not None and slot.why is None and slot.current.id + slot.current.place[1] == nonce:  # type: ignore[misc]  # a claim's place
+            _, _, slot, found = heapq.heappop(self._timeouts)
+            if slot.current is found and slot.why is None:
                 slot.cancel(Why.TIMEOUT)
         return self._timeouts[0][0] if self._timeouts else None
+
+    def _limit(self, slot: Slot, found: Found, timeout_sec: float) -> None:
+        """Note when the attempt has run too long; forget those that have ended, before they are many more than those that run."""
+        if len(self._timeouts) > ENDED_GREATEST + 2 * len(self.slots):
+            self._timeouts = [limit for limit in self._timeouts if limit[2].current is limit[3]]
+            heapq.heapify(self._timeouts)
+        self._number += 1
+        heapq.heappush(self._timeouts, (slot.started + timeout_sec, self._number, slot, found))
 
     def _wake_one(self) -> None:
         """Wake or start one worker; it wakes the next before it begins, so as many run as have something to wait for."""
@@ -242,8 +253,7 @@ class Slots:
         TASK.set(found)  # a worker is a task of its own, and so has a context of its own
         slot.started = self._env.monotonic()
         if found.spec.timeout_sec is not None:
-            self._number += 1
-            heapq.heappush(self._timeouts, (slot.started + found.spec.timeout_sec, self._number, slot, found.id + found.place[1]))  # type: ignore[misc]
+            self._limit(slot, found, found.spec.timeout_sec)
         try:
             task = to_task(found.id, found.spec, found.state, found.place, by=agent.id)
             if self._on_claimed is not None:
