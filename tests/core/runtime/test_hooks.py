@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import anyio
 import attrs
 import pytest
 
@@ -15,7 +16,9 @@ from converge.hookspecs import hookimpl
 from converge.model.message import Message
 from converge.model.task import Task
 from converge.runtime.agent import Agent
+from converge.runtime.decisions import ReportTask, SendMessage
 from converge.runtime.node import Node
+from converge.testing.fixtures import wait_until
 
 
 class Worker(Agent):
@@ -104,3 +107,88 @@ async def test_guards_change_and_refuse_messages(watcher: Watcher) -> None:
             await one.ask(two.id, "divert")
         with pytest.raises(Undeliverable, match=r"a guard of the recipient's node refused it$"):
             await one.ask(two.id, "poison")
+
+
+class Deciding(Agent):
+    """Reports each task as it comes."""
+
+    def decide(self, messages: list[Message], tasks: list[Task]) -> list[Any]:
+        """See the class."""
+        return [ReportTask(task_id=task.id, error="bad" if task.inputs.get("text") == "bad" else None, is_retried=False) for task in tasks]
+
+
+async def test_a_plugin_sees_the_attempts_of_an_agent_that_decides(watcher: Watcher) -> None:
+    async with Node(plugins=["hooks_under_test:watcher"]) as node:
+        (agent,) = await node.spawn(Deciding, pool="p")
+        for text, outcome in (("good", "completed"), ("bad", "failed")):
+            watcher.seen.clear()
+            task_id = await node.tasks.submit(Task(pool_id="p", inputs={"text": text}))
+            await node.tasks.result(task_id, timeout=10)
+            await wait_until(lambda seen=("claimed", outcome): tuple(what for what, *_ in watcher.seen) == seen)  # type: ignore[misc]
+            assert {tuple(rest) for _, *rest in watcher.seen} == {(task_id, agent.id)}
+
+
+async def test_a_plugin_hears_nothing_of_claims_that_go_back_before_they_begin(watcher: Watcher) -> None:
+    class Slow(Agent):
+        async def on_task(self, task: Task) -> None:
+            await anyio.sleep_forever()
+
+    async with Node(plugins=["hooks_under_test:watcher"], grace_sec=0.1) as node:
+        await node.spawn(Slow, count=2, pool="p")
+        await node.tasks.submit_many([Task(pool_id="p") for _ in range(10)])
+        await wait_until(lambda: [what for what, *_ in watcher.seen].count("claimed") == 2)
+        for feed in node.feeds:
+            feed.hand_back()
+    whats = [what for what, *_ in watcher.seen]
+    assert (whats.count("claimed"), whats.count("released"), whats.count("completed")) == (2, 2, 0)
+
+
+@pytest.mark.parametrize("how", ["publish", "broadcast"])
+async def test_guards_see_what_is_sent_to_many_once_and_what_each_of_them_gets(watcher: Watcher, how: str) -> None:
+    class Listener(Agent):
+        topics = ("news",)
+        got: list[Any] = []  # noqa: RUF012  # one list for all of them is what is wanted
+
+        async def on_message(self, message: Message) -> None:
+            self.got.append(message.payload)
+
+    Listener.got.clear()
+    async with Node(plugins=["hooks_under_test:watcher"]) as node:
+        one, *_ = await node.spawn(Listener, count=3, pool="p")
+        send = one.publish if how == "publish" else lambda to, payload: one.act(SendMessage(pool_id=to, payload=payload))
+        to = "news" if how == "publish" else "p"
+        assert [(outcome.accepted, outcome.refused) for outcome in await send(to, "hello")] == [(2, 0)]
+        await wait_until(lambda: Listener.got == ["hello, seen"] * 2)
+        with pytest.raises(Undeliverable, match="it must not leave"):
+            await send(to, "secret")
+        assert [(outcome.accepted, outcome.refused) for outcome in await send(to, "poison")] == [(0, 2)]
+
+
+async def test_guards_are_asked_in_load_order_and_the_first_refusal_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def guard(name: str, refused: str) -> ModuleType:
+        module = ModuleType(name)
+
+        @hookimpl
+        def converge_message_before_send(message: Message) -> Message:
+            asked.append(name)
+            if message.payload.startswith(refused):
+                raise ValueError(f"{name} says no")
+            return attrs.evolve(message, payload=f"{message.payload} {name}")
+
+        module.converge_message_before_send = converge_message_before_send  # type: ignore[attr-defined]  # a module made for the test
+        monkeypatch.setitem(sys.modules, name, module)
+        return module
+
+    for name, refused in (("guard_one", "bad"), ("guard_two", "bad"), ("guard_three", "worse")):
+        guard(name, refused)
+    async with Node(plugins=["guard_two:", "guard_one:", "guard_three:"]) as node:
+        one, two = await node.spawn(Worker, count=2)
+        assert await one.ask(two.id, "hello") == "hello guard_two guard_one guard_three"
+        asked.clear()
+        with pytest.raises(Undeliverable, match="guard_two says no"):
+            await one.ask(two.id, "bad")
+        assert asked == ["guard_two"]
+        with pytest.raises(Undeliverable, match="guard_three says no"):
+            await one.ask(two.id, "worse")

@@ -237,7 +237,9 @@ async def call_handler(handler: Callable[..., Any], *arguments: Any) -> Any:
     """Call a handler and return what it returns: await it, or let a worker thread run it."""
     if is_async(handler):
         return await handler(*arguments)
-    return await anyio.to_thread.run_sync(handler, *arguments, abandon_on_cancel=True)
+    # A thread of its own: each handler of an agent is called once at a time, so there are no more threads than agents times handlers, and one that
+    # never returns keeps no other from its thread.
+    return await anyio.to_thread.run_sync(handler, *arguments, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
 
 
 def with_inputs(task: Task, type_: type[Any] | None) -> Task:

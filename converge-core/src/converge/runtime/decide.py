@@ -19,6 +19,7 @@ from converge.runtime.executor import Executor
 from converge.runtime.supervision import RAISED, CircuitState, Supervision
 from converge.runtime.working import begin
 from converge.services.inboxes import Answer
+from converge.services.spec import encode_result
 
 if TYPE_CHECKING:
     from converge.runtime.agent import Agent
@@ -119,10 +120,12 @@ class DecideLoop:
 
         Raises:
             StaleClaim: It holds it no longer, or never did.
+            InvalidValue: The result is not plain data; it is held on.
         """
         hold = self._holds.get(report.task_id)
         if hold is None or hold.ended.is_set():
             raise StaleClaim(report.task_id, token=0, why="this agent holds it no longer, or never did: it was reported, timed out, or cancelled")
+        encode_result(report.result)  # one that cannot be stored is told to the agent, which may report another
         hold.report = report
         hold.ended.set()
 
@@ -148,6 +151,7 @@ class DecideLoop:
             while self._messages or self._has_new or self._is_ticked:
                 if agent.health.is_troubled and (rest_sec := agent.health.rest_sec("decide")):
                     await anyio.sleep(rest_sec)
+                    continue
                 await self._call()
         except Exception as error:  # the agent's boundary: what its handlers raise was caught before, so this is the loop's own end
             self._supervision.died(agent, error)

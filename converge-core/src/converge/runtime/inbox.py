@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -12,7 +10,7 @@ from anyio.abc import TaskGroup
 from converge.codec import encode_plain
 from converge.errors import ConvergeError
 from converge.model.message import Message
-from converge.runtime.agent import Agent, is_async, takes_messages
+from converge.runtime.agent import Agent, call_handler, takes_messages
 from converge.runtime.supervision import RAISED
 from converge.runtime.working import begin
 from converge.services.inboxes import Answer
@@ -57,24 +55,28 @@ class Inbox:
 
     async def _run(self) -> None:
         try:
-            while self._queue:
-                if self.agent.health.is_troubled and (rest_sec := self.agent.health.rest_sec("on_message")):
-                    await anyio.sleep(rest_sec)
-                message, answer = self._queue.popleft()
-                self._answer = answer
-                begin(self.agent, message.id)
-                result, why = await self._handle(message)
-                self._answer = None
-                if answer is not None:
-                    await answer(result, why)
-        finally:
-            self._is_running = False
+            await self._serve()
+        except Exception as error:  # the inbox's own end, which nothing expected: the other agents go on
+            self.agent.node.supervision.died(self.agent, error)
+            return  # as if it were running: nothing starts it again
+        self._is_running = False
+
+    async def _serve(self) -> None:
+        while self._queue:
+            if self.agent.health.is_troubled and (rest_sec := self.agent.health.rest_sec("on_message")):
+                await anyio.sleep(rest_sec)
+                continue  # what waited may have been abandoned meanwhile
+            message, answer = self._queue.popleft()
+            self._answer = answer
+            begin(self.agent, message.id)
+            result, why = await self._handle(message)
+            self._answer = None
+            if answer is not None:
+                await answer(result, why)
 
     async def _handle(self, message: Message) -> tuple[bytes | None, str]:
-        handler: Callable[..., Any] = self.agent.on_message
         try:
-            result = await handler(message) if is_async(handler) else await anyio.to_thread.run_sync(handler, message, abandon_on_cancel=True)
-            answer = encode_plain(result, "answer")
+            answer = encode_plain(await call_handler(self.agent.on_message, message), "answer")
             if self.agent.health.is_troubled:
                 self.agent.node.supervision.succeeded(self.agent, "on_message")
             return answer, ""
