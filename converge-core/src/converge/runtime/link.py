@@ -101,7 +101,8 @@ class Links:
         self._transport, self._terms, self._env, self._group = transport, terms, env, group
         self._on_items, self._greatest = on_items, greatest
         self._links: dict[bytes, Link] = {}
-        self._dialling: dict[bytes, anyio.Lock] = {}
+        self._dialling: dict[bytes | str, anyio.Lock] = {}
+        self._at: dict[str, bytes] = {}  # endpoints that were dialled before it was known who is there
         self._handshakes = Handshakes(env)
 
     async def to(self, node_key: bytes, endpoints: Sequence[str]) -> Link:
@@ -121,6 +122,24 @@ class Links:
         finally:
             if not lock.statistics().tasks_waiting:
                 self._dialling.pop(node_key, None)
+
+    async def at(self, endpoint: str) -> Link:
+        """Return the link to whichever node of the network is at the endpoint, dialling it if there is none.
+
+        Raises:
+            ConnectFailed, ChannelError: It cannot be reached, or is no node of the network.
+        """
+        lock = self._dialling.setdefault(endpoint, anyio.Lock())
+        try:
+            async with lock:
+                link = self._links.get(self._at.get(endpoint, b""))
+                if link is None or link.is_closed:
+                    link = self._keep(await dial(await self._transport.connect(endpoint), self._terms, self._env))
+                    self._at[endpoint] = link.peer
+                return link
+        finally:
+            if not lock.statistics().tasks_waiting:
+                self._dialling.pop(endpoint, None)
 
     async def _dial(self, node_key: bytes, endpoints: Sequence[str]) -> Link:
         if not endpoints:

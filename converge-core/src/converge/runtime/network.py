@@ -24,10 +24,12 @@ from converge.plugins import PluginHost
 from converge.runtime.agent import Agent
 from converge.runtime.announced import Announced
 from converge.runtime.discovery_store import discovery_opened, keep_listed
+from converge.runtime.fetching import Fetcher
 from converge.runtime.inbox import Inbox
 from converge.runtime.kept import Kept
 from converge.runtime.link import Links
 from converge.runtime.mail import Mail
+from converge.services.asking import Asking
 from converge.services.discovery import DiscoveryService
 from converge.services.fanout import Fanouts
 from converge.services.opened import Opened
@@ -86,6 +88,10 @@ def choose(settings: NetworkSettings, host: PluginHost) -> Chosen:
     if not settings.transport:
         if settings.require_tls:
             raise ConfigError(NO_TRANSPORT)
+        if not discovery.publishes:
+            raise ConfigError(
+                f'discovery: "{discovery.name}" knows nodes by their endpoints only, and this one has no transport to ask them; add transport'
+            )
         return Chosen(discovery=discovery, discovery_options=options)
     transport = host.transport_backend(settings.transport)
     check_loop(transport.name, transport.features)
@@ -165,6 +171,7 @@ class Network:
             terms = Terms(network=network_tag(self._settings.network), identity=self._identity)
             self.links = Links(transport, terms, self._env, group, self.post.received.on_items, greatest=self._settings.max_connections)
             self.post.links = self.links
+            self._fetch_with(self.links, group)
             group.start_soon(self.links.serve, listener)
             log.info("listening on %s, known to others as %s", listener.address, self.endpoints[0])
             yield
@@ -199,6 +206,25 @@ class Network:
         if self._sighted is not self._opened:
             self._sighted.hurry(WITHDRAW_SEC)
         await self.announced.withdraw()
+
+    def _fetch_with(self, links: Links, group: TaskGroup) -> None:
+        """Answer who asks for descriptors; where discovery knows nodes by their endpoints only, ask them."""
+        asking = self.post.received.asking = Asking(self._env, self._identity.id)
+        asking.announcing = self.announced
+        if not self._chosen.discovery.publishes:
+            lease_sec = self._opened.lease_settings.lease_sec
+            fetcher = Fetcher(asking, links, self.discovery.directory, self._settings.network, self._env, patience_sec=lease_sec)
+
+            async def fetch() -> None:
+                fetcher.sighted(one for one in self.discovery.endpoints if one not in self.endpoints)
+                await fetcher.fetch()
+
+            self.discovery.fetch = fetch
+
+            def soon() -> None:
+                group.start_soon(self.post.routes.refresh_quietly)
+
+            self.post.routes.refresh_soon = soon
 
     async def _follow(self) -> None:
         """Keep the directory fresh: for messages always, else from the first query on."""

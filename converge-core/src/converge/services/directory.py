@@ -66,12 +66,23 @@ class Directory:
         try:
             descriptor = open_descriptor(signed, self._network)
         except (BadSignature, InvalidKey, TornRecord, SchemaTooNew) as error:
-            self.refused += 1
-            log.warning("the descriptor of %.16s was refused: %s", agent_id, error)
+            self.refuse(f"the descriptor of {agent_id:.16} was refused: {error}")
             return False
-        if descriptor.id != agent_id or descriptor.sequence < self._highest(agent_id):
-            self.refused += 1
-            log.warning("the descriptor of %.16s was refused: another agent's, or older than one that was seen", agent_id)
+        if descriptor.id != agent_id:
+            self.refuse(f"the descriptor of {agent_id:.16} was refused: it is another agent's")
+            return False
+        return self.put(descriptor, signed)
+
+    def refuse(self, why: str) -> None:
+        """Count a descriptor that was refused, and log why."""
+        self.refused += 1
+        log.warning("%s", why)
+
+    def put(self, descriptor: AgentDescriptor, signed: bytes) -> bool:
+        """Take in a descriptor that was verified, unless a higher sequence is known; tells whether it was taken."""
+        agent_id = descriptor.id
+        if descriptor.sequence < self._highest(agent_id):
+            self.refuse(f"the descriptor of {agent_id:.16} was refused: its sequence is lower than one that was seen")
             return False
         if agent_id in self._descriptors:
             self._postings.remove(self._descriptors[agent_id])

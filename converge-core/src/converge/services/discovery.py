@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 
 import anyio
@@ -34,9 +34,12 @@ class DiscoveryService:
         self._discovery = discovery or StoreSightings(self._opened)
         self._reader = self._discovery.reader()
         self.directory = directory or Directory(network)
+        self.fetch: Callable[[], Awaitable[None]] | None = None
+        """Fetches descriptors from nodes that are sighted without; set by a node whose discovery knows no others."""
         self.is_wanted = anyio.Event()
         """Set by the first query: from then on it is worth keeping the directory fresh."""
         self._reading = anyio.Lock()
+        self._bare: dict[str, tuple[str, ...]] = {}  # sighted without a descriptor
         self._came: dict[str, Sighting] = {}  # read, and not yet verified: outlives a call that is cancelled
         self._read = float("-inf")
         self._fresh_sec = FRESH_SEC
@@ -79,12 +82,27 @@ class DiscoveryService:
         self._fresh_sec = max(FRESH_SEC, 2 * poll_sec)
         while True:
             try:
-                async with aclosing(self._reader.hints()) as hints:  # type: ignore[type-var]  # an async generator
+                async with aclosing(self._hints(poll_sec)) as hints:  # type: ignore[type-var]  # an async generator
                     async for _ in hints:
                         await self.refresh()
                         self._opened.outage.works("discovery")
             except (StoreError, ChannelError, LeaseEnded) as error:
                 self._opened.outage.failed("discovery", error)
+            await anyio.sleep(poll_sec)
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Where nodes were sighted whose descriptors are not known yet: core fetches them."""
+        return [endpoint for endpoints in self._bare.values() for endpoint in endpoints]
+
+    async def _hints(self, poll_sec: float) -> AsyncIterator[None]:
+        """Say when to look: nodes that are asked tell of no change by themselves."""
+        if self.fetch is None:
+            async with aclosing(self._reader.hints()) as hints:  # type: ignore[type-var]  # an async generator
+                async for _ in hints:
+                    yield None
+        while True:
+            yield None
             await anyio.sleep(poll_sec)
 
     def _age_sec(self) -> float:
@@ -93,6 +111,9 @@ class DiscoveryService:
     async def _look(self) -> None:
         began = self._opened.env.monotonic()
         changes = await self._reader.look()
+        self._bare.update({one.id: one.endpoints for one in changes.came if not one.descriptor})
+        for id_ in [*changes.gone, *(one.id for one in changes.came if one.descriptor)] if self._bare else ():
+            self._bare.pop(id_, None)
         for agent_id in changes.gone:
             self._came.pop(agent_id, None)
             self.directory.drop(agent_id)
@@ -104,4 +125,6 @@ class DiscoveryService:
             if verified >= TOGETHER:
                 verified = 0
                 await checkpoint()
+        if self.fetch is not None:
+            await self.fetch()
         self._read = began

@@ -111,6 +111,8 @@ class Received:
             except StoreError as error:  # no reason to end the link: agents that are known go on talking over it
                 log.warning("a message was refused: agent %.16s is not known, and the store is away: %s", header.sender, error)
                 return REFUSED, "its sender is not known there and cannot be looked up, since the store is away; send again later"
+            if is_spoken_for is None:
+                return EARLY, "its sender is being looked up there"
             if not is_spoken_for:
                 log.warning("a message was refused: node %s does not speak for agent %.16s", link.peer.hex()[:16], header.sender)
                 return REFUSED, "no descriptor of the sender names the node that sent this"

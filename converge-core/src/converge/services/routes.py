@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import anyio
 
 from converge.env import Env
-from converge.errors import StoreError, Undeliverable
+from converge.errors import ConvergeError, StoreError, Undeliverable
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
 from converge.services.discovery import DiscoveryService
 from converge.services.registry import IdentityRegistry
@@ -19,6 +19,9 @@ log = logging.getLogger("converge.post")
 
 REFRESH_SEC = 0.5
 """The directory is not read again more often than this on behalf of unknown agents: a stranger must not make us hammer the store. Who asks waits."""
+
+LOOKED_UP = 1_000
+"""Unknown senders that are being looked up at a time."""
 
 
 class Links(Protocol):
@@ -34,6 +37,10 @@ class Routes:
         self.links: Links | None = None
         self._node_key = node_key
         self.discovery = discovery
+        self.refresh_soon: Callable[[], None] | None = None
+        """Refreshes meanwhile, where a refresh asks nodes: its answer may be behind the message, on the same link, that waits for it."""
+        self._looked_up: dict[str, float] = {}
+        self._is_coming = False
         self._env, self._registry = env, registry
         self._refreshed = self._tried = float("-inf")
         self._refreshing = anyio.Lock()
@@ -62,10 +69,20 @@ class Routes:
             raise Undeliverable(f"{whom} is in another process, and this node has no transport; give it one with --transport")
         return await self.links.to(node_key, endpoints)
 
-    async def is_spoken_for(self, sender: str, node_key: bytes) -> bool:
-        """Tell whether the sender's own descriptor names the node (G12)."""
-        if not self._registry.is_spoken_for(sender, node_key):
+    async def is_spoken_for(self, sender: str, node_key: bytes) -> bool | None:
+        """Tell whether the sender's own descriptor names the node (G12); None: that is being looked up, ask again."""
+        if self._registry.is_spoken_for(sender, node_key):
+            return True
+        if self.refresh_soon is None:
             await self.refresh()
+        elif self._looked_up.setdefault(sender, self._env.monotonic()) > self._refreshed:
+            if len(self._looked_up) > LOOKED_UP:
+                self._looked_up.clear()
+            if not self._is_coming:
+                self._is_coming = True
+                self.refresh_soon()
+            return None
+        self._looked_up.pop(sender, None)
         return self._registry.is_spoken_for(sender, node_key)
 
     async def query(self, query: DiscoveryQuery) -> Sequence[AgentDescriptor]:
@@ -75,6 +92,15 @@ class Routes:
         except StoreError as error:
             log.info("agents are looked up among those known last: %s", error)
             return self.discovery.directory.query(query)
+
+    async def refresh_quietly(self) -> None:
+        """As `refresh`, for a task of its own."""
+        try:
+            await self.refresh()
+        except ConvergeError as error:
+            log.info("agents could not be looked up: %s", error)
+        finally:
+            self._is_coming = False
 
     async def refresh(self) -> None:
         """Return once the directory is no older than this call; calls that come while one reads share the next reading."""
