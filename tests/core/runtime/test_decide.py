@@ -345,3 +345,37 @@ async def test_outcomes_without_decide_are_refused() -> None:
     async with Node() as node:
         with pytest.raises(InvalidValue, match="expected a decide whose outcomes they are"):
             await node.spawn(Odd)
+
+
+async def test_a_result_that_cannot_be_stored_is_told_to_the_agent_which_may_report_another() -> None:
+    def rule(agent: Deciding, messages: list[Message], tasks: list[Task]) -> list[ReportTask]:
+        return [ReportTask(task_id=task.id, result=result) for task in tasks for result in (object(), "plain")]
+
+    with anyio.fail_after(20):
+        async with Node() as node:
+            agent = await one(node, rule)
+            assert (await node.tasks.result(await node.tasks.submit(Task(pool_id="p")))).result == "plain"
+            await wait_until(lambda: [outcome.is_ok for outcome in agent.outcomes] == [False, True])
+            assert isinstance(agent.outcomes[0].error, InvalidValue)
+
+
+async def test_sync_handlers_that_never_return_keep_no_other_agent_from_its_thread() -> None:
+    gate = threading.Event()
+
+    class Stuck(Agent):
+        def on_message(self, message: Message) -> None:
+            gate.wait()
+
+    class Quick(Agent):
+        def on_message(self, message: Message) -> Any:
+            return message.payload
+
+    with anyio.fail_after(20):
+        async with Node(grace_sec=0.1) as node:
+            try:
+                for agent in await node.spawn(Stuck, count=60):
+                    await node.send(agent.id, "x")
+                (quick,) = await node.spawn(Quick)
+                assert await node.ask(quick.id, "hello") == "hello"
+            finally:
+                gate.set()
