@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from converge.builtin.memory import MemoryStore
@@ -57,3 +59,22 @@ async def test_a_list_that_would_not_count_and_a_bad_name_are_refused() -> None:
     with pytest.raises(InvalidName):
         await pools.change_allowed("p", add=["a b"])
     await Opened.of(store).close()
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"id": "p", "admision": "open"}, 'did you mean "admission"'),
+        ({"admission": "open"}, "pool.id"),
+        ({"id": "p", "admission": "closed"}, "open, allow or secret"),
+        ({"id": "p", "is_paused": "no"}, "True or False"),
+        ({"id": "p", "admission": "allow", "allow": "agent-1"}, "a sequence of agent ids"),
+        ({"id": "p", "dedup_window_sec": -1}, "from 0 to a year"),
+        ({"id": "p", "require_durability": "D9"}, "D0, D1, D2 or D3"),
+    ],
+)
+async def test_a_pool_that_says_what_cannot_be_meant_is_refused_by_name(given: dict[str, Any], text: str) -> None:
+    pools = PoolManager(MemoryStore())
+    with pytest.raises(InvalidValue, match=text):
+        await pools.create_pool(given)
+    assert await pools.pools() == []

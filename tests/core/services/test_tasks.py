@@ -164,3 +164,11 @@ async def test_a_claimer_on_a_busy_lane_finds_a_new_lane_within_a_poll_interval(
 
     await wait_until(is_claimed, what="a claim of the task of the new lane")
     await tasks._opened.close()
+
+
+async def test_a_list_of_what_there_is_not_is_refused() -> None:
+    tasks = TaskManager(MemoryStore())
+    with pytest.raises(InvalidValue, match="PENDING, ASSIGNED"):
+        await tasks.list(state="WAITING")
+    with pytest.raises(InvalidValue, match="limit"):
+        await tasks.list(limit=0)

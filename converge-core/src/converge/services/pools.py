@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import attrs
@@ -144,6 +144,8 @@ class PoolManager:
 
         Raises: As `join_pool`; then none of the agents has joined.
         """
+        if not agent_ids:
+            return []
         lease = await self._opened.lease()
         is_new: dict[str, bool] = {}
         todo = [check_name("agent", agent_id) for agent_id in dict.fromkeys(agent_ids)]
@@ -233,7 +235,13 @@ def _checked(pool: Pool | dict[str, Any]) -> Pool:
             raise InvalidValue(f"pool.{name}", value, "seconds, from 0 to a year")
     if pool.require_durability and pool.require_durability not in Durability.__members__:
         raise InvalidValue("pool.require_durability", pool.require_durability, "D0, D1, D2 or D3")
-    return attrs.evolve(pool, allow=tuple(check_name("agent", agent) for agent in pool.allow))
+    if not isinstance(pool.is_paused, bool):
+        raise InvalidValue("pool.is_paused", pool.is_paused, "True or False")
+    allow: object = pool.allow
+    if isinstance(allow, str) or not isinstance(allow, Collection):
+        raise InvalidValue("pool.allow", allow, "a sequence of agent ids")
+    # What of a hash is given is not looked at: `create_pool` makes it of the secret.
+    return attrs.evolve(pool, allow=tuple(check_name("agent", agent) for agent in allow), secret_hash="")
 
 
 def _admit(pool: Pool, agent_ids: Sequence[str], secret: str | None) -> None:

@@ -32,6 +32,9 @@ UNKNOWN_PAUSE_SEC = 0.05
 """Between these tries, longer each time: a connection that was lost needs a moment."""
 
 
+LANES_SEEN = 16 * LANES
+"""How many lanes are remembered: those that were closed since are among them, and a process may live for long."""
+
 ROOM_EVERY_SEC = 1.0
 """How often empty lanes are looked for in a pool that has no room for another."""
 
@@ -119,9 +122,7 @@ class Submits:
                     self._forget(outcome)
         return await self._read_back([ask for ask in todo if ask.outcome is None])  # in their order, which is that of their ordering keys
 
-    async def _commit(
-        self, commits: Commits, batches: list[Batch], groups: Sequence[_Group], are_apart: bool
-    ) -> Sequence[Committed | Conflict]:
+    async def _commit(self, commits: Commits, batches: list[Batch], groups: Sequence[_Group], are_apart: bool) -> Sequence[Committed | Conflict]:
         wake: set[Channel] = {f"lane.{lane}" for lane in {ask.spec.lane for group, _ in groups for ask in group}}
         unknown: OutcomeUnknown | None = None
         for round_ in range(UNKNOWN_ROUNDS):
@@ -143,6 +144,8 @@ class Submits:
 
     async def _open_lanes(self, todo: list[_Ask]) -> list[_Ask]:
         """Make sure that the lanes are there and open; a task whose pool has no room for another lane is refused."""
+        if len(self._lanes) > LANES_SEEN:
+            self._lanes.clear()
         missing = {ask.lane: ask.spec for ask in todo if ask.lane not in self._lanes}
         if not missing:
             return todo

@@ -309,12 +309,18 @@ class TaskManager:
     async def list(self, *, state: TaskState | str | None = None, pool_id: str | None = None, limit: int = 100) -> Sequence[Task]:
         """Return up to `limit` tasks in that state (any: the live ones first), of that pool (any: all pools).
 
-        A task that moves while the list is made may be in it twice or not at all.
+        A task that moves while the list is made is in it as it was a moment before, or not at all; one that cannot be read is left out, and logged.
 
         Raises:
             NoSuchPool: With the nearest name: an empty list would hide a slip of the pen.
+            InvalidValue: There is no such state, or the limit is below one.
         """
+        if limit < 1:
+            raise InvalidValue("limit", limit, "1 or more")
+        try:
+            wanted = None if state is None else TaskState(state)
+        except ValueError:
+            raise InvalidValue("state", state, f"one of {', '.join(TaskState)}") from None
         if pool_id is not None:
             await self._opened.pool(pool_id)
-        wanted = None if state is None else TaskState(state)
         return tuple((await list_tasks(self._store, wanted, pool_id, limit)).values())
