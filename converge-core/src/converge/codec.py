@@ -49,8 +49,8 @@ def decode(raw: bytes, type_: type[_RecordT], what: str, *, may_have_more: bool 
     """Return the record of `type_` that `raw` holds.
 
     Args:
-        may_have_more: Pass over names that an attrs class does not have: for what is read only. What is written again would lose them, and a name that
-            was damaged would be taken for one that is not there, so that its default counts.
+        may_have_more: Pass over names that an attrs class does not have: for what is only read. What is written again would lose them, and a
+            name that was damaged would be taken for one that is not there, so that its default counts.
 
     Raises:
         SchemaTooNew: A newer release wrote it.

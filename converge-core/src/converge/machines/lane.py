@@ -13,7 +13,7 @@ LANES = 1_024
 """Lanes of one pool at a time: a claimer looks at all of them when it is woken, 32 at a time when it claims."""
 
 
-class Lane(msgspec.Struct, frozen=True, omit_defaults=True):
+class Lane(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """`lane/<pool>/<id>`: the requirements that its tasks share. `is_closing`: empty, and about to be removed."""
 
     pool: str

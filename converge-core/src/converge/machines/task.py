@@ -122,7 +122,7 @@ class LaneSeen(NamedTuple):
     is_closing: bool = False
 
 
-class KeyRow(msgspec.Struct, frozen=True, omit_defaults=True):
+class KeyRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """`key/<pool>/<ordering key>`: the id of its active task (hex), and the number of its next one."""
 
     active: str

@@ -105,4 +105,4 @@ def peek_lease(signed: bytes) -> str | None:
 def _read(signed: bytes) -> AgentDescriptor:
     if not SIGNATURE_BYTES < len(signed) <= DESCRIPTOR_BYTES:
         raise BadSignature(f"a signed descriptor has {SIGNATURE_BYTES} to {DESCRIPTOR_BYTES} bytes, this one has {len(signed)}")
-    return decode(signed[SIGNATURE_BYTES:], AgentDescriptor, "descriptor")
+    return decode(signed[SIGNATURE_BYTES:], AgentDescriptor, "descriptor", may_have_more=True)

@@ -18,7 +18,7 @@ HISTORY = 20
 """How many ended attempts a task remembers: enough to see a pattern, and bounded, since a task may be released any number of times."""
 
 
-class Attempt(msgspec.Struct, frozen=True, array_like=True):
+class Attempt(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One line of a task's history: an attempt that has ended, or an operator's step. Moments are store time in microseconds.
 
     Attributes:
@@ -96,7 +96,7 @@ class Task:
         return f"{self.pool_id}/{self.id}"
 
 
-class Spec(msgspec.Struct, frozen=True, omit_defaults=True):
+class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """`task/<id>`: what was submitted, written once. Moments are store time in microseconds, 0 for none.
 
     `origin` names the channel of the process that submitted it, which is woken when it ends; `digest` is that of its content, if it has a dedup key.
@@ -127,7 +127,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True):
     v: int = FORMAT
 
 
-class State(msgspec.Struct, frozen=True, omit_defaults=True):
+class State(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """`state/<id>`: what has become of it; absent until an attempt or the task has ended.
 
     `due` and `rank` are those of the next attempt; `nonce` and `digest` those of the last attempt that ended, so that a repeated finish is known.
