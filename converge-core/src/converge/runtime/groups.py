@@ -128,6 +128,7 @@ class Groups:
 
     def closed(self, agent: Agent) -> None:
         """The agent works again: give it all its slots."""
+        self._rests[agent.id] = self._rests.get(agent.id, 0) + 1  # a rest that is about to end leads to no trial any more
         self._set_share(agent, agent.concurrency)
 
     async def _resume(self, agent: Agent, rest_sec: float, share: int, number: int) -> None:
