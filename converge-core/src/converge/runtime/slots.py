@@ -28,8 +28,8 @@ from converge.services.spec import encode_result, to_task
 
 log = logging.getLogger("converge.slots")
 
-RUN_BEFORE_YIELD = 16
-"""Handlers that never wait run one after another; after this many the worker lets the loop's other tasks run."""
+YIELD_SEC = 0.001
+"""Handlers that never wait run one after another; after this long the worker lets the loop's other tasks run."""
 
 ENDED_GREATEST = 1_000
 """Attempts that have ended, but whose timeout is still noted: to take each out of the heap as it ends would cost more than its handler."""
@@ -221,7 +221,7 @@ class Slots:
             self._end(found, None)  # the store knows already, or the lease is gone
 
     async def _serve(self, slot: Slot, scope: anyio.CancelScope) -> None:
-        in_a_row = 0
+        yield_at = 0.0
         self._is_waking = False
         while not scope.cancel_called and not slot.is_gone:
             if not self._queue:
@@ -232,7 +232,7 @@ class Slots:
                     await event.wait()
                 finally:
                     self._is_waking, slot.parked = False, None
-                in_a_row = 0
+                yield_at = 0.0
                 continue
             found = self._queue.popleft()
             if self._queue:
@@ -242,11 +242,12 @@ class Slots:
             slot.current = found
             event_ = await self._run(slot, found)
             slot.current = None
-            self._end(found, event_)
-            in_a_row += 1
-            if in_a_row >= RUN_BEFORE_YIELD and self._queue:
-                in_a_row = 0
-                await checkpoint()
+            self.busy -= 1
+            self._on_finished(found, event_)
+            if slot.started >= yield_at:
+                if yield_at and self._queue:
+                    await checkpoint()
+                yield_at = self._env.monotonic() + YIELD_SEC
 
     async def _run(self, slot: Slot, found: Found) -> Event:
         agent = slot.agent
