@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from converge.errors import ConfigError
-from converge.runtime.lookup import find_agent
+from converge.runtime.config_fields import AgentGroup
+from converge.runtime.lookup import agent_class, find_agent
 
 SOURCE = "from converge import Agent\n\nclass Counter(Agent):\n    class Inner(Agent): ...\n\nclass Wrong(Agent):\n    capabilities = 'x'\n"
 
@@ -57,3 +59,30 @@ def test_what_is_no_agent_says_why(folder: Path, target: str, text: str) -> None
         find_agent(target, folder)
     assert str(raised.value).startswith(f'agent "{target}"')
     assert text in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [
+        ("lookup_package.iner:Counter", 'did you mean "lookup_package.inner"?'),
+        ("lookup_pakage.inner:Counter", 'did you mean "lookup_package.inner"?'),
+        ("lookup_pakage.iner:Counter", 'did you mean "lookup_package.inner"?'),
+        ("lookup_package.zzz:Counter", "it was looked for in"),
+        ("lookup_plain.inner:Counter", "it was looked for in"),
+    ],
+)
+def test_a_mistyped_part_of_a_packages_module_names_the_nearest(folder: Path, target: str, hint: str) -> None:
+    (folder / "lookup_package").mkdir()
+    (folder / "lookup_package/__init__.py").touch()
+    (folder / "lookup_package/inner.py").write_text(SOURCE)
+    with pytest.raises(ConfigError, match=re.escape(hint)) as raised:
+        find_agent(target, folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_an_entry_says_of_its_own_stands_in_place_of_what_the_class_says(folder: Path) -> None:
+    cls = agent_class(AgentGroup(type="lookup_agents:Counter", capabilities=("count",), concurrency=7), folder)
+    assert (cls.capabilities, cls.topics, cls.concurrency) == (("count",), (), 7)
+    assert (cls.__name__, cls.__module__) == ("Counter", "lookup_agents")
+    assert find_agent("lookup_agents:Counter", folder).concurrency == 1, "the class itself is as it was"
+    assert agent_class(AgentGroup(type="lookup_agents:Counter"), folder) is find_agent("lookup_agents:Counter", folder)

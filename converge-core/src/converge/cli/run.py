@@ -13,10 +13,8 @@ from cyclopts import Parameter
 from converge.cli import output
 from converge.cli.failures import DONE, FAILED
 from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, plugins_flag
-from converge.cli.results import write_results
 from converge.errors import ConfigError, InputError
 from converge.model.task import Task
-from converge.runtime import main
 from converge.runtime.lookup import agent_class, first_on_path
 from converge.runtime.task_lines import read_tasks
 
@@ -55,6 +53,10 @@ def run(
         raise ConfigError("agent: is missing: name a class as module:Class, on the command line or in the file that -c names")
     first_on_path(Path.cwd())
     classes = [agent_class(group) for group in settings.groups]
+    # Imported after what can be refused without them: a slip of the pen is told in half the time.
+    from converge.cli.results import write_results
+    from converge.runtime import main
+
     wanted = main.Run(agents=classes, tasks=task_file(submit, settings.pool_id), is_drain=drain, may_create_pool=create_pool)
     main.calm_collector()
     with output.progress(settings.pool_id, is_wanted=drain) as on_progress:

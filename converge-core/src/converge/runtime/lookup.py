@@ -67,10 +67,25 @@ def _module(target: str, name: str, folder: Path) -> object:
     except (Exception, SystemExit) as error:
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
         if absent and f"{name}.".startswith(f"{absent}."):
-            near = difflib.get_close_matches(name, _modules_in(folder), n=1)
-            hint = f'did you mean "{near[0]}"?' if near else f"it was looked for in {folder} first, then among installed modules"
+            near = _nearest_module(name, folder)
+            hint = f'did you mean "{near}"?' if near else f"it was looked for in {folder} first, then among installed modules"
             raise ConfigError(f'agent "{target}": there is no module "{absent}"; {hint}') from error
         raise ConfigError(f'agent "{target}": importing {name} failed: {type(error).__name__}: {error}') from error
+
+
+def _nearest_module(name: str, folder: Path) -> str:
+    """Return the module below the folder whose name is nearest, part by part; empty: none is near."""
+    parts = name.split(".")
+    for at, part in enumerate(parts):
+        known = _modules_in(folder.joinpath(*parts[:at]))
+        if part in known:
+            continue
+        near = difflib.get_close_matches(part, known, n=1)
+        if not near:
+            return ""
+        parts[at] = near[0]
+    nearest = ".".join(parts)
+    return nearest if nearest != name else ""
 
 
 def _modules_in(folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ import gc
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import attrs
@@ -22,11 +22,13 @@ from converge.runtime import drain
 from converge.runtime.agent import Agent, claimer_of, claims_tasks, takes_messages
 from converge.runtime.config import DEFAULT, Config, check_options, options_with_origin
 from converge.runtime.drain import Drain, Drained, Ended, Progress
-from converge.runtime.node import Node
 from converge.runtime.shutdown import StopAsked, stop_asked
 from converge.services.opening import open_store
 from converge.services.tasks import TaskManager
 from converge.urls import without_password
+
+if TYPE_CHECKING:
+    from converge.runtime.node import Node
 
 log = logging.getLogger("converge.node")
 
@@ -64,6 +66,9 @@ def check(config: Config, run: Run) -> None:
 
 def node_of(config: Config) -> Node:
     """Return the node that the configuration describes, not yet entered."""
+    # Imported here, since it is half of what there is to import: commands that run no agents, and those that are refused, answer sooner.
+    from converge.runtime.node import Node
+
     return Node(
         store=config.store,
         transport=config.transport_url,
