@@ -15,7 +15,7 @@ from converge.builtin.file import statements as sql
 from converge.builtin.file._errors import translated
 from converge.builtin.file.clock import FileClock
 from converge.builtin.file.reader import decoder
-from converge.builtin.file.schema import connect_writer
+from converge.builtin.file.schema import connect_writer, settings
 from converge.builtin.file.turnstile import Turnstile
 from converge.contracts.store import ABSENT, Batch, Committed, Conflict, Key, Range, Rest, Take, Taken, Turned, Window
 from converge.errors import StoreUnavailable
@@ -40,6 +40,7 @@ class Database:
                 self._file = _identity(path)
                 with _transaction(self._connection):
                     self.clock = FileClock.load(self._connection)
+                self.settings = settings(self._connection)
             stack.pop_all()
 
     def close(self) -> None:

@@ -53,6 +53,25 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
     return str(path)
 
 
+def facts(path: str) -> dict[str, str | int]:
+    """Return where the file is, how large, and how much room is left beside it."""
+    room = os.statvfs(Path(path).parent)
+    return {
+        "path": path,
+        "file_bytes": _size(path),
+        "wal_bytes": _size(f"{path}-wal"),
+        "free_bytes": room.f_bavail * room.f_frsize,
+        "file_system": file_system(Path(path).parent),
+    }
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0  # a log is there only while the store is open somewhere
+
+
 def file_system(folder: Path) -> str:
     """The type of the file system that holds the folder, where the host says it; else empty."""
     try:

@@ -52,6 +52,15 @@ def connect_writer(path: str) -> sqlite3.Connection:
     return connection
 
 
+def settings(connection: sqlite3.Connection) -> dict[str, str | int]:
+    """Return how safely the connection writes, as SQLite itself says."""
+    (mode,), (synchronous,), (version,) = (connection.execute(f"pragma {name}").fetchone() for name in ("journal_mode", "synchronous", "user_version"))
+    return {"journal_mode": mode.decode(), "synchronous": _SYNCHRONOUS.get(synchronous, str(synchronous)), "schema_version": version}
+
+
+_SYNCHRONOUS = {0: "off", 1: "normal", 2: "full", 3: "extra"}
+
+
 def _check_owner(connection: sqlite3.Connection, path: str) -> bool:
     """Return whether the file is still empty."""
     (owner,) = connection.execute("pragma application_id").fetchone()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 
@@ -11,7 +11,7 @@ import anyio
 
 from converge.builtin.file._errors import translated
 from converge.builtin.file.options import FileOptions
-from converge.builtin.file.place import checked_path
+from converge.builtin.file.place import checked_path, facts
 from converge.builtin.file.reader import Reader
 from converge.builtin.file.wake import WakeUps, remove
 from converge.builtin.file.worker import Worker
@@ -106,6 +106,9 @@ class FileStore(Store):
             remove(paths)
             if is_told:  # and left before it looked: another looks in its place
                 self._wake_ups.tell(channels)
+
+    async def facts(self) -> Mapping[str, str | int]:
+        return {**await anyio.to_thread.run_sync(facts, self._path), **self._worker.settings}
 
     @asynccontextmanager
     async def reopen(self) -> AsyncIterator[Store]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -59,9 +59,10 @@ class _Job:
 
 
 class Worker:
-    """Runs the calls of one handle, one after another, on a connection of its own. `clock` is there once `start` has returned."""
+    """Runs the calls of one handle, one after another, on a connection of its own. `clock` and `settings` are there once `start` has returned."""
 
     clock: FileClock
+    settings: Mapping[str, str | int]
 
     def __init__(self, path: str, busy_sec: float) -> None:
         self._path, self._busy_sec = path, busy_sec
@@ -112,7 +113,7 @@ class Worker:
             try:
                 if database is None:
                     database = Database(self._path)
-                    self.clock = database.clock
+                    self.clock, self.settings = database.clock, database.settings
                 job.result = database.turn(job.batches, job.take, job.may_begin)
             except Broken as broken:
                 job.error = broken.cause

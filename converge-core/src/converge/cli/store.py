@@ -1,0 +1,140 @@
+"""`converge store`: what a store is and holds, and that an operator takes it for the true one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import attrs
+from cyclopts import Parameter
+
+from converge.cli import output
+from converge.cli.failures import DONE, FAILED
+from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured, plugins_flag
+from converge.cli.run import loop_options
+from converge.errors import InputError
+from converge.plugins import PluginHost
+from converge.runtime import main
+from converge.runtime.config import Config
+from converge.runtime.store_accept import Accepting, accept_store
+from converge.runtime.store_facts import StoreFacts, store_facts
+from converge.urls import without_password
+
+IdentityDir = Annotated[
+    Path | None, Parameter(help="The folder whose processes are to take it for theirs; without it, identity_dir of the configuration.")
+]
+
+
+def info(
+    *,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Show a store: its backend and settings, its epoch, its clock beside this host's, what is in it, the processes that use it."""
+    settings = configured(config, {"store": store, "plugins": plugins_flag(plugin), "network": network}, is_verbose=verbose)
+    facts = anyio.run(_info, settings, backend_options=loop_options())
+    if json:
+        output.line(_record(facts))
+        return DONE
+    output.table(("field", "value"), [row for row in _rows(facts) if row[1] != ""])
+    if facts.keys:
+        output.write("")
+        output.table(("keys of", "count"), list(facts.keys.items()))
+    if facts.pools:
+        output.write("")
+        columns = ("pool", "ready", "later", "waiting", "held", "done")
+        output.table(columns, [(pool_id, one.ready, one.later, one.waiting, one.held, one.done) for pool_id, one in facts.pools.items()])
+    output.write("")
+    rows = [(one.id[:12], one.node[:12], " ".join(one.endpoints), f"{one.remaining_sec:.1f} s", one.agents, one.held) for one in facts.leases]
+    output.table(("lease", "node", "endpoints", "runs for", "agents", "held"), rows, empty="no process has a lease on it")
+    return DONE
+
+
+def accept(
+    *,
+    yes: Annotated[bool, Parameter(name=["--yes", "-y"], negative=(), help="Do not ask; needed where standard input is no terminal.")] = False,
+    identity_dir: IdentityDir = None,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Take a store that was flushed, restored or replaced for the true one: processes that stopped because of it go on with what it holds now.
+
+    First find out what became of its data: tasks that were submitted since the backup are not in it, and some that were completed may run again.
+    """
+    flags = {"store": store, "plugins": plugins_flag(plugin), "network": network, "identity_dir": str(identity_dir) if identity_dir else None}
+    settings = configured(config, flags, is_verbose=verbose)
+    if not yes:
+        if not output.can_ask():
+            raise InputError("--yes is missing: nobody can be asked here, and this cannot be taken back")
+        shown = without_password(settings.store)
+        question = f"Take what is in {shown} now for the true history? Every process begins anew with it; what they hold goes back."
+        if not output.ask(question):
+            output.note("nothing was changed")
+            return FAILED
+    done = anyio.run(_accept, settings, backend_options=loop_options())
+    if json:
+        output.line(attrs.asdict(done))
+    else:
+        before = f"in place of {done.before[:12]}" if done.before else "it had none"
+        output.write(f"epoch {done.epoch[:12]} was drawn, {before}; processes that had stopped go on within seconds")
+        if done.identity_dir:
+            output.write(f"{done.identity_dir} remembers it")
+    return DONE
+
+
+def _rows(facts: StoreFacts) -> list[tuple[str, object]]:
+    return [
+        ("store", facts.store),
+        ("backend", facts.backend),
+        ("network", facts.network),
+        ("durability", facts.durability),
+        ("features", " ".join(facts.features)),
+        ("contract", facts.contract),
+        ("epoch", facts.epoch),
+        ("accepted", facts.accepted_at),
+        ("clock", f"{facts.skew_sec * 1_000:+.1f} ms beside this host's"),
+        ("answers in", f"{facts.answer_sec * 1_000:.1f} ms"),
+        ("records", ", ".join(f"{count} of version {version}" for version, count in facts.versions.items())),
+        *((_title(name), _sized(name, value)) for name, value in facts.settings.items()),
+    ]
+
+
+def _title(name: str) -> str:
+    return f"{name.removesuffix('_bytes')} size" if name.endswith("_bytes") else name.replace("_", " ")
+
+
+def _sized(name: str, value: str | int) -> str:
+    if not name.endswith("_bytes") or not isinstance(value, int):
+        return str(value)
+    size = float(value)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1_024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1_024
+    return f"{size:.1f} TiB"
+
+
+def _record(facts: StoreFacts) -> dict[str, Any]:
+    leases = [attrs.asdict(one) | {"endpoints": list(one.endpoints)} for one in facts.leases]
+    pools = {pool_id: attrs.asdict(one) | {"done": one.done} for pool_id, one in facts.pools.items()}
+    own = attrs.asdict(facts, recurse=False) | {"features": list(facts.features), "settings": dict(facts.settings)}
+    return own | {"versions": dict(facts.versions), "keys": dict(facts.keys), "pools": pools, "leases": leases}
+
+
+async def _info(config: Config) -> StoreFacts:
+    async with main.opened_store(config) as store:
+        return await store_facts(store, config, PluginHost(config.plugins))
+
+
+async def _accept(config: Config) -> Accepting:
+    async with main.opened_store(config) as store:
+        return await accept_store(store, config)
