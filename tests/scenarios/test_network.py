@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import attrs
 import pytest
 
-from converge import Agent, AgentDescriptor, DiscoveryQuery, Identity, Message, Node, Receipt, Task
+from converge import Agent, AgentDescriptor, Capability, DiscoveryQuery, Identity, Message, Node, Receipt, Task
 from converge.errors import Backpressure, DeliveryTimeout, HandlerFailed, MessageError, Undeliverable
 from converge.model.identity import agent_id
 from converge.runtime.inbox import INBOX
@@ -114,6 +115,31 @@ async def test_a_message_and_a_question_reach_an_agent_of_another_process_by_its
         assert (await node.ask(first.id, {"do": "echo"}))["sender"] == node.identity.id
     noted = [(line["sender"], line["to"], line["number"]) for line in two.fleet.ledger() if line["what"] == "message"]
     assert (own.id, first.id, 1) in noted and (first.id, second.id, 2) in noted
+
+
+async def test_every_level_and_every_kind_of_recipient_reaches_agents_of_other_processes(two: Running) -> None:
+    async with two.place.node() as node:
+        (own,) = await node.spawn(Silent)
+        found = await talkers(node, 2 * AGENTS)
+        first, _ = of_two_nodes(found)
+        levels: dict[int, dict[str, Any]] = {
+            101: {"ack": "handled"},
+            102: {"ack": "handled", "proof": "signed"},
+            103: {"ack": "handled", "mailbox": True},
+            104: {"ack": None},
+        }
+        for number, how in levels.items():
+            await own.send(first.id, {"do": "note", "number": number}, **how)
+        on_topic = await node.publish("tests", {"do": "note", "number": 105}, sender=own.id)
+        in_pool = await node.broadcast(two.place.pool, {"do": "note", "number": 106}, sender=own.id)
+        assert [(one.accepted, one.refused, one.error) for one in (*on_topic, *in_pool)] == [(AGENTS, 0, "")] * 4
+        assert {one.node for one in on_topic} == {agent_id(bytes.fromhex(one.node_key)) for one in found}
+        asked = [await own.ask(Capability("talk"), {"do": "echo"}) for _ in range(2 * AGENTS)]
+        assert {one["pid"] for one in asked} == {process.pid for process in two.fleet.processes}
+        for one in found:
+            await own.ask(one.id, {"do": "echo"})  # what came before it has been handled
+    noted = sorted((line["number"], line["to"]) for line in two.fleet.ledger() if line["what"] == "message" and line["sender"] == own.id)
+    assert noted == sorted([*((number, first.id) for number in levels), *((number, one.id) for number in (105, 106) for one in found)])
 
 
 async def test_what_a_handler_raises_comes_back_as_handler_failed(two: Running) -> None:
