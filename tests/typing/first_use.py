@@ -21,6 +21,9 @@ from converge import (
     Topic,
     open_store,
 )
+from converge.model.message import Fanout
+from converge.runtime.decisions import Decision, Limits, Outcome, ReportTask, SubmitTask, Tool
+from converge.runtime.supervision import Breaker
 
 
 class WordCounter(Agent):
@@ -43,6 +46,37 @@ class Plain(Agent):
 
     def on_task(self, task: Task) -> int:
         return len(task.inputs)
+
+
+def search(query: str) -> list[str]:
+    return [query]
+
+
+class Careful(Agent):
+    """What it may do is bounded; it ticks."""
+
+    tick_sec = 1.5
+    allowed_actions = ("invoke-tool", SubmitTask)
+    tools = {"search": search, "slow": Tool(search, timeout_sec=60.0)}  # noqa: RUF012  # as users write it
+    limits = Limits(per_sec=10)
+    breaker = Breaker(failures=5)
+
+    async def on_tick(self) -> None:
+        assert_type(await self.join("docs", secret="..."), bool)
+        assert_type(await self.leave("docs"), bool)
+        assert_type(await self.submit(Task(pool_id="docs")), str)
+        assert_type(await self.publish("news", "hello"), list[Fanout])
+        print(await self.tool("search", query="x"), self.health.failures)  # noqa: T201 - an example
+
+
+class Deciding(Agent):
+    """The whole loop."""
+
+    def decide(self, messages: list[Message], tasks: list[Task]) -> list[Decision]:
+        return [ReportTask(task_id=task.id, result=1) for task in tasks]
+
+    async def on_outcomes(self, outcomes: list[Outcome]) -> None:
+        assert_type(outcomes[0].is_ok, bool)
 
 
 async def managers(agent_id: str) -> None:
@@ -76,6 +110,7 @@ async def node() -> None:
     async with Node(store="redis://localhost", transport="tcp://127.0.0.1:0", plugins=["redis", "tcp"]) as node:
         agents = await node.spawn(WordCounter, count=4, pool="docs")
         assert_type(agents[0].id, str)
+        await node.spawn(Careful, pool="docs", secret="...")
         task = await node.tasks.result(await node.tasks.submit(Task(pool_id="docs", inputs={"text": "a b c"})))
         assert_type(task, Task)
         assert_type(await node.send(agents[0].id, "hello"), Receipt)
