@@ -116,15 +116,24 @@ class Agent:
         return await self.node.executor.execute(self, decision)
 
     async def send(
-        self, to: str, payload: Any, *, ack: str | None = "accepted", timeout: float = 10.0, mailbox: bool = False, proof: str = "channel"
+        self,
+        to: str,
+        payload: Any,
+        *,
+        ack: str | None = "accepted",
+        timeout: float = 10.0,
+        mailbox: bool = False,
+        proof: str = "channel",
+        task_id: str = "",
     ) -> Receipt:
         """Send a message to another agent. See `Node.send`."""
-        receipt: Receipt = await self.act(SendMessage(to=to, payload=payload, ack=ack, timeout=timeout, mailbox=mailbox, proof=proof))
+        message = SendMessage(to=to, payload=payload, ack=ack, timeout=timeout, mailbox=mailbox, proof=proof, task_id=task_id)
+        receipt: Receipt = await self.act(message)
         return receipt
 
-    async def ask(self, to: str, payload: Any, *, timeout: float = 10.0) -> Any:
+    async def ask(self, to: str, payload: Any, *, timeout: float = 10.0, task_id: str = "") -> Any:
         """Send a message and return what the recipient's `on_message` returned. See `Node.ask`."""
-        return await self.act(SendMessage(to=to, payload=payload, timeout=timeout, is_ask=True))
+        return await self.act(SendMessage(to=to, payload=payload, timeout=timeout, is_ask=True, task_id=task_id))
 
     async def publish(self, topic: str, payload: Any, *, timeout: float = 10.0) -> list[Fanout]:
         """Send a message to all other agents of a topic. See `Node.publish`."""

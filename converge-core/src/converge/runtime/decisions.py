@@ -20,7 +20,7 @@ class SendMessage:
     Attributes:
         to: An agent's id, or `Capability("x")`: any one agent that has it.
         payload: Plain data.
-        ack, timeout, mailbox, proof: As for `Node.send`.
+        ack, timeout, mailbox, proof, task_id: As for `Node.send`.
         is_ask: Whether to wait for the answer, which is the outcome's value then.
         answers: The id of a message that this `decide` was given: the payload is what its sender's `ask` returns, and nothing else is sent.
     """
@@ -33,6 +33,7 @@ class SendMessage:
     timeout: float = 10.0
     mailbox: bool = False
     proof: str = "channel"
+    task_id: str = ""
     is_ask: bool = False
     answers: str = ""
 

@@ -193,9 +193,16 @@ async def _send(acting: Acting, decision: SendMessage) -> Any:
     if decision.pool_id:
         return await agent.node.broadcast(decision.pool_id, payload, timeout=timeout, sender=agent.id)
     if decision.is_ask:
-        return await agent.node.ask(decision.to, payload, timeout=timeout, sender=agent.id)
+        return await agent.node.ask(decision.to, payload, timeout=timeout, sender=agent.id, task_id=decision.task_id)
     return await agent.node.send(
-        decision.to, payload, ack=decision.ack, timeout=timeout, mailbox=decision.mailbox, proof=decision.proof, sender=agent.id
+        decision.to,
+        payload,
+        ack=decision.ack,
+        timeout=timeout,
+        mailbox=decision.mailbox,
+        proof=decision.proof,
+        sender=agent.id,
+        task_id=decision.task_id,
     )
 
 

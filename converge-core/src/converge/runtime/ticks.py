@@ -58,6 +58,7 @@ class Ticks:
 
     async def _tick(self, agent: Agent) -> None:
         """One tick; the next is due only when this one is over, so that none overlaps another."""
+        begin(agent)
         try:
             rest_sec = await self._run(agent)
         finally:
