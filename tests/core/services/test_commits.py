@@ -16,6 +16,7 @@ from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Comm
 from converge.env import SYSTEM
 from converge.errors import OutcomeUnknown, StoreRolledBack, StoreUnavailable, ValueTooLarge
 from converge.model.keys import EPOCH, HELD, LEASE, POOL, READY
+from converge.services import epochs
 from converge.services.commits import Commits, split
 from converge.services.opened import read_epoch
 from converge.testing.checked import check_batches, check_take_beside
@@ -277,3 +278,32 @@ def test_a_thousand_and_one_batches_go_out_in_two_groups() -> None:
     groups = split([put(f"p{at}") for at in range(LIMITS.batches + 1)], None)
     assert [len(group) for group in groups] == [LIMITS.batches, 1]
     assert all(a < b for group in groups for a, b in pairwise(group))
+
+
+BATCH = Batch((), [(POOL("p"), b"1")])
+
+
+async def test_a_process_goes_on_with_another_history_once_an_operator_has_accepted_it(store: Scripted, commits: Commits) -> None:
+    told: list[str] = []
+    commits.on_accepted = lambda: told.append("accepted")
+    await store.commit([Batch((), [(EPOCH(), b'"another"')])])
+    with pytest.raises(StoreRolledBack, match="converge store accept"):
+        await commits.commit([BATCH])
+    await epochs.accept(store, SYSTEM)
+    assert isinstance((await commits.commit([BATCH]))[0], Committed)
+    assert (told, commits.is_rolled_back) == (["accepted"], False)
+
+
+async def test_an_accept_from_before_this_process_saw_its_own_history_does_not_count(store: Scripted, commits: Commits) -> None:
+    await epochs.accept(store, SYSTEM)
+    (old,) = await store.get([EPOCH()])
+    assert old is not None
+    await store.commit([Batch((), [(EPOCH(), b'"another"')])])
+    commits = Commits(store, await read_epoch(store, SYSTEM))
+    await commits.commit([BATCH])
+    await store.commit([Batch((), [(EPOCH(), old.value)])])  # a backup comes back that was accepted in its time
+    for _ in range(2):
+        with pytest.raises(StoreRolledBack):
+            await commits.commit([BATCH])
+        commits._looked_at = float("-inf")  # or it would not look again so soon
+    assert commits.is_rolled_back

@@ -28,7 +28,7 @@ SAMPLE = 200
 
 @attrs.frozen(kw_only=True)
 class StoreFacts:
-    """Everything that `store info` shows. `skew_sec`: store time less this host's clock. `versions`: of records that were looked at, how many have it."""
+    """What `store info` shows. `skew_sec`: store time less this host's clock. `versions`: of the records looked at, how many have which."""
 
     store: str
     backend: str

@@ -54,7 +54,8 @@ def connect_writer(path: str) -> sqlite3.Connection:
 
 def settings(connection: sqlite3.Connection) -> dict[str, str | int]:
     """Return how safely the connection writes, as SQLite itself says."""
-    (mode,), (synchronous,), (version,) = (connection.execute(f"pragma {name}").fetchone() for name in ("journal_mode", "synchronous", "user_version"))
+    names = ("journal_mode", "synchronous", "user_version")
+    (mode,), (synchronous,), (version,) = (connection.execute(f"pragma {name}").fetchone() for name in names)
     return {"journal_mode": mode.decode(), "synchronous": _SYNCHRONOUS.get(synchronous, str(synchronous)), "schema_version": version}
 
 
