@@ -16,9 +16,9 @@ from converge.errors import (
     DeliveryTimeout,
     InputError,
     MessageError,
-    NotApplied,
-    OutcomeUnknown,
     ResultTimeout,
+    StoreError,
+    TornRecord,
 )
 
 DONE = 0
@@ -36,8 +36,8 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (ConfigError, CONFIGURATION),
     (ResultTimeout, TIMED_OUT),
     (DeliveryTimeout, TIMED_OUT),
-    (NotApplied, UNREACHABLE),
-    (OutcomeUnknown, UNREACHABLE),
+    (TornRecord, FAILED),
+    (StoreError, UNREACHABLE),  # away, or not to be used as it is: mend it, or this installation, and try again
     (ChannelError, UNREACHABLE),
     (MessageError, UNREACHABLE),
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from converge.codec import FORMAT, decode, decoder
 from converge.contracts.store import LIMITS, Check, Conflict, Range, Rest, Take, Taken
-from converge.errors import ConvergeError, PoolClosed, StaleClaim, TornRecord
+from converge.errors import ConvergeError, PoolClosed, SchemaTooNew, StaleClaim, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.lane import Lane
 from converge.machines.match import Claimer, refusal
@@ -54,23 +54,32 @@ class Claims:
         self._checks: list[Check] = []
         self._admitted: dict[str, tuple[int, frozenset[str]]] = {}  # pool: the revision at which these agents were seen to be members
         self._takes = 0
+        self._told: set[str] = set()
 
     async def look(self) -> bool:
         """Read pools and lanes again, with the head of each lane that is eligible; tells whether anything is ready.
 
         Raises:
             NoSuchPool, PoolClosed: One of the pools is not there, or does not admit the agent.
+            TornRecord, SchemaTooNew: The record of none of the pools can be read; one that can't does not keep the others waiting.
         """
-        opened = self._opened
         # What was seen last stays in force, checks and lanes together, until all is read: a look that fails half way must not leave a take unchecked.
         checks: list[Check] = []
         lanes: dict[bytes, _LaneSeen] = {}
+        torn: list[StoreError] = []
         for pool_id in self.pools:
-            seen = await opened.pool(pool_id, is_fresh=True)
+            try:
+                seen = await self._opened.pool(pool_id, is_fresh=True)
+            except (TornRecord, SchemaTooNew) as error:
+                torn.append(error)
+                self._tell_once(error)
+                continue
             await self._check_admitted(pool_id, seen.revision)
             if not seen.pool.is_paused:
                 checks.append((POOL(pool_id), seen.revision))
                 await self._read_lanes(pool_id, lanes)
+        if torn and len(torn) == len(self.pools):
+            raise torn[0]
         await self._read_heads(lanes)
         self._checks, self._lanes = checks, lanes
         return self.has_ready
@@ -80,11 +89,21 @@ class Claims:
         while True:
             (page,) = await self._opened.store.scan([Range(LANE(pool_id), after, LIMITS.keys)])
             for entry in page:
-                if refusal(decode(entry.value, Lane, "lane"), self.claimer) is None:
+                try:
+                    lane = decode(entry.value, Lane, f"lane {entry.key[2].hex()} of pool {pool_id}")
+                except (TornRecord, SchemaTooNew) as error:
+                    self._tell_once(error)
+                    continue
+                if refusal(lane, self.claimer) is None:
                     lanes[entry.key[2]] = _LaneSeen(pool_id)
             if len(page) < LIMITS.keys:
                 return
             after = page[-1].key[2:]
+
+    def _tell_once(self, error: StoreError) -> None:
+        if str(error) not in self._told:
+            self._told.add(str(error))
+            log.error("nothing is claimed from there, other work goes on: %s", error)
 
     async def _read_heads(self, lanes: dict[bytes, _LaneSeen]) -> None:
         hashes = list(lanes)

@@ -1,0 +1,238 @@
+"""A record that is damaged, or another program's, is an error that names it, never "no such task"; whoever works beside it goes on."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import anyio
+import attrs
+import pytest
+
+from converge import Agent, DiscoveryQuery, Node, Pool, PoolManager, Task, TaskManager, open_store
+from converge.contracts.store import Batch, Key, Range, Store
+from converge.errors import NoSuchTask, SchemaTooNew, TornRecord
+from converge.model.keys import AGENT, DEAD, EXPIRY, FAMILIES, KEY, LANE, LEASE, MEMBER, NOTICE, POOL, STATE, TASK, Family
+from converge.services.lease import LeaseSettings
+from converge.services.opened import POOL_FRESH_SEC, Opened
+from converge.testing.fleet import COMMAND
+
+pytestmark = pytest.mark.timeout(60)
+
+LEASE_SEC = 0.6
+
+DAMAGES: dict[str, bytes] = {
+    "empty": b"",
+    "zeros": b"\0" * 40,
+    "not UTF-8": b'{"pool":"\xff\xfe"}',
+    "a number": b"17",
+    "null": b"null",
+    "another program's": b'{"job_id": 17, "status": "queued", "payload": {"to": "a@example.org"}}',
+    "deep": b"[" * 20_000 + b"]" * 20_000,
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The store's file."""
+    return tmp_path / "state.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[Store]:
+    """A store with two pools."""
+    async with open_store(f"file:{path}") as store:
+        pools = PoolManager(store)
+        for pool in ("faults", "beside"):
+            await pools.create_pool(Pool(id=pool))
+        yield store
+
+
+class Doubler(Agent):
+    """Works on whatever comes."""
+
+    async def on_task(self, task: Task) -> int:
+        return int(task.inputs["n"]) * 2
+
+
+def damage(path: Path, family: Family, value: bytes, **parts: object) -> None:
+    """Write over the value of one row, past the library."""
+    where = " and ".join(f'"{name}" = ?' for name in parts) or "1"
+    connection = sqlite3.connect(path)
+    try:
+        with connection:
+            changed = connection.execute(f"update f_{family} set v = cast(? as text) where {where}", (value, *parts.values())).rowcount
+            assert changed == 1, f"{changed} rows were damaged"
+    finally:
+        connection.close()
+
+
+def torn(raw: bytes, what: str) -> bytes:
+    """Return the record as a torn write, or a flipped bit, leaves it; or what never was one of ours."""
+    if what == "cut short":
+        return raw[: random.Random(raw).randrange(1, len(raw))]
+    if what == "a byte flipped":
+        at = raw.index(b'"') + 1
+        return raw[:at] + bytes([raw[at] ^ 0x80]) + raw[at + 1 :]
+    return DAMAGES[what]
+
+
+async def value_of(store: Store, key: Key) -> bytes:
+    """Return the value of a key that is there."""
+    (entry,) = await store.get([key])
+    assert entry is not None
+    return entry.value
+
+
+async def good_ones_complete(node: Node, pools: tuple[str, ...] = ("faults", "beside")) -> None:
+    """Submit tasks and see them done: the agents still work."""
+    for pool in pools:
+        ids = await node.tasks.submit_many([Task(pool_id=pool, inputs={"n": n}) for n in range(5)])
+        assert [(await node.tasks.result(task_id, timeout=10)).result for task_id in ids] == [0, 2, 4, 6, 8]
+
+
+def node_of(path: Path) -> Node:
+    """A node that sweeps often."""
+    return Node(store=f"file:{path}", poll_sec=0.05, lease_sec=2.0, grace_sec=0.2)
+
+
+ALL = ["cut short", "a byte flipped", *DAMAGES]
+
+
+@pytest.mark.parametrize("what", ALL)
+@pytest.mark.parametrize("family", [TASK, STATE])
+async def test_a_torn_record_of_a_task_is_told_and_the_others_are_worked_on(path: Path, store: Store, family: Family, what: str) -> None:
+    """It is claimed like any other, since a claim reads nothing; there it stays, and nobody dies of it."""
+    tasks = TaskManager(store)
+    victim = await tasks.submit(Task(pool_id="faults", inputs={"n": 1}, priority=10, max_attempts=9, retry_delay_sec=0.0))
+    (claimed,) = await tasks.claim("earlier", ["faults"])
+    await tasks.fail(claimed, "so that it has a state")
+    id_ = bytes.fromhex(victim.replace("-", ""))
+    damage(path, family, torn(await value_of(store, family(id_)), what), id=id_)
+    with pytest.raises(TornRecord, match=victim):
+        await tasks.get(victim)
+    async with node_of(path) as node:
+        await node.spawn(Doubler, pool=["faults", "beside"])
+        await good_ones_complete(node)
+        for call in (node.tasks.get, node.tasks.result, node.tasks.cancel, node.tasks.retry):
+            with pytest.raises(TornRecord, match=victim):
+                await call(victim)
+        await good_ones_complete(node)
+    with pytest.raises(NoSuchTask):
+        await tasks.get("01990000-0000-7000-8000-000000000000")
+
+
+@pytest.mark.parametrize("what", ["cut short", "a byte flipped", "another program's", "deep"])
+async def test_a_torn_record_of_a_pool_is_told_and_the_other_pools_are_worked_on(path: Path, store: Store, what: str) -> None:
+    """Agents that are members of both pools go on with the other one; nobody takes the torn pool for one that is not there."""
+    async with node_of(path) as node:
+        await node.spawn(Doubler, pool=["faults", "beside"])
+        await good_ones_complete(node)
+        damage(path, POOL, torn(await value_of(store, POOL("faults")), what), id="faults")
+        tasks = TaskManager(store)
+        await anyio.sleep(POOL_FRESH_SEC)  # a record that was read lately is not read again
+        with pytest.raises(TornRecord, match="pool faults"):
+            await PoolManager(store).get("faults")
+        with pytest.raises(TornRecord, match="pool faults"):
+            await tasks.submit(Task(pool_id="faults"))
+        assert await PoolManager(store).create_pool(Pool(id="faults")) is False, "a pool whose record is torn was taken for one that is not there"
+        await good_ones_complete(node, ("beside",))
+
+
+@pytest.mark.parametrize("family", [AGENT, EXPIRY, LEASE, MEMBER])
+@pytest.mark.parametrize("what", ["cut short", "another program's", "not UTF-8"])
+async def test_torn_records_of_another_process_harm_nobody(path: Path, store: Store, family: Family, what: str) -> None:
+    """Its descriptor is not listed; the others are, and their work goes on."""
+    async with Node(store=store, lease_sec=2.0, poll_sec=0.05, grace_sec=0.2) as torn_one:
+        (listed,) = await torn_one.spawn(Doubler, pool="beside")
+        lease = (await torn_one.opened.lease()).id
+        keys: list[Key] = [AGENT(lease, listed.id), EXPIRY(lease), LEASE(lease), MEMBER("beside", listed.id)]
+        (key,) = [key for key in keys if key[0] is family]
+        parts = dict(zip(family.parts, key[1:], strict=True))
+        damage(path, family, torn(await value_of(store, key), what), **parts)
+        async with node_of(path) as node:
+            (mine,) = await node.spawn(Doubler, pool=["faults", "beside"])
+            await good_ones_complete(node, ("faults",))
+            ids = {agent.id for agent in await node.discovery.query(DiscoveryQuery(pool_id="faults"), refresh_from_store=True)}
+            assert ids == {mine.id}
+            await good_ones_complete(node, ("faults",))
+
+
+@pytest.mark.parametrize("what", ["another program's", "not UTF-8", "empty"])
+@pytest.mark.parametrize("family", ["lane", "later", "ready", "held", "key", "order", "limit", "dedup", "notice", "done", "dead", "joined"])
+async def test_a_torn_row_of_any_family_stops_nobody(path: Path, store: Store, family: str, what: str) -> None:
+    """One row of each family that a task may have around it, one of them damaged; then the holder dies, and a node takes all of it up."""
+    await everything_around(store)
+    key = (await rows(store, FAMILIES[family]))[0]
+    value = await value_of(store, key)
+    damage(path, key[0], torn(value, what) if value or what != "cut short" else b"x", **dict(zip(key[0].parts, key[1:], strict=True)))
+    assert isinstance(store.opened, Opened)
+    (await store.opened.lease()).abandon()
+    async with node_of(path) as node:
+        await node.spawn(Doubler, pool=["faults", "beside"])
+        await good_ones_complete(node, ("beside",))
+        await anyio.sleep(LEASE_SEC)  # the holder's lease ends, and its work goes back as far as it can be read
+        await good_ones_complete(node)
+
+
+async def everything_around(store: Store) -> None:
+    """Tasks in each place that there is, claimed by a process of which nobody hears again."""
+    Opened.of(store, lease_settings=LeaseSettings(lease_sec=LEASE_SEC))
+    tasks = TaskManager(store)
+    kind = Task(pool_id="faults", inputs={"n": 1}, topic="stays", retry_delay_sec=600.0)
+    keyed = attrs.evolve(kind, ordering_key="k")
+    late = attrs.evolve(kind, deadline=datetime.now(UTC) + timedelta(seconds=600))
+    await PoolManager(store).join_pool("earlier", "faults")
+    await tasks.submit_many([attrs.evolve(keyed, dedup_key="d"), keyed, keyed, late, kind, kind, kind])
+    claimed = await tasks.claim("earlier", ["faults"], topics=["stays"], limit=4)
+    await tasks.complete(claimed[2])
+    await tasks.fail(claimed[3], "later")
+    lease = await Opened.of(store).lease()
+    await store.commit([Batch((), [(NOTICE(lease.id, bytes(16)), b""), (DEAD(bytes(15) + b"x"), b"")])])
+
+
+async def rows(store: Store, family: Family) -> list[Key]:
+    """Return the keys of a family."""
+    (page,) = await store.scan([Range(family(), None, 100)])
+    return [entry.key for entry in page]
+
+
+@pytest.mark.parametrize("family", [TASK, STATE, POOL, LANE, KEY])
+async def test_a_record_of_a_newer_release_is_told_as_one(store: Store, family: Family) -> None:
+    """Not as a torn one: there is nothing to mend but the version of this process, which leaves it as it is."""
+    await everything_around(store)
+    tasks = TaskManager(store)
+    key = (await rows(store, family))[0]
+    newer = {**json.loads(await value_of(store, key)), "v": 2, "what_it_added": [1, 2]}
+    await store.commit([Batch((), [(key, json.dumps(newer).encode())])])
+    await anyio.sleep(POOL_FRESH_SEC)
+    with pytest.raises(SchemaTooNew, match="newer release"):
+        if family in (TASK, STATE):
+            await tasks.get(str(UUID(bytes=key[1])))
+        elif family is POOL:
+            await PoolManager(store).get(key[1])
+        else:
+            await tasks.submit(Task(pool_id="faults", topic="stays", ordering_key="k"))
+            await TaskManager(store).claim("another", ["faults"])
+    assert json.loads(await value_of(store, key)) == newer
+
+
+async def test_a_store_of_a_newer_release_is_not_opened(path: Path) -> None:
+    """Nothing is written to it, and the command says so with the code for a configuration that cannot work."""
+    async with open_store(f"file:{path}") as store:
+        await store.time()
+    connection = sqlite3.connect(path)
+    connection.execute("pragma user_version = 99")
+    connection.close()
+    with pytest.raises(SchemaTooNew, match="99"):
+        async with open_store(f"file:{path}"):
+            pass
+    command = [str(COMMAND), "run", "worker_agents:Worker", "--store", f"file:{path}", "--pool", "faults"]
+    ran = await anyio.run_process(command, cwd=Path(__file__).parent, check=False)
+    assert ran.returncode not in (0, 1), "it started, or failed as nobody foresaw"
+    assert "SchemaTooNew" not in ran.stderr.decode() and "upgrade" in ran.stderr.decode()
