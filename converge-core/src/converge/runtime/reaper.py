@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from math import inf
 
 import anyio
 
@@ -31,6 +32,8 @@ class Reaper:
         while True:
             try:
                 self.asked = self._opened.env.monotonic()
+                if self._opened.due_at <= self.asked:
+                    self._opened.due_at = inf
                 moved = await self.sweep.paced_page()
                 self._opened.outage.works("sweep")
                 pause_sec = PAUSE_SEC if moved else await self._pause_sec()
@@ -38,7 +41,17 @@ class Reaper:
                 self._opened.outage.failed("sweep", error)
                 pause_sec = self._poll_sec
             self.asked = None
-            await anyio.sleep(pause_sec)
+            await self._sleep(pause_sec)
+
+    async def _sleep(self, pause_sec: float) -> None:
+        """Sleep, but no longer than until a task comes due that is put off here meanwhile."""
+        opened = self._opened
+        with anyio.move_on_after(pause_sec) as scope:
+            while True:
+                opened.due_came = anyio.Event()
+                left_sec = max(PAUSE_SEC, opened.due_at - opened.env.monotonic())
+                scope.deadline = min(scope.deadline, anyio.current_time() + left_sec)
+                await opened.due_came.wait()
 
     async def _pause_sec(self) -> float:
         pause_sec = self._poll_sec * (0.75 + random.Random(self._opened.env.entropy(8)).random() / 2)

@@ -10,6 +10,7 @@ from converge.contracts.store import Batch, Channel, Conflict
 from converge.errors import NoSuchTask, NotApplied, OutcomeUnknown, StaleClaim, StoreBusy, TornRecord
 from converge.ids import id_text
 from converge.machines.task import Around, Completed, Event, Failed, Found, Held, Released, is_said_again, key_of, step
+from converge.model.keys import LATER
 from converge.model.pool import Pool
 from converge.services.around import Moved, look_around, look_around_all, read_task, wakes
 from converge.services.opened import Opened
@@ -36,7 +37,15 @@ class Finishes:
             return None
         if self._around.pool is not seen.pool:
             self._around = Around(seen.pool)
-        return step(found, event, now, self._around), spec.origin
+        batch = step(found, event, now, self._around)
+        if kind is Failed:
+            self._note_due(batch)
+        return batch, spec.origin
+
+    def _note_due(self, batch: Batch) -> None:
+        for key, _ in batch.puts:
+            if key[0] is LATER:
+                self._opened.saw_due(key[1])
 
     async def finish(self, found: Found, event: Event) -> None:
         """End the claim.
@@ -107,6 +116,7 @@ class Finishes:
             await self.check_said_again(found, event)
             return True
         batch = step(found, event, await self._opened.now(), around)
+        self._note_due(batch)
         wake = wakes(found, around, is_ready=isinstance(event, Released))
         (outcome,) = await (await self._opened.commits()).commit([batch], wake=wake)
         if not isinstance(outcome, Conflict):

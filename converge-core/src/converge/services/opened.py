@@ -46,6 +46,9 @@ class Opened:
         self._lease: Lease | None = None
         self.lease_came = anyio.Event()
         """Set while there is a lease."""
+        self.due_at = float("inf")
+        """When the next task that this process has put off comes due (monotonic seconds); `due_came` is set when it becomes sooner."""
+        self.due_came = anyio.Event()
         self._lock = anyio.Lock()
         self._offset = 0  # store time less monotonic time, microseconds
         self._offset_seen = float("-inf")
@@ -130,6 +133,13 @@ class Opened:
         offset = now - int(monotonic * 1_000_000)
         if offset >= self._offset or monotonic - self._offset_seen > CLOCK_FRESH_SEC:
             self._offset, self._offset_seen = offset, monotonic
+
+    def saw_due(self, due: int) -> None:
+        """Take note of store time at which a task comes due that was put off here, so that the sweep of this process is there in time."""
+        at = (due - self._offset) / 1_000_000
+        if at < self.due_at:
+            self.due_at = at
+            self.due_came.set()
 
     async def pool(self, pool_id: str, *, is_fresh: bool = False) -> PoolSeen:
         """Return the pool's record, read within the last `POOL_FRESH_SEC` or, if `is_fresh`, now.

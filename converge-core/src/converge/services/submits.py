@@ -100,6 +100,8 @@ class Submits:
                 raise InvalidValue("task", task, "a Task")
             seen = pools.get(task.pool_id) or await self._opened.pool(task.pool_id)
             spec = to_spec(task, seen.pool, now, origin)
+            if spec.due > now:
+                self._opened.saw_due(spec.due)
             asks.append(_Ask(id_bytes("task id", task.id) if task.id else id_, task, spec, kind_of(task, seen.pool.id).key))
         return asks
 
