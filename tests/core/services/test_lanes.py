@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from converge import Pool, PoolManager, Task, TaskManager, TaskState
+from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskState
 from converge.codec import decode, encode
 from converge.contracts.store import Batch, Range, Store
 from converge.errors import TooManyLanes
@@ -125,3 +125,19 @@ async def test_lanes_of_a_crowded_pool_are_closed_sooner(store: Store) -> None:
         await closer.page()
     assert await lanes_of(store, "few") == {"x"}
     assert len(await lanes_of(store, "docs")) == 100 - 32
+
+
+async def test_agents_that_sleep_are_woken_for_a_lane_that_was_closed_and_comes_again(store: Store) -> None:
+    class Echo(Agent):
+        async def on_task(self, task: Task) -> int:
+            return int(task.inputs["n"])
+
+    async with Node(store=store, poll_sec=60.0) as node, store.reopen() as other:
+        await node.spawn(Echo, pool="docs")
+        tasks = TaskManager(other)  # another process's
+        await node.tasks.result(await tasks.submit(Task(pool_id="docs", inputs={"n": 1})), timeout=20)
+        assert await LaneCloser(Opened.of(other), idle_sec=0.0).page() == 1
+        assert await lanes_of(store, "docs") == set()
+        task_id = await tasks.submit(Task(pool_id="docs", inputs={"n": 2}))
+        assert (await tasks.result(task_id, timeout=20)).result == 2
+        await Opened.of(other).close()
