@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import anyio
+import attrs
 import pytest
 
 from converge.env import SYSTEM
@@ -189,17 +190,44 @@ async def test_tasks_that_were_claimed_for_an_agent_that_rests_go_back_uncounted
             assert {(task.state, task.attempts) for task in found} == {(TaskState.PENDING, 0)}
 
 
-async def test_a_task_whose_inputs_do_not_fit_is_no_failure_of_the_agent(moody: type[Moody]) -> None:
-    class Refusing(Moody):
-        async def on_task(self, task: Task) -> str:
-            raise InvalidValue("inputs.text", 3, "a text")
+@attrs.frozen
+class Text:
+    """What an agent wants to be given."""
 
+    text: str
+
+
+class Picky(Moody):
+    """Has its inputs checked, by core."""
+
+    is_ill = False
+    inputs = Text
+
+
+class Refusing(Moody):
+    """Checks its inputs itself."""
+
+    async def on_task(self, task: Task) -> str:
+        """See the class."""
+        raise InvalidValue("inputs.text", 3, "a text")
+
+
+class Lost(Moody):
+    """Submits to a pool that is not there."""
+
+    async def on_task(self, task: Task) -> str:
+        """See the class."""
+        return await self.submit(Task(pool_id="no-such-pool"))
+
+
+@pytest.mark.parametrize(("kind", "failures"), [(Picky, 0), (Refusing, 0), (Lost, 5)])
+async def test_only_what_the_handler_was_given_is_not_its_fault(kind: type[Agent], failures: int) -> None:
     with anyio.fail_after(30):
         async with Node() as node:
-            (agent,) = await node.spawn(Refusing, pool="p")
+            (agent,) = await node.spawn(type(kind.__name__, (kind,), {"breaker": Breaker(failures=100)}), pool="p")
             for bad in await submit(node, 5, max_attempts=1):
                 assert (await node.tasks.result(bad)).state == TaskState.FAILED
-            assert (agent.health.failures, agent.health.state) == (0, "closed")
+            assert (agent.health.failures, agent.health.state) == (failures, "closed")
 
 
 async def test_a_handler_that_runs_into_its_timeout_has_failed() -> None:

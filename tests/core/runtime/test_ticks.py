@@ -15,6 +15,7 @@ from converge.model.task import Task
 from converge.runtime.agent import Agent
 from converge.runtime.node import Node
 from converge.runtime.supervision import Breaker
+from converge.runtime.ticks import Ticks
 from converge.testing.fixtures import wait_until
 
 
@@ -156,3 +157,30 @@ async def test_an_interval_and_a_handler_must_go_together(attributes: dict[str, 
     async with Node() as node:
         with pytest.raises(InvalidValue, match=text):
             await node.spawn(type("Wrong", (Ticking,), attributes))
+
+
+async def test_the_timer_ends_when_it_is_stopped_though_ticks_are_due() -> None:
+    with anyio.fail_after(5):
+        async with Node() as node:
+            (agent,) = await node.spawn(type("Quick", (Ticking,), {"tick_sec": 3_600.0}))
+            async with anyio.create_task_group() as group:
+                ticks = Ticks(node.env, group, node.supervision)
+                group.start_soon(ticks.run)
+                await anyio.wait_all_tasks_blocked()
+                await ticks.stop()
+                ticks.add([agent])
+
+
+async def test_the_agent_s_log_says_whose_tick_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    class Saying(Agent):
+        tick_sec = 0.01
+
+        async def on_tick(self) -> None:
+            self.log.warning("tick")
+
+    with anyio.fail_after(5):
+        async with Node() as node:
+            (agent,) = await node.spawn(Saying)
+            await wait_until(lambda: bool([record for record in caplog.records if record.getMessage() == "tick"]))
+            record = next(record for record in caplog.records if record.getMessage() == "tick")
+            assert vars(record)["agent"] == agent.id

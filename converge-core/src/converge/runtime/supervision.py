@@ -11,7 +11,7 @@ import attrs
 from attrs import validators
 
 from converge.env import Env
-from converge.errors import InputError
+from converge.errors import InputError, InvalidValue
 
 if TYPE_CHECKING:
     from converge.runtime.agent import Agent
@@ -24,6 +24,9 @@ RESTS_FROM = 3
 BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 2.0
 """Rests between failures while the breaker is closed: twice as long each time."""
 
+
+NOT_ITS_FAULT = (InputError, InvalidValue)
+"""What says that a task or a message is wrong, exactly these: other input errors, such as `NoSuchPool`, come of what the handler did."""
 
 RAISED = (Exception, SystemExit)
 """What a handler may raise without ending more than itself: `sys.exit` in one agent is no reason to end the process of all."""
@@ -184,9 +187,9 @@ class Supervision:
     def failed(self, agent: Agent, handler: str, error: BaseException | str) -> float:
         """Count a failure of a handler; return the seconds for which it gets nothing.
 
-        An `InputError` is the fault of what the handler was given: it is no failure of the agent.
+        An `InvalidValue`, or inputs that do not fit, are the fault of what the handler was given: they are no failure of the agent.
         """
-        if isinstance(error, InputError):
+        if type(error) in NOT_ITS_FAULT and handler != "on_tick":
             return 0.0
         health = agent.health
         circuit = health.circuits.get(handler)

@@ -40,13 +40,14 @@ class Ticks:
     async def stop(self) -> None:
         """Begin no tick from now on; return when those that run have ended."""
         self._is_stopped = True
+        self._changed.set()
         while self._running:
             self._ended = anyio.Event()
             await self._ended.wait()
 
     async def run(self) -> None:
-        """Begin ticks as they are due, until cancelled."""
-        while True:
+        """Begin ticks as they are due, until `stop`."""
+        while not self._is_stopped:
             self._changed = anyio.Event()
             with anyio.move_on_after(self._due[0][0] - self._env.monotonic() if self._due else inf):
                 await self._changed.wait()
@@ -58,7 +59,6 @@ class Ticks:
 
     async def _tick(self, agent: Agent) -> None:
         """One tick; the next is due only when this one is over, so that none overlaps another."""
-        begin(agent)
         try:
             rest_sec = await self._run(agent)
         finally:
