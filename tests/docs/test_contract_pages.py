@@ -10,13 +10,14 @@ import attrs
 import pytest
 
 from converge.contracts.store import LIMITS, Feature
-from converge.testing import StoreContract, StreamTransportContract, TaskContract
+from converge.testing import DiscoveryContract, StoreContract, StreamTransportContract, TaskContract
 from converge.testing.clauses import CLAUSES
 
 PAGES = Path(__file__).parents[2] / "docs/reference"
 KITS = {
     "S": ("store-contract.md", StoreContract),
     "T": ("task-contract.md", TaskContract),
+    "D": ("discovery-contract.md", DiscoveryContract),
     "C": ("transport-contract.md", StreamTransportContract),
 }
 

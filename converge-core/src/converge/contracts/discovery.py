@@ -14,6 +14,7 @@ D-6  What one handle publishes every other handle on the same place sees at its 
      when it closes, within its lease when it dies.
 D-7  reader().look answers what has changed since the look before, at first everything: the changes of all looks make up the snapshot.
 D-8  A call that fails raises a StoreError or ChannelError, and the next one works: a reader misses nothing and takes nothing twice for it.
+D-9  A DiscoveryService on it lists what verifies, of each agent the highest sequence that was seen, and nobody whose lease has ended. (Core's part.)
 """
 
 from __future__ import annotations

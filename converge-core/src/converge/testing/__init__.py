@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from converge.testing.checked import CheckedStore
+    from converge.testing.discovery import DiscoveryContract
     from converge.testing.faults import FaultPlan, FaultyStore
     from converge.testing.store import StoreContract
     from converge.testing.stream_transport import StreamTransportContract
     from converge.testing.task import TaskContract
     from converge.testing.transport import TransportContract
 
-__all__ = ["CheckedStore", "FaultPlan", "FaultyStore", "StoreContract", "StreamTransportContract", "TaskContract", "TransportContract"]
+__all__ = ["CheckedStore", "DiscoveryContract", "FaultPlan", "FaultyStore", "StoreContract", "StreamTransportContract", "TaskContract", "TransportContract"]
 
 _HOMES = {
     "CheckedStore": "converge.testing.checked",
+    "DiscoveryContract": "converge.testing.discovery",
     "FaultPlan": "converge.testing.faults",
     "FaultyStore": "converge.testing.faults",
     "StoreContract": "converge.testing.store",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -24,6 +25,10 @@ def check_endpoint(text: str) -> str:
     return text
 
 
+def _tuple(value: Iterable[str]) -> tuple[str, ...]:
+    return tuple(value)
+
+
 def _endpoints(_instance: object, _attribute: object, value: tuple[str, ...]) -> None:
     if len(value) > ENDPOINTS:
         raise ValueError(f"expected at most {ENDPOINTS:,} endpoints")
@@ -43,6 +48,6 @@ class StaticOptions:
     """What an operator may set under `[options.static]`. Neither: this node asks only those that have asked it."""
 
     endpoints: tuple[str, ...] = attrs.field(
-        default=(), converter=tuple, validator=_endpoints, metadata={"help": "URLs of nodes, this one's own may be among them"}
+        default=(), converter=_tuple, validator=_endpoints, metadata={"help": "URLs of nodes, this one's own may be among them"}
     )
     file: str = attrs.field(default="", validator=_either, metadata={"help": "a file with one URL a line, read again when it changes"})

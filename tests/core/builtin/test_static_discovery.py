@@ -1,0 +1,39 @@
+"""Static discovery keeps every clause of the discovery contract that is about one that does not publish."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converge.builtin.static import StaticOptions
+from converge.builtin.static.plugin import STATIC
+from converge.contracts.discovery import Sighting
+from converge.testing import DiscoveryContract
+
+ENDPOINTS = ("tcp://10.0.0.1:7000", "local:a")
+
+
+class TestStaticDiscovery(DiscoveryContract):
+    """With endpoints in its options."""
+
+    backend = STATIC
+
+    @pytest.fixture
+    def options(self) -> Any:
+        return StaticOptions(endpoints=ENDPOINTS)
+
+    @pytest.fixture
+    def configured(self) -> list[Sighting]:
+        return [Sighting(endpoint, (endpoint,)) for endpoint in ENDPOINTS]
+
+
+class TestStaticDiscoveryOfAFile(TestStaticDiscovery):
+    """With a file of endpoints."""
+
+    @pytest.fixture
+    def options(self, tmp_path: Path) -> Any:
+        file = tmp_path / "nodes"
+        file.write_text("# nodes\n" + "\n".join(ENDPOINTS) + "\n")
+        return StaticOptions(file=str(file))
