@@ -63,7 +63,7 @@ class Signer:
 class UnderWay:
     """One message, and what its receipts have said so far."""
 
-    __slots__ = ("answer", "done", "handled", "header", "link", "payload", "receipt", "sequence", "settled", "signer", "was_sent")
+    __slots__ = ("answer", "done", "header", "is_handled", "link", "payload", "receipt", "sequence", "settled", "signer", "was_sent")
 
     def __init__(self, header: MessageHeader, payload: bytes, signer: Signer | None = None) -> None:
         self.header, self.payload, self.signer = header, payload, signer
@@ -71,7 +71,9 @@ class UnderWay:
         self.answer: bytes | None = None
         self.sequence, self.was_sent = 0, False
         self.link: Link | None = None  # that it was sent over last
-        self.settled, self.handled, self.done = anyio.Event(), anyio.Event(), anyio.Event()
+        self.settled = anyio.Event()
+        self.is_handled = False
+        self.done: anyio.Event | None = None  # made by who waits for it
 
     def give_up(self) -> None:
         """The link has ended: without a receipt the message is sent again."""
@@ -79,13 +81,13 @@ class UnderWay:
 
     def take(self, receipt: ReceiptHeader, payload: bytes) -> None:
         """Take note of a receipt."""
-        if self.handled.is_set():
+        if self.is_handled:
             return
         self.receipt = receipt
         self.settled.set()
         if receipt.status in (HANDLED, RAISED, DROPPED):
             self.answer = payload if receipt.status == HANDLED else None
-            self.handled.set()
+            self.is_handled = True
 
     async def item(self, after: int) -> Item:
         """Return what goes over the wire."""
@@ -134,7 +136,8 @@ class MessagesUnderWay:
                 await self._until_settled(one, queue, reach, is_choosy)
             finally:
                 del queue[one.sequence]
-                one.done.set()
+                if one.done is not None:
+                    one.done.set()
                 if not queue and self._pairs.get(pair) is queue:
                     del self._pairs[pair]
             if one.header.wants == HANDLED:
@@ -176,10 +179,10 @@ async def _until_handled(one: UnderWay, reach: Reach) -> None:
         Dropped: The node stopped before a handler had ended.
     """
     wait_sec = RETRY_LEAST_SEC
-    while not one.handled.is_set():
+    while not one.is_handled:
         try:
             link = await reach()
-            if one.handled.is_set():
+            if one.is_handled:
                 break
             if link is not one.link:
                 one.settled = anyio.Event()
@@ -220,5 +223,7 @@ async def _earlier(one: UnderWay, queue: dict[int, UnderWay]) -> bool:
     was_any = False
     while before := _before(one, queue):
         was_any = True
-        await queue[before].done.wait()
+        earlier = queue[before]
+        earlier.done = earlier.done or anyio.Event()
+        await earlier.done.wait()
     return was_any
