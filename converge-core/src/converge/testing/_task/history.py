@@ -23,7 +23,7 @@ from converge.model.task import State, Task
 from converge.testing._store.base import Opening
 from converge.testing._store.history import first_failure_of
 from converge.testing._task.base import Process, TaskCase
-from converge.testing._task.calls import cancelling, finishing, submitting, sweeping, sweeping_some
+from converge.testing._task.calls import cancelling, closing_lanes, finishing, submitting, sweeping, sweeping_some
 from converge.testing._task.model import Content, End, Known, Place, TaskModel
 from converge.testing._task.world import HANDLES, TaskWorld, Work, die
 from converge.testing.clauses import ClauseBroken, expect, expect_equal
@@ -214,6 +214,11 @@ class TaskHistory(RuleBasedStateMachine):
         wanted = sorted(known.id for known in self.model.at(Place.HELD))
         expect_equal("T-10", sorted(task.id for task in held), wanted, "what is listed as ASSIGNED after a whole sweep")
         self.read_back()
+
+    @rule(handle=handles)
+    def close_lanes(self, handle: int) -> None:
+        """Nobody who puts a task there later loses it."""
+        self.world.ask(handle, closing_lanes)
 
     # Several calls at once.
 
