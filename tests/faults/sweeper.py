@@ -1,4 +1,8 @@
-"""A process that sweeps a store and kills itself at one of its commits: `sweeper.py URL NUMBER before|after`, the first commit being number 1."""
+"""A process that kills itself at one of its calls of the store.
+
+`sweeper.py URL NUMBER before|after` sweeps, and the commit of that number, from 1, is its last; `sweeper.py URL take LEASE_SEC` claims, and never
+learns what.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,10 @@ from typing import Any
 
 import anyio
 
-from converge import open_store
+from converge import TaskManager, open_store
 from converge.contracts.store import Batch, Channel, Take, Turned
 from converge.services import sweep
+from converge.services.lease import LeaseSettings
 from converge.services.opened import Opened
 
 PAGE = 20
@@ -46,5 +51,16 @@ async def main(url: str, number: int, when: str) -> None:
     print("swept")  # noqa: T201 - read by the test
 
 
+async def take(url: str, lease_sec: float) -> None:
+    """Claim ten tasks, and die as the answer comes."""
+    async with open_store(url) as store:
+        await Opened.of(store, lease_settings=LeaseSettings(lease_sec=lease_sec)).lease()
+        kill_at(store, 1, "after")
+        await TaskManager(store).claim("dying", ["faults"], limit=10)
+
+
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    if sys.argv[2] == "take":
+        anyio.run(take, sys.argv[1], float(sys.argv[3]))
+    else:
+        anyio.run(main, sys.argv[1], int(sys.argv[2]), sys.argv[3])
