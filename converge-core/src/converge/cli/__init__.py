@@ -39,6 +39,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("store", "", "Look at a store; take one that was restored for the true one."),
     ("store info", "store:info", "Show a store: its settings, epoch, clock, what it holds, who uses it."),
     ("store accept", "store:accept", "Take a store that was flushed, restored or replaced for the true one."),
+    ("doctor", "doctor:doctor", "Check configuration, plugins, keys and store; say what is wrong and how to mend it."),
     ("config", "", "Show and check the configuration."),
     ("config show", "config:show", "Show the effective configuration, and where each value comes from."),
     ("config check", "config:check", "Tell everything that is wrong with a configuration file."),

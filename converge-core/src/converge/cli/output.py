@@ -53,6 +53,17 @@ def write(value: str) -> None:
     _write(value)
 
 
+def marked(mark: str, colour: str, rest: str) -> None:
+    """Write a line that begins with a mark, in colour on a terminal; how long it is, is the terminal's matter."""
+    if not sys.stdout.isatty():
+        _write(mark + rest)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(soft_wrap=True).print(Text(mark, style=colour) + Text(rest), soft_wrap=True)
+
+
 def note(value: str) -> None:
     """Write a line that is about the result, not a part of it, to standard error."""
     sys.stdout.flush()

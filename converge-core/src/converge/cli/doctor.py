@@ -1,0 +1,96 @@
+"""`converge doctor`: what is wrong here, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import anyio
+from cyclopts import Parameter
+
+from converge.cli import output
+from converge.cli.failures import CONFIGURATION, DONE, FAILED, UNREACHABLE
+from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured, plugins_flag
+from converge.cli.run import loop_options
+from converge.errors import ConfigError, StoreError
+from converge.plugins import PluginHost
+from converge.runtime import main
+from converge.runtime.config import Config
+from converge.runtime.doctor import Finding, Level, check_config, check_process, error, fine
+from converge.runtime.doctor_store import check_store, is_looked_into
+
+_CODES = {"config": CONFIGURATION, "plugins": CONFIGURATION, "store": UNREACHABLE}
+"""Exit codes of checks that went wrong, in the order in which they count; 1 for all others."""
+
+_STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "red"}
+
+
+def doctor(
+    *,
+    strict: Annotated[bool, Parameter(negative=(), help="Count warnings as errors: exit with 1 where there is one.")] = False,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Check configuration, plugins, keys and the store; say of each check what it found and, where something is wrong, how to mend it.
+
+    Nothing is changed, and no store is made. Exits with 0 unless there are errors: then with 3 for the configuration or a plugin, 4 for a store that
+    was not reached, else 1.
+    """
+    findings = list(check_process())
+    try:
+        settings = configured(config, {"store": store, "plugins": plugins_flag(plugin), "network": network}, is_verbose=verbose)
+    except ConfigError as problem:
+        lines = problem.problems or [str(problem)]
+        findings += [error("config", line, "`converge config schema` and the reference page list the keys") for line in lines]
+    else:
+        findings += check_config(settings)
+        if not any(one.level is Level.ERROR and one.code == "plugins" for one in findings):
+            findings += anyio.run(_look, settings, backend_options=loop_options())
+    _write(findings, as_json=json)
+    return _code(findings, is_strict=strict)
+
+
+async def _look(config: Config) -> list[Finding]:
+    host, found = PluginHost(config.plugins), list[Finding]()
+    if not is_looked_into(config, host):
+        return [fine("store", f"{config.store} is seen by its own process only, so there is nothing to look at; --store names another")]
+    try:
+        async with main.opened_store(config) as store:
+            found += [one async for one in check_store(store, config, host)]
+    except ConfigError as problem:
+        found.append(error("config", str(problem), "change the configuration"))
+    except StoreError as problem:
+        found.append(error("store", str(problem), "mend that first; what is in the store could not be looked at"))
+    return found
+
+
+def _write(findings: Sequence[Finding], *, as_json: bool) -> None:
+    if as_json:
+        for one in findings:
+            output.line({"code": one.code, "level": one.level.value, "finding": one.text, "mend": one.mend})
+        return
+    width = max(len(one.code) for one in findings)
+    for one in findings:
+        output.marked(f"{one.level:<7}", _STYLES[one.level], f"  {one.code:<{width}}  {one.text}")
+        if one.mend:
+            output.write(f"{'':7}  {'':{width}}  -> {one.mend}")
+    counts = {level: sum(one.level is level for one in findings) for level in Level}
+    output.write("")
+    output.write(f"{_counted(counts[Level.ERROR], 'error')}, {_counted(counts[Level.WARNING], 'warning')}, {counts[Level.OK]} fine")
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count or 'no'} {word}s"
+
+
+def _code(findings: Sequence[Finding], *, is_strict: bool) -> int:
+    wrong = [one.code for one in findings if one.level is Level.ERROR]
+    for code, exit_code in _CODES.items():
+        if code in wrong:
+            return exit_code
+    is_wrong = bool(wrong) or (is_strict and any(one.level is Level.WARNING for one in findings))
+    return FAILED if is_wrong else DONE

@@ -1,0 +1,163 @@
+"""`converge doctor`: each wrong thing is found by its check, and nothing is made or changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Converge = Callable[..., Any]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+STORE = ("--store", "file:state.db")
+
+
+def findings(answer: Any) -> dict[str, list[dict[str, str]]]:
+    """The findings by code; each has all its fields, and says how to mend what is wrong."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for line in answer.out.splitlines():
+        one = json.loads(line)
+        assert set(one) == {"v", "code", "level", "finding", "mend"} and one["v"] == 1
+        assert (one["mend"] == "") == (one["level"] == "ok"), one
+        found.setdefault(one["code"], []).append(one)
+    return found
+
+
+def wrong(answer: Any) -> set[tuple[str, str]]:
+    """Code and level of what is wrong."""
+    return {(one["code"], one["level"]) for some in findings(answer).values() for one in some if one["level"] != "ok"}
+
+
+@pytest.fixture
+def pool(converge: Converge) -> Converge:
+    """The command, with a pool `docs` on the store."""
+    assert converge("pools", "create", "docs", *STORE).code == 0
+    return converge
+
+
+def test_a_store_with_nothing_wrong_is_fine_and_as_it_was(pool: Converge, folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "state.db")) as database:
+        before = list(database.iterdump())
+    answer = pool("doctor", "--json", *STORE)
+    assert (answer.code, wrong(answer)) == (0, set())
+    assert set(findings(answer)) >= {"python", "uvloop", "config", "plugins", "store", "durability", "file-system", "disk", "clock", "leases"}
+    with closing(sqlite3.connect(folder / "state.db")) as database:
+        assert list(database.iterdump()) == before
+    assert pool("doctor", *STORE).out.splitlines()[-1].startswith("no errors, no warnings, ")
+
+
+@pytest.mark.parametrize("name", ["gone.db", "empty.db"])
+def test_a_store_that_does_not_exist_is_not_made(converge: Converge, folder: Path, name: str) -> None:
+    (folder / "empty.db").touch()
+    answer = converge("doctor", "--json", "--store", f"file:{name}")
+    assert (answer.code, wrong(answer)) == (4, {("store", "error")})
+    assert sorted(path.name for path in folder.iterdir() if path.suffix == ".db") == ["empty.db"]
+    assert (folder / "empty.db").stat().st_size == 0
+
+
+def test_a_store_of_one_process_alone_is_not_looked_into(converge: Converge) -> None:
+    answer = converge("doctor", "--json")
+    assert (answer.code, wrong(answer)) == (0, set())
+
+
+def test_wrong_configuration_exits_with_three_and_every_problem(converge: Converge, folder: Path) -> None:
+    (folder / "a.toml").write_text("lease_secs = 3\ngrace_sec = -1")
+    answer = converge("doctor", "-c", "a.toml", "--json")
+    assert (answer.code, len(findings(answer)["config"])) == (3, 2)
+    (folder / "b.toml").write_text('store = "file:state.db"\nplugins = ["tpc"]\n[options.file]\nbusy_sec = 100')
+    answer = converge("doctor", "-c", "b.toml", "--json")
+    assert (answer.code, [one["level"] for one in findings(answer)["plugins"]]) == (3, ["error", "error"])
+
+
+def test_dead_letters_and_paused_work_are_warnings_that_strict_counts(pool: Converge, folder: Path) -> None:
+    (folder / "tasks.jsonl").write_text('{"inputs": {"text": "bad"}, "max_attempts": 1}')
+    assert pool("run", "counting:Picky", "--pool", "docs", "--submit", "tasks.jsonl", "--drain", *STORE).code == 1
+    assert pool("pools", "create", "shut", "--paused", *STORE).code == 0
+    assert pool("submit", "--pool", "shut", *STORE).code == 0
+    answer = pool("doctor", "--json", *STORE)
+    assert (answer.code, wrong(answer)) == (0, {("dead-letters", "warning"), ("paused", "warning")})
+    assert findings(answer)["paused"][0]["mend"] == "converge pools resume shut"
+    assert pool("doctor", "--strict", *STORE).code == 1
+
+
+def test_work_that_no_agent_may_claim_is_an_error_with_the_reason(pool: Converge, start: Start) -> None:
+    ids = [pool("submit", "--pool", "docs", "--capability", "fly", *STORE).out.strip() for _ in range(2)]
+    alone = pool("doctor", "--json", *STORE)
+    assert (alone.code, wrong(alone)) == (0, {("unclaimable", "warning")})
+    process = start("run", "counting:WordCounter", "--pool", "docs", *STORE)
+    assert process.stderr is not None
+    assert any("running" in line for line in process.stderr), "it ended before it ran"
+    answer = pool("doctor", "--json", *STORE)
+    assert (answer.code, wrong(answer)) == (1, {("unclaimable", "error")})
+    (one,) = findings(answer)["unclaimable"]
+    assert one["finding"].startswith('2 tasks are ready in pool "docs" that no agent there may claim (each needs fly)')
+    assert ids[0] in one["mend"]
+    assert findings(answer)["leases"][0]["finding"].startswith("1 process lives")
+
+
+def test_a_process_that_was_killed_shows_as_a_late_lease(pool: Converge, start: Start, folder: Path) -> None:
+    (folder / "fast.toml").write_text("lease_sec = 0.5")
+    process = start("run", "counting:WordCounter", "-c", "fast.toml", "--pool", "docs", *STORE)
+    assert process.stderr is not None
+    assert any("running" in line for line in process.stderr), "it ended before it ran"
+    process.kill()
+    process.wait()
+    assert any(("lease-late", "warning") in wrong(pool("doctor", "--json", *STORE)) for _ in range(100))
+
+
+def test_keys_and_passwords_that_others_can_read_are_errors(converge: Converge, folder: Path) -> None:
+    keys = folder / "keys"
+    keys.mkdir(mode=0o700)
+    (keys / "node.0.key").touch(mode=0o600)
+    (folder / "a.toml").write_text(f'identity_dir = "{keys}"\nstore = "redis://me:hunter2@localhost:1/0"\n')
+    os.chmod(folder / "a.toml", 0o600)
+    answer = converge("doctor", "-c", "a.toml", "--json")
+    assert wrong(answer) == {("store", "error")} and "hunter2" not in answer.out
+    os.chmod(folder / "a.toml", 0o644)
+    os.chmod(keys / "node.0.key", 0o644)
+    answer = converge("doctor", "-c", "a.toml", "--json")
+    assert wrong(answer) == {("store", "error"), ("keys", "error"), ("secrets", "error")}
+    os.chmod(keys, 0o755)
+    assert ("keys", "error") in wrong(converge("doctor", "-c", "a.toml", "--json"))
+
+
+def test_a_store_of_another_host_without_tls_is_told(converge: Converge) -> None:
+    answer = converge("doctor", "--json", "--store", "redis://192.0.2.1:1/0?socket_connect_timeout=1", "--plugin", "no:redis")
+    assert answer.code == 3  # it was refused, so nothing was connected to
+    (one,) = findings(answer)["plaintext"]
+    assert "192.0.2.1" in one["finding"] and "rediss://" in one["mend"]
+
+
+@pytest.mark.parametrize(("level", "skew"), [("ok", 0.5), ("warning", 5.0), ("error", 120.0)])
+def test_a_clock_that_is_off_is_told_by_how_much(pool: Converge, monkeypatch: pytest.MonkeyPatch, level: str, skew: float) -> None:
+    import converge.runtime.store_facts as facts
+
+    async def skewed(_store: object) -> tuple[float, float]:
+        return skew, 0.001
+
+    monkeypatch.setattr(facts, "clock_skew", skewed)
+    (one,) = findings(pool("doctor", "--json", *STORE))["clock"]
+    assert (one["level"], f"{skew:.3f} s ahead of" in one["finding"]) == (level, True)
+
+
+def test_a_disk_with_little_room_is_told(pool: Converge, monkeypatch: pytest.MonkeyPatch) -> None:
+    import converge.builtin.file.store as file_store
+
+    monkeypatch.setattr(file_store, "facts", lambda path: {"path": path, "free_bytes": 1_000_000, "wal_bytes": 2**30})
+    assert wrong(pool("doctor", "--json", *STORE)) == {("disk", "error"), ("wal", "warning")}
+
+
+@pytest.mark.parametrize(("lanes", "level"), [(820, "warning"), (1_024, "error")])
+def test_a_pool_whose_lanes_run_out_is_told(pool: Converge, folder: Path, lanes: int, level: str) -> None:
+    (folder / "tasks.jsonl").write_text("\n".join(json.dumps({"topic": f"t{at}"}) for at in range(lanes)))
+    assert pool("submit", "--pool", "docs", "tasks.jsonl", *STORE).code == 0
+    answer = pool("doctor", "--json", *STORE)
+    assert ("lanes", level) in wrong(answer)
+    assert f"{lanes:,} of 1,024" in findings(answer)["lanes"][0]["finding"]
