@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -251,3 +253,20 @@ async def test_a_block_is_logged_once_with_its_stack_while_it_lasts_and_once_whe
     (line,) = (one for one in caplog.records if "has been blocked" in one.getMessage())
     assert "in on_task" in line.__dict__["detail"]
     assert "the lease goes on" in line.getMessage()
+
+
+async def test_a_file_that_another_program_keeps_locked_shows_within_three_seconds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    async with Node(store=f"file:{tmp_path}/state.db", lease_sec=1.8, poll_sec=0.5, grace_sec=0.2) as node:
+        await node.spawn(Idle, pool="p")
+        assert node.health().is_ready
+        other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+        try:
+            other.execute("begin immediate")
+            with anyio.fail_after(3):
+                await wait_until(lambda: Code.STORE_AWAY in codes(node.health()))
+            other.execute("rollback")
+        finally:
+            other.close()
+        with anyio.fail_after(10):
+            await wait_until(lambda: node.health().is_ready)

@@ -151,7 +151,8 @@ def _of_lease(now: float, opened: Opened) -> Iterable[Ailment]:
 
 
 def _of_store(now: float, opened: Opened, reaper: Reaper) -> Iterable[Ailment]:
-    outage, asked = opened.outage, reaper.asked
+    outage = opened.outage
+    asked = min((one for one in (reaper.asked, opened.asked_since) if one is not None), default=None)
     since, error = outage.since, outage.error
     if since is not None:
         yield Ailment(Code.STORE_AWAY, f"the store does not do what it is asked: {error}", since)

@@ -61,7 +61,7 @@ class Commits:
         self._asked: list[_Asked] = []
         self._is_flush_due = False
         self._slots = anyio.Semaphore(IN_FLIGHT)
-        self._shields: set[anyio.CancelScope] = set()
+        self._shields: dict[anyio.CancelScope, float] = {}  # of the calls under way, with the moment at which each began
         self._patience_sec = inf
         self._greatest = epoch[1]  # of the revisions that were seen
         self._is_rolled_back = False
@@ -119,6 +119,11 @@ class Commits:
     def is_rolled_back(self) -> bool:
         """Whether the store's history was found to be another one."""
         return self._is_rolled_back
+
+    @property
+    def asked_since(self) -> float | None:
+        """Since when the oldest call that is under way waits for its answer (monotonic seconds); may be asked from any thread."""
+        return min(tuple(self._shields.values()), default=None)
 
     def remember(self, revision: int) -> None:
         """This revision was seen before this process began: what the store gives now must be above."""
@@ -242,14 +247,14 @@ class Commits:
         self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]
     ) -> tuple[list[_Result], Taken | Conflict | None]:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._patience_sec) as scope:
-            self._shields.add(scope)
+            self._shields[scope] = self._env.monotonic()
             try:
                 if take is None:
                     return list(await self._store.commit(batches, wake=wake)), None
                 turned = await self._store.turn(batches, take._replace(checks=(*take.checks, self._epoch)), wake=wake)
                 return list(turned.outcomes), turned.taken
             finally:
-                self._shields.discard(scope)
+                del self._shields[scope]
         raise OutcomeUnknown(f"the store did not answer within {self._patience_sec:g} s, and this process is stopping")
 
     def _with_epoch(self, batch: Batch) -> Batch:

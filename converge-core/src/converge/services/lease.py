@@ -62,6 +62,8 @@ class Lease:
         self.renewals = 0
         self.worst_renewal_sec = 0.0
         self.blocked_sec = 0.0
+        self.asked_since: float | None = None
+        """Since when a renewal has been under way (monotonic seconds)."""
         self._store, self._commits, self._env = store, commits, env
         self._outage = outage or Outage(env)
         self._revision = 0
@@ -222,7 +224,13 @@ class Lease:
         return self._stopping.is_set()
 
     async def _renew(self, store: Store) -> bool:
-        began = self._env.monotonic()
+        began = self.asked_since = self._env.monotonic()
+        try:
+            return await self._renew_from(store, began)
+        finally:
+            self.asked_since = None
+
+    async def _renew_from(self, store: Store, began: float) -> bool:
         key = EXPIRY(self.id)
         with anyio.move_on_after(self.settings.lease_sec / 2) as scope:
             try:

@@ -160,6 +160,13 @@ class Opened:
         self.pools[pool_id] = seen
         return seen
 
+    @property
+    def asked_since(self) -> float | None:
+        """Since when the oldest write under way, or the lease's renewal, waits for the store; may be asked from any thread."""
+        commits, lease = self._commits, self._lease
+        asked = (commits.asked_since if commits is not None else None, lease.asked_since if lease is not None else None)
+        return min((one for one in asked if one is not None), default=None)
+
     def hurry(self, within_sec: float) -> None:
         """From now on no call of the store that others share takes longer than this; see `Commits.hurry`."""
         if self._commits is not None:
