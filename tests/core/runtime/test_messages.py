@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import anyio
+import attrs
 import pytest
 
 from converge import Agent, Capability, Message, Node, Topic
 from converge.errors import Backpressure, DeliveryTimeout, HandlerFailed, InvalidName, InvalidValue, MessageError, MessageTooLarge, Undeliverable
+from converge.hookspecs import hookimpl
 from converge.model.message import Fanout
 from converge.runtime.inbox import INBOX
 from converge.testing.fixtures import wait_until
@@ -291,6 +295,65 @@ async def test_thousands_of_messages_leave_nothing_behind(node: Node) -> None:
         with pytest.raises(MessageError):
             await call()
     assert len(node.network.post.under_way) == 0
+
+
+# Guards.
+
+
+class Guard:
+    """A plugin that remembers which messages it saw, changes some and refuses some."""
+
+    def __init__(self) -> None:
+        self.left: list[tuple[str, str, str]] = []
+        self.came: list[str] = []
+
+    @hookimpl
+    def converge_message_before_send(self, message: Message) -> Message | None:
+        """See the hook."""
+        self.left.append((message.recipient, message.topic, message.pool_id))
+        if message.payload == "secret":
+            raise ValueError("it must not leave")
+        return attrs.evolve(message, payload="changed", task_id="t-1") if message.payload == "change" else None
+
+    @hookimpl
+    def converge_message_received(self, message: Message) -> None:
+        """See the hook."""
+        self.came.append(message.recipient)
+        if message.payload == "poison":
+            raise ValueError("it must not come in")
+
+
+@pytest.fixture
+async def guarded(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Node, Guard]]:
+    """A node with a guard."""
+    module = ModuleType("guard_under_test")
+    module.guard = guard = Guard()  # type: ignore[attr-defined]  # a module made for the test
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    async with Node(plugins=["guard_under_test:guard"]) as node:
+        yield node, guard
+
+
+async def test_a_publication_passes_the_guard_once_where_it_leaves_and_for_each_agent_where_it_arrives(guarded: tuple[Node, Guard]) -> None:
+    node, guard = guarded
+    agents = await readers(node, 2)
+    assert await node.publish("news", "change") == [Fanout(node=node.identity.id, accepted=2)]
+    assert guard.left == [("", "news", "")]
+    assert sorted(guard.came) == sorted(one.id for one in agents)
+    assert await node.publish("news", "poison") == [Fanout(node=node.identity.id, refused=2)]
+    with pytest.raises(Undeliverable, match="it must not leave"):
+        await node.publish("news", "secret")
+    await emptied(*agents)
+    assert [[(message.payload, message.task_id) for message in one.got[:-1]] for one in agents] == [[("changed", "t-1")]] * 2
+
+
+async def test_what_is_stored_passes_the_guards_when_it_is_stored_and_when_it_is_read(guarded: tuple[Node, Guard]) -> None:
+    node, guard = guarded
+    (reader,) = await readers(node, 1)
+    with pytest.raises(Undeliverable, match="it must not leave"):
+        await node.send(reader.id, "secret", mailbox=True)
+    await node.send(reader.id, "change", mailbox=True, ack="handled")
+    assert [one.payload for one in reader.got] == ["changed"]
+    assert guard.came == [reader.id]
 
 
 # The end.

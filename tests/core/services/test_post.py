@@ -5,6 +5,7 @@ The links are the tests' own and fail as they are told: no socket, no handshake;
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -14,6 +15,7 @@ from typing import Any
 
 import anyio
 import attrs
+import msgspec
 import pytest
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
@@ -22,10 +24,10 @@ from hypothesis import strategies as st
 
 from converge import AgentDescriptor, Capability, Identity, Message, Receipt, open_store
 from converge.env import SYSTEM
-from converge.errors import Backpressure, ConnectFailed, ConnectionLost, DeliveryTimeout, MessageError, Undeliverable
-from converge.machines.records import MESSAGE, SIGNED, Item
+from converge.errors import Backpressure, ConnectFailed, ConnectionLost, DeliveryTimeout, MessageError, TornRecord, Undeliverable
+from converge.machines.records import MESSAGE, RECEIPT, SIGNED, Item
 from converge.model.descriptor import sign_descriptor
-from converge.model.envelope import MessageHeader
+from converge.model.envelope import MessageHeader, pack
 from converge.model.message import Fanout
 from converge.plugins import PluginHost
 from converge.services import underway
@@ -361,6 +363,64 @@ async def test_a_sender_that_is_not_pinned_is_refused_where_trust_is_drop() -> N
                 await send(here, there.agents[0], "x", proof=proof)
         there.registry.pin(here.agents[0].id)
         await send(here, there.agents[0], "pinned", ack="handled")
+
+
+HOSTILE = [
+    b"",
+    b"\xff",
+    b"\x00\x02{}",
+    b"\xff\xff" + b"{" * 5_000,
+    b"\x00\x04null",
+    b"\x00\x02" + b"[" * 2,
+    pack(MessageHeader("0", "x", "y", "life", 1, 1))[:-3],
+]
+CHANGES: list[dict[str, Any]] = [
+    {"sent_at": 10**18},
+    {"sent_at": -1},
+    {"sequence": -1},
+    {"sequence": 10**30},
+    {"lease": "x" * 65},
+    {"task": "x" * 3_000},
+    {"wants": "everything"},
+    {"wants": "handled", "after": 2**61},
+    {"to": ""},
+    {"to": "", "topic": "news", "pool": "team"},
+    {"mail": True},
+    {"key": "zz"},
+]
+
+
+@pytest.mark.parametrize("kind", [MESSAGE, RECEIPT, SIGNED])
+@pytest.mark.parametrize("number", range(len(HOSTILE) + len(CHANGES)))
+async def test_whatever_a_peer_sends_is_refused_or_ends_its_link_and_others_go_on(kind: int, number: int) -> None:
+    async with two_sides() as (here, there):
+        reader = there.agents[0]
+        header = MessageHeader("00" * 16, here.agents[0].id, reader.id, "life", 1, here.post._opened.about_now())
+        if number < len(HOSTILE):
+            body = HOSTILE[number]
+        else:
+            head = json.dumps({**msgspec.structs.asdict(header), **CHANGES[number - len(HOSTILE)]}).encode()
+            body = len(head).to_bytes(2, "big") + head + b"null" + (bytes(64) if kind == SIGNED else b"")
+        await here.to(there.identity.public_key, ())
+        assert there.link is not None
+        with suppress(TornRecord):
+            await there.post.received.on_items(there.link, [(kind, body)])
+        await send(here, reader, "after it", ack="handled")
+        assert [one.payload for one in reader.got if one.payload is not None] == ["after it"]
+
+
+@given(st.binary(max_size=400), st.sampled_from([MESSAGE, RECEIPT, SIGNED]))
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_bytes_of_a_peer_raise_anything_but_that_they_are_torn(body: bytes, kind: int) -> None:
+    async def receive() -> None:
+        async with two_sides() as (here, there):
+            await here.to(there.identity.public_key, ())
+            assert there.link is not None
+            with suppress(TornRecord):
+                await there.post.received.on_items(there.link, [(kind, body)])
+            await send(here, there.agents[0], "after it", ack="handled")
+
+    anyio.run(receive)
 
 
 # To several.

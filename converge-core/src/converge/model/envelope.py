@@ -6,7 +6,7 @@ signed body = body || signature (64 bytes) over tag || network || u32 length, he
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -25,6 +25,13 @@ HANDED, ACCEPTED, HANDLED, STORED = "handed", "accepted", "handled", "stored"
 """How far a message got, or is to get before its sender is told; HANDED wants no receipt."""
 FULL, UNKNOWN, REFUSED, RAISED, EARLY, DROPPED = "full", "unknown", "refused", "raised", "early", "dropped"
 """Why it got no further. EARLY: one before it has not come, send it again; DROPPED: its process stopped before a handler had it."""
+
+NAME_CHARACTERS = 64
+"""The longest of all names in a header: what a receiver keeps of a message stays small."""
+
+Name = Annotated[str, msgspec.Meta(max_length=NAME_CHARACTERS)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Moment = Annotated[int, msgspec.Meta(ge=0, le=4_102_444_800_000_000)]  # to the year 2100
 
 _HeaderT = TypeVar("_HeaderT")
 
@@ -46,18 +53,18 @@ class MessageHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
         mail: It is no message, but tells that one was stored in the mailbox of `to`.
     """
 
-    id: str
-    sender: str
-    to: str
-    lease: str
-    sequence: int
-    sent_at: int
-    after: int = 0
-    wants: str = ACCEPTED
-    task: str = ""
-    topic: str = ""
-    pool: str = ""
-    key: str = ""
+    id: Name
+    sender: Name
+    to: Name
+    lease: Name
+    sequence: Count
+    sent_at: Moment
+    after: Count = 0
+    wants: Name = ACCEPTED
+    task: Name = ""
+    topic: Name = ""
+    pool: Name = ""
+    key: Name = ""
     mail: bool = False
 
 
@@ -68,11 +75,11 @@ class ReceiptHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
         taken, refused: Of a message to all agents of a node: how many have it in their inbox, and how many should and have not.
     """
 
-    id: str
-    status: str
+    id: Name
+    status: Name
     text: str = ""
-    taken: int = 0
-    refused: int = 0
+    taken: Count = 0
+    refused: Count = 0
 
 
 def pack(header: MessageHeader | ReceiptHeader, payload: bytes = b"") -> bytes:

@@ -26,7 +26,7 @@ from converge.errors import (
 )
 from converge.machines.stream import WINDOW_SEC
 from converge.model.descriptor import DiscoveryQuery, network_tag
-from converge.model.envelope import ACCEPTED, DROPPED, HANDED, HANDLED, MESSAGE_BYTES, STORED, MessageHeader
+from converge.model.envelope import ACCEPTED, DROPPED, HANDED, HANDLED, MESSAGE_BYTES, NAME_CHARACTERS, STORED, MessageHeader
 from converge.model.identity import Identity, is_agent_id
 from converge.model.message import Capability, Receipt
 from converge.plugins import PluginHost
@@ -131,6 +131,10 @@ class Post:
         check_timeout(how.timeout)
         if how.proof not in ("channel", "signed"):
             raise InvalidValue("proof", how.proof, '"channel" or "signed"')
+        if len(how.task_id) > NAME_CHARACTERS:
+            raise InvalidValue("task_id", how.task_id, f"the id of a task, at most {NAME_CHARACTERS} characters")
+        if not is_agent_id(sender):
+            raise InvalidName("sender", sender, "an agent's id: cv1 and 52 characters")
         signer = self.signer(sender) if how.proof == "signed" else None
         return Draft(self._env.entropy(16).hex(), sender, payload, wants, how.task_id, signer)
 
@@ -157,7 +161,7 @@ class Post:
         if self._is_guarded:
             message = self._host.guard(BEFORE_SEND, to_message(header, to, payload))
             payload = message.payload
-            if message.task_id != draft.task:
+            if message.task_id != draft.task and len(message.task_id) <= NAME_CHARACTERS:
                 header = msgspec.structs.replace(header, task=message.task_id)
         body = encode_plain(payload, "payload")
         if len(body) > MESSAGE_BYTES:
