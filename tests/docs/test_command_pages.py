@@ -10,7 +10,7 @@ import attrs
 import cyclopts
 import pytest
 
-from converge.cli import _app, agents, config, doctor, identity, plugins, pools, run, store, submit, tasks, tasks_list, tasks_purge
+from converge.cli import _app, agents, completion, config, doctor, identity, plugins, pools, run, store, submit, tasks, tasks_list, tasks_purge
 from converge.runtime.config import KEYS, LATER
 from converge.runtime.config_fields import Retention
 from converge.runtime.task_lines import FIELDS
@@ -29,7 +29,7 @@ COMMANDS = [
     *(run.run, submit.submit, tasks_list.list_tasks, tasks_purge.purge, tasks.show, tasks.explain, tasks.cancel, tasks.retry, plugins.list_plugins),
     *(pools.create, pools.list_pools, pools.show, pools.allow, pools.pause, pools.resume),
     *(agents.list_agents, agents.show, identity.new, identity.show),
-    *(plugins.show, config.show, config.check, config.schema, store.info, store.accept, doctor.doctor),
+    *(plugins.show, config.show, config.check, config.schema, store.info, store.accept, doctor.doctor, completion.completion),
 ]
 
 

@@ -44,6 +44,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("config show", "config:show", "Show the effective configuration, and where each value comes from."),
     ("config check", "config:check", "Tell everything that is wrong with a configuration file."),
     ("config schema", "config:schema", "Write the JSON Schema of the configuration file."),
+    ("completion", "completion:completion", "Write the script that completes commands in bash, zsh or fish."),
 )
 """Each command: its words, the module and function (none: a group of commands), and the line that `--help` shows without importing it."""
 
