@@ -196,6 +196,7 @@ async def ticks(opened: Opened, poll_sec: float) -> AsyncIterator[None]:
                     await event.wait()
         except GeneratorExit:  # the group would wrap it
             group.cancel_scope.cancel()
+            opened.deafness.left("agents")
 
 
 def write_sighting(sighting: Sighting) -> bytes:

@@ -49,16 +49,25 @@ class Outage:
 
     def works(self, part: str) -> None:
         """It was answered."""
+        if (lasted_sec := self._end(part)) is not None:
+            log.warning("%s, after %.1f s", self._ends, lasted_sec)
+
+    def left(self, part: str) -> None:
+        """It asks no more, so it fails no more; whether it would be answered nobody knows."""
+        self._end(part)
+
+    def _end(self, part: str) -> float | None:
+        """Take the part out; tells how long the outage lasted if that was its end, and its begin stands in the log."""
         if part not in self._failing:
-            return
+            return None
         with self._lock:
             self._failing.pop(part, None)
             if self._failing or self.since is None:
-                return
+                return None
             now = self._env.monotonic()
-            lasted, self.since, self.error = now - self.since, None, None
+            lasted_sec, self.since, self.error = now - self.since, None, None
             was_told, self._is_told = self._is_told, False
-            if was_told:
-                self._told = now
-        if was_told:
-            log.warning("%s, after %.1f s", self._ends, lasted)
+            if not was_told:
+                return None
+            self._told = now
+            return lasted_sec

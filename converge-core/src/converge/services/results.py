@@ -92,6 +92,8 @@ class Results:
                 group.cancel_scope.cancel()
         finally:
             self._has_leader = False
+            self._opened.outage.left("results")
+            self._opened.deafness.left("results")
 
     def _hand_over(self) -> None:
         """Let one who still waits lead; `wait` calls this again if that one leaves instead."""
