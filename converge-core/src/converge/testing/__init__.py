@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from converge.testing.task import TaskContract
     from converge.testing.transport import TransportContract
 
-__all__ = ["CheckedStore", "DiscoveryContract", "FaultPlan", "FaultyStore", "StoreContract", "StreamTransportContract", "TaskContract", "TransportContract"]
+__all__ = [
+    "CheckedStore",
+    "DiscoveryContract",
+    "FaultPlan",
+    "FaultyStore",
+    "StoreContract",
+    "StreamTransportContract",
+    "TaskContract",
+    "TransportContract",
+]
 
 _HOMES = {
     "CheckedStore": "converge.testing.checked",

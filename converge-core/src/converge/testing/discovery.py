@@ -35,7 +35,7 @@ from converge.services.opened import Opened
 from converge.services.opening import open_store
 from converge.testing._task.base import wait_until_store_time
 from converge.testing.clauses import expect, expect_equal
-from converge.testing.faults import FaultPlan, FaultyStore
+from converge.testing.faults import Fault, FaultPlan, FaultyStore
 from converge.testing.fixtures import is_quick
 
 POLL_SEC, LEASE_SEC = 0.05, 0.6
@@ -231,7 +231,7 @@ class DiscoveryContract:
                 return
             expect("D-3", False, f"what a watch told last, {self.near_sec:g} s after a change, was {told}")
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(where=endpoints, what=payloads)
     async def test_d4_a_sighting_comes_back_byte_for_byte(
         self, opening: Opening, options: Any, configured: list[Sighting], where: tuple[str, ...], what: bytes
@@ -353,6 +353,22 @@ class DiscoveryContract:
         """D-8"""
         await self._histories(opening, options, configured, int.from_bytes(os.urandom(4), "big"))
 
+    async def test_d8_a_look_that_fails_half_way_is_made_up_for_by_the_next(self, opening: Opening, options: Any, configured: list[Sighting]) -> None:
+        """D-8"""
+        plan = FaultPlan(int.from_bytes(os.urandom(4), "big"), likelihood={Fault.FAIL_BEFORE: 0.2, Fault.LOSE_REPLY: 0.2}, reads=True, is_calm=True)
+        async with self.three(opening, options, plan) as processes:
+            reader, seen = processes[0].discovery.reader(), dict[str, Sighting]()
+            await processes[0].opened.lease()
+            plan.is_calm = False
+            for number in range(20):
+                now = [Sighting(name, (), b"%d" % number) for name in "ab"]
+                for process, one in zip(processes[1:], now, strict=True):
+                    await process.discovery.publish([one])
+                seen = _applied(seen, await _until_done(reader.look))
+                expect_equal(
+                    "D-8", seen, self.said(configured, *now), f"round {number}, two processes have published, looks failed; seed {plan.seed}"
+                )
+
     async def _histories(self, opening: Opening, options: Any, configured: list[Sighting], seed: int | None) -> None:
         """Run random histories, each on processes of its own; a failure names the steps, and the seed of the faults."""
         found: list[list[tuple[Any, ...]]] = []
@@ -420,11 +436,12 @@ class DiscoveryContract:
 
     async def test_d9_a_service_on_it_lists_only_what_verifies(self, opening: Opening, options: Any) -> None:
         """D-9"""
-        who, stranger = Identity.generate(SYSTEM.entropy), Identity.generate(SYSTEM.entropy)
+        who, stranger, forged = (Identity.generate(SYSTEM.entropy) for _ in range(3))
         async with self.process(opening, options) as one:
             sound = await _described(one, who, 1)
-            bad = sound.descriptor[:70] + bytes([sound.descriptor[70] ^ 1]) + sound.descriptor[71:]
-            await one.discovery.publish([sound, Sighting(stranger.id, (), sound.descriptor), Sighting("x", (), bad), Sighting("y", (), b"nonsense")])
+            unsigned = await _described(one, forged, 1)
+            bad = unsigned._replace(descriptor=sound.descriptor[:64] + unsigned.descriptor[64:])
+            await one.discovery.publish([sound, Sighting(stranger.id, (), sound.descriptor), bad, Sighting("y", (), b"nonsense")])
             service = DiscoveryService(store=one.store, network=NETWORK, discovery=one.discovery)
             found = [d.id for d in await service.query(DiscoveryQuery(), refresh_from_store=True)]
             expect_equal("D-9", found, [who.id] if self.backend.publishes else [], "one of four descriptors is genuine and at its place")
