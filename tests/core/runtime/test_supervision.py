@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -188,6 +189,22 @@ async def test_tasks_that_were_claimed_for_an_agent_that_rests_go_back_uncounted
             await wait_until(lambda: node.feeds[0].in_hand == 0, what="everything is handed back")
             found = [await node.tasks.get(one) for one in others]
             assert {(task.state, task.attempts) for task in found} == {(TaskState.PENDING, 0)}
+
+
+async def test_a_node_whose_agents_rest_keeps_no_wake_up_to_itself(tmp_path: Path, moody: type[Moody]) -> None:
+    url = f"file:{tmp_path / 'state.db'}"
+    moody.breaker = Breaker(failures=1, rest_sec=30.0)
+    with anyio.fail_after(30):
+        async with Node(store=url, poll_sec=5.0) as ill, Node(store=url, poll_sec=5.0) as well:
+            await ill.spawn(moody, pool="p")
+            (bad,) = await submit(ill, max_attempts=1)
+            assert (await ill.tasks.result(bad)).state == TaskState.FAILED
+            (steady,) = await well.spawn(Steady, pool="p")
+            for _ in range(5):
+                began = anyio.current_time()
+                (one,) = await submit(ill)
+                assert (await ill.tasks.result(one)).result == steady.id
+                assert anyio.current_time() - began < 0.7, "it did not wait for a poll, of the node or of the store"
 
 
 @attrs.frozen

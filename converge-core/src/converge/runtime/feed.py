@@ -90,6 +90,7 @@ class Feed:
         """Let the agent begin nothing more; what waits goes back where nobody is left to begin it."""
         self.slots.remove(agent)
         if self.slots.is_deserted:
+            self._unwatch()
             self._give_back(self.slots.take_back())
             self._wake()
 
@@ -109,8 +110,8 @@ class Feed:
     def end(self) -> None:
         """Stop for good, after `drain`: no task of this feed is left."""
         self.is_ended = True
-        if self._watching is not None:
-            self._watching.cancel()
+        self._unwatch()
+        self._opened.outage.works(f"claims.{id(self)}")
         self._wake()
 
     @property
@@ -118,9 +119,15 @@ class Feed:
         """Claims held here: running, queued, or not yet acknowledged as finished."""
         return self.slots.busy + len(self._finished) + self._slow + self._sending
 
+    @property
+    def hears(self) -> bool:
+        """Whether it listens for the store's wake-ups: not while nothing could be taken."""
+        return self._watching is not None
+
     def hand_back(self) -> None:
         """Stop claiming, and release the claims that no worker has begun."""
         self.is_draining = True
+        self._unwatch()
         self._give_back(self.slots.take_back())
         self._wake()
 
@@ -211,6 +218,8 @@ class Feed:
                 self._event, self._is_woken = anyio.Event(), False
             if scope.cancelled_caught:
                 self._woken = True
+                if self.slots.free <= 0:
+                    self._unwatch()
 
     async def _turn(self) -> bool:
         """Do one turn; tell whether there was anything to do."""
@@ -403,13 +412,21 @@ class Feed:
 
     def _watch_lanes(self) -> None:
         channels = self._claims.channels
-        if channels == self._channels or self.is_ended:
+        if channels == self._channels or self.is_draining:
             return
         self._channels = channels
         if self._watching is not None:
             self._watching.cancel()
         self._watching = anyio.CancelScope()
         self._group.start_soon(self._watch, channels, self._watching)
+
+    def _unwatch(self) -> None:
+        """Hear of nothing while nothing can be taken: a wake-up reaches one watcher, and another process may have a free slot. Then look again."""
+        if self._watching is not None:
+            self._watching.cancel()
+            self._opened.deafness.left(f"lanes.{id(self)}")
+        self._watching, self._channels = None, []
+        self._woken, self._look_due = True, 0.0
 
     async def _watch(self, channels: list[Channel], scope: anyio.CancelScope) -> None:
         with scope:
