@@ -57,6 +57,22 @@ def test_json_is_one_object_a_line_in_the_order_of_the_file(converge: Converge, 
     ]
 
 
+def test_every_line_of_a_json_log_is_an_object_and_names_the_node_and_the_task(
+    converge: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVERGE_LOG_FORMAT", "json")
+    tasks = [{"inputs": {"text": "bad"}, "max_attempts": 1}, {"inputs": {"text": "good"}}]
+    answer = converge("run", "counting:Picky", "--pool", "docs", "--submit", lines(folder, *tasks), "--drain", "--json")
+    bad, good = map(json.loads, answer.out.splitlines())
+    found = [json.loads(line) for line in answer.err.splitlines()]
+    assert {line["node"] for line in found} == {found[0]["node"]}
+    (failed,) = (line for line in found if line["level"] == "error")
+    assert (failed["task"], failed["pool"], failed["logger"]) == (bad["id"], "docs", "converge.agent.Picky")
+    assert failed["agent"].startswith("cv1") and failed["token"] > 0
+    assert "ValueError: it is bad" in failed["exception"]
+    assert not [line for line in found if line.get("task") == good["id"]]
+
+
 def test_a_failed_task_makes_the_exit_code_one(converge: Converge, folder: Path) -> None:
     tasks = [{"inputs": {"text": text}, "max_attempts": 1} for text in ("good", "bad")]
     answer = converge("run", "counting:Picky", "--pool", "docs", "--submit", lines(folder, *tasks), "--drain")

@@ -62,7 +62,8 @@ class Watchdog:
         return min(tick_sec, max(0.005, min(due) - self._env.monotonic())) if due else tick_sec
 
     def _lost(self, lease: Lease) -> None:
-        log.error("the lease was lost (%s): handlers are cancelled, what they held goes back", lease.why_ended or "renewals did not reach the store")
+        why = lease.why_ended or "renewals did not reach the store"
+        log.error("lease %s was lost (%s): handlers are cancelled, what they held goes back", lease.id.hex(), why)
         for feed in self._feeds.values():
             feed.lost()
         self.lease_lost.set()
