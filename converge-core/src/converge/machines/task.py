@@ -231,7 +231,7 @@ def submit(id_: bytes, spec: Spec, lane: Check, key: KeySeen | None, now: int) -
         puts.append(_entry(id_, spec, spec.due, spec.rank, now))
     else:
         puts.append(((READY, lane[0][2], spec.rank, id_), b""))
-    return Batch(checks, puts)
+    return _batch(Batch, (checks, puts, (), None))
 
 
 def step(found: Found, event: Event, now: int, around: Around) -> Batch:
@@ -239,9 +239,9 @@ def step(found: Found, event: Event, now: int, around: Around) -> Batch:
 
     Its first check is the task's own key at the revision found, so that of several steps that race one takes effect.
     """
+    if isinstance(event, Completed):
+        return _complete(found, event, now, around)
     match event:
-        case Completed():
-            return _complete(found, event, now, around)
         case Failed():
             return _fail(found, event, now, around)
         case Released():
@@ -332,8 +332,12 @@ def _complete(found: Found, event: Completed, now: int, around: Around) -> Batch
     line = Attempt(now, "completed", by, "", token, claimed_at)
     state = State(_COMPLETED, 1, 0, 0, nonce.hex(), "", token, by, msgspec.Raw(event.result), "", (line,), now)
     own = (HELD, lease, spec.rank, id_, nonce)
-    until = _until(spec, TaskState.COMPLETED, now, around.pool)
-    return Batch([(own, token)], (((STATE, id_), encode(state)), ((DONE, spec.pool, _COMPLETED, until, id_), b"")), (own,))
+    pool = around.pool
+    until = now + int(pool.keep_completed_sec * 1_000_000) if spec.dedup_key is None else _until(spec, TaskState.COMPLETED, now, pool)
+    return _batch(Batch, ([(own, token)], (((STATE, id_), encode(state)), ((DONE, spec.pool, _COMPLETED, until, id_), b"")), (own,), None))
+
+
+_batch = tuple.__new__  # in half of the time of `Batch(...)`
 
 
 _COMPLETED = TaskState.COMPLETED.value

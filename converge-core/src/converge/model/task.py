@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NewType
+from typing import TYPE_CHECKING, Any, NewType
 
 import attrs
 import msgspec
@@ -38,9 +38,11 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     claimed_at: int = 0
 
 
-@attrs.frozen(kw_only=True, slots=False)  # `to_task` fills its dictionary
+@attrs.frozen(kw_only=True, slots=False)  # a claimed one fills its dictionary as it is looked at
 class Task:
     """A piece of work: what a submitter says of it, and, once it is stored, what has become of it.
+
+    A task that an agent is given reads each attribute from its record when it is first looked at; `attrs.asdict` and `attrs.evolve` look at all.
 
     Attributes:
         pool_id: The pool whose agents may claim it.
@@ -89,6 +91,15 @@ class Task:
     submitted_at: datetime | None = None
     claimed_at: datetime | None = None
     finished_at: datetime | None = None
+
+    if not TYPE_CHECKING:  # for a type checker it has the attributes above, and no others
+
+        def __getattr__(self, name: str) -> Any:
+            source = self.__dict__.get("_source")
+            if source is None or name not in Task.__annotations__:
+                raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+            read, *record = source
+            return read(self.__dict__, name, *record)
 
     @property
     def effect_key(self) -> str:

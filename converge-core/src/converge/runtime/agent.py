@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import anyio
-import attrs
 import msgspec
 
 from converge.errors import InputError, InvalidValue
@@ -20,6 +19,7 @@ from converge.model.task import Task
 from converge.runtime.agent_log import agent_log
 from converge.runtime.decisions import InvokeTool, JoinPool, LeavePool, Limits, Outcome, SendMessage, SubmitTask, Tool
 from converge.runtime.supervision import AgentHealth, Breaker
+from converge.services.spec import replaced_inputs
 
 if TYPE_CHECKING:
     from converge.runtime.decide import DecideLoop
@@ -264,4 +264,4 @@ def with_inputs(task: Task, type_: type[Any] | None) -> Task:
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `$")
         raise InputError(f"inputs{path.rstrip('`')}: {text}") from error  # without the value: the text goes into logs
-    return attrs.evolve(task, inputs=inputs)
+    return replaced_inputs(task, inputs)

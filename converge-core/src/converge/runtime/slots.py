@@ -24,7 +24,7 @@ from converge.runtime.agent import Agent, is_async, with_inputs
 from converge.runtime.decide import Reported
 from converge.runtime.supervision import RAISED, Supervision
 from converge.runtime.working import TASK, begin
-from converge.services.spec import encode_result, to_task
+from converge.services.spec import claimed_task, encode_result
 
 log = logging.getLogger("converge.slots")
 
@@ -256,7 +256,7 @@ class Slots:
         if found.spec.timeout_sec is not None:
             self._limit(slot, found, found.spec.timeout_sec)
         try:
-            task = to_task(found.id, found.spec, found.state, found.place, by=agent.id)
+            task = claimed_task(found, agent.id)
             if self._on_claimed is not None:
                 self._on_claimed(task)
             if agent.inputs is not None:

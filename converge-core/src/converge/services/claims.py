@@ -242,7 +242,10 @@ def read_found(id_: bytes, raw_spec: bytes | None, raw_state: bytes | None, plac
         spec = decode(raw_spec, Spec, id_text(id_))  # says what is wrong
     if spec.v > FORMAT:
         spec = decode(raw_spec, Spec, id_text(id_))
-    return Found(id_, spec, None if raw_state is None else decode(raw_state, State, id_text(id_)), place)
+    return _found(Found, (id_, spec, None if raw_state is None else decode(raw_state, State, id_text(id_)), place))
+
+
+_found = tuple.__new__  # in half of the time of `Found(...)`
 
 
 _decode_spec = decoder(Spec)  # a claim decodes one a task
