@@ -1,0 +1,103 @@
+"""Tasks to specifications and back, without a store."""
+
+from __future__ import annotations
+
+import copy
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import attrs
+import pytest
+
+from converge.errors import InvalidName, InvalidValue
+from converge.machines.task import Found, Held
+from converge.model.pool import Pool
+from converge.model.task import State, Task
+from converge.services.spec import claimed_task, is_same_task, moment, replaced_inputs, to_spec, to_task
+
+ID, PLACE = b"i" * 16, Held(b"l" * 16, b"n" * 16, 77, 5_000_000)
+NOW = 1_764_000_000_000_000
+POOL = Pool(id="docs")
+STATES = [None, State(state="PENDING", attempts=2, due=NOW, rank=NOW, error="no")]
+
+
+def found(state: State | None = None, **given: Any) -> Found:
+    given = {"inputs": {"text": "a b", "data": b"\0"}, "required_capabilities": ["swim", "fly"], "trace": {"id": "1"}} | given
+    return Found(ID, to_spec(Task(pool_id="docs", **given), POOL, NOW), state, PLACE)
+
+
+@pytest.mark.parametrize("state", STATES, ids=["first attempt", "third attempt"])
+@pytest.mark.parametrize("first", [field.name for field in attrs.fields(Task)])
+def test_a_claimed_task_says_what_its_record_says_whatever_is_looked_at_first(first: str, state: State | None) -> None:
+    one = found(state)
+    whole = to_task(one.id, one.spec, one.state, one.place, by="me")
+    claimed = claimed_task(one, "me")
+    assert getattr(claimed, first) == getattr(whole, first)
+    assert claimed == whole
+    assert vars(claimed) == vars(whole)
+
+
+def test_a_claimed_task_can_be_copied_changed_and_read_whole_before_anything_was_looked_at() -> None:
+    whole = to_task(*found(), by="me")
+    assert copy.deepcopy(claimed_task(found(), "me")) == whole
+    assert attrs.evolve(claimed_task(found(), "me"), priority=3) == attrs.evolve(whole, priority=3)
+    assert attrs.asdict(claimed_task(found(), "me")) == attrs.asdict(whole)
+    assert claimed_task(found(), "me").effect_key == whole.effect_key
+
+
+def test_inputs_are_the_same_object_at_each_look_and_stay_replaced() -> None:
+    claimed = claimed_task(found(), "me")
+    assert claimed.inputs is claimed.inputs
+    other = replaced_inputs(claimed, {"text": "other"})
+    assert (other.inputs, other.topic, other.inputs) == ({"text": "other"}, "", {"text": "other"})
+    assert claimed.inputs == {"text": "a b", "data": b"\0"}
+
+
+@pytest.mark.parametrize("task", [Task(pool_id="docs"), claimed_task(found(), "me")], ids=["submitted", "claimed"])
+def test_a_task_has_no_attribute_that_it_does_not_name(task: Task) -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'input'"):
+        task.input  # type: ignore[attr-defined]  # noqa: B018  # that is the test
+
+
+def test_a_task_is_the_same_when_its_not_before_has_passed_between_two_submits() -> None:
+    task = Task(pool_id="docs", not_before=moment(NOW + 5))
+    stored = to_spec(task, POOL, NOW)
+    assert is_same_task(task, to_spec(task, POOL, NOW + 10), stored)
+    assert not is_same_task(Task(pool_id="docs"), to_spec(Task(pool_id="docs"), POOL, NOW + 10), stored)
+    keyed = attrs.evolve(task, dedup_key="once")
+    assert to_spec(keyed, POOL, NOW + 10).digest == to_spec(keyed, POOL, NOW).digest != ""
+
+
+OTHERS: list[dict[str, Any]] = [
+    {"inputs": {"n": 2}}, {"type": "x"}, {"topic": "x"}, {"required_capabilities": ("x",)}, {"priority": 1}, {"timeout_sec": 1.0},
+    {"max_attempts": 4}, {"retry_delay_sec": 2.0}, {"ordering_key": "k"}, {"not_before": moment(NOW + 5)}, {"deadline": moment(NOW + 5)}, {"dedup_key": "k"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", OTHERS, ids=lambda changes: next(iter(changes)))
+def test_a_task_that_differs_in_one_thing_is_another(changes: dict[str, Any]) -> None:
+    task = Task(pool_id="docs", inputs={"n": 1})
+    other = attrs.evolve(task, **changes)
+    spec, changed = to_spec(task, POOL, NOW), to_spec(other, POOL, NOW)
+    assert not is_same_task(other, changed, spec)
+    assert not is_same_task(task, spec, changed)
+    assert is_same_task(other, changed, changed)
+    if "dedup_key" not in changes:
+        digests = {to_spec(attrs.evolve(one, dedup_key="once"), POOL, NOW).digest for one in (task, other)}
+        assert len(digests) == 2
+
+
+@pytest.mark.parametrize("names", [{"type": ["x"]}, {"topic": 5}, {"type": "no blank"}], ids=str)
+def test_a_name_that_is_none_is_refused_whatever_was_seen_before(names: dict[str, Any]) -> None:
+    with pytest.raises(InvalidName):
+        to_spec(Task(pool_id="docs", **names), POOL, NOW)
+
+
+@pytest.mark.parametrize("numbers", [{"priority": True}, {"max_attempts": 1.0}, {"retry_delay_sec": True}, {"timeout_sec": False}], ids=str)
+def test_what_only_equals_a_number_is_refused(numbers: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValue):
+        to_spec(Task(pool_id="docs", **numbers), POOL, NOW)
+
+
+def test_a_moment_is_aware_and_exact() -> None:
+    assert moment(NOW) == datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=NOW)
