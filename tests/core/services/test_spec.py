@@ -70,7 +70,8 @@ def test_a_task_is_the_same_when_its_not_before_has_passed_between_two_submits()
 
 OTHERS: list[dict[str, Any]] = [
     {"inputs": {"n": 2}}, {"type": "x"}, {"topic": "x"}, {"required_capabilities": ("x",)}, {"priority": 1}, {"timeout_sec": 1.0},
-    {"max_attempts": 4}, {"retry_delay_sec": 2.0}, {"ordering_key": "k"}, {"not_before": moment(NOW + 5)}, {"deadline": moment(NOW + 5)}, {"dedup_key": "k"},
+    {"max_attempts": 4}, {"retry_delay_sec": 2.0}, {"ordering_key": "k"}, {"not_before": moment(NOW + 5)}, {"deadline": moment(NOW + 5)},
+    {"dedup_key": "k"},
 ]  # fmt: skip
 
 
