@@ -9,6 +9,7 @@ from typing import NamedTuple
 import anyio
 from anyio.abc import TaskGroup
 
+from converge.contracts.store import LIMITS
 from converge.env import Env
 from converge.errors import InputError, LeaseEnded, PoolClosed, StoreError
 from converge.machines.match import Claimer
@@ -217,7 +218,7 @@ class Groups:
             if lease is None or lease.remaining_sec() <= 0:
                 return
             try:
-                missing = [one for one in agent_ids if not await self._is_member(pool_id, one)]
+                missing = await self._not_members(pool_id, agent_ids)
             except StoreError:
                 return  # the feed looks again, and tells again
             for agent in (self._agents[one] for one in missing):
@@ -225,6 +226,10 @@ class Groups:
                     agent.log.error('the pool "%s" does not admit this agent any more; it claims nothing there until it joins again', pool_id)
                     await self._change(agent, tuple(one for one in agent.pools if one != pool_id))
 
-    async def _is_member(self, pool_id: str, agent_id: str) -> bool:
-        (member,) = await self._opened.store.get([MEMBER(pool_id, agent_id)])
-        return member is not None
+    async def _not_members(self, pool_id: str, agent_ids: Sequence[str]) -> list[str]:
+        missing: list[str] = []
+        for at in range(0, len(agent_ids), LIMITS.keys):
+            some = agent_ids[at : at + LIMITS.keys]
+            found = await self._opened.store.get([MEMBER(pool_id, one) for one in some])
+            missing += [one for one, member in zip(some, found, strict=True) if member is None]
+        return missing
