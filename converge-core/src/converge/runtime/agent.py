@@ -67,7 +67,7 @@ class Agent:
     identity: Identity
     pools: tuple[str, ...]
     health: AgentHealth
-    loop: DecideLoop | None = None
+    decide_loop: DecideLoop | None = None
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:

@@ -185,9 +185,9 @@ def _check_allowed(agent: Agent, kind: DecisionKind) -> None:
 async def _send(acting: Acting, decision: SendMessage) -> Any:
     agent, payload, timeout = acting.agent, decision.payload, decision.timeout
     if decision.answers:
-        if agent.loop is None:
+        if agent.decide_loop is None:
             raise InvalidValue("SendMessage.answers", decision.answers, "no id: what on_message returns is its answer")
-        return agent.loop.answer(decision.answers, payload)
+        return agent.decide_loop.answer(decision.answers, payload)
     if decision.topic:
         return await agent.node.publish(decision.topic, payload, timeout=timeout, sender=agent.id)
     if decision.pool_id:
@@ -211,7 +211,7 @@ async def _submit(acting: Acting, decision: SubmitTask) -> str:
 
 
 async def _report(acting: Acting, decision: ReportTask) -> None:
-    loop = acting.agent.loop
+    loop = acting.agent.decide_loop
     if loop is None:
         raise StaleClaim(decision.task_id, token=0, why="only an agent with decide reports its tasks; what on_task returns is the result")
     loop.report(decision)

@@ -207,7 +207,7 @@ class Node:
         one.id, one.node, one.pools = one.identity.id, self, pools
         self.supervision.add(one)
         if decides(cls):
-            one.loop = DecideLoop(one, self._group, self.executor, self.supervision)
+            one.decide_loop = DecideLoop(one, self._group, self.executor, self.supervision)
         return one
 
     def _observers(self) -> Observers:

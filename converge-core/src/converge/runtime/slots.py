@@ -54,7 +54,7 @@ class Slot:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
-        self.handler: Callable[..., Any] = agent.on_task if agent.loop is None else agent.loop.hold
+        self.handler: Callable[..., Any] = agent.on_task if agent.decide_loop is None else agent.decide_loop.hold
         self.is_async = is_async(self.handler)
         self.is_gone = False
         self.parked: anyio.Event | None = None  # what its worker waits for
@@ -266,7 +266,7 @@ class Slots:
             else:
                 result = await to_thread.run_sync(slot.handler, task, abandon_on_cancel=True, limiter=self._threads)
             completed = Completed(b"null" if result is None else encode_result(result), agent.id)
-            if agent.health.is_troubled and agent.loop is None and self._supervision is not None:
+            if agent.health.is_troubled and agent.decide_loop is None and self._supervision is not None:
                 self._supervision.succeeded(agent, "on_task")
             return completed
         except ConvergeError as error:
@@ -291,7 +291,7 @@ class Slots:
 
     def _failed(self, agent: Agent, error: BaseException | str) -> None:
         """Tell who supervises the agent; what `decide` does, its own loop tells."""
-        if self._supervision is not None and agent.loop is None:
+        if self._supervision is not None and agent.decide_loop is None:
             self._supervision.failed(agent, "on_task", error)
 
     def _end(self, found: Found, event: Event | None) -> None:

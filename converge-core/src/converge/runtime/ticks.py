@@ -70,8 +70,8 @@ class Ticks:
     async def _run(self, agent: Agent) -> float:
         """Call what the agent has; return the seconds for which it gets no tick."""
         begin(agent)
-        if agent.loop is not None:
-            agent.loop.tick()
+        if agent.decide_loop is not None:
+            agent.decide_loop.tick()
         if type(agent).on_tick is not Agent.on_tick:
             try:
                 await call_handler(agent.on_tick)
