@@ -180,7 +180,7 @@ class Network:
         """Let the agents take messages, and tell others of them where there are others to tell."""
         for agent in agents:
             self.post.inboxes.agents[agent.id] = agent
-            self.post.inboxes[agent.id] = Inbox(agent, self._group) if agent.loop is None else agent.loop
+            self.post.inboxes[agent.id] = Inbox(agent, self._group) if agent.decide_loop is None else agent.decide_loop
         await self.mail.begin_first(agent.id for agent in agents)
         descriptors = {agent.id: (agent.identity, _describe(agent)) for agent in agents}
         await self.announced.publish(descriptors)
