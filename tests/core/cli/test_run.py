@@ -61,7 +61,7 @@ def test_every_line_of_a_json_log_is_an_object_and_names_the_node_and_the_task(
     converge: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONVERGE_LOG_FORMAT", "json")
-    tasks = [{"inputs": {"text": "bad"}, "max_attempts": 1}, {"inputs": {"text": "good"}}]
+    tasks: list[dict[str, Any]] = [{"inputs": {"text": "bad"}, "max_attempts": 1}, {"inputs": {"text": "good"}}]
     answer = converge("run", "counting:Picky", "--pool", "docs", "--submit", lines(folder, *tasks), "--drain", "--json")
     bad, good = map(json.loads, answer.out.splitlines())
     found = [json.loads(line) for line in answer.err.splitlines()]

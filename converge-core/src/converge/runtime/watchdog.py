@@ -51,9 +51,7 @@ class Watchdog:
         blocked_sec = now - self.looked
         self.looked = now
         if blocked_sec > TELL_BLOCKED_SEC:
-            log.warning(
-                "the event loop runs again; it was blocked for %.1f s; what computes for long belongs into a plain def", blocked_sec
-            )
+            log.warning("the event loop runs again; it was blocked for %.1f s; what computes for long belongs into a plain def", blocked_sec)
 
     def _tick_sec(self) -> float:
         """Cancel what has run too long; return when to look again."""
