@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import anyio
+import anyio.from_thread
 import pytest
 
 from converge.errors import ActionNotAllowed, InvalidValue, NoSuchPool, ToolNotAllowed, ToolTimeout, TooManyActions
@@ -245,3 +247,22 @@ async def test_an_agent_class_that_says_what_cannot_be_is_refused_at_the_start(a
 async def test_the_secret_of_a_pool_is_not_in_what_is_logged_of_a_decision() -> None:
     assert "tell" not in repr(JoinPool(pool_id="p", secret="tell")) + repr(CreatePool(pool=Pool(id="p"), secret="tell"))
     assert repr(SubmitTask(task=Task(pool_id="p"))).startswith("SubmitTask(")
+
+
+@pytest.mark.parametrize("name", ["decide_loop", "health", "id", "identity", "node", "pools"])
+async def test_a_class_that_uses_a_name_which_its_node_sets_is_refused(name: str) -> None:
+    async with Node() as node:
+        with pytest.raises(InvalidValue, match=f"Able.{name}: .* expected another name: the node sets this one"):
+            await one(node, type("Able", (Able,), {name: "mine"}))
+
+
+async def test_a_plain_handler_acts_from_its_thread() -> None:
+    class Plain(Agent):
+        tools: ClassVar[Any] = {"add": add}
+
+        def on_message(self, message: Message) -> Any:
+            return anyio.from_thread.run(partial(self.tool, "add", a=message.payload))
+
+    async with Node() as node:
+        (agent,) = await node.spawn(Plain)
+        assert await node.ask(agent.id, 3) == 4

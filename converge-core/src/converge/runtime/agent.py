@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from converge.runtime.decide import DecideLoop
     from converge.runtime.node import Node
 
+RESERVED = ("decide_loop", "health", "id", "identity", "node", "pools")
+"""What a node sets on each of its agents; a class that has one of these for itself would lose it, and is refused."""
+
 TICK_LEAST_SEC, TICK_GREATEST_SEC = 0.01, 86_400.0
 """Bounds of `tick_sec`: below the first an agent would do nothing but tick."""
 
@@ -171,6 +174,9 @@ def check_agent_class(cls: type[Agent]) -> None:
     """
     if not issubclass(cls, Agent):
         raise InvalidValue("agent", cls, "a subclass of converge.Agent")
+    for name in RESERVED:
+        if any(name in vars(base) for base in cls.__mro__[: cls.__mro__.index(Agent)]):
+            raise InvalidValue(f"{cls.__name__}.{name}", getattr(cls, name), "another name: the node sets this one")
     for attribute in ("capabilities", "topics", "task_types"):
         values = getattr(cls, attribute)
         if isinstance(values, str):
