@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import cyclopts
 import pytest
 
+from converge.cli import COMMANDS
 from converge.cli.failures import code_of, failed
 from converge.errors import ConfigError, HandshakeFailed, InputError, OutcomeUnknown, ResultTimeout, StoreFull, TornRecord, Undeliverable
 
@@ -123,3 +126,30 @@ def test_help_loads_no_parser_of_markup(arguments: list[str]) -> None:
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
     assert told[0].startswith("Usage: converge")
     assert told[-1] == "False False"
+
+
+COMMANDS_THAT_DO = [(words, target) for words, target, _ in COMMANDS if target]
+
+
+@pytest.mark.parametrize(("words", "target"), COMMANDS_THAT_DO, ids=[words for words, _ in COMMANDS_THAT_DO])
+def test_the_help_of_a_command_is_its_docstring_and_a_line_for_each_flag(converge: Converge, words: str, target: str) -> None:
+    module, _, name = target.partition(":")
+    function = getattr(importlib.import_module(f"converge.cli.{module}"), name)
+    answer = converge(*words.split(), "--help")
+    assert (answer.code, answer.err) == (0, "")
+    said = " ".join(answer.out.split())
+    assert " ".join((function.__doc__ or "no docstring").split()) in said
+    for parameter, hint in get_type_hints(function, include_extras=True).items():
+        if parameter != "return":
+            (shown,) = (one for one in hint.__metadata__ if isinstance(one, cyclopts.Parameter))
+            assert (shown.help or "").endswith((".", "-")), f"{parameter} has no help"
+
+
+def test_the_flags_that_all_commands_share_stand_apart(converge: Converge) -> None:
+    own, _, common = converge("tasks", "list", "--help").out.partition("Common parameters")
+    assert "--state" in own and "--store" not in own and "--store" in common
+
+
+@pytest.mark.parametrize("arguments", [("tasks", "purge", "--help"), ("--help",), ("tasks", "--help")], ids=" ".join)
+def test_help_says_nothing_of_switches_that_are_off(converge: Converge, arguments: tuple[str, ...]) -> None:
+    assert "[default: False]" not in converge(*arguments).out and "[default: None]" not in converge(*arguments).out

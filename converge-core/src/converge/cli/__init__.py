@@ -49,7 +49,8 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
 """Each command: its words, the module and function (none: a group of commands), and the line that `--help` shows without importing it."""
 
 
-def _app() -> cyclopts.App:
+def _app(called: str = "") -> cyclopts.App:
+    """Return the command; `called` is the one that is about to run: its help is its docstring, whole, not the line that lists it."""
     app = cyclopts.App(
         name="converge",
         help="Networks of agents: run them, give them work, look at what they do.",
@@ -57,16 +58,29 @@ def _app() -> cyclopts.App:
         help_format="plaintext",  # our help has no markup, and a parser for some would be a fifth of the time that --help takes
         result_action="return_value",
         suppress_keyboard_interrupt=False,
+        default_parameter=cyclopts.Parameter(show_default=_shown_default),
     )
     groups = {"": app}
     for words, target, help_ in COMMANDS:
         group, _, name = words.rpartition(" ")
         if target:
-            groups[group].command(f"converge.cli.{target}", name=name, help=help_)
+            line = {} if words == called else {"help": help_}
+            groups[group].command(f"converge.cli.{target}", name=name, **line)
         else:
             groups[words] = cyclopts.App(name=words, help=help_)
             app.command(groups[words])
     return app
+
+
+def _called(given: Sequence[str]) -> str:
+    """Return the words of the command that is called; empty: none, or none that there is."""
+    known = {words for words, target, _ in COMMANDS if target}
+    return next((words for words in (" ".join(given[:2]), " ".join(given[:1])) if words in known), "")
+
+
+def _shown_default(value: object) -> str | None:
+    """Return a default as `--help` shows it; that a switch is off, and a flag not set, goes without saying."""
+    return None if value is None or value is False else str(value)
 
 
 def _version() -> str:
@@ -89,7 +103,7 @@ def _code_of(arguments: Sequence[str] | None) -> int:
     try:
         # The library takes a lone "-" for an option; as a path it means the same to us, and none to it.
         given = ["./-" if argument == "-" else argument for argument in (sys.argv[1:] if arguments is None else arguments)]
-        code = _app()(given, exit_on_error=False, print_error=False)
+        code = _app(_called(given))(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (Exception, KeyboardInterrupt) as error:  # the process's boundary: whatever it was becomes a message and an exit code

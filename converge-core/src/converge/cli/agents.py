@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE
-from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, plugins_flag
+from converge.cli.options import ConfigFile, Json, Network, OfPool, Plugins, Store, Verbose, configured, plugins_flag
 from converge.cli.run import loop_options
 from converge.errors import InputError
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
@@ -29,10 +29,12 @@ NODE_SHOWN = 12
 
 def list_agents(
     *,
-    pool: PoolId = None,
-    topic: Annotated[list[str] | None, Parameter(negative=(), help="Only agents with this topic, or another one given; may be repeated.")] = None,
-    capability: Annotated[list[str] | None, Parameter(negative=(), help="Only agents with this capability; may be repeated.")] = None,
-    limit: Annotated[int | None, Parameter(help="How many at most.")] = None,
+    pool: OfPool = None,
+    topic: Annotated[
+        list[str] | None, Parameter(metavar="NAME", negative=(), help="Only agents with this topic, or another one given; may be repeated.")
+    ] = None,
+    capability: Annotated[list[str] | None, Parameter(metavar="NAME", negative=(), help="Only agents with this capability; may be repeated.")] = None,
+    limit: Annotated[int | None, Parameter(metavar="N", help="How many at most; by default all.")] = None,
     config: ConfigFile = None,
     store: Store = None,
     plugin: Plugins = None,

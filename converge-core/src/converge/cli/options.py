@@ -6,19 +6,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from converge.runtime import logs
 from converge.runtime.config import DEFAULT, Config, load
 from converge.runtime.lookup import first_on_path
 
-ConfigFile = Annotated[Path | None, Parameter(name=["--config", "-c"], help="A TOML file; flags win over the environment, that over the file.")]
-Store = Annotated[str | None, Parameter(help="URL of the store, such as file:state.db or redis://host:6379/0.")]
-Plugins = Annotated[list[str] | None, Parameter(name="--plugin", negative=(), help="A plugin to load: NAME, module:attribute, or no:NAME.")]
-Network = Annotated[str | None, Parameter(help="Whose keys to see on a shared store.")]
-PoolId = Annotated[str | None, Parameter(name="--pool", help="The pool's id.")]
-Json = Annotated[bool, Parameter(name="--json", negative=(), help='One JSON object a line, each with "v": 1.')]
-Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative=(), help="Log more.")]
+COMMON = Group("Common parameters", sort_key=100)
+"""The flags that most commands have stand last in their help: who looks for a command's own finds those first."""
+
+ConfigFile = Annotated[
+    Path | None,
+    Parameter(name=["--config", "-c"], metavar="FILE", group=COMMON, help="A TOML file; flags win over the environment, that over the file."),
+]
+Store = Annotated[
+    str | None,
+    Parameter(
+        metavar="URL", group=COMMON, help="The store, such as file:state.db or redis://host:6379/0; by default memory:, for this process alone."
+    ),
+]
+Plugins = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--plugin", negative=(), metavar="NAME", group=COMMON, help="A plugin to load: NAME, module:attribute, or no:NAME; may be repeated."
+    ),
+]
+Network = Annotated[
+    str | None, Parameter(metavar="NAME", group=COMMON, help="Whose keys to see on a shared store; by default those of the network converge.")
+]
+PoolId = Annotated[str | None, Parameter(name="--pool", metavar="ID", help="The pool's id.")]
+OfPool = Annotated[str | None, Parameter(name="--pool", metavar="ID", help="Only those of this pool.")]
+Json = Annotated[bool, Parameter(name="--json", negative=(), group=COMMON, help='One JSON object a line, each with "v": 1.')]
+Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative=(), group=COMMON, help="Log more.")]
 
 
 def configured(file: Path | None, flags: dict[str, Any], *, is_verbose: bool, level: str = "warning") -> Config:

@@ -30,13 +30,19 @@ def create(
     /,
     *,
     admission: Annotated[Literal["open", "allow", "secret"], Parameter(help="Who may join.")] = "open",
-    allow: Annotated[list[str] | None, Parameter(negative=(), help="An agent that may join under --admission allow; may be repeated.")] = None,
-    secret_file: Annotated[Path | None, Parameter(help="A file with the join secret, for --admission secret.")] = None,
+    allow: Annotated[
+        list[str] | None, Parameter(metavar="AGENT", negative=(), help="An agent that may join under --admission allow; may be repeated.")
+    ] = None,
+    secret_file: Annotated[Path | None, Parameter(metavar="FILE", help="A file with the join secret, for --admission secret.")] = None,
     paused: Annotated[bool, Parameter(negative=(), help="Let nothing be claimed until it is resumed.")] = False,
-    priority_step: Annotated[float | None, Parameter(help="Seconds of head start that a step of priority is worth.")] = None,
-    dedup_window: Annotated[float | None, Parameter(help="Seconds that a dedup key is remembered at least.")] = None,
-    keep_completed: Annotated[float | None, Parameter(help="Seconds that completed tasks are kept.")] = None,
-    keep_failed: Annotated[float | None, Parameter(help="Seconds that failed and cancelled tasks are kept.")] = None,
+    priority_step: Annotated[
+        float | None, Parameter(metavar="SEC", help="Seconds of head start that a step of priority is worth; by default 3,600.")
+    ] = None,
+    dedup_window: Annotated[float | None, Parameter(metavar="SEC", help="Seconds that a dedup key is remembered at least; by default a day.")] = None,
+    keep_completed: Annotated[float | None, Parameter(metavar="SEC", help="Seconds that completed tasks are kept; by default a day.")] = None,
+    keep_failed: Annotated[
+        float | None, Parameter(metavar="SEC", help="Seconds that failed and cancelled tasks are kept; by default a week.")
+    ] = None,
     require_durability: Annotated[Literal["D0", "D1", "D2", "D3"] | None, Parameter(help="Refuse stores that have less.")] = None,
     config: ConfigFile = None,
     store: Store = None,

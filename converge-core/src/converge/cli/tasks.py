@@ -103,7 +103,7 @@ def cancel(
     task_ids: Annotated[list[str], Parameter(help="The tasks' ids, as submit wrote them.")],
     /,
     *,
-    why: Annotated[str, Parameter(help="The reason, for the tasks' history.")] = "",
+    why: Annotated[str, Parameter(metavar="TEXT", help="The reason, for the tasks' history.")] = "",
     config: ConfigFile = None,
     store: Store = None,
     plugin: Plugins = None,

@@ -10,7 +10,7 @@ from cyclopts import Parameter, validators
 
 from converge.cli import output
 from converge.cli.failures import DONE
-from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, plugins_flag
+from converge.cli.options import ConfigFile, Json, Network, OfPool, Plugins, Store, Verbose, configured, plugins_flag
 from converge.cli.run import loop_options
 from converge.cli.tasks import record_of
 from converge.errors import InputError
@@ -27,18 +27,25 @@ EVERYTHING = operate.Wanted(limit=100)
 
 def list_tasks(
     *,
-    pool: PoolId = None,
+    pool: OfPool = None,
     state: Annotated[TaskState | None, Parameter(help="Only tasks in this state.")] = None,
     dead_letters: Annotated[
         bool, Parameter(negative=(), help="Only tasks that failed for good, with their errors; `tasks retry` takes their ids.")
     ] = False,
-    type: Annotated[list[str] | None, Parameter(negative=(), help="Only tasks of this type, or another one given; may be repeated.")] = None,
-    topic: Annotated[list[str] | None, Parameter(negative=(), help="Only tasks with this topic, or another one given; may be repeated.")] = None,
-    since: Annotated[
-        str | None, Parameter(help="Only tasks submitted since: an age such as 15m, 2h or 7d, or a moment such as 2026-01-31T12:00 (UTC).")
+    type: Annotated[
+        list[str] | None, Parameter(metavar="NAME", negative=(), help="Only tasks of this type, or another one given; may be repeated.")
     ] = None,
-    limit: Annotated[int, Parameter(validator=validators.Number(gte=0), help="How many at most; 0: all.")] = 100,
-    skip: Annotated[int, Parameter(validator=validators.Number(gte=0), help="How many to leave out first: those of the pages before.")] = 0,
+    topic: Annotated[
+        list[str] | None, Parameter(metavar="NAME", negative=(), help="Only tasks with this topic, or another one given; may be repeated.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        Parameter(metavar="WHEN", help="Only tasks submitted since: an age such as 15m, 2h or 7d, or a moment such as 2026-01-31T12:00 (UTC)."),
+    ] = None,
+    limit: Annotated[int, Parameter(metavar="N", validator=validators.Number(gte=0), help="How many at most; 0: all.")] = 100,
+    skip: Annotated[
+        int, Parameter(metavar="N", validator=validators.Number(gte=0), help="How many to leave out first: those of the pages before.")
+    ] = 0,
     config: ConfigFile = None,
     store: Store = None,
     plugin: Plugins = None,

@@ -21,13 +21,15 @@ from converge.services.purge import Purged
 
 def purge(
     *,
-    pool: Annotated[list[str] | None, Parameter(negative=(), help="Only tasks of this pool, or another one given; may be repeated.")] = None,
+    pool: Annotated[
+        list[str] | None, Parameter(metavar="ID", negative=(), help="Only tasks of this pool, or another one given; may be repeated.")
+    ] = None,
     all_pools: Annotated[bool, Parameter(negative=(), help="Tasks of every pool.")] = False,
     state: Annotated[
         list[TaskState] | None, Parameter(negative=(), help="Only tasks in this state, or another one given; without it all that have ended.")
     ] = None,
     older_than: Annotated[
-        str | None, Parameter(help="Only tasks that ended so long ago (15m, 2h, 7d), or before a moment (2026-01-31, UTC).")
+        str | None, Parameter(metavar="WHEN", help="Only tasks that ended so long ago (15m, 2h, 7d), or before a moment (2026-01-31, UTC).")
     ] = None,
     dry_run: Annotated[bool, Parameter(negative=(), help="Count what would be removed, and remove nothing.")] = False,
     yes: Annotated[bool, Parameter(name=["--yes", "-y"], negative=(), help="Do not ask; needed where standard input is no terminal.")] = False,
