@@ -334,8 +334,8 @@ async def test_a_signed_message_is_refused_once_its_window_has_passed_and_when_i
         await there.post.received.on_items(there.link, here.late * 3)
         now = there.post.received._now
 
-        async def later() -> int:
-            return await now() + 61_000_000
+        def later() -> int:
+            return now() + 61_000_000
 
         monkeypatch.setattr(there.post.received, "_now", later)
         with pytest.raises(Undeliverable, match=r"its signature is 6\d s old"):
@@ -348,7 +348,7 @@ async def test_a_signed_message_that_was_changed_is_refused_and_the_connection_g
     async with two_sides() as (here, there):
         reader = there.agents[0]
         header = MessageHeader("00" * 16, here.agents[0].id, reader.id, "life", 1, here.post._opened.about_now())
-        kind, body = await here.post.signer(here.agents[0].id).item(header, b'"true"')
+        kind, body = here.post.signer(here.agents[0].id).item(header, b'"true"')
         link = await here.to(there.identity.public_key, ())
         await link.send([(kind, body.replace(b'"true"', b'"lies"'))])
         await send(here, reader, "after it", ack="handled")

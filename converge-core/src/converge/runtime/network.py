@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ from converge.contracts.discovery import Discovery, DiscoveryBackend
 from converge.contracts.store import Feature
 from converge.contracts.transport import TransportBackend
 from converge.env import Env
-from converge.errors import ConfigError
+from converge.errors import ConfigError, StoreError
 from converge.machines.secure import Terms
 from converge.model.descriptor import AgentDescriptor, network_tag
 from converge.model.identity import Identity
@@ -134,6 +134,8 @@ class Network:
         """Open discovery; listen, if a transport is named, and keep the directory fresh."""
         async with self._sighting():
             self.registry = IdentityRegistry(self.discovery.directory, trust=self._settings.trust, pins=self._kept.pins())
+            with suppress(StoreError):  # messages tell when they were sent; while the store is away, roughly
+                await self._opened.now()
             self.post = Post(self._opened, self._identity, self._settings.network, self.discovery, self.registry, self._host)
             self.fanouts = Fanouts(self.post, self._identity.public_key)
             self.mail = Mail(self.post.mailboxes, self.post.inboxes, self.post.routes, self._group)

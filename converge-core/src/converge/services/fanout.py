@@ -16,6 +16,8 @@ from converge.model.message import Fanout
 from converge.services.post import How, Post, by_deadline
 from converge.services.underway import UnderWay
 
+LEAST_SEC = 0.01
+
 AT_A_TIME = 64
 """Nodes that are written to at a time; the others wait, within the deadline."""
 
@@ -45,10 +47,18 @@ class Fanouts:
         if taken or refused:
             outcomes.append(Fanout(node=agent_id(bytes.fromhex(self._node_key)), accepted=taken, refused=refused))
         limiter = anyio.CapacityLimiter(AT_A_TIME)
+        began = anyio.current_time()
+        found = await self._known(query, timeout)
         async with anyio.create_task_group() as group:
-            for node in self._nodes(await post.routes.query(query), sender):
-                group.start_soon(self._send_to, node, header, body, timeout, limiter, outcomes)
+            for node in self._nodes(found, sender):
+                group.start_soon(self._send_to, node, header, body, max(LEAST_SEC, timeout + began - anyio.current_time()), limiter, outcomes)
         return sorted(outcomes, key=lambda one: one.node)
+
+    async def _known(self, query: DiscoveryQuery, timeout: float) -> Sequence[AgentDescriptor]:
+        """Ask discovery; where that takes too long, as with a store that is away, those known last are enough."""
+        with anyio.move_on_after(timeout / 2):
+            return await self._post.routes.query(query)
+        return self._post.routes.discovery.directory.query(query)
 
     def _nodes(self, found: Sequence[AgentDescriptor], sender: str) -> list[AgentDescriptor]:
         """Return one agent of each other node: it says where that is."""

@@ -147,7 +147,7 @@ class Post:
         identity = self._identity if sender == self._identity.id else self.inboxes.identity(sender)
         if identity is None:
             raise InvalidValue("sender", sender, "an agent of this node: only it can sign")
-        return Signer(identity, self.network_tag, self._opened.now)
+        return Signer(identity, self.network_tag, self._opened.about_now)
 
     def write(self, draft: Draft, to: str, *, topic: str = "", pool: str = "") -> tuple[MessageHeader, bytes]:
         """Return header and payload, as the guards leave them; the sequence is drawn when it leaves.
@@ -174,7 +174,7 @@ class Post:
             raise InvalidName("recipient", to, "an agent's id: only an agent has a mailbox")
         header, body = self.write(draft, to)
         with by_deadline(timeout, f"the mailbox of agent {to}"):
-            signed = await self.signer(draft.sender).body(header, body)
+            signed = self.signer(draft.sender).body(header, body)
             task_id = await self.mailboxes.store(to, header, signed)
             self.on_stored(msgspec.structs.replace(header, wants=HANDED, mail=True))
             return Outcome(to, *(await self.mailboxes.handled(task_id) if draft.wants == HANDLED else ()))

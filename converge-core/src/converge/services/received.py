@@ -44,7 +44,7 @@ class Received:
     def __init__(
         self, opened: Opened, network_tag: bytes, inboxes: Inboxes, routes: Routes, under_way: MessagesUnderWay, admits: Callable[[str], bool]
     ) -> None:
-        self._env, self._now, self._network_tag, self._admits = opened.env, opened.now, network_tag, admits
+        self._env, self._now, self._network_tag, self._admits = opened.env, opened.about_now, network_tag, admits
         self._inboxes, self._routes, self._under_way = inboxes, routes, under_way
         self.asking: Asking | None = None  # set by a node that tells others of its agents
         self.on_mail: Callable[[str], None] = lambda agent_id: None  # set by whoever drains mailboxes
@@ -101,7 +101,7 @@ class Received:
     async def _refusal(self, link: Link, header: MessageHeader, *, is_signed: bool) -> tuple[str, str]:
         """Say why a message may not come in, before anything of it is remembered; two empty strings if it may."""
         if is_signed:
-            age_sec = (await self._now() - header.sent_at) / 1_000_000
+            age_sec = (self._now() - header.sent_at) / 1_000_000
             if abs(age_sec) > SIGNED_WINDOW_SEC:
                 log.warning("a signed message of %.16s was refused: it is %.0f s old; is a clock wrong?", header.sender, age_sec)
                 return REFUSED, f"its signature is {age_sec:.0f} s old; at most {SIGNED_WINDOW_SEC:g} s are allowed, either way"

@@ -47,16 +47,16 @@ class Signer:
 
     __slots__ = ("_identity", "_network_tag", "_now")
 
-    def __init__(self, identity: Identity, network_tag: bytes, now: Callable[[], Awaitable[int]]) -> None:
+    def __init__(self, identity: Identity, network_tag: bytes, now: Callable[[], int]) -> None:
         self._identity, self._network_tag, self._now = identity, network_tag, now
 
-    async def item(self, header: MessageHeader, payload: bytes) -> Item:
+    def item(self, header: MessageHeader, payload: bytes) -> Item:
         """Return the signed item."""
-        return SIGNED, await self.body(header, payload)
+        return SIGNED, self.body(header, payload)
 
-    async def body(self, header: MessageHeader, payload: bytes) -> bytes:
+    def body(self, header: MessageHeader, payload: bytes) -> bytes:
         """Return the signed body."""
-        header = msgspec.structs.replace(header, key=self._identity.public_key.hex(), sent_at=await self._now())
+        header = msgspec.structs.replace(header, key=self._identity.public_key.hex(), sent_at=self._now())
         return sign(self._identity, self._network_tag, header, payload)
 
 
@@ -89,10 +89,10 @@ class UnderWay:
             self.answer = payload if receipt.status == HANDLED else None
             self.is_handled = True
 
-    async def item(self, after: int) -> Item:
+    def item(self, after: int) -> Item:
         """Return what goes over the wire."""
         header = msgspec.structs.replace(self.header, sequence=self.sequence, after=after)
-        return (MESSAGE, pack(header, self.payload)) if self.signer is None else await self.signer.item(header, self.payload)
+        return (MESSAGE, pack(header, self.payload)) if self.signer is None else self.signer.item(header, self.payload)
 
 
 class MessagesUnderWay:
@@ -150,7 +150,7 @@ class MessagesUnderWay:
         while True:
             try:
                 link = await reach()
-                item = await one.item(_before(one, queue))
+                item = one.item(_before(one, queue))
                 await link.send([item])
                 one.link, one.was_sent = link, True
                 if one.header.wants == HANDED:
@@ -186,7 +186,7 @@ async def _until_handled(one: UnderWay, reach: Reach) -> None:
                 break
             if link is not one.link:
                 one.settled = anyio.Event()
-                await link.send([await one.item(0)])
+                await link.send([one.item(0)])
                 one.link = link
             elif one.settled.is_set():
                 one.settled = anyio.Event()
