@@ -1,0 +1,93 @@
+"""Many agents start in pages: a call of the store serves hundreds, others run meanwhile, and an idle agent has no task of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+
+import anyio
+import pytest
+
+from converge.builtin.memory import MemoryStore
+from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Key, Range
+from converge.errors import InvalidValue
+from converge.model.descriptor import DiscoveryQuery
+from converge.model.task import Task
+from converge.runtime.agent import Agent
+from converge.runtime.node import Node
+
+
+class Idle(Agent):
+    """Has nothing to do."""
+
+    async def on_task(self, task: Task) -> str:
+        """See the class."""
+        return self.id
+
+
+class Counted(MemoryStore):
+    """Counts its calls."""
+
+    calls = 0
+
+    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
+        self.calls += 1
+        return await super().get(keys)
+
+    async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
+        self.calls += 1
+        return await super().scan(ranges)
+
+    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+        self.calls += 1
+        return await super().commit(batches, wake=wake)
+
+
+async def test_two_thousand_agents_cost_the_store_few_calls_and_are_members_and_listed_all_the_same() -> None:
+    store = Counted()
+    async with Node(store=store, poll_sec=10.0) as node:
+        await node.spawn(Idle, pool="p")
+        before = store.calls
+        agents = await node.spawn(Idle, count=2_000, pool="p")
+        assert store.calls - before <= 100
+        assert len(await node.pools.members("p")) == 2_001
+        found = await node.discovery.query(DiscoveryQuery(pool_id="p"), refresh_from_store=True)
+        assert {one.id for one in agents} < {one.id for one in found}
+
+
+async def test_others_run_while_many_agents_start() -> None:
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        at = time.monotonic()
+        while True:
+            await anyio.sleep(0.001)
+            longest, at = max(longest, time.monotonic() - at), time.monotonic()
+
+    async with Node() as node, anyio.create_task_group() as group:
+        group.start_soon(watch)
+        began = time.monotonic()
+        await node.spawn(Idle, count=3_000, pool="p")
+        took = time.monotonic() - began
+        group.cancel_scope.cancel()
+    assert longest < took / 2, f"the loop stood still for {longest:.2f} of {took:.2f} s"
+
+
+async def test_an_idle_agent_has_no_task_of_its_own() -> None:
+    async with Node() as node:
+        await node.spawn(Idle, pool="p")
+        before = _tasks()
+        await node.spawn(Idle, count=500, pool="p")
+        assert _tasks() - before < 10
+
+
+def _tasks() -> int:
+    return len(anyio.get_running_tasks())
+
+
+@pytest.mark.parametrize("count", [0, -1, True, 1.0])
+async def test_a_count_that_cannot_be_meant_is_refused(count: int) -> None:
+    async with Node() as node:
+        with pytest.raises(InvalidValue, match="^count: "):
+            await node.spawn(Idle, count=count)
