@@ -89,5 +89,5 @@ def _tasks() -> int:
 @pytest.mark.parametrize("count", [0, -1, True, 1.0])
 async def test_a_count_that_cannot_be_meant_is_refused(count: int) -> None:
     async with Node() as node:
-        with pytest.raises(InvalidValue, match="^count: "):
+        with pytest.raises(InvalidValue, match=r"^count: "):
             await node.spawn(Idle, count=count)
