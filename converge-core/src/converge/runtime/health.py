@@ -86,6 +86,7 @@ class Vitals:
     def started(self, opened: Opened, watchdog: Watchdog, reaper: Reaper, stall_sec: float) -> None:
         """The node runs, on the thread that calls this."""
         self._loop = threading.get_ident()
+        watchdog.looked = self._env.monotonic()  # it has not had its first turn, and a start may take long
         self._parts = opened, watchdog, reaper, stall_sec
 
     def stopping(self) -> None:

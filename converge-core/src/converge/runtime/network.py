@@ -29,6 +29,7 @@ from converge.runtime.inbox import Inbox
 from converge.runtime.kept import Kept
 from converge.runtime.link import Links
 from converge.runtime.mail import Mail
+from converge.runtime.node_settings import NodeSettings
 from converge.services.asking import Asking
 from converge.services.discovery import DiscoveryService
 from converge.services.fanout import Fanouts
@@ -64,6 +65,11 @@ class NetworkSettings:
     trust: str = "allow"
     discovery_store: str = ""
     require_tls: bool = False
+
+    @classmethod
+    def of(cls, one: NodeSettings) -> NetworkSettings:
+        """Return those of a node."""
+        return cls(**{field.name: getattr(one, field.name) for field in attrs.fields(cls)})
 
 
 @attrs.frozen(kw_only=True)

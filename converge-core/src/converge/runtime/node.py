@@ -15,7 +15,6 @@ from anyio.lowlevel import checkpoint
 from converge.contracts.store import Store
 from converge.env import SYSTEM, Env
 from converge.errors import InvalidValue
-from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.model.identity import Identity
 from converge.model.message import Fanout, Receipt
 from converge.model.pool import Pool
@@ -24,13 +23,14 @@ from converge.runtime import working
 from converge.runtime.agent import Agent, check_agent_class, decides
 from converge.runtime.decide import DecideLoop
 from converge.runtime.executor import Executor
-from converge.runtime.feed import Feed, Observers
+from converge.runtime.feed import Feed
 from converge.runtime.groups import Groups
 from converge.runtime.health import Health, Vitals
 from converge.runtime.kept import Kept
 from converge.runtime.network import Network, NetworkSettings, choose
 from converge.runtime.node_settings import NodeArguments, NodeSettings
 from converge.runtime.notices import Notices
+from converge.runtime.observers import observers_of
 from converge.runtime.reaper import Reaper
 from converge.runtime.rejoin import Rejoin
 from converge.runtime.starting import start_all
@@ -42,7 +42,6 @@ from converge.services.opened import Opened
 from converge.services.opening import open_store
 from converge.services.pools import PoolManager
 from converge.services.post import How
-from converge.services.spec import to_task
 from converge.services.tasks import TaskManager
 
 MADE_BEFORE_YIELD = 100
@@ -83,7 +82,7 @@ class Node:
         return self
 
     async def _start(self) -> None:
-        network = self._network_settings()
+        network = NetworkSettings.of(self.settings)
         chosen = choose(network, self._host)  # before the store is opened: a mistyped transport must not touch a shared store
         async with AsyncExitStack() as stack:
             kept = self._kept = await Kept.open(self.settings.identity_dir, self.env)
@@ -101,7 +100,7 @@ class Node:
             stack.push_async_callback(self.opened.close)  # also of a start that fails: a lease that nobody ends would be renewed for ever
             self._group: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.push_async_callback(self._cancel_group)
-            self.groups = Groups(self.opened, self.pools, self.env, self._group, self.settings.poll_sec, self._observers(), self._feeds)
+            self.groups = Groups(self.opened, self.pools, self.env, self._group, self.settings.poll_sec, observers_of(self._host), self._feeds)
             self.supervision = self.groups.supervision
             self.vitals.sources.append(self.groups.ailments)
             self.executor = Executor(self.env, self._host.decisions)
@@ -140,22 +139,6 @@ class Node:
     def _open_store(self) -> AbstractAsyncContextManager[Store]:
         one = self.settings
         return open_store(one.store, plugins=self._host, network=one.network, options=one.options, require_durability=one.require_durability)
-
-    def _network_settings(self) -> NetworkSettings:
-        one = self.settings
-        return NetworkSettings(
-            network=one.network,
-            store=one.store,
-            transport=one.transport,
-            discovery=one.discovery,
-            advertise=one.advertise,
-            poll_sec=one.poll_sec,
-            max_connections=one.max_connections,
-            options=one.options,
-            trust=one.trust,
-            discovery_store=one.discovery_store,
-            require_tls=one.require_tls,
-        )
 
     async def _cancel_group(self) -> None:
         self._group.cancel_scope.cancel()
@@ -209,19 +192,6 @@ class Node:
         if decides(cls):
             one.decide_loop = DecideLoop(one, self._group, self.executor, self.supervision)
         return one
-
-    def _observers(self) -> Observers:
-        """Return what calls the plugins that observe attempts; a task is made for them only where there are any."""
-
-        def finished(found: Found, event: Event) -> None:
-            if isinstance(event, Completed | Failed | Released) and event.by:  # by nobody: it goes back, and no attempt had begun
-                task = to_task(found.id, found.spec, found.state, found.place, by=event.by)
-                self._host.observe("converge_task_finished", task=task, outcome=type(event).__name__.lower())
-
-        return Observers(
-            (lambda task: self._host.observe("converge_task_claimed", task=task)) if self._host.has("converge_task_claimed") else None,
-            finished if self._host.has("converge_task_finished") else None,
-        )
 
     def health(self) -> Health:
         """Return whether the node lives and is ready, and why not; from any thread, also while the event loop is blocked."""
