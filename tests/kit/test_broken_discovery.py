@@ -16,8 +16,9 @@ from converge.builtin.store_discovery.plugin import STORE_DISCOVERY
 from converge.contracts.discovery import Changes, Discovery, DiscoveryBackend, Reader, Sighting
 from converge.contracts.store import Store
 from converge.errors import StoreError
-from converge.model.keys import AGENT
+from converge.model.keys import AGENT, EXPIRY
 from converge.services import mirror
+from converge.services.around import lease_ids
 from converge.services.directory import Directory
 from converge.services.mirror import StoreReader
 from converge.services.opened import Opened
@@ -177,8 +178,6 @@ class Grasping(Bent):
 
 
 async def leases(store: Store) -> list[bytes]:
-    from converge.services.around import lease_ids
-
     return list(await lease_ids(store))
 
 
@@ -417,7 +416,7 @@ def test_a_core_that_forgets_the_sequences_of_agents_that_are_gone_is_caught(mon
 
 def test_a_core_that_lists_agents_of_an_ended_lease_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     async def live(self: StoreReader) -> set[bytes]:
-        return {entry.key[1] for entry in await self._all(mirror.EXPIRY())}
+        return {entry.key[1] for entry in await self._all(EXPIRY())}
 
     monkeypatch.setattr(StoreReader, "_live", live)
     caught(monkeypatch, "D-6")

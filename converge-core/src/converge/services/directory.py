@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 from collections.abc import Callable, Collection, Sequence
 
@@ -16,6 +17,9 @@ log = logging.getLogger("converge.directory")
 GONE = 100_000
 """Agents that are gone whose highest sequence is remembered, those that left last. An older descriptor of one that left before could come back only
 under its own lease, and a lease that has ended never lives again."""
+
+FEW = 8
+"""Where less than this part is wanted, the first are picked out; else all are sorted."""
 
 
 class Directory:
@@ -108,6 +112,8 @@ class Directory:
     def query(self, query: DiscoveryQuery, candidates: Sequence[AgentDescriptor] | None = None) -> list[AgentDescriptor]:
         """Return the matching descriptors by id; of the candidates, if there are any, else of all that are known."""
         found = self._postings.find(query) if candidates is None else [one for one in candidates if _fits(query, one)]
+        if query.limit is not None and query.limit * FEW < len(found):
+            return heapq.nsmallest(query.limit, found, key=_id)
         found.sort(key=_id)
         return found if query.limit is None else found[: query.limit]
 
