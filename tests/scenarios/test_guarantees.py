@@ -56,7 +56,7 @@ async def test_g5_each_attempt_has_the_same_effect_key_and_a_greater_token(store
 
 async def test_g7_a_task_of_low_priority_is_not_kept_waiting_for_ever_by_higher_ones(store: Store) -> None:
     """A head start is all that a priority is worth, so newer tasks of a higher one come after it at last."""
-    await PoolManager(store).create_pool(Pool(id="busy", priority_step_sec=0.1))
+    await PoolManager(store).create_pool(Pool(id="busy", priority_step_sec=0.5))
     tasks = TaskManager(store)
     low = await tasks.submit(Task(pool_id="busy"))
     claimed: list[str] = []
@@ -104,7 +104,7 @@ class Deaf(MemoryStore):
 
 @pytest.mark.parametrize("is_deaf", [False, True], ids=["woken", "wake-ups-lost"])
 async def test_g8_a_running_handler_learns_of_a_cancel_within_a_third_of_the_lease(is_deaf: bool) -> None:
-    lease_sec = 3.0
+    lease_sec = 4.5
     store = Deaf() if is_deaf else MemoryStore()
     await PoolManager(store).create_pool(Pool(id="docs"))
 

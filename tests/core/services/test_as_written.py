@@ -89,8 +89,7 @@ async def test_a_pool_that_is_not_there_is_named_with_the_nearest_by_every_call(
 async def test_a_priority_is_worth_a_head_start_and_no_more(store: Store) -> None:
     pools, tasks = PoolManager(store), TaskManager(store)
     await pools.create_pool(Pool(id="quick", priority_step_sec=0.2))
-    low = await tasks.submit(Task(pool_id="quick"))
-    high = await tasks.submit(Task(pool_id="quick", priority=1))
+    low, high = await tasks.submit_many([Task(pool_id="quick", priority=priority) for priority in (0, 1)])
     began = await store.time()
     await wait_until_time(store, began + 300_000)
     late = await tasks.submit(Task(pool_id="quick", priority=1))
@@ -108,7 +107,7 @@ async def wait_until_time(store: Store, at: int) -> None:
 
 async def test_what_is_not_due_is_not_claimed_and_then_is(store: Store) -> None:
     tasks = TaskManager(store)
-    due = datetime.now(UTC) + timedelta(seconds=0.4)
+    due = datetime.now(UTC) + timedelta(seconds=0.8)
     task_id = await tasks.submit(Task(pool_id="docs", not_before=due))
     await sweep_all(tasks)
     assert await tasks.claim(AGENT, ["docs"]) == []
@@ -166,7 +165,7 @@ async def test_a_dead_letter_is_listed_and_retried_as_a_copy_without_its_dedup_k
 
 async def test_a_dedup_key_outlives_a_short_retention_for_its_window_and_is_free_after_it(store: Store) -> None:
     pools, tasks = PoolManager(store), TaskManager(store)
-    await pools.create_pool(Pool(id="w", keep_completed_sec=0.0, dedup_window_sec=0.6))
+    await pools.create_pool(Pool(id="w", keep_completed_sec=0.0, dedup_window_sec=1.5))
     first = await tasks.submit(Task(pool_id="w", dedup_key="k"))
     submitted = await store.time()
     (task,) = await tasks.claim(AGENT, ["w"])
@@ -175,7 +174,7 @@ async def test_a_dedup_key_outlives_a_short_retention_for_its_window_and_is_free
     assert await tasks.submit(Task(pool_id="w", dedup_key="k")) == first
     with pytest.raises(DedupConflict):
         await tasks.submit(Task(pool_id="w", dedup_key="k", inputs={"other": 1}))
-    await wait_until_time(store, submitted + 650_000)
+    await wait_until_time(store, submitted + 1_550_000)
     await sweep_all(tasks)
     assert await tasks.submit(Task(pool_id="w", dedup_key="k", inputs={"other": 1})) != first
 
@@ -196,7 +195,7 @@ async def test_another_process_waits_for_a_result_and_is_told(store: Store) -> N
     tasks = TaskManager(store)
     task_id = await tasks.submit(Task(pool_id="docs"))
     async with store.reopen() as other:
-        waiting = TaskManager(other, poll_sec=1.0)
+        waiting = TaskManager(other, poll_sec=30.0)
         results: list[Task] = []
 
         async def wait() -> None:
@@ -210,7 +209,7 @@ async def test_another_process_waits_for_a_result_and_is_told(store: Store) -> N
                 await tasks.complete(task, 7)
         assert results[0].result == 7
         assert results[0].finished_at is not None
-        assert datetime.now(UTC) - results[0].finished_at < timedelta(seconds=1), "it was told later than by its next look but one"
+        assert datetime.now(UTC) - results[0].finished_at < timedelta(seconds=5), "it was told by a poll"
 
 
 async def test_a_handler_that_takes_too_long_is_cancelled_and_frees_its_key() -> None:
