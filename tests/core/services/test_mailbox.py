@@ -245,3 +245,29 @@ async def test_a_look_at_mail_costs_the_same_however_many_agents_there_are(node:
     monkeypatch.setattr(node.store, "scan", counted)
     assert await node.network.post.mailboxes.with_mail(node.network.post.inboxes) == set()
     assert scans == 1
+
+
+async def test_mail_from_a_process_that_cannot_reach_the_agents_node_is_found_there(reopen: Reopen, absent: Identity) -> None:
+    async with reopen() as there, reopen() as here:
+        reader = await start(there, absent)
+        await here.send(reader.id, "by the store alone", mailbox=True, ack="handled")
+        assert [one.payload for one in reader.got] == ["by the store alone"]
+
+
+async def test_mail_is_stored_and_drained_by_an_agent_whose_loop_decides(node: Node, absent: Identity) -> None:
+    got: list[object] = []
+
+    class Decider(Agent):
+        """Decides on messages."""
+
+        def decide(self, messages: list[Message], tasks: list[Task]) -> list[object]:
+            """See the class."""
+            got.extend(message.payload for message in messages)
+            return []
+
+    for number in range(3):
+        await node.send(absent.id, number, mailbox=True)
+    with patch.object(Identity, "generate", lambda entropy: absent):
+        await node.spawn(Decider)
+    await handled(node, absent, 3)
+    assert got == [0, 1, 2]
