@@ -10,11 +10,14 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from converge.runtime.main import BEYOND_SEC
 
 Converge = Callable[..., Any]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -225,6 +228,19 @@ def test_a_second_signal_ends_it_at_once_even_if_its_loop_is_blocked(start: Star
         process.wait(0.5)
     os.kill(process.pid, number)
     assert process.wait(NEVER_SEC) == code
+
+
+def test_one_signal_ends_it_in_time_even_if_its_loop_is_blocked_for_ever(start: Start, folder: Path) -> None:
+    process = start("run", "counting:Stuck", "--pool", "docs", "--submit", lines(folder, {}), "--grace", "0.5")
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "stuck\n"
+    began = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    log = process.stderr.read()
+    assert process.wait(NEVER_SEC) == 143
+    assert 0.5 + BEYOND_SEC <= time.monotonic() - began < 0.5 + BEYOND_SEC + 3
+    assert "the process did not stop within 6 s" in log or "did not stop within 5 s" in log
+    assert "in on_task" in log, "where it stands"
 
 
 def on_a_terminal(*arguments: str) -> tuple[str, str]:

@@ -35,6 +35,9 @@ log = logging.getLogger("converge.node")
 SUBMIT = 500
 """Tasks of one submit: large enough that calls cost little, small enough that the first agents start while the rest goes in."""
 
+BEYOND_SEC = 5.0
+"""What a stop may take beyond the grace time, whatever the store does: with the default of that, what Kubernetes leaves a process."""
+
 COLLECTOR = (10_000, 10, 10)
 """Thresholds of the garbage collector: a full pass after a million new containers, some 100 MB, not after 70,000; ten times more gained nothing."""
 
@@ -161,7 +164,7 @@ async def run(config: Config, run: Run, on_progress: Progress | None = None) -> 
         ConvergeError: In a group, as task groups raise it.
     """
     check(config, run)
-    with stop_asked() as stop, options_with_origin(config):
+    with stop_asked(config.grace_sec + BEYOND_SEC) as stop, options_with_origin(config):
         async with node_of(config) as node:
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as group:

@@ -10,7 +10,9 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
+from functools import partial
 from types import FrameType
 
 import anyio
@@ -38,8 +40,8 @@ class StopAsked:
 
 
 @contextlib.contextmanager
-def stop_asked() -> Iterator[StopAsked]:
-    """Handle the signals until left; must be entered in the main thread.
+def stop_asked(within_sec: float) -> Iterator[StopAsked]:
+    """Handle the signals until left; must be entered in the main thread. `within_sec` after the first the process ends, whatever keeps it.
 
     Plain handlers, not the event loop's: the second signal must end a process whose loop is blocked, too. They wake the loop through a socket, which
     is what any loop can wait for.
@@ -54,15 +56,31 @@ def stop_asked() -> Iterator[StopAsked]:
             leave_at_once(128 + number)
         asked.number = number
         writing.send(b"\0")
+        limit.function = partial(_leave_late, 128 + number, within_sec)
+        limit.start()
 
+    limit = threading.Timer(within_sec, lambda: None)
+    limit.daemon = True
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield asked
     finally:
+        limit.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
         reading.close()
         writing.close()
+
+
+def _leave_late(code: int, within_sec: float) -> None:
+    """End a process whose event loop a handler blocks: it cannot be cancelled, and nothing else can run."""
+    last = threading.Timer(THREADS_SEC, leave_at_once, [code])  # what blocks the loop may hold a lock of the log's
+    last.daemon = True
+    last.start()
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+    log.error("the process did not stop within %.0f s, something blocks its event loop; it ends now", within_sec, extra={"detail": stack})
+    leave_at_once(code)
 
 
 def leave_past_threads(code: int) -> None:
