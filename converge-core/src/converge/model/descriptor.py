@@ -15,6 +15,7 @@ _TAG = b"converge/desc/v1\0"
 SIGNATURE_BYTES = 64
 DESCRIPTOR_BYTES = 16_384
 """The longest signed descriptor: some hundred names, far below a record of the channel."""
+SEQUENCE_GREATEST = 2**63 - 1
 
 
 @attrs.frozen(kw_only=True)
@@ -87,10 +88,14 @@ def open_descriptor(signed: bytes, network: str) -> AgentDescriptor:
         key = bytes.fromhex(descriptor.public_key)
     except ValueError:
         raise BadSignature("the descriptor's public key is not hex") from None
+    if descriptor.public_key != key.hex():
+        raise BadSignature("the descriptor's public key is not written as 64 lower-case hex digits")
     if agent_id(key) != descriptor.id:
         raise BadSignature(f"the id {descriptor.id[:12]}... is not that of the descriptor's key")
     if not verify(key, signature, _TAG + network_tag(network) + payload):
         raise BadSignature(f"the descriptor of {descriptor.id[:12]}... is not signed by it for this network")
+    if not 0 <= descriptor.sequence <= SEQUENCE_GREATEST:
+        raise TornRecord(f"descriptor of {descriptor.id[:12]}...", f"its sequence is {descriptor.sequence}, outside 0 to {SEQUENCE_GREATEST}")
     return descriptor
 
 
