@@ -319,14 +319,14 @@ class Feed:
         slow: list[tuple[Found, Event]] = []
         wake: set[Channel] = set()
         now = await self._opened.now() if finished else 0
-        for found, event in finished:
-            planned = self._finishes.plan(found, event, now)
+        for one in finished:
+            planned = self._finishes.plan(*one, now)
             if planned is None:
-                slow.append((found, event))
+                slow.append(one)
             else:
                 batches.append(planned[0])
                 wake.add(planned[1])
-                sent.append((found, event))
+                sent.append(one)
         wake.discard("")
         return batches, sent, slow, wake
 

@@ -197,7 +197,7 @@ class Slots:
         while True:
             with anyio.CancelScope() as scope:
                 slot.scope, slot.why = scope, None
-                await self._serve(slot, scope)
+                await self._serve(slot)
             self._cancelled(slot)
             if slot.is_gone:
                 if slot in self.slots:
@@ -220,10 +220,10 @@ class Slots:
         else:
             self._end(found, None)  # the store knows already, or the lease is gone
 
-    async def _serve(self, slot: Slot, scope: anyio.CancelScope) -> None:
+    async def _serve(self, slot: Slot) -> None:
         yield_at = 0.0
         self._is_waking = False
-        while not scope.cancel_called and not slot.is_gone:
+        while slot.why is None and not slot.is_gone:
             if not self._queue:
                 event = anyio.Event()
                 self._parked.append(event)
@@ -235,10 +235,10 @@ class Slots:
                 yield_at = 0.0
                 continue
             found = self._queue.popleft()
-            if self._queue:
-                self._wake_one()
-            else:
+            if not self._queue:
                 self._on_all_begun()
+            elif not self._is_waking:
+                self._wake_one()
             slot.current = found
             event_ = await self._run(slot, found)
             slot.current = None

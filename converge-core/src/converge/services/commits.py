@@ -185,7 +185,7 @@ class Commits:
             return [rolled_back] * len(batches), None if take is None else rolled_back
         groups = [] if are_apart and len(batches) <= LIMITS.batches else split(batches, take)
         if len(groups) <= 1:
-            return await self._try(list(map(self._with_epoch, batches)), take, wake)
+            return await self._try([self._with_epoch(batch) for batch in batches], take, wake)
         results: list[_Result | None] = [None] * len(batches)
         taken = None
         failed: StoreError | None = None
@@ -260,8 +260,10 @@ class Commits:
     def _with_epoch(self, batch: Batch) -> Batch:
         checks, epoch = batch[0], self._epoch
         if type(checks) is list:
-            if not checks or checks[-1] is not epoch:  # else it is sent again
+            if not checks or checks[-1][0] != epoch[0]:
                 checks.append(epoch)
+            else:  # it is sent again, perhaps after another epoch was accepted
+                checks[-1] = epoch
             return batch
         return Batch((*checks, epoch), batch.puts, batch.deletes, batch.window)
 

@@ -64,14 +64,14 @@ def kind_of(task: Task, pool_id: str) -> Kind:
         return _kind.__wrapped__(pool_id, task.topic, task.type, capabilities)
 
 
-def to_spec(task: Task, pool: Pool, now: int, origin: str = "") -> Spec:
+def to_spec(task: Task, pool: Pool, now: int, origin: str = "", kind: Kind | None = None) -> Spec:
     """Return the specification that a store keeps of the task; its order number is still 0.
 
     Raises:
         InvalidValue, InvalidName: Which field, and what it should be.
         ValueTooLarge: It does not fit into a value of the store.
     """
-    kind = kind_of(task, pool.id)
+    kind = kind or kind_of(task, pool.id)
     _check_numbers(task)
     due = now if task.not_before is None else max(now, _micros("not_before", task.not_before))
     deadline = 0 if task.deadline is None else _micros("deadline", task.deadline)

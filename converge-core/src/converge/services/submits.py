@@ -99,10 +99,11 @@ class Submits:
             if not isinstance(task, Task):
                 raise InvalidValue("task", task, "a Task")
             seen = pools.get(task.pool_id) or await self._opened.pool(task.pool_id)
-            spec = to_spec(task, seen.pool, now, origin)
+            kind = kind_of(task, seen.pool.id)
+            spec = to_spec(task, seen.pool, now, origin, kind)
             if spec.due > now:
                 self._opened.saw_due(spec.due)
-            asks.append(_Ask(id_bytes("task id", task.id) if task.id else id_, task, spec, kind_of(task, seen.pool.id).key))
+            asks.append(_Ask(id_bytes("task id", task.id) if task.id else id_, task, spec, kind.key))
         return asks
 
     async def _round(self, todo: list[_Ask], are_apart: bool) -> list[_Ask]:
@@ -111,7 +112,12 @@ class Submits:
         # What is in no group waits for the next round: its lane was another's to open, or its ordering key has more tasks than a batch holds.
         groups = await self._group([ask for ask in todo if ask.lane in self._lanes])
         now = await self._opened.now()
-        batches = [self._batch(group, key, now) for group, key in groups]
+        batches = [
+            submit(group[0].id, group[0].spec, self._lanes[group[0].lane], None, now)
+            if group[0].spec.ordering_key is None
+            else self._batch(group, key, now)
+            for group, key in groups
+        ]
         commits = await self._opened.commits()
         for at in range(0, len(batches), LIMITS.batches):
             some = batches[at : at + LIMITS.batches]
@@ -213,9 +219,6 @@ class Submits:
         return groups
 
     def _batch(self, group: list[_Ask], key: KeySeen | None, now: int) -> Batch:
-        first = group[0]
-        if first.spec.ordering_key is None:
-            return submit(first.id, first.spec, self._lanes[first.lane], None, now)
         checks: dict[Key, int] = {}
         puts: dict[Key, bytes] = {}
         for ask in group:
