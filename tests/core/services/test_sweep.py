@@ -198,3 +198,21 @@ class Counted(Inheriting):
         outcomes = await super().commit(batches, wake=wake)
         self.conflicts += sum(isinstance(outcome, Conflict) for outcome in outcomes)
         return outcomes
+
+
+async def test_of_many_processes_about_as_many_look_at_all_leases_as_of_few() -> None:
+    store = MemoryStore()
+    until = str(await store.time() + 3_600_000_000).encode()
+    await store.commit([Batch((), [(EXPIRY(number.to_bytes(16, "big")), until) for number in range(640)])])
+    looks = 0
+
+    class Looked(Counted):
+        async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
+            nonlocal looks
+            looks += any(each.prefix == EXPIRY() for each in ranges)
+            return await super().scan(ranges)
+
+    sweep = Sweep(Opened(Looked(store)))
+    for _ in range(1_000):
+        assert await sweep.paced_page() == 0
+    assert 50 < looks < 200, f"{looks} of 1,000 pages looked at 640 leases"

@@ -28,6 +28,9 @@ PAGE = 200
 UNMOVED_PAGES = 10
 """Pages that one call looks through for something to move: what is held past its deadline, or cannot be read, stays, and may fill whole pages."""
 
+LEASES_LOOKED_AT = 64
+"""Up to so many leases each process looks at all of them in each page; of more, processes take turns at random, so that about 64 look at a time."""
+
 SELDOM_SEC = 5.0
 """How often, about, lanes and what is old are looked at where nothing was found: nobody waits for that."""
 
@@ -51,6 +54,7 @@ class Sweep:
         self._opened = opened
         self._retention, self._lanes = Retention(opened), LaneCloser(opened)
         self._seldom_due = float("-inf")
+        self._leases = 0  # that were seen last
         self._yields: dict[Key, float] = {}
         self._told: set[bytes] = set()  # of which tasks it was said that they cannot be read
         self.next_due: int | None = None
@@ -67,10 +71,14 @@ class Sweep:
         An idle store costs one scan, and the clock.
         """
         store = self._opened.store
-        expiries, dead, later, limits = await store.scan([Range(EXPIRY(), None, LIMITS.keys), Range(DEAD(), None, 1), *_FIRST_OF])
+        looks_at_all = self._leases <= LEASES_LOOKED_AT or self._random().random() * self._leases < LEASES_LOOKED_AT
+        ranges = (*_FIRST_OF, Range(EXPIRY(), None, LIMITS.keys)) if looks_at_all else _FIRST_OF
+        dead, later, limits, *rest = await store.scan(ranges)
+        expiries = rest[0] if rest else ()
         now = await store.time()
         self._opened.saw_time(now)
         self.next_due = later[0].key[1] if later else None
+        self._leases = len(expiries) if looks_at_all else self._leases
         moved = 0
         if len(expiries) == LIMITS.keys or any(_number(entry) < now for entry in expiries):
             moved += await self.end_leases()
@@ -113,7 +121,7 @@ class Sweep:
         (dead,) = await self._opened.store.scan([Range(DEAD(), None, 32)])
         # Each process begins with another one: several that wake together share them.
         moved = 0
-        for entry in random.Random(self._opened.env.entropy(8)).sample(dead, len(dead)):
+        for entry in self._random().sample(dead, len(dead)):
             moved += await self._unless_yielded(HELD(entry.key[1]), partial(self._put_back_of, entry))
         return moved
 
@@ -255,7 +263,10 @@ class Sweep:
         return await move()
 
     def _jitter(self) -> float:
-        return 0.5 + random.Random(self._opened.env.entropy(8)).random()
+        return 0.5 + self._random().random()
+
+    def _random(self) -> random.Random:
+        return random.Random(self._opened.env.entropy(8))
 
     def _tell(self, id_: bytes, error: Exception) -> None:
         if id_ not in self._told and len(self._told) < LIMITS.keys:
@@ -263,7 +274,7 @@ class Sweep:
             log.error("task %s is left where it is, the sweep goes on: %s", id_text(id_), error)
 
 
-_FIRST_OF = (Range(LATER(), None, 1), Range(LIMIT(), None, 1))
+_FIRST_OF = (Range(DEAD(), None, 1), Range(LATER(), None, 1), Range(LIMIT(), None, 1))
 
 
 def _is_over(record: _Record | None) -> bool:
