@@ -41,14 +41,20 @@ def test_the_password_of_a_store_that_is_down_is_not_shown(
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_secret_that_an_agent_itself_logs_is_masked(converge: Converge, folder: Path, log_format: str) -> None:
+@pytest.mark.parametrize("is_in_environment", [False, True])
+def test_a_secret_that_an_agent_itself_logs_is_masked(
+    converge: Converge, folder: Path, log_format: str, is_in_environment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "careless.py").write_text(
         "from converge import Agent, Task\n\nclass Careless(Agent):\n"
         "    async def on_task(self, task: Task):\n"
         f"        self.log.warning('logging in with %s', '{CANARY}')\n"
         f"        raise ValueError('refused: {CANARY}')\n"
     )
-    (folder / "converge.toml").write_text(f'log_format = "{log_format}"\n[options.redis]\npassword = "{CANARY}"\n')
+    options = "" if is_in_environment else f'[options.redis]\npassword = "{CANARY}"\n'
+    (folder / "converge.toml").write_text(f'log_format = "{log_format}"\n{options}')
+    if is_in_environment:
+        monkeypatch.setenv("CONVERGE_REDIS_PASSWORD", CANARY)
     (folder / "tasks.jsonl").write_text(json.dumps({"pool_id": "p", "max_attempts": 1, "inputs": {}}) + "\n")
     answer = converge("run", "careless:Careless", "--pool", "p", "-c", "converge.toml", "--submit", "tasks.jsonl", "--drain")
     assert answer.code == 1

@@ -104,6 +104,13 @@ def test_variables_that_kubernetes_makes_for_a_service_named_converge_are_left_a
     assert load(environ=environ).port == 0
 
 
+def test_a_variable_with_the_password_of_an_installed_plugin_is_the_plugins_own() -> None:
+    assert load(environ={"CONVERGE_REDIS_PASSWORD": "geheim"}) == Config()
+    with pytest.raises(UnknownSetting, match=r'^CONVERGE_REDS_PASSWORD: unknown variable; did you mean "CONVERGE_REDIS_PASSWORD"\?$') as raised:
+        load(environ={"CONVERGE_REDS_PASSWORD": "geheim"})
+    assert "geheim" not in str(raised.value)
+
+
 @pytest.mark.parametrize("key", sorted(LATER))
 def test_a_key_without_its_feature_is_accepted_only_at_its_default(key: str) -> None:
     default = getattr(Config(), key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +10,9 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 
 from converge.runtime import logs
-from converge.runtime.config import DEFAULT, Config, load
+from converge.runtime.config import DEFAULT, ENV_PREFIX, Config, load
 from converge.runtime.lookup import first_on_path
+from converge.settings import secrets_in
 
 COMMON = Group("Common parameters", sort_key=100)
 """The flags that most commands have stand last in their help: who looks for a command's own finds those first."""
@@ -52,7 +54,9 @@ def configured(file: Path | None, flags: dict[str, Any], *, is_verbose: bool, le
         level = "debug"
     elif config.origins["log_level"] != DEFAULT:
         level = config.log_level
-    logs.set_up(config.log_format, level, config.secrets)
+    # Plugins read passwords from variables of their own, such as CONVERGE_REDIS_PASSWORD.
+    of_plugins = secrets_in({name: text for name, text in os.environ.items() if name.startswith(ENV_PREFIX)})
+    logs.set_up(config.log_format, level, [*config.secrets, *of_plugins])
     return config
 
 

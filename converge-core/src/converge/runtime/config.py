@@ -33,6 +33,9 @@ _PLAIN_NAME = re.compile(r"[a-z][a-z0-9-]*")
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):(\d{1,5})")
 # Kubernetes puts these into every container of a namespace that has a Service named "converge"; they are not meant for this program.
 _KUBERNETES = re.compile(r"CONVERGE_(SERVICE_(HOST|PORT).*|PORT_\d+_.*)")
+_PASSWORD_OF = re.compile(r"CONVERGE_(\w+)_PASSWORD")
+"""What plugins may read by themselves: the password of their server, in a variable that names the plugin."""
+
 _KUBERNETES_PORT = re.compile(r"[a-z]+://")
 
 
@@ -68,9 +71,7 @@ class Config:
     max_connections: int = attrs.field(default=1_000, validator=Within(1, 100_000), metadata=described("most channels with other nodes"))
     identity_dir: str = attrs.field(
         default="",
-        metadata=described(
-            "folder where keys are kept between starts, made if absent, for its owner alone; empty: fresh keys at each start"
-        ),
+        metadata=described("folder where keys are kept between starts, made if absent, for its owner alone; empty: fresh keys at each start"),
     )
     trust: Literal["drop", "warn", "allow"] = attrs.field(
         default="allow",
@@ -231,6 +232,11 @@ def _environment(environ: Mapping[str, str], problems: list[Problem]) -> dict[st
             continue
         key = variables.get(variable)
         if key is None:
+            if found := _PASSWORD_OF.fullmatch(variable):
+                names = {one.name: f"{ENV_PREFIX}{one.name.upper()}_PASSWORD" for one in PluginHost().installed()}
+                if found[1].lower() in names:
+                    continue  # the plugin reads it
+                variables |= dict.fromkeys(names.values(), "")  # to name the nearest
             near = difflib.get_close_matches(variable, variables, n=1)
             problems.append(Problem(variable, f'unknown variable; did you mean "{near[0]}"?' if near else "unknown variable", True))
         elif not (key == "port" and _KUBERNETES_PORT.match(text)):
