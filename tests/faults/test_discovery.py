@@ -136,11 +136,10 @@ async def test_a_new_process_is_seen_within_a_poll_and_the_index_answers_meanwhi
 
 
 async def test_twenty_processes_that_publish_at_once_are_all_listed_once(url: str) -> None:
-    async with Node(store=url, poll_sec=POLL_SEC, lease_sec=30.0) as node:
-        async with AsyncExitStack() as stack:
-            stores = [await stack.enter_async_context(open_store(url)) for _ in range(20)]
-            async with anyio.create_task_group() as group:
-                for number, store in enumerate(stores):
-                    group.start_soon(StoreSightings(Opened.of(store)).publish, [Sighting(f"agent-{number}", (), b"x")])
-            found = await node.network.sightings.snapshot()
-            assert sorted(one.id for one in found) == sorted(f"agent-{number}" for number in range(20))
+    async with Node(store=url, poll_sec=POLL_SEC, lease_sec=30.0) as node, AsyncExitStack() as stack:
+        stores = [await stack.enter_async_context(open_store(url)) for _ in range(20)]
+        async with anyio.create_task_group() as group:
+            for number, store in enumerate(stores):
+                group.start_soon(StoreSightings(Opened.of(store)).publish, [Sighting(f"agent-{number}", (), b"x")])
+        found = await node.network.sightings.snapshot()
+        assert sorted(one.id for one in found) == sorted(f"agent-{number}" for number in range(20))
