@@ -23,7 +23,7 @@ from converge.model.identity import Identity
 from converge.plugins import PluginHost
 from converge.runtime.agent import Agent
 from converge.runtime.announced import Announced
-from converge.runtime.discovery_store import discovery_opened, keep_listed
+from converge.runtime.discovery_store import discovery_opened, keep_listed, store_url
 from converge.runtime.fetching import Fetcher
 from converge.runtime.inbox import Inbox
 from converge.runtime.kept import Kept
@@ -91,6 +91,9 @@ def choose(settings: NetworkSettings, host: PluginHost) -> Chosen:
     discovery = host.discovery_backend(settings.discovery)
     check_loop(discovery.name, discovery.features)
     options = backend_options(discovery.name, discovery.options, settings.options)
+    if settings.discovery_store:
+        store = host.store_backend(store_url(settings.discovery_store))
+        check_loop(store.name, store.features)
     if not settings.transport:
         if settings.require_tls:
             raise ConfigError(NO_TRANSPORT)
@@ -145,7 +148,7 @@ class Network:
             self.post = Post(self._opened, self._identity, self._settings.network, self.discovery, self.registry, self._host)
             self.fanouts = Fanouts(self.post, self._identity.public_key)
             self.mail = Mail(self.post.mailboxes, self.post.inboxes, self.post.routes, self._group)
-            self.post.on_stored, self.post.received.on_mail = self.mail.stored, self.mail.wake
+            self.post.on_stored, self.post.received.on_mail = self.mail.stored, self.mail.told
             self._group.start_soon(self.mail.run)
             async with _background() as group, self._listening():
                 group.start_soon(self._follow)
@@ -187,8 +190,7 @@ class Network:
     async def add(self, agents: Sequence[Agent]) -> None:
         """Let the agents take messages, and tell others of them where there are others to tell."""
         for agent in agents:
-            self.post.inboxes.agents[agent.id] = agent
-            self.post.inboxes[agent.id] = Inbox(agent, self._group) if agent.decide_loop is None else agent.decide_loop
+            self.post.inboxes.add(agent, Inbox(agent, self._group) if agent.decide_loop is None else agent.decide_loop)
         await self.mail.begin_first(agent.id for agent in agents)
         descriptors = {agent.id: (agent.identity, _describe(agent)) for agent in agents}
         await self.announced.publish(descriptors)
