@@ -170,8 +170,7 @@ class Side:
         """Start agents, and let both sides know them."""
         for agent in [Agent(self._group, room) for _ in range(count)]:
             self.agents.append(agent)
-            self.post.inboxes.agents[agent.id] = agent
-            self.post.inboxes[agent.id] = agent
+            self.post.inboxes.add(agent, agent)
             self.publish(agent.identity, topics=agent.topics, capabilities=agent.capabilities, pools=agent.pools)
 
     def publish(self, identity: Identity, **fields: tuple[str, ...]) -> None:
@@ -428,7 +427,9 @@ def test_no_bytes_of_a_peer_raise_anything_but_that_they_are_torn(body: bytes, k
 
 async def test_a_publication_crosses_once_for_each_node_and_counts_agents() -> None:
     async with two_sides(agents=3, room=1) as (here, there):
+        there.post.inboxes.remove(there.agents[1].id)
         there.agents[1].topics = ()
+        there.post.inboxes.add(there.agents[1], there.agents[1])
         there.agents[2].gate = anyio.Event()
         there.agents[2].put(*_filler(there.agents[2]))
         await wait_until(lambda: not there.agents[2].is_idle, what="it has something to do")

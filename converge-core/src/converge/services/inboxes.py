@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import anyio
@@ -106,6 +106,8 @@ class Inboxes(dict[str, LocalInbox]):
         super().__init__()
         self.agents: dict[str, LocalAgent] = {}
         self.is_closed_to_others = self._is_closed = False
+        self._by_capability: dict[str, list[str]] = {}
+        self._by_topic: dict[str, list[str]] = {}
         self._gates: dict[str, list[tuple[Message, Answer | None]]] = {}
         self._host = host
         self._is_guarded = host.has(RECEIVED)
@@ -115,10 +117,25 @@ class Inboxes(dict[str, LocalInbox]):
         agent = self.agents.get(agent_id)
         return None if agent is None else agent.identity
 
+    def add(self, agent: LocalAgent, inbox: LocalInbox) -> None:
+        """Let messages come in for an agent."""
+        self.agents[agent.id], self[agent.id] = agent, inbox
+        if inbox.takes_messages:
+            for index, names in self._indexes(agent):
+                for name in names:
+                    index.setdefault(str(name), []).append(agent.id)
+
     def remove(self, agent_id: str) -> None:
         """Let no message come in for the agent any more."""
-        self.pop(agent_id, None)
-        self.agents.pop(agent_id, None)
+        agent, inbox = self.agents.pop(agent_id, None), self.pop(agent_id, None)
+        if agent is not None and inbox is not None and inbox.takes_messages:
+            for index, names in self._indexes(agent):
+                for name in names:
+                    index[str(name)].remove(agent_id)
+
+    def _indexes(self, agent: LocalAgent) -> list[tuple[dict[str, list[str]], set[str]]]:
+        """What does not change while an agent runs; pools do."""
+        return [(self._by_capability, set(agent.capabilities)), (self._by_topic, set(agent.topics))]
 
     def hold(self, agent_id: str) -> None:
         """Let what comes directly wait until `release`: an agent that starts has its mail first."""
@@ -150,19 +167,15 @@ class Inboxes(dict[str, LocalInbox]):
                 await answer.drop()
         return len(dropped)
 
-    def able(self, capability: str) -> list[str]:
+    def able(self, capability: str) -> Sequence[str]:
         """Return the agents that have the capability and take messages."""
-        return [one.id for one in self.agents.values() if capability in one.capabilities and self._takes_messages(one.id)]
+        return self._by_capability.get(capability, ())
 
-    def members(self, topic: str, pool_id: str, *, but: str) -> Iterator[str]:
-        """Yield the agents that have the topic or, if there is none, are in the pool, and take messages; all but one, the sender."""
-        for one in list(self.agents.values()):
-            if one.id != but and (topic in one.topics if topic else pool_id in one.pools) and self._takes_messages(one.id):
-                yield one.id
-
-    def _takes_messages(self, agent_id: str) -> bool:
-        inbox = self.get(agent_id)
-        return inbox is not None and inbox.takes_messages
+    def members(self, topic: str, pool_id: str) -> list[str]:
+        """Return the agents that have the topic or, if there is none, are in the pool, and take messages."""
+        if topic:
+            return list(self._by_topic.get(topic, ()))
+        return [one.id for one in self.agents.values() if pool_id in one.pools and self[one.id].takes_messages]
 
     def put(self, to: str, header: MessageHeader, payload: bytes, answer: Answer | None, *, token: int = 0) -> tuple[str, str]:
         """Put a message into an agent's inbox; return how far it got, and why not further. `token`: it was stored, and this is its claim's."""
@@ -196,7 +209,9 @@ class Inboxes(dict[str, LocalInbox]):
     def fan_out(self, header: MessageHeader, payload: bytes) -> tuple[int, int]:
         """Put a message into the inbox of each agent that it is for; return how many have it and how many have not."""
         taken = refused = 0
-        for to in self.members(header.topic, header.pool, but=header.sender):
+        for to in self.members(header.topic, header.pool):
+            if to == header.sender:
+                continue
             status, _ = self.put(to, header, payload, None)
             taken += status == ACCEPTED
             refused += status != ACCEPTED

@@ -47,6 +47,10 @@ SENDS_A_TURN = 16
 """Messages to inboxes of this process after which a sender lets others run: a loop of sends must neither starve nor overfill their readers."""
 
 
+TRIES = 32
+"""Agents of a capability that are tried, here and in other processes: where so many are full, one more would be, too."""
+
+
 @attrs.frozen(kw_only=True)
 class How:
     """How a message is to be sent; `Node.send` says what each means."""
@@ -233,24 +237,24 @@ class Post:
         raise Undeliverable(f'no agent with the capability "{capability}" takes the message; the last one: {failures[-1]}') from failures[-1]
 
     async def _able_here(self, capability: str, sender: str) -> Sequence[str]:
-        return self._rotated([one for one in self.inboxes.able(capability) if one != sender])
+        return self._some(self.inboxes.able(capability), sender)
 
     async def _able_elsewhere(self, capability: str, sender: str) -> Sequence[str]:
         known = await self.routes.query(DiscoveryQuery(capabilities=(capability,)))
-        return self._rotated([one.id for one in known if one.id not in self.inboxes and one.id != sender])
+        return self._some([one.id for one in known if one.id not in self.inboxes], sender)
 
     async def _able_after_all(self, capability: str, sender: str) -> Sequence[str]:
         """Look again where nobody was known: one may have started since the directory was read."""
         await self.routes.refresh()
         return await self._able_elsewhere(capability, sender)
 
-    def _rotated(self, agents: list[str]) -> list[str]:
-        """Begin with another agent each time."""
-        if not agents:
-            return agents
+    def _some(self, agents: Sequence[str], but: str) -> list[str]:
+        """Return some of the agents, beginning with another one each time."""
         self._chosen += 1
-        at = self._chosen % len(agents)
-        return agents[at:] + agents[:at]
+        if agents and agents[self._chosen % len(agents)] == but:
+            self._chosen += 1
+        some = (agents[(self._chosen + at) % len(agents)] for at in range(min(len(agents), TRIES)))
+        return [one for one in some if one != but]
 
 
 def check_timeout(timeout: float) -> None:
