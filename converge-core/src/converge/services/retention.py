@@ -19,6 +19,9 @@ log = logging.getLogger("converge.retention")
 PAGE = 200
 """Tasks of one page; see `sweep.PAGE`."""
 
+POOLS = 10
+"""Pools of one page: one scan has room for the three states of each."""
+
 UNREADABLE_PAGES = 10
 """Pages that one call looks through for a task that can be removed: those that cannot be read stay, and may fill whole pages."""
 
@@ -30,20 +33,27 @@ class Retention:
 
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
+        self._after: Rest | None = None
         self._told: set[bytes] = set()  # of which tasks it was said that they cannot be read
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the next page goes on with the pools, instead of beginning with the first again."""
+        return self._after is not None
+
     async def remove_old(self) -> int:
-        """Remove a page of each pool's old tasks; answer how many (0: there are none left)."""
-        moved = 0
-        after: Rest | None = None
-        while True:
-            (pools,) = await self._opened.store.scan([Range(POOL(), after, LIMITS.keys)])
-            prefixes = [DONE(pool.key[1], state) for pool in pools for state in _STATES]
-            for at in range(0, len(prefixes), LIMITS.ranges):
-                moved += await self._remove_under(prefixes[at : at + LIMITS.ranges])
-            if len(pools) < LIMITS.keys:
-                return moved
-            after = pools[-1].key[1:]
+        """Remove a page of the old tasks of each few pools; answer how many (0: there are none left)."""
+        self._after = None
+        moved = await self.page()
+        while self._after is not None:
+            moved += await self.page()
+        return moved
+
+    async def page(self) -> int:
+        """Remove a page of the old tasks of the next few pools; answer how many."""
+        (pools,) = await self._opened.store.scan([Range(POOL(), self._after, POOLS)])
+        self._after = pools[-1].key[1:] if len(pools) == POOLS else None
+        return await self._remove_under([DONE(pool.key[1], state) for pool in pools for state in _STATES]) if pools else 0
 
     async def _remove_under(self, prefixes: Sequence[Key]) -> int:
         store = self._opened.store
@@ -54,12 +64,13 @@ class Retention:
         for _ in range(UNREADABLE_PAGES):
             if not due:
                 break
-            pages = await store.scan([Range(prefix, after, PAGE) for prefix, after in due.items()])
+            limit = -(-PAGE // len(due))
+            pages = await store.scan([Range(prefix, after, limit) for prefix, after in due.items()])
             old = [entry for page in pages for entry in page if entry.key[3] <= now]
             moved = await self.remove(old)
             if moved:
                 return moved
-            due = {prefix: page[-1].key[3:] for prefix, page in zip(due, pages, strict=True) if len(page) == PAGE and page[-1].key[3] <= now}
+            due = {prefix: page[-1].key[3:] for prefix, page in zip(due, pages, strict=True) if len(page) == limit and page[-1].key[3] <= now}
         return 0
 
     async def remove(self, old: Sequence[Entry]) -> int:

@@ -94,9 +94,9 @@ class Sweep:
         monotonic = self._opened.env.monotonic()
         if monotonic < self._seldom_due:
             return 0
-        moved = await self.remove_old()
+        moved = await self._retention.page()
         closed = await self._lanes.page()
-        if not moved and not self._lanes.is_under_way:
+        if not moved and not self._retention.is_under_way and not self._lanes.is_under_way:
             self._seldom_due = monotonic + SELDOM_SEC * self._jitter()
         return moved + closed
 
@@ -166,7 +166,7 @@ class Sweep:
         return moved
 
     async def remove_old(self) -> int:
-        """Remove a page of terminal tasks whose retention has passed, with their dedup keys."""
+        """Remove some terminal tasks of each pool whose retention has passed, with their dedup keys."""
         return await self._retention.remove_old()
 
     async def _move_some(self, prefix: Key, until: int | None, move: Callable[[Sequence[Entry]], Awaitable[int]]) -> tuple[int, bool]:
