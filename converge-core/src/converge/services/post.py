@@ -98,7 +98,8 @@ class Post:
         self._opened, self._env, self._identity, self._host = opened, env, identity, host
         self._is_guarded = host.has(BEFORE_SEND)
         self._life = env.entropy(8).hex()
-        self._turn = self._chosen = 0
+        self._turns_here, self._turns_elsewhere = _Turns(), _Turns()
+        self._turn = 0
 
     @property
     def links(self) -> Links | None:
@@ -237,23 +238,32 @@ class Post:
         raise Undeliverable(f'no agent with the capability "{capability}" takes the message; the last one: {failures[-1]}') from failures[-1]
 
     async def _able_here(self, capability: str, sender: str) -> Sequence[str]:
-        return self._some(self.inboxes.able(capability), sender)
+        return self._turns_here.some(self.inboxes.able(capability), sender)
 
     async def _able_elsewhere(self, capability: str, sender: str) -> Sequence[str]:
         known = await self.routes.query(DiscoveryQuery(capabilities=(capability,)))
-        return self._some([one.id for one in known if one.id not in self.inboxes], sender)
+        return self._turns_elsewhere.some([one.id for one in known if one.id not in self.inboxes], sender)
 
     async def _able_after_all(self, capability: str, sender: str) -> Sequence[str]:
         """Look again where nobody was known: one may have started since the directory was read."""
         await self.routes.refresh()
         return await self._able_elsewhere(capability, sender)
 
-    def _some(self, agents: Sequence[str], but: str) -> list[str]:
-        """Return some of the agents, beginning with another one each time."""
-        self._chosen += 1
-        if agents and agents[self._chosen % len(agents)] == but:
-            self._chosen += 1
-        some = (agents[(self._chosen + at) % len(agents)] for at in range(min(len(agents), TRIES)))
+
+class _Turns:
+    """Begins with another agent each time."""
+
+    __slots__ = ("_turn",)
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def some(self, agents: Sequence[str], but: str) -> list[str]:
+        """Return some of the agents, all but one, the sender."""
+        self._turn += 1
+        if agents and agents[self._turn % len(agents)] == but:
+            self._turn += 1
+        some = (agents[(self._turn + at) % len(agents)] for at in range(min(len(agents), TRIES)))
         return [one for one in some if one != but]
 
 
