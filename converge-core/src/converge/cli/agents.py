@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,7 +52,9 @@ def list_agents(
             output.line(_record(one, now))
         return DONE
     columns = ("id", "name", "topics", "capabilities", "pools", "node", "endpoints", "age")
-    output.table(columns, [_cells(one, now) for one in found], empty="no agents" if query == DiscoveryQuery() else "no agents that fit")
+    output.table(
+        columns, [_cells(one, now) for one in found], has_lines=True, empty="no agents" if query == DiscoveryQuery() else "no agents that fit"
+    )
     return DONE
 
 
@@ -88,7 +91,9 @@ def _one(found: list[AgentDescriptor], agent_id: str) -> AgentDescriptor:
     if len(some) == 1:
         return some[0]
     if not some:
-        raise InputError(f'agent "{agent_id}" is not listed: no process that lives runs it; `converge agents list` shows those that are')
+        near = difflib.get_close_matches(agent_id[:ID_SHOWN], [one.id[:ID_SHOWN] for one in found], n=1)
+        way = f'did you mean "{near[0]}"?' if near else "`converge agents list` shows those that are"
+        raise InputError(f'agent "{agent_id}" is not listed: no process that lives runs it; {way}')
     raise InputError(f'agent "{agent_id}" is not one agent: the ids of {len(some)} begin so; write more of it')
 
 

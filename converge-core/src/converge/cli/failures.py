@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import traceback
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 
 import cyclopts
 
+from converge.cli.output import harmless
 from converge.errors import (
     ChannelError,
     ConfigError,
@@ -59,7 +61,7 @@ def failed(error: BaseException) -> int:
 def told(*texts: str) -> None:
     """Write to standard error what went wrong, a line each."""
     for text in texts:
-        print(f"converge: {text}", file=sys.stderr)  # noqa: T201  # this is where a command talks to people
+        print(f"converge: {harmless(text)}", file=sys.stderr)  # noqa: T201  # this is where a command talks to people
 
 
 def code_of(error: BaseException) -> int:
@@ -79,6 +81,16 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _text(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    if isinstance(error, cyclopts.UnknownCommandError) and error.unused_tokens and error.unused_tokens[0].startswith("-"):
+        return _unknown_flag(error.unused_tokens[0])
+    if isinstance(error, cyclopts.UnusedCliTokensError) and error.unused_tokens:
+        return f'"{error.unused_tokens[0]}" is one argument more than this command takes; its --help lists them'
     if isinstance(error, ConvergeError | cyclopts.CycloptsError):
         return " ".join(str(error).split(" ")) or type(error).__name__
     return f"internal error: {type(error).__name__}: {error}"
+
+
+def _unknown_flag(flag: str) -> str:
+    """A group of commands has no flags but these; the library takes others for commands."""
+    near = difflib.get_close_matches(flag, ("--help", "--version"), n=1)
+    return f"Unknown option: {flag}. " + (f"Did you mean {near[0]}?" if near else "It belongs behind a command; --help lists them.")

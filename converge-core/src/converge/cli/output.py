@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from converge.codec import encode_plain
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""All but tab and newline; and what turns the direction of text around."""
+
 VERSION = 1
 """Of the JSON lines; it is in each of them."""
+
+WHOLE = frozenset(("id", "retried as", "pool", "key", "field", "name"))
+"""Columns that are never cut or broken: what is in them is copied into the next command."""
+
+NARROW = 9
+"""Columns of lists that have no more are not cut: a state, a number, an age. What is long is cut to this at most."""
 
 ROWS = 200
 """Rows of a table on a terminal; a longer one is cut, with a line that says so."""
@@ -24,16 +34,29 @@ def line(values: Mapping[str, Any]) -> None:
     _write(encode_plain(record, "output").decode())
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, footer: Sequence[object] | None = None, empty: str = "") -> None:
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    footer: Sequence[object] | None = None,
+    empty: str = "",
+    has_lines: bool = False,
+) -> None:
     """Write a table; numbers stand at the right. Where standard output is no terminal it is aligned text, whole and without colour.
 
-    `empty` says on standard error what there is none of, where there are no rows: a lone head of a table tells nobody whether it looked.
+    Args:
+        footer: A last row, set apart.
+        empty: What there is none of, told on standard error where there are no rows: a lone head of a table tells nobody whether it looked.
+        has_lines: Each row is one line, on a terminal cut where it does not fit; else cells go on in the next line. What people copy is never cut.
     """
     if empty and not rows:
         note(empty)
         return
     if sys.stdout.isatty():
-        _rich_table(columns, rows, footer)
+        if has_lines:
+            _write_lines(columns, rows)
+        else:
+            _rich_table(columns, rows, footer)
         return
     texts = [[_cell(cell) for cell in row] for row in (columns, *rows, *([footer] if footer else []))]
     widths = [max(len(row[at]) for row in texts) for at in range(len(columns))]
@@ -62,6 +85,11 @@ def marked(mark: str, colour: str, rest: str) -> None:
     from rich.text import Text
 
     Console(soft_wrap=True).print(Text(mark, style=colour) + Text(rest), soft_wrap=True)
+
+
+def harmless(value: str) -> str:
+    """Return the text with its control characters spelt out: what an agent answered must not steer the terminal of who looks at it."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], value)
 
 
 def note(value: str) -> None:
@@ -101,16 +129,58 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[object]], footer
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(show_footer=footer is not None)
+    drawn = Table(show_footer=footer is not None, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", footer_style="bold")
+    shown = [[_cell(cell) for cell in row] for row in rows[:ROWS]]
     for at, column in enumerate(columns):
-        is_right = _is_number_column(rows, at)
-        drawn.add_column(column, Text(_cell(footer[at])) if footer else "", justify="right" if is_right else "left", overflow="ellipsis")
-    for row in rows[:ROWS]:
-        drawn.add_row(*(Text(_cell(cell)) for cell in row))
+        is_whole = column in WHOLE
+        drawn.add_column(
+            column,
+            Text(_cell(footer[at])) if footer else "",
+            justify="right" if _is_number_column(rows, at) else "left",
+            overflow="fold",
+            min_width=max(map(len, (column, *(row[at] for row in shown)))) if is_whole else None,
+        )
+    for row in shown:
+        drawn.add_row(*map(Text, row))
     console = Console()
     console.print(drawn)
     if len(rows) > ROWS:
         console.print(f"{ROWS} of {len(rows):,} rows; all of them with --json, or where standard output is no terminal")
+
+
+def _write_lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a line for each row, as wide as the terminal: the last columns are cut first, those of `WHOLE` never."""
+    from rich.cells import cell_len, set_cell_size
+    from rich.console import Console
+    from rich.text import Text
+
+    now, console = datetime.now(UTC), Console(soft_wrap=True)
+    texts = [[_age(now - cell) if isinstance(cell, datetime) else _cell(cell) for cell in row] for row in rows[:ROWS]]
+    widths = [max(map(cell_len, (column, *(row[at] for row in texts)))) for at, column in enumerate(columns)]
+    excess = sum(widths) + 2 * (len(widths) - 1) - console.width
+    for at in range(len(columns) - 1, -1, -1):
+        if columns[at] not in WHOLE and excess > 0 and widths[at] > NARROW:
+            cut = min(excess, widths[at] - NARROW)
+            widths[at], excess = widths[at] - cut, excess - cut
+    if excess > 0 and columns[-1] not in WHOLE:
+        widths[-1] = max(len(columns[-1]), widths[-1] - excess)
+    is_right = [_is_number_column(rows, at) for at in range(len(columns))]
+    for number, row in enumerate([columns, *texts]):
+        cells = []
+        for cell, width, right in zip(row, widths, is_right, strict=True):
+            short = cell if cell_len(cell) <= width else set_cell_size(cell, width - 1) + "…"
+            space = " " * (width - cell_len(short))
+            cells.append(space + short if right else short + space)
+        console.print(Text("  ".join(cells).rstrip(), style="" if number else "bold"), soft_wrap=True)
+    if len(rows) > ROWS:
+        note(f"{ROWS} of {len(rows):,} rows; all of them with --json, or where standard output is no terminal")
+
+
+def _age(passed: timedelta) -> str:
+    """A moment that passed, as short as a line of a list needs it; what is to come, and whatever is read by programs, is written whole."""
+    seconds = max(0, int(passed.total_seconds()))
+    unit, length = next((one for one in (("d", 86_400), ("h", 3_600), ("m", 60)) if seconds >= 2 * one[1]), ("s", 1))
+    return f"{seconds // length}{unit} ago"
 
 
 def _is_number_column(rows: Sequence[Sequence[object]], at: int) -> bool:
@@ -120,7 +190,7 @@ def _is_number_column(rows: Sequence[Sequence[object]], at: int) -> bool:
 def _cell(value: object) -> str:
     if isinstance(value, datetime):
         return value.isoformat(timespec="seconds")
-    return " ".join(str(value).split())
+    return harmless(" ".join(str(value).split()))
 
 
 def _plain(value: Any) -> Any:
@@ -138,4 +208,8 @@ def _shown(value: Any) -> Any:
 
 
 def _write(value: str) -> None:
-    sys.stdout.write(value + "\n")
+    try:
+        sys.stdout.write(value + "\n")
+    except UnicodeEncodeError:  # a terminal or a pipe that is not UTF-8
+        encoding = sys.stdout.encoding
+        sys.stdout.write(value.encode(encoding, "backslashreplace").decode(encoding) + "\n")

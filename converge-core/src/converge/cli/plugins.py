@@ -27,7 +27,7 @@ def list_plugins(
             output.line({**attrs.asdict(one), "schemes": list(one.schemes), "kinds": list(one.kinds), "backends": list(one.backends)})
         return DONE
     columns = ("name", "distribution", "version", "schemes", "kinds")
-    output.table(columns, [(one.name, one.distribution, one.version, " ".join(one.schemes), " ".join(one.kinds)) for one in found])
+    output.table(columns, [(one.name, one.distribution, one.version, " ".join(one.schemes), " ".join(one.kinds)) for one in found], has_lines=True)
     return DONE
 
 

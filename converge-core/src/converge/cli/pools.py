@@ -91,7 +91,7 @@ def list_pools(
         (pool.id, pool.admission, _yes(pool.is_paused), count.ready, count.later, count.waiting, count.held, count.done, count.failed)
         for pool, count in found
     ]  # fmt: skip
-    output.table(columns, cells, empty="no pools")
+    output.table(columns, cells, empty="no pools", has_lines=True)
     return DONE
 
 
@@ -214,6 +214,8 @@ def _yes(value: bool) -> str:
 def _shown(value: object) -> object:
     if isinstance(value, bool):
         return _yes(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return " ".join(value) if isinstance(value, list | tuple) else value
 
 

@@ -77,7 +77,10 @@ def list_tasks(
     if not json:
         columns = DEAD_COLUMNS if dead_letters else COLUMNS
         output.table(
-            columns, [_cells(task, is_dead=dead_letters) for task in found], empty="no tasks" if wanted == EVERYTHING else "no tasks that fit"
+            columns,
+            [_cells(task, is_dead=dead_letters) for task in found],
+            has_lines=True,
+            empty="no tasks" if wanted == EVERYTHING else "no tasks that fit",
         )
     if is_more:
         output.note(f"there are more: --skip {skip + limit} shows the next ones, --limit 0 all")

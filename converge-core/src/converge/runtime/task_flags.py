@@ -21,8 +21,14 @@ def read_inputs(texts: Sequence[str]) -> dict[str, str | bytes]:
             raise InputError(f"--input {text}: expected NAME=VALUE or NAME=@FILE")
         if name in inputs:
             raise InputError(f"--input {name}: is given twice")
-        inputs[name] = _content(name, Path(value[1:])) if value.startswith("@") else value
+        inputs[name] = _content(name, Path(value[1:])) if value.startswith("@") else _text(name, value)
     return inputs
+
+
+def _text(name: str, value: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in value):  # what Python makes of an argument's bytes that are no UTF-8
+        raise InputError(f"--input {name}: is not UTF-8; bytes come from a file: --input {name}=@FILE")
+    return value
 
 
 def _content(name: str, file: Path) -> str | bytes:
