@@ -129,7 +129,10 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[object]], footer
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(show_footer=footer is not None, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", footer_style="bold")
+    if footer is not None:  # a sum stands apart from what it sums up
+        drawn = Table(show_footer=True)
+    else:
+        drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     shown = [[_cell(cell) for cell in row] for row in rows[:ROWS]]
     for at, column in enumerate(columns):
         is_whole = column in WHOLE
