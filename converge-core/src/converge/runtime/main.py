@@ -12,7 +12,7 @@ import anyio
 import attrs
 
 from converge.contracts.store import Feature, Store
-from converge.errors import ConfigError, NoSuchPool, ResultTimeout
+from converge.errors import ConfigError, InvalidValue, NoSuchPool, ResultTimeout
 from converge.machines.lane import Lane
 from converge.machines.match import refusal
 from converge.model.pool import Pool
@@ -181,6 +181,11 @@ async def _cancel_when_asked(stop: StopAsked, scope: anyio.CancelScope) -> None:
 
 
 async def _work(node: Node, config: Config, run: Run, on_progress: Progress | None) -> Drained:
+    for cls, group in zip(run.agents, config.groups, strict=True):
+        try:
+            node.executor.check_agent_class(cls)  # before pools are made: a mistyped action leaves nothing behind
+        except InvalidValue as error:
+            raise ConfigError(f'agent "{group.type}": {error}') from error
     pools = dict.fromkeys(pool_id for pool_id in (config.pool_id, *(group.pool_id for group in config.groups)) if pool_id)
     for pool_id in pools:
         await _prepare_pool(node, config, pool_id, may_create=run.may_create_pool)
