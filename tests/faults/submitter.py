@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
@@ -11,10 +12,10 @@ from converge import Task, TaskManager, open_store
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from worker_agents import note
+from worker_agents import note  # type: ignore[import-not-found]  # found where the processes of these tests run
 
 
-async def main(url: str, network: str, *plugins: str) -> None:
+async def main(url: str, network: str, plugins: Sequence[str]) -> None:
     """Submit until killed."""
     async with open_store(url, network=network, plugins=plugins) as store:
         tasks = TaskManager(store)
@@ -24,4 +25,4 @@ async def main(url: str, network: str, *plugins: str) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, *sys.argv[1:])
+    anyio.run(main, sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -19,6 +19,7 @@ from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskStat
 from converge.contracts.store import Range, Store
 from converge.errors import OutcomeUnknown
 from converge.model.keys import HELD
+from converge.services.opened import Opened
 from converge.testing.faults import Fault, FaultPlan, FaultyStore
 from converge.testing.fixtures import wait_until
 
@@ -70,7 +71,7 @@ async def test_a_take_whose_reply_was_lost_holds_nothing_and_counts_no_attempt(s
         assert [task.attempts for task in again] == [1] * 5, "an attempt was counted that nobody made"
         for task in again:
             await tasks.complete(task)
-        await faulty.opened.close()  # type: ignore[union-attr]  # a claim has made it
+        await Opened.of(faulty).close()
 
 
 @pytest.mark.parametrize("fault", [Fault.LOSE_REPLY, Fault.FAIL_BEFORE, Fault.REPEAT])
