@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,24 +14,21 @@ from anyio.lowlevel import checkpoint
 
 from converge.codec import decode_plain, encode_plain
 from converge.errors import (
-    Backpressure,
-    ChannelError,
     DeliveryTimeout,
     HandlerFailed,
     InvalidName,
     InvalidValue,
     MessageTooLarge,
-    StoreError,
-    Undeliverable,
 )
 from converge.machines.stream import WINDOW_SEC
-from converge.model.descriptor import DiscoveryQuery, network_tag
+from converge.model.descriptor import network_tag
 from converge.model.envelope import ACCEPTED, DROPPED, HANDED, HANDLED, MESSAGE_BYTES, NAME_CHARACTERS, STORED, MessageHeader
 from converge.model.identity import Identity, is_agent_id
 from converge.model.message import Capability, Receipt
 from converge.plugins import PluginHost
+from converge.services.choice import Choice
 from converge.services.discovery import DiscoveryService
-from converge.services.inboxes import Dropped, End, Inboxes, settle, to_message
+from converge.services.inboxes import End, Inboxes, settle, to_message
 from converge.services.mailbox import Mailboxes
 from converge.services.opened import Opened
 from converge.services.received import Received
@@ -45,10 +42,6 @@ LEVELS = {"accepted": ACCEPTED, "handled": HANDLED, None: HANDED}
 
 SENDS_A_TURN = 16
 """Messages to inboxes of this process after which a sender lets others run: a loop of sends must neither starve nor overfill their readers."""
-
-
-TRIES = 32
-"""Agents of a capability that are tried, here and in other processes: where so many are full, one more would be, too."""
 
 
 @attrs.frozen(kw_only=True)
@@ -98,7 +91,7 @@ class Post:
         self._opened, self._env, self._identity, self._host = opened, env, identity, host
         self._is_guarded = host.has(BEFORE_SEND)
         self._life = env.entropy(8).hex()
-        self._turns_here, self._turns_elsewhere = _Turns(), _Turns()
+        self._choice = Choice(self.inboxes, self.routes)
         self._turn = 0
 
     @property
@@ -187,7 +180,7 @@ class Post:
     async def _deliver(self, draft: Draft, to: str, timeout: float) -> Outcome:
         if isinstance(to, Capability):
             with by_deadline(timeout, f'agents with the capability "{to}"'):
-                return await self._deliver_to_any(draft, to)
+                return await self._choice.deliver(draft.sender, to, partial(self._deliver_to, draft, is_choosy=True))
         if to in self.inboxes and draft.wants != HANDLED:
             return await self._deliver_here(draft, to)  # it never waits, so it needs no deadline
         if not is_agent_id(to):
@@ -218,53 +211,6 @@ class Post:
         if end.is_dropped:
             settle(f"agent {to}", DROPPED, end.why)
         return Outcome(to, end.answer, end.why)
-
-    async def _deliver_to_any(self, draft: Draft, capability: str) -> Outcome:
-        """Try agents of this process in turn, then those of others; each refusal is certain, so the message is taken once."""
-        failures: list[Exception] = []
-        for find in (self._able_here, self._able_elsewhere, self._able_after_all):
-            for to in [] if find == self._able_after_all and failures else await find(capability, draft.sender):
-                try:
-                    return await self._deliver_to(draft, to, is_choosy=True)
-                except (MessageTooLarge, Dropped):
-                    raise
-                except (Undeliverable, Backpressure, ChannelError, StoreError) as error:
-                    failures.append(error)
-        failures.sort(key=lambda error: not isinstance(error, Backpressure))
-        if not failures:
-            raise Undeliverable(f'no agent that is known here has the capability "{capability}"')
-        if isinstance(failures[0], Backpressure):
-            raise failures[0]
-        raise Undeliverable(f'no agent with the capability "{capability}" takes the message; the last one: {failures[-1]}') from failures[-1]
-
-    async def _able_here(self, capability: str, sender: str) -> Sequence[str]:
-        return self._turns_here.some(self.inboxes.able(capability), sender)
-
-    async def _able_elsewhere(self, capability: str, sender: str) -> Sequence[str]:
-        known = await self.routes.query(DiscoveryQuery(capabilities=(capability,)))
-        return self._turns_elsewhere.some([one.id for one in known if one.id not in self.inboxes], sender)
-
-    async def _able_after_all(self, capability: str, sender: str) -> Sequence[str]:
-        """Look again where nobody was known: one may have started since the directory was read."""
-        await self.routes.refresh()
-        return await self._able_elsewhere(capability, sender)
-
-
-class _Turns:
-    """Begins with another agent each time."""
-
-    __slots__ = ("_turn",)
-
-    def __init__(self) -> None:
-        self._turn = 0
-
-    def some(self, agents: Sequence[str], but: str) -> list[str]:
-        """Return some of the agents, all but one, the sender."""
-        self._turn += 1
-        if agents and agents[self._turn % len(agents)] == but:
-            self._turn += 1
-        some = (agents[(self._turn + at) % len(agents)] for at in range(min(len(agents), TRIES)))
-        return [one for one in some if one != but]
 
 
 def check_timeout(timeout: float) -> None:
