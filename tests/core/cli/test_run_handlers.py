@@ -1,0 +1,92 @@
+"""Agents of every kind of handler under the `run` command, and what it says of a class that cannot be meant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+AGENTS = """
+from converge import Agent, Task
+from converge.runtime.decisions import InvokeTool, ReportTask
+
+class Deciding(Agent):
+    tools = {"count": lambda text: len(text.split())}
+    counted = None
+
+    def decide(self, messages, tasks):
+        if self.counted is None:
+            return [InvokeTool(name="count", arguments={"text": task.inputs["text"]}) for task in tasks]
+        return [ReportTask(task_id=task.id, result=self.counted) for task in tasks]
+
+    def on_outcomes(self, outcomes):
+        self.counted = outcomes[0].value
+
+    tick_sec = 0.02
+
+class Failing(Agent):
+    async def on_task(self, task):
+        raise RuntimeError("always")
+
+class Mistyped(Agent):
+    allowed_actions = ("send-mesage",)
+
+    async def on_task(self, task):
+        return None
+
+class Timeless(Agent):
+    def on_tick(self):
+        return None
+
+class Torn(Agent):
+    def on_task(self, task):
+        return None
+
+    def decide(self, messages, tasks):
+        return []
+
+class Renamed(Agent):
+    pools = ("docs",)
+
+    def on_task(self, task):
+        return None
+"""
+
+
+@pytest.fixture(autouse=True)
+def agents(folder: Path) -> None:
+    """The module that the tests name."""
+    (folder / "handling.py").write_text(AGENTS)
+
+
+def test_an_agent_with_the_whole_loop_is_drained(converge: Callable[..., Any], folder: Path) -> None:
+    (folder / "tasks.jsonl").write_text(json.dumps({"inputs": {"text": "a b c"}}))
+    answer = converge("run", "handling:Deciding", "--pool", "docs", "--submit", "tasks.jsonl", "--drain", "--json")
+    assert answer.code == 0, answer.err
+    assert '"result":3' in answer.out.replace(" ", "")
+
+
+def test_an_agent_whose_breaker_opens_is_told_once_and_its_tasks_end(converge: Callable[..., Any], folder: Path) -> None:
+    (folder / "tasks.jsonl").write_text("\n".join(json.dumps({"max_attempts": 1}) for _ in range(11)))
+    answer = converge("run", "handling:Failing", "--pool", "docs", "--submit", "tasks.jsonl", "--drain")
+    assert answer.code == 1
+    assert answer.err.count("on_task failed 10 times in a row; the agent rests for") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Mistyped", "Mistyped.allowed_actions: 'send-mesage' is not allowed; expected \"send-message\""),
+        ("Timeless", "Timeless.tick_sec: None is not allowed; expected seconds: it has an on_tick"),
+        ("Torn", "Torn.decide: 'decide beside on_task or on_message' is not allowed; expected decide alone"),
+        ("Renamed", "Renamed.pools: ('docs',) is not allowed; expected another name: the node sets this one"),
+    ],
+)
+def test_a_class_that_cannot_be_meant_is_one_line_and_exit_code_three(converge: Callable[..., Any], folder: Path, name: str, text: str) -> None:
+    answer = converge("run", f"handling:{name}", "--pool", "docs", "--store", "file:state.db")
+    assert (answer.code, answer.out) == (3, "")
+    assert f'agent "handling:{name}": {text}' in answer.err and answer.err.strip().count("\n") == 0
+    assert converge("pools", "list", "--store", "file:state.db", "--json").out == ""
