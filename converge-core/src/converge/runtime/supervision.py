@@ -44,7 +44,7 @@ class Breaker:
 
     failures: int = attrs.field(default=10, validator=validators.ge(1))
     rest_sec: float = attrs.field(default=5.0, validator=validators.gt(0))
-    rest_greatest_sec: float = attrs.field(default=60.0, validator=validators.gt(0))
+    rest_greatest_sec: float = attrs.field(default=30.0, validator=validators.gt(0))
 
 
 class CircuitState(StrEnum):
