@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from converge import Agent, Identity, Message, Node
+from converge import Agent, Identity, Message, Node, Pool
 from converge.contracts.store import Batch
 from converge.env import SYSTEM
-from converge.errors import InvalidValue, KeyFileRefused, StoreRolledBack
+from converge.errors import InvalidValue, KeyFileRefused, PoolClosed, StoreRolledBack
 from converge.model.descriptor import DiscoveryQuery
 from converge.model.keys import EPOCH
 from converge.runtime.history import History
@@ -71,6 +71,15 @@ async def test_an_identity_can_be_given_from_python() -> None:
         assert (node.identity.id, agent.id) == (own.id, theirs.id)
         with pytest.raises(InvalidValue, match="as many as agents"):
             await node.spawn(Listener, count=2, identities=[theirs])
+
+
+async def test_agents_that_no_pool_admits_give_their_keys_back(tmp_path: Path) -> None:
+    async with Node(identity_dir=str(tmp_path / "keys")) as node:
+        await node.pools.create_pool(Pool(id="closed", admission="allow"))
+        for _ in range(2):
+            with pytest.raises(PoolClosed):
+                await node.spawn(Listener, count=3, pool="closed")
+        assert len(list((tmp_path / "keys").glob("agent.*.key"))) == 3
 
 
 async def test_a_node_refuses_to_start_on_a_folder_that_others_can_read(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from converge.errors import InputError
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
 from converge.runtime import main
 from converge.runtime.config import Config
+from converge.runtime.discovery_store import store_url
 from converge.services.discovery import DiscoveryService
 from converge.services.spec import moment
 
@@ -127,6 +128,8 @@ def _age(seconds: float) -> str:
 
 
 async def _query(config: Config, query: DiscoveryQuery) -> tuple[list[AgentDescriptor], int]:
+    if config.discovery_store:
+        config = attrs.evolve(config, store=store_url(config.discovery_store))
     async with main.opened_store(config) as store:
         found = await DiscoveryService(store=store, network=config.network).query(query, refresh_from_store=True)
         return found, await store.time()

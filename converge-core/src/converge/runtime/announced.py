@@ -82,5 +82,6 @@ class Announced:
                 )
                 signed[agent_id] = sign_descriptor(identity, full, self._network)
             await self._sightings.publish([Sighting(agent_id, self.endpoints, one) for agent_id, one in signed.items()])
-            self.signed |= signed
+            if self.endpoints:  # else nobody can ask
+                self.signed |= signed
             self.changes += 1

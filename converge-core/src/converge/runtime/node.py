@@ -175,7 +175,11 @@ class Node:
             if number % MADE_BEFORE_YIELD == 0:
                 await checkpoint()
             agents.append(self._make(agent, pools, identity))
-        await self.groups.start(agents, pools, secret)
+        try:
+            await self.groups.start(agents, pools, secret)
+        except BaseException:
+            self._kept.keyring.give_back(one.id for one in agents)
+            raise
         await start_all(agents, lambda one: self.agents.update({one.id: one}))
         await self.network.add(agents)
         # From here on the loop is watched: the first handler may block it before the watchdog has had its first turn.
