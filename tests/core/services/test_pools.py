@@ -71,9 +71,11 @@ async def test_a_list_that_would_not_count_and_a_bad_name_are_refused() -> None:
         ({"id": "p", "admission": "allow", "allow": "agent-1"}, "a sequence of agent ids"),
         ({"id": "p", "dedup_window_sec": -1}, "from 0 to a year"),
         ({"id": "p", "require_durability": "D9"}, "D0, D1, D2 or D3"),
+        ({"id": "p", "require_durability": None}, "D0, D1, D2 or D3"),
+        ("p", "a Pool, or a mapping"),
     ],
 )
-async def test_a_pool_that_says_what_cannot_be_meant_is_refused_by_name(given: dict[str, Any], text: str) -> None:
+async def test_a_pool_that_says_what_cannot_be_meant_is_refused_by_name(given: Any, text: str) -> None:
     pools = PoolManager(MemoryStore())
     with pytest.raises(InvalidValue, match=text):
         await pools.create_pool(given)

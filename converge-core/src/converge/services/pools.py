@@ -47,6 +47,7 @@ class PoolManager:
             Unsupported: The pool requires a durability class that this store does not have.
         """
         pool = _checked(pool)
+        _check_secret(secret)
         if (secret is not None) != (pool.admission == "secret"):
             raise InvalidValue("secret", "***" if secret else None, 'a secret exactly if the admission is "secret"')
         if secret is not None:
@@ -149,6 +150,7 @@ class PoolManager:
         lease = await self._opened.lease()
         is_new: dict[str, bool] = {}
         todo = [check_name("agent", agent_id) for agent_id in dict.fromkeys(agent_ids)]
+        _check_secret(secret)
         for _ in range(ROUNDS):
             seen = await self._opened.pool(pool_id, is_fresh=True)
             _admit(seen.pool, todo, secret)
@@ -226,6 +228,8 @@ def _checked(pool: Pool | dict[str, Any]) -> Pool:
         if "id" not in pool:
             raise InvalidValue("pool.id", None, "the pool's name")
         pool = Pool(**pool)
+    if not isinstance(pool, Pool):
+        raise InvalidValue("pool", pool, "a Pool, or a mapping with its attributes")
     check_name("pool", pool.id)
     if pool.admission not in ("open", "allow", "secret"):
         raise InvalidValue("pool.admission", pool.admission, "open, allow or secret")
@@ -233,7 +237,8 @@ def _checked(pool: Pool | dict[str, Any]) -> Pool:
         value = getattr(pool, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= PRIORITY_STEP_GREATEST_SEC:
             raise InvalidValue(f"pool.{name}", value, "seconds, from 0 to a year")
-    if pool.require_durability and pool.require_durability not in Durability.__members__:
+    required: object = pool.require_durability
+    if not isinstance(required, str) or (required and required not in Durability.__members__):
         raise InvalidValue("pool.require_durability", pool.require_durability, "D0, D1, D2 or D3")
     if not isinstance(pool.is_paused, bool):
         raise InvalidValue("pool.is_paused", pool.is_paused, "True or False")
@@ -252,6 +257,11 @@ def _admit(pool: Pool, agent_ids: Sequence[str], secret: str | None) -> None:
         salt = bytes.fromhex(pool.secret_hash[:32])
         if secret is None or not hmac.compare_digest(_hash(secret, salt), pool.secret_hash):
             raise PoolClosed(pool.id, agent_ids[0], "the join secret is missing or wrong")
+
+
+def _check_secret(secret: object) -> None:
+    if secret is not None and not (isinstance(secret, str) and secret and secret.isprintable()):
+        raise InvalidValue("secret", "***", "text of printable characters")
 
 
 def _hash(secret: str, salt: bytes) -> str:

@@ -11,7 +11,7 @@ import msgspec
 from converge.codec import decode, encode
 from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Committed, Conflict, Key, Put
 from converge.errors import ConvergeError, DedupConflict, InvalidValue, NoSuchPool, NotApplied, OutcomeUnknown, StoreBusy, TooManyLanes
-from converge.ids import id_bytes, id_text, uuids7
+from converge.ids import check_name, id_bytes, id_text, uuids7
 from converge.machines.lane import LANES, Lane
 from converge.machines.task import KeyRow, KeySeen, LaneSeen, submit
 from converge.model.keys import DEDUP, KEY, LANE, POOL, TASK
@@ -98,6 +98,8 @@ class Submits:
         for id_, task in zip(ids, tasks, strict=True):
             if not isinstance(task, Task):
                 raise InvalidValue("task", task, "a Task")
+            if type(task.pool_id) is not str:
+                check_name("pool", task.pool_id)  # it may come from a file
             seen = pools.get(task.pool_id) or await self._opened.pool(task.pool_id)
             kind = kind_of(task, seen.pool.id)
             spec = to_spec(task, seen.pool, now, origin, kind)

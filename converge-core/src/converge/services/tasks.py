@@ -104,11 +104,9 @@ class TaskManager:
             StoreError: As `Store.commit`; nothing is held.
         """
         check_name("agent", agent_id)
-        for name, names in (("pools", pools), ("capabilities", capabilities), ("topics", topics), ("types", types)):
-            if isinstance(names, str):
-                raise InvalidValue(name, names, f"a sequence of names, such as [{names!r}]")
-        if limit < 1:
-            raise InvalidValue("limit", limit, "1 or more")
+        for name, names in (("pools", pools), ("capabilities", capabilities), ("topics", topics or ()), ("types", types or ())):
+            _check_several(name, names)
+        _check_limit(limit)
         await lowlevel.checkpoint()  # a store in memory never waits, and whoever polls it must let others run
         is_due = await self._sweep_sometimes()
         claims = self._claims_of(agent_id, tuple(pools), Claimer.of(capabilities, topics, types), is_due=is_due)
@@ -130,7 +128,7 @@ class TaskManager:
             StaleClaim: The claim is not current; nothing was changed.
             InvalidValue: The result is not plain data.
         """
-        await self._finish(task, Completed(encode_result(result), task.claimed_by))
+        await self._finish(task, Completed(encode_result(result), _checked(task).claimed_by))
 
     async def fail(self, task: Task, error: str, *, retry: bool = True) -> None:
         """End the attempt: the task is retried after a while, or FAILED if its attempts are used up or `retry` is False.
@@ -138,7 +136,7 @@ class TaskManager:
         Raises:
             StaleClaim: The claim is not current; nothing was changed.
         """
-        await self._finish(task, Failed(str(error), task.claimed_by, retry, self._jitter()))
+        await self._finish(task, Failed(str(error), _checked(task).claimed_by, retry, self._jitter()))
 
     async def release(self, task: Task, why: str = "") -> None:
         """Hand the claim back: the task is ready again at once, and no attempt is counted.
@@ -146,7 +144,7 @@ class TaskManager:
         Raises:
             StaleClaim: The claim is not current; nothing was changed.
         """
-        await self._finish(task, Released(task.claimed_by, why))
+        await self._finish(task, Released(_checked(task).claimed_by, why))
 
     async def report(self, agent_id: str, task_id: str, result: Any = None) -> None:
         """Complete a claim that this manager made for the agent, by the task's id.
@@ -315,8 +313,7 @@ class TaskManager:
             NoSuchPool: With the nearest name: an empty list would hide a slip of the pen.
             InvalidValue: There is no such state, or the limit is below one.
         """
-        if limit < 1:
-            raise InvalidValue("limit", limit, "1 or more")
+        _check_limit(limit)
         try:
             wanted = None if state is None else TaskState(state)
         except ValueError:
@@ -324,3 +321,21 @@ class TaskManager:
         if pool_id is not None:
             await self._opened.pool(pool_id)
         return tuple((await list_tasks(self._store, wanted, pool_id, limit)).values())
+
+
+def _checked(task: Task) -> Task:
+    if not isinstance(task, Task):
+        raise InvalidValue("task", task, "a Task that `claim` returned; by a task's id, `report` completes it")
+    return task
+
+
+def _check_several(name: str, names: object) -> None:
+    if isinstance(names, str):
+        raise InvalidValue(name, names, f"a sequence of names, such as [{names!r}]")
+    if not isinstance(names, Collection):
+        raise InvalidValue(name, names, "a sequence of names")
+
+
+def _check_limit(limit: object) -> None:
+    if type(limit) is not int or limit < 1:
+        raise InvalidValue("limit", limit, "1 or more")
