@@ -4,7 +4,8 @@
 
 Each round of a store runs the bare contract (claim 100 and finish them over `turn`, two in flight) and then the node, in one process, so the ratio
 holds however busy the machine is; so do the microseconds of processor time that the node's process spends on a task. *drain*: the tasks were
-submitted before. *whole*: from the first submit to the last task completed, submits included. A round begins with an empty store. Redis and
+submitted before. *whole*: from the first submit to the last task completed, submits included; its ratio is to *handlers_alone*, an event loop that
+only calls the handler. A round begins with an empty store. Redis and
 PostgreSQL are private servers. `--idle` measures instead, on stores that processes share, how long one process waits from the submit of a single
 task to its result, when the agents are in another process and have nothing to do. `--profile` prints where the node's time goes.
 """
@@ -31,7 +32,7 @@ import attrs
 from workload import median, site
 
 from converge import Agent, Node, Pool, Task, TaskManager
-from converge.runtime.main import calm_collector
+from converge.runtime.main import tune_interpreter
 from converge.services.opening import open_store
 from converge.testing.servers import postgres_server, redis_server
 
@@ -57,6 +58,8 @@ class Round:
     drain: float
     drain_cpu_us: float
     whole: float
+    whole_cpu_us: float
+    handlers: float
 
 
 class Bench:
@@ -69,8 +72,9 @@ class Bench:
     async def round(self, url: str) -> Round:
         """Run the contract, then the node, each in a network of its own."""
         contract = await self._contract(url)
-        drain, drain_cpu_us, whole = await self._node(url)
-        return Round(contract=contract, drain=drain, drain_cpu_us=drain_cpu_us, whole=whole)
+        drain, drain_cpu_us, whole, whole_cpu_us = await self._node(url)
+        handlers = await handlers_alone(20 * self.tasks)
+        return Round(contract=contract, drain=drain, drain_cpu_us=drain_cpu_us, whole=whole, whole_cpu_us=whole_cpu_us, handlers=handlers)
 
     async def _contract(self, url: str) -> float:
         async with open_store(fresh(url), plugins=plugins(url), network=network(url)) as store:
@@ -79,7 +83,7 @@ class Bench:
             gc.collect()
             return await own.drain(in_flight=2)
 
-    async def _node(self, url: str) -> tuple[float, float, float]:
+    async def _node(self, url: str) -> tuple[float, float, float, float]:
         async with Node(store=fresh(url), plugins=plugins(url), network=network(url)) as node:
             await node.pools.create_pool(Pool(id="docs"))
             await submit(node, self.tasks)
@@ -93,10 +97,11 @@ class Bench:
             if self.profile is not None:
                 self.profile.disable()
             gc.collect()
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             await submit(node, self.tasks)
             await completed(node, 2 * self.tasks)
-            return drain, cpu_us, self.tasks / (time.perf_counter() - began)
+            whole = self.tasks / (time.perf_counter() - began)
+            return drain, cpu_us, whole, (time.process_time() - cpu_began) / self.tasks * 1e6
 
 
 async def serve(url: str, agents: int) -> None:
@@ -142,8 +147,22 @@ async def submit(node: Node, count: int) -> None:
 
 async def completed(node: Node, count: int) -> None:
     """Return when the store has acknowledged so many finishes."""
-    while sum(feed.completed for feed in node.feeds) < count:  # noqa: ASYNC110  # the node tells nobody of a number reached
+    while completed_by(node) < count:  # noqa: ASYNC110  # the node tells nobody of a number reached
         await anyio.sleep(POLL_SEC)
+
+
+def completed_by(node: Node) -> int:
+    """Return how many finishes of this node the store has acknowledged."""
+    return sum(feed.completed for feed in node.feeds)
+
+
+async def handlers_alone(count: int) -> float:
+    """Return how many handlers a second an event loop calls that does nothing else."""
+    agent, task = Idle(), Task(pool_id="docs")
+    began = time.perf_counter()
+    for _ in range(count):
+        await agent.on_task(task)
+    return count / (time.perf_counter() - began)
 
 
 def fresh(url: str) -> str:
@@ -179,8 +198,8 @@ def served(store: str) -> Iterator[str]:
 
 def measure(store: str, loop: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Run the rounds of one store on one event loop; return the medians."""
-    if arguments.collector == "run":
-        calm_collector()
+    if arguments.interpreter == "run":
+        tune_interpreter()
     profile = cProfile.Profile() if arguments.profile else None
     bench = Bench(arguments, profile)
     options = {} if loop == "trio" else {"use_uvloop": loop == "uvloop"}
@@ -196,6 +215,9 @@ def measure(store: str, loop: str, arguments: argparse.Namespace) -> dict[str, f
         "drain_cpu_us": min(one.drain_cpu_us for one in rounds),
         "drain_ratio": median([one.drain / one.contract for one in rounds]),
         "whole": median([one.whole for one in rounds]),
+        "whole_cpu_us": min(one.whole_cpu_us for one in rounds),
+        "handlers_alone": median([one.handlers for one in rounds]),
+        "whole_ratio": median([one.whole / one.handlers for one in rounds]),
     }
 
 
@@ -207,7 +229,7 @@ def main() -> None:
     parser.add_argument("--agents", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--collector", default="run", choices=["run", "python"], help="thresholds of the garbage collector: of `converge run`, or Python's"
+        "--interpreter", default="run", choices=["run", "python"], help="garbage collector and threads as in `converge run`, or as Python has them"
     )
     parser.add_argument("--idle", action="store_true", help="submit to result of single tasks between two processes")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -226,7 +248,7 @@ def main() -> None:
         for loop in arguments.loops:
             found = results[f"{store}, {loop}"] = (measure_idle if arguments.idle else measure)(store, loop, arguments)
             if not arguments.json:
-                print(f"{store}, {loop}: {', '.join(f'{name} {value:,.{0 if value > 100 else 2}f}' for name, value in found.items())}", flush=True)
+                print(f"{store}, {loop}: {', '.join(f'{name} {value:,.{0 if value > 100 else 2 if value > 0.1 else 4}f}' for name, value in found.items())}", flush=True)
     if arguments.json:
         print(json.dumps({"v": 1, "command": sys.argv, "python": platform.python_version(), "machine": platform.machine(), "results": results}))
 

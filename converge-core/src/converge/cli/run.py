@@ -58,8 +58,8 @@ def run(
     from converge.runtime import main
 
     wanted = main.Run(agents=classes, tasks=task_file(submit, settings.pool_id), is_drain=drain, may_create_pool=create_pool)
-    main.calm_collector()
-    with output.progress(settings.pool_id, is_wanted=drain) as on_progress:
+    main.tune_interpreter()
+    with output.progress(settings.pool_id or "tasks", is_wanted=drain) as on_progress:
         drained = anyio.run(main.run, settings, wanted, on_progress, backend_options=loop_options())
     if drained is None or not drain:
         return DONE

@@ -19,7 +19,7 @@ from converge.builtin.file.schema import connect_writer, settings
 from converge.builtin.file.turnstile import Turnstile
 from converge.contracts.store import ABSENT, Batch, Committed, Conflict, Key, Range, Rest, Take, Taken, Turned, Window
 from converge.errors import StoreUnavailable
-from converge.model.keys import NAME, Family
+from converge.model.keys import EXPIRY, NAME, Family
 
 
 class _Missed(Exception):
@@ -51,7 +51,7 @@ class Database:
 
     def turn(self, batches: Sequence[Batch], take: Take | None, may_begin: Callable[[], bool]) -> Turned | None:
         """Apply the batches, then the take, in one transaction; None if the caller gave up while this waited for its turn."""
-        with translated(self._path), self._turnstile.turn():
+        with translated(self._path), self._turnstile.turn(is_urgent=take is None and _is_renewal(batches)):
             if not may_begin():
                 return None
             if _identity(self._path) != self._file:
@@ -262,6 +262,11 @@ class _transaction:
             if self._connection.in_transaction:
                 with suppress(sqlite3.Error):  # what went wrong before is what is told
                     self._connection.execute("rollback")
+
+
+def _is_renewal(batches: Sequence[Batch]) -> bool:
+    """Tell whether this is no more than the renewal of a lease, which goes ahead of the queue: it is small and rare, and much hangs on it."""
+    return len(batches) == 1 and not batches[0].deletes and all(key[0] is EXPIRY for key, _ in batches[0].puts)
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -25,13 +25,16 @@ class Turnstile:
         os.close(self._lock)
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for this writer's turn, and hold it."""
-        fcntl.flock(self._turn, fcntl.LOCK_EX)
-        try:
+    def turn(self, *, is_urgent: bool = False) -> Iterator[None]:
+        """Wait for this writer's turn, and hold it. An urgent one waits for the writer and the head of the queue at most."""
+        if is_urgent:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-        finally:
-            fcntl.flock(self._turn, fcntl.LOCK_UN)
+        else:
+            fcntl.flock(self._turn, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+            finally:
+                fcntl.flock(self._turn, fcntl.LOCK_UN)
         try:
             yield
         finally:
