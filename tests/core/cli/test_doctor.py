@@ -161,3 +161,16 @@ def test_a_pool_whose_lanes_run_out_is_told(pool: Converge, folder: Path, lanes:
     answer = pool("doctor", "--json", *STORE)
     assert ("lanes", level) in wrong(answer)
     assert f"{lanes:,} of 1,024" in findings(answer)["lanes"][0]["finding"]
+
+
+def test_a_store_that_the_folder_of_keys_does_not_remember_is_an_error_until_it_is_accepted(pool: Converge, folder: Path) -> None:
+    (folder / "a.toml").write_text('identity_dir = "keys"\nstore = "file:state.db"')
+    assert pool("run", "counting:WordCounter", "-c", "a.toml", "--pool", "docs", "--drain").code == 0
+    assert wrong(pool("doctor", "-c", "a.toml", "--json")) == set()
+    with closing(sqlite3.connect(folder / "state.db")) as database, database:
+        database.execute("delete from f_epoch")
+    assert wrong(pool("doctor", "-c", "a.toml", "--json")) == {("history", "error")}
+    assert pool("run", "counting:WordCounter", "-c", "a.toml", "--pool", "docs", "--drain").code != 0
+    assert pool("store", "accept", "--yes", "-c", "a.toml").code == 0
+    assert wrong(pool("doctor", "-c", "a.toml", "--json")) == set()
+    assert pool("run", "counting:WordCounter", "-c", "a.toml", "--pool", "docs", "--drain").code == 0

@@ -88,4 +88,4 @@ def _cell(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return " ".join(map(str, value)) if isinstance(value, list) else output.text(value)
+    return " ".join(value) if isinstance(value, list) and all(isinstance(one, str) for one in value) else output.text(value)

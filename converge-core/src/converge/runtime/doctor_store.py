@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from stat import S_IRGRP, S_IROTH
 
+import anyio
+import anyio.to_thread
+
 from converge.codec import FORMAT, decode
 from converge.contracts.store import LIMITS, Durability, Feature, Range, Rest, Store
 from converge.errors import ConvergeError, NoSuchTask
@@ -18,7 +21,10 @@ from converge.model.pool import Pool
 from converge.plugins import PluginHost
 from converge.runtime.config import Config
 from converge.runtime.doctor import Finding, error, fine, warning
+from converge.runtime.history import History
+from converge.runtime.key_files import KeyFolder
 from converge.runtime.store_facts import StoreFacts, store_facts
+from converge.services import epochs
 from converge.services.discovery import DiscoveryService
 from converge.services.explain import explain_task
 from converge.services.opened import Opened
@@ -58,11 +64,32 @@ async def check_store(store: Store, config: Config, host: PluginHost) -> AsyncIt
         yield warning("latency", f"the store took {facts.answer_sec:.2f} s to answer", "look at its load, and at the network between")
     for one in (*_durability(facts, store, host, config), *_place(facts), *_clock(facts), *_versions(facts), *_leases(facts)):
         yield one
+    if (history := await _history(store, config)) is not None:
+        yield history
     pools = await PoolManager(store).pools()
     agents = await DiscoveryService(store=store, network=config.network).query(DiscoveryQuery(), refresh_from_store=True)
     for pool in pools:
         async for one in _pool(store, pool, facts, [agent for agent in agents if pool.id in agent.pools]):
             yield one
+
+
+async def _history(store: Store, config: Config) -> Finding | None:
+    """Compare the store with what the folder of keys remembers of it: a process that starts with that folder refuses another one."""
+    if not config.identity_dir or not await anyio.Path(config.identity_dir).is_dir():
+        return None
+    try:
+        await anyio.to_thread.run_sync(_look_back, config, await epochs.read(store))
+    except ConvergeError as problem:
+        return error("history", str(problem), "find out what became of its data, then `converge store accept`")
+    return fine("history", f"it is the store that {config.identity_dir} remembers, or one that it does not know yet")
+
+
+def _look_back(config: Config, epoch: epochs.Epoch) -> None:
+    folder = KeyFolder.open(Path(config.identity_dir), is_made=False)
+    try:
+        History(folder, config.store, config.network).floor(epoch.text, epoch.accepted_at)
+    finally:
+        folder.close()
 
 
 def _durability(facts: StoreFacts, store: Store, host: PluginHost, config: Config) -> Iterator[Finding]:
