@@ -16,6 +16,8 @@ from converge.ids import id_bytes
 from converge.machines.task import RETRY_GREATEST_SEC
 from converge.model.task import HISTORY
 from converge.services.around import read_task
+from converge.services.lease import LeaseSettings
+from converge.services.opened import Opened
 from converge.testing.fixtures import wait_until
 
 AGENT = "agent-1"
@@ -210,6 +212,25 @@ async def test_another_process_waits_for_a_result_and_is_told(store: Store) -> N
         assert results[0].result == 7
         assert results[0].finished_at is not None
         assert datetime.now(UTC) - results[0].finished_at < timedelta(seconds=5), "it was told by a poll"
+
+
+async def test_a_worker_that_claims_by_hand_gets_what_a_dead_process_held(store: Store) -> None:
+    async with store.reopen() as other:
+        dying = Opened.of(other, lease_settings=LeaseSettings(lease_sec=0.6))
+        tasks = TaskManager(store, poll_sec=0.1)
+        task_id = await tasks.submit(Task(pool_id="docs"))
+        assert len(await TaskManager(other).claim(AGENT, ["docs"])) == 1
+        (await dying.lease()).abandon()
+        claimed: list[Task] = []
+
+        async def is_claimed() -> bool:
+            claimed.extend(await tasks.claim("agent-2", ["docs"]))
+            return bool(claimed)
+
+        await wait_until(is_claimed, timeout=20, what="the work of the dead process")
+        assert (claimed[0].id, claimed[0].attempts) == (task_id, 2)
+        assert claimed[0].history[0].what == "lease ended"
+        await dying.close()
 
 
 async def test_a_handler_that_takes_too_long_is_cancelled_and_frees_its_key() -> None:
