@@ -3,9 +3,10 @@
     python tests/bench/bench_messages.py [--rounds 3] [--pairs 200]
 
 *floor A*: a bare asyncio Protocol on uvloop, one write a message, nothing sealed. *link*: `runtime/link.py`, one item a call, sealed; what one loop
-step sends leaves in one record. *send* and *ask*: the whole path from agent to agent, `--pairs` pairs at once, each with one message under way, since
-messages of a pair are settled one by one. *ask, idle*: one pair, the time of one question and its answer. Everything of a round runs on uvloop in two
-fresh processes; what counts are the ratios to floor A in the same round.
+step sends leaves in one record. *send* and *ask*: the whole path from agent to agent, `--pairs` pairs at once, each with one message under way.
+*send, one pair*: as many senders, all of one agent to one other. *one process*: both agents in the driving process, one message at a time.
+*ask, idle*: one pair, the time of one question and its answer. Everything of a round runs on uvloop in two fresh processes; what counts are the
+ratios to floor A in the same round.
 """
 
 from __future__ import annotations
@@ -132,6 +133,11 @@ async def drive_node(address: str, where: str, pairs: int, messages: int) -> Fig
                 await agent.ask(other, PAYLOAD)
 
         found = {"send": await together(send, own, others, each), "ask": await together(ask, own, others, each)}
+        # The pairs' number of senders on one pair: its messages are under way together, and arrive in order.
+        found["send, one pair"] = await together(send, own[:1] * pairs, others[:1] * pairs, each)
+        each *= pairs  # the next two have one sender that waits for each
+        found["send, one process"] = await together(send, own[:1], [own[1].id], each)
+        found["ask, one process"] = await together(ask, own[:1], [own[1].id], each)
         trips = []
         for _ in range(ASKS):
             began = time.perf_counter()
