@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from converge.codec import decode, encode
 from converge.contracts.discovery import Changes, Reader, Sighting
@@ -25,6 +26,9 @@ log = logging.getLogger("converge.sightings")
 
 CHANNEL = "agents"
 """What each change wakes."""
+
+TOGETHER = 500
+"""Records that are read before others run: some milliseconds."""
 
 RECENT = 64
 """Ids that a marker names: a reader that has missed more changes reads all agents of that lease."""
@@ -125,23 +129,38 @@ class StoreReader(Reader):
         else:
             found = {entry.key[2]: entry for entry in await self._all(AGENT(lease)) if entry.key[2]}
             names = found.keys() | seen.names
+        read: dict[str, _Place] = {}
+        for number, name in enumerate(names, 1):
+            if number % TOGETHER == 0:
+                await checkpoint()
+            if (place := self._read(lease, name, found.get(name))) is not None:
+                read[name] = place
         for name in names:
-            self._set(lease, name, found.get(name))
+            self._set(lease, name, read.get(name))
         # Nothing was awaited since: whoever is cancelled before has learned nothing, after it all.
         seen.names = (seen.names | found.keys()) - (names - found.keys())
         seen.revision, seen.count = marker.revision, count
         self._leases[lease] = seen
 
-    def _set(self, lease: bytes, name: str, entry: Entry | None) -> None:
-        places = self._places.get(name, ())
-        own = next((place for place in places if place[0] == lease), None)
-        if own is not None and entry is not None and own[1] == entry.revision:
+    def _own(self, lease: bytes, name: str) -> _Place | None:
+        return next((place for place in self._places.get(name, ()) if place[0] == lease), None)
+
+    def _read(self, lease: bytes, name: str, entry: Entry | None) -> _Place | None:
+        """Return what the record says; what was read before is not read again."""
+        own = self._own(lease, name)
+        if entry is None or (own is not None and own[1] == entry.revision):
+            return own if entry is not None else None
+        return lease, entry.revision, read_sighting(lease, name, entry.value)
+
+    def _set(self, lease: bytes, name: str, place: _Place | None) -> None:
+        own = self._own(lease, name)
+        if place is own:
             return
-        others = tuple(place for place in places if place is not own)
-        if entry is not None:
-            others = (*others, (lease, entry.revision, read_sighting(lease, name, entry.value)))
-        if others:
-            self._places[name] = others
+        places = tuple(other for other in self._places.get(name, ()) if other is not own)
+        if place is not None:
+            places = (*places, place)
+        if places:
+            self._places[name] = places
         else:
             self._places.pop(name, None)
         self._touched.add(name)
