@@ -7,7 +7,7 @@ by itself, and must name the node that tells it: nobody can pass on the descript
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import anyio
@@ -15,7 +15,7 @@ import attrs
 
 from converge.codec import decode, encode
 from converge.env import Env
-from converge.errors import ConnectionLost, DeliveryTimeout
+from converge.errors import ConnectionLost, DeliveryTimeout, MessageTooLarge, TornRecord
 from converge.machines.records import MESSAGE, RECEIPT, Item
 from converge.model.envelope import MessageHeader, ReceiptHeader, pack
 from converge.model.identity import agent_id
@@ -27,8 +27,11 @@ DESCRIPTORS = "descriptors"
 PAGE_BYTES = 262_144
 """Descriptors of one answer: a quarter of the longest message, so that others get their turn on the link."""
 
-PAGES = 4_000
-"""Answers to one round of questions at most: a gigabyte. A peer that goes on for ever is given up."""
+PAGES = 1_000
+"""Answers to one round of questions at most. A peer that goes on for ever is given up."""
+
+AGENTS, TOLD_BYTES = 100_000, 268_435_456
+"""What one node may tell of: as many agents as a process may have, with descriptors of some kilobytes."""
 
 ANSWER_SEC = 5.0
 """How long one answer may take."""
@@ -43,7 +46,7 @@ class Announcing(Protocol):
 
 @attrs.frozen(kw_only=True)
 class _Question:
-    """`life` and `changes`: what the asker knows already; `after`: the id up to which it has the answer; `is_back`: the other side has asked first."""
+    """`life` and `changes`: what the asker knows already; `after`: the id up to which it has the answer; `is_back`: the other has asked first."""
 
     life: str = ""
     changes: int = -1
@@ -95,7 +98,7 @@ class Asking:
         self._env, self._node_id, self._life = env, node_id, env.entropy(8).hex()
         self._waiting: dict[str, tuple[bytes, _Waiter]] = {}
         self.announcing: Announcing | None = None
-        self.asked = _nobody
+        self.asked: Callable[[Link], None] = lambda link: None
 
     async def ask(self, link: Link, known: Told | None, *, is_back: bool = False) -> Told | None:
         """Return all that the node at the other end says of its agents; None if that is what is `known`.
@@ -105,19 +108,24 @@ class Asking:
         Raises:
             ConnectionLost: The link has ended.
             DeliveryTimeout: It does not answer, or not to the end.
+            MessageTooLarge: It tells of more than a node can have.
             TornRecord: It answers with something else.
         """
         first = _Question(is_back=is_back)
         question = first if known is None else attrs.evolve(first, life=known.life, changes=known.changes)
         signed: list[bytes] = []
+        size = 0
         for _ in range(PAGES):
             answer = await self._one(link, question)
             if known is not None and not question.after and (answer.life, answer.changes) == (known.life, known.changes):
                 return None
             if question.after and (answer.life, answer.changes) != (question.life, question.changes):
-                question, signed = first, []  # it has changed meanwhile: from the beginning
+                question, signed, size = first, [], 0  # it has changed meanwhile: from the beginning
                 continue
-            signed += [base64.b64decode(text) for text in answer.signed]
+            size += sum(map(len, answer.signed))
+            if len(signed) + len(answer.signed) > AGENTS or size > TOLD_BYTES:
+                raise MessageTooLarge(f"node {link.peer.hex()[:16]} tells of more than {AGENTS:,} agents, or {TOLD_BYTES:,} bytes")
+            signed += map(_bytes, answer.signed)
             if not answer.next:
                 return Told(life=answer.life, changes=answer.changes, signed=tuple(signed))
             question = attrs.evolve(first, life=answer.life, changes=answer.changes, after=answer.next)
@@ -177,5 +185,8 @@ class Asking:
         return _Answer(life=self._life, changes=changes, signed=tuple(some))
 
 
-def _nobody(link: Link) -> None:
-    """Nobody wants to know who has asked."""
+def _bytes(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise TornRecord("answer about agents", str(error)) from error
