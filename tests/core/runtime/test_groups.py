@@ -153,27 +153,27 @@ async def test_when_no_agent_of_a_group_is_admitted_any_more_nothing_is_claimed(
     assert (await node.tasks.get(task_id)).state == TaskState.PENDING
 
 
-async def test_after_a_lost_lease_agents_are_back_in_the_pools_that_ask_for_a_secret(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_after_a_lost_lease_agents_are_back_in_the_pools_that_ask_for_a_secret(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
         async with Node(store=store_url, poll_sec=0.05, lease_sec=0.6) as node:
-            await node.pools.create_pool(Pool(id="s", admission="secret"), secret="open sesame")
-            started, joined = await node.spawn(Worker, count=2, pool="s", secret="open sesame"), await node.spawn(Worker, pool="p")
-            await joined[0].join("s", secret="open sesame")
+            for pool_id in ("s", "t"):
+                await node.pools.create_pool(Pool(id=pool_id, admission="secret"), secret=f"open {pool_id}")
+            started, (joined,) = await node.spawn(Worker, count=2, pool="s", secret="open s"), await node.spawn(Worker, pool="p")
+            await joined.join("t", secret="open t")
             lease = node.opened.lease_opened
             assert lease is not None
             await _end(node, lease.id)
             await wait_until(lambda: node.opened.lease_opened not in (None, lease), what="another lease", timeout=10)
-            agents = sorted(one.id for one in (*started, *joined))
-            await wait_until(lambda: _are_members(node, agents), what="all are members again", timeout=10)
-            assert await run(node, "s", 5) <= set(agents)
-            assert all("s" in one.pools for one in (*started, *joined))
+            agents = {"s": sorted(one.id for one in started), "t": [joined.id], "p": [joined.id]}
+            for pool_id, ids in agents.items():
+                await wait_until(lambda pool_id=pool_id, ids=ids: _are_members(node, pool_id, ids), what="all are members again")  # type: ignore[misc]
+                assert await run(node, pool_id, 5) <= set(ids)
+            assert all(pool_id in node.agents[one].pools for pool_id, ids in agents.items() for one in ids)
 
 
-async def _are_members(node: Node, agents: list[str]) -> bool:
-    return await node.pools.members("s") == agents
+async def _are_members(node: Node, pool_id: str, agents: list[str]) -> bool:
+    return await node.pools.members(pool_id) == agents
 
 
 async def _end(node: Node, lease_id: bytes) -> None:
