@@ -55,3 +55,34 @@ class Stuck(Agent):
         note(what="start", task=task.id, token=task.token, attempt=task.attempts)
         while True:
             time.sleep(60)
+
+
+class Typed(Worker):
+    """Knows one type of task only."""
+
+    task_types = ("known",)
+
+
+class Troubled(Worker):
+    """Raises what it is told to."""
+
+    async def on_task(self, task: Task) -> dict[str, int]:
+        note(what="start", task=task.id, token=task.token, attempt=task.attempts)
+        if (name := task.inputs.get("raise")) is not None:
+            raise TROUBLES[name]("as it was told to")
+        if task.inputs.get("recurse"):
+            _recurse(0)
+        return {"token": task.token}
+
+
+def _recurse(depth: int) -> int:
+    return _recurse(depth + 1) + 1
+
+
+class Silly(BaseException):
+    """What no library should raise."""
+
+
+TROUBLES: dict[str, type[BaseException]] = {
+    kind.__name__: kind for kind in (ValueError, MemoryError, AssertionError, StopAsyncIteration, TimeoutError, SystemExit, KeyboardInterrupt, Silly)
+}

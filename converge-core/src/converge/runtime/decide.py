@@ -16,7 +16,7 @@ from converge.model.task import Task
 from converge.runtime.agent import call_handler
 from converge.runtime.decisions import Outcome, ReportTask
 from converge.runtime.executor import Executor
-from converge.runtime.supervision import RAISED, CircuitState, Supervision
+from converge.runtime.supervision import CircuitState, Supervision, is_contained
 from converge.runtime.working import begin
 from converge.services.inboxes import Answer
 from converge.services.spec import encode_result
@@ -170,7 +170,9 @@ class DecideLoop:
         why = ""
         try:
             await self._decide([message for message, _ in given], [hold.task for hold in holds if not hold.ended.is_set()])
-        except RAISED as error:  # the agent's boundary: it goes on
+        except BaseException as error:  # the agent's boundary: it goes on
+            if not is_contained(error):
+                raise
             why = f"{type(error).__name__}: {error}"
             self._failed(error, why, new)
         else:

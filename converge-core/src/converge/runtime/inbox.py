@@ -11,7 +11,7 @@ from converge.codec import encode_plain
 from converge.errors import ConvergeError
 from converge.model.message import Message
 from converge.runtime.agent import Agent, call_handler, takes_messages
-from converge.runtime.supervision import RAISED
+from converge.runtime.supervision import is_contained
 from converge.runtime.working import begin
 from converge.services.inboxes import Answer
 
@@ -84,7 +84,9 @@ class Inbox:
             self.agent.log.warning("message %s failed: %s", message.id, error)
             self.agent.node.supervision.failed(self.agent, "on_message", error)
             return None, f"{type(error).__name__}: {error}"
-        except RAISED as error:  # a message's boundary: the agent goes on
+        except BaseException as error:  # a message's boundary: the agent goes on
+            if not is_contained(error):
+                raise
             self.agent.log.exception("message %s failed", message.id)
             self.agent.node.supervision.failed(self.agent, "on_message", error)
             return None, f"{type(error).__name__}: {error}"

@@ -22,7 +22,7 @@ from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.model.task import Task
 from converge.runtime.agent import Agent, is_async, with_inputs
 from converge.runtime.decide import Reported
-from converge.runtime.supervision import RAISED, Supervision
+from converge.runtime.supervision import Supervision, is_contained
 from converge.runtime.working import TASK, begin
 from converge.services.spec import claimed_task, encode_result
 
@@ -284,7 +284,9 @@ class Slots:
             agent.log.warning("task %s failed: it was cancelled from within", id_text(found.id))
             self._failed(agent, error)
             return Failed(f"{type(error).__name__}: the handler was cancelled from within", agent.id, True, self._jitter())
-        except RAISED as error:  # a task's boundary: the agent goes on
+        except BaseException as error:  # a task's boundary: the agent goes on
+            if not is_contained(error):
+                raise
             agent.log.exception("task %s failed", id_text(found.id))
             self._failed(agent, error)
             return Failed(f"{type(error).__name__}: {error}", agent.id, True, self._jitter())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+import anyio
 import attrs
 from attrs import validators
 
@@ -28,8 +29,16 @@ BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 2.0
 NOT_ITS_FAULT = (InputError, InvalidValue)
 """What says that a task or a message is wrong, exactly these: other input errors, such as `NoSuchPool`, come of what the handler did."""
 
-RAISED = (Exception, SystemExit)
-"""What a handler may raise without ending more than itself: `sys.exit` in one agent is no reason to end the process of all."""
+_NOT_CONTAINED = (KeyboardInterrupt, GeneratorExit, BaseExceptionGroup)
+
+
+def is_contained(error: BaseException) -> bool:
+    """Tell whether a handler may raise it without ending more than itself.
+
+    Neither `sys.exit` in one agent nor the panic of an extension module, which is no `Exception`, is a reason to end the process of all. A
+    cancellation is not the handler's own, nor is a group that may hold one.
+    """
+    return isinstance(error, Exception) or not isinstance(error, (*_NOT_CONTAINED, anyio.get_cancelled_exc_class()))
 
 
 @attrs.frozen(kw_only=True)

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 from converge.env import Env
 from converge.errors import ConvergeError
 from converge.runtime.agent import Agent, call_handler
-from converge.runtime.supervision import RAISED, Supervision
+from converge.runtime.supervision import Supervision, is_contained
 from converge.runtime.working import begin
 
 log = logging.getLogger("converge.node")
@@ -77,7 +77,9 @@ class Ticks:
                 await call_handler(agent.on_tick)
                 if agent.health.is_troubled:
                     self._supervision.succeeded(agent, "on_tick")
-            except RAISED as error:  # the agent's boundary: it goes on
+            except BaseException as error:  # the agent's boundary: it goes on
+                if not is_contained(error):
+                    raise
                 if isinstance(error, ConvergeError):
                     agent.log.warning("on_tick failed: %s", error)
                 else:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,15 @@ class Fleet:
         self.ledger_path.touch()
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *flags: str, agents: int = 4, lease_sec: float = 2.0, grace_sec: float = 5.0) -> subprocess.Popen[bytes]:
-        """Start one process; `flags`: more of the command's, such as `"--transport", "tcp://127.0.0.1:0"`."""
+    def start(
+        self, *flags: str, agents: int = 4, lease_sec: float = 2.0, grace_sec: float = 5.0, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start one process.
+
+        Args:
+            flags: More of the command's, such as `"--transport", "tcp://127.0.0.1:0"`.
+            environment: Variables that it has besides the test's own.
+        """
         config = self.folder / f"converge{len(self.processes)}.toml"
         lines = [f"lease_sec = {lease_sec}", f"grace_sec = {grace_sec}", "poll_sec = 0.3", f'network = "{self.network}"']
         config.write_text("\n".join(lines) + "\n")
@@ -40,8 +48,8 @@ class Fleet:
             command += ["--plugin", plugin]
         command += ["-c", str(config), "--create-pool", *flags]
         log = (self.folder / f"log{len(self.processes)}.txt").open("wb")
-        environment = {**os.environ, "LEDGER": str(self.ledger_path)}
-        process = subprocess.Popen(command, cwd=self._agents_folder, stdout=log, stderr=log, env=environment)
+        variables = {**os.environ, "LEDGER": str(self.ledger_path), **(environment or {})}
+        process = subprocess.Popen(command, cwd=self._agents_folder, stdout=log, stderr=log, env=variables)
         log.close()
         self.processes.append(process)
         return process
