@@ -148,6 +148,10 @@ def _bounds(field: attrs.Attribute[Any]) -> str:
     limits = dict(_limits(field.validator))
     least, greatest = limits.get("minimum"), limits.get("maximum")
     if least is not None and greatest is not None:
-        return f"{least:,} to {greatest:,}"
+        return f"{_number(least)} to {_number(greatest)}"
     words = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
-    return ", ".join(f"{word} {limits[name]:,}" for name, word in words.items() if name in limits)
+    return ", ".join(f"{word} {_number(limits[name])}" for name, word in words.items() if name in limits)
+
+
+def _number(value: float) -> str:
+    return f"{int(value) if float(value).is_integer() else value:,}"
