@@ -174,3 +174,22 @@ def test_a_store_that_the_folder_of_keys_does_not_remember_is_an_error_until_it_
     assert pool("store", "accept", "--yes", "-c", "a.toml").code == 0
     assert wrong(pool("doctor", "-c", "a.toml", "--json")) == set()
     assert pool("run", "counting:WordCounter", "-c", "a.toml", "--pool", "docs", "--drain").code == 0
+
+
+@pytest.mark.parametrize(("value", "text"), [("{", "cannot be read"), ('{"id": "docs", "v": 99}', "newer release")])
+def test_records_that_cannot_be_read_are_an_error_of_their_own(pool: Converge, folder: Path, value: str, text: str) -> None:
+    with closing(sqlite3.connect(folder / "state.db")) as database, database:
+        database.execute("update f_pool set v = ?", (value,))
+    answer = pool("doctor", "--json", *STORE)
+    assert (answer.code, wrong(answer)) == (1, {("records", "error")})
+    assert text in findings(answer)["records"][-1]["finding"] and "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(("value", "text"), [('{"pool": "docs", "v": 99}', "a newer release has written"), ("{", "cannot be read")])
+def test_a_record_that_does_not_stop_the_checks_is_told_beside_them(pool: Converge, folder: Path, value: str, text: str) -> None:
+    assert pool("submit", "--pool", "docs", *STORE).code == 0
+    with closing(sqlite3.connect(folder / "state.db")) as database, database:
+        database.execute("update f_lane set v = ?", (value,))
+    answer = pool("doctor", "--json", *STORE)
+    assert ("records", "error") in wrong(answer) and text in findings(answer)["records"][0]["finding"]
+    assert "leases" in findings(answer)

@@ -12,7 +12,7 @@ from converge.cli import output
 from converge.cli.failures import CONFIGURATION, DONE, FAILED, UNREACHABLE
 from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured, plugins_flag
 from converge.cli.run import loop_options
-from converge.errors import ConfigError, StoreError
+from converge.errors import ConfigError, SchemaTooNew, StoreError, TornRecord
 from converge.plugins import PluginHost
 from converge.runtime import main
 from converge.runtime.config import Config
@@ -63,6 +63,8 @@ async def _look(config: Config) -> list[Finding]:
             found += [one async for one in check_store(store, config, host)]
     except ConfigError as problem:
         found.append(error("config", str(problem), "change the configuration"))
+    except (TornRecord, SchemaTooNew) as problem:
+        found.append(error("records", str(problem), "find out what else, or which release, writes to this store; the checks behind it were not made"))
     except StoreError as problem:
         found.append(error("store", str(problem), "mend that first; what is in the store could not be looked at"))
     return found
