@@ -152,13 +152,14 @@ class Bench:
         self._tell_pairs("the inherited turn", pairs, beside="own")
 
     async def _lanes(self, lanes: int) -> None:
-        rates = []
-        for _ in range(self.arguments.rounds):
-            async with fresh() as (store, _):
-                own = await site(store, lanes=lanes)
-                await own.submit(self.arguments.tasks, lanes=range(lanes))
-                rates.append(await own.drain(lanes=range(0, lanes, 2)))
-        self._tell(f"{lanes} lanes, half eligible", per_sec=median(rates))
+        pairs = [(await self._drain_lanes(lanes), await self._drain_lanes(1)) for _ in range(self.arguments.rounds)]
+        self._tell_pairs(f"{lanes} lanes, half eligible", pairs, beside="one")
+
+    async def _drain_lanes(self, lanes: int) -> float:
+        async with fresh() as (store, _):
+            own = await site(store, lanes=lanes)
+            await own.submit(self.arguments.tasks, lanes=range(lanes))
+            return await own.drain(lanes=range(0, lanes, 2))
 
     async def _processes(self) -> None:
         rates = []

@@ -9,6 +9,7 @@ taken, and beside 200,000 more of its own lane, with one beside 1,000; and submi
 from __future__ import annotations
 
 import argparse
+import gc
 import heapq
 import json
 import platform
@@ -77,17 +78,21 @@ class Bench:
         await self._pairs()
         await self._bare()
         for lanes in self.arguments.lanes:
-            rates = []
-            for _ in range(self.arguments.rounds):
-                own = await site(MemoryStore(), lanes=lanes)
-                await own.submit(self.arguments.tasks, lanes=range(lanes))
-                rates.append(await own.drain(lanes=range(0, lanes, 2), in_flight=1))
-            self._tell(f"{lanes} lanes, half eligible", per_sec=median(rates))
+            pairs = [(await self._drain_lanes(lanes), await self._drain_lanes(1)) for _ in range(self.arguments.rounds)]
+            many, one = median([first for first, _ in pairs]), median([second for _, second in pairs])
+            ratio = median([first / second for first, second in pairs])
+            self._tell(f"{lanes} lanes, half eligible, against one", per_sec=many, one=one, ratio=ratio)
         if self.arguments.flatness:
             await self._beside("that may not be taken", is_elsewhere=True)
             await self._beside("more of its own lane", is_elsewhere=False)
             await self._any_priority()
         return self.results
+
+    async def _drain_lanes(self, lanes: int) -> float:
+        own = await site(MemoryStore(), lanes=lanes)
+        await own.submit(self.arguments.tasks, lanes=range(lanes))
+        gc.collect()
+        return await own.drain(lanes=range(0, lanes, 2), in_flight=1)
 
     async def _pairs(self) -> None:
         tasks = self.arguments.tasks

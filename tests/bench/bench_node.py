@@ -29,7 +29,7 @@ from uuid import uuid4
 
 import anyio
 import attrs
-from workload import median, site
+from workload import median, shown, site
 
 from converge import Agent, Node, Pool, Task, TaskManager
 from converge.runtime.main import tune_interpreter
@@ -248,7 +248,7 @@ def main() -> None:
         for loop in arguments.loops:
             found = results[f"{store}, {loop}"] = (measure_idle if arguments.idle else measure)(store, loop, arguments)
             if not arguments.json:
-                print(f"{store}, {loop}: {', '.join(f'{name} {value:,.{0 if value > 100 else 2 if value > 0.1 else 4}f}' for name, value in found.items())}", flush=True)
+                print(f"{store}, {loop}: {shown(found)}", flush=True)
     if arguments.json:
         print(json.dumps({"v": 1, "command": sys.argv, "python": platform.python_version(), "machine": platform.machine(), "results": results}))
 

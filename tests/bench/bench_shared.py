@@ -22,7 +22,7 @@ from typing import Any
 import anyio
 import attrs
 from bench_node import Idle, completed_by, fresh, network, plugins, served, submit
-from workload import median
+from workload import median, shown
 
 from converge import Node, Pool
 from converge.contracts.store import Batch
@@ -177,7 +177,7 @@ def main() -> None:
     for store in arguments.stores:
         found = results[store] = measure(store, arguments)
         if not arguments.json:
-            print(f"{store}: {', '.join(f'{name} {value:,.{0 if value > 100 else 2}f}' for name, value in found.items())}", flush=True)
+            print(f"{store}: {shown(found)}", flush=True)
     if arguments.json:
         print(json.dumps({"v": 1, "command": sys.argv, "python": platform.python_version(), "machine": platform.machine(), "results": results}))
 

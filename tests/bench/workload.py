@@ -11,14 +11,14 @@ import os
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import anyio
 import attrs
 
 from converge.contracts.store import ABSENT, Batch, Check, Committed, Conflict, Range, Store, Take, Taken
-from converge.model.keys import DEDUP, DONE, EPOCH, HELD, LANE, LATER, LEASE, POOL, READY, STATE, TASK, Key, Rest
+from converge.model.keys import DEDUP, DONE, EPOCH, HELD, LANE, LATER, LEASE, ORDER, POOL, READY, STATE, TASK, Key, Rest
 
 POOL_ID = "docs"
 CALL = 500
@@ -34,6 +34,9 @@ UNTIL = 2_000_000_000_000_000
 
 ELSEWHERE = (1, 2, 3, 4)
 """Lanes of what a claimer may not take: another capability, topic, type, or a paused pool makes another lane each."""
+
+KEYS = 100
+"""Ordering keys behind which tasks wait."""
 
 # About what a node writes for a task with small inputs: 220 and 260 bytes of JSON.
 SPEC = (
@@ -108,16 +111,22 @@ class Site:
         return await rate(count, [work] * in_flight)
 
     async def submit_elsewhere(self, count: int, *, in_flight: int = 1) -> None:
-        """Put tasks that the claimer may not take: four fifths in other lanes, evenly, and one fifth that is not due yet."""
-        later = count // 5
-        await self.submit(count - later, lanes=ELSEWHERE, in_flight=in_flight)
-        ids = uuids(later)
-        for at in range(0, later, CALL):
-            batches = [
-                Batch([(TASK(id_), ABSENT), self.epoch], [(TASK(id_), SPEC), (LATER(UNTIL + n, id_), b'"5f0c8a6d5f0c8a6d5f0c8a6d5f0c8a6d"')])
-                for n, id_ in enumerate(ids[at : at + CALL])
-            ]
-            await self.store.commit(batches)
+        """Put tasks that the claimer may not take: four sixths in other lanes, one sixth that is not due yet, one that waits behind ordering keys."""
+        part = count // 6
+        await self.submit(count - 2 * part, lanes=ELSEWHERE, in_flight=in_flight)
+        ids = uuids(2 * part)
+        for at in range(0, part, CALL):
+            later = [(LATER(UNTIL + n, id_), b'"5f0c8a6d5f0c8a6d5f0c8a6d5f0c8a6d"') for n, id_ in enumerate(ids[at : min(at + CALL, part)])]
+            await self._put_beside(later)
+        for at in range(part, 2 * part, CALL):
+            waiting = [(ORDER(POOL_ID, f"key {n % KEYS}", at + n), b'"%b"' % id_.hex().encode()) for n, id_ in enumerate(ids[at : at + CALL])]
+            await self._put_beside(waiting)
+
+    async def _put_beside(self, entries: Sequence[tuple[Key, bytes]]) -> None:
+        """Put entries of tasks of their own."""
+        ids = uuids(len(entries))
+        checked = zip(ids, entries, strict=True)
+        await self.store.commit([Batch([(TASK(id_), ABSENT), self.epoch], [(TASK(id_), SPEC), entry]) for id_, entry in checked])
 
     # Claim and finish.
 
@@ -217,4 +226,9 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-__all__ = ["CALL", "CLAIM", "Conflict", "Site", "lane_hash", "median", "rate", "site", "uuids"]
+def shown(values: Mapping[str, float]) -> str:
+    """Return a line of figures."""
+    return ", ".join(f"{name} {value:,.{0 if value > 100 else 2 if value > 0.1 else 4}f}" for name, value in values.items())
+
+
+__all__ = ["CALL", "CLAIM", "Conflict", "Site", "lane_hash", "median", "rate", "shown", "site", "uuids"]
