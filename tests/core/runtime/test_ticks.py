@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from itertools import pairwise
 from typing import Any
 
 import anyio
 import pytest
 
+from converge.env import Env
 from converge.errors import InvalidValue
 from converge.model.message import Message
 from converge.model.task import Task
@@ -184,3 +186,25 @@ async def test_the_agent_s_log_says_whose_tick_it_is(caplog: pytest.LogCaptureFi
             await wait_until(lambda: bool([record for record in caplog.records if record.getMessage() == "tick"]))
             record = next(record for record in caplog.records if record.getMessage() == "tick")
             assert vars(record)["agent"] == agent.id
+
+
+async def test_ticks_drift_apart_by_up_to_a_tenth() -> None:
+    class Noting(Agent):
+        tick_sec = 0.1
+        moments: list[float] = []  # noqa: RUF012  # remembered for the test
+
+        async def on_tick(self) -> None:
+            self.moments.append(anyio.current_time())
+
+    with anyio.fail_after(20):
+        async with Node() as node:
+            (agent,) = await node.spawn(Noting)
+            await node.ticks.stop()
+            Noting.moments.clear()
+            async with anyio.create_task_group() as group:
+                ticks = Ticks(Env(entropy=lambda count: b"\xff" * count), group, node.supervision)  # as late as chance has it
+                ticks.add([agent])
+                group.start_soon(ticks.run)
+                await wait_until(lambda: len(Noting.moments) >= 4)
+                await ticks.stop()
+            assert min(after - before for before, after in pairwise(Noting.moments)) > 0.108
