@@ -183,12 +183,39 @@ async def test_no_sequence_number_is_used_twice_however_often_its_process_dies(t
 
 async def test_the_number_is_reserved_before_it_is_used(tmp_path: Path) -> None:
     (number,) = await numbers(tmp_path / "keys", 1)
-    assert int((tmp_path / "keys" / f"{NAME}.sequence").read_text()) == number + BLOCK - 1
+    assert int((tmp_path / "keys" / "sequence").read_text()) == number + BLOCK - 1
+
+
+async def test_the_keys_of_a_process_share_a_block_and_those_of_another_process_have_another(tmp_path: Path) -> None:
+    first, second = (Keyring.open(tmp_path / "keys", SYSTEM) for _ in range(2))
+    a, b = (one.id for one in first.take("Counter", 2))
+    (c,) = (one.id for one in second.take("Counter"))
+    assert await first.sequences([a, b, a], 0) == [1, 1, 2]
+    assert await second.sequences([c], 0) == [BLOCK + 1]
+    more = await first.sequences([a] * BLOCK, 0)
+    assert more == sorted(set(more)) and more[-1] == 2 * BLOCK + 2, "the block between is the other process's"
+    first.close()
+    again = Keyring.open(tmp_path / "keys", SYSTEM)
+    assert [one.id for one in again.take("Counter", 2)] == [a, b]
+    assert min(await again.sequences([a, b], 0)) > 2 * BLOCK
+    again.close()
+    second.close()
+
+
+async def test_what_a_process_left_half_written_when_it_died_is_no_trouble(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    (before,) = await numbers(keys, 1)
+    for name in ("sequence.new", f"{NAME}.key.new", "agent.Counter.1.key.new"):
+        (keys / name).write_text("half")
+    keyring = Keyring.open(keys, SYSTEM)
+    first, second = keyring.take("Counter", 2)
+    assert min(await keyring.sequences([first.id, second.id], 0)) > before
+    keyring.close()
 
 
 async def test_a_folder_that_was_restored_from_a_backup_does_not_repeat_numbers_while_store_time_goes_on(tmp_path: Path) -> None:
     (before,) = await numbers(tmp_path / "keys", 1, now=1_000_000)
-    (tmp_path / "keys" / f"{NAME}.sequence").write_text("0")
+    (tmp_path / "keys" / "sequence").write_text("0")
     (after,) = await numbers(tmp_path / "keys", 1, now=2_000_000)
     assert after > before
 
@@ -200,7 +227,7 @@ async def test_a_store_whose_time_is_absurd_does_not_use_up_the_numbers(tmp_path
 async def test_a_number_that_cannot_be_reserved_is_not_used(tmp_path: Path) -> None:
     keyring = Keyring.open(tmp_path / "keys", SYSTEM)
     (one,) = keyring.take("Counter")
-    (tmp_path / "keys" / f"{NAME}.sequence.new").mkdir()  # what it is written to first cannot be a folder
+    (tmp_path / "keys" / "sequence.new").mkdir()  # what it is written to first cannot be a folder
     with pytest.raises(KeyFileRefused):
         await keyring.sequences([one.id], 0)
     keyring.close()

@@ -7,19 +7,14 @@ was restored from a backup gives revisions again that were given before.
 from __future__ import annotations
 
 import hashlib
-import os
-import time
 from pathlib import Path
 
 import attrs
 
 from converge.codec import FORMAT, decode, encode
 from converge.errors import ConvergeError, KeyFileRefused, StoreRolledBack, TornRecord
-from converge.runtime.key_files import KeyFolder
+from converge.runtime.key_files import KeyFolder, locked
 from converge.urls import without_password
-
-TRIES, PAUSE_SEC = 100, 0.02
-"""How long another process may hold the file's lock: it writes a few bytes under it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -76,7 +71,7 @@ class History:
         Raises:
             KeyFileRefused: It could not be written.
         """
-        with _locked(self._folder, self._name):
+        with locked(self._folder, self._name):
             record = self._read()
             if record is not None and record.epoch == epoch:
                 revision = max(revision, record.revision)
@@ -88,7 +83,7 @@ class History:
         Raises:
             KeyFileRefused: It could not be written.
         """
-        with _locked(self._folder, self._name):
+        with locked(self._folder, self._name):
             try:
                 record = self._read()
             except KeyFileRefused:
@@ -106,26 +101,6 @@ class History:
         except (TornRecord, ConvergeError) as error:
             path = self._folder.path / f"{self._name}.json"
             raise KeyFileRefused(path, f"it cannot be read: {error}", "look at the store, then run `converge store accept`") from None
-
-
-class _locked:
-    """Holds the lock of a name of the folder; waits for another process that does."""
-
-    def __init__(self, folder: KeyFolder, name: str) -> None:
-        self._folder, self._name = folder, name
-        self._lock: int | None = None
-
-    def __enter__(self) -> None:
-        for _ in range(TRIES):
-            self._lock = self._folder.lock(self._name)
-            if self._lock is not None:
-                return
-            time.sleep(PAUSE_SEC)
-        raise KeyFileRefused(self._folder.path / f"{self._name}.lock", "another process holds it", "find out which (fuser), and end it")
-
-    def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
 
 
 def _absolute(url: str) -> str:

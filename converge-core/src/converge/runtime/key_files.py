@@ -7,12 +7,17 @@ import errno
 import fcntl
 import os
 import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from converge.errors import KeyFileRefused
 
 FILE_BYTES = 65_536
 """The longest file that is read: a key with its succession has some kilobytes."""
+
+TRIES, PAUSE_SEC = 100, 0.02
+"""How long another process may hold the lock of a name that is written now and then: it writes a few bytes under it."""
 
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -88,8 +93,10 @@ class KeyFolder:
             raise KeyFileRefused(path, f"it has more than {FILE_BYTES} bytes, so it is no file of ours", "remove it")
         return data
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, *, is_last: bool = True) -> None:
         """Put a file there, whole or not at all, whatever happens meanwhile; it survives a power cut once this returns. Hold its lock.
+
+        `is_last`: False leaves the last step to a later write, for many at once; until then the file may be gone after a power cut, but never torn.
 
         Raises:
             KeyFileRefused: It could not be written.
@@ -104,7 +111,8 @@ class KeyFolder:
                 file.flush()
                 os.fsync(handle)
             os.rename(new, name, src_dir_fd=self._handle, dst_dir_fd=self._handle)
-            os.fsync(self._handle)
+            if is_last:
+                os.fsync(self._handle)
         except OSError as error:
             raise KeyFileRefused(self.path / name, *_why(error, "file")) from error
 
@@ -132,6 +140,25 @@ class KeyFolder:
             os.close(handle)
             raise
         return handle
+
+
+@contextlib.contextmanager
+def locked(folder: KeyFolder, name: str) -> Iterator[None]:
+    """Hold the lock of a name that is written now and then; wait for another process that has it.
+
+    Raises:
+        KeyFileRefused: Somebody has it for much longer than a write takes.
+    """
+    for _ in range(TRIES):
+        lock = folder.lock(name)
+        if lock is not None:
+            try:
+                yield
+            finally:
+                os.close(lock)
+            return
+        time.sleep(PAUSE_SEC)
+    raise KeyFileRefused(folder.path / f"{name}.lock", "another process holds it", "find out which (fuser), and end it")
 
 
 def _check_above(path: Path) -> None:

@@ -1,7 +1,7 @@
 """The keys of one process: fresh for each start, or kept in `identity_dir`, one for each agent type and index, locked while in use.
 
-Beside NAME.key stands NAME.sequence, the highest sequence number that may have been used: numbers are reserved in blocks before the first of a block
-is used, so that a process that dies never leads to one being used twice.
+The file `sequence` holds the highest sequence number that may have been used with any of them: numbers are reserved in blocks before the first of a
+block is used, so that a process that dies never leads to one being used twice. A block serves all keys of a process: of one key numbers must rise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from converge.codec import FORMAT, decode, encode
 from converge.env import Env
 from converge.errors import BadSignature, InvalidKey, InvalidName, KeyFileRefused, KeyInUse, SchemaTooNew, TornRecord
 from converge.model.identity import Identity
-from converge.runtime.key_files import KeyFolder
+from converge.runtime.key_files import KeyFolder, locked
 
 BLOCK = 1_000
 """Sequence numbers that are reserved at a time."""
@@ -30,7 +30,7 @@ KEYS = 100_000
 TIME_GREATEST = 2**53
 """Store times past this (the year 2255) are no reason to jump ahead: a store that says so is wrong, and a number once used cannot be taken back."""
 
-NODE = "node"
+NODE, SEQUENCE = "node", "sequence"
 _NAME = re.compile(r"(node|agent\.[A-Za-z_][A-Za-z0-9_]{0,99})\.(0|[1-9]\d{0,5})")
 _TYPE = "ed25519"
 
@@ -61,10 +61,10 @@ class KeyShown:
 class KeptKey:
     """A key of `identity_dir`, locked for this process until it is closed."""
 
-    def __init__(self, folder: KeyFolder, name: str, lock: int, identity: Identity) -> None:
+    def __init__(self, name: str, lock: int, identity: Identity, blocks: _Blocks) -> None:
         self.name, self.identity = name, identity
-        self._folder, self._lock = folder, lock
-        self._next, self._reserved = 1, 0  # nothing is reserved until it was read
+        self._lock, self._blocks = lock, blocks
+        self._last = self._reserved = 0
 
     def close(self) -> None:
         """Let other processes have it."""
@@ -73,22 +73,36 @@ class KeptKey:
     @property
     def is_reserved(self) -> bool:
         """Whether the next number is reserved, so that it costs no write."""
-        return self._next <= self._reserved
+        return self._last < max(self._reserved, self._blocks.end)
 
     def next(self, now: int) -> int:
-        """Return a number above all that were ever used with this key. `now`, in microseconds, lets a folder that was restored from a backup be above
-        them as well.
+        """Return a number above all that were ever used with this key. See `_Blocks.reserve`."""
+        if self._last >= self._reserved:
+            if self._last >= self._blocks.end:
+                self._blocks.reserve(now)
+            self._last, self._reserved = self._blocks.end - BLOCK, self._blocks.end
+        self._last += 1
+        return self._last
+
+
+class _Blocks:
+    """Reserves sequence numbers for all keys of a process."""
+
+    def __init__(self, folder: KeyFolder) -> None:
+        self._folder = folder
+        self.end = 0
+        """The last number of the latest block; 0: none is reserved yet."""
+
+    def reserve(self, now: int) -> None:
+        """Reserve a block above all before. `now`, in microseconds, lets a folder that was restored from a backup be above them too.
 
         Raises:
-            KeyFileRefused: None could be reserved.
+            KeyFileRefused: It could not be written.
         """
-        if not self.is_reserved:
-            file = f"{self.name}.sequence"
-            used = max(self._reserved, _number(self._folder.path / file, self._folder.read(file)), now if now <= TIME_GREATEST else 0)
-            self._folder.write(file, str(used + BLOCK).encode())
-            self._next, self._reserved = used + 1, used + BLOCK
-        self._next += 1
-        return self._next - 1
+        with locked(self._folder, SEQUENCE):
+            used = max(self.end, _number(self._folder.path / SEQUENCE, self._folder.read(SEQUENCE)), now if now <= TIME_GREATEST else 0)
+            self._folder.write(SEQUENCE, str(used + BLOCK).encode())
+        self.end = used + BLOCK
 
 
 class Keyring:
@@ -99,6 +113,7 @@ class Keyring:
 
     def __init__(self, env: Env, folder: KeyFolder | None = None) -> None:
         self._env, self._folder = env, folder
+        self._blocks = _Blocks(folder) if folder is not None else None
         self._kept: dict[str, KeptKey] = {}
         self._last: dict[str, int] = {}
         self._index: dict[str, int] = {}
@@ -136,8 +151,8 @@ class Keyring:
             return [Identity.generate(self._env.entropy) for _ in range(count)]
         taken = []
         try:
-            for _ in range(count):
-                taken.append(self._take(self._folder, kind if kind == NODE else f"agent.{_plain(kind)}"))
+            for number in range(1, count + 1):
+                taken.append(self._take(self._folder, kind if kind == NODE else f"agent.{_plain(kind)}", is_last=number == count))
         except BaseException:
             for kept in taken:
                 kept.close()
@@ -169,19 +184,20 @@ class Keyring:
         self._last[agent_id] = number
         return number
 
-    def _take(self, folder: KeyFolder, kind: str) -> KeptKey:
+    def _take(self, folder: KeyFolder, kind: str, *, is_last: bool) -> KeptKey:
+        assert self._blocks is not None, "there are blocks where there is a folder"
         for index in range(self._index.get(kind, 0), KEYS):
             name = _checked(f"{kind}.{index}")
             lock = folder.lock(name)
             if lock is None:
                 continue
             try:
-                identity = read_key(folder, name) or _make(folder, name, self._env)
+                identity = read_key(folder, name) or _make(folder, name, self._env, is_last=is_last)
             except BaseException:
                 os.close(lock)
                 raise
             self._index[kind] = index + 1
-            return KeptKey(folder, name, lock, identity)
+            return KeptKey(name, lock, identity, self._blocks)
         raise KeyInUse(folder.path / kind, f"all {KEYS} keys of this kind are used by processes that live", "name another identity_dir")
 
 
@@ -272,16 +288,16 @@ def read_key(folder: KeyFolder, name: str) -> Identity | None:
     return identity
 
 
-def _make(folder: KeyFolder, name: str, env: Env) -> Identity:
+def _make(folder: KeyFolder, name: str, env: Env, *, is_last: bool = True) -> Identity:
     seed = env.entropy(32)
     identity = Identity(seed)
-    _write(folder, name, seed, identity)
+    _write(folder, name, seed, identity, is_last=is_last)
     return identity
 
 
-def _write(folder: KeyFolder, name: str, seed: bytes, identity: Identity) -> None:
+def _write(folder: KeyFolder, name: str, seed: bytes, identity: Identity, *, is_last: bool = True) -> None:
     record = _Record(type=_TYPE, id=identity.id, seed=base64.b64encode(seed).decode(), succession=identity.succession)
-    folder.write(f"{name}.key", encode(record))
+    folder.write(f"{name}.key", encode(record), is_last=is_last)
 
 
 def _plain(name: str) -> str:
@@ -298,5 +314,5 @@ def _checked(name: str) -> str:
 def _number(path: Path, data: bytes | None) -> int:
     text = (data or b"0").decode("ascii", "replace")
     if not re.fullmatch(r"\d{1,19}", text):
-        raise KeyFileRefused(path, "it holds no number", "restore it from a copy; without one remove it and the key beside it, for a new key")
+        raise KeyFileRefused(path, "it holds no number", "remove it: numbers then go on above store time")
     return int(text)
