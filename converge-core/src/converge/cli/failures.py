@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import cyclopts
 
-from converge.cli.output import harmless
+from converge.cli.harmless import harmless
 from converge.errors import (
     ChannelError,
     ConfigError,

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from converge.cli.harmless import harmless
 from converge.codec import encode_plain
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""All but tab and newline; and what turns the direction of text around."""
 
 VERSION = 1
 """Of the JSON lines; it is in each of them."""
@@ -85,11 +82,6 @@ def marked(mark: str, colour: str, rest: str) -> None:
     from rich.text import Text
 
     Console(soft_wrap=True).print(Text(mark, style=colour) + Text(rest), soft_wrap=True)
-
-
-def harmless(value: str) -> str:
-    """Return the text with its control characters spelt out: what an agent answered must not steer the terminal of who looks at it."""
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], value)
 
 
 def note(value: str) -> None:
