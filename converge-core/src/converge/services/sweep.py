@@ -181,7 +181,7 @@ class Sweep:
                 return 0, after is None
             if moved := await move(due):
                 return moved, False
-            if len(due) < PAGE or prefix in self._yields:
+            if len(due) < PAGE or self._is_yielded(prefix):
                 break
             after = due[-1].key[len(prefix) :]
         return 0, False
@@ -256,11 +256,14 @@ class Sweep:
         return moved
 
     async def _unless_yielded(self, kind: Key, move: Callable[[], Awaitable[int]]) -> int:
-        if (until := self._yields.get(kind)) is not None:
-            if self._opened.env.monotonic() < until:
-                return 0
+        return 0 if self._is_yielded(kind) else await move()
+
+    def _is_yielded(self, kind: Key) -> bool:
+        until = self._yields.get(kind)
+        if until is not None and self._opened.env.monotonic() >= until:
             del self._yields[kind]
-        return await move()
+            until = None
+        return until is not None
 
     def _jitter(self) -> float:
         return 0.5 + self._random().random()
