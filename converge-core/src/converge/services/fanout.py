@@ -43,7 +43,7 @@ class Fanouts:
         outcomes: list[Fanout] = []
         # Written once for all: the guards see it once, and what they refuse goes nowhere.
         header, body = post.write(draft, "", topic=topic, pool=pool)
-        taken, refused = post.inboxes.fan_out(header, body)
+        taken, refused = await post.inboxes.fan_out(header, body)
         if taken or refused:
             outcomes.append(Fanout(node=agent_id(bytes.fromhex(self._node_key)), accepted=taken, refused=refused))
         limiter = anyio.CapacityLimiter(AT_A_TIME)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from converge.codec import decode_plain
 from converge.errors import Backpressure, TornRecord, Undeliverable
@@ -17,6 +18,9 @@ from converge.plugins import PluginHost
 from converge.services.spec import moment
 
 log = logging.getLogger("converge.post")
+
+AT_A_TIME = 64
+"""Inboxes that are put into before others run."""
 
 GATE = 500
 """Messages that wait for an agent which starts and has mail to read first: with what the inbox holds no more than twice its bound."""
@@ -106,6 +110,7 @@ class Inboxes(dict[str, LocalInbox]):
         super().__init__()
         self.agents: dict[str, LocalAgent] = {}
         self.is_closed_to_others = self._is_closed = False
+        self._fanning = anyio.Lock()
         self._by_capability: dict[str, list[str]] = {}
         self._by_topic: dict[str, list[str]] = {}
         self._gates: dict[str, list[tuple[Message, Answer | None]]] = {}
@@ -206,16 +211,26 @@ class Inboxes(dict[str, LocalInbox]):
             gate.append((message, answer))
         return ACCEPTED, ""
 
-    def fan_out(self, header: MessageHeader, payload: bytes) -> tuple[int, int]:
-        """Put a message into the inbox of each agent that it is for; return how many have it and how many have not."""
+    async def fan_out(self, header: MessageHeader, payload: bytes) -> tuple[int, int]:
+        """Put a message into the inbox of each agent that it is for; return how many have it and how many have not.
+
+        One at a time, in the order of the calls, and others run in between: ten thousand agents would block the event loop.
+        """
         taken = refused = 0
-        for to in self.members(header.topic, header.pool):
-            if to == header.sender:
-                continue
-            status, _ = self.put(to, header, payload, None)
-            taken += status == ACCEPTED
-            refused += status != ACCEPTED
+        async with self._fanning:
+            for number, to in enumerate(self.members(header.topic, header.pool)):
+                if to != header.sender:
+                    status, _ = self.put(to, header, payload, None)
+                    taken += status == ACCEPTED
+                    refused += status != ACCEPTED
+                if number % AT_A_TIME == AT_A_TIME - 1:
+                    await checkpoint()
         return taken, refused
+
+    async def fanned_out(self) -> None:
+        """Return when what was to be fanned out before this call is."""
+        async with self._fanning:
+            pass
 
 
 def to_message(header: MessageHeader, to: str, content: Any, token: int = 0) -> Message:

@@ -82,7 +82,13 @@ class Received:
         if header.mail and not status:
             self.on_mail(header.to)
             return None
-        receipt = ReceiptHeader(header.id, status, text) if status else self._take(link, header, payload)
+        receipt: ReceiptHeader | Item
+        if status:
+            receipt = ReceiptHeader(header.id, status, text)
+        elif header.to:
+            receipt = self._take(link, header, payload)
+        else:
+            receipt = await self._take_for_all(header, payload)
         return receipt if header.wants != HANDED else None
 
     def _on_receipt(self, link: Link, header: ReceiptHeader, payload: bytes) -> None:
@@ -122,31 +128,45 @@ class Received:
 
     def _take(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader | Item:
         """Take a message that may come in, unless it was taken before or has to wait. From here to its inbox nothing is awaited."""
-        pair, now = Pair(header.sender, header.lease, header.to), self._env.monotonic()
-        seen = self._streams.see(pair, header.sequence, header.after, now)
-        if seen is Seen.REPEATED:
-            if header.wants == HANDLED and (given := self._answers.again(link, header)) is not None:
+        if (known := self._known(header)) is not None:
+            if known.status == ACCEPTED and header.wants == HANDLED and (given := self._answers.again(link, header)) is not None:
                 return given
-            taken, refused = self._counts.get(header.id, (0, 0))
-            return ReceiptHeader(header.id, ACCEPTED, taken=taken, refused=refused)
-        if seen is Seen.EARLY:
-            return ReceiptHeader(header.id, EARLY, "a message before it has not come")
-        if seen is Seen.REFUSED:
-            return ReceiptHeader(header.id, REFUSED, "too many senders are remembered")
-        if not header.to:
-            return self._take_for_all(pair, header, payload, now)
+            return known
         answer = self._answers.owe(link, header) if header.wants == HANDLED else None
         status, text = self._inboxes.put(header.to, header, payload, answer)
         if status == ACCEPTED:
-            self._streams.take(pair, header.sequence, now)
+            self._remember(header)
         elif answer is not None:
             self._answers.forget(header.id)
         return ReceiptHeader(header.id, status, text[:TEXT])
 
-    def _take_for_all(self, pair: Pair, header: MessageHeader, payload: bytes, now: float) -> ReceiptHeader:
-        taken, refused = self._inboxes.fan_out(header, payload)
-        self._streams.take(pair, header.sequence, now)
-        if len(self._counts) >= COUNTS:
-            self._counts.popitem(last=False)
-        self._counts[header.id] = taken, refused
+    async def _take_for_all(self, header: MessageHeader, payload: bytes) -> ReceiptHeader:
+        """Take a message to all agents of this node that have a topic, or are in a pool. However often it is repeated, its counts are the same."""
+        if (known := self._known(header)) is None:
+            self._remember(header)
+            counts = await self._inboxes.fan_out(header, payload)
+            if len(self._counts) >= COUNTS:
+                self._counts.popitem(last=False)
+            self._counts[header.id] = counts
+        elif known.status != ACCEPTED:
+            return known
+        else:
+            await self._inboxes.fanned_out()
+        taken, refused = self._counts.get(header.id, (0, 0))
         return ReceiptHeader(header.id, ACCEPTED, taken=taken, refused=refused)
+
+    def _known(self, header: MessageHeader) -> ReceiptHeader | None:
+        """Return what is answered to a message that is not to be taken now; None if it is."""
+        seen = self._streams.see(_pair(header), header.sequence, header.after, self._env.monotonic())
+        if seen is Seen.REPEATED:
+            return ReceiptHeader(header.id, ACCEPTED)
+        if seen is Seen.EARLY:
+            return ReceiptHeader(header.id, EARLY, "a message before it has not come")
+        return ReceiptHeader(header.id, REFUSED, "too many senders are remembered") if seen is Seen.REFUSED else None
+
+    def _remember(self, header: MessageHeader) -> None:
+        self._streams.take(_pair(header), header.sequence, self._env.monotonic())
+
+
+def _pair(header: MessageHeader) -> Pair:
+    return Pair(header.sender, header.lease, header.to)
