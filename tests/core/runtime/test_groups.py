@@ -82,6 +82,32 @@ async def test_what_runs_when_its_agent_leaves_the_pool_is_completed(node: Node)
     assert (await node.tasks.get(later)).state == TaskState.PENDING
 
 
+async def test_what_was_claimed_for_an_agent_that_leaves_does_not_wait_for_the_others_of_its_group(node: Node) -> None:
+    class Leaving(Agent):
+        concurrency = 4
+        gate = anyio.Event()
+        began = 0
+
+        async def on_task(self, task: Task) -> None:
+            type(self).began += 1
+            if self.began == 1:
+                for one in node.agents.values():
+                    if one is not self:
+                        node.feeds[0].remove(one)  # what waits for its slots has no worker yet
+            await self.gate.wait()
+
+    await node.pools.create_pool(Pool(id="p"))
+    ids = await node.tasks.submit_many([Task(pool_id="p") for _ in range(8)])
+    await node.spawn(Leaving, count=2, pool="p")
+    feed = node.feeds[0]
+    await wait_until(lambda: Leaving.began > 0 and feed.in_hand == feed.slots.busy and feed.slots.queued == 0, what="the rest is handed back")
+    found = [await node.tasks.get(one) for one in ids]
+    assert sorted({task.state for task in found}) == [TaskState.ASSIGNED, TaskState.PENDING]
+    assert {task.attempts for task in found if task.state == TaskState.PENDING} == {0}
+    assert sum(task.state == TaskState.ASSIGNED for task in found) == Leaving.began
+    Leaving.gate.set()
+
+
 async def test_agents_can_come_and_go_many_times_and_leave_nothing_behind(node: Node) -> None:
     (agent,) = await node.spawn(Worker, pool="p")
     await node.pools.create_pool(Pool(id="q"))

@@ -87,12 +87,11 @@ class Feed:
         self._wake()
 
     def remove(self, agent: Agent) -> None:
-        """Let the agent begin nothing more; what waits goes back where nobody is left to begin it."""
+        """Let the agent begin nothing more; what waited for its slots goes back."""
         self.slots.remove(agent)
         if self.slots.is_deserted:
             self._unwatch()
-            self._give_back(self.slots.take_back())
-            self._wake()
+        self._give_back_excess()
 
     def start(self) -> None:
         """Start claiming."""
@@ -134,6 +133,12 @@ class Feed:
     def _give_back(self, claims: list[Found]) -> None:
         why = "its process is stopping" if self.is_draining else "its agent rests, or has left the pool"
         self._finished += [(found, Released("", why)) for found in claims]
+
+    def _give_back_excess(self) -> None:
+        """Release claims that there is no slot for: an agent has gone since the take left, and those that are here may be busy for long."""
+        if self.slots.free < 0:
+            self._give_back(self.slots.take_back(-self.slots.free))
+            self._wake()
 
     async def drain(self) -> None:
         """Stop claiming; return when everything claimed has ended and the store knows."""
@@ -335,12 +340,13 @@ class Feed:
         if take is None or not isinstance(taken, Taken):
             return
         claims = self._claims.taken(take, taken)
-        if claims and (self.is_draining or self.slots.is_deserted):
+        if claims and self.is_draining:
             self._give_back(claims)
             self._wake()
         elif claims:
             self._assumed = False
             self.slots.give(claims)
+            self._give_back_excess()
         elif self._assumed:
             self._woken = True  # the wake-up was for a lane that is not known yet: look
             self._wake()

@@ -135,11 +135,11 @@ class Slots:
         self._queue.extend(claims)
         self._wake_one()
 
-    def take_back(self) -> list[Found]:
-        """Return the claims that no worker has begun."""
-        queued = list(self._queue)
-        self._queue.clear()
-        self.busy -= len(queued)
+    def take_back(self, count: int | None = None) -> list[Found]:
+        """Return the claims that no worker has begun: all, or the last so many."""
+        count = len(self._queue) if count is None else min(count, len(self._queue))
+        queued = [self._queue.pop() for _ in range(count)]
+        self.busy -= count
         return queued
 
     def cancel(self, why: Why, ids: set[bytes] | None = None) -> int:
