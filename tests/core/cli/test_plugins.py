@@ -19,6 +19,7 @@ import attrs
 from attrs import validators
 from pathlib import Path
 from converge.builtin.memory.plugin import MEMORY
+from converge.contracts.decisions import DecisionKind
 from converge.hookspecs import hookimpl
 
 (Path(__file__).parent / "imported").touch()
@@ -32,6 +33,16 @@ class ToyOptions:
 @hookimpl
 def converge_stores():
     return [attrs.evolve(MEMORY, name="toy", schemes=("toy", "toys"), options=ToyOptions)]
+
+@attrs.frozen
+class Nod:
+    pass
+
+@hookimpl
+def converge_decisions():
+    async def nod(context, decision):
+        pass
+    return [DecisionKind(name="nod", type=Nod, handler=nod)]
 
 @hookimpl
 def converge_node_started(node_id):
@@ -62,7 +73,11 @@ def test_everything_that_a_plugin_declares_is_shown(converge: Converge, installe
     shown = json.loads(converge("plugins", "show", "toy", "--json").out)
     assert (shown["v"], shown["distribution"], shown["version"], shown["summary"]) == (1, "converge-store-toy", "1.2", "A toy.")
     assert shown["sha256"] == hashlib.sha256((installed / "toy_of_the_tests.py").read_bytes()).hexdigest()
-    assert (shown["file"], shown["hooks"]) == (str(installed / "toy_of_the_tests.py"), ["converge_node_started", "converge_stores"])
+    assert (shown["file"], shown["hooks"]) == (
+        str(installed / "toy_of_the_tests.py"),
+        ["converge_decisions", "converge_node_started", "converge_stores"],
+    )
+    assert shown["decisions"] == ["nod"]
     (backend,) = shown["backends"]
     assert (backend["kind"], backend["name"], backend["schemes"], backend["contract"]) == ("store", "toy", ["toy", "toys"], 1)
     options = {one.pop("name"): one for one in backend["options"]}

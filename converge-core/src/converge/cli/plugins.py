@@ -73,6 +73,7 @@ def _own(facts: Facts) -> list[tuple[str, str]]:
         ("file", facts.file),
         ("sha256", facts.sha256),
         ("hooks", " ".join(facts.hooks)),
+        ("decisions", " ".join(facts.decisions)),
     ]
 
 

@@ -31,7 +31,7 @@ class BackendFacts:
 
 @attrs.frozen(kw_only=True)
 class Facts:
-    """A plugin; `sha256` is of `file`, the source that was imported, to be compared with what was reviewed."""
+    """A plugin; `sha256` is of `file`, the source that was imported, for a comparison with what was reviewed; `decisions` are what it adds."""
 
     name: str
     distribution: str
@@ -41,6 +41,7 @@ class Facts:
     file: str
     sha256: str
     hooks: tuple[str, ...]
+    decisions: tuple[str, ...]
     backends: tuple[BackendFacts, ...]
 
 
@@ -69,6 +70,7 @@ def facts_of(name: str) -> Facts:
         file=file,
         sha256=hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else "",
         hooks=loaded.hooks,
+        decisions=tuple(kind.name for kind in host.decisions),
         backends=tuple(_backend(kind, one) for kind, some in loaded.backends.items() for one in some),
     )
 
