@@ -248,7 +248,7 @@ class Kit(DiscoveryContract):
 
     loops = ("asyncio",)
     near_sec = 0.5
-    examples = 8
+    examples = 5
     breaks: ClassVar[str] = ""
     also: ClassVar[frozenset[str]] = frozenset()
     """Clauses that break with it: a withdrawal that does nothing is seen by whoever withdraws."""
@@ -296,11 +296,13 @@ class StrictContract(Kit):
 class SleepyContract(Kit):
     backend = bent(Sleepy)
     breaks = "D-3"
+    also = frozenset(("D-7",))
 
 
 class ShyContract(Kit):
     backend = bent(Shy)
     breaks = "D-3"
+    also = frozenset(("D-7",))
 
 
 class TextingContract(Kit):

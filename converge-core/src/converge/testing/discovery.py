@@ -329,6 +329,25 @@ class DiscoveryContract:
             wanted = ([b], ["a"]) if self.backend.publishes else ([], [])
             expect_equal("D-7", (list(then.came), list(then.gone)), wanted, "one has come and one has gone")
 
+    async def test_d7_a_hint_comes_at_once_and_after_a_change(self, opening: Opening, options: Any, configured: list[Sighting]) -> None:
+        """D-7"""
+        a = Sighting("a", (), b"A")
+        async with self.process(opening, options) as one, self.process(opening, options) as other:
+            reader, seen, is_published = one.discovery.reader(), dict[str, Sighting](), False
+            with anyio.move_on_after(self.near_sec):
+                async with aclosing(reader.hints()) as hints:  # type: ignore[type-var]  # an async generator
+                    async for _ in hints:
+                        seen = _applied(seen, await reader.look())
+                        if is_published and seen == self.said(configured, a):
+                            return
+                        if not is_published:
+                            is_published = True
+                            await other.discovery.publish([a])
+                            if not self.backend.publishes:
+                                return  # nothing changes, so no other hint need come
+            what = f"a reader that looked at each hint knows {seen}" if is_published else "no hint came"
+            expect("D-7", False, f"{what}, {self.near_sec:g} s after it began")
+
     async def test_d1_thousands_are_all_told(self, opening: Opening, options: Any, configured: list[Sighting]) -> None:
         """D-1, D-7"""
         many = [Sighting(f"agent-{number:04}", (), b"%d" % number) for number in range(2_300)]  # more than a page of any store
@@ -353,7 +372,9 @@ class DiscoveryContract:
         """D-8"""
         await self._histories(opening, options, configured, int.from_bytes(os.urandom(4), "big"))
 
-    async def test_d8_a_look_that_fails_half_way_is_made_up_for_by_the_next(self, opening: Opening, options: Any, configured: list[Sighting]) -> None:
+    async def test_d8_calls_that_fail_can_be_made_again_and_a_look_that_failed_half_way_is_made_up_for(
+        self, opening: Opening, options: Any, configured: list[Sighting]
+    ) -> None:
         """D-8"""
         plan = FaultPlan(int.from_bytes(os.urandom(4), "big"), likelihood={Fault.FAIL_BEFORE: 0.2, Fault.LOSE_REPLY: 0.2}, reads=True, is_calm=True)
         async with self.three(opening, options, plan) as processes:
@@ -361,12 +382,12 @@ class DiscoveryContract:
             await processes[0].opened.lease()
             plan.is_calm = False
             for number in range(20):
-                now = [Sighting(name, (), b"%d" % number) for name in "ab"]
-                for process, one in zip(processes[1:], now, strict=True):
-                    await process.discovery.publish([one])
+                now = [Sighting(name, (), b"%d" % number) for name in "abc"]
+                for process, one in zip(processes, now, strict=True):
+                    await _until_done(lambda p=process, s=one: p.discovery.publish([s]))  # type: ignore[misc]  # as above
                 seen = _applied(seen, await _until_done(reader.look))
                 expect_equal(
-                    "D-8", seen, self.said(configured, *now), f"round {number}, two processes have published, looks failed; seed {plan.seed}"
+                    "D-8", seen, self.said(configured, *now), f"round {number}, each process has published, calls of one failed; seed {plan.seed}"
                 )
 
     async def _histories(self, opening: Opening, options: Any, configured: list[Sighting], seed: int | None) -> None:
