@@ -175,6 +175,27 @@ def test_agents_of_several_classes_work_in_one_process_each_with_its_own_pool_an
     assert "running 1 agents of Picky in pool mail" in answer.err
 
 
+def test_a_drain_is_of_every_pool_that_the_agents_are_in_however_near_their_names_are(converge: Converge, folder: Path) -> None:
+    (folder / "converge.toml").write_text(
+        """store = "file:state.db"
+[[agents]]
+type = "counting:Picky"
+pool_id = "docs"
+[[agents]]
+type = "counting:Picky"
+pool_id = "docs2"
+"""
+    )
+    assert converge("run", "-c", "converge.toml", "--drain").code == 0, "a near name that the same file names is no slip of the pen"
+    for pool in ("docs", "docs2"):
+        assert converge("submit", "--pool", pool, "--input", f"name={pool}", "--store", "file:state.db").code == 0
+    answer = converge("run", "-c", "converge.toml", "--drain", "--json")
+    assert sorted(json.loads(line)["hint"] for line in answer.out.splitlines()) == ["docs", "docs2"]
+    (folder / "converge.toml").write_text((folder / "converge.toml").read_text().replace("docs2", "docss2"))
+    answer = converge("run", "-c", "converge.toml", "--drain")
+    assert (answer.code, 'pool "docss2" does not exist, but "docs2" does' in answer.err) == (3, True)
+
+
 def test_an_entry_whose_class_is_not_there_ends_the_run_before_anything_is_opened(converge: Converge, folder: Path) -> None:
     (folder / "converge.toml").write_text(MIXED.replace("Picky", "Pick"))
     answer = converge("run", "-c", "converge.toml", "--store", "file:state.db")
@@ -236,8 +257,8 @@ def test_one_signal_ends_it_in_time_even_if_its_loop_is_blocked_for_ever(start: 
     assert process.stdout.readline() == "stuck\n"
     began = time.monotonic()
     os.kill(process.pid, signal.SIGTERM)
-    log = process.stderr.read()
-    assert process.wait(NEVER_SEC) == 143
+    _, log = process.communicate(timeout=NEVER_SEC)
+    assert process.returncode == 143
     assert 0.5 + BEYOND_SEC <= time.monotonic() - began < 0.5 + BEYOND_SEC + 3
     assert "the process did not stop within 6 s" in log or "did not stop within 5 s" in log
     assert "in on_task" in log, "where it stands"

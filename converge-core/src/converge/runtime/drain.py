@@ -54,34 +54,34 @@ class Drained:
 
 @attrs.frozen
 class _Begun:
-    """What the pool looked like when the drain began: the time (of the store), the tasks that were live, and how long ended ones are kept."""
+    """What the pools looked like when the drain began: the time (of the store), the tasks that were live, and how long ended ones are kept."""
 
     now: int
     live: Sequence[str]
-    keep: Mapping[TaskState, float]
+    keep: Mapping[tuple[str, TaskState], float]
 
 
 class Drain:
-    """Waits for the given tasks, then for whatever else is in the pool, until nothing is. `begin` it before the agents: what they end counts too."""
+    """Waits for the given tasks, then for whatever else is in the pools, until nothing is. `begin` it before the agents: what they end counts too."""
 
-    def __init__(self, opened: Opened, tasks: TaskManager, pool_id: str, on_progress: Progress | None = None) -> None:
-        self._opened, self._tasks, self._pool_id = opened, tasks, pool_id
+    def __init__(self, opened: Opened, tasks: TaskManager, pool_ids: Sequence[str], on_progress: Progress | None = None) -> None:
+        self._opened, self._tasks, self._pool_ids = opened, tasks, pool_ids
         self._on_progress = on_progress or (lambda done, total: None)
         self._ended: dict[str, Ended | None] = {}
         self._known = 0
         self._begun: _Begun | None = None
 
     async def begin(self) -> None:
-        """Take note of what is in the pool: all that ends from here on is told.
+        """Take note of what is in the pools: all that ends from here on is told.
 
         Raises:
-            NoSuchPool: There is no such pool.
+            NoSuchPool: One is not there.
             StoreError: As `Store.scan`.
         """
         self._begun = _Begun(await self._opened.now(), await self._live(), await self._keep())
 
     async def run(self, ids: Sequence[str]) -> Drained:
-        """Return once every task of the pool is terminal.
+        """Return once every task of the pools is terminal.
 
         Raises:
             StoreError: As `Store.scan`.
@@ -95,10 +95,12 @@ class Drain:
             self._on_progress(len(self._ended), self._known)
             base = len(self._ended)
             self._ended |= await wait_all(self._tasks, todo, partial(self._tell, base))
-            todo = await self._live() or await self._ended_unseen(self._begun)
+            todo = await self._live()
             # A task that moves while it is looked for may be missed; it is not missed twice, by another way of counting.
-            if not todo and await backlog(self._opened, self._pool_id) == 0:
-                return self._drained()
+            if not todo and not sum([await backlog(self._opened, pool_id) for pool_id in self._pool_ids]):
+                todo = await self._ended_unseen(self._begun)
+                if not todo:
+                    return self._drained()
 
     def _tell(self, base: int, done: int) -> None:
         self._on_progress(base + done, self._known)
@@ -106,27 +108,31 @@ class Drain:
     async def _live(self) -> list[str]:
         live = [
             task.id
+            for pool_id in self._pool_ids
             for state in (TaskState.ASSIGNED, TaskState.PENDING)
-            for task in await self._tasks.list(state=state, pool_id=self._pool_id, limit=PAGE)
+            for task in await self._tasks.list(state=state, pool_id=pool_id, limit=PAGE)
         ]
         return [id_ for id_ in dict.fromkeys(live) if id_ not in self._ended]
 
     async def _ended_unseen(self, begun: _Begun) -> list[str]:
         """Return the tasks that came and ended between two looks: the index of ended tasks has them behind all that had ended before."""
         found: list[bytes] = []
-        keep = await self._keep()
-        for state in sorted(TERMINAL):
-            until = begun.now + int(min(begun.keep[state], keep[state]) * 1_000_000)
+        for (pool_id, state), keep_sec in (await self._keep()).items():
+            until = begun.now + int(min(begun.keep[pool_id, state], keep_sec) * 1_000_000)
             after: tuple[object, ...] | None = (until, b"\xff" * 16)
             while after is not None:
-                (page,) = await self._opened.store.scan([Range(DONE(self._pool_id, state), after, PAGE)])
+                (page,) = await self._opened.store.scan([Range(DONE(pool_id, state), after, PAGE)])
                 found += [entry.key[4] for entry in page]
                 after = page[-1].key[3:] if len(page) == PAGE else None
         return [id_ for id_ in map(id_text, found) if id_ not in self._ended]
 
-    async def _keep(self) -> dict[TaskState, float]:
-        pool = (await self._opened.pool(self._pool_id, is_fresh=True)).pool
-        return {state: pool.keep_completed_sec if state is TaskState.COMPLETED else pool.keep_failed_sec for state in TERMINAL}
+    async def _keep(self) -> dict[tuple[str, TaskState], float]:
+        pools = [(await self._opened.pool(pool_id, is_fresh=True)).pool for pool_id in self._pool_ids]
+        return {
+            (pool.id, state): pool.keep_completed_sec if state is TaskState.COMPLETED else pool.keep_failed_sec
+            for pool in pools
+            for state in sorted(TERMINAL)
+        }
 
     def _drained(self) -> Drained:
         rows = [row for row in self._ended.values() if row is not None]

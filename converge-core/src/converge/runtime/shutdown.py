@@ -12,8 +12,9 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from functools import partial
+from math import inf
 from types import FrameType
+from typing import NoReturn
 
 import anyio
 
@@ -41,38 +42,63 @@ class StopAsked:
 
 @contextlib.contextmanager
 def stop_asked(within_sec: float) -> Iterator[StopAsked]:
-    """Handle the signals until left; must be entered in the main thread. `within_sec` after the first the process ends, whatever keeps it.
+    """Handle the signals until left; must be entered in the main thread, with the event loop running. `within_sec` after the first the process ends.
 
-    Plain handlers, not the event loop's: the second signal must end a process whose loop is blocked, too. They wake the loop through a socket, which
-    is what any loop can wait for.
+    A thread hears them, not a handler: a second signal must end a process whose main thread is blocked, too, and the system may deliver a signal to
+    any thread, so that nothing would run the handlers then. It wakes the loop through a socket, which is what any loop can wait for.
     """
-    reading, writing = socket.socketpair()
-    reading.setblocking(False)
-    writing.setblocking(False)
-    asked = StopAsked(reading)
+    (loops, to_loop), (threads, to_thread) = socket.socketpair(), socket.socketpair()
+    for one in (loops, to_loop, to_thread):
+        one.setblocking(False)
+    asked = StopAsked(loops)
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if asked.number:
-            leave_at_once(128 + number)
-        asked.number = number
-        writing.send(b"\0")
-        limit.function = partial(_leave_late, 128 + number, within_sec)
-        limit.start()
+        # Python's own part has told the thread already, unless somebody has taken its place meanwhile, such as a loop's `add_signal_handler`.
+        now = signal.set_wakeup_fd(to_thread.fileno(), warn_on_full_buffer=False)
+        if now != to_thread.fileno():
+            signal.set_wakeup_fd(now, warn_on_full_buffer=False)
+            to_thread.send(bytes([number]))
 
-    limit = threading.Timer(within_sec, lambda: None)
-    limit.daemon = True
     before = {number: signal.signal(number, handle) for number in SIGNALS}
+    before_fd = signal.set_wakeup_fd(to_thread.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_hear, args=(threads, to_loop, before_fd, asked, within_sec), name="converge-signals", daemon=True)
+    thread.start()
     try:
         yield asked
     finally:
-        limit.cancel()
+        signal.set_wakeup_fd(before_fd)
         for number, handler in before.items():
             signal.signal(number, handler)
-        reading.close()
-        writing.close()
+        to_thread.close()
+        thread.join()
+        for one in (loops, to_loop, threads):
+            one.close()
 
 
-def _leave_late(code: int, within_sec: float) -> None:
+def _hear(threads: socket.socket, to_loop: socket.socket, before_fd: int, asked: StopAsked, within_sec: float) -> None:
+    """Hear of signals until the other end is closed; end the process at a second one, or if the first has had no effect in time."""
+    until = inf
+    while True:
+        try:
+            threads.settimeout(max(0.001, until - time.monotonic()) if until < inf else None)
+            numbers = threads.recv(64)
+        except TimeoutError:
+            _leave_late(128 + asked.number, within_sec)
+        if not numbers:
+            return
+        if before_fd != -1:
+            with contextlib.suppress(OSError):  # it is full: then the loop is being woken anyway
+                os.write(before_fd, numbers)
+        for number in numbers:
+            if number in SIGNALS and asked.number:
+                leave_at_once(128 + number)
+            elif number in SIGNALS:
+                asked.number = number
+                until = time.monotonic() + within_sec
+                to_loop.send(b"\0")
+
+
+def _leave_late(code: int, within_sec: float) -> NoReturn:
     """End a process whose event loop a handler blocks: it cannot be cancelled, and nothing else can run."""
     last = threading.Timer(THREADS_SEC, leave_at_once, [code])  # what blocks the loop may hold a lock of the log's
     last.daemon = True
@@ -94,10 +120,16 @@ def leave_past_threads(code: int) -> None:
                 leave_at_once(code)
 
 
-def leave_at_once(code: int) -> None:
+def leave_at_once(code: int) -> NoReturn:
     """End the process now, past all clean-up: what it held goes back with its lease."""
+    flushing = threading.Thread(target=_flush, daemon=True)  # a stream may be locked by what is blocked
+    flushing.start()
+    flushing.join(THREADS_SEC)
+    os._exit(code)
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        # A broken pipe, or a write that was interrupted: nothing more can be done for it.
+        # A broken pipe, or a stream that is closed: nothing more can be done for it.
         with contextlib.suppress(OSError, RuntimeError, ValueError):
             stream.flush()
-    os._exit(code)
