@@ -29,41 +29,41 @@ class Answers:
 
     def __init__(self, routes: Routes) -> None:
         self._routes = routes
-        self._owed: dict[str, Owed] = {}
-        self._kept: OrderedDict[str, Item] = OrderedDict()
+        self._owed: dict[tuple[str, str], Owed] = {}  # by sender and id: nobody is told what another one asked
+        self._kept: OrderedDict[tuple[str, str], Item] = OrderedDict()
         self._bytes = 0
 
     def owe(self, link: Link, header: MessageHeader) -> Owed:
         """Return what is told of the handler's end."""
-        owed = self._owed[header.id] = Owed(self, link, header)
+        owed = self._owed[header.sender, header.id] = Owed(self, link, header)
         return owed
 
-    def forget(self, message_id: str) -> None:
+    def forget(self, header: MessageHeader) -> None:
         """Nothing is owed: the message was not taken."""
-        self._owed.pop(message_id, None)
+        self._owed.pop((header.sender, header.id), None)
 
     def again(self, link: Link, header: MessageHeader) -> Item | None:
         """Return the answer to a message that is repeated, if it was given; one that is owed goes over this link, when it is there."""
-        if (owed := self._owed.get(header.id)) is not None:
+        if (owed := self._owed.get((header.sender, header.id))) is not None:
             owed.link = link
-        return self._kept.get(header.id)
+        return self._kept.get((header.sender, header.id))
 
     async def give(self, owed: Owed, receipt: ReceiptHeader, payload: bytes) -> None:
         """Send an answer, and keep it."""
-        self._owed.pop(receipt.id, None)
+        self._owed.pop((owed.sender, receipt.id), None)
         try:
             item = RECEIPT, pack(receipt, payload)
         except MessageTooLarge as error:  # so that the one who asks is told, and does not wait for its deadline
             item = RECEIPT, pack(ReceiptHeader(receipt.id, RAISED, f"MessageTooLarge: {error}"))
-        self._keep(receipt.id, item)
+        self._keep((owed.sender, receipt.id), item)
         try:
             link = owed.link if not owed.link.is_closed else await self._routes.link_of(owed.sender)
             await link.send([item])
         except ConvergeError as error:
             log.info("the answer to message %s waits for its sender to ask again: %s", receipt.id, error)
 
-    def _keep(self, message_id: str, item: Item) -> None:
-        self._kept[message_id] = item
+    def _keep(self, key: tuple[str, str], item: Item) -> None:
+        self._kept[key] = item
         self._bytes += len(item[1])
         while len(self._kept) > 1 and (len(self._kept) > KEPT or self._bytes > KEPT_BYTES):
             self._bytes -= len(self._kept.popitem(last=False)[1][1])

@@ -137,7 +137,7 @@ class Received:
         if status == ACCEPTED:
             self._remember(header)
         elif answer is not None:
-            self._answers.forget(header.id)
+            self._answers.forget(header)
         return ReceiptHeader(header.id, status, text[:TEXT])
 
     async def _take_for_all(self, header: MessageHeader, payload: bytes) -> ReceiptHeader:

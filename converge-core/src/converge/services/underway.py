@@ -184,15 +184,17 @@ async def _until_handled(one: UnderWay, reach: Reach) -> None:
             link = await reach()
             if one.is_handled:
                 break
-            if link is not one.link:
+            if link is not one.link or one.settled.is_set():
                 one.settled = anyio.Event()
+            if link is not one.link:
                 await link.send([one.item(0)])
                 one.link = link
-            elif one.settled.is_set():
-                one.settled = anyio.Event()
             await _receipt(link, one)
+            is_again = link.is_closed
         except (ChannelError, StoreError, Undeliverable) as error:
             log.info("the answer to message %s from %.16s is asked for again: %s", one.header.id, one.header.to, error)
+            is_again = True
+        if is_again and not one.is_handled:
             await anyio.sleep(wait_sec)
             wait_sec = min(wait_sec * 2, RETRY_GREATEST_SEC)
     assert one.receipt is not None, "its receipt says that it was handled"
