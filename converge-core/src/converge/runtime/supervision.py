@@ -176,11 +176,11 @@ class Supervision:
 
     def add(self, agent: Agent) -> None:
         """Begin to supervise an agent."""
-        agent.health = self._agents[agent.id] = AgentHealth(agent.id, agent.breaker, self._env)
+        agent.health = AgentHealth(agent.id, agent.breaker, self._env)
 
     @property
     def agents(self) -> Mapping[str, AgentHealth]:
-        """What is known of each agent, by id."""
+        """What is known of each agent that has ever failed, by id; of any agent it is in its `health`."""
         return self._agents
 
     @property
@@ -204,6 +204,7 @@ class Supervision:
         circuit = health.circuits.get(handler)
         if circuit is None:
             circuit = health.circuits[handler] = Circuit(health.breaker)
+            self._agents[agent.id] = health
         health.is_troubled = True
         was_open = circuit.is_open
         text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
