@@ -43,8 +43,8 @@ COLLECTOR = (10_000, 10, 10)
 """Thresholds of the garbage collector: a full pass after a million new containers, some 100 MB, not after 70,000; ten times more gained nothing."""
 
 SWITCH_SEC = 0.0005
-"""How long a thread keeps the interpreter lock from one that asks for it: with Python's 5 ms the thread that writes a file store, which gives the lock
-up at each step of a statement, was kept waiting for most of a transaction. On `file` a node passes 1.6 times as many tasks."""
+"""How long a thread keeps the interpreter lock from one that asks for it: with Python's 5 ms the thread that writes a file store, which gives the
+lock up at each step of a statement, was kept waiting for most of a transaction. On `file` a node passes 1.6 times as many tasks."""
 
 
 @attrs.frozen(kw_only=True)
