@@ -11,7 +11,7 @@ from anyio.abc import TaskGroup
 
 from converge.contracts.store import LIMITS
 from converge.env import Env
-from converge.errors import InputError, LeaseEnded, PoolClosed, StoreError
+from converge.errors import ConvergeError, InputError, PoolClosed, StoreError
 from converge.machines.match import Claimer
 from converge.model.keys import MEMBER
 from converge.runtime.agent import Agent, claimer_of, claims_tasks
@@ -159,8 +159,8 @@ class Groups:
             self._place(agent)
             try:
                 await agent.node.network.describe_again(agent)
-            except (StoreError, LeaseEnded) as error:
-                agent.log.warning("discovery shows the agent in its old pools until the store takes its descriptor: %s", error)
+            except ConvergeError as error:
+                agent.log.warning("discovery shows the agent in its old pools until its descriptor can be published: %s", error)
 
     def _place(self, agent: Agent) -> None:
         """Put the agent into the group of its pools, if it claims tasks at all."""
