@@ -208,3 +208,24 @@ async def _end(node: Node, lease_id: bytes) -> None:
     (entry,) = await node.store.get([LEASE(lease_id)])
     assert entry is not None
     await node.store.commit([Batch([(entry.key, entry.revision)], [(DEAD(lease_id), b"")], [entry.key, EXPIRY(lease_id)])])
+
+
+async def test_an_agent_that_joined_and_then_did_not_start_is_forgotten_when_others_rejoin(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Worker):
+        async def on_start(self) -> None:
+            await self.join("q")
+            raise RuntimeError("it does not start")
+
+    caplog.set_level(logging.CRITICAL)
+    with anyio.fail_after(30):
+        async with Node(store=store_url, poll_sec=0.05, lease_sec=0.6) as node:
+            await node.pools.create_pool(Pool(id="q"))
+            (agent,) = await node.spawn(Worker, pool="p")
+            with pytest.raises(RuntimeError, match="it does not start"):
+                await node.spawn(Failing, pool="p")
+            lease = node.opened.lease_opened
+            assert lease is not None
+            await _end(node, lease.id)
+            await wait_until(lambda: node.opened.lease_opened not in (None, lease), what="another lease", timeout=10)
+            await wait_until(lambda: _are_members(node, "p", [agent.id]), what="the one that runs is a member again")
+            assert await run(node, "p") == {agent.id} and await node.pools.members("q") == []

@@ -97,8 +97,8 @@ class Groups:
         """Make all agents members again, under a new lease; those that are not admitted any more go without."""
         async with self._lock:
             by_pool: dict[str, list[str]] = {}
-            for agent_id, pools in self._wanted.items():
-                for pool_id in pools:
+            for agent_id in self._agents:
+                for pool_id in self._wanted[agent_id]:
                     by_pool.setdefault(pool_id, []).append(agent_id)
             for pool_id, agent_ids in by_pool.items():
                 admitted = await self._join_admitted(pool_id, agent_ids)
