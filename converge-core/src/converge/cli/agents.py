@@ -112,19 +112,12 @@ def _record(one: AgentDescriptor, now: int) -> dict[str, Any]:
 
 def _cells(one: AgentDescriptor, now: int) -> tuple[object, ...]:
     names = [" ".join(names) for names in (one.topics, one.capabilities, one.pools)]
-    return (one.id[:ID_SHOWN], one.name, *names, one.node_key[:NODE_SHOWN], " ".join(one.endpoints), _age(_age_sec(one, now)))
+    return (one.id[:ID_SHOWN], one.name, *names, one.node_key[:NODE_SHOWN], " ".join(one.endpoints), output.age(_age_sec(one, now)))
 
 
 def _age_sec(one: AgentDescriptor, now: int) -> float:
     """How long ago it was signed; never negative, since its process may have read store time a little ahead."""
     return max(0, now - one.issued_at) // 1_000 / 1_000
-
-
-def _age(seconds: float) -> str:
-    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= 2 * length:
-            return f"{int(seconds // length)}{unit}"
-    return f"{int(seconds)}s"
 
 
 async def _query(config: Config, query: DiscoveryQuery) -> tuple[list[AgentDescriptor], int]:

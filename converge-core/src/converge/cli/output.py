@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from converge.cli.harmless import harmless
@@ -101,6 +101,12 @@ def ask(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def age(seconds: float) -> str:
+    """Return how long ago something was, as short as a line of a list needs it: `42s`, `17m`, `5h`, `3d`."""
+    unit, length = next((one for one in (("d", 86_400), ("h", 3_600), ("m", 60)) if seconds >= 2 * one[1]), ("s", 1))
+    return f"{int(max(0, seconds) // length)}{unit}"
+
+
 @contextmanager
 def progress(title: str, *, is_wanted: bool) -> Iterator[Callable[[int, int], None] | None]:
     """Give what draws a progress bar on standard error, or None where it is not wanted, or that is no terminal."""
@@ -150,7 +156,7 @@ def _write_lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> No
     from rich.text import Text
 
     now, console = datetime.now(UTC), Console(soft_wrap=True)
-    texts = [[_age(now - cell) if isinstance(cell, datetime) else _cell(cell) for cell in row] for row in rows[:ROWS]]
+    texts = [[f"{age((now - cell).total_seconds())} ago" if isinstance(cell, datetime) else _cell(cell) for cell in row] for row in rows[:ROWS]]
     widths = [max(map(cell_len, (column, *(row[at] for row in texts)))) for at, column in enumerate(columns)]
     excess = sum(widths) + 2 * (len(widths) - 1) - console.width
     for at in range(len(columns) - 1, -1, -1):
@@ -169,13 +175,6 @@ def _write_lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> No
         console.print(Text("  ".join(cells).rstrip(), style="" if number else "bold"), soft_wrap=True)
     if len(rows) > ROWS:
         note(f"{ROWS} of {len(rows):,} rows; all of them with --json, or where standard output is no terminal")
-
-
-def _age(passed: timedelta) -> str:
-    """A moment that passed, as short as a line of a list needs it; what is to come, and whatever is read by programs, is written whole."""
-    seconds = max(0, int(passed.total_seconds()))
-    unit, length = next((one for one in (("d", 86_400), ("h", 3_600), ("m", 60)) if seconds >= 2 * one[1]), ("s", 1))
-    return f"{seconds // length}{unit} ago"
 
 
 def _is_number_column(rows: Sequence[Sequence[object]], at: int) -> bool:

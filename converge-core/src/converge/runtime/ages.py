@@ -25,12 +25,3 @@ def read_moment(flag: str, text: str, now: int) -> int:
         return max(0, int(moment.timestamp() * 1_000_000))
     except (ValueError, OverflowError):
         raise InvalidValue(flag, text, "an age such as 90s, 15m, 2h or 7d, or a moment such as 2026-01-31T12:00") from None
-
-
-def shown_age(micros: int) -> str:
-    """Return an age as a table shows it: `42s`, `17m`, `5h`, `3d`; never negative, since clocks differ a little."""
-    seconds = max(0, micros) / 1_000_000
-    for unit in ("d", "h", "m"):
-        if seconds >= 2 * _UNITS[unit]:
-            return f"{int(seconds // _UNITS[unit])}{unit}"
-    return f"{int(seconds)}s"
