@@ -32,6 +32,7 @@ class Notices:
         self._opened, self._pause_sec, self._feeds = opened, lease_sec / 3, feeds
         self._woken = anyio.Event()
         self._heard = 0  # renewals of the lease when a wake-up arrived last
+        self._suspected: int | None = None
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -54,8 +55,10 @@ class Notices:
 
     def _listen(self, lease: Lease) -> None:
         """Say so when renewals go through, but their wake-ups do not arrive."""
-        if lease.renewals - self._heard >= UNHEARD:
+        unheard = lease.renewals - self._heard >= UNHEARD
+        if unheard and self._suspected == self._heard:  # at the last look, too: what came while the loop was blocked has been heard since
             self._opened.deafness.failed(PART, StoreUnavailable(f"{lease.renewals - self._heard} renewals of the lease were not heard of"))
+        self._suspected = self._heard if unheard else None
 
     async def _watch(self, lease: Lease, scope: anyio.CancelScope) -> None:
         with scope:
