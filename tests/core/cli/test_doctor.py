@@ -193,3 +193,21 @@ def test_a_record_that_does_not_stop_the_checks_is_told_beside_them(pool: Conver
     answer = pool("doctor", "--json", *STORE)
     assert ("records", "error") in wrong(answer) and text in findings(answer)["records"][0]["finding"]
     assert "leases" in findings(answer)
+
+
+def test_a_file_on_a_network_file_system_is_an_error(pool: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "mounts").write_text(f"host:/export {folder} nfs4 rw 0 0\n")
+    monkeypatch.setattr("converge.builtin.file.place.MOUNTS", folder / "mounts")
+    answer = pool("doctor", "--json", *STORE)
+    assert (answer.code, wrong(answer)) == (4, {("store", "error")})
+    assert "network file system (nfs4)" in findings(answer)["store"][0]["finding"]
+
+
+def test_a_store_of_less_durability_than_its_backend_can_have_is_told(pool: Converge, monkeypatch: pytest.MonkeyPatch) -> None:
+    import converge.builtin.file.schema as schema
+
+    monkeypatch.setattr(schema, "settings", lambda _: {"journal_mode": "wal", "synchronous": "normal"})
+    monkeypatch.setattr("converge.builtin.file.database.settings", schema.settings)
+    answer = pool("doctor", "--json", *STORE)
+    assert (answer.code, wrong(answer)) == (1, {("durability", "error")})
+    assert "synchronous is normal" in findings(answer)["durability"][0]["finding"]
