@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+from itertools import pairwise
 
 import anyio
 import pytest
 
-from converge import Task, TaskManager
+from converge import Task, TaskManager, open_store
+from converge.contracts.store import Range, Store
+from converge.model.keys import EXPIRY
 from converge.testing.fixtures import wait_until
 from converge.testing.fleet import Fleet, all_terminal, until_started
 
@@ -27,16 +30,34 @@ async def test_f1_a_long_task_of_a_live_process_starts_once(fleet: Fleet, tasks:
 
 
 async def test_f2_code_that_blocks_the_loop_keeps_its_task(fleet: Fleet, tasks: TaskManager) -> None:
-    """The handler blocks the event loop for three leases, then holds the interpreter's lock in bursts for two."""
-    blocking = fleet.start(agents=1, lease_sec=2.0)
+    """The handler blocks the event loop for two leases, then holds the interpreter's lock in bursts for more than one."""
+    lease_sec = 3.0
+    blocking = fleet.start(agents=1, lease_sec=lease_sec)
     task_id = await tasks.submit(Task(pool_id=fleet.pool, inputs={"block": 6, "hold": 4}))
     await until_started(fleet, 1)
-    fleet.start(agents=1, lease_sec=2.0)
-    task = await tasks.result(task_id, timeout=60)
+    async with open_store(fleet.url, plugins=fleet.plugins, network=fleet.network) as store, anyio.create_task_group() as group:
+        seen: list[int] = []
+        group.start_soon(_see_expiries, store, seen)
+        await wait_until(lambda: len(seen) > 0, what="its lease is seen")
+        fleet.start(agents=1, lease_sec=lease_sec)
+        task = await tasks.result(task_id, timeout=60)
+        group.cancel_scope.cancel()
     assert task.state == "COMPLETED"
     assert len(fleet.starts()[task_id]) == 1, "a process that blocks was taken for dead"
     log = fleet.log_of(blocking)
     assert "blocked" in log and "time.sleep" in log, "the warning does not show the stack that blocks"
+    gaps = [(later - earlier) / 1_000_000 for earlier, later in pairwise(seen)]
+    assert len(gaps) > 5 and max(gaps) < lease_sec / 2, f"renewals came late: {gaps}"
+
+
+async def _see_expiries(store: Store, seen: list[int]) -> None:
+    """Note when the first lease is renewed: each of its expiries is a whole lease later."""
+    (page,) = await store.scan([Range(EXPIRY(), None, 1)])
+    while True:
+        (entry,) = await store.get([page[0].key])
+        if entry is not None and (not seen or int(entry.value) > seen[-1]):
+            seen.append(int(entry.value))
+        await anyio.sleep(0.02)
 
 
 async def test_f5_a_paused_process_that_wakes_overwrites_nothing(fleet: Fleet, tasks: TaskManager) -> None:
