@@ -139,6 +139,21 @@ def test_each_keyring_takes_the_keys_that_no_other_has_and_they_are_free_again_w
     third.close()
 
 
+def test_a_key_that_is_refused_leaves_the_others_free(tmp_path: Path) -> None:
+    keyring = Keyring.open(tmp_path / "keys", SYSTEM)
+    first = [one.id for one in keyring.take("Counter", 30)]
+    keyring.close()
+    (tmp_path / "keys" / "agent.Counter.7.key").chmod(0o644)
+    again, other = (Keyring.open(tmp_path / "keys", SYSTEM) for _ in range(2))
+    with pytest.raises(KeyFileRefused, match=r"Counter\.7\.key"):
+        again.take("Counter", 10)
+    assert [one.id for one in other.take("Counter", 7)] == first[:7]
+    (tmp_path / "keys" / "agent.Counter.7.key").chmod(0o600)
+    assert [one.id for one in again.take("Counter", 3)] == first[7:10]
+    again.close()
+    other.close()
+
+
 HOLDER = """
 import sys
 from converge.env import SYSTEM

@@ -96,7 +96,7 @@ class KeyFolder:
     def write(self, name: str, data: bytes, *, is_last: bool = True) -> None:
         """Put a file there, whole or not at all, whatever happens meanwhile; it survives a power cut once this returns. Hold its lock.
 
-        `is_last`: False leaves the last step to a later write, for many at once; until then the file may be gone after a power cut, but never torn.
+        `is_last`: False leaves the last step to `settle`, for many at once; until then the file may be gone after a power cut, but never torn.
 
         Raises:
             KeyFileRefused: It could not be written.
@@ -112,9 +112,13 @@ class KeyFolder:
                 os.fsync(handle)
             os.rename(new, name, src_dir_fd=self._handle, dst_dir_fd=self._handle)
             if is_last:
-                os.fsync(self._handle)
+                self.settle()
         except OSError as error:
             raise KeyFileRefused(self.path / name, *_why(error, "file")) from error
+
+    def settle(self) -> None:
+        """Let what was written survive a power cut."""
+        os.fsync(self._handle)
 
     def lock(self, name: str) -> int | None:
         """Lock the name for this process; None if somebody has it. The lock ends when the descriptor is closed, or the process dies.

@@ -10,6 +10,7 @@ import base64
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anyio.to_thread
@@ -29,6 +30,9 @@ KEYS = 100_000
 
 TIME_GREATEST = 2**53
 """Store times past this (the year 2255) are no reason to jump ahead: a store that says so is wrong, and a number once used cannot be taken back."""
+
+WRITERS = 16
+"""Keys that are written at a time: file systems settle what waits together in one go."""
 
 NODE, SEQUENCE = "node", "sequence"
 _NAME = re.compile(r"(node|agent\.[A-Za-z_][A-Za-z0-9_]{0,99})\.(0|[1-9]\d{0,5})")
@@ -147,18 +151,21 @@ class Keyring:
         Raises:
             KeyFileRefused: A file cannot be relied on; what was taken by this call is free again.
         """
-        if self._folder is None:
+        if self._folder is None or self._blocks is None:
             return [Identity.generate(self._env.entropy) for _ in range(count)]
-        taken = []
+        kind, locks = kind if kind == NODE else f"agent.{_plain(kind)}", dict[str, int]()
         try:
-            for number in range(1, count + 1):
-                taken.append(self._take(self._folder, kind if kind == NODE else f"agent.{_plain(kind)}", is_last=number == count))
+            for _ in range(count):
+                self._lock(self._folder, kind, locks)
+            identities = _read_or_make(self._folder, list(locks), self._env)
         except BaseException:
-            for kept in taken:
-                kept.close()
+            self._index.pop(kind, None)
+            for lock in locks.values():
+                os.close(lock)
             raise
-        self._kept |= {kept.identity.id: kept for kept in taken}
-        return [kept.identity for kept in taken]
+        for (name, lock), identity in zip(locks.items(), identities, strict=True):
+            self._kept[identity.id] = KeptKey(name, lock, identity, self._blocks)
+        return identities
 
     def give_back(self, agent_ids: Iterable[str]) -> None:
         """Let other processes have these, if they are kept."""
@@ -184,20 +191,14 @@ class Keyring:
         self._last[agent_id] = number
         return number
 
-    def _take(self, folder: KeyFolder, kind: str, *, is_last: bool) -> KeptKey:
-        assert self._blocks is not None, "there are blocks where there is a folder"
+    def _lock(self, folder: KeyFolder, kind: str, locks: dict[str, int]) -> None:
+        """Lock the next name of the kind that is free."""
         for index in range(self._index.get(kind, 0), KEYS):
             name = _checked(f"{kind}.{index}")
             lock = folder.lock(name)
-            if lock is None:
-                continue
-            try:
-                identity = read_key(folder, name) or _make(folder, name, self._env, is_last=is_last)
-            except BaseException:
-                os.close(lock)
-                raise
-            self._index[kind] = index + 1
-            return KeptKey(name, lock, identity, self._blocks)
+            if lock is not None:
+                self._index[kind], locks[name] = index + 1, lock
+                return
         raise KeyInUse(folder.path / kind, f"all {KEYS} keys of this kind are used by processes that live", "name another identity_dir")
 
 
@@ -286,6 +287,17 @@ def read_key(folder: KeyFolder, name: str) -> Identity | None:
         # Nothing of the cause is told, or kept: it may quote the file.
         raise KeyFileRefused(path, "it holds no key that this release can read", "restore it from a copy, or remove it for a new key") from None
     return identity
+
+
+def _read_or_make(folder: KeyFolder, names: Sequence[str], env: Env) -> list[Identity]:
+    """Return the keys of these names, which are locked; those that are missing are made, many at a time: each waits for the disk."""
+    found = {name: read_key(folder, name) for name in names}
+    missing = [name for name, identity in found.items() if identity is None]
+    with ThreadPoolExecutor(WRITERS) as pool:
+        made = dict(zip(missing, pool.map(lambda name: _make(folder, name, env, is_last=False), missing), strict=True))
+    if made:
+        folder.settle()
+    return [found[name] or made[name] for name in names]
 
 
 def _make(folder: KeyFolder, name: str, env: Env, *, is_last: bool = True) -> Identity:
