@@ -9,7 +9,7 @@ import pytest
 from converge import Agent, Identity, Message, Node, Pool
 from converge.contracts.store import Batch
 from converge.env import SYSTEM
-from converge.errors import InvalidValue, KeyFileRefused, PoolClosed, StoreRolledBack
+from converge.errors import ConfigError, InvalidValue, KeyFileRefused, PoolClosed, StoreRolledBack
 from converge.model.descriptor import DiscoveryQuery
 from converge.model.keys import EPOCH
 from converge.runtime.history import History
@@ -71,6 +71,11 @@ async def test_an_identity_can_be_given_from_python() -> None:
         assert (node.identity.id, agent.id) == (own.id, theirs.id)
         with pytest.raises(InvalidValue, match="as many as agents"):
             await node.spawn(Listener, count=2, identities=[theirs])
+
+
+def test_a_trust_that_there_is_not_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ConfigError, match="drop.*warn.*allow"):
+        Node(trust="perhaps")  # type: ignore[arg-type]  # that is the point
 
 
 async def test_agents_that_no_pool_admits_give_their_keys_back(tmp_path: Path) -> None:

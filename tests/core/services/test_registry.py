@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from converge.errors import BadSignature, InvalidName, Undeliverable
+from converge.errors import BadSignature, InvalidName, InvalidValue, Undeliverable
 from converge.model.descriptor import AgentDescriptor, sign_descriptor
 from converge.model.identity import ROTATIONS, Identity, predecessors
 from converge.services.directory import Directory
@@ -70,7 +70,7 @@ def test_what_becomes_of_a_sender_that_is_not_pinned(
 def test_only_an_agents_id_can_be_pinned(directory: Directory) -> None:
     with pytest.raises(InvalidName):
         IdentityRegistry(directory, pins=["WordCounter"])
-    with pytest.raises(ValueError, match="perhaps"):
+    with pytest.raises(InvalidValue, match="drop, warn, allow"):
         IdentityRegistry(directory, trust="perhaps")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import attrs
 
@@ -28,7 +28,7 @@ class NodeSettings:
     max_connections: int = like("max_connections")
     require_durability: str = ""
     identity_dir: str = ""
-    trust: str = like("trust")
+    trust: Literal["drop", "warn", "allow"] = like("trust")
     discovery_store: str = ""
     require_tls: bool = False
     options: dict[str, Any] = attrs.field(factory=dict)
@@ -63,7 +63,7 @@ class NodeArguments(TypedDict, total=False):
     max_connections: int
     require_durability: str
     identity_dir: str
-    trust: str
+    trust: Literal["drop", "warn", "allow"]
     discovery_store: str
     require_tls: bool
     options: Mapping[str, Any]

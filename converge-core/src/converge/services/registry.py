@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 from enum import StrEnum
 
-from converge.errors import BadSignature, InvalidKey, InvalidName, Undeliverable
+from converge.errors import BadSignature, InvalidKey, InvalidName, InvalidValue, Undeliverable
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
 from converge.model.identity import agent_id as id_of
 from converge.model.identity import is_agent_id, predecessors, verify
@@ -42,9 +42,11 @@ class IdentityRegistry:
 
         Raises:
             InvalidName: A pin is no agent's id.
-            ValueError: There is no such trust.
+            InvalidValue: There is no such trust.
         """
         self._directory = directory
+        if trust not in list(Trust):
+            raise InvalidValue("trust", trust, ", ".join(Trust))
         self.trust = Trust(trust)
         self._pins: set[str] = set()
         self._successors: dict[str, str] = {}
