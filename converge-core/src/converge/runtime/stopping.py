@@ -53,7 +53,7 @@ class Stopping:
                 await self._ticks.stop()  # not before: an agent that decides may need its ticks to report what it holds
             dropped = await self._network.post.inboxes.drain(max(0.0, drained_by - anyio.current_time()))
             if dropped:
-                log.warning("%d messages were not handled within %.0f s; their senders are told", dropped, grace_sec)
+                log.warning("%d messages were not handled within %g s; their senders are told", dropped, grace_sec)
             with anyio.move_on_after(RELEASE_SEC):
                 await self._network.mail.stopped()
             with anyio.move_on_after(max(ON_STOP_SEC, drained_by - anyio.current_time())) as scope:
@@ -93,6 +93,6 @@ async def _drain_feed(feed: Feed, grace_sec: float) -> None:
         await feed.drain()
         return
     feed.hand_back()  # what came meanwhile and was not begun
-    log.warning("%d tasks did not end within %.0f s; they are handed back", feed.slots.cancel(Why.STOPPING), grace_sec)
+    log.warning("%d tasks did not end within %g s; they are handed back", feed.slots.cancel(Why.STOPPING), grace_sec)
     with anyio.move_on_after(RELEASE_SEC):
         await feed.drain()
