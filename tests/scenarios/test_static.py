@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from converge import Agent, DiscoveryQuery, Message, Node
+from converge import Agent, DiscoveryQuery, Message, Node, Pool
 from converge.errors import ConfigError, ConvergeError
 from converge.model.descriptor import open_descriptor, sign_descriptor
 from converge.testing.fixtures import wait_until
@@ -76,6 +76,22 @@ async def test_an_agent_that_comes_later_is_found_within_a_poll_and_refresh_find
         (there,) = await first.spawn(Echo)
         found = await second.discovery.query(DiscoveryQuery(capabilities=["echo"]), refresh_from_store=True)
         assert [one.id for one in found] == [there.id]
+
+
+async def test_an_agent_that_joins_a_pool_is_found_in_it_and_its_sequence_rises() -> None:
+    async with node("local:first") as first, node("local:second", "local:first") as second:
+        (there,) = await first.spawn(Echo)
+        await knows(second, there)
+        before = second.discovery.directory.get(there.id)
+        await first.pools.create_pool(Pool(id="docs"))
+        await there.join("docs")
+
+        async def is_in_it() -> bool:
+            return [one.id for one in await second.discovery.query(DiscoveryQuery(pool_id="docs"))] == [there.id]
+
+        await wait_until(is_in_it, timeout=PATIENCE_SEC)
+        after = second.discovery.directory.get(there.id)
+        assert before is not None and after is not None and after.sequence > before.sequence
 
 
 async def test_agents_of_a_node_that_has_stopped_are_listed_no_longer() -> None:

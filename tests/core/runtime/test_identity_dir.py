@@ -74,7 +74,7 @@ async def test_an_identity_can_be_given_from_python() -> None:
 
 
 def test_a_trust_that_there_is_not_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(ConfigError, match="drop.*warn.*allow"):
+    with pytest.raises(ConfigError, match=r"drop.*warn.*allow"):
         Node(trust="perhaps")  # type: ignore[arg-type]  # that is the point
 
 
