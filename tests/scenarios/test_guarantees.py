@@ -21,6 +21,12 @@ from converge.services.opened import Opened
 from converge.testing.fixtures import wait_until
 
 
+@pytest.fixture(scope="module", params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Embedded stores run on both."""
+    return str(request.param)
+
+
 @pytest.fixture(params=["memory", "file"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     """An embedded store with the pool `docs`."""
