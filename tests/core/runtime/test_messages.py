@@ -120,7 +120,16 @@ async def test_an_answer_that_does_not_come_is_a_timeout_and_the_message_goes_on
 
 @pytest.mark.parametrize(
     ("how", "text"),
-    [({"ack": "acepted"}, "acepted"), ({"proof": "sealed"}, "sealed"), ({"timeout": 0}, "above 0"), ({"timeout": 121.0}, "at most 120")],
+    [
+        ({"ack": "acepted"}, "acepted"),
+        ({"ack": ["accepted"]}, "accepted"),
+        ({"proof": "sealed"}, "sealed"),
+        ({"timeout": 0}, "above 0"),
+        ({"timeout": 121.0}, "at most 120"),
+        ({"timeout": None}, "above 0"),
+        ({"timeout": float("nan")}, "above 0"),
+        ({"task_id": "x" * 65}, "at most 64"),
+    ],
 )
 async def test_a_send_that_nobody_can_mean_is_refused(node: Node, how: dict[str, Any], text: str) -> None:
     sender, reader = await readers(node, 2)
@@ -131,8 +140,12 @@ async def test_a_send_that_nobody_can_mean_is_refused(node: Node, how: dict[str,
 
 async def test_a_recipient_that_is_no_agents_id_is_refused_and_one_that_is_unknown_is_undeliverable(node: Node) -> None:
     (sender,) = await readers(node, 1)
-    with pytest.raises(InvalidName, match="cv1"):
-        await sender.send("nobody", "x")
+    for nobody in ("nobody", "", None, 7, "cv1" + "a" * 51):
+        for mailbox in (False, True):
+            with pytest.raises(InvalidName, match="agent's id"):
+                await node.send(nobody, "x", mailbox=mailbox)  # type: ignore[arg-type]  # what a program may do all the same
+        with pytest.raises(InvalidName, match="agent's id"):
+            await node.send(sender.id, "x", sender=nobody or "nobody")  # type: ignore[arg-type]  # as above
     with pytest.raises(Undeliverable, match="not known here"):
         await sender.send("cv1" + "a" * 52, "x")
 

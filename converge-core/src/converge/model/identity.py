@@ -66,9 +66,9 @@ def agent_id(public_key: bytes) -> str:
     return "cv1" + base64.b32encode(digest).decode().rstrip("=").lower()
 
 
-def is_agent_id(text: str) -> bool:
+def is_agent_id(text: object) -> bool:
     """Tell whether the text has the form of an agent's id."""
-    return _AGENT_ID.fullmatch(text) is not None
+    return isinstance(text, str) and _AGENT_ID.fullmatch(text) is not None
 
 
 def predecessors(public_key: bytes, succession: Sequence[str]) -> list[str]:

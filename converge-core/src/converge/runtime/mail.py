@@ -118,6 +118,8 @@ class Mail:
             log.debug("agent %.16s has no mailbox", agent_id)
         except ConvergeError as error:  # it is looked into again later, as any mailbox
             log.warning("the mailbox of agent %.16s is drained later: %s", agent_id, error)
+        except Exception:  # a task's boundary: the agents and their other messages go on
+            log.exception("the mailbox of agent %.16s is drained later", agent_id)
         finally:
             self._draining.discard(agent_id)
             self._drained.set()

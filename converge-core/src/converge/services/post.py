@@ -129,12 +129,10 @@ class Post:
         check_timeout(how.timeout)
         if how.proof not in ("channel", "signed"):
             raise InvalidValue("proof", how.proof, '"channel" or "signed"')
-        if len(how.task_id) > NAME_CHARACTERS:
-            raise InvalidValue("task_id", how.task_id, f"the id of a task, at most {NAME_CHARACTERS} characters")
         if not is_agent_id(sender):
             raise InvalidName("sender", sender, "an agent's id: cv1 and 52 characters")
         signer = self.signer(sender) if how.proof == "signed" else None
-        return Draft(self._env.entropy(16).hex(), sender, payload, wants, how.task_id, signer)
+        return Draft(self._env.entropy(16).hex(), sender, payload, wants, _checked_task_id(how.task_id), signer)
 
     def signer(self, sender: str) -> Signer:
         """Return what signs for an agent of this node.
@@ -159,8 +157,8 @@ class Post:
         if self._is_guarded:
             message = self._host.guard(BEFORE_SEND, to_message(header, to, payload))
             payload = message.payload
-            if message.task_id != draft.task and len(message.task_id) <= NAME_CHARACTERS:
-                header = msgspec.structs.replace(header, task=message.task_id)
+            if message.task_id != draft.task:
+                header = msgspec.structs.replace(header, task=_checked_task_id(message.task_id))
         body = encode_plain(payload, "payload")
         if len(body) > MESSAGE_BYTES:
             raise MessageTooLarge(f"a payload of {len(body):,} bytes; the limit of a message is {MESSAGE_BYTES:,}")
@@ -215,7 +213,7 @@ class Post:
 
 def check_timeout(timeout: float) -> None:
     """Refuse a timeout that cannot be kept."""
-    if not 0 < timeout <= WINDOW_SEC:
+    if not _is_number(timeout) or not 0 < timeout <= WINDOW_SEC:
         raise InvalidValue("timeout", timeout, f"seconds, above 0, at most {WINDOW_SEC:g}: so long a repeated message is recognised")
 
 
@@ -238,3 +236,13 @@ def _level(how: How) -> str:
         return LEVELS[how.ack]
     except (KeyError, TypeError):
         raise InvalidValue("ack", how.ack, '"accepted", "handled" or None') from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _checked_task_id(value: object) -> str:
+    if not isinstance(value, str) or len(value) > NAME_CHARACTERS:
+        raise InvalidValue("task_id", value, f"the id of a task, at most {NAME_CHARACTERS} characters")
+    return value
