@@ -40,7 +40,7 @@ class _LaneSeen:
 class Claims:
     """The takes of one group: agents of one process with the same pools, capabilities, topics and types.
 
-    `agent_ids` are the agents that it claims for: each must be a member of each pool that is not open, and `on_missing` is told of those that are not.
+    `agent_ids` are the agents that it claims for: each must be a member of each pool that is not open; `on_missing` is told of those that are not.
     `look` reads the lanes; `take` makes the next take, or None where nothing is known to be ready; `taken` turns its answer into claims.
     """
 
