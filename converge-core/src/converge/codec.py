@@ -131,11 +131,11 @@ def _plain(value: Any, path: str, depth: int) -> Any:
         return value
     if isinstance(value, int):
         if not -_INT_GREATEST - 1 <= value <= _INT_GREATEST:
-            raise InvalidValue(path, value, "an integer of 64 bits")
+            raise _refused(path, value, "an integer of 64 bits")
         return value
     if isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
-            raise InvalidValue(path, value, "a finite number")
+            raise _refused(path, value, "a finite number")
         return value
     if isinstance(value, str):
         if not value.isascii():
@@ -153,19 +153,24 @@ def _container(value: Any, path: str, depth: int) -> Any:
         return [_plain(item, f"{path}[{index}]", depth) for index, item in enumerate(value)]
     if isinstance(value, dict):
         if BYTES_KEY in value:
-            raise InvalidValue(path, value, f'no mapping with the key "{BYTES_KEY}", which stands for bytes')
+            raise _refused(path, value, f'no mapping with the key "{BYTES_KEY}", which stands for bytes')
         for key in value:
             if not isinstance(key, str):
-                raise InvalidValue(path, key, "names (str) as keys")
+                raise _refused(path, key, "names (str) as keys")
         return {key: _plain(item, f"{path}.{key}", depth) for key, item in value.items()}
-    raise InvalidValue(path, value, "plain data: None, bool, int, float, str, bytes, lists and mappings of these")
+    raise _refused(path, value, "plain data: None, bool, int, float, str, bytes, lists and mappings of these")
+
+
+def _refused(path: str, value: object, expected: str) -> InvalidValue:
+    """Return the error, which tells the value's type only: it is part of a payload, and the text goes into logs."""
+    return InvalidValue(path, value, expected, shown=f"a value of type {type(value).__name__}")
 
 
 def _check_unicode(value: str, path: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InvalidValue(path, value, "text without lone surrogates") from None
+        raise _refused(path, value, "text without lone surrogates") from None
 
 
 def _restore(value: Any) -> Any:

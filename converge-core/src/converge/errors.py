@@ -37,8 +37,8 @@ class InputError(ConvergeError):
 class InvalidValue(InputError):
     """A value is outside what its field allows."""
 
-    def __init__(self, path: str, value: object, expected: str) -> None:
-        super().__init__(f"{path}: {_short(value)} is not allowed; expected {expected}")
+    def __init__(self, path: str, value: object, expected: str, *, shown: str = "") -> None:
+        super().__init__(f"{path}: {shown or _short(value)} is not allowed; expected {expected}")
         self.path, self.value, self.expected = path, value, expected
 
 

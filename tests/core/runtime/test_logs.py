@@ -222,3 +222,18 @@ async def test_the_lines_of_a_message_are_its_recipients_and_not_about_the_sende
     assert line["agent"] == recipient.id
     assert line["message_id"]
     assert not {"task", "pool", "token"} & set(line)
+
+
+async def test_a_result_that_is_no_plain_data_is_refused_by_its_type_and_is_not_shown(stream: Written) -> None:
+    logs.set_up("text", "debug")
+
+    class Careless(Agent):
+        async def on_task(self, task: Task) -> Any:
+            return {"found": {CANARY}, "more": CANARY}
+
+    async with Node(store="memory:") as node:
+        await node.spawn(Careless, pool="p")
+        task = await node.tasks.result(await node.tasks.submit(Task(pool_id="p", max_attempts=1)), timeout=10)
+    assert "result.found: a value of type set is not allowed; expected plain data" in stream.text
+    assert CANARY not in stream.text
+    assert CANARY not in task.error
