@@ -237,3 +237,13 @@ async def test_a_result_that_is_no_plain_data_is_refused_by_its_type_and_is_not_
     assert "result.found: a value of type set is not allowed; expected plain data" in stream.text
     assert CANARY not in stream.text
     assert CANARY not in task.error
+
+
+def test_an_agent_may_log_before_it_has_an_id(caplog: pytest.LogCaptureFixture) -> None:
+    class Early(Agent):
+        def __init__(self) -> None:
+            self.log.warning("made")
+
+    Early()
+    (line,) = caplog.records
+    assert (line.name, line.getMessage(), hasattr(line, "agent")) == ("converge.agent.Early", "made", False)

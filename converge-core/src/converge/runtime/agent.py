@@ -75,7 +75,7 @@ class Agent:
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """Its own log."""
-        return agent_log(type(self).__name__, self.id)
+        return agent_log(type(self).__name__, getattr(self, "id", ""))  # none yet in `__init__`
 
     async def on_start(self) -> None:
         """Called once before the first task or message; what it raises stops the start."""

@@ -17,4 +17,4 @@ class AgentLog(logging.LoggerAdapter[logging.Logger]):
 
 def agent_log(class_name: str, agent_id: str) -> AgentLog:
     """Return an agent's log; made when it is asked for, since 10,000 idle agents write nothing."""
-    return AgentLog(logging.getLogger(f"converge.agent.{class_name}"), {"agent": agent_id})
+    return AgentLog(logging.getLogger(f"converge.agent.{class_name}"), {"agent": agent_id} if agent_id else {})
