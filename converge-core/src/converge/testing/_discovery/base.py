@@ -1,0 +1,152 @@
+"""What the tests of discovery stand on: processes on one place, and what an author may set."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, ClassVar
+
+import pytest
+
+from converge.contracts.discovery import Changes, Discovery, DiscoveryBackend, Sighting
+from converge.contracts.store import Feature, Store
+from converge.errors import ChannelError, StoreError
+from converge.services.lease import LeaseSettings
+from converge.services.opened import Opened
+from converge.services.opening import open_store
+from converge.testing._task.base import let_pass
+from converge.testing.clauses import expect
+from converge.testing.faults import FaultPlan, FaultyStore
+from converge.testing.fixtures import is_quick
+
+POLL_SEC = 0.05
+LEASE_SEC = 15.0
+"""So long that it ends in no test by itself, however slow the machine."""
+PATIENCE_SEC = 10.0
+QUICK_EXAMPLES = 5
+TRIES = 500
+"""How often a call that fails by a fault is repeated: many times more than the faults of any seed last."""
+
+Opening = Callable[[], AbstractAsyncContextManager[Store]]
+
+
+class Process:
+    """One process: a handle on the store that its node would have, and the discovery on it."""
+
+    def __init__(self, discovery: Discovery, store: Store, opened: Opened) -> None:
+        self.discovery, self.store, self.opened = discovery, store, opened
+
+    async def snapshot(self) -> dict[str, Sighting]:
+        """What is known now, by id; each is there once."""
+        found = await self.discovery.snapshot()
+        expect("D-1", len({one.id for one in found}) == len(found), f"an id comes twice in {sorted(one.id for one in found)}")
+        return {one.id: one for one in found}
+
+
+class DiscoveryCase:
+    """One backend under test.
+
+    Attributes:
+        backend: The declaration, as `converge_discoveries` returns it.
+        loops: Event loops to run on; trio is left out where the backend is ASYNCIO_ONLY.
+        examples: How many random histories are compared with the model; fewer with pytest's option `--quick`.
+        near_sec: How long a change may take to be told to a watcher.
+    """
+
+    backend: ClassVar[DiscoveryBackend]
+    loops: ClassVar[tuple[str, ...]] = ("asyncio", "trio")
+    examples: ClassVar[int] = 20
+    near_sec: ClassVar[float] = PATIENCE_SEC
+    pytestmark: ClassVar[list[pytest.MarkDecorator]] = [pytest.mark.anyio]
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run coroutine tests on asyncio and, unless the backend declares ASYNCIO_ONLY, on trio."""
+        if "anyio_backend" in metafunc.fixturenames:
+            is_asyncio_only = Feature.ASYNCIO_ONLY in self.backend.features
+            loops = [loop for loop in self.loops if not (is_asyncio_only and loop == "trio")]
+            metafunc.parametrize("anyio_backend", loops[:1] if is_quick(metafunc.config) else loops, indirect=True, scope="module")
+
+    @pytest.fixture(autouse=True)
+    def quick(self, request: pytest.FixtureRequest) -> None:
+        """With `--quick`, fewer histories; the clauses stay all."""
+        if is_quick(request.config):
+            vars(self).update(examples=min(self.examples, QUICK_EXAMPLES))
+
+    @pytest.fixture(scope="module")
+    @classmethod
+    def anyio_backend(cls, request: pytest.FixtureRequest) -> str:
+        """The event loop of this run of the test."""
+        return str(request.param)
+
+    # What an author may override.
+
+    @pytest.fixture
+    def options(self) -> Any:
+        """An instance of `backend.options` that names a place which no other test uses."""
+        return self.backend.options()
+
+    @pytest.fixture
+    def configured(self) -> list[Sighting]:
+        """What a backend without publishing must say with these options."""
+        return []
+
+    @pytest.fixture
+    async def opening(self) -> AsyncIterator[Opening]:
+        """Opens handles on one store, for backends that use the node's; by default one in memory."""
+        async with open_store("memory:") as store:
+            yield store.reopen
+
+    async def die(self, process: Process) -> None:
+        """Let the process have died long enough ago that what it published is gone: here, by the end of its lease, which nobody has swept.
+
+        An author overrides it whose discovery has a liveness of its own.
+        """
+        lease = process.opened.lease_opened
+        if lease is not None:
+            lease.abandon()
+            await let_pass(process.store, lease.id)
+
+    # What the tests stand on.
+
+    @asynccontextmanager
+    async def process(self, opening: Opening, options: Any, plan: FaultPlan | None = None) -> AsyncIterator[Process]:
+        """A process; leaving it ends it as a node ends, with its lease."""
+        async with opening() as inner:
+            store = inner if plan is None else FaultyStore(inner, plan)
+            opened = Opened.of(store, lease_settings=LeaseSettings(lease_sec=LEASE_SEC))
+            try:
+                async with self.backend.open(options, store=store, poll_sec=POLL_SEC) as discovery:
+                    yield Process(discovery, store, opened)
+            finally:
+                if plan is not None:
+                    plan.is_calm = True
+                await opened.close()
+
+    @asynccontextmanager
+    async def three(self, opening: Opening, options: Any, plan: FaultPlan | None = None) -> AsyncIterator[list[Process]]:
+        """Three processes on one place."""
+        async with self.process(opening, options, plan) as a, self.process(opening, options) as b, self.process(opening, options) as c:
+            yield [a, b, c]
+
+    def said(self, configured: Iterable[Sighting], *published: Sighting) -> dict[str, Sighting]:
+        """What must be known, by id."""
+        return {one.id: one for one in (published if self.backend.publishes else configured)}
+
+
+def applied(known: dict[str, Sighting], changes: Changes) -> dict[str, Sighting]:
+    """What is known after these changes."""
+    expect("D-7", not {one.id for one in changes.came} & set(changes.gone), "an id has both come and gone in one look")
+    return {id_: one for id_, one in known.items() if id_ not in set(changes.gone)} | {one.id: one for one in changes.came}
+
+
+async def until_done(call: Callable[[], Any]) -> Any:
+    """What the call answers, made again while it fails by a fault."""
+    for _ in range(TRIES):
+        try:
+            return await call()
+        except (StoreError, ChannelError):
+            continue
+        except Exception as error:
+            expect("D-8", False, f"a call that could not be done raised {type(error).__name__}, not a StoreError or ChannelError: {error}")
+    expect("D-8", False, f"a call failed {TRIES} times, though its faults pass")
+    return None
