@@ -30,11 +30,12 @@ class _Waiter:
 
     def tell(self) -> bool:
         """Tell it; False if its loop has ended, and so nobody hears."""
+        self.is_told = True  # before the call: the watch, in its own thread, may have heard, and looked, before the call returns
         try:
             self._call(self._hear)
         except RuntimeError:
+            self.is_told = False
             return False
-        self.is_told = True
         return True
 
     def _hear(self) -> None:
