@@ -120,7 +120,7 @@ class Vitals:
             yield Ailment(Code.STOPPING, "the node is stopping: it claims no more tasks", self._stopping)
         yield from self._of_loop(now, watchdog)
         yield from _of_lease(now, opened)
-        yield from _of_store(now, opened, reaper)
+        yield from _of_store(now, opened, reaper, watchdog)
         if (deaf_since := opened.deafness.since) is not None:
             yield Ailment(Code.WATCH_DEAF, "the store's wake-ups do not arrive; work is found by polling", deaf_since)
         for source in tuple(self.sources):
@@ -151,11 +151,16 @@ def _of_lease(now: float, opened: Opened) -> Iterable[Ailment]:
         yield Ailment(Code.RENEWAL_LATE, f"the lease was not renewed for {lease_sec * 0.9 - remaining_sec:.1f} s", now)
 
 
-def _of_store(now: float, opened: Opened, reaper: Reaper) -> Iterable[Ailment]:
-    outage = opened.outage
-    asked = min((one for one in (reaper.asked, opened.asked_since) if one is not None), default=None)
-    since, error = outage.since, outage.error
+def _of_store(now: float, opened: Opened, reaper: Reaper, watchdog: Watchdog) -> Iterable[Ailment]:
+    since, error = opened.outage.since, opened.outage.error
     if since is not None:
         yield Ailment(Code.STORE_AWAY, f"the store does not do what it is asked: {error}", since)
-    elif asked is not None and now - asked > SILENT_SEC:
-        yield Ailment(Code.STORE_AWAY, f"the store has not answered for {now - asked:.1f} s", asked)
+        return
+    # A page of the sweep is many calls: while writes are answered it is only long.
+    page = None if (asked := reaper.asked) is None else max(asked, opened.answered_at)
+    silent = min((one for one in (page, opened.asked_since) if one is not None), default=None)
+    if silent is None or now - watchdog.looked > BLOCKED_SEC:
+        return  # nothing is asked, or nobody can read the answer
+    silent_sec = now - max(silent, watchdog.resumed)
+    if silent_sec > SILENT_SEC:
+        yield Ailment(Code.STORE_AWAY, f"the store has not answered for {silent_sec:.1f} s", silent)

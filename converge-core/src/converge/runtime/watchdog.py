@@ -19,6 +19,9 @@ TICK_GREATEST_SEC = 0.5
 """How often the watchdog looks at the lease: often enough that handlers stop well within the lease's margin."""
 
 
+RESUMED_SEC = 1.0
+"""A loop that was away for so long has answers to read before anybody may say that they have not come."""
+
 TELL_BLOCKED_SEC = 2.0
 """A loop that was blocked for so long did not answer others meanwhile; a busy machine alone rarely keeps it that long."""
 
@@ -32,6 +35,8 @@ class Watchdog:
         self.lease_lost = anyio.Event()
         self.looked = env.monotonic()
         """When it ran last (monotonic seconds): long ago means that the loop is blocked."""
+        self.resumed = self.looked
+        """When it ran again after the last block: what was asked before may have been answered meanwhile."""
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -50,6 +55,8 @@ class Watchdog:
         now = self._env.monotonic()
         blocked_sec = now - self.looked
         self.looked = now
+        if blocked_sec > RESUMED_SEC:
+            self.resumed = now
         if blocked_sec > TELL_BLOCKED_SEC:
             log.warning("the event loop runs again; it was blocked for %.1f s; what computes for long belongs into a plain def", blocked_sec)
 

@@ -125,6 +125,11 @@ class Commits:
         """Since when the oldest call that is under way waits for its answer (monotonic seconds); may be asked from any thread."""
         return min(tuple(self._shields.values()), default=None)
 
+    @property
+    def answered_at(self) -> float:
+        """When a write was last answered as it should be (monotonic seconds)."""
+        return self._good_at
+
     def remember(self, revision: int) -> None:
         """This revision was seen before this process began: what the store gives now must be above."""
         self._greatest = max(self._greatest, revision)

@@ -167,6 +167,11 @@ class Opened:
         asked = (commits.asked_since if commits is not None else None, lease.asked_since if lease is not None else None)
         return min((one for one in asked if one is not None), default=None)
 
+    @property
+    def answered_at(self) -> float:
+        """When the store was last seen to answer (monotonic seconds); may be asked from any thread."""
+        return max(self._offset_seen, self._commits.answered_at if self._commits is not None else float("-inf"))
+
     def hurry(self, within_sec: float) -> None:
         """From now on no call of the store that others share takes longer than this; see `Commits.hurry`."""
         if self._commits is not None:
