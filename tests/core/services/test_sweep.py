@@ -216,3 +216,17 @@ async def test_of_many_processes_about_as_many_look_at_all_leases_as_of_few() ->
     for _ in range(1_000):
         assert await sweep.paced_page() == 0
     assert 50 < looks < 200, f"{looks} of 1,000 pages looked at 640 leases"
+
+
+async def test_paced_pages_reach_the_old_tasks_of_many_pools(store: Store) -> None:
+    pools, tasks = PoolManager(store), TaskManager(store, poll_sec=3_600.0)
+    names = [f"many-{number:02}" for number in range(25)]
+    for name in names:
+        await pools.create_pool(Pool(id=name, keep_completed_sec=0.0, dedup_window_sec=0.0))
+    await tasks.submit_many([Task(pool_id=name) for name in names])
+    for task in [each for name in names for each in await tasks.claim("agent", [name])]:
+        await tasks.complete(task)
+    sweep = Sweep(Opened(store))
+    for _ in range(6):  # three looks at ten pools each, and some that find nothing
+        await sweep.paced_page()
+    assert [name for name in names if await tasks.list(pool_id=name)] == []
