@@ -153,5 +153,3 @@ async def test_f8_claims_of_a_killed_process_do_not_look_alive_to_its_restart(fl
     await until_started(fleet, 4, timeout=2 * 1.0 + 2)  # and the time that Python takes to start
     for task_id in ids:
         assert (await tasks.result(task_id, timeout=10)).attempts == 2
-
-
