@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PROJECTS = {file.parent.name: tomllib.loads(file.read_text())["project"] for file in sorted(ROOT.glob("converge-*/pyproject.toml"))}
 PLUGINS = [name for name in PROJECTS if name != "converge-core"]
 GROUPS = ("converge", "converge.schemes")
-BUILTIN = {"memory", "file", "local", "store"}
+BUILTIN = {"memory", "file", "local", "store", "static"}
 BUILTIN_SCHEMES = {"memory", "file", "local"}
 # Neither a driver, nor a library of the command line, nor one of the tests.
 HEAVY = (
