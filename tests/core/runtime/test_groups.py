@@ -17,6 +17,7 @@ from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.runtime.agent import Agent
 from converge.runtime.node import Node
+from converge.runtime.supervision import Breaker
 from converge.services.pools import PoolManager
 from converge.testing.fixtures import wait_until
 
@@ -229,3 +230,37 @@ async def test_an_agent_that_joined_and_then_did_not_start_is_forgotten_when_oth
             await wait_until(lambda: node.opened.lease_opened not in (None, lease), what="another lease", timeout=10)
             await wait_until(lambda: _are_members(node, "p", [agent.id]), what="the one that runs is a member again")
             assert await run(node, "p") == {agent.id} and await node.pools.members("q") == []
+
+
+class Counted(Agent):
+    """Counts how many of its handlers run at a time."""
+
+    concurrency = 2
+    breaker = Breaker(failures=1, rest_sec=0.02)
+    running = most = 0
+
+    async def on_task(self, task: Task) -> None:
+        """See the class."""
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            if task.inputs["does"] == "join":
+                await self.join("q")
+            if task.inputs["does"] == "fail":
+                raise RuntimeError("as told")
+            await anyio.sleep(0.3)
+        finally:
+            self.running -= 1
+
+
+@pytest.mark.parametrize("does", ["join", "fail"])
+async def test_an_agent_works_on_no_more_than_its_concurrency_while_it_changes_pools_or_rests(node: Node, does: str) -> None:
+    await node.pools.create_pool(Pool(id="q"))
+    (agent,) = await node.spawn(Counted, pool="p")
+    assert isinstance(agent, Counted)
+    tasks = [Task(pool_id="p", inputs={"does": "sleep"}), Task(pool_id="p", inputs={"does": does}, max_attempts=1)]
+    tasks += [Task(pool_id="q" if does == "join" else "p", inputs={"does": "sleep"}) for _ in range(4)]
+    for task_id in await node.tasks.submit_many(tasks):
+        await node.tasks.result(task_id, timeout=10)
+    assert agent.most == 2
+    await wait_until(lambda: sum(feed.slots.free for feed in node.feeds) == 2, what="it has all its slots again")

@@ -86,12 +86,13 @@ class Feed:
         self.slots.add(agent, count)
         self._wake()
 
-    def remove(self, agent: Agent) -> None:
-        """Let the agent begin nothing more; what waited for its slots goes back."""
-        self.slots.remove(agent)
+    def remove(self, agent: Agent) -> int:
+        """Let the agent begin nothing more; what waited for its slots goes back. Answers in how many of them something still runs."""
+        owed = self.slots.remove(agent)
         if self.slots.is_deserted:
             self._unwatch()
         self._give_back_excess()
+        return owed
 
     def start(self) -> None:
         """Start claiming."""

@@ -51,9 +51,10 @@ class Groups:
         self._wanted: dict[str, tuple[str, ...]] = {}  # agent: the pools that it was started in or has joined, admitted or not
         self._secrets: dict[str, str] = {}
         self._share: dict[str, int] = {}  # agent: the slots that it has, if it has not all of them: none while it rests, one on trial
+        self._owed: dict[str, int] = {}  # agent: handlers that run in slots which were taken away: they count against its concurrency
         self._rests: dict[str, int] = {}
         self._lock = anyio.Lock()
-        self.supervision = Supervision(env, self.rest, self.closed)
+        self.supervision = Supervision(env, self.rest, self.closed, self._ended)
 
     async def start(self, agents: Sequence[Agent], pools: Sequence[str], secret: str | None) -> None:
         """Make the agents members of the pools; they claim nothing until `add`.
@@ -138,18 +139,35 @@ class Groups:
             self._set_share(agent, share)
 
     def _set_share(self, agent: Agent, share: int) -> None:
-        before = self._share.pop(agent.id, agent.concurrency)
+        before = self._slots_of(agent)
+        self._share.pop(agent.id, None)
         if share < agent.concurrency:
             self._share[agent.id] = share
         group = self._groups.get(self._keys[agent.id]) if agent.id in self._keys else None
-        if group is None or share == before:
+        if group is None:
             return
-        if share > before:
-            group.feed.add(agent, share - before)
-        else:
-            group.feed.remove(agent)
-            if share:
-                group.feed.add(agent, share)
+        if (count := self._slots_of(agent)) < before:
+            self._owe(agent, group.feed.remove(agent))
+            before, count = 0, self._slots_of(agent)
+        if count > before:
+            group.feed.add(agent, count - before)
+
+    def _slots_of(self, agent: Agent) -> int:
+        """Return in how many slots it may begin something: with what still runs elsewhere never more than its concurrency."""
+        return max(0, min(self._share.get(agent.id, agent.concurrency), agent.concurrency - self._owed.get(agent.id, 0)))
+
+    def _owe(self, agent: Agent, count: int) -> None:
+        if count:
+            self._owed[agent.id] = self._owed.get(agent.id, 0) + count
+
+    def _ended(self, agent: Agent) -> None:
+        before = self._slots_of(agent)
+        self._owed[agent.id] -= 1
+        if not self._owed[agent.id]:
+            del self._owed[agent.id]
+        group = self._groups.get(self._keys[agent.id]) if agent.id in self._keys else None
+        if group is not None and (count := self._slots_of(agent) - before):
+            group.feed.add(agent, count)
 
     async def _change(self, agent: Agent, pools: tuple[str, ...]) -> None:
         if pools != agent.pools:
@@ -175,13 +193,13 @@ class Groups:
             return
         group = self._groups.get(key) or self._make(key, agent)
         group.agents[agent.id] = agent
-        if share := self._share.get(agent.id, agent.concurrency):
-            group.feed.add(agent, share)
+        if count := self._slots_of(agent):
+            group.feed.add(agent, count)
 
     def _take_out(self, agent: Agent, key: GroupKey) -> None:
         group = self._groups[key]
         del group.agents[agent.id]
-        group.feed.remove(agent)
+        self._owe(agent, group.feed.remove(agent))
         if not group.agents:
             del self._groups[key]
             self._group.start_soon(self._end, group)

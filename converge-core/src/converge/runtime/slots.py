@@ -50,13 +50,14 @@ class Why(Enum):
 class Slot:
     """One place in which an agent works on one task at a time."""
 
-    __slots__ = ("agent", "current", "handler", "is_async", "is_gone", "parked", "scope", "started", "why")
+    __slots__ = ("agent", "current", "handler", "is_async", "is_gone", "is_owed", "parked", "scope", "started", "why")
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self.handler: Callable[..., Any] = agent.on_task if agent.decide_loop is None else agent.decide_loop.hold
         self.is_async = is_async(self.handler)
         self.is_gone = False
+        self.is_owed = False  # taken away while its handler ran: the agent has one slot less until that has ended
         self.parked: anyio.Event | None = None  # what its worker waits for
         self.current: Found | None = None
         self.scope: anyio.CancelScope | None = None
@@ -104,15 +105,19 @@ class Slots:
         self._unstarted.extend(slots)
         self._threads.total_tokens = len(self.slots)
 
-    def remove(self, agent: Agent) -> None:
-        """Take the agent's slots away: what runs in them goes on, and nothing more begins there."""
+    def remove(self, agent: Agent) -> int:
+        """Take the agent's slots away: what runs in them goes on, and nothing more begins there. Answers in how many something still runs."""
+        owed = 0
         for slot in self.slots:
-            slot.is_gone = slot.is_gone or slot.agent is agent
+            if slot.agent is agent and not slot.is_gone:
+                slot.is_gone, slot.is_owed = True, slot.current is not None
+                owed += slot.is_owed
             if slot.is_gone and slot.parked is not None and slot.parked in self._parked:
                 self._parked.remove(slot.parked)
                 slot.parked.set()  # its worker ends
         self.slots = [slot for slot in self.slots if not slot.is_gone or slot.current is not None]
         self._unstarted = deque(slot for slot in self._unstarted if not slot.is_gone)
+        return owed
 
     @property
     def is_deserted(self) -> bool:
@@ -192,6 +197,9 @@ class Slots:
             self.slots.remove(slot)
             if (found := slot.current) is not None:
                 self._end(found, Failed(f"{type(error).__name__}: {error}", slot.agent.id, True, 0.5))
+        finally:
+            if slot.is_owed and self._supervision is not None:
+                self._supervision.ended(slot.agent)
 
     async def _work_until_gone(self, slot: Slot) -> None:
         while True:
