@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 import uuid
+from array import array
+from struct import iter_unpack
 
 from converge.errors import InvalidName
 
@@ -36,8 +39,12 @@ def uuid7(now: int, entropy: bytes, number: int = 0) -> bytes:
 def uuids7(now: int, entropy: bytes) -> list[bytes]:
     """Return a UUIDv7 for each 6 bytes of `entropy`, numbered in their order: what `uuid7` gives, in a quarter of the time."""
     head = uuid7(now, entropy[:6])[:8]
-    numbers = range(len(entropy) // 6)
-    return [head + (0x8000 | number & 0x3FFF).to_bytes(2, "big") + entropy[6 * number : 6 * number + 6] for number in numbers]
+    count = len(entropy) // 6
+    numbers = array("H", [0x8000 | number & 0x3FFF for number in range(count)])
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    pairs = zip(iter_unpack("2s", numbers.tobytes()), iter_unpack("6s", entropy[: 6 * count]), strict=True)
+    return [head + number + drawn for (number,), (drawn,) in pairs]
 
 
 def id_text(raw: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -102,3 +103,22 @@ def test_what_only_equals_a_number_is_refused(numbers: dict[str, Any]) -> None:
 
 def test_a_moment_is_aware_and_exact() -> None:
     assert moment(NOW) == datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=NOW)
+
+
+def test_a_task_that_lacks_its_pool_or_has_a_slip_of_the_pen_in_a_name_is_refused() -> None:
+    with pytest.raises(TypeError, match="pool_id"):
+        Task()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="prority"):
+        Task(pool_id="docs", prority=3)  # type: ignore[call-arg]
+
+
+def test_tasks_share_no_inputs_and_are_equal_if_they_say_the_same() -> None:
+    one, other = Task(pool_id="docs"), Task(pool_id="docs", priority=0, inputs={})
+    assert one == other
+    assert one.inputs is not other.inputs
+    assert one.trace is not other.trace
+    assert attrs.asdict(one) == attrs.asdict(other)
+
+
+def test_the_signature_of_a_task_names_every_attribute() -> None:
+    assert list(inspect.signature(Task).parameters) == [field.name for field in attrs.fields(Task)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NewType
@@ -38,7 +39,7 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     claimed_at: int = 0
 
 
-@attrs.frozen(kw_only=True, slots=False)  # a claimed one fills its dictionary as it is looked at
+@attrs.frozen(kw_only=True, slots=False)  # its dictionary is filled in one step
 class Task:
     """A piece of work: what a submitter says of it, and, once it is stored, what has become of it.
 
@@ -92,19 +93,40 @@ class Task:
     claimed_at: datetime | None = None
     finished_at: datetime | None = None
 
-    if not TYPE_CHECKING:  # for a type checker it has the attributes above, and no others
+    if not TYPE_CHECKING:  # for a type checker it has the attributes above and the initialiser that attrs would make
 
-        def __getattr__(self, name: str) -> Any:
-            source = self.__dict__.get("_source")
-            if source is None or name not in Task.__annotations__:
-                raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-            read, *record = source
-            return read(self.__dict__, name, *record)
+        def __init__(self, **given: Any) -> None:
+            """What is given becomes the instance's dictionary, the class has the defaults: to store all 26 would take four times as long."""
+            if "pool_id" not in given or not _NAMES.issuperset(given):
+                Task.__signature__.bind(**given)  # says what is wrong
+            given.setdefault("inputs", {})
+            given.setdefault("trace", {})
+            object.__setattr__(self, "__dict__", given)
 
     @property
     def effect_key(self) -> str:
         """A name for this task's outside effects, the same in every attempt: for services that take idempotency keys."""
         return f"{self.pool_id}/{self.id}"
+
+
+_NAMES = frozenset(field.name for field in attrs.fields(Task))
+
+
+def _give_defaults() -> None:
+    parameters = []
+    for field in attrs.fields(Task):
+        default: Any = field.default
+        if default is attrs.NOTHING:
+            default = inspect.Parameter.empty
+        elif isinstance(default, attrs.Factory):  # type: ignore[arg-type]  # it is a class, whatever its type says
+            default = {}
+        else:
+            setattr(Task, field.name, default)
+        parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type))
+    Task.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by `help` and by editors
+
+
+_give_defaults()
 
 
 class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

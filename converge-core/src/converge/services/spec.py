@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import attrs
 import msgspec
 
 from converge.codec import decode_plain, encode, encode_plain
@@ -173,16 +174,16 @@ def claimed_task(found: Found, by: str) -> Task:
 
     What cannot be read raises where it is looked at, as `to_task` does.
     """
-    return _task({"_source": (_read, found, by)})
+    return _task(_Claimed, {"_source": (found, by)})
 
 
 def replaced_inputs(task: Task, inputs: Any) -> Task:
     """Return the task with other inputs."""
-    return _task(vars(task) | {"inputs": inputs})
+    return _task(type(task), vars(task) | {"inputs": inputs})
 
 
-def _task(values: dict[str, Any]) -> Task:
-    task: Task = _new(Task)
+def _task(kind: type[Task], values: dict[str, Any]) -> Task:
+    task: Task = _new(kind)
     _set(task, "__dict__", values)
     return task
 
@@ -190,20 +191,59 @@ def _task(values: dict[str, Any]) -> Task:
 _new, _set = object.__new__, object.__setattr__
 
 
-def _read(values: dict[str, Any], name: str, found: Found, by: str) -> Any:
-    """Return an attribute of a claimed task that is not among its values yet, and put it there: those most asked for by themselves, or all."""
-    if name == "inputs":
-        values[name] = decode_plain(found.spec.inputs, id_text(found.id))
-    elif name == "id":
-        values[name] = id_text(found.id)
+class _Unread:
+    """An attribute of a claimed task that nobody has looked at: once it is in the instance's dictionary, that hides this."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, task: Task | None, owner: type[Task]) -> Any:
+        return getattr(Task, self.name) if task is None else _read(task, self.name)
+
+
+class _Claimed(Task):
+    """A task of which not all has been read; then it is a `Task` like any other."""
+
+    def __eq__(self, other: object) -> bool:
+        return Task.__eq__(_whole(self), other)
+
+    __hash__ = Task.__hash__
+
+    def __repr__(self) -> str:
+        return repr(_whole(self))
+
+
+for _field in attrs.fields(Task):
+    setattr(_Claimed, _field.name, _Unread(_field.name))
+
+
+def _read(task: Task, name: str) -> Any:
+    """Read an attribute: those most asked for by themselves, or all."""
+    values = vars(task)
+    source = values.get("_source")
+    if source is not None and name == "inputs":
+        values[name] = decode_plain(source[0].spec.inputs, id_text(source[0].id))
+    elif source is not None and name == "id":
+        values[name] = id_text(source[0].id)
     else:
-        for each, value in vars(to_task(found.id, found.spec, found.state, found.place, by=by)).items():
-            values.setdefault(each, value)
-        values.pop("_source", None)
+        _whole(task)
     return values[name]
 
 
-_DEFAULTS: dict[str, Any] = vars(Task(pool_id=""))
+def _whole(task: Task) -> Task:
+    values = vars(task)
+    if (source := values.get("_source")) is not None:
+        found, by = source
+        for name, value in vars(to_task(found.id, found.spec, found.state, found.place, by=by)).items():
+            values.setdefault(name, value)
+        values.pop("_source", None)  # another thread may have been as far
+    _set(task, "__class__", Task)
+    return task
+
+
+_DEFAULTS: dict[str, Any] = {field.name: getattr(Task(pool_id=""), field.name) for field in attrs.fields(Task)}
 
 
 def encode_result(result: Any) -> bytes:
