@@ -1,4 +1,4 @@
-"""A claim that is cancelled leaves nothing held."""
+"""A claim that is cancelled leaves nothing held, and a lease that has ended is told of once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ import pytest
 from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.builtin.memory import MemoryStore
 from converge.contracts.store import Batch, Take, Turned
+from converge.errors import LeaseEnded, StaleClaim
+from converge.services.lease import LeaseSettings
+from converge.services.opened import Opened
+from converge.testing.fixtures import wait_until
 
 
 class SlowToAnswer(MemoryStore):
@@ -60,3 +64,24 @@ async def test_a_claim_that_its_scope_cancels_holds_what_it_returned_or_nothing(
         held = {task.id for task in await tasks.list(state=TaskState.ASSIGNED, pool_id="docs")}
         assert held == returned
         assert returned < ids
+
+
+async def test_a_worker_that_was_away_for_too_long_is_told_once_and_then_claims_again(tmp_path: Path) -> None:
+    async with open_store(f"file:{tmp_path / 'state.db'}") as store, store.reopen() as other:
+        await PoolManager(store).create_pool(Pool(id="docs"))
+        away = Opened.of(other, lease_settings=LeaseSettings(lease_sec=0.5))
+        tasks, others = TaskManager(other), TaskManager(store, poll_sec=0.05)
+        ids = await tasks.submit_many([Task(pool_id="docs") for _ in range(2)])
+        (held,) = await tasks.claim("a", ["docs"])
+        (await away.lease()).abandon()
+        await wait_until(lambda: away.lease_opened is None or away.lease_opened.remaining_sec() <= 0, what="the end of the lease")
+        with pytest.raises(LeaseEnded):
+            await tasks.claim("a", ["docs"])
+        (again,) = await tasks.claim("a", ["docs"])
+        assert again.id in ids
+        taken = await others.claim("b", ["docs"], limit=2)
+        assert {task.id for task in taken} | {again.id} == set(ids)
+        with pytest.raises(StaleClaim):
+            await tasks.complete(held, "too late")
+        await tasks.complete(again, "in time")
+        await away.close()

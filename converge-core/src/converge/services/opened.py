@@ -10,7 +10,7 @@ import anyio
 from converge.codec import decode
 from converge.contracts.store import ABSENT, LIMITS, Batch, Check, Conflict, Range, Store
 from converge.env import SYSTEM, Env
-from converge.errors import NoSuchPool, StoreError, StoreRefused
+from converge.errors import LeaseEnded, NoSuchPool, StoreError, StoreRefused
 from converge.ids import check_name
 from converge.model.keys import EPOCH, POOL
 from converge.model.pool import Pool
@@ -80,7 +80,8 @@ class Opened:
         """Return this process's lease; the first call opens it.
 
         Raises:
-            LeaseEnded: It was opened, and has ended: what was claimed under it has gone back.
+            LeaseEnded: It was opened, and has ended: what was claimed or joined under it has gone back. Where no node keeps it, the next call opens
+                another.
         """
         commits = await self.commits()
         if self._lease is None:
@@ -90,8 +91,18 @@ class Opened:
                     await lease.open()
                     self._lease = lease
                     self.lease_came.set()
-        self._lease.check_alive()
+        try:
+            self._lease.check_alive()
+        except LeaseEnded:
+            await self.let_go()
+            raise
         return self._lease
+
+    async def let_go(self) -> None:
+        """Once the holder of an ended lease was told: let the next caller open another. A node does so itself, with all that was under it."""
+        lease = self._lease
+        if lease is not None and not self.lease_settings.node_key and lease.remaining_sec() <= 0:
+            await self.forget_lease(lease)
 
     async def forget_lease(self, lease: Lease) -> None:
         """Let the next caller of `lease` open another one: this one has ended, and what was held under it is the reaper's."""

@@ -100,7 +100,8 @@ class TaskManager:
         Raises:
             NoSuchPool, PoolClosed: The pool is not there, or does not admit the agent.
             InvalidValue: The limit is below one.
-            LeaseEnded: This process was away from the store for too long; what it held has gone back.
+            LeaseEnded: This process was away from the store for too long; what it held has gone back. Where no node keeps the lease, the next claim
+                opens another; memberships are to be made again.
             StoreError: As `Store.commit`; nothing is held.
         """
         check_name("agent", agent_id)
@@ -113,7 +114,7 @@ class TaskManager:
         try:
             found = await self._take(claims, limit)
         except LeaseEnded:
-            self._held.clear()  # all of it has gone back
+            await self._lease_has_ended()
             raise
         tasks = []
         for one in found:
@@ -228,6 +229,13 @@ class TaskManager:
             return to_task(id_, spec, state, None)
         assert scope.cancelled_caught or timeout is not None, "a wait without a timeout ends with a terminal task"
         raise ResultTimeout(task_id, timeout or 0.0)
+
+    async def _lease_has_ended(self) -> None:
+        """Forget what was held under leases that ended before; what nobody has taken back yet of this one may still be finished (G6)."""
+        lease = self._opened.lease_opened
+        if lease is not None:
+            self._held = {id_: held for id_, held in self._held.items() if isinstance(held[0].place, Held) and held[0].place.lease == lease.id}
+        await self._opened.let_go()
 
     def _claims_of(self, agent_id: str, pools: tuple[str, ...], claimer: Claimer, *, is_due: bool) -> Claims:
         """Return what is known of the lanes for such a claimer; nothing after a poll interval, so that new lanes are found beside busy ones."""
