@@ -77,7 +77,7 @@ def test_pools_are_paused_and_resumed_and_it_is_told_what_changed(converge: Conv
 def test_nothing_is_paused_if_one_of_the_pools_is_not_there(converge: Converge) -> None:
     assert converge("pools", "create", "docs", *STORE).code == 0
     answer = converge("pools", "pause", "docs", "dogs", *STORE)
-    assert (answer.code, answer.out) == (2, "")
+    assert (answer.code, answer.out) == (3, "")
     assert 'pool "dogs" does not exist; did you mean "docs"?' in answer.err
     assert [one["is_paused"] for one in records(converge("pools", "list", "--json", *STORE))] == [False]
 

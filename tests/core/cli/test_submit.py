@@ -78,7 +78,7 @@ def test_nothing_is_submitted_if_one_line_is_wrong_and_all_wrong_lines_are_told(
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["--pool", "docks", *STORE], 2, 'pool "docks" does not exist; did you mean "docs"?'),
+        (["--pool", "docks", *STORE], 3, 'pool "docks" does not exist; did you mean "docs"?'),
         (["--pool", "docs"], 3, "store: memory: is seen by this process only; name the one that the agents use"),
         ([*STORE], 2, "--pool is missing"),
         (["--pool", "docs", "--input", "text", *STORE], 2, "--input text: expected NAME=VALUE or NAME=@FILE"),
@@ -130,9 +130,9 @@ def test_tasks_are_listed_by_state_and_pool(pool: Converge) -> None:
     assert len(plain) == 4
 
 
-def test_tasks_of_a_pool_that_is_not_there_are_a_usage_error_with_the_nearest_name(pool: Converge) -> None:
+def test_tasks_of_a_pool_that_is_not_there_exit_with_three_and_the_nearest_name(pool: Converge) -> None:
     answer = pool("tasks", "list", "--pool", "doc", *STORE)
-    assert (answer.code, answer.out) == (2, "")
+    assert (answer.code, answer.out) == (3, "")
     assert 'did you mean "docs"?' in answer.err
 
 

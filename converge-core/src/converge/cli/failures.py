@@ -18,6 +18,7 @@ from converge.errors import (
     DeliveryTimeout,
     InputError,
     MessageError,
+    NoSuchPool,
     ResultTimeout,
     StoreError,
     TornRecord,
@@ -34,6 +35,7 @@ INTERRUPTED = 130
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (KeyboardInterrupt, INTERRUPTED),
     (cyclopts.CycloptsError, USAGE),
+    (NoSuchPool, CONFIGURATION),  # a pool is named by configuration, `pool_id`, also where a flag says it
     (InputError, USAGE),
     (ConfigError, CONFIGURATION),
     (ResultTimeout, TIMED_OUT),
