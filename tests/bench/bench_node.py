@@ -6,8 +6,8 @@ Each round of a store runs the bare contract (claim 100 and finish them over `tu
 holds however busy the machine is; so do the microseconds of processor time that the node's process spends on a task. *drain*: the tasks were
 submitted before. *whole*: from the first submit to the last task completed, submits included; its ratio is to *handlers_alone*, an event loop that
 only calls the handler. A round begins with an empty store. Redis and
-PostgreSQL are private servers. `--idle` measures instead, on stores that processes share, how long one process waits from the submit of a single
-task to its result, when the agents are in another process and have nothing to do. `--profile` prints where the node's time goes.
+PostgreSQL are private servers. `--idle` measures instead, on stores that processes share, how long it is from the submit of a single task to the
+start of its handler, and to its result, when the agents are in another process and have nothing to do. `--profile` prints where the node's time goes.
 """
 
 from __future__ import annotations
@@ -48,6 +48,13 @@ class Idle(Agent):
 
     async def on_task(self, task: Task) -> None:
         return None
+
+
+class Clock(Agent):
+    """Says when it began."""
+
+    async def on_task(self, task: Task) -> float:
+        return time.perf_counter()  # of the machine, not of the process
 
 
 @attrs.frozen(kw_only=True)
@@ -107,21 +114,23 @@ class Bench:
 async def serve(url: str, agents: int) -> None:
     """Run agents until killed."""
     async with Node(store=url, plugins=plugins(url)) as node:
-        await node.spawn(Idle, count=agents, pool="docs")
+        await node.spawn(Clock, count=agents, pool="docs")
         print("ready", flush=True)
         await anyio.sleep_forever()
 
 
-async def idle(url: str, count: int) -> list[float]:
-    """Return the milliseconds of single tasks that another process works on, from submit to result."""
-    took = []
+async def idle(url: str, count: int) -> tuple[list[float], list[float]]:
+    """Return the milliseconds of single tasks that another process works on: from submit to the start of the handler, and to the result."""
+    starts, results = [], []
     async with open_store(url, plugins=plugins(url)) as store:
         tasks = TaskManager(store)
         for number in range(count):
             began = time.perf_counter()
-            await tasks.result(await tasks.submit(Task(pool_id="docs", inputs={"n": number})), timeout=10)
-            took.append((time.perf_counter() - began) * 1e3)
-    return took
+            task = await tasks.result(await tasks.submit(Task(pool_id="docs", inputs={"n": number})), timeout=10)
+            results.append((time.perf_counter() - began) * 1e3)
+            starts.append((task.result - began) * 1e3)
+            await anyio.sleep(0.01)
+    return sorted(starts), sorted(results)
 
 
 def measure_idle(store: str, loop: str, arguments: argparse.Namespace) -> dict[str, float]:
@@ -133,10 +142,11 @@ def measure_idle(store: str, loop: str, arguments: argparse.Namespace) -> dict[s
             try:
                 assert child.stdout is not None
                 child.stdout.readline()
-                took = sorted(anyio.run(idle, url, 300, backend_options={"use_uvloop": loop == "uvloop"}))
+                starts, took = anyio.run(idle, url, 300, backend_options={"use_uvloop": loop == "uvloop"})
             finally:
                 child.kill()
-    return {"p50_ms": took[len(took) // 2], "p99_ms": took[len(took) * 99 // 100]}
+    middle, late = len(took) // 2, len(took) * 99 // 100
+    return {"start_p50_ms": starts[middle], "start_p99_ms": starts[late], "result_p50_ms": took[middle], "result_p99_ms": took[late]}
 
 
 async def submit(node: Node, count: int) -> None:
@@ -239,6 +249,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.serve:
+        tune_interpreter()
         anyio.run(serve, arguments.serve, arguments.agents, backend_options={"use_uvloop": arguments.loops[0] == "uvloop"})
         return
     if arguments.quick:
