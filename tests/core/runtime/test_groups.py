@@ -264,3 +264,27 @@ async def test_an_agent_works_on_no_more_than_its_concurrency_while_it_changes_p
         await node.tasks.result(task_id, timeout=10)
     assert agent.most == 2
     await wait_until(lambda: sum(feed.slots.free for feed in node.feeds) == 2, what="it has all its slots again")
+
+
+async def test_an_agent_whose_start_outlasts_a_lost_lease_is_a_member_all_the_same(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Slow(Worker):
+        began, gate = anyio.Event(), anyio.Event()
+
+        async def on_start(self) -> None:
+            self.began.set()
+            await self.gate.wait()
+
+    caplog.set_level(logging.CRITICAL)
+    with anyio.fail_after(30):
+        async with Node(store=store_url, poll_sec=0.05, lease_sec=0.6) as node, anyio.create_task_group() as group:
+            await node.pools.create_pool(Pool(id="s", admission="secret"), secret="open s")
+            group.start_soon(lambda: node.spawn(Slow, pool="s", secret="open s"))
+            await Slow.began.wait()
+            lease = node.opened.lease_opened
+            assert lease is not None
+            await _end(node, lease.id)
+            await wait_until(lambda: node.opened.lease_opened not in (None, lease), what="another lease", timeout=10)
+            Slow.gate.set()
+            await wait_until(lambda: len(node.agents) == 1, what="it has started")
+            await wait_until(lambda: _are_members(node, "s", [*node.agents]), what="it is a member under the other lease")
+            assert await run(node, "s") == {*node.agents}

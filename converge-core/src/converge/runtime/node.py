@@ -175,6 +175,7 @@ class Node:
             if number % MADE_BEFORE_YIELD == 0:
                 await checkpoint()
             agents.append(self._make(agent, pools, identity))
+        joined_under = await self.opened.lease()
         try:
             await self.groups.start(agents, pools, secret)
         except BaseException:
@@ -183,8 +184,11 @@ class Node:
         await start_all(agents, lambda one: self.agents.update({one.id: one}))
         await self.network.add(agents)
         # From here on the loop is watched: the first handler may block it before the watchdog has had its first turn.
-        (await self.opened.lease()).beat()
+        lease = await self.opened.lease()
+        lease.beat()
         self.groups.add(agents)
+        if lease is not joined_under:
+            self._watchdog.lease_lost.set()  # while `on_start` ran: these agents are joined again too
         self.ticks.add(agents)
         return agents
 
