@@ -77,7 +77,7 @@ def test_a_list_of_nothing_says_so_beside_standard_output(filled: Converge) -> N
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["list", "--since", "yesterday"], "--since: 'yesterday' is not allowed; expected an age such as"),
+        (["list", "--since", "yesterday"], 2, "--since: 'yesterday' is not allowed; expected an age such as"),
         (["list", "--limit", "-1"], 2, "--limit"),
         (["list", "--pool", "doc"], 3, 'did you mean "docs"?'),
         (["purge"], 2, "--pool or --all-pools"),
