@@ -228,7 +228,8 @@ async def test_messages_to_a_killed_process_end_in_an_error_by_their_deadline(tw
             async with anyio.create_task_group() as group:
                 group.start_soon(_ends_in_an_error, node, gone.id)
                 await anyio.to_thread.run_sync(process.kill)
-            with anyio.fail_after(1.5), pytest.raises(DeliveryTimeout):
+            # On a busy machine its lease may have ended by now: then the node knows already that it is gone.
+            with anyio.fail_after(2.5), pytest.raises((DeliveryTimeout, Undeliverable)):
                 await node.send(gone.id, {"do": "echo"}, timeout=0.5)
             await talkers(node, 2 * AGENTS)  # within lease and poll interval
             with pytest.raises(Undeliverable):
