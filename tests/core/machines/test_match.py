@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import product
 
 import pytest
 
 from converge.machines.lane import Lane
-from converge.machines.match import Claimer, matches, refusal
+from converge.machines.match import NEWS_GREATEST, Claimer, lane_news, matches, refusal, watched_news
 
 ANY = Claimer.of((), None, None)
 
@@ -64,3 +65,28 @@ def test_a_query_finds_any_of_its_topics_with_all_of_its_capabilities_in_its_poo
 ) -> None:
     has = ({"news"}, {"fly", "swim"}, {"docs"})
     assert matches(topics=topics, capabilities=capabilities, pool_id=pool_id, has=has) is is_found
+
+
+def test_whoever_may_take_from_a_lane_hears_that_it_is_new_and_of_those_who_may_not_only_some_who_lack_a_further_capability() -> None:
+    lanes = [
+        lane(topic=topic, type=type_, capabilities=capabilities)
+        for topic, type_, capabilities in product(("", "news", "sport"), ("", "a", "b"), ((), ("fly",), ("fly", "swim"), ("swim",)))
+    ]
+    claimers = [
+        Claimer.of(capabilities, topics, types)
+        for capabilities, topics, types in product(
+            ((), ("fly",), ("swim",), ("swim", "fly")), (None, ("news",), ("news", "sport")), (None, ("a",), ("b", "a"))
+        )
+    ]
+    for one, claimer in product(lanes, claimers):
+        hears = not lane_news(one).isdisjoint(watched_news("docs", claimer))
+        first = Lane(pool="docs", topic=one.topic, type=one.type, capabilities=one.capabilities[:1])
+        assert hears == (refusal(first, claimer) is None), (one, claimer)
+        assert hears or refusal(one, claimer) is not None, (one, claimer)
+        assert lane_news(one).isdisjoint(watched_news("other", claimer))
+
+
+def test_a_claimer_with_very_many_capabilities_hears_of_every_new_lane_and_watches_few_channels() -> None:
+    claimer = Claimer.of([f"c{number}" for number in range(NEWS_GREATEST)], None, None)
+    assert len(watched_news("docs", claimer)) == 1
+    assert all(not lane_news(lane(capabilities=some)).isdisjoint(watched_news("docs", claimer)) for some in ((), ("c1",), ("z",)))

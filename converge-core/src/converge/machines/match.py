@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Set
+from itertools import product
 
 import attrs
+import msgspec
 
 from converge.machines.lane import Lane
+
+NEWS_GREATEST = 256
+"""Channels of new lanes that one claimer watches in a pool; one that would need more is told of every new lane."""
+
+_ANY = None
 
 
 @attrs.frozen(kw_only=True)
@@ -40,6 +48,30 @@ def refusal(lane: Lane, claimer: Claimer) -> str | None:
     if claimer.types is not None and lane.type not in claimer.types:
         return f'the task type "{lane.type}" is not among its task types {", ".join(sorted(claimer.types))}'
     return None
+
+
+def lane_news(lane: Lane) -> set[str]:
+    """Return the channels to wake when a lane is new: a watcher of these may take from it, but for the second of its capabilities and on.
+
+    One channel for the whole pool would wake anybody, most often one who may not take from the lane, and the task would wait for a poll.
+    """
+    first = lane.capabilities[0] if lane.capabilities else ""
+    kinds = product((lane.topic, _ANY), (lane.type, _ANY))
+    return {_news(lane.pool, first, topic, type_) for topic, type_ in kinds} | {_news(lane.pool)}
+
+
+def watched_news(pool: str, claimer: Claimer) -> list[str]:
+    """Return the channels that tell the claimer of new lanes of the pool."""
+    topics = (_ANY,) if claimer.topics is None else ("", *sorted(claimer.topics))
+    types = (_ANY,) if claimer.types is None else tuple(sorted(claimer.types))
+    capabilities = ("", *sorted(claimer.capabilities))
+    if len(topics) * len(types) * len(capabilities) > NEWS_GREATEST:
+        return [_news(pool)]
+    return [_news(pool, *kind) for kind in product(capabilities, topics, types)]
+
+
+def _news(pool: str, *kind: str | None) -> str:
+    return f"news.{hashlib.blake2b(msgspec.json.encode((pool, *kind)), digest_size=16).hexdigest()}"
 
 
 def matches(*, topics: Collection[str], capabilities: Collection[str], pool_id: str | None, has: tuple[Set[str], Set[str], Set[str]]) -> bool:

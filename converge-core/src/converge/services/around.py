@@ -11,6 +11,7 @@ from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Committed, 
 from converge.errors import NoSuchPool, NoSuchTask, SchemaTooNew, StoreBusy, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.lane import Lane
+from converge.machines.match import lane_news
 from converge.machines.task import Around, Found, Held, KeyRow, KeySeen, LaneSeen, Place, Successor, is_terminal, lane_of, place_of, waiting_keys
 from converge.model.keys import DEAD, HELD, KEY, LANE, LEASE, ORDER, STATE, TASK
 from converge.model.pool import Pool
@@ -88,7 +89,8 @@ async def _lanes_opened(opened: Opened, specs: Sequence[Spec]) -> dict[Key, Lane
                 seen[key] = lane
     if closed:
         batches = [Batch([(key, lane.revision if lane else ABSENT)], [(key, encode(lane_of(spec_of[key])))]) for key, lane in closed]
-        outcomes = await (await opened.commits()).commit(batches, wake={f"pool.{key[1]}" for key, _ in closed})
+        news = {channel for key, _ in closed for channel in lane_news(lane_of(spec_of[key]))}
+        outcomes = await (await opened.commits()).commit(batches, wake=news)
         for (key, lane), outcome in zip(closed, outcomes, strict=True):
             if isinstance(outcome, Committed):
                 seen[key] = LaneSeen(outcome.revision)
@@ -109,7 +111,7 @@ def wakes(found: Found, around: Around, *, is_ready: bool) -> set[Channel]:
 
 def _lane_wakes(spec: Spec, lane: LaneSeen | None) -> set[Channel]:
     # A lane that the step opens is news to the claimers of its pool: nobody watches it yet.
-    return {f"lane.{spec.lane}"} if lane is not None and not lane.is_closing else {f"lane.{spec.lane}", f"pool.{spec.pool}"}
+    return {f"lane.{spec.lane}"} if lane is not None and not lane.is_closing else {f"lane.{spec.lane}", *lane_news(lane_of(spec))}
 
 
 async def _successor(store: Store, spec: Spec) -> Successor | None:

@@ -10,7 +10,7 @@ from converge.contracts.store import LIMITS, Check, Conflict, Range, Rest, Take,
 from converge.errors import ConvergeError, PoolClosed, SchemaTooNew, StaleClaim, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.lane import Lane
-from converge.machines.match import Claimer, refusal
+from converge.machines.match import Claimer, refusal, watched_news
 from converge.machines.task import Found, Held, Released
 from converge.model.keys import HELD, INT_MIN, LANE, MEMBER, POOL, READY, STATE, TASK
 from converge.model.task import Spec, State
@@ -55,6 +55,7 @@ class Claims:
         self._admitted: dict[str, tuple[int, frozenset[str]]] = {}  # pool: the revision at which these agents were seen to be members
         self._takes = 0
         self._told: set[str] = set()
+        self._steady_channels = [channel for pool in self.pools for channel in (f"pool.{pool}", *watched_news(pool, claimer))]
 
     async def look(self) -> bool:
         """Read pools and lanes again, with the head of each lane that is eligible; tells whether anything is ready.
@@ -147,8 +148,8 @@ class Claims:
 
     @property
     def channels(self) -> list[str]:
-        """What to watch: the lanes that are eligible, and the pools for new ones."""
-        return [f"lane.{lane.hex()}" for lane in self._lanes] + [f"pool.{pool}" for pool in self.pools]
+        """What to watch: the lanes that are eligible, the news of others that would be, and what is done to the pools."""
+        return [f"lane.{lane.hex()}" for lane in self._lanes] + self._steady_channels
 
     async def take(self, limit: int, nonce: bytes) -> Take | None:
         """Return the take of the best tasks over the best 32 lanes, or None if nothing is known to be ready.

@@ -13,6 +13,7 @@ from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Comm
 from converge.errors import ConvergeError, DedupConflict, InvalidValue, NoSuchPool, NotApplied, OutcomeUnknown, StoreBusy, TooManyLanes
 from converge.ids import check_name, id_bytes, id_text, uuids7
 from converge.machines.lane import LANES, Lane
+from converge.machines.match import lane_news
 from converge.machines.task import KeyRow, KeySeen, LaneSeen, submit
 from converge.model.keys import DEDUP, KEY, LANE, POOL, TASK
 from converge.model.task import Spec, Task
@@ -181,7 +182,7 @@ class Submits:
         lane = Lane(spec.pool, spec.topic, spec.type, spec.capabilities)
         checks: list[Check] = [(key, seen.revision if seen else ABSENT), (POOL(spec.pool), pool.revision)]
         commits = await self._opened.commits()
-        (outcome,) = await commits.commit([Batch(checks, [(key, encode(lane))])], wake=[f"pool.{spec.pool}"])
+        (outcome,) = await commits.commit([Batch(checks, [(key, encode(lane))])], wake=lane_news(lane))
         if isinstance(outcome, Committed):
             self._lanes[key] = (key, outcome.revision)
         elif POOL(spec.pool) in outcome.keys:
