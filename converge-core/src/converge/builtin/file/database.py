@@ -185,6 +185,7 @@ class _Plan:
     def __init__(self, revision: int) -> None:
         self._revision = revision
         self._checks: dict[Key, int] = {}
+        self._known: set[int] = set()  # checks that are in there, by identity: most of a call's batches share theirs
         self._delete_at: defaultdict[Family, list[tuple[Any, ...]]] = defaultdict(list)
         self._delete: defaultdict[Family, list[tuple[Any, ...]]] = defaultdict(list)
         self._put_absent: defaultdict[Family, list[tuple[Any, ...]]] = defaultdict(list)
@@ -192,24 +193,25 @@ class _Plan:
 
     def add(self, batch: Batch) -> None:
         """Add a batch; a check of a key that the batch itself deletes, or puts where nothing is, costs no statement of its own."""
-        checks = dict(batch.checks)
+        known, revision = self._known, self._revision
+        checks = {check[0]: check for check in batch.checks if id(check) not in known}
         for key in batch.deletes:
-            expected = checks.pop(key, None)
-            if expected is None:
-                self._delete[key[0]].append(sql.row(key))
+            check = checks.pop(key, None)
+            if check is None:
+                self._delete[key[0]].append(key[1:] or _ONLY)
             else:
-                self._delete_at[key[0]].append((*sql.row(key), expected))
-        revision = self._revision
+                self._delete_at[key[0]].append((*(key[1:] or _ONLY), check[1]))
         for key, value in batch.puts:
-            row = (*sql.row(key), value.decode(), revision)
-            if checks.get(key) == ABSENT:
+            row = (*(key[1:] or _ONLY), value.decode(), revision)
+            if key in checks and checks[key][1] == ABSENT:
                 del checks[key]
                 self._put_absent[key[0]].append(row)
             else:
                 self._put[key[0]].append(row)
-        for key, expected in checks.items():
-            if self._checks.setdefault(key, expected) != expected:
+        for key, check in checks.items():
+            if self._checks.setdefault(key, check[1]) != check[1]:
                 raise _Missed  # two batches expect one key at two revisions: one of them fails
+            known.add(id(check))
 
     def run(self, connection: sqlite3.Connection) -> None:
         """Run it.
@@ -233,6 +235,10 @@ class _Plan:
                 raise _Missed from error
         for family, rows in self._put.items():
             run_many(connection, sql.put, family, rows)
+
+
+_ONLY = sql.row(("",))
+"""The row of the family without parts."""
 
 
 def _delete_many(connection: sqlite3.Connection, statement: Callable[[Family, int], str], family: Family, rows: Sequence[tuple[Any, ...]]) -> int:
