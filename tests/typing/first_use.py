@@ -109,6 +109,7 @@ async def managers(agent_id: str) -> None:
 async def node() -> None:
     async with Node(store="redis://localhost", transport="tcp://127.0.0.1:0", plugins=["redis", "tcp"]) as node:
         agents = await node.spawn(WordCounter, count=4, pool="docs")
+        assert_type(agents, list[WordCounter])
         assert_type(agents[0].id, str)
         await node.spawn(Careful, pool="docs", secret="...")
         task = await node.tasks.result(await node.tasks.submit(Task(pool_id="docs", inputs={"text": "a b c"})))

@@ -47,6 +47,7 @@ class Deciding(Agent):
 
 async def one(node: Node, rule: Decide, pool: str | None = "p", **attributes: Any) -> Deciding:
     """A deciding agent with this rule."""
+    agent: Agent
     (agent,) = await node.spawn(type("Deciding", (Deciding,), {"rule": staticmethod(rule), **attributes}), pool=pool)
     assert isinstance(agent, Deciding)
     return agent
@@ -125,6 +126,7 @@ async def test_messages_that_come_while_decide_runs_are_given_together_and_in_or
 
     with anyio.fail_after(20):
         async with Node() as node:
+            agent: Any
             (agent,) = await node.spawn(type("Slow", (Slow,), {"rule": staticmethod(nothing)}))
             assert isinstance(agent, Slow)
             for number in range(150):

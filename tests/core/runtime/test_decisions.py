@@ -111,6 +111,7 @@ async def test_decide_may_return_what_a_plugin_declares(load: Load) -> None:
 async def test_a_plugin_s_decision_and_what_it_does_in_turn_need_to_be_allowed(load: Load, allowed: tuple[Any, ...]) -> None:
     async with Node(plugins=[load(BID)]) as node:
         await node.pools.create_pool(Pool(id="bids"))
+        agent: Agent
         (agent,) = await node.spawn(type("Careful", (Bidder,), {"allowed_actions": allowed}))
         with pytest.raises(ActionNotAllowed) as refused:
             await agent.act(Bid(price=1))

@@ -47,6 +47,7 @@ class Able(Agent):
 
 async def one(node: Node, cls: type[Agent] = Able, **attributes: Any) -> Agent:
     """An agent of a class with other attributes."""
+    agent: Agent
     (agent,) = await node.spawn(type(cls.__name__, (cls,), attributes))
     return agent
 

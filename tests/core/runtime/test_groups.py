@@ -294,7 +294,7 @@ async def test_the_first_task_of_a_kind_reaches_the_group_that_may_claim_it_with
     kinds = [type(f"Kind{number}", (Worker,), {"capabilities": (f"c{number}",)}) for number in range(4)]
     with anyio.fail_after(30):  # a task that waited for a poll would take a minute
         async with Node(store=store_url, poll_sec=60, options={"file": {"poll_sec": 60}} if store_url.startswith("file:") else {}) as node:
-            agents = [(await node.spawn(kind, pool="p"))[0] for kind in kinds]
+            agents: list[Agent] = [(await node.spawn(kind, pool="p"))[0] for kind in kinds]
             for number in (3, 0, 2, 1, 3, 3, 1, 0):
                 task = Task(pool_id="p", required_capabilities=(f"c{number}",), type=f"t{await _count(node)}")
                 done = await node.tasks.result(await node.tasks.submit(task), timeout=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 import anyio
 import pytest
@@ -93,7 +94,7 @@ async def test_whatever_agents_do_each_task_is_done_once(seed: int, store_url: s
             assert [agent.health.died for agent in agents] == [""] * 6 and node.health().is_ready
 
 
-async def _stir(agents: list[Agent], chance: random.Random) -> None:
+async def _stir(agents: Sequence[Agent], chance: random.Random) -> None:
     for _ in range(STEPS):
         agent, pool_id = chance.choice(agents), chance.choice(POOLS)
         try:

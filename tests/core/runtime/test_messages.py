@@ -69,7 +69,7 @@ async def node(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 async def readers(node: Node, count: int, pool: str | None = None) -> list[Reader]:
     """Start readers."""
-    return [one for one in await node.spawn(Reader, count, pool) if isinstance(one, Reader)]
+    return await node.spawn(Reader, count, pool)
 
 
 async def emptied(*agents: Agent) -> None:

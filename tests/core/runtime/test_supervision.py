@@ -141,6 +141,7 @@ async def test_an_agent_whose_breaker_is_open_takes_nothing_and_the_others_of_it
                 assert (await node.tasks.result(one)).state == TaskState.FAILED
             assert (ill.health.state, ill.health.failures_in_a_row) == ("open", 3)
             waiting = await submit(node, 20)
+            well: Agent
             (well,) = await node.spawn(steady, pool="p")
             assert len(node.feeds) == 1
             assert {(await node.tasks.result(one)).result for one in waiting} == {well.id}
@@ -241,6 +242,7 @@ class Lost(Moody):
 async def test_only_what_the_handler_was_given_is_not_its_fault(kind: type[Agent], failures: int) -> None:
     with anyio.fail_after(30):
         async with Node() as node:
+            agent: Agent
             (agent,) = await node.spawn(type(kind.__name__, (kind,), {"breaker": Breaker(failures=100)}), pool="p")
             for bad in await submit(node, 5, max_attempts=1):
                 assert (await node.tasks.result(bad)).state == TaskState.FAILED

@@ -56,6 +56,7 @@ async def test_a_tick_that_takes_longer_than_its_interval_is_never_overlapped() 
     with anyio.fail_after(20):
         async with Node() as node:
             slow = type("Slow", (Ticking,), {"tick_sec": 0.01, "pause_sec": 0.05})
+            agent: Agent
             (agent,) = await node.spawn(slow)
             assert isinstance(agent, Ticking)
             await wait_until(lambda: agent.ticks >= 4)
@@ -140,6 +141,7 @@ async def test_no_tick_begins_once_on_stop_was_called() -> None:
 
     with anyio.fail_after(20):
         async with Node() as node:
+            agent: Agent
             (agent,) = await node.spawn(type("Quick", (Lasting,), {"tick_sec": 0.01}))
             assert isinstance(agent, Ticking)
             await wait_until(lambda: agent.ticks >= 2)
@@ -164,6 +166,7 @@ async def test_an_interval_and_a_handler_must_go_together(attributes: dict[str, 
 async def test_the_timer_ends_when_it_is_stopped_though_ticks_are_due() -> None:
     with anyio.fail_after(5):
         async with Node() as node:
+            agent: Agent
             (agent,) = await node.spawn(type("Quick", (Ticking,), {"tick_sec": 3_600.0}))
             async with anyio.create_task_group() as group:
                 ticks = Ticks(node.env, group, node.supervision)

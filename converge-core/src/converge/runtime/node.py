@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from math import inf
 from types import TracebackType
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import anyio
 from anyio.abc import TaskGroup
@@ -43,6 +43,8 @@ from converge.services.opening import open_store
 from converge.services.pools import PoolManager
 from converge.services.post import How
 from converge.services.tasks import TaskManager
+
+A = TypeVar("A", bound=Agent)
 
 MADE_BEFORE_YIELD = 100
 """Agents made before others may run: each draws a key, and thousands are started at once."""
@@ -145,13 +147,13 @@ class Node:
 
     async def spawn(
         self,
-        agent: type[Agent],
+        agent: type[A],
         count: int = 1,
         pool: str | Sequence[str] | None = None,
         *,
         secret: str | None = None,
         identities: Sequence[Identity] | None = None,
-    ) -> list[Agent]:
+    ) -> list[A]:
         """Start `count` agents of the class in the pool, several pools, or none (messages only); create pools that are missing.
 
         `secret`: the join secret of pools that ask for one; then none is created. `identities`: those of the agents, one each; else they are drawn
@@ -170,7 +172,7 @@ class Node:
         pools = (pool,) if isinstance(pool, str) else tuple(pool or ())
         for pool_id in pools if secret is None else ():
             await self.pools.create_pool(Pool(id=pool_id))
-        agents = []
+        agents: list[A] = []
         for number, identity in enumerate(identities or await self._kept.take(agent.__name__, count)):
             if number % MADE_BEFORE_YIELD == 0:
                 await checkpoint()
@@ -192,7 +194,7 @@ class Node:
         self.ticks.add(agents)
         return agents
 
-    def _make(self, cls: type[Agent], pools: tuple[str, ...], identity: Identity) -> Agent:
+    def _make(self, cls: type[A], pools: tuple[str, ...], identity: Identity) -> A:
         one = cls()
         one.identity = identity
         one.id, one.node, one.pools = one.identity.id, self, pools
