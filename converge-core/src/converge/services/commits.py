@@ -68,9 +68,7 @@ class Commits:
         self._good_at = env.monotonic()  # when the history was last seen to be whole
         self._looked_at = -inf
 
-    async def commit(
-        self, batches: Sequence[Batch], *, wake: Collection[Channel] = (), are_apart: bool = False
-    ) -> Sequence[Committed | Conflict]:
+    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = (), are_apart: bool = False) -> Sequence[Committed | Conflict]:
         """As `Store.commit`, except that batches may touch each other's keys: such ones go out in separate calls, in their order.
 
         `are_apart`: the caller has made sure that no batch writes a key that another one reads or writes, so nobody needs to look. Checks that are
