@@ -194,3 +194,23 @@ async def test_a_new_store_in_memory_is_no_rollback(tmp_path: Path) -> None:
     for _ in range(2):
         await start(tmp_path / "keys", "memory:")
     assert not list((tmp_path / "keys").glob("store.*"))
+
+
+async def test_an_agent_that_did_not_start_leaves_its_key_and_its_pools_to_the_next_try(tmp_path: Path) -> None:
+    class Once(Listener):
+        is_first = True
+
+        async def on_start(self) -> None:
+            was_first, type(self).is_first = self.is_first, False
+            await self.join("q")
+            if was_first:
+                raise RuntimeError("it does not start")
+
+    async with Node(identity_dir=str(tmp_path / "keys")) as node:
+        await node.pools.create_pool(Pool(id="q"))
+        with pytest.raises(RuntimeError, match="it does not start"):
+            await node.spawn(Once, pool="p")
+        assert await node.pools.members("p") == await node.pools.members("q") == []
+        (agent,) = await node.spawn(Once, pool="p")
+        assert await node.pools.members("p") == await node.pools.members("q") == [agent.id]
+        assert sorted(path.name for path in (tmp_path / "keys").glob("agent.*.key")) == ["agent.Once.0.key"]

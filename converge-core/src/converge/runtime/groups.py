@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import anyio
@@ -65,6 +66,13 @@ class Groups:
             await self._pools.join_many([one.id for one in agents], pool_id, secret=secret)
             if secret is not None:
                 self._secrets[pool_id] = secret
+
+    async def withdraw(self, agents: Iterable[Agent]) -> None:
+        """End the memberships of agents that did not start, as far as the store can be reached; with the lease they end anyway."""
+        with suppress(ConvergeError):
+            for one in agents:
+                for pool_id in self._wanted.pop(one.id, one.pools):
+                    await self._pools.leave_pool(one.id, pool_id)
 
     def add(self, agents: Iterable[Agent]) -> None:
         """Let the agents claim in their pools."""

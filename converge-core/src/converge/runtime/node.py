@@ -183,7 +183,13 @@ class Node:
         except BaseException:
             self._kept.keyring.give_back(one.id for one in agents)
             raise
-        await start_all(agents, lambda one: self.agents.update({one.id: one}))
+        try:
+            await start_all(agents, lambda one: self.agents.update({one.id: one}))
+        except Exception:
+            # None of them will claim. Those that did start keep their keys until their `on_stop`.
+            await self.groups.withdraw(agents)
+            self._kept.keyring.give_back(one.id for one in agents if one.id not in self.agents)
+            raise
         await self.network.add(agents)
         # From here on the loop is watched: the first handler may block it before the watchdog has had its first turn.
         lease = await self.opened.lease()
