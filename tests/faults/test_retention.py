@@ -11,7 +11,8 @@ import anyio
 import pytest
 
 SCRIPT = Path(__file__).with_name("hoarder.py")
-ROUNDS = 10
+WARM_UP, ROUNDS = 4, 14
+"""Rounds of 5,000 tasks and 100 agents: those until the process has grown to its size (SQLite's caches, the allocator's arenas), and all."""
 MORE = 1.1
 """What may be there at the end, for each that was there at the start."""
 
@@ -19,11 +20,8 @@ MORE = 1.1
 @pytest.mark.slow
 @pytest.mark.timeout(150)
 async def test_f10_fifty_thousand_tasks_and_a_thousand_agents_leave_nothing(tmp_path: Path) -> None:
-    """Kept for 5 s each. The file keeps its pages for what comes next, so those in use are counted.
-
-    The first 5,000 and 100 are what the file and the process are compared with: both have grown to their size by then.
-    """
-    with anyio.fail_after(120):
+    """Kept for 5 s each. The file keeps its pages for what comes next, so those in use are counted."""
+    with anyio.fail_after(130):
         ran = await anyio.run_process([sys.executable, str(SCRIPT), str(tmp_path / "state.db"), str(ROUNDS)], check=False)
     assert ran.returncode == 0, ran.stderr.decode()[-2_000:]
     seen = [json.loads(line) for line in ran.stdout.decode().splitlines()]
@@ -32,6 +30,6 @@ async def test_f10_fifty_thousand_tasks_and_a_thousand_agents_leave_nothing(tmp_
     first, last = seen[0], seen[-1]
     assert last["rows"] == first["rows"], "rows of some family stay"
     assert last["used_pages"] <= first["used_pages"] * MORE
-    assert last["resident_mb"] <= first["resident_mb"] * MORE
+    assert last["resident_mb"] <= seen[WARM_UP - 1]["resident_mb"] * MORE
     claims = [one["claim_ms"] for one in seen]
     assert min(claims[-3:]) <= 1.5 * median(claims[:3]), claims
