@@ -86,7 +86,7 @@ async def until_removed(store: Store) -> None:
 
 
 async def what_is_there(path: str, store: Store) -> dict[str, object]:
-    """The rows of each family, the pages of the file, the memory of this process."""
+    """The rows of each family, the pages of the file, the objects and the memory of this process."""
     rows = {}
     for family in FAMILIES.values():
         (page,) = await store.scan([Range(family(), None, LIMITS.keys)])
@@ -97,7 +97,8 @@ async def what_is_there(path: str, store: Store) -> dict[str, object]:
     gc.collect()
     with open("/proc/self/statm") as statm:  # noqa: ASYNC230 - no file on a disk
         resident = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return {"rows": rows, "file_pages": pages, "used_pages": pages - free, "resident_mb": resident / 1e6}
+    objects = len(gc.get_objects())
+    return {"rows": rows, "file_pages": pages, "used_pages": pages - free, "objects": objects, "resident_mb": resident / 1e6}
 
 
 if __name__ == "__main__":
