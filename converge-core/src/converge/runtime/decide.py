@@ -155,6 +155,8 @@ class DecideLoop:
                 await self._call()
         except Exception as error:  # the agent's boundary: what its handlers raise was caught before, so this is the loop's own end
             self._supervision.died(agent, error)
+            self._supervision.retire(agent)
+            self._end_all(f"the agent's loop died: {agent.health.died}", list(self._holds.values()))
             return  # as if it were running: nothing starts it again
         self._is_running = False
 
@@ -193,8 +195,10 @@ class DecideLoop:
         else:
             agent.log.error("decide failed", exc_info=error)
         self._supervision.failed(agent, "decide", error)
-        ending = new if agent.health.state is not CircuitState.OPEN else list(self._holds.values())
-        for hold in ending:
+        self._end_all(why, new if agent.health.state is not CircuitState.OPEN else list(self._holds.values()))
+
+    def _end_all(self, why: str, holds: Sequence[_Hold]) -> None:
+        for hold in holds:
             if not hold.ended.is_set():
                 hold.why = why
                 hold.ended.set()

@@ -55,7 +55,7 @@ class Groups:
         self._owed: dict[str, int] = {}  # agent: handlers that run in slots which were taken away: they count against its concurrency
         self._rests: dict[str, int] = {}
         self._lock = anyio.Lock()
-        self.supervision = Supervision(env, self.rest, self.closed, self._ended)
+        self.supervision = Supervision(env, self.rest, self.closed, self._ended, self._retire)
 
     async def start(self, agents: Sequence[Agent], pools: Sequence[str], secret: str | None) -> None:
         """Make the agents members of the pools; they claim nothing until `add`.
@@ -140,6 +140,10 @@ class Groups:
         """The agent works again: give it all its slots."""
         self._rests[agent.id] = self._rests.get(agent.id, 0) + 1  # a rest that is about to end leads to no trial any more
         self._set_share(agent, agent.concurrency)
+
+    def _retire(self, agent: Agent) -> None:
+        self._rests[agent.id] = self._rests.get(agent.id, 0) + 1  # no rest that ends brings its slots back
+        self._set_share(agent, 0)
 
     async def _resume(self, agent: Agent, rest_sec: float, share: int, number: int) -> None:
         await anyio.sleep(rest_sec)

@@ -169,11 +169,18 @@ TAKES_TASKS = ("on_task", "decide")
 class Supervision:
     """Counts the failures of a node's agents. `on_rest` and `on_closed` are told of those that claim tasks.
 
-    `ended` is called when a handler ends whose slot was taken away while it ran.
+    `ended` is called when a handler ends whose slot was taken away while it ran, `retire` for an agent that is to claim nothing any more.
     """
 
-    def __init__(self, env: Env, on_rest: OnRest, on_closed: Callable[[Agent], None], ended: Callable[[Agent], None]) -> None:
-        self._env, self._on_rest, self._on_closed, self.ended = env, on_rest, on_closed, ended
+    def __init__(
+        self,
+        env: Env,
+        on_rest: OnRest,
+        on_closed: Callable[[Agent], None],
+        ended: Callable[[Agent], None],
+        retire: Callable[[Agent], None],
+    ) -> None:
+        self._env, self._on_rest, self._on_closed, self.ended, self.retire = env, on_rest, on_closed, ended, retire
         self._agents: dict[str, AgentHealth] = {}
         self._dead: list[AgentHealth] = []
 
