@@ -15,6 +15,7 @@ from converge.model.keys import DEAD, EXPIRY, LEASE
 from converge.services.commits import Commits
 from converge.services.lease import MARGIN, Lease, LeaseSettings, ended
 from converge.services.opened import Opened
+from converge.testing.fixtures import wait_until
 
 # The thread of a lease so long renews nothing during a test: the tests do it themselves.
 LEASE_SEC = 3_000.0
@@ -152,3 +153,28 @@ async def test_a_closed_lease_is_ended_in_the_store_and_marked_for_the_sweep() -
     assert dead is not None
     with pytest.raises(LeaseEnded):
         lease.check_alive()
+
+
+class Unopened(MemoryStore):
+    """A store that refuses the first connections beside the first one."""
+
+    refusals = 3
+
+    @asynccontextmanager
+    async def reopen(self) -> AsyncIterator[Store]:
+        if self.refusals:
+            self.refusals -= 1
+            raise StoreUnavailable("it takes no more connections")
+        async with super().reopen() as store:
+            yield store
+
+
+async def test_a_store_that_refuses_the_connection_of_renewals_for_a_while_ends_no_lease() -> None:
+    store = Unopened()
+    lease = await Opened.of(store, lease_settings=LeaseSettings(lease_sec=1.5)).lease()
+    try:
+        await wait_until(lambda: lease.renewals >= 2, what="the lease is renewed")
+        assert store.refusals == 0
+        lease.check_alive()
+    finally:
+        await Opened.of(store).close()

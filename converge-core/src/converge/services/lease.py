@@ -203,16 +203,29 @@ class Lease:
             self._ended = "its renewal died"
 
     async def _renew_until_stopped(self) -> None:
-        interval = self.settings.lease_sec / 3
-        async with self._store.reopen() as store:
-            while not self._stopping.is_set() and self._ended is None:
-                if await anyio.to_thread.run_sync(self._wait, interval):
-                    return
-                interval = self.settings.lease_sec / 3
-                if self._is_stalled():
-                    return
-                if not await self._renew(store):
-                    interval = min(interval, max(0.02, self.settings.lease_sec / 15))
+        """Renew on a connection of its own; one that the store refuses is opened again, since the lease has most of its time still."""
+        began = self._env.monotonic()
+        while not self._stopping.is_set() and self._ended is None:
+            try:
+                async with self._store.reopen() as store:
+                    await self._renew_on(store, began + self.settings.lease_sec / 3 - self._env.monotonic())
+            except StoreError as error:
+                self._outage.failed("renewal", error)
+                await anyio.to_thread.run_sync(self._wait, self._again_sec())
+
+    async def _renew_on(self, store: Store, interval: float) -> None:
+        while not self._stopping.is_set() and self._ended is None:
+            if await anyio.to_thread.run_sync(self._wait, interval):
+                return
+            interval = self.settings.lease_sec / 3
+            if self._is_stalled():
+                return
+            if not await self._renew(store):
+                interval = min(interval, self._again_sec())
+
+    def _again_sec(self) -> float:
+        """How long after a renewal that failed the next one is tried."""
+        return max(0.02, self.settings.lease_sec / 15)
 
     def _wait(self, seconds: float) -> bool:
         """Wait for the next renewal; tells whether there is none. Meanwhile look whether the loop runs: most blocks are shorter than a renewal."""

@@ -9,20 +9,24 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import count, pairwise
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
 import attrs
 
 from converge.contracts.store import Store
-from converge.errors import StaleClaim
+from converge.errors import NotApplied, StaleClaim
 from converge.machines.task import TERMINAL, TaskState
 from converge.model.task import Task
 from converge.testing._store.base import in_other_thread
 from converge.testing._task.base import POOL, Process, TaskCase
 from converge.testing.clauses import expect, expect_equal
+
+T = TypeVar("T")
 
 TASKS = 50
 THREADS = 3
@@ -70,7 +74,7 @@ class Racer:
         """Claim and finish until nothing is left."""
         process = Process(opened, RACE_LEASE_SEC)
         try:
-            await process.opened.lease()
+            await until_applied(process.opened.lease)
             await anyio.to_thread.run_sync(self.start.wait, PATIENCE_SEC)
             with anyio.fail_after(PATIENCE_SEC):
                 async with anyio.create_task_group() as group:
@@ -83,8 +87,9 @@ class Racer:
 
     async def claimer(self, process: Process, choice: random.Random) -> None:
         while not self.done.is_set():
+            limit = choice.randint(1, 6)
             began = time.monotonic()
-            tasks = await process.claim(choice.randint(1, 6))
+            tasks = await until_applied(partial(process.claim, limit))
             ended = time.monotonic()
             for task in tasks:
                 made = {"what": "claim", "token": task.token, "attempts": task.attempts}
@@ -94,7 +99,7 @@ class Racer:
                 await anyio.sleep(choice.choice((0, 0, 0.002)))
                 await self.finish(process, task, choice)
             if not tasks:
-                await process.sweep.page()  # failed ones wait there for their retry
+                await until_applied(process.sweep.page)  # failed ones wait there for their retry
                 await self.look_for_the_end(process)
                 await anyio.sleep(0.002)  # a store that answers from memory lets nobody else of this loop go on
 
@@ -120,11 +125,11 @@ class Racer:
         began = time.monotonic()
         try:
             if what == "complete":
-                await process.tasks.complete(task, result)
+                await until_applied(partial(process.tasks.complete, task, result))
             elif what == "release":
-                await process.tasks.release(task, result)
+                await until_applied(partial(process.tasks.release, task, result))
             else:
-                await process.tasks.fail(task, result, retry=what == "fail")
+                await until_applied(partial(process.tasks.fail, task, result, retry=what == "fail"))
             is_taken = True
         except StaleClaim:
             is_taken = False
@@ -134,9 +139,18 @@ class Racer:
     async def canceller(self, process: Process, choice: random.Random) -> None:
         for task_id in choice.sample(list(self.ids), 5):
             began = time.monotonic()
-            is_taken = await process.tasks.cancel(task_id)
+            is_taken = await until_applied(partial(process.tasks.cancel, task_id))
             self.calls.append(Call(task_id=task_id, what="cancel", began=began, ended=time.monotonic(), is_taken=is_taken))
             await anyio.sleep(choice.random() * 0.02)
+
+
+async def until_applied(call: Callable[[], Awaitable[T]]) -> T:
+    """Make the call until the store does not refuse it: a disk that stalls for longer than a store waits breaks no clause, and changed nothing."""
+    while True:
+        try:
+            return await call()
+        except NotApplied:
+            await anyio.sleep(0.01)
 
 
 def check_history(task: Task, calls: Sequence[Call]) -> None:
