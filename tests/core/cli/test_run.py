@@ -172,7 +172,7 @@ def test_agents_of_several_classes_work_in_one_process_each_with_its_own_pool_an
     assert answer.code == 0, answer.err
     assert [(one["hint"], one["result"]) for one in map(json.loads, answer.out.splitlines())] == [("counted", {"words": 2}), ("judged", "fine")]
     assert "running 2 agents of WordCounter in pool docs" in answer.err
-    assert "running 1 agents of Picky in pool mail" in answer.err
+    assert "running 1 agent of Picky in pool mail" in answer.err
 
 
 def test_a_drain_is_of_every_pool_that_the_agents_are_in_however_near_their_names_are(converge: Converge, folder: Path) -> None:

@@ -90,3 +90,17 @@ def test_a_class_that_cannot_be_meant_is_one_line_and_exit_code_three(converge: 
     assert (answer.code, answer.out) == (3, "")
     assert f'agent "handling:{name}": {text}' in answer.err and answer.err.strip().count("\n") == 0
     assert converge("pools", "list", "--store", "file:state.db", "--json").out == ""
+
+
+@pytest.mark.parametrize("name", ["Unmade", "Unstarted"])
+def test_an_agent_that_does_not_start_is_told_as_its_own_fault_not_as_one_in_here(converge: Callable[..., Any], name: str) -> None:
+    Path("failing.py").write_text(
+        "from converge import Agent\n\n"
+        "class Unmade(Agent):\n    def __init__(self):\n        raise RuntimeError('no model file')\n\n"
+        "class Unstarted(Agent):\n    def on_start(self):\n        raise RuntimeError('no model file')\n"
+    )
+    answer = converge("run", f"failing:{name}", "--pool", "docs", "--drain")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err.splitlines()[-1] == f'converge: agent "failing:{name}" did not start: RuntimeError: no model file'
+    assert "failing.py" in answer.err
+    assert "internal error" not in answer.err

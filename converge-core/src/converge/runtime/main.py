@@ -13,7 +13,7 @@ import anyio
 import attrs
 
 from converge.contracts.store import Feature, Store
-from converge.errors import ConfigError, InvalidValue, NoSuchPool, ResultTimeout
+from converge.errors import ConfigError, ConvergeError, InvalidValue, NoSuchPool, ResultTimeout
 from converge.machines.lane import Lane
 from converge.machines.match import refusal
 from converge.model.pool import Pool
@@ -22,6 +22,7 @@ from converge.plugins import PluginHost
 from converge.runtime import drain
 from converge.runtime.agent import Agent, claimer_of, claims_tasks, takes_messages
 from converge.runtime.config import DEFAULT, Config, check_options, options_with_origin
+from converge.runtime.config_fields import AgentGroup
 from converge.runtime.drain import Drain, Drained, Ended, Progress
 from converge.runtime.shutdown import StopAsked, stop_asked
 from converge.services.opening import open_store
@@ -201,14 +202,26 @@ async def _work(node: Node, config: Config, run: Run, on_progress: Progress | No
     if draining is not None:
         await draining.begin()  # before the agents: what they end at once is part of it
     for cls, group in zip(run.agents, config.groups, strict=True):
-        await node.spawn(cls, count=group.count, pool=group.pool_id or None)
+        await _spawn(node, cls, group)
         where = f"pool {group.pool_id}" if group.pool_id else "no pool"
-        log.info("running %d agents of %s in %s, store %s", group.count, cls.__name__, where, without_password(config.store))
+        noun = "agent" if group.count == 1 else "agents"
+        log.info("running %d %s of %s in %s, store %s", group.count, noun, cls.__name__, where, without_password(config.store))
     ids = await submit_all(node.store, run.tasks)
     if draining is None:
         await anyio.sleep_forever()
         raise AssertionError("nobody wakes it")
     return await draining.run(ids)
+
+
+async def _spawn(node: Node, cls: type[Agent], group: AgentGroup) -> None:
+    """Start the group's agents; what their own code raises is theirs, no fault in here, and is told so."""
+    try:
+        await node.spawn(cls, count=group.count, pool=group.pool_id or None)
+    except ConvergeError:
+        raise
+    except Exception as error:
+        log.exception("agent %s did not start", group.type)
+        raise ConvergeError(f'agent "{group.type}" did not start: {type(error).__name__}: {error}') from error
 
 
 def _pools_of(config: Config) -> list[str]:
