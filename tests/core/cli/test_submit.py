@@ -63,13 +63,13 @@ def test_a_file_of_lines_is_submitted_in_its_order(pool: Converge, folder: Path,
 def test_nothing_is_submitted_if_one_line_is_wrong_and_all_wrong_lines_are_told(pool: Converge, folder: Path) -> None:
     wrong = [
         '{"type": "good"}', '{"typ": "t"}', "nonsense", "[1]", '{"priority": 5000}', '{"inputs": {"a": {"$bytes": "!"}}}', '{"deadline": "soon"}',
-        '{"type": "a b"}', '{"pool_id": "x y"}',
+        '{"type": "a b"}', '{"pool_id": "x y"}', '{"id": "nope"}',
     ]  # fmt: skip
     (folder / "tasks.jsonl").write_text("\n".join(wrong))
     answer = pool("submit", "tasks.jsonl", "--pool", "docs", *STORE)
     assert (answer.code, answer.out) == (2, "")
     told = answer.err.removeprefix("converge: ").splitlines()
-    assert [line.split(": ")[1] for line in told] == [f"line {number}" for number in range(2, 10)]
+    assert [line.split(": ")[1] for line in told] == [f"line {number}" for number in range(2, 11)]
     assert told[0] == 'tasks.jsonl: line 2: typ: unknown key; did you mean "type"?'
     assert told[3] == "tasks.jsonl: line 5: priority: 5000 is not allowed; expected an integer from -1000 to 1,000"
     assert listed(pool) == []
@@ -84,7 +84,8 @@ def test_nothing_is_submitted_if_one_line_is_wrong_and_all_wrong_lines_are_told(
         (["--pool", "docs", "--input", "text", *STORE], 2, "--input text: expected NAME=VALUE or NAME=@FILE"),
         (["--pool", "docs", "--input", "a=1", "--input", "a=2", *STORE], 2, "--input a: is given twice"),
         (["--pool", "docs", "--input", "a=@gone", *STORE], 2, "--input a: gone cannot be read: No such file or directory"),
-        (["counting.py", "--pool", "docs", "--capability", "a", *STORE], 2, "--capabilities describes one task; with a file its lines do that"),
+        (["counting.py", "--pool", "docs", "--capability", "a", *STORE], 2, "--capability describes one task; with a file its lines do that"),
+        (["counting.py", "--pool", "docs", "--dedup-key", "a", *STORE], 2, "--dedup-key describes one task; with a file its lines do that"),
         (["--pool", "docs", "--timeout", "3", *STORE], 2, "--timeout is about --wait"),
         (["--pool", "docs", "--store", "redis://localhost:1/0"], 4, "localhost:1"),
         (["--pool", "docs", "--wait", "--timeout", "0.1", *STORE], 5, "was not terminal after 0.1 s"),

@@ -60,7 +60,8 @@ def submit(
     }
     given = {name: value for name, value in own.items() if value is not None}
     if file is not None and given:
-        raise InputError(f"--{next(iter(given)).replace('required_', '')} describes one task; with a file its lines do that")
+        flag = "capability" if "required_capabilities" in given else next(iter(given)).replace("_", "-")
+        raise InputError(f"--{flag} describes one task; with a file its lines do that")
     if timeout is not None and not wait:
         raise InputError("--timeout is about --wait")
     if file is None and not settings.pool_id:

@@ -9,7 +9,7 @@ from typing import Any
 
 from converge.codec import decode_plain
 from converge.errors import ConvergeError, InputError, TornRecord
-from converge.ids import check_name
+from converge.ids import check_name, id_bytes
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.spec import to_spec
@@ -53,6 +53,8 @@ def check_task(task: Task) -> Task:
         InputError: Which field, and what it should be.
     """
     check_name("pool_id", task.pool_id)
+    if task.id:
+        id_bytes("id", task.id)
     to_spec(task, Pool(id=task.pool_id), 0)  # its moments are compared with store time when it is submitted
     return task
 
