@@ -89,3 +89,10 @@ def test_a_running_process_uses_its_key_and_it_cannot_be_rotated_meanwhile(conve
     answer = converge("identity", "new", made["name"], "--rotate", *KEYS)
     assert answer.code == 3 and "a process that lives uses it" in answer.err
     assert made["id"] in [one["id"] for one in records(converge("agents", "list", "--json", "--store", "file:state.db"))]
+
+
+def test_a_slip_of_the_pen_in_a_rotation_leaves_nothing_behind(converge: Converge, folder: Path) -> None:
+    assert converge("identity", "new", "--identity-dir", "keys").code == 0
+    before = sorted((folder / "keys").iterdir())
+    assert converge("identity", "new", "node.7", "--rotate", "--identity-dir", "keys").code == 3
+    assert sorted((folder / "keys").iterdir()) == before

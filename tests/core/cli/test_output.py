@@ -72,3 +72,11 @@ def test_what_the_output_cannot_encode_is_spelt_out(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
     output.write("naïve \ud800")
     assert raw.getvalue() == b"na\\xefve \\ud800\n"
+
+
+def test_only_the_mark_of_a_line_is_coloured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    output.marked("ok", "green", "  it is well")
+    assert capsys.readouterr().out.rstrip().endswith("\x1b[0m  it is well")

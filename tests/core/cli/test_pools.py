@@ -102,7 +102,7 @@ def test_the_allow_list_is_edited_and_shown(converge: Converge) -> None:
     [
         (["create", "a b", *STORE], 2, "a b"),
         (["create", "p", "--keep-failed", "-1", *STORE], 2, "pool.keep_failed_sec"),
-        (["create", "p", "--admission", "secret", *STORE], 2, 'a secret exactly if the admission is "secret"'),
+        (["create", "p", "--admission", "secret", *STORE], 2, "--secret-file and --admission secret: one needs the other"),
         (["create", "p", "--admission", "secret", "--secret-file", "gone", *STORE], 2, "--secret-file gone: cannot be read"),
         (["create", "p", "--admission", "none", *STORE], 2, "none"),
         (["create", "p"], 3, "store: memory: is seen by this process only"),
@@ -115,3 +115,18 @@ def test_what_cannot_be_done_says_why_with_its_exit_code(converge: Converge, arg
     assert text in answer.err
     assert (answer.code, answer.out) == (code, "")
     assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--allow", "a"), "--admission allow"),
+        (("--admission", "open", "--allow", "a"), "--admission allow"),
+        (("--admission", "secret"), "--secret-file"),
+        (("--secret-file", "secret"), "--admission secret"),
+    ],
+)
+def test_flags_that_would_not_count_are_refused_and_no_pool_is_made(converge: Converge, folder: Path, flags: tuple[str, ...], words: str) -> None:
+    (folder / "secret").write_text("geheim\n")
+    answer = converge("pools", "create", "docs", *flags, *STORE)
+    assert (answer.code, words in answer.err, (folder / "state.db").exists()) == (2, True, False)

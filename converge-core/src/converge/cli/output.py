@@ -81,7 +81,7 @@ def marked(mark: str, colour: str, rest: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(soft_wrap=True).print(Text(mark, style=colour) + Text(rest), soft_wrap=True)
+    Console(soft_wrap=True).print(Text.assemble((mark, colour), rest), soft_wrap=True)
 
 
 def note(value: str) -> None:

@@ -61,6 +61,10 @@ def create(
         "require_durability": require_durability,
     }
     own = {name: value for name, value in given.items() if value is not None}
+    if allow and admission != "allow":
+        raise InputError("--allow: counts only with --admission allow; without it everybody may join")
+    if (admission == "secret") != (secret_file is not None):
+        raise InputError("--secret-file and --admission secret: one needs the other")
     pool = Pool(id=pool_id, admission=admission, allow=tuple(allow or ()), is_paused=paused, **own)
     is_created = anyio.run(_create, settings, pool, _secret(secret_file), backend_options=loop_options())
     if json:

@@ -233,13 +233,15 @@ def rotate_key(folder: KeyFolder, name: str, env: Env) -> KeyShown:
         KeyInUse: A process that lives uses it.
         KeyFileRefused: There is none, or it cannot be read or written.
     """
-    lock = folder.lock(_checked(name))
+    if f"{_checked(name)}.key" not in folder.names():  # before a lock is made for a slip of the pen
+        raise KeyFileRefused(folder.path / f"{name}.key", "there is no such key", "`converge identity show` lists those that there are")
+    lock = folder.lock(name)
     if lock is None:
         raise KeyInUse(folder.path / f"{name}.key", "a process that lives uses it", "stop that process first")
     try:
         old = read_key(folder, name)
         if old is None:
-            raise KeyFileRefused(folder.path / f"{name}.key", "there is no such key", "`converge identity show` lists those that there are")
+            raise KeyFileRefused(folder.path / f"{name}.key", "it was removed just now", "`converge identity show` lists those that there are")
         seed = env.entropy(32)
         _write(folder, name, seed, old.succeeded_by(seed))
     finally:
