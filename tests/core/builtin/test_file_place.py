@@ -175,3 +175,6 @@ async def test_a_store_that_must_exist_is_not_made_and_the_nearest_name_is_named
         async with FileStore.open(f"file:{tmp_path}/stat.db", FileOptions(must_exist=True)):
             pass
     assert os.listdir(tmp_path) == ["state.db"]
+    with pytest.raises(StoreRefused, match=r"there is no store at .*state\.db; `converge run`"):  # an empty file is not its own better name
+        async with FileStore.open(f"file:{tmp_path}/state.db", FileOptions(must_exist=True)):
+            pass

@@ -39,7 +39,7 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
     if kind in NETWORK_FILE_SYSTEMS:
         raise StoreRefused(f"{path} is on a network file system ({kind}), whose locks cannot be relied on; use a local disk, or a Redis or SQL store")
     if must_exist and not (path.exists() and path.stat().st_size):  # an empty file is none yet
-        others = [other.name for other in path.parent.glob(f"*{path.suffix}") if other.is_file()]
+        others = [other.name for other in path.parent.glob(f"*{path.suffix}") if other != path and other.is_file()]
         near = difflib.get_close_matches(path.name, others, n=1)
         hint = f'did you mean "{near[0]}"?' if near else "`converge run` with this store makes it"
         raise StoreRefused(f"there is no store at {path}; {hint}")
