@@ -114,6 +114,7 @@ async def test_another_programs_database_is_refused_and_left_as_it_is(tmp_path: 
         async with FileStore.open(f"file:{path}"):
             raise AssertionError("it was opened")
     assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["browser.db"]
 
 
 async def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from converge.builtin.file.schema import APPLICATION_ID
 from converge.errors import StoreRefused
 
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -17,6 +18,9 @@ NETWORK_FILE_SYSTEMS = frozenset(
 
 MAGIC = b"SQLite format 3\0"
 """How each database of SQLite begins, as its file format says."""
+
+HEAD_BYTES = 100
+"""What a SQLite file begins with: the mark above, and at 28 the number of pages, at 68 whose file it is."""
 
 MOUNTS = Path("/proc/mounts")
 
@@ -45,12 +49,21 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
         raise StoreRefused(f"there is no store at {path}; {hint}")
     try:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "rb") as file:
-            head = file.read(len(MAGIC))
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         raise StoreRefused(f"{path} cannot be opened for writing ({error.strerror}); look at its own and its folder's permissions") from error
-    if head not in (b"", MAGIC):  # before locks are made beside a file that is not ours
+    # Before locks are made beside a file that is not ours.
+    if head and not head.startswith(MAGIC):
         raise StoreRefused(f"{path}: it is not a SQLite database, or it is damaged; choose another path")
+    if _is_foreign(head):
+        raise StoreRefused(f"{path} is a database of another program; choose another path")
     return str(path)
+
+
+def _is_foreign(head: bytes) -> bool:
+    """Tell whether a file with this head has another program's tables; while ours are made, it has one page and no mark, and `schema` decides."""
+    pages, owner = (int.from_bytes(head[at : at + 4]) for at in (28, 68))
+    return owner not in (0, APPLICATION_ID) or (owner == 0 and pages > 1)
 
 
 def facts(path: str) -> dict[str, str | int]:
