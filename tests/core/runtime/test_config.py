@@ -63,7 +63,7 @@ def test_an_unknown_key_suggests_the_nearest() -> None:
 
 def test_all_problems_are_told_at_once_each_with_its_place() -> None:
     toml = 'lease_secs = 1\nlease_sec = "x"\ngrace_sec = -1\npool_id = "a b"\nlog_level = "loud"\nplugins = "redis"\n[retention]\nfailed_sec = true'
-    found = problems(toml, environ={"CONVERGE_POLL_SEC": "often", "CONVERGE_POOL": "x"}, flags={"advertise": "here"})
+    found = problems(toml, environ={"CONVERGE_POLL_SEC": "often", "CONVERGE_POOL": "x", "CONVERGE_RETENTION": "3600"}, flags={"advertise": "here"})
     assert found == [
         "converge.toml: lease_secs: unknown key; did you mean \"lease_sec\"?",
         "converge.toml: pool_id: 'a b' is not allowed; expected 1 to 64 characters of A-Z a-z 0-9 . _ : - (the pool that they join)",
@@ -73,6 +73,7 @@ def test_all_problems_are_told_at_once_each_with_its_place() -> None:
         "converge.toml: log_level: 'loud' is not allowed; expected one of debug, info, warning, error (least level that is logged)",
         "converge.toml: retention.failed_sec: True is not allowed; expected a number (failed and cancelled tasks, in s)",
         'CONVERGE_POOL: unknown variable; did you mean "CONVERGE_POOL_ID"?',
+        "CONVERGE_RETENTION: a table stands in the file only",
         "CONVERGE_POLL_SEC: 'often' is not allowed; expected a number (how often to look without a wake-up, in s)",
         "--advertise: 'here' is not allowed; expected HOST:PORT (where others reach this node)",
     ]  # fmt: skip

@@ -237,6 +237,9 @@ def _environment(environ: Mapping[str, str], problems: list[Problem]) -> dict[st
                 if found[1].lower() in names:
                     continue  # the plugin reads it
                 variables |= dict.fromkeys(names.values(), "")  # to name the nearest
+            if variable in (_variable("options"), _variable("retention")):
+                problems.append(Problem(variable, "a table stands in the file only", True))
+                continue
             near = difflib.get_close_matches(variable, variables, n=1)
             problems.append(Problem(variable, f'unknown variable; did you mean "{near[0]}"?' if near else "unknown variable", True))
         elif not (key == "port" and _KUBERNETES_PORT.match(text)):
