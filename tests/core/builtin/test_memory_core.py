@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import secrets
 import threading
+import weakref
 from collections.abc import AsyncGenerator
 from itertools import islice
 from typing import cast
@@ -16,8 +18,8 @@ import pytest
 from converge.builtin.memory.core import Core
 from converge.builtin.memory.ordered import CHUNK, SWEEP, Ordered
 from converge.builtin.memory.store import MemoryStore, _Waiter
-from converge.contracts.store import Batch, Key
-from converge.model.keys import DEDUP, HELD, KEY, ORDER, POOL, READY, Prefix
+from converge.contracts.store import Batch, Key, Range, Take
+from converge.model.keys import DEDUP, HELD, KEY, ORDER, POOL, READY
 
 LANE = bytes(16)
 
@@ -31,13 +33,7 @@ class Model:
 
     def __init__(self) -> None:
         self.live: dict[Key, None] = {}
-        self.among: dict[Prefix, Ordered] = {}
-
-    @property
-    def index(self) -> Ordered:
-        if () not in self.among:  # an index leaves with its last key
-            self.among[()] = Ordered(self.live, self.among, ())
-        return self.among[()]
+        self.index = Ordered(self.live)
 
     def put(self, key: Key) -> None:
         if key not in self.live:
@@ -166,3 +162,18 @@ async def test_a_watch_that_ends_before_it_looks_passes_its_wake_on() -> None:
         with anyio.fail_after(5):
             await anext(second)
         await second.aclose()
+
+
+def test_a_store_that_nobody_holds_leaves_no_work_to_the_collector() -> None:
+    core = Core()
+    core.apply([Batch(puts=[(READY(LANE, number, LANE), b"") for number in range(10)])])
+    core.take(Take([Range(READY(LANE))], 3, HELD(LANE), (LANE,)))
+    gone = weakref.ref(core)
+    is_on = gc.isenabled()
+    gc.disable()
+    try:
+        del core
+        assert gone() is None
+    finally:
+        if is_on:
+            gc.enable()

@@ -13,8 +13,8 @@ from converge.contracts.store import Batch, Committed, Conflict, Key, Prefix, Re
 from converge.model.keys import ALSO, INT, Family
 
 _Check = tuple[Key, int]
-_Entry = tuple[bytes, int, Ordered | None]
-"""Value, revision, and the index that the key lies in: None for the families that are never scanned."""
+_Entry = tuple[bytes, int]
+"""Value and revision, and nothing else: a tuple of these the garbage collector passes over, and there may be millions."""
 
 
 def _depth(family: Family) -> int:
@@ -76,7 +76,8 @@ class Core:
         A check that batches share, as most of a call do, is compared once: no batch of a call writes a key that another one checks.
         """
         self.revision = revision = self.revision + 1
-        entries, find, pop, committed = self.entries, self.entries.get, self.entries.pop, Committed(revision)
+        entries, families, committed = self.entries, self._families, Committed(revision)
+        find, pop = entries.get, entries.pop
         outcomes: list[Committed | Conflict] = []
         shared = also_shared = None
         for checks, puts, deletes, window in batches:
@@ -89,13 +90,15 @@ class Core:
             else:
                 if window is None or self._is_inside(window):
                     for key in deletes:
-                        entry = pop(key, None)
-                        if entry is not None and (index := entry[2]) is not None:
-                            index.died()
+                        if pop(key, None) is not None and (family := key[0]) not in ALSO:
+                            depth, indexes = families[family]
+                            beginning = key[1 : depth + 1]
+                            if not indexes[beginning].died():
+                                del indexes[beginning]  # its dead keys go with it
                     for key, value in puts:
-                        entry = find(key)
-                        index = self._index_of_new(key) if entry is None else entry[2]
-                        entries[key] = (value, revision, index)
+                        if key[0] not in ALSO and key not in entries:
+                            self._index(key).add(key)
+                        entries[key] = (value, revision)
                     outcomes.append(committed)
                     if len(checks) > 1:
                         also_shared, shared = checks[-2:]
@@ -114,10 +117,12 @@ class Core:
         self.revision = revision = self.revision + 1
         skip, to, tail = len(take.ranges[0].prefix), take.to, take.tail
         rests = [key[skip:] for key in chosen]
+        depth, indexes = self._families[chosen[0][0]]
         for key in chosen:
-            index = self.entries.pop(key)[2]
-            assert index is not None, "a family that is taken from has an order"
-            index.died()
+            del self.entries[key]
+            beginning = key[1 : depth + 1]
+            if not indexes[beginning].died():
+                del indexes[beginning]
         self._put_all([to + rest + tail for rest in rests], to, str(now).encode(), revision)
         return Taken(revision, rests, self._also(take.also, [rest[-1] for rest in rests]), heads, now)
 
@@ -134,17 +139,13 @@ class Core:
         now = self.now()
         return (window.at_least is None or now >= window.at_least) and (window.at_most is None or now <= window.at_most)
 
-    def _index_of_new(self, key: Key) -> Ordered | None:
-        """Put a new key into its index, which is the answer."""
+    def _index(self, key: Key) -> Ordered:
         family = key[0]
-        if family in ALSO:
-            return None
         depth, indexes = self._families.get(family) or self._family(family)
         beginning = key[1 : depth + 1]
         index = indexes.get(beginning)
         if index is None:
-            index = indexes[beginning] = Ordered(self.entries, indexes, beginning)
-        index.add(key)
+            index = indexes[beginning] = Ordered(self.entries)
         return index
 
     def _put_all(self, keys: list[Key], prefix: Prefix, value: bytes, revision: int) -> None:
@@ -152,13 +153,12 @@ class Core:
         entries, (depth, _) = self.entries, self._family(prefix[0])
         if len(prefix) <= depth or not entries.keys().isdisjoint(keys):
             for key in keys:
-                entry = entries.get(key)
-                entries[key] = (value, revision, self._index_of_new(key) if entry is None else entry[2])
+                if key not in entries:
+                    self._index(key).add(key)
+                entries[key] = (value, revision)
             return
-        index = self._index_of_new(keys[0])
-        assert index is not None, "a family that is taken to has an order"
-        index.extend(keys[1:])
-        entries.update(dict.fromkeys(keys, (value, revision, index)))
+        self._index(keys[0]).extend(keys)
+        entries.update(dict.fromkeys(keys, (value, revision)))
 
     def _family(self, family: Family) -> tuple[int, dict[Prefix, Ordered]]:
         known = self._families.get(family)

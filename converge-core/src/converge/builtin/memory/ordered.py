@@ -8,7 +8,7 @@ from itertools import chain, groupby, islice
 from operator import lt
 from typing import Any
 
-from converge.model.keys import Key, Prefix
+from converge.model.keys import Key
 
 CHUNK = 512
 """Keys of a new chunk; one that has grown to twice as many is split. Measured: half and double cost the same within the noise."""
@@ -28,11 +28,10 @@ class Ordered:
     delete cost a constant, and a scan costs what it answers. Keys lie in chunks, so that one that belongs in the middle moves few others.
     """
 
-    __slots__ = ("_added", "_among", "_chunks", "_greatest", "_head", "_live", "_name", "_size", "alive")
+    __slots__ = ("_added", "_chunks", "_greatest", "_head", "_live", "_size", "alive")
 
-    def __init__(self, live: dict[Key, Any], among: dict[Prefix, Ordered], name: Prefix) -> None:
+    def __init__(self, live: dict[Key, Any]) -> None:
         self._live = live
-        self._among, self._name = among, name  # it leaves them, with its dead keys, when no key lives
         self._chunks: list[list[Key]] = []
         self._greatest: list[Key] = []  # the last key of each chunk
         self._head = 0  # where the first chunk begins: what lies before has been passed
@@ -50,15 +49,13 @@ class Ordered:
         self._added += keys
         self.alive += len(keys)
 
-    def died(self) -> None:
-        """Count a key that the store has deleted."""
+    def died(self) -> int:
+        """Count a key that the store has deleted; tell how many are alive."""
         self.alive = alive = self.alive - 1
-        if not alive:
-            del self._among[self._name]
-            return
         dead = self._size + len(self._added) - alive
         if dead > SWEEP and dead > alive:
             self._sweep()
+        return alive
 
     def walk(self, after: Key | None = None, *, prefix: Key | None = None) -> Iterator[Key]:
         """Return the live keys greater than `after`, or from `prefix` on, in order. The store's lock is held until it has been read."""

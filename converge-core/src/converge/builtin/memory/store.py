@@ -92,12 +92,12 @@ class MemoryStore(Store):
     async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
         with self._core.lock:
             entries = self._core.entries
-            return [None if (entry := entries.get(key)) is None else Entry(key, entry[0], entry[1]) for key in keys]
+            return [None if (entry := entries.get(key)) is None else Entry(key, *entry) for key in keys]
 
     async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
         with self._core.lock:
             entries = self._core.entries
-            return [[Entry(key, *entries[key][:2]) for key in islice(self._core.walk(r.prefix, r.after), r.limit)] for r in ranges]
+            return [[Entry(key, *entries[key]) for key in islice(self._core.walk(r.prefix, r.after), r.limit)] for r in ranges]
 
     async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
         _check_sizes(batches)
