@@ -340,7 +340,7 @@ async def _one_byte_changed(carrier: str, way: str, position: int, bit: int, cas
             return data if not 0 <= at < len(data) else data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
 
         setattr(proxy, f"change_{way}", change)
-        with anyio.move_on_after(2) as scope:
+        with anyio.move_on_after(0.7) as scope:
             await _talk(near_channel, far_channel, sent, errors, got)
         # A length that was changed may announce bytes that never come: then it is time that ends it.
         assert scope.cancelled_caught or errors, case
