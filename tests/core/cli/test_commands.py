@@ -108,6 +108,14 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
         assert process.stderr.read() == ""
 
 
+def test_a_full_disk_behind_the_output_is_one_line() -> None:
+    code = "import sys; from converge.cli import main; sys.exit(main(['plugins', 'list', '--json']))"
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("converge: no space is left")
+
+
 def test_help_takes_less_than_three_tenths_of_a_second() -> None:
     def measured() -> float:
         command = [sys.executable, "-c", "from converge.cli import main; main(['--help'])"]

@@ -57,6 +57,15 @@ def test_pending_tasks_are_cancelled_once_and_their_history_says_why(pool: Conve
     assert (again.code, again.out.splitlines()[1].split()[1:]) == (0, ["cancelled", "before"])
 
 
+def test_a_lone_dash_is_standard_input_only_where_a_file_is_meant(pool: Converge) -> None:
+    assert pool("submit", "--pool", "docs", "--type", "-", *STORE).code == 0
+    (task,) = [json.loads(line) for line in pool("tasks", "list", "--json", *STORE).out.splitlines()]
+    assert task["type"] == "-"
+    assert pool("tasks", "cancel", task["id"], "--why", "-", *STORE).code == 0
+    (task,) = [json.loads(line) for line in pool("tasks", "list", "--json", *STORE).out.splitlines()]
+    assert task["history"][-1]["why"] == "-"
+
+
 def test_cancelling_a_task_that_ended_otherwise_exits_with_one_and_changes_nothing(pool: Converge, folder: Path) -> None:
     id_ = failed_task(pool, folder)
     answer = pool("tasks", "cancel", id_, "--json", *STORE)

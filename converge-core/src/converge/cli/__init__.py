@@ -72,6 +72,21 @@ def _app(called: str = "") -> cyclopts.App:
     return app
 
 
+TEXTS = frozenset(("--why", "--type", "--topic", "--capability", "--dedup-key", "--pool"))
+"""Flags whose value may be a lone `-` that means itself, not standard input."""
+
+
+def _given(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments for the library, which takes a lone `-` for an option; `./-` is a path that means standard input to us, and none to it."""
+    given = list[str]()
+    for argument in arguments:
+        if argument == "-" and given and given[-1] in TEXTS:
+            given[-1] += "=-"
+        else:
+            given.append("./-" if argument == "-" else argument)
+    return given
+
+
 def _called(given: Sequence[str]) -> str:
     """Return the words of the command that is called; empty: none, or none that there is."""
     known = {words for words, target, _ in COMMANDS if target}
@@ -101,8 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _code_of(arguments: Sequence[str] | None) -> int:
     try:
-        # The library takes a lone "-" for an option; as a path it means the same to us, and none to it.
-        given = ["./-" if argument == "-" else argument for argument in (sys.argv[1:] if arguments is None else arguments)]
+        given = _given(sys.argv[1:] if arguments is None else arguments)
         code = _app(_called(given))(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 import traceback
@@ -51,13 +52,21 @@ def failed(error: BaseException) -> int:
     """Tell on standard error what went wrong; return the exit code."""
     causes = list(_causes(error))
     if any(isinstance(cause, BrokenPipeError) for cause in causes):
-        # Whoever read our output has gone; what is left in the buffer cannot be written, and Python must not try again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever read it has gone
+        return FAILED
+    if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in causes):
+        _drop_output()  # most likely that is what found no room; Python would try it again at its end
+        told(f"no space is left where the output, or a file, was to be written ({error})")
         return FAILED
     if any(not isinstance(cause, ConvergeError | cyclopts.CycloptsError | KeyboardInterrupt) for cause in causes):
         traceback.print_exception(error)
     told(*dict.fromkeys(_text(cause) for cause in causes))
     return min(code_of(cause) for cause in causes)
+
+
+def _drop_output() -> None:
+    """What is left in the buffer of standard output cannot be written, and Python must not try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def told(*texts: str) -> None:
