@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
@@ -14,7 +15,7 @@ from converge.builtin.file.options import FileOptions
 from converge.builtin.file.place import checked_path, file_system
 from converge.builtin.file.store import FileStore
 from converge.contracts.store import ABSENT, Batch, Committed, Entry, Store
-from converge.errors import SchemaTooNew, StoreRefused
+from converge.errors import SchemaTooNew, StoreRefused, StoreUnavailable
 from converge.model.keys import DONE, HELD, LATER, POOL, READY, STATE, TASK
 
 
@@ -178,4 +179,14 @@ async def test_a_store_that_must_exist_is_not_made_and_the_nearest_name_is_named
     assert os.listdir(tmp_path) == ["state.db"]
     with pytest.raises(StoreRefused, match=r"there is no store at .*state\.db; `converge run`"):  # an empty file is not its own better name
         async with FileStore.open(f"file:{tmp_path}/state.db", FileOptions(must_exist=True)):
+            pass
+
+
+async def test_a_folder_in_which_no_lock_can_be_made_is_told_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", f"{tmp_path}/state.db.turn")
+
+    monkeypatch.setattr("converge.builtin.file.turnstile.Turnstile.__init__", refused)
+    with pytest.raises(StoreUnavailable, match=r"state\.db\.turn cannot be made or opened \(Permission denied\); look at its folder's"):
+        async with FileStore.open(f"file:{tmp_path}/state.db"):
             pass

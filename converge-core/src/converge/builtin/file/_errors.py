@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,4 +44,7 @@ def translated(what: str) -> Iterator[None]:
             raise Broken(OutcomeUnknown(f"{what}: an I/O error ({error}); what the call did is not known")) from error
         raise StoreUnavailable(f"{what}: {error}") from error
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            text = f"{what}: {error.filename or 'it'} cannot be made or opened ({error.strerror}); look at its folder's and its own permissions"
+            raise StoreUnavailable(text) from error
         raise StoreUnavailable(f"{what}: {error}") from error
