@@ -21,13 +21,10 @@ DEPTH = 32
 """Plain data may nest this deep: far below Python's recursion limit, above any sensible payload."""
 
 _INT_GREATEST = 2**63 - 1
-_encode = msgspec.json.Encoder().encode
+encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
+"""Return the JSON of a record (a msgspec Struct, or an attrs class of plain fields)."""
+
 _RecordT = TypeVar("_RecordT")
-
-
-def encode(record: Any) -> bytes:
-    """Return the JSON of a record (a msgspec Struct, or an attrs class of plain fields)."""
-    return _encode(record)
 
 
 class _Version(msgspec.Struct):
@@ -94,10 +91,10 @@ def encode_plain(value: Any, path: str) -> bytes:
     """
     if type(value) is dict and _is_flat(value):
         try:
-            return _encode(value)  # the usual case costs no copy; msgspec refuses lone surrogates
+            return encode(value)  # the usual case costs no copy; msgspec refuses lone surrogates
         except (UnicodeEncodeError, ValueError):
             pass
-    return _encode(_plain(value, path, 0))
+    return encode(_plain(value, path, 0))
 
 
 def decode_plain(raw: bytes | msgspec.Raw, what: str) -> Any:

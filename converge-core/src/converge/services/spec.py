@@ -174,18 +174,16 @@ def claimed_task(found: Found, by: str) -> Task:
 
     What cannot be read raises where it is looked at, as `to_task` does.
     """
-    return _task(_Claimed, {"_source": (found, by)})
+    task: Task = _new(_Claimed)
+    _set(task, "__dict__", {"_source": (found, by)})
+    return task
 
 
 def replaced_inputs(task: Task, inputs: Any) -> Task:
     """Return the task with other inputs."""
-    return _task(type(task), vars(task) | {"inputs": inputs})
-
-
-def _task(kind: type[Task], values: dict[str, Any]) -> Task:
-    task: Task = _new(kind)
-    _set(task, "__dict__", values)
-    return task
+    other: Task = _new(type(task))
+    _set(other, "__dict__", vars(task) | {"inputs": inputs})
+    return other
 
 
 _new, _set = object.__new__, object.__setattr__
