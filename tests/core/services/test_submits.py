@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import anyio
 import pytest
 
 from converge.builtin.memory import MemoryStore
+from converge.contracts.store import Entry, Key
 from converge.errors import DedupConflict, OutcomeUnknown, StoreUnavailable
 from converge.ids import id_text
+from converge.model.keys import KEY
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.around import read_task
@@ -92,3 +94,35 @@ async def test_a_submit_that_never_reached_the_store_is_not_applied(tasks: TaskM
     plan.script([Fault.FAIL_BEFORE])
     with pytest.raises(StoreUnavailable):
         await tasks.submit(Task(pool_id="p", id=ONE_ID))
+
+
+class Interrupted(MemoryStore):
+    """Lets something else happen, once, while the row of an ordering key is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
+        entries = await super().get(keys)
+        if self.meanwhile is not None and KEY("p", "k") in keys:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            await meanwhile()
+        return entries
+
+
+async def test_a_lane_that_another_call_forgets_meanwhile_is_opened_again_and_order_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converge.services.submits.LANES_SEEN", 0)  # each call begins by forgetting all
+    store = Interrupted()
+    await PoolManager(store).create_pool(Pool(id="p"))
+    tasks = TaskManager(store)
+    store.meanwhile = lambda: tasks.submit(Task(pool_id="p", type="b"))
+    ids = await tasks.submit_many([Task(pool_id="p", type=kind, ordering_key="k") for kind in ("a", "b", "a")])
+    assert store.meanwhile is None, "nothing happened meanwhile"
+    claimed = []
+    while some := await tasks.claim("agent", ["p"], limit=10):
+        claimed += [task.id for task in some if task.ordering_key == "k"]
+        for task in some:
+            await tasks.complete(task)
+    assert claimed == ids
+    await tasks._opened.close()

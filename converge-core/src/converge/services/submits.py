@@ -112,9 +112,11 @@ class Submits:
     async def _round(self, todo: list[_Ask], are_apart: bool) -> list[_Ask]:
         """Try each once; answer those that must be tried again."""
         todo = await self._open_lanes(todo)
-        # What is in no group waits for the next round: its lane was another's to open, or its ordering key has more tasks than a batch holds.
-        groups = await self._group([ask for ask in todo if ask.lane in self._lanes])
+        groups = await self._group(todo)
         now = await self._opened.now()
+        # What is in no group waits for the next round: its lane was another's to open, or was forgotten by another call while this one
+        # waited, or its ordering key has more tasks than a batch holds. From here on to the batches nothing is awaited.
+        groups = [(begun, key) for group, key in groups if (begun := self._in_known_lanes(group))]
         batches = [
             submit(group[0].id, group[0].spec, self._lanes[group[0].lane], None, now)
             if group[0].spec.ordering_key is None
@@ -132,6 +134,13 @@ class Submits:
                 else:
                     self._forget(outcome)
         return await self._read_back([ask for ask in todo if ask.outcome is None])  # in their order, which is that of their ordering keys
+
+    def _in_known_lanes(self, group: list[_Ask]) -> list[_Ask]:
+        """Return the group up to the first task whose lane is not known: those of an ordering key stay in order."""
+        for at, ask in enumerate(group):
+            if ask.lane not in self._lanes:
+                return group[:at]
+        return group
 
     async def _commit(self, commits: Commits, batches: list[Batch], groups: Sequence[_Group], are_apart: bool) -> Sequence[Committed | Conflict]:
         wake: set[Channel] = {f"lane.{lane}" for lane in {ask.spec.lane for group, _ in groups for ask in group}}
