@@ -98,6 +98,15 @@ def test_what_cannot_be_submitted_says_why_with_its_exit_code(pool: Converge, ar
     assert "Traceback" not in answer.err
 
 
+def test_when_the_time_to_wait_is_over_each_task_is_shown_as_it_stands(pool: Converge, folder: Path) -> None:
+    (folder / "tasks.jsonl").write_text('{"inputs": {"name": "one"}}\n{"inputs": {"name": "two"}}\n')
+    answer = pool("submit", "tasks.jsonl", "--pool", "docs", "--wait", "--timeout", "0.1", "--json", *STORE)
+    assert (answer.code, "(2 of 2)" in answer.err) == (5, True)
+    shown = [json.loads(line) for line in answer.out.splitlines()]
+    assert [(one["v"], one["hint"], one["state"]) for one in shown] == [(1, "one", "PENDING"), (1, "two", "PENDING")]
+    assert [one["id"] for one in shown] == [one["id"] for one in listed(pool)]
+
+
 def test_waiting_shows_the_result_of_agents_that_run_elsewhere(pool: Converge, start: Start) -> None:
     process = start("run", "counting:WordCounter", "--agents", "2", "--pool", "docs", *STORE)
     answer = pool("submit", "--pool", "docs", "--capability", "count-words", "--input", "text=a b c", "--wait", "--timeout", "30", *STORE)

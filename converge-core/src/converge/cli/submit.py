@@ -14,7 +14,7 @@ from converge.cli.failures import DONE, FAILED
 from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, plugins_flag
 from converge.cli.results import write_results
 from converge.cli.run import loop_options, task_file
-from converge.errors import InputError
+from converge.errors import InputError, ResultTimeout
 from converge.machines.task import TaskState
 from converge.model.task import Task
 from converge.runtime import main
@@ -81,6 +81,10 @@ async def _submit(
             for id_ in ids:
                 output.line({"id": id_}) if as_json else output.write(id_)
             return DONE
-        rows = await main.wait_all(store, ids, config.poll_sec, timeout_sec, on_progress)
+        try:
+            rows = await main.wait_all(store, ids, config.poll_sec, timeout_sec, on_progress)
+        except ResultTimeout:
+            write_results(await main.states_of(store, ids), as_json=as_json)  # or nobody could tell which tasks these were
+            raise
     write_results(rows, as_json=as_json)
     return DONE if all(row.state == TaskState.COMPLETED for row in rows) and len(rows) == len(ids) else FAILED

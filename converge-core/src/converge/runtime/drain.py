@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -94,7 +94,7 @@ class Drain:
             self._known = len(self._ended) + len(todo)
             self._on_progress(len(self._ended), self._known)
             base = len(self._ended)
-            self._ended |= await wait_all(self._tasks, todo, partial(self._tell, base))
+            self._ended |= await ask_all(self._tasks.result, todo, partial(self._tell, base))
             todo = await self._live()
             # A task that moves while it is looked for may be missed; it is not missed twice, by another way of counting.
             if not todo and not sum([await backlog(self._opened, pool_id) for pool_id in self._pool_ids]):
@@ -140,10 +140,12 @@ class Drain:
         return Drained(rows=rows, total=len(self._ended), not_completed=bad)
 
 
-async def wait_all(tasks: TaskManager, ids: Sequence[str], on_one: Callable[[int], None]) -> dict[str, Ended | None]:
-    """Return what has become of the tasks, in the order given, once all are terminal; None for one that retention has removed.
+async def ask_all(
+    ask: Callable[[str], Awaitable[Task]], ids: Sequence[str], on_one: Callable[[int], None] = lambda _: None
+) -> dict[str, Ended | None]:
+    """Return what `ask` says of the tasks, in the order given, several asked at a time; None for one that retention has removed.
 
-    `on_one` is called after each with how many have ended.
+    `on_one` is called after each with how many have been told.
 
     Raises:
         StoreError: As `Store.get`.
@@ -154,7 +156,7 @@ async def wait_all(tasks: TaskManager, ids: Sequence[str], on_one: Callable[[int
     async def wait_some() -> None:
         for id_ in waiting:
             try:
-                found[id_] = ended(await tasks.result(id_))
+                found[id_] = ended(await ask(id_))
             except NoSuchTask:
                 found[id_] = None
             on_one(len(found))

@@ -148,9 +148,19 @@ async def wait_all(store: Store, ids: Sequence[str], poll_sec: float, timeout_se
             on_progress(count, len(ids))
 
     with anyio.move_on_after(timeout_sec):
-        found = await drain.wait_all(TaskManager(store, poll_sec=poll_sec), ids, on_one)
+        found = await drain.ask_all(TaskManager(store, poll_sec=poll_sec).result, ids, on_one)
         return [one for one in found.values() if one is not None]
     raise ResultTimeout(ids[0] if len(ids) == 1 else f"({len(ids) - done[0]} of {len(ids)})", timeout_sec or 0.0)
+
+
+async def states_of(store: Store, ids: Sequence[str]) -> list[Ended]:
+    """Return how the tasks stand now, those that have not ended too.
+
+    Raises:
+        StoreError: As `Store.get`.
+    """
+    found = await drain.ask_all(TaskManager(store).get, ids)
+    return [one for one in found.values() if one is not None]
 
 
 def tune_interpreter() -> None:
