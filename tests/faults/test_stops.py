@@ -7,7 +7,8 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import anyio
 import pytest
@@ -39,6 +40,15 @@ async def left_behind(fleet: Fleet) -> dict[str, int]:
         families = [AGENT, EXPIRY, HELD, JOINED, LEASE, MEMBER]
         pages = await store.scan([Range(family(), None, 1_000) for family in families])
     return {str(family): len(page) for family, page in zip(families, pages, strict=True) if page}
+
+
+def has_open(process: subprocess.Popen[bytes], name: str) -> bool:
+    """Tell whether the process has a file of that name open."""
+    found = False
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with suppress(OSError):  # it was closed meanwhile
+            found = found or descriptor.readlink().name == name
+    return found
 
 
 @contextmanager
@@ -104,7 +114,7 @@ async def test_f9_sigterm_while_the_start_waits_for_the_store_is_in_time_too(fle
     """The file is locked from before the start."""
     with locked(fleet):
         process = fleet.start(agents=1, lease_sec=2.0, grace_sec=2.0)
-        await anyio.sleep(1.5)
+        await wait_until(lambda: has_open(process, "state.db"), timeout=30, what="it has opened the file")
         process.send_signal(signal.SIGTERM)
         assert await ended(process, grace_sec=2.0) in (0, 4), fleet.log_of(process)
         assert "Traceback" not in fleet.log_of(process)
