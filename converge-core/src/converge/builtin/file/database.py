@@ -5,25 +5,19 @@ from __future__ import annotations
 import heapq
 import os
 import sqlite3
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from itertools import chain
-from typing import Any
 
 from converge.builtin.file import statements as sql
 from converge.builtin.file._errors import translated
 from converge.builtin.file.clock import FileClock
+from converge.builtin.file.plan import Missed, Plan, run_many
 from converge.builtin.file.reader import decoder
 from converge.builtin.file.schema import connect_writer, settings
 from converge.builtin.file.turnstile import Turnstile
 from converge.contracts.store import ABSENT, Batch, Committed, Conflict, Key, Range, Rest, Take, Taken, Turned, Window
 from converge.errors import StoreUnavailable
 from converge.model.keys import EXPIRY, NAME, Family
-
-
-class _Missed(Exception):
-    """A check that the quick way relied on did not hold: the slow way finds out whose."""
 
 
 class Database:
@@ -51,6 +45,7 @@ class Database:
 
     def turn(self, batches: Sequence[Batch], take: Take | None, may_begin: Callable[[], bool]) -> Turned | None:
         """Apply the batches, then the take, in one transaction; None if the caller gave up while this waited for its turn."""
+        plan = _plan(batches)
         with translated(self._path), self._turnstile.turn(is_urgent=take is None and _is_renewal(batches)):
             if not may_begin():
                 return None
@@ -58,27 +53,32 @@ class Database:
                 raise StoreUnavailable(f"{self._path} was removed or replaced while it was open; close the store and open it again")
             try:
                 with _transaction(self._connection):
-                    return self._turn(batches, take, self._quickly)
-            except _Missed:
+                    return self._turn(batches, take, plan)
+            except Missed:
                 with _transaction(self._connection):
-                    return self._turn(batches, take, self._slowly)
+                    return self._turn(batches, take, None)
 
-    def _turn(self, batches: Sequence[Batch], take: Take | None, apply: Callable[[Sequence[Batch], int], list[Committed | Conflict]]) -> Turned:
-        outcomes = apply(batches, self._next_revision()) if batches else []
+    def _turn(self, batches: Sequence[Batch], take: Take | None, plan: Plan | None) -> Turned:
+        outcomes: list[Committed | Conflict] = []
+        if batches:
+            revision = self._next_revision()
+            outcomes = self._slowly(batches, revision) if plan is None else self._quickly(batches, plan, revision)
         return Turned(outcomes, None if take is None else self._take(take))
 
     def _next_revision(self) -> int:
         (revision,) = self._connection.execute("update meta set value = value + 1 where name = 'revision' returning value").fetchone()
         return int(revision)
 
-    def _quickly(self, batches: Sequence[Batch], revision: int) -> list[Committed | Conflict]:
-        """Apply all as one set, betting that every check holds: a few statements a family, whatever the number of batches."""
-        plan = _Plan(revision)
+    def _quickly(self, batches: Sequence[Batch], plan: Plan, revision: int) -> list[Committed | Conflict]:
+        """Apply all as one set, betting that every check holds.
+
+        Raises:
+            Missed: One does not.
+        """
         for batch in batches:
             if batch.window is not None and not self._is_inside(batch.window):
-                raise _Missed
-            plan.add(batch)
-        plan.run(self._connection)
+                raise Missed
+        plan.run(self._connection, revision)
         return [Committed(revision)] * len(batches)
 
     def _slowly(self, batches: Sequence[Batch], revision: int) -> list[Committed | Conflict]:
@@ -169,84 +169,6 @@ class Database:
         return [[values.get(id_) for values in found] for id_ in ids]
 
 
-def run_many(connection: sqlite3.Connection, statement: Callable[[Family, int], str], family: Family, rows: Sequence[tuple[Any, ...]]) -> int:
-    """Run a statement over rows, many at a time; return how many rows it has changed."""
-    at = changed = 0
-    for size in sql.SIZES:
-        while len(rows) - at >= size:
-            changed += connection.execute(statement(family, size), list(chain.from_iterable(rows[at : at + size]))).rowcount
-            at += size
-    return changed
-
-
-class _Plan:
-    """The statements of a call, gathered by what they do, to be run a set at a time."""
-
-    def __init__(self, revision: int) -> None:
-        self._revision = revision
-        self._checks: dict[Key, int] = {}
-        self._known: set[int] = set()  # checks that are in there, by identity: most of a call's batches share theirs
-        self._delete_at: defaultdict[Family, list[tuple[Any, ...]]] = defaultdict(list)
-        self._delete: defaultdict[Family, list[tuple[Any, ...]]] = defaultdict(list)
-        self._put_absent: defaultdict[Family, list[tuple[Any, ...]]] = defaultdict(list)
-        self._put: defaultdict[Family, list[tuple[Any, ...]]] = defaultdict(list)
-
-    def add(self, batch: Batch) -> None:
-        """Add a batch; a check of a key that the batch itself deletes, or puts where nothing is, costs no statement of its own."""
-        known, revision = self._known, self._revision
-        checks = {check[0]: check for check in batch.checks if id(check) not in known}
-        for key in batch.deletes:
-            check = checks.pop(key, None)
-            if check is None:
-                self._delete[key[0]].append(key[1:] or _ONLY)
-            else:
-                self._delete_at[key[0]].append((*(key[1:] or _ONLY), check[1]))
-        for key, value in batch.puts:
-            row = (*(key[1:] or _ONLY), value.decode(), revision)
-            if key in checks and checks[key][1] == ABSENT:
-                del checks[key]
-                self._put_absent[key[0]].append(row)
-            else:
-                self._put[key[0]].append(row)
-        for key, check in checks.items():
-            if self._checks.setdefault(key, check[1]) != check[1]:
-                raise _Missed  # two batches expect one key at two revisions: one of them fails
-            known.add(id(check))
-
-    def run(self, connection: sqlite3.Connection) -> None:
-        """Run it.
-
-        Raises:
-            _Missed: A check did not hold.
-        """
-        for key, expected in self._checks.items():
-            row = connection.execute(sql.revision(key[0]), sql.row(key)).fetchone()
-            if (ABSENT if row is None else row[0]) != expected:
-                raise _Missed
-        for family, rows in self._delete_at.items():
-            if _delete_many(connection, sql.delete_at, family, rows) != len(rows):
-                raise _Missed
-        for family, rows in self._delete.items():
-            _delete_many(connection, sql.delete, family, rows)
-        for family, rows in self._put_absent.items():
-            try:
-                run_many(connection, sql.put_absent, family, rows)
-            except sqlite3.IntegrityError as error:
-                raise _Missed from error
-        for family, rows in self._put.items():
-            run_many(connection, sql.put, family, rows)
-
-
-_ONLY = sql.row(("",))
-"""The row of the family without parts."""
-
-
-def _delete_many(connection: sqlite3.Connection, statement: Callable[[Family, int], str], family: Family, rows: Sequence[tuple[Any, ...]]) -> int:
-    if not sql.finds_many(family):
-        return connection.executemany(statement(family, 1), rows).rowcount
-    return run_many(connection, statement, family, rows)
-
-
 class _transaction:
     """`begin immediate` ... `commit`, or `rollback` if anything is raised or nothing was changed: an empty take writes nothing to the disk.
 
@@ -268,6 +190,14 @@ class _transaction:
             if self._connection.in_transaction:
                 with suppress(sqlite3.Error):  # what went wrong before is what is told
                     self._connection.execute("rollback")
+
+
+def _plan(batches: Sequence[Batch]) -> Plan | None:
+    """Return how to apply the batches as one set; None if that cannot be."""
+    try:
+        return Plan(batches)
+    except Missed:
+        return None
 
 
 def _is_renewal(batches: Sequence[Batch]) -> bool:
