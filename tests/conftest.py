@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,13 @@ import pytest
 from converge.testing.servers import postgres_server, redis_server
 
 pytest_plugins = ["converge.testing.fixtures"]
+WORKERS_PER_CORE = 2
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: half of the time tests wait for disks, leases and other processes, so a core serves two workers."""
+    return WORKERS_PER_CORE * (os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])
