@@ -48,7 +48,8 @@ class FileStore(Store):
     @classmethod
     @asynccontextmanager
     async def _opened(cls, path: str, options: FileOptions) -> AsyncIterator[FileStore]:
-        worker, wake_ups = Worker(path, options.busy_sec), WakeUps(path)
+        wake_ups = WakeUps(path)
+        worker = Worker(path, options.busy_sec, wake_ups.tell)
         with ExitStack() as stack:
             try:
                 await worker.start()
@@ -79,9 +80,10 @@ class FileStore(Store):
             for key, value in batch.puts:
                 if len(value) > LIMITS.value_bytes:
                     raise ValueTooLarge(f"the value of {key[0]}", len(value), LIMITS.value_bytes)
-        turned = await self._worker.turn(batches, take) if batches or take is not None else Turned([], None)
+        if batches or take is not None:
+            return await self._worker.turn(batches, take, wake)
         self._wake_ups.tell(wake)
-        return turned
+        return Turned([], None)
 
     async def time(self) -> int:
         return self._worker.clock.now()

@@ -49,7 +49,7 @@ class WakeUps:
             self._sender = None
 
     def tell(self, channels: Collection[Channel]) -> None:
-        """Tell one watcher of each channel, if there is one."""
+        """Tell one watcher of each channel, if there is one. From any thread."""
         for channel in channels:
             folder = _hash(channel)
             names = _names(os.path.join(self._folder, folder))
@@ -60,9 +60,11 @@ class WakeUps:
                 remove([os.path.join(self._folder, f"{name}.sock"), os.path.join(self._folder, folder, name)])
 
     def _send(self, name: str) -> bool:
-        assert self._sender is not None, "opened before it tells"
+        sender = self._sender
+        if sender is None:
+            return True  # closed while a call that nobody waits for was under way: polls serve the watchers
         try:
-            self._sender.sendto(b"!", self._address(name))
+            sender.sendto(b"!", self._address(name))
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except BlockingIOError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -13,7 +13,7 @@ from anyio import lowlevel
 from converge.builtin.file._errors import Broken
 from converge.builtin.file.clock import FileClock
 from converge.builtin.file.database import Database
-from converge.contracts.store import Batch, Take, Turned
+from converge.contracts.store import Batch, Channel, Take, Turned
 from converge.errors import StoreBusy
 
 CLOSE_SEC = 1.0
@@ -23,10 +23,10 @@ CLOSE_SEC = 1.0
 class _Job:
     """One call. It begins, or is given up, never both."""
 
-    __slots__ = ("_call", "_lock", "_state", "batches", "error", "event", "result", "take")
+    __slots__ = ("_call", "_lock", "_state", "batches", "error", "event", "result", "take", "wake")
 
-    def __init__(self, batches: Sequence[Batch], take: Take | None) -> None:
-        self.batches, self.take = batches, take
+    def __init__(self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]) -> None:
+        self.batches, self.take, self.wake = batches, take, wake
         self.event = anyio.Event()
         self.result: Turned | None = None
         self.error: BaseException | None = None
@@ -59,13 +59,16 @@ class _Job:
 
 
 class Worker:
-    """Runs the calls of one handle, one after another, on a connection of its own. `clock` and `settings` are there once `start` has returned."""
+    """Runs the calls of one handle, one after another, on a connection of its own. `clock` and `settings` are there once `start` has returned.
+
+    `tell` wakes the watchers of channels, in the worker's thread: they hear of a commit before its caller does, whose loop has to come round first.
+    """
 
     clock: FileClock
     settings: Mapping[str, str | int]
 
-    def __init__(self, path: str, busy_sec: float) -> None:
-        self._path, self._busy_sec = path, busy_sec
+    def __init__(self, path: str, busy_sec: float, tell: Callable[[Collection[Channel]], None]) -> None:
+        self._path, self._busy_sec, self._tell = path, busy_sec, tell
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -77,14 +80,14 @@ class Worker:
         """
         await self.turn((), None)
 
-    async def turn(self, batches: Sequence[Batch], take: Take | None) -> Turned:
-        """Run a call. A caller that is cancelled leaves its call behind, which is done or not.
+    async def turn(self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel] = ()) -> Turned:
+        """Run a call, then tell the watchers. A caller that is cancelled leaves its call behind, which is done or not.
 
         Raises:
             StoreBusy: Its turn did not come in time; nothing was written.
             StoreError: As the contract says.
         """
-        job, jobs = _Job(batches, take), self._jobs
+        job, jobs = _Job(batches, take, wake), self._jobs
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, args=(jobs,), name="converge-file", daemon=True)
             self._thread.start()
@@ -115,6 +118,8 @@ class Worker:
                     database = Database(self._path)
                     self.clock, self.settings = database.clock, database.settings
                 job.result = database.turn(job.batches, job.take, job.may_begin)
+                if job.result is not None:
+                    self._tell(job.wake)
             except Broken as broken:
                 job.error = broken.cause
                 if database is not None:
