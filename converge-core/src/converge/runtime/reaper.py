@@ -54,7 +54,7 @@ class Reaper:
                 await opened.due_came.wait()
 
     async def _pause_sec(self) -> float:
-        pause_sec = self._poll_sec * (0.75 + random.Random(self._opened.env.entropy(8)).random() / 2)
+        pause_sec = self._poll_sec * (0.75 + random.Random(self._opened.env.entropy(8)).random() / 4)
         if self.sweep.next_due is None:
             return pause_sec
         return max(PAUSE_SEC, min(pause_sec, (self.sweep.next_due - await self._opened.now()) / 1_000_000))

@@ -303,7 +303,7 @@ class TaskManager:
         monotonic = self._opened.env.monotonic()
         if monotonic < self._sweep_due:
             return False
-        self._sweep_due = monotonic + self._poll_sec * (0.75 + self._jitter() / 2)
+        self._sweep_due = monotonic + self._poll_sec * (0.75 + self._jitter() / 4)  # never later than promised
         await self._sweep.paced_page()
         return True
 
