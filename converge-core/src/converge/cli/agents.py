@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
@@ -12,7 +11,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE
-from converge.cli.options import ConfigFile, Json, Network, OfPool, Plugins, Store, Verbose, configured, plugins_flag
+from converge.cli.options import ConfigFile, Json, Network, OfPool, Plugins, Store, Verbose, configured
 from converge.cli.run import loop_options
 from converge.errors import InputError
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
@@ -45,7 +44,7 @@ def list_agents(
     verbose: Verbose = False,
 ) -> int:
     """List the agents of processes that live, by what they say of themselves and have signed."""
-    settings = _settings(config, store, plugin, network, is_verbose=verbose)
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
     query = DiscoveryQuery(topics=tuple(topic or ()), capabilities=tuple(capability or ()), pool_id=pool, limit=limit)
     found, now = anyio.run(_query, settings, query, backend_options=loop_options())
     if json:
@@ -71,7 +70,7 @@ def show(
     verbose: Verbose = False,
 ) -> int:
     """Show one agent's descriptor: its keys, topics, capabilities, pools, and where it is reached."""
-    settings = _settings(config, store, plugin, network, is_verbose=verbose)
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
     found, now = anyio.run(_query, settings, DiscoveryQuery(), backend_options=loop_options())
     record = _record(_one(found, agent_id), now)
     if json:
@@ -96,10 +95,6 @@ def _one(found: list[AgentDescriptor], agent_id: str) -> AgentDescriptor:
         way = f'did you mean "{near[0]}"?' if near else "`converge agents list` shows those that are"
         raise InputError(f'agent "{agent_id}" is not listed: no process that lives runs it; {way}')
     raise InputError(f'agent "{agent_id}" is not one agent: the ids of {len(some)} begin so; write more of it')
-
-
-def _settings(config: Path | None, store: str | None, plugin: list[str] | None, network: str | None, *, is_verbose: bool) -> Config:
-    return configured(config, {"store": store, "plugins": plugins_flag(plugin), "network": network}, is_verbose=is_verbose)
 
 
 def _record(one: AgentDescriptor, now: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import CONFIGURATION, DONE, told
-from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, import_here, plugins_flag
+from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, import_here
 from converge.errors import ConfigError
 from converge.plugins import PluginHost
 from converge.runtime.config import KEYS, Config
@@ -32,8 +32,7 @@ def show(
     verbose: Verbose = False,
 ) -> int:
     """Show the configuration as `run` would use it, passwords masked: flags win over the environment, that over the file, that over defaults."""
-    flags = {"pool_id": pool, "store": store, "plugins": plugins_flag(plugin), "network": network}
-    settings = configured(config, flags, is_verbose=verbose)
+    settings = configured(config, store, plugin, network, is_verbose=verbose, pool_id=pool)
     rows = shown_settings(settings, is_changed_only=changed)
     if json:
         for one in rows:
@@ -75,7 +74,7 @@ def check(
 def schema(*, plugin: Plugins = None, json: Json = False) -> int:
     """Write the JSON Schema of the configuration file, with the options of the built-in backends and of the plugins named."""
     import_here(plugin or ())
-    made = schema_of(PluginHost(plugins_flag(plugin) or ()))
+    made = schema_of(PluginHost(plugin or ()))
     if json:
         output.line(made)
     else:

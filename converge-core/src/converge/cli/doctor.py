@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import CONFIGURATION, DONE, FAILED, UNREACHABLE
-from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured, plugins_flag
+from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured
 from converge.cli.run import loop_options
 from converge.errors import ConfigError, SchemaTooNew, StoreError, TornRecord
 from converge.plugins import PluginHost
@@ -42,7 +42,7 @@ def doctor(
     """
     findings = list(check_process())
     try:
-        settings = configured(config, {"store": store, "plugins": plugins_flag(plugin), "network": network}, is_verbose=verbose)
+        settings = configured(config, store, plugin, network, is_verbose=verbose)
     except ConfigError as problem:
         lines = problem.problems or [str(problem)]
         findings += [error("config", line, "`converge config schema` and the reference page list the keys") for line in lines]

@@ -54,7 +54,7 @@ def show(
 
 @contextmanager
 def _folder(config: Path | None, identity_dir: str | None, *, is_verbose: bool, is_made: bool = True) -> Iterator[KeyFolder]:
-    chosen = configured(config, {"identity_dir": identity_dir}, is_verbose=is_verbose).identity_dir
+    chosen = configured(config, is_verbose=is_verbose, identity_dir=identity_dir).identity_dir
     if not chosen:
         raise ConfigError("identity_dir: is missing: name the folder of the keys with --identity-dir, or in the configuration")
     with closing(KeyFolder.open(Path(chosen), is_made=is_made)) as folder:

@@ -42,13 +42,27 @@ Json = Annotated[bool, Parameter(name="--json", negative=(), group=COMMON, help=
 Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative=(), group=COMMON, help="Log more.")]
 
 
-def configured(file: Path | None, flags: dict[str, Any], *, is_verbose: bool, level: str = "warning") -> Config:
-    """Return the configuration and set up logging by it; `level` is for commands that log less than `run` unless somebody asks.
+def configured(
+    file: Path | None,
+    store: str | None = None,
+    plugin: list[str] | None = None,
+    network: str | None = None,
+    *,
+    is_verbose: bool,
+    level: str = "warning",
+    **flags: Any,
+) -> Config:
+    """Return the configuration and set up logging by it.
+
+    Args:
+        file, store, plugin, network, is_verbose: The common flags.
+        level: For commands that log less than `run` unless somebody asks.
+        flags: The command's own, by configuration key; None for one that was not given.
 
     Raises:
         ConfigError: As `load`.
     """
-    config = load(file, flags=flags)
+    config = load(file, flags={"store": store, "plugins": tuple(plugin) if plugin else None, "network": network, **flags})
     import_here(config.plugins)
     if is_verbose:
         level = "debug"
@@ -64,8 +78,3 @@ def import_here(plugins: Sequence[str]) -> None:
     """Let plugins that are named as module:attribute be found in the working directory first, as agents are."""
     if any(":" in name and not name.startswith("no:") for name in plugins):
         first_on_path(Path.cwd())
-
-
-def plugins_flag(plugins: list[str] | None) -> tuple[str, ...] | None:
-    """Return what `--plugin` says; None if it was not given."""
-    return tuple(plugins) if plugins else None

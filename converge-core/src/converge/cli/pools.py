@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE
-from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured, plugins_flag
+from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured
 from converge.cli.run import loop_options
 from converge.errors import InputError
 from converge.machines.task import TaskState
@@ -52,7 +52,7 @@ def create(
     verbose: Verbose = False,
 ) -> int:
     """Create a pool; one that exists is left as it is, settings and members alike."""
-    settings = _settings(config, store, plugin, network, is_verbose=verbose)
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
     given: dict[str, Any] = {
         "priority_step_sec": priority_step,
         "dedup_window_sec": dedup_window,
@@ -84,7 +84,7 @@ def list_pools(
     verbose: Verbose = False,
 ) -> int:
     """List pools with the numbers of their tasks: ready, later, waiting behind a key, held, done; failed ones are among those done."""
-    settings = _settings(config, store, plugin, network, is_verbose=verbose)
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
     found = anyio.run(_list, settings, backend_options=loop_options())
     if json:
         for pool, count in found:
@@ -111,7 +111,7 @@ def show(
     verbose: Verbose = False,
 ) -> int:
     """Show one pool: its settings, the numbers of its tasks, its members."""
-    settings = _settings(config, store, plugin, network, is_verbose=verbose)
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
     pool, count, members = anyio.run(_show, settings, pool_id, backend_options=loop_options())
     record = attrs.asdict(pool, filter=attrs.filters.exclude("secret_hash"))
     record |= _numbers(count) | {"members": members}
@@ -137,7 +137,7 @@ def allow(
     verbose: Verbose = False,
 ) -> int:
     """Put agents on the allow-list of a pool whose admission is `allow`, or take them off it."""
-    settings = _settings(config, store, plugin, network, is_verbose=verbose)
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
     listed, is_changed = anyio.run(_allow, settings, pool_id, agent_ids, remove, backend_options=loop_options())
     if json:
         output.line({"id": pool_id, "allow": list(listed), "is_changed": is_changed})
@@ -160,7 +160,7 @@ def pause(
     verbose: Verbose = False,
 ) -> int:
     """Let nothing be claimed from the pools until they are resumed; running tasks go on."""
-    _set_paused(_settings(config, store, plugin, network, is_verbose=verbose), pool_ids, is_paused=True, as_json=json)
+    _set_paused(configured(config, store, plugin, network, is_verbose=verbose), pool_ids, is_paused=True, as_json=json)
     return DONE
 
 
@@ -176,12 +176,8 @@ def resume(
     verbose: Verbose = False,
 ) -> int:
     """Let tasks of the pools be claimed again."""
-    _set_paused(_settings(config, store, plugin, network, is_verbose=verbose), pool_ids, is_paused=False, as_json=json)
+    _set_paused(configured(config, store, plugin, network, is_verbose=verbose), pool_ids, is_paused=False, as_json=json)
     return DONE
-
-
-def _settings(config: Path | None, store: str | None, plugin: list[str] | None, network: str | None, *, is_verbose: bool) -> Config:
-    return configured(config, {"store": store, "plugins": plugins_flag(plugin), "network": network}, is_verbose=is_verbose)
 
 
 def _set_paused(config: Config, pool_ids: Sequence[str], *, is_paused: bool, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE, FAILED
-from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, plugins_flag
+from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured
 from converge.errors import ConfigError, InputError
 from converge.model.task import Task
 from converge.runtime.lookup import agent_class, first_on_path
@@ -44,11 +44,10 @@ def run(
 
     A second signal ends the process at once.
     """
-    flags = {
-        "agent": agent, "agents": agents, "pool_id": pool, "store": store, "transport": transport, "advertise": advertise, "discovery": discovery,
-        "plugins": plugins_flag(plugin), "network": network, "health": health, "grace_sec": grace,
-    }  # fmt: skip
-    settings = configured(config, flags, is_verbose=verbose, level="info")
+    settings = configured(
+        config, store, plugin, network, is_verbose=verbose, level="info",
+        agent=agent, agents=agents, pool_id=pool, transport=transport, advertise=advertise, discovery=discovery, health=health, grace_sec=grace,
+    )  # fmt: skip
     if not settings.groups:
         raise ConfigError("agent: is missing: name a class as module:Class, on the command line or in the file that -c names")
     first_on_path(Path.cwd())

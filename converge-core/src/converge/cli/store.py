@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE, FAILED
-from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured, plugins_flag
+from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured
 from converge.cli.run import loop_options
 from converge.errors import InputError
 from converge.plugins import PluginHost
@@ -36,7 +36,7 @@ def info(
     verbose: Verbose = False,
 ) -> int:
     """Show a store: its backend and settings, its epoch, its clock beside this host's, what is in it, the processes that use it."""
-    settings = configured(config, {"store": store, "plugins": plugins_flag(plugin), "network": network}, is_verbose=verbose)
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
     facts = anyio.run(_info, settings, backend_options=loop_options())
     if json:
         output.line(_record(facts))
@@ -70,8 +70,8 @@ def accept(
 
     First find out what became of its data: tasks that were submitted since the backup are not in it, and some that were completed may run again.
     """
-    flags = {"store": store, "plugins": plugins_flag(plugin), "network": network, "identity_dir": str(identity_dir) if identity_dir else None}
-    settings = configured(config, flags, is_verbose=verbose)
+    kept = str(identity_dir) if identity_dir else None
+    settings = configured(config, store, plugin, network, is_verbose=verbose, identity_dir=kept)
     if not yes:
         if not output.can_ask():
             raise InputError("--yes is missing: nobody can be asked here, and this cannot be taken back")

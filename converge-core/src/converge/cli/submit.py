@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE, FAILED
-from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, plugins_flag
+from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured
 from converge.cli.results import write_results
 from converge.cli.run import loop_options, task_file
 from converge.errors import InputError, ResultTimeout
@@ -48,8 +48,7 @@ def submit(
 
     Everything is checked before anything is submitted.
     """
-    flags = {"pool_id": pool, "store": store, "plugins": plugins_flag(plugin), "network": network}
-    settings = configured(config, flags, is_verbose=verbose)
+    settings = configured(config, store, plugin, network, is_verbose=verbose, pool_id=pool)
     own: dict[str, Any] = {
         "type": type,
         "topic": topic,

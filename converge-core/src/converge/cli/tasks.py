@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE, FAILED
-from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured, plugins_flag
+from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured
 from converge.cli.run import loop_options
 from converge.machines.explain import Explanation
 from converge.machines.task import TaskState
@@ -34,8 +34,7 @@ def show(
     verbose: Verbose = False,
 ) -> int:
     """Show one task with its history."""
-    flags = {"store": store, "plugins": plugins_flag(plugin), "network": network}
-    settings = configured(config, flags, is_verbose=verbose)
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
     task = anyio.run(_get, settings, task_id, backend_options=loop_options())
     record = record_of(task)
     if json:
@@ -66,7 +65,7 @@ def explain(
 
     An agent's task types are not in its descriptor: one that takes only some types may pass over a task that it is said to be able to claim.
     """
-    settings = configured(config, {"store": store, "plugins": plugins_flag(plugin), "network": network}, is_verbose=verbose)
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
     found = anyio.run(_explain, settings, task_id, backend_options=loop_options())
     lane = found.lane
     record: dict[str, Any] = {
@@ -115,7 +114,7 @@ def cancel(
 
     All ids are checked before anything is cancelled.
     """
-    settings = configured(config, {"store": store, "plugins": plugins_flag(plugin), "network": network}, is_verbose=verbose)
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
     done = anyio.run(_cancel, settings, task_ids, why, backend_options=loop_options())
     if json:
         for one in done:
@@ -141,7 +140,7 @@ def retry(
 
     All ids are checked before anything is submitted.
     """
-    settings = configured(config, {"store": store, "plugins": plugins_flag(plugin), "network": network}, is_verbose=verbose)
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
     done = anyio.run(_retry, settings, task_ids, backend_options=loop_options())
     if json:
         for one in done:

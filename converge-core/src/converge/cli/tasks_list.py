@@ -10,7 +10,7 @@ from cyclopts import Parameter, validators
 
 from converge.cli import output
 from converge.cli.failures import DONE
-from converge.cli.options import ConfigFile, Json, Network, OfPool, Plugins, Store, Verbose, configured, plugins_flag
+from converge.cli.options import ConfigFile, Json, Network, OfPool, Plugins, Store, Verbose, configured
 from converge.cli.run import loop_options
 from converge.cli.tasks import record_of
 from converge.errors import InputError
@@ -54,8 +54,7 @@ def list_tasks(
     verbose: Verbose = False,
 ) -> int:
     """List tasks: the live ones first. With --json each is written as it is read, however many there are."""
-    flags = {"pool_id": pool, "store": store, "plugins": plugins_flag(plugin), "network": network}
-    settings = configured(config, flags, is_verbose=verbose)
+    settings = configured(config, store, plugin, network, is_verbose=verbose, pool_id=pool)
     if dead_letters and state not in (None, TaskState.FAILED):
         raise InputError(f"--dead-letters are tasks that failed; --state {state.lower()} is about others")
     wanted = operate.Wanted(

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE, FAILED
-from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured, plugins_flag
+from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured
 from converge.cli.run import loop_options
 from converge.errors import InputError
 from converge.machines.task import TaskState
@@ -44,7 +44,7 @@ def purge(
 
     Live tasks are never touched. On a terminal it says first how many there are, and asks.
     """
-    settings = configured(config, {"store": store, "plugins": plugins_flag(plugin), "network": network}, is_verbose=verbose)
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
     if bool(pool) == all_pools:
         raise InputError("--pool or --all-pools: say one of them, tasks of which pools are to be removed")
     wanted = operate.Purging(pool_ids=pool or (), states=state or (), older_than=older_than)
