@@ -6,78 +6,20 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TypeVar
 
 import anyio
 import pytest
 
-from converge.builtin.memory import MemoryStore
-from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Key, Range, Store, Take, Turned
-from converge.errors import StoreUnavailable
 from converge.model.task import Task
 from converge.runtime.agent import Agent
 from converge.runtime.health import BLOCKED_SEC, Ailment, Code, Health
 from converge.runtime.node import Node
 from converge.testing.fixtures import wait_until
+from converge.testing.weather import Weather, WeatheredStore
 
-T = TypeVar("T")
 LEASE_SEC = 1.0
-
-
-class Weather:
-    """What all handles of one store suffer."""
-
-    is_away = False
-    is_silent = False
-    is_mute = False
-    is_deaf = False
-
-
-class Weathered(MemoryStore):
-    """A memory store whose calls fail or hang, and whose wake-ups are lost or refused, as the weather says."""
-
-    def __init__(self, weather: Weather, inner: MemoryStore | None = None) -> None:
-        if inner is None:
-            super().__init__()
-        else:
-            super().__init__(core=inner._core, bell=inner._bell)
-        self.weather = weather
-
-    async def _suffer(self, call: Callable[[], Awaitable[T]]) -> T:
-        if self.weather.is_silent:
-            await anyio.sleep_forever()
-        if self.weather.is_away:
-            raise StoreUnavailable("the store is away")
-        return await call()
-
-    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
-        return await self._suffer(lambda: MemoryStore.get(self, keys))
-
-    async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
-        return await self._suffer(lambda: MemoryStore.scan(self, ranges))
-
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
-        return await self._suffer(lambda: MemoryStore.commit(self, batches, wake=() if self.weather.is_mute else wake))
-
-    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
-        return await self._suffer(lambda: MemoryStore.turn(self, batches, take, wake=wake))
-
-    async def time(self) -> int:
-        return await self._suffer(lambda: MemoryStore.time(self))
-
-    async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
-        async with aclosing(super().watch(channels)) as inner:  # type: ignore[type-var]  # every watch is an async generator
-            async for one in inner:
-                if self.weather.is_deaf:
-                    raise StoreUnavailable("the subscription was cut")
-                yield one
-
-    @asynccontextmanager
-    async def reopen(self) -> AsyncIterator[Store]:
-        yield Weathered(self.weather, self)
 
 
 class Idle(Agent):
@@ -104,7 +46,7 @@ def weather() -> Weather:
 
 @pytest.fixture
 async def node(weather: Weather) -> AsyncIterator[Node]:
-    async with Node(store=Weathered(weather), lease_sec=LEASE_SEC, poll_sec=0.05, grace_sec=0.2) as node:
+    async with Node(store=WeatheredStore(weather), lease_sec=LEASE_SEC, poll_sec=0.05, grace_sec=0.2) as node:
         await node.spawn(Idle, count=2, pool="p")
         yield node
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import pytest
 
 from converge.builtin.memory import MemoryStore
-from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Key, Range, Store, Take, Turned
+from converge.contracts.store import Batch, Store
 from converge.errors import StoreUnavailable
 from converge.machines.task import TaskState
 from converge.model.descriptor import DiscoveryQuery
@@ -24,54 +23,9 @@ from converge.runtime.node import Node
 from converge.services.pools import PoolManager
 from converge.services.tasks import TaskManager
 from converge.testing.fixtures import wait_until
+from converge.testing.weather import Weather, WeatheredStore
 
-T = TypeVar("T")
 LEASE_SEC = 0.6
-
-
-class Outage:
-    """What all handles of one store suffer: nothing, refusals, or silence."""
-
-    def __init__(self) -> None:
-        self.is_away = False
-        self.is_silent = False
-
-
-class Frail(MemoryStore):
-    """A memory store whose every call fails, or hangs, during an outage."""
-
-    def __init__(self, outage: Outage, inner: MemoryStore | None = None) -> None:
-        if inner is None:
-            super().__init__()
-        else:
-            super().__init__(core=inner._core, bell=inner._bell)
-        self.outage = outage
-
-    async def _suffer(self, call: Callable[[], Awaitable[T]]) -> T:
-        if self.outage.is_silent:
-            await anyio.sleep_forever()
-        if self.outage.is_away:
-            raise StoreUnavailable("the store is away")
-        return await call()
-
-    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
-        return await self._suffer(lambda: MemoryStore.get(self, keys))
-
-    async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
-        return await self._suffer(lambda: MemoryStore.scan(self, ranges))
-
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
-        return await self._suffer(lambda: MemoryStore.commit(self, batches, wake=wake))
-
-    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
-        return await self._suffer(lambda: MemoryStore.turn(self, batches, take, wake=wake))
-
-    async def time(self) -> int:
-        return await self._suffer(lambda: MemoryStore.time(self))
-
-    @asynccontextmanager
-    async def reopen(self) -> AsyncIterator[Store]:
-        yield Frail(self.outage, self)
 
 
 class Worker(Agent):
@@ -101,13 +55,13 @@ def worker() -> type[Worker]:
 
 
 @pytest.fixture
-def outage() -> Outage:
-    return Outage()
+def outage() -> Weather:
+    return Weather()
 
 
 @pytest.fixture
-async def store(outage: Outage) -> AsyncIterator[Frail]:
-    yield Frail(outage)
+async def store(outage: Weather) -> AsyncIterator[WeatheredStore]:
+    yield WeatheredStore(outage)
 
 
 def node_on(store: Store, **settings: Any) -> Node:
@@ -115,7 +69,7 @@ def node_on(store: Store, **settings: Any) -> Node:
 
 
 async def test_after_an_outage_longer_than_the_lease_work_flows_again(
-    store: Frail, outage: Outage, worker: type[Worker], caplog: pytest.LogCaptureFixture
+    store: WeatheredStore, outage: Weather, worker: type[Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
@@ -143,7 +97,7 @@ async def _lists(node: Node, count: int) -> bool:
 
 
 async def test_a_silent_store_costs_the_handlers_their_time_before_the_lease_can_end(
-    store: Frail, outage: Outage, worker: type[Worker], caplog: pytest.LogCaptureFixture
+    store: WeatheredStore, outage: Weather, worker: type[Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
@@ -161,7 +115,7 @@ async def test_a_silent_store_costs_the_handlers_their_time_before_the_lease_can
             assert lease.remaining_sec() > -LEASE_SEC / 10
 
 
-async def test_a_finish_is_tried_again_until_the_store_is_back(store: Frail, outage: Outage, worker: type[Worker]) -> None:
+async def test_a_finish_is_tried_again_until_the_store_is_back(store: WeatheredStore, outage: Weather, worker: type[Worker]) -> None:
     with anyio.fail_after(30):
         async with Node(store=store, lease_sec=15.0, poll_sec=0.05) as node:
             await node.spawn(worker, pool="p")
@@ -178,7 +132,7 @@ async def test_a_finish_is_tried_again_until_the_store_is_back(store: Frail, out
 
 @pytest.mark.parametrize("kind", ["is_away", "is_silent"])
 async def test_a_node_stops_in_time_during_an_outage(
-    store: Frail, outage: Outage, worker: type[Worker], kind: str, caplog: pytest.LogCaptureFixture
+    store: WeatheredStore, outage: Weather, worker: type[Worker], kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     began = anyio.current_time()
@@ -192,7 +146,7 @@ async def test_a_node_stops_in_time_during_an_outage(
     assert worker.cancels, "what did not end in time was cancelled"
 
 
-async def test_a_node_that_cannot_start_leaves_no_lease_behind(store: Frail, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_node_that_cannot_start_leaves_no_lease_behind(store: WeatheredStore, monkeypatch: pytest.MonkeyPatch) -> None:
     leases = []
 
     async def add_node(network: Network) -> None:
@@ -206,7 +160,7 @@ async def test_a_node_that_cannot_start_leaves_no_lease_behind(store: Frail, mon
     assert [lease.why_ended for lease in leases] == ["it was closed"]
 
 
-async def test_claims_that_arrive_while_the_node_stops_go_back_uncounted(store: Frail, worker: type[Worker]) -> None:
+async def test_claims_that_arrive_while_the_node_stops_go_back_uncounted(store: WeatheredStore, worker: type[Worker]) -> None:
     outside = MemoryStore(core=store._core, bell=store._bell)
     with anyio.fail_after(20):
         async with node_on(store) as node:
@@ -218,7 +172,7 @@ async def test_claims_that_arrive_while_the_node_stops_go_back_uncounted(store: 
     assert {(task.state, task.attempts) for task in found} == {(TaskState.PENDING, 0)}
 
 
-async def test_an_agent_that_may_no_longer_work_in_its_pool_stops_no_other(store: Frail, worker: type[Worker]) -> None:
+async def test_an_agent_that_may_no_longer_work_in_its_pool_stops_no_other(store: WeatheredStore, worker: type[Worker]) -> None:
     outside = MemoryStore(core=store._core, bell=store._bell)
     with anyio.fail_after(20):
         async with node_on(store) as node:
@@ -231,7 +185,7 @@ async def test_an_agent_that_may_no_longer_work_in_its_pool_stops_no_other(store
             assert task.state == TaskState.COMPLETED
 
 
-async def test_a_hanging_on_stop_does_not_keep_a_node_from_ending(store: Frail) -> None:
+async def test_a_hanging_on_stop_does_not_keep_a_node_from_ending(store: WeatheredStore) -> None:
     class Clinging(Agent):
         async def on_stop(self) -> None:
             await anyio.sleep_forever()
