@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -11,12 +10,13 @@ from contextlib import ExitStack, suppress
 from converge.builtin.file import statements as sql
 from converge.builtin.file._errors import translated
 from converge.builtin.file.clock import FileClock
+from converge.builtin.file.guard import Guard
 from converge.builtin.file.plan import Missed, Plan, run_many
 from converge.builtin.file.reader import decoder
 from converge.builtin.file.schema import connect_writer, settings
 from converge.builtin.file.turnstile import Turnstile
 from converge.contracts.store import ABSENT, Batch, Committed, Conflict, Key, Range, Rest, Take, Taken, Turned, Window
-from converge.errors import StoreUnavailable
+from converge.errors import OutcomeUnknown, StoreUnavailable
 from converge.model.keys import EXPIRY, NAME, Family
 
 
@@ -26,22 +26,27 @@ class Database:
     def __init__(self, path: str) -> None:
         self._path = path
         with translated(path), ExitStack() as stack:
+            self._guard = Guard.acquire(path)
+            stack.callback(self._guard.close, None)
             self._turnstile = Turnstile(path)
             stack.callback(self._turnstile.close)
             with self._turnstile.turn():
+                self._guard.check_log(self._turnstile.note)
                 self._connection = connect_writer(path)
                 stack.callback(self._connection.close)
-                self._file = _identity(path)
                 with _transaction(self._connection):
                     self.clock = FileClock.load(self._connection)
                 self.settings = settings(self._connection)
+                self._turnstile.note = self._guard.seal()
             stack.pop_all()
 
     def close(self) -> None:
-        """Close the connection and the locks."""
-        with suppress(sqlite3.Error):  # of a connection that has met an I/O error
-            self._connection.close()
-        self._turnstile.close()
+        """Close the connection and the locks, in a turn: the last handle of a process tidies up the log."""
+        try:
+            with self._turnstile.turn(is_urgent=True):
+                self._guard.close(self._connection)
+        finally:
+            self._turnstile.close()
 
     def turn(self, batches: Sequence[Batch], take: Take | None, may_begin: Callable[[], bool]) -> Turned | None:
         """Apply the batches, then the take, in one transaction; None if the caller gave up while this waited for its turn."""
@@ -49,14 +54,20 @@ class Database:
         with translated(self._path), self._turnstile.turn(is_urgent=take is None and _is_renewal(batches)):
             if not may_begin():
                 return None
-            if _identity(self._path) != self._file:
-                raise StoreUnavailable(f"{self._path} was removed or replaced while it was open; close the store and open it again")
-            try:
-                with _transaction(self._connection):
-                    return self._turn(batches, take, plan)
-            except Missed:
-                with _transaction(self._connection):
-                    return self._turn(batches, take, None)
+            if gone := self._guard.gone():
+                raise StoreUnavailable(f"{gone} since it was opened; nothing was written: close the store and open it again")
+            turned = self._transact(batches, take, plan)
+            if gone := self._guard.gone():
+                raise OutcomeUnknown(f"{gone} since it was opened, so what was written may be lost; close the store and open it again")
+            return turned
+
+    def _transact(self, batches: Sequence[Batch], take: Take | None, plan: Plan | None) -> Turned:
+        try:
+            with _transaction(self._connection):
+                return self._turn(batches, take, plan)
+        except Missed:
+            with _transaction(self._connection):
+                return self._turn(batches, take, None)
 
     def _turn(self, batches: Sequence[Batch], take: Take | None, plan: Plan | None) -> Turned:
         outcomes: list[Committed | Conflict] = []
@@ -203,8 +214,3 @@ def _plan(batches: Sequence[Batch]) -> Plan | None:
 def _is_renewal(batches: Sequence[Batch]) -> bool:
     """Tell whether this is no more than the renewal of a lease, which goes ahead of the queue: it is small and rare, and much hangs on it."""
     return len(batches) == 1 and not batches[0].deletes and all(key[0] is EXPIRY for key, _ in batches[0].puts)
-
-
-def _identity(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino

@@ -5,8 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
+from converge.builtin.file._errors import translated
 from converge.builtin.file.schema import APPLICATION_ID
 from converge.errors import StoreRefused
 
@@ -16,17 +20,11 @@ NETWORK_FILE_SYSTEMS = frozenset(
 )  # fmt: skip
 """Types whose locks and shared memory do not reach the other hosts that see the file."""
 
-MAGIC = b"SQLite format 3\0"
-"""How each database of SQLite begins, as its file format says."""
-
-HEAD_BYTES = 100
-"""What a SQLite file begins with: the mark above, and at 28 the number of pages, at 68 whose file it is."""
-
 MOUNTS = Path("/proc/mounts")
 
 
 def checked_path(url: str, *, must_exist: bool = False) -> str:
-    """Return the absolute path of `file:PATH`, where a file is then, readable by its owner alone if it is new.
+    """Return the absolute path of `file:PATH`, without symbolic links: whoever opens the file by whatever name meets the same locks and the same log.
 
     Raises:
         StoreRefused: It is no place for a store, or there is none though there must be; why, and what to do.
@@ -42,28 +40,33 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
     kind = file_system(path.parent)
     if kind in NETWORK_FILE_SYSTEMS:
         raise StoreRefused(f"{path} is on a network file system ({kind}), whose locks cannot be relied on; use a local disk, or a Redis or SQL store")
-    if must_exist and not (path.exists() and path.stat().st_size):  # an empty file is none yet
+    try:
+        path = path.resolve(strict=True)
+        has_content = path.stat().st_size > 0  # an empty file is no store yet
+    except FileNotFoundError:
+        path, has_content = path.resolve(), False
+    except (OSError, RuntimeError) as error:
+        raise StoreRefused(f"{path} cannot be opened for writing ({error}); look at its own and its folder's permissions") from error
+    if must_exist and not has_content:
         others = [other.name for other in path.parent.glob(f"*{path.suffix}") if other != path and other.is_file()]
         near = difflib.get_close_matches(path.name, others, n=1)
         hint = f'did you mean "{near[0]}"?' if near else "`converge run` with this store makes it"
         raise StoreRefused(f"there is no store at {path}; {hint}")
-    try:
-        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError as error:
-        raise StoreRefused(f"{path} cannot be opened for writing ({error.strerror}); look at its own and its folder's permissions") from error
-    # Before locks are made beside a file that is not ours.
-    if head and not head.startswith(MAGIC):
-        raise StoreRefused(f"{path}: it is not a SQLite database, or it is damaged; choose another path")
-    if _is_foreign(head):
-        raise StoreRefused(f"{path} is a database of another program; choose another path")
+    if has_content:
+        _check_head(path)
     return str(path)
 
 
-def _is_foreign(head: bytes) -> bool:
-    """Tell whether a file with this head has another program's tables; while ours are made, it has one page and no mark, and `schema` decides."""
-    pages, owner = (int.from_bytes(head[at : at + 4]) for at in (28, 68))
-    return owner not in (0, APPLICATION_ID) or (owner == 0 and pages > 1)
+def _check_head(path: Path) -> None:
+    """Refuse what is not ours before locks are made beside it; while ours are made, it has one page and no mark, and `schema` decides.
+
+    SQLite reads it, since a descriptor of our own would drop this process's locks when it is closed.
+    """
+    with translated(str(path)), closing(sqlite3.connect(f"file:{quote(str(path))}?immutable=1", uri=True)) as connection:
+        (owner,) = connection.execute("pragma application_id").fetchone()
+        (page_bytes,) = connection.execute("pragma page_size").fetchone()
+    if owner not in (0, APPLICATION_ID) or (owner == 0 and path.stat().st_size > page_bytes):
+        raise StoreRefused(f"{path} is a database of another program; choose another path")
 
 
 def facts(path: str) -> dict[str, str | int]:

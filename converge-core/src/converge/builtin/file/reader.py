@@ -10,6 +10,7 @@ from typing import Any
 
 from converge.builtin.file import statements as sql
 from converge.builtin.file._errors import Broken, translated
+from converge.builtin.file.guard import Guard
 from converge.builtin.file.schema import connect
 from converge.contracts.store import Entry, Key, Prefix, Range
 from converge.errors import StoreUnavailable
@@ -21,7 +22,12 @@ class Reader:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._connection = self._connect()
+        self._guard = Guard.acquire(path)
+        try:
+            self._connection = self._connect()
+        except BaseException:
+            self._guard.close(None)
+            raise
 
     def _connect(self) -> sqlite3.Connection:
         with translated(self._path):
@@ -31,7 +37,7 @@ class Reader:
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        self._guard.close(self._connection)
 
     def get(self, keys: Sequence[Key]) -> list[Entry | None]:
         """Value and revision of each key, all from one snapshot."""

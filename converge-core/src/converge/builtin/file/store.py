@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, closing
 from functools import partial
 
 import anyio
@@ -53,12 +53,11 @@ class FileStore(Store):
         with ExitStack() as stack:
             try:
                 await worker.start()
-                reader = Reader(path)
-                stack.callback(reader.close)
                 with translated(path):
                     wake_ups.open()
                 stack.callback(wake_ups.close)
-                yield cls(path, options, reader, worker, wake_ups)
+                with closing(Reader(path)) as reader:  # left before the worker: the connection that has written tidies up, in its turn
+                    yield cls(path, options, reader, worker, wake_ups)
             finally:
                 with anyio.CancelScope(shield=True):
                     await worker.close()

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_NOTE_BYTES = 200
+
 
 class Turnstile:
     """Two lock files: one is held while waiting at the head of the queue, the other while writing.
@@ -23,6 +25,16 @@ class Turnstile:
         """Close the descriptors."""
         os.close(self._turn)
         os.close(self._lock)
+
+    @property
+    def note(self) -> str:
+        """What the last who wrote a note has left for those who open the file after it; read and written in a turn."""
+        return os.pread(self._lock, _NOTE_BYTES, 0).decode(errors="replace")
+
+    @note.setter
+    def note(self, text: str) -> None:
+        os.pwrite(self._lock, text.encode(), 0)
+        os.ftruncate(self._lock, len(text.encode()))
 
     @contextmanager
     def turn(self, *, is_urgent: bool = False) -> Iterator[None]:

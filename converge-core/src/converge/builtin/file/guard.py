@@ -1,0 +1,206 @@
+"""One guard a process and file, which keeps what a close of the file by anybody in the process would take away: its lock on the database.
+
+POSIX drops all locks that a process has on a file when any descriptor of it is closed, by whatever code. The next process that opens the store and
+leaves then takes itself for its last user and deletes `-wal` and `-shm` under the handles that are open here: what they commit from then on has no
+name any more. The guard's locks belong to open file descriptions (Linux), so that no close elsewhere ends them. Its descriptors are made before the
+first SQLite handle, that of `-shm` as soon as SQLite has made it, and closed after the last, and nothing else here opens these files by itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import struct
+import threading
+import time
+from contextlib import suppress
+
+from converge.errors import StoreBusy, StoreRefused
+
+_SHARED = (0x4000_0002, 510)
+"""First byte and length of the range that SQLite's readers of a database lock; whoever deletes its log locks all of it exclusively first."""
+
+_DEAD_MAN = (128, 1)
+"""The byte of `-shm` that each process locks which has it open; who finds it unlocked takes itself for the first, and truncates the file."""
+
+_WAL_VERSION = 2
+"""What bytes 18 and 19 of a database say that has a write-ahead log."""
+
+_LOCK_SEC = 5.0
+_LOCK_PAUSE_SEC = 0.01
+"""How long a guard waits for somebody who is just leaving the file as its last user, and how often it looks."""
+
+_OFD_SETLK: int | None = getattr(fcntl, "F_OFD_SETLK", None)
+
+_File = tuple[int, int]  # device, inode
+
+_LOCK = threading.RLock()  # reentrant, since a destructor may close a store wherever the collector runs
+_GUARDS: dict[_File, Guard] = {}
+
+
+class Guard:
+    """Held by each SQLite connection of this process to one file; made by `acquire`, left by `close`."""
+
+    def __init__(self, path: str, file: _File, descriptor: int) -> None:
+        self._path, self._file = path, file
+        self._paths = (path, f"{path}-wal", f"{path}-shm")
+        self._descriptors = [descriptor]
+        self._holders = 1
+        self._is_locked = False
+        self._files: list[_File] | None = None  # of the three paths, once SQLite has made them
+        self._gone = ""
+
+    @classmethod
+    def acquire(cls, path: str) -> Guard:
+        """Hold the file's guard, making an empty file if there is none, readable by its owner alone.
+
+        Raises:
+            StoreRefused: The file cannot be opened for writing, or is open in this process under another name.
+            StoreBusy: Somebody holds it exclusively.
+        """
+        try:
+            with _LOCK:
+                guard = cls._find(path)
+        except OSError as error:
+            text = f"{path} cannot be opened for writing ({error.strerror}); look at its own and its folder's permissions"
+            raise StoreRefused(text) from error
+        try:
+            guard._check_name(path)
+            if not guard._is_locked and _has_log(guard._descriptors[0]):
+                guard._lock()
+        except BaseException:
+            guard.close(None)
+            raise
+        return guard
+
+    @classmethod
+    def _find(cls, path: str) -> Guard:
+        with suppress(FileNotFoundError):
+            guard = _GUARDS.get(_identity(path))
+            if guard is not None:
+                guard._holders += 1
+                return guard
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        found = os.fstat(descriptor)
+        file = (found.st_dev, found.st_ino)
+        guard = _GUARDS.get(file)
+        if guard is not None:  # it came to this path since we looked; a close now would drop the locks
+            guard._holders += 1
+            guard._descriptors.append(descriptor)
+        else:
+            guard = _GUARDS[file] = cls(path, file, descriptor)
+        return guard
+
+    def _check_name(self, path: str) -> None:
+        if path != self._path:
+            raise StoreRefused(f"{path} is open in this process as {self._path}; a file with two names would have two logs: use one of them")
+
+    def _lock(self) -> None:
+        """Lock the range that readers lock; SQLite's own locks in this process come on top."""
+        deadline = time.monotonic() + _LOCK_SEC
+        while not self._is_locked:
+            with _LOCK:
+                try:
+                    _set_lock(self._descriptors[0], fcntl.F_RDLCK, _SHARED)
+                    self._is_locked = True
+                except BlockingIOError as error:
+                    if time.monotonic() > deadline:
+                        raise StoreBusy(f"{self._path}: another program holds it exclusively; end that program") from error
+            if not self._is_locked:
+                time.sleep(_LOCK_PAUSE_SEC)
+
+    def check_log(self, note: str) -> None:
+        """See that the log beside the file is its own, before SQLite writes what is in it into the file. Called in the turnstile.
+
+        `note` is what `seal` returned when the log was seen last. The log of a file that was removed goes, as SQLite would have it, with its
+        shared memory, which SQLite would take for current while an older handle is open.
+
+        Raises:
+            StoreRefused: The file was replaced, by a backup say, and the log of the one before is still there.
+        """
+        inode, _, log = note.partition(" ")
+        try:
+            is_other = str(os.stat(self._paths[1]).st_ino) == log and str(self._file[1]) != inode
+        except FileNotFoundError:
+            return
+        if not is_other:
+            return
+        if os.fstat(self._descriptors[0]).st_size:
+            raise StoreRefused(
+                f"{self._path} was replaced, and {self._paths[1]} belongs to the file before it; to use the file as it is, "
+                f"end what has the store open, then move {self._paths[1]} and {self._paths[2]} away "
+                f"(if the log was restored with it, remove {self._path}.lock instead)"
+            )
+        for path in self._paths[1:]:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def seal(self) -> str:
+        """Note which files a connection has found: from now on they stay. Called in the turnstile, after its first transaction.
+
+        Returns which log belongs to which file, for `check_log` of whoever opens it later.
+
+        Raises:
+            StoreBusy: Somebody holds the file exclusively.
+            OSError: One of them is missing.
+        """
+        self._lock()  # of a new file it waits until the file has a log, since SQLite needs the file for itself to give it one
+        with _LOCK:
+            if self._files is None:
+                self._descriptors.append(os.open(self._paths[2], os.O_RDONLY | os.O_CLOEXEC))
+                _set_lock(self._descriptors[-1], fcntl.F_RDLCK, _DEAD_MAN)
+                self._files = [_identity(path) for path in self._paths]
+            return f"{self._files[0][1]} {self._files[1][1]}"
+
+    def gone(self) -> str:
+        """Return what is missing, or has been replaced, since the guard was sealed; empty while all is as it was. It stays gone."""
+        if not self._gone and self._files is not None:
+            for path, file in zip(self._paths, self._files, strict=True):
+                try:
+                    found = os.stat(path)
+                except OSError as error:
+                    self._gone = f"{path} is missing ({error.strerror})"
+                    break
+                if found.st_ino != file[1] or found.st_dev != file[0]:
+                    self._gone = f"{path} is another file"
+                    break
+        return self._gone
+
+    def close(self, connection: sqlite3.Connection | None) -> None:
+        """Close a connection and let go. The last one unlocks first, so that SQLite can tidy up its log if no other process has the file open."""
+        with _LOCK:
+            self._holders -= 1
+            is_last = not self._holders
+            if is_last and self._is_locked:
+                self._is_locked = False
+                with suppress(OSError):  # the descriptor's close, below, does it too
+                    _set_lock(self._descriptors[0], fcntl.F_UNLCK, _SHARED)
+            try:
+                if connection is not None:
+                    with suppress(sqlite3.Error):  # of a connection that has met an I/O error
+                        connection.close()
+            finally:
+                if is_last:
+                    del _GUARDS[self._file]
+                    for descriptor in self._descriptors:
+                        os.close(descriptor)
+
+
+def _set_lock(descriptor: int, kind: int, where: tuple[int, int]) -> None:
+    """Lock or unlock bytes; a system without such locks still has descriptors that stay open, so that we, at least, drop no lock of SQLite's.
+
+    Raises:
+        BlockingIOError: Somebody holds them exclusively.
+    """
+    if _OFD_SETLK is not None:
+        fcntl.fcntl(descriptor, _OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, *where, 0))
+
+
+def _has_log(descriptor: int) -> bool:
+    return os.pread(descriptor, 2, 18) == bytes([_WAL_VERSION] * 2)
+
+
+def _identity(path: str) -> _File:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
