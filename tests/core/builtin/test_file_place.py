@@ -6,6 +6,7 @@ import errno
 import os
 import sqlite3
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from converge.builtin.file import place
 from converge.builtin.file.options import FileOptions
 from converge.builtin.file.place import checked_path, file_system
+from converge.builtin.file.schema import connect_writer
 from converge.builtin.file.store import FileStore
 from converge.contracts.store import ABSENT, Batch, Committed, Entry, Store
 from converge.errors import SchemaTooNew, StoreRefused, StoreUnavailable
@@ -84,14 +86,53 @@ def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
         checked_path(f"file:{loop}")
 
 
+def mounted(monkeypatch: pytest.MonkeyPatch, folder: Path, kind: str) -> None:
+    """Let the system say that the folder is on a file system of this type."""
+    mounts = folder / "mounts"
+    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nserver:/ {folder.resolve()} {kind} rw 0 0\n")
+    monkeypatch.setattr(place, "MOUNTS", mounts)
+
+
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "9p"])
 def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    mounts = tmp_path / "mounts"
-    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nserver:/ {tmp_path.resolve()} {kind} rw 0 0\n")
-    monkeypatch.setattr(place, "MOUNTS", mounts)
+    mounted(monkeypatch, tmp_path, kind)
     with pytest.raises(StoreRefused, match=rf"network file system \({kind}\)"):
         checked_path(f"file:{tmp_path}/state.db")
     assert not (tmp_path / "state.db").exists()
+
+
+@pytest.mark.parametrize("kind", ["virtiofs", "fuse.grpcfuse", "vboxsf", "fuse.vmhgfs-fuse", "prl_fs", "drvfs", "osxfs", "fakeowner"])
+def test_a_file_system_that_several_kernels_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    mounted(monkeypatch, tmp_path, kind)
+    with pytest.raises(StoreRefused, match=rf"folder that several systems share \({kind}\)"):
+        checked_path(f"file:{tmp_path}/state.db")
+    assert not (tmp_path / "state.db").exists()
+
+
+def test_a_link_to_a_file_on_a_shared_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shared").mkdir()
+    mounted(monkeypatch, tmp_path / "shared", "virtiofs")
+    (tmp_path / "state.db").symlink_to(tmp_path / "shared" / "state.db")
+    with pytest.raises(StoreRefused, match="several systems share"):
+        checked_path(f"file:{tmp_path}/state.db")
+
+
+@pytest.mark.parametrize(("kind", "warnings"), [("fuse.novel", 1), ("fuse.gocryptfs", 0), ("ext4", 0)])
+def test_an_unknown_file_system_in_user_space_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str, warnings: int
+) -> None:
+    mounted(monkeypatch, tmp_path, kind)
+    checked_path(f"file:{tmp_path}/state.db")
+    assert [record.levelname for record in caplog.records if kind in record.getMessage()] == ["WARNING"] * warnings
+
+
+@pytest.mark.parametrize(("system", "is_on"), [("darwin", 1), ("linux", 0)])
+def test_a_commit_on_macos_waits_for_the_disk_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, is_on: int) -> None:
+    (tmp_path / "state.db").touch()
+    monkeypatch.setattr(sys, "platform", system)
+    connection = connect_writer(str(tmp_path / "state.db"))
+    assert connection.execute("pragma fullfsync").fetchone() == (is_on,)
+    connection.close()
 
 
 def test_the_longest_mount_point_says_the_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import sqlite3
@@ -14,11 +15,23 @@ from converge.builtin.file._errors import translated
 from converge.builtin.file.schema import APPLICATION_ID
 from converge.errors import StoreRefused
 
+log = logging.getLogger("converge.store")
+
 NETWORK_FILE_SYSTEMS = frozenset(
-    ("9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "gfs2", "glusterfs", "gpfs", "lustre", "nfs",
-     "nfs4", "ocfs2", "smb3", "smbfs")
+    ("9p", "acfs", "afpfs", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse.blobfuse2", "fuse.ceph", "fuse.davfs2", "fuse.gcsfuse",
+     "fuse.glusterfs", "fuse.juicefs", "fuse.mfs", "fuse.mount-s3", "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "gfs2", "glusterfs", "gpfs", "lustre",
+     "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "panfs", "smb2", "smb3", "smbfs")
 )  # fmt: skip
 """Types whose locks and shared memory do not reach the other hosts that see the file."""
+
+SHARED_FILE_SYSTEMS = frozenset(
+    ("drvfs", "fakeowner", "fuse.fakeowner", "fuse.grpcfuse", "fuse.osxfs", "fuse.vmhgfs-fuse", "grpcfuse", "osxfs", "prl_fs", "vboxsf",
+     "virtiofs", "vmhgfs")
+)  # fmt: skip
+"""Types by which a virtual machine or a container sees a folder of its host: two kernels, of which neither knows the other's locks."""
+
+LOCAL_FUSE = frozenset(("fuse.bindfs", "fuse.encfs", "fuse.fuse-overlayfs", "fuse.gocryptfs"))
+"""Types in user space that only one kernel sees."""
 
 MOUNTS = Path("/proc/mounts")
 
@@ -37,9 +50,6 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
         raise StoreRefused(f"{path} is a folder; name a file in it")
     if not path.parent.is_dir():
         raise StoreRefused(f"{path.parent} does not exist; make the folder first")
-    kind = file_system(path.parent)
-    if kind in NETWORK_FILE_SYSTEMS:
-        raise StoreRefused(f"{path} is on a network file system ({kind}), whose locks cannot be relied on; use a local disk, or a Redis or SQL store")
     try:
         path = path.resolve(strict=True)
         has_content = path.stat().st_size > 0  # an empty file is no store yet
@@ -47,6 +57,7 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
         path, has_content = path.resolve(), False
     except (OSError, RuntimeError) as error:
         raise StoreRefused(f"{path} cannot be opened for writing ({error}); look at its own and its folder's permissions") from error
+    _check_file_system(path)
     if must_exist and not has_content:
         others = [other.name for other in path.parent.glob(f"*{path.suffix}") if other != path and other.is_file()]
         near = difflib.get_close_matches(path.name, others, n=1)
@@ -55,6 +66,21 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
     if has_content:
         _check_head(path)
     return str(path)
+
+
+def _check_file_system(path: Path) -> None:
+    """Refuse a file system on which locks, or memory that processes share, do not reach all who may open the file; warn of one that is not known."""
+    kind = file_system(path.parent)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise StoreRefused(f"{path} is on a network file system ({kind}), whose locks cannot be relied on; use a local disk, or a Redis or SQL store")
+    if kind in SHARED_FILE_SYSTEMS:
+        raise StoreRefused(
+            f"{path} is in a folder that several systems share ({kind}), whose locks cannot be relied on; use a volume or disk of this system's own"
+        )
+    if kind.startswith("fuse.") and kind not in LOCAL_FUSE:
+        log.warning(
+            "%s is on %s, which Converge does not know: if several systems see it, its locks cannot be relied on, and tasks may be lost", path, kind
+        )
 
 
 def _check_head(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from contextlib import suppress
 from urllib.parse import quote
 
@@ -43,6 +44,8 @@ def connect_writer(path: str) -> sqlite3.Connection:
         if mode != b"wal":
             raise StoreRefused(f"{path}: SQLite cannot use a write-ahead log there ({mode.decode()}); put it on a local disk")
         connection.execute("pragma synchronous = full")  # a commit is on disk when it returns
+        if sys.platform == "darwin":
+            connection.execute("pragma fullfsync = on")  # its fsync alone leaves data in the disk's cache
         connection.execute(f"pragma journal_size_limit = {WAL_BYTES}")
         if is_empty:
             _create(connection)
