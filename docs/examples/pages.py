@@ -1,4 +1,5 @@
-"""Print a task for each page under a folder, one JSON object a line, as `converge run --submit` and `converge submit` read them.
+"""Print a task for each page under a folder, one JSON object a line, as `converge run --submit` and `converge submit`
+read them.
 
 python docs/examples/pages.py docs | converge run docs.examples.wordcount:WordCounter --pool docs --submit - --drain
 """

@@ -1,10 +1,12 @@
-"""What claims and submits cost on the store in a file, against a floor that moves the same records on the same tables without the contract.
+"""What claims and submits cost on the store in a file, against a floor that moves the same records on the same tables
+without the contract.
 
     python tests/bench/bench_claims_file.py --lanes 10 300 --processes 2 --inherited --flatness --renewals
 
-The floor is SQLite itself, at the same settings and behind the same turnstile: the rows of a call in one transaction, by `executemany`, called
-straight from one thread; no checks, no revisions, no ranges, no event loop. Floor and store take turns within each round, on a new file each; the
-median of the rounds' ratios is what counts. `--renewals` says how long one small commit waits while three processes drain.
+The floor is SQLite itself, at the same settings and behind the same turnstile: the rows of a call in one transaction,
+by `executemany`, called straight from one thread; no checks, no revisions, no ranges, no event loop. Floor and store
+take turns within each round, on a new file each; the median of the rounds' ratios is what counts. `--renewals` says how
+long one small commit waits while three processes drain.
 """
 
 from __future__ import annotations
@@ -53,7 +55,10 @@ class Floor:
             with self.turnstile.turn():
                 self.connection.execute("begin immediate")
                 run("insert into f_task values (?, ?, 1)", [(id_, spec) for id_ in some])
-                run("insert into f_ready values (?, ?, ?, '', 1)", [(self.lane, at + number, id_) for number, id_ in enumerate(some)])
+                run(
+                    "insert into f_ready values (?, ?, ?, '', 1)",
+                    [(self.lane, at + number, id_) for number, id_ in enumerate(some)],
+                )
                 self.connection.execute("commit")
         return count / (time.perf_counter() - began)
 
@@ -66,12 +71,22 @@ class Floor:
             with self.turnstile.turn():
                 get("begin immediate")
                 if rests:
-                    run("delete from f_held where lease = ? and rank = ? and id = ? and nonce = ?", [(self.lease, *rest, old) for rest in rests])
+                    run(
+                        "delete from f_held where lease = ? and rank = ? and id = ? and nonce = ?",
+                        [(self.lease, *rest, old) for rest in rests],
+                    )
                     run("insert into f_state values (?, ?, 1)", [(id_, ended) for _, id_ in rests])
-                    run("insert into f_done values (?, 'COMPLETED', ?, ?, '', 1)", [(POOL_ID, UNTIL, id_) for _, id_ in rests])
+                    run(
+                        "insert into f_done values (?, 'COMPLETED', ?, ?, '', 1)",
+                        [(POOL_ID, UNTIL, id_) for _, id_ in rests],
+                    )
                 done += len(rests)
-                rests = get("select rank, id from f_ready where lane = ? order by rank, id limit ?", (self.lane, CLAIM)).fetchall()
-                run("delete from f_ready where lane = ? and rank = ? and id = ?", [(self.lane, *rest) for rest in rests])
+                rests = get(
+                    "select rank, id from f_ready where lane = ? order by rank, id limit ?", (self.lane, CLAIM)
+                ).fetchall()
+                run(
+                    "delete from f_ready where lane = ? and rank = ? and id = ?", [(self.lane, *rest) for rest in rests]
+                )
                 run("insert into f_held values (?, ?, ?, ?, ?, 1)", [(self.lease, *rest, nonce, now) for rest in rests])
                 for _, id_ in rests:
                     get("select v from f_task where id = ?", (id_,)).fetchone()
@@ -123,7 +138,11 @@ class Bench:
 
     async def _pairs(self) -> None:
         tasks = self.arguments.tasks
-        rows: dict[str, list[tuple[float, float]]] = {"submit": [], "claim and finish": [], "claim and finish, one in flight": []}
+        rows: dict[str, list[tuple[float, float]]] = {
+            "submit": [],
+            "claim and finish": [],
+            "claim and finish, one in flight": [],
+        }
         dedups = []
         for _ in range(self.arguments.rounds):
             async with fresh() as (_, path):
@@ -184,7 +203,9 @@ class Bench:
                 for number in (0, 1) if step % 2 else (1, 0):
                     times[number].append(await sites[number].claim_once())
         few_ms, many_ms = median(times[0]) * 1e3, median(times[1]) * 1e3
-        self._tell(f"a claim beside 200,000 {what}, against 1,000", few_ms=few_ms, many_ms=many_ms, ratio=many_ms / few_ms)
+        self._tell(
+            f"a claim beside 200,000 {what}, against 1,000", few_ms=few_ms, many_ms=many_ms, ratio=many_ms / few_ms
+        )
 
     async def _renewals(self) -> None:
         """A lone commit, ten times a second, while three processes drain."""
@@ -202,7 +223,13 @@ class Bench:
                     await anyio.sleep(0.1)
                 shares = sorted(claimed for claimed, _ in await anyio.to_thread.run_sync(_answers, futures))
         share = shares[0] / shares[-1]
-        self._tell("a renewal while three processes drain", p50_ms=median(waits), worst_ms=max(waits), count=len(waits), least_share=share)
+        self._tell(
+            "a renewal while three processes drain",
+            p50_ms=median(waits),
+            worst_ms=max(waits),
+            count=len(waits),
+            least_share=share,
+        )
 
     def _tell_pairs(self, what: str, pairs: list[tuple[float, float]], beside: str = "floor") -> None:
         own, other = median([first for first, _ in pairs]), median([second for _, second in pairs])

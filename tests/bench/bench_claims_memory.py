@@ -2,8 +2,9 @@
 
     python tests/bench/bench_claims_memory.py --lanes 10 300 --flatness
 
-Every round runs both, in turn; the median of the rounds' ratios is what counts. `--flatness` compares a claim beside 200,000 tasks that may not be
-taken, and beside 200,000 more of its own lane, with one beside 1,000; and submits of any priority, which come to lie anywhere among those that wait.
+Every round runs both, in turn; the median of the rounds' ratios is what counts. `--flatness` compares a claim beside
+200,000 tasks that may not be taken, and beside 200,000 more of its own lane, with one beside 1,000; and submits of any
+priority, which come to lie anywhere among those that wait.
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ class Bench:
             rows["the inherited turn"].append((await inheriting.drain(in_flight=1), floor_drain))
         for what, pairs in rows.items():
             own_rate, floor_rate = median([first for first, _ in pairs]), median([second for _, second in pairs])
-            self._tell(what, per_sec=own_rate, floor=floor_rate, ratio=median([first / second for first, second in pairs]))
+            self._tell(
+                what, per_sec=own_rate, floor=floor_rate, ratio=median([first / second for first, second in pairs])
+            )
         self._tell("submit with dedup keys", per_sec=median(dedups))
 
     async def _bare(self) -> None:
@@ -132,7 +135,9 @@ class Bench:
                 assert isinstance(taken, Taken), "a claim of the benchmark met a conflict"
                 finishes, is_over = own.finishes(take, taken), not taken.rests
             turns.append(tasks / took)
-        self._tell("the store's calls alone", submits_per_sec=median(submits), claims_and_finishes_per_sec=median(turns))
+        self._tell(
+            "the store's calls alone", submits_per_sec=median(submits), claims_and_finishes_per_sec=median(turns)
+        )
 
     async def _beside(self, what: str, *, is_elsewhere: bool) -> None:
         sites: list[Site] = [await site(MemoryStore(), lanes=5), await site(MemoryStore(), lanes=5)]
@@ -154,14 +159,20 @@ class Bench:
             await own.submit(pending)
             now = time.time_ns() // 1_000
             for _ in range(100):
-                puts = [((READY(own.lanes[0][0], now - dice.randrange(pending), id_), b""), (TASK(id_), SPEC)) for id_ in uuids(CALL)]
+                puts = [
+                    ((READY(own.lanes[0][0], now - dice.randrange(pending), id_), b""), (TASK(id_), SPEC))
+                    for id_ in uuids(CALL)
+                ]
                 began = time.perf_counter()
                 await own.store.commit([Batch(puts=pair) for pair in puts])
                 await own.claim_once()
                 took.append(time.perf_counter() - began)
             costs.append(median(took) * 1e3)
         self._tell(
-            "submit 500 of any priority, claim 100, beside 200,000 against 1,000", few_ms=costs[0], many_ms=costs[1], ratio=costs[1] / costs[0]
+            "submit 500 of any priority, claim 100, beside 200,000 against 1,000",
+            few_ms=costs[0],
+            many_ms=costs[1],
+            ratio=costs[1] / costs[0],
         )
 
     def _tell(self, what: str, **values: float) -> None:
@@ -181,7 +192,17 @@ def main() -> None:
     arguments = parser.parse_args()
     results = anyio.run(Bench(arguments).run)
     if arguments.json:
-        print(json.dumps({"v": 1, "command": sys.argv, "python": platform.python_version(), "machine": platform.machine(), "results": results}))
+        print(
+            json.dumps(
+                {
+                    "v": 1,
+                    "command": sys.argv,
+                    "python": platform.python_version(),
+                    "machine": platform.machine(),
+                    "results": results,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

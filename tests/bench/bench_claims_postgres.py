@@ -1,11 +1,14 @@
-"""How many tasks a second are submitted, claimed and finished on PostgreSQL, against a floor that moves the same records without the contract?
+"""How many tasks a second are submitted, claimed and finished on PostgreSQL, against a floor that moves the same
+records without the contract?
 
-    python tests/bench/bench_claims_postgres.py [--tasks 10000] [--rounds 10] [--lanes 10 300] [--processes 2] [--inherited] [--old-snapshot] [--json]
+    python tests/bench/bench_claims_postgres.py [--tasks 10000] [--rounds 10] [--lanes 10 300] [--processes 2]
+    [--inherited] [--old-snapshot] [--json]
 
-It starts a private PostgreSQL with fsync on. The floor is asyncpg with one statement a call on copies of the same tables, two calls in flight:
-inserts for a submit; for a turn a delete with SKIP LOCKED, an insert, the finishes of the turn before. Floor and store take turns within each round,
-and the median of the rounds' ratios is what counts. `--old-snapshot` compares a claim's cost beside 200,000 tasks that may not be taken with that
-beside 1,000, before and while another connection holds an old snapshot.
+It starts a private PostgreSQL with fsync on. The floor is asyncpg with one statement a call on copies of the same
+tables, two calls in flight: inserts for a submit; for a turn a delete with SKIP LOCKED, an insert, the finishes of the
+turn before. Floor and store take turns within each round, and the median of the rounds' ratios is what counts.
+`--old-snapshot` compares a claim's cost beside 200,000 tasks that may not be taken with that beside 1,000, before and
+while another connection holds an old snapshot.
 """
 
 from __future__ import annotations
@@ -44,9 +47,12 @@ FLOOR_TURN = """with f as (delete from floor_held where ctid = any(array(
 s as (insert into floor_state select i, v, 1 from unnest($2::bytea[], $5::bytea[]) u(i, v)),
 d as (insert into floor_done select $9, 'COMPLETED', $10, i, ''::bytea, 1 from unnest($2::bytea[]) u(i)),
 g as (delete from floor_ready where ctid = any(array(
-    select ctid from floor_ready where lane = $6 order by rank, id limit $8 for update skip locked)) returning rank, id),
+    select ctid from floor_ready where lane = $6 order by rank, id limit $8 for update skip locked)) returning rank,
+    id),
 m as (insert into floor_held select $4, rank, id, $7::bytea, ''::bytea, 1 from g)
-select g.rank, g.id, (select value from floor_task t where t.id = g.id), (select value from floor_state t where t.id = g.id) from g"""
+select g.rank, g.id, (select value from floor_task t where t.id = g.id), (select value from floor_state t where t.id =
+g.id) from g
+"""
 
 
 async def floor_submit(url: str, lane: bytes, tasks: int) -> float:
@@ -69,7 +75,9 @@ async def floor_drain(url: str, lane: bytes) -> tuple[int, float]:
         misses = 0
         while misses < 3:
             nonce = secrets.token_bytes(16)
-            rows = await connection.fetch(FLOOR_TURN, *held, lease, [ENDED] * len(held[0]), lane, nonce, CLAIM, POOL_ID, UNTIL)
+            rows = await connection.fetch(
+                FLOOR_TURN, *held, lease, [ENDED] * len(held[0]), lane, nonce, CLAIM, POOL_ID, UNTIL
+            )
             finished += len(held[0])
             held = ([row[0] for row in rows], [row[1] for row in rows], [nonce] * len(rows))
             misses = 0 if rows else misses + 1
@@ -109,7 +117,9 @@ class Bench:
         self.server = await asyncpg.connect(self.url)
         try:
             async with SqlStore.open(self.url) as store:
-                await self.server.execute(";".join(f"create table floor_{name} (like converge_{name} including all)" for name in TABLES))
+                await self.server.execute(
+                    ";".join(f"create table floor_{name} (like converge_{name} including all)" for name in TABLES)
+                )
                 await self._pairs(store)
                 if self.arguments.inherited:
                     await self._inherited(store)
@@ -135,7 +145,13 @@ class Bench:
                 return finished / taken_sec
 
             is_first = bool(round_ % 2)  # the disk is busier for the second of a pair
-            submits.append(await _pair(lambda: own.submit(tasks, in_flight=IN_FLIGHT), lambda: floor_submit(self.url, lane, tasks), is_first))  # noqa: B023
+            submits.append(
+                await _pair(
+                    lambda: own.submit(tasks, in_flight=IN_FLIGHT),  # noqa: B023  # awaited within the round
+                    lambda: floor_submit(self.url, lane, tasks),  # noqa: B023
+                    is_first,
+                )
+            )
             drains.append(await _pair(lambda: own.drain(in_flight=IN_FLIGHT), drained, is_first))  # noqa: B023  # awaited within the round
             assert own.claimed == tasks
             await own.submit(tasks // 2, in_flight=IN_FLIGHT)
@@ -162,7 +178,9 @@ class Bench:
             own = await self._empty(store, lanes)
             await own.submit(self.arguments.tasks, lanes=range(lanes), in_flight=IN_FLIGHT)
             rates.append(await own.drain(lanes=range(0, lanes, 2), in_flight=IN_FLIGHT))
-            assert own.claimed == sum(number % lanes % 2 == 0 for _ in range(0, self.arguments.tasks, CALL) for number in range(CALL))
+            assert own.claimed == sum(
+                number % lanes % 2 == 0 for _ in range(0, self.arguments.tasks, CALL) for number in range(CALL)
+            )
         self._tell(f"{lanes} lanes, half eligible", median(rates))
 
     async def _processes(self, store: SqlStore) -> None:
@@ -178,7 +196,9 @@ class Bench:
     async def _in_processes(self, work: Any, *arguments: object) -> float:
         count, loop = self.arguments.processes, asyncio.get_running_loop()
         with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-            await asyncio.gather(*(loop.run_in_executor(pool, time.sleep, 0.5) for _ in range(count)))  # both have imported everything
+            await asyncio.gather(
+                *(loop.run_in_executor(pool, time.sleep, 0.5) for _ in range(count))
+            )  # both have imported everything
             at = time.time() + 1.0
             answers = await asyncio.gather(*(loop.run_in_executor(pool, work, *arguments, at) for _ in range(count)))
         finished = sum(tasks for tasks, _ in answers)
@@ -187,7 +207,10 @@ class Bench:
 
     async def _flatness(self) -> None:
         """A claim's time beside few and beside many tasks that may not be taken, alternately."""
-        async with SqlStore.open(self.url, SqlOptions(network="few")) as few, SqlStore.open(self.url, SqlOptions(network="many")) as many:
+        async with (
+            SqlStore.open(self.url, SqlOptions(network="few")) as few,
+            SqlStore.open(self.url, SqlOptions(network="many")) as many,
+        ):
             sites = [await site(few, lanes=5), await site(many, lanes=5)]
             for each, pending in zip(sites, (FEW, MANY), strict=True):
                 each.is_from_heads = True
@@ -208,7 +231,11 @@ class Bench:
         for step in range(self.arguments.tasks // CLAIM):
             for number in (0, 1) if step % 2 else (1, 0):
                 times[number].append(await sites[number].claim_once())
-        return {"few_ms": median(times[0]) * 1e3, "many_ms": median(times[1]) * 1e3, "ratio": median(times[1]) / median(times[0])}
+        return {
+            "few_ms": median(times[0]) * 1e3,
+            "many_ms": median(times[1]) * 1e3,
+            "ratio": median(times[1]) / median(times[0]),
+        }
 
     async def _empty(self, store: SqlStore, lanes: int = 1) -> Site:
         await self.server.execute(f"truncate {', '.join(f'floor_{name}, converge_{name}' for name in TABLES)}")
@@ -218,7 +245,10 @@ class Bench:
         return own
 
     def _tell_pairs(self, what: str, pairs: Sequence[tuple[float, float]], beside: str = "floor") -> None:
-        other = {beside: median([second for _, second in pairs]), "ratio": median([first / second for first, second in pairs])}
+        other = {
+            beside: median([second for _, second in pairs]),
+            "ratio": median([first / second for first, second in pairs]),
+        }
         self._tell(what, median([first for first, _ in pairs]), **other)
 
     def _tell(self, what: str, rate: float | None = None, **more: float) -> None:
@@ -230,7 +260,9 @@ class Bench:
             print(f"{what}: {', '.join(f'{name} {value:,}' for name, value in found.items())}", flush=True)
 
 
-async def _pair(own: Callable[[], Awaitable[float]], other: Callable[[], Awaitable[float]], is_first: bool) -> tuple[float, float]:
+async def _pair(
+    own: Callable[[], Awaitable[float]], other: Callable[[], Awaitable[float]], is_first: bool
+) -> tuple[float, float]:
     """Both rates, one measured after the other."""
     if is_first:
         return await own(), await other()

@@ -1,11 +1,12 @@
-"""What claims and submits cost on Redis, against a floor that moves the same records on the same structures without the contract.
+"""What claims and submits cost on Redis, against a floor that moves the same records on the same structures without the
+contract.
 
     python tests/bench/bench_claims_redis.py --lanes 1 10 300 --processes 2 --inherited --flatness
 
-It starts a private Redis with an append-only file synced every second. The floor is one Lua script a call on copies of the same hash and sorted
-sets, two calls in flight, over bare connections of the same driver: no checks, no revisions, no ranges, no conflicts. Floor and store take turns
-within each round, and the median of the rounds' ratios is what counts. `--flatness` compares a claim's cost beside 200,000 tasks that may not be
-taken with that beside 1,000.
+It starts a private Redis with an append-only file synced every second. The floor is one Lua script a call on copies of
+the same hash and sorted sets, two calls in flight, over bare connections of the same driver: no checks, no revisions,
+no ranges, no conflicts. Floor and store take turns within each round, and the median of the rounds' ratios is what
+counts. `--flatness` compares a claim's cost beside 200,000 tasks that may not be taken with that beside 1,000.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ redis.call('ZADD', KEYS[2], unpack(members))
 return n
 """
 
-# KEYS: values, ready, held, done. ARGV: limit, time, prefix of held, nonce to put, nonce of what ends, n, n rests, n results.
+# KEYS: values, ready, held, done. ARGV: limit, time, prefix of held, nonce to put, nonce of what ends, n, n rests, n
+# results.
 FLOOR_TURN = b"""
 local limit, now, prefix, nonce, old, n = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 if n > 0 then
@@ -193,7 +195,10 @@ class Bench:
                 if floor_first:
                     floor_submits, floor_drains = await floor_submit(self.url, tasks), await floor_drain(self.url)
                 else:
-                    own_submits, own_drains = await own.submit(tasks, in_flight=IN_FLIGHT), await own.drain(in_flight=IN_FLIGHT)
+                    own_submits, own_drains = (
+                        await own.submit(tasks, in_flight=IN_FLIGHT),
+                        await own.drain(in_flight=IN_FLIGHT),
+                    )
             assert own.claimed == tasks
             submits.append((own_submits, floor_submits))
             drains.append((own_drains, floor_drains))
@@ -237,7 +242,9 @@ class Bench:
     async def _in_processes(self, work: Callable[[str, float], tuple[float, float]]) -> float:
         count, loop = self.arguments.processes, asyncio.get_running_loop()
         with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-            await asyncio.gather(*(loop.run_in_executor(pool, time.sleep, 0.5) for _ in range(count)))  # all have imported everything
+            await asyncio.gather(
+                *(loop.run_in_executor(pool, time.sleep, 0.5) for _ in range(count))
+            )  # all have imported everything
             at = time.time() + 1.0
             answers = await asyncio.gather(*(loop.run_in_executor(pool, work, self.url, at) for _ in range(count)))
         return float(self.arguments.tasks / (max(end for _, end in answers) - at))
@@ -258,7 +265,12 @@ class Bench:
                 for number in (0, 1) if step % 2 else (1, 0):
                     times[number].append(await sites[number].claim_once())
         few_ms, many_ms = median(times[0]) * 1e3, median(times[1]) * 1e3
-        self._tell("a claim beside 200,000 that may not be taken, against 1,000", few_ms=few_ms, many_ms=many_ms, ratio=many_ms / few_ms)
+        self._tell(
+            "a claim beside 200,000 that may not be taken, against 1,000",
+            few_ms=few_ms,
+            many_ms=many_ms,
+            ratio=many_ms / few_ms,
+        )
 
     async def _flush(self) -> None:
         floor = Floor(self.url)
@@ -270,7 +282,10 @@ class Bench:
         return await site(store, lanes=lanes)
 
     def _tell_pairs(self, what: str, pairs: Sequence[tuple[float, float]], beside: str = "floor") -> None:
-        other = {beside: median([second for _, second in pairs]), "ratio": median([first / second for first, second in pairs])}
+        other = {
+            beside: median([second for _, second in pairs]),
+            "ratio": median([first / second for first, second in pairs]),
+        }
         self._tell(what, median([first for first, _ in pairs]), **other)
 
     def _tell(self, what: str, rate: float | None = None, **more: float) -> None:

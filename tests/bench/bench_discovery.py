@@ -1,9 +1,11 @@
-"""What does a query cost, what a change, what a look that finds nothing? 1,000 to 100,000 agents in memory, against a linear scan, in one run.
+"""What does a query cost, what a change, what a look that finds nothing? 1,000 to 100,000 agents in memory, against a
+linear scan, in one run.
 
     python tests/bench/bench_discovery.py [--agents 1000 10000 100000] [--verified 2000]
 
-A query names one topic of ten and two capabilities of fifty, of which an agent has three; a common one is of ten and of ten. "by id" includes the
-order of the answer. `load` reads signed descriptors from a store and verifies them; `verify` is what Ed25519 alone takes for them.
+A query names one topic of ten and two capabilities of fifty, of which an agent has three; a common one is of ten and of
+ten. "by id" includes the order of the answer. `load` reads signed descriptors from a store and verifies them; `verify`
+is what Ed25519 alone takes for them.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ from converge.env import SYSTEM
 from converge.machines.match import matches
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery, network_tag, sign_descriptor
 from converge.model.identity import Identity, verify
-from converge.services.directory import Directory
-from converge.services.discovery import DiscoveryService
-from converge.services.opened import Opened
-from converge.services.sightings import StoreSightings
+from converge.services.discovery.directory import Directory
+from converge.services.discovery.service import DiscoveryService
+from converge.services.discovery.sightings import StoreSightings
+from converge.services.store.handle import StoreHandle
 
 NETWORK = "bench"
 ROUNDS = 200
@@ -53,7 +55,10 @@ def agents(count: int, capabilities: int, seed: random.Random) -> list[AgentDesc
 
 def queries(capabilities: int, seed: random.Random) -> list[DiscoveryQuery]:
     names = [f"capability-{number}" for number in range(capabilities)]
-    return [DiscoveryQuery(topics=[f"topic-{seed.randrange(10)}"], capabilities=seed.sample(names, 2)) for _ in range(ROUNDS)]
+    return [
+        DiscoveryQuery(topics=[f"topic-{seed.randrange(10)}"], capabilities=seed.sample(names, 2))
+        for _ in range(ROUNDS)
+    ]
 
 
 def scan(everyone: Sequence[AgentDescriptor], query: DiscoveryQuery) -> list[AgentDescriptor]:
@@ -89,17 +94,22 @@ def of_queries(count: int, capabilities: int) -> None:
     first = median_us(lambda query: directory.query(attrs.evolve(query, limit=1)), asked)
     linear = median_us(lambda query: scan(everyone, query), asked[:3])
     assert directory.query(asked[0]) == scan(everyone, asked[0])
-    changed = median_us(lambda one: directory.put(attrs.evolve(one, sequence=1), b""), everyone[:: max(1, count // 200)])
+    changed = median_us(
+        lambda one: directory.put(attrs.evolve(one, sequence=1), b""), everyone[:: max(1, count // 200)]
+    )
     print(
         f"{count:>8,} agents, {capabilities:>3} capabilities: query {indexed:>7.1f} us (worst {worst:.0f}), "
-        f"limit 1 {first:>6.1f} us, {hits:>6.1f} hits; linear {linear / 1000:>7.2f} ms, {linear / indexed:>6,.0f} x; change {changed:>5.1f} us"
+        f"limit 1 {first:>6.1f} us, {hits:>6.1f} hits; linear {linear / 1000:>7.2f} ms, "
+        f"{linear / indexed:>6,.0f} x; change "
+        f"{changed:>5.1f} "
+        f"us"
     )
 
 
 async def of_reading(count: int) -> None:
     """Load, look again, and take one change, through a store in memory."""
     store = MemoryStore()
-    opened = Opened.of(store)
+    opened = StoreHandle.of(store)
     lease = await opened.lease()
     identities = [Identity.generate(os.urandom) for _ in range(count)]
     about = {"topics": ("a",), "capabilities": ("b", "c"), "lease": lease.id.hex(), "pools": ("docs",)}
@@ -117,7 +127,7 @@ async def of_reading(count: int) -> None:
         assert verify(identity.public_key, one.descriptor[:64], tag + one.descriptor[64:])
     alone = time.perf_counter() - began
 
-    reading = Opened(store, SYSTEM, None)
+    reading = StoreHandle(store, SYSTEM, None)
     service = DiscoveryService(store=store, network=NETWORK, discovery=StoreSightings(reading))
     began = time.perf_counter()
     await service.refresh()

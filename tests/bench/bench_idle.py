@@ -2,9 +2,10 @@
 
     python tests/bench/bench_idle.py --agents 100 1000 10000 --seconds 60
 
-Each number of agents runs in a process of its own, on a store in memory (or `--store file`). *KiB*: what the resident memory has grown by, an agent,
-from the node with one agent to the node with all of them, the collector run before each look. *core*: the part of one processor core that the process
-uses while nobody asks anything of it. *calls*: what it asks of the store meanwhile; it should be the same for any number of agents.
+Each number of agents runs in a process of its own, on a store in memory (or `--store file`). *KiB*: what the resident
+memory has grown by, an agent, from the node with one agent to the node with all of them, the collector run before each
+look. *core*: the part of one processor core that the process uses while nobody asks anything of it. *calls*: what it
+asks of the store meanwhile; it should be the same for any number of agents.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import anyio
 from workload import shown
 
 from converge import Agent, FileStore, MemoryStore, Message, Node, Pool, Task
-from converge.runtime.main import tune_interpreter
+from converge.operations.run import tune_interpreter
 
 CALLS = ("get", "scan", "commit", "turn", "count", "time")
 
@@ -109,7 +110,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child:
         tune_interpreter()
-        print(json.dumps(anyio.run(measure, arguments.child, arguments.agents[0], arguments.seconds, backend_options={"use_uvloop": True})))
+        print(
+            json.dumps(
+                anyio.run(
+                    measure,
+                    arguments.child,
+                    arguments.agents[0],
+                    arguments.seconds,
+                    backend_options={"use_uvloop": True},
+                )
+            )
+        )
         return
     results = {}
     for agents in arguments.agents:
@@ -117,7 +128,17 @@ def main() -> None:
         if not arguments.json:
             print(f"{agents:,} agents: {shown(found)}", flush=True)
     if arguments.json:
-        print(json.dumps({"v": 1, "command": sys.argv, "python": platform.python_version(), "machine": platform.machine(), "results": results}))
+        print(
+            json.dumps(
+                {
+                    "v": 1,
+                    "command": sys.argv,
+                    "python": platform.python_version(),
+                    "machine": platform.machine(),
+                    "results": results,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

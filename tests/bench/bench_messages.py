@@ -1,12 +1,15 @@
-"""What do messages of 256 bytes cost between two processes over TCP, from a bare protocol up to `node.send` and `node.ask`?
+"""What do messages of 256 bytes cost between two processes over TCP, from a bare protocol up to `node.send` and
+`node.ask`?
 
     python tests/bench/bench_messages.py [--rounds 3] [--pairs 200]
 
-*floor A*: a bare asyncio Protocol on uvloop, one write a message, nothing sealed. *link*: `runtime/link.py`, one item a call, sealed; what one loop
-step sends leaves in one record. *send* and *ask*: the whole path from agent to agent, `--pairs` pairs at once, each with one message under way.
-*send, one pair*: as many senders, all of one agent to one other. *one process*: both agents in the driving process, one message at a time.
-*ask, idle*: one pair, the time of one question and its answer. Everything of a round runs on uvloop in two fresh processes; what counts are the
-ratios to floor A in the same round.
+*floor A*: a bare asyncio Protocol on uvloop, one write a message, nothing sealed. *link*: `runtime/link.py`, one item a
+call, sealed; what one loop step sends leaves in one record. *send* and *ask*: the whole path from agent to agent,
+`--pairs` pairs at once, each with one message under way.
+*send, one pair*: as many senders, all of one agent to one other. *one process*: both agents in the driving process, one
+message at a time.
+*ask, idle*: one pair, the time of one question and its answer. Everything of a round runs on uvloop in two fresh
+processes; what counts are the ratios to floor A in the same round.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from converge.machines.records import MESSAGE as ITEM
 from converge.machines.records import RECEIPT, Item
 from converge.machines.secure import Terms
 from converge.model.descriptor import network_tag
-from converge.runtime.link import Link, Links
+from converge.runtime.network.link import Link, Links
 from converge_transport_tcp import TcpOptions, TcpTransport
 
 STEP = 250
@@ -146,7 +149,9 @@ async def drive_node(address: str, where: str, pairs: int, messages: int) -> Fig
         return {**found, "ask, idle, us": statistics.median(trips) * 1e6}
 
 
-async def together(work: Callable[[Agent, str], Coroutine[None, None, None]], own: Sequence[Agent], others: Sequence[str], each: int) -> float:
+async def together(
+    work: Callable[[Agent, str], Coroutine[None, None, None]], own: Sequence[Agent], others: Sequence[str], each: int
+) -> float:
     """Do the work for all pairs at once; return messages a second."""
     began = time.perf_counter()
     async with anyio.create_task_group() as group:
@@ -194,7 +199,9 @@ def measure(kind: str, arguments: argparse.Namespace) -> Figures:
             assert server.stdout is not None
             address = server.stdout.readline().strip()
             try:
-                done = subprocess.run([*command, "--drive", address], stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+                done = subprocess.run(
+                    [*command, "--drive", address], stdout=subprocess.PIPE, text=True, timeout=120, check=True
+                )
             finally:
                 server.kill()
     figures: Figures = json.loads(done.stdout)
@@ -210,7 +217,14 @@ def child(arguments: argparse.Namespace) -> None:
     profile = cProfile.Profile()
     if arguments.profile:
         profile.enable()
-    found = anyio.run(DRIVE[arguments.kind], arguments.drive, arguments.where, arguments.pairs, arguments.messages, backend_options=uvloop)
+    found = anyio.run(
+        DRIVE[arguments.kind],
+        arguments.drive,
+        arguments.where,
+        arguments.pairs,
+        arguments.messages,
+        backend_options=uvloop,
+    )
     if arguments.profile:
         profile.disable()
         pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(40)
@@ -246,7 +260,17 @@ def main() -> None:
             "to_floor": round(statistics.median(one[name] / one[base] for one in rounds), 3),
         }
     if arguments.json:
-        print(json.dumps({"v": 1, "command": sys.argv, "python": platform.python_version(), "machine": platform.machine(), "results": results}))
+        print(
+            json.dumps(
+                {
+                    "v": 1,
+                    "command": sys.argv,
+                    "python": platform.python_version(),
+                    "machine": platform.machine(),
+                    "results": results,
+                }
+            )
+        )
         return
     for name, found in results.items():
         print(f"{name:26}{found['value']:>12,}{found['to_floor']:>10.3f} of floor A")

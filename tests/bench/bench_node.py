@@ -1,13 +1,17 @@
-"""How many no-op tasks a second pass through a whole node of 100 agents, beside the bare turns of the contract on the same store?
+"""How many no-op tasks a second pass through a whole node of 100 agents, beside the bare turns of the contract on the
+same store?
 
     python tests/bench/bench_node.py --stores memory file redis --loops uvloop asyncio
 
-Each round of a store runs the bare contract (claim 100 and finish them over `turn`, two in flight) and then the node, in one process, so the ratio
-holds however busy the machine is; so do the microseconds of processor time that the node's process spends on a task. *drain*: the tasks were
-submitted before. *whole*: from the first submit to the last task completed, submits included; its ratio is to *handlers_alone*, an event loop that
-only calls the handler. A round begins with an empty store. Redis and
-PostgreSQL are private servers. `--idle` measures instead, on stores that processes share, how long it is from the submit of a single task to the
-start of its handler, and to its result, when the agents are in another process and have nothing to do. `--profile` prints where the node's time goes.
+Each round of a store runs the bare contract (claim 100 and finish them over `turn`, two in flight) and then the node,
+in one process, so the ratio holds however busy the machine is; so do the microseconds of processor time that the node's
+process spends on a task.
+*drain*: the tasks were submitted before. *whole*: from the first submit to the last task completed, submits included;
+its ratio is to
+*handlers_alone*, an event loop that only calls the handler. A round begins with an empty store. Redis and
+PostgreSQL are private servers. `--idle` measures instead, on stores that processes share, how long it is from the
+submit of a single task to the start of its handler, and to its result, when the agents are in another process and have
+nothing to do. `--profile` prints where the node's time goes.
 """
 
 from __future__ import annotations
@@ -32,15 +36,17 @@ import attrs
 from workload import median, shown, site
 
 from converge import Agent, Node, Pool, Task, TaskManager
-from converge.runtime.main import tune_interpreter
-from converge.services.opening import open_store
+from converge.operations.run import tune_interpreter
+from converge.services.store.opening import open_store
 from converge.testing.servers import postgres_server, redis_server
 
 CALL = 500
 """Tasks of one call of submit."""
 
 POLL_SEC = 0.001
-"""How often the clock is looked at when the end is near, a tenth as often before: to look takes time from what is measured."""
+"""How often the clock is looked at when the end is near, a tenth as often before: to look takes time from what is
+measured.
+"""
 
 NEAR = 2_000
 """So many tasks before the end it is near."""
@@ -84,7 +90,14 @@ class Bench:
         contract = await self._contract(url)
         drain, drain_cpu_us, whole, whole_cpu_us = await self._node(url)
         handlers = await handlers_alone(20 * self.tasks)
-        return Round(contract=contract, drain=drain, drain_cpu_us=drain_cpu_us, whole=whole, whole_cpu_us=whole_cpu_us, handlers=handlers)
+        return Round(
+            contract=contract,
+            drain=drain,
+            drain_cpu_us=drain_cpu_us,
+            whole=whole,
+            whole_cpu_us=whole_cpu_us,
+            handlers=handlers,
+        )
 
     async def _contract(self, url: str) -> float:
         async with open_store(fresh(url), plugins=plugins(url), network=network(url)) as store:
@@ -101,9 +114,15 @@ class Bench:
             if self.profile is not None:
                 self.profile.enable()
             await node.spawn(Idle, count=self.agents, pool="docs")
-            began, cpu_began = time.perf_counter(), time.process_time()  # the feed has been told to start, and has not run yet
+            began, cpu_began = (
+                time.perf_counter(),
+                time.process_time(),
+            )  # the feed has been told to start, and has not run yet
             await completed(node, self.tasks)
-            drain, cpu_us = self.tasks / (time.perf_counter() - began), (time.process_time() - cpu_began) / self.tasks * 1e6
+            drain, cpu_us = (
+                self.tasks / (time.perf_counter() - began),
+                (time.process_time() - cpu_began) / self.tasks * 1e6,
+            )
             if self.profile is not None:
                 self.profile.disable()
             gc.collect()
@@ -123,7 +142,9 @@ async def serve(url: str, agents: int) -> None:
 
 
 async def idle(url: str, count: int) -> tuple[list[float], list[float]]:
-    """Return the milliseconds of single tasks that another process works on: from submit to the start of the handler, and to the result."""
+    """Return the milliseconds of single tasks that another process works on: from submit to the start of the handler,
+    and to the result.
+    """
     starts, results = [], []
     async with open_store(url, plugins=plugins(url)) as store:
         tasks = TaskManager(store)
@@ -149,7 +170,12 @@ def measure_idle(store: str, loop: str, arguments: argparse.Namespace) -> dict[s
             finally:
                 child.kill()
     middle, late = len(took) // 2, len(took) * 99 // 100
-    return {"start_p50_ms": starts[middle], "start_p99_ms": starts[late], "result_p50_ms": took[middle], "result_p99_ms": took[late]}
+    return {
+        "start_p50_ms": starts[middle],
+        "start_p99_ms": starts[late],
+        "result_p50_ms": took[middle],
+        "result_p99_ms": took[late],
+    }
 
 
 async def submit(node: Node, count: int) -> None:
@@ -218,7 +244,8 @@ def measure(store: str, loop: str, arguments: argparse.Namespace) -> dict[str, f
     options = {} if loop == "trio" else {"use_uvloop": loop == "uvloop"}
     with served(store) as url:
         rounds = [
-            anyio.run(bench.round, url, backend="trio" if loop == "trio" else "asyncio", backend_options=options) for _ in range(arguments.rounds)
+            anyio.run(bench.round, url, backend="trio" if loop == "trio" else "asyncio", backend_options=options)
+            for _ in range(arguments.rounds)
         ]
     if profile is not None:
         pstats.Stats(profile).sort_stats("tottime").print_stats(arguments.lines)
@@ -236,24 +263,33 @@ def measure(store: str, loop: str, arguments: argparse.Namespace) -> dict[str, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stores", nargs="+", default=["memory", "file", "redis"], choices=["memory", "file", "redis", "postgresql"])
+    parser.add_argument(
+        "--stores", nargs="+", default=["memory", "file", "redis"], choices=["memory", "file", "redis", "postgresql"]
+    )
     parser.add_argument("--loops", nargs="+", default=["uvloop", "asyncio"], choices=["uvloop", "asyncio", "trio"])
     parser.add_argument("--tasks", type=int, default=15_000)
     parser.add_argument("--agents", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--interpreter", default="run", choices=["run", "python"], help="garbage collector and threads as in `converge run`, or as Python has them"
+        "--interpreter",
+        default="run",
+        choices=["run", "python"],
+        help="garbage collector and threads as in `converge run`, or as Python has them",
     )
     parser.add_argument("--idle", action="store_true", help="submit to result of single tasks between two processes")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="one short round")
-    parser.add_argument("--profile", action="store_true", help="print the lines of the node's drain that take most time")
+    parser.add_argument(
+        "--profile", action="store_true", help="print the lines of the node's drain that take most time"
+    )
     parser.add_argument("--lines", type=int, default=45)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.serve:
         tune_interpreter()
-        anyio.run(serve, arguments.serve, arguments.agents, backend_options={"use_uvloop": arguments.loops[0] == "uvloop"})
+        anyio.run(
+            serve, arguments.serve, arguments.agents, backend_options={"use_uvloop": arguments.loops[0] == "uvloop"}
+        )
         return
     if arguments.quick:
         arguments.tasks, arguments.rounds = 5_000, 1
@@ -264,7 +300,17 @@ def main() -> None:
             if not arguments.json:
                 print(f"{store}, {loop}: {shown(found)}", flush=True)
     if arguments.json:
-        print(json.dumps({"v": 1, "command": sys.argv, "python": platform.python_version(), "machine": platform.machine(), "results": results}))
+        print(
+            json.dumps(
+                {
+                    "v": 1,
+                    "command": sys.argv,
+                    "python": platform.python_version(),
+                    "machine": platform.machine(),
+                    "results": results,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ Beside it, in turns within each round:
     alike   32 items of 256 bytes sealed into a record, and opened into 32 items again
     mixed   32 items of 128 to 384 bytes, as many bytes in all
 
-Each round times each of them for some milliseconds. What counts is the ratio to the floor in the same round; the median of the
-rounds is printed, and what a quarter of them are below and above.
+Each round times each of them for some milliseconds. What counts is the ratio to the floor in the same round; the median
+of the rounds is printed, and what a quarter of them are below and above.
 """
 
 from __future__ import annotations
@@ -99,13 +99,20 @@ def main() -> None:
     for name, taken in seconds.items():
         ratios = [mine / floor for mine, floor in zip(taken, seconds["bare"], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        result[name] = {"us": round(statistics.median(taken) * 1e6, 2), "ratio": round(middle, 2), "quarters": [round(low, 2), round(high, 2)]}
+        result[name] = {
+            "us": round(statistics.median(taken) * 1e6, 2),
+            "ratio": round(middle, 2),
+            "quarters": [round(low, 2), round(high, 2)],
+        }
     if arguments.json:
         print(json.dumps({"v": 1, **result}))
         return
     for name, value in result.items():
         if isinstance(value, dict):
-            print(f"{name:13} {value['us']:8.2f} us   {value['ratio']:5.2f} of bare   ({value['quarters'][0]:.2f} to {value['quarters'][1]:.2f})")
+            print(
+                f"{name:13} {value['us']:8.2f} us   {value['ratio']:5.2f} of bare   ({value['quarters'][0]:.2f} to "
+                f"{value['quarters'][1]:.2f})"
+            )
         else:
             print(f"{name:13} {value}")
 

@@ -1,12 +1,14 @@
-"""How many no-op tasks a second pass through the nodes of several processes that share one store, against the node of one process?
+"""How many no-op tasks a second pass through the nodes of several processes that share one store, against the node of
+one process?
 
     python tests/bench/bench_shared.py --stores file --processes 1 2 --renewals
 
-Each process submits its share in calls of 500 and works on whatever is there, with agents of its own. The clock runs from a moment at which all are
-ready to the moment at which the store has acknowledged the last finish. The numbers of processes take turns within each round, on a new store each;
-the median of the rounds' ratios is what counts, since it holds however busy the machine is. `--renewals` says how long renewals wait while four
-processes go on submitting and draining: the worst of their own leases' (of one second, so three renewals a second each), and those of a process
-that does nothing else, ten a second.
+Each process submits its share in calls of 500 and works on whatever is there, with agents of its own. The clock runs
+from a moment at which all are ready to the moment at which the store has acknowledged the last finish. The numbers of
+processes take turns within each round, on a new store each; the median of the rounds' ratios is what counts, since it
+holds however busy the machine is. `--renewals` says how long renewals wait while four processes go on submitting and
+draining: the worst of their own leases' (of one second, so three renewals a second each), and those of a process that
+does nothing else, ten a second.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ from workload import median, shown
 from converge import Node, Pool
 from converge.contracts.store import Batch
 from converge.model.keys import EXPIRY
-from converge.runtime.main import tune_interpreter
-from converge.services.opening import open_store
+from converge.operations.run import tune_interpreter
+from converge.services.store.opening import open_store
 
 TELL_SEC = 0.002
 """How often a process tells how much it has completed."""
@@ -66,7 +68,9 @@ def work(share: Share) -> None:
 
 async def work_on(share: Share) -> None:
     """Submit and work until killed."""
-    async with Node(store=share.url, plugins=plugins(share.url), network=share.network, lease_sec=share.lease_sec) as node:
+    async with Node(
+        store=share.url, plugins=plugins(share.url), network=share.network, lease_sec=share.lease_sec
+    ) as node:
         await node.spawn(Idle, count=share.agents, pool="docs")
         with share.ready.get_lock():
             share.ready.value += 1
@@ -76,7 +80,7 @@ async def work_on(share: Share) -> None:
             group.start_soon(submit, node, share.tasks)
             while True:
                 share.completed.value = completed_by(node)
-                if (lease := node.opened.lease_opened) is not None:
+                if (lease := node.handle.lease_opened) is not None:
                     share.worst_sec.value = lease.worst_renewal_sec
                 await anyio.sleep(TELL_SEC)
 
@@ -143,7 +147,12 @@ def renewals(url: str, seconds: float, agents: int) -> dict[str, float]:
         waits = sorted(anyio.run(partial(renew, processes, seconds)))
         processes.check()
         own_worst_ms = max(one.value for one in processes.worst_sec) * 1e3
-        found = {"own_worst_ms": own_worst_ms, "p50_ms": waits[len(waits) // 2], "worst_ms": waits[-1], "count": len(waits)}
+        found = {
+            "own_worst_ms": own_worst_ms,
+            "p50_ms": waits[len(waits) // 2],
+            "worst_ms": waits[-1],
+            "count": len(waits),
+        }
         return found | {"tasks_per_sec": processes.done / seconds}
 
 
@@ -170,9 +179,13 @@ def measure(store: str, arguments: argparse.Namespace) -> dict[str, float]:
         found = {f"{count} processes": median(some) for count, some in rates.items()}
         first = arguments.processes[0]
         for count in arguments.processes[1:]:
-            found[f"{count} against {first}"] = median([more / one for more, one in zip(rates[count], rates[first], strict=True)])
+            found[f"{count} against {first}"] = median(
+                [more / one for more, one in zip(rates[count], rates[first], strict=True)]
+            )
         if arguments.renewals:
-            found |= {f"renewal {name}": value for name, value in renewals(url, arguments.seconds, arguments.agents).items()}
+            found |= {
+                f"renewal {name}": value for name, value in renewals(url, arguments.seconds, arguments.agents).items()
+            }
     return found
 
 
@@ -193,7 +206,17 @@ def main() -> None:
         if not arguments.json:
             print(f"{store}: {shown(found)}", flush=True)
     if arguments.json:
-        print(json.dumps({"v": 1, "command": sys.argv, "python": platform.python_version(), "machine": platform.machine(), "results": results}))
+        print(
+            json.dumps(
+                {
+                    "v": 1,
+                    "command": sys.argv,
+                    "python": platform.python_version(),
+                    "machine": platform.machine(),
+                    "results": results,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

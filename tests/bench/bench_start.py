@@ -2,8 +2,8 @@
 
     python tests/bench/bench_start.py [--rounds 10]
 
-The medians of fresh processes, run in turn with a bare `python -c pass`, whose time is part of each figure. Drivers, CLI and test libraries are named
-if they were loaded.
+The medians of fresh processes, run in turn with a bare `python -c pass`, whose time is part of each figure. Drivers,
+CLI and test libraries are named if they were loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import sys
 import time
 
 HEAVY = (
-    "redis", "sqlalchemy", "asyncpg", "websockets", "pluggy", "cattrs", "rich", "typer", "click", "rich_click", "pytest", "_pytest", "hypothesis",
+    "redis", "sqlalchemy", "asyncpg", "websockets", "pluggy", "cattrs", "rich", "typer", "click", "rich_click",
+    "pytest", "_pytest", "hypothesis",
     "trio", "uvloop", "ssl", "asyncio", "cryptography", "converge.cli", "converge.testing", "converge.runtime",
 )  # fmt: skip
 
@@ -49,12 +50,25 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three rounds")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    rounds = [{name: took(command) for name, command in COMMANDS.items()} for _ in range(3 if arguments.quick else arguments.rounds)]
+    rounds = [
+        {name: took(command) for name, command in COMMANDS.items()}
+        for _ in range(3 if arguments.quick else arguments.rounds)
+    ]
     results: dict[str, object] = {name: f"{statistics.median(one[name] for one in rounds):.0f} ms" for name in COMMANDS}
     for statement in ("import converge", "from converge import Agent, Node, Task", "import converge.cli"):
         results[f"loaded by {statement}"] = loaded(statement)
     if arguments.json:
-        print(json.dumps({"v": 1, "command": sys.argv, "python": platform.python_version(), "machine": platform.machine(), "results": results}))
+        print(
+            json.dumps(
+                {
+                    "v": 1,
+                    "command": sys.argv,
+                    "python": platform.python_version(),
+                    "machine": platform.machine(),
+                    "results": results,
+                }
+            )
+        )
         return
     for name, found in results.items():
         print(f"{name}: {', '.join(found) if isinstance(found, list) else found}")

@@ -2,8 +2,8 @@
 
     python tests/bench/bench_transport.py [--rounds 3] [--messages 200000]
 
-Floors: a bare asyncio Protocol on uvloop. A writes each message by itself, B writes 64 at once. Each channel sends one frame a call, and 32;
-a sealed one sends messages as items of the secure channel, 32 in a record.
+Floors: a bare asyncio Protocol on uvloop. A writes each message by itself, B writes 64 at once. Each channel sends one
+frame a call, and 32; a sealed one sends messages as items of the secure channel, 32 in a record.
 What counts are ratios to floor A in the same round; the medians of the rounds are printed.
 """
 
@@ -28,7 +28,7 @@ from converge.machines.records import MESSAGE as MESSAGE_KIND
 from converge.machines.secure import Terms
 from converge.model.descriptor import network_tag
 from converge.model.identity import Identity
-from converge.runtime.channel import SecureChannel, accept, dial
+from converge.runtime.network.channel import SecureChannel, accept, dial
 
 MESSAGE = bytes(256)
 LAST = b"\1" * 256
@@ -37,7 +37,15 @@ ROUND_TRIPS = 3_000
 STEP = 1_000
 
 Result = tuple[float, float]
-KINDS = ("tcp uvloop", "tcp asyncio", "tcp trio", "ws uvloop", "sealed tcp uvloop", "sealed tcp trio", "sealed ws uvloop")
+KINDS = (
+    "tcp uvloop",
+    "tcp asyncio",
+    "tcp trio",
+    "ws uvloop",
+    "sealed tcp uvloop",
+    "sealed tcp trio",
+    "sealed ws uvloop",
+)
 
 
 def backend_of(kind: str) -> tuple[str, dict[str, bool]]:
@@ -74,10 +82,14 @@ class Sealed(Channel):
         await self._channel.close()
 
 
-async def secured(kind: str, channel: Channel, side: Callable[[Channel, Terms, Env], Awaitable[SecureChannel]]) -> Channel:
+async def secured(
+    kind: str, channel: Channel, side: Callable[[Channel, Terms, Env], Awaitable[SecureChannel]]
+) -> Channel:
     if not kind.startswith("sealed"):
         return channel
-    return Sealed(await side(channel, Terms(network=network_tag("bench"), identity=Identity.generate(SYSTEM.entropy)), SYSTEM))
+    return Sealed(
+        await side(channel, Terms(network=network_tag("bench"), identity=Identity.generate(SYSTEM.entropy)), SYSTEM)
+    )
 
 
 async def serve_channel(kind: str) -> None:
@@ -197,7 +209,9 @@ def measure(kind: str, messages: int) -> tuple[float, float, float]:
         assert server.stdout is not None
         address = server.stdout.readline().strip()
         try:
-            done = subprocess.run([*command, "--drive", address], capture_output=True, text=True, timeout=120, check=True)
+            done = subprocess.run(
+                [*command, "--drive", address], capture_output=True, text=True, timeout=120, check=True
+            )
         finally:
             server.terminate()
     one, many, trip = (float(word) for word in done.stdout.split())
@@ -226,7 +240,11 @@ def main() -> None:
     if arguments.kind:
         child(arguments)
         return
-    print(f"{platform.platform()}, {platform.python_implementation()} {platform.python_version()}; 256 B, two processes, one connection")
+    print(
+        f"{platform.platform()}, {platform.python_implementation()} {platform.python_version()}; 256 B, "
+        f"two processes, one "
+        f"connection"
+    )
     rounds: list[dict[str, tuple[float, float, float]]] = []
     for _ in range(arguments.rounds):
         rounds.append({kind: measure(kind, arguments.messages) for kind in ("floor", *arguments.kinds)})

@@ -1,4 +1,5 @@
-"""The workload of the claim benchmarks, on any store: submit, claim, finish, with the records and the checks that a node sends.
+"""The workload of the claim benchmarks, on any store: submit, claim, finish, with the records and the checks that a
+node sends.
 
 Imported by the scripts beside it; they run as scripts, so a sibling is found by its name.
 """
@@ -59,7 +60,13 @@ def uuids(count: int) -> list[bytes]:
     """Return ids as `submit` draws them: UUIDv7, growing."""
     start = time.time_ns() // 1_000_000
     return [
-        uuid.UUID(int=((start + n // 100) << 80) | (7 << 76) | ((n % 4096) << 64) | (2 << 62) | int.from_bytes(os.urandom(7), "big")).bytes
+        uuid.UUID(
+            int=((start + n // 100) << 80)
+            | (7 << 76)
+            | ((n % 4096) << 64)
+            | (2 << 62)
+            | int.from_bytes(os.urandom(7), "big")
+        ).bytes
         for n in range(count)
     ]
 
@@ -75,14 +82,20 @@ class Site:
     lease_check: Check
     lanes: list[tuple[bytes, Check]]
     heads: dict[bytes, Rest | None] = attrs.field(factory=dict)
-    nonces: itertools.count[int] = attrs.field(factory=lambda: itertools.count(int.from_bytes(os.urandom(8), "big") << 32))
+    nonces: itertools.count[int] = attrs.field(
+        factory=lambda: itertools.count(int.from_bytes(os.urandom(8), "big") << 32)
+    )
     claimed: int = 0
     is_from_heads: bool = False
-    """Whether takes begin at the heads seen last, and from the start of the lanes every eighth time only, as a node's do."""
+    """Whether takes begin at the heads seen last, and from the start of the lanes every eighth time only, as a node's
+    do.
+    """
 
     # Submit.
 
-    def submit_batches(self, ids: Sequence[bytes], *, lanes: Sequence[int] = (0,), has_dedup: bool = False) -> list[Batch]:
+    def submit_batches(
+        self, ids: Sequence[bytes], *, lanes: Sequence[int] = (0,), has_dedup: bool = False
+    ) -> list[Batch]:
         """Return the batches that submit tasks, spread over the lanes of these numbers."""
         rank = time.time_ns() // 1_000
         batches = []
@@ -98,35 +111,51 @@ class Site:
             batches.append(Batch(checks, puts))
         return batches
 
-    async def submit(self, count: int, *, lanes: Sequence[int] = (0,), call: int = CALL, has_dedup: bool = False, in_flight: int = 1) -> float:
+    async def submit(
+        self, count: int, *, lanes: Sequence[int] = (0,), call: int = CALL, has_dedup: bool = False, in_flight: int = 1
+    ) -> float:
         """Submit tasks in calls of `call`; return tasks a second."""
         ids = uuids(count)
         calls = iter([ids[at : at + call] for at in range(0, count, call)])
 
         async def work() -> None:
             for some in calls:
-                outcomes = await self.store.commit(self.submit_batches(some, lanes=lanes, has_dedup=has_dedup), wake=["lane.0"])
-                assert all(type(outcome) is Committed for outcome in outcomes), "a submit of the benchmark met a conflict"
+                outcomes = await self.store.commit(
+                    self.submit_batches(some, lanes=lanes, has_dedup=has_dedup), wake=["lane.0"]
+                )
+                assert all(type(outcome) is Committed for outcome in outcomes), (
+                    "a submit of the benchmark met a conflict"
+                )
 
         return await rate(count, [work] * in_flight)
 
     async def submit_elsewhere(self, count: int, *, in_flight: int = 1) -> None:
-        """Put tasks that the claimer may not take: four sixths in other lanes, one sixth that is not due yet, one that waits behind ordering keys."""
+        """Put tasks that the claimer may not take: four sixths in other lanes, one sixth that is not due yet, one that
+        waits behind ordering keys.
+        """
         part = count // 6
         await self.submit(count - 2 * part, lanes=ELSEWHERE, in_flight=in_flight)
         ids = uuids(2 * part)
         for at in range(0, part, CALL):
-            later = [(LATER(UNTIL + n, id_), b'"5f0c8a6d5f0c8a6d5f0c8a6d5f0c8a6d"') for n, id_ in enumerate(ids[at : min(at + CALL, part)])]
+            later = [
+                (LATER(UNTIL + n, id_), b'"5f0c8a6d5f0c8a6d5f0c8a6d5f0c8a6d"')
+                for n, id_ in enumerate(ids[at : min(at + CALL, part)])
+            ]
             await self._put_beside(later)
         for at in range(part, 2 * part, CALL):
-            waiting = [(ORDER(POOL_ID, f"key {n % KEYS}", at + n), b'"%b"' % id_.hex().encode()) for n, id_ in enumerate(ids[at : at + CALL])]
+            waiting = [
+                (ORDER(POOL_ID, f"key {n % KEYS}", at + n), b'"%b"' % id_.hex().encode())
+                for n, id_ in enumerate(ids[at : at + CALL])
+            ]
             await self._put_beside(waiting)
 
     async def _put_beside(self, entries: Sequence[tuple[Key, bytes]]) -> None:
         """Put entries of tasks of their own."""
         ids = uuids(len(entries))
         checked = zip(ids, entries, strict=True)
-        await self.store.commit([Batch([(TASK(id_), ABSENT), self.epoch], [(TASK(id_), SPEC), entry]) for id_, entry in checked])
+        await self.store.commit(
+            [Batch([(TASK(id_), ABSENT), self.epoch], [(TASK(id_), SPEC), entry]) for id_, entry in checked]
+        )
 
     # Claim and finish.
 
@@ -138,8 +167,17 @@ class Site:
             chosen = sorted(known, key=lambda lane: self.heads.get(lane) or ())[:RANGES] or chosen[:RANGES]
         nonce = next(self.nonces).to_bytes(16, "big")
         checks = [self.lease_check, self.pool, self.epoch]
-        afters = {lane: before(self.heads.get(lane)) if self.is_from_heads and nonce[-1] % 8 else None for lane in chosen}
-        return Take([Range(READY(lane), afters[lane]) for lane in chosen], limit, HELD(self.lease), (nonce,), checks, (TASK, STATE))
+        afters = {
+            lane: before(self.heads.get(lane)) if self.is_from_heads and nonce[-1] % 8 else None for lane in chosen
+        }
+        return Take(
+            [Range(READY(lane), afters[lane]) for lane in chosen],
+            limit,
+            HELD(self.lease),
+            (nonce,),
+            checks,
+            (TASK, STATE),
+        )
 
     def finishes(self, take: Take, taken: Taken) -> list[Batch]:
         """Return the batches that complete what was taken."""
@@ -148,11 +186,19 @@ class Site:
         for rest in taken.rests:
             held = (*to, *rest, nonce)
             id_ = rest[-1]
-            batches.append(Batch(((held, token), epoch), ((STATE(id_), ENDED), (DONE(POOL_ID, "COMPLETED", UNTIL, id_), b"")), (held,)))
+            batches.append(
+                Batch(
+                    ((held, token), epoch),
+                    ((STATE(id_), ENDED), (DONE(POOL_ID, "COMPLETED", UNTIL, id_), b"")),
+                    (held,),
+                )
+            )
         return batches
 
     async def drain(self, *, lanes: Sequence[int] = (0,), limit: int = CLAIM, in_flight: int = 2) -> float:
-        """Claim and finish until nothing is left: each turn finishes what the one before it took; return tasks a second."""
+        """Claim and finish until nothing is left: each turn finishes what the one before it took; return tasks a
+        second.
+        """
         before = self.claimed
 
         async def work() -> None:
@@ -160,12 +206,16 @@ class Site:
             while True:
                 take = self.take(lanes, limit)
                 turned = await self.store.turn(finishes, take)
-                assert all(type(outcome) is Committed for outcome in turned.outcomes), "a finish of the benchmark met a conflict"
+                assert all(type(outcome) is Committed for outcome in turned.outcomes), (
+                    "a finish of the benchmark met a conflict"
+                )
                 taken = turned.taken
                 assert isinstance(taken, Taken), "a claim of the benchmark met a conflict"
                 for range_, head in zip(take.ranges, taken.heads, strict=True):
                     self.heads[range_.prefix[1]] = head
-                if not taken.rests and (len(lanes) <= RANGES or all(self.heads.get(self.lanes[n][0], ()) is None for n in lanes)):
+                if not taken.rests and (
+                    len(lanes) <= RANGES or all(self.heads.get(self.lanes[n][0], ()) is None for n in lanes)
+                ):
                     return
                 finishes = self.finishes(take, taken)
                 self.claimed += len(finishes)
@@ -228,7 +278,9 @@ def median(values: Sequence[float]) -> float:
 
 def shown(values: Mapping[str, float]) -> str:
     """Return a line of figures."""
-    return ", ".join(f"{name} {value:,.{0 if value > 100 else 2 if value > 0.1 else 4}f}" for name, value in values.items())
+    return ", ".join(
+        f"{name} {value:,.{0 if value > 100 else 2 if value > 0.1 else 4}f}" for name, value in values.items()
+    )
 
 
 __all__ = ["CALL", "CLAIM", "Conflict", "Site", "lane_hash", "median", "rate", "shown", "site", "uuids"]

@@ -45,18 +45,26 @@ def converge_stores():
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """`install(distribution, module, source, names=, schemes=)` puts a distribution of one module onto the import path."""
+    """`install(distribution, module, source, names=, schemes=)` puts a distribution of one module onto the import
+    path.
+    """
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     before = set(sys.modules)
 
-    def install(distribution: str, module: str, source: str, *, names: str = "", schemes: str = "", version: str = "1.2") -> None:
+    def install(
+        distribution: str, module: str, source: str, *, names: str = "", schemes: str = "", version: str = "1.2"
+    ) -> None:
         (tmp_path / f"{module}.py").write_text(source)
         folder = tmp_path / f"{distribution.replace('-', '_')}-{version}.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
         groups = {"converge": names, "converge.schemes": schemes}
-        lines = [line for group, some in groups.items() for line in (f"[{group}]", *(f"{name} = {module}" for name in some.split()))]
+        lines = [
+            line
+            for group, some in groups.items()
+            for line in (f"[{group}]", *(f"{name} = {module}" for name in some.split()))
+        ]
         (folder / "entry_points.txt").write_text("\n".join(lines) + "\n")
 
     yield install
@@ -97,7 +105,13 @@ def test_listing_tells_the_distribution_its_version_and_kinds_once_loaded(instal
     install("toy-store", "toy_listed", toy(), names="toy", schemes="toy toys", version="3.4")
     host = PluginHost()
     (before,) = (one for one in host.installed() if one.name == "toy")
-    assert (before.distribution, before.version, before.schemes, before.kinds, before.is_loaded) == ("toy-store", "3.4", ("toy", "toys"), (), False)
+    assert (before.distribution, before.version, before.schemes, before.kinds, before.is_loaded) == (
+        "toy-store",
+        "3.4",
+        ("toy", "toys"),
+        (),
+        False,
+    )
     host.load("toy")
     (after,) = (one for one in host.installed() if one.name == "toy")
     assert (after.kinds, after.is_loaded) == (("store",), True)
@@ -131,7 +145,10 @@ def test_a_plugin_can_be_named_by_its_import_path(install: Install, attribute: s
     [
         ("redis-", 'no installed distribution provides the plugin "redis-"; did you mean "redis"?'),
         ("qqq", 'no installed distribution provides the plugin "qqq"; `converge plugins list` shows what is installed'),
-        ("toy_nowhere:TOY", 'plugin "toy_nowhere:TOY" (from the import path): there is no module "toy_nowhere" on the import path'),
+        (
+            "toy_nowhere:TOY",
+            'plugin "toy_nowhere:TOY" (from the import path): there is no module "toy_nowhere" on the import path',
+        ),
         ("toy_here:TOI", 'plugin "toy_here:TOI" (from the import path): toy_here has no "TOI"; did you mean "TOY"?'),
     ],
 )
@@ -146,7 +163,9 @@ def test_a_missing_plugin_names_the_nearest(install: Install, name: str, text: s
     ("url", "distribution"),
     [("redis://u:geheim@h", "converge-store-redis"), ("postgresql://h", "converge-store-sql")],
 )
-def test_a_missing_plugin_of_this_project_says_what_to_install(monkeypatch: pytest.MonkeyPatch, url: str, distribution: str) -> None:
+def test_a_missing_plugin_of_this_project_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, url: str, distribution: str
+) -> None:
     monkeypatch.setattr("importlib.metadata.entry_points", lambda *, group: [])
     with pytest.raises(PluginMissing, match=f"pip install {distribution}$") as raised:
         PluginHost().store_backend(url)
@@ -160,7 +179,10 @@ def test_a_missing_plugin_of_this_project_says_what_to_install(monkeypatch: pyte
 def test_a_scheme_that_nobody_has_names_the_nearest() -> None:
     with pytest.raises(PluginMissing) as raised:
         PluginHost().store_backend("redis3://user:geheim@host")
-    assert str(raised.value) == 'no installed distribution provides the store with the URL scheme "redis3"; did you mean "redis"?'
+    assert (
+        str(raised.value)
+        == 'no installed distribution provides the store with the URL scheme "redis3"; did you mean "redis"?'
+    )
 
 
 def test_text_that_is_no_url_is_refused_without_its_password() -> None:
@@ -180,7 +202,9 @@ def test_two_distributions_with_one_name_are_both_named(install: Install, tmp_pa
     install("toy-store", "toy_first", toy(), names="toy", schemes="toy")
     install("my-toys", "toy_second", toy(), names="toy", schemes="toy", version="0.1")
     for ask in (lambda: PluginHost(["toy"]), lambda: PluginHost().store_backend("toy:x")):
-        with pytest.raises(PluginDuplicate, match=r"is provided by my-toys 0.1 and toy-store 1.2; uninstall all but one$"):
+        with pytest.raises(
+            PluginDuplicate, match=r"is provided by my-toys 0.1 and toy-store 1.2; uninstall all but one$"
+        ):
             ask()
     assert not list(tmp_path.glob("*.ran"))
 
@@ -191,16 +215,24 @@ def test_two_plugins_that_declare_one_scheme_are_both_named(install: Install) ->
     with pytest.raises(PluginDuplicate) as raised:
         PluginHost(["toy", "mine"])
     first, second = 'plugin "mine" (my-toys 1.2)', 'plugin "toy" (toy-store 1.2)'
-    assert str(raised.value) == f'{first} and {second} both declare the store "toy"; load one of them, or refuse one with "no:NAME"'
+    assert (
+        str(raised.value)
+        == f'{first} and {second} both declare the store "toy"; load one of them, or refuse one with "no:NAME"'
+    )
 
 
 def test_a_built_in_name_cannot_be_taken(install: Install, tmp_path: Path) -> None:
     install("evil", "toy_evil", toy("memory"), names="memory evil", schemes="memory")
     for ask in (lambda: PluginHost(["memory"]), lambda: PluginHost().store_backend("memory:")):
-        with pytest.raises(PluginDuplicate, match=r"provided by converge-core .* and evil 1.2; the name is converge-core's own; uninstall"):
+        with pytest.raises(
+            PluginDuplicate,
+            match=r"provided by converge-core .* and evil 1.2; the name is converge-core's own; uninstall",
+        ):
             ask()
     assert not list(tmp_path.glob("*.ran"))
-    with pytest.raises(PluginDuplicate, match=r'plugin "evil" \(evil 1.2\) declares the store "memory", a name of converge-core'):
+    with pytest.raises(
+        PluginDuplicate, match=r'plugin "evil" \(evil 1.2\) declares the store "memory", a name of converge-core'
+    ):
         PluginHost(["evil"])
 
 
@@ -221,9 +253,15 @@ def test_a_refused_plugin_is_not_loaded_by_any_door(install: Install, tmp_path: 
     ("source", "text"),
     [
         (hooks("def converge_store(): ..."), 'there is no hook "converge_store"; did you mean "converge_stores"?'),
-        (hooks("def converge_node_started(node): ..."), "can not be found in the hookspec; see the hook in converge.hookspecs"),
+        (
+            hooks("def converge_node_started(node): ..."),
+            "can not be found in the hookspec; see the hook in converge.hookspecs",
+        ),
         ("def converge_stores(): ...", "converge_stores is not marked; put @hookimpl of converge.hookspecs before it"),
-        (hooks("async def converge_node_started(): ..."), "converge_node_started is a coroutine; hooks are plain functions, and never awaited"),
+        (
+            hooks("async def converge_node_started(): ..."),
+            "converge_node_started is a coroutine; hooks are plain functions, and never awaited",
+        ),
     ],
 )
 def test_a_misspelt_hook_is_an_error(install: Install, source: str, text: str) -> None:
@@ -246,7 +284,10 @@ def test_another_contract_number_says_which_side_to_upgrade(install: Install, co
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        ("import toy_driver_that_is_not_there", "cannot be imported: ModuleNotFoundError: No module named 'toy_driver_that_is_not_there'"),
+        (
+            "import toy_driver_that_is_not_there",
+            "cannot be imported: ModuleNotFoundError: No module named 'toy_driver_that_is_not_there'",
+        ),
         ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)", "cannot be imported: SystemExit: 3"),
         (hooks("def converge_stores(): raise OSError('no disk')"), ": converge_stores failed: OSError: no disk"),
@@ -263,9 +304,16 @@ def test_a_broken_plugin_is_one_chained_error(install: Install, source: str, tex
     assert (raised.value.__cause__ is None) == ("expected" in text or "not a name" in text)
 
 
-def test_an_observer_that_raises_is_logged_and_the_next_is_called(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_observer_that_raises_is_logged_and_the_next_is_called(
+    install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
     install("first", "toy_raises", hooks("def converge_node_started(node_id): raise ValueError('oh')"), names="first")
-    install("second", "toy_sees", "seen = []\n" + hooks("def converge_node_started(node_id): seen.append(node_id)"), names="second")
+    install(
+        "second",
+        "toy_sees",
+        "seen = []\n" + hooks("def converge_node_started(node_id): seen.append(node_id)"),
+        names="second",
+    )
     host = PluginHost(["first", "second"])
     host.observe("converge_node_started", node_id="n1")
     assert sys.modules["toy_sees"].seen == ["n1"]
@@ -274,17 +322,28 @@ def test_an_observer_that_raises_is_logged_and_the_next_is_called(install: Insta
 
 def test_guards_chain_in_load_order(install: Install) -> None:
     for name in ("one", "two"):
-        body = f"def converge_message_before_send(message): return attrs.evolve(message, payload=message.payload + ' {name}')"
+        body = (
+            f"def converge_message_before_send(message): return attrs.evolve(message, payload=message.payload "
+            f"+ ' {name}')"
+        )
         install(name, f"toy_guard_{name}", "import attrs\n" + hooks(body), names=name)
     install("three", "toy_guard_three", hooks("def converge_message_before_send(message): return None"), names="three")
     host = PluginHost(["two", "three", "one"])
     assert host.guard("converge_message_before_send", message()).payload == "hello two one"
 
 
-@pytest.mark.parametrize(("body", "why"), [("raise ValueError('no secrets')", "ValueError: no secrets"), ("return 3", "returned int, no Message")])
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [("raise ValueError('no secrets')", "ValueError: no secrets"), ("return 3", "returned int, no Message")],
+)
 def test_a_guard_that_raises_or_answers_nonsense_refuses(install: Install, body: str, why: str) -> None:
     install("strict", "toy_strict", hooks(f"def converge_message_before_send(message): {body}"), names="strict")
-    install("never", "toy_never", "seen = []\n" + hooks("def converge_message_before_send(message): seen.append(message)"), names="never")
+    install(
+        "never",
+        "toy_never",
+        "seen = []\n" + hooks("def converge_message_before_send(message): seen.append(message)"),
+        names="never",
+    )
     host = PluginHost(["strict", "never"])
     with pytest.raises(Undeliverable, match=f"plugin strict.*{why}"):
         host.guard("converge_message_before_send", message())

@@ -11,7 +11,9 @@ import converge
 
 
 def test_every_public_name_can_be_imported() -> None:
-    assert {name: getattr(converge, name).__name__ for name in converge.__all__} == {name: name for name in converge.__all__}
+    assert {name: getattr(converge, name).__name__ for name in converge.__all__} == {
+        name: name for name in converge.__all__
+    }
     assert set(converge.__all__) <= set(dir(converge))
 
 
@@ -25,5 +27,15 @@ def test_importing_the_package_loads_no_driver_no_command_line_and_no_test_libra
     code += "; import sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "converge" in loaded
-    assert not {"cyclopts", "rich", "pytest", "hypothesis", "redis", "sqlalchemy", "asyncpg", "websockets", "trio"}.intersection(loaded)
+    assert not {
+        "cyclopts",
+        "rich",
+        "pytest",
+        "hypothesis",
+        "redis",
+        "sqlalchemy",
+        "asyncpg",
+        "websockets",
+        "trio",
+    }.intersection(loaded)
     assert not [name for name in loaded if name.startswith("converge_")]

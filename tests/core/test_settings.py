@@ -33,7 +33,9 @@ class Options:
     """One of each."""
 
     url: str
-    timeout_sec: float = attrs.field(default=1.0, converter=float, validator=validators.le(60.0), metadata={"help": "longest call", "unit": "s"})
+    timeout_sec: float = attrs.field(
+        default=1.0, converter=float, validator=validators.le(60.0), metadata={"help": "longest call", "unit": "s"}
+    )
     file: Path | None = None
     password: str | None = attrs.field(default=None, validator=validators.optional(validators.max_len(3)))
     mode: Mode = Mode.SAFE
@@ -60,16 +62,38 @@ def lines(data: Any) -> list[str]:
 
 
 def test_good_data_becomes_an_instance() -> None:
-    data = {"url": "x", "timeout_sec": 3, "file": "a/b", "mode": "fast", "names": ["a", "b"], "inners": [{"size": 2}, {}], "table": {"a": 1}}
+    data = {
+        "url": "x",
+        "timeout_sec": 3,
+        "file": "a/b",
+        "mode": "fast",
+        "names": ["a", "b"],
+        "inners": [{"size": 2}, {}],
+        "table": {"a": 1},
+    }
     made = structured(Options, data, "here")
     assert made == Options(
-        url="x", timeout_sec=3.0, file=Path("a/b"), mode=Mode.FAST, names=("a", "b"), inners=[Inner(size=2), Inner()], table={"a": 1}
+        url="x",
+        timeout_sec=3.0,
+        file=Path("a/b"),
+        mode=Mode.FAST,
+        names=("a", "b"),
+        inners=[Inner(size=2), Inner()],
+        table={"a": 1},
     )
     assert type(made.timeout_sec) is float
 
 
 def test_every_problem_is_told_with_path_value_and_expectation() -> None:
-    data = {"timeout_sec": 100, "fil": "x", "mode": "slow", "level": "mid", "names": "abc", "inner": {"siz": 1}, "inners": [{}, {"size": 0}, 3]}
+    data = {
+        "timeout_sec": 100,
+        "fil": "x",
+        "mode": "slow",
+        "level": "mid",
+        "names": "abc",
+        "inner": {"siz": 1},
+        "inners": [{}, {"size": 0}, 3],
+    }
     assert lines(data) == [
         'fil: unknown key; did you mean "file"?',
         "url: is missing; expected text",
@@ -93,7 +117,10 @@ def test_every_problem_is_told_with_path_value_and_expectation() -> None:
         ({"url": "x", "table": {"a": 1.5}}, "table.a: 1.5 is not allowed; expected an integer"),
         ({"url": "x", "file": 3}, "file: 3 is not allowed; expected a path"),
         ({"url": "x", "least": 3, "greatest": 1}, "greatest is below least"),
-        ({"url": "redis://u:geheim@h", "least": "redis://u:geheim@h"}, "least: 'redis://u:***@h' is not allowed; expected an integer"),
+        (
+            {"url": "redis://u:geheim@h", "least": "redis://u:geheim@h"},
+            "least: 'redis://u:***@h' is not allowed; expected an integer",
+        ),
         ({"url": "x", "password": "geheim"}, "password: *** is not allowed; Length of 'password' must be <= 3"),
         ([], "[] is not allowed; expected a table of settings"),
     ],

@@ -30,7 +30,16 @@ def test_a_password_is_found_and_hidden(url: str, shown: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["memory:", "file:a@b:c.db", "tcp://0.0.0.0:7000", "tcp://[::1]:70", "tcp://[::1]", "redis://user@h:1/p@x", "redis://user:@h", "ws://h:1/p@x"],
+    [
+        "memory:",
+        "file:a@b:c.db",
+        "tcp://0.0.0.0:7000",
+        "tcp://[::1]:70",
+        "tcp://[::1]",
+        "redis://user@h:1/p@x",
+        "redis://user:@h",
+        "ws://h:1/p@x",
+    ],
 )
 def test_a_url_without_a_password_stays_as_it_is(url: str) -> None:
     assert without_password(url) == url

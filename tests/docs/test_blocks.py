@@ -9,10 +9,11 @@
 
 A block without a language, or with another one, is an error.
 
-Each block runs in a new folder, unless the line above it (blank lines aside) ends with "in the same folder:"; then it runs where the block before
-it ran (one of `text` aside). A block whose first line is a comment with a file's name, such as `# wordcount.py`, is saved there under that name as
-well (not one of `sh`), and a `python` block saved so is imported, not run as `__main__`. A page whose code names REDIS_URL or POSTGRES_URL finds a
-server's URL in it; what a block leaves running is killed at its end.
+Each block runs in a new folder, unless the line above it (blank lines aside) ends with "in the same folder:"; then it
+runs where the block before it ran (one of `text` aside). A block whose first line is a comment with a file's name, such
+as `# wordcount.py`, is saved there under that name as well (not one of `sh`), and a `python` block saved so is
+imported, not run as `__main__`. A page whose code names REDIS_URL or POSTGRES_URL finds a server's URL in it; what a
+block leaves running is killed at its end.
 """
 
 from __future__ import annotations
@@ -73,7 +74,13 @@ def blocks_of(page: str) -> Iterator[Block]:
                     break
                 inside.append(text)
             body = "\n".join(inside) + "\n"
-            yield Block(line=number, language=line[3:].strip(), heading=heading, text=body, continues=bool(CONTINUES.search(above)))
+            yield Block(
+                line=number,
+                language=line[3:].strip(),
+                heading=heading,
+                text=body,
+                continues=bool(CONTINUES.search(above)),
+            )
             above = ""
         elif line.startswith("#"):
             heading = above = line.lstrip("#").strip()
@@ -81,7 +88,9 @@ def blocks_of(page: str) -> Iterator[Block]:
             above = line.strip()
 
 
-def run_page(page: str, new_folder: Callable[[], Path], environment: Mapping[str, str], *, special: tuple[str, ...] = ()) -> list[str]:
+def run_page(
+    page: str, new_folder: Callable[[], Path], environment: Mapping[str, str], *, special: tuple[str, ...] = ()
+) -> list[str]:
     """Run the blocks of a page; say which failed, and how."""
     failures, folder = [], None
     for block in blocks_of(page):
@@ -112,7 +121,9 @@ def check(block: Block, folder: Path, environment: Mapping[str, str]) -> str:
     if block.language == "sh":
         return _run(["sh", "-e", str(name)], folder, environment)
     if block.language == "python":
-        code = ["-c", f"import runpy; runpy.run_path({name!r}, run_name='imported')"] if block.file_name else [str(name)]
+        code = (
+            ["-c", f"import runpy; runpy.run_path({name!r}, run_name='imported')"] if block.file_name else [str(name)]
+        )
         return _run([sys.executable, "-W", "error", *code], folder, environment)
     return ""
 
@@ -157,7 +168,9 @@ def new_folder(tmp_path: Path) -> Callable[[], Path]:
 
 @pytest.fixture
 def environment() -> dict[str, str]:
-    """The environment of a user who has activated the tested virtual environment, with the example plugin installed in it."""
+    """The environment of a user who has activated the tested virtual environment, with the example plugin installed in
+    it.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT / "docs/examples/converge-store-toy/src")}
 
@@ -171,7 +184,9 @@ def urls(request: pytest.FixtureRequest) -> dict[str, str]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_block_of_the_page_works(page: Path, new_folder: Callable[[], Path], environment: dict[str, str], urls: dict[str, str]) -> None:
+def test_every_block_of_the_page_works(
+    page: Path, new_folder: Callable[[], Path], environment: dict[str, str], urls: dict[str, str]
+) -> None:
     special = SPECIAL if page == ROOT / "README.md" else ()
     assert run_page(page.read_text(), new_folder, environment | urls, special=special) == []
 
@@ -189,14 +204,19 @@ def test_every_block_of_the_page_works(page: Path, new_folder: Callable[[], Path
         "```sh\necho 1 > file\n```\n\n```sh\ncat file\n```\n",
     ],
 )
-def test_a_block_that_does_not_work_is_found(page: str, new_folder: Callable[[], Path], environment: dict[str, str]) -> None:
+def test_a_block_that_does_not_work_is_found(
+    page: str, new_folder: Callable[[], Path], environment: dict[str, str]
+) -> None:
     assert len(run_page(page, new_folder, environment)) == 1
 
 
-def test_blocks_that_continue_share_a_folder_with_the_files_that_they_name(new_folder: Callable[[], Path], environment: dict[str, str]) -> None:
+def test_blocks_that_continue_share_a_folder_with_the_files_that_they_name(
+    new_folder: Callable[[], Path], environment: dict[str, str]
+) -> None:
     page = (
         "```python\n# greet.py\nWORD = 'hello'\nif __name__ == '__main__':\n    raise SystemExit(1)\n```\n"
-        "Then, in the same folder:\n\n```python\nimport greet, pathlib\npathlib.Path('word.txt').write_text(greet.WORD)\n```\n"
+        "Then, in the same folder:\n\n```python\nimport greet, "
+        "pathlib\npathlib.Path('word.txt').write_text(greet.WORD)\n```\n"
         "It writes:\n\n```text\nhello\n```\nAnd in the same folder:\n\n```sh\ngrep hello word.txt\n```\n"
     )
     assert [block.continues for block in blocks_of(page)] == [False, True, False, True]

@@ -10,26 +10,63 @@ import attrs
 import cyclopts
 import pytest
 
-from converge.cli import _app, agents, completion, config, doctor, identity, plugins, pools, run, store, submit, tasks, tasks_list, tasks_purge
-from converge.runtime.config import KEYS, LATER
-from converge.runtime.config_fields import Retention
-from converge.runtime.task_lines import FIELDS
+from converge.cli import (
+    _app,
+    agents,
+    completion,
+    config,
+    doctor,
+    identity,
+    plugins,
+    pools,
+    run,
+    store,
+    submit,
+)
+from converge.cli.tasks import list as list_module
+from converge.cli.tasks import purge as purge_module
+from converge.cli.tasks import verbs as tasks
+from converge.operations.task_file import FIELDS
+from converge.runtime.config.config import KEYS, LATER
+from converge.runtime.config.fields import Retention
 
 PAGES = Path(__file__).parents[2] / "docs/reference"
 
 
 def test_every_key_has_a_row() -> None:
     rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*)$", (PAGES / "config.md").read_text(), re.MULTILINE))
-    keys = {*KEYS, *(f"retention.{field.name}" for field in attrs.fields(Retention)), "options.NAME"} - {"retention", "options"}
+    keys = {*KEYS, *(f"retention.{field.name}" for field in attrs.fields(Retention)), "options.NAME"} - {
+        "retention",
+        "options",
+    }
     assert set(rows) == keys
     assert {key for key, row in rows.items() if "in this release only the default" in row} == set(LATER)
 
 
 COMMANDS = [
-    *(run.run, submit.submit, tasks_list.list_tasks, tasks_purge.purge, tasks.show, tasks.explain, tasks.cancel, tasks.retry, plugins.list_plugins),
+    *(
+        run.run,
+        submit.submit,
+        list_module.list_tasks,
+        purge_module.purge,
+        tasks.show,
+        tasks.explain,
+        tasks.cancel,
+        tasks.retry,
+        plugins.list_plugins,
+    ),
     *(pools.create, pools.list_pools, pools.show, pools.allow, pools.pause, pools.resume),
     *(agents.list_agents, agents.show, identity.new, identity.show),
-    *(plugins.show, config.show, config.check, config.schema, store.info, store.accept, doctor.doctor, completion.completion),
+    *(
+        plugins.show,
+        config.show,
+        config.check,
+        config.schema,
+        store.info,
+        store.accept,
+        doctor.doctor,
+        completion.completion,
+    ),
 ]
 
 
@@ -51,7 +88,11 @@ def test_every_command_has_a_row_and_every_row_a_command() -> None:
 def test_every_flag_is_on_the_page(command: object) -> None:
     assert callable(command)
     page = (PAGES / "cli.md").read_text()
-    flags = [name for name, one in inspect.signature(command).parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    flags = [
+        name
+        for name, one in inspect.signature(command).parameters.items()
+        if one.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
     assert [name for name in flags if f"`--{name.replace('_', '-')}" not in page] == []
 
 

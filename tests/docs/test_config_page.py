@@ -1,4 +1,6 @@
-"""The page of the configuration says of each key what the code says: its type, its default, its bounds, what it is for."""
+"""The page of the configuration says of each key what the code says: its type, its default, its bounds, what it is
+for.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from typing import Any
 import attrs
 import pytest
 
-from converge.runtime.config import LATER, Config
-from converge.runtime.config_fields import AgentGroup, Retention
+from converge.runtime.config.config import LATER, Config
+from converge.runtime.config.fields import AgentGroup, Retention
 from converge.schema import Setting, settings_of
 
 PAGE = Path(__file__).parents[2] / "docs/reference/config.md"

@@ -25,7 +25,10 @@ KITS = {
 @pytest.mark.parametrize("letter", KITS)
 def test_the_page_has_exactly_the_clauses_of_the_code(letter: str) -> None:
     text = (PAGES / KITS[letter][0]).read_text()
-    on_page = {name: " ".join(words.split()) for name, words in re.findall(r"^- \*\*(\w-\d+)\*\* (.+(?:\n  .+)*)", text, re.MULTILINE)}
+    on_page = {
+        name: " ".join(words.split())
+        for name, words in re.findall(r"^- \*\*(\w-\d+)\*\* (.+(?:\n  .+)*)", text, re.MULTILINE)
+    }
     assert on_page == {name: words for name, words in CLAUSES.items() if name.startswith(letter)}
 
 
@@ -39,6 +42,9 @@ def test_the_kit_has_a_test_for_each_clause(letter: str) -> None:
 
 def test_the_page_has_the_limits_and_the_features_of_the_code() -> None:
     text = (PAGES / "store-contract.md").read_text()
-    limits = {name: int(number.replace(",", "")) for name, number in re.findall(r"^\| `(\w+)` \|.*\| ([\d,]+) \|$", text, re.MULTILINE)}
+    limits = {
+        name: int(number.replace(",", ""))
+        for name, number in re.findall(r"^\| `(\w+)` \|.*\| ([\d,]+) \|$", text, re.MULTILINE)
+    }
     assert limits == attrs.asdict(LIMITS)
     assert [feature.name for feature in Feature if f"`{feature.name}`" not in text] == []

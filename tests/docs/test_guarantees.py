@@ -25,7 +25,11 @@ def sections() -> dict[str, str]:
 def names_of_tests(path: Path) -> frozenset[str]:
     """The names of the tests that a file defines, at its top or in its classes."""
     nodes = ast.walk(ast.parse(path.read_text()))
-    return frozenset(node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"))
+    return frozenset(
+        node.name
+        for node in nodes
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+    )
 
 
 def test_every_guarantee_is_published_once_and_in_order() -> None:

@@ -18,7 +18,10 @@ def test_the_page_has_exactly_the_hooks_of_the_code_with_their_arguments() -> No
 
 
 def test_each_hook_is_described_in_the_words_of_the_code() -> None:
-    words = {name: " ".join(text.split()) for name, text in re.findall(r"^### `(\w+)\([\w, ]*\)`\n\n(.+(?:\n.+)*)", PAGE, re.MULTILINE)}
+    words = {
+        name: " ".join(text.split())
+        for name, text in re.findall(r"^### `(\w+)\([\w, ]*\)`\n\n(.+(?:\n.+)*)", PAGE, re.MULTILINE)
+    }
     assert words == {name: " ".join((inspect.getdoc(function) or "").split()) for name, function in HOOKS.items()}
 
 
@@ -32,5 +35,8 @@ def test_hooks_that_declare_observe_and_guard_stand_under_their_headings() -> No
             kinds[found.group(1)] = heading
     # A guard returns something; what declares returns many.
     returns = {name: str(function.__annotations__["return"]) for name, function in HOOKS.items()}
-    expected = {name: "declare" if "Iterable" in kind else "observe" if kind == "None" else "guard" for name, kind in returns.items()}
+    expected = {
+        name: "declare" if "Iterable" in kind else "observe" if kind == "None" else "guard"
+        for name, kind in returns.items()
+    }
     assert kinds == expected

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from converge.runtime.config import Config
+from converge.runtime.config.config import Config
 
 PAGE = Path(__file__).parents[2] / "docs/reference/limits.md"
-ROW = re.compile(r"^\| (?P<what>[^|]+) \| (?P<value>[^|]+) \| (?P<past>[^|]+) \| `(?P<constant>[\w.]+)` \|$", re.MULTILINE)
+ROW = re.compile(
+    r"^\| (?P<what>[^|]+) \| (?P<value>[^|]+) \| (?P<past>[^|]+) \| `(?P<constant>[\w.]+)` \|$", re.MULTILINE
+)
 ROWS = [found.groupdict() for found in ROW.finditer(PAGE.read_text())]
 
 
@@ -41,7 +43,11 @@ def test_the_number_on_the_page_is_the_constants(row: dict[str, str]) -> None:
 
 
 def test_every_row_of_the_page_is_read_and_none_is_there_twice() -> None:
-    tables = [line for line in PAGE.read_text().splitlines() if line.startswith("|") and not line.startswith(("| limit |", "|---"))]
+    tables = [
+        line
+        for line in PAGE.read_text().splitlines()
+        if line.startswith("|") and not line.startswith(("| limit |", "|---"))
+    ]
     assert len(ROWS) == len(tables) > 40
     assert [name for name, count in Counter(row["constant"] for row in ROWS).items() if count > 1] == []
 

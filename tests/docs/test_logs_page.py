@@ -6,9 +6,9 @@ import logging
 import re
 from pathlib import Path
 
-from converge.runtime.logs import CONTINUED, DISPLAYED, TextFormatter
-from converge.runtime.working import FIELDS
-from converge.services.outage import BEGINS, ENDS
+from converge.operations.logs import CONTINUED, DISPLAYED, TextFormatter
+from converge.runtime.agents.context import FIELDS
+from converge.services.store.outage import BEGINS, ENDS
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/logs.md").read_text()
 

@@ -27,7 +27,9 @@ def fresh_clone(target: Path) -> None:
     """What `git clone` of the checkout gives; where git is absent, a copy without what git would ignore."""
     git = shutil.which("git")
     if git and (ROOT / ".git").exists():
-        subprocess.run([git, "-c", "advice.detachedHead=false", "clone", "--quiet", str(ROOT), str(target)], check=True, timeout=60)
+        subprocess.run(
+            [git, "-c", "advice.detachedHead=false", "clone", "--quiet", str(ROOT), str(target)], check=True, timeout=60
+        )
     else:
         shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache"))
 
@@ -35,7 +37,9 @@ def fresh_clone(target: Path) -> None:
 @pytest.fixture
 def plain_environment() -> dict[str, str]:
     """The environment of a user who has activated nothing."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
+    }
     folders = environment["PATH"].split(os.pathsep)
     active = os.environ.get("VIRTUAL_ENV", "")
     environment["PATH"] = os.pathsep.join(folder for folder in folders if not active or not folder.startswith(active))
@@ -48,11 +52,19 @@ def test_the_first_command_does_its_work_in_a_fresh_clone(tmp_path: Path, plain_
     clone = tmp_path / "converge"
     fresh_clone(clone)
     block = only_block((clone / "README.md").read_text(), "Run it")
-    done = subprocess.run(["sh", "-c", block], cwd=clone, env=plain_environment, capture_output=True, text=True, timeout=INSTALL_SEC)
+    done = subprocess.run(
+        ["sh", "-c", block], cwd=clone, env=plain_environment, capture_output=True, text=True, timeout=INSTALL_SEC
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    pages = sorted(path for path in clone.glob("docs/**/*.md") if not any(part.startswith(".") for part in path.relative_to(clone).parts))
+    pages = sorted(
+        path
+        for path in clone.glob("docs/**/*.md")
+        if not any(part.startswith(".") for part in path.relative_to(clone).parts)
+    )
     every_page = b"".join(path.read_bytes() for path in pages)
-    counted = subprocess.run(["wc", "-w"], input=every_page, env={**os.environ, "LC_ALL": "C.UTF-8"}, capture_output=True, check=True).stdout
+    counted = subprocess.run(
+        ["wc", "-w"], input=every_page, env={**os.environ, "LC_ALL": "C.UTF-8"}, capture_output=True, check=True
+    ).stdout
     *rows, total = done.stdout.strip().splitlines()
     assert total.split() == ["total", f"({len(pages)}", "tasks)", counted.decode().strip()]
     assert [row.split()[0] for row in rows[1:]] == [str(path.relative_to(clone)) for path in pages]

@@ -1,4 +1,6 @@
-"""What the page on stopping tells of other programs' settings fits what a stop takes, and names flags and variables that there are."""
+"""What the page on stopping tells of other programs' settings fits what a stop takes, and names flags and variables
+that there are.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ from typing import Any
 import pytest
 
 from converge.cli import run
+from converge.operations.run import BEYOND_SEC
 from converge.runtime import stopping
-from converge.runtime.config import Config, load
-from converge.runtime.health import Code
-from converge.runtime.main import BEYOND_SEC
+from converge.runtime.agents.ailments import Code
+from converge.runtime.config.config import Config, load
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "how-to/stop-cleanly.md").read_text()

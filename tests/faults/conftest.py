@@ -26,7 +26,9 @@ def agent() -> str:
 
 
 @pytest.fixture(params=["file", "redis"])
-def fleet(request: pytest.FixtureRequest, tmp_path: Path, namespace: str, redis_url: str, agent: str) -> Iterator[Fleet]:
+def fleet(
+    request: pytest.FixtureRequest, tmp_path: Path, namespace: str, redis_url: str, agent: str
+) -> Iterator[Fleet]:
     """A fleet on a store of the test's own: a file, or a network of a real Redis.
 
     The server starts before the test whatever the store, so that the leak check knows it.

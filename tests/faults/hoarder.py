@@ -1,6 +1,8 @@
-"""A process through which many tasks and agents go: `hoarder.py PATH ROUNDS`. It writes a line of JSON with what is there after each round.
+"""A process through which many tasks and agents go: `hoarder.py PATH ROUNDS`. It writes a line of JSON with what is
+there after each round.
 
-A round is 5,000 tasks, and 100 agents that come and go. After the first round and after the last it waits until retention has removed all of it.
+A round is 5,000 tasks, and 100 agents that come and go. After the first round and after the last it waits until
+retention has removed all of it.
 """
 
 from __future__ import annotations
@@ -54,12 +56,16 @@ async def work(path: str, store: Store) -> None:
     async with Node(store=f"file:{path}", poll_sec=0.2, grace_sec=1.0) as visitor:
         await visitor.spawn(Worker, count=AGENTS, pool="load")
         for _ in range(10):
-            ids = await tasks.submit_many([Task(pool_id="load", topic=f"t{number % 20}") for number in range(TASKS // 10)])
+            ids = await tasks.submit_many(
+                [Task(pool_id="load", topic=f"t{number % 20}") for number in range(TASKS // 10)]
+            )
         for task_id in ids:
             await tasks.result(task_id)
 
         async def is_done() -> bool:
-            return not any([await tasks.list(state=state, pool_id="load", limit=1) for state in ("PENDING", "ASSIGNED")])
+            return not any(
+                [await tasks.list(state=state, pool_id="load", limit=1) for state in ("PENDING", "ASSIGNED")]
+            )
 
         await wait_until(is_done, timeout=60, what="all have ended")
 
@@ -92,13 +98,22 @@ async def what_is_there(path: str, store: Store) -> dict[str, object]:
         (page,) = await store.scan([Range(family(), None, LIMITS.keys)])
         rows[str(family)] = len(page)
     connection = sqlite3.connect(path)
-    pages, free = connection.execute("pragma page_count").fetchone()[0], connection.execute("pragma freelist_count").fetchone()[0]
+    pages, free = (
+        connection.execute("pragma page_count").fetchone()[0],
+        connection.execute("pragma freelist_count").fetchone()[0],
+    )
     connection.close()
     gc.collect()
     with open("/proc/self/statm") as statm:  # noqa: ASYNC230 - no file on a disk
         resident = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     objects = len(gc.get_objects())
-    return {"rows": rows, "file_pages": pages, "used_pages": pages - free, "objects": objects, "resident_mb": resident / 1e6}
+    return {
+        "rows": rows,
+        "file_pages": pages,
+        "used_pages": pages - free,
+        "objects": objects,
+        "resident_mb": resident / 1e6,
+    }
 
 
 if __name__ == "__main__":

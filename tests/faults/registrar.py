@@ -1,6 +1,7 @@
 """A process that registers when it is told to: `registrar.py URL`.
 
-It says "ready", waits for a line, creates the pool and joins it, says what came of it, and leaves when its standard input ends.
+It says "ready", waits for a line, creates the pool and joins it, says what came of it, and leaves when its standard
+input ends.
 """
 
 from __future__ import annotations

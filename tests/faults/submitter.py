@@ -1,4 +1,6 @@
-"""A process that submits task after task, and writes to the ledger the id of each that was acknowledged: `submitter.py URL NETWORK [PLUGIN...]`."""
+"""A process that submits task after task, and writes to the ledger the id of each that was acknowledged: `submitter.py
+URL NETWORK [PLUGIN...]`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ async def main(url: str, network: str, plugins: Sequence[str]) -> None:
     async with open_store(url, network=network, plugins=plugins) as store:
         tasks = TaskManager(store)
         while True:
-            note(what="acknowledged", task=await tasks.submit(Task(pool_id="faults", inputs={"sleep": 0.4}, max_attempts=100)))
+            note(
+                what="acknowledged",
+                task=await tasks.submit(Task(pool_id="faults", inputs={"sleep": 0.4}, max_attempts=100)),
+            )
             await anyio.sleep(0.04)
 
 

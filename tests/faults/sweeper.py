@@ -1,7 +1,7 @@
 """A process that kills itself at one of its calls of the store.
 
-`sweeper.py URL NUMBER before|after` sweeps, and the commit of that number, from 1, is its last; `sweeper.py URL take LEASE_SEC` claims, and never
-learns what.
+`sweeper.py URL NUMBER before|after` sweeps, and the commit of that number, from 1, is its last; `sweeper.py URL take
+LEASE_SEC` claims, and never learns what.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ import anyio
 
 from converge import TaskManager, open_store
 from converge.contracts.store import Batch, Channel, Take, Turned
-from converge.services import sweep
-from converge.services.lease import LeaseSettings
-from converge.services.opened import Opened
+from converge.services.store.handle import StoreHandle
+from converge.services.store.lease import LeaseSettings
+from converge.services.tasks import sweep
 
 PAGE = 20
 
 
 def kill_at(store: Any, number: int, when: str) -> None:
-    """Let the store's turn of that number be the process's last: it is not carried out, or it is and nobody learns of it."""
+    """Let the store's turn of that number be the process's last: it is not carried out, or it is and nobody learns of
+    it.
+    """
     turn, made = store.turn, [0]
 
     async def counted(batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
@@ -42,7 +44,7 @@ def kill_at(store: Any, number: int, when: str) -> None:
 async def main(url: str, number: int, when: str) -> None:
     """Sweep until nothing is left; then say so: the number was too high."""
     async with open_store(url) as store:
-        opened = Opened.of(store)
+        opened = StoreHandle.of(store)
         await opened.commits()
         kill_at(store, number, when)
         sweep.PAGE = PAGE
@@ -54,7 +56,7 @@ async def main(url: str, number: int, when: str) -> None:
 async def take(url: str, lease_sec: float) -> None:
     """Claim ten tasks, and die as the answer comes."""
     async with open_store(url) as store:
-        await Opened.of(store, lease_settings=LeaseSettings(lease_sec=lease_sec)).lease()
+        await StoreHandle.of(store, lease_settings=LeaseSettings(lease_sec=lease_sec)).lease()
         kill_at(store, 1, "after")
         await TaskManager(store).claim("dying", ["faults"], limit=10)
 

@@ -1,4 +1,6 @@
-"""What one agent raises, what it does not know, and what its host's clock says harm neither its process nor the tasks of others."""
+"""What one agent raises, what it does not know, and what its host's clock says harm neither its process nor the tasks
+of others.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,21 @@ on_file = pytest.mark.parametrize("fleet", ["file"], indirect=True)
 
 @on_file
 @pytest.mark.parametrize("agent", ["worker_agents:Troubled"])
-async def test_whatever_a_handler_raises_fails_its_task_and_the_agent_goes_on(fleet: Fleet, tasks: TaskManager, agent: str) -> None:
+async def test_whatever_a_handler_raises_fails_its_task_and_the_agent_goes_on(
+    fleet: Fleet, tasks: TaskManager, agent: str
+) -> None:
     """One agent, one task at a time: after each failure the same agent works on."""
     process = fleet.start(agents=1, lease_sec=5.0)
-    for name in ("ValueError", "MemoryError", "AssertionError", "StopAsyncIteration", "TimeoutError", "SystemExit", "Silly", "recurse"):
+    for name in (
+        "ValueError",
+        "MemoryError",
+        "AssertionError",
+        "StopAsyncIteration",
+        "TimeoutError",
+        "SystemExit",
+        "Silly",
+        "recurse",
+    ):
         inputs = {"recurse": True} if name == "recurse" else {"raise": name}
         bad = await tasks.submit(Task(pool_id=fleet.pool, inputs=inputs, max_attempts=1))
         good = await tasks.submit(Task(pool_id=fleet.pool))
@@ -38,15 +51,21 @@ async def test_whatever_a_handler_raises_fails_its_task_and_the_agent_goes_on(fl
 
 @on_file
 @pytest.mark.parametrize("agent", ["worker_agents:Typed"])
-async def test_a_type_that_no_agent_knows_is_not_claimed_and_waits_for_one_that_does(fleet: Fleet, tasks: TaskManager, agent: str) -> None:
+async def test_a_type_that_no_agent_knows_is_not_claimed_and_waits_for_one_that_does(
+    fleet: Fleet, tasks: TaskManager, agent: str
+) -> None:
     """It is passed over at no cost to itself: no attempt, no start, no line of history."""
     process = fleet.start(agents=2, lease_sec=2.0)
-    unknown = await tasks.submit_many([Task(pool_id=fleet.pool, type=type_, priority=10) for type_ in ("unknown", "", "Known", "known2")])
+    unknown = await tasks.submit_many(
+        [Task(pool_id=fleet.pool, type=type_, priority=10) for type_ in ("unknown", "", "Known", "known2")]
+    )
     known = await tasks.submit_many([Task(pool_id=fleet.pool, type="known") for _ in range(20)])
     await all_terminal(tasks, known, timeout=20)
     await anyio.sleep(1.0)  # some poll intervals
     passed = [await tasks.get(task_id) for task_id in unknown]
-    assert [(task.state, task.attempts, tuple(task.history)) for task in passed] == [(TaskState.PENDING, 0, ())] * len(unknown)
+    assert [(task.state, task.attempts, tuple(task.history)) for task in passed] == [(TaskState.PENDING, 0, ())] * len(
+        unknown
+    )
     assert set(fleet.starts()) == set(known)
     claimed = await tasks.claim("one-that-does", [fleet.pool], types=["unknown"])
     assert [(task.id, task.attempts) for task in claimed] == [(unknown[0], 1)]
@@ -55,19 +74,33 @@ async def test_a_type_that_no_agent_knows_is_not_claimed_and_waits_for_one_that_
 
 
 @pytest.mark.parametrize("skew_sec", [3_600, -3_600])
-async def test_a_host_whose_clock_is_an_hour_off_changes_nothing(fleet: Fleet, tasks: TaskManager, skew_sec: int) -> None:
-    """Leases, due times and deadlines run on store time: both processes work, none loses its lease, nothing runs twice, nothing too early."""
+async def test_a_host_whose_clock_is_an_hour_off_changes_nothing(
+    fleet: Fleet, tasks: TaskManager, skew_sec: int
+) -> None:
+    """Leases, due times and deadlines run on store time: both processes work, none loses its lease, nothing runs twice,
+    nothing too early.
+    """
     path = os.pathsep.join([str(SKEW), *filter(None, [os.environ.get("PYTHONPATH")])])
     skewed = fleet.start(agents=2, lease_sec=2.0, environment={"PYTHONPATH": path, "SKEW_SEC": str(skew_sec)})
     right = fleet.start(agents=2, lease_sec=2.0)
     for process in (skewed, right):
         await fleet.until_running(process)
-    assert abs(hour_of(fleet.log_of(skewed)) - hour_of(fleet.log_of(right))) in (1, 23), "its clock is right, so the test shows nothing"
+    assert abs(hour_of(fleet.log_of(skewed)) - hour_of(fleet.log_of(right))) in (1, 23), (
+        "its clock is right, so the test shows nothing"
+    )
     now = datetime.now(UTC)
-    long = await tasks.submit_many([Task(pool_id=fleet.pool, inputs={"sleep": 4.5}) for _ in range(4)])  # more than two leases
+    long = await tasks.submit_many(
+        [Task(pool_id=fleet.pool, inputs={"sleep": 4.5}) for _ in range(4)]
+    )  # more than two leases
     await until_started(fleet, 4)
     soon = now + timedelta(seconds=2)
-    due = Task(pool_id=fleet.pool, inputs={"sleep": 0.02}, deadline=now + timedelta(seconds=600), max_attempts=1, not_before=soon)
+    due = Task(
+        pool_id=fleet.pool,
+        inputs={"sleep": 0.02},
+        deadline=now + timedelta(seconds=600),
+        max_attempts=1,
+        not_before=soon,
+    )
     later = await tasks.submit(Task(pool_id=fleet.pool, not_before=now + timedelta(seconds=1_800)))
     short = await tasks.submit_many([due] * 40)
     await all_terminal(tasks, [*long, *short], timeout=30)
@@ -76,7 +109,9 @@ async def test_a_host_whose_clock_is_an_hour_off_changes_nothing(fleet: Fleet, t
     starts = fleet.starts()
     assert {len(lines) for lines in starts.values()} == {1} and later not in starts
     assert {starts[task_id][0]["pid"] for task_id in long} == {skewed.pid, right.pid}, "one of the two did nothing"
-    assert min(task.history[0].claimed_at for task in ended[len(long) :]) >= soon.timestamp() * 1_000_000, "a task was claimed before it was due"
+    assert min(task.history[0].claimed_at for task in ended[len(long) :]) >= soon.timestamp() * 1_000_000, (
+        "a task was claimed before it was due"
+    )
     await wait_until(lambda: skewed.poll() is None and right.poll() is None, what="both live")
     assert "lease" not in fleet.log_of(skewed) + fleet.log_of(right)
 

@@ -32,12 +32,22 @@ async def test_f4_no_task_is_claimed_by_two_processes(fleet: Fleet, tasks: TaskM
     starts = fleet.starts()
     assert sorted(starts) == sorted(ids)
     assert Counter(len(lines) for lines in starts.values()) == {1: len(ids)}
-    assert len({line["pid"] for lines in starts.values() for line in lines}) > 1, "one process did all, so the test shows nothing"
+    assert len({line["pid"] for lines in starts.values() for line in lines}) > 1, (
+        "one process did all, so the test shows nothing"
+    )
 
 
-@pytest.mark.parametrize(("fleet", "part"), [*(("file", part) for part in range(4)), *(("redis", part) for part in range(2))], indirect=["fleet"])
-async def test_kill_9_at_any_moment_loses_nothing_and_completes_nothing_twice(fleet: Fleet, tasks: TaskManager, part: int) -> None:
-    """60 kills on a file and 30 on Redis, 15 at a time: of three processes that work and one that submits. Load outlasts the kills."""
+@pytest.mark.parametrize(
+    ("fleet", "part"),
+    [*(("file", part) for part in range(4)), *(("redis", part) for part in range(2))],
+    indirect=["fleet"],
+)
+async def test_kill_9_at_any_moment_loses_nothing_and_completes_nothing_twice(
+    fleet: Fleet, tasks: TaskManager, part: int
+) -> None:
+    """60 kills on a file and 30 on Redis, 15 at a time: of three processes that work and one that submits. Load
+    outlasts the kills.
+    """
     seed = random.SystemRandom().randrange(2**32)
     print(f"part {part}, seed {seed}")  # noqa: T201 - shown when the test fails
     chance = random.Random(seed)
@@ -71,7 +81,9 @@ async def test_kill_9_at_any_moment_loses_nothing_and_completes_nothing_twice(fl
     for task in ended:
         completions = [line for line in task.history if line.what == "completed"]
         assert len(completions) == 1, f"task {task.id} completed {len(completions)} times"
-        assert task.result == {"token": task.token} and task.token == completions[0].token, "the result is not of the claim that completed"
+        assert task.result == {"token": task.token} and task.token == completions[0].token, (
+            "the result is not of the claim that completed"
+        )
         tokens = [line.token for line in task.history]
         assert tokens == sorted(set(tokens)), "tokens did not rise"
     repeated = {task_id for task_id, lines in fleet.starts().items() if len(lines) > 1}
@@ -84,14 +96,20 @@ def start_submitter(fleet: Fleet) -> subprocess.Popen[bytes]:
     """Start one more process of the fleet, which submits."""
     command = [sys.executable, str(Path(__file__).with_name("submitter.py")), fleet.url, fleet.network, *fleet.plugins]
     with (fleet.folder / f"log{len(fleet.processes)}.txt").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "LEDGER": str(fleet.ledger_path)})
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, "LEDGER": str(fleet.ledger_path)}
+        )
     fleet.processes.append(process)
     return process
 
 
 async def until_acknowledged(fleet: Fleet, submitter: subprocess.Popen[bytes]) -> None:
     """Return when a submit of this process was acknowledged."""
-    await wait_until(lambda: any(line["pid"] == submitter.pid for line in fleet.ledger()), timeout=30, what="a submit is acknowledged")
+    await wait_until(
+        lambda: any(line["pid"] == submitter.pid for line in fleet.ledger()),
+        timeout=30,
+        what="a submit is acknowledged",
+    )
 
 
 def choose(fleet: Fleet, submitter: subprocess.Popen[bytes], chance: random.Random) -> subprocess.Popen[bytes]:

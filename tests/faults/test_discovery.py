@@ -15,9 +15,9 @@ import pytest
 
 from converge import DiscoveryQuery, Node
 from converge.contracts.discovery import Sighting
-from converge.services.opened import Opened
-from converge.services.opening import open_store
-from converge.services.sightings import StoreSightings
+from converge.services.discovery.sightings import StoreSightings
+from converge.services.store.handle import StoreHandle
+from converge.services.store.opening import open_store
 from converge.testing.fixtures import wait_until
 
 LEASE_SEC, POLL_SEC = 1.5, 0.1
@@ -48,7 +48,9 @@ class Child:
     """A process with three agents."""
 
     def __init__(self, url: str) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", CHILD, url, str(LEASE_SEC)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, url, str(LEASE_SEC)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert self.process.stdout is not None
         self.ids = set(self.process.stdout.readline().split())
         assert len(self.ids) == 3
@@ -95,7 +97,9 @@ async def test_the_agents_of_a_stopped_process_vanish_at_once(url: str, child: C
         await until_gone(node, child.ids, POLL_SEC + LATE_SEC)
 
 
-async def test_the_agents_of_a_killed_process_vanish_within_its_lease_and_a_poll_and_never_come_back(url: str, child: Child) -> None:
+async def test_the_agents_of_a_killed_process_vanish_within_its_lease_and_a_poll_and_never_come_back(
+    url: str, child: Child
+) -> None:
     async with Node(store=url, poll_sec=POLL_SEC, lease_sec=30.0) as node:
         assert await listed(node) == child.ids
         child.process.send_signal(signal.SIGKILL)
@@ -105,7 +109,9 @@ async def test_the_agents_of_a_killed_process_vanish_within_its_lease_and_a_poll
                 assert not child.ids & await listed(node, refresh=True)
 
 
-async def test_the_agents_of_a_process_that_stands_still_for_longer_than_its_lease_vanish_and_come_back_with_it(url: str, child: Child) -> None:
+async def test_the_agents_of_a_process_that_stands_still_for_longer_than_its_lease_vanish_and_come_back_with_it(
+    url: str, child: Child
+) -> None:
     async with Node(store=url, poll_sec=POLL_SEC, lease_sec=30.0) as node:
         assert await listed(node) == child.ids
         child.process.send_signal(signal.SIGSTOP)
@@ -140,6 +146,6 @@ async def test_twenty_processes_that_publish_at_once_are_all_listed_once(url: st
         stores = [await stack.enter_async_context(open_store(url)) for _ in range(20)]
         async with anyio.create_task_group() as group:
             for number, store in enumerate(stores):
-                group.start_soon(StoreSightings(Opened.of(store)).publish, [Sighting(f"agent-{number}", (), b"x")])
+                group.start_soon(StoreSightings(StoreHandle.of(store)).publish, [Sighting(f"agent-{number}", (), b"x")])
         found = await node.network.sightings.snapshot()
         assert sorted(one.id for one in found) == sorted(f"agent-{number}" for number in range(20))

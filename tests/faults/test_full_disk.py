@@ -1,4 +1,6 @@
-"""A disk that is full: nothing is acknowledged that is not stored, everything can be read, and work goes on when there is room again."""
+"""A disk that is full: nothing is acknowledged that is not stored, everything can be read, and work goes on when there
+is room again.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own in memory, small enough to be filled."""
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE_KB}k", "tmpfs", str(place)], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={SIZE_KB}k", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if mounted.returncode != 0 and os.geteuid() != 0:
         pytest.skip(f"only root may mount a file system that can be filled: {mounted.stderr.strip()}")
     assert mounted.returncode == 0, mounted.stderr
@@ -42,7 +49,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def fleet(disk: Path, tmp_path: Path) -> Iterator[Fleet]:
     """Processes whose store is on that disk, and whose logs are elsewhere."""
     made = Fleet(
-        tmp_path, f"file:{disk / 'state.db'}", agent="worker_agents:Worker", agents_folder=Path(__file__).parent, pool="faults",
+        tmp_path, f"file:{disk / 'state.db'}", agent="worker_agents:Worker", agents_folder=Path(__file__).parent,
+        pool="faults",
         network="converge", plugins=[],
     )  # fmt: skip
     try:
@@ -72,7 +80,9 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-async def test_a_full_disk_refuses_writes_lets_reads_pass_and_work_goes_on_when_there_is_room(disk: Path, fleet: Fleet, tasks: TaskManager) -> None:
+async def test_a_full_disk_refuses_writes_lets_reads_pass_and_work_goes_on_when_there_is_room(
+    disk: Path, fleet: Fleet, tasks: TaskManager
+) -> None:
     """A process works meanwhile; what it has finished is not lost, and nobody restarts it."""
     process = fleet.start(agents=4, lease_sec=10.0)
     running = await tasks.submit_many([Task(pool_id=fleet.pool, inputs={"sleep": 1.5}) for _ in range(4)])
@@ -88,7 +98,9 @@ async def test_a_full_disk_refuses_writes_lets_reads_pass_and_work_goes_on_when_
                 refused += 1
                 assert "room" in str(error)
     assert {(await tasks.get(task_id)).state for task_id in running} <= {TaskState.ASSIGNED, TaskState.COMPLETED}
-    assert len(await tasks.list(pool_id=fleet.pool)) == len(running) + len(waiting) + len(acknowledged), "a refused submit has left something"
+    assert len(await tasks.list(pool_id=fleet.pool)) == len(running) + len(waiting) + len(acknowledged), (
+        "a refused submit has left something"
+    )
     await wait_until(lambda: "full" in fleet.log_of(process), timeout=15, what="the process tells of its disk")
     assert process.poll() is None
     filler.unlink()

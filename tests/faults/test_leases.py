@@ -30,12 +30,17 @@ async def test_f1_a_long_task_of_a_live_process_starts_once(fleet: Fleet, tasks:
 
 
 async def test_f2_code_that_blocks_the_loop_keeps_its_task(fleet: Fleet, tasks: TaskManager) -> None:
-    """The handler blocks the event loop for two leases, then holds the interpreter's lock in bursts for more than one."""
+    """The handler blocks the event loop for two leases, then holds the interpreter's lock in bursts for more than
+    one.
+    """
     lease_sec = 3.0
     blocking = fleet.start(agents=1, lease_sec=lease_sec)
     task_id = await tasks.submit(Task(pool_id=fleet.pool, inputs={"block": 6, "hold": 4}))
     await until_started(fleet, 1)
-    async with open_store(fleet.url, plugins=fleet.plugins, network=fleet.network) as store, anyio.create_task_group() as group:
+    async with (
+        open_store(fleet.url, plugins=fleet.plugins, network=fleet.network) as store,
+        anyio.create_task_group() as group,
+    ):
         seen: list[int] = []
         group.start_soon(_see_expiries, store, seen)
         await wait_until(lambda: len(seen) > 0, what="its lease is seen")
@@ -73,16 +78,24 @@ async def test_f5_a_paused_process_that_wakes_overwrites_nothing(fleet: Fleet, t
     assert (first["pid"], second["pid"]) == (paused.pid, other.pid)
     assert second["token"] > first["token"]
     assert task.result == {"token": second["token"]}
-    await wait_until(lambda: "lost" in fleet.log_of(paused) or "ended" in fleet.log_of(paused), timeout=20, what="the paused process says so")
+    await wait_until(
+        lambda: "lost" in fleet.log_of(paused) or "ended" in fleet.log_of(paused),
+        timeout=20,
+        what="the paused process says so",
+    )
     again = await tasks.get(task_id)
     assert (again.result, again.token) == (task.result, second["token"]), "the first result did not stay"
-    assert [line.what for line in again.history] == ["lease ended", "completed"], "the history hides the attempt that was taken back"
+    assert [line.what for line in again.history] == ["lease ended", "completed"], (
+        "the history hides the attempt that was taken back"
+    )
 
 
 async def test_f7_a_task_that_kills_its_process_becomes_a_dead_letter(fleet: Fleet, tasks: TaskManager) -> None:
     """Three attempts, no more; the good tasks beside it finish."""
     poison = await tasks.submit(Task(pool_id=fleet.pool, inputs={"die": True}, max_attempts=3))
-    good = await tasks.submit_many([Task(pool_id=fleet.pool, inputs={"sleep": 0.01}, max_attempts=10) for _ in range(50)])
+    good = await tasks.submit_many(
+        [Task(pool_id=fleet.pool, inputs={"sleep": 0.01}, max_attempts=10) for _ in range(50)]
+    )
     async with anyio.create_task_group() as group:
         group.start_soon(_keep_running, fleet)
         await all_terminal(tasks, [poison, *good], timeout=90)

@@ -1,4 +1,6 @@
-"""Another program holds the lock of the state file: calls say so by their deadline, nothing is written, and work goes on when it lets go."""
+"""Another program holds the lock of the state file: calls say so by their deadline, nothing is written, and work goes
+on when it lets go.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def locked(fleet: Fleet, how: str = "exclusive") -> Iterator[None]:
         connection.close()
 
 
-async def test_calls_on_a_locked_file_end_by_their_deadline_and_have_changed_nothing(fleet: Fleet, tasks: TaskManager) -> None:
+async def test_calls_on_a_locked_file_end_by_their_deadline_and_have_changed_nothing(
+    fleet: Fleet, tasks: TaskManager
+) -> None:
     """The first waits for SQLite, the others for their turn; reads do not wait at all."""
     before = await tasks.submit(Task(pool_id=fleet.pool))
     async with open_store(fleet.url, options={"file": {"busy_sec": BUSY_SEC}}) as store:
@@ -59,10 +63,14 @@ async def test_calls_on_a_locked_file_end_by_their_deadline_and_have_changed_not
                     await anyio.sleep(0.05)
         assert max(took) < SQLITE_SEC + BUSY_SEC + 1, took
         after = await mine.submit(Task(pool_id=fleet.pool))
-        assert {task.id for task in await mine.list(pool_id=fleet.pool)} == {before, after}, "a refused submit has left something"
+        assert {task.id for task in await mine.list(pool_id=fleet.pool)} == {before, after}, (
+            "a refused submit has left something"
+        )
 
 
-async def test_a_process_whose_file_is_locked_keeps_its_work_and_goes_on_when_it_is_free(fleet: Fleet, tasks: TaskManager) -> None:
+async def test_a_process_whose_file_is_locked_keeps_its_work_and_goes_on_when_it_is_free(
+    fleet: Fleet, tasks: TaskManager
+) -> None:
     """For less than a lease: what runs ends, is told to the store afterwards, and nothing runs twice."""
     process = fleet.start(agents=4, lease_sec=20.0)
     running = await tasks.submit_many([Task(pool_id=fleet.pool, inputs={"sleep": 0.5}) for _ in range(4)])
@@ -80,8 +88,12 @@ async def test_a_process_whose_file_is_locked_keeps_its_work_and_goes_on_when_it
     assert process.poll() is None
 
 
-async def test_a_file_that_is_locked_for_longer_than_the_lease_costs_an_attempt_and_no_result(fleet: Fleet, tasks: TaskManager) -> None:
-    """The handler is cancelled before its lease is over; when the file is free the same process takes the work again, without a restart."""
+async def test_a_file_that_is_locked_for_longer_than_the_lease_costs_an_attempt_and_no_result(
+    fleet: Fleet, tasks: TaskManager
+) -> None:
+    """The handler is cancelled before its lease is over; when the file is free the same process takes the work again,
+    without a restart.
+    """
     process = fleet.start(agents=1, lease_sec=1.0)
     task_id = await tasks.submit(Task(pool_id=fleet.pool, inputs={"sleep": 4.0}))
     await until_started(fleet, 1)
@@ -97,7 +109,9 @@ async def test_a_file_that_is_locked_for_longer_than_the_lease_costs_an_attempt_
     assert process.poll() is None
 
 
-async def test_a_start_on_a_locked_file_ends_with_the_code_for_a_store_that_is_away(fleet: Fleet, tasks: TaskManager) -> None:
+async def test_a_start_on_a_locked_file_ends_with_the_code_for_a_store_that_is_away(
+    fleet: Fleet, tasks: TaskManager
+) -> None:
     """By the deadline, in one line."""
     with locked(fleet):
         process = fleet.start()

@@ -1,4 +1,6 @@
-"""A call of the store that is carried out and never answered: what it took goes back uncounted, what it finished counts once."""
+"""A call of the store that is carried out and never answered: what it took goes back uncounted, what it finished counts
+once.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskStat
 from converge.contracts.store import Range, Store
 from converge.errors import OutcomeUnknown
 from converge.model.keys import HELD
-from converge.services.opened import Opened
+from converge.services.store.handle import StoreHandle
 from converge.testing.faults import Fault, FaultPlan, FaultyStore
 from converge.testing.fixtures import wait_until
 
@@ -56,7 +58,9 @@ async def held(store: Store) -> int:
 
 
 async def test_a_take_whose_reply_was_lost_holds_nothing_and_counts_no_attempt(store: Store) -> None:
-    """The claimer gets `OutcomeUnknown`; when it is back, nothing is held by anybody, and the next claim is a first attempt."""
+    """The claimer gets `OutcomeUnknown`; when it is back, nothing is held by anybody, and the next claim is a first
+    attempt.
+    """
     await TaskManager(store).submit_many([Task(pool_id="faults", max_attempts=1) for _ in range(5)])
     plan = FaultPlan(seed=1, likelihood={})
     async with store.reopen() as handle:
@@ -71,7 +75,7 @@ async def test_a_take_whose_reply_was_lost_holds_nothing_and_counts_no_attempt(s
         assert [task.attempts for task in again] == [1] * 5, "an attempt was counted that nobody made"
         for task in again:
             await tasks.complete(task)
-        await Opened.of(faulty).close()
+        await StoreHandle.of(faulty).close()
 
 
 @pytest.mark.parametrize("fault", [Fault.LOSE_REPLY, Fault.FAIL_BEFORE, Fault.REPEAT])
@@ -82,7 +86,10 @@ async def test_a_node_whose_calls_go_unanswered_completes_each_task_once(store: 
     plan = FaultPlan(seed=seed, likelihood={fault: 1 / 3, Fault.DELAY: 0.1})
     Counting.started = Counter()
     plan.is_calm = True
-    async with store.reopen() as handle, Node(store=FaultyStore(handle, plan), lease_sec=5.0, poll_sec=0.05, grace_sec=2.0) as node:
+    async with (
+        store.reopen() as handle,
+        Node(store=FaultyStore(handle, plan), lease_sec=5.0, poll_sec=0.05, grace_sec=2.0) as node,
+    ):
         await node.spawn(Counting, count=2, pool="faults")
         plan.is_calm = False
         ids = await TaskManager(store).submit_many([Task(pool_id="faults", max_attempts=1) for _ in range(200)])

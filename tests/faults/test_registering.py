@@ -26,7 +26,9 @@ Process = subprocess.Popen[str]
 @contextmanager
 def started(url: str) -> Iterator[Process]:
     """A process that is at the barrier; it is told to leave at the end."""
-    process = subprocess.Popen([sys.executable, str(SCRIPT), url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         with process:
             yield process
@@ -59,7 +61,9 @@ def register(processes: Sequence[Process]) -> dict[str, bool]:
 
 
 async def test_f11_twenty_processes_that_register_at_once_are_all_there(tmp_path: Path) -> None:
-    """20 at a barrier, on a file that is not there yet, and a 21st later: 21 members, 21 descriptors, one pool with what was in it."""
+    """20 at a barrier, on a file that is not there yet, and a 21st later: 21 members, 21 descriptors, one pool with
+    what was in it.
+    """
     url = f"file:{tmp_path / 'state.db'}"
     with ExitStack() as stack:
         processes = [stack.enter_context(started(url)) for _ in range(PROCESSES)]
@@ -72,14 +76,18 @@ async def test_f11_twenty_processes_that_register_at_once_are_all_there(tmp_path
             late = stack.enter_context(started(url))
             last = await anyio.to_thread.run_sync(register, [late])
             assert list(last.values()) == [False], "a process that came later created the pool again"
-            pools, members, leases = await store.scan([Range(POOL(), None, 100), Range(MEMBER(), None, 100), Range(LEASE(), None, 100)])
+            pools, members, leases = await store.scan(
+                [Range(POOL(), None, 100), Range(MEMBER(), None, 100), Range(LEASE(), None, 100)]
+            )
             assert [entry.key[1] for entry in pools] == ["faults"]
             assert {entry.key[2] for entry in members} == first.keys() | last.keys()
             assert len(leases) == PROCESSES + 1
             found = await DiscoveryService(store=store).query(DiscoveryQuery(pool_id="faults"), refresh_from_store=True)
             assert {agent.id for agent in found} == first.keys() | last.keys()
             assert await PoolManager(store).create_pool(Pool(id="faults")) is False
-            assert {task.id for task in await tasks.list(state=TaskState.PENDING, pool_id="faults")} == set(ids), "a starting process wiped the pool"
+            assert {task.id for task in await tasks.list(state=TaskState.PENDING, pool_id="faults")} == set(ids), (
+                "a starting process wiped the pool"
+            )
             for process in (*processes, late):
                 say(process, "leave")
             assert [process.wait(30) for process in (*processes, late)] == [0] * (PROCESSES + 1)

@@ -1,4 +1,6 @@
-"""F10: finished work and agents that have left are not kept: after 50,000 tasks and 1,000 agents the file and the process are as large as before."""
+"""F10: finished work and agents that have left are not kept: after 50,000 tasks and 1,000 agents the file and the
+process are as large as before.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ ROUNDS = 11
 MORE = 1.1
 """What may be there at the end, for each that was there at the start."""
 MORE_MEMORY = 1.2
-"""The same for resident memory: SQLite's caches and the allocator keep what the largest burst needed, and how large that is depends on the load."""
+"""The same for resident memory: SQLite's caches and the allocator keep what the largest burst needed, and how large
+that is depends on the load.
+"""
 
 
 @pytest.mark.slow
@@ -24,7 +28,9 @@ MORE_MEMORY = 1.2
 async def test_f10_fifty_thousand_tasks_and_a_thousand_agents_leave_nothing(tmp_path: Path) -> None:
     """Kept for 5 s each. The file keeps its pages for what comes next, so those in use are counted."""
     with anyio.fail_after(130):
-        ran = await anyio.run_process([sys.executable, str(SCRIPT), str(tmp_path / "state.db"), str(ROUNDS)], check=False)
+        ran = await anyio.run_process(
+            [sys.executable, str(SCRIPT), str(tmp_path / "state.db"), str(ROUNDS)], check=False
+        )
     assert ran.returncode == 0, ran.stderr.decode()[-2_000:]
     seen = [json.loads(line) for line in ran.stdout.decode().splitlines()]
     print(*({name: one[name] for name in one if name != "rows"} for one in seen), sep="\n")  # noqa: T201 - shown when the test fails

@@ -1,4 +1,6 @@
-"""F8, F9: a process that is told to stop ends in time and with code 0, and leaves nothing that others have to wait for."""
+"""F8, F9: a process that is told to stop ends in time and with code 0, and leaves nothing that others have to wait
+for.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def locked(fleet: Fleet) -> Iterator[None]:
 async def test_f9_sigterm_lets_the_short_task_end_and_hands_the_long_one_back(fleet: Fleet, tasks: TaskManager) -> None:
     """Nobody waits for a lease: whoever asks within a second of the exit gets the long task, as its first attempt."""
     process = fleet.start(agents=2, lease_sec=30.0, grace_sec=1.5)
-    short, long = await tasks.submit_many([Task(pool_id=fleet.pool, inputs={"sleep": seconds}) for seconds in (1.0, 600)])
+    short, long = await tasks.submit_many(
+        [Task(pool_id=fleet.pool, inputs={"sleep": seconds}) for seconds in (1.0, 600)]
+    )
     await until_started(fleet, 2)
     process.send_signal(signal.SIGTERM)
     assert await ended(process, grace_sec=1.5) == 0, fleet.log_of(process)
@@ -134,7 +138,9 @@ async def test_a_plain_handler_that_never_returns_keeps_no_process(fleet: Fleet,
     assert await left_behind(fleet) == {}
 
 
-async def test_f8_a_draining_process_claims_nothing_and_a_restart_has_its_own_lease(fleet: Fleet, tasks: TaskManager) -> None:
+async def test_f8_a_draining_process_claims_nothing_and_a_restart_has_its_own_lease(
+    fleet: Fleet, tasks: TaskManager
+) -> None:
     """The twin that drains still works on a task when new ones come: only the new process takes them."""
     draining = fleet.start(agents=4, lease_sec=2.0, grace_sec=3.0)
     held = await tasks.submit(Task(pool_id=fleet.pool, inputs={"sleep": 2.5}))
@@ -147,7 +153,9 @@ async def test_f8_a_draining_process_claims_nothing_and_a_restart_has_its_own_le
         for task_id in [*new, held]:
             assert (await tasks.result(task_id)).state == TaskState.COMPLETED
     starts = fleet.starts()
-    assert {line["pid"] for task_id in new for line in starts[task_id]} == {restarted.pid}, "the draining twin took work"
+    assert {line["pid"] for task_id in new for line in starts[task_id]} == {restarted.pid}, (
+        "the draining twin took work"
+    )
     assert [line["pid"] for line in starts[held]] == [draining.pid], "what the draining twin held was taken from it"
     assert await ended(draining, grace_sec=3.0) == 0
 

@@ -14,8 +14,8 @@ from converge import Pool, PoolManager, Task, TaskManager, open_store
 from converge.contracts.store import Batch, Range, Store
 from converge.model.keys import AGENT, DEAD, EXPIRY, HELD, JOINED, LEASE, MEMBER
 from converge.runtime.reaper import Reaper
-from converge.services.lease import LeaseSettings
-from converge.services.opened import Opened
+from converge.services.store.handle import StoreHandle
+from converge.services.store.lease import LeaseSettings
 from converge.testing.fixtures import wait_until
 
 LEASE_SEC = 1.0
@@ -24,13 +24,14 @@ SCRIPT = Path(__file__).with_name("sweeper.py")
 
 
 async def die_with_claims(url: str) -> list[str]:
-    """A process of which nothing is left but what it has in the store: 50 claims, a membership, a descriptor, a lease that nobody renews.
+    """A process of which nothing is left but what it has in the store: 50 claims, a membership, a descriptor, a lease
+    that nobody renews.
 
     Returns:
         The tasks that it held.
     """
     async with open_store(url) as store:
-        opened = Opened.of(store, lease_settings=LeaseSettings(lease_sec=LEASE_SEC))
+        opened = StoreHandle.of(store, lease_settings=LeaseSettings(lease_sec=LEASE_SEC))
         pools, tasks = PoolManager(store), TaskManager(store)
         await pools.create_pool(Pool(id="faults"))
         await pools.join_pool("holder", "faults")
@@ -39,7 +40,7 @@ async def die_with_claims(url: str) -> list[str]:
         lease = await opened.lease()
         await store.commit([Batch((), [(AGENT(lease.id, "cv1dead"), b'"a descriptor"')])])
         lease.abandon()
-        store.opened = None  # nobody is left who would end it
+        store.shared = None  # nobody is left who would end it
         return ids
 
 
@@ -52,21 +53,32 @@ async def left_of_the_dead(store: Store) -> list[str]:
 
 def sweep_and_be_killed(url: str, number: int, when: str) -> bool:
     """Run a sweep in a process that is killed at a commit; tell whether it got so far."""
-    ran = subprocess.run([sys.executable, str(SCRIPT), url, str(number), when], capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(
+        [sys.executable, str(SCRIPT), url, str(number), when], capture_output=True, text=True, timeout=60, check=False
+    )
     assert ran.returncode in (0, -signal.SIGKILL), ran.stderr
     return ran.returncode != 0
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize(("number", "when"), [(1, "before"), (1, "after"), (2, "after"), (3, "before"), (4, "after"), (5, "after"), (6, "after")])
-async def test_f3_what_a_killed_sweep_began_the_next_process_ends_within_two_leases(tmp_path: Path, number: int, when: str) -> None:
-    """The commits of the sweep: the end of the lease, three pages of claims, what else names the lease, and its last key."""
+@pytest.mark.parametrize(
+    ("number", "when"),
+    [(1, "before"), (1, "after"), (2, "after"), (3, "before"), (4, "after"), (5, "after"), (6, "after")],
+)
+async def test_f3_what_a_killed_sweep_began_the_next_process_ends_within_two_leases(
+    tmp_path: Path, number: int, when: str
+) -> None:
+    """The commits of the sweep: the end of the lease, three pages of claims, what else names the lease, and its last
+    key.
+    """
     url = f"file:{tmp_path / 'state.db'}"
     ids = await die_with_claims(url)
     async with open_store(url) as store:
-        opened = Opened.of(store, lease_settings=LeaseSettings(lease_sec=LEASE_SEC))
+        opened = StoreHandle.of(store, lease_settings=LeaseSettings(lease_sec=LEASE_SEC))
         await until_leases_have_passed(store)
-        assert await anyio.to_thread.run_sync(sweep_and_be_killed, url, number, when), "the sweep has fewer commits, so the test shows nothing"
+        assert await anyio.to_thread.run_sync(sweep_and_be_killed, url, number, when), (
+            "the sweep has fewer commits, so the test shows nothing"
+        )
         tasks = TaskManager(store)
 
         async def is_all_back() -> bool:
@@ -77,7 +89,9 @@ async def test_f3_what_a_killed_sweep_began_the_next_process_ends_within_two_lea
             await wait_until(is_all_back, timeout=2 * LEASE_SEC, what="all is taken back")
             group.cancel_scope.cancel()
         found = [await tasks.get(task_id) for task_id in ids]
-        assert [[line.what for line in task.history] for task in found] == [["lease ended"]] * CLAIMS, "a claim was taken back twice, or not at all"
+        assert [[line.what for line in task.history] for task in found] == [["lease ended"]] * CLAIMS, (
+            "a claim was taken back twice, or not at all"
+        )
 
 
 async def until_leases_have_passed(store: Store) -> None:

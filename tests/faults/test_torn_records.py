@@ -1,4 +1,6 @@
-"""A record that is damaged, or another program's, is an error that names it, never "no such task"; whoever works beside it goes on."""
+"""A record that is damaged, or another program's, is an error that names it, never "no such task"; whoever works beside
+it goes on.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,23 @@ import pytest
 from converge import Agent, DiscoveryQuery, Node, Pool, PoolManager, Task, TaskManager, open_store
 from converge.contracts.store import Batch, Key, Range, Store
 from converge.errors import NoSuchTask, SchemaTooNew, TornRecord
-from converge.model.keys import AGENT, DEAD, EXPIRY, FAMILIES, KEY, LANE, LEASE, MEMBER, NOTICE, POOL, STATE, TASK, Family
-from converge.services.lease import LeaseSettings
-from converge.services.opened import POOL_FRESH_SEC, Opened
+from converge.model.keys import (
+    AGENT,
+    DEAD,
+    EXPIRY,
+    FAMILIES,
+    KEY,
+    LANE,
+    LEASE,
+    MEMBER,
+    NOTICE,
+    POOL,
+    STATE,
+    TASK,
+    Family,
+)
+from converge.services.store.handle import POOL_FRESH_SEC, StoreHandle
+from converge.services.store.lease import LeaseSettings
 from converge.testing.fleet import COMMAND
 
 pytestmark = pytest.mark.timeout(60)
@@ -66,7 +82,9 @@ def damage(path: Path, family: Family, value: bytes, **parts: object) -> None:
     connection = sqlite3.connect(path)
     try:
         with connection:
-            changed = connection.execute(f"update f_{family} set v = cast(? as text) where {where}", (value, *parts.values())).rowcount
+            changed = connection.execute(
+                f"update f_{family} set v = cast(? as text) where {where}", (value, *parts.values())
+            ).rowcount
             assert changed == 1, f"{changed} rows were damaged"
     finally:
         connection.close()
@@ -106,10 +124,14 @@ ALL = ["cut short", "a byte flipped", *DAMAGES]
 
 @pytest.mark.parametrize("what", ALL)
 @pytest.mark.parametrize("family", [TASK, STATE])
-async def test_a_torn_record_of_a_task_is_told_and_the_others_are_worked_on(path: Path, store: Store, family: Family, what: str) -> None:
+async def test_a_torn_record_of_a_task_is_told_and_the_others_are_worked_on(
+    path: Path, store: Store, family: Family, what: str
+) -> None:
     """It is claimed like any other, since a claim reads nothing; there it stays, and nobody dies of it."""
     tasks = TaskManager(store)
-    victim = await tasks.submit(Task(pool_id="faults", inputs={"n": 1}, priority=10, max_attempts=9, retry_delay_sec=0.0))
+    victim = await tasks.submit(
+        Task(pool_id="faults", inputs={"n": 1}, priority=10, max_attempts=9, retry_delay_sec=0.0)
+    )
     (claimed,) = await tasks.claim("earlier", ["faults"])
     await tasks.fail(claimed, "so that it has a state")
     id_ = bytes.fromhex(victim.replace("-", ""))
@@ -128,8 +150,12 @@ async def test_a_torn_record_of_a_task_is_told_and_the_others_are_worked_on(path
 
 
 @pytest.mark.parametrize("what", ["cut short", "a byte flipped", "another program's", "deep"])
-async def test_a_torn_record_of_a_pool_is_told_and_the_other_pools_are_worked_on(path: Path, store: Store, what: str) -> None:
-    """Agents that are members of both pools go on with the other one; nobody takes the torn pool for one that is not there."""
+async def test_a_torn_record_of_a_pool_is_told_and_the_other_pools_are_worked_on(
+    path: Path, store: Store, what: str
+) -> None:
+    """Agents that are members of both pools go on with the other one; nobody takes the torn pool for one that is not
+    there.
+    """
     async with node_of(path) as node:
         await node.spawn(Doubler, pool=["faults", "beside"])
         await good_ones_complete(node)
@@ -140,7 +166,9 @@ async def test_a_torn_record_of_a_pool_is_told_and_the_other_pools_are_worked_on
             await PoolManager(store).get("faults")
         with pytest.raises(TornRecord, match="pool faults"):
             await tasks.submit(Task(pool_id="faults"))
-        assert await PoolManager(store).create_pool(Pool(id="faults")) is False, "a pool whose record is torn was taken for one that is not there"
+        assert await PoolManager(store).create_pool(Pool(id="faults")) is False, (
+            "a pool whose record is torn was taken for one that is not there"
+        )
         await good_ones_complete(node, ("beside",))
 
 
@@ -150,7 +178,7 @@ async def test_torn_records_of_another_process_harm_nobody(path: Path, store: St
     """Its descriptor is not listed; the others are, and their work goes on."""
     async with Node(store=store, lease_sec=2.0, poll_sec=0.05, grace_sec=0.2) as torn_one:
         (listed,) = await torn_one.spawn(Doubler, pool="beside")
-        lease = (await torn_one.opened.lease()).id
+        lease = (await torn_one.handle.lease()).id
         keys: list[Key] = [AGENT(lease, listed.id), EXPIRY(lease), LEASE(lease), MEMBER("beside", listed.id)]
         (key,) = [key for key in keys if key[0] is family]
         parts = dict(zip(family.parts, key[1:], strict=True))
@@ -158,33 +186,61 @@ async def test_torn_records_of_another_process_harm_nobody(path: Path, store: St
         async with node_of(path) as node:
             (mine,) = await node.spawn(Doubler, pool=["faults", "beside"])
             await good_ones_complete(node, ("faults",))
-            ids = {agent.id for agent in await node.discovery.query(DiscoveryQuery(pool_id="faults"), refresh_from_store=True)}
+            ids = {
+                agent.id
+                for agent in await node.discovery.query(DiscoveryQuery(pool_id="faults"), refresh_from_store=True)
+            }
             assert ids == {mine.id}
             await good_ones_complete(node, ("faults",))
 
 
 @pytest.mark.parametrize("what", ["another program's", "not UTF-8", "empty"])
 @pytest.mark.parametrize(
-    "family", ["task", "state", "lane", "later", "ready", "held", "key", "order", "limit", "dedup", "notice", "done", "dead", "joined"]
+    "family",
+    [
+        "task",
+        "state",
+        "lane",
+        "later",
+        "ready",
+        "held",
+        "key",
+        "order",
+        "limit",
+        "dedup",
+        "notice",
+        "done",
+        "dead",
+        "joined",
+    ],
 )
 async def test_a_torn_row_of_any_family_stops_nobody(path: Path, store: Store, family: str, what: str) -> None:
-    """One row of each family that a task may have around it, one of them damaged; then the holder dies, and a node takes all of it up."""
+    """One row of each family that a task may have around it, one of them damaged; then the holder dies, and a node
+    takes all of it up.
+    """
     whole = await everything_around(store)
     key = (await rows(store, FAMILIES[family]))[0]
     value = await value_of(store, key)
-    damage(path, key[0], torn(value, what) if value or what != "cut short" else b"x", **dict(zip(key[0].parts, key[1:], strict=True)))
+    damage(
+        path,
+        key[0],
+        torn(value, what) if value or what != "cut short" else b"x",
+        **dict(zip(key[0].parts, key[1:], strict=True)),
+    )
     async with node_of(path) as node:
         await node.spawn(Doubler, pool=["faults", "beside"])
         await good_ones_complete(node, ("beside",))
         if family != "lane":  # that one is its own
-            assert (await node.tasks.result(whole, timeout=10)).result == 2, "what the dead process held beside it did not come back"
+            assert (await node.tasks.result(whole, timeout=10)).result == 2, (
+                "what the dead process held beside it did not come back"
+            )
         await good_ones_complete(node)
 
 
 async def everything_around(store: Store) -> str:
     """Tasks in each place that there is, claimed by a process that has died; return one of those that it held."""
     async with store.reopen() as handle:
-        opened = Opened.of(handle, lease_settings=LeaseSettings(lease_sec=LEASE_SEC))
+        opened = StoreHandle.of(handle, lease_settings=LeaseSettings(lease_sec=LEASE_SEC))
         tasks = TaskManager(handle)
         kind = Task(pool_id="faults", inputs={"n": 1}, topic="stays", retry_delay_sec=600.0)
         keyed = attrs.evolve(kind, ordering_key="k")
@@ -197,7 +253,7 @@ async def everything_around(store: Store) -> str:
         lease = await opened.lease()
         await handle.commit([Batch((), [(NOTICE(lease.id, bytes(16)), b""), (DEAD(bytes(15) + b"x"), b"")])])
         lease.abandon()
-        handle.opened = None  # nobody is left who would end it
+        handle.shared = None  # nobody is left who would end it
     return ids[3]
 
 

@@ -38,13 +38,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with the agents' module and a store that has the pool `docs`."""
     made = tmp_path_factory.mktemp("typos")
     (made / "worker_agents.py").write_bytes((AGENTS / "worker_agents.py").read_bytes())
-    subprocess.run([COMMAND, "pools", "create", "docs", "--store", "file:state.db"], cwd=made, check=True, capture_output=True, timeout=30)
+    subprocess.run(
+        [COMMAND, "pools", "create", "docs", "--store", "file:state.db"],
+        cwd=made,
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
     return made
 
 
 @pytest.mark.parametrize("what", TYPOS)
 def test_a_typo_is_told_in_one_line_within_a_second(folder: Path, what: str) -> None:
-    """The whole process is measured, the faster of two; on a machine that is busy with other things, beside one that only tells its version."""
+    """The whole process is measured, the faster of two; on a machine that is busy with other things, beside one that
+    only tells its version.
+    """
     command, config, meant = TYPOS[what]
     if config:
         (folder / "converge.toml").write_text(config)
@@ -58,7 +66,9 @@ def test_a_typo_is_told_in_one_line_within_a_second(folder: Path, what: str) -> 
         assert ran.stdout == ""
         lines = ran.stderr.splitlines()
         assert len(lines) == 1, ran.stderr
-        assert (f'"{meant}"' in lines[0] and "did you mean" in lines[0]) or ("expected one of" in lines[0] and meant in lines[0]), lines[0]
+        assert (f'"{meant}"' in lines[0] and "did you mean" in lines[0]) or (
+            "expected one of" in lines[0] and meant in lines[0]
+        ), lines[0]
         if took[-1] < 1.0:
             break
         began = time.monotonic()

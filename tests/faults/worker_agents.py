@@ -1,4 +1,6 @@
-"""The agent that the processes of these tests run: it does what a task's inputs say, and writes a line to the ledger for each start and end."""
+"""The agent that the processes of these tests run: it does what a task's inputs say, and writes a line to the ledger
+for each start and end.
+"""
 
 from __future__ import annotations
 
@@ -84,5 +86,15 @@ class Silly(BaseException):
 
 
 TROUBLES: dict[str, type[BaseException]] = {
-    kind.__name__: kind for kind in (ValueError, MemoryError, AssertionError, StopAsyncIteration, TimeoutError, SystemExit, KeyboardInterrupt, Silly)
+    kind.__name__: kind
+    for kind in (
+        ValueError,
+        MemoryError,
+        AssertionError,
+        StopAsyncIteration,
+        TimeoutError,
+        SystemExit,
+        KeyboardInterrupt,
+        Silly,
+    )
 }

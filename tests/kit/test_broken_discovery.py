@@ -1,4 +1,6 @@
-"""Discoveries, and a core, that are broken on purpose, one way each: the kit finds each of them, by the clause that it breaks."""
+"""Discoveries, and a core, that are broken on purpose, one way each: the kit finds each of them, by the clause that it
+breaks.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,11 @@ from converge.contracts.discovery import Changes, Discovery, DiscoveryBackend, R
 from converge.contracts.store import Store
 from converge.errors import StoreError
 from converge.model.keys import AGENT, EXPIRY
-from converge.services import mirror
-from converge.services.around import lease_ids
-from converge.services.directory import Directory
-from converge.services.mirror import StoreReader
-from converge.services.opened import Opened
+from converge.services.discovery import reader as mirror
+from converge.services.discovery.directory import Directory
+from converge.services.discovery.reader import StoreReader
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.surroundings import lease_ids
 from converge.testing import DiscoveryContract
 from converge.testing.running import run_contract
 
@@ -121,7 +123,10 @@ class Texting(Bent):
     """A descriptor is passed on as text."""
 
     async def snapshot(self) -> list[Sighting]:
-        return [one._replace(descriptor=one.descriptor.decode("utf-8", "ignore").encode()) for one in await super().snapshot()]
+        return [
+            one._replace(descriptor=one.descriptor.decode("utf-8", "ignore").encode())
+            for one in await super().snapshot()
+        ]
 
 
 class Listing(Bent):
@@ -170,7 +175,7 @@ class Grasping(Bent):
 
     async def withdraw(self, ids: Sequence[str]) -> None:
         await super().withdraw(ids)
-        opened = Opened.of(self.store)
+        opened = StoreHandle.of(self.store)
         for _ in range(3):
             others = [key for lease in await leases(self.store) for key in [AGENT(lease, id_) for id_ in ids]]
             if others:
@@ -181,10 +186,10 @@ async def leases(store: Store) -> list[bytes]:
     return list(await lease_ids(store))
 
 
-async def forget(opened: Opened, keys: list[Any]) -> None:
+async def forget(opened: StoreHandle, keys: list[Any]) -> None:
     """Delete them, and let readers look at all agents of their leases again."""
     from converge.contracts.store import Batch
-    from converge.services.mirror import marker_key, marker_value
+    from converge.services.discovery.reader import marker_key, marker_value
 
     puts = [(marker_key(lease), marker_value(10_000, [])) for lease in {key[1] for key in keys}]
     await opened.store.commit([Batch((), puts, [key for key in keys if key[2]])])
@@ -412,7 +417,7 @@ def test_a_core_in_which_a_lower_descriptor_sequence_wins_is_caught(monkeypatch:
 
 
 def test_a_core_that_forgets_the_sequences_of_agents_that_are_gone_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converge.services.directory.GONE", 0)
+    monkeypatch.setattr("converge.services.discovery.directory.GONE", 0)
     caught(monkeypatch, "D-9")
 
 
@@ -426,7 +431,9 @@ def test_a_core_that_lists_agents_of_an_ended_lease_is_caught(monkeypatch: pytes
 
 
 def test_a_core_in_which_the_older_of_two_records_counts_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "max", lambda *found, key, default: min(*found, key=key, default=default), raising=False)
+    monkeypatch.setattr(
+        mirror, "max", lambda *found, key, default: min(*found, key=key, default=default), raising=False
+    )
     caught(monkeypatch, "D-1")
 
 

@@ -62,7 +62,10 @@ class TurnStore(ToyStore):
     def smallest(self, take: Take) -> list[tuple[Rest, Key]]:
         found = []
         for wanted in take.ranges:
-            found += [(entry.key[len(wanted.prefix) :], entry.key) for entry in ToyStore._page(self, wanted._replace(limit=take.limit))]
+            found += [
+                (entry.key[len(wanted.prefix) :], entry.key)
+                for entry in ToyStore._page(self, wanted._replace(limit=take.limit))
+            ]
         return sorted(found)[: take.limit]
 
     def move(self, take: Take, chosen: Sequence[tuple[Rest, Key]]) -> Taken:
@@ -100,8 +103,12 @@ class BrokenStoreContract(StoreContract):
 Declare = Callable[[type[ToyStore]], type[ToyStore]]
 
 
-def breaks(clause: str, *, also: Sequence[str] = (), features: frozenset[Feature] = frozenset(), **members: Any) -> Declare:
-    """Declare what a store breaks, and make the kit's class for it, at the top of this module: `XKit` for the store `X`."""
+def breaks(
+    clause: str, *, also: Sequence[str] = (), features: frozenset[Feature] = frozenset(), **members: Any
+) -> Declare:
+    """Declare what a store breaks, and make the kit's class for it, at the top of this module: `XKit` for the store
+    `X`.
+    """
 
     def declare(store_class: type[ToyStore]) -> type[ToyStore]:
         made = type(f"{store_class.__name__}Kit", (BrokenStoreContract,), {"__module__": __name__, **members})
@@ -172,16 +179,27 @@ class CountsOnePage(TurnStore):
 class CutsLongValues(TurnStore):
     """A value over the limit is shortened, and nobody is told."""
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
-        return await super().commit([batch._replace(puts=[(key, value[: LIMITS.value_bytes]) for key, value in batch.puts]) for batch in batches])
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        return await super().commit(
+            [
+                batch._replace(puts=[(key, value[: LIMITS.value_bytes]) for key, value in batch.puts])
+                for batch in batches
+            ]
+        )
 
 
 @breaks("S-15")
 class TidiesValues(TurnStore):
     """Values come back as the same JSON, not as the same bytes."""
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
-        return await super().commit([batch._replace(puts=[(key, value.replace(b"  ", b" ")) for key, value in batch.puts]) for batch in batches])
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        return await super().commit(
+            [batch._replace(puts=[(key, value.replace(b"  ", b" ")) for key, value in batch.puts]) for batch in batches]
+        )
 
 
 # Commits.
@@ -220,10 +238,14 @@ class NamesOneKeyOfAConflict(TurnStore):
 class ComparesBeforeTheStep(TurnStore):
     """Checks first, writes a moment later."""
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         conflicts = [self._conflict(batch) for batch in batches]
         await anyio.lowlevel.checkpoint()
-        passed = [batch._replace(checks=()) for batch, conflict in zip(batches, conflicts, strict=True) if conflict is None]
+        passed = [
+            batch._replace(checks=()) for batch, conflict in zip(batches, conflicts, strict=True) if conflict is None
+        ]
         outcomes = iter(await super().commit(passed))
         return [conflict or next(outcomes) for conflict in conflicts]
 
@@ -236,10 +258,20 @@ class ComparesBeforeTheStep(TurnStore):
 class LetsTwoAbsencesHold(TurnStore):
     """A revision is compared inside the step, an absence before it."""
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
-        absent = {key for batch in batches for key, revision in batch.checks if revision == ABSENT and key not in self.shelf.entries}
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        absent = {
+            key
+            for batch in batches
+            for key, revision in batch.checks
+            if revision == ABSENT and key not in self.shelf.entries
+        }
         await anyio.lowlevel.checkpoint()
-        kept = [batch._replace(checks=[(k, r) for k, r in batch.checks if r != ABSENT or k not in absent]) for batch in batches]
+        kept = [
+            batch._replace(checks=[(k, r) for k, r in batch.checks if r != ABSENT or k not in absent])
+            for batch in batches
+        ]
         return await super().commit(kept)
 
 
@@ -247,7 +279,9 @@ class LetsTwoAbsencesHold(TurnStore):
 class UndoesNeighbours(TurnStore):
     """One conflict, and nothing of the call is carried out."""
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         refuse_long_values(batches)
         await anyio.lowlevel.checkpoint()
         with self.shelf.lock:
@@ -409,7 +443,9 @@ class SaysWhatIsUnknown(TurnStore):
 
     lost: type[Exception] = OutcomeUnknown
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         moment = _CUTS.pop(id(self.shelf.options), None)
         if moment is Cut.BEFORE:
             raise StoreUnavailable("the connection broke before the request was sent")
@@ -434,7 +470,9 @@ class BelongsToOneThread(TurnStore):
         self._refuse_strangers()
         return await super().get(keys)
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         self._refuse_strangers()
         return await super().commit(batches)
 
@@ -494,7 +532,10 @@ def test_the_kit_with_the_inherited_turn_does_not_see_the_stores_own() -> None:
 
 def test_a_store_runs_on_both_loops_unless_it_declares_asyncio_only() -> None:
     one_test = "get_takes_as_many_keys"
-    assert (run_contract(BothLoopsKit, tests=one_test).passed, run_contract(AsyncioOnlyKit, tests=one_test).passed) == (2, 1)
+    assert (run_contract(BothLoopsKit, tests=one_test).passed, run_contract(AsyncioOnlyKit, tests=one_test).passed) == (
+        2,
+        1,
+    )
 
 
 def test_a_failure_quotes_the_clause() -> None:

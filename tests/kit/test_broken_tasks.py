@@ -17,12 +17,16 @@ from converge.machines import task as machine
 from converge.machines.task import Around, Event, Found, Held
 from converge.model.keys import DONE, EXPIRY, HELD, KEY, LEASE
 from converge.model.task import Spec
-from converge.services import around as around_module
-from converge.services import claims, finishes, lanes, submits, sweep, tasks
-from converge.services import spec as spec_module
-from converge.services.commits import Commits
-from converge.services.lease import Lease, ended
-from converge.services.opened import Opened
+from converge.services.store.commits import Commits
+from converge.services.store.handle import StoreHandle
+from converge.services.store.lease import Lease, ended
+from converge.services.tasks import claim as claims
+from converge.services.tasks import finish as finishes
+from converge.services.tasks import lanes, sweep
+from converge.services.tasks import manager as tasks
+from converge.services.tasks import records as spec_module
+from converge.services.tasks import submit as submits
+from converge.services.tasks import surroundings as around_module
 from converge.testing.running import run_contract
 from converge.testing.task import TaskContract
 
@@ -56,7 +60,11 @@ def breaks(*clauses: str) -> Callable[[Break], Break]:
 
     def make(mutate: Break) -> Break:
         name = f"{mutate.__name__}_kit"
-        kit = type(name, (BrokenTasks,), {"clauses": clauses, "mutate": staticmethod(mutate), "__module__": __name__, "__doc__": mutate.__doc__})
+        kit = type(
+            name,
+            (BrokenTasks,),
+            {"clauses": clauses, "mutate": staticmethod(mutate), "__module__": __name__, "__doc__": mutate.__doc__},
+        )
         globals()[name] = kit
         BROKEN.append(kit)
         return mutate
@@ -84,12 +92,18 @@ def compares_no_token(patch: pytest.MonkeyPatch) -> None:
 def compares_no_nonce(patch: pytest.MonkeyPatch) -> None:
     """A finish with the right token is taken, whatever its nonce."""
 
-    async def key_by_token(self: finishes.Finishes, found: Found, event: Event, *, inner: Any = finishes.Finishes._try) -> bool:
+    async def key_by_token(
+        self: finishes.Finishes, found: Found, event: Event, *, inner: Any = finishes.Finishes._try
+    ) -> bool:
         place = found.place
         assert isinstance(place, Held)
         (page,) = await self._opened.store.scan([Range(HELD())])
-        nonce = next((entry.key[4] for entry in page if entry.revision == place.token and entry.key[3] == found.id), place.nonce)
-        lease = next((entry.key[1] for entry in page if entry.revision == place.token and entry.key[3] == found.id), place.lease)
+        nonce = next(
+            (entry.key[4] for entry in page if entry.revision == place.token and entry.key[3] == found.id), place.nonce
+        )
+        lease = next(
+            (entry.key[1] for entry in page if entry.revision == place.token and entry.key[3] == found.id), place.lease
+        )
         return bool(await inner(self, found._replace(place=place._replace(nonce=nonce, lease=lease)), event))
 
     patch.setattr(finishes.Finishes, "_try", key_by_token)
@@ -191,7 +205,11 @@ def claims_under_an_ended_lease(patch: pytest.MonkeyPatch) -> None:
         if lease is not None:
             patch.setattr(lease, "check_alive", lambda: None)
         found = await inner(self, limit, nonce)
-        return None if found is None else found._replace(checks=[check for check in found.checks if check[0][0] is not LEASE])
+        return (
+            None
+            if found is None
+            else found._replace(checks=[check for check in found.checks if check[0][0] is not LEASE])
+        )
 
     async def blind(self: Lease, conflict: Conflict) -> None:
         return None
@@ -251,7 +269,9 @@ def takes_a_repeat_for_stale(patch: pytest.MonkeyPatch) -> None:
 @breaks("T-5")
 def takes_any_finish_for_a_repeat(patch: pytest.MonkeyPatch) -> None:
     """A second finish of an attempt succeeds, whatever it says."""
-    patch.setattr(finishes, "is_said_again", lambda state, held, event: state is not None and state.nonce == held.nonce.hex())
+    patch.setattr(
+        finishes, "is_said_again", lambda state, held, event: state is not None and state.nonce == held.nonce.hex()
+    )
 
 
 @breaks("T-8")
@@ -290,7 +310,7 @@ def takes_what_its_claimer_may_not_have(patch: pytest.MonkeyPatch) -> None:
 def closes_a_lane_in_which_a_task_has_come(patch: pytest.MonkeyPatch) -> None:
     """A lane that was seen empty is deleted, without a look at what has become of it."""
 
-    async def close(opened: Opened, entry: Entry) -> bool:
+    async def close(opened: StoreHandle, entry: Entry) -> bool:
         await (await opened.commits()).commit([Batch((), (), [entry.key])])
         return True
 
@@ -315,7 +335,10 @@ def reads_and_then_writes_a_claim(patch: pytest.MonkeyPatch) -> None:
         assert isinstance(outcome, Committed), "nothing was checked"
         values = [await store.get([family(rest[-1]) for family in take.also]) for rest, _ in rests]
         also = [[entry and entry.value for entry in some] for some in values]
-        return Turned((), Taken(outcome.revision if rests else 0, [rest for rest, _ in rests], also, [None] * len(take.ranges), now))
+        return Turned(
+            (),
+            Taken(outcome.revision if rests else 0, [rest for rest, _ in rests], also, [None] * len(take.ranges), now),
+        )
 
     patch.setattr(Commits, "turn", turn)
 
@@ -348,7 +371,11 @@ def test_a_broken_task_machine_fails_the_clause_that_it_breaks(kit: type[BrokenT
 
 def named_by(clauses: tuple[str, ...]) -> list[str]:
     """The kit's tests of these clauses: a mutant is run against those that must find it."""
-    return [name for name, test in inspect.getmembers(TaskContract) if name.startswith("test_") and (test.__doc__ or "").startswith(clauses)]
+    return [
+        name
+        for name, test in inspect.getmembers(TaskContract)
+        if name.startswith("test_") and (test.__doc__ or "").startswith(clauses)
+    ]
 
 
 def test_the_machine_of_which_the_mutants_are_made_is_whole() -> None:

@@ -1,4 +1,6 @@
-"""Transports that are broken on purpose, one way each: the kit finds each of them, by the clause that it breaks and no other."""
+"""Transports that are broken on purpose, one way each: the kit finds each of them, by the clause that it breaks and no
+other.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ class BentTransport(Transport):
         return self.bend(await self.straight.connect(address))
 
 
-def bent(backend: TransportBackend, channel: type[Bent] = Bent, transport: type[BentTransport] = BentTransport) -> TransportBackend:
+def bent(
+    backend: TransportBackend, channel: type[Bent] = Bent, transport: type[BentTransport] = BentTransport
+) -> TransportBackend:
     @contextlib.asynccontextmanager
     async def open_bent(options: Any) -> AsyncIterator[Transport]:
         async with backend.open(options) as straight:
@@ -105,7 +109,9 @@ class Merging(Bent):
     """Frames of one call arrive as one."""
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        await self.straight.send([b"".join(frames)] if 1 < sum(map(len, frames)) <= self.frame_bytes and all(frames) else frames)
+        await self.straight.send(
+            [b"".join(frames)] if 1 < sum(map(len, frames)) <= self.frame_bytes and all(frames) else frames
+        )
 
 
 class Unbounded(Bent):
@@ -153,7 +159,9 @@ class Limitless(Bent):
         try:
             await self.straight.send(frames)
         except MessageTooLarge:
-            await self.straight.send([part for frame in frames for part in (frame[: self.frame_bytes], frame[self.frame_bytes :]) if part])
+            await self.straight.send(
+                [part for frame in frames for part in (frame[: self.frame_bytes], frame[self.frame_bytes :]) if part]
+            )
 
 
 class Untyped(BentTransport):
@@ -185,7 +193,10 @@ class Entangled(Bent):
 
     async def send(self, frames: Sequence[bytes]) -> None:
         names = LocalListener
-        if getattr(names, "lock", None) is None or getattr(names, "loop", None) is not anyio.lowlevel.current_token().native_token:
+        if (
+            getattr(names, "lock", None) is None
+            or getattr(names, "loop", None) is not anyio.lowlevel.current_token().native_token
+        ):
             names.loop = anyio.lowlevel.current_token().native_token  # type: ignore[attr-defined]
             names.lock = anyio.Lock()  # type: ignore[attr-defined]
         async with names.lock:  # type: ignore[attr-defined]
@@ -320,9 +331,13 @@ BROKEN = (
 
 
 @pytest.mark.parametrize("contract", BROKEN, ids=lambda contract: contract.__name__)
-def test_a_broken_transport_fails_the_clause_that_it_breaks_and_no_other(contract: type[Local] | type[RawContract]) -> None:
+def test_a_broken_transport_fails_the_clause_that_it_breaks_and_no_other(
+    contract: type[Local] | type[RawContract],
+) -> None:
     run = run_contract(contract)
-    assert {failure.clause for failure in run.failures} == {contract.breaks}, "\n".join(failure.report for failure in run.failures)
+    assert {failure.clause for failure in run.failures} == {contract.breaks}, "\n".join(
+        failure.report for failure in run.failures
+    )
     assert run.passed
 
 

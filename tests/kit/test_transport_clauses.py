@@ -26,4 +26,8 @@ def test_every_clause_has_a_test_and_every_test_a_clause() -> None:
 
 
 def test_a_tests_name_says_the_clause_that_it_cites() -> None:
-    assert [name for name, clause in cited(StreamTransportContract).items() if not name.startswith(f"test_{clause.replace('-', '').lower()}_")] == []
+    assert [
+        name
+        for name, clause in cited(StreamTransportContract).items()
+        if not name.startswith(f"test_{clause.replace('-', '').lower()}_")
+    ] == []

@@ -22,7 +22,16 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The wheel of each package, built from the checkout."""
     target = tmp_path_factory.mktemp("wheels")
     for package in PACKAGES:
-        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(ROOT / package)]
+        command = [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            str(target),
+            str(ROOT / package),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
     return {package: next(target.glob(f"{package.replace('-', '_')}-*.whl")) for package in PACKAGES}
@@ -40,7 +49,9 @@ def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def python_with(wheels: dict[str, Path], dependencies: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def python_with(
+    wheels: dict[str, Path], dependencies: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
     """The interpreter of an environment where the core and one package are installed from their wheels."""
     made: dict[str, Path] = {}
 
@@ -51,7 +62,17 @@ def python_with(wheels: dict[str, Path], dependencies: Path, tmp_path_factory: p
             python = folder / "bin" / "python"
             site = next(folder.glob("lib/python*/site-packages"))
             (site / "dependencies.pth").write_text(f"{dependencies}\n")
-            install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
+            install = [
+                sys.executable,
+                "-m",
+                "pip",
+                "--python",
+                str(python),
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--no-index",
+            ]
             install += [str(wheels[name]) for name in sorted({"converge-core", package})]
             done = subprocess.run(install, capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, done.stdout + done.stderr

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROJECTS = {file.parent.name: tomllib.loads(file.read_text())["project"] for file in sorted(ROOT.glob("converge-*/pyproject.toml"))}
+PROJECTS = {
+    file.parent.name: tomllib.loads(file.read_text())["project"]
+    for file in sorted(ROOT.glob("converge-*/pyproject.toml"))
+}
 PLUGINS = [name for name in PROJECTS if name != "converge-core"]
 GROUPS = ("converge", "converge.schemes")
 BUILTIN = {"memory", "file", "local", "store", "static"}
@@ -25,7 +28,8 @@ HEAVY = (
 
 READ_ENTRY_POINTS = """
 import importlib.metadata, json
-groups = {group: {e.name: e.value for e in importlib.metadata.entry_points(group=group)} for group in ("converge", "converge.schemes")}
+groups = {group: {e.name: e.value for e in importlib.metadata.entry_points(group=group)} for group in ("converge",
+"converge.schemes")}
 print(json.dumps(groups))
 """
 LOAD_ENTRY_POINTS = """
@@ -71,7 +75,11 @@ def test_a_wheel_holds_its_package_its_types_and_its_licence_only(package: str, 
 @pytest.mark.parametrize("package", PROJECTS)
 def test_a_wheel_holds_every_file_of_its_source(package: str, wheels: dict[str, Path]) -> None:
     source = ROOT / package / "src"
-    files = {str(file.relative_to(source)) for file in source.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+    files = {
+        str(file.relative_to(source))
+        for file in source.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
     assert files <= set(zipfile.ZipFile(wheels[package]).namelist())
 
 

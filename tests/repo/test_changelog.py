@@ -29,7 +29,9 @@ def test_there_are_five_packages() -> None:
 
 def test_every_fragment_is_well_named_and_a_sentence() -> None:
     for package in PACKAGES:
-        assert bad_fragments({file.name: file.read_text() for file in (package / "changes").iterdir()}) == [], package.name
+        assert bad_fragments({file.name: file.read_text() for file in (package / "changes").iterdir()}) == [], (
+            package.name
+        )
 
 
 def test_a_version_is_in_the_changelog_or_has_fragments() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # Written in two pieces, so that this file does not hold what it looks for.
-INDEX_HOSTS = re.compile("pypi" + r"\.org|python" + r"hosted\.org|index" + r"-url|find" + r"-links|crates" + r"\.io|npmjs" + r"\.org")
+INDEX_HOSTS = re.compile(
+    "pypi" + r"\.org|python" + r"hosted\.org|index" + r"-url|find" + r"-links|crates" + r"\.io|npmjs" + r"\.org"
+)
 MACHINE_PATHS = re.compile(r"(?<![\w.:/~}$-])/(?:home|root|work|Users|mnt|opt)" + r"/[\w.]|[A-Z]:\\Users")
 LOADERS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 UNSAFE_YAML = {"load", "load_all", "unsafe_load", "unsafe_load_all", "full_load"}
@@ -39,9 +41,17 @@ def executed_data(source: str) -> list[str]:
             names = [alias.name.split(".")[0] for alias in node.names if alias.name.split(".")[0] in LOADERS]
         elif isinstance(node, ast.ImportFrom):
             names = [name for name in [(node.module or "").split(".")[0]] if name in LOADERS]
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec", "__import__"):
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ("eval", "exec", "__import__")
+        ):
             names = [node.func.id]
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+        ):
             names = [f"yaml.{node.func.attr}"] if node.func.value.id == "yaml" and node.func.attr in UNSAFE_YAML else []
         found += [f"line {getattr(node, 'lineno', 0)}: {name}" for name in names]
     return found
@@ -75,6 +85,13 @@ def test_a_local_text_is_found() -> None:
 
 
 def test_a_way_to_execute_data_is_found() -> None:
-    samples = ["import pickle", "from marshal import loads", "eval('1')", "exec(text)", "def f():\n    import shelve", "yaml.load(text)"]
+    samples = [
+        "import pickle",
+        "from marshal import loads",
+        "eval('1')",
+        "exec(text)",
+        "def f():\n    import shelve",
+        "yaml.load(text)",
+    ]
     assert [sample for sample in samples if not executed_data(sample)] == []
     assert not executed_data("yaml.safe_load(text)\nclient.eval(script)\nre.compile('x')")

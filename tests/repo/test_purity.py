@@ -22,7 +22,9 @@ def impurities(source: str) -> list[str]:
         if isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith):
             found.append(f"line {node.lineno}: {type(node).__name__}")
         elif isinstance(node, ast.Import):
-            found += [f"line {node.lineno}: import {alias.name}" for alias in node.names if alias.name.split(".")[0] in IMPURE]
+            found += [
+                f"line {node.lineno}: import {alias.name}" for alias in node.names if alias.name.split(".")[0] in IMPURE
+            ]
         elif isinstance(node, ast.ImportFrom):
             names = {(node.module or "").split(".")[0]} & IMPURE if not node.level else set()
             names |= {alias.name for alias in node.names if node.module == "os"} & IMPURE_CALLS
@@ -30,7 +32,11 @@ def impurities(source: str) -> list[str]:
             found += [f"line {node.lineno}: from {node.module} import {name}" for name in names]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in IMPURE_CALLS:
             found.append(f"line {node.lineno}: a call of {node.func.attr}")
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("open", "input", "print"):
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ("open", "input", "print")
+        ):
             found.append(f"line {node.lineno}: a call of {node.func.id}")
     return found
 
@@ -50,12 +56,30 @@ def test_the_words_below_them_hold_no_coroutine() -> None:
 
 def test_every_kind_of_impurity_is_found() -> None:
     samples = [
-        *("async def f(): pass", "import time", "import os.path, random", "from uuid import uuid4", "from socket import socket"),
-        *("from os import urandom", "import os\nos.urandom(4)", "def f():\n    import secrets", "from datetime import datetime\ndatetime.now()"),
-        *("X25519PrivateKey.generate()", "open('state')", "from converge.env import SYSTEM", "from anyio.abc import TaskGroup"),
+        *(
+            "async def f(): pass",
+            "import time",
+            "import os.path, random",
+            "from uuid import uuid4",
+            "from socket import socket",
+        ),
+        *(
+            "from os import urandom",
+            "import os\nos.urandom(4)",
+            "def f():\n    import secrets",
+            "from datetime import datetime\ndatetime.now()",
+        ),
+        *(
+            "X25519PrivateKey.generate()",
+            "open('state')",
+            "from converge.env import SYSTEM",
+            "from anyio.abc import TaskGroup",
+        ),
     ]
     assert [sample for sample in samples if not impurities(sample)] == []
 
 
 def test_time_as_an_argument_is_pure() -> None:
-    assert not impurities("from datetime import UTC, datetime\ndef is_due(due: datetime, now: datetime) -> bool: return due <= now")
+    assert not impurities(
+        "from datetime import UTC, datetime\ndef is_due(due: datetime, now: datetime) -> bool: return due <= now"
+    )

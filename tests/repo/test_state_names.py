@@ -21,7 +21,11 @@ def named_states(source: str, *, anywhere: bool = False) -> list[str]:
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
-            is_named = node.value.strip().casefold() in STATES or QUOTED.search(node.value) or (anywhere and WORD.search(node.value))
+            is_named = (
+                node.value.strip().casefold() in STATES
+                or QUOTED.search(node.value)
+                or (anywhere and WORD.search(node.value))
+            )
             if is_named:
                 found.append(f"line {node.lineno}: {node.value!r}")
         elif isinstance(node, ast.ClassDef):
@@ -56,8 +60,12 @@ def test_no_lua_script_names_a_state() -> None:
 
 
 def test_no_sql_statement_names_a_state() -> None:
-    files = sorted(ROOT.glob("converge-store-sql/src/**/*.py")) + sorted(ROOT.glob("converge-core/src/converge/builtin/file/*.py"))
-    found = {str(file.relative_to(ROOT)): named for file in files if (named := named_states(file.read_text(), anywhere=True))}
+    files = sorted(ROOT.glob("converge-store-sql/src/**/*.py")) + sorted(
+        ROOT.glob("converge-core/src/converge/builtin/file/*.py")
+    )
+    found = {
+        str(file.relative_to(ROOT)): named for file in files if (named := named_states(file.read_text(), anywhere=True))
+    }
     assert found == {}
 
 

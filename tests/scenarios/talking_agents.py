@@ -1,4 +1,6 @@
-"""The agents that the processes of these tests run. No line of theirs holds an address: they know ids, and what an agent can do."""
+"""The agents that the processes of these tests run. No line of theirs holds an address: they know ids, and what an
+agent can do.
+"""
 
 from __future__ import annotations
 

@@ -110,7 +110,9 @@ def test_processes_that_drain_one_store_all_work_and_all_end(site: Site, tmp_pat
     # A drain shows what it found at work; what had ended before it looked is in the store only.
     assert {row["id"] for row in rows} <= set(ids)
     done = site.call("tasks", "list", "--state", "completed", "--limit", "1000")
-    assert {task["id"]: task["result"]["pid"] in {one.pid for one in drains} for task in done} == dict.fromkeys(ids, True)
+    assert {task["id"]: task["result"]["pid"] in {one.pid for one in drains} for task in done} == dict.fromkeys(
+        ids, True
+    )
     assert {row["state"] for row in rows} == {"COMPLETED"}
     assert {task: len(lines) for task, lines in site.fleet.starts().items()} == dict.fromkeys(ids, 1)
 
@@ -124,7 +126,11 @@ def _submitted(site: Site, folder: Path, count: int) -> list[dict[str, Any]]:
 def test_submit_waits_for_what_other_processes_do_and_the_store_shows_it(site: Site, tmp_path: Path) -> None:
     for _ in range(2):
         site.fleet.start()
-    wait_until_sync(lambda: all("running" in site.fleet.log_of(one) for one in site.fleet.processes), timeout=NEVER_SEC, what="both run")
+    wait_until_sync(
+        lambda: all("running" in site.fleet.log_of(one) for one in site.fleet.processes),
+        timeout=NEVER_SEC,
+        what="both run",
+    )
     rows = site.call("submit", jsonl(tmp_path, 200), "--pool", "scenario", "--wait")
     assert [row["hint"] for row in rows] == [f"n{at}" for at in range(200)], "not in the order of the file"
     assert {row["state"] for row in rows} == {"COMPLETED"}
@@ -132,21 +138,36 @@ def test_submit_waits_for_what_other_processes_do_and_the_store_shows_it(site: S
     listed = site.call("tasks", "list", "--pool", "scenario", "--state", "completed", "--limit", "500")
     assert {task["id"] for task in listed} == {row["id"] for row in rows}
     (shown,) = site.call("tasks", "show", rows[0]["id"])
-    assert (shown["v"], shown["state"], shown["result"], shown["inputs"]) == (1, "COMPLETED", rows[0]["result"], {"name": "n0"})
+    assert (shown["v"], shown["state"], shown["result"], shown["inputs"]) == (
+        1,
+        "COMPLETED",
+        rows[0]["result"],
+        {"name": "n0"},
+    )
     assert [one["what"] for one in shown["history"]] == ["completed"]
     assert not site.call("tasks", "list", "--state", "pending")
 
 
 def test_plugins_are_listed_alike_by_every_process(site: Site) -> None:
-    command = [str(COMMAND), "plugins", "list", "--json", *(part for name in site.place.plugins for part in ("--plugin", name))]
-    listed = [subprocess.run(command, capture_output=True, text=True, timeout=NEVER_SEC, check=True).stdout for _ in range(2)]
+    command = [
+        str(COMMAND),
+        "plugins",
+        "list",
+        "--json",
+        *(part for name in site.place.plugins for part in ("--plugin", name)),
+    ]
+    listed = [
+        subprocess.run(command, capture_output=True, text=True, timeout=NEVER_SEC, check=True).stdout for _ in range(2)
+    ]
     assert listed[0] == listed[1]
     records = {line["name"]: line for line in map(json.loads, listed[0].splitlines())}
     assert {name for name, one in records.items() if one["is_loaded"]} == set(site.place.plugins)
 
 
 async def test_f9_a_stopped_process_hands_back_what_it_cannot_finish_and_leaves_nothing(site: Site) -> None:
-    """SIGTERM: exit 0; another process starts the long task within a second of the exit; no descriptor or membership is left."""
+    """SIGTERM: exit 0; another process starts the long task within a second of the exit; no descriptor or membership is
+    left.
+    """
     transport = ("--transport", site.place.transport)
     stopped = site.fleet.start(*transport, agents=2, lease_sec=15.0, grace_sec=0.5)
     await site.fleet.until_running(stopped)
@@ -162,7 +183,9 @@ async def test_f9_a_stopped_process_hands_back_what_it_cannot_finish_and_leaves_
         await anyio.to_thread.run_sync(stopped.wait)
         left = time.time()
         assert stopped.returncode == 0, site.fleet.log_of(stopped)
-        await wait_until(lambda: len(site.fleet.starts()[long]) == 2, timeout=5, what="another process starts the long task")
+        await wait_until(
+            lambda: len(site.fleet.starts()[long]) == 2, timeout=5, what="another process starts the long task"
+        )
         again = site.fleet.starts()[long][1]
         assert (again["pid"], again["attempt"]) == (other.pid, 1), "a task that was handed back has lost an attempt"
         assert again["at"] - left < 1.0
@@ -187,22 +210,35 @@ async def test_a_second_signal_ends_a_process_at_once_and_its_task_goes_back_wit
             await anyio.to_thread.run_sync(stopped.wait)
         assert stopped.returncode == 143
         other = site.fleet.start(agents=1, lease_sec=1.0)
-        await wait_until(lambda: len(site.fleet.starts()[long]) == 2, timeout=10, what="another process starts the task")
+        await wait_until(
+            lambda: len(site.fleet.starts()[long]) == 2, timeout=10, what="another process starts the task"
+        )
     assert site.fleet.starts()[long][1]["pid"] == other.pid
 
 
-async def test_a_process_that_is_killed_while_it_drains_holds_the_other_up_for_a_lease_only(site: Site, tmp_path: Path) -> None:
+async def test_a_process_that_is_killed_while_it_drains_holds_the_other_up_for_a_lease_only(
+    site: Site, tmp_path: Path
+) -> None:
     ids = [line["id"] for line in await anyio.to_thread.run_sync(_submitted, site, tmp_path, 400)]
     killed, other = (site.fleet.start("--drain", "--json", lease_sec=1.0) for _ in range(2))
-    await wait_until(lambda: any(line["pid"] == killed.pid for line in site.fleet.ledger()), timeout=NEVER_SEC, what="it works")
+    await wait_until(
+        lambda: any(line["pid"] == killed.pid for line in site.fleet.ledger()), timeout=NEVER_SEC, what="it works"
+    )
     killed.kill()
     with anyio.fail_after(NEVER_SEC):
         await anyio.to_thread.run_sync(other.wait)
     assert other.returncode == 0, site.fleet.log_of(other)
-    done = {task["id"]: task for task in await anyio.to_thread.run_sync(site.call, "tasks", "list", "--state", "completed", "--limit", "1000")}
+    done = {
+        task["id"]: task
+        for task in await anyio.to_thread.run_sync(
+            site.call, "tasks", "list", "--state", "completed", "--limit", "1000"
+        )
+    }
     assert set(done) == set(ids)
     again = {task: lines for task, lines in site.fleet.starts().items() if len(lines) > 1}
-    assert {lines[0]["pid"] for lines in again.values()} <= {killed.pid}, "a task of the living process was started again"
+    assert {lines[0]["pid"] for lines in again.values()} <= {killed.pid}, (
+        "a task of the living process was started again"
+    )
     assert {lines[1]["pid"] for lines in again.values()} <= {other.pid}
 
 

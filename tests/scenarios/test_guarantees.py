@@ -1,4 +1,6 @@
-"""Guarantees that no other test shows whole: what a handler is given (G5), order (G7), cancel (G8), reads after writes (G9), one history (G15)."""
+"""Guarantees that no other test shows whole: what a handler is given (G5), order (G7), cancel (G8), reads after writes
+(G9), one history (G15).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from converge import Agent, MemoryStore, Node, Pool, PoolManager, Task, TaskMana
 from converge.contracts.store import Batch, Channel, Store
 from converge.errors import StaleClaim, StoreRolledBack
 from converge.model.keys import EPOCH
-from converge.services.opened import Opened
+from converge.services.store.handle import StoreHandle
 from converge.testing.fixtures import wait_until
 
 
@@ -132,7 +134,8 @@ async def test_g8_a_running_handler_learns_of_a_cancel_within_a_third_of_the_lea
             await wait_until(partial(_is_longer, Mine.cancelled, turn), timeout=20, what="the handler's end")
             assert (await tasks.get(task_id)).state == TaskState.CANCELLED
         took = Mine.cancelled[1] - asked
-        # One that is woken needs no look; the other looks once in a third of the lease. A busy machine may be late by as much again.
+        # One that is woken needs no look; the other looks once in a third of the lease. A busy machine may be late by
+        # as much again.
         assert took < (2 * lease_sec / 3 if is_deaf else lease_sec / 6), f"{took:.2f} s"
 
 
@@ -150,7 +153,7 @@ async def test_g9_what_was_acknowledged_is_read_by_every_client(store: Store) ->
             ended = await writer.get(task_id)
             assert (ended.state, ended.result) == (TaskState.COMPLETED, number)
             assert task_id in {each.id for each in await writer.list(state=TaskState.COMPLETED, pool_id="docs")}
-        await Opened.of(second).close()
+        await StoreHandle.of(second).close()
 
 
 async def test_g15_a_restored_backup_is_loud_to_a_process_that_saw_what_is_lost(tmp_path: Path) -> None:

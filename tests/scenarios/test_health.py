@@ -1,4 +1,6 @@
-"""On every store a node hears its own renewals: one that is well is ready all the time, and one whose wake-ups are lost is not."""
+"""On every store a node hears its own renewals: one that is well is ready all the time, and one whose wake-ups are lost
+is not.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import pytest
 
 from converge import Agent, Node, Task
 from converge.contracts.store import Store
-from converge.runtime.health import Code
+from converge.runtime.agents.ailments import Code
 from converge.testing.fixtures import wait_until
 from converge.testing.place import Place
 
@@ -31,9 +33,11 @@ def place(request: pytest.FixtureRequest, place_of: Callable[[str, str], Place])
 
 
 async def test_a_node_that_is_well_is_ready_through_many_renewals(place: Place) -> None:
-    async with Node(store=place.store, plugins=place.plugins, network=place.network, lease_sec=LEASE_SEC, poll_sec=0.2) as node:
+    async with Node(
+        store=place.store, plugins=place.plugins, network=place.network, lease_sec=LEASE_SEC, poll_sec=0.2
+    ) as node:
         await node.spawn(Idle, count=3, pool=place.pool)
-        lease = node.opened.lease_opened
+        lease = node.handle.lease_opened
         assert lease is not None
         with anyio.fail_after(30):
             while lease.renewals < RENEWALS:
@@ -44,7 +48,9 @@ async def test_a_node_that_is_well_is_ready_through_many_renewals(place: Place) 
 
 
 async def test_a_node_that_no_wake_up_reaches_is_not_ready(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with Node(store=place.store, plugins=place.plugins, network=place.network, lease_sec=LEASE_SEC, poll_sec=0.2) as node:
+    async with Node(
+        store=place.store, plugins=place.plugins, network=place.network, lease_sec=LEASE_SEC, poll_sec=0.2
+    ) as node:
 
         async def deaf(self: Store, channels: object) -> object:
             yield None

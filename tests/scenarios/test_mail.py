@@ -1,4 +1,6 @@
-"""A mailbox across processes that are killed: what was stored is handled, in order, and again only by an attempt with a greater token."""
+"""A mailbox across processes that are killed: what was stored is handled, in order, and again only by an attempt with a
+greater token.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def place(place_of: Callable[[str, str], Place]) -> Place:
     return place_of("file", "tcp")
 
 
-async def test_mail_outlives_the_process_that_was_killed_while_it_handled_it(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mail_outlives_the_process_that_was_killed_while_it_handled_it(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CONVERGE_IDENTITY_DIR", str(tmp_path / "keys"))
     fleet = place.fleet(tmp_path)
     try:

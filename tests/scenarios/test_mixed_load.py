@@ -1,4 +1,6 @@
-"""Everything that happens to tasks at once, while lanes are closed under it and processes die: each task ends, once, and none is lost."""
+"""Everything that happens to tasks at once, while lanes are closed under it and processes die: each task ends, once,
+and none is lost.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ import pytest
 
 from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.contracts.store import Store
-from converge.services.lanes import LaneCloser
-from converge.services.lease import LeaseSettings
-from converge.services.opened import Opened
+from converge.services.store.handle import StoreHandle
+from converge.services.store.lease import LeaseSettings
+from converge.services.tasks.lanes import LaneCloser
 
 SUBMITS = 40
 DEATHS = 3
@@ -84,7 +86,7 @@ class Load:
         """Claim, and be heard of no more: one process after the other."""
         for _ in range(DEATHS):
             async with self.store.reopen() as handle:
-                opened = Opened.of(handle, lease_settings=LeaseSettings(lease_sec=0.5))
+                opened = StoreHandle.of(handle, lease_settings=LeaseSettings(lease_sec=0.5))
                 await TaskManager(handle).claim("dying", ["docs"], limit=3)
                 (await opened.lease()).abandon()
                 await anyio.sleep(0.1)
@@ -92,7 +94,7 @@ class Load:
     async def close_lanes(self) -> None:
         """Close whatever lane is empty, until cancelled."""
         async with self.store.reopen() as handle:
-            closer = LaneCloser(Opened.of(handle), idle_sec=0.0)
+            closer = LaneCloser(StoreHandle.of(handle), idle_sec=0.0)
             while True:
                 self.closed += await closer.page()
                 await anyio.sleep(0.001)
@@ -108,7 +110,10 @@ async def test_each_task_ends_once_whatever_happens_beside_it(store: Store) -> N
 
     async with anyio.create_task_group() as beside, store.reopen() as one, store.reopen() as two:
         beside.start_soon(load.close_lanes)
-        async with Node(store=one, poll_sec=0.2, lease_sec=3.0) as first, Node(store=two, poll_sec=0.2, lease_sec=3.0) as second:
+        async with (
+            Node(store=one, poll_sec=0.2, lease_sec=3.0) as first,
+            Node(store=two, poll_sec=0.2, lease_sec=3.0) as second,
+        ):
             for node in (first, second):
                 await node.spawn(Mine, count=2, pool="docs")
             async with anyio.create_task_group() as group:

@@ -14,7 +14,7 @@ import pytest
 from converge import Agent, AgentDescriptor, Capability, DiscoveryQuery, Identity, Message, Node, Receipt, Task
 from converge.errors import Backpressure, DeliveryTimeout, HandlerFailed, MessageError, Undeliverable
 from converge.model.identity import agent_id
-from converge.runtime.inbox import INBOX
+from converge.runtime.agents.inbox import INBOX
 from converge.testing.fixtures import wait_until
 from converge.testing.fleet import Fleet, all_terminal
 from converge.testing.place import Place
@@ -23,7 +23,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
 PAIRS = [("file", "tcp"), ("redis", "tcp"), ("redis", "ws"), ("sql", "tcp"), ("sql", "ws")]
 # Where a pair makes no difference of its own, each store and each transport is enough.
-each_store_and_transport = pytest.mark.parametrize("two", [PAIRS[0], PAIRS[2], PAIRS[3]], ids="-".join, indirect=True, scope="module")
+each_store_and_transport = pytest.mark.parametrize(
+    "two", [PAIRS[0], PAIRS[2], PAIRS[3]], ids="-".join, indirect=True, scope="module"
+)
 
 AGENTS = 3
 TASKS = 400
@@ -39,7 +41,9 @@ class Running:
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)
-def two(request: pytest.FixtureRequest, place_of: Callable[[str, str], Place], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def two(
+    request: pytest.FixtureRequest, place_of: Callable[[str, str], Place], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     """Two processes of agents; the tests of one pair share them, and put back what they change."""
     place = place_of(*request.param)
     fleet = place.fleet(tmp_path_factory.mktemp("fleet"))
@@ -91,7 +95,9 @@ async def test_each_process_sees_the_agents_of_all_as_verified_descriptors(two: 
         assert {one.id for one in found} == {agent_id(bytes.fromhex(one.public_key)) for one in found}
         assert len({one.node_key for one in found}) == 2
         assert all((one.name, one.topics, one.pools) == ("Talker", ("tests",), (two.place.pool,)) for one in found)
-        assert [one.id for one in await node.discovery.query(DiscoveryQuery(topics=["tests"], pool_id=two.place.pool))] == [one.id for one in found]
+        assert [
+            one.id for one in await node.discovery.query(DiscoveryQuery(topics=["tests"], pool_id=two.place.pool))
+        ] == [one.id for one in found]
         for there in of_two_nodes(found):
             assert await own.ask(there.id, {"do": "find"}) == [one.id for one in found]
         assert node.registry.public_key(found[0].id).hex() == found[0].public_key
@@ -138,8 +144,14 @@ async def test_every_level_and_every_kind_of_recipient_reaches_agents_of_other_p
         assert {one["pid"] for one in asked} == {process.pid for process in two.fleet.processes}
         for one in found:
             await own.ask(one.id, {"do": "echo"})  # what came before it has been handled
-    noted = sorted((line["number"], line["to"]) for line in two.fleet.ledger() if line["what"] == "message" and line["sender"] == own.id)
-    assert noted == sorted([*((number, first.id) for number in levels), *((number, one.id) for number in (105, 106) for one in found)])
+    noted = sorted(
+        (line["number"], line["to"])
+        for line in two.fleet.ledger()
+        if line["what"] == "message" and line["sender"] == own.id
+    )
+    assert noted == sorted(
+        [*((number, first.id) for number in levels), *((number, one.id) for number in (105, 106) for one in found)]
+    )
 
 
 async def test_what_a_handler_raises_comes_back_as_handler_failed(two: Running) -> None:
@@ -147,7 +159,9 @@ async def test_what_a_handler_raises_comes_back_as_handler_failed(two: Running) 
         there = (await talkers(node, 2 * AGENTS))[0]
         with pytest.raises(HandlerFailed, match=r"ValueError: no such page"):
             await node.ask(there.id, {"do": "raise", "say": "no such page"})
-        assert isinstance(await node.send(there.id, {"do": "raise", "say": "again"}), Receipt), "it was accepted: what came of it was not asked"
+        assert isinstance(await node.send(there.id, {"do": "raise", "say": "again"}), Receipt), (
+            "it was accepted: what came of it was not asked"
+        )
         assert (await node.ask(there.id, {"do": "echo", "say": 1}))["said"] == 1
 
 
@@ -174,9 +188,14 @@ async def test_a_full_inbox_is_backpressure_and_the_connection_goes_on(two: Runn
     async with two.place.node() as node:
         senders = await node.spawn(Silent, count=50)
         there = (await talkers(node, 2 * AGENTS))[0]
-        near = next(one for one in await node.discovery.query(TALKERS) if one.node_key == there.node_key and one.id != there.id)
+        near = next(
+            one for one in await node.discovery.query(TALKERS) if one.node_key == there.node_key and one.id != there.id
+        )
         await node.send(there.id, {"do": "hold"})
-        await wait_until(lambda: any(line["what"] == "hold" and line["to"] == there.id for line in two.fleet.ledger()), what="the agent is busy")
+        await wait_until(
+            lambda: any(line["what"] == "hold" and line["to"] == there.id for line in two.fleet.ledger()),
+            what="the agent is busy",
+        )
         outcomes: list[str] = []
 
         async def fill(sender: Agent) -> None:
@@ -198,7 +217,9 @@ async def test_a_full_inbox_is_backpressure_and_the_connection_goes_on(two: Runn
 
 
 @each_store_and_transport
-async def test_agents_of_a_stopped_process_vanish_and_messages_to_them_end_in_an_error(two: Running, tmp_path: Path) -> None:
+async def test_agents_of_a_stopped_process_vanish_and_messages_to_them_end_in_an_error(
+    two: Running, tmp_path: Path
+) -> None:
     third = two.place.fleet(tmp_path)
     try:
         async with two.place.node() as node:

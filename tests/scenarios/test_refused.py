@@ -1,4 +1,6 @@
-"""What this release does not have is refused with an error that says so and what to use instead, before anything is started; never half done."""
+"""What this release does not have is refused with an error that says so and what to use instead, before anything is
+started; never half done.
+"""
 
 from __future__ import annotations
 
@@ -58,17 +60,33 @@ PLAIN = ("mine:Plain", "--pool", "p")
     ("arguments", "config", "texts"),
     [
         ((*PLAIN, "--transport", "wss://127.0.0.1:0"), "", ["wss://", "not supported by this release", "ws://"]),
-        ((*PLAIN, "--plugin", "ws", "--transport", "wss://127.0.0.1:0/x"), "", ["wss://", "not supported by this release", "ws://"]),
+        (
+            (*PLAIN, "--plugin", "ws", "--transport", "wss://127.0.0.1:0/x"),
+            "",
+            ["wss://", "not supported by this release", "ws://"],
+        ),
         ((*PLAIN, "--plugin", "tcp", "--transport", "tcps://127.0.0.1:0"), "", ["tcps"]),
         ((*PLAIN, "--plugin", "tcp", "--transport", "tls://127.0.0.1:0"), "", ["tls"]),
         ((*PLAIN, "--plugin", "redis", "--store", "redis+sentinel://h:26379/0"), "", ["redis+sentinel", "Sentinel"]),
         ((*PLAIN, "--store", "redis+sentinel://h:26379/0"), "", ["redis+sentinel", "Sentinel"]),
         ((*PLAIN, "--plugin", "redis", "--store", "redis+cluster://h:6379"), "", ["redis+cluster", "Cluster"]),
-        ((*PLAIN, "--plugin", "sql", "--store", "mysql://h/d"), "", ["mysql", "not supported by this release", "postgresql://"]),
+        (
+            (*PLAIN, "--plugin", "sql", "--store", "mysql://h/d"),
+            "",
+            ["mysql", "not supported by this release", "postgresql://"],
+        ),
         ((*PLAIN, "--store", "postgresql+psycopg://h/d"), "", ["postgresql+psycopg", "asyncpg", "postgresql://"]),
         ((*PLAIN, "--store", "mysql://h/d"), "", ["mysql", "not supported by this release", "postgresql://"]),
-        ((*PLAIN, "--plugin", "sql", "--store", "mariadb://h/d"), "", ["mariadb", "not supported by this release", "postgresql://"]),
-        ((*PLAIN, "--plugin", "sql", "--store", "sqlite:///state.db"), "", ["sqlite", "not supported by this release", "file:PATH"]),
+        (
+            (*PLAIN, "--plugin", "sql", "--store", "mariadb://h/d"),
+            "",
+            ["mariadb", "not supported by this release", "postgresql://"],
+        ),
+        (
+            (*PLAIN, "--plugin", "sql", "--store", "sqlite:///state.db"),
+            "",
+            ["sqlite", "not supported by this release", "file:PATH"],
+        ),
         ((*PLAIN, "--health", "127.0.0.1:8080"), "", ["--health", "this release does not have a health endpoint"]),
         (PLAIN, 'health = "127.0.0.1:8080"', ["health", "this release does not have a health endpoint"]),
         (PLAIN, "tls = true", ["tls: unknown key; known are", "require_tls"]),
@@ -84,7 +102,10 @@ def test_a_run_that_needs_what_is_missing_is_refused_at_start(
     assert (code, out) == (3, ""), err
     assert [text for text in texts if text not in err] == [], err
     assert "Traceback" not in err and "internal error" not in err
-    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == ["converge.toml", "mine.py"], "something was begun"
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == [
+        "converge.toml",
+        "mine.py",
+    ], "something was begun"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +116,9 @@ def test_a_run_that_needs_what_is_missing_is_refused_at_start(
         (["plugins", "check"], 'Unknown command "check"'),
     ],
 )
-def test_a_command_of_a_later_release_is_unknown(folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], text: str) -> None:
+def test_a_command_of_a_later_release_is_unknown(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], text: str
+) -> None:
     code = main(words)
     assert (code, text in capsys.readouterr().err) == (2, True)
 

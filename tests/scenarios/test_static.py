@@ -1,4 +1,6 @@
-"""Nodes with static discovery find each other by nothing but a list of endpoints: no store is shared, and what they tell is verified."""
+"""Nodes with static discovery find each other by nothing but a list of endpoints: no store is shared, and what they
+tell is verified.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,15 @@ class Quiet(Agent):
 def node(transport: str, *endpoints: str, file: str = "", **more: object) -> Node:
     options = {"static": {"file": file} if file else {"endpoints": list(endpoints)}}
     plugins = [] if transport.startswith("local") or not transport else [transport.partition(":")[0]]
-    return Node(transport=transport, discovery="static", options=options, plugins=plugins, poll_sec=POLL_SEC, lease_sec=1.0, **more)  # type: ignore[arg-type]
+    return Node(
+        transport=transport,
+        discovery="static",
+        options=options,
+        plugins=plugins,
+        poll_sec=POLL_SEC,
+        lease_sec=1.0,
+        **more,  # type: ignore[arg-type]
+    )
 
 
 async def names(one: Node) -> set[str]:
@@ -130,7 +140,11 @@ async def test_endpoints_come_from_a_file_that_may_change(tmp_path: Path) -> Non
 
 
 async def test_a_node_cannot_tell_of_the_agents_of_another(caplog: pytest.LogCaptureFixture) -> None:
-    async with node("local:first") as first, node("local:second", "local:first") as second, node("local:third", "local:second") as third:
+    async with (
+        node("local:first") as first,
+        node("local:second", "local:first") as second,
+        node("local:third", "local:second") as third,
+    ):
         (there,) = await first.spawn(Echo)
         await knows(second, there)
         second.network.announced.signed[there.id] = second.discovery.directory.signed(there.id)

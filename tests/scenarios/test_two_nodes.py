@@ -1,4 +1,6 @@
-"""Two nodes of one process: what their links do to the code around them, and what strangers and outages do to their links."""
+"""Two nodes of one process: what their links do to the code around them, and what strangers and outages do to their
+links.
+"""
 
 from __future__ import annotations
 
@@ -68,8 +70,10 @@ async def test_agents_that_have_just_started_are_heard_at_once(url: str, other: 
             assert await own.ask(other.id, number) == number
 
 
-async def test_nodes_that_know_each_other_talk_on_while_the_store_is_away(url: str, other: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converge.services.opened.CLOCK_FRESH_SEC", 0.0)
+async def test_nodes_that_know_each_other_talk_on_while_the_store_is_away(
+    url: str, other: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converge.services.store.handle.CLOCK_FRESH_SEC", 0.0)
 
     async def away(*_: object, **__: object) -> None:
         raise StoreUnavailable("pulled out")
@@ -99,10 +103,12 @@ async def test_nodes_that_know_each_other_talk_on_while_the_store_is_away(url: s
 )
 async def test_a_record_that_is_no_descriptor_hides_no_agent(url: str, other: Agent, value: bytes) -> None:
     async with node_at(url) as node:
-        lease = await node.opened.lease()
+        lease = await node.handle.lease()
         stranger = Identity.generate(node.env.entropy).id
-        commits = await node.opened.commits()
-        await commits.commit([Batch([lease.check()], [(AGENT(lease.id, stranger), value), (AGENT(lease.id, other.id), value)])])
+        commits = await node.handle.commits()
+        await commits.commit(
+            [Batch([lease.check()], [(AGENT(lease.id, stranger), value), (AGENT(lease.id, other.id), value)])]
+        )
         (own,) = await node.spawn(Echo)
         assert await own.ask(other.id, 1) == 1
         found = {one.id for one in await node.discovery.query(DiscoveryQuery(), refresh_from_store=True)}
@@ -114,7 +120,9 @@ async def test_a_record_that_is_no_descriptor_hides_no_agent(url: str, other: Ag
 class TestImpostor:
     """Whoever can write to the store, or has a node of the network, speaks for no agent but its own (G12)."""
 
-    async def test_a_descriptor_for_the_id_of_another_is_refused_and_moves_no_message(self, url: str, other: Agent) -> None:
+    async def test_a_descriptor_for_the_id_of_another_is_refused_and_moves_no_message(
+        self, url: str, other: Agent
+    ) -> None:
         async with node_at(url) as impostor, node_at(url) as node:
             (own,) = await node.spawn(Echo)
             own_key = impostor.identity
@@ -123,21 +131,30 @@ class TestImpostor:
                 public_key=own_key.public_key.hex(),
                 node_key=own_key.public_key.hex(),
                 endpoints=impostor.network.endpoints,
-                lease=(await impostor.opened.lease()).id.hex(),
+                lease=(await impostor.handle.lease()).id.hex(),
                 sequence=2**60,
             )
             forged = sign_descriptor(own_key, claimed, "converge")
             stolen = attrs.evolve(claimed, public_key=other.identity.public_key.hex())
             for signed in (forged, sign_descriptor(own_key, stolen, "converge")):
                 await impostor.network.sightings.publish([Sighting(other.id, impostor.network.endpoints, signed)])
-                (seen,) = [one for one in await node.discovery.query(DiscoveryQuery(), refresh_from_store=True) if one.id == other.id]
-                assert (seen.node_key, seen.public_key) == (other.node.identity.public_key.hex(), other.identity.public_key.hex())
+                (seen,) = [
+                    one
+                    for one in await node.discovery.query(DiscoveryQuery(), refresh_from_store=True)
+                    if one.id == other.id
+                ]
+                assert (seen.node_key, seen.public_key) == (
+                    other.node.identity.public_key.hex(),
+                    other.identity.public_key.hex(),
+                )
                 assert node.discovery.directory.refused > 0
                 assert await own.ask(other.id, "who") == "who"
                 with pytest.raises(Undeliverable, match="no descriptor of the sender names the node"):
                     await impostor.send(own.id, "hello", sender=other.id)
 
-    async def test_a_node_that_the_senders_descriptor_does_not_name_is_not_believed(self, url: str, other: Agent) -> None:
+    async def test_a_node_that_the_senders_descriptor_does_not_name_is_not_believed(
+        self, url: str, other: Agent
+    ) -> None:
         async with node_at(url) as impostor, node_at(url) as node:
             (own,) = await node.spawn(Echo)
             with pytest.raises(Undeliverable, match="no descriptor of the sender names the node"):
@@ -153,18 +170,26 @@ class TestImpostor:
                 assert await impostor.ask(gone.id, 1) == 1
                 (signed,) = (one.descriptor for one in await impostor.network.sightings.snapshot() if one.id == gone.id)
                 await impostor.network.sightings.publish([Sighting(gone.id, node.network.endpoints, signed)])
-            assert gone.id not in {one.id for one in await impostor.discovery.query(DiscoveryQuery(), refresh_from_store=True)}
-            assert gone.id not in {one.id for one in await other.node.discovery.query(DiscoveryQuery(), refresh_from_store=True)}
+            assert gone.id not in {
+                one.id for one in await impostor.discovery.query(DiscoveryQuery(), refresh_from_store=True)
+            }
+            assert gone.id not in {
+                one.id for one in await other.node.discovery.query(DiscoveryQuery(), refresh_from_store=True)
+            }
 
     async def test_a_node_at_the_address_of_another_gets_no_message_for_it(self, url: str, other: Agent) -> None:
         """The descriptor is genuine; who answers at its endpoint has another key."""
         async with node_at(url) as impostor, node_at(url) as node:
             (own,) = await node.spawn(Echo)
             lured = attrs.evolve(
-                AgentDescriptor(id=other.id, public_key=other.identity.public_key.hex(), node_key=other.node.identity.public_key.hex()),
+                AgentDescriptor(
+                    id=other.id,
+                    public_key=other.identity.public_key.hex(),
+                    node_key=other.node.identity.public_key.hex(),
+                ),
                 endpoints=impostor.network.endpoints,
                 sequence=2**60,
-                lease=(await other.node.opened.lease()).id.hex(),
+                lease=(await other.node.handle.lease()).id.hex(),
             )
             signed = sign_descriptor(other.identity, lured, "converge")
             await other.node.network.sightings.publish([Sighting(other.id, impostor.network.endpoints, signed)])

@@ -1,4 +1,6 @@
-"""What stands between two nodes: it reads nothing, and cuts cost no message its receipt, its order or its uniqueness."""
+"""What stands between two nodes: it reads nothing, and cuts cost no message its receipt, its order or its
+uniqueness.
+"""
 
 from __future__ import annotations
 
@@ -56,15 +58,22 @@ async def between(place: Place, folder: Path) -> AsyncIterator[Between]:
     scheme = place.transport.partition(":")[0]
     fleet = place.fleet(folder)
     try:
-        async with byte_proxy(f"{scheme}://127.0.0.1:{there}") as to_there, byte_proxy(f"{scheme}://127.0.0.1:{here}") as to_here:
+        async with (
+            byte_proxy(f"{scheme}://127.0.0.1:{there}") as to_there,
+            byte_proxy(f"{scheme}://127.0.0.1:{here}") as to_here,
+        ):
             ports = [proxy.address.rpartition(":")[2] for proxy in (to_there, to_here)]
-            fleet.start("--transport", f"{scheme}://127.0.0.1:{there}", "--advertise", f"127.0.0.1:{ports[0]}", agents=2)
+            fleet.start(
+                "--transport", f"{scheme}://127.0.0.1:{there}", "--advertise", f"127.0.0.1:{ports[0]}", agents=2
+            )
             async with place.node(transport=f"{scheme}://127.0.0.1:{here}", advertise=f"127.0.0.1:{ports[1]}") as node:
                 found: list[AgentDescriptor] = []
 
                 async def are_there() -> bool:
                     known = await node.discovery.query(DiscoveryQuery(capabilities=["talk"]))
-                    found[:] = [one for one in known if one.endpoints[0].rstrip("/") == f"{scheme}://127.0.0.1:{ports[0]}"]
+                    found[:] = [
+                        one for one in known if one.endpoints[0].rstrip("/") == f"{scheme}://127.0.0.1:{ports[0]}"
+                    ]
                     return len(found) == 2
 
                 await wait_until(are_there, timeout=30, what="the other process is known")
@@ -91,7 +100,11 @@ async def test_nothing_of_a_message_can_be_read_on_the_wire(place: Place, tmp_pa
         recorded = wire.recorded()
         ids = [own.id, wire.there[0].id, wire.node.identity.id, wire.node.settings.network]
     assert len(recorded) > 2 * sum(map(len, canaries)), "the messages went past the proxy, so it proves nothing"
-    readable = [word for word in [*canaries, *ids] if word.encode() in recorded or base64.b64encode(word.encode()).rstrip(b"=")[:-1] in recorded]
+    readable = [
+        word
+        for word in [*canaries, *ids]
+        if word.encode() in recorded or base64.b64encode(word.encode()).rstrip(b"=")[:-1] in recorded
+    ]
     assert not readable
 
 
@@ -126,7 +139,9 @@ async def test_cuts_lose_no_message_silently_repeat_none_and_keep_the_order(plac
     assert sum(map(len, accepted.values())) > MESSAGES, f"hardly anything got through: {errors[:3]}"
     for pair, numbers in handled.items():
         assert numbers == sorted(set(numbers)), f"{pair}: out of order, or twice: {numbers}"
-        assert set(accepted[pair]) <= set(numbers), f"{pair}: accepted and not handled: {set(accepted[pair]) - set(numbers)}"
+        assert set(accepted[pair]) <= set(numbers), (
+            f"{pair}: accepted and not handled: {set(accepted[pair]) - set(numbers)}"
+        )
 
 
 async def _cut(proxy: ByteProxy, chance: random.Random, is_talking: Callable[[], bool]) -> None:
@@ -137,7 +152,11 @@ async def _cut(proxy: ByteProxy, chance: random.Random, is_talking: Callable[[],
         seen: bytearray = getattr(proxy, f"seen_{way}")
         limit = len(seen) + chance.randrange(1, 1_500)
         setattr(proxy, f"cut_{way}_after", limit)
-        await wait_until(lambda seen=seen, limit=limit: len(seen) >= limit or not is_talking(), timeout=20, what="enough bytes for a cut")  # type: ignore[misc]
+        await wait_until(
+            lambda seen=seen, limit=limit: len(seen) >= limit or not is_talking(),  # type: ignore[misc]
+            timeout=20,
+            what="enough bytes for a cut",
+        )
         setattr(proxy, f"cut_{way}_after", None)
         cuts += 1
     assert cuts == CUTS, f"the messages were through after {cuts} cuts"

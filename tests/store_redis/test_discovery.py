@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from converge.builtin.store_discovery.plugin import STORE_DISCOVERY
-from converge.services.opening import open_store
+from converge.services.store.opening import open_store
 from converge.testing import DiscoveryContract
 from converge.testing.discovery import Opening
 

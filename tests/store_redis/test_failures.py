@@ -37,7 +37,8 @@ from converge_store_redis._errors import of_call
 
 TAKE = Take([Range(READY(bytes(16)))], 100, HELD(bytes(16)), (bytes(16),))
 ALLOWED = (
-    "+ping", "+select", "+client|setinfo", "+info", "+time", "+evalsha", "+eval", "+hmget", "+hset", "+hdel", "+incr", "+zadd", "+zrem", "+zpopmin",
+    "+ping", "+select", "+client|setinfo", "+info", "+time", "+evalsha", "+eval", "+hmget", "+hset", "+hdel", "+incr",
+    "+zadd", "+zrem", "+zpopmin",
     "+zrangebylex", "+zlexcount", "+zremrangebyscore", "+pexpire", "+publish", "+subscribe",
 )  # fmt: skip
 """The commands that the store needs; its README names them, too."""
@@ -70,7 +71,9 @@ async def test_a_connection_cut_before_the_answer_leaves_the_outcome_unknown_and
     proxy: CutProxy, options: RedisOptions, store: RedisStore
 ) -> None:
     async with RedisStore.open(proxy.url, options) as far:
-        await far.commit([Batch(puts=[(POOL("q"), b"1")])])  # now the server knows the script, so that the cut answer is the write's
+        await far.commit(
+            [Batch(puts=[(POOL("q"), b"1")])]
+        )  # now the server knows the script, so that the cut answer is the write's
         proxy.cut(Cut.AFTER)
         with pytest.raises(OutcomeUnknown):
             await far.commit([PUT])
@@ -82,7 +85,9 @@ async def test_a_connection_cut_before_the_answer_leaves_the_outcome_unknown_and
         assert await far.get([POOL("p")]) == await store.get([POOL("p")])
 
 
-async def test_a_connection_cut_before_the_request_leaves_nothing(proxy: CutProxy, options: RedisOptions, store: RedisStore) -> None:
+async def test_a_connection_cut_before_the_request_leaves_nothing(
+    proxy: CutProxy, options: RedisOptions, store: RedisStore
+) -> None:
     async with RedisStore.open(proxy.url, options) as far:
         proxy.cut(Cut.BEFORE)
         with pytest.raises((OutcomeUnknown, NotApplied)):
@@ -91,7 +96,9 @@ async def test_a_connection_cut_before_the_request_leaves_nothing(proxy: CutProx
 
 
 @pytest.mark.parametrize("moment", Cut)
-async def test_a_read_that_is_cut_is_not_reported_as_an_unknown_outcome(proxy: CutProxy, options: RedisOptions, moment: Cut) -> None:
+async def test_a_read_that_is_cut_is_not_reported_as_an_unknown_outcome(
+    proxy: CutProxy, options: RedisOptions, moment: Cut
+) -> None:
     async with RedisStore.open(proxy.url, options) as far:
         for read in (far.time(), far.get([POOL("p")]), far.scan([Range(POOL())]), far.count([POOL()])):
             proxy.cut(moment)
@@ -141,7 +148,9 @@ async def test_after_a_restart_of_the_server_the_same_handle_goes_on(tmp_path: P
         (first,) = await store.commit([PUT])
         assert isinstance(first, Committed)
     try:
-        with pytest.raises((StoreUnavailable, OutcomeUnknown)):  # the second if the end of the connection has not been seen yet
+        with pytest.raises(
+            (StoreUnavailable, OutcomeUnknown)
+        ):  # the second if the end of the connection has not been seen yet
             await store.commit([PUT])
         with pytest.raises(StoreUnavailable):
             await store.commit([PUT])
@@ -176,7 +185,10 @@ async def test_a_full_server_refuses_whole_calls_and_is_used_again_when_it_has_r
 
 
 async def test_a_server_that_may_delete_tasks_silently_is_refused() -> None:
-    with redis_server(options=("--maxmemory-policy", "allkeys-lru")) as url, pytest.raises(StoreRefused, match="maxmemory-policy allkeys-lru"):
+    with (
+        redis_server(options=("--maxmemory-policy", "allkeys-lru")) as url,
+        pytest.raises(StoreRefused, match="maxmemory-policy allkeys-lru"),
+    ):
         async with RedisStore.open(url):
             pass
 
@@ -190,7 +202,9 @@ async def test_a_server_that_may_delete_tasks_silently_is_refused() -> None:
         (("--appendonly", "no", "--appendfsync", "always"), Durability.D0),
     ],
 )
-async def test_the_durability_class_is_what_the_servers_settings_give(settings: tuple[str, ...], durability: Durability) -> None:
+async def test_the_durability_class_is_what_the_servers_settings_give(
+    settings: tuple[str, ...], durability: Durability
+) -> None:
     with redis_server(options=settings) as url:
         async with RedisStore.open(url) as store, store.reopen() as other:
             assert (store.durability, other.durability) == (durability, durability)
@@ -231,15 +245,23 @@ async def test_a_wrong_password_is_refused_and_not_repeated(monkeypatch: pytest.
             with pytest.raises(StoreRefused) as wrong:
                 async with RedisStore.open(place, options):
                     pass
-            shown = "".join(traceback.format_exception(wrong.value)) + "".join(traceback.format_exception(missing.value)) + repr(options)
+            shown = (
+                "".join(traceback.format_exception(wrong.value))
+                + "".join(traceback.format_exception(missing.value))
+                + repr(options)
+            )
             assert canary not in shown
 
 
-async def test_the_password_comes_from_its_file_the_url_or_the_environment_in_this_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_the_password_comes_from_its_file_the_url_or_the_environment_in_this_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "password").write_text("right\nsecond line\n")
     with redis_server() as url:
         await ask_for_password(url)
-        async with RedisStore.open(url.replace("//", "//:wrong@"), RedisOptions(password_file=tmp_path / "password")) as store:
+        async with RedisStore.open(
+            url.replace("//", "//:wrong@"), RedisOptions(password_file=tmp_path / "password")
+        ) as store:
             assert await store.get([POOL("p")]) == [None]
         monkeypatch.setenv("CONVERGE_REDIS_PASSWORD", "right")
         async with RedisStore.open(url) as store:
@@ -249,7 +271,9 @@ async def test_the_password_comes_from_its_file_the_url_or_the_environment_in_th
             assert await store.get([POOL("p")]) == [None]
 
 
-async def test_a_password_file_that_cannot_be_read_is_an_error_of_the_configuration(redis_url: str, tmp_path: Path) -> None:
+async def test_a_password_file_that_cannot_be_read_is_an_error_of_the_configuration(
+    redis_url: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="password_file"):
         async with RedisStore.open(redis_url, RedisOptions(password_file=tmp_path / "nowhere")):
             pass
@@ -257,7 +281,10 @@ async def test_a_password_file_that_cannot_be_read_is_an_error_of_the_configurat
 
 async def test_a_replica_is_refused(redis_url: str) -> None:
     port = redis_url.rsplit(":", 1)[1].partition("/")[0]
-    with redis_server(options=("--replicaof", f"127.0.0.1 {port}")) as url, pytest.raises(StoreRefused, match="replica"):
+    with (
+        redis_server(options=("--replicaof", f"127.0.0.1 {port}")) as url,
+        pytest.raises(StoreRefused, match="replica"),
+    ):
         async with RedisStore.open(url):
             pass
 
@@ -307,7 +334,9 @@ async def test_a_server_that_never_answers_is_given_up_on() -> None:
         silent.listen()
         port = silent.getsockname()[1]
         with pytest.raises(StoreUnavailable), anyio.fail_after(5):
-            async with RedisStore.open(f"redis://127.0.0.1:{port}/0", RedisOptions(connect_timeout_sec=0.2, timeout_sec=0.2)):
+            async with RedisStore.open(
+                f"redis://127.0.0.1:{port}/0", RedisOptions(connect_timeout_sec=0.2, timeout_sec=0.2)
+            ):
                 pass
 
 
@@ -341,13 +370,24 @@ async def test_task_and_state_are_not_scanned(store: RedisStore) -> None:
     ("answer", "kind"),
     [
         ("OOM command not allowed when used memory > 'maxmemory'. script: 5f, on @user_script:65.", StoreFull),
-        ("ERR Error running script (call to f_5f): @user_script:65: -OOM command not allowed when used memory", StoreFull),
+        (
+            "ERR Error running script (call to f_5f): @user_script:65: -OOM command not allowed when used memory",
+            StoreFull,
+        ),
         ("MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.", StoreFull),
-        ("ERR Error running script (call to f_5f): @user_script:65: -READONLY You can't write against a read only replica.", StoreUnavailable),
+        (
+            "ERR Error running script (call to f_5f): @user_script:65: -READONLY You can't write against a "
+            "read only "
+            "replica.",
+            StoreUnavailable,
+        ),
         ("NOREPLICAS Not enough good replicas to write.", StoreUnavailable),
         ("BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.", StoreBusy),
         ("NOPERM User x has no permissions to run the 'evalsha' command", StoreRefused),
-        ("WRONGTYPE Operation against a key holding the wrong kind of value script: 5f, on @user_script:65.", OutcomeUnknown),
+        (
+            "WRONGTYPE Operation against a key holding the wrong kind of value script: 5f, on @user_script:65.",
+            OutcomeUnknown,
+        ),
     ],
 )
 def test_each_answer_of_a_server_means_what_it_did(answer: str, kind: type[StoreError]) -> None:

@@ -40,7 +40,9 @@ def test_a_range_holds_the_keys_under_its_prefix_and_no_neighbour() -> None:
     keys = [READY(lane, rank, bytes(16)) for lane in lanes for rank in (INT_MIN, 0, INT_MAX)]
     for lane in lanes:
         least, greatest = bounds(READY(lane), None)
-        assert [key for key in keys if least[1:] <= field(key) < greatest[1:]] == [key for key in keys if key[1] == lane]
+        assert [key for key in keys if least[1:] <= field(key) < greatest[1:]] == [
+            key for key in keys if key[1] == lane
+        ]
     least, greatest = bounds((READY,), None)
     assert all(least[1:] <= field(key) < greatest[1:] for key in keys)
 
@@ -48,7 +50,8 @@ def test_a_range_holds_the_keys_under_its_prefix_and_no_neighbour() -> None:
 def test_each_family_has_its_own_first_byte_for_ever() -> None:
     """They stand in stored data: a family that is added goes to the end."""
     assert list(TAGS) == [
-        "epoch", "task", "state", "dedup", "lane", "ready", "later", "limit", "key", "order", "held", "lease", "expiry", "dead", "notice", "done",
+        "epoch", "task", "state", "dedup", "lane", "ready", "later", "limit", "key", "order", "held", "lease",
+        "expiry", "dead", "notice", "done",
         "pool", "member", "joined", "agent",
     ]  # fmt: skip
     assert [TAGS[family] for family in TAGS] == [bytes((number,)) for number in range(1, len(TAGS) + 1)]
@@ -68,13 +71,20 @@ async def test_a_take_merges_ranges_byte_by_byte(store: RedisStore, seed: int) -
     """Rests that differ in their last bytes only, with every byte that a locale might order otherwise."""
     draw = random.Random(seed)
     lanes = [bytes((n,)) * 16 for n in range(1, 33)]
-    ids = [b"same" + bytes((a, b)) + bytes(9) + bytes((c,)) for a in (0, 1, 0x41, 0x61, 0x80, 0xFF) for b in (0, 0x20, 0xE9) for c in (0, 0x5F, 0xFF)]
+    ids = [
+        b"same" + bytes((a, b)) + bytes(9) + bytes((c,))
+        for a in (0, 1, 0x41, 0x61, 0x80, 0xFF)
+        for b in (0, 0x20, 0xE9)
+        for c in (0, 0x5F, 0xFF)
+    ]
     rests = [(rank, id_) for rank in (-1, 0, 65_535, 65_536) for id_ in ids]
     draw.shuffle(rests)
     await store.commit([Batch(puts=[(READY(draw.choice(lanes), *rest), b"") for rest in rests])])
     moved: list[Any] = []
     for limit in (1, 7, 100, 1_000):
-        taken = (await store.turn([], Take([Range(READY(lane)) for lane in lanes], limit, HELD(bytes(16)), (bytes(16),)))).taken
+        taken = (
+            await store.turn([], Take([Range(READY(lane)) for lane in lanes], limit, HELD(bytes(16)), (bytes(16),)))
+        ).taken
         assert taken is not None and not isinstance(taken, Conflict)
         heads = [head for head in taken.heads if head is not None]
         assert heads == [] or min(heads) == sorted(rests)[len(moved) + len(taken.rests)]

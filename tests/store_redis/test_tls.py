@@ -1,4 +1,6 @@
-"""`rediss://` is TLS with the system's authorities and the host's name checked; there is nothing that turns this off."""
+"""`rediss://` is TLS with the system's authorities and the host's name checked; there is nothing that turns this
+off.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,16 @@ def make_certificate(folder: Path, address: str) -> Path:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
     now = datetime.datetime.now(datetime.UTC)
     made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1))
+        x509.CertificateBuilder(
+            name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1)
+        )
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
         .sign(key, hashes.SHA256())
     )
     path = folder / f"{address}.pem"
-    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     path.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
     return path
 
@@ -81,7 +87,12 @@ async def test_a_server_with_a_trusted_certificate_is_used(
 
 @pytest.mark.parametrize(("address", "is_trusted"), [("127.0.0.1", False), ("127.0.0.2", True)])
 async def test_a_server_whose_certificate_is_unknown_or_of_another_host_is_refused(
-    redis_url: str, options: RedisOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, is_trusted: bool
+    redis_url: str,
+    options: RedisOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    is_trusted: bool,
 ) -> None:
     certificate = make_certificate(tmp_path, address)
     if is_trusted:

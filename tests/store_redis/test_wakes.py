@@ -71,11 +71,15 @@ async def test_a_wake_passes_over_handles_that_died(store: RedisStore, redis_url
         await wait_until(lambda: told.count == 2, timeout=2)
 
 
-async def test_an_entry_that_was_not_renewed_is_forgotten(store: RedisStore, redis_url: str, options: RedisOptions) -> None:
+async def test_an_entry_that_was_not_renewed_is_forgotten(
+    store: RedisStore, redis_url: str, options: RedisOptions
+) -> None:
     """A handle whose host went away keeps its connection, as far as the server can tell, for minutes."""
     names, connector = Names(options.network), Connector(redis_url, options)
     now_ms = await store.time() // 1_000
-    await connector.call("ZADD", names.sleepers("c"), now_ms - int(sleepers.KEEP_SEC * 1_000) - 1, b"gone", now_ms, b"alive")
+    await connector.call(
+        "ZADD", names.sleepers("c"), now_ms - int(sleepers.KEEP_SEC * 1_000) - 1, b"gone", now_ms, b"alive"
+    )
     async with watching(store, "c"):
         members = await connector.call("ZRANGE", names.sleepers("c"), 0, -1)
         left_ms = await connector.call("PTTL", names.sleepers("c"))
@@ -84,7 +88,9 @@ async def test_an_entry_that_was_not_renewed_is_forgotten(store: RedisStore, red
     assert 0 < left_ms <= sleepers.KEEP_SEC * 1_000
 
 
-async def test_a_wake_for_a_watch_that_was_left_goes_to_somebody_else(store: RedisStore, redis_url: str, options: RedisOptions) -> None:
+async def test_a_wake_for_a_watch_that_was_left_goes_to_somebody_else(
+    store: RedisStore, redis_url: str, options: RedisOptions
+) -> None:
     connector, names = Connector(redis_url, options), Names(options.network)
     async with store.reopen() as opened:
         other = cast("RedisStore", opened)

@@ -20,7 +20,9 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """A server without fsync: no promise tested here hangs on the disk, and thousands of tables are made and thrown away."""
+    """A server without fsync: no promise tested here hangs on the disk, and thousands of tables are made and thrown
+    away.
+    """
     with postgres_server(fsync=False) as url:
         yield url
 

@@ -64,7 +64,9 @@ async def test_a_read_that_is_cut_is_not_reported_as_an_unknown_outcome(
             await far.get([POOL("p")])
 
 
-async def test_a_call_that_is_cancelled_leaves_no_connection_behind(store: SqlStore, options: SqlOptions, postgres_url: str) -> None:
+async def test_a_call_that_is_cancelled_leaves_no_connection_behind(
+    store: SqlStore, options: SqlOptions, postgres_url: str
+) -> None:
     connection = await asyncpg.connect(postgres_url)
     try:
         await store.commit([Batch(puts=[(POOL("p"), b"1")])])
@@ -75,7 +77,9 @@ async def test_a_call_that_is_cancelled_leaves_no_connection_behind(store: SqlSt
             assert scope.cancelled_caught
         (outcome,) = await store.commit([Batch(puts=[(POOL("p"), b"3")])])
         assert isinstance(outcome, Committed)
-        waiting = "select count(*) from pg_stat_activity where application_name = 'converge' and wait_event_type = 'Lock'"
+        waiting = (
+            "select count(*) from pg_stat_activity where application_name = 'converge' and wait_event_type = 'Lock'"
+        )
 
         async def nobody_waits() -> bool:
             return int(await connection.fetchval(waiting)) == 0
@@ -123,14 +127,18 @@ async def test_a_role_without_rights_is_refused(store: SqlStore, options: SqlOpt
                 await poor.commit([Batch(puts=[(POOL("p"), b"1")])])
         assert await store.get([POOL("p")]) == [None]
         with pytest.raises(StoreRefused):
-            async with SqlStore.open(postgres_url.replace("postgres@", f"{role}@"), SqlOptions(network=f"{options.network}_x")):
+            async with SqlStore.open(
+                postgres_url.replace("postgres@", f"{role}@"), SqlOptions(network=f"{options.network}_x")
+            ):
                 pass
     finally:
         await connection.execute(f"drop owned by {role}; drop role {role}")
         await connection.close()
 
 
-async def test_a_row_that_stays_locked_is_a_busy_store_and_nothing_is_written(store: SqlStore, options: SqlOptions, postgres_url: str) -> None:
+async def test_a_row_that_stays_locked_is_a_busy_store_and_nothing_is_written(
+    store: SqlStore, options: SqlOptions, postgres_url: str
+) -> None:
     await store.commit([Batch(puts=[(POOL("p"), b"1")])])
     connection = await asyncpg.connect(postgres_url)
     try:
@@ -187,7 +195,9 @@ async def test_tables_of_a_newer_release_are_refused(store: SqlStore, options: S
             pass
 
 
-async def test_processes_that_open_a_new_network_at_once_make_its_tables_once(postgres_url: str, options: SqlOptions) -> None:
+async def test_processes_that_open_a_new_network_at_once_make_its_tables_once(
+    postgres_url: str, options: SqlOptions
+) -> None:
     async def open_and_write(number: int) -> None:
         async with SqlStore.open(postgres_url, options) as opened:
             await opened.commit([Batch(puts=[(POOL(f"p{number}"), b"1")])])
@@ -200,7 +210,9 @@ async def test_processes_that_open_a_new_network_at_once_make_its_tables_once(po
         assert len(found) == 8
 
 
-@pytest.mark.parametrize("url", ["sqlite:///state.db", "mysql://host/db", "mariadb://host/db", "postgresql+psycopg://host/db"])
+@pytest.mark.parametrize(
+    "url", ["sqlite:///state.db", "mysql://host/db", "mariadb://host/db", "postgresql+psycopg://host/db"]
+)
 async def test_a_database_of_a_later_release_is_refused_in_words(url: str) -> None:
     with pytest.raises(Unsupported, match="release"):
         async with SqlStore.open(url):
@@ -222,7 +234,9 @@ def test_a_network_that_cannot_begin_the_name_of_a_table_is_refused(network: str
         (False, "", Durability.D1),
     ],
 )
-async def test_the_class_of_durability_follows_the_settings_found(options: SqlOptions, has_fsync: bool, settings: str, expected: Durability) -> None:
+async def test_the_class_of_durability_follows_the_settings_found(
+    options: SqlOptions, has_fsync: bool, settings: str, expected: Durability
+) -> None:
     with postgres_server(fsync=has_fsync) as url:
         async with SqlStore.open(url + settings, options) as opened:
             assert opened.durability is expected
@@ -239,7 +253,9 @@ async def test_an_error_of_the_users_own_block_comes_out_as_it_is(postgres_url: 
             raise ZeroDivisionError
 
 
-async def test_the_password_comes_from_a_file_that_is_read_for_each_connection(postgres_url: str, options: SqlOptions, tmp_path: Path) -> None:
+async def test_the_password_comes_from_a_file_that_is_read_for_each_connection(
+    postgres_url: str, options: SqlOptions, tmp_path: Path
+) -> None:
     file = tmp_path / "password"
     file.write_text("canary-secret\n")
     from_file = SqlOptions(network=options.network, password_file=file)

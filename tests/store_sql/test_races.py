@@ -36,7 +36,8 @@ async def put(store: Store, *keys: Key) -> int:
 
 
 async def test_two_calls_that_each_check_what_the_other_writes_end_with_one_commit(namespace: str) -> None:
-    # Each locks the row it checks, then waits for the row it writes: a deadlock, which the server ends and the store runs again.
+    # Each locks the row it checks, then waits for the row it writes: a deadlock, which the server ends and the store
+    # runs again.
     with postgres_server(fsync=False, options=["deadlock_timeout=10ms"]) as url:
         async with SqlStore.open(url, SqlOptions(network=namespace)) as one, one.reopen() as two:
             x, y = POOL("x"), LEASE(bytes(16))
@@ -71,7 +72,9 @@ async def test_one_of_many_that_find_a_key_absent_puts_it(store: SqlStore, new_i
 
 
 @pytest.mark.parametrize("is_inherited", [False, True], ids=["overridden", "inherited"])
-async def test_no_take_outlives_the_lease_that_was_ended_under_it(store: SqlStore, new_id: Ids, is_inherited: bool) -> None:
+async def test_no_take_outlives_the_lease_that_was_ended_under_it(
+    store: SqlStore, new_id: Ids, is_inherited: bool
+) -> None:
     rounds, outlived, moved = 150, 0, 0
     async with store.reopen() as other:
         for number in range(rounds):
@@ -132,11 +135,15 @@ async def test_a_task_claimed_again_has_a_greater_token(store: SqlStore, new_id:
             if turned.taken.rests:
                 tokens.append(turned.taken.revision)
                 held = HELD(lease, 1, id_, nonce)
-                (outcome,) = await handle.commit([Batch([(held, turned.taken.revision)], [(READY(lane, 1, id_), b"")], [held])])
+                (outcome,) = await handle.commit(
+                    [Batch([(held, turned.taken.revision)], [(READY(lane, 1, id_), b"")], [held])]
+                )
                 assert isinstance(outcome, Committed)
 
     async with store.reopen() as other:
-        await together(lambda: claim_and_put_back(store), lambda: claim_and_put_back(store), lambda: claim_and_put_back(other))
+        await together(
+            lambda: claim_and_put_back(store), lambda: claim_and_put_back(store), lambda: claim_and_put_back(other)
+        )
     assert len(tokens) >= 60
     assert tokens == sorted(set(tokens))
 
@@ -182,6 +189,7 @@ async def test_a_writer_is_not_starved_by_those_who_check_what_it_writes(store: 
 
     async with store.reopen() as other, store.reopen() as third:
         *_, worst = await together(
-            *(lambda handle=handle: take(handle) for handle in (store, store, store, other, other, other)), lambda: write(third)
+            *(lambda handle=handle: take(handle) for handle in (store, store, store, other, other, other)),
+            lambda: write(third),
         )
     assert worst < 2.0

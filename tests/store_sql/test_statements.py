@@ -15,7 +15,9 @@ from converge_store_sql import SqlOptions, SqlStore
 Ids = Callable[[], bytes]
 
 
-async def test_the_view_shows_each_task_with_its_place(store: SqlStore, options: SqlOptions, postgres_url: str, new_id: Ids) -> None:
+async def test_the_view_shows_each_task_with_its_place(
+    store: SqlStore, options: SqlOptions, postgres_url: str, new_id: Ids
+) -> None:
     lane, lease, ready, later, held = (new_id() for _ in range(5))
     spec = b'{"pool":"docs"}'
     await store.commit(
@@ -37,9 +39,18 @@ async def test_the_view_shows_each_task_with_its_place(store: SqlStore, options:
 
 async def test_every_lookup_of_a_turn_is_by_index(store: SqlStore, postgres_url: str, new_id: Ids) -> None:
     lane, lease = new_id(), new_id()
-    (outcome,) = await store.commit([Batch(puts=[(LEASE(lease), b""), *((READY(lane, n, new_id()), b"") for n in range(50))])])
+    (outcome,) = await store.commit(
+        [Batch(puts=[(LEASE(lease), b""), *((READY(lane, n, new_id()), b"") for n in range(50))])]
+    )
     assert isinstance(outcome, Committed)
-    take = Take([Range(READY(lane)), Range(READY(new_id()))], 10, HELD(lease), (new_id(),), [(LEASE(lease), outcome.revision)], [TASK, STATE])
+    take = Take(
+        [Range(READY(lane)), Range(READY(new_id()))],
+        10,
+        HELD(lease),
+        (new_id(),),
+        [(LEASE(lease), outcome.revision)],
+        [TASK, STATE],
+    )
     texts: list[tuple[str, tuple[object, ...]]] = []
     run = store._connections.run
 
@@ -52,7 +63,11 @@ async def test_every_lookup_of_a_turn_is_by_index(store: SqlStore, postgres_url:
     ((text, arguments),) = texts
     async with store._connections.driver() as driver:
         plan = [row[0] for row in await driver.fetch(f"explain {text}", *arguments)]
-    tables = [line for line in plan if " on " in line and "Scan" in line and "CTE Scan" not in line and "Function Scan" not in line]
+    tables = [
+        line
+        for line in plan
+        if " on " in line and "Scan" in line and "CTE Scan" not in line and "Function Scan" not in line
+    ]
     assert len(tables) >= 6
     assert [line for line in tables if "Seq Scan" in line or "Bitmap" in line] == []
 
@@ -94,6 +109,8 @@ async def test_every_family_keeps_its_keys_as_they_were(store: SqlStore, new_id:
 
 async def test_more_calls_than_connections_wait_their_turn(postgres_url: str, options: SqlOptions) -> None:
     async with SqlStore.open(postgres_url, SqlOptions(network=options.network, connections=1)) as narrow:
-        answers = await asyncio.gather(*(narrow.commit([Batch(puts=[(LEASE(n.to_bytes(16)), b"")])]) for n in range(20)))
+        answers = await asyncio.gather(
+            *(narrow.commit([Batch(puts=[(LEASE(n.to_bytes(16)), b"")])]) for n in range(20))
+        )
         revisions = [answer[0].revision for answer in answers if isinstance(answer[0], Committed)]
         assert len(set(revisions)) == 20

@@ -69,11 +69,15 @@ async def test_what_was_committed_can_be_read_when_the_sleeper_looks(store: SqlS
         await wait_until(lambda: seen[-1] == b"9")
 
 
-async def test_a_sleeper_whose_connection_died_does_not_swallow_a_wake(store: SqlStore, server: asyncpg.Connection, options: SqlOptions) -> None:
+async def test_a_sleeper_whose_connection_died_does_not_swallow_a_wake(
+    store: SqlStore, server: asyncpg.Connection, options: SqlOptions
+) -> None:
     gone = await asyncpg.connect(**_address(server))
     pid = gone.get_server_pid()
     await gone.close()
-    await server.execute(f"insert into {options.network}_waiter (channel, listener, pid) values ('lane', 'dead', {pid})")
+    await server.execute(
+        f"insert into {options.network}_waiter (channel, listener, pid) values ('lane', 'dead', {pid})"
+    )
     watcher = Watcher(store, "lane")
     async with anyio.create_task_group() as group:
         group.start_soon(watcher.run)
@@ -84,9 +88,13 @@ async def test_a_sleeper_whose_connection_died_does_not_swallow_a_wake(store: Sq
         group.cancel_scope.cancel()
 
 
-async def test_a_sleeper_that_has_not_shown_itself_does_not_swallow_a_wake(store: SqlStore, server: asyncpg.Connection, options: SqlOptions) -> None:
+async def test_a_sleeper_that_has_not_shown_itself_does_not_swallow_a_wake(
+    store: SqlStore, server: asyncpg.Connection, options: SqlOptions
+) -> None:
     await server.execute(
-        f"insert into {options.network}_waiter (channel, listener, pid, seen) values ('lane', 'late', pg_backend_pid(), now() - interval '31 s')"
+        f"insert into {options.network}_waiter (channel, listener, pid, seen) values ('lane', 'late', "
+        f"pg_backend_pid(), now() - interval '31 "
+        f"s')"
     )
     watcher = Watcher(store, "lane")
     async with anyio.create_task_group() as group:
@@ -97,7 +105,9 @@ async def test_a_sleeper_that_has_not_shown_itself_does_not_swallow_a_wake(store
         group.cancel_scope.cancel()
 
 
-async def test_a_listener_that_lost_its_connection_listens_again_and_looks(store: SqlStore, server: asyncpg.Connection, options: SqlOptions) -> None:
+async def test_a_listener_that_lost_its_connection_listens_again_and_looks(
+    store: SqlStore, server: asyncpg.Connection, options: SqlOptions
+) -> None:
     watcher = Watcher(store, "lane")
     async with anyio.create_task_group() as group:
         group.start_soon(watcher.run)
@@ -109,7 +119,9 @@ async def test_a_listener_that_lost_its_connection_listens_again_and_looks(store
         group.cancel_scope.cancel()
 
 
-async def test_a_watch_that_ends_leaves_no_row_and_passes_its_wake_on(store: SqlStore, server: asyncpg.Connection, options: SqlOptions) -> None:
+async def test_a_watch_that_ends_leaves_no_row_and_passes_its_wake_on(
+    store: SqlStore, server: asyncpg.Connection, options: SqlOptions
+) -> None:
     async with store.reopen() as other:
         assert isinstance(other, SqlStore)
         leaving, staying = Watcher(store, "lane"), Watcher(other, "lane")

@@ -53,7 +53,10 @@ async def test_a_name_is_looked_up() -> None:
 
 
 async def test_many_short_frames_do_not_hide_one_that_stalls() -> None:
-    async with TcpTransport.open(TcpOptions(frame_sec=0.2)) as transport, transport.listen("tcp://127.0.0.1:0") as listener:
+    async with (
+        TcpTransport.open(TcpOptions(frame_sec=0.2)) as transport,
+        transport.listen("tcp://127.0.0.1:0") as listener,
+    ):
         host, port = parse(listener.address)
         async with await anyio.connect_tcp(host, port) as stream:
             far = await listener.accept()
@@ -64,7 +67,10 @@ async def test_many_short_frames_do_not_hide_one_that_stalls() -> None:
 
 
 async def test_an_idle_channel_is_not_taken_for_a_stalled_one() -> None:
-    async with TcpTransport.open(TcpOptions(frame_sec=0.1)) as transport, transport.listen("tcp://127.0.0.1:0") as listener:
+    async with (
+        TcpTransport.open(TcpOptions(frame_sec=0.1)) as transport,
+        transport.listen("tcp://127.0.0.1:0") as listener,
+    ):
         near = await transport.connect(listener.address)
         far = await listener.accept()
         with anyio.move_on_after(0.3) as scope:

@@ -30,7 +30,10 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 @contextlib.asynccontextmanager
 async def listening(path: str = "/") -> AsyncIterator[tuple[WsTransport, Listener]]:
     with anyio.fail_after(30):
-        async with WsTransport.open(WsOptions(connect_sec=1.0)) as transport, transport.listen(f"ws://127.0.0.1:0{path}") as listener:
+        async with (
+            WsTransport.open(WsOptions(connect_sec=1.0)) as transport,
+            transport.listen(f"ws://127.0.0.1:0{path}") as listener,
+        ):
             yield transport, listener
 
 
@@ -64,7 +67,9 @@ async def test_another_path_of_the_port_is_somebody_elses() -> None:
         assert await far.receive() == [b"here"]
 
 
-@pytest.mark.parametrize("address", ["ws://host", "http://host:1/", "ws://user:secret@host:1/", "ws://host:1/?x=1", "ws://host:1/#x", ""])
+@pytest.mark.parametrize(
+    "address", ["ws://host", "http://host:1/", "ws://user:secret@host:1/", "ws://host:1/?x=1", "ws://host:1/#x", ""]
+)
 async def test_an_address_that_is_not_host_port_and_path_is_refused_on_both_sides(address: str) -> None:
     async with WsTransport.open(WsOptions()) as transport:
         with pytest.raises(ConnectFailed):
@@ -80,7 +85,10 @@ async def test_a_head_of_eight_kibibytes_is_the_longest() -> None:
         fits = UPGRADE.format(path="/", more="X: " + "y" * (HEAD_BYTES - bare) + "\r\n")
         assert len(fits) == HEAD_BYTES
         assert (await answer_to(listener, fits)).startswith("HTTP/1.1 101")
-        assert await answer_to(listener, UPGRADE.format(path="/", more="X: " + "y" * (HEAD_BYTES - bare + 1) + "\r\n")) == ""
+        assert (
+            await answer_to(listener, UPGRADE.format(path="/", more="X: " + "y" * (HEAD_BYTES - bare + 1) + "\r\n"))
+            == ""
+        )
         assert await answer_to(listener, "GET / HTTP/1.1\r\n" + "X: yyyyyyyyyyyyyyyy\r\n" * 500) == ""
 
 
@@ -105,7 +113,9 @@ async def test_a_page_of_a_browser_gets_no_channel() -> None:
 
 async def test_compression_is_not_agreed() -> None:
     async with listening() as (_, listener):
-        answer = await answer_to(listener, UPGRADE.format(path="/", more="Sec-WebSocket-Extensions: permessage-deflate\r\n"))
+        answer = await answer_to(
+            listener, UPGRADE.format(path="/", more="Sec-WebSocket-Extensions: permessage-deflate\r\n")
+        )
         assert answer.startswith("HTTP/1.1 101")
         assert "permessage-deflate" not in answer
 
@@ -162,7 +172,9 @@ def test_the_frames_of_a_call_share_messages_within_the_limit() -> None:
         pack([b"a", bytes(65_536)], 65_535)
 
 
-@pytest.mark.parametrize("message", [b"", b"\0", b"\0\0", b"\0\1", b"\0\1ab", b"\0\2a", b"\0\1a\0", b"\0\1a\0\0", b"\0\0\0\1a"])
+@pytest.mark.parametrize(
+    "message", [b"", b"\0", b"\0\0", b"\0\1", b"\0\1ab", b"\0\2a", b"\0\1a\0", b"\0\1a\0\0", b"\0\0\0\1a"]
+)
 def test_a_message_whose_lengths_do_not_add_up_is_refused(message: bytes) -> None:
     with pytest.raises(BadRecord):
         unpack(message)

@@ -22,8 +22,8 @@ from converge import (
     open_store,
 )
 from converge.model.message import Fanout
-from converge.runtime.decisions import Decision, Limits, Outcome, ReportTask, SubmitTask, Tool
-from converge.runtime.supervision import Breaker
+from converge.runtime.agents.decisions import Decision, Limits, Outcome, ReportTask, SubmitTask, Tool
+from converge.runtime.agents.supervision import Breaker
 
 
 class WordCounter(Agent):
@@ -89,7 +89,9 @@ async def managers(agent_id: str) -> None:
         task_id = await tasks.submit(Task(pool_id="docs", inputs={"text": "..."}))
         assert_type(task_id, str)
         assert_type(await tasks.submit_many([Task(pool_id="docs"), Task(pool_id="docs")]), list[str])
-        claimed = await tasks.claim(agent_id, pools=["docs"], capabilities=["count-words"], topics=None, types=None, limit=10)
+        claimed = await tasks.claim(
+            agent_id, pools=["docs"], capabilities=["count-words"], topics=None, types=None, limit=10
+        )
         assert_type(claimed, list[Task])
         for task in claimed:
             await tasks.complete(task, {"words": 3})
@@ -102,7 +104,9 @@ async def managers(agent_id: str) -> None:
         assert_type(await tasks.get(task_id), Task)
         for task in await tasks.list(state=TaskState.PENDING, pool_id="docs", limit=100):
             assert_type(task, Task)
-        found = await discovery.query(DiscoveryQuery(topics=["docs"], capabilities=["read"]), candidates=None, refresh_from_store=True)
+        found = await discovery.query(
+            DiscoveryQuery(topics=["docs"], capabilities=["read"]), candidates=None, refresh_from_store=True
+        )
         assert_type(found, list[AgentDescriptor])
 
 

@@ -1,6 +1,7 @@
 """Networks of agents: shared tasks, pools, discovery and messages.
 
-The names of `__all__` are what users write against. Each is imported when it is first used: `converge --help` needs none of them.
+The names of `__all__` are what users write against. Each is imported when it is first used: `converge --help` needs
+none of them.
 """
 
 from importlib import import_module
@@ -16,29 +17,31 @@ if TYPE_CHECKING:
     from converge.model.message import Capability, Message, Receipt, Topic
     from converge.model.pool import Pool
     from converge.model.task import Task
-    from converge.runtime.agent import Agent
+    from converge.runtime.agents.agent import Agent
     from converge.runtime.node import Node
-    from converge.services.discovery import DiscoveryService
-    from converge.services.opening import open_store
+    from converge.services.discovery.registry import IdentityRegistry
+    from converge.services.discovery.service import DiscoveryService
     from converge.services.pools import PoolManager
-    from converge.services.registry import IdentityRegistry
-    from converge.services.tasks import TaskManager
+    from converge.services.store.opening import open_store
+    from converge.services.tasks.manager import TaskManager
 
 __all__ = [
-    "Agent", "AgentDescriptor", "Capability", "ConvergeError", "DiscoveryQuery", "DiscoveryService", "FileStore", "Identity", "IdentityRegistry",
-    "MemoryStore", "Message", "Node", "Pool", "PoolManager", "Receipt", "Task", "TaskManager", "TaskState", "Topic", "open_store",
+    "Agent", "AgentDescriptor", "Capability", "ConvergeError", "DiscoveryQuery", "DiscoveryService", "FileStore",
+    "Identity", "IdentityRegistry",
+    "MemoryStore", "Message", "Node", "Pool", "PoolManager", "Receipt", "Task", "TaskManager", "TaskState", "Topic",
+    "open_store",
 ]  # fmt: skip
 
 _HOMES = {
-    "Agent": "runtime.agent",
+    "Agent": "runtime.agents.agent",
     "AgentDescriptor": "model.descriptor",
     "Capability": "model.message",
     "ConvergeError": "errors",
     "DiscoveryQuery": "model.descriptor",
-    "DiscoveryService": "services.discovery",
+    "DiscoveryService": "services.discovery.service",
     "FileStore": "builtin.file",
     "Identity": "model.identity",
-    "IdentityRegistry": "services.registry",
+    "IdentityRegistry": "services.discovery.registry",
     "MemoryStore": "builtin.memory",
     "Message": "model.message",
     "Node": "runtime.node",
@@ -46,10 +49,10 @@ _HOMES = {
     "PoolManager": "services.pools",
     "Receipt": "model.message",
     "Task": "model.task",
-    "TaskManager": "services.tasks",
+    "TaskManager": "services.tasks.manager",
     "TaskState": "machines.task",
     "Topic": "model.message",
-    "open_store": "services.opening",
+    "open_store": "services.store.opening",
 }
 
 

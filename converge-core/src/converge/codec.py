@@ -1,4 +1,6 @@
-"""Records to bytes and back: JSON through msgspec, bytes as {"$bytes": "base64"}, one typed error for whatever cannot be read."""
+"""Records to bytes and back: JSON through msgspec, bytes as {"$bytes": "base64"}, one typed error for whatever cannot
+be read.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def _decoder(type_: Any) -> Any:
 
 
 def decoder(type_: type[_RecordT]) -> Callable[[bytes], _RecordT]:
-    """Return what decodes a record of `type_` and checks nothing beyond: where it raises, or `v` is above `FORMAT`, ask `decode` for the reason."""
+    """Return what decodes a record of `type_` and checks nothing beyond: where it raises, or `v` is above `FORMAT`, ask
+    `decode` for the reason.
+    """
     found: Callable[[bytes], _RecordT] = _decoder(type_)  # type: ignore[arg-type]  # a class is hashable
     return found
 
@@ -46,8 +50,9 @@ def decode(raw: bytes, type_: type[_RecordT], what: str, *, may_have_more: bool 
     """Return the record of `type_` that `raw` holds.
 
     Args:
-        may_have_more: Pass over names that an attrs class does not have: for what is only read. What is written again would lose them, and a
-            name that was damaged would be taken for one that is not there, so that its default counts.
+        may_have_more: Pass over names that an attrs class does not have: for what is only read. What is written again
+            would lose them, and a name that was damaged would be taken for one that is not there, so that its default
+            counts.
 
     Raises:
         SchemaTooNew: A newer release wrote it.
@@ -72,7 +77,9 @@ def _check_names(raw: bytes, type_: type[attrs.AttrsInstance]) -> None:
 
 def _check_version(version: int, what: str) -> None:
     if version > FORMAT:
-        raise SchemaTooNew(f"{what}: format {version} was written by a newer release; this one reads up to {FORMAT}: upgrade it")
+        raise SchemaTooNew(
+            f"{what}: format {version} was written by a newer release; this one reads up to {FORMAT}: upgrade it"
+        )
 
 
 def _version(raw: bytes) -> int:
@@ -84,7 +91,8 @@ def _version(raw: bytes) -> int:
 
 
 def encode_plain(value: Any, path: str) -> bytes:
-    """Return the JSON of plain data: None, bool, int of 64 bits, finite float, str, bytes, and lists and mappings of these.
+    """Return the JSON of plain data: None, bool, int of 64 bits, finite float, str, bytes, and lists and mappings of
+    these.
 
     Raises:
         InvalidValue: Something else is in it; the error's path says where.
@@ -118,7 +126,9 @@ _decode_any = msgspec.json.Decoder().decode
 def _is_flat(value: dict[Any, Any]) -> bool:
     for key, item in value.items():
         kind = type(item)
-        if type(key) is not str or not (kind is str or (kind is int and -_INT_GREATEST <= item <= _INT_GREATEST) or kind is bool or item is None):
+        if type(key) is not str or not (
+            kind is str or (kind is int and -_INT_GREATEST <= item <= _INT_GREATEST) or kind is bool or item is None
+        ):
             return False
     return BYTES_KEY not in value
 

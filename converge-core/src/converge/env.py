@@ -1,6 +1,7 @@
 """What a process takes from outside besides its store and its transport: a clock and a source of randomness.
 
-Nothing below `runtime` reads a clock or a random source by itself; it is given an `Env`, so that tests and a simulator can give another.
+Nothing below `runtime` reads a clock or a random source by itself; it is given an `Env`, so that tests and a simulator
+can give another.
 """
 
 from __future__ import annotations

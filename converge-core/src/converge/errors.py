@@ -1,19 +1,23 @@
 """The error tree: one branch per thing a caller can do, one leaf per condition.
 
     ConvergeError
-        InputError          fix the input: InvalidValue, InvalidName, InvalidKey, BadSignature, ValueTooLarge, NoSuchPool, NoSuchTask, DedupConflict,
+        InputError          fix the input: InvalidValue, InvalidName, InvalidKey, BadSignature, ValueTooLarge,
+            NoSuchPool, NoSuchTask, DedupConflict,
                             TooManyLanes, PoolClosed
-        ConfigError         fix the configuration: UnknownSetting, Unsupported, PluginError (PluginMissing, PluginDuplicate, PluginRefused,
+        ConfigError         fix the configuration: UnknownSetting, Unsupported, PluginError (PluginMissing,
+        PluginDuplicate, PluginRefused,
                             PluginBroken, HookUnknown, ContractMismatch), SecretOnCommandLine, KeyFileRefused, KeyInUse
-        StoreError          NotApplied (StoreUnavailable, StoreBusy, StoreFull, StoreRefused): nothing was written, retry or mend the store
+        StoreError          NotApplied (StoreUnavailable, StoreBusy, StoreFull, StoreRefused): nothing was written,
+        retry or mend the store
                             OutcomeUnknown: read before you retry
                             StoreRolledBack, SchemaTooNew, TornRecord: stop and look
         TaskError           give up this attempt: StaleClaim, LeaseEnded, ResultTimeout
-        ActionError         an agent may not act so, or not now: ActionNotAllowed, ToolNotAllowed, ToolTimeout, TooManyDecisions, TooManyActions
-        MessageError        the message did not arrive: Undeliverable, Backpressure, HandlerFailed, DeliveryTimeout
-        ChannelError        reconnect, or refuse the peer: HandshakeFailed, HandshakeRefused, BadRecord, VersionMismatch, PeerMismatch,
-                            NetworkMismatch, TlsMismatch, MessageTooLarge, ConnectionLost (the world did), ConnectionClosed (we did),
-                            ListenFailed, ConnectFailed
+        ActionError         an agent may not act so, or not now: ActionNotAllowed, ToolNotAllowed, ToolTimeout,
+        TooManyDecisions, TooManyActions MessageError        the message did not arrive: Undeliverable, Backpressure,
+        HandlerFailed, DeliveryTimeout ChannelError        reconnect, or refuse the peer: HandshakeFailed,
+        HandshakeRefused, BadRecord, VersionMismatch, PeerMismatch,
+                            NetworkMismatch, TlsMismatch, MessageTooLarge, ConnectionLost (the world did),
+                            ConnectionClosed (we did), ListenFailed, ConnectFailed
 
 Values are attributes too, so nobody parses text.
 """
@@ -62,7 +66,10 @@ class ValueTooLarge(InputError):
     """A value is over the limit of the store or of a message."""
 
     def __init__(self, what: str, size_bytes: int, limit_bytes: int) -> None:
-        super().__init__(f"{what} has {size_bytes} bytes, the limit is {limit_bytes}; store large data elsewhere and pass a reference")
+        super().__init__(
+            f"{what} has {size_bytes} bytes, the limit is {limit_bytes}; store large data elsewhere and pass a "
+            f"reference"
+        )
         self.what, self.size_bytes, self.limit_bytes = what, size_bytes, limit_bytes
 
 
@@ -96,7 +103,10 @@ class DedupConflict(InputError):
 
     def __init__(self, existing_id: str, *, dedup_key: str | None) -> None:
         what = f'dedup key "{dedup_key}"' if dedup_key is not None else "this id"
-        super().__init__(f"{what} already belongs to task {existing_id} with other content; use another key, or submit the same content")
+        super().__init__(
+            f"{what} already belongs to task {existing_id} with other content; use another key, or submit the "
+            f"same content"
+        )
         self.existing_id, self.dedup_key = existing_id, dedup_key
 
 
@@ -104,7 +114,11 @@ class TooManyLanes(InputError):
     """The pool already has its greatest number of lanes (combinations of topic, type and required capabilities)."""
 
     def __init__(self, pool_id: str, limit: int) -> None:
-        super().__init__(f'pool "{pool_id}" has {limit} lanes, the most there may be; use fewer distinct topics, types or capability sets')
+        super().__init__(
+            f'pool "{pool_id}" has {limit} lanes, the most there may be; use fewer distinct topics, types or '
+            f"capability "
+            f"sets"
+        )
         self.pool_id, self.limit = pool_id, limit
 
 
@@ -140,7 +154,9 @@ class SecretOnCommandLine(ConfigError):
 
 
 class KeyFileRefused(ConfigError):
-    """A key file, or a folder around it, cannot be relied on: another user of the machine can read or change it, or it is no such file."""
+    """A key file, or a folder around it, cannot be relied on: another user of the machine can read or change it, or it
+    is no such file.
+    """
 
     def __init__(self, path: object, reason: str, way_out: str) -> None:
         super().__init__(f"{path}: {reason}; {way_out}")
@@ -211,7 +227,9 @@ class StoreRefused(NotApplied):
 
 
 class OutcomeUnknown(StoreError):
-    """No answer came: the call may or may not have taken effect. Repeating it with the same key, token or id is safe."""
+    """No answer came: the call may or may not have taken effect. Repeating it with the same key, token or id is
+    safe.
+    """
 
 
 class StoreRolledBack(StoreError):
@@ -226,7 +244,9 @@ class TornRecord(StoreError):
     """A stored record cannot be read: it is damaged, or foreign."""
 
     def __init__(self, what: str, reason: str) -> None:
-        super().__init__(f"{what}: the stored record cannot be read ({reason}); it is damaged, or was not written by Converge")
+        super().__init__(
+            f"{what}: the stored record cannot be read ({reason}); it is damaged, or was not written by Converge"
+        )
         self.what, self.reason = what, reason
 
 
@@ -243,7 +263,8 @@ class StaleClaim(TaskError):
     def __init__(self, task_id: str, *, token: int, current: int | None = None, why: str = "") -> None:
         by = f" by {current}" if current is not None else ""
         cause = why or (
-            f"claim {token} was superseded{by}, or has ended in another way: the task was cancelled, it was finished otherwise, or its process was "
+            f"claim {token} was superseded{by}, or has ended in another way: the task was cancelled, it was "
+            f"finished otherwise, or its process was "
             "away for longer than lease_sec; raise it, or find what stopped the process"
         )
         super().__init__(f"task {task_id}: {cause}")
@@ -254,7 +275,9 @@ class LeaseEnded(TaskError):
     """The lease of this process has ended; everything claimed under it has gone back."""
 
     def __init__(self, lease_id: str) -> None:
-        super().__init__(f"lease {lease_id} has ended: the store was not reached in time, or another process took its work back")
+        super().__init__(
+            f"lease {lease_id} has ended: the store was not reached in time, or another process took its work back"
+        )
         self.lease_id = lease_id
 
 
@@ -262,7 +285,9 @@ class ResultTimeout(TaskError, TimeoutError):
     """The task was not terminal in time; it goes on."""
 
     def __init__(self, task_id: str, timeout_sec: float) -> None:
-        super().__init__(f"task {task_id} was not terminal after {timeout_sec:g} s; it goes on, ask again or raise the timeout")
+        super().__init__(
+            f"task {task_id} was not terminal after {timeout_sec:g} s; it goes on, ask again or raise the timeout"
+        )
         self.task_id, self.timeout_sec = task_id, timeout_sec
 
 
@@ -277,7 +302,11 @@ class ActionNotAllowed(ActionError):
     """The action is not among the agent's `allowed_actions`; it was not done."""
 
     def __init__(self, agent: str, action: str, allowed: Sequence[str]) -> None:
-        super().__init__(f"{agent} may not {action}: allowed_actions has {', '.join(allowed) or 'nothing'}; add it there, or let another agent do it")
+        super().__init__(
+            f"{agent} may not {action}: allowed_actions has {', '.join(allowed) or 'nothing'}; add it there, "
+            f"or let another agent do "
+            f"it"
+        )
         self.agent, self.action, self.allowed = agent, action, tuple(allowed)
 
 
@@ -285,7 +314,13 @@ class ToolNotAllowed(ActionError):
     """The tool is not among the agent's `tools`; it was not called."""
 
     def __init__(self, agent: str, tool: str, allowed: Sequence[str], *, nearest: str | None = None) -> None:
-        hint = f'did you mean "{nearest}"?' if nearest else f"its tools are {', '.join(allowed)}" if allowed else "it has none"
+        hint = (
+            f'did you mean "{nearest}"?'
+            if nearest
+            else f"its tools are {', '.join(allowed)}"
+            if allowed
+            else "it has none"
+        )
         super().__init__(f'{agent} may not call the tool "{tool}": {hint}')
         self.agent, self.tool, self.allowed, self.nearest = agent, tool, tuple(allowed), nearest
 
@@ -294,20 +329,31 @@ class ToolTimeout(ActionError, TimeoutError):
     """The tool did not return in time; an async one was cancelled, a sync one is abandoned with its thread."""
 
     def __init__(self, tool: str, timeout_sec: float) -> None:
-        super().__init__(f'the tool "{tool}" did not return within {timeout_sec:g} s; raise its timeout_sec, or let it do less at a time')
+        super().__init__(
+            f'the tool "{tool}" did not return within {timeout_sec:g} s; raise its timeout_sec, or let it do '
+            f"less at a "
+            f"time"
+        )
         self.tool, self.timeout_sec = tool, timeout_sec
 
 
 class TooManyDecisions(ActionError):
-    """One call of `decide` returned more decisions than the agent's `limits` allow; those beyond were not carried out."""
+    """One call of `decide` returned more decisions than the agent's `limits` allow; those beyond were not carried
+    out.
+    """
 
     def __init__(self, agent: str, count: int, limit: int) -> None:
-        super().__init__(f"{agent} decided on {count} things in one call, the limit is {limit}; decide on less, or raise limits.decisions")
+        super().__init__(
+            f"{agent} decided on {count} things in one call, the limit is {limit}; decide on less, or raise "
+            f"limits.decisions"
+        )
         self.agent, self.count, self.limit = agent, count, limit
 
 
 class TooManyActions(ActionError):
-    """The agent has too many calls under way, or acts faster than its `limits` allow; this one was not done, try again later."""
+    """The agent has too many calls under way, or acts faster than its `limits` allow; this one was not done, try again
+    later.
+    """
 
     def __init__(self, agent: str, reason: str) -> None:
         super().__init__(f"{agent}: {reason}; wait for some of them, or raise its limits")
@@ -349,7 +395,9 @@ class HandshakeFailed(ChannelError):
 
 
 class HandshakeRefused(ChannelError):
-    """The peer refused the handshake in clear text (a hint, never proof): another network, an unknown suite, or busy."""
+    """The peer refused the handshake in clear text (a hint, never proof): another network, an unknown suite, or
+    busy.
+    """
 
 
 class BadRecord(ChannelError):

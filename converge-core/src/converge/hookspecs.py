@@ -1,7 +1,7 @@
 """Every hook of Converge, nothing else. Hooks are plain functions: they do no I/O and are never awaited.
 
-`converge_<plural>` declares; `converge_<noun>_<event>` observes, or guards where it returns something. Guards are called in load order; the first
-refusal (an exception) wins.
+`converge_<plural>` declares; `converge_<noun>_<event>` observes, or guards where it returns something. Guards are
+called in load order; the first refusal (an exception) wins.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def converge_discoveries() -> Iterable[DiscoveryBackend]:  # type: ignore[empty-
 
 @hookspec
 def converge_decisions() -> Iterable[DecisionKind]:  # type: ignore[empty-body]
-    """Declare decisions that agents may take beside core's, each with the handler that carries it out. Called once, after the plugin was named."""
+    """Declare decisions that agents may take beside core's, each with the handler that carries it out. Called once,
+    after the plugin was named.
+    """
 
 
 @hookspec

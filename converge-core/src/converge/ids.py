@@ -26,10 +26,12 @@ def check_name(what: str, name: object) -> str:
 
 
 def uuid7(now: int, entropy: bytes, number: int = 0) -> bytes:
-    """Return a UUIDv7 (RFC 9562): milliseconds, then their fraction, then `number`, then random bits; `now` in microseconds, `entropy` of 6 bytes.
+    """Return a UUIDv7 (RFC 9562): milliseconds, then their fraction, then `number`, then random bits; `now` in
+    microseconds, `entropy` of 6 bytes.
 
-    The 12 bits after the version hold the fraction of the millisecond (section 6.2, method 3) and the next 14 `number` modulo 16,384 (method 1), so
-    that the ids of one call rise in its order, and those of one process in the order of its calls.
+    The 12 bits after the version hold the fraction of the millisecond (section 6.2, method 3) and the next 14 `number`
+    modulo 16,384 (method 1), so that the ids of one call rise in its order, and those of one process in the order of
+    its calls.
     """
     milliseconds, micros = divmod(now, 1_000)
     head = (milliseconds & 0xFFFFFFFFFFFF) << 16 | 0x7000 | (micros << 12) // 1_000
@@ -37,7 +39,9 @@ def uuid7(now: int, entropy: bytes, number: int = 0) -> bytes:
 
 
 def uuids7(now: int, entropy: bytes) -> list[bytes]:
-    """Return a UUIDv7 for each 6 bytes of `entropy`, numbered in their order: what `uuid7` gives, in a quarter of the time."""
+    """Return a UUIDv7 for each 6 bytes of `entropy`, numbered in their order: what `uuid7` gives, in a quarter of the
+    time.
+    """
     head = uuid7(now, entropy[:6])[:8]
     count = len(entropy) // 6
     numbers = array("H", [0x8000 | number & 0x3FFF for number in range(count)])

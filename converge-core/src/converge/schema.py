@@ -22,7 +22,9 @@ _BOUNDS: Mapping[str, str] = {">=": "minimum", "<=": "maximum", ">": "exclusiveM
 
 @attrs.frozen(kw_only=True)
 class Setting:
-    """One field: its key, what a value is, its default (None: it must be given), its bounds in words, what it is for, its unit."""
+    """One field: its key, what a value is, its default (None: it must be given), its bounds in words, what it is for,
+    its unit.
+    """
 
     name: str
     type: str
@@ -51,10 +53,15 @@ def settings_of(cls: type[Any], *, without: Sequence[str] = ()) -> list[Setting]
 
 
 def json_schema(cls: type[Any], *, without: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the JSON Schema of the class's settings: types, bounds, choices, defaults, help; unknown keys are refused, as at run time."""
+    """Return the JSON Schema of the class's settings: types, bounds, choices, defaults, help; unknown keys are refused,
+    as at run time.
+    """
     fields = [field for field in _fields(cls) if field.name not in without]
     required = [field.alias or field.name for field in fields if field.default is attrs.NOTHING]
-    schema: dict[str, Any] = {"type": "object", "properties": {field.alias or field.name: _property(field) for field in fields}}
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {field.alias or field.name: _property(field) for field in fields},
+    }
     return schema | {"additionalProperties": False} | ({"required": required} if required else {})
 
 
@@ -121,7 +128,9 @@ def _of_type(type_: Any) -> dict[str, Any]:
 
 
 def _limits(validator: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what JSON Schema can say of a validator; of one that it cannot, nothing: the check at run time has the last word."""
+    """Yield what JSON Schema can say of a validator; of one that it cannot, nothing: the check at run time has the last
+    word.
+    """
     for one in _parts(validator):
         if (least := getattr(one, "least", None)) is not None:
             yield "minimum", least
@@ -149,7 +158,12 @@ def _bounds(field: attrs.Attribute[Any]) -> str:
     least, greatest = limits.get("minimum"), limits.get("maximum")
     if least is not None and greatest is not None:
         return f"{_number(least)} to {_number(greatest)}"
-    words = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
+    words = {
+        "minimum": "at least",
+        "maximum": "at most",
+        "exclusiveMinimum": "more than",
+        "exclusiveMaximum": "less than",
+    }
     return ", ".join(f"{word} {_number(limits[name])}" for name, word in words.items() if name in limits)
 
 

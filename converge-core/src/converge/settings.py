@@ -78,7 +78,13 @@ def raise_problems(problems: Sequence[Problem], where: str = "") -> None:
 def unknown(path: str, known: Sequence[str]) -> Problem:
     """Return the problem of an unknown key."""
     near = difflib.get_close_matches(path.rpartition(".")[2], known, n=1)
-    hint = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}" if known else "there is nothing to set here"
+    hint = (
+        f'did you mean "{near[0]}"?'
+        if near
+        else f"known are {', '.join(known)}"
+        if known
+        else "there is nothing to set here"
+    )
     return Problem(path, f"unknown key; {hint}", True)
 
 
@@ -146,7 +152,8 @@ def _value(field: attrs.Attribute[Any], raw: object) -> tuple[Any, list[Problem]
         return None, [Problem("", f"{shown(field.name, raw)} is not allowed; expected {expected(type_)}{_help(field)}")]
     if field.validator is None:
         return value, []
-    # The validators of a class stop at the first problem; here each runs for itself, on an instance that holds this one value.
+    # The validators of a class stop at the first problem; here each runs for itself, on an instance that holds this one
+    # value.
     try:
         field.validator(SimpleNamespace(**{field.name: value}), field, value)
     except (ValueError, TypeError, ConvergeError) as error:
@@ -176,7 +183,12 @@ def _exact(raw: object, type_: type[Any]) -> Any:
         return Path(raw)
     if type_ is float and type(raw) is int:
         return float(raw)
-    if isinstance(raw, bool) != (type_ is bool) or not isinstance(raw, type_) or raw in (float("inf"), float("-inf")) or raw != raw:
+    if (
+        isinstance(raw, bool) != (type_ is bool)
+        or not isinstance(raw, type_)
+        or raw in (float("inf"), float("-inf"))
+        or raw != raw
+    ):
         raise ValueError(expected(type_))
     return raw
 
@@ -201,7 +213,9 @@ def _is_union(type_: Any) -> bool:
 
 
 def _one_of(raw: object, type_: Any) -> Any:
-    """Return the value as the one of a union's types that its kind fits: a list has problems of its own, a number is none of a list's."""
+    """Return the value as the one of a union's types that its kind fits: a list has problems of its own, a number is
+    none of a list's.
+    """
     args = get_args(type_)
     if raw is None and type(None) in args:
         return None

@@ -41,8 +41,8 @@ def passwords_in(url: str) -> list[str]:
 def without_password(url: str) -> str:
     """Return the URL with `***` in place of each password: what messages and logs show.
 
-    A password that was not percent-encoded may hold `/`, `?`, `#` or `@`; then all up to the last `@` is taken for it, since to show too little is
-    the smaller fault.
+    A password that was not percent-encoded may hold `/`, `?`, `#` or `@`; then all up to the last `@` is taken for it,
+    since to show too little is the smaller fault.
     """
     head, mark, rest = url.partition("//")
     if mark:

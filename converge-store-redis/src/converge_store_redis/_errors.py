@@ -6,13 +6,21 @@ import re
 
 from redis import exceptions as driver
 
-from converge.errors import ConvergeError, NotApplied, OutcomeUnknown, StoreBusy, StoreFull, StoreRefused, StoreUnavailable
+from converge.errors import (
+    ConvergeError,
+    NotApplied,
+    OutcomeUnknown,
+    StoreBusy,
+    StoreFull,
+    StoreRefused,
+    StoreUnavailable,
+)
 
 _LIMIT = 300
 """Characters of a server's message that an error repeats."""
 
-# What a server says before a command, or a script's first write, has changed anything: in the order in which they are looked for, since a script's
-# error has the words of the command that failed within its own.
+# What a server says before a command, or a script's first write, has changed anything: in the order in which they are
+# looked for, since a script's error has the words of the command that failed within its own.
 _REFUSALS: tuple[tuple[str, type[NotApplied], str], ...] = (
     ("OOM", StoreFull, "has reached maxmemory: raise it, or shorten retention"),
     ("MISCONF", StoreFull, "refuses writes since it cannot save to disk"),
@@ -23,7 +31,11 @@ _REFUSALS: tuple[tuple[str, type[NotApplied], str], ...] = (
     ("BUSY", StoreBusy, "is busy with a script of another client"),
     ("NOAUTH", StoreRefused, "asks for a password; set password_file or CONVERGE_REDIS_PASSWORD"),
     ("WRONGPASS", StoreRefused, "refuses the user or the password"),
-    ("max number of clients reached", StoreBusy, "has no connection left; raise maxclients, or lower the option connections"),
+    (
+        "max number of clients reached",
+        StoreBusy,
+        "has no connection left; raise maxclients, or lower the option connections",
+    ),
     ("DENIED", StoreRefused, "is in protected mode"),
 )
 
@@ -45,14 +57,19 @@ def of_call(error: BaseException, where: str, *, writes: bool) -> ConvergeError:
     if is_answer(error):
         return _of_answer(error, where, writes=writes)
     if writes:
-        return OutcomeUnknown(f"redis at {where} gave no answer ({_text(error)}); the call may have been applied, read before you repeat it")
+        return OutcomeUnknown(
+            f"redis at {where} gave no answer ({_text(error)}); the call may have been applied, read before "
+            f"you repeat "
+            f"it"
+        )
     return StoreUnavailable(f"redis at {where} gave no answer: {_text(error)}")
 
 
 def _of_answer(error: BaseException, where: str, *, writes: bool) -> ConvergeError:
     """Return what an error that the server answered means.
 
-    A script's first write is one that the server refuses if it refuses any; an error that is none of those may have stopped it half-way.
+    A script's first write is one that the server refuses if it refuses any; an error that is none of those may have
+    stopped it half-way.
     """
     code, text = _code(error), _text(error)
     for word, refusal, what in _REFUSALS:

@@ -1,6 +1,7 @@
 """One run of `turn.lua`: its keys and arguments out of batches, take and wakes, and what its answer means.
 
-Arguments go by column, family by family, so that the script hands whole runs of them to one command; a tuple of Python is looked at once.
+Arguments go by column, family by family, so that the script hands whole runs of them to one command; a tuple of Python
+is looked at once.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ _VALUE_BYTES = LIMITS.value_bytes
 
 
 class Names:
-    """The names in Redis of what one network keeps: all with one hash tag, so that a single script may touch all of it."""
+    """The names in Redis of what one network keeps: all with one hash tag, so that a single script may touch all of
+    it.
+    """
 
     def __init__(self, network: str) -> None:
         self.prefix = b"{%b}:" % network.encode()
         self.values, self.counter = self.prefix + b"v", self.prefix + b"r"
-        self.sets: Mapping[Family, bytes] = {family: self.prefix + b"z:" + family.encode() for family in TAGS if family not in ALSO}
+        self.sets: Mapping[Family, bytes] = {
+            family: self.prefix + b"z:" + family.encode() for family in TAGS if family not in ALSO
+        }
 
     def set_of(self, family: Family) -> bytes:
         """Return the sorted set of a family.
@@ -81,13 +86,23 @@ class Call:
                 self._windowed.append(index)
                 windows += (_bound(window.at_least), _bound(window.at_most))
         self._checks = list(checks)
-        arguments: list[Any] = [*_checks(self._checks, checked), len(self._windowed), *windows, len(batches), len(deletes)]
+        arguments: list[Any] = [
+            *_checks(self._checks, checked),
+            len(self._windowed),
+            *windows,
+            len(batches),
+            len(deletes),
+        ]
         for family, fields in deletes.items():
             arguments += (self._place(family), len(fields), *fields)
         arguments.append(len(puts))
         for family, (fields, values) in puts.items():
             # `ready` and `done` have no values: then none are sent.
-            arguments += (self._place(family), len(fields), *fields, 1, *values) if any(values) else (self._place(family), len(fields), *fields, 0)
+            arguments += (
+                (self._place(family), len(fields), *fields, 1, *values)
+                if any(values)
+                else (self._place(family), len(fields), *fields, 0)
+            )
         arguments += [0] if take is None else self._take(take)
         arguments.append(len(wake))
         for channel in wake:
@@ -110,7 +125,13 @@ class Call:
         self._names.set_of(first[0])
         checks = _checks(take.checks, [PACKERS[key[0]](key) for key, _ in take.checks])
         arguments: list[Any] = [1, *checks, take.limit, self._place(first[0]), self._place(take.to[0])]
-        arguments += (field(take.to), tail_of(take.to, take.tail), len(take.also), *(TAGS[family] for family in take.also), len(take.ranges))
+        arguments += (
+            field(take.to),
+            tail_of(take.to, take.tail),
+            len(take.also),
+            *(TAGS[family] for family in take.also),
+            len(take.ranges),
+        )
         for range_ in take.ranges:
             arguments += (len(field(range_.prefix)), *bounds(range_.prefix, range_.after))
         return arguments
@@ -137,8 +158,12 @@ def taken(take: Take, revision: int, answer: Sequence[Any]) -> Taken | Conflict:
     rests = rests_of(packed)
     width = len(take.also)
     values = [None if raw is None else raw[8:] for raw in found]
-    also: Sequence[Sequence[bytes | None]] = list(zip(*(values[at::width] for at in range(width)), strict=True)) if width else [()] * len(rests)
-    return Taken(revision if rests else 0, rests, also, [rests_of(head)[0] if head else None for head in heads], int(now))
+    also: Sequence[Sequence[bytes | None]] = (
+        list(zip(*(values[at::width] for at in range(width)), strict=True)) if width else [()] * len(rests)
+    )
+    return Taken(
+        revision if rests else 0, rests, also, [rests_of(head)[0] if head else None for head in heads], int(now)
+    )
 
 
 def _checks(checks: Sequence[Check], fields: Sequence[bytes]) -> tuple[Any, ...]:

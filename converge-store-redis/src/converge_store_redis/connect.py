@@ -138,11 +138,17 @@ def _checked(url: str) -> tuple[SplitResult, int, int]:
     """
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss"):
-        raise Unsupported(f'"{parts.scheme}": this release opens redis:// and rediss:// of a single server; no Sentinel, no Cluster, no socket file')
+        raise Unsupported(
+            f'"{parts.scheme}": this release opens redis:// and rediss:// of a single server; no Sentinel, no '
+            f"Cluster, no socket "
+            f"file"
+        )
     if not parts.hostname or "," in parts.netloc:
         raise ConfigError("redis: the URL names no single host; write redis://HOST:6379/0")
     if parts.query or parts.fragment:
-        raise Unsupported("redis: the URL takes nothing after the database; timeouts and the like are options ([options.redis])")
+        raise Unsupported(
+            "redis: the URL takes nothing after the database; timeouts and the like are options ([options.redis])"
+        )
     try:
         port = parts.port or PORT
     except ValueError as error:

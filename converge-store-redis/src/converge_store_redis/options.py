@@ -22,22 +22,36 @@ class RedisOptions:
 
     Attributes:
         network: The network whose keys these are; several share one server. 1 to 64 characters of A-Z a-z 0-9 . _ -
-        password_file: A file whose first line is the password; without it the password comes from the URL, or from CONVERGE_REDIS_PASSWORD.
-        connections: The most calls in flight at a time, each on a connection of its own; one more listens while a watch is open. 1 to 100.
+        password_file: A file whose first line is the password; without it the password comes from the URL, or from
+            CONVERGE_REDIS_PASSWORD.
+        connections: The most calls in flight at a time, each on a connection of its own; one more listens while a watch
+            is open. 1 to 100.
         timeout_sec: How long a call may take before its outcome counts as unknown. 0.1 to 600 s.
         connect_timeout_sec: How long connecting may take. 0.1 to 600 s.
     """
 
-    network: str = attrs.field(default="converge", validator=[validators.instance_of(str), _network], metadata={"help": "whose keys these are"})
+    network: str = attrs.field(
+        default="converge", validator=[validators.instance_of(str), _network], metadata={"help": "whose keys these are"}
+    )
     password_file: Path | None = attrs.field(
-        default=None, converter=attrs.converters.optional(Path), metadata={"help": "file whose first line is the password"}
+        default=None,
+        converter=attrs.converters.optional(Path),
+        metadata={"help": "file whose first line is the password"},
     )
     connections: int = attrs.field(
-        default=4, validator=[validators.instance_of(int), validators.ge(1), validators.le(100)], metadata={"help": "most calls in flight"}
+        default=4,
+        validator=[validators.instance_of(int), validators.ge(1), validators.le(100)],
+        metadata={"help": "most calls in flight"},
     )
     timeout_sec: float = attrs.field(
-        default=30.0, converter=float, validator=[validators.ge(0.1), validators.le(600.0)], metadata={"help": "longest call", "unit": "s"}
+        default=30.0,
+        converter=float,
+        validator=[validators.ge(0.1), validators.le(600.0)],
+        metadata={"help": "longest call", "unit": "s"},
     )
     connect_timeout_sec: float = attrs.field(
-        default=10.0, converter=float, validator=[validators.ge(0.1), validators.le(600.0)], metadata={"help": "longest connecting", "unit": "s"}
+        default=10.0,
+        converter=float,
+        validator=[validators.ge(0.1), validators.le(600.0)],
+        metadata={"help": "longest connecting", "unit": "s"},
     )

@@ -22,7 +22,9 @@ _INT_ID = struct.Struct(">Q16s")
 
 
 def _packer(family: Family) -> Packer:
-    """What makes fields of the family's whole keys: one call of `struct` where its width is fixed, since a busy node makes many."""
+    """What makes fields of the family's whole keys: one call of `struct` where its width is fixed, since a busy node
+    makes many.
+    """
     tag, parts = TAGS[family], tuple(family.parts.values())
     if family.width is None or not parts:
         return _names_packer(tag, parts)

@@ -12,7 +12,8 @@ OLDEST = (6, 2)
 
 
 async def check_server(connector: Connector) -> Durability:
-    """Refuse a server that loses tasks silently, takes no writes, or is too old; answer the class that its settings give.
+    """Refuse a server that loses tasks silently, takes no writes, or is too old; answer the class that its settings
+    give.
 
     Raises:
         Unsupported: It is part of a cluster, or a sentinel.
@@ -23,15 +24,20 @@ async def check_server(connector: Connector) -> Durability:
     if tuple(int(part) for part in info["redis_version"].split(".")[:2]) < OLDEST:
         raise StoreRefused(f"{where} is version {info['redis_version']}; 6.2 or later is needed")
     if info.get("redis_mode", "standalone") != "standalone":
-        raise Unsupported(f"{where} runs as a {info['redis_mode']}; this release uses a single server, neither Cluster nor Sentinel")
+        raise Unsupported(
+            f"{where} runs as a {info['redis_mode']}; this release uses a single server, neither Cluster nor Sentinel"
+        )
     if info.get("role") == "slave":
         raise StoreRefused(f"{where} is a replica and takes no writes; name the primary")
     policy = await _setting(connector, "maxmemory-policy") or info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
-        raise StoreRefused(f"{where} has maxmemory-policy {policy}, which may delete tasks silently; set it to noeviction")
+        raise StoreRefused(
+            f"{where} has maxmemory-policy {policy}, which may delete tasks silently; set it to noeviction"
+        )
     if info.get("aof_enabled") != "1":
         return Durability.D0
-    # A service that hides its settings may sync each write, but does not say so: then the lower class is what can be promised.
+    # A service that hides its settings may sync each write, but does not say so: then the lower class is what can be
+    # promised.
     return Durability.D2 if await _setting(connector, "appendfsync") == "always" else Durability.D1
 
 

@@ -1,6 +1,8 @@
-"""Wake-ups: each handle has one name that it subscribes to, and enters it among a channel's sleepers while somebody watches that channel.
+"""Wake-ups: each handle has one name that it subscribes to, and enters it among a channel's sleepers while somebody
+watches that channel.
 
-A wake strikes one name out and tells it, in the step that writes; whoever is told enters again before it looks, so that no wake falls in between.
+A wake strikes one name out and tells it, in the step that writes; whoever is told enters again before it looks, so that
+no wake falls in between.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ REFRESH_SEC = 10.0
 """How often a sleeper enters again: its reader then looks, too, so that this bounds how long a lost wake is missed."""
 
 KEEP_SEC = 3 * REFRESH_SEC
-"""For how long an entry counts: after that its handle is taken for dead. One whose connection is gone is passed over at once."""
+"""For how long an entry counts: after that its handle is taken for dead. One whose connection is gone is passed over at
+once.
+"""
 
 RECONNECT_SEC = 0.5
 LEAVE_SEC = 1.0
@@ -88,7 +92,9 @@ class Sleepers:
             # Should this fail, the next wake comes here and is passed on.
             with anyio.move_on_after(LEAVE_SEC, shield=True):
                 try:
-                    await self._connector.evaluate(load("leave"), [self._names.sleepers(channel) for channel in empty], [self._name], writes=False)
+                    await self._connector.evaluate(
+                        load("leave"), [self._names.sleepers(channel) for channel in empty], [self._name], writes=False
+                    )
                 except StoreError as error:
                     log.debug("a watch on redis at %s was left without a word: %s", self._connector.where, error)
 

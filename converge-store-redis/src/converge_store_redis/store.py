@@ -6,7 +6,20 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-from converge.contracts.store import Batch, Channel, Committed, Conflict, Durability, Entry, Key, Prefix, Range, Store, Take, Turned
+from converge.contracts.store import (
+    Batch,
+    Channel,
+    Committed,
+    Conflict,
+    Durability,
+    Entry,
+    Key,
+    Prefix,
+    Range,
+    Store,
+    Take,
+    Turned,
+)
 from converge.errors import StoreBusy
 from converge.model.keys import Family
 from converge_store_redis.call import Call, Names, taken
@@ -94,12 +107,16 @@ class RedisStore(Store):
         self._time = max(self._time, int(seconds) * 1_000_000 + int(micros))
         return self._time
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         return (await self._turn(batches, None, wake)).outcomes
 
     async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
         if take is not None and (not take.ranges or take.limit < 1):
-            return await super().turn(batches, take, wake=wake)  # nothing to choose from: only its checks are left to answer
+            return await super().turn(
+                batches, take, wake=wake
+            )  # nothing to choose from: only its checks are left to answer
         return await self._turn(batches, take, wake)
 
     async def _turn(self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]) -> Turned:
@@ -109,7 +126,9 @@ class RedisStore(Store):
         call = Call(self._names, batches, take, wake)
         answer = await self._connector.evaluate(load("turn"), call.keys, call.arguments, writes=True)
         if answer[0] == 1:
-            return Turned([Committed(answer[1])] * len(batches), None if take is None else taken(take, answer[1], answer[2]))
+            return Turned(
+                [Committed(answer[1])] * len(batches), None if take is None else taken(take, answer[1], answer[2])
+            )
         outcomes: list[Committed | Conflict | None] = [None] * len(batches)
         todo = list(range(len(batches)))
         for _ in range(ROUNDS):
@@ -123,8 +142,13 @@ class RedisStore(Store):
             answer = await self._connector.evaluate(load("turn"), call.keys, call.arguments, writes=True)
             if answer[0] == 1:
                 committed = Committed(answer[1])
-                return Turned([outcome or committed for outcome in outcomes], None if take is None else taken(take, answer[1], answer[2]))
-        raise StoreBusy(f"the call met other writers {ROUNDS} times; batches without a conflict were not written, try again")
+                return Turned(
+                    [outcome or committed for outcome in outcomes],
+                    None if take is None else taken(take, answer[1], answer[2]),
+                )
+        raise StoreBusy(
+            f"the call met other writers {ROUNDS} times; batches without a conflict were not written, try again"
+        )
 
     def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
         return self._sleepers.watch(channels)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from converge.errors import InvalidValue, NotApplied, OutcomeUnknown, StoreBusy, StoreError, StoreFull, StoreRefused, StoreUnavailable
+from converge.errors import (
+    InvalidValue,
+    NotApplied,
+    OutcomeUnknown,
+    StoreBusy,
+    StoreError,
+    StoreFull,
+    StoreRefused,
+    StoreUnavailable,
+)
 
 RETRIED = frozenset({"40001", "40P01", "23505"})
 """Serialization failure, deadlock, unique key taken meanwhile: the statement was undone whole, and is run again."""
@@ -32,7 +41,9 @@ def connecting_failed(error: BaseException, where: str) -> StoreError:
     if code is not None and (code.startswith("28") or code == "42501"):
         return StoreRefused(f"{where} refused the login: {text}; check user, password and pg_hba.conf")
     if code == "53300":
-        return StoreBusy(f"{where} has no connection left: {text}; raise max_connections, or lower the option connections")
+        return StoreBusy(
+            f"{where} has no connection left: {text}; raise max_connections, or lower the option connections"
+        )
     if code == "3D000":
         return StoreUnavailable(f"{where}: {text}; create the database")
     return StoreUnavailable(f"{where} cannot be reached: {text}")
@@ -51,7 +62,9 @@ def call_failed(error: BaseException, where: str, *, writes: bool) -> Exception:
         return InvalidValue("key", text, "parts with the types of their family")
     if code is None or (code.startswith(("08", "57P")) and code != "57P03"):
         if writes:
-            return OutcomeUnknown(f"{where} did not answer: {text}; the call may have taken effect, read before you repeat it")
+            return OutcomeUnknown(
+                f"{where} did not answer: {text}; the call may have taken effect, read before you repeat it"
+            )
         return StoreUnavailable(f"{where} did not answer: {text}")
     return _refusal(code)(f"{where} refused the call ({code}): {text}")
 
@@ -74,5 +87,7 @@ def _text(error: BaseException) -> str:
     """The cause's own words: SQLAlchemy's text repeats statement and parameters, which hold users' data."""
     found = getattr(error, "orig", None) or error
     cause = found if isinstance(found, TimeoutError) else found.__cause__ or found
-    text = "no answer in time" if isinstance(cause, TimeoutError) else str(cause).split("\n", 1)[0] or type(cause).__name__
+    text = (
+        "no answer in time" if isinstance(cause, TimeoutError) else str(cause).split("\n", 1)[0] or type(cause).__name__
+    )
     return text if len(text) <= _LIMIT else text[: _LIMIT - 3] + "..."

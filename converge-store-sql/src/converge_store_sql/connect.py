@@ -26,7 +26,9 @@ CLOSE_SEC = 5.0
 
 
 class Connections:
-    """The connections of one handle. Nobody else uses them, so nothing is reset between calls, and SQLAlchemy's own pool stays out of the way."""
+    """The connections of one handle. Nobody else uses them, so nothing is reset between calls, and SQLAlchemy's own
+    pool stays out of the way.
+    """
 
     def __init__(self, url: str, options: SqlOptions) -> None:
         split = check_url(url)
@@ -111,7 +113,8 @@ def _engine(dsn: str, options: SqlOptions) -> AsyncEngine:
         "dsn": dsn,
         "timeout": options.connect_timeout_sec,
         "command_timeout": options.timeout_sec,
-        "statement_cache_size": 100,  # SQLAlchemy keeps the prepared statements, but at 0 the driver gives all of them one name
+        # SQLAlchemy keeps the prepared statements, but at 0 the driver gives all of them one name
+        "statement_cache_size": 100,
         "server_settings": {**SESSION, "lock_timeout": f"{options.lock_timeout_sec * 1000:.0f}"},
     }
     if options.password_file is not None:
@@ -121,9 +124,13 @@ def _engine(dsn: str, options: SqlOptions) -> AsyncEngine:
     def creator() -> Any:
         # The form that SQLAlchemy's documentation asks for where the size of the statement cache is to be set as well.
         dialect: Any = engine.dialect
-        return dialect.dbapi.connect(async_creator_fn=asyncpg.connect, prepared_statement_cache_size=STATEMENTS, **arguments)
+        return dialect.dbapi.connect(
+            async_creator_fn=asyncpg.connect, prepared_statement_cache_size=STATEMENTS, **arguments
+        )
 
-    engine = create_async_engine("postgresql+asyncpg://", creator=creator, isolation_level="AUTOCOMMIT", poolclass=NullPool, hide_parameters=True)
+    engine = create_async_engine(
+        "postgresql+asyncpg://", creator=creator, isolation_level="AUTOCOMMIT", poolclass=NullPool, hide_parameters=True
+    )
     return engine
 
 

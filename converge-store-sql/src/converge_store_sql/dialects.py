@@ -1,4 +1,6 @@
-"""What differs between databases: which schemes there are, what a connection must be told, what its settings promise."""
+"""What differs between databases: which schemes there are, what a connection must be told, what its settings
+promise.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,12 @@ LEAST_VERSION = 140000
 
 SESSION = {
     "application_name": "converge",
-    "default_transaction_isolation": "read committed",  # a lock that was waited for is followed by the row's newest version
+    # a lock that was waited for is followed by the row's newest version
+    "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
-    # One prepared statement serves every call of its shape, and each of its joins is one index lookup a row. What the planner would rather do
-    # rests on how large a table was when the statement was planned: a plan made on an empty table scans it all when it has grown.
+    # One prepared statement serves every call of its shape, and each of its joins is one index lookup a row. What the
+    # planner would rather do rests on how large a table was when the statement was planned: a plan made on an empty
+    # table scans it all when it has grown.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
@@ -28,8 +32,10 @@ SESSION = {
 }
 """Settings of every connection."""
 
-SETTINGS = """select current_setting('server_version_num')::integer, current_setting('fsync'), current_setting('full_page_writes'),
-    current_setting('synchronous_commit'), current_setting('synchronous_standby_names'), pg_is_in_recovery()"""
+SETTINGS = """select current_setting('server_version_num')::integer, current_setting('fsync'),
+    current_setting('full_page_writes'), current_setting('synchronous_commit'),
+    current_setting('synchronous_standby_names'), pg_is_in_recovery()
+    """
 
 
 def check_url(url: str) -> SplitResult:
@@ -42,11 +48,18 @@ def check_url(url: str) -> SplitResult:
     split = urlsplit(url)
     scheme = split.scheme.partition("+")[0]
     if scheme in LATER:
-        raise Unsupported(f"{scheme}: is not supported by this release of converge-store-sql; use postgresql://, or file:PATH for an embedded store")
+        raise Unsupported(
+            f"{scheme}: is not supported by this release of converge-store-sql; use postgresql://, or "
+            f"file:PATH for an embedded "
+            f"store"
+        )
     if scheme != POSTGRESQL:
         raise InvalidValue("store", redacted(split), "a URL postgresql://[USER@]HOST[:PORT]/DATABASE")
     if "+" in split.scheme and split.scheme.partition("+")[2] != "asyncpg":
-        raise Unsupported(f"{split.scheme}: this release of converge-store-sql talks to PostgreSQL through asyncpg; write postgresql://")
+        raise Unsupported(
+            f"{split.scheme}: this release of converge-store-sql talks to PostgreSQL through asyncpg; write "
+            f"postgresql://"
+        )
     return split._replace(scheme=POSTGRESQL)
 
 

@@ -1,6 +1,8 @@
-"""Arrays as text: a column of a call in a few calls into C, where the driver's own encoding looks at each value in Python.
+"""Arrays as text: a column of a call in a few calls into C, where the driver's own encoding looks at each value in
+Python.
 
-Of a claim and finish of 100 tasks that was a third of the client's time; the server reads text nearly as fast as the driver's binary form.
+Of a claim and finish of 100 tasks that was a third of the client's time; the server reads text nearly as fast as the
+driver's binary form.
 """
 
 from __future__ import annotations

@@ -20,27 +20,44 @@ class SqlOptions:
 
     Attributes:
         network: The network whose keys these are: the prefix of its tables, `[a-z_][a-z0-9_]{0,30}`.
-        password_file: A file whose first line is the password; read again for each new connection. Without it the password comes from the URL,
-            `PGPASSWORD` or the file named by `PGPASSFILE`, as libpq does it.
-        connections: The most calls in flight at a time, each on a connection of its own; one more listens while a watch is open. 1 to 100.
+        password_file: A file whose first line is the password; read again for each new connection. Without it the
+            password comes from the URL, `PGPASSWORD` or the file named by `PGPASSFILE`, as libpq does it.
+        connections: The most calls in flight at a time, each on a connection of its own; one more listens while a watch
+            is open. 1 to 100.
         timeout_sec: How long a call may take before its outcome counts as unknown. 0.1 to 600 s.
         connect_timeout_sec: How long connecting may take. 0.1 to 600 s.
-        lock_timeout_sec: How long a call may wait for a row that another one holds before it is refused as `StoreBusy`. 0.01 to 600 s.
+        lock_timeout_sec: How long a call may wait for a row that another one holds before it is refused as `StoreBusy`.
+            0.01 to 600 s.
     """
 
-    network: str = attrs.field(default="converge", validator=[validators.instance_of(str), _network], metadata={"help": "prefix of the tables"})
+    network: str = attrs.field(
+        default="converge", validator=[validators.instance_of(str), _network], metadata={"help": "prefix of the tables"}
+    )
     password_file: Path | None = attrs.field(
-        default=None, converter=attrs.converters.optional(Path), metadata={"help": "file whose first line is the password"}
+        default=None,
+        converter=attrs.converters.optional(Path),
+        metadata={"help": "file whose first line is the password"},
     )
     connections: int = attrs.field(
-        default=4, validator=[validators.instance_of(int), validators.ge(1), validators.le(100)], metadata={"help": "most calls in flight"}
+        default=4,
+        validator=[validators.instance_of(int), validators.ge(1), validators.le(100)],
+        metadata={"help": "most calls in flight"},
     )
     timeout_sec: float = attrs.field(
-        default=30.0, converter=float, validator=[validators.ge(0.1), validators.le(600.0)], metadata={"help": "longest call", "unit": "s"}
+        default=30.0,
+        converter=float,
+        validator=[validators.ge(0.1), validators.le(600.0)],
+        metadata={"help": "longest call", "unit": "s"},
     )
     connect_timeout_sec: float = attrs.field(
-        default=10.0, converter=float, validator=[validators.ge(0.1), validators.le(600.0)], metadata={"help": "longest connecting", "unit": "s"}
+        default=10.0,
+        converter=float,
+        validator=[validators.ge(0.1), validators.le(600.0)],
+        metadata={"help": "longest connecting", "unit": "s"},
     )
     lock_timeout_sec: float = attrs.field(
-        default=5.0, converter=float, validator=[validators.ge(0.01), validators.le(600.0)], metadata={"help": "longest wait for a row", "unit": "s"}
+        default=5.0,
+        converter=float,
+        validator=[validators.ge(0.01), validators.le(600.0)],
+        metadata={"help": "longest wait for a row", "unit": "s"},
     )

@@ -1,8 +1,10 @@
 """What one commit or turn asks, sorted by kind of work and by family: the rows that become the arrays of its statement.
 
-A batch's checks fall into two kinds. If the key of a check is deleted by its batch as well, the delete compares the revision itself and thereby
-decides the batch: check and delete of one key are one operation, as every finish of a task needs it. One such *deciding* delete is allowed a
-batch, for a second one could not be undone if it failed; all other checks lock their rows and are decided before anything is written.
+A batch's checks fall into two kinds. If the key of a check is deleted by its batch as well, the delete compares the
+revision itself and thereby decides the batch: check and delete of one key are one operation, as every finish of a task
+needs it. One such
+*deciding* delete is allowed a batch, for a second one could not be undone if it failed; all other checks lock their
+rows and are decided before anything is written.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ Outcome = Committed | Conflict
 
 
 class Work(IntEnum):
-    """What a row asks of its family's table, in the order in which a statement does it. A row begins with the parts of its key."""
+    """What a row asks of its family's table, in the order in which a statement does it. A row begins with the parts of
+    its key.
+    """
 
     SHARE = 0  # (..., revision, check): must be there, and stay so until the end
     LOCK = 1  # (..., revision, check): the same, for a key that this call writes
@@ -40,7 +44,9 @@ CODE_BITS = 11
 
 
 GATES = 64
-"""Gates of a network: few enough that a call never fills the server's table of locks, many enough that a writer holds up few others."""
+"""Gates of a network: few enough that a call never fills the server's table of locks, many enough that a writer holds
+up few others.
+"""
 
 FEW = 16
 """Up to so many keys a list is searched faster than a set is made."""
@@ -99,7 +105,9 @@ class Plan:
         self._numbers: dict[tuple[Key, int], int] = {}
         for number, batch in enumerate(batches):
             self._add(number, batch)
-        self.take_checks = [self._check(Work.SHARE, key, revision) for key, revision in take.checks] if take is not None else []
+        self.take_checks = (
+            [self._check(Work.SHARE, key, revision) for key, revision in take.checks] if take is not None else []
+        )
 
     def _add(self, number: int, batch: Batch) -> None:
         checks, puts, deletes, window = batch
@@ -132,7 +140,9 @@ class Plan:
                 self.rows[_INSERT][key[0]].append((*key[1:], number << CODE_BITS | at, value))
             else:
                 self.rows[_PUT][key[0]].append((*key[1:], number, value))
-        for key in unplaced:  # without a put of the key this is decided by what is there at this moment, and nothing keeps it so
+        for key in (
+            unplaced
+        ):  # without a put of the key this is decided by what is there at this moment, and nothing keeps it so
             self._pair(number, self._check(Work.ABSENT, key, ABSENT))
 
     def _check(self, work: Work, key: Key, revision: int) -> int:
@@ -154,7 +164,9 @@ class Plan:
             self.runs.append(run)
 
     def work(self) -> list[tuple[Part, list[Any]]]:
-        """Kinds and families in one order for all callers, with their arguments, in key order: who locks in one order cannot deadlock."""
+        """Kinds and families in one order for all callers, with their arguments, in key order: who locks in one order
+        cannot deadlock.
+        """
         found = []
         for work, families in zip(Work, self.rows, strict=True):
             for family in sorted(families):
@@ -171,8 +183,8 @@ class Plan:
         return found
 
     def gates(self) -> list[tuple[int, bool]]:
-        """The gates that this call passes, in one order for all callers, and whether alone: who writes a key that others check waits for them
-        there, and those who come later wait behind it."""
+        """The gates that this call passes, in one order for all callers, and whether alone: who writes a key that
+        others check waits for them there, and those who come later wait behind it."""
         found: dict[int, bool] = {}
         for work in (Work.SHARE, Work.LOCK, Work.DELETE_AT, Work.PUT, Work.DELETE):
             for family in SHARED.intersection(self.rows[work]):
@@ -182,7 +194,9 @@ class Plan:
                     found[gate] = found.get(gate, False) or work is not Work.SHARE
         return sorted(found.items())
 
-    def outcomes(self, bad: Sequence[int], late: Sequence[int], there: Sequence[int], missed: Sequence[int], revision: int) -> list[Outcome]:
+    def outcomes(
+        self, bad: Sequence[int], late: Sequence[int], there: Sequence[int], missed: Sequence[int], revision: int
+    ) -> list[Outcome]:
         """The answers.
 
         Args:
@@ -207,7 +221,9 @@ class Plan:
             failed[batch].append(self.deciders[batch])
         outside = set(late)
         return [
-            Conflict(tuple(failed.get(number, ())), number in outside) if number in failed or number in outside else Committed(revision)
+            Conflict(tuple(failed.get(number, ())), number in outside)
+            if number in failed or number in outside
+            else Committed(revision)
             for number in range(len(self.batches))
         ]
 

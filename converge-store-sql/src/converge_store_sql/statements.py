@@ -1,7 +1,8 @@
-"""The statements, one for each operation and shape: which families occur. Every value is an argument, and most arguments are arrays.
+"""The statements, one for each operation and shape: which families occur. Every value is an argument, and most
+arguments are arrays.
 
-All joins go from an array to an index, one lookup a row: `connect.py` forbids the planner the scans and hash joins that it would choose from what it
-saw of a table while that was empty.
+All joins go from an array to an index, one lookup a row: `connect.py` forbids the planner the scans and hash joins that
+it would choose from what it saw of a table while that was empty.
 """
 
 from __future__ import annotations
@@ -45,10 +46,14 @@ class Statements:
 
     def _lookup(self, family: Family, what: str) -> str:
         match = match_all(tables.columns(family))
-        return f"cross join lateral (select {what} from {tables.table(self._network, family)} t where {match} limit 1) x"
+        return (
+            f"cross join lateral (select {what} from {tables.table(self._network, family)} t where {match} limit 1) x"
+        )
 
     def scan(self, family: Family, prefix_length: int, *, has_after: bool) -> str:
-        """Rows of (number of the range, rest..., value, revision); arguments: prefix columns, after columns, limits, numbers."""
+        """Rows of (number of the range, rest..., value, revision); arguments: prefix columns, after columns, limits,
+        numbers.
+        """
         shape = (family, prefix_length, has_after)
         text = self._scans.get(shape)
         if text is None:
@@ -60,8 +65,15 @@ class Statements:
             args += [("l", "bigint"), ("n", "integer")]
             where = within(names, prefix_length, has_after=has_after)
             order = f" order by {listed(rest, 't')}" if rest else ""
-            body = f"select {listed((*rest, 'value', 'revision'), 't')} from {tables.table(self._network, family)} t where {where}{order} limit r.l"
-            text = f"select r.n, x.* from {unnest(args, 0, 'r')} cross join lateral ({body}) x order by r.n{''.join(f', x.{c}' for c in rest)}"
+            body = (
+                f"select {listed((*rest, 'value', 'revision'), 't')} from {tables.table(self._network, family)} "
+                f"t where {where}{order} limit "
+                f"r.l"
+            )
+            text = (
+                f"select r.n, x.* from {unnest(args, 0, 'r')} cross join lateral ({body}) x order by "
+                f"r.n{''.join(f', x.{c}' for c in rest)}"
+            )
             self._scans[shape] = text
         return text
 
@@ -73,21 +85,31 @@ class Statements:
             names, kinds = tables.columns(family), tables.types(family)
             args = [(f"p{n}", kinds[n]) for n in range(prefix_length)] + [("n", "integer")]
             where = within(names, prefix_length, has_after=False)
-            text = f"select r.n, (select count(*) from {tables.table(self._network, family)} t where {where}) from {unnest(args, 0, 'r')}"
+            text = (
+                f"select r.n, (select count(*) from {tables.table(self._network, family)} t where {where}) from "
+                f"{unnest(args, 0, 'r')}"
+            )
             self._counts[shape] = text
         return text
 
     def register(self) -> str:
-        """Sleep on channels; arguments: channels, listener, its connection's process. Anew for a channel that a waker has struck out."""
+        """Sleep on channels; arguments: channels, listener, its connection's process. Anew for a channel that a waker
+        has struck out.
+        """
         waiter = f"{self._network}_waiter"
         return (
-            f"insert into {waiter} (channel, listener, pid) select c, $2::text, $3::integer from unnest($1::text[]) c where not exists "
+            f"insert into {waiter} (channel, listener, pid) select c, $2::text, $3::integer from "
+            f"unnest($1::text[]) c where not exists "
             f"(select 1 from {waiter} w where w.channel = c and w.listener = $2::text)"
         )
 
     def beat(self) -> str:
         """Show that a listener lives; arguments: channels, listener."""
-        return f"update {self._network}_waiter set seen = clock_timestamp() where channel = any($1::text[]) and listener = $2::text"
+        return (
+            f"update {self._network}_waiter set seen = clock_timestamp() where channel = any($1::text[]) and "
+            f"listener = "
+            f"$2::text"
+        )
 
     def forget(self) -> str:
         """Sleep no longer; arguments: channels, listener."""
@@ -98,16 +120,20 @@ class Statements:
         return f"delete from {self._network}_waiter where seen < clock_timestamp() - make_interval(secs => $1)"
 
     def wake(self) -> str:
-        """Strike out, for each channel, the sleepers that are dead and the first that lives, and tell that one; arguments: channels, seconds.
+        """Strike out, for each channel, the sleepers that are dead and the first that lives, and tell that one;
+        arguments: channels, seconds.
 
         A sleeper is dead if its connection is gone, or if it has not shown itself for so long that its host must be.
         """
         waiter = f"{self._network}_waiter"
         return (
-            f"with w as materialized (select c.channel, x.* from unnest($1::text[]) c(channel) cross join lateral (select t.ctid as tid, t.waiter, "
-            f"t.listener, t.seen > clock_timestamp() - make_interval(secs => $2) and exists (select 1 from pg_stat_get_activity(t.pid)) as lives "
+            f"with w as materialized (select c.channel, x.* from unnest($1::text[]) c(channel) cross join "
+            f"lateral (select t.ctid as tid, t.waiter, "
+            f"t.listener, t.seen > clock_timestamp() - make_interval(secs => $2) and exists (select 1 from "
+            f"pg_stat_get_activity(t.pid)) as lives "
             f"from {waiter} t where t.channel = c.channel order by t.waiter limit 100 for update skip locked) x), "
-            f"d as (delete from {waiter} where ctid = any(array(select w.tid from w where not w.lives or w.waiter = (select min(v.waiter) from w v "
+            f"d as (delete from {waiter} where ctid = any(array(select w.tid from w where not w.lives or "
+            f"w.waiter = (select min(v.waiter) from w v "
             f"where v.channel = w.channel and v.lives))) returning channel, waiter) "
             f"select pg_notify(w.listener, w.channel) from w where w.lives and exists "
             f"(select 1 from d where d.channel = w.channel and d.waiter = w.waiter)"

@@ -24,7 +24,9 @@ from converge_store_sql.statements import Statements
 from converge_store_sql.waiters import Waiters
 
 TRIES = 20
-"""How often a statement that the server undid (a deadlock, a lost race) is run: each time somebody else got on, so few are ever needed."""
+"""How often a statement that the server undid (a deadlock, a lost race) is run: each time somebody else got on, so few
+are ever needed.
+"""
 
 RETRY_GREATEST_SEC = 0.05
 LOOKS = 3
@@ -89,8 +91,12 @@ class SqlStore(Store):
             chosen = [ranges[number] for number in numbers]
             starts = [prefix[1:] + (after or ()) for prefix, after, _ in chosen]
             arguments = [*zip(*starts, strict=True), [limit for _, _, limit in chosen], numbers]
-            for number, *rest, value, revision in await self._read(self._statements.scan(family, length, has_after=has_after), arguments):
-                found[number].append(Entry((*ranges[number].prefix, *rest) if family.parts else (family,), value, revision))
+            for number, *rest, value, revision in await self._read(
+                self._statements.scan(family, length, has_after=has_after), arguments
+            ):
+                found[number].append(
+                    Entry((*ranges[number].prefix, *rest) if family.parts else (family,), value, revision)
+                )
         return found
 
     async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
@@ -104,12 +110,16 @@ class SqlStore(Store):
                 found[number] = total
         return found
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         return (await self._turn(batches, None, wake)).outcomes
 
     async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
         if take is not None and (not take.ranges or take.limit < 1):
-            return await super().turn(batches, take, wake=wake)  # nothing to choose from: only its checks are left to answer
+            return await super().turn(
+                batches, take, wake=wake
+            )  # nothing to choose from: only its checks are left to answer
         turned = await self._turn(batches, take, wake)
         for _ in range(LOOKS - 1):
             if not _was_outrun(turned.taken):
@@ -129,7 +139,9 @@ class SqlStore(Store):
         async with self._connections.driver() as driver:
             version, fsync, full_page_writes, synchronous_commit, standbys, is_standby = await driver.fetchrow(SETTINGS)
             if version < LEAST_VERSION:
-                raise Unsupported(f"{self._connections.where} runs PostgreSQL {version // 10_000}; this release needs 14 or later")
+                raise Unsupported(
+                    f"{self._connections.where} runs PostgreSQL {version // 10_000}; this release needs 14 or later"
+                )
             if is_standby:
                 raise StoreRefused(f"{self._connections.where} is a standby and takes no writes; name the primary")
             await migrate(driver, self._options.network)
@@ -174,11 +186,15 @@ class SqlStore(Store):
         """Batches that ask nothing still commit at a revision."""
         if not how_many:
             return []
-        ((revision,),) = await self._connections.run(f"select nextval('{self._options.network}_revision')", (), writes=True)
+        ((revision,),) = await self._connections.run(
+            f"select nextval('{self._options.network}_revision')", (), writes=True
+        )
         return [Committed(revision)] * how_many
 
 
-def _arguments(plan: Plan, work: Sequence[tuple[Part, list[Any]]], gates: Sequence[tuple[int, bool]], take: Take | None) -> list[Any]:
+def _arguments(
+    plan: Plan, work: Sequence[tuple[Part, list[Any]]], gates: Sequence[tuple[int, bool]], take: Take | None
+) -> list[Any]:
     """The arguments in the order in which `turn_text.py` numbers them."""
     arguments: list[Any] = list(zip(*gates, strict=True))
     arguments += [column for part, columns in work if part.work <= Work.ABSENT for column in columns]
@@ -208,7 +224,9 @@ def _take_arguments(plan: Plan, take: Take) -> list[Any]:
 _LEAST: dict[Any, Any] = {INT: INT_MIN, NAME: ""}
 
 
-def _taken(plan: Plan, take: Take, bad: Sequence[int], revision: int, now: int, answer: Sequence[Any]) -> Taken | Conflict:
+def _taken(
+    plan: Plan, take: Take, bad: Sequence[int], revision: int, now: int, answer: Sequence[Any]
+) -> Taken | Conflict:
     failed = set(bad).intersection(plan.take_checks)
     if failed:
         return Conflict(tuple(plan.checks[number] for number in sorted(failed)))

@@ -9,7 +9,9 @@ from converge.errors import InvalidName
 from converge.model.keys import FAMILIES, HASH, ID, INT, Family, Part
 
 NETWORK = re.compile(r"[a-z_][a-z0-9_]{0,30}")
-"""What a network may be called here: its name begins every table's name, unquoted and within the 63 bytes of an identifier."""
+"""What a network may be called here: its name begins every table's name, unquoted and within the 63 bytes of an
+identifier.
+"""
 
 SYNTHETIC = "one"
 """The column of a family without parts: a table needs a primary key, so its only key has 0 here."""
@@ -22,12 +24,16 @@ NARROW = frozenset({"ready", "later", "limit", "held", "order", "notice"})
 
 
 NEW = frozenset({"ready", "later", "limit", "held", "order", "notice", "dead", "done", "task"})
-"""Families whose keys, when they are put, are as a rule not there. They are inserted plainly, which costs half of an insert that is ready to find
-the key; where it is there after all the server undoes the statement, and it is run again in the other form."""
+"""Families whose keys, when they are put, are as a rule not there. They are inserted plainly, which costs half of an
+insert that is ready to find the key; where it is there after all the server undoes the statement, and it is run again
+in the other form.
+"""
 
 
 SHARED = frozenset({"epoch", "pool", "lane", "lease", "member"})
-"""Families whose keys most calls check and few write. Row locks let a stream of readers starve a writer, so on these both queue at a gate."""
+"""Families whose keys most calls check and few write. Row locks let a stream of readers starve a writer, so on these
+both queue at a gate.
+"""
 
 
 def check_network(name: str) -> str:
@@ -37,7 +43,9 @@ def check_network(name: str) -> str:
         InvalidName: It cannot be the beginning of a table's name.
     """
     if not NETWORK.fullmatch(name):
-        raise InvalidName("network", name, "a lower-case letter or _, then at most 30 of [a-z0-9_], for it begins the names of tables")
+        raise InvalidName(
+            "network", name, "a lower-case letter or _, then at most 30 of [a-z0-9_], for it begins the names of tables"
+        )
     return name
 
 
@@ -109,10 +117,11 @@ _WAITER = """create unlogged table {network}_waiter (
 
 _TASKS = """create view {network}_tasks as
     select encode(t.id, 'hex')::uuid as id, p.place, p.rank, p.moment, p.pool, p.outcome, p.lease,
-        convert_from(t.value, 'UTF8') as task, convert_from(s.value, 'UTF8') as record, greatest(t.revision, s.revision, p.revision) as revision
+        convert_from(t.value, 'UTF8') as task, convert_from(s.value, 'UTF8') as record, greatest(t.revision, s.revision,
+        p.revision) as revision
     from {network}_task t left join {network}_state s on s.id = t.id left join (
-        select id, 'ready' as place, rank, null::bigint as moment, null as pool, null as outcome, null as lease, revision from {network}_ready
-        union all select id, 'later', null, due, null, null, null, revision from {network}_later
-        union all select id, 'held', rank, null, null, null, encode(lease, 'hex'), revision from {network}_held
-        union all select id, 'done', null, until, pool, "state", null, revision from {network}_done
+        select id, 'ready' as place, rank, null::bigint as moment, null as pool, null as outcome, null as lease,
+        revision from {network}_ready union all select id, 'later', null, due, null, null, null, revision from
+        {network}_later union all select id, 'held', rank, null, null, null, encode(lease, 'hex'), revision from
+        {network}_held union all select id, 'done', null, until, pool, "state", null, revision from {network}_done
     ) p on p.id = t.id"""

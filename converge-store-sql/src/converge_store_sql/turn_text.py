@@ -37,24 +37,35 @@ class TurnText:
         if self._shape.has_gates:
             gates = f"unnest({self._argument('integer[]')}, {self._argument('boolean[]')}) a(k, alone)"
             one = f"pg_advisory_xact_lock{{}}({gate_space(self._network)}, a.k)::text"
-            self._with("gate", f"select count(case when a.alone then {one.format('')} else {one.format('_shared')} end) as n from {gates}")
+            self._with(
+                "gate",
+                f"select count(case when a.alone then {one.format('')} else {one.format('_shared')} end) as n from "
+                f"{gates}",
+            )
         checks = [self._check(at, part) for at, part in parts if part.work <= Work.ABSENT]
         bad = " union all ".join(f"select i from {name}" for name in checks)
         inserts = {at: self._rows(part) for at, part in parts if part.work is Work.INSERT}
         there = " union all ".join(self._there(self._shape.parts[at].family, q) for at, q in inserts.items())
         after_gates = " from gate" if self._shape.has_gates else ""
-        self._with("bad", f"select {f'array({bad})' if bad else _NONE} as i, {f'array({there})' if there else _NONE} as there{after_gates}")
+        self._with(
+            "bad",
+            f"select {f'array({bad})' if bad else _NONE} as i, {f'array({there})' if there else _NONE} as "
+            f"there{after_gates}",
+        )
         self._decide_early()
         for at, part in parts:
             if part.work is Work.DELETE_AT:
                 self._deciding_delete(at, part)
-        # The revision is drawn when every row that decides is locked, so it is above all that this call has seen or waited for.
+        # The revision is drawn when every row that decides is locked, so it is above all that this call has seen or
+        # waited for.
         self._with("g", f"select e.bad, e.late, e.there, {self._missed()} as missed, e.wrong from e")
         if self._shape.take is not None:
             self._pick(self._shape.take)
         self._with(
             "f",
-            f"select g.bad, g.late, g.there, g.missed, g.wrong || g.missed as dead, nextval('{self._network}_revision') as revision, {NOW} as now "
+            f"select g.bad, g.late, g.there, g.missed, g.wrong || g.missed as dead, "
+            f"nextval('{self._network}_revision') as revision, "
+            f"{NOW} as now "
             f"from g{', (select count(*) from picked) as after_picking' if self._shape.take is not None else ''}",
         )
         for at, part in parts:
@@ -99,21 +110,36 @@ class TurnText:
         return f"c{at}"
 
     def _there(self, family: Family, q: str) -> str:
-        """Puts of keys that should be absent and are not. One that comes after this look makes the insert fail, and the statement is run again."""
+        """Puts of keys that should be absent and are not. One that comes after this look makes the insert fail, and the
+        statement is run again.
+        """
         match = match_all(tables.columns(family))
         return f"select q.c from {q} cross join lateral (select 1 from {self._table(family)} t where {match} limit 1) x"
 
     def _decide_early(self) -> None:
-        """Which batches fail by their checks and windows; store time is read after the rows of the checks are locked."""
+        """Which batches fail by their checks and windows; store time is read after the rows of the checks are
+        locked.
+        """
         wrong, late = _NONE, _NONE
         if self._shape.has_runs:
-            runs = f"unnest({self._argument('integer[]')}, {self._argument('integer[]')}, {self._argument('integer[]')}) p(a, z, i)"
-            of_bad = f"select distinct x.b from {runs} cross join lateral generate_series(p.a, p.z) x(b) where p.i = any(bad.i)"
+            runs = (
+                f"unnest({self._argument('integer[]')}, {self._argument('integer[]')}, "
+                f"{self._argument('integer[]')}) p(a, z, "
+                f"i)"
+            )
+            of_bad = (
+                f"select distinct x.b from {runs} cross join lateral generate_series(p.a, p.z) x(b) where p.i "
+                f"= any(bad.i)"
+            )
             wrong = f"case when bad.i = {_NONE} then {_NONE} else array({of_bad}) end"
         wrong = f"{wrong} || array(select u.c >> {CODE_BITS} from unnest(bad.there) u(c))"
         self._with("m", f"select bad.i as bad, bad.there, {wrong} as wrong, {NOW} as now from bad")
         if self._shape.has_windows:
-            windows = f"unnest({self._argument('integer[]')}, {self._argument('bigint[]')}, {self._argument('bigint[]')}) w(b, lo, hi)"
+            windows = (
+                f"unnest({self._argument('integer[]')}, {self._argument('bigint[]')}, "
+                f"{self._argument('bigint[]')}) w(b, lo, "
+                f"hi)"
+            )
             late = f"array(select w.b from {windows} where w.lo > m.now or w.hi < m.now)"
         self._with("l", f"select m.bad, m.there, m.wrong, {late} as late from m")
         self._with("e", "select l.bad, l.there, l.late, l.wrong || l.late as wrong from l")
@@ -121,7 +147,11 @@ class TurnText:
     def _deciding_delete(self, at: int, part: Part) -> None:
         q, match = self._rows(part), f"{match_all(tables.columns(part.family))} and t.revision = q.r"
         found = f"from {self._table(part.family)} t"
-        self._with(f"d{at}", f"delete {found} using {q}, e where {match} and q.b <> all(e.wrong) returning q.b", materialized=False)
+        self._with(
+            f"d{at}",
+            f"delete {found} using {q}, e where {match} and q.b <> all(e.wrong) returning q.b",
+            materialized=False,
+        )
         unseen = f"select q.b from {q} where q.b = any(e.wrong) and not exists (select 1 {found} where {match})"
         self._deciding.append((f"d{at}", self._batches, unseen))
 
@@ -136,14 +166,18 @@ class TurnText:
         unseen = " union all ".join(look for _, _, look in self._deciding)
         return (
             f"case when {done} = {wanted} then {_NONE} else "
-            f"array((select b from unnest({every}) u(b) where b <> all(e.wrong)) except select b from ({hit}) as hit(b)) || array({unseen}) end"
+            f"array((select b from unnest({every}) u(b) where b <> all(e.wrong)) except select b from ({hit}) "
+            f"as hit(b)) || array({unseen}) "
+            f"end"
         )
 
     def _write(self, at: int, part: Part, q: str) -> None:
         names, family = tables.columns(part.family), self._table(part.family)
         mine = f"{f'q.c >> {CODE_BITS}' if part.work is Work.INSERT else 'q.b'} <> all(f.dead)"
         if part.work is Work.DELETE:
-            self._with(f"w{at}", f"delete from {family} t using {q}, f where {match_all(names)} and {mine}", materialized=False)
+            self._with(
+                f"w{at}", f"delete from {family} t using {q}, f where {match_all(names)} and {mine}", materialized=False
+            )
             return
         value = "q.v" if part.has_values else "''::bytea"
         insert = (
@@ -155,7 +189,9 @@ class TurnText:
         self._with(f"w{at}", insert, materialized=False)
 
     def _replace(self, names: Sequence[str]) -> str:
-        """A key may have been put at a greater revision after this call drew its own: then it starts again, so that no revision goes back."""
+        """A key may have been put at a greater revision after this call drew its own: then it starts again, so that no
+        revision goes back.
+        """
         newer = f"case when t.revision < excluded.revision then excluded.revision else {self._network}_lost_race() end"
         return f"on conflict ({', '.join(names)}) do update set value = excluded.value, revision = {newer}"
 
@@ -163,7 +199,9 @@ class TurnText:
         """Lock the first rows of each range that may be had; without its checks a take looks at nothing."""
         names, kinds = tables.columns(take.source), tables.types(take.source)
         rest = names[take.prefix_length :]
-        args = [(f"p{n}", kinds[n]) for n in range(take.prefix_length)] + [(f"a{n}", kinds[n]) for n in range(take.prefix_length, len(names))]
+        args = [(f"p{n}", kinds[n]) for n in range(take.prefix_length)] + [
+            (f"a{n}", kinds[n]) for n in range(take.prefix_length, len(names))
+        ]
         ranges = unnest([*args, ("n", "integer")], self._count, "r")
         self._count += len(args) + 1
         self._with("r", f"select * from {ranges}")
@@ -175,9 +213,14 @@ class TurnText:
         if take.is_single:
             quota, count = "r", "(select n from lim)"
         else:
-            # How many each range gives, by the order of all; then only as many rows are locked, and past those that another take holds.
+            # How many each range gives, by the order of all; then only as many rows are locked, and past those that
+            # another take holds.
             most = "limit (select n from lim)"
-            first = f"select r.n from r cross join lateral (select {listed(rest, 't')} {source} {most}) x order by {listed(rest, 'x')} {most}"
+            first = (
+                f"select r.n from r cross join lateral (select {listed(rest, 't')} {source} {most}) x order by "
+                f"{listed(rest, 'x')} "
+                f"{most}"
+            )
             self._with("quota", f"select y.n, count(*) as k from ({first}) y group by y.n")
             quota, count = "quota join r on r.n = quota.n", "quota.k"
         locked = f"select t.ctid as tid, {listed(rest, 't')} {source} limit {count} for update skip locked"
@@ -189,7 +232,8 @@ class TurnText:
         rest = names[take.prefix_length :]
         self._with(
             "gone",
-            f"delete from {self._table(take.source)} where ctid = any(array(select tid from picked)) returning {', '.join(rest)}",
+            f"delete from {self._table(take.source)} where ctid = any(array(select tid from picked)) returning "
+            f"{', '.join(rest)}",
             materialized=False,
         )
         kinds = tables.types(take.target)
@@ -199,18 +243,33 @@ class TurnText:
         self._with(
             "moved",
             f"insert into {self._table(take.target)} as t ({', '.join(target)}, value, revision) "
-            f"select {', '.join([*fixed, *(f'gone.{c}' for c in rest), *tail])}, convert_to(f.now::text, 'UTF8'), f.revision from gone, f{conflict}",
+            f"select {', '.join([*fixed, *(f'gone.{c}' for c in rest), *tail])}, convert_to(f.now::text, "
+            f"'UTF8'), f.revision from gone, "
+            f"f{conflict}",
             materialized=False,
         )
         also = [
-            f"array_agg((select t.value from {self._table(family)} t where t.id = gone.{rest[-1]})) as v{n}" for n, family in enumerate(take.also)
+            f"array_agg((select t.value from {self._table(family)} t where t.id = gone.{rest[-1]})) as v{n}"
+            for n, family in enumerate(take.also)
         ]
-        self._with("tk", f"select {', '.join([*(f'array_agg(gone.{c}) as g{n}' for n, c in enumerate(rest)), *also])} from gone")
-        last = f"select distinct on (n) n, {', '.join(rest)} from picked order by n, {', '.join(f'{c} desc' for c in rest)}"
+        self._with(
+            "tk",
+            f"select {', '.join([*(f'array_agg(gone.{c}) as g{n}' for n, c in enumerate(rest)), *also])} from gone",
+        )
+        last = (
+            f"select distinct on (n) n, {', '.join(rest)} from picked order by n, "
+            f"{', '.join(f'{c} desc' for c in rest)}"
+        )
         self._with("last", last)
         where = " and ".join(f"t.{names[n]} = r.p{n}" for n in range(take.prefix_length))
         start = ", ".join(f"coalesce(last.{names[n]}, r.a{n})" for n in range(take.prefix_length, len(names)))
         beyond = f"{f'{where} and ' if where else ''}({listed(rest, 't')}) > ({start})"
-        head = f"select {listed(rest, 't')} from {self._table(take.source)} t where {beyond} order by {listed(rest, 't')} limit 1"
+        head = (
+            f"select {listed(rest, 't')} from {self._table(take.source)} t where {beyond} order by "
+            f"{listed(rest, 't')} limit 1"
+        )
         heads = ", ".join(f"array_agg(h.{c}) as h{n}" for n, c in enumerate(rest))
-        self._with("hd", f"select array_agg(r.n) as hn, {heads} from r left join last on last.n = r.n cross join lateral ({head}) h")
+        self._with(
+            "hd",
+            f"select array_agg(r.n) as hn, {heads} from r left join last on last.n = r.n cross join lateral ({head}) h",
+        )

@@ -1,7 +1,7 @@
 """Wake-ups: a table of sleepers, struck out and notified in a statement after the commit, never in it.
 
-NOTIFY takes a lock that every committing transaction of the database waits for, so inside the write that it announces it would put all commits in
-a row. Here one statement on another connection tells for all commits since the last one.
+NOTIFY takes a lock that every committing transaction of the database waits for, so inside the write that it announces
+it would put all commits in a row. Here one statement on another connection tells for all commits since the last one.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ class Waiters:
             return self._listener
 
     async def _leave(self, names: Sequence[str], *, was_told: bool) -> None:
-        """What a sleeper leaves behind: nothing, a row for those who still sleep here, and its wake-up if it has not looked."""
+        """What a sleeper leaves behind: nothing, a row for those who still sleep here, and its wake-up if it has not
+        looked.
+        """
         if was_told:
             self.wake(names)
         if self._listener is None or self._listener.lost.is_set():
@@ -133,13 +135,16 @@ class Waiters:
             if left:
                 await self._register(left)
         except StoreError:
-            _LOG.debug("a watch could not be taken back; its row counts as dead when its connection is gone", exc_info=True)
+            _LOG.debug(
+                "a watch could not be taken back; its row counts as dead when its connection is gone", exc_info=True
+            )
 
     def _on_notification(self, channel: str) -> None:
         sleepers = self._sleepers.get(channel)
         if not sleepers:
             return
-        # One that was told already has yet to look, which serves this wake-up as well; the row is its to put back all the same.
+        # One that was told already has yet to look, which serves this wake-up as well; the row is its to put back all
+        # the same.
         sleeper = next((each for each in sleepers if not each.told.is_set()), sleepers[0])
         sleeper.tell([channel])
         sleepers.remove(sleeper)
@@ -172,7 +177,9 @@ class Waiters:
                     await self._listening()
                     self._tell_all()
                 else:
-                    await self._connections.run(self._statements.beat(), (sorted(self._sleepers), listener.name), writes=False)
+                    await self._connections.run(
+                        self._statements.beat(), (sorted(self._sleepers), listener.name), writes=False
+                    )
             except StoreError:
                 _LOG.debug("the listener could not be renewed", exc_info=True)
                 await anyio.sleep(RECONNECT_SEC)

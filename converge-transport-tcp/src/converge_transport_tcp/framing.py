@@ -1,7 +1,7 @@
 """Frames to bytes and back: a length of four bytes, big-endian, then the frame.
 
-Four bytes although two would hold the limit: what speaks something else (HTTP, TLS, random bytes) almost surely announces too much in its first four
-bytes, and ends at once instead of keeping us waiting for a frame that never comes.
+Four bytes although two would hold the limit: what speaks something else (HTTP, TLS, random bytes) almost surely
+announces too much in its first four bytes, and ends at once instead of keeping us waiting for a frame that never comes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Decoder:
         """Append the frames that are now whole.
 
         Raises:
-            BadRecord: The next frame is announced as empty or longer than the limit; the ones before it have been given, no memory was taken for it.
+            BadRecord: The next frame is announced as empty or longer than the limit; the ones before it have been
+                given, no memory was taken for it.
         """
         if self._held:
             self._held += data
@@ -86,7 +87,11 @@ class Decoder:
             (size,) = unpack(data, start)
             if not 0 < size <= limit:
                 self.frames += len(into) - before
-                raise BadRecord(f"a frame of {size} bytes was announced, 1 to {limit} are allowed; the peer is damaged or speaks something else")
+                raise BadRecord(
+                    f"a frame of {size} bytes was announced, 1 to {limit} are allowed; the peer is damaged or "
+                    f"speaks something "
+                    f"else"
+                )
             stop = start + HEADER_BYTES + size
             if stop > end:
                 needed = HEADER_BYTES + size

@@ -16,8 +16,14 @@ class TcpOptions:
         backlog: Connections that wait in the kernel for being accepted.
     """
 
-    connect_sec: float = attrs.field(default=5.0, validator=and_(ge(0.05), le(60.0)), metadata={"unit": "s", "help": "longest time to connect"})
-    frame_sec: float = attrs.field(default=10.0, validator=and_(ge(0.1), le(60.0)), metadata={"unit": "s", "help": "longest time for one frame"})
+    connect_sec: float = attrs.field(
+        default=5.0, validator=and_(ge(0.05), le(60.0)), metadata={"unit": "s", "help": "longest time to connect"}
+    )
+    frame_sec: float = attrs.field(
+        default=10.0, validator=and_(ge(0.1), le(60.0)), metadata={"unit": "s", "help": "longest time for one frame"}
+    )
     backlog: int = attrs.field(
-        default=256, validator=and_(ge(1), le(4_096)), metadata={"unit": "connections", "help": "queue of the listening socket"}
+        default=256,
+        validator=and_(ge(1), le(4_096)),
+        metadata={"unit": "connections", "help": "queue of the listening socket"},
     )

@@ -10,7 +10,9 @@ from converge_transport_tcp.address import parse
 from converge_transport_tcp.options import TcpOptions
 from converge_transport_tcp.transport import TcpTransport
 
-TCP = TransportBackend(name="tcp", schemes=("tcp",), options=TcpOptions, open=TcpTransport.open, contract=1, check_address=parse)
+TCP = TransportBackend(
+    name="tcp", schemes=("tcp",), options=TcpOptions, open=TcpTransport.open, contract=1, check_address=parse
+)
 
 
 @hookimpl

@@ -1,7 +1,8 @@
 """A channel on a plain socket and the event loop's readiness calls, one for every event loop that anyio knows.
 
-An `asyncio.Protocol` beside it was measured and left out: as fast coalesced and one frame a call, a tenth less in a round trip, and it holds bytes of
-its own unsent. `tests/bench/bench_transport.py` measures what is here against a bare Protocol.
+An `asyncio.Protocol` beside it was measured and left out: as fast coalesced and one frame a call, a tenth less in a
+round trip, and it holds bytes of its own unsent. `tests/bench/bench_transport.py` measures what is here against a bare
+Protocol.
 """
 
 from __future__ import annotations

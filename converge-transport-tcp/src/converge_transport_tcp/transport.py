@@ -62,7 +62,8 @@ class TcpTransport(Transport):
             sock = _socket(family)
             try:
                 if os.name == "posix":
-                    # So that a restarted node gets its port back; on Windows the option would let two processes share it.
+                    # So that a restarted node gets its port back; on Windows the option would let two processes share
+                    # it.
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind(sockaddr)
                 sock.listen(self._options.backlog)
@@ -119,7 +120,9 @@ def channel_of(sock: socket.socket, options: TcpOptions, channels: set[Channel])
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        channel = SocketChannel(sock, peer=show(sock.getpeername()), frame_sec=options.frame_sec, on_end=channels.discard)
+        channel = SocketChannel(
+            sock, peer=show(sock.getpeername()), frame_sec=options.frame_sec, on_end=channels.discard
+        )
     except OSError as error:
         sock.close()
         raise lost(error) from error

@@ -30,7 +30,9 @@ def connect_failed(address: str, reason: str) -> ConnectFailed:
 
 def listen_failed(address: str, reason: str) -> ListenFailed:
     """The address cannot be bound."""
-    return ListenFailed(f"cannot listen on {address}: {reason}; choose an address of this host and a free port (0 draws one)")
+    return ListenFailed(
+        f"cannot listen on {address}: {reason}; choose an address of this host and a free port (0 draws one)"
+    )
 
 
 def reason_of(error: BaseException) -> str:

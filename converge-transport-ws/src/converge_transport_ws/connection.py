@@ -1,4 +1,6 @@
-"""What the library's connections lack: a limit on the HTTP head as a whole, a bound on unfinished upgrades, no redirects."""
+"""What the library's connections lack: a limit on the HTTP head as a whole, a bound on unfinished upgrades, no
+redirects.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Frames in WebSocket messages: a binary message holds one frame or many, each after its length of two bytes, big-endian.
+"""Frames in WebSocket messages: a binary message holds one frame or many, each after its length of two bytes,
+big-endian.
 
-A message costs the library some twenty microseconds; so the frames of one call share messages. A length cannot be over the limit: two bytes hold
-no more.
+A message costs the library some twenty microseconds; so the frames of one call share messages. A length cannot be over
+the limit: two bytes hold no more.
 """
 
 from __future__ import annotations

@@ -67,7 +67,9 @@ class WsTransport(Transport):
                 # Only a browser sends an origin, and no page of a browser has business here.
                 origins=[None],
                 server_header=None,
-                create_connection=cast(type[ServerConnection], partial(WsServerConnection, unfinished=listener.unfinished)),
+                create_connection=cast(
+                    type[ServerConnection], partial(WsServerConnection, unfinished=listener.unfinished)
+                ),
                 **self._settings(),
             )
             stack.push_async_callback(listener.close, server)
@@ -77,7 +79,9 @@ class WsTransport(Transport):
         try:
             url = parse(address).url
             # proxy=None: an environment variable must not decide where records go.
-            connection = await DirectConnect(url, create_connection=WsClientConnection, proxy=None, user_agent_header=None, **self._settings())
+            connection = await DirectConnect(
+                url, create_connection=WsClientConnection, proxy=None, user_agent_header=None, **self._settings()
+            )
         except CONNECTING as error:
             raise connect_failed(address, reason_of(error)) from error
         return WsChannel(connection, self._channels)
@@ -159,7 +163,8 @@ class WsChannel(Channel):
         self._raise_if_over()
         try:
             for message in messages:
-                # Before writing, too: a send that was cancelled while it waited has left its bytes with the connection, and they are bounded (C-3).
+                # Before writing, too: a send that was cancelled while it waited has left its bytes with the connection,
+                # and they are bounded (C-3).
                 await self._connection.drain()
                 await self._connection.send(message)
         except WsClosed as error:

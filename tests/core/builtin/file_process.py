@@ -1,4 +1,6 @@
-"""Another process at a store's file, for the tests beside it: `python file_process.py write|take|watch PATH [NUMBER]`; it says what it does."""
+"""Another process at a store's file, for the tests beside it: `python file_process.py write|take|watch PATH [NUMBER]`;
+it says what it does.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ async def write(store: Store, writer: int) -> None:
     """Commit batches of three keys for ever; say each number once it is acknowledged."""
     for number in itertools.count():
         keys = [TASK(id_of(writer, number, part)) for part in range(3)]
-        (outcome,) = await store.commit([Batch([(key, ABSENT) for key in keys], [(key, b'"%d"' % number) for key in keys])])
+        (outcome,) = await store.commit(
+            [Batch([(key, ABSENT) for key in keys], [(key, b'"%d"' % number) for key in keys])]
+        )
         assert type(outcome) is Committed
         say(number, outcome.revision)
 

@@ -1,4 +1,6 @@
-"""Store time of a file: one clock for all, close to UTC, not moved by the wall clock, rebased by a boot so that every lease has passed."""
+"""Store time of a file: one clock for all, close to UTC, not moved by the wall clock, rebased by a boot so that every
+lease has passed.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ async def test_a_jump_of_the_wall_clock_moves_nothing(url: str, set_wall_clock: 
         assert 0 <= await store_time(url) - first < 60_000_000
 
 
-async def test_after_a_boot_time_is_that_of_the_wall_clock(url: str, boot: Callable[[], None], set_wall_clock: Callable[[int], None]) -> None:
+async def test_after_a_boot_time_is_that_of_the_wall_clock(
+    url: str, boot: Callable[[], None], set_wall_clock: Callable[[int], None]
+) -> None:
     await store_time(url)
     boot()
     set_wall_clock(5 * HOUR)
@@ -74,7 +78,9 @@ async def test_after_a_boot_time_is_that_of_the_wall_clock(url: str, boot: Calla
 
 
 @pytest.mark.parametrize("jump", [0, -10 * HOUR], ids=["right", "ten hours slow"])
-async def test_after_a_boot_every_lease_has_passed(url: str, boot: Callable[[], None], set_wall_clock: Callable[[int], None], jump: int) -> None:
+async def test_after_a_boot_every_lease_has_passed(
+    url: str, boot: Callable[[], None], set_wall_clock: Callable[[int], None], jump: int
+) -> None:
     async with FileStore.open(url) as store:
         until = await store.time() + 2 * HOUR
         await store.commit([Batch(puts=[(EXPIRY(LEASE_ID), str(until).encode()), (EXPIRY(b"m" * 16), b"1")])])

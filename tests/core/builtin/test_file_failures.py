@@ -1,4 +1,6 @@
-"""What a caller of the file store is told when the file, its disk or its lock fails, and that the store works again afterwards."""
+"""What a caller of the file store is told when the file, its disk or its lock fails, and that the store works again
+afterwards.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What else a process does with a store's files takes nothing from its handles: they keep their locks, and say so when a file goes."""
+"""What else a process does with a store's files takes nothing from its handles: they keep their locks, and say so when
+a file goes.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ async def put(store: Store, *names: str) -> None:
 async def elsewhere(program: str, *words: object) -> list[str]:
     """Run a program in another process; return the words that it says."""
     command = [sys.executable, "-c", program, *map(str, words)]
-    done = await anyio.to_thread.run_sync(lambda: subprocess.run(command, capture_output=True, text=True, timeout=60, check=True))
+    done = await anyio.to_thread.run_sync(
+        lambda: subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    )
     return done.stdout.split()
 
 
@@ -119,8 +123,11 @@ async def test_the_last_handle_leaves_one_file_that_others_may_lock_and_no_descr
             await put(other, "first")
         await put(store, "second")
         assert await elsewhere(LOCK, path, 0x4000_0002, 510) == ["refused"]
-    assert len(os.listdir("/proc/self/fd")) <= before + 3, "descriptors are left open"  # the event loop may keep some of its own
-    assert {name for name in os.listdir(path.parent) if name.startswith("state.db-")} == set(), "the log was not tidied up"
+    # the event loop may keep some of its own
+    assert len(os.listdir("/proc/self/fd")) <= before + 3, "descriptors are left open"
+    assert {name for name in os.listdir(path.parent) if name.startswith("state.db-")} == set(), (
+        "the log was not tidied up"
+    )
     assert await elsewhere(LOCK, path, 0x4000_0002, 510) == ["locked"]
     assert await elsewhere(VISIT, path) == ["first", "second"]
 
@@ -142,7 +149,9 @@ async def test_a_file_that_is_missing_before_a_write_refuses_it_for_good(path: P
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
-async def test_a_file_that_goes_during_a_write_leaves_its_outcome_unknown(path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+async def test_a_file_that_goes_during_a_write_leaves_its_outcome_unknown(
+    path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
     written = Database._transact
 
     def unlinked(self: Database, *call: object) -> object:
@@ -180,7 +189,12 @@ async def test_the_log_of_a_file_that_was_replaced_is_never_written_into_the_new
         await put(store, "later")
         os.replace(backup, path)
         for _ in range(2):
-            with pytest.raises(StoreRefused, match=r"was replaced, and .*state\.db-wal belongs to the file before it.* move .*-wal and .*-shm away"):
+            with pytest.raises(
+                StoreRefused,
+                match=r"was replaced, and .*state\.db-wal belongs to the file before "
+                r"it.* move .*-wal and .*-shm "
+                r"away",
+            ):
                 async with FileStore.open(f"file:{path}"):
                     raise AssertionError("it was opened")
         with pytest.raises(StoreUnavailable, match="is another file"):

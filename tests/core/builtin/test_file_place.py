@@ -71,7 +71,12 @@ async def test_the_files_are_readable_by_their_owner_alone(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("url", "said"),
-    [("file:", "a path is missing"), ("file://", "a path is missing"), ("file:{}", "is a folder"), ("file:{}/none/state.db", "does not exist")],
+    [
+        ("file:", "a path is missing"),
+        ("file://", "a path is missing"),
+        ("file:{}", "is a folder"),
+        ("file:{}/none/state.db", "does not exist"),
+    ],
 )
 async def test_a_path_that_is_no_place_for_a_file_is_refused(tmp_path: Path, url: str, said: str) -> None:
     with pytest.raises(StoreRefused, match=said):
@@ -101,8 +106,12 @@ def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "state.db").exists()
 
 
-@pytest.mark.parametrize("kind", ["virtiofs", "fuse.grpcfuse", "vboxsf", "fuse.vmhgfs-fuse", "prl_fs", "drvfs", "osxfs", "fakeowner"])
-def test_a_file_system_that_several_kernels_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["virtiofs", "fuse.grpcfuse", "vboxsf", "fuse.vmhgfs-fuse", "prl_fs", "drvfs", "osxfs", "fakeowner"]
+)
+def test_a_file_system_that_several_kernels_share_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     mounted(monkeypatch, tmp_path, kind)
     with pytest.raises(StoreRefused, match=rf"folder that several systems share \({kind}\)"):
         checked_path(f"file:{tmp_path}/state.db")
@@ -127,7 +136,9 @@ def test_an_unknown_file_system_in_user_space_is_warned_of(
 
 
 @pytest.mark.parametrize(("system", "is_on"), [("darwin", 1), ("linux", 0)])
-def test_a_commit_on_macos_waits_for_the_disk_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, is_on: int) -> None:
+def test_a_commit_on_macos_waits_for_the_disk_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, is_on: int
+) -> None:
     (tmp_path / "state.db").touch()
     monkeypatch.setattr(sys, "platform", system)
     connection = connect_writer(str(tmp_path / "state.db"))
@@ -139,7 +150,11 @@ def test_the_longest_mount_point_says_the_type(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "a b").mkdir()
     real, mounts = tmp_path.resolve(), tmp_path / "mounts"
     escaped = str(real / "a b").replace(" ", "\\040")
-    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nserver:/ {real} nfs rw 0 0\n/dev/vdb {escaped} tmpfs rw 0 0\n/dev/vdb {escaped} xfs rw 0 0\n")
+    mounts.write_text(
+        f"/dev/vda / ext4 rw 0 0\nserver:/ {real} nfs rw 0 0\n/dev/vdb {escaped} tmpfs rw 0 0\n/dev/vdb "
+        f"{escaped} xfs rw 0 "
+        f"0\n"
+    )
     monkeypatch.setattr(place, "MOUNTS", mounts)
     assert [file_system(path) for path in (Path("/"), tmp_path, tmp_path / "a b")] == ["ext4", "nfs", "xfs"]
 
@@ -193,13 +208,22 @@ async def test_a_file_of_a_newer_release_is_refused(tmp_path: Path) -> None:
 
 async def test_the_view_shows_each_task_in_its_place(tmp_path: Path) -> None:
     path, ids, lease = tmp_path / "state.db", [bytes([number]) * 16 for number in range(5)], b"\xaa" * 16
-    places = [READY(bytes(16), 7, ids[0]), LATER(9, ids[1]), HELD(lease, 7, ids[2], bytes(16)), DONE("docs", "X", 11, ids[3])]
+    places = [
+        READY(bytes(16), 7, ids[0]),
+        LATER(9, ids[1]),
+        HELD(lease, 7, ids[2], bytes(16)),
+        DONE("docs", "X", 11, ids[3]),
+    ]
     async with FileStore.open(f"file:{path}") as store:
-        await store.commit([Batch(puts=[(TASK(id_), b'{"v":1}') for id_ in ids]), Batch(puts=[(key, b"") for key in places])])
+        await store.commit(
+            [Batch(puts=[(TASK(id_), b'{"v":1}') for id_ in ids]), Batch(puts=[(key, b"") for key in places])]
+        )
         await store.commit([Batch(puts=[(STATE(ids[3]), b'{"v":2}')])])
         assert (await store.get([TASK(ids[4])]))[0] == Entry(TASK(ids[4]), b'{"v":1}', 1)
         connection = sqlite3.connect(path)
-        rows = connection.execute("select id, place, due, lease, until, task, state from converge_tasks order by id").fetchall()
+        rows = connection.execute(
+            "select id, place, due, lease, until, task, state from converge_tasks order by id"
+        ).fetchall()
         connection.close()
     assert [row[0] for row in rows] == [id_.hex() for id_ in ids]
     assert [row[1:5] for row in rows] == [
@@ -218,16 +242,22 @@ async def test_a_store_that_must_exist_is_not_made_and_the_nearest_name_is_named
         async with FileStore.open(f"file:{tmp_path}/stat.db", FileOptions(must_exist=True)):
             pass
     assert os.listdir(tmp_path) == ["state.db"]
-    with pytest.raises(StoreRefused, match=r"there is no store at .*state\.db; `converge run`"):  # an empty file is not its own better name
+    with pytest.raises(
+        StoreRefused, match=r"there is no store at .*state\.db; `converge run`"
+    ):  # an empty file is not its own better name
         async with FileStore.open(f"file:{tmp_path}/state.db", FileOptions(must_exist=True)):
             pass
 
 
-async def test_a_folder_in_which_no_lock_can_be_made_is_told_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_folder_in_which_no_lock_can_be_made_is_told_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", f"{tmp_path}/state.db.turn")
 
     monkeypatch.setattr("converge.builtin.file.turnstile.Turnstile.__init__", refused)
-    with pytest.raises(StoreUnavailable, match=r"state\.db\.turn cannot be made or opened \(Permission denied\); look at its folder's"):
+    with pytest.raises(
+        StoreUnavailable, match=r"state\.db\.turn cannot be made or opened \(Permission denied\); look at its folder's"
+    ):
         async with FileStore.open(f"file:{tmp_path}/state.db"):
             pass

@@ -1,4 +1,6 @@
-"""Several processes at one file: nothing acknowledged is lost by kill -9, nothing is taken twice, a lone writer gets its turn, wake-ups cross."""
+"""Several processes at one file: nothing acknowledged is lost by kill -9, nothing is taken twice, a lone writer gets
+its turn, wake-ups cross.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def path(tmp_path: Path) -> Path:
 @contextmanager
 def process(what: str, path: Path, number: int = 0) -> Iterator[subprocess.Popen[bytes]]:
     """Another process; killed at the end if it still runs."""
-    with subprocess.Popen([sys.executable, str(PROGRAM), what, str(path), str(number)], stdout=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, str(PROGRAM), what, str(path), str(number)], stdout=subprocess.PIPE
+    ) as child:
         try:
             yield child
         finally:
@@ -65,12 +69,16 @@ async def test_kill_9_amid_commits_loses_nothing_acknowledged_and_leaves_no_half
                     child.send_signal(signal.SIGKILL)
                 told = [[line.split() for line in (*said(child),) if line.endswith(b"\n")] for child in (first, second)]
             for writer, lines in enumerate(told, 2 * round_):
-                numbers = range((int(lines[-1][0]) if lines else 0) + 2)  # and one that may have been written, unacknowledged
+                numbers = range(
+                    (int(lines[-1][0]) if lines else 0) + 2
+                )  # and one that may have been written, unacknowledged
                 for number in numbers:
                     entries = await store.get([TASK(id_of(writer, number, part)) for part in range(3)])
                     there = [entry is not None for entry in entries]
                     assert len(set(there)) == 1, f"half of batch {number} of writer {writer}"
-                    assert all(there) or number == numbers[-1], f"batch {number} of writer {writer} was acknowledged and is lost"
+                    assert all(there) or number == numbers[-1], (
+                        f"batch {number} of writer {writer} was acknowledged and is lost"
+                    )
                     last = max([last, *(entry.revision for entry in entries if entry is not None)])
             (outcome,) = await store.commit([Batch(puts=[(POOL("docs"), b"{}")])])
             assert type(outcome) is Committed and outcome.revision > last, "a revision was given twice"
@@ -83,7 +91,9 @@ async def test_three_processes_take_each_task_once_and_a_lone_writer_gets_its_tu
     waits: list[float] = []
     async with FileStore.open(f"file:{path}") as store:
         for at in range(0, len(ids), 500):
-            await store.commit([Batch(puts=[(READY(LANE, rank, id_), b"") for rank, id_ in enumerate(ids[at : at + 500], at)])])
+            await store.commit(
+                [Batch(puts=[(READY(LANE, rank, id_), b"") for rank, id_ in enumerate(ids[at : at + 500], at)])]
+            )
         with process("take", path, 1) as first, process("take", path, 2) as second, process("take", path, 3) as third:
             children = (first, second, third)
             taken = Counter(word for child in children for word in said(child).readline().split())

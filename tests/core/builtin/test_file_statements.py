@@ -62,13 +62,21 @@ def test_values_of_many_ids_are_looked_up(connection: sqlite3.Connection, family
         (LATER, 0, True, "((due,id)>(?,?))"),
     ],
 )
-def test_a_range_is_read_from_where_it_begins(connection: sqlite3.Connection, family: Family, depth: int, has_after: bool, said: str) -> None:
+def test_a_range_is_read_from_where_it_begins(
+    connection: sqlite3.Connection, family: Family, depth: int, has_after: bool, said: str
+) -> None:
     for statement in (sql.scan(family, depth, has_after), sql.heads(family, depth, has_after)):
         assert plan(connection, statement).endswith(f"USING PRIMARY KEY {said}")
         assert "order by" in statement
-        assert "TEMP B-TREE" not in str(connection.execute(f"explain query plan {statement}", [1] * statement.count("?")).fetchall())
+        assert "TEMP B-TREE" not in str(
+            connection.execute(f"explain query plan {statement}", [1] * statement.count("?")).fetchall()
+        )
 
 
 def test_what_was_taken_is_deleted_by_its_range(connection: sqlite3.Connection) -> None:
-    assert plan(connection, sql.delete_until(READY, 1, False)).endswith("USING PRIMARY KEY (lane=? AND (rank,id)<(?,?))")
-    assert plan(connection, sql.delete_until(READY, 1, True)).endswith("USING PRIMARY KEY (lane=? AND (rank,id)>(?,?) AND (rank,id)<(?,?))")
+    assert plan(connection, sql.delete_until(READY, 1, False)).endswith(
+        "USING PRIMARY KEY (lane=? AND (rank,id)<(?,?))"
+    )
+    assert plan(connection, sql.delete_until(READY, 1, True)).endswith(
+        "USING PRIMARY KEY (lane=? AND (rank,id)>(?,?) AND (rank,id)<(?,?))"
+    )

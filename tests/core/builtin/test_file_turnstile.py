@@ -19,7 +19,11 @@ LEASE_ID = b"l" * 16
 async def test_a_renewal_goes_ahead_of_the_queue_and_nothing_else_does(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     renewal = Batch(puts=[(EXPIRY(LEASE_ID), b"1")])
-    others = [[Batch(puts=[(LEASE(LEASE_ID), b"1")])], [renewal, Batch(puts=[(EXPIRY(b"m" * 16), b"1")])], [Batch(deletes=[EXPIRY(b"m" * 16)])]]
+    others = [
+        [Batch(puts=[(LEASE(LEASE_ID), b"1")])],
+        [renewal, Batch(puts=[(EXPIRY(b"m" * 16), b"1")])],
+        [Batch(deletes=[EXPIRY(b"m" * 16)])],
+    ]
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(FileStore.open(f"file:{path}"))
         handles = [await stack.enter_async_context(store.reopen()) for _ in others]

@@ -61,7 +61,11 @@ async def test_a_wake_tells_one_of_several_watchers(path: Path) -> None:
         async for _ in watch:
             told.append(number)
 
-    async with FileStore.open(f"file:{path}", SELDOM) as store, store.reopen() as other, anyio.create_task_group() as tasks:
+    async with (
+        FileStore.open(f"file:{path}", SELDOM) as store,
+        store.reopen() as other,
+        anyio.create_task_group() as tasks,
+    ):
         watches = [await watching(cast(FileStore, handle)) for handle in (store, other, store)]
         for number, watch in enumerate(watches):
             tasks.start_soon(wait, number, watch)

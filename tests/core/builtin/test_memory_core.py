@@ -1,4 +1,6 @@
-"""What is special to the store in memory: its index beside a plain sorted list, what it forgets, who it wakes in other threads."""
+"""What is special to the store in memory: its index beside a plain sorted list, what it forgets, who it wakes in other
+threads.
+"""
 
 from __future__ import annotations
 
@@ -83,12 +85,22 @@ def test_the_index_says_what_a_sorted_list_says(reach: int) -> None:
 def test_what_was_deleted_takes_no_memory_though_nobody_looks() -> None:
     core = Core()
     for number in range(20 * SWEEP):
-        keys = [DEDUP("docs", str(number)), KEY("docs", str(number)), ORDER("docs", str(number), 1), HELD(LANE, number, LANE, LANE)]
+        keys = [
+            DEDUP("docs", str(number)),
+            KEY("docs", str(number)),
+            ORDER("docs", str(number), 1),
+            HELD(LANE, number, LANE, LANE),
+        ]
         core.apply([Batch(puts=[(key, b"") for key in keys])])
         core.apply([Batch(deletes=keys)])
     core.apply([Batch(puts=[(DEDUP("docs", "first"), b"")])])
     for number in range(20 * SWEEP):
-        core.apply([Batch(puts=[(DEDUP("docs", str(number)), b"")]), Batch(deletes=[DEDUP("docs", str(number - 1))] if number else [])])
+        core.apply(
+            [
+                Batch(puts=[(DEDUP("docs", str(number)), b"")]),
+                Batch(deletes=[DEDUP("docs", str(number - 1))] if number else []),
+            ]
+        )
     indexes = [index for _, indexes in core._families.values() for index in indexes.values()]
     assert len(indexes) == 1
     assert indexes[0]._size + len(indexes[0]._added) <= SWEEP + 4

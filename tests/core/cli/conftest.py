@@ -94,7 +94,9 @@ def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def call(*arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "converge", *arguments]
-        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        started.append(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
         return started[-1]
 
     yield call

@@ -20,7 +20,10 @@ def running(converge: Converge, start: Start) -> Converge:
     """The command, while two `WordCounter` in pool `docs` and one `Picky` in pool `mail` run elsewhere."""
     for pool in ("docs", "mail"):
         assert converge("pools", "create", pool, *STORE).code == 0
-    for arguments in (["counting:WordCounter", "--agents", "2", "--pool", "docs"], ["counting:Picky", "--pool", "mail"]):
+    for arguments in (
+        ["counting:WordCounter", "--agents", "2", "--pool", "docs"],
+        ["counting:Picky", "--pool", "mail"],
+    ):
         process = start("run", *arguments, *STORE)
         assert process.stderr is not None
         assert any("running" in line for line in process.stderr), "it ended before it ran"
@@ -40,7 +43,10 @@ def test_agents_are_listed_by_capability_and_pool(running: Converge) -> None:
     assert sorted(one["name"] for one in everyone) == ["Picky", "WordCounter", "WordCounter"]
     counters = records(running("agents", "list", "--capability", "count-words", "--json", *STORE))
     assert [one["name"] for one in counters] == ["WordCounter", "WordCounter"]
-    assert all((one["capabilities"], one["pools"], one["topics"], one["age_sec"] >= 0) == (["count-words"], ["docs"], [], True) for one in counters)
+    assert all(
+        (one["capabilities"], one["pools"], one["topics"], one["age_sec"] >= 0) == (["count-words"], ["docs"], [], True)
+        for one in counters
+    )
     assert [one["name"] for one in records(running("agents", "list", "--pool", "mail", "--json", *STORE))] == ["Picky"]
     assert len(records(running("agents", "list", "--limit", "1", "--json", *STORE))) == 1
     assert records(running("agents", "list", "--topic", "none", "--json", *STORE)) == []
@@ -52,7 +58,9 @@ def test_an_agent_is_shown_by_the_beginning_of_its_id_as_the_list_shows_it(runni
     beginning = plain[1].split()[0]
     (shown,) = records(running("agents", "show", beginning, "--json", *STORE))
     assert shown["id"].startswith(beginning) and shown["name"] == "Picky"
-    assert shown in [one | {"age_sec": shown["age_sec"]} for one in records(running("agents", "list", "--json", *STORE))]
+    assert shown in [
+        one | {"age_sec": shown["age_sec"]} for one in records(running("agents", "list", "--json", *STORE))
+    ]
     rows = [line.split() for line in running("agents", "show", shown["id"], *STORE).out.splitlines()]
     assert ["node_key", shown["node_key"]] in rows and ["pools", "mail"] in rows
     many = running("agents", "show", "cv1", *STORE)

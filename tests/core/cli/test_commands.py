@@ -16,7 +16,16 @@ import pytest
 
 from converge.cli import COMMANDS
 from converge.cli.failures import code_of, failed
-from converge.errors import ConfigError, HandshakeFailed, InputError, OutcomeUnknown, ResultTimeout, StoreFull, TornRecord, Undeliverable
+from converge.errors import (
+    ConfigError,
+    HandshakeFailed,
+    InputError,
+    OutcomeUnknown,
+    ResultTimeout,
+    StoreFull,
+    TornRecord,
+    Undeliverable,
+)
 
 Converge = Callable[..., Any]
 
@@ -32,7 +41,9 @@ HELP_SEC = 0.3
         (["tasks", "list", "--state", "done"], 'Choose from: "pending"'),
     ],
 )
-def test_a_usage_error_exits_with_two_and_names_the_nearest(converge: Converge, arguments: list[str], text: str) -> None:
+def test_a_usage_error_exits_with_two_and_names_the_nearest(
+    converge: Converge, arguments: list[str], text: str
+) -> None:
     answer = converge(*arguments)
     assert (answer.code, answer.out) == (2, "")
     assert text in answer.err
@@ -41,7 +52,9 @@ def test_a_usage_error_exits_with_two_and_names_the_nearest(converge: Converge, 
 def test_plugins_are_listed_without_importing_them(converge: Converge) -> None:
     plain = converge("plugins", "list").out.splitlines()
     assert plain[0].split() == ["name", "distribution", "version", "schemes", "kinds"]
-    records = {record["name"]: record for record in map(json.loads, converge("plugins", "list", "--json").out.splitlines())}
+    records = {
+        record["name"]: record for record in map(json.loads, converge("plugins", "list", "--json").out.splitlines())
+    }
     assert {record["v"] for record in records.values()} == {1}
     assert records["redis"]["distribution"] == "converge-store-redis"
     assert records["redis"]["schemes"] == ["redis", "rediss"]
@@ -50,9 +63,13 @@ def test_plugins_are_listed_without_importing_them(converge: Converge) -> None:
     assert [(one["name"], one["kinds"]) for one in loaded if one["is_loaded"]] == [("memory", ["store"])]
 
 
-def test_a_plugin_of_the_working_directory_is_listed_by_its_import_path(converge: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_of_the_working_directory_is_listed_by_its_import_path(
+    converge: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "plugin_of_this_folder.py").write_text(
-        "from converge.builtin.local.plugin import LOCAL\nimport attrs\nMINE = attrs.evolve(LOCAL, name='mine', schemes=('mine',))"
+        "from converge.builtin.local.plugin import LOCAL\nimport attrs\nMINE = attrs.evolve(LOCAL, "
+        "name='mine', "
+        "schemes=('mine',))"
     )
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(folder))])
     answer = converge("plugins", "list", "--json", "--plugin", "plugin_of_this_folder:MINE")
@@ -111,7 +128,9 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
 def test_a_full_disk_behind_the_output_is_one_line() -> None:
     code = "import sys; from converge.cli import main; sys.exit(main(['plugins', 'list', '--json']))"
     with open("/dev/full", "w", encoding="utf-8") as full:
-        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False
+        )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("converge: no space is left")
 
@@ -119,7 +138,9 @@ def test_a_full_disk_behind_the_output_is_one_line() -> None:
 def test_help_takes_less_than_three_tenths_of_a_second() -> None:
     def measured() -> float:
         command = [sys.executable, "-c", "from converge.cli import main; main(['--help'])"]
-        pid = os.posix_spawn(command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)])
+        pid = os.posix_spawn(
+            command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+        )
         _, status, used = os.wait4(pid, 0)
         assert status == 0
         return used.ru_utime + used.ru_stime
@@ -130,8 +151,14 @@ def test_help_takes_less_than_three_tenths_of_a_second() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["tasks", "--help"], ["run", "--help"]], ids=" ".join)
 def test_help_loads_no_parser_of_markup(arguments: list[str]) -> None:
-    script = f"import sys; from converge.cli import main; main({arguments}); print('rich.markdown' in sys.modules, 'markdown_it' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+    script = (
+        f"import sys; from converge.cli import main; main({arguments}); print('rich.markdown' in "
+        f"sys.modules, 'markdown_it' in "
+        f"sys.modules)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert told[0].startswith("Usage: converge")
     assert told[-1] == "False False"
 
@@ -140,7 +167,9 @@ COMMANDS_THAT_DO = [(words, target) for words, target, _ in COMMANDS if target]
 
 
 @pytest.mark.parametrize(("words", "target"), COMMANDS_THAT_DO, ids=[words for words, _ in COMMANDS_THAT_DO])
-def test_the_help_of_a_command_is_its_docstring_and_a_line_for_each_flag(converge: Converge, words: str, target: str) -> None:
+def test_the_help_of_a_command_is_its_docstring_and_a_line_for_each_flag(
+    converge: Converge, words: str, target: str
+) -> None:
     module, _, name = target.partition(":")
     function = getattr(importlib.import_module(f"converge.cli.{module}"), name)
     answer = converge(*words.split(), "--help")

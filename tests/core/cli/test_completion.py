@@ -32,15 +32,21 @@ def test_the_script_of_a_shell_names_every_command_and_its_flags(converge: Conve
         ("converge tasks list --state f", "failed"),
     ],
 )
-def test_bash_completes_commands_flags_and_choices(converge: Converge, folder: Path, typed: str, completed: str) -> None:
+def test_bash_completes_commands_flags_and_choices(
+    converge: Converge, folder: Path, typed: str, completed: str
+) -> None:
     (folder / "completion.bash").write_text(converge("completion", "bash").out)
     words = typed.split()
-    script = f"source completion.bash; COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _converge; echo ${{COMPREPLY[@]}}"
+    script = (
+        f"source completion.bash; COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _converge; echo ${{COMPREPLY[@]}}"
+    )
     done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [completed]
 
 
-def test_it_is_installed_for_the_shell_that_is_used(converge: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_installed_for_the_shell_that_is_used(
+    converge: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("SHELL", "/usr/bin/fish")
     answer = converge("completion", "--install")
@@ -50,7 +56,9 @@ def test_it_is_installed_for_the_shell_that_is_used(converge: Converge, folder: 
 
 
 @pytest.mark.parametrize(("shell", "said"), [("/bin/tcsh", "SHELL is tcsh"), ("", "SHELL is not set")])
-def test_a_shell_that_is_not_known_is_told_with_those_that_are(converge: Converge, monkeypatch: pytest.MonkeyPatch, shell: str, said: str) -> None:
+def test_a_shell_that_is_not_known_is_told_with_those_that_are(
+    converge: Converge, monkeypatch: pytest.MonkeyPatch, shell: str, said: str
+) -> None:
     monkeypatch.setenv("SHELL", shell)
     answer = converge("completion")
     assert (answer.code, answer.out) == (2, "")

@@ -25,7 +25,9 @@ def test_each_value_says_where_it_comes_from(converge: Converge, folder: Path, m
     monkeypatch.setenv("CONVERGE_GRACE_SEC", "4")
     monkeypatch.setenv("CONVERGE_NETWORK", "mine")
     shown = settings(converge("config", "show", "-c", "c.toml", "--network", "yours", "--json"))
-    assert {key: shown[key] for key in ("pool_id", "lease_sec", "grace_sec", "network", "store", "retention.failed_sec")} == {
+    assert {
+        key: shown[key] for key in ("pool_id", "lease_sec", "grace_sec", "network", "store", "retention.failed_sec")
+    } == {
         "pool_id": ("docs", "c.toml"),
         "lease_sec": (5.0, "c.toml"),
         "grace_sec": (4.0, "CONVERGE_GRACE_SEC"),
@@ -39,7 +41,9 @@ def test_each_value_says_where_it_comes_from(converge: Converge, folder: Path, m
 
 
 def test_no_password_is_shown(converge: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "c.toml").write_text('[options.mine]\npassword = "hunter2"\npassword_file = "/run/pw"\ndeep = {token = "hunter2"}')
+    (folder / "c.toml").write_text(
+        '[options.mine]\npassword = "hunter2"\npassword_file = "/run/pw"\ndeep = {token = "hunter2"}'
+    )
     monkeypatch.setenv("CONVERGE_STORE", "redis://me:hunter2@cache:6379/0")
     for more in ([], ["--json"]):
         answer = converge("config", "show", "-c", "c.toml", *more)
@@ -56,7 +60,10 @@ def test_a_file_without_a_fault_says_so(converge: Converge, folder: Path, monkey
 
 def test_everything_that_is_wrong_with_a_file_is_told_at_once(converge: Converge, folder: Path) -> None:
     (folder / "c.toml").write_text(
-        'lease_secs = 3\ngrace_sec = -1\nstore = "redi://x"\nplugins = ["tpc"]\nhost = "::1"\n[options.fle]\na = 1\n[options.file]\nbusy_sec = 100'
+        'lease_secs = 3\ngrace_sec = -1\nstore = "redi://x"\nplugins = ["tpc"]\nhost = '
+        '"::1"\n[options.fle]\na = '
+        "1\n[options.file]\nbusy_sec = "
+        "100"
     )
     answer = converge("config", "check", "c.toml")
     assert (answer.code, answer.out) == (3, "")
@@ -74,22 +81,39 @@ def test_everything_that_is_wrong_with_a_file_is_told_at_once(converge: Converge
     assert (record["is_valid"], len(record["problems"])) == (False, len(answer.err.splitlines()))
 
 
-@pytest.mark.parametrize(("name", "text"), [("gone.toml", "No such file"), ("latin.toml", "cannot be read"), ("broken.toml", "cannot be read")])
-def test_a_file_that_is_no_configuration_is_refused_by_name(converge: Converge, folder: Path, name: str, text: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("gone.toml", "No such file"), ("latin.toml", "cannot be read"), ("broken.toml", "cannot be read")],
+)
+def test_a_file_that_is_no_configuration_is_refused_by_name(
+    converge: Converge, folder: Path, name: str, text: str
+) -> None:
     (folder / "latin.toml").write_bytes(b'store = "caf\xe9"')
     (folder / "broken.toml").write_text("store = ")
     answer = converge("config", "check", name)
-    assert answer.code == 3 and f"converge: {name}: " in answer.err and text in answer.err and "Traceback" not in answer.err
+    assert (
+        answer.code == 3
+        and f"converge: {name}: " in answer.err
+        and text in answer.err
+        and "Traceback" not in answer.err
+    )
 
 
 def test_the_schema_has_every_key_with_its_bounds_and_the_options_of_named_plugins(converge: Converge) -> None:
     plain = json.loads(converge("config", "schema").out)
     keys = plain["properties"]
     assert plain["additionalProperties"] is False
-    assert (keys["max_connections"]["minimum"], keys["max_connections"]["maximum"], keys["agents"]["default"]) == (1, 100_000, 1)
+    assert (keys["max_connections"]["minimum"], keys["max_connections"]["maximum"], keys["agents"]["default"]) == (
+        1,
+        100_000,
+        1,
+    )
     assert keys["log_level"]["enum"] == ["debug", "info", "warning", "error"]
     assert keys["grace_sec"]["description"] == "how long tasks may take to end at a stop, in s"
     assert keys["options"]["properties"]["file"]["properties"]["busy_sec"]["maximum"] == 60.0
     assert "tcp" not in keys["options"]["properties"]
     named = json.loads(converge("config", "schema", "--plugin", "tcp", "--json").out)
-    assert (named["v"], named["properties"]["options"]["properties"]["tcp"]["properties"]["backlog"]["minimum"]) == (1, 1)
+    assert (named["v"], named["properties"]["options"]["properties"]["tcp"]["properties"]["backlog"]["minimum"]) == (
+        1,
+        1,
+    )

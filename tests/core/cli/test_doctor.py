@@ -47,7 +47,18 @@ def test_a_store_with_nothing_wrong_is_fine_and_as_it_was(pool: Converge, folder
         before = list(database.iterdump())
     answer = pool("doctor", "--json", *STORE)
     assert (answer.code, wrong(answer)) == (0, set())
-    assert set(findings(answer)) >= {"python", "uvloop", "config", "plugins", "store", "durability", "file-system", "disk", "clock", "leases"}
+    assert set(findings(answer)) >= {
+        "python",
+        "uvloop",
+        "config",
+        "plugins",
+        "store",
+        "durability",
+        "file-system",
+        "disk",
+        "clock",
+        "leases",
+    }
     with closing(sqlite3.connect(folder / "state.db")) as database:
         assert list(database.iterdump()) == before
     assert pool("doctor", *STORE).out.splitlines()[-1].startswith("no errors, no warnings, ")
@@ -129,15 +140,19 @@ def test_keys_and_passwords_that_others_can_read_are_errors(converge: Converge, 
 
 
 def test_a_store_of_another_host_without_tls_is_told(converge: Converge) -> None:
-    answer = converge("doctor", "--json", "--store", "redis://192.0.2.1:1/0?socket_connect_timeout=1", "--plugin", "no:redis")
+    answer = converge(
+        "doctor", "--json", "--store", "redis://192.0.2.1:1/0?socket_connect_timeout=1", "--plugin", "no:redis"
+    )
     assert answer.code == 3  # it was refused, so nothing was connected to
     (one,) = findings(answer)["plaintext"]
     assert "192.0.2.1" in one["finding"] and "rediss://" in one["mend"]
 
 
 @pytest.mark.parametrize(("level", "skew"), [("ok", 0.5), ("warning", 5.0), ("error", 120.0)])
-def test_a_clock_that_is_off_is_told_by_how_much(pool: Converge, monkeypatch: pytest.MonkeyPatch, level: str, skew: float) -> None:
-    import converge.runtime.store_facts as facts
+def test_a_clock_that_is_off_is_told_by_how_much(
+    pool: Converge, monkeypatch: pytest.MonkeyPatch, level: str, skew: float
+) -> None:
+    import converge.operations.store_info as facts
 
     async def skewed(_store: object) -> tuple[float, float]:
         return skew, 0.001
@@ -163,7 +178,9 @@ def test_a_pool_whose_lanes_run_out_is_told(pool: Converge, folder: Path, lanes:
     assert f"{lanes:,} of 1,024" in findings(answer)["lanes"][0]["finding"]
 
 
-def test_a_store_that_the_folder_of_keys_does_not_remember_is_an_error_until_it_is_accepted(pool: Converge, folder: Path) -> None:
+def test_a_store_that_the_folder_of_keys_does_not_remember_is_an_error_until_it_is_accepted(
+    pool: Converge, folder: Path
+) -> None:
     (folder / "a.toml").write_text('identity_dir = "keys"\nstore = "file:state.db"')
     assert pool("run", "counting:WordCounter", "-c", "a.toml", "--pool", "docs", "--drain").code == 0
     assert wrong(pool("doctor", "-c", "a.toml", "--json")) == set()
@@ -177,7 +194,9 @@ def test_a_store_that_the_folder_of_keys_does_not_remember_is_an_error_until_it_
 
 
 @pytest.mark.parametrize(("value", "text"), [("{", "cannot be read"), ('{"id": "docs", "v": 99}', "newer release")])
-def test_records_that_cannot_be_read_are_an_error_of_their_own(pool: Converge, folder: Path, value: str, text: str) -> None:
+def test_records_that_cannot_be_read_are_an_error_of_their_own(
+    pool: Converge, folder: Path, value: str, text: str
+) -> None:
     with closing(sqlite3.connect(folder / "state.db")) as database, database:
         database.execute("update f_pool set v = ?", (value,))
     answer = pool("doctor", "--json", *STORE)
@@ -185,8 +204,12 @@ def test_records_that_cannot_be_read_are_an_error_of_their_own(pool: Converge, f
     assert text in findings(answer)["records"][-1]["finding"] and "Traceback" not in answer.err
 
 
-@pytest.mark.parametrize(("value", "text"), [('{"pool": "docs", "v": 99}', "a newer release has written"), ("{", "cannot be read")])
-def test_a_record_that_does_not_stop_the_checks_is_told_beside_them(pool: Converge, folder: Path, value: str, text: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "text"), [('{"pool": "docs", "v": 99}', "a newer release has written"), ("{", "cannot be read")]
+)
+def test_a_record_that_does_not_stop_the_checks_is_told_beside_them(
+    pool: Converge, folder: Path, value: str, text: str
+) -> None:
     assert pool("submit", "--pool", "docs", *STORE).code == 0
     with closing(sqlite3.connect(folder / "state.db")) as database, database:
         database.execute("update f_lane set v = ?", (value,))
@@ -195,7 +218,9 @@ def test_a_record_that_does_not_stop_the_checks_is_told_beside_them(pool: Conver
     assert "leases" in findings(answer)
 
 
-def test_a_file_on_a_network_file_system_is_an_error(pool: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_on_a_network_file_system_is_an_error(
+    pool: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "mounts").write_text(f"host:/export {folder} nfs4 rw 0 0\n")
     monkeypatch.setattr("converge.builtin.file.place.MOUNTS", folder / "mounts")
     answer = pool("doctor", "--json", *STORE)
@@ -203,7 +228,9 @@ def test_a_file_on_a_network_file_system_is_an_error(pool: Converge, folder: Pat
     assert "network file system (nfs4)" in findings(answer)["store"][0]["finding"]
 
 
-def test_a_store_of_less_durability_than_its_backend_can_have_is_told(pool: Converge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_of_less_durability_than_its_backend_can_have_is_told(
+    pool: Converge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import converge.builtin.file.schema as schema
 
     monkeypatch.setattr(schema, "settings", lambda _: {"journal_mode": "wal", "synchronous": "normal"})

@@ -27,17 +27,25 @@ def test_a_new_key_is_shown_by_type_id_and_file_but_never_itself(converge: Conve
     (made,) = records(converge("identity", "new", "WordCounter", "--json", *KEYS))
     file = folder / "keys/agent.WordCounter.0.key"
     assert made == {
-        "name": "agent.WordCounter.0", "type": "ed25519", "id": made["id"], "path": str(file), "rotations": 0, "is_used": False,
+        "name": "agent.WordCounter.0", "type": "ed25519", "id": made["id"], "path": str(file), "rotations": 0,
+        "is_used": False,
     }  # fmt: skip
     assert made["id"].startswith("cv1")
     seed = json.loads(file.read_text())["seed"]
-    for answer in (converge("identity", "show", *KEYS), converge("identity", "show", "--json", *KEYS), converge("identity", "show", "-v", *KEYS)):
+    for answer in (
+        converge("identity", "show", *KEYS),
+        converge("identity", "show", "--json", *KEYS),
+        converge("identity", "show", "-v", *KEYS),
+    ):
         assert answer.code == 0 and made["id"] in answer.out
         assert seed not in answer.out + answer.err
 
 
 def test_each_new_key_of_a_kind_has_the_next_number_and_node_is_the_default(converge: Converge) -> None:
-    names = [records(converge("identity", "new", *kind, "--json", *KEYS))[0]["name"] for kind in ((), (), ("Picky",), ("Picky",))]
+    names = [
+        records(converge("identity", "new", *kind, "--json", *KEYS))[0]["name"]
+        for kind in ((), (), ("Picky",), ("Picky",))
+    ]
     assert names == ["node.0", "node.1", "agent.Picky.0", "agent.Picky.1"]
     assert [one["name"] for one in records(converge("identity", "show", "--json", *KEYS))] == sorted(names)
 
@@ -65,7 +73,9 @@ def test_the_folder_may_stand_in_the_configuration(converge: Converge, folder: P
         (("new", "../../x", *KEYS), 2, "not a valid name"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(converge: Converge, arguments: tuple[str, ...], code: int, words: str) -> None:
+def test_what_cannot_be_done_is_said_in_one_line(
+    converge: Converge, arguments: tuple[str, ...], code: int, words: str
+) -> None:
     answer = converge("identity", *arguments)
     assert (answer.code, answer.out) == (code, "")
     assert words in answer.err and len(answer.err.splitlines()) == 1
@@ -78,7 +88,9 @@ def test_a_key_that_others_can_read_is_refused_with_the_way_out(converge: Conver
     assert answer.code == 3 and "0644" in answer.err and "chmod 0600" in answer.err
 
 
-def test_a_running_process_uses_its_key_and_it_cannot_be_rotated_meanwhile(converge: Converge, start: Start, folder: Path) -> None:
+def test_a_running_process_uses_its_key_and_it_cannot_be_rotated_meanwhile(
+    converge: Converge, start: Start, folder: Path
+) -> None:
     (folder / "converge.toml").write_text('identity_dir = "keys"\n')
     (made,) = records(converge("identity", "new", "WordCounter", "--json", *KEYS))
     assert converge("pools", "create", "docs", "--store", "file:state.db").code == 0
@@ -88,7 +100,9 @@ def test_a_running_process_uses_its_key_and_it_cannot_be_rotated_meanwhile(conve
     assert records(converge("identity", "show", made["name"], "--json", *KEYS))[0]["is_used"] is True
     answer = converge("identity", "new", made["name"], "--rotate", *KEYS)
     assert answer.code == 3 and "a process that lives uses it" in answer.err
-    assert made["id"] in [one["id"] for one in records(converge("agents", "list", "--json", "--store", "file:state.db"))]
+    assert made["id"] in [
+        one["id"] for one in records(converge("agents", "list", "--json", "--store", "file:state.db"))
+    ]
 
 
 def test_a_slip_of_the_pen_in_a_rotation_leaves_nothing_behind(converge: Converge, folder: Path) -> None:

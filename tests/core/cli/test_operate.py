@@ -40,7 +40,9 @@ def records(answer: Any) -> list[dict[str, Any]]:
 
 def failed_task(converge: Converge, folder: Path) -> str:
     """Run a task that fails for good; return its id."""
-    (folder / "tasks.jsonl").write_text('{"inputs": {"text": "bad"}, "max_attempts": 1, "dedup_key": "k", "trace": {"a": "b"}}')
+    (folder / "tasks.jsonl").write_text(
+        '{"inputs": {"text": "bad"}, "max_attempts": 1, "dedup_key": "k", "trace": {"a": "b"}}'
+    )
     answer = converge("run", "counting:Picky", "--pool", "docs", "--submit", "tasks.jsonl", "--drain", "--json", *STORE)
     assert answer.code == 1
     return str(records(answer)[0]["id"])
@@ -52,7 +54,9 @@ def test_pending_tasks_are_cancelled_once_and_their_history_says_why(pool: Conve
     assert answer.code == 0
     assert records(answer) == [{"id": id_, "is_cancelled": True, "state": "CANCELLED"} for id_ in ids]
     (shown,) = records(pool("tasks", "show", ids[0], "--json", *STORE))
-    assert [(one["what"], one["by"], one["why"]) for one in shown["history"]] == [("cancelled", "operator", "not needed")]
+    assert [(one["what"], one["by"], one["why"]) for one in shown["history"]] == [
+        ("cancelled", "operator", "not needed")
+    ]
     again = pool("tasks", "cancel", ids[0], *STORE)
     assert (again.code, again.out.splitlines()[1].split()[1:]) == (0, ["cancelled", "before"])
 
@@ -66,7 +70,9 @@ def test_a_lone_dash_is_standard_input_only_where_a_file_is_meant(pool: Converge
     assert task["history"][-1]["why"] == "-"
 
 
-def test_cancelling_a_task_that_ended_otherwise_exits_with_one_and_changes_nothing(pool: Converge, folder: Path) -> None:
+def test_cancelling_a_task_that_ended_otherwise_exits_with_one_and_changes_nothing(
+    pool: Converge, folder: Path
+) -> None:
     id_ = failed_task(pool, folder)
     answer = pool("tasks", "cancel", id_, "--json", *STORE)
     assert (answer.code, records(answer)) == (1, [{"id": id_, "is_cancelled": False, "state": "FAILED"}])
@@ -86,7 +92,12 @@ def test_a_failed_task_is_retried_as_one_linked_copy_without_its_dedup_key(pool:
     ((first,), (again,)) = (records(pool("tasks", "retry", id_, "--json", *STORE)) for _ in range(2))
     assert (first["id"], first["state"], again) == (id_, "PENDING", first)
     (copy,) = records(pool("tasks", "show", first["retry_id"], "--json", *STORE))
-    assert (copy["inputs"], copy["max_attempts"], copy["dedup_key"], copy["trace"]) == ({"text": "bad"}, 1, None, {"a": "b", "retry_of": id_})
+    assert (copy["inputs"], copy["max_attempts"], copy["dedup_key"], copy["trace"]) == (
+        {"text": "bad"},
+        1,
+        None,
+        {"a": "b", "retry_of": id_},
+    )
     assert [one["state"] for one in records(pool("tasks", "list", "--json", *STORE))] == ["PENDING", "FAILED"]
     plain = pool("tasks", "retry", id_, *STORE).out.splitlines()
     assert plain[1].split() == [id_, first["retry_id"], "pending"]
@@ -111,7 +122,13 @@ def test_a_task_that_no_agent_may_claim_is_explained(pool: Converge, start: Star
     (explained,) = records(pool("tasks", "explain", id_, "--json", *STORE))
     assert explained["reasons"] == ['none of the agents listed in pool "docs" may take it']
     assert explained["agents"] == [
-        {"name": "WordCounter", "count": 2, "capabilities": ["count-words"], "topics": [], "why_not": "it lacks the capabilities fly"}
+        {
+            "name": "WordCounter",
+            "count": 2,
+            "capabilities": ["count-words"],
+            "topics": [],
+            "why_not": "it lacks the capabilities fly",
+        }
     ]
     plain = [line.split(None, 2) for line in pool("tasks", "explain", id_, *STORE).out.splitlines()]
     assert ["WordCounter", "2", "it lacks the capabilities fly"] in plain and ["place", "ready"] in plain

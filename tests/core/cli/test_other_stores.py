@@ -14,7 +14,9 @@ Converge = Callable[..., Any]
 
 
 @pytest.fixture(params=["redis", "postgres"])
-def store(request: pytest.FixtureRequest, redis_url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[str, ...]:
+def store(
+    request: pytest.FixtureRequest, redis_url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> tuple[str, ...]:
     """Flags that name a store of its own on a real server; its URL has a password, so it comes from the environment."""
     monkeypatch.setenv("CONVERGE_STORE", {"redis": redis_url, "postgres": postgres_url}[request.param])
     return ("--network", f"n{uuid.uuid4().hex[:12]}")
@@ -26,11 +28,17 @@ def records(answer: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in answer.out.splitlines()]
 
 
-def test_tasks_are_listed_purged_and_the_store_is_looked_at_and_accepted(converge: Converge, folder: Path, store: tuple[str, ...]) -> None:
-    (folder / "tasks.jsonl").write_text('{"inputs": {"text": "a b"}, "type": "t"}\n{"inputs": {"text": "bad"}, "max_attempts": 1}')
+def test_tasks_are_listed_purged_and_the_store_is_looked_at_and_accepted(
+    converge: Converge, folder: Path, store: tuple[str, ...]
+) -> None:
+    (folder / "tasks.jsonl").write_text(
+        '{"inputs": {"text": "a b"}, "type": "t"}\n{"inputs": {"text": "bad"}, "max_attempts": 1}'
+    )
     assert converge("run", "counting:Picky", "--pool", "docs", "--submit", "tasks.jsonl", "--drain", *store).code == 1
     assert converge("submit", "--pool", "docs", "--capability", "fly", *store).code == 0
-    assert [one["inputs"] for one in records(converge("tasks", "list", "--type", "t", "--since", "1h", "--json", *store))] == [{"text": "a b"}]
+    assert [
+        one["inputs"] for one in records(converge("tasks", "list", "--type", "t", "--since", "1h", "--json", *store))
+    ] == [{"text": "a b"}]
     assert len(records(converge("tasks", "list", "--dead-letters", "--json", *store))) == 1
     (facts,) = records(converge("store", "info", "--json", *store))
     assert (facts["pools"]["docs"]["ready"], facts["pools"]["docs"]["done"], facts["keys"]["done"]) == (1, 2, 2)

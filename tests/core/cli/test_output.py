@@ -1,4 +1,6 @@
-"""What a person sees on a terminal: lists that keep what is copied, tables that hide nothing, no text that steers the terminal."""
+"""What a person sees on a terminal: lists that keep what is copied, tables that hide nothing, no text that steers the
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def test_a_table_of_fields_hides_nothing(shown: Callable[..., list[str]]) -> Non
     assert [word for line in lines[1:] for word in line.split()] == ["result", *words]
 
 
-def test_a_list_of_many_rows_is_cut_and_says_so(shown: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_list_of_many_rows_is_cut_and_says_so(
+    shown: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = shown(("id", "task"), [(str(at), "x") for at in range(1_000)], has_lines=True)
     assert len(lines) == 1 + output.ROWS
     assert "200 of 1,000 rows" in capsys.readouterr().err
@@ -74,7 +78,9 @@ def test_what_the_output_cannot_encode_is_spelt_out(monkeypatch: pytest.MonkeyPa
     assert raw.getvalue() == b"na\\xefve \\ud800\n"
 
 
-def test_only_the_mark_of_a_line_is_coloured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_mark_of_a_line_is_coloured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.delenv("NO_COLOR", raising=False)

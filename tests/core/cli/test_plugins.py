@@ -1,4 +1,6 @@
-"""`converge plugins show`: whose a plugin is and what it declares; and that no command imports one that nobody named."""
+"""`converge plugins show`: whose a plugin is and what it declares; and that no command imports one that nobody
+named.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from converge.hookspecs import hookimpl
 
 @attrs.frozen(kw_only=True)
 class ToyOptions:
-    wait_sec: float = attrs.field(default=3.0, validator=[validators.ge(1.0), validators.lt(9.0)], metadata={"help": "longest wait", "unit": "s"})
+    wait_sec: float = attrs.field(default=3.0, validator=[validators.ge(1.0), validators.lt(9.0)], metadata={"help":
+        "longest wait", "unit": "s"})
     kind: str = attrs.field(default="a", validator=validators.in_(("a", "b")))
     must: str
 
@@ -58,7 +61,9 @@ def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     info.mkdir(parents=True)
     (site / "toy_of_the_tests.py").write_text(SOURCE)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: converge-store-toy\nVersion: 1.2\nSummary: A toy.\n")
-    (info / "entry_points.txt").write_text("[converge]\ntoy = toy_of_the_tests\n[converge.schemes]\ntoys = toy_of_the_tests\n")
+    (info / "entry_points.txt").write_text(
+        "[converge]\ntoy = toy_of_the_tests\n[converge.schemes]\ntoys = toy_of_the_tests\n"
+    )
     monkeypatch.syspath_prepend(site)
     return site
 
@@ -71,7 +76,12 @@ def test_a_plugin_is_found_by_its_name_or_by_a_scheme(converge: Converge, instal
 
 def test_everything_that_a_plugin_declares_is_shown(converge: Converge, installed: Path) -> None:
     shown = json.loads(converge("plugins", "show", "toy", "--json").out)
-    assert (shown["v"], shown["distribution"], shown["version"], shown["summary"]) == (1, "converge-store-toy", "1.2", "A toy.")
+    assert (shown["v"], shown["distribution"], shown["version"], shown["summary"]) == (
+        1,
+        "converge-store-toy",
+        "1.2",
+        "A toy.",
+    )
     assert shown["sha256"] == hashlib.sha256((installed / "toy_of_the_tests.py").read_bytes()).hexdigest()
     assert (shown["file"], shown["hooks"]) == (
         str(installed / "toy_of_the_tests.py"),
@@ -79,10 +89,16 @@ def test_everything_that_a_plugin_declares_is_shown(converge: Converge, installe
     )
     assert shown["decisions"] == ["nod"]
     (backend,) = shown["backends"]
-    assert (backend["kind"], backend["name"], backend["schemes"], backend["contract"]) == ("store", "toy", ["toy", "toys"], 1)
+    assert (backend["kind"], backend["name"], backend["schemes"], backend["contract"]) == (
+        "store",
+        "toy",
+        ["toy", "toys"],
+        1,
+    )
     options = {one.pop("name"): one for one in backend["options"]}
     assert options["wait_sec"] == {
-        "type": "a number", "default": 3.0, "is_required": False, "bounds": "at least 1, less than 9", "help": "longest wait", "unit": "s",
+        "type": "a number", "default": 3.0, "is_required": False, "bounds": "at least 1, less than 9",
+        "help": ("longest " "wait"), "unit": "s",
     }  # fmt: skip
     assert options["must"]["is_required"] is True
     plain = converge("plugins", "show", "toy").out
@@ -90,7 +106,9 @@ def test_everything_that_a_plugin_declares_is_shown(converge: Converge, installe
 
 
 def test_the_options_of_a_named_plugin_are_in_the_schema(converge: Converge, installed: Path) -> None:
-    options = json.loads(converge("config", "schema", "--plugin", "toy").out)["properties"]["options"]["properties"]["toy"]
+    options = json.loads(converge("config", "schema", "--plugin", "toy").out)["properties"]["options"]["properties"][
+        "toy"
+    ]
     assert options["required"] == ["must"]
     assert options["properties"]["wait_sec"] == {
         "type": "number", "minimum": 1.0, "exclusiveMaximum": 9.0, "description": "longest wait, in s", "default": 3.0,
@@ -107,7 +125,9 @@ def test_the_options_of_a_named_plugin_are_in_the_schema(converge: Converge, ins
         ("no_such_module:x", 'there is no module "no_such_module"'),
     ],
 )
-def test_a_plugin_that_is_not_there_is_told_with_the_nearest(converge: Converge, installed: Path, name: str, text: str) -> None:
+def test_a_plugin_that_is_not_there_is_told_with_the_nearest(
+    converge: Converge, installed: Path, name: str, text: str
+) -> None:
     answer = converge("plugins", "show", name)
     assert (answer.code, answer.out) == (2 if name.startswith("no:") else 3, "") and text in answer.err
 
@@ -127,7 +147,9 @@ def test_no_command_imports_a_plugin_that_nobody_named(converge: Converge, insta
         ["store", "info", *store],
     ):
         assert converge(*arguments).code == 0
-    assert converge("plugins", "list").out.count("toy") == 3, "its name, its distribution and its scheme: it is installed"
+    assert converge("plugins", "list").out.count("toy") == 3, (
+        "its name, its distribution and its scheme: it is installed"
+    )
     assert not (installed / "imported").exists()
     assert converge("plugins", "show", "toy").code == 0
     assert (installed / "imported").exists()

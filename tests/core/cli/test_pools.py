@@ -23,9 +23,14 @@ def records(answer: Any) -> list[dict[str, Any]]:
 
 
 def test_a_pool_is_created_once_and_then_left_as_it_is(converge: Converge) -> None:
-    first = converge("pools", "create", "docs", "--keep-failed", "60", "--priority-step", "5", "--paused", "--json", *STORE)
+    first = converge(
+        "pools", "create", "docs", "--keep-failed", "60", "--priority-step", "5", "--paused", "--json", *STORE
+    )
     again = converge("pools", "create", "docs", "--keep-failed", "70", "--json", *STORE)
-    assert (records(first), records(again)) == ([{"id": "docs", "is_created": True}], [{"id": "docs", "is_created": False}])
+    assert (records(first), records(again)) == (
+        [{"id": "docs", "is_created": True}],
+        [{"id": "docs", "is_created": False}],
+    )
     (shown,) = records(converge("pools", "show", "docs", "--json", *STORE))
     assert (shown["keep_failed_sec"], shown["priority_step_sec"], shown["is_paused"]) == (60, 5, True)
     assert converge("pools", "create", "docs", *STORE).out == "pool docs exists already and was left as it is\n"
@@ -41,7 +46,10 @@ def test_the_retention_of_a_new_pool_is_that_of_the_configuration(converge: Conv
 def test_a_join_secret_comes_from_a_file_and_is_never_shown(converge: Converge, folder: Path) -> None:
     (folder / "secret").write_text("geheim\n")
     assert converge("pools", "create", "docs", "--admission", "secret", "--secret-file", "secret", *STORE).code == 0
-    told = [converge("pools", *what, *STORE).out for what in (["show", "docs", "--json"], ["show", "docs"], ["list", "--json"])]
+    told = [
+        converge("pools", *what, *STORE).out
+        for what in (["show", "docs", "--json"], ["show", "docs"], ["list", "--json"])
+    ]
     assert not any("secret_hash" in text or "geheim" in text for text in told)
 
 
@@ -68,7 +76,10 @@ def test_pools_are_paused_and_resumed_and_it_is_told_what_changed(converge: Conv
         assert converge("pools", "create", pool, *STORE).code == 0
     assert converge("pools", "pause", "mail", *STORE).out == "pool mail was paused\n"
     paused = converge("pools", "pause", "docs", "mail", "--json", *STORE)
-    assert [(one["id"], one["is_paused"], one["is_changed"]) for one in records(paused)] == [("docs", True, True), ("mail", True, False)]
+    assert [(one["id"], one["is_paused"], one["is_changed"]) for one in records(paused)] == [
+        ("docs", True, True),
+        ("mail", True, False),
+    ]
     assert {one["is_paused"] for one in records(converge("pools", "list", "--json", *STORE))} == {True}
     assert converge("pools", "resume", "docs", *STORE).out == "pool docs was resumed\n"
     assert [one["is_paused"] for one in records(converge("pools", "list", "--json", *STORE))] == [False, True]
@@ -90,7 +101,10 @@ def test_the_allow_list_is_edited_and_shown(converge: Converge) -> None:
         {"id": "docs", "allow": ["a", "b"], "is_changed": True},
         {"id": "docs", "allow": ["b"], "is_changed": True},
     )
-    assert converge("pools", "allow", "docs", "a", "--remove", *STORE).out == "pool docs allows 1 agent; nothing was to be changed\n"
+    assert (
+        converge("pools", "allow", "docs", "a", "--remove", *STORE).out
+        == "pool docs allows 1 agent; nothing was to be changed\n"
+    )
     assert records(converge("pools", "show", "docs", "--json", *STORE))[0]["allow"] == ["b"]
     assert converge("pools", "create", "all", *STORE).code == 0
     answer = converge("pools", "allow", "all", "a", *STORE)
@@ -102,15 +116,25 @@ def test_the_allow_list_is_edited_and_shown(converge: Converge) -> None:
     [
         (["create", "a b", *STORE], 2, "a b"),
         (["create", "p", "--keep-failed", "-1", *STORE], 2, "pool.keep_failed_sec"),
-        (["create", "p", "--admission", "secret", *STORE], 2, "--secret-file and --admission secret: one needs the other"),
-        (["create", "p", "--admission", "secret", "--secret-file", "gone", *STORE], 2, "--secret-file gone: cannot be read"),
+        (
+            ["create", "p", "--admission", "secret", *STORE],
+            2,
+            "--secret-file and --admission secret: one needs the other",
+        ),
+        (
+            ["create", "p", "--admission", "secret", "--secret-file", "gone", *STORE],
+            2,
+            "--secret-file gone: cannot be read",
+        ),
         (["create", "p", "--admission", "none", *STORE], 2, "none"),
         (["create", "p"], 3, "store: memory: is seen by this process only"),
         (["show", "p", *STORE], 4, "there is no store at"),
         (["list", "--store", "redis://localhost:1/0"], 4, "localhost:1"),
     ],
 )
-def test_what_cannot_be_done_says_why_with_its_exit_code(converge: Converge, arguments: list[str], code: int, text: str) -> None:
+def test_what_cannot_be_done_says_why_with_its_exit_code(
+    converge: Converge, arguments: list[str], code: int, text: str
+) -> None:
     answer = converge("pools", *arguments)
     assert text in answer.err
     assert (answer.code, answer.out) == (code, "")
@@ -126,7 +150,9 @@ def test_what_cannot_be_done_says_why_with_its_exit_code(converge: Converge, arg
         (("--secret-file", "secret"), "--admission secret"),
     ],
 )
-def test_flags_that_would_not_count_are_refused_and_no_pool_is_made(converge: Converge, folder: Path, flags: tuple[str, ...], words: str) -> None:
+def test_flags_that_would_not_count_are_refused_and_no_pool_is_made(
+    converge: Converge, folder: Path, flags: tuple[str, ...], words: str
+) -> None:
     (folder / "secret").write_text("geheim\n")
     answer = converge("pools", "create", "docs", *flags, *STORE)
     assert (answer.code, words in answer.err, (folder / "state.db").exists()) == (2, True, False)

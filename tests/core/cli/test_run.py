@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from converge.runtime.main import BEYOND_SEC
+from converge.operations.run import BEYOND_SEC
 
 Converge = Callable[..., Any]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -34,12 +34,25 @@ def lines(folder: Path, *tasks: dict[str, Any]) -> str:
 
 def pages(folder: Path, *texts: str) -> str:
     """Write a file of tasks that count the words of these."""
-    tasks = [{"required_capabilities": ["count-words"], "inputs": {"page": f"p{at}", "text": text}} for at, text in enumerate(texts)]
+    tasks = [
+        {"required_capabilities": ["count-words"], "inputs": {"page": f"p{at}", "text": text}}
+        for at, text in enumerate(texts)
+    ]
     return lines(folder, *tasks)
 
 
 def test_a_drained_pool_ends_the_run_with_results_and_their_total(converge: Converge, folder: Path) -> None:
-    answer = converge("run", "counting:WordCounter", "--agents", "3", "--pool", "docs", "--submit", pages(folder, "a b", "", "c d e"), "--drain")
+    answer = converge(
+        "run",
+        "counting:WordCounter",
+        "--agents",
+        "3",
+        "--pool",
+        "docs",
+        "--submit",
+        pages(folder, "a b", "", "c d e"),
+        "--drain",
+    )
     assert answer.out.splitlines() == [
         "task             words",
         "p0                   2",
@@ -52,7 +65,9 @@ def test_a_drained_pool_ends_the_run_with_results_and_their_total(converge: Conv
 
 
 def test_json_is_one_object_a_line_in_the_order_of_the_file(converge: Converge, folder: Path) -> None:
-    answer = converge("run", "counting:WordCounter", "--pool", "docs", "--submit", pages(folder, "a b", "c"), "--drain", "--json")
+    answer = converge(
+        "run", "counting:WordCounter", "--pool", "docs", "--submit", pages(folder, "a b", "c"), "--drain", "--json"
+    )
     found = [json.loads(line) for line in answer.out.splitlines()]
     assert [(one["v"], one["hint"], one["state"], one["result"]) for one in found] == [
         (1, "p0", "COMPLETED", {"words": 2}),
@@ -105,25 +120,55 @@ def test_a_task_that_no_agent_here_may_take_is_told(converge: Converge, folder: 
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["counting:WordCount", "--pool", "p"], 3, 'agent "counting:WordCount": counting has no "WordCount"; did you mean "WordCounter"?'),
+        (
+            ["counting:WordCount", "--pool", "p"],
+            3,
+            'agent "counting:WordCount": counting has no "WordCount"; did you mean "WordCounter"?',
+        ),
         (["countin:X", "--pool", "p"], 3, 'agent "countin:X": there is no module "countin"; did you mean "counting"?'),
-        (["counting:NoAgent", "--pool", "p"], 3, "NoAgent is no subclass of converge.Agent; its agents are Picky, Stuck, WordCounter"),
+        (
+            ["counting:NoAgent", "--pool", "p"],
+            3,
+            "NoAgent is no subclass of converge.Agent; its agents are Picky, Stuck, WordCounter",
+        ),
         (["counting", "--pool", "p"], 3, "converge: AGENT: 'counting' is not allowed; expected module:Class"),
         (["--pool", "p"], 3, "agent: is missing: name a class as module:Class"),
         (["counting:WordCounter"], 3, "pool_id: is missing: WordCounter works on tasks, so name its pool with --pool"),
-        (["counting:WordCounter", "--pool", "p", "--store", "redis://u:geheim@h"], 3, "--store redis://u:***@h: a password on the command line"),
-        (["counting:WordCounter", "--pool", "p", "--plugin", "reddis"], 3, 'provides the plugin "reddis"; did you mean "redis"?'),
+        (
+            ["counting:WordCounter", "--pool", "p", "--store", "redis://u:geheim@h"],
+            3,
+            "--store redis://u:***@h: a password on the command line",
+        ),
+        (
+            ["counting:WordCounter", "--pool", "p", "--plugin", "reddis"],
+            3,
+            'provides the plugin "reddis"; did you mean "redis"?',
+        ),
         (["counting:WordCounter", "--pool", "p", "--health", "h:1"], 3, "this release does not have a health endpoint"),
-        (["counting:WordCounter", "--pool", "p", "--submit", "gone.jsonl"], 2, "gone.jsonl: cannot be read: No such file or directory"),
+        (
+            ["counting:WordCounter", "--pool", "p", "--submit", "gone.jsonl"],
+            2,
+            "gone.jsonl: cannot be read: No such file or directory",
+        ),
         (["counting:WordCounter", "--pool", "p", "--agents", "many"], 2, '"many"'),
-        (["counting:WordCounter", "--pool", "p", "--transport", "tcp://127.0.0.1"], 3, "tcp://127.0.0.1 is not allowed: host or port is missing"),
-        (["counting:WordCounter", "--pool", "p", "--transport", "ws://127.0.0.1"], 3, "ws://127.0.0.1 is not allowed: host or port is missing"),
+        (
+            ["counting:WordCounter", "--pool", "p", "--transport", "tcp://127.0.0.1"],
+            3,
+            "tcp://127.0.0.1 is not allowed: host or port is missing",
+        ),
+        (
+            ["counting:WordCounter", "--pool", "p", "--transport", "ws://127.0.0.1"],
+            3,
+            "ws://127.0.0.1 is not allowed: host or port is missing",
+        ),
         (["counting:WordCounter", "--pool", "p", "--store", "memory:x"], 3, "store: memory:x is not allowed"),
         (["counting:WordCounter", "--pol", "p"], 2, "Unknown option: --pol. Did you mean --pool?"),
         (["counting:WordCounter", "--pool", "p", "--store", "file:/gone/away/state.db"], 4, "/gone/away"),
     ],
 )
-def test_what_cannot_run_says_why_with_its_exit_code(converge: Converge, arguments: list[str], code: int, text: str) -> None:
+def test_what_cannot_run_says_why_with_its_exit_code(
+    converge: Converge, arguments: list[str], code: int, text: str
+) -> None:
     answer = converge("run", *arguments)
     assert text in answer.err
     assert (answer.code, answer.out) == (code, "")
@@ -140,13 +185,20 @@ def test_a_pool_with_a_near_name_is_not_created_by_mistake(converge: Converge) -
     assert converge("run", "counting:WordCounter", "--pool", "doc", *store).code == 0
 
 
-def test_the_file_and_the_environment_configure_a_run(converge: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "converge.toml").write_text('agent = "counting:WordCounter"\nagents = 7\npool_id = "docs"\nlog_format = "json"')
+def test_the_file_and_the_environment_configure_a_run(
+    converge: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "converge.toml").write_text(
+        'agent = "counting:WordCounter"\nagents = 7\npool_id = "docs"\nlog_format = "json"'
+    )
     monkeypatch.setenv("CONVERGE_AGENTS", "2")
     answer = converge("run", "-c", "converge.toml", "--drain")
     assert answer.code == 0
     (started,) = (line for line in map(json.loads, answer.err.splitlines()) if line["message"].startswith("running"))
-    assert (started["level"], started["message"]) == ("info", "running 2 agents of WordCounter in pool docs, store memory:")
+    assert (started["level"], started["message"]) == (
+        "info",
+        "running 2 agents of WordCounter in pool docs, store memory:",
+    )
 
 
 MIXED = """
@@ -162,7 +214,9 @@ concurrency = 3
 """
 
 
-def test_agents_of_several_classes_work_in_one_process_each_with_its_own_pool_and_capabilities(converge: Converge, folder: Path) -> None:
+def test_agents_of_several_classes_work_in_one_process_each_with_its_own_pool_and_capabilities(
+    converge: Converge, folder: Path
+) -> None:
     (folder / "converge.toml").write_text(MIXED)
     tasks = [
         {"required_capabilities": ["count-words"], "inputs": {"name": "counted", "text": "a b"}},
@@ -170,12 +224,17 @@ def test_agents_of_several_classes_work_in_one_process_each_with_its_own_pool_an
     ]
     answer = converge("run", "-c", "converge.toml", "--submit", lines(folder, *tasks), "--drain", "--json")
     assert answer.code == 0, answer.err
-    assert [(one["hint"], one["result"]) for one in map(json.loads, answer.out.splitlines())] == [("counted", {"words": 2}), ("judged", "fine")]
+    assert [(one["hint"], one["result"]) for one in map(json.loads, answer.out.splitlines())] == [
+        ("counted", {"words": 2}),
+        ("judged", "fine"),
+    ]
     assert "running 2 agents of WordCounter in pool docs" in answer.err
     assert "running 1 agent of Picky in pool mail" in answer.err
 
 
-def test_a_drain_is_of_every_pool_that_the_agents_are_in_however_near_their_names_are(converge: Converge, folder: Path) -> None:
+def test_a_drain_is_of_every_pool_that_the_agents_are_in_however_near_their_names_are(
+    converge: Converge, folder: Path
+) -> None:
     (folder / "converge.toml").write_text(
         """store = "file:state.db"
 [[agents]]
@@ -186,7 +245,9 @@ type = "counting:Picky"
 pool_id = "docs2"
 """
     )
-    assert converge("run", "-c", "converge.toml", "--drain").code == 0, "a near name that the same file names is no slip of the pen"
+    assert converge("run", "-c", "converge.toml", "--drain").code == 0, (
+        "a near name that the same file names is no slip of the pen"
+    )
     for pool in ("docs", "docs2"):
         assert converge("submit", "--pool", pool, "--input", f"name={pool}", "--store", "file:state.db").code == 0
     answer = converge("run", "-c", "converge.toml", "--drain", "--json")
@@ -196,16 +257,33 @@ pool_id = "docs2"
     assert (answer.code, 'pool "docss2" does not exist, but "docs2" does' in answer.err) == (3, True)
 
 
-def test_an_entry_whose_class_is_not_there_ends_the_run_before_anything_is_opened(converge: Converge, folder: Path) -> None:
+def test_an_entry_whose_class_is_not_there_ends_the_run_before_anything_is_opened(
+    converge: Converge, folder: Path
+) -> None:
     (folder / "converge.toml").write_text(MIXED.replace("Picky", "Pick"))
     answer = converge("run", "-c", "converge.toml", "--store", "file:state.db")
-    assert (answer.code, answer.err) == (3, 'converge: agent "counting:Pick": counting has no "Pick"; did you mean "Picky"?\n')
+    assert (answer.code, answer.err) == (
+        3,
+        'converge: agent "counting:Pick": counting has no "Pick"; did you mean "Picky"?\n',
+    )
     assert not (folder / "state.db").exists()
 
 
-def test_retention_that_is_configured_for_a_pool_that_exists_is_told_not_to_count(converge: Converge, folder: Path) -> None:
+def test_retention_that_is_configured_for_a_pool_that_exists_is_told_not_to_count(
+    converge: Converge, folder: Path
+) -> None:
     (folder / "converge.toml").write_text("[retention]\ncompleted_sec = 60")
-    start = ("run", "counting:WordCounter", "--pool", "docs", "--store", "file:state.db", "--drain", "-c", "converge.toml")
+    start = (
+        "run",
+        "counting:WordCounter",
+        "--pool",
+        "docs",
+        "--store",
+        "file:state.db",
+        "--drain",
+        "-c",
+        "converge.toml",
+    )
     assert "retention" not in converge(*start).err, "it is the new pool's"
     assert "retention" not in converge(*start).err, "it is the same"
     (folder / "converge.toml").write_text("[retention]\ncompleted_sec = 30")
@@ -213,7 +291,9 @@ def test_retention_that_is_configured_for_a_pool_that_exists_is_told_not_to_coun
 
 
 @pytest.mark.parametrize("command", [["run", "counting:WordCounter", "--pool", "p"], ["tasks", "list"]])
-def test_an_unknown_option_of_a_backend_names_the_file_that_has_it(converge: Converge, folder: Path, command: list[str]) -> None:
+def test_an_unknown_option_of_a_backend_names_the_file_that_has_it(
+    converge: Converge, folder: Path, command: list[str]
+) -> None:
     (folder / "converge.toml").write_text('store = "redis://127.0.0.1:1"\n[options.redis]\ntimeout = 3')
     answer = converge(*command, "-c", "converge.toml")
     assert answer.code == 3
@@ -240,7 +320,9 @@ def test_a_signal_stops_a_run_cleanly(start: Start, number: signal.Signals) -> N
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_second_signal_ends_it_at_once_even_if_its_loop_is_blocked(start: Start, folder: Path, number: signal.Signals, code: int) -> None:
+def test_a_second_signal_ends_it_at_once_even_if_its_loop_is_blocked(
+    start: Start, folder: Path, number: signal.Signals, code: int
+) -> None:
     process = start("run", "counting:Stuck", "--pool", "docs", "--submit", lines(folder, {}), "--drain")
     assert process.stdout is not None
     assert process.stdout.readline() == "stuck\n"
@@ -268,7 +350,9 @@ def on_a_terminal(*arguments: str) -> tuple[str, str]:
     """Run the command with a terminal as its output and another as its error output; return what it wrote to each."""
     ours, theirs = zip(pty.openpty(), pty.openpty(), strict=True)
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    with subprocess.Popen([sys.executable, "-m", "converge", *arguments], stdout=theirs[0], stderr=theirs[1], env=environment) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "converge", *arguments], stdout=theirs[0], stderr=theirs[1], env=environment
+    ) as process:
         for terminal in theirs:
             os.close(terminal)
         written = [bytearray(), bytearray()]
@@ -287,7 +371,9 @@ def on_a_terminal(*arguments: str) -> tuple[str, str]:
 
 
 def test_a_terminal_shows_a_progress_bar_and_a_drawn_table(folder: Path) -> None:
-    out, err = on_a_terminal("run", "counting:WordCounter", "--pool", "docs", "--submit", pages(folder, "a b", "c"), "--drain")
+    out, err = on_a_terminal(
+        "run", "counting:WordCounter", "--pool", "docs", "--submit", pages(folder, "a b", "c"), "--drain"
+    )
     assert "2/2" in err and "\x1b[" in err, "the bar"
     assert "│ p0" in out and "total (2 tasks)" in out and "2/2" not in out
 

@@ -11,7 +11,7 @@ import pytest
 
 AGENTS = """
 from converge import Agent, Task
-from converge.runtime.decisions import InvokeTool, ReportTask
+from converge.runtime.agents.decisions import InvokeTool, ReportTask
 
 class Deciding(Agent):
     tools = {"count": lambda text: len(text.split())}
@@ -69,7 +69,9 @@ def test_an_agent_with_the_whole_loop_is_drained(converge: Callable[..., Any], f
     assert '"result":3' in answer.out.replace(" ", "")
 
 
-def test_an_agent_whose_breaker_opens_is_told_once_and_its_tasks_end(converge: Callable[..., Any], folder: Path) -> None:
+def test_an_agent_whose_breaker_opens_is_told_once_and_its_tasks_end(
+    converge: Callable[..., Any], folder: Path
+) -> None:
     (folder / "tasks.jsonl").write_text("\n".join(json.dumps({"max_attempts": 1}) for _ in range(11)))
     answer = converge("run", "handling:Failing", "--pool", "docs", "--submit", "tasks.jsonl", "--drain")
     assert answer.code == 1
@@ -85,7 +87,9 @@ def test_an_agent_whose_breaker_opens_is_told_once_and_its_tasks_end(converge: C
         ("Renamed", "Renamed.pools: ('docs',) is not allowed; expected another name: the node sets this one"),
     ],
 )
-def test_a_class_that_cannot_be_meant_is_one_line_and_exit_code_three(converge: Callable[..., Any], folder: Path, name: str, text: str) -> None:
+def test_a_class_that_cannot_be_meant_is_one_line_and_exit_code_three(
+    converge: Callable[..., Any], folder: Path, name: str, text: str
+) -> None:
     answer = converge("run", f"handling:{name}", "--pool", "docs", "--store", "file:state.db")
     assert (answer.code, answer.out) == (3, "")
     assert f'agent "handling:{name}": {text}' in answer.err and answer.err.strip().count("\n") == 0
@@ -93,7 +97,9 @@ def test_a_class_that_cannot_be_meant_is_one_line_and_exit_code_three(converge: 
 
 
 @pytest.mark.parametrize("name", ["Unmade", "Unstarted"])
-def test_an_agent_that_does_not_start_is_told_as_its_own_fault_not_as_one_in_here(converge: Callable[..., Any], name: str) -> None:
+def test_an_agent_that_does_not_start_is_told_as_its_own_fault_not_as_one_in_here(
+    converge: Callable[..., Any], name: str
+) -> None:
     Path("failing.py").write_text(
         "from converge import Agent\n\n"
         "class Unmade(Agent):\n    def __init__(self):\n        raise RuntimeError('no model file')\n\n"

@@ -56,7 +56,9 @@ def test_a_secret_that_an_agent_itself_logs_is_masked(
     if is_in_environment:
         monkeypatch.setenv("CONVERGE_REDIS_PASSWORD", CANARY)
     (folder / "tasks.jsonl").write_text(json.dumps({"pool_id": "p", "max_attempts": 1, "inputs": {}}) + "\n")
-    answer = converge("run", "careless:Careless", "--pool", "p", "-c", "converge.toml", "--submit", "tasks.jsonl", "--drain")
+    answer = converge(
+        "run", "careless:Careless", "--pool", "p", "-c", "converge.toml", "--submit", "tasks.jsonl", "--drain"
+    )
     assert answer.code == 1
     assert "logging in with ***" in answer.err
     assert "refused: ***" in answer.err
@@ -65,7 +67,9 @@ def test_a_secret_that_an_agent_itself_logs_is_masked(
 
 def test_what_a_task_holds_is_in_no_line_of_the_log(converge: Converge, folder: Path) -> None:
     inputs = {"text": "bad", CANARY: [CANARY]}
-    (folder / "tasks.jsonl").write_text(json.dumps({"max_attempts": 2, "retry_delay_sec": 0.01, "inputs": inputs}) + "\n")
+    (folder / "tasks.jsonl").write_text(
+        json.dumps({"max_attempts": 2, "retry_delay_sec": 0.01, "inputs": inputs}) + "\n"
+    )
     answer = converge("run", "counting:Picky", "--pool", "p", "--submit", "tasks.jsonl", "--drain", "-v", "--json")
     assert (answer.code, "it is bad" in answer.err) == (1, True)
     assert CANARY not in answer.err

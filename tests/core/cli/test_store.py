@@ -43,9 +43,16 @@ def running(start: Start, folder: Path) -> Iterator[subprocess.Popen[str]]:
     yield process
 
 
-def test_a_store_is_shown_with_its_settings_its_clock_and_who_uses_it(converge: Converge, running: subprocess.Popen[str], folder: Path) -> None:
+def test_a_store_is_shown_with_its_settings_its_clock_and_who_uses_it(
+    converge: Converge, running: subprocess.Popen[str], folder: Path
+) -> None:
     shown = record(converge("store", "info", "--json", *STORE))
-    assert (shown["backend"], shown["durability"], shown["contract"], shown["store"]) == ("file", "D2", 1, "file:state.db")
+    assert (shown["backend"], shown["durability"], shown["contract"], shown["store"]) == (
+        "file",
+        "D2",
+        1,
+        "file:state.db",
+    )
     assert shown["settings"]["path"] == str(folder / "state.db")
     assert (shown["settings"]["journal_mode"], shown["settings"]["synchronous"]) == ("wal", "full")
     assert shown["settings"]["free_bytes"] > 0 and shown["settings"]["file_bytes"] > 0
@@ -53,7 +60,18 @@ def test_a_store_is_shown_with_its_settings_its_clock_and_who_uses_it(converge: 
     assert (shown["keys"]["pool"], shown["keys"]["lease"], set(shown["versions"])) == (1, 1, {"1"})
     (lease,) = shown["leases"]
     assert (lease["held"], lease["remaining_sec"] > 0, lease["agents"] >= 2) == (0, True, True)
-    assert shown["pools"] == {"docs": {"ready": 0, "later": 0, "waiting": 0, "held": 0, "completed": 0, "failed": 0, "cancelled": 0, "done": 0}}
+    assert shown["pools"] == {
+        "docs": {
+            "ready": 0,
+            "later": 0,
+            "waiting": 0,
+            "held": 0,
+            "completed": 0,
+            "failed": 0,
+            "cancelled": 0,
+            "done": 0,
+        }
+    }
     plain = [line.split() for line in converge("store", "info", *STORE).out.splitlines()]
     assert ["synchronous", "full"] in plain and ["docs", "0", "0", "0", "0", "0"] in plain
 
@@ -69,7 +87,9 @@ def test_a_store_is_shown_with_its_settings_its_clock_and_who_uses_it(converge: 
         (["info", "--store", "file:counting.py"], 4, "not a SQLite database"),
     ],
 )
-def test_what_is_no_store_is_refused_and_none_is_made(converge: Converge, folder: Path, arguments: list[str], code: int, text: str) -> None:
+def test_what_is_no_store_is_refused_and_none_is_made(
+    converge: Converge, folder: Path, arguments: list[str], code: int, text: str
+) -> None:
     answer = converge("store", *arguments)
     assert (answer.code, answer.out) == (code, "") and text in answer.err
     assert not (folder / "gone.db").exists()
@@ -80,12 +100,29 @@ def test_a_process_that_met_another_history_goes_on_once_it_was_accepted(
     converge: Converge, running: subprocess.Popen[str], folder: Path, what: str
 ) -> None:
     copy(folder / "state.db", folder / "backup.db")
-    assert converge("submit", "--pool", "docs", "--capability", "count-words", "--input", "text=a b", "--wait", "--timeout", "20", *STORE).code == 0
+    assert (
+        converge(
+            "submit",
+            "--pool",
+            "docs",
+            "--capability",
+            "count-words",
+            "--input",
+            "text=a b",
+            "--wait",
+            "--timeout",
+            "20",
+            *STORE,
+        ).code
+        == 0
+    )
     if what == "restored":
         copy(folder / "backup.db", folder / "state.db")
     else:
         with closing(sqlite3.connect(folder / "state.db")) as database, database:
-            for (table,) in database.execute("select name from sqlite_master where type = 'table' and name like 'f!_%' escape '!'").fetchall():
+            for (table,) in database.execute(
+                "select name from sqlite_master where type = 'table' and name like 'f!_%' escape '!'"
+            ).fetchall():
                 if table != "f_pool":  # whoever flushes a store makes its pools again
                     database.execute(f"delete from {table}")
     ask = ("submit", "--pool", "docs", "--capability", "count-words", "--input", "text=a b c", *STORE)

@@ -35,18 +35,31 @@ def test_a_task_of_flags_is_stored_as_said(pool: Converge, folder: Path) -> None
     (folder / "page.md").write_text("héllo world")
     (folder / "raw").write_bytes(b"\xff\x00")
     answer = pool(
-        "submit", "--pool", "docs", "--capability", "a", "--capability", "b", "--type", "t", "--topic", "x", "--priority", "5", "--dedup-key", "k",
+        "submit", "--pool", "docs", "--capability", "a", "--capability", "b", "--type", "t", "--topic", "x",
+        "--priority", "5", "--dedup-key", "k",
         "--input", "text=@page.md", "--input", "raw=@raw", "--input", "eq=1=2", *STORE,
     )  # fmt: skip
     assert answer.code == 0
     (task,) = listed(pool)
     assert (task["v"], task["id"], task["state"]) == (1, answer.out.strip(), "PENDING")
-    assert (task["required_capabilities"], task["type"], task["topic"], task["priority"], task["dedup_key"]) == (["a", "b"], "t", "x", 5, "k")
+    assert (task["required_capabilities"], task["type"], task["topic"], task["priority"], task["dedup_key"]) == (
+        ["a", "b"],
+        "t",
+        "x",
+        5,
+        "k",
+    )
     assert task["inputs"] == {"text": "héllo world", "raw": {"$bytes": "/wA="}, "eq": "1=2"}
 
 
-def test_a_file_of_lines_is_submitted_in_its_order(pool: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = '{"inputs": {"raw": {"$bytes": "/wA="}}, "not_before": "2099-01-01T00:00:00Z"}\n\n{"pool_id": "docs", "type": "t"}\n'
+def test_a_file_of_lines_is_submitted_in_its_order(
+    pool: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (
+        '{"inputs": {"raw": {"$bytes": "/wA="}}, "not_before": "2099-01-01T00:00:00Z"}\n\n{"pool_id": '
+        '"docs", "type": '
+        '"t"}\n'
+    )
     (folder / "tasks.jsonl").write_text(lines)
     first = pool("submit", "tasks.jsonl", "--pool", "docs", "--json", *STORE)
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
@@ -62,7 +75,8 @@ def test_a_file_of_lines_is_submitted_in_its_order(pool: Converge, folder: Path,
 
 def test_nothing_is_submitted_if_one_line_is_wrong_and_all_wrong_lines_are_told(pool: Converge, folder: Path) -> None:
     wrong = [
-        '{"type": "good"}', '{"typ": "t"}', "nonsense", "[1]", '{"priority": 5000}', '{"inputs": {"a": {"$bytes": "!"}}}', '{"deadline": "soon"}',
+        '{"type": "good"}', '{"typ": "t"}', "nonsense", "[1]", '{"priority": 5000}',
+        '{"inputs": {"a": {"$bytes": "!"}}}', '{"deadline": "soon"}',
         '{"type": "a b"}', '{"pool_id": "x y"}', '{"id": "nope"}',
     ]  # fmt: skip
     (folder / "tasks.jsonl").write_text("\n".join(wrong))
@@ -83,15 +97,29 @@ def test_nothing_is_submitted_if_one_line_is_wrong_and_all_wrong_lines_are_told(
         ([*STORE], 2, "--pool is missing"),
         (["--pool", "docs", "--input", "text", *STORE], 2, "--input text: expected NAME=VALUE or NAME=@FILE"),
         (["--pool", "docs", "--input", "a=1", "--input", "a=2", *STORE], 2, "--input a: is given twice"),
-        (["--pool", "docs", "--input", "a=@gone", *STORE], 2, "--input a: gone cannot be read: No such file or directory"),
-        (["counting.py", "--pool", "docs", "--capability", "a", *STORE], 2, "--capability describes one task; with a file its lines do that"),
-        (["counting.py", "--pool", "docs", "--dedup-key", "a", *STORE], 2, "--dedup-key describes one task; with a file its lines do that"),
+        (
+            ["--pool", "docs", "--input", "a=@gone", *STORE],
+            2,
+            "--input a: gone cannot be read: No such file or directory",
+        ),
+        (
+            ["counting.py", "--pool", "docs", "--capability", "a", *STORE],
+            2,
+            "--capability describes one task; with a file its lines do that",
+        ),
+        (
+            ["counting.py", "--pool", "docs", "--dedup-key", "a", *STORE],
+            2,
+            "--dedup-key describes one task; with a file its lines do that",
+        ),
         (["--pool", "docs", "--timeout", "3", *STORE], 2, "--timeout is about --wait"),
         (["--pool", "docs", "--store", "redis://localhost:1/0"], 4, "localhost:1"),
         (["--pool", "docs", "--wait", "--timeout", "0.1", *STORE], 5, "was not terminal after 0.1 s"),
     ],
 )
-def test_what_cannot_be_submitted_says_why_with_its_exit_code(pool: Converge, arguments: list[str], code: int, text: str) -> None:
+def test_what_cannot_be_submitted_says_why_with_its_exit_code(
+    pool: Converge, arguments: list[str], code: int, text: str
+) -> None:
     answer = pool("submit", *arguments)
     assert text in answer.err
     assert answer.code == code
@@ -109,7 +137,19 @@ def test_when_the_time_to_wait_is_over_each_task_is_shown_as_it_stands(pool: Con
 
 def test_waiting_shows_the_result_of_agents_that_run_elsewhere(pool: Converge, start: Start) -> None:
     process = start("run", "counting:WordCounter", "--agents", "2", "--pool", "docs", *STORE)
-    answer = pool("submit", "--pool", "docs", "--capability", "count-words", "--input", "text=a b c", "--wait", "--timeout", "30", *STORE)
+    answer = pool(
+        "submit",
+        "--pool",
+        "docs",
+        "--capability",
+        "count-words",
+        "--input",
+        "text=a b c",
+        "--wait",
+        "--timeout",
+        "30",
+        *STORE,
+    )
     process.terminate()
     _, log = process.communicate(timeout=30)
     assert (process.returncode, answer.code) == (0, 0), log

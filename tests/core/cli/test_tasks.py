@@ -28,8 +28,12 @@ def records(answer: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def filled(converge: Converge, folder: Path) -> Converge:
-    """The command, with a pool `docs` that holds four completed tasks, one that failed, and one that waits; and a pool `empty`."""
-    lines: list[dict[str, object]] = [{"inputs": {"text": str(at)}, "type": f"t{at % 2}", "topic": f"about-{at}"} for at in range(4)]
+    """The command, with a pool `docs` that holds four completed tasks, one that failed, and one that waits; and a pool
+    `empty`.
+    """
+    lines: list[dict[str, object]] = [
+        {"inputs": {"text": str(at)}, "type": f"t{at % 2}", "topic": f"about-{at}"} for at in range(4)
+    ]
     lines.append({"inputs": {"text": "bad"}, "max_attempts": 1, "dedup_key": "k", "topic": "sad"})
     (folder / "tasks.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert converge("run", "counting:Picky", "--pool", "docs", "--submit", "tasks.jsonl", "--drain", *STORE).code == 1
@@ -40,7 +44,9 @@ def filled(converge: Converge, folder: Path) -> Converge:
 
 def listed(converge: Converge, *arguments: str) -> list[str]:
     """What the tasks of a list are about."""
-    return sorted(str(one["inputs"].get("text", "-")) for one in records(converge("tasks", "list", "--json", *arguments, *STORE)))
+    return sorted(
+        str(one["inputs"].get("text", "-")) for one in records(converge("tasks", "list", "--json", *arguments, *STORE))
+    )
 
 
 def test_tasks_are_found_by_state_pool_type_topic_and_age(filled: Converge) -> None:
@@ -88,7 +94,9 @@ def test_a_list_of_nothing_says_so_beside_standard_output(filled: Converge) -> N
         (["purge", "--pool", "docs", "--older-than", "7", "--yes"], 2, "--older-than: '7' is not allowed"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_and_nothing_goes(filled: Converge, arguments: list[str], code: int, text: str) -> None:
+def test_what_cannot_be_meant_is_refused_and_nothing_goes(
+    filled: Converge, arguments: list[str], code: int, text: str
+) -> None:
     answer = filled("tasks", *arguments, *STORE)
     assert (answer.code, answer.out) == (code, "") and text in answer.err
     assert len(listed(filled)) == 6
@@ -105,10 +113,16 @@ def test_a_dry_run_counts_what_would_go(filled: Converge) -> None:
 
 def test_ended_tasks_go_with_their_dedup_keys_and_live_ones_stay(filled: Converge) -> None:
     assert records(filled("tasks", "purge", "--pool", "docs", "--older-than", "1h", "--yes", "--json", *STORE)) == []
-    gone = records(filled("tasks", "purge", "--pool", "docs", "--state", "failed", "--older-than", "0s", "--yes", "--json", *STORE))
+    gone = records(
+        filled("tasks", "purge", "--pool", "docs", "--state", "failed", "--older-than", "0s", "--yes", "--json", *STORE)
+    )
     assert gone == [{"pool_id": "docs", "state": "FAILED", "count": 1, "is_removed": True}]
     assert filled("submit", "--pool", "docs", "--dedup-key", "k", "--input", "text=again", *STORE).code == 0
-    assert filled("tasks", "purge", "--all-pools", "-y", *STORE).out.splitlines()[1].split() == ["docs", "completed", "4"]
+    assert filled("tasks", "purge", "--all-pools", "-y", *STORE).out.splitlines()[1].split() == [
+        "docs",
+        "completed",
+        "4",
+    ]
     assert listed(filled) == ["-", "again"]
 
 

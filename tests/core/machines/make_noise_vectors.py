@@ -17,7 +17,8 @@ from typing import Any
 from noise.connection import Keypair, NoiseConnection  # type: ignore[import-untyped]  # it ships no types
 
 SUITES = ("Noise_XX_25519_AESGCM_SHA256", "Noise_XX_25519_ChaChaPoly_SHA256")
-# Sizes of the prologue, of the three handshake payloads, of messages, and of messages after REKEY. Sender and receiver alternate.
+# Sizes of the prologue, of the three handshake payloads, of messages, and of messages after REKEY. Sender and receiver
+# alternate.
 SHAPES = (
     (0, (0, 0, 0), (0, 1, 16, 300), (0, 33, 7)),
     (66, (0, 180, 180), (1, 15, 17, 64, 4096), (1, 300)),
@@ -34,7 +35,9 @@ def vector(suite: str, number: int) -> dict[str, Any]:
     """One handshake and what follows it, both sides by `noiseprotocol`."""
     prologue_size, handshake, messages, rekeyed = SHAPES[number]
     name = f"{suite} {number}"
-    keys = {role: known(f"{name} {role}", 32) for role in ("init_static", "init_ephemeral", "resp_static", "resp_ephemeral")}
+    keys = {
+        role: known(f"{name} {role}", 32) for role in ("init_static", "init_ephemeral", "resp_static", "resp_ephemeral")
+    }
     prologue = known(f"{name} prologue", prologue_size)
     sides = []
     for role in ("init", "resp"):
@@ -68,13 +71,19 @@ def vector(suite: str, number: int) -> dict[str, Any]:
         side.rekey_outbound_cipher()
     found: dict[str, Any] = {"protocol_name": suite, "init_prologue": prologue.hex(), "resp_prologue": prologue.hex()}
     found |= {role: key.hex() for role, key in keys.items()}
-    return found | {"handshake_hash": sides[0].get_handshake_hash().hex(), "messages": wire, "rekeyed": talk("rekeyed", rekeyed)}
+    return found | {
+        "handshake_hash": sides[0].get_handshake_hash().hex(),
+        "messages": wire,
+        "rekeyed": talk("rekeyed", rekeyed),
+    }
 
 
 def main() -> None:
     warnings.filterwarnings("ignore", message="One of ephemeral keypairs")  # fixed ones are what a vector needs
     vectors = [vector(suite, number) for suite in SUITES for number in range(len(SHAPES))]
-    json.dump({"source": "noiseprotocol 0.3.1, through make_noise_vectors.py", "vectors": vectors}, sys.stdout, indent=1)
+    json.dump(
+        {"source": "noiseprotocol 0.3.1, through make_noise_vectors.py", "vectors": vectors}, sys.stdout, indent=1
+    )
     sys.stdout.write("\n")
 
 

@@ -18,7 +18,9 @@ def lane(*, topic: str = "", type: str = "", capabilities: tuple[str, ...] = ())
 
 
 def test_a_claimer_that_lacks_one_of_the_capabilities_is_refused_and_told_which() -> None:
-    assert refusal(lane(capabilities=("fly", "swim")), Claimer.of(["swim"], None, None)) == "it lacks the capabilities fly"
+    assert (
+        refusal(lane(capabilities=("fly", "swim")), Claimer.of(["swim"], None, None)) == "it lacks the capabilities fly"
+    )
     assert refusal(lane(capabilities=("fly", "swim")), Claimer.of(["swim", "fly", "run"], None, None)) is None
 
 
@@ -29,7 +31,9 @@ def test_a_task_without_a_topic_is_for_claimers_of_any_topic() -> None:
 def test_a_topic_is_for_those_who_name_it_and_those_who_name_none() -> None:
     assert refusal(lane(topic="news"), Claimer.of((), ["news", "sport"], None)) is None
     assert refusal(lane(topic="news"), ANY) is None
-    assert refusal(lane(topic="news"), Claimer.of((), ["sport"], None)) == 'the topic "news" is not among its topics sport'
+    assert (
+        refusal(lane(topic="news"), Claimer.of((), ["sport"], None)) == 'the topic "news" is not among its topics sport'
+    )
 
 
 def test_a_task_without_a_type_is_not_for_a_claimer_that_names_its_types() -> None:
@@ -67,10 +71,12 @@ def test_a_query_finds_any_of_its_topics_with_all_of_its_capabilities_in_its_poo
     assert matches(topics=topics, capabilities=capabilities, pool_id=pool_id, has=has) is is_found
 
 
-def test_whoever_may_take_from_a_lane_hears_that_it_is_new_and_of_those_who_may_not_only_some_who_lack_a_further_capability() -> None:
+def test_whoever_may_take_hears_that_a_lane_is_new_and_of_the_others_only_some_who_lack_one_more_capability() -> None:
     lanes = [
         lane(topic=topic, type=type_, capabilities=capabilities)
-        for topic, type_, capabilities in product(("", "news", "sport"), ("", "a", "b"), ((), ("fly",), ("fly", "swim"), ("swim",)))
+        for topic, type_, capabilities in product(
+            ("", "news", "sport"), ("", "a", "b"), ((), ("fly",), ("fly", "swim"), ("swim",))
+        )
     ]
     claimers = [
         Claimer.of(capabilities, topics, types)
@@ -89,4 +95,7 @@ def test_whoever_may_take_from_a_lane_hears_that_it_is_new_and_of_those_who_may_
 def test_a_claimer_with_very_many_capabilities_hears_of_every_new_lane_and_watches_few_channels() -> None:
     claimer = Claimer.of([f"c{number}" for number in range(NEWS_GREATEST)], None, None)
     assert len(watched_news("docs", claimer)) == 1
-    assert all(not lane_news(lane(capabilities=some)).isdisjoint(watched_news("docs", claimer)) for some in ((), ("c1",), ("z",)))
+    assert all(
+        not lane_news(lane(capabilities=some)).isdisjoint(watched_news("docs", claimer))
+        for some in ((), ("c1",), ("z",))
+    )

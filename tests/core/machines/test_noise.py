@@ -116,7 +116,9 @@ def replayed(vector: dict[str, Any]) -> Iterator[bool]:
         cipher.rekey()
     later = vector.get("rekeyed", [])
     ways = [(other[0], mine[1]), (mine[0], other[1])]
-    yield from said(ways, [bytes.fromhex(one["payload"]) for one in later], [bytes.fromhex(one["ciphertext"]) for one in later])
+    yield from said(
+        ways, [bytes.fromhex(one["payload"]) for one in later], [bytes.fromhex(one["ciphertext"]) for one in later]
+    )
 
 
 def said(ways: list[tuple[CipherState, CipherState]], payloads: list[bytes], sealed: list[bytes]) -> Iterator[bool]:
@@ -126,7 +128,9 @@ def said(ways: list[tuple[CipherState, CipherState]], payloads: list[bytes], sea
         yield receiving.decrypt(ciphertext) == payload
 
 
-@pytest.mark.parametrize("vector", ALL, ids=[f"{vector['protocol_name']}-{number}" for number, vector in enumerate(ALL)])
+@pytest.mark.parametrize(
+    "vector", ALL, ids=[f"{vector['protocol_name']}-{number}" for number, vector in enumerate(ALL)]
+)
 def test_both_roles_write_and_read_what_the_vectors_say(vector: dict[str, Any]) -> None:
     checks = list(replayed(vector))
     assert all(checks)
@@ -233,7 +237,9 @@ def test_the_last_number_is_used_and_the_one_reserved_for_rekey_is_not(suite: in
 
 
 def eightfold_is_nothing(u: int) -> bool:
-    """Whether eight times the point is the neutral element: three doublings by the curve's own formula, none of the library's."""
+    """Whether eight times the point is the neutral element: three doublings by the curve's own formula, none of the
+    library's.
+    """
     x, z = u % P25519, 1
     for _ in range(3):
         x, z = (x * x - z * z) ** 2 % P25519, 4 * x * z * (x * x + 486662 * x * z + z * z) % P25519
@@ -277,7 +283,9 @@ def test_a_small_order_ephemeral_key_is_refused_by_both_roles(suite: int, point:
 
 
 class Forger(HandshakeState):
-    """A peer that knows the protocol and sends a static key of its choice. It holds no private key for it: X25519 with a small point gives zeros."""
+    """A peer that knows the protocol and sends a static key of its choice. It holds no private key for it: X25519 with
+    a small point gives zeros.
+    """
 
     point = bytes(32)
 
@@ -296,7 +304,8 @@ def test_a_small_order_static_key_is_refused_by_both_roles(suite: int, point: by
     ours, peer = pair(suite)
     Forger.point = point
     forging = [
-        Forger(suite, is_initiator=is_initiator, prologue=b"p", static=key("11" * 32), ephemeral=key("22" * 32)) for is_initiator in (True, False)
+        Forger(suite, is_initiator=is_initiator, prologue=b"p", static=key("11" * 32), ephemeral=key("22" * 32))
+        for is_initiator in (True, False)
     ]
     forging[1].read_e(ours.write_e())
     with pytest.raises(HandshakeFailed, match="small order"):

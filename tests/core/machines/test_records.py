@@ -101,7 +101,8 @@ def test_bodies_that_look_like_headers_are_bodies() -> None:
     for size in (6, 12, 18):
         items = [(MESSAGE, HEAD.pack(size, MESSAGE, 0) * (size // 6))] * 10
         assert passed(items)[0] == items
-    # A body that is the others' header stands beside a header that differs: as many headers as there should be, and yet not alike.
+    # A body that is the others' header stands beside a header that differs: as many headers as there should be, and yet
+    # not alike.
     mixed = [(MESSAGE, b"abcdef")] * 4 + [(RECEIPT, HEAD.pack(6, MESSAGE, 0))]
     assert passed(mixed)[0] == mixed
     # The first size divides the record, but the items are not alike.
@@ -122,7 +123,9 @@ def test_a_record_is_filled_to_its_last_byte() -> None:
     assert passed([(PING, b""), (MESSAGE, whole)])[1] == 2
 
 
-@pytest.mark.parametrize("size", [PLAIN_BYTES - 6, 2 * (PLAIN_BYTES - 6), 2 * (PLAIN_BYTES - 6) + 1, MESSAGE_BYTES - 1, MESSAGE_BYTES])
+@pytest.mark.parametrize(
+    "size", [PLAIN_BYTES - 6, 2 * (PLAIN_BYTES - 6), 2 * (PLAIN_BYTES - 6) + 1, MESSAGE_BYTES - 1, MESSAGE_BYTES]
+)
 @pytest.mark.parametrize("kind", sorted(CUT))
 def test_a_message_up_to_the_limit_is_cut_and_put_together(kind: int, size: int) -> None:
     body = random.Random(size).randbytes(size)
@@ -311,7 +314,9 @@ def test_a_peers_own_record_reflected_to_it_is_refused() -> None:
 @pytest.mark.parametrize("suite", [1, 2])
 def test_no_flipped_bit_truncation_or_extension_of_a_record_is_accepted(suite: int) -> None:
     (frame,), _ = numbered(1, suite)
-    altered = [frame[:size] for size in range(len(frame))] + [frame + bytes([byte]) for byte in range(256)] + [b"\0" + frame]
+    altered = (
+        [frame[:size] for size in range(len(frame))] + [frame + bytes([byte]) for byte in range(256)] + [b"\0" + frame]
+    )
     for bit in range(8 * len(frame)):
         flipped = bytearray(frame)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -352,7 +357,13 @@ def test_accept_must_come_first_and_with_the_agreed_terms() -> None:
     assert Peer(accept=b"terms").says(item(ACCEPT, b"terms"), item(MESSAGE, b"m")) == [(MESSAGE, b"m")]
     with pytest.raises(VersionMismatch):
         Peer(accept=b"terms").says(item(ACCEPT, b"other"))
-    for wrong in (b"", item(MESSAGE, b"m"), item(ACCEPT, b"terms")[:-1], item(ACCEPT, b"terms and more"), item(ACCEPT, b"terms", MORE)):
+    for wrong in (
+        b"",
+        item(MESSAGE, b"m"),
+        item(ACCEPT, b"terms")[:-1],
+        item(ACCEPT, b"terms and more"),
+        item(ACCEPT, b"terms", MORE),
+    ):
         with pytest.raises(BadRecord):
             Peer(accept=b"terms").says(wrong)
     again = Peer(accept=b"terms")
@@ -383,7 +394,9 @@ def test_garbage_under_the_right_key_gives_typed_errors_only(seed: int) -> None:
         sizes = [source.choice([0, 1, 5, 6, 7, 30, 2**32 - 1]) for _ in range(source.randrange(1, 8))]
         kinds = [source.choice([*range(KNOWN), 8, 127, 128, 255]) for _ in sizes]
         flags = [source.choice([0, 0, 0, 1, 2]) for _ in sizes]
-        plain = b"".join(HEAD.pack(*three) + source.randbytes(min(three[0], 30)) for three in zip(sizes, kinds, flags, strict=True))
+        plain = b"".join(
+            HEAD.pack(*three) + source.randbytes(min(three[0], 30)) for three in zip(sizes, kinds, flags, strict=True)
+        )
         try:
             peer.says(plain[: source.choice([len(plain), source.randrange(len(plain) + 1)])])
             opened += 1

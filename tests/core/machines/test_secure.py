@@ -23,7 +23,16 @@ from converge.errors import (
 )
 from converge.machines.noise import HandshakeState
 from converge.machines.records import ACCEPT, MESSAGE, PING
-from converge.machines.secure import REFUSED_BUSY, REFUSED_NETWORK, REFUSED_SUITE, Agreed, Initiator, Responder, Terms, refusal
+from converge.machines.secure import (
+    REFUSED_BUSY,
+    REFUSED_NETWORK,
+    REFUSED_SUITE,
+    Agreed,
+    Initiator,
+    Responder,
+    Terms,
+    refusal,
+)
 from converge.model.identity import Identity
 
 NET = hashlib.sha256(b"converge/net/v1\0home").digest()
@@ -33,12 +42,18 @@ PAYLOAD = struct.Struct(">BBHHQI32s32sH")
 P25519 = 2**255 - 19
 TOP = 1 << 255
 _Y8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
-BAD_KEYS = [(y | top).to_bytes(32, "little") for y in (0, 1, P25519 - 1, _Y8, P25519 - _Y8, *range(P25519, TOP)) for top in (0, TOP)]
+BAD_KEYS = [
+    (y | top).to_bytes(32, "little")
+    for y in (0, 1, P25519 - 1, _Y8, P25519 - _Y8, *range(P25519, TOP))
+    for top in (0, TOP)
+]
 _U8 = (
     325606250916557431795983626356110631294008115727848805560023387167927233504,
     39382357235489614581723060781553021112529911719440698176882885853963445705823,
 )
-SMALL_POINTS = [(u | top).to_bytes(32, "little") for u in (0, 1, *_U8, P25519 - 1, P25519, P25519 + 1) for top in (0, TOP)]
+SMALL_POINTS = [
+    (u | top).to_bytes(32, "little") for u in (0, 1, *_U8, P25519 - 1, P25519, P25519 + 1) for top in (0, TOP)
+]
 
 
 def entropy_of(seed: str) -> Callable[[int], bytes]:
@@ -52,7 +67,12 @@ def terms(identity: Identity, **changes: object) -> Terms:
 
 
 def meet(
-    ours: Terms | None = None, peers: Terms | None = None, *, suite: int = 1, expected: bytes | None = None, seed: str = "meet"
+    ours: Terms | None = None,
+    peers: Terms | None = None,
+    *,
+    suite: int = 1,
+    expected: bytes | None = None,
+    seed: str = "meet",
 ) -> tuple[Agreed, Agreed, tuple[bytes, bytes, bytes]]:
     """A whole handshake: what both sides agreed on, and the three frames."""
     dialler = Initiator(ours or terms(ALICE), entropy_of(f"{seed} i"), suite=suite, expected=expected)
@@ -88,9 +108,20 @@ class Lie:
 
     def payload(self, state: HandshakeState, role: bytes) -> bytes:
         size = len(self.extensions) if self.extensions_bytes is None else self.extensions_bytes
-        head = (self.layout, self.flags, *self.versions, self.features, self.message_bytes, self.tls_hash, self.node_key, size)
+        head = (
+            self.layout,
+            self.flags,
+            *self.versions,
+            self.features,
+            self.message_bytes,
+            self.tls_hash,
+            self.node_key,
+            size,
+        )
         body = PAYLOAD.pack(*head) + self.extensions
-        covered = self.tag + (self.role or role) + (self.signed_h or state.h) + (self.signed_static or state.s_public) + body
+        covered = (
+            self.tag + (self.role or role) + (self.signed_h or state.h) + (self.signed_static or state.s_public) + body
+        )
         return body + (self.signature if self.signature is not None else self.signer.sign(covered))
 
 
@@ -139,7 +170,9 @@ def refused_by_both(lie: Lie, error: type[ChannelError], match: str | None = Non
 @pytest.mark.parametrize("suite", [1, 2])
 def test_both_sides_know_each_other_and_agree(suite: int) -> None:
     ours, peers, frames = meet(
-        terms(ALICE, features=0b0110, message_bytes=5_000), terms(BOB, features=1 << 63 | 0b0011, message_bytes=900_000), suite=suite
+        terms(ALICE, features=0b0110, message_bytes=5_000),
+        terms(BOB, features=1 << 63 | 0b0011, message_bytes=900_000),
+        suite=suite,
     )
     assert [len(frame) for frame in frames] == [48, 244, 212]
     assert (ours.peer, peers.peer) == (BOB.public_key, ALICE.public_key)
@@ -168,7 +201,14 @@ def test_an_accept_of_other_terms_is_refused_by_the_dialler() -> None:
 
 
 def test_the_frames_are_laid_out_as_specified() -> None:
-    seen = terms(ALICE, features=0x0102030405060708, message_bytes=0x090A0B, tls_hash=b"t" * 32, extensions=((7, b"seven"),), highest=3)
+    seen = terms(
+        ALICE,
+        features=0x0102030405060708,
+        message_bytes=0x090A0B,
+        tls_hash=b"t" * 32,
+        extensions=((7, b"seven"),),
+        highest=3,
+    )
     dialler = Initiator(seen, entropy_of("layout"), suite=2)
     hello1 = dialler.hello1()
     assert hello1[:16] == b"cvh1\2\0\0\0" + NET[:8]
@@ -222,7 +262,8 @@ def test_a_node_does_not_talk_to_itself() -> None:
 
 
 def test_a_payload_relayed_from_another_handshake_is_refused() -> None:
-    # Mallory is dialled by Alice, dials Bob with a transcript of its own, and hands Bob's signed payload on to Alice; and the other way round.
+    # Mallory is dialled by Alice, dials Bob with a transcript of its own, and hands Bob's signed payload on to Alice;
+    # and the other way round.
     listener = Responder(terms(BOB), entropy_of("bob"))
     with_bob = state("mallory to bob", prefix_of(), is_initiator=True)
     hello2 = listener.read_hello1(prefix_of() + with_bob.write_e())
@@ -257,7 +298,14 @@ def replaying(payload: bytes) -> Lie:
         Lie(signed_h=bytes(32)),
         Lie(signed_static=bytes(31) + b"\1"),
     ],
-    ids=["another's name", "another's signature", "no signature", "another domain", "another transcript", "another static key"],
+    ids=[
+        "another's name",
+        "another's signature",
+        "no signature",
+        "another domain",
+        "another transcript",
+        "another static key",
+    ],
 )
 def test_a_spliced_identity_is_refused(lie: Lie) -> None:
     with pytest.raises(HandshakeFailed, match="not signed"):
@@ -274,7 +322,15 @@ def test_a_signature_of_the_other_role_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "lie", [Lie(layout=0), Lie(layout=2), Lie(flags=2), Lie(flags=0x80), Lie(extensions_bytes=1), Lie(extensions=b"\0\0\0\0", extensions_bytes=3)]
+    "lie",
+    [
+        Lie(layout=0),
+        Lie(layout=2),
+        Lie(flags=2),
+        Lie(flags=0x80),
+        Lie(extensions_bytes=1),
+        Lie(extensions=b"\0\0\0\0", extensions_bytes=3),
+    ],
 )
 def test_an_unknown_layout_is_refused(lie: Lie) -> None:
     refused_by_both(lie, HandshakeFailed, "layout")
@@ -292,7 +348,10 @@ def test_another_network_is_refused_at_the_first_frame() -> None:
 def test_a_forged_network_tag_gets_no_further_than_the_second_hello() -> None:
     with pytest.raises(HandshakeFailed):
         meet(terms(ALICE, network=NET[:8] + bytes(24)))
-    dialler, listener = Initiator(terms(ALICE, network=bytes(32)), entropy_of("i")), Responder(terms(BOB), entropy_of("r"))
+    dialler, listener = (
+        Initiator(terms(ALICE, network=bytes(32)), entropy_of("i")),
+        Responder(terms(BOB), entropy_of("r")),
+    )
     hello1 = dialler.hello1()
     with pytest.raises(HandshakeFailed):
         dialler.read_hello2(listener.read_hello1(hello1[:8] + NET[:8] + hello1[16:]))
@@ -324,7 +383,9 @@ def test_every_unknown_suite_is_refused_before_any_cryptography() -> None:
             Responder(terms(BOB), no_entropy).read_hello1(hello1[:4] + bytes([suite]) + hello1[5:])
 
 
-@pytest.mark.parametrize(("reason", "text"), [(REFUSED_NETWORK, "network"), (REFUSED_SUITE, "suite"), (REFUSED_BUSY, "busy"), (99, "99")])
+@pytest.mark.parametrize(
+    ("reason", "text"), [(REFUSED_NETWORK, "network"), (REFUSED_SUITE, "suite"), (REFUSED_BUSY, "busy"), (99, "99")]
+)
 def test_a_forged_refusal_lowers_nothing(reason: int, text: str) -> None:
     frame = refusal(reason)
     assert frame == b"cvx1" + struct.pack(">H", reason)
@@ -349,8 +410,11 @@ def test_a_second_hello_that_begins_like_a_refusal_is_none() -> None:
 
 @pytest.mark.parametrize("key", BAD_KEYS, ids=lambda key: f"{key[0]:02x}{key[31]:02x}{key[1:31].hex()[:4]}")
 def test_a_node_key_of_small_order_or_not_canonical_is_refused(key: bytes) -> None:
-    # With the neutral element as R and s = 0, the library would verify this for any transcript under the neutral element as key.
-    refused_by_both(Lie(node_key=key, signature=(1).to_bytes(64, "little")), HandshakeFailed, "node key is not acceptable")
+    # With the neutral element as R and s = 0, the library would verify this for any transcript under the neutral
+    # element as key.
+    refused_by_both(
+        Lie(node_key=key, signature=(1).to_bytes(64, "little")), HandshakeFailed, "node key is not acceptable"
+    )
 
 
 @pytest.mark.parametrize("point", SMALL_POINTS, ids=lambda point: f"{point[0]:02x}{point[31]:02x}{point[1:3].hex()}")
@@ -379,7 +443,10 @@ def test_a_small_point_is_refused_as_ephemeral_and_as_static_key(point: bytes) -
 
 
 def test_a_wrong_peer_never_gets_the_third_hello() -> None:
-    dialler, listener = Initiator(terms(ALICE), entropy_of("i"), expected=MALLORY.public_key), Responder(terms(BOB), entropy_of("r"))
+    dialler, listener = (
+        Initiator(terms(ALICE), entropy_of("i"), expected=MALLORY.public_key),
+        Responder(terms(BOB), entropy_of("r")),
+    )
     sent: list[bytes] = []
     with pytest.raises(PeerMismatch, match="another node"):
         sent.append(dialler.read_hello2(listener.read_hello1(dialler.hello1())))
@@ -403,8 +470,13 @@ HASH, OTHER = b"c" * 32, b"d" * 32
     ],
     ids=["same", "interception", "stripping by us", "stripping by them", "declared by them", "declared by us"],
 )
-def test_different_certificates_are_refused_unless_a_side_declared_why(ours: tuple[bytes, bool], peers: tuple[bytes, bool], is_fine: bool) -> None:
-    sides = terms(ALICE, tls_hash=ours[0], is_tls_terminated=ours[1]), terms(BOB, tls_hash=peers[0], is_tls_terminated=peers[1])
+def test_different_certificates_are_refused_unless_a_side_declared_why(
+    ours: tuple[bytes, bool], peers: tuple[bytes, bool], is_fine: bool
+) -> None:
+    sides = (
+        terms(ALICE, tls_hash=ours[0], is_tls_terminated=ours[1]),
+        terms(BOB, tls_hash=peers[0], is_tls_terminated=peers[1]),
+    )
     if is_fine:
         assert meet(*sides)[0].peer == BOB.public_key
         return
@@ -419,7 +491,9 @@ RANGES = [(low, high) for low in range(1, 5) for high in range(low, 5)]
 
 @pytest.mark.parametrize("ours", RANGES)
 @pytest.mark.parametrize("peers", RANGES)
-def test_the_version_is_the_lower_of_the_highest_if_both_allow_it(ours: tuple[int, int], peers: tuple[int, int]) -> None:
+def test_the_version_is_the_lower_of_the_highest_if_both_allow_it(
+    ours: tuple[int, int], peers: tuple[int, int]
+) -> None:
     version = min(ours[1], peers[1])
     sides = terms(ALICE, lowest=ours[0], highest=ours[1]), terms(BOB, lowest=peers[0], highest=peers[1])
     if version >= max(ours[0], peers[0]):
@@ -438,7 +512,9 @@ def test_a_range_of_versions_that_is_upside_down_is_refused() -> None:
 @pytest.mark.parametrize("ours", [0, 1, 0b110, 2**64 - 1])
 @pytest.mark.parametrize("peers", [0, 1, 0b011, 2**63, 2**64 - 1])
 def test_a_feature_holds_only_where_both_have_it(ours: int, peers: int) -> None:
-    assert [agreed.features for agreed in meet(terms(ALICE, features=ours), terms(BOB, features=peers))[:2]] == [ours & peers] * 2
+    assert [agreed.features for agreed in meet(terms(ALICE, features=ours), terms(BOB, features=peers))[:2]] == [
+        ours & peers
+    ] * 2
 
 
 def extension(kind: int, value: bytes = b"") -> bytes:
@@ -448,7 +524,9 @@ def extension(kind: int, value: bytes = b"") -> bytes:
 def test_an_unknown_critical_extension_is_refused_and_any_other_is_passed_on() -> None:
     refused_by_both(Lie(extensions=extension(1) + extension(0x8001, b"x")), VersionMismatch, "0x8001")
     refused_by_both(Lie(extensions=extension(0xFFFF)), VersionMismatch, known=frozenset({0x8001}))
-    agreed = lie_to_the_listener(Lie(extensions=extension(0x7FFF, b"a") + extension(0x8001, b"b")), peers=terms(BOB, known=frozenset({0x8001})))
+    agreed = lie_to_the_listener(
+        Lie(extensions=extension(0x7FFF, b"a") + extension(0x8001, b"b")), peers=terms(BOB, known=frozenset({0x8001}))
+    )
     assert agreed.extensions == ((0x7FFF, b"a"), (0x8001, b"b"))
 
 

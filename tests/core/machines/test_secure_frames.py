@@ -174,7 +174,9 @@ def fuzzed(seed: int, count: int) -> int:
     hello1, _, _ = meet("fuzz")
     for number in range(count):
         begun = source.choice([b"", b"cvh1", b"cvx1", prefix_of(), prefix_of(2), source.randbytes(32)])
-        frame = begun + source.randbytes(max(0, source.choice([0, 6, 48, 212, 244, 300, 512, source.randrange(2_000)]) - len(begun)))
+        frame = begun + source.randbytes(
+            max(0, source.choice([0, 6, 48, 212, 244, 300, 512, source.randrange(2_000)]) - len(begun))
+        )
         try:
             if number % 3 == 0:
                 Initiator(ALICE, entropy_of("i")).read_hello2(frame)

@@ -54,7 +54,9 @@ def test_a_new_sender_is_refused_while_there_is_no_room_and_nobody_is_forgotten_
     taken(streams, ONE, 1)
     taken(streams, THIRD, 1)
     assert streams.see(Pair("y", "lease", "b"), 1, 0, 9.9) is Seen.REFUSED
-    assert streams.see(OTHER, 1, 0, 9.9) is Seen.NEW, "another recipient of a sender that is known needs no room for a sender"
+    assert streams.see(OTHER, 1, 0, 9.9) is Seen.NEW, (
+        "another recipient of a sender that is known needs no room for a sender"
+    )
     assert [streams.see(pair, 1, 0, 9.9) for pair in (ONE, THIRD)] == [Seen.REPEATED, Seen.REPEATED]
 
 
@@ -85,8 +87,12 @@ def test_the_window_counts_from_the_last_message_of_a_sender() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["first", "again", "fails"])), max_size=60))
-def test_whatever_is_repeated_and_in_whatever_order_each_message_is_taken_once_and_in_order(steps: list[tuple[int, str]]) -> None:
-    """A sender with six messages of one pair, all under way until they are taken or fail; copies arrive as `steps` says."""
+def test_whatever_is_repeated_and_in_whatever_order_each_message_is_taken_once_and_in_order(
+    steps: list[tuple[int, str]],
+) -> None:
+    """A sender with six messages of one pair, all under way until they are taken or fail; copies arrive as `steps`
+    says.
+    """
     streams, under_way, order, settled = Streams(), list(range(1, 7)), [], set()
     for which, how in steps:
         sequence = which + 1

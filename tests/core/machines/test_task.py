@@ -57,7 +57,14 @@ ENDS: tuple[Event, ...] = (Completed(b"1"), Failed("no", is_retried=False), Canc
 
 def spec(**changes: Any) -> Spec:
     """A task that is due since a second."""
-    given: dict[str, Any] = {"pool": "docs", "lane": LANE_ID.hex(), "due": NOW - SEC, "rank": NOW - SEC, "submitted": NOW - SEC, "digest": "d"}
+    given: dict[str, Any] = {
+        "pool": "docs",
+        "lane": LANE_ID.hex(),
+        "due": NOW - SEC,
+        "rank": NOW - SEC,
+        "submitted": NOW - SEC,
+        "digest": "d",
+    }
     return Spec(**(given | changes))
 
 
@@ -91,7 +98,9 @@ def test_every_step_of_a_claim_checks_its_key_at_its_token_and_deletes_it(event:
 
 
 @pytest.mark.parametrize(
-    ("event", "attempts"), [(Completed(b"1"), 1), (Failed("no"), 1), (LeaseEnded(), 1), (Released(), 0), (Cancelled(), 0)], ids=str
+    ("event", "attempts"),
+    [(Completed(b"1"), 1), (Failed("no"), 1), (LeaseEnded(), 1), (Released(), 0), (Cancelled(), 0)],
+    ids=str,
 )
 def test_failures_and_ended_leases_count_as_attempts_and_a_release_does_not(event: Event, attempts: int) -> None:
     assert state_after(step(held(), event, NOW, AROUND)).attempts == attempts
@@ -141,7 +150,9 @@ def test_a_result_counts_also_after_the_deadline() -> None:
     assert state_after(step(held(deadline=NOW - SEC), Completed(b"7"), NOW, AROUND)).state == TaskState.COMPLETED
 
 
-@pytest.mark.parametrize(("place", "key"), [(Ready(4), READY(LANE_ID, NOW - SEC, ID)), (Later(4), LATER(NOW - SEC, ID))])
+@pytest.mark.parametrize(
+    ("place", "key"), [(Ready(4), READY(LANE_ID, NOW - SEC, ID)), (Later(4), LATER(NOW - SEC, ID))]
+)
 def test_a_waiting_task_whose_deadline_passed_fails_without_an_attempt(place: Ready | Later, key: Key) -> None:
     batch = step(Found(ID, spec(deadline=NOW), None, place), DeadlinePassed(), NOW, AROUND)
     assert batch.checks[0] == (key, 4)
@@ -157,7 +168,9 @@ def test_the_process_that_holds_a_cancelled_task_is_told() -> None:
 @pytest.mark.parametrize("event", [Completed(b"1"), Cancelled(), Failed("no", is_retried=False)], ids=str)
 def test_the_end_of_a_task_frees_the_next_of_its_ordering_key(event: Event) -> None:
     after = Successor(OTHER, spec(ordering_key="k", number=2), 12, LANE_SEEN)
-    batch = step(held(ordering_key="k", number=1), event, NOW, Around(POOL, LANE_SEEN, KeySeen(11, KeyRow(ID.hex(), 3)), after))
+    batch = step(
+        held(ordering_key="k", number=1), event, NOW, Around(POOL, LANE_SEEN, KeySeen(11, KeyRow(ID.hex(), 3)), after)
+    )
     assert {(KEY("docs", "k"), 11), (ORDER("docs", "k", 2), 12)} <= set(batch.checks)
     assert decode(put_by(batch)[KEY("docs", "k")], KeyRow, "key") == KeyRow(OTHER.hex(), 3)
     assert READY(LANE_ID, NOW - SEC, OTHER) in put_by(batch)
@@ -165,7 +178,12 @@ def test_the_end_of_a_task_frees_the_next_of_its_ordering_key(event: Event) -> N
 
 def test_a_retry_holds_its_ordering_key() -> None:
     after = Successor(OTHER, spec(ordering_key="k", number=2), 12, LANE_SEEN)
-    batch = step(held(ordering_key="k", number=1), Failed("no"), NOW, Around(POOL, LANE_SEEN, KeySeen(11, KeyRow(ID.hex(), 3)), after))
+    batch = step(
+        held(ordering_key="k", number=1),
+        Failed("no"),
+        NOW,
+        Around(POOL, LANE_SEEN, KeySeen(11, KeyRow(ID.hex(), 3)), after),
+    )
     assert {key[0] for key in put_by(batch)} == {STATE, LATER}
 
 
@@ -178,7 +196,9 @@ def test_the_end_of_a_task_that_waits_behind_its_key_moves_nobody() -> None:
 
 def test_a_submit_is_one_task_however_often_it_is_sent() -> None:
     batch = submit(ID, spec(dedup_key="once"), LANE_CHECK, None, NOW)
-    assert {(TASK(ID), ABSENT), (DEDUP("docs", "once"), ABSENT), (LANE("docs", LANE_ID), LANE_SEEN.revision)} == set(batch.checks)
+    assert {(TASK(ID), ABSENT), (DEDUP("docs", "once"), ABSENT), (LANE("docs", LANE_ID), LANE_SEEN.revision)} == set(
+        batch.checks
+    )
 
 
 def test_a_task_that_is_not_due_is_not_made_ready() -> None:
@@ -203,7 +223,15 @@ def test_a_finish_is_known_again_by_its_attempt_and_content_only(said: Event) ->
 
 
 def test_a_finish_with_other_content_is_not_the_same_said_again() -> None:
-    said: list[Event] = [Completed(b"1"), Completed(b"2"), Failed("1"), Failed("2"), Released("a"), Released("b"), Cancelled("a")]
+    said: list[Event] = [
+        Completed(b"1"),
+        Completed(b"2"),
+        Failed("1"),
+        Failed("2"),
+        Released("a"),
+        Released("b"),
+        Cancelled("a"),
+    ]
     for first in said:
         state = state_after(step(held(), first, NOW, AROUND))
         assert [event for event in said if is_said_again(state, Held(LEASE, NONCE, TOKEN), event)] == [first]
@@ -212,8 +240,15 @@ def test_a_finish_with_other_content_is_not_the_same_said_again() -> None:
 @pytest.mark.parametrize("changes", [{}, {"dedup_key": "once"}], ids=str)
 def test_the_end_of_a_first_attempt_is_the_same_by_the_short_way_and_by_the_long(changes: dict[str, Any]) -> None:
     found, event = held(**changes), Completed(b'{"words":3}', "me")
-    short, long = step(found, event, NOW, AROUND), machine._end(found, TaskState.COMPLETED, "me", "", NOW, AROUND, result=event.result)
-    assert (list(short.checks), put_by(short), list(short.deletes)) == (list(long.checks), put_by(long), list(long.deletes))
+    short, long = (
+        step(found, event, NOW, AROUND),
+        machine._end(found, TaskState.COMPLETED, "me", "", NOW, AROUND, result=event.result),
+    )
+    assert (list(short.checks), put_by(short), list(short.deletes)) == (
+        list(long.checks),
+        put_by(long),
+        list(long.deletes),
+    )
 
 
 def test_a_terminal_record_decides_whatever_the_place() -> None:
@@ -228,7 +263,9 @@ def test_ended_tasks_are_kept_as_long_as_the_pool_says_and_no_shorter_than_their
     around = Around(pool, LANE_SEEN)
     assert DONE("docs", "COMPLETED", NOW + 10 * SEC, ID) in put_by(step(held(), Completed(b"1"), NOW, around))
     assert DONE("docs", "CANCELLED", NOW + 20 * SEC, ID) in put_by(step(held(), Cancelled(), NOW, around))
-    assert DONE("docs", "COMPLETED", NOW + 59 * SEC, ID) in put_by(step(held(dedup_key="once"), Completed(b"1"), NOW, around))
+    assert DONE("docs", "COMPLETED", NOW + 59 * SEC, ID) in put_by(
+        step(held(dedup_key="once"), Completed(b"1"), NOW, around)
+    )
 
 
 def test_a_long_life_with_long_reasons_leaves_room_for_the_result() -> None:

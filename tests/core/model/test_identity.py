@@ -31,8 +31,8 @@ def roots(square: int) -> list[int]:
 
 def small_ys() -> set[int]:
     """The y coordinates of the eight points whose order divides 8, from the curve's equation alone."""
-    # Order 1, 2 and 4: (0, 1), (0, -1) and two points with y = 0. Order 8: doubled, y is 0, whose numerator is x^2 + y^2. So y^2 = -x^2 =: s, and
-    # the curve -x^2 + y^2 = 1 + d x^2 y^2 becomes d s^2 + 2 s - 1 = 0.
+    # Order 1, 2 and 4: (0, 1), (0, -1) and two points with y = 0. Order 8: doubled, y is 0, whose numerator is x^2 +
+    # y^2. So y^2 = -x^2 =: s, and the curve -x^2 + y^2 = 1 + d x^2 y^2 becomes d s^2 + 2 s - 1 = 0.
     found = {0, 1, P - 1}
     for root in roots(1 + D):
         s = (root - 1) * pow(D, -1, P) % P
@@ -66,7 +66,8 @@ def test_every_encoding_that_is_not_canonical_is_refused() -> None:
 
 
 def test_a_forgery_that_the_library_accepts_is_refused_here() -> None:
-    # Under the neutral element as key, R = neutral and s = 0 verify any message: s B = R + h A. This is why the table is there.
+    # Under the neutral element as key, R = neutral and s = 0 verify any message: s B = R + h A. This is why the table
+    # is there.
     neutral = encoded(1)
     forged = neutral + bytes(32)
     for message in (b"one", b"another"):
@@ -104,7 +105,17 @@ def test_an_id_is_known_for_a_known_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "cv1", "cv1" + "a" * 51, "cv1" + "a" * 53, "cv2" + "a" * 52, "cv1" + "A" * 52, "cv1" + "a" * 51 + "1", "cv1" + "a" * 52 + "\n"]
+    "text",
+    [
+        "",
+        "cv1",
+        "cv1" + "a" * 51,
+        "cv1" + "a" * 53,
+        "cv2" + "a" * 52,
+        "cv1" + "A" * 52,
+        "cv1" + "a" * 51 + "1",
+        "cv1" + "a" * 52 + "\n",
+    ],
 )
 def test_what_is_not_an_id_is_not_taken_for_one(text: str) -> None:
     assert not is_agent_id(text)

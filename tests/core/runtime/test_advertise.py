@@ -17,7 +17,9 @@ async def endpoint_of(*, store: str, transport: str, advertise: str = "") -> str
 
 
 async def test_a_node_on_one_address_is_known_by_it(tmp_path: Path) -> None:
-    assert (await endpoint_of(store=f"file:{tmp_path}/s.db", transport="tcp://127.0.0.1:0")).startswith("tcp://127.0.0.1:")
+    assert (await endpoint_of(store=f"file:{tmp_path}/s.db", transport="tcp://127.0.0.1:0")).startswith(
+        "tcp://127.0.0.1:"
+    )
 
 
 async def test_a_node_on_every_address_that_shares_a_file_is_known_to_its_host(tmp_path: Path) -> None:
@@ -28,7 +30,10 @@ async def test_a_node_on_every_address_that_shares_a_file_is_known_to_its_host(t
 
 async def test_what_the_operator_says_stands_in_its_place(tmp_path: Path) -> None:
     store = f"file:{tmp_path}/s.db"
-    assert await endpoint_of(store=store, transport="tcp://0.0.0.0:0", advertise="agents.example:7000") == "tcp://agents.example:7000"
+    assert (
+        await endpoint_of(store=store, transport="tcp://0.0.0.0:0", advertise="agents.example:7000")
+        == "tcp://agents.example:7000"
+    )
 
 
 async def test_an_address_that_cannot_be_told_is_asked_for() -> None:

@@ -30,9 +30,9 @@ from converge.machines.records import Item
 from converge.machines.secure import Terms
 from converge.model.descriptor import network_tag
 from converge.model.identity import Identity
-from converge.runtime import channel as module
-from converge.runtime.channel import SecureChannel, accept, dial
-from converge.runtime.handshakes import HELLOS_PER_SEC, UNFINISHED, UNFINISHED_PER_ADDRESS, Handshakes
+from converge.runtime.network import channel as module
+from converge.runtime.network.channel import SecureChannel, accept, dial
+from converge.runtime.network.handshakes import HELLOS_PER_SEC, UNFINISHED, UNFINISHED_PER_ADDRESS, Handshakes
 from converge.testing.proxy import ByteProxy, byte_proxy
 from converge_transport_tcp import TcpOptions, TcpTransport
 from converge_transport_ws import WsOptions, WsTransport
@@ -81,7 +81,9 @@ class Sides:
 
 
 @contextlib.asynccontextmanager
-async def channels(carrier: str, wrap: Callable[[Channel], Channel] = lambda channel: channel) -> AsyncIterator[tuple[Channel, Channel]]:
+async def channels(
+    carrier: str, wrap: Callable[[Channel], Channel] = lambda channel: channel
+) -> AsyncIterator[tuple[Channel, Channel]]:
     """A bare channel's two ends."""
     opened, address = CARRIERS[carrier]
     with anyio.fail_after(LIMIT_SEC):
@@ -282,7 +284,9 @@ def _flipped(frames: list[bytes]) -> list[bytes]:
         pytest.param(lambda frames: [b"\0", *frames], id="inserted"),
     ],
 )
-async def test_records_that_something_between_has_changed_are_never_accepted(carrier: str, change: Callable[[list[bytes]], list[bytes]]) -> None:
+async def test_records_that_something_between_has_changed_are_never_accepted(
+    carrier: str, change: Callable[[list[bytes]], list[bytes]]
+) -> None:
     # Three records: each item fills one.
     sent = [(records.MESSAGE, bytes([number]) * 60_000) for number in range(3)]
     async with secured(carrier, Meddler) as sides:
@@ -348,7 +352,9 @@ async def _one_byte_changed(carrier: str, way: str, position: int, bit: int, cas
         assert all(items == sent[: len(items)] for items in got), case
 
 
-async def _talk(near_channel: Channel, far_channel: Channel, sent: list[Item], errors: list[ChannelError], got: list[list[Item]]) -> None:
+async def _talk(
+    near_channel: Channel, far_channel: Channel, sent: list[Item], errors: list[ChannelError], got: list[list[Item]]
+) -> None:
     """Shake hands and exchange items in small records; keep the errors of both sides, and what each received."""
     near, far = await shake(near_channel, far_channel)
     errors += [side for side in (near, far) if isinstance(side, ChannelError)]
@@ -490,7 +496,9 @@ class Clock:
 
 def test_unfinished_handshakes_are_bounded_in_all_and_for_an_address() -> None:
     limits = Handshakes(attrs.evolve(SYSTEM, monotonic=Clock()))
-    assert [limits.enter("10.0.0.1") for _ in range(UNFINISHED_PER_ADDRESS + 1)] == [True] * UNFINISHED_PER_ADDRESS + [False]
+    assert [limits.enter("10.0.0.1") for _ in range(UNFINISHED_PER_ADDRESS + 1)] == [True] * UNFINISHED_PER_ADDRESS + [
+        False
+    ]
     assert sum(limits.enter(f"10.0.1.{number}") for number in range(200)) == UNFINISHED - UNFINISHED_PER_ADDRESS
     limits.leave("10.0.0.1")
     assert limits.enter("10.0.0.2")

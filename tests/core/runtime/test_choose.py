@@ -33,7 +33,9 @@ def is_empty(folder: Path) -> bool:
         "local:a/b",
     ],
 )
-async def test_an_address_that_cannot_be_meant_is_told_before_the_store_is_touched(tmp_path: Path, transport: str) -> None:
+async def test_an_address_that_cannot_be_meant_is_told_before_the_store_is_touched(
+    tmp_path: Path, transport: str
+) -> None:
     with pytest.raises(ConfigError, match=r"is not allowed|not supported|runs on asyncio only"):
         async with Node(store=f"file:{tmp_path}/s.db", transport=transport, plugins=["tcp", "ws"]):
             pass
@@ -48,9 +50,12 @@ async def test_a_refused_address_keeps_its_password_to_itself(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("transport", "reason"), [("", "is not allowed without a transport"), ("tcp://127.0.0.1:0", 'transport "tcp" has connections without TLS')]
+    ("transport", "reason"),
+    [("", "is not allowed without a transport"), ("tcp://127.0.0.1:0", 'transport "tcp" has connections without TLS')],
 )
-async def test_tls_is_refused_where_no_transport_promises_it_before_the_store_is_touched(tmp_path: Path, transport: str, reason: str) -> None:
+async def test_tls_is_refused_where_no_transport_promises_it_before_the_store_is_touched(
+    tmp_path: Path, transport: str, reason: str
+) -> None:
     with pytest.raises(ConfigError, match=f"^require_tls: {reason}"):
         async with Node(store=f"file:{tmp_path}/s.db", transport=transport, require_tls=True):
             pass
@@ -59,17 +64,25 @@ async def test_tls_is_refused_where_no_transport_promises_it_before_the_store_is
 
 @pytest.mark.parametrize(
     "settings",
-    [{"transport": "tpc://127.0.0.1:0"}, {"discovery": "stroe"}, {"transport": "tcp://127.0.0.1:0", "options": {"tcp": {"backlok": 1}}}],
+    [
+        {"transport": "tpc://127.0.0.1:0"},
+        {"discovery": "stroe"},
+        {"transport": "tcp://127.0.0.1:0", "options": {"tcp": {"backlok": 1}}},
+    ],
     ids=str,
 )
-async def test_a_mistyped_backend_or_option_is_told_before_the_store_is_touched(tmp_path: Path, settings: dict[str, Any]) -> None:
+async def test_a_mistyped_backend_or_option_is_told_before_the_store_is_touched(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
     with pytest.raises(ConfigError):
         async with Node(store=f"file:{tmp_path}/s.db", **settings):
             pass
     assert is_empty(tmp_path)
 
 
-async def test_a_store_that_nobody_provides_is_told_before_the_transport_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_that_nobody_provides_is_told_before_the_transport_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listened: list[str] = []
 
     @asynccontextmanager

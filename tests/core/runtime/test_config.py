@@ -13,8 +13,8 @@ import pytest
 
 from converge.errors import ConfigError, SecretOnCommandLine, UnknownSetting, Unsupported
 from converge.plugins import PluginHost
-from converge.runtime.config import KEYS, LATER, Config, check_options, load
-from converge.runtime.config_fields import AgentGroup
+from converge.runtime.config.config import KEYS, LATER, Config, check_options, load
+from converge.runtime.config.fields import AgentGroup
 
 
 @pytest.fixture(autouse=True)
@@ -62,37 +62,78 @@ def test_an_unknown_key_suggests_the_nearest() -> None:
 
 
 def test_all_problems_are_told_at_once_each_with_its_place() -> None:
-    toml = 'lease_secs = 1\nlease_sec = "x"\ngrace_sec = -1\npool_id = "a b"\nlog_level = "loud"\nplugins = "redis"\n[retention]\nfailed_sec = true'
-    found = problems(toml, environ={"CONVERGE_POLL_SEC": "often", "CONVERGE_POOL": "x", "CONVERGE_RETENTION": "3600"}, flags={"advertise": "here"})
+    toml = (
+        'lease_secs = 1\nlease_sec = "x"\ngrace_sec = -1\npool_id = "a b"\nlog_level = "loud"\nplugins = '
+        '"redis"\n[retention]\nfailed_sec = '
+        "true"
+    )
+    found = problems(
+        toml,
+        environ={"CONVERGE_POLL_SEC": "often", "CONVERGE_POOL": "x", "CONVERGE_RETENTION": "3600"},
+        flags={"advertise": "here"},
+    )
     assert found == [
-        "converge.toml: lease_secs: unknown key; did you mean \"lease_sec\"?",
-        "converge.toml: pool_id: 'a b' is not allowed; expected 1 to 64 characters of A-Z a-z 0-9 . _ : - (the pool that they join)",
-        "converge.toml: plugins: 'redis' is not allowed; expected a list, each item text (what to load: names, module:attribute, no:NAME)",
+        'converge.toml: lease_secs: unknown key; did you mean "lease_sec"?',
+        "converge.toml: pool_id: 'a b' is not allowed; expected 1 to 64 characters of A-Z a-z 0-9 . _ : - "
+        "(the pool that they "
+        "join)",
+        "converge.toml: plugins: 'redis' is not allowed; expected a list, each item text (what to load: "
+        "names, module:attribute, "
+        "no:NAME)",
         "converge.toml: lease_sec: 'x' is not allowed; expected a number (how long a process may be away, in s)",
-        "converge.toml: grace_sec: -1 is not allowed; expected 0 to 3,600 (how long tasks may take to end at a stop, in s)",
-        "converge.toml: log_level: 'loud' is not allowed; expected one of debug, info, warning, error (least level that is logged)",
-        "converge.toml: retention.failed_sec: True is not allowed; expected a number (failed and cancelled tasks, in s)",
+        "converge.toml: grace_sec: -1 is not allowed; expected 0 to 3,600 (how long tasks may take to end "
+        "at a stop, in "
+        "s)",
+        "converge.toml: log_level: 'loud' is not allowed; expected one of debug, info, warning, error "
+        "(least level that is "
+        "logged)",
+        "converge.toml: retention.failed_sec: True is not allowed; expected a number (failed and "
+        "cancelled tasks, in "
+        "s)",
         'CONVERGE_POOL: unknown variable; did you mean "CONVERGE_POOL_ID"?',
         "CONVERGE_RETENTION: a table stands in the file only",
         "CONVERGE_POLL_SEC: 'often' is not allowed; expected a number (how often to look without a wake-up, in s)",
         "--advertise: 'here' is not allowed; expected HOST:PORT (where others reach this node)",
-    ]  # fmt: skip
+    ]
 
 
-@pytest.mark.parametrize(("toml", "expected"), [('require_tls = "false"', "true or false"), ('agents = "3"', "an integer"), ("store = 3", "text"),
-                                                ("agents = 1.5", "an integer"), ("agents = true", "an integer"), ("lease_sec = inf", "a number"),
-                                                ("retention = 3", "a table of settings"), ("options = 3", "a table")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("toml", "expected"),
+    [
+        ('require_tls = "false"', "true or false"),
+        ('agents = "3"', "an integer"),
+        ("store = 3", "text"),
+        ("agents = 1.5", "an integer"),
+        ("agents = true", "an integer"),
+        ("lease_sec = inf", "a number"),
+        ("retention = 3", "a table of settings"),
+        ("options = 3", "a table"),
+    ],
+)
 def test_a_value_of_another_type_is_refused_not_converted(toml: str, expected: str) -> None:
     (problem,) = problems(toml)
     assert f"is not allowed; expected {expected}" in problem
 
 
-@pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("Yes", True), ("false", False), ("0", False), ("no", False)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("1", True), ("Yes", True), ("false", False), ("0", False), ("no", False)]
+)
 def test_a_variable_is_read_by_the_type_of_its_key(text: str, value: bool) -> None:
-    environ = {"CONVERGE_TRANSPORT": "tcp://h:1", "CONVERGE_REQUIRE_TLS": text, "CONVERGE_PLUGINS": "", "CONVERGE_NETWORK": "1"}
+    environ = {
+        "CONVERGE_TRANSPORT": "tcp://h:1",
+        "CONVERGE_REQUIRE_TLS": text,
+        "CONVERGE_PLUGINS": "",
+        "CONVERGE_NETWORK": "1",
+    }
     environ |= {"CONVERGE_AGENTS": "7", "CONVERGE_LEASE_SEC": "2"}
     config = load(environ=environ)
-    assert (config.require_tls, config.agents, config.lease_sec, config.plugins, config.network) == (value, 7, 2.0, (), "1")
+    assert (config.require_tls, config.agents, config.lease_sec, config.plugins, config.network) == (
+        value,
+        7,
+        2.0,
+        (),
+        "1",
+    )
 
 
 def test_variables_that_kubernetes_makes_for_a_service_named_converge_are_left_alone() -> None:
@@ -107,7 +148,9 @@ def test_variables_that_kubernetes_makes_for_a_service_named_converge_are_left_a
 
 def test_a_variable_with_the_password_of_an_installed_plugin_is_the_plugins_own() -> None:
     assert load(environ={"CONVERGE_REDIS_PASSWORD": "geheim"}) == Config()
-    with pytest.raises(UnknownSetting, match=r'^CONVERGE_REDS_PASSWORD: unknown variable; did you mean "CONVERGE_REDIS_PASSWORD"\?$') as raised:
+    with pytest.raises(
+        UnknownSetting, match=r'^CONVERGE_REDS_PASSWORD: unknown variable; did you mean "CONVERGE_REDIS_PASSWORD"\?$'
+    ) as raised:
         load(environ={"CONVERGE_REDS_PASSWORD": "geheim"})
     assert "geheim" not in str(raised.value)
 
@@ -116,7 +159,9 @@ def test_a_variable_with_the_password_of_an_installed_plugin_is_the_plugins_own(
 def test_a_key_without_its_feature_is_accepted_only_at_its_default(key: str) -> None:
     default = getattr(Config(), key)
     assert getattr(load(environ={}, flags={key: default}), key) == default
-    with pytest.raises(Unsupported, match=f"--{key.replace('_', '-')}: .* is not supported: this release does not have"):
+    with pytest.raises(
+        Unsupported, match=f"--{key.replace('_', '-')}: .* is not supported: this release does not have"
+    ):
         load(environ={}, flags={key: True if isinstance(default, bool) else "drop"})
 
 
@@ -155,10 +200,14 @@ def test_every_problem_of_a_list_of_agents_names_its_entry() -> None:
     toml = '[[agents]]\ntype = "m:A"\ncount = 0\ncapabilities = ["a b"]\n[[agents]]\ntyp = "m:B"\nconcurrency = "3"'
     assert problems(toml) == [
         "converge.toml: agents[0].count: 0 is not allowed; expected 1 to 100,000 (how many of them this process runs)",
-        "converge.toml: agents[0].capabilities: ['a b'] is not allowed; expected 1 to 64 characters of A-Z a-z 0-9 . _ : - (what they can do)",
+        "converge.toml: agents[0].capabilities: ['a b'] is not allowed; expected 1 to 64 characters of "
+        "A-Z a-z 0-9 . _ : - (what they can "
+        "do)",
         'converge.toml: agents[1].typ: unknown key; did you mean "type"?',
         "converge.toml: agents[1].type: is missing; expected text (the agents' class, as module:Class)",
-        "converge.toml: agents[1].concurrency: '3' is not allowed; expected an integer (tasks that each works on at a time)",
+        "converge.toml: agents[1].concurrency: '3' is not allowed; expected an integer (tasks that each "
+        "works on at a "
+        "time)",
     ]
     assert problems("agents = []")[0].startswith("converge.toml: agents: [] is not allowed; expected 1 to 100 entries")
 
@@ -170,7 +219,9 @@ def test_one_class_beside_a_list_of_classes_is_refused() -> None:
 
 @pytest.mark.parametrize("key", ["store", "transport"])
 def test_a_password_on_the_command_line_is_refused_and_not_repeated(key: str) -> None:
-    with pytest.raises(SecretOnCommandLine, match=f"^--{key} redis://u:\\*\\*\\*@h/0: .*CONVERGE_{key.upper()}") as raised:
+    with pytest.raises(
+        SecretOnCommandLine, match=f"^--{key} redis://u:\\*\\*\\*@h/0: .*CONVERGE_{key.upper()}"
+    ) as raised:
         load(environ={}, flags={key: "redis://u:geheim@h/0"})
     assert "geheim" not in str(raised.value)
 
@@ -186,7 +237,9 @@ def test_a_transport_is_a_url_or_a_name_with_host_and_port() -> None:
     assert load(environ={}).transport_url == ""
     assert load(environ={}, flags={"transport": "tcp://0.0.0.0:7000"}).transport_url == "tcp://0.0.0.0:7000"
     assert load(environ={}, flags={"transport": "tcp", "host": "::1", "port": 7000}).transport_url == "tcp://[::1]:7000"
-    assert problems(flags={"transport": "tcp"}) == ['host: is missing; transport "tcp" is a name, so host and port say where to listen']
+    assert problems(flags={"transport": "tcp"}) == [
+        'host: is missing; transport "tcp" is a name, so host and port say where to listen'
+    ]
     (problem,) = problems(flags={"transport": "tcp://h:1", "port": 3})
     assert problem.startswith("--port: counts only where transport is a name")
 
@@ -194,7 +247,9 @@ def test_a_transport_is_a_url_or_a_name_with_host_and_port() -> None:
 def test_tls_is_required_only_of_a_transport() -> None:
     assert load(environ={}, flags={"transport": "tcp://0.0.0.0:7000", "require_tls": True}).require_tls
     assert problems("require_tls = true") == [
-        "converge.toml: require_tls: is not allowed without a transport: agents of one process reach each other without a connection"
+        "converge.toml: require_tls: is not allowed without a transport: agents of one process reach each "
+        "other without a "
+        "connection"
     ]
 
 
@@ -205,7 +260,8 @@ def test_stall_sec_follows_the_lease_where_nobody_sets_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "reason"), [("c.toml", "a = ", "Invalid value"), ("c.toml", "\udcff", ""), ("gone.toml", None, "No such file")]
+    ("name", "text", "reason"),
+    [("c.toml", "a = ", "Invalid value"), ("c.toml", "\udcff", ""), ("gone.toml", None, "No such file")],
 )
 def test_a_file_that_cannot_be_read_says_why(name: str, text: str | None, reason: str) -> None:
     if text is not None:

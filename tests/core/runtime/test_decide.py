@@ -15,11 +15,21 @@ from converge.machines.task import TaskState
 from converge.model.message import Message
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.runtime.agent import Agent
-from converge.runtime.decide import INBOX
-from converge.runtime.decisions import CreatePool, InvokeTool, JoinPool, LeavePool, Limits, Outcome, ReportTask, SendMessage, SubmitTask
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.decide import INBOX
+from converge.runtime.agents.decisions import (
+    CreatePool,
+    InvokeTool,
+    JoinPool,
+    LeavePool,
+    Limits,
+    Outcome,
+    ReportTask,
+    SendMessage,
+    SubmitTask,
+)
+from converge.runtime.agents.supervision import Breaker
 from converge.runtime.node import Node
-from converge.runtime.supervision import Breaker
 from converge.testing.fixtures import wait_until
 
 Decide = Callable[["Deciding", list[Message], list[Task]], Any]
@@ -87,7 +97,9 @@ async def test_a_task_is_held_until_it_is_reported_and_its_result_is_what_was_re
         ({"is_released": True}, TaskState.COMPLETED, 1),
     ],
 )
-async def test_a_task_can_be_reported_as_failed_or_handed_back_uncounted(report: dict[str, Any], state: TaskState, attempts: int) -> None:
+async def test_a_task_can_be_reported_as_failed_or_handed_back_uncounted(
+    report: dict[str, Any], state: TaskState, attempts: int
+) -> None:
     def rule(agent: Deciding, messages: list[Message], tasks: list[Task]) -> list[ReportTask]:
         is_again = report.get("is_released") and len(agent.calls) > 1
         return [ReportTask(task_id=task.id, **({} if is_again else report)) for task in tasks]
@@ -95,7 +107,9 @@ async def test_a_task_can_be_reported_as_failed_or_handed_back_uncounted(report:
     with anyio.fail_after(20):
         async with Node(poll_sec=0.05) as node:
             await one(node, rule)
-            task = await node.tasks.result(await node.tasks.submit(Task(pool_id="p", max_attempts=2, retry_delay_sec=0.0)))
+            task = await node.tasks.result(
+                await node.tasks.submit(Task(pool_id="p", max_attempts=2, retry_delay_sec=0.0))
+            )
             assert (task.state, task.attempts) == (state, attempts)
             assert task.error[:2] == ("no" if state == TaskState.FAILED else "")
 
@@ -179,7 +193,9 @@ async def test_core_s_decisions_are_carried_out_in_order_and_each_outcome_is_tol
             await node.send(agent.id, "go")
             await wait_until(lambda: len(agent.outcomes) >= 8)
             assert [outcome.is_ok for outcome in agent.outcomes[:8]] == [True] * 6 + [False, True]
-            created, task_id, joined, left, receipt, doubled, refused, again = [outcome.value for outcome in agent.outcomes[:8]]
+            created, task_id, joined, left, receipt, doubled, refused, again = [
+                outcome.value for outcome in agent.outcomes[:8]
+            ]
             assert (created, joined, left, doubled, refused, again) == (True, True, True, 8, None, 10)
             assert (await node.tasks.get(task_id)).pool_id == "q" and receipt.recipient == agent.id
             assert type(agent.outcomes[6].error).__name__ == "NoSuchPool"
@@ -203,7 +219,9 @@ async def test_decisions_beyond_the_limit_are_not_carried_out_and_say_so() -> No
 async def test_what_is_no_decision_fails_by_itself() -> None:
     with anyio.fail_after(20):
         async with Node() as node:
-            agent = await one(node, lambda agent, messages, tasks: ["fly", InvokeTool(name="one")], tools={"one": lambda: 1})
+            agent = await one(
+                node, lambda agent, messages, tasks: ["fly", InvokeTool(name="one")], tools={"one": lambda: 1}
+            )
             await node.send(agent.id, "go")
             await wait_until(lambda: len(agent.outcomes) == 2)
             assert isinstance(agent.outcomes[0].error, InvalidValue) and agent.outcomes[1].value == 1

@@ -1,4 +1,6 @@
-"""Decisions: the records of core's, and those that plugins declare, which pass the same executor and the same checks."""
+"""Decisions: the records of core's, and those that plugins declare, which pass the same executor and the same
+checks.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,11 @@ from converge.model.message import Message
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.plugins import PluginHost
-from converge.runtime.agent import Agent
-from converge.runtime.decisions import SendMessage, SubmitTask
-from converge.runtime.executor import CORE
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.decisions import SendMessage, SubmitTask
+from converge.runtime.agents.executor import CORE
 from converge.runtime.node import Node
-from converge.services.tasks import TaskManager
+from converge.services.tasks.manager import TaskManager
 
 Load = Callable[..., str]
 
@@ -93,7 +95,10 @@ async def test_an_agent_carries_out_what_a_plugin_declares_and_it_is_counted(loa
         (agent,) = await node.spawn(Bidder)
         await node.pools.create_pool(Pool(id="bids"))
         assert await node.ask(agent.id, 7) == {"by": agent.id, "stored": 7}
-        assert {name: tally.done for name, tally in node.executor.counts(agent.id).items()} == {"bid": 1, "submit-task": 1}
+        assert {name: tally.done for name, tally in node.executor.counts(agent.id).items()} == {
+            "bid": 1,
+            "submit-task": 1,
+        }
 
 
 async def test_decide_may_return_what_a_plugin_declares(load: Load) -> None:
@@ -104,11 +109,17 @@ async def test_decide_may_return_what_a_plugin_declares(load: Load) -> None:
         await node.ask(agent.id, 7)
         await node.ask(agent.id, -1)
         (outcome,) = agent.outcomes
-        assert (outcome.is_ok, outcome.decision, repr(outcome.error)) == (False, Bid(price=-1), "ValueError('nobody pays for being paid')")
+        assert (outcome.is_ok, outcome.decision, repr(outcome.error)) == (
+            False,
+            Bid(price=-1),
+            "ValueError('nobody pays for being paid')",
+        )
 
 
 @pytest.mark.parametrize("allowed", [("bid",), ("submit-task",), (Bid, "send-message")])
-async def test_a_plugin_s_decision_and_what_it_does_in_turn_need_to_be_allowed(load: Load, allowed: tuple[Any, ...]) -> None:
+async def test_a_plugin_s_decision_and_what_it_does_in_turn_need_to_be_allowed(
+    load: Load, allowed: tuple[Any, ...]
+) -> None:
     async with Node(plugins=[load(BID)]) as node:
         await node.pools.create_pool(Pool(id="bids"))
         agent: Agent
@@ -122,13 +133,17 @@ async def test_a_plugin_s_decision_and_what_it_does_in_turn_need_to_be_allowed(l
 async def test_a_decision_whose_plugin_is_not_loaded_is_refused() -> None:
     async with Node() as node:
         (agent,) = await node.spawn(Bidder)
-        with pytest.raises(InvalidValue, match=r"Bid\(price=1\) is not allowed; expected one of SendMessage.*is its plugin loaded"):
+        with pytest.raises(
+            InvalidValue, match=r"Bid\(price=1\) is not allowed; expected one of SendMessage.*is its plugin loaded"
+        ):
             await agent.act(Bid(price=1))
 
 
 def test_two_plugins_with_one_name_are_told_apart_by_both_names(load: Load) -> None:
     other = DecisionKind(name="bid", type=OtherBid, handler=bid)
-    with pytest.raises(PluginDuplicate, match=r'decisions_two:plugin.* and .*decisions_one:plugin.* both declare the decision "bid"'):
+    with pytest.raises(
+        PluginDuplicate, match=r'decisions_two:plugin.* and .*decisions_one:plugin.* both declare the decision "bid"'
+    ):
         PluginHost([load(BID, name="one"), load(other, name="two")])
 
 
@@ -143,7 +158,9 @@ def test_two_plugins_with_one_type_are_told_apart_by_both_names(load: Load) -> N
 async def test_a_plugin_cannot_take_over_what_is_core_s(load: Load) -> None:
     with pytest.raises(PluginDuplicate, match='declares the decision "send-message", a name of'):
         PluginHost([load(DecisionKind(name="send-message", type=Bid, handler=bid))])
-    with pytest.raises(PluginDuplicate, match="is of the type SendMessage, which is core's; it needs a type of its own"):
+    with pytest.raises(
+        PluginDuplicate, match="is of the type SendMessage, which is core's; it needs a type of its own"
+    ):
         async with Node(plugins=[load(DecisionKind(name="telegraph", type=SendMessage, handler=bid))]):
             raise AssertionError("it has started")
 
@@ -177,7 +194,9 @@ def test_core_s_names_are_those_that_plugins_may_not_take() -> None:
     assert tuple(kind.name for kind in CORE) == CORE_DECISIONS
 
 
-@pytest.mark.parametrize("fields", [{}, {"to": "a", "topic": "t"}, {"topic": "t", "pool_id": "p"}, {"to": "a", "answers": "b"}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"to": "a", "topic": "t"}, {"topic": "t", "pool_id": "p"}, {"to": "a", "answers": "b"}]
+)
 def test_a_message_is_for_exactly_one_kind_of_recipient(fields: dict[str, str]) -> None:
     with pytest.raises(InvalidValue, match="exactly one of to, topic, pool_id and answers"):
         SendMessage(payload="x", **fields)  # type: ignore[arg-type]  # names of text fields only

@@ -1,4 +1,6 @@
-"""`discovery_store`: nodes that share no store for tasks find each other in another one, where each has a lease of its own."""
+"""`discovery_store`: nodes that share no store for tasks find each other in another one, where each has a lease of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import pytest
 
 from converge import Agent, DiscoveryQuery, Message, Node
 from converge.errors import ConvergeError, StoreRefused
-from converge.runtime.discovery_store import store_url
+from converge.runtime.network.discovery_store import store_url
 from converge.testing.fixtures import wait_until
 
 POLL_SEC, LEASE_SEC = 0.05, 0.6
@@ -30,7 +32,8 @@ def node(folder: Path, name: str) -> Node:
 
 
 @pytest.mark.parametrize(
-    ("text", "url"), [("memory", "memory:"), ("a/b.db", "file:a/b.db"), ("file:x", "file:x"), ("redis://h:1/2", "redis://h:1/2")]
+    ("text", "url"),
+    [("memory", "memory:"), ("a/b.db", "file:a/b.db"), ("file:x", "file:x"), ("redis://h:1/2", "redis://h:1/2")],
 )
 def test_what_names_the_store(text: str, url: str) -> None:
     assert store_url(text) == url
@@ -43,7 +46,7 @@ async def test_nodes_with_stores_of_their_own_find_and_ask_each_other(tmp_path: 
         assert {one.id for one in found} >= {here.id, there.id}
         assert await a.ask(there.id, "hello") == "hello"
         leases = {one.lease for one in found}
-        assert (await a.opened.lease()).id.hex() not in leases, "it has a lease of its own there"
+        assert (await a.handle.lease()).id.hex() not in leases, "it has a lease of its own there"
 
 
 async def test_a_node_that_stops_is_listed_no_longer(tmp_path: Path) -> None:

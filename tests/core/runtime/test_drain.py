@@ -11,8 +11,8 @@ import pytest
 
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.runtime.agent import Agent
-from converge.runtime.drain import Drain, hint_of, totals
+from converge.operations.drain import Drain, hint_of, totals
+from converge.runtime.agents.agent import Agent
 from converge.runtime.node import Node
 from converge.testing.fixtures import wait_until
 
@@ -40,13 +40,17 @@ async def node() -> AsyncIterator[Node]:
 
 async def submit(node: Node, *texts: str, **fields: Any) -> list[str]:
     """Submit a task for each text."""
-    return await node.tasks.submit_many([Task(pool_id="p", inputs={"text": text, **fields}, max_attempts=1) for text in texts])
+    return await node.tasks.submit_many(
+        [Task(pool_id="p", inputs={"text": text, **fields}, max_attempts=1) for text in texts]
+    )
 
 
 async def test_results_come_in_the_order_of_the_submit(node: Node) -> None:
     texts = [f"t{at}" for at in range(250)]
     seen: list[tuple[int, int]] = []
-    drained = await Drain(node.opened, node.tasks, ["p"], lambda done, total: seen.append((done, total))).run(await submit(node, *texts))
+    drained = await Drain(node.handle, node.tasks, ["p"], lambda done, total: seen.append((done, total))).run(
+        await submit(node, *texts)
+    )
     assert [row.result for row in drained.rows] == texts
     assert (drained.total, drained.not_completed) == (250, 0)
     assert seen[0] == (0, 250) and seen[-1] == (250, 250)
@@ -54,14 +58,14 @@ async def test_results_come_in_the_order_of_the_submit(node: Node) -> None:
 
 
 async def test_a_failed_task_is_counted_with_its_error(node: Node) -> None:
-    drained = await Drain(node.opened, node.tasks, ["p"]).run(await submit(node, "good", "bad"))
+    drained = await Drain(node.handle, node.tasks, ["p"]).run(await submit(node, "good", "bad"))
     assert [(row.state, row.error) for row in drained.rows] == [("COMPLETED", ""), ("FAILED", "ValueError: it is bad")]
     assert drained.not_completed == 1
 
 
 async def test_tasks_that_tasks_submit_are_waited_for(node: Node) -> None:
     await submit(node, "first", then=["second"])
-    drained = await Drain(node.opened, node.tasks, ["p"]).run([])
+    drained = await Drain(node.handle, node.tasks, ["p"]).run([])
     assert drained.total in (1, 2), "what had ended before the drain looked is not its matter"
     assert [task async for task in _live(node)] == []
 
@@ -72,7 +76,7 @@ async def test_tasks_that_end_before_the_first_look_are_told_too() -> None:
         before = await submit(node, "long ago")
         await node.spawn(Echo, pool="p")
         await node.tasks.result(before[0], timeout=10)
-        drain = Drain(node.opened, node.tasks, ["p"])
+        drain = Drain(node.handle, node.tasks, ["p"])
         await drain.begin()
         waiting = await submit(node, "waiting", then=["child"])
         await node.tasks.result(waiting[0], timeout=10)
@@ -87,8 +91,8 @@ async def test_tasks_that_end_before_the_first_look_are_told_too() -> None:
 
 
 async def test_a_page_of_tasks_that_ended_unseen_is_not_the_last(monkeypatch: pytest.MonkeyPatch, node: Node) -> None:
-    monkeypatch.setattr("converge.runtime.drain.PAGE", 7)
-    drain = Drain(node.opened, node.tasks, ["p"])
+    monkeypatch.setattr("converge.operations.drain.PAGE", 7)
+    drain = Drain(node.handle, node.tasks, ["p"])
     await drain.begin()
     ids = await submit(node, *(f"t{at}" for at in range(23)))
     for id_ in ids:
@@ -106,7 +110,7 @@ async def test_a_task_that_waits_for_its_moment_is_waited_for(node: Node) -> Non
     soon = datetime.now(UTC) + timedelta(seconds=0.3)
     await node.tasks.submit(Task(pool_id="p", inputs={"text": "later"}, not_before=soon))
     with anyio.fail_after(10):
-        drained = await Drain(node.opened, node.tasks, ["p"]).run([])
+        drained = await Drain(node.handle, node.tasks, ["p"]).run([])
     assert [row.result for row in drained.rows] == ["later"]
     assert datetime.now(UTC) >= soon
 
@@ -129,7 +133,12 @@ def test_there_is_a_total_where_all_results_are_numbers_under_the_same_names(res
 
 @pytest.mark.parametrize(
     ("inputs", "hint"),
-    [({"text": "t", "page": "p"}, "p"), ({"n": 1, "text": " a\n b "}, "a b"), ({"n": 1}, "kind"), ({"text": "x" * 90}, "x" * 59 + "…")],
+    [
+        ({"text": "t", "page": "p"}, "p"),
+        ({"n": 1, "text": " a\n b "}, "a b"),
+        ({"n": 1}, "kind"),
+        ({"text": "x" * 90}, "x" * 59 + "…"),
+    ],
 )
 def test_a_task_is_known_by_what_names_it(inputs: dict[str, Any], hint: str) -> None:
     assert hint_of(Task(pool_id="p", type="kind", inputs=inputs)) == hint

@@ -15,8 +15,8 @@ from converge.errors import ActionNotAllowed, InvalidValue, NoSuchPool, ToolNotA
 from converge.model.message import Message
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.runtime.agent import Agent
-from converge.runtime.decisions import CreatePool, InvokeTool, JoinPool, Limits, SendMessage, SubmitTask, Tool
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.decisions import CreatePool, InvokeTool, JoinPool, Limits, SendMessage, SubmitTask, Tool
 from converge.runtime.node import Node
 
 
@@ -64,7 +64,9 @@ async def test_everything_that_an_agent_does_is_counted_by_kind(store_url: str) 
         assert await agent.leave("p") is True
         with pytest.raises(NoSuchPool):
             await agent.submit(Task(pool_id="q"))
-        counts = {name: (tally.done, tally.refused, tally.failed) for name, tally in node.executor.counts(agent.id).items()}
+        counts = {
+            name: (tally.done, tally.refused, tally.failed) for name, tally in node.executor.counts(agent.id).items()
+        }
         assert counts == {
             "send-message": (1, 0, 0),
             "create-pool": (1, 0, 0),
@@ -100,7 +102,9 @@ async def test_no_way_to_act_leads_around_the_allowed_actions(act: Callable[[Age
 
 
 @pytest.mark.parametrize("allowed", [("invoke-tool",), (InvokeTool,)])
-async def test_an_action_that_is_allowed_by_name_or_by_type_is_done_and_others_are_not(allowed: tuple[Any, ...]) -> None:
+async def test_an_action_that_is_allowed_by_name_or_by_type_is_done_and_others_are_not(
+    allowed: tuple[Any, ...],
+) -> None:
     async with Node() as node:
         agent = await one(node, allowed_actions=allowed)
         assert await agent.tool("add", a=1) == 2
@@ -112,7 +116,9 @@ async def test_an_action_that_is_allowed_by_name_or_by_type_is_done_and_others_a
 
 async def test_a_misspelt_allowed_action_is_told_at_the_start_with_the_nearest_name() -> None:
     async with Node() as node:
-        with pytest.raises(InvalidValue, match=r"allowed_actions: 'submit-tasks' is not allowed; expected \"submit-task\""):
+        with pytest.raises(
+            InvalidValue, match=r"allowed_actions: 'submit-tasks' is not allowed; expected \"submit-task\""
+        ):
             await one(node, allowed_actions=("submit-tasks",))
         assert node.agents == {}
 
@@ -154,7 +160,10 @@ async def test_a_sync_tool_does_not_run_on_the_loop_s_thread() -> None:
 async def test_a_tool_that_takes_too_long_is_cancelled_and_says_so() -> None:
     async with Node() as node:
         agent = await one(node)
-        with anyio.fail_after(5), pytest.raises(ToolTimeout, match=r'the tool "hang" did not return within 0\.05 s') as late:
+        with (
+            anyio.fail_after(5),
+            pytest.raises(ToolTimeout, match=r'the tool "hang" did not return within 0\.05 s') as late,
+        ):
             await agent.tool("hang")
         assert isinstance(late.value, TimeoutError)
         with anyio.fail_after(5), pytest.raises(ToolTimeout, match=r"within 0\.01 s"):
@@ -177,7 +186,9 @@ async def test_a_sync_tool_that_never_returns_is_abandoned_in_time() -> None:
 async def test_arguments_that_a_tool_does_not_take_are_refused_before_it_is_called() -> None:
     async with Node() as node:
         agent = await one(node)
-        with pytest.raises(InvalidValue, match=r"tool add: arguments: .* expected those of add\(a: 'int', b: 'int' = 1\)"):
+        with pytest.raises(
+            InvalidValue, match=r"tool add: arguments: .* expected those of add\(a: 'int', b: 'int' = 1\)"
+        ):
             await agent.tool("add", c=1)
 
 
@@ -224,7 +235,9 @@ async def test_an_agent_that_acts_faster_than_its_rate_is_refused_until_time_has
 async def test_what_is_no_decision_is_refused() -> None:
     async with Node() as node:
         agent = await one(node)
-        with pytest.raises(InvalidValue, match="decision: 'send' is not allowed; expected one of SendMessage, SubmitTask"):
+        with pytest.raises(
+            InvalidValue, match="decision: 'send' is not allowed; expected one of SendMessage, SubmitTask"
+        ):
             await agent.act("send")
 
 
@@ -239,7 +252,9 @@ async def test_what_is_no_decision_is_refused() -> None:
         ({"breaker": 3}, r"expected a Breaker\(\.\.\.\)"),
     ],
 )
-async def test_an_agent_class_that_says_what_cannot_be_is_refused_at_the_start(attributes: dict[str, Any], text: str) -> None:
+async def test_an_agent_class_that_says_what_cannot_be_is_refused_at_the_start(
+    attributes: dict[str, Any], text: str
+) -> None:
     async with Node() as node:
         with pytest.raises(InvalidValue, match=text):
             await one(node, **attributes)

@@ -1,4 +1,6 @@
-"""Pools from an agent's side: joining, leaving and losing admission change what it claims at once, and nobody else's work."""
+"""Pools from an agent's side: joining, leaving and losing admission change what it claims at once, and nobody else's
+work.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from converge.model.descriptor import DiscoveryQuery
 from converge.model.keys import DEAD, EXPIRY, LEASE
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.runtime.agent import Agent
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.supervision import Breaker
 from converge.runtime.node import Node
-from converge.runtime.supervision import Breaker
 from converge.services.pools import PoolManager
 from converge.testing.fixtures import wait_until
 
@@ -50,7 +52,9 @@ async def test_an_agent_that_joins_a_pool_claims_there_at_once_and_in_its_old_po
     assert await agent.join("q") is True and await agent.join("q") is False
     assert await run(node, "q") == await run(node, "p") == {agent.id}
     assert agent.pools == ("p", "q") and await node.pools.members("q") == [agent.id]
-    assert [one.id for one in await node.discovery.query(DiscoveryQuery(pool_id="q"), refresh_from_store=True)] == [agent.id]
+    assert [one.id for one in await node.discovery.query(DiscoveryQuery(pool_id="q"), refresh_from_store=True)] == [
+        agent.id
+    ]
 
 
 async def test_an_agent_that_leaves_a_pool_claims_nothing_there_and_the_others_go_on(node: Node) -> None:
@@ -101,7 +105,10 @@ async def test_what_was_claimed_for_an_agent_that_leaves_does_not_wait_for_the_o
     ids = await node.tasks.submit_many([Task(pool_id="p") for _ in range(8)])
     await node.spawn(Leaving, count=2, pool="p")
     feed = node.feeds[0]
-    await wait_until(lambda: Leaving.began > 0 and feed.in_hand == feed.slots.busy and feed.slots.queued == 0, what="the rest is handed back")
+    await wait_until(
+        lambda: Leaving.began > 0 and feed.in_hand == feed.slots.busy and feed.slots.queued == 0,
+        what="the rest is handed back",
+    )
     found = [await node.tasks.get(one) for one in ids]
     assert sorted({task.state for task in found}) == [TaskState.ASSIGNED, TaskState.PENDING]
     assert {task.attempts for task in found if task.state == TaskState.PENDING} == {0}
@@ -118,7 +125,9 @@ async def test_agents_can_come_and_go_many_times_and_leave_nothing_behind(node: 
         assert await run(node, "q") == {agent.id}
         await agent.leave("q")
     assert await run(node, "p") == {agent.id}
-    await wait_until(lambda: len(node.feeds) == 1 and len(anyio.get_running_tasks()) <= tasks + 2, what="old groups have ended")
+    await wait_until(
+        lambda: len(node.feeds) == 1 and len(anyio.get_running_tasks()) <= tasks + 2, what="old groups have ended"
+    )
 
 
 async def test_an_agent_can_join_pools_while_it_starts(node: Node) -> None:
@@ -180,21 +189,29 @@ async def test_when_no_agent_of_a_group_is_admitted_any_more_nothing_is_claimed(
     assert (await node.tasks.get(task_id)).state == TaskState.PENDING
 
 
-async def test_after_a_lost_lease_agents_are_back_in_the_pools_that_ask_for_a_secret(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_after_a_lost_lease_agents_are_back_in_the_pools_that_ask_for_a_secret(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
         async with Node(store=store_url, poll_sec=0.05, lease_sec=0.6) as node:
             for pool_id in ("s", "t"):
                 await node.pools.create_pool(Pool(id=pool_id, admission="secret"), secret=f"open {pool_id}")
-            started, (joined,) = await node.spawn(Worker, count=2, pool="s", secret="open s"), await node.spawn(Worker, pool="p")
+            started, (joined,) = (
+                await node.spawn(Worker, count=2, pool="s", secret="open s"),
+                await node.spawn(Worker, pool="p"),
+            )
             await joined.join("t", secret="open t")
-            lease = node.opened.lease_opened
+            lease = node.handle.lease_opened
             assert lease is not None
             await _end(node, lease.id)
-            await wait_until(lambda: node.opened.lease_opened not in (None, lease), what="another lease", timeout=10)
+            await wait_until(lambda: node.handle.lease_opened not in (None, lease), what="another lease", timeout=10)
             agents = {"s": sorted(one.id for one in started), "t": [joined.id], "p": [joined.id]}
             for pool_id, ids in agents.items():
-                await wait_until(lambda pool_id=pool_id, ids=ids: _are_members(node, pool_id, ids), what="all are members again")  # type: ignore[misc]
+                await wait_until(
+                    lambda pool_id=pool_id, ids=ids: _are_members(node, pool_id, ids),  # type: ignore[misc]
+                    what="all are members again",
+                )
                 assert await run(node, pool_id, 5) <= set(ids)
             assert all(pool_id in node.agents[one].pools for pool_id, ids in agents.items() for one in ids)
 
@@ -208,10 +225,14 @@ async def _end(node: Node, lease_id: bytes) -> None:
 
     (entry,) = await node.store.get([LEASE(lease_id)])
     assert entry is not None
-    await node.store.commit([Batch([(entry.key, entry.revision)], [(DEAD(lease_id), b"")], [entry.key, EXPIRY(lease_id)])])
+    await node.store.commit(
+        [Batch([(entry.key, entry.revision)], [(DEAD(lease_id), b"")], [entry.key, EXPIRY(lease_id)])]
+    )
 
 
-async def test_an_agent_that_joined_and_then_did_not_start_is_forgotten_when_others_rejoin(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_agent_that_joined_and_then_did_not_start_is_forgotten_when_others_rejoin(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     class Failing(Worker):
         async def on_start(self) -> None:
             await self.join("q")
@@ -224,10 +245,10 @@ async def test_an_agent_that_joined_and_then_did_not_start_is_forgotten_when_oth
             (agent,) = await node.spawn(Worker, pool="p")
             with pytest.raises(RuntimeError, match="it does not start"):
                 await node.spawn(Failing, pool="p")
-            lease = node.opened.lease_opened
+            lease = node.handle.lease_opened
             assert lease is not None
             await _end(node, lease.id)
-            await wait_until(lambda: node.opened.lease_opened not in (None, lease), what="another lease", timeout=10)
+            await wait_until(lambda: node.handle.lease_opened not in (None, lease), what="another lease", timeout=10)
             await wait_until(lambda: _are_members(node, "p", [agent.id]), what="the one that runs is a member again")
             assert await run(node, "p") == {agent.id} and await node.pools.members("q") == []
 
@@ -254,7 +275,9 @@ class Counted(Agent):
 
 
 @pytest.mark.parametrize("does", ["join", "fail"])
-async def test_an_agent_works_on_no_more_than_its_concurrency_while_it_changes_pools_or_rests(node: Node, does: str) -> None:
+async def test_an_agent_works_on_no_more_than_its_concurrency_while_it_changes_pools_or_rests(
+    node: Node, does: str
+) -> None:
     await node.pools.create_pool(Pool(id="q"))
     (agent,) = await node.spawn(Counted, pool="p")
     assert isinstance(agent, Counted)
@@ -266,7 +289,9 @@ async def test_an_agent_works_on_no_more_than_its_concurrency_while_it_changes_p
     await wait_until(lambda: sum(feed.slots.free for feed in node.feeds) == 2, what="it has all its slots again")
 
 
-async def test_an_agent_whose_start_outlasts_a_lost_lease_is_a_member_all_the_same(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_agent_whose_start_outlasts_a_lost_lease_is_a_member_all_the_same(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     class Slow(Worker):
         began, gate = anyio.Event(), anyio.Event()
 
@@ -280,20 +305,24 @@ async def test_an_agent_whose_start_outlasts_a_lost_lease_is_a_member_all_the_sa
             await node.pools.create_pool(Pool(id="s", admission="secret"), secret="open s")
             group.start_soon(lambda: node.spawn(Slow, pool="s", secret="open s"))
             await Slow.began.wait()
-            lease = node.opened.lease_opened
+            lease = node.handle.lease_opened
             assert lease is not None
             await _end(node, lease.id)
-            await wait_until(lambda: node.opened.lease_opened not in (None, lease), what="another lease", timeout=10)
+            await wait_until(lambda: node.handle.lease_opened not in (None, lease), what="another lease", timeout=10)
             Slow.gate.set()
             await wait_until(lambda: len(node.agents) == 1, what="it has started")
-            await wait_until(lambda: _are_members(node, "s", [*node.agents]), what="it is a member under the other lease")
+            await wait_until(
+                lambda: _are_members(node, "s", [*node.agents]), what="it is a member under the other lease"
+            )
             assert await run(node, "s") == {*node.agents}
 
 
 async def test_the_first_task_of_a_kind_reaches_the_group_that_may_claim_it_without_a_poll(store_url: str) -> None:
     kinds = [type(f"Kind{number}", (Worker,), {"capabilities": (f"c{number}",)}) for number in range(4)]
     with anyio.fail_after(30):  # a task that waited for a poll would take a minute
-        async with Node(store=store_url, poll_sec=60, options={"file": {"poll_sec": 60}} if store_url.startswith("file:") else {}) as node:
+        async with Node(
+            store=store_url, poll_sec=60, options={"file": {"poll_sec": 60}} if store_url.startswith("file:") else {}
+        ) as node:
             agents: list[Agent] = [(await node.spawn(kind, pool="p"))[0] for kind in kinds]
             for number in (3, 0, 2, 1, 3, 3, 1, 0):
                 task = Task(pool_id="p", required_capabilities=(f"c{number}",), type=f"t{await _count(node)}")

@@ -1,4 +1,6 @@
-"""Agents that join, leave, fail and rest at random while tasks flow: each task is done, once, and nothing is left held."""
+"""Agents that join, leave, fail and rest at random while tasks flow: each task is done, once, and nothing is left
+held.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ from converge.errors import ConvergeError
 from converge.machines.task import TaskState
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.runtime.agent import Agent
-from converge.runtime.decisions import ReportTask
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.decisions import ReportTask
+from converge.runtime.agents.supervision import Breaker
 from converge.runtime.node import Node
-from converge.runtime.supervision import Breaker
 from converge.testing.fixtures import wait_until
 
 POOLS = ("a", "b", "c")
@@ -63,16 +65,22 @@ class Deciding(Agent):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_whatever_agents_do_each_task_is_done_once(seed: int, store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_whatever_agents_do_each_task_is_done_once(
+    seed: int, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     print(f"seed {seed}")  # noqa: T201  # it replays a failure
     caplog.set_level(logging.CRITICAL)
     chance, done = random.Random(seed), Counter[str]()
-    kinds: list[type[Chaotic | Deciding]] = [type(cls.__name__, (cls,), {"chance": chance, "done": done}) for cls in (Chaotic, Deciding)]
+    kinds: list[type[Chaotic | Deciding]] = [
+        type(cls.__name__, (cls,), {"chance": chance, "done": done}) for cls in (Chaotic, Deciding)
+    ]
     with anyio.fail_after(60):
         async with Node(store=store_url, poll_sec=0.05, grace_sec=1.0) as node:
             for pool_id in POOLS:
                 await node.pools.create_pool(Pool(id=pool_id))
-            agents = [agent for kind in kinds for _ in range(3) for agent in await node.spawn(kind, pool=chance.choice(POOLS))]
+            agents = [
+                agent for kind in kinds for _ in range(3) for agent in await node.spawn(kind, pool=chance.choice(POOLS))
+            ]
             tasks = [Task(pool_id=chance.choice(POOLS), max_attempts=50, retry_delay_sec=0.0) for _ in range(TASKS)]
             ids = await node.tasks.submit_many(tasks)
             await _stir(agents, chance)
@@ -82,7 +90,9 @@ async def test_whatever_agents_do_each_task_is_done_once(seed: int, store_url: s
             for task_id in ids:
                 assert (await node.tasks.result(task_id, timeout=30)).state == TaskState.COMPLETED
             assert done.keys() == set(ids)
-            await wait_until(lambda: len(node.feeds) == 1 and sum(feed.in_hand for feed in node.feeds) == 0, what="nothing is held")
+            await wait_until(
+                lambda: len(node.feeds) == 1 and sum(feed.in_hand for feed in node.feeds) == 0, what="nothing is held"
+            )
             for kind in kinds:
                 kind.is_wild = False  # those on trial succeed now, as soon as they get a task
             for _ in range(50):
@@ -90,7 +100,9 @@ async def test_whatever_agents_do_each_task_is_done_once(seed: int, store_url: s
                     break
                 for task_id in await node.tasks.submit_many([Task(pool_id="a") for _ in range(30)]):
                     await node.tasks.result(task_id, timeout=30)
-            await wait_until(lambda: sum(feed.slots.free for feed in node.feeds) == 15, what="every agent has all its slots again")
+            await wait_until(
+                lambda: sum(feed.slots.free for feed in node.feeds) == 15, what="every agent has all its slots again"
+            )
             assert [agent.health.died for agent in agents] == [""] * 6 and node.health().is_ready
 
 

@@ -13,11 +13,12 @@ import anyio
 import pytest
 
 from converge.model.task import Task
-from converge.runtime.agent import Agent
-from converge.runtime.health import BLOCKED_SEC, Ailment, Code, Health
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.ailments import Ailment, Code
+from converge.runtime.health import BLOCKED_SEC, Health
 from converge.runtime.node import Node
+from converge.testing._store.outages import Weather, WeatheredStore
 from converge.testing.fixtures import wait_until
-from converge.testing.weather import Weather, WeatheredStore
 
 LEASE_SEC = 1.0
 
@@ -87,25 +88,31 @@ async def test_a_store_that_refuses_everything_shows_within_three_seconds_and_so
         await wait_until(lambda: node.health().is_ready)
 
 
-async def test_a_store_that_never_answers_shows_within_three_seconds(node: Node, weather: Weather, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_store_that_never_answers_shows_within_three_seconds(
+    node: Node, weather: Weather, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.CRITICAL)
     weather.is_silent = True
     with anyio.fail_after(3):
         await wait_until(lambda: bool(codes(node.health()) & {Code.STORE_AWAY, Code.RENEWAL_LATE, Code.LEASE_LOST}))
 
 
-async def test_a_lease_that_is_not_renewed_in_time_shows_before_it_is_lost(node: Node, weather: Weather, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_lease_that_is_not_renewed_in_time_shows_before_it_is_lost(
+    node: Node, weather: Weather, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.CRITICAL)
-    lease = node.opened.lease_opened
+    lease = node.handle.lease_opened
     assert lease is not None
     lease.abandon()
     with anyio.fail_after(5):
         await wait_until(lambda: codes(node.health()) == {Code.RENEWAL_LATE})
         assert lease.remaining_sec() > 0
-        await wait_until(lambda: node.opened.lease_opened is not lease and node.health().is_ready)
+        await wait_until(lambda: node.handle.lease_opened is not lease and node.health().is_ready)
 
 
-async def test_a_watch_that_the_store_refuses_shows_as_deaf(node: Node, weather: Weather, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_watch_that_the_store_refuses_shows_as_deaf(
+    node: Node, weather: Weather, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.CRITICAL)
     weather.is_deaf = True
     with anyio.fail_after(10):
@@ -114,7 +121,9 @@ async def test_a_watch_that_the_store_refuses_shows_as_deaf(node: Node, weather:
         await wait_until(lambda: node.health().is_ready)
 
 
-async def test_wake_ups_that_are_lost_without_an_error_show_as_deaf(node: Node, weather: Weather, caplog: pytest.LogCaptureFixture) -> None:
+async def test_wake_ups_that_are_lost_without_an_error_show_as_deaf(
+    node: Node, weather: Weather, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.CRITICAL)
     weather.is_mute = True
     with anyio.fail_after(10):
@@ -123,7 +132,9 @@ async def test_wake_ups_that_are_lost_without_an_error_show_as_deaf(node: Node, 
         await wait_until(lambda: node.health().is_ready)
 
 
-async def test_a_blocked_loop_shows_to_another_thread_while_it_is_blocked_and_where_it_stands(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_blocked_loop_shows_to_another_thread_while_it_is_blocked_and_where_it_stands(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.CRITICAL)
     go_on, seen = threading.Event(), list[Health]()
     worker = type("Blocking", (Blocking,), {"go_on": go_on})
@@ -156,17 +167,24 @@ async def test_a_part_that_says_what_ails_it_makes_the_node_not_ready(node: Node
     node.vitals.sources.append(lambda: [Ailment(Code.AGENT_DOWN, "agent x stands still", node.env.monotonic() - 60)])
     health = node.health()
     (reason,) = health.reasons
-    assert (health.is_live, health.is_ready, reason.code, reason.text) == (True, False, "agent_down", "agent x stands still")
+    assert (health.is_live, health.is_ready, reason.code, reason.text) == (
+        True,
+        False,
+        "agent_down",
+        "agent x stands still",
+    )
     assert reason.since.tzinfo is not None
     assert 55 < time.time() - reason.since.timestamp() < 65
 
 
-async def test_one_outage_is_one_line_when_it_begins_and_one_when_it_is_over(node: Node, weather: Weather, caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_outage_is_one_line_when_it_begins_and_one_when_it_is_over(
+    node: Node, weather: Weather, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     weather.is_away = True
-    lease = node.opened.lease_opened
+    lease = node.handle.lease_opened
     with anyio.fail_after(15):
-        await wait_until(lambda: node.opened.lease_opened is not lease, timeout=10)
+        await wait_until(lambda: node.handle.lease_opened is not lease, timeout=10)
         weather.is_away = False
         await wait_until(lambda: node.health().is_ready)
     texts = [record.getMessage() for record in caplog.records if record.name.startswith("converge")]
@@ -175,7 +193,9 @@ async def test_one_outage_is_one_line_when_it_begins_and_one_when_it_is_over(nod
     assert len([text for text in texts if "the store is away" in text]) <= 2, texts
 
 
-async def test_a_block_is_logged_once_with_its_stack_while_it_lasts_and_once_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_block_is_logged_once_with_its_stack_while_it_lasts_and_once_when_it_is_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.WARNING)
     go_on = threading.Event()
     worker = type("Blocking", (Blocking,), {"go_on": go_on})
@@ -200,7 +220,9 @@ async def test_a_block_is_logged_once_with_its_stack_while_it_lasts_and_once_whe
     assert "the lease goes on" in line.getMessage()
 
 
-async def test_a_file_that_another_program_keeps_locked_shows_within_three_seconds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_file_that_another_program_keeps_locked_shows_within_three_seconds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.CRITICAL)
     async with Node(store=f"file:{tmp_path}/state.db", lease_sec=1.8, poll_sec=0.5, grace_sec=0.2) as node:
         await node.spawn(Idle, pool="p")

@@ -16,8 +16,8 @@ from converge.hookspecs import hookimpl
 from converge.model.message import Message
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.runtime.agent import Agent
-from converge.runtime.decisions import ReportTask, SendMessage
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.decisions import ReportTask, SendMessage
 from converge.runtime.node import Node
 from converge.testing.fixtures import wait_until
 
@@ -90,19 +90,30 @@ def watcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watcher]:
 async def test_a_plugin_sees_the_node_and_each_attempt(watcher: Watcher) -> None:
     async with Node(plugins=["hooks_under_test:watcher"]) as node:
         (agent,) = await node.spawn(Worker, pool="p")
-        good, bad = await node.tasks.submit_many([Task(pool_id="p", inputs={"text": text}, max_attempts=1) for text in ("good", "bad")])
+        good, bad = await node.tasks.submit_many(
+            [Task(pool_id="p", inputs={"text": text}, max_attempts=1) for text in ("good", "bad")]
+        )
         assert [(await node.tasks.result(id_, timeout=10)).state for id_ in (good, bad)] == ["COMPLETED", "FAILED"]
     node_id = node.identity.id
     assert (watcher.seen[0], watcher.seen[-1]) == (("started", node_id), ("stopping", node_id))
     attempts = sorted(watcher.seen[1:-1])
-    assert attempts == sorted([("claimed", good, agent.id), ("claimed", bad, agent.id), ("completed", good, agent.id), ("failed", bad, agent.id)])
+    assert attempts == sorted(
+        [
+            ("claimed", good, agent.id),
+            ("claimed", bad, agent.id),
+            ("completed", good, agent.id),
+            ("failed", bad, agent.id),
+        ]
+    )
 
 
 async def test_guards_change_and_refuse_messages(watcher: Watcher) -> None:
     async with Node(plugins=["hooks_under_test:watcher"]) as node:
         one, two = await node.spawn(Worker, count=2)
         assert await one.ask(two.id, "hello") == "hello, seen"
-        with pytest.raises(Undeliverable, match=r"plugin hooks_under_test:watcher refused the message: ValueError: it must not leave"):
+        with pytest.raises(
+            Undeliverable, match=r"plugin hooks_under_test:watcher refused the message: ValueError: it must not leave"
+        ):
             await one.ask(two.id, "secret")
         with pytest.raises(Undeliverable, match="changed whose message it is"):
             await one.ask(two.id, "divert")
@@ -115,7 +126,10 @@ class Deciding(Agent):
 
     def decide(self, messages: list[Message], tasks: list[Task]) -> list[Any]:
         """See the class."""
-        return [ReportTask(task_id=task.id, error="bad" if task.inputs.get("text") == "bad" else None, is_retried=False) for task in tasks]
+        return [
+            ReportTask(task_id=task.id, error="bad" if task.inputs.get("text") == "bad" else None, is_retried=False)
+            for task in tasks
+        ]
 
 
 async def test_a_plugin_sees_the_attempts_of_an_agent_that_decides(watcher: Watcher) -> None:
@@ -143,7 +157,9 @@ async def test_a_plugin_hears_nothing_of_claims_that_go_back_before_they_begin(w
         ids = await node.tasks.submit_many([Task(pool_id="p") for _ in range(8)])
         await node.spawn(Stopping, pool="p")
         await wait_until(lambda: any(what == "claimed" for what, *_ in watcher.seen))
-    claimed, released = ({task_id for what, task_id, *_ in watcher.seen if what == word} for word in ("claimed", "released"))
+    claimed, released = (
+        {task_id for what, task_id, *_ in watcher.seen if what == word} for word in ("claimed", "released")
+    )
     assert claimed == released and 0 < len(claimed) < len(ids)
 
 
@@ -159,7 +175,9 @@ async def test_guards_see_what_is_sent_to_many_once_and_what_each_of_them_gets(w
     Listener.got.clear()
     async with Node(plugins=["hooks_under_test:watcher"]) as node:
         one, *_ = await node.spawn(Listener, count=3, pool="p")
-        send = one.publish if how == "publish" else lambda to, payload: one.act(SendMessage(pool_id=to, payload=payload))
+        send = (
+            one.publish if how == "publish" else lambda to, payload: one.act(SendMessage(pool_id=to, payload=payload))
+        )
         to = "news" if how == "publish" else "p"
         assert [(outcome.accepted, outcome.refused) for outcome in await send(to, "hello")] == [(2, 0)]
         await wait_until(lambda: Listener.got == ["hello, seen"] * 2)

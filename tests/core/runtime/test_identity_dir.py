@@ -1,4 +1,6 @@
-"""A node with an identity_dir has the same keys at its next start, and knows whether its store is still the one that it saw."""
+"""A node with an identity_dir has the same keys at its next start, and knows whether its store is still the one that it
+saw.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ from converge.env import SYSTEM
 from converge.errors import ConfigError, InvalidValue, KeyFileRefused, PoolClosed, StoreRolledBack
 from converge.model.descriptor import DiscoveryQuery
 from converge.model.keys import EPOCH
-from converge.runtime.history import History
-from converge.runtime.key_files import KeyFolder
-from converge.runtime.keyring import rotate_key
-from converge.services import epochs
-from converge.services.opening import open_store
+from converge.runtime.keys.folder import KeyFolder
+from converge.runtime.keys.history import History
+from converge.runtime.keys.keyring import rotate_key
+from converge.services.store import epoch as epochs
+from converge.services.store.opening import open_store
 
 
 class Listener(Agent):
@@ -138,7 +140,9 @@ async def redraw_epoch(url: str) -> None:
         await store.commit([Batch([(EPOCH(), entry.revision)], [(EPOCH(), b'"another"')])])
 
 
-async def test_a_process_that_starts_on_a_store_that_was_replaced_refuses_to_until_it_is_accepted(tmp_path: Path) -> None:
+async def test_a_process_that_starts_on_a_store_that_was_replaced_refuses_to_until_it_is_accepted(
+    tmp_path: Path,
+) -> None:
     url, keys = f"file:{tmp_path}/state.db", tmp_path / "keys"
     await start(keys, url)
     await redraw_epoch(url)

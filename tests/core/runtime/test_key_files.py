@@ -12,8 +12,8 @@ import pytest
 
 from converge.env import SYSTEM
 from converge.errors import KeyFileRefused, KeyInUse
-from converge.runtime.key_files import KeyFolder
-from converge.runtime.keyring import BLOCK, Keyring, new_key, read_key, rotate_key, show_keys
+from converge.runtime.keys.folder import KeyFolder
+from converge.runtime.keys.keyring import BLOCK, Keyring, new_key, read_key, rotate_key, show_keys
 
 STRANGER = 12_345
 NAME = "agent.Counter.0"
@@ -110,7 +110,14 @@ def test_a_folder_of_another_user_is_refused_and_so_is_one_inside_it(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "nonsense", '{"v": 1, "type": "ed25519", "id": "cv1", "seed": "c2VjcmV0", "succession": []}', "[" * 5_000]
+    "text",
+    [
+        "",
+        "{}",
+        "nonsense",
+        '{"v": 1, "type": "ed25519", "id": "cv1", "seed": "c2VjcmV0", "succession": []}',
+        "[" * 5_000,
+    ],
 )
 def test_a_file_that_holds_no_key_is_refused_and_not_quoted(folder: KeyFolder, text: str) -> None:
     (folder.path / f"{NAME}.key").write_text(text)
@@ -126,7 +133,9 @@ def test_a_huge_file_is_refused(folder: KeyFolder) -> None:
     refused(folder, "more than 65536 bytes")
 
 
-def test_each_keyring_takes_the_keys_that_no_other_has_and_they_are_free_again_when_it_is_closed(tmp_path: Path) -> None:
+def test_each_keyring_takes_the_keys_that_no_other_has_and_they_are_free_again_when_it_is_closed(
+    tmp_path: Path,
+) -> None:
     first, second = (Keyring.open(tmp_path / "keys", SYSTEM) for _ in range(2))
     a, b = first.take("Counter", 2)
     (c,) = second.take("Counter")
@@ -157,7 +166,7 @@ def test_a_key_that_is_refused_leaves_the_others_free(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from converge.env import SYSTEM
-from converge.runtime.keyring import Keyring
+from converge.runtime.keys.keyring import Keyring
 keyring = Keyring.open(sys.argv[1], SYSTEM)
 print(keyring.take("Counter")[0].id, keyring.take("node")[0].id, flush=True)
 sys.stdin.read()
@@ -166,7 +175,9 @@ sys.stdin.read()
 
 def test_a_key_of_a_process_that_lives_is_taken_by_no_other_and_that_of_a_killed_one_is_free(tmp_path: Path) -> None:
     path = tmp_path / "keys"
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         theirs = holder.stdout.readline().split()
         own = Keyring.open(path, SYSTEM)
@@ -228,7 +239,9 @@ async def test_what_a_process_left_half_written_when_it_died_is_no_trouble(tmp_p
     keyring.close()
 
 
-async def test_a_folder_that_was_restored_from_a_backup_does_not_repeat_numbers_while_store_time_goes_on(tmp_path: Path) -> None:
+async def test_a_folder_that_was_restored_from_a_backup_does_not_repeat_numbers_while_store_time_goes_on(
+    tmp_path: Path,
+) -> None:
     (before,) = await numbers(tmp_path / "keys", 1, now=1_000_000)
     (tmp_path / "keys" / "sequence").write_text("0")
     (after,) = await numbers(tmp_path / "keys", 1, now=2_000_000)

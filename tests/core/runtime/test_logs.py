@@ -15,9 +15,9 @@ from anyio.lowlevel import checkpoint
 from converge.machines.task import TaskState
 from converge.model.message import Message
 from converge.model.task import Task
-from converge.runtime import logs
-from converge.runtime.agent import Agent
-from converge.runtime.logs import CONTINUED, JsonFormatter, TextFormatter
+from converge.operations import logs
+from converge.operations.logs import CONTINUED, JsonFormatter, TextFormatter
+from converge.runtime.agents.agent import Agent
 from converge.runtime.node import Node
 from converge.testing.fixtures import wait_until
 
@@ -100,7 +100,9 @@ async def test_every_line_that_a_handler_writes_names_agent_pool_task_and_token(
     async with Node(store="memory:") as node:
         for cls in (Talking, Threaded):
             await node.spawn(cls, count=3, pool=cls.__name__)
-        ids = await node.tasks.submit_many([Task(pool_id=cls.__name__) for cls in (Talking, Threaded) for _ in range(20)])
+        ids = await node.tasks.submit_many(
+            [Task(pool_id=cls.__name__) for cls in (Talking, Threaded) for _ in range(20)]
+        )
         ends = [await node.tasks.result(id_, timeout=20) for id_ in ids]
         lines = [line for line in json_lines(stream) if str(line["message"]).startswith("by ")]
         assert {line["node"] for line in lines} == {node.identity.id}
@@ -183,7 +185,11 @@ def test_no_line_shows_a_secret(formatter: logging.Formatter) -> None:
     try:
         raise ConnectionError(f"redis://user:{CANARY}@host:6379/0 refused; options were {{'password': '{CANARY}'}}")
     except ConnectionError:
-        made = record(f"postgresql://u:other-secret@h/db?password=third-secret and {CANARY}", exc_info=sys.exc_info(), detail=CANARY)
+        made = record(
+            f"postgresql://u:other-secret@h/db?password=third-secret and {CANARY}",
+            exc_info=sys.exc_info(),
+            detail=CANARY,
+        )
     line = formatter.format(made)
     assert not [secret for secret in (CANARY, "other-secret", "third-secret") if secret in line]
     assert "redis://user:***@host:6379/0 refused" in line

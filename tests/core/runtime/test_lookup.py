@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 
 from converge.errors import ConfigError
-from converge.runtime.config_fields import AgentGroup
-from converge.runtime.lookup import agent_class, find_agent
+from converge.operations.agent_class import agent_class, find_agent
+from converge.runtime.config.fields import AgentGroup
 
-SOURCE = "from converge import Agent\n\nclass Counter(Agent):\n    class Inner(Agent): ...\n\nclass Wrong(Agent):\n    capabilities = 'x'\n"
+SOURCE = (
+    "from converge import Agent\n\nclass Counter(Agent):\n    class Inner(Agent): ...\n\nclass "
+    "Wrong(Agent):\n    capabilities = "
+    "'x'\n"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +54,10 @@ def test_a_class_is_found_in_the_working_directory_before_all_others(folder: Pat
         ("lookup_agents:Zzz", 'lookup_agents has no "Zzz"; its agents are Counter, Wrong'),
         ("lookup_plain:Thing", "Thing is no subclass of converge.Agent; it has no agents"),
         ("lookup_broken:A", "importing lookup_broken failed: ZeroDivisionError: division by zero"),
-        ("lookup_needs:A", "importing lookup_needs failed: ModuleNotFoundError: No module named 'lookup_driver_that_is_not_there'"),
+        (
+            "lookup_needs:A",
+            "importing lookup_needs failed: ModuleNotFoundError: No module named 'lookup_driver_that_is_not_there'",
+        ),
         ("lookup_agents:Wrong", "Wrong.capabilities: 'x' is not allowed"),
     ],
 )

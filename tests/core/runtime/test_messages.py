@@ -1,4 +1,6 @@
-"""Messages between agents of one process: the levels of a send, who gets what is for several, and what a full inbox, a guard or an end does."""
+"""Messages between agents of one process: the levels of a send, who gets what is for several, and what a full inbox, a
+guard or an end does.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,19 @@ import attrs
 import pytest
 
 from converge import Agent, Capability, Message, Node, Topic
-from converge.errors import Backpressure, DeliveryTimeout, HandlerFailed, InvalidName, InvalidValue, MessageError, MessageTooLarge, Undeliverable
+from converge.errors import (
+    Backpressure,
+    DeliveryTimeout,
+    HandlerFailed,
+    InvalidName,
+    InvalidValue,
+    MessageError,
+    MessageTooLarge,
+    Undeliverable,
+)
 from converge.hookspecs import hookimpl
 from converge.model.message import Fanout
-from converge.runtime.inbox import INBOX
+from converge.runtime.agents.inbox import INBOX
 from converge.testing.fixtures import wait_until
 
 
@@ -63,7 +74,9 @@ class Quiet(Agent):
 @pytest.fixture(params=["memory", "file"])
 async def node(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Node]:
     """A node of one process."""
-    async with Node(store="memory:" if request.param == "memory" else f"file:{tmp_path}/state.db", poll_sec=0.2) as node:
+    async with Node(
+        store="memory:" if request.param == "memory" else f"file:{tmp_path}/state.db", poll_sec=0.2
+    ) as node:
         yield node
 
 
@@ -84,7 +97,9 @@ async def emptied(*agents: Agent) -> None:
 async def test_a_send_that_wants_it_handled_returns_when_the_handler_has_returned(node: Node) -> None:
     sender, reader = await readers(node, 2)
     receipt = await sender.send(reader.id, "hello", ack="handled")
-    assert [(one.payload, one.sender, one.recipient, one.id) for one in reader.got] == [("hello", sender.id, reader.id, receipt.message_id)]
+    assert [(one.payload, one.sender, one.recipient, one.id) for one in reader.got] == [
+        ("hello", sender.id, reader.id, receipt.message_id)
+    ]
     assert (receipt.level, receipt.recipient) == ("handled", reader.id)
 
 
@@ -268,7 +283,9 @@ async def test_a_capability_goes_to_another_agent_where_one_is_full_or_takes_no_
     full.gate.set()
 
 
-async def test_a_capability_that_nobody_has_is_undeliverable_and_one_whose_agents_are_full_is_backpressure(node: Node) -> None:
+async def test_a_capability_that_nobody_has_is_undeliverable_and_one_whose_agents_are_full_is_backpressure(
+    node: Node,
+) -> None:
     sender, full = await readers(node, 2)
     with pytest.raises(Undeliverable, match='capability "write"'):
         await sender.send(Capability("write"), "x")
@@ -286,9 +303,15 @@ async def test_the_node_sends_asks_publishes_and_broadcasts_under_its_own_identi
     (reader,) = await readers(node, 1, "inside")
     await node.send(reader.id, 1)
     assert await node.ask(reader.id, 2) == 2
-    assert await node.publish("news", 3) == await node.broadcast("inside", 4) == [Fanout(node=node.identity.id, accepted=1)]
+    assert (
+        await node.publish("news", 3)
+        == await node.broadcast("inside", 4)
+        == [Fanout(node=node.identity.id, accepted=1)]
+    )
     await emptied(reader)
-    assert [(one.payload, one.sender) for one in reader.got[:-1]] == [(number, node.identity.id) for number in (1, 2, 3, 4)]
+    assert [(one.payload, one.sender) for one in reader.got[:-1]] == [
+        (number, node.identity.id) for number in (1, 2, 3, 4)
+    ]
 
 
 async def test_a_message_names_its_task(node: Node) -> None:
@@ -303,7 +326,10 @@ async def test_thousands_of_messages_leave_nothing_behind(node: Node) -> None:
     for _ in range(1_500):
         await sender.send(reader.id, "x", ack="handled")
     assert len(node.network.post.under_way) == 0
-    refused: list[Callable[[], Any]] = [lambda: sender.send("cv1" + "a" * 52, "x"), lambda: sender.ask(reader.id, "fail")]
+    refused: list[Callable[[], Any]] = [
+        lambda: sender.send("cv1" + "a" * 52, "x"),
+        lambda: sender.ask(reader.id, "fail"),
+    ]
     for call in refused:
         with pytest.raises(MessageError):
             await call()
@@ -346,7 +372,9 @@ async def guarded(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Node, 
         yield node, guard
 
 
-async def test_a_publication_passes_the_guard_once_where_it_leaves_and_for_each_agent_where_it_arrives(guarded: tuple[Node, Guard]) -> None:
+async def test_a_publication_passes_the_guard_once_where_it_leaves_and_for_each_agent_where_it_arrives(
+    guarded: tuple[Node, Guard],
+) -> None:
     node, guard = guarded
     agents = await readers(node, 2)
     assert await node.publish("news", "change") == [Fanout(node=node.identity.id, accepted=2)]
@@ -356,10 +384,14 @@ async def test_a_publication_passes_the_guard_once_where_it_leaves_and_for_each_
     with pytest.raises(Undeliverable, match="it must not leave"):
         await node.publish("news", "secret")
     await emptied(*agents)
-    assert [[(message.payload, message.task_id) for message in one.got[:-1]] for one in agents] == [[("changed", "t-1")]] * 2
+    assert [[(message.payload, message.task_id) for message in one.got[:-1]] for one in agents] == [
+        [("changed", "t-1")]
+    ] * 2
 
 
-async def test_what_is_stored_passes_the_guards_when_it_is_stored_and_when_it_is_read(guarded: tuple[Node, Guard]) -> None:
+async def test_what_is_stored_passes_the_guards_when_it_is_stored_and_when_it_is_read(
+    guarded: tuple[Node, Guard],
+) -> None:
     node, guard = guarded
     (reader,) = await readers(node, 1)
     with pytest.raises(Undeliverable, match="it must not leave"):

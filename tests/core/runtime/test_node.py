@@ -1,4 +1,6 @@
-"""A node through outages: it never looks healthy while it does nothing, works again by itself, and always ends in time."""
+"""A node through outages: it never looks healthy while it does nothing, works again by itself, and always ends in
+time.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,13 @@ from converge.model.descriptor import DiscoveryQuery
 from converge.model.keys import POOL
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.runtime.agent import Agent
-from converge.runtime.network import Network
+from converge.runtime.agents.agent import Agent
+from converge.runtime.network.network import Network
 from converge.runtime.node import Node
 from converge.services.pools import PoolManager
-from converge.services.tasks import TaskManager
+from converge.services.tasks.manager import TaskManager
+from converge.testing._store.outages import Weather, WeatheredStore
 from converge.testing.fixtures import wait_until
-from converge.testing.weather import Weather, WeatheredStore
 
 LEASE_SEC = 0.6
 
@@ -75,13 +77,15 @@ async def test_after_an_outage_longer_than_the_lease_work_flows_again(
     with anyio.fail_after(30):
         async with node_on(store) as node:
             await node.spawn(worker, count=2, pool="p")
-            first = node.opened.lease_opened
+            first = node.handle.lease_opened
             long = await node.tasks.submit(Task(pool_id="p", inputs={"waits": True}))
             await wait_until(lambda: worker.starts == [long])
             outage.is_away = True
             await wait_until(lambda: worker.cancels == [long], what="the handler is cancelled")
-            assert first is not None and first.remaining_sec() > -LEASE_SEC / 10, "handlers are cancelled before the lease can end"
-            await wait_until(lambda: node.opened.lease_opened is not first, what="the lease is given up", timeout=10)
+            assert first is not None and first.remaining_sec() > -LEASE_SEC / 10, (
+                "handlers are cancelled before the lease can end"
+            )
+            await wait_until(lambda: node.handle.lease_opened is not first, what="the lease is given up", timeout=10)
             await anyio.sleep(0.3)
             outage.is_away = False
             worker.gate.set()
@@ -103,7 +107,7 @@ async def test_a_silent_store_costs_the_handlers_their_time_before_the_lease_can
     with anyio.fail_after(30):
         async with node_on(store) as node:
             await node.spawn(worker, pool="p")
-            lease = node.opened.lease_opened
+            lease = node.handle.lease_opened
             assert lease is not None
             await node.tasks.submit(Task(pool_id="p", inputs={"waits": True}))
             await wait_until(lambda: len(worker.starts) == 1)
@@ -115,7 +119,9 @@ async def test_a_silent_store_costs_the_handlers_their_time_before_the_lease_can
             assert lease.remaining_sec() > -LEASE_SEC / 10
 
 
-async def test_a_finish_is_tried_again_until_the_store_is_back(store: WeatheredStore, outage: Weather, worker: type[Worker]) -> None:
+async def test_a_finish_is_tried_again_until_the_store_is_back(
+    store: WeatheredStore, outage: Weather, worker: type[Worker]
+) -> None:
     with anyio.fail_after(30):
         async with Node(store=store, lease_sec=15.0, poll_sec=0.05) as node:
             await node.spawn(worker, pool="p")
@@ -146,7 +152,9 @@ async def test_a_node_stops_in_time_during_an_outage(
     assert worker.cancels, "what did not end in time was cancelled"
 
 
-async def test_a_node_that_cannot_start_leaves_no_lease_behind(store: WeatheredStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_node_that_cannot_start_leaves_no_lease_behind(
+    store: WeatheredStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     leases = []
 
     async def add_node(network: Network) -> None:
@@ -160,7 +168,9 @@ async def test_a_node_that_cannot_start_leaves_no_lease_behind(store: WeatheredS
     assert [lease.why_ended for lease in leases] == ["it was closed"]
 
 
-async def test_claims_that_arrive_while_the_node_stops_go_back_uncounted(store: WeatheredStore, worker: type[Worker]) -> None:
+async def test_claims_that_arrive_while_the_node_stops_go_back_uncounted(
+    store: WeatheredStore, worker: type[Worker]
+) -> None:
     outside = MemoryStore(core=store._core, bell=store._bell)
     with anyio.fail_after(20):
         async with node_on(store) as node:
@@ -172,7 +182,9 @@ async def test_claims_that_arrive_while_the_node_stops_go_back_uncounted(store: 
     assert {(task.state, task.attempts) for task in found} == {(TaskState.PENDING, 0)}
 
 
-async def test_an_agent_that_may_no_longer_work_in_its_pool_stops_no_other(store: WeatheredStore, worker: type[Worker]) -> None:
+async def test_an_agent_that_may_no_longer_work_in_its_pool_stops_no_other(
+    store: WeatheredStore, worker: type[Worker]
+) -> None:
     outside = MemoryStore(core=store._core, bell=store._bell)
     with anyio.fail_after(20):
         async with node_on(store) as node:

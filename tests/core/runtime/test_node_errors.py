@@ -8,7 +8,7 @@ import pytest
 
 from converge import ConvergeError, Node
 from converge.errors import ConfigError, ListenFailed, Undeliverable, UnknownSetting
-from converge.runtime.config import Config
+from converge.runtime.config.config import Config
 
 
 async def test_what_the_block_raises_is_what_its_caller_catches() -> None:

@@ -29,7 +29,9 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 async def test_a_retry_and_a_task_that_was_put_off_are_ready_in_time_though_nobody_polls(store_url: str) -> None:
     async with Node(store=store_url, poll_sec=60.0) as node:
         await node.spawn(Second, count=2, pool="docs")
-        await node.tasks.result(await node.tasks.submit(Task(pool_id="docs")), timeout=20)  # all sleep from now on, for a minute
+        await node.tasks.result(
+            await node.tasks.submit(Task(pool_id="docs")), timeout=20
+        )  # all sleep from now on, for a minute
         began = monotonic()
         due = datetime.now(UTC) + timedelta(seconds=0.4)
         later = await node.tasks.submit(Task(pool_id="docs", not_before=due))

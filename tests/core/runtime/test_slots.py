@@ -8,9 +8,9 @@ import anyio
 
 from converge.machines.task import TaskState
 from converge.model.task import Task
-from converge.runtime.agent import Agent
+from converge.runtime.agents.agent import Agent
+from converge.runtime.claiming.slots import ENDED_GREATEST
 from converge.runtime.node import Node
-from converge.runtime.slots import ENDED_GREATEST
 
 
 class Stray(Agent):
@@ -68,7 +68,9 @@ async def test_timeouts_of_tasks_that_have_ended_are_forgotten_and_those_of_othe
     with anyio.fail_after(60):
         async with Node(poll_sec=0.05) as node:
             await node.spawn(Sleeper, pool="p")
-            (slow,) = await node.tasks.submit_many([Task(pool_id="p", inputs={"sec": 50}, timeout_sec=2.0, max_attempts=1)])
+            (slow,) = await node.tasks.submit_many(
+                [Task(pool_id="p", inputs={"sec": 50}, timeout_sec=2.0, max_attempts=1)]
+            )
             for _ in range(3):
                 ids = await node.tasks.submit_many([Task(pool_id="p", timeout_sec=3_600) for _ in range(1_000)])
                 for id_ in ids:

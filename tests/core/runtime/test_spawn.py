@@ -1,4 +1,6 @@
-"""Many agents start in pages: a call of the store serves hundreds, others run meanwhile, and an idle agent has no task of its own."""
+"""Many agents start in pages: a call of the store serves hundreds, others run meanwhile, and an idle agent has no task
+of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry,
 from converge.errors import InvalidValue
 from converge.model.descriptor import DiscoveryQuery
 from converge.model.task import Task
-from converge.runtime.agent import Agent
-from converge.runtime.announced import TOGETHER
+from converge.runtime.agents.agent import Agent
+from converge.runtime.network.publishing import TOGETHER
 from converge.runtime.node import MADE_BEFORE_YIELD, Node
 
 
@@ -39,7 +41,9 @@ class Counted(MemoryStore):
         self.calls += 1
         return await super().scan(ranges)
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         self.calls += 1
         return await super().commit(batches, wake=wake)
 

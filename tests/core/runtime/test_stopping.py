@@ -1,4 +1,6 @@
-"""A graceful stop: what runs may end, what is left goes back uncounted, and nothing keeps the node longer than it may."""
+"""A graceful stop: what runs may end, what is left goes back uncounted, and nothing keeps the node longer than it
+may.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,11 @@ from converge.contracts.store import Batch, Channel, Committed, Conflict, Range,
 from converge.machines.task import TaskState
 from converge.model.keys import AGENT, HELD, JOINED, LEASE, MEMBER
 from converge.model.task import Task
-from converge.runtime.agent import Agent
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.starting import AT_A_TIME
 from converge.runtime.node import Node
-from converge.runtime.starting import AT_A_TIME
-from converge.services.opening import open_store
-from converge.services.tasks import TaskManager
+from converge.services.store.opening import open_store
+from converge.services.tasks.manager import TaskManager
 from converge.testing.fixtures import wait_until
 
 
@@ -59,13 +61,17 @@ def waiting() -> type[Waiting]:
     return type("Waiting", (Waiting,), {"gate": anyio.Event(), "said": []})
 
 
-async def test_what_ends_within_the_grace_time_counts_and_the_rest_goes_back_as_if_it_had_not_begun(url: str, waiting: type[Waiting]) -> None:
+async def test_what_ends_within_the_grace_time_counts_and_the_rest_goes_back_as_if_it_had_not_begun(
+    url: str, waiting: type[Waiting]
+) -> None:
     with anyio.fail_after(30):
         async with open_store(url) as store:
             node = Node(store=store, poll_sec=0.1, grace_sec=1.0)
             async with node:
                 await node.spawn(waiting, pool="p")
-                short, long = await node.tasks.submit_many([Task(pool_id="p", inputs={"is_short": is_short}) for is_short in (True, False)])
+                short, long = await node.tasks.submit_many(
+                    [Task(pool_id="p", inputs={"is_short": is_short}) for is_short in (True, False)]
+                )
                 await wait_until(lambda: waiting.said.count("began") == 2)
                 waiting.gate.set()
             tasks = TaskManager(store)
@@ -96,7 +102,9 @@ class Counted(MemoryStore):
         super().__init__()
         self.calls: Counter[str] = Counter()
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         self._count(batches)
         return await super().commit(batches, wake=wake)
 
@@ -122,7 +130,9 @@ async def test_claims_go_back_in_batches_not_one_by_one(waiting: type[Waiting]) 
     assert store.calls["calls"] <= 10
 
 
-async def test_on_stop_of_many_agents_runs_together_and_one_that_raises_stops_no_other(url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_on_stop_of_many_agents_runs_together_and_one_that_raises_stops_no_other(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.CRITICAL)
     stopped: list[str] = []
 
@@ -140,7 +150,9 @@ async def test_on_stop_of_many_agents_runs_together_and_one_that_raises_stops_no
     assert time.monotonic() - began < 0.2 * AT_A_TIME / 4
 
 
-async def test_a_plain_handler_that_does_not_return_is_left_behind_with_its_thread(url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_plain_handler_that_does_not_return_is_left_behind_with_its_thread(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.CRITICAL)
     begun, end = threading.Event(), threading.Event()
 
@@ -162,7 +174,9 @@ async def test_a_plain_handler_that_does_not_return_is_left_behind_with_its_thre
         end.set()
 
 
-async def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_node(url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_node(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.CRITICAL)
     begun = anyio.Event()
 

@@ -1,4 +1,6 @@
-"""Supervision: an agent that fails is counted and shown, rests, and harms nobody else; an agent that works again gets all its work back."""
+"""Supervision: an agent that fails is counted and shown, rests, and harms nobody else; an agent that works again gets
+all its work back.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ from converge.errors import HandlerFailed, InvalidValue
 from converge.machines.task import TaskState
 from converge.model.message import Message
 from converge.model.task import Task
-from converge.runtime.agent import Agent
-from converge.runtime.health import Code
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.ailments import Code
+from converge.runtime.agents.supervision import BACKOFF_GREATEST_SEC, AgentHealth, Breaker, Circuit, CircuitState
 from converge.runtime.node import Node
-from converge.runtime.supervision import BACKOFF_GREATEST_SEC, AgentHealth, Breaker, Circuit, CircuitState
 from converge.testing.fixtures import wait_until
 
 QUICK = Breaker(failures=3, rest_sec=0.4, rest_greatest_sec=1.0)
@@ -70,8 +72,17 @@ def test_two_failures_cost_no_rest_and_further_ones_cost_more_each_time_up_to_a_
     for _ in range(20):
         rests.append(circuit.failed("x", now, 0.5))
         now += rests[-1] + 1
-    assert rests[:2] == [0.0, 0.0] and rests[2:6] == pytest.approx([0.0375, 0.075, 0.15, 0.3]) and max(rests) <= BACKOFF_GREATEST_SEC
-    assert (circuit.state(now), circuit.failures, circuit.in_a_row, circuit.last_error) == (CircuitState.CLOSED, 20, 20, "x")
+    assert (
+        rests[:2] == [0.0, 0.0]
+        and rests[2:6] == pytest.approx([0.0375, 0.075, 0.15, 0.3])
+        and max(rests) <= BACKOFF_GREATEST_SEC
+    )
+    assert (circuit.state(now), circuit.failures, circuit.in_a_row, circuit.last_error) == (
+        CircuitState.CLOSED,
+        20,
+        20,
+        "x",
+    )
 
 
 def test_the_breaker_opens_is_half_open_after_its_rest_and_closes_when_the_trial_succeeds() -> None:
@@ -113,12 +124,22 @@ def _open(jitter: float) -> float:
 
 def test_an_agent_is_as_ill_as_the_handler_that_is_worst_off() -> None:
     health = AgentHealth("a", QUICK, SYSTEM)
-    assert (health.state, health.failures, health.failures_in_a_row, health.last_error) == (CircuitState.CLOSED, 0, 0, "")
+    assert (health.state, health.failures, health.failures_in_a_row, health.last_error) == (
+        CircuitState.CLOSED,
+        0,
+        0,
+        "",
+    )
     for handler, times in (("on_task", 3), ("on_message", 1)):
         circuit = health.circuits[handler] = Circuit(QUICK)
         for _ in range(times):
             circuit.failed(f"{handler} failed", SYSTEM.monotonic(), 0.5)
-    assert (health.state, health.failures, health.failures_in_a_row, health.last_error) == (CircuitState.OPEN, 4, 3, "on_task failed")
+    assert (health.state, health.failures, health.failures_in_a_row, health.last_error) == (
+        CircuitState.OPEN,
+        4,
+        3,
+        "on_task failed",
+    )
     assert health.rest_sec("on_task") > 0 and health.rest_sec("on_message") == health.rest_sec("on_tick") == 0
 
 
@@ -130,7 +151,9 @@ async def submit(node: Node, count: int = 1, **fields: Any) -> list[str]:
     return await node.tasks.submit_many([Task(pool_id="p", retry_delay_sec=0.0, **fields) for _ in range(count)])
 
 
-async def test_an_agent_whose_breaker_is_open_takes_nothing_and_the_others_of_its_group_do_its_work(store_url: str, moody: type[Moody]) -> None:
+async def test_an_agent_whose_breaker_is_open_takes_nothing_and_the_others_of_its_group_do_its_work(
+    store_url: str, moody: type[Moody]
+) -> None:
     steady = type("Steady", (moody,), {"on_task": Steady.on_task})
     moody.breaker = Breaker(failures=3, rest_sec=30.0)
     with anyio.fail_after(30):
@@ -149,7 +172,9 @@ async def test_an_agent_whose_breaker_is_open_takes_nothing_and_the_others_of_it
             assert node.supervision.troubled == [ill.health] and node.health().is_ready
 
 
-async def test_after_its_rest_an_agent_gets_one_task_on_trial_and_then_all_its_slots(store_url: str, moody: type[Moody]) -> None:
+async def test_after_its_rest_an_agent_gets_one_task_on_trial_and_then_all_its_slots(
+    store_url: str, moody: type[Moody]
+) -> None:
     moody.concurrency = 4
     with anyio.fail_after(30):
         async with Node(store=store_url, poll_sec=0.05) as node:
@@ -165,7 +190,12 @@ async def test_after_its_rest_an_agent_gets_one_task_on_trial_and_then_all_its_s
             moody.is_ill = False
             good = await submit(node, 8)
             assert {(await node.tasks.result(one)).result for one in good} == {agent.id}
-            assert (slots.free, agent.health.state, agent.health.failures_in_a_row, agent.health.failures) == (4, "closed", 0, 4)
+            assert (slots.free, agent.health.state, agent.health.failures_in_a_row, agent.health.failures) == (
+                4,
+                "closed",
+                0,
+                4,
+            )
             assert node.supervision.troubled == []
 
 
@@ -179,7 +209,9 @@ async def test_a_trial_that_fails_opens_the_breaker_again(moody: type[Moody]) ->
             assert agent.health.rest_sec("on_task") > QUICK.rest_sec
 
 
-async def test_tasks_that_were_claimed_for_an_agent_that_rests_go_back_uncounted(store_url: str, moody: type[Moody]) -> None:
+async def test_tasks_that_were_claimed_for_an_agent_that_rests_go_back_uncounted(
+    store_url: str, moody: type[Moody]
+) -> None:
     moody.breaker = Breaker(failures=1, rest_sec=30.0)
     with anyio.fail_after(30):
         async with Node(store=store_url, poll_sec=0.05) as node:
@@ -333,7 +365,9 @@ async def test_messages_wait_while_the_handler_of_messages_rests_and_tasks_do_no
             assert anyio.current_time() - began > 0.1 and agent.health.state == "closed"
 
 
-async def test_an_agent_whose_own_loop_dies_makes_its_node_not_ready_and_stops_no_other(moody: type[Moody], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_agent_whose_own_loop_dies_makes_its_node_not_ready_and_stops_no_other(
+    moody: type[Moody], monkeypatch: pytest.MonkeyPatch
+) -> None:
     moody.is_ill = False
     with anyio.fail_after(30):
         async with Node() as node:

@@ -1,4 +1,6 @@
-"""Ticks: they come, one at a time for an agent, at different moments for different agents, and cost no task while they are awaited."""
+"""Ticks: they come, one at a time for an agent, at different moments for different agents, and cost no task while they
+are awaited.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ from converge.env import Env
 from converge.errors import InvalidValue
 from converge.model.message import Message
 from converge.model.task import Task
-from converge.runtime.agent import Agent
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.supervision import Breaker
+from converge.runtime.agents.ticks import Ticks
 from converge.runtime.node import Node
-from converge.runtime.supervision import Breaker
-from converge.runtime.ticks import Ticks
 from converge.testing.fixtures import wait_until
 
 
@@ -77,7 +79,9 @@ async def test_agents_that_are_started_together_do_not_tick_together() -> None:
             await node.spawn(Noting, count=20)
             await wait_until(lambda: len(Noting.moments) >= 20)
             assert Noting.moments[0] - began < 0.4, "the first does not wait for a whole interval"
-            assert Noting.moments[19] - Noting.moments[0] > 0.1, "twenty moments drawn from 0.4 s lie closer once in 10 million"
+            assert Noting.moments[19] - Noting.moments[0] > 0.1, (
+                "twenty moments drawn from 0.4 s lie closer once in 10 million"
+            )
 
 
 async def test_an_agent_that_waits_for_its_tick_costs_no_task() -> None:
@@ -109,7 +113,9 @@ async def test_a_sync_tick_runs_in_a_thread_and_does_not_stop_the_loop() -> None
             assert anyio.current_time() - began < 0.2
 
 
-async def test_a_tick_that_fails_is_counted_and_the_next_ones_come_after_a_rest(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_tick_that_fails_is_counted_and_the_next_ones_come_after_a_rest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Failing(Ticking):
         tick_sec = 0.01
         breaker = Breaker(failures=2, rest_sec=0.4)
@@ -205,7 +211,9 @@ async def test_ticks_drift_apart_by_up_to_a_tenth() -> None:
             await node.ticks.stop()
             Noting.moments.clear()
             async with anyio.create_task_group() as group:
-                ticks = Ticks(Env(entropy=lambda count: b"\xff" * count), group, node.supervision)  # as late as chance has it
+                ticks = Ticks(
+                    Env(entropy=lambda count: b"\xff" * count), group, node.supervision
+                )  # as late as chance has it
                 ticks.add([agent])
                 group.start_soon(ticks.run)
                 await wait_until(lambda: len(Noting.moments) >= 4)

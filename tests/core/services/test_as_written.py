@@ -15,9 +15,9 @@ from converge.errors import DedupConflict, NoSuchPool, PoolClosed, ResultTimeout
 from converge.ids import id_bytes
 from converge.machines.task import RETRY_GREATEST_SEC
 from converge.model.task import HISTORY
-from converge.services.around import read_task
-from converge.services.lease import LeaseSettings
-from converge.services.opened import Opened
+from converge.services.store.handle import StoreHandle
+from converge.services.store.lease import LeaseSettings
+from converge.services.tasks.surroundings import read_task
 from converge.testing.fixtures import wait_until
 
 AGENT = "agent-1"
@@ -39,7 +39,10 @@ async def test_the_calls_work_as_they_are_written(store: Store) -> None:
     ids = await tasks.submit_many([Task(pool_id="p"), Task(pool_id="p"), Task(pool_id="p")])
     claimed = await tasks.claim(AGENT, pools=["p"], capabilities=["count-words"], topics=None, types=None, limit=10)
     assert [task.id for task in claimed] == [task_id, *ids]
-    assert all(task.token > 0 and task.claimed_by == AGENT and task.state == TaskState.ASSIGNED and task.attempts == 1 for task in claimed)
+    assert all(
+        task.token > 0 and task.claimed_by == AGENT and task.state == TaskState.ASSIGNED and task.attempts == 1
+        for task in claimed
+    )
     await tasks.complete(claimed[0], {"words": 3})
     await tasks.fail(claimed[1], "why", retry=True)
     await tasks.release(claimed[2])
@@ -121,7 +124,9 @@ async def test_what_is_not_due_is_not_claimed_and_then_is(store: Store) -> None:
 async def test_the_end_of_the_active_task_of_a_key_frees_the_next_however_it_ends(store: Store) -> None:
     tasks = TaskManager(store)
     deadline = datetime.now(UTC) + timedelta(seconds=0.5)
-    ids = await tasks.submit_many([Task(pool_id="docs", ordering_key="k", deadline=deadline if at == 3 else None) for at in range(5)])
+    ids = await tasks.submit_many(
+        [Task(pool_id="docs", ordering_key="k", deadline=deadline if at == 3 else None) for at in range(5)]
+    )
     (first,) = await tasks.claim(AGENT, ["docs"], limit=5)
     await tasks.fail(first, "no", retry=False)
     (second,) = await tasks.claim(AGENT, ["docs"], limit=5)
@@ -138,7 +143,9 @@ async def test_the_end_of_the_active_task_of_a_key_frees_the_next_however_it_end
 
 async def test_a_retry_waits_longer_each_time_at_random_and_holds_its_key(store: Store) -> None:
     tasks = TaskManager(store)
-    first, second = await tasks.submit_many([Task(pool_id="docs", ordering_key="k", retry_delay_sec=1_000.0, max_attempts=5) for _ in range(2)])
+    first, second = await tasks.submit_many(
+        [Task(pool_id="docs", ordering_key="k", retry_delay_sec=1_000.0, max_attempts=5) for _ in range(2)]
+    )
     (task,) = await tasks.claim(AGENT, ["docs"], limit=2)
     began = await store.time()
     await tasks.fail(task, "once")
@@ -161,7 +168,12 @@ async def test_a_dead_letter_is_listed_and_retried_as_a_copy_without_its_dedup_k
     copy_id = await tasks.retry(task_id)
     assert await tasks.retry(task_id) == copy_id != task_id
     copy = await tasks.get(copy_id)
-    assert (copy.dedup_key, copy.trace["retry_of"], copy.inputs, copy.state) == (None, task_id, {"n": 1}, TaskState.PENDING)
+    assert (copy.dedup_key, copy.trace["retry_of"], copy.inputs, copy.state) == (
+        None,
+        task_id,
+        {"n": 1},
+        TaskState.PENDING,
+    )
     assert await tasks.submit(Task(pool_id="docs", dedup_key="k", max_attempts=1, inputs={"n": 1})) == task_id
 
 
@@ -216,7 +228,7 @@ async def test_another_process_waits_for_a_result_and_is_told(store: Store) -> N
 
 async def test_a_worker_that_claims_by_hand_gets_what_a_dead_process_held(store: Store) -> None:
     async with store.reopen() as other:
-        dying = Opened.of(other, lease_settings=LeaseSettings(lease_sec=0.6))
+        dying = StoreHandle.of(other, lease_settings=LeaseSettings(lease_sec=0.6))
         tasks = TaskManager(store, poll_sec=0.1)
         task_id = await tasks.submit(Task(pool_id="docs"))
         assert len(await TaskManager(other).claim(AGENT, ["docs"])) == 1
@@ -243,7 +255,10 @@ async def test_a_handler_that_takes_too_long_is_cancelled_and_frees_its_key() ->
     async with Node(store="memory:") as node:
         await node.spawn(Slow, pool="docs")
         slow, quick = await node.tasks.submit_many(
-            [Task(pool_id="docs", ordering_key="k", inputs={"slow": at == 0}, timeout_sec=0.2, max_attempts=1) for at in range(2)]
+            [
+                Task(pool_id="docs", ordering_key="k", inputs={"slow": at == 0}, timeout_sec=0.2, max_attempts=1)
+                for at in range(2)
+            ]
         )
         task = await node.tasks.result(slow, timeout=10)
         assert task.state == TaskState.FAILED and "0.2" in task.error

@@ -13,9 +13,9 @@ from converge.errors import ConnectionLost, DeliveryTimeout, MessageTooLarge, To
 from converge.machines.records import MESSAGE, Item
 from converge.model.envelope import MessageHeader, ReceiptHeader, unpack
 from converge.model.identity import Identity, agent_id
-from converge.services import asking
-from converge.services.asking import Asking
-from converge.services.underway import Link, Waiting
+from converge.services.messages import descriptors as asking
+from converge.services.messages.descriptors import Asking
+from converge.services.messages.unsettled import Link, Waiting
 
 
 class Node:
@@ -66,7 +66,9 @@ def far() -> Node:
 
 
 @pytest.mark.parametrize(("count", "size"), [(0, 10), (1, 10), (1_000, 10), (300, 3_000), (3, 16_000)])
-async def test_all_agents_are_told_however_many_answers_that_takes(near: Node, far: Node, count: int, size: int) -> None:
+async def test_all_agents_are_told_however_many_answers_that_takes(
+    near: Node, far: Node, count: int, size: int
+) -> None:
     far.tells(count, size)
     wire = Wire(near, far)
     told = await near.asking.ask(wire, None)
@@ -122,13 +124,18 @@ def answer(*signed: str, next: str = "", changes: int = 1) -> bytes:
     return encode({"life": "x", "changes": changes, "signed": list(signed), "next": next})
 
 
-@pytest.mark.parametrize("payload", [b"", b"[]", b"{}", b"[" * 9_000, answer("not base64"), answer("a"), answer("ü"), b'{"life": 1, "changes": 1}'])
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"[]", b"{}", b"[" * 9_000, answer("not base64"), answer("a"), answer("ü"), b'{"life": 1, "changes": 1}'],
+)
 async def test_an_answer_that_is_none_is_a_typed_error(near: Node, far: Node, payload: bytes) -> None:
     with pytest.raises(TornRecord):
         await near.asking.ask(Wire(near, far, lambda _: payload), None)
 
 
-async def test_a_node_that_never_comes_to_an_end_is_given_up(near: Node, far: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_node_that_never_comes_to_an_end_is_given_up(
+    near: Node, far: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(asking, "PAGES", 20)
     wire = Wire(near, far, lambda _: answer(next="z"))
     with pytest.raises(DeliveryTimeout, match="in 20 answers"):
@@ -140,7 +147,9 @@ async def test_a_node_that_never_comes_to_an_end_is_given_up(near: Node, far: No
     assert wire.asked == 20
 
 
-async def test_a_node_that_tells_of_too_many_is_given_up_before_they_are_kept(near: Node, far: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_node_that_tells_of_too_many_is_given_up_before_they_are_kept(
+    near: Node, far: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = base64.b64encode(bytes(100)).decode()
     monkeypatch.setattr(asking, "AGENTS", 50)
     with pytest.raises(MessageTooLarge):
@@ -151,7 +160,9 @@ async def test_a_node_that_tells_of_too_many_is_given_up_before_they_are_kept(ne
         await near.asking.ask(Wire(near, far, lambda _: answer(*[one] * 10)), None)
 
 
-async def test_a_node_that_does_not_answer_is_given_up_in_time_and_nobody_waits_after(near: Node, far: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_node_that_does_not_answer_is_given_up_in_time_and_nobody_waits_after(
+    near: Node, far: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(asking, "ANSWER_SEC", 0.05)
     wire = Wire(near, far, lambda _: None)
     with pytest.raises(DeliveryTimeout):
@@ -169,7 +180,9 @@ async def test_a_link_that_ends_meanwhile_ends_the_wait(near: Node, far: Node) -
         await near.asking.ask(wire, None)
 
 
-async def test_an_answer_from_another_node_than_the_one_that_was_asked_is_passed_over(near: Node, far: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_from_another_node_than_the_one_that_was_asked_is_passed_over(
+    near: Node, far: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(asking, "ANSWER_SEC", 0.05)
     other = Wire(near, Node())
 

@@ -12,13 +12,25 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from converge.builtin.memory import MemoryStore
-from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Committed, Conflict, Key, Range, Take, Turned
+from converge.contracts.store import (
+    ABSENT,
+    LIMITS,
+    Batch,
+    Channel,
+    Check,
+    Committed,
+    Conflict,
+    Key,
+    Range,
+    Take,
+    Turned,
+)
 from converge.env import SYSTEM
 from converge.errors import OutcomeUnknown, StoreRolledBack, StoreUnavailable, ValueTooLarge
 from converge.model.keys import EPOCH, HELD, LEASE, POOL, READY
-from converge.services import epochs
-from converge.services.commits import Commits, split
-from converge.services.opened import read_epoch
+from converge.services.store import epoch as epochs
+from converge.services.store.commits import Commits, split
+from converge.services.store.handle import read_epoch
 from converge.testing.checked import check_batches, check_take_beside
 
 
@@ -31,7 +43,9 @@ class Scripted(MemoryStore):
         self.before: Callable[[int], None] = lambda number: None
         self.gate: anyio.Event | None = None
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         await self._begin(batches)
         return await super().commit(batches, wake=wake)
 
@@ -97,7 +111,9 @@ async def test_a_value_that_is_too_large_is_its_own_callers_trouble(store: Scrip
     assert [entry is not None for entry in await store.get([POOL("a"), POOL("b"), POOL("c")])] == [True, False, True]
 
 
-async def test_a_caller_whose_call_was_answered_is_not_told_of_the_next_calls_failure(store: Scripted, commits: Commits) -> None:
+async def test_a_caller_whose_call_was_answered_is_not_told_of_the_next_calls_failure(
+    store: Scripted, commits: Commits
+) -> None:
     def fail_second(number: int) -> None:
         if number == 2:
             raise StoreUnavailable("away")
@@ -105,10 +121,14 @@ async def test_a_caller_whose_call_was_answered_is_not_told_of_the_next_calls_fa
     store.before = fail_second
     first, second, third = await both(commits, [put("a")], [put("a", b"2")], [put("b")])
     assert isinstance(third, list)
-    assert {type(first), type(second)} == {list, StoreUnavailable}, "of the two that write one key the later goes out by itself"
+    assert {type(first), type(second)} == {list, StoreUnavailable}, (
+        "of the two that write one key the later goes out by itself"
+    )
 
 
-async def test_a_caller_of_whose_batches_some_were_applied_has_an_unknown_outcome(store: Scripted, commits: Commits) -> None:
+async def test_a_caller_of_whose_batches_some_were_applied_has_an_unknown_outcome(
+    store: Scripted, commits: Commits
+) -> None:
     def fail_second(number: int) -> None:
         if number == 2:
             raise StoreUnavailable("away")
@@ -177,7 +197,9 @@ async def test_a_cancelled_turn_takes_nobody_with_it(store: Scripted, commits: C
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_leader_that_is_cancelled_past_every_shield_leaves_the_others_a_leader(store: Scripted, commits: Commits) -> None:
+async def test_a_leader_that_is_cancelled_past_every_shield_leaves_the_others_a_leader(
+    store: Scripted, commits: Commits
+) -> None:
     import asyncio
 
     store.gate = anyio.Event()
@@ -198,7 +220,9 @@ async def test_a_leader_that_is_cancelled_past_every_shield_leaves_the_others_a_
             await leader
 
 
-async def test_a_call_that_nobody_answers_ends_when_there_is_no_more_patience(store: Scripted, commits: Commits) -> None:
+async def test_a_call_that_nobody_answers_ends_when_there_is_no_more_patience(
+    store: Scripted, commits: Commits
+) -> None:
     store.gate = anyio.Event()
     with anyio.fail_after(5):
         async with anyio.create_task_group() as group:
@@ -235,7 +259,11 @@ async def test_revisions_that_fall_back_are_a_rollback_for_good(store: Scripted,
 
 # split, against the rules that the kit checks.
 
-KEYS: Sequence[Key] = [*(POOL(name) for name in "abcd"), *(READY(bytes(16), rank, bytes(16)) for rank in (1, 2)), LEASE(bytes(16))]
+KEYS: Sequence[Key] = [
+    *(POOL(name) for name in "abcd"),
+    *(READY(bytes(16), rank, bytes(16)) for rank in (1, 2)),
+    LEASE(bytes(16)),
+]
 
 
 @st.composite
@@ -283,7 +311,9 @@ def test_a_thousand_and_one_batches_go_out_in_two_groups() -> None:
 BATCH = Batch((), [(POOL("p"), b"1")])
 
 
-async def test_a_process_goes_on_with_another_history_once_an_operator_has_accepted_it(store: Scripted, commits: Commits) -> None:
+async def test_a_process_goes_on_with_another_history_once_an_operator_has_accepted_it(
+    store: Scripted, commits: Commits
+) -> None:
     told: list[str] = []
     commits.on_accepted = lambda: told.append("accepted")
     await store.commit([Batch((), [(EPOCH(), b'"another"')])])
@@ -294,7 +324,9 @@ async def test_a_process_goes_on_with_another_history_once_an_operator_has_accep
     assert (told, commits.is_rolled_back) == (["accepted"], False)
 
 
-async def test_an_accept_from_before_this_process_saw_its_own_history_does_not_count(store: Scripted, commits: Commits) -> None:
+async def test_an_accept_from_before_this_process_saw_its_own_history_does_not_count(
+    store: Scripted, commits: Commits
+) -> None:
     await epochs.accept(store, SYSTEM)
     (old,) = await store.get([EPOCH()])
     assert old is not None

@@ -10,7 +10,7 @@ import pytest
 from converge.contracts.discovery import Sighting
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery, sign_descriptor
 from converge.model.identity import Identity
-from converge.services.directory import Directory
+from converge.services.discovery.directory import Directory
 
 NETWORK = "here"
 

@@ -20,11 +20,11 @@ from converge.errors import StoreUnavailable
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery, sign_descriptor
 from converge.model.identity import Identity
 from converge.model.keys import AGENT, EXPIRY
-from converge.services.discovery import DiscoveryService
-from converge.services.mirror import marker_key, marker_value
-from converge.services.opened import Opened
-from converge.services.opening import open_store
-from converge.services.sightings import StoreSightings
+from converge.services.discovery.reader import marker_key, marker_value
+from converge.services.discovery.service import DiscoveryService
+from converge.services.discovery.sightings import StoreSightings
+from converge.services.store.handle import StoreHandle
+from converge.services.store.opening import open_store
 from converge.testing.fixtures import wait_until
 
 NETWORK = "here"
@@ -50,7 +50,9 @@ class Counting(Store):
         self.count(sum(map(len, found)))
         return found
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         self.count(0)
         return await self.inner.commit(batches, wake=wake)
 
@@ -71,15 +73,17 @@ class Bench:
     """A process that publishes agents, and another one's service."""
 
     def __init__(self, store: Store) -> None:
-        self.opened = Opened.of(store)
-        self.own = StoreSightings(self.opened)
+        self.handle = StoreHandle.of(store)
+        self.own = StoreSightings(self.handle)
         self.reading = Counting(store)
         self.service = DiscoveryService(store=self.reading, network=NETWORK)
         self.identities: list[Identity] = []
 
     async def sighting(self, who: Identity, sequence: int, **about: tuple[str, ...]) -> Sighting:
-        lease = await self.opened.lease()
-        descriptor = AgentDescriptor(id=who.id, public_key=who.public_key.hex(), sequence=sequence, lease=lease.id.hex())
+        lease = await self.handle.lease()
+        descriptor = AgentDescriptor(
+            id=who.id, public_key=who.public_key.hex(), sequence=sequence, lease=lease.id.hex()
+        )
         return Sighting(who.id, (), sign_descriptor(who, attrs.evolve(descriptor, **about), NETWORK))  # type: ignore[arg-type]
 
     async def publish(self, count: int, **about: tuple[str, ...]) -> list[str]:
@@ -98,7 +102,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     async with open_store(url if url == "memory:" else f"{url}{tmp_path}/state.db") as store:
         one = Bench(store)
         yield one
-        await one.opened.close()
+        await one.handle.close()
 
 
 async def test_a_query_is_answered_by_topic_capability_and_pool_in_the_order_of_ids(bench: Bench) -> None:
@@ -223,12 +227,23 @@ async def test_a_reader_that_missed_more_changes_than_the_marker_names_reads_all
 
 
 @pytest.mark.parametrize(
-    "marker", [b"", b"[]", b"[1]", b'["a", []]', b"[5, [3]]", b'[5, ["a\\u0000b"]]', b'[-1, ["x"]]', b"[" * 3_000, b'[99999999999999999999, ["x"]]']
+    "marker",
+    [
+        b"",
+        b"[]",
+        b"[1]",
+        b'["a", []]',
+        b"[5, [3]]",
+        b'[5, ["a\\u0000b"]]',
+        b'[-1, ["x"]]',
+        b"[" * 3_000,
+        b'[99999999999999999999, ["x"]]',
+    ],
 )
 async def test_a_marker_that_somebody_has_spoiled_hides_no_agent(bench: Bench, marker: bytes) -> None:
     ids = await bench.publish(3)
     await bench.found()
-    lease = await bench.opened.lease()
+    lease = await bench.handle.lease()
     await bench.reading.commit([Batch((), [(marker_key(lease.id), marker)])])
     assert await bench.found() == sorted(ids)
     new = await bench.publish(1)
@@ -239,7 +254,9 @@ async def test_a_marker_that_somebody_has_spoiled_hides_no_agent(bench: Bench, m
 async def test_an_expiry_that_cannot_be_read_hides_its_own_agents_only(bench: Bench, value: bytes) -> None:
     ids = await bench.publish(1)
     other = bytes(16)
-    await bench.reading.commit([Batch((), [(EXPIRY(other), value), (marker_key(other), marker_value(1, ["x"])), (AGENT(other, "x"), b"x")])])
+    await bench.reading.commit(
+        [Batch((), [(EXPIRY(other), value), (marker_key(other), marker_value(1, ["x"])), (AGENT(other, "x"), b"x")])]
+    )
     assert await bench.found() == ids
 
 
@@ -247,7 +264,7 @@ async def test_a_descriptor_that_was_rewritten_in_the_store_is_refused_or_has_no
     (victim,) = await bench.publish(1, topics=("news",))
     assert await bench.found() == [victim]
     sound = await bench.sighting(bench.identities[0], 1, topics=("news",))
-    lease = await bench.opened.lease()
+    lease = await bench.handle.lease()
     thief = Identity.generate(SYSTEM.entropy)
     fields: dict[str, Any] = {
         "id": thief.id,
@@ -257,12 +274,22 @@ async def test_a_descriptor_that_was_rewritten_in_the_store_is_refused_or_has_no
         "capabilities": ("evil",),
         "pools": ("evil",),
     }
-    fields |= {"node_key": "00" * 32, "endpoints": ("tcp://evil:1",), "sequence": 9, "issued_at": 9, "succession": ("00",)}
-    original = AgentDescriptor(id=victim, public_key=bench.identities[0].public_key.hex(), sequence=1, lease=lease.id.hex(), topics=("news",))
+    fields |= {
+        "node_key": "00" * 32,
+        "endpoints": ("tcp://evil:1",),
+        "sequence": 9,
+        "issued_at": 9,
+        "succession": ("00",),
+    }
+    original = AgentDescriptor(
+        id=victim, public_key=bench.identities[0].public_key.hex(), sequence=1, lease=lease.id.hex(), topics=("news",)
+    )
     for number, (name, value) in enumerate(fields.items(), 2):
         changed = encode(attrs.evolve(original, **{name: value}))
         record = encode([[], base64.b64encode(sound.descriptor[:64] + changed).decode()])
-        await bench.reading.commit([Batch((), [(AGENT(lease.id, victim), record), (marker_key(lease.id), marker_value(number, [victim]))])])
+        await bench.reading.commit(
+            [Batch((), [(AGENT(lease.id, victim), record), (marker_key(lease.id), marker_value(number, [victim]))])]
+        )
         (found,) = await bench.service.query(DiscoveryQuery(), refresh_from_store=True)
         assert found == original, name
     assert bench.service.directory.refused == len(fields)

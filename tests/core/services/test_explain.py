@@ -15,17 +15,19 @@ from converge.model.descriptor import AgentDescriptor
 from converge.model.keys import POOL
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.services.explain import explain_task
-from converge.services.opened import Opened
 from converge.services.pools import PoolManager
-from converge.services.tasks import TaskManager
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.explain import explain_task
+from converge.services.tasks.manager import TaskManager
 
 NEVER = datetime(2099, 1, 1, tzinfo=UTC)
 
 
 def agent(*capabilities: str, topics: tuple[str, ...] = (), pool: str = "p", name: str = "A") -> AgentDescriptor:
     """What an agent says of itself."""
-    return AgentDescriptor(id=f"cv1{name}", public_key="", name=name, capabilities=capabilities, topics=topics, pools=(pool,))
+    return AgentDescriptor(
+        id=f"cv1{name}", public_key="", name=name, capabilities=capabilities, topics=topics, pools=(pool,)
+    )
 
 
 class World:
@@ -33,12 +35,12 @@ class World:
 
     def __init__(self) -> None:
         self.store = MemoryStore()
-        self.opened = Opened.of(self.store)
+        self.handle = StoreHandle.of(self.store)
         self.pools, self.tasks = PoolManager(self.store), TaskManager(self.store)
 
     async def explained(self, task_id: str, *agents: AgentDescriptor) -> Explanation:
         """The explanation of the task among these agents."""
-        return await explain_task(self.opened, task_id, agents)
+        return await explain_task(self.handle, task_id, agents)
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ async def world() -> AsyncIterator[World]:
     world = World()
     await world.pools.create_pool(Pool(id="p"))
     yield world
-    await world.opened.close()
+    await world.handle.close()
 
 
 async def test_the_explanation_agrees_with_the_claim_for_every_mix_of_needs_and_abilities(world: World) -> None:
@@ -104,10 +106,14 @@ async def test_a_held_task_tells_whose_claim_it_is_and_an_ended_one_that_it_has_
     (claimed,) = await world.tasks.claim("x", ["p"])
     held = await world.explained(id_)
     assert (held.state, held.place, len(held.reasons)) == ("ASSIGNED", "held", 1)
-    lease = (await world.opened.lease()).id.hex()
+    lease = (await world.handle.lease()).id.hex()
     assert f"lease {lease[:12]}, token {claimed.token}" in held.reasons[0] and "ended" not in held.reasons[0]
-    await world.opened.close()
+    await world.handle.close()
     assert "that lease has ended: the next sweep puts the task back" in (await world.explained(id_)).reasons[0]
     await world.tasks.cancel(id_, why="enough")
     done = await world.explained(id_, agent())
-    assert (done.state, done.place, done.reasons) == ("CANCELLED", "done", ("it has ended and is never claimed again: enough",))
+    assert (done.state, done.place, done.reasons) == (
+        "CANCELLED",
+        "done",
+        ("it has ended and is never claimed again: enough",),
+    )

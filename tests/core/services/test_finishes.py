@@ -6,17 +6,19 @@ from converge import Task, TaskManager, TaskState
 from converge.contracts.store import Store
 from converge.errors import StaleClaim
 from converge.machines.task import Held, Released
-from converge.services.finishes import Finishes
-from converge.services.opened import Opened
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.finish import Finishes
 
 
 async def test_claims_handed_back_together_are_ready_uncounted_and_a_stale_one_is_named(store: Store) -> None:
     tasks = TaskManager(store)
-    ids = await tasks.submit_many([Task(pool_id="docs", type=f"t{n % 3}", ordering_key="k" if n == 0 else None) for n in range(30)])
+    ids = await tasks.submit_many(
+        [Task(pool_id="docs", type=f"t{n % 3}", ordering_key="k" if n == 0 else None) for n in range(30)]
+    )
     claimed = await tasks.claim("a", ["docs"], limit=30)
     found = [tasks._held[bytes.fromhex(task.id.replace("-", ""))][0] for task in claimed]
     await tasks.complete(claimed[4], 1)
-    answers = await Finishes(Opened.of(store)).release_all([(each, Released("a", "it stops")) for each in found])
+    answers = await Finishes(StoreHandle.of(store)).release_all([(each, Released("a", "it stops")) for each in found])
     assert [isinstance(answer, StaleClaim) for answer in answers] == [at == 4 for at in range(30)]
     states = [(await tasks.get(task_id)).state for task_id in ids]
     assert states.count(TaskState.PENDING) == 29
@@ -30,8 +32,10 @@ async def test_claims_handed_back_twice_are_handed_back_once(store: Store) -> No
     tasks = TaskManager(store)
     await tasks.submit_many([Task(pool_id="docs") for _ in range(3)])
     claimed = await tasks.claim("a", ["docs"], limit=3)
-    releases = [(tasks._held[bytes.fromhex(task.id.replace("-", ""))][0], Released("a", "it stops")) for task in claimed]
-    finishes = Finishes(Opened.of(store))
+    releases = [
+        (tasks._held[bytes.fromhex(task.id.replace("-", ""))][0], Released("a", "it stops")) for task in claimed
+    ]
+    finishes = Finishes(StoreHandle.of(store))
     assert await finishes.release_all(releases) == [None] * 3
     assert await finishes.release_all(releases) == [None] * 3
     assert [len(task.history) for task in await tasks.list(pool_id="docs")] == [1, 1, 1]

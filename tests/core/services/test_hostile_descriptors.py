@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 
 from converge.codec import encode
 from converge.errors import BadSignature, InvalidKey, SchemaTooNew, TornRecord
-from converge.model.descriptor import DESCRIPTOR_BYTES, AgentDescriptor, network_tag, open_descriptor, peek_lease, sign_descriptor
+from converge.model.descriptor import (
+    DESCRIPTOR_BYTES,
+    AgentDescriptor,
+    network_tag,
+    open_descriptor,
+    peek_lease,
+    sign_descriptor,
+)
 from converge.model.identity import Identity, agent_id
-from converge.services.directory import Directory
+from converge.services.discovery.directory import Directory
 
 NETWORK = "here"
 TYPED = (BadSignature, InvalidKey, TornRecord, SchemaTooNew)
@@ -64,13 +71,17 @@ def test_what_is_cut_or_has_more_is_refused(at: int, more: bytes) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3), max_leaves=6
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=6,
 )
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from([field.name for field in attrs.fields(AgentDescriptor)]), json_values)
-def test_a_signed_descriptor_with_any_value_in_a_field_is_refused_or_that_value_is_of_the_fields_type(name: str, value: object) -> None:
+def test_a_signed_descriptor_with_any_value_in_a_field_is_refused_or_that_value_is_of_the_fields_type(
+    name: str, value: object
+) -> None:
     record = json.loads(SOUND[64:])
     payload = json.dumps(record | {name: value}).encode("utf-8", "surrogatepass")
     try:

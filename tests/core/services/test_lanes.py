@@ -10,8 +10,8 @@ from converge.contracts.store import Batch, Range, Store
 from converge.errors import TooManyLanes
 from converge.machines.lane import LANES, Lane, lane_id
 from converge.model.keys import LANE
-from converge.services.lanes import LaneCloser, close_lane
-from converge.services.opened import Opened
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.lanes import LaneCloser, close_lane
 from converge.testing.fixtures import wait_until
 
 
@@ -26,7 +26,7 @@ async def test_a_lane_that_stays_empty_is_closed_and_one_with_a_task_is_not(stor
     await tasks.submit_many([Task(pool_id="docs", type="emptied"), Task(pool_id="docs", type="waits")])
     (task,) = await tasks.claim("a", ["docs"], types=["emptied"])
     await tasks.complete(task)
-    closer = LaneCloser(Opened.of(store), idle_sec=0.0)
+    closer = LaneCloser(StoreHandle.of(store), idle_sec=0.0)
     assert await closer.page() == 1
     assert await lanes_of(store, "docs") == {"waits"}
 
@@ -36,7 +36,7 @@ async def test_a_lane_is_not_closed_before_it_was_seen_empty_for_its_time(store:
     await tasks.submit(Task(pool_id="docs", type="emptied"))
     (task,) = await tasks.claim("a", ["docs"])
     await tasks.complete(task)
-    closer = LaneCloser(Opened.of(store), idle_sec=60.0)
+    closer = LaneCloser(StoreHandle.of(store), idle_sec=60.0)
     assert [await closer.page() for _ in range(3)] == [0, 0, 0]
     assert await lanes_of(store, "docs") == {"emptied"}
 
@@ -55,7 +55,7 @@ async def test_a_submit_to_a_lane_that_is_closing_opens_it_again(store: Store) -
     (closing,) = await store.get([key])
     assert closing is not None
     task_id = await tasks.submit(Task(pool_id="docs", type="x"))
-    assert not await close_lane(Opened.of(store), closing)
+    assert not await close_lane(StoreHandle.of(store), closing)
     assert [task.id for task in await tasks.claim("a", ["docs"])] == [task_id]
 
 
@@ -65,7 +65,7 @@ async def test_a_closing_lane_in_which_a_task_was_found_is_opened_again(store: S
     key = LANE("docs", lane_id("docs", "", "x", ()))
     (entry,) = await store.get([key])
     assert entry is not None
-    assert not await close_lane(Opened.of(store), entry)
+    assert not await close_lane(StoreHandle.of(store), entry)
     (after,) = await store.get([key])
     assert after is not None
     assert not decode(after.value, Lane, "lane").is_closing
@@ -76,7 +76,7 @@ async def test_what_waits_for_its_time_is_claimed_though_its_lane_was_closed_mea
     await tasks.submit(Task(pool_id="docs", retry_delay_sec=0.0))
     (task,) = await tasks.claim("a", ["docs"])
     await tasks.fail(task, "once")
-    assert await LaneCloser(Opened.of(store), idle_sec=0.0).page() == 1
+    assert await LaneCloser(StoreHandle.of(store), idle_sec=0.0).page() == 1
     claimed: list[Task] = []
 
     async def claims_one() -> bool:
@@ -91,11 +91,11 @@ async def test_what_is_released_or_freed_is_claimed_though_its_lane_was_closed_m
     tasks = TaskManager(store)
     first, second = await tasks.submit_many([Task(pool_id="docs", ordering_key="k") for _ in range(2)])
     (task,) = await tasks.claim("a", ["docs"])
-    assert await LaneCloser(Opened.of(store), idle_sec=0.0).page() == 1
+    assert await LaneCloser(StoreHandle.of(store), idle_sec=0.0).page() == 1
     await tasks.release(task)
     (task,) = await tasks.claim("b", ["docs"])
     assert task.id == first
-    assert await LaneCloser(Opened.of(store), idle_sec=0.0).page() == 1
+    assert await LaneCloser(StoreHandle.of(store), idle_sec=0.0).page() == 1
     await tasks.complete(task)
     assert [task.id for task in await tasks.claim("c", ["docs"])] == [second]
 
@@ -117,10 +117,12 @@ async def test_a_pool_whose_lanes_are_all_in_use_refuses_another_and_takes_it_on
 async def test_lanes_of_a_crowded_pool_are_closed_sooner(store: Store) -> None:
     await PoolManager(store).create_pool(Pool(id="few"))
     tasks = TaskManager(store)
-    await tasks.submit_many([Task(pool_id="docs", type=f"t{number}") for number in range(100)] + [Task(pool_id="few", type="x")])
+    await tasks.submit_many(
+        [Task(pool_id="docs", type=f"t{number}") for number in range(100)] + [Task(pool_id="few", type="x")]
+    )
     for task in await tasks.claim("a", ["docs", "few"], limit=32) + await tasks.claim("a", ["few"]):
         await tasks.complete(task)
-    closer = LaneCloser(Opened.of(store), idle_sec=3_600.0, crowded_idle_sec=0.0)
+    closer = LaneCloser(StoreHandle.of(store), idle_sec=3_600.0, crowded_idle_sec=0.0)
     for _ in range(12):  # the first round counts, the second closes
         await closer.page()
     assert await lanes_of(store, "few") == {"x"}
@@ -136,8 +138,8 @@ async def test_agents_that_sleep_are_woken_for_a_lane_that_was_closed_and_comes_
         await node.spawn(Echo, pool="docs")
         tasks = TaskManager(other)  # another process's
         await node.tasks.result(await tasks.submit(Task(pool_id="docs", inputs={"n": 1})), timeout=20)
-        assert await LaneCloser(Opened.of(other), idle_sec=0.0).page() == 1
+        assert await LaneCloser(StoreHandle.of(other), idle_sec=0.0).page() == 1
         assert await lanes_of(store, "docs") == set()
         task_id = await tasks.submit(Task(pool_id="docs", inputs={"n": 2}))
         assert (await tasks.result(task_id, timeout=20)).result == 2
-        await Opened.of(other).close()
+        await StoreHandle.of(other).close()

@@ -12,9 +12,9 @@ from converge.contracts.store import Batch, Channel, Committed, Conflict, Store
 from converge.env import Env
 from converge.errors import LeaseEnded, StoreUnavailable
 from converge.model.keys import DEAD, EXPIRY, LEASE
-from converge.services.commits import Commits
-from converge.services.lease import MARGIN, Lease, LeaseSettings, ended
-from converge.services.opened import Opened
+from converge.services.store.commits import Commits
+from converge.services.store.handle import StoreHandle
+from converge.services.store.lease import MARGIN, Lease, LeaseSettings, ended
 from converge.testing.fixtures import wait_until
 
 # The thread of a lease so long renews nothing during a test: the tests do it themselves.
@@ -38,7 +38,9 @@ class Slow(MemoryStore):
         super().__init__()
         self.clock, self.takes_sec, self.is_away = clock, 0.0, False
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         self.clock.now += self.takes_sec
         if self.is_away:
             raise StoreUnavailable("it is away")
@@ -49,7 +51,7 @@ class Slow(MemoryStore):
 async def opened_lease(store: Store, clock: Clock) -> AsyncIterator[Lease]:
     """Open a lease of LEASE_SEC that counts by the clock."""
     env = Env(monotonic=clock.monotonic)
-    commits: Commits = await Opened.of(store, env).commits()
+    commits: Commits = await StoreHandle.of(store, env).commits()
     lease = Lease(store, commits, env, LeaseSettings(lease_sec=LEASE_SEC))
     await lease.open()
     try:
@@ -80,7 +82,7 @@ async def test_what_remains_is_counted_from_before_the_renewal_was_sent() -> Non
 async def test_what_remains_of_a_new_lease_is_counted_from_before_it_was_written() -> None:
     clock = Clock()
     store = Slow(clock)
-    await Opened.of(store).commits()
+    await StoreHandle.of(store).commits()
     store.takes_sec = 200.0
     async with opened_lease(store, clock) as lease:
         assert lease.remaining_sec() == pytest.approx(LEASE_SEC * (1 - MARGIN) - 200.0)
@@ -171,10 +173,10 @@ class Unopened(MemoryStore):
 
 async def test_a_store_that_refuses_the_connection_of_renewals_for_a_while_ends_no_lease() -> None:
     store = Unopened()
-    lease = await Opened.of(store, lease_settings=LeaseSettings(lease_sec=1.5)).lease()
+    lease = await StoreHandle.of(store, lease_settings=LeaseSettings(lease_sec=1.5)).lease()
     try:
         await wait_until(lambda: lease.renewals >= 2, what="the lease is renewed")
         assert store.refusals == 0
         lease.check_alive()
     finally:
-        await Opened.of(store).close()
+        await StoreHandle.of(store).close()

@@ -1,4 +1,6 @@
-"""Mailboxes: a message for an agent that is away waits in the store, only that agent gets it, and only if its sender signed it."""
+"""Mailboxes: a message for an agent that is away waits in the store, only that agent gets it, and only if its sender
+signed it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from converge.env import SYSTEM
 from converge.errors import HandlerFailed, InvalidName, InvalidValue, PoolClosed
 from converge.model.descriptor import network_tag
 from converge.model.envelope import MessageHeader, sign
-from converge.runtime import mail
-from converge.services.mailbox import mailbox_of
+from converge.runtime.network import mail
+from converge.services.messages.mailbox import mailbox_of
 from converge.testing.fixtures import wait_until
 
 Reopen = Callable[[], Node]
@@ -86,7 +88,9 @@ async def handled(node: Node, identity: Identity, count: int) -> None:
     await wait_until(are_handled, what=f"{count} stored messages are handled")
 
 
-async def test_what_is_stored_for_an_agent_that_is_away_is_handled_in_order_when_it_starts(node: Node, absent: Identity) -> None:
+async def test_what_is_stored_for_an_agent_that_is_away_is_handled_in_order_when_it_starts(
+    node: Node, absent: Identity
+) -> None:
     (sender,) = await node.spawn(Reader)
     receipts = [await sender.send(absent.id, number, mailbox=True) for number in range(5)]
     assert {receipt.level for receipt in receipts} == {"stored"}
@@ -121,7 +125,9 @@ async def test_mail_for_an_agent_that_is_there_is_stored_too_and_handled_at_once
 ) -> None:
     reader = await start(node, absent)
     monkeypatch.setattr(mail, "LOOK_SEC", 100.0)
-    await node.send(reader.id, "woken", mailbox=True, ack="handled")  # from here on there is no look but when one is told
+    await node.send(
+        reader.id, "woken", mailbox=True, ack="handled"
+    )  # from here on there is no look but when one is told
     await node.send(reader.id, "hello", mailbox=True)
     await handled(node, absent, 2)
     assert [one.payload for one in reader.got] == ["woken", "hello"]
@@ -168,7 +174,9 @@ async def test_a_mailbox_needs_an_agents_id_and_a_sender_of_this_node(node: Node
         await node.send(absent.id, "x", mailbox=True, sender=absent.id)
 
 
-async def test_mail_that_is_not_handled_when_the_node_ends_is_handled_by_the_next(reopen: Reopen, absent: Identity) -> None:
+async def test_mail_that_is_not_handled_when_the_node_ends_is_handled_by_the_next(
+    reopen: Reopen, absent: Identity
+) -> None:
     async with reopen() as node:
         reader = await start(node, absent)
         reader.rests = True
@@ -188,17 +196,30 @@ async def test_mail_that_is_not_handled_when_the_node_ends_is_handled_by_the_nex
 
 def header_of(node: Node, signer: Identity, to: str, **changes: Any) -> MessageHeader:
     """The header of a stored message."""
-    now = node.opened.about_now()
-    header = MessageHeader(id="00" * 16, sender=signer.id, to=to, lease="", sequence=0, sent_at=now, key=signer.public_key.hex())
+    now = node.handle.about_now()
+    header = MessageHeader(
+        id="00" * 16, sender=signer.id, to=to, lease="", sequence=0, sent_at=now, key=signer.public_key.hex()
+    )
     return msgspec.structs.replace(header, **changes)
 
 
 @pytest.mark.parametrize(
-    "what", ["unsigned", "garbage", "another's name", "another's key", "changed", "another network", "for another", "old", "future"]
+    "what",
+    [
+        "unsigned",
+        "garbage",
+        "another's name",
+        "another's key",
+        "changed",
+        "another network",
+        "for another",
+        "old",
+        "future",
+    ],
 )
 async def test_a_stored_message_that_is_not_its_senders_is_refused(node: Node, absent: Identity, what: str) -> None:
     sender, other = Identity.generate(SYSTEM.entropy), Identity.generate(SYSTEM.entropy)
-    now, day, tag = node.opened.about_now(), 86_400_000_000, network_tag("converge")
+    now, day, tag = node.handle.about_now(), 86_400_000_000, network_tag("converge")
     header, body = header_of(node, sender, absent.id), b'"x"'
     inputs: dict[str, Any] = {
         "unsigned": {},
@@ -225,14 +246,18 @@ async def test_a_stored_message_that_is_not_its_senders_is_refused(node: Node, a
 async def test_a_copy_of_a_stored_message_is_not_delivered_again(node: Node, absent: Identity) -> None:
     await node.send(absent.id, "once", mailbox=True)
     (original,) = await stored(node, absent)
-    await node.tasks.submit(Task(pool_id=mailbox_of(absent.id), type="message", inputs=original.inputs, ordering_key="mail"))
+    await node.tasks.submit(
+        Task(pool_id=mailbox_of(absent.id), type="message", inputs=original.inputs, ordering_key="mail")
+    )
     reader = await start(node, absent)
     await handled(node, absent, 1)
     await node.send(reader.id, "last", mailbox=True, ack="handled")
     assert [one.payload for one in reader.got] == ["once", "last"]
 
 
-async def test_a_look_at_mail_costs_the_same_however_many_agents_there_are(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_look_at_mail_costs_the_same_however_many_agents_there_are(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scans = 0
     scan = node.store.scan
 
@@ -247,7 +272,9 @@ async def test_a_look_at_mail_costs_the_same_however_many_agents_there_are(node:
     assert scans == 1
 
 
-async def test_mail_from_a_process_that_cannot_reach_the_agents_node_is_found_there(reopen: Reopen, absent: Identity) -> None:
+async def test_mail_from_a_process_that_cannot_reach_the_agents_node_is_found_there(
+    reopen: Reopen, absent: Identity
+) -> None:
     async with reopen() as there, reopen() as here:
         reader = await start(there, absent)
         await here.send(reader.id, "by the store alone", mailbox=True, ack="handled")

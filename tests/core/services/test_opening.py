@@ -13,14 +13,14 @@ import pytest
 
 from converge.builtin.file import FileStore
 from converge.builtin.memory import MemoryStore
-from converge.contracts.store import Batch, Store, opened
+from converge.contracts.store import Batch, Store, reopenable
 from converge.errors import ConfigError, InvalidValue, LeaseEnded, UnknownSetting, Unsupported
 from converge.model.keys import POOL
 from converge.model.pool import Pool
 from converge.plugins import PluginHost
-from converge.services.opened import Opened
-from converge.services.opening import open_store
 from converge.services.pools import PoolManager
+from converge.services.store.handle import StoreHandle
+from converge.services.store.opening import open_store
 
 
 async def test_each_memory_store_is_a_new_one() -> None:
@@ -34,7 +34,7 @@ async def test_leaving_ends_the_lease_and_its_thread() -> None:
         pools = PoolManager(store)
         await pools.create_pool(Pool(id="docs"))
         await pools.join_pool("a", "docs")
-        lease = Opened.of(store).lease_opened
+        lease = StoreHandle.of(store).lease_opened
         assert lease is not None
     with pytest.raises(LeaseEnded):
         lease.check_alive()
@@ -45,8 +45,16 @@ async def test_leaving_ends_the_lease_and_its_thread() -> None:
     ("error", "text", "settings"),
     [
         (Unsupported, 'require_durability is D1, the store "memory" has D0 here', {"require_durability": "D1"}),
-        (InvalidValue, "require_durability: 'D9' is not allowed; expected one of D0, D1, D2, D3", {"require_durability": "D9"}),
-        (UnknownSetting, "options.memory: size: unknown key; there is nothing to set here", {"options": {"memory": {"size": 1}}}),
+        (
+            InvalidValue,
+            "require_durability: 'D9' is not allowed; expected one of D0, D1, D2, D3",
+            {"require_durability": "D9"},
+        ),
+        (
+            UnknownSetting,
+            "options.memory: size: unknown key; there is nothing to set here",
+            {"options": {"memory": {"size": 1}}},
+        ),
         (InvalidValue, "options by the backend's name, such as {'memory': {'size': ...}}", {"options": {"size": 1}}),
     ],
 )
@@ -81,7 +89,10 @@ async def test_a_backend_for_asyncio_only_is_refused_on_trio(anyio_backend: str)
 
 def test_importing_the_package_imports_no_backend() -> None:
     code = (
-        "import converge.services.opening, sys; print([n for n in sys.modules if n.startswith(('converge.builtin', 'cyclopts', 'rich', 'pytest'))])"
+        "import converge.services.store.opening, sys; print([n for n in sys.modules if "
+        "n.startswith(('converge.builtin', 'cyclopts', "
+        "'rich', "
+        "'pytest'))])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
@@ -90,7 +101,7 @@ async def test_a_store_that_inherits_reopen_is_opened_again_at_the_same_place(tm
     class Plain(FileStore):
         reopen = Store.reopen  # type: ignore[assignment]  # the inherited one, on purpose
 
-    async with opened(partial(Plain.open, f"file:{tmp_path}/state.db")) as store:
+    async with reopenable(partial(Plain.open, f"file:{tmp_path}/state.db")) as store:
         await store.commit([Batch((), [(POOL("p"), b"{}")])])
         async with store.reopen() as other, other.reopen() as third:
             assert type(third) is Plain

@@ -12,9 +12,9 @@ from converge.errors import InvalidName, InvalidValue, PoolClosed
 from converge.model.keys import JOINED
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.services.opened import Opened
 from converge.services.pools import REMOVED, PoolManager
-from converge.services.tasks import TaskManager
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.manager import TaskManager
 
 
 async def test_an_agent_that_is_taken_off_the_list_claims_nothing_more_and_cannot_come_back() -> None:
@@ -33,7 +33,7 @@ async def test_an_agent_that_is_taken_off_the_list_claims_nothing_more_and_canno
     await tasks.complete(held)
     assert await pools.members("p") == ["b"]
     assert await pools.change_allowed("p", add=["a"]) and await pools.join_pool("a", "p")
-    await Opened.of(store).close()
+    await StoreHandle.of(store).close()
 
 
 async def test_more_members_than_fit_into_one_step_are_all_removed() -> None:
@@ -43,11 +43,11 @@ async def test_more_members_than_fit_into_one_step_are_all_removed() -> None:
     await pools.create_pool(Pool(id="p", admission="allow", allow=tuple(agents)))
     await pools.join_many(agents, "p")
     assert await pools.change_allowed("p", remove=agents[1:])
-    lease = await Opened.of(store).lease()
+    lease = await StoreHandle.of(store).lease()
     (joined,) = await store.scan([Range(JOINED(lease.id), None, 10)])
     assert (await pools.members("p"), [entry.key[-1] for entry in joined]) == (["a0"], ["a0"])
     assert not await pools.change_allowed("p", remove=agents[1:])
-    await Opened.of(store).close()
+    await StoreHandle.of(store).close()
 
 
 async def test_a_list_that_would_not_count_and_a_bad_name_are_refused() -> None:
@@ -58,7 +58,7 @@ async def test_a_list_that_would_not_count_and_a_bad_name_are_refused() -> None:
         await pools.change_allowed("p", add=["a"])
     with pytest.raises(InvalidName):
         await pools.change_allowed("p", add=["a b"])
-    await Opened.of(store).close()
+    await StoreHandle.of(store).close()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Messages between two processes: each is handled once and in order, and each send ends in a receipt or a typed error by its deadline.
+"""Messages between two processes: each is handled once and in order, and each send ends in a receipt or a typed error
+by its deadline.
 
 The links are the tests' own and fail as they are told: no socket, no handshake; everything else is as in a node.
 """
@@ -24,20 +25,28 @@ from hypothesis import strategies as st
 
 from converge import AgentDescriptor, Capability, Identity, Message, Receipt, open_store
 from converge.env import SYSTEM
-from converge.errors import Backpressure, ConnectFailed, ConnectionLost, DeliveryTimeout, MessageError, TornRecord, Undeliverable
+from converge.errors import (
+    Backpressure,
+    ConnectFailed,
+    ConnectionLost,
+    DeliveryTimeout,
+    MessageError,
+    TornRecord,
+    Undeliverable,
+)
 from converge.machines.records import MESSAGE, RECEIPT, SIGNED, Item
 from converge.model.descriptor import sign_descriptor
 from converge.model.envelope import MessageHeader, pack
 from converge.model.message import Fanout
 from converge.plugins import PluginHost
-from converge.services import underway
-from converge.services.discovery import DiscoveryService
-from converge.services.fanout import Fanouts
-from converge.services.inboxes import Answer
-from converge.services.opened import Opened
-from converge.services.post import How, Post
-from converge.services.registry import IdentityRegistry, Trust
-from converge.services.underway import Waiting
+from converge.services.discovery.registry import IdentityRegistry, Trust
+from converge.services.discovery.service import DiscoveryService
+from converge.services.messages import unsettled as underway
+from converge.services.messages.fanout import Fanouts
+from converge.services.messages.inboxes import OnHandled
+from converge.services.messages.sending import Post, SendOptions
+from converge.services.messages.unsettled import Waiting
+from converge.services.store.handle import StoreHandle
 from converge.testing.fixtures import wait_until
 
 LEVELS = ("accepted", "handled", None)
@@ -62,7 +71,7 @@ class Agent:
         self.got: list[Message] = []
         self.gate = anyio.Event()
         self.gate.set()
-        self._waits: list[tuple[Message, Answer | None]] = []
+        self._waits: list[tuple[Message, OnHandled | None]] = []
         self._group, self._room, self._is_running = group, room, False
 
     @property
@@ -73,13 +82,13 @@ class Agent:
     def is_idle(self) -> bool:
         return not self._waits and not self._is_running
 
-    def put(self, message: Message, answer: Answer | None) -> None:
+    def put(self, message: Message, answer: OnHandled | None) -> None:
         self._waits.append((message, answer))
         if not self._is_running:
             self._is_running = True
             self._group.start_soon(self._run)
 
-    def abandon(self) -> list[Answer]:
+    def abandon(self) -> list[OnHandled]:
         answers = [answer for _, answer in self._waits if answer is not None]
         self._waits.clear()
         return answers
@@ -96,7 +105,9 @@ class Agent:
 
 
 class Link:
-    """One end of a connection. What is sent arrives in order, or the connection breaks; copies of messages may arrive later, over a later one."""
+    """One end of a connection. What is sent arrives in order, or the connection breaks; copies of messages may arrive
+    later, over a later one.
+    """
 
     def __init__(self, own: Side, other: Side, faults: Faults) -> None:
         self.peer, self.is_closed, self.waiting = other.identity.public_key, False, set[Waiting]()
@@ -140,7 +151,7 @@ class Link:
 class Side:
     """A process: its post, its agents, and the connection that it has now."""
 
-    def __init__(self, opened: Opened, host: PluginHost, faults: Faults, group: TaskGroup) -> None:
+    def __init__(self, opened: StoreHandle, host: PluginHost, faults: Faults, group: TaskGroup) -> None:
         self.identity = Identity.generate(SYSTEM.entropy)
         discovery = DiscoveryService(store=opened.store)
         discovery.refresh = checkpoint  # type: ignore[method-assign]  # both sides know whom there is to know
@@ -176,7 +187,9 @@ class Side:
     def publish(self, identity: Identity, **fields: tuple[str, ...]) -> None:
         """Let both sides know an agent of this one."""
         key, node_key = identity.public_key.hex(), self.identity.public_key.hex()
-        descriptor = AgentDescriptor(id=identity.id, public_key=key, node_key=node_key, endpoints=("there",), sequence=1)
+        descriptor = AgentDescriptor(
+            id=identity.id, public_key=key, node_key=node_key, endpoints=("there",), sequence=1
+        )
         signed = sign_descriptor(identity, attrs.evolve(descriptor, **fields), NETWORK)  # type: ignore[arg-type]  # names of attributes
         for side in (self, self.other):
             assert side.post.routes.discovery.directory.offer(identity.id, signed)
@@ -191,7 +204,7 @@ def none(what: str) -> str:
 async def two_sides(faults: Faults = none, *, agents: int = 1, room: int = 1_000) -> AsyncIterator[tuple[Side, Side]]:
     """Two processes, each with so many agents."""
     async with open_store("memory:") as store, anyio.create_task_group() as group:
-        opened, host = Opened.of(store), PluginHost(())
+        opened, host = StoreHandle.of(store), PluginHost(())
         await opened.now()
         one, two = (Side(opened, host, faults, group) for _ in range(2))
         one.other, two.other = two, one
@@ -207,7 +220,7 @@ async def two_sides(faults: Faults = none, *, agents: int = 1, room: int = 1_000
 
 async def send(side: Side, to: Agent, payload: Any, *, sender: Agent | None = None, **how: Any) -> Receipt:
     """Send from the side's first agent, or from another."""
-    return await side.post.send((sender or side.agents[0]).id, to.id, payload, How(**how))
+    return await side.post.send((sender or side.agents[0]).id, to.id, payload, SendOptions(**how))
 
 
 @pytest.fixture(autouse=True)
@@ -227,10 +240,17 @@ async def test_a_message_arrives_with_every_level_and_proof(ack: str | None, lev
         receipt = await send(here, there.agents[0], {"n": 1}, ack=ack, proof=proof)
         await wait_until(lambda: len(there.agents[0].got) == 1, what="it is handled")
         (message,) = there.agents[0].got
-        assert (receipt.level, message.id, message.sender, message.payload) == (level, receipt.message_id, here.agents[0].id, {"n": 1})
+        assert (receipt.level, message.id, message.sender, message.payload) == (
+            level,
+            receipt.message_id,
+            here.agents[0].id,
+            {"n": 1},
+        )
 
 
-@pytest.mark.parametrize("faults", [["cut before"], ["cut after"], ["cut after", "cut after", "cut before"], ["twice"], ["late", "copies"]])
+@pytest.mark.parametrize(
+    "faults", [["cut before"], ["cut after"], ["cut after", "cut after", "cut before"], ["twice"], ["late", "copies"]]
+)
 @pytest.mark.parametrize("proof", ["channel", "signed"])
 async def test_a_message_is_handled_once_whatever_the_connection_does(faults: list[str], proof: str) -> None:
     left = list(faults)
@@ -258,7 +278,7 @@ async def test_an_agent_that_is_not_there_is_undeliverable() -> None:
         with pytest.raises(Undeliverable, match="no such agent"):
             await send(here, gone, "x")
         with pytest.raises(Undeliverable, match="not known here"):
-            await here.post.send(here.agents[0].id, "cv1" + "a" * 52, "x", How())
+            await here.post.send(here.agents[0].id, "cv1" + "a" * 52, "x", SendOptions())
 
 
 async def test_a_node_that_nobody_reaches_is_a_timeout_by_the_deadline() -> None:
@@ -313,7 +333,7 @@ async def test_a_sender_whose_node_is_another_is_refused_unless_it_signs() -> No
     async with two_sides() as (here, there):
         stranger = Identity.generate(SYSTEM.entropy)
         with pytest.raises(Undeliverable, match="no descriptor of the sender"):
-            await here.post.send(stranger.id, there.agents[0].id, "x", How())
+            await here.post.send(stranger.id, there.agents[0].id, "x", SendOptions())
         there.publish(here.agents[0].identity)  # it moved: its descriptor names the other node now
         with pytest.raises(Undeliverable, match="no descriptor of the sender"):
             await send(here, there.agents[0], "by its old node")
@@ -321,7 +341,9 @@ async def test_a_sender_whose_node_is_another_is_refused_unless_it_signs() -> No
         assert [one.payload for one in there.agents[0].got] == ["signed"]
 
 
-async def test_a_signed_message_is_refused_once_its_window_has_passed_and_when_it_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_signed_message_is_refused_once_its_window_has_passed_and_when_it_is_replayed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with two_sides() as (here, there):
         reader = there.agents[0]
         left = ["late"]
@@ -443,7 +465,8 @@ async def test_a_publication_crosses_once_for_each_node_and_counts_agents() -> N
         here._faults = counted
         outcomes = await Fanouts(here.post, here.identity.public_key).publish(here.agents[0].id, "news", "x", 5.0)
         assert sorted(outcomes, key=lambda one: one.node) == sorted(
-            [Fanout(node=here.identity.id, accepted=2), Fanout(node=there.identity.id, accepted=1, refused=1)], key=lambda one: one.node
+            [Fanout(node=here.identity.id, accepted=2), Fanout(node=there.identity.id, accepted=1, refused=1)],
+            key=lambda one: one.node,
         )
         assert sent.count("send") == 2, "the message, and its receipt"
         there.agents[2].gate.set()
@@ -471,17 +494,22 @@ async def test_a_publication_tells_of_a_node_that_it_did_not_reach() -> None:
 
 async def test_a_capability_goes_to_another_process_where_nobody_here_can() -> None:
     async with two_sides(agents=2) as (here, there):
-        took = {(await here.post.send(here.agents[0].id, Capability("read"), n, How())).recipient for n in range(2)}
+        took = {
+            (await here.post.send(here.agents[0].id, Capability("read"), n, SendOptions())).recipient for n in range(2)
+        }
         assert took == {here.agents[1].id}
         here.post.inboxes.remove(here.agents[1].id)
-        took = {(await here.post.send(here.agents[0].id, Capability("read"), n, How(ack="handled"))).recipient for n in range(4)}
+        took = {
+            (await here.post.send(here.agents[0].id, Capability("read"), n, SendOptions(ack="handled"))).recipient
+            for n in range(4)
+        }
         assert took == {one.id for one in there.agents}
 
 
 async def test_a_capability_whose_node_is_not_reached_is_an_error_long_before_the_deadline() -> None:
     async with two_sides(lambda what: "no") as (here, _):
         with pytest.raises(Undeliverable, match="nobody answers"):
-            await here.post.send(here.agents[0].id, Capability("read"), "x", How(timeout=60))
+            await here.post.send(here.agents[0].id, Capability("read"), "x", SendOptions(timeout=60))
 
 
 # All at once.
@@ -491,7 +519,9 @@ FAULTS = ("ok", "ok", "ok", "ok", "cut before", "cut after", "twice", "late", "c
 
 @given(
     seed=st.integers(0, 2**32),
-    sends=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), st.sampled_from(LEVELS), st.booleans()), min_size=1, max_size=40),
+    sends=st.lists(
+        st.tuples(st.integers(0, 1), st.integers(0, 1), st.sampled_from(LEVELS), st.booleans()), min_size=1, max_size=40
+    ),
     calm=st.integers(5, 60),
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -507,7 +537,9 @@ async def _model(seed: int, sends: list[tuple[int, int, str | None, bool]], calm
     faults = {"send": FAULTS, "dial": ("ok", "ok", "no")}
     outcomes, order = dict[int, str](), list[int]()
 
-    async with two_sides(lambda what: chance.choice(faults[what]) if next(steps, None) is not None else "ok", agents=2, room=6) as (here, there):
+    async with two_sides(
+        lambda what: chance.choice(faults[what]) if next(steps, None) is not None else "ok", agents=2, room=6
+    ) as (here, there):
 
         async def one(number: int, sender: int, to: int, ack: str | None, is_signed: bool) -> None:
             how = {"ack": ack, "proof": "signed" if is_signed else "channel", "timeout": chance.choice([0.02, 5.0])}
@@ -532,7 +564,9 @@ async def _model(seed: int, sends: list[tuple[int, int, str | None, bool]], calm
             for sender in range(2):
                 of_pair = [n for n in got if sends[n][0] == sender]
                 assert of_pair == sorted(of_pair, key=order.index), f"out of order: {of_pair}, sent as {order}"
-            taken = {n for n, (_, whom, _, _) in enumerate(sends) if whom == to and outcomes[n] in ("accepted", "handled")}
+            taken = {
+                n for n, (_, whom, _, _) in enumerate(sends) if whom == to and outcomes[n] in ("accepted", "handled")
+            }
             assert taken <= set(got), f"said to be taken, and never handled: {taken - set(got)}"
             refused = {n for n, outcome in outcomes.items() if outcome in ("Backpressure", "Undeliverable")}
             assert not refused & set(got), f"said to be refused, and handled: {refused & set(got)}"

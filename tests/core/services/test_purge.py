@@ -1,4 +1,6 @@
-"""Purging, visiting and looking at leases: what an operator's commands do to a store, on every loop and embedded store."""
+"""Purging, visiting and looking at leases: what an operator's commands do to a store, on every loop and embedded
+store.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,13 @@ from converge import Pool, PoolManager, Task, TaskManager
 from converge.contracts.store import Store
 from converge.errors import InvalidValue, LeaseEnded, NoSuchPool, StoreRolledBack
 from converge.machines.task import TaskState
-from converge.runtime import operate
-from converge.runtime.ages import read_moment
-from converge.runtime.store_facts import clock_skew
-from converge.services import epochs, purge
-from converge.services.leases import leases
-from converge.services.opened import Opened
+from converge.operations import tasks as operate
+from converge.operations.moments import read_moment
+from converge.operations.store_info import clock_skew
+from converge.services.store import epoch as epochs
+from converge.services.store.handle import StoreHandle
+from converge.services.store.processes import leases
+from converge.services.tasks import purge
 
 DAY_US = 86_400_000_000
 
@@ -27,7 +30,9 @@ async def ended(tasks: TaskManager, count: int) -> None:
         await tasks.complete(task)
 
 
-async def test_a_purge_goes_through_all_pages_and_leaves_what_lives(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_purge_goes_through_all_pages_and_leaves_what_lives(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(purge, "PAGE", 3)
     tasks, pages = TaskManager(store), list[int]()
     await ended(tasks, 8)
@@ -89,7 +94,7 @@ async def test_an_accept_draws_an_epoch_that_says_when_and_a_healthy_process_beg
     tasks = TaskManager(store)
     await ended(tasks, 1)
     was, before = await epochs.read(store), await store.time()
-    old, new = await epochs.accept(store, Opened.of(store).env)
+    old, new = await epochs.accept(store, StoreHandle.of(store).env)
     assert (old, old.accepted_at, was == old) == (was, 0, True)
     assert before <= new.accepted_at <= await store.time() and new == await epochs.read(store)
     with pytest.raises(StoreRolledBack):

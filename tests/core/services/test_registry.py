@@ -1,4 +1,6 @@
-"""The registry knows keys by verified descriptors only, pins ids, and follows a key that was rotated, but no forged rotation."""
+"""The registry knows keys by verified descriptors only, pins ids, and follows a key that was rotated, but no forged
+rotation.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ import pytest
 from converge.errors import BadSignature, InvalidName, InvalidValue, Undeliverable
 from converge.model.descriptor import AgentDescriptor, sign_descriptor
 from converge.model.identity import ROTATIONS, Identity, predecessors
-from converge.services.directory import Directory
-from converge.services.registry import IdentityRegistry, Trust
+from converge.services.discovery.directory import Directory
+from converge.services.discovery.registry import IdentityRegistry, Trust
 
 NETWORK = "here"
 
@@ -23,9 +25,18 @@ def rotated(old: Identity) -> Identity:
     return old.succeeded_by(os.urandom(32))
 
 
-def sees(directory: Directory, one: Identity, *, sequence: int = 1, node: bytes = b"", succession: tuple[str, ...] | None = None) -> bool:
+def sees(
+    directory: Directory,
+    one: Identity,
+    *,
+    sequence: int = 1,
+    node: bytes = b"",
+    succession: tuple[str, ...] | None = None,
+) -> bool:
     told = one.succession if succession is None else succession
-    about = AgentDescriptor(id=one.id, public_key=one.public_key.hex(), node_key=node.hex(), sequence=sequence, succession=told)
+    about = AgentDescriptor(
+        id=one.id, public_key=one.public_key.hex(), node_key=node.hex(), sequence=sequence, succession=told
+    )
     return directory.offer(one.id, sign_descriptor(one, about, NETWORK))
 
 
@@ -44,7 +55,9 @@ def test_the_registry_fills_itself_from_verified_descriptors(directory: Director
     assert not registry.verify(one.id, fresh().sign(b"tag\0text"), b"tag\0text")
 
 
-def test_a_node_speaks_for_an_agent_only_if_the_agents_descriptor_says_so_and_for_itself_always(directory: Directory) -> None:
+def test_a_node_speaks_for_an_agent_only_if_the_agents_descriptor_says_so_and_for_itself_always(
+    directory: Directory,
+) -> None:
     registry, one, node, other = IdentityRegistry(directory), fresh(), fresh(), fresh()
     sees(directory, one, node=node.public_key)
     assert registry.is_spoken_for(one.id, node.public_key)
@@ -54,7 +67,8 @@ def test_a_node_speaks_for_an_agent_only_if_the_agents_descriptor_says_so_and_fo
 
 
 @pytest.mark.parametrize(
-    ("trust", "admitted", "words"), [("drop", False, "are refused"), ("warn", True, "are taken all the same"), ("allow", True, "")]
+    ("trust", "admitted", "words"),
+    [("drop", False, "are refused"), ("warn", True, "are taken all the same"), ("allow", True, "")],
 )
 def test_what_becomes_of_a_sender_that_is_not_pinned(
     directory: Directory, caplog: pytest.LogCaptureFixture, trust: str, admitted: bool, words: str
@@ -95,7 +109,9 @@ def test_a_pin_set_after_the_rotation_was_seen_is_that_of_the_new_key(directory:
     assert registry.pins == set()
 
 
-def test_a_rotation_that_the_old_key_has_not_signed_moves_no_pin(directory: Directory, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rotation_that_the_old_key_has_not_signed_moves_no_pin(
+    directory: Directory, caplog: pytest.LogCaptureFixture
+) -> None:
     old, thief = fresh(), fresh()
     registry = IdentityRegistry(directory, trust=Trust.DROP, pins=[old.id])
     own_link = rotated(thief).succession[0]
@@ -114,7 +130,9 @@ def test_the_rotation_of_one_agent_cannot_be_copied_into_the_descriptor_of_anoth
     assert registry.pins == {old.id}
 
 
-def test_the_first_successor_that_is_seen_counts_and_a_second_one_is_refused(directory: Directory, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_successor_that_is_seen_counts_and_a_second_one_is_refused(
+    directory: Directory, caplog: pytest.LogCaptureFixture
+) -> None:
     old = fresh()
     first, second = rotated(old), rotated(old)
     registry = IdentityRegistry(directory, trust=Trust.DROP, pins=[old.id])
@@ -135,9 +153,11 @@ def test_a_long_succession_is_cut_by_its_holder_and_refused_from_others(director
         predecessors(one.public_key, [*one.succession, one.succession[0]])
 
 
-def test_strangers_cannot_make_the_registry_grow_without_end(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converge.services.registry.SUCCESSORS", 3)
-    monkeypatch.setattr("converge.services.registry.WARNED", 3)
+def test_strangers_cannot_make_the_registry_grow_without_end(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converge.services.discovery.registry.SUCCESSORS", 3)
+    monkeypatch.setattr("converge.services.discovery.registry.WARNED", 3)
     pinned = fresh()
     registry = IdentityRegistry(directory, trust=Trust.WARN, pins=[pinned.id])
     for _ in range(10):

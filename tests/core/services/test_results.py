@@ -14,8 +14,8 @@ from converge.errors import StoreUnavailable
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.pools import PoolManager
-from converge.services.results import Results
-from converge.services.tasks import TaskManager
+from converge.services.tasks.manager import TaskManager
+from converge.services.tasks.wait import Results
 from converge.testing.fixtures import wait_until
 
 NEVER_SEC = 3_600.0

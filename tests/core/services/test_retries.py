@@ -14,8 +14,8 @@ from converge.ids import id_text
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.pools import PoolManager
-from converge.services.retries import SAME, retry_id, retry_of
-from converge.services.tasks import TaskManager
+from converge.services.tasks.manager import TaskManager
+from converge.services.tasks.retry import SAME, retry_id, retry_of
 
 OF_THE_STORE = {
     *("state", "attempts", "claimed_by", "token", "nonce", "result", "error", "history"),

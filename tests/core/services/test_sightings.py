@@ -13,10 +13,10 @@ from converge.env import SYSTEM
 from converge.model.descriptor import AgentDescriptor, sign_descriptor
 from converge.model.identity import Identity
 from converge.model.keys import AGENT, EXPIRY
-from converge.services.lease import ended
-from converge.services.mirror import marker_key, marker_value
-from converge.services.opened import Opened
-from converge.services.sightings import StoreSightings
+from converge.services.discovery.reader import marker_key, marker_value
+from converge.services.discovery.sightings import StoreSightings
+from converge.services.store.handle import StoreHandle
+from converge.services.store.lease import ended
 
 
 class Listed:
@@ -24,14 +24,14 @@ class Listed:
 
     async def begin(self) -> None:
         self.store = MemoryStore()
-        self.opened = Opened.of(self.store)
-        self.lease = await self.opened.lease()
+        self.handle = StoreHandle.of(self.store)
+        self.lease = await self.handle.lease()
         who = Identity.generate(SYSTEM.entropy)
         descriptor = AgentDescriptor(id=who.id, public_key=who.public_key.hex(), lease=self.lease.id.hex())
         self.sighting = Sighting(who.id, (), sign_descriptor(who, descriptor, "here"))
-        self.own = StoreSightings(self.opened)
+        self.own = StoreSightings(self.handle)
         await self.own.publish([self.sighting])
-        self.view = StoreSightings(Opened(self.store, SYSTEM, None))
+        self.view = StoreSightings(StoreHandle(self.store, SYSTEM, None))
 
     async def write(self, batch: Batch) -> None:
         (outcome,) = await self.store.commit([batch])
@@ -46,7 +46,7 @@ async def listed() -> AsyncIterator[Listed]:
         assert await one.view.snapshot() == [one.sighting]
         yield one
     finally:
-        await one.opened.close()
+        await one.handle.close()
 
 
 async def test_the_agents_of_an_ended_lease_are_not_listed(listed: Listed) -> None:
@@ -56,17 +56,23 @@ async def test_the_agents_of_an_ended_lease_are_not_listed(listed: Listed) -> No
     assert await listed.view.snapshot() == []
 
 
-async def test_the_agents_of_a_lease_whose_time_has_passed_are_not_listed_though_nobody_has_swept(listed: Listed) -> None:
+async def test_the_agents_of_a_lease_whose_time_has_passed_are_not_listed_though_nobody_has_swept(
+    listed: Listed,
+) -> None:
     await listed.write(Batch((), [(EXPIRY(listed.lease.id), b"1")]))
     assert await listed.view.snapshot() == []
     assert (await listed.store.get([AGENT(listed.lease.id, listed.sighting.id)]))[0] is not None
 
 
-async def test_a_descriptor_that_was_copied_under_a_living_lease_lists_no_agent_that_has_stopped(listed: Listed) -> None:
+async def test_a_descriptor_that_was_copied_under_a_living_lease_lists_no_agent_that_has_stopped(
+    listed: Listed,
+) -> None:
     (entry,) = await listed.store.get([AGENT(listed.lease.id, listed.sighting.id)])
     assert entry is not None
     other = bytes(16)
     marker = (marker_key(other), marker_value(1, [listed.sighting.id]))
-    await listed.write(Batch((), [(EXPIRY(other), str(2**60).encode()), (AGENT(other, listed.sighting.id), entry.value), marker]))
+    await listed.write(
+        Batch((), [(EXPIRY(other), str(2**60).encode()), (AGENT(other, listed.sighting.id), entry.value), marker])
+    )
     await listed.own.withdraw([listed.sighting.id])
     assert await listed.view.snapshot() == []

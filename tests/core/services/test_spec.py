@@ -14,7 +14,7 @@ from converge.errors import InvalidName, InvalidValue
 from converge.machines.task import Found, Held
 from converge.model.pool import Pool
 from converge.model.task import State, Task
-from converge.services.spec import claimed_task, is_same_task, moment, replaced_inputs, to_spec, to_task
+from converge.services.tasks.records import claimed_task, is_same_task, moment, replaced_inputs, to_spec, to_task
 
 ID, PLACE = b"i" * 16, Held(b"l" * 16, b"n" * 16, 77, 5_000_000)
 NOW = 1_764_000_000_000_000
@@ -23,7 +23,11 @@ STATES = [None, State(state="PENDING", attempts=2, due=NOW, rank=NOW, error="no"
 
 
 def found(state: State | None = None, **given: Any) -> Found:
-    given = {"inputs": {"text": "a b", "data": b"\0"}, "required_capabilities": ["swim", "fly"], "trace": {"id": "1"}} | given
+    given = {
+        "inputs": {"text": "a b", "data": b"\0"},
+        "required_capabilities": ["swim", "fly"],
+        "trace": {"id": "1"},
+    } | given
     return Found(ID, to_spec(Task(pool_id="docs", **given), POOL, NOW), state, PLACE)
 
 
@@ -70,8 +74,10 @@ def test_a_task_is_the_same_when_its_not_before_has_passed_between_two_submits()
 
 
 OTHERS: list[dict[str, Any]] = [
-    {"inputs": {"n": 2}}, {"type": "x"}, {"topic": "x"}, {"required_capabilities": ("x",)}, {"priority": 1}, {"timeout_sec": 1.0},
-    {"max_attempts": 4}, {"retry_delay_sec": 2.0}, {"ordering_key": "k"}, {"not_before": moment(NOW + 5)}, {"deadline": moment(NOW + 5)},
+    {"inputs": {"n": 2}}, {"type": "x"}, {"topic": "x"}, {"required_capabilities": ("x",)}, {"priority": 1},
+    {"timeout_sec": 1.0},
+    {"max_attempts": 4}, {"retry_delay_sec": 2.0}, {"ordering_key": "k"}, {"not_before": moment(NOW + 5)},
+    {"deadline": moment(NOW + 5)},
     {"dedup_key": "k"},
 ]  # fmt: skip
 
@@ -95,7 +101,9 @@ def test_a_name_that_is_none_is_refused_whatever_was_seen_before(names: dict[str
         to_spec(Task(pool_id="docs", **names), POOL, NOW)
 
 
-@pytest.mark.parametrize("numbers", [{"priority": True}, {"max_attempts": 1.0}, {"retry_delay_sec": True}, {"timeout_sec": False}], ids=str)
+@pytest.mark.parametrize(
+    "numbers", [{"priority": True}, {"max_attempts": 1.0}, {"retry_delay_sec": True}, {"timeout_sec": False}], ids=str
+)
 def test_what_only_equals_a_number_is_refused(numbers: dict[str, Any]) -> None:
     with pytest.raises(InvalidValue):
         to_spec(Task(pool_id="docs", **numbers), POOL, NOW)

@@ -14,9 +14,9 @@ from converge.ids import id_text
 from converge.model.keys import KEY
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.services.around import read_task
 from converge.services.pools import PoolManager
-from converge.services.tasks import TaskManager
+from converge.services.tasks.manager import TaskManager
+from converge.services.tasks.surroundings import read_task
 from converge.testing.checked import CheckedStore
 from converge.testing.faults import Fault, FaultPlan, FaultyStore
 
@@ -55,9 +55,13 @@ async def test_an_id_named_twice_in_one_call_is_one_task(tasks: TaskManager, ord
 
 
 @pytest.mark.parametrize("ordering_key", [None, "k"])
-async def test_other_content_under_a_key_of_the_same_call_is_refused(tasks: TaskManager, ordering_key: str | None) -> None:
+async def test_other_content_under_a_key_of_the_same_call_is_refused(
+    tasks: TaskManager, ordering_key: str | None
+) -> None:
     with pytest.raises(DedupConflict) as refused:
-        await tasks.submit_many([Task(pool_id="p", dedup_key="d", inputs={"n": n}, ordering_key=ordering_key) for n in range(2)])
+        await tasks.submit_many(
+            [Task(pool_id="p", dedup_key="d", inputs={"n": n}, ordering_key=ordering_key) for n in range(2)]
+        )
     first, second = refused.value.ids  # type: ignore[attr-defined]
     assert first is not None and second is None
 
@@ -83,7 +87,9 @@ async def test_a_lost_answer_ends_as_one_task(tasks: TaskManager, plan: FaultPla
     assert [task.id for task in await tasks.list(pool_id="p") if task.dedup_key] == [task_id]
 
 
-async def test_a_submit_that_may_have_been_stored_is_never_called_not_applied(tasks: TaskManager, plan: FaultPlan) -> None:
+async def test_a_submit_that_may_have_been_stored_is_never_called_not_applied(
+    tasks: TaskManager, plan: FaultPlan
+) -> None:
     plan.script([Fault.LOSE_REPLY, Fault.FAIL_BEFORE])
     with pytest.raises(OutcomeUnknown):
         await tasks.submit(Task(pool_id="p", id=ONE_ID))
@@ -111,8 +117,10 @@ class Interrupted(MemoryStore):
         return entries
 
 
-async def test_a_lane_that_another_call_forgets_meanwhile_is_opened_again_and_order_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converge.services.submits.LANES_SEEN", 0)  # each call begins by forgetting all
+async def test_a_lane_that_another_call_forgets_meanwhile_is_opened_again_and_order_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("converge.services.tasks.submit.LANES_SEEN", 0)  # each call begins by forgetting all
     store = Interrupted()
     await PoolManager(store).create_pool(Pool(id="p"))
     tasks = TaskManager(store)

@@ -19,10 +19,10 @@ from converge.machines.task import TaskState
 from converge.model.keys import DEAD, EXPIRY, LEASE, POOL, READY, TASK
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.services.opened import Opened
 from converge.services.pools import PoolManager
-from converge.services.sweep import PAGE, YIELD_SEC, Sweep
-from converge.services.tasks import TaskManager
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.manager import TaskManager
+from converge.services.tasks.sweep import PAGE, YIELD_SEC, Sweep
 from converge.testing._store.base import Inheriting
 from converge.testing.fixtures import wait_until
 
@@ -50,7 +50,9 @@ async def test_a_page_of_held_tasks_past_their_deadline_hides_no_waiting_one_fro
     deadline = datetime.now(UTC) + timedelta(seconds=0.4)
     await tasks.submit_many([Task(pool_id="p", deadline=deadline) for _ in range(PAGE)])
     assert len(await tasks.claim("agent", ["p"], limit=PAGE)) == PAGE
-    waiting = await tasks.submit(Task(pool_id="p", deadline=deadline + timedelta(microseconds=1), required_capabilities=["nobody-has-it"]))
+    waiting = await tasks.submit(
+        Task(pool_id="p", deadline=deadline + timedelta(microseconds=1), required_capabilities=["nobody-has-it"])
+    )
     await wait_until(lambda: datetime.now(UTC) > deadline + timedelta(milliseconds=50), what="the deadline")
     await tasks._sweep.fail_late()
     assert (await tasks.get(waiting)).state == TaskState.FAILED
@@ -78,7 +80,7 @@ async def test_a_lease_whose_time_nobody_can_read_gives_its_work_back(store: Sto
     tasks = TaskManager(store)
     task_id = await tasks.submit(Task(pool_id="docs"))
     async with store.reopen() as other:
-        dying = Opened.of(other)
+        dying = StoreHandle.of(other)
         assert len(await TaskManager(other).claim("agent", ["docs"])) == 1
         lease = await dying.lease()
         lease.abandon()
@@ -95,18 +97,20 @@ async def dead_lease_with(store: Store, other: Store, count: int) -> None:
     claimed = 0
     while claimed < count:
         claimed += len(await TaskManager(other).claim("agent", ["docs"], limit=1_000))
-    lease = await Opened.of(other).lease()
+    lease = await StoreHandle.of(other).lease()
     lease.abandon()
     (expiry,) = await store.get([EXPIRY(lease.id)])
     assert expiry is not None
-    await store.commit([Batch([(expiry.key, expiry.revision)], [(DEAD(lease.id), b"")], [LEASE(lease.id), EXPIRY(lease.id)])])
+    await store.commit(
+        [Batch([(expiry.key, expiry.revision)], [(DEAD(lease.id), b"")], [LEASE(lease.id), EXPIRY(lease.id)])]
+    )
 
 
 async def test_the_work_of_a_dead_process_goes_back_in_few_calls(store: Store) -> None:
     async with store.reopen() as other, store.reopen() as third:
         await dead_lease_with(store, other, 1_000)
         counted = Counted(third)
-        sweep = Sweep(Opened(counted))
+        sweep = Sweep(StoreHandle(counted))
         moved = 0
         while page := await sweep.paced_page():
             moved += page
@@ -114,14 +118,14 @@ async def test_the_work_of_a_dead_process_goes_back_in_few_calls(store: Store) -
         assert counted.calls <= 14 * 1_000 / PAGE, f"{counted.calls} calls for {1_000 // PAGE} pages"
         (count,) = await store.count([READY(lane_id("docs", "", "", ()))])
         assert count == 1_000
-        await Opened.of(other).close()
+        await StoreHandle.of(other).close()
 
 
 async def test_sweeps_of_several_processes_do_little_of_the_work_twice(store: Store) -> None:
     async with store.reopen() as other, store.reopen() as second, store.reopen() as third:
         await dead_lease_with(store, other, 2_000)
         counted = [Counted(handle) for handle in (store, second, third)]
-        sweeps = [Sweep(Opened(handle)) for handle in counted]
+        sweeps = [Sweep(StoreHandle(handle)) for handle in counted]
         ready = [READY(lane_id("docs", "", "", ()))]
 
         async def sweep_until_all_is_back(sweep: Sweep) -> None:
@@ -137,15 +141,17 @@ async def test_sweeps_of_several_processes_do_little_of_the_work_twice(store: St
         conflicts = sum(handle.conflicts for handle in counted)
         # Two of the three lose a page at first, and another one each time that they have waited.
         pages = 2 * (1 + (monotonic() - began) // (YIELD_SEC / 2))
-        assert conflicts <= pages * PAGE, f"{conflicts} of 2,000 tasks were put back by another when a process came to write them"
-        await Opened.of(other).close()
+        assert conflicts <= pages * PAGE, (
+            f"{conflicts} of 2,000 tasks were put back by another when a process came to write them"
+        )
+        await StoreHandle.of(other).close()
         for handle in counted:
-            await Opened.of(handle).close()
+            await StoreHandle.of(handle).close()
 
 
 async def test_an_idle_store_costs_a_sweep_two_calls_as_a_rule(store: Store) -> None:
     counted = Counted(store)
-    sweep = Sweep(Opened(counted))
+    sweep = Sweep(StoreHandle(counted))
     await sweep.paced_page()
     began = counted.calls
     for _ in range(10):
@@ -169,7 +175,9 @@ async def test_late_tasks_of_one_ordering_key_fail_in_few_sweeps(store: Store) -
     deadline = datetime.now(UTC) + timedelta(seconds=0.5)
     ids = await tasks.submit_many([Task(pool_id="docs", ordering_key="k", deadline=deadline) for _ in range(20)])
     await wait_until(lambda: datetime.now(UTC) > deadline + timedelta(milliseconds=50), what="the deadline")
-    assert await tasks._sweep.fail_late() + await tasks._sweep.fail_late() == 20  # the end of the first one moves the second
+    assert (
+        await tasks._sweep.fail_late() + await tasks._sweep.fail_late() == 20
+    )  # the end of the first one moves the second
     assert {(await tasks.get(task_id)).state for task_id in ids} == {TaskState.FAILED}
     assert await tasks.list(state=TaskState.PENDING, pool_id="docs") == ()
 
@@ -212,7 +220,7 @@ async def test_of_many_processes_about_as_many_look_at_all_leases_as_of_few() ->
             looks += any(each.prefix == EXPIRY() for each in ranges)
             return await super().scan(ranges)
 
-    sweep = Sweep(Opened(Looked(store)))
+    sweep = Sweep(StoreHandle(Looked(store)))
     for _ in range(1_000):
         assert await sweep.paced_page() == 0
     assert 50 < looks < 200, f"{looks} of 1,000 pages looked at 640 leases"
@@ -226,7 +234,7 @@ async def test_paced_pages_reach_the_old_tasks_of_many_pools(store: Store) -> No
     await tasks.submit_many([Task(pool_id=name) for name in names])
     for task in [each for name in names for each in await tasks.claim("agent", [name])]:
         await tasks.complete(task)
-    sweep = Sweep(Opened(store))
+    sweep = Sweep(StoreHandle(store))
     for _ in range(6):  # three looks at ten pools each, and some that find nothing
         await sweep.paced_page()
     assert [name for name in names if await tasks.list(pool_id=name)] == []

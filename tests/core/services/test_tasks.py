@@ -19,7 +19,7 @@ from converge.model.keys import KEY, Key
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.pools import PoolManager
-from converge.services.tasks import TaskManager
+from converge.services.tasks.manager import TaskManager
 from converge.testing.fixtures import wait_until
 
 

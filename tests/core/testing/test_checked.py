@@ -51,22 +51,49 @@ WRONG: dict[str, tuple[str, Call]] = {
         "no batch of one call writes a key that another batch of the call reads",
         commits(Batch(puts=[(POOL("a"), b"")]), Batch([(POOL("a"), 1)])),
     ),
-    "puts_and_deletes": ("a batch names a key at most once among its puts and deletes", commits(Batch((), [(POOL("a"), b"")], [POOL("a")]))),
-    "absence_without_put": ("a check of absence is given only with a put of that key", commits(Batch([(POOL("a"), ABSENT)]))),
-    "two_revisions": ("one batch, or one take, does not check a key at two revisions", commits(Batch([(POOL("a"), 1), (POOL("a"), 2)]))),
+    "puts_and_deletes": (
+        "a batch names a key at most once among its puts and deletes",
+        commits(Batch((), [(POOL("a"), b"")], [POOL("a")])),
+    ),
+    "absence_without_put": (
+        "a check of absence is given only with a put of that key",
+        commits(Batch([(POOL("a"), ABSENT)])),
+    ),
+    "two_revisions": (
+        "one batch, or one take, does not check a key at two revisions",
+        commits(Batch([(POOL("a"), 1), (POOL("a"), 2)])),
+    ),
     "no_json": ("a value is JSON text in UTF-8, or empty", commits(Batch(puts=[(POOL("a"), b"\xff")]))),
-    "window_in_seconds": ("a window's bounds are microseconds of store time", commits(Batch(window=Window(at_most=1.5)))),  # type: ignore[arg-type]
-    "long_batch": ("a batch has at most", commits(Batch(deletes=[TASK(n.to_bytes(16, "big")) for n in range(LIMITS.batch_ops + 1)]))),
+    "window_in_seconds": (
+        "a window's bounds are microseconds of store time",
+        commits(Batch(window=Window(at_most=1.5))),  # type: ignore[arg-type]
+    ),
+    "long_batch": (
+        "a batch has at most",
+        commits(Batch(deletes=[TASK(n.to_bytes(16, "big")) for n in range(LIMITS.batch_ops + 1)])),
+    ),
     "many_batches": ("a call has at most", commits(*[Batch()] * (LIMITS.batches + 1))),
     "cancel_and_take": (
         "no batch of a turn deletes or checks a key within its take's ranges",
         turns(TAKE, Batch([(READY(A, 1, B), 5)], (), [READY(A, 1, B)])),
     ),
-    "writes_what_the_take_checks": ("no batch of a turn writes a key that its take checks", turns(TAKE, Batch(puts=[(LEASE(A), b"")]))),
+    "writes_what_the_take_checks": (
+        "no batch of a turn writes a key that its take checks",
+        turns(TAKE, Batch(puts=[(LEASE(A), b"")])),
+    ),
     "take_of_absence": ("a take never checks absence", turns(TAKE._replace(checks=[(LEASE(A), ABSENT)]))),
-    "ranges_alike": ("no two prefixes of a take are alike", turns(TAKE._replace(ranges=[Range(READY(A)), Range(READY(A), (1, B))]))),
-    "ranges_of_two_lengths": ("the ranges of a take are of one family", turns(TAKE._replace(ranges=[Range(READY(A)), Range(READY(B, 1))]))),
-    "many_ranges": ("a take has 1 to", turns(TAKE._replace(ranges=[Range(READY(n.to_bytes(16, "big"))) for n in range(33)]))),
+    "ranges_alike": (
+        "no two prefixes of a take are alike",
+        turns(TAKE._replace(ranges=[Range(READY(A)), Range(READY(A), (1, B))])),
+    ),
+    "ranges_of_two_lengths": (
+        "the ranges of a take are of one family",
+        turns(TAKE._replace(ranges=[Range(READY(A)), Range(READY(B, 1))])),
+    ),
+    "many_ranges": (
+        "a take has 1 to",
+        turns(TAKE._replace(ranges=[Range(READY(n.to_bytes(16, "big"))) for n in range(33)])),
+    ),
     "does_not_fit": ("to + rest + tail fits the types of to's family", turns(TAKE._replace(to=LATER()))),
     "no_tail": ("to + rest + tail fits the types of to's family", turns(TAKE._replace(tail=()))),
     "wrong_tail": ("a key's parts have the types of its family", turns(TAKE._replace(tail=(7,)))),
@@ -96,8 +123,13 @@ async def test_a_call_that_breaks_a_rule_is_refused_by_the_rules_name(name: str)
 
 async def test_a_call_that_keeps_the_rules_passes() -> None:
     async with open_checked("toy:", ToyOptions()) as store:
-        (outcome,) = await store.commit([Batch([(LEASE(A), ABSENT)], [(LEASE(A), b"{}"), (READY(A, 1, B), b"")])], wake=["a:b"])
-        turned = await store.turn([Batch(puts=[(READY(A, 2, A), b"")])], TAKE._replace(checks=[(LEASE(A), outcome.revision)]))  # type: ignore[union-attr]
+        (outcome,) = await store.commit(
+            [Batch([(LEASE(A), ABSENT)], [(LEASE(A), b"{}"), (READY(A, 1, B), b"")])], wake=["a:b"]
+        )
+        turned = await store.turn(
+            [Batch(puts=[(READY(A, 2, A), b"")])],
+            TAKE._replace(checks=[(LEASE(A), outcome.revision)]),  # type: ignore[union-attr]
+        )
         assert turned.taken is not None
         assert await store.count([HELD(A)]) == [1]
 

@@ -58,7 +58,16 @@ CLEAN = """
 def _run_pytest(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
     file = folder / "test_sample.py"
     file.write_text(textwrap.dedent(source))
-    options = ["-p", "converge.testing.fixtures", "-p", "no:randomly", "-p", "no:cacheprovider", "-o", "anyio_mode=auto"]
+    options = [
+        "-p",
+        "converge.testing.fixtures",
+        "-p",
+        "no:randomly",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "anyio_mode=auto",
+    ]
     command = [sys.executable, "-m", "pytest", "-q", *options, "--rootdir", str(folder), "-c", "/dev/null", str(file)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder)
 

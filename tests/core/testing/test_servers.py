@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from converge.testing.fixtures import wait_until_sync
-from converge.testing.servers import ServerFailed, ServerMissing, free_port, port_answers, postgres_server, redis_server, running
+from converge.testing.servers import (
+    ServerFailed,
+    ServerMissing,
+    free_port,
+    port_answers,
+    postgres_server,
+    redis_server,
+    running,
+)
 
 
 def _is_alive(pid: int) -> bool:

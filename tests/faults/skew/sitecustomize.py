@@ -1,4 +1,6 @@
-"""Sets the wall clock of a Python process off by SKEW_SEC, as on a host whose clock is wrong; Python imports this by itself where it finds it."""
+"""Sets the wall clock of a Python process off by SKEW_SEC, as on a host whose clock is wrong; Python imports this by
+itself where it finds it.
+"""
 
 from __future__ import annotations
 

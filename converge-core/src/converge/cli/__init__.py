@@ -14,12 +14,16 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("run", "run:run", "Run agents until their pool is drained, or until SIGTERM or SIGINT."),
     ("submit", "submit:submit", "Submit tasks, from flags or from a file of JSON lines."),
     ("tasks", "", "Look at tasks, and act on them."),
-    ("tasks list", "tasks_list:list_tasks", "List tasks by state, pool, type, topic and age; --dead-letters for those that failed for good."),
-    ("tasks show", "tasks:show", "Show one task with its history."),
-    ("tasks explain", "tasks:explain", "Tell why a task is, or is not, claimed."),
-    ("tasks cancel", "tasks:cancel", "Cancel tasks that have not ended."),
-    ("tasks retry", "tasks:retry", "Submit a copy of each task that failed or was cancelled."),
-    ("tasks purge", "tasks_purge:purge", "Remove ended tasks before their retention has passed."),
+    (
+        "tasks list",
+        "tasks.list:list_tasks",
+        "List tasks by state, pool, type, topic and age; --dead-letters for those that failed for good.",
+    ),
+    ("tasks show", "tasks.verbs:show", "Show one task with its history."),
+    ("tasks explain", "tasks.verbs:explain", "Tell why a task is, or is not, claimed."),
+    ("tasks cancel", "tasks.verbs:cancel", "Cancel tasks that have not ended."),
+    ("tasks retry", "tasks.verbs:retry", "Submit a copy of each task that failed or was cancelled."),
+    ("tasks purge", "tasks.purge:purge", "Remove ended tasks before their retention has passed."),
     ("pools", "", "Create pools, look at them, pause and resume them."),
     ("pools create", "pools:create", "Create a pool; one that exists is left as it is."),
     ("pools list", "pools:list_pools", "List pools with the numbers of their tasks."),
@@ -46,16 +50,21 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("config schema", "config:schema", "Write the JSON Schema of the configuration file."),
     ("completion", "completion:completion", "Write the script that completes commands in bash, zsh or fish."),
 )
-"""Each command: its words, the module and function (none: a group of commands), and the line that `--help` shows without importing it."""
+"""Each command: its words, the module and function (none: a group of commands), and the line that `--help` shows
+without importing it.
+"""
 
 
 def _app(called: str = "") -> cyclopts.App:
-    """Return the command; `called` is the one that is about to run: its help is its docstring, whole, not the line that lists it."""
+    """Return the command; `called` is the one that is about to run: its help is its docstring, whole, not the line that
+    lists it.
+    """
     app = cyclopts.App(
         name="converge",
         help="Networks of agents: run them, give them work, look at what they do.",
         version=_version,
-        help_format="plaintext",  # our help has no markup, and a parser for some would be a fifth of the time that --help takes
+        # our help has no markup, and a parser for some would be a fifth of the time that --help takes
+        help_format="plaintext",
         result_action="return_value",
         suppress_keyboard_interrupt=False,
         default_parameter=cyclopts.Parameter(show_default=_shown_default),
@@ -77,7 +86,9 @@ TEXTS = frozenset(("--why", "--type", "--topic", "--capability", "--dedup-key", 
 
 
 def _given(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments for the library, which takes a lone `-` for an option; `./-` is a path that means standard input to us, and none to it."""
+    """Return the arguments for the library, which takes a lone `-` for an option; `./-` is a path that means standard
+    input to us, and none to it.
+    """
     given = list[str]()
     for argument in arguments:
         if argument == "-" and given and given[-1] in TEXTS:
@@ -108,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     code = _code_of(arguments)
     if arguments is None and threading.active_count() > 1:
-        from converge.runtime.shutdown import leave_past_threads
+        from converge.operations.signals import leave_past_threads
 
         leave_past_threads(code)
     return code
@@ -120,5 +131,8 @@ def _code_of(arguments: Sequence[str] | None) -> int:
         code = _app(_called(given))(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except (Exception, KeyboardInterrupt) as error:  # the process's boundary: whatever it was becomes a message and an exit code
+    except (
+        Exception,
+        KeyboardInterrupt,
+    ) as error:  # the process's boundary: whatever it was becomes a message and an exit code
         return failed(error)

@@ -15,14 +15,16 @@ from converge.cli.options import ConfigFile, Json, Network, OfPool, Plugins, Sto
 from converge.cli.run import loop_options
 from converge.errors import InputError
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
-from converge.runtime import main
-from converge.runtime.config import Config
-from converge.runtime.discovery_store import store_url
-from converge.services.discovery import DiscoveryService
-from converge.services.spec import moment
+from converge.operations import run as main
+from converge.runtime.config.config import Config
+from converge.runtime.network.discovery_store import store_url
+from converge.services.discovery.service import DiscoveryService
+from converge.services.tasks.records import moment
 
 ID_SHOWN = 15
-"""How much of an id a table shows: `cv1` and 60 bits, which tell all agents of a network apart and fit beside the other columns."""
+"""How much of an id a table shows: `cv1` and 60 bits, which tell all agents of a network apart and fit beside the other
+columns.
+"""
 
 NODE_SHOWN = 12
 """How much of a node's key a table shows."""
@@ -32,9 +34,15 @@ def list_agents(
     *,
     pool: OfPool = None,
     topic: Annotated[
-        list[str] | None, Parameter(metavar="NAME", negative=(), help="Only agents with this topic, or another one given; may be repeated.")
+        list[str] | None,
+        Parameter(
+            metavar="NAME", negative=(), help="Only agents with this topic, or another one given; may be repeated."
+        ),
     ] = None,
-    capability: Annotated[list[str] | None, Parameter(metavar="NAME", negative=(), help="Only agents with this capability; may be repeated.")] = None,
+    capability: Annotated[
+        list[str] | None,
+        Parameter(metavar="NAME", negative=(), help="Only agents with this capability; may be repeated."),
+    ] = None,
     limit: Annotated[int | None, Parameter(metavar="N", help="How many at most; by default all.")] = None,
     config: ConfigFile = None,
     store: Store = None,
@@ -53,7 +61,10 @@ def list_agents(
         return DONE
     columns = ("id", "name", "topics", "capabilities", "pools", "node", "endpoints", "age")
     output.table(
-        columns, [_cells(one, now) for one in found], has_lines=True, empty="no agents" if query == DiscoveryQuery() else "no agents that fit"
+        columns,
+        [_cells(one, now) for one in found],
+        has_lines=True,
+        empty="no agents" if query == DiscoveryQuery() else "no agents that fit",
     )
     return DONE
 
@@ -107,7 +118,14 @@ def _record(one: AgentDescriptor, now: int) -> dict[str, Any]:
 
 def _cells(one: AgentDescriptor, now: int) -> tuple[object, ...]:
     names = [" ".join(names) for names in (one.topics, one.capabilities, one.pools)]
-    return (one.id[:ID_SHOWN], one.name, *names, one.node_key[:NODE_SHOWN], " ".join(one.endpoints), output.age(_age_sec(one, now)))
+    return (
+        one.id[:ID_SHOWN],
+        one.name,
+        *names,
+        one.node_key[:NODE_SHOWN],
+        " ".join(one.endpoints),
+        output.age(_age_sec(one, now)),
+    )
 
 
 def _age_sec(one: AgentDescriptor, now: int) -> float:

@@ -17,11 +17,16 @@ SHELLS: tuple[Shell, ...] = ("bash", "zsh", "fish")
 
 
 def completion(
-    shell: Annotated[Shell | None, Parameter(help="Whose script; without it that of the shell that SHELL names.")] = None,
+    shell: Annotated[
+        Shell | None, Parameter(help="Whose script; without it that of the shell that SHELL names.")
+    ] = None,
     /,
     *,
     install: Annotated[
-        bool, Parameter(negative=(), help="Write the script to where the shell looks for it, and load it in the shell's start file.")
+        bool,
+        Parameter(
+            negative=(), help="Write the script to where the shell looks for it, and load it in the shell's start file."
+        ),
     ] = False,
 ) -> int:
     """Write the script that lets the shell complete commands, flags and their choices.

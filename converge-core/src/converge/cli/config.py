@@ -1,4 +1,6 @@
-"""`converge config`: what the configuration is, where it comes from, what is wrong with a file, what may stand in one."""
+"""`converge config`: what the configuration is, where it comes from, what is wrong with a file, what may stand in
+one.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,18 @@ from converge.cli.failures import CONFIGURATION, DONE, told
 from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, import_here
 from converge.errors import ConfigError
 from converge.plugins import PluginHost
-from converge.runtime.config import KEYS, Config
-from converge.runtime.config_check import check_file, schema_of, shown_settings
+from converge.runtime.config.check import check_file, schema_of, shown_settings
+from converge.runtime.config.config import KEYS, Config
 
 File = Annotated[Path, Parameter(help="The TOML file; YAML is read where its library is installed.")]
 
 
 def show(
     *,
-    origin: Annotated[bool, Parameter(negative=(), help="Tell where each value comes from: a file, a variable, a flag, or the default.")] = False,
+    origin: Annotated[
+        bool,
+        Parameter(negative=(), help="Tell where each value comes from: a file, a variable, a flag, or the default."),
+    ] = False,
     changed: Annotated[bool, Parameter(negative=(), help="Only what is not at its default.")] = False,
     config: ConfigFile = None,
     pool: PoolId = None,
@@ -31,7 +36,9 @@ def show(
     json: Json = False,
     verbose: Verbose = False,
 ) -> int:
-    """Show the configuration as `run` would use it, passwords masked: flags win over the environment, that over the file, that over defaults."""
+    """Show the configuration as `run` would use it, passwords masked: flags win over the environment, that over the
+    file, that over defaults.
+    """
     settings = configured(config, store, plugin, network, is_verbose=verbose, pool_id=pool)
     rows = shown_settings(settings, is_changed_only=changed)
     if json:
@@ -53,7 +60,8 @@ def check(
 ) -> int:
     """Tell everything that is wrong with a configuration file; exit with 3 if anything is.
 
-    The environment and other flags play no part. The plugins, backends and options that it names are looked up on this machine.
+    The environment and other flags play no part. The plugins, backends and options that it names are looked up on this
+    machine.
     """
     try:
         import_here(("here:",))  # plugins of the working directory may be named in the file
@@ -72,7 +80,9 @@ def check(
 
 
 def schema(*, plugin: Plugins = None, json: Json = False) -> int:
-    """Write the JSON Schema of the configuration file, with the options of the built-in backends and of the plugins named."""
+    """Write the JSON Schema of the configuration file, with the options of the built-in backends and of the plugins
+    named.
+    """
     import_here(plugin or ())
     made = schema_of(PluginHost(plugin or ()))
     if json:
@@ -87,4 +97,8 @@ def _cell(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return " ".join(value) if isinstance(value, list) and all(isinstance(one, str) for one in value) else output.text(value)
+    return (
+        " ".join(value)
+        if isinstance(value, list) and all(isinstance(one, str) for one in value)
+        else output.text(value)
+    )

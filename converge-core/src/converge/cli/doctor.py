@@ -13,11 +13,11 @@ from converge.cli.failures import CONFIGURATION, DONE, FAILED, UNREACHABLE
 from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured
 from converge.cli.run import loop_options
 from converge.errors import ConfigError, SchemaTooNew, StoreError, TornRecord
+from converge.operations import run as main
+from converge.operations.doctor import Finding, Level, check_config, check_process, error, fine
+from converge.operations.doctor_store import check_store, is_looked_into
 from converge.plugins import PluginHost
-from converge.runtime import main
-from converge.runtime.config import Config
-from converge.runtime.doctor import Finding, Level, check_config, check_process, error, fine
-from converge.runtime.doctor_store import check_store, is_looked_into
+from converge.runtime.config.config import Config
 
 _CODES = {"config": CONFIGURATION, "plugins": CONFIGURATION, "store": UNREACHABLE}
 """Exit codes of checks that went wrong, in the order in which they count; 1 for all others."""
@@ -27,7 +27,9 @@ _STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "red"}
 
 def doctor(
     *,
-    strict: Annotated[bool, Parameter(negative=(), help="Count warnings as errors: exit with 1 where there is one.")] = False,
+    strict: Annotated[
+        bool, Parameter(negative=(), help="Count warnings as errors: exit with 1 where there is one.")
+    ] = False,
     config: ConfigFile = None,
     store: Store = None,
     plugin: Plugins = None,
@@ -35,17 +37,20 @@ def doctor(
     json: Json = False,
     verbose: Verbose = False,
 ) -> int:
-    """Check configuration, plugins, keys and the store; say of each check what it found and, where something is wrong, how to mend it.
+    """Check configuration, plugins, keys and the store; say of each check what it found and, where something is wrong,
+    how to mend it.
 
-    Nothing is changed, and no store is made. Exits with 0 unless there are errors: then with 3 for the configuration or a plugin, 4 for a store that
-    was not reached, else 1.
+    Nothing is changed, and no store is made. Exits with 0 unless there are errors: then with 3 for the configuration or
+    a plugin, 4 for a store that was not reached, else 1.
     """
     findings = list(check_process())
     try:
         settings = configured(config, store, plugin, network, is_verbose=verbose)
     except ConfigError as problem:
         lines = problem.problems or [str(problem)]
-        findings += [error("config", line, "`converge config schema` and the reference page list the keys") for line in lines]
+        findings += [
+            error("config", line, "`converge config schema` and the reference page list the keys") for line in lines
+        ]
     else:
         findings += check_config(settings)
         if not any(one.level is Level.ERROR and one.code == "plugins" for one in findings):
@@ -57,14 +62,26 @@ def doctor(
 async def _look(config: Config) -> list[Finding]:
     host, found = PluginHost(config.plugins), list[Finding]()
     if not is_looked_into(config, host):
-        return [fine("store", f"{config.store} is seen by its own process only, so there is nothing to look at; --store names another")]
+        return [
+            fine(
+                "store",
+                f"{config.store} is seen by its own process only, so there is nothing to look at; --store names "
+                f"another",
+            )
+        ]
     try:
         async with main.opened_store(config) as store:
             found += [one async for one in check_store(store, config, host)]
     except ConfigError as problem:
         found.append(error("config", str(problem), "change the configuration"))
     except (TornRecord, SchemaTooNew) as problem:
-        found.append(error("records", str(problem), "find out what else, or which release, writes to this store; the checks behind it were not made"))
+        found.append(
+            error(
+                "records",
+                str(problem),
+                "find out what else, or which release, writes to this store; the checks behind it were not made",
+            )
+        )
     except StoreError as problem:
         found.append(error("store", str(problem), "mend that first; what is in the store could not be looked at"))
     return found
@@ -82,7 +99,11 @@ def _write(findings: Sequence[Finding], *, as_json: bool) -> None:
             output.write(f"{'':7}  {'':{width}}  -> {one.mend}")
     counts = {level: sum(one.level is level for one in findings) for level in Level}
     output.write("")
-    output.write(f"{_counted(counts[Level.ERROR], 'error')}, {_counted(counts[Level.WARNING], 'warning')}, {counts[Level.OK]} fine")
+    output.write(
+        f"{_counted(counts[Level.ERROR], 'error')}, {_counted(counts[Level.WARNING], 'warning')}, "
+        f"{counts[Level.OK]} "
+        f"fine"
+    )
 
 
 def _counted(count: int, word: str) -> str:

@@ -92,7 +92,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _text(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if isinstance(error, cyclopts.UnknownCommandError) and error.unused_tokens and error.unused_tokens[0].startswith("-"):
+    if (
+        isinstance(error, cyclopts.UnknownCommandError)
+        and error.unused_tokens
+        and error.unused_tokens[0].startswith("-")
+    ):
         return _unknown_flag(error.unused_tokens[0])
     if isinstance(error, cyclopts.UnusedCliTokensError) and error.unused_tokens:
         return f'"{error.unused_tokens[0]}" is one argument more than this command takes; its --help lists them'
@@ -104,4 +108,6 @@ def _text(error: BaseException) -> str:
 def _unknown_flag(flag: str) -> str:
     """A group of commands has no flags but these; the library takes others for commands."""
     near = difflib.get_close_matches(flag, ("--help", "--version"), n=1)
-    return f"Unknown option: {flag}. " + (f"Did you mean {near[0]}?" if near else "It belongs behind a command; --help lists them.")
+    return f"Unknown option: {flag}. " + (
+        f"Did you mean {near[0]}?" if near else "It belongs behind a command; --help lists them."
+    )

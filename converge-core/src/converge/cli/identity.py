@@ -15,17 +15,24 @@ from converge.cli.failures import DONE
 from converge.cli.options import ConfigFile, Json, Verbose, configured
 from converge.env import SYSTEM
 from converge.errors import ConfigError
-from converge.runtime.key_files import KeyFolder
-from converge.runtime.keyring import KeyShown, new_key, rotate_key, show_key, show_keys
+from converge.runtime.keys.folder import KeyFolder
+from converge.runtime.keys.keyring import KeyShown, new_key, rotate_key, show_key, show_keys
 
 IdentityDir = Annotated[str | None, Parameter(help="The folder of the keys; by default what the configuration says.")]
 
 
 def new(
-    kind: Annotated[str, Parameter(help="Whose: node, or an agent's class; with --rotate a key's name, such as node.0.")] = "node",
+    kind: Annotated[
+        str, Parameter(help="Whose: node, or an agent's class; with --rotate a key's name, such as node.0.")
+    ] = "node",
     /,
     *,
-    rotate: Annotated[bool, Parameter(negative=(), help="Put a new key in the place of this one, signed by it; no process may be using it.")] = False,
+    rotate: Annotated[
+        bool,
+        Parameter(
+            negative=(), help="Put a new key in the place of this one, signed by it; no process may be using it."
+        ),
+    ] = False,
     identity_dir: IdentityDir = None,
     config: ConfigFile = None,
     json: Json = False,
@@ -53,10 +60,14 @@ def show(
 
 
 @contextmanager
-def _folder(config: Path | None, identity_dir: str | None, *, is_verbose: bool, is_made: bool = True) -> Iterator[KeyFolder]:
+def _folder(
+    config: Path | None, identity_dir: str | None, *, is_verbose: bool, is_made: bool = True
+) -> Iterator[KeyFolder]:
     chosen = configured(config, is_verbose=is_verbose, identity_dir=identity_dir).identity_dir
     if not chosen:
-        raise ConfigError("identity_dir: is missing: name the folder of the keys with --identity-dir, or in the configuration")
+        raise ConfigError(
+            "identity_dir: is missing: name the folder of the keys with --identity-dir, or in the configuration"
+        )
     with closing(KeyFolder.open(Path(chosen), is_made=is_made)) as folder:
         yield folder
 

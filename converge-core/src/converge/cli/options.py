@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from converge.runtime import logs
-from converge.runtime.config import DEFAULT, ENV_PREFIX, Config, load
-from converge.runtime.lookup import first_on_path
+from converge.operations import logs
+from converge.operations.agent_class import first_on_path
+from converge.runtime.config.config import DEFAULT, ENV_PREFIX, Config, load
 from converge.settings import secrets_in
 
 COMMON = Group("Common parameters", sort_key=100)
@@ -19,26 +19,44 @@ COMMON = Group("Common parameters", sort_key=100)
 
 ConfigFile = Annotated[
     Path | None,
-    Parameter(name=["--config", "-c"], metavar="FILE", group=COMMON, help="A TOML file; flags win over the environment, that over the file."),
+    Parameter(
+        name=["--config", "-c"],
+        metavar="FILE",
+        group=COMMON,
+        help="A TOML file; flags win over the environment, that over the file.",
+    ),
 ]
 Store = Annotated[
     str | None,
     Parameter(
-        metavar="URL", group=COMMON, help="The store, such as file:state.db or redis://host:6379/0; by default memory:, for this process alone."
+        metavar="URL",
+        group=COMMON,
+        help="The store, such as file:state.db or redis://host:6379/0; by default memory:, for this process alone.",
     ),
 ]
 Plugins = Annotated[
     list[str] | None,
     Parameter(
-        name="--plugin", negative=(), metavar="NAME", group=COMMON, help="A plugin to load: NAME, module:attribute, or no:NAME; may be repeated."
+        name="--plugin",
+        negative=(),
+        metavar="NAME",
+        group=COMMON,
+        help="A plugin to load: NAME, module:attribute, or no:NAME; may be repeated.",
     ),
 ]
 Network = Annotated[
-    str | None, Parameter(metavar="NAME", group=COMMON, help="Whose keys to see on a shared store; by default those of the network converge.")
+    str | None,
+    Parameter(
+        metavar="NAME",
+        group=COMMON,
+        help="Whose keys to see on a shared store; by default those of the network converge.",
+    ),
 ]
 PoolId = Annotated[str | None, Parameter(name="--pool", metavar="ID", help="The pool's id.")]
 OfPool = Annotated[str | None, Parameter(name="--pool", metavar="ID", help="Only those of this pool.")]
-Json = Annotated[bool, Parameter(name="--json", negative=(), group=COMMON, help='One JSON object a line, each with "v": 1.')]
+Json = Annotated[
+    bool, Parameter(name="--json", negative=(), group=COMMON, help='One JSON object a line, each with "v": 1.')
+]
 Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative=(), group=COMMON, help="Log more.")]
 
 
@@ -62,7 +80,9 @@ def configured(
     Raises:
         ConfigError: As `load`.
     """
-    config = load(file, flags={"store": store, "plugins": tuple(plugin) if plugin else None, "network": network, **flags})
+    config = load(
+        file, flags={"store": store, "plugins": tuple(plugin) if plugin else None, "network": network, **flags}
+    )
     import_here(config.plugins)
     if is_verbose:
         level = "debug"

@@ -1,4 +1,6 @@
-"""Results on standard output: a table for people, one JSON object a line for programs; colour and progress only on a terminal."""
+"""Results on standard output: a table for people, one JSON object a line for programs; colour and progress only on a
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,15 @@ def table(
     empty: str = "",
     has_lines: bool = False,
 ) -> None:
-    """Write a table; numbers stand at the right. Where standard output is no terminal it is aligned text, whole and without colour.
+    """Write a table; numbers stand at the right. Where standard output is no terminal it is aligned text, whole and
+    without colour.
 
     Args:
         footer: A last row, set apart.
-        empty: What there is none of, told on standard error where there are no rows: a lone head of a table tells nobody whether it looked.
-        has_lines: Each row is one line, on a terminal cut where it does not fit; else cells go on in the next line. What people copy is never cut.
+        empty: What there is none of, told on standard error where there are no rows: a lone head of a table tells
+            nobody whether it looked.
+        has_lines: Each row is one line, on a terminal cut where it does not fit; else cells go on in the next line.
+            What people copy is never cut.
     """
     if empty and not rows:
         note(empty)
@@ -59,7 +64,10 @@ def table(
     widths = [max(len(row[at]) for row in texts) for at in range(len(columns))]
     is_right = [_is_number_column(rows, at) for at in range(len(columns))]
     for row in texts:
-        cells = [cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(row, widths, is_right, strict=True)]
+        cells = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, is_right, strict=True)
+        ]
         _write("  ".join(cells).rstrip())
 
 
@@ -156,7 +164,10 @@ def _write_lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> No
     from rich.text import Text
 
     now, console = datetime.now(UTC), Console(soft_wrap=True)
-    texts = [[f"{age((now - cell).total_seconds())} ago" if isinstance(cell, datetime) else _cell(cell) for cell in row] for row in rows[:ROWS]]
+    texts = [
+        [f"{age((now - cell).total_seconds())} ago" if isinstance(cell, datetime) else _cell(cell) for cell in row]
+        for row in rows[:ROWS]
+    ]
     widths = [max(map(cell_len, (column, *(row[at] for row in texts)))) for at, column in enumerate(columns)]
     excess = sum(widths) + 2 * (len(widths) - 1) - console.width
     for at in range(len(columns) - 1, -1, -1):
@@ -178,7 +189,9 @@ def _write_lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> No
 
 
 def _is_number_column(rows: Sequence[Sequence[object]], at: int) -> bool:
-    return bool(rows) and all(row[at] == "" or (isinstance(row[at], int | float) and not isinstance(row[at], bool)) for row in rows)
+    return bool(rows) and all(
+        row[at] == "" or (isinstance(row[at], int | float) and not isinstance(row[at], bool)) for row in rows
+    )
 
 
 def _cell(value: object) -> str:

@@ -10,13 +10,15 @@ from cyclopts import Parameter
 from converge.cli import output
 from converge.cli.failures import DONE
 from converge.cli.options import Json, import_here
+from converge.operations.plugin_info import Facts, facts_of
 from converge.plugins import PluginHost
-from converge.runtime.plugin_facts import Facts, facts_of
 
 
 def list_plugins(
     *,
-    plugin: Annotated[list[str] | None, Parameter(name="--plugin", negative=(), help="Load this one first; then its kinds are known.")] = None,
+    plugin: Annotated[
+        list[str] | None, Parameter(name="--plugin", negative=(), help="Load this one first; then its kinds are known.")
+    ] = None,
     json: Json = False,
 ) -> int:
     """List installed plugins; none of them is imported, unless --plugin names it."""
@@ -24,10 +26,21 @@ def list_plugins(
     found = PluginHost(tuple(plugin or ())).installed()
     if json:
         for one in found:
-            output.line({**attrs.asdict(one), "schemes": list(one.schemes), "kinds": list(one.kinds), "backends": list(one.backends)})
+            output.line(
+                {
+                    **attrs.asdict(one),
+                    "schemes": list(one.schemes),
+                    "kinds": list(one.kinds),
+                    "backends": list(one.backends),
+                }
+            )
         return DONE
     columns = ("name", "distribution", "version", "schemes", "kinds")
-    output.table(columns, [(one.name, one.distribution, one.version, " ".join(one.schemes), " ".join(one.kinds)) for one in found], has_lines=True)
+    output.table(
+        columns,
+        [(one.name, one.distribution, one.version, " ".join(one.schemes), " ".join(one.kinds)) for one in found],
+        has_lines=True,
+    )
     return DONE
 
 
@@ -37,7 +50,9 @@ def show(
     *,
     json: Json = False,
 ) -> int:
-    """Show one plugin: whose it is, its file with the hash, its hooks, and of each backend the options. It is imported, no other is."""
+    """Show one plugin: whose it is, its file with the hash, its hooks, and of each backend the options. It is imported,
+    no other is.
+    """
     import_here([name])
     facts = facts_of(name)
     if json:
@@ -59,7 +74,10 @@ def show(
             title = f"[options.{backend.name}]"
             output.table(
                 (title, "value", "default", "bounds", "unit", "meaning"),
-                [(one.name, one.type, _default(one.default), one.bounds, one.unit, one.help) for one in backend.options],
+                [
+                    (one.name, one.type, _default(one.default), one.bounds, one.unit, one.help)
+                    for one in backend.options
+                ],
             )
     return DONE
 

@@ -17,10 +17,10 @@ from converge.cli.run import loop_options
 from converge.errors import InputError
 from converge.machines.task import TaskState
 from converge.model.pool import Pool
-from converge.runtime import main
-from converge.runtime.config import Config
-from converge.services.census import Census, census
+from converge.operations import run as main
+from converge.runtime.config.config import Config
 from converge.services.pools import PoolManager
+from converge.services.tasks.counts import Census, census
 
 Ids = Annotated[list[str], Parameter(help="The pools' ids.")]
 
@@ -31,19 +31,33 @@ def create(
     *,
     admission: Annotated[Literal["open", "allow", "secret"], Parameter(help="Who may join.")] = "open",
     allow: Annotated[
-        list[str] | None, Parameter(metavar="AGENT", negative=(), help="An agent that may join under --admission allow; may be repeated.")
+        list[str] | None,
+        Parameter(
+            metavar="AGENT", negative=(), help="An agent that may join under --admission allow; may be repeated."
+        ),
     ] = None,
-    secret_file: Annotated[Path | None, Parameter(metavar="FILE", help="A file with the join secret, for --admission secret.")] = None,
+    secret_file: Annotated[
+        Path | None, Parameter(metavar="FILE", help="A file with the join secret, for --admission secret.")
+    ] = None,
     paused: Annotated[bool, Parameter(negative=(), help="Let nothing be claimed until it is resumed.")] = False,
     priority_step: Annotated[
-        float | None, Parameter(metavar="SEC", help="Seconds of head start that a step of priority is worth; by default 3,600.")
+        float | None,
+        Parameter(metavar="SEC", help="Seconds of head start that a step of priority is worth; by default 3,600."),
     ] = None,
-    dedup_window: Annotated[float | None, Parameter(metavar="SEC", help="Seconds that a dedup key is remembered at least; by default a day.")] = None,
-    keep_completed: Annotated[float | None, Parameter(metavar="SEC", help="Seconds that completed tasks are kept; by default a day.")] = None,
+    dedup_window: Annotated[
+        float | None,
+        Parameter(metavar="SEC", help="Seconds that a dedup key is remembered at least; by default a day."),
+    ] = None,
+    keep_completed: Annotated[
+        float | None, Parameter(metavar="SEC", help="Seconds that completed tasks are kept; by default a day.")
+    ] = None,
     keep_failed: Annotated[
-        float | None, Parameter(metavar="SEC", help="Seconds that failed and cancelled tasks are kept; by default a week.")
+        float | None,
+        Parameter(metavar="SEC", help="Seconds that failed and cancelled tasks are kept; by default a week."),
     ] = None,
-    require_durability: Annotated[Literal["D0", "D1", "D2", "D3"] | None, Parameter(help="Refuse stores that have less.")] = None,
+    require_durability: Annotated[
+        Literal["D0", "D1", "D2", "D3"] | None, Parameter(help="Refuse stores that have less.")
+    ] = None,
     config: ConfigFile = None,
     store: Store = None,
     plugin: Plugins = None,
@@ -70,7 +84,9 @@ def create(
     if json:
         output.line({"id": pool_id, "is_created": is_created})
     else:
-        output.write(f"pool {pool_id} was created" if is_created else f"pool {pool_id} exists already and was left as it is")
+        output.write(
+            f"pool {pool_id} was created" if is_created else f"pool {pool_id} exists already and was left as it is"
+        )
     return DONE
 
 
@@ -83,7 +99,9 @@ def list_pools(
     json: Json = False,
     verbose: Verbose = False,
 ) -> int:
-    """List pools with the numbers of their tasks: ready, later, waiting behind a key, held, done; failed ones are among those done."""
+    """List pools with the numbers of their tasks: ready, later, waiting behind a key, held, done; failed ones are among
+    those done.
+    """
     settings = configured(config, store, plugin, network, is_verbose=verbose)
     found = anyio.run(_list, settings, backend_options=loop_options())
     if json:
@@ -92,7 +110,8 @@ def list_pools(
         return DONE
     columns = ("pool", "admission", "paused", "ready", "later", "waiting", "held", "done", TaskState.FAILED.lower())
     cells = [
-        (pool.id, pool.admission, _yes(pool.is_paused), count.ready, count.later, count.waiting, count.held, count.done, count.failed)
+        (pool.id, pool.admission, _yes(pool.is_paused), count.ready, count.later, count.waiting, count.held,
+        count.done, count.failed)
         for pool, count in found
     ]  # fmt: skip
     output.table(columns, cells, empty="no pools", has_lines=True)
@@ -128,7 +147,9 @@ def allow(
     agent_ids: Annotated[list[str], Parameter(help="The agents' ids.")],
     /,
     *,
-    remove: Annotated[bool, Parameter(negative=(), help="Take the agents off the list; they are no members any more.")] = False,
+    remove: Annotated[
+        bool, Parameter(negative=(), help="Take the agents off the list; they are no members any more.")
+    ] = False,
     config: ConfigFile = None,
     store: Store = None,
     plugin: Plugins = None,
@@ -143,7 +164,8 @@ def allow(
         output.line({"id": pool_id, "allow": list(listed), "is_changed": is_changed})
     else:
         output.write(
-            f"pool {pool_id} allows {len(listed)} {'agent' if len(listed) == 1 else 'agents'}{'' if is_changed else '; nothing was to be changed'}"
+            f"pool {pool_id} allows {len(listed)} "
+            f"{'agent' if len(listed) == 1 else 'agents'}{'' if is_changed else '; nothing was to be changed'}"
         )
     return DONE
 

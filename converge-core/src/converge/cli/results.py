@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from converge.cli import output
 from converge.machines.task import TaskState
-from converge.runtime.drain import Ended, totals
+from converge.operations.drain import Ended, totals
 
 
 def write_results(rows: Sequence[Ended], *, as_json: bool) -> None:
-    """Write a row a task: what it was, its result or error; a last row with the sums where all results are numbers under the same names."""
+    """Write a row a task: what it was, its result or error; a last row with the sums where all results are numbers
+    under the same names.
+    """
     if as_json:
         for row in rows:
             output.line({"id": row.id, "hint": row.hint, "state": row.state, "result": row.result, "error": row.error})
@@ -23,11 +25,16 @@ def write_results(rows: Sequence[Ended], *, as_json: bool) -> None:
     has_others = len(completed) < len(rows)
     columns = ["task", *names, *(["state", "error"] if has_others else [])]
     cells = [
-        [row.hint or row.id, *_result(row, names if sums else None), *([row.state.lower(), row.error] if has_others else [])]
+        [row.hint or row.id, *_result(row, names if sums else None), *([row.state.lower(),
+        row.error] if has_others else [])]
         for row in rows
     ]  # fmt: skip
     footer = (
-        [f"total ({len(completed):,} {'task' if len(completed) == 1 else 'tasks'})", *sums.values(), *(["", ""] if has_others else [])]
+        [
+            f"total ({len(completed):,} {'task' if len(completed) == 1 else 'tasks'})",
+            *sums.values(),
+            *(["", ""] if has_others else []),
+        ]
         if sums
         else None
     )

@@ -15,28 +15,44 @@ from converge.cli.failures import DONE, FAILED
 from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured
 from converge.errors import ConfigError, InputError
 from converge.model.task import Task
-from converge.runtime.lookup import agent_class, first_on_path
-from converge.runtime.task_lines import read_tasks
+from converge.operations.agent_class import agent_class, first_on_path
+from converge.operations.task_file import read_tasks
 
 
 def run(
-    agent: Annotated[str | None, Parameter(help="The agents' class, as module:Class; the working directory comes first.")] = None,
+    agent: Annotated[
+        str | None, Parameter(help="The agents' class, as module:Class; the working directory comes first.")
+    ] = None,
     /,
     *,
     config: ConfigFile = None,
-    agents: Annotated[int | None, Parameter(metavar="N", help="How many agents of the class to run; by default 1.")] = None,
+    agents: Annotated[
+        int | None, Parameter(metavar="N", help="How many agents of the class to run; by default 1.")
+    ] = None,
     pool: PoolId = None,
     store: Store = None,
     transport: Annotated[str | None, Parameter(metavar="URL", help="URL to listen at, or a transport's name.")] = None,
-    advertise: Annotated[str | None, Parameter(metavar="HOST:PORT", help="HOST:PORT at which others reach this process.")] = None,
-    discovery: Annotated[str | None, Parameter(metavar="NAME", help="How processes find one another; by default through the store.")] = None,
+    advertise: Annotated[
+        str | None, Parameter(metavar="HOST:PORT", help="HOST:PORT at which others reach this process.")
+    ] = None,
+    discovery: Annotated[
+        str | None, Parameter(metavar="NAME", help="How processes find one another; by default through the store.")
+    ] = None,
     plugin: Plugins = None,
     network: Network = None,
     health: Annotated[str | None, Parameter(metavar="HOST:PORT", help="HOST:PORT of a health endpoint.")] = None,
-    submit: Annotated[Path | None, Parameter(metavar="FILE", help="A file of JSON lines, one task each; - for standard input.")] = None,
-    drain: Annotated[bool, Parameter(negative=(), help="End when the pool has nothing left to do, and show the results.")] = False,
-    grace: Annotated[float | None, Parameter(metavar="SEC", help="Seconds that running tasks have to end at a stop; by default 25.")] = None,
-    create_pool: Annotated[bool, Parameter(negative=(), help="Create the pool even if one with a near name exists.")] = False,
+    submit: Annotated[
+        Path | None, Parameter(metavar="FILE", help="A file of JSON lines, one task each; - for standard input.")
+    ] = None,
+    drain: Annotated[
+        bool, Parameter(negative=(), help="End when the pool has nothing left to do, and show the results.")
+    ] = False,
+    grace: Annotated[
+        float | None, Parameter(metavar="SEC", help="Seconds that running tasks have to end at a stop; by default 25.")
+    ] = None,
+    create_pool: Annotated[
+        bool, Parameter(negative=(), help="Create the pool even if one with a near name exists.")
+    ] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> int:
@@ -46,17 +62,22 @@ def run(
     """
     settings = configured(
         config, store, plugin, network, is_verbose=verbose, level="info",
-        agent=agent, agents=agents, pool_id=pool, transport=transport, advertise=advertise, discovery=discovery, health=health, grace_sec=grace,
+        agent=agent, agents=agents, pool_id=pool, transport=transport, advertise=advertise, discovery=discovery,
+        health=health, grace_sec=grace,
     )  # fmt: skip
     if not settings.groups:
-        raise ConfigError("agent: is missing: name a class as module:Class, on the command line or in the file that -c names")
+        raise ConfigError(
+            "agent: is missing: name a class as module:Class, on the command line or in the file that -c names"
+        )
     first_on_path(Path.cwd())
     classes = [agent_class(group) for group in settings.groups]
     # Imported after what can be refused without them: a slip of the pen is told in half the time.
     from converge.cli.results import write_results
-    from converge.runtime import main
+    from converge.operations import run as main
 
-    wanted = main.Run(agents=classes, tasks=task_file(submit, settings.pool_id), is_drain=drain, may_create_pool=create_pool)
+    wanted = main.Run(
+        agents=classes, tasks=task_file(submit, settings.pool_id), is_drain=drain, may_create_pool=create_pool
+    )
     main.tune_interpreter()
     with output.progress(settings.pool_id or "tasks", is_wanted=drain) as on_progress:
         drained = anyio.run(main.run, settings, wanted, on_progress, backend_options=loop_options())

@@ -14,15 +14,18 @@ from converge.cli.failures import DONE, FAILED
 from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured
 from converge.cli.run import loop_options
 from converge.errors import InputError
+from converge.operations import run as main
+from converge.operations.store_accept import Accepting, accept_store
+from converge.operations.store_info import StoreFacts, store_facts
 from converge.plugins import PluginHost
-from converge.runtime import main
-from converge.runtime.config import Config
-from converge.runtime.store_accept import Accepting, accept_store
-from converge.runtime.store_facts import StoreFacts, store_facts
+from converge.runtime.config.config import Config
 from converge.urls import without_password
 
 IdentityDir = Annotated[
-    Path | None, Parameter(help="The folder whose processes are to take it for theirs; without it, identity_dir of the configuration.")
+    Path | None,
+    Parameter(
+        help="The folder whose processes are to take it for theirs; without it, identity_dir of the configuration."
+    ),
 ]
 
 
@@ -35,7 +38,9 @@ def info(
     json: Json = False,
     verbose: Verbose = False,
 ) -> int:
-    """Show a store: its backend and settings, its epoch, its clock beside this host's, what is in it, the processes that use it."""
+    """Show a store: its backend and settings, its epoch, its clock beside this host's, what is in it, the processes
+    that use it.
+    """
     settings = configured(config, store, plugin, network, is_verbose=verbose)
     facts = anyio.run(_info, settings, backend_options=loop_options())
     if json:
@@ -48,16 +53,27 @@ def info(
     if facts.pools:
         output.write("")
         columns = ("pool", "ready", "later", "waiting", "held", "done")
-        output.table(columns, [(pool_id, one.ready, one.later, one.waiting, one.held, one.done) for pool_id, one in facts.pools.items()])
+        output.table(
+            columns,
+            [(pool_id, one.ready, one.later, one.waiting, one.held, one.done) for pool_id, one in facts.pools.items()],
+        )
     output.write("")
-    rows = [(one.id[:12], one.node[:12], " ".join(one.endpoints), f"{one.remaining_sec:.1f} s", one.agents, one.held) for one in facts.leases]
-    output.table(("lease", "node", "endpoints", "runs for", "agents", "held"), rows, empty="no process has a lease on it")
+    rows = [
+        (one.id[:12], one.node[:12], " ".join(one.endpoints), f"{one.remaining_sec:.1f} s", one.agents, one.held)
+        for one in facts.leases
+    ]
+    output.table(
+        ("lease", "node", "endpoints", "runs for", "agents", "held"), rows, empty="no process has a lease on it"
+    )
     return DONE
 
 
 def accept(
     *,
-    yes: Annotated[bool, Parameter(name=["--yes", "-y"], negative=(), help="Do not ask; needed where standard input is no terminal.")] = False,
+    yes: Annotated[
+        bool,
+        Parameter(name=["--yes", "-y"], negative=(), help="Do not ask; needed where standard input is no terminal."),
+    ] = False,
     identity_dir: IdentityDir = None,
     config: ConfigFile = None,
     store: Store = None,
@@ -66,9 +82,11 @@ def accept(
     json: Json = False,
     verbose: Verbose = False,
 ) -> int:
-    """Take a store that was flushed, restored or replaced for the true one: processes that stopped because of it go on with what it holds now.
+    """Take a store that was flushed, restored or replaced for the true one: processes that stopped because of it go on
+    with what it holds now.
 
-    First find out what became of its data: tasks that were submitted since the backup are not in it, and some that were completed may run again.
+    First find out what became of its data: tasks that were submitted since the backup are not in it, and some that were
+        completed may run again.
     """
     kept = str(identity_dir) if identity_dir else None
     settings = configured(config, store, plugin, network, is_verbose=verbose, identity_dir=kept)
@@ -76,7 +94,12 @@ def accept(
         if not output.can_ask():
             raise InputError("--yes is missing: nobody can be asked here, and this cannot be taken back")
         shown = without_password(settings.store)
-        question = f"Take what is in {shown} now for the true history? Every process begins anew with it; what they hold goes back."
+        question = (
+            f"Take what is in {shown} now for the true history? Every process begins anew with it; what "
+            f"they "
+            f"hold goes "
+            f"back."
+        )
         if not output.ask(question):
             output.note("nothing was changed")
             return FAILED

@@ -17,11 +17,11 @@ from converge.cli.run import loop_options, task_file
 from converge.errors import InputError, ResultTimeout
 from converge.machines.task import TaskState
 from converge.model.task import Task
-from converge.runtime import main
-from converge.runtime.config import Config
-from converge.runtime.drain import Progress
-from converge.runtime.task_flags import read_inputs
-from converge.runtime.task_lines import check_task
+from converge.operations import run as main
+from converge.operations.drain import Progress
+from converge.operations.task_file import check_task
+from converge.operations.task_flags import read_inputs
+from converge.runtime.config.config import Config
 
 
 def submit(
@@ -29,18 +29,35 @@ def submit(
     /,
     *,
     pool: PoolId = None,
-    capability: Annotated[list[str] | None, Parameter(metavar="NAME", negative=(), help="What an agent must be able to do; may be repeated.")] = None,
-    type: Annotated[str | None, Parameter(metavar="NAME", help="The type of task; agents that name their types take no other.")] = None,
-    topic: Annotated[str | None, Parameter(metavar="NAME", help="What it is about; agents that name their topics take no other.")] = None,
-    priority: Annotated[int | None, Parameter(metavar="N", help="-1,000 to 1,000, by default 0; a higher one is worth a head start.")] = None,
+    capability: Annotated[
+        list[str] | None,
+        Parameter(metavar="NAME", negative=(), help="What an agent must be able to do; may be repeated."),
+    ] = None,
+    type: Annotated[
+        str | None, Parameter(metavar="NAME", help="The type of task; agents that name their types take no other.")
+    ] = None,
+    topic: Annotated[
+        str | None, Parameter(metavar="NAME", help="What it is about; agents that name their topics take no other.")
+    ] = None,
+    priority: Annotated[
+        int | None, Parameter(metavar="N", help="-1,000 to 1,000, by default 0; a higher one is worth a head start.")
+    ] = None,
     dedup_key: Annotated[str | None, Parameter(metavar="KEY", help="Two submits with one key yield one task.")] = None,
-    input: Annotated[list[str] | None, Parameter(metavar="NAME=VALUE", negative=(), help="NAME=VALUE or NAME=@FILE; may be repeated.")] = None,
+    input: Annotated[
+        list[str] | None,
+        Parameter(metavar="NAME=VALUE", negative=(), help="NAME=VALUE or NAME=@FILE; may be repeated."),
+    ] = None,
     config: ConfigFile = None,
     store: Store = None,
     plugin: Plugins = None,
     network: Network = None,
-    wait: Annotated[bool, Parameter(negative=(), help="Wait until the tasks have ended, and show their results.")] = False,
-    timeout: Annotated[float | None, Parameter(metavar="SEC", help="Seconds to wait at most, with --wait; by default as long as it takes.")] = None,
+    wait: Annotated[
+        bool, Parameter(negative=(), help="Wait until the tasks have ended, and show their results.")
+    ] = False,
+    timeout: Annotated[
+        float | None,
+        Parameter(metavar="SEC", help="Seconds to wait at most, with --wait; by default as long as it takes."),
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> int:
@@ -66,13 +83,22 @@ def submit(
     if file is None and not settings.pool_id:
         raise InputError("--pool is missing: which pool's agents are to do it?")
     inputs = read_inputs(given.pop("input", []))
-    tasks = task_file(file, settings.pool_id) if file is not None else [check_task(Task(pool_id=settings.pool_id, inputs=inputs, **given))]
+    tasks = (
+        task_file(file, settings.pool_id)
+        if file is not None
+        else [check_task(Task(pool_id=settings.pool_id, inputs=inputs, **given))]
+    )
     with output.progress(settings.pool_id or "tasks", is_wanted=wait) as on_progress:
         return anyio.run(_submit, settings, tasks, wait, timeout, on_progress, json, backend_options=loop_options())
 
 
 async def _submit(
-    config: Config, tasks: Sequence[Task], is_wait: bool, timeout_sec: float | None, on_progress: Progress | None, as_json: bool
+    config: Config,
+    tasks: Sequence[Task],
+    is_wait: bool,
+    timeout_sec: float | None,
+    on_progress: Progress | None,
+    as_json: bool,
 ) -> int:
     async with main.opened_store(config) as store:
         ids = await main.submit_all(store, tasks)
@@ -83,7 +109,9 @@ async def _submit(
         try:
             rows = await main.wait_all(store, ids, config.poll_sec, timeout_sec, on_progress)
         except ResultTimeout:
-            write_results(await main.states_of(store, ids), as_json=as_json)  # or nobody could tell which tasks these were
+            write_results(
+                await main.states_of(store, ids), as_json=as_json
+            )  # or nobody could tell which tasks these were
             raise
     write_results(rows, as_json=as_json)
     return DONE if all(row.state == TaskState.COMPLETED for row in rows) and len(rows) == len(ids) else FAILED

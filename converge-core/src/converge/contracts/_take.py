@@ -1,4 +1,6 @@
-"""The turn that every store inherits: commit, then scan, commit and get. Two to four trips where an engine of its own needs one."""
+"""The turn that every store inherits: commit, then scan, commit and get. Two to four trips where an engine of its own
+needs one.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,14 @@ if TYPE_CHECKING:
     from converge.contracts.store import Store
 
 ROUNDS = 12
-"""How often an inherited take looks again after losing to another claimer; then it answers that nothing was there, which a hint may say."""
+"""How often an inherited take looks again after losing to another claimer; then it answers that nothing was there,
+which a hint may say.
+"""
 
 WINDOW_GREATEST = 8
-"""Losers start at a random multiple of their limit within a window that doubles to this: measured to cure most conflicts of 16 claimers."""
+"""Losers start at a random multiple of their limit within a window that doubles to this: measured to cure most
+conflicts of 16 claimers.
+"""
 
 
 async def inherited_turn(store: Store, batches: Sequence[Batch], take: Take | None, wake: Collection[str]) -> Turned:
@@ -30,7 +36,9 @@ async def _take(store: Store, take: Take) -> Taken | Conflict:
     window = 1
     seed = pack(take.to) + repr(take.tail).encode()
     for attempt in range(ROUNDS):
-        skip = take.limit * (zlib.crc32(seed, attempt) % window)  # the tail of a claim is random, so two claimers seldom skip alike
+        skip = take.limit * (
+            zlib.crc32(seed, attempt) % window
+        )  # the tail of a claim is random, so two claimers seldom skip alike
         found = await _smallest(store, take, skip)
         if not found:
             if window > 1:
@@ -57,7 +65,10 @@ async def _smallest(store: Store, take: Take, skip: int) -> list[_Found]:
     """The first rests over all ranges: those to skip, those to take, one more per range for the heads."""
     want = skip + take.limit + 1
     pages = await store.scan([Range(r.prefix, r.after, min(want, 1_000)) for r in take.ranges])
-    lists = [[(entry.key[len(r.prefix) :], entry, i) for entry in page] for i, (r, page) in enumerate(zip(take.ranges, pages, strict=True))]
+    lists = [
+        [(entry.key[len(r.prefix) :], entry, i) for entry in page]
+        for i, (r, page) in enumerate(zip(take.ranges, pages, strict=True))
+    ]
     return list(heapq.merge(*lists, key=lambda found: (found[0], found[2])))
 
 
@@ -81,7 +92,11 @@ def _move(take: Take, chosen: list[_Found], now: int) -> Batch:
 async def _nothing(store: Store, take: Take) -> Taken | Conflict:
     """Nothing was there; the checks still decide the answer."""
     entries = await store.get([key for key, _ in take.checks])
-    failed = [key for (key, revision), entry in zip(take.checks, entries, strict=True) if entry is None or entry.revision != revision]
+    failed = [
+        key
+        for (key, revision), entry in zip(take.checks, entries, strict=True)
+        if entry is None or entry.revision != revision
+    ]
     if failed:
         return Conflict(tuple(failed))
     return Taken(0, (), (), [None] * len(take.ranges), await store.time())

@@ -1,4 +1,6 @@
-"""What a plugin gives to let agents decide on things of its own: the decision's record, and the handler that carries it out."""
+"""What a plugin gives to let agents decide on things of its own: the decision's record, and the handler that carries it
+out.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ class DecisionContext(Protocol):
 
     Attributes:
         agent_id: The agent's id.
-        store: The node's store: `TaskManager(store)`, `PoolManager(store)` and `DiscoveryService(store=store)` share the node's lease.
+        store: The node's store: `TaskManager(store)`, `PoolManager(store)` and `DiscoveryService(store=store)` share
+            the node's lease.
         log: The agent's log.
     """
 
@@ -48,8 +51,10 @@ class DecisionKind:
 
     Attributes:
         name: What `allowed_actions`, counts and logs call it: lower case, a-z first, then a-z 0-9 -.
-        type: The decision's record, an attrs class; a decision is of this kind if it is an instance of exactly this class.
-        handler: Carries a decision out; what it returns is the outcome's value, what it raises its error. It runs in the agent's own task.
+        type: The decision's record, an attrs class; a decision is of this kind if it is an instance of exactly this
+            class.
+        handler: Carries a decision out; what it returns is the outcome's value, what it raises its error. It runs in
+            the agent's own task.
     """
 
     name: str

@@ -4,17 +4,22 @@ Verification, sequence, index and matching are core's; a backend only carries wh
 
 The clauses:
 
-D-1  snapshot answers every sighting that was published and neither withdrawn nor ended, each id once, the latest published.
+D-1  snapshot answers every sighting that was published and neither withdrawn nor ended, each id once, the latest
+     published.
 D-2  publish again with the same id replaces; withdraw of an unknown id is no error; empty calls are legal.
-D-3  watch yields a first list when it is in force (what `snapshot` would say), then whole lists after changes; one list may report many
-     changes.
+D-3  watch yields a first list when it is in force (what `snapshot` would say), then whole lists after changes; one list
+     may report many changes.
 D-4  A sighting comes back byte for byte.
-D-5  A backend that declares `publishes=False` says what it was configured with: publish and withdraw are accepted, and change nothing for anybody.
-D-6  What one handle publishes every other handle on the same place sees at its next snapshot; what a process published ends with the process: at once
-     when it closes, within its lease when it dies.
-D-7  reader().look answers what has changed since the look before, at first everything: the changes of all looks make up the snapshot.
-D-8  A call that fails raises a StoreError or ChannelError, and the next one works: a reader misses nothing and takes nothing twice for it.
-D-9  A DiscoveryService on it lists what verifies, of each agent the highest sequence that was seen, and nobody whose lease has ended. (Core's part.)
+D-5  A backend that declares `publishes=False` says what it was configured with: publish and withdraw are accepted, and
+     change nothing for anybody.
+D-6  What one handle publishes every other handle on the same place sees at its next snapshot; what a process published
+     ends with the process: at once when it closes, within its lease when it dies.
+D-7  reader().look answers what has changed since the look before, at first everything: the changes of all looks make up
+     the snapshot.
+D-8  A call that fails raises a StoreError or ChannelError, and the next one works: a reader misses nothing and takes
+     nothing twice for it.
+D-9  A DiscoveryService on it lists what verifies, of each agent the highest sequence that was seen, and nobody whose
+     lease has ended. (Core's part.)
 """
 
 from __future__ import annotations
@@ -47,7 +52,9 @@ class Sighting(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What has changed since the look before: `came` are new or other than they were, `gone` are the ids that are no longer there."""
+    """What has changed since the look before: `came` are new or other than they were, `gone` are the ids that are no
+    longer there.
+    """
 
     came: Sequence[Sighting]
     gone: Sequence[str]
@@ -91,19 +98,26 @@ class Reader:
             StoreError, ChannelError: As `snapshot`.
         """
         now = {sighting.id: sighting for sighting in await self._discovery.snapshot()}
-        changes = Changes([one for one in now.values() if self._known.get(one.id) != one], [id_ for id_ in self._known if id_ not in now])
+        changes = Changes(
+            [one for one in now.values() if self._known.get(one.id) != one],
+            [id_ for id_ in self._known if id_ not in now],
+        )
         self._known = now
         return changes
 
     async def hints(self) -> AsyncIterator[None]:
-        """Yield when it is time to look: at first at once, then after changes, and each poll interval where the backend polls."""
+        """Yield when it is time to look: at first at once, then after changes, and each poll interval where the backend
+        polls.
+        """
         async with aclosing(self._discovery.watch()) as watch:  # type: ignore[type-var]  # every watch is an async generator
             async for _ in watch:
                 yield None
 
 
 Open = Callable[..., AbstractAsyncContextManager[Discovery]]
-"""`open(options, *, store, poll_sec)`: an async context manager of a Discovery; the node's store and its poll interval may be left unused."""
+"""`open(options, *, store, poll_sec)`: an async context manager of a Discovery; the node's store and its poll interval
+may be left unused.
+"""
 
 
 @attrs.frozen(kw_only=True)

@@ -1,41 +1,52 @@
 """The store contract: ordered keys, revisions, atomic batches, one take.
 
-A store knows no task. It keeps keys (tuples, `converge.model.keys`) with a value and a revision, applies batches atomically, and can choose and
-move the first keys of several ranges in one step. A backend implements `get`, `scan`, `commit` and `time`; it inherits the rest and overrides
-what it can do faster.
+A store knows no task. It keeps keys (tuples, `converge.model.keys`) with a value and a revision, applies batches
+atomically, and can choose and move the first keys of several ranges in one step. A backend implements `get`, `scan`,
+`commit` and `time`; it inherits the rest and overrides what it can do faster.
 
 The clauses, each tested by `converge.testing.StoreContract`:
 
-S-1  get answers in the order of its keys: an `Entry` with the value and revision last written, or None. An empty call is legal, here and below.
-S-2  scan answers each range with its entries in key order: only keys under the prefix (no neighbour), rests greater than `after`, at most `limit`.
-     The families of `keys.ALSO` are never scanned, counted or taken from: a backend keeps them in no order.
-S-3  A batch is all or nothing: if one check or the window fails, nothing of it is written, and the answer is `Conflict` with the keys whose
-     checks failed.
-S-4  Checks, window and writes of a batch are one atomic step: of two calls that check the same revision (or the same absence), one commits.
-S-5  The batches of a call are independent: one conflict changes nothing for its neighbours; the answers come in the order of the batches.
-S-6  Revisions are positive and come from one store-wide sequence: a commit begun after another has ended has a greater one, over all keys,
-     handles and restarts of a persistent store. A key that is put by a commit begun after its deletion has ended has a greater
-     revision than before.
-S-7  A window is compared with store time inside the atomic step; a client's clock plays no part. `Conflict.window` is True when it failed.
-S-8  time is store time: microseconds, close to UTC, one clock for every client, and it does not run backwards while the store is open.
-S-9  A wake reaches at least one watcher of its channel that has been told to look (the first item of `watch`), at some time after the commit; it
-     is a hint, may be lost or repeated, and is never told before the writes that it announces can be read.
-S-10 take moves, in one atomic step, the `limit` smallest rests among all keys of its ranges: deletes each key, puts `to + rest + tail` with store
-     time in decimal digits as its value, all at the revision that it answers. If a check fails it moves nothing and answers `Conflict`.
+S-1  get answers in the order of its keys: an `Entry` with the value and revision last written, or None. An empty call
+     is legal, here and below.
+S-2  scan answers each range with its entries in key order: only keys under the prefix (no neighbour), rests greater
+     than `after`, at most `limit`. The families of `keys.ALSO` are never scanned, counted or taken from: a backend
+     keeps them in no order.
+S-3  A batch is all or nothing: if one check or the window fails, nothing of it is written, and the answer is `Conflict`
+     with the keys whose checks failed.
+S-4  Checks, window and writes of a batch are one atomic step: of two calls that check the same revision (or the same
+     absence), one commits.
+S-5  The batches of a call are independent: one conflict changes nothing for its neighbours; the answers come in the
+     order of the batches.
+S-6  Revisions are positive and come from one store-wide sequence: a commit begun after another has ended has a greater
+     one, over all keys, handles and restarts of a persistent store. A key that is put by a commit begun after its
+     deletion has ended has a greater revision than before.
+S-7  A window is compared with store time inside the atomic step; a client's clock plays no part. `Conflict.window` is
+     True when it failed.
+S-8  time is store time: microseconds, close to UTC, one clock for every client, and it does not run backwards while the
+     store is open.
+S-9  A wake reaches at least one watcher of its channel that has been told to look (the first item of `watch`), at some
+     time after the commit; it is a hint, may be lost or repeated, and is never told before the writes that it announces
+     can be read.
+S-10 take moves, in one atomic step, the `limit` smallest rests among all keys of its ranges: deletes each key, puts `to
+     + rest + tail` with store time in decimal digits as its value, all at the revision that it answers. If a check
+     fails it moves nothing and answers `Conflict`.
 S-11 Two takes never move the same key; a take may pass over keys that another is taking at that moment.
-S-12 What a take checks stays as it was until the take has committed: nobody who changes a checked key can end before a take that saw the old one.
-S-13 turn applies the batches, then the take, each as `commit` and as S-10 say; the take does not depend on the outcome of the batches.
-S-14 What was answered as committed stays: it is seen by every later read through any handle, after `reopen`, and, in a store that is `PERSISTENT`,
-     after all handles were closed.
-S-15 Values and keys come back byte for byte, and type for type, up to the limits; a value over `value_bytes` is refused with `ValueTooLarge` before
-     anything is written, never cut.
+S-12 What a take checks stays as it was until the take has committed: nobody who changes a checked key can end before a
+     take that saw the old one.
+S-13 turn applies the batches, then the take, each as `commit` and as S-10 say; the take does not depend on the outcome
+     of the batches.
+S-14 What was answered as committed stays: it is seen by every later read through any handle, after `reopen`, and, in a
+     store that is `PERSISTENT`, after all handles were closed.
+S-15 Values and keys come back byte for byte, and type for type, up to the limits; a value over `value_bytes` is refused
+     with `ValueTooLarge` before anything is written, never cut.
 S-16 `NotApplied` is raised only if nothing of any batch was written; where that is not known, `OutcomeUnknown`.
 S-17 A handle from `reopen` works in another thread with another event loop, at the same time.
 S-18 count answers how many keys are under each prefix.
 
-What a caller must keep to (core does, and the kit checks core): no batch of one call writes a key that another batch of the call reads or writes; a
-batch names a key at most once among its puts and deletes; no batch of a turn deletes or checks a key within its take's ranges or writes a key
-that its take checks. A backend may therefore decide all batches of a call as one set. Checks may be shared between batches.
+What a caller must keep to (core does, and the kit checks core): no batch of one call writes a key that another batch of
+the call reads or writes; a batch names a key at most once among its puts and deletes; no batch of a turn deletes or
+checks a key within its take's ranges or writes a key that its take checks. A backend may therefore decide all batches
+of a call as one set. Checks may be shared between batches.
 """
 
 from __future__ import annotations
@@ -51,11 +62,25 @@ import anyio
 import attrs
 
 from converge.contracts._take import inherited_turn
-from converge.model.batch import ABSENT, Batch, Check, Committed, Conflict, Entry, Put, Range, Take, Taken, Turned, Window
+from converge.model.batch import (
+    ABSENT,
+    Batch,
+    Check,
+    Committed,
+    Conflict,
+    Entry,
+    Put,
+    Range,
+    Take,
+    Taken,
+    Turned,
+    Window,
+)
 from converge.model.keys import Key, Prefix, Rest
 
 __all__ = [
-    "ABSENT", "CONTRACT", "LIMITS", "POLL_SEC", "Batch", "Channel", "Check", "Committed", "Conflict", "Durability", "Entry", "Feature", "Key", "Open",
+    "ABSENT", "CONTRACT", "LIMITS", "POLL_SEC", "Batch", "Channel", "Check", "Committed", "Conflict", "Durability",
+    "Entry", "Feature", "Key", "Open",
     "Prefix", "Put", "Range", "Rest", "Store", "StoreBackend", "StoreLimits", "Take", "Taken", "Turned", "Window",
 ]  # fmt: skip
 
@@ -111,17 +136,19 @@ class Durability(IntEnum):
 class Store(ABC):
     """One handle on a store; used from one thread and event loop, by many tasks at once.
 
-    A handle is entered as what its backend's `open` returned (`async with`), and closed by leaving it. `durability` is the class that this store has
-    with the settings found when it was opened.
+    A handle is entered as what its backend's `open` returned (`async with`), and closed by leaving it. `durability` is
+    the class that this store has with the settings found when it was opened.
     """
 
     durability: Durability = Durability.D0
 
-    opening: Callable[[], AbstractAsyncContextManager[Store]] | None = None
+    reopener: Callable[[], AbstractAsyncContextManager[Store]] | None = None
     """How another handle is opened; set by whoever opened this one (see `opened` below)."""
 
-    opened: object | None = None
-    """Core's own: what belongs to this handle while it is open (its coalescer, its lease). A backend leaves it alone."""
+    shared: object | None = None
+    """Core's own: what belongs to this handle while it is open (its coalescer, its lease). A backend leaves it
+    alone.
+    """
 
     @abstractmethod
     async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
@@ -140,11 +167,14 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         """Apply each batch whole or not at all, independently of the others; answer in their order (S-3 to S-7).
 
         Args:
-            batches: At most `LIMITS.batches`, each of at most `LIMITS.batch_ops` operations; a value has at most `LIMITS.value_bytes`.
+            batches: At most `LIMITS.batches`, each of at most `LIMITS.batch_ops` operations; a value has at most
+                `LIMITS.value_bytes`.
             wake: Channels of which a watcher is told after the commit (S-9: a hint).
 
         Raises:
@@ -183,7 +213,8 @@ class Store(ABC):
         return totals
 
     async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
-        """Yield once when the watch is in force, then after each wake of a channel: look then, a wake is never the truth (S-9).
+        """Yield once when the watch is in force, then after each wake of a channel: look then, a wake is never the
+        truth (S-9).
 
         Many watches may be open at once. The inherited one wakes its reader each `POLL_SEC`.
         """
@@ -192,7 +223,8 @@ class Store(ABC):
             await anyio.sleep(POLL_SEC)
 
     async def facts(self) -> Mapping[str, str | int]:
-        """Answer what an operator wants to know of the store's place and settings, by name, with units in the names; no passwords.
+        """Answer what an operator wants to know of the store's place and settings, by name, with units in the names; no
+        passwords.
 
         The inherited one has nothing to say.
         """
@@ -203,16 +235,18 @@ class Store(ABC):
 
         The inherited one opens the backend again at the same place; a store that lives in its process overrides it.
         """
-        if self.opening is None:
-            raise NotImplementedError(f"{type(self).__name__} was not opened with open_store, so it cannot open itself again; override reopen")
-        return self.opening()
+        if self.reopener is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} was not opened with open_store, so it cannot open itself again; override reopen"
+            )
+        return self.reopener()
 
 
 @asynccontextmanager
-async def opened(open: Callable[[], AbstractAsyncContextManager[Store]]) -> AsyncIterator[Store]:
+async def reopenable(open: Callable[[], AbstractAsyncContextManager[Store]]) -> AsyncIterator[Store]:
     """Open a handle that can open others like it: what `open_store` and the kit give."""
     async with open() as store:
-        store.opening = partial(opened, open)
+        store.reopener = partial(reopenable, open)
         yield store
 
 
@@ -227,8 +261,9 @@ class StoreBackend:
     Attributes:
         name: What users type; lower case, `[a-z][a-z0-9-]*`.
         schemes: URL schemes that mean this backend.
-        options: An attrs class: every option typed, defaulted, bounded, documented. The whole URL is passed apart from them.
-            An option named `network` (text) is set by core to the network whose keys to see; a store without one keeps a single network.
+        options: An attrs class: every option typed, defaulted, bounded, documented. The whole URL is passed apart from
+            them. An option named `network` (text) is set by core to the network whose keys to see; a store without one
+            keeps a single network.
         open: Called with the URL and an instance of `options`.
         contract: The number of the contract it was written for (`CONTRACT`).
         features: What it can do.

@@ -1,27 +1,33 @@
 """The transport contract: frames between two processes, nothing else.
 
-Encryption, identity, routing, acknowledgement, reconnecting and de-duplication are core's, so every transport has the same security and the same
-delivery guarantee.
+Encryption, identity, routing, acknowledgement, reconnecting and de-duplication are core's, so every transport has the
+same security and the same delivery guarantee.
 
 The clauses, each tested by `converge.testing.TransportContract`:
 
-C-1  Frames arrive whole, unchanged, in the order sent, each once; a frame has 1 to `frame_bytes` bytes, all byte values are legal.
-C-2  send takes one frame or many; receive answers at least one, and as many as have already arrived. Boundaries between frames are kept; groups are
-     not.
-C-3  send waits while the peer does not read: what a channel holds unsent is bounded (`WRITE_QUEUE_BYTES`), memory does not grow with what is sent.
-C-4  An orderly close by the peer, or its death, ends receive with `ConnectionLost` after the frames that had arrived; send raises it too, at once
-     or at a later send.
-C-5  close is idempotent, wakes a waiting send and receive with `ConnectionClosed`, and never waits for the peer longer than a second.
-C-6  A frame over the limit is refused with `MessageTooLarge`, an empty one with `InvalidValue`, before any byte of the call is sent; one over the
-     limit that the peer announces ends the channel with `BadRecord`, before memory is taken for it.
-C-7  listen binds before it returns, and its `address` can be connected to (port 0 has become a port); a port in use, or an address that is not
-     ours, is `ListenFailed` at once.
-C-8  connect to a closed port, an unknown host, or a peer that speaks something else fails with `ConnectFailed` (or the channel ends) in time.
+C-1  Frames arrive whole, unchanged, in the order sent, each once; a frame has 1 to `frame_bytes` bytes, all byte values
+     are legal.
+C-2  send takes one frame or many; receive answers at least one, and as many as have already arrived. Boundaries between
+     frames are kept; groups are not.
+C-3  send waits while the peer does not read: what a channel holds unsent is bounded (`WRITE_QUEUE_BYTES`), memory does
+     not grow with what is sent.
+C-4  An orderly close by the peer, or its death, ends receive with `ConnectionLost` after the frames that had arrived;
+     send raises it too, at once or at a later send.
+C-5  close is idempotent, wakes a waiting send and receive with `ConnectionClosed`, and never waits for the peer longer
+     than a second.
+C-6  A frame over the limit is refused with `MessageTooLarge`, an empty one with `InvalidValue`, before any byte of the
+     call is sent; one over the limit that the peer announces ends the channel with `BadRecord`, before memory is taken
+     for it.
+C-7  listen binds before it returns, and its `address` can be connected to (port 0 has become a port); a port in use, or
+     an address that is not ours, is `ListenFailed` at once.
+C-8  connect to a closed port, an unknown host, or a peer that speaks something else fails with `ConnectFailed` (or the
+     channel ends) in time.
 C-9  Many channels of one listener are independent: one that does not read stops no other.
-C-10 A cancelled receive loses no frame. A cancelled send leaves the channel usable, or closed with `ConnectionClosed`; any of its frames may have
-     been sent, never half of one with another after it.
+C-10 A cancelled receive loses no frame. A cancelled send leaves the channel usable, or closed with `ConnectionClosed`;
+     any of its frames may have been sent, never half of one with another after it.
 C-11 Leaving the listener closes its socket and every channel that it has accepted.
-C-12 Data that does not follow the transport's framing ends that channel alone with `BadRecord` or `ConnectionLost`, in bounded time and memory.
+C-12 Data that does not follow the transport's framing ends that channel alone with `BadRecord` or `ConnectionLost`, in
+     bounded time and memory.
 """
 
 from __future__ import annotations
@@ -97,7 +103,9 @@ class Listener(ABC):
 
 
 class Transport(ABC):
-    """Opens channels and listeners. An async context manager gives it (`TransportBackend.open`) and ends what is left of both."""
+    """Opens channels and listeners. An async context manager gives it (`TransportBackend.open`) and ends what is left
+    of both.
+    """
 
     @abstractmethod
     def listen(self, address: str) -> AbstractAsyncContextManager[Listener]:
@@ -125,8 +133,9 @@ class TransportBackend:
     """The declaration of a transport: what a plugin's `converge_transports` returns.
 
     Attributes:
-        check_address: Raises ValueError, with the reason, for a URL that can never be meant, such as one without a port. A node calls it before it
-            opens anything, so that a mistyped address is told as one, and not as a network that is down. Without it `listen` says so later.
+        check_address: Raises ValueError, with the reason, for a URL that can never be meant, such as one without a
+            port. A node calls it before it opens anything, so that a mistyped address is told as one, and not as a
+            network that is down. Without it `listen` says so later.
         others: As `StoreBackend`.
     """
 

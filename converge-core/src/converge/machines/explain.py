@@ -34,7 +34,9 @@ class Holder:
 
 @attrs.frozen(kw_only=True)
 class Beside:
-    """What is read beside the task. `pool` None: it was removed. `active`: the id of its ordering key's active task, if that is another."""
+    """What is read beside the task. `pool` None: it was removed. `active`: the id of its ordering key's active task, if
+    that is another.
+    """
 
     pool: Pool | None
     groups: Sequence[Group] = ()
@@ -52,7 +54,9 @@ class Verdict:
 
 @attrs.frozen(kw_only=True)
 class Explanation:
-    """Where the task stands, whether the next claim of a group that fits may take it, and everything that is in the way."""
+    """Where the task stands, whether the next claim of a group that fits may take it, and everything that is in the
+    way.
+    """
 
     state: str
     place: str
@@ -65,7 +69,8 @@ class Explanation:
 def explain(spec: Spec, state: State | None, place: Place | None, beside: Beside, now: int) -> Explanation:
     """Return why the task is or is not claimed. `place` is None once it has ended.
 
-    A group's task types are not in its descriptors: a group that takes only some types may pass over a task that it could claim here.
+    A group's task types are not in its descriptors: a group that takes only some types may pass over a task that it
+    could claim here.
     """
     lane = Lane(spec.pool, spec.topic, spec.type, spec.capabilities)
     verdicts = tuple(Verdict(group=group, refusal=refusal(lane, group.claimer)) for group in beside.groups)
@@ -88,14 +93,21 @@ def _of_its_place(spec: Spec, state: State | None, place: Place | None, beside: 
         return [f"it has ended and is never claimed again{why}"]
     if type(place) is Held:
         return [_of_its_holder(place, beside.holder, now)]
-    late = [f"its deadline passed {_span(now - spec.deadline)} ago: the next sweep fails it"] if spec.deadline and now >= spec.deadline else []
+    late = (
+        [f"its deadline passed {_span(now - spec.deadline)} ago: the next sweep fails it"]
+        if spec.deadline and now >= spec.deadline
+        else []
+    )
     if type(place) is Waiting:
         behind = f"task {beside.active}" if beside.active else "another task"
         return [*late, f'it waits behind {behind} of its ordering key "{spec.ordering_key}"']
     if type(place) is Later:
         due = state.due if state is not None else spec.due
         what = "it is tried again" if state is not None else "it is due"
-        return [*late, f"{what} in {_span(due - now)}" if due > now else "it has just become due: the next sweep makes it ready"]
+        return [
+            *late,
+            f"{what} in {_span(due - now)}" if due > now else "it has just become due: the next sweep makes it ready",
+        ]
     return late
 
 
@@ -104,7 +116,10 @@ def _of_its_holder(place: Held, holder: Holder | None, now: int) -> str:
         return "it is held by a process that is not known any more: the next sweep puts it back"
     node = f"node {holder.node[:12]}" if holder.node else "a node"
     where = f" at {' '.join(holder.endpoints)}" if holder.endpoints else ""
-    claim = f"it was claimed {_span(now - place.claimed_at)} ago by {node}{where}, lease {holder.lease[:12]}, token {place.token}"
+    claim = (
+        f"it was claimed {_span(now - place.claimed_at)} ago by {node}{where}, lease {holder.lease[:12]}, "
+        f"token {place.token}"
+    )
     return claim if holder.is_alive else f"{claim}; that lease has ended: the next sweep puts the task back"
 
 
@@ -124,4 +139,10 @@ def _of_agents(spec: Spec, verdicts: Sequence[Verdict]) -> Sequence[str]:
 
 def _span(micros: int) -> str:
     seconds = max(0, micros) / 1_000_000
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7_200 else f"{seconds / 3_600:.0f} h"
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7_200
+        else f"{seconds / 3_600:.0f} h"
+    )

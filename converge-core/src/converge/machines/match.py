@@ -26,7 +26,9 @@ class Claimer:
     types: frozenset[str] | None = None
 
     @classmethod
-    def of(cls, capabilities: Collection[str], topics: Collection[str] | None, types: Collection[str] | None) -> Claimer:
+    def of(
+        cls, capabilities: Collection[str], topics: Collection[str] | None, types: Collection[str] | None
+    ) -> Claimer:
         """Return the claimer with these; an empty collection of topics or types means any, as None does."""
         return cls(
             capabilities=frozenset(capabilities),
@@ -51,9 +53,11 @@ def refusal(lane: Lane, claimer: Claimer) -> str | None:
 
 
 def lane_news(lane: Lane) -> set[str]:
-    """Return the channels to wake when a lane is new: a watcher of these may take from it, but for the second of its capabilities and on.
+    """Return the channels to wake when a lane is new: a watcher of these may take from it, but for the second of its
+    capabilities and on.
 
-    One channel for the whole pool would wake anybody, most often one who may not take from the lane, and the task would wait for a poll.
+    One channel for the whole pool would wake anybody, most often one who may not take from the lane, and the task would
+    wait for a poll.
     """
     first = lane.capabilities[0] if lane.capabilities else ""
     kinds = product((lane.topic, _ANY), (lane.type, _ANY))
@@ -74,8 +78,16 @@ def _news(pool: str, *kind: str | None) -> str:
     return f"news.{hashlib.blake2b(msgspec.json.encode((pool, *kind)), digest_size=16).hexdigest()}"
 
 
-def matches(*, topics: Collection[str], capabilities: Collection[str], pool_id: str | None, has: tuple[Set[str], Set[str], Set[str]]) -> bool:
-    """Tell whether an agent that has these (topics, capabilities, pools) is found: any of the topics, all of the capabilities, in the pool."""
+def matches(
+    *,
+    topics: Collection[str],
+    capabilities: Collection[str],
+    pool_id: str | None,
+    has: tuple[Set[str], Set[str], Set[str]],
+) -> bool:
+    """Tell whether an agent that has these (topics, capabilities, pools) is found: any of the topics, all of the
+    capabilities, in the pool.
+    """
     agent_topics, agent_capabilities, agent_pools = has
     if topics and agent_topics.isdisjoint(topics):
         return False

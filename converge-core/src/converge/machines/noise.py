@@ -1,4 +1,5 @@
-"""Noise_XX_25519 over AESGCM or ChaChaPoly with SHA-256, as published (https://noiseprotocol.org/noise.html, revision 34); nothing of Converge's own.
+"""Noise_XX_25519 over AESGCM or ChaChaPoly with SHA-256, as published (https://noiseprotocol.org/noise.html, revision
+34); nothing of Converge's own.
 
 Bytes in, bytes out. Key pairs are given, so nothing here draws a random number.
 """
@@ -68,7 +69,9 @@ class CipherState:
         return plaintext
 
     def rekey(self) -> None:
-        """REKEY: the new key is the first 32 bytes of the encryption of 32 zeros under nonce 2^64 - 1. The number goes on."""
+        """REKEY: the new key is the first 32 bytes of the encryption of 32 zeros under nonce 2^64 - 1. The number goes
+        on.
+        """
         self._key(self._encrypt(self._nonce(2**64 - 1), bytes(32), b"")[:32])
 
 
@@ -80,7 +83,9 @@ class HandshakeState:
         rs: The peer's static key, once it has arrived.
     """
 
-    def __init__(self, suite: int, *, is_initiator: bool, prologue: bytes, static: X25519PrivateKey, ephemeral: X25519PrivateKey) -> None:
+    def __init__(
+        self, suite: int, *, is_initiator: bool, prologue: bytes, static: X25519PrivateKey, ephemeral: X25519PrivateKey
+    ) -> None:
         name = SUITES[suite]
         self._suite, self._is_initiator = suite, is_initiator
         self._s, self._e = static, ephemeral

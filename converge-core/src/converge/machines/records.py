@@ -1,7 +1,9 @@
-"""Records: items sealed into frames, one Noise record each, and opened again in order. Nothing of a record is looked at before it is authentic.
+"""Records: items sealed into frames, one Noise record each, and opened again in order. Nothing of a record is looked at
+before it is authentic.
 
-Inside a record: items of `length u32 || kind u8 || flags u8 (bit 0: more follows) || body`; the length counts the body, and lengths add up exactly.
-An item of a message that does not fit into a record is cut into consecutive fragments, between which only control items may stand.
+Inside a record: items of `length u32 || kind u8 || flags u8 (bit 0: more follows) || body`; the length counts the body,
+and lengths add up exactly. An item of a message that does not fit into a record is cut into consecutive fragments,
+between which only control items may stand.
 """
 
 from __future__ import annotations
@@ -64,8 +66,13 @@ class Sealer:
         kinds, bodies = zip(*items, strict=False)
         sizes = [*map(len, bodies)]
         count, size, kind = len(items), sizes[0], kinds[0]
-        # Receipts, and often the messages of one conversation, are alike in kind and size: they have one header, which `join` sets between them.
-        if sizes.count(size) == count == kinds.count(kind) and (_HEAD_BYTES + size) * count <= PLAIN_BYTES and size <= self._message_bytes:
+        # Receipts, and often the messages of one conversation, are alike in kind and size: they have one header, which
+        # `join` sets between them.
+        if (
+            sizes.count(size) == count == kinds.count(kind)
+            and (_HEAD_BYTES + size) * count <= PLAIN_BYTES
+            and size <= self._message_bytes
+        ):
             return [self._record(_pack(size, kind, 0).join((b"", *bodies)))]
         if max(sizes) > self._message_bytes or sum(sizes) + _HEAD_BYTES * count > PLAIN_BYTES:
             self._check_sizes(items)
@@ -118,7 +125,9 @@ class Opener:
         self._error: Exception | None = None
         self._is_narrow = message_bytes < _BODY_BYTES
         self._pending: int | None = None
-        self._parts = bytearray()  # not a list of fragments: a million fragments of one byte would fill forty times the limit
+        self._parts = (
+            bytearray()
+        )  # not a list of fragments: a million fragments of one byte would fill forty times the limit
 
     @property
     def is_between_messages(self) -> bool:
@@ -134,7 +143,8 @@ class Opener:
         """Return the items that the frame completes; ACCEPT and padding are not among them.
 
         Raises:
-            BadRecord: It is not authentic, not the next one, or not well formed. The connection must be dropped: every later frame is refused too.
+            BadRecord: It is not authentic, not the next one, or not well formed. The connection must be dropped: every
+                later frame is refused too.
             MessageTooLarge: Its fragments add up to more than the limit.
             VersionMismatch: The peer accepted other terms than were agreed.
         """
@@ -213,7 +223,9 @@ class Opener:
 
 
 def _alike(plain: bytes) -> list[Item] | None:
-    """Return the items of a record whose items are all alike in kind and size, in a few calls for them all; None: they are not, or are unusual."""
+    """Return the items of a record whose items are all alike in kind and size, in a few calls for them all; None: they
+    are not, or are unusual.
+    """
     if len(plain) < 2 * _HEAD_BYTES:
         return None
     head = plain[:_HEAD_BYTES]
@@ -221,7 +233,9 @@ def _alike(plain: bytes) -> list[Item] | None:
     count, rest = divmod(len(plain), _HEAD_BYTES + size)
     if rest or flags or count < ALIKE_LEAST or size == _HEAD_BYTES or not ACCEPT < kind < KNOWN:
         return None
-    pieces = struct.Struct(f"{_HEAD_BYTES}s{size}s" * count).unpack(plain)  # making the layout is far cheaper than a loop
+    pieces = struct.Struct(f"{_HEAD_BYTES}s{size}s" * count).unpack(
+        plain
+    )  # making the layout is far cheaper than a loop
     # Heads and bodies differ in length, so what equals the head is a head.
     if pieces.count(head) != count:
         return None

@@ -1,6 +1,8 @@
-"""The secure handshake: Noise XX with each side's node key signing the transcript; network, version, features and TLS certificate bound in.
+"""The secure handshake: Noise XX with each side's node key signing the transcript; network, version, features and TLS
+certificate bound in.
 
-Sans-I/O: a side is fed the peer's hello and answers its own. What goes wrong is one typed error, and one failure closes. Integers are big-endian.
+Sans-I/O: a side is fed the peer's hello and answers its own. What goes wrong is one typed error, and one failure
+closes. Integers are big-endian.
 
     hello1 (48)       P || e                      P = "cvh1" || suite u8 || 3 zero bytes || net[0:8]
     hello2 (244 + n)  e || enc(s) || enc(payload)
@@ -15,7 +17,15 @@ from collections.abc import Callable
 import attrs
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from converge.errors import HandshakeFailed, HandshakeRefused, InvalidKey, NetworkMismatch, PeerMismatch, TlsMismatch, VersionMismatch
+from converge.errors import (
+    HandshakeFailed,
+    HandshakeRefused,
+    InvalidKey,
+    NetworkMismatch,
+    PeerMismatch,
+    TlsMismatch,
+    VersionMismatch,
+)
 from converge.machines.noise import DH_BYTES, SUITES, TAG_BYTES, CipherState, HandshakeState
 from converge.machines.records import MESSAGE_BYTES, Opener, Sealer
 from converge.model.identity import Identity, verify
@@ -37,7 +47,11 @@ VERSION = 1
 """The version of the channel that this release speaks."""
 
 REFUSED_NETWORK, REFUSED_SUITE, REFUSED_BUSY = 1, 2, 3
-_REFUSALS = {REFUSED_NETWORK: "it belongs to another network", REFUSED_SUITE: "it does not know the suite", REFUSED_BUSY: "it is busy"}
+_REFUSALS = {
+    REFUSED_NETWORK: "it belongs to another network",
+    REFUSED_SUITE: "it does not know the suite",
+    REFUSED_BUSY: "it is busy",
+}
 
 # layout, flags, lowest and highest version, features, largest message, TLS hash, node key, length of extensions
 _HEAD = struct.Struct(">BBHHQI32s32sH")
@@ -99,11 +113,15 @@ class Agreed:
         return _ACCEPT.pack(self.version, self.features)
 
     def sealer(self) -> Sealer:
-        """Return what seals this side's records; call it once. The responder's first record begins with `(ACCEPT, accept())`."""
+        """Return what seals this side's records; call it once. The responder's first record begins with `(ACCEPT,
+        accept())`.
+        """
         return Sealer(self.sending, self.message_bytes)
 
     def opener(self) -> Opener:
-        """Return what opens the peer's records; call it once. The initiator's demands the ACCEPT of the terms that it computed."""
+        """Return what opens the peer's records; call it once. The initiator's demands the ACCEPT of the terms that it
+        computed.
+        """
         return Opener(self.receiving, self.message_bytes, accept=self.accept() if self.is_initiator else None)
 
 
@@ -122,7 +140,9 @@ class _Payload:
 class Initiator:
     """The side that dials: `hello1()`, then `read_hello2(bytes)` answers hello3; `agreed` is then set."""
 
-    def __init__(self, terms: Terms, entropy: Callable[[int], bytes], *, suite: int = 1, expected: bytes | None = None) -> None:
+    def __init__(
+        self, terms: Terms, entropy: Callable[[int], bytes], *, suite: int = 1, expected: bytes | None = None
+    ) -> None:
         """`expected`: the node key that must answer; None: any node of the network."""
         self._terms, self._expected = terms, expected
         prefix = MAGIC + bytes((suite, 0, 0, 0)) + terms.network[:8]
@@ -141,7 +161,8 @@ class Initiator:
             HandshakeRefused: The peer refused in clear text: a hint.
             HandshakeFailed, PeerMismatch, TlsMismatch, VersionMismatch: It is not acceptable.
         """
-        # One failure closes: the handshake is used up by the first answer, whatever it is. A genuine hello that follows a forged one finds none.
+        # One failure closes: the handshake is used up by the first answer, whatever it is. A genuine hello that follows
+        # a forged one finds none.
         noise, self._noise = self._noise, None
         if noise is None:
             raise HandshakeFailed("a hello came out of turn")
@@ -172,7 +193,8 @@ class Responder:
         """Check the initiator's first frame, cheaply; return hello2.
 
         Raises:
-            NetworkMismatch, VersionMismatch: It is for another network, or of an unknown suite: `refusal` says so in clear text.
+            NetworkMismatch, VersionMismatch: It is for another network, or of an unknown suite: `refusal` says so in
+                clear text.
             HandshakeFailed: It is not a first frame.
         """
         if self._is_begun:
@@ -216,14 +238,23 @@ def refusal(reason: int) -> bytes:
 
 def _refused(frame: bytes) -> HandshakeRefused:
     code = int.from_bytes(frame[4:6], "big")
-    return HandshakeRefused(f"the peer refused the handshake: {_REFUSALS.get(code, f'reason {code}')} (said in clear text, so it may be forged)")
+    return HandshakeRefused(
+        f"the peer refused the handshake: {_REFUSALS.get(code, f'reason {code}')} (said in clear text, so "
+        f"it may be "
+        f"forged)"
+    )
 
 
-def _noise(suite: int, prefix: bytes, terms: Terms, entropy: Callable[[int], bytes], *, is_initiator: bool) -> HandshakeState:
-    # The static key is drawn here and stored nowhere: the signed transcript ties it to the node key, so there is no delegation to steal.
+def _noise(
+    suite: int, prefix: bytes, terms: Terms, entropy: Callable[[int], bytes], *, is_initiator: bool
+) -> HandshakeState:
+    # The static key is drawn here and stored nowhere: the signed transcript ties it to the node key, so there is no
+    # delegation to steal.
     static = X25519PrivateKey.from_private_bytes(entropy(32))
     ephemeral = X25519PrivateKey.from_private_bytes(entropy(32))
-    return HandshakeState(suite, is_initiator=is_initiator, prologue=PROLOGUE + terms.network + prefix, static=static, ephemeral=ephemeral)
+    return HandshakeState(
+        suite, is_initiator=is_initiator, prologue=PROLOGUE + terms.network + prefix, static=static, ephemeral=ephemeral
+    )
 
 
 def _check_size(frame: bytes, least: int) -> None:
@@ -294,7 +325,9 @@ def _check_peer(payload: _Payload, terms: Terms, expected: bytes | None) -> None
     if payload.node_key == terms.identity.public_key:
         raise PeerMismatch("the peer is this node itself")
     if expected is not None and payload.node_key != expected:
-        raise PeerMismatch(f"another node answered: {payload.node_key.hex()[:16]}..., expected {expected.hex()[:16]}...")
+        raise PeerMismatch(
+            f"another node answered: {payload.node_key.hex()[:16]}..., expected {expected.hex()[:16]}..."
+        )
     if payload.tls_hash != terms.tls_hash and not (payload.flags & TLS_TERMINATED or terms.is_tls_terminated):
         raise TlsMismatch("the two sides saw different TLS certificates, so something stands between them")
 
@@ -302,7 +335,10 @@ def _check_peer(payload: _Payload, terms: Terms, expected: bytes | None) -> None
 def _version(payload: _Payload, terms: Terms) -> int:
     version = min(payload.highest, terms.highest)
     if version < max(payload.lowest, terms.lowest):
-        raise VersionMismatch(f"the peer speaks versions {payload.lowest} to {payload.highest}, this node {terms.lowest} to {terms.highest}")
+        raise VersionMismatch(
+            f"the peer speaks versions {payload.lowest} to {payload.highest}, this node {terms.lowest} to "
+            f"{terms.highest}"
+        )
     for kind, _ in payload.extensions:
         if kind & CRITICAL and kind not in terms.known:
             raise VersionMismatch(f"the peer needs extension {kind:#06x}, which is not known here")

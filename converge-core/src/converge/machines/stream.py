@@ -1,8 +1,9 @@
 """De-duplication of messages: what the receiver remembers of each sender.
 
-Of each pair of sender and recipient it remembers the highest sequence that it took. That is enough to take each message once and in order, because
-a sender repeats a message with the same sequence until it is settled, and each message names the one before it that is still under way (`after`):
-a later one is taken only when that one was. So of the messages that their sender still waits for, exactly those up to the highest were taken.
+Of each pair of sender and recipient it remembers the highest sequence that it took. That is enough to take each message
+once and in order, because a sender repeats a message with the same sequence until it is settled, and each message names
+the one before it that is still under way (`after`): a later one is taken only when that one was. So of the messages
+that their sender still waits for, exactly those up to the highest were taken.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The task machine: `step(found, event, now, around)` says what to write when something happens to a task.
 
-The only module that names a task state. It reads nothing and awaits nothing: whoever calls it has found the task's key (its place), what stands
-around it (its lane, the row of its ordering key, the next task of that key), and gives the time; it answers one atomic batch.
+The only module that names a task state. It reads nothing and awaits nothing: whoever calls it has found the task's key
+(its place), what stands around it (its lane, the row of its ordering key, the next task of that key), and gives the
+time; it answers one atomic batch.
 
     PENDING --claim--> ASSIGNED --complete--> COMPLETED
        ^                  |----fail----------> FAILED
@@ -12,19 +13,23 @@ A claim is not here: it is the store's `take`, which moves a key from `ready` to
 
 What holds on every store, each clause tested by `converge.testing.TaskContract`:
 
-T-1  A task is stored once: the same id or dedup key with the same content gives the same id; with other content it is `DedupConflict`, and nothing
-     changes. What was acknowledged can be found by its id from then on.
-T-2  A claim hands out ready tasks of the lanes that match its claimer and no others, the smallest rank first, each to one claimer.
+T-1  A task is stored once: the same id or dedup key with the same content gives the same id; with other content it is
+     `DedupConflict`, and nothing changes. What was acknowledged can be found by its id from then on.
+T-2  A claim hands out ready tasks of the lanes that match its claimer and no others, the smallest rank first, each to
+     one claimer.
 T-3  The token of a claim is greater than every earlier token of its task.
-T-4  A finish takes effect only if its token and nonce are those of the current claim; else it is `StaleClaim`, and nothing changes.
-T-5  A finish that is said again for the same attempt with the same content succeeds again; with other content it is `StaleClaim`.
+T-4  A finish takes effect only if its token and nonce are those of the current claim; else it is `StaleClaim`, and
+     nothing changes.
+T-5  A finish that is said again for the same attempt with the same content succeeds again; with other content it is
+     `StaleClaim`.
 T-6  A terminal state is never left; cancel wins or loses against a finish, and says which.
-T-7  Failures and ended leases count as attempts, a release does not; after `max_attempts` the task is FAILED, and says why.
+T-7  Failures and ended leases count as attempts, a release does not; after `max_attempts` the task is FAILED, and says
+     why.
 T-8  A task is not claimed before its due time, be it `not_before` or the wait before a retry.
-T-9  Tasks of one ordering key are attempted one at a time in the order of their submits; a task that retries holds its key, a terminal one frees
-     the next, and the end of a waiting one moves nobody.
-T-10 What a dead process held is ready again once its lease has ended, by anybody's sweep, also one that resumes a sweep which died half way; under an
-     ended lease nothing is claimed.
+T-9  Tasks of one ordering key are attempted one at a time in the order of their submits; a task that retries holds its
+     key, a terminal one frees the next, and the end of a waiting one moves nobody.
+T-10 What a dead process held is ready again once its lease has ended, by anybody's sweep, also one that resumes a sweep
+     which died half way; under an ended lease nothing is claimed.
 T-11 Once a pause has returned nothing is claimed from the pool, until it is resumed.
 T-12 A task that waits past its deadline fails; so does one whose attempt ends without a result after it.
 T-13 A claim whose answer was lost holds nothing once it is settled, and counts no attempt.
@@ -51,7 +56,9 @@ RETRY_GREATEST_SEC = 300.0
 
 
 WHY_LENGTH = 2_000
-"""Characters of a reason that are kept: with a full history they leave the better part of a value to the result, however they are escaped."""
+"""Characters of a reason that are kept: with a full history they leave the better part of a value to the result,
+however they are escaped.
+"""
 
 RESULT_BYTES = 768 * 1_024
 """The longest result (JSON): a quarter of a store's value is left to the history."""
@@ -138,7 +145,9 @@ class KeySeen(NamedTuple):
 
 
 class Successor(NamedTuple):
-    """The first task that waits behind an ordering key: its id, specification, the revision of its `order` key, its lane."""
+    """The first task that waits behind an ordering key: its id, specification, the revision of its `order` key, its
+    lane.
+    """
 
     id: bytes
     spec: Spec
@@ -147,7 +156,9 @@ class Successor(NamedTuple):
 
 
 class Around(NamedTuple):
-    """What a step may need: the pool always; the lane (None: absent) if it puts the task back; key and successor if the task has an ordering key."""
+    """What a step may need: the pool always; the lane (None: absent) if it puts the task back; key and successor if the
+    task has an ordering key.
+    """
 
     pool: Pool
     lane: LaneSeen | None = None
@@ -208,8 +219,8 @@ Event = Completed | Failed | Released | Cancelled | LeaseEnded | CameDue | Deadl
 def submit(id_: bytes, spec: Spec, lane: Check, key: KeySeen | None, now: int) -> Batch:
     """Return the batch that stores a new task (S-4 makes it one task however often it is submitted).
 
-    `lane` checks that the lane of `spec` is open; with an ordering key, `key` is its row or None if absent, and `spec.number` must be the row's next
-    number.
+    `lane` checks that the lane of `spec` is open; with an ordering key, `key` is its row or None if absent, and
+    `spec.number` must be the row's next number.
     """
     task = (TASK, id_)
     checks: list[Check] = [(task, ABSENT), lane]
@@ -235,7 +246,8 @@ def submit(id_: bytes, spec: Spec, lane: Check, key: KeySeen | None, now: int) -
 
 
 def step(found: Found, event: Event, now: int, around: Around) -> Batch:
-    """Return the batch that does what `event` means for the task, or nothing if the store has changed since it was found.
+    """Return the batch that does what `event` means for the task, or nothing if the store has changed since it was
+    found.
 
     Its first check is the task's own key at the revision found, so that of several steps that race one takes effect.
     """
@@ -247,7 +259,9 @@ def step(found: Found, event: Event, now: int, around: Around) -> Batch:
         case Released():
             return _put_back(found, "released", event.by, event.why, now, around, counts=False)
         case LeaseEnded():
-            return _put_back(found, "lease ended", event.by, "its process died or lost the store", now, around, counts=True)
+            return _put_back(
+                found, "lease ended", event.by, "its process died or lost the store", now, around, counts=True
+            )
         case Cancelled():
             return _end(found, TaskState.CANCELLED, event.by, event.why, now, around)
         case DeadlinePassed():
@@ -261,14 +275,18 @@ EXHAUSTED = "attempts exhausted"
 
 
 def digest(event: Event) -> str:
-    """Return what tells two finishes of one attempt apart: a repeated one has the same digest. A completion has none, for its result tells."""
+    """Return what tells two finishes of one attempt apart: a repeated one has the same digest. A completion has none,
+    for its result tells.
+    """
     if type(event) is Completed:
         return ""
     data = repr(event[:1]).encode()
     return hashlib.blake2b(data, digest_size=8, person=_PERSONS[type(event)]).hexdigest()
 
 
-_PERSONS: dict[type, bytes] = {kind: kind.__name__.encode() for kind in (Failed, Released, Cancelled, LeaseEnded, CameDue, DeadlinePassed)}
+_PERSONS: dict[type, bytes] = {
+    kind: kind.__name__.encode() for kind in (Failed, Released, Cancelled, LeaseEnded, CameDue, DeadlinePassed)
+}
 """What keeps the digests of different events apart (blake2b takes at most 16 bytes)."""
 
 
@@ -282,7 +300,9 @@ def is_said_again(state: State | None, held: Held, event: Event) -> bool:
 
 
 def waiting_keys(id_: bytes, spec: Spec, state: State | None) -> tuple[Key, ...]:
-    """Return the keys under which a task that nobody holds may stand: ready, later, and order if it has an ordering key."""
+    """Return the keys under which a task that nobody holds may stand: ready, later, and order if it has an ordering
+    key.
+    """
     due, rank = (state.due, state.rank) if state is not None else (spec.due, spec.rank)
     keys = (READY(bytes.fromhex(spec.lane), rank, id_), LATER(due, id_))
     return keys if spec.ordering_key is None else (*keys, ORDER(spec.pool, spec.ordering_key, spec.number))
@@ -324,7 +344,9 @@ def key_of(found: Found) -> Key:
 
 
 def _complete(found: Found, event: Completed, now: int, around: Around) -> Batch:
-    """The end of most tasks, written for speed: a held task at its first attempt, with neither an ordering key nor a deadline."""
+    """The end of most tasks, written for speed: a held task at its first attempt, with neither an ordering key nor a
+    deadline.
+    """
     id_, spec, old, place = found
     if old is not None or type(place) is not Held or spec.ordering_key is not None or spec.deadline:
         return _end(found, TaskState.COMPLETED, event.by, "", now, around, result=event.result)
@@ -333,8 +355,20 @@ def _complete(found: Found, event: Completed, now: int, around: Around) -> Batch
     state = State(_COMPLETED, 1, 0, 0, nonce.hex(), "", token, by, msgspec.Raw(event.result), "", (line,), now)
     own = (HELD, lease, spec.rank, id_, nonce)
     pool = around.pool
-    until = now + int(pool.keep_completed_sec * 1_000_000) if spec.dedup_key is None else _until(spec, TaskState.COMPLETED, now, pool)
-    return _batch(Batch, ([(own, token)], (((STATE, id_), encode(state)), ((DONE, spec.pool, _COMPLETED, until, id_), b"")), (own,), None))
+    until = (
+        now + int(pool.keep_completed_sec * 1_000_000)
+        if spec.dedup_key is None
+        else _until(spec, TaskState.COMPLETED, now, pool)
+    )
+    return _batch(
+        Batch,
+        (
+            [(own, token)],
+            (((STATE, id_), encode(state)), ((DONE, spec.pool, _COMPLETED, until, id_), b"")),
+            (own,),
+            None,
+        ),
+    )
 
 
 _batch = tuple.__new__  # in half of the time of `Batch(...)`
@@ -349,15 +383,29 @@ def _fail(found: Found, event: Failed, now: int, around: Around) -> Batch:
         why = event.error if not event.is_retried or attempts == 1 else f"{event.error} ({EXHAUSTED}: {attempts})"
         return _end(found, TaskState.FAILED, event.by, why, now, around, ended_by=event)
     if _is_late(found.spec, now):
-        return _end(found, TaskState.FAILED, event.by, f"{DEADLINE}; the last attempt failed: {event.error}", now, around, ended_by=event)
+        return _end(
+            found,
+            TaskState.FAILED,
+            event.by,
+            f"{DEADLINE}; the last attempt failed: {event.error}",
+            now,
+            around,
+            ended_by=event,
+        )
     spec = found.spec
     delay_sec = min(RETRY_GREATEST_SEC, spec.retry_delay_sec * 2.0 ** min(attempts - 1, 30)) * event.jitter
     due = now + int(delay_sec * 1_000_000)
     # What remains is the head start of its priority, which a retry keeps.
     rank = due - (spec.due - spec.rank)
-    state = _state(found, TaskState.PENDING, "failed", event.by, event.error, now, attempts, due=due, rank=rank, ended_by=event)
+    state = _state(
+        found, TaskState.PENDING, "failed", event.by, event.error, now, attempts, due=due, rank=rank, ended_by=event
+    )
     own = key_of(found)
-    return Batch(((own, _revision(found.place)),), ((STATE(found.id), encode(state)), (LATER(due, found.id), _lane(spec))), (own,))
+    return Batch(
+        ((own, _revision(found.place)),),
+        ((STATE(found.id), encode(state)), (LATER(due, found.id), _lane(spec))),
+        (own,),
+    )
 
 
 def _put_back(found: Found, what: str, by: str, why: str, now: int, around: Around, *, counts: bool) -> Batch:
@@ -365,9 +413,25 @@ def _put_back(found: Found, what: str, by: str, why: str, now: int, around: Arou
     attempts = _attempts(found) + counts
     event: Event = LeaseEnded(by) if counts else Released(by, why)
     if counts and attempts >= spec.max_attempts:
-        return _end(found, TaskState.FAILED, by, f"{EXHAUSTED}: {attempts}; the last one ended because {why}", now, around, ended_by=event)
+        return _end(
+            found,
+            TaskState.FAILED,
+            by,
+            f"{EXHAUSTED}: {attempts}; the last one ended because {why}",
+            now,
+            around,
+            ended_by=event,
+        )
     if _is_late(spec, now):
-        return _end(found, TaskState.FAILED, by, f"{DEADLINE}; the last attempt ended without a result: {why or what}", now, around, ended_by=event)
+        return _end(
+            found,
+            TaskState.FAILED,
+            by,
+            f"{DEADLINE}; the last attempt ended without a result: {why or what}",
+            now,
+            around,
+            ended_by=event,
+        )
     due, rank = (found.state.due, found.state.rank) if found.state is not None else (spec.due, spec.rank)
     state = _state(found, TaskState.PENDING, what, by, why, now, attempts, due=due, rank=rank, ended_by=event)
     own = key_of(found)
@@ -388,17 +452,32 @@ def _came_due(found: Found, around: Around) -> Batch:
 
 
 def _end(
-    found: Found, to: TaskState, by: str, why: str, now: int, around: Around, *, result: bytes = b"null", ended_by: Event | None = None
+    found: Found,
+    to: TaskState,
+    by: str,
+    why: str,
+    now: int,
+    around: Around,
+    *,
+    result: bytes = b"null",
+    ended_by: Event | None = None,
 ) -> Batch:
-    """A terminal step: the task's key goes, its state and its `done` key come, its deadline goes, and the next of its ordering key is freed."""
+    """A terminal step: the task's key goes, its state and its `done` key come, its deadline goes, and the next of its
+    ordering key is freed.
+    """
     spec, place, own = found.spec, found.place, key_of(found)
     is_held = type(place) is Held
     attempts = _attempts(found) + (is_held and to is not TaskState.CANCELLED)
-    event = ended_by if ended_by is not None else Completed(result, by) if to is TaskState.COMPLETED else Cancelled(by, why)
+    event = (
+        ended_by if ended_by is not None else Completed(result, by) if to is TaskState.COMPLETED else Cancelled(by, why)
+    )
     state = _state(found, to, str(to).lower(), by, why, now, attempts, ended_by=event, result=result)
     checks: list[Check] = [(own, _revision(place))]
     deletes: list[Key] = [own]
-    puts: list[Put] = [(STATE(found.id), encode(state)), (DONE(spec.pool, to.value, _until(spec, to, now, around.pool), found.id), b"")]
+    puts: list[Put] = [
+        (STATE(found.id), encode(state)),
+        (DONE(spec.pool, to.value, _until(spec, to, now, around.pool), found.id), b""),
+    ]
     if spec.deadline:
         deletes.append(LIMIT(spec.deadline, found.id))
     if type(place) is Held and to is TaskState.CANCELLED:
@@ -408,10 +487,16 @@ def _end(
     return Batch(checks, puts, deletes)
 
 
-def _free_next(found: Found, now: int, around: Around, checks: list[Check], puts: list[Put], deletes: list[Key]) -> None:
-    """Every terminal step of an ordering key checks and writes its row, so a submit that saw the old row conflicts and looks again."""
+def _free_next(
+    found: Found, now: int, around: Around, checks: list[Check], puts: list[Put], deletes: list[Key]
+) -> None:
+    """Every terminal step of an ordering key checks and writes its row, so a submit that saw the old row conflicts and
+    looks again.
+    """
     spec, key, successor = found.spec, around.key, around.successor
-    assert key is not None and spec.ordering_key is not None, "a task with an ordering key is stepped with the key's row"
+    assert key is not None and spec.ordering_key is not None, (
+        "a task with an ordering key is stepped with the key's row"
+    )
     row_key = KEY(spec.pool, spec.ordering_key)
     checks.append((row_key, key.revision))
     if key.row.active != found.id.hex():
@@ -438,7 +523,8 @@ def _open_lane(spec: Spec, lane: LaneSeen | None, checks: list[Check], puts: lis
 
 
 def _entry(id_: bytes, spec: Spec, due: int, rank: int, now: int) -> Put:
-    # Who frees a successor may read store time a little behind its submitter: what was due when it was submitted is never put off by that.
+    # Who frees a successor may read store time a little behind its submitter: what was due when it was submitted is
+    # never put off by that.
     if due > max(now, spec.submitted):
         return LATER(due, id_), _lane(spec)
     return READY(bytes.fromhex(spec.lane), rank, id_), b""

@@ -1,6 +1,7 @@
 """What one atomic step of a store checks and writes, the take, and the answers to both.
 
-Plain named tuples, not attrs classes: a busy node makes a hundred thousand of them a second, and a tuple is made in a tenth of the time.
+Plain named tuples, not attrs classes: a busy node makes a hundred thousand of them a second, and a tuple is made in a
+tenth of the time.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Take(NamedTuple):
     """Choose the `limit` smallest rests among all keys of `ranges`, delete those keys, put `to + rest + tail` for each.
 
     Attributes:
-        ranges: At most 32 prefixes with an `after` each (its `limit` is not looked at): one family, prefixes of one length, no two alike.
+        ranges: At most 32 prefixes with an `after` each (its `limit` is not looked at): one family, prefixes of one
+            length, no two alike.
         limit: How many keys to take, at most.
         to: Prefix of the keys that are put; `to + rest + tail` fits the types of its family.
         tail: The last parts of the keys that are put.
@@ -79,7 +81,9 @@ class Committed(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """The batch (or the take) changed nothing: these keys were not at the revision checked, or the window did not hold."""
+    """The batch (or the take) changed nothing: these keys were not at the revision checked, or the window did not
+    hold.
+    """
 
     keys: tuple[Key, ...] = ()
     window: bool = False

@@ -81,7 +81,8 @@ def open_descriptor(signed: bytes, network: str) -> AgentDescriptor:
         BadSignature, InvalidKey: They do not verify, or the id is not that of the key.
         TornRecord: They are not a descriptor.
     """
-    # The key stands inside what it signs, so this little must be read first; nothing is believed before the signature is.
+    # The key stands inside what it signs, so this little must be read first; nothing is believed before the signature
+    # is.
     descriptor = _read(signed)
     signature, payload = signed[:SIGNATURE_BYTES], signed[SIGNATURE_BYTES:]
     try:
@@ -95,12 +96,17 @@ def open_descriptor(signed: bytes, network: str) -> AgentDescriptor:
     if not verify(key, signature, _TAG + network_tag(network) + payload):
         raise BadSignature(f"the descriptor of {descriptor.id[:12]}... is not signed by it for this network")
     if not 0 <= descriptor.sequence <= SEQUENCE_GREATEST:
-        raise TornRecord(f"descriptor of {descriptor.id[:12]}...", f"its sequence is {descriptor.sequence}, outside 0 to {SEQUENCE_GREATEST}")
+        raise TornRecord(
+            f"descriptor of {descriptor.id[:12]}...",
+            f"its sequence is {descriptor.sequence}, outside 0 to {SEQUENCE_GREATEST}",
+        )
     return descriptor
 
 
 def peek_lease(signed: bytes) -> str | None:
-    """Return the lease that the signed bytes name, unverified; None if they are no descriptor, as `open_descriptor` will say."""
+    """Return the lease that the signed bytes name, unverified; None if they are no descriptor, as `open_descriptor`
+    will say.
+    """
     try:
         return _read(signed).lease
     except (BadSignature, TornRecord, SchemaTooNew):
@@ -109,5 +115,7 @@ def peek_lease(signed: bytes) -> str | None:
 
 def _read(signed: bytes) -> AgentDescriptor:
     if not SIGNATURE_BYTES < len(signed) <= DESCRIPTOR_BYTES:
-        raise BadSignature(f"a signed descriptor has {SIGNATURE_BYTES} to {DESCRIPTOR_BYTES} bytes, this one has {len(signed)}")
+        raise BadSignature(
+            f"a signed descriptor has {SIGNATURE_BYTES} to {DESCRIPTOR_BYTES} bytes, this one has {len(signed)}"
+        )
     return decode(signed[SIGNATURE_BYTES:], AgentDescriptor, "descriptor", may_have_more=True)

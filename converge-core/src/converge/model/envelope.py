@@ -1,4 +1,5 @@
-"""Messages and receipts as bytes: a header of names, then the payload untouched; and the signed form of a message, which proves its sender by itself.
+"""Messages and receipts as bytes: a header of names, then the payload untouched; and the signed form of a message,
+which proves its sender by itself.
 
 body = length of the header u16 || header (JSON, at most 4 KiB) || payload (JSON)
 signed body = body || signature (64 bytes) over tag || network || u32 length, header || u32 length, payload
@@ -24,7 +25,9 @@ _TAG = b"converge/msg/v1\0"
 HANDED, ACCEPTED, HANDLED, STORED = "handed", "accepted", "handled", "stored"
 """How far a message got, or is to get before its sender is told; HANDED wants no receipt."""
 FULL, UNKNOWN, REFUSED, RAISED, EARLY, DROPPED = "full", "unknown", "refused", "raised", "early", "dropped"
-"""Why it got no further. EARLY: one before it has not come, send it again; DROPPED: its process stopped before a handler had it."""
+"""Why it got no further. EARLY: one before it has not come, send it again; DROPPED: its process stopped before a
+handler had it.
+"""
 
 NAME_CHARACTERS = 64
 """The longest of all names in a header: what a receiver keeps of a message stays small."""
@@ -41,10 +44,12 @@ class MessageHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
 
     Attributes:
         id: 16 random bytes in hex.
-        sender, to: Agent ids; `to` is empty where it goes to all agents of a node that have the topic, or are in the pool.
+        sender, to: Agent ids; `to` is empty where it goes to all agents of a node that have the topic, or are in the
+            pool.
         lease: A name of the sender's process that its restart does not have: with it sequences begin anew.
         sequence: Rises with each message of the process, so with each of one sender to one recipient.
-        after: The sequence of the last message before this one, of the pair, that was under way still: it must have been taken; 0: none was.
+        after: The sequence of the last message before this one, of the pair, that was under way still: it must have
+            been taken; 0: none was.
         sent_at: Store time at the sender, microseconds. Only for signed messages does it decide anything.
         wants: `handed`, `accepted`, or `handled`: then the handler's answer comes in a second receipt.
         task: A task's id, or empty.
@@ -72,7 +77,8 @@ class ReceiptHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
     """How far the message of that id got; `text` says why not. The answer of a handler is the receipt's payload.
 
     Attributes:
-        taken, refused: Of a message to all agents of a node: how many have it in their inbox, and how many should and have not.
+        taken, refused: Of a message to all agents of a node: how many have it in their inbox, and how many should and
+            have not.
     """
 
     id: Name
@@ -114,15 +120,17 @@ def sign(identity: Identity, network_tag: bytes, header: MessageHeader, payload:
     """
     body = pack(header, payload)
     if len(body) + SIGNATURE_BYTES > MESSAGE_BYTES:
-        raise MessageTooLarge(f"a signed message of {len(body) + SIGNATURE_BYTES:,} bytes; the limit is {MESSAGE_BYTES:,}")
+        raise MessageTooLarge(
+            f"a signed message of {len(body) + SIGNATURE_BYTES:,} bytes; the limit is {MESSAGE_BYTES:,}"
+        )
     return body + identity.sign(_covered(network_tag, body))
 
 
 def open_signed(signed: bytes, network_tag: bytes) -> tuple[MessageHeader, bytes]:
     """Verify a signed body, as received; return header and payload.
 
-    The key is in the header, and the sender's id proves the key, so no directory is needed: this is what makes a stored message verifiable when its
-    sender has long gone.
+    The key is in the header, and the sender's id proves the key, so no directory is needed: this is what makes a stored
+    message verifiable when its sender has long gone.
 
     Raises:
         BadSignature, InvalidKey: It is not the sender's, or not for this network.
@@ -131,7 +139,9 @@ def open_signed(signed: bytes, network_tag: bytes) -> tuple[MessageHeader, bytes
     if not SIGNATURE_BYTES + 2 < len(signed) <= MESSAGE_BYTES:
         raise TornRecord("signed message", f"it has {len(signed):,} bytes")
     body, signature = signed[:-SIGNATURE_BYTES], signed[-SIGNATURE_BYTES:]
-    header, payload = unpack(body, MessageHeader)  # the key stands inside what it signs; nothing else of it is believed yet
+    header, payload = unpack(
+        body, MessageHeader
+    )  # the key stands inside what it signs; nothing else of it is believed yet
     try:
         key = bytes.fromhex(header.key)
     except ValueError:
@@ -146,4 +156,6 @@ def open_signed(signed: bytes, network_tag: bytes) -> tuple[MessageHeader, bytes
 def _covered(network_tag: bytes, body: bytes) -> bytes:
     length = int.from_bytes(body[:2], "big")
     header, payload = body[2 : 2 + length], body[2 + length :]
-    return b"".join((_TAG, network_tag, len(header).to_bytes(4, "big"), header, len(payload).to_bytes(4, "big"), payload))
+    return b"".join(
+        (_TAG, network_tag, len(header).to_bytes(4, "big"), header, len(payload).to_bytes(4, "big"), payload)
+    )

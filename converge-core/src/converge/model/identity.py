@@ -16,14 +16,17 @@ _ID_TAG = b"converge/id/v1\0"
 _ROTATE_TAG = b"converge/rotate/v1\0"
 KEY_BYTES, SIGNATURE_BYTES = 32, 64
 ROTATIONS = 8
-"""Rotations that an identity tells of, the latest ones: whoever knows a key that is older must be told of the new one by hand."""
+"""Rotations that an identity tells of, the latest ones: whoever knows a key that is older must be told of the new one
+by hand.
+"""
 
 _AGENT_ID = re.compile(r"cv1[a-z2-7]{52}")
 _P = 2**255 - 19
 _SIGN = 1 << 255
 
-# The y coordinates of the eight points whose order divides the cofactor (0, 1, -1 and the two of order 8); with either sign bit. `cryptography`
-# accepts them, and one fixed signature then verifies every message: https://eprint.iacr.org/2020/1244, table 6a.
+# The y coordinates of the eight points whose order divides the cofactor (0, 1, -1 and the two of order 8); with either
+# sign bit. `cryptography` accepts them, and one fixed signature then verifies every message:
+# https://eprint.iacr.org/2020/1244, table 6a.
 _Y8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
 _SMALL_ORDER = frozenset((0, 1, _P - 1, _Y8, _P - _Y8))
 
@@ -72,7 +75,8 @@ def is_agent_id(text: object) -> bool:
 
 
 def predecessors(public_key: bytes, succession: Sequence[str]) -> list[str]:
-    """Return the ids that the key has succeeded, the latest first: each link is signed by the key that it names, over the one after it.
+    """Return the ids that the key has succeeded, the latest first: each link is signed by the key that it names, over
+    the one after it.
 
     Raises:
         BadSignature, InvalidKey: A link is not well formed, does not verify, or there are too many.
@@ -86,7 +90,9 @@ def predecessors(public_key: bytes, succession: Sequence[str]) -> list[str]:
         except ValueError:
             raise BadSignature("a link of the key's succession is not hex") from None
         if len(raw) != KEY_BYTES + SIGNATURE_BYTES:
-            raise BadSignature(f"a link of a succession has {KEY_BYTES + SIGNATURE_BYTES} bytes, this one has {len(raw)}")
+            raise BadSignature(
+                f"a link of a succession has {KEY_BYTES + SIGNATURE_BYTES} bytes, this one has {len(raw)}"
+            )
         older = raw[:KEY_BYTES]
         if not verify(older, raw[KEY_BYTES:], _ROTATE_TAG + newer):
             raise BadSignature(f"the succession is not signed by the older key {agent_id(older)[:12]}...")
@@ -125,7 +131,9 @@ class Identity:
         return cls(entropy(32))
 
     def succeeded_by(self, seed: bytes) -> Identity:
-        """Return the identity of another seed, signed by this one as its successor: whoever has pinned this key then trusts that one instead."""
+        """Return the identity of another seed, signed by this one as its successor: whoever has pinned this key then
+        trusts that one instead.
+        """
         new = Identity(seed)
         link = self.public_key + self.sign(_ROTATE_TAG + new.public_key)
         return Identity(seed, (link.hex(), *self.succession)[:ROTATIONS])

@@ -1,7 +1,7 @@
 """Every family of store keys, and how a key is packed into bytes of the same order.
 
-A key is a plain tuple, `(family, *parts)`: tuples of one family compare in key order, hash fast, and need no object of their own. A prefix is a
-key with fewer parts; the *rest* of a key is what follows a prefix.
+A key is a plain tuple, `(family, *parts)`: tuples of one family compare in key order, hash fast, and need no object of
+their own. A prefix is a key with fewer parts; the *rest* of a key is what follows a prefix.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def check_key(key: Key, *, whole: bool = True) -> None:
 def pack(key: Key) -> bytes:
     """Return bytes that order keys and prefixes of one family as the tuples do; the family is not part of them.
 
-    Integers become 8 bytes with the sign bit flipped, ids and hashes stay as they are, a name gets a NUL at its end (which no name may hold), so
-    a packed prefix is the beginning of every packed key under it.
+    Integers become 8 bytes with the sign bit flipped, ids and hashes stay as they are, a name gets a NUL at its end
+    (which no name may hold), so a packed prefix is the beginning of every packed key under it.
     """
     out = []
     for part, value in zip(key[0].parts.values(), key[1:], strict=False):
@@ -141,8 +141,8 @@ _EXPECTED = {
     NAME: f"text of at most {NAME_BYTES} bytes of UTF-8 without NUL",
 }
 
-# The families of section "How a task lives on a store" of the architecture page. `id` is the 16 bytes of a UUID; moments are store time in
-# microseconds; `rank` is in microseconds too.
+# The families of section "How a task lives on a store" of the architecture page. `id` is the 16 bytes of a UUID;
+# moments are store time in microseconds; `rank` is in microseconds too.
 EPOCH = Family("epoch")
 TASK = Family("task", id=ID)
 STATE = Family("state", id=ID)
@@ -167,7 +167,8 @@ AGENT = Family("agent", lease=ID, id=NAME)
 FAMILIES: dict[str, Family] = {
     family: family
     for family in (
-        EPOCH, TASK, STATE, DEDUP, LANE, READY, LATER, LIMIT, KEY, ORDER, HELD, LEASE, EXPIRY, DEAD, NOTICE, DONE, POOL, MEMBER, JOINED, AGENT,
+        EPOCH, TASK, STATE, DEDUP, LANE, READY, LATER, LIMIT, KEY, ORDER, HELD, LEASE, EXPIRY, DEAD, NOTICE, DONE,
+        POOL, MEMBER, JOINED, AGENT,
     )
 }  # fmt: skip
 """Every family by name: what a SQL store makes tables of."""

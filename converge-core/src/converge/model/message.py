@@ -53,8 +53,8 @@ class Receipt:
     Attributes:
         message_id: The message's id.
         recipient: The agent that it reached.
-        level: `handed`: it was given to the connection or the inbox (`ack=None`); `accepted`: it is in the agent's inbox; `handled`: its handler has
-            returned; `stored`: it is in the agent's mailbox.
+        level: `handed`: it was given to the connection or the inbox (`ack=None`); `accepted`: it is in the agent's
+            inbox; `handled`: its handler has returned; `stored`: it is in the agent's mailbox.
         duration_sec: From `send` to the receipt.
     """
 

@@ -16,11 +16,14 @@ TaskId = NewType("TaskId", str)
 """The text of a UUIDv7."""
 
 HISTORY = 20
-"""How many ended attempts a task remembers: enough to see a pattern, and bounded, since a task may be released any number of times."""
+"""How many ended attempts a task remembers: enough to see a pattern, and bounded, since a task may be released any
+number of times.
+"""
 
 
 class Attempt(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One line of a task's history: an attempt that has ended, or an operator's step. Moments are store time in microseconds.
+    """One line of a task's history: an attempt that has ended, or an operator's step. Moments are store time in
+    microseconds.
 
     Attributes:
         at: When it ended.
@@ -43,7 +46,8 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 class Task:
     """A piece of work: what a submitter says of it, and, once it is stored, what has become of it.
 
-    A task that an agent is given reads each attribute from its record when it is first looked at; `attrs.asdict` and `attrs.evolve` look at all.
+    A task that an agent is given reads each attribute from its record when it is first looked at; `attrs.asdict` and
+    `attrs.evolve` look at all.
 
     Attributes:
         pool_id: The pool whose agents may claim it.
@@ -57,11 +61,13 @@ class Task:
         deadline: If it has not ended by this moment (aware), it fails.
         timeout_sec: An attempt that takes longer is cancelled, and counts as failed.
         max_attempts: Claims that may end without a hand-back.
-        retry_delay_sec: The first retry waits up to this long, each later one up to twice as long, at most 300 s; drawn at random.
+        retry_delay_sec: The first retry waits up to this long, each later one up to twice as long, at most 300 s; drawn
+            at random.
         dedup_key: Two submits to a pool with one key yield one task.
         ordering_key: Tasks of a pool with one key are attempted one at a time, in the order of their submits.
         trace: Passed on as it is.
-        state, attempts, claimed_by, token, nonce, result, error, history, submitted_at, finished_at: Of a stored task; moments are aware UTC.
+        state, attempts, claimed_by, token, nonce, result, error, history, submitted_at, finished_at: Of a stored task;
+        moments are aware UTC.
         claimed_at: When the current attempt began.
     """
 
@@ -96,7 +102,9 @@ class Task:
     if not TYPE_CHECKING:  # for a type checker it has the attributes above and the initialiser that attrs would make
 
         def __init__(self, **given: Any) -> None:
-            """What is given becomes the instance's dictionary, the class has the defaults: to store all 26 would take four times as long."""
+            """What is given becomes the instance's dictionary, the class has the defaults: to store all 26 would take
+            four times as long.
+            """
             if "pool_id" not in given or not _NAMES.issuperset(given):
                 Task.__signature__.bind(**given)  # says what is wrong
             given.setdefault("inputs", {})
@@ -105,7 +113,9 @@ class Task:
 
     @property
     def effect_key(self) -> str:
-        """A name for this task's outside effects, the same in every attempt: for services that take idempotency keys."""
+        """A name for this task's outside effects, the same in every attempt: for services that take idempotency
+        keys.
+        """
         return f"{self.pool_id}/{self.id}"
 
 
@@ -122,7 +132,9 @@ def _give_defaults() -> None:
             default = {}
         else:
             setattr(Task, field.name, default)
-        parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type))
+        parameters.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type)
+        )
     Task.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by `help` and by editors
 
 
@@ -132,7 +144,8 @@ _give_defaults()
 class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """`task/<id>`: what was submitted, written once. Moments are store time in microseconds, 0 for none.
 
-    `origin` names the channel of the process that submitted it, which is woken when it ends; `digest` is that of its content, if it has a dedup key.
+    `origin` names the channel of the process that submitted it, which is woken when it ends; `digest` is that of its
+    content, if it has a dedup key.
 
     A msgspec Struct, not an attrs class: a claim decodes one a task, and this is the cheapest record there is.
     """
@@ -163,7 +176,8 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
 class State(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """`state/<id>`: what has become of it; absent until an attempt or the task has ended.
 
-    `due` and `rank` are those of the next attempt; `nonce` and `digest` those of the last attempt that ended, so that a repeated finish is known.
+    `due` and `rank` are those of the next attempt; `nonce` and `digest` those of the last attempt that ended, so that a
+    repeated finish is known.
     """
 
     state: str

@@ -64,7 +64,9 @@ def import_plugin(found: Found) -> object:
         if not hasattr(plugin, part):
             near = difflib.get_close_matches(part, dir(plugin), n=1)
             hint = f'; did you mean "{near[0]}"?' if near else ""
-            raise (PluginBroken if found.distribution else PluginMissing)(f'{title(found)}: {module_name} has no "{part}"{hint}')
+            raise (PluginBroken if found.distribution else PluginMissing)(
+                f'{title(found)}: {module_name} has no "{part}"{hint}'
+            )
         plugin = getattr(plugin, part)
     return _declaring(plugin) if isinstance(plugin, Backend) else plugin
 
@@ -105,9 +107,13 @@ def declared_decisions(found: Found, plugin: object) -> list[DecisionKind]:
         raise PluginBroken(f"{title(found)}: converge_decisions failed: {type(error).__name__}: {error}") from error
     for kind in kinds:
         if not isinstance(kind, DecisionKind):
-            raise PluginBroken(f"{title(found)}: converge_decisions returned {type(kind).__name__}, expected DecisionKind")
+            raise PluginBroken(
+                f"{title(found)}: converge_decisions returned {type(kind).__name__}, expected DecisionKind"
+            )
         if not NAME.fullmatch(str(kind.name)):
-            raise PluginBroken(f"{title(found)}: {kind.name!r} is not a name for a decision: lower case, a-z first, then a-z 0-9 -")
+            raise PluginBroken(
+                f"{title(found)}: {kind.name!r} is not a name for a decision: lower case, a-z first, then a-z 0-9 -"
+            )
         if not inspect.isclass(kind.type) or not attrs.has(kind.type):
             raise PluginBroken(f'{title(found)}: the type of the decision "{kind.name}" is no attrs class')
         if not inspect.iscoroutinefunction(kind.handler):
@@ -136,7 +142,14 @@ def _check_hooks(found: Found, plugin: object, manager: pluggy.PluginManager) ->
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        name = next((name for name in dir(plugin) if getattr(getattr(plugin, name, None), "converge_impl", None) and name not in known), "?")
+        name = next(
+            (
+                name
+                for name in dir(plugin)
+                if getattr(getattr(plugin, name, None), "converge_impl", None) and name not in known
+            ),
+            "?",
+        )
         near = difflib.get_close_matches(name, known, n=1)
         hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(known)}"
         raise HookUnknown(f'{title(found)}: there is no hook "{name}"; {hint}') from error
@@ -144,14 +157,25 @@ def _check_hooks(found: Found, plugin: object, manager: pluggy.PluginManager) ->
 
 def _check_backend(found: Found, kind: Kind, backend: object) -> None:
     if not isinstance(backend, kind.type):
-        raise PluginBroken(f"{title(found)}: {kind.hook} returned {type(backend).__name__}, expected {kind.type.__name__}")
+        raise PluginBroken(
+            f"{title(found)}: {kind.hook} returned {type(backend).__name__}, expected {kind.type.__name__}"
+        )
     if backend.contract != kind.contract:
-        newer = "upgrade converge-core" if isinstance(backend.contract, int) and backend.contract > kind.contract else "upgrade the plugin"
+        newer = (
+            "upgrade converge-core"
+            if isinstance(backend.contract, int) and backend.contract > kind.contract
+            else "upgrade the plugin"
+        )
         raise ContractMismatch(
-            f'{title(found)}: its {kind.word} "{backend.name}" was written for contract {backend.contract}, this release has {kind.contract}; {newer}'
+            f'{title(found)}: its {kind.word} "{backend.name}" was written for contract {backend.contract}, '
+            f"this release has {kind.contract}; "
+            f"{newer}"
         )
     bad = [scheme for scheme in backend.schemes if not _SCHEME.fullmatch(scheme)]
     if not NAME.fullmatch(backend.name) or bad:
-        raise PluginBroken(f"{title(found)}: {(bad or [backend.name])[0]!r} is not a name for a {kind.word}: lower case, a-z first, then a-z 0-9 -")
+        raise PluginBroken(
+            f"{title(found)}: {(bad or [backend.name])[0]!r} is not a name for a {kind.word}: lower case, a-z "
+            f"first, then a-z 0-9 -"
+        )
     if not attrs.has(backend.options):
         raise PluginBroken(f'{title(found)}: the options of the {kind.word} "{backend.name}" are no attrs class')

@@ -42,7 +42,9 @@ def entries(group: str) -> dict[str, list[Found]]:
     for entry in importlib.metadata.entry_points(group=group):
         dist = entry.dist
         name, version = (dist.name, dist.version) if dist is not None else ("unknown", "")
-        entries.setdefault(entry.name, []).append(Found(name=entry.name, target=entry.value, distribution=name, version=version))
+        entries.setdefault(entry.name, []).append(
+            Found(name=entry.name, target=entry.value, distribution=name, version=version)
+        )
     return entries
 
 
@@ -52,7 +54,11 @@ def only(found: Sequence[Found], what: str, *, is_reserved: bool) -> Found | Non
         whose = f"; the name is {CORE}'s own" if is_reserved else ""
         raise PluginDuplicate(f"{what} is provided by {owners}{whose}; uninstall all but one")
     if found and is_reserved and found[0].distribution != CORE:
-        raise PluginDuplicate(f"{what} is provided by {found[0].distribution} {found[0].version}, but the name is {CORE}'s own; uninstall that")
+        raise PluginDuplicate(
+            f"{what} is provided by {found[0].distribution} {found[0].version}, but the name is {CORE}'s own; "
+            f"uninstall "
+            f"that"
+        )
     return found[0] if found else None
 
 
@@ -61,7 +67,9 @@ def missing(what: str, name: str, known: Iterable[str]) -> PluginMissing:
         return PluginMissing(f"no installed distribution provides the {what}; pip install {DISTRIBUTIONS[name]}")
     near = difflib.get_close_matches(name, sorted(set(known)), n=1)
     if not near:
-        return PluginMissing(f"no installed distribution provides the {what}; `converge plugins list` shows what is installed")
+        return PluginMissing(
+            f"no installed distribution provides the {what}; `converge plugins list` shows what is installed"
+        )
     return PluginMissing(f'no installed distribution provides the {what}; did you mean "{near[0]}"?')
 
 

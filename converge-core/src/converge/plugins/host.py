@@ -1,7 +1,7 @@
 """PluginHost: finds plugins, loads what was named, refuses what does not fit, says why.
 
-Whatever is installed is only listed, from the metadata of its distribution; it is imported when its name, one of its backends or one of its URL
-schemes is asked for. Built-in backends come in through the same door.
+Whatever is installed is only listed, from the metadata of its distribution; it is imported when its name, one of its
+backends or one of its URL schemes is asked for. Built-in backends come in through the same door.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Installed:
         name: What `--plugin` takes.
         distribution, version: Whose it is; empty for one from an import path.
         schemes: URL schemes that load it.
-        kinds: `store`, `transport`, `discovery`, `decision`: what it declares; empty until it is loaded, and of a plugin that only observes.
+        kinds: `store`, `transport`, `discovery`, `decision`: what it declares; empty until it is loaded, and of a
+            plugin that only observes.
         backends: The names of what it declares, likewise.
         is_loaded: Whether this host has loaded it.
     """
@@ -81,7 +82,8 @@ class _Loaded:
 
 
 class PluginHost:
-    """The plugins of one process. `plugins`: what `--plugin` takes: a name, `module:attribute`, or `no:NAME`; named ones are loaded at once.
+    """The plugins of one process. `plugins`: what `--plugin` takes: a name, `module:attribute`, or `no:NAME`; named
+    ones are loaded at once.
 
     Raises:
         PluginError: One of its leaves: what is wrong with which plugin, and what to do.
@@ -140,7 +142,11 @@ class PluginHost:
             PluginError: There is none, or it cannot be used.
         """
         is_name = NAME.fullmatch(url_or_name) is not None
-        backend = self._of_name(TRANSPORT, url_or_name) if is_name else self._of_scheme(TRANSPORT, self._scheme(TRANSPORT, url_or_name))
+        backend = (
+            self._of_name(TRANSPORT, url_or_name)
+            if is_name
+            else self._of_scheme(TRANSPORT, self._scheme(TRANSPORT, url_or_name))
+        )
         assert isinstance(backend, TransportBackend), "the host keeps backends by their kind"
         return backend
 
@@ -169,7 +175,9 @@ class PluginHost:
         return bool(getattr(self._manager.hook, hook).get_hookimpls())
 
     def observe(self, hook: str, **values: Any) -> None:
-        """Call the observers of a hook in load order. One that raises is logged with its plugin's name, and changes nothing."""
+        """Call the observers of a hook in load order. One that raises is logged with its plugin's name, and changes
+        nothing.
+        """
         for impl in getattr(self._manager.hook, hook).get_hookimpls():
             try:
                 impl.function(*(values[name] for name in impl.argnames))
@@ -177,7 +185,8 @@ class PluginHost:
                 log.exception("plugin %s: %s failed; what it observed goes on", impl.plugin_name, hook)
 
     def guard(self, hook: str, message: Message) -> Message:
-        """Pass the message through the guards of a hook, in load order; return what they make of it. Whose message it is stays as it was.
+        """Pass the message through the guards of a hook, in load order; return what they make of it. Whose message it
+        is stays as it was.
 
         Raises:
             Undeliverable: A guard refused it, or failed; the cause is chained.
@@ -186,11 +195,22 @@ class PluginHost:
             try:
                 answer = impl.function(*(message for _ in impl.argnames))
             except Exception as error:  # a plugin's boundary: a guard that raises refuses
-                raise Undeliverable(f"plugin {impl.plugin_name} refused the message: {type(error).__name__}: {error}") from error
+                raise Undeliverable(
+                    f"plugin {impl.plugin_name} refused the message: {type(error).__name__}: {error}"
+                ) from error
             if answer is not None and not isinstance(answer, Message):
-                raise Undeliverable(f"plugin {impl.plugin_name}: {hook} returned {type(answer).__name__}, no Message; the message is refused")
-            if answer is not None and (answer.id, answer.sender, answer.recipient) != (message.id, message.sender, message.recipient):
-                raise Undeliverable(f"plugin {impl.plugin_name}: {hook} changed whose message it is; the message is refused")
+                raise Undeliverable(
+                    f"plugin {impl.plugin_name}: {hook} returned {type(answer).__name__}, no Message; the message "
+                    f"is refused"
+                )
+            if answer is not None and (answer.id, answer.sender, answer.recipient) != (
+                message.id,
+                message.sender,
+                message.recipient,
+            ):
+                raise Undeliverable(
+                    f"plugin {impl.plugin_name}: {hook} changed whose message it is; the message is refused"
+                )
             message = message if answer is None else answer
         return message
 
@@ -210,8 +230,14 @@ class PluginHost:
 
     def _of_scheme(self, kind: Kind, scheme: str) -> Backend:
         base = scheme.partition("+")[0]
-        if base != scheme and scheme not in self._by_scheme and (base in self._by_scheme or (kind.word, base) in self._schemes):
-            scheme = base  # redis+sentinel, postgresql+asyncpg: what stands behind the + is for the backend to open, or to refuse in its own words
+        if (
+            base != scheme
+            and scheme not in self._by_scheme
+            and (base in self._by_scheme or (kind.word, base) in self._schemes)
+        ):
+            # redis+sentinel, postgresql+asyncpg: what stands behind the + is for the backend to open, or to refuse in
+            # its own words
+            scheme = base
         if (kind.word, scheme) not in self._schemes:
             what = f'{kind.word} with the URL scheme "{scheme}"'
             found = only(self._by_scheme.get(scheme, []), what, is_reserved=scheme in RESERVED_SCHEMES)
@@ -233,7 +259,11 @@ class PluginHost:
 
     def _register(self, found: Found) -> None:
         if found.target in self._refused:
-            raise PluginRefused(f'{self._title(found)} is needed, and refused by "no:{self._with_name(found).name}"; take out one of the two')
+            raise PluginRefused(
+                f'{self._title(found)} is needed, and refused by "no:{self._with_name(found).name}"; take out one '
+                f"of the "
+                f"two"
+            )
         if found.target in self._loaded:
             return
         plugin = import_plugin(found)
@@ -258,11 +288,21 @@ class PluginHost:
         known = list(self._decisions)
         for kind in kinds:
             if kind.name in CORE_DECISIONS:
-                raise PluginDuplicate(f'{title(found)} declares the decision "{kind.name}", a name of {CORE}; its author must choose another')
+                raise PluginDuplicate(
+                    f'{title(found)} declares the decision "{kind.name}", a name of {CORE}; its author must choose '
+                    f"another"
+                )
             for other, whose in known:
                 if other.name == kind.name or other.type is kind.type:
-                    what = f'the decision "{kind.name}"' if other.name == kind.name else f"a decision of the type {kind.type.__name__}"
-                    raise PluginDuplicate(f'{title(found)} and {title(whose)} both declare {what}; load one of them, or refuse one with "no:NAME"')
+                    what = (
+                        f'the decision "{kind.name}"'
+                        if other.name == kind.name
+                        else f"a decision of the type {kind.type.__name__}"
+                    )
+                    raise PluginDuplicate(
+                        f"{title(found)} and {title(whose)} both declare {what}; load one of them, or refuse one "
+                        f'with "no:NAME"'
+                    )
             known.append((kind, found))
 
     def _check_clashes(self, found: Found, backends: Mapping[str, Sequence[Backend]]) -> None:
@@ -274,17 +314,26 @@ class PluginHost:
                 ):
                     other = known.get((word, name))
                     if other is None and name in reserved and found.distribution != CORE:
-                        raise PluginDuplicate(f'{title(found)} declares the {word} "{name}", a name of {CORE}; its author must choose another')
+                        raise PluginDuplicate(
+                            f'{title(found)} declares the {word} "{name}", a name of {CORE}; its author must choose '
+                            f"another"
+                        )
                     if other is not None:
                         raise PluginDuplicate(
-                            f'{title(found)} and {title(other[1])} both declare the {word} "{name}"; load one of them, or refuse one with "no:NAME"'
+                            f'{title(found)} and {title(other[1])} both declare the {word} "{name}"; load one of '
+                            f"them, or refuse one with "
+                            f'"no:NAME"'
                         )
 
     def _refusal(self, name: str) -> str:
-        """Return the target of a refused plugin; a refusal of what is not there is a wish come true, unless it looks like a slip of the pen."""
+        """Return the target of a refused plugin; a refusal of what is not there is a wish come true, unless it looks
+        like a slip of the pen.
+        """
         found = self._by_name.get(name, [])
         if not found and ":" not in name and (near := difflib.get_close_matches(name, self._by_name, n=1)):
-            raise PluginMissing(f'no plugin "{name}" is installed, so "no:{name}" refuses nothing; did you mean "no:{near[0]}"?')
+            raise PluginMissing(
+                f'no plugin "{name}" is installed, so "no:{name}" refuses nothing; did you mean "no:{near[0]}"?'
+            )
         return found[0].target if found else name
 
     def _with_name(self, found: Found) -> Found:
@@ -306,7 +355,10 @@ class PluginHost:
         if loaded is not None:
             schemes |= {scheme for some in loaded.backends.values() for backend in some for scheme in backend.schemes}
             decisions = tuple(kind.name for kind, whose in self._decisions if whose is loaded.found)
-            kinds = (*(kind.word for kind in KINDS if loaded.backends[kind.word]), *(("decision",) if decisions else ()))
+            kinds = (
+                *(kind.word for kind in KINDS if loaded.backends[kind.word]),
+                *(("decision",) if decisions else ()),
+            )
             backends = (*(backend.name for some in loaded.backends.values() for backend in some), *decisions)
         return Installed(
             name=found.name,

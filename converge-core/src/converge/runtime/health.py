@@ -1,55 +1,34 @@
-"""The health of a node: whether it lives, whether it is ready, and if not, why; read from any thread, also while the loop is blocked."""
+"""The health of a node: whether it lives, whether it is ready, and if not, why; read from any thread, also while the
+loop is blocked.
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from typing import NamedTuple
 
 import attrs
 
 from converge.env import Env
+from converge.runtime.agents.ailments import Ailment, Code, Source
 from converge.runtime.reaper import Reaper
 from converge.runtime.watchdog import Watchdog
-from converge.services.opened import Opened
+from converge.services.store.handle import StoreHandle
 
 BLOCKED_SEC = 1.0
 """A loop that has not run for so long is blocked: its watchdog wants to run twice a second."""
 
 SILENT_SEC = 1.5
-"""A call of the store that takes so long counts as an outage: the node is to be not ready within 3 s of one, a poll interval and an answer."""
+"""A call of the store that takes so long counts as an outage: the node is to be not ready within 3 s of one, a poll
+interval and an answer.
+"""
 
 LATE = 2 / 3
-"""The part of a lease after which its renewal is late: it is due after a third, and a second try should have gone through."""
-
-
-class Code(StrEnum):
-    """Why a node is not ready."""
-
-    STARTING = "starting"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
-    LOOP_BLOCKED = "loop_blocked"
-    LEASE_LOST = "lease_lost"
-    RENEWAL_LATE = "renewal_late"
-    STORE_AWAY = "store_away"
-    WATCH_DEAF = "watch_deaf"
-    AGENT_DOWN = "agent_down"
-
-
-class Ailment(NamedTuple):
-    """What ails a part of the node; `since` is in monotonic seconds."""
-
-    code: str
-    text: str
-    since: float
-
-
-Source = Callable[[], Iterable[Ailment]]
-"""Tells what ails a part now. Called from any thread: it reads, never waits, and costs nothing for what is well."""
+"""The part of a lease after which its renewal is late: it is due after a third, and a second try should have gone
+through.
+"""
 
 
 @attrs.frozen(kw_only=True)
@@ -63,7 +42,9 @@ class Reason:
 
 @attrs.frozen(kw_only=True)
 class Health:
-    """A node at one moment. `is_live`: false when only a restart helps. `is_ready`: it claims tasks and takes messages as it should."""
+    """A node at one moment. `is_live`: false when only a restart helps. `is_ready`: it claims tasks and takes messages
+    as it should.
+    """
 
     is_live: bool
     is_ready: bool
@@ -79,15 +60,15 @@ class Vitals:
         self._loop = threading.get_ident()
         self._stopping: float | None = None
         self._stopped: float | None = None
-        self._parts: tuple[Opened, Watchdog, Reaper, float] | None = None
+        self._parts: tuple[StoreHandle, Watchdog, Reaper, float] | None = None
         self.sources: list[Source] = []
         """Parts of the node that say for themselves what ails them."""
 
-    def started(self, opened: Opened, watchdog: Watchdog, reaper: Reaper, stall_sec: float) -> None:
+    def started(self, handle: StoreHandle, watchdog: Watchdog, reaper: Reaper, stall_sec: float) -> None:
         """The node runs, on the thread that calls this."""
         self._loop = threading.get_ident()
         watchdog.looked = self._env.monotonic()  # it has not had its first turn, and a start may take long
-        self._parts = opened, watchdog, reaper, stall_sec
+        self._parts = handle, watchdog, reaper, stall_sec
 
     def stopping(self) -> None:
         """The node has begun to stop."""
@@ -102,8 +83,13 @@ class Vitals:
         now = self._env.monotonic()
         found = list(self._ailments(now))
         wall = datetime.now(UTC)
-        reasons = [Reason(code=str(one.code), text=one.text, since=wall - timedelta(seconds=max(0.0, now - one.since))) for one in found]
-        return Health(is_live=self._stopped is None and not self._is_stalled(now), is_ready=not reasons, reasons=tuple(reasons))
+        reasons = [
+            Reason(code=str(one.code), text=one.text, since=wall - timedelta(seconds=max(0.0, now - one.since)))
+            for one in found
+        ]
+        return Health(
+            is_live=self._stopped is None and not self._is_stalled(now), is_ready=not reasons, reasons=tuple(reasons)
+        )
 
     def _is_stalled(self, now: float) -> bool:
         return self._parts is not None and now - self._parts[1].looked > self._parts[3]
@@ -115,13 +101,13 @@ class Vitals:
         if self._parts is None:
             yield Ailment(Code.STARTING, "the node has not started", self._began)
             return
-        opened, watchdog, reaper, _ = self._parts
+        handle, watchdog, reaper, _ = self._parts
         if self._stopping is not None:
             yield Ailment(Code.STOPPING, "the node is stopping: it claims no more tasks", self._stopping)
         yield from self._of_loop(now, watchdog)
-        yield from _of_lease(now, opened)
-        yield from _of_store(now, opened, reaper, watchdog)
-        if (deaf_since := opened.deafness.since) is not None:
+        yield from _of_lease(now, handle)
+        yield from _of_store(now, handle, reaper, watchdog)
+        if (deaf_since := handle.watch_outage.since) is not None:
             yield Ailment(Code.WATCH_DEAF, "the store's wake-ups do not arrive; work is found by polling", deaf_since)
         for source in tuple(self.sources):
             yield from source()
@@ -129,7 +115,11 @@ class Vitals:
     def _of_loop(self, now: float, watchdog: Watchdog) -> Iterable[Ailment]:
         blocked_sec = now - watchdog.looked
         if blocked_sec > BLOCKED_SEC:
-            yield Ailment(Code.LOOP_BLOCKED, f"the event loop has been blocked for {blocked_sec:.1f} s, {where(self._loop)}", watchdog.looked)
+            yield Ailment(
+                Code.LOOP_BLOCKED,
+                f"the event loop has been blocked for {blocked_sec:.1f} s, {where(self._loop)}",
+                watchdog.looked,
+            )
 
 
 def where(thread: int) -> str:
@@ -140,25 +130,29 @@ def where(thread: int) -> str:
     return f"at {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
 
 
-def _of_lease(now: float, opened: Opened) -> Iterable[Ailment]:
-    lease = opened.lease_opened
+def _of_lease(now: float, handle: StoreHandle) -> Iterable[Ailment]:
+    lease = handle.lease_opened
     if lease is None:
         return
     lease_sec, remaining_sec = lease.settings.lease_sec, lease.remaining_sec()
     if remaining_sec <= 0:
-        yield Ailment(Code.LEASE_LOST, f"the lease was lost: {lease.why_ended or 'renewals do not reach the store'}", lease.deadline)
+        yield Ailment(
+            Code.LEASE_LOST,
+            f"the lease was lost: {lease.why_ended or 'renewals do not reach the store'}",
+            lease.deadline,
+        )
     elif lease.deadline - now < lease_sec * (0.9 - LATE):
         yield Ailment(Code.RENEWAL_LATE, f"the lease was not renewed for {lease_sec * 0.9 - remaining_sec:.1f} s", now)
 
 
-def _of_store(now: float, opened: Opened, reaper: Reaper, watchdog: Watchdog) -> Iterable[Ailment]:
-    since, error = opened.outage.since, opened.outage.error
+def _of_store(now: float, handle: StoreHandle, reaper: Reaper, watchdog: Watchdog) -> Iterable[Ailment]:
+    since, error = handle.outage.since, handle.outage.error
     if since is not None:
         yield Ailment(Code.STORE_AWAY, f"the store does not do what it is asked: {error}", since)
         return
     # A page of the sweep is many calls: while writes are answered it is only long.
-    page = None if (asked := reaper.asked) is None else max(asked, opened.answered_at)
-    silent = min((one for one in (page, opened.asked_since) if one is not None), default=None)
+    page = None if (asked := reaper.asked) is None else max(asked, handle.answered_at)
+    silent = min((one for one in (page, handle.asked_since) if one is not None), default=None)
     if silent is None or now - watchdog.looked > BLOCKED_SEC:
         return  # nothing is asked, or nobody can read the answer
     silent_sec = now - max(silent, watchdog.resumed)

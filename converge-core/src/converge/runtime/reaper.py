@@ -9,8 +9,8 @@ from math import inf
 import anyio
 
 from converge.errors import StoreError
-from converge.services.opened import Opened
-from converge.services.sweep import Sweep
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.sweep import Sweep
 
 log = logging.getLogger("converge.reaper")
 
@@ -21,14 +21,16 @@ PAUSE_SEC = 0.002
 class Reaper:
     """Runs sweeps until it is cancelled."""
 
-    def __init__(self, opened: Opened, poll_sec: float) -> None:
-        self._opened, self._poll_sec = opened, poll_sec
-        self.sweep = Sweep(opened)
+    def __init__(self, handle: StoreHandle, poll_sec: float) -> None:
+        self._opened, self._poll_sec = handle, poll_sec
+        self.sweep = Sweep(handle)
         self.asked: float | None = None
         """Since when a page has been under way (monotonic seconds): a store that is silent shows here."""
 
     async def run(self) -> None:
-        """Sweep a page; go on at once while there is work, else sleep for a poll interval, or until the next task is due."""
+        """Sweep a page; go on at once while there is work, else sleep for a poll interval, or until the next task is
+        due.
+        """
         while True:
             try:
                 self.asked = self._opened.env.monotonic()
@@ -45,13 +47,13 @@ class Reaper:
 
     async def _sleep(self, pause_sec: float) -> None:
         """Sleep, but no longer than until a task comes due that is put off here meanwhile."""
-        opened = self._opened
+        handle = self._opened
         with anyio.move_on_after(pause_sec) as scope:
             while True:
-                opened.due_came = anyio.Event()
-                left_sec = max(PAUSE_SEC, opened.due_at - opened.env.monotonic())
+                handle.due_came = anyio.Event()
+                left_sec = max(PAUSE_SEC, handle.due_at - handle.env.monotonic())
                 scope.deadline = min(scope.deadline, anyio.current_time() + left_sec)
-                await opened.due_came.wait()
+                await handle.due_came.wait()
 
     async def _pause_sec(self) -> float:
         pause_sec = self._poll_sec * (0.75 + random.Random(self._opened.env.entropy(8)).random() / 4)

@@ -1,4 +1,6 @@
-"""A graceful stop: claims nothing more, lets handlers end within the grace time, hands the rest back, and never waits for a store that is away."""
+"""A graceful stop: claims nothing more, lets handlers end within the grace time, hands the rest back, and never waits
+for a store that is away.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +11,21 @@ from typing import Any
 import anyio
 
 from converge.errors import LeaseEnded, StoreError
-from converge.runtime.agent import Agent
-from converge.runtime.feed import Feed
-from converge.runtime.network import Network
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.starting import stop_all
+from converge.runtime.agents.ticks import Ticks
+from converge.runtime.claiming.feed import Feed
+from converge.runtime.claiming.slots import Why
+from converge.runtime.network.network import Network
 from converge.runtime.reaper import Reaper
-from converge.runtime.slots import Why
-from converge.runtime.starting import stop_all
-from converge.runtime.ticks import Ticks
-from converge.services.opened import Opened
+from converge.services.store.handle import StoreHandle
 
 log = logging.getLogger("converge.node")
 
 RELEASE_SEC = 1.5
-"""How long a step of a stop may wait for the store (take descriptors back, hand claims back, end the lease); what is left ends with the lease."""
+"""How long a step of a stop may wait for the store (take descriptors back, hand claims back, end the lease); what is
+left ends with the lease.
+"""
 
 LAST_SEC = 0.2
 """What calls that are still under way have at the very end: nobody needs their answers any more."""
@@ -34,12 +38,27 @@ class Stopping:
     """The steps of one stop."""
 
     def __init__(
-        self, opened: Opened, network: Network, feeds: Mapping[Any, Feed], agents: Mapping[str, Agent], ticks: Ticks, poll_sec: float
+        self,
+        handle: StoreHandle,
+        network: Network,
+        feeds: Mapping[Any, Feed],
+        agents: Mapping[str, Agent],
+        ticks: Ticks,
+        poll_sec: float,
     ) -> None:
-        self._opened, self._network, self._feeds, self._agents, self._ticks, self._poll_sec = opened, network, feeds, agents, ticks, poll_sec
+        self._opened, self._network, self._feeds, self._agents, self._ticks, self._poll_sec = (
+            handle,
+            network,
+            feeds,
+            agents,
+            ticks,
+            poll_sec,
+        )
 
     async def run(self, grace_sec: float) -> None:
-        """Do all of it, whoever cancels meanwhile; it takes the grace time and at most five seconds, also where the store is away."""
+        """Do all of it, whoever cancels meanwhile; it takes the grace time and at most five seconds, also where the
+        store is away.
+        """
         with anyio.CancelScope(shield=True):
             self._opened.hurry(RELEASE_SEC)
             for feed in self._feeds.values():
@@ -77,7 +96,9 @@ class Stopping:
                 group.start_soon(_drain_feed, feed, grace_sec)
 
     async def _end_lease(self) -> None:
-        """End the lease and sweep up what it leaves, so that others see no agent, no membership and no claim of this node."""
+        """End the lease and sweep up what it leaves, so that others see no agent, no membership and no claim of this
+        node.
+        """
         sweep = Reaper(self._opened, self._poll_sec).sweep
         try:
             lease = self._opened.lease_opened

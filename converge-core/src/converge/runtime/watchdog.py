@@ -1,4 +1,6 @@
-"""The watchdog: beats for the lease, and stops handlers when it is lost or they take too long. It never waits for the store, which may be silent."""
+"""The watchdog: beats for the lease, and stops handlers when it is lost or they take too long. It never waits for the
+store, which may be silent.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from typing import Any
 import anyio
 
 from converge.env import Env
-from converge.runtime.feed import Feed
-from converge.services.lease import Lease
-from converge.services.opened import Opened
+from converge.runtime.claiming.feed import Feed
+from converge.services.store.handle import StoreHandle
+from converge.services.store.lease import Lease
 
 log = logging.getLogger("converge.node")
 
@@ -23,14 +25,16 @@ RESUMED_SEC = 1.0
 """A loop that was away for so long has answers to read before anybody may say that they have not come."""
 
 TELL_BLOCKED_SEC = 2.0
-"""A loop that was blocked for so long did not answer others meanwhile; a busy machine alone rarely keeps it that long."""
+"""A loop that was blocked for so long did not answer others meanwhile; a busy machine alone rarely keeps it that
+long.
+"""
 
 
 class Watchdog:
     """One for a process, whatever the number of its agents and tasks."""
 
-    def __init__(self, opened: Opened, env: Env, lease_sec: float, feeds: Mapping[Any, Feed]) -> None:
-        self._opened, self._env, self._lease_sec, self._feeds = opened, env, lease_sec, feeds
+    def __init__(self, handle: StoreHandle, env: Env, lease_sec: float, feeds: Mapping[Any, Feed]) -> None:
+        self._opened, self._env, self._lease_sec, self._feeds = handle, env, lease_sec, feeds
         self.is_stopping = False
         self.lease_lost = anyio.Event()
         self.looked = env.monotonic()
@@ -58,7 +62,10 @@ class Watchdog:
         if blocked_sec > RESUMED_SEC:
             self.resumed = now
         if blocked_sec > TELL_BLOCKED_SEC:
-            log.warning("the event loop runs again; it was blocked for %.1f s; what computes for long belongs into a plain def", blocked_sec)
+            log.warning(
+                "the event loop runs again; it was blocked for %.1f s; what computes for long belongs into a plain def",
+                blocked_sec,
+            )
 
     def _tick_sec(self) -> float:
         """Cancel what has run too long; return when to look again."""

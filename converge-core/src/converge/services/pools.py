@@ -16,14 +16,16 @@ from converge.errors import InvalidValue, PoolClosed, StoreBusy, Unsupported
 from converge.ids import check_name
 from converge.model.keys import JOINED, MEMBER, POOL
 from converge.model.pool import Pool
-from converge.services.lease import Lease
-from converge.services.opened import Opened, PoolSeen
+from converge.services.store.handle import PoolSeen, StoreHandle
+from converge.services.store.lease import Lease
 
 ROUNDS = 20
 """How often a change of a pool looks again after losing a race; each loss means that another change has won."""
 
 REMOVED = 500
-"""Members whose end is one step with that of their place on the allow-list: three operations each, and a batch has 2,000."""
+"""Members whose end is one step with that of their place on the allow-list: three operations each, and a batch has
+2,000.
+"""
 
 PRIORITY_STEP_GREATEST_SEC = 86_400.0 * 365
 
@@ -32,7 +34,7 @@ class PoolManager:
     """Creates, reads and changes pools, and keeps their members. One record rules every process alike."""
 
     def __init__(self, store: Store) -> None:
-        self._opened = Opened.of(store)
+        self._opened = StoreHandle.of(store)
         self._store = store
 
     async def create_pool(self, pool: Pool | dict[str, Any], *, secret: str | None = None) -> bool:
@@ -54,7 +56,8 @@ class PoolManager:
             pool = attrs.evolve(pool, secret_hash=_hash(secret, self._opened.env.entropy(16)))
         if pool.require_durability and self._store.durability < Durability[pool.require_durability]:
             raise Unsupported(
-                f'pool "{pool.id}" requires durability {pool.require_durability}, this store has {self._store.durability.name}; '
+                f'pool "{pool.id}" requires durability {pool.require_durability}, this store has '
+                f"{self._store.durability.name}; "
                 "choose another store, or its stricter settings"
             )
         key = POOL(pool.id)
@@ -82,7 +85,8 @@ class PoolManager:
             after = page[-1].key[1:]
 
     async def set_paused(self, pool_id: str, *, is_paused: bool) -> bool:
-        """Pause or resume: claims check the pool's revision, so a pause holds from the next claim on. Tells whether anything changed.
+        """Pause or resume: claims check the pool's revision, so a pause holds from the next claim on. Tells whether
+        anything changed.
 
         Raises:
             NoSuchPool: With the nearest name.
@@ -100,12 +104,14 @@ class PoolManager:
         raise StoreBusy(f"pool {pool_id} changed {ROUNDS} times while it was being changed; try again")
 
     async def change_allowed(self, pool_id: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> bool:
-        """Edit the allow-list; whoever is removed is no member any more, and claims nothing from then on. Tells whether anything changed.
+        """Edit the allow-list; whoever is removed is no member any more, and claims nothing from then on. Tells whether
+        anything changed.
 
         Raises:
             NoSuchPool: With the nearest name.
             InvalidName: An agent's.
-            InvalidValue: The pool's admission is not `allow`, so the list would not count; or these are too many agents at a time.
+            InvalidValue: The pool's admission is not `allow`, so the list would not count; or these are too many agents
+                at a time.
         """
         new, gone = ([check_name("agent", agent_id) for agent_id in dict.fromkeys(some)] for some in (add, remove))
         if len(new) + len(gone) > LIMITS.keys:
@@ -114,13 +120,25 @@ class PoolManager:
         for _ in range(ROUNDS):
             seen = await self._opened.pool(pool_id, is_fresh=True)
             if seen.pool.admission != "allow":
-                raise InvalidValue(f"pool {pool_id}: admission", seen.pool.admission, '"allow": the list of another one would not count')
+                raise InvalidValue(
+                    f"pool {pool_id}: admission",
+                    seen.pool.admission,
+                    '"allow": the list of another one would not count',
+                )
             allow = tuple(agent_id for agent_id in dict.fromkeys((*seen.pool.allow, *new)) if agent_id not in gone)
-            found = [entry for entry in await self._store.get([MEMBER(pool_id, agent_id) for agent_id in gone]) if entry is not None] if gone else []
+            found = (
+                [
+                    entry
+                    for entry in await self._store.get([MEMBER(pool_id, agent_id) for agent_id in gone])
+                    if entry is not None
+                ]
+                if gone
+                else []
+            )
             if allow == seen.pool.allow and not found:
                 return is_changed
-            # In one step with the members' end: a claim that saw them as members is of the pool's old revision. The last look finds who joined
-            # just before this step; after it nobody can.
+            # In one step with the members' end: a claim that saw them as members is of the pool's old revision. The
+            # last look finds who joined just before this step; after it nobody can.
             members = found[:REMOVED]
             checks = [(POOL(pool_id), seen.revision), *((entry.key, entry.revision) for entry in members)]
             deletes = [key for entry in members for key in (entry.key, _joined(entry))]
@@ -166,11 +184,17 @@ class PoolManager:
         for at in range(0, len(agent_ids), LIMITS.batches):
             some = agent_ids[at : at + LIMITS.batches]
             batches, asked = [], []
-            for agent_id, member in zip(some, await self._store.get([MEMBER(pool_id, agent_id) for agent_id in some]), strict=True):
+            for agent_id, member in zip(
+                some, await self._store.get([MEMBER(pool_id, agent_id) for agent_id in some]), strict=True
+            ):
                 is_new.setdefault(agent_id, member is None)
                 if member is not None and member.value == encode(lease.id.hex()):
                     continue
-                checks = [(POOL(pool_id), seen.revision), lease.check(), (MEMBER(pool_id, agent_id), member.revision if member else ABSENT)]
+                checks = [
+                    (POOL(pool_id), seen.revision),
+                    lease.check(),
+                    (MEMBER(pool_id, agent_id), member.revision if member else ABSENT),
+                ]
                 puts = [(MEMBER(pool_id, agent_id), encode(lease.id.hex())), (JOINED(lease.id, pool_id, agent_id), b"")]
                 batches.append(Batch(checks, puts))
                 asked.append(agent_id)
@@ -235,7 +259,11 @@ def _checked(pool: Pool | dict[str, Any]) -> Pool:
         raise InvalidValue("pool.admission", pool.admission, "open, allow or secret")
     for name in ("priority_step_sec", "dedup_window_sec", "keep_completed_sec", "keep_failed_sec"):
         value = getattr(pool, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= PRIORITY_STEP_GREATEST_SEC:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value <= PRIORITY_STEP_GREATEST_SEC
+        ):
             raise InvalidValue(f"pool.{name}", value, "seconds, from 0 to a year")
     required: object = pool.require_durability
     if not isinstance(required, str) or (required and required not in Durability.__members__):

@@ -1,6 +1,7 @@
 """The conformance kit, for authors of stores, transports and discoveries; needs the extra `converge-core[testing]`.
 
-Each class is loaded when it is first asked for: a plugin of pytest that is imported from here must not import pytest's other plugins early.
+Each class is loaded when it is first asked for: a plugin of pytest that is imported from here must not import pytest's
+other plugins early.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from converge.testing._transport.streams import StreamTransportContract
     from converge.testing.checked import CheckedStore
     from converge.testing.discovery import DiscoveryContract
     from converge.testing.faults import FaultPlan, FaultyStore
     from converge.testing.store import StoreContract
-    from converge.testing.stream_transport import StreamTransportContract
     from converge.testing.task import TaskContract
     from converge.testing.transport import TransportContract
 
@@ -34,7 +35,7 @@ _HOMES = {
     "FaultPlan": "converge.testing.faults",
     "FaultyStore": "converge.testing.faults",
     "StoreContract": "converge.testing.store",
-    "StreamTransportContract": "converge.testing.stream_transport",
+    "StreamTransportContract": "converge.testing._transport.streams",
     "TaskContract": "converge.testing.task",
     "TransportContract": "converge.testing.transport",
 }

@@ -1,4 +1,6 @@
-"""CheckedStore: any store, with an eye on its caller: whoever breaks what callers must keep to gets an AssertionError that names the rule."""
+"""CheckedStore: any store, with an eye on its caller: whoever breaks what callers must keep to gets an AssertionError
+that names the rule.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ def rule(holds: bool, text: str, what: object) -> None:
 class CheckedStore(Store):
     """Passes every call on, after it has looked whether the call is one that the contract allows.
 
-    Values over the limit are passed on: refusing them is the store's part. The number of a batch's operations and of keys is the caller's.
+    Values over the limit are passed on: refusing them is the store's part. The number of a batch's operations and of
+        keys is the caller's.
     """
 
     def __init__(self, inner: Store) -> None:
@@ -75,7 +78,9 @@ class CheckedStore(Store):
             rule(1 <= wanted.limit <= LIMITS.keys, f"a range of a scan has a limit of 1 to {LIMITS.keys}", wanted)
         return await self.inner.scan(ranges)
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         self._check_thread("commit")
         check_batches(batches)
         check_channels(wake)
@@ -114,7 +119,11 @@ class CheckedStore(Store):
             yield CheckedStore(inner)
 
     def _check_thread(self, call: str) -> None:
-        rule(self._thread == threading.get_ident(), "a handle is used from one thread; others have their own, from reopen", call)
+        rule(
+            self._thread == threading.get_ident(),
+            "a handle is used from one thread; others have their own, from reopen",
+            call,
+        )
 
 
 def check_keys(keys: Iterable[Key]) -> None:
@@ -170,15 +179,27 @@ def _check_batch(batch: Batch) -> None:
         rule(type(value) is bytes and _is_json(value), "a value is JSON text in UTF-8, or empty", (key, value[:80]))
     if batch.window is not None:
         bounds = [bound for bound in batch.window if bound is not None]
-        rule(all(type(bound) is int for bound in bounds), "a window's bounds are microseconds of store time", batch.window)
+        rule(
+            all(type(bound) is int for bound in bounds),
+            "a window's bounds are microseconds of store time",
+            batch.window,
+        )
 
 
 def _check_checks(checks: Sequence[Check]) -> None:
     for key, revision in checks:
-        rule(type(revision) is int and revision >= ABSENT, "a check names a revision that was read, or ABSENT", (key, revision))
+        rule(
+            type(revision) is int and revision >= ABSENT,
+            "a check names a revision that was read, or ABSENT",
+            (key, revision),
+        )
     revisions: dict[Key, int] = {}
     for key, revision in checks:
-        rule(revisions.setdefault(key, revision) == revision, "one batch, or one take, does not check a key at two revisions", key)
+        rule(
+            revisions.setdefault(key, revision) == revision,
+            "one batch, or one take, does not check a key at two revisions",
+            key,
+        )
 
 
 def check_take(take: Take) -> None:
@@ -189,7 +210,11 @@ def check_take(take: Take) -> None:
         check_range(wanted)
     shapes = {(wanted.prefix[0], len(wanted.prefix)) for wanted in take.ranges}
     rule(len(shapes) == 1, "the ranges of a take are of one family, with prefixes of one length", shapes)
-    rule(len({wanted.prefix for wanted in take.ranges}) == len(take.ranges), "no two prefixes of a take are alike", take.ranges)
+    rule(
+        len({wanted.prefix for wanted in take.ranges}) == len(take.ranges),
+        "no two prefixes of a take are alike",
+        take.ranges,
+    )
     _check_fit(take)
     check_keys(key for key, _ in take.checks)
     _check_checks(take.checks)

@@ -34,7 +34,10 @@ class CutProxy:
 
     @asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:
-        async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as group:
+        async with (
+            await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+            anyio.create_task_group() as group,
+        ):
             own = listener.extra(SocketAttribute.local_port)
             self.url = self._target.replace(f"{self._host}:{self._port}", f"127.0.0.1:{own}", 1)
             group.start_soon(listener.serve, self._serve)
@@ -44,7 +47,10 @@ class CutProxy:
     async def _serve(self, client: SocketStream) -> None:
         async with client:
             with suppress(OSError):  # the server is away: so is the proxy's client, at once
-                async with await anyio.connect_tcp(self._host, self._port) as server, anyio.create_task_group() as group:
+                async with (
+                    await anyio.connect_tcp(self._host, self._port) as server,
+                    anyio.create_task_group() as group,
+                ):
 
                     async def pump(source: SocketStream, sink: SocketStream, moment: Cut) -> None:
                         await self._pass(source, sink, moment)
@@ -64,7 +70,9 @@ class CutProxy:
 
 @contextmanager
 def cut_proxy(url: str) -> Iterator[CutProxy]:
-    """Run a proxy before the server of `scheme://HOST:PORT...`; on a thread, since some tests block their event loop on purpose."""
+    """Run a proxy before the server of `scheme://HOST:PORT...`; on a thread, since some tests block their event loop on
+    purpose.
+    """
     made = CutProxy(url)
     with start_blocking_portal("asyncio") as portal, portal.wrap_async_context_manager(made._serving()):
         yield made

@@ -7,8 +7,8 @@
         def options(self, my_server):
             return MyOptions(url=my_server)
 
-Each test's docstring names its clause, and so does each failure. A backend that declares `publishes=False` gives with the fixture `configured` what
-it must say; the clauses are tested with that in place of what is published.
+Each test's docstring names its clause, and so does each failure. A backend that declares `publishes=False` gives with
+the fixture `configured` what it must say; the clauses are tested with that in place of what is published.
 """
 
 from __future__ import annotations

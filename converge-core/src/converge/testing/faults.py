@@ -12,7 +12,20 @@ import anyio
 import anyio.lowlevel
 import attrs
 
-from converge.contracts.store import Batch, Channel, Committed, Conflict, Durability, Entry, Key, Prefix, Range, Store, Take, Turned
+from converge.contracts.store import (
+    Batch,
+    Channel,
+    Committed,
+    Conflict,
+    Durability,
+    Entry,
+    Key,
+    Prefix,
+    Range,
+    Store,
+    Take,
+    Turned,
+)
 from converge.errors import OutcomeUnknown, StoreUnavailable
 
 T = TypeVar("T")
@@ -28,7 +41,8 @@ class Fault(Enum):
     DELAY = "delay"  # it is late, before it reaches the store or on its way back
     FAIL_BEFORE = "fail before"  # it never reaches the store: StoreUnavailable
     LOSE_REPLY = "lose reply"  # it is carried out, and nobody learns of it: OutcomeUnknown (a read: StoreUnavailable)
-    REPEAT = "repeat"  # it is carried out more than once, as by a client that sends it again; a take never is, see `FaultyStore`
+    # it is carried out more than once, as by a client that sends it again; a take never is, see `FaultyStore`
+    REPEAT = "repeat"
 
 
 @attrs.define
@@ -90,10 +104,12 @@ class FaultPlan:
 
 
 class FaultyStore(Store):
-    """Any store, with faults before and after its calls. What it does stays within the contract: it raises `NotApplied` only if nothing was written.
+    """Any store, with faults before and after its calls. What it does stays within the contract: it raises `NotApplied`
+    only if nothing was written.
 
-    A take is never repeated behind its caller's back: the second would move other keys, which no store may do. Of a repeated commit each batch is
-    answered as last committed; a batch without a fence (a check of a key that it writes) is then committed at the last revision.
+    A take is never repeated behind its caller's back: the second would move other keys, which no store may do. Of a
+    repeated commit each batch is answered as last committed; a batch without a fence (a check of a key that it writes)
+    is then committed at the last revision.
     """
 
     def __init__(self, inner: Store, plan: FaultPlan) -> None:
@@ -115,12 +131,16 @@ class FaultyStore(Store):
     async def time(self) -> int:
         return await self._read("time", self.inner.time)
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         async def again() -> Sequence[Committed | Conflict]:
             outcomes = list(await self.inner.commit(batches, wake=wake))
             for _ in range(2):
                 repeated = await self.inner.commit(batches, wake=wake)
-                outcomes = [new if isinstance(new, Committed) else old for old, new in zip(outcomes, repeated, strict=True)]
+                outcomes = [
+                    new if isinstance(new, Committed) else old for old, new in zip(outcomes, repeated, strict=True)
+                ]
             return outcomes
 
         return await self._change("commit", lambda: self.inner.commit(batches, wake=wake), again)

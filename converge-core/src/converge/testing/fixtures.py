@@ -24,7 +24,9 @@ POOL_THREADS = ("AnyIO worker thread", "Trio thread", "asyncio_")
 POOL_PROCESSES = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
 
 
-async def wait_until(condition: Callable[[], bool | Awaitable[bool]], *, timeout: float = 5.0, what: str = "the condition") -> None:
+async def wait_until(
+    condition: Callable[[], bool | Awaitable[bool]], *, timeout: float = 5.0, what: str = "the condition"
+) -> None:
     """Return once the condition holds; ask it every few milliseconds.
 
     Raises:
@@ -46,7 +48,9 @@ def wait_until_sync(condition: Callable[[], bool], *, timeout: float = 5.0, what
 
 
 def child_processes() -> frozenset[int]:
-    """The living children of this process, without test servers and Python's own helpers; empty where there is no /proc."""
+    """The living children of this process, without test servers and Python's own helpers; empty where there is no
+    /proc.
+    """
     found: set[int] = set()
     for listing in Path("/proc/self/task").glob("*/children"):
         found.update(int(pid) for pid in _read(listing).split())
@@ -86,7 +90,11 @@ async def no_leaked_tasks() -> AsyncIterator[None]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--quick`: every clause of a contract is tried, on one event loop, with few random histories and repeats."""
-    parser.addoption("--quick", action="store_true", help="contract classes of converge.testing: one event loop, few random histories and repeats")
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="contract classes of converge.testing: one event loop, few random histories and repeats",
+    )
 
 
 def is_quick(config: pytest.Config) -> bool:
@@ -96,7 +104,9 @@ def is_quick(config: pytest.Config) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
-    """Give each coroutine test the check for asyncio tasks: an autouse fixture would run synchronous tests once per loop, too."""
+    """Give each coroutine test the check for asyncio tasks: an autouse fixture would run synchronous tests once per
+    loop, too.
+    """
     if iscoroutinefunction(obj) and collector.istestfunction(obj, name):
         marks = getattr(obj, "pytestmark", [])
         if not any(mark.name == "usefixtures" and "no_leaked_tasks" in mark.args for mark in marks):
@@ -113,7 +123,9 @@ def _open_tasks() -> set[asyncio.Task[object]]:
 
 
 def _new_threads(before: frozenset[threading.Thread]) -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread not in before and not thread.name.startswith(POOL_THREADS)]
+    return [
+        thread for thread in threading.enumerate() if thread not in before and not thread.name.startswith(POOL_THREADS)
+    ]
 
 
 def _counts_as_child(process: Path) -> bool:

@@ -1,4 +1,6 @@
-"""Fleets: real processes of `converge run` on one store, to be killed, stopped and watched by tests. For suites of faults and scenarios."""
+"""Fleets: real processes of `converge run` on one store, to be killed, stopped and watched by tests. For suites of
+faults and scenarios.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from typing import Any
 
 import anyio
 
-from converge.services.tasks import TaskManager
+from converge.services.tasks.manager import TaskManager
 from converge.testing.fixtures import wait_until
 
 COMMAND = Path(sys.executable).with_name("converge")
@@ -23,8 +25,12 @@ COMMAND = Path(sys.executable).with_name("converge")
 class Fleet:
     """Processes that share a store. Those that are left at the end are killed, by their process id."""
 
-    def __init__(self, folder: Path, url: str, *, agent: str, agents_folder: Path, pool: str, network: str, plugins: list[str]) -> None:
-        """`agent`: `module:Class` of a module in `agents_folder`, which finds the ledger's path in the environment as LEDGER."""
+    def __init__(
+        self, folder: Path, url: str, *, agent: str, agents_folder: Path, pool: str, network: str, plugins: list[str]
+    ) -> None:
+        """`agent`: `module:Class` of a module in `agents_folder`, which finds the ledger's path in the environment as
+        LEDGER.
+        """
         self.folder, self.url, self.plugins, self.network, self.pool = folder, url, plugins, network, pool
         self._agent, self._agents_folder = agent, agents_folder
         self.ledger_path = folder / "ledger"
@@ -32,7 +38,12 @@ class Fleet:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(
-        self, *flags: str, agents: int = 4, lease_sec: float = 2.0, grace_sec: float = 5.0, environment: Mapping[str, str] | None = None
+        self,
+        *flags: str,
+        agents: int = 4,
+        lease_sec: float = 2.0,
+        grace_sec: float = 5.0,
+        environment: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start one process.
 
@@ -41,7 +52,12 @@ class Fleet:
             environment: Variables that it has besides the test's own.
         """
         config = self.folder / f"converge{len(self.processes)}.toml"
-        lines = [f"lease_sec = {lease_sec}", f"grace_sec = {grace_sec}", "poll_sec = 0.3", f'network = "{self.network}"']
+        lines = [
+            f"lease_sec = {lease_sec}",
+            f"grace_sec = {grace_sec}",
+            "poll_sec = 0.3",
+            f'network = "{self.network}"',
+        ]
         config.write_text("\n".join(lines) + "\n")
         command = [str(COMMAND), "run", self._agent, "--agents", str(agents), "--pool", self.pool, "--store", self.url]
         for plugin in self.plugins:
@@ -64,7 +80,11 @@ class Fleet:
         Raises:
             AssertionError: It ended, or took too long; its log is shown.
         """
-        await wait_until(lambda: ": running " in self.log_of(process) or process.poll() is not None, timeout=timeout, what="agents run")
+        await wait_until(
+            lambda: ": running " in self.log_of(process) or process.poll() is not None,
+            timeout=timeout,
+            what="agents run",
+        )
         assert process.poll() is None, self.log_of(process)
 
     def ledger(self) -> list[dict[str, Any]]:
@@ -97,4 +117,6 @@ async def all_terminal(tasks: TaskManager, ids: list[str], *, timeout: float) ->
 
 async def until_started(fleet: Fleet, count: int, *, timeout: float = 30.0) -> None:
     """Return when so many attempts have begun."""
-    await wait_until(lambda: sum(map(len, fleet.starts().values())) >= count, timeout=timeout, what=f"{count} attempts begun")
+    await wait_until(
+        lambda: sum(map(len, fleet.starts().values())) >= count, timeout=timeout, what=f"{count} attempts begun"
+    )

@@ -32,7 +32,13 @@ class Place:
 
     def node(self, **settings: Any) -> Node:
         """Return a node for the test's own process, not yet entered."""
-        mine: dict[str, Any] = {"lease_sec": LEASE_SEC, "poll_sec": POLL_SEC, "grace_sec": 0.0, "transport": self.transport, **settings}
+        mine: dict[str, Any] = {
+            "lease_sec": LEASE_SEC,
+            "poll_sec": POLL_SEC,
+            "grace_sec": 0.0,
+            "transport": self.transport,
+            **settings,
+        }
         return Node(store=self.store, plugins=self.plugins, network=self.network, **mine)
 
     def fleet(self, folder: Path) -> Fleet:

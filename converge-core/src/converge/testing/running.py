@@ -15,8 +15,9 @@ import pytest
 _BROKEN = re.compile(r"ClauseBroken: (([A-Z]-\d+): .*)")
 _CITED = re.compile(r"([A-Z]-\d+)")
 
-# The run is a guest in a process that may be a test run itself: it loads no conftest, draws no seed of its own, keeps no cache, and leaves alone what
-# belongs to the process (signals, captured output). A host with leak checks has asked for them on the very functions that are run here.
+# The run is a guest in a process that may be a test run itself: it loads no conftest, draws no seed of its own, keeps
+# no cache, and leaves alone what belongs to the process (signals, captured output). A host with leak checks has asked
+# for them on the very functions that are run here.
 _OPTIONS = (
     *("-c", "/dev/null", "--noconftest", "--import-mode=importlib", "--strict-markers", "-q", "-W", "error"),
     *(
@@ -83,7 +84,9 @@ class _Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             text, cited = report.longreprtext, self.cited[report.nodeid]
-            said, clause = _BROKEN.findall(text)[-1] if _BROKEN.search(text) else (text.strip().rpartition("\n")[2], cited)
+            said, clause = (
+                _BROKEN.findall(text)[-1] if _BROKEN.search(text) else (text.strip().rpartition("\n")[2], cited)
+            )
             name = report.nodeid.rpartition("::")[2]
             self.failures.append(Failure(test=name, cited=cited, clause=clause, said=said, report=text[-3_000:]))
         elif report.when == "call" and report.passed:
@@ -94,7 +97,8 @@ def run_contract(contract: type, *, tests: str | None = None) -> Run:
     """Run a subclass of a contract that stands at the top of a module.
 
     Args:
-        contract: Its module is collected by pytest as if named on the command line, whatever its own name and the class's are.
+        contract: Its module is collected by pytest as if named on the command line, whatever its own name and the
+            class's are.
         tests: As pytest's `-k`: which tests of it.
 
     Raises:

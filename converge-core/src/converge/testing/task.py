@@ -1,4 +1,5 @@
-"""TaskContract: the task machine and its services over a store, clause by clause. An author writes one subclass, as for StoreContract.
+"""TaskContract: the task machine and its services over a store, clause by clause. An author writes one subclass, as for
+StoreContract.
 
 class TestMyTasks(TaskContract):
     backend = MY_BACKEND
@@ -15,4 +16,6 @@ __all__ = ["TaskContract"]
 
 
 class TaskContract(LifeClauses, GroupClauses, TaskHistoryClauses, RaceClauses):
-    """The clauses T-1 to T-14 of `converge.machines.task`; see `converge.testing._store.base.StoreCase` for what an author may set."""
+    """The clauses T-1 to T-14 of `converge.machines.task`; see `converge.testing._store.base.StoreCase` for what an
+    author may set.
+    """

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from converge.contracts.store import Feature
 from converge.contracts.transport import FRAME_BYTES, WRITE_QUEUE_BYTES, Channel, Listener, Transport, TransportBackend
 from converge.errors import ConnectFailed, ConnectionClosed, ConnectionLost, InvalidValue, ListenFailed, MessageTooLarge
-from converge.testing._ends import (
+from converge.testing._transport.ends import (
     CLOSE_SEC,
     END,
     Ending,
@@ -48,7 +48,11 @@ frames = drawn.filter(lambda frame: not is_end(frame))
 # One class's test runs in many subclasses and event loops, each with fixtures of its own.
 few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
-LOOPS: Mapping[str, tuple[str, dict[str, Any]]] = {"asyncio": ("asyncio", {}), "uvloop": ("asyncio", {"use_uvloop": True}), "trio": ("trio", {})}
+LOOPS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
 
 
 @attrs.frozen(kw_only=True)
@@ -67,7 +71,8 @@ class TransportContract:
     Attributes:
         backend: The declaration under test.
         loops: Event loops to run on, of `LOOPS`; trio is left out where the backend is ASYNCIO_ONLY.
-        carrier_bytes: What may be under way below the channel, such as in the kernel's buffers, when send begins to wait.
+        carrier_bytes: What may be under way below the channel, such as in the kernel's buffers, when send begins to
+            wait.
         limit_sec: The longest that one test may take on a slow machine.
     """
 
@@ -130,7 +135,9 @@ class TransportContract:
             assert await collect_until(pair.far, is_end) == [*sent, END]
             assert await collect_until(pair.near, is_end) == [*sent[::-1], END]
 
-    async def test_c1_the_longest_and_the_shortest_frame_arrive_with_every_byte_value(self, options: Any, address: str) -> None:
+    async def test_c1_the_longest_and_the_shortest_frame_arrive_with_every_byte_value(
+        self, options: Any, address: str
+    ) -> None:
         """C-1: the longest and the shortest frame arrive with every byte value."""
         sent = [bytes([value]) for value in range(256)] + [BIG[:FRAME_BYTES], BIG[1:FRAME_BYTES]]
         async with self.pair(options, address) as pair, anyio.create_task_group() as group:
@@ -141,7 +148,9 @@ class TransportContract:
 
     @few
     @given(groups=st.lists(st.lists(frames, max_size=8), min_size=1, max_size=8))
-    async def test_c2_boundaries_between_the_frames_of_one_call_are_kept(self, options: Any, address: str, groups: list[list[bytes]]) -> None:
+    async def test_c2_boundaries_between_the_frames_of_one_call_are_kept(
+        self, options: Any, address: str, groups: list[list[bytes]]
+    ) -> None:
         """C-2: boundaries between the frames of one call are kept."""
         sent = [frame for frames in groups for frame in frames] + [END]
         async with self.pair(options, address) as pair, anyio.create_task_group() as group:
@@ -175,7 +184,9 @@ class TransportContract:
 
     # C-4: the end of the peer.
 
-    async def test_c4_frames_sent_before_an_orderly_close_arrive_and_then_the_connection_is_lost(self, options: Any, address: str) -> None:
+    async def test_c4_frames_sent_before_an_orderly_close_arrive_and_then_the_connection_is_lost(
+        self, options: Any, address: str
+    ) -> None:
         """C-4: frames sent before an orderly close arrive and then the connection is lost."""
         sent = [bytes([number]) * 1_000 for number in range(50)]
         async with self.pair(options, address) as pair:
@@ -234,7 +245,9 @@ class TransportContract:
 
     # C-6: the limit.
 
-    async def test_c6_a_frame_over_the_limit_is_refused_before_any_byte_of_the_call(self, options: Any, address: str) -> None:
+    async def test_c6_a_frame_over_the_limit_is_refused_before_any_byte_of_the_call(
+        self, options: Any, address: str
+    ) -> None:
         """C-6: a frame over the limit is refused before any byte of the call."""
         async with self.pair(options, address) as pair:
             with pytest.raises(MessageTooLarge):
@@ -254,7 +267,9 @@ class TransportContract:
             await near.send([b"here"])
             assert await collect(far, 1) == [b"here"]
 
-    async def test_c7_an_address_in_use_is_refused_at_once_and_free_afterwards(self, options: Any, address: str) -> None:
+    async def test_c7_an_address_in_use_is_refused_at_once_and_free_afterwards(
+        self, options: Any, address: str
+    ) -> None:
         """C-7: an address in use is refused at once and free afterwards."""
         async with self.open(options) as transport:
             async with transport.listen(address) as listener:
@@ -274,7 +289,9 @@ class TransportContract:
 
     # C-8: connecting.
 
-    async def test_c8_connecting_where_nobody_listens_fails(self, options: Any, address: str, unknown_address: str) -> None:
+    async def test_c8_connecting_where_nobody_listens_fails(
+        self, options: Any, address: str, unknown_address: str
+    ) -> None:
         """C-8: connecting where nobody listens fails."""
         async with self.open(options) as transport:
             async with transport.listen(address) as listener:
@@ -316,7 +333,9 @@ class TransportContract:
             got += await collect_until(pair.far, is_end)
             assert got == [*(b"%d" % number for number in range(60)), END]
 
-    async def test_c10_a_cancelled_send_leaves_whole_frames_and_a_usable_or_closed_channel(self, options: Any, address: str) -> None:
+    async def test_c10_a_cancelled_send_leaves_whole_frames_and_a_usable_or_closed_channel(
+        self, options: Any, address: str
+    ) -> None:
         """C-10: a cancelled send leaves whole frames and a usable or closed channel."""
         async with self.pair(options, address) as pair:
             flood = Flood(pair.near)

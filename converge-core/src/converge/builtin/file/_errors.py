@@ -38,13 +38,19 @@ def translated(what: str) -> Iterator[None]:
         if primary in _FOREIGN:
             raise StoreRefused(f"{what}: it is not a SQLite database, or it is damaged ({error})") from error
         if primary in _REFUSED:
-            raise StoreRefused(f"{what}: it cannot be opened or written ({error}); look at its folder's and its own permissions") from error
+            raise StoreRefused(
+                f"{what}: it cannot be opened or written ({error}); look at its folder's and its own permissions"
+            ) from error
         if primary == sqlite3.SQLITE_IOERR:
             # After a failed fsync nobody knows what is on disk; the connection is thrown away, never used again.
             raise Broken(OutcomeUnknown(f"{what}: an I/O error ({error}); what the call did is not known")) from error
         raise StoreUnavailable(f"{what}: {error}") from error
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            text = f"{what}: {error.filename or 'it'} cannot be made or opened ({error.strerror}); look at its folder's and its own permissions"
+            text = (
+                f"{what}: {error.filename or 'it'} cannot be made or opened ({error.strerror}); look at its "
+                f"folder's and its own "
+                f"permissions"
+            )
             raise StoreUnavailable(text) from error
         raise StoreUnavailable(f"{what}: {error}") from error

@@ -11,7 +11,9 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def boot_id() -> str:
-    """Return what tells this boot of the host from another; empty where the host does not say, and then its clock is the wall clock."""
+    """Return what tells this boot of the host from another; empty where the host does not say, and then its clock is
+    the wall clock.
+    """
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
@@ -19,7 +21,9 @@ def boot_id() -> str:
 
 
 class FileClock:
-    """Microseconds, the same for every process of the host. It stands still for nobody: a suspended host goes on counting."""
+    """Microseconds, the same for every process of the host. It stands still for nobody: a suspended host goes on
+    counting.
+    """
 
     def __init__(self, offset: int, *, is_wall: bool) -> None:
         self._offset, self._is_wall = offset, is_wall
@@ -27,14 +31,17 @@ class FileClock:
 
     @classmethod
     def load(cls, connection: sqlite3.Connection) -> FileClock:
-        """Read the file's offset, in a write transaction; after a boot, rebase it so that time goes on and every lease of the old boot has passed."""
+        """Read the file's offset, in a write transaction; after a boot, rebase it so that time goes on and every lease
+        of the old boot has passed.
+        """
         boot = boot_id()
         if not boot:
             return cls(0, is_wall=True)
         meta = dict(connection.execute("select name, value from meta where name in ('boot', 'offset')").fetchall())
         if meta.get(b"boot") == boot.encode():
             return cls(meta[b"offset"], is_wall=False)
-        # Every expiry of the old boot was set by its clock; time after a rebase begins behind the last of them, and not before the wall clock.
+        # Every expiry of the old boot was set by its clock; time after a rebase begins behind the last of them, and not
+        # before the wall clock.
         (latest,) = connection.execute("select max(cast(v as integer)) from f_expiry").fetchone()
         now = max(time.time_ns() // 1_000, (latest or 0) + 1)
         offset = now - time.clock_gettime_ns(_CLOCK) // 1_000

@@ -1,4 +1,6 @@
-"""One connection to the file: batches and takes as one transaction each. Synchronous; `worker.py` runs it in a thread."""
+"""One connection to the file: batches and takes as one transaction each. Synchronous; `worker.py` runs it in a
+thread.
+"""
 
 from __future__ import annotations
 
@@ -49,16 +51,22 @@ class Database:
             self._turnstile.close()
 
     def turn(self, batches: Sequence[Batch], take: Take | None, may_begin: Callable[[], bool]) -> Turned | None:
-        """Apply the batches, then the take, in one transaction; None if the caller gave up while this waited for its turn."""
+        """Apply the batches, then the take, in one transaction; None if the caller gave up while this waited for its
+        turn.
+        """
         plan = _plan(batches)
         with translated(self._path), self._turnstile.turn(is_urgent=take is None and _is_renewal(batches)):
             if not may_begin():
                 return None
             if gone := self._guard.gone():
-                raise StoreUnavailable(f"{gone} since it was opened; nothing was written: close the store and open it again")
+                raise StoreUnavailable(
+                    f"{gone} since it was opened; nothing was written: close the store and open it again"
+                )
             turned = self._transact(batches, take, plan)
             if gone := self._guard.gone():
-                raise OutcomeUnknown(f"{gone} since it was opened, so what was written may be lost; close the store and open it again")
+                raise OutcomeUnknown(
+                    f"{gone} since it was opened, so what was written may be lost; close the store and open it again"
+                )
             return turned
 
     def _transact(self, batches: Sequence[Batch], take: Take | None, plan: Plan | None) -> Turned:
@@ -77,7 +85,9 @@ class Database:
         return Turned(outcomes, None if take is None else self._take(take))
 
     def _next_revision(self) -> int:
-        (revision,) = self._connection.execute("update meta set value = value + 1 where name = 'revision' returning value").fetchone()
+        (revision,) = self._connection.execute(
+            "update meta set value = value + 1 where name = 'revision' returning value"
+        ).fetchone()
         return int(revision)
 
     def _quickly(self, batches: Sequence[Batch], plan: Plan, revision: int) -> list[Committed | Conflict]:
@@ -133,7 +143,11 @@ class Database:
         cursors = [self._rests(range_, take.limit + 1) for range_ in take.ranges]
         if len(cursors) == 1:
             found = list(cursors[0])
-            return found[: take.limit], [0] * min(len(found), take.limit), [found[take.limit] if len(found) > take.limit else None]
+            return (
+                found[: take.limit],
+                [0] * min(len(found), take.limit),
+                [found[take.limit] if len(found) > take.limit else None],
+            )
         # Merged: a cursor reads no further than it is asked.
         heap = [(rest, number) for number, cursor in enumerate(cursors) if (rest := next(cursor, None)) is not None]
         heapq.heapify(heap)
@@ -174,14 +188,16 @@ class Database:
             for at in range(0, len(ids), sql.SIZES[0]):
                 some = ids[at : at + sql.SIZES[0]]
                 size = min(size for size in sql.SIZES if size >= len(some))
-                some += some[-1:] * (size - len(some))  # an id may be asked for twice; a statement for each number of ids would not stay prepared
+                # an id may be asked for twice; a statement for each number of ids would not stay prepared
+                some += some[-1:] * (size - len(some))
                 values.update(self._connection.execute(sql.values(family, size), some))
             found.append(values)
         return [[values.get(id_) for values in found] for id_ in ids]
 
 
 class _transaction:
-    """`begin immediate` ... `commit`, or `rollback` if anything is raised or nothing was changed: an empty take writes nothing to the disk.
+    """`begin immediate` ... `commit`, or `rollback` if anything is raised or nothing was changed: an empty take writes
+    nothing to the disk.
 
     A class, since a generator costs more than the statements of a small call.
     """
@@ -212,5 +228,7 @@ def _plan(batches: Sequence[Batch]) -> Plan | None:
 
 
 def _is_renewal(batches: Sequence[Batch]) -> bool:
-    """Tell whether this is no more than the renewal of a lease, which goes ahead of the queue: it is small and rare, and much hangs on it."""
+    """Tell whether this is no more than the renewal of a lease, which goes ahead of the queue: it is small and rare,
+    and much hangs on it.
+    """
     return len(batches) == 1 and not batches[0].deletes and all(key[0] is EXPIRY for key, _ in batches[0].puts)

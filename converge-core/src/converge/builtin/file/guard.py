@@ -1,9 +1,12 @@
-"""One guard a process and file, which keeps what a close of the file by anybody in the process would take away: its lock on the database.
+"""One guard a process and file, which keeps what a close of the file by anybody in the process would take away: its
+lock on the database.
 
-POSIX drops all locks that a process has on a file when any descriptor of it is closed, by whatever code. The next process that opens the store and
-leaves then takes itself for its last user and deletes `-wal` and `-shm` under the handles that are open here: what they commit from then on has no
-name any more. The guard's locks belong to open file descriptions (Linux), so that no close elsewhere ends them. Its descriptors are made before the
-first SQLite handle, that of `-shm` as soon as SQLite has made it, and closed after the last, and nothing else here opens these files by itself.
+POSIX drops all locks that a process has on a file when any descriptor of it is closed, by whatever code. The next
+process that opens the store and leaves then takes itself for its last user and deletes `-wal` and `-shm` under the
+handles that are open here: what they commit from then on has no name any more. The guard's locks belong to open file
+descriptions (Linux), so that no close elsewhere ends them. Its descriptors are made before the first SQLite handle,
+that of `-shm` as soon as SQLite has made it, and closed after the last, and nothing else here opens these files by
+itself.
 """
 
 from __future__ import annotations
@@ -19,10 +22,14 @@ from contextlib import suppress
 from converge.errors import StoreBusy, StoreRefused
 
 _SHARED = (0x4000_0002, 510)
-"""First byte and length of the range that SQLite's readers of a database lock; whoever deletes its log locks all of it exclusively first."""
+"""First byte and length of the range that SQLite's readers of a database lock; whoever deletes its log locks all of it
+exclusively first.
+"""
 
 _DEAD_MAN = (128, 1)
-"""The byte of `-shm` that each process locks which has it open; who finds it unlocked takes itself for the first, and truncates the file."""
+"""The byte of `-shm` that each process locks which has it open; who finds it unlocked takes itself for the first, and
+truncates the file.
+"""
 
 _WAL_VERSION = 2
 """What bytes 18 and 19 of a database say that has a write-ahead log."""
@@ -63,7 +70,9 @@ class Guard:
             with _LOCK:
                 guard = cls._find(path)
         except OSError as error:
-            text = f"{path} cannot be opened for writing ({error.strerror}); look at its own and its folder's permissions"
+            text = (
+                f"{path} cannot be opened for writing ({error.strerror}); look at its own and its folder's permissions"
+            )
             raise StoreRefused(text) from error
         try:
             guard._check_name(path)
@@ -94,7 +103,11 @@ class Guard:
 
     def _check_name(self, path: str) -> None:
         if path != self._path:
-            raise StoreRefused(f"{path} is open in this process as {self._path}; a file with two names would have two logs: use one of them")
+            raise StoreRefused(
+                f"{path} is open in this process as {self._path}; a file with two names would have "
+                f"two logs: use one of "
+                f"them"
+            )
 
     def _lock(self) -> None:
         """Lock the range that readers lock; SQLite's own locks in this process come on top."""
@@ -106,15 +119,18 @@ class Guard:
                     self._is_locked = True
                 except BlockingIOError as error:
                     if time.monotonic() > deadline:
-                        raise StoreBusy(f"{self._path}: another program holds it exclusively; end that program") from error
+                        raise StoreBusy(
+                            f"{self._path}: another program holds it exclusively; end that program"
+                        ) from error
             if not self._is_locked:
                 time.sleep(_LOCK_PAUSE_SEC)
 
     def check_log(self, note: str) -> None:
-        """See that the log beside the file is its own, before SQLite writes what is in it into the file. Called in the turnstile.
+        """See that the log beside the file is its own, before SQLite writes what is in it into the file. Called in the
+        turnstile.
 
-        `note` is what `seal` returned when the log was seen last. The log of a file that was removed goes, as SQLite would have it, with its
-        shared memory, which SQLite would take for current while an older handle is open.
+        `note` is what `seal` returned when the log was seen last. The log of a file that was removed goes, as SQLite
+        would have it, with its shared memory, which SQLite would take for current while an older handle is open.
 
         Raises:
             StoreRefused: The file was replaced, by a backup say, and the log of the one before is still there.
@@ -128,7 +144,8 @@ class Guard:
             return
         if os.fstat(self._descriptors[0]).st_size:
             raise StoreRefused(
-                f"{self._path} was replaced, and {self._paths[1]} belongs to the file before it; to use the file as it is, "
+                f"{self._path} was replaced, and {self._paths[1]} belongs to the file before it; to use the file "
+                f"as it is, "
                 f"end what has the store open, then move {self._paths[1]} and {self._paths[2]} away "
                 f"(if the log was restored with it, remove {self._path}.lock instead)"
             )
@@ -137,7 +154,8 @@ class Guard:
                 os.unlink(path)
 
     def seal(self) -> str:
-        """Note which files a connection has found: from now on they stay. Called in the turnstile, after its first transaction.
+        """Note which files a connection has found: from now on they stay. Called in the turnstile, after its first
+        transaction.
 
         Returns which log belongs to which file, for `check_log` of whoever opens it later.
 
@@ -145,7 +163,8 @@ class Guard:
             StoreBusy: Somebody holds the file exclusively.
             OSError: One of them is missing.
         """
-        self._lock()  # of a new file it waits until the file has a log, since SQLite needs the file for itself to give it one
+        # of a new file it waits until the file has a log, since SQLite needs the file for itself to give it one
+        self._lock()
         with _LOCK:
             if self._files is None:
                 self._descriptors.append(os.open(self._paths[2], os.O_RDONLY | os.O_CLOEXEC))
@@ -154,7 +173,9 @@ class Guard:
             return f"{self._files[0][1]} {self._files[1][1]}"
 
     def gone(self) -> str:
-        """Return what is missing, or has been replaced, since the guard was sealed; empty while all is as it was. It stays gone."""
+        """Return what is missing, or has been replaced, since the guard was sealed; empty while all is as it was. It
+        stays gone.
+        """
         if not self._gone and self._files is not None:
             for path, file in zip(self._paths, self._files, strict=True):
                 try:
@@ -168,7 +189,9 @@ class Guard:
         return self._gone
 
     def close(self, connection: sqlite3.Connection | None) -> None:
-        """Close a connection and let go. The last one unlocks first, so that SQLite can tidy up its log if no other process has the file open."""
+        """Close a connection and let go. The last one unlocks first, so that SQLite can tidy up its log if no other
+        process has the file open.
+        """
         with _LOCK:
             self._holders -= 1
             is_last = not self._holders
@@ -188,7 +211,8 @@ class Guard:
 
 
 def _set_lock(descriptor: int, kind: int, where: tuple[int, int]) -> None:
-    """Lock or unlock bytes; a system without such locks still has descriptors that stay open, so that we, at least, drop no lock of SQLite's.
+    """Lock or unlock bytes; a system without such locks still has descriptors that stay open, so that we, at least,
+    drop no lock of SQLite's.
 
     Raises:
         BlockingIOError: Somebody holds them exclusively.

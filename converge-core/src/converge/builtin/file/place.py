@@ -18,17 +18,22 @@ from converge.errors import StoreRefused
 log = logging.getLogger("converge.store")
 
 NETWORK_FILE_SYSTEMS = frozenset(
-    ("9p", "acfs", "afpfs", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse.blobfuse2", "fuse.ceph", "fuse.davfs2", "fuse.gcsfuse",
-     "fuse.glusterfs", "fuse.juicefs", "fuse.mfs", "fuse.mount-s3", "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "gfs2", "glusterfs", "gpfs", "lustre",
+    ("9p", "acfs", "afpfs", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse.blobfuse2", "fuse.ceph",
+    "fuse.davfs2", "fuse.gcsfuse",
+     "fuse.glusterfs", "fuse.juicefs", "fuse.mfs", "fuse.mount-s3", "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "gfs2",
+     "glusterfs", "gpfs", "lustre",
      "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "panfs", "smb2", "smb3", "smbfs")
 )  # fmt: skip
 """Types whose locks and shared memory do not reach the other hosts that see the file."""
 
 SHARED_FILE_SYSTEMS = frozenset(
-    ("drvfs", "fakeowner", "fuse.fakeowner", "fuse.grpcfuse", "fuse.osxfs", "fuse.vmhgfs-fuse", "grpcfuse", "osxfs", "prl_fs", "vboxsf",
+    ("drvfs", "fakeowner", "fuse.fakeowner", "fuse.grpcfuse", "fuse.osxfs", "fuse.vmhgfs-fuse", "grpcfuse", "osxfs",
+    "prl_fs", "vboxsf",
      "virtiofs", "vmhgfs")
 )  # fmt: skip
-"""Types by which a virtual machine or a container sees a folder of its host: two kernels, of which neither knows the other's locks."""
+"""Types by which a virtual machine or a container sees a folder of its host: two kernels, of which neither knows the
+other's locks.
+"""
 
 LOCAL_FUSE = frozenset(("fuse.bindfs", "fuse.encfs", "fuse.fuse-overlayfs", "fuse.gocryptfs"))
 """Types in user space that only one kernel sees."""
@@ -37,7 +42,8 @@ MOUNTS = Path("/proc/mounts")
 
 
 def checked_path(url: str, *, must_exist: bool = False) -> str:
-    """Return the absolute path of `file:PATH`, without symbolic links: whoever opens the file by whatever name meets the same locks and the same log.
+    """Return the absolute path of `file:PATH`, without symbolic links: whoever opens the file by whatever name meets
+    the same locks and the same log.
 
     Raises:
         StoreRefused: It is no place for a store, or there is none though there must be; why, and what to do.
@@ -56,7 +62,9 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
     except FileNotFoundError:
         path, has_content = path.resolve(), False
     except (OSError, RuntimeError) as error:
-        raise StoreRefused(f"{path} cannot be opened for writing ({error}); look at its own and its folder's permissions") from error
+        raise StoreRefused(
+            f"{path} cannot be opened for writing ({error}); look at its own and its folder's permissions"
+        ) from error
     _check_file_system(path)
     if must_exist and not has_content:
         others = [other.name for other in path.parent.glob(f"*{path.suffix}") if other != path and other.is_file()]
@@ -69,26 +77,42 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
 
 
 def _check_file_system(path: Path) -> None:
-    """Refuse a file system on which locks, or memory that processes share, do not reach all who may open the file; warn of one that is not known."""
+    """Refuse a file system on which locks, or memory that processes share, do not reach all who may open the file; warn
+    of one that is not known.
+    """
     kind = file_system(path.parent)
     if kind in NETWORK_FILE_SYSTEMS:
-        raise StoreRefused(f"{path} is on a network file system ({kind}), whose locks cannot be relied on; use a local disk, or a Redis or SQL store")
+        raise StoreRefused(
+            f"{path} is on a network file system ({kind}), whose locks cannot be relied on; use a "
+            f"local disk, or a Redis or SQL "
+            f"store"
+        )
     if kind in SHARED_FILE_SYSTEMS:
         raise StoreRefused(
-            f"{path} is in a folder that several systems share ({kind}), whose locks cannot be relied on; use a volume or disk of this system's own"
+            f"{path} is in a folder that several systems share ({kind}), whose locks cannot be relied on; use "
+            f"a volume or disk of this system's "
+            f"own"
         )
     if kind.startswith("fuse.") and kind not in LOCAL_FUSE:
         log.warning(
-            "%s is on %s, which Converge does not know: if several systems see it, its locks cannot be relied on, and tasks may be lost", path, kind
+            "%s is on %s, which Converge does not know: if several systems see it, its locks cannot be relied "
+            "on, and tasks may be "
+            "lost",
+            path,
+            kind,
         )
 
 
 def _check_head(path: Path) -> None:
-    """Refuse what is not ours before locks are made beside it; while ours are made, it has one page and no mark, and `schema` decides.
+    """Refuse what is not ours before locks are made beside it; while ours are made, it has one page and no mark, and
+    `schema` decides.
 
     SQLite reads it, since a descriptor of our own would drop this process's locks when it is closed.
     """
-    with translated(str(path)), closing(sqlite3.connect(f"file:{quote(str(path))}?immutable=1", uri=True)) as connection:
+    with (
+        translated(str(path)),
+        closing(sqlite3.connect(f"file:{quote(str(path))}?immutable=1", uri=True)) as connection,
+    ):
         (owner,) = connection.execute("pragma application_id").fetchone()
         (page_bytes,) = connection.execute("pragma page_size").fetchone()
     if owner not in (0, APPLICATION_ID) or (owner == 0 and path.stat().st_size > page_bytes):

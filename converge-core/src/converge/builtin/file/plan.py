@@ -1,4 +1,6 @@
-"""What a call writes, gathered into few statements before its turn comes: what is computed while the lock is held keeps every process waiting."""
+"""What a call writes, gathered into few statements before its turn comes: what is computed while the lock is held keeps
+every process waiting.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class _Step(NamedTuple):
 
 
 class Plan:
-    """The statements of a call, gathered by what they do, to be run a set at a time: few of them, whatever the number of batches."""
+    """The statements of a call, gathered by what they do, to be run a set at a time: few of them, whatever the number
+    of batches.
+    """
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         """Gather the batches.
@@ -54,7 +58,9 @@ class Plan:
         self._put_absent, self._put = list(_steps(sql.put_absent, absent)), list(_steps(sql.put, put))
 
     def _add(self, batch: Batch, absent: _Rows, put: _Rows) -> None:
-        """Add a batch; a check of a key that the batch itself deletes, or puts where nothing is, costs no statement of its own."""
+        """Add a batch; a check of a key that the batch itself deletes, or puts where nothing is, costs no statement of
+        its own.
+        """
         known = self._known
         checks = {check[0]: check for check in batch.checks if id(check) not in known}
         for key in batch.deletes:
@@ -99,9 +105,17 @@ class Plan:
             step.run(connection, revision)
 
 
-def run_many(connection: sqlite3.Connection, statement: Callable[[Family, int], str], family: Family, rows: Sequence[tuple[Any, ...]]) -> int:
+def run_many(
+    connection: sqlite3.Connection,
+    statement: Callable[[Family, int], str],
+    family: Family,
+    rows: Sequence[tuple[Any, ...]],
+) -> int:
     """Run a statement over rows, many at a time; return how many rows it has changed."""
-    return sum(connection.execute(statement(family, len(some)), list(chain.from_iterable(some))).rowcount for some in _pages(rows))
+    return sum(
+        connection.execute(statement(family, len(some)), list(chain.from_iterable(some))).rowcount
+        for some in _pages(rows)
+    )
 
 
 def _pages(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
@@ -118,7 +132,12 @@ def _steps(statement: Callable[[Family, int], str], rows_of: _Rows) -> Iterator[
             yield _Step(statement(family, len(some)), list(chain.from_iterable(some)), len(some[0]))
 
 
-def _delete_many(connection: sqlite3.Connection, statement: Callable[[Family, int], str], family: Family, rows: Sequence[tuple[Any, ...]]) -> int:
+def _delete_many(
+    connection: sqlite3.Connection,
+    statement: Callable[[Family, int], str],
+    family: Family,
+    rows: Sequence[tuple[Any, ...]],
+) -> int:
     if not sql.finds_many(family):
         return connection.executemany(statement(family, 1), rows).rowcount
     return run_many(connection, statement, family, rows)

@@ -74,7 +74,9 @@ class Reader:
 
     @contextmanager
     def _snapshot(self, statements: int) -> Iterator[None]:
-        """Several statements see what one moment saw, so that no reader meets half a batch; one statement does so by itself."""
+        """Several statements see what one moment saw, so that no reader meets half a batch; one statement does so by
+        itself.
+        """
         try:
             with translated(self._path):
                 if statements < 2:
@@ -90,11 +92,15 @@ class Reader:
             with suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = self._connect()
-            raise StoreUnavailable(f"{self._path}: it could not be read ({broken.__cause__}); the connection was opened anew") from broken
+            raise StoreUnavailable(
+                f"{self._path}: it could not be read ({broken.__cause__}); the connection was opened anew"
+            ) from broken
 
 
 def decoder(family: Family, *, skip: int = 0) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """Return what makes a row's columns, from part number `skip` on, a key's parts: names come as bytes, since the connection gives text as bytes."""
+    """Return what makes a row's columns, from part number `skip` on, a key's parts: names come as bytes, since the
+    connection gives text as bytes.
+    """
     if not family.parts:
         return lambda row: ()
     at = [index for index, part in enumerate(tuple(family.parts.values())[skip:]) if part is NAME]

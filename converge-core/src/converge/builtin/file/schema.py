@@ -23,8 +23,12 @@ WAL_BYTES = 67_108_864
 def connect(path: str) -> sqlite3.Connection:
     """Open a connection to a file that is there."""
     # `mode=rw` makes no file: one that was removed while we worked is an error, not an empty store.
-    connection = sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, isolation_level=None, check_same_thread=False, cached_statements=1_024)
-    connection.text_factory = bytes  # values are bytes in the contract; decoding them to text and back would cost a third of a scan
+    connection = sqlite3.connect(
+        f"file:{quote(path)}?mode=rw", uri=True, isolation_level=None, check_same_thread=False, cached_statements=1_024
+    )
+    connection.text_factory = (
+        bytes  # values are bytes in the contract; decoding them to text and back would cost a third of a scan
+    )
     connection.execute(f"pragma busy_timeout = {BUSY_MS}")
     return connection
 
@@ -42,7 +46,9 @@ def connect_writer(path: str) -> sqlite3.Connection:
         # Only now may anything be written: the journal mode is a property of the file.
         (mode,) = connection.execute("pragma journal_mode = wal").fetchone()
         if mode != b"wal":
-            raise StoreRefused(f"{path}: SQLite cannot use a write-ahead log there ({mode.decode()}); put it on a local disk")
+            raise StoreRefused(
+                f"{path}: SQLite cannot use a write-ahead log there ({mode.decode()}); put it on a local disk"
+            )
         connection.execute("pragma synchronous = full")  # a commit is on disk when it returns
         if sys.platform == "darwin":
             connection.execute("pragma fullfsync = on")  # its fsync alone leaves data in the disk's cache
@@ -59,7 +65,11 @@ def settings(connection: sqlite3.Connection) -> dict[str, str | int]:
     """Return how safely the connection writes, as SQLite itself says."""
     names = ("journal_mode", "synchronous", "user_version")
     (mode,), (synchronous,), (version,) = (connection.execute(f"pragma {name}").fetchone() for name in names)
-    return {"journal_mode": mode.decode(), "synchronous": _SYNCHRONOUS.get(synchronous, str(synchronous)), "schema_version": version}
+    return {
+        "journal_mode": mode.decode(),
+        "synchronous": _SYNCHRONOUS.get(synchronous, str(synchronous)),
+        "schema_version": version,
+    }
 
 
 _SYNCHRONOUS = {0: "off", 1: "normal", 2: "full", 3: "extra"}
@@ -75,7 +85,9 @@ def _check_owner(connection: sqlite3.Connection, path: str) -> bool:
         raise StoreRefused(f"{path} is a database of another program; choose another path")
     (version,) = connection.execute("pragma user_version").fetchone()
     if version > sql.SCHEMA:
-        raise SchemaTooNew(f"{path}: its tables have version {version}, this release knows {sql.SCHEMA}; upgrade converge-core")
+        raise SchemaTooNew(
+            f"{path}: its tables have version {version}, this release knows {sql.SCHEMA}; upgrade converge-core"
+        )
     return False
 
 

@@ -1,4 +1,6 @@
-"""The SQL of the file store, made from the families: a table for each, its parts as the primary key, value and revision beside them."""
+"""The SQL of the file store, made from the families: a table for each, its parts as the primary key, value and revision
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,10 @@ SCHEMA = 1
 """Version of the tables, kept as `pragma user_version`."""
 
 SIZES = (256, 64, 16, 4, 1)
-"""How many rows one statement writes. A row of a statement of many costs half of one run by itself; and each step of a statement gives up the
-interpreter lock, which beside a thread that computes takes up to 5 ms to get back: 500 rows one by one were measured at 740 ms, not 8."""
+"""How many rows one statement writes. A row of a statement of many costs half of one run by itself; and each step of a
+statement gives up the interpreter lock, which beside a thread that computes takes up to 5 ms to get back: 500 rows one
+by one were measured at 740 ms, not 8.
+"""
 
 _TYPES = {INT: "integer", ID: "blob", HASH: "blob"}
 
@@ -21,7 +25,9 @@ def create() -> list[str]:
     """Return the statements that make the tables of a new file."""
     made = ["create table meta (name text primary key, value) without rowid"]
     for family in FAMILIES.values():
-        columns = [f'"{name}" {_TYPES.get(part, "text")} not null' for name, part in family.parts.items()] or ['"only" integer not null']
+        columns = [f'"{name}" {_TYPES.get(part, "text")} not null' for name, part in family.parts.items()] or [
+            '"only" integer not null'
+        ]
         key = ", ".join(f'"{name}"' for name in family.parts) or '"only"'
         columns += ["v text not null", "r integer not null", f"primary key ({key})"]
         made.append(f"create table {table(family)} ({', '.join(columns)}) without rowid")
@@ -42,8 +48,8 @@ left join (
   union all select id, 'done', null, null, until from f_done
 ) p on p.id = t.id
 """
-"""For operators: each task, its place with what belongs to it (moments are store time in microseconds), its two records. Not for programs: it reads
-whole tables."""
+"""For operators: each task, its place with what belongs to it (moments are store time in microseconds), its two
+records. Not for programs: it reads whole tables."""
 
 
 def table(family: Family) -> str:
@@ -101,7 +107,8 @@ def delete(family: Family, rows: int = 1) -> str:
 def finds_many(family: Family) -> bool:
     """Whether a delete of many rows looks up the whole key of each.
 
-    Not with names in the key, nor if it begins with an integer: SQLite's planner then looks up a part of it, and reads all rows under that.
+    Not with names in the key, nor if it begins with an integer: SQLite's planner then looks up a part of it, and reads
+    all rows under that.
     """
     parts = list(family.parts.values())
     return bool(parts) and INT is not parts[0] and family.width is not None
@@ -134,7 +141,9 @@ def values(family: Family, keys: int) -> str:
 
 @cache
 def delete_until(family: Family, depth: int, has_after: bool) -> str:
-    """Delete the keys under a prefix of `depth` parts whose rest is greater than the first rest given, if there is one, and at most the other."""
+    """Delete the keys under a prefix of `depth` parts whose rest is greater than the first rest given, if there is one,
+    and at most the other.
+    """
     rest = names(family)[depth:]
     marks = f"({', '.join('?' * len(rest))})"
     conditions = [f"{name} = ?" for name in names(family)[:depth]]
@@ -144,7 +153,9 @@ def delete_until(family: Family, depth: int, has_after: bool) -> str:
 
 @cache
 def scan(family: Family, depth: int, has_after: bool) -> str:
-    """Keys under a prefix of `depth` parts, in order, all columns; the rest of the key greater than `after` if there is one."""
+    """Keys under a prefix of `depth` parts, in order, all columns; the rest of the key greater than `after` if there is
+    one.
+    """
     prefix, rest = names(family)[:depth], names(family)[depth:]
     conditions = [f"{name} = ?" for name in prefix]
     if has_after and rest:
@@ -158,7 +169,10 @@ def scan(family: Family, depth: int, has_after: bool) -> str:
 def heads(family: Family, depth: int, has_after: bool) -> str:
     """As `scan`, only what follows the prefix, and so many at most."""
     rest = ", ".join(names(family)[depth:])
-    return scan(family, depth, has_after).replace(f"select {', '.join(names(family))}, v, r", f"select {rest}", 1) + " limit ?"
+    return (
+        scan(family, depth, has_after).replace(f"select {', '.join(names(family))}, v, r", f"select {rest}", 1)
+        + " limit ?"
+    )
 
 
 @cache

@@ -1,4 +1,6 @@
-"""FileStore: SQLite in WAL mode with full durability; reads where they are asked, writes in a thread behind the turnstile."""
+"""FileStore: SQLite in WAL mode with full durability; reads where they are asked, writes in a thread behind the
+turnstile.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,21 @@ from converge.builtin.file.place import checked_path, facts
 from converge.builtin.file.reader import Reader
 from converge.builtin.file.wake import WakeUps, remove
 from converge.builtin.file.worker import Worker
-from converge.contracts.store import LIMITS, Batch, Channel, Committed, Conflict, Durability, Entry, Key, Prefix, Range, Store, Take, Turned
+from converge.contracts.store import (
+    LIMITS,
+    Batch,
+    Channel,
+    Committed,
+    Conflict,
+    Durability,
+    Entry,
+    Key,
+    Prefix,
+    Range,
+    Store,
+    Take,
+    Turned,
+)
 from converge.errors import ValueTooLarge
 
 _DATAGRAMS = 1_000
@@ -36,7 +52,8 @@ class FileStore(Store):
         """Open `file:PATH`, making the file if there is none; its folder must exist.
 
         Raises:
-            StoreRefused: The path is no place for a store: no folder, another program's file, a network file system, no permission.
+            StoreRefused: The path is no place for a store: no folder, another program's file, a network file system, no
+                permission.
             SchemaTooNew: A newer release made it.
             StoreBusy: Another program has held its lock for `busy_sec`.
         """
@@ -56,7 +73,8 @@ class FileStore(Store):
                 with translated(path):
                     wake_ups.open()
                 stack.callback(wake_ups.close)
-                with closing(Reader(path)) as reader:  # left before the worker: the connection that has written tidies up, in its turn
+                # left before the worker: the connection that has written tidies up, in its turn
+                with closing(Reader(path)) as reader:
                     yield cls(path, options, reader, worker, wake_ups)
             finally:
                 with anyio.CancelScope(shield=True):
@@ -71,7 +89,9 @@ class FileStore(Store):
     async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
         return self._reader.count(prefixes)
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         return (await self.turn(batches, None, wake=wake)).outcomes
 
     async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:

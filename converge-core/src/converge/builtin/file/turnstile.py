@@ -1,4 +1,6 @@
-"""The turnstile: writers of a file take turns in the order in which they come. SQLite's busy handler lets a lone writer starve."""
+"""The turnstile: writers of a file take turns in the order in which they come. SQLite's busy handler lets a lone writer
+starve.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ _NOTE_BYTES = 200
 class Turnstile:
     """Two lock files: one is held while waiting at the head of the queue, the other while writing.
 
-    Each connection has descriptors of its own. The kernel queues those who wait in order, but knows no timeout: whoever calls `turn` does so in a
-    thread that it can leave waiting.
+    Each connection has descriptors of its own. The kernel queues those who wait in order, but knows no timeout: whoever
+    calls `turn` does so in a thread that it can leave waiting.
     """
 
     def __init__(self, path: str) -> None:
@@ -38,7 +40,9 @@ class Turnstile:
 
     @contextmanager
     def turn(self, *, is_urgent: bool = False) -> Iterator[None]:
-        """Wait for this writer's turn, and hold it. An urgent one waits for the writer and the head of the queue at most."""
+        """Wait for this writer's turn, and hold it. An urgent one waits for the writer and the head of the queue at
+        most.
+        """
         if is_urgent:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         else:

@@ -1,4 +1,5 @@
-"""Wake-ups between processes of a host: a datagram socket for each watch, found through a folder for each channel, beside the store's file.
+"""Wake-ups between processes of a host: a datagram socket for each watch, found through a folder for each channel,
+beside the store's file.
 
     state.db.wake/<watch>.sock            the socket of a watch
     state.db.wake/<channel>/<watch>       a link to it, for each channel that it watches

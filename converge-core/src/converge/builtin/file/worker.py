@@ -1,4 +1,6 @@
-"""The thread that writes for one handle: calls queue up for it, so that neither fsync nor the turnstile blocks the event loop."""
+"""The thread that writes for one handle: calls queue up for it, so that neither fsync nor the turnstile blocks the
+event loop.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class _Job:
         self._lock = threading.Lock()
         self._state = "waiting"
         native: Any = lowlevel.current_token().native_token
-        self._call: Callable[..., Any] = native.run_sync_soon if hasattr(native, "run_sync_soon") else native.call_soon_threadsafe
+        self._call: Callable[..., Any] = (
+            native.run_sync_soon if hasattr(native, "run_sync_soon") else native.call_soon_threadsafe
+        )
 
     def may_begin(self) -> bool:
         """Begin, in the worker's thread; False if the caller has given up."""
@@ -59,9 +63,11 @@ class _Job:
 
 
 class Worker:
-    """Runs the calls of one handle, one after another, on a connection of its own. `clock` and `settings` are there once `start` has returned.
+    """Runs the calls of one handle, one after another, on a connection of its own. `clock` and `settings` are there
+    once `start` has returned.
 
-    `tell` wakes the watchers of channels, in the worker's thread: they hear of a commit before its caller does, whose loop has to come round first.
+    `tell` wakes the watchers of channels, in the worker's thread: they hear of a commit before its caller does, whose
+    loop has to come round first.
     """
 
     clock: FileClock
@@ -98,7 +104,11 @@ class Worker:
             if job.give_up():
                 if jobs is self._jobs:
                     self._leave_behind()
-                raise StoreBusy(f"{self._path}: no turn to write in {self._busy_sec:g} s; find the program that holds its lock, or raise busy_sec")
+                raise StoreBusy(
+                    f"{self._path}: no turn to write in {self._busy_sec:g} s; find the program that holds its lock, "
+                    f"or raise "
+                    f"busy_sec"
+                )
             await job.event.wait()  # it has begun, and ends by itself: SQLite's own wait is bounded
         if job.error is not None:
             raise job.error
@@ -106,7 +116,9 @@ class Worker:
         return job.result
 
     def _leave_behind(self) -> None:
-        """The thread waits in the kernel and cannot be called back: it ends when it gets through; a new one serves from now on."""
+        """The thread waits in the kernel and cannot be called back: it ends when it gets through; a new one serves from
+        now on.
+        """
         self._jobs.put(None)
         self._jobs, self._thread = SimpleQueue(), None
 
@@ -132,7 +144,9 @@ class Worker:
             database.close()
 
     async def close(self) -> None:
-        """Close the connection once the calls under way have ended; without them, if another program's lock keeps them."""
+        """Close the connection once the calls under way have ended; without them, if another program's lock keeps
+        them.
+        """
         if self._thread is not None:
             self._jobs.put(None)
             await anyio.to_thread.run_sync(self._thread.join, CLOSE_SEC, abandon_on_cancel=True)

@@ -9,7 +9,14 @@ from converge.builtin.local.transport import LocalTransport, check_address
 from converge.contracts.transport import TransportBackend
 from converge.hookspecs import hookimpl
 
-LOCAL = TransportBackend(name="local", schemes=("local",), options=LocalOptions, open=LocalTransport.open, contract=1, check_address=check_address)
+LOCAL = TransportBackend(
+    name="local",
+    schemes=("local",),
+    options=LocalOptions,
+    open=LocalTransport.open,
+    contract=1,
+    check_address=check_address,
+)
 
 
 @hookimpl

@@ -13,15 +13,23 @@ import anyio.lowlevel
 from anyio.lowlevel import RunVar
 
 from converge.contracts.transport import FRAME_BYTES, WRITE_QUEUE_BYTES, Channel, Listener, Transport
-from converge.errors import ChannelError, ConnectFailed, ConnectionClosed, ConnectionLost, InvalidValue, ListenFailed, MessageTooLarge
+from converge.errors import (
+    ChannelError,
+    ConnectFailed,
+    ConnectionClosed,
+    ConnectionLost,
+    InvalidValue,
+    ListenFailed,
+    MessageTooLarge,
+)
 
 # Channels that wait for being accepted; as the backlog of a socket.
 BACKLOG = 256
 FRAME_OVERHEAD_BYTES = 48
 
 _NAME = re.compile(r"local:(?://)?([A-Za-z0-9._-]{0,64})")
-# The names in use, as ports are a host's: not an object's, since two nodes of a process find each other by name alone. An event loop has its own,
-# because a channel works within one loop; they end with it.
+# The names in use, as ports are a host's: not an object's, since two nodes of a process find each other by name alone.
+# An event loop has its own, because a channel works within one loop; they end with it.
 _NAMES: RunVar[dict[str, LocalListener]] = RunVar("converge.local.names")
 
 
@@ -57,10 +65,14 @@ class LocalTransport(Transport):
         names = _names()
         match = _NAME.fullmatch(address)
         if match is None:
-            raise ListenFailed(f"cannot listen on {address}: it is not local:NAME with a name of letters, digits, dots, dashes")
+            raise ListenFailed(
+                f"cannot listen on {address}: it is not local:NAME with a name of letters, digits, dots, dashes"
+            )
         name = match[1] or next(free for number in count(1) if (free := f"unnamed-{number}") not in names)
         if name in names:
-            raise ListenFailed(f"cannot listen on {address}: the name is in use; choose another one, or `local:` for a free one")
+            raise ListenFailed(
+                f"cannot listen on {address}: the name is in use; choose another one, or `local:` for a free one"
+            )
         listener = names[name] = LocalListener(f"local:{name}")
         try:
             yield listener
@@ -104,7 +116,9 @@ class LocalListener(Listener):
         """Let the channel wait for being accepted."""
         if len(self._waiting) >= BACKLOG:
             channel.end()
-            raise ConnectFailed(f"cannot connect to {self.address}: {BACKLOG} channels wait there for being accepted; try again later")
+            raise ConnectFailed(
+                f"cannot connect to {self.address}: {BACKLOG} channels wait there for being accepted; try again later"
+            )
         self._waiting.append(channel)
         self._changed.set()
 
@@ -118,7 +132,9 @@ class LocalListener(Listener):
 
 
 class _Pipe:
-    """One direction: frames in order, bounded by their bytes. Not attrs: it is mutable state, shared by the two ends."""
+    """One direction: frames in order, bounded by their bytes. Not attrs: it is mutable state, shared by the two
+    ends.
+    """
 
     def __init__(self) -> None:
         self.frames: deque[bytes] = deque()
@@ -146,7 +162,9 @@ class _Pipe:
 
 
 def cost(frame: bytes) -> int:
-    """What a frame counts for in a pipe: its bytes, and what Python keeps beside them, or a million short frames would pass as one megabyte."""
+    """What a frame counts for in a pipe: its bytes, and what Python keeps beside them, or a million short frames would
+    pass as one megabyte.
+    """
     return len(frame) + FRAME_OVERHEAD_BYTES
 
 
@@ -163,7 +181,9 @@ class LocalChannel(Channel):
     async def send(self, frames: Sequence[bytes]) -> None:
         sizes = [len(frame) for frame in frames]
         if sizes and max(sizes) > FRAME_BYTES:
-            raise MessageTooLarge(f"a frame has {max(sizes)} bytes, the limit is {FRAME_BYTES}; nothing was sent, split it")
+            raise MessageTooLarge(
+                f"a frame has {max(sizes)} bytes, the limit is {FRAME_BYTES}; nothing was sent, split it"
+            )
         if sizes and not min(sizes):
             raise InvalidValue("frame", b"", f"1 to {FRAME_BYTES} bytes")
         await anyio.lowlevel.checkpoint()
@@ -208,7 +228,9 @@ def _gone() -> ChannelError:
 
 def _pair(address: str, ours: set[LocalChannel], theirs: set[LocalChannel]) -> tuple[LocalChannel, LocalChannel]:
     there, back = _Pipe(), _Pipe()
-    return LocalChannel(there, back, peer=address, open_channels=ours), LocalChannel(back, there, peer="local:", open_channels=theirs)
+    return LocalChannel(there, back, peer=address, open_channels=ours), LocalChannel(
+        back, there, peer="local:", open_channels=theirs
+    )
 
 
 def _names() -> dict[str, LocalListener]:

@@ -1,4 +1,6 @@
-"""The data of one memory store: a dictionary of all keys, and an index for those that have an order. Its lock is the caller's to hold."""
+"""The data of one memory store: a dictionary of all keys, and an index for those that have an order. Its lock is the
+caller's to hold.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,15 @@ from converge.model.keys import ALSO, INT, Family
 
 _Check = tuple[Key, int]
 _Entry = tuple[bytes, int]
-"""Value and revision, and nothing else: a tuple of these the garbage collector passes over, and there may be millions."""
+"""Value and revision, and nothing else: a tuple of these the garbage collector passes over, and there may be
+millions.
+"""
 
 
 def _depth(family: Family) -> int:
-    """How many leading parts a family's keys are kept apart by: those before its first integer, else all but the last."""
+    """How many leading parts a family's keys are kept apart by: those before its first integer, else all but the
+    last.
+    """
     parts = list(family.parts.values())
     return parts.index(INT) if INT in parts else max(0, len(parts) - 1)
 
@@ -30,7 +36,8 @@ class Core:
         self.lock = threading.Lock()
         self.entries: dict[Key, _Entry] = {}
         self.revision = 0
-        # For each family with an order: how deep its keys are kept apart, and an index for each beginning that has keys.
+        # For each family with an order: how deep its keys are kept apart, and an index for each beginning that has
+        # keys.
         self._families: dict[Family, tuple[int, dict[Prefix, Ordered]]] = {}
         self._offset = time.time_ns() - time.monotonic_ns()
 
@@ -73,7 +80,8 @@ class Core:
     def apply(self, batches: Sequence[Batch]) -> list[Committed | Conflict]:
         """Apply each batch whole or not at all. Written for speed, in one piece: it is what a submit and a finish cost.
 
-        A check that batches share, as most of a call do, is compared once: no batch of a call writes a key that another one checks.
+        A check that batches share, as most of a call do, is compared once: no batch of a call writes a key that another
+        one checks.
         """
         self.revision = revision = self.revision + 1
         entries, families, committed = self.entries, self._families, Committed(revision)

@@ -11,7 +11,9 @@ from typing import Any
 from converge.model.keys import Key
 
 CHUNK = 512
-"""Keys of a new chunk; one that has grown to twice as many is split. Measured: half and double cost the same within the noise."""
+"""Keys of a new chunk; one that has grown to twice as many is split. Measured: half and double cost the same within the
+noise.
+"""
 
 SWEEP = 512
 """Dead keys are swept out when there are more than this, and more than live ones."""
@@ -24,8 +26,9 @@ MERGE = 8
 class Ordered:
     """The keys that share a prefix, sorted when somebody looks.
 
-    A deleted key stays where it is until it is passed or swept out; whether it lives is asked of `live`, the store's own dictionary. So a put and a
-    delete cost a constant, and a scan costs what it answers. Keys lie in chunks, so that one that belongs in the middle moves few others.
+    A deleted key stays where it is until it is passed or swept out; whether it lives is asked of `live`, the store's
+    own dictionary. So a put and a delete cost a constant, and a scan costs what it answers. Keys lie in chunks, so that
+    one that belongs in the middle moves few others.
     """
 
     __slots__ = ("_added", "_chunks", "_greatest", "_head", "_live", "_size", "alive")
@@ -58,7 +61,9 @@ class Ordered:
         return alive
 
     def walk(self, after: Key | None = None, *, prefix: Key | None = None) -> Iterator[Key]:
-        """Return the live keys greater than `after`, or from `prefix` on, in order. The store's lock is held until it has been read."""
+        """Return the live keys greater than `after`, or from `prefix` on, in order. The store's lock is held until it
+        has been read.
+        """
         if self._added:
             self._settle()
         if after is not None:
@@ -72,7 +77,9 @@ class Ordered:
             number, at = 0, self._head
         if number >= len(self._chunks):
             return iter(())
-        keys: Iterable[Key] = chain(islice(self._chunks[number], at, None), chain.from_iterable(islice(self._chunks, number + 1, None)))
+        keys: Iterable[Key] = chain(
+            islice(self._chunks[number], at, None), chain.from_iterable(islice(self._chunks, number + 1, None))
+        )
         return filter(self._live.__contains__, keys)
 
     def _start(self, number: int) -> int:
@@ -97,7 +104,9 @@ class Ordered:
         added, self._added = self._added, []
         if not all(map(lt, added, islice(added, 1, None))):
             added.sort()
-            added = [key for key, _ in groupby(added)]  # some may have been put, deleted and put again since the last look
+            added = [
+                key for key, _ in groupby(added)
+            ]  # some may have been put, deleted and put again since the last look
         if not self._greatest or self._greatest[-1] < added[0]:
             self._append(added)
         elif len(added) > self._size // MERGE:

@@ -11,7 +11,21 @@ import anyio
 from anyio import lowlevel
 
 from converge.builtin.memory.core import Core
-from converge.contracts.store import LIMITS, Batch, Channel, Committed, Conflict, Durability, Entry, Key, Prefix, Range, Store, Take, Turned
+from converge.contracts.store import (
+    LIMITS,
+    Batch,
+    Channel,
+    Committed,
+    Conflict,
+    Durability,
+    Entry,
+    Key,
+    Prefix,
+    Range,
+    Store,
+    Take,
+    Turned,
+)
 from converge.errors import ConfigError, ValueTooLarge
 
 _VALUE_BYTES = LIMITS.value_bytes
@@ -30,7 +44,9 @@ class _Waiter:
 
     def tell(self) -> bool:
         """Tell it; False if its loop has ended, and so nobody hears."""
-        self.is_told = True  # before the call: the watch, in its own thread, may have heard, and looked, before the call returns
+        self.is_told = (
+            True  # before the call: the watch, in its own thread, may have heard, and looked, before the call returns
+        )
         try:
             self._call(self._hear)
         except RuntimeError:
@@ -86,7 +102,10 @@ class MemoryStore(Store):
             ConfigError: Something stands behind `memory:`, as if the store had a place.
         """
         if url not in ("memory:", "memory://"):
-            raise ConfigError(f"store: {url} is not allowed: memory: takes nothing behind its colon; for a store in a file write file:PATH")
+            raise ConfigError(
+                f"store: {url} is not allowed: memory: takes nothing behind its colon; for a store in a file write "
+                f"file:PATH"
+            )
         yield cls()
 
     async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
@@ -97,9 +116,14 @@ class MemoryStore(Store):
     async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
         with self._core.lock:
             entries = self._core.entries
-            return [[Entry(key, *entries[key]) for key in islice(self._core.walk(r.prefix, r.after), r.limit)] for r in ranges]
+            return [
+                [Entry(key, *entries[key]) for key in islice(self._core.walk(r.prefix, r.after), r.limit)]
+                for r in ranges
+            ]
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         _check_sizes(batches)
         with self._core.lock:
             outcomes = self._core.apply(batches)
@@ -130,7 +154,8 @@ class MemoryStore(Store):
                 yield None
                 await waiter.event.wait()
                 waiter.event = anyio.Event()
-                waiter.is_told = False  # whoever finds it told has committed before this, and what it has written is seen by who looks now
+                # whoever finds it told has committed before this, and what it has written is seen by who looks now
+                waiter.is_told = False
         finally:
             with self._core.lock:
                 self._bell.remove(channels, waiter)

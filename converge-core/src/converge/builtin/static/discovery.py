@@ -1,4 +1,6 @@
-"""Static discovery: says the endpoints that it was configured with; core fetches the descriptors of the agents there, and verifies them."""
+"""Static discovery: says the endpoints that it was configured with; core fetches the descriptors of the agents there,
+and verifies them.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,8 @@ class StaticDiscovery(Discovery):
 
 
 def read(file: Path) -> tuple[str, ...]:
-    """Return the endpoints of a file: one a line; what follows a # that begins a line or stands after a blank is a comment.
+    """Return the endpoints of a file: one a line; what follows a # that begins a line or stands after a blank is a
+    comment.
 
     Raises:
         ConfigError: It cannot be read, or a line is no endpoint: which.
@@ -83,5 +86,7 @@ def read(file: Path) -> tuple[str, ...]:
             except ValueError as error:
                 raise ConfigError(f"options.static.file: {file}, line {number}: {error}") from error
     if len(found) > ENDPOINTS:
-        raise ConfigError(f"options.static.file: {file} has {len(found):,} endpoints; the most there may be are {ENDPOINTS:,}")
+        raise ConfigError(
+            f"options.static.file: {file} has {len(found):,} endpoints; the most there may be are {ENDPOINTS:,}"
+        )
     return tuple(dict.fromkeys(found))

@@ -48,6 +48,11 @@ class StaticOptions:
     """What an operator may set under `[options.static]`. Neither: this node asks only those that have asked it."""
 
     endpoints: tuple[str, ...] = attrs.field(
-        default=(), converter=_tuple, validator=_endpoints, metadata={"help": "URLs of nodes, this one's own may be among them"}
+        default=(),
+        converter=_tuple,
+        validator=_endpoints,
+        metadata={"help": "URLs of nodes, this one's own may be among them"},
     )
-    file: str = attrs.field(default="", validator=_either, metadata={"help": "a file with one URL a line, read again when it changes"})
+    file: str = attrs.field(
+        default="", validator=_either, metadata={"help": "a file with one URL a line, read again when it changes"}
+    )

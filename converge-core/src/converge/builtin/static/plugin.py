@@ -9,7 +9,9 @@ from converge.builtin.static.options import StaticOptions
 from converge.contracts.discovery import CONTRACT, DiscoveryBackend
 from converge.hookspecs import hookimpl
 
-STATIC = DiscoveryBackend(name="static", options=StaticOptions, open=StaticDiscovery.open, contract=CONTRACT, publishes=False)
+STATIC = DiscoveryBackend(
+    name="static", options=StaticOptions, open=StaticDiscovery.open, contract=CONTRACT, publishes=False
+)
 
 
 @hookimpl

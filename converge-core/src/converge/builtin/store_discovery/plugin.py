@@ -9,14 +9,14 @@ from converge.builtin.store_discovery.options import StoreDiscoveryOptions
 from converge.contracts.discovery import CONTRACT, Discovery, DiscoveryBackend
 from converge.contracts.store import Feature, Store
 from converge.hookspecs import hookimpl
-from converge.services.opened import Opened
-from converge.services.sightings import StoreSightings
+from converge.services.discovery.sightings import StoreSightings
+from converge.services.store.handle import StoreHandle
 
 
 @asynccontextmanager
 async def open_discovery(options: StoreDiscoveryOptions, *, store: Store, poll_sec: float) -> AsyncIterator[Discovery]:
     """Open it on the node's store."""
-    yield StoreSightings(Opened.of(store), poll_sec)
+    yield StoreSightings(StoreHandle.of(store), poll_sec)
 
 
 STORE_DISCOVERY = DiscoveryBackend(

@@ -11,9 +11,9 @@ import pytest
 from converge.contracts.discovery import Changes, Discovery, DiscoveryBackend, Sighting
 from converge.contracts.store import Feature, Store
 from converge.errors import ChannelError, StoreError
-from converge.services.lease import LeaseSettings
-from converge.services.opened import Opened
-from converge.services.opening import open_store
+from converge.services.store.handle import StoreHandle
+from converge.services.store.lease import LeaseSettings
+from converge.services.store.opening import open_store
 from converge.testing._task.base import let_pass
 from converge.testing.clauses import expect
 from converge.testing.faults import FaultPlan, FaultyStore
@@ -33,13 +33,17 @@ Opening = Callable[[], AbstractAsyncContextManager[Store]]
 class Process:
     """One process: a handle on the store that its node would have, and the discovery on it."""
 
-    def __init__(self, discovery: Discovery, store: Store, opened: Opened) -> None:
-        self.discovery, self.store, self.opened = discovery, store, opened
+    def __init__(self, discovery: Discovery, store: Store, handle: StoreHandle) -> None:
+        self.discovery, self.store, self.handle = discovery, store, handle
 
     async def snapshot(self) -> dict[str, Sighting]:
         """What is known now, by id; each is there once."""
         found = await self.discovery.snapshot()
-        expect("D-1", len({one.id for one in found}) == len(found), f"an id comes twice in {sorted(one.id for one in found)}")
+        expect(
+            "D-1",
+            len({one.id for one in found}) == len(found),
+            f"an id comes twice in {sorted(one.id for one in found)}",
+        )
         return {one.id: one for one in found}
 
 
@@ -64,7 +68,9 @@ class DiscoveryCase:
         if "anyio_backend" in metafunc.fixturenames:
             is_asyncio_only = Feature.ASYNCIO_ONLY in self.backend.features
             loops = [loop for loop in self.loops if not (is_asyncio_only and loop == "trio")]
-            metafunc.parametrize("anyio_backend", loops[:1] if is_quick(metafunc.config) else loops, indirect=True, scope="module")
+            metafunc.parametrize(
+                "anyio_backend", loops[:1] if is_quick(metafunc.config) else loops, indirect=True, scope="module"
+            )
 
     @pytest.fixture(autouse=True)
     def quick(self, request: pytest.FixtureRequest) -> None:
@@ -97,11 +103,12 @@ class DiscoveryCase:
             yield store.reopen
 
     async def die(self, process: Process) -> None:
-        """Let the process have died long enough ago that what it published is gone: here, by the end of its lease, which nobody has swept.
+        """Let the process have died long enough ago that what it published is gone: here, by the end of its lease,
+        which nobody has swept.
 
         An author overrides it whose discovery has a liveness of its own.
         """
-        lease = process.opened.lease_opened
+        lease = process.handle.lease_opened
         if lease is not None:
             lease.abandon()
             await let_pass(process.store, lease.id)
@@ -113,19 +120,25 @@ class DiscoveryCase:
         """A process; leaving it ends it as a node ends, with its lease."""
         async with opening() as inner:
             store = inner if plan is None else FaultyStore(inner, plan)
-            opened = Opened.of(store, lease_settings=LeaseSettings(lease_sec=LEASE_SEC))
+            handle = StoreHandle.of(store, lease_settings=LeaseSettings(lease_sec=LEASE_SEC))
             try:
                 async with self.backend.open(options, store=store, poll_sec=POLL_SEC) as discovery:
-                    yield Process(discovery, store, opened)
+                    yield Process(discovery, store, handle)
             finally:
                 if plan is not None:
                     plan.is_calm = True
-                await opened.close()
+                await handle.close()
 
     @asynccontextmanager
-    async def three(self, opening: Opening, options: Any, plan: FaultPlan | None = None) -> AsyncIterator[list[Process]]:
+    async def three(
+        self, opening: Opening, options: Any, plan: FaultPlan | None = None
+    ) -> AsyncIterator[list[Process]]:
         """Three processes on one place."""
-        async with self.process(opening, options, plan) as a, self.process(opening, options) as b, self.process(opening, options) as c:
+        async with (
+            self.process(opening, options, plan) as a,
+            self.process(opening, options) as b,
+            self.process(opening, options) as c,
+        ):
             yield [a, b, c]
 
     def said(self, configured: Iterable[Sighting], *published: Sighting) -> dict[str, Sighting]:
@@ -136,7 +149,9 @@ class DiscoveryCase:
 def applied(known: dict[str, Sighting], changes: Changes) -> dict[str, Sighting]:
     """What is known after these changes."""
     expect("D-7", not {one.id for one in changes.came} & set(changes.gone), "an id has both come and gone in one look")
-    return {id_: one for id_, one in known.items() if id_ not in set(changes.gone)} | {one.id: one for one in changes.came}
+    return {id_: one for id_, one in known.items() if id_ not in set(changes.gone)} | {
+        one.id: one for one in changes.came
+    }
 
 
 async def until_done(call: Callable[[], Any]) -> Any:
@@ -147,6 +162,11 @@ async def until_done(call: Callable[[], Any]) -> Any:
         except (StoreError, ChannelError):
             continue
         except Exception as error:
-            expect("D-8", False, f"a call that could not be done raised {type(error).__name__}, not a StoreError or ChannelError: {error}")
+            expect(
+                "D-8",
+                False,
+                f"a call that could not be done raised {type(error).__name__}, not a StoreError or ChannelError: "
+                f"{error}",
+            )
     expect("D-8", False, f"a call failed {TRIES} times, though its faults pass")
     return None

@@ -13,8 +13,13 @@ from converge.contracts.discovery import Sighting
 from converge.testing._discovery.base import DiscoveryCase, Opening, applied
 from converge.testing.clauses import expect, expect_equal
 
-payloads = st.one_of(st.binary(max_size=200), st.integers(0, 16_384).map(lambda size: bytes(range(256)) * 64 and (bytes(range(256)) * 65)[:size]))
-endpoints = st.lists(st.sampled_from(["tcp://10.0.0.1:7000", "local:a", "wss://[::1]:1/p?q=%22", "tcp://ö:1"]), max_size=3).map(tuple)
+payloads = st.one_of(
+    st.binary(max_size=200),
+    st.integers(0, 16_384).map(lambda size: bytes(range(256)) * 64 and (bytes(range(256)) * 65)[:size]),
+)
+endpoints = st.lists(
+    st.sampled_from(["tcp://10.0.0.1:7000", "local:a", "wss://[::1]:1/p?q=%22", "tcp://ö:1"]), max_size=3
+).map(tuple)
 
 
 class DiscoveryClauses(DiscoveryCase):
@@ -42,9 +47,16 @@ class DiscoveryClauses(DiscoveryCase):
                 await first.discovery.publish([older])
                 await last.discovery.publish([newer])
                 for reader in (one, other):
-                    expect_equal("D-1", await reader.snapshot(), self.said(configured, newer), "another process has published the id again")
+                    expect_equal(
+                        "D-1",
+                        await reader.snapshot(),
+                        self.said(configured, newer),
+                        "another process has published the id again",
+                    )
 
-    async def test_d2_publishing_again_replaces(self, opening: Opening, options: Any, configured: list[Sighting]) -> None:
+    async def test_d2_publishing_again_replaces(
+        self, opening: Opening, options: Any, configured: list[Sighting]
+    ) -> None:
         """D-2"""
         async with self.process(opening, options) as one:
             for number in range(3):
@@ -52,7 +64,9 @@ class DiscoveryClauses(DiscoveryCase):
             last = Sighting("a", ("tcp://h:2",), b"2")
             expect_equal("D-2", await one.snapshot(), self.said(configured, last), "an id was published three times")
 
-    async def test_d2_an_unknown_id_may_be_withdrawn_and_calls_may_be_empty(self, opening: Opening, options: Any, configured: list[Sighting]) -> None:
+    async def test_d2_an_unknown_id_may_be_withdrawn_and_calls_may_be_empty(
+        self, opening: Opening, options: Any, configured: list[Sighting]
+    ) -> None:
         """D-2"""
         kept = Sighting("a", (), b"A")
         async with self.process(opening, options) as one:
@@ -63,7 +77,9 @@ class DiscoveryClauses(DiscoveryCase):
             await one.discovery.withdraw(["nobody", "nobody"])
             expect_equal("D-2", await one.snapshot(), self.said(configured, kept), "only unknown ids were withdrawn")
 
-    async def test_d3_a_watch_tells_at_once_what_is_known(self, opening: Opening, options: Any, configured: list[Sighting]) -> None:
+    async def test_d3_a_watch_tells_at_once_what_is_known(
+        self, opening: Opening, options: Any, configured: list[Sighting]
+    ) -> None:
         """D-3"""
         a = Sighting("a", (), b"A")
         async with self.process(opening, options) as one, self.process(opening, options) as other:
@@ -75,12 +91,16 @@ class DiscoveryClauses(DiscoveryCase):
                     return
         expect("D-3", False, f"a watch told nothing within {self.near_sec:g} s")
 
-    async def test_d3_a_watch_tells_what_has_changed_since(self, opening: Opening, options: Any, configured: list[Sighting]) -> None:
+    async def test_d3_a_watch_tells_what_has_changed_since(
+        self, opening: Opening, options: Any, configured: list[Sighting]
+    ) -> None:
         """D-3"""
         a, b = Sighting("a", (), b"A"), Sighting("b", ("tcp://h:1",))
         async with self.process(opening, options) as one, self.process(opening, options) as other:
             told: dict[str, Sighting] = {}
-            with anyio.move_on_after(self.near_sec):  # around the whole watch: a generator may hold a task group while it waits
+            with anyio.move_on_after(
+                self.near_sec
+            ):  # around the whole watch: a generator may hold a task group while it waits
                 async with aclosing(one.discovery.watch()) as watch:  # type: ignore[type-var]  # every watch is an async generator
                     told = {found.id: found for found in await anext(watch)}
                     for change, wanted in (
@@ -105,7 +125,11 @@ class DiscoveryClauses(DiscoveryCase):
             await one.discovery.publish([sent])
             found = await other.snapshot()
             expect_equal("D-4", found, self.said(configured, sent), "a sighting as another process has it")
-            expect("D-4", all(type(one.endpoints) is tuple and type(one.descriptor) is bytes for one in found.values()), f"other types in {found}")
+            expect(
+                "D-4",
+                all(type(one.endpoints) is tuple and type(one.descriptor) is bytes for one in found.values()),
+                f"other types in {found}",
+            )
 
     async def test_d5_a_backend_that_does_not_publish_says_what_it_was_configured_with(
         self, opening: Opening, options: Any, configured: list[Sighting]
@@ -113,7 +137,11 @@ class DiscoveryClauses(DiscoveryCase):
         """D-5"""
         a = Sighting("a", (), b"A")
         async with self.process(opening, options) as one, self.process(opening, options) as other:
-            for call in (one.discovery.publish([a]), one.discovery.withdraw([known.id for known in configured]), one.discovery.publish([a])):
+            for call in (
+                one.discovery.publish([a]),
+                one.discovery.withdraw([known.id for known in configured]),
+                one.discovery.publish([a]),
+            ):
                 await call
                 for reader in (one, other):
                     was = "it publishes" if self.backend.publishes else "it does not publish"
@@ -138,12 +166,19 @@ class DiscoveryClauses(DiscoveryCase):
             for process, one in zip(processes, (a, b, c), strict=True):
                 await process.discovery.publish([one])
             for process in processes:
-                expect_equal("D-6", await process.snapshot(), self.said(configured, a, b, c), "each of three processes has published one")
+                expect_equal(
+                    "D-6",
+                    await process.snapshot(),
+                    self.said(configured, a, b, c),
+                    "each of three processes has published one",
+                )
             await processes[0].discovery.withdraw(["a"])
             for process in processes:
                 expect_equal("D-6", await process.snapshot(), self.said(configured, b, c), "one of three was withdrawn")
 
-    async def test_d6_a_process_cannot_withdraw_what_another_has_published(self, opening: Opening, options: Any, configured: list[Sighting]) -> None:
+    async def test_d6_a_process_cannot_withdraw_what_another_has_published(
+        self, opening: Opening, options: Any, configured: list[Sighting]
+    ) -> None:
         """D-6"""
         a, b = Sighting("a", (), b"A"), Sighting("b", (), b"B")
         async with self.process(opening, options) as one, self.process(opening, options) as other:
@@ -152,7 +187,9 @@ class DiscoveryClauses(DiscoveryCase):
             await other.discovery.withdraw(["a"])
             expect_equal("D-6", await one.snapshot(), self.said(configured, a, b), "another process has withdrawn it")
 
-    async def test_d6_what_a_process_published_is_gone_when_it_closes(self, opening: Opening, options: Any, configured: list[Sighting]) -> None:
+    async def test_d6_what_a_process_published_is_gone_when_it_closes(
+        self, opening: Opening, options: Any, configured: list[Sighting]
+    ) -> None:
         """D-6"""
         a, b = Sighting("a", (), b"A"), Sighting("b", (), b"B")
         async with self.process(opening, options) as one:
@@ -174,10 +211,22 @@ class DiscoveryClauses(DiscoveryCase):
             seen = applied({}, await reader.look())
             expect_equal("D-6", seen, self.said(configured, a, b), "while both processes live")
             await self.die(other)
-            expect_equal("D-6", await one.snapshot(), self.said(configured, b), "the other's lease has ended, and nobody has swept")
-            expect_equal("D-6", applied(seen, await reader.look()), self.said(configured, b), "by its changes; the other's lease has ended")
+            expect_equal(
+                "D-6",
+                await one.snapshot(),
+                self.said(configured, b),
+                "the other's lease has ended, and nobody has swept",
+            )
+            expect_equal(
+                "D-6",
+                applied(seen, await reader.look()),
+                self.said(configured, b),
+                "by its changes; the other's lease has ended",
+            )
 
-    async def test_d7_a_look_tells_each_change_once(self, opening: Opening, options: Any, configured: list[Sighting]) -> None:
+    async def test_d7_a_look_tells_each_change_once(
+        self, opening: Opening, options: Any, configured: list[Sighting]
+    ) -> None:
         """D-7"""
         a, b = Sighting("a", (), b"A"), Sighting("b", (), b"B")
         async with self.process(opening, options) as one, self.process(opening, options) as other:
@@ -185,14 +234,18 @@ class DiscoveryClauses(DiscoveryCase):
             reader = one.discovery.reader()
             expect_equal("D-7", applied({}, await reader.look()), self.said(configured, a), "the first look")
             nothing = await reader.look()
-            expect_equal("D-7", (list(nothing.came), list(nothing.gone)), ([], []), "nothing has changed since the look before")
+            expect_equal(
+                "D-7", (list(nothing.came), list(nothing.gone)), ([], []), "nothing has changed since the look before"
+            )
             await other.discovery.publish([b])
             await other.discovery.withdraw(["a"])
             then = await reader.look()
             wanted = ([b], ["a"]) if self.backend.publishes else ([], [])
             expect_equal("D-7", (list(then.came), list(then.gone)), wanted, "one has come and one has gone")
 
-    async def test_d7_a_hint_comes_at_once_and_after_a_change(self, opening: Opening, options: Any, configured: list[Sighting]) -> None:
+    async def test_d7_a_hint_comes_at_once_and_after_a_change(
+        self, opening: Opening, options: Any, configured: list[Sighting]
+    ) -> None:
         """D-7"""
         a = Sighting("a", (), b"A")
         async with self.process(opening, options) as one, self.process(opening, options) as other:
@@ -213,7 +266,9 @@ class DiscoveryClauses(DiscoveryCase):
 
     async def test_d1_thousands_are_all_told(self, opening: Opening, options: Any, configured: list[Sighting]) -> None:
         """D-1, D-7"""
-        many = [Sighting(f"agent-{number:04}", (), b"%d" % number) for number in range(2_300)]  # more than a page of any store
+        many = [
+            Sighting(f"agent-{number:04}", (), b"%d" % number) for number in range(2_300)
+        ]  # more than a page of any store
         async with self.process(opening, options) as one, self.process(opening, options) as other:
             reader = one.discovery.reader()
             seen = applied({}, await reader.look())
@@ -223,4 +278,9 @@ class DiscoveryClauses(DiscoveryCase):
             seen = applied(seen, await reader.look())
             expect_equal("D-7", seen, self.said(configured, *many), "what was published by and by")
             await other.discovery.withdraw([many_one.id for many_one in many[5:]])
-            expect_equal("D-7", applied(seen, await reader.look()), self.said(configured, *many[:5]), "all but five were withdrawn")
+            expect_equal(
+                "D-7",
+                applied(seen, await reader.look()),
+                self.said(configured, *many[:5]),
+                "all but five were withdrawn",
+            )

@@ -17,14 +17,23 @@ from converge.testing.faults import Fault, FaultPlan
 names = st.sampled_from(["a", "b", "c", "d", "e"])
 # A step: which process does it, what, with which ids; for a publish also what it says.
 steps = st.lists(
-    st.tuples(st.integers(0, 2), st.sampled_from(["publish", "withdraw", "look"]), st.lists(names, max_size=4), endpoints, payloads), max_size=25
+    st.tuples(
+        st.integers(0, 2),
+        st.sampled_from(["publish", "withdraw", "look"]),
+        st.lists(names, max_size=4),
+        endpoints,
+        payloads,
+    ),
+    max_size=25,
 )
 
 
 class HistoryClauses(DiscoveryCase):
     """What any history of calls by three processes leads to."""
 
-    async def test_d1_any_history_is_that_of_a_plain_dictionary(self, opening: Opening, options: Any, configured: list[Sighting]) -> None:
+    async def test_d1_any_history_is_that_of_a_plain_dictionary(
+        self, opening: Opening, options: Any, configured: list[Sighting]
+    ) -> None:
         """D-1, D-2, D-6, D-7"""
         await self._histories(opening, options, configured, None)
 
@@ -38,10 +47,15 @@ class HistoryClauses(DiscoveryCase):
         self, opening: Opening, options: Any, configured: list[Sighting]
     ) -> None:
         """D-8"""
-        plan = FaultPlan(int.from_bytes(os.urandom(4), "big"), likelihood={Fault.FAIL_BEFORE: 0.2, Fault.LOSE_REPLY: 0.2}, reads=True, is_calm=True)
+        plan = FaultPlan(
+            int.from_bytes(os.urandom(4), "big"),
+            likelihood={Fault.FAIL_BEFORE: 0.2, Fault.LOSE_REPLY: 0.2},
+            reads=True,
+            is_calm=True,
+        )
         async with self.three(opening, options, plan) as processes:
             reader, seen = processes[0].discovery.reader(), dict[str, Sighting]()
-            await processes[0].opened.lease()
+            await processes[0].handle.lease()
             plan.is_calm = False
             for number in range(20):
                 now = [Sighting(name, (), b"%d" % number) for name in "abc"]
@@ -49,14 +63,23 @@ class HistoryClauses(DiscoveryCase):
                     await until_done(lambda p=process, s=one: p.discovery.publish([s]))  # type: ignore[misc]  # as above
                 seen = applied(seen, await until_done(reader.look))
                 expect_equal(
-                    "D-8", seen, self.said(configured, *now), f"round {number}, each process has published, calls of one failed; seed {plan.seed}"
+                    "D-8",
+                    seen,
+                    self.said(configured, *now),
+                    f"round {number}, each process has published, calls of one failed; seed {plan.seed}",
                 )
 
     async def _histories(self, opening: Opening, options: Any, configured: list[Sighting], seed: int | None) -> None:
         """Run random histories, each on processes of its own; a failure names the steps, and the seed of the faults."""
         found: list[list[tuple[Any, ...]]] = []
 
-        @settings(max_examples=self.examples, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=self.examples,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
         @given(steps)
         def collect(history: list[tuple[Any, ...]]) -> None:
             found.append(history)
@@ -71,7 +94,12 @@ class HistoryClauses(DiscoveryCase):
                 raise
 
     async def _history(
-        self, opening: Opening, options: Any, configured: list[Sighting], history: list[tuple[Any, ...]], plan: FaultPlan | None
+        self,
+        opening: Opening,
+        options: Any,
+        configured: list[Sighting],
+        history: list[tuple[Any, ...]],
+        plan: FaultPlan | None,
     ) -> None:
         clause = "D-1" if plan is None else "D-8"
         async with self.three(opening, options, plan) as processes:
@@ -80,7 +108,7 @@ class HistoryClauses(DiscoveryCase):
             seen: list[dict[str, Sighting]] = [{}, {}, {}]
             await processes[0].discovery.publish([])
             if plan is not None:
-                await processes[0].opened.lease()
+                await processes[0].handle.lease()
                 plan.is_calm = False
             for who, what, ids, where, payload in history:
                 if what == "publish":
@@ -94,10 +122,20 @@ class HistoryClauses(DiscoveryCase):
                     changes = await until_done(readers[who].look)
                     seen[who] = applied(seen[who], changes)
                     wanted = self.said(configured, *model.sightings())
-                    expect_equal("D-7" if plan is None else clause, seen[who], wanted, f"by the changes that process {who} was told")
+                    expect_equal(
+                        "D-7" if plan is None else clause,
+                        seen[who],
+                        wanted,
+                        f"by the changes that process {who} was told",
+                    )
             for who, process in enumerate(processes):
                 wanted = self.said(configured, *model.sightings())
-                expect_equal(clause, {one.id: one for one in await until_done(process.discovery.snapshot)}, wanted, f"the snapshot of process {who}")
+                expect_equal(
+                    clause,
+                    {one.id: one for one in await until_done(process.discovery.snapshot)},
+                    wanted,
+                    f"the snapshot of process {who}",
+                )
                 seen[who] = applied(seen[who], await until_done(readers[who].look))
                 expect_equal(clause, seen[who], wanted, f"in the end, by the changes that process {who} was told")
 

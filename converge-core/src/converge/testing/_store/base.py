@@ -31,14 +31,16 @@ from converge.contracts.store import (
     Take,
     Taken,
     Window,
-    opened,
+    reopenable,
 )  # fmt: skip
 from converge.model.keys import HELD, LEASE, READY, Family
 from converge.testing.clauses import expect
 from converge.testing.fixtures import is_quick
 
 QUICK_EXAMPLES, QUICK_ROUNDS = 8, 6
-"""What `--quick` leaves of the histories and repeats: enough that a mutant of `tests/kit` is still found by most runs."""
+"""What `--quick` leaves of the histories and repeats: enough that a mutant of `tests/kit` is still found by most
+runs.
+"""
 
 Opening = Callable[[], AbstractAsyncContextManager[Store]]
 
@@ -51,13 +53,16 @@ class Cut(Enum):
 
 
 class StoreCase:
-    """One backend under test. An author sets `backend`, and gives the fixtures `options` and `url` where the defaults are not enough.
+    """One backend under test. An author sets `backend`, and gives the fixtures `options` and `url` where the defaults
+    are not enough.
 
     Attributes:
         backend: The declaration, as `converge_stores` returns it.
-        inherited_turn: True runs everything with the `turn`, `count` and `watch` that every store inherits, instead of the backend's own.
+        inherited_turn: True runs everything with the `turn`, `count` and `watch` that every store inherits, instead of
+            the backend's own.
         loops: Event loops to run on; trio is left out where the backend is ASYNCIO_ONLY.
-        examples: How many random histories are compared with the model; like `rounds`, less with pytest's option `--quick`.
+        examples: How many random histories are compared with the model; like `rounds`, less with pytest's option
+            `--quick`.
         shrinks: Whether a history that fails is made shorter, which takes some time.
         rounds: How often each race is repeated.
         near_sec: How long a hint may take: seconds, since a loaded machine is slow and polling stores look each second.
@@ -77,7 +82,9 @@ class StoreCase:
         if "anyio_backend" in metafunc.fixturenames:
             is_asyncio_only = Feature.ASYNCIO_ONLY in self.backend.features
             loops = [loop for loop in self.loops if not (is_asyncio_only and loop == "trio")]
-            metafunc.parametrize("anyio_backend", loops[:1] if is_quick(metafunc.config) else loops, indirect=True, scope="module")
+            metafunc.parametrize(
+                "anyio_backend", loops[:1] if is_quick(metafunc.config) else loops, indirect=True, scope="module"
+            )
 
     @pytest.fixture(autouse=True)
     def quick(self, request: pytest.FixtureRequest) -> None:
@@ -98,7 +105,9 @@ class StoreCase:
 
     @pytest.fixture
     def options(self) -> Any:
-        """An instance of `backend.options` that names a place which no other test uses; several opens within a test name the same place."""
+        """An instance of `backend.options` that names a place which no other test uses; several opens within a test
+        name the same place.
+        """
         return self.backend.options()
 
     @pytest.fixture
@@ -108,16 +117,20 @@ class StoreCase:
 
     @pytest.fixture
     def cut(self) -> Callable[[Cut], None] | None:
-        """Breaks the connection of the store's next call; None where the author has no means to do so (an embedded store has no connection)."""
+        """Breaks the connection of the store's next call; None where the author has no means to do so (an embedded
+        store has no connection).
+        """
         return None
 
     @pytest.fixture
     def opening(self, url: str, options: Any, monkeypatch: pytest.MonkeyPatch) -> Opening:
-        """Opens the store; may be called several times. The inherited watch polls often, so that nobody waits for it."""
+        """Opens the store; may be called several times. The inherited watch polls often, so that nobody waits for
+        it.
+        """
         monkeypatch.setattr("converge.contracts.store.POLL_SEC", 0.05)
 
         def open_store() -> AbstractAsyncContextManager[Store]:
-            handle = opened(partial(self.backend.open, url, options))
+            handle = reopenable(partial(self.backend.open, url, options))
             return inheriting(handle) if self.inherited_turn else handle
 
         return open_store
@@ -145,7 +158,9 @@ class Inheriting(Store):
     async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
         return await self.inner.scan(ranges)
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
         return await self.inner.commit(batches, wake=wake)
 
     async def time(self) -> int:
@@ -156,9 +171,9 @@ class Inheriting(Store):
 
 
 @asynccontextmanager
-async def inheriting(opened: AbstractAsyncContextManager[Store]) -> AsyncIterator[Store]:
+async def inheriting(reopenable: AbstractAsyncContextManager[Store]) -> AsyncIterator[Store]:
     """Open a store and hide what it overrides of the inherited methods."""
-    async with opened as store:
+    async with reopenable as store:
         yield Inheriting(store)
 
 
@@ -184,7 +199,13 @@ NONCE, OTHER_NONCE = ident(0xB1), ident(0xB2)
 
 
 def take_of(
-    lanes: Sequence[int], limit: int, *, nonce: bytes = NONCE, lease: bytes = LEASE_ID, checks: Sequence[Check] = (), also: Sequence[Family] = ()
+    lanes: Sequence[int],
+    limit: int,
+    *,
+    nonce: bytes = NONCE,
+    lease: bytes = LEASE_ID,
+    checks: Sequence[Check] = (),
+    also: Sequence[Family] = (),
 ) -> Take:
     """The take that a claim is made of: from lanes of `ready` to `held`."""
     return Take([Range(READY(lane(number))) for number in lanes], limit, HELD(lease), (nonce,), checks, also)
@@ -194,7 +215,12 @@ def take_of(
 
 
 async def commit(
-    store: Store, *, checks: Sequence[Check] = (), puts: Sequence[Put] = (), deletes: Sequence[Key] = (), window: Window | None = None
+    store: Store,
+    *,
+    checks: Sequence[Check] = (),
+    puts: Sequence[Put] = (),
+    deletes: Sequence[Key] = (),
+    window: Window | None = None,
 ) -> Committed | Conflict:
     """Commit one batch."""
     (outcome,) = await store.commit([Batch(checks, puts, deletes, window)])
@@ -268,6 +294,8 @@ async def in_other_thread(work: Callable[[], Awaitable[None]], loop: str) -> Non
 
 
 __all__ = [
-    "ABSENT", "LEASE", "LEASE_ID", "LIMITS", "NONCE", "OTHER_LEASE_ID", "OTHER_NONCE", "Batch", "Cut", "Opening", "StoreCase", "Window",
-    "commit", "committed", "get", "ident", "in_other_thread", "keys_under", "lane", "put", "ready", "refused", "scan", "take", "take_of", "taken",
+    "ABSENT", "LEASE", "LEASE_ID", "LIMITS", "NONCE", "OTHER_LEASE_ID", "OTHER_NONCE", "Batch", "Cut", "Opening",
+    "StoreCase", "Window",
+    "commit", "committed", "get", "ident", "in_other_thread", "keys_under", "lane", "put", "ready", "refused", "scan",
+    "take", "take_of", "taken",
 ]  # fmt: skip

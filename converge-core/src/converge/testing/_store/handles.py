@@ -35,7 +35,9 @@ from converge.testing._store.base import (
 from converge.testing.clauses import expect, expect_equal
 
 PROMPT_SEC = 0.5
-"""What a wake of a store that NOTIFIES takes at the median, at most: half of the time of those that poll each second."""
+"""What a wake of a store that NOTIFIES takes at the median, at most: half of the time of those that poll each
+second.
+"""
 
 
 class Watcher:
@@ -123,11 +125,19 @@ class HandleClauses(StoreCase):
                 count = watcher.told
                 await other.turn([], None)  # lets a watch that is still registering get ready
                 await put_and_wake(other, number)
-                expect("S-9", await self._sees(store, watcher, count, number), f"write {number} was not seen by who looked when told")
+                expect(
+                    "S-9",
+                    await self._sees(store, watcher, count, number),
+                    f"write {number} was not seen by who looked when told",
+                )
                 delays.append(anyio.current_time() - begun)
         if is_prompt:
             median = sorted(delays)[len(delays) // 2]
-            expect("S-9", median < PROMPT_SEC, f"the store declares NOTIFIES, but a wake takes {median:.3f} s at the median")
+            expect(
+                "S-9",
+                median < PROMPT_SEC,
+                f"the store declares NOTIFIES, but a wake takes {median:.3f} s at the median",
+            )
 
     async def _sees(self, store: Store, watcher: Watcher, count: int, number: int) -> bool:
         for _ in range(20):
@@ -147,7 +157,11 @@ class HandleClauses(StoreCase):
         async with watching(store, "c", near_sec=self.near_sec) as watcher:
             count = watcher.told
             await store.commit([], wake=["c"])
-            expect("S-9", await watcher.told_more_than(count), f"a wake was not told within {self.near_sec:g} s after other watchers had left")
+            expect(
+                "S-9",
+                await watcher.told_more_than(count),
+                f"a wake was not told within {self.near_sec:g} s after other watchers had left",
+            )
 
     async def test_every_handle_sees_what_was_committed(self, store: Store) -> None:
         """S-14."""
@@ -156,11 +170,21 @@ class HandleClauses(StoreCase):
                 writer, reader = (store, other) if number % 2 else (other, store)
                 key = ready(1, number, number)
                 revision = await put(writer, key, value=b"%d" % number)
-                expect_equal("S-14", await get(reader, key), Entry(key, b"%d" % number, revision), "what another handle has written")
-            expect_equal("S-14", len(await keys_under(other, READY(lane(1)))), 10, "keys seen by a scan of another handle")
+                expect_equal(
+                    "S-14",
+                    await get(reader, key),
+                    Entry(key, b"%d" % number, revision),
+                    "what another handle has written",
+                )
+            expect_equal(
+                "S-14", len(await keys_under(other, READY(lane(1)))), 10, "keys seen by a scan of another handle"
+            )
             moved = taken("S-10", await take(other, take_of([1], 4)), "a take through another handle")
             expect_equal(
-                "S-14", [key[2:4] for key in await keys_under(store, HELD(LEASE_ID))], list(moved.rests), "keys that another handle has taken"
+                "S-14",
+                [key[2:4] for key in await keys_under(store, HELD(LEASE_ID))],
+                list(moved.rests),
+                "keys that another handle has taken",
             )
 
     async def test_a_new_handle_sees_the_last_write(self, store: Store) -> None:
@@ -169,10 +193,18 @@ class HandleClauses(StoreCase):
             key = POOL(str(number))
             revision = await put(store, key, value=b"%d" % number)
             async with store.reopen() as other:
-                expect_equal("S-14", await get(other, key), Entry(key, b"%d" % number, revision), "the last write, through a new handle")
+                expect_equal(
+                    "S-14",
+                    await get(other, key),
+                    Entry(key, b"%d" % number, revision),
+                    "the last write, through a new handle",
+                )
                 last = await put(other, POOL("last"), value=b"%d" % number)
             expect_equal(
-                "S-14", await get(store, POOL("last")), Entry(POOL("last"), b"%d" % number, last), "the last write of a handle that is closed"
+                "S-14",
+                await get(store, POOL("last")),
+                Entry(POOL("last"), b"%d" % number, last),
+                "the last write of a handle that is closed",
             )
 
     async def test_what_was_committed_outlives_its_handles(self, opening: Opening) -> None:
@@ -180,14 +212,31 @@ class HandleClauses(StoreCase):
         revisions: dict[int, int] = {}
         for restart in range(3 if self.is_persistent() else 1):
             async with opening() as store:
-                expect_equal("S-14", await keys_under(store, READY(lane(1))), [ready(1, n, n) for n in range(4 * restart)], "keys after a restart")
+                expect_equal(
+                    "S-14",
+                    await keys_under(store, READY(lane(1))),
+                    [ready(1, n, n) for n in range(4 * restart)],
+                    "keys after a restart",
+                )
                 entries = await store.get([ready(1, n, n) for n in range(4 * restart)])
-                expect_equal("S-14", [entry and entry.revision for entry in entries], list(revisions.values()), "revisions after a restart")
+                expect_equal(
+                    "S-14",
+                    [entry and entry.revision for entry in entries],
+                    list(revisions.values()),
+                    "revisions after a restart",
+                )
                 for number in range(4 * restart, 4 * restart + 4):
                     revisions[number] = await put(store, ready(1, number, number))
-                expect_equal("S-14", await keys_under(store, READY(lane(1))), [ready(1, n, n) for n in revisions], "keys within one opening")
+                expect_equal(
+                    "S-14",
+                    await keys_under(store, READY(lane(1))),
+                    [ready(1, n, n) for n in revisions],
+                    "keys within one opening",
+                )
 
-    async def test_a_broken_connection_before_the_request_is_told_truly(self, store: Store, cut: Callable[[Cut], None] | None) -> None:
+    async def test_a_broken_connection_before_the_request_is_told_truly(
+        self, store: Store, cut: Callable[[Cut], None] | None
+    ) -> None:
         """S-16."""
         await self._errors_tell_the_truth(store, cut, Cut.BEFORE)
 
@@ -204,14 +253,26 @@ class HandleClauses(StoreCase):
             try:
                 outcome = await commit(store, checks=[(key, ABSENT)], puts=[(key, b"1"), (TASK(ident(number)), b"1")])
             except NotApplied as error:
-                left = [entry is not None for entry in await eventually_read(store, self.near_sec, key, TASK(ident(number)))]
-                expect_equal("S-16", left, [False, False], f"what a commit that raised {error!r} ({moment.value}) has written")
+                left = [
+                    entry is not None for entry in await eventually_read(store, self.near_sec, key, TASK(ident(number)))
+                ]
+                expect_equal(
+                    "S-16", left, [False, False], f"what a commit that raised {error!r} ({moment.value}) has written"
+                )
             except OutcomeUnknown:
-                left = [entry is not None for entry in await eventually_read(store, self.near_sec, key, TASK(ident(number)))]
-                expect("S-3", left in ([False, False], [True, True]), f"half a batch is there after a cut {moment.value}: {left}")
+                left = [
+                    entry is not None for entry in await eventually_read(store, self.near_sec, key, TASK(ident(number)))
+                ]
+                expect(
+                    "S-3",
+                    left in ([False, False], [True, True]),
+                    f"half a batch is there after a cut {moment.value}: {left}",
+                )
             else:
                 at = committed("S-16", outcome, "a batch that was repeated by nobody").revision
-                expect_equal("S-16", await get(store, key), Entry(key, b"1", at), "what an acknowledged commit has written")
+                expect_equal(
+                    "S-16", await get(store, key), Entry(key, b"1", at), "what an acknowledged commit has written"
+                )
 
     async def test_a_cancelled_commit_is_whole_or_not_at_all(self, store: Store) -> None:
         """S-16: cancelled at a moment that moves with each round, a commit is as one whose outcome is unknown."""
@@ -227,10 +288,13 @@ class HandleClauses(StoreCase):
                     scope.cancel()
             there = [entry is not None for entry in await store.get(keys)]
             expect("S-3", len(set(there)) == 1, f"half a batch is there after its commit was cancelled: {there}")
-            # What was cancelled may still be on its way: who re-puts the keys decides, as a caller of an unknown outcome would.
+            # What was cancelled may still be on its way: who re-puts the keys decides, as a caller of an unknown
+            # outcome would.
             committed("S-16", await commit(store, puts=[(key, b"2") for key in keys]), "a commit after a cancelled one")
 
-    async def test_a_handle_works_in_another_thread_with_a_loop_of_its_own(self, store: Store, anyio_backend: str) -> None:
+    async def test_a_handle_works_in_another_thread_with_a_loop_of_its_own(
+        self, store: Store, anyio_backend: str
+    ) -> None:
         """S-17."""
         key = POOL("docs")
         revision = await put(store, key, ready(1, 1, 1), ready(1, 2, 2))
@@ -239,13 +303,21 @@ class HandleClauses(StoreCase):
         async def elsewhere() -> None:
             async with opened as other:
                 seen.append(await get(other, key))
-                moved = taken("S-17", await take(other, take_of([1], 1, checks=[(key, revision)])), "a take in another thread")
+                moved = taken(
+                    "S-17", await take(other, take_of([1], 1, checks=[(key, revision)])), "a take in another thread"
+                )
                 seen.append(Entry(HELD(LEASE_ID, *moved.rests[0], NONCE), b"%d" % moved.time, moved.revision))
-                refused("S-17", await commit(other, checks=[(key, revision + 1)], puts=[(key, b"1")]), "a stale batch in another thread")
+                refused(
+                    "S-17",
+                    await commit(other, checks=[(key, revision + 1)], puts=[(key, b"1")]),
+                    "a stale batch in another thread",
+                )
 
         await in_other_thread(elsewhere, anyio_backend)
         expect_equal("S-17", seen[0], Entry(key, b"", revision), "what another thread has read")
-        expect_equal("S-17", await get(store, HELD(LEASE_ID, 1, ident(1), NONCE)), seen[1], "what another thread has taken")
+        expect_equal(
+            "S-17", await get(store, HELD(LEASE_ID, 1, ident(1), NONCE)), seen[1], "what another thread has taken"
+        )
 
     async def test_handles_in_two_threads_work_at_the_same_time(self, store: Store, anyio_backend: str) -> None:
         """S-17."""
@@ -255,7 +327,12 @@ class HandleClauses(StoreCase):
             for at in range(self.rounds):
                 key = TASK(ident(1_000 * number + at))
                 revision = await put(handle, key, value=b"%d" % at)
-                expect_equal("S-17", await get(handle, key), Entry(key, b"%d" % at, revision), "what this thread has just written")
+                expect_equal(
+                    "S-17",
+                    await get(handle, key),
+                    Entry(key, b"%d" % at, revision),
+                    "what this thread has just written",
+                )
 
         async def elsewhere() -> None:
             async with opened as other:
@@ -278,11 +355,19 @@ class HandleClauses(StoreCase):
         async with watching(store, "c", near_sec=self.near_sec) as watcher:
             count = watcher.told
             await in_other_thread(elsewhere, anyio_backend)
-            expect("S-17", await watcher.told_more_than(count), f"a wake from another thread was not told within {self.near_sec:g} s")
+            expect(
+                "S-17",
+                await watcher.told_more_than(count),
+                f"a wake from another thread was not told within {self.near_sec:g} s",
+            )
 
 
 async def put_and_wake(store: Store, number: int) -> None:
-    (outcome,) = (await store.turn([_news(number)], None, wake=["c"])).outcomes if number % 2 else await store.commit([_news(number)], wake=["c"])
+    (outcome,) = (
+        (await store.turn([_news(number)], None, wake=["c"])).outcomes
+        if number % 2
+        else await store.commit([_news(number)], wake=["c"])
+    )
     expect("S-3", isinstance(outcome, Committed), f"a put without checks was refused: {outcome}")
 
 

@@ -16,9 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from converge.contracts.store import ABSENT, Batch, Check, Committed, Key, Put, Range, Rest, Take
 from converge.model.keys import DEDUP, HELD, LEASE, POOL, READY, STATE, TASK, Family
 from converge.testing._store.base import Opening, StoreCase
+from converge.testing._store.model import StoreModel, When
 from converge.testing._store.world import HANDLES, World
 from converge.testing.clauses import ClauseBroken, expect_equal
-from converge.testing.model import StoreModel, When
 
 STEPS = 25
 MOST_REOPENS, MOST_RESTARTS = 2, 1
@@ -27,7 +27,8 @@ LANES, RANKS, IDS = range(4), (-1, 0, 2**40), range(2)
 NAMES = ("a", "aa", "a%", "b")
 VALUES = (b"", b"1", b'{"text": "\xc3\xa9"}', b'"' + b"x" * 3_000 + b'"')
 
-# A key before the salt of its history is known: the family, then a number or text for each part; an id is (lane, number).
+# A key before the salt of its history is known: the family, then a number or text for each part; an id is (lane,
+# number).
 Place = tuple[Family, tuple[Any, ...]]
 READIES: tuple[Place, ...] = tuple((READY, (n, rank, (n, at))) for n in LANES for rank in RANKS for at in IDS)
 RECORDS: tuple[Place, ...] = tuple((family, ((n, at),)) for family in (TASK, STATE) for n in LANES for at in IDS)
@@ -60,14 +61,18 @@ def ops(places: Sequence[Place], *, most: int) -> st.SearchStrategy[list[Op]]:
 handles = st.integers(0, HANDLES - 1)
 whens = st.lists(st.sampled_from([When.NO_WINDOW, When.NO_WINDOW, *When]), min_size=4, max_size=4)
 guards = st.lists(
-    st.tuples(st.sampled_from(GUARDS), st.sampled_from(["right", "right", "right", "older"])), max_size=2, unique_by=lambda guard: guard[0]
+    st.tuples(st.sampled_from(GUARDS), st.sampled_from(["right", "right", "right", "older"])),
+    max_size=2,
+    unique_by=lambda guard: guard[0],
 )
 lanes = st.lists(st.sampled_from(LANES), min_size=1, max_size=4, unique=True)
 afters = st.lists(st.none() | st.tuples(st.sampled_from(RANKS), st.sampled_from(IDS)), min_size=4, max_size=4)
 
 
 class StoreHistory(RuleBasedStateMachine):
-    """One history: each rule is a call, whose answer is compared at once, and what it left is read back through any handle."""
+    """One history: each rule is a call, whose answer is compared at once, and what it left is read back through any
+    handle.
+    """
 
     def __init__(self, world: World, is_persistent: bool) -> None:
         super().__init__()
@@ -104,7 +109,11 @@ class StoreHistory(RuleBasedStateMachine):
         return key, {"right": now, "older": max(now - 1, 1) if now != 1 else 2, "newer": now + 1}[kind]
 
     def batches_of(self, chosen: Sequence[Op], guarded: Sequence[tuple[Place, str]] = ()) -> list[Batch]:
-        shared = [check for place, kind in guarded if (check := self.check_of(self.key(place), kind, is_put=False)) is not None]
+        shared = [
+            check
+            for place, kind in guarded
+            if (check := self.check_of(self.key(place), kind, is_put=False)) is not None
+        ]
         batches = []
         for _, group in groupby(sorted(chosen, key=lambda op: op.batch), key=lambda op: op.batch):
             checks: list[Check] = list(shared)
@@ -133,12 +142,16 @@ class StoreHistory(RuleBasedStateMachine):
         is_mixed = not all(is_committed)
         for batch, committed in zip(batches, is_committed, strict=True):
             clause = "S-5" if is_mixed and committed else "S-3"
-            self.read_back(handle, [*(key for key, _ in batch.checks), *(key for key, _ in batch.puts), *batch.deletes], clause)
+            self.read_back(
+                handle, [*(key for key, _ in batch.checks), *(key for key, _ in batch.puts), *batch.deletes], clause
+            )
 
     # Calls.
 
     @rule(handle=handles, reader=handles, chosen=ops(READIES + RECORDS + DEDUPS, most=10), guarded=guards, when=whens)
-    def commit(self, handle: int, reader: int, chosen: list[Op], guarded: list[tuple[Place, str]], when: list[When]) -> None:
+    def commit(
+        self, handle: int, reader: int, chosen: list[Op], guarded: list[tuple[Place, str]], when: list[When]
+    ) -> None:
         batches = self.timed(handle, self.batches_of(chosen, guarded), when)
         outcomes = self.world.call(handle, lambda store: store.commit(batches))
         when = when[: len(batches)]
@@ -163,11 +176,21 @@ class StoreHistory(RuleBasedStateMachine):
             batches = [Batch([(key, self.model.revision(key))], [(key, b"%d" % number)]) for number in range(HANDLES)]
             answers = self.world.at_once([lambda store, batch=batch: store.commit([batch]) for batch in batches])  # type: ignore[misc]
             won = [number for number, (outcome,) in enumerate(answers) if isinstance(outcome, Committed)]
-            expect_equal("S-4", len(won), 1, f"commits that checked {key} at {self.model.revision(key)} at once and were carried out")
+            expect_equal(
+                "S-4",
+                len(won),
+                1,
+                f"commits that checked {key} at {self.model.revision(key)} at once and were carried out",
+            )
             self.model.judge_batches([batches[won[0]]], [When.NO_WINDOW], answers[won[0]])
             self.read_back(won[0] - 1, [key], "S-4")
 
-    @rule(handle=handles, place=st.sampled_from(READIES + RECORDS + DEDUPS), action=st.sampled_from(["put", "delete"]), when=st.booleans())
+    @rule(
+        handle=handles,
+        place=st.sampled_from(READIES + RECORDS + DEDUPS),
+        action=st.sampled_from(["put", "delete"]),
+        when=st.booleans(),
+    )
     def say_it_three_times(self, handle: int, place: Place, action: str, when: bool) -> None:
         """A fenced call that is repeated, as after a lost reply, has its effect once."""
         key = self.key(place)
@@ -188,20 +211,26 @@ class StoreHistory(RuleBasedStateMachine):
         chosen=st.just([]) | ops(RECORDS + DEDUPS, most=4), when=whens,
     )  # fmt: skip
     def turn(
-        self, handle: int, reader: int, numbers: list[int], limit: int, after: list[tuple[int, int] | None], guarded: list[tuple[Place, str]],
+        self, handle: int, reader: int, numbers: list[int], limit: int, after: list[tuple[int, int] | None],
+        guarded: list[tuple[Place, str]],
         also: list[Family], lease: int, chosen: list[Op], when: list[When],
     ) -> None:  # fmt: skip
         """A take, with batches beside it or alone; the batches write nothing that the take moves, reads or checks."""
         if chosen:
             also = []  # whether the take would see what the batches put is not said
         ranges = [Range(READY(self.lane(n)), self._after(n, rest)) for n, rest in zip(numbers, after, strict=False)]
-        checks = [check for place, kind in guarded if (check := self.check_of(self.key(place), kind, is_put=False)) is not None]
+        checks = [
+            check
+            for place, kind in guarded
+            if (check := self.check_of(self.key(place), kind, is_put=False)) is not None
+        ]
         nonce = b"n" + self.salt.to_bytes(7, "big") + next(self.nonces).to_bytes(8, "big")
         take = Take(ranges, limit, HELD(self.part((9, lease))), (nonce,), checks, also)
         batches = self.timed(handle, self.batches_of(chosen), when)
         when = when[: len(batches)]
         turned = self.world.call(handle, lambda store: store.turn(batches, take))
-        # The revisions of a turn's take and batches have no order among themselves: each is after what was known before.
+        # The revisions of a turn's take and batches have no order among themselves: each is after what was known
+        # before.
         before = self.model.greatest
         self.model.judge_take(take, turned.taken, has_batches=bool(batches))
         after_take, self.model.greatest = self.model.greatest, before
@@ -239,7 +268,11 @@ class StoreHistory(RuleBasedStateMachine):
             pages = self.world.call(handle, lambda store, ranges=ranges: store.scan(ranges))  # type: ignore[misc]
             self.model.judge_pages(ranges, pages, "S-2")
             expected = [self.model.page(each) for each in ranges]
-            wanted = [(each.prefix, page[-1].key[len(each.prefix) :]) for each, page in zip(ranges, expected, strict=True) if len(page) == limit]
+            wanted = [
+                (each.prefix, page[-1].key[len(each.prefix) :])
+                for each, page in zip(ranges, expected, strict=True)
+                if len(page) == limit
+            ]
 
     @rule(handle=handles)
     def count(self, handle: int) -> None:
@@ -268,7 +301,9 @@ class StoreHistory(RuleBasedStateMachine):
         self.read_back(handle, [self.key(place) for place in RECORDS + GUARDS], clause)
 
     def teardown(self) -> None:
-        """Compare everything once more, through the handle in the other thread; after a failure that would hide what failed first."""
+        """Compare everything once more, through the handle in the other thread; after a failure that would hide what
+        failed first.
+        """
         error = sys.exception()
         if error is not None:
             if isinstance(error, ClauseBroken) and self.world.broken is None:
@@ -285,7 +320,11 @@ def first_failure_of(world: World) -> Iterator[None]:
     except Flaky as error:
         if world.broken is None:
             raise
-        world.broken.add_note("the same history did not fail in the same way again: a race in the store, or something that it keeps beside its keys")
+        world.broken.add_note(
+            "the same history did not fail in the same way again: a race in the store, or something that it "
+            "keeps beside its "
+            "keys"
+        )
         raise world.broken from error
 
 
@@ -296,7 +335,8 @@ class HistoryClauses(StoreCase):
         """S-1 to S-18: which one was broken is in the failure."""
         phases = [Phase.generate, Phase.shrink] if self.shrinks else [Phase.generate]
         chosen = settings(
-            max_examples=self.examples, stateful_step_count=STEPS, deadline=None, database=None, print_blob=False, report_multiple_bugs=False,
+            max_examples=self.examples, stateful_step_count=STEPS, deadline=None, database=None, print_blob=False,
+            report_multiple_bugs=False,
             phases=phases, suppress_health_check=list(HealthCheck),
         )  # fmt: skip
         with World(opening, anyio_backend) as world, first_failure_of(world):

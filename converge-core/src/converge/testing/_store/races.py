@@ -43,12 +43,16 @@ class RaceClauses(StoreCase):
                 winners: list[tuple[int, int]] = []
 
                 async def race(number: int, at: int = revision, won: list[tuple[int, int]] = winners) -> None:
-                    outcome = await commit(handles[number], checks=[(key, at)], puts=[(key, b"%d" % number), (other, b"%d" % number)])
+                    outcome = await commit(
+                        handles[number], checks=[(key, at)], puts=[(key, b"%d" % number), (other, b"%d" % number)]
+                    )
                     if not isinstance(outcome, Conflict):
                         won.append((number, outcome.revision))
 
                 await at_once([lambda number=number: race(number) for number in range(RACERS)])  # type: ignore[misc]  # default binds the number
-                expect_equal("S-4", len(winners), 1, f"commits that checked one revision and were carried out, in round {turn}")
+                expect_equal(
+                    "S-4", len(winners), 1, f"commits that checked one revision and were carried out, in round {turn}"
+                )
                 number, revision = winners[0]
                 wanted = [Entry(key, b"%d" % number, revision), Entry(other, b"%d" % number, revision)]
                 expect_equal("S-4", list(await store.get([key, other])), wanted, "what the winner has written")
@@ -66,9 +70,15 @@ class RaceClauses(StoreCase):
                         won.append(number)
 
                 await at_once([lambda number=number: race(number) for number in range(RACERS)])  # type: ignore[misc]  # default binds the number
-                expect_equal("S-4", len(winners), 1, f"commits that checked one absence and were carried out, in round {turn}")
+                expect_equal(
+                    "S-4", len(winners), 1, f"commits that checked one absence and were carried out, in round {turn}"
+                )
                 entry = await get(store, key)
-                expect("S-4", entry is not None and entry.value == b"%d" % winners[0], f"the winner is {winners[0]}, but {entry} is there")
+                expect(
+                    "S-4",
+                    entry is not None and entry.value == b"%d" % winners[0],
+                    f"the winner is {winners[0]}, but {entry} is there",
+                )
 
     async def test_no_increment_of_a_counter_is_lost_between_threads(self, store: Store, anyio_backend: str) -> None:
         """S-4."""
@@ -81,11 +91,17 @@ class RaceClauses(StoreCase):
             for _ in range(400 * each):
                 entry = await get(handle, key)
                 assert entry is not None
-                outcome = await commit(handle, checks=[(key, entry.revision)], puts=[(key, b"%d" % (int(entry.value) + 1))])
+                outcome = await commit(
+                    handle, checks=[(key, entry.revision)], puts=[(key, b"%d" % (int(entry.value) + 1))]
+                )
                 done += not isinstance(outcome, Conflict)
                 if done == each:
                     return
-            expect("S-4", False, f"{400 * each} tries of a counter gave {done} of {each} increments: the loser of a race never wins")
+            expect(
+                "S-4",
+                False,
+                f"{400 * each} tries of a counter gave {done} of {each} increments: the loser of a race never wins",
+            )
 
         async def elsewhere() -> None:
             async with opened as other:
@@ -113,11 +129,18 @@ class RaceClauses(StoreCase):
             async with opened as other:
                 await self._drain(other, there, nonces=range(901, 903))
 
-        await at_once([lambda: in_other_thread(elsewhere, anyio_backend), lambda: self._drain(store, here, nonces=range(903, 905))])
+        await at_once(
+            [
+                lambda: in_other_thread(elsewhere, anyio_backend),
+                lambda: self._drain(store, here, nonces=range(903, 905)),
+            ]
+        )
         await self._moved_once(store, keys, here + there)
 
     async def _drain(self, store: Store, moved: list[Rest], *, nonces: range) -> None:
-        """Take with one task for each nonce until nothing is left; a take may answer too little while others are at it."""
+        """Take with one task for each nonce until nothing is left; a take may answer too little while others are at
+        it.
+        """
 
         async def claim(number: int) -> None:
             for _ in range(20 * TASKS):
@@ -135,9 +158,13 @@ class RaceClauses(StoreCase):
     async def _moved_once(self, store: Store, keys: Sequence[Key], moved: Sequence[Rest]) -> None:
         twice = sorted({rest for rest in moved if moved.count(rest) > 1})
         expect("S-11", not twice, f"{len(twice)} keys were answered by more than one take, such as {twice[:1]}")
-        expect_equal("S-11", sorted(moved), sorted(key[2:] for key in keys), "the rests that all takes together have answered")
+        expect_equal(
+            "S-11", sorted(moved), sorted(key[2:] for key in keys), "the rests that all takes together have answered"
+        )
         held = await keys_under(store, HELD(LEASE_ID))
-        expect_equal("S-11", sorted(key[2:4] for key in held), sorted(moved), "the keys that all takes together have put")
+        expect_equal(
+            "S-11", sorted(key[2:4] for key in held), sorted(moved), "the keys that all takes together have put"
+        )
         await store.commit([Batch(deletes=held)])
 
     async def test_a_take_never_ends_after_what_it_checks_was_changed(self, store: Store) -> None:
@@ -145,7 +172,9 @@ class RaceClauses(StoreCase):
         async with store.reopen() as other:
             await self._lease_ends_under_takes(store, other)
 
-    async def test_a_take_in_another_thread_never_ends_after_what_it_checks_was_changed(self, store: Store, anyio_backend: str) -> None:
+    async def test_a_take_in_another_thread_never_ends_after_what_it_checks_was_changed(
+        self, store: Store, anyio_backend: str
+    ) -> None:
         """S-12."""
         opened = store.reopen()
 
@@ -175,7 +204,9 @@ class RaceClauses(StoreCase):
             revision = await put(store, LEASE(ident(number)))
             takes: list[Taken | Conflict] = []
 
-            async def claim(number: int = number, revision: int = revision, takes: list[Taken | Conflict] = takes) -> None:
+            async def claim(
+                number: int = number, revision: int = revision, takes: list[Taken | Conflict] = takes
+            ) -> None:
                 takes.append(await take(store, self._claim(number, revision)))
 
             async def end(number: int = number) -> None:
@@ -195,7 +226,12 @@ class RaceClauses(StoreCase):
 
     async def _nothing_came_later(self, store: Store, number: int, outcome: Taken | Conflict | None) -> None:
         held, seen = await keys_under(store, HELD(ident(number))), self.seen[number]
-        expect_equal("S-12", held, seen, f"keys taken under a lease, at last and just after the lease had ended (the take answered {outcome})")
+        expect_equal(
+            "S-12",
+            held,
+            seen,
+            f"keys taken under a lease, at last and just after the lease had ended (the take answered {outcome})",
+        )
         if isinstance(outcome, Conflict):
             expect_equal("S-12", held, [], "keys taken by a take that was refused")
 
@@ -208,7 +244,9 @@ async def several(store: Store, count: int) -> AsyncIterator[list[Store]]:
 
 
 async def at_once(works: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    """Run coroutine functions as tasks, each started before the next has had a turn; the first error of a clause comes out alone."""
+    """Run coroutine functions as tasks, each started before the next has had a turn; the first error of a clause comes
+    out alone.
+    """
     errors: list[BaseException] = []
 
     async def run(work: Callable[[], Awaitable[None]]) -> None:

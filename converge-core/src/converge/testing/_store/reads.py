@@ -8,21 +8,89 @@ import pytest
 
 from converge.contracts.store import LIMITS, Batch, Entry, Key, Range, Store
 from converge.errors import ValueTooLarge
-from converge.model.keys import ALSO, DEDUP, DONE, EPOCH, FAMILIES, INT_MAX, INT_MIN, LATER, NAME_BYTES, ORDER, POOL, READY, STATE, TASK, Family, Part
-from converge.testing._store.base import StoreCase, commit, committed, get, ident, keys_under, lane, put, ready, refused, scan
+from converge.model.keys import (
+    ALSO,
+    DEDUP,
+    DONE,
+    EPOCH,
+    FAMILIES,
+    INT_MAX,
+    INT_MIN,
+    LATER,
+    NAME_BYTES,
+    ORDER,
+    POOL,
+    READY,
+    STATE,
+    TASK,
+    Family,
+    Part,
+)
+from converge.testing._store.base import (
+    StoreCase,
+    commit,
+    committed,
+    get,
+    ident,
+    keys_under,
+    lane,
+    put,
+    ready,
+    refused,
+    scan,
+)
 from converge.testing.clauses import expect, expect_equal
 
-# In the order of code points, which is that of UTF-8; UTF-16 and most collations of SQL have another. Wildcards of LIKE and GLOB among them.
-NAMES = ("", " ", "%", "*", "-1", "10", "9", "A", "[x]", "_", "a", "a\x01", "a ", "a%", "a*", "aa", "ab", "b", "é", "\ue000", "\U00010000")
+# In the order of code points, which is that of UTF-8; UTF-16 and most collations of SQL have another. Wildcards of LIKE
+# and GLOB among them.
+NAMES = (
+    "",
+    " ",
+    "%",
+    "*",
+    "-1",
+    "10",
+    "9",
+    "A",
+    "[x]",
+    "_",
+    "a",
+    "a\x01",
+    "a ",
+    "a%",
+    "a*",
+    "aa",
+    "ab",
+    "b",
+    "é",
+    "\ue000",
+    "\U00010000",
+)
 INTS = (INT_MIN, -(2**53) - 1, -256, -1, 0, 1, 9, 10, 255, 256, 2**53 + 1, INT_MAX)
-IDS = (bytes(16), b"\0" * 15 + b"\n", b"\0\xff" * 8, b"%" * 16, b"\x7f" * 16, b"\x80" + bytes(15), b"\xff" * 15 + b"\0", b"\xff" * 16)
+IDS = (
+    bytes(16),
+    b"\0" * 15 + b"\n",
+    b"\0\xff" * 8,
+    b"%" * 16,
+    b"\x7f" * 16,
+    b"\x80" + bytes(15),
+    b"\xff" * 15 + b"\0",
+    b"\xff" * 16,
+)
 EXTREMES: dict[Part, Sequence[object]] = {
     Part.ID: IDS,
     Part.HASH: IDS,
     Part.INT: INTS,
     Part.NAME: (*NAMES, "x" * NAME_BYTES, "é" * (NAME_BYTES // 2)),
 }
-VALUES = (b"", b"0", b'"\\u0000"', '{"text": "zażółć, \U0001f680\u2028"}'.encode(), b'{"b": 1, "a": 1.0,   "a": 2}', b'"' + b"x" * 70_000 + b'"')
+VALUES = (
+    b"",
+    b"0",
+    b'"\\u0000"',
+    '{"text": "zażółć, \U0001f680\u2028"}'.encode(),
+    b'{"b": 1, "a": 1.0,   "a": 2}',
+    b'"' + b"x" * 70_000 + b'"',
+)
 
 
 def spread(family: Family) -> list[Key]:
@@ -43,7 +111,12 @@ class ReadClauses(StoreCase):
         absent = [TASK(ident(2)), STATE(ident(1)), POOL("doc"), ready(2, 5, 1)]
         asked = [key for pair in zip(reversed(there), absent, strict=True) for key in pair]
         entries = await store.get(asked)
-        expect_equal("S-1", [None if entry is None else entry.key for entry in entries], [k if k in there else None for k in asked], "keys of get")
+        expect_equal(
+            "S-1",
+            [None if entry is None else entry.key for entry in entries],
+            [k if k in there else None for k in asked],
+            "keys of get",
+        )
         values = [entry.value for entry in entries if entry is not None]
         expect_equal("S-1", values, [b"3", b"2", b"1", b"0"], "values of get")
 
@@ -59,7 +132,12 @@ class ReadClauses(StoreCase):
     async def test_empty_calls_are_legal(self, store: Store) -> None:
         """S-1."""
         answers = [await store.get([]), await store.scan([]), await store.commit([]), await store.count([])]
-        expect_equal("S-1", [list(answer) for answer in answers], [[], [], [], []], "answers to get, scan, commit and count of nothing")
+        expect_equal(
+            "S-1",
+            [list(answer) for answer in answers],
+            [[], [], [], []],
+            "answers to get, scan, commit and count of nothing",
+        )
         turned = await store.turn([], None)
         expect_equal("S-1", (list(turned.outcomes), turned.taken), ([], None), "the answer to a turn of nothing")
 
@@ -68,7 +146,12 @@ class ReadClauses(StoreCase):
         keys = [TASK(ident(number)) for number in range(LIMITS.keys)]
         await put(store, *keys[::2])
         entries = await store.get(keys)
-        expect_equal("S-1", [entry is not None for entry in entries], [True, False] * (LIMITS.keys // 2), f"get of {LIMITS.keys} keys")
+        expect_equal(
+            "S-1",
+            [entry is not None for entry in entries],
+            [True, False] * (LIMITS.keys // 2),
+            f"get of {LIMITS.keys} keys",
+        )
 
     async def test_scan_answers_in_the_order_of_the_parts(self, store: Store) -> None:
         """S-2."""
@@ -88,7 +171,9 @@ class ReadClauses(StoreCase):
 
     async def test_scan_answers_values_and_revisions(self, store: Store) -> None:
         """S-2."""
-        entries = [Entry(ready(1, n, n), b"%d" % n, await put(store, ready(1, n, n), value=b"%d" % n)) for n in range(3)]
+        entries = [
+            Entry(ready(1, n, n), b"%d" % n, await put(store, ready(1, n, n), value=b"%d" % n)) for n in range(3)
+        ]
         expect_equal("S-2", await scan(store, Range(READY(lane(1)))), entries, "entries of a scan")
 
     async def test_scan_stays_under_its_prefix(self, store: Store) -> None:
@@ -136,13 +221,23 @@ class ReadClauses(StoreCase):
 
     async def test_scan_answers_each_range_in_its_place(self, store: Store) -> None:
         """S-2."""
-        await put(store, *(ready(number, rank, number) for number in range(40) for rank in range(1 + number % 3)), POOL("a"), POOL("b"))
+        await put(
+            store,
+            *(ready(number, rank, number) for number in range(40) for rank in range(1 + number % 3)),
+            POOL("a"),
+            POOL("b"),
+        )
         numbers = [(7 * at) % 40 for at in range(LIMITS.ranges - 2)]
         ranges = [Range((POOL,)), *(Range(READY(lane(number)), None, 2) for number in numbers), Range(READY(lane(99)))]
         pages = await store.scan(ranges)
         wanted = [2, *(min(2, 1 + number % 3) for number in numbers), 0]
         expect_equal("S-2", [len(page) for page in pages], wanted, "lengths of the pages of many ranges")
-        expect_equal("S-2", [page[0].key[1] for page in pages[1:-1]], [lane(n) for n in numbers], "the lanes of the pages, in the order of ranges")
+        expect_equal(
+            "S-2",
+            [page[0].key[1] for page in pages[1:-1]],
+            [lane(n) for n in numbers],
+            "the lanes of the pages, in the order of ranges",
+        )
 
     async def test_values_come_back_byte_for_byte(self, store: Store) -> None:
         """S-15."""
@@ -151,28 +246,46 @@ class ReadClauses(StoreCase):
         await put(store, *(DONE("p", "s", n, ident(n)) for n in range(len(VALUES))))
         expect_equal("S-15", [entry and entry.value for entry in await store.get(keys)], list(VALUES), "values of get")
         pools = [POOL(str(number)) for number in range(len(VALUES))]
-        committed("S-15", await commit(store, puts=list(zip(pools, VALUES, strict=True))), "puts of every kind of value")
+        committed(
+            "S-15", await commit(store, puts=list(zip(pools, VALUES, strict=True))), "puts of every kind of value"
+        )
         values = [entry.value for entry in await scan(store, Range((POOL,)))]
         expect_equal("S-15", values, list(VALUES), "values of scan")
-        expect("S-15", all(type(value) is bytes for value in values), f"values are {[type(value).__name__ for value in values]}, not bytes")
+        expect(
+            "S-15",
+            all(type(value) is bytes for value in values),
+            f"values are {[type(value).__name__ for value in values]}, not bytes",
+        )
 
     async def test_a_value_of_the_greatest_length_comes_back_whole(self, store: Store) -> None:
         """S-15."""
         value = b'"' + b"\xc3\xa9" * ((LIMITS.value_bytes - 2) // 2) + b'"'
         await put(store, TASK(ident(1)), value=value)
         entry = await get(store, TASK(ident(1)))
-        expect("S-15", entry is not None and entry.value == value, f"a value of {len(value)} bytes came back as {entry and len(entry.value)} bytes")
+        expect(
+            "S-15",
+            entry is not None and entry.value == value,
+            f"a value of {len(value)} bytes came back as {entry and len(entry.value)} bytes",
+        )
 
     async def test_a_value_over_the_limit_is_refused_before_anything_is_written(self, store: Store) -> None:
         """S-15."""
         value = b'"' + b"x" * (LIMITS.value_bytes - 1) + b'"'
-        batches = [Batch(puts=[(POOL("a"), b"1")]), Batch(puts=[(POOL("b"), b"1"), (POOL("c"), value)]), Batch(puts=[(POOL("d"), b"1")])]
+        batches = [
+            Batch(puts=[(POOL("a"), b"1")]),
+            Batch(puts=[(POOL("b"), b"1"), (POOL("c"), value)]),
+            Batch(puts=[(POOL("d"), b"1")]),
+        ]
         try:
             answer = await store.commit(batches)
         except ValueTooLarge:
             pass
         else:
-            expect("S-15", False, f"a value of {len(value)} bytes was not refused with ValueTooLarge; the answer was {answer}")
+            expect(
+                "S-15",
+                False,
+                f"a value of {len(value)} bytes was not refused with ValueTooLarge; the answer was {answer}",
+            )
         expect_equal("S-15", await keys_under(store, (POOL,)), [], "what a refused call has written")
 
     async def test_keys_of_every_family_come_back_type_for_type(self, store: Store) -> None:
@@ -187,7 +300,12 @@ class ReadClauses(StoreCase):
         entries = list(await store.get(keys))
         if family not in ALSO:
             entries += sorted(await scan(store, Range((family,))))
-        expect_equal("S-15", [entry and entry.key for entry in entries], keys if family in ALSO else keys + sorted(keys), f"keys of {family}")
+        expect_equal(
+            "S-15",
+            [entry and entry.key for entry in entries],
+            keys if family in ALSO else keys + sorted(keys),
+            f"keys of {family}",
+        )
         kinds = {tuple(type(part) for part in entry.key) for entry in entries if entry is not None}
         wanted = tuple(_TYPES[part] for part in family.parts.values())
         expect_equal("S-15", kinds, {(Family, *wanted)}, f"types of the keys of {family}")
@@ -197,15 +315,28 @@ class ReadClauses(StoreCase):
         key = (EPOCH,)
         before = await get(store, key)
         revision = 0 if before is None else before.revision
-        refused("S-3", await commit(store, checks=[(key, revision + 1)], puts=[(key, b"2")]), "a stale check of the epoch")
-        last = committed("S-3", await commit(store, checks=[(key, revision)], puts=[(key, b"1")]), "a right check of the epoch")
+        refused(
+            "S-3", await commit(store, checks=[(key, revision + 1)], puts=[(key, b"2")]), "a stale check of the epoch"
+        )
+        last = committed(
+            "S-3", await commit(store, checks=[(key, revision)], puts=[(key, b"1")]), "a right check of the epoch"
+        )
         expect_equal("S-15", await get(store, key), Entry(key, b"1", last.revision), "the epoch")
 
     async def test_count_answers_how_many_keys_are_under_each_prefix(self, store: Store) -> None:
         """S-18."""
         await put(store, *(ready(number, rank, number) for number in (1, 2, 256) for rank in range(number % 7)))
         await put(store, *(DEDUP(name, key) for name in ("a", "aa", "a%") for key in ("x", "y")))
-        prefixes = [READY(lane(2)), (READY,), READY(lane(1)), READY(lane(0)), (DEDUP,), DEDUP("a"), DEDUP("a", "x"), (LATER,)]
+        prefixes = [
+            READY(lane(2)),
+            (READY,),
+            READY(lane(1)),
+            READY(lane(0)),
+            (DEDUP,),
+            DEDUP("a"),
+            DEDUP("a", "x"),
+            (LATER,),
+        ]
         expect_equal("S-18", list(await store.count(prefixes)), [2, 7, 1, 0, 6, 2, 1, 0], "counts")
         committed("S-3", await commit(store, deletes=[ready(2, 0, 2)]), "a delete")
         expect_equal("S-18", list(await store.count([READY(lane(2)), (READY,)])), [1, 6], "counts after a delete")
@@ -213,7 +344,12 @@ class ReadClauses(StoreCase):
     async def test_count_goes_beyond_a_page(self, store: Store) -> None:
         """S-18."""
         await put(store, *(ready(1, 0, number) for number in range(2 * LIMITS.keys)), ready(2, 0, 0))
-        expect_equal("S-18", list(await store.count([READY(lane(1)), (READY,)])), [2 * LIMITS.keys, 2 * LIMITS.keys + 1], "counts")
+        expect_equal(
+            "S-18",
+            list(await store.count([READY(lane(1)), (READY,)])),
+            [2 * LIMITS.keys, 2 * LIMITS.keys + 1],
+            "counts",
+        )
 
 
 _TYPES: dict[Part, type] = {Part.ID: bytes, Part.HASH: bytes, Part.INT: int, Part.NAME: str}

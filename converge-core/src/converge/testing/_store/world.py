@@ -41,7 +41,9 @@ class World:
             self.stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stack.__exit__(kind, error, trace)
 
     def next_salt(self) -> int:
@@ -76,7 +78,9 @@ class World:
             self.opened.append(opened)
             self.stores.append(other)
 
-    def _enter(self, handle: int, entered: AbstractAsyncContextManager[Store]) -> tuple[AbstractContextManager[Store], Store]:
+    def _enter(
+        self, handle: int, entered: AbstractAsyncContextManager[Store]
+    ) -> tuple[AbstractContextManager[Store], Store]:
         wrapped: AbstractContextManager[Store] = self.portals[handle].wrap_async_context_manager(entered)
         return wrapped, wrapped.__enter__()
 

@@ -14,11 +14,11 @@ from converge.errors import ConvergeError
 from converge.model.keys import EXPIRY
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.services.lease import LeaseSettings
-from converge.services.opened import Opened
 from converge.services.pools import PoolManager
-from converge.services.sweep import Sweep
-from converge.services.tasks import TaskManager
+from converge.services.store.handle import StoreHandle
+from converge.services.store.lease import LeaseSettings
+from converge.services.tasks.manager import TaskManager
+from converge.services.tasks.sweep import Sweep
 from converge.testing._store.base import Opening, StoreCase
 from converge.testing.checked import CheckedStore
 
@@ -33,8 +33,8 @@ class Process:
 
     def __init__(self, store: Store, lease_sec: float) -> None:
         self.store = store
-        self.opened = Opened.of(store, lease_settings=LeaseSettings(lease_sec=lease_sec))
-        self.tasks, self.pools, self.sweep = TaskManager(store), PoolManager(store), Sweep(self.opened)
+        self.handle = StoreHandle.of(store, lease_settings=LeaseSettings(lease_sec=lease_sec))
+        self.tasks, self.pools, self.sweep = TaskManager(store), PoolManager(store), Sweep(self.handle)
 
     async def claim(self, limit: int = 10, **more: Any) -> list[Task]:
         """Claim from the pool, as an agent that can do nothing in particular."""
@@ -48,7 +48,7 @@ class Process:
 
     async def die(self) -> None:
         """Stop renewing the lease, and wait until its time has passed in the store."""
-        lease = await self.opened.lease()
+        lease = await self.handle.lease()
         lease.abandon()
         await wait_until_store_time(self.store, await self.store.time() + int(lease.settings.lease_sec * 1_000_000) + 1)
 
@@ -83,7 +83,9 @@ async def raised(kind: type[ConvergeError], call: Any) -> bool:
 
 
 class TaskCase(StoreCase):
-    """Processes on one store; `one` and `two` are there from the start, and the pool exists. What they ask of the store is checked, too."""
+    """Processes on one store; `one` and `two` are there from the start, and the pool exists. What they ask of the store
+    is checked, too.
+    """
 
     @pytest.fixture
     async def store(self, opening: Opening) -> AsyncIterator[Store]:
@@ -97,7 +99,7 @@ class TaskCase(StoreCase):
         process = Process(store, 15.0)
         await process.pools.create_pool(Pool(id=POOL))
         yield process
-        await process.opened.close()
+        await process.handle.close()
 
     @pytest.fixture
     async def two(self, one: Process, opening: Opening) -> AsyncIterator[Process]:
@@ -114,4 +116,4 @@ async def another(store: Store, lease_sec: float = 15.0) -> AsyncIterator[Proces
         try:
             yield process
         finally:
-            await process.opened.close()
+            await process.handle.close()

@@ -9,7 +9,7 @@ from converge.contracts.store import LIMITS, Range
 from converge.errors import DedupConflict, LeaseEnded, StaleClaim
 from converge.model.keys import LATER
 from converge.model.task import Task
-from converge.services.lanes import LaneCloser
+from converge.services.tasks.lanes import LaneCloser
 from converge.testing._task.base import Process
 from converge.testing._task.model import End
 
@@ -72,7 +72,7 @@ def sweeping_some(pages: int) -> Callable[[Process], Awaitable[None]]:
 
 async def closing_lanes(process: Process) -> None:
     """Close the lanes that are empty now, as a process does that has seen them so for long."""
-    closer = LaneCloser(process.opened, idle_sec=0.0)
+    closer = LaneCloser(process.handle, idle_sec=0.0)
     await closer.page()
     while closer.is_under_way:
         await closer.page()

@@ -16,11 +16,21 @@ from converge.machines.task import TaskState
 from converge.model.keys import DEAD, EXPIRY, HELD, LEASE, READY, STATE, TASK
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.services.claims import Claims, settle
-from converge.services.lanes import LaneCloser
-from converge.services.opened import Opened
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.claim import Claims, settle
+from converge.services.tasks.lanes import LaneCloser
 from converge.testing._store.base import Inheriting
-from converge.testing._task.base import LEASE_SEC, PATIENCE_SEC, POOL, Process, TaskCase, another, let_pass, raised, wait_until_store_time
+from converge.testing._task.base import (
+    LEASE_SEC,
+    PATIENCE_SEC,
+    POOL,
+    Process,
+    TaskCase,
+    another,
+    let_pass,
+    raised,
+    wait_until_store_time,
+)
 from converge.testing.clauses import expect, expect_equal
 from converge.testing.fixtures import wait_until
 
@@ -71,16 +81,31 @@ class GroupClauses(TaskCase):
         again = await one.claim()
         expect_equal("T-9", [task.id for task in again], ids[:1], "what is claimed after a failure of the first of two")
         await one.tasks.fail(again[0], "for good", retry=False)
-        expect_equal("T-9", [task.id for task in await one.claim()], ids[1:], "what is claimed once the first has failed for good")
+        expect_equal(
+            "T-9",
+            [task.id for task in await one.claim()],
+            ids[1:],
+            "what is claimed once the first has failed for good",
+        )
 
     async def test_cancelling_a_waiting_task_moves_nobody(self, one: Process, two: Process) -> None:
         """T-9."""
         ids = await one.tasks.submit_many([Task(pool_id=POOL, ordering_key="k") for _ in range(3)])
         expect("T-9", await two.tasks.cancel(ids[1]), "a waiting task could not be cancelled")
         first = await one.claim_one()
-        expect_equal("T-9", (first.id, await one.claim()), (ids[0], []), "what is claimed after the second of three was cancelled")
+        expect_equal(
+            "T-9",
+            (first.id, await one.claim()),
+            (ids[0], []),
+            "what is claimed after the second of three was cancelled",
+        )
         await one.tasks.complete(first, 1)
-        expect_equal("T-9", [task.id for task in await one.claim()], [ids[2]], "what follows the first when the second is cancelled")
+        expect_equal(
+            "T-9",
+            [task.id for task in await one.claim()],
+            [ids[2]],
+            "what follows the first when the second is cancelled",
+        )
 
     async def test_a_submit_never_strands_behind_a_key_that_is_freed(self, one: Process, two: Process) -> None:
         """T-9."""
@@ -91,12 +116,17 @@ class GroupClauses(TaskCase):
                 group.start_soon(one.tasks.complete, task, 1)
                 group.start_soon(two.tasks.submit, Task(pool_id=POOL, ordering_key="k"))
             claimed = await two.claim()
-            expect_equal("T-9", len(claimed), 1, "how many tasks are ready after a submit beside the completion of the one before")
+            expect_equal(
+                "T-9",
+                len(claimed),
+                1,
+                "how many tasks are ready after a submit beside the completion of the one before",
+            )
             await two.tasks.complete(claimed[0], 1)
 
     async def test_lanes_that_are_closed_beside_submits_strand_no_task(self, one: Process, two: Process) -> None:
         """T-2."""
-        closer = LaneCloser(one.opened, idle_sec=0.0)
+        closer = LaneCloser(one.handle, idle_sec=0.0)
         submitted: list[str] = []
         claimed: list[str] = []
 
@@ -118,17 +148,26 @@ class GroupClauses(TaskCase):
                 group.start_soon(close)
         async with another(one.store) as third:  # which knows no lane but those that are there
             claimed += [task.id for task in await third.claim(3 * self.rounds)]
-        expect_equal("T-2", sorted(claimed), sorted(submitted), "what was claimed of the tasks submitted while lanes were closed")
+        expect_equal(
+            "T-2", sorted(claimed), sorted(submitted), "what was claimed of the tasks submitted while lanes were closed"
+        )
 
     @pytest.mark.parametrize("look", [1, 2], ids=["before-it-closes", "while-it-closes"])
-    async def test_a_task_that_comes_while_its_lane_is_closed_is_not_stranded(self, one: Process, two: Process, look: int) -> None:
+    async def test_a_task_that_comes_while_its_lane_is_closed_is_not_stranded(
+        self, one: Process, two: Process, look: int
+    ) -> None:
         """T-2."""
         await two.tasks.complete(await submitted(two))  # it knows the lane from now on
         store = Between(one.store, look, partial(two.tasks.submit, Task(pool_id=POOL)))
-        await LaneCloser(Opened(store), idle_sec=0.0).page()
+        await LaneCloser(StoreHandle(store), idle_sec=0.0).page()
         expect("T-2", store.looks >= look, "a lane was closed without a look at whether it is empty")
         async with another(one.store) as third:  # which knows no lane but those that are there
-            expect_equal("T-2", len(await third.claim()), 1, "how many tasks are claimed of one that came while its lane was closed")
+            expect_equal(
+                "T-2",
+                len(await third.claim()),
+                1,
+                "how many tasks are claimed of one that came while its lane was closed",
+            )
 
     async def test_a_dead_process_gives_its_work_back(self, one: Process) -> None:
         """T-10."""
@@ -139,8 +178,14 @@ class GroupClauses(TaskCase):
             await one.sweep_all()
             claimed = await one.claim()
             expect_equal("T-10", [task.id for task in claimed], ids, "what is ready once the lease has ended, in order")
-            expect_equal("T-10", {task.attempts for task in claimed}, {2}, "the attempts that a claim after a crash shows")
-            expect("T-3", min(task.token for task in claimed) > max(task.token for task in held), "a token did not rise after a crash")
+            expect_equal(
+                "T-10", {task.attempts for task in claimed}, {2}, "the attempts that a claim after a crash shows"
+            )
+            expect(
+                "T-3",
+                min(task.token for task in claimed) > max(task.token for task in held),
+                "a token did not rise after a crash",
+            )
             for task in claimed:
                 await one.tasks.complete(task, 1)
 
@@ -160,15 +205,21 @@ class GroupClauses(TaskCase):
         """T-10."""
         ids = await one.tasks.submit_many([Task(pool_id=POOL) for _ in range(450)])
         async with another(one.store, LEASE_SEC) as dying:
-            lease = await dying.opened.lease()
+            lease = await dying.handle.lease()
             expect_equal("T-10", len(await dying.claim(500)), 450, "how many tasks the process held")
             await dying.die()
             async with another(one.store) as killed:
                 await killed.sweep.end_leases()
                 await killed.sweep.put_back()  # one page of three; then this process is heard of no more
-            expect("T-10", (await one.store.get([DEAD(lease.id)]))[0] is not None, "a dead lease was forgotten before all its work was back")
+            expect(
+                "T-10",
+                (await one.store.get([DEAD(lease.id)]))[0] is not None,
+                "a dead lease was forgotten before all its work was back",
+            )
             await one.sweep_all()
-            expect_equal("T-10", {task.id for task in await one.claim(500)}, set(ids), "what is ready after the second sweep")
+            expect_equal(
+                "T-10", {task.id for task in await one.claim(500)}, set(ids), "what is ready after the second sweep"
+            )
             left = await one.store.scan([Range(HELD(lease.id)), Range(DEAD())])
             expect_equal("T-10", [len(page) for page in left], [0, 0], "what is left of the dead lease")
 
@@ -187,19 +238,25 @@ class GroupClauses(TaskCase):
         await one.tasks.submit_many([Task(pool_id=POOL) for _ in range(2)])
         async with another(one.store, LEASE_SEC) as paused:
             await paused.claim(1)
-            lease = await paused.opened.lease()
+            lease = await paused.handle.lease()
             with anyio.fail_after(PATIENCE_SEC):
                 while (await one.store.get([DEAD(lease.id)]))[0] is None:
                     await let_pass(one.store, lease.id)  # as if it had been away since long ago; it may renew just now
                     await one.sweep.end_leases()
             renewals = lease.renewals
             await wait_until(
-                lambda: lease.why_ended is not None or lease.renewals > renewals + 1, timeout=PATIENCE_SEC, what="a renewal after the end"
+                lambda: lease.why_ended is not None or lease.renewals > renewals + 1,
+                timeout=PATIENCE_SEC,
+                what="a renewal after the end",
             )
             await one.sweep_all()
             left = await one.store.get([LEASE(lease.id), EXPIRY(lease.id)])
             expect_equal("T-10", list(left), [None, None], "what a renewal has put back of a lease that had ended")
-            expect("T-10", await raised(LeaseEnded, paused.claim()), "a process that renewed too late claims under its ended lease")
+            expect(
+                "T-10",
+                await raised(LeaseEnded, paused.claim()),
+                "a process that renewed too late claims under its ended lease",
+            )
             expect_equal("T-10", len(await one.claim()), 2, "how many tasks others claim once the lease has ended")
 
     async def test_a_lease_that_is_renewed_keeps_its_work(self, one: Process) -> None:
@@ -219,32 +276,43 @@ class GroupClauses(TaskCase):
         await one.pools.set_paused(POOL, is_paused=True)
         expect_equal("T-11", (await two.claim(), await one.claim()), ([], []), "what is claimed from a paused pool")
         await two.pools.set_paused(POOL, is_paused=False)
-        expect_equal("T-11", len(await one.claim()) + len(await two.claim()), 3, "how many tasks are claimed after the pause")
+        expect_equal(
+            "T-11", len(await one.claim()) + len(await two.claim()), 3, "how many tasks are claimed after the pause"
+        )
 
     async def test_a_waiting_task_fails_at_its_deadline(self, one: Process) -> None:
         """T-12."""
         deadline = datetime.now(UTC) + timedelta(seconds=0.4)
         waiting = await one.tasks.submit(Task(pool_id=POOL, deadline=deadline, required_capabilities=["nobody-has-it"]))
-        behind = await one.tasks.submit_many([Task(pool_id=POOL, deadline=deadline, ordering_key="k", max_attempts=5) for _ in range(2)])
+        behind = await one.tasks.submit_many(
+            [Task(pool_id=POOL, deadline=deadline, ordering_key="k", max_attempts=5) for _ in range(2)]
+        )
         held = await one.claim_one()
         await wait_until_store_time(one.store, int(deadline.timestamp() * 1_000_000) + 1)
         await one.sweep_all()
         states = [(await one.tasks.get(task_id)).state for task_id in (waiting, *behind)]
-        expect_equal("T-12", states, [TaskState.FAILED, TaskState.ASSIGNED, TaskState.FAILED], "the states past the deadline")
+        expect_equal(
+            "T-12", states, [TaskState.FAILED, TaskState.ASSIGNED, TaskState.FAILED], "the states past the deadline"
+        )
         await one.tasks.release(held)
-        expect_equal("T-12", (await one.tasks.get(held.id)).state, TaskState.FAILED, "the state of a task released past its deadline")
+        expect_equal(
+            "T-12",
+            (await one.tasks.get(held.id)).state,
+            TaskState.FAILED,
+            "the state of a task released past its deadline",
+        )
 
     async def test_a_claim_whose_answer_was_lost_holds_nothing(self, one: Process) -> None:
         """T-13."""
         task_id = await one.tasks.submit(Task(pool_id=POOL, max_attempts=1))
-        claims = Claims(one.opened, "agent", [POOL], Claimer())
+        claims = Claims(one.handle, "agent", [POOL], Claimer())
         await claims.look()
-        nonce = one.opened.env.entropy(16)
+        nonce = one.handle.env.entropy(16)
         take = await claims.take(10, nonce)
         assert take is not None, "a task is ready"
-        commits = await one.opened.commits()
+        commits = await one.handle.commits()
         await commits.turn([], take)  # its answer is lost
-        await settle(one.opened, nonce)
+        await settle(one.handle, nonce)
         again = await commits.turn([], take)  # the same take, arriving late
         expect("T-13", isinstance(again.taken, Conflict), "a take that was settled took something when it arrived late")
         task = await one.claim_one()
@@ -262,6 +330,17 @@ class GroupClauses(TaskCase):
         await one.sweep_all()
         expect("T-14", await raised(NoSuchTask, one.tasks.get(task_id)), "a task is still there after its retention")
         raw = bytes.fromhex(task_id.replace("-", ""))
-        expect_equal("T-14", list(await one.store.get([TASK(raw), STATE(raw)])), [None, None], "the records after retention")
-        expect("T-14", await one.tasks.submit(Task(pool_id="short", dedup_key="k")) != task_id, "a dedup key outlived its task")
-        expect_equal("T-14", (await one.tasks.get(kept)).state, TaskState.COMPLETED, "the state of a task whose retention has not passed")
+        expect_equal(
+            "T-14", list(await one.store.get([TASK(raw), STATE(raw)])), [None, None], "the records after retention"
+        )
+        expect(
+            "T-14",
+            await one.tasks.submit(Task(pool_id="short", dedup_key="k")) != task_id,
+            "a dedup key outlived its task",
+        )
+        expect_equal(
+            "T-14",
+            (await one.tasks.get(kept)).state,
+            TaskState.COMPLETED,
+            "the state of a task whose retention has not passed",
+        )

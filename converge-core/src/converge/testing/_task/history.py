@@ -37,9 +37,22 @@ SWEEP_PAGE = 2
 PLAIN = Content(0, None, 2)
 
 handles = st.integers(0, HANDLES - 1)
-contents = st.builds(Content, number=st.integers(0, 1), ordering_key=st.sampled_from([None, "k", "k", "kk"]), max_attempts=st.integers(1, 3))
+contents = st.builds(
+    Content,
+    number=st.integers(0, 1),
+    ordering_key=st.sampled_from([None, "k", "k", "kk"]),
+    max_attempts=st.integers(1, 3),
+)
 ends = st.sampled_from(
-    [End("complete", 0), End("complete", 1), End("fail", "x"), End("fail", "y"), End("give_up", "x"), End("release"), End("release")]
+    [
+        End("complete", 0),
+        End("complete", 1),
+        End("fail", "x"),
+        End("fail", "y"),
+        End("give_up", "x"),
+        End("release"),
+        End("release"),
+    ]
 )
 final_ends = st.sampled_from([End("complete", 0), End("complete", 1), End("give_up", "x")])
 picks = st.integers(0, 2**16)
@@ -48,8 +61,9 @@ picks = st.integers(0, 2**16)
 class TaskHistory(RuleBasedStateMachine):
     """One history: each rule is a call, or several at once, whose answers are compared; then everything is read back.
 
-    A rule that finds nothing to work on makes itself a task or a claim first. It has no precondition that says so: which tasks there are depends on
-    races, and Hypothesis wants the same rules to be possible when it plays a history again.
+    A rule that finds nothing to work on makes itself a task or a claim first. It has no precondition that says so:
+    which tasks there are depends on races, and Hypothesis wants the same rules to be possible when it plays a history
+    again.
     """
 
     def __init__(self, world: TaskWorld) -> None:
@@ -66,7 +80,8 @@ class TaskHistory(RuleBasedStateMachine):
 
     def task_of(self, content: Content, dedup_key: str | None, id_: str = "") -> Task:
         return Task(
-            pool_id=self.pool, id=id_, inputs={"n": content.number}, dedup_key=dedup_key, ordering_key=content.ordering_key,
+            pool_id=self.pool, id=id_, inputs={"n": content.number}, dedup_key=dedup_key,
+            ordering_key=content.ordering_key,
             max_attempts=content.max_attempts, retry_delay_sec=0.0,
         )  # fmt: skip
 
@@ -95,7 +110,7 @@ class TaskHistory(RuleBasedStateMachine):
 
     def claiming(self, limit: int) -> Callable[[Process], Awaitable[list[Task]]]:
         async def claim(process: Process) -> list[Task]:
-            self.leases.add((await process.opened.lease()).id)
+            self.leases.add((await process.handle.lease()).id)
             return await process.tasks.claim("agent", [self.pool], limit=limit)
 
         return claim
@@ -143,9 +158,13 @@ class TaskHistory(RuleBasedStateMachine):
         self.model.judge_finish(known, claim, end, is_taken)
         self.read_back()
 
-    @rule(handle=handles, at=picks, which=picks, end=ends, forge=st.sampled_from(["nothing", "nothing", "nonce", "token"]))
+    @rule(
+        handle=handles, at=picks, which=picks, end=ends, forge=st.sampled_from(["nothing", "nothing", "nonce", "token"])
+    )
     def finish_any(self, handle: int, at: int, which: int, end: End, forge: str) -> None:
-        """Any claim that there ever was, by whichever process; perhaps with a nonce that nobody drew, or with the token of the current claim."""
+        """Any claim that there ever was, by whichever process; perhaps with a nonce that nobody drew, or with the token
+        of the current claim.
+        """
         claimed = [task for task in self.model.tasks.values() if task.claims]
         known = pick(claimed, at) if claimed else self.some_held(at)[0]
         name, claim = known.claims[which % len(known.claims)]
@@ -222,9 +241,16 @@ class TaskHistory(RuleBasedStateMachine):
 
     # Several calls at once.
 
-    @rule(content=contents, other=contents, by_key=st.booleans(), asked=st.lists(st.tuples(handles, st.booleans()), min_size=2, max_size=4))
+    @rule(
+        content=contents,
+        other=contents,
+        by_key=st.booleans(),
+        asked=st.lists(st.tuples(handles, st.booleans()), min_size=2, max_size=4),
+    )
     def submit_at_once(self, content: Content, other: Content, by_key: bool, asked: list[tuple[int, bool]]) -> None:
-        """One new id or dedup key, from several processes or from one that does not wait for its first answer; some with another content."""
+        """One new id or dedup key, from several processes or from one that does not wait for its first answer; some
+        with another content.
+        """
         id_ = self.new_id()
         dedup_key, given = (id_, "") if by_key else (None, id_)
         sent = [other if is_other else content for _, is_other in asked]
@@ -246,9 +272,15 @@ class TaskHistory(RuleBasedStateMachine):
         self.model.judge_claim(claimed, sum(limits))
         self.read_back()
 
-    @rule(at=picks, said=st.lists(final_ends, min_size=1, max_size=3), cancels=st.lists(handles, max_size=3), then=st.none() | handles)
+    @rule(
+        at=picks,
+        said=st.lists(final_ends, min_size=1, max_size=3),
+        cancels=st.lists(handles, max_size=3),
+        then=st.none() | handles,
+    )
     def finish_at_once(self, at: int, said: list[End], cancels: list[int], then: int | None) -> None:
-        """A claim is finished several times, in one way or in several, while others cancel the task: one of all these is what happened.
+        """A claim is finished several times, in one way or in several, while others cancel the task: one of all these
+        is what happened.
 
         Beside it the next task of its ordering key may be submitted, which must not wait for one that has ended.
         """
@@ -260,7 +292,11 @@ class TaskHistory(RuleBasedStateMachine):
         answers = self.world.ask_at_once(asks)
         taken, cancelled = answers[: len(said)], answers[len(said) : len(said) + len(cancels)]
         won = [end for end, is_taken in zip(said, taken, strict=True) if is_taken]
-        expect("T-6", sum(cancelled) + bool(won) == 1, f"{sum(cancelled)} cancels and {len(won)} finishes {won} of one claim say that they won")
+        expect(
+            "T-6",
+            sum(cancelled) + bool(won) == 1,
+            f"{sum(cancelled)} cancels and {len(won)} finishes {won} of one claim say that they won",
+        )
         if any(cancelled):
             self.model.judge_cancel(known, True)
         else:
@@ -274,9 +310,18 @@ class TaskHistory(RuleBasedStateMachine):
     # Deaths.
 
     @precondition(lambda self: self.deaths < MOST_DEATHS)
-    @rule(handle=st.integers(1, HANDLES - 1), limit=st.integers(0, 4), pages=st.integers(0, 3), is_whole=st.booleans(), end=ends, at=picks)
+    @rule(
+        handle=st.integers(1, HANDLES - 1),
+        limit=st.integers(0, 4),
+        pages=st.integers(0, 3),
+        is_whole=st.booleans(),
+        end=ends,
+        at=picks,
+    )
     def die(self, handle: int, limit: int, pages: int, is_whole: bool, end: End, at: int) -> None:
-        """A process claims and is paused for longer than its lease; a sweep is killed after some pages, another may go on; the process wakes."""
+        """A process claims and is paused for longer than its lease; a sweep is killed after some pages, another may go
+        on; the process wakes.
+        """
         self.deaths += 1
         if limit:
             self.claim(handle, limit)
@@ -298,7 +343,11 @@ class TaskHistory(RuleBasedStateMachine):
     def nothing_is_left_of(self, lease: bytes) -> None:
         left = self.world.call(0, lambda store: store.scan([Range(HELD(lease)), Range(DEAD(lease))]))
         live = self.world.call(0, lambda store: store.get([LEASE(lease), EXPIRY(lease)]))
-        expect("T-10", not any(left) and live == [None, None], f"after a whole sweep there is left of a dead lease: {left} {live}")
+        expect(
+            "T-10",
+            not any(left) and live == [None, None],
+            f"after a whole sweep there is left of a dead lease: {left} {live}",
+        )
 
     def nothing_is_claimed_by(self, handle: int, lease: bytes) -> None:
         """The process has woken up, and believes in its lease."""
@@ -319,7 +368,11 @@ class TaskHistory(RuleBasedStateMachine):
         keys = [family(UUID(task.id).bytes) for task in known for family in (TASK, STATE)]
         entries = self.world.call(0, lambda store: store.get(keys)) if keys else []
         leases = sorted(self.leases)
-        pages = self.world.call(0, lambda store: store.scan([Range(HELD(lease), None, LIMITS.keys) for lease in leases])) if leases else []
+        pages = (
+            self.world.call(0, lambda store: store.scan([Range(HELD(lease), None, LIMITS.keys) for lease in leases]))
+            if leases
+            else []
+        )
         held = [entry.key[3] for page in pages for entry in page]
         for task, spec, raw in zip(known, entries[::2], entries[1::2], strict=True):
             expect("T-1", spec is not None, f"an acknowledged task is not there: {task.id}")
@@ -331,7 +384,9 @@ class TaskHistory(RuleBasedStateMachine):
             if claims:
                 expect("T-6", name is TaskState.PENDING, f"{task.id} has ended as {name}, and is held")
                 name, attempts = TaskState.ASSIGNED, attempts + 1
-            self.model.judge_state(task, name, attempts, None if state is None else decode_plain(bytes(state.result), task.id))
+            self.model.judge_state(
+                task, name, attempts, None if state is None else decode_plain(bytes(state.result), task.id)
+            )
 
     def teardown(self) -> None:
         """Bring everything to its end; after a failure that would hide what failed first."""
@@ -371,17 +426,22 @@ def pick(tasks: Sequence[Known], at: int) -> Known:
 
 
 class TaskHistoryClauses(TaskCase):
-    """All clauses at once. A history that fails is not made shorter unless an author asks: many would wait for leases, all of them again."""
+    """All clauses at once. A history that fails is not made shorter unless an author asks: many would wait for leases,
+    all of them again.
+    """
 
     examples: ClassVar[int] = 20
     shrinks: ClassVar[bool] = False
 
-    def test_random_histories_agree_with_a_plain_model(self, opening: Opening, anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_random_histories_agree_with_a_plain_model(
+        self, opening: Opening, anyio_backend: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """T-1 to T-13: which one was broken is in the failure."""
-        monkeypatch.setattr("converge.services.sweep.PAGE", SWEEP_PAGE)
+        monkeypatch.setattr("converge.services.tasks.sweep.PAGE", SWEEP_PAGE)
         phases = [Phase.generate, Phase.shrink] if self.shrinks else [Phase.generate]
         chosen = settings(
-            max_examples=self.examples, stateful_step_count=STEPS, deadline=None, database=None, print_blob=False, report_multiple_bugs=False,
+            max_examples=self.examples, stateful_step_count=STEPS, deadline=None, database=None, print_blob=False,
+            report_multiple_bugs=False,
             phases=phases, suppress_health_check=list(HealthCheck),
         )  # fmt: skip
         with TaskWorld(opening, anyio_backend) as world, first_failure_of(world):

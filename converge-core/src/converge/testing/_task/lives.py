@@ -28,7 +28,12 @@ class LifeClauses(TaskCase):
     async def test_a_dedup_key_gives_one_task_and_refuses_other_content(self, one: Process, two: Process) -> None:
         """T-1."""
         first = await one.tasks.submit(Task(pool_id=POOL, dedup_key="k", inputs={"n": 1}))
-        expect_equal("T-1", await two.tasks.submit(Task(pool_id=POOL, dedup_key="k", inputs={"n": 1})), first, "the id for the same dedup key")
+        expect_equal(
+            "T-1",
+            await two.tasks.submit(Task(pool_id=POOL, dedup_key="k", inputs={"n": 1})),
+            first,
+            "the id for the same dedup key",
+        )
         refused = await raised(DedupConflict, two.tasks.submit(Task(pool_id=POOL, dedup_key="k", inputs={"n": 2})))
         expect("T-1", refused, "other content under a dedup key was taken")
         expect_equal("T-1", (await one.tasks.get(first)).inputs, {"n": 1}, "the inputs after a refused submit")
@@ -48,8 +53,15 @@ class LifeClauses(TaskCase):
 
     async def test_every_acknowledged_task_can_be_found(self, one: Process, two: Process) -> None:
         """T-1."""
-        ids = await one.tasks.submit_many([Task(pool_id=POOL, inputs={"n": n}, ordering_key="k" if n % 3 == 0 else None) for n in range(60)])
-        expect_equal("T-1", [(await two.tasks.get(task_id)).inputs["n"] for task_id in ids], list(range(60)), "what is found under 60 ids")
+        ids = await one.tasks.submit_many(
+            [Task(pool_id=POOL, inputs={"n": n}, ordering_key="k" if n % 3 == 0 else None) for n in range(60)]
+        )
+        expect_equal(
+            "T-1",
+            [(await two.tasks.get(task_id)).inputs["n"] for task_id in ids],
+            list(range(60)),
+            "what is found under 60 ids",
+        )
 
     async def test_a_submit_to_a_pool_that_is_not_there_names_the_nearest(self, one: Process) -> None:
         """T-1."""
@@ -79,8 +91,18 @@ class LifeClauses(TaskCase):
         typed = await one.tasks.submit(Task(pool_id=POOL, type="resize"))
         claimed = {task.id for task in await one.claim(topics=["sport"], types=["resize"])}
         expect_equal("T-2", claimed, {typed}, "what a claimer of topic sport and type resize got")
-        expect_equal("T-2", {task.id for task in await one.claim(topics=["news"])}, {plain, about}, "what a claimer of topic news got")
-        expect_equal("T-2", len(await one.claim(capabilities=["gpu", "cpu"])), 1, "what a claimer with more capabilities than needed got")
+        expect_equal(
+            "T-2",
+            {task.id for task in await one.claim(topics=["news"])},
+            {plain, about},
+            "what a claimer of topic news got",
+        )
+        expect_equal(
+            "T-2",
+            len(await one.claim(capabilities=["gpu", "cpu"])),
+            1,
+            "what a claimer with more capabilities than needed got",
+        )
 
     async def test_no_task_is_claimed_twice(self, one: Process, two: Process) -> None:
         """T-2."""
@@ -113,7 +135,11 @@ class LifeClauses(TaskCase):
         old = await one.claim_one()
         await one.tasks.release(old)
         new = await two.claim_one()
-        for call in (one.tasks.complete(old, 1), one.tasks.fail(old, "no"), one.tasks.complete(attrs.evolve(old, token=new.token), 1)):
+        for call in (
+            one.tasks.complete(old, 1),
+            one.tasks.fail(old, "no"),
+            one.tasks.complete(attrs.evolve(old, token=new.token), 1),
+        ):
             expect("T-4", await raised(StaleClaim, call), "a finish of a claim that had been released was taken")
         await two.tasks.complete(new, 2)
         expect_equal("T-4", (await one.tasks.get(new.id)).result, 2, "the result after stale finishes")
@@ -124,7 +150,11 @@ class LifeClauses(TaskCase):
         task = await one.claim_one()
         async with another(one.store) as stranger:
             forged = attrs.evolve(task, nonce="00" * 16)
-            expect("T-4", await raised(StaleClaim, stranger.tasks.complete(forged, 1)), "a finish with a wrong nonce was taken")
+            expect(
+                "T-4",
+                await raised(StaleClaim, stranger.tasks.complete(forged, 1)),
+                "a finish with a wrong nonce was taken",
+            )
         expect_equal("T-4", (await one.tasks.get(task.id)).state, TaskState.ASSIGNED, "the state after a forged finish")
 
     async def test_a_finish_may_be_said_again(self, one: Process) -> None:
@@ -133,7 +163,11 @@ class LifeClauses(TaskCase):
         task = await one.claim_one()
         await one.tasks.complete(task, {"n": 1})
         await one.tasks.complete(task, {"n": 1})
-        expect("T-5", await raised(StaleClaim, one.tasks.complete(task, {"n": 2})), "a second finish with another result was taken")
+        expect(
+            "T-5",
+            await raised(StaleClaim, one.tasks.complete(task, {"n": 2})),
+            "a second finish with another result was taken",
+        )
         expect("T-5", await raised(StaleClaim, one.tasks.fail(task, "no")), "a failure after the completion was taken")
         expect_equal("T-5", (await one.tasks.get(task.id)).result, {"n": 1}, "the result")
 
@@ -155,7 +189,12 @@ class LifeClauses(TaskCase):
             async with anyio.create_task_group() as group:
                 group.start_soon(complete)
                 group.start_soon(cancel)
-            expect_equal("T-6", [str(state) for state in won], [(await one.tasks.get(task_id)).state], "who won, and the state that is stored")
+            expect_equal(
+                "T-6",
+                [str(state) for state in won],
+                [(await one.tasks.get(task_id)).state],
+                "who won, and the state that is stored",
+            )
 
     async def test_a_terminal_task_stays_as_it_is(self, one: Process, two: Process) -> None:
         """T-6."""
@@ -179,8 +218,17 @@ class LifeClauses(TaskCase):
             expect_equal("T-7", task.attempts, attempt, "the attempts that a claim shows")
             await one.tasks.fail(task, f"failure {attempt}")
         ended = await one.tasks.get(task_id)
-        expect_equal("T-7", (ended.state, ended.attempts, len(ended.history)), (TaskState.FAILED, 3, 3), "state, attempts and history at the end")
-        expect("T-7", "failure 3" in ended.error and "exhausted" in ended.error, f"the error does not say why: {ended.error}")
+        expect_equal(
+            "T-7",
+            (ended.state, ended.attempts, len(ended.history)),
+            (TaskState.FAILED, 3, 3),
+            "state, attempts and history at the end",
+        )
+        expect(
+            "T-7",
+            "failure 3" in ended.error and "exhausted" in ended.error,
+            f"the error does not say why: {ended.error}",
+        )
 
     async def test_a_release_counts_no_attempt(self, one: Process) -> None:
         """T-7."""
@@ -200,7 +248,9 @@ class LifeClauses(TaskCase):
         expect("T-8", not early or now >= due_us, "a task was claimed before its not_before")
         await wait_until_store_time(one.store, due_us + 1)
         await one.sweep_all()
-        expect_equal("T-8", len(early) + len(await one.claim()), 1, "how often the task was claimed once its time had come")
+        expect_equal(
+            "T-8", len(early) + len(await one.claim()), 1, "how often the task was claimed once its time had come"
+        )
 
     async def test_a_retry_waits(self, one: Process) -> None:
         """T-8."""

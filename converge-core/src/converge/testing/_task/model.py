@@ -1,4 +1,6 @@
-"""Tasks as a plain dictionary keeps them, in one process and one step at a time: what a store's tasks are compared with."""
+"""Tasks as a plain dictionary keeps them, in one process and one step at a time: what a store's tasks are compared
+with.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ class Known:
 
 
 class TaskModel:
-    """One pool's tasks, in the order of their submits. Each `judge_...` compares an answer, then does what the call did."""
+    """One pool's tasks, in the order of their submits. Each `judge_...` compares an answer, then does what the call
+    did.
+    """
 
     def __init__(self) -> None:
         self.tasks: dict[str, Known] = {}
@@ -111,7 +115,9 @@ class TaskModel:
     # Answers.
 
     def known(self, dedup_key: str | None) -> Known | None:
-        return next((task for task in self.tasks.values() if dedup_key is not None and task.dedup_key == dedup_key), None)
+        return next(
+            (task for task in self.tasks.values() if dedup_key is not None and task.dedup_key == dedup_key), None
+        )
 
     def judge_submit(self, dedup_key: str | None, content: Content, id_: str | None, given: str = "") -> None:
         """`id_` is None if the submit was refused as another content under the same key or id (`given`)."""
@@ -125,7 +131,11 @@ class TaskModel:
         elif there.content == content:
             expect_equal("T-1", id_, there.id, f"the answer of a submit that repeats one (dedup key {dedup_key})")
         else:
-            expect("T-1", id_ is None, f"another content under the dedup key {dedup_key} of {there.id} was answered as {id_}")
+            expect(
+                "T-1",
+                id_ is None,
+                f"another content under the dedup key {dedup_key} of {there.id} was answered as {id_}",
+            )
 
     def judge_claim(self, claimed: Iterable[tuple[int, Task]], limit: int) -> None:
         """What one claim got, or several that ran at once, each answer with its process."""
@@ -147,16 +157,30 @@ class TaskModel:
         expect("T-2", known.place is not Place.HELD, f"a task was claimed that another holds: {task.id}")
         for other in self.before(known):
             is_gone = other.place is Place.LOST and other.is_exhausted
-            expect("T-9", is_gone, f"{task.id} was claimed before {other.id} of the same ordering key, which is {other.place.value}")
+            expect(
+                "T-9",
+                is_gone,
+                f"{task.id} was claimed before {other.id} of the same ordering key, which is {other.place.value}",
+            )
             self.lose(other)
         if known.place is Place.LOST:
             self.lose(known)
         if known.claims:
-            expect("T-3", task.token > known.claims[-1][1].token, f"token {task.token} of {task.id} after {known.claims[-1][1].token}")
-            expect("T-4", task.nonce not in {old.nonce for _, old in known.claims}, f"two claims of {task.id} have one nonce")
+            expect(
+                "T-3",
+                task.token > known.claims[-1][1].token,
+                f"token {task.token} of {task.id} after {known.claims[-1][1].token}",
+            )
+            expect(
+                "T-4",
+                task.nonce not in {old.nonce for _, old in known.claims},
+                f"two claims of {task.id} have one nonce",
+            )
         expect_equal("T-7", task.attempts, known.attempts + 1, f"the attempts that the claim of {task.id} shows")
         expect(
-            "T-7", task.attempts <= known.content.max_attempts, f"{task.id} was claimed for attempt {task.attempts} of {known.content.max_attempts}"
+            "T-7",
+            task.attempts <= known.content.max_attempts,
+            f"{task.id} was claimed for attempt {task.attempts} of {known.content.max_attempts}",
         )
         known.place = Place.HELD
         known.claims.append((process, task))
@@ -176,7 +200,11 @@ class TaskModel:
             expect("T-5", is_taken, f"{end.what} of {known.id} was refused when it was said again")
         else:
             clause = "T-5" if known.last_end is not None and known.last_end[0] == claim.nonce else "T-4"
-            expect(clause, not is_taken, f"{end.what} with token {claim.token} of {known.id} was taken; it is {known.place.value}")
+            expect(
+                clause,
+                not is_taken,
+                f"{end.what} with token {claim.token} of {known.id} was taken; it is {known.place.value}",
+            )
 
     def _finished(self, known: Known, claim: Task, end: End) -> None:
         known.last_end = (claim.nonce, end)
@@ -193,7 +221,12 @@ class TaskModel:
             known.place = Place.LATER
 
     def judge_cancel(self, known: Known, is_cancelled: bool) -> None:
-        expect_equal("T-6", is_cancelled, known.place is not Place.ENDED, f"whether {known.id} could be cancelled, which is {known.state}")
+        expect_equal(
+            "T-6",
+            is_cancelled,
+            known.place is not Place.ENDED,
+            f"whether {known.id} could be cancelled, which is {known.state}",
+        )
         if is_cancelled:
             known.last_end = None
             self._end(known, TaskState.CANCELLED)
@@ -201,11 +234,23 @@ class TaskModel:
 
     def judge_state(self, known: Known, state: str, attempts: int, result: Any) -> None:
         """What a reader found, by any way of reading."""
-        expect("T-6", not known.is_seen_ended or state == known.state, f"{known.id} has ended as {known.state}, and is {state} now")
+        expect(
+            "T-6",
+            not known.is_seen_ended or state == known.state,
+            f"{known.id} has ended as {known.state}, and is {state} now",
+        )
         known.is_seen_ended = known.is_seen_ended or (known.place is Place.ENDED and state == known.state)
         possible = known.possible()
-        expect("T-7", (state, attempts) in possible, f"{known.id} is {state} after {attempts} attempts; possible is {sorted(possible)}")
-        expect("T-7", attempts <= known.content.max_attempts, f"{known.id} has {attempts} attempts of {known.content.max_attempts}")
+        expect(
+            "T-7",
+            (state, attempts) in possible,
+            f"{known.id} is {state} after {attempts} attempts; possible is {sorted(possible)}",
+        )
+        expect(
+            "T-7",
+            attempts <= known.content.max_attempts,
+            f"{known.id} has {attempts} attempts of {known.content.max_attempts}",
+        )
         expect_equal("T-4", result, known.result, f"the result of {known.id}")
 
     # What happens by itself.

@@ -1,7 +1,9 @@
-"""Fifty tasks, several threads with an event loop each; what they were told is checked against the order in which it can have happened.
+"""Fifty tasks, several threads with an event loop each; what they were told is checked against the order in which it
+can have happened.
 
-Calls of one task that overlap may have happened in any order; calls that do not, in theirs. Tokens make the check small: they say in which order the
-claims of a task were made, so that only the end of each claim, the cancels and the final state are left to be explained.
+Calls of one task that overlap may have happened in any order; calls that do not, in theirs. Tokens make the check
+small: they say in which order the claims of a task were made, so that only the end of each claim, the cancels and the
+final state are left to be explained.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ WEIGHTS = (3, 6, 1, 4, 2)
 
 @attrs.frozen(kw_only=True)
 class Call:
-    """A call of one task as its caller saw it, from its beginning to its answer (seconds, on the one clock that all threads have).
+    """A call of one task as its caller saw it, from its beginning to its answer (seconds, on the one clock that all
+    threads have).
 
     Attributes:
         what: `claim`, `cancel`, or a way to finish.
@@ -64,7 +67,15 @@ class Call:
 class Racer:
     """One thread: a process of its own, claimers that do what their seed says, and the calls they made."""
 
-    def __init__(self, number: int, seed: int, calls: list[Call], ids: Sequence[str], start: threading.Barrier, done: threading.Event) -> None:
+    def __init__(
+        self,
+        number: int,
+        seed: int,
+        calls: list[Call],
+        ids: Sequence[str],
+        start: threading.Barrier,
+        done: threading.Event,
+    ) -> None:
         self.number, self.seed, self.calls, self.ids = number, seed, calls, ids
         self.start, self.done = start, done
         self.claims: list[Task] = []
@@ -74,7 +85,7 @@ class Racer:
         """Claim and finish until nothing is left."""
         process = Process(opened, RACE_LEASE_SEC)
         try:
-            await until_applied(process.opened.lease)
+            await until_applied(process.handle.lease)
             await anyio.to_thread.run_sync(self.start.wait, PATIENCE_SEC)
             with anyio.fail_after(PATIENCE_SEC):
                 async with anyio.create_task_group() as group:
@@ -83,7 +94,7 @@ class Racer:
                     group.start_soon(self.canceller, process, random.Random(f"{self.seed}/{self.number}/cancel"))
         finally:
             self.done.set()  # after a failure nobody goes on
-            await process.opened.close()
+            await process.handle.close()
 
     async def claimer(self, process: Process, choice: random.Random) -> None:
         while not self.done.is_set():
@@ -107,7 +118,8 @@ class Racer:
         for state in (TaskState.PENDING, TaskState.ASSIGNED):
             if await process.tasks.list(state=state, pool_id=POOL, limit=1):
                 return
-        # What moved between the two looks was in one of them: only a task that goes back is in neither, so a third look decides.
+        # What moved between the two looks was in one of them: only a task that goes back is in neither, so a third look
+        # decides.
         if not await process.tasks.list(state=TaskState.PENDING, pool_id=POOL, limit=1):
             states = [(await process.tasks.get(task_id)).state for task_id in self.ids]
             if all(state in TERMINAL for state in states):
@@ -133,19 +145,31 @@ class Racer:
             is_taken = True
         except StaleClaim:
             is_taken = False
-        made = Call(task_id=task.id, what=what, began=began, ended=time.monotonic(), is_taken=is_taken, token=task.token, result=result)
+        made = Call(
+            task_id=task.id,
+            what=what,
+            began=began,
+            ended=time.monotonic(),
+            is_taken=is_taken,
+            token=task.token,
+            result=result,
+        )
         self.calls.append(made)
 
     async def canceller(self, process: Process, choice: random.Random) -> None:
         for task_id in choice.sample(list(self.ids), 5):
             began = time.monotonic()
             is_taken = await until_applied(partial(process.tasks.cancel, task_id))
-            self.calls.append(Call(task_id=task_id, what="cancel", began=began, ended=time.monotonic(), is_taken=is_taken))
+            self.calls.append(
+                Call(task_id=task_id, what="cancel", began=began, ended=time.monotonic(), is_taken=is_taken)
+            )
             await anyio.sleep(choice.random() * 0.02)
 
 
 async def until_applied(call: Callable[[], Awaitable[T]]) -> T:
-    """Make the call until the store does not refuse it: a disk that stalls for longer than a store waits breaks no clause, and changed nothing."""
+    """Make the call until the store does not refuse it: a disk that stalls for longer than a store waits breaks no
+    clause, and changed nothing.
+    """
     while True:
         try:
             return await call()
@@ -156,7 +180,9 @@ async def until_applied(call: Callable[[], Awaitable[T]]) -> T:
 def check_history(task: Task, calls: Sequence[Call]) -> None:
     """Find the one order in which the calls of this task can have happened, or fail with the clause that forbids it."""
     claims = sorted((call for call in calls if call.what == "claim"), key=lambda call: call.token)
-    ends = {claim.token: [call for call in calls if call.token == claim.token and call is not claim] for claim in claims}
+    ends = {
+        claim.token: [call for call in calls if call.token == claim.token and call is not claim] for claim in claims
+    }
     tokens = [claim.token for claim in claims]
     expect("T-3", len(set(tokens)) == len(tokens), f"two claims of {task.id} have one token: {tokens}")
     for earlier, later in pairwise(claims):
@@ -170,9 +196,17 @@ def check_history(task: Task, calls: Sequence[Call]) -> None:
 def check_ends(task: Task, claim: Call, ends: Sequence[Call]) -> Call | None:
     """Each claim has at most one effective end; return it."""
     taken = [call for call in ends if call.is_taken]
-    expect("T-5", len(taken) <= 1, f"claim {claim.token} of {task.id} was ended in several ways: {[call.what for call in taken]}")
+    expect(
+        "T-5",
+        len(taken) <= 1,
+        f"claim {claim.token} of {task.id} was ended in several ways: {[call.what for call in taken]}",
+    )
     for call in taken:
-        expect("T-4", call.ended >= claim.began, f"{call.what} with token {claim.token} of {task.id} was taken before that was claimed")
+        expect(
+            "T-4",
+            call.ended >= claim.began,
+            f"{call.what} with token {claim.token} of {task.id} was taken before that was claimed",
+        )
     return taken[0] if taken else None
 
 
@@ -182,8 +216,16 @@ def check_order(task: Task, claims: Sequence[Call], effects: Sequence[Call | Non
         what = f"claim {claim.token} of {task.id} and the next, {following.token}"
         expect("T-2", effect is not None, f"{what}, were current at once: nobody has ended the first")
         assert effect is not None  # for the type checker
-        expect("T-2", effect.began <= following.ended, f"{what}, were current at once: the first was ended later, by {effect.what}")
-        expect("T-6", effect.what in ("release", "fail"), f"{task.id} was claimed ({following.token}) after {effect.what} had ended it for good")
+        expect(
+            "T-2",
+            effect.began <= following.ended,
+            f"{what}, were current at once: the first was ended later, by {effect.what}",
+        )
+        expect(
+            "T-6",
+            effect.what in ("release", "fail"),
+            f"{task.id} was claimed ({following.token}) after {effect.what} had ended it for good",
+        )
 
 
 def check_attempts(task: Task, claims: Sequence[Call], effects: Sequence[Call | None]) -> None:
@@ -191,7 +233,11 @@ def check_attempts(task: Task, claims: Sequence[Call], effects: Sequence[Call | 
     counted = 0
     for claim, effect in zip(claims, effects, strict=True):
         expect_equal("T-7", claim.attempts, counted + 1, f"the attempts that claim {claim.token} of {task.id} shows")
-        expect("T-7", claim.attempts <= MOST_ATTEMPTS, f"{task.id} was claimed for attempt {claim.attempts} of {MOST_ATTEMPTS}")
+        expect(
+            "T-7",
+            claim.attempts <= MOST_ATTEMPTS,
+            f"{task.id} was claimed for attempt {claim.attempts} of {MOST_ATTEMPTS}",
+        )
         counted += effect is not None and effect.what != "release"
     expect_equal("T-7", task.attempts, counted, f"the attempts of {task.id} at its end")
 
@@ -218,13 +264,19 @@ def check_end(task: Task, calls: Sequence[Call], claims: Sequence[Call], effects
             expect("T-6", call.ended >= end.began, f"a cancel of {task.id} was refused before {end.what} had ended it")
         elif not call.is_taken:
             why = by_token[call.token] or end
-            expect("T-4", call.ended >= why.began, f"{call.what} with token {call.token} of {task.id} was refused while that claim was current")
+            expect(
+                "T-4",
+                call.ended >= why.began,
+                f"{call.what} with token {call.token} of {task.id} was refused while that claim was current",
+            )
 
 
 class RaceClauses(TaskCase):
     """What holds when several threads do everything at once."""
 
-    async def test_histories_of_threads_can_have_happened_one_call_at_a_time(self, one: Process, anyio_backend: str) -> None:
+    async def test_histories_of_threads_can_have_happened_one_call_at_a_time(
+        self, one: Process, anyio_backend: str
+    ) -> None:
         """T-2 to T-7: which one was broken is in the failure."""
         for _ in range(max(1, self.rounds // 4)):
             seed = random.SystemRandom().randrange(2**32)
@@ -232,7 +284,9 @@ class RaceClauses(TaskCase):
             await self._race(one, seed, anyio_backend)
 
     async def _race(self, one: Process, seed: int, loop: str) -> None:
-        ids = await one.tasks.submit_many([Task(pool_id=POOL, max_attempts=MOST_ATTEMPTS, retry_delay_sec=0.0) for _ in range(TASKS)])
+        ids = await one.tasks.submit_many(
+            [Task(pool_id=POOL, max_attempts=MOST_ATTEMPTS, retry_delay_sec=0.0) for _ in range(TASKS)]
+        )
         calls: list[list[Call]] = [[] for _ in range(THREADS)]
         start, done = threading.Barrier(THREADS), threading.Event()
         opens = [one.store.reopen() for _ in range(THREADS)]

@@ -1,4 +1,6 @@
-"""Processes that share a store, in two threads, called from a test that runs in neither: what random histories of tasks are played on."""
+"""Processes that share a store, in two threads, called from a test that runs in neither: what random histories of tasks
+are played on.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,7 @@ class TaskWorld(World):
 
     def _close(self) -> None:
         for handle, process in enumerate(self.processes):
-            self.portals[handle].call(process.opened.close)
+            self.portals[handle].call(process.handle.close)
         self.processes = []
         super()._close()
 
@@ -67,7 +69,7 @@ async def die(process: Process) -> bytes:
 
     The process itself, if it is asked again, believes that it has its lease still: so does one that was paused.
     """
-    lease = await process.opened.lease()
+    lease = await process.handle.lease()
     lease.abandon()
     key = EXPIRY(lease.id)
     for _ in range(10):

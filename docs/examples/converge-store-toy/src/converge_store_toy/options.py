@@ -11,7 +11,8 @@ class ToyOptions:
     """What may be chosen.
 
     Attributes:
-        capacity_keys: How many keys the store may hold; a commit that could exceed it is refused with `StoreFull`. 1 to 10,000,000.
+        capacity_keys: How many keys the store may hold; a commit that could exceed it is refused with `StoreFull`. 1 to
+            10,000,000.
     """
 
     capacity_keys: int = attrs.field(

@@ -1,4 +1,6 @@
-"""ToyStore: a dictionary under a lock. It has the four methods that a store must have, and `reopen`, since it lives in its process."""
+"""ToyStore: a dictionary under a lock. It has the four methods that a store must have, and `reopen`, since it lives in
+its process.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +62,12 @@ class ToyStore(Store):
         with self.shelf.lock:
             return [self._page(wanted) for wanted in ranges]
 
-    async def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
-        """Decide and apply each batch under one hold of the lock (S-3 to S-7). Nobody is woken: watchers of the inherited `watch` poll."""
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        """Decide and apply each batch under one hold of the lock (S-3 to S-7). Nobody is woken: watchers of the
+        inherited `watch` poll.
+        """
         refuse_long_values(batches)
         await anyio.lowlevel.checkpoint()
         with self.shelf.lock:
@@ -110,7 +116,10 @@ class ToyStore(Store):
 
     def _refuse_if_full(self, batches: Sequence[Batch]) -> None:
         if len(self.shelf.entries) + sum(len(batch.puts) for batch in batches) > self.shelf.options.capacity_keys:
-            raise StoreFull(f"a toy store of {self.shelf.options.capacity_keys} keys has no room for this commit; raise capacity_keys")
+            raise StoreFull(
+                f"a toy store of {self.shelf.options.capacity_keys} keys has no room for this commit; raise "
+                f"capacity_keys"
+            )
 
 
 def refuse_long_values(batches: Sequence[Batch]) -> None:

@@ -1,0 +1,118 @@
+"""`converge tasks list`: the tasks of a store, by what an operator looks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import anyio
+from cyclopts import Parameter, validators
+
+from converge.cli import output
+from converge.cli.failures import DONE
+from converge.cli.options import ConfigFile, Json, Network, OfPool, Plugins, Store, Verbose, configured
+from converge.cli.run import loop_options
+from converge.cli.tasks.verbs import record_of
+from converge.errors import InputError
+from converge.machines.task import TaskState
+from converge.model.task import Task
+from converge.operations import run as main
+from converge.operations import tasks as operate
+from converge.operations.drain import hint_of
+from converge.runtime.config.config import Config
+
+COLUMNS = ("id", "state", "pool", "attempts", "submitted", "task")
+DEAD_COLUMNS = ("id", "pool", "attempts", "ended", "error", "task")
+EVERYTHING = operate.Wanted(limit=100)
+
+Since = Annotated[
+    str | None,
+    Parameter(
+        metavar="WHEN",
+        help="Only tasks submitted since: an age such as 15m, 2h or 7d, or a moment such as 2026-01-31T12:00 (UTC).",
+    ),
+]
+Skip = Annotated[
+    int,
+    Parameter(
+        metavar="N",
+        validator=validators.Number(gte=0),
+        help="How many to leave out first: those of the pages before.",
+    ),
+]
+
+
+def list_tasks(
+    *,
+    pool: OfPool = None,
+    state: Annotated[TaskState | None, Parameter(help="Only tasks in this state.")] = None,
+    dead_letters: Annotated[
+        bool,
+        Parameter(
+            negative=(), help="Only tasks that failed for good, with their errors; `tasks retry` takes their ids."
+        ),
+    ] = False,
+    type: Annotated[
+        list[str] | None,
+        Parameter(metavar="NAME", negative=(), help="Only tasks of this type, or another one given; may be repeated."),
+    ] = None,
+    topic: Annotated[
+        list[str] | None,
+        Parameter(
+            metavar="NAME", negative=(), help="Only tasks with this topic, or another one given; may be repeated."
+        ),
+    ] = None,
+    since: Since = None,
+    limit: Annotated[
+        int, Parameter(metavar="N", validator=validators.Number(gte=0), help="How many at most; 0: all.")
+    ] = 100,
+    skip: Skip = 0,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """List tasks: the live ones first. With --json each is written as it is read, however many there are."""
+    settings = configured(config, store, plugin, network, is_verbose=verbose, pool_id=pool)
+    if dead_letters and state not in (None, TaskState.FAILED):
+        raise InputError(f"--dead-letters are tasks that failed; --state {state.lower()} is about others")
+    wanted = operate.Wanted(
+        state=TaskState.FAILED if dead_letters else state,
+        pool_id=settings.pool_id or None,
+        types=type or (),
+        topics=topic or (),
+        since=since,
+        skip=skip,
+        limit=limit,
+    )
+    found: list[Task] = []
+
+    def write(page: Sequence[Task]) -> None:
+        for task in page:
+            output.line(record_of(task))
+
+    is_more = anyio.run(_list, settings, wanted, write if json else found.extend, backend_options=loop_options())
+    if not json:
+        columns = DEAD_COLUMNS if dead_letters else COLUMNS
+        output.table(
+            columns,
+            [_cells(task, is_dead=dead_letters) for task in found],
+            has_lines=True,
+            empty="no tasks" if wanted == EVERYTHING else "no tasks that fit",
+        )
+    if is_more:
+        output.note(f"there are more: --skip {skip + limit} shows the next ones, --limit 0 all")
+    return DONE
+
+
+def _cells(task: Task, *, is_dead: bool) -> tuple[object, ...]:
+    if is_dead:
+        return (task.id, task.pool_id, task.attempts, task.finished_at or "", task.error, hint_of(task))
+    return (task.id, task.state.lower(), task.pool_id, task.attempts, task.submitted_at or "", hint_of(task))
+
+
+async def _list(config: Config, wanted: operate.Wanted, visit: operate.VisitPage) -> bool:
+    async with main.opened_store(config) as store:
+        return await operate.list_tasks(store, wanted, visit)

@@ -1,0 +1,187 @@
+"""`converge tasks`: what is in the store, and what operators do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import anyio
+import attrs
+from cyclopts import Parameter
+
+from converge.cli import output
+from converge.cli.failures import DONE, FAILED
+from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured
+from converge.cli.run import loop_options
+from converge.machines.explain import Explanation
+from converge.machines.task import TaskState
+from converge.model.task import Task
+from converge.operations import run as main
+from converge.operations import tasks as operate
+from converge.runtime.config.config import Config
+from converge.services.tasks.manager import TaskManager
+from converge.services.tasks.records import moment
+
+
+def show(
+    task_id: Annotated[str, Parameter(help="The task's id, as submit wrote it.")],
+    /,
+    *,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Show one task with its history."""
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    task = anyio.run(_get, settings, task_id, backend_options=loop_options())
+    record = record_of(task)
+    if json:
+        output.line(record)
+        return DONE
+    history = record.pop("history")
+    shown = [
+        (name, output.text(value) if isinstance(value, dict | list) else value)
+        for name, value in record.items()
+        if value not in (None, "", [], {})
+    ]
+    output.table(("field", "value"), shown)
+    if history:
+        output.table(tuple(history[0]), [tuple(one.values()) for one in history])
+    return DONE
+
+
+def explain(
+    task_id: Annotated[str, Parameter(help="The task's id, as submit wrote it.")],
+    /,
+    *,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Tell why a task is, or is not, claimed, and which agents could claim it.
+
+    An agent's task types are not in its descriptor: one that takes only some types may pass over a task that it is said
+    to be able to claim.
+    """
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    found = anyio.run(_explain, settings, task_id, backend_options=loop_options())
+    lane = found.lane
+    record: dict[str, Any] = {
+        "id": task_id, "state": found.state, "place": found.place, "pool_id": lane.pool, "topic": lane.topic,
+        "type": lane.type,
+        "required_capabilities": list(lane.capabilities), "is_claimable": found.is_claimable,
+    }  # fmt: skip
+    if json:
+        agents = [
+            {
+                "name": one.group.name,
+                "count": one.group.count,
+                "capabilities": sorted(one.group.claimer.capabilities),
+                "topics": sorted(one.group.claimer.topics or ()),
+                "why_not": one.refusal,
+            }
+            for one in found.verdicts
+        ]
+        output.line({**record, "reasons": list(found.reasons), "agents": agents})
+        return DONE
+    record["is_claimable"] = "yes" if found.is_claimable else "no"
+    shown = [(name, " ".join(value) if isinstance(value, list) else value) for name, value in record.items()]
+    output.table(
+        ("field", "value"), [*(row for row in shown if row[1] != ""), *(("reason", reason) for reason in found.reasons)]
+    )
+    if found.verdicts:
+        output.table(
+            ("agents", "count", "verdict"),
+            [(one.group.name, one.group.count, one.refusal or "could claim it") for one in found.verdicts],
+        )
+    return DONE
+
+
+async def _explain(config: Config, task_id: str) -> Explanation:
+    async with main.opened_store(config) as store:
+        return await operate.explain(store, config.network, task_id)
+
+
+def cancel(
+    task_ids: Annotated[list[str], Parameter(help="The tasks' ids, as submit wrote them.")],
+    /,
+    *,
+    why: Annotated[str, Parameter(metavar="TEXT", help="The reason, for the tasks' history.")] = "",
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Cancel tasks that have not ended; the handler of a running one is told.
+
+    All ids are checked before anything is cancelled.
+    """
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    done = anyio.run(_cancel, settings, task_ids, why, backend_options=loop_options())
+    if json:
+        for one in done:
+            output.line(attrs.asdict(one))
+    else:
+        rows = [(one.id, one.state.lower(), "now" if one.is_cancelled else "before") for one in done]
+        output.table(("id", "state", "ended"), rows)
+    return DONE if all(one.state == TaskState.CANCELLED for one in done) else FAILED
+
+
+def retry(
+    task_ids: Annotated[list[str], Parameter(help="The ids of tasks that failed or were cancelled.")],
+    /,
+    *,
+    config: ConfigFile = None,
+    store: Store = None,
+    plugin: Plugins = None,
+    network: Network = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Submit a copy of each task that failed or was cancelled; a task that has a copy already gets no other.
+
+    All ids are checked before anything is submitted.
+    """
+    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    done = anyio.run(_retry, settings, task_ids, backend_options=loop_options())
+    if json:
+        for one in done:
+            output.line(attrs.asdict(one))
+    else:
+        output.table(("id", "retried as", "state"), [(one.id, one.retry_id, one.state.lower()) for one in done])
+    return DONE
+
+
+async def _retry(config: Config, ids: Sequence[str]) -> list[operate.Retrying]:
+    async with main.opened_store(config) as store:
+        return await operate.retry_all(store, ids)
+
+
+async def _cancel(config: Config, ids: Sequence[str], why: str) -> list[operate.Cancelling]:
+    async with main.opened_store(config) as store:
+        return await operate.cancel_all(store, ids, why)
+
+
+async def _get(config: Config, task_id: str) -> Task:
+    async with main.opened_store(config) as store:
+        return await TaskManager(store).get(task_id)
+
+
+def record_of(task: Task) -> dict[str, Any]:
+    """Return the task as JSON shows it."""
+    record = {field.name: getattr(task, field.name) for field in attrs.fields(Task)}
+    record["state"] = str(task.state)
+    record["required_capabilities"] = list(task.required_capabilities)
+    record["history"] = [
+        {"at": moment(one.at).isoformat(), "what": one.what, "by": one.by, "why": one.why,
+        "token": one.token} for one in task.history
+    ]  # fmt: skip
+    return record

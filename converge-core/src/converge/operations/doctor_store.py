@@ -1,0 +1,323 @@
+"""The checks of `converge doctor` that look into a store: how safely it writes, its clock, its room, and the work that
+nobody does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from stat import S_IRGRP, S_IROTH
+
+import anyio
+import anyio.to_thread
+
+from converge.codec import FORMAT, decode
+from converge.contracts.store import LIMITS, Durability, Feature, Range, Rest, Store
+from converge.errors import ConvergeError, NoSuchTask
+from converge.ids import id_text
+from converge.machines.lane import LANES, Lane
+from converge.machines.match import Claimer, refusal
+from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
+from converge.model.keys import LANE, READY
+from converge.model.pool import Pool
+from converge.operations.doctor import Finding, error, fine, warning
+from converge.operations.store_info import StoreFacts, store_facts
+from converge.plugins import PluginHost
+from converge.runtime.config.config import Config
+from converge.runtime.keys.folder import KeyFolder
+from converge.runtime.keys.history import History
+from converge.services.discovery.service import DiscoveryService
+from converge.services.pools import PoolManager
+from converge.services.store import epoch as epochs
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.explain import explain_task
+
+SKEW_SEC = 1.0
+"""A clock that differs by more: moments that people give (`not_before`, deadlines) are off by it."""
+
+SKEW_GREATEST_SEC = 60.0
+"""Signed and stored items have windows of minutes; with such a clock they begin to be refused."""
+
+ROOM_BYTES, ROOM_LEAST_BYTES = 1_073_741_824, 67_108_864
+"""Free bytes beside a store's file: below the first it is time to look, below the second a burst of work fills it."""
+
+WAL_BYTES = 268_435_456
+"""A write-ahead log so large means that a reader, a backup say, has kept it from being folded back for long."""
+
+LANES_NEAR = 0.8
+"""The part of a pool's lanes from which on it is told: the next new combination may be refused."""
+
+EXPLAINED = 5
+"""Lanes of a pool whose first task is explained; the rest is counted."""
+
+SLOW_SEC = 0.1
+"""An answer that takes so long is told: each claim waits for one."""
+
+
+async def check_store(store: Store, config: Config, host: PluginHost) -> AsyncIterator[Finding]:
+    """Look at the opened store.
+
+    Raises:
+        StoreError: It could not be read.
+    """
+    facts = await store_facts(store, config, host)
+    yield fine(
+        "store", f"{facts.store} answers in {facts.answer_sec * 1_000:.1f} ms; it has {sum(facts.keys.values()):,} keys"
+    )
+    if facts.answer_sec > SLOW_SEC:
+        yield warning(
+            "latency",
+            f"the store took {facts.answer_sec:.2f} s to answer",
+            "look at its load, and at the network between",
+        )
+    for one in (
+        *_durability(facts, store, host, config),
+        *_place(facts),
+        *_clock(facts),
+        *_versions(facts),
+        *_leases(facts),
+    ):
+        yield one
+    if (history := await _history(store, config)) is not None:
+        yield history
+    pools = await PoolManager(store).pools()
+    agents = await DiscoveryService(store=store, network=config.network).query(
+        DiscoveryQuery(), refresh_from_store=True
+    )
+    for pool in pools:
+        async for one in _pool(store, pool, facts, [agent for agent in agents if pool.id in agent.pools]):
+            yield one
+
+
+async def _history(store: Store, config: Config) -> Finding | None:
+    """Compare the store with what the folder of keys remembers of it: a process that starts with that folder refuses
+    another one.
+    """
+    if not config.identity_dir or not await anyio.Path(config.identity_dir).is_dir():
+        return None
+    try:
+        await anyio.to_thread.run_sync(_look_back, config, await epochs.read(store))
+    except ConvergeError as problem:
+        return error("history", str(problem), "find out what became of its data, then `converge store accept`")
+    return fine("history", f"it is the store that {config.identity_dir} remembers, or one that it does not know yet")
+
+
+def _look_back(config: Config, epoch: epochs.Epoch) -> None:
+    folder = KeyFolder.open(Path(config.identity_dir), is_made=False)
+    try:
+        History(folder, config.store, config.network).floor(epoch.text, epoch.accepted_at)
+    finally:
+        folder.close()
+
+
+def _durability(facts: StoreFacts, store: Store, host: PluginHost, config: Config) -> Iterator[Finding]:
+    best = host.store_backend(config.store).durability
+    unsafe = [
+        f"{name} is {facts.settings[name]}"
+        for name, safe in _SAFE.items()
+        if name in facts.settings and facts.settings[name] not in safe
+    ]
+    if unsafe:
+        yield error(
+            "durability",
+            f"{' and '.join(unsafe)}: a power cut can lose what was acknowledged",
+            "let Converge open it with its own settings",
+        )
+    elif store.durability < best:
+        mend = f"choose the stricter settings of {facts.backend}, and require_durability = {best.name} to refuse others"
+        yield warning(
+            "durability", f"{facts.durability}: {_SURVIVES[store.durability]}; {facts.backend} can do {best.name}", mend
+        )
+    else:
+        yield fine("durability", f"{facts.durability}: {_SURVIVES[store.durability]}")
+
+
+_SAFE = {"journal_mode": ("wal", "delete", "truncate", "persist"), "synchronous": ("full", "extra")}
+_SURVIVES = {
+    Durability.D0: "what was acknowledged is lost with the store's process",
+    Durability.D1: "what was acknowledged survives kill -9, but no power cut",
+    Durability.D2: "what was acknowledged survives a power cut",
+    Durability.D3: "what was acknowledged survives the loss of the store's host",
+}
+
+
+def _place(facts: StoreFacts) -> Iterator[Finding]:
+    settings = facts.settings
+    path = str(settings.get("path", ""))
+    if path and Path(path).exists() and Path(path).stat().st_mode & (S_IRGRP | S_IROTH):
+        yield warning(
+            "file-mode", f"{path} can be read by other users, with the inputs and results of tasks", f"chmod 600 {path}"
+        )
+    if "file_system" in settings:  # a network file system is refused when the store is opened
+        yield fine("file-system", f"{path} is on {settings['file_system'] or 'a file system whose type is not known'}")
+    free, wal = settings.get("free_bytes"), settings.get("wal_bytes")
+    if isinstance(free, int):
+        said = f"{free / 2**30:.1f} GiB are free beside {path}"
+        if free < ROOM_LEAST_BYTES:
+            yield error("disk", said, "make room now; writes are refused once it is full, and nothing is lost")
+        elif free < ROOM_BYTES:
+            yield warning("disk", said, "make room; `converge tasks purge` removes ended tasks")
+        else:
+            yield fine("disk", said)
+    if isinstance(wal, int) and wal > WAL_BYTES:
+        yield warning(
+            "wal",
+            f"the write-ahead log has {wal / 2**20:.0f} MiB",
+            "find the program that reads the file for so long: fuser, lsof",
+        )
+
+
+def _clock(facts: StoreFacts) -> Iterator[Finding]:
+    said = (
+        f"store time is {abs(facts.skew_sec):.3f} s {'ahead of' if facts.skew_sec > 0 else 'behind'} this host's clock"
+    )
+    if abs(facts.skew_sec) <= SKEW_SEC:
+        yield fine("clock", said)
+    elif abs(facts.skew_sec) <= SKEW_GREATEST_SEC:
+        yield warning(
+            "clock", said, "leases are not affected; moments that people give are. Let both hosts keep time by NTP"
+        )
+    else:
+        yield error(
+            "clock", said, "signed and stored items are refused with such a clock; let both hosts keep time by NTP"
+        )
+
+
+def _versions(facts: StoreFacts) -> Iterator[Finding]:
+    newer = [name for name in facts.versions if name.isdigit() and int(name) > FORMAT]
+    if newer:
+        yield error(
+            "records",
+            f"a newer release has written records of version {', '.join(newer)}; this one reads {FORMAT}",
+            "upgrade converge-core here",
+        )
+    if torn := facts.versions.get("unreadable"):
+        yield error(
+            "records",
+            f"{torn} of the records looked at cannot be read: damaged, or foreign",
+            "find out what else writes to this store",
+        )
+
+
+def _leases(facts: StoreFacts) -> Iterator[Finding]:
+    alive = [one for one in facts.leases if one.is_alive]
+    late = [one for one in facts.leases if not one.is_alive]
+    agents = sum(one.agents for one in alive)
+    yield fine(
+        "leases",
+        f"{_count(len(alive), 'process lives', 'processes live')}, with {_count(agents, 'descriptor', 'descriptors')}",
+    )
+    if late and alive:
+        held = sum(one.held for one in late)
+        yield warning(
+            "lease-late",
+            f"{_count(len(late), 'lease', 'leases')} passed and not ended yet, with {held} claims",
+            "look again in some seconds",
+        )
+    elif late:
+        text = (
+            f"{_count(len(late), 'process', 'processes')} stopped without ending the lease, and none lives "
+            f"that puts the work "
+            f"back"
+        )
+        yield warning("lease-late", text, "start a process: its first sweep puts the work back")
+
+
+async def _pool(
+    store: Store, pool: Pool, facts: StoreFacts, agents: Sequence[AgentDescriptor]
+) -> AsyncIterator[Finding]:
+    count = facts.pools[pool.id]
+    waiting = count.ready + count.later + count.waiting
+    if pool.is_paused and waiting:
+        yield warning(
+            "paused",
+            f'pool "{pool.id}" is paused, and {_count(waiting, "task waits", "tasks wait")}',
+            f"converge pools resume {pool.id}",
+        )
+    if count.failed:
+        text = f'{_count(count.failed, "task", "tasks")} of pool "{pool.id}" failed for good'
+        yield warning(
+            "dead-letters",
+            text,
+            f"converge tasks list --dead-letters --pool {pool.id}; then tasks retry ID, or tasks purge",
+        )
+    lanes = await _lanes(store, pool.id)
+    if len(lanes) >= LANES_NEAR * LANES:
+        found = warning if len(lanes) < LANES else error
+        text = (
+            f'pool "{pool.id}" has {len(lanes):,} of {LANES:,} lanes: combinations of topic, type and required '
+            f"capabilities"
+        )
+        yield found("lanes", text, "use fewer; a lane without tasks is closed after a while")
+    if not pool.is_paused:
+        async for one in _unclaimable(store, pool, lanes, agents):
+            yield one
+
+
+async def _unclaimable(
+    store: Store, pool: Pool, lanes: dict[bytes, Lane], agents: Sequence[AgentDescriptor]
+) -> AsyncIterator[Finding]:
+    """Find ready tasks that none of the agents may claim, and let `explain` say why."""
+    claimers = {Claimer.of(agent.capabilities, agent.topics, None) for agent in agents}
+    idle = [hash_ for hash_, lane in lanes.items() if all(refusal(lane, claimer) is not None for claimer in claimers)]
+    ready: dict[bytes, int] = {}
+    for at in range(0, len(idle), LIMITS.ranges):
+        some = idle[at : at + LIMITS.ranges]
+        ready |= {
+            hash_: count
+            for hash_, count in zip(some, await store.count([READY(hash_) for hash_ in some]), strict=True)
+            if count
+        }
+    if not ready:
+        return
+    if not claimers:
+        text = f'{_count(sum(ready.values()), "task is", "tasks are")} ready in pool "{pool.id}", and no agent is in it'
+        yield warning("unclaimable", text, f"converge run module:Class --pool {pool.id}")
+        return
+    for hash_, count in sorted(ready.items(), key=lambda one: -one[1])[:EXPLAINED]:
+        (heads,) = await store.scan([Range(READY(hash_), None, 1)])
+        if not heads:
+            continue
+        id_ = id_text(heads[0].key[3])
+        try:
+            reasons = (await explain_task(StoreHandle.of(store), id_, agents)).reasons
+        except (NoSuchTask, ConvergeError):
+            continue  # it was claimed or cancelled meanwhile
+        text = f'{_count(count, "task is", "tasks are")} ready in pool "{pool.id}" that no agent there may claim'
+        text += f" (each needs {_needs(lanes[hash_])}): {'; '.join(reasons)}"
+        yield error("unclaimable", text, f"converge tasks explain {id_}; then start an agent that can do it")
+    if len(ready) > EXPLAINED:
+        yield error(
+            "unclaimable", f'so it is with {len(ready) - EXPLAINED} more kinds of task in pool "{pool.id}"', "as above"
+        )
+
+
+async def _lanes(store: Store, pool_id: str) -> dict[bytes, Lane]:
+    found: dict[bytes, Lane] = {}
+    after: Rest | None = None
+    while True:
+        (page,) = await store.scan([Range(LANE(pool_id), after, LIMITS.keys)])
+        for entry in page:
+            try:
+                found[entry.key[2]] = decode(entry.value, Lane, "lane")
+            except ConvergeError:
+                continue  # `records` tells of those
+        if len(page) < LIMITS.keys:
+            return found
+        after = page[-1].key[2:]
+
+
+def _needs(lane: Lane) -> str:
+    kinds = [f"{what} {name}" for what, name in (("type", lane.type), ("topic", lane.topic)) if name]
+    return ", ".join([*kinds, *lane.capabilities]) or "nothing"
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"
+
+
+def is_looked_into(config: Config, host: PluginHost) -> bool:
+    """Tell whether the store is one that other processes see: a store of this process alone holds nothing to look
+    at.
+    """
+    return Feature.SHARED in host.store_backend(config.store).features

@@ -1,0 +1,149 @@
+"""Signals: the first SIGTERM or SIGINT asks the process to stop, the second ends it at once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from math import inf
+from types import FrameType
+from typing import NoReturn
+
+import anyio
+
+log = logging.getLogger("converge.node")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+THREADS_SEC = 0.5
+"""How long threads that are about to end have for it, when all else is done."""
+
+
+class StopAsked:
+    """What `stop_asked` gives: wait for the first signal."""
+
+    def __init__(self, reading: socket.socket) -> None:
+        self._reading = reading
+        self.number = 0
+        """The first signal's number, or 0 as long as there was none."""
+
+    async def wait(self) -> None:
+        """Return once a signal has come; for one task at a time."""
+        await anyio.wait_readable(self._reading)
+        log.info("%s: stopping; once more to end at once", signal.Signals(self.number).name)
+
+
+@contextlib.contextmanager
+def stop_asked(within_sec: float) -> Iterator[StopAsked]:
+    """Handle the signals until left; must be entered in the main thread, with the event loop running. `within_sec`
+    after the first the process ends.
+
+    A thread hears them, not a handler: a second signal must end a process whose main thread is blocked, too, and the
+        system may deliver a signal to
+    any thread, so that nothing would run the handlers then. It wakes the loop through a socket, which is what any loop
+    can wait for.
+    """
+    (loops, to_loop), (threads, to_thread) = socket.socketpair(), socket.socketpair()
+    for one in (loops, to_loop, to_thread):
+        one.setblocking(False)
+    asked = StopAsked(loops)
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        # Python's own part has told the thread already, unless somebody has taken its place meanwhile, such as a loop's
+        # `add_signal_handler`.
+        now = signal.set_wakeup_fd(to_thread.fileno(), warn_on_full_buffer=False)
+        if now != to_thread.fileno():
+            signal.set_wakeup_fd(now, warn_on_full_buffer=False)
+            to_thread.send(bytes([number]))
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    before_fd = signal.set_wakeup_fd(to_thread.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(
+        target=_hear, args=(threads, to_loop, before_fd, asked, within_sec), name="converge-signals", daemon=True
+    )
+    thread.start()
+    try:
+        yield asked
+    finally:
+        signal.set_wakeup_fd(before_fd)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        to_thread.close()
+        thread.join()
+        for one in (loops, to_loop, threads):
+            one.close()
+
+
+def _hear(threads: socket.socket, to_loop: socket.socket, before_fd: int, asked: StopAsked, within_sec: float) -> None:
+    """Hear of signals until the other end is closed; end the process at a second one, or if the first has had no effect
+    in time.
+    """
+    until = inf
+    while True:
+        try:
+            threads.settimeout(max(0.001, until - time.monotonic()) if until < inf else None)
+            numbers = threads.recv(64)
+        except TimeoutError:
+            _leave_late(128 + asked.number, within_sec)
+        if not numbers:
+            return
+        if before_fd != -1:
+            with contextlib.suppress(OSError):  # it is full: then the loop is being woken anyway
+                os.write(before_fd, numbers)
+        for number in numbers:
+            if number in SIGNALS and asked.number:
+                leave_at_once(128 + number)
+            elif number in SIGNALS:
+                asked.number = number
+                until = time.monotonic() + within_sec
+                to_loop.send(b"\0")
+
+
+def _leave_late(code: int, within_sec: float) -> NoReturn:
+    """End a process whose event loop a handler blocks: it cannot be cancelled, and nothing else can run."""
+    last = threading.Timer(THREADS_SEC, leave_at_once, [code])  # what blocks the loop may hold a lock of the log's
+    last.daemon = True
+    last.start()
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+    log.error(
+        "the process did not stop within %.0f s, something blocks its event loop; it ends now",
+        within_sec,
+        extra={"detail": stack},
+    )
+    leave_at_once(code)
+
+
+def leave_past_threads(code: int) -> None:
+    """End the process now if a thread is left that Python would wait for without end: of a plain handler that never
+    returned, and was abandoned.
+    """
+    until = time.monotonic() + THREADS_SEC
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                log.warning("a plain handler did not return (%s); the process ends without it", thread.name)
+                leave_at_once(code)
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End the process now, past all clean-up: what it held goes back with its lease."""
+    flushing = threading.Thread(target=_flush, daemon=True)  # a stream may be locked by what is blocked
+    flushing.start()
+    flushing.join(THREADS_SEC)
+    os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # A broken pipe, or a stream that is closed: nothing more can be done for it.
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            stream.flush()

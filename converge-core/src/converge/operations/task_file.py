@@ -1,0 +1,92 @@
+"""JSONL to tasks: one Task object a line, everything checked before any of it is used."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from converge.codec import decode_plain
+from converge.errors import ConvergeError, InputError, TornRecord
+from converge.ids import check_name, id_bytes
+from converge.model.pool import Pool
+from converge.model.task import Task
+from converge.services.tasks.records import to_spec
+
+FIELDS = (
+    "pool_id", "id", "type", "topic", "required_capabilities", "inputs", "priority", "not_before", "deadline",
+    "timeout_sec", "max_attempts",
+    "retry_delay_sec", "dedup_key", "ordering_key", "trace",
+)  # fmt: skip
+"""What a submitter says of a task; the rest of a Task is the store's."""
+
+PROBLEMS = 20
+"""So many problems are told; a file with more is of another kind."""
+
+
+def read_tasks(lines: Iterable[str], name: str, *, pool_id: str = "") -> list[Task]:
+    """Return the tasks of the lines, empty ones left out; `pool_id` is for those that name none.
+
+    Raises:
+        InputError: Everything that is wrong, each with the number of its line.
+    """
+    tasks: list[Task] = []
+    problems: list[str] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            tasks.append(check_task(_task(line, pool_id)))
+        except (ConvergeError, ValueError) as error:
+            problems.append(f"{name}: line {number}: {error}")
+            if len(problems) == PROBLEMS:
+                break
+    if problems:
+        raise InputError("\n".join(problems))
+    return tasks
+
+
+def check_task(task: Task) -> Task:
+    """Return the task if a submit would not refuse it for what it is.
+
+    Raises:
+        InputError: Which field, and what it should be.
+    """
+    check_name("pool_id", task.pool_id)
+    if task.id:
+        id_bytes("id", task.id)
+    to_spec(task, Pool(id=task.pool_id), 0)  # its moments are compared with store time when it is submitted
+    return task
+
+
+def _task(line: str, pool_id: str) -> Task:
+    try:
+        values = decode_plain(line.encode(), "line")
+    except TornRecord as error:
+        raise ValueError(f"this is not JSON as Converge reads it: {error.reason}") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("this is not UTF-8") from error
+    if not isinstance(values, dict):
+        raise ValueError("expected an object with the fields of a Task")
+    for key in values:
+        if key not in FIELDS:
+            near = difflib.get_close_matches(key, FIELDS, n=1)
+            raise ValueError(
+                f"{key}: unknown key; " + (f'did you mean "{near[0]}"?' if near else f"known are {', '.join(FIELDS)}")
+            )
+    values = {key: value for key, value in values.items() if value is not None}
+    if not values.setdefault("pool_id", pool_id):
+        raise ValueError("pool_id is missing, and no --pool says it for all lines")
+    return Task(**_with_moments(values))
+
+
+def _with_moments(values: Mapping[str, Any]) -> dict[str, Any]:
+    made = dict(values)
+    for key in ("not_before", "deadline"):
+        if key in made:
+            try:
+                made[key] = datetime.fromisoformat(made[key])
+            except (TypeError, ValueError):
+                raise ValueError(f"{key}: {made[key]!r} is not a moment such as 2026-01-31T12:00:00+00:00") from None
+    return made

@@ -1,0 +1,216 @@
+"""What operators' commands do to tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from datetime import datetime
+
+import attrs
+
+from converge.contracts.store import Store
+from converge.errors import InputError, InvalidValue, NotRetried
+from converge.machines.explain import Explanation
+from converge.machines.task import TERMINAL, TaskState
+from converge.model.descriptor import DiscoveryQuery
+from converge.model.task import Task
+from converge.operations.moments import read_moment
+from converge.services.discovery.service import DiscoveryService
+from converge.services.pools import PoolManager
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.explain import explain_task
+from converge.services.tasks.listing import visit_tasks
+from converge.services.tasks.manager import TaskManager
+from converge.services.tasks.purge import Purged
+from converge.services.tasks.purge import purge as purge_pages
+from converge.services.tasks.records import moment
+
+OPERATOR = "operator"
+"""Who did it, in a task's history, where a command did: no agent's id, and the same on every machine."""
+
+
+@attrs.frozen(kw_only=True)
+class Cancelling:
+    """What came of cancelling a task: whether this call did it, and the state that the task is in now."""
+
+    id: str
+    is_cancelled: bool
+    state: str
+
+
+async def cancel_all(store: Store, ids: Sequence[str], why: str) -> list[Cancelling]:
+    """Cancel the tasks, each once; a terminal one stays as it is.
+
+    Raises:
+        InputError: In a group, one for each id that names no task; then nothing was cancelled.
+        StoreError: As `TaskManager.cancel`; those before it were cancelled.
+    """
+    manager, done = TaskManager(store), list[Cancelling]()
+    for task in await get_all(manager, ids):
+        is_cancelled = await manager.cancel(task.id, by=OPERATOR, why=why)
+        state = TaskState.CANCELLED if is_cancelled else (await manager.get(task.id)).state
+        done.append(Cancelling(id=task.id, is_cancelled=is_cancelled, state=str(state)))
+    return done
+
+
+@attrs.frozen(kw_only=True)
+class Wanted:
+    """Which tasks a list is about; what is None or empty plays no part. `since`: those submitted then or later, as
+    people type it.
+    """
+
+    state: TaskState | None = None
+    pool_id: str | None = None
+    types: Sequence[str] = ()
+    topics: Sequence[str] = ()
+    since: str | None = None
+    skip: int = 0
+    limit: int = 0
+
+
+VisitPage = Callable[[Sequence[Task]], None]
+
+
+async def list_tasks(store: Store, wanted: Wanted, visit: VisitPage) -> bool:
+    """Show the visitor the tasks that are wanted, a page at a time; tell whether there were more than the limit (0:
+    none).
+
+    Raises:
+        NoSuchPool: With the nearest name.
+        InvalidValue: `since` is no age and no moment.
+    """
+    if wanted.pool_id is not None:
+        await StoreHandle.of(store).pool(wanted.pool_id)
+    since = None if wanted.since is None else moment(read_moment("--since", wanted.since, await store.time()))
+    live: set[str] = set()  # one that moves may be met again
+    skipped, shown, is_more = 0, 0, False
+
+    def filtered(page: Sequence[Task]) -> bool:
+        nonlocal skipped, shown, is_more
+        some = [task for task in page if _is_wanted(task, wanted, since) and task.id not in live]
+        live.update(task.id for task in some if task.finished_at is None)
+        passed = min(len(some), wanted.skip - skipped)
+        skipped, some = skipped + passed, some[passed:]
+        if wanted.limit and len(some) > wanted.limit - shown:
+            some, is_more = some[: wanted.limit - shown], True
+        shown += len(some)
+        if some:
+            visit(some)
+        return not is_more
+
+    await visit_tasks(store, wanted.state, wanted.pool_id, filtered)
+    return is_more
+
+
+def _is_wanted(task: Task, wanted: Wanted, since: datetime | None) -> bool:
+    if wanted.types and task.type not in wanted.types:
+        return False
+    if wanted.topics and task.topic not in wanted.topics:
+        return False
+    return since is None or (task.submitted_at is not None and task.submitted_at >= since)
+
+
+@attrs.frozen(kw_only=True)
+class Purging:
+    """Which ended tasks to remove: of these pools (none: of all), in these states (none: all), that ended so long ago,
+    as people type it.
+    """
+
+    pool_ids: Sequence[str] = ()
+    states: Sequence[TaskState] = ()
+    older_than: str | None = None
+
+
+async def purge(
+    store: Store, wanted: Purging, *, is_dry_run: bool, on_page: Callable[[int], None] = lambda _: None
+) -> list[Purged]:
+    """Remove the tasks, or only count them; return how many of which pool and state.
+
+    Raises:
+        InputError: In a group, one for each pool that does not exist, or for a state that is not one of ended tasks;
+            then nothing was removed.
+        StoreError: What `on_page` was told of is gone; to purge again is safe.
+    """
+    handle, wrong = StoreHandle.of(store), list[InputError]()
+    for pool_id in wanted.pool_ids:
+        try:
+            await handle.pool(pool_id, is_fresh=True)
+        except InputError as error:
+            wrong.append(error)
+    wrong += [InvalidValue("--state", str(state).lower(), _ENDED) for state in wanted.states if state not in TERMINAL]
+    if wrong:
+        raise ExceptionGroup("pools", wrong)
+    pool_ids = list(wanted.pool_ids) or [pool.id for pool in await PoolManager(store).pools()]
+    before = None if wanted.older_than is None else read_moment("--older-than", wanted.older_than, await store.time())
+    counts: dict[tuple[str, str], int] = {}
+    async with aclosing(
+        purge_pages(handle, dict.fromkeys(pool_ids), set(wanted.states or TERMINAL), before, is_dry_run=is_dry_run)
+    ) as pages:
+        async for page in pages:
+            counts[page.pool_id, page.state] = counts.get((page.pool_id, page.state), 0) + page.count
+            on_page(sum(counts.values()))
+    return [Purged(pool_id=pool_id, state=state, count=count) for (pool_id, state), count in counts.items()]
+
+
+_ENDED = f"a state of tasks that have ended: {', '.join(sorted(state.lower() for state in TERMINAL))}"
+
+
+@attrs.frozen(kw_only=True)
+class Retrying:
+    """The copy of a task: its id, and the state that it is in now (one that was made before may have ended)."""
+
+    id: str
+    retry_id: str
+    state: str
+
+
+async def retry_all(store: Store, ids: Sequence[str]) -> list[Retrying]:
+    """Submit a copy of each task; a task that has one already gets no other.
+
+    Raises:
+        InputError: In a group, one for each id that names no task, or none that failed or was cancelled; then nothing
+            was submitted.
+        StoreError: As `TaskManager.retry`; to retry all again is safe.
+    """
+    manager, done = TaskManager(store), list[Retrying]()
+    tasks = await get_all(manager, ids)
+    wrong = [
+        NotRetried(task.id, state=task.state)
+        for task in tasks
+        if task.state not in (TaskState.FAILED, TaskState.CANCELLED)
+    ]
+    if wrong:
+        raise ExceptionGroup("tasks", wrong)
+    for task in tasks:
+        copy_id = await manager.retry(task.id)
+        done.append(Retrying(id=task.id, retry_id=copy_id, state=str((await manager.get(copy_id)).state)))
+    return done
+
+
+async def explain(store: Store, network: str, task_id: str) -> Explanation:
+    """Return why the task is or is not claimed, by all agents that are listed.
+
+    Raises:
+        NoSuchTask: There is none.
+    """
+    agents = await DiscoveryService(store=store, network=network).query(DiscoveryQuery(), refresh_from_store=True)
+    return await explain_task(StoreHandle.of(store), task_id, agents)
+
+
+async def get_all(manager: TaskManager, ids: Sequence[str]) -> list[Task]:
+    """Return the tasks in their order, without repeats.
+
+    Raises:
+        InputError: In a group, one for each id that names no task.
+    """
+    found: dict[str, Task] = {}
+    wrong: list[InputError] = []
+    for id_ in dict.fromkeys(ids):
+        try:
+            task = await manager.get(id_)
+            found[task.id] = task
+        except InputError as error:
+            wrong.append(error)
+    if wrong:
+        raise ExceptionGroup("tasks", wrong)
+    return list(found.values())

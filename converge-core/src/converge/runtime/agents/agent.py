@@ -1,0 +1,306 @@
+"""What a user subclasses: an agent says what it can do, and what it does with a task or a message."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import anyio
+import msgspec
+
+from converge.errors import InputError, InvalidValue
+from converge.ids import check_name
+from converge.machines.match import Claimer
+from converge.model.identity import Identity
+from converge.model.message import Fanout, Message, Receipt
+from converge.model.task import Task
+from converge.runtime.agents.agent_log import agent_log
+from converge.runtime.agents.decisions import (
+    InvokeTool,
+    JoinPool,
+    LeavePool,
+    Limits,
+    Outcome,
+    SendMessage,
+    SubmitTask,
+    Tool,
+)
+from converge.runtime.agents.supervision import AgentHealth, Breaker
+from converge.services.tasks.records import replaced_inputs
+
+if TYPE_CHECKING:
+    from converge.runtime.agents.decide import DecideLoop
+    from converge.runtime.node import Node
+
+RESERVED = ("decide_loop", "health", "id", "identity", "node", "pools")
+"""What a node sets on each of its agents; a class that has one of these for itself would lose it, and is refused."""
+
+TICK_LEAST_SEC, TICK_GREATEST_SEC = 0.01, 86_400.0
+"""Bounds of `tick_sec`: below the first an agent would do nothing but tick."""
+
+
+class Agent:
+    """One autonomous worker. Subclasses set what they need of the class attributes, and write the handlers they want,
+    async or plain.
+
+    A plain (sync) handler runs in a worker thread. What `on_task` returns is the task's result, plain data; what it
+    raises fails the attempt.
+
+    Attributes:
+        capabilities: What it can do; a task that requires others is not claimed for it.
+        topics: What it works on; none: anything.
+        task_types: The types of task that it knows; none: any.
+        concurrency: Tasks that it works on at a time.
+        inputs: An attrs or msgspec class: `task.inputs` is then an instance; a task whose inputs do not fit fails, with
+            the path of the field.
+        tick_sec: Seconds between calls of `on_tick` (or `decide`), give or take a tenth; None: there are none.
+        allowed_actions: What it may do, by name or by decision (`"send-message"`, `SendMessage`, ...); None:
+            everything, (): nothing.
+        tools: What `self.tool` may call: a mapping of names to functions (or `Tool`, for another timeout than 30 s), or
+            names of its own methods.
+        limits: How much it may do.
+        breaker: When it rests after failures, and for how long.
+        id, node: Set before `on_start`.
+        log: Its log; each line names the agent, and while a task runs that task, its pool and its token.
+        pools: The pools that it is in.
+        health: What is known of its failures.
+    """
+
+    capabilities: ClassVar[Sequence[str]] = ()
+    topics: ClassVar[Sequence[str]] = ()
+    task_types: ClassVar[Sequence[str]] = ()
+    concurrency: ClassVar[int] = 1
+    inputs: ClassVar[type[Any] | None] = None
+    tick_sec: ClassVar[float | None] = None
+    allowed_actions: ClassVar[Sequence[str | type[Any]] | None] = None
+    tools: ClassVar[Mapping[str, Callable[..., Any] | Tool] | Sequence[str]] = ()
+    limits: ClassVar[Limits] = Limits()
+    breaker: ClassVar[Breaker] = Breaker()
+
+    id: str
+    node: Node
+    identity: Identity
+    pools: tuple[str, ...]
+    health: AgentHealth
+    decide_loop: DecideLoop | None = None
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Its own log."""
+        return agent_log(type(self).__name__, getattr(self, "id", ""))  # none yet in `__init__`
+
+    async def on_start(self) -> None:
+        """Called once before the first task or message; what it raises stops the start."""
+
+    async def on_stop(self) -> None:
+        """Called once after the last task or message."""
+
+    def on_task(self, task: Task) -> Any:
+        """Work on a task and return its result; an agent without this handler claims none."""
+        raise NotImplementedError(f"{type(self).__name__} claims no tasks: it has no on_task")
+
+    def on_message(self, message: Message) -> Any:
+        """Take a message; what it returns answers an `ask`."""
+        raise NotImplementedError(f"{type(self).__name__} takes no messages: it has no on_message")
+
+    def on_tick(self) -> Any:
+        """Called each `tick_sec`; never twice at a time."""
+        raise NotImplementedError(f"{type(self).__name__} has no on_tick")
+
+    def decide(self, messages: list[Message], tasks: list[Task]) -> Any:
+        """The whole loop, in place of `on_task` and `on_message`: return a list of decisions, which are then carried
+        out one after another.
+
+        Called when a message or a task has come, and at each tick.
+
+        Args:
+            messages: What has come since the last call, at most 100 at a time.
+            tasks: All tasks that the agent holds, in the order of their claims: each until a `ReportTask` ends it, or
+                its timeout.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no decide")
+
+    def on_outcomes(self, outcomes: list[Outcome]) -> Any:
+        """Called after the decisions of one `decide` were carried out, with what came of each."""
+
+    async def act(self, decision: object) -> Any:
+        """Carry out a decision of core's or of a plugin's; return its value. All the calls below do this.
+
+        Raises:
+            ActionError: It was refused: a leaf says why.
+            Exception: As the action itself.
+        """
+        return await self.node.executor.execute(self, decision)
+
+    async def send(
+        self,
+        to: str,
+        payload: Any,
+        *,
+        ack: str | None = "accepted",
+        timeout: float = 10.0,
+        mailbox: bool = False,
+        proof: str = "channel",
+        task_id: str = "",
+    ) -> Receipt:
+        """Send a message to another agent. See `Node.send`."""
+        message = SendMessage(
+            to=to, payload=payload, ack=ack, timeout=timeout, mailbox=mailbox, proof=proof, task_id=task_id
+        )
+        receipt: Receipt = await self.act(message)
+        return receipt
+
+    async def ask(self, to: str, payload: Any, *, timeout: float = 10.0, task_id: str = "") -> Any:
+        """Send a message and return what the recipient's `on_message` returned. See `Node.ask`."""
+        return await self.act(SendMessage(to=to, payload=payload, timeout=timeout, is_ask=True, task_id=task_id))
+
+    async def publish(self, topic: str, payload: Any, *, timeout: float = 10.0) -> list[Fanout]:
+        """Send a message to all other agents of a topic. See `Node.publish`."""
+        outcomes: list[Fanout] = await self.act(SendMessage(topic=topic, payload=payload, timeout=timeout))
+        return outcomes
+
+    async def submit(self, task: Task) -> str:
+        """Submit a task; return its id. See `TaskManager.submit`."""
+        return str(await self.act(SubmitTask(task=task)))
+
+    async def join(self, pool_id: str, *, secret: str | None = None) -> bool:
+        """Become a member of a pool, and claim its tasks from now on; tells whether it was none before. See
+        `PoolManager.join_pool`.
+        """
+        return bool(await self.act(JoinPool(pool_id=pool_id, secret=secret)))
+
+    async def leave(self, pool_id: str) -> bool:
+        """Leave a pool, and claim its tasks no longer; what runs goes on. Tells whether the agent was a member."""
+        return bool(await self.act(LeavePool(pool_id=pool_id)))
+
+    async def tool(self, name: str, **arguments: Any) -> Any:
+        """Call one of the agent's `tools`; return what it returned.
+
+        Raises:
+            ToolNotAllowed, ToolTimeout: It is not one of them, or took too long.
+            InvalidValue: It does not take these arguments.
+            Exception: What it raised.
+        """
+        return await self.act(InvokeTool(name=name, arguments=arguments))
+
+
+def check_agent_class(cls: type[Agent]) -> None:
+    """Refuse a class that cannot be run whole.
+
+    Raises:
+        InvalidValue, InvalidName: One of its class attributes is not what it must be, or its handlers do not go
+            together.
+    """
+    if not issubclass(cls, Agent):
+        raise InvalidValue("agent", cls, "a subclass of converge.Agent")
+    for name in RESERVED:
+        if any(name in vars(base) for base in cls.__mro__[: cls.__mro__.index(Agent)]):
+            raise InvalidValue(f"{cls.__name__}.{name}", getattr(cls, name), "another name: the node sets this one")
+    for attribute in ("capabilities", "topics", "task_types"):
+        values = getattr(cls, attribute)
+        if isinstance(values, str):
+            raise InvalidValue(f"{cls.__name__}.{attribute}", values, f'a sequence of names: ("{values}",)')
+        for value in values:
+            check_name(f"{cls.__name__}.{attribute}", value)
+    if type(cls.concurrency) is not int or not 1 <= cls.concurrency <= 1_000:
+        raise InvalidValue(f"{cls.__name__}.concurrency", cls.concurrency, "an integer from 1 to 1,000")
+    _check_loop(cls)
+    _check_actions(cls)
+
+
+def _check_loop(cls: type[Agent]) -> None:
+    if decides(cls) and (cls.on_task is not Agent.on_task or cls.on_message is not Agent.on_message):
+        raise InvalidValue(
+            f"{cls.__name__}.decide",
+            "decide beside on_task or on_message",
+            "decide alone: it is the whole loop, and gets both",
+        )
+    if not decides(cls) and cls.on_outcomes is not Agent.on_outcomes:
+        raise InvalidValue(f"{cls.__name__}.on_outcomes", "on_outcomes", "a decide whose outcomes they are")
+    tick_sec = cls.tick_sec
+    if tick_sec is None:
+        if cls.on_tick is not Agent.on_tick:
+            raise InvalidValue(f"{cls.__name__}.tick_sec", None, "seconds: it has an on_tick")
+        return
+    if type(tick_sec) not in (int, float) or not TICK_LEAST_SEC <= tick_sec <= TICK_GREATEST_SEC:
+        raise InvalidValue(
+            f"{cls.__name__}.tick_sec", tick_sec, f"seconds, from {TICK_LEAST_SEC:g} to {TICK_GREATEST_SEC:,.0f}"
+        )
+    if cls.on_tick is Agent.on_tick and not decides(cls):
+        raise InvalidValue(f"{cls.__name__}.tick_sec", tick_sec, "None: it has neither on_tick nor decide")
+
+
+def _check_actions(cls: type[Agent]) -> None:
+    if isinstance(cls.allowed_actions, str):
+        raise InvalidValue(
+            f"{cls.__name__}.allowed_actions", cls.allowed_actions, f'a sequence of names: ("{cls.allowed_actions}",)'
+        )
+    if isinstance(cls.tools, str):
+        raise InvalidValue(f"{cls.__name__}.tools", cls.tools, f'a mapping, or a sequence of names: ("{cls.tools}",)')
+    if isinstance(cls.tools, Mapping):
+        for name, tool in cls.tools.items():
+            if not callable(tool.function if isinstance(tool, Tool) else tool):
+                raise InvalidValue(f"{cls.__name__}.tools[{name!r}]", tool, "a function, or a Tool")
+    else:
+        for name in cls.tools:
+            if not callable(getattr(cls, str(name), None)):
+                raise InvalidValue(f"{cls.__name__}.tools", name, "the name of a method of the agent")
+    for attribute, kind in (("limits", Limits), ("breaker", Breaker)):
+        if not isinstance(getattr(cls, attribute), kind):
+            raise InvalidValue(f"{cls.__name__}.{attribute}", getattr(cls, attribute), f"a {kind.__name__}(...)")
+
+
+def decides(cls: type[Agent]) -> bool:
+    """Tell whether agents of this class have the whole loop."""
+    return cls.decide is not Agent.decide
+
+
+def claims_tasks(cls: type[Agent]) -> bool:
+    """Tell whether agents of this class claim tasks."""
+    return cls.on_task is not Agent.on_task or decides(cls)
+
+
+def takes_messages(cls: type[Agent]) -> bool:
+    """Tell whether agents of this class take messages."""
+    return cls.on_message is not Agent.on_message or decides(cls)
+
+
+def claimer_of(cls: type[Agent]) -> Claimer:
+    """Return what agents of this class may claim."""
+    return Claimer.of(
+        [str(name) for name in cls.capabilities],
+        [str(name) for name in cls.topics],
+        [str(name) for name in cls.task_types],
+    )
+
+
+def is_async(handler: Callable[..., Any]) -> bool:
+    """Tell whether a handler is awaited, or runs in a worker thread."""
+    return inspect.iscoroutinefunction(handler)
+
+
+async def call_handler(handler: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a handler and return what it returns: await it, or let a worker thread run it."""
+    if is_async(handler):
+        return await handler(*arguments)
+    # A thread of its own: each handler of an agent is called once at a time, so there are no more threads than agents
+    # times handlers, and one that never returns keeps no other from its thread.
+    return await anyio.to_thread.run_sync(handler, *arguments, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
+
+
+def with_inputs(task: Task, type_: type[Any] | None) -> Task:
+    """Return the task with its inputs as an instance of the agent's `inputs` class, if it has one.
+
+    Raises:
+        InputError: They do not fit; the path of the field.
+    """
+    if type_ is None:
+        return task
+    try:
+        inputs: Mapping[str, Any] = msgspec.convert(task.inputs, type_, strict=True)
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `$")
+        raise InputError(f"inputs{path.rstrip('`')}: {text}") from error  # without the value: the text goes into logs
+    return replaced_inputs(task, inputs)

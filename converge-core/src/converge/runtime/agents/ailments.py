@@ -1,0 +1,33 @@
+"""What may ail a part of a node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Code(StrEnum):
+    """Why a node is not ready."""
+
+    STARTING = "starting"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    LOOP_BLOCKED = "loop_blocked"
+    LEASE_LOST = "lease_lost"
+    RENEWAL_LATE = "renewal_late"
+    STORE_AWAY = "store_away"
+    WATCH_DEAF = "watch_deaf"
+    AGENT_DOWN = "agent_down"
+
+
+class Ailment(NamedTuple):
+    """What ails a part of the node; `since` is in monotonic seconds."""
+
+    code: str
+    text: str
+    since: float
+
+
+Source = Callable[[], Iterable[Ailment]]
+"""Tells what ails a part now. Called from any thread: it reads, never waits, and costs nothing for what is well."""

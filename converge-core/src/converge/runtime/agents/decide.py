@@ -1,0 +1,243 @@
+"""The loop of an agent with `decide`: it gives the agent what has come, and has carried out what the agent decided."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from converge.codec import encode_plain
+from converge.errors import ConvergeError, InvalidValue, StaleClaim, TooManyDecisions
+from converge.model.message import Message
+from converge.model.task import Task
+from converge.runtime.agents.agent import call_handler
+from converge.runtime.agents.context import begin
+from converge.runtime.agents.decisions import Outcome, ReportTask
+from converge.runtime.agents.executor import Executor
+from converge.runtime.agents.supervision import CircuitState, Supervision, is_contained
+from converge.services.messages.inboxes import OnHandled
+from converge.services.tasks.records import encode_result
+
+if TYPE_CHECKING:
+    from converge.runtime.agents.agent import Agent
+
+BATCH = 100
+"""Messages given to one call of `decide` at most: the rest wait for the next one."""
+
+INBOX = 1_000
+"""Messages that wait for one agent at most, as for one with `on_message`."""
+
+
+class Reported(Exception):
+    """How a task that `decide` holds ends without a result: failed (its text), or handed back."""
+
+    def __init__(self, text: str, *, is_retried: bool = True, is_released: bool = False) -> None:
+        super().__init__(text)
+        self.is_retried, self.is_released = is_retried, is_released
+
+
+class _Hold:
+    """A task that the agent holds until it reports it."""
+
+    __slots__ = ("ended", "is_new", "report", "task", "why")
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.is_new = task, True
+        self.ended = anyio.Event()
+        self.report: ReportTask | None = None
+        self.why = ""
+
+
+class DecideLoop:
+    """The loop of one agent. It is no task while there is nothing to decide on. Its inbox is its own: messages are
+    handed over in batches.
+    """
+
+    takes_messages = True
+
+    def __init__(self, agent: Agent, group: TaskGroup, executor: Executor, supervision: Supervision) -> None:
+        self._agent, self._group, self._executor, self._supervision = agent, group, executor, supervision
+        self._messages: deque[tuple[Message, OnHandled | None]] = deque()
+        self._given: list[tuple[Message, OnHandled | None]] = []  # to the running call
+        self._answers: dict[str, bytes] = {}  # of the messages that the running call was given
+        self._asking: set[str] = set()
+        self._holds: dict[str, _Hold] = {}
+        self._has_new = False
+        self._is_ticked = False
+        self._is_running = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next message would be one too many."""
+        return len(self._messages) >= INBOX
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no message waits, and no call has any."""
+        return not self._messages and not self._given
+
+    def abandon(self) -> list[OnHandled]:
+        """Forget the messages that wait; return the answers of all that no call has ended."""
+        answers = [answer for _, answer in (*self._given, *self._messages) if answer is not None]
+        self._messages.clear()
+        return answers
+
+    def put(self, message: Message, answer: OnHandled | None) -> None:
+        """Take a message; `answer` is told when the call that was given it is over, with the answer decided on."""
+        self._messages.append((message, answer))
+        self._wake()
+
+    def tick(self) -> bool:
+        """Let `decide` be called though nothing has come; tell whether it is not running yet."""
+        self._is_ticked = True
+        is_idle = not self._is_running
+        self._wake()
+        return is_idle
+
+    async def hold(self, task: Task) -> Any:
+        """Give a claimed task to the agent; return the result that it reports.
+
+        Raises:
+            Reported: It reported another end, or `decide` failed.
+        """
+        hold = self._holds[task.id] = _Hold(task)
+        self._has_new = True
+        self._wake()
+        try:
+            await hold.ended.wait()
+        finally:
+            del self._holds[task.id]
+        report = hold.report
+        if report is None:
+            raise Reported(hold.why)
+        if report.is_released or report.error is not None:
+            raise Reported(report.error or "", is_retried=report.is_retried, is_released=report.is_released)
+        return report.result
+
+    def report(self, report: ReportTask) -> None:
+        """End a task that the agent holds.
+
+        Raises:
+            StaleClaim: It holds it no longer, or never did.
+            InvalidValue: The result is not plain data; it is held on.
+        """
+        hold = self._holds.get(report.task_id)
+        if hold is None or hold.ended.is_set():
+            raise StaleClaim(
+                report.task_id,
+                token=0,
+                why="this agent holds it no longer, or never did: it was reported, timed out, or cancelled",
+            )
+        encode_result(report.result)  # one that cannot be stored is told to the agent, which may report another
+        hold.report = report
+        hold.ended.set()
+
+    def answer(self, message_id: str, payload: Any) -> None:
+        """Answer a message that the running call of `decide` was given.
+
+        Raises:
+            InvalidValue: It was given none with that id, or the payload is not plain data.
+        """
+        if message_id not in self._asking:
+            raise InvalidValue(
+                "SendMessage.answers", message_id, "the id of a message that this call of decide was given"
+            )
+        self._answers[message_id] = encode_plain(payload, "answer")
+
+    def _wake(self) -> None:
+        if not self._is_running:
+            self._is_running = True
+            self._group.start_soon(self._run)
+
+    async def _run(self) -> None:
+        begin(self._agent)
+        agent = self._agent
+        try:
+            while self._messages or self._has_new or self._is_ticked:
+                if agent.health.is_troubled and (rest_sec := agent.health.rest_sec("decide")):
+                    await anyio.sleep(rest_sec)
+                    continue
+                await self._call()
+        except (
+            Exception
+        ) as error:  # the agent's boundary: what its handlers raise was caught before, so this is the loop's own end
+            self._supervision.died(agent, error)
+            self._supervision.retire(agent)
+            self._end_all(f"the agent's loop died: {agent.health.died}", list(self._holds.values()))
+            return  # as if it were running: nothing starts it again
+        self._is_running = False
+
+    async def _call(self) -> None:
+        """One call of `decide`, and what follows from it."""
+        given = self._given = [self._messages.popleft() for _ in range(min(BATCH, len(self._messages)))]
+        holds = list(self._holds.values())
+        new = [hold for hold in holds if hold.is_new]
+        for hold in new:
+            hold.is_new = False
+        self._has_new = self._is_ticked = False
+        self._asking = {message.id for message, _ in given}
+        why = ""
+        try:
+            await self._decide(
+                [message for message, _ in given], [hold.task for hold in holds if not hold.ended.is_set()]
+            )
+        except BaseException as error:  # the agent's boundary: it goes on
+            if not is_contained(error):
+                raise
+            why = f"{type(error).__name__}: {error}"
+            self._failed(error, why, new)
+        else:
+            if self._agent.health.is_troubled:
+                self._supervision.succeeded(self._agent, "decide")
+        self._asking = set()
+        answers, self._answers = self._answers, {}
+        for message, answer in given:
+            if answer is not None:
+                await answer(None if why else answers.get(message.id, b"null"), why)
+        self._given = []
+
+    def _failed(self, error: BaseException, why: str, new: Sequence[_Hold]) -> None:
+        """The tasks that this call was the first to be given fail; once the breaker opens, those that the agent held
+        before too.
+        """
+        agent = self._agent
+        if isinstance(error, ConvergeError):
+            agent.log.warning("decide failed: %s", error)
+        else:
+            agent.log.error("decide failed", exc_info=error)
+        self._supervision.failed(agent, "decide", error)
+        self._end_all(why, new if agent.health.state is not CircuitState.OPEN else list(self._holds.values()))
+
+    def _end_all(self, why: str, holds: Sequence[_Hold]) -> None:
+        for hold in holds:
+            if not hold.ended.is_set():
+                hold.why = why
+                hold.ended.set()
+
+    async def _decide(self, messages: Sequence[Message], tasks: Sequence[Task]) -> None:
+        decisions = await call_handler(self._agent.decide, list(messages), list(tasks))
+        if decisions is None:
+            decisions = ()
+        if isinstance(decisions, str | bytes) or not isinstance(decisions, Sequence):
+            raise TypeError(f"decide returned {type(decisions).__name__}, expected a list of decisions")
+        outcomes = [await self._carry_out(decision) for decision in decisions[: self._agent.limits.decisions]]
+        if len(decisions) > len(outcomes):
+            refusal = TooManyDecisions(self._agent.id, len(decisions), self._agent.limits.decisions)
+            self._agent.log.warning("%s", refusal)
+            outcomes += [
+                Outcome(decision=decision, is_ok=False, error=refusal) for decision in decisions[len(outcomes) :]
+            ]
+        if outcomes:
+            await call_handler(self._agent.on_outcomes, outcomes)
+
+    async def _carry_out(self, decision: Any) -> Outcome:
+        """One after the other, in the agent's order; one that fails stops none of the others."""
+        try:
+            value = await self._executor.execute(self._agent, decision)
+        except Exception as error:  # the outcome is told to the agent, whatever it is
+            self._agent.log.warning("%s failed: %s: %s", type(decision).__name__, type(error).__name__, error)
+            return Outcome(decision=decision, is_ok=False, error=error)
+        return Outcome(decision=decision, is_ok=True, value=value)

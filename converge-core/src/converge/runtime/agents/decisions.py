@@ -1,0 +1,145 @@
+"""What an agent can decide to do to the world: one record for each kind of action, what came of it, what bounds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+from attrs import validators
+
+from converge.errors import InvalidValue
+from converge.model.pool import Pool
+from converge.model.task import Task
+
+
+@attrs.frozen(kw_only=True)
+class SendMessage:
+    """Send a message: to an agent, to a topic's agents (`topic`), or to a pool's (`pool_id`): one of the three.
+
+    Attributes:
+        to: An agent's id, or `Capability("x")`: any one agent that has it.
+        payload: Plain data.
+        ack, timeout, mailbox, proof, task_id: As for `Node.send`.
+        is_ask: Whether to wait for the answer, which is the outcome's value then.
+        answers: The id of a message that this `decide` was given: the payload is what its sender's `ask` returns, and
+            nothing else is sent.
+    """
+
+    payload: Any
+    to: str = ""
+    topic: str = ""
+    pool_id: str = ""
+    ack: str | None = "accepted"
+    timeout: float = 10.0
+    mailbox: bool = False
+    proof: str = "channel"
+    task_id: str = ""
+    is_ask: bool = False
+    answers: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        if sum(map(bool, (self.to, self.topic, self.pool_id, self.answers))) != 1:
+            raise InvalidValue("SendMessage", self.to, "exactly one of to, topic, pool_id and answers")
+
+
+@attrs.frozen(kw_only=True)
+class SubmitTask:
+    """Submit a task; the outcome's value is its id."""
+
+    task: Task
+
+
+@attrs.frozen(kw_only=True)
+class ReportTask:
+    """End a task that `decide` was given: with its result, as failed (`error`), or handed back uncounted
+    (`is_released`).
+    """
+
+    task_id: str
+    result: Any = None
+    error: str | None = None
+    is_retried: bool = True
+    is_released: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class JoinPool:
+    """Become a member of a pool, and claim its tasks from now on; the outcome's value tells whether it was none
+    before.
+    """
+
+    pool_id: str
+    secret: str | None = attrs.field(default=None, repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class LeavePool:
+    """Leave a pool, and claim its tasks no longer; the outcome's value tells whether the agent was a member."""
+
+    pool_id: str
+
+
+@attrs.frozen(kw_only=True)
+class CreatePool:
+    """Create a pool; the outcome's value tells whether it is new."""
+
+    pool: Pool
+    secret: str | None = attrs.field(default=None, repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class InvokeTool:
+    """Call one of the agent's `tools`; the outcome's value is what it returned. `timeout_sec` may only shorten the
+    tool's own.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = attrs.field(factory=dict)
+    timeout_sec: float | None = None
+
+
+Decision = SendMessage | SubmitTask | ReportTask | JoinPool | LeavePool | CreatePool | InvokeTool
+"""Core's decisions; plugins declare theirs through `converge_decisions`."""
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """What came of one decision of a `decide` call.
+
+    Attributes:
+        decision: The decision.
+        is_ok: Whether it was carried out.
+        value: What it gave, if it was.
+        error: Why not, otherwise: a `ConvergeError`, or what a tool or a plugin's handler raised.
+    """
+
+    decision: Any
+    is_ok: bool
+    value: Any = None
+    error: Exception | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """How much one agent may do. The defaults stop an agent that has run wild, not one that works.
+
+    Attributes:
+        decisions: Decisions that one call of `decide` may return.
+        in_flight: Actions under way at a time.
+        per_sec: Actions a second, with as many saved up as come in one second; None: no limit.
+    """
+
+    decisions: int = attrs.field(default=100, validator=validators.ge(1))
+    in_flight: int = attrs.field(default=1_000, validator=validators.ge(1))
+    per_sec: float | None = attrs.field(default=None, validator=validators.optional(validators.gt(0)))
+
+
+@attrs.frozen
+class Tool:
+    """A function that an agent may call through `self.tool`, and how long it may take; a sync one runs in a worker
+    thread.
+    """
+
+    function: Callable[..., Any]
+    timeout_sec: float = attrs.field(default=30.0, kw_only=True, validator=validators.gt(0))

@@ -1,0 +1,303 @@
+"""The executor: everything that agents do to the world passes here, under the same checks, and is counted."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import attrs
+from anyio import CapacityLimiter, to_thread
+
+from converge.contracts.decisions import DecisionKind
+from converge.contracts.store import Store
+from converge.env import Env
+from converge.errors import (
+    ActionError,
+    ActionNotAllowed,
+    InvalidValue,
+    PluginDuplicate,
+    StaleClaim,
+    ToolNotAllowed,
+    ToolTimeout,
+    TooManyActions,
+)
+from converge.runtime.agents.decisions import (
+    CreatePool,
+    InvokeTool,
+    JoinPool,
+    LeavePool,
+    Limits,
+    ReportTask,
+    SendMessage,
+    SubmitTask,
+    Tool,
+)
+
+if TYPE_CHECKING:
+    from converge.runtime.agents.agent import Agent
+
+TOOL_THREADS = 40
+"""Sync tools of one process that run at a time; more wait, within their timeouts. As many as anyio's own limit of
+worker threads.
+"""
+
+
+@attrs.define(kw_only=True)
+class Tally:
+    """How often one agent did one kind of action: carried out, refused by a check, or failed."""
+
+    done: int = 0
+    refused: int = 0
+    failed: int = 0
+
+
+class _Account:
+    """What the executor keeps of one agent that has acted."""
+
+    __slots__ = ("in_flight", "saved", "saved_at", "tallies")
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self.in_flight = 0
+        self.saved = max(1.0, limits.per_sec or 0.0)
+        self.saved_at = now
+        self.tallies: dict[str, Tally] = {}
+
+    def check(self, agent: Agent, now: float) -> None:
+        """Count the action as begun.
+
+        Raises:
+            TooManyActions: The agent's limits are reached.
+        """
+        limits = agent.limits
+        if self.in_flight >= limits.in_flight:
+            raise TooManyActions(agent.id, f"{self.in_flight} of its actions are under way, the most there may be")
+        if limits.per_sec is not None:
+            self.saved = min(max(1.0, limits.per_sec), self.saved + (now - self.saved_at) * limits.per_sec)
+            self.saved_at = now
+            if self.saved < 1:
+                raise TooManyActions(agent.id, f"it acts more than {limits.per_sec:g} times a second")
+            self.saved -= 1
+
+
+@attrs.frozen
+class Acting:
+    """The agent whose decision is carried out: the `DecisionContext` of handlers."""
+
+    agent: Agent
+    executor: Executor
+
+    @property
+    def agent_id(self) -> str:
+        """The agent's id."""
+        return self.agent.id
+
+    @property
+    def store(self) -> Store:
+        """The node's store."""
+        return self.agent.node.store
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """The agent's log."""
+        return self.agent.log
+
+    async def execute(self, decision: object) -> Any:
+        """Carry out another decision of the same agent. See `Executor.execute`."""
+        return await self.executor.execute(self.agent, decision)
+
+
+class Executor:
+    """Carries out the actions of one node's agents. `plugins`: the kinds of decision that plugins declare."""
+
+    def __init__(self, env: Env, plugins: Iterable[DecisionKind] = ()) -> None:
+        self._env = env
+        self._kinds: dict[type[Any], DecisionKind] = {kind.type: kind for kind in CORE}
+        for kind in plugins:
+            if kind.type in self._kinds:
+                text = f'the decision "{kind.name}" of a plugin is of the type {kind.type.__name__}'
+                raise PluginDuplicate(f"{text}, which is core's; it needs a type of its own")
+            self._kinds[kind.type] = kind
+        self._accounts: dict[str, _Account] = {}
+        self._threads = CapacityLimiter(TOOL_THREADS)
+
+    def check_agent_class(self, cls: type[Agent]) -> None:
+        """Refuse a class whose `allowed_actions` name what there is not.
+
+        Raises:
+            InvalidValue: With the nearest name.
+        """
+        names = [kind.name for kind in self._kinds.values()]
+        for one in cls.allowed_actions or ():
+            if one in self._kinds or one in names:
+                continue
+            near = difflib.get_close_matches(str(one), names, n=1)
+            raise InvalidValue(
+                f"{cls.__name__}.allowed_actions", one, f'"{near[0]}"' if near else f"one of {', '.join(names)}"
+            )
+
+    def counts(self, agent_id: str) -> Mapping[str, Tally]:
+        """Return what the agent has done so far, by the name of the action."""
+        account = self._accounts.get(agent_id)
+        return {} if account is None else account.tallies
+
+    async def execute(self, agent: Agent, decision: object) -> Any:
+        """Carry out what the agent decided; return what came of it.
+
+        Raises:
+            ActionError: A check refused it, or a tool took too long.
+            InvalidValue: It is no decision that core or a loaded plugin knows.
+            Exception: As the action itself: see `Node.send`, `TaskManager.submit` and so on; what a tool or a plugin's
+                handler raised.
+        """
+        kind = self._kinds.get(type(decision))
+        if kind is None:
+            raise InvalidValue(
+                "decision",
+                decision,
+                f"one of {', '.join(known.__name__ for known in self._kinds)}; is its plugin loaded?",
+            )
+        account = self._accounts.get(agent.id)
+        if account is None:
+            account = self._accounts[agent.id] = _Account(agent.limits, self._env.monotonic())
+        tally = account.tallies.setdefault(kind.name, Tally())
+        try:
+            _check_allowed(agent, kind)
+            account.check(agent, self._env.monotonic())
+            account.in_flight += 1
+            try:
+                value = await kind.handler(Acting(agent, self), decision)
+            finally:
+                account.in_flight -= 1
+        except ActionError as error:
+            tally.refused += 1
+            agent.log.warning("%s was refused: %s", kind.name, error)
+            raise
+        except BaseException:
+            tally.failed += 1
+            raise
+        tally.done += 1
+        return value
+
+    async def call(self, tool: Tool, timeout_sec: float, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Call a tool; an async one in this task, another one in a worker thread.
+
+        Raises:
+            ToolTimeout: It took too long.
+            InvalidValue: The arguments are not the tool's.
+        """
+        function = tool.function
+        with suppress(ValueError):  # a builtin without a signature
+            signature = inspect.signature(function)
+            try:
+                signature.bind(**arguments)
+            except TypeError as error:
+                raise InvalidValue(
+                    f"tool {name}: arguments", dict(arguments), f"those of {name}{signature}: {error}"
+                ) from error
+        with anyio.move_on_after(timeout_sec):
+            if inspect.iscoroutinefunction(function):
+                return await function(**arguments)
+            return await to_thread.run_sync(
+                lambda: function(**arguments), abandon_on_cancel=True, limiter=self._threads
+            )
+        raise ToolTimeout(name, timeout_sec)
+
+
+def _check_allowed(agent: Agent, kind: DecisionKind) -> None:
+    allowed = agent.allowed_actions
+    if allowed is not None and kind.name not in allowed and kind.type not in allowed:
+        raise ActionNotAllowed(agent.id, kind.name, [one if isinstance(one, str) else one.__name__ for one in allowed])
+
+
+async def _send(acting: Acting, decision: SendMessage) -> Any:
+    agent, payload, timeout = acting.agent, decision.payload, decision.timeout
+    if decision.answers:
+        if agent.decide_loop is None:
+            raise InvalidValue("SendMessage.answers", decision.answers, "no id: what on_message returns is its answer")
+        return agent.decide_loop.answer(decision.answers, payload)
+    if decision.topic:
+        return await agent.node.publish(decision.topic, payload, timeout=timeout, sender=agent.id)
+    if decision.pool_id:
+        return await agent.node.broadcast(decision.pool_id, payload, timeout=timeout, sender=agent.id)
+    if decision.is_ask:
+        return await agent.node.ask(decision.to, payload, timeout=timeout, sender=agent.id, task_id=decision.task_id)
+    return await agent.node.send(
+        decision.to,
+        payload,
+        ack=decision.ack,
+        timeout=timeout,
+        mailbox=decision.mailbox,
+        proof=decision.proof,
+        sender=agent.id,
+        task_id=decision.task_id,
+    )
+
+
+async def _submit(acting: Acting, decision: SubmitTask) -> str:
+    return await acting.agent.node.tasks.submit(decision.task)
+
+
+async def _report(acting: Acting, decision: ReportTask) -> None:
+    loop = acting.agent.decide_loop
+    if loop is None:
+        raise StaleClaim(
+            decision.task_id,
+            token=0,
+            why="only an agent with decide reports its tasks; what on_task returns is the result",
+        )
+    loop.report(decision)
+
+
+async def _join(acting: Acting, decision: JoinPool) -> bool:
+    return await acting.agent.node.groups.join(acting.agent, decision.pool_id, decision.secret)
+
+
+async def _leave(acting: Acting, decision: LeavePool) -> bool:
+    return await acting.agent.node.groups.leave(acting.agent, decision.pool_id)
+
+
+async def _create(acting: Acting, decision: CreatePool) -> bool:
+    return await acting.agent.node.pools.create_pool(decision.pool, secret=decision.secret)
+
+
+async def _invoke(acting: Acting, decision: InvokeTool) -> Any:
+    tools = tools_of(acting.agent)
+    tool = tools.get(decision.name)
+    if tool is None:
+        near = difflib.get_close_matches(decision.name, tools, n=1)
+        raise ToolNotAllowed(acting.agent_id, decision.name, list(tools), nearest=near[0] if near else None)
+    timeout_sec = tool.timeout_sec if decision.timeout_sec is None else min(tool.timeout_sec, decision.timeout_sec)
+    return await acting.executor.call(tool, timeout_sec, decision.name, decision.arguments)
+
+
+def tools_of(agent: Agent) -> dict[str, Tool]:
+    """Return the tools that the agent may call: those of a mapping as they are, a name alone is a method of the
+    agent.
+    """
+    tools = agent.tools
+    if isinstance(tools, Mapping):
+        return {name: tool if isinstance(tool, Tool) else Tool(tool) for name, tool in tools.items()}
+    return {name: Tool(getattr(agent, name)) for name in tools}
+
+
+def _core(name: str, type_: type[Any], handler: Callable[[Any, Any], Awaitable[Any]]) -> DecisionKind:
+    return DecisionKind(
+        name=name, type=type_, handler=handler
+    )  # they act through `Acting`, which has more than plugins are promised
+
+
+CORE = (
+    _core("send-message", SendMessage, _send),
+    _core("submit-task", SubmitTask, _submit),
+    _core("report-task", ReportTask, _report),
+    _core("join-pool", JoinPool, _join),
+    _core("leave-pool", LeavePool, _leave),
+    _core("create-pool", CreatePool, _create),
+    _core("invoke-tool", InvokeTool, _invoke),
+)
+"""The kinds of core's own decisions."""

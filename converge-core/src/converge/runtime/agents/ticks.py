@@ -1,0 +1,101 @@
+"""Ticks: one timer for all agents of a node that have a `tick_sec`; an agent that waits for its next tick costs no
+task.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Iterable
+from math import inf
+
+import anyio
+from anyio.abc import TaskGroup
+
+from converge.env import Env
+from converge.errors import ConvergeError
+from converge.runtime.agents.agent import Agent, call_handler
+from converge.runtime.agents.context import begin
+from converge.runtime.agents.supervision import Supervision, is_contained
+
+log = logging.getLogger("converge.node")
+
+
+class Ticks:
+    """The ticks of one node's agents. The first comes within one `tick_sec`, at random: agents started together do not
+    tick together.
+    """
+
+    def __init__(self, env: Env, group: TaskGroup, supervision: Supervision) -> None:
+        self._env, self._group, self._supervision = env, group, supervision
+        self._due: list[tuple[float, int, Agent]] = []
+        self._number = 0
+        self._is_stopped = False
+        self._running = 0
+        self._ended = anyio.Event()
+        self._changed = anyio.Event()
+
+    def add(self, agents: Iterable[Agent]) -> None:
+        """Let the agents tick, those that have a `tick_sec`."""
+        for one in agents:
+            if one.tick_sec is not None:
+                self._schedule(one, one.tick_sec * self._random())
+
+    async def stop(self) -> None:
+        """Begin no tick from now on; return when those that run have ended."""
+        self._is_stopped = True
+        self._changed.set()
+        while self._running:
+            self._ended = anyio.Event()
+            await self._ended.wait()
+
+    async def run(self) -> None:
+        """Begin ticks as they are due, until `stop`."""
+        while not self._is_stopped:
+            self._changed = anyio.Event()
+            with anyio.move_on_after(self._due[0][0] - self._env.monotonic() if self._due else inf):
+                await self._changed.wait()
+            now = self._env.monotonic()
+            while self._due and self._due[0][0] <= now and not self._is_stopped:
+                _, _, agent = heapq.heappop(self._due)
+                self._running += 1
+                self._group.start_soon(self._tick, agent)
+
+    async def _tick(self, agent: Agent) -> None:
+        """One tick; the next is due only when this one is over, so that none overlaps another."""
+        try:
+            rest_sec = await self._run(agent)
+        finally:
+            self._running -= 1
+            self._ended.set()
+        tick_sec = agent.tick_sec or 0.0
+        self._schedule(agent, max(rest_sec, tick_sec * (0.9 + self._random() / 5)))
+
+    async def _run(self, agent: Agent) -> float:
+        """Call what the agent has; return the seconds for which it gets no tick."""
+        begin(agent)
+        if agent.decide_loop is not None:
+            agent.decide_loop.tick()
+        if type(agent).on_tick is not Agent.on_tick:
+            try:
+                await call_handler(agent.on_tick)
+                if agent.health.is_troubled:
+                    self._supervision.succeeded(agent, "on_tick")
+            except BaseException as error:  # the agent's boundary: it goes on
+                if not is_contained(error):
+                    raise
+                if isinstance(error, ConvergeError):
+                    agent.log.warning("on_tick failed: %s", error)
+                else:
+                    agent.log.exception("on_tick failed")
+                return self._supervision.failed(agent, "on_tick", error)
+        return 0.0
+
+    def _schedule(self, agent: Agent, after_sec: float) -> None:
+        self._number += 1
+        heapq.heappush(self._due, (self._env.monotonic() + after_sec, self._number, agent))
+        if self._due[0][1] == self._number:
+            self._changed.set()
+
+    def _random(self) -> float:
+        return int.from_bytes(self._env.entropy(4), "big") / 2**32

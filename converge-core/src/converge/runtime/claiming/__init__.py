@@ -1,0 +1,1 @@
+"""From ready tasks to running handlers: feed, slots, groups."""

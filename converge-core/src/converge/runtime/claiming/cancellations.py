@@ -1,0 +1,92 @@
+"""Notices of cancelled claims, that others leave under this process's lease, and with them whether the store's wake-ups
+arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
+
+import anyio
+
+from converge.contracts.store import Batch, Range
+from converge.errors import LeaseEnded, StoreError, StoreUnavailable
+from converge.model.keys import NOTICE
+from converge.runtime.claiming.feed import Feed
+from converge.runtime.claiming.slots import Why
+from converge.services.store.handle import StoreHandle
+from converge.services.store.lease import Lease
+
+PAGE = 200
+"""Notices read at a time."""
+
+UNHEARD = 2
+"""Renewals in a row whose wake-up did not arrive: one may be on its way when it is looked for."""
+
+PART = "notices"
+
+
+class Cancellations:
+    """Hears of cancelled claims when their holder is woken, at the latest with every renewal."""
+
+    def __init__(self, handle: StoreHandle, lease_sec: float, feeds: Mapping[Any, Feed]) -> None:
+        self._opened, self._pause_sec, self._feeds = handle, lease_sec / 3, feeds
+        self._woken = anyio.Event()
+        self._heard = 0  # renewals of the lease when a wake-up arrived last
+        self._suspected: int | None = None
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        async with anyio.create_task_group() as group:
+            scope, watched = anyio.CancelScope(), None
+            while True:
+                if self._opened.lease_opened is None:  # what is cancelled of its first claims must be heard of, too
+                    await self._opened.lease_came.wait()
+                lease = self._opened.lease_opened
+                if lease is not None and lease.remaining_sec() > 0:
+                    if lease is not watched:
+                        scope.cancel()
+                        scope, watched, self._heard = anyio.CancelScope(), lease, lease.renewals
+                        group.start_soon(self._watch, lease, scope)
+                    self._woken = anyio.Event()
+                    await self._read(lease)
+                    self._listen(lease)
+                with anyio.move_on_after(self._pause_sec):
+                    await self._woken.wait()
+
+    def _listen(self, lease: Lease) -> None:
+        """Say so when renewals go through, but their wake-ups do not arrive."""
+        unheard = lease.renewals - self._heard >= UNHEARD
+        if (
+            unheard and self._suspected == self._heard
+        ):  # at the last look, too: what came while the loop was blocked has been heard since
+            self._opened.watch_outage.failed(
+                PART, StoreUnavailable(f"{lease.renewals - self._heard} renewals of the lease were not heard of")
+            )
+        self._suspected = self._heard if unheard else None
+
+    async def _watch(self, lease: Lease, scope: anyio.CancelScope) -> None:
+        with scope:
+            while True:
+                try:
+                    async with aclosing(self._opened.store.watch([lease.channel])) as watch:  # type: ignore[type-var]  # every watch is an async generator
+                        async for _ in watch:
+                            self._heard = lease.renewals
+                            self._opened.watch_outage.works(PART)
+                            self._woken.set()
+                except StoreError as error:
+                    self._opened.watch_outage.failed(PART, error)
+                await anyio.sleep(self._pause_sec)
+
+    async def _read(self, lease: Lease) -> None:
+        try:
+            (page,) = await self._opened.store.scan([Range(NOTICE(lease.id), None, PAGE)])
+            ids = {entry.key[2] for entry in page}
+            if ids:
+                for feed in self._feeds.values():
+                    feed.slots.cancel(Why.CALLED_OFF, ids)
+                await (await self._opened.commits()).commit([Batch((), (), [entry.key for entry in page])])
+            self._opened.outage.works(PART)
+        except (StoreError, LeaseEnded) as error:
+            self._opened.outage.failed(PART, error)

@@ -1,0 +1,494 @@
+"""The feed of one group of agents: finishes and the next take go out together, two turns in flight; it sleeps on the
+store's wake-up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import NamedTuple
+
+import anyio
+from anyio.abc import TaskGroup
+
+from converge.contracts.store import Batch, Channel, Conflict, Take, Taken, Turned
+from converge.env import Env
+from converge.errors import ConvergeError, InputError, LeaseEnded, NotApplied, StaleClaim, StoreError
+from converge.ids import id_text
+from converge.machines.task import Completed, Event, Failed, Found, Released
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.supervision import Supervision
+from converge.runtime.claiming.slots import OnClaimed, Slots, Why
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.claim import Claims, settle
+from converge.services.tasks.finish import Finishes
+
+log = logging.getLogger("converge.feed")
+
+PUMPS = 2
+"""Turns in flight: the store works on one while Python runs the handlers of the other."""
+
+GATHER_SEC = 0.01
+"""How long finishes may wait for others while claims are queued here: handlers that hold the loop for long must not
+keep back what has ended.
+"""
+
+BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 2.0
+"""Waits between calls to a store that does not answer: claims resume within the greater of its return."""
+
+
+class Observers(NamedTuple):
+    """Who is told of attempts: when one begins, and when one has ended and the store knows. None: nobody, which costs
+    nothing.
+    """
+
+    claimed: OnClaimed | None = None
+    finished: Callable[[Found, Event], None] | None = None
+
+
+NO_OBSERVERS = Observers()
+
+
+class Feed:
+    """Claims for a group's free slots, and ends what they have finished."""
+
+    def __init__(
+        self,
+        handle: StoreHandle,
+        claims: Claims,
+        env: Env,
+        group: TaskGroup,
+        poll_sec: float,
+        observers: Observers = NO_OBSERVERS,
+        supervision: Supervision | None = None,
+    ) -> None:
+        self._opened, self._claims, self._env, self._group, self._poll_sec = handle, claims, env, group, poll_sec
+        self._observers = observers
+        self.slots = Slots(env, group, self._on_finished, self._on_all_begun, observers.claimed, supervision)
+        self._finishes = Finishes(handle)
+        self._finished: list[tuple[Found, Event]] = []
+        self._unsettled: list[bytes] = []  # nonces of takes that were never answered
+        self._wanted = 0  # slots that a take under way will fill
+        self._event, self._is_woken = anyio.Event(), False
+        self._channels: list[Channel] = []
+        self._watching: anyio.CancelScope | None = None
+        self._woken = True
+        self._assumed = False
+        self._slow = 0
+        self._pumping = 0
+        self._sending = 0
+        self._idle = anyio.Event()
+        self._look_due = 0.0
+        self._turned_at = 0.0
+        self.is_draining = self.is_ended = False
+        self.completed = 0
+        self.failed = 0
+        self.stale = 0
+        self.error: str | None = None
+
+    def add(self, agent: Agent, count: int | None = None) -> None:
+        """Let the agent work too, in all of its slots or in so many."""
+        self.slots.add(agent, count)
+        self._wake()
+
+    def remove(self, agent: Agent) -> int:
+        """Let the agent begin nothing more; what waited for its slots goes back. Answers in how many of them something
+        still runs.
+        """
+        owed = self.slots.remove(agent)
+        if self.slots.is_deserted:
+            self._unwatch()
+        self._give_back_excess()
+        return owed
+
+    def start(self) -> None:
+        """Start claiming."""
+        for _ in range(PUMPS):
+            self._group.start_soon(self._run)
+
+    async def _run(self) -> None:
+        self._pumping += 1
+        try:
+            await self._pump()
+        finally:
+            self._pumping -= 1
+            self._idle.set()
+
+    def end(self) -> None:
+        """Stop for good, after `drain`: no task of this feed is left."""
+        self.is_ended = True
+        self._unwatch()
+        self._opened.outage.works(f"claims.{id(self)}")
+        self._wake()
+
+    @property
+    def in_hand(self) -> int:
+        """Claims held here: running, queued, or not yet acknowledged as finished."""
+        return self.slots.busy + len(self._finished) + self._slow + self._sending
+
+    @property
+    def hears(self) -> bool:
+        """Whether it listens for the store's wake-ups: not while nothing could be taken."""
+        return self._watching is not None
+
+    def hand_back(self) -> None:
+        """Stop claiming, and release the claims that no worker has begun."""
+        self.is_draining = True
+        self._unwatch()
+        self._give_back(self.slots.take_back())
+        self._wake()
+
+    def _give_back(self, claims: list[Found]) -> None:
+        why = "its process is stopping" if self.is_draining else "its agent rests, or has left the pool"
+        self._finished += [(found, Released("", why)) for found in claims]
+
+    def _give_back_excess(self) -> None:
+        """Release claims that there is no slot for: an agent has gone since the take left, and those that are here may
+        be busy for long.
+        """
+        if self.slots.free < 0:
+            self._give_back(self.slots.take_back(-self.slots.free))
+            self._wake()
+
+    async def drain(self) -> None:
+        """Stop claiming; return when everything claimed has ended and the store knows."""
+        self.is_draining = True
+        while self.in_hand or self._wanted:
+            if not self._pumping:
+                await self._flush()
+                return
+            if self._idle.is_set():
+                self._idle = (
+                    anyio.Event()
+                )  # not another one while somebody waits: a group that ends and a node that stops may both drain
+            self._wake()
+            await self._idle.wait()
+
+    async def _flush(self) -> None:
+        """Tell the store what is left here: the node's block was cancelled, and the pumps with it."""
+        while self._finished or self._unsettled:
+            try:
+                await self._settle()
+                finished, self._finished = self._finished, []
+                await self._send(finished, None, b"")
+            except ConvergeError as error:
+                self._failed(error)
+                await anyio.sleep(BACKOFF_LEAST_SEC)
+
+    def _failed(self, error: ConvergeError) -> None:
+        if isinstance(error, StoreError):
+            self._opened.outage.failed(f"claims.{id(self)}", error)
+        elif self.error != str(error):
+            log.warning("claiming waits: %s", error)
+        self.error = str(error)
+        self._woken = True  # whatever was about to be looked at still must be
+
+    def _on_finished(self, found: Found, event: Event | None) -> None:
+        if event is not None:
+            self._finished.append((found, event))
+        if self.is_draining:
+            self._idle.set()
+        if not self._is_woken and self._is_worth_a_turn():
+            self._wake()
+
+    def _on_all_begun(self) -> None:
+        """What has ended waits for company no longer: the claims that have begun may take long."""
+        if self._finished:
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._is_woken:
+            self._is_woken = True
+            self._event.set()
+
+    def _on_wake_up(self) -> None:
+        self._woken = True
+        self._wake()
+
+    async def _pump(self) -> None:
+        backoff_sec = BACKOFF_LEAST_SEC
+        while not self.is_ended or self.in_hand:
+            try:
+                if await self._turn():
+                    backoff_sec = BACKOFF_LEAST_SEC
+                    if self.error is not None:
+                        self.error = None
+                        self._opened.outage.works(f"claims.{id(self)}")
+                    continue
+            except LeaseEnded as error:
+                # The node's watchdog cancels the handlers, and has another lease opened: its own task, so that the
+                # store cannot keep it waiting.
+                self.error = str(error)
+                self._woken = True
+                await anyio.sleep(min(self._poll_sec, BACKOFF_GREATEST_SEC))
+                continue
+            except ConvergeError as error:
+                self._failed(error)
+                await anyio.sleep(backoff_sec * (0.5 + self._random() / 2))
+                backoff_sec = min(backoff_sec * 2, BACKOFF_GREATEST_SEC)
+                continue
+            if self.error is not None:
+                self.error = None
+                self._opened.outage.works(f"claims.{id(self)}")
+            with anyio.move_on_after(self._poll_sec * (0.75 + self._random() / 2)) as scope:
+                await self._event.wait()
+            if self._is_woken:
+                self._event, self._is_woken = anyio.Event(), False
+            if scope.cancelled_caught:
+                self._woken = True
+                if self.slots.free <= 0:
+                    self._unwatch()
+
+    async def _turn(self) -> bool:
+        """Do one turn; tell whether there was anything to do."""
+        if not self._is_worth_a_turn():
+            return False
+        self._turned_at = self._env.monotonic()
+        take, nonce = await self._next_take()
+        finished, self._finished = self._finished, []
+        if take is None and not finished:
+            return False
+        limit = take.limit if take is not None else 0
+        self._wanted += limit
+        self._sending += len(finished)
+        try:
+            await self._send(finished, take, nonce)
+        finally:
+            self._wanted -= limit
+            self._sending -= len(finished)
+            self._idle.set()
+        return True
+
+    def _is_worth_a_turn(self) -> bool:
+        """While claims here still wait for their workers, let half of the slots come free first: a turn of one task
+        costs as much as one of ten.
+        """
+        slots = self.slots
+        count = len(slots.slots)
+        return (
+            not slots.queued
+            or 2 * (count - slots.busy - self._wanted) >= count
+            or self._env.monotonic() - self._turned_at >= GATHER_SEC
+        )
+
+    async def _next_take(self) -> tuple[Take | None, bytes]:
+        if self.is_draining or self.slots.free - self._wanted <= 0:
+            return None, b""
+        if self._unsettled:
+            await self._settle()
+        if self._woken:
+            await self._look_or_assume()
+        # Counted only now: while this pump waited the other one may have taken, or the node may have begun to stop.
+        free = self.slots.free - self._wanted
+        if free <= 0 or not self._claims.has_ready or self._is_stopping():
+            return None, b""
+        nonce = self._env.entropy(16)
+        return await self._claims.take(free, nonce), nonce
+
+    async def _look_or_assume(self) -> None:
+        """After a wake-up look at what is known first, in the take itself; read pools and lanes again each poll
+        interval, or if that was empty.
+        """
+        self._woken = False
+        now = self._env.monotonic()
+        if now < self._look_due and not self._assumed and self._claims.assume_ready():
+            self._assumed = True
+            return
+        self._assumed = False
+        self._look_due = now + self._poll_sec
+        await self._claims.look()
+        self._watch_lanes()
+
+    def _is_stopping(self) -> bool:
+        return self.is_draining
+
+    async def _settle(self) -> None:
+        """Take back what came of takes that were never answered, before anything else is taken: it would stay held as
+        long as this process lives.
+        """
+        while self._unsettled:
+            nonce = self._unsettled[0]
+            await settle(self._opened, nonce)
+            if nonce in self._unsettled:
+                self._unsettled.remove(nonce)
+
+    async def _send(self, finished: list[tuple[Found, Event]], take: Take | None, nonce: bytes) -> None:
+        try:
+            batches, sent, slow, wake = await self._plan(finished)
+            commits = await self._opened.commits()
+            turned = (
+                await commits.turn(batches, take, wake=wake, are_apart=_are_apart(finished))
+                if batches or take is not None
+                else Turned((), None)
+            )
+        except StoreError as error:
+            if isinstance(error.__cause__, InputError):
+                self._unsettled += [nonce] if take is not None else []
+                await self._finish_slowly(finished)
+                return
+            self._finished += finished  # to say them again is safe
+            if take is not None and not isinstance(error, NotApplied):
+                self._unsettled.append(nonce)
+            raise
+        except anyio.get_cancelled_exc_class():
+            self._finished += finished
+            self._unsettled += [nonce] if take is not None else []
+            raise
+        except InputError:
+            await self._finish_slowly(finished)  # one of them cannot be stored: each by itself, and that one fails
+            return
+        self._take_in(turned, take)
+        slow += self._check_outcomes(sent, turned)
+        await self._finish_slowly(slow)
+        if take is not None and isinstance(turned.taken, Conflict):
+            await self._claims.refused(turned.taken)
+
+    async def _plan(
+        self, finished: list[tuple[Found, Event]]
+    ) -> tuple[list[Batch], list[tuple[Found, Event]], list[tuple[Found, Event]], set[Channel]]:
+        batches: list[Batch] = []
+        sent: list[tuple[Found, Event]] = []
+        slow: list[tuple[Found, Event]] = []
+        wake: set[Channel] = set()
+        now = await self._opened.now() if finished else 0
+        for one in finished:
+            planned = self._finishes.plan(*one, now)
+            if planned is None:
+                slow.append(one)
+            else:
+                batches.append(planned[0])
+                wake.add(planned[1])
+                sent.append(one)
+        wake.discard("")
+        return batches, sent, slow, wake
+
+    def _take_in(self, turned: Turned, take: Take | None) -> None:
+        taken = turned.taken
+        if take is None or not isinstance(taken, Taken):
+            return
+        claims = self._claims.taken(take, taken)
+        if claims and self.is_draining:
+            self._give_back(claims)
+            self._wake()
+        elif claims:
+            self._assumed = False
+            self.slots.give(claims)
+            self._give_back_excess()
+        elif self._assumed:
+            self._woken = True  # the wake-up was for a lane that is not known yet: look
+            self._wake()
+
+    def _check_outcomes(self, sent: list[tuple[Found, Event]], turned: Turned) -> list[tuple[Found, Event]]:
+        """Count what ended; return what met a conflict, to be looked at one by one."""
+        slow: list[tuple[Found, Event]] = []
+        if self._observers.finished is None and Conflict not in set(map(type, turned.outcomes)):
+            kinds = [type(event) for _, event in sent]
+            self.completed += kinds.count(Completed)
+            self.failed += kinds.count(Failed)
+            return slow
+        for (found, event), outcome in zip(sent, turned.outcomes, strict=True):
+            if isinstance(outcome, Conflict):
+                slow.append((found, event))
+            else:
+                self._count(found, event)
+        return slow
+
+    async def _finish_slowly(self, slow: list[tuple[Found, Event]]) -> None:
+        releases = [(found, event) for found, event in slow if type(event) is Released]
+        if len(releases) > 1:
+            slow = [(found, event) for found, event in slow if type(event) is not Released]
+            try:
+                await self._release(releases)
+            except StoreError:
+                self._finished += slow
+                raise
+        self._slow += len(slow)
+        for at, (found, event) in enumerate(slow):
+            try:
+                await self._finishes.finish(found, event)
+                self._count(found, event)
+            except StaleClaim as error:
+                self.stale += 1
+                log.warning("%s", error)
+            except StoreError:
+                self._finished += slow[at:]
+                self._slow -= len(slow) - at
+                raise
+            except ConvergeError as error:
+                log.error("task %s could not be ended: %s", id_text(found.id), error)
+                if isinstance(event, Completed):  # its result cannot be stored; that it failed can
+                    self._finished.append((found, Failed(f"{type(error).__name__}: {error}", event.by)))
+            self._slow -= 1
+
+    async def _release(self, releases: list[tuple[Found, Released]]) -> None:
+        self._slow += len(releases)
+        try:
+            for (found, event), stale in zip(releases, await self._finishes.release_all(releases), strict=True):
+                if stale is None:
+                    self._count(found, event)
+                else:
+                    self.stale += 1
+                    log.warning("%s", stale)
+        except StoreError:
+            self._finished += releases
+            raise
+        finally:
+            self._slow -= len(releases)
+
+    def _count(self, found: Found, event: Event) -> None:
+        if isinstance(event, Completed):
+            self.completed += 1
+        elif isinstance(event, Failed):
+            self.failed += 1
+        if self._observers.finished is not None:
+            self._observers.finished(found, event)
+
+    def _watch_lanes(self) -> None:
+        channels = self._claims.channels
+        if channels == self._channels or self.is_draining:
+            return
+        self._channels = channels
+        if self._watching is not None:
+            self._watching.cancel()
+        self._watching = anyio.CancelScope()
+        self._group.start_soon(self._watch, channels, self._watching)
+
+    def _unwatch(self) -> None:
+        """Hear of nothing while nothing can be taken: a wake-up reaches one watcher, and another process may have a
+        free slot. Then look again.
+        """
+        if self._watching is not None:
+            self._watching.cancel()
+            self._opened.watch_outage.left(f"lanes.{id(self)}")
+        self._watching, self._channels = None, []
+        self._woken, self._look_due = True, 0.0
+
+    async def _watch(self, channels: list[Channel], scope: anyio.CancelScope) -> None:
+        with scope:
+            while True:
+                try:
+                    async with aclosing(self._opened.store.watch(channels)) as watch:  # type: ignore[type-var]  # every watch is an async generator
+                        async for _ in watch:
+                            self._opened.watch_outage.works(f"lanes.{id(self)}")
+                            self._on_wake_up()
+                except StoreError as error:
+                    self._opened.watch_outage.failed(f"lanes.{id(self)}", error)
+                await anyio.sleep(self._poll_sec)
+
+    def lost(self) -> None:
+        """The lease is gone, and with it every claim but those that have ended: these are still told to the store,
+        which knows whether they count.
+        """
+        self.slots.take_back()
+        self.slots.cancel(Why.LEASE_LOST)
+
+    def _random(self) -> float:
+        return int.from_bytes(self._env.entropy(4), "big") / 2**32
+
+
+def _are_apart(finished: list[tuple[Found, Event]]) -> bool:
+    """Tell whether these are finishes of different tasks: one whose outcome is unknown may meet the next attempt's,
+    under another lease.
+    """
+    return len({found.id for found, _ in finished}) == len(finished)

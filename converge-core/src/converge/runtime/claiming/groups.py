@@ -1,0 +1,315 @@
+"""Groups: agents of one node that claim alike share a feed; an agent that joins, leaves, rests or is no longer admitted
+changes its group.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import anyio
+from anyio.abc import TaskGroup
+
+from converge.contracts.store import LIMITS
+from converge.env import Env
+from converge.errors import ConvergeError, InputError, PoolClosed, StoreError
+from converge.machines.match import Claimer
+from converge.model.keys import MEMBER
+from converge.runtime.agents.agent import Agent, claimer_of, claims_tasks
+from converge.runtime.agents.ailments import Ailment, Code
+from converge.runtime.agents.supervision import Supervision
+from converge.runtime.claiming.feed import Feed, Observers
+from converge.services.pools import PoolManager
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.claim import Claims
+
+log = logging.getLogger("converge.node")
+
+GroupKey = tuple[tuple[str, ...], Claimer]
+
+
+class _Group(NamedTuple):
+    """Agents with the same pools, capabilities, topics and types."""
+
+    number: int
+    feed: Feed
+    claims: Claims
+    agents: dict[str, Agent]
+
+
+class Groups:
+    """The groups of one node. `feeds` is filled here, and read by whoever stops, cancels or shows them."""
+
+    def __init__(
+        self,
+        handle: StoreHandle,
+        pools: PoolManager,
+        env: Env,
+        group: TaskGroup,
+        poll_sec: float,
+        observers: Observers,
+        feeds: dict[int, Feed],
+    ) -> None:
+        self._opened, self._pools, self._env, self._group, self._poll_sec, self._observers = (
+            handle,
+            pools,
+            env,
+            group,
+            poll_sec,
+            observers,
+        )
+        self._feeds = feeds
+        self._number = 0
+        self._groups: dict[GroupKey, _Group] = {}
+        self._keys: dict[str, GroupKey] = {}  # agent: the group that it is in
+        self._agents: dict[str, Agent] = {}
+        self._wanted: dict[
+            str, tuple[str, ...]
+        ] = {}  # agent: the pools that it was started in or has joined, admitted or not
+        self._secrets: dict[str, str] = {}
+        self._share: dict[
+            str, int
+        ] = {}  # agent: the slots that it has, if it has not all of them: none while it rests, one on trial
+        self._owed: dict[
+            str, int
+        ] = {}  # agent: handlers that run in slots which were taken away: they count against its concurrency
+        self._rests: dict[str, int] = {}
+        self._lock = anyio.Lock()
+        self.supervision = Supervision(env, self.rest, self.closed, self._ended, self._retire)
+
+    async def start(self, agents: Sequence[Agent], pools: Sequence[str], secret: str | None) -> None:
+        """Make the agents members of the pools; they claim nothing until `add`.
+
+        Raises: As `PoolManager.join_many`.
+        """
+        for pool_id in pools:
+            await self._pools.join_many([one.id for one in agents], pool_id, secret=secret)
+            if secret is not None:
+                self._secrets[pool_id] = secret
+
+    async def withdraw(self, agents: Iterable[Agent]) -> None:
+        """End the memberships of agents that did not start, as far as the store can be reached; with the lease they end
+        anyway.
+        """
+        with suppress(ConvergeError):
+            for one in agents:
+                for pool_id in self._wanted.pop(one.id, one.pools):
+                    await self._pools.leave_pool(one.id, pool_id)
+
+    def add(self, agents: Iterable[Agent]) -> None:
+        """Let the agents claim in their pools."""
+        for one in agents:
+            self._agents[one.id] = one
+            self._wanted.setdefault(one.id, one.pools)
+            self._place(one)
+
+    async def join(self, agent: Agent, pool_id: str, secret: str | None) -> bool:
+        """Make the agent a member, and let it claim there; tells whether it was none before.
+
+        Raises: As `PoolManager.join_pool`.
+        """
+        async with self._lock:
+            is_new = await self._pools.join_pool(agent.id, pool_id, secret=secret)
+            if secret is not None:
+                self._secrets[pool_id] = secret
+            self._wanted[agent.id] = (
+                *(one for one in self._wanted.get(agent.id, agent.pools) if one != pool_id),
+                pool_id,
+            )
+            await self._change(agent, (*(one for one in agent.pools if one != pool_id), pool_id))
+            return is_new
+
+    async def leave(self, agent: Agent, pool_id: str) -> bool:
+        """End the membership; the agent claims nothing there any more. Tells whether it was a member."""
+        async with self._lock:
+            was_member = await self._pools.leave_pool(agent.id, pool_id)
+            self._wanted[agent.id] = tuple(one for one in self._wanted.get(agent.id, agent.pools) if one != pool_id)
+            await self._change(agent, tuple(one for one in agent.pools if one != pool_id))
+            return was_member
+
+    async def rejoin(self) -> None:
+        """Make all agents members again, under a new lease; those that are not admitted any more go without."""
+        async with self._lock:
+            by_pool: dict[str, list[str]] = {}
+            for agent_id in self._agents:
+                for pool_id in self._wanted[agent_id]:
+                    by_pool.setdefault(pool_id, []).append(agent_id)
+            for pool_id, agent_ids in by_pool.items():
+                admitted = await self._join_admitted(pool_id, agent_ids)
+                for agent_id in agent_ids:
+                    agent = self._agents[agent_id]
+                    if agent_id in admitted and pool_id not in agent.pools:
+                        await self._change(agent, (*agent.pools, pool_id))
+
+    async def _join_admitted(self, pool_id: str, agent_ids: list[str]) -> set[str]:
+        secret = self._secrets.get(pool_id)
+        try:
+            try:
+                await self._pools.join_many(agent_ids, pool_id, secret=secret)
+            except PoolClosed:
+                allow = set((await self._pools.get(pool_id)).allow)
+                agent_ids = [one for one in agent_ids if one in allow]
+                await self._pools.join_many(agent_ids, pool_id, secret=secret)
+        except InputError as error:
+            log.error("%d agents are members no longer: %s", len(agent_ids), error)
+            return set()
+        return set(agent_ids)
+
+    def rest(self, agent: Agent, rest_sec: float, is_trial: bool) -> None:
+        """Let the agent's slots take nothing for a while, so that others of its group, or of other nodes, take what
+        they would; then one, or all.
+        """
+        number = self._rests[agent.id] = self._rests.get(agent.id, 0) + 1
+        self._set_share(agent, 0)
+        self._group.start_soon(self._resume, agent, rest_sec, 1 if is_trial else agent.concurrency, number)
+
+    def closed(self, agent: Agent) -> None:
+        """The agent works again: give it all its slots."""
+        self._rests[agent.id] = (
+            self._rests.get(agent.id, 0) + 1
+        )  # a rest that is about to end leads to no trial any more
+        self._set_share(agent, agent.concurrency)
+
+    def _retire(self, agent: Agent) -> None:
+        self._rests[agent.id] = self._rests.get(agent.id, 0) + 1  # no rest that ends brings its slots back
+        self._set_share(agent, 0)
+
+    async def _resume(self, agent: Agent, rest_sec: float, share: int, number: int) -> None:
+        await anyio.sleep(rest_sec)
+        if self._rests.get(agent.id) == number:
+            self._set_share(agent, share)
+
+    def _set_share(self, agent: Agent, share: int) -> None:
+        before = self._slots_of(agent)
+        self._share.pop(agent.id, None)
+        if share < agent.concurrency:
+            self._share[agent.id] = share
+        group = self._groups.get(self._keys[agent.id]) if agent.id in self._keys else None
+        if group is None:
+            return
+        if (count := self._slots_of(agent)) < before:
+            self._owe(agent, group.feed.remove(agent))
+            before, count = 0, self._slots_of(agent)
+        if count > before:
+            group.feed.add(agent, count - before)
+
+    def _slots_of(self, agent: Agent) -> int:
+        """Return in how many slots it may begin something: with what still runs elsewhere never more than its
+        concurrency.
+        """
+        return max(
+            0, min(self._share.get(agent.id, agent.concurrency), agent.concurrency - self._owed.get(agent.id, 0))
+        )
+
+    def _owe(self, agent: Agent, count: int) -> None:
+        if count:
+            self._owed[agent.id] = self._owed.get(agent.id, 0) + count
+
+    def _ended(self, agent: Agent) -> None:
+        before = self._slots_of(agent)
+        self._owed[agent.id] -= 1
+        if not self._owed[agent.id]:
+            del self._owed[agent.id]
+        group = self._groups.get(self._keys[agent.id]) if agent.id in self._keys else None
+        if group is not None and (count := self._slots_of(agent) - before):
+            group.feed.add(agent, count)
+
+    async def _change(self, agent: Agent, pools: tuple[str, ...]) -> None:
+        if pools != agent.pools:
+            agent.pools = pools
+            if agent.id not in self._agents:
+                return  # it is still starting: `add` places it
+            self._place(agent)
+            try:
+                await agent.node.network.describe_again(agent)
+            except ConvergeError as error:
+                agent.log.warning(
+                    "discovery shows the agent in its old pools until its descriptor can be published: %s", error
+                )
+
+    def _place(self, agent: Agent) -> None:
+        """Put the agent into the group of its pools, if it claims tasks at all."""
+        key = (
+            (tuple(sorted(agent.pools)), claimer_of(type(agent))) if agent.pools and claims_tasks(type(agent)) else None
+        )
+        before = self._keys.pop(agent.id, None)
+        if before is not None and before != key:
+            self._take_out(agent, before)
+        if key is None:
+            return
+        self._keys[agent.id] = key
+        if before == key:
+            return
+        group = self._groups.get(key) or self._make(key, agent)
+        group.agents[agent.id] = agent
+        if count := self._slots_of(agent):
+            group.feed.add(agent, count)
+
+    def _take_out(self, agent: Agent, key: GroupKey) -> None:
+        group = self._groups[key]
+        del group.agents[agent.id]
+        self._owe(agent, group.feed.remove(agent))
+        if not group.agents:
+            del self._groups[key]
+            self._group.start_soon(self._end, group)
+
+    async def _end(self, group: _Group) -> None:
+        """Let what runs in the group's slots end, and be told to the store; then nothing of the group is left."""
+        await group.feed.drain()
+        group.feed.end()
+        del self._feeds[group.number]
+
+    def _make(self, key: GroupKey, agent: Agent) -> _Group:
+        pools, claimer = key
+        claims = Claims(self._opened, agent.id, pools, claimer)
+        claims.on_missing = self._on_missing
+        feed = Feed(self._opened, claims, self._env, self._group, self._poll_sec, self._observers, self.supervision)
+        self._number += 1
+        group = self._groups[key] = _Group(self._number, feed, claims, {})
+        claims.agent_ids = (
+            group.agents
+        )  # as it is whenever it is asked: a copy for each agent that comes would cost the square of their number
+        self._feeds[group.number] = feed
+        feed.start()
+        return group
+
+    def ailments(self) -> Iterable[Ailment]:
+        """Tell which agents are down: a source of the node's vitals, read from any thread."""
+        return [
+            Ailment(Code.AGENT_DOWN, f"agent {one.agent_id}: its loop died: {one.died}", one.died_at)
+            for one in self.supervision.dead
+        ]
+
+    def _on_missing(self, pool_id: str, agent_ids: Sequence[str]) -> None:
+        self._group.start_soon(self._drop, pool_id, agent_ids)
+
+    async def _drop(self, pool_id: str, agent_ids: Sequence[str]) -> None:
+        """Let agents that a pool admits no longer claim elsewhere only. After a lost lease nobody is a member: `rejoin`
+        sees to that.
+        """
+        async with self._lock:
+            lease = self._opened.lease_opened
+            if lease is None or lease.remaining_sec() <= 0:
+                return
+            try:
+                missing = await self._not_members(pool_id, agent_ids)
+            except StoreError:
+                return  # the feed looks again, and tells again
+            for agent in (self._agents[one] for one in missing):
+                if pool_id in agent.pools:
+                    agent.log.error(
+                        'the pool "%s" does not admit this agent any more; it claims nothing there until it joins '
+                        "again",
+                        pool_id,
+                    )
+                    await self._change(agent, tuple(one for one in agent.pools if one != pool_id))
+
+    async def _not_members(self, pool_id: str, agent_ids: Sequence[str]) -> list[str]:
+        missing: list[str] = []
+        for at in range(0, len(agent_ids), LIMITS.keys):
+            some = agent_ids[at : at + LIMITS.keys]
+            found = await self._opened.store.get([MEMBER(pool_id, one) for one in some])
+            missing += [one for one, member in zip(some, found, strict=True) if member is None]
+        return missing

@@ -1,0 +1,336 @@
+"""Slots: persistent workers that run handlers. Starting a task for each task would cost more than most tasks."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from math import inf
+from typing import Any
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+
+from converge.env import Env
+from converge.errors import ConvergeError
+from converge.ids import id_text
+from converge.machines.task import Completed, Event, Failed, Found, Released
+from converge.model.task import Task
+from converge.runtime.agents.agent import Agent, is_async, with_inputs
+from converge.runtime.agents.context import TASK, begin
+from converge.runtime.agents.decide import Reported
+from converge.runtime.agents.supervision import Supervision, is_contained
+from converge.services.tasks.records import claimed_task, encode_result
+
+log = logging.getLogger("converge.slots")
+
+YIELD_SEC = 0.001
+"""Handlers that never wait run one after another; after this long the worker lets the loop's other tasks run."""
+
+ENDED_GREATEST = 1_000
+"""Attempts that have ended, but whose timeout is still noted: to take each out of the heap as it ends would cost more
+than its handler.
+"""
+
+OnClaimed = Callable[[Task], None]
+"""Called when an attempt begins."""
+
+
+class Why(Enum):
+    """Why a running handler is cancelled."""
+
+    TIMEOUT = "timeout"
+    CALLED_OFF = "called off"
+    LEASE_LOST = "lease lost"
+    STOPPING = "stopping"
+
+
+class Slot:
+    """One place in which an agent works on one task at a time."""
+
+    __slots__ = ("agent", "current", "handler", "is_async", "is_gone", "is_owed", "parked", "scope", "started", "why")
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.handler: Callable[..., Any] = agent.on_task if agent.decide_loop is None else agent.decide_loop.hold
+        self.is_async = is_async(self.handler)
+        self.is_gone = False
+        self.is_owed = False  # taken away while its handler ran: the agent has one slot less until that has ended
+        self.parked: anyio.Event | None = None  # what its worker waits for
+        self.current: Found | None = None
+        self.scope: anyio.CancelScope | None = None
+        self.started = 0.0
+        self.why: Why | None = None
+
+    def cancel(self, why: Why) -> None:
+        """Cancel the handler that runs here."""
+        self.why = why
+        if self.scope is not None:
+            self.scope.cancel()
+
+
+class Slots:
+    """The workers of one group of agents. `give` hands claims to them.
+
+    `on_finished` is told how each ended (None: the store knows, or the lease is gone), `on_all_begun` that no claim
+    waits for a worker any more.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        group: TaskGroup,
+        on_finished: Callable[[Found, Event | None], None],
+        on_all_begun: Callable[[], None],
+        on_claimed: OnClaimed | None = None,
+        supervision: Supervision | None = None,
+    ) -> None:
+        self._env, self._group, self._on_finished, self._on_all_begun, self._on_claimed = (
+            env,
+            group,
+            on_finished,
+            on_all_begun,
+            on_claimed,
+        )
+        self._supervision = supervision
+        self._unstarted: deque[Slot] = (
+            deque()
+        )  # a worker is started when there is work for it, so an idle agent costs nothing
+        self._queue: deque[Found] = deque()
+        self._parked: deque[anyio.Event] = deque()
+        self._is_waking = False
+        self._threads = CapacityLimiter(1)
+        self._timeouts: list[tuple[float, int, Slot, Found]] = []
+        self._number = 0
+        self.slots: list[Slot] = []
+        self.busy = 0
+
+    def add(self, agent: Agent, count: int | None = None) -> None:
+        """Add slots of the agent: all that it may have, or so many."""
+        slots = [Slot(agent) for _ in range(agent.concurrency if count is None else count)]
+        self.slots += slots
+        self._unstarted.extend(slots)
+        self._threads.total_tokens = len(self.slots)
+
+    def remove(self, agent: Agent) -> int:
+        """Take the agent's slots away: what runs in them goes on, and nothing more begins there. Answers in how many
+        something still runs.
+        """
+        owed = 0
+        for slot in self.slots:
+            if slot.agent is agent and not slot.is_gone:
+                slot.is_gone, slot.is_owed = True, slot.current is not None
+                owed += slot.is_owed
+            if slot.is_gone and slot.parked is not None and slot.parked in self._parked:
+                self._parked.remove(slot.parked)
+                slot.parked.set()  # its worker ends
+        self.slots = [slot for slot in self.slots if not slot.is_gone or slot.current is not None]
+        self._unstarted = deque(slot for slot in self._unstarted if not slot.is_gone)
+        return owed
+
+    @property
+    def is_deserted(self) -> bool:
+        """Whether no slot is left in which anything could begin."""
+        return all(slot.is_gone for slot in self.slots)
+
+    @property
+    def free(self) -> int:
+        """How many more claims can be worked on at once."""
+        return len(self.slots) - self.busy
+
+    @property
+    def queued(self) -> int:
+        """How many claims no worker has begun."""
+        return len(self._queue)
+
+    def give(self, claims: list[Found]) -> None:
+        """Hand claims over, at most `free`."""
+        self.busy += len(claims)
+        self._queue.extend(claims)
+        self._wake_one()
+
+    def take_back(self, count: int | None = None) -> list[Found]:
+        """Return the claims that no worker has begun: all, or the last so many."""
+        count = len(self._queue) if count is None else min(count, len(self._queue))
+        queued = [self._queue.pop() for _ in range(count)]
+        self.busy -= count
+        return queued
+
+    def cancel(self, why: Why, ids: set[bytes] | None = None) -> int:
+        """Cancel the running handlers, or those of these tasks; answer how many."""
+        running = [slot for slot in self.slots if slot.current is not None and (ids is None or slot.current.id in ids)]
+        for slot in running:
+            slot.cancel(why)
+        return len(running)
+
+    def cancel_timed_out(self) -> float | None:
+        """Cancel what has run too long; answer when to look again (monotonic seconds), or None if nothing has a
+        timeout.
+        """
+        now = self._env.monotonic()
+        while self._timeouts and self._timeouts[0][0] <= now:
+            _, _, slot, found = heapq.heappop(self._timeouts)
+            if slot.current is found and slot.why is None:
+                slot.cancel(Why.TIMEOUT)
+        return self._timeouts[0][0] if self._timeouts else None
+
+    def _limit(self, slot: Slot, found: Found, timeout_sec: float) -> None:
+        """Note when the attempt has run too long; forget those that have ended, before they are many more than those
+        that run.
+        """
+        if len(self._timeouts) > ENDED_GREATEST + 2 * len(self.slots):
+            self._timeouts = [limit for limit in self._timeouts if limit[2].current is limit[3]]
+            heapq.heapify(self._timeouts)
+        self._number += 1
+        heapq.heappush(self._timeouts, (slot.started + timeout_sec, self._number, slot, found))
+
+    def _wake_one(self) -> None:
+        """Wake or start one worker; it wakes the next before it begins, so as many run as have something to wait
+        for.
+        """
+        if not self._queue or self._is_waking:
+            return
+        if self._parked:
+            self._is_waking = True
+            self._parked.popleft().set()
+        elif self._unstarted:
+            self._is_waking = True
+            self._group.start_soon(self._work, self._unstarted.popleft())
+
+    async def _work(self, slot: Slot) -> None:
+        begin(slot.agent)
+        try:
+            await self._work_until_gone(slot)
+        except (
+            anyio.get_cancelled_exc_class()
+        ):  # the node's block is cancelled; whoever stops the node hands back what was held
+            if (found := slot.current) is not None:
+                self._end(found, Released(slot.agent.id, "its process is stopping"))
+            raise
+        except Exception as error:  # the slot's own end, which nothing expected: the other agents go on
+            if self._supervision is None:
+                raise
+            self._supervision.died(slot.agent, error)
+            self.slots.remove(slot)
+            if (found := slot.current) is not None:
+                self._end(found, Failed(f"{type(error).__name__}: {error}", slot.agent.id, True, 0.5))
+        finally:
+            if slot.is_owed and self._supervision is not None:
+                self._supervision.ended(slot.agent)
+
+    async def _work_until_gone(self, slot: Slot) -> None:
+        while True:
+            with anyio.CancelScope() as scope:
+                slot.scope, slot.why = scope, None
+                await self._serve(slot)
+            self._cancelled(slot)
+            if slot.is_gone:
+                if slot in self.slots:
+                    self.slots.remove(slot)
+                self._wake_one()  # a wake-up that it was given is the next one's
+                return
+
+    def _cancelled(self, slot: Slot) -> None:
+        """Its handler was cancelled: say how the attempt ended."""
+        found, why = slot.current, slot.why
+        slot.current = None
+        if found is None:
+            return
+        if why is Why.TIMEOUT:
+            text = f"timed out after {found.spec.timeout_sec:g} s"
+            self._failed(slot.agent, text)
+            self._end(found, Failed(text, slot.agent.id, True, self._jitter()))
+        elif why is Why.STOPPING:
+            self._end(found, Released(slot.agent.id, "its process is stopping"))
+        else:
+            self._end(found, None)  # the store knows already, or the lease is gone
+
+    async def _serve(self, slot: Slot) -> None:
+        yield_at = 0.0
+        self._is_waking = False
+        while slot.why is None and not slot.is_gone:
+            if not self._queue:
+                event = anyio.Event()
+                self._parked.append(event)
+                slot.parked = event
+                try:
+                    await event.wait()
+                finally:
+                    self._is_waking, slot.parked = False, None
+                yield_at = 0.0
+                continue
+            found = self._queue.popleft()
+            if not self._queue:
+                self._on_all_begun()
+            elif not self._is_waking:
+                self._wake_one()
+            slot.current = found
+            event_ = await self._run(slot, found)
+            slot.current = None
+            self.busy -= 1
+            self._on_finished(found, event_)
+            if slot.started >= yield_at:
+                if yield_at and self._queue:
+                    await checkpoint()
+                yield_at = self._env.monotonic() + YIELD_SEC
+
+    async def _run(self, slot: Slot, found: Found) -> Event:
+        agent = slot.agent
+        TASK.set(found)  # a worker is a task of its own, and so has a context of its own
+        slot.started = self._env.monotonic()
+        if found.spec.timeout_sec is not None:
+            self._limit(slot, found, found.spec.timeout_sec)
+        try:
+            task = claimed_task(found, agent.id)
+            if self._on_claimed is not None:
+                self._on_claimed(task)
+            if agent.inputs is not None:
+                task = with_inputs(task, agent.inputs)
+            if slot.is_async:
+                result = await slot.handler(task)
+            else:
+                result = await to_thread.run_sync(slot.handler, task, abandon_on_cancel=True, limiter=self._threads)
+            completed = Completed(b"null" if result is None else encode_result(result), agent.id)
+            if agent.health.is_troubled and agent.decide_loop is None and self._supervision is not None:
+                self._supervision.succeeded(agent, "on_task")
+            return completed
+        except ConvergeError as error:
+            agent.log.warning("task %s failed: %s", id_text(found.id), error)
+            self._failed(agent, error)
+            return Failed(f"{type(error).__name__}: {error}", agent.id, True, self._jitter())
+        except Reported as end:  # what `decide` made of it
+            if end.is_released:
+                return Released(agent.id, str(end))
+            return Failed(str(end), agent.id, end.is_retried, self._jitter())
+        except anyio.get_cancelled_exc_class() as error:
+            if anyio.current_effective_deadline() == -inf:
+                raise
+            # Nobody has cancelled this worker: the handler awaited something that was cancelled, and must not take the
+            # node with it.
+            agent.log.warning("task %s failed: it was cancelled from within", id_text(found.id))
+            self._failed(agent, error)
+            return Failed(
+                f"{type(error).__name__}: the handler was cancelled from within", agent.id, True, self._jitter()
+            )
+        except BaseException as error:  # a task's boundary: the agent goes on
+            if not is_contained(error):
+                raise
+            agent.log.exception("task %s failed", id_text(found.id))
+            self._failed(agent, error)
+            return Failed(f"{type(error).__name__}: {error}", agent.id, True, self._jitter())
+
+    def _failed(self, agent: Agent, error: BaseException | str) -> None:
+        """Tell who supervises the agent; what `decide` does, its own loop tells."""
+        if self._supervision is not None and agent.decide_loop is None:
+            self._supervision.failed(agent, "on_task", error)
+
+    def _end(self, found: Found, event: Event | None) -> None:
+        self.busy -= 1
+        self._on_finished(found, event)
+
+    def _jitter(self) -> float:
+        return int.from_bytes(self._env.entropy(4), "big") / 2**32

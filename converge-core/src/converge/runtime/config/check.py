@@ -1,0 +1,154 @@
+"""What people ask of a configuration: its values with their origins, what is wrong with it on this machine, its
+schema.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from converge.errors import ConfigError
+from converge.plugins import PluginHost
+from converge.runtime.config.config import DEFAULT, KEYS, Config, check_options, not_in_release, read
+from converge.schema import DIALECT, json_schema, plain
+from converge.services.store.opening import backend_options, check_durability
+from converge.urls import without_password
+
+MASK = "***"
+
+_SECRET = re.compile(r"(password|passwd|secret|token|(api|private)_?key)$", re.IGNORECASE)
+"""Names of options whose value nobody may read over a shoulder; `password_file` names a file, which may be seen."""
+
+BUILT_IN = ("memory", "file", "local", "store")
+"""Backends whose options every schema has."""
+
+
+@attrs.frozen(kw_only=True)
+class Shown:
+    """One key with its value as it may be shown, and where the value comes from."""
+
+    key: str
+    value: Any
+    origin: str
+
+
+def shown_settings(config: Config, *, is_changed_only: bool = False) -> list[Shown]:
+    """Return a row for each key, those of `[retention]` and `[options.NAME]` one by one."""
+    rows = []
+    for key in KEYS:
+        origin, value = config.origins.get(key, DEFAULT), masked(key, plain(getattr(config, key)))
+        flat = [(key, value)] if not isinstance(value, dict) else list(_flat(key, value))
+        rows += [
+            Shown(key=name, value=one, origin=origin)
+            for name, one in flat
+            if not (is_changed_only and origin == DEFAULT)
+        ]
+    return rows
+
+
+def masked(name: str, value: Any) -> Any:
+    """Return the value with every password in it masked."""
+    if isinstance(value, Mapping):
+        return {key: masked(str(key), item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [masked(name, item) for item in value]
+    if value and _SECRET.search(name):
+        return MASK
+    return without_password(value) if isinstance(value, str) else value
+
+
+def check_file(file: Path, plugins: Sequence[str] = ()) -> tuple[Config, list[str]]:
+    """Return what the file says, with defaults in place of what cannot be used, and everything that is wrong with it.
+
+    Raises:
+        ConfigError: It cannot be read at all.
+    """
+    config, problems = read(file, environ={})
+    lines = [f"{problem.path}: {problem.text}" for problem in problems]
+    return config, [*lines, *not_in_release(config), *problems_of(config, plugins)]
+
+
+def problems_of(config: Config, plugins: Sequence[str] = ()) -> list[str]:
+    """Return what shows only where it is looked up: plugins, backends and options that this machine does not have, or
+    that do not fit.
+
+    Args:
+        plugins: What to load besides those that the configuration names.
+    """
+    host, problems = PluginHost(), list[str]()
+
+    def tried(key: str, do: Callable[[], Any]) -> Any:
+        try:
+            return do()
+        except ConfigError as error:
+            where = config.origins.get(key, DEFAULT)
+            said = list(error.problems) or [str(error)]
+            problems.extend(
+                one if one.startswith(where) or where == DEFAULT else f"{where}: {_with_key(key, one)}" for one in said
+            )
+            return None
+
+    try:
+        host = PluginHost([name for name in config.plugins if name.startswith("no:")])
+    except ConfigError as error:
+        problems.append(f"{config.origins.get('plugins', '')}: plugins: {error}")
+    for name in (*config.plugins, *plugins):
+        if not name.startswith("no:"):
+            tried("plugins", partial(host.load, name))
+    store = tried("store", lambda: host.store_backend(config.store))
+    if store is not None and config.require_durability:
+        tried("require_durability", lambda: check_durability(store.name, store.durability, config.require_durability))
+    if config.transport:
+        tried("transport", lambda: host.transport_backend(config.transport_url))
+    tried("options", lambda: check_options(config, host))
+    for name in config.options:
+        cls = next((cls for known, cls in options_classes(host).items() if known == name), None) or _loaded_options(
+            host, name
+        )
+        if cls is not None:
+            tried("options", partial(backend_options, name, cls, config.options))
+    return problems
+
+
+def schema_of(host: PluginHost) -> dict[str, Any]:
+    """Return the JSON Schema of the configuration file; `[options.NAME]` of what the host has loaded, and of the
+    built-in backends.
+    """
+    for name in BUILT_IN:
+        host.load(name)
+    made = json_schema(Config, without=("origins",))
+    options = {name: json_schema(cls) for name, cls in sorted(options_classes(host).items())}
+    made["properties"]["options"] |= {"properties": options}
+    return {"$schema": DIALECT, "title": "The configuration of Converge"} | made
+
+
+def options_classes(host: PluginHost) -> dict[str, type[Any]]:
+    """Return the options class of every backend that is loaded, by the backend's name."""
+    return {
+        backend.name: backend.options for one in host.loaded() for some in one.backends.values() for backend in some
+    }
+
+
+def _loaded_options(host: PluginHost, name: str) -> type[Any] | None:
+    """Load the plugin of that name, which the options name, for its options' class."""
+    try:
+        host.load(name)
+    except ConfigError:
+        return None  # `check_options` has said that nobody knows it, or a backend that is needed has said what is wrong
+    return options_classes(host).get(name)
+
+
+def _flat(key: str, value: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, item in value.items():
+        found += _flat(f"{key}.{name}", item) if isinstance(item, Mapping) else [(f"{key}.{name}", item)]
+    return found
+
+
+def _with_key(key: str, text: str) -> str:
+    return text if text.startswith(key) else f"{key}: {text}"

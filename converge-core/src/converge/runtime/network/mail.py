@@ -1,0 +1,134 @@
+"""The mail of one process: which mailboxes are looked into, and when."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import anyio
+from anyio.abc import TaskGroup
+
+from converge.errors import ConvergeError, NoSuchPool
+from converge.machines.records import MESSAGE
+from converge.model.envelope import MessageHeader, pack
+from converge.services.messages.inboxes import Inboxes
+from converge.services.messages.mailbox import Mailboxes
+from converge.services.messages.routes import Routes
+
+log = logging.getLogger("converge.mailbox")
+
+LOOK_SEC = 5.0
+"""How often a node looks whether there is mail that it was not told of: one scan, however many agents it has."""
+
+WAKE_SEC = 0.02
+"""What comes within it is one look: nobody makes us hammer the store by telling of mail."""
+
+TELL_SEC = 5.0
+"""How long to try to tell another node of mail; its own look finds it otherwise."""
+
+TELLING = 100
+"""Nodes that are told at a time."""
+
+
+class Mail:
+    """Drains the mailboxes of the agents of one process, each message in order and one at a time."""
+
+    def __init__(self, mailboxes: Mailboxes, inboxes: Inboxes, routes: Routes, group: TaskGroup) -> None:
+        self._mailboxes, self._inboxes, self._routes, self._group = mailboxes, inboxes, routes, group
+        self._woken: set[str] = set()
+        self._told: set[str] = set()
+        self._draining: set[str] = set()
+        self._drained = anyio.Event()
+        self._telling = 0
+        self._bell = anyio.Event()
+        self._is_stopping = False
+
+    def stored(self, header: MessageHeader) -> None:
+        """Tell the agent's node of a message that was stored for it: a hint, which may be lost."""
+        if header.to in self._inboxes:
+            self.wake(header.to)
+        elif (
+            self._routes.links is not None
+            and self._routes.discovery.directory.get(header.to) is not None
+            and self._telling < TELLING
+        ):
+            self._telling += 1
+            self._group.start_soon(self._tell, header)
+
+    async def _tell(self, header: MessageHeader) -> None:
+        try:
+            with anyio.move_on_after(TELL_SEC):
+                link = await self._routes.link_of(header.to)
+                await link.send([(MESSAGE, pack(header))])
+        except ConvergeError as error:
+            log.debug("agent %.16s was not told of its mail: %s", header.to, error)
+        finally:
+            self._telling -= 1
+
+    def wake(self, agent_id: str) -> None:
+        """Look into an agent's mailbox soon: something was stored there."""
+        if agent_id in self._inboxes:
+            self._woken.add(agent_id)
+            self._bell.set()
+
+    def told(self, agent_id: str) -> None:
+        """Look soon whether there is mail for the agent: another node says so. All that is told at a time costs one
+        look, true or not.
+        """
+        if agent_id in self._inboxes:
+            self._told.add(agent_id)
+            self._bell.set()
+
+    async def begin_first(self, agent_ids: Iterable[str]) -> None:
+        """Drain the mailboxes of agents that start: what comes to them directly waits until that is done."""
+        for agent_id in await self._mailboxes.with_mail(set(agent_ids)):
+            self._inboxes.hold(agent_id)
+            self._begin(agent_id)
+
+    async def run(self) -> None:
+        """Look when told and now and then, until cancelled."""
+        while not self._is_stopping:
+            with anyio.move_on_after(LOOK_SEC) as scope:
+                await self._bell.wait()
+                await anyio.sleep(WAKE_SEC)
+            self._bell = anyio.Event()
+            woken, self._woken, told, self._told = self._woken, set(), self._told, set()
+            if told or (scope.cancelled_caught and self._inboxes):
+                woken |= await self._mailboxes.with_mail(told or self._inboxes)
+            for agent_id in woken:
+                self._begin(agent_id)
+
+    def stop(self) -> None:
+        """Claim nothing more; what is with a handler goes on."""
+        self._is_stopping = True
+
+    async def stopped(self) -> None:
+        """Wait until what was claimed is ended in the store, or handed back."""
+        while self._draining:
+            self._drained = anyio.Event()
+            await self._drained.wait()
+
+    def _begin(self, agent_id: str) -> None:
+        if agent_id in self._draining:
+            self._woken.add(agent_id)  # it may have seen the mailbox empty a moment ago
+        elif not self._is_stopping:
+            self._draining.add(agent_id)
+            self._group.start_soon(self._drain, agent_id)
+
+    async def _drain(self, agent_id: str) -> None:
+        try:
+            await self._mailboxes.open(agent_id)
+            while not self._is_stopping and agent_id in self._inboxes and await self._mailboxes.next(agent_id):
+                pass
+        except NoSuchPool:
+            log.debug("agent %.16s has no mailbox", agent_id)
+        except ConvergeError as error:  # it is looked into again later, as any mailbox
+            log.warning("the mailbox of agent %.16s is drained later: %s", agent_id, error)
+        except Exception:  # a task's boundary: the agents and their other messages go on
+            log.exception("the mailbox of agent %.16s is drained later", agent_id)
+        finally:
+            self._draining.discard(agent_id)
+            self._drained.set()
+            self._inboxes.release(agent_id)
+            if agent_id in self._woken:
+                self._bell.set()

@@ -1,0 +1,364 @@
+"""The network side of a node: its transport and listener, its links, the post, and the descriptors that tell others
+where its agents are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+import attrs
+from anyio.abc import SocketAttribute, TaskGroup
+
+from converge.contracts.discovery import Discovery, DiscoveryBackend
+from converge.contracts.store import Feature
+from converge.contracts.transport import TransportBackend
+from converge.env import Env
+from converge.errors import ConfigError, StoreError
+from converge.machines.secure import Terms
+from converge.model.descriptor import AgentDescriptor, network_tag
+from converge.model.identity import Identity
+from converge.plugins import PluginHost
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.inbox import Inbox
+from converge.runtime.config.node_settings import NodeSettings
+from converge.runtime.keys.identity_dir import IdentityDir
+from converge.runtime.network.discovery_store import discovery_opened, keep_listed, store_url
+from converge.runtime.network.fetching import Fetcher
+from converge.runtime.network.link import Links
+from converge.runtime.network.mail import Mail
+from converge.runtime.network.publishing import Announced
+from converge.services.discovery.registry import IdentityRegistry
+from converge.services.discovery.service import DiscoveryService
+from converge.services.messages.descriptors import Asking
+from converge.services.messages.fanout import Fanouts
+from converge.services.messages.sending import Post
+from converge.services.store.handle import StoreHandle
+from converge.services.store.opening import backend_options, check_loop
+from converge.urls import without_password
+
+log = logging.getLogger("converge.network")
+
+NO_TRANSPORT = (
+    "require_tls: is not allowed without a transport: agents of one process reach each other without a connection"
+)
+
+WITHDRAW_SEC = 3.0
+"""How long a call of discovery's own store may take while the node stops; what is not withdrawn then ends with its
+lease.
+"""
+
+PUBLISHED = 500
+"""Descriptors that are signed, and published, at a time."""
+
+
+@attrs.frozen(kw_only=True)
+class NetworkSettings:
+    """Attributes of the node's settings that matter here."""
+
+    network: str
+    store: str
+    transport: str
+    discovery: str
+    advertise: str
+    poll_sec: float
+    max_connections: int
+    options: dict[str, object]
+    trust: str = "allow"
+    discovery_store: str = ""
+    require_tls: bool = False
+
+    @classmethod
+    def of(cls, one: NodeSettings) -> NetworkSettings:
+        """Return those of a node."""
+        return cls(**{field.name: getattr(one, field.name) for field in attrs.fields(cls)})
+
+
+@attrs.frozen(kw_only=True)
+class Chosen:
+    """The backends that the settings name, with their options; nothing of them is open. `transport` is None: the node
+    does not listen.
+    """
+
+    discovery: DiscoveryBackend
+    discovery_options: Any
+    transport: TransportBackend | None = None
+    transport_options: Any = None
+
+
+def choose(settings: NetworkSettings, host: PluginHost) -> Chosen:
+    """Return what the settings name, so that a mistyped one is told before anything is opened.
+
+    Raises:
+        ConfigError: A backend is not there or cannot run here, an option is wrong, or the transport's address cannot be
+            meant.
+    """
+    discovery = host.discovery_backend(settings.discovery)
+    check_loop(discovery.name, discovery.features)
+    options = backend_options(discovery.name, discovery.options, settings.options)
+    if settings.discovery_store:
+        store = host.store_backend(store_url(settings.discovery_store))
+        check_loop(store.name, store.features)
+    if not settings.transport:
+        if settings.require_tls:
+            raise ConfigError(NO_TRANSPORT)
+        if not discovery.publishes:
+            raise ConfigError(
+                f'discovery: "{discovery.name}" knows nodes by their endpoints only, and this one has no transport '
+                f"to ask them; add "
+                f"transport"
+            )
+        return Chosen(discovery=discovery, discovery_options=options)
+    transport = host.transport_backend(settings.transport)
+    check_loop(transport.name, transport.features)
+    if settings.require_tls and Feature.TLS not in transport.features:
+        raise ConfigError(
+            f'require_tls: transport "{transport.name}" has connections without TLS; they are encrypted all '
+            f"the same, by "
+            f"core"
+        )
+    if transport.check_address is not None:
+        try:
+            transport.check_address(settings.transport)
+        except ValueError as error:
+            raise ConfigError(f"transport: {without_password(settings.transport)} is not allowed: {error}") from error
+    return Chosen(
+        discovery=discovery,
+        discovery_options=options,
+        transport=transport,
+        transport_options=backend_options(transport.name, transport.options, settings.options),
+    )
+
+
+class Network:
+    """Messages, discovery and, where a transport is named, links to other nodes."""
+
+    def __init__(
+        self,
+        handle: StoreHandle,
+        identity: Identity,
+        env: Env,
+        group: TaskGroup,
+        settings: NetworkSettings,
+        host: PluginHost,
+        chosen: Chosen,
+        kept: IdentityDir,
+    ) -> None:
+        self._opened, self._identity, self._env, self._group, self._settings, self._host = (
+            handle,
+            identity,
+            env,
+            group,
+            settings,
+            host,
+        )
+        self._chosen, self._kept = chosen, kept
+        self._sighted: StoreHandle
+        self.announced: Announced
+        self.sightings: Discovery
+        self.discovery: DiscoveryService
+        self.registry: IdentityRegistry
+        self.post: Post
+        self.fanouts: Fanouts
+        self.mail: Mail
+        self.endpoints: tuple[str, ...] = ()
+        self.links: Links | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open discovery; listen, if a transport is named, and keep the directory fresh."""
+        async with self._sighting():
+            self.registry = IdentityRegistry(
+                self.discovery.directory, trust=self._settings.trust, pins=self._kept.pins()
+            )
+            with suppress(StoreError):  # messages tell when they were sent; while the store is away, roughly
+                await self._opened.now()
+            self.post = Post(
+                self._opened, self._identity, self._settings.network, self.discovery, self.registry, self._host
+            )
+            self.fanouts = Fanouts(self.post, self._identity.public_key)
+            self.mail = Mail(self.post.mailboxes, self.post.inboxes, self.post.routes, self._group)
+            self.post.on_stored, self.post.received.on_mail = self.mail.stored, self.mail.told
+            self._group.start_soon(self.mail.run)
+            async with _background() as group, self._listening():
+                group.start_soon(self._follow)
+                if self._sighted is not self._opened:
+                    group.start_soon(keep_listed, self._sighted, self.announced, self._settings.poll_sec)
+                yield
+
+    @asynccontextmanager
+    async def _sighting(self) -> AsyncIterator[None]:
+        chosen, one = self._chosen, self._settings
+        async with (
+            discovery_opened(self._opened, one.discovery_store, one.network, one.options, self._host) as self._sighted,
+            chosen.discovery.open(
+                chosen.discovery_options, store=self._sighted.store, poll_sec=one.poll_sec
+            ) as self.sightings,
+        ):
+            self.discovery = DiscoveryService(store=self._sighted.store, network=one.network, discovery=self.sightings)
+            self.announced = Announced(
+                self._sighted, self.sightings, self._identity.public_key, one.network, self._kept.keyring
+            )
+            yield
+
+    @asynccontextmanager
+    async def _listening(self) -> AsyncIterator[None]:
+        backend = self._chosen.transport
+        if backend is None:
+            yield
+            return
+        async with (
+            backend.open(self._chosen.transport_options) as transport,
+            transport.listen(self._settings.transport) as listener,
+            _background() as group,
+        ):
+            self.endpoints = self.announced.endpoints = (
+                await _advertised(listener.address, self._settings.advertise, self._settings.store),
+            )
+            terms = Terms(network=network_tag(self._settings.network), identity=self._identity)
+            self.links = Links(
+                transport, terms, self._env, group, self.post.received.on_items, greatest=self._settings.max_connections
+            )
+            self.post.links = self.links
+            self._fetch_with(self.links, group)
+            group.start_soon(self.links.serve, listener)
+            log.info("listening on %s, known to others as %s", listener.address, self.endpoints[0])
+            yield
+
+    async def add(self, agents: Sequence[Agent]) -> None:
+        """Let the agents take messages, and tell others of them where there are others to tell."""
+        for agent in agents:
+            self.post.inboxes.add(agent, Inbox(agent, self._group) if agent.decide_loop is None else agent.decide_loop)
+        await self.mail.begin_first(agent.id for agent in agents)
+        descriptors = {agent.id: (agent.identity, _describe(agent)) for agent in agents}
+        await self.announced.publish(descriptors)
+
+    async def describe_again(self, agent: Agent) -> None:
+        """Tell others what has changed of an agent."""
+        if agent.id in self.announced:
+            await self.announced.publish({agent.id: (agent.identity, _describe(agent))})
+
+    async def publish_again(self) -> None:
+        """Publish under the new lease what was published under the old one."""
+        await self.announced.again()
+
+    async def add_node(self) -> None:
+        """Publish the node's own descriptor: under it the node itself sends."""
+        if self.endpoints:
+            own = AgentDescriptor(id=self._identity.id, public_key=self._identity.public_key.hex(), name="node")
+            await self.announced.publish({own.id: (self._identity, own)})
+
+    async def withdraw(self) -> None:
+        """Take the descriptors back, and claim no more mail."""
+        self.mail.stop()
+        if self._sighted is not self._opened:
+            self._sighted.hurry(WITHDRAW_SEC)
+        await self.announced.withdraw()
+
+    def _fetch_with(self, links: Links, group: TaskGroup) -> None:
+        """Answer who asks for descriptors; where discovery knows nodes by their endpoints only, ask them."""
+        asking = self.post.received.asking = Asking(self._env, self._identity.id)
+        asking.announcing = self.announced
+        if not self._chosen.discovery.publishes:
+            lease_sec = self._opened.lease_settings.lease_sec
+            fetcher = Fetcher(
+                asking, links, self.discovery.directory, self._settings.network, self._env, patience_sec=lease_sec
+            )
+
+            async def fetch() -> None:
+                fetcher.sighted(one for one in self.discovery.endpoints if one not in self.endpoints)
+                await fetcher.fetch()
+
+            self.discovery.fetch = fetch
+
+            def soon() -> None:
+                group.start_soon(self.post.routes.refresh_quietly)
+
+            self.post.routes.refresh_soon = soon
+
+    async def _follow(self) -> None:
+        """Keep the directory fresh: for messages always, else from the first query on."""
+        if self._chosen.transport is None:
+            await self.discovery.is_wanted.wait()
+        await self.discovery.follow(self._settings.poll_sec)
+
+
+@asynccontextmanager
+async def _background() -> AsyncIterator[TaskGroup]:
+    """Give a group whose tasks end with the block, before the transport under them is closed; what the block raises
+    stays as it is.
+
+    To close a transport under a cancelled scope would put a cancellation in place of the error on its way out, and that
+    ends at the scope.
+    """
+    failure: Exception | None = None
+    async with anyio.create_task_group() as group:
+        try:
+            yield group
+        except Exception as error:  # it goes on as soon as the tasks have ended
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+def _describe(agent: Agent) -> AgentDescriptor:
+    cls = type(agent)
+    return AgentDescriptor(
+        id=agent.id,
+        public_key=agent.identity.public_key.hex(),
+        name=cls.__name__,
+        topics=tuple(str(name) for name in cls.topics),
+        capabilities=tuple(str(name) for name in cls.capabilities),
+        pools=agent.pools,
+    )
+
+
+async def _advertised(address: str, advertise: str, store: str) -> str:
+    """The URL that others dial: the listener's, or with HOST:PORT or a URL of the operator's in its place.
+
+    A node that listens on every address is known by the one from which it reaches its store: whoever shares the store
+    can reach it there.
+
+    Raises:
+        ConfigError: That address cannot be told.
+    """
+    if "://" in advertise:
+        return advertise
+    scheme, _, rest = address.partition("://")
+    host_port, slash, path = rest.partition("/")
+    host, _, port = host_port.rpartition(":")
+    if advertise:
+        named = advertise if ":" in advertise else f"{advertise}:{port}"
+    elif host in ("0.0.0.0", "[::]"):
+        named = f"{await _own_address(store, host_port)}:{port}"
+    else:
+        return address
+    return f"{scheme}://{named}{slash}{path}"
+
+
+async def _own_address(store: str, host_port: str) -> str:
+    if not store:
+        raise ConfigError(
+            f"the transport listens on {host_port}, which others cannot dial; say with advertise HOST:PORT "
+            f"what they "
+            f"can"
+        )
+    host = urlsplit(store).hostname
+    if host is None:
+        return "127.0.0.1"  # a store without a host is shared by the processes of this one
+    try:
+        # To connect a datagram socket sends nothing; it only makes the system choose the way, and with it the address.
+        async with await anyio.create_connected_udp_socket(host, 9) as way:
+            own = str(way.extra(SocketAttribute.local_address)[0])
+    except OSError as error:
+        raise ConfigError(
+            f"this host's address towards {host} cannot be told ({error}); say with --advertise HOST:PORT "
+            f"where others "
+            f"dial"
+        ) from error
+    return f"[{own}]" if ":" in own else own

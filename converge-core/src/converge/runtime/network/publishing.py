@@ -1,0 +1,97 @@
+"""What this node tells others of its agents: their signed descriptors, published under the lease, again after each
+change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import anyio
+import attrs
+
+from converge.contracts.discovery import Discovery, Sighting
+from converge.model.descriptor import AgentDescriptor, sign_descriptor
+from converge.model.identity import Identity
+from converge.runtime.keys.keyring import Keyring
+from converge.services.store.handle import StoreHandle
+
+TOGETHER = 500
+"""Descriptors that are signed and published before others run: some tens of milliseconds."""
+
+Described = Mapping[str, tuple[Identity, AgentDescriptor]]
+
+
+class Announced:
+    """The descriptors of this node and its agents.
+
+    Attributes:
+        signed: The signed bytes by agent id, as published last: what a peer is given that asks for them.
+        changes: How often that has changed.
+    """
+
+    def __init__(
+        self, handle: StoreHandle, sightings: Discovery, node_key: bytes, network: str, keyring: Keyring
+    ) -> None:
+        self._opened, self._sightings, self._node_key, self._network, self._keyring = (
+            handle,
+            sightings,
+            node_key.hex(),
+            network,
+            keyring,
+        )
+        self._described: dict[str, tuple[Identity, AgentDescriptor]] = {}
+        self._lock = anyio.Lock()
+        self.endpoints: tuple[str, ...] = ()
+        self.signed: dict[str, bytes] = {}
+        self.changes = 0
+
+    def __contains__(self, agent_id: object) -> bool:
+        return agent_id in self._described
+
+    async def publish(self, described: Described) -> None:
+        """Sign and publish these. One call at a time: what is published last must have the highest sequence.
+
+        Raises:
+            StoreError, LeaseEnded, KeyFileRefused: Some were not; `again` publishes all.
+        """
+        async with self._lock:
+            self._described |= described
+            await self._publish(described)
+
+    async def again(self) -> None:
+        """Publish under the new lease what was published under the old one.
+
+        Raises:
+            StoreError, LeaseEnded, KeyFileRefused: As `publish`.
+        """
+        async with self._lock:
+            await self._publish(self._described)
+
+    async def withdraw(self) -> None:
+        """Take all of them back."""
+        async with self._lock:
+            gone, self._described, self.signed = list(self._described), {}, {}
+            self.changes += 1
+            await self._sightings.withdraw(gone)
+
+    async def _publish(self, described: Described) -> None:
+        lease, now, ids = await self._opened.lease(), await self._opened.now(), list(described)
+        for at in range(0, len(ids), TOGETHER):
+            some = ids[at : at + TOGETHER]
+            signed = {}
+            for agent_id, sequence in zip(some, await self._keyring.sequences(some, now), strict=True):
+                identity, descriptor = described[agent_id]
+                full = attrs.evolve(
+                    descriptor,
+                    node_key=self._node_key,
+                    endpoints=self.endpoints,
+                    lease=lease.id.hex(),
+                    sequence=sequence,
+                    succession=identity.succession,
+                    issued_at=now,
+                )
+                signed[agent_id] = sign_descriptor(identity, full, self._network)
+            await self._sightings.publish([Sighting(agent_id, self.endpoints, one) for agent_id, one in signed.items()])
+            if self.endpoints:  # else nobody can ask
+                self.signed |= signed
+            self.changes += 1

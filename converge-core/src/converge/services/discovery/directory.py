@@ -1,0 +1,134 @@
+"""The one directory of verified descriptors; discovery, registry and routing are views of it."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Callable, Collection, Sequence
+
+from converge.contracts.discovery import Sighting
+from converge.errors import BadSignature, InvalidKey, SchemaTooNew, TornRecord
+from converge.machines.match import matches
+from converge.model.descriptor import AgentDescriptor, DiscoveryQuery, open_descriptor
+from converge.services.discovery.index import Postings
+
+log = logging.getLogger("converge.directory")
+
+GONE = 100_000
+"""Agents that are gone whose highest sequence is remembered, those that left last. An older descriptor of one that left
+before could come back only under its own lease, and a lease that has ended never lives again."""
+
+FEW = 8
+"""Where less than this part is wanted, the first are picked out; else all are sorted."""
+
+
+class Directory:
+    """Verified descriptors by agent id, indexed by topic, capability and pool. The highest sequence of an agent wins,
+    here as everywhere.
+
+    Attributes:
+        refused: Descriptors that were refused, so far.
+        listeners: Called with each descriptor that was taken in.
+    """
+
+    def __init__(self, network: str) -> None:
+        self._network = network
+        self._signed: dict[str, bytes] = {}
+        self._descriptors: dict[str, AgentDescriptor] = {}
+        self._postings = Postings()
+        self._gone: dict[str, int] = {}
+        self.refused = 0
+        self.listeners: list[Callable[[AgentDescriptor], None]] = []
+
+    def __len__(self) -> int:
+        return len(self._descriptors)
+
+    def get(self, agent_id: str) -> AgentDescriptor | None:
+        """Return the agent's descriptor, if it is known."""
+        return self._descriptors.get(agent_id)
+
+    def signed(self, agent_id: str) -> bytes:
+        """Return the signed bytes of the agent's descriptor; empty if it is not known."""
+        return self._signed.get(agent_id, b"")
+
+    def replace(self, sightings: Collection[Sighting]) -> None:
+        """Make the directory what was sighted: verify what is new, drop what is no longer there."""
+        seen = {sighting.id for sighting in sightings}
+        for sighting in sightings:
+            self.see(sighting)
+        for agent_id in [known for known in self._descriptors if known not in seen]:
+            self.drop(agent_id)
+
+    def see(self, sighting: Sighting) -> bool:
+        """Take in one sighting; tells whether that had to be verified."""
+        if not sighting.descriptor or self._signed.get(sighting.id) == sighting.descriptor:
+            return False
+        self.offer(sighting.id, sighting.descriptor)
+        return True
+
+    def offer(self, agent_id: str, signed: bytes) -> bool:
+        """Verify a descriptor and take it in, unless a higher sequence is known; tells whether it was taken."""
+        try:
+            descriptor = open_descriptor(signed, self._network)
+        except (BadSignature, InvalidKey, TornRecord, SchemaTooNew) as error:
+            self.refuse(f"the descriptor of {agent_id:.16} was refused: {error}")
+            return False
+        if descriptor.id != agent_id:
+            self.refuse(f"the descriptor of {agent_id:.16} was refused: it is another agent's")
+            return False
+        return self.put(descriptor, signed)
+
+    def refuse(self, why: str) -> None:
+        """Count a descriptor that was refused, and log why."""
+        self.refused += 1
+        log.warning("%s", why)
+
+    def put(self, descriptor: AgentDescriptor, signed: bytes) -> bool:
+        """Take in a descriptor that was verified, unless a higher sequence is known; tells whether it was taken."""
+        agent_id = descriptor.id
+        if descriptor.sequence < self._highest(agent_id):
+            self.refuse(f"the descriptor of {agent_id:.16} was refused: its sequence is lower than one that was seen")
+            return False
+        if agent_id in self._descriptors:
+            self._postings.remove(self._descriptors[agent_id])
+        self._gone.pop(agent_id, None)
+        self._signed[agent_id] = signed
+        self._descriptors[agent_id] = descriptor
+        self._postings.add(descriptor)
+        for listener in self.listeners:
+            listener(descriptor)
+        return True
+
+    def drop(self, agent_id: str) -> None:
+        """Forget the agent's descriptor; its highest sequence is remembered."""
+        descriptor = self._descriptors.pop(agent_id, None)
+        if descriptor is None:
+            return
+        del self._signed[agent_id]
+        self._postings.remove(descriptor)
+        self._gone[agent_id] = descriptor.sequence
+        if len(self._gone) > GONE:
+            del self._gone[next(iter(self._gone))]
+
+    def query(
+        self, query: DiscoveryQuery, candidates: Sequence[AgentDescriptor] | None = None
+    ) -> list[AgentDescriptor]:
+        """Return the matching descriptors by id; of the candidates, if there are any, else of all that are known."""
+        found = self._postings.find(query) if candidates is None else [one for one in candidates if _fits(query, one)]
+        if query.limit is not None and query.limit * FEW < len(found):
+            return heapq.nsmallest(query.limit, found, key=_id)
+        found.sort(key=_id)
+        return found if query.limit is None else found[: query.limit]
+
+    def _highest(self, agent_id: str) -> int:
+        known = self._descriptors.get(agent_id)
+        return known.sequence if known is not None else self._gone.get(agent_id, 0)
+
+
+def _id(one: AgentDescriptor) -> str:
+    return one.id
+
+
+def _fits(query: DiscoveryQuery, one: AgentDescriptor) -> bool:
+    has = (set(one.topics), set(one.capabilities), set(one.pools))
+    return matches(topics=query.topics, capabilities=query.capabilities, pool_id=query.pool_id, has=has)

@@ -1,0 +1,252 @@
+"""What one reader has seen of the agents on a store: it reads what has changed, not what there is.
+
+Beside the agents of each lease stands a marker, the key of the empty name: the number of changes so far, and the ids
+that the last ones were of. It is written with each change, in the same batch. To look when nothing has changed costs
+two calls of the store, whatever the number of agents.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from converge.codec import decode, encode
+from converge.contracts.discovery import Changes, Reader, Sighting
+from converge.contracts.store import LIMITS, Entry, Key, Prefix, Range, Rest
+from converge.errors import InvalidValue, StoreError, TornRecord
+from converge.model.descriptor import peek_lease
+from converge.model.keys import AGENT, EXPIRY, check_key
+from converge.services.store.handle import StoreHandle
+
+log = logging.getLogger("converge.sightings")
+
+CHANNEL = "agents"
+"""What each change wakes."""
+
+TOGETHER = 500
+"""Records that are read before others run: some milliseconds."""
+
+RECENT = 64
+"""Ids that a marker names: a reader that has missed more changes reads all agents of that lease."""
+
+
+def marker_key(lease: bytes) -> Key:
+    """Return the key of a lease's marker: no agent has the empty name."""
+    return AGENT(lease, "")
+
+
+def marker_value(count: int, recent: Sequence[str]) -> bytes:
+    """Return the marker after `count` changes, the last of which were of these ids."""
+    return encode([count, list(recent[-RECENT:])])
+
+
+def read_marker(lease: bytes, value: bytes) -> tuple[int, list[str]]:
+    """Return what a marker says; if it says nothing that can be used, what lets all agents of the lease be read."""
+    try:
+        count, recent = decode(value, tuple[int, list[str]], "marker of a lease's agents")
+        for name in recent[-RECENT:]:
+            check_key(AGENT(lease, name))
+    except (TornRecord, InvalidValue) as error:
+        log.warning("all agents of lease %s are read, since its marker cannot be: %s", lease.hex(), error)
+        return -1, []
+    return count, recent[-RECENT:]
+
+
+class _Seen:
+    """What was seen under one lease."""
+
+    __slots__ = ("count", "names", "revision")
+
+    def __init__(self) -> None:
+        self.revision, self.count = 0, -1
+        self.names: set[str] = set()
+
+
+_Place = tuple[bytes, int, Sighting | None]
+"""Lease and revision of a record, and what it says; None if it was refused."""
+
+
+class StoreReader(Reader):
+    """Reads the agents of the leases that live."""
+
+    def __init__(self, handle: StoreHandle, poll_sec: float = 1.0) -> None:
+        self._opened, self._poll_sec = handle, poll_sec
+        self._leases: dict[bytes, _Seen] = {}
+        self._places: dict[
+            str, tuple[_Place, ...]
+        ] = {}  # of nearly all agents one: a key that moves between processes has two for a moment
+        self._touched: set[str] = set()  # outlives a look that fails half way
+        self._told: dict[str, Sighting] = {}
+
+    def sightings(self) -> list[Sighting]:
+        """Return what the last look has found."""
+        return list(self._told.values())
+
+    async def look(self) -> Changes:
+        """As `Reader.look`: the agents whose leases live now, by store time."""
+        live = await self._live()
+        for lease in self._leases.keys() - live:
+            self._forget(lease)
+        leases = list(live)
+        for at in range(0, len(leases), LIMITS.keys):
+            some = leases[at : at + LIMITS.keys]
+            for lease, marker in zip(
+                some, await self._opened.store.get([marker_key(lease) for lease in some]), strict=True
+            ):
+                if marker is None:
+                    self._forget(lease)
+                elif (seen := self._leases.get(lease)) is None or seen.revision != marker.revision:
+                    await self._catch_up(lease, seen or _Seen(), marker)
+        return self._changes()
+
+    def hints(self) -> AsyncIterator[None]:
+        """As `Reader.hints`."""
+        return ticks(self._opened, self._poll_sec)
+
+    async def _live(self) -> set[bytes]:
+        now, live = await self._opened.store.time(), set()
+        for entry in await self._all(EXPIRY()):
+            try:
+                if int(entry.value) >= now:
+                    live.add(entry.key[1])
+            except ValueError:
+                log.warning("the agents of lease %s are not listed: its expiry cannot be read", entry.key[1].hex())
+        return live
+
+    def _forget(self, lease: bytes) -> None:
+        seen = self._leases.pop(lease, None)
+        for name in seen.names if seen is not None else ():
+            self._set(lease, name, None)
+
+    async def _catch_up(self, lease: bytes, seen: _Seen, marker: Entry) -> None:
+        """Read what has changed under the lease."""
+        count, recent = read_marker(lease, marker.value)
+        missed = count - seen.count
+        if seen.count >= 0 and 0 < missed <= len(recent):
+            names = set(recent[-missed:])
+            entries = await self._opened.store.get([AGENT(lease, name) for name in names])
+            found = {entry.key[2]: entry for entry in entries if entry is not None}
+        else:
+            found = {entry.key[2]: entry for entry in await self._all(AGENT(lease)) if entry.key[2]}
+            names = found.keys() | seen.names
+        read: dict[str, _Place] = {}
+        for number, name in enumerate(names, 1):
+            if number % TOGETHER == 0:
+                await checkpoint()
+            if (place := self._read(lease, name, found.get(name))) is not None:
+                read[name] = place
+        for name in names:
+            self._set(lease, name, read.get(name))
+        # Nothing was awaited since: whoever is cancelled before has learned nothing, after it all.
+        seen.names = (seen.names | found.keys()) - (names - found.keys())
+        seen.revision, seen.count = marker.revision, count
+        self._leases[lease] = seen
+
+    def _own(self, lease: bytes, name: str) -> _Place | None:
+        return next((place for place in self._places.get(name, ()) if place[0] == lease), None)
+
+    def _read(self, lease: bytes, name: str, entry: Entry | None) -> _Place | None:
+        """Return what the record says; what was read before is not read again."""
+        own = self._own(lease, name)
+        if entry is None or (own is not None and own[1] == entry.revision):
+            return own if entry is not None else None
+        return lease, entry.revision, read_sighting(lease, name, entry.value)
+
+    def _set(self, lease: bytes, name: str, place: _Place | None) -> None:
+        own = self._own(lease, name)
+        if place is own:
+            return
+        places = tuple(other for other in self._places.get(name, ()) if other is not own)
+        if place is not None:
+            places = (*places, place)
+        if places:
+            self._places[name] = places
+        else:
+            self._places.pop(name, None)
+        self._touched.add(name)
+
+    def _changes(self) -> Changes:
+        came, gone = [], []
+        for name in self._touched:
+            # Of two that stand under living leases the one that was written last.
+            best = max(
+                (place for place in self._places.get(name, ()) if place[2] is not None),
+                key=lambda place: place[1],
+                default=None,
+            )
+            if best is None or best[2] is None:
+                if self._told.pop(name, None) is not None:
+                    gone.append(name)
+            elif self._told.get(name) != best[2]:
+                self._told[name] = best[2]
+                came.append(best[2])
+        self._touched = set()
+        return Changes(came, gone)
+
+    async def _all(self, prefix: Prefix) -> list[Entry]:
+        found: list[Entry] = []
+        after: Rest | None = None
+        while True:
+            (page,) = await self._opened.store.scan([Range(prefix, after, LIMITS.keys)])
+            found += page
+            if len(page) < LIMITS.keys:
+                return found
+            after = page[-1].key[len(prefix) :]
+
+
+async def ticks(handle: StoreHandle, poll_sec: float) -> AsyncIterator[None]:
+    """Yield at once, then after each wake-up, and each poll interval without one: a lease that ends wakes nobody."""
+    event = anyio.Event()
+
+    async def listen() -> None:
+        while True:
+            try:
+                async with aclosing(handle.store.watch([CHANNEL])) as watch:  # type: ignore[type-var]  # every watch is an async generator
+                    async for _ in watch:
+                        handle.watch_outage.works("agents")
+                        event.set()
+            except StoreError as error:
+                handle.watch_outage.failed("agents", error)
+            await anyio.sleep(poll_sec)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(listen)
+        try:
+            while True:
+                event = anyio.Event()
+                yield None
+                with anyio.move_on_after(poll_sec):
+                    await event.wait()
+        except GeneratorExit:  # the group would wrap it
+            group.cancel_scope.cancel()
+            handle.watch_outage.left("agents")
+
+
+def write_sighting(sighting: Sighting) -> bytes:
+    """Return the record of a sighting."""
+    return encode([list(sighting.endpoints), base64.b64encode(sighting.descriptor).decode()])
+
+
+def read_sighting(lease: bytes, agent_id: str, value: bytes) -> Sighting | None:
+    """Return what a record says; None if nobody can read it, which is no reason not to find the others, or if it was
+    copied from another lease.
+
+    A copy is genuine, and would keep an agent listed that has stopped.
+    """
+    try:
+        endpoints, text = decode(value, tuple[list[str], str], f"descriptor of {agent_id}")
+        sighting = Sighting(agent_id, tuple(endpoints), base64.b64decode(text, validate=True))
+    except (TornRecord, ValueError) as error:
+        log.warning("a descriptor was refused: %s", error)
+        return None
+    if peek_lease(sighting.descriptor) not in (None, lease.hex()):
+        log.warning(
+            "a descriptor was refused: that of %.16s is for another lease than the one it stands under", agent_id
+        )
+        return None
+    return sighting

@@ -1,0 +1,143 @@
+"""DiscoveryService: finds agents by topic, capability and pool in the directory of verified descriptors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from converge.contracts.discovery import Discovery, Sighting
+from converge.contracts.store import Store
+from converge.errors import ChannelError, LeaseEnded, StoreError
+from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
+from converge.services.discovery.directory import Directory
+from converge.services.discovery.sightings import StoreSightings
+from converge.services.store.handle import StoreHandle
+
+FRESH_SEC = 1.0
+"""How old the directory may be for a query, where no node keeps it fresh: the default of `poll_sec`."""
+
+TOGETHER = 64
+"""Descriptors that are verified before others run: some milliseconds."""
+
+
+class DiscoveryService:
+    """Answers queries from memory. The directory is loaded on first use, then kept fresh by the node's watch, or read
+    again when it is too old.
+
+    A descriptor is listed while its process's lease lives. Being listed is a hint that the agent was alive, not proof,
+    and it grants nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        network: str = "converge",
+        discovery: Discovery | None = None,
+        directory: Directory | None = None,
+    ) -> None:
+        self._opened = StoreHandle.of(store)
+        self._discovery = discovery or StoreSightings(self._opened)
+        self._reader = self._discovery.reader()
+        self.directory = directory or Directory(network)
+        self.fetch: Callable[[], Awaitable[None]] | None = None
+        """Fetches descriptors from nodes that are sighted without; set by a node whose discovery knows no others."""
+        self.is_wanted = anyio.Event()
+        """Set by the first query: from then on it is worth keeping the directory fresh."""
+        self._reading = anyio.Lock()
+        self._bare: dict[str, tuple[str, ...]] = {}  # sighted without a descriptor
+        self._came: dict[str, Sighting] = {}  # read, and not yet verified: outlives a call that is cancelled
+        self._read = float("-inf")
+        self._fresh_sec = FRESH_SEC
+
+    async def query(
+        self,
+        query: DiscoveryQuery,
+        candidates: Sequence[AgentDescriptor] | None = None,
+        refresh_from_store: bool = False,
+    ) -> list[AgentDescriptor]:
+        """Return the agents that match, by id.
+
+        Args:
+            query: Any of the topics, all of the capabilities, in the pool.
+            candidates: Filter these, and read nothing.
+            refresh_from_store: Read the latest first.
+
+        Raises:
+            StoreError: The store could not be read; never for `candidates`.
+        """
+        if candidates is None:
+            self.is_wanted.set()
+            if refresh_from_store or self._age_sec() > self._fresh_sec:
+                await self.refresh()
+        return self.directory.query(query, candidates)
+
+    async def refresh(self) -> None:
+        """Read what has changed and verify what is new. Calls that come while one reads share the next reading.
+
+        Raises:
+            StoreError, ChannelError: It could not be read; the directory stays as it is.
+        """
+        asked = self._opened.env.monotonic()
+        async with self._reading:
+            if self._read < asked:
+                await self._look()
+
+    async def follow(self, poll_sec: float) -> None:
+        """Keep the directory fresh until cancelled; while the store is away the last that was known is kept.
+
+        Meanwhile queries read nothing, unless the last look is older than it can be: the store is away, or its answers
+        are late.
+        """
+        self._fresh_sec = max(FRESH_SEC, 2 * poll_sec)
+        while True:
+            try:
+                async with aclosing(self._hints(poll_sec)) as hints:  # type: ignore[type-var]  # an async generator
+                    async for _ in hints:
+                        await self.refresh()
+                        self._opened.outage.works("discovery")
+            except (StoreError, ChannelError, LeaseEnded) as error:
+                self._opened.outage.failed("discovery", error)
+            await anyio.sleep(poll_sec)
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Where nodes were sighted whose descriptors are not known yet: core fetches them."""
+        return [endpoint for endpoints in self._bare.values() for endpoint in endpoints]
+
+    async def _hints(self, poll_sec: float) -> AsyncIterator[None]:
+        """Say when to look: nodes that are asked tell of no change by themselves."""
+        if self.fetch is None:
+            async with aclosing(self._reader.hints()) as hints:  # type: ignore[type-var]  # an async generator
+                async for _ in hints:
+                    yield None
+        while True:
+            yield None
+            await anyio.sleep(poll_sec)
+
+    def _age_sec(self) -> float:
+        return self._opened.env.monotonic() - self._read
+
+    async def _look(self) -> None:
+        began = self._opened.env.monotonic()
+        changes = await self._reader.look()
+        self._bare.update({one.id: one.endpoints for one in changes.came if not one.descriptor})
+        for id_ in [*changes.gone, *(one.id for one in changes.came if one.descriptor)] if self._bare else ():
+            self._bare.pop(id_, None)
+        for agent_id in changes.gone:
+            self._came.pop(agent_id, None)
+            self.directory.drop(agent_id)
+        self._came |= {sighting.id: sighting for sighting in changes.came}
+        verified = 0
+        while self._came:
+            agent_id = next(iter(self._came))
+            verified += self.directory.see(self._came.pop(agent_id))
+            if verified >= TOGETHER:
+                verified = 0
+                await checkpoint()
+        if self.fetch is not None:
+            await self.fetch()
+        self._read = began

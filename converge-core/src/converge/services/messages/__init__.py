@@ -1,0 +1,1 @@
+"""Messages between agents: routes, receipts, inboxes, mailboxes."""

@@ -1,0 +1,83 @@
+"""Which agent a message goes to that is for any one with a capability."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from converge.errors import Backpressure, ChannelError, MessageTooLarge, StoreError, Undeliverable
+from converge.model.descriptor import DiscoveryQuery
+from converge.services.messages.inboxes import Dropped, Inboxes
+from converge.services.messages.routes import Routes
+
+TRIES = 32
+"""Agents of a capability that are tried, here and in other processes: where so many are full, one more would be,
+too.
+"""
+
+T = TypeVar("T")
+
+
+class Choice:
+    """Chooses among the agents of this process in turn; where none of them takes the message, among those of others."""
+
+    def __init__(self, inboxes: Inboxes, routes: Routes) -> None:
+        self._inboxes, self._routes = inboxes, routes
+        self._turns_here, self._turns_elsewhere = _Turns(), _Turns()
+
+    async def deliver(self, sender: str, capability: str, deliver_to: Callable[[str], Awaitable[T]]) -> T:
+        """Try one agent after another; each refusal is certain, so one at most has the message.
+
+        Args:
+            sender: Is not chosen itself.
+            capability: What the agent is able to do.
+            deliver_to: Called with an agent's id; what certainly did not reach it raises.
+
+        Raises:
+            Undeliverable, Backpressure: Nobody has it.
+        """
+        failures: list[Exception] = []
+        for find in (self._here, self._elsewhere, self._after_all):
+            for to in [] if find == self._after_all and failures else await find(capability, sender):
+                try:
+                    return await deliver_to(to)
+                except (MessageTooLarge, Dropped):
+                    raise
+                except (Undeliverable, Backpressure, ChannelError, StoreError) as error:
+                    failures.append(error)
+        if not failures:
+            raise Undeliverable(f'no agent that is known here has the capability "{capability}"')
+        if full := next((error for error in failures if isinstance(error, Backpressure)), None):
+            raise full
+        raise Undeliverable(
+            f'no agent with the capability "{capability}" takes the message; the last one: {failures[-1]}'
+        ) from failures[-1]
+
+    async def _here(self, capability: str, sender: str) -> Sequence[str]:
+        return self._turns_here.some(self._inboxes.able(capability), sender)
+
+    async def _elsewhere(self, capability: str, sender: str) -> Sequence[str]:
+        known = await self._routes.query(DiscoveryQuery(capabilities=(capability,)))
+        return self._turns_elsewhere.some([one.id for one in known if one.id not in self._inboxes], sender)
+
+    async def _after_all(self, capability: str, sender: str) -> Sequence[str]:
+        """Look again where nobody was known: one may have started since the directory was read."""
+        await self._routes.refresh()
+        return await self._elsewhere(capability, sender)
+
+
+class _Turns:
+    """Begins with another agent each time."""
+
+    __slots__ = ("_turn",)
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def some(self, agents: Sequence[str], but: str) -> list[str]:
+        """Return some of the agents, all but one, the sender."""
+        self._turn += 1
+        if agents and agents[self._turn % len(agents)] == but:
+            self._turn += 1
+        some = (agents[(self._turn + at) % len(agents)] for at in range(min(len(agents), TRIES)))
+        return [one for one in some if one != but]

@@ -1,0 +1,100 @@
+"""Messages to all agents that have a topic, or are in a pool: once over the wire to each node, which fans them out to
+its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import anyio
+
+from converge.errors import ConvergeError
+from converge.ids import check_name
+from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
+from converge.model.envelope import ACCEPTED, MessageHeader
+from converge.model.identity import agent_id
+from converge.model.message import Fanout
+from converge.services.messages.sending import Post, SendOptions, by_deadline
+from converge.services.messages.unsettled import UnderWay
+
+LEAST_SEC = 0.01
+
+AT_A_TIME = 64
+"""Nodes that are written to at a time; the others wait, within the deadline."""
+
+
+class Fanouts:
+    """Publishes and broadcasts for the agents of one process."""
+
+    def __init__(self, post: Post, node_key: bytes) -> None:
+        self._post, self._node_key = post, node_key.hex()
+
+    async def publish(self, sender: str, topic: str, payload: object, timeout: float) -> list[Fanout]:
+        """Send to every agent that has the topic. See `Node.publish`."""
+        return await self._send(sender, DiscoveryQuery(topics=(check_name("topic", topic),)), payload, timeout)
+
+    async def broadcast(self, sender: str, pool_id: str, payload: object, timeout: float) -> list[Fanout]:
+        """Send to every agent of a pool. See `Node.broadcast`."""
+        return await self._send(sender, DiscoveryQuery(pool_id=check_name("pool", pool_id)), payload, timeout)
+
+    async def _send(self, sender: str, query: DiscoveryQuery, payload: object, timeout: float) -> list[Fanout]:
+        post = self._post
+        draft = post.draft(sender, payload, ACCEPTED, SendOptions(timeout=timeout))
+        topic, pool = "".join(query.topics), query.pool_id or ""
+        outcomes: list[Fanout] = []
+        # Written once for all: the guards see it once, and what they refuse goes nowhere.
+        header, body = post.write(draft, "", topic=topic, pool=pool)
+        taken, refused = await post.inboxes.fan_out(header, body)
+        if taken or refused:
+            outcomes.append(Fanout(node=agent_id(bytes.fromhex(self._node_key)), accepted=taken, refused=refused))
+        limiter = anyio.CapacityLimiter(AT_A_TIME)
+        began = anyio.current_time()
+        found = await self._known(query, timeout)
+        async with anyio.create_task_group() as group:
+            for node in self._nodes(found, sender):
+                group.start_soon(
+                    self._send_to,
+                    node,
+                    header,
+                    body,
+                    max(LEAST_SEC, timeout + began - anyio.current_time()),
+                    limiter,
+                    outcomes,
+                )
+        return sorted(outcomes, key=lambda one: one.node)
+
+    async def _known(self, query: DiscoveryQuery, timeout: float) -> Sequence[AgentDescriptor]:
+        """Ask discovery; where that takes too long, as with a store that is away, those known last are enough."""
+        with anyio.move_on_after(timeout / 2):
+            return await self._post.routes.query(query)
+        return self._post.routes.discovery.directory.query(query)
+
+    def _nodes(self, found: Sequence[AgentDescriptor], sender: str) -> list[AgentDescriptor]:
+        """Return one agent of each other node: it says where that is."""
+        return list(
+            {one.node_key: one for one in found if one.id != sender and one.node_key != self._node_key}.values()
+        )
+
+    async def _send_to(
+        self,
+        node: AgentDescriptor,
+        header: MessageHeader,
+        body: bytes,
+        timeout: float,
+        limiter: anyio.CapacityLimiter,
+        outcomes: list[Fanout],
+    ) -> None:
+        key, whom = bytes.fromhex(node.node_key), f"node {node.node_key[:16]}"
+        one = UnderWay(header, body)
+        try:
+            with by_deadline(timeout, whom):
+                async with limiter:
+                    await self._post.under_way.deliver(
+                        one, node.node_key, partial(self._post.routes.link_to, key, node.endpoints, whom)
+                    )
+        except ConvergeError as error:
+            outcomes.append(Fanout(node=agent_id(key), error=f"{type(error).__name__}: {error}"))
+        else:
+            assert one.receipt is not None, "what was delivered has a receipt"
+            outcomes.append(Fanout(node=agent_id(key), accepted=one.receipt.taken, refused=one.receipt.refused))

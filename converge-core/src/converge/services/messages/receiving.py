@@ -1,0 +1,202 @@
+"""What comes in over links: each message is taken once and in order, if who sent it may speak for its sender; each is
+answered with a receipt.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+
+from converge.errors import BadSignature, InvalidKey, StoreError
+from converge.machines.records import MESSAGE, RECEIPT, SIGNED, Item
+from converge.machines.stream import Pair, Seen, Streams
+from converge.model.envelope import (
+    ACCEPTED,
+    EARLY,
+    HANDED,
+    HANDLED,
+    REFUSED,
+    UNKNOWN,
+    MessageHeader,
+    ReceiptHeader,
+    open_signed,
+    pack,
+    unpack,
+)
+from converge.services.messages.descriptors import DESCRIPTORS, Asking
+from converge.services.messages.inboxes import STOPPING, Inboxes
+from converge.services.messages.receipts import TEXT, Answers
+from converge.services.messages.routes import Routes
+from converge.services.messages.unsettled import Link, MessagesUnderWay
+from converge.services.store.handle import StoreHandle
+
+log = logging.getLogger("converge.post")
+
+SIGNED_WINDOW_SEC = 60.0
+"""How far the moment of a signature may be from now, either way: both ways together are what a sender is remembered
+for, so no replay is missed.
+"""
+
+COUNTS = 1_000
+"""Messages to all of a node whose counts are remembered for when they are repeated."""
+
+
+class Received:
+    """Takes the items of every link of a node."""
+
+    def __init__(
+        self,
+        handle: StoreHandle,
+        network_tag: bytes,
+        inboxes: Inboxes,
+        routes: Routes,
+        under_way: MessagesUnderWay,
+        admits: Callable[[str], bool],
+    ) -> None:
+        self._env, self._now, self._network_tag, self._admits = handle.env, handle.about_now, network_tag, admits
+        self._inboxes, self._routes, self._under_way = inboxes, routes, under_way
+        self.asking: Asking | None = None  # set by a node that tells others of its agents
+        self.on_mail: Callable[[str], None] = lambda agent_id: None  # set by whoever drains mailboxes
+        self._streams, self._answers = Streams(), Answers(routes)
+        self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()
+
+    async def on_items(self, link: Link, items: list[Item]) -> None:
+        """Take what a link has received; an ill-formed body ends the link (TornRecord), nothing else does."""
+        replies: list[Item] = []
+        for kind, body in items:
+            if kind == RECEIPT:
+                self._on_receipt(link, *unpack(body, ReceiptHeader))
+            elif kind in (MESSAGE, SIGNED):
+                reply = await self._on_message(link, body, is_signed=kind == SIGNED)
+                if reply is not None:
+                    replies.append((RECEIPT, pack(reply)) if isinstance(reply, ReceiptHeader) else reply)
+        if replies:
+            await link.send(replies)
+
+    async def _on_message(self, link: Link, body: bytes, *, is_signed: bool) -> ReceiptHeader | Item | None:
+        """Take a message; return its receipt, or None if it wants none."""
+        if is_signed:
+            try:
+                header, payload = open_signed(body, self._network_tag)
+            except (BadSignature, InvalidKey) as error:  # who relays it need not have made it: the link goes on
+                log.warning("a signed message from node %s was refused: %s", link.peer.hex()[:16], error)
+                return None
+        else:
+            header, payload = unpack(body, MessageHeader)
+            if header.wants == DESCRIPTORS:
+                return self.asking.on_message(link, header, payload) if self.asking is not None else None
+        status, text = self._absence(header)
+        if not status:
+            status, text = await self._refusal(link, header, is_signed=is_signed)
+        if header.mail and not status:
+            self.on_mail(header.to)
+            return None
+        receipt: ReceiptHeader | Item
+        if status:
+            receipt = ReceiptHeader(header.id, status, text)
+        elif header.to:
+            receipt = self._take(link, header, payload)
+        else:
+            receipt = await self._take_for_all(header, payload)
+        return receipt if header.wants != HANDED else None
+
+    def _on_receipt(self, link: Link, header: ReceiptHeader, payload: bytes) -> None:
+        if header.status == DESCRIPTORS:
+            if self.asking is not None:
+                self.asking.on_receipt(link, header, payload)
+        else:
+            self._under_way.on_receipt(link.peer, header, payload)
+
+    def _absence(self, header: MessageHeader) -> tuple[str, str]:
+        """Say why nothing comes in, whoever sent it; two empty strings if it may."""
+        if self._inboxes.is_closed_to_others:
+            return UNKNOWN, STOPPING
+        return (UNKNOWN, "no such agent in this process") if header.to and header.to not in self._inboxes else ("", "")
+
+    async def _refusal(self, link: Link, header: MessageHeader, *, is_signed: bool) -> tuple[str, str]:
+        """Say why a message may not come in, before anything of it is remembered; two empty strings if it may."""
+        if is_signed:
+            age_sec = (self._now() - header.sent_at) / 1_000_000
+            if abs(age_sec) > SIGNED_WINDOW_SEC:
+                log.warning(
+                    "a signed message of %.16s was refused: it is %.0f s old; is a clock wrong?", header.sender, age_sec
+                )
+                return (
+                    REFUSED,
+                    f"its signature is {age_sec:.0f} s old; at most {SIGNED_WINDOW_SEC:g} s are allowed, either way",
+                )
+        else:
+            try:
+                is_spoken_for = await self._routes.is_spoken_for(header.sender, link.peer)
+            except StoreError as error:  # no reason to end the link: agents that are known go on talking over it
+                log.warning(
+                    "a message was refused: agent %.16s is not known, and the store is away: %s", header.sender, error
+                )
+                return (
+                    REFUSED,
+                    "its sender is not known there and cannot be looked up, since the store is away; send again later",
+                )
+            if is_spoken_for is None:
+                return EARLY, "its sender is being looked up there"
+            if not is_spoken_for:
+                log.warning(
+                    "a message was refused: node %s does not speak for agent %.16s", link.peer.hex()[:16], header.sender
+                )
+                return REFUSED, "no descriptor of the sender names the node that sent this"
+        if not self._admits(header.sender):
+            return REFUSED, "its sender is not trusted there"
+        return "", ""
+
+    def _take(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader | Item:
+        """Take a message that may come in, unless it was taken before or has to wait. From here to its inbox nothing is
+        awaited.
+        """
+        if (known := self._known(header)) is not None:
+            if (
+                known.status == ACCEPTED
+                and header.wants == HANDLED
+                and (given := self._answers.again(link, header)) is not None
+            ):
+                return given
+            return known
+        answer = self._answers.owe(link, header) if header.wants == HANDLED else None
+        status, text = self._inboxes.put(header.to, header, payload, answer)
+        if status == ACCEPTED:
+            self._remember(header)
+        elif answer is not None:
+            self._answers.forget(header)
+        return ReceiptHeader(header.id, status, text[:TEXT])
+
+    async def _take_for_all(self, header: MessageHeader, payload: bytes) -> ReceiptHeader:
+        """Take a message to all agents of this node that have a topic, or are in a pool. However often it is repeated,
+        its counts are the same.
+        """
+        if (known := self._known(header)) is None:
+            self._remember(header)
+            counts = await self._inboxes.fan_out(header, payload)
+            if len(self._counts) >= COUNTS:
+                self._counts.popitem(last=False)
+            self._counts[header.id] = counts
+        elif known.status != ACCEPTED:
+            return known
+        else:
+            await self._inboxes.fanned_out()
+        taken, refused = self._counts.get(header.id, (0, 0))
+        return ReceiptHeader(header.id, ACCEPTED, taken=taken, refused=refused)
+
+    def _known(self, header: MessageHeader) -> ReceiptHeader | None:
+        """Return what is answered to a message that is not to be taken now; None if it is."""
+        seen = self._streams.see(_pair(header), header.sequence, header.after, self._env.monotonic())
+        if seen is Seen.REPEATED:
+            return ReceiptHeader(header.id, ACCEPTED)
+        if seen is Seen.EARLY:
+            return ReceiptHeader(header.id, EARLY, "a message before it has not come")
+        return ReceiptHeader(header.id, REFUSED, "too many senders are remembered") if seen is Seen.REFUSED else None
+
+    def _remember(self, header: MessageHeader) -> None:
+        self._streams.take(_pair(header), header.sequence, self._env.monotonic())
+
+
+def _pair(header: MessageHeader) -> Pair:
+    return Pair(header.sender, header.lease, header.to)

@@ -1,0 +1,279 @@
+"""Post: messages between agents, to an inbox of this process or over a link; each is settled by a receipt, or a typed
+error by the deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import anyio
+import attrs
+import msgspec
+from anyio.lowlevel import checkpoint
+
+from converge.codec import decode_plain, encode_plain
+from converge.errors import (
+    DeliveryTimeout,
+    HandlerFailed,
+    InvalidName,
+    InvalidValue,
+    MessageTooLarge,
+)
+from converge.machines.stream import WINDOW_SEC
+from converge.model.descriptor import network_tag
+from converge.model.envelope import (
+    ACCEPTED,
+    DROPPED,
+    HANDED,
+    HANDLED,
+    MESSAGE_BYTES,
+    NAME_CHARACTERS,
+    STORED,
+    MessageHeader,
+)
+from converge.model.identity import Identity, is_agent_id
+from converge.model.message import Capability, Receipt
+from converge.plugins import PluginHost
+from converge.services.discovery.registry import IdentityRegistry
+from converge.services.discovery.service import DiscoveryService
+from converge.services.messages.choice import Choice
+from converge.services.messages.inboxes import Inboxes, LocalOutcome, settle, to_message
+from converge.services.messages.mailbox import Mailboxes
+from converge.services.messages.receiving import Received
+from converge.services.messages.routes import Links, Routes
+from converge.services.messages.unsettled import MessagesUnderWay, Signer, UnderWay
+from converge.services.store.handle import StoreHandle
+
+BEFORE_SEND = "converge_message_before_send"
+
+LEVELS = {"accepted": ACCEPTED, "handled": HANDLED, None: HANDED}
+
+SENDS_A_TURN = 16
+"""Messages to inboxes of this process after which a sender lets others run: a loop of sends must neither starve nor
+overfill their readers.
+"""
+
+
+@attrs.frozen(kw_only=True)
+class SendOptions:
+    """How a message is to be sent; `Node.send` says what each means."""
+
+    ack: str | None = "accepted"
+    timeout: float = 10.0
+    mailbox: bool = False
+    proof: str = "channel"
+    task_id: str = ""
+
+
+class Draft(NamedTuple):
+    """A message before its recipient is known. A plain tuple: one is made for each message."""
+
+    id: str
+    sender: str
+    payload: Any
+    wants: str
+    task: str
+    signer: Signer | None
+
+
+class Outcome(NamedTuple):
+    """Who took a message, and where it was handled what came of it: an answer (JSON), or None and why."""
+
+    recipient: str
+    answer: bytes | None = None
+    why: str = ""
+
+
+class Post:
+    """Sends and takes messages for the agents of one process."""
+
+    def __init__(
+        self,
+        handle: StoreHandle,
+        identity: Identity,
+        network: str,
+        discovery: DiscoveryService,
+        registry: IdentityRegistry,
+        host: PluginHost,
+    ) -> None:
+        env = handle.env
+        self.inboxes = Inboxes(host)
+        self.under_way = MessagesUnderWay()
+        self.routes = Routes(env, identity.public_key, discovery, registry)
+        self.network_tag = network_tag(network)
+        self.received = Received(handle, self.network_tag, self.inboxes, self.routes, self.under_way, registry.admits)
+        self.mailboxes = Mailboxes(handle, self.network_tag, self.inboxes, registry.admits)
+        self.on_stored: Callable[[MessageHeader], None] = lambda header: None  # set by whoever drains mailboxes
+        self._opened, self._env, self._identity, self._host = handle, env, identity, host
+        self._is_guarded = host.has(BEFORE_SEND)
+        self._life = env.entropy(8).hex()
+        self._choice = Choice(self.inboxes, self.routes)
+        self._turn = 0
+
+    @property
+    def links(self) -> Links | None:
+        """The links to other nodes, if this one has a transport."""
+        return self.routes.links
+
+    @links.setter
+    def links(self, links: Links) -> None:
+        self.routes.links = links
+
+    async def send(self, sender: str, to: str, payload: Any, how: SendOptions) -> Receipt:
+        """Send a message; return when it has got as far as asked. See `Node.send`."""
+        began = self._env.monotonic()
+        wants = _level(how)
+        draft = self.draft(sender, payload, wants, how)
+        if how.mailbox:
+            outcome, wants = await self._store(draft, to, how.timeout), HANDLED if wants == HANDLED else STORED
+        else:
+            outcome = await self._deliver(draft, to, how.timeout)
+        if wants == HANDLED and outcome.answer is None:
+            raise HandlerFailed(f"agent {outcome.recipient} failed to handle message {draft.id}: {outcome.why}")
+        return Receipt(
+            message_id=draft.id, recipient=outcome.recipient, level=wants, duration_sec=self._env.monotonic() - began
+        )
+
+    async def ask(self, sender: str, to: str, payload: Any, how: SendOptions) -> Any:
+        """Send a message; return what its handler returned. See `Node.ask`."""
+        draft = self.draft(sender, payload, HANDLED, how)
+        outcome = await self._deliver(draft, to, how.timeout)
+        if outcome.answer is None:
+            raise HandlerFailed(f"agent {outcome.recipient} failed to handle message {draft.id}: {outcome.why}")
+        return decode_plain(outcome.answer, "answer")
+
+    def draft(self, sender: str, payload: Any, wants: str, how: SendOptions) -> Draft:
+        """Begin a message."""
+        check_timeout(how.timeout)
+        if how.proof not in ("channel", "signed"):
+            raise InvalidValue("proof", how.proof, '"channel" or "signed"')
+        if not is_agent_id(sender):
+            raise InvalidName("sender", sender, "an agent's id: cv1 and 52 characters")
+        signer = self.signer(sender) if how.proof == "signed" else None
+        return Draft(self._env.entropy(16).hex(), sender, payload, wants, _checked_task_id(how.task_id), signer)
+
+    def signer(self, sender: str) -> Signer:
+        """Return what signs for an agent of this node.
+
+        Raises:
+            InvalidValue: It is none.
+        """
+        identity = self._identity if sender == self._identity.id else self.inboxes.identity(sender)
+        if identity is None:
+            raise InvalidValue("sender", sender, "an agent of this node: only it can sign")
+        return Signer(identity, self.network_tag, self._opened.about_now)
+
+    def write(self, draft: Draft, to: str, *, topic: str = "", pool: str = "") -> tuple[MessageHeader, bytes]:
+        """Return header and payload, as the guards leave them; the sequence is drawn when it leaves.
+
+        Raises:
+            Undeliverable: A guard refused it.
+            InvalidValue, MessageTooLarge: The payload cannot be sent.
+        """
+        header = MessageHeader(
+            draft.id, draft.sender, to, self._life, 0, self._opened.about_now(), 0, draft.wants, draft.task, topic, pool
+        )
+        payload = draft.payload
+        if self._is_guarded:
+            message = self._host.guard(BEFORE_SEND, to_message(header, to, payload))
+            payload = message.payload
+            if message.task_id != draft.task:
+                header = msgspec.structs.replace(header, task=_checked_task_id(message.task_id))
+        body = encode_plain(payload, "payload")
+        if len(body) > MESSAGE_BYTES:
+            raise MessageTooLarge(f"a payload of {len(body):,} bytes; the limit of a message is {MESSAGE_BYTES:,}")
+        return header, body
+
+    async def _store(self, draft: Draft, to: str, timeout: float) -> Outcome:
+        """Store a message; wait until it was handled if that is wanted. It is stored even for an agent that is here:
+        only the store keeps it.
+        """
+        if isinstance(to, Capability) or not is_agent_id(to):
+            raise InvalidName("recipient", to, "an agent's id: only an agent has a mailbox")
+        header, body = self.write(draft, to)
+        with by_deadline(timeout, f"the mailbox of agent {to}"):
+            signed = self.signer(draft.sender).body(header, body)
+            task_id = await self.mailboxes.store(to, header, signed)
+            self.on_stored(msgspec.structs.replace(header, wants=HANDED, mail=True))
+            return Outcome(to, *(await self.mailboxes.handled(task_id) if draft.wants == HANDLED else ()))
+
+    async def _deliver(self, draft: Draft, to: str, timeout: float) -> Outcome:
+        if isinstance(to, Capability):
+            with by_deadline(timeout, f'agents with the capability "{to}"'):
+                return await self._choice.deliver(draft.sender, to, partial(self._deliver_to, draft, is_choosy=True))
+        if to in self.inboxes and draft.wants != HANDLED:
+            return await self._deliver_here(draft, to)  # it never waits, so it needs no deadline
+        if not is_agent_id(to):
+            raise InvalidName(
+                "recipient", to, "an agent's id, as discovery gives it: cv1 and 52 characters; or a Capability"
+            )
+        with by_deadline(timeout, f"agent {to}"):
+            return await self._deliver_to(draft, to)
+
+    async def _deliver_to(self, draft: Draft, to: str, *, is_choosy: bool = False) -> Outcome:
+        if to in self.inboxes:
+            return await self._deliver_here(draft, to)
+        one = UnderWay(*self.write(draft, to), draft.signer)
+        await self.under_way.deliver(one, to, partial(self.routes.link_of, to), is_choosy=is_choosy)
+        return Outcome(to, one.answer, "" if one.receipt is None else one.receipt.text)
+
+    async def _deliver_here(self, draft: Draft, to: str) -> Outcome:
+        """Hand a message to an agent of this process: nothing is signed, and no socket touched."""
+        header, body = self.write(draft, to)
+        if draft.wants != HANDLED:
+            settle(f"agent {to}", *self.inboxes.put(to, header, body, None))
+            self._turn += 1
+            if self._turn >= SENDS_A_TURN:
+                self._turn = 0
+                await checkpoint()
+            return Outcome(to)
+        end = LocalOutcome()
+        settle(f"agent {to}", *self.inboxes.put(to, header, body, end))
+        await end.event.wait()
+        if end.is_dropped:
+            settle(f"agent {to}", DROPPED, end.why)
+        return Outcome(to, end.answer, end.why)
+
+
+def check_timeout(timeout: float) -> None:
+    """Refuse a timeout that cannot be kept."""
+    if not _is_number(timeout) or not 0 < timeout <= WINDOW_SEC:
+        raise InvalidValue(
+            "timeout", timeout, f"seconds, above 0, at most {WINDOW_SEC:g}: so long a repeated message is recognised"
+        )
+
+
+@contextmanager
+def by_deadline(timeout: float, whom: str) -> Iterator[None]:
+    """End the block after so many seconds.
+
+    Raises:
+        DeliveryTimeout: It had not ended by itself.
+    """
+    try:
+        with anyio.fail_after(timeout):
+            yield
+    except TimeoutError:
+        raise DeliveryTimeout(
+            f"no receipt or answer from {whom} within {timeout:g} s; it may have the message or not"
+        ) from None
+
+
+def _level(how: SendOptions) -> str:
+    try:
+        return LEVELS[how.ack]
+    except (KeyError, TypeError):
+        raise InvalidValue("ack", how.ack, '"accepted", "handled" or None') from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _checked_task_id(value: object) -> str:
+    if not isinstance(value, str) or len(value) > NAME_CHARACTERS:
+        raise InvalidValue("task_id", value, f"the id of a task, at most {NAME_CHARACTERS} characters")
+    return value

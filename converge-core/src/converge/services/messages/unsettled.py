@@ -1,0 +1,250 @@
+"""Messages under way to other nodes: each is repeated with the same id until it is settled, those of one sender to one
+recipient in order.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from itertools import count
+from typing import Protocol
+
+import anyio
+import msgspec
+
+from converge.errors import BadSignature, ChannelError, ConnectFailed, MessageTooLarge, StoreError, Undeliverable
+from converge.machines.records import MESSAGE, SIGNED, Item
+from converge.model.envelope import DROPPED, EARLY, HANDED, HANDLED, RAISED, MessageHeader, ReceiptHeader, pack, sign
+from converge.model.identity import Identity
+from converge.services.messages.inboxes import settle
+
+log = logging.getLogger("converge.post")
+
+RETRY_LEAST_SEC, RETRY_GREATEST_SEC = 0.05, 1.0
+"""Waits between tries to reach a node."""
+
+
+class Waiting(Protocol):
+    """Somebody who waits for a receipt, and is told when none can come over this link."""
+
+    def give_up(self) -> None: ...
+
+
+class Link(Protocol):
+    """A secured connection to another node. Who waits for a receipt stands in `waiting`, and is told when it ends."""
+
+    peer: bytes
+    is_closed: bool
+    waiting: set[Waiting]
+
+    async def send(self, items: list[Item]) -> None: ...
+
+
+Reach = Callable[[], Awaitable[Link]]
+"""Gives the link to the recipient's node, as it is known now."""
+
+
+class Signer:
+    """Signs messages for a network with the sender's key; the moment of each signature is the store's time at the
+    try.
+    """
+
+    __slots__ = ("_identity", "_network_tag", "_now")
+
+    def __init__(self, identity: Identity, network_tag: bytes, now: Callable[[], int]) -> None:
+        self._identity, self._network_tag, self._now = identity, network_tag, now
+
+    def item(self, header: MessageHeader, payload: bytes) -> Item:
+        """Return the signed item."""
+        return SIGNED, self.body(header, payload)
+
+    def body(self, header: MessageHeader, payload: bytes) -> bytes:
+        """Return the signed body."""
+        header = msgspec.structs.replace(header, key=self._identity.public_key.hex(), sent_at=self._now())
+        return sign(self._identity, self._network_tag, header, payload)
+
+
+class UnderWay:
+    """One message, and what its receipts have said so far."""
+
+    __slots__ = (
+        "answer",
+        "done",
+        "header",
+        "is_handled",
+        "link",
+        "payload",
+        "receipt",
+        "sequence",
+        "settled",
+        "signer",
+        "was_sent",
+    )
+
+    def __init__(self, header: MessageHeader, payload: bytes, signer: Signer | None = None) -> None:
+        self.header, self.payload, self.signer = header, payload, signer
+        self.receipt: ReceiptHeader | None = None
+        self.answer: bytes | None = None
+        self.sequence, self.was_sent = 0, False
+        self.link: Link | None = None  # that it was sent over last
+        self.settled = anyio.Event()
+        self.is_handled = False
+        self.done: anyio.Event | None = None  # made by who waits for it
+
+    def give_up(self) -> None:
+        """The link has ended: without a receipt the message is sent again."""
+        self.settled.set()
+
+    def take(self, receipt: ReceiptHeader, payload: bytes) -> None:
+        """Take note of a receipt."""
+        if self.is_handled:
+            return
+        self.receipt = receipt
+        self.settled.set()
+        if receipt.status in (HANDLED, RAISED, DROPPED):
+            self.answer = payload if receipt.status == HANDLED else None
+            self.is_handled = True
+
+    def item(self, after: int) -> Item:
+        """Return what goes over the wire."""
+        header = msgspec.structs.replace(self.header, sequence=self.sequence, after=after)
+        return (MESSAGE, pack(header, self.payload)) if self.signer is None else self.signer.item(header, self.payload)
+
+
+class MessagesUnderWay:
+    """The messages of this process that are not settled, and the order of those of each pair."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, UnderWay] = {}
+        # One count for all pairs: a pair of which nothing is under way needs no memory, and its next message still has
+        # a higher sequence.
+        self._sequence = count(1)
+        self._pairs: dict[tuple[str, str], dict[int, UnderWay]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def on_receipt(self, peer: bytes, receipt: ReceiptHeader, payload: bytes) -> None:
+        """Take a node's receipt; one that comes after its message's deadline is passed over."""
+        one = self._by_id.get(receipt.id) or self._by_id.get(receipt.id + peer.hex())
+        if one is not None:
+            one.take(receipt, payload)
+
+    async def deliver(self, one: UnderWay, stream: str, reach: Reach, *, is_choosy: bool = False) -> None:
+        """Send the message until a receipt says that it was taken, and if that is wanted, until it was handled. The
+        caller has a deadline.
+
+        Args:
+            one: The message.
+            stream: Whose order it keeps: the recipient, or the node's key where it is for all agents of the node.
+            reach: Finds the link.
+            is_choosy: There are other recipients: do not wait for one that cannot be reached.
+
+        Raises:
+            Undeliverable, Backpressure: It was certainly not taken.
+            ChannelError: Only if choosy, and then it was certainly not taken.
+        """
+        pair = (one.header.sender, stream)
+        queue = self._pairs.setdefault(pair, {})
+        one.sequence = next(self._sequence)
+        key = one.header.id if one.header.to else one.header.id + stream
+        self._by_id[key] = queue[one.sequence] = one
+        try:
+            try:
+                await self._until_settled(one, queue, reach, is_choosy)
+            finally:
+                del queue[one.sequence]
+                if one.done is not None:
+                    one.done.set()
+                if not queue and self._pairs.get(pair) is queue:
+                    del self._pairs[pair]
+            if one.header.wants == HANDLED:
+                await _until_handled(one, reach)
+        finally:
+            del self._by_id[key]
+
+    async def _until_settled(self, one: UnderWay, queue: dict[int, UnderWay], reach: Reach, is_choosy: bool) -> None:
+        wait_sec = RETRY_LEAST_SEC
+        while True:
+            try:
+                link = await reach()
+                item = one.item(_before(one, queue))
+                await link.send([item])
+                one.link, one.was_sent = link, True
+                if one.header.wants == HANDED:
+                    return
+                await _receipt(link, one)
+            except (MessageTooLarge, BadSignature):
+                raise
+            except (ConnectFailed, ChannelError, StoreError) as error:
+                if is_choosy and not one.was_sent:
+                    raise
+                log.info("message %s to %.16s is repeated: %s", one.header.id, one.header.to or "all of a node", error)
+            receipt = one.receipt
+            if receipt is not None and receipt.status != EARLY:
+                settle(f"agent {one.header.to}" if one.header.to else "the node", receipt.status, receipt.text)
+                return
+            one.settled, one.receipt = anyio.Event(), None
+            if not await _earlier(one, queue):  # who has waited for one before it, need not wait more
+                await anyio.sleep(wait_sec)
+                wait_sec = min(wait_sec * 2, RETRY_GREATEST_SEC)
+
+
+async def _until_handled(one: UnderWay, reach: Reach) -> None:
+    """Wait for the answer; when the link ends meanwhile, repeat the message over another, to be answered there: it is
+    known to be taken.
+
+    Raises:
+        Dropped: The node stopped before a handler had ended.
+    """
+    wait_sec = RETRY_LEAST_SEC
+    while not one.is_handled:
+        try:
+            link = await reach()
+            if one.is_handled:
+                break
+            if link is not one.link or one.settled.is_set():
+                one.settled = anyio.Event()
+            if link is not one.link:
+                await link.send([one.item(0)])
+                one.link = link
+            await _receipt(link, one)
+            is_again = link.is_closed
+        except (ChannelError, StoreError, Undeliverable) as error:
+            log.info("the answer to message %s from %.16s is asked for again: %s", one.header.id, one.header.to, error)
+            is_again = True
+        if is_again and not one.is_handled:
+            await anyio.sleep(wait_sec)
+            wait_sec = min(wait_sec * 2, RETRY_GREATEST_SEC)
+    assert one.receipt is not None, "its receipt says that it was handled"
+    settle(f"agent {one.header.to}", one.receipt.status, one.receipt.text)
+
+
+async def _receipt(link: Link, one: UnderWay) -> None:
+    """Wait for the receipt; a link that ends meanwhile ends the wait."""
+    link.waiting.add(one)
+    try:
+        if not link.is_closed:
+            await one.settled.wait()
+    finally:
+        link.waiting.discard(one)
+
+
+def _before(one: UnderWay, queue: dict[int, UnderWay]) -> int:
+    """Return the sequence of the last unsettled message before this one, or 0."""
+    return next((sequence for sequence in reversed(queue) if sequence < one.sequence), 0)
+
+
+async def _earlier(one: UnderWay, queue: dict[int, UnderWay]) -> bool:
+    """Wait until every message before this one is settled; tell whether there was any.
+
+    The first try of a message leaves behind the others without a pause. Once something went wrong there is one at a
+    time, or a link that breaks with a hundred of a pair under way would see each of them repeated again and again.
+    """
+    was_any = False
+    while before := _before(one, queue):
+        was_any = True
+        earlier = queue[before]
+        earlier.done = earlier.done or anyio.Event()
+        await earlier.done.wait()
+    return was_any

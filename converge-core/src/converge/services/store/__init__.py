@@ -1,0 +1,1 @@
+"""One opened store and what its users share: epoch, lease, coalescer, outages."""

@@ -1,0 +1,421 @@
+"""The coalescer: what one loop step asks of the store goes out in one call, with the feed's take where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from math import inf
+
+import anyio
+from anyio import lowlevel
+
+from converge.contracts.store import LIMITS, Batch, Channel, Check, Committed, Conflict, Key, Store, Take, Taken, Turned
+from converge.env import SYSTEM, Env
+from converge.errors import (
+    ConvergeError,
+    InputError,
+    NotApplied,
+    OutcomeUnknown,
+    StoreError,
+    StoreRolledBack,
+    StoreUnavailable,
+)
+from converge.services.store import epoch as epochs
+
+IN_FLIGHT = 2
+"""Calls under way at a time: the store works on one while Python prepares the next; a third gained nothing in
+measurements.
+"""
+
+ROLLED_BACK = (
+    "the store's history is not the one that this process saw: it was flushed, restored or replaced; "
+    "find out what became of its data, then run `converge store accept`: this process goes on then"
+)
+
+ACCEPT_LOOK_SEC = 0.2
+"""Between looks for an operator's accept while the store's history is another one: callers try again and again
+meanwhile.
+"""
+
+_Result = Committed | Conflict | ConvergeError
+
+
+class _Asked:
+    """Batches of one caller, on their way."""
+
+    __slots__ = ("are_apart", "batches", "done", "error", "outcomes", "wake")
+
+    def __init__(self, batches: Sequence[Batch], wake: Collection[Channel], are_apart: bool) -> None:
+        self.batches, self.wake, self.are_apart = batches, wake, are_apart
+        self.done: anyio.Event | None = None
+        self.outcomes: Sequence[Committed | Conflict] | None = None
+        self.error: BaseException | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        return self.outcomes is not None or self.error is not None
+
+    def tell(self) -> None:
+        if self.done is not None:
+            self.done.set()
+
+
+class Commits:
+    """Groups the commits of many callers; adds the check of the store's epoch to every batch (G15).
+
+    A call is shielded from cancellation once it is on its way: its outcome is then known to the callers that were not
+    cancelled. `hurry` bounds that.
+    """
+
+    def __init__(self, store: Store, epoch: Check, env: Env = SYSTEM) -> None:
+        self._store, self._env = store, env
+        self.on_accepted: Callable[[], None] = lambda: None
+        """Called when the process goes on with another history: nothing that it knew of the store need be true."""
+        self._epoch = epoch
+        self._asked: list[_Asked] = []
+        self._is_flush_due = False
+        self._slots = anyio.Semaphore(IN_FLIGHT)
+        self._shields: dict[
+            anyio.CancelScope, float
+        ] = {}  # of the calls under way, with the moment at which each began
+        self._patience_sec = inf
+        self._greatest = epoch[1]  # of the revisions that were seen
+        self._is_rolled_back = False
+        self._good_at = env.monotonic()  # when the history was last seen to be whole
+        self._looked_at = -inf
+
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = (), are_apart: bool = False
+    ) -> Sequence[Committed | Conflict]:
+        """As `Store.commit`, except that batches may touch each other's keys: such ones go out in separate calls, in
+        their order.
+
+        `are_apart`: the caller has made sure that no batch writes a key that another one reads or writes, so nobody
+            needs to look. Checks that are
+        a list get the epoch's added in place.
+
+        Raises:
+            StoreRolledBack: The store's epoch is not the one that this process saw, or its revisions fell back.
+            ValueTooLarge: Nothing of the caller's was written.
+            StoreError: As `Store.commit`, of the caller's own batches.
+        """
+        if not batches:
+            return []
+        asked = _Asked(batches, wake, are_apart)
+        self._asked.append(asked)
+        while not asked.is_answered:
+            if not self._is_flush_due and asked in self._asked:
+                await self._lead()
+            else:  # another one leads, or a turn has taken it along
+                asked.done = anyio.Event()
+                await asked.done.wait()
+        if asked.error is not None:
+            raise asked.error
+        assert asked.outcomes is not None, "a caller that was answered without an error has its outcomes"
+        return asked.outcomes
+
+    async def turn(
+        self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = (), are_apart: bool = False
+    ) -> Turned:
+        """As `Store.turn`; what others asked in this loop step rides along. `are_apart`, as in `commit`: from the take
+        too.
+
+        Raises: As `commit`.
+        """
+        own = _Asked(batches, wake, are_apart)
+        async with self._slots:
+            asked = [own, *self._asked]
+            self._asked = []
+            taken = await self._send(asked, take)
+        if own.error is not None:
+            raise own.error
+        return Turned(own.outcomes or (), taken)
+
+    @property
+    def greatest(self) -> int:
+        """The greatest revision that was seen."""
+        return self._greatest
+
+    @property
+    def is_rolled_back(self) -> bool:
+        """Whether the store's history was found to be another one."""
+        return self._is_rolled_back
+
+    @property
+    def asked_since(self) -> float | None:
+        """Since when the oldest call that is under way waits for its answer (monotonic seconds); may be asked from any
+        thread.
+        """
+        return min(tuple(self._shields.values()), default=None)
+
+    @property
+    def answered_at(self) -> float:
+        """When a write was last answered as it should be (monotonic seconds)."""
+        return self._good_at
+
+    def remember(self, revision: int) -> None:
+        """This revision was seen before this process began: what the store gives now must be above."""
+        self._greatest = max(self._greatest, revision)
+
+    def hurry(self, within_sec: float) -> None:
+        """From now on no call takes longer than this, or its outcome counts as unknown: for a process that stops,
+        whatever its store does.
+        """
+        self._patience_sec = within_sec
+        for scope in self._shields:
+            scope.deadline = min(scope.deadline, anyio.current_time() + within_sec)
+
+    async def _lead(self) -> None:
+        """Send what is asked; whoever else runs in this loop step joins."""
+        self._is_flush_due = True
+        try:
+            await lowlevel.cancel_shielded_checkpoint()
+            with anyio.CancelScope(shield=True):
+                async with self._slots:
+                    self._is_flush_due = False
+                    asked, self._asked = self._asked, []
+                    if asked:  # else a turn took them along
+                        await self._send(asked, None)
+        except BaseException:
+            # Cancelled past the shield, as plain asyncio can: one of those that are still to be sent leads instead.
+            self._is_flush_due = False
+            for one in self._asked:
+                one.tell()
+            raise
+
+    async def _send(self, asked: list[_Asked], take: Take | None) -> Taken | Conflict | None:
+        """Make the call, and give each caller its own answer; answer the take's, which is the first caller's."""
+        are_apart = len(asked) == 1 and asked[0].are_apart
+        batches = asked[0].batches if len(asked) == 1 else [batch for one in asked for batch in one.batches]
+        wake = {channel for one in asked for channel in one.wake}
+        try:
+            results, taken = await self._call(batches, take, wake, are_apart)
+            at = 0
+            for one in asked:
+                mine = results if len(asked) == 1 else results[at : at + len(one.batches)]
+                at += len(one.batches)
+                one.error = _error_of([*mine, taken] if take is not None and one is asked[0] else mine)
+                if one.error is None:
+                    one.outcomes = mine  # type: ignore[assignment]  # there is no error among them
+        except BaseException as error:
+            for one in asked:
+                one.error = (
+                    error
+                    if one is asked[0] or isinstance(error, Exception)
+                    else OutcomeUnknown("the call that it went out in was cancelled")
+                )
+            raise
+        finally:
+            for one in asked:
+                one.tell()
+        return taken if not isinstance(taken, BaseException) else None
+
+    async def _call(
+        self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel], are_apart: bool
+    ) -> tuple[list[_Result], Taken | Conflict | ConvergeError | None]:
+        """Send the batches in as many calls as they need; a failure is the result of those whose call it was."""
+        if self._is_rolled_back and not await self._is_accepted():
+            rolled_back = StoreRolledBack(ROLLED_BACK)
+            return [rolled_back] * len(batches), None if take is None else rolled_back
+        groups = [] if are_apart and len(batches) <= LIMITS.batches else split(batches, take)
+        if len(groups) <= 1:
+            return await self._try([self._with_epoch(batch) for batch in batches], take, wake)
+        results: list[_Result | None] = [None] * len(batches)
+        taken = None
+        failed: StoreError | None = None
+        for at, group in enumerate(groups):
+            is_last = at == len(groups) - 1
+            if failed is None:
+                sent = [self._with_epoch(batches[index]) for index in group]
+                answers, taken = await self._try(sent, take if is_last else None, wake if is_last else ())
+                failed = next((one for one in (*answers, taken) if isinstance(one, StoreError)), None)
+            else:
+                lost = (
+                    failed
+                    if isinstance(failed, NotApplied)
+                    else StoreUnavailable(f"it was not sent, since the call before it failed: {failed}")
+                )
+                answers, taken = [lost] * len(group), lost if is_last and take is not None else None
+            for index, answer in zip(group, answers, strict=True):
+                results[index] = answer
+        return [result for result in results if result is not None], taken
+
+    async def _try(
+        self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]
+    ) -> tuple[list[_Result], Taken | Conflict | ConvergeError | None]:
+        """Make one call of the store; its failure is the result of each batch, but for a value that is too large."""
+        floor, epoch = self._greatest, self._epoch
+        try:
+            outcomes, taken = await self._shielded(batches, take, wake)
+        except InputError as error:
+            if len(batches) == 1 and take is None:
+                return [error], None
+            # Nothing was written. Each goes by itself now: what is wrong with one batch is not the others' trouble.
+            answers = [(await self._try([batch], None, wake))[0][0] for batch in batches]
+            return answers, None if take is None else (await self._try([], take, wake))[1]
+        except StoreError as error:
+            return [error] * len(batches), None if take is None else error
+        if epoch is self._epoch:
+            self._check_history([*outcomes, taken] if take is not None else outcomes, floor)
+        if (
+            self._is_rolled_back or epoch is not self._epoch
+        ):  # it went out before another history was accepted, and says nothing of that one
+            rolled_back = StoreRolledBack(ROLLED_BACK)
+            return [rolled_back] * len(batches), None if take is None else rolled_back
+        self._good_at = self._env.monotonic()
+        return outcomes, taken
+
+    async def _is_accepted(self) -> bool:
+        """Tell whether an operator has accepted the store since this process saw its own history last; then go on with
+        what is there.
+        """
+        now = self._env.monotonic()
+        if now - self._looked_at < ACCEPT_LOOK_SEC:
+            return False
+        self._looked_at = now
+        try:
+            found = await epochs.read(self._store)
+            away_us = int((self._env.monotonic() - self._good_at) * 1_000_000)
+            is_accepted = found.accepted_at > await self._store.time() - away_us
+        except StoreError:
+            return False  # the next call looks again
+        if is_accepted:
+            self._epoch, self._greatest, self._is_rolled_back = (self._epoch[0], found.revision), found.revision, False
+            self._good_at = self._env.monotonic()
+            self.on_accepted()
+        return is_accepted
+
+    async def _shielded(
+        self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]
+    ) -> tuple[list[_Result], Taken | Conflict | None]:
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._patience_sec) as scope:
+            self._shields[scope] = self._env.monotonic()
+            try:
+                if take is None:
+                    return list(await self._store.commit(batches, wake=wake)), None
+                turned = await self._store.turn(batches, take._replace(checks=(*take.checks, self._epoch)), wake=wake)
+                return list(turned.outcomes), turned.taken
+            finally:
+                del self._shields[scope]
+        raise OutcomeUnknown(f"the store did not answer within {self._patience_sec:g} s, and this process is stopping")
+
+    def _with_epoch(self, batch: Batch) -> Batch:
+        checks, epoch = batch[0], self._epoch
+        if type(checks) is list:
+            if not checks or checks[-1][0] != epoch[0]:
+                checks.append(epoch)
+            else:  # it is sent again, perhaps after another epoch was accepted
+                checks[-1] = epoch
+            return batch
+        return Batch((*checks, epoch), batch.puts, batch.deletes, batch.window)
+
+    def _check_history(self, answers: Iterable[_Result | Taken | None], floor: int) -> None:
+        """Find another history (G15): another epoch, or a revision that is not above all that were seen before the call
+        began.
+        """
+        key, last = self._epoch[0], None
+        for answer in answers:
+            if answer is last:
+                continue  # a store may give one answer to many batches
+            last = answer
+            if type(answer) is Conflict:
+                if key in answer.keys:
+                    self._is_rolled_back = True
+            elif type(answer) is Committed or (type(answer) is Taken and answer.rests):
+                revision = answer.revision
+                if revision <= floor:
+                    self._is_rolled_back = True
+                elif revision > self._greatest:
+                    self._greatest = revision
+
+
+def _error_of(results: Sequence[_Result | Taken | None]) -> ConvergeError | None:
+    """Return what a caller is told whose batches, and take, came to these: their error, or that only a part of them was
+    applied.
+    """
+    if _NO_ERRORS.issuperset(map(type, results)):
+        return None
+    errors = [result for result in results if isinstance(result, ConvergeError)]
+    if not errors:
+        return None
+    unknown = next((error for error in errors if not isinstance(error, NotApplied | InputError)), None)
+    if unknown is not None or len(errors) == len(results):
+        return unknown or errors[0]
+    if not any(isinstance(result, Committed | Taken) for result in results):
+        return errors[0]
+    part = OutcomeUnknown(f"a part of the call was applied, then it failed: {errors[0]}")
+    part.__cause__ = errors[0]
+    return part
+
+
+_NO_ERRORS = frozenset((Committed, Conflict, Taken, type(None)))
+
+
+def split(batches: Sequence[Batch], take: Take | None) -> list[list[int]]:
+    """Return the indexes of the batches in groups that may go out in one call each, in order; the take goes with the
+    last group.
+
+    Within a group no batch writes a key that another reads or writes; in the last one no batch deletes or checks a key
+    of the take's family or writes a key that the take checks.
+    """
+    if _is_one_group(batches, take):
+        return [list(range(len(batches)))]
+    groups: list[list[int]] = [[]]
+    reads: list[set[Key]] = [set()]
+    writes: list[set[Key]] = [set()]
+    last_touched = -1  # the last group that must go out before the take
+    for index, batch in enumerate(batches):
+        checked = {key for key, _ in batch.checks}
+        written = {key for key, _ in batch.puts}
+        written.update(batch.deletes)
+        at = len(groups) - 1
+        while (
+            at >= 0
+            and writes[at].isdisjoint(checked)
+            and writes[at].isdisjoint(written)
+            and reads[at].isdisjoint(written)
+        ):
+            at -= 1
+        at += 1  # after the last group that it collides with
+        while at < len(groups) and len(groups[at]) >= LIMITS.batches:
+            at += 1
+        if at == len(groups):
+            groups.append([])
+            reads.append(set())
+            writes.append(set())
+        groups[at].append(index)
+        reads[at] |= checked
+        writes[at] |= written
+        if take is not None and _touches(checked, written, batch, take):
+            last_touched = max(last_touched, at)
+    if last_touched == len(groups) - 1 and take is not None and groups[-1]:
+        groups.append([])
+    return groups
+
+
+def _is_one_group(batches: Sequence[Batch], take: Take | None) -> bool:
+    """Tell whether all batches may go out in one call with the take: the usual case, found without a set for each
+    batch.
+    """
+    if len(batches) > LIMITS.batches:
+        return False
+    family = take.ranges[0].prefix[0] if take is not None and take.ranges else None
+    owners: dict[Key, int] = {}
+    for index, batch in enumerate(batches):
+        for key, _ in batch.puts:
+            if owners.setdefault(key, index) != index:
+                return False
+        for key in batch.deletes:
+            if key[0] is family or owners.setdefault(key, index) != index:
+                return False
+    for index, batch in enumerate(batches):
+        for key, _ in batch.checks:
+            if key[0] is family or owners.get(key, index) != index:
+                return False
+    return take is None or not any(key in owners for key, _ in take.checks)
+
+
+def _touches(checked: set[Key], written: set[Key], batch: Batch, take: Take) -> bool:
+    family = take.ranges[0].prefix[0] if take.ranges else None
+    if any(key[0] is family for key in batch.deletes) or any(key[0] is family for key in checked):
+        return True
+    return any(key in written for key, _ in take.checks)

@@ -1,0 +1,231 @@
+"""What belongs to one opened store, whoever asks: its epoch, its coalescer, its clock, its lease, the pools seen."""
+
+from __future__ import annotations
+
+import difflib
+from typing import NamedTuple
+
+import anyio
+
+from converge.codec import decode
+from converge.contracts.store import ABSENT, LIMITS, Batch, Check, Conflict, Range, Store
+from converge.env import SYSTEM, Env
+from converge.errors import LeaseEnded, NoSuchPool, StoreError, StoreRefused
+from converge.ids import check_name
+from converge.model.keys import EPOCH, POOL
+from converge.model.pool import Pool
+from converge.services.store.commits import Commits
+from converge.services.store.lease import Lease, LeaseSettings
+from converge.services.store.outage import DEAF, HEARS, Outage
+
+POOL_FRESH_SEC = 1.0
+"""How old a pool's record may be where a check of its revision would catch a change anyway."""
+
+CLOCK_FRESH_SEC = 10.0
+"""How long the difference between store time and the monotonic clock is relied on: clocks drift by less than a
+millisecond in it.
+"""
+
+
+class PoolSeen(NamedTuple):
+    """A pool's record, its revision, and when it was read (monotonic seconds)."""
+
+    pool: Pool
+    revision: int
+    seen: float
+
+
+class StoreHandle:
+    """Shared by every manager of one store handle; found through the handle, so that two managers have one lease."""
+
+    def __init__(self, store: Store, env: Env = SYSTEM, lease_settings: LeaseSettings | None = None) -> None:
+        self.store, self.env = store, env
+        self.lease_settings = lease_settings or LeaseSettings()
+        self.pools: dict[str, PoolSeen] = {}
+        self.outage, self.watch_outage = Outage(env), Outage(env, DEAF, HEARS)
+        self.origin = f"done.{env.entropy(8).hex()}"
+        self._commits: Commits | None = None
+        self._lease: Lease | None = None
+        self.lease_came = anyio.Event()
+        """Set while there is a lease."""
+        self.due_at = float("inf")
+        """When the next task that this process has put off comes due (monotonic seconds); `due_came` is set when it
+        becomes sooner.
+        """
+        self.due_came = anyio.Event()
+        self._lock = anyio.Lock()
+        self._offset = 0  # store time less monotonic time, microseconds
+        self._offset_seen = float("-inf")
+
+    @classmethod
+    def of(cls, store: Store, env: Env = SYSTEM, lease_settings: LeaseSettings | None = None) -> StoreHandle:
+        """Return what belongs to the handle, made on first use; `lease_settings` count only then."""
+        if store.shared is None:
+            store.shared = cls(store, env, lease_settings)
+        assert isinstance(store.shared, StoreHandle), "only core writes Store.shared"
+        return store.shared
+
+    async def commits(self) -> Commits:
+        """Return the coalescer; the first call reads the store's epoch, or draws one for a new store."""
+        if self._commits is None:
+            async with self._lock:
+                if self._commits is None:
+                    self._commits = Commits(self.store, await read_epoch(self.store, self.env), self.env)
+                    self._commits.on_accepted = self._begin_anew
+        return self._commits
+
+    def _begin_anew(self) -> None:
+        """Forget what was known of a store whose history an operator has accepted: what it holds under our lease need
+        not be what we hold.
+        """
+        self.pools.clear()
+        if self._lease is not None:
+            self._lease.give_up("the store's history was replaced, and accepted by an operator")
+
+    async def lease(self) -> Lease:
+        """Return this process's lease; the first call opens it.
+
+        Raises:
+            LeaseEnded: It was opened, and has ended: what was claimed or joined under it has gone back. Where no node
+                keeps it, the next call opens another.
+        """
+        commits = await self.commits()
+        if self._lease is None:
+            async with self._lock:
+                if self._lease is None:
+                    lease = Lease(self.store, commits, self.env, self.lease_settings, self.outage)
+                    await lease.open()
+                    self._lease = lease
+                    self.lease_came.set()
+        try:
+            self._lease.check_alive()
+        except LeaseEnded:
+            await self.let_go()
+            raise
+        return self._lease
+
+    async def let_go(self) -> None:
+        """Once the holder of an ended lease was told: let the next caller open another. A node does so itself, with all
+        that was under it.
+        """
+        lease = self._lease
+        if lease is not None and not self.lease_settings.node_key and lease.remaining_sec() <= 0:
+            await self.forget_lease(lease)
+
+    async def forget_lease(self, lease: Lease) -> None:
+        """Let the next caller of `lease` open another one: this one has ended, and what was held under it is the
+        reaper's.
+        """
+        if self._lease is lease:
+            self._lease = None
+            self.lease_came = anyio.Event()
+            await lease.close()
+
+    @property
+    def lease_opened(self) -> Lease | None:
+        """The lease, if one was opened."""
+        return self._lease
+
+    async def now(self) -> int:
+        """Return store time in microseconds, estimated from the last reading and the monotonic clock; while the store
+        is away an older one serves.
+
+        Raises:
+            StoreError: It was never read, and cannot be.
+        """
+        monotonic = self.env.monotonic()
+        if monotonic - self._offset_seen > CLOCK_FRESH_SEC:
+            try:
+                self.saw_time(await self.store.time())
+            except StoreError:
+                if self._offset_seen == float("-inf"):
+                    raise
+        return self._offset + int(self.env.monotonic() * 1_000_000)
+
+    def about_now(self) -> int:
+        """Return store time as it was known last, without a wait: for what only informs, such as when a message was
+        sent.
+        """
+        return self._offset + int(self.env.monotonic() * 1_000_000)
+
+    def saw_time(self, now: int) -> None:
+        """Take note of store time, read a moment ago.
+
+        By the time it is heard of a reading is late, a take's by as long as its commit took: the least late one counts,
+        while it is fresh.
+        """
+        monotonic = self.env.monotonic()
+        offset = now - int(monotonic * 1_000_000)
+        if offset >= self._offset or monotonic - self._offset_seen > CLOCK_FRESH_SEC:
+            self._offset, self._offset_seen = offset, monotonic
+
+    def saw_due(self, due: int) -> None:
+        """Take note of store time at which a task comes due that was put off here, so that the sweep of this process is
+        there in time.
+        """
+        at = (due - self._offset) / 1_000_000
+        if at < self.due_at:
+            self.due_at = at
+            self.due_came.set()
+
+    async def pool(self, pool_id: str, *, is_fresh: bool = False) -> PoolSeen:
+        """Return the pool's record, read within the last `POOL_FRESH_SEC` or, if `is_fresh`, now.
+
+        Raises:
+            NoSuchPool: With the nearest name.
+        """
+        seen = self.pools.get(pool_id)
+        if seen is not None and not is_fresh and self.env.monotonic() - seen.seen < POOL_FRESH_SEC:
+            return seen
+        (entry,) = await self.store.get([POOL(check_name("pool", pool_id))])
+        if entry is None:
+            self.pools.pop(pool_id, None)
+            (page,) = await self.store.scan([Range(POOL(), None, LIMITS.keys)])
+            near = difflib.get_close_matches(pool_id, [found.key[1] for found in page], n=1)
+            raise NoSuchPool(pool_id, nearest=near[0] if near else None)
+        seen = PoolSeen(decode(entry.value, Pool, f"pool {pool_id}"), entry.revision, self.env.monotonic())
+        self.pools[pool_id] = seen
+        return seen
+
+    @property
+    def asked_since(self) -> float | None:
+        """Since when the oldest write under way, or the lease's renewal, waits for the store; may be asked from any
+        thread.
+        """
+        commits, lease = self._commits, self._lease
+        asked = (commits.asked_since if commits is not None else None, lease.asked_since if lease is not None else None)
+        return min((one for one in asked if one is not None), default=None)
+
+    @property
+    def answered_at(self) -> float:
+        """When the store was last seen to answer (monotonic seconds); may be asked from any thread."""
+        return max(self._offset_seen, self._commits.answered_at if self._commits is not None else float("-inf"))
+
+    def hurry(self, within_sec: float) -> None:
+        """From now on no call of the store that others share takes longer than this; see `Commits.hurry`."""
+        if self._commits is not None:
+            self._commits.hurry(within_sec)
+
+    async def close(self) -> None:
+        """End the lease, if one was opened; what is still claimed under it goes back at the next sweep of any
+        process.
+        """
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            await lease.close()
+
+
+async def read_epoch(store: Store, env: Env) -> Check:
+    """Return the check of the store's epoch, drawing one if the store is new.
+
+    The check is of the key's revision: a restored or flushed store has another.
+    """
+    key = EPOCH()
+    for _ in range(3):
+        (entry,) = await store.get([key])
+        if entry is not None:
+            return key, entry.revision
+        outcome, *_ = await store.commit([Batch([(key, ABSENT)], [(key, f'"{env.entropy(16).hex()}"'.encode())])])
+        if not isinstance(outcome, Conflict):
+            return key, outcome.revision
+    raise StoreRefused("the store's epoch appears and vanishes; something else writes to this network's keys")

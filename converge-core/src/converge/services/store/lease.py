@@ -1,0 +1,344 @@
+"""The process's lease: opened with one write, renewed with one write on a thread and a connection of its own, ended
+with one write.
+
+The only liveness there is: claims, descriptors and memberships name it and end with it. It runs on store time; this
+process measures what is left of it on its monotonic clock, from before each renewal was sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import traceback
+
+import anyio
+import attrs
+
+from converge.codec import encode
+from converge.contracts.store import ABSENT, Batch, Check, Committed, Conflict, Entry, Store, Window
+from converge.env import Env
+from converge.errors import LeaseEnded, OutcomeUnknown, StoreBusy, StoreError, StoreUnavailable
+from converge.model.keys import DEAD, EXPIRY, LEASE
+from converge.services.store.commits import Commits
+from converge.services.store.outage import Outage
+
+log = logging.getLogger("converge.lease")
+
+MARGIN = 0.1
+"""The part of a lease that its holder does not use: it stops before others may take over."""
+
+CLOSE_SEC = 1.5
+"""How long closing may take; what is not ended then ends by itself."""
+
+BLOCKED_SEC = 2.0
+"""A loop that has not run for so long, or for a third of the lease, is logged with its stack."""
+
+LOOK_SEC = 1.0
+"""How often the thread looks at the loop between renewals."""
+
+TOUCHES = 10
+"""How often a write of the lease's own keys is tried again: only a call of this process, still on its way, can be
+first.
+"""
+
+
+@attrs.frozen(kw_only=True)
+class LeaseSettings:
+    """`lease_sec`: how long a process may be away before its work goes back. `stall_sec`: how long its event loop may
+    be blocked.
+
+    `node_key` and `endpoints` stand in the lease's record, for readers.
+    """
+
+    lease_sec: float = 15.0
+    stall_sec: float = 150.0
+    node_key: str = ""
+    endpoints: tuple[str, ...] = ()
+
+
+class Lease:
+    """This process's lease on one store. `check_alive`, `remaining_sec` and `beat` may be called at any time from the
+    loop that opened it.
+    """
+
+    def __init__(
+        self, store: Store, commits: Commits, env: Env, settings: LeaseSettings, outage: Outage | None = None
+    ) -> None:
+        self.id = env.entropy(16)
+        self.settings = settings
+        self.renewals = 0
+        self.worst_renewal_sec = 0.0
+        self.blocked_sec = 0.0
+        self.asked_since: float | None = None
+        """Since when a renewal has been under way (monotonic seconds)."""
+        self._store, self._commits, self._env = store, commits, env
+        self._outage = outage or Outage(env)
+        self._revision = 0
+        self._expiry_revision = 0
+        self._deadline = 0.0  # monotonic: until when this process may act
+        self._beaten: float | None = None  # a node beats; claims made by hand live as long as the process
+        self._told_of: float | None = None  # the beat after which a block was logged
+        self._ended: str | None = None
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._owner = threading.get_ident()
+
+    @property
+    def channel(self) -> str:
+        """Woken by who cancels a claim of this lease, and by each renewal: a holder that does not hear its own renewals
+        is deaf.
+        """
+        return f"lease.{self.id.hex()}"
+
+    def check(self) -> Check:
+        """Return the check that a claim carries: it fails once the lease has ended."""
+        return LEASE(self.id), self._revision
+
+    def check_alive(self) -> None:
+        """Raise if the lease has ended, or may have.
+
+        Raises:
+            LeaseEnded: It has.
+        """
+        if self._ended is not None or self.remaining_sec() <= 0:
+            raise LeaseEnded(self.id.hex())
+
+    async def check_not_ended(self, conflict: Conflict) -> None:
+        """Raise if the lease has ended, where the conflict names it; it may also have been touched since the batch was
+        made: then try again.
+
+        Raises:
+            LeaseEnded: Somebody has ended it.
+            StoreUnavailable: That could not be found out.
+        """
+        if any(key[0] is LEASE and key[1] == self.id for key in conflict.keys):
+            await self._read()
+
+    def remaining_sec(self) -> float:
+        """Return how long this process may still act under the lease, by its own clock, the margin taken off."""
+        return 0.0 if self._ended is not None else self._deadline - self._env.monotonic()
+
+    @property
+    def deadline(self) -> float:
+        """Until when this process may act, by its monotonic clock."""
+        return self._deadline
+
+    @property
+    def why_ended(self) -> str | None:
+        """Why the lease has ended, if it has."""
+        return self._ended
+
+    def beat(self) -> None:
+        """Say that the event loop runs; without it renewal stops after `stall_sec`."""
+        self._beaten = self._env.monotonic()
+
+    async def open(self) -> None:
+        """Write the lease and start renewing it.
+
+        Raises:
+            StoreError: It could not be written.
+        """
+        began = self._env.monotonic()
+        until = await self._store.time() + self._lease_us()
+        record = encode({"node": self.settings.node_key, "endpoints": list(self.settings.endpoints)})
+        puts = [(LEASE(self.id), record), (EXPIRY(self.id), str(until).encode())]
+        (outcome,) = await self._commits.commit([Batch([(key, ABSENT) for key, _ in puts], puts)])
+        assert isinstance(outcome, Committed), "16 random bytes were drawn twice"
+        self._revision = self._expiry_revision = outcome.revision
+        self._deadline = began + self.settings.lease_sec * (1 - MARGIN)
+        self._outage.works("renewal")
+        self._thread = threading.Thread(target=self._run, name="converge-lease", daemon=True)
+        self._thread.start()
+
+    async def touch(self) -> None:
+        """Put the lease's key again, so that every take still in flight with the old revision conflicts (settling an
+        unknown one).
+
+        Raises:
+            LeaseEnded: It has.
+        """
+        for _ in range(TOUCHES):
+            entry = await self._read()
+            (outcome,) = await self._commits.commit([Batch([(entry.key, entry.revision)], [(entry.key, entry.value)])])
+            if isinstance(outcome, Committed):
+                self._revision = max(self._revision, outcome.revision)
+                return
+        raise StoreBusy(f"the lease was touched by others {TOUCHES} times; try again")
+
+    async def _read(self) -> Entry:
+        """Read the lease's key: only this process writes it, so the revision found is its own, also of a touch that was
+        never answered.
+        """
+        (entry,) = await self._store.get([LEASE(self.id)])
+        if entry is None:
+            self._ended = self._ended or "it was ended in the store"
+            raise LeaseEnded(self.id.hex())
+        self._revision = max(self._revision, entry.revision)
+        return entry
+
+    def abandon(self) -> None:
+        """Stop renewing and tell nobody, as a process that dies does: the lease ends by itself. For tests of what
+        others do then.
+        """
+        self._stopping.set()
+
+    def give_up(self, why: str) -> None:
+        """Hold nothing from now on: the next renewal is not made. Whoever closes the lease ends it in the store."""
+        self._ended = self._ended or why
+
+    async def close(self) -> None:
+        """Stop renewing and end the lease in the store; its claims, if any are left, go back at the next sweep."""
+        self._stopping.set()
+        self._ended = self._ended or "it was closed"
+        with anyio.move_on_after(CLOSE_SEC, shield=True):
+            if self._thread is not None:
+                await anyio.to_thread.run_sync(self._thread.join, CLOSE_SEC, abandon_on_cancel=True)
+            try:
+                await self._end()
+            except StoreError as error:
+                log.warning("lease %s could not be ended in the store, it ends by itself: %s", self.id.hex(), error)
+
+    async def _end(self) -> None:
+        for _ in range(TOUCHES):
+            (entry,) = await self._store.get([EXPIRY(self.id)])
+            if entry is None:
+                return
+            batch = Batch([(entry.key, entry.revision)], [(DEAD(self.id), b"")], [LEASE(self.id), EXPIRY(self.id)])
+            (outcome,) = await self._commits.commit([batch])
+            if isinstance(outcome, Committed):
+                return  # else a last renewal was still on its way
+
+    # The thread. It shares only floats and flags with the loop, so neither waits for the other.
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._renew_until_stopped, backend="asyncio")
+        except Exception:
+            log.exception("renewal of lease %s died; the lease will end", self.id.hex())
+            self._ended = "its renewal died"
+
+    async def _renew_until_stopped(self) -> None:
+        """Renew on a connection of its own; one that the store refuses is opened again, since the lease has most of its
+        time still.
+        """
+        began = self._env.monotonic()
+        while not self._stopping.is_set() and self._ended is None:
+            try:
+                async with self._store.reopen() as store:
+                    await self._renew_on(store, began + self.settings.lease_sec / 3 - self._env.monotonic())
+            except StoreError as error:
+                self._outage.failed("renewal", error)
+                await anyio.to_thread.run_sync(self._wait, self._again_sec())
+
+    async def _renew_on(self, store: Store, interval: float) -> None:
+        while not self._stopping.is_set() and self._ended is None:
+            if await anyio.to_thread.run_sync(self._wait, interval):
+                return
+            interval = self.settings.lease_sec / 3
+            if self._is_stalled():
+                return
+            if not await self._renew(store):
+                interval = min(interval, self._again_sec())
+
+    def _again_sec(self) -> float:
+        """How long after a renewal that failed the next one is tried."""
+        return max(0.02, self.settings.lease_sec / 15)
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait for the next renewal; tells whether there is none. Meanwhile look whether the loop runs: most blocks are
+        shorter than a renewal.
+        """
+        while seconds > 0:
+            if self._stopping.wait(min(seconds, LOOK_SEC)):
+                return True
+            seconds -= LOOK_SEC
+            self._look_at_loop()
+        return self._stopping.is_set()
+
+    async def _renew(self, store: Store) -> bool:
+        began = self.asked_since = self._env.monotonic()
+        try:
+            return await self._renew_from(store, began)
+        finally:
+            self.asked_since = None
+
+    async def _renew_from(self, store: Store, began: float) -> bool:
+        key = EXPIRY(self.id)
+        with anyio.move_on_after(self.settings.lease_sec / 2) as scope:
+            try:
+                until = await store.time() + self._lease_us()
+                outcome, *_ = await store.commit(
+                    [Batch([(key, self._expiry_revision)], [(key, str(until).encode())])], wake=[self.channel]
+                )
+                if isinstance(outcome, Conflict):
+                    return await self._look_again(store)
+                self._expiry_revision = outcome.revision
+            except OutcomeUnknown:
+                return await self._look_again(store)
+            except StoreError as error:
+                self._outage.failed("renewal", error)
+                return False
+        if scope.cancelled_caught:
+            self._outage.failed(
+                "renewal",
+                StoreUnavailable(f"a renewal of the lease was not answered within {self.settings.lease_sec / 2:g} s"),
+            )
+            return False
+        self._outage.works("renewal")
+        self._deadline = began + self.settings.lease_sec * (1 - MARGIN)
+        self.renewals += 1
+        self.worst_renewal_sec = max(self.worst_renewal_sec, self._env.monotonic() - began)
+        return True
+
+    async def _look_again(self, store: Store) -> bool:
+        """A renewal may have been applied without an answer; only this process renews, so the revision found is ours to
+        go on from.
+        """
+        try:
+            (entry,) = await store.get([EXPIRY(self.id)])
+        except StoreError:
+            return False
+        if entry is None:
+            self._ended = "the store was not reached in time, and another process took its work back"
+            log.error("lease %s has ended: %s", self.id.hex(), self._ended)
+        else:
+            self._expiry_revision = entry.revision
+        return False
+
+    def _is_stalled(self) -> bool:
+        if self._beaten is None:
+            return False
+        self.blocked_sec = self._env.monotonic() - self._beaten
+        if self.blocked_sec > self.settings.stall_sec:
+            self._ended = f"the event loop was blocked for {self.blocked_sec:.0f} s, more than stall_sec"
+            log.error("lease %s is given up: %s", self.id.hex(), self._ended)
+            return True
+        return False
+
+    def _look_at_loop(self) -> None:
+        """Log where the loop stands if it is blocked: once for each block."""
+        beaten = self._beaten
+        if (
+            beaten is None
+            or beaten == self._told_of
+            or self._env.monotonic() - beaten <= min(self.settings.lease_sec / 3, BLOCKED_SEC)
+        ):
+            return
+        frame = sys._current_frames().get(self._owner)
+        if frame is None:
+            return
+        self._told_of = beaten
+        blocked_sec, code = self._env.monotonic() - beaten, frame.f_code
+        text = "the event loop has been blocked for %.1f s, at %s:%d in %s; the lease goes on"
+        stack = "".join(traceback.format_stack(frame))
+        log.warning(text, blocked_sec, code.co_filename, frame.f_lineno, code.co_qualname, extra={"detail": stack})
+
+    def _lease_us(self) -> int:
+        return int(self.settings.lease_sec * 1_000_000)
+
+
+def ended(lease_id: bytes, expiry_revision: int, until: int) -> Batch:
+    """Return the batch that ends another process's lease whose time has passed, by store time."""
+    key = EXPIRY(lease_id)
+    return Batch([(key, expiry_revision)], [(DEAD(lease_id), b"")], [LEASE(lease_id), key], Window(at_least=until + 1))

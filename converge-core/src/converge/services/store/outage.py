@@ -1,0 +1,75 @@
+"""An outage of the store, as all who call it see it: one line in the log when it begins, one when it is over."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from converge.env import Env
+
+log = logging.getLogger("converge.store")
+
+TELL_AGAIN_SEC = 10.0
+"""A failure so soon after a recovery is the same outage (a full disk refuses writes and answers reads): it is told only
+if it lasts.
+"""
+
+
+BEGINS, ENDS = "the store does not do what it is asked; what needs it waits", "the store works again"
+DEAF, HEARS = "the store's wake-ups do not arrive; it is polled until they do", "the store's wake-ups arrive again"
+
+
+class Outage:
+    """Those who call the store in a loop say here how it went, each under a name of its own; from any thread.
+
+    One outage stops claims, sweeps, renewals and discovery at once: each would write a line for each try.
+    """
+
+    def __init__(self, env: Env, begins: str = BEGINS, ends: str = ENDS) -> None:
+        self._env, self._begins, self._ends = env, begins, ends
+        self._lock = threading.Lock()
+        self._failing: dict[str, BaseException] = {}
+        self._told: float | None = None  # when the log last said that the store is away, or is back
+        self._is_told = False
+        self.since: float | None = None
+        """When it began (monotonic seconds); None: the store does what it is asked."""
+        self.error: BaseException | None = None
+        """What was said last."""
+
+    def failed(self, part: str, error: BaseException) -> None:
+        """The part of the process that this names was refused, or not answered."""
+        with self._lock:
+            now = self._env.monotonic()
+            self._failing[part] = self.error = error
+            if self.since is None:
+                self.since = now
+            if self._is_told or (self._told is not None and now - self._told < TELL_AGAIN_SEC):
+                log.debug("%s: %s", part, error)
+                return
+            self._told, self._is_told = now, True
+        log.warning("%s: %s", self._begins, error)
+
+    def works(self, part: str) -> None:
+        """It was answered."""
+        if (lasted_sec := self._end(part)) is not None:
+            log.warning("%s, after %.1f s", self._ends, lasted_sec)
+
+    def left(self, part: str) -> None:
+        """It asks no more, so it fails no more; whether it would be answered nobody knows."""
+        self._end(part)
+
+    def _end(self, part: str) -> float | None:
+        """Take the part out; tells how long the outage lasted if that was its end, and its begin stands in the log."""
+        if part not in self._failing:
+            return None
+        with self._lock:
+            self._failing.pop(part, None)
+            if self._failing or self.since is None:
+                return None
+            now = self._env.monotonic()
+            lasted_sec, self.since, self.error = now - self.since, None, None
+            was_told, self._is_told = self._is_told, False
+            if not was_told:
+                return None
+            self._told = now
+            return lasted_sec

@@ -1,0 +1,64 @@
+"""The leases of a store: which processes there are, until when, and what is held under each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from converge.codec import decode
+from converge.contracts.store import LIMITS, Entry, Range, Rest, Store
+from converge.errors import TornRecord
+from converge.model.keys import AGENT, EXPIRY, HELD, LEASE
+
+
+@attrs.frozen(kw_only=True)
+class LeaseSeen:
+    """One process: its lease (hex), its node's key and endpoints, how long its lease runs (negative: it has passed),
+    its agents and claims.
+    """
+
+    id: str
+    node: str
+    endpoints: tuple[str, ...]
+    remaining_sec: float
+    agents: int
+    held: int
+
+    @property
+    def is_alive(self) -> bool:
+        return self.remaining_sec >= 0
+
+
+async def leases(store: Store) -> list[LeaseSeen]:
+    """Return the leases that have not been ended, those that run longest first.
+
+    Raises:
+        StoreError: As `Store.scan`.
+    """
+    found: list[LeaseSeen] = []
+    after: Rest | None = None
+    while True:
+        (page,) = await store.scan([Range(EXPIRY(), after, LIMITS.keys)])
+        found += [await _seen(store, entry) for entry in page]
+        if len(page) < LIMITS.keys:
+            return sorted(found, key=lambda one: -one.remaining_sec)
+        after = page[-1].key[1:]
+
+
+async def _seen(store: Store, expiry: Entry) -> LeaseSeen:
+    id_ = expiry.key[1]
+    (record,), (agents, held) = await store.get([LEASE(id_)]), await store.count([AGENT(id_), HELD(id_)])
+    try:
+        values: dict[str, Any] = decode(record.value, dict[str, Any], "lease") if record is not None else {}
+    except TornRecord:
+        values = {}
+    until = int(expiry.value) if expiry.value.isdigit() else 0
+    return LeaseSeen(
+        id=id_.hex(),
+        node=str(values.get("node", "")),
+        endpoints=tuple(map(str, values.get("endpoints", ()))),
+        remaining_sec=(until - await store.time()) / 1_000_000,
+        agents=agents,
+        held=held,
+    )

@@ -1,0 +1,1 @@
+"""Tasks on a store: submit, claim, finish, sweep, list."""

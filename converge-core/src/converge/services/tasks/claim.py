@@ -1,0 +1,277 @@
+"""Claiming for one group of agents: which lanes it may take from, the take, what came of it; and an unknown take
+settled.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+
+from converge.codec import FORMAT, decode, decoder
+from converge.contracts.store import LIMITS, Check, Conflict, Range, Rest, Take, Taken
+from converge.errors import ConvergeError, PoolClosed, SchemaTooNew, StaleClaim, StoreError, TornRecord
+from converge.ids import id_text
+from converge.machines.lane import Lane
+from converge.machines.match import Claimer, refusal, watched_news
+from converge.machines.task import Found, Held, Released
+from converge.model.keys import HELD, INT_MIN, LANE, MEMBER, POOL, READY, STATE, TASK
+from converge.model.task import Spec, State
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.finish import Finishes
+
+log = logging.getLogger("converge.claims")
+
+FROM_START_EVERY = 8
+"""How often a take looks from the start of its lanes, not from the head seen last: what came back with a smaller rank
+is found then.
+"""
+
+
+_FIRST: Rest = (INT_MIN, bytes(16))
+"""Below every rest of a ready key."""
+
+
+class _LaneSeen:
+    """One lane that the group may take from: its pool, and the head seen last (None: it was empty)."""
+
+    __slots__ = ("head", "pool")
+
+    def __init__(self, pool: str) -> None:
+        self.pool = pool
+        self.head: Rest | None = None
+
+
+class Claims:
+    """The takes of one group: agents of one process with the same pools, capabilities, topics and types.
+
+    `agent_ids` are the agents that it claims for: each must be a member of each pool that is not open; `on_missing` is
+    told of those that are not. `look` reads the lanes; `take` makes the next take, or None where nothing is known to be
+    ready; `taken` turns its answer into claims.
+    """
+
+    def __init__(self, handle: StoreHandle, agent_id: str, pools: Sequence[str], claimer: Claimer) -> None:
+        self.agent_ids: Collection[str] = (agent_id,)
+        self.claimer = claimer
+        self.on_missing: Callable[[str, Sequence[str]], None] | None = None
+        self.pools = tuple(pools)
+        self._opened = handle
+        self._lanes: dict[bytes, _LaneSeen] = {}
+        self._checks: list[Check] = []
+        self._admitted: dict[
+            str, tuple[int, frozenset[str]]
+        ] = {}  # pool: the revision at which these agents were seen to be members
+        self._takes = 0
+        self._told: set[str] = set()
+        self._steady_channels = [
+            channel for pool in self.pools for channel in (f"pool.{pool}", *watched_news(pool, claimer))
+        ]
+
+    async def look(self) -> bool:
+        """Read pools and lanes again, with the head of each lane that is eligible; tells whether anything is ready.
+
+        Raises:
+            NoSuchPool, PoolClosed: One of the pools is not there, or does not admit the agent.
+            TornRecord, SchemaTooNew: The record of none of the pools can be read; one that can't does not keep the
+                others waiting.
+        """
+        # What was seen last stays in force, checks and lanes together, until all is read: a look that fails half way
+        # must not leave a take unchecked.
+        checks: list[Check] = []
+        lanes: dict[bytes, _LaneSeen] = {}
+        torn: list[StoreError] = []
+        for pool_id in self.pools:
+            try:
+                seen = await self._opened.pool(pool_id, is_fresh=True)
+            except (TornRecord, SchemaTooNew) as error:
+                torn.append(error)
+                self._tell_once(error)
+                continue
+            await self._check_admitted(pool_id, seen.revision)
+            if not seen.pool.is_paused:
+                checks.append((POOL(pool_id), seen.revision))
+                await self._read_lanes(pool_id, lanes)
+        if torn and len(torn) == len(self.pools):
+            raise torn[0]
+        await self._read_heads(lanes)
+        self._checks, self._lanes = checks, lanes
+        return self.has_ready
+
+    async def _read_lanes(self, pool_id: str, lanes: dict[bytes, _LaneSeen]) -> None:
+        after: Rest | None = None
+        while True:
+            (page,) = await self._opened.store.scan([Range(LANE(pool_id), after, LIMITS.keys)])
+            for entry in page:
+                try:
+                    lane = decode(entry.value, Lane, f"lane {entry.key[2].hex()} of pool {pool_id}")
+                except (TornRecord, SchemaTooNew) as error:
+                    self._tell_once(error)
+                    continue
+                if refusal(lane, self.claimer) is None:
+                    lanes[entry.key[2]] = _LaneSeen(pool_id)
+            if len(page) < LIMITS.keys:
+                return
+            after = page[-1].key[2:]
+
+    def _tell_once(self, error: StoreError) -> None:
+        if str(error) not in self._told:
+            self._told.add(str(error))
+            log.error("nothing is claimed from there, other work goes on: %s", error)
+
+    async def _read_heads(self, lanes: dict[bytes, _LaneSeen]) -> None:
+        hashes = list(lanes)
+        for at in range(0, len(hashes), LIMITS.ranges):
+            some = hashes[at : at + LIMITS.ranges]
+            pages = await self._opened.store.scan([Range(READY(lane), None, 1) for lane in some])
+            for lane, page in zip(some, pages, strict=True):
+                lanes[lane].head = page[0].key[2:] if page else None
+
+    async def _check_admitted(self, pool_id: str, revision: int) -> None:
+        pool = self._opened.pools[pool_id].pool
+        if pool.admission == "open":
+            return
+        seen, members = self._admitted.get(pool_id, (revision, frozenset()))
+        if seen != revision:
+            members = frozenset()
+        agent_ids = tuple(self.agent_ids)
+        asked = [agent_id for agent_id in agent_ids if agent_id not in members]
+        missing: list[str] = []
+        for at in range(0, len(asked), LIMITS.keys):
+            some = asked[at : at + LIMITS.keys]
+            found = await self._opened.store.get([MEMBER(pool_id, agent_id) for agent_id in some])
+            missing += [agent_id for agent_id, member in zip(some, found, strict=True) if member is None]
+        if missing:
+            if self.on_missing is not None:
+                self.on_missing(pool_id, missing)
+            raise PoolClosed(pool_id, missing[0], "it has not joined the pool; use join_pool")
+        self._admitted[pool_id] = revision, frozenset(agent_ids)
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether some lane was seen to have a ready task."""
+        return any(lane.head is not None for lane in self._lanes.values())
+
+    def assume_ready(self) -> bool:
+        """Let the next take ask every known lane from its start, without a look first; tells whether any lane is
+        known.
+        """
+        for lane in self._lanes.values():
+            lane.head = _FIRST
+        self._takes = 0
+        return bool(self._lanes)
+
+    @property
+    def channels(self) -> list[str]:
+        """What to watch: the lanes that are eligible, the news of others that would be, and what is done to the
+        pools.
+        """
+        return [f"lane.{lane.hex()}" for lane in self._lanes] + self._steady_channels
+
+    async def take(self, limit: int, nonce: bytes) -> Take | None:
+        """Return the take of the best tasks over the best 32 lanes, or None if nothing is known to be ready.
+
+        Raises:
+            LeaseEnded: This process has lost its lease.
+        """
+        lanes = [(lane.head, hash_) for hash_, lane in self._lanes.items() if lane.head is not None]
+        if not lanes:
+            return None
+        if len(lanes) > LIMITS.ranges:
+            lanes = sorted(lanes)[: LIMITS.ranges]
+        lease = await self._opened.lease()
+        from_start = self._takes % FROM_START_EVERY == 0
+        self._takes += 1
+        return Take(
+            [Range(READY(hash_), None if from_start else _before(head)) for head, hash_ in lanes],
+            min(limit, LIMITS.keys),
+            HELD(lease.id),
+            (nonce,),
+            [lease.check(), *self._checks],
+            (TASK, STATE),
+        )
+
+    def taken(self, take: Take, answer: Taken) -> list[Found]:
+        """Return the claims, and remember the heads that are left."""
+        for range_, head in zip(take.ranges, answer.heads, strict=True):
+            lane = self._lanes.get(range_.prefix[1])
+            if lane is not None:
+                lane.head = head
+        place = Held(take.to[1], take.tail[0], answer.revision, answer.time)
+        self._opened.saw_time(answer.time)
+        found = []
+        for rest, (raw_spec, raw_state) in zip(answer.rests, answer.also, strict=True):
+            id_ = rest[-1]
+            try:
+                found.append(read_found(id_, raw_spec, raw_state, place))
+            except ConvergeError as error:
+                log.error("task %s was claimed, but cannot be worked on: %s", id_text(id_), error)
+        return found
+
+    async def refused(self, conflict: Conflict) -> None:
+        """Take note of a take whose checks failed: read the pools again, or find that the lease has ended.
+
+        Raises:
+            LeaseEnded: It has.
+        """
+        lease = await self._opened.lease()
+        await lease.check_not_ended(conflict)
+        await self.look()
+
+
+async def settle(handle: StoreHandle, nonce: bytes) -> None:
+    """Make sure that a take whose answer was lost holds nothing, and never will: what it took goes back, uncounted.
+
+    Raises:
+        LeaseEnded: This process has lost its lease: its claims are the reaper's.
+    """
+    lease = await handle.lease()
+    await lease.touch()
+    finishes = Finishes(handle)
+    after: Rest | None = None
+    while True:
+        (page,) = await handle.store.scan([Range(HELD(lease.id), after, 200)])
+        for entry in page:
+            if entry.key[4] == nonce:
+                task, state = await handle.store.get([TASK(entry.key[3]), STATE(entry.key[3])])
+                place = Held(lease.id, nonce, entry.revision, int(entry.value))
+                try:
+                    await finishes.finish(
+                        read_found(entry.key[3], task and task.value, state and state.value, place),
+                        Released("", "its claim was never answered"),
+                    )
+                except (StaleClaim, TornRecord) as error:
+                    log.warning("%s", error)  # it was cancelled meanwhile, or nobody can work on it
+        if len(page) < 200:
+            return
+        after = page[-1].key[2:]
+
+
+def read_found(id_: bytes, raw_spec: bytes | None, raw_state: bytes | None, place: Held) -> Found:
+    """Return the task that a claim, or a sweep, read with its place.
+
+    Raises:
+        TornRecord, SchemaTooNew: It cannot be read.
+    """
+    if raw_spec is None:
+        raise TornRecord(f"task {id_text(id_)}", "its specification is missing")
+    try:
+        spec = _decode_spec(raw_spec)
+    except ValueError:
+        spec = decode(raw_spec, Spec, id_text(id_))  # says what is wrong
+    if spec.v > FORMAT:
+        spec = decode(raw_spec, Spec, id_text(id_))
+    return _found(Found, (id_, spec, None if raw_state is None else decode(raw_state, State, id_text(id_)), place))
+
+
+_found = tuple.__new__  # in half of the time of `Found(...)`
+
+
+_decode_spec = decoder(Spec)  # a claim decodes one a task
+
+
+def _before(head: Rest | None) -> Rest | None:
+    """The greatest rest below `head`, so that a range after it begins with `head`."""
+    if head is None or head == _FIRST:
+        return None
+    rank, id_ = head
+    number = int.from_bytes(id_, "big")
+    return (rank - 1, b"\xff" * 16) if number == 0 else (rank, (number - 1).to_bytes(16, "big"))

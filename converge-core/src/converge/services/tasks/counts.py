@@ -1,0 +1,136 @@
+"""How many tasks of each pool stand where: what an operator sees of a pool."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+import attrs
+
+from converge.codec import decode
+from converge.contracts.store import LIMITS, Entry, Range, Rest, Store
+from converge.errors import SchemaTooNew, TornRecord
+from converge.ids import id_text
+from converge.machines.task import TaskState
+from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, READY, TASK, Key, Prefix
+from converge.model.task import Spec
+from converge.services.tasks.surroundings import lease_ids
+
+log = logging.getLogger("converge.census")
+
+
+@attrs.frozen(kw_only=True)
+class Census:
+    """A pool's tasks by place: ready to be claimed, not due yet, waiting behind their ordering key, held by an agent;
+    and those that ended.
+    """
+
+    ready: int = 0
+    later: int = 0
+    waiting: int = 0
+    held: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    @property
+    def done(self) -> int:
+        """All that have ended and are still kept."""
+        return self.completed + self.failed + self.cancelled
+
+    @property
+    def live(self) -> int:
+        """All that have not ended."""
+        return self.ready + self.later + self.waiting + self.held
+
+
+async def census(store: Store, pool_ids: Sequence[str]) -> dict[str, Census]:
+    """Count the tasks of the pools; one that moves meanwhile may count twice or not at all.
+
+    What is ready or done is counted by the store. What is later or held is read, a page at a time: its keys do not tell
+    the pool.
+    """
+    found = await live(store, pool_ids)
+    for pool_id in pool_ids:
+        ended = await _count(
+            store,
+            [DONE(pool_id, state.value) for state in (TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED)],
+        )
+        found[pool_id] = attrs.evolve(found[pool_id], completed=ended[0], failed=ended[1], cancelled=ended[2])
+    return found
+
+
+async def live(store: Store, pool_ids: Sequence[str]) -> dict[str, Census]:
+    """As `census`, of those tasks alone that have not ended: what a drain waits for."""
+    lanes = {pool_id: [entry.key[2] async for entry in _entries(store, LANE(pool_id))] for pool_id in pool_ids}
+    pool_of = {lane.hex(): pool_id for pool_id, hashes in lanes.items() for lane in hashes}
+    later = await _later(store, pool_of)
+    held = await _held(store)
+    found = {}
+    for pool_id in pool_ids:
+        found[pool_id] = Census(
+            ready=sum(await _count(store, [READY(lane) for lane in lanes[pool_id]])),
+            later=later.get(pool_id, 0),
+            waiting=sum(await _count(store, [ORDER(pool_id)])),
+            held=held.get(pool_id, 0),
+        )
+    return found
+
+
+async def _later(store: Store, pool_of: dict[str, str]) -> dict[str, int]:
+    """Count what is not due by pool; a lane may have been closed while its tasks wait, so those of an unknown one are
+    looked up.
+    """
+    totals: dict[str, int] = {}
+    async for page in _pages(store, LATER()):
+        unknown = []
+        for entry in page:
+            pool_id = pool_of.get(decode(entry.value, str, "later"))
+            if pool_id is None:
+                unknown.append(TASK(entry.key[2]))
+            else:
+                totals[pool_id] = totals.get(pool_id, 0) + 1
+        await _add_pools(store, unknown, totals)
+    return totals
+
+
+async def _held(store: Store) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for lease in await lease_ids(store):
+        async for page in _pages(store, HELD(lease)):
+            await _add_pools(store, [TASK(entry.key[3]) for entry in page], totals)
+    return totals
+
+
+async def _add_pools(store: Store, tasks: Sequence[Key], totals: dict[str, int]) -> None:
+    for entry in await store.get(tasks) if tasks else ():
+        if entry is not None:
+            try:
+                pool_id = decode(entry.value, Spec, id_text(entry.key[1])).pool
+            except (TornRecord, SchemaTooNew) as error:
+                log.error("a task is not counted: %s", error)
+            else:
+                totals[pool_id] = totals.get(pool_id, 0) + 1
+
+
+async def _count(store: Store, prefixes: Sequence[Prefix]) -> list[int]:
+    totals: list[int] = []
+    for at in range(0, len(prefixes), LIMITS.ranges):
+        totals += await store.count(prefixes[at : at + LIMITS.ranges])
+    return totals
+
+
+async def _entries(store: Store, prefix: Prefix) -> AsyncIterator[Entry]:
+    async for page in _pages(store, prefix):
+        for entry in page:
+            yield entry
+
+
+async def _pages(store: Store, prefix: Prefix) -> AsyncIterator[Sequence[Entry]]:
+    after: Rest | None = None
+    while True:
+        (page,) = await store.scan([Range(prefix, after, LIMITS.keys)])
+        yield page
+        if len(page) < LIMITS.keys:
+            return
+        after = page[-1].key[len(prefix) :]

@@ -1,0 +1,125 @@
+"""Listing tasks by state: where tasks in it stand, read a page at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+
+from converge.codec import decode
+from converge.contracts.store import LIMITS, Entry, Range, Rest, Store
+from converge.errors import SchemaTooNew, TornRecord
+from converge.ids import id_text
+from converge.machines.task import TERMINAL, Place, TaskState, place_of
+from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, POOL, READY, STATE, TASK, Key
+from converge.model.task import Spec, State, Task
+from converge.services.tasks.records import to_task
+from converge.services.tasks.surroundings import lease_ids
+
+log = logging.getLogger("converge.listing")
+
+PAGE = 200
+
+
+async def list_tasks(store: Store, state: TaskState | None, pool_id: str | None, limit: int) -> dict[str, Task]:
+    """Return up to `limit` tasks in that state (None: any, the live ones first), of that pool (None: all), by id.
+
+    A task that moves while the list is made may be in it as it was a moment before, or not at all. One that cannot be
+    read is left out, and logged: it must not hide all others.
+    """
+    tasks: dict[str, Task] = {}
+
+    def keep(page: Sequence[Task]) -> bool:
+        for task in page[: limit - len(tasks)]:
+            tasks[task.id] = task
+        return len(tasks) < limit
+
+    if limit > 0:
+        await visit_tasks(store, state, pool_id, keep)
+    return tasks
+
+
+Visit = Callable[[Sequence[Task]], bool]
+"""Is given the tasks a page at a time; tells whether to go on."""
+
+
+async def visit_tasks(store: Store, state: TaskState | None, pool_id: str | None, visit: Visit) -> None:
+    """Show the visitor all tasks in that state (None: any, the live ones first), of that pool (None: all), as
+    `list_tasks` does.
+    """
+    async with aclosing(_prefixes(store, state, pool_id)) as prefixes:
+        async for prefix in prefixes:
+            if not await _visit_under(store, prefix, state, pool_id, visit):
+                break
+
+
+async def _prefixes(store: Store, state: TaskState | None, pool_id: str | None) -> AsyncGenerator[Key, None]:
+    """Where ids of tasks in that state stand; it iterates no other generator, so that to close it leaves none open."""
+    pools = [pool_id] if pool_id is not None else [entry.key[1] for entry in await _all(store, POOL())]
+    if state in (None, TaskState.ASSIGNED):
+        for lease in await lease_ids(store):
+            yield HELD(lease)
+    if state in (None, TaskState.PENDING):
+        for pool in pools:
+            for lane in await _all(store, LANE(pool)):
+                yield READY(lane.key[2])
+            yield ORDER(pool)
+        yield LATER()
+    for pool in pools:
+        for terminal in sorted(TERMINAL if state is None else TERMINAL & {state}):
+            yield DONE(pool, terminal.value)
+
+
+async def _all(store: Store, prefix: Key) -> Sequence[Entry]:
+    found: list[Entry] = []
+    after: Rest | None = None
+    while True:
+        (page,) = await store.scan([Range(prefix, after, LIMITS.keys)])
+        found += page
+        if len(page) < LIMITS.keys:
+            return found
+        after = page[-1].key[len(prefix) :]
+
+
+async def _visit_under(store: Store, prefix: Key, state: TaskState | None, pool_id: str | None, visit: Visit) -> bool:
+    """Show the visitor the tasks that stand under the prefix; tell whether to go on."""
+    after: Rest | None = None
+    while True:
+        (page,) = await store.scan([Range(prefix, after, PAGE)])
+        ids = [_ID_OF[entry.key[0]](entry) for entry in page]
+        records = await store.get([family(id_) for id_ in ids for family in (TASK, STATE)]) if ids else ()
+        found = [_task(*one) for one in zip(page, ids, records[::2], records[1::2], strict=True)]
+        wanted = [
+            task
+            for task in found
+            if task is not None and state in (None, task.state) and pool_id in (None, task.pool_id)
+        ]
+        if wanted and not visit(wanted):
+            return False
+        if len(page) < PAGE:
+            return True
+        after = page[-1].key[len(prefix) :]
+
+
+def _task(entry: Entry, id_: bytes, spec: Entry | None, state: Entry | None) -> Task | None:
+    if spec is None:
+        return None
+    text = id_text(id_)
+    place: Place | None = None if entry.key[0] is DONE else place_of(entry.key, entry.revision, entry.value)
+    try:
+        return to_task(
+            id_, decode(spec.value, Spec, text), None if state is None else decode(state.value, State, text), place
+        )
+    except (TornRecord, SchemaTooNew) as error:
+        log.error("a task is left out of a list: %s", error)
+        return None
+
+
+_ID_OF: dict[str, Callable[[Entry], bytes]] = {
+    READY: lambda entry: entry.key[3],
+    HELD: lambda entry: entry.key[3],
+    LATER: lambda entry: entry.key[2],
+    ORDER: lambda entry: bytes.fromhex(entry.value[1:-1].decode()),
+    DONE: lambda entry: entry.key[4],
+}
+"""Where the id is in an entry of each family."""

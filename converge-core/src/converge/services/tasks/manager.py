@@ -1,0 +1,392 @@
+"""TaskManager: submit, claim, finish, cancel, look up."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import anyio
+from anyio import lowlevel
+
+from converge.contracts.store import LIMITS, Conflict, Store
+from converge.errors import (
+    InvalidValue,
+    LeaseEnded,
+    NoSuchTask,
+    NotRetried,
+    OutcomeUnknown,
+    ResultTimeout,
+    StaleClaim,
+    StoreBusy,
+)
+from converge.ids import check_name, id_bytes, id_text
+from converge.machines.match import Claimer
+from converge.machines.task import (
+    Cancelled,
+    Completed,
+    Event,
+    Failed,
+    Found,
+    Held,
+    Released,
+    TaskState,
+    is_terminal,
+    step,
+)
+from converge.model.task import Task
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.claim import Claims, settle
+from converge.services.tasks.finish import Finishes
+from converge.services.tasks.listing import list_tasks
+from converge.services.tasks.records import encode_result, moment, to_task
+from converge.services.tasks.retry import retry_id, retry_of
+from converge.services.tasks.submit import Submits
+from converge.services.tasks.surroundings import Moved, find, look_around, read_task, wakes
+from converge.services.tasks.sweep import Sweep
+from converge.services.tasks.wait import Results
+
+ROUNDS = 60
+"""How often a step looks again when something around the task, not the task itself, has moved."""
+
+CLAIMERS = 1_000
+"""Of how many claimers the lanes are remembered, for a poll interval."""
+
+SETTLE_SEC = 5.0
+"""How long a claim that is cancelled takes to hand back what it may have taken; after that it goes back with the
+lease.
+"""
+
+_NONCE = re.compile(r"[0-9a-f]{32}")
+
+
+class TaskManager:
+    """Submits tasks and claims them; finishes claims exactly once. Several managers of one store handle share one
+    lease.
+    """
+
+    def __init__(self, store: Store, *, poll_sec: float = 1.0) -> None:
+        self._store = store
+        self._opened = StoreHandle.of(store)
+        self._submits = Submits(self._opened)
+        self._results = Results(self._opened, poll_sec)
+        self._finishes = Finishes(self._opened)
+        self._claims: dict[tuple[str, tuple[str, ...], Claimer], Claims] = {}
+        self._held: dict[
+            bytes, tuple[Found, str]
+        ] = {}  # task id: the claim that this manager holds, and for which agent
+        self._sweep = Sweep(self._opened)
+        self._poll_sec = poll_sec
+        self._sweep_due = float("-inf")
+
+    async def submit(self, task: Task) -> str:
+        """Store the task; return its id, or that of the task which already has its dedup key and content.
+
+        Raises:
+            InvalidValue, InvalidName, ValueTooLarge, NoSuchPool, TooManyLanes, DedupConflict: Nothing was submitted.
+            StoreError: As `Store.commit`. Submitting it again is safe if it has an id or a dedup key.
+        """
+        return (await self._submits.submit([task]))[0]
+
+    async def submit_many(self, tasks: Sequence[Task]) -> list[str]:
+        """Store the tasks in few calls; return their ids in order.
+
+        Raises:
+            InvalidValue, InvalidName, ValueTooLarge, NoSuchPool: Nothing was submitted.
+            DedupConflict, TooManyLanes: The first that was refused; the others were submitted (`ids` of the error).
+            StoreError: As `submit`.
+        """
+        return await self._submits.submit(tasks)
+
+    async def claim(
+        self,
+        agent_id: str,
+        pools: Sequence[str],
+        capabilities: Collection[str] = (),
+        topics: Collection[str] | None = None,
+        types: Collection[str] | None = None,
+        limit: int = 1,
+    ) -> list[Task]:
+        """Claim up to `limit` ready tasks that the agent may take, best rank first; an empty list if there are none
+        now.
+
+        The claims live as long as this process's lease, which the first claim opens.
+
+        Raises:
+            NoSuchPool, PoolClosed: The pool is not there, or does not admit the agent.
+            InvalidValue: The limit is below one.
+            LeaseEnded: This process was away from the store for too long; what it held has gone back. Where no node
+                keeps the lease, the next claim opens another; memberships are to be made again.
+            StoreError: As `Store.commit`; nothing is held.
+        """
+        check_name("agent", agent_id)
+        for name, names in (
+            ("pools", pools),
+            ("capabilities", capabilities),
+            ("topics", topics or ()),
+            ("types", types or ()),
+        ):
+            _check_several(name, names)
+        _check_limit(limit)
+        await lowlevel.checkpoint()  # a store in memory never waits, and whoever polls it must let others run
+        is_due = await self._sweep_sometimes()
+        claims = self._claims_of(agent_id, tuple(pools), Claimer.of(capabilities, topics, types), is_due=is_due)
+        try:
+            found = await self._take(claims, limit)
+        except LeaseEnded:
+            await self._lease_has_ended()
+            raise
+        tasks = []
+        for one in found:
+            self._held[one.id] = (one, agent_id)
+            tasks.append(to_task(one.id, one.spec, one.state, one.place, by=agent_id))
+        return tasks
+
+    async def complete(self, task: Task, result: Any = None) -> None:
+        """End the claim: the task is COMPLETED with this result. Said again, it succeeds again.
+
+        Raises:
+            StaleClaim: The claim is not current; nothing was changed.
+            InvalidValue: The result is not plain data.
+        """
+        await self._finish(task, Completed(encode_result(result), _checked(task).claimed_by))
+
+    async def fail(self, task: Task, error: str, *, retry: bool = True) -> None:
+        """End the attempt: the task is retried after a while, or FAILED if its attempts are used up or `retry` is
+        False.
+
+        Raises:
+            StaleClaim: The claim is not current; nothing was changed.
+        """
+        await self._finish(task, Failed(str(error), _checked(task).claimed_by, retry, self._jitter()))
+
+    async def release(self, task: Task, why: str = "") -> None:
+        """Hand the claim back: the task is ready again at once, and no attempt is counted.
+
+        Raises:
+            StaleClaim: The claim is not current; nothing was changed.
+        """
+        await self._finish(task, Released(_checked(task).claimed_by, why))
+
+    async def report(self, agent_id: str, task_id: str, result: Any = None) -> None:
+        """Complete a claim that this manager made for the agent, by the task's id.
+
+        Raises:
+            StaleClaim: This manager holds no such claim.
+        """
+        id_ = id_bytes("task id", task_id)
+        found, holder = self._held.get(id_, (None, ""))
+        if found is None or holder != agent_id:
+            raise StaleClaim(task_id, token=0, why="this manager holds no claim on it for that agent")
+        await self._finish_found(found, Completed(encode_result(result), agent_id))
+
+    async def cancel(self, task_id: str, *, by: str = "", why: str = "") -> bool:
+        """Cancel the task unless it is terminal; tells whether it was cancelled by this call. A running handler is
+        told.
+
+        Raises:
+            NoSuchTask: There is none.
+        """
+        id_ = id_bytes("task id", task_id)
+        for _ in range(ROUNDS):
+            spec, state, place = await find(self._store, id_)
+            if place is None:
+                return False
+            found = Found(id_, spec, state, place)
+            try:
+                around = await look_around(self._opened, found, needs_lane=False)
+            except Moved:
+                continue
+            batch = step(found, Cancelled(by, why), await self._opened.now(), around)
+            wake = wakes(found, around, is_ready=False) | (
+                {f"lease.{place.lease.hex()}"} if type(place) is Held else set()
+            )
+            (outcome,) = await (await self._opened.commits()).commit([batch], wake=wake)
+            if not isinstance(outcome, Conflict):
+                self._held.pop(id_, None)
+                return True
+        raise StoreBusy(f"task {task_id} moved {ROUNDS} times while it was being cancelled; ask again")
+
+    async def retry(self, task_id: str) -> str:
+        """Submit a copy of a task that failed or was cancelled; return the copy's id. Said again, it is the same copy,
+        while that is kept.
+
+        The copy is linked to its task by `trace["retry_of"]`, has no dedup key, and no deadline that has passed.
+
+        Raises:
+            NoSuchTask: There is none.
+            NotRetried: It has not ended, or has completed.
+            NoSuchPool, TooManyLanes: As `submit`.
+        """
+        id_ = id_bytes("task id", task_id)
+        spec, state = await read_task(self._store, id_)
+        if state is None or state.state not in (TaskState.FAILED, TaskState.CANCELLED):
+            raise NotRetried(id_text(id_), state=(await self.get(task_id)).state)
+        copy_id = retry_id(id_, state.finished)
+        try:
+            await read_task(self._store, copy_id)
+        except NoSuchTask:
+            return await self.submit(
+                retry_of(to_task(id_, spec, state, None), id_text(copy_id), moment(await self._opened.now()))
+            )
+        return id_text(copy_id)
+
+    async def get(self, task_id: str) -> Task:
+        """Return the task, wherever it stands.
+
+        Raises:
+            NoSuchTask: It was never submitted here, or its retention has passed.
+        """
+        id_ = id_bytes("task id", task_id)
+        spec, state, place = await find(self._store, id_)
+        return to_task(id_, spec, state, place, by=self._held[id_][1] if id_ in self._held else "")
+
+    async def result(self, task_id: str, timeout: float | None = None) -> Task:
+        """Wait until the task is terminal; return it, whatever its state.
+
+        Raises:
+            ResultTimeout: After `timeout` seconds it was not; it goes on.
+            NoSuchTask: There is none, or retention has removed it.
+        """
+        id_ = id_bytes("task id", task_id)
+        with anyio.move_on_after(timeout) as scope:
+            await self._results.wait(id_)
+        spec, state = await read_task(self._store, id_)
+        if is_terminal(state):
+            return to_task(id_, spec, state, None)
+        assert scope.cancelled_caught or timeout is not None, "a wait without a timeout ends with a terminal task"
+        raise ResultTimeout(task_id, timeout or 0.0)
+
+    async def _lease_has_ended(self) -> None:
+        """Forget what was held under leases that ended before; what nobody has taken back yet of this one may still be
+        finished (G6).
+        """
+        lease = self._opened.lease_opened
+        if lease is not None:
+            self._held = {
+                id_: held
+                for id_, held in self._held.items()
+                if isinstance(held[0].place, Held) and held[0].place.lease == lease.id
+            }
+        await self._opened.let_go()
+
+    def _claims_of(self, agent_id: str, pools: tuple[str, ...], claimer: Claimer, *, is_due: bool) -> Claims:
+        """Return what is known of the lanes for such a claimer; nothing after a poll interval, so that new lanes are
+        found beside busy ones.
+        """
+        if is_due or len(self._claims) > CLAIMERS:
+            self._claims.clear()
+        key = (agent_id, pools, claimer)
+        claims = self._claims.get(key)
+        if claims is None:
+            claims = self._claims[key] = Claims(self._opened, agent_id, pools, claimer)
+        return claims
+
+    async def _take(self, claims: Claims, limit: int) -> list[Found]:
+        limit = min(limit, LIMITS.keys)
+        for attempt in range(3):
+            if (attempt or not claims.has_ready) and not await claims.look():
+                return []
+            nonce = self._opened.env.entropy(16)
+            take = await claims.take(limit, nonce)
+            if take is None:
+                continue
+            try:
+                turned = await (await self._opened.commits()).turn([], take)
+            except OutcomeUnknown:
+                await settle(self._opened, nonce)
+                raise
+            except anyio.get_cancelled_exc_class():
+                # Cancelled past the coalescer's shield, as plain asyncio can: nobody will have what the take has taken.
+                with anyio.move_on_after(SETTLE_SEC, shield=True):
+                    await settle(self._opened, nonce)
+                raise
+            if isinstance(turned.taken, Conflict):
+                await claims.refused(turned.taken)
+            elif turned.taken is not None and (found := claims.taken(take, turned.taken)):
+                return found
+        return []
+
+    async def _finish(self, task: Task, event: Event) -> None:
+        id_ = id_bytes("task id", task.id)
+        known = self._held.get(id_)
+        if not task.token or not _NONCE.fullmatch(task.nonce):
+            raise StaleClaim(task.id, token=task.token, why="it was not claimed: finish what `claim` returned")
+        if (
+            known is not None
+            and isinstance(known[0].place, Held)
+            and (known[0].place.token, known[0].place.nonce.hex()) == (task.token, task.nonce)
+        ):
+            await self._finish_found(known[0], event)
+            return
+        spec, state = await read_task(self._store, id_)
+        lease = await self._opened.lease()
+        await self._finish_found(Found(id_, spec, state, Held(lease.id, bytes.fromhex(task.nonce), task.token)), event)
+
+    async def _finish_found(self, found: Found, event: Event) -> None:
+        try:
+            await self._finishes.finish(found, event)
+        except StaleClaim:
+            self._forget(found)
+            raise
+        self._forget(found)
+
+    def _forget(self, found: Found) -> None:
+        """Forget a claim that is over; the same task may have been claimed again meanwhile, and that claim is not."""
+        held, _ = self._held.get(found.id, (None, ""))
+        if held is not None and held.place == found.place:
+            del self._held[found.id]
+
+    async def _sweep_sometimes(self) -> bool:
+        """Sweep a page if a poll interval has passed; tells whether it has."""
+        monotonic = self._opened.env.monotonic()
+        if monotonic < self._sweep_due:
+            return False
+        self._sweep_due = monotonic + self._poll_sec * (0.75 + self._jitter() / 4)  # never later than promised
+        await self._sweep.paced_page()
+        return True
+
+    def _jitter(self) -> float:
+        return random.Random(self._opened.env.entropy(8)).random()
+
+    # Last, since its name hides the builtin for every annotation after it.
+
+    async def list(
+        self, *, state: TaskState | str | None = None, pool_id: str | None = None, limit: int = 100
+    ) -> Sequence[Task]:
+        """Return up to `limit` tasks in that state (any: the live ones first), of that pool (any: all pools).
+
+        A task that moves while the list is made is in it as it was a moment before, or not at all; one that cannot be
+        read is left out, and logged.
+
+        Raises:
+            NoSuchPool: With the nearest name: an empty list would hide a slip of the pen.
+            InvalidValue: There is no such state, or the limit is below one.
+        """
+        _check_limit(limit)
+        try:
+            wanted = None if state is None else TaskState(state)
+        except ValueError:
+            raise InvalidValue("state", state, f"one of {', '.join(TaskState)}") from None
+        if pool_id is not None:
+            await self._opened.pool(pool_id)
+        return tuple((await list_tasks(self._store, wanted, pool_id, limit)).values())
+
+
+def _checked(task: Task) -> Task:
+    if not isinstance(task, Task):
+        raise InvalidValue("task", task, "a Task that `claim` returned; by a task's id, `report` completes it")
+    return task
+
+
+def _check_several(name: str, names: object) -> None:
+    if isinstance(names, str):
+        raise InvalidValue(name, names, f"a sequence of names, such as [{names!r}]")
+    if not isinstance(names, Collection):
+        raise InvalidValue(name, names, "a sequence of names")
+
+
+def _check_limit(limit: object) -> None:
+    if type(limit) is not int or limit < 1:
+        raise InvalidValue("limit", limit, "1 or more")

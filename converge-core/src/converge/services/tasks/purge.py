@@ -1,0 +1,79 @@
+"""Purging: ended tasks that an operator no longer wants are removed before their retention has passed, a page at a
+time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+
+import attrs
+
+from converge.codec import decode
+from converge.contracts.store import Entry, Range, Rest
+from converge.errors import SchemaTooNew, TornRecord
+from converge.ids import id_text
+from converge.machines.task import TaskState
+from converge.model.keys import DONE, STATE
+from converge.model.task import State
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.retention import Retention
+
+PAGE = 500
+"""Tasks of one page: each goes in one call, beside which agents work on."""
+
+
+@attrs.frozen(kw_only=True)
+class Purged:
+    """What came of one page: how many tasks of which pool and state were removed, or would be."""
+
+    pool_id: str
+    state: str
+    count: int
+
+
+async def purge(
+    handle: StoreHandle,
+    pool_ids: Iterable[str],
+    states: Collection[TaskState],
+    ended_before: int | None,
+    *,
+    is_dry_run: bool,
+) -> AsyncGenerator[Purged, None]:
+    """Remove ended tasks of the pools, with their dedup keys: all in these states that ended before that store time
+    (None: whenever).
+
+    One that cannot be read stays. To purge again after a failure is safe.
+
+    Raises:
+        StoreError: As `Store.commit`; what was yielded is gone.
+    """
+    retention = Retention(handle)
+    for pool_id in pool_ids:
+        for state in sorted(states):
+            after: Rest | None = None
+            while True:
+                (page,) = await handle.store.scan([Range(DONE(pool_id, state.value), after, PAGE)])
+                chosen = page if ended_before is None else await _ended_before(handle, page, ended_before)
+                count = len(chosen) if is_dry_run else await retention.remove(chosen)
+                if count:
+                    yield Purged(pool_id=pool_id, state=state.value, count=count)
+                if len(page) < PAGE:
+                    break
+                after = page[-1].key[3:]
+
+
+async def _ended_before(handle: StoreHandle, page: Sequence[Entry], moment: int) -> list[Entry]:
+    """Those of the page whose task ended before the moment; a key alone does not tell, since pools keep tasks for
+    different times.
+    """
+    records = await handle.store.get([STATE(entry.key[4]) for entry in page]) if page else ()
+    return [
+        entry for entry, record in zip(page, records, strict=True) if record is not None and _finished(record) < moment
+    ]
+
+
+def _finished(record: Entry) -> float:
+    try:
+        return decode(record.value, State, id_text(record.key[1])).finished
+    except (TornRecord, SchemaTooNew):
+        return float("inf")

@@ -1,0 +1,117 @@
+"""Retention: ended tasks whose time to be kept has passed go, a page at a time, with all that belongs to them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from converge.codec import decode
+from converge.contracts.store import LIMITS, Batch, Conflict, Entry, Key, Range, Rest
+from converge.errors import SchemaTooNew, TornRecord
+from converge.ids import id_text
+from converge.machines.task import TERMINAL
+from converge.model.keys import DEDUP, DONE, POOL, STATE, TASK
+from converge.model.task import Spec
+from converge.services.store.handle import StoreHandle
+
+log = logging.getLogger("converge.retention")
+
+PAGE = 200
+"""Tasks of one page; see `sweep.PAGE`."""
+
+POOLS = 10
+"""Pools of one page: one scan has room for the three states of each."""
+
+UNREADABLE_PAGES = 10
+"""Pages that one call looks through for a task that can be removed: those that cannot be read stay, and may fill whole
+pages.
+"""
+
+_STATES = sorted(state.value for state in TERMINAL)
+
+
+class Retention:
+    """Removes old tasks of one store. Each removal checks the key that says when it is due, so two processes may do it
+    at the same time.
+    """
+
+    def __init__(self, handle: StoreHandle) -> None:
+        self._opened = handle
+        self._after: Rest | None = None
+        self._told: set[bytes] = set()  # of which tasks it was said that they cannot be read
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the next page goes on with the pools, instead of beginning with the first again."""
+        return self._after is not None
+
+    async def remove_old(self) -> int:
+        """Remove a page of the old tasks of each few pools; answer how many (0: there are none left)."""
+        self._after = None
+        moved = await self.page()
+        while self._after is not None:
+            moved += await self.page()
+        return moved
+
+    async def page(self) -> int:
+        """Remove a page of the old tasks of the next few pools; answer how many."""
+        (pools,) = await self._opened.store.scan([Range(POOL(), self._after, POOLS)])
+        self._after = pools[-1].key[1:] if len(pools) == POOLS else None
+        return (
+            await self._remove_under([DONE(pool.key[1], state) for pool in pools for state in _STATES]) if pools else 0
+        )
+
+    async def _remove_under(self, prefixes: Sequence[Key]) -> int:
+        store = self._opened.store
+        now = await store.time()
+        # One key of each says whether anything is due: a full page of what is not would be read for nothing.
+        heads = await store.scan([Range(prefix, None, 1) for prefix in prefixes])
+        due: dict[Key, Rest | None] = {
+            prefix: None for prefix, page in zip(prefixes, heads, strict=True) if page and page[0].key[3] <= now
+        }
+        for _ in range(UNREADABLE_PAGES):
+            if not due:
+                break
+            limit = -(-PAGE // len(due))
+            pages = await store.scan([Range(prefix, after, limit) for prefix, after in due.items()])
+            old = [entry for page in pages for entry in page if entry.key[3] <= now]
+            moved = await self.remove(old)
+            if moved:
+                return moved
+            due = {
+                prefix: page[-1].key[3:]
+                for prefix, page in zip(due, pages, strict=True)
+                if len(page) == limit and page[-1].key[3] <= now
+            }
+        return 0
+
+    async def remove(self, old: Sequence[Entry]) -> int:
+        """Remove the ended tasks of these keys, with all that belongs to them; answer how many. One that cannot be read
+        stays, and is logged.
+        """
+        ids = [entry.key[4] for entry in old]
+        specs: list[Entry | None] = []
+        for at in range(0, len(ids), LIMITS.keys):
+            specs += await self._opened.store.get([TASK(id_) for id_ in ids[at : at + LIMITS.keys]])
+        batches = []
+        for entry, spec in zip(old, specs, strict=True):
+            try:
+                dedup_key = None if spec is None else decode(spec.value, Spec, id_text(entry.key[4])).dedup_key
+            except (TornRecord, SchemaTooNew) as error:
+                self._tell(entry.key[4], error)
+                continue
+            deletes = [entry.key, TASK(entry.key[4]), STATE(entry.key[4])]
+            if dedup_key is not None:
+                deletes.append(DEDUP(entry.key[1], dedup_key))
+            batches.append(Batch([(entry.key, entry.revision)], (), deletes))
+        commits = await self._opened.commits()
+        moved = 0
+        for at in range(0, len(batches), LIMITS.batches):
+            outcomes = await commits.commit(batches[at : at + LIMITS.batches])
+            moved += sum(not isinstance(outcome, Conflict) for outcome in outcomes)
+        return moved
+
+    def _tell(self, id_: bytes, error: Exception) -> None:
+        if id_ not in self._told and len(self._told) < LIMITS.keys:
+            self._told.add(id_)
+            log.error("task %s is past its retention, but stays: %s", id_text(id_), error)

@@ -1,0 +1,332 @@
+"""Submitting: many tasks in few calls, each recognised when it is submitted again (G2)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import anyio
+import msgspec
+
+from converge.codec import decode, encode
+from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Committed, Conflict, Key, Put
+from converge.errors import (
+    ConvergeError,
+    DedupConflict,
+    InvalidValue,
+    NoSuchPool,
+    NotApplied,
+    OutcomeUnknown,
+    StoreBusy,
+    TooManyLanes,
+)
+from converge.ids import check_name, id_bytes, id_text, uuids7
+from converge.machines.lane import LANES, Lane
+from converge.machines.match import lane_news
+from converge.machines.task import KeyRow, KeySeen, LaneSeen, submit
+from converge.model.keys import DEDUP, KEY, LANE, POOL, TASK
+from converge.model.task import Spec, Task
+from converge.services.store.commits import Commits
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.lanes import make_room
+from converge.services.tasks.records import is_same_task, kind_of, to_spec
+from converge.services.tasks.surroundings import lane_seen
+
+ROUNDS = 60
+"""How often a submit looks again: each round means that another submit or finish of its ordering key, or a closing
+lane, was first.
+"""
+
+UNKNOWN_ROUNDS = 5
+"""How often an unknown outcome is repeated; the task's id makes it safe."""
+
+UNKNOWN_PAUSE_SEC = 0.05
+"""Between these tries, longer each time: a connection that was lost needs a moment."""
+
+
+LANES_SEEN = 16 * LANES
+"""How many lanes are remembered: those that were closed since are among them, and a process may live for long."""
+
+ROOM_EVERY_SEC = 1.0
+"""How often empty lanes are looked for in a pool that has no room for another."""
+
+
+class _Ask:
+    """One task on its way in: what is still to do, or what came of it. Plain, since a submit makes one a task."""
+
+    __slots__ = ("id", "lane", "outcome", "spec", "task")
+
+    def __init__(self, id_: bytes, task: Task, spec: Spec, lane: Key) -> None:
+        self.id, self.task, self.spec, self.lane = id_, task, spec, lane
+        self.outcome: str | ConvergeError | None = None
+
+
+_Group = tuple[list[_Ask], KeySeen | None]
+"""The tasks of one batch, and the row of their ordering key, if they have one and it is there."""
+
+
+class Submits:
+    """Submits for every manager of one opened store; remembers which lanes were seen open."""
+
+    def __init__(self, handle: StoreHandle) -> None:
+        self._opened = handle
+        self._lanes: dict[Key, Check] = {}
+        self._made_room: dict[str, float] = {}
+
+    async def submit(self, tasks: Sequence[Task]) -> list[str]:
+        """Submit all; return their ids in order.
+
+        Raises:
+            InvalidValue, InvalidName, ValueTooLarge, NoSuchPool: Nothing was submitted.
+            DedupConflict, TooManyLanes: The first one that was refused; all others were submitted. Its `ids` has
+                theirs, None for a refused one.
+            StoreError: As `Store.commit`; to submit the same tasks again is safe if they have ids or dedup keys.
+        """
+        asks = await self._check(tasks)
+        todo, are_apart = _drop_repeats(asks)
+        round_ = 0
+        try:
+            while todo and round_ < ROUNDS:
+                if round_ > 3:
+                    await anyio.sleep(self._jitter(round_))
+                left = await self._round(todo, are_apart)
+                round_ = round_ + 1 if len(left) == len(todo) else 0
+                todo = left
+        except NotApplied as error:
+            if any(isinstance(ask.outcome, str) for ask in asks):
+                raise OutcomeUnknown(
+                    f"some of {len(asks)} tasks were stored, then the store failed: {error}"
+                ) from error
+            raise
+        if todo:
+            raise StoreBusy(f"{len(todo)} tasks of {len(asks)} met {ROUNDS} conflicts each; submit them again")
+        return _answers(asks)
+
+    def _jitter(self, round_: int) -> float:
+        return random.Random(self._opened.env.entropy(4)).random() * min(0.05, 0.001 * round_)
+
+    async def _check(self, tasks: Sequence[Task]) -> list[_Ask]:
+        now = await self._opened.now()
+        ids = uuids7(now, self._opened.env.entropy(6 * len(tasks)))
+        pools, origin = self._opened.pools, self._opened.origin
+        asks = []
+        for id_, task in zip(ids, tasks, strict=True):
+            if not isinstance(task, Task):
+                raise InvalidValue("task", task, "a Task")
+            if type(task.pool_id) is not str:
+                check_name("pool", task.pool_id)  # it may come from a file
+            seen = pools.get(task.pool_id) or await self._opened.pool(task.pool_id)
+            kind = kind_of(task, seen.pool.id)
+            spec = to_spec(task, seen.pool, now, origin, kind)
+            if spec.due > now:
+                self._opened.saw_due(spec.due)
+            asks.append(_Ask(id_bytes("task id", task.id) if task.id else id_, task, spec, kind.key))
+        return asks
+
+    async def _round(self, todo: list[_Ask], are_apart: bool) -> list[_Ask]:
+        """Try each once; answer those that must be tried again."""
+        todo = await self._open_lanes(todo)
+        groups = await self._group(todo)
+        now = await self._opened.now()
+        # What is in no group waits for the next round: its lane was another's to open, or was forgotten by another call
+        # while this one waited, or its ordering key has more tasks than a batch holds. From here on to the batches
+        # nothing is awaited.
+        groups = [(begun, key) for group, key in groups if (begun := self._in_known_lanes(group))]
+        batches = [
+            submit(group[0].id, group[0].spec, self._lanes[group[0].lane], None, now)
+            if group[0].spec.ordering_key is None
+            else self._batch(group, key, now)
+            for group, key in groups
+        ]
+        commits = await self._opened.commits()
+        for at in range(0, len(batches), LIMITS.batches):
+            some = batches[at : at + LIMITS.batches]
+            outcomes = await self._commit(commits, some, groups[at : at + LIMITS.batches], are_apart)
+            for (group, _), outcome in zip(groups[at : at + LIMITS.batches], outcomes, strict=True):
+                if isinstance(outcome, Committed):
+                    for ask in group:
+                        ask.outcome = id_text(ask.id)
+                else:
+                    self._forget(outcome)
+        return await self._read_back(
+            [ask for ask in todo if ask.outcome is None]
+        )  # in their order, which is that of their ordering keys
+
+    def _in_known_lanes(self, group: list[_Ask]) -> list[_Ask]:
+        """Return the group up to the first task whose lane is not known: those of an ordering key stay in order."""
+        for at, ask in enumerate(group):
+            if ask.lane not in self._lanes:
+                return group[:at]
+        return group
+
+    async def _commit(
+        self, commits: Commits, batches: list[Batch], groups: Sequence[_Group], are_apart: bool
+    ) -> Sequence[Committed | Conflict]:
+        wake: set[Channel] = {f"lane.{lane}" for lane in {ask.spec.lane for group, _ in groups for ask in group}}
+        unknown: OutcomeUnknown | None = None
+        for round_ in range(UNKNOWN_ROUNDS):
+            try:
+                return await commits.commit(batches, wake=wake, are_apart=are_apart)
+            except OutcomeUnknown as error:
+                unknown = error
+            except NotApplied as error:
+                if unknown is not None:
+                    raise unknown from error  # what was sent before may have been stored, whatever became of this
+                raise
+            await anyio.sleep(UNKNOWN_PAUSE_SEC * round_)
+        assert unknown is not None, "a round ends with an answer or an error"
+        raise unknown
+
+    def _forget(self, conflict: Conflict) -> None:
+        for key in conflict.keys:
+            self._lanes.pop(key, None)
+
+    async def _open_lanes(self, todo: list[_Ask]) -> list[_Ask]:
+        """Make sure that the lanes are there and open; a task whose pool has no room for another lane is refused."""
+        if len(self._lanes) > LANES_SEEN:
+            self._lanes.clear()
+        missing = {ask.lane: ask.spec for ask in todo if ask.lane not in self._lanes}
+        if not missing:
+            return todo
+        keys = list(missing)
+        refused: dict[Key, ConvergeError] = {}
+        for at in range(0, len(keys), LIMITS.batches):
+            some = keys[at : at + LIMITS.batches]
+            for key, entry in zip(some, await self._opened.store.get(some), strict=True):
+                seen = lane_seen(entry)
+                if seen is not None and not seen.is_closing:
+                    self._lanes[key] = (key, seen.revision)
+                elif error := await self._open_lane(key, missing[key], seen):
+                    refused[key] = error
+        if refused:
+            for ask in todo:
+                ask.outcome = refused.get(ask.lane)
+        return [ask for ask in todo if ask.outcome is None]
+
+    async def _open_lane(self, key: Key, spec: Spec, seen: LaneSeen | None) -> ConvergeError | None:
+        pool = await self._opened.pool(spec.pool)
+        if seen is None and await self._is_full(spec.pool):
+            return TooManyLanes(spec.pool, LANES)
+        lane = Lane(spec.pool, spec.topic, spec.type, spec.capabilities)
+        checks: list[Check] = [(key, seen.revision if seen else ABSENT), (POOL(spec.pool), pool.revision)]
+        commits = await self._opened.commits()
+        (outcome,) = await commits.commit([Batch(checks, [(key, encode(lane))])], wake=lane_news(lane))
+        if isinstance(outcome, Committed):
+            self._lanes[key] = (key, outcome.revision)
+        elif POOL(spec.pool) in outcome.keys:
+            self._opened.pools.pop(spec.pool, None)
+            try:
+                await self._opened.pool(spec.pool, is_fresh=True)
+            except NoSuchPool as error:
+                return error
+        return None
+
+    async def _is_full(self, pool_id: str) -> bool:
+        """Tell whether the pool has no room for another lane, not even after its empty ones were closed."""
+        (count,) = await self._opened.store.count([LANE(pool_id)])
+        if count < LANES:
+            return False
+        monotonic = self._opened.env.monotonic()
+        if monotonic - self._made_room.get(pool_id, float("-inf")) < ROOM_EVERY_SEC:
+            return True  # a look at all the pool's lanes costs far more than a refusal
+        self._made_room[pool_id] = monotonic
+        return not await make_room(self._opened, pool_id)
+
+    async def _group(self, todo: list[_Ask]) -> list[_Group]:
+        """One group per batch: a task by itself, or all tasks of one ordering key, which share its row."""
+        groups: list[_Group] = []
+        ordered: dict[Key, list[_Ask]] = {}
+        for ask in todo:
+            if ask.spec.ordering_key is None:
+                groups.append(([ask], None))
+            else:
+                ordered.setdefault(KEY(ask.spec.pool, ask.spec.ordering_key), []).append(ask)
+        keys = list(ordered)
+        for at in range(0, len(keys), LIMITS.keys):
+            some = keys[at : at + LIMITS.keys]
+            for key, entry in zip(some, await self._opened.store.get(some), strict=True):
+                seen = None if entry is None else KeySeen(entry.revision, decode(entry.value, KeyRow, "key"))
+                groups.append((_without_repeats(ordered[key])[: LIMITS.batch_ops // 8], seen))
+        return groups
+
+    def _batch(self, group: list[_Ask], key: KeySeen | None, now: int) -> Batch:
+        checks: dict[Key, int] = {}
+        puts: dict[Key, bytes] = {}
+        for ask in group:
+            number = key.row.next if key is not None else 0
+            ask.spec = msgspec.structs.replace(ask.spec, number=number)
+            batch = submit(ask.id, ask.spec, self._lanes[ask.lane], key, now)
+            # The row as the store has it is what is checked, the row after the last task is what is put.
+            for checked, revision in batch.checks:
+                checks.setdefault(checked, revision)
+            puts |= dict(batch.puts)
+            row = decode(puts[KEY(ask.spec.pool, ask.spec.ordering_key)], KeyRow, "key")
+            key = KeySeen(key.revision if key is not None else ABSENT, row)
+        put_list: list[Put] = list(puts.items())
+        return Batch(list(checks.items()), put_list)
+
+    async def _read_back(self, again: list[_Ask]) -> list[_Ask]:
+        """Of tasks that met a conflict: those that are there already have their answer."""
+        if not again:
+            return []
+        keys: list[Key] = []
+        for ask in again:
+            keys.append(TASK(ask.id))
+            if ask.spec.dedup_key is not None:
+                keys.append(DEDUP(ask.spec.pool, ask.spec.dedup_key))
+        entries: dict[Key, bytes] = {}
+        for at in range(0, len(keys), LIMITS.keys):
+            for entry in await self._opened.store.get(keys[at : at + LIMITS.keys]):
+                if entry is not None:
+                    entries[entry.key] = entry.value
+        for ask in again:
+            raw = entries.get(TASK(ask.id))
+            dedup = None if ask.spec.dedup_key is None else entries.get(DEDUP(ask.spec.pool, ask.spec.dedup_key))
+            if raw is not None:
+                stored = decode(raw, Spec, id_text(ask.id))
+                ask.outcome = (
+                    id_text(ask.id)
+                    if is_same_task(ask.task, ask.spec, stored)
+                    else DedupConflict(id_text(ask.id), dedup_key=None)
+                )
+            elif dedup is not None:
+                id_hex, digest = decode(dedup, tuple[str, str], "dedup key")
+                existing = id_text(bytes.fromhex(id_hex))
+                ask.outcome = (
+                    existing if digest == ask.spec.digest else DedupConflict(existing, dedup_key=ask.spec.dedup_key)
+                )
+        return [ask for ask in again if ask.outcome is None]
+
+
+def _drop_repeats(asks: list[_Ask]) -> tuple[list[_Ask], bool]:
+    """A call may name one task, or one dedup key, twice: the second waits for the first, then is read back as any
+    repeated submit is.
+
+    Tells too whether there are none: then no two batches of the call touch one key.
+    """
+    if len({ask.id for ask in asks}) == len(asks) and all(ask.spec.dedup_key is None for ask in asks):
+        return asks, True
+    first = _without_repeats(asks)
+    kept = {id(ask) for ask in first}
+    return first + [ask for ask in asks if id(ask) not in kept], len(first) == len(asks)
+
+
+def _without_repeats(asks: Sequence[_Ask]) -> list[_Ask]:
+    seen: set[object] = set()
+    first: list[_Ask] = []
+    for ask in asks:
+        marks = {ask.id} if ask.spec.dedup_key is None else {ask.id, (ask.spec.pool, ask.spec.dedup_key)}
+        if not marks & seen:
+            first.append(ask)
+            seen |= marks
+    return first
+
+
+def _answers(asks: list[_Ask]) -> list[str]:
+    answers = [ask.outcome for ask in asks if type(ask.outcome) is str]
+    if len(answers) == len(asks):
+        return answers
+    refused = next((ask.outcome for ask in asks if isinstance(ask.outcome, ConvergeError)), None)
+    assert refused is not None, "what was not stored was refused"
+    refused.ids = [ask.outcome if isinstance(ask.outcome, str) else None for ask in asks]  # type: ignore[attr-defined]  # for submit_many's caller
+    raise refused

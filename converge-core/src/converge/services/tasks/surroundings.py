@@ -1,0 +1,229 @@
+"""What stands around a task when it is stepped (pool, lane, ordering key, the next task behind it), and where the task
+itself stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anyio
+
+from converge.codec import decode, encode
+from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Committed, Entry, Key, Range, Rest, Store
+from converge.errors import NoSuchPool, NoSuchTask, SchemaTooNew, StoreBusy, StoreError, TornRecord
+from converge.ids import id_text
+from converge.machines.lane import Lane
+from converge.machines.match import lane_news
+from converge.machines.task import (
+    Around,
+    Found,
+    Held,
+    KeyRow,
+    KeySeen,
+    LaneSeen,
+    Place,
+    Successor,
+    is_terminal,
+    lane_of,
+    place_of,
+    waiting_keys,
+)
+from converge.model.keys import DEAD, HELD, KEY, LANE, LEASE, ORDER, STATE, TASK
+from converge.model.pool import Pool
+from converge.model.task import Spec, State
+from converge.services.store.handle import StoreHandle
+
+FIND_ROUNDS = 40
+"""How often a task that moves between two reads is looked for again; each round means that somebody moved it."""
+
+
+class Moved(Exception):
+    """The task has ended since it was found: look for it again."""
+
+
+async def look_around(handle: StoreHandle, found: Found, *, needs_lane: bool) -> Around:
+    """Read what a step of the task needs: nothing at all in the usual case, a finish without an ordering key.
+
+    Raises:
+        Moved: The task has ended meanwhile, and its ordering key's row went with it.
+        TornRecord: The row is missing though the task has not ended.
+    """
+    spec = found.spec
+    try:
+        pool = (await handle.pool(spec.pool)).pool
+    except NoSuchPool:
+        pool = Pool(id=spec.pool)  # its tasks can still end, under the default retention
+    if not needs_lane and spec.ordering_key is None:
+        return Around(pool)
+    keys = [lane_key(spec)]
+    if spec.ordering_key is None:
+        (lane,) = await handle.store.get(keys)
+        return Around(pool, lane_seen(lane))
+    lane, row = await handle.store.get([*keys, KEY(spec.pool, spec.ordering_key)])
+    if row is None:
+        task, state = await handle.store.get([TASK(found.id), STATE(found.id)])
+        if task is None or (state is not None and is_terminal(decode(state.value, State, id_text(found.id)))):
+            raise Moved  # the row goes in the same step in which the last task of its key ends
+        raise TornRecord(
+            f"key {spec.pool}/{spec.ordering_key}", f"the row is missing while task {id_text(found.id)} has not ended"
+        )
+    key = KeySeen(row.revision, decode(row.value, KeyRow, "key"))
+    successor = await _successor(handle.store, spec) if key.row.active == found.id.hex() else None
+    return Around(pool, lane_seen(lane), key, successor)
+
+
+async def look_around_all(handle: StoreHandle, all_found: Sequence[Found]) -> list[Around | Moved | StoreError]:
+    """Read what putting each of the tasks back needs, in few calls: the lanes together, ordering keys one by one. The
+    answers of those that failed are their errors.
+
+    Lanes that are missing, or closing, are opened first: a step could do that, but then no two tasks of one lane could
+    go out in one call.
+    """
+    lanes = await _lanes_opened(handle, [found.spec for found in all_found])
+    answers: list[Around | Moved | StoreError] = []
+    for found in all_found:
+        try:
+            if found.spec.ordering_key is not None:
+                answers.append(await look_around(handle, found, needs_lane=True))
+            else:
+                around = await look_around(handle, found, needs_lane=False)
+                answers.append(around._replace(lane=lanes.get(lane_key(found.spec))))
+        except (Moved, TornRecord, SchemaTooNew) as error:
+            answers.append(error)
+    return answers
+
+
+async def _lanes_opened(handle: StoreHandle, specs: Sequence[Spec]) -> dict[Key, LaneSeen]:
+    spec_of = {lane_key(spec): spec for spec in specs}
+    keys = list(spec_of)
+    seen: dict[Key, LaneSeen] = {}
+    closed: list[tuple[Key, LaneSeen | None]] = []
+    for at in range(0, len(keys), LIMITS.keys):
+        for key, entry in zip(
+            keys[at : at + LIMITS.keys], await handle.store.get(keys[at : at + LIMITS.keys]), strict=True
+        ):
+            lane = lane_seen(entry)
+            if lane is None or lane.is_closing:
+                closed.append((key, lane))
+            else:
+                seen[key] = lane
+    if closed:
+        batches = [
+            Batch([(key, lane.revision if lane else ABSENT)], [(key, encode(lane_of(spec_of[key])))])
+            for key, lane in closed
+        ]
+        news = {channel for key, _ in closed for channel in lane_news(lane_of(spec_of[key]))}
+        outcomes = await (await handle.commits()).commit(batches, wake=news)
+        for (key, lane), outcome in zip(closed, outcomes, strict=True):
+            if isinstance(outcome, Committed):
+                seen[key] = LaneSeen(outcome.revision)
+            elif lane is not None:
+                seen[key] = lane  # another has changed it: the step conflicts, and is made again
+    return seen
+
+
+def wakes(found: Found, around: Around, *, is_ready: bool) -> set[Channel]:
+    """Return who is to be told of a step: its submitter; if it is ready again, those who claim from its lane; those who
+    claim the next of its key.
+    """
+    channels = {found.spec.origin}
+    if is_ready:
+        channels |= _lane_wakes(found.spec, around.lane)
+    if around.successor is not None:
+        channels |= _lane_wakes(around.successor.spec, around.successor.lane)
+    return channels - {""}
+
+
+def _lane_wakes(spec: Spec, lane: LaneSeen | None) -> set[Channel]:
+    # A lane that the step opens is news to the claimers of its pool: nobody watches it yet.
+    return (
+        {f"lane.{spec.lane}"}
+        if lane is not None and not lane.is_closing
+        else {f"lane.{spec.lane}", *lane_news(lane_of(spec))}
+    )
+
+
+async def _successor(store: Store, spec: Spec) -> Successor | None:
+    (page,) = await store.scan([Range(ORDER(spec.pool, spec.ordering_key), None, 1)])
+    if not page:
+        return None
+    entry = page[0]
+    id_ = bytes.fromhex(decode(entry.value, str, "order"))
+    (task,) = await store.get([TASK(id_)])
+    if task is None:
+        raise TornRecord(f"task {id_text(id_)}", "its specification is missing")
+    next_spec = decode(task.value, Spec, id_text(id_))
+    (lane,) = await store.get([LANE(next_spec.pool, bytes.fromhex(next_spec.lane))])
+    return Successor(id_, next_spec, entry.revision, lane_seen(lane))
+
+
+def lane_key(spec: Spec) -> Key:
+    """Return the key of the task's lane."""
+    return LANE(spec.pool, bytes.fromhex(spec.lane))
+
+
+def lane_seen(entry: Entry | None) -> LaneSeen | None:
+    """Return what a step needs of a lane's entry."""
+    return None if entry is None else LaneSeen(entry.revision, decode(entry.value, Lane, "lane").is_closing)
+
+
+async def find(store: Store, id_: bytes) -> tuple[Spec, State | None, Place | None]:
+    """Find the task by its id, wherever it stands; the place is None once it is terminal.
+
+    Raises:
+        NoSuchTask: It was never submitted here, or retention has removed it.
+    """
+    for attempt in range(FIND_ROUNDS):
+        spec, state = await read_task(store, id_)
+        if is_terminal(state):
+            return spec, state, None
+        place = await _place(store, id_, spec, state)
+        if place is not None:
+            return spec, state, place
+        if attempt > 2:
+            await anyio.sleep(0.001 * attempt)  # it moves: between two reads it was taken, or put back
+    raise StoreBusy(f"task {id_text(id_)} moved {FIND_ROUNDS} times while it was looked for; ask again")
+
+
+async def read_task(store: Store, id_: bytes) -> tuple[Spec, State | None]:
+    """Read the task's two records.
+
+    Raises:
+        NoSuchTask: There is none.
+    """
+    text = id_text(id_)
+    raw_spec, raw_state = await store.get([TASK(id_), STATE(id_)])
+    if raw_spec is None:
+        raise NoSuchTask(text)
+    return decode(raw_spec.value, Spec, text), None if raw_state is None else decode(raw_state.value, State, text)
+
+
+async def _place(store: Store, id_: bytes, spec: Spec, state: State | None) -> Place | None:
+    waiting = waiting_keys(id_, spec, state)
+    for entry in await store.get(waiting):
+        if entry is not None:
+            return place_of(entry.key, entry.revision, entry.value)
+    rank = state.rank if state is not None else spec.rank
+    leases = await lease_ids(store)
+    for at in range(0, len(leases), LIMITS.ranges):
+        ranges = [Range(HELD(lease, rank, id_), None, 1) for lease in leases[at : at + LIMITS.ranges]]
+        for page in await store.scan(ranges):
+            for entry in page:
+                place = place_of(entry.key, entry.revision, entry.value)
+                assert type(place) is Held, "the scan was of held keys"
+                return place
+    return None
+
+
+async def lease_ids(store: Store) -> Sequence[bytes]:
+    """Return the ids of all leases, live and dead."""
+    found: list[bytes] = []
+    for family in (LEASE, DEAD):
+        after: Rest | None = None
+        while True:
+            (page,) = await store.scan([Range(family(), after, LIMITS.keys)])
+            found += [entry.key[1] for entry in page]
+            if len(page) < LIMITS.keys:
+                break
+            after = page[-1].key[1:]
+    return found

@@ -1,0 +1,346 @@
+"""What any process does for all, a page at a time: end passed leases, put their work back, move due tasks, fail late
+ones, remove old ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+
+from converge.codec import decode
+from converge.contracts.store import LIMITS, Batch, Conflict, Entry, Key, Range, Rest, Window
+from converge.errors import SchemaTooNew, StoreError, TornRecord
+from converge.ids import id_text
+from converge.machines.task import (
+    CameDue,
+    DeadlinePassed,
+    Found,
+    Held,
+    Later,
+    LeaseEnded,
+    is_terminal,
+    place_of,
+    step,
+    waiting_keys,
+)
+from converge.model.keys import AGENT, DEAD, EXPIRY, HELD, JOINED, LATER, LIMIT, MEMBER, NOTICE, STATE, TASK
+from converge.model.task import Spec, State
+from converge.services.store.handle import StoreHandle
+from converge.services.store.lease import ended
+from converge.services.tasks.lanes import LaneCloser
+from converge.services.tasks.retention import Retention
+from converge.services.tasks.surroundings import Moved, look_around, look_around_all, wakes
+
+log = logging.getLogger("converge.sweep")
+
+PAGE = 200
+"""Claims, or tasks, of one page: a step of this size stalls others by a few milliseconds at most, and ten thousand take
+no longer in all.
+"""
+
+UNMOVED_PAGES = 10
+"""Pages that one call looks through for something to move: what is held past its deadline, or cannot be read, stays,
+and may fill whole pages.
+"""
+
+LEASES_LOOKED_AT = 64
+"""Up to so many leases each process looks at all of them in each page; of more, processes take turns at random, so that
+about 64 look at a time.
+"""
+
+SELDOM_SEC = 5.0
+"""How often, about, lanes and what is old are looked at where nothing was found: nobody waits for that."""
+
+YIELD_SEC = 0.5
+"""How long a process leaves to another what that one was faster at: most of a page was done when it came to write
+it.
+"""
+
+YIELD_LEAST = 8
+"""A page must have been this long for that: of two that each look for one task, one always loses."""
+
+
+_Record = tuple[Spec, State | None]
+
+
+class Sweep:
+    """Sweeps one store. Every page is safe beside the same page of another process: each step checks what it found.
+
+    What has come due is decided by store time as the store says it, not by this process's estimate, which may be a
+    little behind.
+    """
+
+    def __init__(self, handle: StoreHandle) -> None:
+        self._opened = handle
+        self._retention, self._lanes = Retention(handle), LaneCloser(handle)
+        self._seldom_due = float("-inf")
+        self._leases = 0  # that were seen last
+        self._yields: dict[Key, float] = {}
+        self._told: set[bytes] = set()  # of which tasks it was said that they cannot be read
+        self.next_due: int | None = None
+
+    async def page(self) -> int:
+        """Do one page of everything; answer how many keys were moved (0: nothing is left to do now)."""
+        moved = await self.end_leases() + await self.put_back()
+        moved += await self.move_due() + await self.fail_late()
+        return moved + await self.remove_old() + await self._lanes.page()
+
+    async def paced_page(self) -> int:
+        """Do one page of what there is to do, as far as a glance shows it, and leave to another process what that one
+        is at; answer as `page`.
+
+        An idle store costs one scan, and the clock.
+        """
+        store = self._opened.store
+        looks_at_all = self._leases <= LEASES_LOOKED_AT or self._random().random() * self._leases < LEASES_LOOKED_AT
+        ranges = (*_FIRST_OF, Range(EXPIRY(), None, LIMITS.keys)) if looks_at_all else _FIRST_OF
+        dead, later, limits, *rest = await store.scan(ranges)
+        expiries = rest[0] if rest else ()
+        now = await store.time()
+        self._opened.saw_time(now)
+        self.next_due = later[0].key[1] if later else None
+        self._leases = len(expiries) if looks_at_all else self._leases
+        moved = 0
+        if len(expiries) == LIMITS.keys or any(_number(entry) < now for entry in expiries):
+            moved += await self.end_leases()
+        if dead or moved:
+            moved += await self.put_back()
+        if later and later[0].key[1] <= now:
+            moved += await self._unless_yielded(LATER(), self.move_due)
+        if limits and limits[0].key[1] <= now:
+            moved += await self._unless_yielded(LIMIT(), self.fail_late)
+        return moved + await self._seldom()
+
+    async def _seldom(self) -> int:
+        monotonic = self._opened.env.monotonic()
+        if monotonic < self._seldom_due:
+            return 0
+        moved = await self._retention.page()
+        closed = await self._lanes.page()
+        if not moved and not self._retention.is_under_way and not self._lanes.is_under_way:
+            self._seldom_due = monotonic + SELDOM_SEC * self._jitter()
+        return moved + closed
+
+    async def end_leases(self) -> int:
+        """End leases whose time has passed; the window compares it in the store."""
+        store = self._opened.store
+        now = await self._opened.store.time()
+        moved = 0
+        after: Rest | None = None
+        while True:
+            (page,) = await store.scan([Range(EXPIRY(), after, LIMITS.keys)])
+            passed = [(entry, until) for entry in page if (until := _number(entry)) < now]
+            if passed:
+                batches = [ended(entry.key[1], entry.revision, until) for entry, until in passed]
+                moved += _committed(await (await self._opened.commits()).commit(batches))
+            if len(page) < LIMITS.keys:
+                return moved
+            after = page[-1].key[1:]
+
+    async def put_back(self) -> int:
+        """Put one page of the claims of each dead lease back; remove the lease when nothing is left of it."""
+        (dead,) = await self._opened.store.scan([Range(DEAD(), None, 32)])
+        # Each process begins with another one: several that wake together share them.
+        moved = 0
+        for entry in self._random().sample(dead, len(dead)):
+            moved += await self._unless_yielded(HELD(entry.key[1]), partial(self._put_back_of, entry))
+        return moved
+
+    async def _put_back_of(self, dead: Entry) -> int:
+        async def back(page: Sequence[Entry]) -> int:
+            return await self._step_all(
+                [(c.key[3], Held(c.key[1], c.key[4], c.revision, _number(c))) for c in page],
+                LeaseEnded(),
+                page[0].key[:2],
+            )
+
+        moved, is_empty = await self._move_some(HELD(dead.key[1]), None, back)
+        return await self._bury(dead) if is_empty else moved
+
+    async def _bury(self, dead: Entry) -> int:
+        """Remove what else names a dead lease; its own key goes last, so that a killed sweep is resumed by any
+        other.
+        """
+        store, lease = self._opened.store, dead.key[1]
+        commits = await self._opened.commits()
+        pages = await store.scan([Range(family(lease), None, PAGE) for family in (AGENT, NOTICE, JOINED)])
+        deletes: list[Key] = [entry.key for entry in (*pages[0], *pages[1])]
+        batches = [Batch((), (), deletes)] if deletes else []
+        members = await store.get([MEMBER(joined.key[2], joined.key[3]) for joined in pages[2]])
+        for joined, member in zip(pages[2], members, strict=True):
+            if member is not None and member.value == f'"{lease.hex()}"'.encode():
+                batches.append(Batch([(member.key, member.revision)], (), [member.key, joined.key]))
+            else:
+                batches.append(Batch([(joined.key, joined.revision)], (), [joined.key]))
+        moved = _committed(await commits.commit(batches, wake=["agents"]))
+        if any(len(page) == PAGE for page in pages) or moved < len(batches):
+            return moved
+        return moved + _committed(await commits.commit([Batch([(dead.key, dead.revision)], (), [dead.key])]))
+
+    async def move_due(self) -> int:
+        """Make tasks ready whose time has come; `next_due` then says when the next one's comes."""
+        now = await self._opened.store.time()
+
+        async def ready(page: Sequence[Entry]) -> int:
+            return await self._step_all([(entry.key[2], Later(entry.revision)) for entry in page], CameDue(), LATER())
+
+        moved, _ = await self._move_some(LATER(), now, ready)
+        return moved
+
+    async def fail_late(self) -> int:
+        """Fail tasks that still wait past their deadline; one that is held keeps its limit until its attempt ends."""
+        moved, _ = await self._move_some(LIMIT(), await self._opened.store.time(), self._fail_all_late)
+        return moved
+
+    async def remove_old(self) -> int:
+        """Remove some terminal tasks of each pool whose retention has passed, with their dedup keys."""
+        return await self._retention.remove_old()
+
+    async def _move_some(
+        self, prefix: Key, until: int | None, move: Callable[[Sequence[Entry]], Awaitable[int]]
+    ) -> tuple[int, bool]:
+        """Move the first page in which there is something to move, of the keys whose first number is at most `until`;
+        tell whether there are none.
+        """
+        after: Rest | None = None
+        for _ in range(UNMOVED_PAGES):
+            (page,) = await self._opened.store.scan([Range(prefix, after, PAGE)])
+            due = page if until is None else [entry for entry in page if entry.key[1] <= until]
+            if until is not None and prefix == LATER():
+                self.next_due = page[len(due)].key[1] if len(due) < len(page) else None
+            if not due:
+                return 0, after is None
+            if moved := await move(due):
+                return moved, False
+            if len(due) < PAGE or self._is_yielded(prefix):
+                break
+            after = due[-1].key[len(prefix) :]
+        return 0, False
+
+    async def _fail_all_late(self, page: Sequence[Entry]) -> int:
+        commits = await self._opened.commits()
+        records = await self._read(entry.key[2] for entry in page)
+        over = [
+            Batch([(entry.key, entry.revision)], (), [entry.key])
+            for entry in page
+            if entry.key[2] in records and _is_over(records[entry.key[2]])
+        ]
+        moved = _committed(await commits.commit(over))
+        channels: set[str] = set()
+        batches: list[Batch] = []
+        for found in await self._waiting(
+            [(id_, record) for id_, record in records.items() if record is not None and not is_terminal(record[1])]
+        ):
+            try:
+                around = await look_around(self._opened, found, needs_lane=False)
+            except Moved:
+                continue
+            except (TornRecord, SchemaTooNew) as error:
+                self._tell(found.id, error)
+                continue
+            late = step(found, DeadlinePassed(), await self._opened.now(), around)._replace(
+                window=Window(at_least=found.spec.deadline)
+            )
+            channels |= wakes(found, around, is_ready=False)
+            if found.spec.ordering_key is None:
+                batches.append(late)
+            else:  # the next one of its key must find the row as this one leaves it
+                moved += _committed(await commits.commit([late], wake=wakes(found, around, is_ready=False)))
+        return moved + _committed(await commits.commit(batches, wake=channels))
+
+    async def _waiting(self, records: Sequence[tuple[bytes, _Record]]) -> list[Found]:
+        """Those of the tasks that nobody holds, each with the key under which it stands."""
+        keys = [key for id_, (spec, state) in records for key in waiting_keys(id_, spec, state)]
+        entries: dict[Key, Entry] = {}
+        for at in range(0, len(keys), LIMITS.keys):
+            entries |= {
+                entry.key: entry
+                for entry in await self._opened.store.get(keys[at : at + LIMITS.keys])
+                if entry is not None
+            }
+        waiting = []
+        for id_, (spec, state) in records:
+            entry = next((entries[key] for key in waiting_keys(id_, spec, state) if key in entries), None)
+            if entry is not None:
+                waiting.append(Found(id_, spec, state, place_of(entry.key, entry.revision)))
+        return waiting
+
+    async def _read(self, ids: Iterable[bytes]) -> dict[bytes, _Record | None]:
+        """Read the records of at most a page of tasks: None of one that is not there, nothing of one that cannot be
+        read.
+        """
+        ids = list(ids)
+        entries = await self._opened.store.get([family(id_) for id_ in ids for family in (TASK, STATE)])
+        records: dict[bytes, _Record | None] = {}
+        for id_, spec, state in zip(ids, entries[::2], entries[1::2], strict=True):
+            text = id_text(id_)
+            try:
+                records[id_] = (
+                    None
+                    if spec is None
+                    else (decode(spec.value, Spec, text), None if state is None else decode(state.value, State, text))
+                )
+            except (TornRecord, SchemaTooNew) as error:
+                self._tell(id_, error)
+        return records
+
+    async def _step_all(
+        self, places: Sequence[tuple[bytes, Held | Later]], event: LeaseEnded | CameDue, kind: Key
+    ) -> int:
+        records = await self._read(id_ for id_, _ in places)
+        # One without a record was removed meanwhile: its place's key is gone too.
+        all_found = [Found(id_, *record, place) for id_, place in places if (record := records.get(id_)) is not None]
+        batches: list[Batch] = []
+        channels: set[str] = set()
+        now = await self._opened.now()
+        for found, around in zip(all_found, await look_around_all(self._opened, all_found), strict=True):
+            if isinstance(around, StoreError):
+                self._tell(found.id, around)
+            elif not isinstance(around, Moved):
+                batches.append(step(found, event, now, around))
+                channels |= wakes(found, around, is_ready=True)
+        moved = _committed(await (await self._opened.commits()).commit(batches, wake=channels))
+        if len(batches) >= YIELD_LEAST and moved < len(batches) / 2:
+            self._yields[kind] = self._opened.env.monotonic() + YIELD_SEC * self._jitter()
+        return moved
+
+    async def _unless_yielded(self, kind: Key, move: Callable[[], Awaitable[int]]) -> int:
+        return 0 if self._is_yielded(kind) else await move()
+
+    def _is_yielded(self, kind: Key) -> bool:
+        until = self._yields.get(kind)
+        if until is not None and self._opened.env.monotonic() >= until:
+            del self._yields[kind]
+            until = None
+        return until is not None
+
+    def _jitter(self) -> float:
+        return 0.5 + self._random().random()
+
+    def _random(self) -> random.Random:
+        return random.Random(self._opened.env.entropy(8))
+
+    def _tell(self, id_: bytes, error: Exception) -> None:
+        if id_ not in self._told and len(self._told) < LIMITS.keys:
+            self._told.add(id_)
+            log.error("task %s is left where it is, the sweep goes on: %s", id_text(id_), error)
+
+
+_FIRST_OF = (Range(DEAD(), None, 1), Range(LATER(), None, 1), Range(LIMIT(), None, 1))
+
+
+def _is_over(record: _Record | None) -> bool:
+    return record is None or is_terminal(record[1])
+
+
+def _number(entry: Entry) -> int:
+    """Return the moment that stands in an entry; 0, long ago, where it cannot be read: what nobody can read keeps no
+    work from going back.
+    """
+    return int(entry.value) if entry.value.isdigit() else 0
+
+
+def _committed(outcomes: Sequence[object]) -> int:
+    return sum(not isinstance(outcome, Conflict) for outcome in outcomes)

@@ -1,0 +1,1 @@
+"""The parts of the transport contract, and transports to try it with."""
