@@ -143,7 +143,7 @@ def main() -> None:
                     rates.setdefault(name, []).append(rate)
         for name, found in ratios.items():
             print(
-                f"{store:10} {name:20} {statistics.median(found):.3f} of before ({min(found):.2f} to {max(found):.2f}); "
+                f"{store:10} {name:18} {statistics.median(found):.3f} of before ({min(found):.2f}-{max(found):.2f}), "
                 f"{statistics.median(rates[name]):,.0f}/s now",
                 flush=True,
             )
