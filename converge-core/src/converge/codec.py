@@ -15,8 +15,13 @@ import msgspec
 
 from converge.errors import InvalidValue, SchemaTooNew, TornRecord
 
+FIRST = 1
+"""The format of a record that names none: `v` is written whenever it is another."""
+
 FORMAT = 1
-"""The format version that this release writes and the highest that it reads; a record without one has version 1."""
+"""The newest format that this release reads. A record's `v` is the number of the format that brought its layout; see
+`model/formats.py`.
+"""
 
 BYTES_KEY = "$bytes"
 DEPTH = 32
@@ -30,7 +35,7 @@ _RecordT = TypeVar("_RecordT")
 
 
 class _Version(msgspec.Struct):
-    v: int = FORMAT
+    v: int = FIRST
 
 
 @cache
@@ -65,8 +70,12 @@ def decode(raw: bytes, type_: type[_RecordT], what: str, *, may_have_more: bool 
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         _check_version(_version(raw), what)
         raise TornRecord(what, str(error)) from error
-    _check_version(getattr(record, "v", FORMAT), what)
+    _check_version(_version_of(record), what)
     return record
+
+
+def _version_of(record: Any) -> object:
+    return record.get("v", FIRST) if type(record) is dict else getattr(record, "v", FIRST)
 
 
 def _check_names(raw: bytes, type_: type[attrs.AttrsInstance]) -> None:
@@ -75,8 +84,8 @@ def _check_names(raw: bytes, type_: type[attrs.AttrsInstance]) -> None:
         raise msgspec.ValidationError(f"it has the unknown field `{min(unknown)}`")
 
 
-def _check_version(version: int, what: str) -> None:
-    if version > FORMAT:
+def _check_version(version: object, what: str) -> None:
+    if type(version) is int and version > FORMAT:
         raise SchemaTooNew(
             f"{what}: format {version} was written by a newer release; this one reads up to {FORMAT}: upgrade it"
         )
@@ -86,7 +95,7 @@ def _version(raw: bytes) -> int:
     try:
         version: int = _decoder(_Version)(raw).v
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return FORMAT
+        return FIRST
     return version
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import msgspec
 
-from converge.codec import FORMAT
+from converge.codec import FIRST
 
 LANES = 1_024
 """Lanes of one pool at a time: a claimer looks at all of them when it is woken, 32 at a time when it claims."""
@@ -21,7 +21,7 @@ class Lane(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     type: str = ""
     capabilities: tuple[str, ...] = ()
     is_closing: bool = False
-    v: int = FORMAT
+    v: int = FIRST
 
 
 @lru_cache(maxsize=4_096)  # a submit computes one a task, and a pool has at most 1,024

@@ -44,7 +44,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from converge.codec import FORMAT, encode
+from converge.codec import FIRST, encode
 from converge.machines.lane import Lane
 from converge.model.batch import ABSENT, Batch, Check, Put
 from converge.model.keys import DEDUP, DONE, HELD, KEY, LANE, LATER, LIMIT, NOTICE, ORDER, READY, STATE, TASK, Key
@@ -134,7 +134,7 @@ class KeyRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
 
     active: str
     next: int
-    v: int = FORMAT
+    v: int = FIRST
 
 
 class KeySeen(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from converge.codec import FORMAT, decode, encode
+from converge.codec import FIRST, decode, encode
 from converge.errors import BadSignature, SchemaTooNew, TornRecord
 from converge.model.identity import Identity, agent_id, verify
 
@@ -46,7 +46,7 @@ class AgentDescriptor:
     sequence: int = 0
     issued_at: int = 0
     succession: tuple[str, ...] = ()
-    v: int = FORMAT
+    v: int = FIRST
 
 
 @attrs.frozen(kw_only=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NewType
 import attrs
 import msgspec
 
-from converge.codec import FORMAT
+from converge.codec import FIRST
 
 TaskId = NewType("TaskId", str)
 """The text of a UUIDv7."""
@@ -170,7 +170,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     number: int = 0
     trace: dict[str, str] = {}
     origin: str = ""
-    v: int = FORMAT
+    v: int = FIRST
 
 
 class State(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -192,4 +192,4 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     error: str = ""
     history: tuple[Attempt, ...] = ()
     finished: int = 0
-    v: int = FORMAT
+    v: int = FIRST

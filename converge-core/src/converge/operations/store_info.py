@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import attrs
 import msgspec
 
-from converge.codec import FORMAT
+from converge.codec import FIRST
 from converge.contracts.store import Range, Store
 from converge.ids import id_bytes
 from converge.model.keys import ALSO, FAMILIES, KEY, LANE, LEASE, POOL, STATE, TASK
@@ -107,4 +107,4 @@ def _version(value: bytes) -> str:
         record = msgspec.json.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return "unreadable"
-    return str(record.get("v", FORMAT)) if isinstance(record, dict) else str(FORMAT)
+    return str(record.get("v", FIRST)) if isinstance(record, dict) else str(FIRST)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import attrs
 
-from converge.codec import FORMAT, decode, encode
+from converge.codec import FIRST, decode, encode
 from converge.errors import ConvergeError, KeyFileRefused, StoreRolledBack, TornRecord
 from converge.runtime.keys.folder import KeyFolder, locked
 from converge.urls import without_password
@@ -26,7 +26,7 @@ class _Record:
     epoch: str
     revision: int
     seen_at: int = 0
-    v: int = FORMAT
+    v: int = FIRST
 
 
 @attrs.frozen(kw_only=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 import anyio.to_thread
 import attrs
 
-from converge.codec import FORMAT, decode, encode
+from converge.codec import FIRST, decode, encode
 from converge.env import Env
 from converge.errors import BadSignature, InvalidKey, InvalidName, KeyFileRefused, KeyInUse, SchemaTooNew, TornRecord
 from converge.model.identity import Identity
@@ -51,7 +51,7 @@ class _Record:
     id: str
     seed: str
     succession: tuple[str, ...] = ()
-    v: int = FORMAT
+    v: int = FIRST
 
 
 @attrs.frozen(kw_only=True)
