@@ -31,11 +31,12 @@ def uuid7(now: int, entropy: bytes, number: int = 0) -> bytes:
 
     The 12 bits after the version hold the fraction of the millisecond (section 6.2, method 3) and the next 14 `number`
     modulo 16,384 (method 1), so that the ids of one call rise in its order, and those of one process in the order of
-    its calls.
+    its calls. The first 10 of the 48 bits after these are 0, kept for a partition number; nothing reads them, since
+    older ids and those that users give have any value there.
     """
     milliseconds, micros = divmod(now, 1_000)
     head = (milliseconds & 0xFFFFFFFFFFFF) << 16 | 0x7000 | (micros << 12) // 1_000
-    return head.to_bytes(8, "big") + (0x8000 | number & 0x3FFF).to_bytes(2, "big") + entropy
+    return head.to_bytes(8, "big") + (0x8000 | number & 0x3FFF).to_bytes(2, "big") + _drawn(entropy)
 
 
 def uuids7(now: int, entropy: bytes) -> list[bytes]:
@@ -47,8 +48,18 @@ def uuids7(now: int, entropy: bytes) -> list[bytes]:
     numbers = array("H", [0x8000 | number & 0x3FFF for number in range(count)])
     if sys.byteorder == "little":
         numbers.byteswap()
-    pairs = zip(iter_unpack("2s", numbers.tobytes()), iter_unpack("6s", entropy[: 6 * count]), strict=True)
+    pairs = zip(iter_unpack("2s", numbers.tobytes()), iter_unpack("6s", _drawn(entropy[: 6 * count])), strict=True)
     return [head + number + drawn for (number,), (drawn,) in pairs]
+
+
+def _drawn(entropy: bytes) -> bytes:
+    """Return the entropy with the first 10 bits of each 6 bytes 0."""
+    size = len(entropy)
+    mask = int.from_bytes(_RANDOM * (size // 6), "big")
+    return (int.from_bytes(entropy, "big") & mask).to_bytes(size, "big")
+
+
+_RANDOM = b"\x00\x3f\xff\xff\xff\xff"
 
 
 def id_text(raw: bytes) -> str:
