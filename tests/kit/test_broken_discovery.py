@@ -23,6 +23,7 @@ from converge.services.discovery import reader as mirror
 from converge.services.discovery.directory import Directory
 from converge.services.discovery.reader import StoreReader
 from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import read_all
 from converge.services.tasks.surroundings import lease_ids
 from converge.testing import DiscoveryContract
 from converge.testing.running import run_contract
@@ -423,7 +424,7 @@ def test_a_core_that_forgets_the_sequences_of_agents_that_are_gone_is_caught(mon
 
 def test_a_core_that_lists_agents_of_an_ended_lease_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     async def live(self: StoreReader) -> set[bytes]:
-        return {entry.key[1] for entry in await self._all(EXPIRY())}
+        return {entry.key[1] for entry in await read_all(self._opened.store, EXPIRY())}
 
     monkeypatch.setattr(StoreReader, "_live", live)
     caught(monkeypatch, "D-6")

@@ -91,7 +91,7 @@ async def test_tasks_that_end_before_the_first_look_are_told_too() -> None:
 
 
 async def test_a_page_of_tasks_that_ended_unseen_is_not_the_last(monkeypatch: pytest.MonkeyPatch, node: Node) -> None:
-    monkeypatch.setattr("converge.operations.drain.PAGE", 7)
+    monkeypatch.setattr("converge.operations.drain.LOOKED_UP", 7)
     drain = Drain(node.handle, node.tasks, ["p"])
     await drain.begin()
     ids = await submit(node, *(f"t{at}" for at in range(23)))

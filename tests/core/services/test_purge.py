@@ -33,7 +33,7 @@ async def ended(tasks: TaskManager, count: int) -> None:
 async def test_a_purge_goes_through_all_pages_and_leaves_what_lives(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(purge, "PAGE", 3)
+    monkeypatch.setattr(purge, "PURGED_TOGETHER", 3)
     tasks, pages = TaskManager(store), list[int]()
     await ended(tasks, 8)
     kept = await tasks.submit(Task(pool_id="docs", dedup_key="live"))

@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 
 from converge.codec import FORMAT, decode
-from converge.contracts.store import LIMITS, Durability, Feature, Range, Rest, Store
+from converge.contracts.store import LIMITS, Durability, Feature, Range, Store
 from converge.errors import ConvergeError, NoSuchTask
 from converge.ids import id_text
 from converge.machines.lane import LANES, Lane
@@ -30,6 +30,7 @@ from converge.services.discovery.service import DiscoveryService
 from converge.services.pools import PoolManager
 from converge.services.store import epoch as epochs
 from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import read_all
 from converge.services.tasks.explain import explain_task
 
 SKEW_SEC = 1.0
@@ -294,17 +295,12 @@ async def _unclaimable(
 
 async def _lanes(store: Store, pool_id: str) -> dict[bytes, Lane]:
     found: dict[bytes, Lane] = {}
-    after: Rest | None = None
-    while True:
-        (page,) = await store.scan([Range(LANE(pool_id), after, LIMITS.keys)])
-        for entry in page:
-            try:
-                found[entry.key[2]] = decode(entry.value, Lane, "lane")
-            except ConvergeError:
-                continue  # `records` tells of those
-        if len(page) < LIMITS.keys:
-            return found
-        after = page[-1].key[2:]
+    for entry in await read_all(store, LANE(pool_id)):
+        try:
+            found[entry.key[2]] = decode(entry.value, Lane, "lane")
+        except ConvergeError:
+            continue  # `records` tells of those
+    return found
 
 
 def _needs(lane: Lane) -> str:

@@ -9,20 +9,20 @@ from typing import Any
 import anyio
 import attrs
 
-from converge.contracts.store import Range
 from converge.errors import NoSuchTask
 from converge.ids import id_text
 from converge.machines.task import TERMINAL, TaskState
 from converge.model.keys import DONE
 from converge.model.task import Task
 from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import Pages
 from converge.services.tasks.backlog import backlog
 from converge.services.tasks.manager import TaskManager
 
 WAITERS = 100
 """Tasks waited for at a time; one watch of the store serves them all."""
 
-PAGE = 1_000
+LOOKED_UP = 1_000
 """Tasks looked up at a time."""
 
 HINTS = ("name", "page", "file", "path", "title", "url")
@@ -121,7 +121,7 @@ class Drain:
             task.id
             for pool_id in self._pool_ids
             for state in (TaskState.ASSIGNED, TaskState.PENDING)
-            for task in await self._tasks.list(state=state, pool_id=pool_id, limit=PAGE)
+            for task in await self._tasks.list(state=state, pool_id=pool_id, limit=LOOKED_UP)
         ]
         return [id_ for id_ in dict.fromkeys(live) if id_ not in self._ended]
 
@@ -132,11 +132,8 @@ class Drain:
         found: list[bytes] = []
         for (pool_id, state), keep_sec in (await self._keep()).items():
             until = begun.now + int(min(begun.keep[pool_id, state], keep_sec) * 1_000_000)
-            after: tuple[object, ...] | None = (until, b"\xff" * 16)
-            while after is not None:
-                (page,) = await self._opened.store.scan([Range(DONE(pool_id, state), after, PAGE)])
-                found += [entry.key[4] for entry in page]
-                after = page[-1].key[3:] if len(page) == PAGE else None
+            ended = Pages(self._opened.store, DONE(pool_id, state), after=(until, b"\xff" * 16), size=LOOKED_UP)
+            found += [entry.key[4] async for page in ended for entry in page]
         return [id_ for id_ in map(id_text, found) if id_ not in self._ended]
 
     async def _keep(self) -> dict[tuple[str, TaskState], float]:

@@ -11,13 +11,14 @@ from typing import Any
 import attrs
 
 from converge.codec import decode, encode
-from converge.contracts.store import ABSENT, LIMITS, Batch, Conflict, Durability, Entry, Key, Range, Store
+from converge.contracts.store import ABSENT, LIMITS, Batch, Conflict, Durability, Entry, Key, Store
 from converge.errors import InvalidValue, PoolClosed, StoreBusy, Unsupported
 from converge.ids import check_name
 from converge.model.keys import JOINED, MEMBER, POOL
 from converge.model.pool import Pool
 from converge.services.store.handle import PoolSeen, StoreHandle
 from converge.services.store.lease import Lease
+from converge.services.store.pages import read_all
 
 ROUNDS = 20
 """How often a change of a pool looks again after losing a race; each loss means that another change has won."""
@@ -75,14 +76,8 @@ class PoolManager:
 
     async def pools(self) -> list[Pool]:
         """Return all pools, by id."""
-        found: list[Pool] = []
-        after = None
-        while True:
-            (page,) = await self._store.scan([Range(POOL(), after, LIMITS.keys)])
-            found += [decode(entry.value, Pool, f"pool {entry.key[1]}") for entry in page]
-            if len(page) < LIMITS.keys:
-                return found
-            after = page[-1].key[1:]
+        entries = await read_all(self._store, POOL())
+        return [decode(entry.value, Pool, f"pool {entry.key[1]}") for entry in entries]
 
     async def set_paused(self, pool_id: str, *, is_paused: bool) -> bool:
         """Pause or resume: claims check the pool's revision, so a pause holds from the next claim on. Tells whether
@@ -225,14 +220,7 @@ class PoolManager:
             NoSuchPool: With the nearest name: an empty list would hide a slip of the pen.
         """
         await self._opened.pool(pool_id)
-        found: list[str] = []
-        after = None
-        while True:
-            (page,) = await self._store.scan([Range(MEMBER(pool_id), after, LIMITS.keys)])
-            found += [entry.key[2] for entry in page]
-            if len(page) < LIMITS.keys:
-                return found
-            after = page[-1].key[2:]
+        return [entry.key[2] for entry in await read_all(self._store, MEMBER(pool_id))]
 
 
 def _joined(member: Entry) -> Key:

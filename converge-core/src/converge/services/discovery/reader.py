@@ -17,11 +17,12 @@ from anyio.lowlevel import checkpoint
 
 from converge.codec import decode, encode
 from converge.contracts.discovery import Changes, Reader, Sighting
-from converge.contracts.store import LIMITS, Entry, Key, Prefix, Range, Rest
+from converge.contracts.store import LIMITS, Entry, Key
 from converge.errors import InvalidValue, StoreError, TornRecord
 from converge.model.descriptor import peek_lease
 from converge.model.keys import AGENT, EXPIRY, check_key
 from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import parts, read_all
 
 log = logging.getLogger("converge.sightings")
 
@@ -92,12 +93,9 @@ class StoreReader(Reader):
         live = await self._live()
         for lease in self._leases.keys() - live:
             self._forget(lease)
-        leases = list(live)
-        for at in range(0, len(leases), LIMITS.keys):
-            some = leases[at : at + LIMITS.keys]
-            for lease, marker in zip(
-                some, await self._opened.store.get([marker_key(lease) for lease in some]), strict=True
-            ):
+        for some in parts(list(live), LIMITS.keys):
+            markers = await self._opened.store.get([marker_key(lease) for lease in some])
+            for lease, marker in zip(some, markers, strict=True):
                 if marker is None:
                     self._forget(lease)
                 elif (seen := self._leases.get(lease)) is None or seen.revision != marker.revision:
@@ -110,7 +108,7 @@ class StoreReader(Reader):
 
     async def _live(self) -> set[bytes]:
         now, live = await self._opened.store.time(), set()
-        for entry in await self._all(EXPIRY()):
+        for entry in await read_all(self._opened.store, EXPIRY()):
             try:
                 if int(entry.value) >= now:
                     live.add(entry.key[1])
@@ -132,7 +130,8 @@ class StoreReader(Reader):
             entries = await self._opened.store.get([AGENT(lease, name) for name in names])
             found = {entry.key[2]: entry for entry in entries if entry is not None}
         else:
-            found = {entry.key[2]: entry for entry in await self._all(AGENT(lease)) if entry.key[2]}
+            listed = await read_all(self._opened.store, AGENT(lease))
+            found = {entry.key[2]: entry for entry in listed if entry.key[2]}
             names = found.keys() | seen.names
         read: dict[str, _Place] = {}
         for number, name in enumerate(names, 1):
@@ -187,16 +186,6 @@ class StoreReader(Reader):
                 came.append(best[2])
         self._touched = set()
         return Changes(came, gone)
-
-    async def _all(self, prefix: Prefix) -> list[Entry]:
-        found: list[Entry] = []
-        after: Rest | None = None
-        while True:
-            (page,) = await self._opened.store.scan([Range(prefix, after, LIMITS.keys)])
-            found += page
-            if len(page) < LIMITS.keys:
-                return found
-            after = page[-1].key[len(prefix) :]
 
 
 async def ticks(handle: StoreHandle, poll_sec: float) -> AsyncIterator[None]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import anyio
 
-from converge.contracts.store import LIMITS, Entry, Range, Rest
+from converge.contracts.store import LIMITS, Entry, Range
 from converge.errors import BadSignature, ConvergeError, InvalidKey, NoSuchPool, StaleClaim, StoreError, TornRecord
 from converge.machines.task import TaskState
 from converge.model.envelope import ACCEPTED, FULL, MessageHeader, open_signed
@@ -18,6 +18,7 @@ from converge.model.task import Task
 from converge.services.messages.inboxes import Inboxes, LocalOutcome
 from converge.services.pools import PoolManager
 from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import Pages, parts
 from converge.services.tasks.manager import TaskManager
 
 log = logging.getLogger("converge.mailbox")
@@ -87,8 +88,7 @@ class Mailboxes:
         try:
             lanes = [entry for entry in await self._lanes() if entry.key[1][len(PREFIX) :] in agent_ids]
             found = set()
-            for at in range(0, len(lanes), LIMITS.ranges):
-                some = lanes[at : at + LIMITS.ranges]
+            for some in parts(lanes, LIMITS.ranges):
                 pages = await self._opened.store.scan([Range(READY(lane.key[2]), None, 1) for lane in some])
                 found |= {lane.key[1][len(PREFIX) :] for lane, page in zip(some, pages, strict=True) if page}
         except StoreError as error:
@@ -99,14 +99,12 @@ class Mailboxes:
     async def _lanes(self) -> Sequence[Entry]:
         """Return the lanes of all mailboxes: names are in order, so they stand together."""
         found: list[Entry] = []
-        after: Rest = (PREFIX, bytes(16))
-        while True:
-            (page,) = await self._opened.store.scan([Range(LANE(), after, LIMITS.keys)])
+        async for page in Pages(self._opened.store, LANE(), after=(PREFIX, bytes(16))):
             mine = [entry for entry in page if entry.key[1].startswith(PREFIX)]
             found += mine
-            if len(page) < LIMITS.keys or len(mine) < len(page):
-                return found
-            after = page[-1].key[1:]
+            if len(mine) < len(page):
+                break
+        return found
 
     async def open(self, agent_id: str) -> None:
         """Make the agent a member of its own mailbox, under this process's lease.

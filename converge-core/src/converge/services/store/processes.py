@@ -7,9 +7,10 @@ from typing import Any
 import attrs
 
 from converge.codec import decode
-from converge.contracts.store import LIMITS, Entry, Range, Rest, Store
+from converge.contracts.store import Entry, Store
 from converge.errors import TornRecord
 from converge.model.keys import AGENT, EXPIRY, HELD, LEASE
+from converge.services.store.pages import read_all
 
 
 @attrs.frozen(kw_only=True)
@@ -36,14 +37,8 @@ async def leases(store: Store) -> list[LeaseSeen]:
     Raises:
         StoreError: As `Store.scan`.
     """
-    found: list[LeaseSeen] = []
-    after: Rest | None = None
-    while True:
-        (page,) = await store.scan([Range(EXPIRY(), after, LIMITS.keys)])
-        found += [await _seen(store, entry) for entry in page]
-        if len(page) < LIMITS.keys:
-            return sorted(found, key=lambda one: -one.remaining_sec)
-        after = page[-1].key[1:]
+    found = [await _seen(store, entry) for entry in await read_all(store, EXPIRY())]
+    return sorted(found, key=lambda one: -one.remaining_sec)
 
 
 async def _seen(store: Store, expiry: Entry) -> LeaseSeen:

@@ -17,6 +17,7 @@ from converge.machines.task import Found, Held, Released
 from converge.model.keys import HELD, INT_MIN, LANE, MEMBER, POOL, READY, STATE, TASK
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import Pages, parts, read_all
 from converge.services.tasks.finish import Finishes
 
 log = logging.getLogger("converge.claims")
@@ -97,20 +98,14 @@ class Claims:
         return self.has_ready
 
     async def _read_lanes(self, pool_id: str, lanes: dict[bytes, _LaneSeen]) -> None:
-        after: Rest | None = None
-        while True:
-            (page,) = await self._opened.store.scan([Range(LANE(pool_id), after, LIMITS.keys)])
-            for entry in page:
-                try:
-                    lane = decode(entry.value, Lane, f"lane {entry.key[2].hex()} of pool {pool_id}")
-                except (TornRecord, SchemaTooNew) as error:
-                    self._tell_once(error)
-                    continue
-                if refusal(lane, self.claimer) is None:
-                    lanes[entry.key[2]] = _LaneSeen(pool_id)
-            if len(page) < LIMITS.keys:
-                return
-            after = page[-1].key[2:]
+        for entry in await read_all(self._opened.store, LANE(pool_id)):
+            try:
+                lane = decode(entry.value, Lane, f"lane {entry.key[2].hex()} of pool {pool_id}")
+            except (TornRecord, SchemaTooNew) as error:
+                self._tell_once(error)
+                continue
+            if refusal(lane, self.claimer) is None:
+                lanes[entry.key[2]] = _LaneSeen(pool_id)
 
     def _tell_once(self, error: StoreError) -> None:
         if str(error) not in self._told:
@@ -119,8 +114,7 @@ class Claims:
 
     async def _read_heads(self, lanes: dict[bytes, _LaneSeen]) -> None:
         hashes = list(lanes)
-        for at in range(0, len(hashes), LIMITS.ranges):
-            some = hashes[at : at + LIMITS.ranges]
+        for some in parts(hashes, LIMITS.ranges):
             pages = await self._opened.store.scan([Range(READY(lane), None, 1) for lane in some])
             for lane, page in zip(some, pages, strict=True):
                 lanes[lane].head = page[0].key[2:] if page else None
@@ -226,9 +220,7 @@ async def settle(handle: StoreHandle, nonce: bytes) -> None:
     lease = await handle.lease()
     await lease.touch()
     finishes = Finishes(handle)
-    after: Rest | None = None
-    while True:
-        (page,) = await handle.store.scan([Range(HELD(lease.id), after, 200)])
+    async for page in Pages(handle.store, HELD(lease.id)):
         for entry in page:
             if entry.key[4] == nonce:
                 task, state = await handle.store.get([TASK(entry.key[3]), STATE(entry.key[3])])
@@ -240,9 +232,6 @@ async def settle(handle: StoreHandle, nonce: bytes) -> None:
                     )
                 except (StaleClaim, TornRecord) as error:
                     log.warning("%s", error)  # it was cancelled meanwhile, or nobody can work on it
-        if len(page) < 200:
-            return
-        after = page[-1].key[2:]
 
 
 def read_found(id_: bytes, raw_spec: bytes | None, raw_state: bytes | None, place: Held) -> Found:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import attrs
 
 from converge.codec import decode
-from converge.contracts.store import LIMITS, Entry, Range, Rest, Store
+from converge.contracts.store import LIMITS, Store
 from converge.errors import SchemaTooNew, TornRecord
 from converge.ids import id_text
 from converge.machines.task import TaskState
 from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, READY, TASK, Key, Prefix
 from converge.model.task import Spec
+from converge.services.store.pages import Pages, parts, read_all
 from converge.services.tasks.surroundings import lease_ids
 
 log = logging.getLogger("converge.census")
@@ -62,7 +63,7 @@ async def census(store: Store, pool_ids: Sequence[str]) -> dict[str, Census]:
 
 async def live(store: Store, pool_ids: Sequence[str]) -> dict[str, Census]:
     """As `census`, of those tasks alone that have not ended: what a drain waits for."""
-    lanes = {pool_id: [entry.key[2] async for entry in _entries(store, LANE(pool_id))] for pool_id in pool_ids}
+    lanes = {pool_id: [entry.key[2] for entry in await read_all(store, LANE(pool_id))] for pool_id in pool_ids}
     pool_of = {lane.hex(): pool_id for pool_id, hashes in lanes.items() for lane in hashes}
     later = await _later(store, pool_of)
     held = await _held(store)
@@ -82,7 +83,7 @@ async def _later(store: Store, pool_of: dict[str, str]) -> dict[str, int]:
     looked up.
     """
     totals: dict[str, int] = {}
-    async for page in _pages(store, LATER()):
+    async for page in Pages(store, LATER()):
         unknown = []
         for entry in page:
             pool_id = pool_of.get(decode(entry.value, str, "later"))
@@ -97,7 +98,7 @@ async def _later(store: Store, pool_of: dict[str, str]) -> dict[str, int]:
 async def _held(store: Store) -> dict[str, int]:
     totals: dict[str, int] = {}
     for lease in await lease_ids(store):
-        async for page in _pages(store, HELD(lease)):
+        async for page in Pages(store, HELD(lease)):
             await _add_pools(store, [TASK(entry.key[3]) for entry in page], totals)
     return totals
 
@@ -115,22 +116,6 @@ async def _add_pools(store: Store, tasks: Sequence[Key], totals: dict[str, int])
 
 async def _count(store: Store, prefixes: Sequence[Prefix]) -> list[int]:
     totals: list[int] = []
-    for at in range(0, len(prefixes), LIMITS.ranges):
-        totals += await store.count(prefixes[at : at + LIMITS.ranges])
+    for some in parts(prefixes, LIMITS.ranges):
+        totals += await store.count(some)
     return totals
-
-
-async def _entries(store: Store, prefix: Prefix) -> AsyncIterator[Entry]:
-    async for page in _pages(store, prefix):
-        for entry in page:
-            yield entry
-
-
-async def _pages(store: Store, prefix: Prefix) -> AsyncIterator[Sequence[Entry]]:
-    after: Rest | None = None
-    while True:
-        (page,) = await store.scan([Range(prefix, after, LIMITS.keys)])
-        yield page
-        if len(page) < LIMITS.keys:
-            return
-        after = page[-1].key[len(prefix) :]

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 import msgspec
 
 from converge.codec import decode, encode
-from converge.contracts.store import LIMITS, Batch, Committed, Entry, Key, Range, Rest, Store
+from converge.contracts.store import LIMITS, Batch, Committed, Entry, Key, Range, Store
 from converge.errors import SchemaTooNew, TornRecord
 from converge.machines.lane import Lane
 from converge.model.keys import LANE, READY
 from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import Pages
 
 log = logging.getLogger("converge.lanes")
 
@@ -44,7 +45,7 @@ class LaneCloser:
     ) -> None:
         self._opened = handle
         self._idle_sec, self._crowded_idle_sec = idle_sec, crowded_idle_sec
-        self._after: Rest | None = None
+        self._round = self._next_round()
         self._empty_since: dict[Key, float] = {}
         self._seen_empty: dict[Key, float] = {}  # of the round under way
         self._counts: dict[str, int] = {}  # lanes of each pool, of the last round and of the one under way
@@ -53,21 +54,19 @@ class LaneCloser:
     @property
     def is_under_way(self) -> bool:
         """Whether the next page goes on with the lanes, instead of beginning with the first again."""
-        return self._after is not None
+        return self._round.after is not None
 
     async def page(self) -> int:
         """Look at one page of lanes; answer how many were closed."""
         now = self._opened.env.monotonic()
-        (page,) = await self._opened.store.scan([Range(LANE(), self._after, LIMITS.ranges)])
+        page = await self._round.read()
         closed = 0
         for entry, is_empty in zip(page, await _are_empty(self._opened.store, page), strict=True):
             self._counting[entry.key[1]] = self._counting.get(entry.key[1], 0) + 1
             if is_empty:
                 closed += await self._found_empty(entry, now)
-        if len(page) < LIMITS.ranges:
+        if self._round.is_last:
             self._end_round()
-        else:
-            self._after = page[-1].key[1:]
         return closed
 
     async def _found_empty(self, entry: Entry, now: float) -> bool:
@@ -80,8 +79,11 @@ class LaneCloser:
         self._seen_empty[entry.key] = since
         return False
 
+    def _next_round(self) -> Pages:
+        return Pages(self._opened.store, LANE(), size=LIMITS.ranges)
+
     def _end_round(self) -> None:
-        self._after = None
+        self._round = self._next_round()
         self._empty_since, self._seen_empty = self._seen_empty, {}
         self._counts, self._counting = self._counting, {}
 
@@ -89,17 +91,13 @@ class LaneCloser:
 async def make_room(handle: StoreHandle, pool_id: str) -> int:
     """Close empty lanes of a pool that has too many, however short a time they are empty; answer how many."""
     closed = 0
-    after: Rest | None = None
-    while True:
-        (page,) = await handle.store.scan([Range(LANE(pool_id), after, LIMITS.ranges)])
+    async for page in Pages(handle.store, LANE(pool_id), size=LIMITS.ranges):
         for entry, is_empty in zip(page, await _are_empty(handle.store, page), strict=True):
             if is_empty and await close_lane(handle, entry):
                 closed += 1
                 if closed == MADE_ROOM:
                     return closed
-        if len(page) < LIMITS.ranges:
-            return closed
-        after = page[-1].key[2:]
+    return closed
 
 
 async def close_lane(handle: StoreHandle, entry: Entry) -> bool:

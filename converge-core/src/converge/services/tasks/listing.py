@@ -7,18 +7,20 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from converge.codec import decode
-from converge.contracts.store import LIMITS, Entry, Range, Rest, Store
+from converge.contracts.store import Entry, Store
 from converge.errors import SchemaTooNew, TornRecord
 from converge.ids import id_text
 from converge.machines.task import TERMINAL, Place, TaskState, place_of
 from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, POOL, READY, STATE, TASK, Key
 from converge.model.task import Spec, State, Task
+from converge.services.store.pages import Pages, read_all
 from converge.services.tasks.records import to_task
 from converge.services.tasks.surroundings import lease_ids
 
 log = logging.getLogger("converge.listing")
 
-PAGE = 200
+SHOWN_TOGETHER = 200
+"""Tasks that a visitor is shown at a time."""
 
 
 async def list_tasks(store: Store, state: TaskState | None, pool_id: str | None, limit: int) -> dict[str, Task]:
@@ -55,13 +57,13 @@ async def visit_tasks(store: Store, state: TaskState | None, pool_id: str | None
 
 async def _prefixes(store: Store, state: TaskState | None, pool_id: str | None) -> AsyncGenerator[Key, None]:
     """Where ids of tasks in that state stand; it iterates no other generator, so that to close it leaves none open."""
-    pools = [pool_id] if pool_id is not None else [entry.key[1] for entry in await _all(store, POOL())]
+    pools = [pool_id] if pool_id is not None else [entry.key[1] for entry in await read_all(store, POOL())]
     if state in (None, TaskState.ASSIGNED):
         for lease in await lease_ids(store):
             yield HELD(lease)
     if state in (None, TaskState.PENDING):
         for pool in pools:
-            for lane in await _all(store, LANE(pool)):
+            for lane in await read_all(store, LANE(pool)):
                 yield READY(lane.key[2])
             yield ORDER(pool)
         yield LATER()
@@ -70,24 +72,11 @@ async def _prefixes(store: Store, state: TaskState | None, pool_id: str | None) 
             yield DONE(pool, terminal.value)
 
 
-async def _all(store: Store, prefix: Key) -> Sequence[Entry]:
-    found: list[Entry] = []
-    after: Rest | None = None
-    while True:
-        (page,) = await store.scan([Range(prefix, after, LIMITS.keys)])
-        found += page
-        if len(page) < LIMITS.keys:
-            return found
-        after = page[-1].key[len(prefix) :]
-
-
 async def _visit_under(store: Store, prefix: Key, state: TaskState | None, pool_id: str | None, visit: Visit) -> bool:
     """Show the visitor the tasks that stand under the prefix; tell whether to go on."""
-    after: Rest | None = None
-    while True:
-        (page,) = await store.scan([Range(prefix, after, PAGE)])
+    async for page in Pages(store, prefix, size=SHOWN_TOGETHER):
         ids = [_ID_OF[entry.key[0]](entry) for entry in page]
-        records = await store.get([family(id_) for id_ in ids for family in (TASK, STATE)]) if ids else ()
+        records = await store.get([family(id_) for id_ in ids for family in (TASK, STATE)])
         found = [_task(*one) for one in zip(page, ids, records[::2], records[1::2], strict=True)]
         wanted = [
             task
@@ -96,9 +85,7 @@ async def _visit_under(store: Store, prefix: Key, state: TaskState | None, pool_
         ]
         if wanted and not visit(wanted):
             return False
-        if len(page) < PAGE:
-            return True
-        after = page[-1].key[len(prefix) :]
+    return True
 
 
 def _task(entry: Entry, id_: bytes, spec: Entry | None, state: Entry | None) -> Task | None:

@@ -9,16 +9,17 @@ from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 import attrs
 
 from converge.codec import decode
-from converge.contracts.store import Entry, Range, Rest
+from converge.contracts.store import Entry
 from converge.errors import SchemaTooNew, TornRecord
 from converge.ids import id_text
 from converge.machines.task import TaskState
 from converge.model.keys import DONE, STATE
 from converge.model.task import State
 from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import Pages
 from converge.services.tasks.retention import Retention
 
-PAGE = 500
+PURGED_TOGETHER = 500
 """Tasks of one page: each goes in one call, beside which agents work on."""
 
 
@@ -50,16 +51,11 @@ async def purge(
     retention = Retention(handle)
     for pool_id in pool_ids:
         for state in sorted(states):
-            after: Rest | None = None
-            while True:
-                (page,) = await handle.store.scan([Range(DONE(pool_id, state.value), after, PAGE)])
+            async for page in Pages(handle.store, DONE(pool_id, state.value), size=PURGED_TOGETHER):
                 chosen = page if ended_before is None else await _ended_before(handle, page, ended_before)
                 count = len(chosen) if is_dry_run else await retention.remove(chosen)
                 if count:
                     yield Purged(pool_id=pool_id, state=state.value, count=count)
-                if len(page) < PAGE:
-                    break
-                after = page[-1].key[3:]
 
 
 async def _ended_before(handle: StoreHandle, page: Sequence[Entry], moment: int) -> list[Entry]:

@@ -13,14 +13,15 @@ from converge.machines.task import TERMINAL
 from converge.model.keys import DEDUP, DONE, POOL, STATE, TASK
 from converge.model.task import Spec
 from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import Pages, parts
 
 log = logging.getLogger("converge.retention")
 
-PAGE = 200
-"""Tasks of one page; see `sweep.PAGE`."""
+REMOVED_TOGETHER = 200
+"""Ended tasks that are looked at in one call."""
 
-POOLS = 10
-"""Pools of one page: one scan has room for the three states of each."""
+POOLS_TOGETHER = 10
+"""Pools that are looked at in one call: one scan has room for the three states of each."""
 
 UNREADABLE_PAGES = 10
 """Pages that one call looks through for a task that can be removed: those that cannot be read stay, and may fill whole
@@ -37,29 +38,33 @@ class Retention:
 
     def __init__(self, handle: StoreHandle) -> None:
         self._opened = handle
-        self._after: Rest | None = None
+        self._round = self._next_round()
         self._told: set[bytes] = set()  # of which tasks it was said that they cannot be read
 
     @property
     def is_under_way(self) -> bool:
         """Whether the next page goes on with the pools, instead of beginning with the first again."""
-        return self._after is not None
+        return self._round.after is not None
 
     async def remove_old(self) -> int:
         """Remove a page of the old tasks of each few pools; answer how many (0: there are none left)."""
-        self._after = None
+        self._round = self._next_round()
         moved = await self.page()
-        while self._after is not None:
+        while self.is_under_way:
             moved += await self.page()
         return moved
 
     async def page(self) -> int:
         """Remove a page of the old tasks of the next few pools; answer how many."""
-        (pools,) = await self._opened.store.scan([Range(POOL(), self._after, POOLS)])
-        self._after = pools[-1].key[1:] if len(pools) == POOLS else None
+        pools = await self._round.read()
+        if self._round.is_last:
+            self._round = self._next_round()
         return (
             await self._remove_under([DONE(pool.key[1], state) for pool in pools for state in _STATES]) if pools else 0
         )
+
+    def _next_round(self) -> Pages:
+        return Pages(self._opened.store, POOL(), size=POOLS_TOGETHER)
 
     async def _remove_under(self, prefixes: Sequence[Key]) -> int:
         store = self._opened.store
@@ -72,7 +77,7 @@ class Retention:
         for _ in range(UNREADABLE_PAGES):
             if not due:
                 break
-            limit = -(-PAGE // len(due))
+            limit = -(-REMOVED_TOGETHER // len(due))
             pages = await store.scan([Range(prefix, after, limit) for prefix, after in due.items()])
             old = [entry for page in pages for entry in page if entry.key[3] <= now]
             moved = await self.remove(old)
@@ -91,8 +96,8 @@ class Retention:
         """
         ids = [entry.key[4] for entry in old]
         specs: list[Entry | None] = []
-        for at in range(0, len(ids), LIMITS.keys):
-            specs += await self._opened.store.get([TASK(id_) for id_ in ids[at : at + LIMITS.keys]])
+        for some in parts(ids, LIMITS.keys):
+            specs += await self._opened.store.get([TASK(id_) for id_ in some])
         batches = []
         for entry, spec in zip(old, specs, strict=True):
             try:
@@ -106,8 +111,8 @@ class Retention:
             batches.append(Batch([(entry.key, entry.revision)], (), deletes))
         commits = await self._opened.commits()
         moved = 0
-        for at in range(0, len(batches), LIMITS.batches):
-            outcomes = await commits.commit(batches[at : at + LIMITS.batches])
+        for part in parts(batches, LIMITS.batches):
+            outcomes = await commits.commit(part)
             moved += sum(not isinstance(outcome, Conflict) for outcome in outcomes)
         return moved
 

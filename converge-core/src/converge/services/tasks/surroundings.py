@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import anyio
 
 from converge.codec import decode, encode
-from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Committed, Entry, Key, Range, Rest, Store
+from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Committed, Entry, Key, Range, Store
 from converge.errors import NoSuchPool, NoSuchTask, SchemaTooNew, StoreBusy, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.lane import Lane
@@ -32,6 +32,7 @@ from converge.model.keys import DEAD, HELD, KEY, LANE, LEASE, ORDER, STATE, TASK
 from converge.model.pool import Pool
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import parts, read_all
 
 FIND_ROUNDS = 40
 """How often a task that moves between two reads is looked for again; each round means that somebody moved it."""
@@ -205,9 +206,8 @@ async def _place(store: Store, id_: bytes, spec: Spec, state: State | None) -> P
             return place_of(entry.key, entry.revision, entry.value)
     rank = state.rank if state is not None else spec.rank
     leases = await lease_ids(store)
-    for at in range(0, len(leases), LIMITS.ranges):
-        ranges = [Range(HELD(lease, rank, id_), None, 1) for lease in leases[at : at + LIMITS.ranges]]
-        for page in await store.scan(ranges):
+    for some in parts(leases, LIMITS.ranges):
+        for page in await store.scan([Range(HELD(lease, rank, id_), None, 1) for lease in some]):
             for entry in page:
                 place = place_of(entry.key, entry.revision, entry.value)
                 assert type(place) is Held, "the scan was of held keys"
@@ -217,13 +217,4 @@ async def _place(store: Store, id_: bytes, spec: Spec, state: State | None) -> P
 
 async def lease_ids(store: Store) -> Sequence[bytes]:
     """Return the ids of all leases, live and dead."""
-    found: list[bytes] = []
-    for family in (LEASE, DEAD):
-        after: Rest | None = None
-        while True:
-            (page,) = await store.scan([Range(family(), after, LIMITS.keys)])
-            found += [entry.key[1] for entry in page]
-            if len(page) < LIMITS.keys:
-                break
-            after = page[-1].key[1:]
-    return found
+    return [entry.key[1] for family in (LEASE, DEAD) for entry in await read_all(store, family())]

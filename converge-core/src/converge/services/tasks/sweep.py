@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 from converge.codec import decode
-from converge.contracts.store import LIMITS, Batch, Conflict, Entry, Key, Range, Rest, Window
+from converge.contracts.store import LIMITS, Batch, Conflict, Entry, Key, Range, Window
 from converge.errors import SchemaTooNew, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.task import (
@@ -29,6 +29,7 @@ from converge.model.keys import AGENT, DEAD, EXPIRY, HELD, JOINED, LATER, LIMIT,
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import ended
+from converge.services.store.pages import Pages
 from converge.services.tasks.lanes import LaneCloser
 from converge.services.tasks.retention import Retention
 from converge.services.tasks.surroundings import Moved, look_around, look_around_all, wakes
@@ -128,16 +129,12 @@ class Sweep:
         store = self._opened.store
         now = await self._opened.store.time()
         moved = 0
-        after: Rest | None = None
-        while True:
-            (page,) = await store.scan([Range(EXPIRY(), after, LIMITS.keys)])
+        async for page in Pages(store, EXPIRY()):
             passed = [(entry, until) for entry in page if (until := _number(entry)) < now]
             if passed:
                 batches = [ended(entry.key[1], entry.revision, until) for entry, until in passed]
                 moved += _committed(await (await self._opened.commits()).commit(batches))
-            if len(page) < LIMITS.keys:
-                return moved
-            after = page[-1].key[1:]
+        return moved
 
     async def put_back(self) -> int:
         """Put one page of the claims of each dead lease back; remove the lease when nothing is left of it."""
@@ -204,19 +201,18 @@ class Sweep:
         """Move the first page in which there is something to move, of the keys whose first number is at most `until`;
         tell whether there are none.
         """
-        after: Rest | None = None
-        for _ in range(UNMOVED_PAGES):
-            (page,) = await self._opened.store.scan([Range(prefix, after, PAGE)])
+        pages = Pages(self._opened.store, prefix, size=PAGE)
+        for number in range(UNMOVED_PAGES):
+            page = await pages.read()
             due = page if until is None else [entry for entry in page if entry.key[1] <= until]
             if until is not None and prefix == LATER():
                 self.next_due = page[len(due)].key[1] if len(due) < len(page) else None
             if not due:
-                return 0, after is None
+                return 0, number == 0
             if moved := await move(due):
                 return moved, False
             if len(due) < PAGE or self._is_yielded(prefix):
                 break
-            after = due[-1].key[len(prefix) :]
         return 0, False
 
     async def _fail_all_late(self, page: Sequence[Entry]) -> int:

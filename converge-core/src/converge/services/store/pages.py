@@ -1,0 +1,68 @@
+"""Reading what stands under a prefix, page by page: the one place that goes on after a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Self, TypeVar
+
+from converge.contracts.store import LIMITS, Entry, Prefix, Range, Rest, Store
+
+T = TypeVar("T")
+
+
+class Pages:
+    """Iterates over the entries under a prefix, a page at a time; no page is empty.
+
+    It is no generator: whoever leaves the loop early has nothing to close, and a page whose scan failed can be asked
+    for again.
+
+    Attributes:
+        after: The rest of the last key that was read; None before the first page.
+        is_last: Whether the last page was the end, so that another one need not be asked for.
+    """
+
+    __slots__ = ("_prefix", "_size", "_store", "after", "is_last")
+
+    def __init__(self, store: Store, prefix: Prefix, *, after: Rest | None = None, size: int = LIMITS.keys) -> None:
+        self._store, self._prefix, self._size = store, prefix, size
+        self.after, self.is_last = after, False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Sequence[Entry]:
+        """Read the next page.
+
+        Raises:
+            StoreError: As `Store.scan`; the same page is read next.
+        """
+        page = () if self.is_last else await self.read()
+        if not page:
+            raise StopAsyncIteration
+        return page
+
+    async def read(self) -> Sequence[Entry]:
+        """Read the next page, which may be empty.
+
+        Raises:
+            StoreError: As `Store.scan`; the same page is read next.
+        """
+        (page,) = await self._store.scan([Range(self._prefix, self.after, self._size)])
+        if page:
+            self.after = page[-1].key[len(self._prefix) :]
+        self.is_last = len(page) < self._size
+        return page
+
+
+async def read_all(store: Store, prefix: Prefix) -> list[Entry]:
+    """Return all entries under a prefix; what changes meanwhile is seen or not.
+
+    Raises:
+        StoreError: As `Store.scan`.
+    """
+    return [entry async for page in Pages(store, prefix) for entry in page]
+
+
+def parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Cut a sequence into parts of at most `size` items: a call of a store takes so many."""
+    return (items[at : at + size] for at in range(0, len(items), size))

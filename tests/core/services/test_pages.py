@@ -1,0 +1,55 @@
+"""Pages: each entry under a prefix once, however the pages fall, and nothing to close where a loop ends early."""
+
+from __future__ import annotations
+
+import pytest
+
+from converge.contracts.store import ABSENT, Batch, Entry, Range, Store
+from converge.errors import StoreUnavailable
+from converge.model.keys import MEMBER
+from converge.services.store.pages import Pages, parts, read_all
+
+
+async def members(store: Store, count: int) -> list[str]:
+    names = [f"agent{at:02}" for at in range(count)]
+    await store.commit([Batch([(MEMBER("p", name), ABSENT)], [(MEMBER("p", name), b'""')]) for name in names])
+    return names
+
+
+def names_of(page: list[Entry] | tuple[Entry, ...]) -> list[str]:
+    return [entry.key[2] for entry in page]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 7])
+async def test_each_entry_is_in_one_page(store: Store, count: int) -> None:
+    names = await members(store, count)
+    pages = [names_of(list(page)) async for page in Pages(store, MEMBER("p"), size=3)]
+    assert [name for page in pages for name in page] == names
+    assert all(pages)
+    assert names_of(await read_all(store, MEMBER("p"))) == names
+
+
+async def test_the_pages_begin_after_a_rest(store: Store) -> None:
+    names = await members(store, 5)
+    assert [names_of(list(page)) async for page in Pages(store, MEMBER("p"), after=("agent02",))] == [names[3:]]
+
+
+async def test_a_page_whose_scan_failed_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = await members(store, 5)
+    pages = Pages(store, MEMBER("p"), size=3)
+    first = await anext(pages)
+
+    async def refuse(ranges: list[Range]) -> None:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "scan", refuse)
+        with pytest.raises(StoreUnavailable):
+            await anext(pages)
+    assert names_of([*first, *await anext(pages)]) == names
+    assert pages.is_last
+
+
+def test_parts_hold_all_items_in_order() -> None:
+    assert [list(part) for part in parts(range(7), 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(parts([], 3)) == []
