@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace, UnionType
@@ -14,10 +14,9 @@ import attrs
 import cattrs
 
 from converge.errors import ConfigError, ConvergeError, UnknownSetting
-from converge.urls import without_password
+from converge.secret import MASK, is_secret, masked_repr
 
 _T = TypeVar("_T")
-_SECRET = re.compile(r"password|passwd|secret|token", re.IGNORECASE)
 
 _WORDS: Mapping[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path"}
 """The types that are taken as they are, never made out of another one: `"false"` is not False."""
@@ -107,23 +106,11 @@ def checked(cls: type[Any], data: object) -> tuple[dict[str, Any], list[Problem]
 
 
 def shown(name: str, value: object) -> str:
-    """Return a value as messages may show it: short, without passwords."""
-    if _SECRET.search(name) and value:
-        return "***"
-    text = repr(without_password(value) if isinstance(value, str) else value)
+    """Return a value as messages may show it: short, without secrets."""
+    if value and is_secret(name):
+        return MASK
+    text = masked_repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def secrets_in(settings: object, name: str = "") -> Iterator[str]:
-    """Yield the texts of settings whose name says that they are secret, however deep."""
-    if isinstance(settings, Mapping):
-        for key, value in settings.items():
-            yield from secrets_in(value, str(key))
-    elif isinstance(settings, list | tuple):
-        for value in settings:
-            yield from secrets_in(value, name)
-    elif isinstance(settings, str) and settings and _SECRET.search(name) and not name.endswith("_file"):
-        yield settings
 
 
 def expected(type_: Any) -> str:

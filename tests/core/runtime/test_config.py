@@ -6,7 +6,7 @@ import sys
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import attrs
 import pytest
@@ -15,6 +15,7 @@ from converge.errors import ConfigError, SecretOnCommandLine, UnknownSetting, Un
 from converge.plugins import PluginHost
 from converge.runtime.config.config import KEYS, LATER, Config, check_options, load
 from converge.runtime.config.fields import AgentGroup
+from converge.runtime.config.node_settings import NodeArguments, NodeSettings
 
 
 @pytest.fixture(autouse=True)
@@ -74,9 +75,6 @@ def test_all_problems_are_told_at_once_each_with_its_place() -> None:
     )
     assert found == [
         'converge.toml: lease_secs: unknown key; did you mean "lease_sec"?',
-        "converge.toml: pool_id: 'a b' is not allowed; expected 1 to 64 characters of A-Z a-z 0-9 . _ : - "
-        "(the pool that they "
-        "join)",
         "converge.toml: plugins: 'redis' is not allowed; expected a list, each item text (what to load: "
         "names, module:attribute, "
         "no:NAME)",
@@ -84,6 +82,9 @@ def test_all_problems_are_told_at_once_each_with_its_place() -> None:
         "converge.toml: grace_sec: -1 is not allowed; expected 0 to 3,600 (how long tasks may take to end "
         "at a stop, in "
         "s)",
+        "converge.toml: pool_id: 'a b' is not allowed; expected 1 to 64 characters of A-Z a-z 0-9 . _ : - "
+        "(the pool that they "
+        "join)",
         "converge.toml: log_level: 'loud' is not allowed; expected one of debug, info, warning, error "
         "(least level that is "
         "logged)",
@@ -93,7 +94,7 @@ def test_all_problems_are_told_at_once_each_with_its_place() -> None:
         'CONVERGE_POOL: unknown variable; did you mean "CONVERGE_POOL_ID"?',
         "CONVERGE_RETENTION: a table stands in the file only",
         "CONVERGE_POLL_SEC: 'often' is not allowed; expected a number (how often to look without a wake-up, in s)",
-        "--advertise: 'here' is not allowed; expected HOST:PORT (where others reach this node)",
+        "--advertise: 'here' is not allowed; expected HOST:PORT or a URL (where others reach this node)",
     ]
 
 
@@ -287,3 +288,20 @@ def test_options_of_an_unknown_backend_name_the_nearest() -> None:
     with pytest.raises(UnknownSetting, match=r'^converge.toml: options.rediss: unknown key; did you mean "redis"\?$'):
         check_options(config, PluginHost())
     check_options(attrs.evolve(config, options={"tcp": {}}), PluginHost())
+
+
+def test_the_arguments_of_a_node_for_type_checkers_are_its_settings() -> None:
+    assert set(get_type_hints(NodeArguments)) == {field.name for field in attrs.fields(NodeSettings)} - {"store"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("network", "a b"), ("lease_sec", 0.1), ("advertise", "a b"), ("require_durability", "D9")]
+)
+def test_a_node_and_the_configuration_refuse_the_same_values_with_the_same_words(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as of_node:
+        NodeSettings.of("memory:", {key: value})
+    with pytest.raises(ConfigError) as of_file:
+        load(flags={key: value, "transport": "local:"}, environ={})
+    assert (
+        str(of_node.value).partition(" is not allowed")[2] == str(of_file.value).partition(" is not allowed")[2] != ""
+    )

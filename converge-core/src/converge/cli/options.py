@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter
 from converge.operations import logs
 from converge.operations.agent_class import first_on_path
 from converge.runtime.config.config import DEFAULT, ENV_PREFIX, Config, load
-from converge.settings import secrets_in
+from converge.secret import secrets_in
 
 COMMON = Group("Common parameters", sort_key=100)
 """The flags that most commands have stand last in their help: who looks for a command's own finds those first."""

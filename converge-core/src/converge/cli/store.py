@@ -19,7 +19,7 @@ from converge.operations.store_accept import Accepting, accept_store
 from converge.operations.store_info import StoreFacts, store_facts
 from converge.plugins import PluginHost
 from converge.runtime.config.config import Config
-from converge.urls import without_password
+from converge.secret import without_password
 
 IdentityDir = Annotated[
     Path | None,

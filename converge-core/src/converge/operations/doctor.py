@@ -22,7 +22,8 @@ from converge.plugins import PluginHost
 from converge.runtime.config.check import problems_of
 from converge.runtime.config.config import KEYS, Config
 from converge.runtime.keys.folder import KeyFolder
-from converge.urls import has_password, scheme_of, without_password
+from converge.secret import has_password, names_secret_file, without_password
+from converge.urls import scheme_of
 
 PYTHONS = ((3, 11), (3, 13))
 """The first and the last release of Python that this release is tested with."""
@@ -131,11 +132,7 @@ def _check_secrets(config: Config) -> Iterator[Finding]:
 
 def _secret_files(options: dict[str, Any]) -> Iterator[tuple[str, Path]]:
     for option, value in options.items():
-        if (
-            isinstance(value, str)
-            and value
-            and option.endswith(("password_file", "key_file", "tls_key", "private_key"))
-        ):
+        if isinstance(value, str) and value and names_secret_file(option):
             yield option, Path(value)
 
 

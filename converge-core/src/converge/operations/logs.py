@@ -13,9 +13,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from converge.runtime.agents import context as working
-from converge.urls import without_password
-
-MASK = "***"
+from converge.secret import MASK, without_password
 
 SECRET_LEAST = 6
 """Characters of a configured secret that is masked wherever it appears: shorter ones are parts of words."""

@@ -25,9 +25,10 @@ from converge.plugins import PluginHost
 from converge.runtime.agents.agent import Agent, claimer_of, claims_tasks, takes_messages
 from converge.runtime.config.config import DEFAULT, Config, check_options, options_with_origin
 from converge.runtime.config.fields import AgentGroup
+from converge.runtime.config.node_settings import NodeSettings
+from converge.secret import without_password
 from converge.services.store.opening import open_store
 from converge.services.tasks.manager import TaskManager
-from converge.urls import without_password
 
 if TYPE_CHECKING:
     from converge.runtime.node import Node
@@ -91,25 +92,8 @@ def node_of(config: Config) -> Node:
     # refused, answer sooner.
     from converge.runtime.node import Node
 
-    return Node(
-        store=config.store,
-        transport=config.transport_url,
-        plugins=config.plugins,
-        network=config.network,
-        advertise=config.advertise,
-        lease_sec=config.lease_sec,
-        stall_sec=config.stall_sec,
-        grace_sec=config.grace_sec,
-        poll_sec=config.poll_sec,
-        max_connections=config.max_connections,
-        require_durability=config.require_durability,
-        options=config.options,
-        discovery=config.discovery,
-        discovery_store=config.discovery_store,
-        require_tls=config.require_tls,
-        identity_dir=config.identity_dir,
-        trust=config.trust,
-    )
+    settings: Any = {field.name: getattr(config, field.name) for field in attrs.fields(NodeSettings)}
+    return Node(**settings | {"transport": config.transport_url})
 
 
 @asynccontextmanager

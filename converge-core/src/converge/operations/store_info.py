@@ -14,13 +14,13 @@ from converge.ids import id_bytes
 from converge.model.keys import ALSO, FAMILIES, KEY, LANE, LEASE, POOL, STATE, TASK
 from converge.plugins import PluginHost
 from converge.runtime.config.config import Config
+from converge.secret import without_password
 from converge.services.pools import PoolManager
 from converge.services.store import epoch as epochs
 from converge.services.store.processes import LeaseSeen, leases
 from converge.services.tasks.counts import Census, census
 from converge.services.tasks.listing import list_tasks
 from converge.services.tasks.records import moment
-from converge.urls import without_password
 
 SAMPLE = 200
 """Records of a family whose versions are looked at: a newer release that has begun to write shows among the first."""

@@ -32,7 +32,7 @@ from converge.runtime.claiming.observers import observers_of
 from converge.runtime.config.node_settings import NodeArguments, NodeSettings
 from converge.runtime.health import Health, Vitals
 from converge.runtime.keys.identity_dir import IdentityDir
-from converge.runtime.network.network import Network, NetworkSettings, choose
+from converge.runtime.network.network import Network, choose
 from converge.runtime.reaper import Reaper
 from converge.runtime.recovery import Recovery
 from converge.runtime.stopping import Stopping
@@ -93,9 +93,8 @@ class Node:
         return self
 
     async def _start(self) -> None:
-        network = NetworkSettings.of(self.settings)
         chosen = choose(
-            network, self._host
+            self.settings, self._host
         )  # before the store is opened: a mistyped transport must not touch a shared store
         async with AsyncExitStack() as stack:
             kept = self._kept = await IdentityDir.open(self.settings.identity_dir, self.env)
@@ -132,7 +131,9 @@ class Node:
             self.vitals.sources.append(self.groups.ailments)
             self.executor = Executor(self.env, self._host.decisions)
             self.ticks = Ticks(self.env, self._group, self.supervision)
-            self.network = Network(self.handle, self.identity, self.env, self._group, network, self._host, chosen, kept)
+            self.network = Network(
+                self.handle, self.identity, self.env, self._group, self.settings, self._host, chosen, kept
+            )
             await stack.enter_async_context(self.network.running())
             self.discovery, self.registry = self.network.discovery, self.network.registry
             await self.network.add_node()

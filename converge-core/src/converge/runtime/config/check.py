@@ -4,7 +4,6 @@ schema.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,13 +15,8 @@ from converge.errors import ConfigError
 from converge.plugins import PluginHost
 from converge.runtime.config.config import DEFAULT, KEYS, Config, check_options, not_in_release, read
 from converge.schema import DIALECT, json_schema, plain
+from converge.secret import masked
 from converge.services.store.opening import backend_options, check_durability
-from converge.urls import without_password
-
-MASK = "***"
-
-_SECRET = re.compile(r"(password|passwd|secret|token|(api|private)_?key)$", re.IGNORECASE)
-"""Names of options whose value nobody may read over a shoulder; `password_file` names a file, which may be seen."""
 
 BUILT_IN = ("memory", "file", "local", "store")
 """Backends whose options every schema has."""
@@ -41,7 +35,7 @@ def shown_settings(config: Config, *, is_changed_only: bool = False) -> list[Sho
     """Return a row for each key, those of `[retention]` and `[options.NAME]` one by one."""
     rows = []
     for key in KEYS:
-        origin, value = config.origins.get(key, DEFAULT), masked(key, plain(getattr(config, key)))
+        origin, value = config.origins.get(key, DEFAULT), masked(plain(getattr(config, key)), key)
         flat = [(key, value)] if not isinstance(value, dict) else list(_flat(key, value))
         rows += [
             Shown(key=name, value=one, origin=origin)
@@ -49,17 +43,6 @@ def shown_settings(config: Config, *, is_changed_only: bool = False) -> list[Sho
             if not (is_changed_only and origin == DEFAULT)
         ]
     return rows
-
-
-def masked(name: str, value: Any) -> Any:
-    """Return the value with every password in it masked."""
-    if isinstance(value, Mapping):
-        return {key: masked(str(key), item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [masked(name, item) for item in value]
-    if value and _SECRET.search(name):
-        return MASK
-    return without_password(value) if isinstance(value, str) else value
 
 
 def check_file(file: Path, plugins: Sequence[str] = ()) -> tuple[Config, list[str]]:

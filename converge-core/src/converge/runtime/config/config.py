@@ -24,23 +24,19 @@ from converge.runtime.config.fields import (
     AgentGroup,
     Agents,
     AgentsWithin,
-    Matching,
     Retention,
     Within,
     a_name,
     described,
 )
-from converge.settings import Problem, checked, raise_problems, secrets_in, unknown
-from converge.urls import has_password, passwords_in, without_password
-
-STALL_LEASES = 10
-"""`stall_sec` where nobody sets it, in leases."""
+from converge.runtime.config.node_settings import NodeSettings, stall_problem, stall_sec_of
+from converge.secret import has_password, secrets_in, without_password
+from converge.settings import Problem, checked, raise_problems, unknown
 
 ENV_PREFIX = "CONVERGE_"
 DEFAULT = "default"
 
 _PLAIN_NAME = re.compile(r"[a-z][a-z0-9-]*")
-_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):(\d{1,5})")
 # Kubernetes puts these into every container of a namespace that has a Service named "converge"; they are not meant for
 # this program.
 _KUBERNETES = re.compile(r"CONVERGE_(SERVICE_(HOST|PORT).*|PORT_\d+_.*)")
@@ -51,9 +47,9 @@ _KUBERNETES_PORT = re.compile(r"[a-z]+://")
 
 
 @attrs.frozen(kw_only=True)
-class Config:
-    """Everything that can be configured; the keys of the TOML file are its attributes. `origins` says of each where its
-    value comes from.
+class Config(NodeSettings):
+    """Everything that can be configured: what a node is made of, and what a process runs. The keys of the TOML file are
+    its attributes; `origins` says of each where its value comes from.
     """
 
     agent: str = attrs.field(
@@ -67,68 +63,11 @@ class Config:
         metadata=described("how many agents of the class this process runs, or a list of several classes"),
     )
     pool_id: str = attrs.field(default="", validator=a_name, metadata=described("the pool that they join"))
-    plugins: tuple[str, ...] = attrs.field(
-        default=(), metadata=described("what to load: names, module:attribute, no:NAME")
-    )
-    network: str = attrs.field(
-        default="converge", validator=a_name, metadata=described("whose keys to see on a shared store")
-    )
-    store: str = attrs.field(default="memory:", repr=without_password, metadata=described("URL of the store"))
-    discovery_store: str = attrs.field(
-        default="",
-        metadata=described("another store for discovery: `memory`, a path, a URL; it has a lease of its own"),
-    )
-    discovery: str = attrs.field(
-        default="store", metadata=described("how nodes find one another: `store`, `static`, or what a plugin has")
-    )
-    transport: str = attrs.field(
-        default="",
-        repr=without_password,
-        metadata=described("URL to listen at, or a transport's name with host and port"),
-    )
     host: str = attrs.field(default="", metadata=described("address to listen at, if transport is a name"))
     port: int = attrs.field(
         default=0, validator=Within(0, 65_535), metadata=described("port to listen at, if transport is a name; 0: any")
     )
-    advertise: str = attrs.field(
-        default="", validator=Matching(_HOST_PORT, "HOST:PORT"), metadata=described("where others reach this node")
-    )
     health: str = attrs.field(default="", metadata=described("HOST:PORT of the health endpoint"))
-    lease_sec: float = attrs.field(
-        default=15.0, validator=Within(0.5, 3_600), metadata=described("how long a process may be away", "s")
-    )
-    stall_sec: float = attrs.field(
-        default=150.0, validator=Within(0.5, 86_400), metadata=described("how long its loop may be blocked", "s")
-    )
-    grace_sec: float = attrs.field(
-        default=25.0, validator=Within(0, 3_600), metadata=described("how long tasks may take to end at a stop", "s")
-    )
-    poll_sec: float = attrs.field(
-        default=1.0, validator=Within(0.01, 60), metadata=described("how often to look without a wake-up", "s")
-    )
-    max_connections: int = attrs.field(
-        default=1_000, validator=Within(1, 100_000), metadata=described("most channels with other nodes")
-    )
-    identity_dir: str = attrs.field(
-        default="",
-        metadata=described(
-            "folder where keys are kept between starts, made if absent, for its owner alone; empty: fresh "
-            "keys at each "
-            "start"
-        ),
-    )
-    trust: Literal["drop", "warn", "allow"] = attrs.field(
-        default="allow",
-        metadata=described(
-            "what becomes of a sender that verifies, but is not pinned: its messages are refused, taken with "
-            "a warning, or "
-            "taken"
-        ),
-    )
-    require_tls: bool = attrs.field(default=False, metadata=described("refuse connections without TLS"))
-    require_durability: Literal["", "D0", "D1", "D2", "D3"] = attrs.field(
-        default="", metadata=described("least class of the store")
-    )
     log_format: Literal["text", "json"] = attrs.field(
         default="text", metadata=described("lines for people, or one JSON object a line")
     )
@@ -136,9 +75,6 @@ class Config:
         default="info", metadata=described("least level that is logged")
     )
     retention: Retention = attrs.field(factory=Retention, metadata=described("how long ended tasks are kept"))
-    options: dict[str, dict[str, Any]] = attrs.field(
-        factory=dict, repr=False, metadata=described("[options.NAME]: a backend's options")
-    )
     origins: Mapping[str, str] = attrs.field(factory=dict, repr=False, eq=False)
 
     @property
@@ -151,10 +87,7 @@ class Config:
     @property
     def secrets(self) -> tuple[str, ...]:
         """The secrets in the URLs and options: what no line of a log may show."""
-        return (
-            *(one for url in (self.store, self.discovery_store, self.transport) for one in passwords_in(url)),
-            *secrets_in(self.options),
-        )
+        return tuple(secrets_in([self.store, self.discovery_store, self.transport, self.options]))
 
     @property
     def transport_url(self) -> str:
@@ -173,22 +106,6 @@ done.
 """
 
 KEYS = tuple(field.name for field in attrs.fields(Config) if field.name != "origins")
-
-
-def like(key: str) -> Any:
-    """Return a field for another class with the default, the bounds and the help that the key has here."""
-    field: attrs.Attribute[Any] = getattr(attrs.fields(Config), key)
-    return attrs.field(default=field.default, validator=field.validator, metadata=field.metadata)
-
-
-def stall_sec_of(lease_sec: float) -> float:
-    """Return `stall_sec` where nobody sets it."""
-    return min(STALL_LEASES * lease_sec, 86_400.0)
-
-
-def stall_problem(stall_sec: float, lease_sec: float) -> str:
-    """Return what is wrong with the two together; empty: nothing."""
-    return f"{stall_sec:g} is not allowed; expected at least lease_sec, {lease_sec:g}" if stall_sec < lease_sec else ""
 
 
 def load(

@@ -1,39 +1,91 @@
-"""What a node is made of: its keyword arguments, checked as the configuration is."""
+"""What a node is made of: each setting declared once, with its default, bounds, unit and help.
+
+Keyword arguments of `Node`, the configuration file, environment, flags, schema and docs follow from these.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 import attrs
 
-from converge.runtime.config.config import like, stall_problem, stall_sec_of
+from converge.runtime.config.fields import Matching, Within, a_name, described
+from converge.secret import masked_repr
 from converge.settings import Problem, raise_problems, structured
+
+STALL_LEASES = 10
+"""`stall_sec` where nobody sets it, in leases."""
+
+_ADVERTISED = re.compile(r"[a-z][a-z0-9+.-]*://\S+|(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):\d{1,5}")
 
 
 @attrs.frozen(kw_only=True)
 class NodeSettings:
-    """What a node is made of; `docs/reference/config.md` says what each means. Their bounds are those of the
-    configuration.
-    """
+    """What a node is made of; `docs/reference/config.md` says what each setting means."""
 
-    store: str = "memory:"
-    transport: str = ""
-    discovery: str = "store"
-    plugins: tuple[str, ...] = attrs.field(default=(), converter=tuple)
-    network: str = like("network")
-    advertise: str = ""
-    lease_sec: float = like("lease_sec")
-    stall_sec: float = like("stall_sec")
-    grace_sec: float = like("grace_sec")
-    poll_sec: float = like("poll_sec")
-    max_connections: int = like("max_connections")
-    require_durability: str = ""
-    identity_dir: str = ""
-    trust: Literal["drop", "warn", "allow"] = like("trust")
-    discovery_store: str = ""
-    require_tls: bool = False
-    options: dict[str, Any] = attrs.field(factory=dict)
+    plugins: tuple[str, ...] = attrs.field(
+        default=(), metadata=described("what to load: names, module:attribute, no:NAME")
+    )
+    network: str = attrs.field(
+        default="converge", validator=a_name, metadata=described("whose keys to see on a shared store")
+    )
+    store: str = attrs.field(default="memory:", repr=masked_repr, metadata=described("URL of the store"))
+    discovery_store: str = attrs.field(
+        default="",
+        repr=masked_repr,
+        metadata=described("another store for discovery: `memory`, a path, a URL; it has a lease of its own"),
+    )
+    discovery: str = attrs.field(
+        default="store", metadata=described("how nodes find one another: `store`, `static`, or what a plugin has")
+    )
+    transport: str = attrs.field(
+        default="",
+        repr=masked_repr,
+        metadata=described("URL to listen at, or a transport's name with host and port"),
+    )
+    advertise: str = attrs.field(
+        default="",
+        validator=Matching(_ADVERTISED, "HOST:PORT or a URL"),
+        metadata=described("where others reach this node"),
+    )
+    lease_sec: float = attrs.field(
+        default=15.0, validator=Within(0.5, 3_600), metadata=described("how long a process may be away", "s")
+    )
+    stall_sec: float = attrs.field(
+        default=150.0, validator=Within(0.5, 86_400), metadata=described("how long its loop may be blocked", "s")
+    )
+    grace_sec: float = attrs.field(
+        default=25.0, validator=Within(0, 3_600), metadata=described("how long tasks may take to end at a stop", "s")
+    )
+    poll_sec: float = attrs.field(
+        default=1.0, validator=Within(0.01, 60), metadata=described("how often to look without a wake-up", "s")
+    )
+    max_connections: int = attrs.field(
+        default=1_000, validator=Within(1, 100_000), metadata=described("most channels with other nodes")
+    )
+    identity_dir: str = attrs.field(
+        default="",
+        metadata=described(
+            "folder where keys are kept between starts, made if absent, for its owner alone; empty: fresh keys at each "
+            "start"
+        ),
+    )
+    trust: Literal["drop", "warn", "allow"] = attrs.field(
+        default="allow",
+        metadata=described(
+            "what becomes of a sender that verifies, but is not pinned: its messages are refused, taken with a "
+            "warning, or taken"
+        ),
+    )
+    require_tls: bool = attrs.field(default=False, metadata=described("refuse connections without TLS"))
+    require_durability: Literal["", "D0", "D1", "D2", "D3"] = attrs.field(
+        default="", metadata=described("least class of the store")
+    )
+    options: dict[str, dict[str, Any]] = attrs.field(
+        factory=dict, repr=masked_repr, metadata=described("[options.NAME]: a backend's options")
+    )
 
     @classmethod
     def of(cls, store: object, settings: Mapping[str, Any]) -> NodeSettings:
@@ -69,3 +121,13 @@ class NodeArguments(TypedDict, total=False):
     discovery_store: str
     require_tls: bool
     options: Mapping[str, Any]
+
+
+def stall_sec_of(lease_sec: float) -> float:
+    """Return `stall_sec` where nobody sets it."""
+    return min(STALL_LEASES * lease_sec, 86_400.0)
+
+
+def stall_problem(stall_sec: float, lease_sec: float) -> str:
+    """Return what is wrong with the two together; empty: nothing."""
+    return f"{stall_sec:g} is not allowed; expected at least lease_sec, {lease_sec:g}" if stall_sec < lease_sec else ""

@@ -15,7 +15,7 @@ import attrs
 from converge.codec import FIRST, decode, encode
 from converge.errors import ConvergeError, KeyFileRefused, StoreRolledBack, TornRecord
 from converge.runtime.keys.folder import KeyFolder, locked
-from converge.urls import without_password
+from converge.secret import without_password
 
 
 @attrs.frozen(kw_only=True)

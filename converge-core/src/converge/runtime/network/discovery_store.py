@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 
@@ -23,7 +24,7 @@ def store_url(text: str) -> str:
 
 @asynccontextmanager
 async def discovery_opened(
-    own: StoreHandle, discovery_store: str, network: str, options: dict[str, object], host: PluginHost
+    own: StoreHandle, discovery_store: str, network: str, options: Mapping[str, Any], host: PluginHost
 ) -> AsyncIterator[StoreHandle]:
     """Give what belongs to the store that discovery uses: the node's own, unless another one is named.
 

@@ -32,6 +32,7 @@ from converge.runtime.network.fetching import Fetcher
 from converge.runtime.network.link import Links
 from converge.runtime.network.mail import Mail
 from converge.runtime.network.publishing import Announced
+from converge.secret import without_password
 from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
 from converge.services.messages.descriptors import Asking
@@ -39,7 +40,6 @@ from converge.services.messages.fanout import Fanouts
 from converge.services.messages.sending import Post
 from converge.services.store.handle import StoreHandle
 from converge.services.store.opening import backend_options, check_loop
-from converge.urls import without_password
 
 log = logging.getLogger("converge.network")
 
@@ -57,28 +57,6 @@ PUBLISHED = 500
 
 
 @attrs.frozen(kw_only=True)
-class NetworkSettings:
-    """Attributes of the node's settings that matter here."""
-
-    network: str
-    store: str
-    transport: str
-    discovery: str
-    advertise: str
-    poll_sec: float
-    max_connections: int
-    options: dict[str, object]
-    trust: str = "allow"
-    discovery_store: str = ""
-    require_tls: bool = False
-
-    @classmethod
-    def of(cls, one: NodeSettings) -> NetworkSettings:
-        """Return those of a node."""
-        return cls(**{field.name: getattr(one, field.name) for field in attrs.fields(cls)})
-
-
-@attrs.frozen(kw_only=True)
 class Chosen:
     """The backends that the settings name, with their options; nothing of them is open. `transport` is None: the node
     does not listen.
@@ -90,7 +68,7 @@ class Chosen:
     transport_options: Any = None
 
 
-def choose(settings: NetworkSettings, host: PluginHost) -> Chosen:
+def choose(settings: NodeSettings, host: PluginHost) -> Chosen:
     """Return what the settings name, so that a mistyped one is told before anything is opened.
 
     Raises:
@@ -143,7 +121,7 @@ class Network:
         identity: Identity,
         env: Env,
         group: TaskGroup,
-        settings: NetworkSettings,
+        settings: NodeSettings,
         host: PluginHost,
         chosen: Chosen,
         kept: IdentityDir,
@@ -333,7 +311,7 @@ async def _advertised(address: str, advertise: str, store: str) -> str:
     host_port, slash, path = rest.partition("/")
     host, _, port = host_port.rpartition(":")
     if advertise:
-        named = advertise if ":" in advertise else f"{advertise}:{port}"
+        named = advertise
     elif host in ("0.0.0.0", "[::]"):
         named = f"{await _own_address(store, host_port)}:{port}"
     else:
