@@ -9,6 +9,7 @@
                             PluginBroken, HookUnknown, ContractMismatch), SecretOnCommandLine, KeyFileRefused, KeyInUse
         StoreError          NotApplied (StoreUnavailable, StoreBusy, StoreFull, StoreRefused): nothing was written,
         retry or mend the store
+                            StoreReplaced, ForkedHandle: nothing was written, open the store again
                             OutcomeUnknown: read before you retry
                             StoreRolledBack, SchemaTooNew, TornRecord: stop and look
         TaskError           give up this attempt: StaleClaim, LeaseEnded, ResultTimeout
@@ -224,6 +225,19 @@ class StoreFull(NotApplied):
 
 class StoreRefused(NotApplied):
     """The store refused the call: permissions, or a setting that loses data."""
+
+
+class StoreReplaced(NotApplied):
+    """The store was removed or replaced under this handle, which is dead: close it, and open the store again."""
+
+
+class ForkedHandle(NotApplied):
+    """The handle was opened before this process was forked; only the parent may use it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this handle was opened before the process was forked, and is its parent's; open the store in the child"
+        )
 
 
 class OutcomeUnknown(StoreError):

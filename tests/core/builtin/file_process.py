@@ -1,18 +1,26 @@
-"""Another process at a store's file, for the tests beside it: `python file_process.py write|take|watch PATH [NUMBER]`;
+"""Another process at a store's file, for the tests beside it: `python file_process.py
+write|take|watch|orphan|destroy PATH [NUMBER]`;
 it says what it does.
 """
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
+import queue
 import sys
+import threading
+import time
+from typing import Any
 
 import anyio
 
+from converge.builtin.file.database import Database
 from converge.builtin.file.options import FileOptions
 from converge.builtin.file.store import FileStore
 from converge.contracts.store import ABSENT, Batch, Committed, Range, Store, Take, Taken
+from converge.errors import ForkedHandle
 from converge.model.keys import HELD, POOL, READY, TASK
 
 LANE = b"lane" * 4
@@ -62,11 +70,71 @@ async def watch(store: Store, _: int) -> None:
         say("none" if entry is None else entry.value.decode())
 
 
+async def orphan(store: Store, _: int) -> None:
+    """Hold the lock of a write, watch, and leave a child: say its number, and wait to be killed."""
+    written = Database._transact
+
+    def held(self: Database, *call: Any) -> Any:
+        turned = written(self, *call)
+        if (child := os.fork()) == 0:
+            time.sleep(60)
+            os._exit(0)
+        say(child)
+        time.sleep(60)
+        return turned
+
+    await anext(aiter(store.watch(["lane.x"])))
+    Database._transact = held  # type: ignore[method-assign, assignment]
+    await store.commit([Batch(puts=[(POOL("docs"), b"{}")])])
+
+
+async def write_on(store: Store, told: queue.SimpleQueue[FileStore], stop: threading.Event) -> None:
+    """Commit a key at a time until told to stop; say how many."""
+    assert isinstance(store, FileStore)
+    told.put(store)
+    number = 0
+    while not stop.is_set():
+        (outcome,) = await store.commit([Batch(puts=[(TASK(b"%016d" % number), b"{}")])])
+        assert type(outcome) is Committed
+        number += 1
+    say(number)
+
+
+def destroy(path: str, children: int) -> None:
+    """Fork amid writes: each child tries what it inherited, collects garbage, and ends as any program does."""
+
+    async def work() -> None:
+        async with FileStore.open(f"file:{path}") as store:
+            await write_on(store, told, stop)
+
+    told: queue.SimpleQueue[FileStore] = queue.SimpleQueue()
+    stop = threading.Event()
+    thread = threading.Thread(target=anyio.run, args=(work,), daemon=True)
+    thread.start()
+    store = told.get(timeout=30)
+    for _ in range(children):
+        child = os.fork()
+        if child == 0:
+            try:
+                store.get([POOL("docs")]).send(None)
+            except ForkedHandle:
+                del store
+                gc.collect()
+                sys.exit(0)
+            os._exit(3)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+    stop.set()
+    thread.join(30)
+
+
 async def main(what: str, path: str, number: int = 0) -> None:
     """Open the store and work on it."""
     async with FileStore.open(f"file:{path}", FileOptions(poll_sec=60.0)) as store:
-        await {"write": write, "take": take, "watch": watch}[what](store, number)
+        await {"write": write, "take": take, "watch": watch, "orphan": orphan}[what](store, number)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1] == "destroy":
+    destroy(sys.argv[2], int(sys.argv[3]))
+elif __name__ == "__main__":
     anyio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 0)

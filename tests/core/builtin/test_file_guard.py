@@ -17,7 +17,7 @@ import pytest
 from converge.builtin.file.database import Database
 from converge.builtin.file.store import FileStore
 from converge.contracts.store import Batch, Committed, Store
-from converge.errors import OutcomeUnknown, StoreRefused, StoreUnavailable
+from converge.errors import OutcomeUnknown, StoreRefused, StoreReplaced
 from converge.model.keys import POOL
 
 VISIT = """
@@ -138,10 +138,10 @@ async def test_a_file_that_is_missing_before_a_write_refuses_it_for_good(path: P
     async with FileStore.open(f"file:{path}") as store:
         await put(store, "first")
         os.rename(gone, kept)
-        with pytest.raises(StoreUnavailable, match=r"is missing.*nothing was written: close the store"):
+        with pytest.raises(StoreReplaced, match=r"is missing.*nothing was written: close the store"):
             await put(store, "second")
         os.rename(kept, gone)
-        with pytest.raises(StoreUnavailable, match="is missing"):  # what another process did meanwhile is not known
+        with pytest.raises(StoreReplaced, match="is missing"):  # what another process did meanwhile is not known
             await put(store, "third")
     async with FileStore.open(f"file:{path}") as store:
         await put(store, "fourth")
@@ -165,7 +165,7 @@ async def test_a_file_that_goes_during_a_write_leaves_its_outcome_unknown(
         with pytest.raises(OutcomeUnknown, match=r"is missing.*may be lost"):
             await put(store, "second")
         monkeypatch.undo()
-        with pytest.raises(StoreUnavailable, match="is missing"):
+        with pytest.raises(StoreReplaced, match="is missing"):
             await put(store, "third")
 
 
@@ -197,7 +197,7 @@ async def test_the_log_of_a_file_that_was_replaced_is_never_written_into_the_new
             ):
                 async with FileStore.open(f"file:{path}"):
                     raise AssertionError("it was opened")
-        with pytest.raises(StoreUnavailable, match="is another file"):
+        with pytest.raises(StoreReplaced, match="is another file"):
             await put(store, "last")
     for suffix in ("-wal", "-shm"):
         os.unlink(f"{path}{suffix}")

@@ -49,8 +49,8 @@ def die(path: Path, channel: str) -> None:
     """Leave behind what a watcher leaves that was killed."""
     wake_ups = WakeUps(str(path))
     wake_ups.open()
-    listener, _ = wake_ups.listen([channel])
-    listener.close()
+    listener = wake_ups.listen([channel])
+    listener.socket.close()
     wake_ups.close()
 
 

@@ -56,12 +56,14 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import Enum, IntEnum
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn, Self
 
 import anyio
 import attrs
 
+from converge import forks
 from converge.contracts._take import inherited_turn
+from converge.errors import ForkedHandle
 from converge.model.batch import (
     ABSENT,
     Batch,
@@ -149,6 +151,12 @@ class Store(ABC):
     """Core's own: what belongs to this handle while it is open (its coalescer, its lease). A backend leaves it
     alone.
     """
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """Make a handle whose calls all raise `ForkedHandle` in a process that is forked from this one."""
+        handle = super().__new__(cls)
+        forks.watch(handle, _lay_down)
+        return handle
 
     @abstractmethod
     async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
@@ -240,6 +248,21 @@ class Store(ABC):
                 f"{type(self).__name__} was not opened with open_store, so it cannot open itself again; override reopen"
             )
         return self.reopener()
+
+
+def _lay_down(handle: Store) -> None:
+    forks.refuse(handle, "get", "scan", "commit", "turn", "time", "count", "facts")
+    handle.watch = _refuse_to_watch  # type: ignore[method-assign]
+    handle.reopen = _refuse_to_reopen  # type: ignore[method-assign]
+
+
+def _refuse_to_reopen() -> NoReturn:
+    raise ForkedHandle
+
+
+async def _refuse_to_watch(channels: Collection[Channel]) -> AsyncIterator[None]:
+    raise ForkedHandle
+    yield
 
 
 @asynccontextmanager

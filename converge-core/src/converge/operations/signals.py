@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import inf
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import anyio
+
+from converge import forks
 
 log = logging.getLogger("converge.node")
 
@@ -69,6 +71,7 @@ def stop_asked(within_sec: float) -> Iterator[StopAsked]:
         target=_hear, args=(threads, to_loop, before_fd, asked, within_sec), name="converge-signals", daemon=True
     )
     thread.start()
+    forks.watch(asked, lambda _: _lay_down(before))
     try:
         yield asked
     finally:
@@ -79,6 +82,16 @@ def stop_asked(within_sec: float) -> Iterator[StopAsked]:
         thread.join()
         for one in (loops, to_loop, threads):
             one.close()
+
+
+def _lay_down(before: Mapping[signal.Signals, Any]) -> None:
+    """In a forked child: hear signals as a new process does. The socket is the parent's, who would stop for the
+    child's.
+    """
+    signal.set_wakeup_fd(-1)
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def _hear(threads: socket.socket, to_loop: socket.socket, before_fd: int, asked: StopAsked, within_sec: float) -> None:

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import heapq
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 
+from converge import forks
 from converge.builtin.file import statements as sql
 from converge.builtin.file._errors import translated
 from converge.builtin.file.clock import FileClock
@@ -18,7 +20,7 @@ from converge.builtin.file.reader import decoder
 from converge.builtin.file.schema import connect_writer, settings
 from converge.builtin.file.turnstile import Turnstile
 from converge.contracts.store import ABSENT, Batch, Committed, Conflict, Key, Range, Rest, Take, Taken, Turned, Window
-from converge.errors import OutcomeUnknown, StoreUnavailable
+from converge.errors import OutcomeUnknown, StoreReplaced
 from converge.model.keys import EXPIRY, NAME, Family
 
 
@@ -27,6 +29,8 @@ class Database:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._in_use = threading.RLock()
+        forks.hold(self, self._in_use)
         with translated(path), ExitStack() as stack:
             self._guard = Guard.acquire(path)
             stack.callback(self._guard.close, None)
@@ -34,11 +38,12 @@ class Database:
             stack.callback(self._turnstile.close)
             with self._turnstile.turn():
                 self._guard.check_log(self._turnstile.note)
-                self._connection = connect_writer(path)
-                stack.callback(self._connection.close)
-                with _transaction(self._connection):
-                    self.clock = FileClock.load(self._connection)
-                self.settings = settings(self._connection)
+                with self._in_use:
+                    self._connection = connect_writer(path)
+                    stack.callback(self._connection.close)
+                    with _transaction(self._connection):
+                        self.clock = FileClock.load(self._connection)
+                    self.settings = settings(self._connection)
                 self._turnstile.note = self._guard.seal()
             stack.pop_all()
 
@@ -59,7 +64,7 @@ class Database:
             if not may_begin():
                 return None
             if gone := self._guard.gone():
-                raise StoreUnavailable(
+                raise StoreReplaced(
                     f"{gone} since it was opened; nothing was written: close the store and open it again"
                 )
             turned = self._transact(batches, take, plan)
@@ -71,10 +76,10 @@ class Database:
 
     def _transact(self, batches: Sequence[Batch], take: Take | None, plan: Plan | None) -> Turned:
         try:
-            with _transaction(self._connection):
+            with self._in_use, _transaction(self._connection):
                 return self._turn(batches, take, plan)
         except Missed:
-            with _transaction(self._connection):
+            with self._in_use, _transaction(self._connection):
                 return self._turn(batches, take, None)
 
     def _turn(self, batches: Sequence[Batch], take: Take | None, plan: Plan | None) -> Turned:

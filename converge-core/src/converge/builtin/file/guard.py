@@ -15,10 +15,10 @@ import fcntl
 import os
 import sqlite3
 import struct
-import threading
 import time
 from contextlib import suppress
 
+from converge import forks
 from converge.errors import StoreBusy, StoreRefused
 
 _SHARED = (0x4000_0002, 510)
@@ -42,7 +42,6 @@ _OFD_SETLK: int | None = getattr(fcntl, "F_OFD_SETLK", None)
 
 _File = tuple[int, int]  # device, inode
 
-_LOCK = threading.RLock()  # reentrant, since a destructor may close a store wherever the collector runs
 _GUARDS: dict[_File, Guard] = {}
 
 
@@ -57,6 +56,18 @@ class Guard:
         self._is_locked = False
         self._files: list[_File] | None = None  # of the three paths, once SQLite has made them
         self._gone = ""
+        self._is_inherited = False
+        forks.watch(self, Guard._lay_down)
+
+    def _lay_down(self) -> None:
+        """In a forked child: let go of the files, of which SQLite's own descriptors stay as they are for good."""
+        self._is_inherited = True
+        _GUARDS.pop(self._file, None)
+        self._close_files()
+
+    def _close_files(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
     @classmethod
     def acquire(cls, path: str) -> Guard:
@@ -67,7 +78,7 @@ class Guard:
             StoreBusy: Somebody holds it exclusively.
         """
         try:
-            with _LOCK:
+            with forks.LOCK:
                 guard = cls._find(path)
         except OSError as error:
             text = (
@@ -113,7 +124,7 @@ class Guard:
         """Lock the range that readers lock; SQLite's own locks in this process come on top."""
         deadline = time.monotonic() + _LOCK_SEC
         while not self._is_locked:
-            with _LOCK:
+            with forks.LOCK:
                 try:
                     _set_lock(self._descriptors[0], fcntl.F_RDLCK, _SHARED)
                     self._is_locked = True
@@ -165,7 +176,7 @@ class Guard:
         """
         # of a new file it waits until the file has a log, since SQLite needs the file for itself to give it one
         self._lock()
-        with _LOCK:
+        with forks.LOCK:
             if self._files is None:
                 self._descriptors.append(os.open(self._paths[2], os.O_RDONLY | os.O_CLOEXEC))
                 _set_lock(self._descriptors[-1], fcntl.F_RDLCK, _DEAD_MAN)
@@ -189,10 +200,13 @@ class Guard:
         return self._gone
 
     def close(self, connection: sqlite3.Connection | None) -> None:
-        """Close a connection and let go. The last one unlocks first, so that SQLite can tidy up its log if no other
+        """Close a connection, unless it was inherited, and let go. The last one unlocks first, so that SQLite can tidy
+        up its log if no other
         process has the file open.
         """
-        with _LOCK:
+        with forks.LOCK:
+            if self._is_inherited:
+                return
             self._holders -= 1
             is_last = not self._holders
             if is_last and self._is_locked:
@@ -206,8 +220,7 @@ class Guard:
             finally:
                 if is_last:
                     del _GUARDS[self._file]
-                    for descriptor in self._descriptors:
-                        os.close(descriptor)
+                    self._close_files()
 
 
 def _set_lock(descriptor: int, kind: int, where: tuple[int, int]) -> None:

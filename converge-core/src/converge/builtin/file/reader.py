@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
 
+from converge import forks
 from converge.builtin.file import statements as sql
 from converge.builtin.file._errors import Broken, translated
 from converge.builtin.file.guard import Guard
 from converge.builtin.file.schema import connect
 from converge.contracts.store import Entry, Key, Prefix, Range
-from converge.errors import StoreUnavailable
+from converge.errors import StoreReplaced, StoreUnavailable
 from converge.model.keys import NAME, Family
 
 
@@ -22,6 +24,8 @@ class Reader:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._in_use = threading.RLock()
+        forks.hold(self, self._in_use)
         self._guard = Guard.acquire(path)
         try:
             self._connection = self._connect()
@@ -78,23 +82,31 @@ class Reader:
         itself.
         """
         try:
-            with translated(self._path):
+            with translated(self._path), self._in_use:
                 if statements < 2:
                     yield
-                    return
-                self._connection.execute("begin")
-                try:
-                    yield
-                finally:
-                    with suppress(sqlite3.Error):  # of a connection that has just failed
-                        self._connection.execute("rollback")
+                else:
+                    self._connection.execute("begin")
+                    try:
+                        yield
+                    finally:
+                        with suppress(sqlite3.Error):  # of a connection that has just failed
+                            self._connection.execute("rollback")
         except Broken as broken:
             with suppress(sqlite3.Error):
                 self._connection.close()
+            self._check_files()
             self._connection = self._connect()
             raise StoreUnavailable(
                 f"{self._path}: it could not be read ({broken.__cause__}); the connection was opened anew"
             ) from broken
+        self._check_files()
+
+    def _check_files(self) -> None:
+        if gone := self._guard.gone():
+            raise StoreReplaced(
+                f"{gone} since it was opened; what was read may be old: close the store and open it again"
+            )
 
 
 def decoder(family: Family, *, skip: int = 0) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:

@@ -4,7 +4,6 @@ turnstile.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
 from functools import partial
@@ -15,7 +14,7 @@ from converge.builtin.file._errors import translated
 from converge.builtin.file.options import FileOptions
 from converge.builtin.file.place import checked_path, facts
 from converge.builtin.file.reader import Reader
-from converge.builtin.file.wake import WakeUps, remove
+from converge.builtin.file.wake import WakeUps
 from converge.builtin.file.worker import Worker
 from converge.contracts.store import (
     LIMITS,
@@ -33,9 +32,6 @@ from converge.contracts.store import (
     Turned,
 )
 from converge.errors import ValueTooLarge
-
-_DATAGRAMS = 1_000
-"""How many wake-ups are read at once: more than a socket's queue holds, so that a flood of them ends."""
 
 
 class FileStore(Store):
@@ -73,8 +69,8 @@ class FileStore(Store):
                 with translated(path):
                     wake_ups.open()
                 stack.callback(wake_ups.close)
-                # left before the worker: the connection that has written tidies up, in its turn
-                with closing(Reader(path)) as reader:
+                with closing(Reader(path)) as reader:  # left before the worker, which tidies up in its turn
+                    worker.keep(reader)
                     yield cls(path, options, reader, worker, wake_ups)
             finally:
                 with anyio.CancelScope(shield=True):
@@ -109,22 +105,21 @@ class FileStore(Store):
 
     async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
         with translated(self._path):
-            listener, paths = self._wake_ups.listen(channels)
+            listener = self._wake_ups.listen(channels)
         try:
             version = self._reader.data_version()
             yield None
             while True:
                 with anyio.move_on_after(self._options.poll_sec):
-                    await anyio.wait_readable(listener)
-                is_told = _drain(listener)
+                    await anyio.wait_readable(listener.socket)
+                is_told = listener.drain()
                 changed = self._reader.data_version()
                 if is_told or changed != version:
                     version = changed
                     yield None
         finally:
-            is_told = _drain(listener)
+            is_told = listener.drain()
             listener.close()
-            remove(paths)
             if is_told:  # and left before it looked: another looks in its place
                 self._wake_ups.tell(channels)
 
@@ -135,14 +130,3 @@ class FileStore(Store):
     async def reopen(self) -> AsyncIterator[Store]:
         async with self._opened(self._path, self._options) as store:
             yield store
-
-
-def _drain(listener: socket.socket) -> bool:
-    is_told = False
-    for _ in range(_DATAGRAMS):
-        try:
-            listener.recv(16)
-        except BlockingIOError:
-            break
-        is_told = True
-    return is_told

@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from converge import forks
+
 _NOTE_BYTES = 200
 
 
@@ -20,11 +22,22 @@ class Turnstile:
     """
 
     def __init__(self, path: str) -> None:
-        self._turn = os.open(f"{path}.turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with forks.LOCK:
+            self._turn = os.open(f"{path}.turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except BaseException:
+                os.close(self._turn)
+                raise
+            # A lock belongs to parent and child together: a child lets go of it, and never unlocks it.
+            forks.watch(self, Turnstile.close)
+        self._is_open = True
 
     def close(self) -> None:
         """Close the descriptors."""
+        if not self._is_open:
+            return
+        self._is_open = False
         os.close(self._turn)
         os.close(self._lock)
 

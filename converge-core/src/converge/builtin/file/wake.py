@@ -17,10 +17,14 @@ import socket
 from collections.abc import Collection
 from contextlib import suppress
 
+from converge import forks
 from converge.contracts.store import Channel
 
 _ADDRESS_BYTES = 100
 """A socket's address holds 108 bytes on Linux, 104 elsewhere."""
+
+_DATAGRAMS = 1_000
+"""How many wake-ups are read at once: more than a socket's queue holds, so that a flood of them ends."""
 
 _SWEEP = 1_000
 """How many sockets one sweep looks at; the rest is left to the next who opens the store."""
@@ -33,6 +37,7 @@ class WakeUps:
         self._folder = f"{path}.wake"
         self._sender: socket.socket | None = None
         self._descriptor = -1
+        forks.watch(self, WakeUps.close)
 
     def open(self) -> None:
         """Make the folder and the sending socket, and sweep out what processes that were killed have left."""
@@ -78,24 +83,22 @@ class WakeUps:
         path = os.path.join(self._folder, name)
         return path if len(os.fsencode(path)) <= _ADDRESS_BYTES else f"/proc/self/fd/{self._descriptor}/{name}"
 
-    def listen(self, channels: Collection[Channel]) -> tuple[socket.socket, list[str]]:
-        """Return a socket that is told, and the paths to remove when it is closed.
+    def listen(self, channels: Collection[Channel]) -> Listener:
+        """Return what is told when one of the channels is.
 
         Raises:
             OSError: The folder cannot be written.
         """
         own = secrets.token_hex(8)
-        listener = _socket()
-        paths = [os.path.join(self._folder, f"{own}.sock")]
+        listener = Listener(os.path.join(self._folder, f"{own}.sock"))
         try:
-            listener.bind(self._address(f"{own}.sock"))
+            listener.socket.bind(self._address(f"{own}.sock"))
             for channel in channels:
-                paths.append(self._link(own, _hash(channel)))
+                listener.paths.append(self._link(own, _hash(channel)))
         except BaseException:
             listener.close()
-            remove(paths)
             raise
-        return listener, paths
+        return listener
 
     def _link(self, own: str, channel: str) -> str:
         folder = os.path.join(self._folder, channel)
@@ -128,8 +131,42 @@ class WakeUps:
         return False
 
 
+class Listener:
+    """The socket of a watch, and what of it stands in the folder."""
+
+    def __init__(self, path: str) -> None:
+        self.paths = [path]
+        with forks.LOCK:
+            self.socket = _socket()
+            forks.watch(self, Listener._lay_down)
+
+    def _lay_down(self) -> None:
+        """In a forked child: let go of the socket, which else would seem to be heard when the parent is dead."""
+        self.paths = []
+        self.socket.close()
+
+    def drain(self) -> bool:
+        """Read what has come; return whether anything has."""
+        is_told = False
+        for _ in range(_DATAGRAMS if self.paths else 0):
+            try:
+                self.socket.recv(16)
+            except BlockingIOError:
+                break
+            is_told = True
+        return is_told
+
+    def close(self) -> None:
+        """Close the socket; remove what leads to it."""
+        self.socket.close()
+        if self.paths:
+            remove(self.paths)
+
+
 def remove(paths: list[str]) -> None:
-    """Remove what `listen` made: the socket, then the links, and their folders if they are empty now."""
+    """Remove what `listen` made, or what a dead process left: the socket, then the links, and their folders
+    if they are empty now.
+    """
     _unlink(paths)
     _remove_empty([os.path.dirname(path) for path in paths[1:]])
 

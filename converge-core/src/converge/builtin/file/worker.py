@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 from anyio import lowlevel
 
+from converge import forks
 from converge.builtin.file._errors import Broken
 from converge.builtin.file.clock import FileClock
 from converge.builtin.file.database import Database
@@ -77,6 +78,16 @@ class Worker:
         self._path, self._busy_sec, self._tell = path, busy_sec, tell
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._kept: list[object] = []
+        forks.watch(self, Worker._lay_down)
+
+    def _lay_down(self) -> None:
+        """In a forked child: its parent's threads are not there, so there is nothing to wait for."""
+        self._thread = None
+
+    def keep(self, connection: object) -> None:
+        """Let a forked child never destroy the connection: the frames of threads that it has not are never freed."""
+        self._kept.append(connection)
 
     async def start(self) -> None:
         """Open the file, making it a store if it is empty.
@@ -95,7 +106,9 @@ class Worker:
         """
         job, jobs = _Job(batches, take, wake), self._jobs
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, args=(jobs,), name="converge-file", daemon=True)
+            self._thread = threading.Thread(
+                target=self._run, args=(jobs, self._kept), name="converge-file", daemon=True
+            )
             self._thread.start()
         jobs.put(job)
         with anyio.move_on_after(self._busy_sec):
@@ -122,7 +135,7 @@ class Worker:
         self._jobs.put(None)
         self._jobs, self._thread = SimpleQueue(), None
 
-    def _run(self, jobs: SimpleQueue[_Job | None]) -> None:
+    def _run(self, jobs: SimpleQueue[_Job | None], kept: list[object]) -> None:
         database: Database | None = None
         while (job := jobs.get()) is not None:
             try:

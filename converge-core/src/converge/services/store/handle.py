@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import anyio
 
+from converge import forks
 from converge.codec import decode
 from converge.contracts.store import ABSENT, LIMITS, Batch, Check, Conflict, Range, Store
 from converge.env import SYSTEM, Env
@@ -56,6 +57,8 @@ class StoreHandle:
         self._lock = anyio.Lock()
         self._offset = 0  # store time less monotonic time, microseconds
         self._offset_seen = float("-inf")
+        # Before the store is asked: what a child inherits of calls under way has nobody who ends them.
+        forks.watch(self, lambda handle: forks.refuse(handle, "commits", "lease", "now", "pool"))
 
     @classmethod
     def of(cls, store: Store, env: Env = SYSTEM, lease_settings: LeaseSettings | None = None) -> StoreHandle:
