@@ -109,7 +109,7 @@ def encode_plain(value: Any, path: str) -> bytes:
     if type(value) is dict and _is_flat(value):
         try:
             return encode(value)  # the usual case costs no copy; msgspec refuses lone surrogates
-        except (UnicodeEncodeError, ValueError):
+        except ValueError:
             pass
     return encode(_plain(value, path, 0))
 
@@ -125,7 +125,7 @@ def decode_plain(raw: bytes | msgspec.Raw, what: str) -> Any:
         if type(value) is dict and _is_flat(value):
             return value
         return _restore(value) if b'"$bytes"' in bytes(raw) else value
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise TornRecord(what, str(error)) from error
 
 

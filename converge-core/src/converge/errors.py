@@ -1,24 +1,23 @@
 """The error tree: one branch per thing a caller can do, one leaf per condition.
 
     ConvergeError
-        InputError          fix the input: InvalidValue, InvalidName, InvalidKey, BadSignature, ValueTooLarge,
-            NoSuchPool, NoSuchTask, DedupConflict,
-                            TooManyLanes, PoolClosed
-        ConfigError         fix the configuration: UnknownSetting, Unsupported, PluginError (PluginMissing,
-        PluginDuplicate, PluginRefused,
-                            PluginBroken, HookUnknown, ContractMismatch), SecretOnCommandLine, KeyFileRefused, KeyInUse
-        StoreError          NotApplied (StoreUnavailable, StoreBusy, StoreFull, StoreRefused): nothing was written,
-        retry or mend the store
-                            StoreReplaced, ForkedHandle: nothing was written, open the store again
-                            OutcomeUnknown: read before you retry
-                            StoreRolledBack, SchemaTooNew, TornRecord: stop and look
-        TaskError           give up this attempt: StaleClaim, LeaseEnded, ResultTimeout
-        ActionError         an agent may not act so, or not now: ActionNotAllowed, ToolNotAllowed, ToolTimeout,
-        TooManyDecisions, TooManyActions MessageError        the message did not arrive: Undeliverable, Backpressure,
-        HandlerFailed, DeliveryTimeout ChannelError        reconnect, or refuse the peer: HandshakeFailed,
-        HandshakeRefused, BadRecord, VersionMismatch, PeerMismatch,
-                            NetworkMismatch, TlsMismatch, MessageTooLarge, ConnectionLost (the world did),
-                            ConnectionClosed (we did), ListenFailed, ConnectFailed
+        InputError      fix the input: InvalidValue, InvalidName, InvalidKey, BadSignature, ValueTooLarge, NoSuchPool,
+                        NoSuchTask, NotRetried, DedupConflict, TooManyLanes, PoolClosed, WrongNodeState
+        ConfigError     fix the configuration: UnknownSetting, Unsupported, SecretOnCommandLine, KeyFileRefused,
+                        KeyInUse, PluginError
+            PluginError     PluginMissing, PluginDuplicate, PluginRefused, PluginBroken, HookUnknown, ContractMismatch
+        StoreError      OutcomeUnknown: read before you retry; StoreRolledBack, SchemaTooNew, TornRecord: stop and look;
+                        NotApplied
+            NotApplied      nothing was written, retry or mend the store: StoreUnavailable, StoreBusy, StoreFull,
+                            StoreRefused; open the store again: StoreReplaced, ForkedHandle
+        TaskError       give up this attempt: StaleClaim, LeaseEnded, ResultTimeout
+        ActionError     an agent may not act so, or not now: ActionNotAllowed, ToolNotAllowed, ToolTimeout,
+                        TooManyDecisions, TooManyActions
+        MessageError    the message did not arrive: Undeliverable, Backpressure, HandlerFailed, DeliveryTimeout
+            Undeliverable   Dropped
+        ChannelError    reconnect, or refuse the peer: HandshakeFailed, HandshakeRefused, BadRecord, VersionMismatch,
+                        PeerMismatch, NetworkMismatch, TlsMismatch, MessageTooLarge, ConnectionLost (the network did),
+                        ConnectionClosed (we did), ListenFailed, ConnectFailed
 
 Values are attributes too, so nobody parses text.
 """
@@ -129,6 +128,10 @@ class PoolClosed(InputError):
     def __init__(self, pool_id: str, agent_id: str, reason: str) -> None:
         super().__init__(f'pool "{pool_id}" does not admit {agent_id}: {reason}')
         self.pool_id, self.agent_id, self.reason = pool_id, agent_id, reason
+
+
+class WrongNodeState(InputError):
+    """The node has not been entered, was left, or is entered twice; it was not used."""
 
 
 # Fix the configuration.
@@ -383,6 +386,12 @@ class MessageError(ConvergeError):
 
 class Undeliverable(MessageError):
     """The recipient is not known, has left, or refuses the message."""
+
+
+class Dropped(Undeliverable):
+    """The recipient's node stopped before a handler had ended; it may have begun, so nobody else is given the
+    message.
+    """
 
 
 class Backpressure(MessageError):

@@ -58,7 +58,7 @@ class Connector:
         try:
             async with asyncio.timeout(self._options.connect_timeout_sec):
                 await connection.connect()
-        except (driver.RedisError, OSError, TimeoutError) as error:
+        except (driver.RedisError, OSError) as error:
             connection._close()
             raise _errors.of_connecting(error, self.where) from error
         return connection
@@ -91,7 +91,7 @@ class Connector:
             except driver.NoScriptError:
                 is_clean = True
                 raise _NoScript from None
-            except (driver.RedisError, OSError, TimeoutError, EOFError) as error:
+            except (driver.RedisError, OSError, EOFError) as error:
                 is_clean = _errors.is_answer(error)
                 raise _errors.of_call(error, self.where, writes=writes) from error
             finally:

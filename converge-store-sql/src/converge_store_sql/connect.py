@@ -54,7 +54,7 @@ class Connections:
                 rows: Sequence[Sequence[Any]] = result.all() if result.returns_rows else ()
                 is_sound = True
                 return rows
-            except (DBAPIError, OSError, TimeoutError) as error:
+            except (DBAPIError, OSError) as error:
                 # An error that the server sent leaves the connection as it was; after any other its state is not known.
                 is_sound = sqlstate(error) is not None and not driver.is_closed()
                 raise call_failed(error, self.where, writes=writes) from error
@@ -70,7 +70,7 @@ class Connections:
         connection, driver = await self._connect()
         try:
             yield driver
-        except (DBAPIError, OSError, TimeoutError) as error:
+        except (DBAPIError, OSError) as error:
             raise call_failed(error, self.where, writes=False) from error
         except Exception as error:
             if sqlstate(error) is None:

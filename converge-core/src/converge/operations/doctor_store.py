@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from converge.codec import FORMAT, decode
 from converge.contracts.store import LIMITS, Durability, Feature, Range, Store
-from converge.errors import ConvergeError, NoSuchTask
+from converge.errors import ConvergeError
 from converge.ids import id_text
 from converge.machines.lane import LANES, Lane
 from converge.machines.match import Claimer, refusal
@@ -282,7 +282,7 @@ async def _unclaimable(
         id_ = id_text(heads[0].key[3])
         try:
             reasons = (await explain_task(StoreHandle.of(store), id_, agents)).reasons
-        except (NoSuchTask, ConvergeError):
+        except ConvergeError:
             continue  # it was claimed or cancelled meanwhile
         text = f'{_count(count, "task is", "tasks are")} ready in pool "{pool.id}" that no agent there may claim'
         text += f" (each needs {_needs(lanes[hash_])}): {'; '.join(reasons)}"

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
+from enum import StrEnum
 from math import inf
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
-import anyio
-from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from converge.contracts.store import Store
 from converge.env import SYSTEM, Env
-from converge.errors import InvalidValue
+from converge.errors import InvalidValue, WrongNodeState
 from converge.model.identity import Identity
 from converge.model.message import Fanout, Receipt
 from converge.model.pool import Pool
@@ -24,30 +23,34 @@ from converge.runtime.agents.agent import Agent, check_agent_class, decides
 from converge.runtime.agents.decide import DecideLoop
 from converge.runtime.agents.executor import Executor
 from converge.runtime.agents.starting import start_all
+from converge.runtime.agents.supervision import Supervision
 from converge.runtime.agents.ticks import Ticks
-from converge.runtime.claiming.cancellations import Cancellations
 from converge.runtime.claiming.feed import Feed
 from converge.runtime.claiming.groups import Groups
-from converge.runtime.claiming.observers import observers_of
 from converge.runtime.config.node_settings import NodeArguments, NodeSettings
 from converge.runtime.health import Health, Vitals
-from converge.runtime.keys.identity_dir import IdentityDir
-from converge.runtime.network.network import Network, choose
-from converge.runtime.reaper import Reaper
-from converge.runtime.recovery import Recovery
+from converge.runtime.network.network import Network
+from converge.runtime.parts import Given, Parts, open_parts
 from converge.runtime.stopping import Stopping
-from converge.runtime.watchdog import Watchdog
+from converge.services.discovery.registry import IdentityRegistry
+from converge.services.discovery.service import DiscoveryService
 from converge.services.messages.sending import SendOptions
 from converge.services.pools import PoolManager
 from converge.services.store.handle import StoreHandle
-from converge.services.store.lease import LeaseSettings
-from converge.services.store.opening import open_store
 from converge.services.tasks.manager import TaskManager
 
 A = TypeVar("A", bound=Agent)
 
 MADE_BEFORE_YIELD = 100
 """Agents made before others may run: each draws a key, and thousands are started at once."""
+
+
+class State(StrEnum):
+    """Where a node is; its value is what an error says of it."""
+
+    NEW = "has not been entered"
+    ENTERED = "is entered already, or is being entered"
+    LEFT = "was left"
 
 
 class Node:
@@ -57,6 +60,7 @@ class Node:
     Its keyword arguments are the attributes of `NodeSettings`; a store that is open already may be given in place of a
     URL, and is not closed.
     `identity`: the node's own; else it is drawn at each start, or kept in `identity_dir`.
+    A node is entered once; before and after, all but `health` raises `WrongNodeState`.
 
     Raises:
         ConfigError: An argument is not known, or outside its bounds: all that are.
@@ -70,83 +74,37 @@ class Node:
         identity: Identity | None = None,
         **settings: Unpack[NodeArguments],
     ) -> None:
-        self._given = store if isinstance(store, Store) else None
-        self.settings = NodeSettings.of("" if self._given is not None else store, settings)
+        given = store if isinstance(store, Store) else None
+        self.settings = NodeSettings.of("" if given is not None else store, settings)
         self.env = env
         self.agents: dict[str, Agent] = {}
-        self.identity = identity or Identity.generate(
-            env.entropy
-        )  # with an identity_dir the kept one, once it is entered
+        self.vitals = Vitals(env)
+        self._host = PluginHost(self.settings.plugins)
+        self._given = Given(settings=self.settings, env=env, host=self._host, store=given, identity=identity)
         self._identity = identity
         self._stack = AsyncExitStack()
-        self._feeds: dict[int, Feed] = {}
-        self._stopping: bool = False
-        self._host = PluginHost(self.settings.plugins)
-        self.vitals = Vitals(env)
+        self._parts: Parts | None = None
+        self._state = State.NEW
+        self._is_stopping = False
 
     async def __aenter__(self) -> Node:
+        if self._state is not State.NEW:
+            raise WrongNodeState(f"the node {self._state}: it can be entered only once; make another one")
+        self._state = State.ENTERED
         try:
-            await self._start()
-        except BaseExceptionGroup as group:
-            raise _only(group) from None
-        self._host.observe("converge_node_started", node_id=self.identity.id)
+            async with AsyncExitStack() as stack:
+                parts = await open_parts(stack, self._given)
+                self._stack = stack.pop_all()
+        except BaseException as error:
+            self._state = State.LEFT
+            if isinstance(error, BaseExceptionGroup):
+                raise _only(error) from None
+            raise
+        self._parts, self._identity = parts, parts.identity
+        self.vitals.started(parts.handle, parts.watchdog, parts.reaper, self.settings.stall_sec)
+        self.vitals.sources.append(parts.groups.ailments)
+        self._host.observe("converge_node_started", node_id=parts.identity.id)
         return self
-
-    async def _start(self) -> None:
-        chosen = choose(
-            self.settings, self._host
-        )  # before the store is opened: a mistyped transport must not touch a shared store
-        async with AsyncExitStack() as stack:
-            kept = self._kept = await IdentityDir.open(self.settings.identity_dir, self.env)
-            stack.callback(kept.close)
-            self.identity = self._identity or (await kept.take())[0]
-            self.store = self._given if self._given is not None else await stack.enter_async_context(self._open_store())
-            lease = LeaseSettings(
-                lease_sec=self.settings.lease_sec,
-                stall_sec=self.settings.stall_sec,
-                node_key=self.identity.public_key.hex(),
-            )
-            self.handle = StoreHandle.of(self.store, self.env, lease)
-            self._watchdog = Watchdog(self.handle, self.env, self.settings.lease_sec, self._feeds)
-            self.pools = PoolManager(self.store)
-            self.tasks = TaskManager(self.store, poll_sec=self.settings.poll_sec)
-            working.NODE.set(self.identity.id)  # all of the node's own tasks have it from here
-            await kept.check_history(self.handle, self.settings.store, self.settings.network, self._host)
-            stack.push_async_callback(kept.note_history)
-            stack.push_async_callback(
-                self.handle.close
-            )  # also of a start that fails: a lease that nobody ends would be renewed for ever
-            self._group: TaskGroup = await stack.enter_async_context(anyio.create_task_group())
-            stack.push_async_callback(self._cancel_group)
-            self.groups = Groups(
-                self.handle,
-                self.pools,
-                self.env,
-                self._group,
-                self.settings.poll_sec,
-                observers_of(self._host),
-                self._feeds,
-            )
-            self.supervision = self.groups.supervision
-            self.vitals.sources.append(self.groups.ailments)
-            self.executor = Executor(self.env, self._host.decisions)
-            self.ticks = Ticks(self.env, self._group, self.supervision)
-            self.network = Network(
-                self.handle, self.identity, self.env, self._group, self.settings, self._host, chosen, kept
-            )
-            await stack.enter_async_context(self.network.running())
-            self.discovery, self.registry = self.network.discovery, self.network.registry
-            await self.network.add_node()
-            reaper = Reaper(self.handle, self.settings.poll_sec)
-            self._group.start_soon(reaper.run)
-            self._group.start_soon(self._watchdog.run)
-            self._group.start_soon(
-                Recovery(self.handle, self.groups, self.network, self._watchdog, self.settings.poll_sec).run
-            )
-            self._group.start_soon(self.ticks.run)
-            self._group.start_soon(Cancellations(self.handle, self.settings.lease_sec, self._feeds).run)
-            self.vitals.started(self.handle, self._watchdog, reaper, self.settings.stall_sec)
-            self._stack = stack.pop_all()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -162,27 +120,89 @@ class Node:
     async def _end(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
+        handle = self.parts.handle
         try:
             await self.stop()
         finally:
-            is_handled = await self._stack.__aexit__(kind, error, trace)
-            self.vitals.stopped()
-            working.NODE.set("")
-            self.handle.hurry(inf)  # a store that was given is used on by others
+            try:
+                is_handled = await self._stack.__aexit__(kind, error, trace)
+            finally:
+                self._state, self._parts = State.LEFT, None
+                self.vitals.stopped()
+                working.NODE.set("")
+                handle.hurry(inf)  # a store that was given is used on by others
         return is_handled
 
-    def _open_store(self) -> AbstractAsyncContextManager[Store]:
-        one = self.settings
-        return open_store(
-            one.store,
-            plugins=self._host,
-            network=one.network,
-            options=one.options,
-            require_durability=one.require_durability,
-        )
+    @property
+    def parts(self) -> Parts:
+        """What the node has while it is entered.
 
-    async def _cancel_group(self) -> None:
-        self._group.cancel_scope.cancel()
+        Raises:
+            WrongNodeState: It has not been entered, or was left. So do all uses of the node but `health`.
+        """
+        if self._parts is None:
+            raise WrongNodeState(f"the node {self._state}: use it inside `async with Node(...) as node:`")
+        return self._parts
+
+    @property
+    def identity(self) -> Identity:
+        """The node's own identity: the one that was given, else the one that it has from its start on."""
+        return self._identity or self.parts.identity
+
+    @property
+    def store(self) -> Store:
+        """The store."""
+        return self.parts.store
+
+    @property
+    def handle(self) -> StoreHandle:
+        """The store with this process's lease."""
+        return self.parts.handle
+
+    @property
+    def tasks(self) -> TaskManager:
+        """The tasks of the store."""
+        return self.parts.tasks
+
+    @property
+    def pools(self) -> PoolManager:
+        """The pools of the store."""
+        return self.parts.pools
+
+    @property
+    def network(self) -> Network:
+        """Messages, descriptors and links."""
+        return self.parts.network
+
+    @property
+    def discovery(self) -> DiscoveryService:
+        """The agents that this node knows of."""
+        return self.parts.network.discovery
+
+    @property
+    def registry(self) -> IdentityRegistry:
+        """The identities that this node knows, and which it trusts."""
+        return self.parts.network.registry
+
+    @property
+    def executor(self) -> Executor:
+        """What carries out the actions of the node's agents."""
+        return self.parts.executor
+
+    @property
+    def supervision(self) -> Supervision:
+        """What counts the failures of the node's agents."""
+        return self.parts.groups.supervision
+
+    @property
+    def groups(self) -> Groups:
+        """The node's agents, by what they claim."""
+        return self.parts.groups
+
+    @property
+    def ticks(self) -> Ticks:
+        """The ticks of the node's agents."""
+        return self.parts.ticks
 
     async def spawn(
         self,
@@ -205,50 +225,50 @@ class Node:
                 started.
             PoolClosed: A pool does not admit them.
         """
+        parts = self.parts
         check_agent_class(agent)
-        self.executor.check_agent_class(agent)
+        parts.executor.check_agent_class(agent)
         if type(count) is not int or count < 1:
             raise InvalidValue("count", count, "an integer, at least 1")
         if identities is not None and len(identities) != count:
             raise InvalidValue("identities", len(identities), f"as many as agents, {count}")
         pools = (pool,) if isinstance(pool, str) else tuple(pool or ())
         for pool_id in pools if secret is None else ():
-            await self.pools.create_pool(Pool(id=pool_id))
+            await parts.pools.create_pool(Pool(id=pool_id))
         agents: list[A] = []
-        for number, identity in enumerate(identities or await self._kept.take(agent.__name__, count)):
+        for number, identity in enumerate(identities or await parts.kept.take(agent.__name__, count)):
             if number % MADE_BEFORE_YIELD == 0:
                 await checkpoint()
             agents.append(self._make(agent, pools, identity))
-        joined_under = await self.handle.lease()
+        joined_under = await parts.handle.lease()
         try:
-            await self.groups.start(agents, pools, secret)
+            await parts.groups.start(agents, pools, secret)
         except BaseException:
-            self._kept.keyring.give_back(one.id for one in agents)
+            parts.kept.keyring.give_back(one.id for one in agents)
             raise
         try:
             await start_all(agents, lambda one: self.agents.update({one.id: one}))
         except Exception:
             # None of them will claim. Those that did start keep their keys until their `on_stop`.
-            await self.groups.withdraw(agents)
-            self._kept.keyring.give_back(one.id for one in agents if one.id not in self.agents)
+            await parts.groups.withdraw(agents)
+            parts.kept.keyring.give_back(one.id for one in agents if one.id not in self.agents)
             raise
-        await self.network.add(agents)
+        await parts.network.add(agents)
         # From here on the loop is watched: the first handler may block it before the watchdog has had its first turn.
-        lease = await self.handle.lease()
+        lease = await parts.handle.lease()
         lease.beat()
-        self.groups.add(agents)
+        parts.groups.add(agents)
         if lease is not joined_under:
-            self._watchdog.lease_lost.set()  # while `on_start` ran: these agents are joined again too
-        self.ticks.add(agents)
+            parts.watchdog.lease_lost.set()  # while `on_start` ran: these agents are joined again too
+        parts.ticks.add(agents)
         return agents
 
     def _make(self, cls: type[A], pools: tuple[str, ...], identity: Identity) -> A:
-        one = cls()
-        one.identity = identity
-        one.id, one.node, one.pools = one.identity.id, self, pools
-        self.supervision.add(one)
+        parts, one = self.parts, cls()
+        one.identity, one.id, one.node, one.pools = identity, identity.id, self, pools
+        parts.groups.supervision.add(one)
         if decides(cls):
-            one.decide_loop = DecideLoop(one, self._group, self.executor, self.supervision)
+            one.decide_loop = DecideLoop(one, parts.group, parts.executor, parts.groups.supervision)
         return one
 
     def health(self) -> Health:
@@ -260,7 +280,7 @@ class Node:
     @property
     def feeds(self) -> Sequence[Feed]:
         """The feeds, one per group of agents that claim alike."""
-        return tuple(self._feeds.values())
+        return tuple(self.parts.feeds.values())
 
     async def send(
         self,
@@ -323,15 +343,15 @@ class Node:
         """Stop claiming, let handlers end within the grace time, hand the rest back, end the lease. A second call
         returns at once.
         """
-        if self._stopping:
+        if self._is_stopping:
             return
-        self._stopping = self._watchdog.is_stopping = True
+        parts = self.parts
+        self._is_stopping = parts.watchdog.is_stopping = True
         self.vitals.stopping()
-        self._host.observe("converge_node_stopping", node_id=self.identity.id)
+        self._host.observe("converge_node_stopping", node_id=parts.identity.id)
         grace_sec = self.settings.grace_sec if grace_sec is None else grace_sec
-        await Stopping(self.handle, self.network, self._feeds, self.agents, self.ticks, self.settings.poll_sec).run(
-            grace_sec
-        )
+        stopping = Stopping(parts.handle, parts.network, parts.feeds, self.agents, parts.ticks, self.settings.poll_sec)
+        await stopping.run(grace_sec)
 
 
 def _only(error: BaseException) -> BaseException:

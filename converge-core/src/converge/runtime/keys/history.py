@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 
 from converge.codec import FIRST, decode, encode
-from converge.errors import ConvergeError, KeyFileRefused, StoreRolledBack, TornRecord
+from converge.errors import ConvergeError, KeyFileRefused, StoreRolledBack
 from converge.runtime.keys.folder import KeyFolder, locked
 from converge.secret import without_password
 
@@ -105,7 +105,7 @@ class History:
         data = self._folder.read(f"{self._name}.json")
         try:
             return None if data is None else decode(data, _Record, "what is remembered of a store")
-        except (TornRecord, ConvergeError) as error:
+        except ConvergeError as error:
             path = self._folder.path / f"{self._name}.json"
             raise KeyFileRefused(
                 path, f"it cannot be read: {error}", "look at the store, then run `converge store accept`"

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-from converge.errors import ConvergeError, LeaseEnded
+from converge.errors import ConvergeError
 from converge.plugins import PluginHost
 from converge.runtime.network.publishing import Announced
 from converge.services.store.handle import StoreHandle
@@ -51,6 +51,6 @@ async def keep_listed(handle: StoreHandle, announced: Announced, poll_sec: float
                 handle.outage.works("discovery")
             elif lease is not None:
                 lease.beat()
-        except (ConvergeError, LeaseEnded) as error:
+        except ConvergeError as error:
             handle.outage.failed("discovery", error)
         await anyio.sleep(min(poll_sec, handle.lease_settings.lease_sec / 4))

@@ -61,7 +61,7 @@ class Link:
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._send_queued)
                     await self._receive()
-        except* (ChannelError, ConvergeError) as errors:
+        except* ConvergeError as errors:
             for error in errors.exceptions:
                 log.info("the connection to node %s is over: %s", self.peer.hex()[:16], error)
         finally:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from converge.errors import Backpressure, ChannelError, MessageTooLarge, StoreError, Undeliverable
+from converge.errors import Backpressure, ChannelError, Dropped, MessageTooLarge, StoreError, Undeliverable
 from converge.model.descriptor import DiscoveryQuery
-from converge.services.messages.inboxes import Dropped, Inboxes
+from converge.services.messages.inboxes import Inboxes
 from converge.services.messages.routes import Routes
 
 TRIES = 32

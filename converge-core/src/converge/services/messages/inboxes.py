@@ -10,7 +10,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from converge.codec import decode_plain
-from converge.errors import Backpressure, TornRecord, Undeliverable
+from converge.errors import Backpressure, Dropped, TornRecord, Undeliverable
 from converge.model.envelope import ACCEPTED, DROPPED, EARLY, FULL, REFUSED, UNKNOWN, MessageHeader
 from converge.model.identity import Identity
 from converge.model.message import Message
@@ -46,12 +46,6 @@ class OnHandled(Protocol):
 
     async def drop(self) -> None:
         """No handler will have it, or the one that has it is cancelled: the node ends."""
-
-
-class Dropped(Undeliverable):
-    """The recipient's node stopped before a handler had ended; it may have begun, so nobody else is given the
-    message.
-    """
 
 
 class LocalInbox(Protocol):

@@ -12,7 +12,7 @@ from typing import Protocol
 import anyio
 import msgspec
 
-from converge.errors import BadSignature, ChannelError, ConnectFailed, MessageTooLarge, StoreError, Undeliverable
+from converge.errors import BadSignature, ChannelError, MessageTooLarge, StoreError, Undeliverable
 from converge.machines.records import MESSAGE, SIGNED, Item
 from converge.model.envelope import DROPPED, EARLY, HANDED, HANDLED, RAISED, MessageHeader, ReceiptHeader, pack, sign
 from converge.model.identity import Identity
@@ -176,7 +176,7 @@ class MessagesUnderWay:
                 await _receipt(link, one)
             except (MessageTooLarge, BadSignature):
                 raise
-            except (ConnectFailed, ChannelError, StoreError) as error:
+            except (ChannelError, StoreError) as error:
                 if is_choosy and not one.was_sent:
                     raise
                 log.info("message %s to %.16s is repeated: %s", one.header.id, one.header.to or "all of a node", error)
