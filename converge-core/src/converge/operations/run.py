@@ -45,6 +45,9 @@ BEYOND_SEC = 5.0
 a process.
 """
 
+DEAD_LOOK_SEC = 0.5
+"""How often a process looks whether its store's handle is dead."""
+
 COLLECTOR = (10_000, 10, 10)
 """Thresholds of the garbage collector: a full pass after a million new containers, some 100 MB, not after 70,000; ten
 times more gained nothing.
@@ -190,6 +193,7 @@ async def run(config: Config, run: Run, on_progress: Progress | None = None) -> 
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as group:
                     group.start_soon(_cancel_when_asked, stop, scope)
+                    group.start_soon(_end_when_dead, node)
                     drained = await _work(node, config, run, on_progress)
                     group.cancel_scope.cancel()
                 return drained
@@ -199,6 +203,18 @@ async def run(config: Config, run: Run, on_progress: Progress | None = None) -> 
 async def _cancel_when_asked(stop: StopAsked, scope: anyio.CancelScope) -> None:
     await stop.wait()
     scope.cancel()
+
+
+async def _end_when_dead(node: Node) -> None:
+    """End a process that can do nothing more with its store: the next one opens what is there now.
+
+    Raises:
+        StoreReplaced: The store was removed or replaced.
+    """
+    while True:
+        await anyio.sleep(DEAD_LOOK_SEC)
+        if (error := node.handle.dead) is not None:
+            raise error
 
 
 async def _work(node: Node, config: Config, run: Run, on_progress: Progress | None) -> Drained:

@@ -88,11 +88,14 @@ class Vitals:
             for one in found
         ]
         return Health(
-            is_live=self._stopped is None and not self._is_stalled(now), is_ready=not reasons, reasons=tuple(reasons)
+            is_live=self._stopped is None and not self._needs_restart(now), is_ready=not reasons, reasons=tuple(reasons)
         )
 
-    def _is_stalled(self, now: float) -> bool:
-        return self._parts is not None and now - self._parts[1].looked > self._parts[3]
+    def _needs_restart(self, now: float) -> bool:
+        if self._parts is None:
+            return False
+        handle, watchdog, _, stall_sec = self._parts
+        return handle.dead is not None or now - watchdog.looked > stall_sec
 
     def _ailments(self, now: float) -> Iterable[Ailment]:
         if self._stopped is not None:
@@ -147,6 +150,9 @@ def _of_lease(now: float, handle: StoreHandle) -> Iterable[Ailment]:
 
 def _of_store(now: float, handle: StoreHandle, reaper: Reaper, watchdog: Watchdog) -> Iterable[Ailment]:
     since, error = handle.outage.since, handle.outage.error
+    if handle.dead is not None:
+        yield Ailment(Code.STORE_AWAY, f"the store was taken away, restart: {handle.dead}", since or now)
+        return
     if since is not None:
         yield Ailment(Code.STORE_AWAY, f"the store does not do what it is asked: {error}", since)
         return

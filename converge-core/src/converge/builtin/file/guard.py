@@ -38,6 +38,9 @@ _LOCK_SEC = 5.0
 _LOCK_PAUSE_SEC = 0.01
 """How long a guard waits for somebody who is just leaving the file as its last user, and how often it looks."""
 
+_TICK_NS = 100_000_000
+"""A change time is only relied on when it is older than this: file systems count them in ticks of some milliseconds."""
+
 _OFD_SETLK: int | None = getattr(fcntl, "F_OFD_SETLK", None)
 
 _File = tuple[int, int]  # device, inode
@@ -56,6 +59,8 @@ class Guard:
         self._is_locked = False
         self._files: list[_File] | None = None  # of the three paths, once SQLite has made them
         self._gone = ""
+        self._folder = os.path.dirname(path)
+        self._unchanged: tuple[int, int] | None = None  # the folder's inode and change time, when all was seen in place
         self._is_inherited = False
         forks.watch(self, Guard._lay_down)
 
@@ -186,18 +191,33 @@ class Guard:
     def gone(self) -> str:
         """Return what is missing, or has been replaced, since the guard was sealed; empty while all is as it was. It
         stays gone.
+
+        Each look gives up the interpreter lock, so as a rule only the folder is looked at: its entries, and so its
+        change time, which nobody can set, are as they were.
         """
-        if not self._gone and self._files is not None:
-            for path, file in zip(self._paths, self._files, strict=True):
-                try:
-                    found = os.stat(path)
-                except OSError as error:
-                    self._gone = f"{path} is missing ({error.strerror})"
-                    break
-                if found.st_ino != file[1] or found.st_dev != file[0]:
-                    self._gone = f"{path} is another file"
-                    break
+        if self._gone or self._files is None:
+            return self._gone
+        now = time.time_ns()
+        try:
+            found = os.stat(self._folder)
+            folder = (found.st_ino, found.st_ctime_ns)
+        except OSError:
+            folder = None
+        if folder is None or folder != self._unchanged:
+            self._gone = self._compare(self._files)
+            if folder is not None and now - folder[1] > _TICK_NS:
+                self._unchanged = folder
         return self._gone
+
+    def _compare(self, files: list[_File]) -> str:
+        for path, file in zip(self._paths, files, strict=True):
+            try:
+                found = _identity(path)
+            except OSError as error:
+                return f"{path} is missing ({error.strerror})"
+            if found != file:
+                return f"{path} is another file"
+        return ""
 
     def close(self, connection: sqlite3.Connection | None) -> None:
         """Close a connection, unless it was inherited, and let go. The last one unlocks first, so that SQLite can tidy

@@ -11,7 +11,7 @@ from converge import forks
 from converge.codec import decode
 from converge.contracts.store import ABSENT, LIMITS, Batch, Check, Conflict, Range, Store
 from converge.env import SYSTEM, Env
-from converge.errors import LeaseEnded, NoSuchPool, StoreError, StoreRefused
+from converge.errors import LeaseEnded, NoSuchPool, StoreError, StoreRefused, StoreReplaced
 from converge.ids import check_name
 from converge.model.keys import EPOCH, POOL
 from converge.model.pool import Pool
@@ -189,6 +189,11 @@ class StoreHandle:
         seen = PoolSeen(decode(entry.value, Pool, f"pool {pool_id}"), entry.revision, self.env.monotonic())
         self.pools[pool_id] = seen
         return seen
+
+    @property
+    def dead(self) -> StoreReplaced | None:
+        """What ended the store's handle for good, if a part of the process has met it; may be asked from any thread."""
+        return self.outage.dead or self.watch_outage.dead
 
     @property
     def asked_since(self) -> float | None:

@@ -6,6 +6,7 @@ import logging
 import threading
 
 from converge.env import Env
+from converge.errors import StoreReplaced
 
 log = logging.getLogger("converge.store")
 
@@ -35,12 +36,16 @@ class Outage:
         """When it began (monotonic seconds); None: the store does what it is asked."""
         self.error: BaseException | None = None
         """What was said last."""
+        self.dead: StoreReplaced | None = None
+        """What ended the handle for good: only opening the store again helps."""
 
     def failed(self, part: str, error: BaseException) -> None:
         """The part of the process that this names was refused, or not answered."""
         with self._lock:
             now = self._env.monotonic()
             self._failing[part] = self.error = error
+            if isinstance(error, StoreReplaced):
+                self.dead = error
             if self.since is None:
                 self.since = now
             if self._is_told or (self._told is not None and now - self._told < TELL_AGAIN_SEC):
