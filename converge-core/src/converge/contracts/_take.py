@@ -7,13 +7,10 @@ from __future__ import annotations
 import heapq
 import zlib
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from converge.model.batch import ABSENT, Batch, Check, Conflict, Entry, Put, Range, Take, Taken, Turned
-from converge.model.keys import Rest, pack
-
-if TYPE_CHECKING:
-    from converge.contracts.store import Store
+from converge.model.batch import ABSENT, Batch, Check, Committed, Conflict, Entry, Put, Range, Take, Taken, Turned
+from converge.model.keys import Key, Rest, pack
 
 ROUNDS = 12
 """How often an inherited take looks again after losing to another claimer; then it answers that nothing was there,
@@ -26,13 +23,27 @@ conflicts of 16 claimers.
 """
 
 
-async def inherited_turn(store: Store, batches: Sequence[Batch], take: Take | None, wake: Collection[str]) -> Turned:
+class Steps(Protocol):
+    """The calls of a store that an inherited turn is made of."""
+
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[str] = ()
+    ) -> Sequence[Committed | Conflict]: ...
+
+    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]: ...
+
+    async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]: ...
+
+    async def time(self) -> int: ...
+
+
+async def inherited_turn(store: Steps, batches: Sequence[Batch], take: Take | None, wake: Collection[str]) -> Turned:
     """Do what `Store.turn` promises with nothing but `scan`, `commit`, `get` and `time`."""
     outcomes = await store.commit(batches, wake=wake)
     return Turned(outcomes, None if take is None else await _take(store, take))
 
 
-async def _take(store: Store, take: Take) -> Taken | Conflict:
+async def _take(store: Steps, take: Take) -> Taken | Conflict:
     window = 1
     seed = pack(take.to) + repr(take.tail).encode()
     for attempt in range(ROUNDS):
@@ -61,7 +72,7 @@ async def _take(store: Store, take: Take) -> Taken | Conflict:
 _Found = tuple[Rest, Entry, int]
 
 
-async def _smallest(store: Store, take: Take, skip: int) -> list[_Found]:
+async def _smallest(store: Steps, take: Take, skip: int) -> list[_Found]:
     """The first rests over all ranges: those to skip, those to take, one more per range for the heads."""
     want = skip + take.limit + 1
     pages = await store.scan([Range(r.prefix, r.after, min(want, 1_000)) for r in take.ranges])
@@ -89,7 +100,7 @@ def _move(take: Take, chosen: list[_Found], now: int) -> Batch:
     return Batch(checks, puts, [entry.key for _, entry, _ in chosen])
 
 
-async def _nothing(store: Store, take: Take) -> Taken | Conflict:
+async def _nothing(store: Steps, take: Take) -> Taken | Conflict:
     """Nothing was there; the checks still decide the answer."""
     entries = await store.get([key for key, _ in take.checks])
     failed = [
@@ -102,7 +113,7 @@ async def _nothing(store: Store, take: Take) -> Taken | Conflict:
     return Taken(0, (), (), [None] * len(take.ranges), await store.time())
 
 
-async def _also(store: Store, take: Take, rests: Sequence[Rest]) -> list[list[bytes | None]]:
+async def _also(store: Steps, take: Take, rests: Sequence[Rest]) -> list[list[bytes | None]]:
     keys = [family(rest[-1]) for rest in rests for family in take.also]
     entries: list[Entry | None] = []
     for at in range(0, len(keys), 1_000):

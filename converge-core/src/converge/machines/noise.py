@@ -38,9 +38,6 @@ class CipherState:
         self._make: Callable[[bytes], AESGCM | ChaCha20Poly1305] = AESGCM if suite == 1 else ChaCha20Poly1305
         self._nonce = _GCM_NONCE if suite == 1 else _CHACHA_NONCE
         self.n = 0
-        self._key(key)
-
-    def _key(self, key: bytes) -> None:
         self._aead = self._make(key)
         self._encrypt, self._decrypt = self._aead.encrypt, self._aead.decrypt
 
@@ -72,7 +69,8 @@ class CipherState:
         """REKEY: the new key is the first 32 bytes of the encryption of 32 zeros under nonce 2^64 - 1. The number goes
         on.
         """
-        self._key(self._encrypt(self._nonce(2**64 - 1), bytes(32), b"")[:32])
+        self._aead = self._make(self._encrypt(self._nonce(2**64 - 1), bytes(32), b"")[:32])
+        self._encrypt, self._decrypt = self._aead.encrypt, self._aead.decrypt
 
 
 class HandshakeState:

@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TextIO
 
 from converge.runtime.agents import context as working
 from converge.secret import MASK, without_password
@@ -111,13 +110,16 @@ def _displayed(name: str, value: str | int) -> str:
     return str(value)[:DISPLAYED] if name == "agent" else str(value)
 
 
-class _Stderr(logging.StreamHandler[TextIO]):
+class _Stderr(logging.Handler):
     """Writes to whatever standard error is at the moment: a progress bar puts itself in between."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record."""
-        self.stream = sys.stderr
-        super().emit(record)
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except Exception:  # logging's own boundary: a line that cannot be written stops no work
+            self.handleError(record)
 
 
 def set_up(log_format: str, log_level: str, secrets: Sequence[str] = ()) -> None:

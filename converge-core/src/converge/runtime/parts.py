@@ -22,7 +22,7 @@ from converge.runtime.claiming.groups import Groups
 from converge.runtime.claiming.observers import observers_of
 from converge.runtime.config.node_settings import NodeSettings
 from converge.runtime.keys.identity_dir import IdentityDir
-from converge.runtime.network.network import Network, choose
+from converge.runtime.network.network import Ground, Network, choose
 from converge.runtime.reaper import Reaper
 from converge.runtime.recovery import Recovery
 from converge.runtime.watchdog import Watchdog
@@ -94,7 +94,16 @@ async def open_parts(stack: AsyncExitStack, given: Given) -> Parts:
     group = await stack.enter_async_context(anyio.create_task_group())
     stack.push_async_callback(_cancel, group)
     groups = Groups(handle, pools, env, group, settings.poll_sec, observers_of(host), feeds)
-    network = Network(handle, identity, env, group, settings, host, chosen, kept)
+    ground = Ground(
+        handle=handle,
+        identity=identity,
+        env=env,
+        group=group,
+        settings=settings,
+        host=host,
+        chosen=chosen,
+        kept=kept,
+    )
     parts = Parts(
         identity=identity,
         kept=kept,
@@ -107,12 +116,11 @@ async def open_parts(stack: AsyncExitStack, given: Given) -> Parts:
         groups=groups,
         executor=Executor(env, host.decisions),
         ticks=Ticks(env, group, groups.supervision),
-        network=network,
+        network=await stack.enter_async_context(Network.open(ground)),
         watchdog=watchdog,
         reaper=Reaper(handle, settings.poll_sec),
     )
-    await stack.enter_async_context(network.running())
-    await network.add_node()
+    await parts.network.add_node()
     _begin(parts, settings)
     return parts
 

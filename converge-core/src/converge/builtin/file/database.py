@@ -209,6 +209,7 @@ class _transaction:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._changes = 0
 
     def __enter__(self) -> None:
         self._connection.execute("begin immediate")

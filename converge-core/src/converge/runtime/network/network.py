@@ -112,76 +112,63 @@ def choose(settings: NodeSettings, host: PluginHost) -> Chosen:
     )
 
 
+@attrs.frozen(kw_only=True)
+class Ground:
+    """What a network is made of. `identity` is the node's own, `kept` the folder of its keys; background tasks run in
+    `group`.
+    """
+
+    handle: StoreHandle
+    identity: Identity
+    env: Env
+    group: TaskGroup
+    settings: NodeSettings
+    host: PluginHost
+    chosen: Chosen
+    kept: IdentityDir
+
+
+@attrs.frozen(kw_only=True)
+class Sighted:
+    """Discovery, open: the store that it uses, what it sights, the agents known from that, and those of this node."""
+
+    handle: StoreHandle
+    sightings: Discovery
+    discovery: DiscoveryService
+    announced: Announced
+
+
 class Network:
     """Messages, discovery and, where a transport is named, links to other nodes."""
 
-    def __init__(
-        self,
-        handle: StoreHandle,
-        identity: Identity,
-        env: Env,
-        group: TaskGroup,
-        settings: NodeSettings,
-        host: PluginHost,
-        chosen: Chosen,
-        kept: IdentityDir,
-    ) -> None:
-        self._opened, self._identity, self._env, self._group, self._settings, self._host = (
-            handle,
-            identity,
-            env,
-            group,
-            settings,
-            host,
-        )
-        self._chosen, self._kept = chosen, kept
-        self._sighted: StoreHandle
-        self.announced: Announced
-        self.sightings: Discovery
-        self.discovery: DiscoveryService
-        self.registry: IdentityRegistry
-        self.post: Post
-        self.fanouts: Fanouts
-        self.mail: Mail
+    def __init__(self, ground: Ground, sighted: Sighted) -> None:
+        self._opened, self._identity, self._env = ground.handle, ground.identity, ground.env
+        self._group, self._settings, self._chosen = ground.group, ground.settings, ground.chosen
+        self._sighted = sighted.handle
+        self.sightings, self.discovery, self.announced = sighted.sightings, sighted.discovery, sighted.announced
+        settings, own = ground.settings, ground.identity
+        self.registry = IdentityRegistry(self.discovery.directory, trust=settings.trust, pins=ground.kept.pins())
+        self.post = Post(ground.handle, own, settings.network, self.discovery, self.registry, ground.host)
+        self.fanouts = Fanouts(self.post, own.public_key)
+        self.mail = Mail(self.post.mailboxes, self.post.inboxes, self.post.routes, ground.group)
+        self.post.on_stored, self.post.received.on_mail = self.mail.stored, self.mail.told
         self.endpoints: tuple[str, ...] = ()
         self.links: Links | None = None
 
+    @classmethod
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def open(cls, ground: Ground) -> AsyncIterator[Network]:
         """Open discovery; listen, if a transport is named, and keep the directory fresh."""
-        async with self._sighting():
-            self.registry = IdentityRegistry(
-                self.discovery.directory, trust=self._settings.trust, pins=self._kept.pins()
-            )
+        async with _sighting(ground) as sighted:
             with suppress(StoreError):  # messages tell when they were sent; while the store is away, roughly
-                await self._opened.now()
-            self.post = Post(
-                self._opened, self._identity, self._settings.network, self.discovery, self.registry, self._host
-            )
-            self.fanouts = Fanouts(self.post, self._identity.public_key)
-            self.mail = Mail(self.post.mailboxes, self.post.inboxes, self.post.routes, self._group)
-            self.post.on_stored, self.post.received.on_mail = self.mail.stored, self.mail.told
-            self._group.start_soon(self.mail.run)
-            async with _background() as group, self._listening():
-                group.start_soon(self._follow)
-                if self._sighted is not self._opened:
-                    group.start_soon(keep_listed, self._sighted, self.announced, self._settings.poll_sec)
-                yield
-
-    @asynccontextmanager
-    async def _sighting(self) -> AsyncIterator[None]:
-        chosen, one = self._chosen, self._settings
-        async with (
-            discovery_opened(self._opened, one.discovery_store, one.network, one.options, self._host) as self._sighted,
-            chosen.discovery.open(
-                chosen.discovery_options, store=self._sighted.store, poll_sec=one.poll_sec
-            ) as self.sightings,
-        ):
-            self.discovery = DiscoveryService(store=self._sighted.store, network=one.network, discovery=self.sightings)
-            self.announced = Announced(
-                self._sighted, self.sightings, self._identity.public_key, one.network, self._kept.keyring
-            )
-            yield
+                await ground.handle.now()
+            one = cls(ground, sighted)
+            ground.group.start_soon(one.mail.run)
+            async with _background() as group, one._listening():
+                group.start_soon(one._follow)
+                if sighted.handle is not ground.handle:
+                    group.start_soon(keep_listed, sighted.handle, one.announced, ground.settings.poll_sec)
+                yield one
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[None]:
@@ -263,6 +250,21 @@ class Network:
         if self._chosen.transport is None:
             await self.discovery.is_wanted.wait()
         await self.discovery.follow(self._settings.poll_sec)
+
+
+@asynccontextmanager
+async def _sighting(ground: Ground) -> AsyncIterator[Sighted]:
+    chosen, one = ground.chosen, ground.settings
+    own = discovery_opened(ground.handle, one.discovery_store, one.network, one.options, ground.host)
+    async with own as handle:
+        sighting = chosen.discovery.open(chosen.discovery_options, store=handle.store, poll_sec=one.poll_sec)
+        async with sighting as sightings:
+            yield Sighted(
+                handle=handle,
+                sightings=sightings,
+                discovery=DiscoveryService(store=handle.store, network=one.network, discovery=sightings),
+                announced=Announced(handle, sightings, ground.identity.public_key, one.network, ground.kept.keyring),
+            )
 
 
 @asynccontextmanager
