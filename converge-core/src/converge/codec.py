@@ -7,8 +7,8 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable
-from functools import cache
-from typing import Any, TypeVar
+from functools import cache, lru_cache
+from typing import Annotated, Any, TypeVar
 
 import attrs
 import msgspec
@@ -28,6 +28,18 @@ DEPTH = 32
 """Plain data may nest this deep: far below Python's recursion limit, above any sensible payload."""
 
 _INT_GREATEST = 2**63 - 1
+MOMENT_GREATEST = 253_370_764_800_000_000
+"""The greatest moment of a record, in microseconds: the end of the year 9998, so that it is a date in every time zone.
+"""
+
+Int = Annotated[int, msgspec.Meta(ge=-_INT_GREATEST - 1, le=_INT_GREATEST)]
+Moment = Annotated[int, msgspec.Meta(ge=0, le=MOMENT_GREATEST)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400.0 * 366)]
+Hash = Annotated[str, msgspec.Meta(min_length=32, max_length=32)]
+Channel = Annotated[str, msgspec.Meta(max_length=200)]
+KeyText = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+"""What the fields of records may hold: a record with anything else is torn, before a calculation or a key meets it."""
 encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 """Return the JSON of a record (a msgspec Struct, or an attrs class of plain fields)."""
 
@@ -67,7 +79,9 @@ def decode(raw: bytes, type_: type[_RecordT], what: str, *, may_have_more: bool 
         record: _RecordT = _decoder(type_)(raw)  # type: ignore[arg-type]  # a class is hashable
         if not may_have_more and attrs.has(type_):
             _check_names(raw, type_)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        if (check := getattr(type_, "check", None)) is not None:
+            check(record)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         _check_version(_version(raw), what)
         raise TornRecord(what, str(error)) from error
     _check_version(_version_of(record), what)
@@ -97,6 +111,45 @@ def _version(raw: bytes) -> int:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return FIRST
     return version
+
+
+def decode_id(raw: bytes, what: str) -> bytes:
+    """Return the 16 bytes whose hex the record holds.
+
+    Raises:
+        TornRecord: It holds something else.
+    """
+    return hash_bytes(decode(raw, str, what), what)
+
+
+def hash_bytes(text: str, what: str) -> bytes:
+    """Return the 16 bytes of 32 lower-case hex digits.
+
+    Raises:
+        TornRecord: It is something else.
+    """
+    try:
+        return parse_hash(text)
+    except ValueError as error:
+        raise TornRecord(what, str(error)) from error
+
+
+@lru_cache(maxsize=4_096)  # a claim asks for one a task, and a pool has at most 1,024 lanes
+def parse_hash(text: str) -> bytes:
+    """Return the 16 bytes of 32 lower-case hex digits.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    raw = bytes.fromhex(text)
+    if len(raw) != 16 or raw.hex() != text:
+        raise ValueError(f"{text[:40]!r} is not the hex of 16 bytes")
+    return raw
+
+
+def moment_or(raw: bytes, default: int) -> int:
+    """Return the moment (microseconds) that a value without a record around it holds, or `default` if it is none."""
+    return int(raw) if len(raw) < 19 and raw.isdigit() and int(raw) <= MOMENT_GREATEST else default
 
 
 def encode_plain(value: Any, path: str) -> bytes:

@@ -14,6 +14,11 @@ _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 NAME_RULE = "1 to 64 characters of A-Z a-z 0-9 . _ : -"
 
 
+def is_name(text: str) -> bool:
+    """Tell whether the text can name a pool, an agent, a topic, a capability or a task type."""
+    return _NAME.fullmatch(text) is not None
+
+
 def check_name(what: str, name: object) -> str:
     """Return `name` if it can name a pool, an agent, a topic, a capability or a task type.
 

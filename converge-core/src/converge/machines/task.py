@@ -44,7 +44,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from converge.codec import FIRST, encode
+from converge.codec import FIRST, Hash, Int, encode, moment_or, parse_hash
 from converge.machines.lane import Lane
 from converge.model.batch import ABSENT, Batch, Check, Put
 from converge.model.keys import DEDUP, DONE, HELD, KEY, LANE, LATER, LIMIT, NOTICE, ORDER, READY, STATE, TASK, Key
@@ -132,9 +132,13 @@ class LaneSeen(NamedTuple):
 class KeyRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """`key/<pool>/<ordering key>`: the id of its active task (hex), and the number of its next one."""
 
-    active: str
-    next: int
+    active: Hash
+    next: Int
     v: int = FIRST
+
+    def check(self) -> None:
+        """Raise ValueError for an id that is none."""
+        parse_hash(self.active)
 
 
 class KeySeen(NamedTuple):
@@ -304,7 +308,7 @@ def waiting_keys(id_: bytes, spec: Spec, state: State | None) -> tuple[Key, ...]
     key.
     """
     due, rank = (state.due, state.rank) if state is not None else (spec.due, spec.rank)
-    keys = (READY(bytes.fromhex(spec.lane), rank, id_), LATER(due, id_))
+    keys = (READY(parse_hash(spec.lane), rank, id_), LATER(due, id_))
     return keys if spec.ordering_key is None else (*keys, ORDER(spec.pool, spec.ordering_key, spec.number))
 
 
@@ -312,7 +316,7 @@ def place_of(key: Key, revision: int, value: bytes = b"") -> Place:
     """Return the place that one of the task's keys means."""
     family = key[0]
     if family is HELD:
-        return Held(key[1], key[4], revision, int(value) if value.isdigit() else 0)
+        return Held(key[1], key[4], revision, moment_or(value, 0))
     return Ready(revision) if family is READY else Later(revision) if family is LATER else Waiting(revision)
 
 
@@ -436,7 +440,7 @@ def _put_back(found: Found, what: str, by: str, why: str, now: int, around: Arou
     state = _state(found, TaskState.PENDING, what, by, why, now, attempts, due=due, rank=rank, ended_by=event)
     own = key_of(found)
     checks: list[Check] = [(own, _revision(found.place))]
-    puts: list[Put] = [(STATE(found.id), encode(state)), (READY(bytes.fromhex(spec.lane), rank, found.id), b"")]
+    puts: list[Put] = [(STATE(found.id), encode(state)), (READY(parse_hash(spec.lane), rank, found.id), b"")]
     _open_lane(spec, around.lane, checks, puts)
     return Batch(checks, puts, (own,))
 
@@ -446,7 +450,7 @@ def _came_due(found: Found, around: Around) -> Batch:
     rank = found.state.rank if found.state is not None else spec.rank
     own = key_of(found)
     checks: list[Check] = [(own, _revision(found.place))]
-    puts: list[Put] = [(READY(bytes.fromhex(spec.lane), rank, found.id), b"")]
+    puts: list[Put] = [(READY(parse_hash(spec.lane), rank, found.id), b"")]
     _open_lane(spec, around.lane, checks, puts)
     return Batch(checks, puts, (own,))
 
@@ -516,7 +520,7 @@ def _free_next(
 
 def _open_lane(spec: Spec, lane: LaneSeen | None, checks: list[Check], puts: list[Put]) -> None:
     """A `ready` key is only ever put together with a check of its open lane, or with the lane itself."""
-    key = LANE(spec.pool, bytes.fromhex(spec.lane))
+    key = LANE(spec.pool, parse_hash(spec.lane))
     checks.append((key, lane.revision if lane else ABSENT))
     if lane is None or lane.is_closing:
         puts.append((key, encode(lane_of(spec))))
@@ -527,7 +531,7 @@ def _entry(id_: bytes, spec: Spec, due: int, rank: int, now: int) -> Put:
     # never put off by that.
     if due > max(now, spec.submitted):
         return LATER(due, id_), _lane(spec)
-    return READY(bytes.fromhex(spec.lane), rank, id_), b""
+    return READY(parse_hash(spec.lane), rank, id_), b""
 
 
 def _lane(spec: Spec) -> bytes:

@@ -9,6 +9,7 @@ import attrs
 
 from converge.codec import FIRST, decode, encode
 from converge.errors import BadSignature, SchemaTooNew, TornRecord
+from converge.ids import is_name
 from converge.model.identity import Identity, agent_id, verify
 
 _TAG = b"converge/desc/v1\0"
@@ -16,6 +17,8 @@ SIGNATURE_BYTES = 64
 DESCRIPTOR_BYTES = 16_384
 """The longest signed descriptor: some hundred names, far below a record of the channel."""
 SEQUENCE_GREATEST = 2**63 - 1
+ENDPOINT_LENGTH = 1_024
+"""Characters of an endpoint's URL."""
 
 
 @attrs.frozen(kw_only=True)
@@ -47,6 +50,16 @@ class AgentDescriptor:
     issued_at: int = 0
     succession: tuple[str, ...] = ()
     v: int = FIRST
+
+    def check(self) -> None:
+        """Raise ValueError for a descriptor that no node makes, whoever signed it."""
+        for key in (self.node_key, self.lease):
+            if key and not (len(key) == (64 if key is self.node_key else 32) and bytes.fromhex(key).hex() == key):
+                raise ValueError(f"{key[:70]!r} is not the hex of a key or a lease")
+        if not all(map(is_name, (*self.topics, *self.capabilities, *self.pools))):
+            raise ValueError("a topic, capability or pool of it is no name")
+        if not all(len(url) <= ENDPOINT_LENGTH and url.isprintable() for url in self.endpoints):
+            raise ValueError("an endpoint of it is no URL")
 
 
 @attrs.frozen(kw_only=True)

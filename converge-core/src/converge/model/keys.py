@@ -72,7 +72,7 @@ def check_key(key: Key, *, whole: bool = True) -> None:
     if len(key) - 1 > family.arity or (whole and len(key) - 1 != family.arity):
         raise InvalidValue(f"key of {family}", key, f"{family.arity} parts: {', '.join(family.parts)}")
     for (name, part), value in zip(family.parts.items(), key[1:], strict=False):
-        if not _fits(part, value):
+        if not fits(part, value):
             raise InvalidValue(f"{family}.{name}", value, _EXPECTED[part])
 
 
@@ -119,7 +119,8 @@ def unpack(family: Family, data: bytes, *, skip: int = 0) -> Rest:
     return tuple(parts)
 
 
-def _fits(part: Part, value: object) -> bool:
+def fits(part: Part, value: object) -> bool:
+    """Tell whether the value can be a part of a key."""
     if part is INT:
         return type(value) is int and INT_MIN <= value <= INT_MAX
     if part is NAME:

@@ -6,6 +6,8 @@ from typing import Literal
 
 import attrs
 
+from converge.codec import Seconds
+
 DAY_SEC = 86_400.0
 
 
@@ -30,8 +32,12 @@ class Pool:
     allow: tuple[str, ...] = ()
     secret_hash: str = attrs.field(default="", repr=False)
     is_paused: bool = False
-    priority_step_sec: float = 3_600.0
-    dedup_window_sec: float = DAY_SEC
-    keep_completed_sec: float = DAY_SEC
-    keep_failed_sec: float = 7 * DAY_SEC
+    priority_step_sec: Seconds = 3_600.0
+    dedup_window_sec: Seconds = DAY_SEC
+    keep_completed_sec: Seconds = DAY_SEC
+    keep_failed_sec: Seconds = 7 * DAY_SEC
     require_durability: str = ""
+
+    def check(self) -> None:
+        """Raise ValueError for what a stored pool cannot have; `create_pool` checks what a new one may."""
+        bytes.fromhex(self.secret_hash)

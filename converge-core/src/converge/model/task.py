@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, NewType
 import attrs
 import msgspec
 
-from converge.codec import FIRST
+from converge.codec import FIRST, Channel, Count, Hash, Int, KeyText, Moment, Seconds, parse_hash
+from converge.ids import is_name
+from converge.model.keys import NAME, fits
 
 TaskId = NewType("TaskId", str)
 """The text of a UUIDv7."""
@@ -34,12 +36,12 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
         claimed_at: When the attempt began; 0 as above.
     """
 
-    at: int
+    at: Moment
     what: str
     by: str = ""
     why: str = ""
-    token: int = 0
-    claimed_at: int = 0
+    token: Int = 0
+    claimed_at: Moment = 0
 
 
 @attrs.frozen(kw_only=True, slots=False)  # its dictionary is filled in one step
@@ -151,26 +153,35 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     """
 
     pool: str
-    lane: str
-    due: int
-    rank: int
-    submitted: int
+    lane: Hash
+    due: Moment
+    rank: Int
+    submitted: Moment
     digest: str = ""
     type: str = ""
     topic: str = ""
     capabilities: tuple[str, ...] = ()
     inputs: msgspec.Raw = msgspec.Raw(b"{}")
-    priority: int = 0
-    deadline: int = 0
-    timeout_sec: float | None = None
-    max_attempts: int = 3
-    retry_delay_sec: float = 1.0
-    dedup_key: str | None = None
-    ordering_key: str | None = None
-    number: int = 0
+    priority: Int = 0
+    deadline: Moment = 0
+    timeout_sec: Seconds | None = None
+    max_attempts: Count = 3
+    retry_delay_sec: Seconds = 1.0
+    dedup_key: KeyText | None = None
+    ordering_key: KeyText | None = None
+    number: Int = 0
     trace: dict[str, str] = {}
-    origin: str = ""
+    origin: Channel = ""
     v: int = FIRST
+
+    def check(self) -> None:
+        """Raise ValueError for text that is no part of a key, though it becomes one."""
+        parse_hash(self.lane)
+        if not is_name(self.pool):
+            raise ValueError("its pool is no name")
+        for key in (self.dedup_key, self.ordering_key):
+            if key is not None and not fits(NAME, key):
+                raise ValueError("its dedup key or ordering key is no part of a key")
 
 
 class State(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -181,15 +192,15 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     """
 
     state: str
-    attempts: int
-    due: int
-    rank: int
+    attempts: Count
+    due: Moment
+    rank: Int
     nonce: str = ""
     digest: str = ""
-    token: int = 0
+    token: Int = 0
     by: str = ""
     result: msgspec.Raw = msgspec.Raw(b"null")
     error: str = ""
     history: tuple[Attempt, ...] = ()
-    finished: int = 0
+    finished: Moment = 0
     v: int = FIRST

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from converge.codec import decode, encode
+from converge.codec import decode, decode_id, encode
 from converge.contracts.store import ABSENT, LIMITS, Batch, Conflict, Durability, Entry, Key, Store
 from converge.errors import InvalidValue, PoolClosed, StoreBusy, Unsupported
 from converge.ids import check_name
@@ -226,7 +226,7 @@ class PoolManager:
 def _joined(member: Entry) -> Key:
     """Return the key under its process's lease that says the same as the member's entry."""
     _, pool_id, agent_id = member.key
-    return JOINED(bytes.fromhex(decode(member.value, str, "member")), pool_id, agent_id)
+    return JOINED(decode_id(member.value, f"member {agent_id} of pool {pool_id}"), pool_id, agent_id)
 
 
 def _checked(pool: Pool | dict[str, Any]) -> Pool:

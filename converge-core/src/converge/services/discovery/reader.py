@@ -15,10 +15,10 @@ from contextlib import aclosing
 import anyio
 from anyio.lowlevel import checkpoint
 
-from converge.codec import decode, encode
+from converge.codec import decode, encode, moment_or
 from converge.contracts.discovery import Changes, Reader, Sighting
 from converge.contracts.store import LIMITS, Entry, Key
-from converge.errors import InvalidValue, StoreError, TornRecord
+from converge.errors import InvalidValue, SchemaTooNew, StoreError, TornRecord
 from converge.model.descriptor import peek_lease
 from converge.model.keys import AGENT, EXPIRY, check_key
 from converge.services.store.handle import StoreHandle
@@ -52,7 +52,7 @@ def read_marker(lease: bytes, value: bytes) -> tuple[int, list[str]]:
         count, recent = decode(value, tuple[int, list[str]], "marker of a lease's agents")
         for name in recent[-RECENT:]:
             check_key(AGENT(lease, name))
-    except (TornRecord, InvalidValue) as error:
+    except (TornRecord, SchemaTooNew, InvalidValue) as error:
         log.warning("all agents of lease %s are read, since its marker cannot be: %s", lease.hex(), error)
         return -1, []
     return count, recent[-RECENT:]
@@ -109,11 +109,8 @@ class StoreReader(Reader):
     async def _live(self) -> set[bytes]:
         now, live = await self._opened.store.time(), set()
         for entry in await read_all(self._opened.store, EXPIRY()):
-            try:
-                if int(entry.value) >= now:
-                    live.add(entry.key[1])
-            except ValueError:
-                log.warning("the agents of lease %s are not listed: its expiry cannot be read", entry.key[1].hex())
+            if moment_or(entry.value, 0) >= now:
+                live.add(entry.key[1])
         return live
 
     def _forget(self, lease: bytes) -> None:
@@ -230,7 +227,7 @@ def read_sighting(lease: bytes, agent_id: str, value: bytes) -> Sighting | None:
     try:
         endpoints, text = decode(value, tuple[list[str], str], f"descriptor of {agent_id}")
         sighting = Sighting(agent_id, tuple(endpoints), base64.b64decode(text, validate=True))
-    except (TornRecord, ValueError) as error:
+    except (TornRecord, SchemaTooNew, ValueError) as error:
         log.warning("a descriptor was refused: %s", error)
         return None
     if peek_lease(sighting.descriptor) not in (None, lease.hex()):

@@ -6,9 +6,9 @@ from typing import Any
 
 import attrs
 
-from converge.codec import decode
+from converge.codec import decode, moment_or
 from converge.contracts.store import Entry, Store
-from converge.errors import TornRecord
+from converge.errors import SchemaTooNew, TornRecord
 from converge.model.keys import AGENT, EXPIRY, HELD, LEASE
 from converge.services.store.pages import read_all
 
@@ -46,9 +46,9 @@ async def _seen(store: Store, expiry: Entry) -> LeaseSeen:
     (record,), (agents, held) = await store.get([LEASE(id_)]), await store.count([AGENT(id_), HELD(id_)])
     try:
         values: dict[str, Any] = decode(record.value, dict[str, Any], "lease") if record is not None else {}
-    except TornRecord:
+    except (TornRecord, SchemaTooNew):
         values = {}
-    until = int(expiry.value) if expiry.value.isdigit() else 0
+    until = moment_or(expiry.value, 0)
     return LeaseSeen(
         id=id_.hex(),
         node=str(values.get("node", "")),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 
-from converge.codec import FORMAT, decode, decoder
+from converge.codec import FORMAT, decode, decoder, moment_or, parse_hash
 from converge.contracts.store import LIMITS, Check, Conflict, Range, Rest, Take, Taken
 from converge.errors import ConvergeError, PoolClosed, SchemaTooNew, StaleClaim, StoreError, TornRecord
 from converge.ids import id_text
@@ -224,7 +224,7 @@ async def settle(handle: StoreHandle, nonce: bytes) -> None:
         for entry in page:
             if entry.key[4] == nonce:
                 task, state = await handle.store.get([TASK(entry.key[3]), STATE(entry.key[3])])
-                place = Held(lease.id, nonce, entry.revision, int(entry.value))
+                place = Held(lease.id, nonce, entry.revision, moment_or(entry.value, 0))
                 try:
                     await finishes.finish(
                         read_found(entry.key[3], task and task.value, state and state.value, place),
@@ -244,10 +244,12 @@ def read_found(id_: bytes, raw_spec: bytes | None, raw_state: bytes | None, plac
         raise TornRecord(f"task {id_text(id_)}", "its specification is missing")
     try:
         spec = _decode_spec(raw_spec)
-    except ValueError:
-        spec = decode(raw_spec, Spec, id_text(id_))  # says what is wrong
-    if spec.v > FORMAT:
-        spec = decode(raw_spec, Spec, id_text(id_))
+        parse_hash(spec.lane)
+        is_plain = spec.v <= FORMAT and spec.ordering_key is None
+    except (ValueError, RecursionError):
+        is_plain = False
+    if not is_plain:
+        spec = decode(raw_spec, Spec, id_text(id_))  # checks all of it, and says what is wrong
     return _found(Found, (id_, spec, None if raw_state is None else decode(raw_state, State, id_text(id_)), place))
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from converge.codec import decode
+from converge.codec import decode, moment_or, parse_hash
 from converge.errors import NoSuchPool
 from converge.ids import id_bytes, id_text
 from converge.machines.explain import Beside, Explanation, Group, Holder, explain
@@ -48,7 +48,7 @@ async def _active(handle: StoreHandle, id_: bytes, spec: Spec, place: Place | No
         return ""
     (row,) = await handle.store.get([KEY(spec.pool, spec.ordering_key)])
     active = "" if row is None else decode(row.value, KeyRow, "key").active
-    return "" if active in ("", id_.hex()) else id_text(bytes.fromhex(active))
+    return "" if active in ("", id_.hex()) else id_text(parse_hash(active))
 
 
 async def _holder(handle: StoreHandle, place: Held, now: int) -> Holder | None:
@@ -60,5 +60,5 @@ async def _holder(handle: StoreHandle, place: Held, now: int) -> Holder | None:
         lease=place.lease.hex(),
         node=str(record.get("node", "")),
         endpoints=tuple(map(str, record.get("endpoints", ()))),
-        is_alive=expiry is not None and int(expiry.value) >= now,
+        is_alive=expiry is not None and moment_or(expiry.value, 0) >= now,
     )

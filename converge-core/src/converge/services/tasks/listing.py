@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
-from converge.codec import decode
+from converge.codec import decode, decode_id
 from converge.contracts.store import Entry, Store
 from converge.errors import SchemaTooNew, TornRecord
 from converge.ids import id_text
@@ -75,9 +75,10 @@ async def _prefixes(store: Store, state: TaskState | None, pool_id: str | None) 
 async def _visit_under(store: Store, prefix: Key, state: TaskState | None, pool_id: str | None, visit: Visit) -> bool:
     """Show the visitor the tasks that stand under the prefix; tell whether to go on."""
     async for page in Pages(store, prefix, size=SHOWN_TOGETHER):
-        ids = [_ID_OF[entry.key[0]](entry) for entry in page]
-        records = await store.get([family(id_) for id_ in ids for family in (TASK, STATE)])
-        found = [_task(*one) for one in zip(page, ids, records[::2], records[1::2], strict=True)]
+        ids = {entry.key: id_ for entry in page if (id_ := _id_of(entry)) is not None}
+        records = await store.get([family(id_) for id_ in ids.values() for family in (TASK, STATE)]) if ids else ()
+        stood = [entry for entry in page if entry.key in ids]
+        found = [_task(*one) for one in zip(stood, ids.values(), records[::2], records[1::2], strict=True)]
         wanted = [
             task
             for task in found
@@ -102,11 +103,17 @@ def _task(entry: Entry, id_: bytes, spec: Entry | None, state: Entry | None) -> 
         return None
 
 
-_ID_OF: dict[str, Callable[[Entry], bytes]] = {
-    READY: lambda entry: entry.key[3],
-    HELD: lambda entry: entry.key[3],
-    LATER: lambda entry: entry.key[2],
-    ORDER: lambda entry: bytes.fromhex(entry.value[1:-1].decode()),
-    DONE: lambda entry: entry.key[4],
-}
-"""Where the id is in an entry of each family."""
+def _id_of(entry: Entry) -> bytes | None:
+    """Return the id of the task that stands there; None where the entry does not say it."""
+    if entry.key[0] is not ORDER:
+        id_: bytes = entry.key[_ID_AT[entry.key[0]]]
+        return id_
+    try:
+        return decode_id(entry.value, f"order {entry.key[1]}/{entry.key[2]}")
+    except (TornRecord, SchemaTooNew) as error:
+        log.error("a task is left out of a list: %s", error)
+        return None
+
+
+_ID_AT = {READY: 3, HELD: 3, LATER: 2, DONE: 4}
+"""Where the id is in a key of each family."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import anyio
 import msgspec
 
-from converge.codec import decode, encode
+from converge.codec import decode, encode, hash_bytes
 from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Committed, Conflict, Key, Put
 from converge.errors import (
     ConvergeError,
@@ -290,8 +290,9 @@ class Submits:
                     else DedupConflict(id_text(ask.id), dedup_key=None)
                 )
             elif dedup is not None:
-                id_hex, digest = decode(dedup, tuple[str, str], "dedup key")
-                existing = id_text(bytes.fromhex(id_hex))
+                what = f"dedup key {ask.spec.pool}/{ask.spec.dedup_key}"
+                id_hex, digest = decode(dedup, tuple[str, str], what)
+                existing = id_text(hash_bytes(id_hex, what))
                 ask.outcome = (
                     existing if digest == ask.spec.digest else DedupConflict(existing, dedup_key=ask.spec.dedup_key)
                 )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import anyio
 
-from converge.codec import decode, encode
+from converge.codec import decode, decode_id, encode, parse_hash
 from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Committed, Entry, Key, Range, Store
 from converge.errors import NoSuchPool, NoSuchTask, SchemaTooNew, StoreBusy, StoreError, TornRecord
 from converge.ids import id_text
@@ -149,18 +149,18 @@ async def _successor(store: Store, spec: Spec) -> Successor | None:
     if not page:
         return None
     entry = page[0]
-    id_ = bytes.fromhex(decode(entry.value, str, "order"))
+    id_ = decode_id(entry.value, f"order {spec.pool}/{spec.ordering_key}")
     (task,) = await store.get([TASK(id_)])
     if task is None:
         raise TornRecord(f"task {id_text(id_)}", "its specification is missing")
     next_spec = decode(task.value, Spec, id_text(id_))
-    (lane,) = await store.get([LANE(next_spec.pool, bytes.fromhex(next_spec.lane))])
+    (lane,) = await store.get([LANE(next_spec.pool, parse_hash(next_spec.lane))])
     return Successor(id_, next_spec, entry.revision, lane_seen(lane))
 
 
 def lane_key(spec: Spec) -> Key:
     """Return the key of the task's lane."""
-    return LANE(spec.pool, bytes.fromhex(spec.lane))
+    return LANE(spec.pool, parse_hash(spec.lane))
 
 
 def lane_seen(entry: Entry | None) -> LaneSeen | None:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
-from converge.codec import decode
+from converge.codec import decode, moment_or
 from converge.contracts.store import LIMITS, Batch, Conflict, Entry, Key, Range, Window
 from converge.errors import SchemaTooNew, StoreError, TornRecord
 from converge.ids import id_text
@@ -335,7 +335,7 @@ def _number(entry: Entry) -> int:
     """Return the moment that stands in an entry; 0, long ago, where it cannot be read: what nobody can read keeps no
     work from going back.
     """
-    return int(entry.value) if entry.value.isdigit() else 0
+    return moment_or(entry.value, 0)
 
 
 def _committed(outcomes: Sequence[object]) -> int:

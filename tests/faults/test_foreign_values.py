@@ -1,0 +1,145 @@
+"""Whatever stands in a record, a call of a manager ends with an answer or an error of `converge.errors`, and a sweep
+goes on: a store's values are data, never trusted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from converge import DiscoveryQuery, DiscoveryService, MemoryStore, Pool, PoolManager, Task, TaskManager
+from converge.contracts.store import Batch, Range, Store
+from converge.errors import ConvergeError
+from converge.model.keys import EPOCH, EXPIRY, FAMILIES, Family, Key
+from converge.services.store.handle import StoreHandle
+from converge.services.store.lease import LeaseSettings
+from converge.services.tasks.sweep import Sweep
+
+pytestmark = pytest.mark.timeout(120)
+
+WRITTEN = [family for family in FAMILIES.values() if family is not EPOCH]
+"""A foreign epoch is another history, which has its own tests."""
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from(["", "zz" * 16, "AB" * 16, "ab" * 15, "ab " * 16, "a\0b", "p", "x" * 300, "COMPLETED"]),
+)
+
+
+@st.composite
+def spoiled(draw: st.DrawFn, values: list[bytes]) -> bytes:
+    """Draw bytes, JSON, or one of the values with a field of it replaced."""
+    kind = draw(st.sampled_from(["field", "bytes", "json"]))
+    if kind == "bytes":
+        return draw(st.binary(max_size=40))
+    if kind == "json" or not values:
+        return json.dumps(draw(SCALARS)).encode()
+    value = draw(st.sampled_from(values))
+    try:
+        record = json.loads(value)
+    except ValueError:
+        return draw(st.binary(max_size=40))
+    if isinstance(record, dict) and record:
+        record[draw(st.sampled_from(sorted(record)))] = draw(SCALARS)
+    elif isinstance(record, list) and record:
+        record[draw(st.integers(0, len(record) - 1))] = draw(SCALARS)
+    else:
+        record = draw(SCALARS)
+    return json.dumps(record).encode()
+
+
+async def a_store() -> tuple[Store, list[str]]:
+    """Return a store with tasks in every place, claimed by a process that has died."""
+    store = MemoryStore()
+    await PoolManager(store).create_pool(Pool(id="p"))
+    async with store.reopen() as dying:
+        handle = StoreHandle.of(dying, lease_settings=LeaseSettings(node_key="ab" * 32))
+        tasks = TaskManager(dying)
+        late = datetime.now(UTC) + timedelta(seconds=0.05)
+        plain = Task(pool_id="p", inputs={"n": 1}, topic="t", required_capabilities=("c",))
+        keyed = attrs.evolve(plain, ordering_key="k")
+        ids = await tasks.submit_many(
+            [
+                *(attrs.evolve(plain, dedup_key=f"d{number}") for number in range(3)),
+                *(keyed, keyed, keyed),
+                attrs.evolve(plain, deadline=late),
+                attrs.evolve(plain, not_before=late),
+            ]
+        )
+        await PoolManager(dying).join_pool("dead", "p")
+        claimed = await tasks.claim("dead", ["p"], capabilities=["c"], limit=4)
+        await tasks.complete(claimed[0], "so")
+        await tasks.fail(claimed[1], "so")
+        lease = await handle.lease()
+        lease.abandon()
+        await dying.commit([Batch((), [(EXPIRY(lease.id), b"1")])])
+        dying.shared = None
+    return store, ids
+
+
+async def everything(store: Store, ids: list[str]) -> None:
+    """Ask for everything that a process asks of a store; errors must be our own."""
+    tasks, pools = TaskManager(store), PoolManager(store)
+    sweep = Sweep(StoreHandle.of(store))
+    calls: list[Callable[[], Awaitable[Any]]] = [
+        sweep.page,
+        sweep.paced_page,
+        lambda: pools.pools(),
+        lambda: pools.members("p"),
+        lambda: pools.join_pool("a", "p"),
+        lambda: tasks.list(),
+        lambda: tasks.submit(Task(pool_id="p", topic="t", required_capabilities=("c",), ordering_key="k")),
+        lambda: tasks.submit(Task(pool_id="p", topic="t", dedup_key="d0", inputs={"n": 1})),
+        lambda: tasks.claim("a", ["p"], capabilities=["c"], limit=3),
+        lambda: DiscoveryService(store=store).query(DiscoveryQuery(), refresh_from_store=True),
+        *(lambda id_=id_: tasks.get(id_) for id_ in ids),
+        lambda: tasks.retry(ids[0]),
+        *(lambda id_=id_: tasks.cancel(id_) for id_ in ids),
+        sweep.page,
+    ]
+    for call in calls:
+        with suppress(ConvergeError):  # it says what it is
+            await call()
+
+
+async def entries(store: Store, family: Family) -> list[tuple[Key, bytes]]:
+    """Return the keys and values of a family."""
+    (page,) = await store.scan([Range(family(), None, 100)])
+    return [(entry.key, entry.value) for entry in page]
+
+
+@pytest.mark.parametrize("family", WRITTEN, ids=str)
+def test_no_value_of_any_record_raises_more_than_our_own_errors(family: Family) -> None:
+    async def prepared() -> list[bytes]:
+        store, _ = await a_store()
+        return [value for _, value in await entries(store, family)]
+
+    values = anyio.run(prepared)
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(value=spoiled(values), at=st.integers(0, 5))
+    def spoil(value: bytes, at: int) -> None:
+        async def run() -> None:
+            store, ids = await a_store()
+            found = await entries(store, family)
+            for key, _ in found if at == 5 else found[at : at + 1] or found[:1]:
+                await store.commit([Batch((), [(key, value)])])
+            await everything(store, ids)
+            if store.shared is not None:
+                await StoreHandle.of(store).close()
+
+        anyio.run(run)
+
+    spoil()
