@@ -67,8 +67,8 @@ def test_so_is_one_of_a_kind_that_has_no_version_yet(type_: Any) -> None:
 
 
 def test_the_version_is_written_when_it_is_not_the_first() -> None:
-    assert b'"v"' not in encode(KeyRow("00", 1))
-    assert b'"v":2' in encode(KeyRow("00", 1, v=2))
+    assert b'"v"' not in encode(KeyRow(1))
+    assert b'"v":2' in encode(KeyRow(1, v=2))
 
 
 def test_what_has_no_version_and_is_none_of_ours_is_torn() -> None:

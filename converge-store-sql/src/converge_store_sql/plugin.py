@@ -18,6 +18,7 @@ SQL = StoreBackend(
     contract=1,
     features=frozenset({Feature.SHARED, Feature.PERSISTENT, Feature.NOTIFIES, Feature.ASYNCIO_ONLY}),
     durability=Durability.D3,
+    pending=SqlStore.pending,
 )
 
 

@@ -17,7 +17,7 @@ from converge_store_sql._errors import RETRIED, sqlstate
 from converge_store_sql.connect import Connections
 from converge_store_sql.dialects import LEAST_VERSION, SETTINGS, durability
 from converge_store_sql.fragments import NOW
-from converge_store_sql.migrations import migrate
+from converge_store_sql.migrations import migrate, pending
 from converge_store_sql.options import SqlOptions
 from converge_store_sql.plan import Part, Plan, Shape, Work, take_shape
 from converge_store_sql.statements import Statements
@@ -61,6 +61,31 @@ class SqlStore(Store):
                 yield store
         finally:
             await store._connections.close()
+
+    @staticmethod
+    async def pending(url: str, options: SqlOptions | None = None) -> Sequence[str]:
+        """Return what `open` would add to the tables that are there, a line each, without changing anything.
+
+        Raises:
+            As `open`.
+        """
+        options = options or SqlOptions()
+        connections = Connections(url, options)
+        try:
+            async with connections.driver() as driver:
+                return await pending(driver, options.network)
+        finally:
+            await connections.close()
+
+    async def note_format(self, number: int) -> None:
+        text = f"insert into {self._options.network}_schema (version) values ($1) on conflict do nothing"
+        try:
+            await self._connections.run(text, (number,), writes=True)
+        except StoreRefused as error:
+            raise StoreRefused(
+                f"{error}; the schema's number must be raised before something new is used: run "
+                f"`converge store migrate` as the role that owns the tables"
+            ) from error
 
     def reopen(self) -> AbstractAsyncContextManager[Store]:
         return SqlStore.open(self._url, self._options)

@@ -16,7 +16,9 @@ identifier.
 SYNTHETIC = "one"
 """The column of a family without parts: a table needs a primary key, so its only key has 0 here."""
 
-UPDATED = frozenset({"state", "lane", "key", "expiry", "pool", "lease", "dedup", "member", "agent", "joined", "epoch"})
+UPDATED = frozenset(
+    {"state", "lane", "key", "expiry", "pool", "lease", "dedup", "member", "agent", "joined", "epoch", "active"}
+)
 """Families whose keys are put again: room in each page lets an update stay there and leave the index alone."""
 
 NARROW = frozenset({"ready", "later", "limit", "held", "order", "notice"})
@@ -73,7 +75,7 @@ def sql_type(part: Part) -> str:
 
 def create_tables(network: str) -> str:
     """The statements that make all tables, the sequence, the function and the view of a network."""
-    statements = [_create_table(network, family) for family in FAMILIES.values()]
+    statements = [create_table(network, family) for family in FAMILIES.values()]
     statements += [
         # No cache: a cached range would hand out revisions out of order between connections (S-6).
         f"create sequence {network}_revision as bigint cache 1",
@@ -84,7 +86,8 @@ def create_tables(network: str) -> str:
     return ";\n".join(statements)
 
 
-def _create_table(network: str, family: Family) -> str:
+def create_table(network: str, family: Family) -> str:
+    """The statement that makes the table of a family."""
     keys = columns(family)
     lines = [f"{column} {_COLUMN_TYPES[kind]} not null" for column, kind in zip(keys, types(family), strict=True)]
     lines += ["value bytea not null", "revision bigint not null", f"primary key ({', '.join(keys)})"]

@@ -14,6 +14,7 @@ from converge.machines.lane import Lane, lane_id
 from converge.machines.task import (
     RESULT_BYTES,
     RETRY_GREATEST_SEC,
+    SPLIT_KEYS,
     WHY_LENGTH,
     Around,
     CameDue,
@@ -39,7 +40,22 @@ from converge.machines.task import (
     step,
     submit,
 )
-from converge.model.keys import DEDUP, DONE, HELD, KEY, LANE, LATER, LIMIT, NOTICE, ORDER, READY, STATE, TASK, Key
+from converge.model.keys import (
+    ACTIVE,
+    DEDUP,
+    DONE,
+    HELD,
+    KEY,
+    LANE,
+    LATER,
+    LIMIT,
+    NOTICE,
+    ORDER,
+    READY,
+    STATE,
+    TASK,
+    Key,
+)
 from converge.model.pool import Pool
 from converge.model.task import HISTORY, Spec, State
 
@@ -52,6 +68,7 @@ LANE_ID = lane_id("docs", "", "", ())
 LANE_SEEN = LaneSeen(5)
 LANE_CHECK = (LANE("docs", LANE_ID), 5)
 AROUND = Around(POOL, LANE_SEEN)
+ROW = KeySeen(11, KeyRow(3, v=SPLIT_KEYS))
 ENDS: tuple[Event, ...] = (Completed(b"1"), Failed("no", is_retried=False), Cancelled(), Released(), LeaseEnded())
 
 
@@ -168,12 +185,43 @@ def test_the_process_that_holds_a_cancelled_task_is_told() -> None:
 @pytest.mark.parametrize("event", [Completed(b"1"), Cancelled(), Failed("no", is_retried=False)], ids=str)
 def test_the_end_of_a_task_frees_the_next_of_its_ordering_key(event: Event) -> None:
     after = Successor(OTHER, spec(ordering_key="k", number=2), 12, LANE_SEEN)
-    batch = step(
-        held(ordering_key="k", number=1), event, NOW, Around(POOL, LANE_SEEN, KeySeen(11, KeyRow(ID.hex(), 3)), after)
-    )
-    assert {(KEY("docs", "k"), 11), (ORDER("docs", "k", 2), 12)} <= set(batch.checks)
-    assert decode(put_by(batch)[KEY("docs", "k")], KeyRow, "key") == KeyRow(OTHER.hex(), 3)
+    batch = step(held(ordering_key="k", number=1), event, NOW, Around(POOL, LANE_SEEN, ROW, after))
+    assert (ORDER("docs", "k", 2), 12) in batch.checks
+    assert put_by(batch)[ACTIVE("docs", "k")] == msgspec.json.encode(OTHER.hex())
     assert READY(LANE_ID, NOW - SEC, OTHER) in put_by(batch)
+
+
+@pytest.mark.parametrize("event", [Completed(b"1"), Cancelled(), Failed("no", is_retried=False)], ids=str)
+def test_while_others_wait_neither_the_end_of_a_task_nor_a_submit_touches_what_the_other_does(event: Event) -> None:
+    after = Successor(OTHER, spec(ordering_key="k", number=2), 12, LANE_SEEN)
+    end = step(held(ordering_key="k", number=1), event, NOW, Around(POOL, LANE_SEEN, ROW, after))
+    more = submit(b"\x07" * 16, spec(ordering_key="k", number=3), LANE_CHECK, ROW, NOW)
+    assert not _written(end) & (_written(more) | {key for key, _ in more.checks})
+    assert not _written(more) & {key for key, _ in end.checks}
+
+
+def _written(batch: Batch) -> set[Key]:
+    return {*put_by(batch), *batch.deletes}
+
+
+def test_the_end_of_the_last_task_of_an_ordering_key_meets_a_submit_beside_it() -> None:
+    end = step(held(ordering_key="k", number=1), Completed(b"1"), NOW, Around(POOL, LANE_SEEN, ROW))
+    assert (KEY("docs", "k"), 11) in end.checks
+    assert {KEY("docs", "k"), ACTIVE("docs", "k")} <= set(end.deletes)
+    more = submit(OTHER, spec(ordering_key="k", number=3), LANE_CHECK, ROW, NOW)
+    assert (KEY("docs", "k"), 11) in more.checks and KEY("docs", "k") in put_by(more)
+
+
+def test_a_row_of_the_first_format_is_kept_by_finishes_and_brought_up_by_a_submit() -> None:
+    old = KeySeen(11, KeyRow(3, ID.hex()))
+    after = Successor(OTHER, spec(ordering_key="k", number=2), 12, LANE_SEEN)
+    end = step(held(ordering_key="k", number=1), Completed(b"1"), NOW, Around(POOL, LANE_SEEN, old, after))
+    assert (KEY("docs", "k"), 11) in end.checks
+    assert put_by(end)[KEY("docs", "k")] == msgspec.json.encode({"next": 3, "active": OTHER.hex()})
+    assert ACTIVE("docs", "k") not in put_by(end)
+    more = put_by(submit(OTHER, spec(ordering_key="k", number=3), LANE_CHECK, old, NOW))
+    assert more[KEY("docs", "k")] == msgspec.json.encode({"next": 4, "v": 2})
+    assert more[ACTIVE("docs", "k")] == msgspec.json.encode(ID.hex())
 
 
 def test_a_retry_holds_its_ordering_key() -> None:
@@ -182,15 +230,15 @@ def test_a_retry_holds_its_ordering_key() -> None:
         held(ordering_key="k", number=1),
         Failed("no"),
         NOW,
-        Around(POOL, LANE_SEEN, KeySeen(11, KeyRow(ID.hex(), 3)), after),
+        Around(POOL, LANE_SEEN, ROW, after),
     )
     assert {key[0] for key in put_by(batch)} == {STATE, LATER}
 
 
 def test_the_end_of_a_task_that_waits_behind_its_key_moves_nobody() -> None:
     found = Found(ID, spec(ordering_key="k", number=2), None, Waiting(12))
-    batch = step(found, Cancelled(), NOW, Around(POOL, LANE_SEEN, KeySeen(11, KeyRow(OTHER.hex(), 3)), None))
-    assert decode(put_by(batch)[KEY("docs", "k")], KeyRow, "key") == KeyRow(OTHER.hex(), 3)
+    batch = step(found, Cancelled(), NOW, Around(POOL, LANE_SEEN))
+    assert {key[0] for key in put_by(batch)} == {STATE, DONE}
     assert batch.deletes == [ORDER("docs", "k", 2)]
 
 
@@ -208,7 +256,7 @@ def test_a_task_that_is_not_due_is_not_made_ready() -> None:
 
 
 def test_a_task_behind_another_of_its_ordering_key_waits_in_its_order() -> None:
-    keys = put_by(submit(ID, spec(ordering_key="k", number=4), LANE_CHECK, KeySeen(11, KeyRow(OTHER.hex(), 4)), NOW))
+    keys = put_by(submit(ID, spec(ordering_key="k", number=4), LANE_CHECK, KeySeen(11, KeyRow(4, v=SPLIT_KEYS)), NOW))
     assert ORDER("docs", "k", 4) in keys
     assert not [key for key in keys if key[0] in (READY, LATER)]
 

@@ -18,7 +18,7 @@ async def test_claims_handed_back_together_are_ready_uncounted_and_a_stale_one_i
     claimed = await tasks.claim("a", ["docs"], limit=30)
     found = [tasks._held[bytes.fromhex(task.id.replace("-", ""))][0] for task in claimed]
     await tasks.complete(claimed[4], 1)
-    answers = await Finishes(StoreHandle.of(store)).release_all([(each, Released("a", "it stops")) for each in found])
+    answers = await Finishes(StoreHandle.of(store)).finish_all([(each, Released("a", "it stops")) for each in found])
     assert [isinstance(answer, StaleClaim) for answer in answers] == [at == 4 for at in range(30)]
     states = [(await tasks.get(task_id)).state for task_id in ids]
     assert states.count(TaskState.PENDING) == 29
@@ -36,6 +36,6 @@ async def test_claims_handed_back_twice_are_handed_back_once(store: Store) -> No
         (tasks._held[bytes.fromhex(task.id.replace("-", ""))][0], Released("a", "it stops")) for task in claimed
     ]
     finishes = Finishes(StoreHandle.of(store))
-    assert await finishes.release_all(releases) == [None] * 3
-    assert await finishes.release_all(releases) == [None] * 3
+    assert await finishes.finish_all(releases) == [None] * 3
+    assert await finishes.finish_all(releases) == [None] * 3
     assert [len(task.history) for task in await tasks.list(pool_id="docs")] == [1, 1, 1]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converge.codec import encode
+from converge.codec import FORMAT, encode
 from converge.errors import BadSignature, InvalidKey, SchemaTooNew, TornRecord
 from converge.model.descriptor import (
     DESCRIPTOR_BYTES,
@@ -103,7 +103,7 @@ def test_a_signed_descriptor_with_any_value_in_a_field_is_refused_or_that_value_
         b'{"id": "\\ud800"}',
         b'{"id": NaN}',
         b'{"v": 99}',
-        encode(attrs.evolve(DESCRIPTOR, v=2)),
+        encode(attrs.evolve(DESCRIPTOR, v=FORMAT + 1)),
         b"",
     ],
 )

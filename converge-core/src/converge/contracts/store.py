@@ -52,7 +52,7 @@ of a call as one set. Checks may be shared between batches.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import Enum, IntEnum
 from functools import partial
@@ -238,6 +238,14 @@ class Store(ABC):
         """
         return {}
 
+    async def note_format(self, number: int) -> None:  # noqa: B027  # a store without a schema number of its own has nothing to do
+        """Make sure that releases that do not know this format of core's records refuse to open the store; called
+        before it is first used, perhaps again and again, and by several processes at once.
+
+        Only a store that keeps a schema number of its own has something to do, since core looks at its own record of
+        the format whenever a store is opened. The inherited one does nothing.
+        """
+
     def reopen(self) -> AbstractAsyncContextManager[Store]:
         """Return another handle on the same store, to be entered in any thread and event loop (S-17).
 
@@ -277,6 +285,10 @@ Open = Callable[[str, Any], AbstractAsyncContextManager[Store]]
 """`open(url, options)`: an async context manager of a Store. Leaving it closes the store; it may be entered once."""
 
 
+Pending = Callable[[str, Any], Awaitable[Sequence[str]]]
+"""`pending(url, options)`: what opening the store would add."""
+
+
 @attrs.frozen(kw_only=True)
 class StoreBackend:
     """The declaration of a store: what a plugin's `converge_stores` returns.
@@ -291,6 +303,8 @@ class StoreBackend:
         contract: The number of the contract it was written for (`CONTRACT`).
         features: What it can do.
         durability: The best class that it can have; `Store.durability` says what an opened store has.
+        pending: For a store with tables or the like: what opening it would add to those that are there, a line each,
+            found without changing anything. Called with the URL and an instance of `options`.
     """
 
     name: str
@@ -300,3 +314,4 @@ class StoreBackend:
     contract: int = attrs.field()
     features: frozenset[Feature] = frozenset()
     durability: Durability = Durability.D0
+    pending: Pending | None = None

@@ -44,16 +44,30 @@ from typing import NamedTuple
 
 import msgspec
 
-from converge.codec import FIRST, Hash, Int, encode, moment_or, parse_hash
+from converge.codec import FIRST, Int, encode, moment_or, parse_hash
 from converge.machines.lane import Lane
 from converge.model.batch import ABSENT, Batch, Check, Put
-from converge.model.keys import DEDUP, DONE, HELD, KEY, LANE, LATER, LIMIT, NOTICE, ORDER, READY, STATE, TASK, Key
+from converge.model.keys import (
+    ACTIVE,
+    DEDUP,
+    DONE,
+    HELD,
+    KEY,
+    LANE,
+    LATER,
+    LIMIT,
+    NOTICE,
+    ORDER,
+    READY,
+    STATE,
+    TASK,
+    Key,
+)  # fmt: skip
 from converge.model.pool import Pool
 from converge.model.task import HISTORY, Attempt, Spec, State
 
 RETRY_GREATEST_SEC = 300.0
 """No retry waits longer: an operator who has mended the cause should not wait for an hour."""
-
 
 WHY_LENGTH = 2_000
 """Characters of a reason that are kept: with a full history they leave the better part of a value to the result,
@@ -75,6 +89,10 @@ class TaskState(StrEnum):
 
 
 TERMINAL = frozenset((TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED))
+
+
+SPLIT_KEYS = 2
+"""The format that keeps the active task of an ordering key apart from its next number."""
 
 
 # Where a task's key was found.
@@ -130,15 +148,19 @@ class LaneSeen(NamedTuple):
 
 
 class KeyRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """`key/<pool>/<ordering key>`: the id of its active task (hex), and the number of its next one."""
+    """`key/<pool>/<ordering key>`: there as long as a task of the key has not ended; the number of the next one.
 
-    active: Hash
+    Who is active (hex) stood here in the first format; its finishes keep to that, a submit brings it to `SPLIT_KEYS`.
+    """
+
     next: Int
+    active: str = ""
     v: int = FIRST
 
     def check(self) -> None:
         """Raise ValueError for an id that is none."""
-        parse_hash(self.active)
+        if self.v < SPLIT_KEYS:
+            parse_hash(self.active)
 
 
 class KeySeen(NamedTuple):
@@ -161,7 +183,7 @@ class Successor(NamedTuple):
 
 class Around(NamedTuple):
     """What a step may need: the pool always; the lane (None: absent) if it puts the task back; key and successor if the
-    task has an ordering key.
+    task is the active one of an ordering key.
     """
 
     pool: Pool
@@ -236,9 +258,11 @@ def submit(id_: bytes, spec: Spec, lane: Check, key: KeySeen | None, now: int) -
     if spec.deadline:
         puts.append((LIMIT(spec.deadline, id_), b""))
     if spec.ordering_key is not None:
-        row_key = KEY(spec.pool, spec.ordering_key)
+        row_key, active = KEY(spec.pool, spec.ordering_key), ACTIVE(spec.pool, spec.ordering_key)
         checks.append((row_key, key.revision if key else ABSENT))
-        puts.append((row_key, encode(KeyRow(key.row.active if key else id_.hex(), spec.number + 1))))
+        puts.append((row_key, encode(KeyRow(spec.number + 1, v=SPLIT_KEYS))))
+        if key is None or key.row.v < SPLIT_KEYS:
+            puts.append((active, encode(key.row.active if key else id_.hex())))
         if key is not None:
             puts.append((ORDER(spec.pool, spec.ordering_key, spec.number), encode(id_.hex())))
             return Batch(checks, puts)
@@ -263,9 +287,8 @@ def step(found: Found, event: Event, now: int, around: Around) -> Batch:
         case Released():
             return _put_back(found, "released", event.by, event.why, now, around, counts=False)
         case LeaseEnded():
-            return _put_back(
-                found, "lease ended", event.by, "its process died or lost the store", now, around, counts=True
-            )
+            why = "its process died or lost the store"
+            return _put_back(found, "lease ended", event.by, why, now, around, counts=True)
         case Cancelled():
             return _end(found, TaskState.CANCELLED, event.by, event.why, now, around)
         case DeadlinePassed():
@@ -364,15 +387,8 @@ def _complete(found: Found, event: Completed, now: int, around: Around) -> Batch
         if spec.dedup_key is None
         else _until(spec, TaskState.COMPLETED, now, pool)
     )
-    return _batch(
-        Batch,
-        (
-            [(own, token)],
-            (((STATE, id_), encode(state)), ((DONE, spec.pool, _COMPLETED, until, id_), b"")),
-            (own,),
-            None,
-        ),
-    )
+    puts = (((STATE, id_), encode(state)), ((DONE, spec.pool, _COMPLETED, until, id_), b""))
+    return _batch(Batch, ([(own, token)], puts, (own,), None))
 
 
 _batch = tuple.__new__  # in half of the time of `Batch(...)`
@@ -385,17 +401,9 @@ def _fail(found: Found, event: Failed, now: int, around: Around) -> Batch:
     attempts = _attempts(found) + 1
     if not event.is_retried or attempts >= found.spec.max_attempts:
         why = event.error if not event.is_retried or attempts == 1 else f"{event.error} ({EXHAUSTED}: {attempts})"
-        return _end(found, TaskState.FAILED, event.by, why, now, around, ended_by=event)
+        return _give_up(found, event, why, now, around)
     if _is_late(found.spec, now):
-        return _end(
-            found,
-            TaskState.FAILED,
-            event.by,
-            f"{DEADLINE}; the last attempt failed: {event.error}",
-            now,
-            around,
-            ended_by=event,
-        )
+        return _give_up(found, event, f"{DEADLINE}; the last attempt failed: {event.error}", now, around)
     spec = found.spec
     delay_sec = min(RETRY_GREATEST_SEC, spec.retry_delay_sec * 2.0 ** min(attempts - 1, 30)) * event.jitter
     due = now + int(delay_sec * 1_000_000)
@@ -405,37 +413,23 @@ def _fail(found: Found, event: Failed, now: int, around: Around) -> Batch:
         found, TaskState.PENDING, "failed", event.by, event.error, now, attempts, due=due, rank=rank, ended_by=event
     )
     own = key_of(found)
-    return Batch(
-        ((own, _revision(found.place)),),
-        ((STATE(found.id), encode(state)), (LATER(due, found.id), _lane(spec))),
-        (own,),
-    )
+    puts = ((STATE(found.id), encode(state)), (LATER(due, found.id), _lane(spec)))
+    return Batch(((own, _revision(found.place)),), puts, (own,))
+
+
+def _give_up(found: Found, event: Failed | Released | LeaseEnded, why: str, now: int, around: Around) -> Batch:
+    return _end(found, TaskState.FAILED, event.by, why, now, around, ended_by=event)
 
 
 def _put_back(found: Found, what: str, by: str, why: str, now: int, around: Around, *, counts: bool) -> Batch:
     spec = found.spec
     attempts = _attempts(found) + counts
-    event: Event = LeaseEnded(by) if counts else Released(by, why)
+    event = LeaseEnded(by) if counts else Released(by, why)
     if counts and attempts >= spec.max_attempts:
-        return _end(
-            found,
-            TaskState.FAILED,
-            by,
-            f"{EXHAUSTED}: {attempts}; the last one ended because {why}",
-            now,
-            around,
-            ended_by=event,
-        )
+        return _give_up(found, event, f"{EXHAUSTED}: {attempts}; the last one ended because {why}", now, around)
     if _is_late(spec, now):
-        return _end(
-            found,
-            TaskState.FAILED,
-            by,
-            f"{DEADLINE}; the last attempt ended without a result: {why or what}",
-            now,
-            around,
-            ended_by=event,
-        )
+        ended = f"{DEADLINE}; the last attempt ended without a result: {why or what}"
+        return _give_up(found, event, ended, now, around)
     due, rank = (found.state.due, found.state.rank) if found.state is not None else (spec.due, spec.rank)
     state = _state(found, TaskState.PENDING, what, by, why, now, attempts, due=due, rank=rank, ended_by=event)
     own = key_of(found)
@@ -494,28 +488,35 @@ def _end(
 def _free_next(
     found: Found, now: int, around: Around, checks: list[Check], puts: list[Put], deletes: list[Key]
 ) -> None:
-    """Every terminal step of an ordering key checks and writes its row, so a submit that saw the old row conflicts and
-    looks again.
+    """The end of the active task of an ordering key, which alone is ever ready, later or held; of one that waits
+    nothing but its own key goes.
+
+    Where another waits, the row is left alone: no submit makes this step conflict, nor this step a submit. Where nobody
+    waits the row goes, so of this step and a submit beside it one conflicts, and looks again.
     """
+    if type(found.place) is Waiting:
+        return
     spec, key, successor = found.spec, around.key, around.successor
     assert key is not None and spec.ordering_key is not None, (
-        "a task with an ordering key is stepped with the key's row"
+        "the active task of an ordering key is stepped with the key's row"
     )
-    row_key = KEY(spec.pool, spec.ordering_key)
-    checks.append((row_key, key.revision))
-    if key.row.active != found.id.hex():
-        puts.append((row_key, encode(key.row)))
-    elif successor is None:
-        deletes.append(row_key)
+    row_key, active = KEY(spec.pool, spec.ordering_key), ACTIVE(spec.pool, spec.ordering_key)
+    if successor is None:
+        checks.append((row_key, key.revision))
+        deletes += (row_key, active)
+        return
+    order = ORDER(spec.pool, spec.ordering_key, successor.spec.number)
+    checks.append((order, successor.revision))
+    deletes.append(order)
+    if key.row.v >= SPLIT_KEYS:
+        puts.append((active, encode(successor.id.hex())))
     else:
-        order = ORDER(spec.pool, spec.ordering_key, successor.spec.number)
-        checks.append((order, successor.revision))
-        deletes.append(order)
-        puts.append((row_key, encode(KeyRow(successor.id.hex(), key.row.next))))
-        entry = _entry(successor.id, successor.spec, successor.spec.due, successor.spec.rank, now)
-        puts.append(entry)
-        if entry[0][0] is READY:
-            _open_lane(successor.spec, successor.lane, checks, puts)
+        checks.append((row_key, key.revision))
+        puts.append((row_key, encode(KeyRow(key.row.next, successor.id.hex()))))
+    entry = _entry(successor.id, successor.spec, successor.spec.due, successor.spec.rank, now)
+    puts.append(entry)
+    if entry[0][0] is READY:
+        _open_lane(successor.spec, successor.lane, checks, puts)
 
 
 def _open_lane(spec: Spec, lane: LaneSeen | None, checks: list[Check], puts: list[Put]) -> None:

@@ -164,15 +164,17 @@ POOL = Family("pool", id=NAME)
 MEMBER = Family("member", pool=NAME, agent=NAME)
 JOINED = Family("joined", lease=ID, pool=NAME, agent=NAME)
 AGENT = Family("agent", lease=ID, id=NAME)
+FORMAT = Family("format")
+ACTIVE = Family("active", pool=NAME, key=NAME)
 
 FAMILIES: dict[str, Family] = {
     family: family
     for family in (
         EPOCH, TASK, STATE, DEDUP, LANE, READY, LATER, LIMIT, KEY, ORDER, HELD, LEASE, EXPIRY, DEAD, NOTICE, DONE,
-        POOL, MEMBER, JOINED, AGENT,
+        POOL, MEMBER, JOINED, AGENT, FORMAT, ACTIVE,
     )
 }  # fmt: skip
-"""Every family by name: what a SQL store makes tables of."""
+"""Every family by name: what a store with tables makes tables of, when it is opened. New ones come last."""
 
 ALSO = (TASK, STATE)
 """The families that `Take.also` may name: keyed by one id, never scanned."""

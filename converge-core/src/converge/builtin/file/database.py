@@ -8,7 +8,7 @@ import heapq
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 
 from converge import forks
 from converge.builtin.file import statements as sql
@@ -17,7 +17,7 @@ from converge.builtin.file.clock import FileClock
 from converge.builtin.file.guard import Guard
 from converge.builtin.file.plan import Missed, Plan, run_many
 from converge.builtin.file.reader import decoder
-from converge.builtin.file.schema import connect_writer, settings
+from converge.builtin.file.schema import add_missing, connect_writer, missing, raise_schema, settings
 from converge.builtin.file.turnstile import Turnstile
 from converge.contracts.store import ABSENT, Batch, Committed, Conflict, Key, Range, Rest, Take, Taken, Turned, Window
 from converge.errors import OutcomeUnknown, StoreReplaced
@@ -27,7 +27,7 @@ from converge.model.keys import EXPIRY, NAME, Family
 class Database:
     """A writing connection with its place in the turnstile."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, adds: bool = True) -> None:
         self._path = path
         self._in_use = threading.RLock()
         forks.hold(self, self._in_use)
@@ -41,6 +41,8 @@ class Database:
                 with self._in_use:
                     self._connection = connect_writer(path)
                     stack.callback(self._connection.close)
+                    if adds:
+                        add_missing(self._connection)
                     with _transaction(self._connection):
                         self.clock = FileClock.load(self._connection)
                     self.settings = settings(self._connection)
@@ -73,6 +75,19 @@ class Database:
                     f"{gone} since it was opened, so what was written may be lost; close the store and open it again"
                 )
             return turned
+
+    def missing(self) -> list[str]:
+        """Return the tables of newer families that the file has not yet."""
+        return list(missing(self._connection))
+
+    def raise_schema(self, number: int) -> None:
+        """Raise the file's schema number to this one, unless it is greater."""
+        with translated(self._path), self._turnstile.turn(), self._in_use:
+            if gone := self._guard.gone():
+                raise StoreReplaced(
+                    f"{gone} since it was opened; nothing was written: close the store and open it again"
+                )
+            raise_schema(self._connection, number)
 
     def _transact(self, batches: Sequence[Batch], take: Take | None, plan: Plan | None) -> Turned:
         try:
@@ -198,6 +213,12 @@ class Database:
                 values.update(self._connection.execute(sql.values(family, size), some))
             found.append(values)
         return [[values.get(id_) for values in found] for id_ in ids]
+
+
+def pending(path: str) -> list[str]:
+    """Return what opening the file would add to it, a line each."""
+    with closing(Database(path, adds=False)) as database:
+        return [f"the table {name}" for name in database.missing()]
 
 
 class _transaction:

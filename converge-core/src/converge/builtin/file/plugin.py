@@ -17,6 +17,7 @@ FILE = StoreBackend(
     contract=1,
     features=frozenset({Feature.SHARED, Feature.PERSISTENT, Feature.NOTIFIES}),
     durability=Durability.D2,
+    pending=FileStore.pending,
 )
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from urllib.parse import quote
 
 from converge.builtin.file import statements as sql
+from converge.codec import FIRST, FORMAT
 from converge.errors import SchemaTooNew, StoreRefused
+from converge.model.keys import FAMILIES
 
 APPLICATION_ID = 0x43565247
 """What `pragma application_id` says of our files ("CVRG"), so that nobody else's database is ever written to."""
@@ -84,21 +87,50 @@ def _check_owner(connection: sqlite3.Connection, path: str) -> bool:
     if owner != APPLICATION_ID:
         raise StoreRefused(f"{path} is a database of another program; choose another path")
     (version,) = connection.execute("pragma user_version").fetchone()
-    if version > sql.SCHEMA:
+    if version > FORMAT:
         raise SchemaTooNew(
-            f"{path}: its tables have version {version}, this release knows {sql.SCHEMA}; upgrade converge-core"
+            f"{path}: its schema has version {version}, this release of converge-core knows {FORMAT}: upgrade it"
         )
     return False
 
 
+def missing(connection: sqlite3.Connection) -> dict[str, str]:
+    """Return the tables of newer families that the file has not yet, each with the statement that makes it."""
+    there = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+    wanted = {sql.table(family): family for family in FAMILIES.values()}
+    return {name: sql.create_table(family) for name, family in wanted.items() if name.encode() not in there}
+
+
+def raise_schema(connection: sqlite3.Connection, number: int) -> None:
+    """Raise the schema number, which releases before this one compare with their own when they open the file."""
+    with _begun(connection):
+        (version,) = connection.execute("pragma user_version").fetchone()
+        if version < number:
+            connection.execute(f"pragma user_version = {number:d}")
+
+
+def add_missing(connection: sqlite3.Connection) -> None:
+    """Add the tables of newer families: the release before does not look at them, so its processes go on beside."""
+    if missing(connection):
+        with _begun(connection):
+            for statement in missing(connection).values():
+                connection.execute(statement)
+
+
 def _create(connection: sqlite3.Connection) -> None:
-    connection.execute("begin immediate")
-    try:
+    with _begun(connection):
         for statement in sql.create():
             connection.execute(statement)
         connection.execute("insert into meta values ('revision', 0)")
         connection.execute(f"pragma application_id = {APPLICATION_ID}")
-        connection.execute(f"pragma user_version = {sql.SCHEMA}")
+        connection.execute(f"pragma user_version = {FIRST}")  # until something newer is used
+
+
+@contextmanager
+def _begun(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("begin immediate")
+    try:
+        yield
         connection.execute("commit")
     except BaseException:
         with suppress(sqlite3.Error):

@@ -4,13 +4,14 @@ beside them.
 
 from __future__ import annotations
 
+import sqlite3
 from functools import cache
 from typing import Any
 
 from converge.model.keys import FAMILIES, HASH, ID, INT, Family, Key
 
-SCHEMA = 1
-"""Version of the tables, kept as `pragma user_version`."""
+_STRICT = ", strict" if sqlite3.sqlite_version_info >= (3, 37) else ""
+"""What makes SQLite refuse a value of another type, whoever writes it."""
 
 SIZES = (256, 64, 16, 4, 1)
 """How many rows one statement writes. A row of a statement of many costs half of one run by itself; and each step of a
@@ -23,16 +24,18 @@ _TYPES = {INT: "integer", ID: "blob", HASH: "blob"}
 
 def create() -> list[str]:
     """Return the statements that make the tables of a new file."""
-    made = ["create table meta (name text primary key, value) without rowid"]
-    for family in FAMILIES.values():
-        columns = [f'"{name}" {_TYPES.get(part, "text")} not null' for name, part in family.parts.items()] or [
-            '"only" integer not null'
-        ]
-        key = ", ".join(f'"{name}"' for name in family.parts) or '"only"'
-        columns += ["v text not null", "r integer not null", f"primary key ({key})"]
-        made.append(f"create table {table(family)} ({', '.join(columns)}) without rowid")
-    made.append(VIEW)
-    return made
+    meta = f"create table meta (name text primary key, value {'any' if _STRICT else ''}) without rowid{_STRICT}"
+    return [meta, *map(create_table, FAMILIES.values()), VIEW]
+
+
+def create_table(family: Family) -> str:
+    """Return the statement that makes a family's table."""
+    columns = [f'"{name}" {_TYPES.get(part, "text")} not null' for name, part in family.parts.items()] or [
+        '"only" integer not null'
+    ]
+    key = ", ".join(f'"{name}"' for name in family.parts) or '"only"'
+    columns += ["v text not null", "r integer not null", f"primary key ({key})"]
+    return f"create table {table(family)} ({', '.join(columns)}) without rowid{_STRICT}"
 
 
 VIEW = """

@@ -11,6 +11,7 @@ from functools import partial
 import anyio
 
 from converge.builtin.file._errors import translated
+from converge.builtin.file.database import pending
 from converge.builtin.file.options import FileOptions
 from converge.builtin.file.place import checked_path, facts
 from converge.builtin.file.reader import Reader
@@ -58,6 +59,16 @@ class FileStore(Store):
         async with cls._opened(path, options) as store:
             yield store
 
+    @staticmethod
+    async def pending(url: str, options: FileOptions | None = None) -> Sequence[str]:
+        """Return what `open` would add to a file that is there, a line each, without adding it.
+
+        Raises:
+            As `open`; StoreRefused also if there is no store.
+        """
+        path = await anyio.to_thread.run_sync(partial(checked_path, url, must_exist=True))
+        return await anyio.to_thread.run_sync(pending, path)
+
     @classmethod
     @asynccontextmanager
     async def _opened(cls, path: str, options: FileOptions) -> AsyncIterator[FileStore]:
@@ -99,6 +110,9 @@ class FileStore(Store):
             return await self._worker.turn(batches, take, wake)
         self._wake_ups.tell(wake)
         return Turned([], None)
+
+    async def note_format(self, number: int) -> None:
+        await self._worker.raise_schema(number)
 
     async def time(self) -> int:
         return self._worker.clock.now()

@@ -26,10 +26,10 @@ CLOSE_SEC = 1.0
 class _Job:
     """One call. It begins, or is given up, never both."""
 
-    __slots__ = ("_call", "_lock", "_state", "batches", "error", "event", "result", "take", "wake")
+    __slots__ = ("_call", "_lock", "_state", "batches", "error", "event", "result", "schema", "take", "wake")
 
-    def __init__(self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]) -> None:
-        self.batches, self.take, self.wake = batches, take, wake
+    def __init__(self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel], schema: int) -> None:
+        self.batches, self.take, self.wake, self.schema = batches, take, wake, schema
         self.event = anyio.Event()
         self.result: Turned | None = None
         self.error: BaseException | None = None
@@ -97,14 +97,24 @@ class Worker:
         """
         await self.turn((), None)
 
-    async def turn(self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel] = ()) -> Turned:
+    async def raise_schema(self, number: int) -> None:
+        """Raise the file's schema number, which older releases look at.
+
+        Raises:
+            As `turn`.
+        """
+        await self.turn((), None, schema=number)
+
+    async def turn(
+        self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel] = (), *, schema: int = 0
+    ) -> Turned:
         """Run a call, then tell the watchers. A caller that is cancelled leaves its call behind, which is done or not.
 
         Raises:
             StoreBusy: Its turn did not come in time; nothing was written.
             StoreError: As the contract says.
         """
-        job, jobs = _Job(batches, take, wake), self._jobs
+        job, jobs = _Job(batches, take, wake, schema), self._jobs
         if self._thread is None:
             self._thread = threading.Thread(
                 target=self._run, args=(jobs, self._kept), name="converge-file", daemon=True
@@ -142,6 +152,8 @@ class Worker:
                 if database is None:
                     database = Database(self._path)
                     self.clock, self.settings = database.clock, database.settings
+                if job.schema:
+                    database.raise_schema(job.schema)
                 job.result = database.turn(job.batches, job.take, job.may_begin)
                 if job.result is not None:
                     self._tell(job.wake)

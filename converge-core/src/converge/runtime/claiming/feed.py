@@ -395,46 +395,33 @@ class Feed:
         return slow
 
     async def _finish_slowly(self, slow: list[tuple[Found, Event]]) -> None:
-        releases = [(found, event) for found, event in slow if type(event) is Released]
-        if len(releases) > 1:
-            slow = [(found, event) for found, event in slow if type(event) is not Released]
-            try:
-                await self._release(releases)
-            except StoreError:
-                self._finished += slow
-                raise
+        """End what could not go out with the turn, in few calls; what cannot be stored as it is ends as failed."""
+        if not slow:
+            return
         self._slow += len(slow)
-        for at, (found, event) in enumerate(slow):
-            try:
-                await self._finishes.finish(found, event)
+        try:
+            answers = await self._finishes.finish_all(slow)
+        except BaseException:
+            self._finished += slow  # to say them again is safe
+            raise
+        finally:
+            self._slow -= len(slow)
+        failed: StoreError | None = None
+        for (found, event), error in zip(slow, answers, strict=True):
+            if error is None:
                 self._count(found, event)
-            except StaleClaim as error:
+            elif isinstance(error, StaleClaim):
                 self.stale += 1
                 log.warning("%s", error)
-            except StoreError:
-                self._finished += slow[at:]
-                self._slow -= len(slow) - at
-                raise
-            except ConvergeError as error:
+            elif isinstance(error, StoreError):
+                self._finished.append((found, event))
+                failed = failed or error
+            else:
                 log.error("task %s could not be ended: %s", id_text(found.id), error)
                 if isinstance(event, Completed):  # its result cannot be stored; that it failed can
                     self._finished.append((found, Failed(f"{type(error).__name__}: {error}", event.by)))
-            self._slow -= 1
-
-    async def _release(self, releases: list[tuple[Found, Released]]) -> None:
-        self._slow += len(releases)
-        try:
-            for (found, event), stale in zip(releases, await self._finishes.release_all(releases), strict=True):
-                if stale is None:
-                    self._count(found, event)
-                else:
-                    self.stale += 1
-                    log.warning("%s", stale)
-        except StoreError:
-            self._finished += releases
-            raise
-        finally:
-            self._slow -= len(releases)
+        if failed is not None:
+            raise failed
 
     def _count(self, found: Found, event: Event) -> None:
         if isinstance(event, Completed):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import anyio
 
 from converge import forks
-from converge.codec import decode
+from converge.codec import FIRST, decode
 from converge.contracts.store import ABSENT, LIMITS, Batch, Check, Conflict, Range, Store
 from converge.env import SYSTEM, Env
 from converge.errors import LeaseEnded, NoSuchPool, StoreError, StoreRefused, StoreReplaced
@@ -16,6 +16,7 @@ from converge.ids import check_name
 from converge.model.keys import EPOCH, POOL
 from converge.model.pool import Pool
 from converge.services.store.commits import Commits
+from converge.services.store.formats import raise_format
 from converge.services.store.lease import Lease, LeaseSettings
 from converge.services.store.outage import DEAF, HEARS, Outage
 
@@ -26,6 +27,17 @@ CLOCK_FRESH_SEC = 10.0
 """How long the difference between store time and the monotonic clock is relied on: clocks drift by less than a
 millisecond in it.
 """
+
+
+PAUSE_GREATEST_SEC = 0.25
+
+
+def pause_sec(round_: int, env: Env) -> float:
+    """Return how long to wait before trying again what another was faster with, the `round_`th time: jittered, so that
+    those who try do not stay in step.
+    """
+    share = int.from_bytes(env.entropy(4), "big") / 2**32
+    return share * min(PAUSE_GREATEST_SEC, 0.001 * 2.0 ** min(round_, 10))
 
 
 class PoolSeen(NamedTuple):
@@ -55,6 +67,7 @@ class StoreHandle:
         """
         self.due_came = anyio.Event()
         self._lock = anyio.Lock()
+        self._format = FIRST  # the newest that is known to be recorded in the store
         self._offset = 0  # store time less monotonic time, microseconds
         self._offset_seen = float("-inf")
         # Before the store is asked: what a child inherits of calls under way has nobody who ends them.
@@ -77,11 +90,22 @@ class StoreHandle:
                     self._commits.on_accepted = self._begin_anew
         return self._commits
 
+    async def require_format(self, number: int) -> None:
+        """Have it recorded in the store that this format is used, before it is: older releases refuse the store then.
+
+        Raises:
+            StoreError: It could not be recorded; nothing of the format may be written.
+        """
+        if self._format < number:
+            await raise_format(self.store, number)
+            self._format = number
+
     def _begin_anew(self) -> None:
         """Forget what was known of a store whose history an operator has accepted: what it holds under our lease need
         not be what we hold.
         """
         self.pools.clear()
+        self._format = FIRST
         if self._lease is not None:
             self._lease.give_up("the store's history was replaced, and accepted by an operator")
 

@@ -13,6 +13,8 @@ import attrs
 from converge.contracts.store import Durability, Feature, Store, StoreBackend, reopenable
 from converge.errors import InvalidValue, Unsupported
 from converge.plugins import PluginHost
+from converge.secret import without_password
+from converge.services.store.formats import check_format
 from converge.services.store.handle import StoreHandle
 from converge.settings import structured
 
@@ -43,6 +45,7 @@ async def open_store(
 
     Raises:
         ConfigError: Its leaves say what is wrong with a plugin, an option or the store's features.
+        SchemaTooNew: Something is used in it that this release does not know.
         StoreError: It cannot be reached, or refuses.
     """
     host = plugins if isinstance(plugins, PluginHost) else PluginHost(plugins)
@@ -54,6 +57,7 @@ async def open_store(
         chosen = attrs.evolve(chosen, must_exist=True)
     async with reopenable(partial(backend.open, url, chosen)) as store:
         check_durability(backend.name, store.durability, require_durability)
+        await check_format(store, without_password(url))
         try:
             yield store
         finally:

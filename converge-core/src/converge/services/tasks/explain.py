@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from converge.codec import decode, moment_or, parse_hash
+from converge.codec import decode, decode_id, moment_or, parse_hash
 from converge.errors import NoSuchPool
 from converge.ids import id_bytes, id_text
 from converge.machines.explain import Beside, Explanation, Group, Holder, explain
 from converge.machines.match import Claimer
 from converge.machines.task import Held, KeyRow, Place
 from converge.model.descriptor import AgentDescriptor
-from converge.model.keys import DEAD, EXPIRY, KEY, LEASE
+from converge.model.keys import ACTIVE, DEAD, EXPIRY, KEY, LEASE
 from converge.model.task import Spec
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.surroundings import find
@@ -46,8 +46,10 @@ def _groups(agents: Sequence[AgentDescriptor]) -> list[Group]:
 async def _active(handle: StoreHandle, id_: bytes, spec: Spec, place: Place | None) -> str:
     if spec.ordering_key is None or place is None:
         return ""
-    (row,) = await handle.store.get([KEY(spec.pool, spec.ordering_key)])
+    row, apart = await handle.store.get([KEY(spec.pool, spec.ordering_key), ACTIVE(spec.pool, spec.ordering_key)])
     active = "" if row is None else decode(row.value, KeyRow, "key").active
+    if apart is not None:
+        active = decode_id(apart.value, f"active {spec.pool}/{spec.ordering_key}").hex()
     return "" if active in ("", id_.hex()) else id_text(parse_hash(active))
 
 

@@ -7,19 +7,32 @@ from collections.abc import Sequence
 import anyio
 
 from converge.contracts.store import Batch, Channel, Conflict
-from converge.errors import NoSuchTask, NotApplied, OutcomeUnknown, StaleClaim, StoreBusy, TornRecord
+from converge.errors import (
+    ConvergeError,
+    InputError,
+    NoSuchTask,
+    NotApplied,
+    OutcomeUnknown,
+    StaleClaim,
+    StoreBusy,
+    StoreError,
+    StoreUnavailable,
+    TornRecord,
+)
 from converge.ids import id_text
 from converge.machines.task import Around, Completed, Event, Failed, Found, Held, Released, is_said_again, key_of, step
 from converge.model.keys import LATER
 from converge.model.pool import Pool
-from converge.services.store.handle import StoreHandle
+from converge.services.store.handle import StoreHandle, pause_sec
 from converge.services.tasks.surroundings import Moved, look_around, look_around_all, read_task, wakes
 
-ROUNDS = 60
-"""How often a finish looks again when something around the task, not the claim itself, has moved."""
+PATIENCE_SEC = 30.0
+"""How long a finish looks again while something around the task, not the claim itself, moves: in practice it looks
+twice.
+"""
 
-RELEASED = 200
-"""Claims of one call of those that are handed back together; see `sweep.PAGE`."""
+TOGETHER = 200
+"""Claims of one call of those that are ended together; see `sweep.PAGE`."""
 
 
 class Finishes:
@@ -57,7 +70,9 @@ class Finishes:
             StoreError: As `Store.commit`; an unknown outcome was tried again first.
         """
         unknown: OutcomeUnknown | None = None
-        for round_ in range(ROUNDS):
+        monotonic = self._opened.env.monotonic
+        began, round_ = monotonic(), 0
+        while monotonic() - began < PATIENCE_SEC:
             try:
                 if await self._try(found, event):
                     return
@@ -68,51 +83,67 @@ class Finishes:
                 if unknown is not None:
                     raise unknown from error  # an earlier try may have been applied, whatever became of this one
                 raise
+            round_ += 1
             if round_ > 3:
-                await anyio.sleep(0.001 * min(round_, 20))  # others write the same ordering key; let them
+                await anyio.sleep(pause_sec(round_, self._opened.env))
         if unknown is not None:
             raise unknown
-        raise StoreBusy(f"task {id_text(found.id)}: what stands around it moved {ROUNDS} times; finish it again")
+        raise StoreBusy(
+            f"task {id_text(found.id)}: what stands around it moved for {PATIENCE_SEC:g} s; finish it again"
+        )
 
-    async def release_all(self, claims: Sequence[tuple[Found, Released]]) -> list[StaleClaim | None]:
-        """Hand the claims back in few calls, as a process does that stops; answer of each None, or why it was not its
-        to hand back.
+    async def finish_all(self, claims: Sequence[tuple[Found, Event]]) -> list[ConvergeError | None]:
+        """End the claims in few calls: those of ordering keys, whose successors must be read, and those that are handed
+        back; answer of each None, or why it could not be ended, now (`StoreError`) or at all.
 
-        Raises:
-            StoreError: As `Store.commit`; to call it again with the same claims is safe.
+        To call it again with the same claims is safe.
         """
-        answers: list[StaleClaim | None] = []
-        for at in range(0, len(claims), RELEASED):
-            some = claims[at : at + RELEASED]
-            for (found, event), is_released in zip(some, await self._release(some), strict=True):
-                try:
-                    if not is_released:
+        answers: list[ConvergeError | None] = []
+        for at in range(0, len(claims), TOGETHER):
+            some = claims[at : at + TOGETHER]
+            are_ended = [False] if len(some) == 1 else await self._end_together(some)
+            failed: StoreError | None = None
+            for (found, event), is_ended in zip(some, are_ended, strict=True):
+                answer: ConvergeError | None = failed
+                if not is_ended and failed is None:
+                    try:
                         await self.finish(found, event)
-                    answers.append(None)
-                except StaleClaim as error:
-                    answers.append(error)
+                    except ConvergeError as error:
+                        answer = error
+                        if isinstance(error, StoreUnavailable | OutcomeUnknown):
+                            failed = error  # the store is away: the others need not wait for it, one by one
+                answers.append(None if is_ended else answer)
         return answers
 
-    async def _release(self, claims: Sequence[tuple[Found, Released]]) -> list[bool]:
-        """Try each once, all in one commit."""
-        arounds = await look_around_all(self._opened, [found for found, _ in claims])
-        now = await self._opened.now()
-        steps = [
-            (found, around, step(found, event, now, around))
-            for (found, event), around in zip(claims, arounds, strict=True)
-            if type(around) is Around
-        ]
-        channels = {channel for found, around, _ in steps for channel in wakes(found, around, is_ready=True)}
+    async def _end_together(self, claims: Sequence[tuple[Found, Event]]) -> list[bool]:
+        """Try each once, all in one commit; answer which have ended. What is wrong with one is found out when it is
+        tried by itself.
+        """
         try:
-            outcomes = await (await self._opened.commits()).commit([batch for _, _, batch in steps], wake=channels)
-        except OutcomeUnknown:
+            arounds = await look_around_all(
+                self._opened,
+                [found for found, _ in claims],
+                needs_lane=any(type(event) is Released for _, event in claims),
+            )
+            now = await self._opened.now()
+            steps = [
+                (found, event, around, step(found, event, now, around))
+                for (found, event), around in zip(claims, arounds, strict=True)
+                if type(around) is Around
+            ]
+            channels = set()
+            for found, event, around, batch in steps:
+                self._note_due(batch)
+                channels |= wakes(found, around, is_ready=type(event) is Released)
+            outcomes = await (await self._opened.commits()).commit([batch for *_, batch in steps], wake=channels)
+        except (StoreError, InputError):
             return [False] * len(claims)  # each is said again by itself, which is safe
-        released = {
-            found.id
-            for (found, _, _), outcome in zip(steps, outcomes, strict=True)
+        ended = {
+            (found.id, found.place)
+            for (found, *_), outcome in zip(steps, outcomes, strict=True)
             if not isinstance(outcome, Conflict)
         }
-        return [found.id in released for found, _ in claims]
+        return [(found.id, found.place) in ended for found, _ in claims]
 
     async def _try(self, found: Found, event: Event) -> bool:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import anyio
@@ -13,28 +12,30 @@ from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Comm
 from converge.errors import (
     ConvergeError,
     DedupConflict,
+    InputError,
     InvalidValue,
     NoSuchPool,
     NotApplied,
     OutcomeUnknown,
     StoreBusy,
+    StoreError,
     TooManyLanes,
 )
 from converge.ids import check_name, id_bytes, id_text, uuids7
 from converge.machines.lane import LANES, Lane
 from converge.machines.match import lane_news
-from converge.machines.task import KeyRow, KeySeen, LaneSeen, submit
+from converge.machines.task import SPLIT_KEYS, KeyRow, KeySeen, LaneSeen, submit
 from converge.model.keys import DEDUP, KEY, LANE, POOL, TASK
 from converge.model.task import Spec, Task
 from converge.services.store.commits import Commits
-from converge.services.store.handle import StoreHandle
+from converge.services.store.handle import StoreHandle, pause_sec
 from converge.services.tasks.lanes import make_room
 from converge.services.tasks.records import is_same_task, kind_of, to_spec
 from converge.services.tasks.surroundings import lane_seen
 
-ROUNDS = 60
-"""How often a submit looks again: each round means that another submit or finish of its ordering key, or a closing
-lane, was first.
+PATIENCE_SEC = 30.0
+"""How long a submit looks again without getting on: each round means that another process's submit to its ordering key,
+or a closing lane, was first.
 """
 
 UNKNOWN_ROUNDS = 5
@@ -61,6 +62,17 @@ class _Ask:
         self.outcome: str | ConvergeError | None = None
 
 
+class _Turn:
+    """A round of the tasks of several callers, from the first who waits for it until it has ended."""
+
+    __slots__ = ("asks", "done", "is_whole")
+
+    def __init__(self, asks: Sequence[_Ask]) -> None:
+        self.asks = list(asks)
+        self.done = anyio.Event()
+        self.is_whole = False
+
+
 _Group = tuple[list[_Ask], KeySeen | None]
 """The tasks of one batch, and the row of their ordering key, if they have one and it is there."""
 
@@ -72,6 +84,8 @@ class Submits:
         self._opened = handle
         self._lanes: dict[Key, Check] = {}
         self._made_room: dict[str, float] = {}
+        self._one_by_one = anyio.Lock()
+        self._next: _Turn | None = None
 
     async def submit(self, tasks: Sequence[Task]) -> list[str]:
         """Submit all; return their ids in order.
@@ -84,14 +98,20 @@ class Submits:
         """
         asks = await self._check(tasks)
         todo, are_apart = _drop_repeats(asks)
-        round_ = 0
+        round_, env = 0, self._opened.env
+        began = 0.0
         try:
-            while todo and round_ < ROUNDS:
-                if round_ > 3:
-                    await anyio.sleep(self._jitter(round_))
-                left = await self._round(todo, are_apart)
-                round_ = round_ + 1 if len(left) == len(todo) else 0
-                todo = left
+            while todo:
+                left = await self._round(todo, are_apart) if _are_plain(todo) else await self._some_ordered(todo)
+                if len(left) < len(todo):
+                    round_ = 0
+                elif round_ == 0:
+                    began = env.monotonic()
+                elif env.monotonic() - began > PATIENCE_SEC:
+                    break
+                todo, round_ = left, round_ + 1
+                if todo and round_ > 2:
+                    await anyio.sleep(pause_sec(round_, env))
         except NotApplied as error:
             if any(isinstance(ask.outcome, str) for ask in asks):
                 raise OutcomeUnknown(
@@ -99,11 +119,47 @@ class Submits:
                 ) from error
             raise
         if todo:
-            raise StoreBusy(f"{len(todo)} tasks of {len(asks)} met {ROUNDS} conflicts each; submit them again")
+            raise StoreBusy(
+                f"{len(todo)} tasks of {len(asks)} met nothing but conflicts for {PATIENCE_SEC:g} s; submit them again"
+            )
         return _answers(asks)
 
-    def _jitter(self, round_: int) -> float:
-        return random.Random(self._opened.env.entropy(4)).random() * min(0.05, 0.001 * round_)
+    async def _some_ordered(self, todo: list[_Ask]) -> list[_Ask]:
+        """Try each once; those with ordering keys together with those of other callers, who would meet each other."""
+        plain = [ask for ask in todo if ask.spec.ordering_key is None]
+        if plain:
+            await self._round(plain, False)
+        await self._together([ask for ask in todo if ask.spec.ordering_key is not None])
+        return [ask for ask in todo if ask.outcome is None]
+
+    async def _together(self, asks: list[_Ask]) -> None:
+        """Try each once, in a round with whatever comes while the round before is under way: a batch each ordering key,
+        not one each caller, of which all but the first would conflict.
+        """
+        await self._opened.require_format(SPLIT_KEYS)
+        turn = self._next
+        if turn is None:
+            turn = self._next = _Turn(asks)
+            await self._lead(turn, len(asks))
+        else:
+            turn.asks += asks
+            await turn.done.wait()
+        if not turn.is_whole:  # it met an error, perhaps for another's task, or the caller that led it was cancelled
+            await self._round([ask for ask in asks if ask.outcome is None], False)
+
+    async def _lead(self, turn: _Turn, own: int) -> None:
+        try:
+            async with self._one_by_one:
+                self._next = None
+                await self._round(turn.asks, False)
+            turn.is_whole = True
+        except (StoreError, InputError):
+            if len(turn.asks) == own:
+                raise
+        finally:
+            if self._next is turn:
+                self._next = None
+            turn.done.set()
 
     async def _check(self, tasks: Sequence[Task]) -> list[_Ask]:
         now = await self._opened.now()
@@ -297,6 +353,10 @@ class Submits:
                     existing if digest == ask.spec.digest else DedupConflict(existing, dedup_key=ask.spec.dedup_key)
                 )
         return [ask for ask in again if ask.outcome is None]
+
+
+def _are_plain(asks: Sequence[_Ask]) -> bool:
+    return all(ask.spec.ordering_key is None for ask in asks)
 
 
 def _drop_repeats(asks: list[_Ask]) -> tuple[list[_Ask], bool]:

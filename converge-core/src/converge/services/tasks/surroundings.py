@@ -4,12 +4,12 @@ itself stands.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import anyio
 
 from converge.codec import decode, decode_id, encode, parse_hash
-from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Committed, Entry, Key, Range, Store
+from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Committed, Entry, Key, Prefix, Range, Store
 from converge.errors import NoSuchPool, NoSuchTask, SchemaTooNew, StoreBusy, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.lane import Lane
@@ -23,6 +23,7 @@ from converge.machines.task import (
     LaneSeen,
     Place,
     Successor,
+    Waiting,
     is_terminal,
     lane_of,
     place_of,
@@ -49,49 +50,116 @@ async def look_around(handle: StoreHandle, found: Found, *, needs_lane: bool) ->
         Moved: The task has ended meanwhile, and its ordering key's row went with it.
         TornRecord: The row is missing though the task has not ended.
     """
-    spec = found.spec
-    try:
-        pool = (await handle.pool(spec.pool)).pool
-    except NoSuchPool:
-        pool = Pool(id=spec.pool)  # its tasks can still end, under the default retention
-    if not needs_lane and spec.ordering_key is None:
-        return Around(pool)
-    keys = [lane_key(spec)]
-    if spec.ordering_key is None:
-        (lane,) = await handle.store.get(keys)
-        return Around(pool, lane_seen(lane))
-    lane, row = await handle.store.get([*keys, KEY(spec.pool, spec.ordering_key)])
-    if row is None:
-        task, state = await handle.store.get([TASK(found.id), STATE(found.id)])
-        if task is None or (state is not None and is_terminal(decode(state.value, State, id_text(found.id)))):
-            raise Moved  # the row goes in the same step in which the last task of its key ends
-        raise TornRecord(
-            f"key {spec.pool}/{spec.ordering_key}", f"the row is missing while task {id_text(found.id)} has not ended"
-        )
-    key = KeySeen(row.revision, decode(row.value, KeyRow, "key"))
-    successor = await _successor(handle.store, spec) if key.row.active == found.id.hex() else None
-    return Around(pool, lane_seen(lane), key, successor)
+    (answer,) = await look_around_all(handle, [found], needs_lane=needs_lane)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
-async def look_around_all(handle: StoreHandle, all_found: Sequence[Found]) -> list[Around | Moved | StoreError]:
-    """Read what putting each of the tasks back needs, in few calls: the lanes together, ordering keys one by one. The
-    answers of those that failed are their errors.
+async def look_around_all(
+    handle: StoreHandle, all_found: Sequence[Found], *, needs_lane: bool = True
+) -> list[Around | Moved | StoreError]:
+    """Read what a step of each of the tasks needs, in few calls. The answers of those that failed are their errors.
 
     Lanes that are missing, or closing, are opened first: a step could do that, but then no two tasks of one lane could
     go out in one call.
     """
-    lanes = await _lanes_opened(handle, [found.spec for found in all_found])
+    rows = await _key_rows(handle.store, [found for found in all_found if _is_active(found)])
+    # Only after the rows: a submit in between has changed the row, so the step of a task behind which nobody was seen
+    # conflicts.
+    nexts = await _nexts(handle.store, {id_: row[0] for id_, row in rows.items() if type(row) is tuple})
+    specs = [found.spec for found in all_found] if needs_lane else []
+    specs += [one.spec for one in nexts.values() if type(one) is Successor]
+    lanes = await _lanes_opened(handle, specs)
     answers: list[Around | Moved | StoreError] = []
     for found in all_found:
-        try:
-            if found.spec.ordering_key is not None:
-                answers.append(await look_around(handle, found, needs_lane=True))
-            else:
-                around = await look_around(handle, found, needs_lane=False)
-                answers.append(around._replace(lane=lanes.get(lane_key(found.spec))))
-        except (Moved, TornRecord, SchemaTooNew) as error:
-            answers.append(error)
+        row, successor = rows.get(found.id), nexts.get(found.id)
+        if isinstance(row, Exception):
+            answers.append(row)
+        elif isinstance(successor, Exception):
+            answers.append(successor)
+        else:
+            if successor is not None:
+                successor = successor._replace(lane=lanes.get(lane_key(successor.spec)))
+            lane = lanes.get(lane_key(found.spec)) if needs_lane else None
+            answers.append(Around(await _pool(handle, found.spec), lane, row and row[1], successor))
     return answers
+
+
+async def _pool(handle: StoreHandle, spec: Spec) -> Pool:
+    try:
+        return (await handle.pool(spec.pool)).pool
+    except NoSuchPool:
+        return Pool(id=spec.pool)  # its tasks can still end, under the default retention
+
+
+def _is_active(found: Found) -> bool:
+    """Tell whether the end of the task frees the next one of its ordering key; one that waits has none."""
+    return found.spec.ordering_key is not None and type(found.place) is not Waiting
+
+
+async def _key_rows(
+    store: Store, all_found: Sequence[Found]
+) -> dict[bytes, tuple[Prefix, KeySeen] | Moved | StoreError]:
+    """Return by the id of each active task where its successors wait, and the row of its ordering key."""
+    rows: dict[bytes, tuple[Prefix, KeySeen] | Moved | StoreError] = {}
+    for at in range(0, len(all_found), LIMITS.keys):
+        some = all_found[at : at + LIMITS.keys]
+        entries = await store.get([KEY(found.spec.pool, found.spec.ordering_key) for found in some])
+        for found, row in zip(some, entries, strict=True):
+            spec = found.spec
+            try:
+                rows[found.id] = (
+                    await _rowless(store, found)
+                    if row is None
+                    else (
+                        ORDER(spec.pool, spec.ordering_key),
+                        KeySeen(row.revision, decode(row.value, KeyRow, f"key {spec.pool}/{spec.ordering_key}")),
+                    )
+                )
+            except (TornRecord, SchemaTooNew) as error:
+                rows[found.id] = error
+    return rows
+
+
+async def _rowless(store: Store, found: Found) -> Moved | StoreError:
+    """Return why an ordering key has no row: it goes in the same step in which the last task of its key ends."""
+    task, state = await store.get([TASK(found.id), STATE(found.id)])
+    if task is None or (state is not None and is_terminal(decode(state.value, State, id_text(found.id)))):
+        return Moved()
+    return TornRecord(
+        f"key {found.spec.pool}/{found.spec.ordering_key}",
+        f"the row is missing while task {id_text(found.id)} has not ended",
+    )
+
+
+async def _nexts(store: Store, prefixes: Mapping[bytes, Prefix]) -> dict[bytes, Successor | StoreError]:
+    """Return the first task that waits under each prefix, without its lane; nothing where none waits."""
+    heads: dict[bytes, Entry] = {}
+    ids = list(prefixes)
+    for at in range(0, len(ids), LIMITS.ranges):
+        some = ids[at : at + LIMITS.ranges]
+        pages = await store.scan([Range(prefixes[id_], None, 1) for id_ in some])
+        heads |= {id_: page[0] for id_, page in zip(some, pages, strict=True) if page}
+    nexts: dict[bytes, Successor | StoreError] = {}
+    waiting: dict[bytes, bytes] = {}
+    for id_, head in heads.items():
+        try:
+            waiting[id_] = decode_id(head.value, f"order {head.key[1]}/{head.key[2]}")
+        except (TornRecord, SchemaTooNew) as error:
+            nexts[id_] = error
+    ids = list(waiting)
+    for at in range(0, len(ids), LIMITS.keys):
+        some = ids[at : at + LIMITS.keys]
+        for id_, task in zip(some, await store.get([TASK(waiting[id_]) for id_ in some]), strict=True):
+            text = id_text(waiting[id_])
+            try:
+                if task is None:
+                    raise TornRecord(f"task {text}", "its specification is missing")
+                nexts[id_] = Successor(waiting[id_], decode(task.value, Spec, text), heads[id_].revision, None)
+            except (TornRecord, SchemaTooNew) as error:
+                nexts[id_] = error
+    return nexts
 
 
 async def _lanes_opened(handle: StoreHandle, specs: Sequence[Spec]) -> dict[Key, LaneSeen]:
@@ -142,20 +210,6 @@ def _lane_wakes(spec: Spec, lane: LaneSeen | None) -> set[Channel]:
         if lane is not None and not lane.is_closing
         else {f"lane.{spec.lane}", *lane_news(lane_of(spec))}
     )
-
-
-async def _successor(store: Store, spec: Spec) -> Successor | None:
-    (page,) = await store.scan([Range(ORDER(spec.pool, spec.ordering_key), None, 1)])
-    if not page:
-        return None
-    entry = page[0]
-    id_ = decode_id(entry.value, f"order {spec.pool}/{spec.ordering_key}")
-    (task,) = await store.get([TASK(id_)])
-    if task is None:
-        raise TornRecord(f"task {id_text(id_)}", "its specification is missing")
-    next_spec = decode(task.value, Spec, id_text(id_))
-    (lane,) = await store.get([LANE(next_spec.pool, parse_hash(next_spec.lane))])
-    return Successor(id_, next_spec, entry.revision, lane_seen(lane))
 
 
 def lane_key(spec: Spec) -> Key:

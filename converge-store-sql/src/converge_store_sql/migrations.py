@@ -1,0 +1,108 @@
+"""The schema of a network: made when it is new; given the tables of newer families when it is opened; its number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from converge.codec import FIRST, FORMAT
+from converge.errors import SchemaTooNew, StoreRefused
+from converge.model.keys import FAMILIES
+from converge_store_sql._errors import sqlstate
+from converge_store_sql.tables import create_table, create_tables, table
+
+_NO_RIGHT = "42501"
+
+_LOOK = """select coalesce(pg_get_userbyid((select relowner from pg_class where oid = to_regclass($1))), ''),
+    array(select name from unnest($2::text[]) with ordinality u(name, n) where to_regclass(name) is null order by n)"""
+
+# What others than the owner may do with the tables that are there, they may do with new ones. The schema's number is
+# written by whoever first uses something new.
+_RIGHTS = """select distinct format('grant %s on %I to %s', a.privilege_type, wanted.name,
+        case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end) as grant
+    from pg_class c, aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a, unnest($2::text[]) wanted(name)
+    where c.oid = to_regclass($1) and a.grantee <> (select oid from pg_roles where rolname = current_user)
+        and a.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+        and (a.grantee = 0 or not has_table_privilege(a.grantee, to_regclass(wanted.name), a.privilege_type))
+    order by 1"""
+
+
+async def migrate(connection: Any, network: str) -> None:
+    """Make the tables that this release knows and that are not there; those of a newer release are refused.
+
+    One step, safe beside processes of the release before: they do not look at what is added. The schema's number stays
+    until something new is used (`note_format`).
+
+    Args:
+        connection: A connection of the driver, outside a transaction.
+        network: The prefix of the tables.
+
+    Raises:
+        SchemaTooNew: Something is used that this release does not know.
+        StoreRefused: Tables are missing, and this role may not make them; which role may.
+    """
+    owner, missing = await connection.fetchrow(_LOOK, f"{network}_schema", _tables(network))
+    if owner:
+        await _check_version(connection, network)
+    if not missing:
+        return
+    try:
+        async with connection.transaction():
+            await _add(connection, network)
+    except Exception as error:
+        if sqlstate(error) != _NO_RIGHT:
+            raise
+        role = await connection.fetchval("select current_user")
+        who = f'the role "{owner}", which owns the others' if owner else "a role that may"
+        raise StoreRefused(
+            f'tables of the network "{network}" are missing ({", ".join(missing[:3])}'
+            f'{", ..." if len(missing) > 3 else ""}), and the role "{role}" may not make them; run '
+            f"`converge store migrate` as {who}"
+        ) from error
+
+
+async def pending(connection: Any, network: str) -> list[str]:
+    """Return what `migrate` would do, a line each, without doing it.
+
+    Raises:
+        SchemaTooNew: As `migrate`.
+    """
+    owner, missing = await connection.fetchrow(_LOOK, f"{network}_schema", _tables(network))
+    if not owner:
+        return [f'the tables of a new network "{network}"']
+    await _check_version(connection, network)
+    return [f"the table {name}" for name in missing]
+
+
+async def _add(connection: Any, network: str) -> None:
+    # Processes that start together must not create the tables twice; the lock goes with the transaction.
+    await connection.execute("select pg_advisory_xact_lock(hashtextextended($1, 0))", f"converge/schema/{network}")
+    owner, missing = await connection.fetchrow(_LOOK, f"{network}_schema", _tables(network))
+    if not owner:
+        await connection.execute(
+            f"create table {network}_schema (version integer primary key, at timestamptz not null default now())"
+        )
+        await connection.execute(create_tables(network))
+        await connection.execute(f"insert into {network}_schema (version) values ($1)", FIRST)
+        return
+    for family in FAMILIES.values():
+        if table(network, family) in missing:
+            await connection.execute(create_table(network, family))
+    for (grant,) in await connection.fetch(_RIGHTS, table(network, FAMILIES["state"]), missing):
+        await connection.execute(grant)
+    if owner == await connection.fetchval("select current_user"):
+        for (grant,) in await connection.fetch(_RIGHTS, table(network, FAMILIES["state"]), [f"{network}_schema"]):
+            if grant.startswith("grant INSERT"):
+                await connection.execute(grant)
+
+
+async def _check_version(connection: Any, network: str) -> None:
+    version = int(await connection.fetchval(f"select coalesce(max(version), 0) from {network}_schema"))
+    if version > FORMAT:
+        raise SchemaTooNew(
+            f"the tables {network}_* have version {version}, this release of converge-core knows {FORMAT}: upgrade it"
+        )
+
+
+def _tables(network: str) -> Sequence[str]:
+    return [table(network, family) for family in FAMILIES.values()]
