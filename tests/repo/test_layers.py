@@ -18,7 +18,7 @@ ROWS = (
     ("services",),
     ("runtime",),
     ("operations",),
-    ("cli", "builtin", "testing"),
+    ("cli", "builtin", "testing", "agents", "logs"),
 )
 RANKS = {part: rank for rank, row in enumerate(ROWS) for part in row}
 EDGES = ROWS[-1]

@@ -21,9 +21,8 @@ from converge import (
     Topic,
     open_store,
 )
+from converge.agents import Breaker, Decision, Limits, Outcome, ReportTask, SubmitTask, Tool
 from converge.model.message import Fanout
-from converge.runtime.agents.decisions import Decision, Limits, Outcome, ReportTask, SubmitTask, Tool
-from converge.runtime.agents.supervision import Breaker
 
 
 class WordCounter(Agent):

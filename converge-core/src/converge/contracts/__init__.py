@@ -1,1 +1,1 @@
-"""The three contracts that a plugin can implement: store, transport, discovery."""
+"""What a plugin implements: `store`, `transport`, `discovery`, in numbered clauses, and `decisions` of its own."""

@@ -32,6 +32,11 @@ from typing import Any, NamedTuple
 import attrs
 
 from converge.contracts.store import Feature
+from converge.model.descriptor import AgentDescriptor, sign_descriptor
+
+__all__ = [
+    "CONTRACT", "AgentDescriptor", "Changes", "Discovery", "DiscoveryBackend", "Reader", "Sighting", "sign_descriptor",
+]  # fmt: skip
 
 CONTRACT = 1
 """The number of this contract."""

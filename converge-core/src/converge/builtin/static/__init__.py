@@ -2,5 +2,6 @@
 
 from converge.builtin.static.discovery import StaticDiscovery
 from converge.builtin.static.options import StaticOptions
+from converge.builtin.static.plugin import STATIC
 
-__all__ = ["StaticDiscovery", "StaticOptions"]
+__all__ = ["STATIC", "StaticDiscovery", "StaticOptions"]

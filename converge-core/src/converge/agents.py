@@ -1,0 +1,37 @@
+"""What agents are written with, besides `converge.Agent`: decisions and their outcomes, tools, limits, breakers."""
+
+from __future__ import annotations
+
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.decisions import (
+    CreatePool,
+    Decision,
+    InvokeTool,
+    JoinPool,
+    LeavePool,
+    Limits,
+    Outcome,
+    ReportTask,
+    SendMessage,
+    SubmitTask,
+    Tool,
+)
+from converge.runtime.agents.supervision import AgentHealth, Breaker, CircuitState
+
+__all__ = [
+    "Agent",
+    "AgentHealth",
+    "Breaker",
+    "CircuitState",
+    "CreatePool",
+    "Decision",
+    "InvokeTool",
+    "JoinPool",
+    "LeavePool",
+    "Limits",
+    "Outcome",
+    "ReportTask",
+    "SendMessage",
+    "SubmitTask",
+    "Tool",
+]
