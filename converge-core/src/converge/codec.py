@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Annotated, Any, TypeVar
@@ -152,6 +153,20 @@ def moment_or(raw: bytes, default: int) -> int:
     return int(raw) if len(raw) < 19 and raw.isdigit() and int(raw) <= MOMENT_GREATEST else default
 
 
+def stored_text(text: str) -> str:
+    """Return the text as every store takes it: NULs and lone halves of characters are written as Python writes them.
+
+    What is text for people (reasons, errors, names, a trace) passes through this once, on the way into a record.
+    """
+    text = str.__str__(text)  # a subclass may say anything
+    if text.isascii() and "\0" not in text:
+        return text
+    return _UNSTORED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+_UNSTORED = re.compile("[\0\ud800-\udfff]")
+
+
 def encode_plain(value: Any, path: str) -> bytes:
     """Return the JSON of plain data: None, bool, int of 64 bits, finite float, str, bytes, and lists and mappings of
     these.
@@ -165,6 +180,29 @@ def encode_plain(value: Any, path: str) -> bytes:
         except ValueError:
             pass
     return encode(_plain(value, path, 0))
+
+
+def canonical(raw: bytes | msgspec.Raw, what: str) -> bytes:
+    """Return the one form of plain data that is equal: names in order, and whole numbers without a fraction.
+
+    Raises:
+        TornRecord: It is no JSON.
+    """
+    try:
+        return _encode_sorted(_whole_numbers(_decode_any(raw)))
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise TornRecord(what, str(error)) from error
+
+
+_encode_sorted = msgspec.json.Encoder(order="sorted").encode
+
+
+def _whole_numbers(value: Any) -> Any:
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) <= _INT_GREATEST else value
+    if isinstance(value, dict):
+        return {name: _whole_numbers(item) for name, item in value.items()}
+    return [_whole_numbers(item) for item in value] if isinstance(value, list) else value
 
 
 def decode_plain(raw: bytes | msgspec.Raw, what: str) -> Any:

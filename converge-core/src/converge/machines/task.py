@@ -44,7 +44,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from converge.codec import FIRST, Int, encode, moment_or, parse_hash
+from converge.codec import FIRST, Int, encode, moment_or, parse_hash, stored_text
 from converge.machines.lane import Lane
 from converge.model.batch import ABSENT, Batch, Check, Put
 from converge.model.keys import (
@@ -574,6 +574,7 @@ def _state(
     result: bytes = b"null",
 ) -> State:
     place, old = found.place, found.state
+    why, by = stored_text(why[: WHY_LENGTH + 1]), stored_text(by)
     if len(why) > WHY_LENGTH:
         why = f"{why[: WHY_LENGTH - 1]}…"
     if type(place) is Held:

@@ -12,7 +12,7 @@ from converge.errors import ConvergeError, InputError, TornRecord
 from converge.ids import check_name, id_bytes
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.services.tasks.records import to_spec
+from converge.services.tasks.records import check_deadline, to_spec
 
 FIELDS = (
     "pool_id", "id", "type", "topic", "required_capabilities", "inputs", "priority", "not_before", "deadline",
@@ -56,7 +56,8 @@ def check_task(task: Task) -> Task:
     check_name("pool_id", task.pool_id)
     if task.id:
         id_bytes("id", task.id)
-    to_spec(task, Pool(id=task.pool_id), 0)  # its moments are compared with store time when it is submitted
+    spec = to_spec(task, Pool(id=task.pool_id), 0)
+    check_deadline(task, spec)  # with not_before; with store time it is compared when it is submitted
     return task
 
 

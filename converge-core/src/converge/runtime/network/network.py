@@ -14,6 +14,7 @@ import anyio
 import attrs
 from anyio.abc import SocketAttribute, TaskGroup
 
+from converge.codec import stored_text
 from converge.contracts.discovery import Discovery, DiscoveryBackend
 from converge.contracts.store import Feature
 from converge.contracts.transport import TransportBackend
@@ -291,7 +292,7 @@ def _describe(agent: Agent) -> AgentDescriptor:
     return AgentDescriptor(
         id=agent.id,
         public_key=agent.identity.public_key.hex(),
-        name=cls.__name__,
+        name=stored_text(cls.__name__),
         topics=tuple(str(name) for name in cls.topics),
         capabilities=tuple(str(name) for name in cls.capabilities),
         pools=agent.pools,

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 from anyio import lowlevel
 
+from converge.codec import stored_text
 from converge.contracts.store import LIMITS, Conflict, Store
 from converge.errors import (
     InvalidValue,
@@ -150,7 +151,7 @@ class TaskManager:
             StaleClaim: The claim is not current; nothing was changed.
             InvalidValue: The result is not plain data.
         """
-        await self._finish(task, Completed(encode_result(result), _checked(task).claimed_by))
+        await self._finish(task, Completed(encode_result(result), stored_text(_checked(task).claimed_by)))
 
     async def fail(self, task: Task, error: str, *, retry: bool = True) -> None:
         """End the attempt: the task is retried after a while, or FAILED if its attempts are used up or `retry` is
@@ -167,7 +168,7 @@ class TaskManager:
         Raises:
             StaleClaim: The claim is not current; nothing was changed.
         """
-        await self._finish(task, Released(_checked(task).claimed_by, why))
+        await self._finish(task, Released(_checked(task).claimed_by, _text("why", why)))
 
     async def report(self, agent_id: str, task_id: str, result: Any = None) -> None:
         """Complete a claim that this manager made for the agent, by the task's id.
@@ -188,7 +189,7 @@ class TaskManager:
         Raises:
             NoSuchTask: There is none.
         """
-        id_ = id_bytes("task id", task_id)
+        id_, cancelled = id_bytes("task id", task_id), Cancelled(_text("by", by), _text("why", why))
         for _ in range(ROUNDS):
             spec, state, place = await find(self._store, id_)
             if place is None:
@@ -198,7 +199,7 @@ class TaskManager:
                 around = await look_around(self._opened, found, needs_lane=False)
             except Moved:
                 continue
-            batch = step(found, Cancelled(by, why), await self._opened.now(), around)
+            batch = step(found, cancelled, await self._opened.now(), around)
             wake = wakes(found, around, is_ready=False) | (
                 {f"lease.{place.lease.hex()}"} if type(place) is Held else set()
             )
@@ -378,6 +379,12 @@ def _checked(task: Task) -> Task:
     if not isinstance(task, Task):
         raise InvalidValue("task", task, "a Task that `claim` returned; by a task's id, `report` completes it")
     return task
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidValue(name, value, "text")
+    return value
 
 
 def _check_several(name: str, names: object) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import attrs
 import msgspec
 
-from converge.codec import decode_plain, encode, encode_plain
+from converge.codec import MOMENT_GREATEST, canonical, decode_plain, encode, encode_plain, stored_text
 from converge.contracts.store import LIMITS
 from converge.errors import InvalidName, InvalidValue, ValueTooLarge
 from converge.ids import check_name, id_text
@@ -76,8 +76,6 @@ def to_spec(task: Task, pool: Pool, now: int, origin: str = "", kind: Kind | Non
     _check_numbers(task)
     due = now if task.not_before is None else max(now, _micros("not_before", task.not_before))
     deadline = 0 if task.deadline is None else _micros("deadline", task.deadline)
-    if deadline and deadline <= due:
-        raise InvalidValue("deadline", task.deadline, "a moment after now and after not_before")
     inputs = encode_plain(_mapping(task.inputs), "inputs")
     if len(inputs) > LIMITS.value_bytes - 8_192:
         raise ValueTooLarge("inputs", len(inputs), LIMITS.value_bytes - 8_192)
@@ -95,13 +93,13 @@ def to_spec(task: Task, pool: Pool, now: int, origin: str = "", kind: Kind | Non
         msgspec.Raw(inputs),
         priority,
         deadline,
-        task.timeout_sec,
+        None if task.timeout_sec is None else float(task.timeout_sec),
         task.max_attempts,
-        task.retry_delay_sec,
+        float(task.retry_delay_sec),
         None if task.dedup_key is None else _key("dedup_key", task.dedup_key),
         None if task.ordering_key is None else _key("ordering_key", task.ordering_key),
         0,
-        dict(_strings("trace", task.trace)) if task.trace else {},
+        _strings("trace", task.trace) if task.trace else {},
         origin,
     )
 
@@ -110,10 +108,10 @@ def _digest(task: Task, kind: Kind, inputs: bytes) -> str:
     """What stands beside a dedup key, so that other content under it is found without the task's record."""
     not_before = None if task.not_before is None else _micros("not_before", task.not_before)
     deadline = None if task.deadline is None else _micros("deadline", task.deadline)
+    timeout_sec = None if task.timeout_sec is None else float(task.timeout_sec)
     content = (
-        kind.type, kind.topic, kind.capabilities, inputs.decode(), task.priority, not_before, deadline,
-        task.timeout_sec, task.max_attempts,
-        task.retry_delay_sec, task.ordering_key,
+        kind.type, kind.topic, kind.capabilities, canonical(inputs, "inputs").decode(), task.priority, not_before,
+        deadline, timeout_sec, task.max_attempts, float(task.retry_delay_sec), task.ordering_key,
     )  # fmt: skip
     return hashlib.blake2b(encode(content), digest_size=12).hexdigest()
 
@@ -134,10 +132,24 @@ def is_same_task(task: Task, spec: Spec, stored: Spec) -> bool:
     if not_before != stored.due if stored.due > stored.submitted else not_before > stored.submitted:
         return False
     return (
-        bytes(spec.inputs) == bytes(stored.inputs)
+        _are_equal(spec.inputs, stored.inputs)
         and (spec.priority, spec.deadline, spec.timeout_sec) == (stored.priority, stored.deadline, stored.timeout_sec)
         and (spec.max_attempts, spec.retry_delay_sec) == (stored.max_attempts, stored.retry_delay_sec)
     )
+
+
+def _are_equal(inputs: msgspec.Raw, stored: msgspec.Raw) -> bool:
+    return bytes(inputs) == bytes(stored) or canonical(inputs, "inputs") == canonical(stored, "inputs")
+
+
+def check_deadline(task: Task, spec: Spec) -> None:
+    """Refuse a deadline that cannot be kept.
+
+    Raises:
+        InvalidValue: It has passed, or comes before the task may begin.
+    """
+    if spec.deadline and spec.deadline <= spec.due:
+        raise InvalidValue("deadline", task.deadline, "a moment after now and after not_before")
 
 
 def to_task(id_: bytes, spec: Spec, state: State | None, place: Place | None, *, by: str = "") -> Task:
@@ -283,9 +295,16 @@ def moment(micros: int) -> datetime:
 
 
 def _micros(path: str, value: object) -> int:
-    if not isinstance(value, datetime) or value.tzinfo is None:
-        raise InvalidValue(path, value, "an aware datetime, with a time zone")
-    return (value - _EPOCH) // _MICROSECOND
+    expected = "an aware datetime, with a time zone"
+    if not isinstance(value, datetime):
+        raise InvalidValue(path, value, expected)
+    try:
+        micros = (value - _EPOCH) // _MICROSECOND
+    except (TypeError, ValueError, OverflowError) as error:  # a zone may be anybody's class
+        raise InvalidValue(path, value, expected) from error
+    if micros > MOMENT_GREATEST:
+        raise InvalidValue(path, value, "a moment before the year 9999, a date in every time zone")
+    return max(micros, 0)
 
 
 def _check_numbers(task: Task) -> None:
@@ -339,10 +358,10 @@ def _mapping(inputs: object) -> dict[str, Any]:
     raise InvalidValue("inputs", inputs, "a mapping of names to plain data")
 
 
-def _strings(path: str, values: object) -> Mapping[str, str]:
+def _strings(path: str, values: object) -> dict[str, str]:
     if not isinstance(values, Mapping) or any(type(part) is not str for pair in values.items() for part in pair):
         raise InvalidValue(path, values, "a mapping of text to text")
-    return values
+    return {stored_text(name): stored_text(value) for name, value in values.items()}
 
 
 def _key(path: str, value: str | None) -> str | None:

@@ -17,9 +17,11 @@ from converge.errors import (
     NoSuchPool,
     NotApplied,
     OutcomeUnknown,
+    SchemaTooNew,
     StoreBusy,
     StoreError,
     TooManyLanes,
+    TornRecord,
 )
 from converge.ids import check_name, id_bytes, id_text, uuids7
 from converge.machines.lane import LANES, Lane
@@ -30,7 +32,7 @@ from converge.model.task import Spec, Task
 from converge.services.store.commits import Commits
 from converge.services.store.handle import StoreHandle, pause_sec
 from converge.services.tasks.lanes import make_room
-from converge.services.tasks.records import is_same_task, kind_of, to_spec
+from converge.services.tasks.records import check_deadline, is_same_task, kind_of, to_spec
 from converge.services.tasks.surroundings import lane_seen
 
 PATIENCE_SEC = 30.0
@@ -98,6 +100,7 @@ class Submits:
         """
         asks = await self._check(tasks)
         todo, are_apart = _drop_repeats(asks)
+        todo = [ask for ask in todo if ask.outcome is None]
         round_, env = 0, self._opened.env
         began = 0.0
         try:
@@ -177,7 +180,17 @@ class Submits:
             if spec.due > now:
                 self._opened.saw_due(spec.due)
             asks.append(_Ask(id_bytes("task id", task.id) if task.id else id_, task, spec, kind.key))
+        if late := [ask for ask in asks if ask.spec.deadline and ask.spec.deadline <= ask.spec.due]:
+            await self._check_late(late)
         return asks
+
+    async def _check_late(self, late: list[_Ask]) -> None:
+        """Refuse tasks whose deadline has passed, but for those that are known: it had not when they came first."""
+        named = [ask for ask in late if ask.task.id or ask.task.dedup_key is not None]
+        await self._read_back(named)
+        for ask in late:
+            if ask.outcome is None:
+                check_deadline(ask.task, ask.spec)
 
     async def _round(self, todo: list[_Ask], are_apart: bool) -> list[_Ask]:
         """Try each once; answer those that must be tried again."""
@@ -255,8 +268,10 @@ class Submits:
                 elif error := await self._open_lane(key, missing[key], seen):
                     refused[key] = error
         if refused:
-            for ask in todo:
-                ask.outcome = refused.get(ask.lane)
+            without = [ask for ask in todo if ask.lane in refused]
+            await self._read_back([ask for ask in without if ask.task.id or ask.task.dedup_key is not None])
+            for ask in without:
+                ask.outcome = ask.outcome or refused[ask.lane]
         return [ask for ask in todo if ask.outcome is None]
 
     async def _open_lane(self, key: Key, spec: Spec, seen: LaneSeen | None) -> ConvergeError | None:
@@ -336,23 +351,28 @@ class Submits:
                 if entry is not None:
                     entries[entry.key] = entry.value
         for ask in again:
-            raw = entries.get(TASK(ask.id))
-            dedup = None if ask.spec.dedup_key is None else entries.get(DEDUP(ask.spec.pool, ask.spec.dedup_key))
-            if raw is not None:
-                stored = decode(raw, Spec, id_text(ask.id))
-                ask.outcome = (
-                    id_text(ask.id)
-                    if is_same_task(ask.task, ask.spec, stored)
-                    else DedupConflict(id_text(ask.id), dedup_key=None)
-                )
-            elif dedup is not None:
-                what = f"dedup key {ask.spec.pool}/{ask.spec.dedup_key}"
-                id_hex, digest = decode(dedup, tuple[str, str], what)
-                existing = id_text(hash_bytes(id_hex, what))
-                ask.outcome = (
-                    existing if digest == ask.spec.digest else DedupConflict(existing, dedup_key=ask.spec.dedup_key)
-                )
+            try:
+                ask.outcome = await self._stored_as(ask, entries)
+            except (TornRecord, SchemaTooNew) as error:
+                ask.outcome = error  # of this one alone
         return [ask for ask in again if ask.outcome is None]
+
+    async def _stored_as(self, ask: _Ask, entries: dict[Key, bytes]) -> str | ConvergeError | None:
+        """Return the id under which the task is stored already, or that other content is; None if neither."""
+        raw, dedup_key = entries.get(TASK(ask.id)), ask.spec.dedup_key
+        if raw is not None:
+            is_same = is_same_task(ask.task, ask.spec, decode(raw, Spec, id_text(ask.id)))
+            return id_text(ask.id) if is_same else DedupConflict(id_text(ask.id), dedup_key=None)
+        if dedup_key is None or (dedup := entries.get(DEDUP(ask.spec.pool, dedup_key))) is None:
+            return None
+        what = f"dedup key {ask.spec.pool}/{dedup_key}"
+        id_hex, digest = decode(dedup, tuple[str, str], what)
+        existing = hash_bytes(id_hex, what)
+        if digest != ask.spec.digest:  # an earlier release knew fewer contents as the same
+            (entry,) = await self._opened.store.get([TASK(existing)])
+            if entry is None or not is_same_task(ask.task, ask.spec, decode(entry.value, Spec, id_text(existing))):
+                return DedupConflict(id_text(existing), dedup_key=dedup_key)
+        return id_text(existing)
 
 
 def _are_plain(asks: Sequence[_Ask]) -> bool:
