@@ -121,6 +121,20 @@ def leaves_an_unknown_take_behind(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tasks, "settle", settle)
 
 
+@breaks("T-23")
+def has_a_finish_compare_what_each_submit_changes(patch: pytest.MonkeyPatch) -> None:
+    """A finish compares the row of its ordering key, though another task waits."""
+
+    def changed(found: Found, event: Event, now: int, around: Around) -> Batch:
+        batch = step(found, event, now, around)
+        if around.key is None or around.successor is None:
+            return batch
+        row = (KEY(found.spec.pool, found.spec.ordering_key), around.key.revision)
+        return batch._replace(checks=[*batch.checks, row])
+
+    change_step(patch, changed)
+
+
 @breaks("T-9")
 def strands_a_submit_behind_a_key_that_was_freed(patch: pytest.MonkeyPatch) -> None:
     """A submit does not compare the row of its ordering key."""

@@ -34,6 +34,7 @@ T-11 Once a pause has returned nothing is claimed from the pool, until it is res
 T-12 A task that waits past its deadline fails; so does one whose attempt ends without a result after it.
 T-13 A claim whose answer was lost holds nothing once it is settled, and counts no attempt.
 T-14 Retention removes a task with all that belongs to it, its dedup key included, and not before its time.
+T-23 While a task waits behind an ordering key, no submit to that key makes the end of its active task try again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""T-9 to T-14: ordering keys, dead processes, pauses, deadlines, lost answers, retention."""
+"""T-9 to T-14, T-23: ordering keys, dead processes, pauses, deadlines, lost answers, retention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from converge.contracts.store import Conflict, Entry, Range, Store
 from converge.errors import LeaseEnded, NoSuchTask
 from converge.machines.match import Claimer
 from converge.machines.task import TaskState
-from converge.model.keys import DEAD, EXPIRY, HELD, LEASE, READY, STATE, TASK
+from converge.model.keys import DEAD, EXPIRY, HELD, LEASE, ORDER, READY, STATE, TASK
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.store.handle import StoreHandle
@@ -48,6 +48,23 @@ class Between(Inheriting):
         if any(each.prefix[0] is READY for each in ranges):
             self.looks += 1
             if self.looks == self._look:
+                await self._act()
+        return pages
+
+
+class Busy(Inheriting):
+    """A store that lets something happen each time somebody has looked for what waits behind an ordering key."""
+
+    def __init__(self, inner: Store, most: int, act: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(inner)
+        self.looks = 0
+        self._most, self._act = most, act
+
+    async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
+        pages = await super().scan(ranges)
+        if any(each.prefix[0] is ORDER for each in ranges):
+            self.looks += 1
+            if self.looks <= self._most:
                 await self._act()
         return pages
 
@@ -123,6 +140,21 @@ class GroupClauses(TaskCase):
                 "how many tasks are ready after a submit beside the completion of the one before",
             )
             await two.tasks.complete(claimed[0], 1)
+
+    async def test_submits_to_a_key_never_keep_its_finish_from_being_stored(self, one: Process, two: Process) -> None:
+        """T-23."""
+        more = Task(pool_id=POOL, ordering_key="k")
+        await two.tasks.submit_many([more] * 2)
+        busy = Busy(one.store, self.rounds, partial(two.tasks.submit, more))
+        process = Process(busy, LEASE_SEC)
+        try:
+            for end in (process.tasks.complete, partial(process.tasks.fail, retry=False)):
+                task = await process.claim_one()
+                busy.looks = 0
+                await end(task, "it")
+                expect_equal("T-23", busy.looks, 1, "how often a task's end looked for the next while others submit")
+        finally:
+            await process.handle.close()
 
     async def test_lanes_that_are_closed_beside_submits_strand_no_task(self, one: Process, two: Process) -> None:
         """T-2."""
