@@ -16,7 +16,7 @@ from converge.errors import InvalidValue
 from converge.model.descriptor import DiscoveryQuery
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
-from converge.runtime.network.publishing import TOGETHER
+from converge.runtime.network.publishing import SIGNED_TOGETHER
 from converge.runtime.node import MADE_BEFORE_YIELD, Node
 
 
@@ -73,7 +73,7 @@ async def test_others_run_while_many_agents_start() -> None:
         group.start_soon(watch)
         await node.spawn(Idle, count=3_000, pool="p")
         group.cancel_scope.cancel()
-    assert turns >= 3_000 / MADE_BEFORE_YIELD + 3_000 / TOGETHER
+    assert turns >= 3_000 / MADE_BEFORE_YIELD + 3_000 / SIGNED_TOGETHER
 
 
 async def test_an_idle_agent_has_no_task_of_its_own() -> None:

@@ -23,8 +23,8 @@ class Node:
 
     def __init__(self) -> None:
         self.identity = Identity.generate(SYSTEM.entropy)
-        self.asking = Asking(SYSTEM, self.identity.id)
-        self.asking.announcing = self
+        self.heard: list[Link] = []
+        self.asking = Asking(SYSTEM, self.identity.id, self, self.heard.append)
         self.signed: dict[str, bytes] = {}
         self.changes = 0
 
@@ -111,13 +111,11 @@ async def test_what_changes_between_two_answers_is_told_from_the_beginning(near:
 
 
 async def test_who_is_asked_learns_who_asks_unless_it_is_asked_back(near: Node, far: Node) -> None:
-    heard: list[Link] = []
-    far.asking.asked = heard.append
     wire = Wire(near, far)
     await near.asking.ask(wire, None, is_back=True)
-    assert heard == []
+    assert far.heard == []
     await near.asking.ask(wire, None)
-    assert heard == [wire]
+    assert far.heard == [wire]
 
 
 def answer(*signed: str, next: str = "", changes: int = 1) -> bytes:
@@ -155,7 +153,7 @@ async def test_a_node_that_tells_of_too_many_is_given_up_before_they_are_kept(
     with pytest.raises(MessageTooLarge):
         await near.asking.ask(Wire(near, far, lambda _: answer(*[one] * 10, next="z")), None)
     monkeypatch.setattr(asking, "AGENTS", 10**9)
-    monkeypatch.setattr(asking, "TOLD_BYTES", 1_000)
+    monkeypatch.setattr(asking, "AGENTS_BYTES", 1_000)
     with pytest.raises(MessageTooLarge):
         await near.asking.ask(Wire(near, far, lambda _: answer(*[one] * 10)), None)
 

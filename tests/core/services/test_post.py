@@ -35,7 +35,7 @@ from converge.errors import (
     Undeliverable,
 )
 from converge.machines.records import MESSAGE, RECEIPT, SIGNED, Item
-from converge.model.descriptor import sign_descriptor
+from converge.model.descriptor import network_tag, sign_descriptor
 from converge.model.envelope import MessageHeader, pack
 from converge.model.message import Fanout
 from converge.plugins import PluginHost
@@ -43,7 +43,10 @@ from converge.services.discovery.registry import IdentityRegistry, Trust
 from converge.services.discovery.service import DiscoveryService
 from converge.services.messages import unsettled as underway
 from converge.services.messages.fanout import Fanouts
-from converge.services.messages.inboxes import OnHandled
+from converge.services.messages.inboxes import Inboxes, OnHandled
+from converge.services.messages.mailbox import Mailboxes
+from converge.services.messages.receiving import Aside, Received
+from converge.services.messages.routes import Routes
 from converge.services.messages.sending import Post, SendOptions
 from converge.services.messages.unsettled import Waiting
 from converge.services.store.handle import StoreHandle
@@ -145,7 +148,7 @@ class Link:
         async with self.receiver:
             async for items in self.receiver:
                 with suppress(ConnectionLost):  # the receipts of what arrives over a broken connection are lost
-                    await self._other.post.received.on_items(self.end, items)
+                    await self._other.received.on_items(self.end, items)
 
 
 class Side:
@@ -156,8 +159,12 @@ class Side:
         discovery = DiscoveryService(store=opened.store)
         discovery.refresh = checkpoint  # type: ignore[method-assign]  # both sides know whom there is to know
         self.registry = IdentityRegistry(discovery.directory)
-        self.post = Post(opened, self.identity, NETWORK, discovery, self.registry, host)
-        self.post.links = self
+        routes = Routes(SYSTEM, self.identity.public_key, discovery, self.registry, self)
+        tag, inboxes = network_tag(NETWORK), Inboxes(host)
+        mailboxes = Mailboxes(opened, tag, inboxes, self.registry.admits)
+        self.post = Post(opened, self.identity, mailboxes, routes, host)
+        aside = Aside(on_mail=lambda agent_id: None)
+        self.received = Received(opened, tag, inboxes, routes, self.post.under_way, aside)
         self.agents: list[Agent] = []
         self.late: list[Item] = []
         self.link: Link | None = None
@@ -352,13 +359,13 @@ async def test_a_signed_message_is_refused_once_its_window_has_passed_and_when_i
         await send(here, reader, "once", proof="signed", ack="handled")
         assert here.late, "a copy was kept"
         assert here.link is not None
-        await there.post.received.on_items(there.link, here.late * 3)
-        now = there.post.received._now
+        await there.received.on_items(there.link, here.late * 3)
+        now = there.received._now
 
         def later() -> int:
             return now() + 61_000_000
 
-        monkeypatch.setattr(there.post.received, "_now", later)
+        monkeypatch.setattr(there.received, "_now", later)
         with pytest.raises(Undeliverable, match=r"its signature is 6\d s old"):
             await send(here, reader, "late", proof="signed")
         await send(here, reader, "a channel has no window", ack="handled")
@@ -425,7 +432,7 @@ async def test_whatever_a_peer_sends_is_refused_or_ends_its_link_and_others_go_o
         await here.to(there.identity.public_key, ())
         assert there.link is not None
         with suppress(TornRecord):
-            await there.post.received.on_items(there.link, [(kind, body)])
+            await there.received.on_items(there.link, [(kind, body)])
         await send(here, reader, "after it", ack="handled")
         assert [one.payload for one in reader.got if one.payload is not None] == ["after it"]
 
@@ -438,7 +445,7 @@ def test_no_bytes_of_a_peer_raise_anything_but_that_they_are_torn(body: bytes, k
             await here.to(there.identity.public_key, ())
             assert there.link is not None
             with suppress(TornRecord):
-                await there.post.received.on_items(there.link, [(kind, body)])
+                await there.received.on_items(there.link, [(kind, body)])
             await send(here, there.agents[0], "after it", ack="handled")
 
     anyio.run(receive)

@@ -29,7 +29,7 @@ async def main() -> None:
                 Node(store=url, transport="tcp://127.0.0.1:0", network=NETWORK) as bad:
             (good,) = await honest.spawn(Honest)
             await bad.spawn(Bad)
-            received = bad.network.post.received
+            received = bad.network.received
 
             def take(link, header, payload):
                 async def forge() -> None:

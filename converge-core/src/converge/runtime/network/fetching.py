@@ -23,13 +23,14 @@ from converge.errors import (
 )
 from converge.model.descriptor import AgentDescriptor, open_descriptor
 from converge.runtime.network.link import Links
+from converge.runtime.network.publishing import Announced
 from converge.services.discovery.directory import Directory
-from converge.services.messages.descriptors import Asking, Told
+from converge.services.messages.descriptors import Asking, PeerDescriptors
 from converge.services.messages.unsettled import Link
 
 log = logging.getLogger("converge.fetch")
 
-TOGETHER = 64
+VERIFIED_A_TURN = 64
 """Descriptors that are verified before others run: some milliseconds."""
 
 ASKERS = 1_000
@@ -40,7 +41,7 @@ class _Source:
     """A node that is asked: what it told last, whom it told of, and when it last answered."""
 
     def __init__(self, now: float) -> None:
-        self.told: Told | None = None
+        self.told: PeerDescriptors | None = None
         self.agents: set[str] = set()
         self.answered = self.asked = now
         self.is_failing = False
@@ -55,25 +56,29 @@ class Fetcher:
     """
 
     def __init__(
-        self, asking: Asking, links: Links, directory: Directory, network: str, env: Env, *, patience_sec: float
+        self, env: Env, node_id: str, announced: Announced, links: Links, directory: Directory, *, patience_sec: float
     ) -> None:
-        self._asking, self._directory, self._network, self._env = asking, directory, network, env
+        self.asking = Asking(env, node_id, announced, self._asked)
+        self._own, self._directory, self._env = announced.endpoints, directory, env
         self._links, self._patience_sec = links, patience_sec
         self._endpoints: dict[str, _Source] = {}
         self._askers: dict[Link, _Source] = {}
-        asking.asked = self._asked
 
-    def sighted(self, endpoints: Iterable[str]) -> None:
-        """Ask these from now on, and no others."""
-        wanted = dict.fromkeys(endpoints)
+    async def fetch(self, endpoints: Iterable[str]) -> None:
+        """Ask the nodes at these endpoints, and no longer those at others; return when all have answered or failed."""
+        self._want(endpoints)
+        await self._ask_all()
+
+    def _want(self, endpoints: Iterable[str]) -> None:
+        wanted = dict.fromkeys(one for one in endpoints if one not in self._own)
         for endpoint in self._endpoints.keys() - wanted.keys():
             self._forget(self._endpoints.pop(endpoint))
         for endpoint in wanted:
             if endpoint not in self._endpoints:
                 self._endpoints[endpoint] = _Source(self._env.monotonic())
 
-    async def fetch(self) -> None:
-        """Ask all, each at most once at a time; return when all have answered or failed."""
+    async def _ask_all(self) -> None:
+        """Ask all, each at most once at a time."""
         old = self._env.monotonic() - self._patience_sec
         for link in [link for link, source in self._askers.items() if link.is_closed or source.asked < old]:
             self._forget(self._askers.pop(link))
@@ -110,13 +115,13 @@ class Fetcher:
                 source.is_failing = False
 
     async def _ask(self, source: _Source, link: Link, *, is_back: bool) -> None:
-        told = await self._asking.ask(link, source.told, is_back=is_back)
+        told = await self.asking.ask(link, source.told, is_back=is_back)
         source.answered = self._env.monotonic()
         if told is None:
             return
         seen: set[str] = set()
         for at, signed in enumerate(told.signed):
-            if at % TOGETHER == 0:
+            if at % VERIFIED_A_TURN == 0:
                 await checkpoint()
             descriptor = self._opened(signed, link)
             if descriptor is not None:
@@ -126,13 +131,13 @@ class Fetcher:
         gone, source.agents, source.told = (
             source.agents - seen,
             seen,
-            Told(life=told.life, changes=told.changes, signed=()),
+            PeerDescriptors(life=told.life, changes=told.changes, signed=()),
         )
         self._drop(gone)
 
     def _opened(self, signed: bytes, link: Link) -> AgentDescriptor | None:
         try:
-            descriptor = open_descriptor(signed, self._network)
+            descriptor = open_descriptor(signed, self._directory.network)
         except (BadSignature, InvalidKey, TornRecord, SchemaTooNew) as error:
             self._directory.refuse(f"a descriptor from node {link.peer.hex()[:16]} was refused: {error}")
             return None

@@ -36,7 +36,7 @@ class Mail:
     def __init__(self, mailboxes: Mailboxes, inboxes: Inboxes, routes: Routes, group: TaskGroup) -> None:
         self._mailboxes, self._inboxes, self._routes, self._group = mailboxes, inboxes, routes, group
         self._woken: set[str] = set()
-        self._told: set[str] = set()
+        self._hinted: set[str] = set()
         self._draining: set[str] = set()
         self._drained = anyio.Event()
         self._telling = 0
@@ -71,12 +71,12 @@ class Mail:
             self._woken.add(agent_id)
             self._bell.set()
 
-    def told(self, agent_id: str) -> None:
+    def hinted(self, agent_id: str) -> None:
         """Look soon whether there is mail for the agent: another node says so. All that is told at a time costs one
         look, true or not.
         """
         if agent_id in self._inboxes:
-            self._told.add(agent_id)
+            self._hinted.add(agent_id)
             self._bell.set()
 
     async def begin_first(self, agent_ids: Iterable[str]) -> None:
@@ -92,9 +92,9 @@ class Mail:
                 await self._bell.wait()
                 await anyio.sleep(WAKE_SEC)
             self._bell = anyio.Event()
-            woken, self._woken, told, self._told = self._woken, set(), self._told, set()
-            if told or (scope.cancelled_caught and self._inboxes):
-                woken |= await self._mailboxes.with_mail(told or self._inboxes)
+            woken, self._woken, hinted, self._hinted = self._woken, set(), self._hinted, set()
+            if hinted or (scope.cancelled_caught and self._inboxes):
+                woken |= await self._mailboxes.with_mail(hinted or self._inboxes)
             for agent_id in woken:
                 self._begin(agent_id)
 

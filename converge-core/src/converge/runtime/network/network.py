@@ -17,9 +17,10 @@ from anyio.abc import SocketAttribute, TaskGroup
 from converge.codec import stored_text
 from converge.contracts.discovery import Discovery, DiscoveryBackend
 from converge.contracts.store import Feature
-from converge.contracts.transport import TransportBackend
+from converge.contracts.transport import Listener, TransportBackend
 from converge.env import Env
 from converge.errors import ConfigError, StoreError
+from converge.machines.records import Item
 from converge.machines.secure import Terms
 from converge.model.descriptor import AgentDescriptor, network_tag
 from converge.model.identity import Identity
@@ -30,15 +31,21 @@ from converge.runtime.config.node_settings import NodeSettings
 from converge.runtime.keys.identity_dir import IdentityDir
 from converge.runtime.network.discovery_store import discovery_opened, keep_listed, store_url
 from converge.runtime.network.fetching import Fetcher
-from converge.runtime.network.link import Links
+from converge.runtime.network.link import Links, OnItems
 from converge.runtime.network.mail import Mail
 from converge.runtime.network.publishing import Announced
 from converge.secret import without_password
+from converge.services.discovery.directory import Directory
 from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
 from converge.services.messages.descriptors import Asking
 from converge.services.messages.fanout import Fanouts
+from converge.services.messages.inboxes import Inboxes
+from converge.services.messages.mailbox import Mailboxes
+from converge.services.messages.receiving import Aside, Received
+from converge.services.messages.routes import Routes
 from converge.services.messages.sending import Post
+from converge.services.messages.unsettled import Link as MessageLink
 from converge.services.store.handle import StoreHandle
 from converge.services.store.opening import backend_options, check_loop
 
@@ -130,70 +137,84 @@ class Ground:
 
 
 @attrs.frozen(kw_only=True)
+class _Wire:
+    """What is open between this node and others: `links` that begin in the `group`, its listener and endpoint."""
+
+    listener: Listener
+    links: Links
+    group: TaskGroup
+    endpoint: str
+
+
+@attrs.frozen(kw_only=True)
 class Sighted:
-    """Discovery, open: the store that it uses, what it sights, the agents known from that, and those of this node."""
+    """Discovery, open: the store that it uses, and what it sights."""
 
     handle: StoreHandle
     sightings: Discovery
-    discovery: DiscoveryService
-    announced: Announced
 
 
 class Network:
-    """Messages, discovery and, where a transport is named, links to other nodes."""
+    """Messages, discovery and, where a transport is named, links to other nodes. `wire` is None: it has none."""
 
-    def __init__(self, ground: Ground, sighted: Sighted) -> None:
-        self._opened, self._identity, self._env = ground.handle, ground.identity, ground.env
-        self._group, self._settings, self._chosen = ground.group, ground.settings, ground.chosen
-        self._sighted = sighted.handle
-        self.sightings, self.discovery, self.announced = sighted.sightings, sighted.discovery, sighted.announced
-        settings, own = ground.settings, ground.identity
-        self.registry = IdentityRegistry(self.discovery.directory, trust=settings.trust, pins=ground.kept.pins())
-        self.post = Post(ground.handle, own, settings.network, self.discovery, self.registry, ground.host)
+    def __init__(self, ground: Ground, sighted: Sighted, wire: _Wire | None) -> None:
+        self._opened, self._identity, self._group = ground.handle, ground.identity, ground.group
+        self._settings, self._sighted = ground.settings, sighted.handle
+        one, own, directory = ground.settings, ground.identity, Directory(ground.settings.network)
+        self.links = None if wire is None else wire.links
+        self.endpoints = () if wire is None else (wire.endpoint,)
+        self.sightings = sighted.sightings
+        self.announced = Announced(
+            sighted.handle, sighted.sightings, own.public_key, one.network, ground.kept.keyring, self.endpoints
+        )
+        asking = fetch = start_soon = None
+        if wire is not None and ground.chosen.discovery.publishes:
+            asking = Asking(ground.env, own.id, self.announced)
+        elif wire is not None:  # discovery knows nodes by their endpoints only: they are asked
+            lease_sec = ground.handle.lease_settings.lease_sec
+            fetcher = Fetcher(ground.env, own.id, self.announced, wire.links, directory, patience_sec=lease_sec)
+            asking, fetch, start_soon = fetcher.asking, fetcher.fetch, wire.group.start_soon
+        self.discovery = DiscoveryService(
+            store=sighted.handle.store,
+            network=one.network,
+            discovery=sighted.sightings,
+            directory=directory,
+            fetch=fetch,
+        )
+        self.registry = IdentityRegistry(directory, trust=one.trust, pins=ground.kept.pins())
+        tag, inboxes = network_tag(one.network), Inboxes(ground.host)
+        routes = Routes(ground.env, own.public_key, self.discovery, self.registry, self.links, start_soon)
+        mailboxes = Mailboxes(ground.handle, tag, inboxes, self.registry.admits)
+        self.mail = Mail(mailboxes, inboxes, routes, ground.group)
+        self.post = Post(ground.handle, own, mailboxes, routes, ground.host, self.mail.stored)
         self.fanouts = Fanouts(self.post, own.public_key)
-        self.mail = Mail(self.post.mailboxes, self.post.inboxes, self.post.routes, ground.group)
-        self.post.on_stored, self.post.received.on_mail = self.mail.stored, self.mail.told
-        self.endpoints: tuple[str, ...] = ()
-        self.links: Links | None = None
+        aside = Aside(on_mail=self.mail.hinted, asking=asking)
+        self.received = Received(ground.handle, tag, inboxes, routes, self.post.under_way, aside)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, ground: Ground) -> AsyncIterator[Network]:
         """Open discovery; listen, if a transport is named, and keep the directory fresh."""
-        async with _sighting(ground) as sighted:
+
+        async def on_items(link: MessageLink, items: list[Item]) -> None:
+            await one.received.on_items(link, items)  # no link is served, or dialled, before that is there
+
+        async with (
+            _sighting(ground) as sighted,
+            _background() as group,
+            _listening(ground, on_items) as wire,
+        ):
             with suppress(StoreError):  # messages tell when they were sent; while the store is away, roughly
                 await ground.handle.now()
-            one = cls(ground, sighted)
+            one = cls(ground, sighted, wire)
             ground.group.start_soon(one.mail.run)
-            async with _background() as group, one._listening():
-                group.start_soon(one._follow)
-                if sighted.handle is not ground.handle:
-                    group.start_soon(keep_listed, sighted.handle, one.announced, ground.settings.poll_sec)
-                yield one
-
-    @asynccontextmanager
-    async def _listening(self) -> AsyncIterator[None]:
-        backend = self._chosen.transport
-        if backend is None:
-            yield
-            return
-        async with (
-            backend.open(self._chosen.transport_options) as transport,
-            transport.listen(self._settings.transport) as listener,
-            _background() as group,
-        ):
-            self.endpoints = self.announced.endpoints = (
-                await _advertised(listener.address, self._settings.advertise, self._settings.store),
-            )
-            terms = Terms(network=network_tag(self._settings.network), identity=self._identity)
-            self.links = Links(
-                transport, terms, self._env, group, self.post.received.on_items, greatest=self._settings.max_connections
-            )
-            self.post.links = self.links
-            self._fetch_with(self.links, group)
-            group.start_soon(self.links.serve, listener)
-            log.info("listening on %s, known to others as %s", listener.address, self.endpoints[0])
-            yield
+            if wire is not None:
+                wire.group.start_soon(wire.links.serve, wire.listener)
+                log.info("listening on %s, known to others as %s", wire.listener.address, wire.endpoint)
+            group.start_soon(one._follow)
+            if sighted.handle is not ground.handle:
+                group.start_soon(keep_listed, sighted.handle, one.announced, ground.settings.poll_sec)
+            yield one
 
     async def add(self, agents: Sequence[Agent]) -> None:
         """Let the agents take messages, and tell others of them where there are others to tell."""
@@ -225,30 +246,9 @@ class Network:
             self._sighted.hurry(WITHDRAW_SEC)
         await self.announced.withdraw()
 
-    def _fetch_with(self, links: Links, group: TaskGroup) -> None:
-        """Answer who asks for descriptors; where discovery knows nodes by their endpoints only, ask them."""
-        asking = self.post.received.asking = Asking(self._env, self._identity.id)
-        asking.announcing = self.announced
-        if not self._chosen.discovery.publishes:
-            lease_sec = self._opened.lease_settings.lease_sec
-            fetcher = Fetcher(
-                asking, links, self.discovery.directory, self._settings.network, self._env, patience_sec=lease_sec
-            )
-
-            async def fetch() -> None:
-                fetcher.sighted(one for one in self.discovery.endpoints if one not in self.endpoints)
-                await fetcher.fetch()
-
-            self.discovery.fetch = fetch
-
-            def soon() -> None:
-                group.start_soon(self.post.routes.refresh_quietly)
-
-            self.post.routes.refresh_soon = soon
-
     async def _follow(self) -> None:
         """Keep the directory fresh: for messages always, else from the first query on."""
-        if self._chosen.transport is None:
+        if self.links is None:
             await self.discovery.is_wanted.wait()
         await self.discovery.follow(self._settings.poll_sec)
 
@@ -260,12 +260,24 @@ async def _sighting(ground: Ground) -> AsyncIterator[Sighted]:
     async with own as handle:
         sighting = chosen.discovery.open(chosen.discovery_options, store=handle.store, poll_sec=one.poll_sec)
         async with sighting as sightings:
-            yield Sighted(
-                handle=handle,
-                sightings=sightings,
-                discovery=DiscoveryService(store=handle.store, network=one.network, discovery=sightings),
-                announced=Announced(handle, sightings, ground.identity.public_key, one.network, ground.kept.keyring),
-            )
+            yield Sighted(handle=handle, sightings=sightings)
+
+
+@asynccontextmanager
+async def _listening(ground: Ground, on_items: OnItems) -> AsyncIterator[_Wire | None]:
+    backend, one = ground.chosen.transport, ground.settings
+    if backend is None:
+        yield None
+        return
+    async with (
+        backend.open(ground.chosen.transport_options) as transport,
+        transport.listen(one.transport) as listener,
+        _background() as group,
+    ):
+        endpoint = await _advertised(listener.address, one.advertise, one.store)
+        terms = Terms(network=network_tag(one.network), identity=ground.identity)
+        links = Links(transport, terms, ground.env, group, on_items, greatest=one.max_connections)
+        yield _Wire(listener=listener, links=links, group=group, endpoint=endpoint)
 
 
 @asynccontextmanager

@@ -14,8 +14,9 @@ from converge.model.descriptor import AgentDescriptor, sign_descriptor
 from converge.model.identity import Identity
 from converge.runtime.keys.keyring import Keyring
 from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import parts
 
-TOGETHER = 500
+SIGNED_TOGETHER = 500
 """Descriptors that are signed and published before others run: some tens of milliseconds."""
 
 Described = Mapping[str, tuple[Identity, AgentDescriptor]]
@@ -25,23 +26,24 @@ class Announced:
     """The descriptors of this node and its agents.
 
     Attributes:
+        endpoints: Where this node is dialled; none: it does not listen.
         signed: The signed bytes by agent id, as published last: what a peer is given that asks for them.
         changes: How often that has changed.
     """
 
     def __init__(
-        self, handle: StoreHandle, sightings: Discovery, node_key: bytes, network: str, keyring: Keyring
+        self,
+        handle: StoreHandle,
+        sightings: Discovery,
+        node_key: bytes,
+        network: str,
+        keyring: Keyring,
+        endpoints: tuple[str, ...] = (),
     ) -> None:
-        self._opened, self._sightings, self._node_key, self._network, self._keyring = (
-            handle,
-            sightings,
-            node_key.hex(),
-            network,
-            keyring,
-        )
+        self._opened, self._sightings, self._network, self._keyring = handle, sightings, network, keyring
+        self._node_key, self.endpoints = node_key.hex(), endpoints
         self._described: dict[str, tuple[Identity, AgentDescriptor]] = {}
         self._lock = anyio.Lock()
-        self.endpoints: tuple[str, ...] = ()
         self.signed: dict[str, bytes] = {}
         self.changes = 0
 
@@ -76,8 +78,7 @@ class Announced:
 
     async def _publish(self, described: Described) -> None:
         lease, now, ids = await self._opened.lease(), await self._opened.now(), list(described)
-        for at in range(0, len(ids), TOGETHER):
-            some = ids[at : at + TOGETHER]
+        for some in parts(ids, SIGNED_TOGETHER):
             signed = {}
             for agent_id, sequence in zip(some, await self._keyring.sequences(some, now), strict=True):
                 identity, descriptor = described[agent_id]

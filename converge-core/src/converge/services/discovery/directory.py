@@ -27,12 +27,13 @@ class Directory:
     here as everywhere.
 
     Attributes:
+        network: Descriptors of another one are refused.
         refused: Descriptors that were refused, so far.
         listeners: Called with each descriptor that was taken in.
     """
 
     def __init__(self, network: str) -> None:
-        self._network = network
+        self.network = network
         self._signed: dict[str, bytes] = {}
         self._descriptors: dict[str, AgentDescriptor] = {}
         self._postings = Postings()
@@ -69,7 +70,7 @@ class Directory:
     def offer(self, agent_id: str, signed: bytes) -> bool:
         """Verify a descriptor and take it in, unless a higher sequence is known; tells whether it was taken."""
         try:
-            descriptor = open_descriptor(signed, self._network)
+            descriptor = open_descriptor(signed, self.network)
         except (BadSignature, InvalidKey, TornRecord, SchemaTooNew) as error:
             self.refuse(f"the descriptor of {agent_id:.16} was refused: {error}")
             return False

@@ -19,8 +19,11 @@ from converge.services.store.handle import StoreHandle
 FRESH_SEC = 1.0
 """How old the directory may be for a query, where no node keeps it fresh: the default of `poll_sec`."""
 
-TOGETHER = 64
+VERIFIED_A_TURN = 64
 """Descriptors that are verified before others run: some milliseconds."""
+
+Fetch = Callable[[Sequence[str]], Awaitable[None]]
+"""Puts into the directory what the nodes at these endpoints say of their agents."""
 
 
 class DiscoveryService:
@@ -29,6 +32,13 @@ class DiscoveryService:
 
     A descriptor is listed while its process's lease lives. Being listed is a hint that the agent was alive, not proof,
     and it grants nothing.
+
+    Args:
+        store: Whose lease is used, and where descriptors stand unless discovery puts them elsewhere.
+        network: Whose descriptors count.
+        discovery: What knows of agents; by default the store.
+        directory: Where verified descriptors are kept; by default one of its own.
+        fetch: Asks nodes that are sighted without descriptors.
     """
 
     def __init__(
@@ -38,13 +48,13 @@ class DiscoveryService:
         network: str = "converge",
         discovery: Discovery | None = None,
         directory: Directory | None = None,
+        fetch: Fetch | None = None,
     ) -> None:
         self._opened = StoreHandle.of(store)
         self._discovery = discovery or StoreSightings(self._opened)
         self._reader = self._discovery.reader()
-        self.directory = directory or Directory(network)
-        self.fetch: Callable[[], Awaitable[None]] | None = None
-        """Fetches descriptors from nodes that are sighted without; set by a node whose discovery knows no others."""
+        self.directory = Directory(network) if directory is None else directory
+        self._fetch = fetch
         self.is_wanted = anyio.Event()
         """Set by the first query: from then on it is worth keeping the directory fresh."""
         self._reading = anyio.Lock()
@@ -103,14 +113,9 @@ class DiscoveryService:
                 self._opened.outage.failed("discovery", error)
             await anyio.sleep(poll_sec)
 
-    @property
-    def endpoints(self) -> list[str]:
-        """Where nodes were sighted whose descriptors are not known yet: core fetches them."""
-        return [endpoint for endpoints in self._bare.values() for endpoint in endpoints]
-
     async def _hints(self, poll_sec: float) -> AsyncIterator[None]:
         """Say when to look: nodes that are asked tell of no change by themselves."""
-        if self.fetch is None:
+        if self._fetch is None:
             async with aclosing(self._reader.hints()) as hints:  # type: ignore[type-var]  # an async generator
                 async for _ in hints:
                     yield None
@@ -135,9 +140,9 @@ class DiscoveryService:
         while self._came:
             agent_id = next(iter(self._came))
             verified += self.directory.see(self._came.pop(agent_id))
-            if verified >= TOGETHER:
+            if verified >= VERIFIED_A_TURN:
                 verified = 0
                 await checkpoint()
-        if self.fetch is not None:
-            await self.fetch()
+        if self._fetch is not None:
+            await self._fetch([endpoint for endpoints in self._bare.values() for endpoint in endpoints])
         self._read = began

@@ -9,7 +9,7 @@ an agent elsewhere, which may be old.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 import anyio
@@ -32,7 +32,7 @@ PAGE_BYTES = 262_144
 PAGES = 1_000
 """Answers to one round of questions at most. A peer that goes on for ever is given up."""
 
-AGENTS, TOLD_BYTES = 100_000, 268_435_456
+AGENTS, AGENTS_BYTES = 100_000, 268_435_456
 """What one node may tell of: as many agents as a process may have, with descriptors of some kilobytes."""
 
 ANSWER_SEC = 5.0
@@ -71,7 +71,7 @@ class _Answer:
 
 
 @attrs.frozen(kw_only=True)
-class Told:
+class PeerDescriptors:
     """All that a node says of its agents, as of one moment of its `life`; unverified."""
 
     life: str
@@ -96,17 +96,21 @@ class _Waiter:
 class Asking:
     """Asks, and answers, for one node.
 
-    Attributes:
-        asked: Called with the link by which somebody has asked: that node can be asked as well.
+    Args:
+        env: Clock and entropy.
+        node_id: Who asks.
+        announcing: What is answered.
+        on_asked: Called with the link by which somebody has asked: that node can be asked as well.
     """
 
-    def __init__(self, env: Env, node_id: str) -> None:
+    def __init__(
+        self, env: Env, node_id: str, announcing: Announcing, on_asked: Callable[[Link], None] = lambda link: None
+    ) -> None:
         self._env, self._node_id, self._life = env, node_id, env.entropy(8).hex()
+        self._announcing, self._on_asked = announcing, on_asked
         self._waiting: dict[str, tuple[bytes, _Waiter]] = {}
-        self.announcing: Announcing | None = None
-        self.asked: Callable[[Link], None] = lambda link: None
 
-    async def ask(self, link: Link, known: Told | None, *, is_back: bool = False) -> Told | None:
+    async def ask(self, link: Link, known: PeerDescriptors | None, *, is_back: bool = False) -> PeerDescriptors | None:
         """Return all that the node at the other end says of its agents; None if that is what is `known`.
 
         `is_back`: it is asked because it has asked; else two nodes would ask each other for as long as one of them once
@@ -134,13 +138,13 @@ class Asking:
                 question, signed, size = first, [], 0  # it has changed meanwhile: from the beginning
                 continue
             size += sum(map(len, answer.signed))
-            if len(signed) + len(answer.signed) > AGENTS or size > TOLD_BYTES:
+            if len(signed) + len(answer.signed) > AGENTS or size > AGENTS_BYTES:
                 raise MessageTooLarge(
-                    f"node {link.peer.hex()[:16]} tells of more than {AGENTS:,} agents, or {TOLD_BYTES:,} bytes"
+                    f"node {link.peer.hex()[:16]} tells of more than {AGENTS:,} agents, or {AGENTS_BYTES:,} bytes"
                 )
             signed += map(_bytes, answer.signed)
             if not answer.next:
-                return Told(life=answer.life, changes=answer.changes, signed=tuple(signed))
+                return PeerDescriptors(life=answer.life, changes=answer.changes, signed=tuple(signed))
             question = attrs.evolve(first, life=answer.life, changes=answer.changes, after=answer.next)
         raise DeliveryTimeout(f"node {link.peer.hex()[:16]} did not come to an end with its agents in {PAGES} answers")
 
@@ -176,7 +180,7 @@ class Asking:
         """
         question = decode(payload, _Question, "question about agents")
         if not question.is_back:
-            self.asked(link)
+            self._on_asked(link)
         return RECEIPT, pack(ReceiptHeader(header.id, DESCRIPTORS), encode(self._answer(question)))
 
     def on_receipt(self, link: Link, header: ReceiptHeader, payload: bytes) -> None:
@@ -187,8 +191,7 @@ class Asking:
             waiter.done.set()
 
     def _answer(self, question: _Question) -> _Answer:
-        signed: Mapping[str, bytes] = {} if self.announcing is None else self.announcing.signed
-        changes = 0 if self.announcing is None else self.announcing.changes
+        signed, changes = self._announcing.signed, self._announcing.changes
         if not question.after and (question.life, question.changes) == (self._life, changes):
             return _Answer(life=self._life, changes=changes)
         size, some, last = 0, list[str](), ""

@@ -55,7 +55,7 @@ class Mailboxes:
     def __init__(
         self, handle: StoreHandle, network_tag: bytes, inboxes: Inboxes, admits: Callable[[str], bool]
     ) -> None:
-        self._opened, self._network_tag, self._inboxes, self._admits = handle, network_tag, inboxes, admits
+        self._opened, self.network_tag, self.inboxes, self._admits = handle, network_tag, inboxes, admits
         self._pools, self._tasks = PoolManager(handle.store), TaskManager(handle.store)
         self._seen: OrderedDict[tuple[str, str], str] = OrderedDict()
 
@@ -147,7 +147,7 @@ class Mailboxes:
             await self._tasks.fail(task, f"refused: {error}", retry=False)
             return True
         end = LocalOutcome()
-        status, text = self._inboxes.put(agent_id, header, payload, end, token=task.token)
+        status, text = self.inboxes.put(agent_id, header, payload, end, token=task.token)
         if status == FULL:
             return False
         if status != ACCEPTED:
@@ -176,13 +176,13 @@ class Mailboxes:
         signed = task.inputs.get("signed")
         if not isinstance(signed, bytes):
             raise TornRecord("stored message", "it is not signed")
-        header, payload = open_signed(signed, self._network_tag)
+        header, payload = open_signed(signed, self.network_tag)
         age_sec = (await self._opened.now() - header.sent_at) / 1_000_000
         if header.to != agent_id:
             raise BadSignature(f"it is for agent {header.to:.16}")
         if not -AHEAD_SEC <= age_sec <= AGE_SEC:
             raise BadSignature(f"it was signed {age_sec:.0f} s ago; at most {AGE_SEC:.0f} are allowed")
-        if header.sender not in self._inboxes.agents and not self._admits(header.sender):
+        if header.sender not in self.inboxes.agents and not self._admits(header.sender):
             raise BadSignature("its sender is not pinned here, and trust is drop")
         if self._seen.setdefault((header.sender, header.id), task.id) != task.id:
             raise BadSignature("it is a copy of one that was delivered")

@@ -8,6 +8,8 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 
+import attrs
+
 from converge.errors import BadSignature, InvalidKey, StoreError
 from converge.machines.records import MESSAGE, RECEIPT, SIGNED, Item
 from converge.machines.stream import Pair, Seen, Streams
@@ -42,6 +44,19 @@ COUNTS = 1_000
 """Messages to all of a node whose counts are remembered for when they are repeated."""
 
 
+@attrs.frozen(kw_only=True)
+class Aside:
+    """Who takes what is for no inbox.
+
+    Attributes:
+        on_mail: Called with an agent's id: another node says that it has mail.
+        asking: Takes questions and answers about agents; None: this node has no transport.
+    """
+
+    on_mail: Callable[[str], None]
+    asking: Asking | None = None
+
+
 class Received:
     """Takes the items of every link of a node."""
 
@@ -52,12 +67,11 @@ class Received:
         inboxes: Inboxes,
         routes: Routes,
         under_way: MessagesUnderWay,
-        admits: Callable[[str], bool],
+        aside: Aside,
     ) -> None:
-        self._env, self._now, self._network_tag, self._admits = handle.env, handle.about_now, network_tag, admits
+        self._env, self._now, self._network_tag = handle.env, handle.about_now, network_tag
         self._inboxes, self._routes, self._under_way = inboxes, routes, under_way
-        self.asking: Asking | None = None  # set by a node that tells others of its agents
-        self.on_mail: Callable[[str], None] = lambda agent_id: None  # set by whoever drains mailboxes
+        self._asking, self._on_mail = aside.asking, aside.on_mail
         self._streams, self._answers = Streams(), Answers(routes)
         self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()
 
@@ -85,12 +99,12 @@ class Received:
         else:
             header, payload = unpack(body, MessageHeader)
             if header.wants == DESCRIPTORS:
-                return self.asking.on_message(link, header, payload) if self.asking is not None else None
+                return self._asking.on_message(link, header, payload) if self._asking is not None else None
         status, text = self._absence(header)
         if not status:
             status, text = await self._refusal(link, header, is_signed=is_signed)
         if header.mail and not status:
-            self.on_mail(header.to)
+            self._on_mail(header.to)
             return None
         receipt: ReceiptHeader | Item
         if status:
@@ -103,8 +117,8 @@ class Received:
 
     def _on_receipt(self, link: Link, header: ReceiptHeader, payload: bytes) -> None:
         if header.status == DESCRIPTORS:
-            if self.asking is not None:
-                self.asking.on_receipt(link, header, payload)
+            if self._asking is not None:
+                self._asking.on_receipt(link, header, payload)
         else:
             self._under_way.on_receipt(link.peer, header, payload)
 
@@ -144,7 +158,7 @@ class Received:
                     "a message was refused: node %s does not speak for agent %.16s", link.peer.hex()[:16], header.sender
                 )
                 return REFUSED, "no descriptor of the sender names the node that sent this"
-        if not self._admits(header.sender):
+        if not self._routes.admits(header.sender):
             return REFUSED, "its sender is not trusted there"
         return "", ""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 import anyio
 
@@ -32,22 +32,44 @@ class Links(Protocol):
     async def to(self, node_key: bytes, endpoints: tuple[str, ...]) -> Link: ...
 
 
-class Routes:
-    """Finds links; reads the directory again, at a bounded rate, where it does not know an agent."""
+StartSoon = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
 
-    def __init__(self, env: Env, node_key: bytes, discovery: DiscoveryService, registry: IdentityRegistry) -> None:
-        self.links: Links | None = None
+
+class Routes:
+    """Finds links; reads the directory again, at a bounded rate, where it does not know an agent.
+
+    Args:
+        env: Its clock.
+        node_key: This node's: it has no link to itself.
+        discovery: Which agents there are.
+        registry: Which of them are trusted.
+        links: The links to other nodes; None: this node has no transport.
+        start_soon: Given where a refresh asks nodes: it is then a task of its own, since its answer may be behind the
+            message, on the same link, that waits for it.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        node_key: bytes,
+        discovery: DiscoveryService,
+        registry: IdentityRegistry,
+        links: Links | None = None,
+        start_soon: StartSoon | None = None,
+    ) -> None:
+        self.links = links
         self._node_key = node_key
         self.discovery = discovery
-        self.refresh_soon: Callable[[], None] | None = None
-        """Refreshes meanwhile, where a refresh asks nodes: its answer may be behind the message, on the same link, that
-        waits for it.
-        """
+        self._start_soon = start_soon
         self._looked_up: dict[str, float] = {}
         self._is_coming = False
         self._env, self._registry = env, registry
         self._refreshed = self._tried = float("-inf")
         self._refreshing = anyio.Lock()
+
+    def admits(self, sender: str) -> bool:
+        """Return whether the sender may be heard: as `IdentityRegistry.admits`."""
+        return self._registry.admits(sender)
 
     async def link_of(self, agent_id: str) -> Link:
         """Return the link to the agent's node.
@@ -81,14 +103,14 @@ class Routes:
         """Tell whether the sender's own descriptor names the node (G12); None: that is being looked up, ask again."""
         if self._registry.is_spoken_for(sender, node_key):
             return True
-        if self.refresh_soon is None:
+        if self._start_soon is None:
             await self.refresh()
         elif self._looked_up.setdefault(sender, self._env.monotonic()) > self._refreshed:
             if len(self._looked_up) > LOOKED_UP:
                 self._looked_up.clear()
             if not self._is_coming:
                 self._is_coming = True
-                self.refresh_soon()
+                self._start_soon(self._refresh_quietly)
             return None
         self._looked_up.pop(sender, None)
         return self._registry.is_spoken_for(sender, node_key)
@@ -101,8 +123,7 @@ class Routes:
             log.info("agents are looked up among those known last: %s", error)
             return self.discovery.directory.query(query)
 
-    async def refresh_quietly(self) -> None:
-        """As `refresh`, for a task of its own."""
+    async def _refresh_quietly(self) -> None:
         try:
             await self.refresh()
         except ConvergeError as error:

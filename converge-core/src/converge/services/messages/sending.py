@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import anyio
 import attrs
@@ -23,7 +23,6 @@ from converge.errors import (
     MessageTooLarge,
 )
 from converge.machines.stream import WINDOW_SEC
-from converge.model.descriptor import network_tag
 from converge.model.envelope import (
     ACCEPTED,
     DROPPED,
@@ -37,13 +36,10 @@ from converge.model.envelope import (
 from converge.model.identity import Identity, is_agent_id
 from converge.model.message import Capability, Receipt
 from converge.plugins import PluginHost
-from converge.services.discovery.registry import IdentityRegistry
-from converge.services.discovery.service import DiscoveryService
 from converge.services.messages.choice import Choice
-from converge.services.messages.inboxes import Inboxes, LocalOutcome, settle, to_message
+from converge.services.messages.inboxes import LocalOutcome, settle, to_message
 from converge.services.messages.mailbox import Mailboxes
-from converge.services.messages.receiving import Received
-from converge.services.messages.routes import Links, Routes
+from converge.services.messages.routes import Routes
 from converge.services.messages.unsettled import MessagesUnderWay, Signer, UnderWay
 from converge.services.store.handle import StoreHandle
 
@@ -55,6 +51,16 @@ SENDS_A_TURN = 16
 """Messages to inboxes of this process after which a sender lets others run: a loop of sends must neither starve nor
 overfill their readers.
 """
+
+
+class SendArguments(TypedDict, total=False):
+    """The keywords of `SendOptions`, for signatures that pass them on."""
+
+    ack: str | None
+    timeout: float
+    mailbox: bool
+    proof: str
+    task_id: str
 
 
 @attrs.frozen(kw_only=True)
@@ -88,39 +94,34 @@ class Outcome(NamedTuple):
 
 
 class Post:
-    """Sends and takes messages for the agents of one process."""
+    """Sends messages for the agents of one process.
+
+    Args:
+        handle: The store, for its clock.
+        identity: The node's own: it may send, too.
+        mailboxes: Where messages are stored; its inboxes are those of this process.
+        routes: The way to agents of other processes.
+        host: Guards of what is sent.
+        on_stored: Called with the header of each message that was stored.
+    """
 
     def __init__(
         self,
         handle: StoreHandle,
         identity: Identity,
-        network: str,
-        discovery: DiscoveryService,
-        registry: IdentityRegistry,
+        mailboxes: Mailboxes,
+        routes: Routes,
         host: PluginHost,
+        on_stored: Callable[[MessageHeader], None] = lambda header: None,
     ) -> None:
-        env = handle.env
-        self.inboxes = Inboxes(host)
+        self.mailboxes, self.inboxes, self.routes = mailboxes, mailboxes.inboxes, routes
         self.under_way = MessagesUnderWay()
-        self.routes = Routes(env, identity.public_key, discovery, registry)
-        self.network_tag = network_tag(network)
-        self.received = Received(handle, self.network_tag, self.inboxes, self.routes, self.under_way, registry.admits)
-        self.mailboxes = Mailboxes(handle, self.network_tag, self.inboxes, registry.admits)
-        self.on_stored: Callable[[MessageHeader], None] = lambda header: None  # set by whoever drains mailboxes
-        self._opened, self._env, self._identity, self._host = handle, env, identity, host
+        self._opened, self._env, self._identity, self._host = handle, handle.env, identity, host
+        self._on_stored = on_stored
         self._is_guarded = host.has(BEFORE_SEND)
-        self._life = env.entropy(8).hex()
+        self._life = handle.env.entropy(8).hex()
         self._choice = Choice(self.inboxes, self.routes)
         self._turn = 0
-
-    @property
-    def links(self) -> Links | None:
-        """The links to other nodes, if this one has a transport."""
-        return self.routes.links
-
-    @links.setter
-    def links(self, links: Links) -> None:
-        self.routes.links = links
 
     async def send(self, sender: str, to: str, payload: Any, how: SendOptions) -> Receipt:
         """Send a message; return when it has got as far as asked. See `Node.send`."""
@@ -164,7 +165,7 @@ class Post:
         identity = self._identity if sender == self._identity.id else self.inboxes.identity(sender)
         if identity is None:
             raise InvalidValue("sender", sender, "an agent of this node: only it can sign")
-        return Signer(identity, self.network_tag, self._opened.about_now)
+        return Signer(identity, self.mailboxes.network_tag, self._opened.about_now)
 
     def write(self, draft: Draft, to: str, *, topic: str = "", pool: str = "") -> tuple[MessageHeader, bytes]:
         """Return header and payload, as the guards leave them; the sequence is drawn when it leaves.
@@ -197,7 +198,7 @@ class Post:
         with by_deadline(timeout, f"the mailbox of agent {to}"):
             signed = self.signer(draft.sender).body(header, body)
             task_id = await self.mailboxes.store(to, header, signed)
-            self.on_stored(msgspec.structs.replace(header, wants=HANDED, mail=True))
+            self._on_stored(msgspec.structs.replace(header, wants=HANDED, mail=True))
             return Outcome(to, *(await self.mailboxes.handled(task_id) if draft.wants == HANDLED else ()))
 
     async def _deliver(self, draft: Draft, to: str, timeout: float) -> Outcome:
