@@ -15,7 +15,7 @@ def observers_of(host: PluginHost) -> Observers:
         if (
             isinstance(event, Completed | Failed | Released) and event.by
         ):  # by nobody: it goes back, and no attempt had begun
-            task = to_task(found.id, found.spec, found.state, found.place, by=event.by)
+            task = to_task(*found, by=event.by)
             host.observe("converge_task_finished", task=task, outcome=type(event).__name__.lower())
 
     return Observers(

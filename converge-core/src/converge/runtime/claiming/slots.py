@@ -24,7 +24,7 @@ from converge.runtime.agents.agent import Agent, is_async, with_inputs
 from converge.runtime.agents.context import TASK, begin
 from converge.runtime.agents.decide import Reported
 from converge.runtime.agents.supervision import Supervision, is_contained
-from converge.services.tasks.records import claimed_task, encode_result
+from converge.services.tasks.records import encode_result, to_task
 
 log = logging.getLogger("converge.slots")
 
@@ -285,7 +285,7 @@ class Slots:
         if found.spec.timeout_sec is not None:
             self._limit(slot, found, found.spec.timeout_sec)
         try:
-            task = claimed_task(found, agent.id)
+            task = to_task(*found, by=agent.id)
             if self._on_claimed is not None:
                 self._on_claimed(task)
             if agent.inputs is not None:

@@ -141,7 +141,7 @@ class TaskManager:
         tasks = []
         for one in found:
             self._held[one.id] = (one, agent_id)
-            tasks.append(to_task(one.id, one.spec, one.state, one.place, by=agent_id))
+            tasks.append(to_task(*one, by=agent_id))
         return tasks
 
     async def complete(self, task: Task, result: Any = None) -> None:

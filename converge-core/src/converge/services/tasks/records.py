@@ -17,7 +17,7 @@ from converge.contracts.store import LIMITS
 from converge.errors import InvalidName, InvalidValue, ValueTooLarge
 from converge.ids import check_name, id_text
 from converge.machines.lane import lane_id
-from converge.machines.task import RESULT_BYTES, Found, Held, Place, state_of
+from converge.machines.task import RESULT_BYTES, Held, Place, state_of
 from converge.model.keys import LANE, NAME_BYTES, Key
 from converge.model.pool import Pool
 from converge.model.task import Spec, State, Task
@@ -192,83 +192,18 @@ def to_task(id_: bytes, spec: Spec, state: State | None, place: Place | None, *,
         values["result"] = decode_plain(state.result, text)
         values["finished_at"] = moment(state.finished) if state.finished else None
     values["attempts"] = attempts
-    task = object.__new__(Task)
-    object.__setattr__(task, "__dict__", values)  # a fifth of the time of its 25-argument initialiser
-    return task
-
-
-def claimed_task(found: Found, by: str) -> Task:
-    """Return the task that its claimer `by` works on. It reads from its record what is looked at: most handlers look at
-    one attribute or two.
-
-    What cannot be read raises where it is looked at, as `to_task` does.
-    """
-    task: Task = _new(_Claimed)
-    _set(task, "__dict__", {"_source": (found, by)})
-    return task
+    return _task(values)
 
 
 def replaced_inputs(task: Task, inputs: Any) -> Task:
     """Return the task with other inputs."""
-    other: Task = _new(type(task))
-    _set(other, "__dict__", vars(task) | {"inputs": inputs})
-    return other
+    return _task(vars(task) | {"inputs": inputs})
 
 
-_new, _set = object.__new__, object.__setattr__
-
-
-class _Unread:
-    """An attribute of a claimed task that nobody has looked at: once it is in the instance's dictionary, that hides
-    this.
-    """
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, task: Task | None, owner: type[Task]) -> Any:
-        return getattr(Task, self.name) if task is None else _read(task, self.name)
-
-
-class _Claimed(Task):
-    """A task of which not all has been read; then it is a `Task` like any other."""
-
-    def __eq__(self, other: object) -> bool:
-        return Task.__eq__(_whole(self), other)
-
-    __hash__ = Task.__hash__
-
-    def __repr__(self) -> str:
-        return repr(_whole(self))
-
-
-for _field in attrs.fields(Task):
-    setattr(_Claimed, _field.name, _Unread(_field.name))
-
-
-def _read(task: Task, name: str) -> Any:
-    """Read an attribute: those most asked for by themselves, or all."""
-    values = vars(task)
-    source = values.get("_source")
-    if source is not None and name == "inputs":
-        values[name] = decode_plain(source[0].spec.inputs, id_text(source[0].id))
-    elif source is not None and name == "id":
-        values[name] = id_text(source[0].id)
-    else:
-        _whole(task)
-    return values[name]
-
-
-def _whole(task: Task) -> Task:
-    values = vars(task)
-    if (source := values.get("_source")) is not None:
-        found, by = source
-        for name, value in vars(to_task(found.id, found.spec, found.state, found.place, by=by)).items():
-            values.setdefault(name, value)
-        values.pop("_source", None)  # another thread may have been as far
-    _set(task, "__class__", Task)
+def _task(values: dict[str, Any]) -> Task:
+    """Make a task of all its attributes, in a fifth of the time of its 25-argument initialiser."""
+    task = object.__new__(Task)
+    object.__setattr__(task, "__dict__", values)
     return task
 
 
