@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.decisions import (
+    AnswerMessage,
+    AskAgent,
+    BroadcastMessage,
     CreatePool,
     Decision,
     InvokeTool,
@@ -11,6 +14,7 @@ from converge.runtime.agents.decisions import (
     LeavePool,
     Limits,
     Outcome,
+    PublishMessage,
     ReportTask,
     SendMessage,
     SubmitTask,
@@ -21,7 +25,10 @@ from converge.runtime.agents.supervision import AgentHealth, Breaker, CircuitSta
 __all__ = [
     "Agent",
     "AgentHealth",
+    "AnswerMessage",
+    "AskAgent",
     "Breaker",
+    "BroadcastMessage",
     "CircuitState",
     "CreatePool",
     "Decision",
@@ -30,6 +37,7 @@ __all__ = [
     "LeavePool",
     "Limits",
     "Outcome",
+    "PublishMessage",
     "ReportTask",
     "SendMessage",
     "SubmitTask",

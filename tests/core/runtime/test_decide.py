@@ -18,6 +18,7 @@ from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.decide import INBOX
 from converge.runtime.agents.decisions import (
+    AnswerMessage,
     CreatePool,
     InvokeTool,
     JoinPool,
@@ -153,8 +154,10 @@ async def test_messages_that_come_while_decide_runs_are_given_together_and_in_or
 
 
 async def test_an_ask_is_answered_by_a_decision_of_the_call_that_was_given_it_or_with_nothing() -> None:
-    def rule(agent: Deciding, messages: list[Message], tasks: list[Task]) -> list[SendMessage]:
-        return [SendMessage(answers=message.id, payload=message.payload * 2) for message in messages if message.payload]
+    def rule(agent: Deciding, messages: list[Message], tasks: list[Task]) -> list[AnswerMessage]:
+        return [
+            AnswerMessage(message_id=message.id, payload=message.payload * 2) for message in messages if message.payload
+        ]
 
     with anyio.fail_after(20):
         async with Node() as node:
@@ -166,7 +169,7 @@ async def test_an_ask_is_answered_by_a_decision_of_the_call_that_was_given_it_or
 async def test_an_answer_to_what_this_call_was_not_given_is_refused() -> None:
     with anyio.fail_after(20):
         async with Node() as node:
-            agent = await one(node, lambda agent, messages, tasks: [SendMessage(answers="ab" * 16, payload=1)])
+            agent = await one(node, lambda agent, messages, tasks: [AnswerMessage(message_id="ab" * 16, payload=1)])
             await node.send(agent.id, "x")
             await wait_until(lambda: bool(agent.outcomes))
             assert isinstance(agent.outcomes[0].error, InvalidValue)
@@ -308,7 +311,7 @@ async def test_a_sync_decide_runs_in_a_thread() -> None:
     class Plain(Agent):
         def decide(self, messages: list[Message], tasks: list[Task]) -> list[Any]:
             name = threading.current_thread().name
-            return [SendMessage(answers=message.id, payload=name) for message in messages]
+            return [AnswerMessage(message_id=message.id, payload=name) for message in messages]
 
     with anyio.fail_after(20):
         async with Node() as node:

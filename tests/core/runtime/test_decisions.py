@@ -13,14 +13,21 @@ import attrs
 import pytest
 
 from converge.contracts.decisions import CORE_DECISIONS, DecisionContext, DecisionKind
-from converge.errors import ActionNotAllowed, InvalidValue, PluginBroken, PluginDuplicate
+from converge.errors import ActionNotAllowed, InvalidValue, PluginBroken, PluginDuplicate, Undeliverable
 from converge.hookspecs import hookimpl
 from converge.model.message import Message
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.plugins import PluginHost
 from converge.runtime.agents.agent import Agent
-from converge.runtime.agents.decisions import SendMessage, SubmitTask
+from converge.runtime.agents.decisions import (
+    AnswerMessage,
+    AskAgent,
+    BroadcastMessage,
+    PublishMessage,
+    SendMessage,
+    SubmitTask,
+)
 from converge.runtime.agents.executor import CORE
 from converge.runtime.node import Node
 from converge.services.tasks.manager import TaskManager
@@ -191,12 +198,35 @@ def test_a_plugin_that_declares_decisions_is_listed_with_them(load: Load) -> Non
 
 
 def test_core_s_names_are_those_that_plugins_may_not_take() -> None:
-    assert tuple(kind.name for kind in CORE) == CORE_DECISIONS
+    assert tuple(dict.fromkeys(kind.name for kind in CORE)) == CORE_DECISIONS
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"to": "a", "topic": "t"}, {"topic": "t", "pool_id": "p"}, {"to": "a", "answers": "b"}]
+    ("allowed", "refused"),
+    [
+        (("send-message",), set()),
+        ((SendMessage, AnswerMessage), {AskAgent, PublishMessage, BroadcastMessage}),
+        (("submit-task",), {SendMessage, AskAgent, PublishMessage, BroadcastMessage, AnswerMessage}),
+    ],
 )
-def test_a_message_is_for_exactly_one_kind_of_recipient(fields: dict[str, str]) -> None:
-    with pytest.raises(InvalidValue, match="exactly one of to, topic, pool_id and answers"):
-        SendMessage(payload="x", **fields)  # type: ignore[arg-type]  # names of text fields only
+async def test_messages_are_allowed_together_by_name_or_each_by_its_type(
+    allowed: tuple[Any, ...], refused: set[type[Any]]
+) -> None:
+    async with Node() as node:
+        agent: Agent
+        (agent,) = await node.spawn(type("Careful", (Agent,), {"allowed_actions": allowed}))
+        for decision in (
+            SendMessage(to=agent.id, payload="x"),
+            AskAgent(to=agent.id, payload="x"),
+            PublishMessage(topic="t", payload="x"),
+            BroadcastMessage(pool_id="p", payload="x"),
+            AnswerMessage(message_id="ab" * 16, payload="x"),
+        ):
+            was_refused = False
+            try:
+                await agent.act(decision)
+            except ActionNotAllowed:
+                was_refused = True
+            except (Undeliverable, InvalidValue):  # it was allowed, and nobody has it
+                pass
+            assert was_refused == (type(decision) in refused), decision

@@ -16,7 +16,15 @@ from converge.model.message import Message
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
-from converge.runtime.agents.decisions import CreatePool, InvokeTool, JoinPool, Limits, SendMessage, SubmitTask, Tool
+from converge.runtime.agents.decisions import (
+    BroadcastMessage,
+    CreatePool,
+    InvokeTool,
+    JoinPool,
+    Limits,
+    SubmitTask,
+    Tool,
+)
 from converge.runtime.node import Node
 
 
@@ -88,7 +96,7 @@ async def test_everything_that_an_agent_does_is_counted_by_kind(store_url: str) 
         lambda agent: agent.join("p"),
         lambda agent: agent.leave("p"),
         lambda agent: agent.tool("add", a=1),
-        lambda agent: agent.act(SendMessage(pool_id="p", payload="x")),
+        lambda agent: agent.act(BroadcastMessage(pool_id="p", payload="x")),
         lambda agent: agent.act(CreatePool(pool=Pool(id="p"))),
     ],
 )
@@ -236,7 +244,7 @@ async def test_what_is_no_decision_is_refused() -> None:
     async with Node() as node:
         agent = await one(node)
         with pytest.raises(
-            InvalidValue, match="decision: 'send' is not allowed; expected one of SendMessage, SubmitTask"
+            InvalidValue, match="decision: 'send' is not allowed; expected one of SendMessage, AskAgent"
         ):
             await agent.act("send")
 

@@ -17,7 +17,7 @@ from converge.model.message import Message
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
-from converge.runtime.agents.decisions import ReportTask, SendMessage
+from converge.runtime.agents.decisions import BroadcastMessage, ReportTask
 from converge.runtime.node import Node
 from converge.testing.fixtures import wait_until
 
@@ -163,6 +163,11 @@ async def test_a_plugin_hears_nothing_of_claims_that_go_back_before_they_begin(w
     assert claimed == released and 0 < len(claimed) < len(ids)
 
 
+def broadcast(pool_id: str, payload: str) -> BroadcastMessage:
+    """The decision to send to a pool."""
+    return BroadcastMessage(pool_id=pool_id, payload=payload)
+
+
 @pytest.mark.parametrize("how", ["publish", "broadcast"])
 async def test_guards_see_what_is_sent_to_many_once_and_what_each_of_them_gets(watcher: Watcher, how: str) -> None:
     class Listener(Agent):
@@ -175,9 +180,7 @@ async def test_guards_see_what_is_sent_to_many_once_and_what_each_of_them_gets(w
     Listener.got.clear()
     async with Node(plugins=["hooks_under_test:watcher"]) as node:
         one, *_ = await node.spawn(Listener, count=3, pool="p")
-        send = (
-            one.publish if how == "publish" else lambda to, payload: one.act(SendMessage(pool_id=to, payload=payload))
-        )
+        send = one.publish if how == "publish" else lambda to, payload: one.act(broadcast(to, payload))
         to = "news" if how == "publish" else "p"
         assert [(outcome.accepted, outcome.refused) for outcome in await send(to, "hello")] == [(2, 0)]
         await wait_until(lambda: Listener.got == ["hello, seen"] * 2)

@@ -34,7 +34,7 @@ from converge.runtime.parts import Given, Parts, open_parts
 from converge.runtime.stopping import Stopping
 from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
-from converge.services.messages.sending import SendOptions
+from converge.services.messages.sending import SendArguments, SendOptions
 from converge.services.pools import PoolManager
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.manager import TaskManager
@@ -287,26 +287,26 @@ class Node:
         to: str,
         payload: Any,
         *,
-        ack: str | None = "accepted",
-        timeout: float = 10.0,
-        mailbox: bool = False,
-        proof: str = "channel",
         sender: str | None = None,
-        task_id: str = "",
+        **options: Unpack[SendArguments],
     ) -> Receipt:
-        """Send a message to an agent's id, or to any one agent that has a `Capability`. `sender`: an agent of this
-        node; None: the node itself.
+        """Send a message; return when it has got as far as asked.
 
-        It returns when the message is in the agent's inbox (`ack="accepted"`), when its handler has returned
-        (`"handled"`), when it was handed to the connection (None), or when it is stored (`mailbox=True`).
+        Args:
+            to: An agent's id, or `Capability("x")`: any one agent that has it.
+            payload: Plain data.
+            sender: An agent of this node; None: the node itself.
+            options: `ack`: return when the message is in the agent's inbox (`"accepted"`, the default), when its
+                handler has returned (`"handled"`), or when it was handed to the connection (None). `timeout`: seconds
+                after which it ends in an error (10). `mailbox`: store it, and return then; it waits for its recipient.
+                `proof`: `"channel"`, or `"signed"`: the message itself is signed. `task_id`: the task that it is about.
 
         Raises:
             Undeliverable, Backpressure, DeliveryTimeout, HandlerFailed: It did not get so far; a typed error by the
             deadline (`timeout` seconds). InvalidName, InvalidValue, MessageTooLarge: It cannot be sent as asked.
             StoreError: It could not be stored.
         """
-        how = SendOptions(ack=ack, timeout=timeout, mailbox=mailbox, proof=proof, task_id=task_id)
-        return await self.network.post.send(sender or self.identity.id, to, payload, how)
+        return await self.network.post.send(sender or self.identity.id, to, payload, SendOptions(**options))
 
     async def ask(
         self, to: str, payload: Any, *, timeout: float = 10.0, sender: str | None = None, task_id: str = ""

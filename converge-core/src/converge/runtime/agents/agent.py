@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import anyio
 import msgspec
@@ -18,16 +18,19 @@ from converge.model.message import Fanout, Message, Receipt
 from converge.model.task import Task
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.decisions import (
+    AskAgent,
     InvokeTool,
     JoinPool,
     LeavePool,
     Limits,
     Outcome,
+    PublishMessage,
     SendMessage,
     SubmitTask,
     Tool,
 )
 from converge.runtime.agents.supervision import AgentHealth, Breaker
+from converge.services.messages.sending import SendArguments
 from converge.services.tasks.records import replaced_inputs
 
 if TYPE_CHECKING:
@@ -134,31 +137,18 @@ class Agent:
         """
         return await self.node.executor.execute(self, decision)
 
-    async def send(
-        self,
-        to: str,
-        payload: Any,
-        *,
-        ack: str | None = "accepted",
-        timeout: float = 10.0,
-        mailbox: bool = False,
-        proof: str = "channel",
-        task_id: str = "",
-    ) -> Receipt:
-        """Send a message to another agent. See `Node.send`."""
-        message = SendMessage(
-            to=to, payload=payload, ack=ack, timeout=timeout, mailbox=mailbox, proof=proof, task_id=task_id
-        )
-        receipt: Receipt = await self.act(message)
+    async def send(self, to: str, payload: Any, **options: Unpack[SendArguments]) -> Receipt:
+        """Send a message to another agent. See `Node.send`, which has the same options."""
+        receipt: Receipt = await self.act(SendMessage(to=to, payload=payload, **options))
         return receipt
 
     async def ask(self, to: str, payload: Any, *, timeout: float = 10.0, task_id: str = "") -> Any:
         """Send a message and return what the recipient's `on_message` returned. See `Node.ask`."""
-        return await self.act(SendMessage(to=to, payload=payload, timeout=timeout, is_ask=True, task_id=task_id))
+        return await self.act(AskAgent(to=to, payload=payload, timeout=timeout, task_id=task_id))
 
     async def publish(self, topic: str, payload: Any, *, timeout: float = 10.0) -> list[Fanout]:
         """Send a message to all other agents of a topic. See `Node.publish`."""
-        outcomes: list[Fanout] = await self.act(SendMessage(topic=topic, payload=payload, timeout=timeout))
+        outcomes: list[Fanout] = await self.act(PublishMessage(topic=topic, payload=payload, timeout=timeout))
         return outcomes
 
     async def submit(self, task: Task) -> str:

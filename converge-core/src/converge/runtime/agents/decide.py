@@ -143,7 +143,7 @@ class DecideLoop:
         """
         if message_id not in self._asking:
             raise InvalidValue(
-                "SendMessage.answers", message_id, "the id of a message that this call of decide was given"
+                "AnswerMessage.message_id", message_id, "the id of a message that this call of decide was given"
             )
         self._answers[message_id] = encode_plain(payload, "answer")
 

@@ -8,39 +8,59 @@ from typing import Any
 import attrs
 from attrs import validators
 
-from converge.errors import InvalidValue
 from converge.model.pool import Pool
 from converge.model.task import Task
+from converge.services.messages.sending import SendOptions
 
 
 @attrs.frozen(kw_only=True)
-class SendMessage:
-    """Send a message: to an agent, to a topic's agents (`topic`), or to a pool's (`pool_id`): one of the three.
+class SendMessage(SendOptions):
+    """Send a message to an agent; the outcome's value is its `Receipt`.
 
     Attributes:
         to: An agent's id, or `Capability("x")`: any one agent that has it.
         payload: Plain data.
         ack, timeout, mailbox, proof, task_id: As for `Node.send`.
-        is_ask: Whether to wait for the answer, which is the outcome's value then.
-        answers: The id of a message that this `decide` was given: the payload is what its sender's `ask` returns, and
-            nothing else is sent.
     """
 
+    to: str
     payload: Any
-    to: str = ""
-    topic: str = ""
-    pool_id: str = ""
-    ack: str | None = "accepted"
-    timeout: float = 10.0
-    mailbox: bool = False
-    proof: str = "channel"
-    task_id: str = ""
-    is_ask: bool = False
-    answers: str = ""
 
-    def __attrs_post_init__(self) -> None:
-        if sum(map(bool, (self.to, self.topic, self.pool_id, self.answers))) != 1:
-            raise InvalidValue("SendMessage", self.to, "exactly one of to, topic, pool_id and answers")
+
+@attrs.frozen(kw_only=True)
+class AskAgent:
+    """Send a message to an agent and wait for its answer, which is the outcome's value. See `Node.ask`."""
+
+    to: str
+    payload: Any
+    timeout: float = 10.0
+    task_id: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class PublishMessage:
+    """Send a message to all other agents of a topic. See `Node.publish`."""
+
+    topic: str
+    payload: Any
+    timeout: float = 10.0
+
+
+@attrs.frozen(kw_only=True)
+class BroadcastMessage:
+    """Send a message to all other agents of a pool. See `Node.broadcast`."""
+
+    pool_id: str
+    payload: Any
+    timeout: float = 10.0
+
+
+@attrs.frozen(kw_only=True)
+class AnswerMessage:
+    """Answer a message that this `decide` was given: the payload is what its sender's `ask` returns."""
+
+    message_id: str
+    payload: Any
 
 
 @attrs.frozen(kw_only=True)
@@ -99,7 +119,10 @@ class InvokeTool:
     timeout_sec: float | None = None
 
 
-Decision = SendMessage | SubmitTask | ReportTask | JoinPool | LeavePool | CreatePool | InvokeTool
+Messaging = SendMessage | AskAgent | PublishMessage | BroadcastMessage | AnswerMessage
+"""The decisions that send something to other agents; `allowed_actions` names them together, or each by its type."""
+
+Decision = Messaging | SubmitTask | ReportTask | JoinPool | LeavePool | CreatePool | InvokeTool
 """Core's decisions; plugins declare theirs through `converge_decisions`."""
 
 

@@ -26,17 +26,23 @@ from converge.errors import (
     ToolTimeout,
     TooManyActions,
 )
+from converge.model.message import Fanout, Receipt
 from converge.runtime.agents.decisions import (
+    AnswerMessage,
+    AskAgent,
+    BroadcastMessage,
     CreatePool,
     InvokeTool,
     JoinPool,
     LeavePool,
     Limits,
+    PublishMessage,
     ReportTask,
     SendMessage,
     SubmitTask,
     Tool,
 )
+from converge.services.messages.sending import SendOptions
 
 if TYPE_CHECKING:
     from converge.runtime.agents.agent import Agent
@@ -131,7 +137,7 @@ class Executor:
         Raises:
             InvalidValue: With the nearest name.
         """
-        names = [kind.name for kind in self._kinds.values()]
+        names = list(dict.fromkeys(kind.name for kind in self._kinds.values()))
         for one in cls.allowed_actions or ():
             if one in self._kinds or one in names:
                 continue
@@ -214,28 +220,30 @@ def _check_allowed(agent: Agent, kind: DecisionKind) -> None:
         raise ActionNotAllowed(agent.id, kind.name, [one if isinstance(one, str) else one.__name__ for one in allowed])
 
 
-async def _send(acting: Acting, decision: SendMessage) -> Any:
-    agent, payload, timeout = acting.agent, decision.payload, decision.timeout
-    if decision.answers:
-        if agent.decide_loop is None:
-            raise InvalidValue("SendMessage.answers", decision.answers, "no id: what on_message returns is its answer")
-        return agent.decide_loop.answer(decision.answers, payload)
-    if decision.topic:
-        return await agent.node.publish(decision.topic, payload, timeout=timeout, sender=agent.id)
-    if decision.pool_id:
-        return await agent.node.broadcast(decision.pool_id, payload, timeout=timeout, sender=agent.id)
-    if decision.is_ask:
-        return await agent.node.ask(decision.to, payload, timeout=timeout, sender=agent.id, task_id=decision.task_id)
-    return await agent.node.send(
-        decision.to,
-        payload,
-        ack=decision.ack,
-        timeout=timeout,
-        mailbox=decision.mailbox,
-        proof=decision.proof,
-        sender=agent.id,
-        task_id=decision.task_id,
-    )
+async def _send(acting: Acting, decision: SendMessage) -> Receipt:
+    return await acting.agent.node.network.post.send(acting.agent.id, decision.to, decision.payload, decision)
+
+
+async def _ask(acting: Acting, decision: AskAgent) -> Any:
+    how = SendOptions(timeout=decision.timeout, task_id=decision.task_id)
+    return await acting.agent.node.network.post.ask(acting.agent.id, decision.to, decision.payload, how)
+
+
+async def _publish(acting: Acting, decision: PublishMessage) -> list[Fanout]:
+    fanouts = acting.agent.node.network.fanouts
+    return await fanouts.publish(acting.agent.id, decision.topic, decision.payload, decision.timeout)
+
+
+async def _broadcast(acting: Acting, decision: BroadcastMessage) -> list[Fanout]:
+    fanouts = acting.agent.node.network.fanouts
+    return await fanouts.broadcast(acting.agent.id, decision.pool_id, decision.payload, decision.timeout)
+
+
+async def _answer(acting: Acting, decision: AnswerMessage) -> None:
+    loop, message_id = acting.agent.decide_loop, decision.message_id
+    if loop is None:
+        raise InvalidValue("AnswerMessage.message_id", message_id, "no id: what on_message returns is its answer")
+    loop.answer(message_id, decision.payload)
 
 
 async def _submit(acting: Acting, decision: SubmitTask) -> str:
@@ -293,6 +301,10 @@ def _core(name: str, type_: type[Any], handler: Callable[[Any, Any], Awaitable[A
 
 CORE = (
     _core("send-message", SendMessage, _send),
+    _core("send-message", AskAgent, _ask),
+    _core("send-message", PublishMessage, _publish),
+    _core("send-message", BroadcastMessage, _broadcast),
+    _core("send-message", AnswerMessage, _answer),
     _core("submit-task", SubmitTask, _submit),
     _core("report-task", ReportTask, _report),
     _core("join-pool", JoinPool, _join),

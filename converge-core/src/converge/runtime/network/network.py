@@ -162,7 +162,7 @@ class Network:
         self._settings, self._sighted = ground.settings, sighted.handle
         one, own, directory = ground.settings, ground.identity, Directory(ground.settings.network)
         self.links = None if wire is None else wire.links
-        self.endpoints = () if wire is None else (wire.endpoint,)
+        self.endpoints: tuple[str, ...] = () if wire is None else (wire.endpoint,)
         self.sightings = sighted.sightings
         self.announced = Announced(
             sighted.handle, sighted.sightings, own.public_key, one.network, ground.kept.keyring, self.endpoints
