@@ -20,5 +20,11 @@ class Env:
     monotonic: Callable[[], float] = time.monotonic
     entropy: Callable[[int], bytes] = os.urandom
 
+    def uniform(self, least: float = 0.0, greatest: float = 1.0) -> float:
+        """Return a number from `least` to `greatest`, drawn evenly: processes that wait for so long do not all come at
+        once.
+        """
+        return least + (greatest - least) * int.from_bytes(self.entropy(4), "big") / 2**32
+
 
 SYSTEM = Env()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from math import inf
 
 import anyio
@@ -56,7 +55,7 @@ class Reaper:
                 await handle.due_came.wait()
 
     async def _pause_sec(self) -> float:
-        pause_sec = self._poll_sec * (0.75 + random.Random(self._opened.env.entropy(8)).random() / 4)
+        pause_sec = self._poll_sec * self._opened.env.uniform(0.75, 1.0)
         if self.sweep.next_due is None:
             return pause_sec
         return max(PAUSE_SEC, min(pause_sec, (self.sweep.next_due - await self._opened.now()) / 1_000_000))

@@ -236,9 +236,7 @@ class Supervision:
         health.is_troubled = True
         was_open = circuit.is_open
         text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-        rest_sec = circuit.failed(
-            text[:1_000], self._env.monotonic(), int.from_bytes(self._env.entropy(4), "big") / 2**32
-        )
+        rest_sec = circuit.failed(text[:1_000], self._env.monotonic(), self._env.uniform())
         if circuit.is_open and not was_open:
             agent.log.error(
                 "%s failed %d times in a row; the agent rests for %.1f s: %s",

@@ -39,7 +39,7 @@ class Ticks:
         """Let the agents tick, those that have a `tick_sec`."""
         for one in agents:
             if one.tick_sec is not None:
-                self._schedule(one, one.tick_sec * self._random())
+                self._schedule(one, self._env.uniform(0.0, one.tick_sec))
 
     async def stop(self) -> None:
         """Begin no tick from now on; return when those that run have ended."""
@@ -69,7 +69,7 @@ class Ticks:
             self._running -= 1
             self._ended.set()
         tick_sec = agent.tick_sec or 0.0
-        self._schedule(agent, max(rest_sec, tick_sec * (0.9 + self._random() / 5)))
+        self._schedule(agent, max(rest_sec, tick_sec * self._env.uniform(0.9, 1.1)))
 
     async def _run(self, agent: Agent) -> float:
         """Call what the agent has; return the seconds for which it gets no tick."""
@@ -96,6 +96,3 @@ class Ticks:
         heapq.heappush(self._due, (self._env.monotonic() + after_sec, self._number, agent))
         if self._due[0][1] == self._number:
             self._changed.set()
-
-    def _random(self) -> float:
-        return int.from_bytes(self._env.entropy(4), "big") / 2**32

@@ -5,7 +5,6 @@ arrive.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import aclosing
 from typing import Any
 
 import anyio
@@ -17,8 +16,9 @@ from converge.runtime.claiming.feed import Feed
 from converge.runtime.claiming.slots import Why
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import Lease
+from converge.services.store.watching import watch_always
 
-PAGE = 200
+NOTICES_TOGETHER = 200
 """Notices read at a time."""
 
 UNHEARD = 2
@@ -67,21 +67,16 @@ class Cancellations:
         self._suspected = self._heard if unheard else None
 
     async def _watch(self, lease: Lease, scope: anyio.CancelScope) -> None:
+        def on_wake() -> None:
+            self._heard = lease.renewals
+            self._woken.set()
+
         with scope:
-            while True:
-                try:
-                    async with aclosing(self._opened.store.watch([lease.channel])) as watch:  # type: ignore[type-var]  # every watch is an async generator
-                        async for _ in watch:
-                            self._heard = lease.renewals
-                            self._opened.watch_outage.works(PART)
-                            self._woken.set()
-                except StoreError as error:
-                    self._opened.watch_outage.failed(PART, error)
-                await anyio.sleep(self._pause_sec)
+            await watch_always(self._opened, [lease.channel], PART, on_wake, self._pause_sec)
 
     async def _read(self, lease: Lease) -> None:
         try:
-            (page,) = await self._opened.store.scan([Range(NOTICE(lease.id), None, PAGE)])
+            (page,) = await self._opened.store.scan([Range(NOTICE(lease.id), None, NOTICES_TOGETHER)])
             ids = {entry.key[2] for entry in page}
             if ids:
                 for feed in self._feeds.values():

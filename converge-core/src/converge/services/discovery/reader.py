@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -18,11 +17,12 @@ from anyio.lowlevel import checkpoint
 from converge.codec import decode, encode, moment_or
 from converge.contracts.discovery import Changes, Reader, Sighting
 from converge.contracts.store import LIMITS, Entry, Key
-from converge.errors import InvalidValue, SchemaTooNew, StoreError, TornRecord
+from converge.errors import InvalidValue, SchemaTooNew, TornRecord
 from converge.model.descriptor import peek_lease
 from converge.model.keys import AGENT, EXPIRY, check_key
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import parts, read_all
+from converge.services.store.watching import watch_always
 
 log = logging.getLogger("converge.sightings")
 
@@ -189,19 +189,8 @@ async def ticks(handle: StoreHandle, poll_sec: float) -> AsyncIterator[None]:
     """Yield at once, then after each wake-up, and each poll interval without one: a lease that ends wakes nobody."""
     event = anyio.Event()
 
-    async def listen() -> None:
-        while True:
-            try:
-                async with aclosing(handle.store.watch([CHANNEL])) as watch:  # type: ignore[type-var]  # every watch is an async generator
-                    async for _ in watch:
-                        handle.watch_outage.works("agents")
-                        event.set()
-            except StoreError as error:
-                handle.watch_outage.failed("agents", error)
-            await anyio.sleep(poll_sec)
-
     async with anyio.create_task_group() as group:
-        group.start_soon(listen)
+        group.start_soon(watch_always, handle, [CHANNEL], "agents", lambda: event.set(), poll_sec)
         try:
             while True:
                 event = anyio.Event()

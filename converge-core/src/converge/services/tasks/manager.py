@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -160,7 +159,7 @@ class TaskManager:
         Raises:
             StaleClaim: The claim is not current; nothing was changed.
         """
-        await self._finish(task, Failed(str(error), _checked(task).claimed_by, retry, self._jitter()))
+        await self._finish(task, Failed(str(error), _checked(task).claimed_by, retry, self._opened.env.uniform()))
 
     async def release(self, task: Task, why: str = "") -> None:
         """Hand the claim back: the task is ready again at once, and no attempt is counted.
@@ -344,12 +343,9 @@ class TaskManager:
         monotonic = self._opened.env.monotonic()
         if monotonic < self._sweep_due:
             return False
-        self._sweep_due = monotonic + self._poll_sec * (0.75 + self._jitter() / 4)  # never later than promised
+        self._sweep_due = monotonic + self._poll_sec * self._opened.env.uniform(0.75, 1.0)  # never later than promised
         await self._sweep.paced_page()
         return True
-
-    def _jitter(self) -> float:
-        return random.Random(self._opened.env.entropy(8)).random()
 
     # Last, since its name hides the builtin for every annotation after it.
 

@@ -95,7 +95,7 @@ class Sweep:
         An idle store costs one scan, and the clock.
         """
         store = self._opened.store
-        looks_at_all = self._leases <= LEASES_LOOKED_AT or self._random().random() * self._leases < LEASES_LOOKED_AT
+        looks_at_all = self._leases <= LEASES_LOOKED_AT or self._opened.env.uniform() * self._leases < LEASES_LOOKED_AT
         ranges = (*_FIRST_OF, Range(EXPIRY(), None, LIMITS.keys)) if looks_at_all else _FIRST_OF
         dead, later, limits, *rest = await store.scan(ranges)
         expiries = rest[0] if rest else ()
@@ -121,7 +121,7 @@ class Sweep:
         moved = await self._retention.page()
         closed = await self._lanes.page()
         if not moved and not self._retention.is_under_way and not self._lanes.is_under_way:
-            self._seldom_due = monotonic + SELDOM_SEC * self._jitter()
+            self._seldom_due = monotonic + SELDOM_SEC * self._opened.env.uniform(0.5, 1.5)
         return moved + closed
 
     async def end_leases(self) -> int:
@@ -141,7 +141,7 @@ class Sweep:
         (dead,) = await self._opened.store.scan([Range(DEAD(), None, 32)])
         # Each process begins with another one: several that wake together share them.
         moved = 0
-        for entry in self._random().sample(dead, len(dead)):
+        for entry in random.Random(self._opened.env.entropy(8)).sample(dead, len(dead)):
             moved += await self._unless_yielded(HELD(entry.key[1]), partial(self._put_back_of, entry))
         return moved
 
@@ -299,7 +299,7 @@ class Sweep:
                 channels |= wakes(found, around, is_ready=True)
         moved = _committed(await (await self._opened.commits()).commit(batches, wake=channels))
         if len(batches) >= YIELD_LEAST and moved < len(batches) / 2:
-            self._yields[kind] = self._opened.env.monotonic() + YIELD_SEC * self._jitter()
+            self._yields[kind] = self._opened.env.monotonic() + YIELD_SEC * self._opened.env.uniform(0.5, 1.5)
         return moved
 
     async def _unless_yielded(self, kind: Key, move: Callable[[], Awaitable[int]]) -> int:
@@ -311,12 +311,6 @@ class Sweep:
             del self._yields[kind]
             until = None
         return until is not None
-
-    def _jitter(self) -> float:
-        return 0.5 + self._random().random()
-
-    def _random(self) -> random.Random:
-        return random.Random(self._opened.env.entropy(8))
 
     def _tell(self, id_: bytes, error: Exception) -> None:
         if id_ not in self._told and len(self._told) < LIMITS.keys:

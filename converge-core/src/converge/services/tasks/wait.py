@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import aclosing
 
 import anyio
 
@@ -15,6 +14,8 @@ from converge.machines.task import is_terminal
 from converge.model.keys import STATE, TASK
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import parts
+from converge.services.store.watching import watch_always
 
 log = logging.getLogger("converge.results")
 
@@ -86,7 +87,8 @@ class Results:
         self._has_leader = True
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(self._watch)
+                channels, part = [self._opened.origin], "results"
+                group.start_soon(watch_always, self._opened, channels, part, lambda: self._woken.set(), self._poll_sec)
                 while not waiter.is_over:
                     with anyio.move_on_after(self._pause_sec):
                         await self._woken.wait()
@@ -105,17 +107,6 @@ class Results:
         if (heir := next(waiters, None)) is not None:
             heir.event.set()
 
-    async def _watch(self) -> None:
-        while True:
-            try:
-                async with aclosing(self._opened.store.watch([self._opened.origin])) as watch:  # type: ignore[type-var]  # every watch is an async generator
-                    async for _ in watch:
-                        self._opened.watch_outage.works("results")
-                        self._woken.set()
-            except StoreError as error:
-                self._opened.watch_outage.failed("results", error)
-            await anyio.sleep(self._poll_sec)
-
     async def _look_if_possible(self) -> None:
         """Look; while the store is away whoever waits goes on waiting, as long as their own timeout lets them."""
         try:
@@ -126,8 +117,7 @@ class Results:
 
     async def _look(self) -> None:
         ids = list(self._waiting)
-        for at in range(0, len(ids), LIMITS.keys // 2):
-            some = ids[at : at + LIMITS.keys // 2]
+        for some in parts(ids, LIMITS.keys // 2):
             states = await self._opened.store.get([STATE(id_) for id_ in some])
             for id_, entry in zip(some, states, strict=True):
                 if entry is not None and _is_over(entry, id_):
