@@ -113,12 +113,12 @@ def compares_no_nonce(patch: pytest.MonkeyPatch) -> None:
 def leaves_an_unknown_take_behind(patch: pytest.MonkeyPatch) -> None:
     """A claim whose answer was lost stays held."""
 
-    async def settle(*_: object) -> None:
+    async def settle_take(*_: object) -> None:
         return None
 
-    patch.setattr("converge.testing._task.groups.settle", settle)
-    patch.setattr(claims, "settle", settle)
-    patch.setattr(tasks, "settle", settle)
+    patch.setattr("converge.testing._task.groups.settle_take", settle_take)
+    patch.setattr(claims, "settle_take", settle_take)
+    patch.setattr(tasks, "settle_take", settle_take)
 
 
 @breaks("T-23")

@@ -47,7 +47,7 @@ class Connections:
             StoreError: As `_errors` names them.
         """
         async with self._room:
-            connection, driver = await self._take()
+            connection, driver = await self._acquire()
             is_sound = False
             try:
                 result = await connection.exec_driver_sql(text, tuple(arguments))
@@ -87,7 +87,7 @@ class Connections:
                 await connection.close()
             await self._engine.dispose()
 
-    async def _take(self) -> tuple[AsyncConnection, Any]:
+    async def _acquire(self) -> tuple[AsyncConnection, Any]:
         while self._free:
             connection, driver = self._free.pop()
             if not driver.is_closed():

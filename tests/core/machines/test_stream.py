@@ -14,7 +14,7 @@ ONE, OTHER, THIRD = Pair("a", "lease", "b"), Pair("a", "lease", "c"), Pair("x", 
 def taken(streams: Streams, pair: Pair, sequence: int, now: float = 0.0) -> None:
     """Let a new message be taken."""
     assert streams.see(pair, sequence, 0, now) is Seen.NEW
-    streams.take(pair, sequence, now)
+    streams.accept(pair, sequence, now)
 
 
 def test_a_message_that_was_taken_is_repeated_however_often_it_comes() -> None:
@@ -104,7 +104,7 @@ def test_whatever_is_repeated_and_in_whatever_order_each_message_is_taken_once_a
         before = max((one for one in under_way if one < sequence), default=0)
         seen = streams.see(ONE, sequence, before, 0.0)
         if seen is Seen.NEW:
-            streams.take(ONE, sequence, 0.0)
+            streams.accept(ONE, sequence, 0.0)
             order.append(sequence)
         if seen is Seen.REPEATED:
             assert sequence in order, f"{sequence} was said to be taken, and never was: {order}"

@@ -508,16 +508,16 @@ def test_unfinished_handshakes_are_bounded_in_all_and_for_an_address() -> None:
 def test_first_hellos_are_answered_at_a_bounded_rate() -> None:
     clock = Clock()
     limits = Handshakes(attrs.evolve(SYSTEM, monotonic=clock))
-    assert sum(limits.take_hello() for _ in range(1_000)) == HELLOS_PER_SEC
+    assert sum(limits.admit_hello() for _ in range(1_000)) == HELLOS_PER_SEC
     clock.now += 0.5
-    assert sum(limits.take_hello() for _ in range(1_000)) == HELLOS_PER_SEC // 2
+    assert sum(limits.admit_hello() for _ in range(1_000)) == HELLOS_PER_SEC // 2
     clock.now += 3600
-    assert sum(limits.take_hello() for _ in range(1_000)) == HELLOS_PER_SEC
+    assert sum(limits.admit_hello() for _ in range(1_000)) == HELLOS_PER_SEC
 
 
 async def test_a_flood_of_hellos_is_refused_as_busy(carrier: str) -> None:
     limits = Handshakes(attrs.evolve(SYSTEM, monotonic=Clock()))
-    while limits.take_hello():
+    while limits.admit_hello():
         pass
     errors: list[ChannelError] = []
 

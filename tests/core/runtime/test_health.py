@@ -17,7 +17,7 @@ from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.ailments import Ailment, Code
 from converge.runtime.health import BLOCKED_SEC, Health
 from converge.runtime.node import Node
-from converge.testing._store.outages import Weather, WeatheredStore
+from converge.testing._store.outages import Outages, OutageStore
 from converge.testing.fixtures import wait_until
 
 LEASE_SEC = 1.0
@@ -41,13 +41,13 @@ class Blocking(Agent):
 
 
 @pytest.fixture
-def weather() -> Weather:
-    return Weather()
+def outages() -> Outages:
+    return Outages()
 
 
 @pytest.fixture
-async def node(weather: Weather) -> AsyncIterator[Node]:
-    async with Node(store=WeatheredStore(weather), lease_sec=LEASE_SEC, poll_sec=0.05, grace_sec=0.2) as node:
+async def node(outages: Outages) -> AsyncIterator[Node]:
+    async with Node(store=OutageStore(outages), lease_sec=LEASE_SEC, poll_sec=0.05, grace_sec=0.2) as node:
         await node.spawn(Idle, count=2, pool="p")
         yield node
 
@@ -75,30 +75,30 @@ async def test_a_node_is_ready_from_its_start_to_its_stop_and_live_until_its_end
 
 
 async def test_a_store_that_refuses_everything_shows_within_three_seconds_and_so_does_its_return(
-    node: Node, weather: Weather, caplog: pytest.LogCaptureFixture
+    node: Node, outages: Outages, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    weather.is_away = True
+    outages.is_away = True
     with anyio.fail_after(3):
         await wait_until(lambda: Code.STORE_AWAY in codes(node.health()))
     assert "the store is away" in next(one.text for one in node.health().reasons if one.code == Code.STORE_AWAY)
     assert node.health().is_live, "a restart would not help"
-    weather.is_away = False
+    outages.is_away = False
     with anyio.fail_after(5):
         await wait_until(lambda: node.health().is_ready)
 
 
 async def test_a_store_that_never_answers_shows_within_three_seconds(
-    node: Node, weather: Weather, caplog: pytest.LogCaptureFixture
+    node: Node, outages: Outages, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    weather.is_silent = True
+    outages.is_silent = True
     with anyio.fail_after(3):
         await wait_until(lambda: bool(codes(node.health()) & {Code.STORE_AWAY, Code.RENEWAL_LATE, Code.LEASE_LOST}))
 
 
 async def test_a_lease_that_is_not_renewed_in_time_shows_before_it_is_lost(
-    node: Node, weather: Weather, caplog: pytest.LogCaptureFixture
+    node: Node, outages: Outages, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     lease = node.handle.lease_opened
@@ -111,24 +111,24 @@ async def test_a_lease_that_is_not_renewed_in_time_shows_before_it_is_lost(
 
 
 async def test_a_watch_that_the_store_refuses_shows_as_deaf(
-    node: Node, weather: Weather, caplog: pytest.LogCaptureFixture
+    node: Node, outages: Outages, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    weather.is_deaf = True
+    outages.is_deaf = True
     with anyio.fail_after(10):
         await wait_until(lambda: Code.WATCH_DEAF in codes(node.health()))
-        weather.is_deaf = False
+        outages.is_deaf = False
         await wait_until(lambda: node.health().is_ready)
 
 
 async def test_wake_ups_that_are_lost_without_an_error_show_as_deaf(
-    node: Node, weather: Weather, caplog: pytest.LogCaptureFixture
+    node: Node, outages: Outages, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    weather.is_mute = True
+    outages.is_mute = True
     with anyio.fail_after(10):
         await wait_until(lambda: Code.WATCH_DEAF in codes(node.health()))
-        weather.is_mute = False
+        outages.is_mute = False
         await wait_until(lambda: node.health().is_ready)
 
 
@@ -178,14 +178,14 @@ async def test_a_part_that_says_what_ails_it_makes_the_node_not_ready(node: Node
 
 
 async def test_one_outage_is_one_line_when_it_begins_and_one_when_it_is_over(
-    node: Node, weather: Weather, caplog: pytest.LogCaptureFixture
+    node: Node, outages: Outages, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    weather.is_away = True
+    outages.is_away = True
     lease = node.handle.lease_opened
     with anyio.fail_after(15):
         await wait_until(lambda: node.handle.lease_opened is not lease, timeout=10)
-        weather.is_away = False
+        outages.is_away = False
         await wait_until(lambda: node.health().is_ready)
     texts = [record.getMessage() for record in caplog.records if record.name.startswith("converge")]
     assert len([text for text in texts if text.startswith("the store does not do what it is asked")]) == 1

@@ -137,11 +137,11 @@ def test_each_keyring_takes_the_keys_that_no_other_has_and_they_are_free_again_w
     tmp_path: Path,
 ) -> None:
     first, second = (Keyring.open(tmp_path / "keys", SYSTEM) for _ in range(2))
-    a, b = first.take("Counter", 2)
-    (c,) = second.take("Counter")
+    a, b = first.acquire("Counter", 2)
+    (c,) = second.acquire("Counter")
     first.close()
     third = Keyring.open(tmp_path / "keys", SYSTEM)
-    again = third.take("Counter", 3)
+    again = third.acquire("Counter", 3)
     assert [one.id for one in again[:2]] == [a.id, b.id]
     assert again[2].id not in (a.id, b.id, c.id), "the third is still used by the second keyring"
     second.close()
@@ -150,15 +150,15 @@ def test_each_keyring_takes_the_keys_that_no_other_has_and_they_are_free_again_w
 
 def test_a_key_that_is_refused_leaves_the_others_free(tmp_path: Path) -> None:
     keyring = Keyring.open(tmp_path / "keys", SYSTEM)
-    first = [one.id for one in keyring.take("Counter", 30)]
+    first = [one.id for one in keyring.acquire("Counter", 30)]
     keyring.close()
     (tmp_path / "keys" / "agent.Counter.7.key").chmod(0o644)
     again, other = (Keyring.open(tmp_path / "keys", SYSTEM) for _ in range(2))
     with pytest.raises(KeyFileRefused, match=r"Counter\.7\.key"):
-        again.take("Counter", 10)
-    assert [one.id for one in other.take("Counter", 7)] == first[:7]
+        again.acquire("Counter", 10)
+    assert [one.id for one in other.acquire("Counter", 7)] == first[:7]
     (tmp_path / "keys" / "agent.Counter.7.key").chmod(0o600)
-    assert [one.id for one in again.take("Counter", 3)] == first[7:10]
+    assert [one.id for one in again.acquire("Counter", 3)] == first[7:10]
     again.close()
     other.close()
 
@@ -168,7 +168,7 @@ import sys
 from converge.env import SYSTEM
 from converge.runtime.keys.keyring import Keyring
 keyring = Keyring.open(sys.argv[1], SYSTEM)
-print(keyring.take("Counter")[0].id, keyring.take("node")[0].id, flush=True)
+print(keyring.acquire("Counter")[0].id, keyring.acquire("node")[0].id, flush=True)
 sys.stdin.read()
 """
 
@@ -181,20 +181,20 @@ def test_a_key_of_a_process_that_lives_is_taken_by_no_other_and_that_of_a_killed
         assert holder.stdout is not None
         theirs = holder.stdout.readline().split()
         own = Keyring.open(path, SYSTEM)
-        mine = [own.take("Counter")[0].id, own.take("node")[0].id]
+        mine = [own.acquire("Counter")[0].id, own.acquire("node")[0].id]
         assert set(mine).isdisjoint(theirs) and len(theirs) == 2
         with pytest.raises(KeyInUse):
             rotate_key(KeyFolder.open(path), NAME, SYSTEM)
         holder.kill()
     own.close()
     after = Keyring.open(path, SYSTEM)
-    assert [after.take("Counter")[0].id, after.take("node")[0].id] == theirs
+    assert [after.acquire("Counter")[0].id, after.acquire("node")[0].id] == theirs
     after.close()
 
 
 async def numbers(path: Path, count: int, now: int = 0) -> list[int]:
     keyring = Keyring.open(path, SYSTEM)
-    (one,) = keyring.take("Counter")
+    (one,) = keyring.acquire("Counter")
     found = [number for _ in range(count) for number in await keyring.sequences([one.id], now)]
     keyring.close()  # as a process that dies here: nothing is written at the end
     return found
@@ -214,15 +214,15 @@ async def test_the_number_is_reserved_before_it_is_used(tmp_path: Path) -> None:
 
 async def test_the_keys_of_a_process_share_a_block_and_those_of_another_process_have_another(tmp_path: Path) -> None:
     first, second = (Keyring.open(tmp_path / "keys", SYSTEM) for _ in range(2))
-    a, b = (one.id for one in first.take("Counter", 2))
-    (c,) = (one.id for one in second.take("Counter"))
+    a, b = (one.id for one in first.acquire("Counter", 2))
+    (c,) = (one.id for one in second.acquire("Counter"))
     assert await first.sequences([a, b, a], 0) == [1, 1, 2]
     assert await second.sequences([c], 0) == [BLOCK + 1]
     more = await first.sequences([a] * BLOCK, 0)
     assert more == sorted(set(more)) and more[-1] == 2 * BLOCK + 2, "the block between is the other process's"
     first.close()
     again = Keyring.open(tmp_path / "keys", SYSTEM)
-    assert [one.id for one in again.take("Counter", 2)] == [a, b]
+    assert [one.id for one in again.acquire("Counter", 2)] == [a, b]
     assert min(await again.sequences([a, b], 0)) > 2 * BLOCK
     again.close()
     second.close()
@@ -234,7 +234,7 @@ async def test_what_a_process_left_half_written_when_it_died_is_no_trouble(tmp_p
     for name in ("sequence.new", f"{NAME}.key.new", "agent.Counter.1.key.new"):
         (keys / name).write_text("half")
     keyring = Keyring.open(keys, SYSTEM)
-    first, second = keyring.take("Counter", 2)
+    first, second = keyring.acquire("Counter", 2)
     assert min(await keyring.sequences([first.id, second.id], 0)) > before
     keyring.close()
 
@@ -254,7 +254,7 @@ async def test_a_store_whose_time_is_absurd_does_not_use_up_the_numbers(tmp_path
 
 async def test_a_number_that_cannot_be_reserved_is_not_used(tmp_path: Path) -> None:
     keyring = Keyring.open(tmp_path / "keys", SYSTEM)
-    (one,) = keyring.take("Counter")
+    (one,) = keyring.acquire("Counter")
     (tmp_path / "keys" / "sequence.new").mkdir()  # what it is written to first cannot be a folder
     with pytest.raises(KeyFileRefused):
         await keyring.sequences([one.id], 0)
@@ -263,7 +263,7 @@ async def test_a_number_that_cannot_be_reserved_is_not_used(tmp_path: Path) -> N
 
 async def test_the_numbers_of_a_fresh_key_rise_even_while_store_time_stands(tmp_path: Path) -> None:
     keyring = Keyring(SYSTEM)
-    (one,) = keyring.take("Counter")
+    (one,) = keyring.acquire("Counter")
     assert [number for _ in range(3) for number in await keyring.sequences([one.id], 7)] == [7, 8, 9]
 
 
@@ -287,8 +287,8 @@ def test_what_is_shown_of_a_key_has_neither_the_key_nor_its_seed(folder: KeyFold
 @pytest.mark.parametrize("kind", ["Zähler", "a b", "x" * 300])
 def test_a_class_of_any_name_has_a_key(tmp_path: Path, kind: str) -> None:
     keyring = Keyring.open(tmp_path / "keys", SYSTEM)
-    (one,) = keyring.take(kind)
+    (one,) = keyring.acquire(kind)
     keyring.close()
     again = Keyring.open(tmp_path / "keys", SYSTEM)
-    assert [found.id for found in again.take(kind)] == [one.id]
+    assert [found.id for found in again.acquire(kind)] == [one.id]
     again.close()

@@ -24,7 +24,7 @@ from converge.runtime.network.network import Network
 from converge.runtime.node import Node
 from converge.services.pools import PoolManager
 from converge.services.tasks.manager import TaskManager
-from converge.testing._store.outages import Weather, WeatheredStore
+from converge.testing._store.outages import Outages, OutageStore
 from converge.testing.fixtures import wait_until
 
 LEASE_SEC = 0.6
@@ -57,13 +57,13 @@ def worker() -> type[Worker]:
 
 
 @pytest.fixture
-def outage() -> Weather:
-    return Weather()
+def outage() -> Outages:
+    return Outages()
 
 
 @pytest.fixture
-async def store(outage: Weather) -> AsyncIterator[WeatheredStore]:
-    yield WeatheredStore(outage)
+async def store(outage: Outages) -> AsyncIterator[OutageStore]:
+    yield OutageStore(outage)
 
 
 def node_on(store: Store, **settings: Any) -> Node:
@@ -71,7 +71,7 @@ def node_on(store: Store, **settings: Any) -> Node:
 
 
 async def test_after_an_outage_longer_than_the_lease_work_flows_again(
-    store: WeatheredStore, outage: Weather, worker: type[Worker], caplog: pytest.LogCaptureFixture
+    store: OutageStore, outage: Outages, worker: type[Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
@@ -101,7 +101,7 @@ async def _lists(node: Node, count: int) -> bool:
 
 
 async def test_a_silent_store_costs_the_handlers_their_time_before_the_lease_can_end(
-    store: WeatheredStore, outage: Weather, worker: type[Worker], caplog: pytest.LogCaptureFixture
+    store: OutageStore, outage: Outages, worker: type[Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
@@ -120,7 +120,7 @@ async def test_a_silent_store_costs_the_handlers_their_time_before_the_lease_can
 
 
 async def test_a_finish_is_tried_again_until_the_store_is_back(
-    store: WeatheredStore, outage: Weather, worker: type[Worker]
+    store: OutageStore, outage: Outages, worker: type[Worker]
 ) -> None:
     with anyio.fail_after(30):
         async with Node(store=store, lease_sec=15.0, poll_sec=0.05) as node:
@@ -138,7 +138,7 @@ async def test_a_finish_is_tried_again_until_the_store_is_back(
 
 @pytest.mark.parametrize("kind", ["is_away", "is_silent"])
 async def test_a_node_stops_in_time_during_an_outage(
-    store: WeatheredStore, outage: Weather, worker: type[Worker], kind: str, caplog: pytest.LogCaptureFixture
+    store: OutageStore, outage: Outages, worker: type[Worker], kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     began = anyio.current_time()
@@ -153,7 +153,7 @@ async def test_a_node_stops_in_time_during_an_outage(
 
 
 async def test_a_node_that_cannot_start_leaves_no_lease_behind(
-    store: WeatheredStore, monkeypatch: pytest.MonkeyPatch
+    store: OutageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leases = []
 
@@ -169,7 +169,7 @@ async def test_a_node_that_cannot_start_leaves_no_lease_behind(
 
 
 async def test_claims_that_arrive_while_the_node_stops_go_back_uncounted(
-    store: WeatheredStore, worker: type[Worker]
+    store: OutageStore, worker: type[Worker]
 ) -> None:
     outside = MemoryStore(core=store._core, bell=store._bell)
     with anyio.fail_after(20):
@@ -183,7 +183,7 @@ async def test_claims_that_arrive_while_the_node_stops_go_back_uncounted(
 
 
 async def test_an_agent_that_may_no_longer_work_in_its_pool_stops_no_other(
-    store: WeatheredStore, worker: type[Worker]
+    store: OutageStore, worker: type[Worker]
 ) -> None:
     outside = MemoryStore(core=store._core, bell=store._bell)
     with anyio.fail_after(20):
@@ -197,7 +197,7 @@ async def test_an_agent_that_may_no_longer_work_in_its_pool_stops_no_other(
             assert task.state == TaskState.COMPLETED
 
 
-async def test_a_hanging_on_stop_does_not_keep_a_node_from_ending(store: WeatheredStore) -> None:
+async def test_a_hanging_on_stop_does_not_keep_a_node_from_ending(store: OutageStore) -> None:
     class Clinging(Agent):
         async def on_stop(self) -> None:
             await anyio.sleep_forever()

@@ -9,7 +9,7 @@ import pytest
 
 from converge.env import Env
 from converge.errors import StoreBusy, StoreUnavailable
-from converge.services.store.outage import BEGINS, ENDS, TELL_AGAIN_SEC, Outage
+from converge.services.store.outage import BEGINS, ENDS, LOG_AGAIN_SEC, Outage
 
 AWAY = StoreUnavailable("nobody listens")
 
@@ -56,7 +56,7 @@ def test_a_part_that_never_failed_ends_nothing(outage: Outage) -> None:
 def test_a_store_that_refuses_again_and_again_between_answers_is_told_once(
     outage: Outage, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for _ in range(int(TELL_AGAIN_SEC * 2)):
+    for _ in range(int(LOG_AGAIN_SEC * 2)):
         outage.failed("claims", StoreBusy("locked"))
         assert outage.since is not None, "whoever asks knows at once, whatever the log says"
         outage.works("claims")
@@ -72,7 +72,7 @@ def test_an_outage_that_lasts_is_told_though_it_began_soon_after_another(
     caplog.clear()
     for _ in range(5):
         outage.failed("claims", AWAY)
-        clock.now += TELL_AGAIN_SEC / 4
+        clock.now += LOG_AGAIN_SEC / 4
     outage.failed("claims", AWAY)
     outage.works("claims")
     assert [record.getMessage().partition(":")[0].partition(",")[0] for record in caplog.records] == [

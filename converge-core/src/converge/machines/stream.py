@@ -67,8 +67,8 @@ class Streams:
             return Seen.REFUSED
         return Seen.NEW
 
-    def take(self, pair: Pair, sequence: int, now: float) -> None:
-        """Remember that the message was taken."""
+    def accept(self, pair: Pair, sequence: int, now: float) -> None:
+        """Remember that the message was accepted."""
         sender = self._senders.get(pair[:2])
         if sender is None:
             sender = self._senders[pair[:2]] = _Sender()

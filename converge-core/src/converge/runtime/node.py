@@ -236,7 +236,7 @@ class Node:
         for pool_id in pools if secret is None else ():
             await parts.pools.create_pool(Pool(id=pool_id))
         agents: list[A] = []
-        for number, identity in enumerate(identities or await parts.kept.take(agent.__name__, count)):
+        for number, identity in enumerate(identities or await parts.kept.acquire(agent.__name__, count)):
             if number % MADE_BEFORE_YIELD == 0:
                 await checkpoint()
             agents.append(self._make(agent, pools, identity))

@@ -78,7 +78,7 @@ async def open_parts(stack: AsyncExitStack, given: Given) -> Parts:
     chosen = choose(settings, host)
     kept = await IdentityDir.open(settings.identity_dir, env)
     stack.callback(kept.close)
-    identity = given.identity or (await kept.take())[0]
+    identity = given.identity or (await kept.acquire())[0]
     store = given.store if given.store is not None else await stack.enter_async_context(_open_store(settings, host))
     lease = LeaseSettings(
         lease_sec=settings.lease_sec, stall_sec=settings.stall_sec, node_key=identity.public_key.hex()

@@ -32,10 +32,10 @@ from converge.testing._transport.ends import (
     connected,
     is_end,
     leave,
+    receive_all_into,
+    receive_into,
     send_each,
     send_groups,
-    take,
-    take_all,
     turns,
 )
 
@@ -324,7 +324,7 @@ class TransportContract:
             got: list[bytes] = []
             for number in range(60):
                 async with anyio.create_task_group() as group:
-                    group.start_soon(take, pair.far, got)
+                    group.start_soon(receive_into, pair.far, got)
                     await turns(5)
                     await pair.near.send([b"%d" % number])
                     await turns(number % 12)
@@ -345,7 +345,7 @@ class TransportContract:
                 group.cancel_scope.cancel()
             got: list[bytes] = []
             async with anyio.create_task_group() as group:
-                group.start_soon(take_all, pair.far, got)
+                group.start_soon(receive_all_into, pair.far, got)
                 with contextlib.suppress(ConnectionClosed):
                     await pair.near.send([b"\1" + bytes(8)])
                 await leave(pair.near)

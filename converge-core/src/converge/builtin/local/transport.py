@@ -148,7 +148,7 @@ class _Pipe:
         self.held += cost(frame)
         self.readable.set()
 
-    def take(self) -> list[bytes]:
+    def drain(self) -> list[bytes]:
         frames = list(self.frames)
         self.frames.clear()
         self.held = 0
@@ -202,7 +202,7 @@ class LocalChannel(Channel):
             self._raise_if_over(self._in)
             self._in.readable = anyio.Event()
             await self._in.readable.wait()
-        return self._in.take()
+        return self._in.drain()
 
     async def close(self) -> None:
         self.end()

@@ -21,7 +21,7 @@ from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.claiming.slots import OnClaimed, Slots, Why
 from converge.services.store.handle import StoreHandle
-from converge.services.tasks.claim import Claims, settle
+from converge.services.tasks.claim import Claims, settle_take
 from converge.services.tasks.finish import Finishes
 
 log = logging.getLogger("converge.feed")
@@ -309,7 +309,7 @@ class Feed:
         """
         while self._unsettled:
             nonce = self._unsettled[0]
-            await settle(self._opened, nonce)
+            await settle_take(self._opened, nonce)
             if nonce in self._unsettled:
                 self._unsettled.remove(nonce)
 

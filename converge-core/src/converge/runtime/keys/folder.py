@@ -103,7 +103,7 @@ class KeyFolder:
         """Put a file there, whole or not at all, whatever happens meanwhile; it survives a power cut once this returns.
         Hold its lock.
 
-        `is_last`: False leaves the last step to `settle`, for many at once; until then the file may be gone after a
+        `is_last`: False leaves the last step to `sync`, for many at once; until then the file may be gone after a
             power cut, but never torn.
 
         Raises:
@@ -120,11 +120,11 @@ class KeyFolder:
                 os.fsync(handle)
             os.rename(new, name, src_dir_fd=self._handle, dst_dir_fd=self._handle)
             if is_last:
-                self.settle()
+                self.sync()
         except OSError as error:
             raise KeyFileRefused(self.path / name, *_why(error, "file")) from error
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Let what was written survive a power cut."""
         os.fsync(self._handle)
 

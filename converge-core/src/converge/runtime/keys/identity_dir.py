@@ -27,7 +27,7 @@ PINS = "pins"
 NOTE_SEC = 2.0
 """How long a node that stops may take to remember what it saw of its store."""
 
-TOGETHER = 100
+NAMES_TOGETHER = 100
 """Keys that are drawn before others run: some milliseconds."""
 
 
@@ -52,15 +52,15 @@ class IdentityDir:
         """Let other processes have the keys."""
         self.keyring.close()
 
-    async def take(self, kind: str = NODE, count: int = 1) -> list[Identity]:
+    async def acquire(self, kind: str = NODE, count: int = 1) -> list[Identity]:
         """As `Keyring.take`; others run meanwhile."""
         if self.keyring.folder is None:
             found: list[Identity] = []
             while len(found) < count:
                 await checkpoint()
-                found += self.keyring.take(kind, min(TOGETHER, count - len(found)))
+                found += self.keyring.acquire(kind, min(NAMES_TOGETHER, count - len(found)))
             return found
-        return await anyio.to_thread.run_sync(self.keyring.take, kind, count)
+        return await anyio.to_thread.run_sync(self.keyring.acquire, kind, count)
 
     def pins(self) -> list[str]:
         """Return the ids of the folder's `pins`.

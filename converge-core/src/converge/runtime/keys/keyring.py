@@ -155,7 +155,7 @@ class Keyring:
             self._folder.close()
             self._folder = None
 
-    def take(self, kind: str, count: int = 1) -> list[Identity]:
+    def acquire(self, kind: str, count: int = 1) -> list[Identity]:
         """Return identities of this kind, `node` or an agent's class name, that no other process uses: those with the
         lowest index that are free.
 
@@ -325,7 +325,7 @@ def _read_or_make(folder: KeyFolder, names: Sequence[str], env: Env) -> list[Ide
     with ThreadPoolExecutor(WRITERS) as pool:
         made = dict(zip(missing, pool.map(lambda name: _make(folder, name, env, is_last=False), missing), strict=True))
     if made:
-        folder.settle()
+        folder.sync()
     return [found[name] or made[name] for name in names]
 
 

@@ -172,7 +172,7 @@ async def accept(channel: Channel, terms: Terms, env: Env, *, limits: Handshakes
         hello1, early = await _one(channel)
         if early:
             raise HandshakeFailed("the peer spoke out of turn")
-        if limits is not None and not limits.take_hello():
+        if limits is not None and not limits.admit_hello():
             await _refuse(channel, REFUSED_BUSY)
             raise HandshakeFailed("too many handshakes began in this second; this one was refused")
         await channel.send([await _answer(channel, responder, hello1)])

@@ -41,7 +41,7 @@ class _Source:
     """A node that is asked: what it told last, whom it told of, and when it last answered."""
 
     def __init__(self, now: float) -> None:
-        self.told: PeerDescriptors | None = None
+        self.known: PeerDescriptors | None = None
         self.agents: set[str] = set()
         self.answered = self.asked = now
         self.is_failing = False
@@ -115,12 +115,12 @@ class Fetcher:
                 source.is_failing = False
 
     async def _ask(self, source: _Source, link: Link, *, is_back: bool) -> None:
-        told = await self.asking.ask(link, source.told, is_back=is_back)
+        answer = await self.asking.ask(link, source.known, is_back=is_back)
         source.answered = self._env.monotonic()
-        if told is None:
+        if answer is None:
             return
         seen: set[str] = set()
-        for at, signed in enumerate(told.signed):
+        for at, signed in enumerate(answer.signed):
             if at % VERIFIED_A_TURN == 0:
                 await checkpoint()
             descriptor = self._opened(signed, link)
@@ -128,10 +128,10 @@ class Fetcher:
                 seen.add(descriptor.id)
                 if self._directory.signed(descriptor.id) != signed:
                     self._directory.put(descriptor, signed)
-        gone, source.agents, source.told = (
+        gone, source.agents, source.known = (
             source.agents - seen,
             seen,
-            PeerDescriptors(life=told.life, changes=told.changes, signed=()),
+            PeerDescriptors(life=answer.life, changes=answer.changes, signed=()),
         )
         self._drop(gone)
 
@@ -151,7 +151,7 @@ class Fetcher:
         return descriptor
 
     def _forget(self, source: _Source) -> None:
-        gone, source.agents, source.told = source.agents, set(), None
+        gone, source.agents, source.known = source.agents, set(), None
         self._drop(gone)
 
     def _drop(self, agent_ids: set[str]) -> None:

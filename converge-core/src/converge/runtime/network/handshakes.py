@@ -40,7 +40,7 @@ class Handshakes:
         if not self._by_address[address]:
             del self._by_address[address]
 
-    def take_hello(self) -> bool:
+    def admit_hello(self) -> bool:
         """Whether one more first hello may be answered now."""
         now = self._monotonic()
         self._hellos = min(float(HELLOS_PER_SEC), self._hellos + (now - self._filled_at) * HELLOS_PER_SEC)

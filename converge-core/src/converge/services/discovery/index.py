@@ -37,7 +37,7 @@ class _Posting:
                 self.bits.extend(bytes(at + 1 - len(self.bits) + 64))
             self.bits[at] |= 1 << (slot & 7)
 
-    def take(self, slot: int) -> None:
+    def remove(self, slot: int) -> None:
         self.slots.discard(slot)
         self.number = None
         if self.bits is not None:
@@ -86,7 +86,7 @@ class Postings:
         self._free.append(slot)
         for name in _names(descriptor):
             posting = self._names[name]
-            posting.take(slot)
+            posting.remove(slot)
             if not posting.slots:
                 del self._names[name]
 

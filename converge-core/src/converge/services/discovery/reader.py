@@ -82,11 +82,11 @@ class StoreReader(Reader):
             str, tuple[_Place, ...]
         ] = {}  # of nearly all agents one: a key that moves between processes has two for a moment
         self._touched: set[str] = set()  # outlives a look that fails half way
-        self._told: dict[str, Sighting] = {}
+        self._published: dict[str, Sighting] = {}
 
     def sightings(self) -> list[Sighting]:
         """Return what the last look has found."""
-        return list(self._told.values())
+        return list(self._published.values())
 
     async def look(self) -> Changes:
         """As `Reader.look`: the agents whose leases live now, by store time."""
@@ -176,10 +176,10 @@ class StoreReader(Reader):
                 default=None,
             )
             if best is None or best[2] is None:
-                if self._told.pop(name, None) is not None:
+                if self._published.pop(name, None) is not None:
                     gone.append(name)
-            elif self._told.get(name) != best[2]:
-                self._told[name] = best[2]
+            elif self._published.get(name) != best[2]:
+                self._published[name] = best[2]
                 came.append(best[2])
         self._touched = set()
         return Changes(came, gone)

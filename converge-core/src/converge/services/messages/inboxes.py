@@ -255,7 +255,7 @@ def to_message(header: MessageHeader, to: str, content: Any, token: int = 0) -> 
     )
 
 
-def settle(whom: str, status: str, text: str) -> None:
+def raise_for_status(whom: str, status: str, text: str) -> None:
     """Return if the message was taken.
 
     Raises:

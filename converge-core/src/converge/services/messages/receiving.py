@@ -110,9 +110,9 @@ class Received:
         if status:
             receipt = ReceiptHeader(header.id, status, text)
         elif header.to:
-            receipt = self._take(link, header, payload)
+            receipt = self._accept(link, header, payload)
         else:
-            receipt = await self._take_for_all(header, payload)
+            receipt = await self._accept_for_all(header, payload)
         return receipt if header.wants != HANDED else None
 
     def _on_receipt(self, link: Link, header: ReceiptHeader, payload: bytes) -> None:
@@ -162,7 +162,7 @@ class Received:
             return REFUSED, "its sender is not trusted there"
         return "", ""
 
-    def _take(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader | Item:
+    def _accept(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader | Item:
         """Take a message that may come in, unless it was taken before or has to wait. From here to its inbox nothing is
         awaited.
         """
@@ -182,7 +182,7 @@ class Received:
             self._answers.forget(header)
         return ReceiptHeader(header.id, status, text[:TEXT])
 
-    async def _take_for_all(self, header: MessageHeader, payload: bytes) -> ReceiptHeader:
+    async def _accept_for_all(self, header: MessageHeader, payload: bytes) -> ReceiptHeader:
         """Take a message to all agents of this node that have a topic, or are in a pool. However often it is repeated,
         its counts are the same.
         """
@@ -209,7 +209,7 @@ class Received:
         return ReceiptHeader(header.id, REFUSED, "too many senders are remembered") if seen is Seen.REFUSED else None
 
     def _remember(self, header: MessageHeader) -> None:
-        self._streams.take(_pair(header), header.sequence, self._env.monotonic())
+        self._streams.accept(_pair(header), header.sequence, self._env.monotonic())
 
 
 def _pair(header: MessageHeader) -> Pair:

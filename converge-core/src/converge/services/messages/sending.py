@@ -37,7 +37,7 @@ from converge.model.identity import Identity, is_agent_id
 from converge.model.message import Capability, Receipt
 from converge.plugins import PluginHost
 from converge.services.messages.choice import Choice
-from converge.services.messages.inboxes import LocalOutcome, settle, to_message
+from converge.services.messages.inboxes import LocalOutcome, raise_for_status, to_message
 from converge.services.messages.mailbox import Mailboxes
 from converge.services.messages.routes import Routes
 from converge.services.messages.unsettled import MessagesUnderWay, Signer, UnderWay
@@ -225,17 +225,17 @@ class Post:
         """Hand a message to an agent of this process: nothing is signed, and no socket touched."""
         header, body = self.write(draft, to)
         if draft.wants != HANDLED:
-            settle(f"agent {to}", *self.inboxes.put(to, header, body, None))
+            raise_for_status(f"agent {to}", *self.inboxes.put(to, header, body, None))
             self._turn += 1
             if self._turn >= SENDS_A_TURN:
                 self._turn = 0
                 await checkpoint()
             return Outcome(to)
         end = LocalOutcome()
-        settle(f"agent {to}", *self.inboxes.put(to, header, body, end))
+        raise_for_status(f"agent {to}", *self.inboxes.put(to, header, body, end))
         await end.event.wait()
         if end.is_dropped:
-            settle(f"agent {to}", DROPPED, end.why)
+            raise_for_status(f"agent {to}", DROPPED, end.why)
         return Outcome(to, end.answer, end.why)
 
 

@@ -16,7 +16,7 @@ from converge.errors import BadSignature, ChannelError, MessageTooLarge, StoreEr
 from converge.machines.records import MESSAGE, SIGNED, Item
 from converge.model.envelope import DROPPED, EARLY, HANDED, HANDLED, RAISED, MessageHeader, ReceiptHeader, pack, sign
 from converge.model.identity import Identity
-from converge.services.messages.inboxes import settle
+from converge.services.messages.inboxes import raise_for_status
 
 log = logging.getLogger("converge.post")
 
@@ -95,7 +95,7 @@ class UnderWay:
         """The link has ended: without a receipt the message is sent again."""
         self.settled.set()
 
-    def take(self, receipt: ReceiptHeader, payload: bytes) -> None:
+    def on_receipt(self, receipt: ReceiptHeader, payload: bytes) -> None:
         """Take note of a receipt."""
         if self.is_handled:
             return
@@ -128,7 +128,7 @@ class MessagesUnderWay:
         """Take a node's receipt; one that comes after its message's deadline is passed over."""
         one = self._by_id.get(receipt.id) or self._by_id.get(receipt.id + peer.hex())
         if one is not None:
-            one.take(receipt, payload)
+            one.on_receipt(receipt, payload)
 
     async def deliver(self, one: UnderWay, stream: str, reach: Reach, *, is_choosy: bool = False) -> None:
         """Send the message until a receipt says that it was taken, and if that is wanted, until it was handled. The
@@ -182,7 +182,9 @@ class MessagesUnderWay:
                 log.info("message %s to %.16s is repeated: %s", one.header.id, one.header.to or "all of a node", error)
             receipt = one.receipt
             if receipt is not None and receipt.status != EARLY:
-                settle(f"agent {one.header.to}" if one.header.to else "the node", receipt.status, receipt.text)
+                raise_for_status(
+                    f"agent {one.header.to}" if one.header.to else "the node", receipt.status, receipt.text
+                )
                 return
             one.settled, one.receipt = anyio.Event(), None
             if not await _earlier(one, queue):  # who has waited for one before it, need not wait more
@@ -217,7 +219,7 @@ async def _until_handled(one: UnderWay, reach: Reach) -> None:
             await anyio.sleep(wait_sec)
             wait_sec = min(wait_sec * 2, RETRY_GREATEST_SEC)
     assert one.receipt is not None, "its receipt says that it was handled"
-    settle(f"agent {one.header.to}", one.receipt.status, one.receipt.text)
+    raise_for_status(f"agent {one.header.to}", one.receipt.status, one.receipt.text)
 
 
 async def _receipt(link: Link, one: UnderWay) -> None:

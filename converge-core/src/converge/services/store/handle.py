@@ -36,8 +36,7 @@ def pause_sec(round_: int, env: Env) -> float:
     """Return how long to wait before trying again what another was faster with, the `round_`th time: jittered, so that
     those who try do not stay in step.
     """
-    share = int.from_bytes(env.entropy(4), "big") / 2**32
-    return share * min(PAUSE_GREATEST_SEC, 0.001 * 2.0 ** min(round_, 10))
+    return env.uniform(0.0, min(PAUSE_GREATEST_SEC, 0.001 * 2.0 ** min(round_, 10)))
 
 
 class PoolSeen(NamedTuple):

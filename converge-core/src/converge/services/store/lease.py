@@ -78,7 +78,7 @@ class Lease:
         self._expiry_revision = 0
         self._deadline = 0.0  # monotonic: until when this process may act
         self._beaten: float | None = None  # a node beats; claims made by hand live as long as the process
-        self._told_of: float | None = None  # the beat after which a block was logged
+        self._logged_beat: float | None = None  # the beat after which a block was logged
         self._ended: str | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -321,14 +321,14 @@ class Lease:
         beaten = self._beaten
         if (
             beaten is None
-            or beaten == self._told_of
+            or beaten == self._logged_beat
             or self._env.monotonic() - beaten <= min(self.settings.lease_sec / 3, BLOCKED_SEC)
         ):
             return
         frame = sys._current_frames().get(self._owner)
         if frame is None:
             return
-        self._told_of = beaten
+        self._logged_beat = beaten
         blocked_sec, code = self._env.monotonic() - beaten, frame.f_code
         text = "the event loop has been blocked for %.1f s, at %s:%d in %s; the lease goes on"
         stack = "".join(traceback.format_stack(frame))

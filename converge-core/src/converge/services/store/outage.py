@@ -10,7 +10,7 @@ from converge.errors import StoreReplaced
 
 log = logging.getLogger("converge.store")
 
-TELL_AGAIN_SEC = 10.0
+LOG_AGAIN_SEC = 10.0
 """A failure so soon after a recovery is the same outage (a full disk refuses writes and answers reads): it is told only
 if it lasts.
 """
@@ -30,8 +30,8 @@ class Outage:
         self._env, self._begins, self._ends = env, begins, ends
         self._lock = threading.Lock()
         self._failing: dict[str, BaseException] = {}
-        self._told: float | None = None  # when the log last said that the store is away, or is back
-        self._is_told = False
+        self._logged_at: float | None = None  # when the log last said that the store is away, or is back
+        self._is_logged = False
         self.since: float | None = None
         """When it began (monotonic seconds); None: the store does what it is asked."""
         self.error: BaseException | None = None
@@ -48,10 +48,10 @@ class Outage:
                 self.dead = error
             if self.since is None:
                 self.since = now
-            if self._is_told or (self._told is not None and now - self._told < TELL_AGAIN_SEC):
+            if self._is_logged or (self._logged_at is not None and now - self._logged_at < LOG_AGAIN_SEC):
                 log.debug("%s: %s", part, error)
                 return
-            self._told, self._is_told = now, True
+            self._logged_at, self._is_logged = now, True
         log.warning("%s: %s", self._begins, error)
 
     def works(self, part: str) -> None:
@@ -73,8 +73,8 @@ class Outage:
                 return None
             now = self._env.monotonic()
             lasted_sec, self.since, self.error = now - self.since, None, None
-            was_told, self._is_told = self._is_told, False
-            if not was_told:
+            was_logged, self._is_logged = self._is_logged, False
+            if not was_logged:
                 return None
-            self._told = now
+            self._logged_at = now
             return lasted_sec

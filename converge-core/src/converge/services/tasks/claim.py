@@ -62,7 +62,7 @@ class Claims:
             str, tuple[int, frozenset[str]]
         ] = {}  # pool: the revision at which these agents were seen to be members
         self._takes = 0
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._steady_channels = [
             channel for pool in self.pools for channel in (f"pool.{pool}", *watched_news(pool, claimer))
         ]
@@ -85,7 +85,7 @@ class Claims:
                 seen = await self._opened.pool(pool_id, is_fresh=True)
             except (TornRecord, SchemaTooNew) as error:
                 torn.append(error)
-                self._tell_once(error)
+                self._log_once(error)
                 continue
             await self._check_admitted(pool_id, seen.revision)
             if not seen.pool.is_paused:
@@ -102,14 +102,14 @@ class Claims:
             try:
                 lane = decode(entry.value, Lane, f"lane {entry.key[2].hex()} of pool {pool_id}")
             except (TornRecord, SchemaTooNew) as error:
-                self._tell_once(error)
+                self._log_once(error)
                 continue
             if refusal(lane, self.claimer) is None:
                 lanes[entry.key[2]] = _LaneSeen(pool_id)
 
-    def _tell_once(self, error: StoreError) -> None:
-        if str(error) not in self._told:
-            self._told.add(str(error))
+    def _log_once(self, error: StoreError) -> None:
+        if str(error) not in self._logged:
+            self._logged.add(str(error))
             log.error("nothing is claimed from there, other work goes on: %s", error)
 
     async def _read_heads(self, lanes: dict[bytes, _LaneSeen]) -> None:
@@ -211,7 +211,7 @@ class Claims:
         await self.look()
 
 
-async def settle(handle: StoreHandle, nonce: bytes) -> None:
+async def settle_take(handle: StoreHandle, nonce: bytes) -> None:
     """Make sure that a take whose answer was lost holds nothing, and never will: what it took goes back, uncounted.
 
     Raises:

@@ -37,7 +37,7 @@ from converge.machines.task import (
 )
 from converge.model.task import Task
 from converge.services.store.handle import StoreHandle
-from converge.services.tasks.claim import Claims, settle
+from converge.services.tasks.claim import Claims, settle_take
 from converge.services.tasks.finish import Finishes
 from converge.services.tasks.listing import list_tasks
 from converge.services.tasks.records import encode_result, moment, to_task
@@ -295,12 +295,12 @@ class TaskManager:
             try:
                 turned = await (await self._opened.commits()).turn([], take)
             except OutcomeUnknown:
-                await settle(self._opened, nonce)
+                await settle_take(self._opened, nonce)
                 raise
             except anyio.get_cancelled_exc_class():
                 # Cancelled past the coalescer's shield, as plain asyncio can: nobody will have what the take has taken.
                 with anyio.move_on_after(SETTLE_SEC, shield=True):
-                    await settle(self._opened, nonce)
+                    await settle_take(self._opened, nonce)
                 raise
             if isinstance(turned.taken, Conflict):
                 await claims.refused(turned.taken)

@@ -39,7 +39,7 @@ class Retention:
     def __init__(self, handle: StoreHandle) -> None:
         self._opened = handle
         self._round = self._next_round()
-        self._told: set[bytes] = set()  # of which tasks it was said that they cannot be read
+        self._logged: set[bytes] = set()  # of which tasks it was said that they cannot be read
 
     @property
     def is_under_way(self) -> bool:
@@ -103,7 +103,7 @@ class Retention:
             try:
                 dedup_key = None if spec is None else decode(spec.value, Spec, id_text(entry.key[4])).dedup_key
             except (TornRecord, SchemaTooNew) as error:
-                self._tell(entry.key[4], error)
+                self._log_once(entry.key[4], error)
                 continue
             deletes = [entry.key, TASK(entry.key[4]), STATE(entry.key[4])]
             if dedup_key is not None:
@@ -116,7 +116,7 @@ class Retention:
             moved += sum(not isinstance(outcome, Conflict) for outcome in outcomes)
         return moved
 
-    def _tell(self, id_: bytes, error: Exception) -> None:
-        if id_ not in self._told and len(self._told) < LIMITS.keys:
-            self._told.add(id_)
+    def _log_once(self, id_: bytes, error: Exception) -> None:
+        if id_ not in self._logged and len(self._logged) < LIMITS.keys:
+            self._logged.add(id_)
             log.error("task %s is past its retention, but stays: %s", id_text(id_), error)

@@ -79,7 +79,7 @@ class Sweep:
         self._seldom_due = float("-inf")
         self._leases = 0  # that were seen last
         self._yields: dict[Key, float] = {}
-        self._told: set[bytes] = set()  # of which tasks it was said that they cannot be read
+        self._logged: set[bytes] = set()  # of which tasks it was said that they cannot be read
         self.next_due: int | None = None
 
     async def page(self) -> int:
@@ -234,7 +234,7 @@ class Sweep:
             except Moved:
                 continue
             except (TornRecord, SchemaTooNew) as error:
-                self._tell(found.id, error)
+                self._log_once(found.id, error)
                 continue
             late = step(found, DeadlinePassed(), await self._opened.now(), around)._replace(
                 window=Window(at_least=found.spec.deadline)
@@ -279,7 +279,7 @@ class Sweep:
                     else (decode(spec.value, Spec, text), None if state is None else decode(state.value, State, text))
                 )
             except (TornRecord, SchemaTooNew) as error:
-                self._tell(id_, error)
+                self._log_once(id_, error)
         return records
 
     async def _step_all(
@@ -293,7 +293,7 @@ class Sweep:
         now = await self._opened.now()
         for found, around in zip(all_found, await look_around_all(self._opened, all_found), strict=True):
             if isinstance(around, StoreError):
-                self._tell(found.id, around)
+                self._log_once(found.id, around)
             elif not isinstance(around, Moved):
                 batches.append(step(found, event, now, around))
                 channels |= wakes(found, around, is_ready=True)
@@ -312,9 +312,9 @@ class Sweep:
             until = None
         return until is not None
 
-    def _tell(self, id_: bytes, error: Exception) -> None:
-        if id_ not in self._told and len(self._told) < LIMITS.keys:
-            self._told.add(id_)
+    def _log_once(self, id_: bytes, error: Exception) -> None:
+        if id_ not in self._logged and len(self._logged) < LIMITS.keys:
+            self._logged.add(id_)
             log.error("task %s is left where it is, the sweep goes on: %s", id_text(id_), error)
 
 

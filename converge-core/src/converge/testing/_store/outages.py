@@ -1,4 +1,4 @@
-"""A memory store under the weather: its handles are away, silent, mute or deaf together, when a test says so."""
+"""A memory store that suffers outages: its handles are away, silent, mute or deaf together, when a test says so."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from converge.model.keys import Key
 T = TypeVar("T")
 
 
-class Weather:
+class Outages:
     """What all handles of one store suffer.
 
     Attributes:
@@ -30,20 +30,20 @@ class Weather:
         self.is_away = self.is_silent = self.is_mute = self.is_deaf = False
 
 
-class WeatheredStore(MemoryStore):
-    """A memory store whose calls fail or hang, and whose wake-ups are lost or refused, as the weather says."""
+class OutageStore(MemoryStore):
+    """A memory store whose calls fail or hang, and whose wake-ups are lost or refused, as its outages say."""
 
-    def __init__(self, weather: Weather, inner: MemoryStore | None = None) -> None:
+    def __init__(self, outages: Outages, inner: MemoryStore | None = None) -> None:
         if inner is None:
             super().__init__()
         else:
             super().__init__(core=inner._core, bell=inner._bell)
-        self.weather = weather
+        self.outages = outages
 
     async def _suffer(self, call: Callable[[], Awaitable[T]]) -> T:
-        if self.weather.is_silent:
+        if self.outages.is_silent:
             await anyio.sleep_forever()
-        if self.weather.is_away:
+        if self.outages.is_away:
             raise StoreUnavailable("the store is away")
         return await call()
 
@@ -56,7 +56,7 @@ class WeatheredStore(MemoryStore):
     async def commit(
         self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
     ) -> Sequence[Committed | Conflict]:
-        return await self._suffer(lambda: MemoryStore.commit(self, batches, wake=() if self.weather.is_mute else wake))
+        return await self._suffer(lambda: MemoryStore.commit(self, batches, wake=() if self.outages.is_mute else wake))
 
     async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
         return await self._suffer(lambda: MemoryStore.turn(self, batches, take, wake=wake))
@@ -67,10 +67,10 @@ class WeatheredStore(MemoryStore):
     async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
         async with aclosing(super().watch(channels)) as inner:  # type: ignore[type-var]  # every watch is an async generator
             async for one in inner:
-                if self.weather.is_deaf:
+                if self.outages.is_deaf:
                     raise StoreUnavailable("the subscription was cut")
                 yield one
 
     @asynccontextmanager
     async def reopen(self) -> AsyncIterator[Store]:
-        yield WeatheredStore(self.weather, self)
+        yield OutageStore(self.outages, self)

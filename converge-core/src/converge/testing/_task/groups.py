@@ -17,7 +17,7 @@ from converge.model.keys import DEAD, EXPIRY, HELD, LEASE, ORDER, READY, STATE, 
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.store.handle import StoreHandle
-from converge.services.tasks.claim import Claims, settle
+from converge.services.tasks.claim import Claims, settle_take
 from converge.services.tasks.lanes import LaneCloser
 from converge.testing._store.base import Inheriting
 from converge.testing._task.base import (
@@ -344,7 +344,7 @@ class GroupClauses(TaskCase):
         assert take is not None, "a task is ready"
         commits = await one.handle.commits()
         await commits.turn([], take)  # its answer is lost
-        await settle(one.handle, nonce)
+        await settle_take(one.handle, nonce)
         again = await commits.turn([], take)  # the same take, arriving late
         expect("T-13", isinstance(again.taken, Conflict), "a take that was settled took something when it arrived late")
         task = await one.claim_one()

@@ -130,12 +130,12 @@ def is_end(frame: bytes) -> bool:
     return frame == END
 
 
-async def take(channel: Channel, got: list[bytes]) -> None:
+async def receive_into(channel: Channel, got: list[bytes]) -> None:
     """Receive once, leaving the frames where a cancelled caller finds them."""
     got += await channel.receive()
 
 
-async def take_all(channel: Channel, got: list[bytes]) -> None:
+async def receive_all_into(channel: Channel, got: list[bytes]) -> None:
     """Receive until the peer is gone."""
     with contextlib.suppress(ConnectionLost):
         while True:
