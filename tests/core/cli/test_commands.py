@@ -16,6 +16,7 @@ import pytest
 
 from converge.cli import COMMANDS
 from converge.cli.failures import code_of, failed
+from converge.cli.options import Common
 from converge.errors import (
     ConfigError,
     HandshakeFailed,
@@ -176,7 +177,10 @@ def test_the_help_of_a_command_is_its_docstring_and_a_line_for_each_flag(
     assert (answer.code, answer.err) == (0, "")
     said = " ".join(answer.out.split())
     assert " ".join((function.__doc__ or "no docstring").split()) in said
-    for parameter, hint in get_type_hints(function, include_extras=True).items():
+    hints = get_type_hints(function, include_extras=True)
+    if hints.pop("common", None):
+        hints |= get_type_hints(Common, include_extras=True)
+    for parameter, hint in hints.items():
         if parameter != "return":
             (shown,) = (one for one in hint.__metadata__ if isinstance(one, cyclopts.Parameter))
             assert (shown.help or "").endswith((".", "-")), f"{parameter} has no help"

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE
-from converge.cli.options import ConfigFile, Json, Network, OfPool, Plugins, Store, Verbose, configured
+from converge.cli.options import NONE, Common, OfPool
 from converge.cli.run import loop_options
 from converge.errors import InputError
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
@@ -44,18 +44,13 @@ def list_agents(
         Parameter(metavar="NAME", negative=(), help="Only agents with this capability; may be repeated."),
     ] = None,
     limit: Annotated[int | None, Parameter(metavar="N", help="How many at most; by default all.")] = None,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """List the agents of processes that live, by what they say of themselves and have signed."""
-    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    settings = common.configured()
     query = DiscoveryQuery(topics=tuple(topic or ()), capabilities=tuple(capability or ()), pool_id=pool, limit=limit)
     found, now = anyio.run(_query, settings, query, backend_options=loop_options())
-    if json:
+    if common.json:
         for one in found:
             output.line(_record(one, now))
         return DONE
@@ -73,18 +68,13 @@ def show(
     agent_id: Annotated[str, Parameter(help="The agent's id, or the beginning of it if no other agent's begins so.")],
     /,
     *,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Show one agent's descriptor: its keys, topics, capabilities, pools, and where it is reached."""
-    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    settings = common.configured()
     found, now = anyio.run(_query, settings, DiscoveryQuery(), backend_options=loop_options())
     record = _record(_one(found, agent_id), now)
-    if json:
+    if common.json:
         output.line(record)
         return DONE
     shown = [(name, " ".join(value) if isinstance(value, list) else value) for name, value in record.items()]

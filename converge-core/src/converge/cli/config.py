@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import CONFIGURATION, DONE, told
-from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured, import_here
+from converge.cli.options import NONE, Common, Json, Plugins, PoolId, Verbose, import_here
 from converge.errors import ConfigError
 from converge.plugins import PluginHost
 from converge.runtime.config.check import check_file, schema_of, shown_settings
@@ -28,20 +28,15 @@ def show(
         Parameter(negative=(), help="Tell where each value comes from: a file, a variable, a flag, or the default."),
     ] = False,
     changed: Annotated[bool, Parameter(negative=(), help="Only what is not at its default.")] = False,
-    config: ConfigFile = None,
     pool: PoolId = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Show the configuration as `run` would use it, passwords masked: flags win over the environment, that over the
     file, that over defaults.
     """
-    settings = configured(config, store, plugin, network, is_verbose=verbose, pool_id=pool)
+    settings = common.configured(pool_id=pool)
     rows = shown_settings(settings, is_changed_only=changed)
-    if json:
+    if common.json:
         for one in rows:
             output.line({"key": one.key, "value": one.value, "origin": one.origin})
         return DONE

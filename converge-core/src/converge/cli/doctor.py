@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import CONFIGURATION, DONE, FAILED, UNREACHABLE
-from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured
+from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
 from converge.errors import ConfigError, SchemaTooNew, StoreError, TornRecord
 from converge.operations import run as main
@@ -30,12 +30,7 @@ def doctor(
     strict: Annotated[
         bool, Parameter(negative=(), help="Count warnings as errors: exit with 1 where there is one.")
     ] = False,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Check configuration, plugins, keys and the store; say of each check what it found and, where something is wrong,
     how to mend it.
@@ -45,7 +40,7 @@ def doctor(
     """
     findings = list(check_process())
     try:
-        settings = configured(config, store, plugin, network, is_verbose=verbose)
+        settings = common.configured()
     except ConfigError as problem:
         lines = problem.problems or [str(problem)]
         findings += [
@@ -55,7 +50,7 @@ def doctor(
         findings += check_config(settings)
         if not any(one.level is Level.ERROR and one.code == "plugins" for one in findings):
             findings += anyio.run(_look, settings, backend_options=loop_options())
-    _write(findings, as_json=json)
+    _write(findings, as_json=common.json)
     return _code(findings, is_strict=strict)
 
 

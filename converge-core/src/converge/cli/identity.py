@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE
-from converge.cli.options import ConfigFile, Json, Verbose, configured
+from converge.cli.options import Common, ConfigFile, Json, Verbose
 from converge.env import SYSTEM
 from converge.errors import ConfigError
 from converge.runtime.keys.folder import KeyFolder
@@ -63,7 +63,7 @@ def show(
 def _folder(
     config: Path | None, identity_dir: str | None, *, is_verbose: bool, is_made: bool = True
 ) -> Iterator[KeyFolder]:
-    chosen = configured(config, is_verbose=is_verbose, identity_dir=identity_dir).identity_dir
+    chosen = Common(config=config, verbose=is_verbose).configured(identity_dir=identity_dir).identity_dir
     if not chosen:
         raise ConfigError(
             "identity_dir: is missing: name the folder of the keys with --identity-dir, or in the configuration"

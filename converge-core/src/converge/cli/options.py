@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import attrs
 from cyclopts import Group, Parameter
 
 from converge.operations import logs
@@ -60,38 +61,43 @@ Json = Annotated[
 Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative=(), group=COMMON, help="Log more.")]
 
 
-def configured(
-    file: Path | None,
-    store: str | None = None,
-    plugin: list[str] | None = None,
-    network: str | None = None,
-    *,
-    is_verbose: bool,
-    level: str = "warning",
-    **flags: Any,
-) -> Config:
-    """Return the configuration and set up logging by it.
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class Common:
+    """The flags that commands share which work with a store."""
 
-    Args:
-        file, store, plugin, network, is_verbose: The common flags.
-        level: For commands that log less than `run` unless somebody asks.
-        flags: The command's own, by configuration key; None for one that was not given.
+    config: ConfigFile = None
+    store: Store = None
+    plugin: Plugins = None
+    network: Network = None
+    json: Json = False
+    verbose: Verbose = False
 
-    Raises:
-        ConfigError: As `load`.
-    """
-    config = load(
-        file, flags={"store": store, "plugins": tuple(plugin) if plugin else None, "network": network, **flags}
-    )
-    import_here(config.plugins)
-    if is_verbose:
-        level = "debug"
-    elif config.origins["log_level"] != DEFAULT:
-        level = config.log_level
-    # Plugins read passwords from variables of their own, such as CONVERGE_REDIS_PASSWORD.
-    of_plugins = secrets_in({name: text for name, text in os.environ.items() if name.startswith(ENV_PREFIX)})
-    logs.set_up(config.log_format, level, [*config.secrets, *of_plugins])
-    return config
+    def configured(self, *, level: str = "warning", **flags: Any) -> Config:
+        """Return the configuration and set up logging by it.
+
+        Args:
+            level: For commands that log less than `run` unless somebody asks.
+            flags: The command's own, by configuration key; None for one that was not given.
+
+        Raises:
+            ConfigError: As `load`.
+        """
+        plugins = tuple(self.plugin) if self.plugin else None
+        config = load(self.config, flags={"store": self.store, "plugins": plugins, "network": self.network, **flags})
+        import_here(config.plugins)
+        if self.verbose:
+            level = "debug"
+        elif config.origins["log_level"] != DEFAULT:
+            level = config.log_level
+        # Plugins read passwords from variables of their own, such as CONVERGE_REDIS_PASSWORD.
+        of_plugins = secrets_in({name: text for name, text in os.environ.items() if name.startswith(ENV_PREFIX)})
+        logs.set_up(config.log_format, level, [*config.secrets, *of_plugins])
+        return config
+
+
+NONE = Common()
+"""None of them was given."""
 
 
 def import_here(plugins: Sequence[str]) -> None:

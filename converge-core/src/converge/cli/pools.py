@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE
-from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured
+from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
 from converge.errors import InputError
 from converge.machines.task import TaskState
@@ -58,15 +58,10 @@ def create(
     require_durability: Annotated[
         Literal["D0", "D1", "D2", "D3"] | None, Parameter(help="Refuse stores that have less.")
     ] = None,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Create a pool; one that exists is left as it is, settings and members alike."""
-    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    settings = common.configured()
     given: dict[str, Any] = {
         "priority_step_sec": priority_step,
         "dedup_window_sec": dedup_window,
@@ -81,7 +76,7 @@ def create(
         raise InputError("--secret-file and --admission secret: one needs the other")
     pool = Pool(id=pool_id, admission=admission, allow=tuple(allow or ()), is_paused=paused, **own)
     is_created = anyio.run(_create, settings, pool, _secret(secret_file), backend_options=loop_options())
-    if json:
+    if common.json:
         output.line({"id": pool_id, "is_created": is_created})
     else:
         output.write(
@@ -92,19 +87,14 @@ def create(
 
 def list_pools(
     *,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """List pools with the numbers of their tasks: ready, later, waiting behind a key, held, done; failed ones are among
     those done.
     """
-    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    settings = common.configured()
     found = anyio.run(_list, settings, backend_options=loop_options())
-    if json:
+    if common.json:
         for pool, count in found:
             output.line({"id": pool.id, "admission": pool.admission, "is_paused": pool.is_paused, **_numbers(count)})
         return DONE
@@ -122,19 +112,14 @@ def show(
     pool_id: Annotated[str, Parameter(help="The pool's id.")],
     /,
     *,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Show one pool: its settings, the numbers of its tasks, its members."""
-    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    settings = common.configured()
     pool, count, members = anyio.run(_show, settings, pool_id, backend_options=loop_options())
     record = attrs.asdict(pool, filter=attrs.filters.exclude("secret_hash"))
     record |= _numbers(count) | {"members": members}
-    if json:
+    if common.json:
         output.line(record)
         return DONE
     shown = [(name, _shown(value)) for name, value in record.items()]
@@ -150,17 +135,12 @@ def allow(
     remove: Annotated[
         bool, Parameter(negative=(), help="Take the agents off the list; they are no members any more.")
     ] = False,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Put agents on the allow-list of a pool whose admission is `allow`, or take them off it."""
-    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    settings = common.configured()
     listed, is_changed = anyio.run(_allow, settings, pool_id, agent_ids, remove, backend_options=loop_options())
-    if json:
+    if common.json:
         output.line({"id": pool_id, "allow": list(listed), "is_changed": is_changed})
     else:
         output.write(
@@ -174,15 +154,10 @@ def pause(
     pool_ids: Ids,
     /,
     *,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Let nothing be claimed from the pools until they are resumed; running tasks go on."""
-    _set_paused(configured(config, store, plugin, network, is_verbose=verbose), pool_ids, is_paused=True, as_json=json)
+    _set_paused(common.configured(), pool_ids, is_paused=True, as_json=common.json)
     return DONE
 
 
@@ -190,15 +165,10 @@ def resume(
     pool_ids: Ids,
     /,
     *,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Let tasks of the pools be claimed again."""
-    _set_paused(configured(config, store, plugin, network, is_verbose=verbose), pool_ids, is_paused=False, as_json=json)
+    _set_paused(common.configured(), pool_ids, is_paused=False, as_json=common.json)
     return DONE
 
 

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE, FAILED
-from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured
+from converge.cli.options import NONE, Common, PoolId
 from converge.errors import ConfigError, InputError
 from converge.model.task import Task
 from converge.operations.agent_class import agent_class, first_on_path
@@ -25,12 +25,10 @@ def run(
     ] = None,
     /,
     *,
-    config: ConfigFile = None,
     agents: Annotated[
         int | None, Parameter(metavar="N", help="How many agents of the class to run; by default 1.")
     ] = None,
     pool: PoolId = None,
-    store: Store = None,
     transport: Annotated[str | None, Parameter(metavar="URL", help="URL to listen at, or a transport's name.")] = None,
     advertise: Annotated[
         str | None, Parameter(metavar="HOST:PORT", help="HOST:PORT at which others reach this process.")
@@ -38,8 +36,6 @@ def run(
     discovery: Annotated[
         str | None, Parameter(metavar="NAME", help="How processes find one another; by default through the store.")
     ] = None,
-    plugin: Plugins = None,
-    network: Network = None,
     health: Annotated[str | None, Parameter(metavar="HOST:PORT", help="HOST:PORT of a health endpoint.")] = None,
     submit: Annotated[
         Path | None, Parameter(metavar="FILE", help="A file of JSON lines, one task each; - for standard input.")
@@ -53,15 +49,14 @@ def run(
     create_pool: Annotated[
         bool, Parameter(negative=(), help="Create the pool even if one with a near name exists.")
     ] = False,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Run agents until their pool is drained, or until SIGTERM or SIGINT.
 
     A second signal ends the process at once.
     """
-    settings = configured(
-        config, store, plugin, network, is_verbose=verbose, level="info",
+    settings = common.configured(
+        level="info",
         agent=agent, agents=agents, pool_id=pool, transport=transport, advertise=advertise, discovery=discovery,
         health=health, grace_sec=grace,
     )  # fmt: skip
@@ -83,7 +78,7 @@ def run(
         drained = anyio.run(main.run, settings, wanted, on_progress, backend_options=loop_options())
     if drained is None or not drain:
         return DONE
-    write_results(drained.rows, as_json=json)
+    write_results(drained.rows, as_json=common.json)
     return FAILED if drained.not_completed else DONE
 
 

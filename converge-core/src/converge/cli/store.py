@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE, FAILED
-from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured
+from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
 from converge.errors import InputError
 from converge.operations import run as main
@@ -31,19 +31,14 @@ IdentityDir = Annotated[
 
 def info(
     *,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Show a store: its backend and settings, its epoch, its clock beside this host's, what is in it, the processes
     that use it.
     """
-    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    settings = common.configured()
     facts = anyio.run(_info, settings, backend_options=loop_options())
-    if json:
+    if common.json:
         output.line(_record(facts))
         return DONE
     output.table(("field", "value"), [row for row in _rows(facts) if row[1] != ""])
@@ -75,12 +70,7 @@ def accept(
         Parameter(name=["--yes", "-y"], negative=(), help="Do not ask; needed where standard input is no terminal."),
     ] = False,
     identity_dir: IdentityDir = None,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Take a store that was flushed, restored or replaced for the true one: processes that stopped because of it go on
     with what it holds now.
@@ -89,7 +79,7 @@ def accept(
         completed may run again.
     """
     kept = str(identity_dir) if identity_dir else None
-    settings = configured(config, store, plugin, network, is_verbose=verbose, identity_dir=kept)
+    settings = common.configured(identity_dir=kept)
     if not yes:
         if not output.can_ask():
             raise InputError("--yes is missing: nobody can be asked here, and this cannot be taken back")
@@ -104,7 +94,7 @@ def accept(
             output.note("nothing was changed")
             return FAILED
     done = anyio.run(_accept, settings, backend_options=loop_options())
-    if json:
+    if common.json:
         output.line(attrs.asdict(done))
     else:
         before = f"in place of {done.before[:12]}" if done.before else "it had none"

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE, FAILED
-from converge.cli.options import ConfigFile, Json, Network, Plugins, PoolId, Store, Verbose, configured
+from converge.cli.options import NONE, Common, PoolId
 from converge.cli.results import write_results
 from converge.cli.run import loop_options, task_file
 from converge.errors import InputError, ResultTimeout
@@ -47,10 +47,6 @@ def submit(
         list[str] | None,
         Parameter(metavar="NAME=VALUE", negative=(), help="NAME=VALUE or NAME=@FILE; may be repeated."),
     ] = None,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
     wait: Annotated[
         bool, Parameter(negative=(), help="Wait until the tasks have ended, and show their results.")
     ] = False,
@@ -58,14 +54,13 @@ def submit(
         float | None,
         Parameter(metavar="SEC", help="Seconds to wait at most, with --wait; by default as long as it takes."),
     ] = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Submit tasks, from flags or from a file of JSON lines, and write their ids.
 
     Everything is checked before anything is submitted.
     """
-    settings = configured(config, store, plugin, network, is_verbose=verbose, pool_id=pool)
+    settings = common.configured(pool_id=pool)
     own: dict[str, Any] = {
         "type": type,
         "topic": topic,
@@ -89,7 +84,9 @@ def submit(
         else [check_task(Task(pool_id=settings.pool_id, inputs=inputs, **given))]
     )
     with output.progress(settings.pool_id or "tasks", is_wanted=wait) as on_progress:
-        return anyio.run(_submit, settings, tasks, wait, timeout, on_progress, json, backend_options=loop_options())
+        return anyio.run(
+            _submit, settings, tasks, wait, timeout, on_progress, common.json, backend_options=loop_options()
+        )
 
 
 async def _submit(

@@ -10,7 +10,7 @@ from cyclopts import Parameter, validators
 
 from converge.cli import output
 from converge.cli.failures import DONE
-from converge.cli.options import ConfigFile, Json, Network, OfPool, Plugins, Store, Verbose, configured
+from converge.cli.options import NONE, Common, OfPool
 from converge.cli.run import loop_options
 from converge.cli.tasks.verbs import record_of
 from converge.errors import InputError
@@ -67,15 +67,10 @@ def list_tasks(
         int, Parameter(metavar="N", validator=validators.Number(gte=0), help="How many at most; 0: all.")
     ] = 100,
     skip: Skip = 0,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """List tasks: the live ones first. With --json each is written as it is read, however many there are."""
-    settings = configured(config, store, plugin, network, is_verbose=verbose, pool_id=pool)
+    settings = common.configured(pool_id=pool)
     if dead_letters and state not in (None, TaskState.FAILED):
         raise InputError(f"--dead-letters are tasks that failed; --state {state.lower()} is about others")
     wanted = operate.Wanted(
@@ -93,8 +88,8 @@ def list_tasks(
         for task in page:
             output.line(record_of(task))
 
-    is_more = anyio.run(_list, settings, wanted, write if json else found.extend, backend_options=loop_options())
-    if not json:
+    is_more = anyio.run(_list, settings, wanted, write if common.json else found.extend, backend_options=loop_options())
+    if not common.json:
         columns = DEAD_COLUMNS if dead_letters else COLUMNS
         output.table(
             columns,

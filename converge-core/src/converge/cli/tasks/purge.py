@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE, FAILED
-from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured
+from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
 from converge.errors import InputError
 from converge.machines.task import TaskState
@@ -43,19 +43,14 @@ def purge(
         bool,
         Parameter(name=["--yes", "-y"], negative=(), help="Do not ask; needed where standard input is no terminal."),
     ] = False,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Remove ended tasks, with their results and dedup keys, before their retention has passed. What is removed cannot
     be had back.
 
     Live tasks are never touched. On a terminal it says first how many there are, and asks.
     """
-    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    settings = common.configured()
     if bool(pool) == all_pools:
         raise InputError("--pool or --all-pools: say one of them, tasks of which pools are to be removed")
     wanted = operate.Purging(pool_ids=pool or (), states=state or (), older_than=older_than)
@@ -64,7 +59,7 @@ def purge(
             raise InputError("--yes is missing: nobody can be asked here; --dry-run shows what would be removed")
         found = anyio.run(_purge, settings, wanted, True, None, backend_options=loop_options())
         if dry_run or not found:
-            _write(found, is_done=False, as_json=json)
+            _write(found, is_done=False, as_json=common.json)
             return DONE
         total = sum(one.count for one in found)
         if not output.ask(f"Remove {_tasks(total)} ({_named(found)})? They cannot be had back."):
@@ -72,7 +67,7 @@ def purge(
             return FAILED
     with output.progress("removed", is_wanted=True) as on_progress:
         found = anyio.run(_purge, settings, wanted, False, on_progress, backend_options=loop_options())
-    _write(found, is_done=True, as_json=json)
+    _write(found, is_done=True, as_json=common.json)
     return DONE
 
 

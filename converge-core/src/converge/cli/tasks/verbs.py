@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE, FAILED
-from converge.cli.options import ConfigFile, Json, Network, Plugins, Store, Verbose, configured
+from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
 from converge.machines.explain import Explanation
 from converge.machines.task import TaskState
@@ -27,18 +27,13 @@ def show(
     task_id: Annotated[str, Parameter(help="The task's id, as submit wrote it.")],
     /,
     *,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Show one task with its history."""
-    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    settings = common.configured()
     task = anyio.run(_get, settings, task_id, backend_options=loop_options())
     record = record_of(task)
-    if json:
+    if common.json:
         output.line(record)
         return DONE
     history = record.pop("history")
@@ -57,19 +52,14 @@ def explain(
     task_id: Annotated[str, Parameter(help="The task's id, as submit wrote it.")],
     /,
     *,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Tell why a task is, or is not, claimed, and which agents could claim it.
 
     An agent's task types are not in its descriptor: one that takes only some types may pass over a task that it is said
     to be able to claim.
     """
-    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    settings = common.configured()
     found = anyio.run(_explain, settings, task_id, backend_options=loop_options())
     lane = found.lane
     record: dict[str, Any] = {
@@ -77,7 +67,7 @@ def explain(
         "type": lane.type,
         "required_capabilities": list(lane.capabilities), "is_claimable": found.is_claimable,
     }  # fmt: skip
-    if json:
+    if common.json:
         agents = [
             {
                 "name": one.group.name,
@@ -113,20 +103,15 @@ def cancel(
     /,
     *,
     why: Annotated[str, Parameter(metavar="TEXT", help="The reason, for the tasks' history.")] = "",
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Cancel tasks that have not ended; the handler of a running one is told.
 
     All ids are checked before anything is cancelled.
     """
-    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    settings = common.configured()
     done = anyio.run(_cancel, settings, task_ids, why, backend_options=loop_options())
-    if json:
+    if common.json:
         for one in done:
             output.line(attrs.asdict(one))
     else:
@@ -139,20 +124,15 @@ def retry(
     task_ids: Annotated[list[str], Parameter(help="The ids of tasks that failed or were cancelled.")],
     /,
     *,
-    config: ConfigFile = None,
-    store: Store = None,
-    plugin: Plugins = None,
-    network: Network = None,
-    json: Json = False,
-    verbose: Verbose = False,
+    common: Common = NONE,
 ) -> int:
     """Submit a copy of each task that failed or was cancelled; a task that has a copy already gets no other.
 
     All ids are checked before anything is submitted.
     """
-    settings = configured(config, store, plugin, network, is_verbose=verbose)
+    settings = common.configured()
     done = anyio.run(_retry, settings, task_ids, backend_options=loop_options())
-    if json:
+    if common.json:
         for one in done:
             output.line(attrs.asdict(one))
     else:
