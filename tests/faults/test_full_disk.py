@@ -14,7 +14,10 @@ import anyio
 import pytest
 
 from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
+from converge.contracts.store import Store
 from converge.errors import StoreFull
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.purge import purge
 from converge.testing.fixtures import wait_until
 from converge.testing.fleet import Fleet, until_started
 
@@ -26,12 +29,13 @@ RESUME_SEC = 2.0
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own in memory, small enough to be filled."""
+def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system of its own in memory, small enough to be filled; its size is `SIZE_KB` or the test's parameter."""
+    size_kb = getattr(request, "param", SIZE_KB)
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={SIZE_KB}k", "tmpfs", str(place)],
+        ["mount", "-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", str(place)],
         capture_output=True,
         text=True,
         check=False,
@@ -124,3 +128,43 @@ async def test_a_disk_that_is_full_from_the_start_starts_nothing(disk: Path, fle
     assert "Traceback" not in fleet.log_of(process)
     filler.unlink()
     await fleet.until_running(fleet.start(agents=1))
+
+
+@pytest.mark.parametrize("disk", [32_768], indirect=True)
+@pytest.mark.parametrize("is_open", [True, False], ids=["open", "opened when full"])
+async def test_what_makes_room_works_on_a_full_disk(disk: Path, is_open: bool) -> None:
+    """Ended tasks can be purged though not one byte is free; then there is room for new ones."""
+    url, inputs = f"file:{disk / 'state.db'}", {"text": "x" * 3_000}
+    async with open_store(url) as store:
+        tasks = TaskManager(store)
+        await PoolManager(store).create_pool(Pool(id="p"))
+        ids = await tasks.submit_many([Task(pool_id="p", inputs=inputs) for _ in range(100)])
+        for id_ in ids:
+            await tasks.cancel(id_)
+        if is_open:
+            fill(disk)
+            await until_full(tasks, inputs)
+            assert await purged(store) == len(ids)
+            await tasks.submit(Task(pool_id="p", inputs=inputs))
+    if not is_open:
+        fill(disk)
+        async with open_store(url) as store:
+            await until_full(TaskManager(store), inputs)
+            assert await purged(store) == len(ids)
+            await TaskManager(store).submit(Task(pool_id="p", inputs=inputs))
+
+
+async def until_full(tasks: TaskManager, inputs: dict[str, str]) -> None:
+    """Submit until there is no room for it."""
+    with anyio.fail_after(20):
+        while True:
+            try:
+                await tasks.submit(Task(pool_id="p", inputs=inputs))
+            except StoreFull:
+                return
+
+
+async def purged(store: Store) -> int:
+    """Remove all that has ended; return how many tasks that were."""
+    found = purge(StoreHandle.of(store), ["p"], [TaskState.CANCELLED], None, is_dry_run=False)
+    return sum([page.count async for page in found])

@@ -12,12 +12,20 @@ from collections.abc import Callable
 
 import attrs
 
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""What leases and store time run on: it counts while the host is suspended."""
+
+
+def monotonic() -> float:
+    """Return seconds of a clock that nobody sets; they count while the host is suspended."""
+    return time.clock_gettime(_CLOCK)
+
 
 @attrs.frozen(kw_only=True)
 class Env:
     """A monotonic clock in seconds, and `entropy(n)`: n random bytes fit for keys."""
 
-    monotonic: Callable[[], float] = time.monotonic
+    monotonic: Callable[[], float] = monotonic
     entropy: Callable[[int], bytes] = os.urandom
 
     def uniform(self, least: float = 0.0, greatest: float = 1.0) -> float:

@@ -144,6 +144,9 @@ class Store(ABC):
 
     durability: Durability = Durability.D0
 
+    is_clock_local = False
+    """Whether `time` is answered without waiting for anybody: then core never reckons with an older answer."""
+
     reopener: Callable[[], AbstractAsyncContextManager[Store]] | None = None
     """How another handle is opened; set by whoever opened this one (see `opened` below)."""
 
@@ -197,6 +200,17 @@ class Store(ABC):
     @abstractmethod
     async def time(self) -> int:
         """Answer store time in microseconds (S-8)."""
+
+    async def retention_time(self) -> int:
+        """Answer the moment up to which retention may remove what is due: store time, or less for a while after its
+        clock was moved forward.
+        """
+        return await self.time()
+
+    @property
+    def clock_ahead_sec(self) -> float:
+        """How far store time is knowingly ahead of UTC, in seconds; may be asked from any thread."""
+        return 0.0
 
     async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
         """Apply the batches, then the take, in one trip where the backend can (S-10 to S-13).
@@ -259,7 +273,7 @@ class Store(ABC):
 
 
 def _lay_down(handle: Store) -> None:
-    forks.refuse(handle, "get", "scan", "commit", "turn", "time", "count", "facts")
+    forks.refuse(handle, "get", "scan", "commit", "turn", "time", "retention_time", "count", "facts")
     handle.watch = _refuse_to_watch  # type: ignore[method-assign]
     handle.reopen = _refuse_to_reopen  # type: ignore[method-assign]
 

@@ -112,6 +112,9 @@ class Vitals:
         yield from _of_store(now, handle, reaper, watchdog)
         if (deaf_since := handle.watch_outage.since) is not None:
             yield Ailment(Code.WATCH_DEAF, "the store's wake-ups do not arrive; work is found by polling", deaf_since)
+        if (ahead_sec := handle.store.clock_ahead_sec) > 0:
+            text = f"the wall clock was set back: store time is {ahead_sec:.0f} s ahead of it"
+            yield Ailment(Code.CLOCK_AHEAD, text, now)
         for source in tuple(self.sources):
             yield from source()
 

@@ -15,6 +15,11 @@ _REFUSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPE
 _FOREIGN = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
 
 
+def is_full(error: sqlite3.Error) -> bool:
+    """Tell whether this is said of a disk that has no room."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _FULL
+
+
 class Broken(Exception):
     """The connection must not be used again; `cause` is the contract's error to raise."""
 

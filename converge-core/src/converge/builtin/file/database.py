@@ -7,14 +7,17 @@ from __future__ import annotations
 import heapq
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 
 from converge import forks
 from converge.builtin.file import statements as sql
-from converge.builtin.file._errors import translated
+from converge.builtin.file._errors import is_full, translated
+from converge.builtin.file.clock import READ as READ_CLOCK
 from converge.builtin.file.clock import FileClock
 from converge.builtin.file.guard import Guard
+from converge.builtin.file.place import give_reserve_up, keep_reserve
 from converge.builtin.file.plan import Missed, Plan, run_many
 from converge.builtin.file.reader import decoder
 from converge.builtin.file.schema import add_missing, connect_writer, missing, raise_schema, settings
@@ -23,6 +26,11 @@ from converge.contracts.store import ABSENT, Batch, Committed, Conflict, Key, Ra
 from converge.errors import OutcomeUnknown, StoreReplaced
 from converge.model.keys import EXPIRY, NAME, Family
 
+ROOM_LOOK_SEC = 10.0
+"""How often a writer looks how much room is left on the disk."""
+
+_BEGIN = f"update meta set value = value + 1 where name = 'revision' returning value, ({READ_CLOCK})"
+
 
 class Database:
     """A writing connection with its place in the turnstile."""
@@ -30,6 +38,7 @@ class Database:
     def __init__(self, path: str, *, adds: bool = True) -> None:
         self._path = path
         self._in_use = threading.RLock()
+        self._look_at = time.monotonic() + ROOM_LOOK_SEC
         forks.hold(self, self._in_use)
         with translated(path), ExitStack() as stack:
             self._guard = Guard.acquire(path)
@@ -37,14 +46,17 @@ class Database:
             self._turnstile = Turnstile(path)
             stack.callback(self._turnstile.close)
             with self._turnstile.turn():
+                keep_reserve(path, is_opening=True)
                 self._guard.check_log(self._turnstile.note)
+                is_alone = self._guard.is_alone()
                 with self._in_use:
                     self._connection = connect_writer(path)
                     stack.callback(self._connection.close)
                     if adds:
                         add_missing(self._connection)
+                    self.clock = FileClock(self._connection)
                     with _transaction(self._connection):
-                        self.clock = FileClock.load(self._connection)
+                        self.clock.load(is_alone=is_alone)
                     self.settings = settings(self._connection)
                 self._turnstile.note = self._guard.seal()
             stack.pop_all()
@@ -70,6 +82,9 @@ class Database:
                     f"{gone} since it was opened; nothing was written: close the store and open it again"
                 )
             turned = self._transact(batches, take, plan)
+            if time.monotonic() > self._look_at:
+                self._look_at = time.monotonic() + ROOM_LOOK_SEC
+                keep_reserve(self._path)
             if gone := self._guard.gone():
                 raise OutcomeUnknown(
                     f"{gone} since it was opened, so what was written may be lost; close the store and open it again"
@@ -91,23 +106,49 @@ class Database:
 
     def _transact(self, batches: Sequence[Batch], take: Take | None, plan: Plan | None) -> Turned:
         try:
+            return self._once(batches, take, plan)
+        except sqlite3.Error as error:
+            if not is_full(error):
+                raise
+        self._make_room(is_clearing=take is None and not any(batch.puts for batch in batches))
+        return self._once(batches, take, _plan(batches))
+
+    def _once(self, batches: Sequence[Batch], take: Take | None, plan: Plan | None) -> Turned:
+        try:
             with self._in_use, _transaction(self._connection):
                 return self._turn(batches, take, plan)
         except Missed:
             with self._in_use, _transaction(self._connection):
                 return self._turn(batches, take, None)
 
+    def _make_room(self, *, is_clearing: bool) -> None:
+        """Fold the log back into the file, which gives its room free. What only deletes may use the reserve, too: else
+        a disk that is full could never be cleared.
+        """
+        if is_clearing:
+            give_reserve_up(self._path)
+        with self._in_use, suppress(sqlite3.Error):  # the call is tried again, and says what it meets
+            self._connection.execute("pragma wal_checkpoint(truncate)")
+
     def _turn(self, batches: Sequence[Batch], take: Take | None, plan: Plan | None) -> Turned:
         outcomes: list[Committed | Conflict] = []
         if batches:
-            revision = self._next_revision()
+            revision = self._begin()
             outcomes = self._slowly(batches, revision) if plan is None else self._quickly(batches, plan, revision)
+        elif take is not None:
+            self.clock.read(self._connection.execute(READ_CLOCK).fetchone()[0])
         return Turned(outcomes, None if take is None else self._take(take))
 
     def _next_revision(self) -> int:
         (revision,) = self._connection.execute(
             "update meta set value = value + 1 where name = 'revision' returning value"
         ).fetchone()
+        return int(revision)
+
+    def _begin(self) -> int:
+        """Read the clock; return the next revision."""
+        revision, clock = self._connection.execute(_BEGIN).fetchone()
+        self.clock.read(clock)
         return int(revision)
 
     def _quickly(self, batches: Sequence[Batch], plan: Plan, revision: int) -> list[Committed | Conflict]:

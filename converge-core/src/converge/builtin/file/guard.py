@@ -188,6 +188,20 @@ class Guard:
                 self._files = [_identity(path) for path in self._paths]
             return f"{self._files[0][1]} {self._files[1][1]}"
 
+    def is_alone(self) -> bool:
+        """Tell whether nobody else has the file open, this process neither; false where that cannot be known. Called in
+        the turnstile, before SQLite opens it.
+        """
+        if _OFD_SETLK is None:
+            return False
+        with forks.LOCK:
+            try:
+                _set_lock(self._descriptors[0], fcntl.F_WRLCK, _SHARED)
+            except BlockingIOError:
+                return False
+            _set_lock(self._descriptors[0], fcntl.F_RDLCK if self._is_locked else fcntl.F_UNLCK, _SHARED)
+            return self._holders == 1
+
     def gone(self) -> str:
         """Return what is missing, or has been replaced, since the guard was sealed; empty while all is as it was. It
         stays gone.

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -37,6 +37,17 @@ other's locks.
 
 LOCAL_FUSE = frozenset(("fuse.bindfs", "fuse.encfs", "fuse.fuse-overlayfs", "fuse.gocryptfs"))
 """Types in user space that only one kernel sees."""
+
+SCARCE_BYTES = 1_073_741_824
+"""Where less is free a reserve is kept for deleting."""
+
+RESERVE_BYTES, RESERVE_SHARE = 6_291_456, 4
+"""How large it is: what the log holds before it is folded back, and what a delete writes; at most such a part of what
+is free.
+"""
+
+OPEN_BYTES = 131_072
+"""What SQLite needs to open a file that nobody else has open: the log and the shared memory."""
 
 MOUNTS = Path("/proc/mounts")
 
@@ -136,6 +147,32 @@ def _size(path: str) -> int:
         return os.stat(path).st_size
     except OSError:
         return 0  # a log is there only while the store is open somewhere
+
+
+def keep_reserve(path: str, *, is_opening: bool = False) -> None:
+    """Keep some room for deleting once the disk runs full: a delete is written to the log first, and the log is folded
+    back by making the file larger, so a disk without any room could never be cleared. Called in the turnstile.
+    """
+    place = os.statvfs(Path(path).parent)
+    free = place.f_bavail * place.f_frsize
+    if is_opening and free < OPEN_BYTES:
+        give_reserve_up(path, OPEN_BYTES)  # else the file could not even be opened
+    wanted = min(RESERVE_BYTES, free // RESERVE_SHARE)
+    if free > SCARCE_BYTES or wanted < OPEN_BYTES:
+        return
+    with suppress(OSError):  # it is full meanwhile
+        descriptor = os.open(f"{path}.reserve", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(descriptor).st_blocks * 512 < wanted:
+                os.pwrite(descriptor, bytes(wanted), 0)
+        finally:
+            os.close(descriptor)
+
+
+def give_reserve_up(path: str, size: int = RESERVE_BYTES) -> None:
+    """Give so much of the room free; it is set aside again when there is some."""
+    with suppress(OSError):
+        os.truncate(f"{path}.reserve", max(0, _size(f"{path}.reserve") - size))
 
 
 def file_system(folder: Path) -> str:

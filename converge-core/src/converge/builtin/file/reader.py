@@ -12,6 +12,8 @@ from typing import Any
 from converge import forks
 from converge.builtin.file import statements as sql
 from converge.builtin.file._errors import Broken, translated
+from converge.builtin.file.clock import READ as READ_CLOCK
+from converge.builtin.file.clock import Added
 from converge.builtin.file.guard import Guard
 from converge.builtin.file.schema import connect
 from converge.contracts.store import Entry, Key, Prefix, Range
@@ -75,6 +77,12 @@ class Reader:
         with self._snapshot(1):
             (version,) = self._connection.execute("pragma data_version").fetchone()
             return int(version)
+
+    def clock(self) -> Added:
+        """What the file adds to the boot-time clock now."""
+        with self._snapshot(1):
+            (text,) = self._connection.execute(READ_CLOCK).fetchone()
+        return Added.parse(text)
 
     @contextmanager
     def _snapshot(self, statements: int) -> Iterator[None]:

@@ -11,6 +11,7 @@ from functools import partial
 import anyio
 
 from converge.builtin.file._errors import translated
+from converge.builtin.file.clock import Added
 from converge.builtin.file.database import pending
 from converge.builtin.file.options import FileOptions
 from converge.builtin.file.place import checked_path, facts
@@ -41,6 +42,7 @@ class FileStore(Store):
     def __init__(self, path: str, options: FileOptions, reader: Reader, worker: Worker, wake_ups: WakeUps) -> None:
         self._path, self._options = path, options
         self._reader, self._worker, self._wake_ups = reader, worker, wake_ups
+        self._ahead_sec = 0.0  # as it was read last
         self.durability = Durability.D2
 
     @classmethod
@@ -115,7 +117,20 @@ class FileStore(Store):
         await self._worker.raise_schema(number)
 
     async def time(self) -> int:
-        return self._worker.clock.now()
+        return self._clock().now()
+
+    async def retention_time(self) -> int:
+        clock = self._clock()
+        return clock.now() - clock.retention_lag()
+
+    def _clock(self) -> Added:
+        clock = self._reader.clock()
+        self._ahead_sec = clock.ahead / 1_000_000
+        return clock
+
+    @property
+    def clock_ahead_sec(self) -> float:
+        return self._ahead_sec
 
     async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
         with translated(self._path):

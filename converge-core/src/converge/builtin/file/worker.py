@@ -14,7 +14,6 @@ from anyio import lowlevel
 
 from converge import forks
 from converge.builtin.file._errors import Broken
-from converge.builtin.file.clock import FileClock
 from converge.builtin.file.database import Database
 from converge.contracts.store import Batch, Channel, Take, Turned
 from converge.errors import StoreBusy
@@ -71,7 +70,6 @@ class Worker:
     loop has to come round first.
     """
 
-    clock: FileClock
     settings: Mapping[str, str | int]
 
     def __init__(self, path: str, busy_sec: float, tell: Callable[[Collection[Channel]], None]) -> None:
@@ -151,7 +149,7 @@ class Worker:
             try:
                 if database is None:
                     database = Database(self._path)
-                    self.clock, self.settings = database.clock, database.settings
+                    self.settings = database.settings
                 if job.schema:
                     database.raise_schema(job.schema)
                 job.result = database.turn(job.batches, job.take, job.may_begin)

@@ -14,6 +14,8 @@ from converge.builtin.memory.ordered import Ordered
 from converge.contracts.store import Batch, Committed, Conflict, Key, Prefix, Rest, Take, Taken, Window
 from converge.model.keys import ALSO, INT, Family
 
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 _Check = tuple[Key, int]
 _Entry = tuple[bytes, int]
 """Value and revision, and nothing else: a tuple of these the garbage collector passes over, and there may be
@@ -39,11 +41,11 @@ class Core:
         # For each family with an order: how deep its keys are kept apart, and an index for each beginning that has
         # keys.
         self._families: dict[Family, tuple[int, dict[Prefix, Ordered]]] = {}
-        self._offset = time.time_ns() - time.monotonic_ns()
+        self._offset = time.time_ns() - time.clock_gettime_ns(_CLOCK)
 
     def now(self) -> int:
         """Store time: the wall clock of the moment when the store was made, and monotonic from there."""
-        return (time.monotonic_ns() + self._offset) // 1_000
+        return (time.clock_gettime_ns(_CLOCK) + self._offset) // 1_000
 
     # Reads.
 

@@ -90,6 +90,7 @@ class MemoryStore(Store):
 
     def __init__(self, *, core: Core | None = None, bell: _Bell | None = None) -> None:
         self._core = core or Core()
+        self.is_clock_local = True
         self._bell = bell or _Bell()
         self.durability = Durability.D0
 

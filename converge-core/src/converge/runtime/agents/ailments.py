@@ -18,6 +18,7 @@ class Code(StrEnum):
     RENEWAL_LATE = "renewal_late"
     STORE_AWAY = "store_away"
     WATCH_DEAF = "watch_deaf"
+    CLOCK_AHEAD = "clock_ahead"
     AGENT_DOWN = "agent_down"
 
 

@@ -159,6 +159,8 @@ class StoreHandle:
         Raises:
             StoreError: It was never read, and cannot be.
         """
+        if self.store.is_clock_local:
+            return await self.store.time()
         monotonic = self.env.monotonic()
         if monotonic - self._offset_seen > CLOCK_FRESH_SEC:
             try:

@@ -140,16 +140,25 @@ class Lease:
             StoreError: It could not be written.
         """
         began = self._env.monotonic()
-        until = await self._store.time() + self._lease_us()
-        record = encode({"node": self.settings.node_key, "endpoints": list(self.settings.endpoints)})
-        puts = [(LEASE(self.id), record), (EXPIRY(self.id), str(until).encode())]
-        (outcome,) = await self._commits.commit([Batch([(key, ABSENT) for key, _ in puts], puts)])
-        assert isinstance(outcome, Committed), "16 random bytes were drawn twice"
+        outcome = await self._write()
         self._revision = self._expiry_revision = outcome.revision
         self._deadline = began + self.settings.lease_sec * (1 - MARGIN)
         self._outage.works("renewal")
         self._thread = threading.Thread(target=self._run, name="converge-lease", daemon=True)
         self._thread.start()
+
+    async def _write(self) -> Committed:
+        record = encode({"node": self.settings.node_key, "endpoints": list(self.settings.endpoints)})
+        for _ in range(TOUCHES):
+            until = await self._store.time() + self._lease_us()
+            puts = [(LEASE(self.id), record), (EXPIRY(self.id), str(until).encode())]
+            # The window fails if the store's clock was moved beyond it since it was read.
+            batch = Batch([(key, ABSENT) for key, _ in puts], puts, (), Window(at_most=until))
+            (outcome,) = await self._commits.commit([batch])
+            if isinstance(outcome, Committed):
+                return outcome
+            assert outcome.window, "16 random bytes were drawn twice"
+        raise StoreBusy(f"the store's clock was moved {TOUCHES} times while a lease was opened; try again")
 
     async def touch(self) -> None:
         """Put the lease's key again, so that every take still in flight with the old revision conflicts (settling an
@@ -268,9 +277,9 @@ class Lease:
         with anyio.move_on_after(self.settings.lease_sec / 2) as scope:
             try:
                 until = await store.time() + self._lease_us()
-                outcome, *_ = await store.commit(
-                    [Batch([(key, self._expiry_revision)], [(key, str(until).encode())])], wake=[self.channel]
-                )
+                renewed = [(key, str(until).encode())]
+                batch = Batch([(key, self._expiry_revision)], renewed, (), Window(at_most=until))
+                outcome, *_ = await store.commit([batch], wake=[self.channel])
                 if isinstance(outcome, Conflict):
                     return await self._look_again(store)
                 self._expiry_revision = outcome.revision

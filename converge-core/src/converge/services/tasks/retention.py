@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from converge.codec import decode
 from converge.contracts.store import LIMITS, Batch, Conflict, Entry, Key, Range, Rest
-from converge.errors import SchemaTooNew, TornRecord
+from converge.errors import SchemaTooNew, StoreFull, TornRecord
 from converge.ids import id_text
 from converge.machines.task import TERMINAL
 from converge.model.keys import DEDUP, DONE, POOL, STATE, TASK
@@ -22,6 +22,9 @@ REMOVED_TOGETHER = 200
 
 POOLS_TOGETHER = 10
 """Pools that are looked at in one call: one scan has room for the three states of each."""
+
+FEW = 10
+"""Ended tasks that are removed in one call from a store that is full."""
 
 UNREADABLE_PAGES = 10
 """Pages that one call looks through for a task that can be removed: those that cannot be read stay, and may fill whole
@@ -68,7 +71,7 @@ class Retention:
 
     async def _remove_under(self, prefixes: Sequence[Key]) -> int:
         store = self._opened.store
-        now = await store.time()
+        now = await store.retention_time()
         # One key of each says whether anything is due: a full page of what is not would be read for nothing.
         heads = await store.scan([Range(prefix, None, 1) for prefix in prefixes])
         due: dict[Key, Rest | None] = {
@@ -112,7 +115,10 @@ class Retention:
         commits = await self._opened.commits()
         moved = 0
         for part in parts(batches, LIMITS.batches):
-            outcomes = await commits.commit(part)
+            try:
+                outcomes = await commits.commit(part)
+            except StoreFull:  # a store that is full may have room for the deletion of a few at a time
+                outcomes = [one for few in parts(part, FEW) for one in await commits.commit(few)]
             moved += sum(not isinstance(outcome, Conflict) for outcome in outcomes)
         return moved
 
