@@ -59,7 +59,7 @@ async def test_kill_9_at_any_moment_loses_nothing_and_completes_nothing_twice(
         await anyio.sleep(chance.random() * 0.5)  # the random moment itself
         if kill % 6 == 5:
             await until_acknowledged(fleet, submitter)
-            await anyio.sleep(chance.random() * 0.05)
+            await anyio.sleep(chance.random() * 0.05)  # the random moment itself
             victim = submitter
         else:
             victim = choose(fleet, submitter, chance)

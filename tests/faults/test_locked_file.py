@@ -98,7 +98,7 @@ async def test_a_file_that_is_locked_for_longer_than_the_lease_costs_an_attempt_
     task_id = await tasks.submit(Task(pool_id=fleet.pool, inputs={"sleep": 4.0}))
     await until_started(fleet, 1)
     with locked(fleet):
-        await anyio.sleep(3.0)
+        await anyio.sleep(3.0)  # the lock outlasts the lease
     await until_started(fleet, 2, timeout=5 + 2)
     task = await tasks.result(task_id, timeout=15)
     assert (task.state, task.attempts) == (TaskState.COMPLETED, 2)

@@ -90,7 +90,7 @@ async def test_f9_sigterm_during_the_start_leaves_nothing(fleet: Fleet, tasks: T
     """Before Python runs our code it ends by the signal itself, and nothing was opened; from then on with code 0."""
     await tasks.submit(Task(pool_id=fleet.pool, inputs={"sleep": 600}))
     process = fleet.start(lease_sec=30.0, grace_sec=0.2)
-    await anyio.sleep(delay_sec)
+    await anyio.sleep(delay_sec)  # the moment of the signal
     process.send_signal(signal.SIGTERM)
     code = await ended(process, grace_sec=0.2)
     assert code in (0, -signal.SIGTERM), fleet.log_of(process)

@@ -271,7 +271,7 @@ async def test_a_record_of_a_newer_release_is_told_as_one(store: Store, family: 
     key = (await rows(store, family))[0]
     newer = {**json.loads(await value_of(store, key)), "v": 2, "what_it_added": [1, 2]}
     await store.commit([Batch((), [(key, json.dumps(newer).encode())])])
-    await anyio.sleep(POOL_FRESH_SEC)
+    await anyio.sleep(POOL_FRESH_SEC)  # a record that was read lately is not read again
     with pytest.raises(SchemaTooNew, match="newer release"):
         if family in (TASK, STATE):
             await tasks.get(str(UUID(bytes=key[1])))

@@ -213,7 +213,7 @@ async def test_a_block_is_logged_once_with_its_stack_while_it_lasts_and_once_whe
         thread.start()
         await node.tasks.result(await node.tasks.submit(Task(pool_id="p")), timeout=20)
         await anyio.to_thread.run_sync(thread.join)
-        await anyio.sleep(LEASE_SEC)
+        await anyio.sleep(LEASE_SEC)  # a lease in which a line about wake-ups would have been logged
     (line,) = (one for one in caplog.records if "has been blocked" in one.getMessage())
     assert "wake-ups do not arrive" not in caplog.text, "what came while it was blocked is heard afterwards"
     assert "in on_task" in line.__dict__["detail"]

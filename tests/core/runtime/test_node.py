@@ -86,7 +86,7 @@ async def test_after_an_outage_longer_than_the_lease_work_flows_again(
                 "handlers are cancelled before the lease can end"
             )
             await wait_until(lambda: node.handle.lease_opened is not first, what="the lease is given up", timeout=10)
-            await anyio.sleep(0.3)
+            await anyio.sleep(0.3)  # the outage goes on
             outage.is_away = False
             worker.gate.set()
             task = await node.tasks.result(await node.tasks.submit(Task(pool_id="p")), timeout=5)
@@ -130,7 +130,7 @@ async def test_a_finish_is_tried_again_until_the_store_is_back(
             outage.is_away = True
             worker.gate.set()
             await wait_until(lambda: node.feeds[0].error is not None)
-            await anyio.sleep(0.2)
+            await anyio.sleep(0.2)  # the outage goes on
             outage.is_away = False
             task = await node.tasks.result(task_id, timeout=5)
             assert (task.state, task.attempts, worker.starts) == (TaskState.COMPLETED, 1, [task_id])

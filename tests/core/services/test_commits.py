@@ -208,9 +208,9 @@ async def test_a_leader_that_is_cancelled_past_every_shield_leaves_the_others_a_
     await asyncio.sleep(0)
     leader = loop.create_task(commits.commit([put("a")]))
     follower = loop.create_task(commits.commit([put("b")]))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0.01)  # both wait in the group by now; nothing says so
     leader.cancel()  # as asyncio.wait_for does, which knows nothing of shields
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0.01)  # the cancellation has gone through all of the leader's frames
     store.gate.set()
     async with asyncio.timeout(5):
         assert isinstance((await follower)[0], Committed)
