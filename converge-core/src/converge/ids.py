@@ -15,7 +15,7 @@ NAME_RULE = "1 to 64 characters of A-Z a-z 0-9 . _ : -"
 
 
 def is_name(text: str) -> bool:
-    """Tell whether the text can name a pool, an agent, a topic, a capability or a task type."""
+    """Return whether the text can name a pool, an agent, a topic, a capability or a task type."""
     return _NAME.fullmatch(text) is not None
 
 

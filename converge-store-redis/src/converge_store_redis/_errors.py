@@ -41,7 +41,7 @@ _REFUSALS: tuple[tuple[str, type[NotApplied], str], ...] = (
 
 
 def is_answer(error: BaseException) -> bool:
-    """Whether the server has spoken; the driver counts some of its answers among the broken connections."""
+    """Return whether the server has spoken; the driver counts some of its answers among the broken connections."""
     return isinstance(error, driver.ResponseError) or _code(error) is not None
 
 
@@ -81,7 +81,7 @@ def _of_answer(error: BaseException, where: str, *, writes: bool) -> ConvergeErr
 
 
 def _code(error: BaseException) -> str | None:
-    """The first word of an answer, where the driver has taken it out of the text."""
+    """Return the first word of an answer, where the driver has taken it out of the text."""
     found = getattr(error, "status_code", None)
     return found if isinstance(found, str) else None
 

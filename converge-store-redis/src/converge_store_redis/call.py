@@ -111,7 +111,7 @@ class Call:
         self.arguments = arguments
 
     def _place(self, family: Family) -> int:
-        """The place of a family's set in KEYS, which is 1-based; 0 for one that is kept in none."""
+        """Return the place of a family's set in KEYS, which is 1-based; 0 for one that is kept in none."""
         place = self._places.get(family)
         if place is None:
             if family in ALSO:
@@ -167,7 +167,7 @@ def taken(take: Take, revision: int, answer: Sequence[Any]) -> Taken | Conflict:
 
 
 def _checks(checks: Sequence[Check], fields: Sequence[bytes]) -> tuple[Any, ...]:
-    """The checks as arguments; ABSENT, which is 0, becomes the revision that no key has."""
+    """Return the checks as arguments; ABSENT, which is 0, becomes the revision that no key has."""
     return (len(checks), *fields, b"".join([revision.to_bytes(8, "big") for _, revision in checks]))
 
 

@@ -106,7 +106,7 @@ class Connector:
             await self._free.pop().disconnect(nowait=True)
 
     async def _sound(self) -> Any:
-        """A free connection that its server has not closed meanwhile, or else a new one."""
+        """Return a free connection that its server has not closed meanwhile, or else a new one."""
         while self._free:
             connection = self._free.pop()
             reader = connection._reader

@@ -22,8 +22,8 @@ _INT_ID = struct.Struct(">Q16s")
 
 
 def _packer(family: Family) -> Packer:
-    """What makes fields of the family's whole keys: one call of `struct` where its width is fixed, since a busy node
-    makes many.
+    """Return what makes fields of the family's whole keys: one call of `struct` where its width is fixed, since a busy
+    node makes many.
     """
     tag, parts = TAGS[family], tuple(family.parts.values())
     if family.width is None or not parts:
@@ -112,6 +112,8 @@ def _packed(part: Part, value: Any) -> bytes:
 
 
 def _next(start: bytes) -> bytes:
-    """The least bytes above everything that begins with `start`; its first byte is a tag, so there is always one."""
+    """Return the least bytes above everything that begins with `start`; its first byte is a tag, so there is always
+    one.
+    """
     number = int.from_bytes(start, "big") + 1
     return number.to_bytes(len(start), "big")

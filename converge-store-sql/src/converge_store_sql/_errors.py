@@ -25,7 +25,7 @@ _LIMIT = 300
 
 
 def sqlstate(error: BaseException) -> str | None:
-    """The five characters with which the server named the error, if it was the server who spoke."""
+    """Return the five characters with which the server named the error, if it was the server who spoke."""
     found: BaseException | None = error
     while found is not None:
         code = getattr(found, "sqlstate", None)
@@ -36,7 +36,7 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def connecting_failed(error: BaseException, where: str) -> StoreError:
-    """The error for a connection that did not come about."""
+    """Return the error for a connection that did not come about."""
     code, text = sqlstate(error), _text(error)
     if code is not None and (code.startswith("28") or code == "42501"):
         return StoreRefused(f"{where} refused the login: {text}; check user, password and pg_hba.conf")
@@ -50,7 +50,7 @@ def connecting_failed(error: BaseException, where: str) -> StoreError:
 
 
 def call_failed(error: BaseException, where: str, *, writes: bool) -> Exception:
-    """The error for a statement that was sent.
+    """Return the error for a statement that was sent.
 
     Args:
         error: What was raised.
@@ -78,13 +78,13 @@ def _refusal(code: str) -> type[NotApplied]:
 
 
 def _is_bad_argument(error: BaseException) -> bool:
-    """Whether the driver refused to encode an argument: nothing was sent."""
+    """Return whether the driver refused to encode an argument: nothing was sent."""
     found = getattr(error, "orig", None) or error
     return "invalid input for query argument" in str(found)
 
 
 def _text(error: BaseException) -> str:
-    """The cause's own words: SQLAlchemy's text repeats statement and parameters, which hold users' data."""
+    """Return the cause's own words: SQLAlchemy's text repeats statement and parameters, which hold users' data."""
     found = getattr(error, "orig", None) or error
     cause = found if isinstance(found, TimeoutError) else found.__cause__ or found
     text = (

@@ -66,7 +66,7 @@ class Connections:
 
     @asynccontextmanager
     async def driver(self) -> AsyncIterator[Any]:
-        """A connection of the driver that is not shared, closed at the end: to create tables, to listen."""
+        """Yield a connection of the driver that is not shared, closed at the end: to create tables, to listen."""
         connection, driver = await self._connect()
         try:
             yield driver

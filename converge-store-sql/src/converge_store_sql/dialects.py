@@ -64,13 +64,13 @@ def check_url(url: str) -> SplitResult:
 
 
 def redacted(split: SplitResult) -> str:
-    """The URL without its password and its query, which may hold another."""
+    """Return the URL without its password and its query, which may hold another."""
     user, at, host = split.netloc.rpartition("@")
     return urlunsplit((split.scheme, f"{user.partition(':')[0]}{at}{host}", split.path, "", ""))
 
 
 def durability(fsync: str, full_page_writes: str, synchronous_commit: str, standbys: str) -> Durability:
-    """What an acknowledged commit survives with these settings of the server."""
+    """Return what an acknowledged commit survives with these settings of the server."""
     if synchronous_commit == "off":
         return Durability.D0  # it may still be in the server's memory when the server is killed
     if fsync == "off" or full_page_writes == "off":

@@ -10,18 +10,20 @@ NOW = "(extract(epoch from clock_timestamp()) * 1000000)::bigint"
 
 
 def gate_space(network: str) -> int:
-    """The first half of a network's advisory locks; if two networks have the same, they only wait for each other."""
+    """Return the first half of a network's advisory locks; if two networks have the same, they only wait for each
+    other.
+    """
     return zlib.crc32(network.encode()) - 2**31
 
 
 def unnest(args: Sequence[tuple[str, str]], start: int, alias: str = "q") -> str:
-    """Rows of the arrays that are the arguments after `start`; each of `args` is a column and its type."""
+    """Return rows of the arrays that are the arguments after `start`; each of `args` is a column and its type."""
     arrays = ", ".join(f"${start + n}::{kind}[]" for n, (_, kind) in enumerate(args, start=1))
     return f"unnest({arrays}) {alias}({', '.join(name for name, _ in args)})"
 
 
 def listed(names: Sequence[str], alias: str) -> str:
-    """The columns of one table."""
+    """Return the columns of one table."""
     return ", ".join(f"{alias}.{name}" for name in names)
 
 
@@ -31,7 +33,7 @@ def match_all(names: Sequence[str]) -> str:
 
 
 def within(names: Sequence[str], prefix_length: int, *, has_after: bool) -> str:
-    """The rows of table t within a range r."""
+    """Return the rows of table t within a range r."""
     terms = [f"t.{names[n]} = r.p{n}" for n in range(prefix_length)]
     if has_after:
         bounds = ", ".join(f"r.a{n}" for n in range(prefix_length, len(names)))

@@ -17,7 +17,7 @@ ID_BYTES = 16
 
 
 def literal(part: Part | None, column: Sequence[Any]) -> str:
-    """The array literal of a column of key parts of one type; None means integers that are not parts of a key.
+    """Return the array literal of a column of key parts of one type; None means integers that are not parts of a key.
 
     Raises:
         InvalidValue: A value is not of the type.

@@ -146,7 +146,7 @@ class Plan:
             self._pair(number, self._check(Work.ABSENT, key, ABSENT))
 
     def _check(self, work: Work, key: Key, revision: int) -> int:
-        """The number of a check among all of this call; one that several batches share is looked at once."""
+        """Return the number of a check among all of this call; one that several batches share is looked at once."""
         known = self._numbers.get((key, revision))
         if known is not None:
             return known
@@ -183,8 +183,9 @@ class Plan:
         return found
 
     def gates(self) -> list[tuple[int, bool]]:
-        """The gates that this call passes, in one order for all callers, and whether alone: who writes a key that
-        others check waits for them there, and those who come later wait behind it."""
+        """Return the gates that this call passes, in one order for all callers, and whether alone: who writes a key
+        that others check waits for them there, and those who come later wait behind it.
+        """
         found: dict[int, bool] = {}
         for work in (Work.SHARE, Work.LOCK, Work.DELETE_AT, Work.PUT, Work.DELETE):
             for family in SHARED.intersection(self.rows[work]):
@@ -197,7 +198,7 @@ class Plan:
     def outcomes(
         self, bad: Sequence[int], late: Sequence[int], there: Sequence[int], missed: Sequence[int], revision: int
     ) -> list[Outcome]:
-        """The answers.
+        """Return the answers.
 
         Args:
             bad: Numbers of the checks that failed.
@@ -229,7 +230,7 @@ class Plan:
 
 
 def take_shape(take: Take) -> TakeShape:
-    """The shape of a take."""
+    """Return the shape of a take."""
     first = take.ranges[0].prefix
     return TakeShape(
         source=first[0],

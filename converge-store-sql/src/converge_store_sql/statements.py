@@ -25,14 +25,16 @@ class Statements:
         self._counts: dict[tuple[Family, int], str] = {}
 
     def turn(self, shape: Shape) -> str:
-        """Commit, take, or both: checks, then deciding deletes, then the revision, then the other writes."""
+        """Return the statement that commits, takes, or does both: checks, then deciding deletes, then the revision,
+        then the other writes.
+        """
         text = self._turns.get(shape)
         if text is None:
             text = self._turns[shape] = TurnText(self._network, shape).text()
         return text
 
     def get(self, families: tuple[Family, ...]) -> str:
-        """Rows of (number, value, revision); arguments for each family: its key columns, then the numbers."""
+        """Return rows of (number, value, revision); arguments for each family: its key columns, then the numbers."""
         text = self._gets.get(families)
         if text is None:
             parts, count = [], 0
@@ -51,8 +53,8 @@ class Statements:
         )
 
     def scan(self, family: Family, prefix_length: int, *, has_after: bool) -> str:
-        """Rows of (number of the range, rest..., value, revision); arguments: prefix columns, after columns, limits,
-        numbers.
+        """Return rows of (number of the range, rest..., value, revision); arguments: prefix columns, after columns,
+        limits, numbers.
         """
         shape = (family, prefix_length, has_after)
         text = self._scans.get(shape)
@@ -78,7 +80,7 @@ class Statements:
         return text
 
     def count(self, family: Family, prefix_length: int) -> str:
-        """Rows of (number, how many); arguments: prefix columns, numbers."""
+        """Return rows of (number, how many); arguments: prefix columns, numbers."""
         shape = (family, prefix_length)
         text = self._counts.get(shape)
         if text is None:
@@ -93,8 +95,8 @@ class Statements:
         return text
 
     def register(self) -> str:
-        """Sleep on channels; arguments: channels, listener, its connection's process. Anew for a channel that a waker
-        has struck out.
+        """Return the statement that sleeps on channels, also again on those that a waker has struck out; arguments:
+        channels, listener, its connection's process.
         """
         waiter = f"{self._network}_waiter"
         return (
@@ -104,7 +106,7 @@ class Statements:
         )
 
     def beat(self) -> str:
-        """Show that a listener lives; arguments: channels, listener."""
+        """Return the statement that shows that a listener lives; arguments: channels, listener."""
         return (
             f"update {self._network}_waiter set seen = clock_timestamp() where channel = any($1::text[]) and "
             f"listener = "
@@ -112,16 +114,17 @@ class Statements:
         )
 
     def forget(self) -> str:
-        """Sleep no longer; arguments: channels, listener."""
+        """Return the statement that sleeps no longer; arguments: channels, listener."""
         return f"delete from {self._network}_waiter where channel = any($1::text[]) and listener = $2::text"
 
     def sweep(self) -> str:
-        """Remove the rows of listeners that are long dead; argument: seconds."""
+        """Return the statement that removes the rows of listeners that are long dead; argument: seconds."""
         return f"delete from {self._network}_waiter where seen < clock_timestamp() - make_interval(secs => $1)"
 
     def wake(self) -> str:
-        """Strike out, for each channel, the sleepers that are dead and the first that lives, and tell that one;
-        arguments: channels, seconds.
+        """Return the statement that strikes out, for each channel, the dead sleepers and the first living one, and
+        notifies that one; arguments: channels, seconds.
+
 
         A sleeper is dead if its connection is gone, or if it has not shown itself for so long that its host must be.
         """

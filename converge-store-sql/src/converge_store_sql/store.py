@@ -208,7 +208,7 @@ class SqlStore(Store):
         return Turned(outcomes, None if take is None else _taken(plan, take, bad, revision, now, row[6:]))
 
     async def _nothing(self, how_many: int) -> list[Committed | Conflict]:
-        """Batches that ask nothing still commit at a revision."""
+        """Return the answer to batches that ask nothing: they still commit at a revision."""
         if not how_many:
             return []
         ((revision,),) = await self._connections.run(
@@ -220,7 +220,7 @@ class SqlStore(Store):
 def _arguments(
     plan: Plan, work: Sequence[tuple[Part, list[Any]]], gates: Sequence[tuple[int, bool]], take: Take | None
 ) -> list[Any]:
-    """The arguments in the order in which `turn_text.py` numbers them."""
+    """Return the arguments in the order in which `turn_text.py` numbers them."""
     arguments: list[Any] = list(zip(*gates, strict=True))
     arguments += [column for part, columns in work if part.work <= Work.ABSENT for column in columns]
     arguments += [column for part, columns in work if part.work is Work.INSERT for column in columns]

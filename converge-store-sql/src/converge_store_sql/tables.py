@@ -52,29 +52,29 @@ def check_network(name: str) -> str:
 
 
 def table(network: str, family: Family) -> str:
-    """The name of a family's table, as it stands in SQL."""
+    """Return the name of a family's table, as it stands in SQL."""
     return f"{network}_{family}"
 
 
 def columns(family: Family) -> Sequence[str]:
-    """The quoted columns of a family's key, in key order."""
+    """Return the quoted columns of a family's key, in key order."""
     return tuple(f'"{name}"' for name in family.parts) or (f'"{SYNTHETIC}"',)
 
 
 def types(family: Family) -> Sequence[str]:
-    """The SQL type of each column of `columns`."""
+    """Return the SQL type of each column of `columns`."""
     return tuple(sql_type(part) for part in family.parts.values()) or ("bigint",)
 
 
 def sql_type(part: Part) -> str:
-    """The SQL type of a part; a name gets its collation from its column."""
+    """Return the SQL type of a part; a name gets its collation from its column."""
     if part is INT:
         return "bigint"
     return "bytea" if part in (ID, HASH) else "text"
 
 
 def create_tables(network: str) -> str:
-    """The statements that make all tables, the sequence, the function and the view of a network."""
+    """Return the statements that make all tables, the sequence, the function and the view of a network."""
     statements = [create_table(network, family) for family in FAMILIES.values()]
     statements += [
         # No cache: a cached range would hand out revisions out of order between connections (S-6).
@@ -87,7 +87,7 @@ def create_tables(network: str) -> str:
 
 
 def create_table(network: str, family: Family) -> str:
-    """The statement that makes the table of a family."""
+    """Return the statement that makes the table of a family."""
     keys = columns(family)
     lines = [f"{column} {_COLUMN_TYPES[kind]} not null" for column, kind in zip(keys, types(family), strict=True)]
     lines += ["value bytea not null", "revision bigint not null", f"primary key ({', '.join(keys)})"]

@@ -110,14 +110,14 @@ class TurnText:
         return f"c{at}"
 
     def _there(self, family: Family, q: str) -> str:
-        """Puts of keys that should be absent and are not. One that comes after this look makes the insert fail, and the
-        statement is run again.
+        """Find puts of keys that should be absent and are not. One that comes after this look makes the insert fail,
+        and the statement is run again.
         """
         match = match_all(tables.columns(family))
         return f"select q.c from {q} cross join lateral (select 1 from {self._table(family)} t where {match} limit 1) x"
 
     def _decide_early(self) -> None:
-        """Which batches fail by their checks and windows; store time is read after the rows of the checks are
+        """Find the batches that fail by their checks and windows; store time is read after the rows of the checks are
         locked.
         """
         wrong, late = _NONE, _NONE
@@ -156,7 +156,9 @@ class TurnText:
         self._deciding.append((f"d{at}", self._batches, unseen))
 
     def _missed(self) -> str:
-        """Batches whose deciding delete found nothing; of those that had wrong before, what it would have found."""
+        """Find the batches whose deciding delete found nothing; of those that had failed before, what it would have
+        found.
+        """
         if not self._deciding:
             return _NONE
         done = " + ".join(f"(select count(*) from {name})" for name, _, _ in self._deciding)
@@ -189,7 +191,7 @@ class TurnText:
         self._with(f"w{at}", insert, materialized=False)
 
     def _replace(self, names: Sequence[str]) -> str:
-        """A key may have been put at a greater revision after this call drew its own: then it starts again, so that no
+        """Replace rows, but begin again where a key was put at a greater revision after this call drew its own: no
         revision goes back.
         """
         newer = f"case when t.revision < excluded.revision then excluded.revision else {self._network}_lost_race() end"

@@ -61,12 +61,14 @@ class Waiters:
         self._listener: _Listener | None = None
 
     def wake(self, channels: Collection[str]) -> None:
-        """Have a sleeper of each channel told, soon; called after the commit."""
+        """Wake one sleeper of each channel soon; called after the commit."""
         self._pending.update(channels)
         self._has_pending.set()
 
     async def watch(self, channels: Collection[str]) -> AsyncIterator[None]:
-        """As `Store.watch`. A sleeper that is told was struck out, so it registers again before its reader looks."""
+        """Watch the channels as `Store.watch` does. A sleeper that was woken was struck out, so it registers again
+        before its reader looks.
+        """
         names = sorted(set(channels))
         sleeper = _Sleeper(names)
         for name in names:
@@ -86,7 +88,9 @@ class Waiters:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Within this block: tell sleepers, show that this listener lives, listen again after a lost connection."""
+        """Run the background work within this block: wake sleepers, show that this listener lives, reconnect after a
+        loss.
+        """
         failed: BaseException | None = None
         async with anyio.create_task_group() as group:
             group.start_soon(self._tell)
@@ -118,9 +122,7 @@ class Waiters:
             return self._listener
 
     async def _leave(self, names: Sequence[str], *, was_told: bool) -> None:
-        """What a sleeper leaves behind: nothing, a row for those who still sleep here, and its wake-up if it has not
-        looked.
-        """
+        """Remove a sleeper; keep rows that others here still need, and pass on a wake-up that it has not acted on."""
         if was_told:
             self.wake(names)
         if self._listener is None or self._listener.lost.is_set():
@@ -185,7 +187,7 @@ class Waiters:
                 await anyio.sleep(RECONNECT_SEC)
 
     def _tell_all(self) -> None:
-        """After a time without a connection everybody looks: what was told meanwhile is lost."""
+        """Wake everybody after a time without a connection: wake-ups of that time are lost."""
         for name, sleepers in self._sleepers.items():
             for sleeper in sleepers:
                 sleeper.tell([name])

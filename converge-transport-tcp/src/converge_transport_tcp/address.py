@@ -15,7 +15,7 @@ Endpoint = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, in
 
 
 def parse(address: str) -> tuple[str, int]:
-    """Give host and port.
+    """Return host and port.
 
     Raises:
         ValueError: It is not `tcp://HOST:PORT`; the text says why.
@@ -31,7 +31,7 @@ def parse(address: str) -> tuple[str, int]:
 
 
 def show(sockaddr: object) -> str:
-    """A socket's address as HOST:PORT, IPv6 in brackets."""
+    """Return a socket's address as HOST:PORT, IPv6 in brackets."""
     if not isinstance(sockaddr, tuple) or len(sockaddr) < 2:
         return ""
     host, port = sockaddr[:2]
@@ -39,7 +39,8 @@ def show(sockaddr: object) -> str:
 
 
 async def resolve(host: str, port: int) -> list[Endpoint]:
-    """Look the host up; a numeric one without asking anybody.
+    """Resolve the host; a numeric one without a look-up.
+
 
     Raises:
         OSError: The host is not known.

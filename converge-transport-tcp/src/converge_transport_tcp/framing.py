@@ -30,7 +30,7 @@ def check(frames: Sequence[bytes], limit: int) -> None:
 
 
 def encode(frames: Sequence[bytes]) -> Iterator[bytes]:
-    """Give the frames' bytes in chunks of whole frames, each chunk only a little longer than `CHUNK_BYTES`."""
+    """Yield the frames' bytes in chunks of whole frames, each chunk only a little longer than `CHUNK_BYTES`."""
     pack = _HEADER.pack
     parts: list[bytes] = []
     size = 0

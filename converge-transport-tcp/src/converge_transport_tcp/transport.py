@@ -30,7 +30,7 @@ class TcpTransport(Transport):
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, options: TcpOptions) -> AsyncIterator[TcpTransport]:
-        """Give a transport; leaving it closes the channels that are left."""
+        """Yield a transport; leaving it closes the channels that are left."""
         transport = cls(options)
         try:
             yield transport

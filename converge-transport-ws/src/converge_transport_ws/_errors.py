@@ -17,26 +17,26 @@ _OUR_COMPLAINTS = frozenset({1002, 1003, 1007, 1009})
 
 
 def ended(error: WsClosed) -> ChannelError:
-    """The connection ended without our calling close."""
+    """Return the error of a connection that ended without our calling close."""
     if error.sent is not None and error.sent.code in _OUR_COMPLAINTS and not error.rcvd_then_sent:
         return BadRecord(f"the peer broke the WebSocket protocol: {error.sent.reason or error.sent.code}")
     return ConnectionLost("the peer is gone; frames sent shortly before may not have arrived")
 
 
 def connect_failed(address: str, reason: str) -> ConnectFailed:
-    """The address cannot be connected to."""
+    """Return the error of an address that cannot be connected to."""
     return ConnectFailed(f"cannot connect to {address}: {reason}; check the address, and that a node listens there")
 
 
 def listen_failed(address: str, reason: str) -> ListenFailed:
-    """The address cannot be bound."""
+    """Return the error of an address that cannot be bound."""
     return ListenFailed(
         f"cannot listen on {address}: {reason}; choose an address of this host and a free port (0 draws one)"
     )
 
 
 def reason_of(error: BaseException) -> str:
-    """What the system says, without Python's wrapping."""
+    """Return what the system says, without Python's wrapping."""
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__

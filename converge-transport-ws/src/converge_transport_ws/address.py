@@ -27,7 +27,8 @@ class Address:
 
 
 def parse(address: str) -> Address:
-    """Take an address apart.
+    """Split an address into its parts.
+
 
     Raises:
         ValueError: It is not `ws://HOST:PORT/PATH`; the text says why.

@@ -26,7 +26,7 @@ class Head:
         self._is_over = False
 
     def is_too_long(self, data: bytes) -> bool:
-        """Whether the head has not ended within its limit. Frames may follow it in the same bytes."""
+        """Return whether the head has not ended within its limit. Frames may follow it in the same bytes."""
         if self._is_over:
             return False
         self._seen += data[: HEAD_BYTES + len(_END)]
@@ -46,7 +46,7 @@ class WsServerConnection(ServerConnection):
         self._http_head, self._unfinished = Head(), unfinished
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """End it at once where too many are unfinished."""
+        """Close the connection at once where too many upgrades are unfinished."""
         super().connection_made(transport)
         if len(self._unfinished) >= UNFINISHED:
             self.transport.abort()
@@ -54,7 +54,7 @@ class WsServerConnection(ServerConnection):
             self._unfinished.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """Give up a head over the limit."""
+        """Close the connection if its HTTP head is over the limit."""
         if self._http_head.is_too_long(data):
             self.transport.abort()
             return
@@ -74,7 +74,7 @@ class WsClientConnection(ClientConnection):
         self._http_head = Head()
 
     def data_received(self, data: bytes) -> None:
-        """Give up a head over the limit."""
+        """Close the connection if its HTTP head is over the limit."""
         if self._http_head.is_too_long(data):
             self.transport.abort()
             return
@@ -85,5 +85,5 @@ class DirectConnect(connect):
     """Follows no redirect: whoever answers must not send a node elsewhere."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
-        """Let the redirect be the failure that it is."""
+        """Fail on a redirect, and do not follow it."""
         return exc

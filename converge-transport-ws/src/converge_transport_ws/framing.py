@@ -20,7 +20,7 @@ LENGTH_BYTES = _LENGTH.size
 
 
 def pack(frames: Sequence[bytes], limit: int) -> Iterator[bytes]:
-    """Give the messages for the frames; nothing before all are checked (C-6)."""
+    """Yield the messages for the frames; nothing before all are checked (C-6)."""
     sizes = [len(frame) for frame in frames]
     if sizes and max(sizes) > limit:
         raise MessageTooLarge(f"a frame has {max(sizes)} bytes, the limit is {limit}; nothing was sent, split it")
@@ -30,7 +30,7 @@ def pack(frames: Sequence[bytes], limit: int) -> Iterator[bytes]:
 
 
 def unpack(message: bytes) -> list[bytes]:
-    """Give the frames of a message.
+    """Return the frames of a message.
 
     Raises:
         BadRecord: Its lengths do not add up, or it holds an empty frame or none.

@@ -47,7 +47,7 @@ class WsTransport(Transport):
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, options: WsOptions) -> AsyncIterator[WsTransport]:
-        """Give a transport; leaving it closes the channels that are left."""
+        """Yield a transport; leaving it closes the channels that are left."""
         transport = cls(options)
         try:
             yield transport
@@ -119,7 +119,7 @@ class WsListener(Listener):
             raise ConnectionClosed("the listener was closed") from None
 
     def check_path(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Answer 404 to what is meant for somebody else."""
+        """Refuse a request for another path with 404."""
         if request.path != self._path:
             return connection.respond(http.HTTPStatus.NOT_FOUND, "")
         return None

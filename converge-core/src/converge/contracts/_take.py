@@ -38,7 +38,7 @@ class Steps(Protocol):
 
 
 async def inherited_turn(store: Steps, batches: Sequence[Batch], take: Take | None, wake: Collection[str]) -> Turned:
-    """Do what `Store.turn` promises with nothing but `scan`, `commit`, `get` and `time`."""
+    """Apply batches and take as `Store.turn` promises, with nothing but `scan`, `commit`, `get` and `time`."""
     outcomes = await store.commit(batches, wake=wake)
     return Turned(outcomes, None if take is None else await _take(store, take))
 
@@ -73,7 +73,7 @@ _Found = tuple[Rest, Entry, int]
 
 
 async def _smallest(store: Steps, take: Take, skip: int) -> list[_Found]:
-    """The first rests over all ranges: those to skip, those to take, one more per range for the heads."""
+    """Return the first rests over all ranges: those to skip, those to take, one more per range for the heads."""
     want = skip + take.limit + 1
     pages = await store.scan([Range(r.prefix, r.after, min(want, 1_000)) for r in take.ranges])
     lists = [
@@ -101,7 +101,7 @@ def _move(take: Take, chosen: list[_Found], now: int) -> Batch:
 
 
 async def _nothing(store: Steps, take: Take) -> Taken | Conflict:
-    """Nothing was there; the checks still decide the answer."""
+    """Return an empty answer; the checks still decide it."""
     entries = await store.get([key for key, _ in take.checks])
     failed = [
         key

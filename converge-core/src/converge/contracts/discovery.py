@@ -70,15 +70,15 @@ class Discovery(ABC):
 
     @abstractmethod
     async def publish(self, sightings: Sequence[Sighting]) -> None:
-        """Tell others of these (D-1, D-2)."""
+        """Publish these to others (D-1, D-2)."""
 
     @abstractmethod
     async def withdraw(self, ids: Sequence[str]) -> None:
-        """Take these back; unknown ones are no error (D-2)."""
+        """Withdraw these; unknown ones are no error (D-2)."""
 
     @abstractmethod
     async def snapshot(self) -> list[Sighting]:
-        """Answer all that is known now (D-1)."""
+        """Return all that is known now (D-1)."""
 
     @abstractmethod
     def watch(self) -> AsyncIterator[list[Sighting]]:
@@ -97,7 +97,7 @@ class Reader:
         self._known: dict[str, Sighting] = {}
 
     async def look(self) -> Changes:
-        """Answer what has changed since the look before (D-7); a look that fails or is cancelled has not been (D-8).
+        """Return what has changed since the look before (D-7); a look that fails or is cancelled has not been (D-8).
 
         Raises:
             StoreError, ChannelError: As `snapshot`.

@@ -163,7 +163,7 @@ class Store(ABC):
 
     @abstractmethod
     async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
-        """Answer each key's entry, or None (S-1).
+        """Return each key's entry, or None (S-1).
 
         Raises:
             StoreUnavailable: The store cannot be reached.
@@ -171,7 +171,7 @@ class Store(ABC):
 
     @abstractmethod
     async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
-        """Answer each range's entries in key order (S-2).
+        """Return each range's entries in key order (S-2).
 
         Raises:
             StoreUnavailable: The store cannot be reached.
@@ -181,7 +181,7 @@ class Store(ABC):
     async def commit(
         self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
     ) -> Sequence[Committed | Conflict]:
-        """Apply each batch whole or not at all, independently of the others; answer in their order (S-3 to S-7).
+        """Apply each batch whole or not at all, independently of the others; return in their order (S-3 to S-7).
 
         Args:
             batches: At most `LIMITS.batches`, each of at most `LIMITS.batch_ops` operations; a value has at most
@@ -199,7 +199,7 @@ class Store(ABC):
 
     @abstractmethod
     async def time(self) -> int:
-        """Answer store time in microseconds (S-8)."""
+        """Return store time in microseconds (S-8)."""
 
     async def retention_time(self) -> int:
         """Answer the moment up to which retention may remove what is due: store time, or less for a while after its
@@ -221,7 +221,7 @@ class Store(ABC):
         return await inherited_turn(self, batches, take, wake)
 
     async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
-        """Answer how many keys are under each prefix (S-18); the inherited one reads them all, a page at a time."""
+        """Return how many keys are under each prefix (S-18); the inherited one reads them all, a page at a time."""
         totals = []
         for prefix in prefixes:
             total, after = 0, None
@@ -245,7 +245,7 @@ class Store(ABC):
             await anyio.sleep(POLL_SEC)
 
     async def facts(self) -> Mapping[str, str | int]:
-        """Answer what an operator wants to know of the store's place and settings, by name, with units in the names; no
+        """Return what an operator wants to know of the store's place and settings, by name, with units in the names; no
         passwords.
 
         The inherited one has nothing to say.

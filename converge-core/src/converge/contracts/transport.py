@@ -66,7 +66,8 @@ class Channel(ABC):
 
     @abstractmethod
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Hand the frames to the connection, waiting while it is full (C-1 to C-3, C-6).
+        """Send the frames, waiting while the connection is full (C-1 to C-3, C-6).
+
 
         Raises:
             MessageTooLarge, InvalidValue: A frame is over the limit, or empty; nothing was sent.
@@ -76,7 +77,7 @@ class Channel(ABC):
 
     @abstractmethod
     async def receive(self) -> Sequence[bytes]:
-        """Answer the frames that have arrived, at least one (C-1, C-2, C-4).
+        """Return the frames that have arrived, at least one (C-1, C-2, C-4).
 
         Raises:
             ConnectionLost, ConnectionClosed, BadRecord: The channel is over.
@@ -84,7 +85,7 @@ class Channel(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Close (C-5)."""
+        """Close the channel (C-5)."""
 
 
 class Listener(ABC):

@@ -85,7 +85,7 @@ def matches(
     pool_id: str | None,
     has: tuple[Set[str], Set[str], Set[str]],
 ) -> bool:
-    """Tell whether an agent that has these (topics, capabilities, pools) is found: any of the topics, all of the
+    """Return whether an agent that has these (topics, capabilities, pools) is found: any of the topics, all of the
     capabilities, in the pool.
     """
     agent_topics, agent_capabilities, agent_pools = has

@@ -66,7 +66,7 @@ class CipherState:
         return plaintext
 
     def rekey(self) -> None:
-        """REKEY: the new key is the first 32 bytes of the encryption of 32 zeros under nonce 2^64 - 1. The number goes
+        """Rekey: the new key is the first 32 bytes of the encryption of 32 zeros under nonce 2^64 - 1. The number goes
         on.
         """
         self._aead = self._make(self._encrypt(self._nonce(2**64 - 1), bytes(32), b"")[:32])
@@ -97,7 +97,7 @@ class HandshakeState:
         self.mix_hash(prologue)
 
     def mix_hash(self, data: bytes) -> None:
-        """Take data into the transcript."""
+        """Mix data into the transcript."""
         self.h = hashlib.sha256(self.h + data).digest()
 
     def _mix_key(self, secret: bytes) -> None:
@@ -123,7 +123,7 @@ class HandshakeState:
         return self._e_public + self._encrypt_and_hash(payload)
 
     def read_e(self, message: bytes) -> bytes:
-        """Read message 1; answer its payload."""
+        """Read message 1; return its payload."""
         self._re = message[:DH_BYTES]
         self.mix_hash(self._re)
         return self._decrypt_and_hash(message[DH_BYTES:])
@@ -174,7 +174,7 @@ class HandshakeState:
 
 
 def _dh(private: X25519PrivateKey, public: bytes) -> bytes:
-    """X25519, refusing points of small order: whoever sends one knows the result, which is all zeros."""
+    """Return the X25519 result; refuse points of small order: whoever sends one knows the result, all zeros."""
     try:
         secret = private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:

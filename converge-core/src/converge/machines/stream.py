@@ -56,7 +56,7 @@ class Streams:
         self._pairs = 0
 
     def see(self, pair: Pair, sequence: int, after: int, now: float) -> Seen:
-        """Say what the message is; nothing is remembered until `take`."""
+        """Return what the message is; nothing is remembered until `accept`."""
         sender = self._senders.get(pair[:2])
         highest = 0 if sender is None else sender.highest.get(pair.to, 0)
         if sequence <= highest:

@@ -319,7 +319,7 @@ _PERSONS: dict[type, bytes] = {
 
 
 def is_said_again(state: State | None, held: Held, event: Event) -> bool:
-    """Tell whether the attempt has already ended in just this way: the first answer may have been lost (G4)."""
+    """Return whether the attempt has already ended in just this way: the first answer may have been lost (G4)."""
     if state is None or state.nonce != held.nonce.hex():
         return False
     if type(event) is Completed:
@@ -352,7 +352,7 @@ def state_of(state: State | None, place: Place | None) -> TaskState:
 
 
 def is_terminal(state: State | None) -> bool:
-    """Tell whether the task has ended for good."""
+    """Return whether the task has ended for good."""
     return state is not None and state.state in TERMINAL
 
 
@@ -372,8 +372,8 @@ def key_of(found: Found) -> Key:
 
 
 def _complete(found: Found, event: Completed, now: int, around: Around) -> Batch:
-    """The end of most tasks, written for speed: a held task at its first attempt, with neither an ordering key nor a
-    deadline.
+    """Return the batch that ends most tasks, written for speed: a held task at its first attempt, with neither ordering
+    key nor deadline.
     """
     id_, spec, old, place = found
     if old is not None or type(place) is not Held or spec.ordering_key is not None or spec.deadline:
@@ -461,8 +461,8 @@ def _end(
     result: bytes = b"null",
     ended_by: Event | None = None,
 ) -> Batch:
-    """A terminal step: the task's key goes, its state and its `done` key come, its deadline goes, and the next of its
-    ordering key is freed.
+    """Return the batch of a terminal step: the task's key and deadline go, its state and `done` key come, and the next
+    task of its ordering key is freed.
     """
     spec, place, own = found.spec, found.place, key_of(found)
     is_held = type(place) is Held

@@ -48,7 +48,7 @@ def check_public_key(key: bytes) -> bytes:
 
 
 def verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
-    """Tell whether the signature over `data` is the key's.
+    """Return whether the signature over `data` is the key's.
 
     Raises:
         InvalidKey: The key is not acceptable.
@@ -70,7 +70,7 @@ def agent_id(public_key: bytes) -> str:
 
 
 def is_agent_id(text: object) -> bool:
-    """Tell whether the text has the form of an agent's id."""
+    """Return whether the text has the form of an agent's id."""
     return isinstance(text, str) and _AGENT_ID.fullmatch(text) is not None
 
 

@@ -120,7 +120,7 @@ def unpack(family: Family, data: bytes, *, skip: int = 0) -> Rest:
 
 
 def fits(part: Part, value: object) -> bool:
-    """Tell whether the value can be a part of a key."""
+    """Return whether the value can be a part of a key."""
     if part is INT:
         return type(value) is int and INT_MIN <= value <= INT_MAX
     if part is NAME:

@@ -46,7 +46,8 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 @attrs.frozen(kw_only=True, slots=False)  # its dictionary is filled in one step
 class Task:
-    """A piece of work: what a submitter says of it, and, once it is stored, what has become of it.
+    """A piece of work: what its submitter says of it and, once it is stored, what has become of it.
+
 
     A task that an agent is given reads each attribute from its record when it is first looked at; `attrs.asdict` and
     `attrs.evolve` look at all.
@@ -104,8 +105,8 @@ class Task:
     if not TYPE_CHECKING:  # for a type checker it has the attributes above and the initialiser that attrs would make
 
         def __init__(self, **given: Any) -> None:
-            """What is given becomes the instance's dictionary, the class has the defaults: to store all 26 would take
-            four times as long.
+            """Store only what is given, since the class has the defaults: to store all 26 attributes would take four
+            times as long.
             """
             if "pool_id" not in given or not _NAMES.issuperset(given):
                 Task.__signature__.bind(**given)  # says what is wrong

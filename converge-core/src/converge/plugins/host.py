@@ -171,7 +171,7 @@ class PluginHost:
         return [loaded_from(one.found, one.backends, self._manager) for one in self._loaded.values()]
 
     def has(self, hook: str) -> bool:
-        """Tell whether a loaded plugin implements the hook: where none does, nothing need be made for it."""
+        """Return whether a loaded plugin implements the hook: where none does, nothing need be made for it."""
         return bool(getattr(self._manager.hook, hook).get_hookimpls())
 
     def observe(self, hook: str, **values: Any) -> None:
@@ -327,7 +327,7 @@ class PluginHost:
 
     def _refusal(self, name: str) -> str:
         """Return the target of a refused plugin; a refusal of what is not there is a wish come true, unless it looks
-        like a slip of the pen.
+        like a typo.
         """
         found = self._by_name.get(name, [])
         if not found and ":" not in name and (near := difflib.get_close_matches(name, self._by_name, n=1)):

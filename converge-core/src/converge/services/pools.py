@@ -39,7 +39,8 @@ class PoolManager:
         self._store = store
 
     async def create_pool(self, pool: Pool | dict[str, Any], *, secret: str | None = None) -> bool:
-        """Create the pool and tell whether it is new; one that exists is left as it is, members and settings alike.
+        """Create the pool and return whether it is new; an existing one is left as it is, members and settings alike.
+
 
         Args:
             pool: A `Pool`, or a mapping with its attributes.
@@ -80,7 +81,7 @@ class PoolManager:
         return [decode(entry.value, Pool, f"pool {entry.key[1]}") for entry in entries]
 
     async def set_paused(self, pool_id: str, *, is_paused: bool) -> bool:
-        """Pause or resume: claims check the pool's revision, so a pause holds from the next claim on. Tells whether
+        """Pause or resume: claims check the pool's revision, so a pause holds from the next claim on. Return whether
         anything changed.
 
         Raises:
@@ -99,8 +100,9 @@ class PoolManager:
         raise StoreBusy(f"pool {pool_id} changed {ROUNDS} times while it was being changed; try again")
 
     async def change_allowed(self, pool_id: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> bool:
-        """Edit the allow-list; whoever is removed is no member any more, and claims nothing from then on. Tells whether
-        anything changed.
+        """Change the allow-list; agents that are removed lose their membership and claim nothing from then on. Return
+        whether anything changed.
+
 
         Raises:
             NoSuchPool: With the nearest name.
@@ -144,7 +146,7 @@ class PoolManager:
         raise StoreBusy(f"pool {pool_id} changed {ROUNDS} times while it was being changed; try again")
 
     async def join_pool(self, agent_id: str, pool_id: str, *, secret: str | None = None) -> bool:
-        """Make the agent a member, as long as this process's lease lives; tells whether it was none before.
+        """Make the agent a member, as long as this process's lease lives; return whether it was none before.
 
         Raises:
             NoSuchPool: With the nearest name.
@@ -154,7 +156,8 @@ class PoolManager:
         return (await self.join_many([agent_id], pool_id, secret=secret))[0]
 
     async def join_many(self, agent_ids: Sequence[str], pool_id: str, *, secret: str | None = None) -> list[bool]:
-        """Make the agents members, in few calls; tells of each whether it was none before.
+        """Make the agents members, in few calls; return for each whether it was none before.
+
 
         Raises: As `join_pool`; then none of the agents has joined.
         """
@@ -173,7 +176,7 @@ class PoolManager:
         raise StoreBusy(f"pool {pool_id} changed {ROUNDS} times while {len(todo)} agents joined; try again")
 
     async def _join(self, agent_ids: list[str], seen: PoolSeen, lease: Lease, is_new: dict[str, bool]) -> list[str]:
-        """Try each once; answer those that must be tried again."""
+        """Try each once; return those that must be tried again."""
         pool_id, again = seen.pool.id, []
         commits = await self._opened.commits()
         for at in range(0, len(agent_ids), LIMITS.batches):
@@ -200,7 +203,7 @@ class PoolManager:
         return again
 
     async def leave_pool(self, agent_id: str, pool_id: str) -> bool:
-        """End the membership; tells whether there was one.
+        """End the membership; return whether there was one.
 
         Raises:
             NoSuchPool: With the nearest name.
@@ -216,8 +219,9 @@ class PoolManager:
     async def members(self, pool_id: str) -> list[str]:
         """Return the ids of the members, in order.
 
+
         Raises:
-            NoSuchPool: With the nearest name: an empty list would hide a slip of the pen.
+            NoSuchPool: With the nearest name: an empty list would hide a typo.
         """
         await self._opened.pool(pool_id)
         return [entry.key[2] for entry in await read_all(self._store, MEMBER(pool_id))]

@@ -76,7 +76,7 @@ class FaultPlan:
         self.scripted.extend(faults)
 
     def draw(self, call: str, *, is_read: bool) -> Fault:
-        """The fault of one call."""
+        """Return the fault of one call."""
         fault = self._drawn(is_read)
         if fault is not Fault.NONE:
             self.log.append((call, fault))

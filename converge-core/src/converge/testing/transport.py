@@ -93,22 +93,22 @@ class TransportContract:
 
     @pytest.fixture
     def options(self) -> Any:
-        """The backend's options; override it for others than the defaults."""
+        """Return the backend's options; override it for others than the defaults."""
         return self.backend.options()
 
     @pytest.fixture
     def address(self) -> str:
-        """Where to listen; the address must draw a free port or name."""
+        """Return where to listen; the address must draw a free port or name."""
         return f"{self.backend.schemes[0]}://127.0.0.1:0"
 
     @pytest.fixture
     def foreign_address(self) -> str:
-        """An address that is not this host's; TEST-NET-1 belongs to nobody."""
+        """Return an address that is not this host's; TEST-NET-1 belongs to nobody."""
         return f"{self.backend.schemes[0]}://192.0.2.1:1"
 
     @pytest.fixture
     def unknown_address(self) -> str:
-        """An address that cannot be found."""
+        """Return an address that cannot be found."""
         return f"{self.backend.schemes[0]}://nobody.invalid:1"
 
     def open(self, options: Any) -> AbstractAsyncContextManager[Transport]:
@@ -117,7 +117,7 @@ class TransportContract:
 
     @contextlib.asynccontextmanager
     async def pair(self, options: Any, address: str) -> AsyncIterator[Pair]:
-        """A connected channel."""
+        """Yield a connected channel."""
         with anyio.fail_after(self.limit_sec):
             async with self.open(options) as transport, transport.listen(address) as listener:
                 near, far = await connected(transport, listener, listener.address)

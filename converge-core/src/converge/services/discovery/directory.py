@@ -53,7 +53,7 @@ class Directory:
         return self._signed.get(agent_id, b"")
 
     def replace(self, sightings: Collection[Sighting]) -> None:
-        """Make the directory what was sighted: verify what is new, drop what is no longer there."""
+        """Replace the contents by what was sighted: verify what is new, drop what is gone."""
         seen = {sighting.id for sighting in sightings}
         for sighting in sightings:
             self.see(sighting)
@@ -61,14 +61,14 @@ class Directory:
             self.drop(agent_id)
 
     def see(self, sighting: Sighting) -> bool:
-        """Take in one sighting; tells whether that had to be verified."""
+        """Process one sighting; return whether it had to be verified."""
         if not sighting.descriptor or self._signed.get(sighting.id) == sighting.descriptor:
             return False
         self.offer(sighting.id, sighting.descriptor)
         return True
 
     def offer(self, agent_id: str, signed: bytes) -> bool:
-        """Verify a descriptor and take it in, unless a higher sequence is known; tells whether it was taken."""
+        """Verify a descriptor and add it, unless a higher sequence is known; return whether it was added."""
         try:
             descriptor = open_descriptor(signed, self.network)
         except (BadSignature, InvalidKey, TornRecord, SchemaTooNew) as error:
@@ -85,7 +85,7 @@ class Directory:
         log.warning("%s", why)
 
     def put(self, descriptor: AgentDescriptor, signed: bytes) -> bool:
-        """Take in a descriptor that was verified, unless a higher sequence is known; tells whether it was taken."""
+        """Add a verified descriptor, unless a higher sequence is known; return whether it was added."""
         agent_id = descriptor.id
         if descriptor.sequence < self._highest(agent_id):
             self.refuse(f"the descriptor of {agent_id:.16} was refused: its sequence is lower than one that was seen")

@@ -80,7 +80,7 @@ class Postings:
             posting.put(slot)
 
     def remove(self, descriptor: AgentDescriptor) -> None:
-        """Take out what was indexed."""
+        """Remove the descriptor from the index."""
         slot = self._slot.pop(descriptor.id)
         self._slots[slot] = None
         self._free.append(slot)
@@ -112,7 +112,7 @@ class Postings:
 
     @staticmethod
     def _walk(needed: Sequence[_Posting], topics: Sequence[_Posting]) -> Iterable[int]:
-        """Look at each member of the rarest."""
+        """Check each member of the rarest name."""
         few = needed[0].slots.intersection(*(posting.slots for posting in needed[1:]))
         return [slot for slot in few if any(slot in topic.slots for topic in topics)] if topics else few
 

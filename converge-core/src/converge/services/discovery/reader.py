@@ -1,4 +1,5 @@
-"""What one reader has seen of the agents on a store: it reads what has changed, not what there is.
+"""A reader of the agents on a store: it reads what has changed, not what there is.
+
 
 Beside the agents of each lease stands a marker, the key of the empty name: the number of changes so far, and the ids
 that the last ones were of. It is written with each change, in the same batch. To look when nothing has changed costs
@@ -47,7 +48,7 @@ def marker_value(count: int, recent: Sequence[str]) -> bytes:
 
 
 def read_marker(lease: bytes, value: bytes) -> tuple[int, list[str]]:
-    """Return what a marker says; if it says nothing that can be used, what lets all agents of the lease be read."""
+    """Return what a marker says; if it is unusable, a count of -1, with which all agents of the lease are read."""
     try:
         count, recent = decode(value, tuple[int, list[str]], "marker of a lease's agents")
         for name in recent[-RECENT:]:
@@ -89,7 +90,7 @@ class StoreReader(Reader):
         return list(self._published.values())
 
     async def look(self) -> Changes:
-        """As `Reader.look`: the agents whose leases live now, by store time."""
+        """Return what has changed among the agents whose leases live now, by store time."""
         live = await self._live()
         for lease in self._leases.keys() - live:
             self._forget(lease)
@@ -103,7 +104,7 @@ class StoreReader(Reader):
         return self._changes()
 
     def hints(self) -> AsyncIterator[None]:
-        """As `Reader.hints`."""
+        """Yield when it is time to look. See `Reader.hints`."""
         return ticks(self._opened, self._poll_sec)
 
     async def _live(self) -> set[bytes]:
@@ -208,8 +209,8 @@ def write_sighting(sighting: Sighting) -> bytes:
 
 
 def read_sighting(lease: bytes, agent_id: str, value: bytes) -> Sighting | None:
-    """Return what a record says; None if nobody can read it, which is no reason not to find the others, or if it was
-    copied from another lease.
+    """Return the sighting of a record; None if it cannot be decoded, or was copied from another lease.
+
 
     A copy is genuine, and would keep an agent listed that has stopped.
     """

@@ -65,7 +65,8 @@ class IdentityRegistry:
         return frozenset(self._pins)
 
     def pin(self, agent_id: str) -> None:
-        """Trust this agent, and whatever key its own signs as its successor.
+        """Trust this agent, and any successor that its key has signed.
+
 
         Raises:
             InvalidName: It is no agent's id.
@@ -75,7 +76,7 @@ class IdentityRegistry:
         self._pins.add(self.current(agent_id))
 
     def unpin(self, agent_id: str) -> None:
-        """Trust this agent no longer, nor what has succeeded it; one that is not pinned is no error."""
+        """Stop trusting this agent and its successors; a no-op if it is not pinned."""
         self._pins -= {agent_id, self.current(agent_id)}
 
     def current(self, agent_id: str) -> str:
@@ -87,7 +88,9 @@ class IdentityRegistry:
         return agent_id
 
     def admits(self, agent_id: str) -> bool:
-        """Tell whether a verified sender's messages are taken, by `trust`; with `warn` the first of each is logged."""
+        """Return whether messages of a verified sender are accepted, by `trust`; with `warn` the first of each is
+        logged.
+        """
         if self.trust is Trust.ALLOW or agent_id in self._pins:
             return True
         if agent_id not in self._warned:
@@ -112,7 +115,7 @@ class IdentityRegistry:
         return bytes.fromhex(descriptor.public_key)
 
     def verify(self, agent_id: str, signature: bytes, data: bytes) -> bool:
-        """Tell whether the signature over `data`, which begins with a domain tag, is the agent's.
+        """Return whether the signature over `data`, which begins with a domain tag, is the agent's.
 
         Raises:
             Undeliverable: The agent is not known.
@@ -120,7 +123,7 @@ class IdentityRegistry:
         return verify(self.public_key(agent_id), signature, data)
 
     def is_spoken_for(self, agent_id: str, node_key: bytes) -> bool:
-        """Tell whether the agent's own descriptor names this node key, so that the node's channel may speak for it
+        """Return whether the agent's own descriptor names this node key, so that the node's channel may speak for it
         (G12).
 
         A node speaks for itself: its id is that of the key which the channel has proven.

@@ -97,7 +97,8 @@ class DiscoveryService:
                 await self._look()
 
     async def follow(self, poll_sec: float) -> None:
-        """Keep the directory fresh until cancelled; while the store is away the last that was known is kept.
+        """Keep the directory fresh until cancelled; while the store is away, keep what was known last.
+
 
         Meanwhile queries read nothing, unless the last look is older than it can be: the store is away, or its answers
         are late.
@@ -114,7 +115,7 @@ class DiscoveryService:
             await anyio.sleep(poll_sec)
 
     async def _hints(self, poll_sec: float) -> AsyncIterator[None]:
-        """Say when to look: nodes that are asked tell of no change by themselves."""
+        """Yield when it is time to look: after changes, or at each poll interval where nodes are asked."""
         if self._fetch is None:
             async with aclosing(self._reader.hints()) as hints:  # type: ignore[type-var]  # an async generator
                 async for _ in hints:

@@ -1,4 +1,4 @@
-"""Which agent a message goes to that is for any one with a capability."""
+"""The choice of an agent for a message that is for any one with a capability."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Choice:
-    """Chooses among the agents of this process in turn; where none of them takes the message, among those of others."""
+    """Chooses agents of this process in turn; where none of them accepts the message, agents of other processes."""
 
     def __init__(self, inboxes: Inboxes, routes: Routes) -> None:
         self._inboxes, self._routes = inboxes, routes

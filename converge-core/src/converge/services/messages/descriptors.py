@@ -89,12 +89,13 @@ class _Waiter:
         self.payload: bytes | None = None
 
     def give_up(self) -> None:
-        """The link has ended."""
+        """Wake the waiter: the link has ended."""
         self.done.set()
 
 
 class Asking:
-    """Asks, and answers, for one node.
+    """Asks other nodes for their descriptors, and answers their questions.
+
 
     Args:
         env: Clock and entropy.
@@ -184,7 +185,7 @@ class Asking:
         return RECEIPT, pack(ReceiptHeader(header.id, DESCRIPTORS), encode(self._answer(question)))
 
     def on_receipt(self, link: Link, header: ReceiptHeader, payload: bytes) -> None:
-        """Take an answer; one that nobody waits for, or of another node, is passed over."""
+        """Accept an answer; ignore one that nobody waits for, or that comes from another node."""
         peer, waiter = self._waiting.get(header.id, (b"", None))
         if waiter is not None and peer == link.peer:
             waiter.payload = payload

@@ -1,4 +1,4 @@
-"""Inboxes of one process: which agents are here, and how a message gets into the inbox of one."""
+"""The inboxes of one process, and how a message gets into one."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ POLL_SEC = 0.01
 
 
 class OnHandled(Protocol):
-    """Told what became of a message that was taken."""
+    """Learns what became of a message that was accepted."""
 
     async def __call__(self, answer: bytes | None, why: str) -> None:
-        """The handler has ended: its answer (JSON), or None and why it failed."""
+        """Note that the handler has ended: with an answer (JSON), or with None and the reason why it failed."""
 
     async def drop(self) -> None:
-        """No handler will have it, or the one that has it is cancelled: the node ends."""
+        """Note that the node stops: no handler gets the message, or the one that has it is cancelled."""
 
 
 class LocalInbox(Protocol):
@@ -67,7 +67,7 @@ class LocalInbox(Protocol):
 
 
 class LocalOutcome:
-    """An answer to somebody in this process: how a handler ended."""
+    """Waits in this process for the end of a handler."""
 
     __slots__ = ("answer", "event", "is_dropped", "why")
 
@@ -77,12 +77,12 @@ class LocalOutcome:
         self.why, self.is_dropped = "", False
 
     async def __call__(self, answer: bytes | None, why: str) -> None:
-        """See `Answer`."""
+        """See `OnHandled`."""
         self.answer, self.why = answer, why
         self.event.set()
 
     async def drop(self) -> None:
-        """See `Answer`."""
+        """See `OnHandled`."""
         self.why, self.is_dropped = STOPPING, True
         self.event.set()
 
@@ -121,7 +121,7 @@ class Inboxes(dict[str, LocalInbox]):
         return None if agent is None else agent.identity
 
     def add(self, agent: LocalAgent, inbox: LocalInbox) -> None:
-        """Let messages come in for an agent."""
+        """Register an agent and its inbox."""
         self.agents[agent.id], self[agent.id] = agent, inbox
         if inbox.takes_messages:
             for index, names in self._indexes(agent):
@@ -129,7 +129,7 @@ class Inboxes(dict[str, LocalInbox]):
                     index.setdefault(str(name), []).append(agent.id)
 
     def remove(self, agent_id: str) -> None:
-        """Let no message come in for the agent any more."""
+        """Forget an agent and its inbox."""
         agent, inbox = self.agents.pop(agent_id, None), self.pop(agent_id, None)
         if agent is not None and inbox is not None and inbox.takes_messages:
             for index, names in self._indexes(agent):
@@ -137,29 +137,27 @@ class Inboxes(dict[str, LocalInbox]):
                     index[str(name)].remove(agent_id)
 
     def _indexes(self, agent: LocalAgent) -> list[tuple[dict[str, list[str]], set[str]]]:
-        """What does not change while an agent runs; pools do."""
+        """Return the indexes with the agent's names in each; its pools change, so they are not indexed."""
         return [(self._by_capability, set(agent.capabilities)), (self._by_topic, set(agent.topics))]
 
     def hold(self, agent_id: str) -> None:
-        """Let what comes directly wait until `release`: an agent that starts has its mail first."""
+        """Hold messages back until `release`: an agent that starts handles its stored mail first."""
         self._gates[agent_id] = []
 
     def release(self, agent_id: str) -> None:
-        """Let in what waited, in order."""
+        """Deliver what was held back, in order."""
         inbox = self.get(agent_id)
         for message, answer in self._gates.pop(agent_id, ()):
             if inbox is not None:
                 inbox.put(message, answer)
 
     def close_to_others(self) -> None:
-        """Take nothing more from other nodes; agents of this one still talk to each other, as tasks that end may need
-        it.
-        """
+        """Refuse messages from other nodes; agents of this one still talk to each other: tasks that end may need it."""
         self.is_closed_to_others = True
 
     async def drain(self, within_sec: float) -> int:
-        """Take nothing more, and let handlers end; after so many seconds drop what is left, tell its senders, and
-        return how many those were.
+        """Refuse all messages and wait for handlers; after so many seconds drop what is left, tell its senders, and
+        return how many were dropped.
         """
         self.is_closed_to_others = self._is_closed = True
         for agent_id in list(self._gates):
@@ -235,7 +233,7 @@ class Inboxes(dict[str, LocalInbox]):
         return taken, refused
 
     async def fanned_out(self) -> None:
-        """Return when what was to be fanned out before this call is."""
+        """Wait until fan-outs that began before this call have ended."""
         async with self._fanning:
             pass
 
@@ -256,7 +254,8 @@ def to_message(header: MessageHeader, to: str, content: Any, token: int = 0) -> 
 
 
 def raise_for_status(whom: str, status: str, text: str) -> None:
-    """Return if the message was taken.
+    """Return if the message was accepted.
+
 
     Raises:
         Backpressure, Undeliverable: It was not, and why.

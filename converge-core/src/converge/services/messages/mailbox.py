@@ -77,8 +77,8 @@ class Mailboxes:
             return await self._tasks.submit(task)
 
     async def handled(self, task_id: str) -> tuple[bytes | None, str]:
-        """Wait until a stored message was handled; return an empty answer, or None and why its handler did not
-        return.
+        """Wait until a stored message is handled; return an empty answer, or None and the reason why the handler
+        failed.
         """
         task = await self._tasks.result(task_id)
         return (b"", "") if task.state == TaskState.COMPLETED else (None, task.error or f"it is {task.state}")
@@ -117,7 +117,8 @@ class Mailboxes:
         await self._pools.join_pool(agent_id, mailbox_of(agent_id))
 
     async def next(self, agent_id: str) -> bool:
-        """Let the agent handle the next stored message; tell whether it had one.
+        """Hand the next stored message to the agent and wait; return whether there was one.
+
 
         Raises:
             StoreError, LeaseEnded: As `TaskManager.claim`. What was claimed goes back.
@@ -126,7 +127,7 @@ class Mailboxes:
         return bool(claimed) and await self._hand_over(agent_id, claimed[0])
 
     async def _hand_over(self, agent_id: str, task: Task) -> bool:
-        """Let the agent handle a stored message; tell whether that is over."""
+        """Hand a stored message to the agent and wait; return whether its task has ended."""
         is_ended = False
         try:
             is_ended = await self._handle(agent_id, task)
@@ -139,7 +140,7 @@ class Mailboxes:
         return is_ended
 
     async def _handle(self, agent_id: str, task: Task) -> bool:
-        """Verify a stored message, have it handled and end its task; tell whether it was ended, or must go back."""
+        """Verify a stored message, have it handled and end its task; return False if the task must be released."""
         try:
             header, payload = await self._verified(agent_id, task)
         except (BadSignature, InvalidKey, TornRecord) as error:

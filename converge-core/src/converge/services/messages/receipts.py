@@ -1,6 +1,4 @@
-"""Answers to messages of other nodes: sent when a handler has ended, and kept a while, since the connection may break
-just then.
-"""
+"""Answers to messages of other nodes: sent when a handler ends, and kept for a while in case the connection breaks."""
 
 from __future__ import annotations
 
@@ -36,12 +34,12 @@ class Answers:
         self._bytes = 0
 
     def owe(self, link: Link, header: MessageHeader) -> RemoteOutcome:
-        """Return what is told of the handler's end."""
+        """Return what sends the answer once the handler has ended."""
         owed = self._owed[header.sender, header.id] = RemoteOutcome(self, link, header)
         return owed
 
     def forget(self, header: MessageHeader) -> None:
-        """Nothing is owed: the message was not taken."""
+        """Forget the message: it was not accepted, so it gets no answer."""
         self._owed.pop((header.sender, header.id), None)
 
     def again(self, link: Link, header: MessageHeader) -> Item | None:
@@ -82,11 +80,11 @@ class RemoteOutcome:
         self._answers, self.link, self._id, self.sender = answers, link, header.id, header.sender
 
     async def __call__(self, answer: bytes | None, why: str) -> None:
-        """See `Answer`."""
+        """See `OnHandled`."""
         await self._answers.give(
             self, ReceiptHeader(self._id, RAISED if answer is None else HANDLED, why[:TEXT]), answer or b""
         )
 
     async def drop(self) -> None:
-        """See `Answer`."""
+        """See `OnHandled`."""
         await self._answers.give(self, ReceiptHeader(self._id, DROPPED, STOPPING), b"")

@@ -1,6 +1,4 @@
-"""What comes in over links: each message is taken once and in order, if who sent it may speak for its sender; each is
-answered with a receipt.
-"""
+"""Messages from links: each is accepted once and in order, if its sender may use that link, and gets a receipt."""
 
 from __future__ import annotations
 
@@ -46,7 +44,8 @@ COUNTS = 1_000
 
 @attrs.frozen(kw_only=True)
 class Aside:
-    """Who takes what is for no inbox.
+    """Receives what is for no inbox.
+
 
     Attributes:
         on_mail: Called with an agent's id: another node says that it has mail.
@@ -58,7 +57,7 @@ class Aside:
 
 
 class Received:
-    """Takes the items of every link of a node."""
+    """Receives the items of every link of a node."""
 
     def __init__(
         self,
@@ -76,7 +75,7 @@ class Received:
         self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()
 
     async def on_items(self, link: Link, items: list[Item]) -> None:
-        """Take what a link has received; an ill-formed body ends the link (TornRecord), nothing else does."""
+        """Process the items of a link; an ill-formed body ends the link (TornRecord), nothing else does."""
         replies: list[Item] = []
         for kind, body in items:
             if kind == RECEIPT:
@@ -89,7 +88,7 @@ class Received:
             await link.send(replies)
 
     async def _on_message(self, link: Link, body: bytes, *, is_signed: bool) -> ReceiptHeader | Item | None:
-        """Take a message; return its receipt, or None if it wants none."""
+        """Process a message; return its receipt, or None if it wants none."""
         if is_signed:
             try:
                 header, payload = open_signed(body, self._network_tag)
@@ -123,13 +122,13 @@ class Received:
             self._under_way.on_receipt(link.peer, header, payload)
 
     def _absence(self, header: MessageHeader) -> tuple[str, str]:
-        """Say why nothing comes in, whoever sent it; two empty strings if it may."""
+        """Return why no message is accepted, whoever sent it; two empty strings if it may be."""
         if self._inboxes.is_closed_to_others:
             return UNKNOWN, STOPPING
         return (UNKNOWN, "no such agent in this process") if header.to and header.to not in self._inboxes else ("", "")
 
     async def _refusal(self, link: Link, header: MessageHeader, *, is_signed: bool) -> tuple[str, str]:
-        """Say why a message may not come in, before anything of it is remembered; two empty strings if it may."""
+        """Return why this message is refused, before anything of it is remembered; two empty strings if it is not."""
         if is_signed:
             age_sec = (self._now() - header.sent_at) / 1_000_000
             if abs(age_sec) > SIGNED_WINDOW_SEC:
@@ -163,9 +162,7 @@ class Received:
         return "", ""
 
     def _accept(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader | Item:
-        """Take a message that may come in, unless it was taken before or has to wait. From here to its inbox nothing is
-        awaited.
-        """
+        """Accept a message, unless it was accepted before or has to wait. Nothing is awaited from here to its inbox."""
         if (known := self._known(header)) is not None:
             if (
                 known.status == ACCEPTED
@@ -183,8 +180,8 @@ class Received:
         return ReceiptHeader(header.id, status, text[:TEXT])
 
     async def _accept_for_all(self, header: MessageHeader, payload: bytes) -> ReceiptHeader:
-        """Take a message to all agents of this node that have a topic, or are in a pool. However often it is repeated,
-        its counts are the same.
+        """Accept a message for all agents of this node that have a topic, or are in a pool. A repeated message gets the
+        same counts.
         """
         if (known := self._known(header)) is None:
             self._remember(header)
@@ -200,7 +197,7 @@ class Received:
         return ReceiptHeader(header.id, ACCEPTED, taken=taken, refused=refused)
 
     def _known(self, header: MessageHeader) -> ReceiptHeader | None:
-        """Return what is answered to a message that is not to be taken now; None if it is."""
+        """Return the receipt of a message that is not accepted now; None if it is."""
         seen = self._streams.see(_pair(header), header.sequence, header.after, self._env.monotonic())
         if seen is Seen.REPEATED:
             return ReceiptHeader(header.id, ACCEPTED)

@@ -100,7 +100,7 @@ class Routes:
         return await self.links.to(node_key, endpoints)
 
     async def is_spoken_for(self, sender: str, node_key: bytes) -> bool | None:
-        """Tell whether the sender's own descriptor names the node (G12); None: that is being looked up, ask again."""
+        """Return whether the sender's own descriptor names the node (G12); None: that is being looked up, ask again."""
         if self._registry.is_spoken_for(sender, node_key):
             return True
         if self._start_soon is None:

@@ -86,7 +86,7 @@ class Draft(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Who took a message, and where it was handled what came of it: an answer (JSON), or None and why."""
+    """Who accepted a message, and what its handler answered (JSON), or None and why it failed."""
 
     recipient: str
     answer: bytes | None = None
@@ -157,7 +157,8 @@ class Post:
         return Draft(self._env.entropy(16).hex(), sender, payload, wants, _checked_task_id(how.task_id), signer)
 
     def signer(self, sender: str) -> Signer:
-        """Return what signs for an agent of this node.
+        """Return the signer of an agent of this node.
+
 
         Raises:
             InvalidValue: It is none.
@@ -189,8 +190,8 @@ class Post:
         return header, body
 
     async def _store(self, draft: Draft, to: str, timeout: float) -> Outcome:
-        """Store a message; wait until it was handled if that is wanted. It is stored even for an agent that is here:
-        only the store keeps it.
+        """Store a message, even for an agent of this process: only the store keeps it. Wait until it is handled if that
+        is wanted.
         """
         if isinstance(to, Capability) or not is_agent_id(to):
             raise InvalidName("recipient", to, "an agent's id: only an agent has a mailbox")
@@ -222,7 +223,7 @@ class Post:
         return Outcome(to, one.answer, "" if one.receipt is None else one.receipt.text)
 
     async def _deliver_here(self, draft: Draft, to: str) -> Outcome:
-        """Hand a message to an agent of this process: nothing is signed, and no socket touched."""
+        """Deliver a message to an agent of this process: nothing is signed, and no socket is touched."""
         header, body = self.write(draft, to)
         if draft.wants != HANDLED:
             raise_for_status(f"agent {to}", *self.inboxes.put(to, header, body, None))
@@ -249,7 +250,8 @@ def check_timeout(timeout: float) -> None:
 
 @contextmanager
 def by_deadline(timeout: float, whom: str) -> Iterator[None]:
-    """End the block after so many seconds.
+    """Cancel the block after so many seconds.
+
 
     Raises:
         DeliveryTimeout: It had not ended by itself.

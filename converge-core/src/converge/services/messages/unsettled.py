@@ -1,4 +1,4 @@
-"""Messages under way to other nodes: each is repeated with the same id until it is settled, those of one sender to one
+"""Messages to other nodes that have no receipt yet: each is repeated with the same id, those of one sender to one
 recipient in order.
 """
 
@@ -92,11 +92,11 @@ class UnderWay:
         self.done: anyio.Event | None = None  # made by who waits for it
 
     def give_up(self) -> None:
-        """The link has ended: without a receipt the message is sent again."""
+        """Note that the link has ended: without a receipt the message is sent again."""
         self.settled.set()
 
     def on_receipt(self, receipt: ReceiptHeader, payload: bytes) -> None:
-        """Take note of a receipt."""
+        """Record a receipt."""
         if self.is_handled:
             return
         self.receipt = receipt
@@ -125,7 +125,7 @@ class MessagesUnderWay:
         return len(self._by_id)
 
     def on_receipt(self, peer: bytes, receipt: ReceiptHeader, payload: bytes) -> None:
-        """Take a node's receipt; one that comes after its message's deadline is passed over."""
+        """Accept a node's receipt; ignore one that comes after its message's deadline."""
         one = self._by_id.get(receipt.id) or self._by_id.get(receipt.id + peer.hex())
         if one is not None:
             one.on_receipt(receipt, payload)
@@ -238,7 +238,7 @@ def _before(one: UnderWay, queue: dict[int, UnderWay]) -> int:
 
 
 async def _earlier(one: UnderWay, queue: dict[int, UnderWay]) -> bool:
-    """Wait until every message before this one is settled; tell whether there was any.
+    """Wait until every message before this one is settled; return whether there was any.
 
     The first try of a message leaves behind the others without a pause. Once something went wrong there is one at a
     time, or a link that breaks with a hundred of a pair under way would see each of them repeated again and again.

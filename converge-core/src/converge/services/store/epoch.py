@@ -37,7 +37,7 @@ async def read(store: Store) -> Epoch:
 
 
 def parsed(entry: Entry | None) -> Epoch:
-    """Return what the entry says; an epoch that nobody here has written is one without a moment."""
+    """Return the decoded entry; an epoch of unknown form has no moment."""
     if entry is None:
         return Epoch()
     text = entry.value.decode("utf-8", "replace").strip('"')
@@ -48,7 +48,8 @@ def parsed(entry: Entry | None) -> Epoch:
 
 
 async def accept(store: Store, env: Env) -> tuple[Epoch, Epoch]:
-    """Draw a new epoch, which says that the store as it is now is the true one; return the one before, and the new one.
+    """Draw a new epoch, which accepts the store as it is now; return the one before, and the new one.
+
 
     Processes that found another history go on with it; all others begin their leases anew, since they cannot tell
     whether what they hold is in it.

@@ -1,4 +1,4 @@
-"""An outage of the store, as all who call it see it: one line in the log when it begins, one when it is over."""
+"""An outage of the store, shared by all who call it: one line in the log when it begins, one when it ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ DEAF, HEARS = "the store's wake-ups do not arrive; it is polled until they do", 
 
 
 class Outage:
-    """Those who call the store in a loop say here how it went, each under a name of its own; from any thread.
+    """Collects how calls of the store go, each caller under a name of its own; from any thread.
+
 
     One outage stops claims, sweeps, renewals and discovery at once: each would write a line for each try.
     """
@@ -40,7 +41,7 @@ class Outage:
         """What ended the handle for good: only opening the store again helps."""
 
     def failed(self, part: str, error: BaseException) -> None:
-        """The part of the process that this names was refused, or not answered."""
+        """Report that a call of this part of the process failed."""
         with self._lock:
             now = self._env.monotonic()
             self._failing[part] = self.error = error
@@ -55,16 +56,16 @@ class Outage:
         log.warning("%s: %s", self._begins, error)
 
     def works(self, part: str) -> None:
-        """It was answered."""
+        """Report that a call of this part of the process succeeded."""
         if (lasted_sec := self._end(part)) is not None:
             log.warning("%s, after %.1f s", self._ends, lasted_sec)
 
     def left(self, part: str) -> None:
-        """It asks no more, so it fails no more; whether it would be answered nobody knows."""
+        """Report that this part calls no more: it counts as neither failing nor working."""
         self._end(part)
 
     def _end(self, part: str) -> float | None:
-        """Take the part out; tells how long the outage lasted if that was its end, and its begin stands in the log."""
+        """Remove the part; return how long the outage lasted if this ends it and its begin was logged."""
         if part not in self._failing:
             return None
         with self._lock:

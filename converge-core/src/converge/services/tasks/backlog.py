@@ -7,7 +7,7 @@ from converge.services.tasks.counts import live
 
 
 async def backlog(handle: StoreHandle, pool_id: str) -> int:
-    """Count the pool's tasks that are not terminal: ready, later, waiting behind a key, held. A task that moves
-    meanwhile may count twice or not.
+    """Return how many of the pool's tasks have not ended: ready, later, waiting behind a key, held. A task that moves
+    meanwhile may count twice or not at all.
     """
     return (await live(handle.store, [pool_id]))[pool_id].live

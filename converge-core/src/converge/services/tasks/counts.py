@@ -62,7 +62,7 @@ async def census(store: Store, pool_ids: Sequence[str]) -> dict[str, Census]:
 
 
 async def live(store: Store, pool_ids: Sequence[str]) -> dict[str, Census]:
-    """As `census`, of those tasks alone that have not ended: what a drain waits for."""
+    """Count, as `census` does, the tasks that have not ended: what a drain waits for."""
     lanes = {pool_id: [entry.key[2] for entry in await read_all(store, LANE(pool_id))] for pool_id in pool_ids}
     pool_of = {lane.hex(): pool_id for pool_id, hashes in lanes.items() for lane in hashes}
     later = await _later(store, pool_of)

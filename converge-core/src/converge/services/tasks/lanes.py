@@ -1,5 +1,5 @@
-"""Lanes come and go: one that stays empty is closed, so that a pool's 1,024 are there for the kinds of tasks that it
-has now.
+"""The life of lanes: one that stays empty is closed, so that a pool's 1,024 serve the kinds of tasks that it has now.
+
 
 A lane is put again as closing, seen to be empty, and deleted at that revision. Whoever puts a `ready` key checks the
 lane's revision in the same
@@ -57,7 +57,7 @@ class LaneCloser:
         return self._round.after is not None
 
     async def page(self) -> int:
-        """Look at one page of lanes; answer how many were closed."""
+        """Look at one page of lanes; return how many were closed."""
         now = self._opened.env.monotonic()
         page = await self._round.read()
         closed = 0
@@ -89,7 +89,7 @@ class LaneCloser:
 
 
 async def make_room(handle: StoreHandle, pool_id: str) -> int:
-    """Close empty lanes of a pool that has too many, however short a time they are empty; answer how many."""
+    """Close empty lanes of a pool that has too many, however short a time they are empty; return how many."""
     closed = 0
     async for page in Pages(handle.store, LANE(pool_id), size=LIMITS.ranges):
         for entry, is_empty in zip(page, await _are_empty(handle.store, page), strict=True):
@@ -101,7 +101,7 @@ async def make_room(handle: StoreHandle, pool_id: str) -> int:
 
 
 async def close_lane(handle: StoreHandle, entry: Entry) -> bool:
-    """Close the lane that was read as `entry`, if it is still empty and nobody has changed it; tells whether it is
+    """Close the lane that was read as `entry`, if it is still empty and nobody has changed it; return whether it is
     gone.
     """
     try:

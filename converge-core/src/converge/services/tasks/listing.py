@@ -56,7 +56,9 @@ async def visit_tasks(store: Store, state: TaskState | None, pool_id: str | None
 
 
 async def _prefixes(store: Store, state: TaskState | None, pool_id: str | None) -> AsyncGenerator[Key, None]:
-    """Where ids of tasks in that state stand; it iterates no other generator, so that to close it leaves none open."""
+    """Yield where ids of tasks in that state stand; it iterates no other generator, so that to close it leaves none
+    open.
+    """
     pools = [pool_id] if pool_id is not None else [entry.key[1] for entry in await read_all(store, POOL())]
     if state in (None, TaskState.ASSIGNED):
         for lease in await lease_ids(store):
@@ -73,7 +75,7 @@ async def _prefixes(store: Store, state: TaskState | None, pool_id: str | None) 
 
 
 async def _visit_under(store: Store, prefix: Key, state: TaskState | None, pool_id: str | None, visit: Visit) -> bool:
-    """Show the visitor the tasks that stand under the prefix; tell whether to go on."""
+    """Show the visitor the tasks that stand under the prefix; return whether to go on."""
     async for page in Pages(store, prefix, size=SHOWN_TOGETHER):
         ids = {entry.key: id_ for entry in page if (id_ := _id_of(entry)) is not None}
         records = await store.get([family(id_) for id_ in ids.values() for family in (TASK, STATE)]) if ids else ()

@@ -144,7 +144,8 @@ class TaskManager:
         return tasks
 
     async def complete(self, task: Task, result: Any = None) -> None:
-        """End the claim: the task is COMPLETED with this result. Said again, it succeeds again.
+        """End the claim: the task is COMPLETED with this result. Idempotent.
+
 
         Raises:
             StaleClaim: The claim is not current; nothing was changed.
@@ -162,7 +163,8 @@ class TaskManager:
         await self._finish(task, Failed(str(error), _checked(task).claimed_by, retry, self._opened.env.uniform()))
 
     async def release(self, task: Task, why: str = "") -> None:
-        """Hand the claim back: the task is ready again at once, and no attempt is counted.
+        """Release the claim: the task is ready again at once, and no attempt is counted.
+
 
         Raises:
             StaleClaim: The claim is not current; nothing was changed.
@@ -182,7 +184,7 @@ class TaskManager:
         await self._finish_found(found, Completed(encode_result(result), agent_id))
 
     async def cancel(self, task_id: str, *, by: str = "", why: str = "") -> bool:
-        """Cancel the task unless it is terminal; tells whether it was cancelled by this call. A running handler is
+        """Cancel the task unless it is terminal; return whether it was cancelled by this call. A running handler is
         told.
 
         Raises:
@@ -209,8 +211,9 @@ class TaskManager:
         raise StoreBusy(f"task {task_id} moved {ROUNDS} times while it was being cancelled; ask again")
 
     async def retry(self, task_id: str) -> str:
-        """Submit a copy of a task that failed or was cancelled; return the copy's id. Said again, it is the same copy,
-        while that is kept.
+        """Submit a copy of a task that failed or was cancelled; return the copy's id. Idempotent while the copy is
+        kept.
+
 
         The copy is linked to its task by `trace["retry_of"]`, has no dedup key, and no deadline that has passed.
 
@@ -272,8 +275,8 @@ class TaskManager:
         await self._opened.let_go()
 
     def _claims_of(self, agent_id: str, pools: tuple[str, ...], claimer: Claimer, *, is_due: bool) -> Claims:
-        """Return what is known of the lanes for such a claimer; nothing after a poll interval, so that new lanes are
-        found beside busy ones.
+        """Return the claims of such a claimer, looking at the lanes anew after a poll interval: new lanes are found
+        beside busy ones.
         """
         if is_due or len(self._claims) > CLAIMERS:
             self._claims.clear()
@@ -339,7 +342,7 @@ class TaskManager:
             del self._held[found.id]
 
     async def _sweep_sometimes(self) -> bool:
-        """Sweep a page if a poll interval has passed; tells whether it has."""
+        """Sweep a page if a poll interval has passed; return whether it has."""
         monotonic = self._opened.env.monotonic()
         if monotonic < self._sweep_due:
             return False
@@ -358,7 +361,7 @@ class TaskManager:
         read is left out, and logged.
 
         Raises:
-            NoSuchPool: With the nearest name: an empty list would hide a slip of the pen.
+            NoSuchPool: With the nearest name: an empty list would hide a typo.
             InvalidValue: There is no such state, or the limit is below one.
         """
         _check_limit(limit)

@@ -1,6 +1,4 @@
-"""Purging: ended tasks that an operator no longer wants are removed before their retention has passed, a page at a
-time.
-"""
+"""Removal of ended tasks on an operator's order, before their retention has passed."""
 
 from __future__ import annotations
 
@@ -59,7 +57,7 @@ async def purge(
 
 
 async def _ended_before(handle: StoreHandle, page: Sequence[Entry], moment: int) -> list[Entry]:
-    """Those of the page whose task ended before the moment; a key alone does not tell, since pools keep tasks for
+    """Return the entries of the page whose task ended before the moment. Keys do not show it: pools keep tasks for
     different times.
     """
     records = await handle.store.get([STATE(entry.key[4]) for entry in page]) if page else ()

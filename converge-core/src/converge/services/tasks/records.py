@@ -105,7 +105,7 @@ def to_spec(task: Task, pool: Pool, now: int, origin: str = "", kind: Kind | Non
 
 
 def _digest(task: Task, kind: Kind, inputs: bytes) -> str:
-    """What stands beside a dedup key, so that other content under it is found without the task's record."""
+    """Return the digest that stands beside a dedup key: other content is found without the task's record."""
     not_before = None if task.not_before is None else _micros("not_before", task.not_before)
     deadline = None if task.deadline is None else _micros("deadline", task.deadline)
     timeout_sec = None if task.timeout_sec is None else float(task.timeout_sec)
@@ -117,7 +117,7 @@ def _digest(task: Task, kind: Kind, inputs: bytes) -> str:
 
 
 def is_same_task(task: Task, spec: Spec, stored: Spec) -> bool:
-    """Tell whether the task, whose specification is `spec`, says what was stored: the same id then means the same
+    """Return whether the task, whose specification is `spec`, equals what was stored: the same id then means the same
     task.
     """
     if (spec.pool, spec.lane, spec.dedup_key, spec.ordering_key) != (

@@ -1,4 +1,4 @@
-"""Retention: ended tasks whose time to be kept has passed go, a page at a time, with all that belongs to them."""
+"""Removal of ended tasks whose retention has passed, with all that belongs to them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Retention:
         return self._round.after is not None
 
     async def remove_old(self) -> int:
-        """Remove a page of the old tasks of each few pools; answer how many (0: there are none left)."""
+        """Remove a page of the old tasks of each few pools; return how many (0: there are none left)."""
         self._round = self._next_round()
         moved = await self.page()
         while self.is_under_way:
@@ -58,7 +58,7 @@ class Retention:
         return moved
 
     async def page(self) -> int:
-        """Remove a page of the old tasks of the next few pools; answer how many."""
+        """Remove a page of the old tasks of the next few pools; return how many."""
         pools = await self._round.read()
         if self._round.is_last:
             self._round = self._next_round()
@@ -94,7 +94,7 @@ class Retention:
         return 0
 
     async def remove(self, old: Sequence[Entry]) -> int:
-        """Remove the ended tasks of these keys, with all that belongs to them; answer how many. One that cannot be read
+        """Remove the ended tasks of these keys, with all that belongs to them; return how many. One that cannot be read
         stays, and is logged.
         """
         ids = [entry.key[4] for entry in old]

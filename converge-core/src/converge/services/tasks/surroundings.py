@@ -94,7 +94,7 @@ async def _pool(handle: StoreHandle, spec: Spec) -> Pool:
 
 
 def _is_active(found: Found) -> bool:
-    """Tell whether the end of the task frees the next one of its ordering key; one that waits has none."""
+    """Return whether the end of the task frees the next one of its ordering key; one that waits has none."""
     return found.spec.ordering_key is not None and type(found.place) is not Waiting
 
 

@@ -102,13 +102,13 @@ class Results:
             self._opened.watch_outage.left("results")
 
     def _hand_over(self) -> None:
-        """Let one who still waits lead; `wait` calls this again if that one leaves instead."""
+        """Make another waiter the leader; `wait` calls this again if that one leaves instead."""
         waiters = (waiter for waiters in self._waiting.values() for waiter in waiters if not waiter.is_over)
         if (heir := next(waiters, None)) is not None:
             heir.event.set()
 
     async def _look_if_possible(self) -> None:
-        """Look; while the store is away whoever waits goes on waiting, as long as their own timeout lets them."""
+        """Look for ended tasks; while the store is away, waiters go on waiting until their own timeouts."""
         try:
             await self._look()
             self._opened.outage.works("results")
@@ -138,9 +138,7 @@ class Results:
 
 
 def _is_over(entry: Entry, id_: bytes) -> bool:
-    """Tell whether there is something to say; of a record that cannot be read, too, which is for those who wait for it
-    alone.
-    """
+    """Return whether the wait is over; also for a record that cannot be read, which concerns its waiters alone."""
     try:
         return is_terminal(decode(entry.value, State, id_text(id_)))
     except StoreError:

@@ -37,7 +37,7 @@ class Process:
         self.discovery, self.store, self.handle = discovery, store, handle
 
     async def snapshot(self) -> dict[str, Sighting]:
-        """What is known now, by id; each is there once."""
+        """Return what is known now, by id; each is there once."""
         found = await self.discovery.snapshot()
         expect(
             "D-1",
@@ -81,19 +81,19 @@ class DiscoveryCase:
     @pytest.fixture(scope="module")
     @classmethod
     def anyio_backend(cls, request: pytest.FixtureRequest) -> str:
-        """The event loop of this run of the test."""
+        """Return the event loop of this run of the test."""
         return str(request.param)
 
     # What an author may override.
 
     @pytest.fixture
     def options(self) -> Any:
-        """An instance of `backend.options` that names a place which no other test uses."""
+        """Return an instance of `backend.options` that names a place which no other test uses."""
         return self.backend.options()
 
     @pytest.fixture
     def configured(self) -> list[Sighting]:
-        """What a backend without publishing must say with these options."""
+        """Return what a backend without publishing must say with these options."""
         return []
 
     @pytest.fixture
@@ -142,12 +142,12 @@ class DiscoveryCase:
             yield [a, b, c]
 
     def said(self, configured: Iterable[Sighting], *published: Sighting) -> dict[str, Sighting]:
-        """What must be known, by id."""
+        """Return what must be known, by id."""
         return {one.id: one for one in (published if self.backend.publishes else configured)}
 
 
 def applied(known: dict[str, Sighting], changes: Changes) -> dict[str, Sighting]:
-    """What is known after these changes."""
+    """Return what is known after these changes."""
     expect("D-7", not {one.id for one in changes.came} & set(changes.gone), "an id has both come and gone in one look")
     return {id_: one for id_, one in known.items() if id_ not in set(changes.gone)} | {
         one.id: one for one in changes.came
@@ -155,7 +155,7 @@ def applied(known: dict[str, Sighting], changes: Changes) -> dict[str, Sighting]
 
 
 async def until_done(call: Callable[[], Any]) -> Any:
-    """What the call answers, made again while it fails by a fault."""
+    """Return what the call answers, made again while it fails by a fault."""
     for _ in range(TRIES):
         try:
             return await call()

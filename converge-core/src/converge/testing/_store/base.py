@@ -94,25 +94,25 @@ class StoreCase:
 
     @classmethod
     def is_persistent(cls) -> bool:
-        """Whether what was written outlives all handles."""
+        """Return whether what was written outlives all handles."""
         return Feature.PERSISTENT in cls.backend.features
 
     @pytest.fixture(scope="module")
     @classmethod
     def anyio_backend(cls, request: pytest.FixtureRequest) -> str:
-        """The event loop of this run of the test."""
+        """Return the event loop of this run of the test."""
         return str(request.param)
 
     @pytest.fixture
     def options(self) -> Any:
-        """An instance of `backend.options` that names a place which no other test uses; several opens within a test
-        name the same place.
+        """Return an instance of `backend.options` that names a place which no other test uses; several opens within a
+        test name the same place.
         """
         return self.backend.options()
 
     @pytest.fixture
     def url(self) -> str:
-        """The URL to open; an author overrides it where the place is in the URL."""
+        """Return the URL to open; an author overrides it where the place is in the URL."""
         return f"{self.backend.schemes[0]}:"
 
     @pytest.fixture
@@ -181,12 +181,12 @@ async def inheriting(reopenable: AbstractAsyncContextManager[Store]) -> AsyncIte
 
 
 def ident(number: int) -> bytes:
-    """An id; greater numbers sort later."""
+    """Return an id; greater numbers sort later."""
     return number.to_bytes(16, "big")
 
 
 def lane(number: int) -> bytes:
-    """A lane's hash; lanes of neighbouring numbers are neighbours in key order."""
+    """Return a lane's hash; lanes of neighbouring numbers are neighbours in key order."""
     return b"\xab" * 14 + number.to_bytes(2, "big")
 
 
@@ -207,7 +207,7 @@ def take_of(
     checks: Sequence[Check] = (),
     also: Sequence[Family] = (),
 ) -> Take:
-    """The take that a claim is made of: from lanes of `ready` to `held`."""
+    """Return the take that a claim is made of: from lanes of `ready` to `held`."""
     return Take([Range(READY(lane(number))) for number in lanes], limit, HELD(lease), (nonce,), checks, also)
 
 

@@ -33,7 +33,7 @@ class When(Enum):
     PAST = "past its window"
 
     def window(self, now: int) -> Window | None:
-        """A window to which `now`, and any moment of the next half hour, stands like this."""
+        """Return a window to which `now`, and any moment of the next half hour, stands like this."""
         hour = 3_600_000_000
         return {
             When.NO_WINDOW: None,
@@ -59,11 +59,11 @@ class StoreModel:
         return ABSENT if entry is None else entry.revision
 
     def failed(self, checks: Iterable[tuple[Key, int]]) -> set[Key]:
-        """The keys whose checks do not hold."""
+        """Return the keys whose checks do not hold."""
         return {key for key, revision in checks if self.revision(key) != revision}
 
     def page(self, wanted: Range) -> list[Entry]:
-        """What a scan of one range answers."""
+        """Return what a scan of one range answers."""
         size = len(wanted.prefix)
         keys = sorted(
             key
@@ -76,7 +76,7 @@ class StoreModel:
         return sum(1 for key in self.entries if key[: len(prefix)] == prefix)
 
     def chosen(self, take: Take) -> list[tuple[Rest, Key]]:
-        """What a take moves: each rest, and the key that it follows now."""
+        """Return what a take moves: each rest, and the key that it follows now."""
         found = []
         for wanted in take.ranges:
             entries = self.page(Range(wanted.prefix, wanted.after, take.limit))

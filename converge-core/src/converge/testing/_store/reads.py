@@ -94,7 +94,7 @@ VALUES = (
 
 
 def spread(family: Family) -> list[Key]:
-    """Keys of a family in which each part meets each of its extremes."""
+    """Return keys of a family in which each part meets each of its extremes."""
     columns = [EXTREMES[part] for part in family.parts.values()]
     count = max((len(column) for column in columns), default=1)
     return [family(*(column[at % len(column)] for column in columns)) for at in range(count)]

@@ -47,7 +47,7 @@ class World:
         self.stack.__exit__(kind, error, trace)
 
     def next_salt(self) -> int:
-        """A number that no other history on this store has: it is part of each of its keys."""
+        """Return a number that no other history on this store has: it is part of each of its keys."""
         self.salt += 1
         return self.salt
 

@@ -74,7 +74,7 @@ async def let_pass(store: Store, lease_id: bytes) -> None:
 
 
 async def raised(kind: type[ConvergeError], call: Any) -> bool:
-    """Tell whether the awaitable raises that error."""
+    """Return whether the awaitable raises that error."""
     try:
         await call
     except kind:
@@ -95,7 +95,7 @@ class TaskCase(StoreCase):
 
     @pytest.fixture
     async def one(self, store: Store) -> AsyncIterator[Process]:
-        """The first process; it creates the pool."""
+        """Yield the first process; it creates the pool."""
         process = Process(store, 15.0)
         await process.pools.create_pool(Pool(id=POOL))
         yield process
@@ -103,7 +103,7 @@ class TaskCase(StoreCase):
 
     @pytest.fixture
     async def two(self, one: Process, opening: Opening) -> AsyncIterator[Process]:
-        """A second process."""
+        """Yield a second process."""
         async with another(one.store) as process:
             yield process
 

@@ -95,7 +95,7 @@ class TaskHistory(RuleBasedStateMachine):
         return pick(list(self.model.tasks.values()), at)
 
     def some_held(self, at: int) -> tuple[Known, int, Task]:
-        """A task that a living process holds, the handle of that process, and its claim."""
+        """Return a task that a living process holds, the handle of that process, and its claim."""
         if not (held := self.held_by_living()):
             if not self.model.must_be_ready():
                 self.submit(at % HANDLES, PLAIN, None)

@@ -45,7 +45,7 @@ class End(NamedTuple):
         return self.what in ("complete", "give_up")
 
     def is_like(self, other: End) -> bool:
-        """Whether it is the same, said again: of a failure only the error counts."""
+        """Return whether it is the same, said again: of a failure only the error counts."""
         kinds = {"give_up": "fail"}
         return (kinds.get(self.what, self.what), self.content) == (kinds.get(other.what, other.what), other.content)
 
@@ -74,7 +74,7 @@ class Known:
         return self.attempts + 1 >= self.content.max_attempts
 
     def possible(self) -> set[tuple[TaskState, int]]:
-        """The states, each with its attempts, that a reader may find."""
+        """Return the states, each with its attempts, that a reader may find."""
         more = self.attempts + 1
         if self.place is Place.ENDED:
             return {(self.state, self.attempts)}
@@ -100,7 +100,7 @@ class TaskModel:
         return [task for task in self.tasks.values() if task.content.ordering_key == ordering_key]
 
     def before(self, task: Known) -> list[Known]:
-        """What stands before it in its ordering key, and has not ended."""
+        """Return what stands before it in its ordering key, and has not ended."""
         if task.content.ordering_key is None:
             return []
         same = self.of_key(task.content.ordering_key)

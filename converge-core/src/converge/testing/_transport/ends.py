@@ -126,7 +126,7 @@ async def collect_until(channel: Channel, is_last: Callable[[bytes], bool]) -> l
 
 
 def is_end(frame: bytes) -> bool:
-    """Whether it is the last frame of a test, which travels in a call of its own."""
+    """Return whether it is the last frame of a test, which travels in a call of its own."""
     return frame == END
 
 

@@ -43,7 +43,7 @@ class StreamTransportContract(TransportContract):
 
     @contextlib.asynccontextmanager
     async def proxied(self, options: Any, address: str) -> AsyncIterator[tuple[Pair, ByteProxy]]:
-        """A channel with a proxy in its middle."""
+        """Yield a channel with a proxy in its middle."""
         with anyio.fail_after(self.limit_sec):
             async with (
                 self.open(options) as transport,
