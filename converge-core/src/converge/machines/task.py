@@ -372,9 +372,7 @@ def key_of(found: Found) -> Key:
 
 
 def _complete(found: Found, event: Completed, now: int, around: Around) -> Batch:
-    """Return the batch that ends most tasks, written for speed: a held task at its first attempt, with neither ordering
-    key nor deadline.
-    """
+    """Return the batch that ends most tasks, written for speed: first attempt, no ordering key, no deadline."""
     id_, spec, old, place = found
     if old is not None or type(place) is not Held or spec.ordering_key is not None or spec.deadline:
         return _end(found, TaskState.COMPLETED, event.by, "", now, around, result=event.result)
@@ -461,9 +459,7 @@ def _end(
     result: bytes = b"null",
     ended_by: Event | None = None,
 ) -> Batch:
-    """Return the batch of a terminal step: the task's key and deadline go, its state and `done` key come, and the next
-    task of its ordering key is freed.
-    """
+    """Return the batch of a terminal step; it frees the next task of an ordering key."""
     spec, place, own = found.spec, found.place, key_of(found)
     is_held = type(place) is Held
     attempts = _attempts(found) + (is_held and to is not TaskState.CANCELLED)
