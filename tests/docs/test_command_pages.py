@@ -64,6 +64,7 @@ COMMANDS = [
         config.check,
         config.schema,
         store.info,
+        store.migrate,
         store.accept,
         doctor.doctor,
         completion.completion,

@@ -42,6 +42,11 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("plugins show", "plugins:show", "Show one plugin: its file, hooks, backends, options."),
     ("store", "", "Look at a store; take one that was restored for the true one."),
     ("store info", "store:info", "Show a store: its settings, epoch, clock, what it holds, who uses it."),
+    (
+        "store migrate",
+        "store:migrate",
+        "Add to a store what this release keeps in it; --dry-run shows it.",
+    ),
     ("store accept", "store:accept", "Take a store that was flushed, restored or replaced for the true one."),
     ("doctor", "doctor:doctor", "Check configuration, plugins, keys and store; say what is wrong and how to mend it."),
     ("config", "", "Show and check the configuration."),

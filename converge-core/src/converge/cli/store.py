@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from converge.errors import InputError
 from converge.operations import run as main
 from converge.operations.store_accept import Accepting, accept_store
 from converge.operations.store_info import StoreFacts, store_facts
+from converge.operations.store_migrate import Migration, migrate_store
 from converge.plugins import PluginHost
 from converge.runtime.config.config import Config
 from converge.secret import without_password
@@ -60,6 +62,33 @@ def info(
     output.table(
         ("lease", "node", "endpoints", "runs for", "agents", "held"), rows, empty="no process has a lease on it"
     )
+    return DONE
+
+
+def migrate(
+    *,
+    dry_run: Annotated[bool, Parameter(negative=(), help="Show what is missing, and change nothing.")] = False,
+    common: Common = NONE,
+) -> int:
+    """Add to a store what this release keeps in it: tables of new kinds of records, with the rights of those that are
+    there.
+
+    Opening a store does the same, so this is for databases where the role of the agents may not make tables: run it as
+        the role that owns them, before the new release starts, such as
+
+        converge store migrate --dry-run --plugin sql --store postgresql://owner@db/agents
+
+        and then without --dry-run. It can be repeated, and processes of this release and of the one before may use the
+        store meanwhile.
+    """
+    done = anyio.run(partial(_migrate, common.configured(), is_dry_run=dry_run), backend_options=loop_options())
+    if common.json:
+        output.line(attrs.asdict(done) | {"missing": list(done.missing)})
+        return DONE
+    if not done.missing:
+        output.write("nothing is missing: the store has all that this release keeps in it")
+    for line in done.missing:
+        output.write(f"{'missing' if dry_run else 'added'}: {line}")
     return DONE
 
 
@@ -112,6 +141,7 @@ def _rows(facts: StoreFacts) -> list[tuple[str, object]]:
         ("durability", facts.durability),
         ("features", " ".join(facts.features)),
         ("contract", facts.contract),
+        ("format", f"{facts.format}, this release knows {facts.newest_format}"),
         ("epoch", facts.epoch),
         ("accepted", facts.accepted_at),
         ("clock", f"{facts.skew_sec * 1_000:+.1f} ms beside this host's"),
@@ -146,6 +176,10 @@ def _record(facts: StoreFacts) -> dict[str, Any]:
 async def _info(config: Config) -> StoreFacts:
     async with main.opened_store(config) as store:
         return await store_facts(store, config, PluginHost(config.plugins))
+
+
+async def _migrate(config: Config, *, is_dry_run: bool) -> Migration:
+    return await migrate_store(config, is_dry_run=is_dry_run)
 
 
 async def _accept(config: Config) -> Accepting:

@@ -412,7 +412,7 @@ def _fail(found: Found, event: Failed, now: int, around: Around) -> Batch:
         found, TaskState.PENDING, "failed", event.by, event.error, now, attempts, due=due, rank=rank, ended_by=event
     )
     own = key_of(found)
-    puts = ((STATE(found.id), encode(state)), (LATER(due, found.id), _lane(spec)))
+    puts = ((STATE(found.id), encode(state)), (LATER(due, found.id), encode(spec.lane)))
     return Batch(((own, _revision(found.place)),), puts, (own,))
 
 
@@ -528,12 +528,8 @@ def _entry(id_: bytes, spec: Spec, due: int, rank: int, now: int) -> Put:
     # Who frees a successor may read store time a little behind its submitter: what was due when it was submitted is
     # never put off by that.
     if due > max(now, spec.submitted):
-        return LATER(due, id_), _lane(spec)
+        return LATER(due, id_), encode(spec.lane)
     return READY(parse_hash(spec.lane), rank, id_), b""
-
-
-def _lane(spec: Spec) -> bytes:
-    return encode(spec.lane)
 
 
 def _revision(place: Place) -> int:

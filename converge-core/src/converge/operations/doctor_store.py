@@ -185,6 +185,7 @@ def _clock(facts: StoreFacts) -> Iterator[Finding]:
 
 
 def _versions(facts: StoreFacts) -> Iterator[Finding]:
+    yield fine("format", f"format {facts.format} is used in the store; this release knows {facts.newest_format}")
     newer = [name for name in facts.versions if name.isdigit() and int(name) > FORMAT]
     if newer:
         yield error(

@@ -99,6 +99,17 @@ def node_of(config: Config) -> Node:
     return Node(**settings | {"transport": config.transport_url})
 
 
+def checked_host(config: Config) -> PluginHost:
+    """Return the host of the configured plugins.
+
+    Raises:
+        ConfigError: Only this process would see the store, or a plugin cannot be used.
+    """
+    host = PluginHost(config.plugins)
+    _check_shared(config, host)
+    return host
+
+
 @asynccontextmanager
 async def opened_store(config: Config, *, must_exist: bool = True) -> AsyncIterator[Store]:
     """Return the configured store, to be entered, by a command that works on what other processes do; a mistyped path
@@ -107,11 +118,9 @@ async def opened_store(config: Config, *, must_exist: bool = True) -> AsyncItera
     Raises:
         ConfigError: Only this process would see it, or its plugin cannot be used.
     """
-    host = PluginHost(config.plugins)
-    _check_shared(config, host)
     store = open_store(
         config.store,
-        plugins=host,
+        plugins=checked_host(config),
         network=config.network,
         options=config.options,
         require_durability=config.require_durability,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import attrs
 import msgspec
 
-from converge.codec import FIRST
+from converge.codec import FIRST, FORMAT
 from converge.contracts.store import Range, Store
 from converge.ids import id_bytes
 from converge.model.keys import ALSO, FAMILIES, KEY, LANE, LEASE, POOL, STATE, TASK
@@ -17,6 +17,7 @@ from converge.runtime.config.config import Config
 from converge.secret import without_password
 from converge.services.pools import PoolManager
 from converge.services.store import epoch as epochs
+from converge.services.store.formats import read_format
 from converge.services.store.processes import LeaseSeen, leases
 from converge.services.tasks.counts import Census, census
 from converge.services.tasks.listing import list_tasks
@@ -29,7 +30,7 @@ SAMPLE = 200
 @attrs.frozen(kw_only=True)
 class StoreFacts:
     """What `store info` shows. `skew_sec`: store time less this host's clock. `versions`: of the records looked at, how
-    many have which.
+    many have which. `format`: the newest that is used in it; `newest_format`: the newest that this release knows.
     """
 
     store: str
@@ -39,6 +40,8 @@ class StoreFacts:
     features: tuple[str, ...]
     durability: str
     settings: Mapping[str, str | int]
+    format: int
+    newest_format: int
     epoch: str
     accepted_at: str
     skew_sec: float
@@ -69,6 +72,8 @@ async def store_facts(store: Store, config: Config, host: PluginHost) -> StoreFa
         features=tuple(sorted(feature.value for feature in backend.features)),
         durability=store.durability.name,
         settings=await store.facts(),
+        format=(await read_format(store)).number,
+        newest_format=FORMAT,
         epoch=epoch.text.partition(".")[0],
         accepted_at=moment(epoch.accepted_at).isoformat() if epoch.accepted_at else "",
         skew_sec=skew,

@@ -65,6 +65,25 @@ async def open_store(
                 await store.shared.close()
 
 
+async def pending(
+    url: str,
+    *,
+    plugins: Sequence[str] | PluginHost = (),
+    options: Mapping[str, Any] | None = None,
+    network: str = NETWORK,
+) -> Sequence[str]:
+    """Return what opening the store of the URL would add to it, a line each; nothing is changed.
+
+    Raises:
+        As `open_store`; a place where nothing was ever stored is refused, or is told to be new.
+    """
+    host = plugins if isinstance(plugins, PluginHost) else PluginHost(plugins)
+    backend = host.store_backend(url)
+    check_loop(backend.name, backend.features)
+    chosen = _options(backend, options or {}, network)
+    return await backend.pending(url, chosen) if backend.pending is not None else ()
+
+
 def backend_options(name: str, cls: type[Any], options: Mapping[str, Any]) -> Any:
     """Return the options of the backend of that name: an instance of its class.
 
