@@ -26,6 +26,9 @@ _ADDRESS_BYTES = 100
 _DATAGRAMS = 1_000
 """How many wake-ups are read at once: more than a socket's queue holds, so that a flood of them ends."""
 
+_COMPARED = 8
+"""How many watches of a channel are compared by when they were told last: with more of them chance spreads well."""
+
 _SWEEP = 1_000
 """How many sockets one sweep looks at; the rest is left to the next who opens the store."""
 
@@ -58,10 +61,10 @@ class WakeUps:
         """Tell one watcher of each channel, if there is one. From any thread."""
         for channel in channels:
             folder = _hash(channel)
-            names = _names(os.path.join(self._folder, folder))
-            random.shuffle(names)  # nobody's store depends on who it is, and all get their share
-            for name in names:
+            for name in _longest_untold(os.path.join(self._folder, folder)):
                 if self._send(f"{folder}/{name}"):
+                    with suppress(OSError):
+                        os.utime(os.path.join(self._folder, folder, name), follow_symlinks=False)
                     break
                 remove([os.path.join(self._folder, f"{name}.sock"), os.path.join(self._folder, folder, name)])
 
@@ -169,6 +172,23 @@ def remove(paths: list[str]) -> None:
     """
     _unlink(paths)
     _remove_empty([os.path.dirname(path) for path in paths[1:]])
+
+
+def _longest_untold(folder: str) -> list[str]:
+    """Return the watches of a channel: the one that was told longest ago first, among some; so all get their share."""
+    names = _names(folder)
+    if len(names) < 2:
+        return names
+    random.shuffle(names)
+    told = {name: _told_at(os.path.join(folder, name)) for name in names[:_COMPARED]}
+    return [*sorted(told, key=told.__getitem__), *names[_COMPARED:]]
+
+
+def _told_at(link: str) -> int:
+    try:
+        return os.lstat(link).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _unlink(paths: list[str]) -> None:

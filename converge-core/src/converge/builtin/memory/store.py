@@ -78,10 +78,14 @@ class _Bell:
             self.ring(channels)
 
     def ring(self, channels: Collection[Channel]) -> None:
-        """Tell one watcher of each channel that has not been told already."""
+        """Tell one watcher of each channel that has not been told already; the one told longest ago, so that work
+        spreads.
+        """
         for channel in channels:
-            for waiter in self._waiters.get(channel, ()):
+            waiters = self._waiters.get(channel, [])
+            for at, waiter in enumerate(waiters):
                 if not waiter.is_told and waiter.tell():
+                    waiters.append(waiters.pop(at))
                     break
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import aclosing
+from math import inf
 from typing import NamedTuple
 
 import anyio
@@ -16,9 +16,11 @@ from converge.contracts.store import Batch, Channel, Conflict, Take, Taken, Turn
 from converge.env import Env
 from converge.errors import ConvergeError, InputError, LeaseEnded, NotApplied, StaleClaim, StoreError
 from converge.ids import id_text
+from converge.machines.pace import PAUSE_SEC, Pace
 from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.supervision import Supervision
+from converge.runtime.claiming.lane_watch import LaneWatch
 from converge.runtime.claiming.slots import OnClaimed, Slots, Why
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.claim import Claims, settle_take
@@ -70,11 +72,14 @@ class Feed:
         self._finished: list[tuple[Found, Event]] = []
         self._unsettled: list[bytes] = []  # nonces of takes that were never answered
         self._wanted = 0  # slots that a take under way will fill
-        self._event, self._is_woken = anyio.Event(), False
-        self._channels: list[Channel] = []
-        self._watching: anyio.CancelScope | None = None
-        self._woken = True
-        self._assumed = False
+        self._event, self._is_signalled = anyio.Event(), False
+        self._watch = LaneWatch(handle, group, poll_sec, self._on_wake_up)
+        self._pace = Pace()
+        self._wakes: set[Channel] = set()  # to be told with the next call
+        self._has_told: set[Channel] = set()  # lanes for which another process was woken since nothing was ready here
+        self._must_look = True
+        self._pass_on_at = inf  # when to pass on a wake-up that came while no slot was free
+        self._is_assuming = False
         self._slow = 0
         self._pumping = 0
         self._sending = 0
@@ -98,7 +103,7 @@ class Feed:
         """
         owed = self.slots.remove(agent)
         if self.slots.is_deserted:
-            self._unwatch()
+            self._stop_hearing()
         self._give_back_excess()
         return owed
 
@@ -118,7 +123,7 @@ class Feed:
     def end(self) -> None:
         """Stop for good, after `drain`: no task of this feed is left."""
         self.is_ended = True
-        self._unwatch()
+        self._stop_hearing()
         self._opened.outage.works(f"claims.{id(self)}")
         self._wake()
 
@@ -130,12 +135,12 @@ class Feed:
     @property
     def hears(self) -> bool:
         """Whether it listens for the store's wake-ups: not while nothing could be taken."""
-        return self._watching is not None
+        return self._watch.hears
 
     def hand_back(self) -> None:
         """Stop claiming, and release the claims that no worker has begun."""
         self.is_draining = True
-        self._unwatch()
+        self._stop_hearing()
         self._give_back(self.slots.take_back())
         self._wake()
 
@@ -182,14 +187,16 @@ class Feed:
         elif self.error != str(error):
             log.warning("claiming waits: %s", error)
         self.error = str(error)
-        self._woken = True  # whatever was about to be looked at still must be
+        self._must_look = True  # whatever was about to be looked at still must be
 
     def _on_finished(self, found: Found, event: Event | None) -> None:
         if event is not None:
             self._finished.append((found, event))
         if self.is_draining:
             self._idle.set()
-        if not self._is_woken and self._is_worth_a_turn():
+        if not self._pace.is_steady:
+            self._pace.claim_ended()
+        if not self._is_signalled and self._is_worth_a_turn():
             self._wake()
 
     def _on_all_begun(self) -> None:
@@ -198,12 +205,14 @@ class Feed:
             self._wake()
 
     def _wake(self) -> None:
-        if not self._is_woken:
-            self._is_woken = True
+        if not self._is_signalled:
+            self._is_signalled = True
             self._event.set()
 
     def _on_wake_up(self) -> None:
-        self._woken = True
+        self._must_look = True
+        if self.slots.free <= 0 and self._pass_on_at == inf:
+            self._pass_on_at = self._env.monotonic() + PAUSE_SEC  # by then a quick task has ended
         self._wake()
 
     async def _pump(self) -> None:
@@ -220,7 +229,7 @@ class Feed:
                 # The node's watchdog cancels the handlers, and has another lease opened: its own task, so that the
                 # store cannot keep it waiting.
                 self.error = str(error)
-                self._woken = True
+                self._must_look = True
                 await anyio.sleep(min(self._poll_sec, BACKOFF_GREATEST_SEC))
                 continue
             except ConvergeError as error:
@@ -231,34 +240,65 @@ class Feed:
             if self.error is not None:
                 self.error = None
                 self._opened.outage.works(f"claims.{id(self)}")
-            with anyio.move_on_after(self._poll_sec * (0.75 + self._random() / 2)) as scope:
-                await self._event.wait()
-            if self._is_woken:
-                self._event, self._is_woken = anyio.Event(), False
-            if scope.cancelled_caught:
-                self._woken = True
-                if self.slots.free <= 0:
-                    self._unwatch()
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait for a signal, for the end of a pause between takes, or for the poll interval to pass."""
+        due = self._pace.due
+        pause_sec = min(self._pass_on_at, due if due > self._turned_at else inf) - self._env.monotonic()
+        is_pausing = pause_sec < self._poll_sec
+        wait_sec = max(0.0, pause_sec) if is_pausing else self._poll_sec * (0.75 + self._random() / 2)
+        with anyio.move_on_after(wait_sec) as scope:
+            await self._event.wait()
+        if self._is_signalled:
+            self._event, self._is_signalled = anyio.Event(), False
+        if scope.cancelled_caught and not is_pausing:
+            self._must_look = True
+            if self.slots.free <= 0:
+                self._stop_hearing()
 
     async def _turn(self) -> bool:
         """Do one turn; tell whether there was anything to do."""
-        if not self._is_worth_a_turn():
+        if self._pass_on_at <= self._env.monotonic():
+            await self._pass_on()
+        if not self._wakes and not self._is_worth_a_turn():
             return False
         self._turned_at = self._env.monotonic()
         take, nonce = await self._next_take()
         finished, self._finished = self._finished, []
-        if take is None and not finished:
+        if take is None and not finished and not self._wakes:
             return False
         limit = take.limit if take is not None else 0
         self._wanted += limit
         self._sending += len(finished)
+        taken = 0
         try:
-            await self._send(finished, take, nonce)
+            taken = await self._send(finished, take, nonce)
         finally:
             self._wanted -= limit
             self._sending -= len(finished)
             self._idle.set()
+            if take is not None:
+                self._took(limit, taken)
         return True
+
+    def _took(self, asked: int, taken: int) -> None:
+        """Set the pace by what a take brought, and have another process woken for what is left behind."""
+        now = self._env.monotonic()
+        if not self._claims.has_ready:
+            self._has_told.clear()
+            self._pace.found_nothing(now)
+        elif taken >= asked and (not self._pace.is_steady or self.slots.free <= self._wanted):
+            self._tell_others()
+        self._pace.came_back(asked, taken, now)
+
+    def _tell_others(self) -> None:
+        """Wake another process for each lane that has something left; once, until nothing was ready here."""
+        channels = self._claims.ready_channels - self._has_told
+        if channels:
+            self._wakes |= channels
+            self._has_told |= channels
+            self._wake()
 
     def _is_worth_a_turn(self) -> bool:
         """While claims here still wait for their workers, let half of the slots come free first: a turn of one task
@@ -277,28 +317,43 @@ class Feed:
             return None, b""
         if self._unsettled:
             await self._settle()
-        if self._woken:
+        if self._must_look or self._turned_at >= self._look_due:
             await self._look_or_assume()
         # Counted only now: while this pump waited the other one may have taken, or the node may have begun to stop.
         free = self.slots.free - self._wanted
-        if free <= 0 or not self._claims.has_ready or self._is_stopping():
+        if free <= 0 or self._is_stopping():
             return None, b""
-        nonce = self._env.entropy(16)
-        return await self._claims.take(free, nonce), nonce
+        now = self._env.monotonic()
+        if not self._claims.has_ready:
+            self._pace.found_nothing(now)
+            self._watch.watch(self._claims.channels)  # its first answer has this feed look again
+            return None, b""
+        limit = self._pace.wanted(free, now)
+        if limit <= 0:
+            return None, b""
+        nonce, take = self._env.entropy(16), None
+        self._pace.left(now)
+        try:
+            take = await self._claims.take(limit, nonce)
+        finally:
+            if take is None:
+                self._pace.came_back(limit, 0, now)
+        return take, nonce
 
     async def _look_or_assume(self) -> None:
         """After a wake-up look at what is known first, in the take itself; read pools and lanes again each poll
         interval, or if that was empty.
         """
-        self._woken = False
+        self._must_look = False
         now = self._env.monotonic()
-        if now < self._look_due and not self._assumed and self._claims.assume_ready():
-            self._assumed = True
+        if now < self._look_due and not self._is_assuming and self._claims.assume_ready():
+            self._is_assuming = True
             return
-        self._assumed = False
+        self._is_assuming = False
         self._look_due = now + self._poll_sec
         await self._claims.look()
-        self._watch_lanes()
+        if self._watch.hears and not self.is_draining:
+            self._watch.watch(self._claims.channels)
 
     def _is_stopping(self) -> bool:
         return self.is_draining
@@ -313,20 +368,25 @@ class Feed:
             if nonce in self._unsettled:
                 self._unsettled.remove(nonce)
 
-    async def _send(self, finished: list[tuple[Found, Event]], take: Take | None, nonce: bytes) -> None:
+    async def _send(self, finished: list[tuple[Found, Event]], take: Take | None, nonce: bytes) -> int:
+        """Make one call of the store; return how many tasks its take took."""
         try:
             batches, sent, slow, wake = await self._plan(finished)
             commits = await self._opened.commits()
+            if self._wakes:
+                wake |= self._wakes
+                self._wakes.clear()
+                await self._leave_sleepers()
             turned = (
                 await commits.turn(batches, take, wake=wake, are_apart=_are_apart(finished))
-                if batches or take is not None
+                if batches or wake or take is not None
                 else Turned((), None)
             )
         except StoreError as error:
             if isinstance(error.__cause__, InputError):
                 self._unsettled += [nonce] if take is not None else []
                 await self._finish_slowly(finished)
-                return
+                return 0
             self._finished += finished  # to say them again is safe
             if take is not None and not isinstance(error, NotApplied):
                 self._unsettled.append(nonce)
@@ -337,12 +397,13 @@ class Feed:
             raise
         except InputError:
             await self._finish_slowly(finished)  # one of them cannot be stored: each by itself, and that one fails
-            return
+            return 0
         self._take_in(turned, take)
         slow += self._check_outcomes(sent, turned)
         await self._finish_slowly(slow)
         if take is not None and isinstance(turned.taken, Conflict):
             await self._claims.refused(turned.taken)
+        return len(turned.taken.rests) if isinstance(turned.taken, Taken) else 0
 
     async def _plan(
         self, finished: list[tuple[Found, Event]]
@@ -372,11 +433,11 @@ class Feed:
             self._give_back(claims)
             self._wake()
         elif claims:
-            self._assumed = False
+            self._is_assuming = False
             self.slots.give(claims)
             self._give_back_excess()
-        elif self._assumed:
-            self._woken = True  # the wake-up was for a lane that is not known yet: look
+        elif self._is_assuming:
+            self._must_look = True  # the wake-up was for a lane that is not known yet: look
             self._wake()
 
     def _check_outcomes(self, sent: list[tuple[Found, Event]], turned: Turned) -> list[tuple[Found, Event]]:
@@ -431,37 +492,25 @@ class Feed:
         if self._observers.finished is not None:
             self._observers.finished(found, event)
 
-    def _watch_lanes(self) -> None:
-        channels = self._claims.channels
-        if channels == self._channels or self.is_draining:
+    def _stop_hearing(self) -> None:
+        """Hear of nothing while nothing can be taken, then look again."""
+        self._watch.leave()
+        self._must_look, self._look_due = True, 0.0
+
+    async def _leave_sleepers(self) -> None:
+        """Hear of nothing before others are woken: a wake-up that comes back here would be lost to them."""
+        if self._watch.hears:
+            self._stop_hearing()
+        await self._watch.left()
+
+    async def _pass_on(self) -> None:
+        """Tell others of what is ready: the wake-up that came here found no free slot."""
+        self._pass_on_at = inf
+        if self.slots.free > 0 or self.is_draining:
             return
-        self._channels = channels
-        if self._watching is not None:
-            self._watching.cancel()
-        self._watching = anyio.CancelScope()
-        self._group.start_soon(self._watch, channels, self._watching)
-
-    def _unwatch(self) -> None:
-        """Hear of nothing while nothing can be taken: a wake-up reaches one watcher, and another process may have a
-        free slot. Then look again.
-        """
-        if self._watching is not None:
-            self._watching.cancel()
-            self._opened.watch_outage.left(f"lanes.{id(self)}")
-        self._watching, self._channels = None, []
-        self._woken, self._look_due = True, 0.0
-
-    async def _watch(self, channels: list[Channel], scope: anyio.CancelScope) -> None:
-        with scope:
-            while True:
-                try:
-                    async with aclosing(self._opened.store.watch(channels)) as watch:  # type: ignore[type-var]  # every watch is an async generator
-                        async for _ in watch:
-                            self._opened.watch_outage.works(f"lanes.{id(self)}")
-                            self._on_wake_up()
-                except StoreError as error:
-                    self._opened.watch_outage.failed(f"lanes.{id(self)}", error)
-                await anyio.sleep(self._poll_sec)
+        await self._claims.look()
+        self._has_told.clear()
+        self._tell_others()
 
     def lost(self) -> None:
         """The lease is gone, and with it every claim but those that have ended: these are still told to the store,

@@ -12,7 +12,7 @@ from converge.contracts.store import LIMITS, Check, Conflict, Range, Rest, Take,
 from converge.errors import ConvergeError, PoolClosed, SchemaTooNew, StaleClaim, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.lane import Lane
-from converge.machines.match import Claimer, refusal, watched_news
+from converge.machines.match import Claimer, lane_news, refusal, watched_news
 from converge.machines.task import Found, Held, Released
 from converge.model.keys import HELD, INT_MIN, LANE, MEMBER, POOL, READY, STATE, TASK
 from converge.model.task import Spec, State
@@ -33,12 +33,12 @@ _FIRST: Rest = (INT_MIN, bytes(16))
 
 
 class _LaneSeen:
-    """One lane that the group may take from: its pool, and the head seen last (None: it was empty)."""
+    """One lane that the group may take from, and the head seen last (None: it was empty)."""
 
-    __slots__ = ("head", "pool")
+    __slots__ = ("head", "lane")
 
-    def __init__(self, pool: str) -> None:
-        self.pool = pool
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
         self.head: Rest | None = None
 
 
@@ -105,7 +105,7 @@ class Claims:
                 self._log_once(error)
                 continue
             if refusal(lane, self.claimer) is None:
-                lanes[entry.key[2]] = _LaneSeen(pool_id)
+                lanes[entry.key[2]] = _LaneSeen(lane)
 
     def _log_once(self, error: StoreError) -> None:
         if str(error) not in self._logged:
@@ -159,6 +159,12 @@ class Claims:
         pools.
         """
         return [f"lane.{lane.hex()}" for lane in self._lanes] + self._steady_channels
+
+    @property
+    def ready_channels(self) -> set[str]:
+        """What others watch for the lanes in which something is known to be left, whether they know the lane or not."""
+        left = [(hash_, seen.lane) for hash_, seen in self._lanes.items() if seen.head not in (None, _FIRST)]
+        return {channel for hash_, lane in left for channel in (f"lane.{hash_.hex()}", *lane_news(lane))}
 
     async def take(self, limit: int, nonce: bytes) -> Take | None:
         """Return the take of the best tasks over the best 32 lanes, or None if nothing is known to be ready.

@@ -1,0 +1,65 @@
+"""The watch of one feed: who hears of new tasks, while it could take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import aclosing
+
+import anyio
+from anyio.abc import TaskGroup
+
+from converge.contracts.store import Channel
+from converge.errors import StoreError
+from converge.services.store.handle import StoreHandle
+
+
+class LaneWatch:
+    """Watches the channels of the lanes that a feed may take from; `on_wake_up` is called for each wake-up."""
+
+    def __init__(self, handle: StoreHandle, group: TaskGroup, poll_sec: float, on_wake_up: Callable[[], None]) -> None:
+        self._handle, self._group, self._poll_sec, self._on_wake_up = handle, group, poll_sec, on_wake_up
+        self._channels: list[Channel] = []
+        self._scope: anyio.CancelScope | None = None
+        self._has_left = anyio.Event()
+        self._has_left.set()
+
+    @property
+    def hears(self) -> bool:
+        """Whether wake-ups are listened for."""
+        return self._scope is not None
+
+    def watch(self, channels: list[Channel]) -> None:
+        """Listen to these channels, and to no others."""
+        if channels == self._channels:
+            return
+        if self._scope is not None:
+            self._scope.cancel()
+        self._channels, self._scope, self._has_left = channels, anyio.CancelScope(), anyio.Event()
+        self._group.start_soon(self._watch, channels, self._scope, self._has_left)
+
+    def leave(self) -> None:
+        """Listen no more: a wake-up reaches one watcher, and another process may have a free slot."""
+        if self._scope is not None:
+            self._scope.cancel()
+            self._handle.watch_outage.left(f"lanes.{id(self)}")
+        self._scope, self._channels = None, []
+
+    async def left(self) -> None:
+        """Return when no wake-up can reach this watch any more, after `leave`."""
+        await self._has_left.wait()
+
+    async def _watch(self, channels: list[Channel], scope: anyio.CancelScope, has_left: anyio.Event) -> None:
+        source = f"lanes.{id(self)}"
+        try:
+            with scope:
+                while True:
+                    try:
+                        async with aclosing(self._handle.store.watch(channels)) as watch:  # type: ignore[type-var]  # every watch is an async generator
+                            async for _ in watch:
+                                self._handle.watch_outage.works(source)
+                                self._on_wake_up()
+                    except StoreError as error:
+                        self._handle.watch_outage.failed(source, error)
+                    await anyio.sleep(self._poll_sec)
+        finally:
+            has_left.set()

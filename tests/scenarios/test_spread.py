@@ -1,0 +1,136 @@
+"""Work spreads over idle processes, and a wake-up is not lost to a busy one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from converge import Agent, MemoryStore, Node, Pool, PoolManager, Task, TaskManager, open_store
+
+CHILD = Path(__file__).with_name("spreading.py")
+ROUNDS, MISSES = (20, 1) if os.environ.get("CONVERGE_FULL") == "1" else (6, 2)
+"""Rounds, and in how many of them one process may have all the work: a busy machine may wake the second too late."""
+
+TASK_SEC = 0.5
+PLUGINS = {"redis": ["redis"], "postgresql": ["sql"]}
+
+
+@pytest.fixture(scope="module", params=["file", "redis", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store that processes share."""
+    if request.param == "file":
+        return f"file:{tmp_path_factory.mktemp('store') / 'state.db'}"
+    return str(request.getfixturevalue("redis_url" if request.param == "redis" else "postgres_url"))
+
+
+@contextmanager
+def process(url: str) -> Iterator[None]:
+    """Run a process with four slots, which has been idle for a while."""
+    command = [sys.executable, str(CHILD), url, *PLUGINS.get(url.partition(":")[0], [])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            child.terminate()
+            child.communicate(timeout=30)
+
+
+async def submit_many(tasks: TaskManager, wanted: Sequence[Task]) -> list[str]:
+    """Submit all at once."""
+    return await tasks.submit_many(list(wanted))
+
+
+async def submit_each(tasks: TaskManager, wanted: Sequence[Task]) -> list[str]:
+    """Submit one after another."""
+    return [await tasks.submit(one) for one in wanted]
+
+
+async def shares(tasks: TaskManager, rounds: int, submit: Callable[..., AsyncIterator[str]]) -> int:
+    """Return in how many rounds more than one worker did some of four tasks."""
+    spread = 0
+    for _ in range(rounds):
+        ids = await submit(tasks, [Task(pool_id="docs", inputs={"sec": TASK_SEC}) for _ in range(4)])  # type: ignore[misc]
+        workers = {(await tasks.result(id_, timeout=30)).result for id_ in ids}
+        spread += len(workers) > 1
+        await anyio.sleep(0.1)  # both are idle for longer than a doze
+    return spread
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("submit", [submit_many, submit_each])
+async def test_two_idle_processes_share_four_tasks(
+    url: str, submit: Callable[..., AsyncIterator[str]], anyio_backend: str
+) -> None:
+    plugins = PLUGINS.get(url.partition(":")[0], [])
+    async with open_store(url, plugins=plugins) as store:
+        await PoolManager(store).create_pool(Pool(id="docs"))
+        with ExitStack() as stack:
+            for _ in range(2):
+                await to_thread.run_sync(stack.enter_context, process(url))
+            assert await shares(TaskManager(store), ROUNDS, submit) >= ROUNDS - MISSES
+
+
+class Named(Agent):
+    """Says who works."""
+
+    concurrency = 4
+
+    async def on_task(self, task: Task) -> str:
+        await anyio.sleep(task.inputs["sec"])
+        return self.id
+
+
+@pytest.mark.parametrize("submit", [submit_many, submit_each])
+async def test_two_nodes_of_one_process_share_four_tasks(submit: Callable[..., AsyncIterator[str]]) -> None:
+    store = MemoryStore()
+    await PoolManager(store).create_pool(Pool(id="docs"))
+    async with (
+        store.reopen() as one,
+        store.reopen() as two,
+        Node(store=one, poll_sec=5.0) as first,
+        Node(store=two, poll_sec=5.0) as second,
+    ):
+        for node in (first, second):
+            await node.spawn(Named, pool="docs")
+        await anyio.sleep(0.1)
+        assert await shares(TaskManager(store), ROUNDS, submit) >= ROUNDS - MISSES
+
+
+class Stuck(Agent):
+    """Works until it is cancelled."""
+
+    async def on_task(self, task: Task) -> None:
+        await anyio.sleep_forever()
+
+
+async def test_a_wake_up_that_finds_no_free_slot_is_passed_on() -> None:
+    # Nobody polls within a minute, so only wake-ups bring the tasks to the nodes.
+    store = MemoryStore()
+    await PoolManager(store).create_pool(Pool(id="docs"))
+    tasks = TaskManager(store)
+    with anyio.fail_after(30):
+        async with (
+            store.reopen() as one,
+            store.reopen() as two,
+            Node(store=one, poll_sec=60.0, grace_sec=0.0) as full,
+            Node(store=two, poll_sec=60.0, grace_sec=0.0) as free,
+        ):
+            await full.spawn(Stuck, pool="docs")
+            await tasks.submit(Task(pool_id="docs"))
+            while not full.feeds[0].slots.busy:  # noqa: ASYNC110  # nobody tells of a claim
+                await anyio.sleep(0.01)
+            assert full.feeds[0].hears, "the test is of a wake-up that reaches the full node"
+            await free.spawn(Named, count=4, pool="docs")
+            await anyio.sleep(0.1)
+            for _ in range(4):
+                id_ = await tasks.submit(Task(pool_id="docs", inputs={"sec": 0.0}))
+                await tasks.result(id_, timeout=10)
