@@ -101,7 +101,7 @@ async def test_two_nodes_of_one_process_share_four_tasks(submit: Callable[..., A
     ):
         for node in (first, second):
             await node.spawn(Named, pool="docs")
-        await anyio.sleep(0.1)
+        await anyio.sleep(0.1)  # they have looked, and doze no longer
         assert await shares(TaskManager(store), ROUNDS, submit) >= ROUNDS - MISSES
 
 
@@ -130,7 +130,7 @@ async def test_a_wake_up_that_finds_no_free_slot_is_passed_on() -> None:
                 await anyio.sleep(0.01)
             assert full.feeds[0].hears, "the test is of a wake-up that reaches the full node"
             await free.spawn(Named, count=4, pool="docs")
-            await anyio.sleep(0.1)
+            await anyio.sleep(0.1)  # it has looked, and sleeps
             for _ in range(4):
                 id_ = await tasks.submit(Task(pool_id="docs", inputs={"sec": 0.0}))
                 await tasks.result(id_, timeout=10)
