@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from converge.contracts.store import CONTRACT
 from converge.errors import (
     ConfigError,
     ContractMismatch,
@@ -27,7 +28,7 @@ Install = Callable[..., None]
 STORE = """
 from pathlib import Path
 import attrs
-from converge.contracts.store import StoreBackend
+from converge.contracts.store import CONTRACT, StoreBackend
 from converge.hookspecs import hookimpl
 Path(__file__).with_suffix(".ran").touch()
 
@@ -73,7 +74,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
             del sys.modules[name]
 
 
-def toy(name: str = "toy", contract: int = 1) -> str:
+def toy(name: str = "toy", contract: int = CONTRACT) -> str:
     """The source of a plugin that declares a store, and leaves a file beside itself when it is imported."""
     return STORE.format(name=name, contract=contract)
 
@@ -272,12 +273,12 @@ def test_a_misspelt_hook_is_an_error(install: Install, source: str, text: str) -
     assert str(raised.value).endswith(text)
 
 
-@pytest.mark.parametrize(("contract", "mend"), [(2, "upgrade converge-core"), (0, "upgrade the plugin")])
+@pytest.mark.parametrize(("contract", "mend"), [(3, "upgrade converge-core"), (1, "upgrade the plugin")])
 def test_another_contract_number_says_which_side_to_upgrade(install: Install, contract: int, mend: str) -> None:
     install("toy-store", "toy_contract", toy(contract=contract), names="toy")
     with pytest.raises(ContractMismatch) as raised:
         PluginHost(["toy"])
-    text = f'its store "toy" was written for contract {contract}, this release has 1; {mend}'
+    text = f'its store "toy" was written for contract {contract}, this release has 2; {mend}'
     assert str(raised.value) == f'plugin "toy" (toy-store 1.2): {text}'
 
 

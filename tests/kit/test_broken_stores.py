@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -32,7 +33,7 @@ from converge.contracts.store import (
     Turned,
     Window,
 )  # fmt: skip
-from converge.errors import OutcomeUnknown, StoreUnavailable
+from converge.errors import OutcomeUnknown, StoreRefused, StoreUnavailable
 from converge.testing.clauses import CLAUSES
 from converge.testing.running import run_contract
 from converge.testing.store import Cut, StoreContract
@@ -104,7 +105,12 @@ Declare = Callable[[type[ToyStore]], type[ToyStore]]
 
 
 def breaks(
-    clause: str, *, also: Sequence[str] = (), features: frozenset[Feature] = frozenset(), **members: Any
+    clause: str,
+    *,
+    also: Sequence[str] = (),
+    features: frozenset[Feature] = frozenset(),
+    options: type[ToyOptions] = ToyOptions,
+    **members: Any,
 ) -> Declare:
     """Declare what a store breaks, and make the kit's class for it, at the top of this module: `XKit` for the store
     `X`.
@@ -113,7 +119,7 @@ def breaks(
     def declare(store_class: type[ToyStore]) -> type[ToyStore]:
         made = type(f"{store_class.__name__}Kit", (BrokenStoreContract,), {"__module__": __name__, **members})
         kit = cast("type[BrokenStoreContract]", made)
-        kit.backend = attrs.evolve(TOY, open=store_class.open, features=features)
+        kit.backend = attrs.evolve(TOY, open=store_class.open, options=options, features=features)
         kit.store_class, kit.clause, kit.also = store_class, clause, frozenset(also)
         globals()[kit.__name__] = kit
         BROKEN.append(kit)
@@ -486,6 +492,91 @@ class HonestKit(BrokenStoreContract):
 
     backend = attrs.evolve(TOY, open=SaysWhatIsUnknown.open)
     cut = cut
+
+
+# Places.
+
+
+@attrs.frozen(kw_only=True)
+class PlacedOptions(ToyOptions):
+    """Options that core sets, and a place: one for each test, since options are made once in each."""
+
+    must_exist: bool = False
+    network: str = "converge"
+    place: str = attrs.field(factory=lambda: secrets.token_hex(8))
+
+
+class PlacedStore(TurnStore):
+    """The toy with places, each with networks: right, and in parts that can be broken."""
+
+    shelves: ClassVar[dict[tuple[str, str], Shelf]] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str, options: ToyOptions) -> AsyncIterator[Store]:
+        assert isinstance(options, PlacedOptions)
+        yield cls(cls.shelf_of(options))
+
+    @classmethod
+    def shelf_of(cls, options: PlacedOptions) -> Shelf:
+        where = cls.where(options)
+        if options.must_exist and where not in cls.shelves:
+            raise StoreRefused("there is no store")
+        return cls.shelves.setdefault(where, Shelf(options))
+
+    @classmethod
+    def where(cls, options: PlacedOptions) -> tuple[str, str]:
+        return options.place, options.network
+
+
+class HonestPlacesKit(BrokenStoreContract):
+    """The store from which those with broken places are made."""
+
+    backend = attrs.evolve(TOY, open=PlacedStore.open, options=PlacedOptions)
+
+
+def test_the_store_with_places_is_whole() -> None:
+    run = run_contract(HonestPlacesKit, tests="looks_makes or network_has or forked_child")
+    assert (run.failures, run.passed) == ((), 3)
+
+
+@breaks("S-20", options=PlacedOptions)
+class OpensAnythingForWhoLooks(PlacedStore):
+    """Does not know that somebody only looks."""
+
+    @classmethod
+    def shelf_of(cls, options: PlacedOptions) -> Shelf:
+        return super().shelf_of(attrs.evolve(options, must_exist=False))
+
+
+@breaks("S-20", options=PlacedOptions)
+class MakesWhatItRefuses(PlacedStore):
+    """Refuses who looks, and leaves a store behind."""
+
+    @classmethod
+    def shelf_of(cls, options: PlacedOptions) -> Shelf:
+        is_there = cls.where(options) in cls.shelves
+        shelf = super().shelf_of(attrs.evolve(options, must_exist=False))
+        if options.must_exist and not is_there:
+            raise StoreRefused("there is no store")
+        return shelf
+
+
+@breaks("S-21", options=PlacedOptions)
+class MixesNetworks(PlacedStore):
+    """Keeps all networks of a place together."""
+
+    @classmethod
+    def where(cls, options: PlacedOptions) -> tuple[str, str]:
+        return options.place, ""
+
+
+@breaks("S-22")
+class WorksOnAfterAFork(TurnStore):
+    """Leaves out what `Store.__new__` does."""
+
+    def __new__(cls, *_: object) -> WorksOnAfterAFork:
+        return object.__new__(cls)
 
 
 @pytest.mark.parametrize("kit", BROKEN, ids=lambda kit: kit.store_class.__name__)

@@ -14,7 +14,7 @@ REDIS = StoreBackend(
     schemes=("redis", "rediss"),
     options=RedisOptions,
     open=RedisStore.open,
-    contract=1,
+    contract=2,
     features=frozenset({Feature.SHARED, Feature.PERSISTENT, Feature.NOTIFIES, Feature.ASYNCIO_ONLY}),
     durability=Durability.D2,
 )

@@ -11,7 +11,7 @@ from converge_transport_tcp.options import TcpOptions
 from converge_transport_tcp.transport import TcpTransport
 
 TCP = TransportBackend(
-    name="tcp", schemes=("tcp",), options=TcpOptions, open=TcpTransport.open, contract=1, check_address=parse
+    name="tcp", schemes=("tcp",), options=TcpOptions, open=TcpTransport.open, contract=2, check_address=parse
 )
 
 

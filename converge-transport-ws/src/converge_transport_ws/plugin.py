@@ -17,7 +17,7 @@ WS = TransportBackend(
     schemes=("ws", "wss"),
     options=WsOptions,
     open=WsTransport.open,
-    contract=1,
+    contract=2,
     features=frozenset({Feature.ASYNCIO_ONLY}),
     check_address=parse,
 )

@@ -93,7 +93,7 @@ def test_everything_that_a_plugin_declares_is_shown(converge: Converge, installe
         "store",
         "toy",
         ["toy", "toys"],
-        1,
+        2,
     )
     options = {one.pop("name"): one for one in backend["options"]}
     assert options["wait_sec"] == {

@@ -38,7 +38,7 @@ __all__ = [
     "CONTRACT", "AgentDescriptor", "Changes", "Discovery", "DiscoveryBackend", "Reader", "Sighting", "sign_descriptor",
 ]  # fmt: skip
 
-CONTRACT = 1
+CONTRACT = 2
 """The number of this contract."""
 
 

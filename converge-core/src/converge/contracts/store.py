@@ -42,6 +42,12 @@ S-15 Values and keys come back byte for byte, and type for type, up to the limit
 S-16 `NotApplied` is raised only if nothing of any batch was written; where that is not known, `OutcomeUnknown`.
 S-17 A handle from `reopen` works in another thread with another event loop, at the same time.
 S-18 count answers how many keys are under each prefix.
+S-20 Options that have `must_exist` refuse, if it is true, a place at which nothing was ever stored, with
+     `StoreRefused`, and leave nothing there: core sets it for those who only look.
+S-21 Options that have `network` keep the keys of each network apart: a handle sees, counts and changes those of its own
+     alone.
+S-22 In a process that was forked after a handle was opened, each call of the handle raises `ForkedHandle` at once, and
+     the handle of the parent goes on. `Store.__new__` sees to it.
 
 What a caller must keep to (core does, and the kit checks core): no batch of one call writes a key that another batch of
 the call reads or writes; a batch names a key at most once among its puts and deletes; no batch of a turn deletes or
@@ -86,7 +92,7 @@ __all__ = [
     "Prefix", "Put", "Range", "Rest", "Store", "StoreBackend", "StoreLimits", "Take", "Taken", "Turned", "Window",
 ]  # fmt: skip
 
-CONTRACT = 1
+CONTRACT = 2
 """The number of this contract; a backend declares the one it was written for."""
 
 Channel = str
@@ -311,8 +317,8 @@ class StoreBackend:
         name: What users type; lower case, `[a-z][a-z0-9-]*`.
         schemes: URL schemes that mean this backend.
         options: An attrs class: every option typed, defaulted, bounded, documented. The whole URL is passed apart from
-            them. An option named `network` (text) is set by core to the network whose keys to see; a store without one
-            keeps a single network.
+            them. Two are set by core where they are there: `network` (text), the network whose keys to see (S-21; a
+            store without it keeps a single one), and `must_exist` (bool), for who only looks (S-20).
         open: Called with the URL and an instance of `options`.
         contract: The number of the contract it was written for (`CONTRACT`).
         features: What it can do.

@@ -41,7 +41,7 @@ import attrs
 
 from converge.contracts.store import Feature
 
-CONTRACT = 1
+CONTRACT = 2
 """The number of this contract."""
 
 FRAME_BYTES = 65_535

@@ -14,7 +14,7 @@ LOCAL = TransportBackend(
     schemes=("local",),
     options=LocalOptions,
     open=LocalTransport.open,
-    contract=1,
+    contract=2,
     check_address=check_address,
 )
 

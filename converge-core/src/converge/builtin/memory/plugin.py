@@ -14,7 +14,7 @@ MEMORY = StoreBackend(
     schemes=("memory",),
     options=MemoryOptions,
     open=MemoryStore.open,
-    contract=1,
+    contract=2,
     features=frozenset({Feature.NOTIFIES}),
     durability=Durability.D0,
 )

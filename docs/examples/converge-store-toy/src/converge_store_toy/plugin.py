@@ -14,7 +14,7 @@ TOY = StoreBackend(
     schemes=("toy",),
     options=ToyOptions,
     open=ToyStore.open,
-    contract=1,
+    contract=2,
     features=frozenset(),
     durability=Durability.D0,
 )

@@ -1,0 +1,110 @@
+"""S-20 to S-22: who only looks, the networks of one place, and what a forked child inherits."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Coroutine
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import attrs
+import pytest
+
+from converge.contracts.store import Batch, Range, Store
+from converge.errors import ForkedHandle, StoreRefused
+from converge.model.keys import POOL
+from converge.testing._store.base import StoreCase, commit, committed, get
+from converge.testing.clauses import expect, expect_equal
+
+CHILD_SEC = 10.0
+"""How long a forked child may take to be refused."""
+
+
+class PlaceClauses(StoreCase):
+    """What core asks of a backend by the options that it sets, and of every handle in a forked child."""
+
+    def _has_option(self, name: str) -> bool:
+        return any(field.name == name for field in attrs.fields(self.backend.options))
+
+    async def test_who_only_looks_makes_no_store(self, url: str, options: Any) -> None:
+        """S-20."""
+        if not self._has_option("must_exist"):
+            pytest.skip("the options have no must_exist, so who looks may begin a store")
+        looking = attrs.evolve(options, must_exist=True)
+        for look in ("a look", "a second look"):
+            expect("S-20", not await self._opens(url, looking), f"{look} opened a place where nothing was ever stored")
+        async with self.backend.open(url, options) as store:
+            committed("S-20", await commit(store, puts=[(POOL("p"), b"{}")]), "a commit")
+            if self.is_persistent():
+                expect("S-20", await self._opens(url, looking), "a look at a store that is there was refused")
+
+    async def _opens(self, url: str, options: Any) -> bool:
+        try:
+            async with self.backend.open(url, options):
+                return True
+        except StoreRefused:
+            return False
+
+    async def test_each_network_has_keys_of_its_own(self, url: str, options: Any) -> None:
+        """S-21."""
+        if not self._has_option("network"):
+            pytest.skip("the options have no network, so the store keeps a single one")
+        one, two = (attrs.evolve(options, network=f"{options.network[:20]}_{end}") for end in "ab")
+        async with self.backend.open(url, one) as here, self.backend.open(url, two) as there:
+            for number, store in enumerate((here, there)):
+                (entry,) = await store.get([POOL("p")])
+                expect("S-21", entry is None, "a key of another network is seen")
+                await commit(store, puts=[(POOL("p"), b"%d" % number), (POOL(f"only{number}"), b"")])
+            for number, store in enumerate((here, there)):
+                entry = await get(store, POOL("p"))
+                expect_equal(
+                    "S-21", entry and entry.value, b"%d" % number, "the value of a key that both networks have"
+                )
+                ((*page,), (count,)) = await store.scan([Range(POOL())]), await store.count([POOL()])
+                names = [entry.key[1] for entry in page[0]]
+                expect_equal("S-21", names, [f"only{number}", "p"], "the keys of one network")
+                expect_equal("S-21", count, 2, "the number of its keys")
+            await commit(here, deletes=[POOL("p")])
+            expect("S-21", await get(there, POOL("p")) is not None, "a key was deleted in another network")
+
+    async def test_a_forked_child_cannot_use_the_handle(self, store: Store) -> None:
+        """S-22."""
+        if not hasattr(os, "fork"):
+            pytest.skip("this system cannot fork")
+        await get(store, POOL("p"))  # it is connected
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside: this is about just that
+            child = os.fork()
+        if child == 0:
+            os._exit(_tried(store))
+        status = 0
+        with anyio.move_on_after(CHILD_SEC) as scope:
+            _, status = await anyio.to_thread.run_sync(os.waitpid, child, 0, abandon_on_cancel=True)
+        if scope.cancelled_caught:
+            os.kill(child, 9)
+        expect("S-22", not scope.cancelled_caught, f"a call in a forked child was not refused within {CHILD_SEC:g} s")
+        said = ("", "was carried out, or waits", "raised another error than ForkedHandle")
+        code = os.waitstatus_to_exitcode(status)
+        expect("S-22", code == 0, f"a call in a forked child {said[min(code, 2)]}")
+        committed("S-22", await commit(store, puts=[(POOL("p"), b"{}")]), "a commit of the parent after that")
+
+
+def _tried(store: Store) -> int:
+    """Return 0 if every call is refused at once: the child has no event loop in which it could wait."""
+    key = POOL("p")
+    calls: list[Any] = [store.get([key]), store.scan([Range(POOL())]), store.time(), store.turn([Batch()], None)]
+    return max(_refusal(call) for call in [*calls, store.commit([Batch(puts=[(key, b"{}")])])])
+
+
+def _refusal(call: Coroutine[Any, Any, object]) -> int:
+    try:
+        call.send(None)
+    except ForkedHandle:
+        return 0
+    except StopIteration:
+        return 1
+    except BaseException:
+        return 2
+    return 1
