@@ -82,11 +82,13 @@ def _all() -> list[ast.ClassDef]:
 def test_every_attribute_is_first_set_when_its_object_is_made() -> None:
     all_classes = _all()
     known = {cls.name: cls for cls in all_classes}
-    assert {cls.name: late for cls in all_classes if (late := set_late(cls, known))} == LATE
+    late = {cls.name: set_late(cls, known) - LATE.get(cls.name, set()) for cls in all_classes}
+    assert {name: names for name, names in late.items() if names} == {}
 
 
 def test_no_constructor_takes_more_than_six_parameters() -> None:
-    assert {cls.name: count for cls in _all() if (count := parameters(cls)) > PARAMETERS} == MANY
+    found = {cls.name: parameters(cls) for cls in _all()}
+    assert {name: count for name, count in found.items() if count > MANY.get(name, PARAMETERS)} == {}
 
 
 def test_what_is_wrong_is_found() -> None:

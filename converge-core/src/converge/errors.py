@@ -8,7 +8,7 @@
             PluginError     PluginMissing, PluginDuplicate, PluginRefused, PluginBroken, HookUnknown, ContractMismatch
         StoreError      OutcomeUnknown: read before you retry; StoreRolledBack, SchemaTooNew, TornRecord: stop and look;
                         NotApplied
-            NotApplied      nothing was written, retry or mend the store: StoreUnavailable, StoreBusy, StoreFull,
+            NotApplied      nothing was written, retry or fix the store: StoreUnavailable, StoreBusy, StoreFull,
                             StoreRefused; open the store again: StoreReplaced, ForkedHandle
         TaskError       give up this attempt: StaleClaim, LeaseEnded, ResultTimeout
         ActionError     an agent may not act so, or not now: ActionNotAllowed, ToolNotAllowed, ToolTimeout,

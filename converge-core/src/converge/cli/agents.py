@@ -1,4 +1,4 @@
-"""`converge agents`: which agents there are, as their verified descriptors tell."""
+"""`converge agents`: list agents by their verified descriptors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def list_agents(
     limit: Annotated[int | None, Parameter(metavar="N", help="How many at most; by default all.")] = None,
     common: Common = NONE,
 ) -> int:
-    """List the agents of processes that live, by what they say of themselves and have signed."""
+    """List the agents of live processes, as their signed descriptors describe them."""
     settings = common.configured()
     query = DiscoveryQuery(topics=tuple(topic or ()), capabilities=tuple(capability or ()), pool_id=pool, limit=limit)
     found, now = anyio.run(_query, settings, query, backend_options=loop_options())
@@ -119,7 +119,7 @@ def _cells(one: AgentDescriptor, now: int) -> tuple[object, ...]:
 
 
 def _age_sec(one: AgentDescriptor, now: int) -> float:
-    """How long ago it was signed; never negative, since its process may have read store time a little ahead."""
+    """Return how long ago it was signed; never negative, since its process may have read store time a little ahead."""
     return max(0, now - one.issued_at) // 1_000 / 1_000
 
 

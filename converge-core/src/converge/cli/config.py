@@ -1,6 +1,4 @@
-"""`converge config`: what the configuration is, where it comes from, what is wrong with a file, what may stand in
-one.
-"""
+"""`converge config`: show the effective configuration and its origins, check a file, write the schema."""
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ def check(
     json: Json = False,
     verbose: Verbose = False,
 ) -> int:
-    """Tell everything that is wrong with a configuration file; exit with 3 if anything is.
+    """List everything that is wrong with a configuration file; exit with 3 if anything is.
 
     The environment and other flags play no part. The plugins, backends and options that it names are looked up on this
     machine.

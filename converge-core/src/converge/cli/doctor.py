@@ -1,4 +1,4 @@
-"""`converge doctor`: what is wrong here, and how to mend it."""
+"""`converge doctor`: what is wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def doctor(
     common: Common = NONE,
 ) -> int:
     """Check configuration, plugins, keys and the store; say of each check what it found and, where something is wrong,
-    how to mend it.
+    how to fix it.
 
     Nothing is changed, and no store is made. Exits with 0 unless there are errors: then with 3 for the configuration or
     a plugin, 4 for a store that was not reached, else 1.
@@ -78,7 +78,7 @@ async def _look(config: Config) -> list[Finding]:
             )
         )
     except StoreError as problem:
-        found.append(error("store", str(problem), "mend that first; what is in the store could not be looked at"))
+        found.append(error("store", str(problem), "fix that first; the contents of the store could not be checked"))
     return found
 
 

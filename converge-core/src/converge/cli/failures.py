@@ -42,14 +42,14 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (ResultTimeout, TIMED_OUT),
     (DeliveryTimeout, TIMED_OUT),
     (TornRecord, FAILED),
-    (StoreError, UNREACHABLE),  # away, or not to be used as it is: mend it, or this installation, and try again
+    (StoreError, UNREACHABLE),  # unavailable, or unusable as it is: fix it, or this installation, and try again
     (ChannelError, UNREACHABLE),
     (MessageError, UNREACHABLE),
 )
 
 
 def failed(error: BaseException) -> int:
-    """Tell on standard error what went wrong; return the exit code."""
+    """Write what went wrong to standard error; return the exit code."""
     causes = list(_causes(error))
     if any(isinstance(cause, BrokenPipeError) for cause in causes):
         _drop_output()  # whoever read it has gone
@@ -65,7 +65,9 @@ def failed(error: BaseException) -> int:
 
 
 def _drop_output() -> None:
-    """What is left in the buffer of standard output cannot be written, and Python must not try again at its end."""
+    """Discard what is left in the buffer of standard output: it cannot be written, and Python must not try again on
+    exit.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -106,7 +108,9 @@ def _text(error: BaseException) -> str:
 
 
 def _unknown_flag(flag: str) -> str:
-    """A group of commands has no flags but these; the library takes others for commands."""
+    """Return the message for a flag of a group of commands: it has only these, and the library takes others for
+    commands.
+    """
     near = difflib.get_close_matches(flag, ("--help", "--version"), n=1)
     return f"Unknown option: {flag}. " + (
         f"Did you mean {near[0]}?" if near else "It belongs behind a command; --help lists them."

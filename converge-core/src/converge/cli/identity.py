@@ -38,7 +38,7 @@ def new(
     json: Json = False,
     verbose: Verbose = False,
 ) -> int:
-    """Make a key, which the next process takes that has none of its kind; or rotate one."""
+    """Create a key, which the next process without one of its kind uses; or rotate one."""
     with _folder(config, identity_dir, is_verbose=verbose) as folder:
         _write([rotate_key(folder, kind, SYSTEM) if rotate else new_key(folder, kind, SYSTEM)], is_json=json)
     return DONE
@@ -53,7 +53,7 @@ def show(
     json: Json = False,
     verbose: Verbose = False,
 ) -> int:
-    """Show kept keys: the type, the id, the file, never the key; and whether a process that lives uses it."""
+    """Show kept keys: type, id and file, never the key, and whether a live process uses it."""
     with _folder(config, identity_dir, is_verbose=verbose, is_made=False) as folder:
         _write([show_key(folder, name)] if name else list(show_keys(folder)), is_json=json)
     return DONE

@@ -64,7 +64,7 @@ Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative=(), group
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
 class Common:
-    """The flags that commands share which work with a store."""
+    """The flags shared by all commands that work with a store."""
 
     config: ConfigFile = None
     store: Store = None
@@ -101,6 +101,6 @@ NONE = Common()
 
 
 def import_here(plugins: Sequence[str]) -> None:
-    """Let plugins that are named as module:attribute be found in the working directory first, as agents are."""
+    """Search the working directory first for plugins named as module:attribute, as for agents."""
     if any(":" in name and not name.startswith("no:") for name in plugins):
         first_on_path(Path.cwd())

@@ -99,7 +99,7 @@ def note(value: str) -> None:
 
 
 def can_ask() -> bool:
-    """Tell whether somebody is there to answer."""
+    """Return whether somebody can answer a question."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
@@ -117,7 +117,9 @@ def age(seconds: float) -> str:
 
 @contextmanager
 def progress(title: str, *, is_wanted: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Give what draws a progress bar on standard error, or None where it is not wanted, or that is no terminal."""
+    """Yield what draws a progress bar on standard error, or None where it is not wanted or standard error is no
+    terminal.
+    """
     if not is_wanted or not sys.stderr.isatty():
         yield None
         return

@@ -50,8 +50,8 @@ def show(
     *,
     json: Json = False,
 ) -> int:
-    """Show one plugin: whose it is, its file with the hash, its hooks, and of each backend the options. It is imported,
-    no other is.
+    """Show one plugin: its distribution, its file and hash, its hooks, and the options of each backend. Only this
+    plugin is imported.
     """
     import_here([name])
     facts = facts_of(name)

@@ -60,7 +60,7 @@ def create(
     ] = None,
     common: Common = NONE,
 ) -> int:
-    """Create a pool; one that exists is left as it is, settings and members alike."""
+    """Create a pool; an existing one is left as it is, settings and members alike."""
     settings = common.configured()
     given: dict[str, Any] = {
         "priority_step_sec": priority_step,
@@ -89,9 +89,7 @@ def list_pools(
     *,
     common: Common = NONE,
 ) -> int:
-    """List pools with the numbers of their tasks: ready, later, waiting behind a key, held, done; failed ones are among
-    those done.
-    """
+    """List pools with their task counts: ready, later, waiting behind a key, held, done; failed tasks count as done."""
     settings = common.configured()
     found = anyio.run(_list, settings, backend_options=loop_options())
     if common.json:
@@ -114,7 +112,7 @@ def show(
     *,
     common: Common = NONE,
 ) -> int:
-    """Show one pool: its settings, the numbers of its tasks, its members."""
+    """Show one pool: its settings, task counts and members."""
     settings = common.configured()
     pool, count, members = anyio.run(_show, settings, pool_id, backend_options=loop_options())
     record = attrs.asdict(pool, filter=attrs.filters.exclude("secret_hash"))
@@ -156,7 +154,7 @@ def pause(
     *,
     common: Common = NONE,
 ) -> int:
-    """Let nothing be claimed from the pools until they are resumed; running tasks go on."""
+    """Stop claims from the pools until they are resumed; running tasks go on."""
     _set_paused(common.configured(), pool_ids, is_paused=True, as_json=common.json)
     return DONE
 
@@ -167,7 +165,7 @@ def resume(
     *,
     common: Common = NONE,
 ) -> int:
-    """Let tasks of the pools be claimed again."""
+    """Resume claims from the pools."""
     _set_paused(common.configured(), pool_ids, is_paused=False, as_json=common.json)
     return DONE
 

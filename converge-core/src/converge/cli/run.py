@@ -66,7 +66,7 @@ def run(
         )
     first_on_path(Path.cwd())
     classes = [agent_class(group) for group in settings.groups]
-    # Imported after what can be refused without them: a slip of the pen is told in half the time.
+    # Imported after what can be refused without them: a typo is reported in half the time.
     from converge.cli.results import write_results
     from converge.operations import run as main
 

@@ -1,4 +1,4 @@
-"""`converge store`: what a store is and holds, and that an operator takes it for the true one."""
+"""`converge store`: inspect a store; accept one that was restored from a backup."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ def info(
     *,
     common: Common = NONE,
 ) -> int:
-    """Show a store: its backend and settings, its epoch, its clock beside this host's, what is in it, the processes
-    that use it.
-    """
+    """Show a store: backend, settings, epoch, clock compared with this host, contents, and processes that use it."""
     settings = common.configured()
     facts = anyio.run(_info, settings, backend_options=loop_options())
     if common.json:
@@ -101,8 +99,8 @@ def accept(
     identity_dir: IdentityDir = None,
     common: Common = NONE,
 ) -> int:
-    """Take a store that was flushed, restored or replaced for the true one: processes that stopped because of it go on
-    with what it holds now.
+    """Accept a store that was flushed, restored or replaced: processes that stopped because of it go on with what it
+    holds now.
 
     First find out what became of its data: tasks that were submitted since the backup are not in it, and some that were
         completed may run again.

@@ -20,7 +20,7 @@ T-2  A claim hands out ready tasks of the lanes that match its claimer and no ot
 T-3  The token of a claim is greater than every earlier token of its task.
 T-4  A finish takes effect only if its token and nonce are those of the current claim; else it is `StaleClaim`, and
      nothing changes.
-T-5  A finish that is said again for the same attempt with the same content succeeds again; with other content it is
+T-5  A finish that is repeated for the same attempt with the same content succeeds again; with other content it is
      `StaleClaim`.
 T-6  A terminal state is never left; cancel wins or loses against a finish, and says which.
 T-7  Failures and ended leases count as attempts, a release does not; after `max_attempts` the task is FAILED, and says

@@ -1,4 +1,4 @@
-"""From `module:Class` to the agent's class, with the working directory first; a slip of the pen names the nearest."""
+"""Resolve `module:Class` to the agent's class, with the working directory first; a typo names the nearest."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def agent_class(group: AgentGroup, folder: Path | None = None) -> type[Agent]:
 
 
 def first_on_path(folder: Path) -> None:
-    """Let modules of the folder be found before all others, as `python -m` does for the working directory."""
+    """Put the folder first on the import path, as `python -m` does with the working directory."""
     if not sys.path or sys.path[0] != str(folder):
         sys.path.insert(0, str(folder))
 

@@ -1,6 +1,4 @@
-"""The checks of `converge doctor`: each has a code, says what it found and, where something is wrong, how to mend
-it.
-"""
+"""The checks of `converge doctor`: each has a code, says what it found and how to fix it."""
 
 from __future__ import annotations
 
@@ -66,7 +64,7 @@ def error(code: str, text: str, mend: str) -> Finding:
 
 
 def check_process() -> Iterator[Finding]:
-    """Look at what this process is made of: Python, the event loop."""
+    """Check this process: Python and the event loop."""
     running = sys.version_info[:2]
     shown = (
         f"converge-core {version('converge-core')} on Python {platform.python_version()}, "
@@ -89,15 +87,15 @@ def check_process() -> Iterator[Finding]:
 
 
 def check_config(config: Config) -> Iterator[Finding]:
-    """Look at what the configuration names (plugins, backends, options), who may read its secrets, and what crosses the
-    network in the clear.
+    """Check what the configuration names (plugins, backends, options), who can read its secrets, and what crosses the
+    network unencrypted.
     """
     sources = sorted(set(config.origins.values()) - {"default"})
     yield fine("config", f"read from {', '.join(sources)}" if sources else "nothing is set: every key has its default")
     problems = problems_of(config)
     for problem in problems:
         yield error(
-            "plugins", problem, "mend the key, or install what it names; `converge plugins list` shows what there is"
+            "plugins", problem, "fix the key, or install what it names; `converge plugins list` shows what there is"
         )
     if not problems:
         host = PluginHost()
@@ -137,7 +135,7 @@ def _secret_files(options: dict[str, Any]) -> Iterator[tuple[str, Path]]:
 
 
 def _check_keys(config: Config) -> Iterator[Finding]:
-    """Look at the folder of keys: modes, owners, what is in it. Nothing is made, and nothing is locked."""
+    """Check the folder of keys: modes, owners, contents. Nothing is created or locked."""
     if not config.identity_dir:
         return
     path = Path(config.identity_dir)

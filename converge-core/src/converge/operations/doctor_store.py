@@ -56,7 +56,7 @@ SLOW_SEC = 0.1
 
 
 async def check_store(store: Store, config: Config, host: PluginHost) -> AsyncIterator[Finding]:
-    """Look at the opened store.
+    """Check the opened store.
 
     Raises:
         StoreError: It could not be read.
@@ -314,7 +314,5 @@ def _count(number: int, one: str, several: str) -> str:
 
 
 def is_looked_into(config: Config, host: PluginHost) -> bool:
-    """Tell whether the store is one that other processes see: a store of this process alone holds nothing to look
-    at.
-    """
+    """Return whether other processes see the store: one of this process alone holds nothing to check."""
     return Feature.SHARED in host.store_backend(config.store).features

@@ -82,7 +82,7 @@ class Drain:
         self._begun: _Begun | None = None
 
     async def begin(self) -> None:
-        """Take note of what is in the pools: all that ends from here on is told.
+        """Record what is in the pools: all that ends from here on is reported.
 
         Raises:
             NoSuchPool: One is not there.

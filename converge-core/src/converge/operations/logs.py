@@ -131,4 +131,4 @@ def set_up(log_format: str, log_level: str, secrets: Sequence[str] = ()) -> None
     logging.basicConfig(
         level=max(logging.INFO, logging.getLevelName(log_level.upper())), handlers=[handler], force=True
     )
-    logging.getLogger("converge").setLevel(log_level.upper())  # details of other libraries are nobody's wish here
+    logging.getLogger("converge").setLevel(log_level.upper())  # debug lines of other libraries are not wanted

@@ -176,7 +176,7 @@ async def states_of(store: Store, ids: Sequence[str]) -> list[Ended]:
 
 
 def tune_interpreter() -> None:
-    """Let the cyclic garbage collector look less often, and threads take turns sooner: for a process that is a node and
+    """Make the cyclic garbage collector run less often and threads switch sooner, for a process that is a node and
     nothing else.
 
     So no class calls it by itself.
@@ -276,8 +276,8 @@ def _pools_of(config: Config) -> list[str]:
 
 
 async def _prepare_pools(node: Node, config: Config, pools: Sequence[str], *, may_create: bool) -> None:
-    """Create the pools that are not there, all or none; a near name that is there, and that nobody named, makes a slip
-    of the pen likely.
+    """Create the pools that are not there, all or none; a near name that exists, and was not named, makes a typo
+    likely.
     """
     missing = []
     for pool_id in pools:
@@ -300,7 +300,7 @@ async def _prepare_pools(node: Node, config: Config, pools: Sequence[str], *, ma
 
 
 def _tell_of_retention(config: Config, pool: Pool) -> None:
-    """A pool that exists keeps its settings: who configured others must not believe that they count."""
+    """Log that an existing pool keeps its settings: the configured ones do not apply to it."""
     wanted = config.retention.completed_sec, config.retention.failed_sec
     kept = pool.keep_completed_sec, pool.keep_failed_sec
     if config.origins.get("retention", DEFAULT) != DEFAULT and wanted != kept:
@@ -313,7 +313,7 @@ def _tell_of_retention(config: Config, pool: Pool) -> None:
 
 
 def _warn_of_unclaimable(config: Config, run: Run) -> None:
-    """Tell of submitted tasks that no agent here may take: a drain waits for them as long as nobody else does."""
+    """Warn of submitted tasks that no agent here may claim: a drain waits for them until somebody else does."""
     here = [(cls, claimer_of(cls), group.pool_id) for cls, group in zip(run.agents, config.groups, strict=True)]
     counts = dict[tuple[str, str], int]()
     for task in run.tasks:

@@ -95,9 +95,7 @@ def _lay_down(before: Mapping[signal.Signals, Any]) -> None:
 
 
 def _hear(threads: socket.socket, to_loop: socket.socket, before_fd: int, asked: StopAsked, within_sec: float) -> None:
-    """Hear of signals until the other end is closed; end the process at a second one, or if the first has had no effect
-    in time.
-    """
+    """Read signals until the other end is closed; end the process at the second, or if the first has no effect."""
     until = inf
     while True:
         try:

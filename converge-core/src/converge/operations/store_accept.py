@@ -1,4 +1,4 @@
-"""Accepting a store: its epoch is drawn anew, and `identity_dir` remembers it."""
+"""Accepting a store: draw a new epoch, and record it in `identity_dir`."""
 
 from __future__ import annotations
 

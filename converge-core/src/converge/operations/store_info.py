@@ -1,4 +1,4 @@
-"""What can be told of an opened store: its backend, its history, its clock, what is in it, which processes use it."""
+"""Facts about an opened store: its backend, epoch, clock, contents, and the processes that use it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class StoreFacts:
 
 
 async def store_facts(store: Store, config: Config, host: PluginHost) -> StoreFacts:
-    """Look at everything; a store of another network has nothing to show.
+    """Return all facts; a store of another network has none.
 
     Raises:
         StoreError: It could not be read.

@@ -1,4 +1,4 @@
-"""JSONL to tasks: one Task object a line, everything checked before any of it is used."""
+"""Read tasks from JSON lines; everything is checked before any task is used."""
 
 from __future__ import annotations
 

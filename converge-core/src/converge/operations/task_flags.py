@@ -1,4 +1,4 @@
-"""`NAME=VALUE` and `NAME=@FILE` to the inputs of a task."""
+"""Read the inputs of a task from `NAME=VALUE` and `NAME=@FILE`."""
 
 from __future__ import annotations
 

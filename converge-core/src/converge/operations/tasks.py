@@ -1,4 +1,4 @@
-"""What operators' commands do to tasks."""
+"""What the commands do with tasks."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ VisitPage = Callable[[Sequence[Task]], None]
 
 
 async def list_tasks(store: Store, wanted: Wanted, visit: VisitPage) -> bool:
-    """Show the visitor the tasks that are wanted, a page at a time; tell whether there were more than the limit (0:
-    none).
+    """Pass the wanted tasks to the visitor, a page at a time; return whether there were more than the limit (0: no
+    limit).
 
     Raises:
         NoSuchPool: With the nearest name.

@@ -326,8 +326,8 @@ class PluginHost:
                         )
 
     def _refusal(self, name: str) -> str:
-        """Return the target of a refused plugin; a refusal of what is not there is a wish come true, unless it looks
-        like a typo.
+        """Return the target of a refused plugin. Refusing an uninstalled plugin is a no-op, unless it looks like a
+        typo.
         """
         found = self._by_name.get(name, [])
         if not found and ":" not in name and (near := difflib.get_close_matches(name, self._by_name, n=1)):

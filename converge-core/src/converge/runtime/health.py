@@ -1,5 +1,5 @@
-"""The health of a node: whether it lives, whether it is ready, and if not, why; read from any thread, also while the
-loop is blocked.
+"""The health of a node: whether it is live and ready, and if not, why. Read from any thread, even while the event loop
+is blocked.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ class Vitals:
         """Parts of the node that say for themselves what ails them."""
 
     def started(self, handle: StoreHandle, watchdog: Watchdog, reaper: Reaper, stall_sec: float) -> None:
-        """The node runs, on the thread that calls this."""
+        """Mark the node as running, on the thread that calls this."""
         self._loop = threading.get_ident()
         watchdog.looked = self._env.monotonic()  # it has not had its first turn, and a start may take long
         self._parts = handle, watchdog, reaper, stall_sec
 
     def stopping(self) -> None:
-        """The node has begun to stop."""
+        """Mark the node as stopping."""
         self._stopping = self._env.monotonic()
 
     def stopped(self) -> None:
-        """The node has ended."""
+        """Mark the node as stopped."""
         self._stopped = self._env.monotonic()
 
     def read(self) -> Health:

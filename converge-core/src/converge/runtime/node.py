@@ -355,7 +355,7 @@ class Node:
 
 
 def _only(error: BaseException) -> BaseException:
-    """Return the one error that a group of task groups carries; a group of several stays as it is."""
+    """Return the single error inside nested exception groups; a group of several stays as it is."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

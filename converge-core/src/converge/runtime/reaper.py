@@ -1,4 +1,4 @@
-"""The reaper: sweeps the store for all processes, paced and jittered; every node has one, and any of them suffices."""
+"""The reaper: sweeps the store for all processes at paced intervals; every node has one, and any one suffices."""
 
 from __future__ import annotations
 

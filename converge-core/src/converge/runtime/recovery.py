@@ -1,4 +1,4 @@
-"""After a lost lease: another one, with the memberships and descriptors under it, however long the store is away."""
+"""Recovery after a lost lease: a new lease, with memberships and descriptors, however long the store is unavailable."""
 
 from __future__ import annotations
 

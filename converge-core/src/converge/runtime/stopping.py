@@ -56,8 +56,8 @@ class Stopping:
         )
 
     async def run(self, grace_sec: float) -> None:
-        """Do all of it, whoever cancels meanwhile; it takes the grace time and at most five seconds, also where the
-        store is away.
+        """Stop in order, even if the caller is cancelled; takes the grace time and at most five seconds more, even if
+        the store is unavailable.
         """
         with anyio.CancelScope(shield=True):
             self._opened.hurry(RELEASE_SEC)

@@ -1,5 +1,5 @@
-"""The watchdog: beats for the lease, and stops handlers when it is lost or they take too long. It never waits for the
-store, which may be silent.
+"""The watchdog: keeps the lease alive, and cancels handlers when it is lost or they take too long. It never waits for
+the store.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Watchdog:
         """When it ran again after the last block: what was asked before may have been answered meanwhile."""
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Check the lease, handlers and loop at intervals, until cancelled."""
         lost: Lease | None = None
         while True:
             self._look_at_loop()

@@ -1,4 +1,4 @@
-"""`converge tasks list`: the tasks of a store, by what an operator looks for."""
+"""`converge tasks list`: find tasks by state, pool, type, topic and age."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def list_tasks(
     skip: Skip = 0,
     common: Common = NONE,
 ) -> int:
-    """List tasks: the live ones first. With --json each is written as it is read, however many there are."""
+    """List tasks, live ones first. With --json each is written as soon as it is read."""
     settings = common.configured(pool_id=pool)
     if dead_letters and state not in (None, TaskState.FAILED):
         raise InputError(f"--dead-letters are tasks that failed; --state {state.lower()} is about others")

@@ -1,4 +1,4 @@
-"""`converge tasks purge`: ended tasks go before their retention has passed."""
+"""`converge tasks purge`: remove ended tasks before their retention has passed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`converge tasks`: what is in the store, and what operators do to it."""
+"""`converge tasks show`, `explain`, `cancel` and `retry`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def explain(
     *,
     common: Common = NONE,
 ) -> int:
-    """Tell why a task is, or is not, claimed, and which agents could claim it.
+    """Explain why a task is, or is not, claimed, and which agents could claim it.
 
     An agent's task types are not in its descriptor: one that takes only some types may pass over a task that it is said
     to be able to claim.
@@ -105,7 +105,7 @@ def cancel(
     why: Annotated[str, Parameter(metavar="TEXT", help="The reason, for the tasks' history.")] = "",
     common: Common = NONE,
 ) -> int:
-    """Cancel tasks that have not ended; the handler of a running one is told.
+    """Cancel tasks that have not ended; the handler of a running one is cancelled.
 
     All ids are checked before anything is cancelled.
     """

@@ -1,1 +1,1 @@
-"""Where settings come from, and what is wrong with them."""
+"""Configuration: settings from file, environment and flags, and checks of them."""

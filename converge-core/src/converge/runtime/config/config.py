@@ -328,7 +328,7 @@ def options_with_origin(config: Config) -> Iterator[None]:
 
 
 def check_options(config: Config, host: PluginHost) -> None:
-    """Refuse `[options.NAME]` of a backend that neither is installed nor was loaded: a slip of the pen would be silent
+    """Refuse `[options.NAME]` of a backend that neither is installed nor was loaded: a typo would be silent
     otherwise.
 
     Raises:

@@ -125,7 +125,7 @@ class KeyFolder:
             raise KeyFileRefused(self.path / name, *_why(error, "file")) from error
 
     def sync(self) -> None:
-        """Let what was written survive a power cut."""
+        """Flush what was written, so that it survives a power cut."""
         os.fsync(self._handle)
 
     def lock(self, name: str) -> int | None:
@@ -218,7 +218,7 @@ def _why(error: OSError, kind: str) -> tuple[str, str]:
     if error.errno in (errno.ELOOP, errno.EMLINK):
         return "it is a symlink, which could lead anywhere", f"put a {kind} there"
     if error.errno == errno.ENOENT:
-        return "it does not exist", "look for a slip of the pen; `converge identity new` makes a folder and a key"
+        return "it does not exist", "check the spelling; `converge identity new` creates a folder and a key"
     if error.errno == errno.ENOTDIR:
         return "it is no folder, or a symlink", "put a folder there"
     if error.errno in (errno.EMFILE, errno.ENFILE):

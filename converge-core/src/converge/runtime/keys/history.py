@@ -83,7 +83,7 @@ class History:
             self._write(epoch, revision, now)
 
     def accept(self, epoch: str) -> Accepted:
-        """Take the store as it is now for the true one, whatever was seen of it before.
+        """Accept the store as it is now, whatever was seen of it before.
 
         Raises:
             KeyFileRefused: It could not be written.

@@ -49,7 +49,7 @@ class IdentityDir:
         return cls(await anyio.to_thread.run_sync(Keyring.open, identity_dir, env))
 
     def close(self) -> None:
-        """Let other processes have the keys."""
+        """Release the keys for other processes."""
         self.keyring.close()
 
     async def acquire(self, kind: str = NODE, count: int = 1) -> list[Identity]:

@@ -75,7 +75,7 @@ class LockedKey:
         self._last = self._reserved = 0
 
     def close(self) -> None:
-        """Let other processes have it."""
+        """Release the key for other processes."""
         os.close(self._lock)
 
     @property
@@ -147,7 +147,7 @@ class Keyring:
         return self._folder
 
     def close(self) -> None:
-        """Let other processes have the keys."""
+        """Release the keys for other processes."""
         for kept in self._kept.values():
             kept.close()
         self._kept = {}
@@ -179,7 +179,7 @@ class Keyring:
         return identities
 
     def give_back(self, agent_ids: Iterable[str]) -> None:
-        """Let other processes have these, if they are kept."""
+        """Release these keys for other processes, if they are kept."""
         for agent_id in agent_ids:
             kept = self._kept.pop(agent_id, None)
             if kept is not None:
@@ -221,7 +221,7 @@ class Keyring:
 
 
 def new_key(folder: KeyFolder, kind: str, env: Env) -> KeyShown:
-    """Make a key of the kind, with the lowest index that has none.
+    """Create a key of the kind, with the lowest index that has none.
 
     Raises:
         KeyFileRefused: It cannot be written.
@@ -248,7 +248,7 @@ def rotate_key(folder: KeyFolder, name: str, env: Env) -> KeyShown:
         KeyInUse: A process that lives uses it.
         KeyFileRefused: There is none, or it cannot be read or written.
     """
-    if f"{_checked(name)}.key" not in folder.names():  # before a lock is made for a slip of the pen
+    if f"{_checked(name)}.key" not in folder.names():  # before a lock is made for a typo
         raise KeyFileRefused(
             folder.path / f"{name}.key", "there is no such key", "`converge identity show` lists those that there are"
         )

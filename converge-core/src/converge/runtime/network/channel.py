@@ -84,7 +84,7 @@ class SecureChannel:
         self._is_torn = False
 
     async def receive(self) -> list[Item]:
-        """Answer the items that have arrived, at least one; what came before an end of the channel is answered first.
+        """Return the items that have arrived, at least one; those before an end of the channel are returned first.
 
         Raises:
             BadRecord, MessageTooLarge, VersionMismatch: The peer, or something between, broke the channel's rules; it
@@ -98,7 +98,7 @@ class SecureChannel:
         return items
 
     async def close(self, reason: int = records.NORMAL, text: str = "") -> None:
-        """Say goodbye if that is still possible, and close."""
+        """Send goodbye if that is still possible, and close."""
         with anyio.move_on_after(CLOSE_SEC, shield=True):
             try:
                 if not self._is_torn:
@@ -185,7 +185,7 @@ async def accept(channel: Channel, terms: Terms, env: Env, *, limits: Handshakes
 
 @contextlib.asynccontextmanager
 async def _handshake(channel: Channel) -> AsyncIterator[None]:
-    """Bound the time of a handshake, and close the channel unless it comes to its end."""
+    """Limit the time of a handshake, and close the channel unless it completes."""
     try:
         with anyio.fail_after(HANDSHAKE_SEC):
             yield
@@ -203,7 +203,7 @@ async def _one(channel: Channel) -> tuple[bytes, Sequence[bytes]]:
 
 
 async def _answer(channel: Channel, responder: Responder, hello1: bytes) -> bytes:
-    """Give hello2; tell an honest peer in clear text that it is wrong here; anything else gets no answer."""
+    """Return hello2; refuse an honest peer in clear text if it is on another network; answer nothing else."""
     try:
         return responder.read_hello1(hello1)
     except NetworkMismatch:

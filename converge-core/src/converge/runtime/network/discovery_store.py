@@ -26,7 +26,7 @@ def store_url(text: str) -> str:
 async def discovery_opened(
     own: StoreHandle, discovery_store: str, network: str, options: Mapping[str, Any], host: PluginHost
 ) -> AsyncIterator[StoreHandle]:
-    """Give what belongs to the store that discovery uses: the node's own, unless another one is named.
+    """Yield the handle of the store that discovery uses: the node's own, unless another one is named.
 
     Raises:
         ConfigError, StoreError: As `open_store`.
@@ -39,7 +39,7 @@ async def discovery_opened(
 
 
 async def keep_listed(handle: StoreHandle, announced: Announced, poll_sec: float) -> None:
-    """Let the lease on that store live as long as this event loop runs, and open another one after a loss; until
+    """Keep the lease on that store alive while this event loop runs, and open another one after a loss; until
     cancelled.
     """
     while True:

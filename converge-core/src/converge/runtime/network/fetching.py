@@ -155,7 +155,7 @@ class Fetcher:
         self._drop(gone)
 
     def _drop(self, agent_ids: set[str]) -> None:
-        """Let these go, but for those that another node, or the same one at another endpoint, still tells of."""
+        """Forget these agents, except those that another node, or the same one at another endpoint, still lists."""
         for source in (*self._endpoints.values(), *self._askers.values()) if agent_ids else ():
             agent_ids = agent_ids - source.agents
         for agent_id in agent_ids:

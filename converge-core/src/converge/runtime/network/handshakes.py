@@ -25,7 +25,7 @@ class Handshakes:
         self._filled_at = env.monotonic()
 
     def enter(self, address: str) -> bool:
-        """Take a place for a connection from the address, or answer False; a place taken is given back by `leave`."""
+        """Reserve a place for a connection from the address; return whether there was one. `leave` gives it back."""
         count = self._by_address.get(address, 0)
         if self._unfinished >= UNFINISHED or count >= UNFINISHED_PER_ADDRESS:
             return False
@@ -34,14 +34,14 @@ class Handshakes:
         return True
 
     def leave(self, address: str) -> None:
-        """Give a place back."""
+        """Return a place."""
         self._unfinished -= 1
         self._by_address[address] -= 1
         if not self._by_address[address]:
             del self._by_address[address]
 
     def admit_hello(self) -> bool:
-        """Whether one more first hello may be answered now."""
+        """Return whether one more first hello may be answered now."""
         now = self._monotonic()
         self._hellos = min(float(HELLOS_PER_SEC), self._hellos + (now - self._filled_at) * HELLOS_PER_SEC)
         self._filled_at = now

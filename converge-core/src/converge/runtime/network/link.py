@@ -183,8 +183,8 @@ class Links:
         self._keep(secured)
 
     def _keep(self, secured: SecureChannel) -> Link:
-        """Take the connection as the link to its peer. Where both have dialled at once, the one that the lower node key
-        dialled stays.
+        """Keep the connection as the link to its peer. If both sides have dialled, the one dialled by the lower node
+        key stays.
         """
         link = Link(secured, self._on_items)
         old = self._links.get(link.peer)

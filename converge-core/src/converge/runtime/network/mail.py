@@ -1,4 +1,4 @@
-"""The mail of one process: which mailboxes are looked into, and when."""
+"""The mail of one process: which mailboxes are checked, and when."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Mail:
         self._is_stopping = False
 
     def stored(self, header: MessageHeader) -> None:
-        """Tell the agent's node of a message that was stored for it: a hint, which may be lost."""
+        """Hint to the agent's node that a message was stored for it; the hint may be lost."""
         if header.to in self._inboxes:
             self.wake(header.to)
         elif (
@@ -66,14 +66,14 @@ class Mail:
             self._telling -= 1
 
     def wake(self, agent_id: str) -> None:
-        """Look into an agent's mailbox soon: something was stored there."""
+        """Check an agent's mailbox soon: something was stored there."""
         if agent_id in self._inboxes:
             self._woken.add(agent_id)
             self._bell.set()
 
     def hinted(self, agent_id: str) -> None:
-        """Look soon whether there is mail for the agent: another node says so. All that is told at a time costs one
-        look, true or not.
+        """Check soon for mail of the agent: another node says that there is some. All hints at one time cost one look,
+        true or not.
         """
         if agent_id in self._inboxes:
             self._hinted.add(agent_id)
@@ -86,7 +86,7 @@ class Mail:
             self._begin(agent_id)
 
     async def run(self) -> None:
-        """Look when told and now and then, until cancelled."""
+        """Check mailboxes when hinted, and at intervals, until cancelled."""
         while not self._is_stopping:
             with anyio.move_on_after(LOOK_SEC) as scope:
                 await self._bell.wait()

@@ -1,5 +1,5 @@
-"""The network side of a node: its transport and listener, its links, the post, and the descriptors that tell others
-where its agents are.
+"""The network side of a node: its transport and listener, its links, messages, and the descriptors by which others find
+its agents.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class Network:
             yield one
 
     async def add(self, agents: Sequence[Agent]) -> None:
-        """Let the agents take messages, and tell others of them where there are others to tell."""
+        """Start delivering messages to the agents, and publish them where others can see them."""
         for agent in agents:
             self.post.inboxes.add(agent, Inbox(agent, self._group) if agent.decide_loop is None else agent.decide_loop)
         await self.mail.begin_first(agent.id for agent in agents)
@@ -225,7 +225,7 @@ class Network:
         await self.announced.publish(descriptors)
 
     async def describe_again(self, agent: Agent) -> None:
-        """Tell others what has changed of an agent."""
+        """Publish what has changed of an agent."""
         if agent.id in self.announced:
             await self.announced.publish({agent.id: (agent.identity, _describe(agent))})
 
@@ -240,7 +240,7 @@ class Network:
             await self.announced.publish({own.id: (self._identity, own)})
 
     async def withdraw(self) -> None:
-        """Take the descriptors back, and claim no more mail."""
+        """Withdraw the descriptors, and claim no more mail."""
         self.mail.stop()
         if self._sighted is not self._opened:
             self._sighted.hurry(WITHDRAW_SEC)
@@ -282,8 +282,8 @@ async def _listening(ground: Ground, on_items: OnItems) -> AsyncIterator[_Wire |
 
 @asynccontextmanager
 async def _background() -> AsyncIterator[TaskGroup]:
-    """Give a group whose tasks end with the block, before the transport under them is closed; what the block raises
-    stays as it is.
+    """Yield a group whose tasks end with the block, before the transport under them is closed; an error of the block
+    passes unchanged.
 
     To close a transport under a cancelled scope would put a cancellation in place of the error on its way out, and that
     ends at the scope.
@@ -312,7 +312,7 @@ def _describe(agent: Agent) -> AgentDescriptor:
 
 
 async def _advertised(address: str, advertise: str, store: str) -> str:
-    """The URL that others dial: the listener's, or with HOST:PORT or a URL of the operator's in its place.
+    """Return the URL that others dial: the listener's, or with HOST:PORT or a URL of the operator's in its place.
 
     A node that listens on every address is known by the one from which it reaches its store: whoever shares the store
     can reach it there.

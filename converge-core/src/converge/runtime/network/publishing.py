@@ -70,7 +70,7 @@ class Announced:
             await self._publish(self._described)
 
     async def withdraw(self) -> None:
-        """Take all of them back."""
+        """Withdraw all of them."""
         async with self._lock:
             gone, self._described, self.signed = list(self._described), {}, {}
             self.changes += 1
