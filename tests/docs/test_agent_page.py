@@ -8,10 +8,10 @@ from pathlib import Path
 
 import attrs
 
+from converge.machines.breaker import BACKOFF_GREATEST_SEC, BACKOFF_LEAST_SEC, RESTS_FROM, Breaker
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.decisions import Limits
 from converge.runtime.agents.executor import CORE
-from converge.runtime.agents.supervision import BACKOFF_GREATEST_SEC, BACKOFF_LEAST_SEC, RESTS_FROM, Breaker
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/agents.md").read_text()
 

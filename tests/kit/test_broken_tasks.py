@@ -13,6 +13,7 @@ from anyio import lowlevel
 
 from converge.builtin.memory.plugin import MEMORY
 from converge.contracts.store import Batch, Check, Committed, Conflict, Entry, Range, Store, Taken, Turned
+from converge.machines import retry
 from converge.machines import task as machine
 from converge.machines.task import Around, Event, Found, Held
 from converge.model.keys import DONE, EXPIRY, HELD, KEY, LEASE
@@ -296,6 +297,32 @@ def retries_at_once(patch: pytest.MonkeyPatch) -> None:
         return step(found, event._replace(jitter=0.0) if isinstance(event, machine.Failed) else event, now, around)
 
     change_step(patch, eager)
+
+
+@breaks("T-24")
+def retries_what_asks_for_none(patch: pytest.MonkeyPatch) -> None:
+    """A failure without a retry is tried again while attempts are left."""
+
+    def stubborn(found: Found, event: Event, now: int, around: Around) -> Batch:
+        return step(found, event._replace(is_retried=True) if isinstance(event, machine.Failed) else event, now, around)
+
+    change_step(patch, stubborn)
+
+
+@breaks("T-24")
+def does_not_wait_as_asked(patch: pytest.MonkeyPatch) -> None:
+    """A failure that asks for a wait is tried again as if it had not."""
+
+    def eager(found: Found, event: Event, now: int, around: Around) -> Batch:
+        return step(found, event._replace(after_sec=None) if isinstance(event, machine.Failed) else event, now, around)
+
+    change_step(patch, eager)
+
+
+@breaks("T-24")
+def waits_without_end(patch: pytest.MonkeyPatch) -> None:
+    """A wait has no bound."""
+    patch.setattr(retry, "RETRY_AFTER_GREATEST_SEC", 10.0 * retry.RETRY_AFTER_GREATEST_SEC)
 
 
 @breaks("T-12")

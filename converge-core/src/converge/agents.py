@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from converge.machines.breaker import Breaker, CircuitState
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.decisions import (
     AnswerMessage,
@@ -20,7 +21,7 @@ from converge.runtime.agents.decisions import (
     SubmitTask,
     Tool,
 )
-from converge.runtime.agents.supervision import AgentHealth, Breaker, CircuitState
+from converge.runtime.agents.supervision import AgentHealth
 
 __all__ = [
     "Agent",

@@ -11,6 +11,7 @@
             NotApplied      nothing was written, retry or fix the store: StoreUnavailable, StoreBusy, StoreFull,
                             StoreRefused; open the store again: StoreReplaced, ForkedHandle
         TaskError       give up this attempt: StaleClaim, LeaseEnded, ResultTimeout
+        AttemptEnd      raised by a handler, says what becomes of its task: NoRetry, RetryAfter, Release
         ActionError     an agent may not act so, or not now: ActionNotAllowed, ToolNotAllowed, ToolTimeout,
                         TooManyDecisions, TooManyActions
         MessageError    the message did not arrive: Undeliverable, Backpressure, HandlerFailed, DeliveryTimeout
@@ -306,6 +307,38 @@ class ResultTimeout(TaskError, TimeoutError):
             f"task {task_id} was not terminal after {timeout_sec:g} s; it goes on, ask again or raise the timeout"
         )
         self.task_id, self.timeout_sec = task_id, timeout_sec
+
+
+# What a handler raises to say how its attempt ends.
+
+
+class AttemptEnd(ConvergeError):
+    """Raised by a handler: how the attempt at its task ends. None of them counts as a failure of the agent."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = str(why)
+
+
+class NoRetry(AttemptEnd):
+    """The task is FAILED at once, whatever attempts are left: trying again cannot help."""
+
+
+class RetryAfter(AttemptEnd):
+    """The attempt failed and counts; the next one, if any is left, begins after `sec` seconds, at most 24 hours."""
+
+    def __init__(self, sec: float, why: str = "") -> None:
+        if type(sec) not in (int, float) or not sec >= 0:
+            raise InvalidValue("RetryAfter", sec, "seconds, 0 or more")
+        super().__init__(why or f"asked to be tried again after {sec:g} s")
+        self.sec = float(sec)
+
+
+class Release(AttemptEnd):
+    """The task goes back uncounted and is ready at once, for whoever claims it next."""
+
+    def __init__(self, why: str = "") -> None:
+        super().__init__(why or "its handler handed it back")
 
 
 # What an agent does to the world.

@@ -11,7 +11,7 @@ import pytest
 
 AGENTS = """
 from converge import Agent, Task
-from converge.runtime.agents.decisions import InvokeTool, ReportTask
+from converge.agents import Breaker, InvokeTool, ReportTask
 
 class Deciding(Agent):
     tools = {"count": lambda text: len(text.split())}
@@ -28,6 +28,8 @@ class Deciding(Agent):
     tick_sec = 0.02
 
 class Failing(Agent):
+    breaker = Breaker(on=(RuntimeError,))
+
     async def on_task(self, task):
         raise RuntimeError("always")
 

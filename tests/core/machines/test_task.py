@@ -11,9 +11,9 @@ from converge.codec import decode
 from converge.contracts.store import ABSENT, Batch
 from converge.machines import task as machine
 from converge.machines.lane import Lane, lane_id
+from converge.machines.retry import RETRY_GREATEST_SEC
 from converge.machines.task import (
     RESULT_BYTES,
-    RETRY_GREATEST_SEC,
     SPLIT_KEYS,
     WHY_LENGTH,
     Around,

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from converge.errors import Backpressure, HandlerFailed, InvalidValue, StaleClaim, TooManyDecisions
+from converge.machines.breaker import Breaker
 from converge.machines.task import TaskState
 from converge.model.message import Message
 from converge.model.pool import Pool
@@ -29,7 +30,6 @@ from converge.runtime.agents.decisions import (
     SendMessage,
     SubmitTask,
 )
-from converge.runtime.agents.supervision import Breaker
 from converge.runtime.node import Node
 from converge.testing.fixtures import wait_until
 
@@ -294,7 +294,7 @@ async def test_when_the_breaker_opens_what_the_agent_holds_fails_and_it_claims_n
 
     with anyio.fail_after(20):
         async with Node() as node:
-            agent = await one(node, rule, breaker=Breaker(failures=2, rest_sec=30.0))
+            agent = await one(node, rule, breaker=Breaker(on=(Exception,), failures=2, rest_sec=30.0))
             held = await node.tasks.submit(Task(pool_id="p", max_attempts=1))
             await wait_until(lambda: bool(agent.calls))
             for _ in range(2):
@@ -370,16 +370,17 @@ async def test_outcomes_without_decide_are_refused() -> None:
             await node.spawn(Odd)
 
 
-async def test_a_result_that_cannot_be_stored_is_told_to_the_agent_which_may_report_another() -> None:
+async def test_a_result_that_cannot_be_stored_is_told_to_the_agent_and_ends_the_task() -> None:
     def rule(agent: Deciding, messages: list[Message], tasks: list[Task]) -> list[ReportTask]:
         return [ReportTask(task_id=task.id, result=result) for task in tasks for result in (object(), "plain")]
 
     with anyio.fail_after(20):
         async with Node() as node:
             agent = await one(node, rule)
-            assert (await node.tasks.result(await node.tasks.submit(Task(pool_id="p")))).result == "plain"
-            await wait_until(lambda: [outcome.is_ok for outcome in agent.outcomes] == [False, True])
-            assert isinstance(agent.outcomes[0].error, InvalidValue)
+            ended = await node.tasks.result(await node.tasks.submit(Task(pool_id="p")))
+            assert (ended.state, ended.attempts) == (TaskState.FAILED, 1)
+            await wait_until(lambda: [outcome.is_ok for outcome in agent.outcomes] == [False, False])
+            assert [type(outcome.error) for outcome in agent.outcomes] == [InvalidValue, StaleClaim]
 
 
 async def test_sync_handlers_that_never_return_keep_no_other_agent_from_its_thread() -> None:

@@ -12,13 +12,13 @@ import pytest
 
 from converge.contracts.store import Batch
 from converge.errors import NoSuchPool, PoolClosed
+from converge.machines.breaker import Breaker
 from converge.machines.task import TaskState
 from converge.model.descriptor import DiscoveryQuery
 from converge.model.keys import DEAD, EXPIRY, LEASE
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
-from converge.runtime.agents.supervision import Breaker
 from converge.runtime.node import Node
 from converge.services.pools import PoolManager
 from converge.testing.fixtures import wait_until
@@ -257,7 +257,7 @@ class Counted(Agent):
     """Counts how many of its handlers run at a time."""
 
     concurrency = 2
-    breaker = Breaker(failures=1, rest_sec=0.02)
+    breaker = Breaker(on=(Exception,), failures=1, rest_sec=0.02)
     running = most = 0
 
     async def on_task(self, task: Task) -> None:

@@ -13,12 +13,12 @@ import anyio
 import pytest
 
 from converge.errors import ConvergeError
+from converge.machines.breaker import Breaker
 from converge.machines.task import TaskState
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.decisions import ReportTask
-from converge.runtime.agents.supervision import Breaker
 from converge.runtime.node import Node
 from converge.testing.fixtures import wait_until
 
@@ -32,7 +32,7 @@ class Chaotic(Agent):
     """Fails now and then, and has a breaker that opens easily."""
 
     concurrency = 2
-    breaker = Breaker(failures=1, rest_sec=0.02, rest_greatest_sec=0.05)
+    breaker = Breaker(on=(Exception,), failures=1, rest_sec=0.02, rest_greatest_sec=0.05)
     is_wild = True
     chance: random.Random
     done: Counter[str]

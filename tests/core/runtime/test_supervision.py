@@ -15,16 +15,17 @@ import pytest
 
 from converge.env import SYSTEM
 from converge.errors import HandlerFailed, InvalidValue
+from converge.machines.breaker import BACKOFF_GREATEST_SEC, Breaker, Circuit, CircuitState
 from converge.machines.task import TaskState
 from converge.model.message import Message
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.ailments import Code
-from converge.runtime.agents.supervision import BACKOFF_GREATEST_SEC, AgentHealth, Breaker, Circuit, CircuitState
+from converge.runtime.agents.supervision import AgentHealth
 from converge.runtime.node import Node
 from converge.testing.fixtures import wait_until
 
-QUICK = Breaker(failures=3, rest_sec=0.4, rest_greatest_sec=1.0)
+QUICK = Breaker(on=(Exception,), failures=3, rest_sec=0.4, rest_greatest_sec=1.0)
 
 
 class Moody(Agent):
@@ -66,7 +67,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_two_failures_cost_no_rest_and_further_ones_cost_more_each_time_up_to_a_bound() -> None:
-    circuit = Circuit(Breaker(failures=30))
+    circuit = Circuit(Breaker(on=(Exception,), failures=30))
     rests = []
     now = 0.0
     for _ in range(20):
@@ -155,7 +156,7 @@ async def test_an_agent_whose_breaker_is_open_takes_nothing_and_the_others_of_it
     store_url: str, moody: type[Moody]
 ) -> None:
     steady = type("Steady", (moody,), {"on_task": Steady.on_task})
-    moody.breaker = Breaker(failures=3, rest_sec=30.0)
+    moody.breaker = Breaker(on=(Exception,), failures=3, rest_sec=30.0)
     with anyio.fail_after(30):
         async with Node(store=store_url, poll_sec=0.05) as node:
             (ill,) = await node.spawn(moody, pool="p")
@@ -212,7 +213,7 @@ async def test_a_trial_that_fails_opens_the_breaker_again(moody: type[Moody]) ->
 async def test_tasks_that_were_claimed_for_an_agent_that_rests_go_back_uncounted(
     store_url: str, moody: type[Moody]
 ) -> None:
-    moody.breaker = Breaker(failures=1, rest_sec=30.0)
+    moody.breaker = Breaker(on=(Exception,), failures=1, rest_sec=30.0)
     with anyio.fail_after(30):
         async with Node(store=store_url, poll_sec=0.05) as node:
             await node.spawn(moody, pool="p")
@@ -226,7 +227,7 @@ async def test_tasks_that_were_claimed_for_an_agent_that_rests_go_back_uncounted
 
 async def test_a_node_whose_agents_rest_keeps_no_wake_up_to_itself(tmp_path: Path, moody: type[Moody]) -> None:
     url = f"file:{tmp_path / 'state.db'}"
-    moody.breaker = Breaker(failures=1, rest_sec=30.0)
+    moody.breaker = Breaker(on=(Exception,), failures=1, rest_sec=30.0)
     with anyio.fail_after(30):
         async with Node(store=url, poll_sec=5.0) as ill, Node(store=url, poll_sec=5.0) as well:
             await ill.spawn(moody, pool="p")
@@ -275,7 +276,9 @@ async def test_only_what_the_handler_was_given_is_not_its_fault(kind: type[Agent
     with anyio.fail_after(30):
         async with Node() as node:
             agent: Agent
-            (agent,) = await node.spawn(type(kind.__name__, (kind,), {"breaker": Breaker(failures=100)}), pool="p")
+            (agent,) = await node.spawn(
+                type(kind.__name__, (kind,), {"breaker": Breaker(on=(Exception,), failures=100)}), pool="p"
+            )
             for bad in await submit(node, 5, max_attempts=1):
                 assert (await node.tasks.result(bad)).state == TaskState.FAILED
             assert (agent.health.failures, agent.health.state) == (failures, "closed")
@@ -342,7 +345,7 @@ async def test_a_handler_that_exits_ends_its_attempt_and_not_the_node(exiting: t
 
 async def test_messages_wait_while_the_handler_of_messages_rests_and_tasks_do_not() -> None:
     class Hurt(Agent):
-        breaker = Breaker(failures=1, rest_sec=0.3)
+        breaker = Breaker(on=(Exception,), failures=1, rest_sec=0.3)
 
         async def on_message(self, message: Message) -> Any:
             if message.payload == "hurt":
@@ -382,3 +385,54 @@ async def test_an_agent_whose_own_loop_dies_makes_its_node_not_ready_and_stops_n
             good = await node.tasks.submit(Task(pool_id="q"))
             assert (await node.tasks.result(good)).state == TaskState.COMPLETED
             assert bad
+
+
+# What an agent rests for.
+
+
+async def test_failures_that_the_breaker_does_not_name_cost_no_rest(moody: type[Moody]) -> None:
+    moody.breaker = Breaker()
+    with anyio.fail_after(30):
+        async with Node() as node:
+            (agent,) = await node.spawn(moody, pool="p")
+            for one in await submit(node, 30, max_attempts=1):
+                assert (await node.tasks.result(one)).state == TaskState.FAILED
+            assert (agent.health.failures, agent.health.failures_in_a_row, agent.health.state) == (30, 30, "closed")
+            assert agent.health.rest_sec("on_task") == 0 and node.health().notes == ()
+
+
+async def test_a_rest_shows_in_the_notes_of_a_node_that_is_ready(moody: type[Moody]) -> None:
+    moody.breaker = Breaker(on=(RuntimeError,), failures=1, rest_sec=30.0)
+    with anyio.fail_after(30):
+        async with Node() as node:
+            (agent,) = await node.spawn(moody, pool="p")
+            (bad,) = await submit(node, max_attempts=1)
+            await node.tasks.result(bad)
+            health = node.health()
+            (note,) = health.notes
+            assert health.is_ready and (note.code, health.reasons) == (Code.AGENT_RESTS, ())
+            assert note.text.startswith(f"agent {agent.id}: on_task rests for ") and note.text.endswith("ill")
+
+
+def test_only_errors_that_the_breaker_names_count_towards_it() -> None:
+    circuit = Circuit(QUICK)
+    for _ in range(10):
+        assert circuit.failed("data", 0.0, 0.5, is_ill=False) == 0.0
+    assert circuit.failed("ill", 0.0, 0.5) == 0.0 and circuit.state(0.0) == CircuitState.CLOSED
+    circuit.failed("ill", 0.0, 0.5)
+    circuit.failed("data", 0.0, 0.5, is_ill=False)
+    assert circuit.failed("ill", 0.0, 0.5) > 0 and circuit.state(0.0) == CircuitState.OPEN
+
+
+def test_a_breaker_is_on_errors_of_its_classes_alone_or_in_a_group() -> None:
+    breaker = Breaker(on=(ConnectionError,))
+    assert breaker.is_on(ConnectionResetError()) and breaker.is_on(
+        ExceptionGroup("", [ValueError(), ConnectionError()])
+    )
+    assert not breaker.is_on(ValueError()) and not Breaker().is_on(ConnectionError())
+
+
+@pytest.mark.parametrize("on", [ConnectionError, (3,), [ConnectionError]])
+def test_a_breaker_refuses_what_is_no_tuple_of_classes_of_errors(on: Any) -> None:
+    with pytest.raises(InvalidValue, match="a tuple of classes of errors"):
+        Breaker(on=on)

@@ -14,10 +14,10 @@ import pytest
 
 from converge.env import Env
 from converge.errors import InvalidValue
+from converge.machines.breaker import Breaker
 from converge.model.message import Message
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
-from converge.runtime.agents.supervision import Breaker
 from converge.runtime.agents.ticks import Ticks
 from converge.runtime.node import Node
 from converge.testing.fixtures import wait_until
@@ -118,7 +118,7 @@ async def test_a_tick_that_fails_is_counted_and_the_next_ones_come_after_a_rest(
 ) -> None:
     class Failing(Ticking):
         tick_sec = 0.01
-        breaker = Breaker(failures=2, rest_sec=0.4)
+        breaker = Breaker(on=(Exception,), failures=2, rest_sec=0.4)
 
         async def on_tick(self) -> None:
             self.ticks += 1

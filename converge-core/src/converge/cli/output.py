@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from converge.cli.harmless import harmless
@@ -115,8 +116,22 @@ def age(seconds: float) -> str:
     return f"{int(max(0, seconds) // length)}{unit}"
 
 
+class Bar:
+    """A progress bar: called with how many of how many are done; `note` writes a few words beside it."""
+
+    def __init__(self, update: Callable[..., None]) -> None:
+        self._update = update
+
+    def __call__(self, done: int, total: int) -> None:
+        self._update(completed=done, total=total)
+
+    def note(self, text: str) -> None:
+        """Write the words in place of those that stand there."""
+        self._update(note=harmless(text))
+
+
 @contextmanager
-def progress(title: str, *, is_wanted: bool) -> Iterator[Callable[[int, int], None] | None]:
+def progress(title: str, *, is_wanted: bool) -> Iterator[Bar | None]:
     """Yield what draws a progress bar on standard error, or None where it is not wanted or standard error is no
     terminal.
     """
@@ -126,10 +141,15 @@ def progress(title: str, *, is_wanted: bool) -> Iterator[Callable[[int, int], No
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bar:
-        row = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(row, completed=done, total=total)
+        yield Bar(partial(bar.update, bar.add_task(title, total=None, note="")))
 
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[object]], footer: Sequence[object] | None) -> None:

@@ -75,7 +75,8 @@ def run(
     )
     main.tune_interpreter()
     with output.progress(settings.pool_id or "tasks", is_wanted=drain) as on_progress:
-        drained = anyio.run(main.run, settings, wanted, on_progress, backend_options=loop_options())
+        on_note = None if on_progress is None else on_progress.note
+        drained = anyio.run(main.run, settings, wanted, on_progress, on_note, backend_options=loop_options())
     if drained is None or not drain:
         return DONE
     write_results(drained.rows, as_json=common.json)

@@ -35,6 +35,8 @@ T-12 A task that waits past its deadline fails; so does one whose attempt ends w
 T-13 A claim whose answer was lost holds nothing once it is settled, and counts no attempt.
 T-14 Retention removes a task with all that belongs to it, its dedup key included, and not before its time.
 T-23 While a task waits behind an ordering key, no submit to that key makes the end of its active task try again.
+T-24 A failure may say what follows it: without a retry the task is FAILED whatever attempts are left; with a wait it is
+     tried again no sooner than that, at most `RETRY_AFTER_GREATEST_SEC` later, and the attempt counts.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ import msgspec
 
 from converge.codec import FIRST, Int, encode, moment_or, parse_hash, stored_text
 from converge.machines.lane import Lane
+from converge.machines.retry import wait_sec
 from converge.model.batch import ABSENT, Batch, Check, Put
 from converge.model.keys import (
     ACTIVE,
@@ -66,9 +69,6 @@ from converge.model.keys import (
 )  # fmt: skip
 from converge.model.pool import Pool
 from converge.model.task import HISTORY, Attempt, Spec, State
-
-RETRY_GREATEST_SEC = 300.0
-"""No retry waits longer: an operator who has mended the cause should not wait for an hour."""
 
 WHY_LENGTH = 2_000
 """Characters of a reason that are kept: with a full history they leave the better part of a value to the result,
@@ -204,12 +204,13 @@ class Completed(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """The attempt failed. `jitter` in [0, 1) scales the wait before the next."""
+    """The attempt failed. `jitter` in [0, 1) scales the wait before the next, unless `after_sec` was asked for."""
 
     error: str
     by: str = ""
     is_retried: bool = True
     jitter: float = 1.0
+    after_sec: float | None = None
 
 
 class Released(NamedTuple):
@@ -404,8 +405,7 @@ def _fail(found: Found, event: Failed, now: int, around: Around) -> Batch:
     if _is_late(found.spec, now):
         return _give_up(found, event, f"{DEADLINE}; the last attempt failed: {event.error}", now, around)
     spec = found.spec
-    delay_sec = min(RETRY_GREATEST_SEC, spec.retry_delay_sec * 2.0 ** min(attempts - 1, 30)) * event.jitter
-    due = now + int(delay_sec * 1_000_000)
+    due = now + int(wait_sec(attempts, spec.retry_delay_sec, event.jitter, event.after_sec) * 1_000_000)
     # What remains is the head start of its priority, which a retry keeps.
     rank = due - (spec.due - spec.rank)
     state = _state(
@@ -576,7 +576,6 @@ def _state(
     else:
         line, nonce, token = Attempt(now, what, by, why), "", 0
     history = (*old.history[-(HISTORY - 1) :], line) if old is not None else (line,)
-    is_ended = to in TERMINAL
     return State(
         to.value,
         attempts,
@@ -589,5 +588,5 @@ def _state(
         msgspec.Raw(result),
         why if to is not TaskState.COMPLETED else "",
         history,
-        now if is_ended else 0,
+        now if to in TERMINAL else 0,
     )

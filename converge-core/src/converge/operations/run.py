@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import attrs
 
 from converge.contracts.store import Feature, Store
 from converge.errors import ConfigError, ConvergeError, InvalidValue, NoSuchPool, ResultTimeout
+from converge.machines.breaker import CircuitState
 from converge.machines.lane import Lane
 from converge.machines.match import refusal
 from converge.model.pool import Pool
@@ -47,6 +48,11 @@ a process.
 
 DEAD_LOOK_SEC = 0.5
 """How often a process looks whether its store's handle is dead."""
+
+NOTE_SEC = 0.5
+"""How often it is told how many agents rest."""
+
+Note = Callable[[str], None]
 
 COLLECTOR = (10_000, 10, 10)
 """Thresholds of the garbage collector: a full pass after a million new containers, some 100 MB, not after 70,000; ten
@@ -190,8 +196,12 @@ def tune_interpreter() -> None:
     sys.setswitchinterval(SWITCH_SEC)
 
 
-async def run(config: Config, run: Run, on_progress: Progress | None = None) -> Drained | None:
+async def run(
+    config: Config, run: Run, on_progress: Progress | None = None, on_note: Note | None = None
+) -> Drained | None:
     """Run until the pool is drained, if that is asked, or until a signal comes; then stop cleanly. None: a signal came.
+
+    `on_note` is told twice a second in a few words how many agents rest.
 
     Raises:
         ConvergeError: In a group, as task groups raise it.
@@ -203,6 +213,8 @@ async def run(config: Config, run: Run, on_progress: Progress | None = None) -> 
                 async with anyio.create_task_group() as group:
                     group.start_soon(_cancel_when_asked, stop, scope)
                     group.start_soon(_end_when_dead, node)
+                    if on_note is not None:
+                        group.start_soon(_note_rests, node, on_note)
                     drained = await _work(node, config, run, on_progress)
                     group.cancel_scope.cancel()
                 return drained
@@ -224,6 +236,13 @@ async def _end_when_dead(node: Node) -> None:
         await anyio.sleep(DEAD_LOOK_SEC)
         if (error := node.handle.dead) is not None:
             raise error
+
+
+async def _note_rests(node: Node, on_note: Note) -> None:
+    while True:
+        resting = sum(one.state is not CircuitState.CLOSED for one in node.supervision.troubled)
+        on_note(f"{resting} resting" if resting else "")
+        await anyio.sleep(NOTE_SEC)
 
 
 async def _work(node: Node, config: Config, run: Run, on_progress: Progress | None) -> Drained:

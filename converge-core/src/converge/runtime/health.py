@@ -30,10 +30,15 @@ LATE = 2 / 3
 through.
 """
 
+NOTED = frozenset((Code.AGENT_RESTS,))
+"""What is shown of a node that is ready all the same."""
+
 
 @attrs.frozen(kw_only=True)
 class Reason:
-    """Why a node is not ready: a code for programs, a text for people, and since when."""
+    """Why a node is not ready, or what else is to be known of it: a code for programs, a text for people, and since
+    when.
+    """
 
     code: str
     text: str
@@ -43,12 +48,13 @@ class Reason:
 @attrs.frozen(kw_only=True)
 class Health:
     """A node at one moment. `is_live`: false when only a restart helps. `is_ready`: it claims tasks and takes messages
-    as it should.
+    as it should; `reasons` say why not. `notes` are worth knowing, and do not make it less ready.
     """
 
     is_live: bool
     is_ready: bool
     reasons: tuple[Reason, ...] = ()
+    notes: tuple[Reason, ...] = ()
 
 
 class Vitals:
@@ -81,14 +87,17 @@ class Vitals:
     def read(self) -> Health:
         """Return the health as it is now."""
         now = self._env.monotonic()
-        found = list(self._ailments(now))
         wall = datetime.now(UTC)
-        reasons = [
+        found = [
             Reason(code=str(one.code), text=one.text, since=wall - timedelta(seconds=max(0.0, now - one.since)))
-            for one in found
+            for one in self._ailments(now)
         ]
+        reasons = tuple(one for one in found if one.code not in NOTED)
         return Health(
-            is_live=self._stopped is None and not self._needs_restart(now), is_ready=not reasons, reasons=tuple(reasons)
+            is_live=self._stopped is None and not self._needs_restart(now),
+            is_ready=not reasons,
+            reasons=reasons,
+            notes=tuple(one for one in found if one.code in NOTED),
         )
 
     def _needs_restart(self, now: float) -> bool:

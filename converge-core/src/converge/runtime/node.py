@@ -102,7 +102,7 @@ class Node:
             raise
         self._parts, self._identity = parts, parts.identity
         self.vitals.started(parts.handle, parts.watchdog, parts.reaper, self.settings.stall_sec)
-        self.vitals.sources.append(parts.groups.ailments)
+        self.vitals.sources += [parts.groups.ailments, parts.groups.supervision.rests]
         self._host.observe("converge_node_started", node_id=parts.identity.id)
         return self
 

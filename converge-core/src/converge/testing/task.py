@@ -16,6 +16,6 @@ __all__ = ["TaskContract"]
 
 
 class TaskContract(LifeClauses, GroupClauses, TaskHistoryClauses, RaceClauses):
-    """The clauses T-1 to T-14 and T-23 of `converge.machines.task`; see `converge.testing._store.base.StoreCase` for
-    what an author may set.
+    """The clauses of `converge.machines.task`; see `converge.testing._store.base.StoreCase` for what an author may
+    set.
     """

@@ -12,6 +12,7 @@ import msgspec
 
 from converge.errors import InputError, InvalidValue
 from converge.ids import check_name
+from converge.machines.breaker import Breaker
 from converge.machines.match import Claimer
 from converge.model.identity import Identity
 from converge.model.message import Fanout, Message, Receipt
@@ -29,7 +30,7 @@ from converge.runtime.agents.decisions import (
     SubmitTask,
     Tool,
 )
-from converge.runtime.agents.supervision import AgentHealth, Breaker
+from converge.runtime.agents.supervision import AgentHealth
 from converge.services.messages.sending import SendArguments
 from converge.services.tasks.records import replaced_inputs
 

@@ -20,6 +20,7 @@ class Code(StrEnum):
     WATCH_DEAF = "watch_deaf"
     CLOCK_AHEAD = "clock_ahead"
     AGENT_DOWN = "agent_down"
+    AGENT_RESTS = "agent_rests"
 
 
 class Ailment(NamedTuple):

@@ -10,14 +10,23 @@ import anyio
 from anyio.abc import TaskGroup
 
 from converge.codec import encode_plain
-from converge.errors import ConvergeError, InvalidValue, StaleClaim, TooManyDecisions
+from converge.errors import (
+    ConvergeError,
+    InvalidValue,
+    NoRetry,
+    Release,
+    RetryAfter,
+    StaleClaim,
+    TooManyDecisions,
+    ValueTooLarge,
+)
 from converge.model.message import Message
 from converge.model.task import Task
 from converge.runtime.agents.agent import call_handler
 from converge.runtime.agents.context import begin
 from converge.runtime.agents.decisions import Outcome, ReportTask
 from converge.runtime.agents.executor import Executor
-from converge.runtime.agents.supervision import CircuitState, Supervision, is_contained
+from converge.runtime.agents.supervision import Supervision, is_contained
 from converge.services.messages.inboxes import OnHandled
 from converge.services.tasks.records import encode_result
 
@@ -32,23 +41,31 @@ INBOX = 1_000
 
 
 class Reported(Exception):
-    """How a task that `decide` holds ends without a result: failed (its text), or handed back."""
+    """How a task that `decide` holds ends without a result: as if a handler had raised `error`, described by the
+    text.
+    """
 
-    def __init__(self, text: str, *, is_retried: bool = True, is_released: bool = False) -> None:
+    def __init__(self, text: str, error: BaseException | None = None) -> None:
         super().__init__(text)
-        self.is_retried, self.is_released = is_retried, is_released
+        self.error = error
 
 
 class _Hold:
     """A task that the agent holds until it reports it."""
 
-    __slots__ = ("ended", "is_new", "report", "task", "why")
+    __slots__ = ("end", "ended", "is_new", "result", "task")
 
     def __init__(self, task: Task) -> None:
         self.task, self.is_new = task, True
         self.ended = anyio.Event()
-        self.report: ReportTask | None = None
-        self.why = ""
+        self.result: Any = None
+        self.end: Reported | None = None
+
+    def finish(self, result: Any, end: Reported | None) -> None:
+        """End it with the result or, if it has another end, with that."""
+        if not self.ended.is_set():
+            self.result, self.end = result, end
+            self.ended.set()
 
 
 class DecideLoop:
@@ -68,6 +85,7 @@ class DecideLoop:
         self._has_new = False
         self._is_ticked = False
         self._is_running = False
+        self._failures = 0  # of `decide`, in a row
 
     @property
     def is_full(self) -> bool:
@@ -110,19 +128,16 @@ class DecideLoop:
             await hold.ended.wait()
         finally:
             del self._holds[task.id]
-        report = hold.report
-        if report is None:
-            raise Reported(hold.why)
-        if report.is_released or report.error is not None:
-            raise Reported(report.error or "", is_retried=report.is_retried, is_released=report.is_released)
-        return report.result
+        if hold.end is not None:
+            raise Reported(str(hold.end), hold.end.error)  # one of its own: several tasks may have the same end
+        return hold.result
 
     def report(self, report: ReportTask) -> None:
         """End a task that the agent holds.
 
         Raises:
             StaleClaim: It holds it no longer, or never did.
-            InvalidValue: The result is not plain data; it is held on.
+            InvalidValue, ValueTooLarge: The result cannot be stored; the task has failed, and is not tried again.
         """
         hold = self._holds.get(report.task_id)
         if hold is None or hold.ended.is_set():
@@ -131,9 +146,17 @@ class DecideLoop:
                 token=0,
                 why="this agent holds it no longer, or never did: it was reported, timed out, or cancelled",
             )
-        encode_result(report.result)  # one that cannot be stored is told to the agent, which may report another
-        hold.report = report
-        hold.ended.set()
+        if report.is_released:
+            hold.finish(None, Reported(report.error or "", Release(report.error or "")))
+        elif report.error is not None:
+            hold.finish(None, _end_of(report, report.error))
+        else:
+            try:
+                encode_result(report.result)
+            except (InvalidValue, ValueTooLarge) as error:
+                hold.finish(None, Reported(f"{type(error).__name__}: {error}", error))
+                raise
+            hold.finish(report.result, None)
 
     def answer(self, message_id: str, payload: Any) -> None:
         """Answer a message that the running call of `decide` was given.
@@ -166,7 +189,7 @@ class DecideLoop:
         ) as error:  # the agent's boundary: what its handlers raise was caught before, so this is the loop's own end
             self._supervision.died(agent, error)
             self._supervision.retire(agent)
-            self._end_all(f"the agent's loop died: {agent.health.died}", list(self._holds.values()))
+            self._end_all(Reported(f"the agent's loop died: {agent.health.died}"), list(self._holds.values()))
             return  # as if it were running: nothing starts it again
         self._is_running = False
 
@@ -190,6 +213,7 @@ class DecideLoop:
             why = f"{type(error).__name__}: {error}"
             self._failed(error, why, new)
         else:
+            self._failures = 0
             if self._agent.health.is_troubled:
                 self._supervision.succeeded(self._agent, "decide")
         self._asking = set()
@@ -200,8 +224,8 @@ class DecideLoop:
         self._given = []
 
     def _failed(self, error: BaseException, why: str, new: Sequence[_Hold]) -> None:
-        """The tasks that this call was the first to be given fail; once the breaker opens, those that the agent held
-        before too.
+        """The tasks that this call was the first to be given end as it did; after several failures in a row, those that
+        the agent held before fail, too.
         """
         agent = self._agent
         if isinstance(error, ConvergeError):
@@ -209,13 +233,14 @@ class DecideLoop:
         else:
             agent.log.error("decide failed", exc_info=error)
         self._supervision.failed(agent, "decide", error)
-        self._end_all(why, new if agent.health.state is not CircuitState.OPEN else list(self._holds.values()))
+        self._end_all(Reported(why, error), new)
+        self._failures += 1
+        if self._failures >= agent.breaker.failures:
+            self._end_all(Reported(why), list(self._holds.values()))
 
-    def _end_all(self, why: str, holds: Sequence[_Hold]) -> None:
+    def _end_all(self, end: Reported, holds: Sequence[_Hold]) -> None:
         for hold in holds:
-            if not hold.ended.is_set():
-                hold.why = why
-                hold.ended.set()
+            hold.finish(None, end)
 
     async def _decide(self, messages: Sequence[Message], tasks: Sequence[Task]) -> None:
         decisions = await call_handler(self._agent.decide, list(messages), list(tasks))
@@ -241,3 +266,12 @@ class DecideLoop:
             self._agent.log.warning("%s failed: %s: %s", type(decision).__name__, type(error).__name__, error)
             return Outcome(decision=decision, is_ok=False, error=error)
         return Outcome(decision=decision, is_ok=True, value=value)
+
+
+def _end_of(report: ReportTask, text: str) -> Reported:
+    """Return how a task ends that was reported as failed."""
+    if not report.is_retried:
+        return Reported(text, NoRetry(text))
+    if report.retry_after_sec is not None:
+        return Reported(text, RetryAfter(report.retry_after_sec, text))
+    return Reported(text)

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 from attrs import validators
 
+from converge.errors import InvalidValue
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.messages.sending import SendOptions
@@ -74,13 +75,22 @@ class SubmitTask:
 class ReportTask:
     """End a task that `decide` was given: with its result, as failed (`error`), or handed back uncounted
     (`is_released`).
+
+    Attributes:
+        is_retried: False: it has failed for good, as after `NoRetry`.
+        retry_after_sec: Seconds until it is tried again, as after `RetryAfter`; None: the task's own delay.
     """
 
     task_id: str
     result: Any = None
-    error: str | None = None
+    error: str | None = attrs.field(default=None, validator=validators.optional(validators.instance_of(str)))
     is_retried: bool = True
     is_released: bool = False
+    retry_after_sec: float | None = attrs.field(default=None, validator=validators.optional(validators.ge(0)))
+
+    def __attrs_post_init__(self) -> None:
+        if self.retry_after_sec is not None and (self.error is None or not self.is_retried or self.is_released):
+            raise InvalidValue("ReportTask.retry_after_sec", self.retry_after_sec, "None without an error to retry")
 
 
 @attrs.frozen(kw_only=True)

@@ -1,39 +1,23 @@
-"""Supervision: an agent's failures are counted and shown; it goes on after a rest, and after many in a row a circuit
-breaker opens.
-"""
+"""Supervision: an agent's failures are counted and shown; it goes on, and rests where its circuit breaker says so."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
-import attrs
-from attrs import validators
 
 from converge.env import Env
-from converge.errors import InputError, InvalidValue
+from converge.machines.attempt import is_of_its_data, word_of
+from converge.machines.breaker import Breaker, Circuit, CircuitState
+from converge.runtime.agents.ailments import Ailment, Code
 
 if TYPE_CHECKING:
     from converge.runtime.agents.agent import Agent
 
 log = logging.getLogger("converge.supervision")
 
-RESTS_FROM = 3
-"""Failures in a row before the first rest: one bad task, or two, say nothing about the agent, and must not slow down
-the good ones behind them.
-"""
-
-BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 2.0
-"""Rests between failures while the breaker is closed: twice as long each time."""
-
-
-NOT_ITS_FAULT = (InputError, InvalidValue)
-"""What says that a task or a message is wrong, exactly these: other input errors, such as `NoSuchPool`, come of what
-the handler did.
-"""
 
 _NOT_CONTAINED = (KeyboardInterrupt, GeneratorExit, BaseExceptionGroup)
 
@@ -45,85 +29,6 @@ def is_contained(error: BaseException) -> bool:
     the process of all. A cancellation is not the handler's own, nor is a group that may hold one.
     """
     return isinstance(error, Exception) or not isinstance(error, (*_NOT_CONTAINED, anyio.get_cancelled_exc_class()))
-
-
-@attrs.frozen(kw_only=True)
-class Breaker:
-    """When an agent's circuit breaker opens, and for how long.
-
-    Attributes:
-        failures: Failures in a row of one handler that open it.
-        rest_sec: How long the handler gets nothing then, give or take a quarter; twice as long after each trial that
-            fails.
-        rest_greatest_sec: The longest rest.
-    """
-
-    failures: int = attrs.field(default=10, validator=validators.ge(1))
-    rest_sec: float = attrs.field(default=5.0, validator=validators.gt(0))
-    rest_greatest_sec: float = attrs.field(default=30.0, validator=validators.gt(0))
-
-
-class CircuitState(StrEnum):
-    """The states of a circuit breaker."""
-
-    CLOSED = "closed"
-    """The handler works, or has failed less often in a row than would open it."""
-    OPEN = "open"
-    """It has failed too often, and gets nothing for a while."""
-    HALF_OPEN = "half-open"
-    """Its rest is over: it gets one thing, on trial."""
-
-
-class Circuit:
-    """The failures of one handler of one agent. Pure: the time is an argument."""
-
-    __slots__ = ("_breaker", "_opened", "failures", "in_a_row", "is_open", "last_error", "rests_until")
-
-    def __init__(self, breaker: Breaker) -> None:
-        self._breaker = breaker
-        self._opened = 0
-        self.failures = self.in_a_row = 0
-        self.is_open = False
-        self.rests_until = float("-inf")
-        self.last_error = ""
-
-    def state(self, now: float) -> CircuitState:
-        """Return the breaker's state."""
-        if not self.is_open:
-            return CircuitState.CLOSED
-        return CircuitState.OPEN if now < self.rests_until else CircuitState.HALF_OPEN
-
-    def failed(self, error: str, now: float, jitter: float) -> float:
-        """Count a failure; return the seconds for which the handler gets nothing. `jitter`: from 0 to 1."""
-        self.failures += 1
-        self.in_a_row += 1
-        self.last_error = error
-        if self.is_open and now < self.rests_until:
-            return self.rests_until - now  # what was under way when the breaker opened is no trial
-        if self.is_open or self.in_a_row >= self._breaker.failures:
-            self.is_open = True
-            rest_sec = min(self._breaker.rest_sec * 2**self._opened, self._breaker.rest_greatest_sec) * (
-                0.75 + jitter / 2
-            )
-            self._opened = min(self._opened + 1, 30)
-        elif self.in_a_row >= RESTS_FROM:
-            rest_sec = min(BACKOFF_LEAST_SEC * 2 ** (self.in_a_row - RESTS_FROM), BACKOFF_GREATEST_SEC) * (
-                0.5 + jitter / 2
-            )
-        else:
-            return 0.0
-        self.rests_until = max(self.rests_until, now + rest_sec)
-        return self.rests_until - now
-
-    def succeeded(self, now: float) -> bool:
-        """Count a success; tell whether it closed the breaker. One of something begun before the breaker opened does
-        not.
-        """
-        if self.is_open and now < self.rests_until:
-            return False
-        was_open, self.is_open = self.is_open, False
-        self.in_a_row = self._opened = 0
-        return was_open
 
 
 class AgentHealth:
@@ -220,13 +125,27 @@ class Supervision:
         """The agents of which a handler has failed since it last succeeded. From any thread."""
         return [health for health in list(self._agents.values()) if health.is_troubled]
 
+    def rests(self) -> Iterable[Ailment]:
+        """Return which handlers rest, or are on trial after a rest: a source of the node's vitals, read from any
+        thread.
+        """
+        now = self._env.monotonic()
+        for health in self.troubled:
+            for handler, circuit in list(health.circuits.items()):
+                if (state := circuit.state(now)) is not CircuitState.CLOSED:
+                    what = (
+                        f"rests for {circuit.rests_until - now:.0f} s" if state is CircuitState.OPEN else "is on trial"
+                    )
+                    text = f"agent {health.agent_id}: {handler} {what}: {circuit.last_error}"
+                    yield Ailment(Code.AGENT_RESTS, text, circuit.opened_at)
+
     def failed(self, agent: Agent, handler: str, error: BaseException | str) -> float:
         """Count a failure of a handler; return the seconds for which it gets nothing.
 
-        An `InvalidValue`, or inputs that do not fit, are the fault of what the handler was given: they are no failure
-        of the agent.
+        An `InvalidValue`, or inputs that do not fit, are the fault of what the handler was given, and an `AttemptEnd`
+        is the agent's own word: they are no failure of the agent. A text tells of a timeout.
         """
-        if type(error) in NOT_ITS_FAULT and handler != "on_tick":
+        if not isinstance(error, str) and _is_no_failure(error, handler):
             return 0.0
         health = agent.health
         circuit = health.circuits.get(handler)
@@ -236,12 +155,17 @@ class Supervision:
         health.is_troubled = True
         was_open = circuit.is_open
         text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-        rest_sec = circuit.failed(text[:1_000], self._env.monotonic(), self._env.uniform())
+        rest_sec = circuit.failed(
+            text[:1_000],
+            self._env.monotonic(),
+            self._env.uniform(),
+            is_ill=health.breaker.is_on(TimeoutError() if isinstance(error, str) else error),
+        )
         if circuit.is_open and not was_open:
             agent.log.error(
                 "%s failed %d times in a row; the agent rests for %.1f s: %s",
                 handler,
-                circuit.in_a_row,
+                circuit.ill_in_a_row,
                 rest_sec,
                 circuit.last_error,
             )
@@ -268,3 +192,7 @@ class Supervision:
         agent.health.died, agent.health.died_at = f"{type(error).__name__}: {error}", self._env.monotonic()
         self._dead.append(agent.health)
         agent.log.error("the agent's loop died; it does nothing more until the node is started again", exc_info=error)
+
+
+def _is_no_failure(error: BaseException, handler: str) -> bool:
+    return handler != "on_tick" and (is_of_its_data(error) or word_of(error) is not None)

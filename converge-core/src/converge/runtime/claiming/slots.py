@@ -18,6 +18,7 @@ from anyio.lowlevel import checkpoint
 from converge.env import Env
 from converge.errors import ConvergeError
 from converge.ids import id_text
+from converge.machines.attempt import outcome_of
 from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent, is_async, with_inputs
@@ -301,11 +302,9 @@ class Slots:
         except ConvergeError as error:
             agent.log.warning("task %s failed: %s", id_text(found.id), error)
             self._failed(agent, error)
-            return Failed(f"{type(error).__name__}: {error}", agent.id, True, self._jitter())
+            return outcome_of(error, f"{type(error).__name__}: {error}", agent.id, self._jitter())
         except Reported as end:  # what `decide` made of it
-            if end.is_released:
-                return Released(agent.id, str(end))
-            return Failed(str(end), agent.id, end.is_retried, self._jitter())
+            return outcome_of(end.error, str(end), agent.id, self._jitter())
         except anyio.get_cancelled_exc_class() as error:
             if anyio.current_effective_deadline() == -inf:
                 raise
@@ -321,7 +320,7 @@ class Slots:
                 raise
             agent.log.exception("task %s failed", id_text(found.id))
             self._failed(agent, error)
-            return Failed(f"{type(error).__name__}: {error}", agent.id, True, self._jitter())
+            return outcome_of(error, f"{type(error).__name__}: {error}", agent.id, self._jitter())
 
     def _failed(self, agent: Agent, error: BaseException | str) -> None:
         """Tell who supervises the agent; what `decide` does, its own loop tells."""

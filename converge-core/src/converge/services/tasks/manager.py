@@ -153,14 +153,22 @@ class TaskManager:
         """
         await self._finish(task, Completed(encode_result(result), stored_text(_checked(task).claimed_by)))
 
-    async def fail(self, task: Task, error: str, *, retry: bool = True) -> None:
+    async def fail(self, task: Task, error: str, *, retry: bool = True, after: float | None = None) -> None:
         """End the attempt: the task is retried after a while, or FAILED if its attempts are used up or `retry` is
         False.
 
+        Args:
+            after: Seconds until it is retried, at most 24 hours; None: the task's own delay.
+
         Raises:
             StaleClaim: The claim is not current; nothing was changed.
+            InvalidValue: `after` is no number of seconds, or given for a task that is not retried.
         """
-        await self._finish(task, Failed(str(error), _checked(task).claimed_by, retry, self._opened.env.uniform()))
+        if after is not None and (not retry or type(after) not in (int, float) or not after >= 0):
+            raise InvalidValue("after", after, "seconds, 0 or more, with a retry")
+        await self._finish(
+            task, Failed(str(error), _checked(task).claimed_by, retry, self._opened.env.uniform(), after)
+        )
 
     async def release(self, task: Task, why: str = "") -> None:
         """Release the claim: the task is ready again at once, and no attempt is counted.

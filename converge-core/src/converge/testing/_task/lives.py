@@ -1,4 +1,4 @@
-"""T-1 to T-8: how one task is stored, claimed, finished, retried, ended."""
+"""T-1 to T-8 and T-24: how one task is stored, claimed, finished, retried, ended."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import anyio
 import attrs
 
 from converge.errors import DedupConflict, NoSuchPool, StaleClaim
+from converge.ids import id_bytes
+from converge.machines.retry import RETRY_AFTER_GREATEST_SEC
 from converge.machines.task import TaskState
+from converge.model.keys import LATER
 from converge.model.task import Task
+from converge.services.store.pages import read_all
 from converge.testing._task.base import POOL, Process, TaskCase, another, raised, wait_until_store_time
 from converge.testing.clauses import expect, expect_equal
 
@@ -260,3 +264,40 @@ class LifeClauses(TaskCase):
         task = await one.tasks.get(task_id)
         expect_equal("T-8", (task.state, task.attempts), (TaskState.PENDING, 1), "state and attempts after a failure")
         expect_equal("T-8", await one.claim(), [], "what is claimed while a retry waits (a random part of an hour)")
+
+    async def test_a_failure_without_a_retry_is_final(self, one: Process) -> None:
+        """T-24."""
+        task_id = await one.tasks.submit(Task(pool_id=POOL, max_attempts=5, retry_delay_sec=0.0))
+        await one.tasks.fail(await one.claim_one(), "no use", retry=False)
+        ended = await one.tasks.get(task_id)
+        expect_equal(
+            "T-24",
+            (ended.state, ended.attempts, ended.error),
+            (TaskState.FAILED, 1, "no use"),
+            "state, attempts and error after a failure without a retry",
+        )
+
+    async def test_a_failure_with_a_wait_is_tried_again_after_it_and_counts(self, one: Process) -> None:
+        """T-24."""
+        task_id = await one.tasks.submit(Task(pool_id=POOL, max_attempts=2, retry_delay_sec=0.0))
+        failed_at = await one.store.time()
+        await one.tasks.fail(await one.claim_one(), "later", after=0.5)
+        await one.sweep_all()
+        early, now = await one.claim(), await one.store.time()
+        expect("T-24", not early or now >= failed_at + 500_000, "a task was claimed before the wait was over")
+        await wait_until_store_time(one.store, now + 500_001)
+        await one.sweep_all()
+        (again,) = early or await one.claim()
+        expect_equal("T-24", again.attempts, 2, "the attempts that the next claim shows")
+        await one.tasks.fail(again, "and again", after=0.0)
+        expect_equal("T-24", (await one.tasks.get(task_id)).state, TaskState.FAILED, "the state after the last attempt")
+
+    async def test_no_wait_is_longer_than_the_greatest(self, one: Process) -> None:
+        """T-24."""
+        task_id = await one.tasks.submit(Task(pool_id=POOL))
+        await one.tasks.fail(await one.claim_one(), "much later", after=float("inf"))
+        entries = await read_all(one.store, LATER())
+        (due,) = [entry.key[1] for entry in entries if entry.key[2] == id_bytes("task", task_id)]
+        left_sec = (due - await one.store.time()) / 1_000_000
+        expect("T-24", left_sec <= RETRY_AFTER_GREATEST_SEC, f"it is due in {left_sec:.0f} s")
+        expect("T-24", left_sec > RETRY_AFTER_GREATEST_SEC - 3_600, f"it is due in {left_sec:.0f} s")

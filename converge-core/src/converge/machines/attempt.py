@@ -1,0 +1,55 @@
+"""What becomes of a task whose handler raised: tried again, tried again after a wait, failed for good, handed back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+from converge.errors import AttemptEnd, InputError, InvalidValue, NoRetry, Release, RetryAfter, ValueTooLarge
+from converge.machines.task import Failed, Released
+
+OF_ITS_DATA = (InputError, InvalidValue, ValueTooLarge)
+"""Errors, of exactly these classes, that say that what a handler was given, or what it returned, cannot be used: the
+next attempt would end the same way. Other input errors, such as `NoSuchPool`, may pass.
+"""
+
+STRICTEST = (NoRetry, RetryAfter, Release)
+"""Which word counts where tasks of one handler raised several."""
+
+
+def outcome_of(error: BaseException | None, text: str, by: str, jitter: float) -> Failed | Released:
+    """Return how an attempt ended that raised `error`; `text` describes it. None: it failed, and is tried again."""
+    word = None if error is None else word_of(error)
+    if word is None:
+        return Failed(text, by, not is_of_its_data(error), jitter)
+    kind, kept = type(word), vars(word)
+    why = kept.get("why") or text  # none, if a subclass does not call `__init__`
+    if issubclass(kind, Release):
+        return Released(by, why)
+    return Failed(why, by, not issubclass(kind, NoRetry), jitter, kept.get("sec"))
+
+
+def is_of_its_data(error: BaseException | None) -> bool:
+    """Return whether the error is the fault of the task or message, not of the agent."""
+    return type(error) in OF_ITS_DATA
+
+
+def word_of(error: BaseException) -> AttemptEnd | None:
+    """Return the `AttemptEnd` that a handler raised; in a group, the strictest, if it holds nothing else."""
+    found = list(leaves(error))
+    for kind in STRICTEST if all(issubclass(type(one), AttemptEnd) for one in found) else ():
+        for one in found:
+            if issubclass(type(one), kind):
+                return cast(AttemptEnd, one)
+    return None
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors of a group, however deep, or the error itself."""
+    todo = [error]
+    while todo:
+        one = todo.pop()
+        if issubclass(type(one), BaseExceptionGroup):
+            todo += BaseExceptionGroup.exceptions.__get__(one)
+        else:
+            yield one

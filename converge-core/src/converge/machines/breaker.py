@@ -1,0 +1,129 @@
+"""The circuit breaker of one handler: after failures that say that the agent itself is ill, it rests."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import attrs
+from attrs import validators
+
+from converge.errors import InvalidValue
+from converge.machines.attempt import leaves
+
+RESTS_FROM = 3
+"""Failures in a row before the first rest: one or two may be chance."""
+
+BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 2.0
+"""Rests between failures while the breaker is closed: twice as long each time."""
+
+
+@attrs.frozen(kw_only=True)
+class Breaker:
+    """When an agent's circuit breaker opens, and for how long.
+
+    By default it never does: a task that fails says nothing about the agent, and must not slow down the good ones
+    behind it.
+
+    Attributes:
+        on: The classes of errors that say that the agent itself is ill, such as `(ConnectionError,)`; a handler that
+            runs into its timeout counts as a `TimeoutError`. Any other failure is counted and shown, and costs no rest.
+        failures: Failures in a row of one handler, each of a class in `on`, that open it.
+        rest_sec: How long the handler gets nothing then, give or take a quarter; twice as long after each trial that
+            fails.
+        rest_greatest_sec: The longest rest.
+    """
+
+    on: tuple[type[BaseException], ...] = ()
+    failures: int = attrs.field(default=10, validator=validators.ge(1))
+    rest_sec: float = attrs.field(default=5.0, validator=validators.gt(0))
+    rest_greatest_sec: float = attrs.field(default=30.0, validator=validators.gt(0))
+
+    def __attrs_post_init__(self) -> None:
+        on: object = self.on
+        if not isinstance(on, tuple) or not all(isinstance(one, type) and issubclass(one, BaseException) for one in on):
+            raise InvalidValue("Breaker.on", self.on, "a tuple of classes of errors, such as (ConnectionError,)")
+
+    def is_on(self, error: BaseException) -> bool:
+        """Return whether the error, or one of those that it groups, says that the agent itself is ill."""
+        return bool(self.on) and any(issubclass(type(one), self.on) for one in leaves(error))
+
+
+class CircuitState(StrEnum):
+    """The states of a circuit breaker."""
+
+    CLOSED = "closed"
+    """The handler works, or has failed less often in a row than would open it."""
+    OPEN = "open"
+    """It has failed too often, and gets nothing for a while."""
+    HALF_OPEN = "half-open"
+    """Its rest is over: it gets one thing, on trial."""
+
+
+class Circuit:
+    """The failures of one handler of one agent. Pure: the time is an argument."""
+
+    __slots__ = (
+        "_breaker",
+        "_opened",
+        "failures",
+        "ill_in_a_row",
+        "in_a_row",
+        "is_open",
+        "last_error",
+        "opened_at",
+        "rests_until",
+    )
+
+    def __init__(self, breaker: Breaker) -> None:
+        self._breaker = breaker
+        self._opened = 0
+        self.failures = self.in_a_row = self.ill_in_a_row = 0
+        self.is_open = False
+        self.opened_at = 0.0
+        self.rests_until = float("-inf")
+        self.last_error = ""
+
+    def state(self, now: float) -> CircuitState:
+        """Return the breaker's state."""
+        if not self.is_open:
+            return CircuitState.CLOSED
+        return CircuitState.OPEN if now < self.rests_until else CircuitState.HALF_OPEN
+
+    def failed(self, error: str, now: float, jitter: float, *, is_ill: bool = True) -> float:
+        """Count a failure; return the seconds for which the handler gets nothing. `jitter`: from 0 to 1.
+
+        `is_ill`: the breaker is on such errors. Any other proves nothing, neither for nor against the agent.
+        """
+        self.failures += 1
+        self.in_a_row += 1
+        self.last_error = error
+        if not is_ill:
+            return 0.0
+        self.ill_in_a_row += 1
+        if self.is_open and now < self.rests_until:
+            return self.rests_until - now  # what was under way when the breaker opened is no trial
+        if self.is_open or self.ill_in_a_row >= self._breaker.failures:
+            self.opened_at = self.opened_at if self.is_open else now
+            self.is_open = True
+            rest_sec = min(self._breaker.rest_sec * 2**self._opened, self._breaker.rest_greatest_sec) * (
+                0.75 + jitter / 2
+            )
+            self._opened = min(self._opened + 1, 30)
+        elif self.ill_in_a_row >= RESTS_FROM:
+            rest_sec = min(BACKOFF_LEAST_SEC * 2 ** (self.ill_in_a_row - RESTS_FROM), BACKOFF_GREATEST_SEC) * (
+                0.5 + jitter / 2
+            )
+        else:
+            return 0.0
+        self.rests_until = max(self.rests_until, now + rest_sec)
+        return self.rests_until - now
+
+    def succeeded(self, now: float) -> bool:
+        """Count a success; tell whether it closed the breaker. One of something begun before the breaker opened does
+        not.
+        """
+        if self.is_open and now < self.rests_until:
+            return False
+        was_open, self.is_open = self.is_open, False
+        self.in_a_row = self.ill_in_a_row = self._opened = 0
+        return was_open

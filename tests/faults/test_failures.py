@@ -1,0 +1,260 @@
+"""What a task's failure costs: bad data fails at once and slows nobody down, and a handler's word is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+
+from converge import Agent, Message, Node, Task, TaskState
+from converge.agents import Outcome, ReportTask
+from converge.errors import AttemptEnd, InvalidValue, NoRetry, Release, RetryAfter
+from converge.testing.fixtures import wait_until
+
+APPS = Path(__file__).parent / "scripts/apps"
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Both event loops."""
+    return str(request.param)
+
+
+def test_thirty_bad_lines_end_at_full_speed(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"max_attempts": 1}\n' * 30)
+    began = time.monotonic()
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "converge",
+            "run",
+            "fail:F",
+            "--pool",
+            "t",
+            "--submit",
+            "bad.jsonl",
+            "--drain",
+            "--json",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(APPS)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    took = time.monotonic() - began
+    states = [json.loads(line)["state"] for line in ran.stdout.splitlines()]
+    assert (ran.returncode, states) == (1, ["FAILED"] * 30), ran.stderr[-1_000:]
+    assert took < 10, f"{took:.1f} s: a rest of the agent would take 40"
+
+
+async def end_of(agent: type[Agent], **fields: Any) -> tuple[Task, Agent]:
+    """Return how one task ended, and the agent that worked on it."""
+    with anyio.fail_after(30):
+        async with Node(poll_sec=0.05) as node:
+            (one,) = await node.spawn(agent, pool="p")
+            task = await node.tasks.result(await node.tasks.submit(Task(pool_id="p", retry_delay_sec=0.0, **fields)))
+            return task, one
+
+
+@attrs.frozen
+class Text:
+    """What `Picky` wants."""
+
+    text: str
+
+
+class Picky(Agent):
+    """Has its inputs checked."""
+
+    inputs = Text
+
+    async def on_task(self, task: Task) -> str:
+        """See the class."""
+        return "never called"
+
+
+class Odd(Agent):
+    """Returns what is no plain data."""
+
+    async def on_task(self, task: Task) -> object:
+        """See the class."""
+        return object()
+
+
+class OddPlain(Agent):
+    """The same in a thread."""
+
+    def on_task(self, task: Task) -> object:
+        """See the class."""
+        return object()
+
+
+class Large(Agent):
+    """Returns what does not fit."""
+
+    async def on_task(self, task: Task) -> str:
+        """See the class."""
+        return "x" * 800_000
+
+
+@pytest.mark.parametrize("agent", [Picky, Odd, OddPlain, Large])
+async def test_data_that_cannot_be_used_fails_at_once(agent: type[Agent]) -> None:
+    task, one = await end_of(agent)
+    assert (task.state, task.attempts) == (TaskState.FAILED, 1)
+    assert ("text" if agent is Picky else "result") in task.error
+    assert one.health.failures == 0
+
+
+Word = Callable[[], BaseException]
+
+
+def raising(word: Word, *, is_plain: bool = False) -> type[Agent]:
+    """An agent that raises it at the first attempt or claim, and completes then."""
+    seen: list[str] = []
+
+    def work(task: Task) -> int:
+        seen.append(task.id)
+        if len(seen) == 1:
+            raise word()
+        return len(seen)
+
+    async def async_work(self: Agent, task: Task) -> int:
+        return work(task)
+
+    return type("Saying", (Agent,), {"on_task": (lambda self, task: work(task)) if is_plain else async_work})
+
+
+def group_of(*words: BaseException) -> Word:
+    """The words as a task group raises them."""
+    return lambda: BaseExceptionGroup("", words)
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+async def test_no_retry_fails_the_task_at_once_and_says_why(is_plain: bool) -> None:
+    task, one = await end_of(raising(lambda: NoRetry("the page is gone"), is_plain=is_plain), max_attempts=5)
+    assert (task.state, task.attempts, task.error) == (TaskState.FAILED, 1, "the page is gone")
+    assert (one.health.failures, one.health.state) == (0, "closed")
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+async def test_retry_after_waits_as_long_as_it_says_and_counts(is_plain: bool) -> None:
+    task, _ = await end_of(raising(lambda: RetryAfter(0.3, "busy"), is_plain=is_plain))
+    assert (task.state, task.attempts, task.result) == (TaskState.COMPLETED, 2, 2)
+    failed, completed = task.history
+    assert failed.why == "busy" and completed.claimed_at - failed.at >= 300_000
+
+
+async def test_retry_after_at_the_last_attempt_is_the_end() -> None:
+    task, _ = await end_of(raising(lambda: RetryAfter(0.3)), max_attempts=1)
+    assert (task.state, task.attempts, task.error) == (TaskState.FAILED, 1, "asked to be tried again after 0.3 s")
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+async def test_a_release_is_not_counted(is_plain: bool) -> None:
+    task, _ = await end_of(raising(lambda: Release("not mine"), is_plain=is_plain), max_attempts=1)
+    assert (task.state, task.attempts, task.result) == (TaskState.COMPLETED, 1, 2)
+    assert [(line.what, line.why) for line in task.history] == [("released", "not mine"), ("completed", "")]
+
+
+class Silent(NoRetry):
+    """Does not call the constructor above it."""
+
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("word", "state", "attempts"),
+    [
+        (group_of(NoRetry("x")), TaskState.FAILED, 1),
+        (group_of(Release(), BaseExceptionGroup("", [NoRetry("x")])), TaskState.FAILED, 1),
+        (group_of(NoRetry("x"), ValueError("y")), TaskState.COMPLETED, 2),
+        (Silent, TaskState.FAILED, 1),
+    ],
+)
+async def test_the_strictest_word_of_a_group_counts_if_there_is_nothing_else_in_it(
+    word: Word, state: TaskState, attempts: int
+) -> None:
+    task, _ = await end_of(raising(word))
+    assert (task.state, task.attempts) == (state, attempts)
+
+
+@pytest.mark.parametrize("sec", [-1, float("nan"), "30", None, True])
+def test_a_wait_is_a_number_of_seconds(sec: Any) -> None:
+    with pytest.raises(InvalidValue, match="seconds, 0 or more"):
+        RetryAfter(sec)
+
+
+class Deciding(Agent):
+    """Does what the test says with its first task, and completes it then."""
+
+    said: Sequence[Any] = ()
+    outcomes: Sequence[Outcome] = ()
+    calls = 0
+
+    async def decide(self, messages: list[Message], tasks: list[Task]) -> list[ReportTask]:
+        """See the class."""
+        type(self).calls += 1
+        (said,) = self.said if type(self).calls == 1 else [{"result": "done"}]
+        if isinstance(said, BaseException):
+            raise said
+        return [ReportTask(task_id=task.id, **said) for task in tasks]
+
+    async def on_outcomes(self, outcomes: list[Outcome]) -> None:
+        """See the class."""
+        self.outcomes = [*self.outcomes, *outcomes]
+
+
+def deciding(said: Any) -> type[Agent]:
+    """An agent that says this first."""
+    return type("Deciding", (Deciding,), {"said": (said,), "calls": 0})
+
+
+async def test_a_result_that_cannot_be_stored_ends_a_task_that_decide_holds_and_the_agent_goes_on() -> None:
+    with anyio.fail_after(30):
+        async with Node(poll_sec=0.05) as node:
+            agent: Agent
+            (agent,) = await node.spawn(deciding({"result": object()}), pool="p")
+            bad, good = await node.tasks.submit_many([Task(pool_id="p"), Task(pool_id="p")])
+            ended = await node.tasks.result(bad)
+            assert (ended.state, ended.attempts) == (TaskState.FAILED, 1) and "InvalidValue: result" in ended.error
+            assert (await node.tasks.result(good)).result == "done"
+            assert isinstance(agent, Deciding)
+            await wait_until(lambda: len(agent.outcomes) == 2)
+            assert isinstance(agent.outcomes[0].error, InvalidValue)
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "attempts", "whys"),
+    [
+        (NoRetry("no use"), TaskState.FAILED, 1, ["no use"]),
+        (RetryAfter(0.3, "busy"), TaskState.COMPLETED, 2, ["busy", ""]),
+        (Release("not mine"), TaskState.COMPLETED, 1, ["not mine", ""]),
+        ({"error": "no use", "is_retried": False}, TaskState.FAILED, 1, ["no use"]),
+        ({"error": "busy", "retry_after_sec": 0.3}, TaskState.COMPLETED, 2, ["busy", ""]),
+        ({"error": "not mine", "is_released": True}, TaskState.COMPLETED, 1, ["not mine", ""]),
+    ],
+    ids=str,
+)
+async def test_decide_has_the_same_words(said: Any, state: TaskState, attempts: int, whys: list[str]) -> None:
+    task, _ = await end_of(deciding(said))
+    assert (task.state, task.attempts, [line.why for line in task.history]) == (state, attempts, whys)
+    if "busy" in whys:
+        failed, completed = task.history
+        assert completed.claimed_at - failed.at >= 300_000
+
+
+def test_each_word_is_a_word() -> None:
+    assert {NoRetry, RetryAfter, Release} <= set(AttemptEnd.__subclasses__())
