@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from converge.errors import Unsupported
+from converge.errors import StoreError, Unsupported
 from converge_store_sql._errors import call_failed, connecting_failed, sqlstate
 from converge_store_sql.dialects import SESSION, check_url, redacted
 from converge_store_sql.options import SqlOptions
@@ -73,7 +73,7 @@ class Connections:
         except (DBAPIError, OSError) as error:
             raise call_failed(error, self.where, writes=False) from error
         except Exception as error:
-            if sqlstate(error) is None:
+            if isinstance(error, StoreError) or sqlstate(error) is None:
                 raise
             raise call_failed(error, self.where, writes=False) from error
         finally:

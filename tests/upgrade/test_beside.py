@@ -1,0 +1,103 @@
+"""This release and the one before on one store: up, beside each other, back, and when there is no way back."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+from release_steps import KEY, POOL, WAITING, drain, ordered, plain
+
+from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
+from converge.codec import FORMAT, encode
+from converge.contracts.store import Batch, Store
+from converge.errors import SchemaTooNew
+from converge.model.keys import FORMAT as RECORD
+from converge.services.store.formats import read_format
+
+Run = Callable[..., list[Any]]
+Running = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]
+
+
+@asynccontextmanager
+async def opened(place: tuple[str, str]) -> AsyncIterator[tuple[Store, TaskManager]]:
+    """The store as this release opens it."""
+    url, network = place
+    async with open_store(url, plugins=[] if url.startswith("file:") else ["sql"], network=network) as store:
+        await PoolManager(store).create_pool(Pool(id=POOL))
+        yield store, TaskManager(store)
+
+
+async def test_what_the_release_before_stored_is_there_and_goes_on(place: tuple[str, str], old: Run) -> None:
+    ((filled),) = old("fill")
+    async with opened(place) as (_, tasks):
+        states = {state: len(await tasks.list(state=state)) for state in TaskState}
+        assert (states[TaskState.COMPLETED], states[TaskState.FAILED], states[TaskState.CANCELLED]) == (1, 1, 1)
+        assert states[TaskState.PENDING] + states[TaskState.ASSIGNED] == 2 + 2 + WAITING
+        (done,) = await tasks.list(state=TaskState.COMPLETED)
+        assert done.result == {"words": 3, "raw": b"\x00\xff"}
+        assert (await tasks.get(filled["held"])).inputs == {"n": 3}
+        again = await tasks.submit(Task(pool_id=POOL, type="once", dedup_key="d", inputs={"text": "é"}))
+        assert (await tasks.get(again)).dedup_key == "d" and len(await tasks.list(pool_id=POOL)) == 7 + WAITING
+        more = await ordered(tasks, 1)
+        assert await drain(tasks, WAITING + 1) == [*range(WAITING), 0]
+        assert (await tasks.get(more[0])).state == TaskState.COMPLETED
+
+
+async def test_both_releases_work_beside_each_other(place: tuple[str, str], old: Run, old_running: Running) -> None:
+    with old_running("plain=2", "wait", "plain=5", "ordered=2") as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert json.loads(process.stdout.readline()) == 2
+        async with opened(place) as (store, tasks):
+            assert await plain(tasks, 5) == 5
+            print("go on", file=process.stdin, flush=True)
+            process.stdout.readline()
+            assert json.loads(process.stdout.readline()) == 5
+            assert len(json.loads(process.stdout.readline())) == 2
+            # Its ordering keys go on as they are while only ends of tasks come from here.
+            assert await drain(tasks, 1) == [0]
+            assert (await read_format(store)).number == 1
+    assert old("drain=1", "plain=1") == [[1], 1]
+
+
+async def test_the_release_before_opens_a_store_of_this_one_that_has_used_nothing_new(
+    place: tuple[str, str], old: Run
+) -> None:
+    async with opened(place) as (_, tasks):
+        assert await plain(tasks, 3) == 3
+        waiting = await tasks.submit(Task(pool_id=POOL, type="plain"))
+    assert old("plain=4") == [3]  # it works on the one that waited, too
+    async with opened(place) as (_, tasks):
+        assert (await tasks.get(waiting)).state == TaskState.COMPLETED
+
+
+async def test_the_release_before_refuses_a_store_in_which_something_newer_is_used(
+    place: tuple[str, str], old: Run, old_running: Running
+) -> None:
+    with old_running("plain=1", "wait", "ordered=1") as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert json.loads(process.stdout.readline()) == 1
+        async with opened(place) as (store, tasks):
+            await ordered(tasks, 2)
+            assert (await read_format(store)).number == FORMAT
+            (refused,) = old("plain=1", fails=True)
+            assert re.match(rf"SchemaTooNew: .* version {FORMAT}, .* knows 1\b", refused)
+            # One that runs already meets the newer record, and leaves it alone.
+            print("go on", file=process.stdin, flush=True)
+            process.stdout.readline()
+            assert re.match(rf"SchemaTooNew: .*format {FORMAT} .* up to 1\b", json.loads(process.stdout.readline()))
+            assert await drain(tasks, 2) == [0, 1]
+            assert [task.ordering_key for task in await tasks.list(pool_id=POOL) if task.type == "ordered"] == [KEY] * 2
+
+
+async def test_a_format_of_a_later_release_is_refused_with_what_knows_it(place: tuple[str, str]) -> None:
+    async with opened(place) as (store, _):
+        value = encode({"number": FORMAT + 1, "oldest": "7.0.0", "more": "of it"})
+        await store.commit([Batch((), [(RECORD(), value)])])
+    with pytest.raises(SchemaTooNew, match=rf"format {FORMAT + 1}, which converge-core 7\.0\.0 .* knows {FORMAT}"):
+        async with opened(place):
+            raise AssertionError("it was opened")
