@@ -261,3 +261,14 @@ async def test_a_folder_in_which_no_lock_can_be_made_is_told_with_the_way_out(
     ):
         async with FileStore.open(f"file:{tmp_path}/state.db"):
             pass
+
+
+def test_a_file_of_ours_that_grows_at_this_moment_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    connection = sqlite3.connect(path)
+    connection.execute("create table t (x)")
+    connection.execute("insert into t values (zeroblob(100000))")
+    connection.execute("pragma application_id = 0x43565247")
+    connection.close()
+    os.truncate(path, 8_192)  # a checkpoint writes the first page, which says how many there are, before the last
+    assert checked_path(f"file:{path}") == str(path)
