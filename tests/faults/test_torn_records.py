@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from subprocess import CompletedProcess
 from uuid import UUID
 
 import anyio
@@ -17,25 +18,35 @@ import attrs
 import pytest
 
 from converge import Agent, DiscoveryQuery, Node, Pool, PoolManager, Task, TaskManager, open_store
+from converge.codec import FORMAT
 from converge.contracts.store import Batch, Key, Range, Store
 from converge.errors import NoSuchTask, SchemaTooNew, TornRecord
+from converge.ids import id_bytes
 from converge.model.keys import (
+    ACTIVE,
     AGENT,
     DEAD,
+    DEDUP,
     EXPIRY,
     FAMILIES,
+    HELD,
     KEY,
     LANE,
     LEASE,
     MEMBER,
     NOTICE,
+    ORDER,
     POOL,
+    READY,
     STATE,
     TASK,
+    TORN,
     Family,
 )
+from converge.operations.tasks import Purging, purge
 from converge.services.store.handle import POOL_FRESH_SEC, StoreHandle
 from converge.services.store.lease import LeaseSettings
+from converge.services.store.pages import read_all
 from converge.testing.fleet import COMMAND
 
 pytestmark = pytest.mark.timeout(60)
@@ -127,7 +138,7 @@ ALL = ["cut short", "a byte flipped", *DAMAGES]
 async def test_a_torn_record_of_a_task_is_told_and_the_others_are_worked_on(
     path: Path, store: Store, family: Family, what: str
 ) -> None:
-    """It is claimed like any other, since a claim reads nothing; there it stays, and nobody dies of it."""
+    """It is claimed like any other, since a claim reads nothing; then it is set aside, and nobody dies of it."""
     tasks = TaskManager(store)
     victim = await tasks.submit(
         Task(pool_id="faults", inputs={"n": 1}, priority=10, max_attempts=9, retry_delay_sec=0.0)
@@ -141,9 +152,16 @@ async def test_a_torn_record_of_a_task_is_told_and_the_others_are_worked_on(
     async with node_of(path) as node:
         await node.spawn(Doubler, pool=["faults", "beside"])
         await good_ones_complete(node)
-        for call in (node.tasks.get, node.tasks.result, node.tasks.cancel, node.tasks.retry):
+        for call in (node.tasks.get, node.tasks.result, node.tasks.cancel):
             with pytest.raises(TornRecord, match=victim):
                 await call(victim)
+        assert [entry.key for entry in await read_all(store, TORN())] == [TORN(id_)]
+        if family is STATE:  # what was submitted is whole
+            assert (await node.tasks.result(await node.tasks.retry(victim), timeout=10)).result == 2
+            assert await store.get([TORN(id_), TASK(id_), STATE(id_)]) == [None, None, None]
+        else:
+            with pytest.raises(TornRecord, match=victim):
+                await node.tasks.retry(victim)
         await good_ones_complete(node)
     with pytest.raises(NoSuchTask):
         await tasks.get("01990000-0000-7000-8000-000000000000")
@@ -269,7 +287,7 @@ async def test_a_record_of_a_newer_release_is_told_as_one(store: Store, family: 
     await everything_around(store)
     tasks = TaskManager(store)
     key = (await rows(store, family))[0]
-    newer = {**json.loads(await value_of(store, key)), "v": 2, "what_it_added": [1, 2]}
+    newer = {**json.loads(await value_of(store, key)), "v": FORMAT + 1, "what_it_added": [1, 2]}
     await store.commit([Batch((), [(key, json.dumps(newer).encode())])])
     await anyio.sleep(POOL_FRESH_SEC)  # a record that was read lately is not read again
     with pytest.raises(SchemaTooNew, match="newer release"):
@@ -281,6 +299,85 @@ async def test_a_record_of_a_newer_release_is_told_as_one(store: Store, family: 
             await tasks.submit(Task(pool_id="faults", topic="stays", ordering_key="k"))
             await TaskManager(store).claim("another", ["faults"])
     assert json.loads(await value_of(store, key)) == newer
+
+
+@pytest.mark.parametrize("family", [TASK, STATE])
+@pytest.mark.parametrize("where", ["active", "waiting"])
+async def test_a_torn_task_of_an_ordering_key_lets_the_others_of_its_key_go_on(
+    store: Store, family: Family, where: str
+) -> None:
+    """Whether it stands before them or between them; it is set aside once, and an operator ends it."""
+    tasks = TaskManager(store, poll_sec=0.05)
+    ids = await tasks.submit_many([Task(pool_id="faults", ordering_key="k", dedup_key=f"d{n}") for n in range(3)])
+    torn_id = ids[0 if where == "active" else 1]
+    key = family(id_bytes("id", torn_id))
+    await store.commit([Batch((), [(key, b'{"no": "record"}')])])
+    done: list[str] = []
+    with anyio.fail_after(20):
+        while len(done) < 2:
+            for task in await tasks.claim("agent", ["faults"]):
+                done.append(task.id)
+                await tasks.complete(task)
+    assert done == [task_id for task_id in ids if task_id != torn_id]
+    assert [entry.key[1] for entry in await read_all(store, TORN())] == [id_bytes("id", torn_id)]
+    wanted = Purging()
+    assert [(one.state, one.count) for one in await purge(store, wanted, is_dry_run=True)][-1] == ("unreadable", 1)
+    await purge(store, wanted, is_dry_run=False)
+    assert await store.count([TORN(), TASK(), STATE(), DEDUP(), KEY(), ACTIVE(), ORDER()]) == [0] * 7
+
+
+async def test_a_torn_task_is_told_once_listed_by_doctor_and_ended_by_the_command(
+    path: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = TaskManager(store)
+    victims = await tasks.submit_many([Task(pool_id="faults", priority=10) for _ in range(2)])
+    damage(path, TASK, b"torn", id=id_bytes("id", victims[0]))
+    for victim in victims[1:]:
+        await store.commit([Batch((), [(STATE(id_bytes("id", victim)), b'"torn"')])])
+    async with node_of(path) as node:
+        await node.spawn(Doubler, pool="faults")
+        await good_ones_complete(node, ("faults",))
+        await good_ones_complete(node, ("faults",))
+    assert sorted(victim for victim in victims for line in said(caplog) if f"retry {victim}" in line) == victims
+    doctor = await command("doctor", "--store", f"file:{path}", "--json")
+    assert all(victim in doctor.stdout.decode() for victim in victims)
+    retried = await command("tasks", "retry", victims[1], "--store", f"file:{path}", "--json")
+    copy_id = json.loads(retried.stdout)["retry_id"]
+    assert (await tasks.get(copy_id)).trace["retry_of"] == victims[1]
+    purged = await command("tasks", "purge", "--all-pools", "--yes", "--json", "--store", f"file:{path}")
+    assert "unreadable" in purged.stdout.decode()
+    assert await read_all(store, TORN()) == []
+
+
+async def test_a_claimed_record_of_a_newer_format_goes_back_uncounted_and_its_lane_is_left_alone(
+    path: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By this process: one of a newer release, which it wakes, can work on it. Other lanes go on."""
+    tasks = TaskManager(store)
+    newer = await tasks.submit(Task(pool_id="faults", topic="newer", inputs={"n": 1}, priority=10))
+    id_ = id_bytes("id", newer)
+    record = {**json.loads(await value_of(store, TASK(id_))), "v": FORMAT + 1, "what_it_added": [1, 2]}
+    await store.commit([Batch((), [(TASK(id_), json.dumps(record).encode())])])
+    (ready,) = await rows(store, READY)
+    async with node_of(path) as node:
+        await node.spawn(Doubler, pool=["faults", "beside"])
+        await good_ones_complete(node)
+        await good_ones_complete(node)
+    (line,) = said(caplog)
+    assert "newer release" in line
+    assert await rows(store, READY) == [ready]
+    assert await store.count([HELD(), TORN(), STATE(id_)]) == [0, 0, 0]
+    assert json.loads(await value_of(store, TASK(id_))) == record
+
+
+async def command(*words: str) -> CompletedProcess[bytes]:
+    """Run the command."""
+    return await anyio.run_process([str(COMMAND), *words], check=False)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was logged of tasks that cannot be read."""
+    return [record.getMessage() for record in caplog.records if record.name == "converge.torn"]
 
 
 async def test_a_store_of_a_newer_release_is_not_opened(path: Path) -> None:

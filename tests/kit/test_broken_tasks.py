@@ -204,7 +204,7 @@ def frees_an_ordering_key_by_a_retry(patch: pytest.MonkeyPatch) -> None:
         if not is_retry or around.key is None or around.successor is None:
             return batch
         checks, puts, deletes = list(batch.checks), list(batch.puts), list(batch.deletes)
-        machine._free_next(found, now, around, checks, puts, deletes)
+        machine.free_next(found, now, around, checks, puts, deletes)
         return Batch(checks, puts, deletes)
 
     change_step(patch, hasty)

@@ -73,6 +73,15 @@ def id_text(raw: bytes) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+def is_id(text: str) -> bool:
+    """Tell whether the text is that of a UUID."""
+    try:
+        id_bytes("id", text)
+    except InvalidName:
+        return False
+    return True
+
+
 def id_bytes(what: str, text: object) -> bytes:
     """Return the 16 bytes of a UUID's text.
 

@@ -16,7 +16,7 @@ from converge.errors import NoSuchTask, TornRecord
 from converge.ids import id_bytes
 from converge.machines.lane import lane_id
 from converge.machines.task import TaskState
-from converge.model.keys import DEAD, EXPIRY, LEASE, POOL, READY, TASK
+from converge.model.keys import DEAD, EXPIRY, LATER, LEASE, POOL, READY, TASK, TORN
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.pools import PoolManager
@@ -159,15 +159,38 @@ async def test_an_idle_store_costs_a_sweep_two_calls_as_a_rule(store: Store) -> 
     assert counted.calls - began == 20
 
 
-async def test_a_whole_page_of_due_tasks_that_nobody_can_read_keeps_no_other_from_its_time(store: Store) -> None:
+async def test_a_whole_page_of_due_tasks_that_nobody_can_read_is_set_aside_and_keeps_no_other_from_its_time(
+    store: Store,
+) -> None:
     tasks = TaskManager(store)
     due = datetime.now(UTC) + timedelta(seconds=0.3)
     torn = await tasks.submit_many([Task(pool_id="docs", not_before=due) for _ in range(PAGE)])
     await store.commit([Batch((), ((TASK(id_bytes("task id", task_id)), b'{"no": "task"}'),)) for task_id in torn])
     whole = await tasks.submit(Task(pool_id="docs", not_before=due + timedelta(milliseconds=1)))
     await wait_until(lambda: datetime.now(UTC) > due + timedelta(milliseconds=50), what="the due time")
+    assert await tasks._sweep.page() == PAGE
     assert await tasks._sweep.page() == 1
     assert [task.id for task in await tasks.claim("agent", ["docs"], limit=10)] == [whole]
+    assert await store.count([TORN(), LATER()]) == [PAGE, 0]
+
+
+async def test_what_is_held_past_its_deadline_hides_no_later_deadline(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A held task keeps its deadline until its attempt ends, and many may fill all the pages that one call looks at."""
+    monkeypatch.setattr("converge.services.tasks.sweep.PAGE", 2)
+    tasks = TaskManager(store, poll_sec=100)
+    soon = datetime.now(UTC) + timedelta(seconds=1)
+    await tasks.submit_many([Task(pool_id="docs", type="run", deadline=soon) for _ in range(50)])
+    held = await tasks.claim("agent", ["docs"], types=["run"], limit=50)
+    late = await tasks.submit(Task(pool_id="docs", type="wait", deadline=soon + timedelta(milliseconds=10)))
+    assert len(held) == 50
+    await wait_until(lambda: datetime.now(UTC) > soon + timedelta(milliseconds=50), what="the deadline")
+    sweep = Sweep(StoreHandle.of(store))
+    for _ in range(4):
+        await sweep.page()
+    assert (await tasks.get(late)).state == TaskState.FAILED
+    assert await sweep.page() == 0
 
 
 async def test_late_tasks_of_one_ordering_key_fail_in_few_sweeps(store: Store) -> None:

@@ -434,7 +434,7 @@ def _put_back(found: Found, what: str, by: str, why: str, now: int, around: Arou
     own = key_of(found)
     checks: list[Check] = [(own, _revision(found.place))]
     puts: list[Put] = [(STATE(found.id), encode(state)), (READY(parse_hash(spec.lane), rank, found.id), b"")]
-    _open_lane(spec, around.lane, checks, puts)
+    open_lane(spec, around.lane, checks, puts)
     return Batch(checks, puts, (own,))
 
 
@@ -444,7 +444,7 @@ def _came_due(found: Found, around: Around) -> Batch:
     own = key_of(found)
     checks: list[Check] = [(own, _revision(found.place))]
     puts: list[Put] = [(READY(parse_hash(spec.lane), rank, found.id), b"")]
-    _open_lane(spec, around.lane, checks, puts)
+    open_lane(spec, around.lane, checks, puts)
     return Batch(checks, puts, (own,))
 
 
@@ -478,13 +478,11 @@ def _end(
     if type(place) is Held and to is TaskState.CANCELLED:
         puts.append((NOTICE(place.lease, found.id), encode(place.nonce.hex())))
     if spec.ordering_key is not None:
-        _free_next(found, now, around, checks, puts, deletes)
+        free_next(found, now, around, checks, puts, deletes)
     return Batch(checks, puts, deletes)
 
 
-def _free_next(
-    found: Found, now: int, around: Around, checks: list[Check], puts: list[Put], deletes: list[Key]
-) -> None:
+def free_next(found: Found, now: int, around: Around, checks: list[Check], puts: list[Put], deletes: list[Key]) -> None:
     """The end of the active task of an ordering key, which alone is ever ready, later or held; of one that waits
     nothing but its own key goes.
 
@@ -513,10 +511,10 @@ def _free_next(
     entry = _entry(successor.id, successor.spec, successor.spec.due, successor.spec.rank, now)
     puts.append(entry)
     if entry[0][0] is READY:
-        _open_lane(successor.spec, successor.lane, checks, puts)
+        open_lane(successor.spec, successor.lane, checks, puts)
 
 
-def _open_lane(spec: Spec, lane: LaneSeen | None, checks: list[Check], puts: list[Put]) -> None:
+def open_lane(spec: Spec, lane: LaneSeen | None, checks: list[Check], puts: list[Put]) -> None:
     """A `ready` key is only ever put together with a check of its open lane, or with the lane itself."""
     key = LANE(spec.pool, parse_hash(spec.lane))
     checks.append((key, lane.revision if lane else ABSENT))

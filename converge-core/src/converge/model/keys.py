@@ -166,12 +166,13 @@ JOINED = Family("joined", lease=ID, pool=NAME, agent=NAME)
 AGENT = Family("agent", lease=ID, id=NAME)
 FORMAT = Family("format")
 ACTIVE = Family("active", pool=NAME, key=NAME)
+TORN = Family("torn", id=ID)
 
 FAMILIES: dict[str, Family] = {
     family: family
     for family in (
         EPOCH, TASK, STATE, DEDUP, LANE, READY, LATER, LIMIT, KEY, ORDER, HELD, LEASE, EXPIRY, DEAD, NOTICE, DONE,
-        POOL, MEMBER, JOINED, AGENT, FORMAT, ACTIVE,
+        POOL, MEMBER, JOINED, AGENT, FORMAT, ACTIVE, TORN,
     )
 }  # fmt: skip
 """Every family by name: what a store with tables makes tables of, when it is opened. New ones come last."""

@@ -205,3 +205,35 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     history: tuple[Attempt, ...] = ()
     finished: Moment = 0
     v: int = FIRST
+
+
+class _Placed(msgspec.Struct, frozen=True):
+    """Of a specification what says where its task belongs; other fields are passed over."""
+
+    pool: str
+    lane: Hash
+    due: Moment
+    rank: Int
+    submitted: Moment
+    type: str = ""
+    topic: str = ""
+    capabilities: tuple[str, ...] = ()
+    deadline: Moment = 0
+    ordering_key: KeyText | None = None
+    number: Int = 0
+    origin: Channel = ""
+
+
+_decode_placed = msgspec.json.Decoder(_Placed).decode
+
+
+def placed(raw: bytes) -> Spec | None:
+    """Return what a specification that a newer release wrote says of its task's place; None where even that cannot be
+    read.
+    """
+    try:
+        spec = Spec(**msgspec.structs.asdict(_decode_placed(raw)))
+        spec.check()
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        return None
+    return spec

@@ -32,6 +32,7 @@ from converge.services.store import epoch as epochs
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import read_all
 from converge.services.tasks.explain import explain_task
+from converge.services.tasks.torn import torn_tasks
 
 SKEW_SEC = 1.0
 """A clock that differs by more: moments that people give (`not_before`, deadlines) are off by it."""
@@ -79,6 +80,8 @@ async def check_store(store: Store, config: Config, host: PluginHost) -> AsyncIt
         *_leases(facts),
     ):
         yield one
+    async for one in _set_aside(store):
+        yield one
     if (history := await _history(store, config)) is not None:
         yield history
     pools = await PoolManager(store).pools()
@@ -88,6 +91,21 @@ async def check_store(store: Store, config: Config, host: PluginHost) -> AsyncIt
     for pool in pools:
         async for one in _pool(store, pool, facts, [agent for agent in agents if pool.id in agent.pools]):
             yield one
+
+
+async def _set_aside(store: Store) -> AsyncIterator[Finding]:
+    """List the tasks that were set aside, since nobody could read them."""
+    count = 0
+    async for id_, torn in torn_tasks(StoreHandle.of(store)):
+        count += 1
+        if count <= EXPLAINED:
+            yield warning(
+                "set-aside",
+                f"task {id_text(id_)} cannot be read and was taken from {torn.place or 'its place'}: {torn.why}",
+                f"converge tasks retry {id_text(id_)}, which makes a copy if its inputs can be read; or tasks purge",
+            )
+    if count > EXPLAINED:
+        yield warning("set-aside", f"so it is with {count - EXPLAINED:,} more tasks", "as above")
 
 
 async def _history(store: Store, config: Config) -> Finding | None:

@@ -16,7 +16,7 @@ from converge.model.keys import DONE
 from converge.model.task import Task
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages
-from converge.services.tasks.backlog import backlog
+from converge.services.tasks.counts import backlog
 from converge.services.tasks.manager import TaskManager
 
 WAITERS = 100

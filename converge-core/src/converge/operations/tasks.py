@@ -10,9 +10,11 @@ import attrs
 
 from converge.contracts.store import Store
 from converge.errors import InputError, InvalidValue, NotRetried
+from converge.ids import id_bytes, is_id
 from converge.machines.explain import Explanation
 from converge.machines.task import TERMINAL, TaskState
 from converge.model.descriptor import DiscoveryQuery
+from converge.model.keys import TORN
 from converge.model.task import Task
 from converge.operations.moments import read_moment
 from converge.services.discovery.service import DiscoveryService
@@ -21,7 +23,7 @@ from converge.services.store.handle import StoreHandle
 from converge.services.tasks.explain import explain_task
 from converge.services.tasks.listing import visit_tasks
 from converge.services.tasks.manager import TaskManager
-from converge.services.tasks.purge import Purged
+from converge.services.tasks.purge import Purged, purge_torn
 from converge.services.tasks.purge import purge as purge_pages
 from converge.services.tasks.records import moment
 
@@ -149,6 +151,11 @@ async def purge(
         async for page in pages:
             counts[page.pool_id, page.state] = counts.get((page.pool_id, page.state), 0) + page.count
             on_page(sum(counts.values()))
+    if not wanted.states:
+        torn = purge_torn(handle, set(wanted.pool_ids) or None, before, is_dry_run=is_dry_run)
+        async with aclosing(torn) as ones:
+            async for one in ones:
+                counts[one.pool_id, one.state] = counts.get((one.pool_id, one.state), 0) + one.count
     return [Purged(pool_id=pool_id, state=state, count=count) for (pool_id, state), count in counts.items()]
 
 
@@ -173,7 +180,8 @@ async def retry_all(store: Store, ids: Sequence[str]) -> list[Retrying]:
         StoreError: As `TaskManager.retry`; to retry all again is safe.
     """
     manager, done = TaskManager(store), list[Retrying]()
-    tasks = await get_all(manager, ids)
+    torn = await _set_aside(store, ids)
+    tasks = await get_all(manager, [id_ for id_ in ids if id_ not in torn])
     wrong = [
         NotRetried(task.id, state=task.state)
         for task in tasks
@@ -181,10 +189,17 @@ async def retry_all(store: Store, ids: Sequence[str]) -> list[Retrying]:
     ]
     if wrong:
         raise ExceptionGroup("tasks", wrong)
-    for task in tasks:
-        copy_id = await manager.retry(task.id)
-        done.append(Retrying(id=task.id, retry_id=copy_id, state=str((await manager.get(copy_id)).state)))
+    for id_ in [*(task.id for task in tasks), *torn]:
+        copy_id = await manager.retry(id_)
+        done.append(Retrying(id=id_, retry_id=copy_id, state=str((await manager.get(copy_id)).state)))
     return done
+
+
+async def _set_aside(store: Store, ids: Sequence[str]) -> list[str]:
+    """Return those of the tasks that were set aside since they cannot be read."""
+    keys = {id_: TORN(id_bytes("task id", id_)) for id_ in dict.fromkeys(ids) if is_id(id_)}
+    entries = await store.get(list(keys.values())) if keys else ()
+    return [id_ for id_, entry in zip(keys, entries, strict=True) if entry is not None]
 
 
 async def explain(store: Store, network: str, task_id: str) -> Explanation:

@@ -14,7 +14,16 @@ from anyio.abc import TaskGroup
 
 from converge.contracts.store import Batch, Channel, Conflict, Take, Taken, Turned
 from converge.env import Env
-from converge.errors import ConvergeError, InputError, LeaseEnded, NotApplied, StaleClaim, StoreError
+from converge.errors import (
+    ConvergeError,
+    InputError,
+    LeaseEnded,
+    NotApplied,
+    SchemaTooNew,
+    StaleClaim,
+    StoreError,
+    TornRecord,
+)
 from converge.ids import id_text
 from converge.machines.pace import PAUSE_SEC, Pace
 from converge.machines.task import Completed, Event, Failed, Found, Released
@@ -264,10 +273,19 @@ class Feed:
         if not self._wakes and not self._is_worth_a_turn():
             return False
         self._turned_at = self._env.monotonic()
-        take, nonce = await self._next_take()
+        try:
+            take, nonce = await self._next_take()
+        except ConvergeError:  # whatever keeps it from claiming keeps nothing from ending
+            finished, self._finished = self._finished, []
+            await self._send_counted(finished, None, b"")
+            raise
         finished, self._finished = self._finished, []
         if take is None and not finished and not self._wakes:
             return False
+        await self._send_counted(finished, take, nonce)
+        return True
+
+    async def _send_counted(self, finished: list[tuple[Found, Event]], take: Take | None, nonce: bytes) -> None:
         limit = take.limit if take is not None else 0
         self._wanted += limit
         self._sending += len(finished)
@@ -280,7 +298,6 @@ class Feed:
             self._idle.set()
             if take is not None:
                 self._took(limit, taken)
-        return True
 
     def _took(self, asked: int, taken: int) -> None:
         """Set the pace by what a take brought, and have another process woken for what is left behind."""
@@ -317,6 +334,8 @@ class Feed:
             return None, b""
         if self._unsettled:
             await self._settle()
+        if self._claims.unread:
+            await self._claims.put_unread_away()
         if self._must_look or self._turned_at >= self._look_due:
             await self._look_or_assume()
         # Counted only now: while this pump waited the other one may have taken, or the node may have begun to stop.
@@ -351,7 +370,10 @@ class Feed:
             return
         self._is_assuming = False
         self._look_due = now + self._poll_sec
-        await self._claims.look()
+        try:
+            await self._claims.look()
+        except (TornRecord, SchemaTooNew):
+            return  # it was logged; there is nothing to claim from a pool that cannot be read
         if self._watch.hears and not self.is_draining:
             self._watch.watch(self._claims.channels)
 
@@ -401,6 +423,8 @@ class Feed:
         self._take_in(turned, take)
         slow += self._check_outcomes(sent, turned)
         await self._finish_slowly(slow)
+        if self._claims.unread:
+            await self._claims.put_unread_away()
         if take is not None and isinstance(turned.taken, Conflict):
             await self._claims.refused(turned.taken)
         return len(turned.taken.rests) if isinstance(turned.taken, Taken) else 0
@@ -474,6 +498,8 @@ class Feed:
             elif isinstance(error, StaleClaim):
                 self.stale += 1
                 log.warning("%s", error)
+            elif isinstance(error, TornRecord | SchemaTooNew):
+                self._claims.put_away_later(found, error)  # it alone, for good: no outage of the store
             elif isinstance(error, StoreError):
                 self._finished.append((found, event))
                 failed = failed or error

@@ -54,6 +54,10 @@ class StoreHandle:
         self.store, self.env = store, env
         self.lease_settings = lease_settings or LeaseSettings()
         self.pools: dict[str, PoolSeen] = {}
+        self.newer_lanes: set[bytes] = set()
+        """Lanes with tasks of a newer format: this process leaves them to others."""
+        self.logged: set[str] = set()
+        """What was said once, and need not be said again."""
         self.outage, self.watch_outage = Outage(env), Outage(env, DEAF, HEARS)
         self.origin = f"done.{env.entropy(8).hex()}"
         self._commits: Commits | None = None

@@ -8,17 +8,18 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 
 from converge.codec import FORMAT, decode, decoder, moment_or, parse_hash
-from converge.contracts.store import LIMITS, Check, Conflict, Range, Rest, Take, Taken
-from converge.errors import ConvergeError, PoolClosed, SchemaTooNew, StaleClaim, StoreError, TornRecord
+from converge.contracts.store import LIMITS, Check, Conflict, Key, Range, Rest, Take, Taken
+from converge.errors import PoolClosed, SchemaTooNew, StaleClaim, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.lane import Lane
 from converge.machines.match import Claimer, lane_news, refusal, watched_news
-from converge.machines.task import Found, Held, Released
+from converge.machines.task import Found, Held, Released, key_of
 from converge.model.keys import HELD, INT_MIN, LANE, MEMBER, POOL, READY, STATE, TASK
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages, parts, read_all
 from converge.services.tasks.finish import Finishes
+from converge.services.tasks.torn import put_away
 
 log = logging.getLogger("converge.claims")
 
@@ -63,6 +64,8 @@ class Claims:
         ] = {}  # pool: the revision at which these agents were seen to be members
         self._takes = 0
         self._logged: set[str] = set()
+        self.unread: list[tuple[Key, int, bytes, StoreError]] = []
+        """Claims that cannot be read or ended: key, token, task id and why; see `put_unread_away`."""
         self._steady_channels = [
             channel for pool in self.pools for channel in (f"pool.{pool}", *watched_news(pool, claimer))
         ]
@@ -104,7 +107,7 @@ class Claims:
             except (TornRecord, SchemaTooNew) as error:
                 self._log_once(error)
                 continue
-            if refusal(lane, self.claimer) is None:
+            if refusal(lane, self.claimer) is None and entry.key[2] not in self._opened.newer_lanes:
                 lanes[entry.key[2]] = _LaneSeen(lane)
 
     def _log_once(self, error: StoreError) -> None:
@@ -202,9 +205,32 @@ class Claims:
             id_ = rest[-1]
             try:
                 found.append(read_found(id_, raw_spec, raw_state, place))
-            except ConvergeError as error:
-                log.error("task %s was claimed, but cannot be worked on: %s", id_text(id_), error)
+            except (TornRecord, SchemaTooNew) as error:
+                self.unread.append((HELD(place.lease, *rest, place.nonce), place.token, id_, error))
         return found
+
+    def put_away_later(self, found: Found, error: StoreError) -> None:
+        """Take note of a claim that cannot be worked on, or ended, for what stands in the store."""
+        assert isinstance(found.place, Held), "only a claim is put away"
+        self.unread.append((key_of(found), found.place.token, found.id, error))
+
+    async def put_unread_away(self) -> None:
+        """Set claims aside that cannot be read, and hand those of a newer format back: neither may stay held.
+
+        Raises:
+            StoreError: As `Store.commit`; they are tried again by the next call.
+        """
+        while self.unread:
+            one = self.unread.pop()
+            try:
+                await put_away(self._opened, *one)
+            except (TornRecord, SchemaTooNew) as error:
+                self._log_once(error)
+            except BaseException:
+                self.unread.append(one)
+                raise
+            for lane in self._opened.newer_lanes:
+                self._lanes.pop(lane, None)
 
     async def refused(self, conflict: Conflict) -> None:
         """Take note of a take whose checks failed: read the pools again, or find that the lease has ended.
@@ -236,8 +262,10 @@ async def settle_take(handle: StoreHandle, nonce: bytes) -> None:
                         read_found(entry.key[3], task and task.value, state and state.value, place),
                         Released("", "its claim was never answered"),
                     )
-                except (StaleClaim, TornRecord) as error:
-                    log.warning("%s", error)  # it was cancelled meanwhile, or nobody can work on it
+                except StaleClaim as error:
+                    log.warning("%s", error)  # it was cancelled meanwhile
+                except (TornRecord, SchemaTooNew) as error:
+                    await put_away(handle, entry.key, entry.revision, entry.key[3], error)
 
 
 def read_found(id_: bytes, raw_spec: bytes | None, raw_state: bytes | None, place: Held) -> Found:

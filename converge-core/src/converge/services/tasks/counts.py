@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import attrs
 
 from converge.codec import decode
-from converge.contracts.store import LIMITS, Store
+from converge.contracts.store import LIMITS, Entry, Store
 from converge.errors import SchemaTooNew, TornRecord
 from converge.ids import id_text
 from converge.machines.task import TaskState
 from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, READY, TASK, Key, Prefix
 from converge.model.task import Spec
+from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages, parts, read_all
 from converge.services.tasks.surroundings import lease_ids
 
@@ -86,13 +87,20 @@ async def _later(store: Store, pool_of: dict[str, str]) -> dict[str, int]:
     async for page in Pages(store, LATER()):
         unknown = []
         for entry in page:
-            pool_id = pool_of.get(decode(entry.value, str, "later"))
+            pool_id = pool_of.get(_text_of(entry))
             if pool_id is None:
                 unknown.append(TASK(entry.key[2]))
             else:
                 totals[pool_id] = totals.get(pool_id, 0) + 1
         await _add_pools(store, unknown, totals)
     return totals
+
+
+def _text_of(entry: Entry) -> str:
+    try:
+        return decode(entry.value, str, "later")
+    except (TornRecord, SchemaTooNew):
+        return ""  # its task says more
 
 
 async def _held(store: Store) -> dict[str, int]:
@@ -119,3 +127,10 @@ async def _count(store: Store, prefixes: Sequence[Prefix]) -> list[int]:
     for some in parts(prefixes, LIMITS.ranges):
         totals += await store.count(some)
     return totals
+
+
+async def backlog(handle: StoreHandle, pool_id: str) -> int:
+    """Count the pool's tasks that are not terminal, which a drain waits for: ready, later, waiting behind a key, held.
+    A task that moves meanwhile may count twice or not.
+    """
+    return (await live(handle.store, [pool_id]))[pool_id].live

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import anyio
 from anyio import lowlevel
 
-from converge.codec import stored_text
-from converge.contracts.store import LIMITS, Conflict, Store
+from converge.codec import decode, stored_text
+from converge.contracts.store import LIMITS, Conflict, Entry, Store
 from converge.errors import (
     InvalidValue,
     LeaseEnded,
@@ -20,6 +21,8 @@ from converge.errors import (
     ResultTimeout,
     StaleClaim,
     StoreBusy,
+    StoreError,
+    TornRecord,
 )
 from converge.ids import check_name, id_bytes, id_text
 from converge.machines.match import Claimer
@@ -35,7 +38,8 @@ from converge.machines.task import (
     is_terminal,
     step,
 )
-from converge.model.task import Task
+from converge.model.keys import TASK, TORN
+from converge.model.task import Spec, Task
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.claim import Claims, settle_take
 from converge.services.tasks.finish import Finishes
@@ -45,6 +49,7 @@ from converge.services.tasks.retry import retry_id, retry_of
 from converge.services.tasks.submit import Submits
 from converge.services.tasks.surroundings import Moved, find, look_around, read_task, wakes
 from converge.services.tasks.sweep import Sweep
+from converge.services.tasks.torn import end_torn, read_torn
 from converge.services.tasks.wait import Results
 
 ROUNDS = 60
@@ -57,6 +62,8 @@ SETTLE_SEC = 5.0
 """How long a claim that is cancelled takes to hand back what it may have taken; after that it goes back with the
 lease.
 """
+
+log = logging.getLogger("converge.claims")
 
 _NONCE = re.compile(r"[0-9a-f]{32}")
 
@@ -139,8 +146,12 @@ class TaskManager:
             raise
         tasks = []
         for one in found:
-            self._held[one.id] = (one, agent_id)
-            tasks.append(to_task(*one, by=agent_id))
+            try:
+                tasks.append(to_task(*one, by=agent_id))
+                self._held[one.id] = (one, agent_id)
+            except TornRecord as error:
+                claims.put_away_later(one, error)
+        await self._put_unread_away(claims)
         return tasks
 
     async def complete(self, task: Task, result: Any = None) -> None:
@@ -223,7 +234,8 @@ class TaskManager:
         kept.
 
 
-        The copy is linked to its task by `trace["retry_of"]`, has no dedup key, and no deadline that has passed.
+        One that cannot be read and was set aside is retried as far as its specification is whole, and removed. The copy
+        is linked to its task by `trace["retry_of"]`, has no dedup key, and no deadline that has passed.
 
         Raises:
             NoSuchTask: There is none.
@@ -231,6 +243,9 @@ class TaskManager:
             NoSuchPool, TooManyLanes: As `submit`.
         """
         id_ = id_bytes("task id", task_id)
+        (torn,) = await self._store.get([TORN(id_)])
+        if torn is not None:
+            return await self._retry_torn(torn)
         spec, state = await read_task(self._store, id_)
         if state is None or state.state not in (TaskState.FAILED, TaskState.CANCELLED):
             raise NotRetried(id_text(id_), state=(await self.get(task_id)).state)
@@ -242,6 +257,20 @@ class TaskManager:
                 retry_of(to_task(id_, spec, state, None), id_text(copy_id), moment(await self._opened.now()))
             )
         return id_text(copy_id)
+
+    async def _retry_torn(self, torn: Entry) -> str:
+        """Submit a copy of a task that was set aside, as far as its specification can be read, and end it."""
+        id_ = torn.key[1]
+        (raw,) = await self._store.get([TASK(id_)])
+        if raw is None:
+            raise TornRecord(f"task {id_text(id_)}", "nothing is left of its specification; purge it")
+        spec = decode(raw.value, Spec, f"task {id_text(id_)}")
+        copy_id = retry_id(id_, max(spec.submitted, read_torn(torn).at))
+        copied = await self.submit(
+            retry_of(to_task(id_, spec, None, None), id_text(copy_id), moment(await self._opened.now()))
+        )
+        await end_torn(self._opened, torn)
+        return copied
 
     async def get(self, task_id: str) -> Task:
         """Return the task, wherever it stands.
@@ -318,6 +347,12 @@ class TaskManager:
             elif turned.taken is not None and (found := claims.taken(take, turned.taken)):
                 return found
         return []
+
+    async def _put_unread_away(self, claims: Claims) -> None:
+        try:
+            await claims.put_unread_away()
+        except StoreError as error:  # the next claim does it: what was claimed is the caller's
+            log.warning("claims that cannot be read are still held: %s", error)
 
     async def _finish(self, task: Task, event: Event) -> None:
         id_ = id_bytes("task id", task.id)

@@ -11,11 +11,15 @@ from converge.contracts.store import Entry
 from converge.errors import SchemaTooNew, TornRecord
 from converge.ids import id_text
 from converge.machines.task import TaskState
-from converge.model.keys import DONE, STATE
+from converge.model.keys import DONE, STATE, TORN
 from converge.model.task import State
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages
 from converge.services.tasks.retention import Retention
+from converge.services.tasks.torn import end_torn, read_torn
+
+UNKNOWN, UNREADABLE = "(unknown)", "unreadable"
+"""The pool of a task whose records do not say it, and the state of one that was set aside."""
 
 PURGED_TOGETHER = 500
 """Tasks of one page: each goes in one call, beside which agents work on."""
@@ -64,6 +68,25 @@ async def _ended_before(handle: StoreHandle, page: Sequence[Entry], moment: int)
     return [
         entry for entry, record in zip(page, records, strict=True) if record is not None and _finished(record) < moment
     ]
+
+
+async def purge_torn(
+    handle: StoreHandle, pool_ids: Collection[str] | None, set_aside_before: int | None, *, is_dry_run: bool
+) -> AsyncGenerator[Purged, None]:
+    """Remove tasks that were set aside since nobody can read them: of these pools as far as that is known (None: all),
+    before that store time (None: whenever).
+
+    Raises:
+        StoreError: As `Store.commit`; what was yielded is gone.
+    """
+    async for page in Pages(handle.store, TORN(), size=PURGED_TOGETHER):
+        for entry in page:
+            torn = read_torn(entry)
+            is_wanted = (pool_ids is None or torn.pool in pool_ids) and (
+                set_aside_before is None or torn.at < set_aside_before
+            )
+            if is_wanted and (is_dry_run or await end_torn(handle, entry)):
+                yield Purged(pool_id=torn.pool or UNKNOWN, state=UNREADABLE, count=1)
 
 
 def _finished(record: Entry) -> float:

@@ -14,6 +14,7 @@ from converge.model.keys import DEDUP, DONE, POOL, STATE, TASK
 from converge.model.task import Spec
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages, parts
+from converge.services.tasks.torn import set_aside
 
 log = logging.getLogger("converge.retention")
 
@@ -105,7 +106,10 @@ class Retention:
         for entry, spec in zip(old, specs, strict=True):
             try:
                 dedup_key = None if spec is None else decode(spec.value, Spec, id_text(entry.key[4])).dedup_key
-            except (TornRecord, SchemaTooNew) as error:
+            except TornRecord as error:
+                await set_aside(self._opened, entry.key, entry.revision, entry.key[4], error)
+                continue
+            except SchemaTooNew as error:
                 self._log_once(entry.key[4], error)
                 continue
             deletes = [entry.key, TASK(entry.key[4]), STATE(entry.key[4])]

@@ -4,17 +4,21 @@ itself stands.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 
 import anyio
+import msgspec
 
-from converge.codec import decode, decode_id, encode, parse_hash
+from converge.codec import decode, decode_id, encode, parse_hash, stored_text
 from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Committed, Entry, Key, Prefix, Range, Store
 from converge.errors import NoSuchPool, NoSuchTask, SchemaTooNew, StoreBusy, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.lane import Lane
 from converge.machines.match import lane_news
 from converge.machines.task import (
+    SPLIT_KEYS,
     Around,
     Found,
     Held,
@@ -29,11 +33,17 @@ from converge.machines.task import (
     place_of,
     waiting_keys,
 )
-from converge.model.keys import DEAD, HELD, KEY, LANE, LEASE, ORDER, STATE, TASK
+from converge.machines.torn import Torn, place_text, set_aside_step
+from converge.model.keys import DEAD, HELD, KEY, LANE, LEASE, ORDER, STATE, TASK, TORN
 from converge.model.pool import Pool
-from converge.model.task import Spec, State
+from converge.model.task import Spec, State, placed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import parts, read_all
+
+log = logging.getLogger("converge.torn")
+
+SET_ASIDE = 100
+"""How many tasks that cannot be read are set aside, one after another, for one step of the task before them."""
 
 FIND_ROUNDS = 40
 """How often a task that moves between two reads is looked for again; each round means that somebody moved it."""
@@ -67,10 +77,10 @@ async def look_around_all(
     rows = await _key_rows(handle.store, [found for found in all_found if _is_active(found)])
     # Only after the rows: a submit in between has changed the row, so the step of a task behind which nobody was seen
     # conflicts.
-    nexts = await _nexts(handle.store, {id_: row[0] for id_, row in rows.items() if type(row) is tuple})
+    nexts = await _nexts(handle, {id_: row[0] for id_, row in rows.items() if type(row) is tuple})
     specs = [found.spec for found in all_found] if needs_lane else []
     specs += [one.spec for one in nexts.values() if type(one) is Successor]
-    lanes = await _lanes_opened(handle, specs)
+    lanes = await lanes_opened(handle, specs)
     answers: list[Around | Moved | StoreError] = []
     for found in all_found:
         row, successor = rows.get(found.id), nexts.get(found.id)
@@ -89,7 +99,7 @@ async def look_around_all(
 async def _pool(handle: StoreHandle, spec: Spec) -> Pool:
     try:
         return (await handle.pool(spec.pool)).pool
-    except NoSuchPool:
+    except (NoSuchPool, TornRecord, SchemaTooNew):
         return Pool(id=spec.pool)  # its tasks can still end, under the default retention
 
 
@@ -112,14 +122,20 @@ async def _key_rows(
                 rows[found.id] = (
                     await _rowless(store, found)
                     if row is None
-                    else (
-                        ORDER(spec.pool, spec.ordering_key),
-                        KeySeen(row.revision, decode(row.value, KeyRow, f"key {spec.pool}/{spec.ordering_key}")),
-                    )
+                    else (ORDER(spec.pool, spec.ordering_key), KeySeen(row.revision, _key_row(row, spec)))
                 )
             except (TornRecord, SchemaTooNew) as error:
                 rows[found.id] = error
     return rows
+
+
+def _key_row(row: Entry, spec: Spec) -> KeyRow:
+    """Return the row of an ordering key; of a torn one what lets its active task end: it goes with the last one."""
+    try:
+        return decode(row.value, KeyRow, f"key {spec.pool}/{spec.ordering_key}")
+    except TornRecord as error:
+        log.error("the tasks of an ordering key go on, its next submits wait until they have ended: %s", error)
+        return KeyRow(0, v=SPLIT_KEYS)
 
 
 async def _rowless(store: Store, found: Found) -> Moved | StoreError:
@@ -133,21 +149,53 @@ async def _rowless(store: Store, found: Found) -> Moved | StoreError:
     )
 
 
-async def _nexts(store: Store, prefixes: Mapping[bytes, Prefix]) -> dict[bytes, Successor | StoreError]:
-    """Return the first task that waits under each prefix, without its lane; nothing where none waits."""
+async def _nexts(handle: StoreHandle, prefixes: Mapping[bytes, Prefix]) -> dict[bytes, Successor | StoreError]:
+    """Return the first task that waits under each prefix, without its lane; nothing where none waits.
+
+    One that cannot be read is set aside, and the one behind it is the first: it must not keep the others waiting.
+    """
+    nexts: dict[bytes, Successor | StoreError] = {}
+    left: Mapping[bytes, Prefix] = prefixes
+    for _ in range(SET_ASIDE):
+        found, unread = await _first_of(handle.store, left)
+        nexts |= found
+        for id_, (head, task_id, error) in unread.items():
+            nexts[id_] = error
+            await move_aside(handle, _of_head(head, task_id), head.key, head.revision, error)
+        left = {id_: prefixes[id_] for id_ in unread}
+        if not left:
+            break
+        for id_ in left:
+            nexts.pop(id_, None)
+    return nexts
+
+
+_Unread = dict[bytes, tuple[Entry, bytes, StoreError]]
+
+
+def _of_head(head: Entry, id_: bytes) -> Found:
+    _, pool, ordering_key, number = head.key
+    spec = Spec(pool, "0" * 32, 0, 0, 0, ordering_key=ordering_key, number=number)
+    return Found(id_, spec, None, Waiting(head.revision))
+
+
+async def _first_of(store: Store, prefixes: Mapping[bytes, Prefix]) -> tuple[dict[bytes, Successor], _Unread]:
     heads: dict[bytes, Entry] = {}
     ids = list(prefixes)
     for at in range(0, len(ids), LIMITS.ranges):
         some = ids[at : at + LIMITS.ranges]
         pages = await store.scan([Range(prefixes[id_], None, 1) for id_ in some])
         heads |= {id_: page[0] for id_, page in zip(some, pages, strict=True) if page}
-    nexts: dict[bytes, Successor | StoreError] = {}
+    nexts: dict[bytes, Successor] = {}
+    unread: _Unread = {}
     waiting: dict[bytes, bytes] = {}
     for id_, head in heads.items():
         try:
             waiting[id_] = decode_id(head.value, f"order {head.key[1]}/{head.key[2]}")
         except (TornRecord, SchemaTooNew) as error:
-            nexts[id_] = error
+            # Whose it was nothing says; what is kept of it needs a name of its own.
+            name = hashlib.blake2b(place_text(head.key).encode(), digest_size=16).digest()
+            unread[id_] = head, name, error
     ids = list(waiting)
     for at in range(0, len(ids), LIMITS.keys):
         some = ids[at : at + LIMITS.keys]
@@ -156,13 +204,53 @@ async def _nexts(store: Store, prefixes: Mapping[bytes, Prefix]) -> dict[bytes, 
             try:
                 if task is None:
                     raise TornRecord(f"task {text}", "its specification is missing")
-                nexts[id_] = Successor(waiting[id_], decode(task.value, Spec, text), heads[id_].revision, None)
+                spec = _to_be_freed(task.value, text)
+                # Its number is that of the key under which it was found.
+                spec = msgspec.structs.replace(spec, number=heads[id_].key[3])
+                nexts[id_] = Successor(waiting[id_], spec, heads[id_].revision, None)
             except (TornRecord, SchemaTooNew) as error:
-                nexts[id_] = error
-    return nexts
+                unread[id_] = heads[id_], waiting[id_], error
+    return nexts, unread
 
 
-async def _lanes_opened(handle: StoreHandle, specs: Sequence[Spec]) -> dict[Key, LaneSeen]:
+def _to_be_freed(raw: bytes, text: str) -> Spec:
+    """Return the specification; of one of a newer format as much as says where its task goes, for a process that reads
+    it to claim.
+    """
+    try:
+        return decode(raw, Spec, text)
+    except SchemaTooNew:
+        if (spec := placed(raw)) is None:
+            raise
+        return spec
+
+
+async def move_aside(
+    handle: StoreHandle, found: Found, key: Key, revision: int, error: StoreError, around: Around | None = None
+) -> bool:
+    """Take a task that cannot be read from its place, and say so; tell whether this call did it.
+
+    Raises:
+        StoreError: As `Store.commit`.
+    """
+    now = await handle.now()
+    record = encode(Torn(place_text(key), stored_text(str(error)), now, found.spec.pool))
+    batch = set_aside_step(found, key, revision, record, now, around)
+    wake = wakes(found, around, is_ready=False) if around is not None else ()
+    (outcome,) = await (await handle.commits()).commit([batch], wake=wake)
+    if not isinstance(outcome, Committed):
+        return False
+    log.error(
+        "a task cannot be read and was set aside; `converge doctor` lists it, `converge tasks retry %s` or "
+        "`converge tasks purge` ends it: %s",
+        id_text(found.id),
+        error,
+    )
+    return True
+
+
+async def lanes_opened(handle: StoreHandle, specs: Sequence[Spec]) -> dict[Key, LaneSeen]:
+    """Return the lanes of these tasks, open."""
     spec_of = {lane_key(spec): spec for spec in specs}
     keys = list(spec_of)
     seen: dict[Key, LaneSeen] = {}
@@ -171,7 +259,10 @@ async def _lanes_opened(handle: StoreHandle, specs: Sequence[Spec]) -> dict[Key,
         for key, entry in zip(
             keys[at : at + LIMITS.keys], await handle.store.get(keys[at : at + LIMITS.keys]), strict=True
         ):
-            lane = lane_seen(entry)
+            try:
+                lane = lane_seen(entry)
+            except SchemaTooNew:
+                lane = None if entry is None else LaneSeen(entry.revision)  # it is there: all that a step needs
             if lane is None or lane.is_closing:
                 closed.append((key, lane))
             else:
@@ -219,7 +310,12 @@ def lane_key(spec: Spec) -> Key:
 
 def lane_seen(entry: Entry | None) -> LaneSeen | None:
     """Return what a step needs of a lane's entry."""
-    return None if entry is None else LaneSeen(entry.revision, decode(entry.value, Lane, "lane").is_closing)
+    if entry is None:
+        return None
+    try:
+        return LaneSeen(entry.revision, decode(entry.value, Lane, "lane").is_closing)
+    except TornRecord:
+        return LaneSeen(entry.revision, is_closing=True)  # its tasks say what it is: who opens it writes it again
 
 
 async def find(store: Store, id_: bytes) -> tuple[Spec, State | None, Place | None]:
@@ -255,7 +351,9 @@ async def read_task(store: Store, id_: bytes) -> tuple[Spec, State | None]:
 
 async def _place(store: Store, id_: bytes, spec: Spec, state: State | None) -> Place | None:
     waiting = waiting_keys(id_, spec, state)
-    for entry in await store.get(waiting):
+    for entry in await store.get((*waiting, TORN(id_))):
+        if entry is not None and entry.key[0] is TORN:
+            raise TornRecord(f"task {id_text(id_)}", "it was set aside; `converge tasks retry` or `purge` ends it")
         if entry is not None:
             return place_of(entry.key, entry.revision, entry.value)
     rank = state.rank if state is not None else spec.rank

@@ -8,17 +8,16 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
+from typing import cast
 
 from converge.codec import decode, moment_or
-from converge.contracts.store import LIMITS, Batch, Conflict, Entry, Key, Range, Window
+from converge.contracts.store import LIMITS, Batch, Conflict, Entry, Key, Range, Rest, Window
 from converge.errors import SchemaTooNew, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.task import (
     CameDue,
     DeadlinePassed,
     Found,
-    Held,
-    Later,
     LeaseEnded,
     is_terminal,
     place_of,
@@ -33,6 +32,7 @@ from converge.services.store.pages import Pages
 from converge.services.tasks.lanes import LaneCloser
 from converge.services.tasks.retention import Retention
 from converge.services.tasks.surroundings import Moved, look_around, look_around_all, wakes
+from converge.services.tasks.torn import set_aside
 
 log = logging.getLogger("converge.sweep")
 
@@ -80,6 +80,7 @@ class Sweep:
         self._leases = 0  # that were seen last
         self._yields: dict[Key, float] = {}
         self._logged: set[bytes] = set()  # of which tasks it was said that they cannot be read
+        self._cursors: dict[Key, Rest] = {}  # up to where nothing of a prefix could be moved
         self.next_due: int | None = None
 
     async def page(self) -> int:
@@ -148,7 +149,7 @@ class Sweep:
     async def _put_back_of(self, dead: Entry) -> int:
         async def back(page: Sequence[Entry]) -> int:
             return await self._step_all(
-                [(c.key[3], Held(c.key[1], c.key[4], c.revision, _number(c))) for c in page],
+                [(c.key[3], c) for c in page],
                 LeaseEnded(),
                 page[0].key[:2],
             )
@@ -181,7 +182,7 @@ class Sweep:
         now = await self._opened.store.time()
 
         async def ready(page: Sequence[Entry]) -> int:
-            return await self._step_all([(entry.key[2], Later(entry.revision)) for entry in page], CameDue(), LATER())
+            return await self._step_all([(entry.key[2], entry) for entry in page], CameDue(), LATER())
 
         moved, _ = await self._move_some(LATER(), now, ready)
         return moved
@@ -208,20 +209,30 @@ class Sweep:
             if until is not None and prefix == LATER():
                 self.next_due = page[len(due)].key[1] if len(due) < len(page) else None
             if not due:
+                self._cursors.pop(prefix, None)
                 return 0, number == 0
             if moved := await move(due):
                 return moved, False
-            if len(due) < PAGE or self._is_yielded(prefix):
+            if len(due) < PAGE:
+                self._cursors.pop(prefix, None)
                 break
+            if self._is_yielded(prefix):
+                break
+            after = cast(Rest, pages.after)
+            if number == 0 and (cursor := self._cursors.get(prefix)) is not None and cursor > after:
+                after = cursor
+                pages = Pages(self._opened.store, prefix, after=cursor, size=PAGE)
+            self._cursors[prefix] = after
         return 0, False
 
     async def _fail_all_late(self, page: Sequence[Entry]) -> int:
         commits = await self._opened.commits()
-        records = await self._read(entry.key[2] for entry in page)
+        records, unread = await self._read(entry.key[2] for entry in page)
+        # Of one that nobody can read the deadline goes too: it is set aside where it is met.
         over = [
             Batch([(entry.key, entry.revision)], (), [entry.key])
             for entry in page
-            if entry.key[2] in records and _is_over(records[entry.key[2]])
+            if isinstance(unread.get(entry.key[2]), TornRecord) or _is_over(records.get(entry.key[2], _UNREAD))
         ]
         moved = _committed(await commits.commit(over))
         channels: set[str] = set()
@@ -263,13 +274,22 @@ class Sweep:
                 waiting.append(Found(id_, spec, state, place_of(entry.key, entry.revision)))
         return waiting
 
-    async def _read(self, ids: Iterable[bytes]) -> dict[bytes, _Record | None]:
-        """Read the records of at most a page of tasks: None of one that is not there, nothing of one that cannot be
-        read.
-        """
+    async def _set_aside(self, places: Sequence[tuple[bytes, Entry, StoreError]]) -> int:
+        """Set aside what nobody can read; what a newer release can is left to it."""
+        moved = 0
+        for id_, entry, error in places:
+            if isinstance(error, TornRecord):
+                moved += await set_aside(self._opened, entry.key, entry.revision, id_, error)
+            else:
+                self._log_once(id_, error)
+        return moved
+
+    async def _read(self, ids: Iterable[bytes]) -> tuple[dict[bytes, _Record | None], dict[bytes, StoreError]]:
+        """Read the records of at most a page of tasks: None of one that is not there; and why others cannot be read."""
         ids = list(ids)
         entries = await self._opened.store.get([family(id_) for id_ in ids for family in (TASK, STATE)])
         records: dict[bytes, _Record | None] = {}
+        unread: dict[bytes, StoreError] = {}
         for id_, spec, state in zip(ids, entries[::2], entries[1::2], strict=True):
             text = id_text(id_)
             try:
@@ -279,28 +299,33 @@ class Sweep:
                     else (decode(spec.value, Spec, text), None if state is None else decode(state.value, State, text))
                 )
             except (TornRecord, SchemaTooNew) as error:
-                self._log_once(id_, error)
-        return records
+                unread[id_] = error
+        return records, unread
 
-    async def _step_all(
-        self, places: Sequence[tuple[bytes, Held | Later]], event: LeaseEnded | CameDue, kind: Key
-    ) -> int:
-        records = await self._read(id_ for id_, _ in places)
-        # One without a record was removed meanwhile: its place's key is gone too.
-        all_found = [Found(id_, *record, place) for id_, place in places if (record := records.get(id_)) is not None]
+    async def _step_all(self, places: Sequence[tuple[bytes, Entry]], event: LeaseEnded | CameDue, kind: Key) -> int:
+        records, unread = await self._read(id_ for id_, _ in places)
+        for id_ in (id_ for id_, record in records.items() if record is None):
+            unread[id_] = TornRecord(f"task {id_text(id_)}", "its specification is missing")  # or it is gone, all of it
+        put_away = await self._set_aside([(id_, entry, unread[id_]) for id_, entry in places if id_ in unread])
+        all_found = [
+            Found(id_, *record, place_of(entry.key, entry.revision, entry.value))
+            for id_, entry in places
+            if (record := records.get(id_)) is not None
+        ]
+        entry_of = dict(places)
         batches: list[Batch] = []
         channels: set[str] = set()
         now = await self._opened.now()
         for found, around in zip(all_found, await look_around_all(self._opened, all_found), strict=True):
             if isinstance(around, StoreError):
-                self._log_once(found.id, around)
+                put_away += await self._set_aside([(found.id, entry_of[found.id], around)])
             elif not isinstance(around, Moved):
                 batches.append(step(found, event, now, around))
                 channels |= wakes(found, around, is_ready=True)
         moved = _committed(await (await self._opened.commits()).commit(batches, wake=channels))
         if len(batches) >= YIELD_LEAST and moved < len(batches) / 2:
             self._yields[kind] = self._opened.env.monotonic() + YIELD_SEC * self._opened.env.uniform(0.5, 1.5)
-        return moved
+        return moved + put_away
 
     async def _unless_yielded(self, kind: Key, move: Callable[[], Awaitable[int]]) -> int:
         return 0 if self._is_yielded(kind) else await move()
@@ -319,6 +344,9 @@ class Sweep:
 
 
 _FIRST_OF = (Range(DEAD(), None, 1), Range(LATER(), None, 1), Range(LIMIT(), None, 1))
+
+
+_UNREAD: _Record = (Spec("", "", 0, 0, 0), None)
 
 
 def _is_over(record: _Record | None) -> bool:

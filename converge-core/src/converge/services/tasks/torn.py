@@ -1,0 +1,142 @@
+"""Tasks whose records cannot be read: set aside with their place, told once, ended by an operator."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+from converge.codec import decode, encode, parse_hash
+from converge.contracts.store import Batch, Conflict, Entry, Key
+from converge.errors import SchemaTooNew, StoreError, TornRecord
+from converge.ids import id_text
+from converge.machines.task import Around, Found, KeyRow, place_of
+from converge.machines.torn import Torn, put_back_unread
+from converge.model.keys import ACTIVE, DEDUP, DONE, KEY, LIMIT, STATE, TASK, TORN
+from converge.model.task import Spec, placed
+from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import Pages
+from converge.services.tasks.surroundings import Moved, lane_key, lanes_opened, look_around, move_aside
+
+log = logging.getLogger("converge.torn")
+
+
+async def set_aside(handle: StoreHandle, key: Key, revision: int, id_: bytes, error: StoreError) -> bool:
+    """Take a task that cannot be read from its place, where it would be met again and again, and keep it for an
+    operator; if it was the active one of an ordering key, free the next. Tell whether this call did it.
+
+    Raises:
+        StoreError: As `Store.commit`; nothing was changed, or that is not known.
+    """
+    found = await _as_found(handle, key, revision, id_)
+    around: Around | None = None
+    if found.spec.ordering_key is not None:
+        try:
+            around = await look_around(handle, found, needs_lane=False)
+        except (Moved, TornRecord, SchemaTooNew):
+            around = None
+    return await move_aside(handle, found, key, revision, error, around)
+
+
+async def _as_found(handle: StoreHandle, key: Key, revision: int, id_: bytes) -> Found:
+    """Return what is known of the task; its pool is empty where nothing says it."""
+    (raw,) = await handle.store.get([TASK(id_)])
+    spec = placed(raw.value) if raw is not None else None
+    if spec is None:
+        pool, ordering_key = key[1] if key[0] is DONE else "", None
+        if key[0] is not DONE:
+            pool, ordering_key = await _ordering_of(handle, id_)
+        spec = Spec(pool, "0" * 32, 0, 0, 0, ordering_key=ordering_key)
+    return Found(id_, spec, None, place_of(key, revision))
+
+
+async def _ordering_of(handle: StoreHandle, id_: bytes) -> tuple[str, str | None]:
+    """Return the pool and the ordering key whose active task this is: nothing else says so of one that is torn."""
+    wanted = encode(id_.hex())
+    for family in (ACTIVE, KEY):
+        async for page in Pages(handle.store, family()):
+            for entry in page:
+                if entry.value == wanted or (family is KEY and _active_in(entry) == id_.hex()):
+                    return entry.key[1], entry.key[2]
+    return "", None
+
+
+def _active_in(entry: Entry) -> str:
+    try:
+        return decode(entry.value, KeyRow, "key").active
+    except StoreError:
+        return ""
+
+
+async def hand_back_newer(handle: StoreHandle, key: Key, revision: int, id_: bytes, error: StoreError) -> bool:
+    """Hand back a claim whose record is of a newer format, uncounted, and leave its lane to processes that read it;
+    tell whether it went back. One whose lane cannot be known goes back with the lease.
+
+    Raises:
+        StoreError: As `Store.commit`; nothing was changed, or that is not known.
+    """
+    (raw,) = await handle.store.get([TASK(id_)])
+    spec = placed(raw.value) if raw is not None else None
+    if spec is None:
+        _log_once(handle, f"task {id_text(id_)}", error)
+        return False
+    handle.newer_lanes.add(parse_hash(spec.lane))
+    _log_once(handle, f"lane {spec.lane} of pool {spec.pool}", error)
+    lane = (await lanes_opened(handle, [spec])).get(lane_key(spec))
+    batch = put_back_unread(spec, key, revision, lane)
+    (outcome,) = await (await handle.commits()).commit([batch], wake=[f"lane.{spec.lane}"])
+    return not isinstance(outcome, Conflict)
+
+
+def _log_once(handle: StoreHandle, what: str, error: StoreError) -> None:
+    if what not in handle.logged:
+        handle.logged.add(what)
+        log.error("%s is left to processes of a newer release, other work goes on: %s", what, error)
+
+
+async def put_away(handle: StoreHandle, key: Key, revision: int, id_: bytes, error: StoreError) -> bool:
+    """Do what is to be done with a claim that cannot be read: set it aside, or hand it back to a newer release.
+
+    Raises:
+        StoreError: As `Store.commit`.
+    """
+    does = hand_back_newer if isinstance(error, SchemaTooNew) else set_aside
+    return await does(handle, key, revision, id_, error)
+
+
+async def torn_tasks(handle: StoreHandle) -> AsyncIterator[tuple[bytes, Torn]]:
+    """Yield the tasks that were set aside, with what is known of each."""
+    async for page in Pages(handle.store, TORN()):
+        for entry in page:
+            yield entry.key[1], read_torn(entry)
+
+
+def read_torn(entry: Entry) -> Torn:
+    """Return what stands of a task that was set aside, as far as it can be read."""
+    try:
+        return decode(entry.value, Torn, "torn")
+    except StoreError as error:
+        return Torn("", str(error), 0)
+
+
+async def end_torn(handle: StoreHandle, entry: Entry) -> bool:
+    """Remove a task that was set aside, with its records and its dedup key; tell whether this call did it.
+
+    Raises:
+        StoreError: As `Store.commit`.
+    """
+    id_ = entry.key[1]
+    deletes = [entry.key, TASK(id_), STATE(id_)]
+    (raw,) = await handle.store.get([TASK(id_)])
+    spec = placed(raw.value) if raw is not None else None
+    if spec is not None and spec.deadline:
+        deletes.append(LIMIT(spec.deadline, id_))
+    deletes += await _dedup_keys(handle, id_, None if spec is None else spec.pool)
+    (outcome,) = await (await handle.commits()).commit([Batch([(entry.key, entry.revision)], (), deletes)])
+    return not isinstance(outcome, Conflict)
+
+
+async def _dedup_keys(handle: StoreHandle, id_: bytes, pool: str | None) -> Sequence[Key]:
+    """Return the dedup keys that are the task's: its own record may not say."""
+    mark = f'"{id_.hex()}"'.encode()
+    prefix = DEDUP() if pool is None else DEDUP(pool)
+    return [entry.key async for page in Pages(handle.store, prefix) for entry in page if mark in entry.value]
