@@ -14,7 +14,7 @@ import pytest
 from converge.builtin.file import place
 from converge.builtin.file.options import FileOptions
 from converge.builtin.file.place import checked_path, file_system
-from converge.builtin.file.schema import connect_writer
+from converge.builtin.file.schema import APPLICATION_ID, connect_writer
 from converge.builtin.file.store import FileStore
 from converge.contracts.store import ABSENT, Batch, Committed, Entry, Store
 from converge.errors import SchemaTooNew, StoreRefused, StoreUnavailable
@@ -268,7 +268,8 @@ def test_a_file_of_ours_that_grows_at_this_moment_is_not_taken_for_damaged(tmp_p
     connection = sqlite3.connect(path)
     connection.execute("create table t (x)")
     connection.execute("insert into t values (zeroblob(100000))")
-    connection.execute("pragma application_id = 0x43565247")
+    connection.commit()
+    connection.execute(f"pragma application_id = {APPLICATION_ID}")
     connection.close()
     os.truncate(path, 8_192)  # a checkpoint writes the first page, which says how many there are, before the last
     assert checked_path(f"file:{path}") == str(path)

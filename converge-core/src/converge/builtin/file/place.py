@@ -120,14 +120,20 @@ def _check_head(path: Path) -> None:
 
     SQLite reads it, since a descriptor of our own would drop this process's locks when it is closed.
     """
-    with (
-        translated(str(path)),
-        closing(sqlite3.connect(f"file:{quote(str(path))}?immutable=1", uri=True)) as connection,
-    ):
-        (owner,) = connection.execute("pragma application_id").fetchone()
-        (page_bytes,) = connection.execute("pragma page_size").fetchone()
+    try:
+        with translated(str(path)), closing(_looking(path)) as connection:
+            (owner,) = connection.execute("pragma application_id").fetchone()
+            (page_bytes,) = connection.execute("pragma page_size").fetchone()
+    except StoreRefused as refused:
+        if getattr(refused.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_CORRUPT:
+            return  # it may be just growing: this look waits for no lock. Who opens it does, and finds out
+        raise
     if owner not in (0, APPLICATION_ID) or (owner == 0 and path.stat().st_size > page_bytes):
         raise StoreRefused(f"{path} is a database of another program; choose another path")
+
+
+def _looking(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(path))}?immutable=1", uri=True)
 
 
 def facts(path: str) -> dict[str, str | int]:
