@@ -74,7 +74,7 @@ def id_text(raw: bytes) -> str:
 
 
 def is_id(text: str) -> bool:
-    """Tell whether the text is that of a UUID."""
+    """Return whether the text is that of a UUID."""
     try:
         id_bytes("id", text)
     except InvalidName:

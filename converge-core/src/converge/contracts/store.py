@@ -208,7 +208,7 @@ class Store(ABC):
         """Return store time in microseconds (S-8)."""
 
     async def retention_time(self) -> int:
-        """Answer the moment up to which retention may remove what is due: store time, or less for a while after its
+        """Return the moment up to which retention may remove what is due: store time, or less for a while after its
         clock was moved forward.
         """
         return await self.time()

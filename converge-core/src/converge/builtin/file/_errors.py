@@ -16,7 +16,7 @@ _FOREIGN = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
 
 
 def is_full(error: sqlite3.Error) -> bool:
-    """Tell whether this is said of a disk that has no room."""
+    """Return whether this is said of a disk that has no room."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _FULL
 
 

@@ -296,7 +296,7 @@ def _plan(batches: Sequence[Batch]) -> Plan | None:
 
 
 def _is_renewal(batches: Sequence[Batch]) -> bool:
-    """Tell whether this is no more than the renewal of a lease, which goes ahead of the queue: it is small and rare,
+    """Return whether this is no more than the renewal of a lease, which goes ahead of the queue: it is small and rare,
     and much hangs on it.
     """
     return len(batches) == 1 and not batches[0].deletes and all(key[0] is EXPIRY for key, _ in batches[0].puts)

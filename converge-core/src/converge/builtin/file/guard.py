@@ -189,8 +189,8 @@ class Guard:
             return f"{self._files[0][1]} {self._files[1][1]}"
 
     def is_alone(self) -> bool:
-        """Tell whether nobody else has the file open, this process neither; false where that cannot be known. Called in
-        the turnstile, before SQLite opens it.
+        """Return whether nobody else has the file open, nor does this process; False where that cannot be known. Called
+        in the turnstile, before SQLite opens it.
         """
         if _OFD_SETLK is None:
             return False

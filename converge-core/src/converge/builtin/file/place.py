@@ -176,13 +176,13 @@ def keep_reserve(path: str, *, is_opening: bool = False) -> None:
 
 
 def give_reserve_up(path: str, size: int = RESERVE_BYTES) -> None:
-    """Give so much of the room free; it is set aside again when there is some."""
+    """Release so much of the reserved room; it is reserved again when there is some."""
     with suppress(OSError):
         os.truncate(f"{path}.reserve", max(0, _size(f"{path}.reserve") - size))
 
 
 def file_system(folder: Path) -> str:
-    """The type of the file system that holds the folder, where the host says it; else empty."""
+    """Return the type of the file system that holds the folder, or empty where the host does not say."""
     try:
         mounts = [line.split()[1:3] for line in MOUNTS.read_text().splitlines()]
     except OSError:

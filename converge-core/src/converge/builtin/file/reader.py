@@ -55,7 +55,7 @@ class Reader:
             return found
 
     def scan(self, ranges: Sequence[Range]) -> list[list[Entry]]:
-        """The entries of each range, all from one snapshot."""
+        """Return the entries of each range, all from one snapshot."""
         with self._snapshot(len(ranges)):
             return [self._scan(range_) for range_ in ranges]
 
@@ -67,19 +67,19 @@ class Reader:
         return [Entry((family, *decode(row[:-2])), row[-2], row[-1]) for row in islice(rows, range_.limit)]
 
     def count(self, prefixes: Sequence[Prefix]) -> list[int]:
-        """How many keys are under each prefix, all from one snapshot."""
+        """Return how many keys are under each prefix, all from one snapshot."""
         with self._snapshot(len(prefixes)):
             run = self._connection.execute
             return [int(run(sql.count(prefix[0], len(prefix) - 1), prefix[1:]).fetchone()[0]) for prefix in prefixes]
 
     def data_version(self) -> int:
-        """A number that changes when another connection commits, also that of this handle's own writer."""
+        """Return a number that changes when another connection commits, including this handle's own writer."""
         with self._snapshot(1):
             (version,) = self._connection.execute("pragma data_version").fetchone()
             return int(version)
 
     def clock(self) -> Added:
-        """What the file adds to the boot-time clock now."""
+        """Return what the file adds to the boot-time clock now."""
         with self._snapshot(1):
             (text,) = self._connection.execute(READ_CLOCK).fetchone()
         return Added.parse(text)

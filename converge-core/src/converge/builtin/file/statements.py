@@ -108,7 +108,7 @@ def delete(family: Family, rows: int = 1) -> str:
 
 @cache
 def finds_many(family: Family) -> bool:
-    """Whether a delete of many rows looks up the whole key of each.
+    """Return whether a delete of many rows looks up the whole key of each.
 
     Not with names in the key, nor if it begins with an integer: SQLite's planner then looks up a part of it, and reads
     all rows under that.
@@ -180,6 +180,6 @@ def heads(family: Family, depth: int, has_after: bool) -> str:
 
 @cache
 def count(family: Family, depth: int) -> str:
-    """How many keys are under a prefix."""
+    """Return how many keys are under a prefix."""
     where = " and ".join(f"{name} = ?" for name in names(family)[:depth])
     return f"select count(*) from {table(family)}" + (f" where {where}" if where else "")

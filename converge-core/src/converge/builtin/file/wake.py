@@ -58,7 +58,7 @@ class WakeUps:
             self._sender = None
 
     def tell(self, channels: Collection[Channel]) -> None:
-        """Tell one watcher of each channel, if there is one. From any thread."""
+        """Wake one watcher of each channel, if there is one; from any thread."""
         for channel in channels:
             folder = _hash(channel)
             for name in _longest_untold(os.path.join(self._folder, folder)):

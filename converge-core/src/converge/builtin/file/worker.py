@@ -55,7 +55,7 @@ class _Job:
             return True
 
     def finish(self) -> None:
-        """Tell the caller."""
+        """Wake the caller."""
         try:
             self._call(self.event.set)
         except RuntimeError:
@@ -137,9 +137,7 @@ class Worker:
         return job.result
 
     def _leave_behind(self) -> None:
-        """The thread waits in the kernel and cannot be called back: it ends when it gets through; a new one serves from
-        now on.
-        """
+        """Abandon the thread, which waits in the kernel and ends when it gets through; a new one serves from now on."""
         self._jobs.put(None)
         self._jobs, self._thread = SimpleQueue(), None
 

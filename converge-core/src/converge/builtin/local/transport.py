@@ -52,7 +52,7 @@ class LocalTransport(Transport):
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, options: object) -> AsyncIterator[LocalTransport]:
-        """Give a transport; leaving it closes the channels that are left."""
+        """Yield a transport; leaving it closes the channels that are left."""
         transport = cls()
         try:
             yield transport
@@ -162,8 +162,8 @@ class _Pipe:
 
 
 def cost(frame: bytes) -> int:
-    """What a frame counts for in a pipe: its bytes, and what Python keeps beside them, or a million short frames would
-    pass as one megabyte.
+    """Return what a frame counts for in a pipe: its bytes and what Python keeps beside them, or a million short frames
+    would pass as one megabyte.
     """
     return len(frame) + FRAME_OVERHEAD_BYTES
 

@@ -24,7 +24,7 @@ millions.
 
 
 def _depth(family: Family) -> int:
-    """How many leading parts a family's keys are kept apart by: those before its first integer, else all but the
+    """Return how many leading parts a family's keys are kept apart by: those before its first integer, else all but the
     last.
     """
     parts = list(family.parts.values())
@@ -67,7 +67,7 @@ class Core:
         return chain.from_iterable(indexes[parts].walk(bound) for parts in beginnings)
 
     def count(self, prefix: Prefix) -> int:
-        """How many keys are under the prefix."""
+        """Return how many keys are under the prefix."""
         depth, indexes = self._families.get(prefix[0], (0, {}))
         given = prefix[1:]
         if len(given) > depth:

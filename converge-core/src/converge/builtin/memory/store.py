@@ -43,7 +43,7 @@ class _Waiter:
         self.is_told = False
 
     def tell(self) -> bool:
-        """Tell it; False if its loop has ended, and so nobody hears."""
+        """Wake it; return False if its loop has ended."""
         self.is_told = (
             True  # before the call: the watch, in its own thread, may have heard, and looked, before the call returns
         )
@@ -78,9 +78,7 @@ class _Bell:
             self.ring(channels)
 
     def ring(self, channels: Collection[Channel]) -> None:
-        """Tell one watcher of each channel that has not been told already; the one told longest ago, so that work
-        spreads.
-        """
+        """Wake one watcher of each channel that was not woken already: the one woken longest ago, so work spreads."""
         for channel in channels:
             waiters = self._waiters.get(channel, [])
             for at, waiter in enumerate(waiters):

@@ -30,7 +30,7 @@ class StaticDiscovery(Discovery):
     @classmethod
     @asynccontextmanager
     async def open(cls, options: StaticOptions, *, store: Store, poll_sec: float) -> AsyncIterator[Discovery]:
-        """Give it; the store is left alone.
+        """Yield the discovery; the store is not used.
 
         Raises:
             ConfigError: The file cannot be read, or a line of it is no endpoint.

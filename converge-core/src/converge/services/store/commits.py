@@ -265,8 +265,8 @@ class Commits:
         return outcomes, taken
 
     async def _is_accepted(self) -> bool:
-        """Tell whether an operator has accepted the store since this process saw its own history last; then go on with
-        what is there.
+        """Return whether an operator has accepted the store since this process last saw its own history; then go on
+        with what is there.
         """
         now = self._env.monotonic()
         if now - self._looked_at < ACCEPT_LOOK_SEC:
@@ -393,7 +393,7 @@ def split(batches: Sequence[Batch], take: Take | None) -> list[list[int]]:
 
 
 def _is_one_group(batches: Sequence[Batch], take: Take | None) -> bool:
-    """Tell whether all batches may go out in one call with the take: the usual case, found without a set for each
+    """Return whether all batches may go out in one call with the take: the usual case, found without a set for each
     batch.
     """
     if len(batches) > LIMITS.batches:

@@ -130,7 +130,7 @@ class Lease:
         return self._ended
 
     def beat(self) -> None:
-        """Say that the event loop runs; without it renewal stops after `stall_sec`."""
+        """Record that the event loop runs; without it renewal stops after `stall_sec`."""
         self._beaten = self._env.monotonic()
 
     async def open(self) -> None:
@@ -251,7 +251,7 @@ class Lease:
                 interval = min(interval, self._again_sec())
 
     def _again_sec(self) -> float:
-        """How long after a renewal that failed the next one is tried."""
+        """Return how long after a renewal that failed the next one is tried."""
         return max(0.02, self.settings.lease_sec / 15)
 
     def _wait(self, seconds: float) -> bool:

@@ -293,7 +293,7 @@ class Submits:
         return None
 
     async def _is_full(self, pool_id: str) -> bool:
-        """Tell whether the pool has no room for another lane, not even after its empty ones were closed."""
+        """Return whether the pool has no room for another lane, not even after its empty ones were closed."""
         (count,) = await self._opened.store.count([LANE(pool_id)])
         if count < LANES:
             return False
