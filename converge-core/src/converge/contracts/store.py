@@ -48,6 +48,8 @@ S-21 Options that have `network` keep the keys of each network apart: a handle s
      alone.
 S-22 In a process that was forked after a handle was opened, each call of the handle raises `ForkedHandle` at once, and
      the handle of the parent goes on. `Store.__new__` sees to it.
+S-23 `note_format` changes no key and may be repeated, also through several handles at once; what `pending` of the
+     declaration names is missing: nothing, once the store was opened.
 
 What a caller must keep to (core does, and the kit checks core): no batch of one call writes a key that another batch of
 the call reads or writes; a batch names a key at most once among its puts and deletes; no batch of a turn deletes or

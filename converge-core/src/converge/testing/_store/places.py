@@ -1,4 +1,4 @@
-"""S-20 to S-22: who only looks, the networks of one place, and what a forked child inherits."""
+"""S-20 to S-23: who only looks, the networks of one place, what a forked child inherits, and formats."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import anyio.to_thread
 import attrs
 import pytest
 
+from converge.codec import FIRST, FORMAT
 from converge.contracts.store import Batch, Range, Store
 from converge.errors import ForkedHandle, StoreRefused
 from converge.model.keys import POOL
@@ -68,6 +69,27 @@ class PlaceClauses(StoreCase):
                 expect_equal("S-21", count, 2, "the number of its keys")
             await commit(here, deletes=[POOL("p")])
             expect("S-21", await get(there, POOL("p")) is not None, "a key was deleted in another network")
+
+    async def test_a_format_is_noted_again_and_again_and_nothing_is_missing(
+        self, store: Store, url: str, options: Any
+    ) -> None:
+        """S-23."""
+        committed("S-23", await commit(store, puts=[(POOL("p"), b"{}")]), "a commit")
+        before = await store.get([POOL("p")])
+        async with store.reopen() as other:
+            try:
+                for number in (FORMAT, FIRST, FORMAT):
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(store.note_format, number)
+                        group.start_soon(other.note_format, number)
+            except ExceptionGroup as errors:
+                expect("S-23", False, f"a format that was noted before was refused: {errors.exceptions[0]}")
+            expect_equal("S-23", await other.get([POOL("p")]), before, "a key beside which a format was noted")
+        async with store.reopen() as again:
+            expect_equal("S-23", await again.get([POOL("p")]), before, "a key after a format was noted")
+        if self.backend.pending is not None:
+            missing = list(await self.backend.pending(url, options))
+            expect_equal("S-23", missing, [], "what is missing in a store that was opened")
 
     async def test_a_forked_child_cannot_use_the_handle(self, store: Store) -> None:
         """S-22."""
