@@ -8,6 +8,8 @@ import sys
 import pytest
 
 import converge
+from converge import agents
+from converge.runtime.agents.executor import CORE
 
 
 def test_every_public_name_can_be_imported() -> None:
@@ -15,6 +17,11 @@ def test_every_public_name_can_be_imported() -> None:
         name: name for name in converge.__all__
     }
     assert set(converge.__all__) <= set(dir(converge))
+
+
+def test_every_decision_of_core_is_a_name_of_agents() -> None:
+    assert {kind.type.__name__ for kind in CORE} <= set(agents.__all__)
+    assert [name for name in agents.__all__ if not hasattr(agents, name)] == []
 
 
 def test_another_name_is_an_attribute_error() -> None:

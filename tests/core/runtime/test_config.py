@@ -75,9 +75,8 @@ def test_all_problems_are_told_at_once_each_with_its_place() -> None:
     )
     assert found == [
         'converge.toml: lease_secs: unknown key; did you mean "lease_sec"?',
-        "converge.toml: plugins: 'redis' is not allowed; expected a list, each item text (what to load: "
-        "names, module:attribute, "
-        "no:NAME)",
+        "converge.toml: plugins: 'redis' is not allowed; expected a list, each item text (plugins to load: NAME, "
+        "module:attribute, or no:NAME to refuse one)",
         "converge.toml: lease_sec: 'x' is not allowed; expected a number (how long a process may be away, in s)",
         "converge.toml: grace_sec: -1 is not allowed; expected 0 to 3,600 (how long tasks may take to end "
         "at a stop, in "

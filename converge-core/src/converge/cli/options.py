@@ -18,6 +18,18 @@ from converge.secret import secrets_in
 COMMON = Group("Common parameters", sort_key=100)
 """The flags that most commands have stand last in their help: who looks for a command's own finds those first."""
 
+
+def of_setting(key: str, *, metavar: str, name: str | None = None, group: Group | None = None) -> Parameter:
+    """Return the flag of a setting: its help is that of the configuration, with the unit and the default."""
+    field: attrs.Attribute[Any] = getattr(attrs.fields(Config), key)
+    text, unit, default = field.metadata["help"], field.metadata.get("unit", ""), field.default
+    shown = f"{default:g}" if isinstance(default, float) else str(default) if isinstance(default, str | int) else ""
+    words = (
+        f"{text[0].upper()}{text[1:]}{', in seconds' if unit == 's' else ''}{f'; by default {shown}' if shown else ''}."
+    )
+    return Parameter(name=name, metavar=metavar, group=group, negative=(), help=words)
+
+
 ConfigFile = Annotated[
     Path | None,
     Parameter(
@@ -27,32 +39,9 @@ ConfigFile = Annotated[
         help="A TOML file; flags win over the environment, that over the file.",
     ),
 ]
-Store = Annotated[
-    str | None,
-    Parameter(
-        metavar="URL",
-        group=COMMON,
-        help="The store, such as file:state.db or redis://host:6379/0; by default memory:, for this process alone.",
-    ),
-]
-Plugins = Annotated[
-    list[str] | None,
-    Parameter(
-        name="--plugin",
-        negative=(),
-        metavar="NAME",
-        group=COMMON,
-        help="A plugin to load: NAME, module:attribute, or no:NAME; may be repeated.",
-    ),
-]
-Network = Annotated[
-    str | None,
-    Parameter(
-        metavar="NAME",
-        group=COMMON,
-        help="Whose keys to see on a shared store; by default those of the network converge.",
-    ),
-]
+Store = Annotated[str | None, of_setting("store", metavar="URL", group=COMMON)]
+Plugins = Annotated[list[str] | None, of_setting("plugins", name="--plugin", metavar="NAME", group=COMMON)]
+Network = Annotated[str | None, of_setting("network", metavar="NAME", group=COMMON)]
 PoolId = Annotated[str | None, Parameter(name="--pool", metavar="ID", help="The pool's id.")]
 OfPool = Annotated[str | None, Parameter(name="--pool", metavar="ID", help="Only those of this pool.")]
 Json = Annotated[

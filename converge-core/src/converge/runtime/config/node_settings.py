@@ -26,12 +26,18 @@ class NodeSettings:
     """What a node is made of; `docs/reference/config.md` says what each setting means."""
 
     plugins: tuple[str, ...] = attrs.field(
-        default=(), metadata=described("what to load: names, module:attribute, no:NAME")
+        default=(), metadata=described("plugins to load: NAME, module:attribute, or no:NAME to refuse one")
     )
     network: str = attrs.field(
-        default="converge", validator=a_name, metadata=described("whose keys to see on a shared store")
+        default="converge",
+        validator=a_name,
+        metadata=described("the network: only its keys are seen on a shared store"),
     )
-    store: str = attrs.field(default="memory:", repr=masked_repr, metadata=described("URL of the store"))
+    store: str = attrs.field(
+        default="memory:",
+        repr=masked_repr,
+        metadata=described("URL of the store, such as file:state.db or redis://host:6379/0"),
+    )
     discovery_store: str = attrs.field(
         default="",
         repr=masked_repr,
