@@ -47,7 +47,7 @@ async def main(url: str, number: int, when: str) -> None:
         opened = StoreHandle.of(store)
         await opened.commits()
         kill_at(store, number, when)
-        sweep.PAGE = PAGE
+        sweep.SWEPT_TOGETHER = PAGE
         while await sweep.Sweep(opened).page():
             pass
     print("swept")  # noqa: T201 - read by the test

@@ -30,7 +30,7 @@ from converge_store_redis.scripts import load
 from converge_store_redis.server import check_server
 from converge_store_redis.sleepers import Sleepers
 
-ROUNDS = 64
+TURN_TRIES = 64
 """How often a call whose batches met conflicts is sent again without them: each round settles one batch at least."""
 
 
@@ -131,7 +131,7 @@ class RedisStore(Store):
             )
         outcomes: list[Committed | Conflict | None] = [None] * len(batches)
         todo = list(range(len(batches)))
-        for _ in range(ROUNDS):
+        for _ in range(TURN_TRIES):
             conflicts = call.conflicts(answer[1], answer[2])
             for place, conflict in conflicts.items():
                 outcomes[todo[place]] = conflict
@@ -147,7 +147,7 @@ class RedisStore(Store):
                     None if take is None else taken(take, answer[1], answer[2]),
                 )
         raise StoreBusy(
-            f"the call met other writers {ROUNDS} times; batches without a conflict were not written, try again"
+            f"the call met other writers {TURN_TRIES} times; batches without a conflict were not written, try again"
         )
 
     def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:

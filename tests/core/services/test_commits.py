@@ -315,7 +315,7 @@ async def test_a_process_goes_on_with_another_history_once_an_operator_has_accep
     store: Scripted, commits: Commits
 ) -> None:
     told: list[str] = []
-    commits.on_accepted = lambda: told.append("accepted")
+    commits = Commits(store, await read_epoch(store, SYSTEM), SYSTEM, lambda: told.append("accepted"))
     await store.commit([Batch((), [(EPOCH(), b'"another"')])])
     with pytest.raises(StoreRolledBack, match="converge store accept"):
         await commits.commit([BATCH])

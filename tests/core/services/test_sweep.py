@@ -22,7 +22,7 @@ from converge.model.task import Task
 from converge.services.pools import PoolManager
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.manager import TaskManager
-from converge.services.tasks.sweep import PAGE, YIELD_SEC, Sweep
+from converge.services.tasks.sweep import SWEPT_TOGETHER, YIELD_SEC, Sweep
 from converge.testing._store.base import Inheriting
 from converge.testing.fixtures import wait_until
 
@@ -48,8 +48,8 @@ async def test_a_page_of_held_tasks_past_their_deadline_hides_no_waiting_one_fro
     await PoolManager(store).create_pool(Pool(id="p"))
     tasks = TaskManager(store, poll_sec=3_600.0)
     deadline = datetime.now(UTC) + timedelta(seconds=0.4)
-    await tasks.submit_many([Task(pool_id="p", deadline=deadline) for _ in range(PAGE)])
-    assert len(await tasks.claim("agent", ["p"], limit=PAGE)) == PAGE
+    await tasks.submit_many([Task(pool_id="p", deadline=deadline) for _ in range(SWEPT_TOGETHER)])
+    assert len(await tasks.claim("agent", ["p"], limit=SWEPT_TOGETHER)) == SWEPT_TOGETHER
     waiting = await tasks.submit(
         Task(pool_id="p", deadline=deadline + timedelta(microseconds=1), required_capabilities=["nobody-has-it"])
     )
@@ -115,7 +115,8 @@ async def test_the_work_of_a_dead_process_goes_back_in_few_calls(store: Store) -
         while page := await sweep.paced_page():
             moved += page
         assert moved >= 1_000
-        assert counted.calls <= 14 * 1_000 / PAGE, f"{counted.calls} calls for {1_000 // PAGE} pages"
+        pages = 1_000 // SWEPT_TOGETHER
+        assert counted.calls <= 14 * pages, f"{counted.calls} calls for {pages} pages"
         (count,) = await store.count([READY(lane_id("docs", "", "", ()))])
         assert count == 1_000
         await StoreHandle.of(other).close()
@@ -141,7 +142,7 @@ async def test_sweeps_of_several_processes_do_little_of_the_work_twice(store: St
         conflicts = sum(handle.conflicts for handle in counted)
         # Two of the three lose a page at first, and another one each time that they have waited.
         pages = 2 * (1 + (monotonic() - began) // (YIELD_SEC / 2))
-        assert conflicts <= pages * PAGE, (
+        assert conflicts <= pages * SWEPT_TOGETHER, (
             f"{conflicts} of 2,000 tasks were put back by another when a process came to write them"
         )
         await StoreHandle.of(other).close()
@@ -164,21 +165,21 @@ async def test_a_whole_page_of_due_tasks_that_nobody_can_read_is_set_aside_and_k
 ) -> None:
     tasks = TaskManager(store)
     due = datetime.now(UTC) + timedelta(seconds=0.3)
-    torn = await tasks.submit_many([Task(pool_id="docs", not_before=due) for _ in range(PAGE)])
+    torn = await tasks.submit_many([Task(pool_id="docs", not_before=due) for _ in range(SWEPT_TOGETHER)])
     await store.commit([Batch((), ((TASK(id_bytes("task id", task_id)), b'{"no": "task"}'),)) for task_id in torn])
     whole = await tasks.submit(Task(pool_id="docs", not_before=due + timedelta(milliseconds=1)))
     await wait_until(lambda: datetime.now(UTC) > due + timedelta(milliseconds=50), what="the due time")
-    assert await tasks._sweep.page() == PAGE
+    assert await tasks._sweep.page() == SWEPT_TOGETHER
     assert await tasks._sweep.page() == 1
     assert [task.id for task in await tasks.claim("agent", ["docs"], limit=10)] == [whole]
-    assert await store.count([TORN(), LATER()]) == [PAGE, 0]
+    assert await store.count([TORN(), LATER()]) == [SWEPT_TOGETHER, 0]
 
 
 async def test_what_is_held_past_its_deadline_hides_no_later_deadline(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A held task keeps its deadline until its attempt ends, and many may fill all the pages that one call looks at."""
-    monkeypatch.setattr("converge.services.tasks.sweep.PAGE", 2)
+    monkeypatch.setattr("converge.services.tasks.sweep.SWEPT_TOGETHER", 2)
     tasks = TaskManager(store, poll_sec=100)
     soon = datetime.now(UTC) + timedelta(seconds=1)
     await tasks.submit_many([Task(pool_id="docs", type="run", deadline=soon) for _ in range(50)])

@@ -12,7 +12,7 @@ from typing import Protocol
 from converge.model.batch import ABSENT, Batch, Check, Committed, Conflict, Entry, Put, Range, Take, Taken, Turned
 from converge.model.keys import Key, Rest, pack
 
-ROUNDS = 12
+TAKE_TRIES = 12
 """How often an inherited take looks again after losing to another claimer; then it answers that nothing was there,
 which a hint may say.
 """
@@ -46,7 +46,7 @@ async def inherited_turn(store: Steps, batches: Sequence[Batch], take: Take | No
 async def _take(store: Steps, take: Take) -> Taken | Conflict:
     window = 1
     seed = pack(take.to) + repr(take.tail).encode()
-    for attempt in range(ROUNDS):
+    for attempt in range(TAKE_TRIES):
         skip = take.limit * (
             zlib.crc32(seed, attempt) % window
         )  # the tail of a claim is random, so two claimers seldom skip alike

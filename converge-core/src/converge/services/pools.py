@@ -20,7 +20,7 @@ from converge.services.store.handle import PoolSeen, StoreHandle
 from converge.services.store.lease import Lease
 from converge.services.store.pages import read_all
 
-ROUNDS = 20
+CHANGE_TRIES = 20
 """How often a change of a pool looks again after losing a race; each loss means that another change has won."""
 
 REMOVED = 500
@@ -87,7 +87,7 @@ class PoolManager:
         Raises:
             NoSuchPool: With the nearest name.
         """
-        for _ in range(ROUNDS):
+        for _ in range(CHANGE_TRIES):
             seen = await self._opened.pool(pool_id, is_fresh=True)
             if seen.pool.is_paused == is_paused:
                 return False
@@ -97,7 +97,7 @@ class PoolManager:
             if not isinstance(outcome, Conflict):
                 self._opened.pools.pop(pool_id, None)
                 return True
-        raise StoreBusy(f"pool {pool_id} changed {ROUNDS} times while it was being changed; try again")
+        raise StoreBusy(f"pool {pool_id} changed {CHANGE_TRIES} times while it was being changed; try again")
 
     async def change_allowed(self, pool_id: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> bool:
         """Change the allow-list; agents that are removed lose their membership and claim nothing from then on. Return
@@ -114,7 +114,7 @@ class PoolManager:
         if len(new) + len(gone) > LIMITS.keys:
             raise InvalidValue("agents", f"{len(new) + len(gone):,} agents", f"at most {LIMITS.keys:,} at a time")
         is_changed = False
-        for _ in range(ROUNDS):
+        for _ in range(CHANGE_TRIES):
             seen = await self._opened.pool(pool_id, is_fresh=True)
             if seen.pool.admission != "allow":
                 raise InvalidValue(
@@ -143,7 +143,7 @@ class PoolManager:
             (outcome,) = await (await self._opened.commits()).commit([batch], wake=[f"pool.{pool_id}"])
             self._opened.pools.pop(pool_id, None)
             is_changed |= not isinstance(outcome, Conflict)
-        raise StoreBusy(f"pool {pool_id} changed {ROUNDS} times while it was being changed; try again")
+        raise StoreBusy(f"pool {pool_id} changed {CHANGE_TRIES} times while it was being changed; try again")
 
     async def join_pool(self, agent_id: str, pool_id: str, *, secret: str | None = None) -> bool:
         """Make the agent a member, as long as this process's lease lives; return whether it was none before.
@@ -167,13 +167,13 @@ class PoolManager:
         is_new: dict[str, bool] = {}
         todo = [check_name("agent", agent_id) for agent_id in dict.fromkeys(agent_ids)]
         _check_secret(secret)
-        for _ in range(ROUNDS):
+        for _ in range(CHANGE_TRIES):
             seen = await self._opened.pool(pool_id, is_fresh=True)
             _admit(seen.pool, todo, secret)
             todo = await self._join(todo, seen, lease, is_new)
             if not todo:
                 return [is_new[agent_id] for agent_id in agent_ids]
-        raise StoreBusy(f"pool {pool_id} changed {ROUNDS} times while {len(todo)} agents joined; try again")
+        raise StoreBusy(f"pool {pool_id} changed {CHANGE_TRIES} times while {len(todo)} agents joined; try again")
 
     async def _join(self, agent_ids: list[str], seen: PoolSeen, lease: Lease, is_new: dict[str, bool]) -> list[str]:
         """Try each once; return those that must be tried again."""

@@ -12,18 +12,16 @@ from typing import NamedTuple
 import anyio
 from anyio.abc import TaskGroup
 
-from converge.contracts.store import LIMITS
 from converge.env import Env
 from converge.errors import ConvergeError, InputError, PoolClosed, StoreError
 from converge.machines.match import Claimer
-from converge.model.keys import MEMBER
 from converge.runtime.agents.agent import Agent, claimer_of, claims_tasks
 from converge.runtime.agents.ailments import Ailment, Code
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.claiming.feed import Feed, Observers
 from converge.services.pools import PoolManager
 from converge.services.store.handle import StoreHandle
-from converge.services.tasks.claim import Claims
+from converge.services.tasks.claim import Claims, not_members
 
 log = logging.getLogger("converge.node")
 
@@ -263,8 +261,7 @@ class Groups:
 
     def _make(self, key: GroupKey, agent: Agent) -> _Group:
         pools, claimer = key
-        claims = Claims(self._opened, agent.id, pools, claimer)
-        claims.on_missing = self._on_missing
+        claims = Claims(self._opened, agent.id, pools, claimer, self._on_missing)
         feed = Feed(self._opened, claims, self._env, self._group, self._poll_sec, self._observers, self.supervision)
         self._number += 1
         group = self._groups[key] = _Group(self._number, feed, claims, {})
@@ -294,7 +291,7 @@ class Groups:
             if lease is None or lease.remaining_sec() <= 0:
                 return
             try:
-                missing = await self._not_members(pool_id, agent_ids)
+                missing = await not_members(self._opened.store, pool_id, agent_ids)
             except StoreError:
                 return  # the feed looks again, and tells again
             for agent in (self._agents[one] for one in missing):
@@ -305,11 +302,3 @@ class Groups:
                         pool_id,
                     )
                     await self._change(agent, tuple(one for one in agent.pools if one != pool_id))
-
-    async def _not_members(self, pool_id: str, agent_ids: Sequence[str]) -> list[str]:
-        missing: list[str] = []
-        for at in range(0, len(agent_ids), LIMITS.keys):
-            some = agent_ids[at : at + LIMITS.keys]
-            found = await self._opened.store.get([MEMBER(pool_id, one) for one in some])
-            missing += [one for one, member in zip(some, found, strict=True) if member is None]
-        return missing

@@ -17,12 +17,12 @@ from anyio.lowlevel import checkpoint
 
 from converge.codec import decode, encode, moment_or
 from converge.contracts.discovery import Changes, Reader, Sighting
-from converge.contracts.store import LIMITS, Entry, Key
+from converge.contracts.store import Entry, Key
 from converge.errors import InvalidValue, SchemaTooNew, TornRecord
 from converge.model.descriptor import peek_lease
 from converge.model.keys import AGENT, EXPIRY, check_key
 from converge.services.store.handle import StoreHandle
-from converge.services.store.pages import parts, read_all
+from converge.services.store.pages import get_all, read_all
 from converge.services.store.watching import watch_always
 
 log = logging.getLogger("converge.sightings")
@@ -30,7 +30,7 @@ log = logging.getLogger("converge.sightings")
 CHANNEL = "agents"
 """What each change wakes."""
 
-TOGETHER = 500
+READ_A_TURN = 500
 """Records that are read before others run: some milliseconds."""
 
 RECENT = 64
@@ -94,13 +94,13 @@ class StoreReader(Reader):
         live = await self._live()
         for lease in self._leases.keys() - live:
             self._forget(lease)
-        for some in parts(list(live), LIMITS.keys):
-            markers = await self._opened.store.get([marker_key(lease) for lease in some])
-            for lease, marker in zip(some, markers, strict=True):
-                if marker is None:
-                    self._forget(lease)
-                elif (seen := self._leases.get(lease)) is None or seen.revision != marker.revision:
-                    await self._catch_up(lease, seen or _Seen(), marker)
+        leases = list(live)
+        markers = await get_all(self._opened.store, [marker_key(lease) for lease in leases])
+        for lease, marker in zip(leases, markers, strict=True):
+            if marker is None:
+                self._forget(lease)
+            elif (seen := self._leases.get(lease)) is None or seen.revision != marker.revision:
+                await self._catch_up(lease, seen or _Seen(), marker)
         return self._changes()
 
     def hints(self) -> AsyncIterator[None]:
@@ -133,7 +133,7 @@ class StoreReader(Reader):
             names = found.keys() | seen.names
         read: dict[str, _Place] = {}
         for number, name in enumerate(names, 1):
-            if number % TOGETHER == 0:
+            if number % READ_A_TURN == 0:
                 await checkpoint()
             if (place := self._read(lease, name, found.get(name))) is not None:
                 read[name] = place

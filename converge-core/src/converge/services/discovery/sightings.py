@@ -25,8 +25,9 @@ from converge.services.discovery.reader import (
 )
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import Lease
+from converge.services.store.pages import parts
 
-TOGETHER = 200
+PUBLISHED_TOGETHER = 200
 """Sightings of one batch: each is at most some kilobytes, and none of them is written without the marker."""
 
 TRIES = 20
@@ -48,8 +49,7 @@ class StoreSightings(Discovery):
         if "" in values:
             raise InvalidValue("sighting.id", "", "an agent's id, or an endpoint")
         lease, ids = await self._opened.lease(), list(values)
-        for at in range(0, len(ids), TOGETHER):
-            some = ids[at : at + TOGETHER]
+        for some in parts(ids, PUBLISHED_TOGETHER):
             await self._change(
                 lease,
                 some,
@@ -62,8 +62,8 @@ class StoreSightings(Discovery):
             return  # nothing was published
         unique = [id_ for id_ in dict.fromkeys(ids) if id_]
         try:
-            for at in range(0, len(unique), TOGETHER):
-                await self._change(lease, unique[at : at + TOGETHER], lambda keys: Batch((), (), keys))
+            for some in parts(unique, PUBLISHED_TOGETHER):
+                await self._change(lease, some, lambda keys: Batch((), (), keys))
         except LeaseEnded:
             pass  # what stands under it is listed no longer, and is swept
 

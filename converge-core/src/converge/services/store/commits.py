@@ -66,10 +66,13 @@ class Commits:
     cancelled. `hurry` bounds that.
     """
 
-    def __init__(self, store: Store, epoch: Check, env: Env = SYSTEM) -> None:
-        self._store, self._env = store, env
-        self.on_accepted: Callable[[], None] = lambda: None
-        """Called when the process goes on with another history: nothing that it knew of the store need be true."""
+    def __init__(
+        self, store: Store, epoch: Check, env: Env = SYSTEM, on_accepted: Callable[[], None] = lambda: None
+    ) -> None:
+        """Make it; `on_accepted` is called when the process goes on with another history: nothing that it knew of the
+        store need be true.
+        """
+        self._store, self._env, self._on_accepted = store, env, on_accepted
         self._epoch = epoch
         self._asked: list[_Asked] = []
         self._is_flush_due = False
@@ -281,7 +284,7 @@ class Commits:
         if is_accepted:
             self._epoch, self._greatest, self._is_rolled_back = (self._epoch[0], found.revision), found.revision, False
             self._good_at = self._env.monotonic()
-            self.on_accepted()
+            self._on_accepted()
         return is_accepted
 
     async def _shielded(

@@ -12,7 +12,7 @@ from converge.model.keys import EPOCH
 _ACCEPTED = ".accepted."
 """Between an epoch's random half and the store time at which an operator accepted it."""
 
-ROUNDS = 3
+ACCEPT_TRIES = 3
 
 
 @attrs.frozen(kw_only=True)
@@ -58,7 +58,7 @@ async def accept(store: Store, env: Env) -> tuple[Epoch, Epoch]:
         StoreBusy: Others accepted at the same time, again and again.
         StoreError: As `Store.commit`.
     """
-    for _ in range(ROUNDS):
+    for _ in range(ACCEPT_TRIES):
         before = await read(store)
         text = f"{env.entropy(16).hex()}{_ACCEPTED}{await store.time()}"
         (outcome,) = await store.commit([Batch([(EPOCH(), before.revision)], [(EPOCH(), f'"{text}"'.encode())])])

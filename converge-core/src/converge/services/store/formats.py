@@ -9,7 +9,7 @@ from converge.errors import SchemaTooNew, StoreBusy
 from converge.model.formats import FORMATS, StoreFormat
 from converge.model.keys import FORMAT
 
-ROUNDS = 10
+NOTE_TRIES = 10
 
 
 async def read_format(store: Store) -> StoreFormat:
@@ -46,7 +46,7 @@ async def raise_format(store: Store, number: int) -> None:
         StoreError: As `Store.commit`.
     """
     wanted = next(one for one in FORMATS if one.number == number)
-    for _ in range(ROUNDS):
+    for _ in range(NOTE_TRIES):
         (entry,) = await store.get([FORMAT()])
         if entry is not None and decode(entry.value, StoreFormat, "format").number >= number:
             return

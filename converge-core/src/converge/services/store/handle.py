@@ -89,8 +89,8 @@ class StoreHandle:
         if self._commits is None:
             async with self._lock:
                 if self._commits is None:
-                    self._commits = Commits(self.store, await read_epoch(self.store, self.env), self.env)
-                    self._commits.on_accepted = self._begin_anew
+                    epoch = await read_epoch(self.store, self.env)
+                    self._commits = Commits(self.store, epoch, self.env, self._begin_anew)
         return self._commits
 
     async def require_format(self, number: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Self, TypeVar
 
-from converge.contracts.store import LIMITS, Entry, Prefix, Range, Rest, Store
+from converge.contracts.store import LIMITS, Entry, Key, Prefix, Range, Rest, Store
 
 T = TypeVar("T")
 
@@ -61,6 +61,18 @@ async def read_all(store: Store, prefix: Prefix) -> list[Entry]:
         StoreError: As `Store.scan`.
     """
     return [entry async for page in Pages(store, prefix) for entry in page]
+
+
+async def get_all(store: Store, keys: Sequence[Key]) -> list[Entry | None]:
+    """Return the entries of the keys, in their order, in as few calls as take them.
+
+    Raises:
+        StoreError: As `Store.get`.
+    """
+    found: list[Entry | None] = []
+    for some in parts(keys, LIMITS.keys):
+        found += await store.get(some)
+    return found
 
 
 def parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

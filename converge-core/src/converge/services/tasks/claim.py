@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 
 from converge.codec import FORMAT, decode, decoder, moment_or, parse_hash
-from converge.contracts.store import LIMITS, Check, Conflict, Key, Range, Rest, Take, Taken
+from converge.contracts.store import LIMITS, Check, Conflict, Key, Range, Rest, Store, Take, Taken
 from converge.errors import PoolClosed, SchemaTooNew, StaleClaim, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.lane import Lane
@@ -17,7 +17,7 @@ from converge.machines.task import Found, Held, Released, key_of
 from converge.model.keys import HELD, INT_MIN, LANE, MEMBER, POOL, READY, STATE, TASK
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
-from converge.services.store.pages import Pages, parts, read_all
+from converge.services.store.pages import Pages, get_all, parts, read_all
 from converge.services.tasks.finish import Finishes
 from converge.services.tasks.torn import put_away
 
@@ -51,10 +51,17 @@ class Claims:
     ready; `taken` turns its answer into claims.
     """
 
-    def __init__(self, handle: StoreHandle, agent_id: str, pools: Sequence[str], claimer: Claimer) -> None:
+    def __init__(
+        self,
+        handle: StoreHandle,
+        agent_id: str,
+        pools: Sequence[str],
+        claimer: Claimer,
+        on_missing: Callable[[str, Sequence[str]], None] | None = None,
+    ) -> None:
         self.agent_ids: Collection[str] = (agent_id,)
         self.claimer = claimer
-        self.on_missing: Callable[[str, Sequence[str]], None] | None = None
+        self._on_missing = on_missing
         self.pools = tuple(pools)
         self._opened = handle
         self._lanes: dict[bytes, _LaneSeen] = {}
@@ -131,14 +138,9 @@ class Claims:
             members = frozenset()
         agent_ids = tuple(self.agent_ids)
         asked = [agent_id for agent_id in agent_ids if agent_id not in members]
-        missing: list[str] = []
-        for at in range(0, len(asked), LIMITS.keys):
-            some = asked[at : at + LIMITS.keys]
-            found = await self._opened.store.get([MEMBER(pool_id, agent_id) for agent_id in some])
-            missing += [agent_id for agent_id, member in zip(some, found, strict=True) if member is None]
-        if missing:
-            if self.on_missing is not None:
-                self.on_missing(pool_id, missing)
+        if missing := await not_members(self._opened.store, pool_id, asked):
+            if self._on_missing is not None:
+                self._on_missing(pool_id, missing)
             raise PoolClosed(pool_id, missing[0], "it has not joined the pool; use join_pool")
         self._admitted[pool_id] = revision, frozenset(agent_ids)
 
@@ -241,6 +243,16 @@ class Claims:
         lease = await self._opened.lease()
         await lease.check_not_ended(conflict)
         await self.look()
+
+
+async def not_members(store: Store, pool_id: str, agent_ids: Sequence[str]) -> list[str]:
+    """Return those of the agents that are not members of the pool.
+
+    Raises:
+        StoreError: As `Store.get`.
+    """
+    found = await get_all(store, [MEMBER(pool_id, agent_id) for agent_id in agent_ids])
+    return [agent_id for agent_id, member in zip(agent_ids, found, strict=True) if member is None]
 
 
 async def settle_take(handle: StoreHandle, nonce: bytes) -> None:

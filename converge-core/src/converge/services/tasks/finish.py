@@ -31,8 +31,8 @@ PATIENCE_SEC = 30.0
 twice.
 """
 
-TOGETHER = 200
-"""Claims of one call of those that are ended together; see `sweep.PAGE`."""
+FINISHED_TOGETHER = 200
+"""Claims of one call of those that are ended together; see `sweep.SWEPT_TOGETHER`."""
 
 
 class Finishes:
@@ -99,8 +99,8 @@ class Finishes:
         To call it again with the same claims is safe.
         """
         answers: list[ConvergeError | None] = []
-        for at in range(0, len(claims), TOGETHER):
-            some = claims[at : at + TOGETHER]
+        for at in range(0, len(claims), FINISHED_TOGETHER):
+            some = claims[at : at + FINISHED_TOGETHER]
             are_ended = [False] if len(some) == 1 else await self._end_together(some)
             failed: StoreError | None = None
             for (found, event), is_ended in zip(some, are_ended, strict=True):

@@ -52,7 +52,7 @@ from converge.services.tasks.sweep import Sweep
 from converge.services.tasks.torn import end_torn, read_torn
 from converge.services.tasks.wait import Results
 
-ROUNDS = 60
+CANCEL_TRIES = 60
 """How often a step looks again when something around the task, not the task itself, has moved."""
 
 CLAIMERS = 1_000
@@ -210,7 +210,7 @@ class TaskManager:
             NoSuchTask: There is none.
         """
         id_, cancelled = id_bytes("task id", task_id), Cancelled(_text("by", by), _text("why", why))
-        for _ in range(ROUNDS):
+        for _ in range(CANCEL_TRIES):
             spec, state, place = await find(self._store, id_)
             if place is None:
                 return False
@@ -227,7 +227,7 @@ class TaskManager:
             if not isinstance(outcome, Conflict):
                 self._held.pop(id_, None)
                 return True
-        raise StoreBusy(f"task {task_id} moved {ROUNDS} times while it was being cancelled; ask again")
+        raise StoreBusy(f"task {task_id} moved {CANCEL_TRIES} times while it was being cancelled; ask again")
 
     async def retry(self, task_id: str) -> str:
         """Submit a copy of a task that failed or was cancelled; return the copy's id. Idempotent while the copy is

@@ -13,7 +13,7 @@ from converge.machines.task import TERMINAL
 from converge.model.keys import DEDUP, DONE, POOL, STATE, TASK
 from converge.model.task import Spec
 from converge.services.store.handle import StoreHandle
-from converge.services.store.pages import Pages, parts
+from converge.services.store.pages import Pages, get_all, parts
 from converge.services.tasks.torn import set_aside
 
 log = logging.getLogger("converge.retention")
@@ -99,9 +99,7 @@ class Retention:
         stays, and is logged.
         """
         ids = [entry.key[4] for entry in old]
-        specs: list[Entry | None] = []
-        for some in parts(ids, LIMITS.keys):
-            specs += await self._opened.store.get([TASK(id_) for id_ in some])
+        specs = await get_all(self._opened.store, [TASK(id_) for id_ in ids])
         batches = []
         for entry, spec in zip(old, specs, strict=True):
             try:

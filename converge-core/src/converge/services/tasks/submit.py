@@ -31,6 +31,7 @@ from converge.model.keys import DEDUP, KEY, LANE, POOL, TASK
 from converge.model.task import Spec, Task
 from converge.services.store.commits import Commits
 from converge.services.store.handle import StoreHandle, pause_sec
+from converge.services.store.pages import get_all
 from converge.services.tasks.lanes import make_room
 from converge.services.tasks.records import check_deadline, is_same_task, kind_of, to_spec
 from converge.services.tasks.surroundings import lane_seen
@@ -313,11 +314,9 @@ class Submits:
             else:
                 ordered.setdefault(KEY(ask.spec.pool, ask.spec.ordering_key), []).append(ask)
         keys = list(ordered)
-        for at in range(0, len(keys), LIMITS.keys):
-            some = keys[at : at + LIMITS.keys]
-            for key, entry in zip(some, await self._opened.store.get(some), strict=True):
-                seen = None if entry is None else KeySeen(entry.revision, decode(entry.value, KeyRow, "key"))
-                groups.append((_without_repeats(ordered[key])[: LIMITS.batch_ops // 8], seen))
+        for key, entry in zip(keys, await get_all(self._opened.store, keys), strict=True):
+            seen = None if entry is None else KeySeen(entry.revision, decode(entry.value, KeyRow, "key"))
+            groups.append((_without_repeats(ordered[key])[: LIMITS.batch_ops // 8], seen))
         return groups
 
     def _batch(self, group: list[_Ask], key: KeySeen | None, now: int) -> Batch:
@@ -345,11 +344,8 @@ class Submits:
             keys.append(TASK(ask.id))
             if ask.spec.dedup_key is not None:
                 keys.append(DEDUP(ask.spec.pool, ask.spec.dedup_key))
-        entries: dict[Key, bytes] = {}
-        for at in range(0, len(keys), LIMITS.keys):
-            for entry in await self._opened.store.get(keys[at : at + LIMITS.keys]):
-                if entry is not None:
-                    entries[entry.key] = entry.value
+        found = await get_all(self._opened.store, keys)
+        entries = {entry.key: entry.value for entry in found if entry is not None}
         for ask in again:
             try:
                 ask.outcome = await self._stored_as(ask, entries)

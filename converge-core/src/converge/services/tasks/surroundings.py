@@ -38,7 +38,7 @@ from converge.model.keys import DEAD, HELD, KEY, LANE, LEASE, ORDER, STATE, TASK
 from converge.model.pool import Pool
 from converge.model.task import Spec, State, placed
 from converge.services.store.handle import StoreHandle
-from converge.services.store.pages import parts, read_all
+from converge.services.store.pages import get_all, parts, read_all
 
 log = logging.getLogger("converge.torn")
 
@@ -113,19 +113,17 @@ async def _key_rows(
 ) -> dict[bytes, tuple[Prefix, KeySeen] | Moved | StoreError]:
     """Return by the id of each active task where its successors wait, and the row of its ordering key."""
     rows: dict[bytes, tuple[Prefix, KeySeen] | Moved | StoreError] = {}
-    for at in range(0, len(all_found), LIMITS.keys):
-        some = all_found[at : at + LIMITS.keys]
-        entries = await store.get([KEY(found.spec.pool, found.spec.ordering_key) for found in some])
-        for found, row in zip(some, entries, strict=True):
-            spec = found.spec
-            try:
-                rows[found.id] = (
-                    await _rowless(store, found)
-                    if row is None
-                    else (ORDER(spec.pool, spec.ordering_key), KeySeen(row.revision, _key_row(row, spec)))
-                )
-            except (TornRecord, SchemaTooNew) as error:
-                rows[found.id] = error
+    entries = await get_all(store, [KEY(found.spec.pool, found.spec.ordering_key) for found in all_found])
+    for found, row in zip(all_found, entries, strict=True):
+        spec = found.spec
+        try:
+            rows[found.id] = (
+                await _rowless(store, found)
+                if row is None
+                else (ORDER(spec.pool, spec.ordering_key), KeySeen(row.revision, _key_row(row, spec)))
+            )
+        except (TornRecord, SchemaTooNew) as error:
+            rows[found.id] = error
     return rows
 
 
@@ -181,9 +179,7 @@ def _of_head(head: Entry, id_: bytes) -> Found:
 
 async def _first_of(store: Store, prefixes: Mapping[bytes, Prefix]) -> tuple[dict[bytes, Successor], _Unread]:
     heads: dict[bytes, Entry] = {}
-    ids = list(prefixes)
-    for at in range(0, len(ids), LIMITS.ranges):
-        some = ids[at : at + LIMITS.ranges]
+    for some in parts(list(prefixes), LIMITS.ranges):
         pages = await store.scan([Range(prefixes[id_], None, 1) for id_ in some])
         heads |= {id_: page[0] for id_, page in zip(some, pages, strict=True) if page}
     nexts: dict[bytes, Successor] = {}
@@ -196,20 +192,18 @@ async def _first_of(store: Store, prefixes: Mapping[bytes, Prefix]) -> tuple[dic
             # Whose it was nothing says; what is kept of it needs a name of its own.
             name = hashlib.blake2b(place_text(head.key).encode(), digest_size=16).digest()
             unread[id_] = head, name, error
-    ids = list(waiting)
-    for at in range(0, len(ids), LIMITS.keys):
-        some = ids[at : at + LIMITS.keys]
-        for id_, task in zip(some, await store.get([TASK(waiting[id_]) for id_ in some]), strict=True):
-            text = id_text(waiting[id_])
-            try:
-                if task is None:
-                    raise TornRecord(f"task {text}", "its specification is missing")
-                spec = _to_be_freed(task.value, text)
-                # Its number is that of the key under which it was found.
-                spec = msgspec.structs.replace(spec, number=heads[id_].key[3])
-                nexts[id_] = Successor(waiting[id_], spec, heads[id_].revision, None)
-            except (TornRecord, SchemaTooNew) as error:
-                unread[id_] = heads[id_], waiting[id_], error
+    tasks = await get_all(store, [TASK(id_) for id_ in waiting.values()])
+    for (id_, next_), task in zip(waiting.items(), tasks, strict=True):
+        text = id_text(next_)
+        try:
+            if task is None:
+                raise TornRecord(f"task {text}", "its specification is missing")
+            spec = _to_be_freed(task.value, text)
+            # Its number is that of the key under which it was found.
+            spec = msgspec.structs.replace(spec, number=heads[id_].key[3])
+            nexts[id_] = Successor(next_, spec, heads[id_].revision, None)
+        except (TornRecord, SchemaTooNew) as error:
+            unread[id_] = heads[id_], next_, error
     return nexts, unread
 
 
@@ -255,18 +249,15 @@ async def lanes_opened(handle: StoreHandle, specs: Sequence[Spec]) -> dict[Key, 
     keys = list(spec_of)
     seen: dict[Key, LaneSeen] = {}
     closed: list[tuple[Key, LaneSeen | None]] = []
-    for at in range(0, len(keys), LIMITS.keys):
-        for key, entry in zip(
-            keys[at : at + LIMITS.keys], await handle.store.get(keys[at : at + LIMITS.keys]), strict=True
-        ):
-            try:
-                lane = lane_seen(entry)
-            except SchemaTooNew:
-                lane = None if entry is None else LaneSeen(entry.revision)  # it is there: all that a step needs
-            if lane is None or lane.is_closing:
-                closed.append((key, lane))
-            else:
-                seen[key] = lane
+    for key, entry in zip(keys, await get_all(handle.store, keys), strict=True):
+        try:
+            lane = lane_seen(entry)
+        except SchemaTooNew:
+            lane = None if entry is None else LaneSeen(entry.revision)  # it is there: all that a step needs
+        if lane is None or lane.is_closing:
+            closed.append((key, lane))
+        else:
+            seen[key] = lane
     if closed:
         batches = [
             Batch([(key, lane.revision if lane else ABSENT)], [(key, encode(lane_of(spec_of[key])))])

@@ -28,7 +28,7 @@ from converge.model.keys import AGENT, DEAD, EXPIRY, HELD, JOINED, LATER, LIMIT,
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import ended
-from converge.services.store.pages import Pages
+from converge.services.store.pages import Pages, get_all
 from converge.services.tasks.lanes import LaneCloser
 from converge.services.tasks.retention import Retention
 from converge.services.tasks.surroundings import Moved, look_around, look_around_all, wakes
@@ -36,7 +36,7 @@ from converge.services.tasks.torn import set_aside
 
 log = logging.getLogger("converge.sweep")
 
-PAGE = 200
+SWEPT_TOGETHER = 200
 """Claims, or tasks, of one page: a step of this size stalls others by a few milliseconds at most, and ten thousand take
 no longer in all.
 """
@@ -163,7 +163,7 @@ class Sweep:
         """
         store, lease = self._opened.store, dead.key[1]
         commits = await self._opened.commits()
-        pages = await store.scan([Range(family(lease), None, PAGE) for family in (AGENT, NOTICE, JOINED)])
+        pages = await store.scan([Range(family(lease), None, SWEPT_TOGETHER) for family in (AGENT, NOTICE, JOINED)])
         deletes: list[Key] = [entry.key for entry in (*pages[0], *pages[1])]
         batches = [Batch((), (), deletes)] if deletes else []
         members = await store.get([MEMBER(joined.key[2], joined.key[3]) for joined in pages[2]])
@@ -173,7 +173,7 @@ class Sweep:
             else:
                 batches.append(Batch([(joined.key, joined.revision)], (), [joined.key]))
         moved = _committed(await commits.commit(batches, wake=["agents"]))
-        if any(len(page) == PAGE for page in pages) or moved < len(batches):
+        if any(len(page) == SWEPT_TOGETHER for page in pages) or moved < len(batches):
             return moved
         return moved + _committed(await commits.commit([Batch([(dead.key, dead.revision)], (), [dead.key])]))
 
@@ -202,7 +202,7 @@ class Sweep:
         """Move the first page in which there is something to move, of the keys whose first number is at most `until`;
         tell whether there are none.
         """
-        pages = Pages(self._opened.store, prefix, size=PAGE)
+        pages = Pages(self._opened.store, prefix, size=SWEPT_TOGETHER)
         for number in range(UNMOVED_PAGES):
             page = await pages.read()
             due = page if until is None else [entry for entry in page if entry.key[1] <= until]
@@ -213,7 +213,7 @@ class Sweep:
                 return 0, number == 0
             if moved := await move(due):
                 return moved, False
-            if len(due) < PAGE:
+            if len(due) < SWEPT_TOGETHER:
                 self._cursors.pop(prefix, None)
                 break
             if self._is_yielded(prefix):
@@ -221,7 +221,7 @@ class Sweep:
             after = cast(Rest, pages.after)
             if number == 0 and (cursor := self._cursors.get(prefix)) is not None and cursor > after:
                 after = cursor
-                pages = Pages(self._opened.store, prefix, after=cursor, size=PAGE)
+                pages = Pages(self._opened.store, prefix, after=cursor, size=SWEPT_TOGETHER)
             self._cursors[prefix] = after
         return 0, False
 
@@ -260,13 +260,7 @@ class Sweep:
     async def _waiting(self, records: Sequence[tuple[bytes, _Record]]) -> list[Found]:
         """Those of the tasks that nobody holds, each with the key under which it stands."""
         keys = [key for id_, (spec, state) in records for key in waiting_keys(id_, spec, state)]
-        entries: dict[Key, Entry] = {}
-        for at in range(0, len(keys), LIMITS.keys):
-            entries |= {
-                entry.key: entry
-                for entry in await self._opened.store.get(keys[at : at + LIMITS.keys])
-                if entry is not None
-            }
+        entries = {entry.key: entry for entry in await get_all(self._opened.store, keys) if entry is not None}
         waiting = []
         for id_, (spec, state) in records:
             entry = next((entries[key] for key in waiting_keys(id_, spec, state) if key in entries), None)

@@ -437,7 +437,7 @@ class TaskHistoryClauses(TaskCase):
         self, opening: Opening, anyio_backend: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """T-1 to T-13: which one was broken is in the failure."""
-        monkeypatch.setattr("converge.services.tasks.sweep.PAGE", SWEEP_PAGE)
+        monkeypatch.setattr("converge.services.tasks.sweep.SWEPT_TOGETHER", SWEEP_PAGE)
         phases = [Phase.generate, Phase.shrink] if self.shrinks else [Phase.generate]
         chosen = settings(
             max_examples=self.examples, stateful_step_count=STEPS, deadline=None, database=None, print_blob=False,
