@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 import attrs
 
@@ -16,16 +17,15 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """What leases and store time run on: it counts while the host is suspended."""
 
 
-def monotonic() -> float:
-    """Return seconds of a clock that nobody sets; they count while the host is suspended."""
-    return time.clock_gettime(_CLOCK)
+MONOTONIC: Callable[[], float] = partial(time.clock_gettime, _CLOCK)
+"""Answers seconds of a clock that nobody sets; they count while the host is suspended."""
 
 
 @attrs.frozen(kw_only=True)
 class Env:
     """A monotonic clock in seconds, and `entropy(n)`: n random bytes fit for keys."""
 
-    monotonic: Callable[[], float] = monotonic
+    monotonic: Callable[[], float] = MONOTONIC
     entropy: Callable[[int], bytes] = os.urandom
 
     def uniform(self, least: float = 0.0, greatest: float = 1.0) -> float:
