@@ -152,7 +152,7 @@ async def test_a_node_cannot_tell_of_the_agents_of_another(caplog: pytest.LogCap
         (own,) = await second.spawn(Echo)
         await knows(third, own)
         assert there.id not in await names(third)
-        assert "tells of it, and does not run it" in caplog.text
+        assert "lists it, and does not run it" in caplog.text
 
 
 async def test_forged_descriptors_are_refused_and_hide_no_others() -> None:

@@ -242,5 +242,5 @@ async def _pause(config: Config, pool_ids: Sequence[str], is_paused: bool) -> li
     async with main.opened_store(config) as store:
         manager = PoolManager(store)
         for pool_id in pool_ids:
-            await manager.get(pool_id)  # a misspelt one is told before anything is changed
+            await manager.get(pool_id)  # a misspelt one is refused before anything is changed
         return [(pool_id, await manager.set_paused(pool_id, is_paused=is_paused)) for pool_id in pool_ids]

@@ -47,13 +47,13 @@ WAL_BYTES = 268_435_456
 """A write-ahead log so large means that a reader, a backup say, has kept it from being folded back for long."""
 
 LANES_NEAR = 0.8
-"""The part of a pool's lanes from which on it is told: the next new combination may be refused."""
+"""The part of a pool's lanes from which `doctor` warns: the next new combination may be refused."""
 
 EXPLAINED = 5
 """Lanes of a pool whose first task is explained; the rest is counted."""
 
 SLOW_SEC = 0.1
-"""An answer that takes so long is told: each claim waits for one."""
+"""An answer that takes so long is a finding: each claim waits for one."""
 
 
 async def check_store(store: Store, config: Config, host: PluginHost) -> AsyncIterator[Finding]:
@@ -318,7 +318,7 @@ async def _lanes(store: Store, pool_id: str) -> dict[bytes, Lane]:
         try:
             found[entry.key[2]] = decode(entry.value, Lane, "lane")
         except ConvergeError:
-            continue  # `records` tells of those
+            continue  # `records` reports those
     return found
 
 

@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 @attrs.frozen(kw_only=True)
 class Ended:
-    """What is told of a task that has ended: its id, a few words that people know it by, its state, its result or
+    """The report of a task that has ended: its id, a few words by which people know it, its state, its result or
     error.
     """
 
@@ -156,7 +156,7 @@ async def ask_all(
     """Return what `ask` says of the tasks, in the order given, several asked at a time; None for one that retention has
     removed.
 
-    `on_one` is called after each with how many have been told.
+    `on_one` is called after each with the number of tasks so far.
 
     Raises:
         StoreError: As `Store.get`.
@@ -179,7 +179,7 @@ async def ask_all(
 
 
 def ended(task: Task) -> Ended:
-    """Return what is told of the task."""
+    """Return the report of the task."""
     return Ended(id=task.id, hint=hint_of(task), state=str(task.state), result=task.result, error=task.error)
 
 

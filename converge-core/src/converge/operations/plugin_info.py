@@ -1,4 +1,4 @@
-"""What can be told of one plugin: its distribution, its file, its hooks, its backends with their options."""
+"""Facts about one plugin: its distribution, its file, its hooks, its backends with their options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from converge.schema import Setting, settings_of
 
 @attrs.frozen(kw_only=True)
 class BackendFacts:
-    """A backend as its declaration tells it; `durability` only of a store: the best class that it can have."""
+    """A backend as declared; `durability` only of a store: the best class that it can have."""
 
     kind: str
     name: str

@@ -277,7 +277,7 @@ async def _work(node: Node, config: Config, run: Run, on_progress: Progress | No
 
 
 async def _spawn(node: Node, cls: type[Agent], group: AgentGroup) -> None:
-    """Start the group's agents; what their own code raises is theirs, no fault in here, and is told so."""
+    """Start the group's agents; an error of their own code is reported as such."""
     try:
         await node.spawn(cls, count=group.count, pool=group.pool_id or None)
     except ConvergeError:

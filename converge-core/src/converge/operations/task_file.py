@@ -22,7 +22,7 @@ FIELDS = (
 """What a submitter says of a task; the rest of a Task is the store's."""
 
 PROBLEMS = 20
-"""So many problems are told; a file with more is of another kind."""
+"""Most problems reported; a file with more is not a file of tasks."""
 
 
 def read_tasks(lines: Iterable[str], name: str, *, pool_id: str = "") -> list[Task]:

@@ -131,7 +131,7 @@ async def purge(
     Raises:
         InputError: In a group, one for each pool that does not exist, or for a state that is not one of ended tasks;
             then nothing was removed.
-        StoreError: What `on_page` was told of is gone; to purge again is safe.
+        StoreError: The tasks passed to `on_page` are gone; purging again is safe.
     """
     handle, wrong = StoreHandle.of(store), list[InputError]()
     for pool_id in wanted.pool_ids:

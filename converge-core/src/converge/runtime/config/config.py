@@ -99,7 +99,7 @@ class Config(NodeSettings):
 
 
 LATER: Mapping[str, str] = {
-    "health": "a health endpoint; in Python, Node.health() tells",
+    "health": "a health endpoint; in Python there is Node.health()",
 }
 """Keys whose feature this release does not have: at their default they are accepted, otherwise refused, never half
 done.

@@ -309,7 +309,7 @@ def read_key(folder: KeyFolder, name: str) -> Identity | None:
         if record.type != _TYPE or record.id != identity.id:
             raise ValueError("its type is not known, or its id is not the key's")
     except (TornRecord, SchemaTooNew, InvalidKey, BadSignature, ValueError):
-        # Nothing of the cause is told, or kept: it may quote the file.
+        # The cause is neither shown nor kept: it may quote the file.
         raise KeyFileRefused(
             path, "it holds no key that this release can read", "restore it from a copy, or remove it for a new key"
         ) from None

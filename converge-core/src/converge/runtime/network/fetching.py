@@ -31,14 +31,14 @@ from converge.services.messages.unsettled import Link
 log = logging.getLogger("converge.fetch")
 
 VERIFIED_A_TURN = 64
-"""Descriptors that are verified before others run: some milliseconds."""
+"""Descriptors verified before other tasks run: some milliseconds of work."""
 
 ASKERS = 1_000
-"""Nodes that are asked because they have asked: as many as a list may name."""
+"""Most nodes asked because they asked this one: as many as a list may name."""
 
 
 class _Source:
-    """A node that is asked: what it told last, whom it told of, and when it last answered."""
+    """A node that is asked: its last answer, the agents in it, and when it came."""
 
     def __init__(self, now: float) -> None:
         self.known: PeerDescriptors | None = None
@@ -111,7 +111,7 @@ class Fetcher:
                     self._forget(source)
             else:
                 if source.is_failing:
-                    log.info("%s tells of its agents again", name)
+                    log.info("%s lists its agents again", name)
                 source.is_failing = False
 
     async def _ask(self, source: _Source, link: Link, *, is_back: bool) -> None:
@@ -143,7 +143,7 @@ class Fetcher:
             return None
         if descriptor.node_key != link.peer.hex():
             self._directory.refuse(
-                f"the descriptor of {descriptor.id:.16} was refused: node {link.peer.hex()[:16]} tells of it, and "
+                f"the descriptor of {descriptor.id:.16} was refused: node {link.peer.hex()[:16]} lists it, and "
                 f"does not run "
                 f"it"
             )

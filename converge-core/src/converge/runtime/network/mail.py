@@ -18,16 +18,16 @@ from converge.services.messages.routes import Routes
 log = logging.getLogger("converge.mailbox")
 
 LOOK_SEC = 5.0
-"""How often a node looks whether there is mail that it was not told of: one scan, however many agents it has."""
+"""How often a node looks for mail without a hint: one scan, however many agents it has."""
 
 WAKE_SEC = 0.02
-"""What comes within it is one look: nobody makes us hammer the store by telling of mail."""
+"""Hints within this time cost one look: nobody can make this node overload the store with hints."""
 
 TELL_SEC = 5.0
-"""How long to try to tell another node of mail; its own look finds it otherwise."""
+"""How long to try to hint another node; otherwise it finds the mail itself."""
 
 TELLING = 100
-"""Nodes that are told at a time."""
+"""Nodes hinted at a time."""
 
 
 class Mail:
@@ -61,7 +61,7 @@ class Mail:
                 link = await self._routes.link_of(header.to)
                 await link.send([(MESSAGE, pack(header))])
         except ConvergeError as error:
-            log.debug("agent %.16s was not told of its mail: %s", header.to, error)
+            log.debug("no hint of its mail reached agent %.16s: %s", header.to, error)
         finally:
             self._telling -= 1
 

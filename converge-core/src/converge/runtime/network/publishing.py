@@ -1,4 +1,4 @@
-"""What this node tells others of its agents: their signed descriptors, published under the lease, again after each
+"""What this node publishes of its agents: their signed descriptors, published under the lease, again after each
 change.
 """
 
