@@ -19,9 +19,7 @@ from converge.model.pool import Pool
 from converge.services.store.handle import PoolSeen, StoreHandle
 from converge.services.store.lease import Lease
 from converge.services.store.pages import read_all
-
-CHANGE_TRIES = 20
-"""How often a change of a pool looks again after losing a race; each loss means that another change has won."""
+from converge.services.store.patience import PATIENCE_SEC, attempts
 
 REMOVED = 500
 """Members whose end is one step with that of their place on the allow-list: three operations each, and a batch has
@@ -87,7 +85,7 @@ class PoolManager:
         Raises:
             NoSuchPool: With the nearest name.
         """
-        for _ in range(CHANGE_TRIES):
+        async for _ in attempts(self._opened.env):
             seen = await self._opened.pool(pool_id, is_fresh=True)
             if seen.pool.is_paused == is_paused:
                 return False
@@ -97,7 +95,7 @@ class PoolManager:
             if not isinstance(outcome, Conflict):
                 self._opened.pools.pop(pool_id, None)
                 return True
-        raise StoreBusy(f"pool {pool_id} changed {CHANGE_TRIES} times while it was being changed; try again")
+        raise StoreBusy(f"pool {pool_id} changed all the time for {PATIENCE_SEC:g} s; try again")
 
     async def change_allowed(self, pool_id: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> bool:
         """Change the allow-list; agents that are removed lose their membership and claim nothing from then on. Return
@@ -114,7 +112,7 @@ class PoolManager:
         if len(new) + len(gone) > LIMITS.keys:
             raise InvalidValue("agents", f"{len(new) + len(gone):,} agents", f"at most {LIMITS.keys:,} at a time")
         is_changed = False
-        for _ in range(CHANGE_TRIES):
+        async for _ in attempts(self._opened.env):
             seen = await self._opened.pool(pool_id, is_fresh=True)
             if seen.pool.admission != "allow":
                 raise InvalidValue(
@@ -143,7 +141,7 @@ class PoolManager:
             (outcome,) = await (await self._opened.commits()).commit([batch], wake=[f"pool.{pool_id}"])
             self._opened.pools.pop(pool_id, None)
             is_changed |= not isinstance(outcome, Conflict)
-        raise StoreBusy(f"pool {pool_id} changed {CHANGE_TRIES} times while it was being changed; try again")
+        raise StoreBusy(f"pool {pool_id} changed all the time for {PATIENCE_SEC:g} s; try again")
 
     async def join_pool(self, agent_id: str, pool_id: str, *, secret: str | None = None) -> bool:
         """Make the agent a member, as long as this process's lease lives; return whether it was none before.
@@ -167,13 +165,15 @@ class PoolManager:
         is_new: dict[str, bool] = {}
         todo = [check_name("agent", agent_id) for agent_id in dict.fromkeys(agent_ids)]
         _check_secret(secret)
-        for _ in range(CHANGE_TRIES):
+        async for _ in attempts(self._opened.env):
             seen = await self._opened.pool(pool_id, is_fresh=True)
             _admit(seen.pool, todo, secret)
             todo = await self._join(todo, seen, lease, is_new)
             if not todo:
                 return [is_new[agent_id] for agent_id in agent_ids]
-        raise StoreBusy(f"pool {pool_id} changed {CHANGE_TRIES} times while {len(todo)} agents joined; try again")
+        raise StoreBusy(
+            f"pool {pool_id} changed all the time for {PATIENCE_SEC:g} s while {len(todo)} agents joined; try again"
+        )
 
     async def _join(self, agent_ids: list[str], seen: PoolSeen, lease: Lease, is_new: dict[str, bool]) -> list[str]:
         """Try each once; return those that must be tried again."""
@@ -208,13 +208,22 @@ class PoolManager:
         Raises:
             NoSuchPool: With the nearest name.
         """
-        (member,) = await self._store.get([MEMBER(check_name("pool", pool_id), check_name("agent", agent_id))])
-        if member is None:
-            await self._opened.pool(pool_id)
-            return False
-        batch = Batch([(member.key, member.revision)], (), [member.key, _joined(member)])
-        (outcome,) = await (await self._opened.commits()).commit([batch])
-        return not isinstance(outcome, Conflict)
+        key = MEMBER(check_name("pool", pool_id), check_name("agent", agent_id))
+        commits = await self._opened.commits()
+        async for _ in attempts(self._opened.env):
+            seen = await self._opened.pool(pool_id, is_fresh=True)
+            (member,) = await self._store.get([key])
+            if member is None:
+                return False
+            checks, puts = [(key, member.revision)], list[tuple[Key, bytes]]()
+            if seen.pool.admission != "open":
+                # A claim checks the pool's revision: one that saw the member is of the old one, and takes nothing.
+                checks.append((POOL(pool_id), seen.revision))
+                puts.append((POOL(pool_id), encode(seen.pool)))
+            (outcome,) = await commits.commit([Batch(checks, puts, [key, _joined(member)])])
+            if not isinstance(outcome, Conflict):
+                return True
+        raise StoreBusy(f"pool {pool_id} changed all the time for {PATIENCE_SEC:g} s; try again")
 
     async def members(self, pool_id: str) -> list[str]:
         """Return the ids of the members, in order.

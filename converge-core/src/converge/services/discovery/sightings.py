@@ -26,12 +26,10 @@ from converge.services.discovery.reader import (
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import Lease
 from converge.services.store.pages import parts
+from converge.services.store.patience import PATIENCE_SEC, attempts
 
 PUBLISHED_TOGETHER = 200
 """Sightings of one batch: each is at most some kilobytes, and none of them is written without the marker."""
-
-TRIES = 20
-"""How often a batch is tried again: only other calls of this process can be first."""
 
 
 class StoreSightings(Discovery):
@@ -92,7 +90,7 @@ class StoreSightings(Discovery):
         """
         commits, key = await self._opened.commits(), marker_key(lease.id)
         batch = change([AGENT(lease.id, id_) for id_ in ids])
-        for _ in range(TRIES):
+        async for _ in attempts(self._opened.env):
             if self._marker is None or self._marker[0] != lease.id:
                 self._marker = await self._read_marker(lease.id)
             _, revision, count, recent = self._marker
@@ -108,7 +106,7 @@ class StoreSightings(Discovery):
             await lease.check_not_ended(
                 outcome
             )  # else it was touched meanwhile, or another call of this process has changed the marker
-        raise StoreBusy(f"other calls of this process were first {TRIES} times; try again")
+        raise StoreBusy(f"other calls of this process were first for {PATIENCE_SEC:g} s; try again")
 
     async def _read_marker(self, lease: bytes) -> tuple[bytes, int, int, list[str]]:
         (entry,) = await self._opened.store.get([marker_key(lease)])

@@ -29,16 +29,6 @@ millisecond in it.
 """
 
 
-PAUSE_GREATEST_SEC = 0.25
-
-
-def pause_sec(round_: int, env: Env) -> float:
-    """Return how long to wait before trying again what another was faster with, the `round_`th time: jittered, so that
-    those who try do not stay in step.
-    """
-    return env.uniform(0.0, min(PAUSE_GREATEST_SEC, 0.001 * 2.0 ** min(round_, 10)))
-
-
 class PoolSeen(NamedTuple):
     """A pool's record, its revision, and when it was read (monotonic seconds)."""
 
@@ -89,6 +79,7 @@ class StoreHandle:
         if self._commits is None:
             async with self._lock:
                 if self._commits is None:
+                    await self.now()  # what is sent from now on says when, without asking
                     epoch = await read_epoch(self.store, self.env)
                     self._commits = Commits(self.store, epoch, self.env, self._begin_anew)
         return self._commits
@@ -164,7 +155,8 @@ class StoreHandle:
             StoreError: It was never read, and cannot be.
         """
         if self.store.is_clock_local:
-            return await self.store.time()
+            self.saw_time(now := await self.store.time())  # for `about_now`
+            return now
         monotonic = self.env.monotonic()
         if monotonic - self._offset_seen > CLOCK_FRESH_SEC:
             try:

@@ -23,13 +23,9 @@ from converge.ids import id_text
 from converge.machines.task import Around, Completed, Event, Failed, Found, Held, Released, is_said_again, key_of, step
 from converge.model.keys import LATER
 from converge.model.pool import Pool
-from converge.services.store.handle import StoreHandle, pause_sec
+from converge.services.store.handle import StoreHandle
+from converge.services.store.patience import PATIENCE_SEC, pause_sec
 from converge.services.tasks.surroundings import Moved, look_around, look_around_all, read_task, wakes
-
-PATIENCE_SEC = 30.0
-"""How long a finish looks again while something around the task, not the claim itself, moves: in practice it looks
-twice.
-"""
 
 FINISHED_TOGETHER = 200
 """Claims of one call of those that are ended together; see `sweep.SWEPT_TOGETHER`."""

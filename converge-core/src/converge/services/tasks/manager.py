@@ -41,6 +41,7 @@ from converge.machines.task import (
 from converge.model.keys import TASK, TORN
 from converge.model.task import Spec, Task
 from converge.services.store.handle import StoreHandle
+from converge.services.store.patience import PATIENCE_SEC, attempts
 from converge.services.tasks.claim import Claims, settle_take
 from converge.services.tasks.finish import Finishes
 from converge.services.tasks.listing import list_tasks
@@ -51,9 +52,6 @@ from converge.services.tasks.surroundings import Moved, find, look_around, read_
 from converge.services.tasks.sweep import Sweep
 from converge.services.tasks.torn import end_torn, read_torn
 from converge.services.tasks.wait import Results
-
-CANCEL_TRIES = 60
-"""How often a step looks again when something around the task, not the task itself, has moved."""
 
 CLAIMERS = 1_000
 """Of how many claimers the lanes are remembered, for a poll interval."""
@@ -210,7 +208,7 @@ class TaskManager:
             NoSuchTask: There is none.
         """
         id_, cancelled = id_bytes("task id", task_id), Cancelled(_text("by", by), _text("why", why))
-        for _ in range(CANCEL_TRIES):
+        async for _ in attempts(self._opened.env):
             spec, state, place = await find(self._store, id_)
             if place is None:
                 return False
@@ -227,7 +225,7 @@ class TaskManager:
             if not isinstance(outcome, Conflict):
                 self._held.pop(id_, None)
                 return True
-        raise StoreBusy(f"task {task_id} moved {CANCEL_TRIES} times while it was being cancelled; ask again")
+        raise StoreBusy(f"task {task_id} moved all the time for {PATIENCE_SEC:g} s; cancel it again")
 
     async def retry(self, task_id: str) -> str:
         """Submit a copy of a task that failed or was cancelled; return the copy's id. Idempotent while the copy is

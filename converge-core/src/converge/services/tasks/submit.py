@@ -30,16 +30,12 @@ from converge.machines.task import SPLIT_KEYS, KeyRow, KeySeen, LaneSeen, submit
 from converge.model.keys import DEDUP, KEY, LANE, POOL, TASK
 from converge.model.task import Spec, Task
 from converge.services.store.commits import Commits
-from converge.services.store.handle import StoreHandle, pause_sec
+from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import get_all
+from converge.services.store.patience import PATIENCE_SEC, pause_sec
 from converge.services.tasks.lanes import make_room
 from converge.services.tasks.records import check_deadline, is_same_task, kind_of, to_spec
 from converge.services.tasks.surroundings import lane_seen
-
-PATIENCE_SEC = 30.0
-"""How long a submit looks again without getting on: each round means that another process's submit to its ordering key,
-or a closing lane, was first.
-"""
 
 UNKNOWN_ROUNDS = 5
 """How often an unknown outcome is repeated; the task's id makes it safe."""

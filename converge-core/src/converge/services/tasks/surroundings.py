@@ -8,7 +8,6 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 
-import anyio
 import msgspec
 
 from converge.codec import decode, decode_id, encode, parse_hash, stored_text
@@ -39,14 +38,12 @@ from converge.model.pool import Pool
 from converge.model.task import Spec, State, placed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import get_all, parts, read_all
+from converge.services.store.patience import PATIENCE_SEC, attempts
 
 log = logging.getLogger("converge.torn")
 
 SET_ASIDE = 100
 """How many tasks that cannot be read are set aside, one after another, for one step of the task before them."""
-
-FIND_ROUNDS = 40
-"""How often a task that moves between two reads is looked for again; each round means that somebody moved it."""
 
 
 class Moved(Exception):
@@ -315,16 +312,15 @@ async def find(store: Store, id_: bytes) -> tuple[Spec, State | None, Place | No
     Raises:
         NoSuchTask: It was never submitted here, or retention has removed it.
     """
-    for attempt in range(FIND_ROUNDS):
+    async for _ in attempts():
         spec, state = await read_task(store, id_)
         if is_terminal(state):
             return spec, state, None
         place = await _place(store, id_, spec, state)
         if place is not None:
             return spec, state, place
-        if attempt > 2:
-            await anyio.sleep(0.001 * attempt)  # it moves: between two reads it was taken, or put back
-    raise StoreBusy(f"task {id_text(id_)} moved {FIND_ROUNDS} times while it was looked for; ask again")
+        # It moves: between two reads it was taken, or put back.
+    raise StoreBusy(f"task {id_text(id_)} moved all the time for {PATIENCE_SEC:g} s; ask again")
 
 
 async def read_task(store: Store, id_: bytes) -> tuple[Spec, State | None]:
