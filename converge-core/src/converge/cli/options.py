@@ -84,6 +84,13 @@ class Common:
         logs.set_up(config.log_format, level, [*config.secrets, *of_plugins])
         return config
 
+    def arguments(self) -> list[str]:
+        """Return those that are given, as they stand on a command line; not `--json`, which is about the output."""
+        flags = (("-c", self.config), ("--store", self.store), ("--network", self.network))
+        given = [text for flag, value in flags if value is not None for text in (flag, str(value))]
+        given += [text for name in self.plugin or () for text in ("--plugin", name)]
+        return [*given, "-v"] if self.verbose else given
+
 
 NONE = Common()
 """None of them was given."""

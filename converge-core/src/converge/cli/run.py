@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
 from cyclopts import Parameter
@@ -17,6 +19,13 @@ from converge.errors import ConfigError, InputError
 from converge.model.task import Task
 from converge.operations.agent_class import agent_class, first_on_path
 from converge.operations.task_file import read_tasks
+from converge.runtime.config.config import Config
+
+if TYPE_CHECKING:
+    from converge.operations.run import Run
+
+NUMBER = "CONVERGE_PROCESS"
+"""The variable that tells a process that a supervisor has started it, and its number."""
 
 
 def run(
@@ -27,6 +36,10 @@ def run(
     *,
     agents: Annotated[
         int | None, Parameter(metavar="N", help="How many agents of the class to run; by default 1.")
+    ] = None,
+    processes: Annotated[
+        int | None,
+        Parameter(metavar="N", help="How many processes to start, each with these agents; by default this one only."),
     ] = None,
     pool: PoolId = None,
     transport: Annotated[str | None, Parameter(metavar="URL", help="URL to listen at, or a transport's name.")] = None,
@@ -55,10 +68,11 @@ def run(
 
     A second signal ends the process at once.
     """
+    number = os.environ.pop(NUMBER, None)  # gone, since what agents start is not one of these processes
     settings = common.configured(
         level="info",
-        agent=agent, agents=agents, pool_id=pool, transport=transport, advertise=advertise, discovery=discovery,
-        health=health, grace_sec=grace,
+        agent=agent, agents=agents, processes=processes, pool_id=pool, transport=transport, advertise=advertise,
+        discovery=discovery, health=health, grace_sec=grace,
     )  # fmt: skip
     if not settings.groups:
         raise ConfigError(
@@ -66,21 +80,63 @@ def run(
         )
     first_on_path(Path.cwd())
     classes = [agent_class(group) for group in settings.groups]
+    if number is not None:
+        from converge.operations.processes import follow_supervisor, for_process
+
+        follow_supervisor()
+        settings = for_process(settings, int(number))
     # Imported after what can be refused without them: a typo is reported in half the time.
+    from converge.operations.run import Run
+
+    wanted = Run(agents=classes, tasks=task_file(submit, settings.pool_id), is_drain=drain, may_create_pool=create_pool)
+    if settings.processes > 1:
+        flags = {
+            "--agents": agents, "--pool": pool, "--transport": transport, "--advertise": advertise,
+            "--discovery": discovery, "--grace": grace,
+        }  # fmt: skip
+        return _supervise(
+            settings, wanted, [*([agent] if agent else []), *_arguments(flags), *common.arguments()], common
+        )
+    return _run_here(settings, wanted, common)
+
+
+def _run_here(settings: Config, wanted: Run, common: Common) -> int:
     from converge.cli.results import write_results
     from converge.operations import run as main
 
-    wanted = main.Run(
-        agents=classes, tasks=task_file(submit, settings.pool_id), is_drain=drain, may_create_pool=create_pool
-    )
     main.tune_interpreter()
-    with output.progress(settings.pool_id or "tasks", is_wanted=drain) as on_progress:
+    with output.progress(settings.pool_id or "tasks", is_wanted=wanted.is_drain) as on_progress:
         on_note = None if on_progress is None else on_progress.note
         drained = anyio.run(main.run, settings, wanted, on_progress, on_note, backend_options=loop_options())
-    if drained is None or not drain:
+    if drained is None or not wanted.is_drain:
         return DONE
     write_results(drained.rows, as_json=common.json)
     return FAILED if drained.not_completed else DONE
+
+
+def _supervise(settings: Config, wanted: Run, arguments: list[str], common: Common) -> int:
+    """Run several processes, each with these arguments; their configuration is also in the environment and the file."""
+    from converge.cli.results import write_results
+    from converge.operations.processes import Start, command_of, marked, supervise
+
+    is_json = settings.log_format == "json"
+
+    def relay(number: int, line: bytes) -> None:
+        sys.stderr.write(f"{marked(number, line, is_json=is_json)}\n")
+        sys.stderr.flush()
+
+    with output.progress(settings.pool_id or "tasks", is_wanted=wanted.is_drain) as on_progress:
+        start = Start(command_of(arguments), NUMBER, relay)
+        drained, code = anyio.run(supervise, settings, wanted, start, on_progress, backend_options=loop_options())
+    if drained is None:
+        return code
+    write_results(drained.rows, as_json=common.json)
+    return max(code, FAILED if drained.not_completed else DONE)
+
+
+def _arguments(flags: Mapping[str, object]) -> list[str]:
+    """Return the flags that were given, as they stand on a command line."""
+    return [text for flag, value in flags.items() if value is not None for text in (flag, str(value))]
 
 
 def loop_options() -> dict[str, bool]:

@@ -28,6 +28,7 @@ from converge.runtime.config.config import DEFAULT, Config, check_options, optio
 from converge.runtime.config.fields import AgentGroup
 from converge.runtime.config.node_settings import NodeSettings
 from converge.secret import without_password
+from converge.services.pools import PoolManager
 from converge.services.store.opening import open_store
 from converge.services.tasks.manager import TaskManager
 
@@ -87,7 +88,7 @@ def check(config: Config, run: Run) -> None:
     for cls, group in zip(run.agents, config.groups, strict=True):
         if claims_tasks(cls) and not takes_messages(cls) and not group.pool_id:
             raise ConfigError(f"pool_id: is missing: {cls.__name__} works on tasks, so name its pool with --pool")
-    if run.is_drain and not _pools_of(config):
+    if run.is_drain and not pools_of(config):
         raise ConfigError("pool_id: is missing: --drain is about a pool, so name it with --pool")
     if not any(":" in name and not name.startswith("no:") for name in config.plugins):
         check_options(
@@ -211,7 +212,7 @@ async def run(
         async with node_of(config) as node:
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as group:
-                    group.start_soon(_cancel_when_asked, stop, scope)
+                    group.start_soon(cancel_when_asked, stop, scope)
                     group.start_soon(_end_when_dead, node)
                     if on_note is not None:
                         group.start_soon(_note_rests, node, on_note)
@@ -221,7 +222,8 @@ async def run(
     return None
 
 
-async def _cancel_when_asked(stop: StopAsked, scope: anyio.CancelScope) -> None:
+async def cancel_when_asked(stop: StopAsked, scope: anyio.CancelScope) -> None:
+    """Cancel the scope once a signal has come."""
     await stop.wait()
     scope.cancel()
 
@@ -251,9 +253,9 @@ async def _work(node: Node, config: Config, run: Run, on_progress: Progress | No
             node.executor.check_agent_class(cls)  # before pools are made: a mistyped action leaves nothing behind
         except InvalidValue as error:
             raise ConfigError(f'agent "{group.type}": {error}') from error
-    pools = _pools_of(config)
-    await _prepare_pools(node, config, pools, may_create=run.may_create_pool)
-    _warn_of_unclaimable(config, run)
+    pools = pools_of(config)
+    await prepare_pools(node.pools, config, pools, may_create=run.may_create_pool)
+    warn_of_unclaimable(config, run)
     draining = Drain(node.handle, node.tasks, pools, on_progress) if run.is_drain else None
     if draining is not None:
         await draining.begin()  # before the agents: what they end at once is part of it
@@ -287,21 +289,21 @@ async def _spawn(node: Node, cls: type[Agent], group: AgentGroup) -> None:
         raise ConvergeError(f'agent "{group.type}" did not start: {type(error).__name__}: {error}') from error
 
 
-def _pools_of(config: Config) -> list[str]:
+def pools_of(config: Config) -> list[str]:
     """Return the pools that the configuration names, each once."""
     return list(
         dict.fromkeys(pool_id for pool_id in (config.pool_id, *(group.pool_id for group in config.groups)) if pool_id)
     )
 
 
-async def _prepare_pools(node: Node, config: Config, pools: Sequence[str], *, may_create: bool) -> None:
+async def prepare_pools(pool_manager: PoolManager, config: Config, pools: Sequence[str], *, may_create: bool) -> None:
     """Create the pools that are not there, all or none; a near name that exists, and was not named, makes a typo
     likely.
     """
     missing = []
     for pool_id in pools:
         try:
-            _tell_of_retention(config, await node.pools.get(pool_id))
+            _tell_of_retention(config, await pool_manager.get(pool_id))
         except NoSuchPool as error:
             missing.append(pool_id)
             if error.nearest is not None and error.nearest not in pools and not may_create:
@@ -315,7 +317,7 @@ async def _prepare_pools(node: Node, config: Config, pools: Sequence[str], *, ma
         "keep_failed_sec": config.retention.failed_sec,
     }
     for pool_id in missing:
-        await node.pools.create_pool(Pool(id=pool_id, **keep))
+        await pool_manager.create_pool(Pool(id=pool_id, **keep))
 
 
 def _tell_of_retention(config: Config, pool: Pool) -> None:
@@ -331,7 +333,7 @@ def _tell_of_retention(config: Config, pool: Pool) -> None:
         log.warning(text, config.origins["retention"], pool.id, *kept)
 
 
-def _warn_of_unclaimable(config: Config, run: Run) -> None:
+def warn_of_unclaimable(config: Config, run: Run) -> None:
     """Warn of submitted tasks that no agent here may claim: a drain waits for them until somebody else does."""
     here = [(cls, claimer_of(cls), group.pool_id) for cls, group in zip(run.agents, config.groups, strict=True)]
     counts = dict[tuple[str, str], int]()

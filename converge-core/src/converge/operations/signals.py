@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import inf
 from types import FrameType
 from typing import Any, NoReturn
@@ -43,9 +43,9 @@ class StopAsked:
 
 
 @contextlib.contextmanager
-def stop_asked(within_sec: float) -> Iterator[StopAsked]:
+def stop_asked(within_sec: float, at_once: Callable[[], None] = lambda: None) -> Iterator[StopAsked]:
     """Handle the signals until left; must be entered in the main thread, with the event loop running. `within_sec`
-    after the first the process ends.
+    after the first the process ends. `at_once` is called in a thread before it ends without a clean-up.
 
     A thread hears them, not a handler: a second signal must end a process whose main thread is blocked, too, and the
         system may deliver a signal to
@@ -68,7 +68,10 @@ def stop_asked(within_sec: float) -> Iterator[StopAsked]:
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     before_fd = signal.set_wakeup_fd(to_thread.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(
-        target=_hear, args=(threads, to_loop, before_fd, asked, within_sec), name="converge-signals", daemon=True
+        target=_hear,
+        args=(threads, to_loop, before_fd, asked, within_sec, at_once),
+        name="converge-signals",
+        daemon=True,
     )
     thread.start()
     forks.watch(asked, lambda _: _lay_down(before))
@@ -94,7 +97,14 @@ def _lay_down(before: Mapping[signal.Signals, Any]) -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-def _hear(threads: socket.socket, to_loop: socket.socket, before_fd: int, asked: StopAsked, within_sec: float) -> None:
+def _hear(
+    threads: socket.socket,
+    to_loop: socket.socket,
+    before_fd: int,
+    asked: StopAsked,
+    within_sec: float,
+    at_once: Callable[[], None],
+) -> None:
     """Read signals until the other end is closed; end the process at the second, or if the first has no effect."""
     until = inf
     while True:
@@ -102,6 +112,7 @@ def _hear(threads: socket.socket, to_loop: socket.socket, before_fd: int, asked:
             threads.settimeout(max(0.001, until - time.monotonic()) if until < inf else None)
             numbers = threads.recv(64)
         except TimeoutError:
+            at_once()
             _leave_late(128 + asked.number, within_sec)
         if not numbers:
             return
@@ -110,6 +121,7 @@ def _hear(threads: socket.socket, to_loop: socket.socket, before_fd: int, asked:
                 os.write(before_fd, numbers)
         for number in numbers:
             if number in SIGNALS and asked.number:
+                at_once()
                 leave_at_once(128 + number)
             elif number in SIGNALS:
                 asked.number = number

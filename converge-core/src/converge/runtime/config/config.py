@@ -21,6 +21,7 @@ from converge.errors import ConfigError, SecretOnCommandLine, Unsupported
 from converge.plugins import PluginHost
 from converge.runtime.config.fields import (
     CLASS,
+    PROCESSES_GREATEST,
     AgentGroup,
     Agents,
     AgentsWithin,
@@ -61,6 +62,11 @@ class Config(NodeSettings):
         default=1,
         validator=AgentsWithin(),
         metadata=described("how many agents of the class this process runs, or a list of several classes"),
+    )
+    processes: int = attrs.field(
+        default=1,
+        validator=Within(1, PROCESSES_GREATEST),
+        metadata=described("how many processes to start, each with all these agents, and a supervisor of them"),
     )
     pool_id: str = attrs.field(default="", validator=a_name, metadata=described("the pool that they join"))
     host: str = attrs.field(default="", metadata=described("address to listen at, if transport is a name"))

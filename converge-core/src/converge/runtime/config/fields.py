@@ -15,6 +15,9 @@ AGENTS_GREATEST = 100_000
 GROUPS_GREATEST = 100
 """Entries of `agents` at most: each claims by itself."""
 
+PROCESSES_GREATEST = 1_000
+"""Processes of one supervisor at most."""
+
 CONCURRENCY_GREATEST = 1_000
 """Tasks of one agent at a time at most."""
 

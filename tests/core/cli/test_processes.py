@@ -1,0 +1,226 @@
+"""Real processes of `converge run --processes N`: one summary, restarts, signals, crash loops, keys, ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from converge.errors import ConfigError
+from converge.operations.processes import for_process, marked
+from converge.runtime.config.config import Config
+from converge.testing.fixtures import wait_until_sync
+
+pytestmark = pytest.mark.timeout(120)
+
+PATIENCE_SEC = 60.0
+
+AGENTS = """
+import os
+import time
+
+from converge import Agent
+
+class Pid(Agent):
+    async def on_task(self, task):
+        return {"pid": os.getpid()}
+
+class Slow(Agent):
+    async def on_start(self):
+        self.log.info("ready")
+
+    def on_task(self, task):
+        time.sleep(60)
+
+class Crashing(Agent):
+    async def on_start(self):
+        os._exit(7)
+"""
+
+
+class Started:
+    """A supervisor, and what it and its processes have written."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.errors = folder / "errors"
+        with self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "converge", "run", *arguments],
+                cwd=folder,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    @property
+    def log(self) -> str:
+        """What stands on standard error so far."""
+        return self.errors.read_text()
+
+    @property
+    def ids(self) -> list[tuple[str, int]]:
+        """The number and id of each process that was started."""
+        return [(number, int(id_)) for number, id_ in re.findall(r"process \[(\d+)\] has the id (\d+)", self.log)]
+
+    def until(self, is_so: Callable[[], bool], what: str) -> None:
+        """Wait for it."""
+        wait_until_sync(is_so, timeout=PATIENCE_SEC, what=what)
+
+    def end(self) -> tuple[int, str]:
+        """Wait until it has ended; return its exit code and output. None of its processes lives on."""
+        out, _ = self.process.communicate(timeout=PATIENCE_SEC)
+        self.until(lambda: not any(map(lives, self.ids)), "all processes have ended")
+        return self.process.returncode, out
+
+    def is_ready(self, count: int) -> bool:
+        """Whether so many processes have started their agents."""
+        return self.log.count("converge.node: running") >= count
+
+
+def lives(process: tuple[str, int]) -> bool:
+    """Whether the process is there and has not ended."""
+    try:
+        return Path(f"/proc/{process[1]}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+Start = Callable[..., Started]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start `converge run ARGUMENTS --processes 2` on a file of its own."""
+    (tmp_path / "several.py").write_text(AGENTS)
+    made: list[Started] = []
+
+    def run(agent: str, *more: str, store: str = "file:state.db", grace: str = "1") -> Started:
+        flags = ("--processes", "2", "--pool", "p", "--store", store, "--grace", grace)
+        made.append(Started(tmp_path, f"several:{agent}", *flags, *more))
+        return made[-1]
+
+    yield run
+    for one in made:
+        for _, id_ in [("", one.process.pid), *one.ids] if one.process.poll() is None else one.ids:
+            if lives(("", id_)):
+                os.kill(id_, signal.SIGKILL)
+        one.process.wait()
+
+
+def test_a_drain_ends_with_one_summary_of_what_all_processes_did(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "tasks.jsonl").write_text("{}\n" * 20)
+    run = start("Pid", "--submit", "tasks.jsonl", "--drain", "--json")
+    code, out = run.end()
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert (code, [row["state"] for row in rows]) == (0, ["COMPLETED"] * 20), run.log
+    assert {row["result"]["pid"] for row in rows} <= {id_ for _, id_ in run.ids}
+    assert [number for number, _ in run.ids] == ["0", "1"]
+    assert "\n[0] " in run.log and "\n[1] " in run.log
+
+
+def test_tasks_that_failed_are_the_exit_code_of_a_drain(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "tasks.jsonl").write_text('{"max_attempts": 1, "timeout_sec": 0.1}\n')
+    code, out = start("Slow", "--submit", "tasks.jsonl", "--drain", "--json").end()
+    assert (code, json.loads(out)["state"]) == (1, "FAILED")
+
+
+def test_a_process_that_is_killed_is_started_again_and_a_signal_stops_all(start: Start) -> None:
+    run = start("Pid")
+    run.until(lambda: run.is_ready(2), "both run")
+    (number, id_) = run.ids[0]
+    os.kill(id_, signal.SIGKILL)
+    run.until(lambda: run.is_ready(3), "another one runs")
+    assert [one for one, _ in run.ids] == ["0", "1", number]
+    assert f"process [{number}] ended with signal 9; it starts again in" in run.log
+    run.process.terminate()
+    assert run.end() == (0, "")
+
+
+def test_a_signal_that_cuts_a_drain_short_is_the_exit_code(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "tasks.jsonl").write_text("{}\n")
+    run = start("Slow", "--submit", "tasks.jsonl", "--drain")
+    run.until(lambda: run.is_ready(2), "both run")
+    run.process.terminate()
+    assert run.end()[0] == 143
+
+
+def test_a_second_signal_ends_all_at_once(start: Start) -> None:
+    run = start("Pid", grace="600")
+    run.until(lambda: run.is_ready(2), "both run")
+    for _, id_ in run.ids:
+        os.kill(id_, signal.SIGSTOP)  # so that none can stop
+    run.process.send_signal(signal.SIGINT)
+    run.until(lambda: "SIGINT: stopping" in run.log, "the first is heard")
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end()[0] == 143
+
+
+def test_processes_stop_by_themselves_when_their_supervisor_is_killed(start: Start) -> None:
+    run = start("Pid")
+    run.until(lambda: run.is_ready(2), "both run")
+    run.process.kill()
+    assert run.end()[0] == -signal.SIGKILL
+
+
+def test_a_crash_loop_stops_all_with_a_clear_error(start: Start) -> None:
+    run = start("Crashing")
+    assert run.end()[0] == 1
+    said = "ended 5 times within 10 s of its start, the last time with exit code 7; all are stopped"
+    assert said in run.log.splitlines()[-1] and len(run.ids) <= 10
+
+
+def test_a_configuration_that_a_process_refuses_stops_all(start: Start) -> None:
+    run = start("Pid", "--transport", "nosuch://127.0.0.1:0")
+    assert run.end()[0] == 3
+    assert "ended with exit code 3; all are stopped" in run.log
+
+
+def test_a_store_of_one_process_is_refused(start: Start) -> None:
+    run = start("Pid", store="memory:")
+    assert run.end() == (3, "")
+    assert "store: memory: is seen by this process only" in run.log and run.ids == []
+
+
+def test_each_process_has_keys_of_its_own(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "keys.toml").write_text('identity_dir = "keys"\n')
+    run = start("Pid", "-c", "keys.toml", "--agents", "2")
+    run.until(lambda: run.is_ready(2), "both run")
+    run.process.terminate()
+    assert run.end()[0] == 0
+    names = sorted(file.name for file in (tmp_path / "keys").iterdir())
+    assert len([name for name in names if re.search(r"Pid\.\d+\.key$", name)]) == 4, names
+    assert len([name for name in names if re.match(r"node\.\d+\.key$", name)]) == 2, names
+
+
+@pytest.mark.parametrize(
+    ("address", "second"),
+    [
+        ("tcp://127.0.0.1:7000", "tcp://127.0.0.1:7002"),
+        ("ws://[::1]:7000/path", "ws://[::1]:7002/path"),
+        ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0"),
+        ("tcp://host", "tcp://host"),
+        ("", ""),
+    ],
+)
+def test_a_process_listens_at_the_port_plus_its_number(address: str, second: str) -> None:
+    config = for_process(Config(transport=address, advertise="example.org:9000", processes=3), 2)
+    assert (config.transport, config.advertise, config.processes) == (second, "example.org:9002", 1)
+
+
+def test_a_port_that_is_none_is_refused() -> None:
+    assert for_process(Config(transport="tcp", host="h", port=65_000), 5).port == 65_005
+    with pytest.raises(ConfigError, match="65000 is not allowed with so many processes"):
+        for_process(Config(transport="tcp", host="h", port=65_000), 600)
+
+
+def test_lines_have_the_mark_of_their_process() -> None:
+    assert marked(2, b"caf\xc3\xa9 \xff", is_json=False) == "[2] café \\xff"
+    assert json.loads(marked(2, b'{"message": "x"}', is_json=True)) == {"process": 2, "message": "x"}
+    assert marked(2, b"Traceback", is_json=True) == "[2] Traceback"
