@@ -220,6 +220,30 @@ async def test_a_leader_that_is_cancelled_past_every_shield_leaves_the_others_a_
             await leader
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_caller_that_plain_asyncio_cancels_leaves_the_others_their_answers(
+    store: Scripted, commits: Commits
+) -> None:
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    for first in (lambda: commits.commit([put("a")]), lambda: commits.turn([put("a")], take_of())):
+        store.gate = anyio.Event()
+        calls = len(store.calls)
+        others = [loop.create_task(commits.commit([put(name)])) for name in ("b", "c")]
+        cancelled = loop.create_task(first())
+        await asyncio.sleep(0.01)
+        assert store.calls[calls:] == [3], "they share one call"
+        for one in (others[0], cancelled):
+            one.cancel()  # as asyncio.timeout does, which knows nothing of shields
+        await asyncio.sleep(0.01)
+        assert cancelled.cancelled() and others[0].cancelled(), "a caller that is cancelled waits for nobody"
+        store.gate.set()
+        async with asyncio.timeout(5):
+            assert isinstance((await others[1])[0], Committed)
+        assert None not in await store.get([POOL("a"), POOL("b")]), "what was sent is carried out"
+
+
 async def test_a_call_that_nobody_answers_ends_when_there_is_no_more_patience(
     store: Scripted, commits: Commits
 ) -> None:

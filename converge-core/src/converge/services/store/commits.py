@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from math import inf
 
 import anyio
@@ -20,6 +21,7 @@ from converge.errors import (
     StoreUnavailable,
 )
 from converge.services.store import epoch as epochs
+from converge.services.store.detached import Running, detached
 
 IN_FLIGHT = 2
 """Calls under way at a time: the store works on one while Python prepares the next; a third gained nothing in
@@ -83,6 +85,7 @@ class Commits:
         self._patience_sec = inf
         self._greatest = epoch[1]  # of the revisions that were seen
         self._is_rolled_back = False
+        self._detached: Running = set()  # calls that several callers share
         self._good_at = env.monotonic()  # when the history was last seen to be whole
         self._looked_at = -inf
 
@@ -187,6 +190,11 @@ class Commits:
 
     async def _send(self, asked: list[_Asked], take: Take | None) -> Taken | Conflict | None:
         """Make the call, and give each caller its own answer; answer the take's, which is the first caller's."""
+        if len(asked) == 1:
+            return await self._send_all(asked, take)
+        return await detached(partial(self._send_all, asked, take), self._detached)
+
+    async def _send_all(self, asked: list[_Asked], take: Take | None) -> Taken | Conflict | None:
         are_apart = len(asked) == 1 and asked[0].are_apart
         batches = asked[0].batches if len(asked) == 1 else [batch for one in asked for batch in one.batches]
         wake = {channel for one in asked for channel in one.wake}

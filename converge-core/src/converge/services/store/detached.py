@@ -1,0 +1,30 @@
+"""Calls that several callers share, and none of them can cancel for the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+Running = set["asyncio.Future[Any]"]
+"""Calls under way: a loop alone would let them be collected."""
+
+
+async def detached(call: Callable[[], Coroutine[Any, Any, T]], running: Running) -> T:
+    """Make the call where no cancellation of the caller reaches it; it then goes on for those who share it.
+
+    On trio a shield suffices. Plain asyncio cancels past it (`task.cancel()`, `asyncio.timeout`): there the call is a
+    task of its own, which stands in `running` until it has ended.
+    """
+    if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
+        return await call()
+    task = asyncio.ensure_future(call())
+    running.add(task)
+    task.add_done_callback(running.discard)
+    with anyio.CancelScope(shield=True):
+        return await asyncio.shield(task)
+    raise AssertionError("a shield without a deadline swallows nothing")
