@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 
+import anyio
 import pytest
 
 from converge.builtin.memory import MemoryStore
 from converge.contracts.store import Batch, Channel, Committed, Conflict, Store
 from converge.env import Env
-from converge.errors import LeaseEnded, StoreUnavailable
-from converge.model.keys import DEAD, EXPIRY, LEASE
+from converge.errors import LeaseEnded, StoreRolledBack, StoreUnavailable
+from converge.model.keys import DEAD, EPOCH, EXPIRY, LEASE
 from converge.services.store.commits import Commits
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import MARGIN, Lease, LeaseSettings, ended
@@ -122,6 +123,68 @@ async def test_a_renewal_whose_answer_was_lost_does_not_end_the_lease() -> None:
         assert not await lease._renew(store)
         assert await lease._renew(store)
         lease.check_alive()
+
+
+class Lossy(MemoryStore):
+    """A store that carries out the next commit and never answers it."""
+
+    is_lossy = False
+
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        outcomes = await super().commit(batches, wake=wake)
+        if self.is_lossy:
+            self.is_lossy = False
+            await anyio.sleep_forever()
+        return outcomes
+
+
+async def test_a_renewal_that_is_never_answered_counts_from_when_it_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converge.services.store.lease.ANSWER_PART", 0.05 / LEASE_SEC)
+    clock, store = Clock(), Lossy()
+    async with opened_lease(store, clock) as lease:
+        store.is_lossy = True
+        clock.now += 1_000.0
+        assert not await lease._renew(store), "the next one is due soon"
+        assert lease.remaining_sec() == pytest.approx(LEASE_SEC * (1 - MARGIN))
+        assert lease.renewals == 1
+        assert await lease._renew(store)
+
+
+async def test_a_renewal_finds_that_the_stores_revisions_fell_back() -> None:
+    clock = Clock()
+    store = Slow(clock)
+    async with opened_lease(store, clock) as lease:
+        commits = await StoreHandle.of(store).commits()
+        assert await lease._renew(store)
+        assert commits.history.greatest == lease._expiry_revision, "what the thread sees, all know of"
+        store._core.revision -= 2  # as a replica that takes over without the last writes
+        assert not await lease._renew(store)
+        assert commits.is_rolled_back
+        with pytest.raises(StoreRolledBack):
+            await commits.commit([Batch((), ())])
+        assert not await lease._renew(store), "a lease on another history is not renewed"
+        commits.history.is_rolled_back = False
+
+
+async def test_a_renewal_finds_that_the_store_has_another_epoch() -> None:
+    clock = Clock()
+    store = Slow(clock)
+    async with opened_lease(store, clock) as lease:
+        await store.commit([Batch((), ((EPOCH(), b'"another"'),))])
+        assert not await lease._renew(store)
+        assert (await StoreHandle.of(store).commits()).is_rolled_back
+
+
+async def test_a_renewal_finds_its_own_key_as_it_was_before() -> None:
+    clock = Clock()
+    store = Slow(clock)
+    async with opened_lease(store, clock) as lease:
+        assert await lease._renew(store)
+        lease._expiry_revision += 100  # as after a restore: the key stands at a revision from before our last renewal
+        assert not await lease._renew(store)
+        assert (await StoreHandle.of(store).commits()).is_rolled_back
 
 
 async def test_a_lease_is_not_ended_by_another_before_its_time() -> None:

@@ -91,7 +91,7 @@ class IdentityDir:
         history, found = History(folder, url, network), await epochs.read(handle.store)
         floor = await anyio.to_thread.run_sync(history.floor, found.text, found.accepted_at)
         commits = await handle.commits()  # which draws the epoch of a new store
-        commits.remember(floor)
+        commits.history.remember(floor)
         self._history, self._opened = history, handle
         await self.note_history()
 
@@ -106,7 +106,7 @@ class IdentityDir:
                 commits, found = await self._opened.commits(), await epochs.read(self._opened.store)
                 if not commits.is_rolled_back:
                     await anyio.to_thread.run_sync(
-                        self._history.note, found.text, commits.greatest, await self._opened.store.time()
+                        self._history.note, found.text, commits.history.greatest, await self._opened.store.time()
                     )
             except (StoreError, KeyFileRefused) as error:
                 log.warning("what this process saw of its store is not remembered: %s", error)

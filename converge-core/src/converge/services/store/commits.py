@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from math import inf
 
@@ -22,16 +22,12 @@ from converge.errors import (
 )
 from converge.services.store import epoch as epochs
 from converge.services.store.detached import Running, detached
+from converge.services.store.history import ROLLED_BACK, History
 
 IN_FLIGHT = 2
 """Calls under way at a time: the store works on one while Python prepares the next; a third gained nothing in
 measurements.
 """
-
-ROLLED_BACK = (
-    "the store's history is not the one that this process saw: it was flushed, restored or replaced; "
-    "find out what became of its data, then run `converge store accept`: this process goes on then"
-)
 
 ACCEPT_LOOK_SEC = 0.2
 """Between looks for an operator's accept while the store's history is another one: callers try again and again
@@ -75,7 +71,7 @@ class Commits:
         store need be true.
         """
         self._store, self._env, self._on_accepted = store, env, on_accepted
-        self._epoch = epoch
+        self.history = History(epoch)
         self._asked: list[_Asked] = []
         self._is_flush_due = False
         self._slots = anyio.Semaphore(IN_FLIGHT)
@@ -83,8 +79,6 @@ class Commits:
             anyio.CancelScope, float
         ] = {}  # of the calls under way, with the moment at which each began
         self._patience_sec = inf
-        self._greatest = epoch[1]  # of the revisions that were seen
-        self._is_rolled_back = False
         self._detached: Running = set()  # calls that several callers share
         self._good_at = env.monotonic()  # when the history was last seen to be whole
         self._looked_at = -inf
@@ -137,14 +131,9 @@ class Commits:
         return Turned(own.outcomes or (), taken)
 
     @property
-    def greatest(self) -> int:
-        """The greatest revision that was seen."""
-        return self._greatest
-
-    @property
     def is_rolled_back(self) -> bool:
         """Whether the store's history was found to be another one."""
-        return self._is_rolled_back
+        return self.history.is_rolled_back
 
     @property
     def asked_since(self) -> float | None:
@@ -157,10 +146,6 @@ class Commits:
     def answered_at(self) -> float:
         """When a write was last answered as it should be (monotonic seconds)."""
         return self._good_at
-
-    def remember(self, revision: int) -> None:
-        """This revision was seen before this process began: what the store gives now must be above."""
-        self._greatest = max(self._greatest, revision)
 
     def hurry(self, within_sec: float) -> None:
         """From now on no call takes longer than this, or its outcome counts as unknown: for a process that stops,
@@ -224,7 +209,7 @@ class Commits:
         self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel], are_apart: bool
     ) -> tuple[list[_Result], Taken | Conflict | ConvergeError | None]:
         """Send the batches in as many calls as they need; a failure is the result of those whose call it was."""
-        if self._is_rolled_back and not await self._is_accepted():
+        if self.history.is_rolled_back and not await self._is_accepted():
             rolled_back = StoreRolledBack(ROLLED_BACK)
             return [rolled_back] * len(batches), None if take is None else rolled_back
         groups = [] if are_apart and len(batches) <= LIMITS.batches else split(batches, take)
@@ -254,7 +239,8 @@ class Commits:
         self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]
     ) -> tuple[list[_Result], Taken | Conflict | ConvergeError | None]:
         """Make one call of the store; its failure is the result of each batch, but for a value that is too large."""
-        floor, epoch = self._greatest, self._epoch
+        history = self.history
+        floor, epoch = history.greatest, history.epoch
         try:
             outcomes, taken = await self._shielded(batches, take, wake)
         except InputError as error:
@@ -265,10 +251,10 @@ class Commits:
             return answers, None if take is None else (await self._try([], take, wake))[1]
         except StoreError as error:
             return [error] * len(batches), None if take is None else error
-        if epoch is self._epoch:
-            self._check_history([*outcomes, taken] if take is not None else outcomes, floor)
+        if epoch is history.epoch:
+            history.check([*outcomes, taken] if take is not None else outcomes, floor)
         if (
-            self._is_rolled_back or epoch is not self._epoch
+            history.is_rolled_back or epoch is not history.epoch
         ):  # it went out before another history was accepted, and says nothing of that one
             rolled_back = StoreRolledBack(ROLLED_BACK)
             return [rolled_back] * len(batches), None if take is None else rolled_back
@@ -290,7 +276,7 @@ class Commits:
         except StoreError:
             return False  # the next call looks again
         if is_accepted:
-            self._epoch, self._greatest, self._is_rolled_back = (self._epoch[0], found.revision), found.revision, False
+            self.history.begin_anew(found.revision)
             self._good_at = self._env.monotonic()
             self._on_accepted()
         return is_accepted
@@ -303,14 +289,16 @@ class Commits:
             try:
                 if take is None:
                     return list(await self._store.commit(batches, wake=wake)), None
-                turned = await self._store.turn(batches, take._replace(checks=(*take.checks, self._epoch)), wake=wake)
+                turned = await self._store.turn(
+                    batches, take._replace(checks=(*take.checks, self.history.epoch)), wake=wake
+                )
                 return list(turned.outcomes), turned.taken
             finally:
                 del self._shields[scope]
         raise OutcomeUnknown(f"the store did not answer within {self._patience_sec:g} s, and this process is stopping")
 
     def _with_epoch(self, batch: Batch) -> Batch:
-        checks, epoch = batch[0], self._epoch
+        checks, epoch = batch[0], self.history.epoch
         if type(checks) is list:
             if not checks or checks[-1][0] != epoch[0]:
                 checks.append(epoch)
@@ -318,25 +306,6 @@ class Commits:
                 checks[-1] = epoch
             return batch
         return Batch((*checks, epoch), batch.puts, batch.deletes, batch.window)
-
-    def _check_history(self, answers: Iterable[_Result | Taken | None], floor: int) -> None:
-        """Find another history (G15): another epoch, or a revision that is not above all that were seen before the call
-        began.
-        """
-        key, last = self._epoch[0], None
-        for answer in answers:
-            if answer is last:
-                continue  # a store may give one answer to many batches
-            last = answer
-            if type(answer) is Conflict:
-                if key in answer.keys:
-                    self._is_rolled_back = True
-            elif type(answer) is Committed or (type(answer) is Taken and answer.rests):
-                revision = answer.revision
-                if revision <= floor:
-                    self._is_rolled_back = True
-                elif revision > self._greatest:
-                    self._greatest = revision
 
 
 def _error_of(results: Sequence[_Result | Taken | None]) -> ConvergeError | None:

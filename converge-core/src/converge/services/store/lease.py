@@ -18,9 +18,10 @@ import attrs
 from converge.codec import encode
 from converge.contracts.store import ABSENT, Batch, Check, Committed, Conflict, Entry, Store, Window
 from converge.env import Env
-from converge.errors import LeaseEnded, OutcomeUnknown, StoreBusy, StoreError, StoreUnavailable
+from converge.errors import LeaseEnded, OutcomeUnknown, StoreBusy, StoreError, StoreRolledBack, StoreUnavailable
 from converge.model.keys import DEAD, EXPIRY, LEASE
 from converge.services.store.commits import Commits
+from converge.services.store.history import ROLLED_BACK
 from converge.services.store.outage import Outage
 
 log = logging.getLogger("converge.lease")
@@ -30,6 +31,11 @@ MARGIN = 0.1
 
 CLOSE_SEC = 1.5
 """How long closing may take; what is not ended then ends by itself."""
+
+ANSWER_PART, LOOK_PART = 1 / 4, 1 / 8
+"""The parts of a lease that a renewal, and a look at what became of it, wait for an answer: after both there is time
+for another try.
+"""
 
 BLOCKED_SEC = 2.0
 """A loop that has not run for so long, or for a third of the lease, is logged with its stack."""
@@ -77,6 +83,7 @@ class Lease:
         self._revision = 0
         self._expiry_revision = 0
         self._deadline = 0.0  # monotonic: until when this process may act
+        self._unanswered: dict[bytes, float] = {}  # values of renewals without an answer: when each was sent
         self._beaten: float | None = None  # a node beats; claims made by hand live as long as the process
         self._logged_beat: float | None = None  # the beat after which a block was logged
         self._ended: str | None = None
@@ -201,12 +208,12 @@ class Lease:
         self._stopping.set()
         self._ended = self._ended or "it was closed"
         with anyio.move_on_after(CLOSE_SEC, shield=True):
-            if self._thread is not None:
-                await anyio.to_thread.run_sync(self._thread.join, CLOSE_SEC, abandon_on_cancel=True)
             try:
                 await self._end()
             except StoreError as error:
                 log.warning("lease %s could not be ended in the store, it ends by itself: %s", self.id.hex(), error)
+            if self._thread is not None:  # last: a renewal that waits for the store must not use up the time
+                await anyio.to_thread.run_sync(self._thread.join, CLOSE_SEC, abandon_on_cancel=True)
 
     async def _end(self) -> None:
         for _ in range(TOUCHES):
@@ -273,13 +280,19 @@ class Lease:
             self.asked_since = None
 
     async def _renew_from(self, store: Store, began: float) -> bool:
-        key = EXPIRY(self.id)
-        with anyio.move_on_after(self.settings.lease_sec / 2) as scope:
+        history, key = self._commits.history, EXPIRY(self.id)
+        floor, epoch = history.greatest, history.epoch
+        with anyio.move_on_after(self.settings.lease_sec * ANSWER_PART):
             try:
                 until = await store.time() + self._lease_us()
                 renewed = [(key, str(until).encode())]
-                batch = Batch([(key, self._expiry_revision)], renewed, (), Window(at_most=until))
+                self._unanswered[renewed[0][1]] = began
+                batch = Batch([(key, self._expiry_revision), epoch], renewed, (), Window(at_most=until))
                 outcome, *_ = await store.commit([batch], wake=[self.channel])
+                if epoch is history.epoch:  # else an operator has accepted another one meanwhile
+                    history.check([outcome], floor)
+                if history.is_rolled_back:
+                    raise StoreRolledBack(ROLLED_BACK)
                 if isinstance(outcome, Conflict):
                     return await self._look_again(store)
                 self._expiry_revision = outcome.revision
@@ -288,31 +301,41 @@ class Lease:
             except StoreError as error:
                 self._outage.failed("renewal", error)
                 return False
-        if scope.cancelled_caught:
-            self._outage.failed(
-                "renewal",
-                StoreUnavailable(f"a renewal of the lease was not answered within {self.settings.lease_sec / 2:g} s"),
-            )
-            return False
+            self._renewed(began)
+            return True
+        return await self._look_again(store)
+
+    def _renewed(self, began: float) -> None:
         self._outage.works("renewal")
-        self._deadline = began + self.settings.lease_sec * (1 - MARGIN)
+        self._unanswered.clear()
+        self._deadline = max(self._deadline, began + self.settings.lease_sec * (1 - MARGIN))
         self.renewals += 1
         self.worst_renewal_sec = max(self.worst_renewal_sec, self._env.monotonic() - began)
-        return True
 
     async def _look_again(self, store: Store) -> bool:
-        """A renewal may have been applied without an answer; only this process renews, so the revision found is ours to
-        go on from.
+        """Look what became of a renewal that may have been applied without an answer. Only this process renews, so what
+        is found is its own: it prolongs the lease from when it was sent. Return False: the next one is due soon.
         """
-        try:
-            (entry,) = await store.get([EXPIRY(self.id)])
-        except StoreError:
+        with anyio.move_on_after(self.settings.lease_sec * LOOK_PART):
+            try:
+                (entry,) = await store.get([EXPIRY(self.id)])
+            except StoreError as error:
+                self._outage.failed("renewal", error)
+                return False
+            if entry is None:
+                self._ended = self._ended or "the store was not reached in time, and another process took its work back"
+                level = logging.DEBUG if self._stopping.is_set() else logging.ERROR
+                log.log(level, "lease %s has ended: %s", self.id.hex(), self._ended)
+            elif entry.revision < self._expiry_revision:
+                self._commits.history.is_rolled_back = True
+                self._outage.failed("renewal", StoreRolledBack(ROLLED_BACK))
+            else:
+                self._expiry_revision = entry.revision
+                if (began := self._unanswered.get(entry.value)) is not None:
+                    self._renewed(began)
             return False
-        if entry is None:
-            self._ended = "the store was not reached in time, and another process took its work back"
-            log.error("lease %s has ended: %s", self.id.hex(), self._ended)
-        else:
-            self._expiry_revision = entry.revision
+        unanswered = StoreUnavailable("neither a renewal of the lease nor a look at it was answered in time")
+        self._outage.failed("renewal", unanswered)
         return False
 
     def _is_stalled(self) -> bool:
