@@ -112,14 +112,36 @@ def compares_no_nonce(patch: pytest.MonkeyPatch) -> None:
 
 @breaks("T-13")
 def leaves_an_unknown_take_behind(patch: pytest.MonkeyPatch) -> None:
-    """A claim whose answer was lost stays held."""
+    """A claim whose answer was lost stays held: nobody settles it."""
 
-    async def settle_take(*_: object) -> None:
+    async def settle_takes(*_: object) -> None:
         return None
 
-    patch.setattr("converge.testing._task.groups.settle_take", settle_take)
-    patch.setattr(claims, "settle_take", settle_take)
-    patch.setattr(tasks, "settle_take", settle_take)
+    patch.setattr(tasks, "settle_takes", settle_takes)
+
+
+@breaks("T-13")
+def settles_an_unknown_take_once(patch: pytest.MonkeyPatch) -> None:
+    """A claim whose answer was lost is forgotten if the store refuses the first try to settle it."""
+    settle_takes = claims.settle_takes
+
+    async def once(handle: StoreHandle) -> None:
+        try:
+            await settle_takes(handle)
+        finally:
+            handle.unsettled.clear()
+
+    patch.setattr(tasks, "settle_takes", once)
+
+
+@breaks("T-13")
+def tells_what_settling_met(patch: pytest.MonkeyPatch) -> None:
+    """The error of a claim is the one that settling it met."""
+
+    async def settle_now(self: tasks.TaskManager) -> None:
+        await claims.settle_takes(self._opened)
+
+    patch.setattr(tasks.TaskManager, "_settle_now", settle_now)
 
 
 @breaks("T-23")
@@ -231,6 +253,7 @@ def claims_under_an_ended_lease(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(Lease, "check_alive", lambda self: None)
     patch.setattr(Lease, "check_not_ended", blind)
+    patch.setattr(StoreHandle, "may_act_under", lambda self, lease_id: True)
     patch.setattr(claims.Claims, "take", take)
 
 

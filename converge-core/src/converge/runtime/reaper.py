@@ -9,6 +9,7 @@ import anyio
 
 from converge.errors import StoreError
 from converge.services.store.handle import StoreHandle
+from converge.services.tasks.claim import settle_takes
 from converge.services.tasks.sweep import Sweep
 
 log = logging.getLogger("converge.reaper")
@@ -35,6 +36,8 @@ class Reaper:
                 self.asked = self._opened.env.monotonic()
                 if self._opened.due_at <= self.asked:
                     self._opened.due_at = inf
+                if self._opened.unsettled:
+                    await settle_takes(self._opened)  # a feed whose slots are busy takes nothing, so it settles nothing
                 moved = await self.sweep.paced_page()
                 self._opened.outage.works("sweep")
                 pause_sec = PAUSE_SEC if moved else await self._pause_sec()

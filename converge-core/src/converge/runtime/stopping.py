@@ -19,6 +19,7 @@ from converge.runtime.claiming.slots import Why
 from converge.runtime.network.network import Network
 from converge.runtime.reaper import Reaper
 from converge.services.store.handle import StoreHandle
+from converge.services.tasks.claim import settle_takes
 
 log = logging.getLogger("converge.node")
 
@@ -26,6 +27,12 @@ RELEASE_SEC = 1.5
 """How long a step of a stop may wait for the store (take descriptors back, hand claims back, end the lease); what is
 left ends with the lease.
 """
+
+SETTLE_SEC = 0.5
+"""How long the last takes may wait for the store, before the lease is ended."""
+
+SETTLE_AGAIN_SEC = 0.05
+"""Between tries to settle the last takes."""
 
 LAST_SEC = 0.2
 """What calls that are still under way have at the very end: nobody needs their answers any more."""
@@ -68,20 +75,39 @@ class Stopping:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._withdraw)
                 await self._drain(grace_sec)
-            with anyio.move_on_after(max(0.0, drained_by - anyio.current_time())):
-                await self._ticks.stop()  # not before: an agent that decides may need its ticks to report what it holds
-            dropped = await self._network.post.inboxes.drain(max(0.0, drained_by - anyio.current_time()))
-            if dropped:
-                log.warning("%d messages were not handled within %g s; their senders are told", dropped, grace_sec)
-            with anyio.move_on_after(RELEASE_SEC):
-                await self._network.mail.stopped()
-            with anyio.move_on_after(max(ON_STOP_SEC, drained_by - anyio.current_time())) as scope:
-                await stop_all(self._agents.values())
-            if scope.cancelled_caught:
-                log.warning("on_stop did not return in time; the node ends without it")
+            await self._stop_agents(grace_sec, drained_by)
+            await self._settle()
             with anyio.move_on_after(RELEASE_SEC):
                 await self._end_lease()
             self._opened.hurry(LAST_SEC)
+
+    async def _stop_agents(self, grace_sec: float, drained_by: float) -> None:
+        with anyio.move_on_after(max(0.0, drained_by - anyio.current_time())):
+            await self._ticks.stop()  # not before: an agent that decides may need its ticks to report what it holds
+        dropped = await self._network.post.inboxes.drain(max(0.0, drained_by - anyio.current_time()))
+        if dropped:
+            log.warning("%d messages were not handled within %g s; their senders are told", dropped, grace_sec)
+        with anyio.move_on_after(RELEASE_SEC):
+            await self._network.mail.stopped()
+        with anyio.move_on_after(max(ON_STOP_SEC, drained_by - anyio.current_time())) as scope:
+            await stop_all(self._agents.values())
+        if scope.cancelled_caught:
+            log.warning("on_stop did not return in time; the node ends without it")
+
+    async def _settle(self) -> None:
+        """Hand back what takes without an answer have taken, before the lease ends: with it they would go back as
+        attempts of a process that died.
+        """
+        self._opened.hurry(SETTLE_SEC)
+        with anyio.move_on_after(SETTLE_SEC):
+            while self._opened.unsettled and (lease := self._opened.lease_opened) and lease.remaining_sec() > 0:
+                try:
+                    await settle_takes(self._opened)
+                except StoreError as error:
+                    log.warning("the last takes of this process are not settled yet: %s", error)
+                if self._opened.unsettled:
+                    await anyio.sleep(SETTLE_AGAIN_SEC)
+        self._opened.hurry(RELEASE_SEC)
 
     async def _withdraw(self) -> None:
         try:

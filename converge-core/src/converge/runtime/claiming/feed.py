@@ -14,16 +14,7 @@ from anyio.abc import TaskGroup
 
 from converge.contracts.store import Batch, Channel, Conflict, Take, Taken, Turned
 from converge.env import Env
-from converge.errors import (
-    ConvergeError,
-    InputError,
-    LeaseEnded,
-    NotApplied,
-    SchemaTooNew,
-    StaleClaim,
-    StoreError,
-    TornRecord,
-)
+from converge.errors import ConvergeError, InputError, LeaseEnded, SchemaTooNew, StaleClaim, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.pace import PAUSE_SEC, Pace
 from converge.machines.task import Completed, Event, Failed, Found, Released
@@ -32,7 +23,7 @@ from converge.runtime.agents.supervision import Supervision
 from converge.runtime.claiming.lane_watch import LaneWatch
 from converge.runtime.claiming.slots import OnClaimed, Slots, Why
 from converge.services.store.handle import StoreHandle
-from converge.services.tasks.claim import Claims, settle_take
+from converge.services.tasks.claim import LEASE_WAS_LOST, Claims, settle_takes, turn
 from converge.services.tasks.finish import Finishes
 
 log = logging.getLogger("converge.feed")
@@ -79,7 +70,6 @@ class Feed:
         self.slots = Slots(env, group, self._on_finished, self._on_all_begun, observers.claimed, supervision)
         self._finishes = Finishes(handle)
         self._finished: list[tuple[Found, Event]] = []
-        self._unsettled: list[bytes] = []  # nonces of takes that were never answered
         self._wanted = 0  # slots that a take under way will fill
         self._event, self._is_signalled = anyio.Event(), False
         self._watch = LaneWatch(handle, group, poll_sec, self._on_wake_up)
@@ -153,8 +143,8 @@ class Feed:
         self._give_back(self.slots.take_back())
         self._wake()
 
-    def _give_back(self, claims: list[Found]) -> None:
-        why = "its process is stopping" if self.is_draining else "its agent rests, or has left the pool"
+    def _give_back(self, claims: list[Found], why: str = "its agent rests, or has left the pool") -> None:
+        why = "its process is stopping" if self.is_draining else why
         self._finished += [(found, Released("", why)) for found in claims]
 
     def _give_back_excess(self) -> None:
@@ -170,8 +160,9 @@ class Feed:
         self.is_draining = True
         while self.in_hand or self._wanted:
             if not self._pumping:
-                await self._flush()
-                return
+                await self._flush()  # handlers that were cancelled may still be ending
+                if not self.in_hand:
+                    return
             if self._idle.is_set():
                 self._idle = (
                     anyio.Event()
@@ -181,14 +172,16 @@ class Feed:
 
     async def _flush(self) -> None:
         """Tell the store what is left here: the node's block was cancelled, and the pumps with it."""
-        while self._finished or self._unsettled:
+        while self._finished:
+            finished, self._finished = self._finished, []
+            self._sending += len(finished)
             try:
-                await self._settle()
-                finished, self._finished = self._finished, []
-                await self._send(finished, None, b"")
+                await self._send(finished, None)
             except ConvergeError as error:
                 self._failed(error)
                 await anyio.sleep(BACKOFF_LEAST_SEC)
+            finally:
+                self._sending -= len(finished)
 
     def _failed(self, error: ConvergeError) -> None:
         if isinstance(error, StoreError):
@@ -274,24 +267,24 @@ class Feed:
             return False
         self._turned_at = self._env.monotonic()
         try:
-            take, nonce = await self._next_take()
+            take = await self._next_take()
         except ConvergeError:  # whatever keeps it from claiming keeps nothing from ending
             finished, self._finished = self._finished, []
-            await self._send_counted(finished, None, b"")
+            await self._send_counted(finished, None)
             raise
         finished, self._finished = self._finished, []
         if take is None and not finished and not self._wakes:
             return False
-        await self._send_counted(finished, take, nonce)
+        await self._send_counted(finished, take)
         return True
 
-    async def _send_counted(self, finished: list[tuple[Found, Event]], take: Take | None, nonce: bytes) -> None:
+    async def _send_counted(self, finished: list[tuple[Found, Event]], take: Take | None) -> None:
         limit = take.limit if take is not None else 0
         self._wanted += limit
         self._sending += len(finished)
         taken = 0
         try:
-            taken = await self._send(finished, take, nonce)
+            taken = await self._send(finished, take)
         finally:
             self._wanted -= limit
             self._sending -= len(finished)
@@ -329,11 +322,11 @@ class Feed:
             or self._env.monotonic() - self._turned_at >= GATHER_SEC
         )
 
-    async def _next_take(self) -> tuple[Take | None, bytes]:
+    async def _next_take(self) -> Take | None:
         if self.is_draining or self.slots.free - self._wanted <= 0:
-            return None, b""
-        if self._unsettled:
-            await self._settle()
+            return None
+        if self._opened.unsettled:
+            await settle_takes(self._opened)
         if self._claims.unread:
             await self._claims.put_unread_away()
         if self._must_look or self._turned_at >= self._look_due:
@@ -341,23 +334,23 @@ class Feed:
         # Counted only now: while this pump waited the other one may have taken, or the node may have begun to stop.
         free = self.slots.free - self._wanted
         if free <= 0 or self._is_stopping():
-            return None, b""
+            return None
         now = self._env.monotonic()
         if not self._claims.has_ready:
             self._pace.found_nothing(now)
             self._watch.watch(self._claims.channels)  # its first answer has this feed look again
-            return None, b""
+            return None
         limit = self._pace.wanted(free, now)
         if limit <= 0:
-            return None, b""
-        nonce, take = self._env.entropy(16), None
+            return None
+        take = None
         self._pace.left(now)
         try:
-            take = await self._claims.take(limit, nonce)
+            take = await self._claims.take(limit, self._env.entropy(16))
         finally:
             if take is None:
                 self._pace.came_back(limit, 0, now)
-        return take, nonce
+        return take
 
     async def _look_or_assume(self) -> None:
         """After a wake-up look at what is known first, in the take itself; read pools and lanes again each poll
@@ -380,42 +373,27 @@ class Feed:
     def _is_stopping(self) -> bool:
         return self.is_draining
 
-    async def _settle(self) -> None:
-        """Take back what came of takes that were never answered, before anything else is taken: it would stay held as
-        long as this process lives.
-        """
-        while self._unsettled:
-            nonce = self._unsettled[0]
-            await settle_take(self._opened, nonce)
-            if nonce in self._unsettled:
-                self._unsettled.remove(nonce)
-
-    async def _send(self, finished: list[tuple[Found, Event]], take: Take | None, nonce: bytes) -> int:
+    async def _send(self, finished: list[tuple[Found, Event]], take: Take | None) -> int:
         """Make one call of the store; return how many tasks its take took."""
         try:
             batches, sent, slow, wake = await self._plan(finished)
-            commits = await self._opened.commits()
             if self._wakes:
                 wake |= self._wakes
                 self._wakes.clear()
                 await self._leave_sleepers()
             turned = (
-                await commits.turn(batches, take, wake=wake, are_apart=_are_apart(finished))
+                await turn(self._opened, batches, take, wake=wake, are_apart=_are_apart(finished))
                 if batches or wake or take is not None
                 else Turned((), None)
             )
         except StoreError as error:
             if isinstance(error.__cause__, InputError):
-                self._unsettled += [nonce] if take is not None else []
                 await self._finish_slowly(finished)
                 return 0
             self._finished += finished  # to say them again is safe
-            if take is not None and not isinstance(error, NotApplied):
-                self._unsettled.append(nonce)
             raise
         except anyio.get_cancelled_exc_class():
             self._finished += finished
-            self._unsettled += [nonce] if take is not None else []
             raise
         except InputError:
             await self._finish_slowly(finished)  # one of them cannot be stored: each by itself, and that one fails
@@ -453,8 +431,9 @@ class Feed:
         if take is None or not isinstance(taken, Taken):
             return
         claims = self._claims.taken(take, taken)
-        if claims and self.is_draining:
-            self._give_back(claims)
+        if claims and (self.is_draining or not self._opened.may_act_under(take.to[1])):
+            # Also where the lease was lost meanwhile: handlers would work under claims that are about to go back.
+            self._give_back(claims, LEASE_WAS_LOST)
             self._wake()
         elif claims:
             self._is_assuming = False

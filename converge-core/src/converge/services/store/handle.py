@@ -59,6 +59,11 @@ class StoreHandle:
         becomes sooner.
         """
         self.due_came = anyio.Event()
+        self.unsettled: dict[bytes, bytes] = {}
+        """Takes whose answers were lost: the nonce of each, and the lease that it was for. They are settled before
+        anybody takes again: what they took would stay held as long as this process lives.
+        """
+        self.settling = anyio.Lock()
         self._lock = anyio.Lock()
         self._format = FIRST  # the newest that is known to be recorded in the store
         self._offset = 0  # store time less monotonic time, microseconds
@@ -146,6 +151,11 @@ class StoreHandle:
     def lease_opened(self) -> Lease | None:
         """The lease, if one was opened."""
         return self._lease
+
+    def may_act_under(self, lease_id: bytes) -> bool:
+        """Return whether that is this process's lease still, and has not run out."""
+        lease = self._lease
+        return lease is not None and lease.id == lease_id and lease.remaining_sec() > 0
 
     async def now(self) -> int:
         """Return store time in microseconds, estimated from the last reading and the monotonic clock; while the store

@@ -1,6 +1,4 @@
-"""Claiming for one group of agents: which lanes it may take from, the take, what came of it; and an unknown take
-settled.
-"""
+"""Claiming for one group of agents: which lanes it may take from, the take, what came of it; unknown takes settled."""
 
 from __future__ import annotations
 
@@ -8,8 +6,30 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 
 from converge.codec import FORMAT, decode, decoder, moment_or, parse_hash
-from converge.contracts.store import LIMITS, Check, Conflict, Key, Range, Rest, Store, Take, Taken
-from converge.errors import PoolClosed, SchemaTooNew, StaleClaim, StoreError, TornRecord
+from converge.contracts.store import (
+    LIMITS,
+    Batch,
+    Channel,
+    Check,
+    Conflict,
+    Key,
+    Range,
+    Rest,
+    Store,
+    Take,
+    Taken,
+    Turned,
+)
+from converge.errors import (
+    InputError,
+    LeaseEnded,
+    NotApplied,
+    PoolClosed,
+    SchemaTooNew,
+    StaleClaim,
+    StoreError,
+    TornRecord,
+)
 from converge.ids import id_text
 from converge.machines.lane import Lane
 from converge.machines.match import Claimer, lane_news, refusal, watched_news
@@ -28,6 +48,8 @@ FROM_START_EVERY = 8
 is found then.
 """
 
+LEASE_WAS_LOST = "its process lost its lease while it was being claimed"
+"""Why a claim goes back that nobody has begun."""
 
 _FIRST: Rest = (INT_MIN, bytes(16))
 """Below every rest of a ready key."""
@@ -255,29 +277,73 @@ async def not_members(store: Store, pool_id: str, agent_ids: Sequence[str]) -> l
     return [agent_id for agent_id, member in zip(agent_ids, found, strict=True) if member is None]
 
 
-async def settle_take(handle: StoreHandle, nonce: bytes) -> None:
-    """Make sure that a take whose answer was lost holds nothing, and never will: what it took goes back, uncounted.
+async def turn(
+    handle: StoreHandle,
+    batches: Sequence[Batch],
+    take: Take | None,
+    *,
+    wake: Collection[Channel] = (),
+    are_apart: bool = False,
+) -> Turned:
+    """As `Commits.turn`. A take that may have been made although its answer was lost, or its caller cancelled, is noted
+    in the handle: `settle_takes` before anybody takes again.
+
+    Raises: As `Commits.turn`.
+    """
+    commits = await handle.commits()
+    try:
+        return await commits.turn(batches, take, wake=wake, are_apart=are_apart)
+    except (NotApplied, InputError):
+        raise
+    except BaseException:
+        if take is not None:
+            handle.unsettled[take.tail[0]] = take.to[1]
+        raise
+
+
+async def settle_takes(handle: StoreHandle) -> None:
+    """Make sure that the takes whose answers were lost hold nothing, and never will: what they took goes back,
+    uncounted.
+
+    What they hold under a lease that has ended is the reaper's.
 
     Raises:
-        LeaseEnded: This process has lost its lease: its claims are the reaper's.
+        StoreError: As `Store.commit`; what is not settled stays noted.
     """
-    lease = await handle.lease()
-    await lease.touch()
+    async with handle.settling:
+        lease = handle.lease_opened
+        for nonce, lease_id in tuple(handle.unsettled.items()):
+            if lease is None or lease_id != lease.id:
+                del handle.unsettled[nonce]
+        nonces = set(handle.unsettled)
+        if lease is None or not nonces or lease.remaining_sec() <= 0:
+            return  # of a lease that has run out but is renewed yet they stay noted
+        try:
+            await lease.touch()
+            await _release_taken(handle, lease.id, nonces)
+        except LeaseEnded:
+            log.warning("lease %s has ended: what its last takes took goes back with it", lease.id.hex())
+        for nonce in nonces:
+            handle.unsettled.pop(nonce, None)
+
+
+async def _release_taken(handle: StoreHandle, lease_id: bytes, nonces: set[bytes]) -> None:
     finishes = Finishes(handle)
-    async for page in Pages(handle.store, HELD(lease.id)):
+    async for page in Pages(handle.store, HELD(lease_id)):
         for entry in page:
-            if entry.key[4] == nonce:
-                task, state = await handle.store.get([TASK(entry.key[3]), STATE(entry.key[3])])
-                place = Held(lease.id, nonce, entry.revision, moment_or(entry.value, 0))
-                try:
-                    await finishes.finish(
-                        read_found(entry.key[3], task and task.value, state and state.value, place),
-                        Released("", "its claim was never answered"),
-                    )
-                except StaleClaim as error:
-                    log.warning("%s", error)  # it was cancelled meanwhile
-                except (TornRecord, SchemaTooNew) as error:
-                    await put_away(handle, entry.key, entry.revision, entry.key[3], error)
+            if entry.key[4] not in nonces:
+                continue
+            task, state = await handle.store.get([TASK(entry.key[3]), STATE(entry.key[3])])
+            place = Held(lease_id, entry.key[4], entry.revision, moment_or(entry.value, 0))
+            try:
+                await finishes.finish(
+                    read_found(entry.key[3], task and task.value, state and state.value, place),
+                    Released("", "its claim was never answered"),
+                )
+            except StaleClaim as error:
+                log.warning("%s", error)  # it was cancelled meanwhile
+            except (TornRecord, SchemaTooNew) as error:
+                await put_away(handle, entry.key, entry.revision, entry.key[3], error)
 
 
 def read_found(id_: bytes, raw_spec: bytes | None, raw_state: bytes | None, place: Held) -> Found:

@@ -13,11 +13,11 @@ from anyio import lowlevel
 from converge.codec import decode, stored_text
 from converge.contracts.store import LIMITS, Conflict, Entry, Store
 from converge.errors import (
+    ConvergeError,
     InvalidValue,
     LeaseEnded,
     NoSuchTask,
     NotRetried,
-    OutcomeUnknown,
     ResultTimeout,
     StaleClaim,
     StoreBusy,
@@ -42,7 +42,7 @@ from converge.model.keys import TASK, TORN
 from converge.model.task import Spec, Task
 from converge.services.store.handle import StoreHandle
 from converge.services.store.patience import PATIENCE_SEC, attempts
-from converge.services.tasks.claim import Claims, settle_take
+from converge.services.tasks.claim import LEASE_WAS_LOST, Claims, settle_takes, turn
 from converge.services.tasks.finish import Finishes
 from converge.services.tasks.listing import list_tasks
 from converge.services.tasks.records import encode_result, moment, to_task
@@ -123,7 +123,8 @@ class TaskManager:
             InvalidValue: The limit is below one.
             LeaseEnded: This process was away from the store for too long; what it held has gone back. Where no node
                 keeps the lease, the next claim opens another; memberships are to be made again.
-            StoreError: As `Store.commit`; nothing is held.
+            StoreError: As `Store.commit`; nothing is held, or what is goes back, uncounted, before this process claims
+                again.
         """
         check_name("agent", agent_id)
         for name, names in (
@@ -324,6 +325,8 @@ class TaskManager:
     async def _take(self, claims: Claims, limit: int) -> list[Found]:
         limit = min(limit, LIMITS.keys)
         for attempt in range(3):
+            if self._opened.unsettled:
+                await settle_takes(self._opened)
             if (attempt or not claims.has_ready) and not await claims.look():
                 return []
             nonce = self._opened.env.entropy(16)
@@ -331,18 +334,16 @@ class TaskManager:
             if take is None:
                 continue
             try:
-                turned = await (await self._opened.commits()).turn([], take)
-            except OutcomeUnknown:
-                await settle_take(self._opened, nonce)
-                raise
-            except anyio.get_cancelled_exc_class():
-                # Cancelled past the coalescer's shield, as plain asyncio can: nobody will have what the take has taken.
-                with anyio.move_on_after(SETTLE_SEC, shield=True):
-                    await settle_take(self._opened, nonce)
+                turned = await turn(self._opened, [], take)
+            except BaseException:
+                if nonce in self._opened.unsettled:
+                    await self._settle_now()
                 raise
             if isinstance(turned.taken, Conflict):
                 await claims.refused(turned.taken)
             elif turned.taken is not None and (found := claims.taken(take, turned.taken)):
+                if not self._opened.may_act_under(take.to[1]):
+                    await self._give_back(found)
                 return found
         return []
 
@@ -351,6 +352,34 @@ class TaskManager:
             await claims.put_unread_away()
         except StoreError as error:  # the next claim does it: what was claimed is the caller's
             log.warning("claims that cannot be read are still held: %s", error)
+
+    async def _settle_now(self) -> None:
+        """Settle a take at once, if the store lets us: its caller may never claim again. Else the next take does.
+
+        It raises no error of its own, so that none takes the place of what the caller is told, or of a cancellation.
+        """
+        with anyio.move_on_after(SETTLE_SEC, shield=True):
+            try:
+                await settle_takes(self._opened)
+            except ConvergeError as error:
+                log.warning("what a claim without an answer took is settled before the next claim: %s", error)
+
+    async def _give_back(self, found: Sequence[Found]) -> None:
+        """Hand back what came under a lease that was lost while it was claimed.
+
+        Raises:
+            LeaseEnded: Always.
+        """
+        with anyio.move_on_after(SETTLE_SEC, shield=True):
+            try:
+                errors = await self._finishes.finish_all([(one, Released("", LEASE_WAS_LOST)) for one in found])
+            except StoreError as error:
+                errors = [error]
+            for why in filter(None, errors):
+                log.warning("a claim of a lost lease was not handed back, the reaper does it: %s", why)
+        place = found[0].place
+        assert isinstance(place, Held), "what a take took is held"
+        raise LeaseEnded(place.lease.hex())
 
     async def _finish(self, task: Task, event: Event) -> None:
         id_ = id_bytes("task id", task.id)

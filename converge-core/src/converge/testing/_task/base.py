@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 import pytest
 
-from converge.contracts.store import Batch, Store
-from converge.errors import ConvergeError
+from converge.contracts.store import Batch, Channel, Entry, Key, Store, Take, Taken, Turned
+from converge.errors import ConvergeError, OutcomeUnknown, StoreUnavailable
 from converge.model.keys import EXPIRY
 from converge.model.pool import Pool
 from converge.model.task import Task
@@ -57,6 +57,33 @@ class Process:
         with anyio.fail_after(PATIENCE_SEC):
             while await self.sweep.page():
                 pass
+
+
+class TakeCut(CheckedStore):
+    """Any store that loses the answer of the first take which takes something, and then refuses some reads."""
+
+    def __init__(self, inner: Store, refusals: int) -> None:
+        super().__init__(inner)
+        self._refusals = refusals
+        self._lost: Take | None = None
+
+    def lost(self) -> Take:
+        """Return the take whose answer was lost."""
+        assert self._lost is not None, "a task is ready"
+        return self._lost
+
+    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
+        if self._lost is not None and self._refusals:
+            self._refusals -= 1
+            raise StoreUnavailable("the kit refuses this read")
+        return await super().get(keys)
+
+    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
+        turned = await super().turn(batches, take, wake=wake)
+        if self._lost is None and isinstance(turned.taken, Taken) and turned.taken.rests:
+            self._lost = take
+            raise OutcomeUnknown("the kit lost this answer")
+        return turned
 
 
 async def wait_until_store_time(store: Store, at: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -10,14 +11,12 @@ import anyio
 import pytest
 
 from converge.contracts.store import Conflict, Entry, Range, Store
-from converge.errors import LeaseEnded, NoSuchTask
-from converge.machines.match import Claimer
+from converge.errors import LeaseEnded, NoSuchTask, OutcomeUnknown, StoreUnavailable
 from converge.machines.task import TaskState
 from converge.model.keys import DEAD, EXPIRY, HELD, LEASE, ORDER, READY, STATE, TASK
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.store.handle import StoreHandle
-from converge.services.tasks.claim import Claims, settle_take
 from converge.services.tasks.lanes import LaneCloser
 from converge.testing._store.base import Inheriting
 from converge.testing._task.base import (
@@ -25,6 +24,7 @@ from converge.testing._task.base import (
     PATIENCE_SEC,
     POOL,
     Process,
+    TakeCut,
     TaskCase,
     another,
     let_pass,
@@ -334,21 +334,25 @@ class GroupClauses(TaskCase):
             "the state of a task released past its deadline",
         )
 
-    async def test_a_claim_whose_answer_was_lost_holds_nothing(self, one: Process) -> None:
-        """T-13."""
+    @pytest.mark.parametrize("refusals", [0, 1, 3])
+    async def test_a_claim_whose_answer_was_lost_holds_nothing(self, one: Process, refusals: int) -> None:
+        """T-13, also where the store refuses the first reads after it."""
         task_id = await one.tasks.submit(Task(pool_id=POOL, max_attempts=1))
-        claims = Claims(one.handle, "agent", [POOL], Claimer())
-        await claims.look()
-        nonce = one.handle.env.entropy(16)
-        take = await claims.take(10, nonce)
-        assert take is not None, "a task is ready"
-        commits = await one.handle.commits()
-        await commits.turn([], take)  # its answer is lost
-        await settle_take(one.handle, nonce)
-        again = await commits.turn([], take)  # the same take, arriving late
-        expect("T-13", isinstance(again.taken, Conflict), "a take that was settled took something when it arrived late")
-        task = await one.claim_one()
-        expect_equal("T-13", (task.id, task.attempts), (task_id, 1), "the task and its attempts after a lost claim")
+        async with one.store.reopen() as store:
+            cut = TakeCut(store, refusals)
+            two = Process(cut, 15.0)
+            try:
+                told = await raised(OutcomeUnknown, two.claim())
+                expect("T-13", told, "a claim whose answer was lost does not say so")
+                for _ in range(refusals):
+                    with suppress(StoreUnavailable):
+                        await two.claim(types=["none"])  # whatever it claims next
+                late = await store.turn([], cut.lost())
+                expect("T-13", isinstance(late.taken, Conflict), "a take took something when it arrived late")
+                claimed = [(task.id, task.attempts) for task in await one.claim()]
+                expect_equal("T-13", claimed, [(task_id, 1)], "the task and its attempts after a lost claim")
+            finally:
+                await two.handle.close()
 
     async def test_retention_removes_a_task_and_its_dedup_key(self, one: Process) -> None:
         """T-14."""
