@@ -7,6 +7,7 @@ import os
 import sqlite3
 import stat
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,17 @@ async def test_a_file_of_a_newer_release_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SchemaTooNew, match="version 7"):
         async with FileStore.open(f"file:{path}"):
             raise AssertionError("it was opened")
+
+
+async def test_a_new_file_takes_no_value_of_another_type(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    async with FileStore.open(f"file:{path}"):
+        pass
+    with closing(sqlite3.connect(path)) as connection:
+        made = connection.execute("select sql from sqlite_master where type = 'table'").fetchall()
+        assert made and all(text.endswith("strict") for (text,) in made)
+        with pytest.raises(sqlite3.IntegrityError, match="cannot store TEXT value in INTEGER column"):
+            connection.execute("insert into f_later values ('soon', x'00', '', 1)")
 
 
 async def test_the_view_shows_each_task_in_its_place(tmp_path: Path) -> None:
