@@ -38,6 +38,7 @@ from converge.machines.records import MESSAGE as ITEM
 from converge.machines.records import RECEIPT, Item
 from converge.machines.secure import Terms
 from converge.model.descriptor import network_tag
+from converge.runtime.agents.background import Background
 from converge.runtime.network.link import Link, Links
 from converge_transport_tcp import TcpOptions, TcpTransport
 
@@ -70,7 +71,8 @@ async def links(on_items: Callable[[Link, list[Item]], Awaitable[None]]) -> Asyn
         transport.listen(ANY) as listener,
         anyio.create_task_group() as group,
     ):
-        own = Links(transport, Terms(network=network_tag("bench"), identity=identity), SYSTEM, group, on_items)
+        terms = Terms(network=network_tag("bench"), identity=identity)
+        own = Links(transport, terms, SYSTEM, Background(group, SYSTEM), on_items)
         group.start_soon(own.serve, listener)
         yield own, identity.public_key, listener.address
         group.cancel_scope.cancel()

@@ -14,6 +14,7 @@
         AttemptEnd      raised by a handler, says what becomes of its task: NoRetry, RetryAfter, Release
         ActionError     an agent may not act so, or not now: ActionNotAllowed, ToolNotAllowed, ToolTimeout,
                         TooManyDecisions, TooManyActions
+        UserCodeExited  mend the agent's own code
         MessageError    the message did not arrive: Undeliverable, Backpressure, HandlerFailed, DeliveryTimeout
             Undeliverable   Dropped
         ChannelError    reconnect, or refuse the peer: HandshakeFailed, HandshakeRefused, BadRecord, VersionMismatch,
@@ -411,6 +412,10 @@ class TooManyActions(ActionError):
 
 
 # Messages.
+
+
+class UserCodeExited(ConvergeError):
+    """User code ended in a way that would end its caller: by `sys.exit`, its own cancellation, a `BaseException`."""
 
 
 class MessageError(ConvergeError):

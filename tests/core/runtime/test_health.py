@@ -164,13 +164,13 @@ async def test_a_blocked_loop_shows_to_another_thread_while_it_is_blocked_and_wh
 
 
 async def test_a_part_that_says_what_ails_it_makes_the_node_not_ready(node: Node) -> None:
-    node.vitals.sources.append(lambda: [Ailment(Code.AGENT_DOWN, "agent x stands still", node.env.monotonic() - 60)])
+    node.vitals.sources.append(lambda: [Ailment(Code.LOOP_FAILED, "agent x stands still", node.env.monotonic() - 60)])
     health = node.health()
     (reason,) = health.reasons
     assert (health.is_live, health.is_ready, reason.code, reason.text) == (
         True,
         False,
-        "agent_down",
+        "loop_failed",
         "agent x stands still",
     )
     assert reason.since.tzinfo is not None

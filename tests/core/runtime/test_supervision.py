@@ -368,7 +368,7 @@ async def test_messages_wait_while_the_handler_of_messages_rests_and_tasks_do_no
             assert anyio.current_time() - began > 0.1 and agent.health.state == "closed"
 
 
-async def test_an_agent_whose_own_loop_dies_makes_its_node_not_ready_and_stops_no_other(
+async def test_what_nobody_expected_of_a_slot_makes_its_node_not_ready_and_stops_nothing(
     moody: type[Moody], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moody.is_ill = False
@@ -377,14 +377,16 @@ async def test_an_agent_whose_own_loop_dies_makes_its_node_not_ready_and_stops_n
             (agent,) = await node.spawn(moody, pool="p")
             await node.spawn(type("Other", (Steady,), {}), pool="q")
             slots = next(feed for feed in node.feeds if feed.slots.slots[0].agent is agent).slots
-            monkeypatch.setattr(slots, "_env", None)  # our own mistake, whatever it is
-            (bad,) = await submit(node, max_attempts=1)
-            await wait_until(lambda: agent.health.died != "")
+            with monkeypatch.context() as patched:
+                patched.setattr(slots, "_limit", None)  # our own mistake, whatever it is
+                (bad,) = await submit(node, max_attempts=1, timeout_sec=9)
+                assert "TypeError" in (await node.tasks.result(bad)).error
             (reason,) = node.health().reasons
-            assert reason.code == Code.AGENT_DOWN and agent.id in reason.text
+            assert reason.code == Code.LOOP_FAILED and "_keep" in reason.text
+            (same,) = await submit(node, max_attempts=1)
+            assert (await node.tasks.result(same)).state == TaskState.COMPLETED
             good = await node.tasks.submit(Task(pool_id="q"))
             assert (await node.tasks.result(good)).state == TaskState.COMPLETED
-            assert bad
 
 
 # What an agent rests for.

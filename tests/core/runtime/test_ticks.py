@@ -18,6 +18,8 @@ from converge.machines.breaker import Breaker
 from converge.model.message import Message
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.background import Background
+from converge.runtime.agents.boundary import Boundary, Worker
 from converge.runtime.agents.ticks import Ticks
 from converge.runtime.node import Node
 from converge.testing.fixtures import wait_until
@@ -175,7 +177,7 @@ async def test_the_timer_ends_when_it_is_stopped_though_ticks_are_due() -> None:
             agent: Agent
             (agent,) = await node.spawn(type("Quick", (Ticking,), {"tick_sec": 3_600.0}))
             async with anyio.create_task_group() as group:
-                ticks = Ticks(node.env, group, node.supervision)
+                ticks = Ticks(node.env, Boundary(Worker, Background(group, node.env)), node.supervision)
                 group.start_soon(ticks.run)
                 await anyio.wait_all_tasks_blocked()
                 await ticks.stop()
@@ -211,11 +213,11 @@ async def test_ticks_drift_apart_by_up_to_a_tenth() -> None:
             await node.ticks.stop()
             Noting.moments.clear()
             async with anyio.create_task_group() as group:
-                ticks = Ticks(
-                    Env(entropy=lambda count: b"\xff" * count), group, node.supervision
-                )  # as late as chance has it
+                env = Env(entropy=lambda count: b"\xff" * count)  # as late as chance has it
+                ticks = Ticks(env, Boundary(Worker, Background(group, env)), node.supervision)
                 ticks.add([agent])
                 group.start_soon(ticks.run)
                 await wait_until(lambda: len(Noting.moments) >= 4)
                 await ticks.stop()
+                group.cancel_scope.cancel()
             assert min(after - before for before, after in pairwise(Noting.moments)) > 0.108

@@ -103,11 +103,13 @@ def run(
 def _run_here(settings: Config, wanted: Run, common: Common) -> int:
     from converge.cli.results import write_results
     from converge.operations import run as main
+    from converge.operations.loop import loop_factory
 
     main.tune_interpreter()
     with output.progress(settings.pool_id or "tasks", is_wanted=wanted.is_drain) as on_progress:
         on_note = None if on_progress is None else on_progress.note
-        drained = anyio.run(main.run, settings, wanted, on_progress, on_note, backend_options=loop_options())
+        options = {"loop_factory": loop_factory}
+        drained = anyio.run(main.run, settings, wanted, on_progress, on_note, backend_options=options)
     if drained is None or not wanted.is_drain:
         return DONE
     write_results(drained.rows, as_json=common.json)

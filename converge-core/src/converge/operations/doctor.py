@@ -13,10 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import anyio
 import attrs
 
 from converge.errors import ConvergeError
 from converge.plugins import PluginHost
+from converge.runtime.agents.boundary import worker_kind
 from converge.runtime.config.check import problems_of
 from converge.runtime.config.config import KEYS, Config
 from converge.runtime.keys.folder import KeyFolder
@@ -83,6 +85,15 @@ def check_process() -> Iterator[Finding]:
             "uvloop",
             "uvloop is not installed: the event loop is the slower one of the standard library",
             "pip install uvloop",
+        )
+    kind = anyio.run(worker_kind)
+    if kind.is_fast:
+        yield fine("user_code", "calls of user code are told apart at no cost")
+    else:
+        yield warning(
+            "user_code",
+            f"anyio {version('anyio')} keeps its tasks in another way than is known: each call costs a task of its own",
+            "use a release of anyio that this one was tested with, see docs/reference/support-matrix.md",
         )
 
 

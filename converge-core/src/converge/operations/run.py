@@ -14,6 +14,7 @@ import attrs
 
 from converge.contracts.store import Feature, Store
 from converge.errors import ConfigError, ConvergeError, InvalidValue, NoSuchPool, ResultTimeout
+from converge.foreign import describe, tell
 from converge.machines.breaker import CircuitState
 from converge.machines.lane import Lane
 from converge.machines.match import refusal
@@ -285,8 +286,8 @@ async def _spawn(node: Node, cls: type[Agent], group: AgentGroup) -> None:
     except ConvergeError:
         raise
     except Exception as error:
-        log.exception("agent %s did not start", group.type)
-        raise ConvergeError(f'agent "{group.type}" did not start: {type(error).__name__}: {error}') from error
+        tell(log, logging.ERROR, "agent %s did not start", group.type, error=error)
+        raise ConvergeError(f'agent "{group.type}" did not start: {describe(error)}') from error
 
 
 def pools_of(config: Config) -> list[str]:

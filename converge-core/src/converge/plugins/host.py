@@ -19,6 +19,7 @@ from converge.contracts.discovery import DiscoveryBackend
 from converge.contracts.store import StoreBackend
 from converge.contracts.transport import TransportBackend
 from converge.errors import ConfigError, InvalidValue, PluginDuplicate, PluginMissing, PluginRefused, Undeliverable
+from converge.foreign import Raised, detached, name_of, tell
 from converge.model.message import Message
 from converge.plugins.declared import (
     DISCOVERY,
@@ -179,10 +180,10 @@ class PluginHost:
         nothing.
         """
         for impl in getattr(self._manager.hook, hook).get_hookimpls():
-            try:
-                impl.function(*(values[name] for name in impl.argnames))
-            except Exception:  # a plugin's boundary: an observer must not stop what it observes
-                log.exception("plugin %s: %s failed; what it observed goes on", impl.plugin_name, hook)
+            outcome = detached(impl.function, *(values[name] for name in impl.argnames))
+            if type(outcome) is Raised:  # an observer must not stop what it observes
+                text = "plugin %s: %s failed; what it observed goes on"
+                tell(log, logging.ERROR, text, impl.plugin_name, hook, error=outcome.error)
 
     def guard(self, hook: str, message: Message) -> Message:
         """Pass the message through the guards of a hook, in load order; return what they make of it. Whose message it
@@ -192,15 +193,12 @@ class PluginHost:
             Undeliverable: A guard refused it, or failed; the cause is chained.
         """
         for impl in getattr(self._manager.hook, hook).get_hookimpls():
-            try:
-                answer = impl.function(*(message for _ in impl.argnames))
-            except Exception as error:  # a plugin's boundary: a guard that raises refuses
+            answer = detached(impl.function, *(message for _ in impl.argnames))
+            if type(answer) is Raised:  # a guard that raises refuses
+                raise Undeliverable(f"plugin {impl.plugin_name} refused the message: {answer.text}") from answer.error
+            if answer is not None and not issubclass(type(answer), Message):
                 raise Undeliverable(
-                    f"plugin {impl.plugin_name} refused the message: {type(error).__name__}: {error}"
-                ) from error
-            if answer is not None and not isinstance(answer, Message):
-                raise Undeliverable(
-                    f"plugin {impl.plugin_name}: {hook} returned {type(answer).__name__}, no Message; the message "
+                    f"plugin {impl.plugin_name}: {hook} returned {name_of(type(answer))}, no Message; the message "
                     f"is refused"
                 )
             if answer is not None and (answer.id, answer.sender, answer.recipient) != (

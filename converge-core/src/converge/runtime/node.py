@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 from converge.contracts.store import Store
 from converge.env import SYSTEM, Env
 from converge.errors import InvalidValue, WrongNodeState
+from converge.foreign import Raised, as_exception, detached
 from converge.model.identity import Identity
 from converge.model.message import Fanout, Receipt
 from converge.model.pool import Pool
@@ -102,7 +103,7 @@ class Node:
             raise
         self._parts, self._identity = parts, parts.identity
         self.vitals.started(parts.handle, parts.watchdog, parts.reaper, self.settings.stall_sec)
-        self.vitals.sources += [parts.groups.ailments, parts.groups.supervision.rests]
+        self.vitals.sources += [parts.boundary.background.ailments, parts.groups.supervision.rests]
         self._host.observe("converge_node_started", node_id=parts.identity.id)
         return self
 
@@ -247,7 +248,7 @@ class Node:
             parts.kept.keyring.give_back(one.id for one in agents)
             raise
         try:
-            await start_all(agents, lambda one: self.agents.update({one.id: one}))
+            await start_all(parts.boundary, agents, lambda one: self.agents.update({one.id: one}))
         except Exception:
             # None of them will claim. Those that did start keep their keys until their `on_stop`.
             await parts.groups.withdraw(agents)
@@ -264,11 +265,14 @@ class Node:
         return agents
 
     def _make(self, cls: type[A], pools: tuple[str, ...], identity: Identity) -> A:
-        parts, one = self.parts, cls()
+        parts = self.parts
+        one: A | Raised = detached(cls)
+        if isinstance(one, Raised):
+            raise as_exception(one)
         one.identity, one.id, one.node, one.pools = identity, identity.id, self, pools
         parts.groups.supervision.add(one)
         if decides(cls):
-            one.decide_loop = DecideLoop(one, parts.group, parts.executor, parts.groups.supervision)
+            one.decide_loop = DecideLoop(one, parts.boundary, parts.executor, parts.groups.supervision)
         return one
 
     def health(self) -> Health:
@@ -350,8 +354,14 @@ class Node:
         self.vitals.stopping()
         self._host.observe("converge_node_stopping", node_id=parts.identity.id)
         grace_sec = self.settings.grace_sec if grace_sec is None else grace_sec
-        stopping = Stopping(parts.handle, parts.network, parts.feeds, self.agents, parts.ticks, self.settings.poll_sec)
-        await stopping.run(grace_sec)
+        await Stopping(
+            parts.handle,
+            parts.network,
+            parts.feeds,
+            self.agents,
+            parts.ticks,
+            parts.boundary,
+        ).run(grace_sec)
 
 
 def _only(error: BaseException) -> BaseException:

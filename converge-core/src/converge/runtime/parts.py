@@ -14,6 +14,8 @@ from converge.env import Env
 from converge.model.identity import Identity
 from converge.plugins import PluginHost
 from converge.runtime.agents import context as working
+from converge.runtime.agents.background import Background
+from converge.runtime.agents.boundary import Boundary, worker_kind
 from converge.runtime.agents.executor import Executor
 from converge.runtime.agents.ticks import Ticks
 from converge.runtime.claiming.cancellations import Cancellations
@@ -35,8 +37,8 @@ from converge.services.tasks.manager import TaskManager
 
 @attrs.frozen(kw_only=True)
 class Parts:
-    """What an entered node has. `identity` is the node's own, `kept` the folder of its keys, `group` has every
-    background task of it, `feeds` are those of `groups`.
+    """What an entered node has. `identity` is the node's own, `kept` the folder of its keys, `boundary` is
+    where user code runs, and starts every background task, `feeds` are those of `groups`.
     """
 
     identity: Identity
@@ -45,7 +47,7 @@ class Parts:
     handle: StoreHandle
     pools: PoolManager
     tasks: TaskManager
-    group: TaskGroup
+    boundary: Boundary
     feeds: dict[int, Feed]
     groups: Groups
     executor: Executor
@@ -93,12 +95,13 @@ async def open_parts(stack: AsyncExitStack, given: Given) -> Parts:
     stack.push_async_callback(handle.close)  # a lease that nobody ends would be renewed for ever
     group = await stack.enter_async_context(anyio.create_task_group())
     stack.push_async_callback(_cancel, group)
-    groups = Groups(handle, pools, env, group, settings.poll_sec, observers_of(host), feeds)
+    boundary = Boundary(await worker_kind(), Background(group, env))
+    groups = Groups(handle, pools, env, boundary, settings.poll_sec, observers_of(host), feeds)
     ground = Ground(
         handle=handle,
         identity=identity,
         env=env,
-        group=group,
+        boundary=boundary,
         settings=settings,
         host=host,
         chosen=chosen,
@@ -111,11 +114,11 @@ async def open_parts(stack: AsyncExitStack, given: Given) -> Parts:
         handle=handle,
         pools=pools,
         tasks=TaskManager(store, poll_sec=settings.poll_sec),
-        group=group,
+        boundary=boundary,
         feeds=feeds,
         groups=groups,
         executor=Executor(env, host.decisions),
-        ticks=Ticks(env, group, groups.supervision),
+        ticks=Ticks(env, boundary, groups.supervision),
         network=await stack.enter_async_context(Network.open(ground)),
         watchdog=watchdog,
         reaper=Reaper(handle, settings.poll_sec),
@@ -130,7 +133,7 @@ def _begin(parts: Parts, settings: NodeSettings) -> None:
     recovery = Recovery(parts.handle, parts.groups, parts.network, parts.watchdog, settings.poll_sec)
     cancellations = Cancellations(parts.handle, settings.lease_sec, parts.feeds)
     for one in (parts.reaper, parts.watchdog, recovery, parts.ticks, cancellations):
-        parts.group.start_soon(one.run)
+        parts.boundary.background.loop(one.run)
 
 
 def _open_store(settings: NodeSettings, host: PluginHost) -> Any:

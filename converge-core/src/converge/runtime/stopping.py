@@ -12,14 +12,15 @@ import anyio
 
 from converge.errors import LeaseEnded, StoreError
 from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.starting import stop_all
 from converge.runtime.agents.ticks import Ticks
 from converge.runtime.claiming.feed import Feed
 from converge.runtime.claiming.slots import Why
 from converge.runtime.network.network import Network
-from converge.runtime.reaper import Reaper
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.claim import settle_takes
+from converge.services.tasks.sweep import Sweep
 
 log = logging.getLogger("converge.node")
 
@@ -51,15 +52,15 @@ class Stopping:
         feeds: Mapping[Any, Feed],
         agents: Mapping[str, Agent],
         ticks: Ticks,
-        poll_sec: float,
+        boundary: Boundary,
     ) -> None:
-        self._opened, self._network, self._feeds, self._agents, self._ticks, self._poll_sec = (
+        self._opened, self._network, self._feeds, self._agents, self._ticks, self._boundary = (
             handle,
             network,
             feeds,
             agents,
             ticks,
-            poll_sec,
+            boundary,
         )
 
     async def run(self, grace_sec: float) -> None:
@@ -90,7 +91,7 @@ class Stopping:
         with anyio.move_on_after(RELEASE_SEC):
             await self._network.mail.stopped()
         with anyio.move_on_after(max(ON_STOP_SEC, drained_by - anyio.current_time())) as scope:
-            await stop_all(self._agents.values())
+            await stop_all(self._boundary, self._agents.values())
         if scope.cancelled_caught:
             log.warning("on_stop did not return in time; the node ends without it")
 
@@ -125,7 +126,7 @@ class Stopping:
         """End the lease and sweep up what it leaves, so that others see no agent, no membership and no claim of this
         node.
         """
-        sweep = Reaper(self._opened, self._poll_sec).sweep
+        sweep = Sweep(self._opened)
         try:
             lease = self._opened.lease_opened
             await self._opened.close()

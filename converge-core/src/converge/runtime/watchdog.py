@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 
 from converge.env import Env
+from converge.foreign import FORKS, leave_child
 from converge.runtime.claiming.feed import Feed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import Lease
@@ -43,9 +44,14 @@ class Watchdog:
         """When it ran again after the last block: what was asked before may have been answered meanwhile."""
 
     async def run(self) -> None:
-        """Check the lease, handlers and loop at intervals, until cancelled."""
+        """Check the lease, handlers and loop at intervals, until cancelled. A child that user code has forked, and that
+        runs on in the loop, ends here.
+        """
         lost: Lease | None = None
+        forks = FORKS.count
         while True:
+            if FORKS.count != forks:
+                leave_child(None)
             self._look_at_loop()
             lease = self._opened.lease_opened
             if lease is not None:

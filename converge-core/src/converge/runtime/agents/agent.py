@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
-import anyio
 import msgspec
 
 from converge.errors import InputError, InvalidValue
@@ -93,7 +92,7 @@ class Agent:
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """Its own log."""
-        return agent_log(type(self).__name__, getattr(self, "id", ""))  # none yet in `__init__`
+        return agent_log(self)
 
     async def on_start(self) -> None:
         """Called once before the first task or message; what it raises stops the start."""
@@ -267,28 +266,28 @@ def claimer_of(cls: type[Agent]) -> Claimer:
     )
 
 
-def is_async(handler: Callable[..., Any]) -> bool:
-    """Tell whether a handler is awaited, or runs in a worker thread."""
-    return inspect.iscoroutinefunction(handler)
+def task_handler(agent: Agent) -> Callable[[Task], Any]:
+    """Return what works on a task: `on_task`, given inputs of the agent's class where it names one, or what holds the
+    task for `decide`.
+    """
+    handler, inputs = agent.on_task if agent.decide_loop is None else agent.decide_loop.hold, agent.inputs
+    if inputs is None:
+        return handler
+    if not inspect.iscoroutinefunction(handler):
+        return lambda task: handler(with_inputs(task, inputs))
+
+    async def with_instance(task: Task) -> Any:
+        return await handler(with_inputs(task, inputs))
+
+    return with_instance
 
 
-async def call_handler(handler: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a handler and return what it returns: await it, or let a worker thread run it."""
-    if is_async(handler):
-        return await handler(*arguments)
-    # A thread of its own: each handler of an agent is called once at a time, so there are no more threads than agents
-    # times handlers, and one that never returns keeps no other from its thread.
-    return await anyio.to_thread.run_sync(handler, *arguments, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
-
-
-def with_inputs(task: Task, type_: type[Any] | None) -> Task:
-    """Return the task with its inputs as an instance of the agent's `inputs` class, if it has one.
+def with_inputs(task: Task, type_: type[Any]) -> Task:
+    """Return the task with its inputs as an instance of the agent's `inputs` class.
 
     Raises:
         InputError: They do not fit; the path of the field.
     """
-    if type_ is None:
-        return task
     try:
         inputs: Mapping[str, Any] = msgspec.convert(task.inputs, type_, strict=True)
     except msgspec.ValidationError as error:

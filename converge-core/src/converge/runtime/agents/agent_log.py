@@ -6,6 +6,8 @@ import logging
 from collections.abc import MutableMapping
 from typing import Any
 
+from converge.foreign import name_of
+
 
 class AgentLog(logging.LoggerAdapter[logging.Logger]):
     """Adds the agent's id to what the caller gives as `extra`; the library's own adapter would put it in place of
@@ -17,6 +19,9 @@ class AgentLog(logging.LoggerAdapter[logging.Logger]):
         return msg, {**kwargs, "extra": {**(self.extra or {}), **(kwargs.get("extra") or {})}}
 
 
-def agent_log(class_name: str, agent_id: str) -> AgentLog:
+def agent_log(agent: object) -> AgentLog:
     """Return an agent's log; made when it is asked for, since 10,000 idle agents write nothing."""
-    return AgentLog(logging.getLogger(f"converge.agent.{class_name}"), {"agent": agent_id} if agent_id else {})
+    agent_id = getattr(agent, "id", "")  # none yet in `__init__`
+    return AgentLog(
+        logging.getLogger(f"converge.agent.{name_of(type(agent))}"), {"agent": agent_id} if agent_id else {}
+    )

@@ -19,8 +19,8 @@ class Code(StrEnum):
     STORE_AWAY = "store_away"
     WATCH_DEAF = "watch_deaf"
     CLOCK_AHEAD = "clock_ahead"
-    AGENT_DOWN = "agent_down"
     AGENT_RESTS = "agent_rests"
+    LOOP_FAILED = "loop_failed"
 
 
 class Ailment(NamedTuple):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.abc import TaskGroup
 
 from converge.codec import encode_plain
 from converge.errors import (
@@ -20,13 +21,15 @@ from converge.errors import (
     TooManyDecisions,
     ValueTooLarge,
 )
+from converge.foreign import Raised, as_exception, describe, guarded, is_cancellation, name_of, tell
 from converge.model.message import Message
 from converge.model.task import Task
-from converge.runtime.agents.agent import call_handler
+from converge.runtime.agents.agent_log import agent_log
+from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.context import begin
 from converge.runtime.agents.decisions import Outcome, ReportTask
 from converge.runtime.agents.executor import Executor
-from converge.runtime.agents.supervision import Supervision, is_contained
+from converge.runtime.agents.supervision import Supervision
 from converge.services.messages.inboxes import OnHandled
 from converge.services.tasks.records import encode_result
 
@@ -75,8 +78,8 @@ class DecideLoop:
 
     takes_messages = True
 
-    def __init__(self, agent: Agent, group: TaskGroup, executor: Executor, supervision: Supervision) -> None:
-        self._agent, self._group, self._executor, self._supervision = agent, group, executor, supervision
+    def __init__(self, agent: Agent, boundary: Boundary, executor: Executor, supervision: Supervision) -> None:
+        self._agent, self._boundary, self._executor, self._supervision = agent, boundary, executor, supervision
         self._messages: deque[tuple[Message, OnHandled | None]] = deque()
         self._given: list[tuple[Message, OnHandled | None]] = []  # to the running call
         self._answers: dict[str, bytes] = {}  # of the messages that the running call was given
@@ -173,24 +176,20 @@ class DecideLoop:
     def _wake(self) -> None:
         if not self._is_running:
             self._is_running = True
-            self._group.start_soon(self._run)
+            self._boundary.background.loop(self._run)
 
     async def _run(self) -> None:
         begin(self._agent)
         agent = self._agent
-        try:
-            while self._messages or self._has_new or self._is_ticked:
-                if agent.health.is_troubled and (rest_sec := agent.health.rest_sec("decide")):
-                    await anyio.sleep(rest_sec)
-                    continue
+        while self._messages or self._has_new or self._is_ticked:
+            if agent.health.is_troubled and (rest_sec := agent.health.rest_sec("decide")):
+                await anyio.sleep(rest_sec)
+                continue
+            try:
                 await self._call()
-        except (
-            Exception
-        ) as error:  # the agent's boundary: what its handlers raise was caught before, so this is the loop's own end
-            self._supervision.died(agent, error)
-            self._supervision.retire(agent)
-            self._end_all(Reported(f"the agent's loop died: {agent.health.died}"), list(self._holds.values()))
-            return  # as if it were running: nothing starts it again
+            except Exception as error:  # nothing expected it: what the agent holds must not wait for the loop
+                self._end_all(Reported(describe(error)), list(self._holds.values()))
+                raise
         self._is_running = False
 
     async def _call(self) -> None:
@@ -202,16 +201,13 @@ class DecideLoop:
             hold.is_new = False
         self._has_new = self._is_ticked = False
         self._asking = {message.id for message, _ in given}
+        raised = await self._decide(
+            [message for message, _ in given], [hold.task for hold in holds if not hold.ended.is_set()]
+        )
         why = ""
-        try:
-            await self._decide(
-                [message for message, _ in given], [hold.task for hold in holds if not hold.ended.is_set()]
-            )
-        except BaseException as error:  # the agent's boundary: it goes on
-            if not is_contained(error):
-                raise
-            why = f"{type(error).__name__}: {error}"
-            self._failed(error, why, new)
+        if raised is not None:
+            why = raised.text
+            self._failed(raised, new)
         else:
             self._failures = 0
             if self._agent.health.is_troubled:
@@ -223,49 +219,54 @@ class DecideLoop:
                 await answer(None if why else answers.get(message.id, b"null"), why)
         self._given = []
 
-    def _failed(self, error: BaseException, why: str, new: Sequence[_Hold]) -> None:
+    def _failed(self, raised: Raised, new: Sequence[_Hold]) -> None:
         """The tasks that this call was the first to be given end as it did; after several failures in a row, those that
         the agent held before fail, too.
         """
         agent = self._agent
-        if isinstance(error, ConvergeError):
-            agent.log.warning("decide failed: %s", error)
+        if raised.is_a(ConvergeError) or is_cancellation(raised.error):
+            tell(agent_log(agent), logging.WARNING, "decide failed: %s", raised.text)
         else:
-            agent.log.error("decide failed", exc_info=error)
-        self._supervision.failed(agent, "decide", error)
-        self._end_all(Reported(why, error), new)
+            tell(agent_log(agent), logging.ERROR, "decide failed", error=raised.error)
+        self._supervision.failed(agent, "decide", raised)
+        self._end_all(Reported(raised.text, raised.error), new)
         self._failures += 1
         if self._failures >= agent.breaker.failures:
-            self._end_all(Reported(why), list(self._holds.values()))
+            self._end_all(Reported(raised.text), list(self._holds.values()))
 
     def _end_all(self, end: Reported, holds: Sequence[_Hold]) -> None:
         for hold in holds:
             hold.finish(None, end)
 
-    async def _decide(self, messages: Sequence[Message], tasks: Sequence[Task]) -> None:
-        decisions = await call_handler(self._agent.decide, list(messages), list(tasks))
-        if decisions is None:
-            decisions = ()
-        if isinstance(decisions, str | bytes) or not isinstance(decisions, Sequence):
-            raise TypeError(f"decide returned {type(decisions).__name__}, expected a list of decisions")
-        outcomes = [await self._carry_out(decision) for decision in decisions[: self._agent.limits.decisions]]
+    async def _decide(self, messages: Sequence[Message], tasks: Sequence[Task]) -> Raised | None:
+        """Ask the agent what to do, do it, and tell it what came of that; return how a call of it failed, if any."""
+        agent, before = self._agent, partial(begin, self._agent)
+        decisions = await self._boundary.call(agent.decide, list(messages), list(tasks), before=before)
+        if type(decisions) is Raised:
+            return decisions
+        decisions = guarded(_listed, decisions)
+        if type(decisions) is Raised:
+            return decisions
+        most = agent.limits.decisions
+        results = await self._boundary.each(partial(self._executor.execute, agent), decisions[:most], before)
+        outcomes = [self._outcome(*one) for one in zip(decisions, results, strict=False)]
         if len(decisions) > len(outcomes):
-            refusal = TooManyDecisions(self._agent.id, len(decisions), self._agent.limits.decisions)
-            self._agent.log.warning("%s", refusal)
+            refusal = TooManyDecisions(agent.id, len(decisions), most)
+            agent_log(agent).warning("%s", refusal)
             outcomes += [
                 Outcome(decision=decision, is_ok=False, error=refusal) for decision in decisions[len(outcomes) :]
             ]
-        if outcomes:
-            await call_handler(self._agent.on_outcomes, outcomes)
+        if not outcomes:
+            return None
+        told = await self._boundary.call(agent.on_outcomes, outcomes, before=before)
+        return told if type(told) is Raised else None
 
-    async def _carry_out(self, decision: Any) -> Outcome:
-        """One after the other, in the agent's order; one that fails stops none of the others."""
-        try:
-            value = await self._executor.execute(self._agent, decision)
-        except Exception as error:  # the outcome is told to the agent, whatever it is
-            self._agent.log.warning("%s failed: %s: %s", type(decision).__name__, type(error).__name__, error)
-            return Outcome(decision=decision, is_ok=False, error=error)
-        return Outcome(decision=decision, is_ok=True, value=value)
+    def _outcome(self, decision: Any, result: Any) -> Outcome:
+        """Return what the agent is told of one decision; one that fails stops none of the others."""
+        if type(result) is not Raised:
+            return Outcome(decision=decision, is_ok=True, value=result)
+        tell(agent_log(self._agent), logging.WARNING, "%s failed: %s", name_of(type(decision)), result.text)
+        return Outcome(decision=decision, is_ok=False, error=as_exception(result))
 
 
 def _end_of(report: ReportTask, text: str) -> Reported:
@@ -275,3 +276,16 @@ def _end_of(report: ReportTask, text: str) -> Reported:
     if report.retry_after_sec is not None:
         return Reported(text, RetryAfter(report.retry_after_sec, text))
     return Reported(text)
+
+
+def _listed(decisions: Any) -> list[Any]:
+    """Return what `decide` returned as a list.
+
+    Raises:
+        TypeError: It is none, nor None.
+    """
+    if decisions is None:
+        return []
+    if isinstance(decisions, str | bytes) or not isinstance(decisions, Sequence):
+        raise TypeError(f"decide returned {name_of(type(decisions))}, expected a list of decisions")
+    return list(decisions)

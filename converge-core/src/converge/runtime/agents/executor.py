@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -26,7 +27,9 @@ from converge.errors import (
     ToolTimeout,
     TooManyActions,
 )
+from converge.foreign import Raised, in_thread, tell, text_of
 from converge.model.message import Fanout, Receipt
+from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.decisions import (
     AnswerMessage,
     AskAgent,
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
     from converge.runtime.agents.agent import Agent
 
 TOOL_THREADS = 40
-"""Sync tools of one process that run at a time; more wait, within their timeouts. As many as anyio's own limit of
+"""Sync tools of one process that run at a time; more wait, before their timeouts begin. As many as anyio's own limit of
 worker threads.
 """
 
@@ -181,7 +184,7 @@ class Executor:
                 account.in_flight -= 1
         except ActionError as error:
             tally.refused += 1
-            agent.log.warning("%s was refused: %s", kind.name, error)
+            tell(agent_log(agent), logging.WARNING, "%s was refused: %s", kind.name, text_of(error))
             raise
         except BaseException:
             tally.failed += 1
@@ -205,12 +208,19 @@ class Executor:
                 raise InvalidValue(
                     f"tool {name}: arguments", dict(arguments), f"those of {name}{signature}: {error}"
                 ) from error
-        with anyio.move_on_after(timeout_sec):
-            if inspect.iscoroutinefunction(function):
+        if inspect.iscoroutinefunction(function):
+            with anyio.move_on_after(timeout_sec):
                 return await function(**arguments)
-            return await to_thread.run_sync(
-                lambda: function(**arguments), abandon_on_cancel=True, limiter=self._threads
-            )
+            raise ToolTimeout(name, timeout_sec)
+        # The wait for a thread does not count, and a thread that is left behind keeps nobody else from one.
+        async with self._threads:
+            with anyio.move_on_after(timeout_sec):
+                result = await to_thread.run_sync(
+                    in_thread, partial(function, **arguments), abandon_on_cancel=True, limiter=CapacityLimiter(1)
+                )
+                if type(result) is Raised:
+                    raise result.error
+                return result
         raise ToolTimeout(name, timeout_sec)
 
 

@@ -4,17 +4,20 @@ no task.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
+from typing import Any
 
 import anyio
-from anyio.abc import TaskGroup
 
 from converge.codec import encode_plain
 from converge.errors import ConvergeError
+from converge.foreign import Raised, is_cancellation, tell
 from converge.model.message import Message
-from converge.runtime.agents.agent import Agent, call_handler, takes_messages
+from converge.runtime.agents.agent import Agent, takes_messages
+from converge.runtime.agents.agent_log import agent_log
+from converge.runtime.agents.boundary import Boundary, Worker
 from converge.runtime.agents.context import begin
-from converge.runtime.agents.supervision import is_contained
 from converge.services.messages.inboxes import OnHandled
 
 INBOX = 1_000
@@ -24,13 +27,15 @@ INBOX = 1_000
 class Inbox:
     """The messages of one agent."""
 
-    def __init__(self, agent: Agent, group: TaskGroup) -> None:
+    def __init__(self, agent: Agent, boundary: Boundary) -> None:
         self.agent = agent
+        self._supervision = agent.node.supervision
         self.takes_messages = takes_messages(type(agent))
-        self._group = group
+        self._boundary = boundary
         self._queue: deque[tuple[Message, OnHandled | None]] = deque()
         self._is_running = False
         self._answer: OnHandled | None = None  # of the message that the handler has
+        self._ended: tuple[OnHandled, bytes | None, str] | None = None  # what its sender is to be told next
 
     @property
     def is_full(self) -> bool:
@@ -53,42 +58,46 @@ class Inbox:
         self._queue.append((message, answer))
         if not self._is_running:
             self._is_running = True
-            self._group.start_soon(self._run)
+            self._boundary.start(self._serve)
 
-    async def _run(self) -> None:
-        try:
-            await self._serve()
-        except Exception as error:  # the inbox's own end, which nothing expected: the other agents go on
-            self.agent.node.supervision.died(self.agent, error)
-            return  # as if it were running: nothing starts it again
-        self._is_running = False
-
-    async def _serve(self) -> None:
-        while self._queue:
-            if self.agent.health.is_troubled and (rest_sec := self.agent.health.rest_sec("on_message")):
+    async def _serve(self, worker: Worker) -> bool:
+        """Handle what waits; return whether something is left for another worker."""
+        agent = self.agent
+        handler = worker.awaitable(agent.on_message)
+        while self._queue or self._ended is not None:
+            if self._ended is not None:
+                answer, result, why = self._ended
+                await answer(result, why)
+                self._ended = None
+                continue
+            if agent.health.is_troubled and (rest_sec := agent.health.rest_sec("on_message")):
                 await anyio.sleep(rest_sec)
                 continue  # what waited may have been abandoned meanwhile
-            message, answer = self._queue.popleft()
-            self._answer = answer
-            begin(self.agent, message.id)
-            result, why = await self._handle(message)
-            self._answer = None
-            if answer is not None:
-                await answer(result, why)
+            message, self._answer = self._queue.popleft()
+            begin(agent, message.id)
+            outcome = await worker.call(handler, message, _encoded)
+            outcome = b"null" if outcome is None else outcome
+            result, why = (outcome, "") if type(outcome) is bytes else (None, self._failed(message, outcome))
+            if result is not None and agent.health.is_troubled:
+                self._supervision.succeeded(agent, "on_message")
+            if self._answer is not None:
+                self._ended, self._answer = (self._answer, result, why), None
+            if worker.is_spoiled:
+                return True
+        self._is_running = False
+        return False
 
-    async def _handle(self, message: Message) -> tuple[bytes | None, str]:
-        try:
-            answer = encode_plain(await call_handler(self.agent.on_message, message), "answer")
-            if self.agent.health.is_troubled:
-                self.agent.node.supervision.succeeded(self.agent, "on_message")
-            return answer, ""
-        except ConvergeError as error:
-            self.agent.log.warning("message %s failed: %s", message.id, error)
-            self.agent.node.supervision.failed(self.agent, "on_message", error)
-            return None, f"{type(error).__name__}: {error}"
-        except BaseException as error:  # a message's boundary: the agent goes on
-            if not is_contained(error):
-                raise
-            self.agent.log.exception("message %s failed", message.id)
-            self.agent.node.supervision.failed(self.agent, "on_message", error)
-            return None, f"{type(error).__name__}: {error}"
+    def _failed(self, message: Message, outcome: Any) -> str:
+        """Return what the sender is told."""
+        if type(outcome) is not Raised:
+            return "its node ended"
+        if outcome.is_a(ConvergeError) or is_cancellation(outcome.error):
+            tell(agent_log(self.agent), logging.WARNING, "message %s failed: %s", message.id, outcome.text)
+        else:
+            tell(agent_log(self.agent), logging.ERROR, "message %s failed", message.id, error=outcome.error)
+        self._supervision.failed(self.agent, "on_message", outcome)
+        return outcome.text
+
+
+def _encoded(answer: Any) -> bytes:
+    return encode_plain(answer, "answer")

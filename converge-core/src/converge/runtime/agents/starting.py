@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 
 import anyio
 
-from converge.runtime.agents.agent import Agent, call_handler
+from converge.foreign import Raised, as_exception, tell
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.agent_log import agent_log
+from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.context import begin
 
 AT_A_TIME = 100
@@ -15,54 +20,49 @@ connection.
 """
 
 
-async def start_all(agents: Sequence[Agent], on_started: Callable[[Agent], None]) -> None:
+async def start_all(boundary: Boundary, agents: Sequence[Agent], on_started: Callable[[Agent], None]) -> None:
     """Call `on_start` of each; `on_started` is told of each that returned.
 
-    Raises: What an agent's `on_start` raised first; the others that are under way are cancelled, no further one begins.
+    Raises: What an agent's `on_start` raised first, or UserCodeExited for what is no `Exception`; the others that are
+        under way are cancelled, no further one begins.
     """
+    failed: list[Raised] = []
 
-    async def start(agent: Agent) -> None:
+    async def start(agent: Agent) -> bool:
         if type(agent).on_start is not Agent.on_start:
-            await call_handler(agent.on_start)
+            outcome = await boundary.call(agent.on_start, before=partial(begin, agent))
+            if type(outcome) is Raised:
+                failed.append(outcome)
+                return False
         on_started(agent)
+        return True
 
-    try:
-        await _each(agents, start)
-    except ExceptionGroup as group:
-        failure = _first(group)
-    else:
-        return
-    raise failure
+    await _each(agents, start)
+    if failed:
+        raise as_exception(failed[0])
 
 
-async def stop_all(agents: Iterable[Agent]) -> None:
+async def stop_all(boundary: Boundary, agents: Iterable[Agent]) -> None:
     """Call `on_stop` of each; what one raises is logged, and the others stop as they should."""
 
-    async def stop(agent: Agent) -> None:
-        try:
-            await call_handler(agent.on_stop)
-        except Exception:  # an agent's boundary
-            agent.log.exception("on_stop failed")
+    async def stop(agent: Agent) -> bool:
+        outcome = await boundary.call(agent.on_stop, before=partial(begin, agent))
+        if type(outcome) is Raised:
+            tell(agent_log(agent), logging.ERROR, "on_stop failed", error=outcome.error)
+        return True
 
     await _each([one for one in agents if type(one).on_stop is not Agent.on_stop], stop)
 
 
-async def _each(agents: Sequence[Agent], do: Callable[[Agent], Coroutine[None, None, None]]) -> None:
+async def _each(agents: Sequence[Agent], do: Callable[[Agent], Awaitable[bool]]) -> None:
+    """Do it for each, until one says that it has failed."""
     waiting = iter(agents)
 
     async def work() -> None:
         for agent in waiting:
-            begin(agent)
-            await do(agent)
+            if not await do(agent):
+                group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:
         for _ in range(min(AT_A_TIME, len(agents))):
             group.start_soon(work)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first error of the group, however deep."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -6,29 +6,17 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import anyio
-
 from converge.env import Env
+from converge.foreign import Raised, tell
 from converge.machines.attempt import is_of_its_data, word_of
 from converge.machines.breaker import Breaker, Circuit, CircuitState
+from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.ailments import Ailment, Code
 
 if TYPE_CHECKING:
     from converge.runtime.agents.agent import Agent
 
 log = logging.getLogger("converge.supervision")
-
-
-_NOT_CONTAINED = (KeyboardInterrupt, GeneratorExit, BaseExceptionGroup)
-
-
-def is_contained(error: BaseException) -> bool:
-    """Tell whether a handler may raise it without ending more than itself.
-
-    Neither `sys.exit` in one agent nor the panic of an extension module, which is no `Exception`, is a reason to end
-    the process of all. A cancellation is not the handler's own, nor is a group that may hold one.
-    """
-    return isinstance(error, Exception) or not isinstance(error, (*_NOT_CONTAINED, anyio.get_cancelled_exc_class()))
 
 
 class AgentHealth:
@@ -38,17 +26,14 @@ class AgentHealth:
         circuits: By handler (`on_task`, `on_message`, `on_tick`, `decide`); one that never failed has none.
         is_troubled: Whether any handler has failed since it last succeeded: the only thing that is looked at when all
             is well.
-        died, died_at: Why the agent's own loop has ended, or empty, and when (monotonic seconds).
     """
 
-    __slots__ = ("_env", "agent_id", "breaker", "circuits", "died", "died_at", "is_troubled")
+    __slots__ = ("_env", "agent_id", "breaker", "circuits", "is_troubled")
 
     def __init__(self, agent_id: str, breaker: Breaker, env: Env) -> None:
         self.agent_id, self.breaker, self._env = agent_id, breaker, env
         self.circuits: dict[str, Circuit] = {}
         self.is_troubled = False
-        self.died = ""
-        self.died_at = 0.0
 
     @property
     def failures(self) -> int:
@@ -90,8 +75,7 @@ TAKES_TASKS = ("on_task", "decide")
 class Supervision:
     """Counts the failures of a node's agents. `on_rest` and `on_closed` are told of those that claim tasks.
 
-    `ended` is called when a handler ends whose slot was taken away while it ran, `retire` for an agent that is to claim
-    nothing any more.
+    `ended` is called when a handler ends whose slot was taken away while it ran.
     """
 
     def __init__(
@@ -100,11 +84,9 @@ class Supervision:
         on_rest: OnRest,
         on_closed: Callable[[Agent], None],
         ended: Callable[[Agent], None],
-        retire: Callable[[Agent], None],
     ) -> None:
-        self._env, self._on_rest, self._on_closed, self.ended, self.retire = env, on_rest, on_closed, ended, retire
+        self._env, self._on_rest, self._on_closed, self.ended = env, on_rest, on_closed, ended
         self._agents: dict[str, AgentHealth] = {}
-        self._dead: list[AgentHealth] = []
 
     def add(self, agent: Agent) -> None:
         """Begin to supervise an agent."""
@@ -114,11 +96,6 @@ class Supervision:
     def agents(self) -> Mapping[str, AgentHealth]:
         """What is known of each agent that has ever failed, by id; of any agent it is in its `health`."""
         return self._agents
-
-    @property
-    def dead(self) -> Sequence[AgentHealth]:
-        """The agents whose own loop has died: a node with one is not ready. From any thread."""
-        return tuple(self._dead)
 
     @property
     def troubled(self) -> Sequence[AgentHealth]:
@@ -139,13 +116,13 @@ class Supervision:
                     text = f"agent {health.agent_id}: {handler} {what}: {circuit.last_error}"
                     yield Ailment(Code.AGENT_RESTS, text, circuit.opened_at)
 
-    def failed(self, agent: Agent, handler: str, error: BaseException | str) -> float:
+    def failed(self, agent: Agent, handler: str, error: Raised | str) -> float:
         """Count a failure of a handler; return the seconds for which it gets nothing.
 
         An `InvalidValue`, or inputs that do not fit, are the fault of what the handler was given, and an `AttemptEnd`
         is the agent's own word: they are no failure of the agent. A text tells of a timeout.
         """
-        if not isinstance(error, str) and _is_no_failure(error, handler):
+        if not isinstance(error, str) and _is_no_failure(error.error, handler):
             return 0.0
         health = agent.health
         circuit = health.circuits.get(handler)
@@ -154,15 +131,17 @@ class Supervision:
             self._agents[agent.id] = health
         health.is_troubled = True
         was_open = circuit.is_open
-        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        text = error if isinstance(error, str) else error.text
         rest_sec = circuit.failed(
             text[:1_000],
             self._env.monotonic(),
             self._env.uniform(),
-            is_ill=health.breaker.is_on(TimeoutError() if isinstance(error, str) else error),
+            is_ill=health.breaker.is_on(TimeoutError() if isinstance(error, str) else error.error),
         )
         if circuit.is_open and not was_open:
-            agent.log.error(
+            tell(
+                agent_log(agent),
+                logging.ERROR,
                 "%s failed %d times in a row; the agent rests for %.1f s: %s",
                 handler,
                 circuit.ill_in_a_row,
@@ -180,18 +159,10 @@ class Supervision:
         health = agent.health
         circuit = health.circuits.get(handler)
         if circuit is not None and circuit.in_a_row and circuit.succeeded(self._env.monotonic()):
-            agent.log.warning("%s works again", handler)
+            tell(agent_log(agent), logging.WARNING, "%s works again", handler)
             if handler in TAKES_TASKS:
                 self._on_closed(agent)
         health.is_troubled = any(circuit.in_a_row for circuit in health.circuits.values())
-
-    def died(self, agent: Agent, error: BaseException) -> None:
-        """An agent's own loop has ended with an error that nothing expected: it does nothing more, and the node is not
-        ready.
-        """
-        agent.health.died, agent.health.died_at = f"{type(error).__name__}: {error}", self._env.monotonic()
-        self._dead.append(agent.health)
-        agent.log.error("the agent's loop died; it does nothing more until the node is started again", exc_info=error)
 
 
 def _is_no_failure(error: BaseException, handler: str) -> bool:

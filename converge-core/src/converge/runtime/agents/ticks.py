@@ -7,18 +7,19 @@ from __future__ import annotations
 import heapq
 import logging
 from collections.abc import Iterable
+from functools import partial
 from math import inf
 
 import anyio
-from anyio.abc import TaskGroup
 
 from converge.env import Env
 from converge.errors import ConvergeError
-from converge.runtime.agents.agent import Agent, call_handler
+from converge.foreign import Raised, is_cancellation, tell
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.agent_log import agent_log
+from converge.runtime.agents.boundary import Boundary, Worker
 from converge.runtime.agents.context import begin
-from converge.runtime.agents.supervision import Supervision, is_contained
-
-log = logging.getLogger("converge.node")
+from converge.runtime.agents.supervision import Supervision
 
 
 class Ticks:
@@ -26,8 +27,8 @@ class Ticks:
     tick together.
     """
 
-    def __init__(self, env: Env, group: TaskGroup, supervision: Supervision) -> None:
-        self._env, self._group, self._supervision = env, group, supervision
+    def __init__(self, env: Env, boundary: Boundary, supervision: Supervision) -> None:
+        self._env, self._boundary, self._supervision = env, boundary, supervision
         self._due: list[tuple[float, int, Agent]] = []
         self._number = 0
         self._is_stopped = False
@@ -59,37 +60,34 @@ class Ticks:
             while self._due and self._due[0][0] <= now and not self._is_stopped:
                 _, _, agent = heapq.heappop(self._due)
                 self._running += 1
-                self._group.start_soon(self._tick, agent)
+                self._boundary.start(partial(self._tick, agent))
 
-    async def _tick(self, agent: Agent) -> None:
-        """One tick; the next is due only when this one is over, so that none overlaps another."""
-        try:
-            rest_sec = await self._run(agent)
-        finally:
-            self._running -= 1
-            self._ended.set()
-        tick_sec = agent.tick_sec or 0.0
-        self._schedule(agent, max(rest_sec, tick_sec * self._env.uniform(0.9, 1.1)))
-
-    async def _run(self, agent: Agent) -> float:
-        """Call what the agent has; return the seconds for which it gets no tick."""
+    async def _tick(self, agent: Agent, worker: Worker) -> bool:
+        """Do one tick; the next is due only when this one is over, so that none overlaps another."""
         begin(agent)
         if agent.decide_loop is not None:
             agent.decide_loop.tick()
+        rest_sec = 0.0
         if type(agent).on_tick is not Agent.on_tick:
-            try:
-                await call_handler(agent.on_tick)
-                if agent.health.is_troubled:
-                    self._supervision.succeeded(agent, "on_tick")
-            except BaseException as error:  # the agent's boundary: it goes on
-                if not is_contained(error):
-                    raise
-                if isinstance(error, ConvergeError):
-                    agent.log.warning("on_tick failed: %s", error)
-                else:
-                    agent.log.exception("on_tick failed")
-                return self._supervision.failed(agent, "on_tick", error)
-        return 0.0
+            handler = worker.awaitable(agent.on_tick)
+            outcome = await worker.call(lambda _: handler(), None)
+            if type(outcome) is Raised:
+                rest_sec = self._failed(agent, outcome)
+            elif agent.health.is_troubled:
+                self._supervision.succeeded(agent, "on_tick")
+        self._running -= 1
+        self._ended.set()
+        tick_sec = agent.tick_sec or 0.0
+        self._schedule(agent, max(rest_sec, tick_sec * self._env.uniform(0.9, 1.1)))
+        return False
+
+    def _failed(self, agent: Agent, raised: Raised) -> float:
+        """Return the seconds for which the agent gets no tick."""
+        if raised.is_a(ConvergeError) or is_cancellation(raised.error):
+            tell(agent_log(agent), logging.WARNING, "on_tick failed: %s", raised.text)
+        else:
+            tell(agent_log(agent), logging.ERROR, "on_tick failed", error=raised.error)
+        return self._supervision.failed(agent, "on_tick", raised)
 
     def _schedule(self, agent: Agent, after_sec: float) -> None:
         self._number += 1

@@ -10,7 +10,6 @@ from math import inf
 from typing import NamedTuple
 
 import anyio
-from anyio.abc import TaskGroup
 
 from converge.contracts.store import Batch, Channel, Conflict, Take, Taken, Turned
 from converge.env import Env
@@ -19,6 +18,7 @@ from converge.ids import id_text
 from converge.machines.pace import PAUSE_SEC, Pace
 from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.claiming.lane_watch import LaneWatch
 from converge.runtime.claiming.slots import OnClaimed, Slots, Why
@@ -60,19 +60,25 @@ class Feed:
         handle: StoreHandle,
         claims: Claims,
         env: Env,
-        group: TaskGroup,
+        boundary: Boundary,
         poll_sec: float,
         observers: Observers = NO_OBSERVERS,
         supervision: Supervision | None = None,
     ) -> None:
-        self._opened, self._claims, self._env, self._group, self._poll_sec = handle, claims, env, group, poll_sec
+        self._opened, self._claims, self._env, self._background, self._poll_sec = (
+            handle,
+            claims,
+            env,
+            boundary.background,
+            poll_sec,
+        )
         self._observers = observers
-        self.slots = Slots(env, group, self._on_finished, self._on_all_begun, observers.claimed, supervision)
+        self.slots = Slots(env, boundary, self._on_finished, self._on_all_begun, observers.claimed, supervision)
         self._finishes = Finishes(handle)
         self._finished: list[tuple[Found, Event]] = []
         self._wanted = 0  # slots that a take under way will fill
         self._event, self._is_signalled = anyio.Event(), False
-        self._watch = LaneWatch(handle, group, poll_sec, self._on_wake_up)
+        self._watch = LaneWatch(handle, boundary.background, poll_sec, self._on_wake_up)
         self._pace = Pace()
         self._wakes: set[Channel] = set()  # to be told with the next call
         self._has_told: set[Channel] = set()  # lanes for which another process was woken since nothing was ready here
@@ -109,7 +115,7 @@ class Feed:
     def start(self) -> None:
         """Start claiming."""
         for _ in range(PUMPS):
-            self._group.start_soon(self._run)
+            self._background.loop(self._run)
 
     async def _run(self) -> None:
         self._pumping += 1

@@ -10,13 +10,12 @@ from contextlib import suppress
 from typing import NamedTuple
 
 import anyio
-from anyio.abc import TaskGroup
 
 from converge.env import Env
 from converge.errors import ConvergeError, InputError, PoolClosed, StoreError
 from converge.machines.match import Claimer
 from converge.runtime.agents.agent import Agent, claimer_of, claims_tasks
-from converge.runtime.agents.ailments import Ailment, Code
+from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.claiming.feed import Feed, Observers
 from converge.services.pools import PoolManager
@@ -45,16 +44,16 @@ class Groups:
         handle: StoreHandle,
         pools: PoolManager,
         env: Env,
-        group: TaskGroup,
+        boundary: Boundary,
         poll_sec: float,
         observers: Observers,
         feeds: dict[int, Feed],
     ) -> None:
-        self._opened, self._pools, self._env, self._group, self._poll_sec, self._observers = (
+        self._opened, self._pools, self._env, self._boundary, self._poll_sec, self._observers = (
             handle,
             pools,
             env,
-            group,
+            boundary,
             poll_sec,
             observers,
         )
@@ -75,7 +74,7 @@ class Groups:
         ] = {}  # agent: handlers that run in slots which were taken away: they count against its concurrency
         self._rests: dict[str, int] = {}
         self._lock = anyio.Lock()
-        self.supervision = Supervision(env, self.rest, self.closed, self._ended, self._retire)
+        self.supervision = Supervision(env, self.rest, self.closed, self._ended)
 
     async def start(self, agents: Sequence[Agent], pools: Sequence[str], secret: str | None) -> None:
         """Make the agents members of the pools; they claim nothing until `add`.
@@ -161,7 +160,7 @@ class Groups:
         """
         number = self._rests[agent.id] = self._rests.get(agent.id, 0) + 1
         self._set_share(agent, 0)
-        self._group.start_soon(self._resume, agent, rest_sec, 1 if is_trial else agent.concurrency, number)
+        self._boundary.background.errand(self._resume, agent, rest_sec, 1 if is_trial else agent.concurrency, number)
 
     def closed(self, agent: Agent) -> None:
         """The agent works again: give it all its slots."""
@@ -169,10 +168,6 @@ class Groups:
             self._rests.get(agent.id, 0) + 1
         )  # a rest that is about to end leads to no trial any more
         self._set_share(agent, agent.concurrency)
-
-    def _retire(self, agent: Agent) -> None:
-        self._rests[agent.id] = self._rests.get(agent.id, 0) + 1  # no rest that ends brings its slots back
-        self._set_share(agent, 0)
 
     async def _resume(self, agent: Agent, rest_sec: float, share: int, number: int) -> None:
         await anyio.sleep(rest_sec)
@@ -251,7 +246,7 @@ class Groups:
         self._owe(agent, group.feed.remove(agent))
         if not group.agents:
             del self._groups[key]
-            self._group.start_soon(self._end, group)
+            self._boundary.background.errand(self._end, group)
 
     async def _end(self, group: _Group) -> None:
         """Let what runs in the group's slots end, and be told to the store; then nothing of the group is left."""
@@ -262,7 +257,7 @@ class Groups:
     def _make(self, key: GroupKey, agent: Agent) -> _Group:
         pools, claimer = key
         claims = Claims(self._opened, agent.id, pools, claimer, self._on_missing)
-        feed = Feed(self._opened, claims, self._env, self._group, self._poll_sec, self._observers, self.supervision)
+        feed = Feed(self._opened, claims, self._env, self._boundary, self._poll_sec, self._observers, self.supervision)
         self._number += 1
         group = self._groups[key] = _Group(self._number, feed, claims, {})
         claims.agent_ids = (
@@ -272,15 +267,8 @@ class Groups:
         feed.start()
         return group
 
-    def ailments(self) -> Iterable[Ailment]:
-        """Tell which agents are down: a source of the node's vitals, read from any thread."""
-        return [
-            Ailment(Code.AGENT_DOWN, f"agent {one.agent_id}: its loop died: {one.died}", one.died_at)
-            for one in self.supervision.dead
-        ]
-
     def _on_missing(self, pool_id: str, agent_ids: Sequence[str]) -> None:
-        self._group.start_soon(self._drop, pool_id, agent_ids)
+        self._boundary.background.errand(self._drop, pool_id, agent_ids)
 
     async def _drop(self, pool_id: str, agent_ids: Sequence[str]) -> None:
         """Let agents that a pool admits no longer claim elsewhere only. After a lost lease nobody is a member: `rejoin`

@@ -6,18 +6,20 @@ from collections.abc import Callable
 from contextlib import aclosing
 
 import anyio
-from anyio.abc import TaskGroup
 
 from converge.contracts.store import Channel
 from converge.errors import StoreError
+from converge.runtime.agents.background import Background
 from converge.services.store.handle import StoreHandle
 
 
 class LaneWatch:
     """Watches the channels of the lanes that a feed may take from; `on_wake_up` is called for each wake-up."""
 
-    def __init__(self, handle: StoreHandle, group: TaskGroup, poll_sec: float, on_wake_up: Callable[[], None]) -> None:
-        self._handle, self._group, self._poll_sec, self._on_wake_up = handle, group, poll_sec, on_wake_up
+    def __init__(
+        self, handle: StoreHandle, background: Background, poll_sec: float, on_wake_up: Callable[[], None]
+    ) -> None:
+        self._handle, self._background, self._poll_sec, self._on_wake_up = handle, background, poll_sec, on_wake_up
         self._channels: list[Channel] = []
         self._scope: anyio.CancelScope | None = None
         self._has_left = anyio.Event()
@@ -35,7 +37,7 @@ class LaneWatch:
         if self._scope is not None:
             self._scope.cancel()
         self._channels, self._scope, self._has_left = channels, anyio.CancelScope(), anyio.Event()
-        self._group.start_soon(self._watch, channels, self._scope, self._has_left)
+        self._background.errand(self._watch, channels, self._scope, self._has_left)
 
     def leave(self) -> None:
         """Listen no more: a wake-up reaches one watcher, and another process may have a free slot."""
@@ -49,17 +51,20 @@ class LaneWatch:
         await self._has_left.wait()
 
     async def _watch(self, channels: list[Channel], scope: anyio.CancelScope, has_left: anyio.Event) -> None:
-        source = f"lanes.{id(self)}"
         try:
             with scope:
-                while True:
-                    try:
-                        async with aclosing(self._handle.store.watch(channels)) as watch:  # type: ignore[type-var]  # every watch is an async generator
-                            async for _ in watch:
-                                self._handle.watch_outage.works(source)
-                                self._on_wake_up()
-                    except StoreError as error:
-                        self._handle.watch_outage.failed(source, error)
-                    await anyio.sleep(self._poll_sec)
+                await self._background.again(self._listen, channels)
         finally:
             has_left.set()
+
+    async def _listen(self, channels: list[Channel]) -> None:
+        source = f"lanes.{id(self)}"
+        while True:
+            try:
+                async with aclosing(self._handle.store.watch(channels)) as watch:  # type: ignore[type-var]  # every watch is an async generator
+                    async for _ in watch:
+                        self._handle.watch_outage.works(source)
+                        self._on_wake_up()
+            except StoreError as error:
+                self._handle.watch_outage.failed(source, error)
+            await anyio.sleep(self._poll_sec)

@@ -7,24 +7,24 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from math import inf
-from typing import Any
+from functools import partial
 
 import anyio
-from anyio import CapacityLimiter, to_thread
-from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from converge.env import Env
 from converge.errors import ConvergeError
+from converge.foreign import Raised, describe, is_cancellation, tell
 from converge.ids import id_text
 from converge.machines.attempt import outcome_of
 from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.model.task import Task
-from converge.runtime.agents.agent import Agent, is_async, with_inputs
+from converge.runtime.agents.agent import Agent, task_handler
+from converge.runtime.agents.agent_log import agent_log
+from converge.runtime.agents.boundary import CANCELLED, Boundary, Worker, keep
 from converge.runtime.agents.context import TASK, begin
 from converge.runtime.agents.decide import Reported
-from converge.runtime.agents.supervision import Supervision, is_contained
+from converge.runtime.agents.supervision import Supervision
 from converge.services.tasks.records import encode_result, to_task
 
 log = logging.getLogger("converge.slots")
@@ -53,12 +53,11 @@ class Why(Enum):
 class Slot:
     """One place in which an agent works on one task at a time."""
 
-    __slots__ = ("agent", "current", "handler", "is_async", "is_gone", "is_owed", "parked", "scope", "started", "why")
+    __slots__ = ("agent", "current", "handler", "is_gone", "is_owed", "parked", "scope", "started", "why")
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
-        self.handler: Callable[..., Any] = agent.on_task if agent.decide_loop is None else agent.decide_loop.hold
-        self.is_async = is_async(self.handler)
+        self.handler = task_handler(agent)
         self.is_gone = False
         self.is_owed = False  # taken away while its handler ran: the agent has one slot less until that has ended
         self.parked: anyio.Event | None = None  # what its worker waits for
@@ -66,6 +65,10 @@ class Slot:
         self.scope: anyio.CancelScope | None = None
         self.started = 0.0
         self.why: Why | None = None
+
+    def begin(self, scope: anyio.CancelScope) -> None:
+        """Run what follows in another scope."""
+        self.scope, self.why = scope, None
 
     def cancel(self, why: Why) -> None:
         """Cancel the handler that runs here."""
@@ -84,15 +87,15 @@ class Slots:
     def __init__(
         self,
         env: Env,
-        group: TaskGroup,
+        boundary: Boundary,
         on_finished: Callable[[Found, Event | None], None],
         on_all_begun: Callable[[], None],
         on_claimed: OnClaimed | None = None,
         supervision: Supervision | None = None,
     ) -> None:
-        self._env, self._group, self._on_finished, self._on_all_begun, self._on_claimed = (
+        self._env, self._boundary, self._on_finished, self._on_all_begun, self._on_claimed = (
             env,
-            group,
+            boundary,
             on_finished,
             on_all_begun,
             on_claimed,
@@ -104,7 +107,6 @@ class Slots:
         self._queue: deque[Found] = deque()
         self._parked: deque[anyio.Event] = deque()
         self._is_waking = False
-        self._threads = CapacityLimiter(1)
         self._timeouts: list[tuple[float, int, Slot, Found]] = []
         self._number = 0
         self.slots: list[Slot] = []
@@ -115,7 +117,6 @@ class Slots:
         slots = [Slot(agent) for _ in range(agent.concurrency if count is None else count)]
         self.slots += slots
         self._unstarted.extend(slots)
-        self._threads.total_tokens = len(self.slots)
 
     def remove(self, agent: Agent) -> int:
         """Take the agent's slots away: what runs in them goes on, and nothing more begins there. Answers in how many
@@ -200,48 +201,41 @@ class Slots:
             self._parked.popleft().set()
         elif self._unstarted:
             self._is_waking = True
-            self._group.start_soon(self._work, self._unstarted.popleft())
+            self._boundary.background.loop(self._keep, self._unstarted.popleft())
 
-    async def _work(self, slot: Slot) -> None:
-        begin(slot.agent)
+    async def _keep(self, slot: Slot) -> None:
+        """Keep a worker in the slot until it is taken away; say how an attempt ended that its worker has not."""
         try:
-            await self._work_until_gone(slot)
-        except (
-            anyio.get_cancelled_exc_class()
-        ):  # the node's block is cancelled; whoever stops the node hands back what was held
+            while True:
+                error = await keep(self._boundary.kind(), partial(self._work, slot))
+                self._attempt_ended(slot, error)
+                if slot.is_gone:
+                    return self._leave(slot)
+                if error is not None:
+                    raise error  # our own: another worker comes after a pause
+        except anyio.get_cancelled_exc_class():
             if (found := slot.current) is not None:
                 self._end(found, Released(slot.agent.id, "its process is stopping"))
             raise
-        except Exception as error:  # the slot's own end, which nothing expected: the other agents go on
-            if self._supervision is None:
-                raise
-            self._supervision.died(slot.agent, error)
+
+    def _leave(self, slot: Slot) -> None:
+        """Forget a slot that was taken away and has ended, in the step in which it does: no claim may count on it."""
+        if slot in self.slots:
             self.slots.remove(slot)
-            if (found := slot.current) is not None:
-                self._end(found, Failed(f"{type(error).__name__}: {error}", slot.agent.id, True, 0.5))
-        finally:
-            if slot.is_owed and self._supervision is not None:
-                self._supervision.ended(slot.agent)
+        self._wake_one()  # a wake-up that it was given is the next one's
+        if slot.is_owed and self._supervision is not None:
+            slot.is_owed = False
+            self._supervision.ended(slot.agent)
 
-    async def _work_until_gone(self, slot: Slot) -> None:
-        while True:
-            with anyio.CancelScope() as scope:
-                slot.scope, slot.why = scope, None
-                await self._serve(slot)
-            self._cancelled(slot)
-            if slot.is_gone:
-                if slot in self.slots:
-                    self.slots.remove(slot)
-                self._wake_one()  # a wake-up that it was given is the next one's
-                return
-
-    def _cancelled(self, slot: Slot) -> None:
-        """Its handler was cancelled: say how the attempt ended."""
+    def _attempt_ended(self, slot: Slot, error: BaseException | None) -> None:
+        """The worker has ended: say how the attempt ended that it was at, if any."""
         found, why = slot.current, slot.why
         slot.current = None
         if found is None:
             return
-        if why is Why.TIMEOUT:
+        if error is not None:
+            self._end(found, Failed(describe(error), slot.agent.id, True, self._jitter()))
+        elif why is Why.TIMEOUT:
             text = f"timed out after {found.spec.timeout_sec:g} s"
             self._failed(slot.agent, text)
             self._end(found, Failed(text, slot.agent.id, True, self._jitter()))
@@ -250,18 +244,16 @@ class Slots:
         else:
             self._end(found, None)  # the store knows already, or the lease is gone
 
-    async def _serve(self, slot: Slot) -> None:
+    async def _work(self, slot: Slot, worker: Worker) -> None:
+        """Run one handler after the other, until the slot is taken away, or one has spoiled this task."""
+        agent, call, handler = slot.agent, worker.call, worker.awaitable(slot.handler)
+        begin(agent)
+        slot.begin(worker.scope)
         yield_at = 0.0
         self._is_waking = False
-        while slot.why is None and not slot.is_gone:
+        while slot.why is None and not slot.is_gone and not worker.is_spoiled:
             if not self._queue:
-                event = anyio.Event()
-                self._parked.append(event)
-                slot.parked = event
-                try:
-                    await event.wait()
-                finally:
-                    self._is_waking, slot.parked = False, None
+                await self._park(slot)
                 yield_at = 0.0
                 continue
             found = self._queue.popleft()
@@ -270,59 +262,65 @@ class Slots:
             elif not self._is_waking:
                 self._wake_one()
             slot.current = found
-            event_ = await self._run(slot, found)
-            slot.current = None
-            self.busy -= 1
-            self._on_finished(found, event_)
-            if slot.started >= yield_at:
-                if yield_at and self._queue:
-                    await checkpoint()
-                yield_at = self._env.monotonic() + YIELD_SEC
-
-    async def _run(self, slot: Slot, found: Found) -> Event:
-        agent = slot.agent
-        TASK.set(found)  # a worker is a task of its own, and so has a context of its own
-        slot.started = self._env.monotonic()
-        if found.spec.timeout_sec is not None:
-            self._limit(slot, found, found.spec.timeout_sec)
-        try:
+            TASK.set(found)
+            slot.started = self._env.monotonic()
+            if found.spec.timeout_sec is not None:
+                self._limit(slot, found, found.spec.timeout_sec)
             task = to_task(*found, by=agent.id)
             if self._on_claimed is not None:
                 self._on_claimed(task)
-            if agent.inputs is not None:
-                task = with_inputs(task, agent.inputs)
-            if slot.is_async:
-                result = await slot.handler(task)
+            result = await call(handler, task, encode_result)
+            if result is None:
+                result = b"null"
+            elif result is CANCELLED:
+                if slot.why is None:  # the node's block is: whoever stops the node hands back what was held
+                    slot.current = None
+                    self._end(found, Released(agent.id, "its process is stopping"))
+                return
+            if type(result) is bytes:
+                event: Event = Completed(result, agent.id)
+                if agent.health.is_troubled:
+                    self._succeeded(agent)
             else:
-                result = await to_thread.run_sync(slot.handler, task, abandon_on_cancel=True, limiter=self._threads)
-            completed = Completed(b"null" if result is None else encode_result(result), agent.id)
-            if agent.health.is_troubled and agent.decide_loop is None and self._supervision is not None:
-                self._supervision.succeeded(agent, "on_task")
-            return completed
-        except ConvergeError as error:
-            agent.log.warning("task %s failed: %s", id_text(found.id), error)
-            self._failed(agent, error)
-            return outcome_of(error, f"{type(error).__name__}: {error}", agent.id, self._jitter())
-        except Reported as end:  # what `decide` made of it
-            return outcome_of(end.error, str(end), agent.id, self._jitter())
-        except anyio.get_cancelled_exc_class() as error:
-            if anyio.current_effective_deadline() == -inf:
-                raise
-            # Nobody has cancelled this worker: the handler awaited something that was cancelled, and must not take the
-            # node with it.
-            agent.log.warning("task %s failed: it was cancelled from within", id_text(found.id))
-            self._failed(agent, error)
-            return Failed(
-                f"{type(error).__name__}: the handler was cancelled from within", agent.id, True, self._jitter()
-            )
-        except BaseException as error:  # a task's boundary: the agent goes on
-            if not is_contained(error):
-                raise
-            agent.log.exception("task %s failed", id_text(found.id))
-            self._failed(agent, error)
-            return outcome_of(error, f"{type(error).__name__}: {error}", agent.id, self._jitter())
+                event = self._not_completed(agent, found, result)
+            slot.current = None
+            self.busy -= 1
+            self._on_finished(found, event)
+            if slot.started >= yield_at and not worker.is_spoiled:
+                if yield_at and self._queue:
+                    await checkpoint()
+                yield_at = self._env.monotonic() + YIELD_SEC
+        if slot.is_gone:
+            self._leave(slot)
 
-    def _failed(self, agent: Agent, error: BaseException | str) -> None:
+    async def _park(self, slot: Slot) -> None:
+        """Wait for something to do."""
+        event = slot.parked = anyio.Event()
+        self._parked.append(event)
+        try:
+            await event.wait()
+        finally:
+            self._is_waking, slot.parked = False, None
+            if not event.is_set():
+                self._parked.remove(event)
+
+    def _succeeded(self, agent: Agent) -> None:
+        if agent.decide_loop is None and self._supervision is not None:
+            self._supervision.succeeded(agent, "on_task")
+
+    def _not_completed(self, agent: Agent, found: Found, raised: Raised) -> Event:
+        """Return what becomes of a task whose handler raised."""
+        error = raised.error
+        if type(error) is Reported:  # what `decide` made of it
+            return outcome_of(error.error, str(error), agent.id, self._jitter())
+        if raised.is_a(ConvergeError) or is_cancellation(error):
+            tell(agent_log(agent), logging.WARNING, "task %s failed: %s", id_text(found.id), raised.text)
+        else:
+            tell(agent_log(agent), logging.ERROR, "task %s failed", id_text(found.id), error=error)
+        self._failed(agent, raised)
+        return outcome_of(error, raised.text, agent.id, self._jitter())
+
+    def _failed(self, agent: Agent, error: Raised | str) -> None:
         """Tell who supervises the agent; what `decide` does, its own loop tells."""
         if self._supervision is not None and agent.decide_loop is None:
             self._supervision.failed(agent, "on_task", error)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
-from anyio.abc import TaskGroup
 
 from converge.contracts.transport import Channel, Listener, Transport
 from converge.env import Env
@@ -14,6 +13,7 @@ from converge.errors import ChannelError, ConnectFailed, ConnectionClosed, Conne
 from converge.machines import records
 from converge.machines.records import Item
 from converge.machines.secure import Terms
+from converge.runtime.agents.background import Background
 from converge.runtime.network.channel import SecureChannel, accept, dial
 from converge.runtime.network.handshakes import Handshakes
 from converge.services.messages.unsettled import Waiting
@@ -98,9 +98,16 @@ class Links:
     """The links of one node, by the other node's key."""
 
     def __init__(
-        self, transport: Transport, terms: Terms, env: Env, group: TaskGroup, on_items: OnItems, *, greatest: int = 256
+        self,
+        transport: Transport,
+        terms: Terms,
+        env: Env,
+        background: Background,
+        on_items: OnItems,
+        *,
+        greatest: int = 256,
     ) -> None:
-        self._transport, self._terms, self._env, self._group = transport, terms, env, group
+        self._transport, self._terms, self._env, self._background = transport, terms, env, background
         self._on_items, self._greatest = on_items, greatest
         self._links: dict[bytes, Link] = {}
         self._dialling: dict[bytes | str, anyio.Lock] = {}
@@ -167,7 +174,7 @@ class Links:
             if not self._handshakes.enter(address):
                 await channel.close()
                 continue
-            self._group.start_soon(self._accept, channel, address)
+            self._background.errand(self._accept, channel, address)
 
     async def _accept(self, channel: Channel, address: str) -> None:
         try:
@@ -191,12 +198,12 @@ class Links:
         if old is not None and not old.is_closed and old.is_dialler != link.is_dialler:
             own_is_lower = self._terms.identity.public_key < link.peer
             if old.is_dialler == own_is_lower:
-                self._group.start_soon(secured.close, records.DUPLICATE)
+                self._background.errand(secured.close, records.DUPLICATE)
                 return old
         if old is not None:
             old.close()
         self._links[link.peer] = link
-        self._group.start_soon(self._run, link)
+        self._background.errand(self._run, link)
         return link
 
     async def _run(self, link: Link) -> None:

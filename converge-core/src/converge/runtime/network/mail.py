@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterable
 
 import anyio
-from anyio.abc import TaskGroup
 
 from converge.errors import ConvergeError, NoSuchPool
 from converge.machines.records import MESSAGE
 from converge.model.envelope import MessageHeader, pack
+from converge.runtime.agents.background import Background
 from converge.services.messages.inboxes import Inboxes
 from converge.services.messages.mailbox import Mailboxes
 from converge.services.messages.routes import Routes
@@ -33,8 +33,8 @@ TELLING = 100
 class Mail:
     """Drains the mailboxes of the agents of one process, each message in order and one at a time."""
 
-    def __init__(self, mailboxes: Mailboxes, inboxes: Inboxes, routes: Routes, group: TaskGroup) -> None:
-        self._mailboxes, self._inboxes, self._routes, self._group = mailboxes, inboxes, routes, group
+    def __init__(self, mailboxes: Mailboxes, inboxes: Inboxes, routes: Routes, background: Background) -> None:
+        self._mailboxes, self._inboxes, self._routes, self._background = mailboxes, inboxes, routes, background
         self._woken: set[str] = set()
         self._hinted: set[str] = set()
         self._draining: set[str] = set()
@@ -53,7 +53,7 @@ class Mail:
             and self._telling < TELLING
         ):
             self._telling += 1
-            self._group.start_soon(self._tell, header)
+            self._background.errand(self._tell, header)
 
     async def _tell(self, header: MessageHeader) -> None:
         try:
@@ -113,7 +113,7 @@ class Mail:
             self._woken.add(agent_id)  # it may have seen the mailbox empty a moment ago
         elif not self._is_stopping:
             self._draining.add(agent_id)
-            self._group.start_soon(self._drain, agent_id)
+            self._background.errand(self._drain, agent_id)
 
     async def _drain(self, agent_id: str) -> None:
         try:

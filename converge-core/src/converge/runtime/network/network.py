@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import attrs
-from anyio.abc import SocketAttribute, TaskGroup
+from anyio.abc import SocketAttribute
 
 from converge.codec import stored_text
 from converge.contracts.discovery import Discovery, DiscoveryBackend
@@ -26,6 +26,8 @@ from converge.model.descriptor import AgentDescriptor, network_tag
 from converge.model.identity import Identity
 from converge.plugins import PluginHost
 from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.background import Background
+from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.inbox import Inbox
 from converge.runtime.config.node_settings import NodeSettings
 from converge.runtime.keys.identity_dir import IdentityDir
@@ -122,14 +124,14 @@ def choose(settings: NodeSettings, host: PluginHost) -> Chosen:
 
 @attrs.frozen(kw_only=True)
 class Ground:
-    """What a network is made of. `identity` is the node's own, `kept` the folder of its keys; background tasks run in
-    `group`.
+    """What a network is made of. `identity` is the node's own, `kept` the folder of its keys; user code runs, and tasks
+    are started, behind `boundary`.
     """
 
     handle: StoreHandle
     identity: Identity
     env: Env
-    group: TaskGroup
+    boundary: Boundary
     settings: NodeSettings
     host: PluginHost
     chosen: Chosen
@@ -138,11 +140,11 @@ class Ground:
 
 @attrs.frozen(kw_only=True)
 class _Wire:
-    """What is open between this node and others: `links` that begin in the `group`, its listener and endpoint."""
+    """What is open between this node and others: `links` whose tasks `background` starts, its listener and endpoint."""
 
     listener: Listener
     links: Links
-    group: TaskGroup
+    background: Background
     endpoint: str
 
 
@@ -158,7 +160,7 @@ class Network:
     """Messages, discovery and, where a transport is named, links to other nodes. `wire` is None: it has none."""
 
     def __init__(self, ground: Ground, sighted: Sighted, wire: _Wire | None) -> None:
-        self._opened, self._identity, self._group = ground.handle, ground.identity, ground.group
+        self._opened, self._identity, self._boundary = ground.handle, ground.identity, ground.boundary
         self._settings, self._sighted = ground.settings, sighted.handle
         one, own, directory = ground.settings, ground.identity, Directory(ground.settings.network)
         self.links = None if wire is None else wire.links
@@ -173,7 +175,7 @@ class Network:
         elif wire is not None:  # discovery knows nodes by their endpoints only: they are asked
             lease_sec = ground.handle.lease_settings.lease_sec
             fetcher = Fetcher(ground.env, own.id, self.announced, wire.links, directory, patience_sec=lease_sec)
-            asking, fetch, start_soon = fetcher.asking, fetcher.fetch, wire.group.start_soon
+            asking, fetch, start_soon = fetcher.asking, fetcher.fetch, wire.background.errand
         self.discovery = DiscoveryService(
             store=sighted.handle.store,
             network=one.network,
@@ -185,7 +187,7 @@ class Network:
         tag, inboxes = network_tag(one.network), Inboxes(ground.host)
         routes = Routes(ground.env, own.public_key, self.discovery, self.registry, self.links, start_soon)
         mailboxes = Mailboxes(ground.handle, tag, inboxes, self.registry.admits)
-        self.mail = Mail(mailboxes, inboxes, routes, ground.group)
+        self.mail = Mail(mailboxes, inboxes, routes, ground.boundary.background)
         self.post = Post(ground.handle, own, mailboxes, routes, ground.host, self.mail.stored)
         self.fanouts = Fanouts(self.post, own.public_key)
         aside = Aside(on_mail=self.mail.hinted, asking=asking)
@@ -201,25 +203,25 @@ class Network:
 
         async with (
             _sighting(ground) as sighted,
-            _background() as group,
+            _background(ground.boundary.background) as background,
             _listening(ground, on_items) as wire,
         ):
             with suppress(StoreError):  # messages tell when they were sent; while the store is away, roughly
                 await ground.handle.now()
             one = cls(ground, sighted, wire)
-            ground.group.start_soon(one.mail.run)
+            ground.boundary.background.loop(one.mail.run)
             if wire is not None:
-                wire.group.start_soon(wire.links.serve, wire.listener)
+                wire.background.loop(wire.links.serve, wire.listener)
                 log.info("listening on %s, known to others as %s", wire.listener.address, wire.endpoint)
-            group.start_soon(one._follow)
+            background.loop(one._follow)
             if sighted.handle is not ground.handle:
-                group.start_soon(keep_listed, sighted.handle, one.announced, ground.settings.poll_sec)
+                background.loop(keep_listed, sighted.handle, one.announced, ground.settings.poll_sec)
             yield one
 
     async def add(self, agents: Sequence[Agent]) -> None:
         """Start delivering messages to the agents, and publish them where others can see them."""
         for agent in agents:
-            self.post.inboxes.add(agent, Inbox(agent, self._group) if agent.decide_loop is None else agent.decide_loop)
+            self.post.inboxes.add(agent, agent.decide_loop or Inbox(agent, self._boundary))
         await self.mail.begin_first(agent.id for agent in agents)
         descriptors = {agent.id: (agent.identity, _describe(agent)) for agent in agents}
         await self.announced.publish(descriptors)
@@ -272,18 +274,18 @@ async def _listening(ground: Ground, on_items: OnItems) -> AsyncIterator[_Wire |
     async with (
         backend.open(ground.chosen.transport_options) as transport,
         transport.listen(one.transport) as listener,
-        _background() as group,
+        _background(ground.boundary.background) as background,
     ):
         endpoint = await _advertised(listener.address, one.advertise, one.store)
         terms = Terms(network=network_tag(one.network), identity=ground.identity)
-        links = Links(transport, terms, ground.env, group, on_items, greatest=one.max_connections)
-        yield _Wire(listener=listener, links=links, group=group, endpoint=endpoint)
+        links = Links(transport, terms, ground.env, background, on_items, greatest=one.max_connections)
+        yield _Wire(listener=listener, links=links, background=background, endpoint=endpoint)
 
 
 @asynccontextmanager
-async def _background() -> AsyncIterator[TaskGroup]:
-    """Yield a group whose tasks end with the block, before the transport under them is closed; an error of the block
-    passes unchanged.
+async def _background(background: Background) -> AsyncIterator[Background]:
+    """Start tasks that end with the block, before the transport under them is closed; an error of the block passes
+    unchanged.
 
     To close a transport under a cancelled scope would put a cancellation in place of the error on its way out, and that
     ends at the scope.
@@ -291,7 +293,7 @@ async def _background() -> AsyncIterator[TaskGroup]:
     failure: Exception | None = None
     async with anyio.create_task_group() as group:
         try:
-            yield group
+            yield background.within(group)
         except Exception as error:  # it goes on as soon as the tasks have ended
             failure = error
         group.cancel_scope.cancel()

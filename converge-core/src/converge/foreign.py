@@ -1,0 +1,199 @@
+"""What user code raises and returns: asked for nothing outside a guard, since any question may raise too."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from math import inf
+from typing import Any, NoReturn, cast
+
+import anyio
+
+from converge.codec import stored_text
+from converge.errors import UserCodeExited
+
+TEXT_CHARS = 10_000
+"""The longest text that is kept of one error: longer than any message that people read, shorter than a record."""
+
+CHILD_CODE = 1
+"""The exit code of a forked child that comes out of user code, unless it does so by `sys.exit`."""
+
+UNSHOWABLE = "(its text cannot be shown)"
+
+
+class Raised:
+    """How a call of user code ended that did not return: what it raised, and a text that is safe to store and send."""
+
+    __slots__ = ("error", "text")
+
+    def __init__(self, error: BaseException, text: str = "") -> None:
+        self.error = error
+        self.text = text or describe(error)
+
+    def is_a(self, *kinds: type[BaseException]) -> bool:
+        """Return whether the error is of one of these classes."""
+        return is_a(self.error, *kinds)
+
+
+class _Forks:
+    """Counts in each process how many forks lie between it and the one that imported this module."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self.count += 1
+
+
+FORKS = _Forks()
+
+
+def is_a(error: BaseException, *kinds: type[BaseException]) -> bool:
+    """Return whether the error is of one of these classes, by its true class, and asking no metaclass."""
+    return any(type.__subclasscheck__(kind, type(error)) for kind in kinds)
+
+
+def as_exception(raised: Raised) -> Exception:
+    """Return what may be raised to a caller: the error itself or, for what is no `Exception`, UserCodeExited."""
+    error = raised.error
+    if is_a(error, Exception) and not is_cancellation(error):
+        return cast(Exception, error)
+    return UserCodeExited(raised.text)
+
+
+def name_of(kind: type[Any]) -> str:
+    """Return the name of a class, also where its metaclass hides it."""
+    return clean(type.__dict__["__name__"].__get__(kind))
+
+
+def text_of(value: object) -> str:
+    """Return `str(value)` as text that can be encoded, at most `TEXT_CHARS` long; never raise."""
+    try:
+        return clean(str(value))
+    except BaseException as error:
+        if passes(error):
+            raise
+        return UNSHOWABLE
+
+
+def describe(error: BaseException) -> str:
+    """Return the error's class and text, such as `ValueError: no such page`; never raise."""
+    return f"{name_of(type(error))}: {text_of(error)}"
+
+
+def clean(text: str) -> str:
+    """Return plain text, cut to `TEXT_CHARS`, as every store takes it."""
+    return stored_text(str.__getitem__(text, slice(0, TEXT_CHARS)))  # of a subclass of str without its methods
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors of a group, however deep, or the error itself."""
+    todo = [error]
+    while todo:
+        one = todo.pop()
+        if is_a(one, BaseExceptionGroup):
+            todo += BaseExceptionGroup.exceptions.__get__(one)  # past what a subclass makes of it
+        else:
+            yield one
+
+
+def passes(error: BaseException) -> bool:
+    """Return whether no boundary may hold the error: Ctrl-C, which only the main thread gets."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    return any(is_a(one, KeyboardInterrupt) for one in leaves(error))
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Return whether the error is a cancellation, of whoever's, or a group with one in it."""
+    return any(is_a(one, anyio.get_cancelled_exc_class()) for one in leaves(error))
+
+
+def is_cancelled() -> bool:
+    """Return whether the calling task, in which no user code runs, is being cancelled by its owner."""
+    if anyio.current_effective_deadline() == -inf:
+        return True
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return False
+    task = asyncio.current_task()  # a loop that ends cancels all of its tasks, without a scope
+    return task is not None and task.cancelling() > 0
+
+
+def guarded(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call plain user code in this thread; return what it returned, or how it failed as `Raised`."""
+    try:
+        return function(*arguments)
+    except BaseException as error:
+        if passes(error):
+            raise
+        return Raised(error)
+
+
+def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call plain user code in a thread of its own; return what it returned, or `Raised`. A child that it forks ends
+    there.
+    """
+    forks = FORKS.count
+    result = guarded(function, *arguments)
+    if FORKS.count != forks:
+        leave_child(result)
+    return result
+
+
+def detached(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call plain user code in the middle of a task of ours; return what it returned, or `Raised`.
+
+    It is called in a copy of the context and as if no task ran: there is none that it could cancel, or open a scope in.
+    """
+    with _without_task():
+        return in_thread(copy_context().run, function, *arguments)
+
+
+@contextmanager
+def _without_task() -> Iterator[None]:
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
+    loop = asyncio._get_running_loop() if asyncio is not None else None
+    if loop is not None and asyncio is not None and (task := asyncio.current_task(loop)) is not None:
+        asyncio.tasks._leave_task(loop, task)
+        try:
+            yield
+        finally:
+            asyncio.tasks._enter_task(loop, task)
+    elif (
+        trio is not None and (task := getattr(running := trio._core._run.GLOBAL_RUN_CONTEXT, "task", None)) is not None
+    ):
+        del running.task
+        try:
+            yield
+        finally:
+            running.task = task
+    else:
+        yield
+
+
+def leave_child(result: object) -> NoReturn:
+    """End a forked child that came out of the call that forked: all that it would go on to use is its parent's."""
+    code: object = CHILD_CODE
+    if type(result) is Raised and is_a(result.error, SystemExit):
+        code = guarded(lambda: int(result.error.code or 0))  # type: ignore[attr-defined]
+    code = code if type(code) is int else CHILD_CODE
+    os.write(2, f"converge: process {os.getpid()}, forked in a handler, came out of it; it ends with {code}\n".encode())
+    os._exit(code)
+
+
+def tell(
+    log: logging.Logger | logging.LoggerAdapter[logging.Logger],
+    level: int,
+    text: str,
+    *values: object,
+    error: BaseException | None = None,
+) -> None:
+    """Log a line about user code, with the stack of `error`; what a filter or handler of the log raises is dropped."""
+    guarded(lambda: log.log(level, text, *values, exc_info=error))

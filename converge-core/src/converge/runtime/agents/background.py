@@ -1,0 +1,103 @@
+"""The boundary around a node's own tasks: each of them is started here, and what nobody expected ends none for good."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
+from contextvars import copy_context
+from copy import copy
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from converge.env import Env
+from converge.foreign import describe, is_cancellation, is_cancelled, passes, tell
+from converge.runtime.agents.ailments import Ailment, Code
+
+log = logging.getLogger("converge.node")
+
+BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 5.0
+"""Pauses before a loop runs again: twice as long each time."""
+
+WELL_SEC = 10.0
+"""How long nothing must fail before a loop counts as well again."""
+
+Run = Callable[..., Coroutine[Any, Any, None]]
+
+
+class Background:
+    """Starts the tasks of one node: `loop` what is to run as long as the node does, `errand` what ends by itself.
+
+    Each begins with the context in which this object was made: whoever starts it may be in the middle of user code,
+    whose context variables are nobody else's.
+    """
+
+    def __init__(self, group: TaskGroup, env: Env) -> None:
+        self._group, self._env = group, env
+        self._context = copy_context()
+        self.failures: Counter[str] = Counter()
+        """How often each has failed in a way that nothing expected, by the name of its function."""
+        self._ailing: dict[str, tuple[Ailment, float]] = {}  # until when, if it does not fail again
+
+    def within(self, group: TaskGroup) -> Background:
+        """Return what starts tasks in another group, and counts what fails together with this one."""
+        other = copy(self)
+        other._group = group
+        return other
+
+    def loop(self, run: Run, *arguments: Any) -> None:
+        """Start a loop. When it raises, that is logged, counted and shown by health, and it runs again after a pause;
+        when it returns, it has ended.
+        """
+        self._start(self.again, (run, *arguments))
+
+    def errand(self, run: Run, *arguments: Any) -> None:
+        """Start a task that ends by itself. When it raises, that is logged, counted and shown by health."""
+        self._start(self._once, (run, *arguments))
+
+    def _start(self, how: Run, arguments: tuple[Any, ...]) -> None:
+        self._context.copy().run(lambda: self._group.start_soon(how, *arguments))
+
+    async def again(self, run: Run, *arguments: Any) -> None:
+        """Run a loop in the calling task, as `loop` does in one of its own."""
+        pause_sec = BACKOFF_LEAST_SEC
+        began = self._env.monotonic()
+        while not await self._is_over(run, arguments, pause_sec):
+            await anyio.sleep(pause_sec)
+            if (now := self._env.monotonic()) - began > WELL_SEC:
+                pause_sec = BACKOFF_LEAST_SEC
+            pause_sec, began = min(pause_sec * 2, BACKOFF_GREATEST_SEC), now
+
+    async def _once(self, run: Run, *arguments: Any) -> None:
+        await self._is_over(run, arguments, 0.0)
+
+    async def _is_over(self, run: Run, arguments: tuple[Any, ...], pause_sec: float) -> bool:
+        """Run it; return whether it returned."""
+        try:
+            await run(*arguments)
+            return True
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            if passes(error) or (is_cancellation(error) and is_cancelled()):
+                raise
+            self._failed(run.__qualname__, error, pause_sec)
+        await checkpoint_if_cancelled()
+        return False
+
+    def _failed(self, name: str, error: BaseException, pause_sec: float) -> None:
+        text, now = describe(error), self._env.monotonic()
+        self.failures[name] += 1
+        tell(log, logging.ERROR, "%s failed, which nothing expected; the node goes on: %s", name, text, error=error)
+        ailment = Ailment(Code.LOOP_FAILED, f"{name} has failed {self.failures[name]} times, at last: {text}", now)
+        if (before := self._ailing.get(name)) is not None and before[1] > now:
+            ailment = ailment._replace(since=before[0].since)
+        self._ailing[name] = ailment, now + pause_sec + WELL_SEC
+
+    def ailments(self) -> Iterable[Ailment]:
+        """Return what has failed of late. A source of the node's vitals, read from any thread."""
+        now = self._env.monotonic()
+        return [ailment for ailment, until in tuple(self._ailing.values()) if now < until]
