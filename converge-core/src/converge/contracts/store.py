@@ -111,11 +111,17 @@ class StoreLimits:
     value_bytes: int = 1_048_576
     """The longest value: task inputs and results are references beyond it."""
     keys: int = 1_000
-    """Keys of one `get`, entries of one range of a `scan`, keys of one take."""
+    """Keys of one `get`, entries of one range of a `scan`."""
+    taken: int = 450
+    """Keys of one take: the inherited one moves them in one batch, with two checks, a put and a delete each."""
     batches: int = 1_000
     """Batches of one call."""
     batch_ops: int = 2_000
     """Checks, puts and deletes of one batch, together."""
+    call_ops: int = 20_000
+    """Puts and deletes of one call, over all of its batches; a single batch always fits."""
+    call_bytes: int = 16_777_216
+    """Bytes of the values that one call puts, over all of its batches, unless a single batch has more."""
     ranges: int = 32
     """Ranges of one take, and of one scan."""
 

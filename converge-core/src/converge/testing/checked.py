@@ -154,6 +154,11 @@ def check_batches(batches: Sequence[Batch]) -> None:
     rule(len(batches) <= LIMITS.batches, f"a call has at most {LIMITS.batches} batches", len(batches))
     for batch in batches:
         _check_batch(batch)
+    operations = sum(len(batch.puts) + len(batch.deletes) for batch in batches)
+    rule(operations <= LIMITS.call_ops, f"a call has at most {LIMITS.call_ops:,} puts and deletes", operations)
+    size = sum(len(value) for batch in batches for _, value in batch.puts)
+    fits = size <= LIMITS.call_bytes or len(batches) == 1
+    rule(fits, f"the values of a call have at most {LIMITS.call_bytes:,} bytes", size)
     writers = Counter(key for batch in batches for key in _written(batch))
     shared = [key for key, count in writers.items() if count > 1]
     rule(not shared, "no batch of one call writes a key that another batch of the call writes", shared)
@@ -205,7 +210,7 @@ def _check_checks(checks: Sequence[Check]) -> None:
 def check_take(take: Take) -> None:
     """Ranges of one family and one length, rests that fit where they go."""
     rule(1 <= len(take.ranges) <= LIMITS.ranges, f"a take has 1 to {LIMITS.ranges} ranges", len(take.ranges))
-    rule(1 <= take.limit <= LIMITS.keys, f"a take has a limit of 1 to {LIMITS.keys}", take.limit)
+    rule(1 <= take.limit <= LIMITS.taken, f"a take has a limit of 1 to {LIMITS.taken}", take.limit)
     for wanted in take.ranges:
         check_range(wanted)
     shapes = {(wanted.prefix[0], len(wanted.prefix)) for wanted in take.ranges}

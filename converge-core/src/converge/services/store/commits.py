@@ -212,7 +212,7 @@ class Commits:
         if self.history.is_rolled_back and not await self._is_accepted():
             rolled_back = StoreRolledBack(ROLLED_BACK)
             return [rolled_back] * len(batches), None if take is None else rolled_back
-        groups = [] if are_apart and len(batches) <= LIMITS.batches else split(batches, take)
+        groups = [] if are_apart and _fits(batches) else split(batches, take)
         if len(groups) <= 1:
             return await self._try([self._with_epoch(batch) for batch in batches], take, wake)
         results: list[_Result | None] = [None] * len(batches)
@@ -246,6 +246,8 @@ class Commits:
         except InputError as error:
             if len(batches) == 1 and take is None:
                 return [error], None
+            if not batches:
+                return [], error
             # Nothing was written. Each goes by itself now: what is wrong with one batch is not the others' trouble.
             answers = [(await self._try([batch], None, wake))[0][0] for batch in batches]
             return answers, None if take is None else (await self._try([], take, wake))[1]
@@ -330,6 +332,12 @@ def _error_of(results: Sequence[_Result | Taken | None]) -> ConvergeError | None
 _NO_ERRORS = frozenset((Committed, Conflict, Taken, type(None)))
 
 
+FEW = 8
+"""So many batches of a feed, each the end of one task, are within the limits of a call whatever they hold: a result is
+at most a mebibyte.
+"""
+
+
 def split(batches: Sequence[Batch], take: Take | None) -> list[list[int]]:
     """Return the indexes of the batches in groups that may go out in one call each, in order; the take goes with the
     last group.
@@ -342,6 +350,7 @@ def split(batches: Sequence[Batch], take: Take | None) -> list[list[int]]:
     groups: list[list[int]] = [[]]
     reads: list[set[Key]] = [set()]
     writes: list[set[Key]] = [set()]
+    sizes = [0]
     last_touched = -1  # the last group that must go out before the take
     for index, batch in enumerate(batches):
         checked = {key for key, _ in batch.checks}
@@ -356,12 +365,23 @@ def split(batches: Sequence[Batch], take: Take | None) -> list[list[int]]:
         ):
             at -= 1
         at += 1  # after the last group that it collides with
-        while at < len(groups) and len(groups[at]) >= LIMITS.batches:
+        operations, size = len(batch.puts) + len(batch.deletes), sum(len(value) for _, value in batch.puts)
+        while (
+            at < len(groups)
+            and groups[at]
+            and not (
+                len(groups[at]) < LIMITS.batches
+                and len(writes[at]) + operations <= LIMITS.call_ops
+                and sizes[at] + size <= LIMITS.call_bytes
+            )
+        ):
             at += 1
         if at == len(groups):
             groups.append([])
             reads.append(set())
             writes.append(set())
+            sizes.append(0)
+        sizes[at] += size
         groups[at].append(index)
         reads[at] |= checked
         writes[at] |= written
@@ -372,6 +392,16 @@ def split(batches: Sequence[Batch], take: Take | None) -> list[list[int]]:
     return groups
 
 
+def _fits(batches: Sequence[Batch]) -> bool:
+    """Tell whether batches that touch no key of each other may go out in one call; a few always may."""
+    count = len(batches)
+    return count <= FEW or (
+        count <= LIMITS.batches
+        and sum(len(batch[1]) + len(batch[2]) for batch in batches) <= LIMITS.call_ops
+        and sum(len(put[1]) for batch in batches for put in batch[1]) <= LIMITS.call_bytes
+    )
+
+
 def _is_one_group(batches: Sequence[Batch], take: Take | None) -> bool:
     """Return whether all batches may go out in one call with the take: the usual case, found without a set for each
     batch.
@@ -380,13 +410,17 @@ def _is_one_group(batches: Sequence[Batch], take: Take | None) -> bool:
         return False
     family = take.ranges[0].prefix[0] if take is not None and take.ranges else None
     owners: dict[Key, int] = {}
+    size = 0
     for index, batch in enumerate(batches):
-        for key, _ in batch.puts:
+        for key, value in batch.puts:
+            size += len(value)
             if owners.setdefault(key, index) != index:
                 return False
         for key in batch.deletes:
             if key[0] is family or owners.setdefault(key, index) != index:
                 return False
+    if len(owners) > LIMITS.call_ops or (size > LIMITS.call_bytes and len(batches) > 1):
+        return False
     for index, batch in enumerate(batches):
         for key, _ in batch.checks:
             if key[0] is family or owners.get(key, index) != index:

@@ -209,7 +209,7 @@ class Claims:
         self._takes += 1
         return Take(
             [Range(READY(hash_), None if from_start else _before(head)) for head, hash_ in lanes],
-            min(limit, LIMITS.keys),
+            min(limit, LIMITS.taken),
             HELD(lease.id),
             (nonce,),
             [lease.check(), *self._checks],

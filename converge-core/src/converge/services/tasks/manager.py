@@ -11,7 +11,7 @@ import anyio
 from anyio import lowlevel
 
 from converge.codec import decode, stored_text
-from converge.contracts.store import LIMITS, Conflict, Entry, Store
+from converge.contracts.store import Conflict, Entry, Store
 from converge.errors import (
     ConvergeError,
     InvalidValue,
@@ -113,8 +113,8 @@ class TaskManager:
         types: Collection[str] | None = None,
         limit: int = 1,
     ) -> list[Task]:
-        """Claim up to `limit` ready tasks that the agent may take, best rank first; an empty list if there are none
-        now.
+        """Claim up to `limit` ready tasks that the agent may take, best rank first, at most 450 in a call; an empty list
+        if there are none now.
 
         The claims live as long as this process's lease, which the first claim opens.
 
@@ -323,7 +323,6 @@ class TaskManager:
         return claims
 
     async def _take(self, claims: Claims, limit: int) -> list[Found]:
-        limit = min(limit, LIMITS.keys)
         for attempt in range(3):
             if self._opened.unsettled:
                 await settle_takes(self._opened)

@@ -181,7 +181,7 @@ class TakeClauses(StoreCase):
 
     async def test_take_may_be_as_large_as_the_limits_say(self, store: Store) -> None:
         """S-10."""
-        count = LIMITS.keys // 2
+        count = LIMITS.taken
         places = [(number % LIMITS.ranges, number * 7 % 1_009, number) for number in range(count + 40)]
         await put(store, *(ready(*place) for place in places))
         rests = [(rank, ident(number)) for _, rank, number in sorted(places, key=lambda place: place[1:])]
