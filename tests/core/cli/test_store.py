@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from converge.codec import FORMAT
+
 Converge = Callable[..., Any]
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -50,7 +52,7 @@ def test_a_store_is_shown_with_its_settings_its_clock_and_who_uses_it(
     assert (shown["backend"], shown["durability"], shown["contract"], shown["store"]) == (
         "file",
         "D2",
-        1,
+        2,
         "file:state.db",
     )
     assert shown["settings"]["path"] == str(folder / "state.db")
@@ -136,3 +138,35 @@ def test_a_process_that_met_another_history_goes_on_once_it_was_accepted(
     waiting = ("tasks", "list", "--state", "pending", "--json", *STORE)
     assert any(converge(*waiting).out == "" for _ in range(500)), "what was submitted meanwhile is done too"
     assert running.poll() is None
+
+
+def test_a_store_that_has_all_is_left_as_it_is_by_migrate_and_none_is_made(converge: Converge, folder: Path) -> None:
+    assert converge("pools", "create", "docs", *STORE).code == 0
+    for dry_run in ([], ["--dry-run"]):
+        found = record(converge("store", "migrate", "--json", *dry_run, *STORE))
+        assert (found["missing"], found["is_dry_run"]) == ([], bool(dry_run))
+    assert "nothing is missing" in converge("store", "migrate", *STORE).out
+    refused = converge("store", "migrate", "--dry-run", "--store", "file:other.db")
+    assert refused.code == 4 and "there is no store at" in refused.err
+    assert not (folder / "other.db").exists()
+
+
+def test_the_table_of_a_kind_of_records_that_is_missing_is_named_then_added(converge: Converge, folder: Path) -> None:
+    assert converge("pools", "create", "docs", *STORE).code == 0
+    with closing(sqlite3.connect(folder / "state.db")) as connection:
+        connection.execute("drop table f_active")
+    assert converge("store", "migrate", "--dry-run", *STORE).out == "missing: the table f_active\n"
+    assert converge("store", "migrate", *STORE).out == "added: the table f_active\n"
+    assert "nothing is missing" in converge("store", "migrate", *STORE).out
+
+
+def test_the_format_of_a_store_is_shown_and_raised_by_the_first_task_that_needs_it(
+    converge: Converge, folder: Path
+) -> None:
+    (folder / "tasks.jsonl").write_text('{"ordering_key": "k"}')
+    assert converge("pools", "create", "docs", *STORE).code == 0
+    shown = record(converge("store", "info", "--json", *STORE))
+    assert (shown["format"], shown["newest_format"]) == (1, FORMAT)
+    assert converge("submit", "tasks.jsonl", "--pool", "docs", *STORE).code == 0
+    assert record(converge("store", "info", "--json", *STORE))["format"] == 2
+    assert f"format 2 is used in the store; this release knows {FORMAT}" in converge("doctor", *STORE).out
