@@ -113,7 +113,7 @@ class TaskManager:
         types: Collection[str] | None = None,
         limit: int = 1,
     ) -> list[Task]:
-        """Claim up to `limit` ready tasks that the agent may take, best rank first, at most 450 in a call; an empty list
+        """Claim up to `limit` ready tasks that the agent may take, best rank first and at most 450; an empty list
         if there are none now.
 
         The claims live as long as this process's lease, which the first claim opens.
