@@ -119,7 +119,7 @@ class Circuit:
         return self.rests_until - now
 
     def succeeded(self, now: float) -> bool:
-        """Count a success; tell whether it closed the breaker. One of something begun before the breaker opened does
+        """Count a success; return whether it closed the breaker. One of something begun before the breaker opened does
         not.
         """
         if self.is_open and now < self.rests_until:

@@ -242,7 +242,7 @@ class Feed:
                 continue
             except ConvergeError as error:
                 self._failed(error)
-                await anyio.sleep(backoff_sec * (0.5 + self._random() / 2))
+                await anyio.sleep(backoff_sec * self._env.uniform(0.5, 1.0))
                 backoff_sec = min(backoff_sec * 2, BACKOFF_GREATEST_SEC)
                 continue
             if self.error is not None:
@@ -255,7 +255,7 @@ class Feed:
         due = self._pace.due
         pause_sec = min(self._pass_on_at, due if due > self._turned_at else inf) - self._env.monotonic()
         is_pausing = pause_sec < self._poll_sec
-        wait_sec = max(0.0, pause_sec) if is_pausing else self._poll_sec * (0.75 + self._random() / 2)
+        wait_sec = max(0.0, pause_sec) if is_pausing else self._poll_sec * self._env.uniform(0.75, 1.25)
         with anyio.move_on_after(wait_sec) as scope:
             await self._event.wait()
         if self._is_signalled:
@@ -529,9 +529,6 @@ class Feed:
         """
         self.slots.take_back()
         self.slots.cancel(Why.LEASE_LOST)
-
-    def _random(self) -> float:
-        return int.from_bytes(self._env.entropy(4), "big") / 2**32
 
 
 def _are_apart(finished: list[tuple[Found, Event]]) -> bool:

@@ -234,11 +234,11 @@ class Slots:
         if found is None:
             return
         if error is not None:
-            self._end(found, Failed(describe(error), slot.agent.id, True, self._jitter()))
+            self._end(found, Failed(describe(error), slot.agent.id, True, self._env.uniform()))
         elif why is Why.TIMEOUT:
             text = f"timed out after {found.spec.timeout_sec:g} s"
             self._failed(slot.agent, text)
-            self._end(found, Failed(text, slot.agent.id, True, self._jitter()))
+            self._end(found, Failed(text, slot.agent.id, True, self._env.uniform()))
         elif why is Why.STOPPING:
             self._end(found, Released(slot.agent.id, "its process is stopping"))
         else:
@@ -312,13 +312,13 @@ class Slots:
         """Return what becomes of a task whose handler raised."""
         error = raised.error
         if type(error) is Reported:  # what `decide` made of it
-            return outcome_of(error.error, str(error), agent.id, self._jitter())
+            return outcome_of(error.error, str(error), agent.id, self._env.uniform())
         if raised.is_a(ConvergeError) or is_cancellation(error):
             tell(agent_log(agent), logging.WARNING, "task %s failed: %s", id_text(found.id), raised.text)
         else:
             tell(agent_log(agent), logging.ERROR, "task %s failed", id_text(found.id), error=error)
         self._failed(agent, raised)
-        return outcome_of(error, raised.text, agent.id, self._jitter())
+        return outcome_of(error, raised.text, agent.id, self._env.uniform())
 
     def _failed(self, agent: Agent, error: Raised | str) -> None:
         """Tell who supervises the agent; what `decide` does, its own loop tells."""
@@ -328,6 +328,3 @@ class Slots:
     def _end(self, found: Found, event: Event | None) -> None:
         self.busy -= 1
         self._on_finished(found, event)
-
-    def _jitter(self) -> float:
-        return int.from_bytes(self._env.entropy(4), "big") / 2**32

@@ -67,8 +67,8 @@ class Commits:
     def __init__(
         self, store: Store, epoch: Check, env: Env = SYSTEM, on_accepted: Callable[[], None] = lambda: None
     ) -> None:
-        """Make it; `on_accepted` is called when the process goes on with another history: nothing that it knew of the
-        store need be true.
+        """Make the coalescer; `on_accepted` is called when the process goes on with another history: nothing that it
+        knew of the store need be true.
         """
         self._store, self._env, self._on_accepted = store, env, on_accepted
         self.history = History(epoch)
@@ -86,8 +86,9 @@ class Commits:
     async def commit(
         self, batches: Sequence[Batch], *, wake: Collection[Channel] = (), are_apart: bool = False
     ) -> Sequence[Committed | Conflict]:
-        """As `Store.commit`, except that batches may touch each other's keys: such ones go out in separate calls, in
-        their order.
+        """Commit as `Store.commit` does, except that batches may touch each other's keys: such ones go out in separate
+        calls, in their order.
+
 
         `are_apart`: the caller has made sure that no batch writes a key that another one reads or writes, so nobody
             needs to look. Checks that are
@@ -116,8 +117,9 @@ class Commits:
     async def turn(
         self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = (), are_apart: bool = False
     ) -> Turned:
-        """As `Store.turn`; what others asked in this loop step rides along. `are_apart`, as in `commit`: from the take
-        too.
+        """Commit and take as `Store.turn` does; what others asked in this loop step rides along. `are_apart`, as in
+        `commit`: from the take too.
+
 
         Raises: As `commit`.
         """
@@ -148,15 +150,15 @@ class Commits:
         return self._good_at
 
     def hurry(self, within_sec: float) -> None:
-        """From now on no call takes longer than this, or its outcome counts as unknown: for a process that stops,
-        whatever its store does.
+        """Bound every call from now on: one that takes longer counts as unknown. For a process that stops, whatever its
+        store does.
         """
         self._patience_sec = within_sec
         for scope in self._shields:
             scope.deadline = min(scope.deadline, anyio.current_time() + within_sec)
 
     async def _lead(self) -> None:
-        """Send what is asked; whoever else runs in this loop step joins."""
+        """Send what is asked; whoever else asks in this loop step joins."""
         self._is_flush_due = True
         try:
             await lowlevel.cancel_shielded_checkpoint()
@@ -174,7 +176,7 @@ class Commits:
             raise
 
     async def _send(self, asked: list[_Asked], take: Take | None) -> Taken | Conflict | None:
-        """Make the call, and give each caller its own answer; answer the take's, which is the first caller's."""
+        """Make the call, and give each caller its own answer; return the take's, which is the first caller's."""
         if len(asked) == 1:
             return await self._send_all(asked, take)
         return await detached(partial(self._send_all, asked, take), self._detached)
@@ -311,9 +313,7 @@ class Commits:
 
 
 def _error_of(results: Sequence[_Result | Taken | None]) -> ConvergeError | None:
-    """Return what a caller is told whose batches, and take, came to these: their error, or that only a part of them was
-    applied.
-    """
+    """Return the error of a caller whose batches, and take, came to these; it says if only a part was applied."""
     if _NO_ERRORS.issuperset(map(type, results)):
         return None
     errors = [result for result in results if isinstance(result, ConvergeError)]

@@ -1,4 +1,4 @@
-"""What belongs to one opened store, whoever asks: its epoch, its coalescer, its clock, its lease, the pools seen."""
+"""The shared state of one opened store: its epoch, coalescer, clock, lease, and the pools seen."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class StoreHandle:
 
     @classmethod
     def of(cls, store: Store, env: Env = SYSTEM, lease_settings: LeaseSettings | None = None) -> StoreHandle:
-        """Return what belongs to the handle, made on first use; `lease_settings` count only then."""
+        """Return the store's handle, made on first use; `lease_settings` count only then."""
         if store.shared is None:
             store.shared = cls(store, env, lease_settings)
         assert isinstance(store.shared, StoreHandle), "only core writes Store.shared"
@@ -90,7 +90,8 @@ class StoreHandle:
         return self._commits
 
     async def require_format(self, number: int) -> None:
-        """Have it recorded in the store that this format is used, before it is: older releases refuse the store then.
+        """Record in the store that this format is used, before it is: older releases refuse the store then.
+
 
         Raises:
             StoreError: It could not be recorded; nothing of the format may be written.
@@ -131,8 +132,8 @@ class StoreHandle:
         return self._lease
 
     async def let_go(self) -> None:
-        """Once the holder of an ended lease was told: let the next caller open another. A node does so itself, with all
-        that was under it.
+        """Let the next caller open another lease, once the holder of the ended one was told. A node does so itself,
+        with all that was under it.
         """
         lease = self._lease
         if lease is not None and not self.lease_settings.node_key and lease.remaining_sec() <= 0:
@@ -183,7 +184,8 @@ class StoreHandle:
         return self._offset + int(self.env.monotonic() * 1_000_000)
 
     def saw_time(self, now: int) -> None:
-        """Take note of store time, read a moment ago.
+        """Record store time, read a moment ago.
+
 
         By the time it is heard of a reading is late, a take's by as long as its commit took: the least late one counts,
         while it is fresh.
@@ -194,9 +196,7 @@ class StoreHandle:
             self._offset, self._offset_seen = offset, monotonic
 
     def saw_due(self, due: int) -> None:
-        """Take note of store time at which a task comes due that was put off here, so that the sweep of this process is
-        there in time.
-        """
+        """Record when a task comes due that was put off here, so that the sweep of this process is there in time."""
         at = (due - self._offset) / 1_000_000
         if at < self.due_at:
             self.due_at = at
@@ -241,7 +241,7 @@ class StoreHandle:
         return max(self._offset_seen, self._commits.answered_at if self._commits is not None else float("-inf"))
 
     def hurry(self, within_sec: float) -> None:
-        """From now on no call of the store that others share takes longer than this; see `Commits.hurry`."""
+        """Bound every call of the store that others share from now on; see `Commits.hurry`."""
         if self._commits is not None:
             self._commits.hurry(within_sec)
 

@@ -200,7 +200,7 @@ class Lease:
         self._stopping.set()
 
     def give_up(self, why: str) -> None:
-        """Hold nothing from now on: the next renewal is not made. Whoever closes the lease ends it in the store."""
+        """Give the lease up: the next renewal is not made. Whoever closes the lease ends it in the store."""
         self._ended = self._ended or why
 
     async def close(self) -> None:
@@ -262,8 +262,8 @@ class Lease:
         return max(0.02, self.settings.lease_sec / 15)
 
     def _wait(self, seconds: float) -> bool:
-        """Wait for the next renewal; tells whether there is none. Meanwhile look whether the loop runs: most blocks are
-        shorter than a renewal.
+        """Wait for the next renewal; return whether there is none. Meanwhile look whether the loop runs: most blocks
+        are shorter than a renewal.
         """
         while seconds > 0:
             if self._stopping.wait(min(seconds, LOOK_SEC)):
@@ -313,7 +313,7 @@ class Lease:
         self.worst_renewal_sec = max(self.worst_renewal_sec, self._env.monotonic() - began)
 
     async def _look_again(self, store: Store) -> bool:
-        """Look what became of a renewal that may have been applied without an answer. Only this process renews, so what
+        """Read what became of a renewal that may have been applied without an answer. Only this process renews, so what
         is found is its own: it prolongs the lease from when it was sent. Return False: the next one is due soon.
         """
         with anyio.move_on_after(self.settings.lease_sec * LOOK_PART):

@@ -1,4 +1,4 @@
-"""Claiming for one group of agents: which lanes it may take from, the take, what came of it; unknown takes settled."""
+"""Claims of one group of agents: which lanes it may take from, its takes, and what came of them."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Claims:
         ]
 
     async def look(self) -> bool:
-        """Read pools and lanes again, with the head of each lane that is eligible; tells whether anything is ready.
+        """Read pools and lanes again, with the head of each lane that is eligible; return whether anything is ready.
 
         Raises:
             NoSuchPool, PoolClosed: One of the pools is not there, or does not admit the agent.
@@ -172,7 +172,7 @@ class Claims:
         return any(lane.head is not None for lane in self._lanes.values())
 
     def assume_ready(self) -> bool:
-        """Let the next take ask every known lane from its start, without a look first; tells whether any lane is
+        """Make the next take ask every known lane from its start, without a look first; return whether any lane is
         known.
         """
         for lane in self._lanes.values():
@@ -234,12 +234,13 @@ class Claims:
         return found
 
     def put_away_later(self, found: Found, error: StoreError) -> None:
-        """Take note of a claim that cannot be worked on, or ended, for what stands in the store."""
+        """Record a claim that cannot be worked on, or ended, for what stands in the store."""
         assert isinstance(found.place, Held), "only a claim is put away"
         self.unread.append((key_of(found), found.place.token, found.id, error))
 
     async def put_unread_away(self) -> None:
-        """Set claims aside that cannot be read, and hand those of a newer format back: neither may stay held.
+        """Set aside claims that cannot be read, and release those of a newer format: neither may stay held.
+
 
         Raises:
             StoreError: As `Store.commit`; they are tried again by the next call.
@@ -257,7 +258,8 @@ class Claims:
                 self._lanes.pop(lane, None)
 
     async def refused(self, conflict: Conflict) -> None:
-        """Take note of a take whose checks failed: read the pools again, or find that the lease has ended.
+        """Handle a take whose checks failed: read the pools again, or find that the lease has ended.
+
 
         Raises:
             LeaseEnded: It has.
@@ -285,8 +287,9 @@ async def turn(
     wake: Collection[Channel] = (),
     are_apart: bool = False,
 ) -> Turned:
-    """As `Commits.turn`. A take that may have been made although its answer was lost, or its caller cancelled, is noted
-    in the handle: `settle_takes` before anybody takes again.
+    """Commit and take as `Commits.turn` does. A take whose answer was lost, or whose caller was cancelled, is noted in
+    the handle: `settle_takes` before anybody takes again.
+
 
     Raises: As `Commits.turn`.
     """
@@ -302,7 +305,7 @@ async def turn(
 
 
 async def settle_takes(handle: StoreHandle) -> None:
-    """Make sure that the takes whose answers were lost hold nothing, and never will: what they took goes back,
+    """Make sure that the takes whose answers were lost hold nothing, and never will: what they took is released,
     uncounted.
 
     What they hold under a lease that has ended is the reaper's.
@@ -372,7 +375,7 @@ _decode_spec = decoder(Spec)  # a claim decodes one a task
 
 
 def _before(head: Rest | None) -> Rest | None:
-    """The greatest rest below `head`, so that a range after it begins with `head`."""
+    """Return the greatest rest below `head`, so that a range after it begins with `head`."""
     if head is None or head == _FIRST:
         return None
     rank, id_ = head

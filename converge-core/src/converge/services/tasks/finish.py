@@ -32,7 +32,7 @@ FINISHED_TOGETHER = 200
 
 
 class Finishes:
-    """Ends claims of one opened store; each takes effect once, and may be said again (G4)."""
+    """Ends claims of one opened store; each end takes effect once, and may be repeated (G4)."""
 
     def __init__(self, handle: StoreHandle) -> None:
         self._opened = handle
@@ -90,7 +90,7 @@ class Finishes:
 
     async def finish_all(self, claims: Sequence[tuple[Found, Event]]) -> list[ConvergeError | None]:
         """End the claims in few calls: those of ordering keys, whose successors must be read, and those that are handed
-        back; answer of each None, or why it could not be ended, now (`StoreError`) or at all.
+        back; return of each None, or why it could not be ended, now (`StoreError`) or at all.
 
         To call it again with the same claims is safe.
         """
@@ -112,8 +112,8 @@ class Finishes:
         return answers
 
     async def _end_together(self, claims: Sequence[tuple[Found, Event]]) -> list[bool]:
-        """Try each once, all in one commit; answer which have ended. What is wrong with one is found out when it is
-        tried by itself.
+        """Try each once, all in one commit; return which have ended. What is wrong with one is found when it is tried
+        by itself.
         """
         try:
             arounds = await look_around_all(
@@ -164,6 +164,7 @@ class Finishes:
 
     async def check_said_again(self, found: Found, event: Event) -> None:
         """Return if the claim has ended in just this way: the first answer was lost.
+
 
         Raises:
             StaleClaim: It has ended in another way.

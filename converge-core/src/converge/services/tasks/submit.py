@@ -190,7 +190,7 @@ class Submits:
                 check_deadline(ask.task, ask.spec)
 
     async def _round(self, todo: list[_Ask], are_apart: bool) -> list[_Ask]:
-        """Try each once; answer those that must be tried again."""
+        """Try each once; return those that must be tried again."""
         todo = await self._open_lanes(todo)
         groups = await self._group(todo)
         now = await self._opened.now()
@@ -301,7 +301,7 @@ class Submits:
         return not await make_room(self._opened, pool_id)
 
     async def _group(self, todo: list[_Ask]) -> list[_Group]:
-        """One group per batch: a task by itself, or all tasks of one ordering key, which share its row."""
+        """Return one group per batch: a task by itself, or all tasks of one ordering key, which share its row."""
         groups: list[_Group] = []
         ordered: dict[Key, list[_Ask]] = {}
         for ask in todo:
@@ -332,7 +332,7 @@ class Submits:
         return Batch(list(checks.items()), put_list)
 
     async def _read_back(self, again: list[_Ask]) -> list[_Ask]:
-        """Of tasks that met a conflict: those that are there already have their answer."""
+        """Read back tasks that met a conflict: those that are stored already get their answer."""
         if not again:
             return []
         keys: list[Key] = []
@@ -372,8 +372,9 @@ def _are_plain(asks: Sequence[_Ask]) -> bool:
 
 
 def _drop_repeats(asks: list[_Ask]) -> tuple[list[_Ask], bool]:
-    """A call may name one task, or one dedup key, twice: the second waits for the first, then is read back as any
-    repeated submit is.
+    """Drop repeats within one call: the second of a task, or of a dedup key, waits for the first, then is read back as
+    any repeated submit is. Return also whether there were none: then no two batches of the call touch one key.
+
 
     Tells too whether there are none: then no two batches of the call touch one key.
     """

@@ -219,7 +219,7 @@ def _to_be_freed(raw: bytes, text: str) -> Spec:
 async def move_aside(
     handle: StoreHandle, found: Found, key: Key, revision: int, error: StoreError, around: Around | None = None
 ) -> bool:
-    """Take a task that cannot be read from its place, and say so; tell whether this call did it.
+    """Take a task that cannot be read from its place, and say so; return whether this call did it.
 
     Raises:
         StoreError: As `Store.commit`.

@@ -1,5 +1,5 @@
-"""What any process does for all, a page at a time: end passed leases, put their work back, move due tasks, fail late
-ones, remove old ones.
+"""The sweep: ends passed leases, puts their work back, moves due tasks, fails late ones and removes old ones, a page at
+a time.
 """
 
 from __future__ import annotations
@@ -84,14 +84,15 @@ class Sweep:
         self.next_due: int | None = None
 
     async def page(self) -> int:
-        """Do one page of everything; answer how many keys were moved (0: nothing is left to do now)."""
+        """Do one page of everything; return how many keys were moved (0: nothing is left to do now)."""
         moved = await self.end_leases() + await self.put_back()
         moved += await self.move_due() + await self.fail_late()
         return moved + await self.remove_old() + await self._lanes.page()
 
     async def paced_page(self) -> int:
-        """Do one page of what there is to do, as far as a glance shows it, and leave to another process what that one
-        is at; answer as `page`.
+        """Do one page of what a glance shows to be due, leaving to another process what that one is at; return as
+        `page` does. An idle store costs one scan, and the clock.
+
 
         An idle store costs one scan, and the clock.
         """
@@ -200,7 +201,7 @@ class Sweep:
         self, prefix: Key, until: int | None, move: Callable[[Sequence[Entry]], Awaitable[int]]
     ) -> tuple[int, bool]:
         """Move the first page in which there is something to move, of the keys whose first number is at most `until`;
-        tell whether there are none.
+        return whether there are none.
         """
         pages = Pages(self._opened.store, prefix, size=SWEPT_TOGETHER)
         for number in range(UNMOVED_PAGES):
@@ -258,7 +259,7 @@ class Sweep:
         return moved + _committed(await commits.commit(batches, wake=channels))
 
     async def _waiting(self, records: Sequence[tuple[bytes, _Record]]) -> list[Found]:
-        """Those of the tasks that nobody holds, each with the key under which it stands."""
+        """Return those of the tasks that nobody holds, each with the key under which it stands."""
         keys = [key for id_, (spec, state) in records for key in waiting_keys(id_, spec, state)]
         entries = {entry.key: entry for entry in await get_all(self._opened.store, keys) if entry is not None}
         waiting = []
@@ -348,8 +349,8 @@ def _is_over(record: _Record | None) -> bool:
 
 
 def _number(entry: Entry) -> int:
-    """Return the moment that stands in an entry; 0, long ago, where it cannot be read: what nobody can read keeps no
-    work from going back.
+    """Return the moment of an entry; 0, long ago, where it cannot be read, so that nothing unreadable keeps work from
+    going back.
     """
     return moment_or(entry.value, 0)
 

@@ -21,8 +21,9 @@ log = logging.getLogger("converge.torn")
 
 
 async def set_aside(handle: StoreHandle, key: Key, revision: int, id_: bytes, error: StoreError) -> bool:
-    """Take a task that cannot be read from its place, where it would be met again and again, and keep it for an
-    operator; if it was the active one of an ordering key, free the next. Tell whether this call did it.
+    """Set aside a task that cannot be read, with its place, for an operator; if it was the active one of an ordering
+    key, free the next. Return whether this call did it.
+
 
     Raises:
         StoreError: As `Store.commit`; nothing was changed, or that is not known.
@@ -68,8 +69,9 @@ def _active_in(entry: Entry) -> str:
 
 
 async def hand_back_newer(handle: StoreHandle, key: Key, revision: int, id_: bytes, error: StoreError) -> bool:
-    """Hand back a claim whose record is of a newer format, uncounted, and leave its lane to processes that read it;
-    tell whether it went back. One whose lane cannot be known goes back with the lease.
+    """Release a claim whose record is of a newer format, uncounted, and leave its lane to processes that read it;
+    return whether it was released. One whose lane cannot be known goes back with the lease.
+
 
     Raises:
         StoreError: As `Store.commit`; nothing was changed, or that is not known.
@@ -94,7 +96,9 @@ def _log_once(handle: StoreHandle, what: str, error: StoreError) -> None:
 
 
 async def put_away(handle: StoreHandle, key: Key, revision: int, id_: bytes, error: StoreError) -> bool:
-    """Do what is to be done with a claim that cannot be read: set it aside, or hand it back to a newer release.
+    """Set aside a claim that cannot be read, or leave it to a newer release.
+
+
 
     Raises:
         StoreError: As `Store.commit`.
@@ -119,7 +123,7 @@ def read_torn(entry: Entry) -> Torn:
 
 
 async def end_torn(handle: StoreHandle, entry: Entry) -> bool:
-    """Remove a task that was set aside, with its records and its dedup key; tell whether this call did it.
+    """Remove a task that was set aside, with its records and its dedup key; return whether this call did it.
 
     Raises:
         StoreError: As `Store.commit`.
