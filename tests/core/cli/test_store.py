@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import pytest
@@ -62,6 +65,8 @@ def test_a_store_is_shown_with_its_settings_its_clock_and_who_uses_it(
     assert (shown["keys"]["pool"], shown["keys"]["lease"], set(shown["versions"])) == (1, 1, {"1"})
     (lease,) = shown["leases"]
     assert (lease["held"], lease["remaining_sec"] > 0, lease["agents"] >= 2) == (0, True, True)
+    assert (lease["host"], lease["pid"] > 0, lease["release"]) == (gethostname(), True, version("converge-core"))
+    assert 0 < time.time() - lease["started"] / 1_000_000 < 600
     assert shown["pools"] == {
         "docs": {
             "ready": 0,

@@ -22,6 +22,7 @@ from converge.operations.store_migrate import Migration, migrate_store
 from converge.plugins import PluginHost
 from converge.runtime.config.config import Config
 from converge.secret import without_password
+from converge.services.tasks.records import moment
 
 IdentityDir = Annotated[
     Path | None,
@@ -54,11 +55,17 @@ def info(
         )
     output.write("")
     rows = [
-        (one.id[:12], one.node[:12], " ".join(one.endpoints), f"{one.remaining_sec:.1f} s", one.agents, one.held)
+        (
+            *(one.id[:12], one.node[:12], f"{one.pid}@{one.host}" if one.pid else "", one.release),
+            *(moment(one.started) if one.started else "", " ".join(one.endpoints)),
+            *(f"{one.remaining_sec:.1f} s", one.agents, one.held),
+        )
         for one in facts.leases
     ]
     output.table(
-        ("lease", "node", "endpoints", "runs for", "agents", "held"), rows, empty="no process has a lease on it"
+        ("lease", "node", "process", "release", "started", "endpoints", "runs for", "agents", "held"),
+        rows,
+        empty="no process has a lease on it",
     )
     return DONE
 

@@ -29,6 +29,8 @@ class Holder:
     lease: str
     node: str = ""
     endpoints: tuple[str, ...] = ()
+    host: str = ""
+    pid: int = 0
     is_alive: bool = True
 
 
@@ -116,6 +118,7 @@ def _of_its_holder(place: Held, holder: Holder | None, now: int) -> str:
         return "it is held by a process that is not known any more: the next sweep puts it back"
     node = f"node {holder.node[:12]}" if holder.node else "a node"
     where = f" at {' '.join(holder.endpoints)}" if holder.endpoints else ""
+    where += f", process {holder.pid} on {holder.host}" if holder.pid else ""
     claim = (
         f"it was claimed {_span(now - place.claimed_at)} ago by {node}{where}, lease {holder.lease[:12]}, "
         f"token {place.token}"

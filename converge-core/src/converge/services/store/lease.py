@@ -15,7 +15,7 @@ import traceback
 import anyio
 import attrs
 
-from converge.codec import encode
+from converge.codec import encode, stored_text
 from converge.contracts.store import ABSENT, Batch, Check, Committed, Conflict, Entry, Store, Window
 from converge.env import Env
 from converge.errors import LeaseEnded, OutcomeUnknown, StoreBusy, StoreError, StoreRolledBack, StoreUnavailable
@@ -155,9 +155,21 @@ class Lease:
         self._thread.start()
 
     async def _write(self) -> Committed:
-        record = encode({"node": self.settings.node_key, "endpoints": list(self.settings.endpoints)})
+        process = self._env.process()
         for _ in range(TOUCHES):
-            until = await self._store.time() + self._lease_us()
+            now = await self._store.time()
+            until = now + self._lease_us()
+            # Earlier releases read this record as any mapping, and look at the first two.
+            record = encode(
+                {
+                    "node": self.settings.node_key,
+                    "endpoints": list(self.settings.endpoints),
+                    "host": stored_text(process.host),
+                    "pid": process.pid,
+                    "release": process.release,
+                    "started": now - int(process.age_sec * 1_000_000),
+                }
+            )
             puts = [(LEASE(self.id), record), (EXPIRY(self.id), str(until).encode())]
             # The window fails if the store's clock was moved beyond it since it was read.
             batch = Batch([(key, ABSENT) for key, _ in puts], puts, (), Window(at_most=until))

@@ -16,7 +16,8 @@ from converge.services.store.pages import read_all
 @attrs.frozen(kw_only=True)
 class LeaseSeen:
     """One process: its lease (hex), its node's key and endpoints, how long its lease runs (negative: it has passed),
-    its agents and claims.
+    its agents and claims; its host, its id there, its release, and when it started (store time, microseconds), empty
+    and 0 where its release does not say.
     """
 
     id: str
@@ -25,6 +26,10 @@ class LeaseSeen:
     remaining_sec: float
     agents: int
     held: int
+    host: str = ""
+    pid: int = 0
+    release: str = ""
+    started: int = 0
 
     @property
     def is_alive(self) -> bool:
@@ -56,4 +61,12 @@ async def _seen(store: Store, expiry: Entry) -> LeaseSeen:
         remaining_sec=(until - await store.time()) / 1_000_000,
         agents=agents,
         held=held,
+        host=str(values.get("host", "")),
+        pid=_number(values.get("pid")),
+        release=str(values.get("release", "")),
+        started=_number(values.get("started")),
     )
+
+
+def _number(value: object) -> int:
+    return value if type(value) is int else 0

@@ -62,5 +62,7 @@ async def _holder(handle: StoreHandle, place: Held, now: int) -> Holder | None:
         lease=place.lease.hex(),
         node=str(record.get("node", "")),
         endpoints=tuple(map(str, record.get("endpoints", ()))),
+        host=str(record.get("host", "")),
+        pid=pid if type(pid := record.get("pid")) is int else 0,
         is_alive=expiry is not None and moment_or(expiry.value, 0) >= now,
     )
