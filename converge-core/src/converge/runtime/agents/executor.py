@@ -235,8 +235,8 @@ async def _send(acting: Acting, decision: SendMessage) -> Receipt:
 
 
 async def _ask(acting: Acting, decision: AskAgent) -> Any:
-    how = SendOptions(timeout=decision.timeout, task_id=decision.task_id)
-    return await acting.agent.node.network.post.ask(acting.agent.id, decision.to, decision.payload, how)
+    options = SendOptions(timeout=decision.timeout, task_id=decision.task_id)
+    return await acting.agent.node.network.post.ask(acting.agent.id, decision.to, decision.payload, options)
 
 
 async def _publish(acting: Acting, decision: PublishMessage) -> list[Fanout]:

@@ -123,38 +123,38 @@ class Post:
         self._choice = Choice(self.inboxes, self.routes)
         self._turn = 0
 
-    async def send(self, sender: str, to: str, payload: Any, how: SendOptions) -> Receipt:
+    async def send(self, sender: str, to: str, payload: Any, options: SendOptions) -> Receipt:
         """Send a message; return when it has got as far as asked. See `Node.send`."""
         began = self._env.monotonic()
-        wants = _level(how)
-        draft = self.draft(sender, payload, wants, how)
-        if how.mailbox:
-            outcome, wants = await self._store(draft, to, how.timeout), HANDLED if wants == HANDLED else STORED
+        wants = _level(options)
+        draft = self.draft(sender, payload, wants, options)
+        if options.mailbox:
+            outcome, wants = await self._store(draft, to, options.timeout), HANDLED if wants == HANDLED else STORED
         else:
-            outcome = await self._deliver(draft, to, how.timeout)
+            outcome = await self._deliver(draft, to, options.timeout)
         if wants == HANDLED and outcome.answer is None:
             raise HandlerFailed(f"agent {outcome.recipient} failed to handle message {draft.id}: {outcome.why}")
         return Receipt(
             message_id=draft.id, recipient=outcome.recipient, level=wants, duration_sec=self._env.monotonic() - began
         )
 
-    async def ask(self, sender: str, to: str, payload: Any, how: SendOptions) -> Any:
+    async def ask(self, sender: str, to: str, payload: Any, options: SendOptions) -> Any:
         """Send a message; return what its handler returned. See `Node.ask`."""
-        draft = self.draft(sender, payload, HANDLED, how)
-        outcome = await self._deliver(draft, to, how.timeout)
+        draft = self.draft(sender, payload, HANDLED, options)
+        outcome = await self._deliver(draft, to, options.timeout)
         if outcome.answer is None:
             raise HandlerFailed(f"agent {outcome.recipient} failed to handle message {draft.id}: {outcome.why}")
         return decode_plain(outcome.answer, "answer")
 
-    def draft(self, sender: str, payload: Any, wants: str, how: SendOptions) -> Draft:
+    def draft(self, sender: str, payload: Any, wants: str, options: SendOptions) -> Draft:
         """Begin a message."""
-        check_timeout(how.timeout)
-        if how.proof not in ("channel", "signed"):
-            raise InvalidValue("proof", how.proof, '"channel" or "signed"')
+        check_timeout(options.timeout)
+        if options.proof not in ("channel", "signed"):
+            raise InvalidValue("proof", options.proof, '"channel" or "signed"')
         if not is_agent_id(sender):
             raise InvalidName("sender", sender, "an agent's id: cv1 and 52 characters")
-        signer = self.signer(sender) if how.proof == "signed" else None
-        return Draft(self._env.entropy(16).hex(), sender, payload, wants, _checked_task_id(how.task_id), signer)
+        signer = self.signer(sender) if options.proof == "signed" else None
+        return Draft(self._env.entropy(16).hex(), sender, payload, wants, _checked_task_id(options.task_id), signer)
 
     def signer(self, sender: str) -> Signer:
         """Return the signer of an agent of this node.
@@ -265,11 +265,11 @@ def by_deadline(timeout: float, whom: str) -> Iterator[None]:
         ) from None
 
 
-def _level(how: SendOptions) -> str:
+def _level(options: SendOptions) -> str:
     try:
-        return LEVELS[how.ack]
+        return LEVELS[options.ack]
     except (KeyError, TypeError):
-        raise InvalidValue("ack", how.ack, '"accepted", "handled" or None') from None
+        raise InvalidValue("ack", options.ack, '"accepted", "handled" or None') from None
 
 
 def _is_number(value: object) -> bool:
