@@ -15,7 +15,7 @@ from release_steps import POOL, WAITING, drain, ordered, plain
 from converge import TaskManager, TaskState, open_store
 from converge.errors import StoreRefused
 from converge.model.keys import FAMILIES
-from converge.operations.store_migrate import migrate_store
+from converge.operations.store_changes import migrate_store
 from converge.runtime.config.config import Config
 from converge.services.store.formats import read_format
 

@@ -16,9 +16,8 @@ from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
 from converge.errors import InputError
 from converge.operations import run as main
-from converge.operations.store_accept import Accepting, accept_store
+from converge.operations.store_changes import Accepting, Migration, accept_store, migrate_store
 from converge.operations.store_info import StoreFacts, store_facts
-from converge.operations.store_migrate import Migration, migrate_store
 from converge.plugins import PluginHost
 from converge.runtime.config.config import Config
 from converge.secret import without_password
