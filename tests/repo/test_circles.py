@@ -17,7 +17,7 @@ ASYNCIO = frozenset[str](
         "converge.testing.fixtures",
         "converge.services.store.detached",
         "converge.runtime.agents.boundary",
-        "converge.operations.loop",
+        "converge.cli.loop",
     )
 )
 """Modules that may name asyncio: all else goes through anyio, so that it works on trio as well. The boundary around

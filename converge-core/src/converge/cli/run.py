@@ -101,9 +101,9 @@ def run(
 
 
 def _run_here(settings: Config, wanted: Run, common: Common) -> int:
+    from converge.cli.loop import loop_factory
     from converge.cli.results import write_results
     from converge.operations import run as main
-    from converge.operations.loop import loop_factory
 
     main.tune_interpreter()
     with output.progress(settings.pool_id or "tasks", is_wanted=wanted.is_drain) as on_progress:

@@ -35,6 +35,8 @@ class StopAsked:
         self._reading = reading
         self.number = 0
         """The first signal's number, or 0 as long as there was none."""
+        self.loop_fd = -1
+        """What wakes the event loop after a signal, as long as it is ours to tell it."""
 
     async def wait(self) -> None:
         """Return once a signal has come; for one task at a time."""
@@ -63,13 +65,14 @@ def stop_asked(within_sec: float, at_once: Callable[[], None] = lambda: None) ->
         now = signal.set_wakeup_fd(to_thread.fileno(), warn_on_full_buffer=False)
         if now != to_thread.fileno():
             signal.set_wakeup_fd(now, warn_on_full_buffer=False)
+            asked.loop_fd = -1  # the loop was entered again, and has closed it
             to_thread.send(bytes([number]))
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
-    before_fd = signal.set_wakeup_fd(to_thread.fileno(), warn_on_full_buffer=False)
+    asked.loop_fd = signal.set_wakeup_fd(to_thread.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(
         target=_hear,
-        args=(threads, to_loop, before_fd, asked, within_sec, at_once),
+        args=(threads, to_loop, asked, within_sec, at_once),
         name="converge-signals",
         daemon=True,
     )
@@ -78,7 +81,8 @@ def stop_asked(within_sec: float, at_once: Callable[[], None] = lambda: None) ->
     try:
         yield asked
     finally:
-        signal.set_wakeup_fd(before_fd)
+        now = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(asked.loop_fd if now == to_thread.fileno() else now)
         for number, handler in before.items():
             signal.signal(number, handler)
         to_thread.close()
@@ -100,7 +104,6 @@ def _lay_down(before: Mapping[signal.Signals, Any]) -> None:
 def _hear(
     threads: socket.socket,
     to_loop: socket.socket,
-    before_fd: int,
     asked: StopAsked,
     within_sec: float,
     at_once: Callable[[], None],
@@ -116,9 +119,9 @@ def _hear(
             _leave_late(128 + asked.number, within_sec)
         if not numbers:
             return
-        if before_fd != -1:
+        if asked.loop_fd != -1:
             with contextlib.suppress(OSError):  # it is full: then the loop is being woken anyway
-                os.write(before_fd, numbers)
+                os.write(asked.loop_fd, numbers)
         for number in numbers:
             if number in SIGNALS and asked.number:
                 at_once()
