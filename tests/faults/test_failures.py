@@ -222,18 +222,29 @@ def deciding(said: Any) -> type[Agent]:
     return type("Deciding", (Deciding,), {"said": (said,), "calls": 0})
 
 
-async def test_a_result_that_cannot_be_stored_ends_a_task_that_decide_holds_and_the_agent_goes_on() -> None:
+class Evil(dict[str, int]):
+    """A result that raises when it is read."""
+
+    def items(self) -> Any:
+        """See the class."""
+        raise RuntimeError("not to be read")
+
+
+@pytest.mark.parametrize(("result", "kind"), [(object(), InvalidValue), (Evil(n=1), RuntimeError)])
+async def test_a_result_that_cannot_be_stored_ends_a_task_that_decide_holds_and_the_agent_goes_on(
+    result: object, kind: type[Exception]
+) -> None:
     with anyio.fail_after(30):
         async with Node(poll_sec=0.05) as node:
             agent: Agent
-            (agent,) = await node.spawn(deciding({"result": object()}), pool="p")
+            (agent,) = await node.spawn(deciding({"result": result}), pool="p")
             bad, good = await node.tasks.submit_many([Task(pool_id="p"), Task(pool_id="p")])
             ended = await node.tasks.result(bad)
-            assert (ended.state, ended.attempts) == (TaskState.FAILED, 1) and "InvalidValue: result" in ended.error
+            assert (ended.state, ended.attempts) == (TaskState.FAILED, 1) and kind.__name__ in ended.error
             assert (await node.tasks.result(good)).result == "done"
             assert isinstance(agent, Deciding)
             await wait_until(lambda: len(agent.outcomes) == 2)
-            assert isinstance(agent.outcomes[0].error, InvalidValue)
+            assert isinstance(agent.outcomes[0].error, kind)
 
 
 @pytest.mark.parametrize(

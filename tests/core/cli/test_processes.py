@@ -143,6 +143,13 @@ def test_a_process_that_is_killed_is_started_again_and_a_signal_stops_all(start:
     assert run.end() == (0, "")
 
 
+def test_a_signal_while_processes_start_is_a_clean_stop(start: Start) -> None:
+    run = start("Pid")
+    run.until(lambda: len(run.ids) == 2, "both are started")
+    run.process.terminate()
+    assert run.end() == (0, "")
+
+
 def test_a_signal_that_cuts_a_drain_short_is_the_exit_code(start: Start, tmp_path: Path) -> None:
     (tmp_path / "tasks.jsonl").write_text("{}\n")
     run = start("Slow", "--submit", "tasks.jsonl", "--drain")

@@ -182,7 +182,8 @@ class Processes:
             began = self._env.monotonic()
             code = await self._run_one(number)
             if self._stopping.is_set():
-                self.worst = max(self.worst, code if code >= 0 else 128 - code)
+                was_starting = code == -signal.SIGTERM  # it held nothing yet: from then on it handles the signal
+                self.worst = max(self.worst, 0 if was_starting else code if code >= 0 else 128 - code)
                 return
             wait_sec = restarts.ended(self._env.monotonic() - began, self._env.uniform())
             if code in CONFIGURATION:

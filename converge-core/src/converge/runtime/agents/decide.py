@@ -19,7 +19,6 @@ from converge.errors import (
     RetryAfter,
     StaleClaim,
     TooManyDecisions,
-    ValueTooLarge,
 )
 from converge.foreign import Raised, as_exception, describe, guarded, is_cancellation, name_of, tell
 from converge.model.message import Message
@@ -154,11 +153,10 @@ class DecideLoop:
         elif report.error is not None:
             hold.finish(None, _end_of(report, report.error))
         else:
-            try:
-                encode_result(report.result)
-            except (InvalidValue, ValueTooLarge) as error:
-                hold.finish(None, Reported(f"{type(error).__name__}: {error}", error))
-                raise
+            encoded = guarded(encode_result, report.result)
+            if type(encoded) is Raised:
+                hold.finish(None, Reported(encoded.text, NoRetry(encoded.text)))
+                raise as_exception(encoded)
             hold.finish(report.result, None)
 
     def answer(self, message_id: str, payload: Any) -> None:
