@@ -181,6 +181,8 @@ class TestImpostor:
         """The descriptor is genuine; who answers at its endpoint has another key."""
         async with node_at(url) as impostor, node_at(url) as node:
             (own,) = await node.spawn(Echo)
+            its_node = other.node
+            assert isinstance(its_node, Node)
             lured = attrs.evolve(
                 AgentDescriptor(
                     id=other.id,
@@ -189,10 +191,10 @@ class TestImpostor:
                 ),
                 endpoints=impostor.network.endpoints,
                 sequence=2**60,
-                lease=(await other.node.handle.lease()).id.hex(),
+                lease=(await its_node.handle.lease()).id.hex(),
             )
             signed = sign_descriptor(other.identity, lured, "converge")
-            await other.node.network.sightings.publish([Sighting(other.id, impostor.network.endpoints, signed)])
+            await its_node.network.sightings.publish([Sighting(other.id, impostor.network.endpoints, signed)])
             await node.discovery.refresh()
             with pytest.raises(DeliveryTimeout):
                 await own.send(other.id, "for its eyes only", timeout=0.5)

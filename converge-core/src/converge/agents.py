@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from converge.machines.breaker import Breaker, CircuitState
 from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.agent_health import AgentHealth
 from converge.runtime.agents.decisions import (
     AnswerMessage,
     AskAgent,
@@ -21,7 +22,6 @@ from converge.runtime.agents.decisions import (
     SubmitTask,
     Tool,
 )
-from converge.runtime.agents.supervision import AgentHealth
 
 __all__ = [
     "Agent",

@@ -148,6 +148,7 @@ async def test_a_plugin_hears_nothing_of_claims_that_go_back_before_they_begin(w
         concurrency = 8
 
         async def on_task(self, task: Task) -> None:
+            assert isinstance(self.node, Node)
             for feed in self.node.feeds:
                 feed.hand_back()  # the claims behind this one have no worker yet
             await anyio.sleep_forever()

@@ -20,8 +20,8 @@ from converge.machines.task import TaskState
 from converge.model.message import Message
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.agent_health import AgentHealth
 from converge.runtime.agents.ailments import Code
-from converge.runtime.agents.supervision import AgentHealth
 from converge.runtime.node import Node
 from converge.testing.fixtures import wait_until
 

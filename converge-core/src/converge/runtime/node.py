@@ -254,7 +254,7 @@ class Node:
             await parts.groups.withdraw(agents)
             parts.kept.keyring.give_back(one.id for one in agents if one.id not in self.agents)
             raise
-        await parts.network.add(agents)
+        await parts.network.add(agents, parts.groups.supervision)
         # From here on the loop is watched: the first handler may block it before the watchdog has had its first turn.
         lease = await parts.handle.lease()
         lease.beat()

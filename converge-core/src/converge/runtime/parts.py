@@ -16,7 +16,7 @@ from converge.plugins import PluginHost
 from converge.runtime.agents import context as working
 from converge.runtime.agents.background import Background
 from converge.runtime.agents.boundary import Boundary, worker_kind
-from converge.runtime.agents.executor import Executor
+from converge.runtime.agents.executor import Executor, Means
 from converge.runtime.agents.ticks import Ticks
 from converge.runtime.claiming.cancellations import Cancellations
 from converge.runtime.claiming.feed import Feed
@@ -86,8 +86,6 @@ async def open_parts(stack: AsyncExitStack, given: Given) -> Parts:
         lease_sec=settings.lease_sec, stall_sec=settings.stall_sec, node_key=identity.public_key.hex()
     )
     handle = StoreHandle.of(store, env, lease)
-    feeds: dict[int, Feed] = {}
-    watchdog = Watchdog(handle, env, settings.lease_sec, feeds)
     pools = PoolManager(store)
     working.NODE.set(identity.id)  # all of the node's own tasks have it from here
     await kept.check_history(handle, settings.store, settings.network, host)
@@ -96,7 +94,6 @@ async def open_parts(stack: AsyncExitStack, given: Given) -> Parts:
     group = await stack.enter_async_context(anyio.create_task_group())
     stack.push_async_callback(_cancel, group)
     boundary = Boundary(await worker_kind(), Background(group, env))
-    groups = Groups(handle, pools, env, boundary, settings.poll_sec, observers_of(host), feeds)
     ground = Ground(
         handle=handle,
         identity=identity,
@@ -107,20 +104,24 @@ async def open_parts(stack: AsyncExitStack, given: Given) -> Parts:
         chosen=chosen,
         kept=kept,
     )
+    network = await stack.enter_async_context(Network.open(ground))
+    observers, tasks = observers_of(host), TaskManager(store, poll_sec=settings.poll_sec)
+    groups = Groups(handle, pools, env, boundary, settings.poll_sec, observers, network.describe_again)
+    means = Means(store=store, tasks=tasks, pools=pools, members=groups, post=network.post, fanouts=network.fanouts)
     parts = Parts(
         identity=identity,
         kept=kept,
         store=store,
         handle=handle,
         pools=pools,
-        tasks=TaskManager(store, poll_sec=settings.poll_sec),
+        tasks=tasks,
         boundary=boundary,
-        feeds=feeds,
+        feeds=groups.feeds,
         groups=groups,
-        executor=Executor(env, host.decisions),
+        executor=Executor(env, means, host.decisions),
         ticks=Ticks(env, boundary, groups.supervision),
-        network=await stack.enter_async_context(Network.open(ground)),
-        watchdog=watchdog,
+        network=network,
+        watchdog=Watchdog(handle, env, settings.lease_sec, groups.feeds),
         reaper=Reaper(handle, settings.poll_sec),
     )
     await parts.network.add_node()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, Unpack
 
 import msgspec
 
@@ -16,6 +16,7 @@ from converge.machines.match import Claimer
 from converge.model.identity import Identity
 from converge.model.message import Fanout, Message, Receipt
 from converge.model.task import Task
+from converge.runtime.agents.agent_health import AgentHealth
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.decisions import (
     AskAgent,
@@ -25,23 +26,98 @@ from converge.runtime.agents.decisions import (
     Limits,
     Outcome,
     PublishMessage,
+    ReportTask,
     SendMessage,
     SubmitTask,
     Tool,
 )
-from converge.runtime.agents.supervision import AgentHealth
+from converge.services.messages.inboxes import LocalInbox
 from converge.services.messages.sending import SendArguments
 from converge.services.tasks.records import replaced_inputs
 
-if TYPE_CHECKING:
-    from converge.runtime.agents.decide import DecideLoop
-    from converge.runtime.node import Node
+if TYPE_CHECKING:  # below, but nothing that an agent's own module needs while it runs
+    from converge.contracts.store import Store
+    from converge.services.discovery.registry import IdentityRegistry
+    from converge.services.discovery.service import DiscoveryService
+    from converge.services.pools import PoolManager
+    from converge.services.tasks.manager import TaskManager
+
+A = TypeVar("A", bound="Agent")
 
 RESERVED = ("decide_loop", "health", "id", "identity", "node", "pools")
 """What a node sets on each of its agents; a class that has one of these for itself would lose it, and is refused."""
 
 TICK_LEAST_SEC, TICK_GREATEST_SEC = 0.01, 86_400.0
 """Bounds of `tick_sec`: below the first an agent would do nothing but tick."""
+
+
+class Executes(Protocol):
+    """What carries out the actions of a node's agents."""
+
+    async def execute(self, agent: Agent, decision: object) -> Any: ...
+
+
+class AgentLoop(LocalInbox, Protocol):
+    """The loop of an agent with `decide`, for those who give it messages, tasks and ticks."""
+
+    def tick(self) -> bool: ...
+
+    async def hold(self, task: Task) -> Any: ...
+
+    def report(self, report: ReportTask) -> None: ...
+
+    def answer(self, message_id: str, payload: Any) -> None: ...
+
+
+class AgentNode(Protocol):
+    """The node that an agent runs on, as the agent sees it. See `Node`."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def tasks(self) -> TaskManager: ...
+
+    @property
+    def pools(self) -> PoolManager: ...
+
+    @property
+    def discovery(self) -> DiscoveryService: ...
+
+    @property
+    def registry(self) -> IdentityRegistry: ...
+
+    @property
+    def executor(self) -> Executes: ...
+
+    async def spawn(
+        self,
+        agent: type[A],
+        count: int = 1,
+        pool: str | Sequence[str] | None = None,
+        *,
+        secret: str | None = None,
+        identities: Sequence[Identity] | None = None,
+    ) -> list[A]: ...
+
+    async def send(
+        self, to: str, payload: Any, *, sender: str | None = None, **options: Unpack[SendArguments]
+    ) -> Receipt: ...
+
+    async def ask(
+        self, to: str, payload: Any, *, timeout: float = 10.0, sender: str | None = None, task_id: str = ""
+    ) -> Any: ...
+
+    async def publish(
+        self, topic: str, payload: Any, *, timeout: float = 10.0, sender: str | None = None
+    ) -> list[Fanout]: ...
+
+    async def broadcast(
+        self, pool_id: str, payload: Any, *, timeout: float = 10.0, sender: str | None = None
+    ) -> list[Fanout]: ...
 
 
 class Agent:
@@ -83,11 +159,11 @@ class Agent:
     breaker: ClassVar[Breaker] = Breaker()
 
     id: str
-    node: Node
+    node: AgentNode
     identity: Identity
     pools: tuple[str, ...]
     health: AgentHealth
-    decide_loop: DecideLoop | None = None
+    decide_loop: AgentLoop | None = None
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -243,17 +319,17 @@ def _check_actions(cls: type[Agent]) -> None:
 
 
 def decides(cls: type[Agent]) -> bool:
-    """Tell whether agents of this class have the whole loop."""
+    """Return whether agents of this class have the whole loop."""
     return cls.decide is not Agent.decide
 
 
 def claims_tasks(cls: type[Agent]) -> bool:
-    """Tell whether agents of this class claim tasks."""
+    """Return whether agents of this class claim tasks."""
     return cls.on_task is not Agent.on_task or decides(cls)
 
 
 def takes_messages(cls: type[Agent]) -> bool:
-    """Tell whether agents of this class take messages."""
+    """Return whether agents of this class take messages."""
     return cls.on_message is not Agent.on_message or decides(cls)
 
 

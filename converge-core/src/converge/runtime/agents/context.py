@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
 
 from converge.ids import id_text
 from converge.machines.task import Found, Held
-
-if TYPE_CHECKING:
-    from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.agent import Agent
 
 NODE: ContextVar[str] = ContextVar("converge_node", default="")
 """The id of the node whose code runs."""

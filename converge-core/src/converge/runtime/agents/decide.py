@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 
@@ -23,6 +23,7 @@ from converge.errors import (
 from converge.foreign import Raised, as_exception, describe, guarded, is_cancellation, name_of, tell
 from converge.model.message import Message
 from converge.model.task import Task
+from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.context import begin
@@ -31,9 +32,6 @@ from converge.runtime.agents.executor import Executor
 from converge.runtime.agents.supervision import Supervision
 from converge.services.messages.inboxes import OnHandled
 from converge.services.tasks.records import encode_result
-
-if TYPE_CHECKING:
-    from converge.runtime.agents.agent import Agent
 
 BATCH = 100
 """Messages given to one call of `decide` at most: the rest wait for the next one."""

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import anyio
 import attrs
@@ -29,6 +29,7 @@ from converge.errors import (
 )
 from converge.foreign import Raised, in_thread, tell, text_of
 from converge.model.message import Fanout, Receipt
+from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.decisions import (
     AnswerMessage,
@@ -45,10 +46,10 @@ from converge.runtime.agents.decisions import (
     SubmitTask,
     Tool,
 )
-from converge.services.messages.sending import SendOptions
-
-if TYPE_CHECKING:
-    from converge.runtime.agents.agent import Agent
+from converge.services.messages.fanout import Fanouts
+from converge.services.messages.sending import Post, SendOptions
+from converge.services.pools import PoolManager
+from converge.services.tasks.manager import TaskManager
 
 TOOL_THREADS = 40
 """Sync tools of one process that run at a time; more wait, before their timeouts begin. As many as anyio's own limit of
@@ -93,6 +94,26 @@ class _Account:
             self.saved -= 1
 
 
+class Members(Protocol):
+    """What makes an agent a member of a pool, and ends that."""
+
+    async def join(self, agent: Agent, pool_id: str, secret: str | None) -> bool: ...
+
+    async def leave(self, agent: Agent, pool_id: str) -> bool: ...
+
+
+@attrs.frozen(kw_only=True)
+class Means:
+    """What the actions of a node's agents are carried out with."""
+
+    store: Store
+    tasks: TaskManager
+    pools: PoolManager
+    members: Members
+    post: Post
+    fanouts: Fanouts
+
+
 @attrs.frozen
 class Acting:
     """The agent whose decision is carried out: the `DecisionContext` of handlers."""
@@ -108,7 +129,7 @@ class Acting:
     @property
     def store(self) -> Store:
         """The node's store."""
-        return self.agent.node.store
+        return self.executor.means.store
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -123,8 +144,8 @@ class Acting:
 class Executor:
     """Carries out the actions of one node's agents. `plugins`: the kinds of decision that plugins declare."""
 
-    def __init__(self, env: Env, plugins: Iterable[DecisionKind] = ()) -> None:
-        self._env = env
+    def __init__(self, env: Env, means: Means, plugins: Iterable[DecisionKind] = ()) -> None:
+        self._env, self.means = env, means
         self._kinds: dict[type[Any], DecisionKind] = {kind.type: kind for kind in CORE}
         for kind in plugins:
             if kind.type in self._kinds:
@@ -231,21 +252,21 @@ def _check_allowed(agent: Agent, kind: DecisionKind) -> None:
 
 
 async def _send(acting: Acting, decision: SendMessage) -> Receipt:
-    return await acting.agent.node.network.post.send(acting.agent.id, decision.to, decision.payload, decision)
+    return await acting.executor.means.post.send(acting.agent.id, decision.to, decision.payload, decision)
 
 
 async def _ask(acting: Acting, decision: AskAgent) -> Any:
     options = SendOptions(timeout=decision.timeout, task_id=decision.task_id)
-    return await acting.agent.node.network.post.ask(acting.agent.id, decision.to, decision.payload, options)
+    return await acting.executor.means.post.ask(acting.agent.id, decision.to, decision.payload, options)
 
 
 async def _publish(acting: Acting, decision: PublishMessage) -> list[Fanout]:
-    fanouts = acting.agent.node.network.fanouts
+    fanouts = acting.executor.means.fanouts
     return await fanouts.publish(acting.agent.id, decision.topic, decision.payload, decision.timeout)
 
 
 async def _broadcast(acting: Acting, decision: BroadcastMessage) -> list[Fanout]:
-    fanouts = acting.agent.node.network.fanouts
+    fanouts = acting.executor.means.fanouts
     return await fanouts.broadcast(acting.agent.id, decision.pool_id, decision.payload, decision.timeout)
 
 
@@ -257,7 +278,7 @@ async def _answer(acting: Acting, decision: AnswerMessage) -> None:
 
 
 async def _submit(acting: Acting, decision: SubmitTask) -> str:
-    return await acting.agent.node.tasks.submit(decision.task)
+    return await acting.executor.means.tasks.submit(decision.task)
 
 
 async def _report(acting: Acting, decision: ReportTask) -> None:
@@ -272,15 +293,15 @@ async def _report(acting: Acting, decision: ReportTask) -> None:
 
 
 async def _join(acting: Acting, decision: JoinPool) -> bool:
-    return await acting.agent.node.groups.join(acting.agent, decision.pool_id, decision.secret)
+    return await acting.executor.means.members.join(acting.agent, decision.pool_id, decision.secret)
 
 
 async def _leave(acting: Acting, decision: LeavePool) -> bool:
-    return await acting.agent.node.groups.leave(acting.agent, decision.pool_id)
+    return await acting.executor.means.members.leave(acting.agent, decision.pool_id)
 
 
 async def _create(acting: Acting, decision: CreatePool) -> bool:
-    return await acting.agent.node.pools.create_pool(decision.pool, secret=decision.secret)
+    return await acting.executor.means.pools.create_pool(decision.pool, secret=decision.secret)
 
 
 async def _invoke(acting: Acting, decision: InvokeTool) -> Any:

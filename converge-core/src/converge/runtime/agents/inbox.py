@@ -18,6 +18,7 @@ from converge.runtime.agents.agent import Agent, takes_messages
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.boundary import Boundary, Worker
 from converge.runtime.agents.context import begin
+from converge.runtime.agents.supervision import Supervision
 from converge.services.messages.inboxes import OnHandled
 
 INBOX = 1_000
@@ -27,9 +28,9 @@ INBOX = 1_000
 class Inbox:
     """The messages of one agent."""
 
-    def __init__(self, agent: Agent, boundary: Boundary) -> None:
+    def __init__(self, agent: Agent, boundary: Boundary, supervision: Supervision) -> None:
         self.agent = agent
-        self._supervision = agent.node.supervision
+        self._supervision = supervision
         self.takes_messages = takes_messages(type(agent))
         self._boundary = boundary
         self._queue: deque[tuple[Message, OnHandled | None]] = deque()

@@ -532,7 +532,7 @@ class Feed:
 
 
 def _are_apart(finished: list[tuple[Found, Event]]) -> bool:
-    """Tell whether these are finishes of different tasks: one whose outcome is unknown may meet the next attempt's,
+    """Return whether these are finishes of different tasks: one whose outcome is unknown may meet the next attempt's,
     under another lease.
     """
     return len({found.id for found, _ in finished}) == len(finished)

@@ -5,7 +5,7 @@ changes its group.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -37,7 +37,9 @@ class _Group(NamedTuple):
 
 
 class Groups:
-    """The groups of one node. `feeds` is filled here, and read by whoever stops, cancels or shows them."""
+    """The groups of one node. `describe` publishes what has changed of an agent; `feeds` are read by whoever stops,
+    cancels or shows them.
+    """
 
     def __init__(
         self,
@@ -47,7 +49,7 @@ class Groups:
         boundary: Boundary,
         poll_sec: float,
         observers: Observers,
-        feeds: dict[int, Feed],
+        describe: Callable[[Agent], Awaitable[None]],
     ) -> None:
         self._opened, self._pools, self._env, self._boundary, self._poll_sec, self._observers = (
             handle,
@@ -57,7 +59,8 @@ class Groups:
             poll_sec,
             observers,
         )
-        self._feeds = feeds
+        self._describe = describe
+        self.feeds: dict[int, Feed] = {}
         self._number = 0
         self._groups: dict[GroupKey, _Group] = {}
         self._keys: dict[str, GroupKey] = {}  # agent: the group that it is in
@@ -216,7 +219,7 @@ class Groups:
                 return  # it is still starting: `add` places it
             self._place(agent)
             try:
-                await agent.node.network.describe_again(agent)
+                await self._describe(agent)
             except ConvergeError as error:
                 agent.log.warning(
                     "discovery shows the agent in its old pools until its descriptor can be published: %s", error
@@ -252,7 +255,7 @@ class Groups:
         """Let what runs in the group's slots end, and be told to the store; then nothing of the group is left."""
         await group.feed.drain()
         group.feed.end()
-        del self._feeds[group.number]
+        del self.feeds[group.number]
 
     def _make(self, key: GroupKey, agent: Agent) -> _Group:
         pools, claimer = key
@@ -263,7 +266,7 @@ class Groups:
         claims.agent_ids = (
             group.agents
         )  # as it is whenever it is asked: a copy for each agent that comes would cost the square of their number
-        self._feeds[group.number] = feed
+        self.feeds[group.number] = feed
         feed.start()
         return group
 

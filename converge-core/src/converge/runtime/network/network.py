@@ -29,6 +29,7 @@ from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.background import Background
 from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.inbox import Inbox
+from converge.runtime.agents.supervision import Supervision
 from converge.runtime.config.node_settings import NodeSettings
 from converge.runtime.keys.identity_dir import IdentityDir
 from converge.runtime.network.discovery_store import discovery_opened, keep_listed, store_url
@@ -218,10 +219,12 @@ class Network:
                 background.loop(keep_listed, sighted.handle, one.announced, ground.settings.poll_sec)
             yield one
 
-    async def add(self, agents: Sequence[Agent]) -> None:
-        """Start delivering messages to the agents, and publish them where others can see them."""
+    async def add(self, agents: Sequence[Agent], supervision: Supervision) -> None:
+        """Start delivering messages to the agents, and publish them where others can see them. `supervision` counts
+        the failures of their handlers.
+        """
         for agent in agents:
-            self.post.inboxes.add(agent, agent.decide_loop or Inbox(agent, self._boundary))
+            self.post.inboxes.add(agent, agent.decide_loop or Inbox(agent, self._boundary, supervision))
         await self.mail.begin_first(agent.id for agent in agents)
         descriptors = {agent.id: (agent.identity, _describe(agent)) for agent in agents}
         await self.announced.publish(descriptors)
