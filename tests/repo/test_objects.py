@@ -11,7 +11,7 @@ PARAMETERS = 6
 MAKERS = ("__init__", "__new__", "__attrs_post_init__", "__set_name__")
 # Violations that stood when the rule was written: each goes, none comes.
 LATE: Mapping[str, set[str]] = {"Worker": {"settings"}}
-MANY: Mapping[str, int] = {"Feed": 7, "Groups": 7, "Fleet": 7}
+MANY: Mapping[str, int] = {"Fleet": 7}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -19,7 +19,7 @@ from converge.runtime.agents.boundary import Boundary, worker_kind
 from converge.runtime.agents.executor import Executor, Means
 from converge.runtime.agents.ticks import Ticks
 from converge.runtime.claiming.cancellations import Cancellations
-from converge.runtime.claiming.feed import Feed
+from converge.runtime.claiming.feed import Basis, Feed
 from converge.runtime.claiming.groups import Groups
 from converge.runtime.claiming.observers import observers_of
 from converge.runtime.config.node_settings import NodeSettings
@@ -105,8 +105,9 @@ async def open_parts(stack: AsyncExitStack, given: Given) -> Parts:
         kept=kept,
     )
     network = await stack.enter_async_context(Network.open(ground))
-    observers, tasks = observers_of(host), TaskManager(store, poll_sec=settings.poll_sec)
-    groups = Groups(handle, pools, env, boundary, settings.poll_sec, observers, network.describe_again)
+    basis = Basis(handle=handle, env=env, boundary=boundary, poll_sec=settings.poll_sec, observers=observers_of(host))
+    groups = Groups(basis, pools, network.describe_again)
+    tasks = TaskManager(store, poll_sec=settings.poll_sec)
     means = Means(store=store, tasks=tasks, pools=pools, members=groups, post=network.post, fanouts=network.fanouts)
     parts = Parts(
         identity=identity,

@@ -10,6 +10,7 @@ from math import inf
 from typing import NamedTuple
 
 import anyio
+import attrs
 
 from converge.contracts.store import Batch, Channel, Conflict, Take, Taken, Turned
 from converge.env import Env
@@ -52,33 +53,30 @@ class Observers(NamedTuple):
 NO_OBSERVERS = Observers()
 
 
+@attrs.frozen(kw_only=True)
+class Basis:
+    """What all feeds of a node stand on."""
+
+    handle: StoreHandle
+    env: Env
+    boundary: Boundary
+    poll_sec: float
+    observers: Observers = NO_OBSERVERS
+
+
 class Feed:
     """Claims for a group's free slots, and ends what they have finished."""
 
-    def __init__(
-        self,
-        handle: StoreHandle,
-        claims: Claims,
-        env: Env,
-        boundary: Boundary,
-        poll_sec: float,
-        observers: Observers = NO_OBSERVERS,
-        supervision: Supervision | None = None,
-    ) -> None:
-        self._opened, self._claims, self._env, self._background, self._poll_sec = (
-            handle,
-            claims,
-            env,
-            boundary.background,
-            poll_sec,
-        )
-        self._observers = observers
-        self.slots = Slots(env, boundary, self._on_finished, self._on_all_begun, observers.claimed, supervision)
-        self._finishes = Finishes(handle)
+    def __init__(self, basis: Basis, claims: Claims, supervision: Supervision | None = None) -> None:
+        boundary, observers = basis.boundary, basis.observers
+        self._opened, self._claims, self._env = basis.handle, claims, basis.env
+        self._background, self._poll_sec, self._observers = boundary.background, basis.poll_sec, observers
+        self.slots = Slots(basis.env, boundary, self._on_finished, self._on_all_begun, observers.claimed, supervision)
+        self._finishes = Finishes(basis.handle)
         self._finished: list[tuple[Found, Event]] = []
         self._wanted = 0  # slots that a take under way will fill
         self._event, self._is_signalled = anyio.Event(), False
-        self._watch = LaneWatch(handle, boundary.background, poll_sec, self._on_wake_up)
+        self._watch = LaneWatch(basis.handle, boundary.background, basis.poll_sec, self._on_wake_up)
         self._pace = Pace()
         self._wakes: set[Channel] = set()  # to be told with the next call
         self._has_told: set[Channel] = set()  # lanes for which another process was woken since nothing was ready here

@@ -11,15 +11,12 @@ from typing import NamedTuple
 
 import anyio
 
-from converge.env import Env
 from converge.errors import ConvergeError, InputError, PoolClosed, StoreError
 from converge.machines.match import Claimer
 from converge.runtime.agents.agent import Agent, claimer_of, claims_tasks
-from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.supervision import Supervision
-from converge.runtime.claiming.feed import Feed, Observers
+from converge.runtime.claiming.feed import Basis, Feed
 from converge.services.pools import PoolManager
-from converge.services.store.handle import StoreHandle
 from converge.services.tasks.claim import Claims, not_members
 
 log = logging.getLogger("converge.node")
@@ -41,24 +38,8 @@ class Groups:
     cancels or shows them.
     """
 
-    def __init__(
-        self,
-        handle: StoreHandle,
-        pools: PoolManager,
-        env: Env,
-        boundary: Boundary,
-        poll_sec: float,
-        observers: Observers,
-        describe: Callable[[Agent], Awaitable[None]],
-    ) -> None:
-        self._opened, self._pools, self._env, self._boundary, self._poll_sec, self._observers = (
-            handle,
-            pools,
-            env,
-            boundary,
-            poll_sec,
-            observers,
-        )
+    def __init__(self, basis: Basis, pools: PoolManager, describe: Callable[[Agent], Awaitable[None]]) -> None:
+        self._basis, self._opened, self._boundary, self._pools = basis, basis.handle, basis.boundary, pools
         self._describe = describe
         self.feeds: dict[int, Feed] = {}
         self._number = 0
@@ -77,7 +58,7 @@ class Groups:
         ] = {}  # agent: handlers that run in slots which were taken away: they count against its concurrency
         self._rests: dict[str, int] = {}
         self._lock = anyio.Lock()
-        self.supervision = Supervision(env, self.rest, self.closed, self._ended)
+        self.supervision = Supervision(basis.env, self.rest, self.closed, self._ended)
 
     async def start(self, agents: Sequence[Agent], pools: Sequence[str], secret: str | None) -> None:
         """Make the agents members of the pools; they claim nothing until `add`.
@@ -260,7 +241,7 @@ class Groups:
     def _make(self, key: GroupKey, agent: Agent) -> _Group:
         pools, claimer = key
         claims = Claims(self._opened, agent.id, pools, claimer, self._on_missing)
-        feed = Feed(self._opened, claims, self._env, self._boundary, self._poll_sec, self._observers, self.supervision)
+        feed = Feed(self._basis, claims, self.supervision)
         self._number += 1
         group = self._groups[key] = _Group(self._number, feed, claims, {})
         claims.agent_ids = (
