@@ -19,8 +19,7 @@ from converge.machines.task import TaskState
 from converge.model.task import Task
 from converge.operations import run as main
 from converge.operations.drain import Progress
-from converge.operations.task_file import check_task
-from converge.operations.task_flags import read_inputs
+from converge.operations.task_file import check_task, read_inputs
 from converge.runtime.config.config import Config
 
 

@@ -393,7 +393,7 @@ def split(batches: Sequence[Batch], take: Take | None) -> list[list[int]]:
 
 
 def _fits(batches: Sequence[Batch]) -> bool:
-    """Tell whether batches that touch no key of each other may go out in one call; a few always may."""
+    """Return whether batches that touch no key of each other may go out in one call; a few always may."""
     count = len(batches)
     return count <= FEW or (
         count <= LIMITS.batches
