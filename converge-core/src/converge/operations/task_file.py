@@ -95,7 +95,7 @@ def _with_moments(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_inputs(texts: Sequence[str]) -> dict[str, str | bytes]:
-    """Return the inputs of `NAME=VALUE` and `NAME=@FILE`: the value, or the content of the file, as text if it is UTF-8.
+    """Return the inputs of `NAME=VALUE` and `NAME=@FILE`: the value, or the file's content, as text if it is UTF-8.
 
     Raises:
         InputError: Which one is not well formed, or cannot be read.
