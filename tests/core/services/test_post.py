@@ -157,7 +157,7 @@ class Side:
     def __init__(self, opened: StoreHandle, host: PluginHost, faults: Faults, group: TaskGroup) -> None:
         self.identity = Identity.generate(SYSTEM.entropy)
         discovery = DiscoveryService(store=opened.store)
-        discovery.refresh = checkpoint  # type: ignore[method-assign]  # both sides know whom there is to know
+        discovery.refresh = checkpoint  # type: ignore[method-assign,assignment]  # both sides know whom there is to know
         self.registry = IdentityRegistry(discovery.directory)
         routes = Routes(SYSTEM, self.identity.public_key, discovery, self.registry, self)
         tag, inboxes = network_tag(NETWORK), Inboxes(host)

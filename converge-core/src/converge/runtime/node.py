@@ -38,6 +38,7 @@ from converge.services.discovery.service import DiscoveryService
 from converge.services.messages.sending import SendArguments, SendOptions
 from converge.services.pools import PoolManager
 from converge.services.store.handle import StoreHandle
+from converge.services.store.limits import timed
 from converge.services.tasks.manager import TaskManager
 
 A = TypeVar("A", bound=Agent)
@@ -205,6 +206,7 @@ class Node:
         """The ticks of the node's agents."""
         return self.parts.ticks
 
+    @timed
     async def spawn(
         self,
         agent: type[A],
@@ -213,13 +215,14 @@ class Node:
         *,
         secret: str | None = None,
         identities: Sequence[Identity] | None = None,
+        timeout: float | None = None,
     ) -> list[A]:
         """Start `count` agents of the class in the pool, several pools, or none (messages only); create pools that are
         missing.
 
         `secret`: the join secret of pools that ask for one; then none is created. `identities`: those of the agents,
-            one each; else they are drawn
-        at each start, or kept in `identity_dir`.
+            one each; else they are drawn at each start, or kept in `identity_dir`. `timeout`: seconds for all that the
+            store is asked; None: `call_sec` for each call on it.
 
         Raises:
             InvalidValue, InvalidName, Unsupported: The class, the count or the pool cannot be used; nothing was

@@ -83,7 +83,10 @@ async def open_parts(stack: AsyncExitStack, given: Given) -> Parts:
     identity = given.identity or (await kept.acquire())[0]
     store = given.store if given.store is not None else await stack.enter_async_context(_open_store(settings, host))
     lease = LeaseSettings(
-        lease_sec=settings.lease_sec, stall_sec=settings.stall_sec, node_key=identity.public_key.hex()
+        lease_sec=settings.lease_sec,
+        stall_sec=settings.stall_sec,
+        call_sec=settings.call_sec,
+        node_key=identity.public_key.hex(),
     )
     handle = StoreHandle.of(store, env, lease)
     pools = PoolManager(store)

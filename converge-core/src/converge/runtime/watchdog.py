@@ -47,12 +47,19 @@ class Watchdog:
         """Check the lease, handlers and loop at intervals, until cancelled. A child that user code has forked, and that
         runs on in the loop, ends here.
         """
+        try:
+            await self._watch()
+        finally:
+            self._opened.end_late_calls(is_last=True)
+
+    async def _watch(self) -> None:
         lost: Lease | None = None
         forks = FORKS.count
         while True:
             if FORKS.count != forks:
                 leave_child(None)
             self._look_at_loop()
+            self._opened.end_late_calls()
             lease = self._opened.lease_opened
             if lease is not None:
                 lease.beat()

@@ -18,6 +18,7 @@ from converge.model.keys import JOINED, MEMBER, POOL
 from converge.model.pool import Pool
 from converge.services.store.handle import PoolSeen, StoreHandle
 from converge.services.store.lease import Lease
+from converge.services.store.limits import timed
 from converge.services.store.pages import read_all
 from converge.services.store.patience import PATIENCE_SEC, attempts
 
@@ -34,9 +35,12 @@ class PoolManager:
 
     def __init__(self, store: Store) -> None:
         self._opened = StoreHandle.of(store)
-        self._store = store
+        self._store = self._opened.store
 
-    async def create_pool(self, pool: Pool | dict[str, Any], *, secret: str | None = None) -> bool:
+    @timed
+    async def create_pool(
+        self, pool: Pool | dict[str, Any], *, secret: str | None = None, timeout: float | None = None
+    ) -> bool:
         """Create the pool and return whether it is new; an existing one is left as it is, members and settings alike.
 
 
@@ -65,7 +69,8 @@ class PoolManager:
         self._opened.pools.pop(pool.id, None)
         return not isinstance(outcome, Conflict)
 
-    async def get(self, pool_id: str) -> Pool:
+    @timed
+    async def get(self, pool_id: str, *, timeout: float | None = None) -> Pool:
         """Return the pool.
 
         Raises:
@@ -73,12 +78,14 @@ class PoolManager:
         """
         return (await self._opened.pool(pool_id, is_fresh=True)).pool
 
-    async def pools(self) -> list[Pool]:
+    @timed
+    async def pools(self, *, timeout: float | None = None) -> list[Pool]:
         """Return all pools, by id."""
         entries = await read_all(self._store, POOL())
         return [decode(entry.value, Pool, f"pool {entry.key[1]}") for entry in entries]
 
-    async def set_paused(self, pool_id: str, *, is_paused: bool) -> bool:
+    @timed
+    async def set_paused(self, pool_id: str, *, is_paused: bool, timeout: float | None = None) -> bool:
         """Pause or resume: claims check the pool's revision, so a pause holds from the next claim on. Return whether
         anything changed.
 
@@ -97,7 +104,10 @@ class PoolManager:
                 return True
         raise StoreBusy(f"pool {pool_id} changed all the time for {PATIENCE_SEC:g} s; try again")
 
-    async def change_allowed(self, pool_id: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> bool:
+    @timed
+    async def change_allowed(
+        self, pool_id: str, *, add: Sequence[str] = (), remove: Sequence[str] = (), timeout: float | None = None
+    ) -> bool:
         """Change the allow-list; agents that are removed lose their membership and claim nothing from then on. Return
         whether anything changed.
 
@@ -143,7 +153,10 @@ class PoolManager:
             is_changed |= not isinstance(outcome, Conflict)
         raise StoreBusy(f"pool {pool_id} changed all the time for {PATIENCE_SEC:g} s; try again")
 
-    async def join_pool(self, agent_id: str, pool_id: str, *, secret: str | None = None) -> bool:
+    @timed
+    async def join_pool(
+        self, agent_id: str, pool_id: str, *, secret: str | None = None, timeout: float | None = None
+    ) -> bool:
         """Make the agent a member, as long as this process's lease lives; return whether it was none before.
 
         Raises:
@@ -153,7 +166,10 @@ class PoolManager:
         """
         return (await self.join_many([agent_id], pool_id, secret=secret))[0]
 
-    async def join_many(self, agent_ids: Sequence[str], pool_id: str, *, secret: str | None = None) -> list[bool]:
+    @timed
+    async def join_many(
+        self, agent_ids: Sequence[str], pool_id: str, *, secret: str | None = None, timeout: float | None = None
+    ) -> list[bool]:
         """Make the agents members, in few calls; return for each whether it was none before.
 
 
@@ -202,7 +218,8 @@ class PoolManager:
                     again.append(agent_id)
         return again
 
-    async def leave_pool(self, agent_id: str, pool_id: str) -> bool:
+    @timed
+    async def leave_pool(self, agent_id: str, pool_id: str, *, timeout: float | None = None) -> bool:
         """End the membership; return whether there was one.
 
         Raises:
@@ -225,7 +242,8 @@ class PoolManager:
                 return True
         raise StoreBusy(f"pool {pool_id} changed all the time for {PATIENCE_SEC:g} s; try again")
 
-    async def members(self, pool_id: str) -> list[str]:
+    @timed
+    async def members(self, pool_id: str, *, timeout: float | None = None) -> list[str]:
         """Return the ids of the members, in order.
 
 

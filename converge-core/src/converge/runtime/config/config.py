@@ -30,7 +30,7 @@ from converge.runtime.config.fields import (
     a_name,
     described,
 )
-from converge.runtime.config.node_settings import NodeSettings, stall_problem, stall_sec_of
+from converge.runtime.config.node_settings import NodeSettings, call_problem, call_sec_of, stall_problem, stall_sec_of
 from converge.secret import has_password, secrets_in, without_password
 from converge.settings import Problem, checked, raise_problems, unknown
 
@@ -161,6 +161,8 @@ def read(
     values = {key: value for layer, _ in layers for key, value in layer.items()}
     origins = dict.fromkeys(KEYS, DEFAULT) | {key: origin for _, some in layers for key, origin in some.items()}
     values = {key: value for key, value in values.items() if value is not None}  # None: a problem says why
+    if origins["call_sec"] == DEFAULT:
+        values["call_sec"] = call_sec_of(values.get("lease_sec", Config().lease_sec))
     if origins["stall_sec"] == DEFAULT:
         values["stall_sec"] = stall_sec_of(values.get("lease_sec", Config().lease_sec))
     config = Config(**values, origins=origins)
@@ -262,6 +264,8 @@ def _from_text(text: str, type_: Any) -> Any:
 def _problems_together(config: Config) -> list[Problem]:
     """Return what no key can tell by itself."""
     problems = []
+    if text := call_problem(config.call_sec, config.lease_sec):
+        problems.append(Problem("call_sec", text))
     if text := stall_problem(config.stall_sec, config.lease_sec):
         problems.append(Problem("stall_sec", text))
     if config.agent and not isinstance(config.agents, int):

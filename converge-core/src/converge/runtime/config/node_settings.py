@@ -62,6 +62,11 @@ class NodeSettings:
     stall_sec: float = attrs.field(
         default=150.0, validator=Within(0.5, 86_400), metadata=described("how long its loop may be blocked", "s")
     )
+    call_sec: float = attrs.field(
+        default=10.0,
+        validator=Within(0.05, 3_600),
+        metadata=described("how long a call on the store may take, less than lease_sec", "s"),
+    )
     grace_sec: float = attrs.field(
         default=25.0, validator=Within(0, 3_600), metadata=described("how long tasks may take to end at a stop", "s")
     )
@@ -103,8 +108,12 @@ class NodeSettings:
         made = structured(cls, {"store": store, **settings}, "Node")
         if "stall_sec" not in settings:
             made = attrs.evolve(made, stall_sec=stall_sec_of(made.lease_sec))
+        if "call_sec" not in settings:
+            made = attrs.evolve(made, call_sec=call_sec_of(made.lease_sec))
         if text := stall_problem(made.stall_sec, made.lease_sec):
             raise_problems([Problem("stall_sec", text)], "Node")
+        if text := call_problem(made.call_sec, made.lease_sec):
+            raise_problems([Problem("call_sec", text)], "Node")
         return made
 
 
@@ -118,6 +127,7 @@ class NodeArguments(TypedDict, total=False):
     advertise: str
     lease_sec: float
     stall_sec: float
+    call_sec: float
     grace_sec: float
     poll_sec: float
     max_connections: int
@@ -132,6 +142,16 @@ class NodeArguments(TypedDict, total=False):
 def stall_sec_of(lease_sec: float) -> float:
     """Return `stall_sec` where nobody sets it."""
     return min(STALL_LEASES * lease_sec, 86_400.0)
+
+
+def call_sec_of(lease_sec: float) -> float:
+    """Return `call_sec` where nobody sets it: so much of the lease that a silent call leaves time for another."""
+    return min(10.0, lease_sec * 2 / 3)
+
+
+def call_problem(call_sec: float, lease_sec: float) -> str:
+    """Return what is wrong with the two together; empty: nothing."""
+    return f"{call_sec:g} is not allowed; expected less than lease_sec, {lease_sec:g}" if call_sec >= lease_sec else ""
 
 
 def stall_problem(stall_sec: float, lease_sec: float) -> str:

@@ -15,6 +15,7 @@ from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
 from converge.services.discovery.directory import Directory
 from converge.services.discovery.sightings import StoreSightings
 from converge.services.store.handle import StoreHandle
+from converge.services.store.limits import timed
 
 FRESH_SEC = 1.0
 """How old the directory may be for a query, where no node keeps it fresh: the default of `poll_sec`."""
@@ -63,11 +64,14 @@ class DiscoveryService:
         self._read = float("-inf")
         self._fresh_sec = FRESH_SEC
 
+    @timed
     async def query(
         self,
         query: DiscoveryQuery,
         candidates: Sequence[AgentDescriptor] | None = None,
         refresh_from_store: bool = False,
+        *,
+        timeout: float | None = None,
     ) -> list[AgentDescriptor]:
         """Return the agents that match, by id.
 
@@ -85,7 +89,8 @@ class DiscoveryService:
                 await self.refresh()
         return self.directory.query(query, candidates)
 
-    async def refresh(self) -> None:
+    @timed
+    async def refresh(self, *, timeout: float | None = None) -> None:
         """Read what has changed and verify what is new. Calls that come while one reads share the next reading.
 
         Raises:

@@ -23,6 +23,7 @@ from converge.errors import (
 from converge.services.store import epoch as epochs
 from converge.services.store.detached import Running, detached
 from converge.services.store.history import ROLLED_BACK, History
+from converge.services.store.limits import LIMIT
 
 IN_FLIGHT = 2
 """Calls under way at a time: the store works on one while Python prepares the next; a third gained nothing in
@@ -65,10 +66,16 @@ class Commits:
     """
 
     def __init__(
-        self, store: Store, epoch: Check, env: Env = SYSTEM, on_accepted: Callable[[], None] = lambda: None
+        self,
+        store: Store,
+        epoch: Check,
+        env: Env = SYSTEM,
+        on_accepted: Callable[[], None] = lambda: None,
+        *,
+        call_sec: float = inf,
     ) -> None:
         """Make the coalescer; `on_accepted` is called when the process goes on with another history: nothing that it
-        knew of the store need be true.
+        knew of the store need be true. `call_sec`: how long a call may take.
         """
         self._store, self._env, self._on_accepted = store, env, on_accepted
         self.history = History(epoch)
@@ -78,7 +85,8 @@ class Commits:
         self._shields: dict[
             anyio.CancelScope, float
         ] = {}  # of the calls under way, with the moment at which each began
-        self._patience_sec = inf
+        self._patience_sec = self._call_sec = call_sec
+        self._is_watched = False  # somebody ends late calls, so that each need not have a timer of its own
         self._detached: Running = set()  # calls that several callers share
         self._good_at = env.monotonic()  # when the history was last seen to be whole
         self._looked_at = -inf
@@ -102,7 +110,11 @@ class Commits:
         if not batches:
             return []
         asked = _Asked(batches, wake, are_apart)
-        self._asked.append(asked)
+        if LIMIT.get() is not None:  # its caller's time ends by itself, and others' calls must not end with it
+            async with self._slots:
+                await self._send([asked], None)
+        else:
+            self._asked.append(asked)
         while not asked.is_answered:
             if not self._is_flush_due and asked in self._asked:
                 await self._lead()
@@ -149,11 +161,23 @@ class Commits:
         """When a write was last answered as it should be (monotonic seconds)."""
         return self._good_at
 
+    def end_late_calls(self, *, is_last: bool = False) -> None:
+        """End the calls that have lasted for `call_sec`. Whoever calls this again and again, until it is the last time,
+        saves each call a timer.
+        """
+        if self._patience_sec < self._call_sec:
+            return  # it hurries, and each call has a timer
+        self._is_watched = not is_last
+        now, loop_now = self._env.monotonic(), anyio.current_time()
+        for scope, began in self._shields.items():
+            if is_last or now - began >= self._call_sec:
+                scope.deadline = min(scope.deadline, loop_now + max(0.0, began + self._call_sec - now))
+
     def hurry(self, within_sec: float) -> None:
         """Bound every call from now on: one that takes longer counts as unknown. For a process that stops, whatever its
         store does.
         """
-        self._patience_sec = within_sec
+        self._patience_sec, self._is_watched = min(self._patience_sec, within_sec), False
         for scope in self._shields:
             scope.deadline = min(scope.deadline, anyio.current_time() + within_sec)
 
@@ -288,7 +312,11 @@ class Commits:
     async def _shielded(
         self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]
     ) -> tuple[list[_Result], Taken | Conflict | None]:
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._patience_sec) as scope:
+        limit = LIMIT.get()
+        deadline = inf if self._is_watched else anyio.current_time() + self._patience_sec
+        if limit is not None:
+            deadline, limit.is_written = min(deadline, limit.deadline), True
+        with anyio.CancelScope(shield=True, deadline=deadline) as scope:
             self._shields[scope] = self._env.monotonic()
             try:
                 if take is None:
@@ -299,7 +327,7 @@ class Commits:
                 return list(turned.outcomes), turned.taken
             finally:
                 del self._shields[scope]
-        raise OutcomeUnknown(f"the store did not answer within {self._patience_sec:g} s, and this process is stopping")
+        raise OutcomeUnknown("the store did not answer in time, so this may have been applied or not")
 
     def _with_epoch(self, batch: Batch) -> Batch:
         checks, epoch = batch[0], self.history.epoch

@@ -18,6 +18,7 @@ from converge.model.pool import Pool
 from converge.services.store.commits import Commits
 from converge.services.store.formats import raise_format
 from converge.services.store.lease import Lease, LeaseSettings
+from converge.services.store.limits import LimitedStore
 from converge.services.store.outage import DEAF, HEARS, Outage
 
 POOL_FRESH_SEC = 1.0
@@ -41,8 +42,9 @@ class StoreHandle:
     """Shared by every manager of one store handle; found through the handle, so that two managers have one lease."""
 
     def __init__(self, store: Store, env: Env = SYSTEM, lease_settings: LeaseSettings | None = None) -> None:
-        self.store, self.env = store, env
+        self.env = env
         self.lease_settings = lease_settings or LeaseSettings()
+        self.store: Store = LimitedStore(store, self.lease_settings.call_sec)
         self.pools: dict[str, PoolSeen] = {}
         self.newer_lanes: set[bytes] = set()
         """Lanes with tasks of a newer format: this process leaves them to others."""
@@ -86,7 +88,9 @@ class StoreHandle:
                 if self._commits is None:
                     await self.now()  # what is sent from now on says when, without asking
                     epoch = await read_epoch(self.store, self.env)
-                    self._commits = Commits(self.store, epoch, self.env, self._begin_anew)
+                    self._commits = Commits(
+                        self.store, epoch, self.env, self._begin_anew, call_sec=self.lease_settings.call_sec
+                    )
         return self._commits
 
     async def require_format(self, number: int) -> None:
@@ -239,6 +243,11 @@ class StoreHandle:
     def answered_at(self) -> float:
         """When the store was last seen to answer (monotonic seconds); may be asked from any thread."""
         return max(self._offset_seen, self._commits.answered_at if self._commits is not None else float("-inf"))
+
+    def end_late_calls(self, *, is_last: bool = False) -> None:
+        """End writes that have lasted for `call_sec`; see `Commits.end_late_calls`."""
+        if self._commits is not None:
+            self._commits.end_late_calls(is_last=is_last)
 
     def hurry(self, within_sec: float) -> None:
         """Bound every call of the store that others share from now on; see `Commits.hurry`."""

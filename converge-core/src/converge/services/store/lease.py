@@ -59,6 +59,7 @@ class LeaseSettings:
 
     lease_sec: float = 15.0
     stall_sec: float = 150.0
+    call_sec: float = 10.0
     node_key: str = ""
     endpoints: tuple[str, ...] = ()
 

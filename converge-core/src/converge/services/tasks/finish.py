@@ -24,6 +24,7 @@ from converge.machines.task import Around, Completed, Event, Failed, Found, Held
 from converge.model.keys import LATER
 from converge.model.pool import Pool
 from converge.services.store.handle import StoreHandle
+from converge.services.store.limits import is_out_of_time
 from converge.services.store.patience import PATIENCE_SEC, pause_sec
 from converge.services.tasks.surroundings import Moved, look_around, look_around_all, read_task, wakes
 
@@ -74,6 +75,8 @@ class Finishes:
                     return
             except OutcomeUnknown as error:
                 unknown = error
+                if is_out_of_time(monotonic() - began, self._opened.lease_settings.call_sec):
+                    break
                 await anyio.sleep(0.05)  # to say it again is safe: the same attempt and digest succeed again
             except NotApplied as error:
                 if unknown is not None:

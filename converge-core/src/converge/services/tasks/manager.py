@@ -41,6 +41,7 @@ from converge.machines.task import (
 from converge.model.keys import TASK, TORN
 from converge.model.task import Spec, Task
 from converge.services.store.handle import StoreHandle
+from converge.services.store.limits import timed
 from converge.services.store.patience import PATIENCE_SEC, attempts
 from converge.services.tasks.claim import LEASE_WAS_LOST, Claims, settle_takes, turn
 from converge.services.tasks.finish import Finishes
@@ -72,8 +73,8 @@ class TaskManager:
     """
 
     def __init__(self, store: Store, *, poll_sec: float = 1.0) -> None:
-        self._store = store
         self._opened = StoreHandle.of(store)
+        self._store = self._opened.store
         self._submits = Submits(self._opened)
         self._results = Results(self._opened, poll_sec)
         self._finishes = Finishes(self._opened)
@@ -85,7 +86,8 @@ class TaskManager:
         self._poll_sec = poll_sec
         self._sweep_due = float("-inf")
 
-    async def submit(self, task: Task) -> str:
+    @timed
+    async def submit(self, task: Task, *, timeout: float | None = None) -> str:
         """Store the task; return its id, or that of the task which already has its dedup key and content.
 
         Raises:
@@ -94,7 +96,8 @@ class TaskManager:
         """
         return (await self._submits.submit([task]))[0]
 
-    async def submit_many(self, tasks: Sequence[Task]) -> list[str]:
+    @timed
+    async def submit_many(self, tasks: Sequence[Task], *, timeout: float | None = None) -> list[str]:
         """Store the tasks in few calls; return their ids in order.
 
         Raises:
@@ -104,6 +107,7 @@ class TaskManager:
         """
         return await self._submits.submit(tasks)
 
+    @timed
     async def claim(
         self,
         agent_id: str,
@@ -112,6 +116,8 @@ class TaskManager:
         topics: Collection[str] | None = None,
         types: Collection[str] | None = None,
         limit: int = 1,
+        *,
+        timeout: float | None = None,
     ) -> list[Task]:
         """Claim up to `limit` ready tasks that the agent may take, best rank first and at most 450; an empty list
         if there are none now.
@@ -153,7 +159,8 @@ class TaskManager:
         await self._put_unread_away(claims)
         return tasks
 
-    async def complete(self, task: Task, result: Any = None) -> None:
+    @timed
+    async def complete(self, task: Task, result: Any = None, *, timeout: float | None = None) -> None:
         """End the claim: the task is COMPLETED with this result. Idempotent.
 
 
@@ -163,7 +170,10 @@ class TaskManager:
         """
         await self._finish(task, Completed(encode_result(result), stored_text(_checked(task).claimed_by)))
 
-    async def fail(self, task: Task, error: str, *, retry: bool = True, after: float | None = None) -> None:
+    @timed
+    async def fail(
+        self, task: Task, error: str, *, retry: bool = True, after: float | None = None, timeout: float | None = None
+    ) -> None:
         """End the attempt: the task is retried after a while, or FAILED if its attempts are used up or `retry` is
         False.
 
@@ -180,7 +190,8 @@ class TaskManager:
             task, Failed(str(error), _checked(task).claimed_by, retry, self._opened.env.uniform(), after)
         )
 
-    async def release(self, task: Task, why: str = "") -> None:
+    @timed
+    async def release(self, task: Task, why: str = "", *, timeout: float | None = None) -> None:
         """Release the claim: the task is ready again at once, and no attempt is counted.
 
 
@@ -189,7 +200,8 @@ class TaskManager:
         """
         await self._finish(task, Released(_checked(task).claimed_by, _text("why", why)))
 
-    async def report(self, agent_id: str, task_id: str, result: Any = None) -> None:
+    @timed
+    async def report(self, agent_id: str, task_id: str, result: Any = None, *, timeout: float | None = None) -> None:
         """Complete a claim that this manager made for the agent, by the task's id.
 
         Raises:
@@ -201,7 +213,8 @@ class TaskManager:
             raise StaleClaim(task_id, token=0, why="this manager holds no claim on it for that agent")
         await self._finish_found(found, Completed(encode_result(result), agent_id))
 
-    async def cancel(self, task_id: str, *, by: str = "", why: str = "") -> bool:
+    @timed
+    async def cancel(self, task_id: str, *, by: str = "", why: str = "", timeout: float | None = None) -> bool:
         """Cancel the task unless it is terminal; return whether it was cancelled by this call. A running handler is
         told.
 
@@ -228,7 +241,8 @@ class TaskManager:
                 return True
         raise StoreBusy(f"task {task_id} moved all the time for {PATIENCE_SEC:g} s; cancel it again")
 
-    async def retry(self, task_id: str) -> str:
+    @timed
+    async def retry(self, task_id: str, *, timeout: float | None = None) -> str:
         """Submit a copy of a task that failed or was cancelled; return the copy's id. Idempotent while the copy is
         kept.
 
@@ -271,7 +285,8 @@ class TaskManager:
         await end_torn(self._opened, torn)
         return copied
 
-    async def get(self, task_id: str) -> Task:
+    @timed
+    async def get(self, task_id: str, *, timeout: float | None = None) -> Task:
         """Return the task, wherever it stands.
 
         Raises:
@@ -421,8 +436,14 @@ class TaskManager:
 
     # Last, since its name hides the builtin for every annotation after it.
 
+    @timed
     async def list(
-        self, *, state: TaskState | str | None = None, pool_id: str | None = None, limit: int = 100
+        self,
+        *,
+        state: TaskState | str | None = None,
+        pool_id: str | None = None,
+        limit: int = 100,
+        timeout: float | None = None,
     ) -> Sequence[Task]:
         """Return up to `limit` tasks in that state (any: the live ones first), of that pool (any: all pools).
 

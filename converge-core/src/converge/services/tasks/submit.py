@@ -31,6 +31,7 @@ from converge.model.keys import DEDUP, KEY, LANE, POOL, TASK
 from converge.model.task import Spec, Task
 from converge.services.store.commits import Commits
 from converge.services.store.handle import StoreHandle
+from converge.services.store.limits import LIMIT, is_out_of_time
 from converge.services.store.pages import get_all
 from converge.services.store.patience import PATIENCE_SEC, pause_sec
 from converge.services.tasks.lanes import make_room
@@ -96,6 +97,8 @@ class Submits:
             StoreError: As `Store.commit`; to submit the same tasks again is safe if they have ids or dedup keys.
         """
         asks = await self._check(tasks)
+        if (limit := LIMIT.get()) is not None:
+            limit.hint = _how_to_go_on(asks)
         todo, are_apart = _drop_repeats(asks)
         todo = [ask for ask in todo if ask.outcome is None]
         round_, env = 0, self._opened.env
@@ -112,6 +115,8 @@ class Submits:
                 todo, round_ = left, round_ + 1
                 if todo and round_ > 2:
                     await anyio.sleep(pause_sec(round_, env))
+        except OutcomeUnknown as error:
+            raise OutcomeUnknown(f"{error}; {_how_to_go_on(asks)}") from error
         except NotApplied as error:
             if any(isinstance(ask.outcome, str) for ask in asks):
                 raise OutcomeUnknown(
@@ -230,11 +235,14 @@ class Submits:
     ) -> Sequence[Committed | Conflict]:
         wake: set[Channel] = {f"lane.{lane}" for lane in {ask.spec.lane for group, _ in groups for ask in group}}
         unknown: OutcomeUnknown | None = None
+        began = self._opened.env.monotonic()
         for round_ in range(UNKNOWN_ROUNDS):
             try:
                 return await commits.commit(batches, wake=wake, are_apart=are_apart)
             except OutcomeUnknown as error:
                 unknown = error
+                if self._is_out_of_time(began):
+                    break
             except NotApplied as error:
                 if unknown is not None:
                     raise unknown from error  # what was sent before may have been stored, whatever became of this
@@ -242,6 +250,10 @@ class Submits:
             await anyio.sleep(UNKNOWN_PAUSE_SEC * round_)
         assert unknown is not None, "a round ends with an answer or an error"
         raise unknown
+
+    def _is_out_of_time(self, began: float) -> bool:
+        """Tell whether to try again would take longer than a call may."""
+        return is_out_of_time(self._opened.env.monotonic() - began, self._opened.lease_settings.call_sec)
 
     def _forget(self, conflict: Conflict) -> None:
         for key in conflict.keys:
@@ -369,6 +381,15 @@ class Submits:
 
 def _are_plain(asks: Sequence[_Ask]) -> bool:
     return all(ask.spec.ordering_key is None for ask in asks)
+
+
+def _how_to_go_on(asks: Sequence[_Ask]) -> str:
+    """Return what whoever does not know whether these were stored can do."""
+    if all(ask.task.id or ask.task.dedup_key is not None for ask in asks):
+        return "submit the same again, which is safe: it has an id or a dedup key"
+    first = id_text(next(ask.id for ask in asks if not ask.task.id and ask.task.dedup_key is None))
+    others = f" (and {len(asks) - 1:,} more)" if len(asks) > 1 else ""
+    return f"look whether task {first}{others} is there, or submit it again with that id, which is safe"
 
 
 def _drop_repeats(asks: list[_Ask]) -> tuple[list[_Ask], bool]:

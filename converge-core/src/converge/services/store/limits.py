@@ -1,0 +1,162 @@
+"""How long the store may take: `call_sec` for each call on it, `timeout=` for all that a call of a manager needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import anyio
+
+from converge.contracts.store import (
+    Batch,
+    Channel,
+    Committed,
+    Conflict,
+    Durability,
+    Entry,
+    Key,
+    Prefix,
+    Range,
+    Store,
+    Take,
+    Turned,
+)
+from converge.errors import InvalidValue, OutcomeUnknown, StoreUnavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Limit:
+    """The time that one call of a manager may take, all its calls on the store together."""
+
+    __slots__ = ("deadline", "hint", "is_written")
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.is_written = False
+        """Whether something was sent to the store that may change it."""
+        self.hint = "read what has become of it, then repeat it"
+        """How to go on where nobody knows whether it was applied."""
+
+
+LIMIT: ContextVar[Limit | None] = ContextVar("converge_limit", default=None)
+
+
+def timed(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Let a method with a parameter `timeout` (seconds; None: only `call_sec` counts, for each call on the store) end
+    in time: with `OutcomeUnknown` if something was sent that may have been applied, with `StoreUnavailable` if not.
+    """
+
+    @wraps(method)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        timeout: Any = kwargs.pop("timeout", None)
+        if timeout is None:
+            return await method(*args, **kwargs)
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or math.isnan(timeout) or timeout < 0:
+            raise InvalidValue("timeout", timeout, "seconds, 0 or more")
+        limit = Limit(anyio.current_time() + timeout)
+        token = LIMIT.set(limit)
+        try:
+            with anyio.move_on_at(limit.deadline):
+                return await method(*args, **kwargs)
+        finally:
+            LIMIT.reset(token)
+        raise no_answer(timeout, limit)
+
+    return call
+
+
+def is_out_of_time(lasted_sec: float, call_sec: float) -> bool:
+    """Tell whether what has lasted so long without an answer is to be tried no more: its caller's `timeout` has passed,
+    or, without one, `call_sec`.
+    """
+    limit = LIMIT.get()
+    return anyio.current_time() >= limit.deadline if limit is not None else lasted_sec >= call_sec
+
+
+def no_answer(timeout: float, limit: Limit) -> OutcomeUnknown | StoreUnavailable:
+    """Return the error of a call that has used up its time."""
+    if limit.is_written:
+        return OutcomeUnknown(f"the store did not answer within {timeout:g} s; {limit.hint}")
+    return StoreUnavailable(f"the store did not answer within {timeout:g} s; nothing was changed, try again")
+
+
+class LimitedStore(Store):
+    """A store whose reads end in time. What writes passes through: the coalescer limits it."""
+
+    def __init__(self, inner: Store, call_sec: float) -> None:
+        self._inner, self._call_sec = inner, call_sec
+        self.is_clock_local = inner.is_clock_local
+
+    @property
+    def durability(self) -> Durability:  # type: ignore[override]  # the wrapped store decides
+        return self._inner.durability
+
+    @property
+    def shared(self) -> object | None:
+        return self._inner.shared
+
+    @shared.setter
+    def shared(self, value: object | None) -> None:
+        self._inner.shared = value
+
+    @property
+    def clock_ahead_sec(self) -> float:
+        return self._inner.clock_ahead_sec
+
+    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
+        with anyio.move_on_after(self._call_sec):
+            return await self._inner.get(keys)
+        raise self._silent("get")
+
+    async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
+        with anyio.move_on_after(self._call_sec):
+            return await self._inner.scan(ranges)
+        raise self._silent("scan")
+
+    async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
+        with anyio.move_on_after(self._call_sec):
+            return await self._inner.count(prefixes)
+        raise self._silent("count")
+
+    async def time(self) -> int:
+        if self.is_clock_local:
+            return await self._inner.time()
+        with anyio.move_on_after(self._call_sec):
+            return await self._inner.time()
+        raise self._silent("time")
+
+    async def retention_time(self) -> int:
+        with anyio.move_on_after(self._call_sec):
+            return await self._inner.retention_time()
+        raise self._silent("time")
+
+    async def facts(self) -> Mapping[str, str | int]:
+        with anyio.move_on_after(self._call_sec):
+            return await self._inner.facts()
+        raise self._silent("facts")
+
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        return await self._inner.commit(batches, wake=wake)
+
+    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
+        return await self._inner.turn(batches, take, wake=wake)
+
+    async def note_format(self, number: int) -> None:
+        await self._inner.note_format(number)
+
+    def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
+        return self._inner.watch(channels)
+
+    def reopen(self) -> AbstractAsyncContextManager[Store]:
+        return self._inner.reopen()
+
+    def _silent(self, what: str) -> StoreUnavailable:
+        return StoreUnavailable(f"{what}: the store did not answer within {self._call_sec:g} s (`call_sec`)")
