@@ -48,10 +48,6 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 class Task:
     """A piece of work: what its submitter says of it and, once it is stored, what has become of it.
 
-
-    A task that an agent is given reads each attribute from its record when it is first looked at; `attrs.asdict` and
-    `attrs.evolve` look at all.
-
     Attributes:
         pool_id: The pool whose agents may claim it.
         id: A UUID; empty: drawn by submit.
