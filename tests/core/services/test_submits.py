@@ -84,6 +84,26 @@ async def test_more_tasks_of_one_ordering_key_than_a_batch_holds_keep_their_orde
     assert len(set(numbers)) == 600
 
 
+async def test_one_conflict_after_a_part_was_stored_is_no_reason_to_give_up(
+    tasks: TaskManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, looks = tasks._store, 0
+    get = store.get
+
+    async def disturbed(keys: Sequence[Key]) -> Sequence[Entry | None]:
+        nonlocal looks
+        entries = await get(keys)
+        if KEY("p", "k") in keys:
+            looks += 1
+            if looks == 2 and (row := entries[list(keys).index(KEY("p", "k"))]) is not None:
+                await store.commit([Batch((), [(row.key, row.value)])])  # another process was faster
+        return entries
+
+    monkeypatch.setattr(store, "get", disturbed)
+    ids = await tasks.submit_many([Task(pool_id="p", ordering_key="k") for _ in range(300)])
+    assert looks == 3 and len(set(ids)) == 300
+
+
 async def test_a_lost_answer_ends_as_one_task(tasks: TaskManager, plan: FaultPlan) -> None:
     plan.script([Fault.LOSE_REPLY, Fault.LOSE_REPLY])
     task_id = await tasks.submit(Task(pool_id="p", dedup_key="d"))

@@ -101,16 +101,16 @@ class Submits:
             limit.hint = _how_to_go_on(asks)
         todo, are_apart = _drop_repeats(asks)
         todo = [ask for ask in todo if ask.outcome is None]
-        round_, env = 0, self._opened.env
-        began = 0.0
+        env, round_ = self._opened.env, 0
+        stuck_since: float | None = None
         try:
             while todo:
                 left = await self._round(todo, are_apart) if _are_plain(todo) else await self._some_ordered(todo)
                 if len(left) < len(todo):
-                    round_ = 0
-                elif round_ == 0:
-                    began = env.monotonic()
-                elif env.monotonic() - began > PATIENCE_SEC:
+                    round_, stuck_since = 0, None
+                elif stuck_since is None:
+                    stuck_since = env.monotonic()
+                elif env.monotonic() - stuck_since > PATIENCE_SEC:
                     break
                 todo, round_ = left, round_ + 1
                 if todo and round_ > 2:
