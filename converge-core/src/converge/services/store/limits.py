@@ -72,8 +72,8 @@ def timed(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[
 
 
 def is_out_of_time(lasted_sec: float, call_sec: float) -> bool:
-    """Tell whether what has lasted so long without an answer is to be tried no more: its caller's `timeout` has passed,
-    or, without one, `call_sec`.
+    """Return whether a call that has lasted so long is given up: its caller's `timeout` has passed or, without one,
+    `call_sec`.
     """
     limit = LIMIT.get()
     return anyio.current_time() >= limit.deadline if limit is not None else lasted_sec >= call_sec

@@ -252,7 +252,7 @@ class Submits:
         raise unknown
 
     def _is_out_of_time(self, began: float) -> bool:
-        """Tell whether to try again would take longer than a call may."""
+        """Return whether another try would take longer than a call may."""
         return is_out_of_time(self._opened.env.monotonic() - began, self._opened.lease_settings.call_sec)
 
     def _forget(self, conflict: Conflict) -> None:

@@ -402,7 +402,7 @@ class TaskHistory(RuleBasedStateMachine):
                 self.world.broken = error
 
     def end_all(self) -> None:
-        """Nothing is stranded: whatever has happened, each task can be completed in the end."""
+        """Check that nothing is stranded: whatever has happened, each task can be completed in the end."""
         self.set_paused(0, False)
         for _ in range(3 + len(self.model.tasks)):
             for known in self.held_by_living():

@@ -138,7 +138,7 @@ class TaskModel:
             )
 
     def judge_claim(self, claimed: Iterable[tuple[int, Task]], limit: int) -> None:
-        """What one claim got, or several that ran at once, each answer with its process."""
+        """Judge what one claim got, or several that ran at once, each answer with its process."""
         claimed = list(claimed)
         needed = bool(self.must_be_ready()) and not self.is_paused
         ids = [task.id for _, task in claimed]
@@ -233,7 +233,7 @@ class TaskModel:
             known.is_seen_ended = True
 
     def judge_state(self, known: Known, state: str, attempts: int, result: Any) -> None:
-        """What a reader found, by any way of reading."""
+        """Judge what a reader found, by any way of reading."""
         expect(
             "T-6",
             not known.is_seen_ended or state == known.state,

@@ -178,7 +178,7 @@ class StreamTransportContract(TransportContract):
 
 @contextlib.contextmanager
 def traced() -> Iterator[Callable[[], int]]:
-    """Tell the most memory that Python has taken since, while it may be traced already."""
+    """Yield the most memory that Python has taken since, while it may be traced already."""
     is_ours = not tracemalloc.is_tracing()
     if is_ours:
         tracemalloc.start()
