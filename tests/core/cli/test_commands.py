@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -178,12 +179,16 @@ def test_the_help_of_a_command_is_its_docstring_and_a_line_for_each_flag(
     said = " ".join(answer.out.split())
     assert " ".join((function.__doc__ or "no docstring").split()) in said
     hints = get_type_hints(function, include_extras=True)
-    if hints.pop("common", None):
-        hints |= get_type_hints(Common, include_extras=True)
+    by_name = inspect.signature(function).parameters
+    common = get_type_hints(Common, include_extras=True) if hints.pop("common", None) else {}
+    hints |= common
     for parameter, hint in hints.items():
         if parameter != "return":
             (shown,) = (one for one in hint.__metadata__ if isinstance(one, cyclopts.Parameter))
             assert (shown.help or "").endswith((".", "-")), f"{parameter} has no help"
+            is_flag = parameter in common or by_name[parameter].kind is inspect.Parameter.KEYWORD_ONLY
+            (name, *_) = shown.name or (f"--{parameter.replace('_', '-')}",)
+            assert not is_flag or f" {name} " in said, f"{name} is not in the help"
 
 
 def test_the_flags_that_all_commands_share_stand_apart(converge: Converge) -> None:

@@ -27,7 +27,8 @@ def of_setting(key: str, *, metavar: str, name: str | None = None, group: Group 
     words = (
         f"{text[0].upper()}{text[1:]}{', in seconds' if unit == 's' else ''}{f'; by default {shown}' if shown else ''}."
     )
-    return Parameter(name=name, metavar=metavar, group=group, negative=(), help=words)
+    flag = Parameter(name=name, metavar=metavar, negative=(), help=words.replace("`", ""))
+    return flag if group is None else Parameter.combine(flag, Parameter(group=group))
 
 
 ConfigFile = Annotated[

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import DONE, FAILED
-from converge.cli.options import NONE, Common, PoolId
+from converge.cli.options import NONE, Common, PoolId, of_setting
 from converge.errors import ConfigError, InputError
 from converge.model.task import Task
 from converge.operations.agent_class import agent_class, first_on_path
@@ -42,23 +42,17 @@ def run(
         Parameter(metavar="N", help="How many processes to start, each with these agents; by default this one only."),
     ] = None,
     pool: PoolId = None,
-    transport: Annotated[str | None, Parameter(metavar="URL", help="URL to listen at, or a transport's name.")] = None,
-    advertise: Annotated[
-        str | None, Parameter(metavar="HOST:PORT", help="HOST:PORT at which others reach this process.")
-    ] = None,
-    discovery: Annotated[
-        str | None, Parameter(metavar="NAME", help="How processes find one another; by default through the store.")
-    ] = None,
-    health: Annotated[str | None, Parameter(metavar="HOST:PORT", help="HOST:PORT of a health endpoint.")] = None,
+    transport: Annotated[str | None, of_setting("transport", metavar="URL")] = None,
+    advertise: Annotated[str | None, of_setting("advertise", metavar="HOST:PORT")] = None,
+    discovery: Annotated[str | None, of_setting("discovery", metavar="NAME")] = None,
+    health: Annotated[str | None, of_setting("health", metavar="HOST:PORT")] = None,
     submit: Annotated[
         Path | None, Parameter(metavar="FILE", help="A file of JSON lines, one task each; - for standard input.")
     ] = None,
     drain: Annotated[
         bool, Parameter(negative=(), help="End when the pool has nothing left to do, and show the results.")
     ] = False,
-    grace: Annotated[
-        float | None, Parameter(metavar="SEC", help="Seconds that running tasks have to end at a stop; by default 25.")
-    ] = None,
+    grace: Annotated[float | None, of_setting("grace_sec", name="--grace", metavar="SEC")] = None,
     create_pool: Annotated[
         bool, Parameter(negative=(), help="Create the pool even if one with a near name exists.")
     ] = False,
