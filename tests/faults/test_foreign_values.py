@@ -5,7 +5,7 @@ goes on: a store's values are data, never trusted.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from converge import DiscoveryQuery, DiscoveryService, MemoryStore, Pool, PoolManager, Task, TaskManager
-from converge.contracts.store import Batch, Range, Store
+from converge import Agent, DiscoveryQuery, DiscoveryService, MemoryStore, Node, Pool, PoolManager, Task, TaskManager
+from converge.contracts.store import Batch, Channel, Conflict, Range, Store, Take, Turned
 from converge.errors import ConvergeError
-from converge.model.keys import EPOCH, EXPIRY, FAMILIES, Family, Key
+from converge.model.keys import EPOCH, EXPIRY, FAMILIES, LEASE, Family, Key
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings
 from converge.services.tasks.sweep import Sweep
@@ -143,3 +143,57 @@ def test_no_value_of_any_record_raises_more_than_our_own_errors(family: Family) 
         anyio.run(run)
 
     spoil()
+
+
+class One(Agent):
+    """Works on whatever comes."""
+
+    async def on_task(self, task: Task) -> int:
+        return 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("junk", [b'"abc"', b"", b"null"], ids=str)
+@pytest.mark.parametrize("family", [LEASE, EXPIRY], ids=str)
+async def test_a_node_whose_lease_was_written_over_goes_on(family: Family, junk: bytes) -> None:
+    """Under another lease, if need be: its claims check a record that is no longer its own."""
+    store = MemoryStore()
+    async with store.reopen() as other, Node(store=other, lease_sec=2.0, poll_sec=0.05, grace_sec=0.1) as node:
+        await node.spawn(One, pool="p")
+        tasks = TaskManager(store)
+        await tasks.result(await tasks.submit(Task(pool_id="p")), timeout=10)
+        lease = await node.handle.lease()
+        await store.commit([Batch((), [(family(lease.id), junk)])])
+        for _ in range(3):
+            assert (await tasks.result(await tasks.submit(Task(pool_id="p")), timeout=20)).result == 1
+        await StoreHandle.of(store).close()
+
+
+class Refusing(MemoryStore):
+    """A store that refuses every take for the sake of a key that nobody has changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.takes = 0
+        self.is_refusing = False
+
+    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
+        if take is None or not self.is_refusing:
+            return await super().turn(batches, take, wake=wake)
+        self.takes += 1
+        done = await super().turn(batches, None, wake=wake)
+        return Turned(done.outcomes, Conflict((take.checks[0][0],)))
+
+
+@pytest.mark.anyio
+async def test_a_conflict_that_explains_nothing_is_met_less_and_less_often() -> None:
+    store = Refusing()
+    async with Node(store=store, poll_sec=0.05, grace_sec=0.1) as node:
+        await node.spawn(One, pool="p")
+        await node.tasks.result(await node.tasks.submit(Task(pool_id="p")), timeout=10)
+        store.is_refusing = True
+        task_id = await node.tasks.submit(Task(pool_id="p"))
+        await anyio.sleep(1.0)  # as long as takes are counted
+        assert 0 < store.takes < 60
+        store.is_refusing = False
+        assert (await node.tasks.result(task_id, timeout=20)).result == 1

@@ -37,6 +37,9 @@ GATHER_SEC = 0.01
 keep back what has ended.
 """
 
+REFUSALS = 3
+"""Takes in a row that may be refused, though what they check was read again, before the next one waits."""
+
 BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 2.0
 """Waits between calls to a store that does not answer: claims resume within the greater of its return."""
 
@@ -75,6 +78,7 @@ class Feed:
         self._finishes = Finishes(basis.handle)
         self._finished: list[tuple[Found, Event]] = []
         self._wanted = 0  # slots that a take under way will fill
+        self._refusals = 0  # takes in a row whose checks failed
         self._event, self._is_signalled = anyio.Event(), False
         self._watch = LaneWatch(basis.handle, boundary.background, basis.poll_sec, self._on_wake_up)
         self._pace = Pace()
@@ -409,6 +413,11 @@ class Feed:
             await self._claims.put_unread_away()
         if take is not None and isinstance(turned.taken, Conflict):
             await self._claims.refused(turned.taken)
+            self._refusals += 1
+            if self._refusals > REFUSALS:  # what was read again explains nothing, or moves all the time
+                await anyio.sleep(min(BACKOFF_GREATEST_SEC, 0.001 * 2 ** min(self._refusals - REFUSALS, 11)))
+        elif take is not None:
+            self._refusals = 0
         return len(turned.taken.rests) if isinstance(turned.taken, Taken) else 0
 
     async def _plan(

@@ -83,6 +83,7 @@ class Lease:
         self._outage = outage or Outage(env)
         self._revision = 0
         self._expiry_revision = 0
+        self._record = b""
         self._deadline = 0.0  # monotonic: until when this process may act
         self._unanswered: dict[bytes, float] = {}  # values of renewals without an answer: when each was sent
         self._beaten: float | None = None  # a node beats; claims made by hand live as long as the process
@@ -161,7 +162,7 @@ class Lease:
             now = await self._store.time()
             until = now + self._lease_us()
             # Earlier releases read this record as any mapping, and look at the first two.
-            record = encode(
+            record = self._record = encode(
                 {
                     "node": self.settings.node_key,
                     "endpoints": list(self.settings.endpoints),
@@ -202,6 +203,10 @@ class Lease:
         (entry,) = await self._store.get([LEASE(self.id)])
         if entry is None:
             self._ended = self._ended or "it was ended in the store"
+            raise LeaseEnded(self.id.hex())
+        if entry.value != self._record:
+            self._ended = self._ended or "something else wrote over its record"
+            log.error("lease %s is given up: %s", self.id.hex(), self._ended)
             raise LeaseEnded(self.id.hex())
         self._revision = max(self._revision, entry.revision)
         return entry
