@@ -54,7 +54,7 @@ def test_agents_are_listed_by_capability_and_pool(running: Converge) -> None:
 
 def test_an_agent_is_shown_by_the_beginning_of_its_id_as_the_list_shows_it(running: Converge) -> None:
     plain = running("agents", "list", "--pool", "mail", *STORE).out.splitlines()
-    assert plain[0].split() == ["id", "name", "topics", "capabilities", "pools", "node", "endpoints", "age"]
+    assert plain[0].split() == ["id", "name", "topics", "capabilities", "pools", "node", "endpoints", "age", "rest"]
     beginning = plain[1].split()[0]
     (shown,) = records(running("agents", "show", beginning, "--json", *STORE))
     assert shown["id"].startswith(beginning) and shown["name"] == "Picky"

@@ -23,6 +23,7 @@ from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.agent_health import AgentHealth
 from converge.runtime.agents.ailments import Code
 from converge.runtime.node import Node
+from converge.services.pools import note_rest, rests_of
 from converge.testing.fixtures import wait_until
 
 QUICK = Breaker(on=(Exception,), failures=3, rest_sec=0.4, rest_greatest_sec=1.0)
@@ -438,3 +439,34 @@ def test_a_breaker_is_on_errors_of_its_classes_alone_or_in_a_group() -> None:
 def test_a_breaker_refuses_what_is_no_tuple_of_classes_of_errors(on: Any) -> None:
     with pytest.raises(InvalidValue, match="a tuple of classes of errors"):
         Breaker(on=on)
+
+
+async def test_a_rest_shows_in_the_listings_of_other_processes_until_the_agent_works_again(
+    store_url: str, moody: type[Moody]
+) -> None:
+    moody.breaker = Breaker(on=(RuntimeError,), failures=1, rest_sec=0.6)
+    with anyio.fail_after(30):
+        async with Node(store=store_url, poll_sec=0.05) as node:
+            (agent,) = await node.spawn(moody, pool="p")
+            lease = (await node.handle.lease()).id.hex()
+
+            async def until() -> int:
+                return (await rests_of(node.store, [(agent.id, lease, agent.pools)])).get(agent.id, 0)
+
+            async def shown(*, is_rest: bool) -> int:
+                while bool(found := await until()) is not is_rest:  # noqa: ASYNC110 - the store tells nobody of it
+                    await anyio.sleep(0.01)
+                return found
+
+            assert await until() == 0
+            (bad,) = await submit(node, max_attempts=1)
+            await node.tasks.result(bad)
+            rests_until = await shown(is_rest=True)
+            assert rests_until <= await node.store.time() + 750_000
+            moody.is_ill = False
+            (good,) = await submit(node)
+            assert (await node.tasks.result(good)).result == agent.id
+            await shown(is_rest=False)
+            await node.pools.leave_pool(agent.id, "p")
+            await note_rest(node.handle, agent.id, agent.pools, rests_until)
+            assert await until() == 0, "a rest makes no member of an agent that has left"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
 
 import anyio
 import attrs
@@ -19,6 +20,7 @@ from converge.operations import run as main
 from converge.runtime.config.config import Config
 from converge.runtime.network.discovery_store import store_url
 from converge.services.discovery.service import DiscoveryService
+from converge.services.pools import rests_of
 from converge.services.tasks.records import moment
 
 ID_SHOWN = 15
@@ -49,15 +51,15 @@ def list_agents(
     """List the agents of live processes, as their signed descriptors describe them."""
     settings = common.configured()
     query = DiscoveryQuery(topics=tuple(topic or ()), capabilities=tuple(capability or ()), pool_id=pool, limit=limit)
-    found, now = anyio.run(_query, settings, query, backend_options=loop_options())
+    found = anyio.run(_query, settings, query, backend_options=loop_options())
     if common.json:
-        for one in found:
-            output.line(_record(one, now))
+        for one in found.agents:
+            output.line(_record(one, found))
         return DONE
-    columns = ("id", "name", "topics", "capabilities", "pools", "node", "endpoints", "age")
+    columns = ("id", "name", "topics", "capabilities", "pools", "node", "endpoints", "age", "rest")
     output.table(
         columns,
-        [_cells(one, now) for one in found],
+        [_cells(one, found) for one in found.agents],
         has_lines=True,
         empty="no agents" if query == DiscoveryQuery() else "no agents that fit",
     )
@@ -72,8 +74,8 @@ def show(
 ) -> int:
     """Show one agent's descriptor: its keys, topics, capabilities, pools, and where it is reached."""
     settings = common.configured()
-    found, now = anyio.run(_query, settings, DiscoveryQuery(), backend_options=loop_options())
-    record = _record(_one(found, agent_id), now)
+    found = anyio.run(_query, settings, DiscoveryQuery(), backend_options=loop_options())
+    record = _record(_one(found.agents, agent_id), found)
     if common.json:
         output.line(record)
         return DONE
@@ -98,15 +100,30 @@ def _one(found: list[AgentDescriptor], agent_id: str) -> AgentDescriptor:
     raise InputError(f'agent "{agent_id}" is not one agent: the ids of {len(some)} begin so; write more of it')
 
 
-def _record(one: AgentDescriptor, now: int) -> dict[str, Any]:
+class Listed(NamedTuple):
+    """What is listed: descriptors, until when those agents rest that do, and the store's time."""
+
+    agents: list[AgentDescriptor]
+    rests: Mapping[str, int]
+    now: int
+
+
+def _rest(one: AgentDescriptor, found: Listed) -> str:
+    """Return whether its circuit breaker is open."""
+    until = found.rests.get(one.id, 0)
+    return "" if not until else f"rests {output.age((until - found.now) / 1e6)}" if until > found.now else "on trial"
+
+
+def _record(one: AgentDescriptor, found: Listed) -> dict[str, Any]:
     record = attrs.asdict(one, filter=attrs.filters.exclude("v"))
     record = {name: list(value) if isinstance(value, tuple) else value for name, value in record.items()}
     record["issued_at"] = moment(one.issued_at)
-    record["age_sec"] = _age_sec(one, now)
+    record["age_sec"] = _age_sec(one, found.now)
+    record["rest"] = _rest(one, found)
     return record
 
 
-def _cells(one: AgentDescriptor, now: int) -> tuple[object, ...]:
+def _cells(one: AgentDescriptor, found: Listed) -> tuple[object, ...]:
     names = [" ".join(names) for names in (one.topics, one.capabilities, one.pools)]
     return (
         one.id[:ID_SHOWN],
@@ -114,7 +131,8 @@ def _cells(one: AgentDescriptor, now: int) -> tuple[object, ...]:
         *names,
         one.node_key[:NODE_SHOWN],
         " ".join(one.endpoints),
-        output.age(_age_sec(one, now)),
+        output.age(_age_sec(one, found.now)),
+        _rest(one, found),
     )
 
 
@@ -123,9 +141,10 @@ def _age_sec(one: AgentDescriptor, now: int) -> float:
     return max(0, now - one.issued_at) // 1_000 / 1_000
 
 
-async def _query(config: Config, query: DiscoveryQuery) -> tuple[list[AgentDescriptor], int]:
+async def _query(config: Config, query: DiscoveryQuery) -> Listed:
     if config.discovery_store:
         config = attrs.evolve(config, store=store_url(config.discovery_store))
     async with main.opened_store(config) as store:
         found = await DiscoveryService(store=store, network=config.network).query(query, refresh_from_store=True)
-        return found, await store.time()
+        rests = await rests_of(store, [(one.id, one.lease, one.pools) for one in found])
+        return Listed(found, rests, await store.time())

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from converge.codec import decode, decode_id, encode
+from converge.codec import decode, decode_id, encode, moment_or
 from converge.contracts.store import ABSENT, LIMITS, Batch, Conflict, Durability, Entry, Key, Store
 from converge.errors import InvalidValue, PoolClosed, StoreBusy, Unsupported
 from converge.ids import check_name
@@ -252,6 +252,34 @@ class PoolManager:
         """
         await self._opened.pool(pool_id)
         return [entry.key[2] for entry in await read_all(self._store, MEMBER(pool_id))]
+
+
+async def note_rest(handle: StoreHandle, agent_id: str, pools: Sequence[str], until: int) -> None:
+    """Write until when an agent of this process rests (store time, microseconds; 0: it works), for listings.
+
+    Raises:
+        LeaseEnded, StoreError: It was not written.
+    """
+    lease, value = await handle.lease(), encode(until) if until else b""
+    found = await handle.store.get([JOINED(lease.id, pool_id, agent_id) for pool_id in pools])
+    batches = [
+        Batch([(entry.key, entry.revision), lease.check()], [(entry.key, value)])
+        for entry in found
+        if entry is not None and entry.value != value
+    ]
+    await (await handle.commits()).commit(batches)
+
+
+async def rests_of(store: Store, agents: Sequence[tuple[str, str, Sequence[str]]]) -> dict[str, int]:
+    """Return until when agents rest, each given with its lease (hex) and its pools; those that work are left out.
+
+    Raises:
+        StoreError: As `Store.get`.
+    """
+    keys = [JOINED(bytes.fromhex(lease), pool_id, id_) for id_, lease, pools in agents if lease for pool_id in pools]
+    found = [entry for at in range(0, len(keys), LIMITS.keys) for entry in await store.get(keys[at : at + LIMITS.keys])]
+    rests = {entry.key[3]: moment_or(entry.value, 0) for entry in found if entry is not None}
+    return {id_: until for id_, until in rests.items() if until}
 
 
 def _joined(member: Entry) -> Key:

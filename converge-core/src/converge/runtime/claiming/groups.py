@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import anyio
 
-from converge.errors import ConvergeError, InputError, PoolClosed, StoreError
+from converge.errors import ConvergeError, InputError, LeaseEnded, PoolClosed, StoreError
 from converge.machines.match import Claimer
 from converge.runtime.agents.agent import Agent, claimer_of, claims_tasks
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.claiming.feed import Basis, Feed
-from converge.services.pools import PoolManager
+from converge.services.pools import PoolManager, note_rest
 from converge.services.tasks.claim import Claims, not_members
 
 log = logging.getLogger("converge.node")
@@ -145,6 +145,8 @@ class Groups:
         number = self._rests[agent.id] = self._rests.get(agent.id, 0) + 1
         self._set_share(agent, 0)
         self._boundary.background.errand(self._resume, agent, rest_sec, 1 if is_trial else agent.concurrency, number)
+        if is_trial:
+            self._boundary.background.errand(self._note_rest, agent, rest_sec)
 
     def closed(self, agent: Agent) -> None:
         """The agent works again: give it all its slots."""
@@ -152,6 +154,16 @@ class Groups:
             self._rests.get(agent.id, 0) + 1
         )  # a rest that is about to end leads to no trial any more
         self._set_share(agent, agent.concurrency)
+        self._boundary.background.errand(self._note_rest, agent, 0.0)
+
+    async def _note_rest(self, agent: Agent, rest_sec: float) -> None:
+        """Let listings show that the agent rests, or works again."""
+        try:
+            now = await self._opened.now()
+            until = now + int(rest_sec * 1_000_000) if rest_sec else 0
+            await note_rest(self._opened, agent.id, agent.pools, until)
+        except (StoreError, LeaseEnded) as error:
+            log.debug("listings do not show whether agent %s rests: %s", agent.id, error)
 
     async def _resume(self, agent: Agent, rest_sec: float, share: int, number: int) -> None:
         await anyio.sleep(rest_sec)
