@@ -287,6 +287,22 @@ async def closes_group_wrongly() -> None:
     outer.__exit__(None, None, None)
 
 
+async def _numbers_of_asyncio() -> AsyncIterator[int]:
+    async with asyncio.timeout(3_600), asyncio.TaskGroup() as tasks:
+        tasks.create_task(asyncio.sleep(0))
+        for number in range(3):
+            yield number
+
+
+async def breaks_out_of_asyncio() -> str:
+    """Break out of an async generator that has a task group of asyncio."""
+    if not is_trio():
+        KEPT.append(numbers := _numbers_of_asyncio())
+        async for _ in numbers:
+            break
+    return "broken out"
+
+
 ASYNC: dict[str, Async] = {
     "its own cancellation, not awaited": cancels_and_returns,
     "its own cancellation, awaited": cancels_and_waits,
@@ -296,6 +312,7 @@ ASYNC: dict[str, Async] = {
     "a timeout left open": leaves_timeout,
     "a task group left open": leaves_group,
     "an async generator broken out of": breaks_out,
+    "an async generator with a group of asyncio": breaks_out_of_asyncio,
     "a task that fails in a group": group_fails,
     "scopes left in the wrong order": closes_group_wrongly,
 }

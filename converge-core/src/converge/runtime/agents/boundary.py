@@ -20,6 +20,7 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from converge.errors import UserCodeExited
 from converge.foreign import FORKS, Raised, in_thread, is_a, is_cancellation, leave_child, name_of, passes
 from converge.runtime.agents.background import Background
 
@@ -96,7 +97,11 @@ class Worker:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether we have cancelled what runs here: in the keeper's scope, or in one around it."""
+        """Whether we have cancelled what runs here: in the keeper's scope, or in one around it.
+
+        Where it is not fast, that may also be a scope that user code has left open. The keeper knows: it is not
+        cancelled then.
+        """
         return self.scope.cancel_called or (self._is_intact and anyio.current_effective_deadline() == -inf)
 
     @property
@@ -318,7 +323,8 @@ class Boundary:
         while waiting:
             if (error := await keep(self.kind(), work)) is not None:
                 raise error
-        return results
+        # Not by us: then the caller would have been cancelled, too.
+        return [Raised(UserCodeExited(FROM_WITHIN)) if one is CANCELLED else one for one in results]
 
 
 async def worker_kind() -> type[Worker]:

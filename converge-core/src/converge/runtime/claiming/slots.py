@@ -21,7 +21,7 @@ from converge.machines.task import Completed, Event, Failed, Found, Released
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent, task_handler
 from converge.runtime.agents.agent_log import agent_log
-from converge.runtime.agents.boundary import CANCELLED, Boundary, Worker, keep
+from converge.runtime.agents.boundary import CANCELLED, FROM_WITHIN, Boundary, Worker, keep
 from converge.runtime.agents.context import TASK, begin
 from converge.runtime.agents.decide import Reported
 from converge.runtime.agents.supervision import Supervision
@@ -69,6 +69,11 @@ class Slot:
     def begin(self, scope: anyio.CancelScope) -> None:
         """Run what follows in another scope."""
         self.scope, self.why = scope, None
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the handler that runs here was cancelled, by `cancel`."""
+        return self.why is not None
 
     def cancel(self, why: Why) -> None:
         """Cancel the handler that runs here."""
@@ -239,6 +244,9 @@ class Slots:
             text = f"timed out after {found.spec.timeout_sec:g} s"
             self._failed(slot.agent, text)
             self._end(found, Failed(text, slot.agent.id, True, self._env.uniform()))
+        elif why is None:
+            self._failed(slot.agent, FROM_WITHIN)
+            self._end(found, Failed(FROM_WITHIN, slot.agent.id, True, self._env.uniform()))
         elif why is Why.STOPPING:
             self._end(found, Released(slot.agent.id, "its process is stopping"))
         else:
@@ -273,7 +281,8 @@ class Slots:
             if result is None:
                 result = b"null"
             elif result is CANCELLED:
-                if slot.why is None:  # the node's block is: whoever stops the node hands back what was held
+                if worker.is_fast and not slot.is_cancelled:
+                    # The node's block is: whoever stops the node hands back what was held.
                     slot.current = None
                     self._end(found, Released(agent.id, "its process is stopping"))
                 return

@@ -1,0 +1,231 @@
+"""What user code does that shows only after the call: late cancellations, blocked loops, threads that never return."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import anyio
+import misbehaviour as bad
+import pytest
+
+from converge import Agent, Node, Task
+from converge.env import SYSTEM
+from converge.errors import ToolTimeout
+from converge.runtime import parts
+from converge.runtime.agents.background import Background
+from converge.runtime.agents.boundary import Boundary, Worker, worker_kind
+from converge.runtime.agents.decisions import InvokeTool
+from converge.testing.fixtures import wait_until
+
+GOOD = "good"
+TENANT: ContextVar[str] = ContextVar("tenant", default="nobody")
+
+
+@pytest.fixture(scope="module", params=["asyncio", "uvloop", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """The event loops."""
+    if request.param == "trio":
+        return "trio", {}
+    return "asyncio", {"use_uvloop": request.param == "uvloop"}
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    """What abandoned threads wait for."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+async def result(node: Node, kind: str, **options: Any) -> Task:
+    """Return a task's only attempt, ended."""
+    one = Task(pool_id="p", inputs={"kind": kind}, max_attempts=1, **options)
+    return await node.tasks.result(await node.tasks.submit(one), timeout=20)
+
+
+async def test_a_cancellation_that_comes_after_the_call_ends_nothing() -> None:
+    came = anyio.Event()
+
+    class Late(Agent):
+        async def on_task(self, task: Task) -> str:
+            if task.inputs["kind"] == GOOD:
+                return await bad.behaves()
+            if bad.is_trio():
+                came.set()
+                return "nothing comes late"
+            mine = asyncio.current_task()
+            assert mine is not None
+
+            def cancel() -> None:
+                mine.cancel()
+                came.set()
+
+            asyncio.get_running_loop().call_later(0.005, cancel)
+            return "late"
+
+    with anyio.fail_after(30):
+        async with Node() as node:
+            await node.spawn(Late, pool="p")
+            assert (await result(node, "late")).state == "COMPLETED"
+            await came.wait()
+            for _ in range(3):
+                assert (await result(node, GOOD)).result == GOOD
+            assert node.health().is_ready
+
+
+async def test_a_loop_that_is_blocked_for_longer_than_the_lease_works_on(caplog: pytest.LogCaptureFixture) -> None:
+    class Blocking(Agent):
+        async def on_task(self, task: Task) -> str:
+            if task.inputs["kind"] == GOOD:
+                return await bad.behaves()
+            time.sleep(2.5)  # noqa: ASYNC251  # what the test is about
+            return "late"
+
+    caplog.set_level(logging.CRITICAL)
+    with anyio.fail_after(60):
+        async with Node(lease_sec=1.0, stall_sec=1.0) as node:
+            await node.spawn(Blocking, pool="p")
+            await node.tasks.submit(Task(pool_id="p", inputs={"kind": "block"}, max_attempts=1))
+            assert (await result(node, GOOD)).result == GOOD
+            await wait_until(lambda: node.health().is_ready, what="the node is ready")
+
+
+async def test_a_thread_that_never_returns_keeps_no_other_task_from_one(release: threading.Event) -> None:
+    class Hanging(Agent):
+        def on_task(self, task: Task) -> str:
+            if task.inputs["kind"] != GOOD:
+                release.wait()
+            return GOOD
+
+    with anyio.fail_after(30):
+        async with Node() as node:
+            await node.spawn(Hanging, pool="p")
+            for _ in range(2):
+                assert (await result(node, "hang", timeout_sec=0.05)).error.startswith("timed out")
+                good = await result(node, GOOD, timeout_sec=10)
+                assert (good.state, good.result) == ("COMPLETED", GOOD)
+
+
+async def test_tools_that_never_return_keep_no_other_tool_from_a_thread(release: threading.Event) -> None:
+    class Using(Agent):
+        tools = ("hang", "work")
+
+        def hang(self) -> None:
+            release.wait()
+
+        def work(self) -> str:
+            return GOOD
+
+        async def on_task(self, task: Task) -> str:
+            for _ in range(3):
+                with pytest.raises(ToolTimeout):
+                    await self.act(InvokeTool(name="hang", timeout_sec=0.02))
+            return str(await self.tool("work"))
+
+    with anyio.fail_after(30):
+        async with Node() as node:
+            node.executor._threads = anyio.CapacityLimiter(2)
+            await node.spawn(Using, pool="p")
+            assert (await result(node, GOOD)).result == GOOD
+
+
+async def test_what_a_handler_starts_elsewhere_has_not_its_context() -> None:
+    seen: list[str] = []
+
+    class Telling(Agent):
+        async def on_task(self, task: Task) -> str:
+            TENANT.set("tenant-1 (secret)")
+            await self.submit(Task(pool_id="q"))
+            await self.send(listening.id, "x", ack="handled")
+            return GOOD
+
+    class Listening(Agent):
+        async def on_message(self, message: Any) -> None:
+            seen.append(TENANT.get())
+
+        async def on_task(self, task: Task) -> None:
+            seen.append(TENANT.get())
+
+    with anyio.fail_after(30):
+        async with Node() as node:
+            (listening,) = await node.spawn(Listening, pool="q")
+            await node.spawn(Telling, pool="p")
+            assert (await result(node, GOOD)).result == GOOD
+            await wait_until(lambda: len(seen) == 2, what="both have come")
+    assert seen == ["nobody", "nobody"]
+
+
+async def test_without_the_parts_that_it_reads_a_worker_takes_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow() -> type[Worker]:
+        return Worker
+
+    class Any_(Agent):
+        async def on_task(self, task: Task) -> Any:
+            kind = task.inputs["kind"]
+            return await (bad.behaves() if kind == GOOD else bad.ASYNC[kind]())
+
+    monkeypatch.setattr(parts, "worker_kind", slow)
+    with anyio.fail_after(60):
+        async with Node() as node:
+            await node.spawn(Any_, pool="p")
+            for kind in bad.ASYNC:
+                await result(node, kind)
+                assert (await result(node, GOOD)).result == GOOD, kind
+            assert node.health().is_ready
+
+
+async def test_the_loops_that_are_known_need_no_task_for_a_call() -> None:
+    assert (await worker_kind()).is_fast
+
+
+async def test_a_loop_that_fails_runs_again_and_shows_in_health(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    runs: list[int] = []
+    again = anyio.Event()
+
+    async def fails_twice() -> None:
+        runs.append(1)
+        if len(runs) < 3:
+            raise bad.Unshowable
+        again.set()
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            background = Background(group, SYSTEM)
+            background.loop(fails_twice)
+            await again.wait()
+            (name,) = background.failures
+            assert name.endswith("fails_twice") and background.failures[name] == 2
+            (ailment,) = background.ailments()
+            assert ailment.code == "loop_failed" and "Unshowable" in ailment.text
+            group.cancel_scope.cancel()
+
+
+async def test_a_job_of_the_crew_is_taken_up_by_another_worker_when_its_own_is_spoiled() -> None:
+    done: list[Any] = []
+    todo = ["a scope left open", GOOD]
+
+    async def act(kind: str) -> Any:
+        return await (bad.behaves() if kind == GOOD else bad.ASYNC[kind]())
+
+    async def job(worker: Worker) -> bool:
+        while todo:
+            done.append(await worker.call(act, todo.pop(0)))
+            if worker.is_spoiled:
+                return True
+        ended.set()
+        return False
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            ended = anyio.Event()
+            Boundary(await worker_kind(), Background(group, SYSTEM)).start(job)
+            await ended.wait()
+            group.cancel_scope.cancel()
+    assert done == ["left", GOOD]
