@@ -70,11 +70,10 @@ class Worker:
     loop has to come round first.
     """
 
-    settings: Mapping[str, str | int]
-
     def __init__(self, path: str, busy_sec: float, tell: Callable[[Collection[Channel]], None]) -> None:
         self._path, self._busy_sec, self._tell = path, busy_sec, tell
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self.settings: Mapping[str, str | int] = {}
         self._thread: threading.Thread | None = None
         self._kept: list[object] = []
         forks.watch(self, Worker._lay_down)
