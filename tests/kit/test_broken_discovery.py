@@ -356,6 +356,21 @@ class DroppingContract(Kit):
     breaks = "D-8"
 
 
+@asynccontextmanager
+async def open_wrapping(options: Any, *, store: Store, poll_sec: float) -> AsyncIterator[Discovery]:
+    """What the block raised comes out in a group."""
+    async with (
+        STORE_DISCOVERY.open(options, store=store, poll_sec=poll_sec) as discovery,
+        anyio.create_task_group(),
+    ):
+        yield discovery
+
+
+class WrappingContract(Kit):
+    backend = attrs.evolve(STORE_DISCOVERY, open=open_wrapping)
+    breaks = "D-10"
+
+
 BROKEN = (
     RepeatingContract,
     DeafContract,
@@ -372,6 +387,7 @@ BROKEN = (
     UntypedContract,
     DroppingContract,
     StaticKit,
+    WrappingContract,
 )
 
 
@@ -403,7 +419,7 @@ def test_the_same_discovery_unbroken_fails_nothing() -> None:
 
 
 def test_every_clause_has_a_broken_discovery_or_core() -> None:
-    assert {contract.breaks for contract in BROKEN} | {"D-9"} == {f"D-{number}" for number in range(1, 10)}
+    assert {contract.breaks for contract in BROKEN} | {"D-9"} == {f"D-{number}" for number in range(1, 11)}
 
 
 def caught(monkeypatch: pytest.MonkeyPatch, breaks: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, cast
 
+import anyio
 import attrs
 import pytest
 
@@ -20,7 +21,7 @@ from converge_store_toy.plugin import TOY
 from converge_store_toy.store import Shelf, ToyStore
 
 BROKEN: list[type[BrokenPlaces]] = []
-TESTS = "looks_makes or network_has or forked_child or format_is"
+TESTS = "block_raised or looks_makes or network_has or forked_child or format_is"
 """The tests of these clauses: the others are run on broken stores beside this file."""
 
 
@@ -89,7 +90,7 @@ class HonestPlacesKit(BrokenPlaces):
 
 def test_the_store_with_places_is_whole() -> None:
     run = run_contract(HonestPlacesKit, tests=TESTS)
-    assert (run.failures, run.passed) == ((), 4)
+    assert (run.failures, run.passed) == ((), 5)
 
 
 @breaks("S-20", options=PlacedOptions)
@@ -121,6 +122,18 @@ class MixesNetworks(PlacedStore):
     @classmethod
     def where(cls, options: PlacedOptions) -> tuple[str, str]:
         return options.place, ""
+
+
+@breaks("S-19")
+class WrapsWhatItsBlockRaised(ToyStore):
+    """Runs its work in a task group around the block."""
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str, options: ToyOptions) -> AsyncIterator[ToyStore]:
+        async with ToyStore.open(url, options) as store, anyio.create_task_group():
+            assert isinstance(store, ToyStore)
+            yield store
 
 
 @breaks("S-22")
@@ -169,4 +182,4 @@ def test_a_broken_store_fails_the_clause_that_it_breaks_and_no_other(kit: type[B
 
 
 def test_each_of_these_clauses_has_a_store_that_breaks_it() -> None:
-    assert {kit.clause for kit in BROKEN} == {"S-20", "S-21", "S-22", "S-23"}
+    assert {kit.clause for kit in BROKEN} == {"S-19", "S-20", "S-21", "S-22", "S-23"}

@@ -223,6 +223,15 @@ class Leaving(BentTransport):
             listener.channels.clear()
 
 
+class Wrapping(BentTransport):
+    """What the block of a listener raised comes out in a group."""
+
+    @contextlib.asynccontextmanager
+    async def listen(self, address: str) -> AsyncIterator[Listener]:
+        async with self.straight.listen(address) as listener, anyio.create_task_group():
+            yield listener
+
+
 class Raw(Bent):
     """An empty frame on the wire is an error without a type."""
 
@@ -295,6 +304,11 @@ class LeavingContract(Local):
     breaks = "C-11"
 
 
+class WrappingContract(Local):
+    backend = bent(LOCAL, transport=Wrapping)
+    breaks = "C-13"
+
+
 class RawContract(StreamTransportContract):
     backend = bent(TCP, Raw)
     breaks: ClassVar[str] = "C-12"
@@ -327,6 +341,7 @@ BROKEN = (
     DroppingContract,
     LeavingContract,
     RawContract,
+    WrappingContract,
 )
 
 
@@ -348,4 +363,4 @@ def test_the_same_transport_unbroken_fails_nothing() -> None:
 
 
 def test_every_clause_has_a_broken_transport() -> None:
-    assert {contract.breaks for contract in BROKEN} == {f"C-{number}" for number in range(1, 13)}
+    assert {contract.breaks for contract in BROKEN} == {f"C-{number}" for number in range(1, 14)}

@@ -97,7 +97,8 @@ class Waiters:
             group.start_soon(self._stay)
             try:
                 yield
-            except Exception as error:  # carried past the group, which would wrap what the user's own block raised
+            # Carried past the group, which would wrap what the user's own block raised.
+            except (Exception, SystemExit, KeyboardInterrupt) as error:
                 failed = error
             finally:
                 with anyio.move_on_after(LEAVE_SEC, shield=True):

@@ -28,6 +28,8 @@ C-10 A cancelled receive loses no frame. A cancelled send leaves the channel usa
 C-11 Leaving the listener closes its socket and every channel that it has accepted.
 C-12 Data that does not follow the transport's framing ends that channel alone with `BadRecord` or `ConnectionLost`, in
      bounded time and memory.
+C-13 A transport or listener that is left passes through what its block raised, as it is: exceptions, `SystemExit`, a
+     cancellation.
 """
 
 from __future__ import annotations

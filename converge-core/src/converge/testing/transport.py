@@ -38,6 +38,7 @@ from converge.testing._transport.ends import (
     send_groups,
     turns,
 )
+from converge.testing.blocks import passes_through
 
 BIG = bytes(range(256)) * 255 + bytes(255)
 
@@ -384,6 +385,14 @@ class TransportContract:
                     await near.receive()
                 with pytest.raises(ConnectionLost):
                     await far.receive()
+
+    # C-13: what a block raised.
+
+    async def test_c13_what_a_block_raised_comes_out_of_it(self, options: Any, address: str) -> None:
+        """C-13: what a block raised comes out of it as it is."""
+        await passes_through("C-13", lambda: self.open(options))
+        async with self.open(options) as transport:
+            await passes_through("C-13", lambda: transport.listen(address))
 
 
 def _loop(cls: type, request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from converge.contracts.discovery import Sighting
-from converge.testing._discovery.base import DiscoveryCase, Opening, applied
+from converge.testing._discovery.base import POLL_SEC, DiscoveryCase, Opening, applied
+from converge.testing.blocks import passes_through
 from converge.testing.clauses import expect, expect_equal
 
 payloads = st.one_of(
@@ -156,6 +157,11 @@ class DiscoveryClauses(DiscoveryCase):
                 not self.backend.publishes or known == {"a"},
                 f"it declares publishes=True, and another process knows {known} of what was published",
             )
+
+    async def test_d10_what_a_block_raised_comes_out_of_it(self, opening: Opening, options: Any) -> None:
+        """D-10"""
+        async with opening() as store:
+            await passes_through("D-10", lambda: self.backend.open(options, store=store, poll_sec=POLL_SEC))
 
     async def test_d6_other_processes_see_what_one_publishes_and_withdraws_at_their_next_snapshot(
         self, opening: Opening, options: Any, configured: list[Sighting]

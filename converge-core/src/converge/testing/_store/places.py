@@ -1,4 +1,4 @@
-"""S-20 to S-23: who only looks, the networks of one place, what a forked child inherits, and formats."""
+"""S-19 to S-23: blocks that raise, who only looks, networks of one place, forked children, formats."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from converge.contracts.store import Batch, Range, Store
 from converge.errors import ForkedHandle, StoreRefused
 from converge.model.keys import POOL
 from converge.testing._store.base import StoreCase, commit, committed, get
+from converge.testing.blocks import passes_through
 from converge.testing.clauses import expect, expect_equal
 
 CHILD_SEC = 10.0
@@ -90,6 +91,12 @@ class PlaceClauses(StoreCase):
         if self.backend.pending is not None:
             missing = list(await self.backend.pending(url, options))
             expect_equal("S-23", missing, [], "what is missing in a store that was opened")
+
+    async def test_what_a_block_raised_comes_out_of_it(self, url: str, options: Any) -> None:
+        """S-19."""
+        await passes_through("S-19", lambda: self.backend.open(url, options))
+        async with self.backend.open(url, options) as store:
+            await passes_through("S-19", store.reopen)
 
     async def test_a_forked_child_cannot_use_the_handle(self, store: Store) -> None:
         """S-22."""
