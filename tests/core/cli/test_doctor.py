@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from converge.operations import doctor
+from converge.runtime.agents.boundary import Worker
+
 Converge = Callable[..., Any]
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -50,6 +53,7 @@ def test_a_store_with_nothing_wrong_is_fine_and_as_it_was(pool: Converge, folder
     assert set(findings(answer)) >= {
         "python",
         "uvloop",
+        "user-code",
         "config",
         "plugins",
         "store",
@@ -238,3 +242,12 @@ def test_a_store_of_less_durability_than_its_backend_can_have_is_told(
     answer = pool("doctor", "--json", *STORE)
     assert (answer.code, wrong(answer)) == (1, {("durability", "error")})
     assert "synchronous is normal" in findings(answer)["durability"][0]["finding"]
+
+
+def test_an_event_loop_whose_tasks_cannot_be_looked_at_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow() -> type[Worker]:
+        return Worker
+
+    monkeypatch.setattr(doctor, "worker_kind", slow)
+    (finding,) = (one for one in doctor.check_process() if one.code == "user-code")
+    assert finding.level == doctor.Level.WARNING and "a task of its own" in finding.text

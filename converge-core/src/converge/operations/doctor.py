@@ -88,12 +88,12 @@ def check_process() -> Iterator[Finding]:
         )
     kind = anyio.run(worker_kind)
     if kind.is_fast:
-        yield fine("user_code", "calls of user code are told apart at no cost")
+        yield fine("user-code", "calls of user code share a task, and each is checked after it has ended")
     else:
         yield warning(
-            "user_code",
+            "user-code",
             f"anyio {version('anyio')} keeps its tasks in another way than is known: each call costs a task of its own",
-            "use a release of anyio that this one was tested with, see docs/reference/support-matrix.md",
+            "use a release of anyio that this one was tested with",
         )
 
 
