@@ -37,9 +37,7 @@ def timed(processes: int, tasks: int, size: int) -> float:
         (Path(folder) / "computing.py").write_text(AGENT)
         line = json.dumps({"inputs": {"n": size}})
         (Path(folder) / "tasks.jsonl").write_text(f"{line}\n" * tasks)
-        flags = (
-            f"--processes {processes} --agents 4 --pool p --store file:state.db --submit tasks.jsonl --drain".split()
-        )
+        flags = ["--agents", "4", "--pool", "p", "--store", "file:state.db", "--submit", "tasks.jsonl", "--drain"]
         subprocess.run(
             [sys.executable, "-m", "converge", "run", "computing:Cpu", "--processes", str(processes), *flags],
             cwd=folder,
