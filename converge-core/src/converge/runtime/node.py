@@ -164,7 +164,7 @@ class Node:
     @property
     def tasks(self) -> TaskManager:
         """The tasks of the store."""
-        return self.parts.tasks
+        return (self._parts or self.parts).tasks  # each call saved counts: every submit passes here
 
     @property
     def pools(self) -> PoolManager:
@@ -189,7 +189,7 @@ class Node:
     @property
     def executor(self) -> Executor:
         """What carries out the actions of the node's agents."""
-        return self.parts.executor
+        return (self._parts or self.parts).executor
 
     @property
     def supervision(self) -> Supervision:
