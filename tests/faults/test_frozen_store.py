@@ -97,6 +97,12 @@ class FreezingStore(Store):
         return self._inner.reopen()
 
 
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Both loops."""
+    return str(request.param)
+
+
 @pytest.fixture(params=["memory:", "file:"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[FreezingStore]:
     url = request.param if request.param == "memory:" else f"file:{tmp_path / 'state.db'}"
