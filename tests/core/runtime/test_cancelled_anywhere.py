@@ -109,3 +109,35 @@ async def test_a_node_whose_block_is_cancelled_at_any_step_keeps_what_was_return
             assert ran < 2
         returned.append(len(Counting.returned))
     assert returned[0] == 0 and max(returned) > 1, "the steps reach from before the first handler to after a finish"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("again", [0, 1, 3, 9])
+async def test_a_node_that_plain_asyncio_cancels_at_any_step_keeps_what_was_returned(
+    anyio_backend: str, again: int
+) -> None:
+    """Once, or once more while it stops: as a server does that has lost patience."""
+
+    async def run(store: MemoryStore) -> None:
+        async with Node(store=store, poll_sec=0.05, grace_sec=5.0) as node:
+            await node.spawn(Counting, pool="p")
+            await anyio.sleep_forever()
+
+    for moment in range(4, 2 * MOMENTS, 4):
+        store = Stepping()
+        await PoolManager(store).create_pool(Pool(id="p"))
+        tasks = TaskManager(store)
+        ids = await tasks.submit_many([Task(pool_id="p", ordering_key="k", max_attempts=1) for _ in range(3)])
+        Counting.returned.clear()
+        running = asyncio.ensure_future(run(store))
+        for steps in (moment, again):
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if steps:
+                running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        for task in [await tasks.get(task_id) for task_id in ids]:
+            ran = Counting.returned.count(task.id)
+            found = (task.state, task.attempts)
+            assert found == ((TaskState.COMPLETED, 1) if ran else (TaskState.PENDING, 0)), f"at step {moment}: {found}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from enum import StrEnum
+from functools import partial
 from math import inf
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
@@ -37,6 +38,7 @@ from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
 from converge.services.messages.sending import SendArguments, SendOptions
 from converge.services.pools import PoolManager
+from converge.services.store.detached import completed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.limits import timed
 from converge.services.tasks.manager import TaskManager
@@ -357,14 +359,15 @@ class Node:
         self.vitals.stopping()
         self._host.observe("converge_node_stopping", node_id=parts.identity.id)
         grace_sec = self.settings.grace_sec if grace_sec is None else grace_sec
-        await Stopping(
+        stopping = Stopping(
             parts.handle,
             parts.network,
             parts.feeds,
             self.agents,
             parts.ticks,
             parts.boundary,
-        ).run(grace_sec)
+        )
+        await completed(partial(stopping.run, grace_sec))
 
 
 def _only(error: BaseException) -> BaseException:

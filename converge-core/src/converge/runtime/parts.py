@@ -29,6 +29,7 @@ from converge.runtime.reaper import Reaper
 from converge.runtime.recovery import Recovery
 from converge.runtime.watchdog import Watchdog
 from converge.services.pools import PoolManager
+from converge.services.store.detached import completed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings
 from converge.services.store.opening import open_store
@@ -96,7 +97,7 @@ async def open_parts(stack: AsyncExitStack, given: Given) -> Parts:
     stack.push_async_callback(handle.close)  # a lease that nobody ends would be renewed for ever
     group = await stack.enter_async_context(anyio.create_task_group())
     stack.push_async_callback(_cancel, group)
-    boundary = Boundary(await worker_kind(), Background(group, env))
+    boundary = Boundary(await completed(worker_kind), Background(group, env))
     ground = Ground(
         handle=handle,
         identity=identity,

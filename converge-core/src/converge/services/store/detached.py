@@ -1,4 +1,4 @@
-"""Calls that several callers share, and none of them can cancel for the others."""
+"""Calls that no cancellation of the caller breaks off, plain asyncio's included, which passes every shield."""
 
 from __future__ import annotations
 
@@ -12,6 +12,24 @@ T = TypeVar("T")
 
 Running = set["asyncio.Future[Any]"]
 """Calls under way: a loop alone would let them be collected."""
+
+
+async def completed(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Make the call to its end, whoever cancels the caller meanwhile; a cancellation is then passed on."""
+    if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
+        return await call()
+    task = asyncio.ensure_future(call())
+    cancelled: BaseException | None = None
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait((task,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result
 
 
 async def detached(call: Callable[[], Coroutine[Any, Any, T]], running: Running) -> T:
