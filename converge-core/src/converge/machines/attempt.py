@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import cast
 
 from converge.errors import AttemptEnd, InputError, InvalidValue, NoRetry, Release, RetryAfter, ValueTooLarge
+from converge.foreign import is_a, leaves
 from converge.machines.task import Failed, Released
 
 OF_ITS_DATA = (InputError, InvalidValue, ValueTooLarge)
@@ -37,19 +37,8 @@ def is_of_its_data(error: BaseException | None) -> bool:
 def word_of(error: BaseException) -> AttemptEnd | None:
     """Return the `AttemptEnd` that a handler raised; in a group, the strictest, if it holds nothing else."""
     found = list(leaves(error))
-    for kind in STRICTEST if all(issubclass(type(one), AttemptEnd) for one in found) else ():
+    for kind in STRICTEST if all(is_a(one, AttemptEnd) for one in found) else ():
         for one in found:
-            if issubclass(type(one), kind):
+            if is_a(one, kind):
                 return cast(AttemptEnd, one)
     return None
-
-
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Yield the errors of a group, however deep, or the error itself."""
-    todo = [error]
-    while todo:
-        one = todo.pop()
-        if issubclass(type(one), BaseExceptionGroup):
-            todo += BaseExceptionGroup.exceptions.__get__(one)
-        else:
-            yield one

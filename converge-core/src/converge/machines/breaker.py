@@ -8,7 +8,7 @@ import attrs
 from attrs import validators
 
 from converge.errors import InvalidValue
-from converge.machines.attempt import leaves
+from converge.foreign import is_a, leaves
 
 RESTS_FROM = 3
 """Failures in a row before the first rest: one or two may be chance."""
@@ -45,7 +45,7 @@ class Breaker:
 
     def is_on(self, error: BaseException) -> bool:
         """Return whether the error, or one of those that it groups, says that the agent itself is ill."""
-        return bool(self.on) and any(issubclass(type(one), self.on) for one in leaves(error))
+        return bool(self.on) and any(is_a(one, *self.on) for one in leaves(error))
 
 
 class CircuitState(StrEnum):
