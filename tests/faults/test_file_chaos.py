@@ -24,7 +24,7 @@ import pytest
 from converge import Pool, PoolManager, TaskManager, open_store
 from converge.errors import NoSuchTask
 
-SECONDS = 60.0 if os.environ.get("CONVERGE_FULL") == "1" else 7.0
+SECONDS = 60.0 if os.environ.get("FULL_TESTS") == "1" else 7.0
 WORKERS = 3
 PROGRAM = Path(__file__).with_name("chaos_worker.py")
 

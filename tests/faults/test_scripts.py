@@ -1,7 +1,7 @@
 """The scripts of reported faults: each prints ok or the fault, and exits with 0 or 1.
 
 They stand here as they were reported, only their imports follow the code. The names that they import are checked in
-every run; with `CONVERGE_FULL=1` those whose fault is mended are run. What a script showed is also a test, named after
+every run; with `FULL_TESTS=1` those whose fault is mended are run. What a script showed is also a test, named after
 what should happen, beside the part that it is about.
 """
 
@@ -36,7 +36,7 @@ MENDED = (
 """Those whose fault is gone; the others wait for what they are about (links, Redis, PostgreSQL)."""
 
 RUN_SEC = 110
-IS_FULL = os.environ.get("CONVERGE_FULL") == "1"
+IS_FULL = os.environ.get("FULL_TESTS") == "1"
 
 
 def imported(source: str) -> list[tuple[str, str]]:

@@ -351,6 +351,8 @@ class Lease:
                 self._expiry_revision = entry.revision
                 if (began := self._unanswered.get(entry.value)) is not None:
                     self._renewed(began)
+                else:  # reads are answered, and writes are not: another program keeps the file locked, say
+                    self._outage.failed("renewal", StoreUnavailable("a renewal of the lease was not answered in time"))
             return False
         unanswered = StoreUnavailable("neither a renewal of the lease nor a look at it was answered in time")
         self._outage.failed("renewal", unanswered)
