@@ -98,11 +98,9 @@ def of_queries(count: int, capabilities: int) -> None:
         lambda one: directory.put(attrs.evolve(one, sequence=1), b""), everyone[:: max(1, count // 200)]
     )
     print(
-        f"{count:>8,} agents, {capabilities:>3} capabilities: query {indexed:>7.1f} us (worst {worst:.0f}), "
-        f"limit 1 {first:>6.1f} us, {hits:>6.1f} hits; linear {linear / 1000:>7.2f} ms, "
-        f"{linear / indexed:>6,.0f} x; change "
-        f"{changed:>5.1f} "
-        f"us"
+        f"{count:>8,} agents, {capabilities:>3} capabilities: query {indexed:>7.1f} us (worst {worst:.0f}), limit 1 "
+        f"{first:>6.1f} us, {hits:>6.1f} hits; linear {linear / 1000:>7.2f} ms, {linear / indexed:>6,.0f} x; change "
+        f"{changed:>5.1f} us"
     )
 
 

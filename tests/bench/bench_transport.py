@@ -241,9 +241,8 @@ def main() -> None:
         child(arguments)
         return
     print(
-        f"{platform.platform()}, {platform.python_implementation()} {platform.python_version()}; 256 B, "
-        f"two processes, one "
-        f"connection"
+        f"{platform.platform()}, {platform.python_implementation()} {platform.python_version()}; 256 B, two processes, "
+        "one connection"
     )
     rounds: list[dict[str, tuple[float, float, float]]] = []
     for _ in range(arguments.rounds):

@@ -214,10 +214,9 @@ def test_blocks_that_continue_share_a_folder_with_the_files_that_they_name(
     new_folder: Callable[[], Path], environment: dict[str, str]
 ) -> None:
     page = (
-        "```python\n# greet.py\nWORD = 'hello'\nif __name__ == '__main__':\n    raise SystemExit(1)\n```\n"
-        "Then, in the same folder:\n\n```python\nimport greet, "
-        "pathlib\npathlib.Path('word.txt').write_text(greet.WORD)\n```\n"
-        "It writes:\n\n```text\nhello\n```\nAnd in the same folder:\n\n```sh\ngrep hello word.txt\n```\n"
+        "```python\n# greet.py\nWORD = 'hello'\nif __name__ == '__main__':\n    raise SystemExit(1)\n```\nThen, in the "
+        "same folder:\n\n```python\nimport greet, pathlib\npathlib.Path('word.txt').write_text(greet.WORD)\n```\nIt "
+        "writes:\n\n```text\nhello\n```\nAnd in the same folder:\n\n```sh\ngrep hello word.txt\n```\n"
     )
     assert [block.continues for block in blocks_of(page)] == [False, True, False, True]
     assert [block.file_name for block in blocks_of(page)] == ["greet.py", None, None, None]

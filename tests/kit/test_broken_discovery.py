@@ -440,7 +440,7 @@ def test_a_core_that_forgets_the_sequences_of_agents_that_are_gone_is_caught(mon
 
 def test_a_core_that_lists_agents_of_an_ended_lease_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     async def live(self: StoreReader) -> set[bytes]:
-        return {entry.key[1] for entry in await read_all(self._opened.store, EXPIRY())}
+        return {entry.key[1] for entry in await read_all(self._handle.store, EXPIRY())}
 
     monkeypatch.setattr(StoreReader, "_live", live)
     caught(monkeypatch, "D-6")

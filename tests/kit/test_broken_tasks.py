@@ -98,7 +98,7 @@ def compares_no_nonce(patch: pytest.MonkeyPatch) -> None:
     ) -> bool:
         place = found.place
         assert isinstance(place, Held)
-        (page,) = await self._opened.store.scan([Range(HELD())])
+        (page,) = await self._handle.store.scan([Range(HELD())])
         nonce = next(
             (entry.key[4] for entry in page if entry.revision == place.token and entry.key[3] == found.id), place.nonce
         )
@@ -139,7 +139,7 @@ def tells_what_settling_met(patch: pytest.MonkeyPatch) -> None:
     """The error of a claim is the one that settling it met."""
 
     async def settle_now(self: tasks.TaskManager) -> None:
-        await claims.settle_takes(self._opened)
+        await claims.settle_takes(self._handle)
 
     patch.setattr(tasks.TaskManager, "_settle_now", settle_now)
 
@@ -238,7 +238,7 @@ def claims_under_an_ended_lease(patch: pytest.MonkeyPatch) -> None:
     inner = claims.Claims.take
 
     async def take(self: claims.Claims, limit: int, nonce: bytes) -> Any:
-        lease = self._opened.lease_opened
+        lease = self._handle.lease_opened
         if lease is not None:
             patch.setattr(lease, "check_alive", lambda: None)
         found = await inner(self, limit, nonce)
@@ -412,7 +412,7 @@ def ends_leases_by_its_own_clock(patch: pytest.MonkeyPatch) -> None:
     """A process whose clock is an hour ahead ends the leases of others by it."""
 
     async def end_leases(self: sweep.Sweep) -> int:
-        store = self._opened.store
+        store = self._handle.store
         (page,) = await store.scan([Range(EXPIRY())])
         mine = time.time_ns() // 1_000 + 3_600_000_000
         over = [entry for entry in page if int(entry.value) < mine]

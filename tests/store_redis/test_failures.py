@@ -376,8 +376,7 @@ async def test_task_and_state_are_not_scanned(store: RedisStore) -> None:
         ),
         ("MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.", StoreFull),
         (
-            "ERR Error running script (call to f_5f): @user_script:65: -READONLY You can't write against a "
-            "read only "
+            "ERR Error running script (call to f_5f): @user_script:65: -READONLY You can't write against a read only "
             "replica.",
             StoreUnavailable,
         ),

@@ -93,8 +93,7 @@ async def test_a_sleeper_that_has_not_shown_itself_does_not_swallow_a_wake(
 ) -> None:
     await server.execute(
         f"insert into {options.network}_waiter (channel, listener, pid, seen) values ('lane', 'late', "
-        f"pg_backend_pid(), now() - interval '31 "
-        f"s')"
+        "pg_backend_pid(), now() - interval '31 s')"
     )
     watcher = Watcher(store, "lane")
     async with anyio.create_task_group() as group:

@@ -282,9 +282,8 @@ class StaleClaim(TaskError):
     def __init__(self, task_id: str, *, token: int, current: int | None = None, why: str = "") -> None:
         by = f" by {current}" if current is not None else ""
         cause = why or (
-            f"claim {token} was superseded{by}, or has ended in another way: the task was cancelled, it was "
-            f"finished otherwise, or its process was "
-            "away for longer than lease_sec; raise it, or find what stopped the process"
+            f"claim {token} was superseded{by}, or has ended in another way: the task was cancelled, it was finished "
+            "otherwise, or its process was away for longer than lease_sec; raise it, or find what stopped the process"
         )
         super().__init__(f"task {task_id}: {cause}")
         self.task_id, self.token, self.current = task_id, token, current
@@ -354,9 +353,8 @@ class ActionNotAllowed(ActionError):
 
     def __init__(self, agent: str, action: str, allowed: Sequence[str]) -> None:
         super().__init__(
-            f"{agent} may not {action}: allowed_actions has {', '.join(allowed) or 'nothing'}; add it there, "
-            f"or let another agent do "
-            f"it"
+            f"{agent} may not {action}: allowed_actions has {', '.join(allowed) or 'nothing'}; add it there, or let "
+            "another agent do it"
         )
         self.agent, self.action, self.allowed = agent, action, tuple(allowed)
 

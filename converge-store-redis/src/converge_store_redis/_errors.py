@@ -58,9 +58,8 @@ def of_call(error: BaseException, where: str, *, writes: bool) -> ConvergeError:
         return _of_answer(error, where, writes=writes)
     if writes:
         return OutcomeUnknown(
-            f"redis at {where} gave no answer ({_text(error)}); the call may have been applied, read before "
-            f"you repeat "
-            f"it"
+            f"redis at {where} gave no answer ({_text(error)}); the call may have been applied, read before you repeat "
+            "it"
         )
     return StoreUnavailable(f"redis at {where} gave no answer: {_text(error)}")
 

@@ -49,9 +49,8 @@ def check_url(url: str) -> SplitResult:
     scheme = split.scheme.partition("+")[0]
     if scheme in LATER:
         raise Unsupported(
-            f"{scheme}: is not supported by this release of converge-store-sql; use postgresql://, or "
-            f"file:PATH for an embedded "
-            f"store"
+            f"{scheme}: is not supported by this release of converge-store-sql; use postgresql://, or file:PATH for an "
+            "embedded store"
         )
     if scheme != POSTGRESQL:
         raise InvalidValue("store", redacted(split), "a URL postgresql://[USER@]HOST[:PORT]/DATABASE")

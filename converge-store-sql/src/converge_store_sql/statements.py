@@ -68,9 +68,8 @@ class Statements:
             where = within(names, prefix_length, has_after=has_after)
             order = f" order by {listed(rest, 't')}" if rest else ""
             body = (
-                f"select {listed((*rest, 'value', 'revision'), 't')} from {tables.table(self._network, family)} "
-                f"t where {where}{order} limit "
-                f"r.l"
+                f"select {listed((*rest, 'value', 'revision'), 't')} from {tables.table(self._network, family)} t "
+                f"where {where}{order} limit r.l"
             )
             text = (
                 f"select r.n, x.* from {unnest(args, 0, 'r')} cross join lateral ({body}) x order by "
@@ -100,17 +99,15 @@ class Statements:
         """
         waiter = f"{self._network}_waiter"
         return (
-            f"insert into {waiter} (channel, listener, pid) select c, $2::text, $3::integer from "
-            f"unnest($1::text[]) c where not exists "
-            f"(select 1 from {waiter} w where w.channel = c and w.listener = $2::text)"
+            f"insert into {waiter} (channel, listener, pid) select c, $2::text, $3::integer from unnest($1::text[]) c "
+            f"where not exists (select 1 from {waiter} w where w.channel = c and w.listener = $2::text)"
         )
 
     def beat(self) -> str:
         """Return the statement that shows that a listener lives; arguments: channels, listener."""
         return (
-            f"update {self._network}_waiter set seen = clock_timestamp() where channel = any($1::text[]) and "
-            f"listener = "
-            f"$2::text"
+            f"update {self._network}_waiter set seen = clock_timestamp() where channel = any($1::text[]) and listener "
+            "= $2::text"
         )
 
     def forget(self) -> str:
@@ -130,14 +127,11 @@ class Statements:
         """
         waiter = f"{self._network}_waiter"
         return (
-            f"with w as materialized (select c.channel, x.* from unnest($1::text[]) c(channel) cross join "
-            f"lateral (select t.ctid as tid, t.waiter, "
-            f"t.listener, t.seen > clock_timestamp() - make_interval(secs => $2) and exists (select 1 from "
-            f"pg_stat_get_activity(t.pid)) as lives "
-            f"from {waiter} t where t.channel = c.channel order by t.waiter limit 100 for update skip locked) x), "
-            f"d as (delete from {waiter} where ctid = any(array(select w.tid from w where not w.lives or "
-            f"w.waiter = (select min(v.waiter) from w v "
-            f"where v.channel = w.channel and v.lives))) returning channel, waiter) "
-            f"select pg_notify(w.listener, w.channel) from w where w.lives and exists "
-            f"(select 1 from d where d.channel = w.channel and d.waiter = w.waiter)"
+            "with w as materialized (select c.channel, x.* from unnest($1::text[]) c(channel) cross join lateral "
+            "(select t.ctid as tid, t.waiter, t.listener, t.seen > clock_timestamp() - make_interval(secs => $2) and "
+            f"exists (select 1 from pg_stat_get_activity(t.pid)) as lives from {waiter} t where t.channel = c.channel "
+            f"order by t.waiter limit 100 for update skip locked) x), d as (delete from {waiter} where ctid = "
+            "any(array(select w.tid from w where not w.lives or w.waiter = (select min(v.waiter) from w v where "
+            "v.channel = w.channel and v.lives))) returning channel, waiter) select pg_notify(w.listener, w.channel) "
+            "from w where w.lives and exists (select 1 from d where d.channel = w.channel and d.waiter = w.waiter)"
         )

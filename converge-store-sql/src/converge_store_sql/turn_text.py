@@ -63,10 +63,9 @@ class TurnText:
             self._pick(self._shape.take)
         self._with(
             "f",
-            f"select g.bad, g.late, g.there, g.missed, g.wrong || g.missed as dead, "
-            f"nextval('{self._network}_revision') as revision, "
-            f"{NOW} as now "
-            f"from g{', (select count(*) from picked) as after_picking' if self._shape.take is not None else ''}",
+            "select g.bad, g.late, g.there, g.missed, g.wrong || g.missed as dead, "
+            f"nextval('{self._network}_revision') as revision, {NOW} as now from "
+            f"g{', (select count(*) from picked) as after_picking' if self._shape.take is not None else ''}",
         )
         for at, part in parts:
             if part.work > Work.DELETE_AT:
@@ -123,9 +122,8 @@ class TurnText:
         wrong, late = _NONE, _NONE
         if self._shape.has_runs:
             runs = (
-                f"unnest({self._argument('integer[]')}, {self._argument('integer[]')}, "
-                f"{self._argument('integer[]')}) p(a, z, "
-                f"i)"
+                f"unnest({self._argument('integer[]')}, {self._argument('integer[]')}, {self._argument('integer[]')}) "
+                "p(a, z, i)"
             )
             of_bad = (
                 f"select distinct x.b from {runs} cross join lateral generate_series(p.a, p.z) x(b) where p.i "
@@ -136,9 +134,8 @@ class TurnText:
         self._with("m", f"select bad.i as bad, bad.there, {wrong} as wrong, {NOW} as now from bad")
         if self._shape.has_windows:
             windows = (
-                f"unnest({self._argument('integer[]')}, {self._argument('bigint[]')}, "
-                f"{self._argument('bigint[]')}) w(b, lo, "
-                f"hi)"
+                f"unnest({self._argument('integer[]')}, {self._argument('bigint[]')}, {self._argument('bigint[]')}) "
+                "w(b, lo, hi)"
             )
             late = f"array(select w.b from {windows} where w.lo > m.now or w.hi < m.now)"
         self._with("l", f"select m.bad, m.there, m.wrong, {late} as late from m")
@@ -167,10 +164,8 @@ class TurnText:
         hit = " union all ".join(f"select b from {name}" for name, _, _ in self._deciding)
         unseen = " union all ".join(look for _, _, look in self._deciding)
         return (
-            f"case when {done} = {wanted} then {_NONE} else "
-            f"array((select b from unnest({every}) u(b) where b <> all(e.wrong)) except select b from ({hit}) "
-            f"as hit(b)) || array({unseen}) "
-            f"end"
+            f"case when {done} = {wanted} then {_NONE} else array((select b from unnest({every}) u(b) where b <> "
+            f"all(e.wrong)) except select b from ({hit}) as hit(b)) || array({unseen}) end"
         )
 
     def _write(self, at: int, part: Part, q: str) -> None:
@@ -220,8 +215,7 @@ class TurnText:
             most = "limit (select n from lim)"
             first = (
                 f"select r.n from r cross join lateral (select {listed(rest, 't')} {source} {most}) x order by "
-                f"{listed(rest, 'x')} "
-                f"{most}"
+                f"{listed(rest, 'x')} {most}"
             )
             self._with("quota", f"select y.n, count(*) as k from ({first}) y group by y.n")
             quota, count = "quota join r on r.n = quota.n", "quota.k"
@@ -244,10 +238,9 @@ class TurnText:
         conflict = f" {self._replace(target)}" if self._shape.replaces else ""
         self._with(
             "moved",
-            f"insert into {self._table(take.target)} as t ({', '.join(target)}, value, revision) "
-            f"select {', '.join([*fixed, *(f'gone.{c}' for c in rest), *tail])}, convert_to(f.now::text, "
-            f"'UTF8'), f.revision from gone, "
-            f"f{conflict}",
+            f"insert into {self._table(take.target)} as t ({', '.join(target)}, value, revision) select "
+            f"{', '.join([*fixed, *(f'gone.{c}' for c in rest), *tail])}, convert_to(f.now::text, 'UTF8'), f.revision "
+            f"from gone, f{conflict}",
             materialized=False,
         )
         also = [

@@ -88,9 +88,8 @@ class Decoder:
             if not 0 < size <= limit:
                 self.frames += len(into) - before
                 raise BadRecord(
-                    f"a frame of {size} bytes was announced, 1 to {limit} are allowed; the peer is damaged or "
-                    f"speaks something "
-                    f"else"
+                    f"a frame of {size} bytes was announced, 1 to {limit} are allowed; the peer is damaged or speaks "
+                    "something else"
                 )
             stop = start + HEADER_BYTES + size
             if stop > end:

@@ -37,9 +37,8 @@ def parse(address: str) -> Address:
     parts = urlsplit(address)
     if parts.scheme == "wss":
         raise Unsupported(
-            f"{address}: wss:// is not supported by this release; use ws://, under which Converge encrypts "
-            f"every record itself, "
-            "or let a proxy in front of the listener end TLS"
+            f"{address}: wss:// is not supported by this release; use ws://, under which Converge encrypts every "
+            "record itself, or let a proxy in front of the listener end TLS"
         )
     if parts.scheme != SCHEME:
         raise ValueError(f"the scheme is not {SCHEME}")

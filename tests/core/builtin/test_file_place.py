@@ -152,9 +152,8 @@ def test_the_longest_mount_point_says_the_type(tmp_path: Path, monkeypatch: pyte
     real, mounts = tmp_path.resolve(), tmp_path / "mounts"
     escaped = str(real / "a b").replace(" ", "\\040")
     mounts.write_text(
-        f"/dev/vda / ext4 rw 0 0\nserver:/ {real} nfs rw 0 0\n/dev/vdb {escaped} tmpfs rw 0 0\n/dev/vdb "
-        f"{escaped} xfs rw 0 "
-        f"0\n"
+        f"/dev/vda / ext4 rw 0 0\nserver:/ {real} nfs rw 0 0\n/dev/vdb {escaped} tmpfs rw 0 0\n/dev/vdb {escaped} xfs "
+        "rw 0 0\n"
     )
     monkeypatch.setattr(place, "MOUNTS", mounts)
     assert [file_system(path) for path in (Path("/"), tmp_path, tmp_path / "a b")] == ["ext4", "nfs", "xfs"]

@@ -69,8 +69,7 @@ def test_a_plugin_of_the_working_directory_is_listed_by_its_import_path(
     converge: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "plugin_of_this_folder.py").write_text(
-        "from converge.builtin.local.plugin import LOCAL\nimport attrs\nMINE = attrs.evolve(LOCAL, "
-        "name='mine', "
+        "from converge.builtin.local.plugin import LOCAL\nimport attrs\nMINE = attrs.evolve(LOCAL, name='mine', "
         "schemes=('mine',))"
     )
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(folder))])
@@ -154,9 +153,8 @@ def test_help_takes_less_than_three_tenths_of_a_second() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["tasks", "--help"], ["run", "--help"]], ids=" ".join)
 def test_help_loads_no_parser_of_markup(arguments: list[str]) -> None:
     script = (
-        f"import sys; from converge.cli import main; main({arguments}); print('rich.markdown' in "
-        f"sys.modules, 'markdown_it' in "
-        f"sys.modules)"
+        f"import sys; from converge.cli import main; main({arguments}); print('rich.markdown' in sys.modules, "
+        "'markdown_it' in sys.modules)"
     )
     told = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -46,10 +46,8 @@ def test_a_secret_that_an_agent_itself_logs_is_masked(
     converge: Converge, folder: Path, log_format: str, is_in_environment: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "careless.py").write_text(
-        "from converge import Agent, Task\n\nclass Careless(Agent):\n"
-        "    async def on_task(self, task: Task):\n"
-        f"        self.log.warning('logging in with %s', '{CANARY}')\n"
-        f"        raise ValueError('refused: {CANARY}')\n"
+        "from converge import Agent, Task\n\nclass Careless(Agent):\n    async def on_task(self, task: Task):\n       "
+        f" self.log.warning('logging in with %s', '{CANARY}')\n        raise ValueError('refused: {CANARY}')\n"
     )
     options = "" if is_in_environment else f'[options.redis]\npassword = "{CANARY}"\n'
     (folder / "converge.toml").write_text(f'log_format = "{log_format}"\n{options}')

@@ -56,8 +56,7 @@ def test_a_file_of_lines_is_submitted_in_its_order(
     pool: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = (
-        '{"inputs": {"raw": {"$bytes": "/wA="}}, "not_before": "2099-01-01T00:00:00Z"}\n\n{"pool_id": '
-        '"docs", "type": '
+        '{"inputs": {"raw": {"$bytes": "/wA="}}, "not_before": "2099-01-01T00:00:00Z"}\n\n{"pool_id": "docs", "type": '
         '"t"}\n'
     )
     (folder / "tasks.jsonl").write_text(lines)

@@ -78,17 +78,13 @@ def test_all_problems_are_told_at_once_each_with_its_place() -> None:
         "converge.toml: plugins: 'redis' is not allowed; expected a list, each item text (plugins to load: NAME, "
         "module:attribute, or no:NAME to refuse one)",
         "converge.toml: lease_sec: 'x' is not allowed; expected a number (how long a process may be away, in s)",
-        "converge.toml: grace_sec: -1 is not allowed; expected 0 to 3,600 (how long tasks may take to end "
-        "at a stop, in "
-        "s)",
-        "converge.toml: pool_id: 'a b' is not allowed; expected 1 to 64 characters of A-Z a-z 0-9 . _ : - "
-        "(the pool that they "
-        "join)",
-        "converge.toml: log_level: 'loud' is not allowed; expected one of debug, info, warning, error "
-        "(least level that is "
-        "logged)",
-        "converge.toml: retention.failed_sec: True is not allowed; expected a number (failed and "
-        "cancelled tasks, in "
+        "converge.toml: grace_sec: -1 is not allowed; expected 0 to 3,600 (how long tasks may take to end at a stop, "
+        "in s)",
+        "converge.toml: pool_id: 'a b' is not allowed; expected 1 to 64 characters of A-Z a-z 0-9 . _ : - (the pool "
+        "that they join)",
+        "converge.toml: log_level: 'loud' is not allowed; expected one of debug, info, warning, error (least level "
+        "that is logged)",
+        "converge.toml: retention.failed_sec: True is not allowed; expected a number (failed and cancelled tasks, in "
         "s)",
         'CONVERGE_POOL: unknown variable; did you mean "CONVERGE_POOL_ID"?',
         "CONVERGE_RETENTION: a table stands in the file only",
@@ -200,13 +196,11 @@ def test_every_problem_of_a_list_of_agents_names_its_entry() -> None:
     toml = '[[agents]]\ntype = "m:A"\ncount = 0\ncapabilities = ["a b"]\n[[agents]]\ntyp = "m:B"\nconcurrency = "3"'
     assert problems(toml) == [
         "converge.toml: agents[0].count: 0 is not allowed; expected 1 to 100,000 (how many of them this process runs)",
-        "converge.toml: agents[0].capabilities: ['a b'] is not allowed; expected 1 to 64 characters of "
-        "A-Z a-z 0-9 . _ : - (what they can "
-        "do)",
+        "converge.toml: agents[0].capabilities: ['a b'] is not allowed; expected 1 to 64 characters of A-Z a-z 0-9 . "
+        "_ : - (what they can do)",
         'converge.toml: agents[1].typ: unknown key; did you mean "type"?',
         "converge.toml: agents[1].type: is missing; expected text (the agents' class, as module:Class)",
-        "converge.toml: agents[1].concurrency: '3' is not allowed; expected an integer (tasks that each "
-        "works on at a "
+        "converge.toml: agents[1].concurrency: '3' is not allowed; expected an integer (tasks that each works on at a "
         "time)",
     ]
     assert problems("agents = []")[0].startswith("converge.toml: agents: [] is not allowed; expected 1 to 100 entries")
@@ -247,9 +241,8 @@ def test_a_transport_is_a_url_or_a_name_with_host_and_port() -> None:
 def test_tls_is_required_only_of_a_transport() -> None:
     assert load(environ={}, flags={"transport": "tcp://0.0.0.0:7000", "require_tls": True}).require_tls
     assert problems("require_tls = true") == [
-        "converge.toml: require_tls: is not allowed without a transport: agents of one process reach each "
-        "other without a "
-        "connection"
+        "converge.toml: require_tls: is not allowed without a transport: agents of one process reach each other "
+        "without a connection"
     ]
 
 

@@ -14,9 +14,8 @@ from converge.operations.agent_class import agent_class, find_agent
 from converge.runtime.config.fields import AgentGroup
 
 SOURCE = (
-    "from converge import Agent\n\nclass Counter(Agent):\n    class Inner(Agent): ...\n\nclass "
-    "Wrong(Agent):\n    capabilities = "
-    "'x'\n"
+    "from converge import Agent\n\nclass Counter(Agent):\n    class Inner(Agent): ...\n\nclass Wrong(Agent):\n    "
+    "capabilities = 'x'\n"
 )
 
 

@@ -158,7 +158,7 @@ async def test_a_node_that_cannot_start_leaves_no_lease_behind(
     leases = []
 
     async def add_node(network: Network) -> None:
-        leases.append(await network._opened.lease())
+        leases.append(await network._handle.lease())
         raise StoreUnavailable("the store is away")
 
     monkeypatch.setattr(Network, "add_node", add_node)

@@ -49,7 +49,7 @@ async def test_a_claim_cancelled_by_plain_asyncio_holds_nothing(anyio_backend: s
     assert (task.state, task.attempts) == (TaskState.PENDING, 0)
     store.may_answer.set()
     assert [task.id for task in await tasks.claim("a", ["docs"])] == [task_id]
-    await tasks._opened.close()
+    await tasks._handle.close()
 
 
 async def test_a_claim_that_its_scope_cancels_holds_what_it_returned_or_nothing(tmp_path: Path) -> None:

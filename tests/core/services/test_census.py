@@ -37,7 +37,7 @@ async def test_each_task_is_counted_at_its_place_in_its_pool() -> None:
         "b": Census(ready=1, waiting=2, held=1, completed=1, failed=1, cancelled=1),
     }
     assert (await census(store, ["a"]))["a"].done == 3
-    await tasks._opened.close()
+    await tasks._handle.close()
 
 
 async def test_a_task_that_is_not_due_is_counted_though_its_lane_was_closed() -> None:

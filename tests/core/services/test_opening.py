@@ -90,9 +90,7 @@ async def test_a_backend_for_asyncio_only_is_refused_on_trio(anyio_backend: str)
 def test_importing_the_package_imports_no_backend() -> None:
     code = (
         "import converge.services.store.opening, sys; print([n for n in sys.modules if "
-        "n.startswith(('converge.builtin', 'cyclopts', "
-        "'rich', "
-        "'pytest'))])"
+        "n.startswith(('converge.builtin', 'cyclopts', 'rich', 'pytest'))])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 

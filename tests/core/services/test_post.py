@@ -375,7 +375,7 @@ async def test_a_signed_message_is_refused_once_its_window_has_passed_and_when_i
 async def test_a_signed_message_that_was_changed_is_refused_and_the_connection_goes_on() -> None:
     async with two_sides() as (here, there):
         reader = there.agents[0]
-        header = MessageHeader("00" * 16, here.agents[0].id, reader.id, "life", 1, here.post._opened.about_now())
+        header = MessageHeader("00" * 16, here.agents[0].id, reader.id, "life", 1, here.post._handle.about_now())
         kind, body = here.post.signer(here.agents[0].id).item(header, b'"true"')
         link = await here.to(there.identity.public_key, ())
         await link.send([(kind, body.replace(b'"true"', b'"lies"'))])
@@ -423,7 +423,7 @@ CHANGES: list[dict[str, Any]] = [
 async def test_whatever_a_peer_sends_is_refused_or_ends_its_link_and_others_go_on(kind: int, number: int) -> None:
     async with two_sides() as (here, there):
         reader = there.agents[0]
-        header = MessageHeader("00" * 16, here.agents[0].id, reader.id, "life", 1, here.post._opened.about_now())
+        header = MessageHeader("00" * 16, here.agents[0].id, reader.id, "life", 1, here.post._handle.about_now())
         if number < len(HOSTILE):
             body = HOSTILE[number]
         else:

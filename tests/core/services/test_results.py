@@ -37,7 +37,7 @@ async def store() -> AsyncIterator[Flaky]:
     store = Flaky()
     await PoolManager(store).create_pool(Pool(id="p"))
     yield store
-    await TaskManager(store)._opened.close()
+    await TaskManager(store)._handle.close()
 
 
 async def claimed(tasks: TaskManager, count: int) -> list[Task]:
@@ -94,7 +94,7 @@ async def test_one_who_waits_is_told_after_the_leader_and_its_heir_were_cancelle
 async def test_a_wait_outlasts_an_outage_of_the_store(store: Flaky) -> None:
     tasks = TaskManager(store, poll_sec=0.02)
     (task,) = await claimed(tasks, 1)
-    results = Results(tasks._opened, 0.02)
+    results = Results(tasks._handle, 0.02)
     states: list[str] = []
 
     async def wait() -> None:

@@ -30,7 +30,7 @@ async def tasks() -> AsyncIterator[TaskManager]:
     await PoolManager(store).create_pool(Pool(id="p"))
     manager = TaskManager(store)
     yield manager
-    await manager._opened.close()
+    await manager._handle.close()
 
 
 def test_every_attribute_of_a_task_is_copied_or_left_out_on_purpose() -> None:

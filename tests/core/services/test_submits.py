@@ -38,7 +38,7 @@ async def tasks(plan: FaultPlan) -> AsyncIterator[TaskManager]:
     tasks = TaskManager(store)
     await tasks.submit(Task(pool_id="p", ordering_key="other"))  # opens the lane
     yield tasks
-    await tasks._opened.close()
+    await tasks._handle.close()
 
 
 @pytest.mark.parametrize("ordering_key", [None, "k"])
@@ -156,7 +156,7 @@ async def test_a_lane_that_another_call_forgets_meanwhile_is_opened_again_and_or
         for task in some:
             await tasks.complete(task)
     assert claimed == ids
-    await tasks._opened.close()
+    await tasks._handle.close()
 
 
 SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

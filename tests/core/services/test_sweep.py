@@ -40,7 +40,7 @@ async def test_a_record_that_nobody_can_read_keeps_no_other_task_from_its_time()
             await anyio.sleep(0.02)
             claimed = [task.id for task in await tasks.claim("agent", ["p"], limit=10)]
     assert claimed == [whole]
-    await tasks._opened.close()
+    await tasks._handle.close()
 
 
 async def test_a_page_of_held_tasks_past_their_deadline_hides_no_waiting_one_from_the_sweep() -> None:
@@ -56,7 +56,7 @@ async def test_a_page_of_held_tasks_past_their_deadline_hides_no_waiting_one_fro
     await wait_until(lambda: datetime.now(UTC) > deadline + timedelta(milliseconds=50), what="the deadline")
     await tasks._sweep.fail_late()
     assert (await tasks.get(waiting)).state == TaskState.FAILED
-    await tasks._opened.close()
+    await tasks._handle.close()
 
 
 async def test_retention_reaches_every_pool_and_goes_past_what_nobody_can_read(store: Store) -> None:

@@ -32,7 +32,7 @@ async def test_a_claim_of_less_than_one_task_is_refused_and_takes_nothing(limit:
     with pytest.raises(InvalidValue, match="limit"):
         await tasks.claim("a", ["p"], limit=limit)
     assert (await tasks.get(task_id)).attempts == 0
-    await tasks._opened.close()
+    await tasks._handle.close()
 
 
 async def test_a_task_that_was_not_claimed_cannot_be_finished() -> None:
@@ -56,7 +56,7 @@ async def test_the_right_token_with_a_wrong_nonce_is_refused_by_its_own_manager(
         await tasks.complete(attrs.evolve(task, nonce="ab" * 16), 1)
     await tasks.complete(task, 2)
     assert (await tasks.get(task.id)).result == 2
-    await tasks._opened.close()
+    await tasks._handle.close()
 
 
 @pytest.mark.parametrize("is_said_again", [True, False])
@@ -76,7 +76,7 @@ async def test_a_finish_of_an_older_claim_leaves_the_current_one_reportable(is_s
     assert (await tasks.get(current.id)).claimed_by == "a"
     await tasks.report("a", current.id, 2)
     assert (await tasks.get(current.id)).result == 2
-    await tasks._opened.close()
+    await tasks._handle.close()
 
 
 async def test_the_tasks_of_a_pool_that_is_not_there_cannot_be_listed() -> None:
@@ -122,7 +122,7 @@ async def test_a_task_that_ends_while_it_is_being_cancelled_is_not_cancelled() -
     store.before_row = partial(tasks.complete, task, 1)
     assert not await tasks.cancel(task_id)
     assert (await tasks.get(task_id)).result == 1
-    await tasks._opened.close()
+    await tasks._handle.close()
 
 
 async def test_a_loop_that_polls_an_empty_pool_lets_others_run() -> None:
@@ -139,7 +139,7 @@ async def test_a_loop_that_polls_an_empty_pool_lets_others_run() -> None:
             group.start_soon(other)
             while not ran.is_set():
                 assert await tasks.claim("a", ["p"]) == []
-    await tasks._opened.close()
+    await tasks._handle.close()
 
 
 @pytest.mark.parametrize("name", ["pools", "capabilities", "topics", "types"])
@@ -163,7 +163,7 @@ async def test_a_claimer_on_a_busy_lane_finds_a_new_lane_within_a_poll_interval(
         return urgent in {task.id for task in await tasks.claim("a", ["p"])}
 
     await wait_until(is_claimed, what="a claim of the task of the new lane")
-    await tasks._opened.close()
+    await tasks._handle.close()
 
 
 async def test_a_list_of_what_there_is_not_is_refused() -> None:

@@ -95,9 +95,8 @@ def _write(findings: Sequence[Finding], *, as_json: bool) -> None:
     counts = {level: sum(one.level is level for one in findings) for level in Level}
     output.write("")
     output.write(
-        f"{_counted(counts[Level.ERROR], 'error')}, {_counted(counts[Level.WARNING], 'warning')}, "
-        f"{counts[Level.OK]} "
-        f"fine"
+        f"{_counted(counts[Level.ERROR], 'error')}, {_counted(counts[Level.WARNING], 'warning')}, {counts[Level.OK]} "
+        "fine"
     )
 
 

@@ -118,10 +118,8 @@ def accept(
             raise InputError("--yes is missing: nobody can be asked here, and this cannot be taken back")
         shown = without_password(settings.store)
         question = (
-            f"Take what is in {shown} now for the true history? Every process begins anew with it; what "
-            f"they "
-            f"hold goes "
-            f"back."
+            f"Take what is in {shown} now for the true history? Every process begins anew with it; what they hold goes "
+            "back."
         )
         if not output.ask(question):
             output.note("nothing was changed")

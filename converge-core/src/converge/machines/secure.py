@@ -239,9 +239,8 @@ def refusal(reason: int) -> bytes:
 def _refused(frame: bytes) -> HandshakeRefused:
     code = int.from_bytes(frame[4:6], "big")
     return HandshakeRefused(
-        f"the peer refused the handshake: {_REFUSALS.get(code, f'reason {code}')} (said in clear text, so "
-        f"it may be "
-        f"forged)"
+        f"the peer refused the handshake: {_REFUSALS.get(code, f'reason {code}')} (said in clear text, so it may be "
+        "forged)"
     )
 
 

@@ -69,8 +69,7 @@ def check_process() -> Iterator[Finding]:
     """Check this process: Python and the event loop."""
     running = sys.version_info[:2]
     shown = (
-        f"converge-core {version('converge-core')} on Python {platform.python_version()}, "
-        f"{platform.system()} "
+        f"converge-core {version('converge-core')} on Python {platform.python_version()}, {platform.system()} "
         f"{platform.machine()}"
     )
     first, last = (".".join(map(str, one)) for one in PYTHONS)
@@ -201,9 +200,8 @@ def _check_plaintext(config: Config) -> Iterator[Finding]:
         shown = without_password(transport)
         yield fine(
             "transport",
-            f"{shown}: messages are encrypted by Converge, whatever the transport; TLS would hide their number "
-            f"and size "
-            f"too",
+            f"{shown}: messages are encrypted by Converge, whatever the transport; TLS would hide their number and "
+            "size too",
         )
 
 

@@ -236,9 +236,8 @@ def _leases(facts: StoreFacts) -> Iterator[Finding]:
         )
     elif late:
         text = (
-            f"{_count(len(late), 'process', 'processes')} stopped without ending the lease, and none lives "
-            f"that puts the work "
-            f"back"
+            f"{_count(len(late), 'process', 'processes')} stopped without ending the lease, and none lives that puts "
+            "the work back"
         )
         yield warning("lease-late", text, "start a process: its first sweep puts the work back")
 

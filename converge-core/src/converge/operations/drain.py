@@ -75,7 +75,7 @@ class Drain:
     def __init__(
         self, handle: StoreHandle, tasks: TaskManager, pool_ids: Sequence[str], on_progress: Progress | None = None
     ) -> None:
-        self._opened, self._tasks, self._pool_ids = handle, tasks, pool_ids
+        self._handle, self._tasks, self._pool_ids = handle, tasks, pool_ids
         self._on_progress = on_progress or (lambda done, total: None)
         self._ended: dict[str, Ended | None] = {}
         self._known = 0
@@ -88,7 +88,7 @@ class Drain:
             NoSuchPool: One is not there.
             StoreError: As `Store.scan`.
         """
-        self._begun = _Begun(await self._opened.now(), await self._live(), await self._keep())
+        self._begun = _Begun(await self._handle.now(), await self._live(), await self._keep())
 
     async def run(self, ids: Sequence[str]) -> Drained:
         """Return once every task of the pools is terminal.
@@ -108,7 +108,7 @@ class Drain:
             todo = await self._live()
             # A task that moves while it is looked for may be missed; it is not missed twice, by another way of
             # counting.
-            if not todo and not sum([await backlog(self._opened, pool_id) for pool_id in self._pool_ids]):
+            if not todo and not sum([await backlog(self._handle, pool_id) for pool_id in self._pool_ids]):
                 todo = await self._ended_unseen(self._begun)
                 if not todo:
                     return self._drained()
@@ -132,12 +132,12 @@ class Drain:
         found: list[bytes] = []
         for (pool_id, state), keep_sec in (await self._keep()).items():
             until = begun.now + int(min(begun.keep[pool_id, state], keep_sec) * 1_000_000)
-            ended = Pages(self._opened.store, DONE(pool_id, state), after=(until, b"\xff" * 16), size=LOOKED_UP)
+            ended = Pages(self._handle.store, DONE(pool_id, state), after=(until, b"\xff" * 16), size=LOOKED_UP)
             found += [entry.key[4] async for page in ended for entry in page]
         return [id_ for id_ in map(id_text, found) if id_ not in self._ended]
 
     async def _keep(self) -> dict[tuple[str, TaskState], float]:
-        pools = [(await self._opened.pool(pool_id, is_fresh=True)).pool for pool_id in self._pool_ids]
+        pools = [(await self._handle.pool(pool_id, is_fresh=True)).pool for pool_id in self._pool_ids]
         return {
             (pool.id, state): pool.keep_completed_sec if state is TaskState.COMPLETED else pool.keep_failed_sec
             for pool in pools

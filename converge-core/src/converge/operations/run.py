@@ -327,9 +327,8 @@ def _tell_of_retention(config: Config, pool: Pool) -> None:
     kept = pool.keep_completed_sec, pool.keep_failed_sec
     if config.origins.get("retention", DEFAULT) != DEFAULT and wanted != kept:
         text = (
-            "%s: retention: pool %s exists and keeps its own: completed tasks %g s, failed ones %g s; what is "
-            "set here counts for new pools "
-            "only"
+            "%s: retention: pool %s exists and keeps its own: completed tasks %g s, failed ones %g s; what is set here "
+            "counts for new pools only"
         )
         log.warning(text, config.origins["retention"], pool.id, *kept)
 

@@ -56,8 +56,7 @@ def only(found: Sequence[Found], what: str, *, is_reserved: bool) -> Found | Non
     if found and is_reserved and found[0].distribution != CORE:
         raise PluginDuplicate(
             f"{what} is provided by {found[0].distribution} {found[0].version}, but the name is {CORE}'s own; "
-            f"uninstall "
-            f"that"
+            "uninstall that"
         )
     return found[0] if found else None
 

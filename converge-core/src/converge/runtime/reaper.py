@@ -22,7 +22,7 @@ class Reaper:
     """Runs sweeps until it is cancelled."""
 
     def __init__(self, handle: StoreHandle, poll_sec: float) -> None:
-        self._opened, self._poll_sec = handle, poll_sec
+        self._handle, self._poll_sec = handle, poll_sec
         self.sweep = Sweep(handle)
         self.asked: float | None = None
         """Since when a page has been under way (monotonic seconds): a store that is silent shows here."""
@@ -33,23 +33,23 @@ class Reaper:
         """
         while True:
             try:
-                self.asked = self._opened.env.monotonic()
-                if self._opened.due_at <= self.asked:
-                    self._opened.due_at = inf
-                if self._opened.unsettled:
-                    await settle_takes(self._opened)  # a feed whose slots are busy takes nothing, so it settles nothing
+                self.asked = self._handle.env.monotonic()
+                if self._handle.due_at <= self.asked:
+                    self._handle.due_at = inf
+                if self._handle.unsettled:
+                    await settle_takes(self._handle)  # a feed whose slots are busy takes nothing, so it settles nothing
                 moved = await self.sweep.paced_page()
-                self._opened.outage.works("sweep")
+                self._handle.outage.works("sweep")
                 pause_sec = PAUSE_SEC if moved else await self._pause_sec()
             except StoreError as error:
-                self._opened.outage.failed("sweep", error)
+                self._handle.outage.failed("sweep", error)
                 pause_sec = self._poll_sec
             self.asked = None
             await self._sleep(pause_sec)
 
     async def _sleep(self, pause_sec: float) -> None:
         """Sleep, but no longer than until a task comes due that is put off here meanwhile."""
-        handle = self._opened
+        handle = self._handle
         with anyio.move_on_after(pause_sec) as scope:
             while True:
                 handle.due_came = anyio.Event()
@@ -58,7 +58,7 @@ class Reaper:
                 await handle.due_came.wait()
 
     async def _pause_sec(self) -> float:
-        pause_sec = self._poll_sec * self._opened.env.uniform(0.75, 1.0)
+        pause_sec = self._poll_sec * self._handle.env.uniform(0.75, 1.0)
         if self.sweep.next_due is None:
             return pause_sec
-        return max(PAUSE_SEC, min(pause_sec, (self.sweep.next_due - await self._opened.now()) / 1_000_000))
+        return max(PAUSE_SEC, min(pause_sec, (self.sweep.next_due - await self._handle.now()) / 1_000_000))

@@ -24,7 +24,7 @@ class Recovery:
     def __init__(
         self, handle: StoreHandle, groups: Groups, network: Network, watchdog: Watchdog, poll_sec: float
     ) -> None:
-        self._opened, self._groups, self._network, self._watchdog = handle, groups, network, watchdog
+        self._handle, self._groups, self._network, self._watchdog = handle, groups, network, watchdog
         self._pause_sec = min(JOIN_AGAIN_SEC, poll_sec)
 
     async def run(self) -> None:
@@ -35,18 +35,18 @@ class Recovery:
             is_joined = False
             while not is_joined and not self._watchdog.is_stopping:
                 try:
-                    lease = self._opened.lease_opened
+                    lease = self._handle.lease_opened
                     if lease is not None and lease.remaining_sec() <= 0:
-                        await self._opened.forget_lease(lease)
+                        await self._handle.forget_lease(lease)
                     await self._join_again()
                     is_joined = True
-                    self._opened.outage.works("rejoin")
+                    self._handle.outage.works("rejoin")
                 except ConvergeError as error:
-                    self._opened.outage.failed("rejoin", error)
+                    self._handle.outage.failed("rejoin", error)
                     await anyio.sleep(self._pause_sec)
 
     async def _join_again(self) -> None:
         """Open another lease, and put memberships and descriptors under it."""
-        await self._opened.lease()
+        await self._handle.lease()
         await self._groups.rejoin()
         await self._network.publish_again()

@@ -54,7 +54,7 @@ class Stopping:
         ticks: Ticks,
         boundary: Boundary,
     ) -> None:
-        self._opened, self._network, self._feeds, self._agents, self._ticks, self._boundary = (
+        self._handle, self._network, self._feeds, self._agents, self._ticks, self._boundary = (
             handle,
             network,
             feeds,
@@ -68,7 +68,7 @@ class Stopping:
         the store is unavailable.
         """
         with anyio.CancelScope(shield=True):
-            self._opened.hurry(RELEASE_SEC)
+            self._handle.hurry(RELEASE_SEC)
             for feed in self._feeds.values():
                 feed.hand_back()  # before anything else: a store that answers late must not keep this node claiming
             self._network.post.inboxes.close_to_others()
@@ -80,7 +80,7 @@ class Stopping:
             await self._settle()
             with anyio.move_on_after(RELEASE_SEC):
                 await self._end_lease()
-            self._opened.hurry(LAST_SEC)
+            self._handle.hurry(LAST_SEC)
 
     async def _stop_agents(self, grace_sec: float, drained_by: float) -> None:
         with anyio.move_on_after(max(0.0, drained_by - anyio.current_time())):
@@ -99,16 +99,16 @@ class Stopping:
         """Hand back what takes without an answer have taken, before the lease ends: with it they would go back as
         attempts of a process that died.
         """
-        self._opened.hurry(SETTLE_SEC)
+        self._handle.hurry(SETTLE_SEC)
         with anyio.move_on_after(SETTLE_SEC):
-            while self._opened.unsettled and (lease := self._opened.lease_opened) and lease.remaining_sec() > 0:
+            while self._handle.unsettled and (lease := self._handle.lease_opened) and lease.remaining_sec() > 0:
                 try:
-                    await settle_takes(self._opened)
+                    await settle_takes(self._handle)
                 except StoreError as error:
                     log.warning("the last takes of this process are not settled yet: %s", error)
-                if self._opened.unsettled:
+                if self._handle.unsettled:
                     await anyio.sleep(SETTLE_AGAIN_SEC)
-        self._opened.hurry(RELEASE_SEC)
+        self._handle.hurry(RELEASE_SEC)
 
     async def _withdraw(self) -> None:
         try:
@@ -126,10 +126,10 @@ class Stopping:
         """End the lease and sweep up what it leaves, so that others see no agent, no membership and no claim of this
         node.
         """
-        sweep = Sweep(self._opened)
+        sweep = Sweep(self._handle)
         try:
-            lease = self._opened.lease_opened
-            await self._opened.close()
+            lease = self._handle.lease_opened
+            await self._handle.close()
             while lease is not None and await sweep.put_back():
                 pass
         except StoreError as error:

@@ -35,7 +35,7 @@ class Watchdog:
     """One for a process, whatever the number of its agents and tasks."""
 
     def __init__(self, handle: StoreHandle, env: Env, lease_sec: float, feeds: Mapping[Any, Feed]) -> None:
-        self._opened, self._env, self._lease_sec, self._feeds = handle, env, lease_sec, feeds
+        self._handle, self._env, self._lease_sec, self._feeds = handle, env, lease_sec, feeds
         self.is_stopping = False
         self.lease_lost = anyio.Event()
         self.looked = env.monotonic()
@@ -50,7 +50,7 @@ class Watchdog:
         try:
             await self._watch()
         finally:
-            self._opened.end_late_calls(is_last=True)
+            self._handle.end_late_calls(is_last=True)
 
     async def _watch(self) -> None:
         lost: Lease | None = None
@@ -59,8 +59,8 @@ class Watchdog:
             if FORKS.count != forks:
                 leave_child(None)
             self._look_at_loop()
-            self._opened.end_late_calls()
-            lease = self._opened.lease_opened
+            self._handle.end_late_calls()
+            lease = self._handle.lease_opened
             if lease is not None:
                 lease.beat()
                 if lease is not lost and lease.remaining_sec() <= 0 and not self.is_stopping:

@@ -34,8 +34,8 @@ class PoolManager:
     """Creates, reads and changes pools, and keeps their members. One record rules every process alike."""
 
     def __init__(self, store: Store) -> None:
-        self._opened = StoreHandle.of(store)
-        self._store = self._opened.store
+        self._handle = StoreHandle.of(store)
+        self._store = self._handle.store
 
     @timed
     async def create_pool(
@@ -57,7 +57,7 @@ class PoolManager:
         if (secret is not None) != (pool.admission == "secret"):
             raise InvalidValue("secret", "***" if secret else None, 'a secret exactly if the admission is "secret"')
         if secret is not None:
-            pool = attrs.evolve(pool, secret_hash=_hash(secret, self._opened.env.entropy(16)))
+            pool = attrs.evolve(pool, secret_hash=_hash(secret, self._handle.env.entropy(16)))
         if pool.require_durability and self._store.durability < Durability[pool.require_durability]:
             raise Unsupported(
                 f'pool "{pool.id}" requires durability {pool.require_durability}, this store has '
@@ -65,8 +65,8 @@ class PoolManager:
                 "choose another store, or its stricter settings"
             )
         key = POOL(pool.id)
-        (outcome,) = await (await self._opened.commits()).commit([Batch([(key, ABSENT)], [(key, encode(pool))])])
-        self._opened.pools.pop(pool.id, None)
+        (outcome,) = await (await self._handle.commits()).commit([Batch([(key, ABSENT)], [(key, encode(pool))])])
+        self._handle.pools.pop(pool.id, None)
         return not isinstance(outcome, Conflict)
 
     @timed
@@ -76,7 +76,7 @@ class PoolManager:
         Raises:
             NoSuchPool: With the nearest name.
         """
-        return (await self._opened.pool(pool_id, is_fresh=True)).pool
+        return (await self._handle.pool(pool_id, is_fresh=True)).pool
 
     @timed
     async def pools(self, *, timeout: float | None = None) -> list[Pool]:
@@ -92,15 +92,15 @@ class PoolManager:
         Raises:
             NoSuchPool: With the nearest name.
         """
-        async for _ in attempts(self._opened.env):
-            seen = await self._opened.pool(pool_id, is_fresh=True)
+        async for _ in attempts(self._handle.env):
+            seen = await self._handle.pool(pool_id, is_fresh=True)
             if seen.pool.is_paused == is_paused:
                 return False
             changed = attrs.evolve(seen.pool, is_paused=is_paused)
             batch = Batch([(POOL(pool_id), seen.revision)], [(POOL(pool_id), encode(changed))])
-            (outcome,) = await (await self._opened.commits()).commit([batch], wake=[f"pool.{pool_id}"])
+            (outcome,) = await (await self._handle.commits()).commit([batch], wake=[f"pool.{pool_id}"])
             if not isinstance(outcome, Conflict):
-                self._opened.pools.pop(pool_id, None)
+                self._handle.pools.pop(pool_id, None)
                 return True
         raise StoreBusy(f"pool {pool_id} changed all the time for {PATIENCE_SEC:g} s; try again")
 
@@ -122,8 +122,8 @@ class PoolManager:
         if len(new) + len(gone) > LIMITS.keys:
             raise InvalidValue("agents", f"{len(new) + len(gone):,} agents", f"at most {LIMITS.keys:,} at a time")
         is_changed = False
-        async for _ in attempts(self._opened.env):
-            seen = await self._opened.pool(pool_id, is_fresh=True)
+        async for _ in attempts(self._handle.env):
+            seen = await self._handle.pool(pool_id, is_fresh=True)
             if seen.pool.admission != "allow":
                 raise InvalidValue(
                     f"pool {pool_id}: admission",
@@ -148,8 +148,8 @@ class PoolManager:
             checks = [(POOL(pool_id), seen.revision), *((entry.key, entry.revision) for entry in members)]
             deletes = [key for entry in members for key in (entry.key, _joined(entry))]
             batch = Batch(checks, [(POOL(pool_id), encode(attrs.evolve(seen.pool, allow=allow)))], deletes)
-            (outcome,) = await (await self._opened.commits()).commit([batch], wake=[f"pool.{pool_id}"])
-            self._opened.pools.pop(pool_id, None)
+            (outcome,) = await (await self._handle.commits()).commit([batch], wake=[f"pool.{pool_id}"])
+            self._handle.pools.pop(pool_id, None)
             is_changed |= not isinstance(outcome, Conflict)
         raise StoreBusy(f"pool {pool_id} changed all the time for {PATIENCE_SEC:g} s; try again")
 
@@ -177,12 +177,12 @@ class PoolManager:
         """
         if not agent_ids:
             return []
-        lease = await self._opened.lease()
+        lease = await self._handle.lease()
         is_new: dict[str, bool] = {}
         todo = [check_name("agent", agent_id) for agent_id in dict.fromkeys(agent_ids)]
         _check_secret(secret)
-        async for _ in attempts(self._opened.env):
-            seen = await self._opened.pool(pool_id, is_fresh=True)
+        async for _ in attempts(self._handle.env):
+            seen = await self._handle.pool(pool_id, is_fresh=True)
             _admit(seen.pool, todo, secret)
             todo = await self._join(todo, seen, lease, is_new)
             if not todo:
@@ -194,7 +194,7 @@ class PoolManager:
     async def _join(self, agent_ids: list[str], seen: PoolSeen, lease: Lease, is_new: dict[str, bool]) -> list[str]:
         """Try each once; return those that must be tried again."""
         pool_id, again = seen.pool.id, []
-        commits = await self._opened.commits()
+        commits = await self._handle.commits()
         for at in range(0, len(agent_ids), LIMITS.batches):
             some = agent_ids[at : at + LIMITS.batches]
             batches, asked = [], []
@@ -226,9 +226,9 @@ class PoolManager:
             NoSuchPool: With the nearest name.
         """
         key = MEMBER(check_name("pool", pool_id), check_name("agent", agent_id))
-        commits = await self._opened.commits()
-        async for _ in attempts(self._opened.env):
-            seen = await self._opened.pool(pool_id, is_fresh=True)
+        commits = await self._handle.commits()
+        async for _ in attempts(self._handle.env):
+            seen = await self._handle.pool(pool_id, is_fresh=True)
             (member,) = await self._store.get([key])
             if member is None:
                 return False
@@ -250,7 +250,7 @@ class PoolManager:
         Raises:
             NoSuchPool: With the nearest name: an empty list would hide a typo.
         """
-        await self._opened.pool(pool_id)
+        await self._handle.pool(pool_id)
         return [entry.key[2] for entry in await read_all(self._store, MEMBER(pool_id))]
 
 

@@ -53,9 +53,8 @@ def translated(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             text = (
-                f"{what}: {error.filename or 'it'} cannot be made or opened ({error.strerror}); look at its "
-                f"folder's and its own "
-                f"permissions"
+                f"{what}: {error.filename or 'it'} cannot be made or opened ({error.strerror}); look at its folder's "
+                "and its own permissions"
             )
             raise StoreUnavailable(text) from error
         raise StoreUnavailable(f"{what}: {error}") from error

@@ -120,9 +120,8 @@ class Guard:
     def _check_name(self, path: str) -> None:
         if path != self._path:
             raise StoreRefused(
-                f"{path} is open in this process as {self._path}; a file with two names would have "
-                f"two logs: use one of "
-                f"them"
+                f"{path} is open in this process as {self._path}; a file with two names would have two logs: use one "
+                "of them"
             )
 
     def _lock(self) -> None:
@@ -160,10 +159,9 @@ class Guard:
             return
         if os.fstat(self._descriptors[0]).st_size:
             raise StoreRefused(
-                f"{self._path} was replaced, and {self._paths[1]} belongs to the file before it; to use the file "
-                f"as it is, "
-                f"end what has the store open, then move {self._paths[1]} and {self._paths[2]} away "
-                f"(if the log was restored with it, remove {self._path}.lock instead)"
+                f"{self._path} was replaced, and {self._paths[1]} belongs to the file before it; to use the file as it "
+                f"is, end what has the store open, then move {self._paths[1]} and {self._paths[2]} away (if the log "
+                f"was restored with it, remove {self._path}.lock instead)"
             )
         for path in self._paths[1:]:
             with suppress(FileNotFoundError):

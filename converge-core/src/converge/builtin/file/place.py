@@ -94,21 +94,18 @@ def _check_file_system(path: Path) -> None:
     kind = file_system(path.parent)
     if kind in NETWORK_FILE_SYSTEMS:
         raise StoreRefused(
-            f"{path} is on a network file system ({kind}), whose locks cannot be relied on; use a "
-            f"local disk, or a Redis or SQL "
-            f"store"
+            f"{path} is on a network file system ({kind}), whose locks cannot be relied on; use a local disk, or a "
+            "Redis or SQL store"
         )
     if kind in SHARED_FILE_SYSTEMS:
         raise StoreRefused(
-            f"{path} is in a folder that several systems share ({kind}), whose locks cannot be relied on; use "
-            f"a volume or disk of this system's "
-            f"own"
+            f"{path} is in a folder that several systems share ({kind}), whose locks cannot be relied on; use a volume "
+            "or disk of this system's own"
         )
     if kind.startswith("fuse.") and kind not in LOCAL_FUSE:
         log.warning(
-            "%s is on %s, which Converge does not know: if several systems see it, its locks cannot be relied "
-            "on, and tasks may be "
-            "lost",
+            "%s is on %s, which Converge does not know: if several systems see it, its locks cannot be relied on, and "
+            "tasks may be lost",
             path,
             kind,
         )

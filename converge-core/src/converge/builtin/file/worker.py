@@ -125,9 +125,8 @@ class Worker:
                 if jobs is self._jobs:
                     self._leave_behind()
                 raise StoreBusy(
-                    f"{self._path}: no turn to write in {self._busy_sec:g} s; find the program that holds its lock, "
-                    f"or raise "
-                    f"busy_sec"
+                    f"{self._path}: no turn to write in {self._busy_sec:g} s; find the program that holds its lock, or "
+                    "raise busy_sec"
                 )
             await job.event.wait()  # it has begun, and ends by itself: SQLite's own wait is bounded
         if job.error is not None:

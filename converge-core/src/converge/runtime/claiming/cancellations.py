@@ -31,7 +31,7 @@ class Cancellations:
     """Hears of cancelled claims when their holder is woken, at the latest with every renewal."""
 
     def __init__(self, handle: StoreHandle, lease_sec: float, feeds: Mapping[Any, Feed]) -> None:
-        self._opened, self._pause_sec, self._feeds = handle, lease_sec / 3, feeds
+        self._handle, self._pause_sec, self._feeds = handle, lease_sec / 3, feeds
         self._woken = anyio.Event()
         self._heard = 0  # renewals of the lease when a wake-up arrived last
         self._suspected: int | None = None
@@ -41,9 +41,9 @@ class Cancellations:
         async with anyio.create_task_group() as group:
             scope, watched = anyio.CancelScope(), None
             while True:
-                if self._opened.lease_opened is None:  # what is cancelled of its first claims must be heard of, too
-                    await self._opened.lease_came.wait()
-                lease = self._opened.lease_opened
+                if self._handle.lease_opened is None:  # what is cancelled of its first claims must be heard of, too
+                    await self._handle.lease_came.wait()
+                lease = self._handle.lease_opened
                 if lease is not None and lease.remaining_sec() > 0:
                     if lease is not watched:
                         scope.cancel()
@@ -61,7 +61,7 @@ class Cancellations:
         if (
             unheard and self._suspected == self._heard
         ):  # at the last look, too: what came while the loop was blocked has been heard since
-            self._opened.watch_outage.failed(
+            self._handle.watch_outage.failed(
                 PART, StoreUnavailable(f"{lease.renewals - self._heard} renewals of the lease were not heard of")
             )
         self._suspected = self._heard if unheard else None
@@ -72,16 +72,16 @@ class Cancellations:
             self._woken.set()
 
         with scope:
-            await watch_always(self._opened, [lease.channel], PART, on_wake, self._pause_sec)
+            await watch_always(self._handle, [lease.channel], PART, on_wake, self._pause_sec)
 
     async def _read(self, lease: Lease) -> None:
         try:
-            (page,) = await self._opened.store.scan([Range(NOTICE(lease.id), None, NOTICES_TOGETHER)])
+            (page,) = await self._handle.store.scan([Range(NOTICE(lease.id), None, NOTICES_TOGETHER)])
             ids = {entry.key[2] for entry in page}
             if ids:
                 for feed in self._feeds.values():
                     feed.slots.cancel(Why.CALLED_OFF, ids)
-                await (await self._opened.commits()).commit([Batch((), (), [entry.key for entry in page])])
-            self._opened.outage.works(PART)
+                await (await self._handle.commits()).commit([Batch((), (), [entry.key for entry in page])])
+            self._handle.outage.works(PART)
         except (StoreError, LeaseEnded) as error:
-            self._opened.outage.failed(PART, error)
+            self._handle.outage.failed(PART, error)

@@ -72,7 +72,7 @@ class Feed:
 
     def __init__(self, basis: Basis, claims: Claims, supervision: Supervision | None = None) -> None:
         boundary, observers = basis.boundary, basis.observers
-        self._opened, self._claims, self._env = basis.handle, claims, basis.env
+        self._handle, self._claims, self._env = basis.handle, claims, basis.env
         self._background, self._poll_sec, self._observers = boundary.background, basis.poll_sec, observers
         self.slots = Slots(basis.env, boundary, self._on_finished, self._on_all_begun, observers.claimed, supervision)
         self._finishes = Finishes(basis.handle)
@@ -131,7 +131,7 @@ class Feed:
         """Stop for good, after `drain`: no task of this feed is left."""
         self.is_ended = True
         self._stop_hearing()
-        self._opened.outage.works(f"claims.{id(self)}")
+        self._handle.outage.works(f"claims.{id(self)}")
         self._wake()
 
     @property
@@ -193,7 +193,7 @@ class Feed:
 
     def _failed(self, error: ConvergeError) -> None:
         if isinstance(error, StoreError):
-            self._opened.outage.failed(f"claims.{id(self)}", error)
+            self._handle.outage.failed(f"claims.{id(self)}", error)
         elif self.error != str(error):
             log.warning("claiming waits: %s", error)
         self.error = str(error)
@@ -233,7 +233,7 @@ class Feed:
                     backoff_sec = BACKOFF_LEAST_SEC
                     if self.error is not None:
                         self.error = None
-                        self._opened.outage.works(f"claims.{id(self)}")
+                        self._handle.outage.works(f"claims.{id(self)}")
                     continue
             except LeaseEnded as error:
                 # The node's watchdog cancels the handlers, and has another lease opened: its own task, so that the
@@ -249,7 +249,7 @@ class Feed:
                 continue
             if self.error is not None:
                 self.error = None
-                self._opened.outage.works(f"claims.{id(self)}")
+                self._handle.outage.works(f"claims.{id(self)}")
             await self._wait()
 
     async def _wait(self) -> None:
@@ -333,8 +333,8 @@ class Feed:
     async def _next_take(self) -> Take | None:
         if self.is_draining or self.slots.free - self._wanted <= 0:
             return None
-        if self._opened.unsettled:
-            await settle_takes(self._opened)
+        if self._handle.unsettled:
+            await settle_takes(self._handle)
         if self._claims.unread:
             await self._claims.put_unread_away()
         if self._must_look or self._turned_at >= self._look_due:
@@ -390,7 +390,7 @@ class Feed:
                 self._wakes.clear()
                 await self._leave_sleepers()
             turned = (
-                await turn(self._opened, batches, take, wake=wake, are_apart=_are_apart(finished))
+                await turn(self._handle, batches, take, wake=wake, are_apart=_are_apart(finished))
                 if batches or wake or take is not None
                 else Turned((), None)
             )
@@ -427,7 +427,7 @@ class Feed:
         sent: list[tuple[Found, Event]] = []
         slow: list[tuple[Found, Event]] = []
         wake: set[Channel] = set()
-        now = await self._opened.now() if finished else 0
+        now = await self._handle.now() if finished else 0
         for one in finished:
             planned = self._finishes.plan(*one, now)
             if planned is None:
@@ -444,7 +444,7 @@ class Feed:
         if take is None or not isinstance(taken, Taken):
             return
         claims = self._claims.taken(take, taken)
-        if claims and (self.is_draining or not self._opened.may_act_under(take.to[1])):
+        if claims and (self.is_draining or not self._handle.may_act_under(take.to[1])):
             # Also where the lease was lost meanwhile: handlers would work under claims that are about to go back.
             self._give_back(claims, LEASE_WAS_LOST)
             self._wake()

@@ -39,7 +39,7 @@ class Groups:
     """
 
     def __init__(self, basis: Basis, pools: PoolManager, describe: Callable[[Agent], Awaitable[None]]) -> None:
-        self._basis, self._opened, self._boundary, self._pools = basis, basis.handle, basis.boundary, pools
+        self._basis, self._handle, self._boundary, self._pools = basis, basis.handle, basis.boundary, pools
         self._describe = describe
         self.feeds: dict[int, Feed] = {}
         self._number = 0
@@ -159,9 +159,9 @@ class Groups:
     async def _note_rest(self, agent: Agent, rest_sec: float) -> None:
         """Let listings show that the agent rests, or works again."""
         try:
-            now = await self._opened.now()
+            now = await self._handle.now()
             until = now + int(rest_sec * 1_000_000) if rest_sec else 0
-            await note_rest(self._opened, agent.id, agent.pools, until)
+            await note_rest(self._handle, agent.id, agent.pools, until)
         except (StoreError, LeaseEnded) as error:
             log.debug("listings do not show whether agent %s rests: %s", agent.id, error)
 
@@ -252,7 +252,7 @@ class Groups:
 
     def _make(self, key: GroupKey, agent: Agent) -> _Group:
         pools, claimer = key
-        claims = Claims(self._opened, agent.id, pools, claimer, self._on_missing)
+        claims = Claims(self._handle, agent.id, pools, claimer, self._on_missing)
         feed = Feed(self._basis, claims, self.supervision)
         self._number += 1
         group = self._groups[key] = _Group(self._number, feed, claims, {})
@@ -271,11 +271,11 @@ class Groups:
         sees to that.
         """
         async with self._lock:
-            lease = self._opened.lease_opened
+            lease = self._handle.lease_opened
             if lease is None or lease.remaining_sec() <= 0:
                 return
             try:
-                missing = await not_members(self._opened.store, pool_id, agent_ids)
+                missing = await not_members(self._handle.store, pool_id, agent_ids)
             except StoreError:
                 return  # the feed looks again, and tells again
             for agent in (self._agents[one] for one in missing):

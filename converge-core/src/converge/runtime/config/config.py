@@ -148,9 +148,8 @@ def read(
         if isinstance(value, str) and has_password(value):
             variable = ENV_PREFIX + key.upper()
             raise SecretOnCommandLine(
-                f"{_flag(key)} {without_password(value)}: a password on the command line can be read by every user "
-                f"of this machine; "
-                f"set {variable}, or write the URL into the file that -c names"
+                f"{_flag(key)} {without_password(value)}: a password on the command line can be read by every user of "
+                f"this machine; set {variable}, or write the URL into the file that -c names"
             )
     problems: list[Problem] = []
     layers = [

@@ -63,10 +63,8 @@ class History:
         if record.epoch != epoch:
             raise StoreRolledBack(
                 f"{self._shown}: this store is not the one that {self._folder.path} remembers: it was flushed, "
-                f"restored or replaced "
-                f"(epoch {epoch[:8] or 'none'}, it was {record.epoch[:8]}); find out what became of its data, then "
-                f"run `converge store "
-                f"accept`"
+                f"restored or replaced (epoch {epoch[:8] or 'none'}, it was {record.epoch[:8]}); find out what became "
+                "of its data, then run `converge store accept`"
             )
         return record.revision
 

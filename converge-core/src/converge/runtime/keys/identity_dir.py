@@ -37,7 +37,7 @@ class IdentityDir:
     def __init__(self, keyring: Keyring) -> None:
         self.keyring = keyring
         self._history: History | None = None
-        self._opened: StoreHandle | None = None
+        self._handle: StoreHandle | None = None
 
     @classmethod
     async def open(cls, identity_dir: str, env: Env) -> IdentityDir:
@@ -92,21 +92,21 @@ class IdentityDir:
         floor = await anyio.to_thread.run_sync(history.floor, found.text, found.accepted_at)
         commits = await handle.commits()  # which draws the epoch of a new store
         commits.history.remember(floor)
-        self._history, self._opened = history, handle
+        self._history, self._handle = history, handle
         await self.note_history()
 
     async def note_history(self) -> None:
         """Remember the greatest revision that was seen; while the store is away, or not to be relied on, what was
         remembered stays.
         """
-        if self._history is None or self._opened is None:
+        if self._history is None or self._handle is None:
             return
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + NOTE_SEC):
             try:
-                commits, found = await self._opened.commits(), await epochs.read(self._opened.store)
+                commits, found = await self._handle.commits(), await epochs.read(self._handle.store)
                 if not commits.is_rolled_back:
                     await anyio.to_thread.run_sync(
-                        self._history.note, found.text, commits.history.greatest, await self._opened.store.time()
+                        self._history.note, found.text, commits.history.greatest, await self._handle.store.time()
                     )
             except (StoreError, KeyFileRefused) as error:
                 log.warning("what this process saw of its store is not remembered: %s", error)

@@ -74,8 +74,7 @@ class SecureChannel:
         """
         if self._is_torn:
             raise ConnectionClosed(
-                "the channel was closed, or an earlier send did not end, so the peer can read no other record; "
-                "connect "
+                "the channel was closed, or an earlier send did not end, so the peer can read no other record; connect "
                 "again"
             )
         frames = self._sealer.seal(items)

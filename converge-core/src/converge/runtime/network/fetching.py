@@ -123,7 +123,7 @@ class Fetcher:
         for at, signed in enumerate(answer.signed):
             if at % VERIFIED_A_TURN == 0:
                 await checkpoint()
-            descriptor = self._opened(signed, link)
+            descriptor = self._descriptor_of(signed, link)
             if descriptor is not None:
                 seen.add(descriptor.id)
                 if self._directory.signed(descriptor.id) != signed:
@@ -135,7 +135,7 @@ class Fetcher:
         )
         self._drop(gone)
 
-    def _opened(self, signed: bytes, link: Link) -> AgentDescriptor | None:
+    def _descriptor_of(self, signed: bytes, link: Link) -> AgentDescriptor | None:
         try:
             descriptor = open_descriptor(signed, self._directory.network)
         except (BadSignature, InvalidKey, TornRecord, SchemaTooNew) as error:
@@ -143,9 +143,8 @@ class Fetcher:
             return None
         if descriptor.node_key != link.peer.hex():
             self._directory.refuse(
-                f"the descriptor of {descriptor.id:.16} was refused: node {link.peer.hex()[:16]} lists it, and "
-                f"does not run "
-                f"it"
+                f"the descriptor of {descriptor.id:.16} was refused: node {link.peer.hex()[:16]} lists it, and does "
+                "not run it"
             )
             return None
         return descriptor

@@ -161,7 +161,7 @@ class Network:
     """Messages, discovery and, where a transport is named, links to other nodes. `wire` is None: it has none."""
 
     def __init__(self, ground: Ground, sighted: Sighted, wire: _Wire | None) -> None:
-        self._opened, self._identity, self._boundary = ground.handle, ground.identity, ground.boundary
+        self._handle, self._identity, self._boundary = ground.handle, ground.identity, ground.boundary
         self._settings, self._sighted = ground.settings, sighted.handle
         one, own, directory = ground.settings, ground.identity, Directory(ground.settings.network)
         self.links = None if wire is None else wire.links
@@ -247,7 +247,7 @@ class Network:
     async def withdraw(self) -> None:
         """Withdraw the descriptors, and claim no more mail."""
         self.mail.stop()
-        if self._sighted is not self._opened:
+        if self._sighted is not self._handle:
             self._sighted.hurry(WITHDRAW_SEC)
         await self.announced.withdraw()
 
@@ -342,9 +342,8 @@ async def _advertised(address: str, advertise: str, store: str) -> str:
 async def _own_address(store: str, host_port: str) -> str:
     if not store:
         raise ConfigError(
-            f"the transport listens on {host_port}, which others cannot dial; say with advertise HOST:PORT "
-            f"what they "
-            f"can"
+            f"the transport listens on {host_port}, which others cannot dial; say with advertise HOST:PORT what they "
+            "can"
         )
     host = urlsplit(store).hostname
     if host is None:
@@ -355,8 +354,7 @@ async def _own_address(store: str, host_port: str) -> str:
             own = str(way.extra(SocketAttribute.local_address)[0])
     except OSError as error:
         raise ConfigError(
-            f"this host's address towards {host} cannot be told ({error}); say with --advertise HOST:PORT "
-            f"where others "
-            f"dial"
+            f"this host's address towards {host} cannot be told ({error}); say with --advertise HOST:PORT where others "
+            "dial"
         ) from error
     return f"[{own}]" if ":" in own else own

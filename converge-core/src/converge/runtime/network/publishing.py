@@ -40,7 +40,7 @@ class Announced:
         keyring: Keyring,
         endpoints: tuple[str, ...] = (),
     ) -> None:
-        self._opened, self._sightings, self._network, self._keyring = handle, sightings, network, keyring
+        self._handle, self._sightings, self._network, self._keyring = handle, sightings, network, keyring
         self._node_key, self.endpoints = node_key.hex(), endpoints
         self._described: dict[str, tuple[Identity, AgentDescriptor]] = {}
         self._lock = anyio.Lock()
@@ -77,7 +77,7 @@ class Announced:
             await self._sightings.withdraw(gone)
 
     async def _publish(self, described: Described) -> None:
-        lease, now, ids = await self._opened.lease(), await self._opened.now(), list(described)
+        lease, now, ids = await self._handle.lease(), await self._handle.now(), list(described)
         for some in parts(ids, SIGNED_TOGETHER):
             signed = {}
             for agent_id, sequence in zip(some, await self._keyring.sequences(some, now), strict=True):

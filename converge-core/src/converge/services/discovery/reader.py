@@ -77,7 +77,7 @@ class StoreReader(Reader):
     """Reads the agents of the leases that live."""
 
     def __init__(self, handle: StoreHandle, poll_sec: float = 1.0) -> None:
-        self._opened, self._poll_sec = handle, poll_sec
+        self._handle, self._poll_sec = handle, poll_sec
         self._leases: dict[bytes, _Seen] = {}
         self._places: dict[
             str, tuple[_Place, ...]
@@ -95,7 +95,7 @@ class StoreReader(Reader):
         for lease in self._leases.keys() - live:
             self._forget(lease)
         leases = list(live)
-        markers = await get_all(self._opened.store, [marker_key(lease) for lease in leases])
+        markers = await get_all(self._handle.store, [marker_key(lease) for lease in leases])
         for lease, marker in zip(leases, markers, strict=True):
             if marker is None:
                 self._forget(lease)
@@ -105,11 +105,11 @@ class StoreReader(Reader):
 
     def hints(self) -> AsyncIterator[None]:
         """Yield when it is time to look. See `Reader.hints`."""
-        return ticks(self._opened, self._poll_sec)
+        return ticks(self._handle, self._poll_sec)
 
     async def _live(self) -> set[bytes]:
-        now, live = await self._opened.store.time(), set()
-        for entry in await read_all(self._opened.store, EXPIRY()):
+        now, live = await self._handle.store.time(), set()
+        for entry in await read_all(self._handle.store, EXPIRY()):
             if moment_or(entry.value, 0) >= now:
                 live.add(entry.key[1])
         return live
@@ -125,10 +125,10 @@ class StoreReader(Reader):
         missed = count - seen.count
         if seen.count >= 0 and 0 < missed <= len(recent):
             names = set(recent[-missed:])
-            entries = await self._opened.store.get([AGENT(lease, name) for name in names])
+            entries = await self._handle.store.get([AGENT(lease, name) for name in names])
             found = {entry.key[2]: entry for entry in entries if entry is not None}
         else:
-            listed = await read_all(self._opened.store, AGENT(lease))
+            listed = await read_all(self._handle.store, AGENT(lease))
             found = {entry.key[2]: entry for entry in listed if entry.key[2]}
             names = found.keys() | seen.names
         read: dict[str, _Place] = {}

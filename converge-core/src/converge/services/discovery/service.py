@@ -51,8 +51,8 @@ class DiscoveryService:
         directory: Directory | None = None,
         fetch: Fetch | None = None,
     ) -> None:
-        self._opened = StoreHandle.of(store)
-        self._discovery = discovery or StoreSightings(self._opened)
+        self._handle = StoreHandle.of(store)
+        self._discovery = discovery or StoreSightings(self._handle)
         self._reader = self._discovery.reader()
         self.directory = Directory(network) if directory is None else directory
         self._fetch = fetch
@@ -96,7 +96,7 @@ class DiscoveryService:
         Raises:
             StoreError, ChannelError: It could not be read; the directory stays as it is.
         """
-        asked = self._opened.env.monotonic()
+        asked = self._handle.env.monotonic()
         async with self._reading:
             if self._read < asked:
                 await self._look()
@@ -114,9 +114,9 @@ class DiscoveryService:
                 async with aclosing(self._hints(poll_sec)) as hints:  # type: ignore[type-var]  # an async generator
                     async for _ in hints:
                         await self.refresh()
-                        self._opened.outage.works("discovery")
+                        self._handle.outage.works("discovery")
             except (StoreError, ChannelError, LeaseEnded) as error:
-                self._opened.outage.failed("discovery", error)
+                self._handle.outage.failed("discovery", error)
             await anyio.sleep(poll_sec)
 
     async def _hints(self, poll_sec: float) -> AsyncIterator[None]:
@@ -130,10 +130,10 @@ class DiscoveryService:
             await anyio.sleep(poll_sec)
 
     def _age_sec(self) -> float:
-        return self._opened.env.monotonic() - self._read
+        return self._handle.env.monotonic() - self._read
 
     async def _look(self) -> None:
-        began = self._opened.env.monotonic()
+        began = self._handle.env.monotonic()
         changes = await self._reader.look()
         self._bare.update({one.id: one.endpoints for one in changes.came if not one.descriptor})
         for id_ in [*changes.gone, *(one.id for one in changes.came if one.descriptor)] if self._bare else ():

@@ -36,7 +36,7 @@ class StoreSightings(Discovery):
     """Publishes under this process's lease; reads those of all leases that live."""
 
     def __init__(self, handle: StoreHandle, poll_sec: float = 1.0) -> None:
-        self._opened, self._poll_sec = handle, poll_sec
+        self._handle, self._poll_sec = handle, poll_sec
         self._reader, self._reading = StoreReader(handle, poll_sec), anyio.Lock()
         self._marker: tuple[bytes, int, int, list[str]] | None = (
             None  # lease, revision, number of changes, the last ones
@@ -46,7 +46,7 @@ class StoreSightings(Discovery):
         values = {one.id: write_sighting(one) for one in sightings}
         if "" in values:
             raise InvalidValue("sighting.id", "", "an agent's id, or an endpoint")
-        lease, ids = await self._opened.lease(), list(values)
+        lease, ids = await self._handle.lease(), list(values)
         for some in parts(ids, PUBLISHED_TOGETHER):
             await self._change(
                 lease,
@@ -55,7 +55,7 @@ class StoreSightings(Discovery):
             )
 
     async def withdraw(self, ids: Sequence[str]) -> None:
-        lease = self._opened.lease_opened
+        lease = self._handle.lease_opened
         if lease is None:
             return  # nothing was published
         unique = [id_ for id_ in dict.fromkeys(ids) if id_]
@@ -71,8 +71,8 @@ class StoreSightings(Discovery):
             return self._reader.sightings()
 
     async def watch(self) -> AsyncIterator[list[Sighting]]:
-        reader, is_first = StoreReader(self._opened, self._poll_sec), True
-        async with aclosing(ticks(self._opened, self._poll_sec)) as hints:  # type: ignore[type-var]  # an async generator
+        reader, is_first = StoreReader(self._handle, self._poll_sec), True
+        async with aclosing(ticks(self._handle, self._poll_sec)) as hints:  # type: ignore[type-var]  # an async generator
             async for _ in hints:
                 came, gone = await reader.look()
                 if came or gone or is_first:
@@ -80,7 +80,7 @@ class StoreSightings(Discovery):
                     yield reader.sightings()
 
     def reader(self) -> Reader:
-        return StoreReader(self._opened, self._poll_sec)
+        return StoreReader(self._handle, self._poll_sec)
 
     async def _change(self, lease: Lease, ids: Sequence[str], change: Callable[[Sequence[Key]], Batch]) -> None:
         """Write to the agents of the lease, and to its marker in the same batch.
@@ -88,9 +88,9 @@ class StoreSightings(Discovery):
         Raises:
             LeaseEnded: It has; nothing was written.
         """
-        commits, key = await self._opened.commits(), marker_key(lease.id)
+        commits, key = await self._handle.commits(), marker_key(lease.id)
         batch = change([AGENT(lease.id, id_) for id_ in ids])
-        async for _ in attempts(self._opened.env):
+        async for _ in attempts(self._handle.env):
             if self._marker is None or self._marker[0] != lease.id:
                 self._marker = await self._read_marker(lease.id)
             _, revision, count, recent = self._marker
@@ -109,7 +109,7 @@ class StoreSightings(Discovery):
         raise StoreBusy(f"other calls of this process were first for {PATIENCE_SEC:g} s; try again")
 
     async def _read_marker(self, lease: bytes) -> tuple[bytes, int, int, list[str]]:
-        (entry,) = await self._opened.store.get([marker_key(lease)])
+        (entry,) = await self._handle.store.get([marker_key(lease)])
         if entry is None:
             return lease, ABSENT, 0, []
         count, recent = read_marker(lease, entry.value)

@@ -55,7 +55,7 @@ class Mailboxes:
     def __init__(
         self, handle: StoreHandle, network_tag: bytes, inboxes: Inboxes, admits: Callable[[str], bool]
     ) -> None:
-        self._opened, self.network_tag, self.inboxes, self._admits = handle, network_tag, inboxes, admits
+        self._handle, self.network_tag, self.inboxes, self._admits = handle, network_tag, inboxes, admits
         self._pools, self._tasks = PoolManager(handle.store), TaskManager(handle.store)
         self._seen: OrderedDict[tuple[str, str], str] = OrderedDict()
 
@@ -89,7 +89,7 @@ class Mailboxes:
             lanes = [entry for entry in await self._lanes() if entry.key[1][len(PREFIX) :] in agent_ids]
             found = set()
             for some in parts(lanes, LIMITS.ranges):
-                pages = await self._opened.store.scan([Range(READY(lane.key[2]), None, 1) for lane in some])
+                pages = await self._handle.store.scan([Range(READY(lane.key[2]), None, 1) for lane in some])
                 found |= {lane.key[1][len(PREFIX) :] for lane, page in zip(some, pages, strict=True) if page}
         except StoreError as error:
             log.info("mailboxes are looked into later: %s", error)
@@ -99,7 +99,7 @@ class Mailboxes:
     async def _lanes(self) -> Sequence[Entry]:
         """Return the lanes of all mailboxes: names are in order, so they stand together."""
         found: list[Entry] = []
-        async for page in Pages(self._opened.store, LANE(), after=(PREFIX, bytes(16))):
+        async for page in Pages(self._handle.store, LANE(), after=(PREFIX, bytes(16))):
             mine = [entry for entry in page if entry.key[1].startswith(PREFIX)]
             found += mine
             if len(mine) < len(page):
@@ -130,7 +130,7 @@ class Mailboxes:
         """Hand a stored message to the agent and wait; return whether its task has ended."""
         is_ended = False
         try:
-            is_ended = await self._handle(agent_id, task)
+            is_ended = await self._have_handled(agent_id, task)
         except StaleClaim as error:
             log.warning("a stored message for agent %.16s may be handled again: %s", agent_id, error)
             is_ended = True
@@ -139,7 +139,7 @@ class Mailboxes:
                 await self._hand_back(task)
         return is_ended
 
-    async def _handle(self, agent_id: str, task: Task) -> bool:
+    async def _have_handled(self, agent_id: str, task: Task) -> bool:
         """Verify a stored message, have it handled and end its task; return False if the task must be released."""
         try:
             header, payload = await self._verified(agent_id, task)
@@ -178,7 +178,7 @@ class Mailboxes:
         if not isinstance(signed, bytes):
             raise TornRecord("stored message", "it is not signed")
         header, payload = open_signed(signed, self.network_tag)
-        age_sec = (await self._opened.now() - header.sent_at) / 1_000_000
+        age_sec = (await self._handle.now() - header.sent_at) / 1_000_000
         if header.to != agent_id:
             raise BadSignature(f"it is for agent {header.to:.16}")
         if not -AHEAD_SEC <= age_sec <= AGE_SEC:

@@ -116,7 +116,7 @@ class Post:
     ) -> None:
         self.mailboxes, self.inboxes, self.routes = mailboxes, mailboxes.inboxes, routes
         self.under_way = MessagesUnderWay()
-        self._opened, self._env, self._identity, self._host = handle, handle.env, identity, host
+        self._handle, self._env, self._identity, self._host = handle, handle.env, identity, host
         self._on_stored = on_stored
         self._is_guarded = host.has(BEFORE_SEND)
         self._life = handle.env.entropy(8).hex()
@@ -166,7 +166,7 @@ class Post:
         identity = self._identity if sender == self._identity.id else self.inboxes.identity(sender)
         if identity is None:
             raise InvalidValue("sender", sender, "an agent of this node: only it can sign")
-        return Signer(identity, self.mailboxes.network_tag, self._opened.about_now)
+        return Signer(identity, self.mailboxes.network_tag, self._handle.about_now)
 
     def write(self, draft: Draft, to: str, *, topic: str = "", pool: str = "") -> tuple[MessageHeader, bytes]:
         """Return header and payload, as the guards leave them; the sequence is drawn when it leaves.
@@ -176,7 +176,7 @@ class Post:
             InvalidValue, MessageTooLarge: The payload cannot be sent.
         """
         header = MessageHeader(
-            draft.id, draft.sender, to, self._life, 0, self._opened.about_now(), 0, draft.wants, draft.task, topic, pool
+            draft.id, draft.sender, to, self._life, 0, self._handle.about_now(), 0, draft.wants, draft.task, topic, pool
         )
         payload = draft.payload
         if self._is_guarded:

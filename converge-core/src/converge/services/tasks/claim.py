@@ -85,7 +85,7 @@ class Claims:
         self.claimer = claimer
         self._on_missing = on_missing
         self.pools = tuple(pools)
-        self._opened = handle
+        self._handle = handle
         self._lanes: dict[bytes, _LaneSeen] = {}
         self._checks: list[Check] = []
         self._admitted: dict[
@@ -114,7 +114,7 @@ class Claims:
         torn: list[StoreError] = []
         for pool_id in self.pools:
             try:
-                seen = await self._opened.pool(pool_id, is_fresh=True)
+                seen = await self._handle.pool(pool_id, is_fresh=True)
             except (TornRecord, SchemaTooNew) as error:
                 torn.append(error)
                 self._log_once(error)
@@ -130,13 +130,13 @@ class Claims:
         return self.has_ready
 
     async def _read_lanes(self, pool_id: str, lanes: dict[bytes, _LaneSeen]) -> None:
-        for entry in await read_all(self._opened.store, LANE(pool_id)):
+        for entry in await read_all(self._handle.store, LANE(pool_id)):
             try:
                 lane = decode(entry.value, Lane, f"lane {entry.key[2].hex()} of pool {pool_id}")
             except (TornRecord, SchemaTooNew) as error:
                 self._log_once(error)
                 continue
-            if refusal(lane, self.claimer) is None and entry.key[2] not in self._opened.newer_lanes:
+            if refusal(lane, self.claimer) is None and entry.key[2] not in self._handle.newer_lanes:
                 lanes[entry.key[2]] = _LaneSeen(lane)
 
     def _log_once(self, error: StoreError) -> None:
@@ -147,12 +147,12 @@ class Claims:
     async def _read_heads(self, lanes: dict[bytes, _LaneSeen]) -> None:
         hashes = list(lanes)
         for some in parts(hashes, LIMITS.ranges):
-            pages = await self._opened.store.scan([Range(READY(lane), None, 1) for lane in some])
+            pages = await self._handle.store.scan([Range(READY(lane), None, 1) for lane in some])
             for lane, page in zip(some, pages, strict=True):
                 lanes[lane].head = page[0].key[2:] if page else None
 
     async def _check_admitted(self, pool_id: str, revision: int) -> None:
-        pool = self._opened.pools[pool_id].pool
+        pool = self._handle.pools[pool_id].pool
         if pool.admission == "open":
             return
         seen, members = self._admitted.get(pool_id, (revision, frozenset()))
@@ -160,7 +160,7 @@ class Claims:
             members = frozenset()
         agent_ids = tuple(self.agent_ids)
         asked = [agent_id for agent_id in agent_ids if agent_id not in members]
-        if missing := await not_members(self._opened.store, pool_id, asked):
+        if missing := await not_members(self._handle.store, pool_id, asked):
             if self._on_missing is not None:
                 self._on_missing(pool_id, missing)
             raise PoolClosed(pool_id, missing[0], "it has not joined the pool; use join_pool")
@@ -204,7 +204,7 @@ class Claims:
             return None
         if len(lanes) > LIMITS.ranges:
             lanes = sorted(lanes)[: LIMITS.ranges]
-        lease = await self._opened.lease()
+        lease = await self._handle.lease()
         from_start = self._takes % FROM_START_EVERY == 0
         self._takes += 1
         return Take(
@@ -223,7 +223,7 @@ class Claims:
             if lane is not None:
                 lane.head = head
         place = Held(take.to[1], take.tail[0], answer.revision, answer.time)
-        self._opened.saw_time(answer.time)
+        self._handle.saw_time(answer.time)
         found = []
         for rest, (raw_spec, raw_state) in zip(answer.rests, answer.also, strict=True):
             id_ = rest[-1]
@@ -248,13 +248,13 @@ class Claims:
         while self.unread:
             one = self.unread.pop()
             try:
-                await put_away(self._opened, *one)
+                await put_away(self._handle, *one)
             except (TornRecord, SchemaTooNew) as error:
                 self._log_once(error)
             except BaseException:
                 self.unread.append(one)
                 raise
-            for lane in self._opened.newer_lanes:
+            for lane in self._handle.newer_lanes:
                 self._lanes.pop(lane, None)
 
     async def refused(self, conflict: Conflict) -> None:
@@ -264,7 +264,7 @@ class Claims:
         Raises:
             LeaseEnded: It has.
         """
-        lease = await self._opened.lease()
+        lease = await self._handle.lease()
         await lease.check_not_ended(conflict)
         await self.look()
 

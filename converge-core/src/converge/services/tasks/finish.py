@@ -36,7 +36,7 @@ class Finishes:
     """Ends claims of one opened store; each end takes effect once, and may be repeated (G4)."""
 
     def __init__(self, handle: StoreHandle) -> None:
-        self._opened = handle
+        self._handle = handle
         self._around = Around(Pool(id=""))  # of the pool of the last finish that was planned
 
     def plan(self, found: Found, event: Event, now: int) -> tuple[Batch, Channel] | None:
@@ -44,7 +44,7 @@ class Finishes:
         use `finish`.
         """
         spec, kind = found.spec, type(event)
-        seen = self._opened.pools.get(spec.pool)
+        seen = self._handle.pools.get(spec.pool)
         if spec.ordering_key is not None or seen is None or not (kind is Completed or kind is Failed):
             return None
         if self._around.pool is not seen.pool:
@@ -57,7 +57,7 @@ class Finishes:
     def _note_due(self, batch: Batch) -> None:
         for key, _ in batch.puts:
             if key[0] is LATER:
-                self._opened.saw_due(key[1])
+                self._handle.saw_due(key[1])
 
     async def finish(self, found: Found, event: Event) -> None:
         """End the claim.
@@ -67,7 +67,7 @@ class Finishes:
             StoreError: As `Store.commit`; an unknown outcome was tried again first.
         """
         unknown: OutcomeUnknown | None = None
-        monotonic = self._opened.env.monotonic
+        monotonic = self._handle.env.monotonic
         began, round_ = monotonic(), 0
         while monotonic() - began < PATIENCE_SEC:
             try:
@@ -75,7 +75,7 @@ class Finishes:
                     return
             except OutcomeUnknown as error:
                 unknown = error
-                if is_out_of_time(monotonic() - began, self._opened.lease_settings.call_sec):
+                if is_out_of_time(monotonic() - began, self._handle.lease_settings.call_sec):
                     break
                 await anyio.sleep(0.05)  # to say it again is safe: the same attempt and digest succeed again
             except NotApplied as error:
@@ -84,7 +84,7 @@ class Finishes:
                 raise
             round_ += 1
             if round_ > 3:
-                await anyio.sleep(pause_sec(round_, self._opened.env))
+                await anyio.sleep(pause_sec(round_, self._handle.env))
         if unknown is not None:
             raise unknown
         raise StoreBusy(
@@ -120,11 +120,11 @@ class Finishes:
         """
         try:
             arounds = await look_around_all(
-                self._opened,
+                self._handle,
                 [found for found, _ in claims],
                 needs_lane=any(type(event) is Released for _, event in claims),
             )
-            now = await self._opened.now()
+            now = await self._handle.now()
             steps = [
                 (found, event, around, step(found, event, now, around))
                 for (found, event), around in zip(claims, arounds, strict=True)
@@ -134,7 +134,7 @@ class Finishes:
             for found, event, around, batch in steps:
                 self._note_due(batch)
                 channels |= wakes(found, around, is_ready=type(event) is Released)
-            outcomes = await (await self._opened.commits()).commit([batch for *_, batch in steps], wake=channels)
+            outcomes = await (await self._handle.commits()).commit([batch for *_, batch in steps], wake=channels)
         except (StoreError, InputError):
             return [False] * len(claims)  # each is said again by itself, which is safe
         ended = {
@@ -146,18 +146,18 @@ class Finishes:
 
     async def _try(self, found: Found, event: Event) -> bool:
         try:
-            around = await look_around(self._opened, found, needs_lane=isinstance(event, Released))
+            around = await look_around(self._handle, found, needs_lane=isinstance(event, Released))
         except (Moved, TornRecord):
             # Its ordering key's row is gone: it may have ended in just this way.
-            (held,) = await self._opened.store.get([key_of(found)])
+            (held,) = await self._handle.store.get([key_of(found)])
             if held is not None:
                 raise  # it has not: something else broke the record
             await self.check_said_again(found, event)
             return True
-        batch = step(found, event, await self._opened.now(), around)
+        batch = step(found, event, await self._handle.now(), around)
         self._note_due(batch)
         wake = wakes(found, around, is_ready=isinstance(event, Released))
-        (outcome,) = await (await self._opened.commits()).commit([batch], wake=wake)
+        (outcome,) = await (await self._handle.commits()).commit([batch], wake=wake)
         if not isinstance(outcome, Conflict):
             return True
         if key_of(found) not in outcome.keys:
@@ -175,7 +175,7 @@ class Finishes:
         held = found.place
         assert isinstance(held, Held), "only a claim is finished"
         try:
-            _, state = await read_task(self._opened.store, found.id)
+            _, state = await read_task(self._handle.store, found.id)
         except NoSuchTask:
             raise StaleClaim(id_text(found.id), token=held.token) from None
         if not is_said_again(state, held, event):

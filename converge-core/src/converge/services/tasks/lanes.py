@@ -43,7 +43,7 @@ class LaneCloser:
     def __init__(
         self, handle: StoreHandle, *, idle_sec: float = IDLE_SEC, crowded_idle_sec: float = CROWDED_IDLE_SEC
     ) -> None:
-        self._opened = handle
+        self._handle = handle
         self._idle_sec, self._crowded_idle_sec = idle_sec, crowded_idle_sec
         self._round = self._next_round()
         self._empty_since: dict[Key, float] = {}
@@ -58,10 +58,10 @@ class LaneCloser:
 
     async def page(self) -> int:
         """Look at one page of lanes; return how many were closed."""
-        now = self._opened.env.monotonic()
+        now = self._handle.env.monotonic()
         page = await self._round.read()
         closed = 0
-        for entry, is_empty in zip(page, await _are_empty(self._opened.store, page), strict=True):
+        for entry, is_empty in zip(page, await _are_empty(self._handle.store, page), strict=True):
             self._counting[entry.key[1]] = self._counting.get(entry.key[1], 0) + 1
             if is_empty:
                 closed += await self._found_empty(entry, now)
@@ -73,14 +73,14 @@ class LaneCloser:
         since = self._empty_since.get(entry.key, now)
         is_crowded = self._counts.get(entry.key[1], 0) > CROWDED
         if now - since >= (self._crowded_idle_sec if is_crowded else self._idle_sec) and await close_lane(
-            self._opened, entry
+            self._handle, entry
         ):
             return True
         self._seen_empty[entry.key] = since
         return False
 
     def _next_round(self) -> Pages:
-        return Pages(self._opened.store, LANE(), size=LIMITS.ranges)
+        return Pages(self._handle.store, LANE(), size=LIMITS.ranges)
 
     def _end_round(self) -> None:
         self._round = self._next_round()

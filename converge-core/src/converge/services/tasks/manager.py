@@ -73,16 +73,16 @@ class TaskManager:
     """
 
     def __init__(self, store: Store, *, poll_sec: float = 1.0) -> None:
-        self._opened = StoreHandle.of(store)
-        self._store = self._opened.store
-        self._submits = Submits(self._opened)
-        self._results = Results(self._opened, poll_sec)
-        self._finishes = Finishes(self._opened)
+        self._handle = StoreHandle.of(store)
+        self._store = self._handle.store
+        self._submits = Submits(self._handle)
+        self._results = Results(self._handle, poll_sec)
+        self._finishes = Finishes(self._handle)
         self._claims: dict[tuple[str, tuple[str, ...], Claimer], Claims] = {}
         self._held: dict[
             bytes, tuple[Found, str]
         ] = {}  # task id: the claim that this manager holds, and for which agent
-        self._sweep = Sweep(self._opened)
+        self._sweep = Sweep(self._handle)
         self._poll_sec = poll_sec
         self._sweep_due = float("-inf")
 
@@ -187,7 +187,7 @@ class TaskManager:
         if after is not None and (not retry or type(after) not in (int, float) or not after >= 0):
             raise InvalidValue("after", after, "seconds, 0 or more, with a retry")
         await self._finish(
-            task, Failed(str(error), _checked(task).claimed_by, retry, self._opened.env.uniform(), after)
+            task, Failed(str(error), _checked(task).claimed_by, retry, self._handle.env.uniform(), after)
         )
 
     @timed
@@ -222,20 +222,20 @@ class TaskManager:
             NoSuchTask: There is none.
         """
         id_, cancelled = id_bytes("task id", task_id), Cancelled(_text("by", by), _text("why", why))
-        async for _ in attempts(self._opened.env):
+        async for _ in attempts(self._handle.env):
             spec, state, place = await find(self._store, id_)
             if place is None:
                 return False
             found = Found(id_, spec, state, place)
             try:
-                around = await look_around(self._opened, found, needs_lane=False)
+                around = await look_around(self._handle, found, needs_lane=False)
             except Moved:
                 continue
-            batch = step(found, cancelled, await self._opened.now(), around)
+            batch = step(found, cancelled, await self._handle.now(), around)
             wake = wakes(found, around, is_ready=False) | (
                 {f"lease.{place.lease.hex()}"} if type(place) is Held else set()
             )
-            (outcome,) = await (await self._opened.commits()).commit([batch], wake=wake)
+            (outcome,) = await (await self._handle.commits()).commit([batch], wake=wake)
             if not isinstance(outcome, Conflict):
                 self._held.pop(id_, None)
                 return True
@@ -267,7 +267,7 @@ class TaskManager:
             await read_task(self._store, copy_id)
         except NoSuchTask:
             return await self.submit(
-                retry_of(to_task(id_, spec, state, None), id_text(copy_id), moment(await self._opened.now()))
+                retry_of(to_task(id_, spec, state, None), id_text(copy_id), moment(await self._handle.now()))
             )
         return id_text(copy_id)
 
@@ -280,9 +280,9 @@ class TaskManager:
         spec = decode(raw.value, Spec, f"task {id_text(id_)}")
         copy_id = retry_id(id_, max(spec.submitted, read_torn(torn).at))
         copied = await self.submit(
-            retry_of(to_task(id_, spec, None, None), id_text(copy_id), moment(await self._opened.now()))
+            retry_of(to_task(id_, spec, None, None), id_text(copy_id), moment(await self._handle.now()))
         )
-        await end_torn(self._opened, torn)
+        await end_torn(self._handle, torn)
         return copied
 
     @timed
@@ -316,14 +316,14 @@ class TaskManager:
         """Forget what was held under leases that ended before; what nobody has taken back yet of this one may still be
         finished (G6).
         """
-        lease = self._opened.lease_opened
+        lease = self._handle.lease_opened
         if lease is not None:
             self._held = {
                 id_: held
                 for id_, held in self._held.items()
                 if isinstance(held[0].place, Held) and held[0].place.lease == lease.id
             }
-        await self._opened.let_go()
+        await self._handle.let_go()
 
     def _claims_of(self, agent_id: str, pools: tuple[str, ...], claimer: Claimer, *, is_due: bool) -> Claims:
         """Return the claims of such a claimer, looking at the lanes anew after a poll interval: new lanes are found
@@ -334,29 +334,29 @@ class TaskManager:
         key = (agent_id, pools, claimer)
         claims = self._claims.get(key)
         if claims is None:
-            claims = self._claims[key] = Claims(self._opened, agent_id, pools, claimer)
+            claims = self._claims[key] = Claims(self._handle, agent_id, pools, claimer)
         return claims
 
     async def _take(self, claims: Claims, limit: int) -> list[Found]:
         for attempt in range(3):
-            if self._opened.unsettled:
-                await settle_takes(self._opened)
+            if self._handle.unsettled:
+                await settle_takes(self._handle)
             if (attempt or not claims.has_ready) and not await claims.look():
                 return []
-            nonce = self._opened.env.entropy(16)
+            nonce = self._handle.env.entropy(16)
             take = await claims.take(limit, nonce)
             if take is None:
                 continue
             try:
-                turned = await turn(self._opened, [], take)
+                turned = await turn(self._handle, [], take)
             except BaseException:
-                if nonce in self._opened.unsettled:
+                if nonce in self._handle.unsettled:
                     await self._settle_now()
                 raise
             if isinstance(turned.taken, Conflict):
                 await claims.refused(turned.taken)
             elif turned.taken is not None and (found := claims.taken(take, turned.taken)):
-                if not self._opened.may_act_under(take.to[1]):
+                if not self._handle.may_act_under(take.to[1]):
                     await self._give_back(found)
                 return found
         return []
@@ -374,7 +374,7 @@ class TaskManager:
         """
         with anyio.move_on_after(SETTLE_SEC, shield=True):
             try:
-                await settle_takes(self._opened)
+                await settle_takes(self._handle)
             except ConvergeError as error:
                 log.warning("what a claim without an answer took is settled before the next claim: %s", error)
 
@@ -408,7 +408,7 @@ class TaskManager:
             await self._finish_found(known[0], event)
             return
         spec, state = await read_task(self._store, id_)
-        lease = await self._opened.lease()
+        lease = await self._handle.lease()
         await self._finish_found(Found(id_, spec, state, Held(lease.id, bytes.fromhex(task.nonce), task.token)), event)
 
     async def _finish_found(self, found: Found, event: Event) -> None:
@@ -427,10 +427,10 @@ class TaskManager:
 
     async def _sweep_sometimes(self) -> bool:
         """Sweep a page if a poll interval has passed; return whether it has."""
-        monotonic = self._opened.env.monotonic()
+        monotonic = self._handle.env.monotonic()
         if monotonic < self._sweep_due:
             return False
-        self._sweep_due = monotonic + self._poll_sec * self._opened.env.uniform(0.75, 1.0)  # never later than promised
+        self._sweep_due = monotonic + self._poll_sec * self._handle.env.uniform(0.75, 1.0)  # never later than promised
         await self._sweep.paced_page()
         return True
 
@@ -460,7 +460,7 @@ class TaskManager:
         except ValueError:
             raise InvalidValue("state", state, f"one of {', '.join(TaskState)}") from None
         if pool_id is not None:
-            await self._opened.pool(pool_id)
+            await self._handle.pool(pool_id)
         return tuple((await list_tasks(self._store, wanted, pool_id, limit)).values())
 
 

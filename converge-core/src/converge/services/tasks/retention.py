@@ -41,7 +41,7 @@ class Retention:
     """
 
     def __init__(self, handle: StoreHandle) -> None:
-        self._opened = handle
+        self._handle = handle
         self._round = self._next_round()
         self._logged: set[bytes] = set()  # of which tasks it was said that they cannot be read
 
@@ -68,10 +68,10 @@ class Retention:
         )
 
     def _next_round(self) -> Pages:
-        return Pages(self._opened.store, POOL(), size=POOLS_TOGETHER)
+        return Pages(self._handle.store, POOL(), size=POOLS_TOGETHER)
 
     async def _remove_under(self, prefixes: Sequence[Key]) -> int:
-        store = self._opened.store
+        store = self._handle.store
         now = await store.retention_time()
         # One key of each says whether anything is due: a full page of what is not would be read for nothing.
         heads = await store.scan([Range(prefix, None, 1) for prefix in prefixes])
@@ -99,13 +99,13 @@ class Retention:
         stays, and is logged.
         """
         ids = [entry.key[4] for entry in old]
-        specs = await get_all(self._opened.store, [TASK(id_) for id_ in ids])
+        specs = await get_all(self._handle.store, [TASK(id_) for id_ in ids])
         batches = []
         for entry, spec in zip(old, specs, strict=True):
             try:
                 dedup_key = None if spec is None else decode(spec.value, Spec, id_text(entry.key[4])).dedup_key
             except TornRecord as error:
-                await set_aside(self._opened, entry.key, entry.revision, entry.key[4], error)
+                await set_aside(self._handle, entry.key, entry.revision, entry.key[4], error)
                 continue
             except SchemaTooNew as error:
                 self._log_once(entry.key[4], error)
@@ -114,7 +114,7 @@ class Retention:
             if dedup_key is not None:
                 deletes.append(DEDUP(entry.key[1], dedup_key))
             batches.append(Batch([(entry.key, entry.revision)], (), deletes))
-        commits = await self._opened.commits()
+        commits = await self._handle.commits()
         moved = 0
         for part in parts(batches, LIMITS.batches):
             try:

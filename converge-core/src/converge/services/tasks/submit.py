@@ -81,7 +81,7 @@ class Submits:
     """Submits for every manager of one opened store; remembers which lanes were seen open."""
 
     def __init__(self, handle: StoreHandle) -> None:
-        self._opened = handle
+        self._handle = handle
         self._lanes: dict[Key, Check] = {}
         self._made_room: dict[str, float] = {}
         self._one_by_one = anyio.Lock()
@@ -101,7 +101,7 @@ class Submits:
             limit.hint = _how_to_go_on(asks)
         todo, are_apart = _drop_repeats(asks)
         todo = [ask for ask in todo if ask.outcome is None]
-        env, round_ = self._opened.env, 0
+        env, round_ = self._handle.env, 0
         stuck_since: float | None = None
         try:
             while todo:
@@ -141,7 +141,7 @@ class Submits:
         """Try each once, in a round with whatever comes while the round before is under way: a batch each ordering key,
         not one each caller, of which all but the first would conflict.
         """
-        await self._opened.require_format(SPLIT_KEYS)
+        await self._handle.require_format(SPLIT_KEYS)
         turn = self._next
         if turn is None:
             turn = self._next = _Turn(asks)
@@ -167,20 +167,20 @@ class Submits:
             turn.done.set()
 
     async def _check(self, tasks: Sequence[Task]) -> list[_Ask]:
-        now = await self._opened.now()
-        ids = uuids7(now, self._opened.env.entropy(6 * len(tasks)))
-        pools, origin = self._opened.pools, self._opened.origin
+        now = await self._handle.now()
+        ids = uuids7(now, self._handle.env.entropy(6 * len(tasks)))
+        pools, origin = self._handle.pools, self._handle.origin
         asks = []
         for id_, task in zip(ids, tasks, strict=True):
             if not isinstance(task, Task):
                 raise InvalidValue("task", task, "a Task")
             if type(task.pool_id) is not str:
                 check_name("pool", task.pool_id)  # it may come from a file
-            seen = pools.get(task.pool_id) or await self._opened.pool(task.pool_id)
+            seen = pools.get(task.pool_id) or await self._handle.pool(task.pool_id)
             kind = kind_of(task, seen.pool.id)
             spec = to_spec(task, seen.pool, now, origin, kind)
             if spec.due > now:
-                self._opened.saw_due(spec.due)
+                self._handle.saw_due(spec.due)
             asks.append(_Ask(id_bytes("task id", task.id) if task.id else id_, task, spec, kind.key))
         if late := [ask for ask in asks if ask.spec.deadline and ask.spec.deadline <= ask.spec.due]:
             await self._check_late(late)
@@ -198,7 +198,7 @@ class Submits:
         """Try each once; return those that must be tried again."""
         todo = await self._open_lanes(todo)
         groups = await self._group(todo)
-        now = await self._opened.now()
+        now = await self._handle.now()
         # What is in no group waits for the next round: its lane was another's to open, or was forgotten by another call
         # while this one waited, or its ordering key has more tasks than a batch holds. From here on to the batches
         # nothing is awaited.
@@ -209,7 +209,7 @@ class Submits:
             else self._batch(group, key, now)
             for group, key in groups
         ]
-        commits = await self._opened.commits()
+        commits = await self._handle.commits()
         for at in range(0, len(batches), LIMITS.batches):
             some = batches[at : at + LIMITS.batches]
             outcomes = await self._commit(commits, some, groups[at : at + LIMITS.batches], are_apart)
@@ -235,7 +235,7 @@ class Submits:
     ) -> Sequence[Committed | Conflict]:
         wake: set[Channel] = {f"lane.{lane}" for lane in {ask.spec.lane for group, _ in groups for ask in group}}
         unknown: OutcomeUnknown | None = None
-        began = self._opened.env.monotonic()
+        began = self._handle.env.monotonic()
         for round_ in range(UNKNOWN_ROUNDS):
             try:
                 return await commits.commit(batches, wake=wake, are_apart=are_apart)
@@ -253,7 +253,7 @@ class Submits:
 
     def _is_out_of_time(self, began: float) -> bool:
         """Return whether another try would take longer than a call may."""
-        return is_out_of_time(self._opened.env.monotonic() - began, self._opened.lease_settings.call_sec)
+        return is_out_of_time(self._handle.env.monotonic() - began, self._handle.lease_settings.call_sec)
 
     def _forget(self, conflict: Conflict) -> None:
         for key in conflict.keys:
@@ -270,7 +270,7 @@ class Submits:
         refused: dict[Key, ConvergeError] = {}
         for at in range(0, len(keys), LIMITS.batches):
             some = keys[at : at + LIMITS.batches]
-            for key, entry in zip(some, await self._opened.store.get(some), strict=True):
+            for key, entry in zip(some, await self._handle.store.get(some), strict=True):
                 seen = lane_seen(entry)
                 if seen is not None and not seen.is_closing:
                     self._lanes[key] = (key, seen.revision)
@@ -284,33 +284,33 @@ class Submits:
         return [ask for ask in todo if ask.outcome is None]
 
     async def _open_lane(self, key: Key, spec: Spec, seen: LaneSeen | None) -> ConvergeError | None:
-        pool = await self._opened.pool(spec.pool)
+        pool = await self._handle.pool(spec.pool)
         if seen is None and await self._is_full(spec.pool):
             return TooManyLanes(spec.pool, LANES)
         lane = Lane(spec.pool, spec.topic, spec.type, spec.capabilities)
         checks: list[Check] = [(key, seen.revision if seen else ABSENT), (POOL(spec.pool), pool.revision)]
-        commits = await self._opened.commits()
+        commits = await self._handle.commits()
         (outcome,) = await commits.commit([Batch(checks, [(key, encode(lane))])], wake=lane_news(lane))
         if isinstance(outcome, Committed):
             self._lanes[key] = (key, outcome.revision)
         elif POOL(spec.pool) in outcome.keys:
-            self._opened.pools.pop(spec.pool, None)
+            self._handle.pools.pop(spec.pool, None)
             try:
-                await self._opened.pool(spec.pool, is_fresh=True)
+                await self._handle.pool(spec.pool, is_fresh=True)
             except NoSuchPool as error:
                 return error
         return None
 
     async def _is_full(self, pool_id: str) -> bool:
         """Return whether the pool has no room for another lane, not even after its empty ones were closed."""
-        (count,) = await self._opened.store.count([LANE(pool_id)])
+        (count,) = await self._handle.store.count([LANE(pool_id)])
         if count < LANES:
             return False
-        monotonic = self._opened.env.monotonic()
+        monotonic = self._handle.env.monotonic()
         if monotonic - self._made_room.get(pool_id, float("-inf")) < ROOM_EVERY_SEC:
             return True  # a look at all the pool's lanes costs far more than a refusal
         self._made_room[pool_id] = monotonic
-        return not await make_room(self._opened, pool_id)
+        return not await make_room(self._handle, pool_id)
 
     async def _group(self, todo: list[_Ask]) -> list[_Group]:
         """Return one group per batch: a task by itself, or all tasks of one ordering key, which share its row."""
@@ -322,7 +322,7 @@ class Submits:
             else:
                 ordered.setdefault(KEY(ask.spec.pool, ask.spec.ordering_key), []).append(ask)
         keys = list(ordered)
-        for key, entry in zip(keys, await get_all(self._opened.store, keys), strict=True):
+        for key, entry in zip(keys, await get_all(self._handle.store, keys), strict=True):
             seen = None if entry is None else KeySeen(entry.revision, decode(entry.value, KeyRow, "key"))
             groups.append((_without_repeats(ordered[key])[: LIMITS.batch_ops // 8], seen))
         return groups
@@ -352,7 +352,7 @@ class Submits:
             keys.append(TASK(ask.id))
             if ask.spec.dedup_key is not None:
                 keys.append(DEDUP(ask.spec.pool, ask.spec.dedup_key))
-        found = await get_all(self._opened.store, keys)
+        found = await get_all(self._handle.store, keys)
         entries = {entry.key: entry.value for entry in found if entry is not None}
         for ask in again:
             try:
@@ -373,7 +373,7 @@ class Submits:
         id_hex, digest = decode(dedup, tuple[str, str], what)
         existing = hash_bytes(id_hex, what)
         if digest != ask.spec.digest:  # an earlier release knew fewer contents as the same
-            (entry,) = await self._opened.store.get([TASK(existing)])
+            (entry,) = await self._handle.store.get([TASK(existing)])
             if entry is None or not is_same_task(ask.task, ask.spec, decode(entry.value, Spec, id_text(existing))):
                 return DedupConflict(id_text(existing), dedup_key=dedup_key)
         return id_text(existing)

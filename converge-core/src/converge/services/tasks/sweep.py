@@ -74,7 +74,7 @@ class Sweep:
     """
 
     def __init__(self, handle: StoreHandle) -> None:
-        self._opened = handle
+        self._handle = handle
         self._retention, self._lanes = Retention(handle), LaneCloser(handle)
         self._seldom_due = float("-inf")
         self._leases = 0  # that were seen last
@@ -96,13 +96,13 @@ class Sweep:
 
         An idle store costs one scan, and the clock.
         """
-        store = self._opened.store
-        looks_at_all = self._leases <= LEASES_LOOKED_AT or self._opened.env.uniform() * self._leases < LEASES_LOOKED_AT
+        store = self._handle.store
+        looks_at_all = self._leases <= LEASES_LOOKED_AT or self._handle.env.uniform() * self._leases < LEASES_LOOKED_AT
         ranges = (*_FIRST_OF, Range(EXPIRY(), None, LIMITS.keys)) if looks_at_all else _FIRST_OF
         dead, later, limits, *rest = await store.scan(ranges)
         expiries = rest[0] if rest else ()
         now = await store.time()
-        self._opened.saw_time(now)
+        self._handle.saw_time(now)
         self.next_due = later[0].key[1] if later else None
         self._leases = len(expiries) if looks_at_all else self._leases
         moved = 0
@@ -117,33 +117,33 @@ class Sweep:
         return moved + await self._seldom()
 
     async def _seldom(self) -> int:
-        monotonic = self._opened.env.monotonic()
+        monotonic = self._handle.env.monotonic()
         if monotonic < self._seldom_due:
             return 0
         moved = await self._retention.page()
         closed = await self._lanes.page()
         if not moved and not self._retention.is_under_way and not self._lanes.is_under_way:
-            self._seldom_due = monotonic + SELDOM_SEC * self._opened.env.uniform(0.5, 1.5)
+            self._seldom_due = monotonic + SELDOM_SEC * self._handle.env.uniform(0.5, 1.5)
         return moved + closed
 
     async def end_leases(self) -> int:
         """End leases whose time has passed; the window compares it in the store."""
-        store = self._opened.store
-        now = await self._opened.store.time()
+        store = self._handle.store
+        now = await self._handle.store.time()
         moved = 0
         async for page in Pages(store, EXPIRY()):
             passed = [(entry, until) for entry in page if (until := _number(entry)) < now]
             if passed:
                 batches = [ended(entry.key[1], entry.revision, until) for entry, until in passed]
-                moved += _committed(await (await self._opened.commits()).commit(batches))
+                moved += _committed(await (await self._handle.commits()).commit(batches))
         return moved
 
     async def put_back(self) -> int:
         """Put one page of the claims of each dead lease back; remove the lease when nothing is left of it."""
-        (dead,) = await self._opened.store.scan([Range(DEAD(), None, 32)])
+        (dead,) = await self._handle.store.scan([Range(DEAD(), None, 32)])
         # Each process begins with another one: several that wake together share them.
         moved = 0
-        for entry in random.Random(self._opened.env.entropy(8)).sample(dead, len(dead)):
+        for entry in random.Random(self._handle.env.entropy(8)).sample(dead, len(dead)):
             moved += await self._unless_yielded(HELD(entry.key[1]), partial(self._put_back_of, entry))
         return moved
 
@@ -162,8 +162,8 @@ class Sweep:
         """Remove what else names a dead lease; its own key goes last, so that a killed sweep is resumed by any
         other.
         """
-        store, lease = self._opened.store, dead.key[1]
-        commits = await self._opened.commits()
+        store, lease = self._handle.store, dead.key[1]
+        commits = await self._handle.commits()
         pages = await store.scan([Range(family(lease), None, SWEPT_TOGETHER) for family in (AGENT, NOTICE, JOINED)])
         deletes: list[Key] = [entry.key for entry in (*pages[0], *pages[1])]
         batches = [Batch((), (), deletes)] if deletes else []
@@ -180,7 +180,7 @@ class Sweep:
 
     async def move_due(self) -> int:
         """Make tasks ready whose time has come; `next_due` then says when the next one's comes."""
-        now = await self._opened.store.time()
+        now = await self._handle.store.time()
 
         async def ready(page: Sequence[Entry]) -> int:
             return await self._step_all([(entry.key[2], entry) for entry in page], CameDue(), LATER())
@@ -190,7 +190,7 @@ class Sweep:
 
     async def fail_late(self) -> int:
         """Fail tasks that still wait past their deadline; one that is held keeps its limit until its attempt ends."""
-        moved, _ = await self._move_some(LIMIT(), await self._opened.store.time(), self._fail_all_late)
+        moved, _ = await self._move_some(LIMIT(), await self._handle.store.time(), self._fail_all_late)
         return moved
 
     async def remove_old(self) -> int:
@@ -203,7 +203,7 @@ class Sweep:
         """Move the first page in which there is something to move, of the keys whose first number is at most `until`;
         return whether there are none.
         """
-        pages = Pages(self._opened.store, prefix, size=SWEPT_TOGETHER)
+        pages = Pages(self._handle.store, prefix, size=SWEPT_TOGETHER)
         for number in range(UNMOVED_PAGES):
             page = await pages.read()
             due = page if until is None else [entry for entry in page if entry.key[1] <= until]
@@ -222,12 +222,12 @@ class Sweep:
             after = cast(Rest, pages.after)
             if number == 0 and (cursor := self._cursors.get(prefix)) is not None and cursor > after:
                 after = cursor
-                pages = Pages(self._opened.store, prefix, after=cursor, size=SWEPT_TOGETHER)
+                pages = Pages(self._handle.store, prefix, after=cursor, size=SWEPT_TOGETHER)
             self._cursors[prefix] = after
         return 0, False
 
     async def _fail_all_late(self, page: Sequence[Entry]) -> int:
-        commits = await self._opened.commits()
+        commits = await self._handle.commits()
         records, unread = await self._read(entry.key[2] for entry in page)
         # Of one that nobody can read the deadline goes too: it is set aside where it is met.
         over = [
@@ -242,13 +242,13 @@ class Sweep:
             [(id_, record) for id_, record in records.items() if record is not None and not is_terminal(record[1])]
         ):
             try:
-                around = await look_around(self._opened, found, needs_lane=False)
+                around = await look_around(self._handle, found, needs_lane=False)
             except Moved:
                 continue
             except (TornRecord, SchemaTooNew) as error:
                 self._log_once(found.id, error)
                 continue
-            late = step(found, DeadlinePassed(), await self._opened.now(), around)._replace(
+            late = step(found, DeadlinePassed(), await self._handle.now(), around)._replace(
                 window=Window(at_least=found.spec.deadline)
             )
             channels |= wakes(found, around, is_ready=False)
@@ -261,7 +261,7 @@ class Sweep:
     async def _waiting(self, records: Sequence[tuple[bytes, _Record]]) -> list[Found]:
         """Return those of the tasks that nobody holds, each with the key under which it stands."""
         keys = [key for id_, (spec, state) in records for key in waiting_keys(id_, spec, state)]
-        entries = {entry.key: entry for entry in await get_all(self._opened.store, keys) if entry is not None}
+        entries = {entry.key: entry for entry in await get_all(self._handle.store, keys) if entry is not None}
         waiting = []
         for id_, (spec, state) in records:
             entry = next((entries[key] for key in waiting_keys(id_, spec, state) if key in entries), None)
@@ -274,7 +274,7 @@ class Sweep:
         moved = 0
         for id_, entry, error in places:
             if isinstance(error, TornRecord):
-                moved += await set_aside(self._opened, entry.key, entry.revision, id_, error)
+                moved += await set_aside(self._handle, entry.key, entry.revision, id_, error)
             else:
                 self._log_once(id_, error)
         return moved
@@ -282,7 +282,7 @@ class Sweep:
     async def _read(self, ids: Iterable[bytes]) -> tuple[dict[bytes, _Record | None], dict[bytes, StoreError]]:
         """Read the records of at most a page of tasks: None of one that is not there; and why others cannot be read."""
         ids = list(ids)
-        entries = await self._opened.store.get([family(id_) for id_ in ids for family in (TASK, STATE)])
+        entries = await self._handle.store.get([family(id_) for id_ in ids for family in (TASK, STATE)])
         records: dict[bytes, _Record | None] = {}
         unread: dict[bytes, StoreError] = {}
         for id_, spec, state in zip(ids, entries[::2], entries[1::2], strict=True):
@@ -310,16 +310,16 @@ class Sweep:
         entry_of = dict(places)
         batches: list[Batch] = []
         channels: set[str] = set()
-        now = await self._opened.now()
-        for found, around in zip(all_found, await look_around_all(self._opened, all_found), strict=True):
+        now = await self._handle.now()
+        for found, around in zip(all_found, await look_around_all(self._handle, all_found), strict=True):
             if isinstance(around, StoreError):
                 put_away += await self._set_aside([(found.id, entry_of[found.id], around)])
             elif not isinstance(around, Moved):
                 batches.append(step(found, event, now, around))
                 channels |= wakes(found, around, is_ready=True)
-        moved = _committed(await (await self._opened.commits()).commit(batches, wake=channels))
+        moved = _committed(await (await self._handle.commits()).commit(batches, wake=channels))
         if len(batches) >= YIELD_LEAST and moved < len(batches) / 2:
-            self._yields[kind] = self._opened.env.monotonic() + YIELD_SEC * self._opened.env.uniform(0.5, 1.5)
+            self._yields[kind] = self._handle.env.monotonic() + YIELD_SEC * self._handle.env.uniform(0.5, 1.5)
         return moved + put_away
 
     async def _unless_yielded(self, kind: Key, move: Callable[[], Awaitable[int]]) -> int:
@@ -327,7 +327,7 @@ class Sweep:
 
     def _is_yielded(self, kind: Key) -> bool:
         until = self._yields.get(kind)
-        if until is not None and self._opened.env.monotonic() >= until:
+        if until is not None and self._handle.env.monotonic() >= until:
             del self._yields[kind]
             until = None
         return until is not None

@@ -39,7 +39,7 @@ class Results:
     """
 
     def __init__(self, handle: StoreHandle, poll_sec: float) -> None:
-        self._opened = handle
+        self._handle = handle
         self._poll_sec = poll_sec
         self._origin = f'"{handle.origin}"'.encode()
         self._waiting: dict[bytes, list[_Waiter]] = {}
@@ -72,7 +72,7 @@ class Results:
                 self._hand_over()  # this one may have been told to lead, and leaves before it did
 
     async def _is_over(self, id_: bytes) -> bool:
-        spec, state = await self._opened.store.get([TASK(id_), STATE(id_)])
+        spec, state = await self._handle.store.get([TASK(id_), STATE(id_)])
         if spec is None:
             raise NoSuchTask(id_text(id_))
         decode(spec.value, Spec, id_text(id_))  # of a task that cannot be read there is nothing to wait for
@@ -87,8 +87,8 @@ class Results:
         self._has_leader = True
         try:
             async with anyio.create_task_group() as group:
-                channels, part = [self._opened.origin], "results"
-                group.start_soon(watch_always, self._opened, channels, part, lambda: self._woken.set(), self._poll_sec)
+                channels, part = [self._handle.origin], "results"
+                group.start_soon(watch_always, self._handle, channels, part, lambda: self._woken.set(), self._poll_sec)
                 while not waiter.is_over:
                     with anyio.move_on_after(self._pause_sec):
                         await self._woken.wait()
@@ -98,8 +98,8 @@ class Results:
                 group.cancel_scope.cancel()
         finally:
             self._has_leader = False
-            self._opened.outage.left("results")
-            self._opened.watch_outage.left("results")
+            self._handle.outage.left("results")
+            self._handle.watch_outage.left("results")
 
     def _hand_over(self) -> None:
         """Make another waiter the leader; `wait` calls this again if that one leaves instead."""
@@ -111,14 +111,14 @@ class Results:
         """Look for ended tasks; while the store is away, waiters go on waiting until their own timeouts."""
         try:
             await self._look()
-            self._opened.outage.works("results")
+            self._handle.outage.works("results")
         except StoreError as error:
-            self._opened.outage.failed("results", error)
+            self._handle.outage.failed("results", error)
 
     async def _look(self) -> None:
         ids = list(self._waiting)
         for some in parts(ids, LIMITS.keys // 2):
-            states = await self._opened.store.get([STATE(id_) for id_ in some])
+            states = await self._handle.store.get([STATE(id_) for id_ in some])
             for id_, entry in zip(some, states, strict=True):
                 if entry is not None and _is_over(entry, id_):
                     self._tell(id_)
@@ -126,7 +126,7 @@ class Results:
             missing = [id_ for id_, entry in zip(some, states, strict=True) if entry is None]
             if missing:
                 for id_, task in zip(
-                    missing, await self._opened.store.get([TASK(id_) for id_ in missing]), strict=True
+                    missing, await self._handle.store.get([TASK(id_) for id_ in missing]), strict=True
                 ):
                     if task is None:
                         self._tell(id_)

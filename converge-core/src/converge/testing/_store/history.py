@@ -321,9 +321,8 @@ def first_failure_of(world: World) -> Iterator[None]:
         if world.broken is None:
             raise
         world.broken.add_note(
-            "the same history did not fail in the same way again: a race in the store, or something that it "
-            "keeps beside its "
-            "keys"
+            "the same history did not fail in the same way again: a race in the store, or something that it keeps "
+            "beside its keys"
         )
         raise world.broken from error
 
