@@ -22,12 +22,12 @@ def pause_sec(round_: int, env: Env) -> float:
 
 
 class attempts:  # read as a function: `async for _ in attempts(env)`
-    """Iterate over the number of each try, from 0, with growing pauses from the fourth on, until `PATIENCE_SEC` has
+    """Iterate over the number of each try, from 0, with growing pauses from the fourth on, until `within_sec` has
     passed. No generator, which would have to be closed by whoever leaves the loop.
     """
 
-    def __init__(self, env: Env = SYSTEM) -> None:
-        self._env, self._began, self._number = env, env.monotonic(), -1
+    def __init__(self, env: Env = SYSTEM, within_sec: float = PATIENCE_SEC) -> None:
+        self._env, self._until, self._number = env, env.monotonic() + within_sec, -1
 
     def __aiter__(self) -> attempts:
         return self
@@ -36,6 +36,6 @@ class attempts:  # read as a function: `async for _ in attempts(env)`
         self._number += 1
         if self._number > 3:
             await anyio.sleep(pause_sec(self._number, self._env))
-        if self._env.monotonic() - self._began >= PATIENCE_SEC:
+        if self._env.monotonic() >= self._until:
             raise StopAsyncIteration
         return self._number

@@ -42,7 +42,7 @@ from converge.model.keys import TASK, TORN
 from converge.model.task import Spec, Task
 from converge.services.store.handle import StoreHandle
 from converge.services.store.limits import timed
-from converge.services.store.patience import PATIENCE_SEC, attempts
+from converge.services.store.patience import attempts
 from converge.services.tasks.claim import LEASE_WAS_LOST, Claims, settle_takes, turn
 from converge.services.tasks.finish import Finishes
 from converge.services.tasks.listing import list_tasks
@@ -53,6 +53,9 @@ from converge.services.tasks.surroundings import Moved, find, look_around, read_
 from converge.services.tasks.sweep import Sweep
 from converge.services.tasks.torn import end_torn, read_torn
 from converge.services.tasks.wait import Results
+
+CANCEL_SEC = 5.0
+"""How long a cancel is tried again that finds the task elsewhere each time."""
 
 CLAIMERS = 1_000
 """Of how many claimers the lanes are remembered, for a poll interval."""
@@ -222,7 +225,7 @@ class TaskManager:
             NoSuchTask: There is none.
         """
         id_, cancelled = id_bytes("task id", task_id), Cancelled(_text("by", by), _text("why", why))
-        async for _ in attempts(self._handle.env):
+        async for _ in attempts(self._handle.env, CANCEL_SEC):
             spec, state, place = await find(self._store, id_)
             if place is None:
                 return False
@@ -239,7 +242,7 @@ class TaskManager:
             if not isinstance(outcome, Conflict):
                 self._held.pop(id_, None)
                 return True
-        raise StoreBusy(f"task {task_id} moved all the time for {PATIENCE_SEC:g} s; cancel it again")
+        raise StoreBusy(f"task {task_id} moved all the time for {CANCEL_SEC:g} s; cancel it again")
 
     @timed
     async def retry(self, task_id: str, *, timeout: float | None = None) -> str:

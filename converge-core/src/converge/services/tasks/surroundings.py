@@ -38,9 +38,12 @@ from converge.model.pool import Pool
 from converge.model.task import Spec, State, placed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import get_all, parts, read_all
-from converge.services.store.patience import PATIENCE_SEC, attempts
+from converge.services.store.patience import attempts
 
 log = logging.getLogger("converge.torn")
+
+FIND_SEC = 1.0
+"""How long a task is looked for that moves between two reads; one whose records contradict each other is nowhere."""
 
 SET_ASIDE = 100
 """How many tasks that cannot be read are set aside, one after another, for one step of the task before them."""
@@ -312,7 +315,7 @@ async def find(store: Store, id_: bytes) -> tuple[Spec, State | None, Place | No
     Raises:
         NoSuchTask: It was never submitted here, or retention has removed it.
     """
-    async for _ in attempts():
+    async for _ in attempts(within_sec=FIND_SEC):
         spec, state = await read_task(store, id_)
         if is_terminal(state):
             return spec, state, None
@@ -320,7 +323,7 @@ async def find(store: Store, id_: bytes) -> tuple[Spec, State | None, Place | No
         if place is not None:
             return spec, state, place
         # It moves: between two reads it was taken, or put back.
-    raise StoreBusy(f"task {id_text(id_)} moved all the time for {PATIENCE_SEC:g} s; ask again")
+    raise StoreBusy(f"task {id_text(id_)} moved all the time for {FIND_SEC:g} s; ask again")
 
 
 async def read_task(store: Store, id_: bytes) -> tuple[Spec, State | None]:
