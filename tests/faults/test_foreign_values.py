@@ -127,6 +127,7 @@ def test_no_value_of_any_record_raises_more_than_our_own_errors(
     # What contradicts itself looks like what others change all the time, and is tried again as long.
     for module in ("submit", "finish"):
         monkeypatch.setattr(f"converge.services.tasks.{module}.PATIENCE_SEC", 0.5)
+    monkeypatch.setattr("converge.services.tasks.surroundings.FIND_SEC", 0.05)
 
     async def prepared() -> list[bytes]:
         store, _ = await a_store()
