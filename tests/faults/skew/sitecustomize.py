@@ -22,6 +22,9 @@ class _Skewed(datetime.datetime):
 
 time.time = lambda: _time() + _SKEW_SEC
 time.time_ns = lambda: _time_ns() + int(_SKEW_SEC * 1e9)
-time.clock_gettime = lambda clock: _gettime(clock) + (_SKEW_SEC if clock == time.CLOCK_REALTIME else 0)
-time.clock_gettime_ns = lambda clock: _gettime_ns(clock) + (int(_SKEW_SEC * 1e9) if clock == time.CLOCK_REALTIME else 0)
+if os.environ.get("SKEW_KERNEL"):  # also what the kernel says, which is one clock for all processes of a host
+    time.clock_gettime = lambda clock: _gettime(clock) + (_SKEW_SEC if clock == time.CLOCK_REALTIME else 0)
+    time.clock_gettime_ns = lambda clock: (
+        _gettime_ns(clock) + (int(_SKEW_SEC * 1e9) if clock == time.CLOCK_REALTIME else 0)
+    )
 datetime.datetime = _Skewed  # type: ignore[misc]  # for every module that is imported from here on
