@@ -12,7 +12,7 @@ import msgspec
 from converge.machines.lane import Lane
 
 NEWS_GREATEST = 256
-"""Channels of new lanes that one claimer watches in a pool; one that would need more is told of every new lane."""
+"""Channels of new lanes that one claimer watches in a pool; one that would need more hears of every new lane."""
 
 _ANY = None
 

@@ -258,7 +258,7 @@ class DecideLoop:
         return told if type(told) is Raised else None
 
     def _outcome(self, decision: Any, result: Any) -> Outcome:
-        """Return what the agent is told of one decision; one that fails stops none of the others."""
+        """Return the outcome of one decision for its agent; a failure stops none of the others."""
         if type(result) is not Raised:
             return Outcome(decision=decision, is_ok=True, value=result)
         tell(agent_log(self._agent), logging.WARNING, "%s failed: %s", name_of(type(decision)), result.text)

@@ -55,7 +55,7 @@ class Inbox:
         return answers
 
     def put(self, message: Message, answer: OnHandled | None) -> None:
-        """Put a message in; `answer` is told of its handler's end."""
+        """Put a message in; `answer` is called when its handler ends."""
         self._queue.append((message, answer))
         if not self._is_running:
             self._is_running = True

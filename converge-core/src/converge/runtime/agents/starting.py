@@ -21,7 +21,7 @@ connection.
 
 
 async def start_all(boundary: Boundary, agents: Sequence[Agent], on_started: Callable[[Agent], None]) -> None:
-    """Call `on_start` of each; `on_started` is told of each that returned.
+    """Call `on_start` of each; `on_started` is called for each that returned.
 
     Raises: What an agent's `on_start` raised first, or UserCodeExited for what is no `Exception`; the others that are
         under way are cancelled, no further one begins.

@@ -45,7 +45,7 @@ BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 2.0
 
 
 class Observers(NamedTuple):
-    """Who is told of attempts: when one begins, and when one has ended and the store knows. None: nobody, which costs
+    """Called for attempts: when one begins, and when one has ended and the store knows. None: nobody, which costs
     nothing.
     """
 
@@ -105,8 +105,8 @@ class Feed:
         self._wake()
 
     def remove(self, agent: Agent) -> int:
-        """Let the agent begin nothing more; what waited for its slots goes back. Answers in how many of them something
-        still runs.
+        """Let the agent begin nothing more; what waited for its slots goes back. Return how many
+        removed slots are busy.
         """
         owed = self.slots.remove(agent)
         if self.slots.is_deserted:

@@ -124,8 +124,8 @@ class Slots:
         self._unstarted.extend(slots)
 
     def remove(self, agent: Agent) -> int:
-        """Take the agent's slots away: what runs in them goes on, and nothing more begins there. Answers in how many
-        something still runs.
+        """Take the agent's slots away: what runs in them goes on, and nothing more begins there. Return how many
+        removed slots are busy.
         """
         owed = 0
         for slot in self.slots:

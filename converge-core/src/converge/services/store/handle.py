@@ -49,7 +49,7 @@ class StoreHandle:
         self.newer_lanes: set[bytes] = set()
         """Lanes with tasks of a newer format: this process leaves them to others."""
         self.logged: set[str] = set()
-        """What was said once, and need not be said again."""
+        """Warnings that were logged, and are not repeated."""
         self.outage, self.watch_outage = Outage(env), Outage(env, DEAF, HEARS)
         self.origin = f"done.{env.entropy(8).hex()}"
         self._commits: Commits | None = None

@@ -136,7 +136,7 @@ class Finishes:
                 channels |= wakes(found, around, is_ready=type(event) is Released)
             outcomes = await (await self._handle.commits()).commit([batch for *_, batch in steps], wake=channels)
         except (StoreError, InputError):
-            return [False] * len(claims)  # each is said again by itself, which is safe
+            return [False] * len(claims)  # each is sent again by itself, which is safe
         ended = {
             (found.id, found.place)
             for (found, *_), outcome in zip(steps, outcomes, strict=True)
