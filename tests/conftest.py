@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,10 @@ from converge.testing.servers import postgres_server, redis_server
 
 pytest_plugins = ["converge.testing.fixtures"]
 WORKERS_PER_CORE = 2
+DEBIAN_PACKAGES = (Path(__file__).parents[1] / ".ci" / "debian.txt").read_text().split()
+# Where Debian puts what is not for every user's PATH.
+DEBIAN_FOLDERS = ("/usr/sbin", "/usr/lib/postgresql/15/bin")
+NOT_APPLICABLE = "not applicable: "
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -48,3 +55,40 @@ def postgres_url() -> Iterator[str]:
     """A PostgreSQL 18 server with fsync on, one for each test process."""
     with postgres_server() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def debian() -> Callable[[str, str], str]:
+    """Return the path of a program of a Debian package: `debian("nginx", "nginx")`.
+
+    Where the package is absent, the test is not run, which the closing lines say.
+    """
+
+    def find(package: str, program: str) -> str:
+        assert package in DEBIAN_PACKAGES, f"{package} is not in .ci/debian.txt, so .ci/run would not install it"
+        found = shutil.which(program, path=os.pathsep.join((os.environ["PATH"], *DEBIAN_FOLDERS)))
+        return found or pytest.skip(f"needs Debian's {package}")
+
+    return find
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """Return why a test was skipped."""
+    return str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr).removeprefix("Skipped: ")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """Tell clauses of a kit that do not apply from tests that could not be run."""
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return None
+    applies = not _reason(report).startswith(NOT_APPLICABLE)
+    return ("not run", "n", "NOT RUN") if applies else ("not applicable", "-", "NOT APPLICABLE")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say of each reason how many tests it kept from running."""
+    for kind in ("not applicable", "not run"):
+        reasons = Counter(_reason(report).removeprefix(NOT_APPLICABLE) for report in terminalreporter.getreports(kind))
+        for reason, count in sorted(reasons.items()):
+            terminalreporter.write_line(f"{kind}: {count} tests ({reason})", yellow=kind == "not run")

@@ -33,7 +33,7 @@ class PlaceClauses(StoreCase):
     async def test_who_only_looks_makes_no_store(self, url: str, options: Any) -> None:
         """S-20."""
         if not self._has_option("must_exist"):
-            pytest.skip("the options have no must_exist, so who looks may begin a store")
+            pytest.skip("not applicable: the options have no must_exist, so who looks may begin a store")
         looking = attrs.evolve(options, must_exist=True)
         for look in ("a look", "a second look"):
             expect("S-20", not await self._opens(url, looking), f"{look} opened a place where nothing was ever stored")
@@ -52,7 +52,7 @@ class PlaceClauses(StoreCase):
     async def test_each_network_has_keys_of_its_own(self, url: str, options: Any) -> None:
         """S-21."""
         if not self._has_option("network"):
-            pytest.skip("the options have no network, so the store keeps a single one")
+            pytest.skip("not applicable: the options have no network, so the store keeps a single one")
         one, two = (attrs.evolve(options, network=f"{options.network[:20]}_{end}") for end in "ab")
         async with self.backend.open(url, one) as here, self.backend.open(url, two) as there:
             for number, store in enumerate((here, there)):
@@ -101,7 +101,7 @@ class PlaceClauses(StoreCase):
     async def test_a_forked_child_cannot_use_the_handle(self, store: Store) -> None:
         """S-22."""
         if not hasattr(os, "fork"):
-            pytest.skip("this system cannot fork")
+            pytest.skip("not applicable: this system cannot fork")
         await get(store, POOL("p"))  # it is connected
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside: this is about just that
