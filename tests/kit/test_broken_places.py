@@ -11,7 +11,7 @@ import anyio
 import attrs
 import pytest
 
-from converge.contracts.store import Batch, Store
+from converge.contracts.store import Batch, Durability, Inspection, Store
 from converge.errors import StoreBusy, StoreRefused
 from converge.model.keys import POOL
 from converge.testing.running import run_contract
@@ -21,7 +21,7 @@ from converge_store_toy.plugin import TOY
 from converge_store_toy.store import Shelf, ToyStore
 
 BROKEN: list[type[BrokenPlaces]] = []
-TESTS = "block_raised or looks_makes or network_has or forked_child or format_is"
+TESTS = "block_raised or looks_makes or network_has or forked_child or format_is or tells_of_its_server"
 """The tests of these clauses: the others are run on broken stores beside this file."""
 
 
@@ -90,7 +90,7 @@ class HonestPlacesKit(BrokenPlaces):
 
 def test_the_store_with_places_is_whole() -> None:
     run = run_contract(HonestPlacesKit, tests=TESTS)
-    assert (run.failures, run.passed) == ((), 5)
+    assert (run.failures, run.passed) == ((), 6)
 
 
 @breaks("S-20", options=PlacedOptions)
@@ -174,6 +174,31 @@ class SaysThatSomethingIsMissing(ToyStore):
     """Names as missing what is there."""
 
 
+@breaks("S-24", durability=Durability.D2)
+class TellsABetterClass(ToyStore):
+    """Tells the class that its server could have."""
+
+    async def inspect(self) -> Inspection:
+        return Inspection(durability=Durability.D2, product="toy")
+
+
+@breaks("S-24")
+class TellsItsPassword(ToyStore):
+    """Names the place that it was opened with."""
+
+    async def inspect(self) -> Inspection:
+        return Inspection(durability=self.durability, product="toy at toy://me:hunter2@host/0")
+
+
+@breaks("S-24")
+class ClaimsMoreThanItDeclared(ToyStore):
+    """Has a class that the declaration knows nothing of."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        super().__init__(shelf)
+        self.durability = Durability.D1
+
+
 @pytest.mark.parametrize("kit", BROKEN, ids=lambda kit: kit.__name__)
 def test_a_broken_store_fails_the_clause_that_it_breaks_and_no_other(kit: type[BrokenPlaces]) -> None:
     run = run_contract(kit, tests=TESTS)
@@ -182,4 +207,4 @@ def test_a_broken_store_fails_the_clause_that_it_breaks_and_no_other(kit: type[B
 
 
 def test_each_of_these_clauses_has_a_store_that_breaks_it() -> None:
-    assert {kit.clause for kit in BROKEN} == {"S-19", "S-20", "S-21", "S-22", "S-23"}
+    assert {kit.clause for kit in BROKEN} == {"S-19", "S-20", "S-21", "S-22", "S-23", "S-24"}

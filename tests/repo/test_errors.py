@@ -28,7 +28,7 @@ def drawn(source: str) -> dict[str, str]:
     for line in lines:
         depth = len(line) - len(line.lstrip())
         names = re.findall(r"\b[A-Z]\w+[a-z]\b", line) if depth >= 4 else []
-        if depth % 4 == 0 and 4 <= depth <= 12 and names:
+        if depth % 4 == 0 and 4 <= depth <= 16 and names:
             above = [one for one in above if one[0] < depth]
             tree[names[0]] = above[-1][1] if above else ""
             above.append((depth, names[0]))

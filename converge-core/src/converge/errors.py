@@ -10,6 +10,7 @@
                         NotApplied
             NotApplied      nothing was written, retry or fix the store: StoreUnavailable, StoreBusy, StoreFull,
                             StoreRefused; open the store again: StoreReplaced, ForkedHandle
+                StoreRefused    StoreUnsafe
         TaskError       give up this attempt: StaleClaim, LeaseEnded, ResultTimeout
         AttemptEnd      raised by a handler, says what becomes of its task: NoRetry, RetryAfter, Release
         ActionError     an agent may not act so, or not now: ActionNotAllowed, ToolNotAllowed, ToolTimeout,
@@ -230,6 +231,14 @@ class StoreFull(NotApplied):
 
 class StoreRefused(NotApplied):
     """The store refused the call: permissions, or a setting that loses data."""
+
+
+class StoreUnsafe(StoreRefused):
+    """A setting of the store's server loses acknowledged work silently; the store was not opened."""
+
+    def __init__(self, where: str, setting: str, value: str, *, why: str, mend: str) -> None:
+        super().__init__(f"{where} has {setting} {value}, which {why}; {mend}")
+        self.where, self.setting, self.value, self.mend = where, setting, value, mend
 
 
 class StoreReplaced(NotApplied):

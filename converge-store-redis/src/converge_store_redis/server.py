@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from converge.contracts.store import Durability
-from converge.errors import StoreRefused, Unsupported
+from converge.errors import StoreRefused, StoreUnsafe, Unsupported
 from converge_store_redis.connect import Connector
 
 OLDEST = (6, 2)
@@ -17,7 +17,8 @@ async def check_server(connector: Connector) -> Durability:
 
     Raises:
         Unsupported: It is part of a cluster, or a sentinel.
-        StoreRefused: Which setting, and what to set.
+        StoreUnsafe: Which setting loses tasks, and what to set.
+        StoreRefused: It is too old, or a replica.
     """
     info = await _info(connector)
     where = f"redis at {connector.where}"
@@ -31,8 +32,8 @@ async def check_server(connector: Connector) -> Durability:
         raise StoreRefused(f"{where} is a replica and takes no writes; name the primary")
     policy = await _setting(connector, "maxmemory-policy") or info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
-        raise StoreRefused(
-            f"{where} has maxmemory-policy {policy}, which may delete tasks silently; set it to noeviction"
+        raise StoreUnsafe(
+            where, "maxmemory-policy", policy, why="may delete tasks silently", mend="set it to noeviction"
         )
     if info.get("aof_enabled") != "1":
         return Durability.D0

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from converge.contracts.store import Level
 from converge.operations import doctor
 from converge.runtime.agents.boundary import Worker
 
@@ -250,4 +251,4 @@ def test_an_event_loop_whose_tasks_cannot_be_looked_at_is_a_warning(monkeypatch:
 
     monkeypatch.setattr(doctor, "worker_kind", slow)
     (finding,) = (one for one in doctor.check_process() if one.code == "user-code")
-    assert finding.level == doctor.Level.WARNING and "a task of its own" in finding.text
+    assert finding.level == Level.WARNING and "a task of its own" in finding.text

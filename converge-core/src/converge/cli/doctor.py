@@ -12,9 +12,10 @@ from converge.cli import output
 from converge.cli.failures import CONFIGURATION, DONE, FAILED, UNREACHABLE
 from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
+from converge.contracts.store import Finding, Level, error, fine
 from converge.errors import ConfigError, SchemaTooNew, StoreError, TornRecord
 from converge.operations import run as main
-from converge.operations.doctor import Finding, Level, check_config, check_process, error, fine
+from converge.operations.doctor import check_config, check_process
 from converge.operations.doctor_store import check_store, is_looked_into
 from converge.plugins import PluginHost
 from converge.runtime.config.config import Config

@@ -52,6 +52,8 @@ S-22 In a process that was forked after a handle was opened, each call of the ha
      the handle of the parent goes on. `Store.__new__` sees to it.
 S-23 `note_format` changes no key and may be repeated, also through several handles at once; what `pending` of the
      declaration names is missing: nothing, once the store was opened.
+S-24 inspect changes no key and may be called at any time. What it tells of a store that was just opened has the class
+     of its `durability`, which is not above the best of the declaration; nothing in it holds a password.
 
 What a caller must keep to (core does, and the kit checks core): no batch of one call writes a key that another batch of
 the call reads or writes; a batch names a key at most once among its puts and deletes; no batch of a turn deletes or
@@ -64,7 +66,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from enum import Enum, IntEnum
+from enum import Enum
 from functools import partial
 from typing import Any, NoReturn, Self
 
@@ -73,6 +75,7 @@ import attrs
 
 from converge import forks
 from converge.contracts._take import inherited_turn
+from converge.contracts.inspection import Durability, Finding, Inspection, Level, error, fine, warning
 from converge.errors import ForkedHandle
 from converge.model.batch import (
     ABSENT,
@@ -92,8 +95,8 @@ from converge.model.keys import Key, Prefix, Rest
 
 __all__ = [
     "ABSENT", "CONTRACT", "LIMITS", "POLL_SEC", "Batch", "Channel", "Check", "Committed", "Conflict", "Durability",
-    "Entry", "Feature", "Key", "Open",
-    "Prefix", "Put", "Range", "Rest", "Store", "StoreBackend", "StoreLimits", "Take", "Taken", "Turned", "Window",
+    "Entry", "Feature", "Finding", "Inspection", "Key", "Level", "Open", "Prefix", "Put", "Range", "Rest", "Store",
+    "StoreBackend", "StoreLimits", "Take", "Taken", "Turned", "Window", "error", "fine", "warning",
 ]  # fmt: skip
 
 CONTRACT = 2
@@ -140,15 +143,6 @@ class Feature(Enum):
     TRANSACTIONS = "transactions"  # commits can ride in a transaction of the caller
     ASYNCIO_ONLY = "asyncio-only"  # its driver does not run on trio
     TLS = "tls"  # a transport none of whose channels is without TLS, as its options stand
-
-
-class Durability(IntEnum):
-    """What an acknowledged write survives."""
-
-    D0 = 0  # nothing: lost with the process
-    D1 = 1  # kill -9 of the store and its clients
-    D2 = 2  # power loss of the store's host
-    D3 = 3  # loss of the store's primary
 
 
 class Store(ABC):
@@ -268,6 +262,17 @@ class Store(ABC):
         """
         return {}
 
+    async def inspect(self) -> Inspection | None:
+        """Return what the server is, which durability class its present settings give, and what is weak, for `converge
+        doctor` (S-24); None, as the inherited one returns, where the store does not tell.
+
+        A setting that loses acknowledged writes silently is not for here: `open` refuses it with `StoreUnsafe`.
+
+        Raises:
+            StoreUnavailable: The store cannot be reached.
+        """
+        return None
+
     async def note_format(self, number: int) -> None:  # noqa: B027  # a store without a schema number of its own has nothing to do
         """Make sure that releases that do not know this format of core's records refuse to open the store; called
         before it is first used, perhaps again and again, and by several processes at once.
@@ -289,7 +294,7 @@ class Store(ABC):
 
 
 def _lay_down(handle: Store) -> None:
-    forks.refuse(handle, "get", "scan", "commit", "turn", "time", "retention_time", "count", "facts")
+    forks.refuse(handle, "get", "scan", "commit", "turn", "time", "retention_time", "count", "facts", "inspect")
     handle.watch = _refuse_to_watch  # type: ignore[method-assign]
     handle.reopen = _refuse_to_reopen  # type: ignore[method-assign]
 

@@ -8,14 +8,13 @@ import platform
 import stat
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import anyio
-import attrs
 
+from converge.contracts.store import Finding, error, fine, warning
 from converge.errors import ConvergeError
 from converge.plugins import PluginHost
 from converge.runtime.agents.boundary import worker_kind
@@ -30,39 +29,6 @@ PYTHONS = ((3, 11), (3, 13))
 
 PLAIN_SCHEMES = {"redis": "rediss", "ws": "wss"}
 """Schemes that say nothing of encryption, and those that do."""
-
-
-class Level(StrEnum):
-    """How bad it is. A warning may be meant; an error is not."""
-
-    OK = "ok"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-@attrs.frozen(kw_only=True)
-class Finding:
-    """What one check found, and what to do about it; empty: nothing."""
-
-    code: str
-    level: Level
-    text: str
-    mend: str = ""
-
-
-def fine(code: str, text: str) -> Finding:
-    """Return the finding of a check that found nothing wrong."""
-    return Finding(code=code, level=Level.OK, text=text)
-
-
-def warning(code: str, text: str, mend: str) -> Finding:
-    """Return a finding that may be meant."""
-    return Finding(code=code, level=Level.WARNING, text=text, mend=mend)
-
-
-def error(code: str, text: str, mend: str) -> Finding:
-    """Return a finding that is to be mended."""
-    return Finding(code=code, level=Level.ERROR, text=text, mend=mend)
 
 
 def check_process() -> Iterator[Finding]:

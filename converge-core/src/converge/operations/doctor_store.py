@@ -6,13 +6,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from stat import S_IRGRP, S_IROTH
 
 import anyio
 import anyio.to_thread
 
 from converge.codec import FORMAT, decode
-from converge.contracts.store import LIMITS, Durability, Feature, Range, Store
+from converge.contracts.store import (
+    LIMITS,
+    Durability,
+    Feature,
+    Finding,
+    Inspection,
+    Range,
+    Store,
+    error,
+    fine,
+    warning,
+)
 from converge.errors import ConvergeError
 from converge.ids import id_text
 from converge.machines.lane import LANES, Lane
@@ -20,7 +30,6 @@ from converge.machines.match import Claimer, refusal
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
 from converge.model.keys import LANE, READY
 from converge.model.pool import Pool
-from converge.operations.doctor import Finding, error, fine, warning
 from converge.operations.store_info import StoreFacts, store_facts
 from converge.plugins import PluginHost
 from converge.runtime.config.config import Config
@@ -39,12 +48,6 @@ SKEW_SEC = 1.0
 
 SKEW_GREATEST_SEC = 60.0
 """Signed and stored items have windows of minutes; with such a clock they begin to be refused."""
-
-ROOM_BYTES, ROOM_LEAST_BYTES = 1_073_741_824, 67_108_864
-"""Free bytes beside a store's file: below the first it is time to look, below the second a burst of work fills it."""
-
-WAL_BYTES = 268_435_456
-"""A write-ahead log so large means that a reader, a backup say, has kept it from being folded back for long."""
 
 LANES_NEAR = 0.8
 """The part of a pool's lanes from which `doctor` warns: the next new combination may be refused."""
@@ -73,8 +76,7 @@ async def check_store(store: Store, config: Config, host: PluginHost) -> AsyncIt
             "look at its load, and at the network between",
         )
     for one in (
-        *_durability(facts, store, host, config),
-        *_place(facts),
+        *_server(facts, await store.inspect(), host.store_backend(config.store).durability),
         *_clock(facts),
         *_versions(facts),
         *_leases(facts),
@@ -129,61 +131,33 @@ def _look_back(config: Config, epoch: epochs.Epoch) -> None:
         folder.close()
 
 
-def _durability(facts: StoreFacts, store: Store, host: PluginHost, config: Config) -> Iterator[Finding]:
-    best = host.store_backend(config.store).durability
-    unsafe = [
-        f"{name} is {facts.settings[name]}"
-        for name, safe in _SAFE.items()
-        if name in facts.settings and facts.settings[name] not in safe
-    ]
-    if unsafe:
-        yield error(
-            "durability",
-            f"{' and '.join(unsafe)}: a power cut can lose what was acknowledged",
-            "let Converge open it with its own settings",
-        )
-    elif store.durability < best:
-        mend = f"choose the stricter settings of {facts.backend}, and require_durability = {best.name} to refuse others"
-        yield warning(
-            "durability", f"{facts.durability}: {_SURVIVES[store.durability]}; {facts.backend} can do {best.name}", mend
-        )
+def _server(facts: StoreFacts, told: Inspection | None, best: Durability) -> Iterator[Finding]:
+    """Say which class of durability the store has, and what it tells of its server."""
+    durability, own = (told.durability, told.findings) if told else (Durability[facts.durability], ())
+    said = f"{durability.name}: {_SURVIVES[durability]}"
+    if told is None:
+        yield fine("server", f"{facts.backend} does not tell about its server, nor whether its settings are safe")
     else:
-        yield fine("durability", f"{facts.durability}: {_SURVIVES[store.durability]}")
+        as_what = f", {told.role}" if told.role else ""
+        tested = "" if told.is_tested else "; this version is expected to work, and not tested"
+        yield fine("server", f"{told.product}{as_what}{tested}")
+    is_explained = any(one.code == "durability" for one in own)
+    if is_explained:
+        yield fine("class", said)
+    elif durability < best:
+        mend = f"choose the stricter settings of {facts.backend}, and require_durability = {best.name} to refuse others"
+        yield warning("durability", f"{said}; {facts.backend} can do {best.name}", mend)
+    else:
+        yield fine("durability", said)
+    yield from own
 
 
-_SAFE = {"journal_mode": ("wal", "delete", "truncate", "persist"), "synchronous": ("full", "extra")}
 _SURVIVES = {
     Durability.D0: "what was acknowledged is lost with the store's process",
     Durability.D1: "what was acknowledged survives kill -9, but no power cut",
     Durability.D2: "what was acknowledged survives a power cut",
     Durability.D3: "what was acknowledged survives the loss of the store's host",
 }
-
-
-def _place(facts: StoreFacts) -> Iterator[Finding]:
-    settings = facts.settings
-    path = str(settings.get("path", ""))
-    if path and Path(path).exists() and Path(path).stat().st_mode & (S_IRGRP | S_IROTH):
-        yield warning(
-            "file-mode", f"{path} can be read by other users, with the inputs and results of tasks", f"chmod 600 {path}"
-        )
-    if "file_system" in settings:  # a network file system is refused when the store is opened
-        yield fine("file-system", f"{path} is on {settings['file_system'] or 'a file system whose type is not known'}")
-    free, wal = settings.get("free_bytes"), settings.get("wal_bytes")
-    if isinstance(free, int):
-        said = f"{free / 2**30:.1f} GiB are free beside {path}"
-        if free < ROOM_LEAST_BYTES:
-            yield error("disk", said, "make room now; writes are refused once it is full, and nothing is lost")
-        elif free < ROOM_BYTES:
-            yield warning("disk", said, "make room; `converge tasks purge` removes ended tasks")
-        else:
-            yield fine("disk", said)
-    if isinstance(wal, int) and wal > WAL_BYTES:
-        yield warning(
-            "wal",
-            f"the write-ahead log has {wal / 2**20:.0f} MiB",
-            "find the program that reads the file for so long: fuser, lsof",
-        )
 
 
 def _clock(facts: StoreFacts) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from converge.contracts.store import (
     Conflict,
     Durability,
     Entry,
+    Inspection,
     Key,
     Prefix,
     Range,
@@ -104,6 +105,10 @@ class CheckedStore(Store):
     async def time(self) -> int:
         self._check_thread("time")
         return await self.inner.time()
+
+    async def inspect(self) -> Inspection | None:
+        self._check_thread("inspect")
+        return await self.inner.inspect()
 
     async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
         self._check_thread("watch")

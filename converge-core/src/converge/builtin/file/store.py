@@ -13,6 +13,7 @@ import anyio
 from converge.builtin.file._errors import translated
 from converge.builtin.file.clock import Added
 from converge.builtin.file.database import pending
+from converge.builtin.file.inspection import inspection
 from converge.builtin.file.options import FileOptions
 from converge.builtin.file.place import checked_path, facts
 from converge.builtin.file.reader import Reader
@@ -24,8 +25,8 @@ from converge.contracts.store import (
     Channel,
     Committed,
     Conflict,
-    Durability,
     Entry,
+    Inspection,
     Key,
     Prefix,
     Range,
@@ -43,7 +44,7 @@ class FileStore(Store):
         self._path, self._options = path, options
         self._reader, self._worker, self._wake_ups = reader, worker, wake_ups
         self._ahead_sec = 0.0  # as it was read last
-        self.durability = Durability.D2
+        self.durability = inspection({"path": path, **worker.settings}).durability
 
     @classmethod
     @asynccontextmanager
@@ -154,6 +155,9 @@ class FileStore(Store):
 
     async def facts(self) -> Mapping[str, str | int]:
         return {**await anyio.to_thread.run_sync(facts, self._path), **self._worker.settings}
+
+    async def inspect(self) -> Inspection:
+        return inspection(await self.facts())
 
     @asynccontextmanager
     async def reopen(self) -> AsyncIterator[Store]:

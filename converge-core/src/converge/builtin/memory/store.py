@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
@@ -19,6 +20,7 @@ from converge.contracts.store import (
     Conflict,
     Durability,
     Entry,
+    Inspection,
     Key,
     Prefix,
     Range,
@@ -143,6 +145,9 @@ class MemoryStore(Store):
 
     async def time(self) -> int:
         return self._core.now()
+
+    async def inspect(self) -> Inspection:
+        return Inspection(durability=self.durability, product=f"memory of Python {platform.python_version()}")
 
     async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
         with self._core.lock:

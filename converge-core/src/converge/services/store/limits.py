@@ -18,6 +18,7 @@ from converge.contracts.store import (
     Conflict,
     Durability,
     Entry,
+    Inspection,
     Key,
     Prefix,
     Range,
@@ -140,6 +141,11 @@ class LimitedStore(Store):
         with anyio.move_on_after(self._call_sec):
             return await self._inner.facts()
         raise self._silent("facts")
+
+    async def inspect(self) -> Inspection | None:
+        with anyio.move_on_after(self._call_sec):
+            return await self._inner.inspect()
+        raise self._silent("inspect")
 
     async def commit(
         self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()

@@ -23,6 +23,7 @@ from converge.contracts.store import (
     Durability,
     Entry,
     Feature,
+    Inspection,
     Key,
     Put,
     Range,
@@ -165,6 +166,9 @@ class Inheriting(Store):
 
     async def time(self) -> int:
         return await self.inner.time()
+
+    async def inspect(self) -> Inspection | None:
+        return await self.inner.inspect()
 
     def reopen(self) -> AbstractAsyncContextManager[Store]:
         return inheriting(self.inner.reopen())

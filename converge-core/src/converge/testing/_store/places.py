@@ -1,4 +1,4 @@
-"""S-19 to S-23: blocks that raise, who only looks, networks of one place, forked children, formats."""
+"""S-19 to S-24: blocks that raise, who only looks, networks of one place, forked children, formats."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from converge.codec import FIRST, FORMAT
 from converge.contracts.store import Batch, Range, Store
 from converge.errors import ForkedHandle, StoreRefused
 from converge.model.keys import POOL
+from converge.secret import has_password
 from converge.testing._store.base import StoreCase, commit, committed, get
 from converge.testing.blocks import passes_through
 from converge.testing.clauses import expect, expect_equal
@@ -91,6 +92,20 @@ class PlaceClauses(StoreCase):
         if self.backend.pending is not None:
             missing = list(await self.backend.pending(url, options))
             expect_equal("S-23", missing, [], "what is missing in a store that was opened")
+
+    async def test_what_a_store_tells_of_its_server_is_the_class_that_it_has(self, store: Store) -> None:
+        """S-24."""
+        committed("S-24", await commit(store, puts=[(POOL("p"), b"{}")]), "a commit")
+        before = await store.get([POOL("p")])
+        best = self.backend.durability
+        expect("S-24", store.durability <= best, f"durability is {store.durability!r}, and {best!r} was declared")
+        for told in (await store.inspect(), await store.inspect()):
+            if told is not None:
+                expect_equal("S-24", told.durability, store.durability, "the durability class that inspect tells")
+                shown = [told.product, *(text for one in told.findings for text in (one.text, one.mend))]
+                secret = [text for text in shown if has_password(text)]
+                expect_equal("S-24", secret, [], "texts with a password")
+        expect_equal("S-24", await store.get([POOL("p")]), before, "a key after inspect")
 
     async def test_what_a_block_raised_comes_out_of_it(self, url: str, options: Any) -> None:
         """S-19."""
