@@ -8,6 +8,7 @@ referenced, so that no destructor of it runs in the child, where it would act on
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import weakref
 from collections.abc import Callable
@@ -27,6 +28,7 @@ _Kept = tuple["weakref.ref[Any]", Any]
 _owners: dict[int, _Kept] = {}
 _locks: dict[int, _Kept] = {}
 _held: list[threading.RLock] = []
+_masks: list[set[int]] = []
 _inherited: list[object] = []
 _is_registered = False
 
@@ -73,12 +75,19 @@ def _before() -> None:
     for _, lock in list(_locks.values()):
         if lock.acquire(timeout=HOLD_SEC):
             _held.append(lock)
+    # A signal that reached the child before it laid down its parent's handlers would be heard by the parent, and be lost
+    # to the child. The mask is kept first: either call may raise KeyboardInterrupt.
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 def _after() -> None:
     while _held:
         _held.pop().release()
+    masks = [_masks.pop()] if _masks else []  # no longer ours to look at once another thread may fork
     LOCK.release()
+    for mask in masks:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _in_child() -> None:

@@ -194,6 +194,37 @@ def test_children_that_end_amid_writes_with_all_their_destructors_harm_nothing(t
     assert there == acknowledged > 0
 
 
+def test_a_signal_that_comes_with_the_fork_itself_ends_the_child_and_is_not_heard_by_its_parent() -> None:
+    done = subprocess.run([sys.executable, "-c", STRUCK], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "child ended by 15, parent heard 0\n", "")
+
+
+STRUCK = """
+import os, signal, threading, warnings
+import anyio
+
+# Runs in the child before what converge does there: a signal that comes as early as any can.
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))
+from converge.operations.signals import stop_asked
+
+warnings.simplefilter("ignore", DeprecationWarning)
+
+def fork():
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+async def main():
+    with stop_asked(60) as asked:
+        code = await anyio.to_thread.run_sync(fork)
+        await anyio.sleep(0.2)  # in which a thread would hear what was meant for the child
+        print(f"child ended by {-code}, parent heard {asked.number}")
+
+anyio.run(main)
+"""
+
+
 def test_a_signal_to_a_forked_child_ends_the_child_and_does_not_stop_its_parent(tmp_path: Path) -> None:
     (tmp_path / "pooled.py").write_text(POOLED)
     (tmp_path / "tasks.jsonl").write_text('{"inputs": {"numbers": [1, 2, 3]}}\n' * 4)
