@@ -75,7 +75,7 @@ def _before() -> None:
     for _, lock in list(_locks.values()):
         if lock.acquire(timeout=HOLD_SEC):
             _held.append(lock)
-    # A signal that reached the child before it laid down its parent's handlers would be heard by the parent, and be lost
+    # A signal that reached the child before it laid down its parent's handlers would be heard by the parent, and lost
     # to the child. The mask is kept first: either call may raise KeyboardInterrupt.
     _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
