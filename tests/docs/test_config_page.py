@@ -8,15 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 
-from converge.runtime.config.config import LATER, Config
+from converge.runtime.config.config import Config
 from converge.runtime.config.fields import AgentGroup, Retention
 from converge.schema import Setting, settings_of
 
 PAGE = Path(__file__).parents[2] / "docs/reference/config.md"
-LATER_WORDS = "; in this release only the default"
 
 
 def row_of(setting: Setting, *, above: str = "") -> str:
@@ -26,8 +24,7 @@ def row_of(setting: Setting, *, above: str = "") -> str:
         return ""  # a table of tables, told in words
     value = ", ".join(part for part in (setting.type, setting.bounds, setting.unit) if part)
     default = "" if setting.default in (None, "", [], {}) else f"`{_shown(setting.default)}`"
-    later = LATER_WORDS if name in LATER else ""
-    return f"| `{name}` | {value} | {default} | {setting.help}{later} |"
+    return f"| `{name}` | {value} | {default} | {setting.help} |"
 
 
 def _shown(value: Any) -> str:
@@ -52,7 +49,3 @@ def test_the_row_of_each_key_says_what_the_code_says(row: str) -> None:
 def test_the_page_has_no_row_of_a_key_that_is_not_there() -> None:
     names = {row.split("`")[1] for row in rows()} | {"options.NAME"}
     assert set(re.findall(r"^\| `([\w.\[\]]+)` \|", PAGE.read_text(), re.MULTILINE)) == names
-
-
-def test_a_key_that_is_refused_is_a_key() -> None:
-    assert set(LATER) <= {field.name for field in attrs.fields(Config)}

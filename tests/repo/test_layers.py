@@ -54,6 +54,7 @@ ROOMS = (
     ("services.messages",),
     ("runtime.config", "runtime.keys", "runtime.agents"),
     ("runtime.claiming", "runtime.network"),
+    ("runtime.probes",),
     ("runtime",),
 )
 """Rooms inside a layer, each row importing only rows below it; modules of `runtime` itself stand above its rooms."""

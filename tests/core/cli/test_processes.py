@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -231,3 +233,31 @@ def test_lines_have_the_mark_of_their_process() -> None:
     assert marked(2, b"caf\xc3\xa9 \xff", is_json=False) == "[2] café \\xff"
     assert json.loads(marked(2, b'{"message": "x"}', is_json=True)) == {"process": 2, "message": "x"}
     assert marked(2, b"Traceback", is_json=True) == "[2] Traceback"
+
+
+def test_the_supervisor_serves_the_health_of_all_processes_as_one(start: Start) -> None:
+    one = start("Pid", "--health", "0")
+    one.until(lambda: "health at http://" in one.log, "the address is told")
+    url = re.search(r"health at http://([\d.:]+)", one.log)
+
+    def ask(path: str) -> tuple[int, str]:
+        assert url is not None
+        connection = http.client.HTTPConnection(url[1], timeout=PATIENCE_SEC)
+        with closing(connection):
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+    one.until(lambda: ask("/readyz")[0] == 200, "both are ready")
+    told = ask("/metrics")[1]
+    assert all(f'converge_agents{{process="{number}",state="live"}} 1.0' in told for number in (0, 1)), told
+    number, id_ = one.ids[0]
+    os.kill(id_, signal.SIGSTOP)
+    try:
+        assert ask("/livez")[0] == 200
+        status, body = ask("/readyz")
+        assert (status, f"[{number}] " in body) == (503, True), body
+    finally:
+        os.kill(id_, signal.SIGCONT)
+    one.process.terminate()
+    assert one.end()[0] == 0

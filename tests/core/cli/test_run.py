@@ -144,7 +144,11 @@ def test_a_task_that_no_agent_here_may_take_is_told(converge: Converge, folder: 
             3,
             'provides the plugin "reddis"; did you mean "redis"?',
         ),
-        (["counting:WordCounter", "--pool", "p", "--health", "h:1"], 3, "this release does not have a health endpoint"),
+        (
+            ["counting:WordCounter", "--pool", "p", "--health", "h"],
+            3,
+            "--health: 'h' is not allowed; expected HOST:PORT",
+        ),
         (
             ["counting:WordCounter", "--pool", "p", "--submit", "gone.jsonl"],
             2,

@@ -11,9 +11,9 @@ from typing import Any, get_type_hints
 import attrs
 import pytest
 
-from converge.errors import ConfigError, SecretOnCommandLine, UnknownSetting, Unsupported
+from converge.errors import ConfigError, SecretOnCommandLine, UnknownSetting
 from converge.plugins import PluginHost
-from converge.runtime.config.config import KEYS, LATER, Config, check_options, load
+from converge.runtime.config.config import KEYS, Config, check_options, load
 from converge.runtime.config.fields import AgentGroup
 from converge.runtime.config.node_settings import NodeArguments, NodeSettings
 
@@ -149,16 +149,6 @@ def test_a_variable_with_the_password_of_an_installed_plugin_is_the_plugins_own(
     ) as raised:
         load(environ={"CONVERGE_REDS_PASSWORD": "geheim"})
     assert "geheim" not in str(raised.value)
-
-
-@pytest.mark.parametrize("key", sorted(LATER))
-def test_a_key_without_its_feature_is_accepted_only_at_its_default(key: str) -> None:
-    default = getattr(Config(), key)
-    assert getattr(load(environ={}, flags={key: default}), key) == default
-    with pytest.raises(
-        Unsupported, match=f"--{key.replace('_', '-')}: .* is not supported: this release does not have"
-    ):
-        load(environ={}, flags={key: True if isinstance(default, bool) else "drop"})
 
 
 MIXED = """

@@ -15,8 +15,9 @@ import pytest
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.ailments import Ailment, Code
-from converge.runtime.health import BLOCKED_SEC, Health
+from converge.runtime.health import BLOCKED_SEC
 from converge.runtime.node import Node
+from converge.runtime.probes.answer import Health
 from converge.testing._store.outages import Outages, OutageStore
 from converge.testing.fixtures import wait_until
 

@@ -397,9 +397,14 @@ _batch = tuple.__new__  # in half of the time of `Batch(...)`
 _COMPLETED = TaskState.COMPLETED.value
 
 
+def is_last(found: Found, event: Failed) -> bool:
+    """Return whether no attempt follows one that ended so; a deadline that has passed meanwhile ends a task, too."""
+    return not event.is_retried or _attempts(found) + 1 >= found.spec.max_attempts
+
+
 def _fail(found: Found, event: Failed, now: int, around: Around) -> Batch:
     attempts = _attempts(found) + 1
-    if not event.is_retried or attempts >= found.spec.max_attempts:
+    if is_last(found, event):
         why = event.error if not event.is_retried or attempts == 1 else f"{event.error} ({EXHAUSTED}: {attempts})"
         return _give_up(found, event, why, now, around)
     if _is_late(found.spec, now):

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -35,7 +37,8 @@ from converge.operations.run import (
     warn_of_unclaimable,
 )
 from converge.operations.signals import stop_asked
-from converge.runtime.config.config import Config, options_with_origin
+from converge.runtime.config.config import ENV_PREFIX, Config, options_with_origin
+from converge.runtime.probes.probes import check_installed
 from converge.services.pools import PoolManager
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.manager import TaskManager
@@ -112,11 +115,14 @@ def marked(number: int, line: bytes, *, is_json: bool) -> str:
 
 
 class Start(NamedTuple):
-    """How a process is started: its command, the variable that tells it its number, who writes its output."""
+    """How a process is started: its command, the variable that tells it its number, who writes its output, and
+    what else stands in its environment.
+    """
 
     command: Sequence[str]
     variable: str
     relay: Relay
+    environ: Callable[[int], Mapping[str, str]] = lambda _: {}
 
 
 class Processes:
@@ -207,7 +213,12 @@ class Processes:
             list(self._start.command),
             stdin=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, self._start.variable: str(number), "PYTHONUNBUFFERED": "1"},
+            env={
+                **os.environ,
+                self._start.variable: str(number),
+                "PYTHONUNBUFFERED": "1",
+                **self._start.environ(number),
+            },
             start_new_session=True,  # Ctrl-C is for the supervisor, which passes it on once
         )
         async with process:
@@ -253,20 +264,42 @@ async def supervise(
     check(config, run)
     for_process(config, config.processes - 1)  # the last one's port
     stop_sec = config.grace_sec + BEYOND_SEC + BEYOND_SEC
-    processes = Processes(start, config.processes, SYSTEM, stop_sec)
     drained: Drained | None = None
-    with stop_asked(stop_sec + BEYOND_SEC, processes.kill) as stop, options_with_origin(config):
-        async with anyio.create_task_group() as outer:
-            with anyio.CancelScope() as scope:
-                outer.start_soon(cancel_when_asked, stop, scope)
-                try:
-                    drained = await _feed(config, run, on_progress, partial(outer.start_soon, processes.run))
-                finally:
-                    processes.begin_stop()
-            await processes.ended.wait()
-            outer.cancel_scope.cancel()
+    with _health_of_all(config) as environ, options_with_origin(config):
+        processes = Processes(start._replace(environ=environ), config.processes, SYSTEM, stop_sec)
+        with stop_asked(stop_sec + BEYOND_SEC, processes.kill) as stop:
+            async with anyio.create_task_group() as outer:
+                with anyio.CancelScope() as scope:
+                    outer.start_soon(cancel_when_asked, stop, scope)
+                    try:
+                        drained = await _feed(config, run, on_progress, partial(outer.start_soon, processes.run))
+                    finally:
+                        processes.begin_stop()
+                await processes.ended.wait()
+                outer.cancel_scope.cancel()
     code = 128 + stop.number if run.is_drain and drained is None else 0
     return drained, max(code, processes.worst)
+
+
+@contextmanager
+def _health_of_all(config: Config) -> Iterator[Callable[[int], Mapping[str, str]]]:
+    """Serve the health of all processes as one; what each needs for it stands in its environment."""
+    if not config.health:
+        yield lambda _: {}
+        return
+    check_installed()
+    from converge.runtime.probes.children import Children, socket_of
+    from converge.runtime.probes.metrics import registry_of
+    from converge.runtime.probes.server import HealthServer
+
+    with TemporaryDirectory(prefix="converge-health-") as name:
+        folder = Path(name)
+        children = Children(folder, config.processes)
+        server = HealthServer(config.health, children.health, registry_of(children))
+        try:
+            yield lambda number: {f"{ENV_PREFIX}HEALTH": f"unix:{socket_of(folder, number)}"}
+        finally:
+            server.close()
 
 
 async def _feed(config: Config, run: Run, on_progress: Progress | None, start: Callable[[], object]) -> Drained | None:

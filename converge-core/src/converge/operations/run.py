@@ -211,6 +211,7 @@ async def run(
     check(config, run)
     with stop_asked(config.grace_sec + BEYOND_SEC) as stop, options_with_origin(config):
         async with node_of(config) as node:
+            node.vitals.starting = "its agents start"
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as group:
                     group.start_soon(cancel_when_asked, stop, scope)
@@ -272,6 +273,7 @@ async def _work(node: Node, config: Config, run: Run, on_progress: Progress | No
             where,
             without_password(config.store),
         )
+    node.vitals.starting = ""
     ids = await submit_all(node.store, run.tasks)
     if draining is None:
         await anyio.sleep_forever()

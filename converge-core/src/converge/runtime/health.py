@@ -9,10 +9,9 @@ import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-import attrs
-
 from converge.env import Env
 from converge.runtime.agents.ailments import Ailment, Code, Source
+from converge.runtime.probes.answer import Health, Reason
 from converge.runtime.reaper import Reaper
 from converge.runtime.watchdog import Watchdog
 from converge.services.store.handle import StoreHandle
@@ -34,29 +33,6 @@ NOTED = frozenset((Code.AGENT_RESTS,))
 """What is shown of a node that is ready all the same."""
 
 
-@attrs.frozen(kw_only=True)
-class Reason:
-    """Why a node is not ready, or what else is to be known of it: a code for programs, a text for people, and since
-    when.
-    """
-
-    code: str
-    text: str
-    since: datetime
-
-
-@attrs.frozen(kw_only=True)
-class Health:
-    """A node at one moment. `is_live`: false when only a restart helps. `is_ready`: it claims tasks and takes messages
-    as it should; `reasons` say why not. `notes` are worth knowing, and do not make it less ready.
-    """
-
-    is_live: bool
-    is_ready: bool
-    reasons: tuple[Reason, ...] = ()
-    notes: tuple[Reason, ...] = ()
-
-
 class Vitals:
     """Where a node's health is read from. Nothing runs for it: all is looked at when somebody asks."""
 
@@ -69,6 +45,8 @@ class Vitals:
         self._parts: tuple[StoreHandle, Watchdog, Reaper, float] | None = None
         self.sources: list[Source] = []
         """Parts of the node that say for themselves what ails them."""
+        self.starting = ""
+        """What else is to start before the node is ready, such as the agents of `converge run`; empty: nothing."""
 
     def started(self, handle: StoreHandle, watchdog: Watchdog, reaper: Reaper, stall_sec: float) -> None:
         """Mark the node as running, on the thread that calls this."""
@@ -114,6 +92,8 @@ class Vitals:
             yield Ailment(Code.STARTING, "the node has not started", self._began)
             return
         handle, watchdog, reaper, _ = self._parts
+        if self.starting:
+            yield Ailment(Code.STARTING, self.starting, self._began)
         if self._stopping is not None:
             yield Ailment(Code.STOPPING, "the node is stopping: it claims no more tasks", self._stopping)
         yield from self._of_loop(now, watchdog)

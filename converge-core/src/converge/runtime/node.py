@@ -30,9 +30,11 @@ from converge.runtime.agents.ticks import Ticks
 from converge.runtime.claiming.feed import Feed
 from converge.runtime.claiming.groups import Groups
 from converge.runtime.config.node_settings import NodeArguments, NodeSettings
-from converge.runtime.health import Health, Vitals
+from converge.runtime.health import Vitals
 from converge.runtime.network.network import Network
 from converge.runtime.parts import Given, Parts, open_parts
+from converge.runtime.probes.answer import Health
+from converge.runtime.probes.probes import Observed, probes_of
 from converge.runtime.stopping import Stopping
 from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
@@ -83,6 +85,8 @@ class Node:
         self.env = env
         self.agents: dict[str, Agent] = {}
         self.vitals = Vitals(env)
+        self.health_url: str | None = None
+        """Where its health is served once it is entered; None: nowhere."""
         self._host = PluginHost(self.settings.plugins)
         self._given = Given(settings=self.settings, env=env, host=self._host, store=given, identity=identity)
         self._identity = identity
@@ -97,7 +101,8 @@ class Node:
         self._state = State.ENTERED
         try:
             async with AsyncExitStack() as stack:
-                parts = await open_parts(stack, self._given)
+                probes = await stack.enter_async_context(probes_of(self.settings.health, self.vitals.read, self.env))
+                parts = await open_parts(stack, self._given, probes)
                 self._stack = stack.pop_all()
         except BaseException as error:
             self._state = State.LEFT
@@ -107,6 +112,16 @@ class Node:
         self._parts, self._identity = parts, parts.identity
         self.vitals.started(parts.handle, parts.watchdog, parts.reaper, self.settings.stall_sec)
         self.vitals.sources += [parts.boundary.background.ailments, parts.groups.supervision.rests]
+        probes.started(
+            Observed(
+                handle=parts.handle,
+                background=parts.boundary.background,
+                agents=self.agents,
+                feeds=parts.feeds,
+                rests=parts.groups.supervision.rests,
+            )
+        )
+        self.health_url = probes.url
         self._host.observe("converge_node_started", node_id=parts.identity.id)
         return self
 

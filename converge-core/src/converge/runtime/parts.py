@@ -25,6 +25,7 @@ from converge.runtime.claiming.observers import observers_of
 from converge.runtime.config.node_settings import NodeSettings
 from converge.runtime.keys.identity_dir import IdentityDir
 from converge.runtime.network.network import Ground, Network, choose
+from converge.runtime.probes.probes import Probes
 from converge.runtime.reaper import Reaper
 from converge.runtime.recovery import Recovery
 from converge.runtime.watchdog import Watchdog
@@ -69,7 +70,7 @@ class Given:
     identity: Identity | None = None
 
 
-async def open_parts(stack: AsyncExitStack, given: Given) -> Parts:
+async def open_parts(stack: AsyncExitStack, given: Given, probes: Probes) -> Parts:
     """Return the parts of a node, open; closing the stack closes them, also after a start that fails.
 
     Raises:
@@ -109,7 +110,8 @@ async def open_parts(stack: AsyncExitStack, given: Given) -> Parts:
         kept=kept,
     )
     network = await stack.enter_async_context(Network.open(ground))
-    basis = Basis(handle=handle, env=env, boundary=boundary, poll_sec=settings.poll_sec, observers=observers_of(host))
+    observers = observers_of(host, probes.observers)
+    basis = Basis(handle=handle, env=env, boundary=boundary, poll_sec=settings.poll_sec, observers=observers)
     groups = Groups(basis, pools, network.describe_again)
     tasks = TaskManager(store, poll_sec=settings.poll_sec)
     means = Means(store=store, tasks=tasks, pools=pools, members=groups, post=network.post, fanouts=network.fanouts)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ParamSpec
+
 from converge.machines.task import Completed, Event, Failed, Found, Released
+from converge.model.task import Task
 from converge.plugins import PluginHost
-from converge.runtime.claiming.feed import Observers
+from converge.runtime.claiming.feed import NO_OBSERVERS, Observers
 from converge.services.tasks.records import to_task
 
+P = ParamSpec("P")
 
-def observers_of(host: PluginHost) -> Observers:
-    """Return what calls the plugins; a task is made for them only where there are any."""
+
+def observers_of(host: PluginHost, others: Observers = NO_OBSERVERS) -> Observers:
+    """Return what calls the plugins, and `others` before them; a task is made for them only where there are any."""
 
     def finished(found: Found, event: Event) -> None:
         if (
@@ -18,7 +24,21 @@ def observers_of(host: PluginHost) -> Observers:
             task = to_task(*found, by=event.by)
             host.observe("converge_task_finished", task=task, outcome=type(event).__name__.lower())
 
+    def claimed(task: Task) -> None:
+        host.observe("converge_task_claimed", task=task)
+
     return Observers(
-        (lambda task: host.observe("converge_task_claimed", task=task)) if host.has("converge_task_claimed") else None,
-        finished if host.has("converge_task_finished") else None,
+        _both(others.claimed, claimed if host.has("converge_task_claimed") else None),
+        _both(others.finished, finished if host.has("converge_task_finished") else None),
     )
+
+
+def _both(first: Callable[P, None] | None, second: Callable[P, None] | None) -> Callable[P, None] | None:
+    if first is None or second is None:
+        return first or second
+
+    def both(*arguments: P.args, **named: P.kwargs) -> None:
+        first(*arguments, **named)
+        second(*arguments, **named)
+
+    return both

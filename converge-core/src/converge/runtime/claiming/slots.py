@@ -150,6 +150,11 @@ class Slots:
         return len(self.slots) - self.busy
 
     @property
+    def running(self) -> int:
+        """How many handlers run. From any thread."""
+        return sum(slot.current is not None for slot in tuple(self.slots))
+
+    @property
     def queued(self) -> int:
         """How many claims no worker has begun."""
         return len(self._queue)

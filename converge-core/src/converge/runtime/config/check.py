@@ -13,7 +13,7 @@ import attrs
 
 from converge.errors import ConfigError
 from converge.plugins import PluginHost
-from converge.runtime.config.config import DEFAULT, KEYS, Config, check_options, not_in_release, read
+from converge.runtime.config.config import DEFAULT, KEYS, Config, check_options, read
 from converge.schema import DIALECT, json_schema, plain
 from converge.secret import masked
 from converge.services.store.opening import backend_options, check_durability
@@ -53,7 +53,7 @@ def check_file(file: Path, plugins: Sequence[str] = ()) -> tuple[Config, list[st
     """
     config, problems = read(file, environ={})
     lines = [f"{problem.path}: {problem.text}" for problem in problems]
-    return config, [*lines, *not_in_release(config), *problems_of(config, plugins)]
+    return config, [*lines, *problems_of(config, plugins)]
 
 
 def problems_of(config: Config, plugins: Sequence[str] = ()) -> list[str]:

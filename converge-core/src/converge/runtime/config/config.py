@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import attrs
 
-from converge.errors import ConfigError, SecretOnCommandLine, Unsupported
+from converge.errors import ConfigError, SecretOnCommandLine
 from converge.plugins import PluginHost
 from converge.runtime.config.fields import (
     CLASS,
@@ -73,7 +73,6 @@ class Config(NodeSettings):
     port: int = attrs.field(
         default=0, validator=Within(0, 65_535), metadata=described("port to listen at, if transport is a name; 0: any")
     )
-    health: str = attrs.field(default="", metadata=described("HOST:PORT of the health endpoint"))
     log_format: Literal["text", "json"] = attrs.field(
         default="text", metadata=described("lines for people, or one JSON object a line")
     )
@@ -104,13 +103,6 @@ class Config(NodeSettings):
         return f"{self.transport}://{host}:{self.port}"
 
 
-LATER: Mapping[str, str] = {
-    "health": "a health endpoint; in Python there is Node.health()",
-}
-"""Keys whose feature this release does not have: at their default they are accepted, otherwise refused, never half
-done.
-"""
-
 KEYS = tuple(field.name for field in attrs.fields(Config) if field.name != "origins")
 
 
@@ -130,7 +122,6 @@ def load(
     """
     config, problems = read(file, flags=flags, environ=environ)
     raise_problems(problems)
-    _check_release(config)
     return config
 
 
@@ -307,21 +298,6 @@ def _where(config: Config, key: str) -> str:
     if origin == DEFAULT:
         return key
     return origin if origin in (_flag(key), _variable(key)) else f"{origin}: {key}"
-
-
-def _check_release(config: Config) -> None:
-    if lines := not_in_release(config):
-        raise Unsupported("\n".join(lines), problems=lines)
-
-
-def not_in_release(config: Config) -> list[str]:
-    """Return what this release does not have, a line each."""
-    defaults = Config()
-    return [
-        f"{_where(config, key)}: {getattr(config, key)!r} is not supported: this release does not have {what}"
-        for key, what in LATER.items()
-        if getattr(config, key) != getattr(defaults, key)
-    ]
 
 
 @contextmanager

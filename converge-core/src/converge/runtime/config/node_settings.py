@@ -12,6 +12,7 @@ from typing import Any, Literal, TypedDict
 import attrs
 
 from converge.runtime.config.fields import Matching, Within, a_name, described
+from converge.runtime.config.health_address import an_address
 from converge.secret import masked_repr
 from converge.settings import Problem, raise_problems, structured
 
@@ -55,6 +56,11 @@ class NodeSettings:
         default="",
         validator=Matching(_ADVERTISED, "HOST:PORT or a URL"),
         metadata=described("where others reach this node"),
+    )
+    health: str = attrs.field(
+        default="",
+        validator=an_address,
+        metadata=described("where /livez, /readyz and /metrics are served; a port alone is one of 127.0.0.1"),
     )
     lease_sec: float = attrs.field(
         default=15.0, validator=Within(0.5, 3_600), metadata=described("how long a process may be away", "s")
@@ -125,6 +131,7 @@ class NodeArguments(TypedDict, total=False):
     plugins: Sequence[str]
     network: str
     advertise: str
+    health: str
     lease_sec: float
     stall_sec: float
     call_sec: float

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import attrs
 
 from converge.codec import decode
-from converge.contracts.store import LIMITS, Entry, Store
+from converge.contracts.store import LIMITS, Entry, Range, Store
 from converge.errors import SchemaTooNew, TornRecord
 from converge.ids import id_text
 from converge.machines.task import TaskState
-from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, READY, TASK, Key, Prefix
-from converge.model.task import Spec
+from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, READY, STATE, TASK, Key, Prefix
+from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
-from converge.services.store.pages import Pages, parts, read_all
+from converge.services.store.pages import Pages, get_all, parts, read_all
 from converge.services.tasks.surroundings import lease_ids
 
 log = logging.getLogger("converge.census")
@@ -134,3 +134,37 @@ async def backlog(handle: StoreHandle, pool_id: str) -> int:
     A task that moves meanwhile may count twice or not.
     """
     return (await live(handle.store, [pool_id]))[pool_id].live
+
+
+async def oldest_ready_sec(handle: StoreHandle, pool_ids: Sequence[str]) -> dict[str, float]:
+    """Return for each pool the seconds for which the task has been ready that has waited longest, of those that are the
+    next of their lane; 0: none is ready.
+
+    Raises:
+        StoreError: As `Store.scan`.
+    """
+    return {pool_id: await _oldest(handle, pool_id) for pool_id in pool_ids}
+
+
+async def _oldest(handle: StoreHandle, pool_id: str) -> float:
+    lanes: list[Key] = [READY(entry.key[2]) for entry in await read_all(handle.store, LANE(pool_id))]
+    heads: list[bytes] = []
+    for some in parts(lanes, LIMITS.ranges):
+        pages = await handle.store.scan([Range(lane, None, 1) for lane in some])
+        heads += [page[0].key[3] for page in pages if page]
+    if not heads:
+        return 0.0
+    specs = await get_all(handle.store, [TASK(id_) for id_ in heads])
+    states = await get_all(handle.store, [STATE(id_) for id_ in heads])
+    dues = [due for spec, state in zip(specs, states, strict=True) if (due := _due(spec, state)) is not None]
+    return max(0.0, (await handle.now() - min(dues)) / 1_000_000) if dues else 0.0
+
+
+def _due(spec: Entry | None, state: Entry | None) -> int | None:
+    """Return from when on the task could be claimed; None: it is gone, or cannot be read."""
+    try:
+        if state is not None:
+            return decode(state.value, State, "state").due
+        return decode(spec.value, Spec, "task").due if spec is not None else None
+    except (TornRecord, SchemaTooNew):
+        return None  # the claim that meets it tells of it

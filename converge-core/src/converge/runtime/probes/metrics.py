@@ -1,0 +1,104 @@
+"""The figures of a node for Prometheus, made when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from converge.env import this_process
+from converge.runtime.probes.answer import Health
+from converge.runtime.probes.tally import BOUNDS_SEC, Histogram, Tally
+
+_BOUNDS = [*(f"{bound:g}" for bound in BOUNDS_SEC), "+Inf"]
+
+
+class Gauges:
+    """What is read of a node at the moment at which somebody asks: any thread may."""
+
+    def __init__(self) -> None:
+        self.running: Callable[[], int] = int
+        self.agents: Callable[[], Mapping[str, int]] = dict
+        self.lease_sec: Callable[[], float] = float
+        self.oldest_ready_sec: Mapping[str, float] = {}
+
+
+class NodeCollector(Collector):
+    """Makes the metrics of a node. Their names, and what they mean, stand in `docs/reference/metrics.md`."""
+
+    def __init__(self, tally: Tally, gauges: Gauges, health: Callable[[], Health]) -> None:
+        self._tally, self._gauges, self._health = tally, gauges, health
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics as they are now."""
+        yield self._ages()
+        yield from self._of_health()
+        yield from self._of_tasks()
+        yield _labelled(
+            GaugeMetricFamily("converge_agents", "Agents of this process.", labels=["state"]), self._gauges.agents()
+        )
+        yield InfoMetricFamily(
+            "converge_build", "The release that runs.", {"release": this_process().release or "source"}
+        )
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: the registry need not ask before there is anything."""
+        return ()
+
+    def _ages(self) -> Metric:
+        text = "How long the oldest ready task of the pool has waited."
+        family = GaugeMetricFamily("converge_oldest_ready_seconds", text, labels=["pool"])
+        return _labelled(family, self._gauges.oldest_ready_sec)
+
+    def _of_health(self) -> Iterator[Metric]:
+        health = self._health()
+        yield GaugeMetricFamily("converge_live", "0: only a restart helps.", value=health.is_live)
+        yield GaugeMetricFamily("converge_ready", "1: it claims tasks and takes messages.", value=health.is_ready)
+        reasons = GaugeMetricFamily("converge_unready_reason", "1: why it is not ready.", labels=["code"])
+        yield _labelled(reasons, {reason.code: 1 for reason in health.reasons})
+        text = "How long the lease lasts if it is not renewed."
+        yield GaugeMetricFamily("converge_lease_remaining_seconds", text, value=self._gauges.lease_sec())
+
+    def _of_tasks(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("converge_tasks_running", "Attempts under way.", value=self._gauges.running())
+        attempts = CounterMetricFamily(
+            "converge_task_attempts", "Attempts that ended, by what followed.", labels=["pool", "outcome"]
+        )
+        latency = HistogramMetricFamily(
+            "converge_claim_latency_seconds", "From when a task could be claimed to its first claim.", labels=["pool"]
+        )
+        duration = HistogramMetricFamily("converge_task_seconds", "How long attempts took.", labels=["pool"])
+        for pool_id, pool in tuple(self._tally.pools.items()):
+            for outcome, count in pool.outcomes.items():
+                attempts.add_metric([pool_id, outcome], count)
+            _add(latency, pool_id, pool.latencies)
+            _add(duration, pool_id, pool.durations)
+        yield from (attempts, latency, duration)
+
+
+def _labelled(family: GaugeMetricFamily, values: Mapping[str, float]) -> Metric:
+    for label, value in values.items():
+        family.add_metric([label], value)
+    return family
+
+
+def _add(family: HistogramMetricFamily, pool_id: str, histogram: Histogram) -> None:
+    below = list(zip(_BOUNDS, accumulate(histogram.counts), strict=True))
+    family.add_metric([pool_id], below, histogram.sum_sec)
+
+
+def registry_of(collector: Collector) -> CollectorRegistry:
+    """Return the registry of one node, with the figures of its process."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    ProcessCollector(registry=registry)
+    return registry

@@ -1,0 +1,222 @@
+"""The health endpoint: what it answers while a node starts, works, is blocked, and loses its store."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anyio import to_thread
+from prometheus_client.parser import text_string_to_metric_families
+
+from converge import Agent, Node, Task
+from converge.errors import ConfigError, NoRetry
+from converge.runtime.config.health_address import LOOPBACK, Address, parsed
+from converge.testing.fixtures import wait_until
+
+
+def block(sec: float) -> None:
+    """Keep the event loop from running."""
+    time.sleep(sec)  # the loop stands still for this long: what the test is about
+
+
+class Worker(Agent):
+    """Does what its task says."""
+
+    async def on_task(self, task: Task) -> str:
+        """Fail for good, fail once, block the loop, or be done."""
+        match task.inputs.get("how"):
+            case "bad":
+                raise NoRetry("bad input")
+            case "once" if task.attempts == 1:
+                raise ValueError("again")
+            case "block":
+                block(task.inputs["sec"])
+        return "done"
+
+
+def ask(url: str, path: str, method: str = "GET") -> tuple[int, bytes]:
+    """Ask the endpoint once."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=10)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+async def asked(node: Node, path: str) -> tuple[int, Any]:
+    """Ask a node's endpoint from another thread."""
+    assert node.health_url is not None
+    status, body = await to_thread.run_sync(ask, node.health_url, path)
+    return status, json.loads(body)
+
+
+async def metrics(node: Node) -> dict[str, float]:
+    """A node's metrics, by name and labels."""
+    assert node.health_url is not None
+    status, body = await to_thread.run_sync(ask, node.health_url, "/metrics")
+    assert status == 200
+    return {
+        f"{sample.name}{sorted(sample.labels.items())}": sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+
+
+async def test_a_node_that_works_is_live_and_ready_and_counts_its_attempts() -> None:
+    async with Node(health="0", poll_sec=0.05) as node:
+        await node.spawn(Worker, count=2, pool="docs")
+        ids = await node.tasks.submit_many(
+            [
+                Task(pool_id="docs"),
+                Task(pool_id="docs", inputs={"how": "once"}, retry_delay_sec=0.01),
+                Task(pool_id="docs", inputs={"how": "bad"}),
+            ]
+        )
+        await wait_until(lambda: sum(len(feed.slots.slots) for feed in node.feeds) == 2)
+        for id_ in ids[:2]:
+            assert (await node.tasks.result(id_)).result == "done"
+        assert (await asked(node, "/livez"))[0] == 200
+        status, told = await asked(node, "/readyz")
+        assert (status, told["ready"], told["live"], told["reasons"]) == (200, True, True, [])
+        pool = [("pool", "docs")]
+        await wait_until(lambda: node.feeds[0].failed >= 1)
+        found = await metrics(node)
+        outcomes = {name: int(count) for name, count in found.items() if name.startswith("converge_task_attempts_t")}
+        assert outcomes == {
+            f"converge_task_attempts_total{[('outcome', how), *pool]}": count
+            for how, count in (("completed", 2), ("retried", 1), ("failed", 1), ("released", 0))
+        }
+        assert found[f"converge_claim_latency_seconds_count{pool}"] == 3
+        assert found[f"converge_task_seconds_count{pool}"] == 4
+        assert found["converge_agents[('state', 'live')]"] == 2
+        assert (found["converge_ready[]"], found["converge_live[]"]) == (1, 1)
+        assert found["converge_lease_remaining_seconds[]"] > 1
+        assert found["process_open_fds[]"] > 3
+
+
+async def test_the_oldest_ready_task_of_each_pool_is_told() -> None:
+    async with Node(health="0") as node:
+        await node.spawn(Worker, pool="docs")
+        url, line = str(node.health_url), b'converge_oldest_ready_seconds{pool="docs"}'
+        await wait_until(lambda: line in ask(url, "/metrics")[1])
+        assert (await metrics(node))["converge_oldest_ready_seconds[('pool', 'docs')]"] == 0
+
+
+async def test_the_endpoint_answers_while_the_loop_is_blocked_and_says_so() -> None:
+    async with Node(health="0", lease_sec=0.5, stall_sec=2.0) as node:
+        await node.spawn(Worker, pool="docs")
+        url, seen = str(node.health_url), list[tuple[int, int, str]]()
+
+        def look() -> None:
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline and (not seen or seen[-1][0] == 200):
+                ready, body = ask(url, "/readyz")
+                seen.append((ask(url, "/livez")[0], ready, body.decode()))
+                time.sleep(0.05)  # between two looks
+
+        watching = threading.Thread(target=look)
+        watching.start()
+        await node.tasks.submit(Task(pool_id="docs", inputs={"how": "block", "sec": 4}))
+        await to_thread.run_sync(watching.join)
+        assert any(live == 200 and ready == 503 and "loop_blocked" in text for live, ready, text in seen)
+        assert seen[-1][0] == 503, "only a restart helps once stall_sec has passed"
+        assert "test_probes.py" in seen[-1][2], "where the loop stands"
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("8080", Address(LOOPBACK, 8080)),
+        (":8080", Address(LOOPBACK, 8080)),
+        ("0.0.0.0:1", Address("0.0.0.0", 1)),
+        ("[::1]:80", Address("::1", 80)),
+        ("localhost:0", Address("localhost", 0)),
+        ("unix:/run/h", Address(path="/run/h")),
+    ],
+)
+def test_an_address_is_a_port_a_host_with_a_port_or_a_path(text: str, address: Address) -> None:
+    assert parsed(text)._replace(path=address.path) == address
+
+
+@pytest.mark.parametrize("text", ["x", "a:b", "1.2.3.4", "127.0.0.1:70000", "http://a:1", "::1:80", "unix:", "a b:1"])
+def test_what_is_no_address_is_refused_when_it_is_given(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"health: .* is not allowed; expected HOST:PORT"):
+        Node(health=text)
+
+
+async def test_an_address_in_use_is_told_before_the_store_is_opened(tmp_path: Path) -> None:
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        address = f"{LOOPBACK}:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"health: cannot listen at {address}: "):
+            async with Node(health=address, store=f"file:{tmp_path / 'state.db'}"):
+                raise AssertionError("nobody may listen there")
+    assert os.listdir(tmp_path) == []
+
+
+async def test_other_paths_and_methods_are_refused() -> None:
+    async with Node(health="0") as node:
+        url = str(node.health_url)
+        assert (await to_thread.run_sync(ask, url, "/"))[0] == 404
+        assert (await to_thread.run_sync(ask, url, "/livez", "POST"))[0] == 405
+        assert await to_thread.run_sync(ask, url, "/livez", "HEAD") == (200, b"")
+
+
+async def test_a_client_that_says_nothing_and_one_that_says_garbage_stop_nobody() -> None:
+    async with Node(health="0") as node:
+        url = str(node.health_url)
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        silent = [socket.create_connection((host, int(port))) for _ in range(20)]
+        try:
+            for one in silent[:10]:
+                one.sendall(b"\x00\xff" * 100)
+            assert (await asked(node, "/livez"))[0] == 200
+        finally:
+            for one in silent:
+                one.close()
+
+
+async def test_the_endpoint_ends_with_the_node_and_a_second_node_may_have_its_path(tmp_path: Path) -> None:
+    path = f"unix:{tmp_path / 'health.sock'}"
+    for _ in range(2):
+        async with Node(health=path) as node:
+            assert node.health_url == path
+            with pytest.raises(ConfigError, match="another process listens there"):
+                async with Node(health=path):
+                    raise AssertionError("two nodes at one path")
+    assert not (tmp_path / "health.sock").exists()
+    async with Node(health="0") as node:
+        url = str(node.health_url)
+    with pytest.raises(ConnectionRefusedError):
+        ask(url, "/livez")
+
+
+async def test_a_forked_child_leaves_the_address_to_its_parent() -> None:
+    async with Node(health="0") as node:
+        url = str(node.health_url)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            os.read(reading, 1)  # lives for as long as the parent wants
+            os._exit(0)
+        os.close(reading)
+        assert (await asked(node, "/livez"))[0] == 200
+        await node.stop()
+        status, told = await asked(node, "/readyz")
+        assert (status, told["reasons"][0]["code"]) == (503, "stopping")
+    try:
+        with pytest.raises(ConnectionRefusedError):
+            ask(url, "/livez")
+    finally:
+        os.close(writing)
+        await to_thread.run_sync(os.waitpid, child, 0)
