@@ -32,7 +32,8 @@ from workload import CALL, CLAIM, ENDED, POOL_ID, SPEC, UNTIL, Site, lane_hash, 
 from converge.contracts.store import Store
 from converge.testing.servers import postgres_server
 from converge_store_sql import SqlOptions, SqlStore
-from converge_store_sql.dialects import SESSION
+from converge_store_sql.postgresql.dialect import SESSION
+from converge_store_sql.postgresql.store import PostgresqlStore
 
 IN_FLIGHT = 2
 TABLES = ("task", "ready", "held", "state", "done")
@@ -96,7 +97,7 @@ async def _with_connections(url: str, one: Any) -> float:
     return taken_sec
 
 
-class Inheriting(SqlStore):
+class Inheriting(PostgresqlStore):
     """The same store with the turn that every store inherits."""
 
     def __init__(self, store: SqlStore) -> None:

@@ -12,7 +12,7 @@ from converge.contracts.store import ABSENT, Batch, Conflict, Range
 from converge.errors import InvalidValue
 from converge.model.keys import ID, INT, INT_MAX, INT_MIN, MEMBER, NAME, ORDER, POOL, TASK
 from converge_store_sql import SqlStore
-from converge_store_sql.literals import literal
+from converge_store_sql.postgresql.literals import literal
 
 AWKWARD = ["", "NULL", "null", '"', "\\", "{}", "a,b", " space ", "'", "\\x00", '\\"', "é\U0001f600", "a\nb"]
 

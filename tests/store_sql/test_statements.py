@@ -11,6 +11,7 @@ import asyncpg
 from converge.contracts.store import ABSENT, Batch, Committed, Conflict, Range, Take, Taken
 from converge.model.keys import EPOCH, FAMILIES, HELD, LATER, LEASE, READY, STATE, TASK, Key
 from converge_store_sql import SqlOptions, SqlStore
+from converge_store_sql.postgresql.store import PostgresqlStore
 
 Ids = Callable[[], bytes]
 
@@ -52,6 +53,7 @@ async def test_every_lookup_of_a_turn_is_by_index(store: SqlStore, postgres_url:
         [TASK, STATE],
     )
     texts: list[tuple[str, tuple[object, ...]]] = []
+    assert isinstance(store, PostgresqlStore)
     run = store._connections.run
 
     async def note(text: str, arguments: tuple[object, ...], *, writes: bool) -> object:

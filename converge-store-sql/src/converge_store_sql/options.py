@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import attrs
 from attrs import validators
 
-from converge_store_sql.tables import check_network
+from converge.errors import InvalidName
+
+NETWORK = re.compile(r"[a-z_][a-z0-9_]{0,30}")
+"""What a network may be called here: its name begins every table's name, unquoted and within the 63 bytes of an
+identifier.
+"""
+
+
+def check_network(name: str) -> str:
+    """Return the name if tables can be called after it.
+
+    Raises:
+        InvalidName: It cannot be the beginning of a table's name.
+    """
+    if not NETWORK.fullmatch(name):
+        raise InvalidName(
+            "network", name, "a lower-case letter or _, then at most 30 of [a-z0-9_], for it begins the names of tables"
+        )
+    return name
 
 
 def _network(_instance: object, _attribute: object, value: str) -> None:

@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from converge.errors import StoreError, Unsupported
-from converge_store_sql._errors import call_failed, connecting_failed, sqlstate
-from converge_store_sql.dialects import SESSION, check_url, redacted
 from converge_store_sql.options import SqlOptions
+from converge_store_sql.postgresql._errors import call_failed, connecting_failed, sqlstate
+from converge_store_sql.postgresql.dialect import SESSION, check_url, redacted
 
 STATEMENTS = 1_000
 """Prepared statements that a connection keeps: more than there are shapes of calls, so that none is planned twice."""

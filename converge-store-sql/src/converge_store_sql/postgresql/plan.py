@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from converge.contracts.store import ABSENT, LIMITS, Batch, Committed, Conflict, Take
 from converge.errors import ValueTooLarge
 from converge.model.keys import FAMILIES, Family, Key
-from converge_store_sql.literals import literal
-from converge_store_sql.tables import SHARED
+from converge_store_sql.postgresql.literals import literal
+from converge_store_sql.postgresql.tables import SHARED
 
 Row = tuple[Any, ...]
 Outcome = Committed | Conflict

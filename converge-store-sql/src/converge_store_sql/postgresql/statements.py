@@ -8,10 +8,10 @@ it would choose from what it saw of a table while that was empty.
 from __future__ import annotations
 
 from converge.model.keys import Family
-from converge_store_sql import tables
-from converge_store_sql.fragments import listed, match_all, unnest, within
-from converge_store_sql.plan import Shape
-from converge_store_sql.turn_text import TurnText
+from converge_store_sql.postgresql import tables
+from converge_store_sql.postgresql.fragments import listed, match_all, unnest, within
+from converge_store_sql.postgresql.plan import Shape
+from converge_store_sql.postgresql.turn_text import TurnText
 
 
 class Statements:

@@ -8,8 +8,8 @@ from typing import Any
 from converge.codec import FIRST, FORMAT
 from converge.errors import SchemaTooNew, StoreRefused
 from converge.model.keys import FAMILIES
-from converge_store_sql._errors import sqlstate
-from converge_store_sql.tables import create_table, create_tables, table
+from converge_store_sql.postgresql._errors import sqlstate
+from converge_store_sql.postgresql.tables import create_table, create_tables, table
 
 _NO_RIGHT = "42501"
 

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from converge.errors import InvalidName
 from converge.model.keys import FAMILIES, HASH, ID, INT, Family, Part
-
-NETWORK = re.compile(r"[a-z_][a-z0-9_]{0,30}")
-"""What a network may be called here: its name begins every table's name, unquoted and within the 63 bytes of an
-identifier.
-"""
 
 SYNTHETIC = "one"
 """The column of a family without parts: a table needs a primary key, so its only key has 0 here."""
@@ -36,19 +29,6 @@ SHARED = frozenset({"epoch", "pool", "lane", "lease", "member"})
 """Families whose keys most calls check and few write. Row locks let a stream of readers starve a writer, so on these
 both queue at a gate.
 """
-
-
-def check_network(name: str) -> str:
-    """Return the name if tables can be called after it.
-
-    Raises:
-        InvalidName: It cannot be the beginning of a table's name.
-    """
-    if not NETWORK.fullmatch(name):
-        raise InvalidName(
-            "network", name, "a lower-case letter or _, then at most 30 of [a-z0-9_], for it begins the names of tables"
-        )
-    return name
 
 
 def table(network: str, family: Family) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from converge.model.keys import Family
-from converge_store_sql import tables
-from converge_store_sql.fragments import NOW, gate_space, listed, match_all, unnest, within
-from converge_store_sql.plan import CODE_BITS, Part, Shape, TakeShape, Work
+from converge_store_sql.postgresql import tables
+from converge_store_sql.postgresql.fragments import NOW, gate_space, listed, match_all, unnest, within
+from converge_store_sql.postgresql.plan import CODE_BITS, Part, Shape, TakeShape, Work
 
 _NONE = "'{}'::integer[]"
 

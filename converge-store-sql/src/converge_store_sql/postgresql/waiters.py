@@ -15,8 +15,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 
 from converge.errors import StoreError
-from converge_store_sql.connect import Connections
-from converge_store_sql.statements import Statements
+from converge_store_sql.postgresql.connect import Connections
+from converge_store_sql.postgresql.statements import Statements
 
 BEAT_SEC = 10.0
 """How often a listener shows that it lives."""

@@ -1,0 +1,260 @@
+"""The store: each call is one statement on a connection of its own, and so one transaction."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Self
+
+import anyio
+
+from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Range, Store, Take, Taken, Turned
+from converge.errors import NotApplied, StoreRefused, Unsupported
+from converge.model.keys import INT, INT_MIN, NAME, Family, Key, Prefix
+from converge_store_sql.options import SqlOptions
+from converge_store_sql.postgresql._errors import RETRIED, sqlstate
+from converge_store_sql.postgresql.connect import Connections
+from converge_store_sql.postgresql.dialect import LEAST_VERSION, SETTINGS, durability
+from converge_store_sql.postgresql.fragments import NOW
+from converge_store_sql.postgresql.migrations import migrate, pending
+from converge_store_sql.postgresql.plan import Part, Plan, Shape, Work, take_shape
+from converge_store_sql.postgresql.statements import Statements
+from converge_store_sql.postgresql.waiters import Waiters
+from converge_store_sql.store import SqlStore
+
+TRIES = 20
+"""How often a statement that the server undid (a deadlock, a lost race) is run: each time somebody else got on, so few
+are ever needed.
+"""
+
+RETRY_GREATEST_SEC = 0.05
+LOOKS = 3
+"""How often a take that got nothing, although there was something, looks: others held all that it had chosen."""
+
+
+class PostgresqlStore(SqlStore):
+    """A store on PostgreSQL. Made by `SqlStore.open`."""
+
+    def __init__(self, url: str, options: SqlOptions) -> None:
+        self._url, self._options = url, options
+        self._connections = Connections(url, options)
+        self._statements = Statements(options.network)
+        self._waiters = Waiters(self._connections, self._statements, options.network)
+        self._time = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, url: str, options: SqlOptions) -> AsyncIterator[Self]:
+        store = cls(url, options)
+        try:
+            await store._prepare()
+            async with store._waiters.running():
+                yield store
+        finally:
+            await store._connections.close()
+
+    @classmethod
+    async def to_add(cls, url: str, options: SqlOptions) -> Sequence[str]:
+        connections = Connections(url, options)
+        try:
+            async with connections.driver() as driver:
+                return await pending(driver, options.network)
+        finally:
+            await connections.close()
+
+    async def note_format(self, number: int) -> None:
+        text = f"insert into {self._options.network}_schema (version) values ($1) on conflict do nothing"
+        try:
+            await self._connections.run(text, (number,), writes=True)
+        except StoreRefused as error:
+            raise StoreRefused(
+                f"{error}; the schema's number must be raised before something new is used: run "
+                f"`converge store migrate` as the role that owns the tables"
+            ) from error
+
+    def reopen(self) -> AbstractAsyncContextManager[Store]:
+        return PostgresqlStore.opened(self._url, self._options)
+
+    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
+        found: list[Entry | None] = [None] * len(keys)
+        if not keys:
+            return found
+        families: dict[Family, list[int]] = defaultdict(list)
+        for number, key in enumerate(keys):
+            families[key[0]].append(number)
+        arguments: list[Sequence[Any]] = []
+        ordered = tuple(sorted(families))
+        for family in ordered:
+            numbers = families[family]
+            arguments += [*zip(*(keys[number][1:] or (0,) for number in numbers), strict=True), numbers]
+        for number, value, revision in await self._read(self._statements.get(ordered), arguments):
+            found[number] = Entry(keys[number], value, revision)
+        return found
+
+    async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
+        found: list[list[Entry]] = [[] for _ in ranges]
+        shapes: dict[tuple[Family, int, bool], list[int]] = defaultdict(list)
+        for number, (prefix, after, limit) in enumerate(ranges):
+            if limit > 0 and after != ():  # nothing comes after the one key of a range that is a whole key
+                shapes[prefix[0], len(prefix) - 1, after is not None].append(number)
+        for (family, length, has_after), numbers in shapes.items():
+            chosen = [ranges[number] for number in numbers]
+            starts = [prefix[1:] + (after or ()) for prefix, after, _ in chosen]
+            arguments = [*zip(*starts, strict=True), [limit for _, _, limit in chosen], numbers]
+            for number, *rest, value, revision in await self._read(
+                self._statements.scan(family, length, has_after=has_after), arguments
+            ):
+                found[number].append(
+                    Entry((*ranges[number].prefix, *rest) if family.parts else (family,), value, revision)
+                )
+        return found
+
+    async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
+        found = [0] * len(prefixes)
+        shapes: dict[tuple[Family, int], list[int]] = defaultdict(list)
+        for number, prefix in enumerate(prefixes):
+            shapes[prefix[0], len(prefix) - 1].append(number)
+        for (family, length), numbers in shapes.items():
+            arguments = [*zip(*(prefixes[number][1:] for number in numbers), strict=True), numbers]
+            for number, total in await self._read(self._statements.count(family, length), arguments):
+                found[number] = total
+        return found
+
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        return (await self._turn(batches, None, wake)).outcomes
+
+    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
+        if take is not None and (not take.ranges or take.limit < 1):
+            return await super().turn(
+                batches, take, wake=wake
+            )  # nothing to choose from: only its checks are left to answer
+        turned = await self._turn(batches, take, wake)
+        for _ in range(LOOKS - 1):
+            if not _was_outrun(turned.taken):
+                break
+            turned = turned._replace(taken=(await self._turn((), take, ())).taken)
+        return turned
+
+    async def time(self) -> int:
+        ((now,),) = await self._read(f"select {NOW}", ())
+        self._time = max(self._time, int(now))
+        return self._time
+
+    def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
+        return self._waiters.watch(channels)
+
+    async def _prepare(self) -> None:
+        async with self._connections.driver() as driver:
+            version, fsync, full_page_writes, synchronous_commit, standbys, is_standby = await driver.fetchrow(SETTINGS)
+            if version < LEAST_VERSION:
+                raise Unsupported(
+                    f"{self._connections.where} runs PostgreSQL {version // 10_000}; this release needs 14 or later"
+                )
+            if is_standby:
+                raise StoreRefused(f"{self._connections.where} is a standby and takes no writes; name the primary")
+            await migrate(driver, self._options.network)
+        self.durability = durability(fsync, full_page_writes, synchronous_commit, standbys)
+
+    async def _read(self, text: str, arguments: Sequence[Any]) -> Sequence[Sequence[Any]]:
+        return await self._connections.run(text, arguments, writes=False)
+
+    async def _turn(self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]) -> Turned:
+        plan = Plan(batches, take)
+        work = plan.work()
+        if not work and not plan.windows and take is None:
+            outcomes: Sequence[Committed | Conflict] = await self._nothing(len(batches))
+            self._waiters.wake(wake)
+            return Turned(outcomes, None)
+        gates = plan.gates()
+        arguments = _arguments(plan, work, gates, take)
+        row: Sequence[Any] = ()
+        for attempt in range(TRIES):
+            shape = Shape(
+                tuple(part for part, _ in work),
+                bool(gates),
+                bool(plan.runs),
+                bool(plan.windows),
+                take_shape(take) if take is not None else None,
+                replaces=attempt > 0,
+            )
+            try:
+                (row,) = await self._connections.run(self._statements.turn(shape), arguments, writes=True)
+                break
+            except NotApplied as error:
+                if attempt == TRIES - 1 or sqlstate(error) not in RETRIED:
+                    raise
+                await anyio.sleep(random.uniform(0, RETRY_GREATEST_SEC) * attempt / TRIES)
+        if wake:
+            self._waiters.wake(wake)
+        bad, late, there, missed, revision, now = row[:6]
+        outcomes = plan.outcomes(bad, late, there, missed, revision)
+        return Turned(outcomes, None if take is None else _taken(plan, take, bad, revision, now, row[6:]))
+
+    async def _nothing(self, how_many: int) -> list[Committed | Conflict]:
+        """Return the answer to batches that ask nothing: they still commit at a revision."""
+        if not how_many:
+            return []
+        ((revision,),) = await self._connections.run(
+            f"select nextval('{self._options.network}_revision')", (), writes=True
+        )
+        return [Committed(revision)] * how_many
+
+
+def _arguments(
+    plan: Plan, work: Sequence[tuple[Part, list[Any]]], gates: Sequence[tuple[int, bool]], take: Take | None
+) -> list[Any]:
+    """Return the arguments in the order in which `turn_text.py` numbers them."""
+    arguments: list[Any] = list(zip(*gates, strict=True))
+    arguments += [column for part, columns in work if part.work <= Work.ABSENT for column in columns]
+    arguments += [column for part, columns in work if part.work is Work.INSERT for column in columns]
+    if plan.runs:
+        arguments += zip(*plan.runs, strict=True)
+    if plan.windows:
+        arguments += zip(*plan.windows, strict=True)
+    arguments += [column for part, columns in work if part.work is Work.DELETE_AT for column in columns]
+    if take is not None:
+        arguments += _take_arguments(plan, take)
+    arguments += [column for part, columns in work if part.work > Work.INSERT for column in columns]
+    if take is not None:
+        arguments += [*take.to[1:], *take.tail]
+    return arguments
+
+
+def _take_arguments(plan: Plan, take: Take) -> list[Any]:
+    family, length = take.ranges[0].prefix[0], len(take.ranges[0].prefix) - 1
+    least = tuple(_LEAST.get(part, b"") for part in tuple(family.parts.values())[length:])
+    starts = [prefix[1:] + (after or least) for prefix, after, _ in take.ranges]
+    arguments: list[Any] = [*zip(*starts, strict=True), list(range(len(starts))), take.limit]
+    return [*arguments, plan.take_checks] if take.checks else arguments
+
+
+# Below every rest, as an `after`: a rest ends with an id, and no id is as short as the empty one.
+_LEAST: dict[Any, Any] = {INT: INT_MIN, NAME: ""}
+
+
+def _taken(
+    plan: Plan, take: Take, bad: Sequence[int], revision: int, now: int, answer: Sequence[Any]
+) -> Taken | Conflict:
+    failed = set(bad).intersection(plan.take_checks)
+    if failed:
+        return Conflict(tuple(plan.checks[number] for number in sorted(failed)))
+    family, length = take.ranges[0].prefix[0], len(take.ranges[0].prefix) - 1
+    width, also = family.arity - length, len(take.also)
+    heads: list[tuple[Any, ...] | None] = [None] * len(take.ranges)
+    numbers = answer[width + also]
+    if numbers is not None:
+        for number, *rest in zip(numbers, *answer[width + also + 1 :], strict=True):
+            heads[number] = tuple(rest)
+    if answer[0] is None:
+        return Taken(0, (), (), heads, now)
+    values = list(zip(*answer[width : width + also], strict=True)) if also else [()] * len(answer[0])
+    moved = sorted(zip(zip(*answer[:width], strict=True), values, strict=True))
+    return Taken(revision, [rest for rest, _ in moved], [read for _, read in moved], heads, now)
+
+
+def _was_outrun(taken: Taken | Conflict | None) -> bool:
+    return isinstance(taken, Taken) and not taken.rests and any(head is not None for head in taken.heads)
