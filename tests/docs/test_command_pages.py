@@ -65,6 +65,7 @@ COMMANDS = [
         store.info,
         store.migrate,
         store.accept,
+        store.copy,
         doctor.doctor,
         completion.completion,
     ),

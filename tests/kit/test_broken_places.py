@@ -21,7 +21,9 @@ from converge_store_toy.plugin import TOY
 from converge_store_toy.store import Shelf, ToyStore
 
 BROKEN: list[type[BrokenPlaces]] = []
-TESTS = "block_raised or looks_makes or network_has or forked_child or format_is or tells_of_its_server"
+TESTS = (
+    "block_raised or looks_makes or network_has or forked_child or format_is or tells_of_its_server or revisions_go_on"
+)
 """The tests of these clauses: the others are run on broken stores beside this file."""
 
 
@@ -174,6 +176,22 @@ class SaysThatSomethingIsMissing(ToyStore):
     """Names as missing what is there."""
 
 
+@breaks("S-25")
+class ForgetsToAdvance(ToyStore):
+    """Says that its revisions go on behind those of the other store."""
+
+    async def advance(self, revision: int) -> None:
+        pass
+
+
+@breaks("S-25")
+class GoesBackToWhatItIsTold(ToyStore):
+    """Sets its counter to the number, be it smaller."""
+
+    async def advance(self, revision: int) -> None:
+        self.shelf.revision = revision
+
+
 @breaks("S-24", durability=Durability.D2)
 class TellsABetterClass(ToyStore):
     """Tells the class that its server could have."""
@@ -207,4 +225,4 @@ def test_a_broken_store_fails_the_clause_that_it_breaks_and_no_other(kit: type[B
 
 
 def test_each_of_these_clauses_has_a_store_that_breaks_it() -> None:
-    assert {kit.clause for kit in BROKEN} == {"S-19", "S-20", "S-21", "S-22", "S-23", "S-24"}
+    assert {kit.clause for kit in BROKEN} == {"S-19", "S-20", "S-21", "S-22", "S-23", "S-24", "S-25"}

@@ -10,7 +10,7 @@
                         NotApplied
             NotApplied      nothing was written, retry or fix the store: StoreUnavailable, StoreBusy, StoreFull,
                             StoreRefused; open the store again: StoreReplaced, ForkedHandle
-                StoreRefused    StoreUnsafe
+                StoreRefused    StoreUnsafe, StoreUnfinished, CopyRefused
         TaskError       give up this attempt: StaleClaim, LeaseEnded, ResultTimeout
         AttemptEnd      raised by a handler, says what becomes of its task: NoRetry, RetryAfter, Release
         ActionError     an agent may not act so, or not now: ActionNotAllowed, ToolNotAllowed, ToolTimeout,
@@ -239,6 +239,14 @@ class StoreUnsafe(StoreRefused):
     def __init__(self, where: str, setting: str, value: str, *, why: str, mend: str) -> None:
         super().__init__(f"{where} has {setting} {value}, which {why}; {mend}")
         self.where, self.setting, self.value, self.mend = where, setting, value, mend
+
+
+class StoreUnfinished(StoreRefused):
+    """The store is a copy that is under way, or was broken off; it was not opened."""
+
+
+class CopyRefused(StoreRefused):
+    """A store was not copied: a process lives on it, the destination is not empty, or the two differ in the end."""
 
 
 class StoreReplaced(NotApplied):

@@ -107,6 +107,9 @@ class RedisStore(Store):
         self._time = max(self._time, int(seconds) * 1_000_000 + int(micros))
         return self._time
 
+    async def advance(self, revision: int) -> None:
+        await self._connector.evaluate(load("advance"), [self._names.counter], [revision], writes=True)
+
     async def commit(
         self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
     ) -> Sequence[Committed | Conflict]:

@@ -17,6 +17,8 @@ from converge.cli.run import loop_options
 from converge.errors import InputError
 from converge.operations import run as main
 from converge.operations.store_changes import Accepting, Migration, accept_store, migrate_store
+from converge.operations.store_copy import copy as copy_store
+from converge.operations.store_copy import url_of
 from converge.operations.store_info import StoreFacts, store_facts
 from converge.plugins import PluginHost
 from converge.runtime.config.config import Config
@@ -93,6 +95,39 @@ def migrate(
         output.write("nothing is missing: the store has all that this release keeps in it")
     for line in done.missing:
         output.write(f"{'missing' if dry_run else 'added'}: {line}")
+    return DONE
+
+
+def copy(
+    source: Annotated[str, Parameter(metavar="SOURCE", help="The URL to copy from, or env:NAME.")],
+    destination: Annotated[str, Parameter(metavar="DESTINATION", help="The URL to copy to, or env:NAME.")],
+    /,
+    *,
+    common: Common = NONE,
+) -> int:
+    """Copy everything of a network from one store to another that is empty, and compare the two; all processes have to
+    be stopped.
+
+    Tasks with their history, pools, dedup and ordering keys go with it, and what stopped processes held goes back in
+        the copy. Until both stores are the same nobody can open the destination; broken off, the same command begins
+        anew. A URL with a password is put into an environment variable, such as
+
+        converge store copy file:state.db env:NEW_STORE --plugin redis
+    """
+    if common.store is not None:
+        raise InputError("--store is not used here: the two stores stand behind the command")
+    urls = [url_of(given) for given in (source, destination)]
+    settings = common.configured()
+    with output.progress("keys", is_wanted=not common.json) as bar:
+        done = anyio.run(partial(copy_store, settings, *urls, on_progress=bar), backend_options=loop_options())
+    if common.json:
+        output.line(attrs.asdict(done) | {"keys": dict(done.keys)})
+        return DONE
+    output.table(("keys of", "count"), list(done.keys.items()), empty="the source was empty")
+    output.write("")
+    output.write(f"copied {sum(done.keys.values()):,} keys; both stores are the same, digest {done.digest}")
+    if done.leases:
+        output.write(f"{done.leases} stopped without ending the lease: what was held goes back at the first sweep")
     return DONE
 
 

@@ -54,6 +54,8 @@ S-23 `note_format` changes no key and may be repeated, also through several hand
      declaration names is missing: nothing, once the store was opened.
 S-24 inspect changes no key and may be called at any time. What it tells of a store that was just opened has the class
      of its `durability`, which is not above the best of the declaration; nothing in it holds a password.
+S-25 advance makes every revision that is given later greater than the one that it names, and never less than before; it
+     changes no key. Of a store that does not have it, `Unsupported` is raised, and nothing is changed.
 
 What a caller must keep to (core does, and the kit checks core): no batch of one call writes a key that another batch of
 the call reads or writes; a batch names a key at most once among its puts and deletes; no batch of a turn deletes or
@@ -76,7 +78,7 @@ import attrs
 from converge import forks
 from converge.contracts._take import inherited_turn
 from converge.contracts.inspection import Durability, Finding, Inspection, Level, error, fine, warning
-from converge.errors import ForkedHandle
+from converge.errors import ForkedHandle, Unsupported
 from converge.model.batch import (
     ABSENT,
     Batch,
@@ -273,6 +275,16 @@ class Store(ABC):
         """
         return None
 
+    async def advance(self, revision: int) -> None:
+        """Give only revisions greater than this one from now on (S-25): `converge store copy` continues the tokens of
+        the tasks that it copies. The inherited one refuses, so that a store without it is no destination of a copy.
+
+        Raises:
+            Unsupported: The store does not have it.
+            StoreError: As `commit`.
+        """
+        raise Unsupported(f"{type(self).__name__} cannot continue the revisions of another store (Store.advance)")
+
     async def note_format(self, number: int) -> None:  # noqa: B027  # a store without a schema number of its own has nothing to do
         """Make sure that releases that do not know this format of core's records refuse to open the store; called
         before it is first used, perhaps again and again, and by several processes at once.
@@ -294,7 +306,8 @@ class Store(ABC):
 
 
 def _lay_down(handle: Store) -> None:
-    forks.refuse(handle, "get", "scan", "commit", "turn", "time", "retention_time", "count", "facts", "inspect")
+    calls = ("get", "scan", "commit", "turn", "time", "retention_time", "count", "facts", "inspect", "advance")
+    forks.refuse(handle, *calls)
     handle.watch = _refuse_to_watch  # type: ignore[method-assign]
     handle.reopen = _refuse_to_reopen  # type: ignore[method-assign]
 

@@ -28,6 +28,10 @@ FORMATS = (
 assert FORMATS[-1].number == FORMAT, "the newest format is the one that the codec reads"
 
 
+UNFINISHED = 2**31 - 1
+"""The number of a store that a copy is being written to: no release knows it, so nobody opens it half copied."""
+
+
 class StoreFormat(msgspec.Struct, frozen=True, omit_defaults=True):
     """`format`: the newest format that is used in the store, and the oldest release that knows it. Fields that a newer
     release adds are passed over: what matters of it is that it is newer.
@@ -35,3 +39,5 @@ class StoreFormat(msgspec.Struct, frozen=True, omit_defaults=True):
 
     number: int = FIRST
     oldest: str = FORMATS[0].oldest
+    copied_from: str = ""
+    """Of a store that `converge store copy` has not finished: what it copies from."""

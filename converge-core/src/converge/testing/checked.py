@@ -106,6 +106,10 @@ class CheckedStore(Store):
         self._check_thread("time")
         return await self.inner.time()
 
+    async def advance(self, revision: int) -> None:
+        self._check_thread("advance")
+        await self.inner.advance(revision)
+
     async def inspect(self) -> Inspection | None:
         self._check_thread("inspect")
         return await self.inner.inspect()

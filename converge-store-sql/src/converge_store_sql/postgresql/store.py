@@ -74,6 +74,11 @@ class PostgresqlStore(SqlStore):
                 f"`converge store migrate` as the role that owns the tables"
             ) from error
 
+    async def advance(self, revision: int) -> None:
+        name = f"{self._options.network}_revision"
+        text = f"select setval('{name}', greatest(last_value, $1)) from {name}"
+        await self._connections.run(text, (max(revision, 1),), writes=True)
+
     def reopen(self) -> AbstractAsyncContextManager[Store]:
         return PostgresqlStore.opened(self._url, self._options)
 

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 from converge import forks
 from converge.builtin.file import statements as sql
@@ -97,12 +97,22 @@ class Database:
 
     def raise_schema(self, number: int) -> None:
         """Raise the file's schema number to this one, unless it is greater."""
+        with self._alone():
+            raise_schema(self._connection, number)
+
+    def advance(self, revision: int) -> None:
+        """Go on with the revisions behind this one, unless the file is past it."""
+        with self._alone(), _transaction(self._connection):
+            self._connection.execute("update meta set value = ?1 where name = 'revision' and value < ?1", (revision,))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         with translated(self._path), self._turnstile.turn(), self._in_use:
             if gone := self._guard.gone():
                 raise StoreReplaced(
                     f"{gone} since it was opened; nothing was written: close the store and open it again"
                 )
-            raise_schema(self._connection, number)
+            yield
 
     def _transact(self, batches: Sequence[Batch], take: Take | None, plan: Plan | None) -> Turned:
         try:

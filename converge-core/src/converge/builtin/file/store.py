@@ -115,7 +115,10 @@ class FileStore(Store):
         return Turned([], None)
 
     async def note_format(self, number: int) -> None:
-        await self._worker.raise_schema(number)
+        await self._worker.do(lambda database: database.raise_schema(number))
+
+    async def advance(self, revision: int) -> None:
+        await self._worker.do(lambda database: database.advance(revision))
 
     async def time(self) -> int:
         return self._clock().now()

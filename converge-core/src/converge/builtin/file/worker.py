@@ -22,13 +22,19 @@ CLOSE_SEC = 1.0
 """How long closing waits for a call that nobody waits for any more; it ends by itself, or with the process."""
 
 
+_Step = Callable[[Database], None]
+"""What a call does besides: a schema number to raise, say."""
+
+
 class _Job:
     """One call. It begins, or is given up, never both."""
 
-    __slots__ = ("_call", "_lock", "_state", "batches", "error", "event", "result", "schema", "take", "wake")
+    __slots__ = ("_call", "_lock", "_state", "batches", "error", "event", "first", "result", "take", "wake")
 
-    def __init__(self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel], schema: int) -> None:
-        self.batches, self.take, self.wake, self.schema = batches, take, wake, schema
+    def __init__(
+        self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel], first: _Step | None
+    ) -> None:
+        self.batches, self.take, self.wake, self.first = batches, take, wake, first
         self.event = anyio.Event()
         self.result: Turned | None = None
         self.error: BaseException | None = None
@@ -94,16 +100,16 @@ class Worker:
         """
         await self.turn((), None)
 
-    async def raise_schema(self, number: int) -> None:
-        """Raise the file's schema number, which older releases look at.
+    async def do(self, step: _Step) -> None:
+        """Let the thread do this with its database, in its turn.
 
         Raises:
             As `turn`.
         """
-        await self.turn((), None, schema=number)
+        await self.turn((), None, first=step)
 
     async def turn(
-        self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel] = (), *, schema: int = 0
+        self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel] = (), *, first: _Step | None = None
     ) -> Turned:
         """Run a call, then tell the watchers. A caller that is cancelled leaves its call behind, which is done or not.
 
@@ -111,7 +117,7 @@ class Worker:
             StoreBusy: Its turn did not come in time; nothing was written.
             StoreError: As the contract says.
         """
-        job, jobs = _Job(batches, take, wake, schema), self._jobs
+        job, jobs = _Job(batches, take, wake, first), self._jobs
         if self._thread is None:
             self._thread = threading.Thread(
                 target=self._run, args=(jobs, self._kept), name="converge-file", daemon=True
@@ -146,8 +152,8 @@ class Worker:
                 if database is None:
                     database = Database(self._path)
                     self.settings = database.settings
-                if job.schema:
-                    database.raise_schema(job.schema)
+                if job.first is not None:
+                    job.first(database)
                 job.result = database.turn(job.batches, job.take, job.may_begin)
                 if job.result is not None:
                     self._tell(job.wake)

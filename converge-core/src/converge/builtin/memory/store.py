@@ -146,6 +146,10 @@ class MemoryStore(Store):
     async def time(self) -> int:
         return self._core.now()
 
+    async def advance(self, revision: int) -> None:
+        with self._core.lock:
+            self._core.revision = max(self._core.revision, revision)
+
     async def inspect(self) -> Inspection:
         return Inspection(durability=self.durability, product=f"memory of Python {platform.python_version()}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from converge.codec import FORMAT as KNOWN
 from converge.codec import decode, encode
 from converge.contracts.store import ABSENT, Batch, Committed, Store
-from converge.errors import SchemaTooNew, StoreBusy
+from converge.errors import SchemaTooNew, StoreBusy, StoreUnfinished
 from converge.model.formats import FORMATS, StoreFormat
 from converge.model.keys import FORMAT
 
@@ -23,13 +23,21 @@ async def read_format(store: Store) -> StoreFormat:
     return StoreFormat() if entry is None else decode(entry.value, StoreFormat, "format")
 
 
-async def check_format(store: Store, where: str) -> None:
+async def check_format(store: Store, where: str, *, may_be_unfinished: bool = False) -> None:
     """Refuse a store in which a newer format is used than this release knows.
 
     Raises:
         SchemaTooNew: Which, and which release knows it.
+        StoreUnfinished: It is being copied to, or that was broken off.
     """
     found = await read_format(store)
+    if found.copied_from and may_be_unfinished:
+        return
+    if found.copied_from:
+        raise StoreUnfinished(
+            f"{where} is a copy of {found.copied_from} that was not finished; run `converge store copy` again, which "
+            "begins anew"
+        )
     if found.number > KNOWN:
         raise SchemaTooNew(
             f"{where} has format {found.number}, which converge-core {found.oldest} and newer know; this one knows "

@@ -155,6 +155,9 @@ class LimitedStore(Store):
     async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
         return await self._inner.turn(batches, take, wake=wake)
 
+    async def advance(self, revision: int) -> None:
+        await self._inner.advance(revision)
+
     async def note_format(self, number: int) -> None:
         await self._inner.note_format(number)
 

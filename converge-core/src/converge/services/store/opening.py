@@ -31,6 +31,7 @@ async def open_store(
     network: str = NETWORK,
     require_durability: str = "",
     must_exist: bool = False,
+    may_be_unfinished: bool = False,
 ) -> AsyncIterator[Store]:
     """Open the store of the URL, and close it when left; the lease that was opened on it ends then.
 
@@ -42,6 +43,7 @@ async def open_store(
         network: Whose keys to see; several networks share one server.
         require_durability: `D0` to `D3`: a store that has less is refused.
         must_exist: Refuse a place where nothing was ever stored, instead of beginning a store there.
+        may_be_unfinished: Open a copy that was broken off, too: for `converge store copy`, which begins it anew.
 
     Raises:
         ConfigError: Its leaves say what is wrong with a plugin, an option or the store's features.
@@ -57,7 +59,7 @@ async def open_store(
         chosen = attrs.evolve(chosen, must_exist=True)
     async with reopenable(partial(backend.open, url, chosen)) as store:
         check_durability(backend.name, store.durability, require_durability)
-        await check_format(store, without_password(url))
+        await check_format(store, without_password(url), may_be_unfinished=may_be_unfinished)
         try:
             yield store
         finally:

@@ -167,6 +167,9 @@ class Inheriting(Store):
     async def time(self) -> int:
         return await self.inner.time()
 
+    async def advance(self, revision: int) -> None:
+        await self.inner.advance(revision)
+
     async def inspect(self) -> Inspection | None:
         return await self.inner.inspect()
 

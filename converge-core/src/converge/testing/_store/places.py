@@ -1,4 +1,4 @@
-"""S-19 to S-24: blocks that raise, who only looks, networks of one place, forked children, formats."""
+"""S-19 to S-25: blocks that raise, who only looks, networks of one place, forked children, formats."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 
 from converge.codec import FIRST, FORMAT
 from converge.contracts.store import Batch, Range, Store
-from converge.errors import ForkedHandle, StoreRefused
+from converge.errors import ForkedHandle, StoreRefused, Unsupported
 from converge.model.keys import POOL
 from converge.secret import has_password
-from converge.testing._store.base import StoreCase, commit, committed, get
+from converge.testing._store.base import StoreCase, commit, committed, get, put, ready, take, take_of, taken
 from converge.testing.blocks import passes_through
 from converge.testing.clauses import expect, expect_equal
 
@@ -106,6 +106,25 @@ class PlaceClauses(StoreCase):
                 secret = [text for text in shown if has_password(text)]
                 expect_equal("S-24", secret, [], "texts with a password")
         expect_equal("S-24", await store.get([POOL("p")]), before, "a key after inspect")
+
+    async def test_revisions_go_on_behind_those_of_another_store(self, store: Store) -> None:
+        """S-25."""
+        first = committed("S-25", await commit(store, puts=[(POOL("p"), b"{}")]), "a commit").revision
+        before = await store.get([POOL("p")])
+        try:
+            await store.advance(first + 1_000)
+        except Unsupported:
+            pytest.skip("the store has no advance, so it cannot be the destination of a copy")
+        async with store.reopen() as other:
+            for number, (handle, least) in enumerate(((other, 1), (store, 1), (other, first)), start=2):
+                await handle.advance(least)  # what is smaller changes nothing
+                outcome = await commit(other, puts=[(POOL("q"), b"%d" % number)])
+                later = committed("S-25", outcome, "a commit after advance").revision
+                expect("S-25", later > first + 1_000, f"{later} was given after advance({first + 1_000})")
+            await put(store, ready(1, 1, 1))
+            moved = taken("S-25", await take(store, take_of([1], 1)), "a take after advance")
+            expect("S-25", moved.revision > later, f"a take at {moved.revision} after a commit at {later}")
+            expect_equal("S-25", await other.get([POOL("p")]), before, "a key after advance")
 
     async def test_what_a_block_raised_comes_out_of_it(self, url: str, options: Any) -> None:
         """S-19."""

@@ -1,0 +1,207 @@
+"""`converge store copy`: everything of a network goes to another store, or the destination stays closed."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
+from converge.contracts.store import Batch, Range, Store
+from converge.errors import (
+    ConfigError,
+    CopyRefused,
+    DedupConflict,
+    PoolClosed,
+    StoreRefused,
+    StoreUnavailable,
+    StoreUnfinished,
+)
+from converge.model.keys import AGENT, DEAD, EXPIRY, LEASE, TASK, TORN
+from converge.operations.store_copy import copy
+from converge.runtime.config.config import Config
+from converge.services.store import copy as copying
+
+Converge = Callable[..., Any]
+
+LEFT = b"\xaa" * 16
+"""The lease of a process that was killed."""
+
+TORN_ID, TORN_RECORD, SECRET = b"\xbb" * 16, b'{"pool": "docs"', "open sesame, please"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"  # the drivers of both servers run on nothing else
+
+
+async def fill(store: Store) -> dict[str, Any]:
+    """Put something of every kind into the store; return ids by what they are, and a token."""
+    pools, tasks, ids = PoolManager(store), TaskManager(store), dict[str, Any]()
+    await pools.create_pool(Pool(id="docs", keep_completed_sec=3_600.0))
+    await pools.create_pool(Pool(id="work"))
+    await pools.create_pool(Pool(id="closed", admission="secret"), secret=SECRET)
+    await pools.join_pool("a", "work")
+    ids["done"] = await tasks.submit(Task(pool_id="work", inputs={"n": 1}))
+    await tasks.complete((await tasks.claim("a", ["work"]))[0], {"n": 2})
+    ids["failed"] = await tasks.submit(Task(pool_id="work", max_attempts=1))
+    await tasks.fail((await tasks.claim("a", ["work"]))[0], "bad")
+    ids["cancelled"] = await tasks.submit(Task(pool_id="work"))
+    await tasks.cancel(ids["cancelled"])
+    ids["held"] = await tasks.submit(Task(pool_id="work", inputs={"text": "\u00e9\n"}))
+    ids["token"] = (await tasks.claim("a", ["work"]))[0].token
+    ids["deduped"] = await tasks.submit(Task(pool_id="work", dedup_key="once"))
+    later = datetime.now(UTC) + timedelta(hours=2)
+    ids["later"] = await tasks.submit(Task(pool_id="docs", not_before=later, deadline=later + timedelta(hours=1)))
+    for number in range(3):
+        await tasks.submit(Task(pool_id="docs", ordering_key="k", inputs={"n": number}))
+    torn = [(TORN(TORN_ID), b'{"pool": "docs", "why": "x", "at": 5}'), (TASK(TORN_ID), TORN_RECORD)]
+    left = [(LEASE(LEFT), b"{}"), (EXPIRY(LEFT), b"5"), (AGENT(LEFT, "a" * 20), b"{}")]
+    await store.commit([Batch((), [*torn, *left])])
+    return ids
+
+
+@pytest.fixture
+def urls(tmp_path: Path, redis_url: str, postgres_url: str) -> list[str]:
+    """Places to go to, one after another."""
+    return [f"file:{tmp_path}/first.db", redis_url, postgres_url, f"file:{tmp_path}/last.db"]
+
+
+def config(network: str) -> Config:
+    return Config(network=network, plugins=("redis", "sql"))
+
+
+async def test_a_network_goes_from_a_file_through_both_servers_and_back_whole(urls: list[str], namespace: str) -> None:
+    async with open_store(urls[0]) as store:
+        ids = await fill(store)
+    done = [await copy(config(namespace), source, target) for source, target in pairwise(urls)]
+    assert {one.digest for one in done} == {done[0].digest} and [one.leases for one in done] == [1, 0, 0]
+    assert {one.keys["done"] for one in done} == {3} and done[0].keys["task"] == 10
+    async with open_store(urls[-1]) as store:
+        await check_copy(store, ids)
+
+
+async def check_copy(store: Store, ids: dict[str, Any]) -> None:
+    """What is in the copy goes on as it would have on the source."""
+    tasks, pools = TaskManager(store), PoolManager(store)
+    states = {name: (await tasks.get(ids[name])).state for name in ("done", "failed", "cancelled")}
+    assert states == {"done": TaskState.COMPLETED, "failed": TaskState.FAILED, "cancelled": TaskState.CANCELLED}
+    assert (await tasks.get(ids["done"])).result == {"n": 2}
+    assert await tasks.submit(Task(pool_id="work", dedup_key="once")) == ids["deduped"]
+    with pytest.raises(DedupConflict):
+        await tasks.submit(Task(pool_id="work", dedup_key="once", inputs={"other": 1}))
+    with pytest.raises(PoolClosed):
+        await pools.join_pool("b", "closed", secret="wrong")
+    await pools.join_pool("b", "closed", secret=SECRET)
+    await pools.join_pool("b", "work")
+    await pools.join_pool("b", "docs")
+    claimed: list[Task] = []
+    while len(claimed) < 3:  # the first claim sweeps, which puts back what the stopped process held
+        claimed += await tasks.claim("b", ["work", "docs"], limit=10)
+    found = {one.id: one for one in claimed}
+    assert found.keys() >= {ids["held"], ids["deduped"]} and len(found) == 3
+    assert found[ids["held"]].token > ids["token"]  # through three stores that began at revision 1
+    assert found[ids["held"]].inputs == {"text": "\u00e9\n"}
+    assert [one.inputs for one in claimed if one.ordering_key] == [{"n": 0}]  # the others wait behind it
+    (record,) = await store.get([TASK(TORN_ID)])
+    assert record is not None and record.value == TORN_RECORD
+    assert (await store.scan([Range(AGENT(LEFT)), Range(DEAD(LEFT))])) == [[], []]
+
+
+async def test_what_is_copied_is_refused_where_it_cannot_be_whole(tmp_path: Path, namespace: str) -> None:
+    first, second = f"file:{tmp_path}/first.db", f"file:{tmp_path}/second.db"
+    with pytest.raises(ConfigError, match="both source and destination"):
+        await copy(config(namespace), first, first)
+    with pytest.raises(ConfigError, match="memory"):
+        await copy(config(namespace), first, "memory:")
+    with pytest.raises(StoreRefused, match="there is no store"):
+        await copy(config(namespace), first, second)
+    async with open_store(first) as store:
+        await PoolManager(store).create_pool(Pool(id="p"))
+        await PoolManager(store).join_pool("a", "p")
+        with pytest.raises(CopyRefused, match="1 process may still use the source; stop them first"):
+            await copy(config(namespace), first, second)
+    await copy(config(namespace), first, second)
+    with pytest.raises(CopyRefused, match=r"the destination is not empty \(it has keys of"):
+        await copy(config(namespace), first, second)
+
+
+async def test_a_copy_that_breaks_off_is_closed_until_it_is_begun_anew(
+    tmp_path: Path, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = f"file:{tmp_path}/first.db", f"file:{tmp_path}/second.db"
+    async with open_store(first) as store:
+        await PoolManager(store).create_pool(Pool(id="p"))
+        ids = await TaskManager(store).submit_many([Task(pool_id="p") for _ in range(300)])
+    whole, calls = copying._commit, list[int]()
+
+    async def breaking(target: Store, batch: Batch) -> None:
+        calls.append(len(batch.puts))
+        if len(calls) == 4:
+            raise StoreUnavailable("the server is gone")
+        await whole(target, batch)
+
+    monkeypatch.setattr(copying, "_commit", breaking)
+    monkeypatch.setattr(copying, "PUT_OPS", 100)
+    with pytest.raises(StoreUnavailable):
+        await copy(config(namespace), first, second)
+    with pytest.raises(StoreUnfinished, match=r"a copy of file:.*first\.db that was not finished"):
+        async with open_store(second):
+            pass
+    with pytest.raises(CopyRefused, match="an unfinished copy of"):
+        await copy(config(namespace), f"file:{await other(tmp_path)}", second)
+    async with open_store(first) as store:  # goes on meanwhile
+        await TaskManager(store).cancel(ids[0])
+    assert (await copy(config(namespace), first, second)).keys["ready"] == 299
+    async with open_store(second) as store:
+        assert (await TaskManager(store).get(ids[0])).state == TaskState.CANCELLED
+
+
+async def other(folder: Path) -> Path:
+    async with open_store(f"file:{folder}/third.db") as store:
+        await PoolManager(store).create_pool(Pool(id="p"))
+    return folder / "third.db"
+
+
+async def test_a_source_that_is_written_to_meanwhile_leaves_the_copy_closed(
+    tmp_path: Path, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = f"file:{tmp_path}/first.db", f"file:{tmp_path}/second.db"
+    async with open_store(first) as store:
+        await PoolManager(store).create_pool(Pool(id="p"))
+        compare = copying.contents
+
+        async def late(of: Store) -> Any:
+            await TaskManager(store).submit(Task(pool_id="p", id=str(uuid.uuid4())))
+            return await compare(of)
+
+        monkeypatch.setattr(copying, "contents", late)
+        with pytest.raises(CopyRefused, match="differ in lane, ready, task: did something write"):
+            await copy(config(namespace), first, second)
+        with pytest.raises(StoreUnfinished):
+            async with open_store(second):
+                pass
+
+
+def test_the_command_copies_and_says_what(
+    converge: Converge, folder: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch, namespace: str
+) -> None:
+    assert converge("pools", "create", "docs", "--store", "file:state.db").code == 0
+    assert converge("submit", "--pool", "docs", "--store", "file:state.db").code == 0
+    refused = converge("store", "copy", "file:state.db", "redis://me:hunter2@127.0.0.1:1/0")
+    assert refused.code != 0 and "hunter2" not in refused.err and "env:MY_STORE" in refused.err
+    assert converge("store", "copy", "file:state.db", "env:NOT_SET").code == 3
+    monkeypatch.setenv("MY_STORE", redis_url)
+    flags = ("--network", namespace, "--plugin", "redis")
+    done = converge("store", "copy", "file:state.db", "env:MY_STORE", *flags, "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["keys"] == {"lane": 1, "pool": 1, "ready": 1, "task": 1} | told["keys"] and len(told["digest"]) == 32
+    back = converge("store", "copy", "env:MY_STORE", "file:back.db", *flags)
+    assert back.code == 0 and told["digest"] in back.out
