@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import socket
 import tempfile
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import asyncpg
 import pytest
 
@@ -87,6 +90,31 @@ async def test_a_call_that_is_cancelled_leaves_no_connection_behind(
         await wait_until(nobody_waits)
     finally:
         await connection.close()
+
+
+async def test_calls_cancelled_at_any_step_leave_no_error_of_the_driver_behind(
+    store: SqlStore, options: SqlOptions, postgres_url: str
+) -> None:
+    for steps in range(20):
+        async with SqlStore.open(postgres_url, options) as other:
+            async with anyio.create_task_group() as group:
+                for _ in range(options.connections):  # one of them finds a free connection, the others connect
+                    group.start_soon(other.get, [POOL("p")])
+                for _ in range(steps):
+                    await anyio.lowlevel.checkpoint()
+                group.cancel_scope.cancel()
+            assert await other.get([POOL("p")]) == [None]
+    # What a future that nobody awaits holds is told by its end; the runner of the tests raises it.
+    gc.collect()
+
+
+async def test_connecting_to_a_server_that_never_answers_ends_soon_after_it_is_cancelled() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/postgres"
+        with anyio.fail_after(30), anyio.move_on_after(0.1) as scope:
+            async with SqlStore.open(url, SqlOptions(connect_timeout_sec=100)):
+                raise AssertionError("it is open")
+        assert scope.cancelled_caught
 
 
 async def test_after_a_restart_of_the_server_the_same_handle_goes_on(namespace: str) -> None:

@@ -24,6 +24,9 @@ STATEMENTS = 1_000
 
 CLOSE_SEC = 5.0
 
+CONNECT_LEFT_SEC = 1.0
+"""How long connecting may go on after it was cancelled: a server that answers at all has done so by then."""
+
 
 class Connections:
     """The connections of one handle. Nobody else uses them, so nothing is reset between calls, and SQLAlchemy's own
@@ -96,12 +99,44 @@ class Connections:
         return await self._connect()
 
     async def _connect(self) -> tuple[AsyncConnection, Any]:
+        """Connect; if cancelled, give it `CONNECT_LEFT_SEC` to succeed.
+
+        When it is cut short, the driver leaves an error that nobody awaits, which the loop tells of later.
+        """
+        made: tuple[AsyncConnection, Any] | StoreError | None = None
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(_limit_once_cancelled, scope := anyio.CancelScope(shield=True))
+                with scope:
+                    made = await self._try_to_connect()
+                if made is None:
+                    await anyio.sleep_forever()  # it was cancelled, and the time is up
+                group.cancel_scope.cancel()
+        except BaseException:
+            if isinstance(made, tuple):
+                await _discard(*made)
+            raise
+        if isinstance(made, StoreError):
+            raise made
+        assert made is not None
+        return made
+
+    async def _try_to_connect(self) -> tuple[AsyncConnection, Any] | StoreError:
         try:
             connection = await self._engine.connect()
             raw = await connection.get_raw_connection()
         except Exception as error:
-            raise connecting_failed(error, self.where) from error
+            failed = connecting_failed(error, self.where)
+            failed.__cause__ = error
+            return failed
         return connection, raw.driver_connection
+
+
+async def _limit_once_cancelled(scope: anyio.CancelScope) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        scope.deadline = anyio.current_time() + CONNECT_LEFT_SEC
 
 
 def _engine(dsn: str, options: SqlOptions) -> AsyncEngine:
