@@ -192,7 +192,7 @@ async def completed(node: Node, count: int) -> None:
 
 def completed_by(node: Node) -> int:
     """Return how many finishes of this node the store has acknowledged."""
-    return sum(feed.completed for feed in node.feeds)
+    return sum(feed.finishing.completed for feed in node.feeds)
 
 
 async def handlers_alone(count: int) -> float:

@@ -37,6 +37,8 @@ TURN_TRIES = 64
 class RedisStore(Store):
     """One handle on a network's keys in a Redis server; opened with `open` or `converge.open_store("redis://...")`."""
 
+    is_remote = True
+
     def __init__(self, url: str, options: RedisOptions, durability: Durability) -> None:
         self._url, self._options = url, options
         self.durability = durability

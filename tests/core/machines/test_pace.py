@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from converge.machines.pace import DOZE_SEC, PAUSE_SEC, Pace
+from converge.machines.pace import (
+    DOZE_SEC,
+    LATE_SEC,
+    PAUSE_SEC,
+    QUICK_BATCHES,
+    QUICK_SEC,
+    REST_GREATEST_SEC,
+    REST_LEAST_SEC,
+    Ahead,
+    Pace,
+)
 
 
 def risen(pace: Pace, free: int, now: float = 0.0) -> list[int]:
@@ -83,3 +93,62 @@ def test_a_feed_that_found_nothing_for_a_moment_goes_on_at_its_pace() -> None:
     risen(pace, 100)
     pace.found_nothing(5.0)
     assert pace.wanted(60, 5.0 + DOZE_SEC / 2) == 60
+
+
+def quick(ahead: Ahead, count: int, now: float = 0.0) -> None:
+    """Let so many batches of one claim end at once."""
+    for token in range(count):
+        ahead.given(1_000 + token, 1, now)
+        assert ahead.has_ended(1_000 + token)
+        ahead.batch_ended(1_000 + token, now)
+
+
+def test_a_batch_is_claimed_ahead_after_three_that_each_ended_soon() -> None:
+    ahead = Ahead()
+    quick(ahead, 2)
+    assert not ahead.is_on
+    quick(ahead, 1)
+    assert ahead.is_on
+
+
+def test_a_batch_that_took_longer_breaks_the_row() -> None:
+    ahead = Ahead()
+    quick(ahead, 2)
+    ahead.given(1, 2, 0.0)
+    assert not ahead.has_ended(1) and ahead.has_ended(1)
+    ahead.batch_ended(1, 2 * QUICK_SEC)
+    quick(ahead, 1, 1.0)
+    assert not ahead.is_on
+
+
+def test_the_time_of_a_batch_that_waited_for_another_begins_with_its_turn() -> None:
+    ahead = Ahead()
+    quick(ahead, QUICK_BATCHES)
+    for token in (1, 2):
+        ahead.given(token, 1, 0.0)
+    for token in (1, 2):
+        assert ahead.has_ended(token)
+        ahead.batch_ended(token, 0.9 * LATE_SEC * token)
+    assert ahead.is_on
+
+
+def test_nothing_is_claimed_ahead_while_any_claim_takes_longer_than_one_may_wait() -> None:
+    ahead = Ahead()
+    quick(ahead, QUICK_BATCHES)
+    ahead.given(1, 1, 0.0)
+    quick(ahead, QUICK_BATCHES, 2 * LATE_SEC)
+    assert not ahead.is_on
+
+
+def test_after_a_hand_back_nothing_is_claimed_ahead_for_a_second_then_for_twice_as_long() -> None:
+    ahead, now = Ahead(), 0.0
+    for rest_sec in (1.0, 2.0, 4.0, 8.0, 16.0, REST_GREATEST_SEC, REST_GREATEST_SEC):
+        ahead.went_back(now)
+        quick(ahead, QUICK_BATCHES, now + 0.9 * rest_sec)
+        assert not ahead.is_on
+        now += rest_sec
+        quick(ahead, QUICK_BATCHES, now)
+        assert ahead.is_on
+    ahead.went_back(now + 2 * REST_GREATEST_SEC)
+    quick(ahead, QUICK_BATCHES, now + 2 * REST_GREATEST_SEC + REST_LEAST_SEC)
+    assert ahead.is_on, "all went well for so long that the next rest is short again"

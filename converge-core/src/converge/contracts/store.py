@@ -159,6 +159,11 @@ class Store(ABC):
     is_clock_local = False
     """Whether `time` is answered without waiting for anybody: then core never reckons with an older answer."""
 
+    is_remote = False
+    """Whether another process does the work of each call: then core claims a batch ahead while handlers are quick, so
+    that both work at once.
+    """
+
     reopener: Callable[[], AbstractAsyncContextManager[Store]] | None = None
     """How another handle is opened; set by whoever opened this one (see `opened` below)."""
 

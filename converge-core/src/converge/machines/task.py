@@ -7,7 +7,7 @@ time; it answers one atomic batch.
     PENDING --claim--> ASSIGNED --complete--> COMPLETED
        ^                  |----fail----------> FAILED
        |--retry/release/--|----cancel--------> CANCELLED    (also from PENDING)
-           lease ended
+       lease ended/hand back
 
 A claim is not here: it is the store's `take`, which moves a key from `ready` to `held`.
 
@@ -23,8 +23,8 @@ T-4  A finish takes effect only if its token and nonce are those of the current 
 T-5  A finish that is repeated for the same attempt with the same content succeeds again; with other content it is
      `StaleClaim`.
 T-6  A terminal state is never left; cancel wins or loses against a finish, and says which.
-T-7  Failures and ended leases count as attempts, a release does not; after `max_attempts` the task is FAILED, and says
-     why.
+T-7  Failures and ended leases count as attempts, a release or hand-back does not; after `max_attempts` the task is
+     FAILED, and says why.
 T-8  A task is not claimed before its due time, be it `not_before` or the wait before a retry.
 T-9  Tasks of one ordering key are attempted one at a time in the order of their submits; a task that retries holds its
      key, a terminal one frees the next, and the end of a waiting one moves nobody.
@@ -220,6 +220,10 @@ class Released(NamedTuple):
     why: str = ""
 
 
+class HandedBack(NamedTuple):
+    """The claim is given up before anything has begun: the task stands as it stood before, and remembers nothing."""
+
+
 class Cancelled(NamedTuple):
     """Somebody wants it no more."""
 
@@ -241,7 +245,7 @@ class DeadlinePassed(NamedTuple):
     """It was still waiting when its deadline passed."""
 
 
-Event = Completed | Failed | Released | Cancelled | LeaseEnded | CameDue | DeadlinePassed
+Event = Completed | Failed | Released | HandedBack | Cancelled | LeaseEnded | CameDue | DeadlinePassed
 
 
 def submit(id_: bytes, spec: Spec, lane: Check, key: KeySeen | None, now: int) -> Batch:
@@ -288,6 +292,8 @@ def step(found: Found, event: Event, now: int, around: Around) -> Batch:
             return _fail(found, event, now, around)
         case Released():
             return _put_back(found, "released", event.by, event.why, now, around, counts=False)
+        case HandedBack():
+            return _make_ready(found, around)
         case LeaseEnded():
             why = "its process died or lost the store"
             return _put_back(found, "lease ended", event.by, why, now, around, counts=True)
@@ -296,7 +302,7 @@ def step(found: Found, event: Event, now: int, around: Around) -> Batch:
         case DeadlinePassed():
             return _end(found, TaskState.FAILED, "", DEADLINE, now, around)
         case CameDue():
-            return _came_due(found, around)
+            return _make_ready(found, around)
 
 
 DEADLINE = "its deadline passed"
@@ -314,7 +320,8 @@ def digest(event: Event) -> str:
 
 
 _PERSONS: dict[type, bytes] = {
-    kind: kind.__name__.encode() for kind in (Failed, Released, Cancelled, LeaseEnded, CameDue, DeadlinePassed)
+    kind: kind.__name__.encode()
+    for kind in (Failed, Released, HandedBack, Cancelled, LeaseEnded, CameDue, DeadlinePassed)
 }
 """What keeps the digests of different events apart (blake2b takes at most 16 bytes)."""
 
@@ -443,7 +450,8 @@ def _put_back(found: Found, what: str, by: str, why: str, now: int, around: Arou
     return Batch(checks, puts, (own,))
 
 
-def _came_due(found: Found, around: Around) -> Batch:
+def _make_ready(found: Found, around: Around) -> Batch:
+    """Return the batch that puts the task from where it stands to those that are ready, and changes nothing else."""
     spec = found.spec
     rank = found.state.rank if found.state is not None else spec.rank
     own = key_of(found)

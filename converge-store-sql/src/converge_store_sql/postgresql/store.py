@@ -37,6 +37,8 @@ LOOKS = 3
 class PostgresqlStore(SqlStore):
     """A store on PostgreSQL. Made by `SqlStore.open`."""
 
+    is_remote = True
+
     def __init__(self, url: str, options: SqlOptions) -> None:
         self._url, self._options = url, options
         self._connections = Connections(url, options)

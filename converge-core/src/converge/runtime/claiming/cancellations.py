@@ -13,7 +13,6 @@ from converge.contracts.store import Batch, Range
 from converge.errors import LeaseEnded, StoreError, StoreUnavailable
 from converge.model.keys import NOTICE
 from converge.runtime.claiming.feed import Feed
-from converge.runtime.claiming.slots import Why
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import Lease
 from converge.services.store.watching import watch_always
@@ -80,7 +79,7 @@ class Cancellations:
             ids = {entry.key[2] for entry in page}
             if ids:
                 for feed in self._feeds.values():
-                    feed.slots.cancel(Why.CALLED_OFF, ids)
+                    feed.call_off(ids)
                 await (await self._handle.commits()).commit([Batch((), (), [entry.key for entry in page])])
             self._handle.outage.works(PART)
         except (StoreError, LeaseEnded) as error:

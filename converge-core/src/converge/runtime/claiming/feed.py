@@ -1,5 +1,5 @@
 """The feed of one group of agents: finishes and the next take go out together, two turns in flight; it sleeps on the
-store's wake-up.
+store's wake-up. `pace` says when it takes, and how much.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import NamedTuple
 import anyio
 import attrs
 
-from converge.contracts.store import Batch, Channel, Conflict, Take, Taken, Turned
+from converge.contracts.store import Channel, Conflict, Take, Taken, Turned
 from converge.env import Env
-from converge.errors import ConvergeError, InputError, LeaseEnded, SchemaTooNew, StaleClaim, StoreError, TornRecord
-from converge.ids import id_text
+from converge.errors import ConvergeError, InputError, LeaseEnded, SchemaTooNew, StoreError, TornRecord
 from converge.machines.pace import PAUSE_SEC, Pace
-from converge.machines.task import Completed, Event, Failed, Found, Released
+from converge.machines.task import Event, Found, HandedBack, Released
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.supervision import Supervision
+from converge.runtime.claiming.ahead import ClaimsAhead
+from converge.runtime.claiming.finishing import Ended, Finishing
 from converge.runtime.claiming.lane_watch import LaneWatch
 from converge.runtime.claiming.slots import OnClaimed, Slots, Why
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.claim import LEASE_WAS_LOST, Claims, settle_takes, turn
-from converge.services.tasks.finish import Finishes
 
 log = logging.getLogger("converge.feed")
 
@@ -73,30 +73,25 @@ class Feed:
     def __init__(self, basis: Basis, claims: Claims, supervision: Supervision | None = None) -> None:
         boundary, observers = basis.boundary, basis.observers
         self._handle, self._claims, self._env = basis.handle, claims, basis.env
-        self._background, self._poll_sec, self._observers = boundary.background, basis.poll_sec, observers
-        self.slots = Slots(basis.env, boundary, self._on_finished, self._on_all_begun, observers.claimed, supervision)
-        self._finishes = Finishes(basis.handle)
-        self._finished: list[tuple[Found, Event]] = []
+        self._background, self._poll_sec = boundary.background, basis.poll_sec
+        self.slots = Slots(basis.env, boundary, self._on_finished, self._on_pause, observers.claimed, supervision)
+        self.finishing = Finishing(basis.handle, claims, observers.finished)
         self._wanted = 0  # slots that a take under way will fill
         self._refusals = 0  # takes in a row whose checks failed
         self._event, self._is_signalled = anyio.Event(), False
         self._watch = LaneWatch(basis.handle, boundary.background, basis.poll_sec, self._on_wake_up)
         self._pace = Pace()
+        self.ahead = ClaimsAhead(basis.env, self.slots, is_remote=basis.handle.store.is_remote)
         self._wakes: set[Channel] = set()  # to be told with the next call
         self._has_told: set[Channel] = set()  # lanes for which another process was woken since nothing was ready here
         self._must_look = True
         self._pass_on_at = inf  # when to pass on a wake-up that came while no slot was free
         self._is_assuming = False
-        self._slow = 0
         self._pumping = 0
-        self._sending = 0
         self._idle = anyio.Event()
         self._look_due = 0.0
         self._turned_at = 0.0
         self.is_draining = self.is_ended = False
-        self.completed = 0
-        self.failed = 0
-        self.stale = 0
         self.error: str | None = None
 
     def add(self, agent: Agent, count: int | None = None) -> None:
@@ -111,7 +106,7 @@ class Feed:
         owed = self.slots.remove(agent)
         if self.slots.is_deserted:
             self._stop_hearing()
-        self._give_back_excess()
+        self._give_back_excess(len(self.slots.slots))
         return owed
 
     def start(self) -> None:
@@ -137,7 +132,7 @@ class Feed:
     @property
     def in_hand(self) -> int:
         """Claims held here: running, queued, or not yet acknowledged as finished."""
-        return self.slots.busy + len(self._finished) + self._slow + self._sending
+        return self.slots.busy + self.finishing.in_hand
 
     @property
     def hears(self) -> bool:
@@ -153,15 +148,26 @@ class Feed:
 
     def _give_back(self, claims: list[Found], why: str = "its agent rests, or has left the pool") -> None:
         why = "its process is stopping" if self.is_draining else why
-        self._finished += [(found, Released("", why)) for found in claims]
+        self.ahead.left(claims)
+        self.finishing.waiting += [(found, Released("", why)) for found in claims]
 
-    def _give_back_excess(self) -> None:
-        """Release claims that there is no slot for: an agent has gone since the take left, and those that are here may
-        be busy for long.
+    def _give_back_excess(self, allowed: int) -> None:
+        """Release claims beyond those allowed: an agent has gone since the take left, and those that are here may be
+        busy for long.
         """
-        if self.slots.free < 0:
-            self._give_back(self.slots.take_back(-self.slots.free))
+        if self.slots.busy > allowed:
+            self._give_back(self.slots.take_back(self.slots.busy - allowed))
             self._wake()
+
+    def _hand_back(self, claims: list[Found]) -> None:
+        """Give up claims that nothing has begun of, as if they had never been made."""
+        self.ahead.left(claims)
+        self.finishing.waiting += [(found, HandedBack()) for found in claims]
+
+    def _hand_back_paused(self) -> None:
+        """Hand back what is queued of pools that were seen to be paused."""
+        if self._claims.paused and self.slots.queued:
+            self._hand_back(self.slots.drop_where(lambda found: found.spec.pool in self._claims.paused))
 
     async def drain(self) -> None:
         """Stop claiming; return when everything claimed has ended and the store knows."""
@@ -180,16 +186,12 @@ class Feed:
 
     async def _flush(self) -> None:
         """Tell the store what is left here: the node's block was cancelled, and the pumps with it."""
-        while self._finished:
-            finished, self._finished = self._finished, []
-            self._sending += len(finished)
+        while self.finishing.waiting:
             try:
-                await self._send(finished, None)
+                await self._send_counted(self.finishing.take_all(), None)
             except ConvergeError as error:
                 self._failed(error)
                 await anyio.sleep(BACKOFF_LEAST_SEC)
-            finally:
-                self._sending -= len(finished)
 
     def _failed(self, error: ConvergeError) -> None:
         if isinstance(error, StoreError):
@@ -199,20 +201,31 @@ class Feed:
         self.error = str(error)
         self._must_look = True  # whatever was about to be looked at still must be
 
-    def _on_finished(self, found: Found, event: Event | None) -> None:
+    def _on_finished(self, found: Found, event: Event | None) -> bool:
+        """Note how a claim ended; return whether other tasks should run before the next one begins."""
         if event is not None:
-            self._finished.append((found, event))
+            self.finishing.waiting.append((found, event))
+        self.ahead.left((found,))
         if self.is_draining:
             self._idle.set()
         if not self._pace.is_steady:
             self._pace.claim_ended()
-        if not self._is_signalled and self._is_worth_a_turn():
+        if self._is_signalled or not self._is_worth_a_turn():
+            return False
+        self._wake()
+        return self.ahead.is_remote
+
+    def _on_pause(self) -> None:
+        """Other tasks run now, or the claims that have begun may take long: what has ended waits for company no
+        longer, but a moment while others are queued.
+        """
+        if self.finishing.waiting and (not self.slots.queued or self._env.monotonic() - self._turned_at >= GATHER_SEC):
             self._wake()
 
-    def _on_all_begun(self) -> None:
-        """What has ended waits for company no longer: the claims that have begun may take long."""
-        if self._finished:
-            self._wake()
+    def call_off(self, ids: set[bytes]) -> None:
+        """End the claims of these tasks, which were cancelled: the store knows."""
+        self.slots.cancel(Why.CALLED_OFF, ids)
+        self.ahead.left(self.slots.drop(ids))
 
     def _wake(self) -> None:
         if not self._is_signalled:
@@ -255,7 +268,9 @@ class Feed:
     async def _wait(self) -> None:
         """Wait for a signal, for the end of a pause between takes, or for the poll interval to pass."""
         due = self._pace.due
-        pause_sec = min(self._pass_on_at, due if due > self._turned_at else inf) - self._env.monotonic()
+        pause_sec = (
+            min(self._pass_on_at, self.ahead.late_at, due if due > self._turned_at else inf) - self._env.monotonic()
+        )
         is_pausing = pause_sec < self._poll_sec
         wait_sec = max(0.0, pause_sec) if is_pausing else self._poll_sec * self._env.uniform(0.75, 1.25)
         with anyio.move_on_after(wait_sec) as scope:
@@ -269,33 +284,35 @@ class Feed:
 
     async def _turn(self) -> bool:
         """Do one turn; tell whether there was anything to do."""
-        if self._pass_on_at <= self._env.monotonic():
+        now = self._env.monotonic()
+        if self._pass_on_at <= now:
             await self._pass_on()
-        if not self._wakes and not self._is_worth_a_turn():
+        if self.ahead.late_at <= now:
+            self._hand_back(self.ahead.late())
+        if not self._wakes and not self._is_worth_a_turn() and now - self._turned_at < GATHER_SEC:
             return False
         self._turned_at = self._env.monotonic()
         try:
             take = await self._next_take()
         except ConvergeError:  # whatever keeps it from claiming keeps nothing from ending
-            finished, self._finished = self._finished, []
-            await self._send_counted(finished, None)
+            await self._send_counted(self.finishing.take_all(), None)
             raise
-        finished, self._finished = self._finished, []
-        if take is None and not finished and not self._wakes:
+        ended = self.finishing.take_all()
+        if take is None and not ended and not self._wakes:
             return False
-        await self._send_counted(finished, take)
+        await self._send_counted(ended, take)
         return True
 
-    async def _send_counted(self, finished: list[tuple[Found, Event]], take: Take | None) -> None:
+    async def _send_counted(self, ended: list[Ended], take: Take | None) -> None:
         limit = take.limit if take is not None else 0
         self._wanted += limit
-        self._sending += len(finished)
+        self.finishing.sending += len(ended)
         taken = 0
         try:
-            taken = await self._send(finished, take)
+            taken = await self._send(ended, take)
         finally:
             self._wanted -= limit
-            self._sending -= len(finished)
+            self.finishing.sending -= len(ended)
             self._idle.set()
             if take is not None:
                 self._took(limit, taken)
@@ -320,18 +337,26 @@ class Feed:
 
     def _is_worth_a_turn(self) -> bool:
         """While claims here still wait for their workers, let half of the slots come free first: a turn of one task
-        costs as much as one of ten.
+        costs as much as one of ten. With a batch ahead, let a whole one end.
         """
         slots = self.slots
-        count = len(slots.slots)
-        return (
-            not slots.queued
-            or 2 * (count - slots.busy - self._wanted) >= count
-            or self._env.monotonic() - self._turned_at >= GATHER_SEC
-        )
+        if not slots.queued:
+            return True
+        count, room = len(slots.slots), self._room
+        return room >= count if self._is_ahead else 2 * room >= count
+
+    @property
+    def _is_ahead(self) -> bool:
+        """Whether one batch more than there are slots may be here."""
+        return self.ahead.is_on and self._pace.is_steady
+
+    @property
+    def _room(self) -> int:
+        """How many claims may be asked for: two turns in flight share one budget."""
+        return self.slots.free - self._wanted + (len(self.slots.slots) if self._is_ahead else 0)
 
     async def _next_take(self) -> Take | None:
-        if self.is_draining or self.slots.free - self._wanted <= 0:
+        if self.is_draining or self._room <= 0:
             return None
         if self._handle.unsettled:
             await settle_takes(self._handle)
@@ -340,15 +365,15 @@ class Feed:
         if self._must_look or self._turned_at >= self._look_due:
             await self._look_or_assume()
         # Counted only now: while this pump waited the other one may have taken, or the node may have begun to stop.
-        free = self.slots.free - self._wanted
-        if free <= 0 or self._is_stopping():
+        if self._room <= 0 or self._is_stopping():
             return None
         now = self._env.monotonic()
         if not self._claims.has_ready:
             self._pace.found_nothing(now)
             self._watch.watch(self._claims.channels)  # its first answer has this feed look again
             return None
-        limit = self._pace.wanted(free, now)
+        # Not both batches in one take: then neither side would have anything to do while the other works.
+        limit = self._pace.wanted(min(self._room, len(self.slots.slots)), now)
         if limit <= 0:
             return None
         take = None
@@ -375,75 +400,64 @@ class Feed:
             await self._claims.look()
         except (TornRecord, SchemaTooNew):
             return  # it was logged; there is nothing to claim from a pool that cannot be read
+        self._hand_back_paused()
         if self._watch.hears and not self.is_draining:
             self._watch.watch(self._claims.channels)
 
     def _is_stopping(self) -> bool:
         return self.is_draining
 
-    async def _send(self, finished: list[tuple[Found, Event]], take: Take | None) -> int:
+    async def _send(self, ended: list[Ended], take: Take | None) -> int:
         """Make one call of the store; return how many tasks its take took."""
         try:
-            batches, sent, slow, wake = await self._plan(finished)
+            plan = await self.finishing.plan(ended)
+            wake = plan.wake
             if self._wakes:
                 wake |= self._wakes
                 self._wakes.clear()
                 await self._leave_sleepers()
             turned = (
-                await turn(self._handle, batches, take, wake=wake, are_apart=_are_apart(finished))
-                if batches or wake or take is not None
+                await turn(self._handle, plan.batches, take, wake=wake, are_apart=plan.are_apart)
+                if plan.batches or wake or take is not None
                 else Turned((), None)
             )
         except StoreError as error:
             if isinstance(error.__cause__, InputError):
-                await self._finish_slowly(finished)
+                await self.finishing.finish_slowly(ended)
                 return 0
-            self._finished += finished  # to say them again is safe
+            self.finishing.waiting += ended  # to say them again is safe
             raise
         except anyio.get_cancelled_exc_class():
-            self._finished += finished
+            self.finishing.waiting += ended
             raise
         except InputError:
-            await self._finish_slowly(finished)  # one of them cannot be stored: each by itself, and that one fails
+            await self.finishing.finish_slowly(ended)  # one cannot be stored: each by itself, and that one fails
             return 0
         self._take_in(turned, take)
-        slow += self._check_outcomes(sent, turned)
-        await self._finish_slowly(slow)
+        await self.finishing.sent(plan, turned)
         if self._claims.unread:
             await self._claims.put_unread_away()
         if take is not None and isinstance(turned.taken, Conflict):
-            await self._claims.refused(turned.taken)
-            self._refusals += 1
-            if self._refusals > REFUSALS:  # what was read again explains nothing, or moves all the time
-                await anyio.sleep(min(BACKOFF_GREATEST_SEC, 0.001 * 2 ** min(self._refusals - REFUSALS, 11)))
+            await self._refused(turned.taken)
         elif take is not None:
             self._refusals = 0
         return len(turned.taken.rests) if isinstance(turned.taken, Taken) else 0
 
-    async def _plan(
-        self, finished: list[tuple[Found, Event]]
-    ) -> tuple[list[Batch], list[tuple[Found, Event]], list[tuple[Found, Event]], set[Channel]]:
-        batches: list[Batch] = []
-        sent: list[tuple[Found, Event]] = []
-        slow: list[tuple[Found, Event]] = []
-        wake: set[Channel] = set()
-        now = await self._handle.now() if finished else 0
-        for one in finished:
-            planned = self._finishes.plan(*one, now)
-            if planned is None:
-                slow.append(one)
-            else:
-                batches.append(planned[0])
-                wake.add(planned[1])
-                sent.append(one)
-        wake.discard("")
-        return batches, sent, slow, wake
+    async def _refused(self, conflict: Conflict) -> None:
+        """Read again what a take checked in vain."""
+        await self._claims.refused(conflict)
+        self._hand_back_paused()
+        self._refusals += 1
+        if self._refusals > REFUSALS:  # what was read again explains nothing, or moves all the time
+            await anyio.sleep(min(BACKOFF_GREATEST_SEC, 0.001 * 2 ** min(self._refusals - REFUSALS, 11)))
 
     def _take_in(self, turned: Turned, take: Take | None) -> None:
         taken = turned.taken
         if take is None or not isinstance(taken, Taken):
             return
         claims = self._claims.taken(take, taken)
+        if claims:
+            self.ahead.given(claims)
         if claims and (self.is_draining or not self._handle.may_act_under(take.to[1])):
             # Also where the lease was lost meanwhile: handlers would work under claims that are about to go back.
             self._give_back(claims, LEASE_WAS_LOST)
@@ -451,64 +465,11 @@ class Feed:
         elif claims:
             self._is_assuming = False
             self.slots.give(claims)
-            self._give_back_excess()
+            self._give_back_excess(self.ahead.most)
+            self.ahead.expect_late()
         elif self._is_assuming:
             self._must_look = True  # the wake-up was for a lane that is not known yet: look
             self._wake()
-
-    def _check_outcomes(self, sent: list[tuple[Found, Event]], turned: Turned) -> list[tuple[Found, Event]]:
-        """Count what ended; return what met a conflict, to be looked at one by one."""
-        slow: list[tuple[Found, Event]] = []
-        if self._observers.finished is None and Conflict not in set(map(type, turned.outcomes)):
-            kinds = [type(event) for _, event in sent]
-            self.completed += kinds.count(Completed)
-            self.failed += kinds.count(Failed)
-            return slow
-        for (found, event), outcome in zip(sent, turned.outcomes, strict=True):
-            if isinstance(outcome, Conflict):
-                slow.append((found, event))
-            else:
-                self._count(found, event)
-        return slow
-
-    async def _finish_slowly(self, slow: list[tuple[Found, Event]]) -> None:
-        """End what could not go out with the turn, in few calls; what cannot be stored as it is ends as failed."""
-        if not slow:
-            return
-        self._slow += len(slow)
-        try:
-            answers = await self._finishes.finish_all(slow)
-        except BaseException:
-            self._finished += slow  # to say them again is safe
-            raise
-        finally:
-            self._slow -= len(slow)
-        failed: StoreError | None = None
-        for (found, event), error in zip(slow, answers, strict=True):
-            if error is None:
-                self._count(found, event)
-            elif isinstance(error, StaleClaim):
-                self.stale += 1
-                log.warning("%s", error)
-            elif isinstance(error, TornRecord | SchemaTooNew):
-                self._claims.put_away_later(found, error)  # it alone, for good: no outage of the store
-            elif isinstance(error, StoreError):
-                self._finished.append((found, event))
-                failed = failed or error
-            else:
-                log.error("task %s could not be ended: %s", id_text(found.id), error)
-                if isinstance(event, Completed):  # its result cannot be stored; that it failed can
-                    self._finished.append((found, Failed(f"{type(error).__name__}: {error}", event.by)))
-        if failed is not None:
-            raise failed
-
-    def _count(self, found: Found, event: Event) -> None:
-        if isinstance(event, Completed):
-            self.completed += 1
-        elif isinstance(event, Failed):
-            self.failed += 1
-        if self._observers.finished is not None:
-            self._observers.finished(found, event)
 
     def _stop_hearing(self) -> None:
         """Hear of nothing while nothing can be taken, then look again."""
@@ -534,12 +495,5 @@ class Feed:
         """The lease is gone, and with it every claim but those that have ended: these are still told to the store,
         which knows whether they count.
         """
-        self.slots.take_back()
+        self.ahead.left(self.slots.take_back())
         self.slots.cancel(Why.LEASE_LOST)
-
-
-def _are_apart(finished: list[tuple[Found, Event]]) -> bool:
-    """Return whether these are finishes of different tasks: one whose outcome is unknown may meet the next attempt's,
-    under another lease.
-    """
-    return len({found.id for found, _ in finished}) == len(finished)

@@ -178,6 +178,7 @@ class Groups:
         group = self._groups.get(self._keys[agent.id]) if agent.id in self._keys else None
         if group is None:
             return
+        group.feed.ahead.is_barred = not self._share.keys().isdisjoint(group.agents)
         if (count := self._slots_of(agent)) < before:
             self._owe(agent, group.feed.remove(agent))
             before, count = 0, self._slots_of(agent)
@@ -233,12 +234,14 @@ class Groups:
             return
         group = self._groups.get(key) or self._make(key, agent)
         group.agents[agent.id] = agent
+        group.feed.ahead.is_barred = not self._share.keys().isdisjoint(group.agents)
         if count := self._slots_of(agent):
             group.feed.add(agent, count)
 
     def _take_out(self, agent: Agent, key: GroupKey) -> None:
         group = self._groups[key]
         del group.agents[agent.id]
+        group.feed.ahead.is_barred = not self._share.keys().isdisjoint(group.agents)
         self._owe(agent, group.feed.remove(agent))
         if not group.agents:
             del self._groups[key]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import heapq
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import partial
+from itertools import islice
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -85,27 +86,22 @@ class Slot:
 class Slots:
     """The workers of one group of agents. `give` hands claims to them.
 
-    `on_finished` is told how each ended (None: the store knows, or the lease is gone), `on_all_begun` that no claim
-    waits for a worker any more.
+    `on_finished` is told how each ended (None: the store knows, or the lease is gone), and says whether other tasks
+    should run before the next one begins; `on_pause` is told that they will, or that no claim waits for a worker any
+    more.
     """
 
     def __init__(
         self,
         env: Env,
         boundary: Boundary,
-        on_finished: Callable[[Found, Event | None], None],
-        on_all_begun: Callable[[], None],
+        on_finished: Callable[[Found, Event | None], bool],
+        on_pause: Callable[[], None],
         on_claimed: OnClaimed | None = None,
         supervision: Supervision | None = None,
     ) -> None:
-        self._env, self._boundary, self._on_finished, self._on_all_begun, self._on_claimed = (
-            env,
-            boundary,
-            on_finished,
-            on_all_begun,
-            on_claimed,
-        )
-        self._supervision = supervision
+        self._env, self._boundary, self._supervision = env, boundary, supervision
+        self._on_finished, self._on_pause, self._on_claimed = on_finished, on_pause, on_claimed
         self._unstarted: deque[Slot] = (
             deque()
         )  # a worker is started when there is work for it, so an idle agent costs nothing
@@ -146,7 +142,7 @@ class Slots:
 
     @property
     def free(self) -> int:
-        """How many more claims can be worked on at once."""
+        """How many more claims can be worked on at once; negative: so many wait that there is no slot for."""
         return len(self.slots) - self.busy
 
     @property
@@ -160,10 +156,29 @@ class Slots:
         return len(self._queue)
 
     def give(self, claims: list[Found]) -> None:
-        """Hand claims over, at most `free`."""
+        """Hand claims over. Those that wait begin by rank."""
         self.busy += len(claims)
+        is_in_order = not self._queue or not claims or _rank(self._queue[-1]) <= _rank(claims[0])
         self._queue.extend(claims)
+        if not is_in_order:
+            self._queue = deque(sorted(self._queue, key=_rank))
         self._wake_one()
+
+    def waiting(self, count: int) -> Iterator[Found]:
+        """Yield the last so many of the claims that no worker has begun."""
+        return islice(reversed(self._queue), max(0, count))
+
+    def drop(self, ids: set[bytes]) -> list[Found]:
+        """Return the claims of these tasks that no worker has begun; they are not here any more."""
+        return self.drop_where(lambda found: found.id in ids) if self._queue else []
+
+    def drop_where(self, is_dropped: Callable[[Found], bool]) -> list[Found]:
+        """Do as `drop` with the claims of which this is said."""
+        dropped = [found for found in self._queue if is_dropped(found)]
+        if dropped:
+            self._queue = deque(found for found in self._queue if not is_dropped(found))
+            self.busy -= len(dropped)
+        return dropped
 
     def take_back(self, count: int | None = None) -> list[Found]:
         """Return the claims that no worker has begun: all, or the last so many."""
@@ -271,7 +286,7 @@ class Slots:
                 continue
             found = self._queue.popleft()
             if not self._queue:
-                self._on_all_begun()
+                self._on_pause()
             elif not self._is_waking:
                 self._wake_one()
             slot.current = found
@@ -299,9 +314,10 @@ class Slots:
                 event = self._not_completed(agent, found, result)
             slot.current = None
             self.busy -= 1
-            self._on_finished(found, event)
-            if slot.started >= yield_at and not worker.is_spoiled:
+            must_yield = self._on_finished(found, event)
+            if (must_yield or slot.started >= yield_at) and not worker.is_spoiled:
                 if yield_at and self._queue:
+                    self._on_pause()
                     await checkpoint()
                 yield_at = self._env.monotonic() + YIELD_SEC
         if slot.is_gone:
@@ -342,3 +358,7 @@ class Slots:
     def _end(self, found: Found, event: Event | None) -> None:
         self.busy -= 1
         self._on_finished(found, event)
+
+
+def _rank(found: Found) -> int:
+    return found.state.rank if found.state is not None else found.spec.rank

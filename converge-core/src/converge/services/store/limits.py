@@ -92,7 +92,7 @@ class LimitedStore(Store):
 
     def __init__(self, inner: Store, call_sec: float) -> None:
         self._inner, self._call_sec = inner, call_sec
-        self.is_clock_local = inner.is_clock_local
+        self.is_clock_local, self.is_remote = inner.is_clock_local, inner.is_remote
 
     @property
     def durability(self) -> Durability:  # type: ignore[override]  # the wrapped store decides

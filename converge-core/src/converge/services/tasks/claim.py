@@ -91,6 +91,8 @@ class Claims:
         self._admitted: dict[
             str, tuple[int, frozenset[str]]
         ] = {}  # pool: the revision at which these agents were seen to be members
+        self.paused: frozenset[str] = frozenset()
+        """Those of the pools that were seen to be paused."""
         self._takes = 0
         self._logged: set[str] = set()
         self.unread: list[tuple[Key, int, bytes, StoreError]] = []
@@ -110,6 +112,7 @@ class Claims:
         # What was seen last stays in force, checks and lanes together, until all is read: a look that fails half way
         # must not leave a take unchecked.
         checks: list[Check] = []
+        paused: set[str] = set()
         lanes: dict[bytes, _LaneSeen] = {}
         torn: list[StoreError] = []
         for pool_id in self.pools:
@@ -120,13 +123,15 @@ class Claims:
                 self._log_once(error)
                 continue
             await self._check_admitted(pool_id, seen.revision)
-            if not seen.pool.is_paused:
+            if seen.pool.is_paused:
+                paused.add(pool_id)
+            else:
                 checks.append((POOL(pool_id), seen.revision))
                 await self._read_lanes(pool_id, lanes)
         if torn and len(torn) == len(self.pools):
             raise torn[0]
         await self._read_heads(lanes)
-        self._checks, self._lanes = checks, lanes
+        self._checks, self._lanes, self.paused = checks, lanes, frozenset(paused)
         return self.has_ready
 
     async def _read_lanes(self, pool_id: str, lanes: dict[bytes, _LaneSeen]) -> None:

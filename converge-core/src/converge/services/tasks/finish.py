@@ -20,7 +20,19 @@ from converge.errors import (
     TornRecord,
 )
 from converge.ids import id_text
-from converge.machines.task import Around, Completed, Event, Failed, Found, Held, Released, is_said_again, key_of, step
+from converge.machines.task import (
+    Around,
+    Completed,
+    Event,
+    Failed,
+    Found,
+    HandedBack,
+    Held,
+    Released,
+    is_said_again,
+    key_of,
+    step,
+)
 from converge.model.keys import LATER
 from converge.model.pool import Pool
 from converge.services.store.handle import StoreHandle
@@ -30,6 +42,9 @@ from converge.services.tasks.surroundings import Moved, look_around, look_around
 
 FINISHED_TOGETHER = 200
 """Claims of one call of those that are ended together; see `sweep.SWEPT_TOGETHER`."""
+
+GOES_BACK = (Released, HandedBack)
+"""Events after which a task is ready again."""
 
 
 class Finishes:
@@ -122,7 +137,7 @@ class Finishes:
             arounds = await look_around_all(
                 self._handle,
                 [found for found, _ in claims],
-                needs_lane=any(type(event) is Released for _, event in claims),
+                needs_lane=any(isinstance(event, GOES_BACK) for _, event in claims),
             )
             now = await self._handle.now()
             steps = [
@@ -133,7 +148,7 @@ class Finishes:
             channels = set()
             for found, event, around, batch in steps:
                 self._note_due(batch)
-                channels |= wakes(found, around, is_ready=type(event) is Released)
+                channels |= wakes(found, around, is_ready=isinstance(event, GOES_BACK))
             outcomes = await (await self._handle.commits()).commit([batch for *_, batch in steps], wake=channels)
         except (StoreError, InputError):
             return [False] * len(claims)  # each is sent again by itself, which is safe
@@ -146,7 +161,7 @@ class Finishes:
 
     async def _try(self, found: Found, event: Event) -> bool:
         try:
-            around = await look_around(self._handle, found, needs_lane=isinstance(event, Released))
+            around = await look_around(self._handle, found, needs_lane=isinstance(event, GOES_BACK))
         except (Moved, TornRecord):
             # Its ordering key's row is gone: it may have ended in just this way.
             (held,) = await self._handle.store.get([key_of(found)])
@@ -156,7 +171,7 @@ class Finishes:
             return True
         batch = step(found, event, await self._handle.now(), around)
         self._note_due(batch)
-        wake = wakes(found, around, is_ready=isinstance(event, Released))
+        wake = wakes(found, around, is_ready=isinstance(event, GOES_BACK))
         (outcome,) = await (await self._handle.commits()).commit([batch], wake=wake)
         if not isinstance(outcome, Conflict):
             return True
@@ -168,12 +183,13 @@ class Finishes:
     async def check_said_again(self, found: Found, event: Event) -> None:
         """Return if the claim has ended in just this way: the first answer was lost.
 
-
         Raises:
             StaleClaim: It has ended in another way.
         """
         held = found.place
         assert isinstance(held, Held), "only a claim is finished"
+        if type(event) is HandedBack:
+            return  # it has gone back, whoever did it: nothing had begun
         try:
             _, state = await read_task(self._handle.store, found.id)
         except NoSuchTask:

@@ -1,0 +1,138 @@
+"""What the claims of one feed have ended in, from the end of each handler until the store knows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from converge.contracts.store import Batch, Channel, Conflict, Turned
+from converge.errors import SchemaTooNew, StaleClaim, StoreError, TornRecord
+from converge.ids import id_text
+from converge.machines.task import Completed, Event, Failed, Found
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.claim import Claims
+from converge.services.tasks.finish import Finishes
+
+log = logging.getLogger("converge.feed")
+
+Ended = tuple[Found, Event]
+"""A claim, and how it has ended."""
+
+
+class Plan(NamedTuple):
+    """What of some ended claims goes out with a turn: a batch for each of `sent`; `slow` must be looked at first."""
+
+    batches: list[Batch]
+    sent: list[Ended]
+    slow: list[Ended]
+    wake: set[Channel]
+
+    @property
+    def are_apart(self) -> bool:
+        """Whether these are ends of different tasks: one whose outcome is unknown may meet the next attempt's, under
+        another lease.
+        """
+        return len({found.id for found, _ in self.sent}) == len(self.sent)
+
+
+class Finishing:
+    """The ended claims of a feed. `on_counted` is called for each that the store has taken, if it is not None."""
+
+    def __init__(
+        self, handle: StoreHandle, claims: Claims, on_counted: Callable[[Found, Event], None] | None = None
+    ) -> None:
+        self._handle, self._claims, self._on_counted = handle, claims, on_counted
+        self._finishes = Finishes(handle)
+        self.waiting: list[Ended] = []
+        """What goes out with the next turn."""
+        self.sending = 0
+        """How many are on their way in a turn."""
+        self._slow = 0
+        self.completed = self.failed = self.stale = 0
+
+    @property
+    def in_hand(self) -> int:
+        """How many have ended of which the store does not know yet."""
+        return len(self.waiting) + self.sending + self._slow
+
+    def take_all(self) -> list[Ended]:
+        """Return what waits; nothing waits then."""
+        waiting, self.waiting = self.waiting, []
+        return waiting
+
+    async def plan(self, ended: Sequence[Ended]) -> Plan:
+        """Return what goes out with a turn."""
+        plan = Plan([], [], [], set())
+        now = await self._handle.now() if ended else 0
+        for one in ended:
+            planned = self._finishes.plan(*one, now)
+            if planned is None:
+                plan.slow.append(one)
+            else:
+                plan.batches.append(planned[0])
+                plan.wake.add(planned[1])
+                plan.sent.append(one)
+        plan.wake.discard("")
+        return plan
+
+    async def sent(self, plan: Plan, turned: Turned) -> None:
+        """Count what a turn has ended; end one by one what met a conflict in it, and what could not go out with it.
+
+        Raises: As `finish_slowly`.
+        """
+        slow = plan.slow
+        if self._on_counted is None and Conflict not in set(map(type, turned.outcomes)):
+            kinds = [type(event) for _, event in plan.sent]
+            self.completed += kinds.count(Completed)
+            self.failed += kinds.count(Failed)
+        else:
+            for (found, event), outcome in zip(plan.sent, turned.outcomes, strict=True):
+                if isinstance(outcome, Conflict):
+                    slow.append((found, event))
+                else:
+                    self._count(found, event)
+        await self.finish_slowly(slow)
+
+    async def finish_slowly(self, slow: list[Ended]) -> None:
+        """End what could not go out with a turn, in few calls; what cannot be stored as it is ends as failed.
+
+        Raises:
+            StoreError: Some are not ended yet, and wait again.
+        """
+        if not slow:
+            return
+        self._slow += len(slow)
+        try:
+            answers = await self._finishes.finish_all(slow)
+        except BaseException:
+            self.waiting += slow  # to say them again is safe
+            raise
+        finally:
+            self._slow -= len(slow)
+        failed: StoreError | None = None
+        for (found, event), error in zip(slow, answers, strict=True):
+            if error is None:
+                self._count(found, event)
+            elif isinstance(error, StaleClaim):
+                self.stale += 1
+                log.warning("%s", error)
+            elif isinstance(error, TornRecord | SchemaTooNew):
+                self._claims.put_away_later(found, error)  # it alone, for good: no outage of the store
+            elif isinstance(error, StoreError):
+                self.waiting.append((found, event))
+                failed = failed or error
+            else:
+                log.error("task %s could not be ended: %s", id_text(found.id), error)
+                if isinstance(event, Completed):  # its result cannot be stored; that it failed can
+                    self.waiting.append((found, Failed(f"{type(error).__name__}: {error}", event.by)))
+        if failed is not None:
+            raise failed
+
+    def _count(self, found: Found, event: Event) -> None:
+        if isinstance(event, Completed):
+            self.completed += 1
+        elif isinstance(event, Failed):
+            self.failed += 1
+        if self._on_counted is not None:
+            self._on_counted(found, event)
