@@ -152,3 +152,12 @@ def test_after_a_hand_back_nothing_is_claimed_ahead_for_a_second_then_for_twice_
     ahead.went_back(now + 2 * REST_GREATEST_SEC)
     quick(ahead, QUICK_BATCHES, now + 2 * REST_GREATEST_SEC + REST_LEAST_SEC)
     assert ahead.is_on, "all went well for so long that the next rest is short again"
+
+
+def test_only_a_steady_feed_asks_for_more_than_is_free() -> None:
+    pace = Pace()
+    assert pace.wanted(0, 0.0, ahead=10) == 0
+    risen(pace, 100)
+    assert pace.wanted(0, 5.0, ahead=10) == 10
+    pace.found_nothing(5.0)
+    assert pace.wanted(0, 5.0 + 2 * DOZE_SEC, ahead=10) == 0

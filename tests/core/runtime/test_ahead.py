@@ -53,6 +53,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine has as much time as it needs: batches always count as quick, and nothing goes back by itself."""
     monkeypatch.setattr("converge.machines.pace.QUICK_SEC", 30.0)
     monkeypatch.setattr("converge.machines.pace.LATE_SEC", 60.0)
+    monkeypatch.setattr("converge.machines.pace.DOZE_SEC", 60.0)
 
 
 @pytest.fixture
@@ -88,6 +89,13 @@ async def filled(
     return feed, running, queued
 
 
+def grow_late(node: Node, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what is queued be late soon."""
+    monkeypatch.setattr("converge.machines.pace.LATE_SEC", 0.02)
+    node.feeds[0].ahead.expect_late()
+    node.feeds[0].add(agent, 0)  # it looks again
+
+
 async def test_one_batch_is_claimed_ahead_and_no_more(store: Store) -> None:
     async with Node(store=store, poll_sec=0.05, grace_sec=0.0) as node:
         await node.spawn(Gated, pool="docs")
@@ -117,15 +125,15 @@ async def test_nothing_is_claimed_ahead_of_a_store_in_this_process() -> None:
 async def test_what_waits_too_long_goes_back_as_it_was_and_another_node_is_woken_for_it(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("converge.machines.pace.LATE_SEC", 1.0)
     async with (
         store.reopen() as second,
         Node(store=store, poll_sec=60.0, grace_sec=0.0) as node,
         Node(store=second, poll_sec=60.0, grace_sec=0.0) as other,
     ):
-        await node.spawn(Gated, pool="docs")
+        (agent,) = await node.spawn(Gated, pool="docs")
         _, running, queued = await filled(node)
         (helper,) = await other.spawn(Gated, pool="docs")  # nobody polls within the test: only a wake-up brings it work
+        grow_late(node, agent, monkeypatch)
         for id_ in queued:
             task = await node.tasks.result(id_, timeout=30)
             assert (task.result, task.attempts, len(task.history)) == (helper.id, 1, 1), (
@@ -137,10 +145,10 @@ async def test_what_waits_too_long_goes_back_as_it_was_and_another_node_is_woken
 async def test_the_head_of_an_ordering_key_that_is_handed_back_keeps_its_order(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("converge.machines.pace.LATE_SEC", 1.0)
     async with Node(store=store, poll_sec=0.05, grace_sec=0.0) as node:
-        await node.spawn(Gated, pool="docs")
+        (agent,) = await node.spawn(Gated, pool="docs")
         feed, _, queued = await filled(node, [*"abcd", *"abcd"])
+        grow_late(node, agent, monkeypatch)
         await wait_until(lambda: feed.slots.queued == 0, timeout=30, what="all went back")
         Gated.begun.clear()
         Gated.gate.set()
@@ -169,11 +177,16 @@ async def test_queued_claims_of_a_pool_that_is_paused_go_back_with_the_next_take
         feed, running, queued = await filled(node, waits=True)
         await node.pools.set_paused("docs", is_paused=True)
         await node.tasks.cancel(running[0])  # a slot comes free: the feed looks for more
-        await wait_until(lambda: feed.slots.queued == 0, timeout=30, what="they went back")
-        tasks = [await node.tasks.get(id_) for id_ in queued]
-        waiting = [task for task in tasks if task.state is TaskState.PENDING]
-        assert len(waiting) >= SLOTS - 1, "only the one that got the free slot has begun"
-        assert not any(task.history for task in waiting)
+
+        async def waiting() -> list[Task]:
+            tasks = [await node.tasks.get(id_) for id_ in queued]
+            return [task for task in tasks if task.state is TaskState.PENDING]
+
+        async def are_back() -> bool:  # all but the one that got the free slot
+            return len(await waiting()) == SLOTS - 1
+
+        await wait_until(are_back, timeout=30, what="they went back")
+        assert not any(task.history for task in await waiting()) and not feed.slots.queued
 
 
 async def test_with_one_slow_task_in_a_hundred_hardly_anything_goes_back(

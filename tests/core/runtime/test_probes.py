@@ -89,7 +89,7 @@ async def test_a_node_that_works_is_live_and_ready_and_counts_its_attempts() -> 
         status, told = await asked(node, "/readyz")
         assert (status, told["ready"], told["live"], told["reasons"]) == (200, True, True, [])
         pool = [("pool", "docs")]
-        await wait_until(lambda: node.feeds[0].failed >= 1)
+        await wait_until(lambda: node.feeds[0].finishing.failed >= 1)
         found = await metrics(node)
         outcomes = {name: int(count) for name, count in found.items() if name.startswith("converge_task_attempts_t")}
         assert outcomes == {

@@ -51,13 +51,15 @@ class Pace:
         self._left_at = 0.0
         self._idle_since: float | None = None
 
-    def wanted(self, free: int, now: float) -> int:
-        """Return how many tasks a take that leaves now asks for; 0: none yet."""
+    def wanted(self, free: int, now: float, ahead: int = 0) -> int:
+        """Return how many tasks a take that leaves now asks for; 0: none yet. A steady feed may ask for so many ahead,
+        beyond those that are free.
+        """
         if self._idle_since is not None:
             self._wake_up(now)
-        if self.is_steady or free <= 0:
-            return max(0, free)
-        if self._is_out or now < self.due:
+        if self.is_steady:
+            return max(0, free + ahead)
+        if free <= 0 or self._is_out or now < self.due:
             return 0
         if self._next >= free:
             self.is_steady = True

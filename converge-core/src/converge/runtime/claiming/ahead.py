@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from math import inf
 
 from converge.env import Env
-from converge.machines.pace import Ahead
+from converge.machines.pace import LATE_SEC, Ahead
 from converge.machines.task import Found
 from converge.runtime.claiming.slots import Slots
 
@@ -62,6 +62,9 @@ class ClaimsAhead:
         they are not in the queue any more.
         """
         now = self._env.monotonic()
+        if now - self.late_at > LATE_SEC / 2:  # not the handlers were slow, but this process was away
+            self.late_at = now + LATE_SEC
+            return []
         ids = {found.id for found in self._beyond() if self._ahead.late_at(_token(found)) <= now}
         if ids:
             self._ahead.went_back(now)

@@ -372,8 +372,9 @@ class Feed:
             self._pace.found_nothing(now)
             self._watch.watch(self._claims.channels)  # its first answer has this feed look again
             return None
-        # Not both batches in one take: then neither side would have anything to do while the other works.
-        limit = self._pace.wanted(min(self._room, len(self.slots.slots)), now)
+        count = len(self.slots.slots)
+        limit = self._pace.wanted(self.slots.free - self._wanted, now, count if self._is_ahead else 0)
+        limit = min(limit, count)  # both batches in one take would leave one side idle while the other works
         if limit <= 0:
             return None
         take = None
