@@ -316,14 +316,8 @@ def digest(event: Event) -> str:
     if type(event) is Completed:
         return ""
     data = repr(event[:1]).encode()
-    return hashlib.blake2b(data, digest_size=8, person=_PERSONS[type(event)]).hexdigest()
-
-
-_PERSONS: dict[type, bytes] = {
-    kind: kind.__name__.encode()
-    for kind in (Failed, Released, HandedBack, Cancelled, LeaseEnded, CameDue, DeadlinePassed)
-}
-"""What keeps the digests of different events apart (blake2b takes at most 16 bytes)."""
+    # What keeps the digests of different events apart; blake2b takes at most 16 bytes.
+    return hashlib.blake2b(data, digest_size=8, person=type(event).__name__.encode()).hexdigest()
 
 
 def is_said_again(state: State | None, held: Held, event: Event) -> bool:
