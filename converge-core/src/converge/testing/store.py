@@ -18,6 +18,7 @@ from converge.testing._store.commits import CommitClauses
 from converge.testing._store.handles import HandleClauses
 from converge.testing._store.history import HistoryClauses
 from converge.testing._store.places import PlaceClauses
+from converge.testing._store.processes import ProcessClauses
 from converge.testing._store.races import RaceClauses
 from converge.testing._store.reads import ReadClauses
 from converge.testing._store.takes import TakeClauses
@@ -25,5 +26,14 @@ from converge.testing._store.takes import TakeClauses
 __all__ = ["Cut", "Opening", "StoreContract"]
 
 
-class StoreContract(ReadClauses, CommitClauses, TakeClauses, RaceClauses, HandleClauses, PlaceClauses, HistoryClauses):
+class StoreContract(
+    ReadClauses,
+    CommitClauses,
+    TakeClauses,
+    RaceClauses,
+    HandleClauses,
+    PlaceClauses,
+    ProcessClauses,
+    HistoryClauses,
+):
     """The whole contract; see `converge.testing._store.base.StoreCase` for what an author may set."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 from converge.testing._task.groups import GroupClauses
 from converge.testing._task.history import TaskHistoryClauses
 from converge.testing._task.lives import LifeClauses
+from converge.testing._task.processes import TaskProcessClauses
 from converge.testing._task.race import RaceClauses
 
 __all__ = ["TaskContract"]
 
 
-class TaskContract(LifeClauses, GroupClauses, TaskHistoryClauses, RaceClauses):
+class TaskContract(LifeClauses, GroupClauses, TaskHistoryClauses, RaceClauses, TaskProcessClauses):
     """The clauses of `converge.machines.task`; see `converge.testing._store.base.StoreCase` for what an author may
     set.
     """

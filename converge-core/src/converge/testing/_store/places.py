@@ -114,7 +114,7 @@ class PlaceClauses(StoreCase):
         try:
             await store.advance(first + 1_000)
         except Unsupported:
-            pytest.skip("the store has no advance, so it cannot be the destination of a copy")
+            pytest.skip("not applicable: the store has no advance, so it cannot be the destination of a copy")
         async with store.reopen() as other:
             for number, (handle, least) in enumerate(((other, 1), (store, 1), (other, first)), start=2):
                 await handle.advance(least)  # what is smaller changes nothing

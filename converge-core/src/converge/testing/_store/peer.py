@@ -1,0 +1,152 @@
+"""A process beside the kit's own: opens the store under test and does one kind of work on it until it is told to stop.
+
+    python -m converge.testing._store.peer < ORDER
+
+The order is one line of JSON (see `Order`). It answers `ready`, waits for another line, then writes a line of JSON for
+all that was acknowledged to it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial, reduce
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import attrs
+
+from converge.contracts.store import ABSENT, Batch, Committed, Open, Range, Store, Take, Taken, reopenable
+from converge.model.keys import HELD, POOL, READY, STATE
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.manager import TaskManager
+from converge.settings import structured
+
+COUNTER = POOL("counter")
+LANE = b"\xcd" * 16
+AGENT = "kit"
+TOGETHER = 5
+"""Keys of one take, tasks of one claim."""
+
+
+@attrs.frozen(kw_only=True)
+class Name:
+    """What another process imports: an attribute, perhaps of a class, of a module. A module that only pytest finds is
+    loaded from its file.
+    """
+
+    module: str
+    file: str
+    attribute: str
+
+    def load(self) -> Any:
+        """Import it."""
+        return reduce(getattr, self.attribute.split("."), self._module())
+
+    def _module(self) -> Any:
+        if self.module in sys.modules:
+            return sys.modules[self.module]
+        with suppress(ModuleNotFoundError):
+            found = importlib.import_module(self.module)
+            if found.__file__ == self.file:
+                return found
+        spec = importlib.util.spec_from_file_location(self.module, self.file)
+        assert spec is not None and spec.loader is not None, f"{self.file} is a file of Python"
+        module = sys.modules[self.module] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+
+@attrs.frozen(kw_only=True)
+class Order:
+    """What a peer is told: which store to open, what to do with it, and for how long at most (seconds)."""
+
+    work: str
+    open: Name
+    options: Name
+    values: dict[str, Any]
+    url: str
+    limit_sec: float
+    inherited: bool = False
+
+
+def say(*values: Any) -> None:
+    """Write a line to the kit: it has happened."""
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+async def count(store: Store, until: float) -> None:
+    """Count up one key by check-and-put."""
+    while time.monotonic() < until:
+        (entry,) = await store.get([COUNTER])
+        value, revision = (int(entry.value), entry.revision) if entry else (0, ABSENT)
+        seen = await store.time()  # after `value` was seen, before `value + 1` is written
+        batch = Batch([(COUNTER, revision)], [(COUNTER, b"%d" % (value + 1))])
+        (outcome,) = await store.commit([batch])
+        if isinstance(outcome, Committed):
+            say(value + 1, outcome.revision, seen, await store.time())
+
+
+async def take(store: Store, until: float) -> None:
+    """Take keys from a lane and finish them, as a worker does with its tasks."""
+    lease, nonce = os.urandom(16), os.urandom(16)
+    while time.monotonic() < until:
+        turned = await store.turn([], Take([Range(READY(LANE))], TOGETHER, HELD(lease), (nonce,)))
+        taken = turned.taken
+        if not isinstance(taken, Taken) or not taken.rests:
+            return
+        for rest in taken.rests:
+            held = HELD(lease, *rest, nonce)
+            batch = Batch([(held, taken.revision)], [(STATE(rest[-1]), b"1")], [held])
+            (outcome,) = await store.commit([batch])
+            say(rest[-1].hex(), taken.revision, isinstance(outcome, Committed))
+
+
+async def work(store: Store, until: float) -> None:
+    """Claim tasks of the pool and complete them, until every one has ended."""
+    tasks, handle = TaskManager(store), StoreHandle.of(store)
+    while time.monotonic() < until:
+        claimed = await tasks.claim(AGENT, ["p"], limit=TOGETHER)
+        for task in claimed:
+            say("claimed", task.id, task.token, (await handle.lease()).id.hex())
+        for task in claimed:
+            await tasks.complete(task, task.token)
+            say("acknowledged", task.id, task.token)
+        if not claimed:
+            await anyio.sleep(0.02)  # others hold what is left
+
+
+WORKS: dict[str, Callable[[Store, float], Awaitable[None]]] = {"count": count, "take": take, "work": work}
+
+
+async def serve(order: Order) -> None:
+    """Open the store, wait for the word, and work."""
+    opens: Open = order.open.load()
+    options = structured(order.options.load(), order.values, "options")
+    async with reopenable(partial(opens, order.url, options)) as store:
+        say("ready")
+        await anyio.to_thread.run_sync(sys.stdin.readline)
+        used: Store = store
+        if order.inherited:
+            from converge.testing._store.base import Inheriting
+
+            used = Inheriting(store)
+        await WORKS[order.work](used, time.monotonic() + order.limit_sec)
+
+
+def main() -> None:
+    """Do as the order says."""
+    order = json.loads(sys.stdin.readline())
+    anyio.run(serve, Order(**order | {name: Name(**order[name]) for name in ("open", "options")}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""S-4, S-6, S-8, S-11, S-14 between processes: three that share the store, one of which is killed in the midst."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import anyio
+import pytest
+
+from converge.contracts.store import Feature, Store
+from converge.model.keys import READY, STATE
+from converge.testing._store.base import Opening, StoreCase, get, ident, put
+from converge.testing._store.peer import COUNTER, LANE
+from converge.testing._store.peers import END_SEC, PROCESSES, begin, end, peers_on
+from converge.testing.clauses import expect, expect_equal
+
+COUNTED = 40
+"""Increments that are waited for before one process is killed, and again after: with fewer two may never meet."""
+
+COUNT_SEC = 8.0
+"""How long the processes count at most; they are told to stop long before."""
+
+TASKS = 120
+
+
+class ProcessClauses(StoreCase):
+    """What SHARED and PERSISTENT mean, tried with real processes. Each imports the declaration's `open` and the class
+    of `options` by their names, so both stand at the top of a module.
+    """
+
+    def test_processes_that_count_count_each_number_once(self, url: str, options: Any, opening: Opening) -> None:
+        """S-4, S-6, S-8, S-14: each increments a key that it has read; what is acknowledged stays though it dies."""
+        if self.inherited_turn:
+            pytest.skip("not applicable: it uses nothing of what is inherited")
+        with peers_on(self, url, options, "count", COUNT_SEC) as peers:
+            begin(peers)
+            told = peers[0].wait_for(lambda said: len(said) > COUNTED, COUNT_SEC)
+            peers[0].kill()
+            expect("S-14", told, f"{len(peers[0].said) - 1} increments in {COUNT_SEC:g} s: {peers[0].end(END_SEC)}")
+            for other in peers[1:]:
+                enough = len(other.said) + COUNTED
+                other.wait_for(lambda said: len(said) >= enough, COUNT_SEC)  # noqa: B023  # called before the next round
+            failed = end(peers)
+        rows = sorted((*row, number) for number, peer in enumerate(peers) for row in peer.said[1:])
+        last = anyio.run(_read_counter, opening)
+        self._check_counted(rows, last)
+        expect("S-14", not failed, f"a process failed: {failed}")
+
+    def _check_counted(self, rows: list[tuple[int, int, int, int, int]], last: int) -> None:
+        values, how_many = [row[0] for row in rows], len({row[4] for row in rows})
+        twice = len(values) - len(set(values))
+        said = f"{len(rows)} increments by {how_many} process{'' if how_many == 1 else 'es'}"
+        expect("S-4", not twice, f"of {said}, {twice} were committed beside another that had checked the same revision")
+        # The processes that were killed may each have written one more, of which nobody heard.
+        is_kept = len(rows) <= last <= len(rows) + PROCESSES
+        expect("S-14", is_kept, f"{said} were acknowledged, and a new process reads {last}")
+        grows = all(one[1] < other[1] for one, other in pairwise(rows))
+        expect("S-6", grows, f"in {said}, revisions of one key do not grow from process to process")
+        # A process reads the clock after it has seen a number, and again after it has written the next one.
+        back = [one[2] - other[3] for one, other in pairwise(rows) if other[3] < one[2]]
+        expect("S-8", not back, f"in {said}, the next writer's clock was behind by up to {max(back, default=0)} us")
+
+    def test_processes_that_take_share_the_keys_without_loss(self, url: str, options: Any, opening: Opening) -> None:
+        """S-11: three processes take keys and finish them, each key once."""
+        if Feature.SHARED not in self.backend.features:
+            pytest.skip("not applicable: the store does not declare SHARED")
+        with peers_on(self, url, options, "take", COUNT_SEC) as peers:
+            anyio.run(_fill, opening)
+            begin(peers)
+            failed = end(peers, kill=False)
+        taken = [row for peer in peers for row in peer.said[1:]]
+        ids = [row[0] for row in taken]
+        expect("S-11", not failed, f"a process failed: {failed}")
+        expect("S-11", len(ids) == len(set(ids)), f"{len(ids) - len(set(ids))} of {TASKS} keys were taken twice")
+        missing = TASKS - len(set(ids))
+        expect(
+            "S-11", not missing, f"{missing} of {TASKS} keys were taken by nobody, though {len(peers)} processes took"
+        )
+        refused = [row[0] for row in taken if not row[2]]
+        expect("S-10", not refused, f"{len(refused)} finishes were refused, each at the revision of its own take")
+        expect_equal("S-14", anyio.run(_count_finished, opening), TASKS, "finished keys that a new process reads")
+
+
+async def _read_counter(opening: Opening) -> int:
+    async with opening() as store:
+        entry = await get(store, COUNTER)
+        return int(entry.value) if entry is not None else 0
+
+
+async def _fill(opening: Opening) -> None:
+    async with opening() as store:
+        await put(store, *(READY(LANE, number, ident(number)) for number in range(TASKS)))
+
+
+async def _count_finished(opening: Opening) -> int:
+    async with opening() as store:
+        return sum(entry is not None for entry in await _states(store))
+
+
+async def _states(store: Store) -> list[Any]:
+    return list(await store.get([STATE(ident(number)) for number in range(TASKS)]))
