@@ -1,4 +1,4 @@
-"""The declaration of the SQL store."""
+"""The declarations of the SQL stores."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterable
 
 from converge.contracts.store import Durability, Feature, StoreBackend
 from converge.hookspecs import hookimpl
+from converge_store_sql.mysql import MysqlOptions, MysqlStore
 from converge_store_sql.options import SqlOptions
+from converge_store_sql.sqlite import SqliteOptions, SqliteStore
 from converge_store_sql.store import SqlStore
 
 SQL = StoreBackend(
     name="sql",
-    # The schemes that a later release will open are refused by this one in its own words, instead of as unknown.
-    schemes=("postgresql", "sqlite", "mysql", "mariadb"),
+    schemes=("postgresql",),
     options=SqlOptions,
     open=SqlStore.open,
     contract=2,
@@ -21,8 +22,30 @@ SQL = StoreBackend(
     pending=SqlStore.pending,
 )
 
+MYSQL = StoreBackend(
+    name="mysql",
+    schemes=("mysql", "mariadb"),
+    options=MysqlOptions,
+    open=MysqlStore.opened,
+    contract=2,
+    features=frozenset({Feature.SHARED, Feature.PERSISTENT, Feature.ASYNCIO_ONLY}),
+    durability=Durability.D2,
+    pending=MysqlStore.to_add,
+)
+
+SQLITE = StoreBackend(
+    name="sqlite",
+    schemes=("sqlite",),
+    options=SqliteOptions,
+    open=SqliteStore.open,
+    contract=2,
+    features=frozenset({Feature.SHARED, Feature.PERSISTENT, Feature.NOTIFIES}),
+    durability=Durability.D2,
+    pending=SqliteStore.pending,
+)
+
 
 @hookimpl
 def converge_stores() -> Iterable[StoreBackend]:
-    """Declare the SQL store."""
-    return [SQL]
+    """Declare the SQL stores, one for each kind of database."""
+    return [SQL, MYSQL, SQLITE]

@@ -14,7 +14,9 @@ from converge_store_sql.options import SqlOptions
 
 POSTGRESQL = "converge_store_sql.postgresql.store:PostgresqlStore"
 
-_CLASSES: dict[str, str] = {}
+MYSQL = "converge_store_sql.mysql.store:MysqlStore"
+
+_CLASSES = {"mysql": MYSQL, "mariadb": MYSQL}
 """By scheme, the class of its store; imported when it is opened, since each needs a driver of its own. PostgreSQL's
 class refuses the schemes that are not here.
 """

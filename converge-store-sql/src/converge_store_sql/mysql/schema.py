@@ -1,0 +1,110 @@
+"""The tables of a network on MariaDB and MySQL: a packed key, a value, a revision each, and a view for operators.
+
+DDL is no transaction there, so each step may be repeated: whoever is cut off in the middle, or does it beside another,
+leaves what the next one completes. The number of the schema is written last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from converge.codec import FIRST, FORMAT
+from converge.errors import SchemaTooNew, StoreRefused
+from converge.model.keys import FAMILIES
+from converge_store_sql.mysql.connect import Connections
+from converge_store_sql.mysql.texts import table, width
+
+_OPTIONS = "engine=InnoDB row_format=dynamic default character set binary"
+
+
+def steps(network: str) -> list[str]:
+    """Return the statements that make whatever is missing; each changes nothing that is there."""
+    made = [
+        f"create table if not exists {table(network, family)} (k varbinary({max(1, width(family))}) not null, "
+        f"v mediumblob not null, r bigint not null, primary key (k)) {_OPTIONS}"
+        for family in FAMILIES.values()
+    ]
+    return [
+        *made,
+        f"create table if not exists {network}_revision (id bigint not null auto_increment primary key) {_OPTIONS}",
+        f"create table if not exists {network}_guard (id tinyint not null primary key) {_OPTIONS}",
+        f"insert ignore into {network}_guard values (0)",
+        f"create table if not exists {network}_schema (version int not null primary key, "
+        f"at timestamp not null default current_timestamp) {_OPTIONS}",
+        _VIEW.format(network=network),
+        f"insert ignore into {network}_schema (version) values ({FIRST})",
+    ]
+
+
+def names(network: str) -> Sequence[str]:
+    """Return the tables and the view of a network."""
+    families = [table(network, family) for family in FAMILIES.values()]
+    return [*families, *(f"{network}_{name}" for name in ("revision", "guard", "schema", "tasks"))]
+
+
+async def missing(connections: Connections, network: str) -> list[str]:
+    """Return the tables that are not there.
+
+    Raises:
+        SchemaTooNew: They were made by a newer release.
+    """
+    wanted = names(network)
+    listed = ", ".join(f"'{name}'" for name in wanted)
+    text = (
+        f"select table_name from information_schema.tables where table_schema = database() and table_name in ({listed})"
+    )
+    rows = await connections.read(text)
+    there = {name if isinstance(name, str) else name.decode() for (name,) in rows}
+    if f"{network}_schema" in there:
+        ((version,),) = await connections.read(f"select coalesce(max(version), 0) from {network}_schema")
+        if version > FORMAT:
+            raise SchemaTooNew(
+                f"the tables {network}_* have version {version}, this release of converge-core knows {FORMAT}: "
+                "upgrade it"
+            )
+    return [name for name in wanted if name not in there]
+
+
+async def migrate(connections: Connections, network: str, *, must_exist: bool = False) -> None:
+    """Make the tables that this release knows and that are not there; safe beside processes of the release before.
+
+    Raises:
+        SchemaTooNew: Something is used that this release does not know.
+        StoreRefused: Tables are missing, and this user may not make them; or there are none though there must be.
+    """
+    lacking = await missing(connections, network)
+    if not lacking:
+        return
+    if must_exist and f"{network}_schema" in lacking:
+        raise StoreRefused(
+            f'there is no network "{network}" at {connections.where}; `converge run` with this store makes it'
+        )
+    try:
+        for step in steps(network):
+            await connections.run([step], writes=True)
+    except StoreRefused as error:
+        raise StoreRefused(
+            f'tables of the network "{network}" are missing ({", ".join(lacking[:3])}'
+            f"{', ...' if len(lacking) > 3 else ''}), and they could not be made: {error}; run `converge store "
+            f"migrate` as a user with the rights create, create view and insert"
+        ) from error
+
+
+_RANK = "cast(conv(hex(substr({0}, {1}, 8)), 16, 10) as decimal(20)) - 9223372036854775808"
+
+_VIEW = f"""create or replace sql security invoker view {{network}}_tasks as
+    select lower(hex(t.k)) as id, p.place, p.rank_usec, p.moment, p.pool, p.outcome, p.lease,
+        convert(t.v using utf8mb4) as task, convert(s.v using utf8mb4) as record,
+        greatest(t.r, coalesce(s.r, 0), coalesce(p.r, 0)) as revision
+    from {{network}}_task t left join {{network}}_state s on s.k = t.k left join (
+        select substr(k, -16) as id, 'ready' as place, {_RANK.format("k", 17)} as rank_usec, null as moment,
+            null as pool, null as outcome, null as lease, r from {{network}}_ready
+        union all select substr(k, -16), 'later', null, {_RANK.format("k", 1)}, null, null, null, r
+            from {{network}}_later
+        union all select substr(k, 25, 16), 'held', {_RANK.format("k", 17)}, null, null, null,
+            lower(hex(substr(k, 1, 16))), r from {{network}}_held
+        union all select substr(k, -16), 'done', null, {_RANK.format("k", -24)},
+            convert(substring_index(k, X'00', 1) using utf8mb4),
+            convert(substring_index(substring_index(k, X'00', 2), X'00', -1) using utf8mb4), null, r
+            from {{network}}_done
+    ) p on p.id = t.k"""

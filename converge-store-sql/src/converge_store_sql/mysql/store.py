@@ -1,0 +1,240 @@
+"""The store on MariaDB and MySQL: a call is one transaction at READ COMMITTED, in one trip or two."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Self
+
+import anyio
+
+from converge.contracts.store import (
+    Batch,
+    Channel,
+    Committed,
+    Conflict,
+    Entry,
+    Inspection,
+    Range,
+    Store,
+    Take,
+    Taken,
+    Turned,
+)
+from converge.errors import NotApplied, StoreRefused
+from converge.model.keys import Family, Key, Prefix, pack, unpack
+from converge_store_sql.mysql import server
+from converge_store_sql.mysql._errors import RETRIED, number_of
+from converge_store_sql.mysql.connect import Connections, Transaction
+from converge_store_sql.mysql.options import MysqlOptions, own_options
+from converge_store_sql.mysql.plan import Missed, Plan
+from converge_store_sql.mysql.schema import migrate, missing
+from converge_store_sql.mysql.take import Taking
+from converge_store_sql.mysql.texts import NOW, bounds, listed, packed_after, pages, table
+from converge_store_sql.mysql.watches import Watches
+from converge_store_sql.options import SqlOptions
+from converge_store_sql.store import SqlStore
+
+TRIES = 20
+"""How often a call that the server undid (a deadlock, a lost race) is run: each time somebody else got on."""
+
+RETRY_GREATEST_SEC = 0.05
+LOOKS = 3
+"""How often a take that got nothing, although there was something, looks: others held all that it had chosen."""
+
+
+class MysqlStore(SqlStore):
+    """A store on MariaDB or MySQL. Made by `MysqlStore.opened`, or by `SqlStore.open`."""
+
+    def __init__(self, url: str, options: MysqlOptions) -> None:
+        self._url, self._options = url, options
+        self._connections = Connections(url, options)
+        self._watches = Watches(options.poll_sec)
+        self._time = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, url: str, options: SqlOptions | MysqlOptions | None = None) -> AsyncIterator[Self]:
+        """Open the store, and make its tables if they are not there.
+
+        Raises:
+            Unsupported: The driver is missing, or the server too old.
+            StoreUnsafe: A setting of the server breaks a promise.
+            StoreUnavailable: The server cannot be reached, or has no such database.
+            StoreRefused: It refused the login or a right, or takes no writes.
+            SchemaTooNew: The tables were made by a newer release.
+        """
+        store = cls(url, own_options(options))
+        try:
+            found = await server.settings(store._connections)
+            server.check(found, store._connections.where)
+            store._connections.packet_bytes = int(found["max_allowed_packet"]) // 2
+            store.durability = server.durability(found)
+            await migrate(store._connections, store._options.network, must_exist=store._options.must_exist)
+            yield store
+        finally:
+            await store._connections.close()
+
+    @classmethod
+    async def to_add(cls, url: str, options: SqlOptions | MysqlOptions | None = None) -> Sequence[str]:
+        """Return what `opened` would add to the tables that are there, a line each, without changing anything.
+
+        Raises:
+            As `opened`.
+        """
+        chosen = own_options(options)
+        connections = Connections(url, chosen)
+        try:
+            lacking = await missing(connections, chosen.network)
+        finally:
+            await connections.close()
+        if f"{chosen.network}_schema" in lacking:
+            return [f'the tables of a new network "{chosen.network}"']
+        return [f"the table {name}" for name in lacking]
+
+    async def advance(self, revision: int) -> None:
+        name = f"{self._options.network}_revision"
+        await self._connections.run(
+            [f"insert ignore into {name} values ({revision:d})", f"delete from {name} where id = {revision:d}"],
+            writes=True,
+        )
+
+    async def note_format(self, number: int) -> None:
+        text = f"insert ignore into {self._options.network}_schema (version) values ({number:d})"
+        try:
+            await self._connections.run([text], writes=True)
+        except StoreRefused as error:
+            raise StoreRefused(
+                f"{error}; the schema's number must be raised before something new is used: run "
+                f"`converge store migrate` as a user who may insert into {self._options.network}_schema"
+            ) from error
+
+    def reopen(self) -> AbstractAsyncContextManager[Store]:
+        return MysqlStore.opened(self._url, self._options)
+
+    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
+        families: dict[Family, dict[bytes, Key]] = defaultdict(dict)
+        for key in keys:
+            families[key[0]][pack(key)] = key
+        ordered = list(families)
+        parts = [
+            f"select {number}, k, v, r from {table(self._options.network, family)} where k in {listed(some)}"
+            for number, family in enumerate(ordered)
+            for some in pages(list(families[family]))
+        ]
+        if not parts:
+            return []
+        found: dict[Key, Entry] = {}
+        for number, packed, value, revision in await self._connections.read(" union all ".join(parts)):
+            key = families[ordered[number]][packed]
+            found[key] = Entry(key, value, revision)
+        return [found.get(key) for key in keys]
+
+    async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
+        found: list[list[Entry]] = [[] for _ in ranges]
+        parts = []
+        for number, (prefix, after, limit) in enumerate(ranges):
+            if limit > 0 and after != ():  # nothing comes after the one key of a range that is a whole key
+                where = bounds(pack(prefix), packed_after(prefix, after))
+                name = table(self._options.network, prefix[0])
+                parts.append(f"(select {number} n, k, v, r from {name} where {where} order by k limit {limit:d})")
+        if parts:
+            for number, packed, value, revision in await self._connections.read(" union all ".join(parts)):
+                family = ranges[number].prefix[0]
+                found[number].append(Entry((family, *unpack(family, packed)), value, revision))
+        for entries in found:
+            entries.sort(key=lambda entry: entry.key)
+        return found
+
+    async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
+        parts = []
+        for number, prefix in enumerate(prefixes):
+            name = table(self._options.network, prefix[0])
+            parts.append(f"select {number} n, count(*) from {name} where {bounds(pack(prefix), None)}")
+        found: dict[int, int] = {}
+        if parts:
+            found.update(await self._connections.read(" union all ".join(parts)))  # type: ignore[arg-type]  # rows of two
+        return [found[number] for number in range(len(prefixes))]
+
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        return (await self.turn(batches, None, wake=wake)).outcomes
+
+    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
+        if take is not None and (not take.ranges or take.limit < 1):
+            return await super().turn(batches, take, wake=wake)  # only the checks of its take are left to answer
+        turned = await self._turn(batches, take)
+        self._watches.wake(wake)
+        for _ in range(LOOKS - 1):
+            if not _was_outrun(turned.taken):
+                break
+            turned = turned._replace(taken=(await self._turn((), take)).taken)
+        return turned
+
+    async def time(self) -> int:
+        ((now,),) = await self._connections.read(f"select {NOW}")
+        self._time = max(self._time, int(now))
+        return self._time
+
+    def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
+        return self._watches.watch(channels)
+
+    async def facts(self) -> Mapping[str, str | int]:
+        return {"server": self._connections.where, **await server.settings(self._connections)}
+
+    async def inspect(self) -> Inspection:
+        return server.inspection(await server.settings(self._connections))
+
+    async def _turn(self, batches: Sequence[Batch], take: Take | None) -> Turned:
+        if not batches and take is None:
+            return Turned([], None)
+        plan, is_careful = Plan(self._options.network, batches, take), False
+        for attempt in range(TRIES):
+            try:
+                async with self._connections.transaction() as transaction:
+                    return await (self._carefully if is_careful else self._bet)(transaction, plan)
+            except Missed:
+                is_careful = True
+            except NotApplied as error:
+                if attempt == TRIES - 1 or number_of(error) not in RETRIED:
+                    raise
+                is_careful = True
+                await anyio.sleep(random.uniform(0, RETRY_GREATEST_SEC) * attempt / TRIES)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    async def _bet(self, transaction: Transaction, plan: Plan) -> Turned:
+        statements = plan.bet()
+        if plan.batches:
+            statements.append("select last_insert_id()")
+        if plan.take is None:
+            (((revision,),),) = await transaction.run([*statements, "commit"], commits=True)
+            return Turned([Committed(revision)] * len(plan.batches), None)
+        taking = Taking(self._options.network, plan.take)
+        answers = await transaction.run([*statements, *taking.look()], commits=False)
+        revision = answers.pop(0)[0][0] if plan.batches else 0
+        taken = await taking.run(transaction, answers)
+        return Turned([Committed(revision)] * len(plan.batches), taken)
+
+    async def _carefully(self, transaction: Transaction, plan: Plan) -> Turned:
+        answers = await transaction.run(plan.look(), commits=False)
+        ((now,),) = answers.pop()
+        found = plan.revisions(answers)
+        failed, take = plan.decide(found, int(now)), plan.take
+        statements = plan.write(failed)
+        answered = ["select last_insert_id()"] if statements else []
+        bad = Plan.failed(take.checks, found) if take is not None else ()
+        if take is None or bad:
+            answers = await transaction.run([*statements, *answered, "commit"], commits=True)
+            revision = answers[0][0][0] if answered else 0
+            return Turned(plan.outcomes(failed, revision), Conflict(bad) if take is not None else None)
+        taking = Taking(self._options.network, take)
+        answers = await transaction.run([*statements, *answered, *taking.look()], commits=False)
+        revision = answers.pop(0)[0][0] if answered else 0
+        return Turned(plan.outcomes(failed, revision), await taking.run(transaction, answers))
+
+
+def _was_outrun(taken: Taken | Conflict | None) -> bool:
+    return isinstance(taken, Taken) and not taken.rests and any(head is not None for head in taken.heads)

@@ -1,0 +1,61 @@
+"""The store on MariaDB keeps every clause of the contracts of stores, tasks and discovery, on a real server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from converge.builtin.store_discovery.plugin import STORE_DISCOVERY
+from converge.services.store.opening import open_store
+from converge.testing import DiscoveryContract, StoreContract, TaskContract
+from converge.testing.discovery import Opening
+from converge.testing.store import Cut
+from converge_store_sql.mysql import MysqlOptions
+from converge_store_sql.plugin import MYSQL
+
+
+class TestMariadb(StoreContract):
+    backend = MYSQL
+
+    @pytest.fixture
+    def url(self, proxied_url: str) -> str:
+        return proxied_url
+
+    @pytest.fixture
+    def options(self, namespace: str) -> MysqlOptions:
+        return MysqlOptions(network=namespace, poll_sec=0.05)
+
+    @pytest.fixture
+    def cut(self, cut: Callable[[Cut], None]) -> Callable[[Cut], None] | None:
+        return cut
+
+
+class TestMariadbInherited(TestMariadb):
+    inherited_turn = True
+
+
+class TestMariadbTasks(TaskContract):
+    backend = MYSQL
+
+    @pytest.fixture
+    def url(self, mariadb_url: str) -> str:
+        return mariadb_url
+
+    @pytest.fixture
+    def options(self, namespace: str) -> MysqlOptions:
+        return MysqlOptions(network=namespace)
+
+
+class TestMariadbDiscovery(DiscoveryContract):
+    backend = STORE_DISCOVERY
+    loops = ("asyncio",)
+    examples = 8  # each opens three handles
+
+    @pytest.fixture
+    def options(self) -> object:
+        return STORE_DISCOVERY.options()
+
+    @pytest.fixture
+    async def opening(self, mariadb_url: str, namespace: str) -> AsyncIterator[Opening]:
+        yield lambda: open_store(mariadb_url, plugins=["sql"], network=namespace)
