@@ -13,7 +13,7 @@ from converge.errors import InvalidName, InvalidValue
 from converge.machines.task import Found, Held
 from converge.model.pool import Pool
 from converge.model.task import State, Task
-from converge.services.tasks.records import is_same_task, moment, replaced_inputs, to_spec, to_task
+from converge.services.tasks.records import is_same_task, moment, to_spec, to_task
 
 ID, PLACE = b"i" * 16, Held(b"l" * 16, b"n" * 16, 77, 5_000_000)
 NOW = 1_764_000_000_000_000
@@ -28,13 +28,6 @@ def found(state: State | None = None, **given: Any) -> Found:
         "trace": {"id": "1"},
     } | given
     return Found(ID, to_spec(Task(pool_id="docs", **given), POOL, NOW), state, PLACE)
-
-
-def test_replaced_inputs_leave_the_task_as_it_was() -> None:
-    claimed = to_task(*found(STATES[-1]), by="me")
-    other = replaced_inputs(claimed, {"text": "other"})
-    assert claimed.inputs == {"text": "a b", "data": b"\0"}
-    assert other == attrs.evolve(claimed, inputs={"text": "other"})
 
 
 @pytest.mark.parametrize("task", [Task(pool_id="docs"), to_task(*found(), by="me")], ids=["submitted", "claimed"])

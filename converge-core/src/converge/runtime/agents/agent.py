@@ -18,6 +18,7 @@ from converge.model.message import Fanout, Message, Receipt
 from converge.model.task import Task
 from converge.runtime.agents.agent_health import AgentHealth
 from converge.runtime.agents.agent_log import agent_log
+from converge.runtime.agents.claimed import replaced_inputs
 from converge.runtime.agents.decisions import (
     AskAgent,
     InvokeTool,
@@ -33,7 +34,6 @@ from converge.runtime.agents.decisions import (
 )
 from converge.services.messages.inboxes import LocalInbox
 from converge.services.messages.sending import SendArguments
-from converge.services.tasks.records import replaced_inputs
 
 if TYPE_CHECKING:  # below, but nothing that an agent's own module needs while it runs
     from converge.contracts.store import Store

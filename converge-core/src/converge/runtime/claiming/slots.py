@@ -23,10 +23,11 @@ from converge.model.task import Task
 from converge.runtime.agents.agent import Agent, task_handler
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.boundary import CANCELLED, FROM_WITHIN, Boundary, Worker, keep
+from converge.runtime.agents.claimed import claimed_task
 from converge.runtime.agents.context import TASK, begin
 from converge.runtime.agents.decide import Reported
 from converge.runtime.agents.supervision import Supervision
-from converge.services.tasks.records import encode_result, to_task
+from converge.services.tasks.records import encode_result
 
 log = logging.getLogger("converge.slots")
 
@@ -294,7 +295,7 @@ class Slots:
             slot.started = self._env.monotonic()
             if found.spec.timeout_sec is not None:
                 self._limit(slot, found, found.spec.timeout_sec)
-            task = to_task(*found, by=agent.id)
+            task = claimed_task(found, agent.id)
             if self._on_claimed is not None:
                 self._on_claimed(task)
             result = await call(handler, task, encode_result)
