@@ -39,7 +39,8 @@ from converge.machines.records import RECEIPT, Item
 from converge.machines.secure import Terms
 from converge.model.descriptor import network_tag
 from converge.runtime.agents.background import Background
-from converge.runtime.network.link import Link, Links
+from converge.runtime.network.link import Link
+from converge.runtime.network.links import Links
 from converge_transport_tcp import TcpOptions, TcpTransport
 
 STEP = 250

@@ -11,7 +11,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PLUGINS = ("converge_store_redis", "converge_store_sql", "converge_transport_tcp", "converge_transport_ws")
 ROWS = (
-    ("errors", "codec", "ids", "env", "foreign", "forks", "secret", "urls", "settings", "schema"),
+    (
+        "errors",
+        "codec",
+        "ids",
+        "env",
+        "foreign",
+        "forks",
+        "secret",
+        "urls",
+        "settings",
+        "schema",
+        "throttle",
+        "sockets",
+    ),
     ("model",),
     ("machines",),
     ("contracts", "hookspecs", "plugins"),

@@ -17,7 +17,7 @@
                         TooManyDecisions, TooManyActions
         UserCodeExited  mend the agent's own code
         MessageError    the message did not arrive: Undeliverable, Backpressure, HandlerFailed, DeliveryTimeout
-            Undeliverable   Dropped
+            Undeliverable   Dropped, AskCycle
         ChannelError    reconnect, or refuse the peer: HandshakeFailed, HandshakeRefused, BadRecord, VersionMismatch,
                         PeerMismatch, NetworkMismatch, TlsMismatch, MessageTooLarge, ConnectionLost (the network did),
                         ConnectionClosed (we did), ListenFailed, ConnectFailed
@@ -451,12 +451,26 @@ class Backpressure(MessageError):
     """The recipient's inbox is full; the connection goes on."""
 
 
+class AskCycle(Undeliverable):
+    """The question would wait for itself: the agent that is asked is itself waiting, further up the chain of questions,
+    for the answer to this one. `chain`: the agents, from the one that asked first.
+    """
+
+    def __init__(self, text: str, chain: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.chain = tuple(chain)
+
+
 class HandlerFailed(MessageError):
     """The recipient's handler raised; the message was delivered."""
 
 
 class DeliveryTimeout(MessageError, TimeoutError):
-    """No receipt came by the deadline."""
+    """No receipt came by the deadline. `was_sent` is False: the recipient certainly does not have the message."""
+
+    def __init__(self, text: str, *, was_sent: bool = True) -> None:
+        super().__init__(text)
+        self.was_sent = was_sent
 
 
 # Channels between nodes.

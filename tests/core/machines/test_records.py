@@ -18,6 +18,7 @@ from converge.machines.records import (
     CLOSE_TEXT_BYTES,
     CUT,
     FRAME_BYTES,
+    GONE,
     KNOWN,
     MESSAGE,
     MESSAGE_BYTES,
@@ -28,6 +29,7 @@ from converge.machines.records import (
     PONG,
     REASONS,
     RECEIPT,
+    SHOWN,
     SIGNED,
     SKIPPED,
     Item,
@@ -185,7 +187,9 @@ def test_every_kind_is_taken_skipped_or_refused() -> None:
     for count in (1, 6):
         for kind in range(256):
             records = [item(kind, b"body")] * count
-            if kind == PADDING or kind >= SKIPPED:
+            if kind in (SHOWN, GONE):
+                assert Peer().says(*records) == [(kind, b"body")] * count
+            elif kind == PADDING or kind >= SKIPPED:
                 assert Peer().says(*records) == []
             elif kind == ACCEPT or kind >= KNOWN:
                 with pytest.raises(BadRecord, match="unknown kind" if kind != ACCEPT else "ACCEPT"):

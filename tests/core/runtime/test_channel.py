@@ -32,7 +32,16 @@ from converge.model.descriptor import network_tag
 from converge.model.identity import Identity
 from converge.runtime.network import channel as module
 from converge.runtime.network.channel import SecureChannel, accept, dial
-from converge.runtime.network.handshakes import HELLOS_PER_SEC, UNFINISHED, UNFINISHED_PER_ADDRESS, Handshakes
+from converge.runtime.network.handshakes import (
+    CONNECTIONS_PER_ADDRESS,
+    CROWDED_SEC,
+    HELLOS_PER_ADDRESS,
+    HELLOS_PER_SEC,
+    UNFINISHED,
+    UNFINISHED_PER_ADDRESS,
+    Handshakes,
+    Place,
+)
 from converge.testing.proxy import ByteProxy, byte_proxy
 from converge_transport_tcp import TcpOptions, TcpTransport
 from converge_transport_ws import WsOptions, WsTransport
@@ -494,36 +503,88 @@ class Clock:
         return self.now
 
 
+def _limits(clock: Clock) -> Handshakes:
+    return Handshakes(attrs.evolve(SYSTEM, monotonic=clock))
+
+
 def test_unfinished_handshakes_are_bounded_in_all_and_for_an_address() -> None:
-    limits = Handshakes(attrs.evolve(SYSTEM, monotonic=Clock()))
-    assert [limits.enter("10.0.0.1") for _ in range(UNFINISHED_PER_ADDRESS + 1)] == [True] * UNFINISHED_PER_ADDRESS + [
-        False
-    ]
-    assert sum(limits.enter(f"10.0.1.{number}") for number in range(200)) == UNFINISHED - UNFINISHED_PER_ADDRESS
-    limits.leave("10.0.0.1")
-    assert limits.enter("10.0.0.2")
-    assert not limits.enter("10.0.0.3")
+    limits = _limits(Clock())
+    places = [limits.enter("10.0.0.1") for _ in range(UNFINISHED_PER_ADDRESS + 1)]
+    assert [place is not None for place in places] == [True] * UNFINISHED_PER_ADDRESS + [False]
+    others = [limits.enter(f"10.0.{number % 3}.9") for number in range(200)]
+    assert sum(place is not None for place in others) == UNFINISHED - UNFINISHED_PER_ADDRESS
 
 
-def test_first_hellos_are_answered_at_a_bounded_rate() -> None:
+def test_a_newcomer_takes_a_place_of_the_most_crowded_address_and_never_that_of_one_alone() -> None:
+    limits = _limits(Clock())
+    alone = limits.enter("10.0.9.9")
+    crowd = [limits.enter(f"10.0.0.{number % 4}") for number in range(UNFINISHED - 1)]
+    assert limits.enter("10.0.8.8") is not None
+    assert [place for place in crowd if place is not None and place.is_lost]
+    assert alone is not None and not alone.is_lost
+
+
+def test_where_no_address_is_crowded_only_a_handshake_that_takes_long_gives_its_place_up() -> None:
     clock = Clock()
-    limits = Handshakes(attrs.evolve(SYSTEM, monotonic=clock))
-    assert sum(limits.admit_hello() for _ in range(1_000)) == HELLOS_PER_SEC
-    clock.now += 0.5
-    assert sum(limits.admit_hello() for _ in range(1_000)) == HELLOS_PER_SEC // 2
+    limits = _limits(clock)
+    first = limits.enter("10.1.0.0")
+    for number in range(1, UNFINISHED):
+        assert limits.enter(f"10.1.0.{number}") is not None
+    assert limits.enter("10.2.0.0") is None
+    clock.now += CROWDED_SEC
+    assert limits.enter("10.2.0.0") is not None
+    assert first is not None and first.is_lost
+
+
+def test_an_address_that_has_proven_a_key_has_places_that_strangers_cannot_use() -> None:
+    limits = _limits(Clock())
+    known = limits.enter("10.3.0.1")
+    assert known is not None
+    limits.leave(known, is_proven=True)
+    for number in range(UNFINISHED):
+        assert limits.enter(f"10.4.0.{number}") is not None
+    assert limits.enter("10.5.0.0") is None
+    assert limits.enter("10.3.0.1") is not None
+
+
+def test_first_hellos_are_answered_at_a_bounded_rate_for_an_address_and_for_all() -> None:
+    clock = Clock()
+    limits = _limits(clock)
+    places = [limits.enter(f"10.6.0.{number}") for number in range(4)]
+
+    def admitted(place: Place | None) -> int:
+        assert place is not None
+        return sum(limits.admit_hello(place) for _ in range(1_000))
+
+    assert [admitted(place) for place in places] == [HELLOS_PER_ADDRESS, HELLOS_PER_ADDRESS, 0, 0]
     clock.now += 3600
-    assert sum(limits.admit_hello() for _ in range(1_000)) == HELLOS_PER_SEC
+    assert sum(admitted(place) for place in places) == HELLOS_PER_SEC
 
 
-async def test_a_flood_of_hellos_is_refused_as_busy(carrier: str) -> None:
-    limits = Handshakes(attrs.evolve(SYSTEM, monotonic=Clock()))
-    while limits.admit_hello():
-        pass
+def test_connections_of_one_address_are_bounded_a_second() -> None:
+    clock = Clock()
+    limits = _limits(clock)
+    for _ in range(CONNECTIONS_PER_ADDRESS):
+        place = limits.enter("10.7.0.1")
+        assert place is not None
+        limits.leave(place)
+    assert limits.enter("10.7.0.1") is None
+    clock.now += 1
+    assert limits.enter("10.7.0.1") is not None
+
+
+async def test_a_first_hello_over_the_rate_is_refused_as_busy_and_one_that_is_none_costs_no_rate(carrier: str) -> None:
+    asked: list[bool] = []
+
+    def admit() -> bool:
+        asked.append(True)
+        return False
+
     errors: list[ChannelError] = []
 
     async def accepting(far: Channel) -> None:
         try:
-            await accept(far, terms(), SYSTEM, limits=limits)
+            await accept(far, terms(), SYSTEM, admit=admit)
         except ChannelError as error:
             errors.append(error)
 
@@ -531,4 +592,8 @@ async def test_a_flood_of_hellos_is_refused_as_busy(carrier: str) -> None:
         group.start_soon(accepting, far_channel)
         with pytest.raises(HandshakeRefused, match="busy"):
             await dial(near_channel, terms(), SYSTEM)
-    assert [type(error) for error in errors] == [HandshakeFailed]
+    assert (asked, [type(error) for error in errors]) == ([True], [HandshakeFailed])
+    async with channels(carrier) as (near_channel, far_channel), anyio.create_task_group() as group:
+        group.start_soon(accepting, far_channel)
+        await near_channel.send([b"x"])
+    assert (asked, [type(error) for error in errors]) == ([True], [HandshakeFailed] * 2)

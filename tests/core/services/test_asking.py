@@ -39,10 +39,12 @@ class Wire(Link):
     def __init__(self, near: Node, far: Node, spoil: Callable[[bytes], bytes | None] = lambda payload: payload) -> None:
         self.near, self.far, self.spoil = near, far, spoil
         self.peer, self.is_closed, self.waiting = far.identity.public_key, False, set[Waiting]()
+        self.address, self.features, self.speakers_bytes, self.work = "", 0, 0, 0
+        self.shown, self.speakers = {}, {}
         self.asked = 0
         self.back: Wire | None = None
 
-    async def send(self, items: list[Item]) -> None:
+    def post(self, items: list[Item]) -> None:
         for kind, body in items:
             assert kind == MESSAGE
             self.asked += 1
@@ -53,6 +55,25 @@ class Wire(Link):
             spoiled = self.spoil(said)
             if spoiled is not None:
                 self.near.asking.on_receipt(self, receipt, spoiled)
+
+    @property
+    def is_full_of_answers(self) -> bool:
+        raise AssertionError("nobody here is an agent")
+
+    async def send(self, items: list[Item], owed: str = "") -> None:
+        raise AssertionError("a question is not a message: it waits for no room")
+
+    def offer(self, item: Item, owed: str = "") -> bool:
+        raise AssertionError("a question is not a message: it waits for no room")
+
+    def answer(self, item: Item) -> bool:
+        raise AssertionError("nobody here is an agent")
+
+    def settled(self, message_id: str) -> None:
+        """Nothing is owed."""
+
+    def show(self, agent_id: str, signed: bytes) -> None:
+        raise AssertionError("nobody here is an agent")
 
 
 @pytest.fixture

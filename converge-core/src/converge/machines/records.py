@@ -26,6 +26,10 @@ PADDING, ACCEPT, CLOSE, MESSAGE, RECEIPT, SIGNED, PING, PONG = range(8)
 KNOWN = 8
 SKIPPED = 128
 """Unknown kinds from here on are passed over; below they are an error."""
+SHOWN, GONE = 128, 129
+"""An agent's signed descriptor, before its first message on the link; the id of an agent that has ended. A release that
+knows neither passes them over.
+"""
 MORE = 1
 CUT = frozenset((MESSAGE, RECEIPT, SIGNED))
 """Kinds that may be cut into fragments; the others are control items."""
@@ -205,7 +209,7 @@ class Opener:
         if kind not in CUT:
             if flags:
                 raise BadRecord(f"an item of kind {kind} cannot be cut into fragments")
-            if KNOWN > kind != PADDING:
+            if KNOWN > kind != PADDING or kind in (SHOWN, GONE):
                 items.append((kind, body))
             return
         if self._pending is None:

@@ -200,18 +200,26 @@ class Responder:
         if self._is_begun:
             raise HandshakeFailed("a hello came out of turn")
         self._is_begun = True
-        if len(frame) != HELLO1_BYTES or frame[:4] != MAGIC or frame[5:8] != bytes(3):
-            raise HandshakeFailed("the peer does not begin as a node does")
-        if frame[8:16] != self._terms.network[:8]:
-            raise NetworkMismatch("the peer belongs to another network")
-        if frame[4] not in SUITES:
-            raise VersionMismatch(f"the peer asks for suite {frame[4]}, which is not known")
+        self.check_hello1(frame)
         noise = _noise(frame[4], frame[:16], self._terms, self._entropy, is_initiator=False)
         noise.read_e(frame[16:])
         hello2 = noise.begin_2()
         hello2 += noise.write_payload(_write(noise, self._terms, b"R"))
         self._noise = noise
         return hello2
+
+    def check_hello1(self, frame: bytes) -> None:
+        """Check the initiator's first frame without any key: a few comparisons, however many of them strangers send.
+
+        Raises:
+            NetworkMismatch, VersionMismatch, HandshakeFailed: As `read_hello1`.
+        """
+        if len(frame) != HELLO1_BYTES or frame[:4] != MAGIC or frame[5:8] != bytes(3):
+            raise HandshakeFailed("the peer does not begin as a node does")
+        if frame[8:16] != self._terms.network[:8]:
+            raise NetworkMismatch("the peer belongs to another network")
+        if frame[4] not in SUITES:
+            raise VersionMismatch(f"the peer asks for suite {frame[4]}, which is not known")
 
     def read_hello3(self, frame: bytes) -> Agreed:
         """Check the initiator's hello; return what is agreed.

@@ -9,6 +9,7 @@ that their sender still waits for, exactly those up to the highest were taken.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
@@ -55,15 +56,17 @@ class Streams:
         self._senders: OrderedDict[tuple[str, str], _Sender] = OrderedDict()  # the longest untouched first
         self._pairs = 0
 
-    def see(self, pair: Pair, sequence: int, after: int, now: float) -> Seen:
-        """Return what the message is; nothing is remembered until `accept`."""
+    def see(
+        self, pair: Pair, sequence: int, after: int, now: float, is_stranger: Callable[[], bool] = lambda: False
+    ) -> Seen:
+        """Return what the message is; nothing is remembered until `accept`. Strangers have half of the room."""
         sender = self._senders.get(pair[:2])
         highest = 0 if sender is None else sender.highest.get(pair.to, 0)
         if sequence <= highest:
             return Seen.REPEATED
         if after > highest:
             return Seen.EARLY
-        if highest == 0 and not self._has_room(sender is None, now):
+        if highest == 0 and not self._has_room(sender is None, now, is_stranger):
             return Seen.REFUSED
         return Seen.NEW
 
@@ -77,11 +80,14 @@ class Streams:
         sender.highest[pair.to], sender.at = sequence, now
         self._senders.move_to_end(pair[:2])
 
-    def _has_room(self, is_new_sender: bool, now: float) -> bool:
+    def _has_room(self, is_new_sender: bool, now: float, is_stranger: Callable[[], bool]) -> bool:
         while self._senders:
             key, oldest = next(iter(self._senders.items()))
             if now - oldest.at < self._window_sec:
                 break
             del self._senders[key]
             self._pairs -= len(oldest.highest)
-        return self._pairs < self._most_pairs and not (is_new_sender and len(self._senders) >= self._most_senders)
+        if self._pairs * 2 < self._most_pairs and len(self._senders) * 2 < self._most_senders:
+            return True
+        is_room = self._pairs < self._most_pairs and not (is_new_sender and len(self._senders) >= self._most_senders)
+        return is_room and not is_stranger()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import attrs
 
 from converge.codec import FIRST, decode, encode
-from converge.errors import BadSignature, SchemaTooNew, TornRecord
+from converge.errors import BadSignature, InvalidValue, SchemaTooNew, TornRecord
 from converge.ids import is_name
 from converge.model.identity import Identity, agent_id, verify
 
@@ -51,6 +51,11 @@ class AgentDescriptor:
     succession: tuple[str, ...] = ()
     v: int = FIRST
 
+    @property
+    def node_key_bytes(self) -> bytes:
+        """The key of its node; empty: it names none."""
+        return bytes.fromhex(self.node_key)
+
     def check(self) -> None:
         """Raise ValueError for a descriptor that no node makes, whoever signed it."""
         for key in (self.node_key, self.lease):
@@ -82,8 +87,19 @@ def network_tag(network: str) -> bytes:
 
 
 def sign_descriptor(identity: Identity, descriptor: AgentDescriptor, network: str) -> bytes:
-    """Return the signed bytes: a signature, then the descriptor as JSON, which is what it covers."""
+    """Return the signed bytes: a signature, then the descriptor as JSON, which is what it covers.
+
+    Raises:
+        InvalidValue: Nobody would accept it.
+    """
     payload = encode(descriptor)
+    if (size := len(payload) + SIGNATURE_BYTES) > DESCRIPTOR_BYTES:
+        raise InvalidValue(
+            f"{descriptor.name or 'the agent'}: topics, capabilities, pools",
+            "",
+            f"fewer or shorter names: a descriptor has at most {DESCRIPTOR_BYTES:,} bytes",
+            shown=f"a descriptor of {size:,} bytes",
+        )
     return identity.sign(_TAG + network_tag(network) + payload) + payload
 
 

@@ -19,6 +19,9 @@ HEADER_BYTES = 4_096
 MESSAGE_BYTES = 1_048_576
 """The longest body, header included."""
 
+ANSWER_BYTES = MESSAGE_BYTES - HEADER_BYTES - 2
+"""The longest answer of a handler, in one process as across two: with any header it is a message that can be sent."""
+
 SIGNATURE_BYTES = 64
 _TAG = b"converge/msg/v1\0"
 
@@ -88,12 +91,28 @@ class ReceiptHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
     refused: Count = 0
 
 
+TEXT_BYTES = 3_000
+"""Of a reason, as it is encoded: what is over is cut out of its middle."""
+
+
+def shortened(text: str) -> str:
+    """Return a reason as it travels: whole, or its beginning and its end."""
+    if len(text) * 6 <= TEXT_BYTES or len(encode(text)) <= TEXT_BYTES:
+        return text
+    most = min(len(text) // 2, TEXT_BYTES // 2)
+    while len(encode(text[:most])) + len(encode(text[-most:])) > TEXT_BYTES - 10:
+        most = most * 9 // 10
+    return f"{text[:most]} ... {text[-most:]}"
+
+
 def pack(header: MessageHeader | ReceiptHeader, payload: bytes = b"") -> bytes:
-    """Return the body.
+    """Return the body; the reason of a receipt is shortened where it must be.
 
     Raises:
         MessageTooLarge: It is over a limit.
     """
+    if type(header) is ReceiptHeader and header.text:
+        header = msgspec.structs.replace(header, text=shortened(header.text))
     head = encode(header)
     if len(head) > HEADER_BYTES or len(head) + len(payload) + 2 > MESSAGE_BYTES:
         raise MessageTooLarge(f"a message of {len(head) + len(payload):,} bytes; the limit is {MESSAGE_BYTES:,}")

@@ -263,14 +263,17 @@ class Node:
             agents.append(self._make(agent, pools, identity))
         joined_under = await parts.handle.lease()
         try:
+            await parts.network.prepare(agents)
             await parts.groups.start(agents, pools, secret)
         except BaseException:
+            parts.network.hush(agents)
             parts.kept.keyring.give_back(one.id for one in agents)
             raise
         try:
             await start_all(parts.boundary, agents, lambda one: self.agents.update({one.id: one}))
         except Exception:
             # None of them will claim. Those that did start keep their keys until their `on_stop`.
+            parts.network.hush(one for one in agents if one.id not in self.agents)
             await parts.groups.withdraw(agents)
             parts.kept.keyring.give_back(one.id for one in agents if one.id not in self.agents)
             raise

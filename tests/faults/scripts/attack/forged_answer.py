@@ -39,11 +39,11 @@ async def main() -> None:
                 asyncio.ensure_future(forge())
                 return ReceiptHeader(header.id, FULL, "its inbox is full")
 
-            received._take = take
+            received._accept = take
             await anyio.sleep(1)
             forged = 0
             for n in range(12):
-                got = await asker.network.post._deliver(asker.network.post.draft(asker.identity.id, n, "handled", __import__("converge.services.messages.sending", fromlist=["How"]).How(timeout=5)), Capability("cap"), 5)
+                got = await asker.network.post._deliver(asker.network.post.draft(asker.identity.id, n, "handled", __import__("converge.services.messages.sending", fromlist=["SendOptions"]).SendOptions(timeout=5)), Capability("cap"), 5)
                 if got.answer == b'"forged"' and got.recipient == good.id:
                     forged += 1
             print(f"of 12 questions to Capability('cap') {forged} were answered 'forged', told as the answer of the honest agent {good.id[:14]}")

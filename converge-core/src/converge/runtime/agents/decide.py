@@ -14,6 +14,7 @@ from converge.codec import encode_plain
 from converge.errors import (
     ConvergeError,
     InvalidValue,
+    MessageTooLarge,
     NoRetry,
     Release,
     RetryAfter,
@@ -21,6 +22,7 @@ from converge.errors import (
     TooManyDecisions,
 )
 from converge.foreign import Raised, as_exception, describe, guarded, is_cancellation, name_of, tell
+from converge.model.envelope import ANSWER_BYTES
 from converge.model.message import Message
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
@@ -30,7 +32,7 @@ from converge.runtime.agents.context import begin
 from converge.runtime.agents.decisions import Outcome, ReportTask
 from converge.runtime.agents.executor import Executor
 from converge.runtime.agents.supervision import Supervision
-from converge.services.messages.inboxes import OnHandled
+from converge.services.messages.inboxes import OnHandled, unpacked
 from converge.services.tasks.records import encode_result
 
 BATCH = 100
@@ -77,7 +79,8 @@ class DecideLoop:
 
     def __init__(self, agent: Agent, boundary: Boundary, executor: Executor, supervision: Supervision) -> None:
         self._agent, self._boundary, self._executor, self._supervision = agent, boundary, executor, supervision
-        self._messages: deque[tuple[Message, OnHandled | None]] = deque()
+        self._messages: deque[tuple[Message, OnHandled | None, int]] = deque()
+        self.held_bytes = 0
         self._given: list[tuple[Message, OnHandled | None]] = []  # to the running call
         self._answers: dict[str, bytes] = {}  # of the messages that the running call was given
         self._asking: set[str] = set()
@@ -99,13 +102,16 @@ class DecideLoop:
 
     def abandon(self) -> list[OnHandled]:
         """Forget the messages that wait; return the answers of all that no call has ended."""
-        answers = [answer for _, answer in (*self._given, *self._messages) if answer is not None]
+        answers = [answer for _, answer in self._given if answer is not None]
+        answers += [answer for _, answer, _ in self._messages if answer is not None]
         self._messages.clear()
+        self.held_bytes = 0
         return answers
 
-    def put(self, message: Message, answer: OnHandled | None) -> None:
+    def put(self, message: Message, answer: OnHandled | None, cost: int = 0) -> None:
         """Take a message; `answer` is told when the call that was given it is over, with the answer decided on."""
-        self._messages.append((message, answer))
+        self._messages.append((message, answer, cost))
+        self.held_bytes += cost
         self._wake()
 
     def tick(self) -> bool:
@@ -162,12 +168,16 @@ class DecideLoop:
 
         Raises:
             InvalidValue: It was given none with that id, or the payload is not plain data.
+            MessageTooLarge: The payload is over the limit of an answer.
         """
         if message_id not in self._asking:
             raise InvalidValue(
                 "AnswerMessage.message_id", message_id, "the id of a message that this call of decide was given"
             )
-        self._answers[message_id] = encode_plain(payload, "answer")
+        encoded = encode_plain(payload, "answer")
+        if len(encoded) > ANSWER_BYTES:
+            raise MessageTooLarge(f"an answer of {len(encoded):,} bytes; the limit is {ANSWER_BYTES:,}")
+        self._answers[message_id] = encoded
 
     def _wake(self) -> None:
         if not self._is_running:
@@ -188,9 +198,14 @@ class DecideLoop:
                 raise
         self._is_running = False
 
+    def _next(self) -> tuple[Message, OnHandled | None]:
+        message, answer, cost = self._messages.popleft()
+        self.held_bytes -= cost
+        return unpacked(message), answer
+
     async def _call(self) -> None:
         """One call of `decide`, and what follows from it."""
-        given = self._given = [self._messages.popleft() for _ in range(min(BATCH, len(self._messages)))]
+        given = self._given = [self._next() for _ in range(min(BATCH, len(self._messages)))]
         holds = list(self._holds.values())
         new = [hold for hold in holds if hold.is_new]
         for hold in new:
@@ -212,7 +227,7 @@ class DecideLoop:
         answers, self._answers = self._answers, {}
         for message, answer in given:
             if answer is not None:
-                await answer(None if why else answers.get(message.id, b"null"), why)
+                answer(None if why else answers.get(message.id, b"null"), why)
         self._given = []
 
     def _failed(self, raised: Raised, new: Sequence[_Hold]) -> None:

@@ -11,15 +11,16 @@ from typing import Any
 import anyio
 
 from converge.codec import encode_plain
-from converge.errors import ConvergeError
+from converge.errors import ConvergeError, MessageTooLarge
 from converge.foreign import Raised, is_cancellation, tell
+from converge.model.envelope import ANSWER_BYTES
 from converge.model.message import Message
 from converge.runtime.agents.agent import Agent, takes_messages
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.boundary import Boundary, Worker
 from converge.runtime.agents.context import begin
 from converge.runtime.agents.supervision import Supervision
-from converge.services.messages.inboxes import OnHandled
+from converge.services.messages.inboxes import OnHandled, unpacked
 
 INBOX = 1_000
 """Messages that wait for one agent at most; the next one is answered with Backpressure."""
@@ -33,10 +34,10 @@ class Inbox:
         self._supervision = supervision
         self.takes_messages = takes_messages(type(agent))
         self._boundary = boundary
-        self._queue: deque[tuple[Message, OnHandled | None]] = deque()
+        self._queue: deque[tuple[Message, OnHandled | None, int]] = deque()
         self._is_running = False
         self._answer: OnHandled | None = None  # of the message that the handler has
-        self._ended: tuple[OnHandled, bytes | None, str] | None = None  # what its sender is to be told next
+        self.held_bytes = 0
 
     @property
     def is_full(self) -> bool:
@@ -50,13 +51,15 @@ class Inbox:
 
     def abandon(self) -> list[OnHandled]:
         """Forget what waits; return the answers of all that the handler has not ended."""
-        answers = [answer for answer in (self._answer, *(answer for _, answer in self._queue)) if answer is not None]
+        answers = [answer for answer in (self._answer, *(answer for _, answer, _ in self._queue)) if answer is not None]
         self._queue.clear()
+        self.held_bytes = 0
         return answers
 
-    def put(self, message: Message, answer: OnHandled | None) -> None:
+    def put(self, message: Message, answer: OnHandled | None, cost: int = 0) -> None:
         """Put a message in; `answer` is called when its handler ends."""
-        self._queue.append((message, answer))
+        self._queue.append((message, answer, cost))
+        self.held_bytes += cost
         if not self._is_running:
             self._is_running = True
             self._boundary.start(self._serve)
@@ -65,24 +68,21 @@ class Inbox:
         """Handle what waits; return whether something is left for another worker."""
         agent = self.agent
         handler = worker.awaitable(agent.on_message)
-        while self._queue or self._ended is not None:
-            if self._ended is not None:
-                answer, result, why = self._ended
-                await answer(result, why)
-                self._ended = None
-                continue
+        while self._queue:
             if agent.health.is_troubled and (rest_sec := agent.health.rest_sec("on_message")):
                 await anyio.sleep(rest_sec)
                 continue  # what waited may have been abandoned meanwhile
-            message, self._answer = self._queue.popleft()
+            message, self._answer, cost = self._queue.popleft()
+            self.held_bytes -= cost
             begin(agent, message.id)
-            outcome = await worker.call(handler, message, _encoded)
+            outcome = await worker.call(handler, unpacked(message), _encoded)
             outcome = b"null" if outcome is None else outcome
             result, why = (outcome, "") if type(outcome) is bytes else (None, self._failed(message, outcome))
             if result is not None and agent.health.is_troubled:
                 self._supervision.succeeded(agent, "on_message")
-            if self._answer is not None:
-                self._ended, self._answer = (self._answer, result, why), None
+            answer, self._answer = self._answer, None
+            if answer is not None:
+                answer(result, why)
             if worker.is_spoiled:
                 return True
         self._is_running = False
@@ -101,4 +101,7 @@ class Inbox:
 
 
 def _encoded(answer: Any) -> bytes:
-    return encode_plain(answer, "answer")
+    encoded = encode_plain(answer, "answer")
+    if len(encoded) > ANSWER_BYTES:
+        raise MessageTooLarge(f"an answer of {len(encoded):,} bytes; the limit is {ANSWER_BYTES:,}")
+    return encoded

@@ -89,11 +89,11 @@ class NodeSettings:
             "start"
         ),
     )
-    trust: Literal["drop", "warn", "allow"] = attrs.field(
+    trust: Literal["drop", "warn", "allow", "listed"] = attrs.field(
         default="allow",
         metadata=described(
             "what becomes of a sender that verifies, but is not pinned: its messages are refused, taken with a "
-            "warning, or taken"
+            "warning, taken, or taken once discovery has listed it"
         ),
     )
     require_tls: bool = attrs.field(default=False, metadata=described("refuse connections without TLS"))
@@ -140,7 +140,7 @@ class NodeArguments(TypedDict, total=False):
     max_connections: int
     require_durability: str
     identity_dir: str
-    trust: Literal["drop", "warn", "allow"]
+    trust: Literal["drop", "warn", "allow", "listed"]
     discovery_store: str
     require_tls: bool
     options: Mapping[str, Any]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import anyio
 import attrs
@@ -26,7 +26,6 @@ from converge.machines.secure import (
     Terms,
     refusal,
 )
-from converge.runtime.network.handshakes import Handshakes
 
 log = logging.getLogger("converge.channel")
 
@@ -45,6 +44,7 @@ class SecureChannel:
     Attributes:
         peer: The node key of the other side, verified.
         is_dialler: Whether this side made the connection.
+        features: What both sides can do, as a set of bits.
         address: The other side's address, for logs only.
     """
 
@@ -52,7 +52,7 @@ class SecureChannel:
         """`early`: frames that came with the last one of the handshake."""
         self._channel = channel
         self._sealer, self._opener = agreed.sealer(), agreed.opener()
-        self.peer, self.is_dialler = agreed.peer, is_dialler
+        self.peer, self.is_dialler, self.features = agreed.peer, is_dialler, agreed.features
         self.address = channel.peer
         self._early = early
         self._opened: list[Item] = []
@@ -160,8 +160,12 @@ async def dial(channel: Channel, terms: Terms, env: Env, *, expected: bytes | No
         return await SecureChannel(channel, agreed, is_dialler=True).confirmed()
 
 
-async def accept(channel: Channel, terms: Terms, env: Env, *, limits: Handshakes | None = None) -> SecureChannel:
+async def accept(
+    channel: Channel, terms: Terms, env: Env, *, admit: Callable[[], bool] = lambda: True
+) -> SecureChannel:
     """Run the listener's side of the handshake; the channel is closed if it fails or is cancelled.
+
+    `admit`: asked once a well-formed first hello has come, before it costs anything, whether it may be answered.
 
     Raises:
         NetworkMismatch, PeerMismatch, TlsMismatch, VersionMismatch, HandshakeFailed, ConnectionLost: It failed.
@@ -171,10 +175,11 @@ async def accept(channel: Channel, terms: Terms, env: Env, *, limits: Handshakes
         hello1, early = await _one(channel)
         if early:
             raise HandshakeFailed("the peer spoke out of turn")
-        if limits is not None and not limits.admit_hello():
+        await _check(channel, responder, hello1)
+        if not admit():
             await _refuse(channel, REFUSED_BUSY)
             raise HandshakeFailed("too many handshakes began in this second; this one was refused")
-        await channel.send([await _answer(channel, responder, hello1)])
+        await channel.send([responder.read_hello1(hello1)])
         hello3, early = await _one(channel)
         agreed = responder.read_hello3(hello3)
         secured = SecureChannel(channel, agreed, is_dialler=False, early=early)
@@ -201,10 +206,10 @@ async def _one(channel: Channel) -> tuple[bytes, Sequence[bytes]]:
     return frames[0], frames[1:]
 
 
-async def _answer(channel: Channel, responder: Responder, hello1: bytes) -> bytes:
-    """Return hello2; refuse an honest peer in clear text if it is on another network; answer nothing else."""
+async def _check(channel: Channel, responder: Responder, hello1: bytes) -> None:
+    """Check the first hello; refuse an honest peer in clear text if it is on another network; answer nothing else."""
     try:
-        return responder.read_hello1(hello1)
+        responder.check_hello1(hello1)
     except NetworkMismatch:
         await _refuse(channel, REFUSED_NETWORK)
         raise

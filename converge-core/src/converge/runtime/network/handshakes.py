@@ -1,51 +1,139 @@
-"""Bounds on what strangers cost before they have proven who they are."""
+"""Bounds on what strangers cost before they have proven who they are: places, connections and hellos, in all and for
+each address, whatever the transport.
+"""
 
 from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
 
 from converge.env import Env
 
 UNFINISHED = 64
-"""Handshakes under way at a time."""
+"""Handshakes under way at a time, and as many again from addresses that are known."""
 
 UNFINISHED_PER_ADDRESS = 16
 """Of these from one address, so that one host cannot take every place."""
 
 HELLOS_PER_SEC = 200
-"""First hellos that are answered: each costs two key agreements and a signature, 0.2 ms of work."""
+"""First hellos that are answered: each costs two key agreements and a signature, 0.2 ms of work. So many again are
+answered from addresses that are known.
+"""
+
+HELLOS_PER_ADDRESS = 100
+"""Of these from one address."""
+
+CONNECTIONS_PER_ADDRESS = 100
+"""Connections a second of one address that are looked at; the others are closed as they come."""
+
+CROWDED_SEC = 1.0
+"""A handshake that has taken so long gives its place up when all are taken."""
+
+ADDRESSES = 1_024
+"""Addresses that are remembered."""
+
+KNOWN_SEC = 3_600.0
+"""How long an address is known after a handshake from it has completed."""
+
+
+class Place:
+    """A handshake under way; `is_lost` is set, and `on_lost` called, when another needs the place more."""
+
+    __slots__ = ("address", "is_known", "is_lost", "on_lost", "since")
+
+    def __init__(self, address: str, since: float, *, is_known: bool) -> None:
+        self.address, self.since, self.is_known, self.is_lost = address, since, is_known, False
+        self.on_lost: Callable[[], object] = bool
+
+
+class _Budget:
+    """So many a second, and a second's worth at once."""
+
+    __slots__ = ("_at", "_left", "_most")
+
+    def __init__(self, most: float, now: float) -> None:
+        self._most = self._left = most
+        self._at = now
+
+    def has(self, now: float) -> bool:
+        self._left = min(self._most, self._left + (now - self._at) * self._most)
+        self._at = now
+        return self._left >= 1
+
+    def spend(self) -> None:
+        self._left -= 1
+
+
+class _Address:
+    __slots__ = ("connections", "hellos", "known_at")
+
+    def __init__(self, now: float) -> None:
+        self.connections = _Budget(CONNECTIONS_PER_ADDRESS, now)
+        self.hellos = _Budget(HELLOS_PER_ADDRESS, now)
+        self.known_at = float("-inf")
 
 
 class Handshakes:
-    """Counts handshakes of one node's listener."""
+    """Counts handshakes of one node's listeners."""
 
     def __init__(self, env: Env) -> None:
-        self._monotonic = env.monotonic
-        self._by_address: dict[str, int] = {}
-        self._unfinished = 0
-        self._hellos = float(HELLOS_PER_SEC)
-        self._filled_at = env.monotonic()
+        self._monotonic: Callable[[], float] = env.monotonic
+        now = env.monotonic()
+        self._places: list[Place] = []
+        self._addresses: OrderedDict[str, _Address] = OrderedDict()
+        self._hellos = {False: _Budget(HELLOS_PER_SEC, now), True: _Budget(HELLOS_PER_SEC, now)}
 
-    def enter(self, address: str) -> bool:
-        """Reserve a place for a connection from the address; return whether there was one. `leave` gives it back."""
-        count = self._by_address.get(address, 0)
-        if self._unfinished >= UNFINISHED or count >= UNFINISHED_PER_ADDRESS:
-            return False
-        self._by_address[address] = count + 1
-        self._unfinished += 1
-        return True
+    def enter(self, address: str) -> Place | None:
+        """Reserve a place for a connection from the address; None: there is none. `leave` gives it back."""
+        now = self._monotonic()
+        one = self._at(address, now)
+        count = sum(place.address == address for place in self._places)
+        if count >= UNFINISHED_PER_ADDRESS or not one.connections.has(now):
+            return None
+        is_known = now - one.known_at < KNOWN_SEC
+        rivals = [place for place in self._places if place.is_known == is_known]
+        if len(rivals) >= UNFINISHED and not self._make_room(rivals, count, now):
+            return None
+        one.connections.spend()
+        place = Place(address, now, is_known=is_known)
+        self._places.append(place)
+        return place
 
-    def leave(self, address: str) -> None:
-        """Return a place."""
-        self._unfinished -= 1
-        self._by_address[address] -= 1
-        if not self._by_address[address]:
-            del self._by_address[address]
+    def leave(self, place: Place, *, is_proven: bool = False) -> None:
+        """Return a place; `is_proven`: the handshake was completed, so the address is known from now on."""
+        if place in self._places:
+            self._places.remove(place)
+        if is_proven:
+            now = self._monotonic()
+            self._at(place.address, now).known_at = now
 
-    def admit_hello(self) -> bool:
+    def admit_hello(self, place: Place) -> bool:
         """Return whether one more first hello may be answered now."""
         now = self._monotonic()
-        self._hellos = min(float(HELLOS_PER_SEC), self._hellos + (now - self._filled_at) * HELLOS_PER_SEC)
-        self._filled_at = now
-        if self._hellos < 1:
+        budgets = self._hellos[place.is_known], self._at(place.address, now).hellos
+        if sum(budget.has(now) for budget in budgets) < len(budgets):  # each is brought up to date
             return False
-        self._hellos -= 1
+        for budget in budgets:
+            budget.spend()
         return True
+
+    def _make_room(self, rivals: list[Place], count: int, now: float) -> bool:
+        """Take the place of the oldest handshake from the most crowded address, or of one that takes long."""
+        crowds = {place.address: 0 for place in rivals}
+        for place in rivals:
+            crowds[place.address] += 1
+        address, crowd = max(crowds.items(), key=lambda one: one[1])
+        oldest = next(place for place in rivals if crowd <= count + 1 or place.address == address)
+        if crowd <= count + 1 and now - oldest.since < CROWDED_SEC:
+            return False
+        self._places.remove(oldest)
+        oldest.is_lost = True
+        oldest.on_lost()
+        return True
+
+    def _at(self, address: str, now: float) -> _Address:
+        one = self._addresses.pop(address, None) or _Address(now)
+        self._addresses[address] = one
+        if len(self._addresses) > ADDRESSES:
+            self._addresses.popitem(last=False)
+        return one

@@ -1,217 +1,270 @@
-"""Links: one secured connection to each node that this one talks to, dialled when first needed, or accepted."""
+"""One secured connection to another node. Neither its receive loop nor whoever gives it receipts and answers ever waits
+for the peer: what the peer may cost has bounds, and who does not keep them loses the connection.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable
 
 import anyio
 
-from converge.contracts.transport import Channel, Listener, Transport
-from converge.env import Env
-from converge.errors import ChannelError, ConnectFailed, ConnectionClosed, ConnectionLost, ConvergeError
+from converge.errors import ConnectionLost, ConvergeError, TornRecord
 from converge.machines import records
 from converge.machines.records import Item
-from converge.machines.secure import Terms
-from converge.runtime.agents.background import Background
-from converge.runtime.network.channel import SecureChannel, accept, dial
-from converge.runtime.network.handshakes import Handshakes
+from converge.runtime.network.channel import SecureChannel
 from converge.services.messages.unsettled import Waiting
 
 log = logging.getLogger("converge.link")
 
 QUEUE_BYTES = 1_048_576
-"""What waits to be sent on one link; past that a sender waits."""
+"""Messages that wait to be sent on one link; past that a sender waits."""
+
+WINDOW, WINDOW_BYTES = 4_096, 8_388_608
+"""Messages without receipt on one link, and their size: past either a sender waits."""
+
+CONTROL, CONTROL_BYTES = 2 * WINDOW, 8_388_608
+"""Receipts and the like that wait to be sent: they hold a whole window twice, so a peer that keeps to its window never
+fills them. One that does not loses its link.
+"""
+
+ANSWERS_BYTES, ANSWERS_MOST_BYTES = 8_388_608, 33_554_432
+"""Answers that wait to be sent on one link: past the first, questions are put off; what is over the second is lost, and
+its asker is told.
+"""
+
+FLUSH_BYTES = 262_144
+"""What is given to the connection at a time: so much must get through in `WRITE_SEC`."""
+
+WRITE_SEC = 10.0
+"""A link whose peer takes nothing for so long is broken."""
 
 OnItems = Callable[["Link", list[Item]], Awaitable[None]]
 
 
+class _Room:
+    """Somebody who waits until his message may be queued."""
+
+    __slots__ = ("event", "item", "owed")
+
+    def __init__(self, item: Item, owed: str) -> None:
+        self.item, self.owed, self.event = item, owed, anyio.Event()
+
+
 class Link:
-    """A secured channel with a queue: items that are sent within one loop step leave in one record."""
+    """A secured channel with queues: items that are given within one loop step leave in one record.
 
-    def __init__(self, secured: SecureChannel, on_items: OnItems) -> None:
-        self.peer = secured.peer
-        self.is_dialler = secured.is_dialler
+    Attributes:
+        waiting: Told when the link ends.
+        shown: The signed descriptors that this side has shown over it, by agent id.
+        speakers: The sequences of the descriptors that the peer has shown over it, by agent id.
+        work: What the peer has cost since others were last let run.
+        heard_at, used_at: When something came last, and something other than a ping. `born_at`: when it began.
+        pinged_at: When the peer was asked last whether it is there.
+        writing_since: When the write that goes on began; infinite: none does.
+    """
+
+    def __init__(self, secured: SecureChannel, on_items: OnItems, monotonic: Callable[[], float]) -> None:
+        self.peer, self.features = secured.peer, secured.features
+        self.is_dialler, self.address = secured.is_dialler, secured.address
         self.is_closed = False
+        self.endpoint = ""  # that was dialled
         self.waiting: set[Waiting] = set()
-        self._secured, self._on_items = secured, on_items
-        self._queue: list[Item] = []
-        self._size = 0
-        self._filled, self._emptied = anyio.Event(), anyio.Event()
+        self.shown: dict[str, bytes] = {}
+        self.speakers: dict[str, int] = {}
+        self.speakers_bytes = self.work = 0
+        self.born_at = self.heard_at = self.pinged_at = self.used_at = monotonic()
+        self.writing_since = float("inf")
+        self._secured, self._on_items, self._monotonic = secured, on_items, monotonic
+        self._control: list[Item] = []
+        self._data: deque[Item] = deque()
+        self._control_bytes = self._data_bytes = self._answers_bytes = 0
+        self._owed: dict[str, int] = {}
+        self._owed_bytes = 0
+        self._rooms: deque[_Room] = deque()
+        self._filled = anyio.Event()
         self._scope = anyio.CancelScope()
+        self._goodbye = records.SHUTDOWN, ""
 
-    async def send(self, items: list[Item]) -> None:
-        """Queue the items; wait while the queue is full.
+    # Messages: they wait for the window.
+
+    async def send(self, items: list[Item], owed: str = "") -> None:
+        """Queue messages; wait while the queue or the window is full. `owed`: the id of the one message, which is to
+        have a receipt.
 
         Raises:
             ConnectionLost: The link is over.
         """
-        while self._size > QUEUE_BYTES and not self.is_closed:
-            await self._emptied.wait()
+        for item in items:
+            if self.offer(item, owed):
+                continue
+            room = _Room(item, owed)
+            self._rooms.append(room)
+            try:
+                await room.event.wait()
+            finally:
+                if room in self._rooms:  # cancelled, or the link is over
+                    self._rooms.remove(room)
+            self._raise_if_closed()
+
+    def offer(self, item: Item, owed: str = "") -> bool:
+        """Queue a message, if there is room and nobody waits for some; return whether it was queued.
+
+        Raises:
+            ConnectionLost: The link is over.
+        """
+        self._raise_if_closed()
+        if self._rooms or not self._has_room(len(item[1])):
+            return False
+        self._push(item, owed)
+        return True
+
+    def settled(self, message_id: str) -> None:
+        """Note that a message has its receipt: another may be sent."""
+        size = self._owed.pop(message_id, None)
+        if size is not None:
+            self._owed_bytes -= size
+            if self._rooms:
+                self._admit()
+
+    # What is given without waiting.
+
+    def post(self, items: list[Item]) -> None:
+        """Queue receipts and other short items before all messages. A peer that makes this side queue too many breaks
+        the rules, and loses the link.
+        """
         if self.is_closed:
-            raise ConnectionLost("the connection to the peer is over")
-        self._queue += items
-        self._size += sum(len(body) for _, body in items)
+            return
+        self._control += items
+        self._control_bytes += sum([len(body) for _, body in items])
+        if len(self._control) > CONTROL or self._control_bytes > CONTROL_BYTES:
+            self.end(records.LIMIT, "more than a window waits for its receipts")
         self._filled.set()
 
+    def show(self, agent_id: str, signed: bytes) -> None:
+        """Show an agent's descriptor, before whatever is queued later; again only when it has changed."""
+        if self.shown.get(agent_id) != signed:
+            self.shown[agent_id] = signed
+            self._push((records.SHOWN, signed), "")
+
+    def answer(self, item: Item) -> bool:
+        """Queue an answer behind the messages that were queued before it; return whether there was room."""
+        size = len(item[1])
+        if self._answers_bytes and self._answers_bytes + size > ANSWERS_MOST_BYTES:
+            return False
+        self._push(item, "")
+        self._answers_bytes += size
+        return True
+
+    @property
+    def is_full_of_answers(self) -> bool:
+        """Whether so many answers wait for the peer that it is to ask later."""
+        return self._answers_bytes > ANSWERS_BYTES
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits for the peer, and nobody for what it says."""
+        return not (self._owed or self.waiting or self._data or self._rooms)
+
+    def end(self, reason: int, text: str = "") -> None:
+        """End the link, and tell the peer why where that is possible."""
+        if not self.is_closed and not self._scope.cancel_called:
+            self._goodbye = reason, text
+            if text:
+                log.info("the connection to node %s ends: %s", self.peer.hex()[:16], text)
+            self.is_closed = True
+            self._scope.cancel()
+
+    def close(self) -> None:
+        """End the link, without a reason."""
+        self.end(records.NORMAL)
+
+    def _push(self, item: Item, owed: str) -> None:
+        size = len(item[1])
+        self._data.append(item)
+        self._data_bytes += size
+        if owed:
+            self._owed_bytes += size - self._owed.get(owed, 0)
+            self._owed[owed] = size
+        self._filled.set()
+
+    def _has_room(self, size: int) -> bool:
+        return (
+            self._data_bytes - self._answers_bytes <= QUEUE_BYTES
+            and len(self._owed) < WINDOW
+            and (self._owed_bytes + size <= WINDOW_BYTES or not self._owed)
+        )
+
+    def _admit(self) -> None:
+        while self._rooms and self._has_room(len(self._rooms[0].item[1])):
+            room = self._rooms.popleft()
+            self._push(room.item, room.owed)
+            room.event.set()
+
+    def _raise_if_closed(self) -> None:
+        if self.is_closed:
+            raise ConnectionLost("the connection to the peer is over")
+
+    # Its two tasks.
+
     async def run(self) -> None:
-        """Send and receive until the connection ends; then everybody who waits for a receipt is told."""
+        """Send and receive until the connection ends; then everybody who waits is told."""
         try:
             with self._scope:
                 async with anyio.create_task_group() as group:
-                    group.start_soon(self._send_queued)
+                    group.start_soon(self._write)
                     await self._receive()
         except* ConvergeError as errors:
             for error in errors.exceptions:
                 log.info("the connection to node %s is over: %s", self.peer.hex()[:16], error)
+                if isinstance(error, TornRecord):
+                    self._goodbye = records.PROTOCOL, ""
         finally:
             self.is_closed = True
-            self._emptied.set()
-            for one in self.waiting:
+            for one in tuple(self.waiting):
                 one.give_up()
-            await self._secured.close(records.SHUTDOWN)
+            for room in self._rooms:
+                room.event.set()
+            await self._secured.close(*self._goodbye)
 
-    async def _send_queued(self) -> None:
+    async def _write(self) -> None:
         while True:
-            await self._filled.wait()
-            self._filled = anyio.Event()
-            items, self._queue, self._size = self._queue, [], 0
-            self._emptied.set()
-            self._emptied = anyio.Event()
-            if items:
-                await self._secured.send(items)
+            if not (self._control or self._data):
+                self._filled = anyio.Event()
+                await self._filled.wait()
+            items = self._next()
+            self.writing_since = self._monotonic()
+            await self._secured.send(items)
+            self.writing_since = float("inf")
+            if self._rooms:
+                self._admit()
+
+    def _next(self) -> list[Item]:
+        """Take what is sent next: control items first, then others, as many as may be written at a time."""
+        items, self._control, self._control_bytes = self._control, [], 0
+        if self._data_bytes <= FLUSH_BYTES:
+            items += self._data
+            self._data.clear()
+            self._data_bytes = self._answers_bytes = 0
+            return items
+        size = 0
+        while self._data and size <= FLUSH_BYTES:
+            item = self._data.popleft()
+            size += len(item[1])
+            if item[0] == records.RECEIPT:
+                self._answers_bytes -= len(item[1])
+            items.append(item)
+        self._data_bytes -= size
+        return items
 
     async def _receive(self) -> None:
         while True:
             items = await self._secured.receive()
+            self.heard_at = self._monotonic()
+            if items[0][0] not in (records.PING, records.PONG):
+                self.used_at = self.heard_at
             pings = [(records.PONG, body) for kind, body in items if kind == records.PING]
             if pings:
-                await self.send(pings)
+                self.post(pings)
             await self._on_items(self, items)
-
-    def close(self) -> None:
-        """End the link."""
-        self._scope.cancel()
-
-
-class Links:
-    """The links of one node, by the other node's key."""
-
-    def __init__(
-        self,
-        transport: Transport,
-        terms: Terms,
-        env: Env,
-        background: Background,
-        on_items: OnItems,
-        *,
-        greatest: int = 256,
-    ) -> None:
-        self._transport, self._terms, self._env, self._background = transport, terms, env, background
-        self._on_items, self._greatest = on_items, greatest
-        self._links: dict[bytes, Link] = {}
-        self._dialling: dict[bytes | str, anyio.Lock] = {}
-        self._at: dict[str, bytes] = {}  # endpoints that were dialled before it was known who is there
-        self._handshakes = Handshakes(env)
-
-    async def to(self, node_key: bytes, endpoints: Sequence[str]) -> Link:
-        """Return the link to the node, dialling it if there is none.
-
-        Raises:
-            ConnectFailed, ChannelError: It cannot be reached, or another node answers.
-        """
-        link = self._links.get(node_key)
-        if link is not None and not link.is_closed:
-            return link
-        lock = self._dialling.setdefault(node_key, anyio.Lock())
-        try:
-            async with lock:
-                link = self._links.get(node_key)
-                return link if link is not None and not link.is_closed else await self._dial(node_key, endpoints)
-        finally:
-            if not lock.statistics().tasks_waiting:
-                self._dialling.pop(node_key, None)
-
-    async def at(self, endpoint: str) -> Link:
-        """Return the link to whichever node of the network is at the endpoint, dialling it if there is none.
-
-        Raises:
-            ConnectFailed, ChannelError: It cannot be reached, or is no node of the network.
-        """
-        lock = self._dialling.setdefault(endpoint, anyio.Lock())
-        try:
-            async with lock:
-                link = self._links.get(self._at.get(endpoint, b""))
-                if link is None or link.is_closed:
-                    link = self._keep(await dial(await self._transport.connect(endpoint), self._terms, self._env))
-                    self._at[endpoint] = link.peer
-                return link
-        finally:
-            if not lock.statistics().tasks_waiting:
-                self._dialling.pop(endpoint, None)
-
-    async def _dial(self, node_key: bytes, endpoints: Sequence[str]) -> Link:
-        if not endpoints:
-            raise ConnectFailed("the node has no endpoint: it only dials others")
-        failure: ChannelError | None = None
-        for endpoint in endpoints:
-            try:
-                channel = await self._transport.connect(endpoint)
-                return self._keep(await dial(channel, self._terms, self._env, expected=node_key))
-            except ChannelError as error:
-                failure = error
-        assert failure is not None, "there was an endpoint"
-        raise failure
-
-    async def serve(self, listener: Listener) -> None:
-        """Accept connections until cancelled."""
-        while True:
-            try:
-                channel = await listener.accept()
-            except ConnectionClosed:
-                return
-            address = channel.peer.rpartition(":")[0]
-            if not self._handshakes.enter(address):
-                await channel.close()
-                continue
-            self._background.errand(self._accept, channel, address)
-
-    async def _accept(self, channel: Channel, address: str) -> None:
-        try:
-            secured = await accept(channel, self._terms, self._env, limits=self._handshakes)
-        except ChannelError as error:
-            log.warning("a connection from %s was refused: %s", channel.peer, error)
-            return
-        finally:
-            self._handshakes.leave(address)
-        if len(self._links) >= self._greatest and secured.peer not in self._links:
-            await secured.close(records.LIMIT, "max_connections")
-            return
-        self._keep(secured)
-
-    def _keep(self, secured: SecureChannel) -> Link:
-        """Keep the connection as the link to its peer. If both sides have dialled, the one dialled by the lower node
-        key stays.
-        """
-        link = Link(secured, self._on_items)
-        old = self._links.get(link.peer)
-        if old is not None and not old.is_closed and old.is_dialler != link.is_dialler:
-            own_is_lower = self._terms.identity.public_key < link.peer
-            if old.is_dialler == own_is_lower:
-                self._background.errand(secured.close, records.DUPLICATE)
-                return old
-        if old is not None:
-            old.close()
-        self._links[link.peer] = link
-        self._background.errand(self._run, link)
-        return link
-
-    async def _run(self, link: Link) -> None:
-        try:
-            await link.run()
-        finally:
-            if self._links.get(link.peer) is link:
-                del self._links[link.peer]
-
-    def __len__(self) -> int:
-        return len(self._links)

@@ -59,6 +59,9 @@ class Mail:
         try:
             with anyio.move_on_after(TELL_SEC):
                 link = await self._routes.link_of(header.to)
+                credential = self._routes.credential(header.sender)
+                if credential is not None:
+                    link.show(header.sender, credential)
                 await link.send([(MESSAGE, pack(header))])
         except ConvergeError as error:
             log.debug("no hint of its mail reached agent %.16s: %s", header.to, error)

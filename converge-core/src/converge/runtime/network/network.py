@@ -5,7 +5,7 @@ its agents.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +20,7 @@ from converge.contracts.store import Feature
 from converge.contracts.transport import Listener, TransportBackend
 from converge.env import Env
 from converge.errors import ConfigError, StoreError
-from converge.machines.records import Item
+from converge.machines.records import GONE, Item
 from converge.machines.secure import Terms
 from converge.model.descriptor import AgentDescriptor, network_tag
 from converge.model.identity import Identity
@@ -33,8 +33,9 @@ from converge.runtime.agents.supervision import Supervision
 from converge.runtime.config.node_settings import NodeSettings
 from converge.runtime.keys.identity_dir import IdentityDir
 from converge.runtime.network.discovery_store import discovery_opened, keep_listed, store_url
-from converge.runtime.network.fetching import Fetcher
-from converge.runtime.network.link import Links, OnItems
+from converge.runtime.network.fetching import Asked, Fetcher
+from converge.runtime.network.link import OnItems
+from converge.runtime.network.links import Bounds, Links, Standing
 from converge.runtime.network.mail import Mail
 from converge.runtime.network.publishing import Announced
 from converge.secret import without_password
@@ -46,7 +47,7 @@ from converge.services.messages.fanout import Fanouts
 from converge.services.messages.inboxes import Inboxes
 from converge.services.messages.mailbox import Mailboxes
 from converge.services.messages.receiving import Aside, Received
-from converge.services.messages.routes import Routes
+from converge.services.messages.routes import Outside, Routes
 from converge.services.messages.sending import Post
 from converge.services.messages.unsettled import Link as MessageLink
 from converge.services.store.handle import StoreHandle
@@ -170,13 +171,14 @@ class Network:
         self.announced = Announced(
             sighted.handle, sighted.sightings, own.public_key, one.network, ground.kept.keyring, self.endpoints
         )
-        asking = fetch = start_soon = None
+        asking = fetch = None
         if wire is not None and ground.chosen.discovery.publishes:
             asking = Asking(ground.env, own.id, self.announced)
         elif wire is not None:  # discovery knows nodes by their endpoints only: they are asked
             lease_sec = ground.handle.lease_settings.lease_sec
-            fetcher = Fetcher(ground.env, own.id, self.announced, wire.links, directory, patience_sec=lease_sec)
-            asking, fetch, start_soon = fetcher.asking, fetcher.fetch, wire.background.errand
+            asked = Asked(env=ground.env, node_id=own.id, patience_sec=lease_sec, errand=wire.background.errand)
+            fetcher = Fetcher(asked, self.announced, wire.links, directory)
+            asking, fetch = fetcher.asking, fetcher.fetch
         self.discovery = DiscoveryService(
             store=sighted.handle.store,
             network=one.network,
@@ -186,7 +188,12 @@ class Network:
         )
         self.registry = IdentityRegistry(directory, trust=one.trust, pins=ground.kept.pins())
         tag, inboxes = network_tag(one.network), Inboxes(ground.host)
-        routes = Routes(ground.env, own.public_key, self.discovery, self.registry, self.links, start_soon)
+        outside = Outside(
+            links=self.links,
+            errand=(ground.boundary.background if wire is None else wire.background).errand,
+            credential=self.announced.credentials.get,
+        )
+        routes = Routes(ground.env, own.public_key, self.discovery, self.registry, outside)
         mailboxes = Mailboxes(ground.handle, tag, inboxes, self.registry.admits)
         self.mail = Mail(mailboxes, inboxes, routes, ground.boundary.background)
         self.post = Post(ground.handle, own, mailboxes, routes, ground.host, self.mail.stored)
@@ -202,10 +209,15 @@ class Network:
         async def on_items(link: MessageLink, items: list[Item]) -> None:
             await one.received.on_items(link, items)  # no link is served, or dialled, before that is there
 
+        def standing(node_key: bytes) -> Standing:
+            if one.post.routes.is_stranger(node_key):
+                return Standing.STRANGER
+            return Standing.LISTED if one.post.routes.endpoints(node_key) else Standing.LISTENS_NOWHERE
+
         async with (
             _sighting(ground) as sighted,
             _background(ground.boundary.background) as background,
-            _listening(ground, on_items) as wire,
+            _listening(ground, on_items, standing) as wire,
         ):
             with suppress(StoreError):  # messages tell when they were sent; while the store is away, roughly
                 await ground.handle.now()
@@ -213,11 +225,23 @@ class Network:
             ground.boundary.background.loop(one.mail.run)
             if wire is not None:
                 wire.background.loop(wire.links.serve, wire.listener)
+                wire.background.loop(wire.links.watch)
                 log.info("listening on %s, known to others as %s", wire.listener.address, wire.endpoint)
             background.loop(one._follow)
             if sighted.handle is not ground.handle:
                 background.loop(keep_listed, sighted.handle, one.announced, ground.settings.poll_sec)
             yield one
+
+    async def prepare(self, agents: Sequence[Agent]) -> None:
+        """Let the agents speak to others: from `on_start` on, before they are listed.
+
+        Raises:
+            InvalidValue: Their descriptor is longer than anybody accepts.
+            StoreError, LeaseEnded, KeyFileRefused: It could not be signed.
+        """
+        for agent in agents:
+            self.post.inboxes.introduce(agent.id, agent.identity)
+        await self.announced.prepare({agent.id: (agent.identity, _describe(agent)) for agent in agents})
 
     async def add(self, agents: Sequence[Agent], supervision: Supervision) -> None:
         """Start delivering messages to the agents, and publish them where others can see them. `supervision` counts
@@ -228,6 +252,24 @@ class Network:
         await self.mail.begin_first(agent.id for agent in agents)
         descriptors = {agent.id: (agent.identity, _describe(agent)) for agent in agents}
         await self.announced.publish(descriptors)
+
+    def hush(self, agents: Iterable[Agent]) -> None:
+        """Take back the right to speak of agents that have ended, or did not start."""
+        for agent in agents:
+            self.post.inboxes.remove(agent.id)
+            self.announced.credentials.pop(agent.id, None)
+            for link in () if self.links is None else self.links.all():
+                if link.shown.pop(agent.id, None) is not None:
+                    link.post([(GONE, agent.id.encode())])
+
+    async def retire(self, agent: Agent) -> None:
+        """Withdraw the descriptor of an agent that has ended, and tell the nodes that know it.
+
+        Raises:
+            StoreError, LeaseEnded: It is listed until the lease ends.
+        """
+        self.hush([agent])
+        await self.announced.retire([agent.id])
 
     async def describe_again(self, agent: Agent) -> None:
         """Publish what has changed of an agent."""
@@ -269,7 +311,9 @@ async def _sighting(ground: Ground) -> AsyncIterator[Sighted]:
 
 
 @asynccontextmanager
-async def _listening(ground: Ground, on_items: OnItems) -> AsyncIterator[_Wire | None]:
+async def _listening(
+    ground: Ground, on_items: OnItems, standing: Callable[[bytes], Standing]
+) -> AsyncIterator[_Wire | None]:
     backend, one = ground.chosen.transport, ground.settings
     if backend is None:
         yield None
@@ -281,7 +325,8 @@ async def _listening(ground: Ground, on_items: OnItems) -> AsyncIterator[_Wire |
     ):
         endpoint = await _advertised(listener.address, one.advertise, one.store)
         terms = Terms(network=network_tag(one.network), identity=ground.identity)
-        links = Links(transport, terms, ground.env, background, on_items, greatest=one.max_connections)
+        bounds = Bounds(greatest=one.max_connections, standing=standing)
+        links = Links(transport, terms, ground.env, background, on_items, bounds)
         yield _Wire(listener=listener, links=links, background=background, endpoint=endpoint)
 
 

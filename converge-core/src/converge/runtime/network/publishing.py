@@ -4,7 +4,7 @@ change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import anyio
 import attrs
@@ -28,6 +28,8 @@ class Announced:
     Attributes:
         endpoints: Where this node is dialled; none: it does not listen.
         signed: The signed bytes by agent id, as published last: what a peer is given that asks for them.
+        credentials: The signed bytes by agent id, from before the agent starts until the node ends, or the agent does
+            alone: they are shown to a peer before the agent speaks to it.
         changes: How often that has changed.
     """
 
@@ -45,10 +47,25 @@ class Announced:
         self._described: dict[str, tuple[Identity, AgentDescriptor]] = {}
         self._lock = anyio.Lock()
         self.signed: dict[str, bytes] = {}
+        self.credentials: dict[str, bytes] = {}
+        self._prepared: dict[str, tuple[AgentDescriptor, str]] = {}  # what was signed, and its lease, not yet published
         self.changes = 0
 
     def __contains__(self, agent_id: object) -> bool:
         return agent_id in self._described
+
+    async def prepare(self, described: Described) -> None:
+        """Sign these, so that their agents may speak before they are published.
+
+        Raises:
+            InvalidValue: A descriptor is longer than anybody accepts.
+            StoreError, LeaseEnded, KeyFileRefused: Some were not signed.
+        """
+        async with self._lock:
+            lease = (await self._handle.lease()).id.hex()
+            for some in parts(list(described), SIGNED_TOGETHER):
+                await self._sign(some, described, lease)
+                self._prepared |= {agent_id: (described[agent_id][1], lease) for agent_id in some}
 
     async def publish(self, described: Described) -> None:
         """Sign and publish these. One call at a time: what is published last must have the highest sequence.
@@ -76,23 +93,45 @@ class Announced:
             self.changes += 1
             await self._sightings.withdraw(gone)
 
+    async def retire(self, agent_ids: Collection[str]) -> None:
+        """Withdraw some alone: they have ended, and speak no more.
+
+        Raises:
+            StoreError, LeaseEnded: They are listed until the lease ends.
+        """
+        async with self._lock:
+            for agent_id in agent_ids:
+                self._described.pop(agent_id, None)
+                self.signed.pop(agent_id, None)
+                self.credentials.pop(agent_id, None)
+                self._prepared.pop(agent_id, None)
+            self.changes += 1
+            await self._sightings.withdraw(list(agent_ids))
+
     async def _publish(self, described: Described) -> None:
-        lease, now, ids = await self._handle.lease(), await self._handle.now(), list(described)
+        lease, ids = (await self._handle.lease()).id.hex(), list(described)
         for some in parts(ids, SIGNED_TOGETHER):
-            signed = {}
-            for agent_id, sequence in zip(some, await self._keyring.sequences(some, now), strict=True):
-                identity, descriptor = described[agent_id]
-                full = attrs.evolve(
-                    descriptor,
-                    node_key=self._node_key,
-                    endpoints=self.endpoints,
-                    lease=lease.id.hex(),
-                    sequence=sequence,
-                    succession=identity.succession,
-                    issued_at=now,
-                )
-                signed[agent_id] = sign_descriptor(identity, full, self._network)
+            new = [one for one in some if self._prepared.pop(one, None) != (described[one][1], lease)]
+            await self._sign(new, described, lease)
+            signed = {agent_id: self.credentials[agent_id] for agent_id in some}
             await self._sightings.publish([Sighting(agent_id, self.endpoints, one) for agent_id, one in signed.items()])
             if self.endpoints:  # else nobody can ask
                 self.signed |= signed
             self.changes += 1
+
+    async def _sign(self, agent_ids: Sequence[str], described: Described, lease: str) -> None:
+        if not agent_ids:
+            return
+        now = await self._handle.now()
+        for agent_id, sequence in zip(agent_ids, await self._keyring.sequences(agent_ids, now), strict=True):
+            identity, descriptor = described[agent_id]
+            full = attrs.evolve(
+                descriptor,
+                node_key=self._node_key,
+                endpoints=self.endpoints,
+                lease=lease,
+                sequence=sequence,
+                succession=identity.succession,
+                issued_at=now,
+            )
+            self.credentials[agent_id] = sign_descriptor(identity, full, self._network)

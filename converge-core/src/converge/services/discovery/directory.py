@@ -18,6 +18,8 @@ GONE = 100_000
 """Agents that are gone whose highest sequence is remembered, those that left last. An older descriptor of one that left
 before could come back only under its own lease, and a lease that has ended never lives again."""
 
+_NEVER = (0, "")
+
 FEW = 8
 """Where less than this part is wanted, the first are picked out; else all are sorted."""
 
@@ -37,7 +39,8 @@ class Directory:
         self._signed: dict[str, bytes] = {}
         self._descriptors: dict[str, AgentDescriptor] = {}
         self._postings = Postings()
-        self._gone: dict[str, int] = {}
+        self._gone: dict[str, tuple[int, str]] = {}  # their highest sequence, and the key of their node
+        self._at_node: dict[str, set[str]] = {}  # the agents by the key of their node
         self.refused = 0
         self.listeners: list[Callable[[AgentDescriptor], None]] = []
 
@@ -87,12 +90,14 @@ class Directory:
     def put(self, descriptor: AgentDescriptor, signed: bytes) -> bool:
         """Add a verified descriptor, unless a higher sequence is known; return whether it was added."""
         agent_id = descriptor.id
-        if descriptor.sequence < self._highest(agent_id):
+        if descriptor.sequence < self.highest(agent_id):
             self.refuse(f"the descriptor of {agent_id:.16} was refused: its sequence is lower than one that was seen")
             return False
         if agent_id in self._descriptors:
             self._postings.remove(self._descriptors[agent_id])
+            self._leave_node(self._descriptors[agent_id])
         self._gone.pop(agent_id, None)
+        self._at_node.setdefault(descriptor.node_key, set()).add(agent_id)
         self._signed[agent_id] = signed
         self._descriptors[agent_id] = descriptor
         self._postings.add(descriptor)
@@ -107,7 +112,8 @@ class Directory:
             return
         del self._signed[agent_id]
         self._postings.remove(descriptor)
-        self._gone[agent_id] = descriptor.sequence
+        self._leave_node(descriptor)
+        self._gone[agent_id] = descriptor.sequence, descriptor.node_key
         if len(self._gone) > GONE:
             del self._gone[next(iter(self._gone))]
 
@@ -121,9 +127,33 @@ class Directory:
         found.sort(key=_id)
         return found if query.limit is None else found[: query.limit]
 
-    def _highest(self, agent_id: str) -> int:
+    def highest(self, agent_id: str) -> int:
+        """Return the highest sequence that was listed of an agent, also of one that is gone; 0: none was."""
         known = self._descriptors.get(agent_id)
-        return known.sequence if known is not None else self._gone.get(agent_id, 0)
+        return known.sequence if known is not None else self._gone.get(agent_id, _NEVER)[0]
+
+    def has_listed(self, agent_id: str) -> bool:
+        """Return whether the agent is listed, or was."""
+        return agent_id in self._descriptors or agent_id in self._gone
+
+    def was_at(self, agent_id: str) -> bytes:
+        """Return the key of the node of an agent that is listed no longer; empty: it never was."""
+        return bytes.fromhex(self._gone.get(agent_id, _NEVER)[1])
+
+    def runs_at(self, node_key: bytes) -> bool:
+        """Return whether any agent that is listed names the node."""
+        return node_key.hex() in self._at_node
+
+    def endpoints_at(self, node_key: bytes) -> Sequence[str]:
+        """Return where the agents of a node say that it is, each endpoint once."""
+        agents = self._at_node.get(node_key.hex(), ())
+        return list(dict.fromkeys(url for agent_id in agents for url in self._descriptors[agent_id].endpoints))
+
+    def _leave_node(self, descriptor: AgentDescriptor) -> None:
+        agents = self._at_node[descriptor.node_key]
+        agents.discard(descriptor.id)
+        if not agents:
+            del self._at_node[descriptor.node_key]
 
 
 def _id(one: AgentDescriptor) -> str:

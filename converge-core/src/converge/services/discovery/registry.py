@@ -29,6 +29,7 @@ class Trust(StrEnum):
     DROP = "drop"  # its messages are refused
     WARN = "warn"  # they are taken, and the first of each sender is logged
     ALLOW = "allow"
+    LISTED = "listed"  # they are taken, if discovery has listed it under a living lease
 
 
 class IdentityRegistry:
@@ -40,13 +41,13 @@ class IdentityRegistry:
     """
 
     def __init__(self, directory: Directory, *, trust: str = Trust.ALLOW, pins: Iterable[str] = ()) -> None:
-        """`trust`: `drop`, `warn` or `allow`. `pins`: ids.
+        """`trust`: `drop`, `warn`, `allow` or `listed`. `pins`: ids.
 
         Raises:
             InvalidName: A pin is no agent's id.
             InvalidValue: There is no such trust.
         """
-        self._directory = directory
+        self.directory = directory
         if trust not in list(Trust):
             raise InvalidValue("trust", trust, ", ".join(Trust))
         self.trust = Trust(trust)
@@ -91,7 +92,7 @@ class IdentityRegistry:
         """Return whether messages of a verified sender are accepted, by `trust`; with `warn` the first of each is
         logged.
         """
-        if self.trust is Trust.ALLOW or agent_id in self._pins:
+        if self.trust in (Trust.ALLOW, Trust.LISTED) or agent_id in self._pins:
             return True
         if agent_id not in self._warned:
             if len(self._warned) >= WARNED:
@@ -109,7 +110,7 @@ class IdentityRegistry:
         Raises:
             Undeliverable: The agent is not known.
         """
-        descriptor = self._directory.get(agent_id)
+        descriptor = self.directory.get(agent_id)
         if descriptor is None:
             raise Undeliverable(f"agent {agent_id} is not known here; it may have stopped, or was never discovered")
         return bytes.fromhex(descriptor.public_key)
@@ -128,7 +129,7 @@ class IdentityRegistry:
 
         A node speaks for itself: its id is that of the key which the channel has proven.
         """
-        descriptor = self._directory.get(agent_id)
+        descriptor = self.directory.get(agent_id)
         if descriptor is not None:
             return descriptor.node_key == node_key.hex()
         return agent_id == id_of(node_key)

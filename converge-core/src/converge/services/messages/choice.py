@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from converge.errors import Backpressure, ChannelError, Dropped, MessageTooLarge, StoreError, Undeliverable
+import anyio
+
+from converge.errors import AskCycle, Backpressure, ChannelError, Dropped, MessageTooLarge, StoreError, Undeliverable
 from converge.model.descriptor import DiscoveryQuery
 from converge.services.messages.inboxes import Inboxes
 from converge.services.messages.routes import Routes
+from converge.services.messages.unsettled import RETRY_GREATEST_SEC, RETRY_LEAST_SEC
 
 TRIES = 32
 """Agents of a capability that are tried, here and in other processes: where so many are full, one more would be,
@@ -26,7 +29,8 @@ class Choice:
         self._turns_here, self._turns_elsewhere = _Turns(), _Turns()
 
     async def deliver(self, sender: str, capability: str, deliver_to: Callable[[str], Awaitable[T]]) -> T:
-        """Try one agent after another; each refusal is certain, so one at most has the message.
+        """Try one agent after another; each refusal is certain, so one at most has the message. While some cannot be
+        reached, all are tried again: the caller has a deadline.
 
         Args:
             sender: Is not chosen itself.
@@ -36,22 +40,27 @@ class Choice:
         Raises:
             Undeliverable, Backpressure: Nobody has it.
         """
-        failures: list[Exception] = []
-        for find in (self._here, self._elsewhere, self._after_all):
-            for to in [] if find == self._after_all and failures else await find(capability, sender):
-                try:
-                    return await deliver_to(to)
-                except (MessageTooLarge, Dropped):
-                    raise
-                except (Undeliverable, Backpressure, ChannelError, StoreError) as error:
-                    failures.append(error)
-        if not failures:
-            raise Undeliverable(f'no agent that is known here has the capability "{capability}"')
-        if full := next((error for error in failures if isinstance(error, Backpressure)), None):
-            raise full
-        raise Undeliverable(
-            f'no agent with the capability "{capability}" takes the message; the last one: {failures[-1]}'
-        ) from failures[-1]
+        wait_sec = RETRY_LEAST_SEC
+        while True:
+            failures: list[Exception] = []
+            for find in (self._here, self._elsewhere, self._after_all):
+                for to in [] if find == self._after_all and failures else await find(capability, sender):
+                    try:
+                        return await deliver_to(to)
+                    except (MessageTooLarge, Dropped, AskCycle):
+                        raise
+                    except (Undeliverable, Backpressure, ChannelError, StoreError) as error:
+                        failures.append(error)
+            if not failures:
+                raise Undeliverable(f'no agent that is known here has the capability "{capability}"')
+            if full := next((error for error in failures if isinstance(error, Backpressure)), None):
+                raise full
+            if not any(isinstance(error, ChannelError | StoreError) for error in failures):
+                raise Undeliverable(
+                    f'no agent with the capability "{capability}" takes the message; the last one: {failures[-1]}'
+                ) from failures[-1]
+            await anyio.sleep(wait_sec)  # a connection that was refused for a moment, as by a busy listener
+            wait_sec = min(wait_sec * 2, RETRY_GREATEST_SEC)
 
     async def _here(self, capability: str, sender: str) -> Sequence[str]:
         return self._turns_here.some(self._inboxes.able(capability), sender)

@@ -9,6 +9,7 @@ an agent elsewhere, which may be old.
 from __future__ import annotations
 
 import base64
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import Protocol
 
@@ -32,8 +33,13 @@ PAGE_BYTES = 262_144
 PAGES = 1_000
 """Answers to one round of questions at most. A peer that goes on for ever is given up."""
 
-AGENTS, AGENTS_BYTES = 100_000, 268_435_456
-"""What one node may tell of: as many agents as a process may have, with descriptors of some kilobytes."""
+AGENTS, AGENTS_BYTES = 100_000, 134_217_728
+"""What one node may tell of that an operator has listed: as many agents as a process may have, with descriptors of a
+kilobyte.
+"""
+
+ROUND_SEC = 30.0
+"""How long one round of questions may take, however many answers it needs."""
 
 ANSWER_SEC = 5.0
 """How long one answer may take."""
@@ -109,10 +115,14 @@ class Asking:
     ) -> None:
         self._env, self._node_id, self._life = env, node_id, env.entropy(8).hex()
         self._announcing, self._on_asked = announcing, on_asked
+        self._sorted: tuple[int, list[str]] = -1, []  # the agents' ids in order, as of how many changes
         self._waiting: dict[str, tuple[bytes, _Waiter]] = {}
 
-    async def ask(self, link: Link, known: PeerDescriptors | None, *, is_back: bool = False) -> PeerDescriptors | None:
-        """Return all that the node at the other end says of its agents; None if that is what is `known`.
+    async def ask(
+        self, link: Link, known: PeerDescriptors | None, *, is_back: bool = False, most_bytes: int | None = None
+    ) -> PeerDescriptors | None:
+        """Return all that the node at the other end says of its agents, at most so many bytes; None if that is what is
+        `known`.
 
         `is_back`: it is asked because it has asked; else two nodes would ask each other for as long as one of them once
             had a reason.
@@ -123,11 +133,14 @@ class Asking:
             MessageTooLarge: It tells of more than a node can have.
             TornRecord: It answers with something else.
         """
-        first = _Question(is_back=is_back)
+        first, most_bytes = _Question(is_back=is_back), AGENTS_BYTES if most_bytes is None else most_bytes
         question = first if known is None else attrs.evolve(first, life=known.life, changes=known.changes)
         signed: list[bytes] = []
         size = 0
+        until = self._env.monotonic() + ROUND_SEC
         for _ in range(PAGES):
+            if self._env.monotonic() > until:
+                break
             answer = await self._one(link, question)
             if (
                 known is not None
@@ -139,15 +152,17 @@ class Asking:
                 question, signed, size = first, [], 0  # it has changed meanwhile: from the beginning
                 continue
             size += sum(map(len, answer.signed))
-            if len(signed) + len(answer.signed) > AGENTS or size > AGENTS_BYTES:
+            if len(signed) + len(answer.signed) > AGENTS or size > most_bytes:
                 raise MessageTooLarge(
-                    f"node {link.peer.hex()[:16]} tells of more than {AGENTS:,} agents, or {AGENTS_BYTES:,} bytes"
+                    f"node {link.peer.hex()[:16]} tells of more than {AGENTS:,} agents, or {most_bytes:,} bytes"
                 )
             signed += map(_bytes, answer.signed)
             if not answer.next:
                 return PeerDescriptors(life=answer.life, changes=answer.changes, signed=tuple(signed))
             question = attrs.evolve(first, life=answer.life, changes=answer.changes, after=answer.next)
-        raise DeliveryTimeout(f"node {link.peer.hex()[:16]} did not come to an end with its agents in {PAGES} answers")
+        raise DeliveryTimeout(
+            f"node {link.peer.hex()[:16]} did not come to an end with its agents in {PAGES} answers, or {ROUND_SEC:g} s"
+        )
 
     async def _one(self, link: Link, question: _Question) -> _Answer:
         message_id, waiter = self._env.entropy(16).hex(), _Waiter()
@@ -157,7 +172,7 @@ class Asking:
         link.waiting.add(waiting)
         try:
             with anyio.fail_after(ANSWER_SEC):
-                await link.send([(MESSAGE, pack(header, encode(question)))])
+                link.post([(MESSAGE, pack(header, encode(question)))])
                 if not link.is_closed:
                     await waiter.done.wait()
         except TimeoutError:
@@ -196,7 +211,11 @@ class Asking:
         if not question.after and (question.life, question.changes) == (self._life, changes):
             return _Answer(life=self._life, changes=changes)
         size, some, last = 0, list[str](), ""
-        for one in sorted(found for found in signed if found > question.after):
+        if self._sorted[0] != changes:
+            self._sorted = changes, sorted(signed)
+        ids = self._sorted[1]
+        for at in range(bisect_right(ids, question.after), len(ids)):
+            one = ids[at]
             if size > PAGE_BYTES:
                 return _Answer(life=self._life, changes=changes, signed=tuple(some), next=last)
             some.append(base64.b64encode(signed[one]).decode())

@@ -20,6 +20,9 @@ from converge.services.messages.unsettled import UnderWay
 
 LEAST_SEC = 0.01
 
+PATIENCE_SEC = 1.0
+"""How long a node is tried again that cannot be reached: then its outcome says so, and keeps nobody waiting."""
+
 AT_A_TIME = 64
 """Nodes that are written to at a time; the others wait, within the deadline."""
 
@@ -85,13 +88,13 @@ class Fanouts:
         limiter: anyio.CapacityLimiter,
         outcomes: list[Fanout],
     ) -> None:
-        key, whom = bytes.fromhex(node.node_key), f"node {node.node_key[:16]}"
+        key, whom = node.node_key_bytes, f"node {node.node_key[:16]}"
         one = UnderWay(header, body)
         try:
-            with by_deadline(timeout, whom):
+            with by_deadline(timeout, whom, one):
                 async with limiter:
                     await self._post.under_way.deliver(
-                        one, node.node_key, partial(self._post.routes.link_to, key, node.endpoints, whom)
+                        one, node.node_key, partial(self._post.routes.link_to, key, whom), patience_sec=PATIENCE_SEC
                     )
         except ConvergeError as error:
             outcomes.append(Fanout(node=agent_id(key), error=f"{type(error).__name__}: {error}"))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, Protocol
 
 import anyio
+import attrs
 from anyio.lowlevel import checkpoint
 
 from converge.codec import decode_plain
@@ -31,8 +33,16 @@ RECEIVED = "converge_message_received"
 
 STOPPING = "its node is stopping"
 
-DROP_SEC = 1.0
-"""How long it may take to tell senders that their messages were dropped."""
+SMALL_BYTES = 512
+"""Payloads up to this are decoded when they come; longer ones, which may take twenty times their bytes, when their
+handler takes them.
+"""
+
+SMALL_COSTS, MESSAGE_COSTS = 16, 256
+"""What a byte of a decoded payload counts for, and what each message does, whatever its payload."""
+
+INBOX_BYTES, INBOXES_BYTES = 8_388_608, 67_108_864
+"""What waits in one inbox, and in those of all agents of a process; the next message is answered with Backpressure."""
 
 POLL_SEC = 0.01
 """How often a node that stops looks whether its agents have handled what they have."""
@@ -41,10 +51,12 @@ POLL_SEC = 0.01
 class OnHandled(Protocol):
     """Learns what became of a message that was accepted."""
 
-    async def __call__(self, answer: bytes | None, why: str) -> None:
-        """Note that the handler has ended: with an answer (JSON), or with None and the reason why it failed."""
+    def __call__(self, answer: bytes | None, why: str) -> None:
+        """Note that the handler has ended: with an answer (JSON), or with None and the reason why it failed. Who calls
+        this waits for nobody.
+        """
 
-    async def drop(self) -> None:
+    def drop(self) -> None:
         """Note that the node stops: no handler gets the message, or the one that has it is cancelled."""
 
 
@@ -52,6 +64,7 @@ class LocalInbox(Protocol):
     """The inbox of an agent of this process."""
 
     takes_messages: bool
+    held_bytes: int
 
     @property
     def is_full(self) -> bool: ...
@@ -60,10 +73,45 @@ class LocalInbox(Protocol):
     def is_idle(self) -> bool:
         """Whether nothing waits, and no handler has anything."""
 
-    def put(self, message: Message, answer: OnHandled | None) -> None: ...
+    def put(self, message: Message, answer: OnHandled | None, cost: int = 0) -> None:
+        """Put a message in; `cost`: the bytes that it counts for while it waits. Its payload may be `Packed`: it is
+        `unpacked` for its handler.
+        """
 
     def abandon(self) -> list[OnHandled]:
         """Forget what waits; return the answers of all that no handler has ended."""
+
+
+class Packed:
+    """A payload that is decoded when its handler takes it: what waits takes no more memory than it did on the wire.
+
+    Of a message to many agents it is decoded once, for all of them: a copy for each would let one message of a megabyte
+    fill the memory of a process with many agents.
+    """
+
+    __slots__ = ("_raw", "_value")
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw, self._value = raw, _NOTHING
+
+    def value(self, *, is_shared: bool) -> Any:
+        """Return the payload."""
+        if not is_shared:
+            return decode_plain(self._raw, "payload")
+        if self._value is _NOTHING:
+            self._value = decode_plain(self._raw, "payload")
+        return self._value
+
+
+_NOTHING: Any = object()
+
+
+def unpacked(message: Message) -> Message:
+    """Return the message as its handler gets it."""
+    payload = message.payload
+    if type(payload) is not Packed:
+        return message
+    return attrs.evolve(message, payload=payload.value(is_shared=bool(message.topic or message.pool_id)))
 
 
 class LocalOutcome:
@@ -76,12 +124,12 @@ class LocalOutcome:
         self.answer: bytes | None = None
         self.why, self.is_dropped = "", False
 
-    async def __call__(self, answer: bytes | None, why: str) -> None:
+    def __call__(self, answer: bytes | None, why: str) -> None:
         """See `OnHandled`."""
         self.answer, self.why = answer, why
         self.event.set()
 
-    async def drop(self) -> None:
+    def drop(self) -> None:
         """See `OnHandled`."""
         self.why, self.is_dropped = STOPPING, True
         self.event.set()
@@ -107,22 +155,27 @@ class Inboxes(dict[str, LocalInbox]):
     def __init__(self, host: PluginHost) -> None:
         super().__init__()
         self.agents: dict[str, LocalAgent] = {}
+        self._identities: dict[str, Identity] = {}  # also of agents that start
         self.is_closed_to_others = self._is_closed = False
-        self._fanning = anyio.Lock()
+        self._held = 0  # bytes in all inboxes, at most
         self._by_capability: dict[str, list[str]] = {}
         self._by_topic: dict[str, list[str]] = {}
-        self._gates: dict[str, list[tuple[Message, OnHandled | None]]] = {}
+        self._gates: dict[str, list[tuple[Message, OnHandled | None, int]]] = {}
         self._host = host
         self._is_guarded = host.has(RECEIVED)
 
     def identity(self, agent_id: str) -> Identity | None:
-        """Return the identity of an agent of this process."""
-        agent = self.agents.get(agent_id)
-        return None if agent is None else agent.identity
+        """Return the identity of an agent of this process, also of one that starts."""
+        return self._identities.get(agent_id)
+
+    def introduce(self, agent_id: str, identity: Identity) -> None:
+        """Register the identity of an agent that starts: it may sign what it sends."""
+        self._identities[agent_id] = identity
 
     def add(self, agent: LocalAgent, inbox: LocalInbox) -> None:
         """Register an agent and its inbox."""
         self.agents[agent.id], self[agent.id] = agent, inbox
+        self._identities[agent.id] = agent.identity
         if inbox.takes_messages:
             for index, names in self._indexes(agent):
                 for name in names:
@@ -131,6 +184,7 @@ class Inboxes(dict[str, LocalInbox]):
     def remove(self, agent_id: str) -> None:
         """Forget an agent and its inbox."""
         agent, inbox = self.agents.pop(agent_id, None), self.pop(agent_id, None)
+        self._identities.pop(agent_id, None)
         if agent is not None and inbox is not None and inbox.takes_messages:
             for index, names in self._indexes(agent):
                 for name in names:
@@ -147,9 +201,9 @@ class Inboxes(dict[str, LocalInbox]):
     def release(self, agent_id: str) -> None:
         """Deliver what was held back, in order."""
         inbox = self.get(agent_id)
-        for message, answer in self._gates.pop(agent_id, ()):
+        for message, answer, cost in self._gates.pop(agent_id, ()):
             if inbox is not None:
-                inbox.put(message, answer)
+                inbox.put(message, answer, cost)
 
     def close_to_others(self) -> None:
         """Refuse messages from other nodes; agents of this one still talk to each other: tasks that end may need it."""
@@ -167,9 +221,8 @@ class Inboxes(dict[str, LocalInbox]):
                 await anyio.sleep(POLL_SEC)
             return 0
         dropped = [answer for inbox in self.values() for answer in inbox.abandon()]
-        with anyio.move_on_after(DROP_SEC):
-            for answer in dropped:
-                await answer.drop()
+        for answer in dropped:
+            answer.drop()
         return len(dropped)
 
     def able(self, capability: str) -> Sequence[str]:
@@ -198,44 +251,81 @@ class Inboxes(dict[str, LocalInbox]):
         gate = None if token else self._gates.get(to)
         if inbox.is_full or (gate is not None and len(gate) >= GATE):
             return FULL, "its inbox is full"
+        cost = MESSAGE_COSTS + len(payload) * (SMALL_COSTS if len(payload) <= SMALL_BYTES else 1)
+        if not self._has_room(inbox, cost):
+            return FULL, "its inbox holds as many bytes as it may"
         try:
             content = decode_plain(payload, "payload")
         except TornRecord as error:
             return REFUSED, str(error)
-        message = to_message(header, to, content, token)
+        if len(payload) > SMALL_BYTES and not self._is_guarded:
+            content = Packed(payload)
+        return self._put(inbox, to_message(header, to, content, token), answer, cost, gate)
+
+    def _put(
+        self,
+        inbox: LocalInbox,
+        message: Message,
+        answer: OnHandled | None,
+        cost: int,
+        gate: list[tuple[Message, OnHandled | None, int]] | None,
+    ) -> tuple[str, str]:
         if self._is_guarded:
             try:
                 message = self._host.guard(RECEIVED, message)
             except Undeliverable as error:
-                log.warning("message %s was refused: %s", header.id, error)
+                log.warning("message %s was refused: %s", message.id, error)
                 return REFUSED, "a guard of the recipient's node refused it"  # why is the node's own business
+        self._held += cost
         if gate is None:
-            inbox.put(message, answer)
+            inbox.put(message, answer, cost)
         else:
-            gate.append((message, answer))
+            gate.append((message, answer, cost))
         return ACCEPTED, ""
+
+    def _has_room(self, inbox: LocalInbox, cost: int) -> bool:
+        if inbox.held_bytes and inbox.held_bytes + cost > INBOX_BYTES:
+            return False
+        if self._held + cost > INBOXES_BYTES:  # counted as it comes, and anew when that is too much
+            self._held = sum([one.held_bytes for one in self.values()])
+        return self._held + cost <= INBOXES_BYTES
 
     async def fan_out(self, header: MessageHeader, payload: bytes) -> tuple[int, int]:
         """Put a message into the inbox of each agent that it is for; return how many have it and how many have not.
 
-        One at a time, in the order of the calls, and others run in between: ten thousand agents would block the event
-        loop.
+        It is decoded once for all: what is short is copied for each, longer payloads are the same objects for all
+        agents of a process, who are to change nothing in them. Others run in between: ten thousand agents would block
+        the event loop. Two messages reach each agent in the order of the calls, since each goes through the agents at
+        the same pace.
         """
+        members = self.members(header.topic, header.pool)
+        try:
+            content = decode_plain(payload, "payload") if members else None
+        except TornRecord as error:
+            log.warning("a message to all was refused: %s", error)
+            return 0, len(members)
+        if len(payload) > SMALL_BYTES and not self._is_guarded:
+            content = Packed(payload)
+        is_shared = isinstance(content, Packed | str | int | float | bytes | None)
+        cost = MESSAGE_COSTS + len(payload) // max(1, len(members))
         taken = refused = 0
-        async with self._fanning:
-            for number, to in enumerate(self.members(header.topic, header.pool)):
-                if to != header.sender:
-                    status, _ = self.put(to, header, payload, None)
-                    taken += status == ACCEPTED
-                    refused += status != ACCEPTED
-                if number % AT_A_TIME == AT_A_TIME - 1:
-                    await checkpoint()
+        for number, to in enumerate(members):
+            if to != header.sender:
+                own = content if is_shared else deepcopy(content)
+                status, _ = self._offer(to, to_message(header, to, own), cost)
+                taken += status == ACCEPTED
+                refused += status != ACCEPTED
+            if number % AT_A_TIME == AT_A_TIME - 1:
+                await checkpoint()
         return taken, refused
 
-    async def fanned_out(self) -> None:
-        """Wait until fan-outs that began before this call have ended."""
-        async with self._fanning:
-            pass
+    def _offer(self, to: str, message: Message, cost: int) -> tuple[str, str]:
+        inbox, gate = self.get(to), self._gates.get(to)
+        if inbox is None or self._is_closed:
+            return UNKNOWN, STOPPING
+        if inbox.is_full or (gate is not None and len(gate) >= GATE) or not self._has_room(inbox, cost):
+            return FULL, "its inbox is full"
+        return self._put(inbox, message, None, cost, gate)
 
 
 def to_message(header: MessageHeader, to: str, content: Any, token: int = 0) -> Message:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
+import anyio
 import attrs
 
-from converge.errors import BadSignature, InvalidKey, StoreError
-from converge.machines.records import MESSAGE, RECEIPT, SIGNED, Item
+from converge.errors import BadSignature, InvalidKey
+from converge.machines.records import GONE, MESSAGE, RECEIPT, SHOWN, SIGNED, Item
 from converge.machines.stream import Pair, Seen, Streams
 from converge.model.envelope import (
     ACCEPTED,
@@ -26,10 +28,12 @@ from converge.model.envelope import (
 )
 from converge.services.messages.descriptors import DESCRIPTORS, Asking
 from converge.services.messages.inboxes import STOPPING, Inboxes
-from converge.services.messages.receipts import TEXT, Answers
+from converge.services.messages.quotas import SLICE, Quotas, weight
+from converge.services.messages.receipts import Answers
 from converge.services.messages.routes import Routes
 from converge.services.messages.unsettled import Link, MessagesUnderWay
 from converge.services.store.handle import StoreHandle
+from converge.throttle import Throttle
 
 log = logging.getLogger("converge.post")
 
@@ -40,6 +44,16 @@ for, so no replay is missed.
 
 COUNTS = 1_000
 """Messages to all of a node whose counts are remembered for when they are repeated."""
+
+
+class _Count:
+    """How many agents have a message to all of a node, once that is known."""
+
+    __slots__ = ("done", "refused", "taken")
+
+    def __init__(self) -> None:
+        self.done = anyio.Event()
+        self.taken = self.refused = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -72,20 +86,39 @@ class Received:
         self._inboxes, self._routes, self._under_way = inboxes, routes, under_way
         self._asking, self._on_mail = aside.asking, aside.on_mail
         self._streams, self._answers = Streams(), Answers(routes)
-        self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._counts: OrderedDict[str, _Count] = OrderedDict()
+        self._quotas = Quotas(handle.env, routes.is_stranger)
+        self._quietly = Throttle(log, handle.env.monotonic)
 
     async def on_items(self, link: Link, items: list[Item]) -> None:
-        """Process the items of a link; an ill-formed body ends the link (TornRecord), nothing else does."""
+        """Process the items of a link; an ill-formed body ends the link (TornRecord), nothing else does.
+
+        This waits for nothing but its own link's work, and its peer's share of the event loop. Receipts leave often:
+        the other side works on while this one does.
+        """
         replies: list[Item] = []
-        for kind, body in items:
+        speakers = self._routes.speakers
+        for item in items:
+            kind, body = item
             if kind == RECEIPT:
                 self._on_receipt(link, *unpack(body, ReceiptHeader))
             elif kind in (MESSAGE, SIGNED):
                 reply = await self._on_message(link, body, is_signed=kind == SIGNED)
                 if reply is not None:
                     replies.append((RECEIPT, pack(reply)) if isinstance(reply, ReceiptHeader) else reply)
+            elif kind == SHOWN:
+                speakers.show(link, body)
+            elif kind == GONE:
+                speakers.gone(link, body.decode("ascii", "replace"))
+            link.work += weight(item)
+            if link.work >= SLICE:
+                if replies:
+                    link.post(replies)
+                    replies = []
+                work, link.work = link.work, 0
+                await self._quotas.spend(link, work)
         if replies:
-            await link.send(replies)
+            link.post(replies)
 
     async def _on_message(self, link: Link, body: bytes, *, is_signed: bool) -> ReceiptHeader | Item | None:
         """Process a message; return its receipt, or None if it wants none."""
@@ -93,7 +126,8 @@ class Received:
             try:
                 header, payload = open_signed(body, self._network_tag)
             except (BadSignature, InvalidKey) as error:  # who relays it need not have made it: the link goes on
-                log.warning("a signed message from node %s was refused: %s", link.peer.hex()[:16], error)
+                name = link.peer.hex()[:16]
+                self._quietly.warning(name, "a signed message from node %s was refused: %s", name, error)
                 return None
         else:
             header, payload = unpack(body, MessageHeader)
@@ -101,20 +135,21 @@ class Received:
                 return self._asking.on_message(link, header, payload) if self._asking is not None else None
         status, text = self._absence(header)
         if not status:
-            status, text = await self._refusal(link, header, is_signed=is_signed)
+            status, text = self._refusal(link, header, is_signed=is_signed)
         if header.mail and not status:
             self._on_mail(header.to)
             return None
-        receipt: ReceiptHeader | Item
+        receipt: ReceiptHeader | None
         if status:
             receipt = ReceiptHeader(header.id, status, text)
         elif header.to:
             receipt = self._accept(link, header, payload)
         else:
-            receipt = await self._accept_for_all(header, payload)
+            receipt = await self._accept_for_all(link, header, payload)
         return receipt if header.wants != HANDED else None
 
     def _on_receipt(self, link: Link, header: ReceiptHeader, payload: bytes) -> None:
+        link.settled(header.id)
         if header.status == DESCRIPTORS:
             if self._asking is not None:
                 self._asking.on_receipt(link, header, payload)
@@ -127,78 +162,89 @@ class Received:
             return UNKNOWN, STOPPING
         return (UNKNOWN, "no such agent in this process") if header.to and header.to not in self._inboxes else ("", "")
 
-    async def _refusal(self, link: Link, header: MessageHeader, *, is_signed: bool) -> tuple[str, str]:
+    def _refusal(self, link: Link, header: MessageHeader, *, is_signed: bool) -> tuple[str, str]:
         """Return why this message is refused, before anything of it is remembered; two empty strings if it is not."""
         if is_signed:
             age_sec = (self._now() - header.sent_at) / 1_000_000
             if abs(age_sec) > SIGNED_WINDOW_SEC:
-                log.warning(
-                    "a signed message of %.16s was refused: it is %.0f s old; is a clock wrong?", header.sender, age_sec
+                self._quietly.warning(
+                    header.sender,
+                    "a signed message of %.16s was refused: it is %.0f s old; is a clock wrong?",
+                    header.sender,
+                    age_sec,
                 )
                 return (
                     REFUSED,
                     f"its signature is {age_sec:.0f} s old; at most {SIGNED_WINDOW_SEC:g} s are allowed, either way",
                 )
         else:
-            try:
-                is_spoken_for = await self._routes.is_spoken_for(header.sender, link.peer)
-            except StoreError as error:  # no reason to end the link: agents that are known go on talking over it
-                log.warning(
-                    "a message was refused: agent %.16s is not known, and the store is away: %s", header.sender, error
-                )
-                return (
-                    REFUSED,
-                    "its sender is not known there and cannot be looked up, since the store is away; send again later",
-                )
-            if is_spoken_for is None:
+            speaks = self._routes.speaks(header.sender, link)
+            if speaks is None:
                 return EARLY, "its sender is being looked up there"
-            if not is_spoken_for:
-                log.warning(
-                    "a message was refused: node %s does not speak for agent %.16s", link.peer.hex()[:16], header.sender
+            if not speaks:
+                name = link.peer.hex()[:16]
+                self._quietly.warning(
+                    name, "a message was refused: node %s does not speak for agent %.16s", name, header.sender
                 )
                 return REFUSED, "no descriptor of the sender names the node that sent this"
         if not self._routes.admits(header.sender):
             return REFUSED, "its sender is not trusted there"
         return "", ""
 
-    def _accept(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader | Item:
+    def _accept(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader | None:
         """Accept a message, unless it was accepted before or has to wait. Nothing is awaited from here to its inbox."""
-        if (known := self._known(header)) is not None:
-            if (
-                known.status == ACCEPTED
-                and header.wants == HANDLED
-                and (given := self._answers.again(link, header)) is not None
-            ):
-                return given
+        if (known := self._known(link, header)) is not None:
+            if known.status == ACCEPTED and header.wants == HANDLED:
+                given = self._answers.again(link, header)
+                if given is not None:
+                    link.answer(given)
+                    return None
             return known
+        if header.wants == HANDLED and link.is_full_of_answers:
+            return ReceiptHeader(header.id, EARLY, "answers wait there for this node to take them")
         answer = self._answers.owe(link, header) if header.wants == HANDLED else None
         status, text = self._inboxes.put(header.to, header, payload, answer)
         if status == ACCEPTED:
             self._remember(header)
         elif answer is not None:
             self._answers.forget(header)
-        return ReceiptHeader(header.id, status, text[:TEXT])
+        return ReceiptHeader(header.id, status, text)
 
-    async def _accept_for_all(self, header: MessageHeader, payload: bytes) -> ReceiptHeader:
+    async def _accept_for_all(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader:
         """Accept a message for all agents of this node that have a topic, or are in a pool. A repeated message gets the
         same counts.
+
+        The work goes on when the link ends, and what comes after it on the link waits: for this node's own work only.
         """
-        if (known := self._known(header)) is None:
+        count: _Count | None
+        if (known := self._known(link, header)) is None:
             self._remember(header)
-            counts = await self._inboxes.fan_out(header, payload)
-            if len(self._counts) >= COUNTS:
+            count = self._counts[header.id] = _Count()
+            if len(self._counts) > COUNTS:
                 self._counts.popitem(last=False)
-            self._counts[header.id] = counts
+            if self._routes.errand is None:
+                await self._fan_out(header, payload, count)
+            else:
+                self._routes.errand(self._fan_out, header, payload, count)
         elif known.status != ACCEPTED:
             return known
         else:
-            await self._inboxes.fanned_out()
-        taken, refused = self._counts.get(header.id, (0, 0))
-        return ReceiptHeader(header.id, ACCEPTED, taken=taken, refused=refused)
+            count = self._counts.get(header.id)
+            if count is None:  # so long ago that it is forgotten
+                return known
+        await count.done.wait()
+        return ReceiptHeader(header.id, ACCEPTED, taken=count.taken, refused=count.refused)
 
-    def _known(self, header: MessageHeader) -> ReceiptHeader | None:
+    async def _fan_out(self, header: MessageHeader, payload: bytes, count: _Count) -> None:
+        try:
+            count.taken, count.refused = await self._inboxes.fan_out(header, payload)
+        finally:
+            count.done.set()
+
+    def _known(self, link: Link, header: MessageHeader) -> ReceiptHeader | None:
         """Return the receipt of a message that is not accepted now; None if it is."""
-        seen = self._streams.see(_pair(header), header.sequence, header.after, self._env.monotonic())
+        now, is_stranger = self._env.monotonic(), partial(self._routes.is_stranger, link.peer)
+        seen = self._streams.see(_pair(header), header.sequence, header.after, now, is_stranger)
         if seen is Seen.REPEATED:
             return ReceiptHeader(header.id, ACCEPTED)
         if seen is Seen.EARLY:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import anyio
+import attrs
 
 from converge.env import Env
 from converge.errors import ConvergeError, StoreError, Undeliverable
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
+from converge.model.identity import agent_id as id_of
 from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
+from converge.services.messages.speakers import Speakers
 from converge.services.messages.unsettled import Link
 
 log = logging.getLogger("converge.post")
@@ -25,14 +28,40 @@ the store. Who asks waits.
 LOOKED_UP = 1_000
 """Unknown senders that are being looked up at a time."""
 
+UNLISTED_SEC = 5.0
+"""How long an agent that is reached over a link, and not listed, is not looked up again."""
+
+ENDPOINTS = 4
+"""Endpoints of a node that are dialled where its own descriptor is not known."""
+
 
 class Links(Protocol):
     """Finds or makes the link to a node."""
 
-    async def to(self, node_key: bytes, endpoints: tuple[str, ...]) -> Link: ...
+    def open(self, node_key: bytes) -> Link | None: ...
+
+    def all(self) -> Iterable[Link]: ...
+
+    async def to(self, node_key: bytes, endpoints: Sequence[str]) -> Link: ...
 
 
-StartSoon = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
+StartErrand = Callable[..., object]
+"""Starts a coroutine function with its arguments, as a task that ends by itself."""
+
+
+@attrs.frozen(kw_only=True)
+class Outside:
+    """How a node deals with others.
+
+    Attributes:
+        links: The links to other nodes; None: it has no transport.
+        errand: Starts what may wait for others; None: nothing is looked up.
+        credential: Returns the signed descriptor of an agent of this node, which is shown to peers before it speaks.
+    """
+
+    links: Links | None = None
+    errand: StartErrand | None = None
+    credential: Callable[[str], bytes | None] = lambda agent_id: None
 
 
 class Routes:
@@ -43,9 +72,7 @@ class Routes:
         node_key: This node's: it has no link to itself.
         discovery: Which agents there are.
         registry: Which of them are trusted.
-        links: The links to other nodes; None: this node has no transport.
-        start_soon: Given where a refresh asks nodes: it is then a task of its own, since its answer may be behind the
-            message, on the same link, that waits for it.
+        outside: Links to other nodes.
     """
 
     def __init__(
@@ -54,16 +81,16 @@ class Routes:
         node_key: bytes,
         discovery: DiscoveryService,
         registry: IdentityRegistry,
-        links: Links | None = None,
-        start_soon: StartSoon | None = None,
+        outside: Outside = Outside(),  # frozen
     ) -> None:
-        self.links = links
-        self._node_key = node_key
+        self.links, self.errand, self.credential = outside.links, outside.errand, outside.credential
         self.discovery = discovery
-        self._start_soon = start_soon
-        self._looked_up: dict[str, float] = {}
-        self._is_coming = False
+        self.speakers = Speakers(env, registry)
+        self._node_key = node_key
         self._env, self._registry = env, registry
+        self._looked_up: dict[str, float] = {}
+        self._unlisted: dict[str, float] = {}
+        self._is_coming = False
         self._refreshed = self._tried = float("-inf")
         self._refreshing = anyio.Lock()
 
@@ -71,25 +98,59 @@ class Routes:
         """Return whether the sender may be heard: as `IdentityRegistry.admits`."""
         return self._registry.admits(sender)
 
+    def is_stranger(self, node_key: bytes) -> bool:
+        """Return whether nothing is listed of the node."""
+        return self.discovery.directory.get(id_of(node_key)) is None and not self.discovery.directory.runs_at(node_key)
+
+    def open(self, node_key: bytes) -> Link | None:
+        """Return the link to a node, if there is one."""
+        return None if self.links is None else self.links.open(node_key)
+
+    def open_to(self, agent_id: str) -> Link | None:
+        """Return the link to an agent's node, if there is one and the agent is known."""
+        descriptor = self.discovery.directory.get(agent_id)
+        return None if descriptor is None or self.links is None else self.links.open(descriptor.node_key_bytes)
+
     async def link_of(self, agent_id: str) -> Link:
         """Return the link to the agent's node.
 
         Raises:
-            Undeliverable: The agent is not known, or this node has no transport.
+            Undeliverable: The agent is not known, this node has no transport, or its node has no endpoint.
             ConnectFailed, ChannelError: Its node cannot be reached now.
             StoreError: It is not known, and the store is away.
         """
         descriptor = self.discovery.directory.get(agent_id)
-        if descriptor is None:
-            await self.refresh()
+        link = None if descriptor is not None else self._over(agent_id)
+        if descriptor is None and (link is None or self._unlisted.get(agent_id, 0.0) < self._env.monotonic()):
+            try:
+                await self.refresh()
+            except StoreError:
+                if link is None:
+                    raise
             descriptor = self.discovery.directory.get(agent_id)
-        if descriptor is None:
+        if descriptor is not None:
+            return await self.link_to(descriptor.node_key_bytes, f"agent {agent_id}")
+        link = self._over(agent_id)
+        if link is None:
             raise Undeliverable(
                 f"agent {agent_id} is not known here: it has stopped, or was never started in this network"
             )
-        return await self.link_to(bytes.fromhex(descriptor.node_key), descriptor.endpoints, f"agent {agent_id}")
+        if len(self._unlisted) > LOOKED_UP:
+            self._unlisted.clear()
+        self._unlisted[agent_id] = self._env.monotonic() + UNLISTED_SEC
+        return link
 
-    async def link_to(self, node_key: bytes, endpoints: tuple[str, ...], whom: str) -> Link:
+    def _over(self, agent_id: str) -> Link | None:
+        """Return the link over which an agent is reached that is not listed: to the node where it was, or that has
+        shown it. Its node knows best whether it is there: a lease that ended parts nobody who is connected.
+        """
+        if self.links is None:
+            return None
+        node_key = self.discovery.directory.was_at(agent_id)
+        link = self.links.open(node_key) if node_key else None
+        return link or next((one for one in self.links.all() if agent_id in one.speakers), None)
+
+    async def link_to(self, node_key: bytes, whom: str) -> Link:
         """Return the link to a node. See `link_of`."""
         if node_key == self._node_key:
             raise Undeliverable(f"{whom} is not here any more: it has stopped")
@@ -97,23 +158,39 @@ class Routes:
             raise Undeliverable(
                 f"{whom} is in another process, and this node has no transport; give it one with --transport"
             )
+        endpoints = self.endpoints(node_key)
+        if not endpoints and self.links.open(node_key) is None:
+            raise Undeliverable(
+                f"{whom} is at a node that listens nowhere, and has no connection to this one: it certainly does not "
+                "have the message; it can be reached while it talks to this node"
+            )
         return await self.links.to(node_key, endpoints)
 
-    async def is_spoken_for(self, sender: str, node_key: bytes) -> bool | None:
-        """Return whether the sender's own descriptor names the node (G12); None: that is being looked up, ask again."""
-        if self._registry.is_spoken_for(sender, node_key):
+    def endpoints(self, node_key: bytes) -> Sequence[str]:
+        """Return where a node is dialled: what its own descriptor says counts. Only where that is not known, what its
+        agents say does: any agent can name any node.
+        """
+        directory = self.discovery.directory
+        own = directory.get(id_of(node_key))
+        if own is not None:
+            return own.endpoints[:ENDPOINTS]
+        return directory.endpoints_at(node_key)[:ENDPOINTS]
+
+    def speaks(self, sender: str, link: Link) -> bool | None:
+        """Return whether the peer may speak for the sender (G12); None: that is being looked up, ask again."""
+        if self.speakers.speaks(sender, link):
             return True
-        if self._start_soon is None:
-            await self.refresh()
-        elif self._looked_up.setdefault(sender, self._env.monotonic()) > self._refreshed:
+        if self.errand is None:
+            return False
+        if self._looked_up.setdefault(sender, self._env.monotonic()) > self._refreshed:
             if len(self._looked_up) > LOOKED_UP:
                 self._looked_up.clear()
             if not self._is_coming:
                 self._is_coming = True
-                self._start_soon(self._refresh_quietly)
+                self.errand(self._refresh_quietly)
             return None
         self._looked_up.pop(sender, None)
-        return self._registry.is_spoken_for(sender, node_key)
+        return False
 
     async def query(self, query: DiscoveryQuery) -> Sequence[AgentDescriptor]:
         """Return the agents that match, no older than discovery is; while the store is away, those known last."""

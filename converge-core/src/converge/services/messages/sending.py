@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from math import inf
 from typing import Any, NamedTuple, TypedDict
 
 import anyio
@@ -85,6 +86,15 @@ class Draft(NamedTuple):
     signer: Signer | None
 
 
+class Tried:
+    """What was sent last of a message that may go to several."""
+
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        self.last: UnderWay | None = None
+
+
 class Outcome(NamedTuple):
     """Who accepted a message, and what its handler answered (JSON), or None and why it failed."""
 
@@ -115,7 +125,7 @@ class Post:
         on_stored: Callable[[MessageHeader], None] = lambda header: None,
     ) -> None:
         self.mailboxes, self.inboxes, self.routes = mailboxes, mailboxes.inboxes, routes
-        self.under_way = MessagesUnderWay()
+        self.under_way = MessagesUnderWay(handle.env.monotonic, routes.credential)
         self._handle, self._env, self._identity, self._host = handle, handle.env, identity, host
         self._on_stored = on_stored
         self._is_guarded = host.has(BEFORE_SEND)
@@ -204,22 +214,29 @@ class Post:
 
     async def _deliver(self, draft: Draft, to: str, timeout: float) -> Outcome:
         if isinstance(to, Capability):
-            with by_deadline(timeout, f'agents with the capability "{to}"'):
-                return await self._choice.deliver(draft.sender, to, partial(self._deliver_to, draft, is_choosy=True))
+            tried = Tried()
+            with by_deadline(timeout, f'an agent with the capability "{to}"', tried):
+                deliver_to = partial(self._deliver_to, draft, patience_sec=0.0, tried=tried)
+                return await self._choice.deliver(draft.sender, to, deliver_to)
         if to in self.inboxes and draft.wants != HANDLED:
             return await self._deliver_here(draft, to)  # it never waits, so it needs no deadline
         if not is_agent_id(to):
             raise InvalidName(
                 "recipient", to, "an agent's id, as discovery gives it: cv1 and 52 characters; or a Capability"
             )
-        with by_deadline(timeout, f"agent {to}"):
-            return await self._deliver_to(draft, to)
+        tried = Tried()
+        with by_deadline(timeout, f"agent {to}", tried):
+            return await self._deliver_to(draft, to, tried=tried)
 
-    async def _deliver_to(self, draft: Draft, to: str, *, is_choosy: bool = False) -> Outcome:
+    async def _deliver_to(
+        self, draft: Draft, to: str, *, patience_sec: float = inf, tried: Tried | None = None
+    ) -> Outcome:
         if to in self.inboxes:
             return await self._deliver_here(draft, to)
         one = UnderWay(*self.write(draft, to), draft.signer)
-        await self.under_way.deliver(one, to, partial(self.routes.link_of, to), is_choosy=is_choosy)
+        if tried is not None:
+            tried.last = one
+        await self.under_way.deliver(one, to, partial(self.routes.link_of, to), patience_sec=patience_sec)
         return Outcome(to, one.answer, "" if one.receipt is None else one.receipt.text)
 
     async def _deliver_here(self, draft: Draft, to: str) -> Outcome:
@@ -249,9 +266,8 @@ def check_timeout(timeout: float) -> None:
 
 
 @contextmanager
-def by_deadline(timeout: float, whom: str) -> Iterator[None]:
-    """Cancel the block after so many seconds.
-
+def by_deadline(timeout: float, whom: str, tried: Tried | UnderWay | None = None) -> Iterator[None]:
+    """Cancel the block after so many seconds. `tried`: what was on its way.
 
     Raises:
         DeliveryTimeout: It had not ended by itself.
@@ -260,9 +276,20 @@ def by_deadline(timeout: float, whom: str) -> Iterator[None]:
         with anyio.fail_after(timeout):
             yield
     except TimeoutError:
-        raise DeliveryTimeout(
-            f"no receipt or answer from {whom} within {timeout:g} s; it may have the message or not"
-        ) from None
+        one = tried.last if isinstance(tried, Tried) else tried
+        raise _timeout(timeout, whom, one) from (None if one is None else one.cause)
+
+
+def _timeout(timeout: float, whom: str, one: UnderWay | None) -> DeliveryTimeout:
+    cause = "" if one is None or one.cause is None else f"; the last try: {one.cause}"
+    if one is not None and not one.was_sent:
+        return DeliveryTimeout(
+            f"{whom} was not reached within {timeout:g} s, so it certainly does not have the message{cause}",
+            was_sent=False,
+        )
+    return DeliveryTimeout(
+        f"no receipt or answer from {whom} within {timeout:g} s; it may have the message or not{cause}", was_sent=True
+    )
 
 
 def _level(options: SendOptions) -> str:

@@ -1,0 +1,147 @@
+"""What transports over sockets share: of several ways to one place, the first that works is taken."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Generic, TypeVar
+
+import anyio
+
+from converge.errors import ChannelError
+
+STAGGER_SEC = 0.25
+"""How long one way may take before the next is tried beside it (RFC 8305)."""
+
+ADDRESSES = 8
+"""Addresses of a name that are tried at most."""
+
+Endpoint = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
+"""What `socket` takes: family and address."""
+
+WayT = TypeVar("WayT")
+EndT = TypeVar("EndT")
+
+
+class Race(Generic[WayT, EndT]):
+    """Tries several ways, each when the one before has failed or takes long, and keeps the first that works.
+
+    Args:
+        attempt: Tries a way; raises ChannelError or OSError where it does not work.
+        discard: Gives back what a way that came second has led to.
+        most: Ways that are tried at most.
+    """
+
+    def __init__(
+        self, attempt: Callable[[WayT], Awaitable[EndT]], discard: Callable[[EndT], Awaitable[None]], most: int
+    ) -> None:
+        self._attempt, self._discard, self._most = attempt, discard, most
+        self._ways: deque[WayT] = deque()
+        self._seen: set[WayT] = set()
+        self._running = 0
+        self._changed = anyio.Event()
+        self._won: list[EndT] = []
+        self._failure: ChannelError | OSError = OSError("there is no address")
+
+    def join(self, ways: Iterable[WayT]) -> None:
+        """Add ways, also while others are tried."""
+        for way in ways:
+            if way not in self._seen and len(self._seen) < self._most:
+                self._seen.add(way)
+                self._ways.append(way)
+        self._changed.set()
+
+    async def run(self) -> EndT:
+        """Return what the first way that works leads to.
+
+        Raises:
+            ChannelError, OSError: None does; the last one's reason.
+        """
+        try:
+            async with anyio.create_task_group() as group:
+                while not self._won and (self._ways or self._running):
+                    self._changed = anyio.Event()
+                    if self._ways:
+                        self._running += 1
+                        group.start_soon(self._try, self._ways.popleft())
+                    with anyio.move_on_after(STAGGER_SEC if self._ways else None):
+                        await self._changed.wait()
+                group.cancel_scope.cancel()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                for one in self._won:
+                    await self._discard(one)
+            raise
+        if self._won:
+            return self._won[0]
+        raise self._failure
+
+    async def _try(self, way: WayT) -> None:
+        try:
+            one = await self._attempt(way)
+            if not self._won:
+                self._won.append(one)
+            else:
+                with anyio.CancelScope(shield=True):
+                    await self._discard(one)
+        except (ChannelError, OSError) as error:
+            self._failure = error
+        finally:
+            self._running -= 1
+            self._changed.set()
+
+
+async def resolve(host: str, port: int) -> list[Endpoint]:
+    """Resolve the host; a numeric one without a look-up. Families take turns, so that one that does not work costs
+    little.
+
+    Raises:
+        OSError: The host is not known.
+    """
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        first = [(family, where) for family, _, _, _, where in found if family == found[0][0]]
+        other = [(family, where) for family, _, _, _, where in found if family != found[0][0]]
+        turns = [one for pair in zip(first, other, strict=False) for one in pair]
+        return [*turns, *first[len(other) :], *other[len(first) :]]
+    if version == 4:
+        return [(socket.AF_INET, (host, port))]
+    return [(socket.AF_INET6, (host, port, 0, 0))]
+
+
+async def connect(host: str, port: int) -> socket.socket:
+    """Return a non-blocking socket that is connected to the first address of the host that answers.
+
+    Raises:
+        OSError: None does. The caller sets the deadline.
+    """
+    race: Race[Endpoint, socket.socket] = Race(_connected, _closed, ADDRESSES)
+    race.join(await resolve(host, port))
+    return await race.run()
+
+
+async def _connected(endpoint: Endpoint) -> socket.socket:
+    family, where = endpoint
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        try:
+            sock.connect(where)
+        except BlockingIOError:
+            await anyio.wait_writable(sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code)) from None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _closed(sock: socket.socket) -> None:
+    sock.close()
