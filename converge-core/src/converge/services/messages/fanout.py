@@ -76,7 +76,9 @@ class Fanouts:
     def _nodes(self, found: Sequence[AgentDescriptor], sender: str) -> list[AgentDescriptor]:
         """Return one agent of each other node: it says where that is."""
         return list(
-            {one.node_key: one for one in found if one.id != sender and one.node_key != self._node_key}.values()
+            {
+                one.node_key: one for one in found if one.id != sender and one.node_key not in ("", self._node_key)
+            }.values()
         )
 
     async def _send_to(

@@ -158,7 +158,7 @@ class MessagesUnderWay:
         """Accept a node's receipt; ignore one that comes after its message's deadline, or from a node that was not
         sent the message.
         """
-        one = self._by_id.get(receipt.id) or self._by_id.get(receipt.id + peer.hex())
+        one = self._by_id.get(receipt.id + peer.hex()) or self._by_id.get(receipt.id)
         if one is not None and one.link is not None and one.link.peer == peer:
             one.on_receipt(receipt, payload)
 
