@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import cast
 
 import anyio
@@ -103,6 +104,48 @@ async def test_a_wake_for_a_watch_that_was_left_goes_to_somebody_else(
             await store.commit([PUT], wake=["c"])
             await wait_until(lambda: told.count == 2, what="the wake that came to the wrong handle")
     await connector.close()
+
+
+async def test_a_wake_for_a_watch_that_was_left_comes_there_once(
+    store: RedisStore, redis_url: str, options: RedisOptions
+) -> None:
+    connector, names = Connector(redis_url, options), Names(options.network)
+    async with watching(store, "keeps-it-subscribed"):
+        await connector.call("ZADD", names.sleepers("c"), 0, store._sleepers._name)
+        await store.commit([PUT], wake=["c"])
+
+        async def is_gone() -> bool:
+            return bool(await connector.call("EXISTS", names.sleepers("c")) == 0)
+
+        await wait_until(is_gone, what="its entry is struck out")
+        async with watching(store, "c") as told:
+            await store.commit([PUT], wake=["c"])
+            await wait_until(lambda: told.count >= 2, what="a wake for whoever watches it later")
+    await connector.close()
+
+
+async def test_who_was_told_stays_a_sleeper_and_one_that_hangs_is_told_once(
+    store: RedisStore, redis_url: str, options: RedisOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sleepers, "QUIET_SEC", 0.01)
+    connector, names = Connector(redis_url, options), Names(options.network)
+    hung = await connector.connect()
+    await hung.send_command("SUBSCRIBE", b"hung")  # it hears, and never acts
+    await hung.read_response()
+    await connector.call("ZADD", names.sleepers("c"), 0, b"hung")
+    async with watching(store, "c") as told:
+        await store.commit([PUT], wake=["c"])  # the one that hangs has waited longest
+        for number in range(4):
+            await wait_until(partial(is_first, connector, names, store), what="it has its place again")
+            await store.commit([PUT], wake=["c"])
+            await wait_until(lambda number=number: told.count == 2 + number)  # type: ignore[misc]  # default binds it
+    await hung.disconnect()
+    await connector.close()
+
+
+async def is_first(connector: Connector, names: Names, store: RedisStore) -> bool:
+    """Return whether the handle is the next to be told."""
+    return bool((await connector.call("ZRANGE", names.sleepers("c"), 0, 0)) == [store._sleepers._name])
 
 
 async def test_a_watch_that_is_left_is_struck_out(store: RedisStore, redis_url: str, options: RedisOptions) -> None:

@@ -1,8 +1,8 @@
 """Wake-ups: each handle has one name that it subscribes to, and enters it among a channel's sleepers while somebody
 watches that channel.
 
-A wake strikes one name out and tells it, in the step that writes; whoever is told enters again before it looks, so that
-no wake falls in between.
+A wake tells one name, in the step that writes, and moves it behind all others. It stays among the sleepers, so whoever
+is told looks at once and no wake falls in between; it enters again when it has been quiet for a moment.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Collection
+from math import inf
 from typing import Any
 
 import anyio
@@ -33,6 +34,9 @@ KEEP_SEC = 3 * REFRESH_SEC
 once.
 """
 
+QUIET_SEC = 0.2
+"""After how long without another wake who was told takes its place among the others again."""
+
 RECONNECT_SEC = 0.5
 LEAVE_SEC = 1.0
 """How long the end of a watch may wait for the server to strike it out."""
@@ -41,11 +45,23 @@ LEAVE_SEC = 1.0
 class _Waiter:
     """One open watch."""
 
-    __slots__ = ("channels", "event")
+    __slots__ = ("channels", "entered_at", "event")
 
     def __init__(self, channels: Collection[Channel]) -> None:
         self.channels = tuple(dict.fromkeys(channels))
         self.event = asyncio.Event()
+        self.entered_at = -inf
+
+    def enter_again(self) -> None:
+        """Have it enter before it looks again, which it does at once."""
+        self.entered_at = -inf
+        self.event.set()
+
+    async def told_within(self, sec: float) -> bool:
+        """Wait for a wake, at most so long; return whether there was one."""
+        with anyio.move_on_after(sec):
+            await self.event.wait()
+        return self.event.is_set()
 
 
 class Sleepers:
@@ -69,17 +85,22 @@ class Sleepers:
         try:
             while True:
                 await self._ready.wait()
+                was_told = waiter.event.is_set()
                 waiter.event.clear()
-                await self._enter(waiter.channels)
+                if anyio.current_time() - waiter.entered_at >= REFRESH_SEC:
+                    await self._enter(waiter)
                 yield None
-                with anyio.move_on_after(REFRESH_SEC):
-                    await waiter.event.wait()
+                if was_told and not await waiter.told_within(QUIET_SEC):
+                    await self._enter(waiter)
+                await waiter.told_within(waiter.entered_at + REFRESH_SEC - anyio.current_time())
         finally:
             await self._leave(waiter)
 
-    async def _enter(self, channels: Collection[Channel]) -> None:
-        keys = [self._names.sleepers(channel) for channel in channels]
+    async def _enter(self, waiter: _Waiter) -> None:
+        keys = [self._names.sleepers(channel) for channel in waiter.channels]
+        entered_at = anyio.current_time()
         await self._connector.evaluate(load("sleep"), keys, [self._name, int(KEEP_SEC * 1_000)], writes=False)
+        waiter.entered_at = entered_at
 
     async def _leave(self, waiter: _Waiter) -> None:
         empty = []
@@ -92,11 +113,13 @@ class Sleepers:
             # Should this fail, the next wake comes here and is passed on.
             with anyio.move_on_after(LEAVE_SEC, shield=True):
                 try:
-                    await self._connector.evaluate(
-                        load("leave"), [self._names.sleepers(channel) for channel in empty], [self._name], writes=False
-                    )
+                    await self._strike_out(empty)
                 except StoreError as error:
                     log.debug("a watch on redis at %s was left without a word: %s", self._connector.where, error)
+
+    async def _strike_out(self, channels: Collection[Channel]) -> None:
+        keys = [self._names.sleepers(channel) for channel in channels]
+        await self._connector.evaluate(load("leave"), keys, [self._name], writes=False)
 
     async def _listen(self) -> None:
         while True:
@@ -117,7 +140,7 @@ class Sleepers:
             self._ready.set()
             for waiters in self._waiters.values():
                 for waiter in waiters:
-                    waiter.event.set()  # they look, and enter again
+                    waiter.enter_again()
             while True:
                 self._hear(await connection.read_response(disconnect_on_error=False))
         finally:
@@ -141,8 +164,12 @@ class Sleepers:
             waiter.event.set()
 
     async def _pass_on(self, channel: Channel) -> None:
+        """Tell another one; this one is told no more."""
         call = Call(self._names, (), None, (channel,))
         try:
+            await self._strike_out([channel])
+            for waiter in self._waiters.get(channel, ()):  # it came meanwhile
+                waiter.enter_again()
             await self._connector.evaluate(load("turn"), call.keys, call.arguments, writes=True)
         except StoreError as error:
             log.debug("a wake for %s was not passed on: %s", channel, error)
