@@ -41,8 +41,10 @@ from converge_store_toy.plugin import TOY
 from converge_store_toy.store import Shelf, ToyStore, refuse_long_values
 
 BROKEN: list[type[BrokenStoreContract]] = []
-PLACES = {"S-19", "S-20", "S-21", "S-22", "S-23", "S-24", "S-25"}
-"""Clauses about places and what core sets and notes; those who break them are in `test_broken_places.py`."""
+PLACES = {"S-19", "S-20", "S-21", "S-22", "S-23", "S-24", "S-25", "S-26"}
+"""Clauses about places and what core sets and notes; those who break them are in `test_broken_places.py`
+and `test_broken_transactions.py`.
+"""
 
 
 class TurnStore(ToyStore):

@@ -26,8 +26,8 @@ from converge.services.tasks import finish as finishes
 from converge.services.tasks import lanes, sweep
 from converge.services.tasks import manager as tasks
 from converge.services.tasks import records as spec_module
-from converge.services.tasks import submit as submits
 from converge.services.tasks import surroundings as around_module
+from converge.services.tasks.submitting import submit as submits
 from converge.testing.running import run_contract
 from converge.testing.task import TaskContract
 

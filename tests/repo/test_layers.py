@@ -31,7 +31,7 @@ ROWS = (
     ("services",),
     ("runtime",),
     ("operations",),
-    ("cli", "builtin", "testing", "agents", "logs"),
+    ("cli", "builtin", "testing", "agents", "logs", "transactions"),
 )
 RANKS = {part: rank for rank, row in enumerate(ROWS) for part in row}
 EDGES = ROWS[-1]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from converge.testing import StoreContract
-from converge.testing.store import Cut
+from converge.testing.store import Begin, Cut
 from converge_store_sql import SqlOptions
 from converge_store_sql.plugin import SQL
 
@@ -22,6 +23,12 @@ class TestPostgresql(StoreContract):
     @pytest.fixture
     def options(self, namespace: str) -> SqlOptions:
         return SqlOptions(network=namespace)
+
+    @pytest.fixture
+    async def begin(self, postgres_url: str) -> AsyncIterator[Begin]:
+        engine = create_async_engine(postgres_url.replace("postgresql:", "postgresql+asyncpg:"))
+        yield engine.begin
+        await engine.dispose()
 
     @pytest.fixture
     def cut(self, cut: Callable[[Cut], None]) -> Callable[[Cut], None] | None:

@@ -17,7 +17,9 @@ SQL = StoreBackend(
     options=SqlOptions,
     open=SqlStore.open,
     contract=2,
-    features=frozenset({Feature.SHARED, Feature.PERSISTENT, Feature.NOTIFIES, Feature.ASYNCIO_ONLY}),
+    features=frozenset(
+        {Feature.SHARED, Feature.PERSISTENT, Feature.NOTIFIES, Feature.TRANSACTIONS, Feature.ASYNCIO_ONLY}
+    ),
     durability=Durability.D3,
     pending=SqlStore.pending,
 )

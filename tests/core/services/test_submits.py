@@ -143,7 +143,7 @@ class Interrupted(MemoryStore):
 async def test_a_lane_that_another_call_forgets_meanwhile_is_opened_again_and_order_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("converge.services.tasks.submit.LANES_SEEN", 0)  # each call begins by forgetting all
+    monkeypatch.setattr("converge.services.tasks.submitting.submit.LANES_SEEN", 0)  # each call begins by forgetting all
     store = Interrupted()
     await PoolManager(store).create_pool(Pool(id="p"))
     tasks = TaskManager(store)

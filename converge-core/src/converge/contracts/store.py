@@ -56,6 +56,8 @@ S-24 inspect changes no key and may be called at any time. What it tells of a st
      of its `durability`, which is not above the best of the declaration; nothing in it holds a password.
 S-25 advance makes every revision that is given later greater than the one that it names, and never less than before; it
      changes no key. Of a store that does not have it, `Unsupported` is raised, and nothing is changed.
+S-26 What is committed through `within` is there, whole, when the caller's transaction has committed, and not before;
+     where it was rolled back nothing of it ever was. A refused call leaves the transaction as it was.
 
 What a caller must keep to (core does, and the kit checks core): no batch of one call writes a key that another batch of
 the call reads or writes; a batch names a key at most once among its puts and deletes; no batch of a turn deletes or
@@ -297,6 +299,21 @@ class Store(ABC):
         Only a store that keeps a schema number of its own has something to do, since core looks at its own record of
         the format whenever a store is opened. The inherited one does nothing.
         """
+
+    def within(self, connection: Any) -> Store:
+        """Return a store whose commits ride in the transaction that is open on a connection of the caller's (S-26):
+        `TaskManager(store.within(connection)).submit(...)`.
+
+        A store that declares `Feature.TRANSACTIONS` returns a `converge.contracts.transactions.Within`; which
+        connections it takes is its own to say. The inherited one refuses.
+
+        Raises:
+            Unsupported: This store has no transactions of its callers'.
+            InvalidValue: It is not a connection whose transaction a commit can ride in.
+        """
+        raise Unsupported(
+            f"{type(self).__name__} has no transactions of its callers'; submit after the commit, under a dedup key"
+        )
 
     def reopen(self) -> AbstractAsyncContextManager[Store]:
         """Return another handle on the same store, to be entered in any thread and event loop (S-17).

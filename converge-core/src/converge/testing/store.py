@@ -22,8 +22,9 @@ from converge.testing._store.processes import ProcessClauses
 from converge.testing._store.races import RaceClauses
 from converge.testing._store.reads import ReadClauses
 from converge.testing._store.takes import TakeClauses
+from converge.testing._store.transactions import Begin, TransactionClauses
 
-__all__ = ["Cut", "Opening", "StoreContract"]
+__all__ = ["Begin", "Cut", "Opening", "StoreContract"]
 
 
 class StoreContract(
@@ -34,6 +35,7 @@ class StoreContract(
     HandleClauses,
     PlaceClauses,
     ProcessClauses,
+    TransactionClauses,
     HistoryClauses,
 ):
     """The whole contract; see `converge.testing._store.base.StoreCase` for what an author may set."""

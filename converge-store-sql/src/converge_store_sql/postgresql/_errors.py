@@ -28,7 +28,7 @@ def sqlstate(error: BaseException) -> str | None:
     """Return the five characters with which the server named the error, if it was the server who spoke."""
     found: BaseException | None = error
     while found is not None:
-        code = getattr(found, "sqlstate", None)
+        code = getattr(found, "sqlstate", None) or getattr(found, "pgcode", None)  # psycopg2 calls it that
         if code:
             return str(code)
         found = getattr(found, "orig", None) or found.__cause__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 
@@ -14,6 +15,23 @@ def gate_space(network: str) -> int:
     other.
     """
     return zlib.crc32(network.encode()) - 2**31
+
+
+ARGUMENT = re.compile(r"\$(\d+)")
+"""Where an argument stands in a statement."""
+
+
+def lane_lock(network: str, lane: str, *, is_shared: bool) -> str:
+    """Return the call that locks a lane until the transaction ends: a transaction of a caller's that has put tasks in
+    it shares it, and who closes it tries to have it alone, without waiting.
+
+    Args:
+        network: The prefix of the tables.
+        lane: The expression of the lane's id, in hex.
+        is_shared: Which of the two.
+    """
+    function = "pg_advisory_xact_lock_shared" if is_shared else "pg_try_advisory_xact_lock"
+    return f"{function}({zlib.crc32(b'lane/' + network.encode()) - 2**31}, hashtext({lane}))"
 
 
 def unnest(args: Sequence[tuple[str, str]], start: int, alias: str = "q") -> str:

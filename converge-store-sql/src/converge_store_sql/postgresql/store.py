@@ -11,17 +11,20 @@ from typing import Any, Self
 import anyio
 
 from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Range, Store, Take, Taken, Turned
+from converge.contracts.transactions import Within
 from converge.errors import NotApplied, StoreRefused, Unsupported
-from converge.model.keys import INT, INT_MIN, NAME, Family, Key, Prefix
+from converge.model.keys import Family, Key, Prefix
 from converge_store_sql.options import SqlOptions
 from converge_store_sql.postgresql._errors import RETRIED, sqlstate
+from converge_store_sql.postgresql.calls import count_calls, get_call, got, turn_arguments
 from converge_store_sql.postgresql.connect import Connections
 from converge_store_sql.postgresql.dialect import LEAST_VERSION, SETTINGS, durability
 from converge_store_sql.postgresql.fragments import NOW
 from converge_store_sql.postgresql.migrations import migrate, pending
-from converge_store_sql.postgresql.plan import Part, Plan, Shape, Work, take_shape
+from converge_store_sql.postgresql.plan import Plan, Shape, take_shape
 from converge_store_sql.postgresql.statements import Statements
 from converge_store_sql.postgresql.waiters import Waiters
+from converge_store_sql.postgresql.within import within
 from converge_store_sql.store import SqlStore
 
 TRIES = 20
@@ -85,20 +88,9 @@ class PostgresqlStore(SqlStore):
         return PostgresqlStore.opened(self._url, self._options)
 
     async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
-        found: list[Entry | None] = [None] * len(keys)
         if not keys:
-            return found
-        families: dict[Family, list[int]] = defaultdict(list)
-        for number, key in enumerate(keys):
-            families[key[0]].append(number)
-        arguments: list[Sequence[Any]] = []
-        ordered = tuple(sorted(families))
-        for family in ordered:
-            numbers = families[family]
-            arguments += [*zip(*(keys[number][1:] or (0,) for number in numbers), strict=True), numbers]
-        for number, value, revision in await self._read(self._statements.get(ordered), arguments):
-            found[number] = Entry(keys[number], value, revision)
-        return found
+            return []
+        return got(keys, await self._read(*get_call(self._statements, keys)))
 
     async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
         found: list[list[Entry]] = [[] for _ in ranges]
@@ -120,12 +112,8 @@ class PostgresqlStore(SqlStore):
 
     async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
         found = [0] * len(prefixes)
-        shapes: dict[tuple[Family, int], list[int]] = defaultdict(list)
-        for number, prefix in enumerate(prefixes):
-            shapes[prefix[0], len(prefix) - 1].append(number)
-        for (family, length), numbers in shapes.items():
-            arguments = [*zip(*(prefixes[number][1:] for number in numbers), strict=True), numbers]
-            for number, total in await self._read(self._statements.count(family, length), arguments):
+        for text, arguments in count_calls(self._statements, prefixes):
+            for number, total in await self._read(text, arguments):
                 found[number] = total
         return found
 
@@ -154,6 +142,10 @@ class PostgresqlStore(SqlStore):
     def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
         return self._waiters.watch(channels)
 
+    def within(self, connection: Any) -> Within:
+        """Return a store that writes in the transaction of an `AsyncConnection` or `AsyncSession` of SQLAlchemy's."""
+        return within(self, connection, self._options.network, self._waiters.wake_after)
+
     async def _prepare(self) -> None:
         async with self._connections.driver() as driver:
             version, fsync, full_page_writes, synchronous_commit, standbys, is_standby = await driver.fetchrow(SETTINGS)
@@ -177,7 +169,7 @@ class PostgresqlStore(SqlStore):
             self._waiters.wake(wake)
             return Turned(outcomes, None)
         gates = plan.gates()
-        arguments = _arguments(plan, work, gates, take)
+        arguments = turn_arguments(plan, work, gates, take)
         row: Sequence[Any] = ()
         for attempt in range(TRIES):
             shape = Shape(
@@ -209,38 +201,6 @@ class PostgresqlStore(SqlStore):
             f"select nextval('{self._options.network}_revision')", (), writes=True
         )
         return [Committed(revision)] * how_many
-
-
-def _arguments(
-    plan: Plan, work: Sequence[tuple[Part, list[Any]]], gates: Sequence[tuple[int, bool]], take: Take | None
-) -> list[Any]:
-    """Return the arguments in the order in which `turn_text.py` numbers them."""
-    arguments: list[Any] = list(zip(*gates, strict=True))
-    arguments += [column for part, columns in work if part.work <= Work.ABSENT for column in columns]
-    arguments += [column for part, columns in work if part.work is Work.INSERT for column in columns]
-    if plan.runs:
-        arguments += zip(*plan.runs, strict=True)
-    if plan.windows:
-        arguments += zip(*plan.windows, strict=True)
-    arguments += [column for part, columns in work if part.work is Work.DELETE_AT for column in columns]
-    if take is not None:
-        arguments += _take_arguments(plan, take)
-    arguments += [column for part, columns in work if part.work > Work.INSERT for column in columns]
-    if take is not None:
-        arguments += [*take.to[1:], *take.tail]
-    return arguments
-
-
-def _take_arguments(plan: Plan, take: Take) -> list[Any]:
-    family, length = take.ranges[0].prefix[0], len(take.ranges[0].prefix) - 1
-    least = tuple(_LEAST.get(part, b"") for part in tuple(family.parts.values())[length:])
-    starts = [prefix[1:] + (after or least) for prefix, after, _ in take.ranges]
-    arguments: list[Any] = [*zip(*starts, strict=True), list(range(len(starts))), take.limit]
-    return [*arguments, plan.take_checks] if take.checks else arguments
-
-
-# Below every rest, as an `after`: a rest ends with an id, and no id is as short as the empty one.
-_LEAST: dict[Any, Any] = {INT: INT_MIN, NAME: ""}
 
 
 def _taken(

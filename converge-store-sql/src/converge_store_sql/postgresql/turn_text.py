@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from converge.model.keys import Family
 from converge_store_sql.postgresql import tables
-from converge_store_sql.postgresql.fragments import NOW, gate_space, listed, match_all, unnest, within
+from converge_store_sql.postgresql.fragments import NOW, gate_space, lane_lock, listed, match_all, unnest, within
 from converge_store_sql.postgresql.plan import CODE_BITS, Part, Shape, TakeShape, Work
 
+LANE_HEX = "encode(t.lane, 'hex')"
 _NONE = "'{}'::integer[]"
 
 _EXTRA = {
@@ -104,6 +105,9 @@ class TurnText:
             self._with(f"c{at}", f"select q.i from {q} cross join lateral (select 1 {found} where {match} limit 1) x")
         else:
             lock = "share" if part.work is Work.SHARE else "update"
+            if part.work is Work.LOCK and part.family == "lane":
+                # A transaction of a caller's that relies on the lane may be open: this is refused then, and waits not.
+                match += f" and {lane_lock(self._network, LANE_HEX, is_shared=False)}"
             row = f"select true as hit {found} where {match} and t.revision = q.r for {lock}"
             self._with(f"c{at}", f"select q.i from {q} left join lateral ({row}) x on true where x.hit is null")
         return f"c{at}"

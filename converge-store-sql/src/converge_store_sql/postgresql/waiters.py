@@ -16,6 +16,7 @@ import anyio
 
 from converge.errors import StoreError
 from converge_store_sql.postgresql.connect import Connections
+from converge_store_sql.postgresql.riders import Riders
 from converge_store_sql.postgresql.statements import Statements
 
 BEAT_SEC = 10.0
@@ -59,6 +60,13 @@ class Waiters:
         self._has_pending = anyio.Event()
         self._opening = anyio.Lock()
         self._listener: _Listener | None = None
+        self._riders = Riders()
+        self._has_riders = anyio.Event()
+
+    def wake_after(self, xid: int, channels: Collection[str]) -> None:
+        """Wake one sleeper of each channel once a transaction of a caller's has committed."""
+        self._riders.add(xid, channels)
+        self._has_riders.set()
 
     def wake(self, channels: Collection[str]) -> None:
         """Wake one sleeper of each channel soon; called after the commit."""
@@ -95,6 +103,7 @@ class Waiters:
         async with anyio.create_task_group() as group:
             group.start_soon(self._tell)
             group.start_soon(self._stay)
+            group.start_soon(self._ask_for_riders)
             try:
                 yield
             # Carried past the group, which would wrap what the user's own block raised.
@@ -167,6 +176,21 @@ class Waiters:
             await self._connections.run(self._statements.wake(), (channels, DEAD_SEC), writes=False)
         except StoreError:
             _LOG.debug("a wake-up was not told; sleepers look for themselves after their poll interval", exc_info=True)
+
+    async def _ask_for_riders(self) -> None:
+        while True:
+            if (pause := self._riders.pause_sec) is None:
+                self._has_riders = anyio.Event()
+                await self._has_riders.wait()
+                continue
+            await anyio.sleep(pause)
+            try:
+                rows = await self._connections.run(*self._riders.question, writes=False)
+            except StoreError:
+                _LOG.debug("what became of a caller's transaction is asked again", exc_info=True)
+                continue
+            if wake := self._riders.heed(rows):
+                self.wake(wake)
 
     async def _stay(self) -> None:
         while True:

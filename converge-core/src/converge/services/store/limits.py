@@ -164,6 +164,9 @@ class LimitedStore(Store):
     def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
         return self._inner.watch(channels)
 
+    def within(self, connection: Any) -> Store:
+        return self._inner.within(connection)
+
     def reopen(self) -> AbstractAsyncContextManager[Store]:
         return self._inner.reopen()
 

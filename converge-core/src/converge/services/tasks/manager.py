@@ -12,6 +12,7 @@ from anyio import lowlevel
 
 from converge.codec import decode, stored_text
 from converge.contracts.store import Conflict, Entry, Store
+from converge.contracts.transactions import Within
 from converge.errors import (
     ConvergeError,
     InvalidValue,
@@ -48,7 +49,8 @@ from converge.services.tasks.finish import Finishes
 from converge.services.tasks.listing import list_tasks
 from converge.services.tasks.records import encode_result, moment, to_task
 from converge.services.tasks.retry import retry_id, retry_of
-from converge.services.tasks.submit import Submits
+from converge.services.tasks.submitting.riding import Riding
+from converge.services.tasks.submitting.submit import Submits
 from converge.services.tasks.surroundings import Moved, find, look_around, read_task, wakes
 from converge.services.tasks.sweep import Sweep
 from converge.services.tasks.torn import end_torn, read_torn
@@ -72,13 +74,14 @@ _NONCE = re.compile(r"[0-9a-f]{32}")
 
 class TaskManager:
     """Submits tasks and claims them; finishes claims exactly once. Several managers of one store handle share one
-    lease.
+    lease. On what `Store.within` returns it submits, into the caller's transaction, and does nothing else.
     """
 
     def __init__(self, store: Store, *, poll_sec: float = 1.0) -> None:
         self._handle = StoreHandle.of(store)
         self._store = self._handle.store
         self._submits = Submits(self._handle)
+        self._submit = Riding(store).submit if isinstance(store, Within) else self._submits.submit
         self._results = Results(self._handle, poll_sec)
         self._finishes = Finishes(self._handle)
         self._claims: dict[tuple[str, tuple[str, ...], Claimer], Claims] = {}
@@ -97,7 +100,7 @@ class TaskManager:
             InvalidValue, InvalidName, ValueTooLarge, NoSuchPool, TooManyLanes, DedupConflict: Nothing was submitted.
             StoreError: As `Store.commit`. Submitting it again is safe if it has an id or a dedup key.
         """
-        return (await self._submits.submit([task]))[0]
+        return (await self._submit([task]))[0]
 
     @timed
     async def submit_many(self, tasks: Sequence[Task], *, timeout: float | None = None) -> list[str]:
@@ -108,7 +111,7 @@ class TaskManager:
             DedupConflict, TooManyLanes: The first that was refused; the others were submitted (`ids` of the error).
             StoreError: As `submit`.
         """
-        return await self._submits.submit(tasks)
+        return await self._submit(tasks)
 
     @timed
     async def claim(

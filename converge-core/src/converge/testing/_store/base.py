@@ -173,6 +173,9 @@ class Inheriting(Store):
     async def inspect(self) -> Inspection | None:
         return await self.inner.inspect()
 
+    def within(self, connection: Any) -> Store:
+        return self.inner.within(connection)
+
     def reopen(self) -> AbstractAsyncContextManager[Store]:
         return inheriting(self.inner.reopen())
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import anyio
-import msgspec
 
-from converge.codec import decode, encode, hash_bytes
-from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Committed, Conflict, Key, Put
+from converge.codec import decode, encode
+from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Committed, Conflict, Key
 from converge.errors import (
     ConvergeError,
-    DedupConflict,
     InputError,
     InvalidValue,
     NoSuchPool,
@@ -35,7 +33,16 @@ from converge.services.store.limits import LIMIT, is_out_of_time
 from converge.services.store.pages import get_all
 from converge.services.store.patience import PATIENCE_SEC, pause_sec
 from converge.services.tasks.lanes import make_room
-from converge.services.tasks.records import check_deadline, is_same_task, kind_of, to_spec
+from converge.services.tasks.records import check_deadline, kind_of, to_spec
+from converge.services.tasks.submitting.asks import (
+    Ask,
+    Group,
+    answers,
+    how_to_go_on,
+    ordered_batch,
+    stored_as,
+    without_repeats,
+)
 from converge.services.tasks.surroundings import lane_seen
 
 UNKNOWN_ROUNDS = 5
@@ -52,29 +59,15 @@ ROOM_EVERY_SEC = 1.0
 """How often empty lanes are looked for in a pool that has no room for another."""
 
 
-class _Ask:
-    """One task on its way in: what is still to do, or what came of it. Plain, since a submit makes one a task."""
-
-    __slots__ = ("id", "lane", "outcome", "spec", "task")
-
-    def __init__(self, id_: bytes, task: Task, spec: Spec, lane: Key) -> None:
-        self.id, self.task, self.spec, self.lane = id_, task, spec, lane
-        self.outcome: str | ConvergeError | None = None
-
-
 class _Turn:
     """A round of the tasks of several callers, from the first who waits for it until it has ended."""
 
     __slots__ = ("asks", "done", "is_whole")
 
-    def __init__(self, asks: Sequence[_Ask]) -> None:
+    def __init__(self, asks: Sequence[Ask]) -> None:
         self.asks = list(asks)
         self.done = anyio.Event()
         self.is_whole = False
-
-
-_Group = tuple[list[_Ask], KeySeen | None]
-"""The tasks of one batch, and the row of their ordering key, if they have one and it is there."""
 
 
 class Submits:
@@ -98,7 +91,7 @@ class Submits:
         """
         asks = await self._check(tasks)
         if (limit := LIMIT.get()) is not None:
-            limit.hint = _how_to_go_on(asks)
+            limit.hint = how_to_go_on(asks)
         todo, are_apart = _drop_repeats(asks)
         todo = [ask for ask in todo if ask.outcome is None]
         env, round_ = self._handle.env, 0
@@ -116,7 +109,7 @@ class Submits:
                 if todo and round_ > 2:
                     await anyio.sleep(pause_sec(round_, env))
         except OutcomeUnknown as error:
-            raise OutcomeUnknown(f"{error}; {_how_to_go_on(asks)}") from error
+            raise OutcomeUnknown(f"{error}; {how_to_go_on(asks)}") from error
         except NotApplied as error:
             if any(isinstance(ask.outcome, str) for ask in asks):
                 raise OutcomeUnknown(
@@ -127,9 +120,9 @@ class Submits:
             raise StoreBusy(
                 f"{len(todo)} tasks of {len(asks)} met nothing but conflicts for {PATIENCE_SEC:g} s; submit them again"
             )
-        return _answers(asks)
+        return answers(asks)
 
-    async def _some_ordered(self, todo: list[_Ask]) -> list[_Ask]:
+    async def _some_ordered(self, todo: list[Ask]) -> list[Ask]:
         """Try each once; those with ordering keys together with those of other callers, who would meet each other."""
         plain = [ask for ask in todo if ask.spec.ordering_key is None]
         if plain:
@@ -137,7 +130,7 @@ class Submits:
         await self._together([ask for ask in todo if ask.spec.ordering_key is not None])
         return [ask for ask in todo if ask.outcome is None]
 
-    async def _together(self, asks: list[_Ask]) -> None:
+    async def _together(self, asks: list[Ask]) -> None:
         """Try each once, in a round with whatever comes while the round before is under way: a batch each ordering key,
         not one each caller, of which all but the first would conflict.
         """
@@ -166,7 +159,7 @@ class Submits:
                 self._next = None
             turn.done.set()
 
-    async def _check(self, tasks: Sequence[Task]) -> list[_Ask]:
+    async def _check(self, tasks: Sequence[Task]) -> list[Ask]:
         now = await self._handle.now()
         ids = uuids7(now, self._handle.env.entropy(6 * len(tasks)))
         pools, origin = self._handle.pools, self._handle.origin
@@ -181,12 +174,12 @@ class Submits:
             spec = to_spec(task, seen.pool, now, origin, kind)
             if spec.due > now:
                 self._handle.saw_due(spec.due)
-            asks.append(_Ask(id_bytes("task id", task.id) if task.id else id_, task, spec, kind.key))
+            asks.append(Ask(id_bytes("task id", task.id) if task.id else id_, task, spec, kind.key))
         if late := [ask for ask in asks if ask.spec.deadline and ask.spec.deadline <= ask.spec.due]:
             await self._check_late(late)
         return asks
 
-    async def _check_late(self, late: list[_Ask]) -> None:
+    async def _check_late(self, late: list[Ask]) -> None:
         """Refuse tasks whose deadline has passed, but for those that are known: it had not when they came first."""
         named = [ask for ask in late if ask.task.id or ask.task.dedup_key is not None]
         await self._read_back(named)
@@ -194,7 +187,7 @@ class Submits:
             if ask.outcome is None:
                 check_deadline(ask.task, ask.spec)
 
-    async def _round(self, todo: list[_Ask], are_apart: bool) -> list[_Ask]:
+    async def _round(self, todo: list[Ask], are_apart: bool) -> list[Ask]:
         """Try each once; return those that must be tried again."""
         todo = await self._open_lanes(todo)
         groups = await self._group(todo)
@@ -206,7 +199,7 @@ class Submits:
         batches = [
             submit(group[0].id, group[0].spec, self._lanes[group[0].lane], None, now)
             if group[0].spec.ordering_key is None
-            else self._batch(group, key, now)
+            else ordered_batch(group, self._lanes, key, now)
             for group, key in groups
         ]
         commits = await self._handle.commits()
@@ -223,7 +216,7 @@ class Submits:
             [ask for ask in todo if ask.outcome is None]
         )  # in their order, which is that of their ordering keys
 
-    def _in_known_lanes(self, group: list[_Ask]) -> list[_Ask]:
+    def _in_known_lanes(self, group: list[Ask]) -> list[Ask]:
         """Return the group up to the first task whose lane is not known: those of an ordering key stay in order."""
         for at, ask in enumerate(group):
             if ask.lane not in self._lanes:
@@ -231,7 +224,7 @@ class Submits:
         return group
 
     async def _commit(
-        self, commits: Commits, batches: list[Batch], groups: Sequence[_Group], are_apart: bool
+        self, commits: Commits, batches: list[Batch], groups: Sequence[Group], are_apart: bool
     ) -> Sequence[Committed | Conflict]:
         wake: set[Channel] = {f"lane.{lane}" for lane in {ask.spec.lane for group, _ in groups for ask in group}}
         unknown: OutcomeUnknown | None = None
@@ -259,7 +252,7 @@ class Submits:
         for key in conflict.keys:
             self._lanes.pop(key, None)
 
-    async def _open_lanes(self, todo: list[_Ask]) -> list[_Ask]:
+    async def _open_lanes(self, todo: list[Ask]) -> list[Ask]:
         """Make sure that the lanes are there and open; a task whose pool has no room for another lane is refused."""
         if len(self._lanes) > LANES_SEEN:
             self._lanes.clear()
@@ -312,10 +305,10 @@ class Submits:
         self._made_room[pool_id] = monotonic
         return not await make_room(self._handle, pool_id)
 
-    async def _group(self, todo: list[_Ask]) -> list[_Group]:
+    async def _group(self, todo: list[Ask]) -> list[Group]:
         """Return one group per batch: a task by itself, or all tasks of one ordering key, which share its row."""
-        groups: list[_Group] = []
-        ordered: dict[Key, list[_Ask]] = {}
+        groups: list[Group] = []
+        ordered: dict[Key, list[Ask]] = {}
         for ask in todo:
             if ask.spec.ordering_key is None:
                 groups.append(([ask], None))
@@ -324,26 +317,10 @@ class Submits:
         keys = list(ordered)
         for key, entry in zip(keys, await get_all(self._handle.store, keys), strict=True):
             seen = None if entry is None else KeySeen(entry.revision, decode(entry.value, KeyRow, "key"))
-            groups.append((_without_repeats(ordered[key])[: LIMITS.batch_ops // 8], seen))
+            groups.append((without_repeats(ordered[key])[: LIMITS.batch_ops // 8], seen))
         return groups
 
-    def _batch(self, group: list[_Ask], key: KeySeen | None, now: int) -> Batch:
-        checks: dict[Key, int] = {}
-        puts: dict[Key, bytes] = {}
-        for ask in group:
-            number = key.row.next if key is not None else 0
-            ask.spec = msgspec.structs.replace(ask.spec, number=number)
-            batch = submit(ask.id, ask.spec, self._lanes[ask.lane], key, now)
-            # The row as the store has it is what is checked, the row after the last task is what is put.
-            for checked, revision in batch.checks:
-                checks.setdefault(checked, revision)
-            puts |= dict(batch.puts)
-            row = decode(puts[KEY(ask.spec.pool, ask.spec.ordering_key)], KeyRow, "key")
-            key = KeySeen(key.revision if key is not None else ABSENT, row)
-        put_list: list[Put] = list(puts.items())
-        return Batch(list(checks.items()), put_list)
-
-    async def _read_back(self, again: list[_Ask]) -> list[_Ask]:
+    async def _read_back(self, again: list[Ask]) -> list[Ask]:
         """Read back tasks that met a conflict: those that are stored already get their answer."""
         if not again:
             return []
@@ -361,38 +338,22 @@ class Submits:
                 ask.outcome = error  # of this one alone
         return [ask for ask in again if ask.outcome is None]
 
-    async def _stored_as(self, ask: _Ask, entries: dict[Key, bytes]) -> str | ConvergeError | None:
+    async def _stored_as(self, ask: Ask, entries: dict[Key, bytes]) -> str | ConvergeError | None:
         """Return the id under which the task is stored already, or that other content is; None if neither."""
-        raw, dedup_key = entries.get(TASK(ask.id)), ask.spec.dedup_key
-        if raw is not None:
-            is_same = is_same_task(ask.task, ask.spec, decode(raw, Spec, id_text(ask.id)))
-            return id_text(ask.id) if is_same else DedupConflict(id_text(ask.id), dedup_key=None)
-        if dedup_key is None or (dedup := entries.get(DEDUP(ask.spec.pool, dedup_key))) is None:
-            return None
-        what = f"dedup key {ask.spec.pool}/{dedup_key}"
-        id_hex, digest = decode(dedup, tuple[str, str], what)
-        existing = hash_bytes(id_hex, what)
-        if digest != ask.spec.digest:  # an earlier release knew fewer contents as the same
-            (entry,) = await self._handle.store.get([TASK(existing)])
-            if entry is None or not is_same_task(ask.task, ask.spec, decode(entry.value, Spec, id_text(existing))):
-                return DedupConflict(id_text(existing), dedup_key=dedup_key)
-        return id_text(existing)
+        found = stored_as(ask, entries)
+        if not isinstance(found, tuple):
+            return found
+        (entry,) = await self._handle.store.get([found])
+        known = stored_as(ask, entries | {found: entry.value if entry is not None else b""})
+        assert not isinstance(known, tuple), "one look more is enough"
+        return known
 
 
-def _are_plain(asks: Sequence[_Ask]) -> bool:
+def _are_plain(asks: Sequence[Ask]) -> bool:
     return all(ask.spec.ordering_key is None for ask in asks)
 
 
-def _how_to_go_on(asks: Sequence[_Ask]) -> str:
-    """Return what whoever does not know whether these were stored can do."""
-    if all(ask.task.id or ask.task.dedup_key is not None for ask in asks):
-        return "submit the same again, which is safe: it has an id or a dedup key"
-    first = id_text(next(ask.id for ask in asks if not ask.task.id and ask.task.dedup_key is None))
-    others = f" (and {len(asks) - 1:,} more)" if len(asks) > 1 else ""
-    return f"look whether task {first}{others} is there, or submit it again with that id, which is safe"
-
-
-def _drop_repeats(asks: list[_Ask]) -> tuple[list[_Ask], bool]:
+def _drop_repeats(asks: list[Ask]) -> tuple[list[Ask], bool]:
     """Drop repeats within one call: the second of a task, or of a dedup key, waits for the first, then is read back as
     any repeated submit is. Return also whether there were none: then no two batches of the call touch one key.
 
@@ -401,27 +362,6 @@ def _drop_repeats(asks: list[_Ask]) -> tuple[list[_Ask], bool]:
     """
     if len({ask.id for ask in asks}) == len(asks) and all(ask.spec.dedup_key is None for ask in asks):
         return asks, True
-    first = _without_repeats(asks)
+    first = without_repeats(asks)
     kept = {id(ask) for ask in first}
     return first + [ask for ask in asks if id(ask) not in kept], len(first) == len(asks)
-
-
-def _without_repeats(asks: Sequence[_Ask]) -> list[_Ask]:
-    seen: set[object] = set()
-    first: list[_Ask] = []
-    for ask in asks:
-        marks = {ask.id} if ask.spec.dedup_key is None else {ask.id, (ask.spec.pool, ask.spec.dedup_key)}
-        if not marks & seen:
-            first.append(ask)
-            seen |= marks
-    return first
-
-
-def _answers(asks: list[_Ask]) -> list[str]:
-    answers = [ask.outcome for ask in asks if type(ask.outcome) is str]
-    if len(answers) == len(asks):
-        return answers
-    refused = next((ask.outcome for ask in asks if isinstance(ask.outcome, ConvergeError)), None)
-    assert refused is not None, "what was not stored was refused"
-    refused.ids = [ask.outcome if isinstance(ask.outcome, str) else None for ask in asks]  # type: ignore[attr-defined]  # for submit_many's caller
-    raise refused

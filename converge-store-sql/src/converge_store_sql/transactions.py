@@ -1,0 +1,57 @@
+"""Tasks in a transaction of the caller's, without an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, scoped_session
+
+from converge import Task
+from converge.errors import InvalidValue, Unsupported
+from converge_store_sql.options import check_network
+
+
+def submit_in(
+    connection: Connection | Session | scoped_session[Session],
+    tasks: Task | Sequence[Task],
+    *,
+    network: str = "converge",
+) -> list[str]:
+    """Submit tasks in the transaction of a connection or session of SQLAlchemy's: they are there when it commits, and
+    gone when it rolls back. No event loop is needed, and none is started.
+
+    A second connection of the same engine reads the pools and opens lanes; its pool must have room for it.
+
+    Args:
+        connection: With whose transaction; one is begun where none is open, as for every statement.
+        tasks: One or many.
+        network: The prefix of the store's tables.
+
+    Raises:
+        InvalidValue, InvalidName, ValueTooLarge, NoSuchPool: Nothing was submitted; or of `connection`: it is closed,
+            in AUTOCOMMIT, or its transaction has failed.
+        DedupConflict, TooManyLanes: The first task that was refused; all others were submitted. Its `ids` has theirs.
+        StoreRefused: The transaction is read-only, or the store's tables are not there.
+        StoreBusy: Another transaction was first; roll back and run the whole transaction again.
+        StoreUnavailable: The connection was lost, and the transaction with it.
+        Unsupported: The database is not PostgreSQL.
+    """
+    if not isinstance(connection, Connection | Session | scoped_session):
+        raise InvalidValue(
+            "connection",
+            type(connection).__name__,
+            "a Connection or Session of SQLAlchemy; for async ones, TaskManager(store.within(connection))",
+        )
+    try:
+        own = connection if isinstance(connection, Connection) else connection.connection()
+    except SQLAlchemyError as error:
+        raise InvalidValue("connection", str(error).split("\n", 1)[0], "one with an open transaction") from error
+    if own.closed or own.invalidated:
+        raise InvalidValue("connection", "a connection that is closed", "one with an open transaction")
+    if own.dialect.name != "postgresql":
+        raise Unsupported(f"submit_in needs PostgreSQL, and this is a connection to {own.dialect.name}")
+    from converge_store_sql.postgresql.sync import submit  # each database's own is imported when it is used
+
+    return submit(own, [tasks] if isinstance(tasks, Task) else tasks, check_network(network))

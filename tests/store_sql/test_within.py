@@ -1,0 +1,291 @@
+"""Tasks in a transaction of the caller's: with and without an event loop, what they wait for, what is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import anyio
+import anyio.to_thread
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
+from converge.contracts.store import Batch, Conflict, Range, Store
+from converge.errors import DedupConflict, InvalidValue, NoSuchPool, NoSuchTask, StoreBusy, StoreRefused, Unsupported
+from converge.model.keys import LANE
+from converge_store_sql import SqlOptions, SqlStore, submit_in
+
+HELD_SEC = 10.0 if os.environ.get("FULL_TESTS") else 1.0
+"""How long a transaction is held open beside other submits."""
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+async def engine(request: pytest.FixtureRequest, postgres_url: str) -> AsyncIterator[AsyncEngine]:
+    """The caller's own engine: not ours, and perhaps with another driver."""
+    made = create_async_engine(postgres_url.replace("postgresql:", f"postgresql+{request.param}:"))
+    yield made
+    await made.dispose()
+
+
+@pytest.fixture(params=["psycopg", "psycopg2"])
+def plain_engine(request: pytest.FixtureRequest, postgres_url: str) -> Iterator[Engine]:
+    made = create_engine(postgres_url.replace("postgresql:", f"postgresql+{request.param}:"))
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+async def store(postgres_url: str, options: SqlOptions) -> AsyncIterator[Store]:
+    async with open_store(postgres_url, network=options.network) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def tasks(store: Store) -> TaskManager:
+    for name in ("docs", "mail"):
+        await PoolManager(store).create_pool(Pool(id=name))
+    return TaskManager(store)
+
+
+async def _is_there(tasks: TaskManager, task_id: str) -> bool:
+    try:
+        await tasks.get(task_id)
+    except NoSuchTask:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("is_session", [False, True])
+async def test_a_task_comes_and_goes_with_the_callers_transaction(
+    store: Store, tasks: TaskManager, engine: AsyncEngine, is_session: bool
+) -> None:
+    for commits in (True, False):
+        async with AsyncSession(engine) if is_session else engine.connect() as connection:
+            task_id = await TaskManager(store.within(connection)).submit(Task(pool_id="docs", inputs={"n": 1}))
+            assert not await _is_there(tasks, task_id)
+            await (connection.commit() if commits else connection.rollback())
+        assert await _is_there(tasks, task_id) == commits
+
+
+async def test_many_tasks_of_all_kinds_go_in_together_and_are_recognised_again(
+    store: Store, tasks: TaskManager, engine: AsyncEngine
+) -> None:
+    wanted = [
+        Task(pool_id=pool, inputs={"n": n}, priority=n, type=f"t{n % 2}", dedup_key=f"{pool}{n}", ordering_key=key)
+        for pool in ("docs", "mail")
+        for n, key in enumerate((None, "a", "a", "b", None))
+    ]
+    async with engine.begin() as connection:
+        within = TaskManager(store.within(connection))
+        first = await within.submit_many(wanted)
+        assert await within.submit_many(wanted + wanted[:2]) == first + first[:2]
+        with pytest.raises(DedupConflict):
+            await within.submit(Task(pool_id="docs", inputs={"n": 99}, dedup_key="docs0"))
+        more = await within.submit(Task(pool_id="docs", type="t1", ordering_key="a", inputs={"n": 9}))
+    assert await tasks.submit_many(wanted) == first
+    done: list[str] = []
+    while claimed := await tasks.claim("worker", ["docs", "mail"], limit=10):
+        for task in claimed:
+            done.append(task.id)
+            await tasks.complete(task)
+    assert sorted(done) == sorted([*first, more])
+    chain = [first[1], first[2], more]
+    assert [one for one in done if one in chain] == chain, "an ordering key is worked off in the order of its submits"
+
+
+async def test_a_worker_is_woken_by_the_commit_and_not_before(
+    store: Store, tasks: TaskManager, engine: AsyncEngine
+) -> None:
+    await tasks.submit(Task(pool_id="docs"))
+    (lane,) = await store.scan([Range(LANE("docs"), None, 10)])
+    channel, told = f"lane.{lane[0].key[2].hex()}", anyio.Event()
+
+    async def watch() -> None:
+        nonlocal told
+        async for _ in store.watch([channel]):
+            told.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch)
+        await told.wait()
+        told = anyio.Event()
+        async with engine.begin() as connection:
+            await TaskManager(store.within(connection)).submit(Task(pool_id="docs"))
+            assert not told.is_set()
+        with anyio.fail_after(10):
+            await told.wait()
+        assert len(await tasks.claim("worker", ["docs"])) == 1
+        group.cancel_scope.cancel()
+
+
+async def test_a_transaction_that_stays_open_delays_nobody_but_its_own_keys(
+    store: Store, tasks: TaskManager, engine: AsyncEngine, options: SqlOptions, postgres_url: str
+) -> None:
+    hasty = SqlOptions(network=options.network, lock_timeout_sec=0.1)
+    async with engine.begin() as connection, SqlStore.open(postgres_url, hasty) as other:
+        own = Task(pool_id="docs", type="held", dedup_key="once", ordering_key="row")
+        first = await TaskManager(store.within(connection)).submit(own)
+        others, slowest = TaskManager(other), 0.0
+        with anyio.move_on_after(HELD_SEC):
+            while True:
+                began = anyio.current_time()
+                await others.submit(Task(pool_id="docs", type="held"))
+                slowest = max(slowest, anyio.current_time() - began)
+        assert slowest < HELD_SEC / 2
+        with pytest.raises(StoreBusy):
+            await others.submit(Task(pool_id="docs", type="held", dedup_key="once", ordering_key="row"))
+        with pytest.raises(StoreBusy):
+            await others.submit(Task(pool_id="docs", type="held", ordering_key="row"))
+    assert await tasks.submit(own) == first
+
+
+async def test_a_lane_with_a_task_that_is_not_committed_yet_is_not_closed(
+    store: Store, tasks: TaskManager, engine: AsyncEngine
+) -> None:
+    async with engine.begin() as connection:
+        await TaskManager(store.within(connection)).submit(Task(pool_id="docs"))
+        (lanes,) = await store.scan([Range(LANE("docs"), None, 10)])
+        key, revision = lanes[0].key, lanes[0].revision
+        with anyio.fail_after(5):
+            (outcome,) = await store.commit([Batch([(key, revision)], [(key, b"closing")])])
+        assert outcome == Conflict((key,))
+    assert len(await tasks.claim("worker", ["docs"])) == 1
+
+
+@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
+async def test_a_transaction_with_one_snapshot_takes_tasks_too(
+    store: Store, tasks: TaskManager, engine: AsyncEngine, isolation: str
+) -> None:
+    async with engine.connect() as plain:
+        connection = await plain.execution_options(isolation_level=isolation)
+        await connection.execute(text("select 1"))
+        ordered = Task(pool_id="docs", type="later", ordering_key="k")
+        other = await tasks.submit(ordered)  # its lane is newer than the snapshot
+        task_id = await TaskManager(store.within(connection)).submit(Task(pool_id="docs", type="later"))
+        with pytest.raises(StoreBusy, match="roll back"):
+            await TaskManager(store.within(connection)).submit(ordered)
+        await connection.commit()
+    assert await _is_there(tasks, task_id) and await _is_there(tasks, other)
+
+
+async def test_what_cannot_take_a_task_is_refused_in_words(
+    store: Store, tasks: TaskManager, engine: AsyncEngine, postgres_url: str
+) -> None:
+    task = Task(pool_id="docs")
+    with pytest.raises(InvalidValue, match="submit_in"):
+        store.within(engine)
+    async with engine.connect() as plain:
+        automatic = await plain.execution_options(isolation_level="AUTOCOMMIT")
+        with pytest.raises(InvalidValue, match="AUTOCOMMIT"):
+            await TaskManager(store.within(automatic)).submit(task)
+    async with engine.connect() as connection:
+        await connection.execute(text("set transaction read only"))
+        with pytest.raises(StoreRefused, match="read-only"):
+            await TaskManager(store.within(connection)).submit(task)
+    async with engine.connect() as connection:
+        await connection.execute(text("set local search_path to pg_catalog"))
+        with pytest.raises(StoreRefused, match="search_path"):
+            await TaskManager(store.within(connection)).submit(task)
+        await connection.execute(text("select 1"))  # what was refused has left the transaction as it was
+    async with engine.connect() as connection:
+        within = TaskManager(store.within(connection))
+        with pytest.raises(NoSuchPool):
+            await within.submit(Task(pool_id="nowhere"))
+        with pytest.raises(Unsupported, match="nothing else"):
+            await within.claim("worker", ["docs"])
+    with pytest.raises(InvalidValue, match="closed"):
+        await within.submit(task)
+
+
+async def test_a_database_with_tables_of_the_same_names_is_another_store(
+    store: Store, tasks: TaskManager, options: SqlOptions, postgres_url: str
+) -> None:
+    engine = create_async_engine(
+        postgres_url.replace("postgresql:", "postgresql+asyncpg:"), isolation_level="AUTOCOMMIT"
+    )
+    name = f"other_{options.network}"
+    async with engine.connect() as connection:
+        await connection.execute(text(f"create database {name}"))
+    await engine.dispose()
+    there = postgres_url.rpartition("/")[0] + f"/{name}"
+    async with SqlStore.open(there, options) as other:
+        await PoolManager(other).create_pool(Pool(id="docs"))
+    engine = create_async_engine(there.replace("postgresql:", "postgresql+asyncpg:"))
+    async with engine.connect() as connection:
+        with pytest.raises(StoreRefused, match="another store"):
+            await TaskManager(store.within(connection)).submit(Task(pool_id="docs"))
+    await engine.dispose()
+
+
+async def test_plain_code_submits_without_an_event_loop(
+    tasks: TaskManager, plain_engine: Engine, options: SqlOptions
+) -> None:
+    wanted = [Task(pool_id="docs", dedup_key=f"d{n}", ordering_key="k" if n else None) for n in range(3)]
+
+    def with_connection() -> list[str]:
+        with plain_engine.begin() as connection:
+            return submit_in(connection, wanted, network=options.network)
+
+    def with_session(*, commits: bool) -> str:
+        with Session(plain_engine) as session:
+            (task_id,) = submit_in(session, Task(pool_id="docs", type="new"), network=options.network)
+            if commits:
+                session.commit()
+        return task_id
+
+    ids = await anyio.to_thread.run_sync(with_connection)
+    assert await tasks.submit_many(wanted) == ids
+    assert await _is_there(tasks, await anyio.to_thread.run_sync(lambda: with_session(commits=True)))
+    assert not await _is_there(tasks, await anyio.to_thread.run_sync(lambda: with_session(commits=False)))
+    assert (await tasks.get(ids[0])).state is TaskState.PENDING
+
+
+async def test_plain_code_wakes_a_worker_by_its_commit(
+    store: Store, tasks: TaskManager, plain_engine: Engine, options: SqlOptions
+) -> None:
+    await tasks.submit(Task(pool_id="docs"))
+    (lanes,) = await store.scan([Range(LANE("docs"), None, 10)])
+    watch = aiter(store.watch([f"lane.{lanes[0].key[2].hex()}"]))
+    await anext(watch)
+
+    def submit() -> None:
+        with plain_engine.begin() as connection:
+            submit_in(connection, Task(pool_id="docs"), network=options.network)
+
+    await anyio.to_thread.run_sync(submit)
+    with anyio.fail_after(10):
+        await anext(watch)
+    await watch.aclose()  # type: ignore[attr-defined]  # every watch is an async generator
+
+
+def test_plain_code_is_refused_in_words(
+    postgres_url: str, plain_engine: Engine, options: SqlOptions, blank: Callable[[], None]
+) -> None:
+    blank()
+    task = Task(pool_id="docs")
+
+    def refused(connection: Connection | Session) -> None:
+        submit_in(connection, task, network=options.network)
+
+    with plain_engine.connect() as connection, pytest.raises(StoreRefused, match="nothing was ever"):
+        refused(connection)
+    with pytest.raises(InvalidValue, match="closed"):
+        refused(connection)
+    with pytest.raises(InvalidValue, match="Connection or Session"):
+        refused(plain_engine)  # type: ignore[arg-type]  # what is tried
+    with create_engine("sqlite://").connect() as connection, pytest.raises(Unsupported, match="sqlite"):
+        refused(connection)
+
+
+@pytest.fixture
+def blank(postgres_url: str, options: SqlOptions) -> Callable[[], None]:
+    """Makes the tables of a network in which nothing was ever stored."""
+
+    async def make() -> None:
+        async with SqlStore.open(postgres_url, options):
+            pass
+
+    return lambda: anyio.run(make)
