@@ -167,7 +167,7 @@ def test_a_missing_plugin_names_the_nearest(install: Install, name: str, text: s
 def test_a_missing_plugin_of_this_project_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, url: str, distribution: str
 ) -> None:
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda *, group: [])
+    monkeypatch.setattr("converge.plugins.host.entries", lambda group: {})
     with pytest.raises(PluginMissing, match=f"pip install {distribution}$") as raised:
         PluginHost().store_backend(url)
     assert "geheim" not in str(raised.value)

@@ -19,7 +19,7 @@ from converge.testing.fixtures import wait_until
 from converge.testing.fleet import Fleet, all_terminal
 from converge.testing.place import Place
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
 PAIRS = [("file", "tcp"), ("redis", "tcp"), ("redis", "ws"), ("sql", "tcp"), ("sql", "ws")]
 # Where a pair makes no difference of its own, each store and each transport is enough.
@@ -69,7 +69,7 @@ async def talkers(node: Node, count: int) -> list[AgentDescriptor]:
         found[:] = await node.discovery.query(TALKERS)
         return len(found) == count
 
-    await wait_until(are_there, timeout=30, what=f"{count} talkers are known")
+    await wait_until(are_there, timeout=60, what=f"{count} talkers are known")
     return found
 
 

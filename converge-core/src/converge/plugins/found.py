@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.metadata
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
@@ -37,7 +40,13 @@ class Found:
     version: str
 
 
-def entries(group: str) -> dict[str, list[Found]]:
+def entries(group: str) -> Mapping[str, Sequence[Found]]:
+    """Return the plugins of a group by name. Read once for as long as nothing is installed or removed."""
+    return _entries(group, tuple((folder, *_changed(folder)) for folder in sys.path))
+
+
+@functools.lru_cache(maxsize=4)
+def _entries(group: str, _path: tuple[tuple[str | int, ...], ...]) -> Mapping[str, Sequence[Found]]:
     entries: dict[str, list[Found]] = {}
     for entry in importlib.metadata.entry_points(group=group):
         dist = entry.dist
@@ -46,6 +55,15 @@ def entries(group: str) -> dict[str, list[Found]]:
             Found(name=entry.name, target=entry.value, distribution=name, version=version)
         )
     return entries
+
+
+def _changed(folder: str) -> tuple[int, ...]:
+    """Return what differs after something was installed; a clock's tick may be too long for the time alone."""
+    try:
+        status = os.stat(folder or ".")
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_nlink, status.st_size
 
 
 def only(found: Sequence[Found], what: str, *, is_reserved: bool) -> Found | None:
