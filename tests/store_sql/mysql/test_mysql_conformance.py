@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -14,9 +15,13 @@ from converge.testing.store import Cut
 from converge_store_sql.mysql import MysqlOptions
 from converge_store_sql.plugin import MYSQL
 
+# Every clause runs always; as many histories and repeats as elsewhere only in the full run.
+IS_FULL = os.environ.get("FULL_TESTS") == "1"
+
 
 class TestMariadb(StoreContract):
     backend = MYSQL
+    examples, rounds = (25, 20) if IS_FULL else (8, 6)
 
     @pytest.fixture
     def url(self, proxied_url: str) -> str:
@@ -37,6 +42,7 @@ class TestMariadbInherited(TestMariadb):
 
 class TestMariadbTasks(TaskContract):
     backend = MYSQL
+    examples, rounds = (25, 20) if IS_FULL else (8, 6)
 
     @pytest.fixture
     def url(self, mariadb_url: str) -> str:

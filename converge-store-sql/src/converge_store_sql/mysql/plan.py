@@ -14,7 +14,7 @@ from typing import Any
 from converge.contracts.store import ABSENT, LIMITS, Batch, Check, Committed, Conflict, Take
 from converge.errors import InvalidValue, ValueTooLarge
 from converge.model.keys import Family, Key, check_key, pack
-from converge_store_sql.mysql.texts import NOW, hexed, listed, pages, table
+from converge_store_sql.mysql.texts import NOW, hexed, listed, pages, source, table
 
 _ByFamily = dict[Family, dict[int, list[bytes]]]
 """Packed keys by family and by the revision at which they must be."""
@@ -43,8 +43,9 @@ class Plan:
         for lock, found in (("lock in share mode", sorted_.shared), ("for update", sorted_.locked)):
             for where, family, count in _conditions(found):
                 name = f"@c{len(conditions)}"
-                source = f"{table(self._network, family)} force index (primary)"
-                statements.append(f"select count(*) into {name} from {source} where {where} {lock}")
+                statements.append(
+                    f"select count(*) into {name} from {source(self._network, family)} where {where} {lock}"
+                )
                 conditions.append(f"{name} <> {count}")
         for where, family, count in _conditions(sorted_.deleted_at):
             name = f"@c{len(conditions)}"
@@ -63,9 +64,9 @@ class Plan:
             keys[key[0]][pack(key)] = None
         statements = ["start transaction"]
         for number, family in enumerate(sorted(keys)):
-            source = f"{table(self._network, family)} force index (primary)"
             for some in pages(sorted(keys[family])):
-                statements.append(f"select {number}, k, r from {source} where k in {listed(some)} for update")
+                name = source(self._network, family)
+                statements.append(f"select {number}, k, r from {name} where k in {listed(some)} for update")
         return [*statements, f"select {NOW}"]
 
     def revisions(self, answers: Sequence[Sequence[Sequence[Any]]]) -> Mapping[tuple[str, bytes], int]:

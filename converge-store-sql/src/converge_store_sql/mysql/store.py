@@ -32,7 +32,7 @@ from converge_store_sql.mysql.options import MysqlOptions, own_options
 from converge_store_sql.mysql.plan import Missed, Plan
 from converge_store_sql.mysql.schema import migrate, missing
 from converge_store_sql.mysql.take import Taking
-from converge_store_sql.mysql.texts import NOW, bounds, listed, packed_after, pages, table
+from converge_store_sql.mysql.texts import NOW, bounds, listed, packed_after, pages, source
 from converge_store_sql.mysql.watches import Watches
 from converge_store_sql.options import SqlOptions
 from converge_store_sql.store import SqlStore
@@ -120,7 +120,7 @@ class MysqlStore(SqlStore):
             families[key[0]][pack(key)] = key
         ordered = list(families)
         parts = [
-            f"select {number}, k, v, r from {table(self._options.network, family)} where k in {listed(some)}"
+            f"select {number}, k, v, r from {source(self._options.network, family)} where k in {listed(some)}"
             for number, family in enumerate(ordered)
             for some in pages(list(families[family]))
         ]
@@ -138,7 +138,7 @@ class MysqlStore(SqlStore):
         for number, (prefix, after, limit) in enumerate(ranges):
             if limit > 0 and after != ():  # nothing comes after the one key of a range that is a whole key
                 where = bounds(pack(prefix), packed_after(prefix, after))
-                name = table(self._options.network, prefix[0])
+                name = source(self._options.network, prefix[0])
                 parts.append(f"(select {number} n, k, v, r from {name} where {where} order by k limit {limit:d})")
         if parts:
             for number, packed, value, revision in await self._connections.read(" union all ".join(parts)):
@@ -151,7 +151,7 @@ class MysqlStore(SqlStore):
     async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
         parts = []
         for number, prefix in enumerate(prefixes):
-            name = table(self._options.network, prefix[0])
+            name = source(self._options.network, prefix[0])
             parts.append(f"select {number} n, count(*) from {name} where {bounds(pack(prefix), None)}")
         found: dict[int, int] = {}
         if parts:

@@ -10,7 +10,7 @@ from converge.contracts.store import Key, Rest, Take, Taken
 from converge.model.keys import Family, pack, unpack
 from converge_store_sql.mysql.connect import Rows, Transaction
 from converge_store_sql.mysql.plan import delete, draw, upsert
-from converge_store_sql.mysql.texts import NOW, bounds, listed, packed_after, pages, table
+from converge_store_sql.mysql.texts import NOW, bounds, listed, packed_after, pages, source
 
 
 class Taking:
@@ -19,7 +19,7 @@ class Taking:
     def __init__(self, network: str, take: Take) -> None:
         self._network, self._take = network, take
         self._family: Family = take.ranges[0].prefix[0]
-        self._source = table(network, self._family)
+        self._source = source(network, self._family)
         self._prefixes = [pack(range_.prefix) for range_ in take.ranges]
         self._starts = [packed_after(range_.prefix, range_.after) for range_ in take.ranges]
 
@@ -76,7 +76,7 @@ class Taking:
         statements += [*draw(self._network), *upsert(self._network, self._take.to[0], targets)]
         ids = [rest[-1] for rest, _ in rests]
         statements += [
-            f"select k, v from {table(self._network, family)} where k in {listed(ids)}" for family in self._take.also
+            f"select k, v from {source(self._network, family)} where k in {listed(ids)}" for family in self._take.also
         ]
         answers = await transaction.run([*statements, "select last_insert_id()", "commit"], commits=True)
         values: list[dict[Any, Any]] = [dict(rows) for rows in answers[1:-1]]  # type: ignore[arg-type]

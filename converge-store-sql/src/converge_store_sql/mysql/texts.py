@@ -22,6 +22,13 @@ def table(network: str, family: Family) -> str:
     return f"{network}_{family}"
 
 
+def source(network: str, family: Family) -> str:
+    """Return the family's table as one to look keys up in. Left to itself the planner would rather read, and so lock,
+    all of a small one.
+    """
+    return f"{table(network, family)} force index (primary)"
+
+
 def width(family: Family) -> int:
     """Return how many bytes the longest packed key of the family has."""
     return sum(NAME_BYTES + 1 if part is NAME else 8 if part.name == "INT" else 16 for part in family.parts.values())
