@@ -361,6 +361,44 @@ class ForgetsWakes(TurnStore):
         await anyio.sleep_forever()
 
 
+@breaks("S-9", also=["S-17"], features=frozenset({Feature.NOTIFIES}))
+class SaysThatItNotifies(TurnStore):
+    """Declares NOTIFIES, and polls as it inherits it."""
+
+
+@breaks("S-9", features=frozenset({Feature.NOTIFIES}))
+class TellsBeforeItWrites(TurnStore):
+    """Wakes whoever watches, and writes a moment later."""
+
+    rung: ClassVar[list[int]] = [0]
+
+    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
+        self.rung[0] += len(wake)
+        await anyio.sleep(0.02 if wake else 0)  # as a server's notice may be faster than its commit
+        return await super().turn(batches, take)
+
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        return (await self.turn(batches, None, wake=wake)).outcomes if wake else await super().commit(batches)
+
+    async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
+        while True:
+            seen = self.rung[0]
+            yield None
+            while self.rung[0] == seen:  # noqa: ASYNC110  # a toy that polls, but often
+                await anyio.sleep(0.001)
+
+
+@breaks("S-18", also=["S-1", "S-10", "S-11"], call_limit_sec=0.3)
+class NeverCounts(TurnStore):
+    """Waits for an answer that never comes."""
+
+    async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+
 # Takes.
 
 

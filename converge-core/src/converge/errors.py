@@ -6,8 +6,8 @@
         ConfigError     fix the configuration: UnknownSetting, Unsupported, SecretOnCommandLine, KeyFileRefused,
                         KeyInUse, PluginError
             PluginError     PluginMissing, PluginDuplicate, PluginRefused, PluginBroken, HookUnknown, ContractMismatch
-        StoreError      OutcomeUnknown: read before you retry; StoreRolledBack, SchemaTooNew, TornRecord: stop and look;
-                        NotApplied
+        StoreError      OutcomeUnknown: read before you retry; StoreRolledBack, SchemaTooNew, TornRecord,
+                        StoreBroken: stop and look; NotApplied
             NotApplied      nothing was written, retry or fix the store: StoreUnavailable, StoreBusy, StoreFull,
                             StoreRefused; open the store again: StoreReplaced, ForkedHandle
                 StoreRefused    StoreUnsafe, StoreUnfinished, CopyRefused
@@ -266,6 +266,14 @@ class OutcomeUnknown(StoreError):
     """No answer came: the call may or may not have taken effect. Repeating it with the same key, token or id is
     safe.
     """
+
+
+class StoreBroken(StoreError):
+    """The store did what no store may: a fault of its backend."""
+
+    def __init__(self, clause: str, what: str) -> None:
+        super().__init__(f"{what}; that breaks clause {clause} of the store contract: tell the author of the backend")
+        self.clause, self.what = clause, what
 
 
 class StoreRolledBack(StoreError):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
-from converge.contracts.store import ABSENT, Batch, Entry, Range, Store
-from converge.errors import StoreUnavailable
+from converge.contracts.store import ABSENT, LIMITS, Batch, Entry, Range, Store
+from converge.errors import StoreBroken, StoreUnavailable
 from converge.model.keys import MEMBER
 from converge.services.store.pages import Pages, parts, read_all
 
@@ -32,6 +33,24 @@ async def test_each_entry_is_in_one_page(store: Store, count: int) -> None:
 async def test_the_pages_begin_after_a_rest(store: Store) -> None:
     names = await members(store, 5)
     assert [names_of(list(page)) async for page in Pages(store, MEMBER("p"), after=("agent02",))] == [names[3:]]
+
+
+async def test_a_page_that_does_not_go_on_is_a_fault_of_the_store(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await members(store, 7)
+    scan = store.scan
+
+    async def from_the_first(ranges: list[Range]) -> object:
+        return await scan([one._replace(after=None) for one in ranges])
+
+    monkeypatch.setattr(store, "scan", from_the_first)
+    with pytest.raises(StoreBroken, match="it never comes to an end; that breaks clause S-2"):
+        async for _ in Pages(store, MEMBER("p"), size=3):
+            pass
+    monkeypatch.setattr("converge.contracts.store.LIMITS", attrs.evolve(LIMITS, keys=3))
+    with pytest.raises(StoreBroken):
+        await Store.count(store, [MEMBER("p")])
 
 
 async def test_a_page_whose_scan_failed_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

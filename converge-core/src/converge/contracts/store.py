@@ -80,7 +80,7 @@ import attrs
 from converge import forks
 from converge.contracts._take import inherited_turn
 from converge.contracts.inspection import Durability, Finding, Inspection, Level, error, fine, warning
-from converge.errors import ForkedHandle, Unsupported
+from converge.errors import ForkedHandle, StoreBroken, Unsupported
 from converge.model.batch import (
     ABSENT,
     Batch,
@@ -147,6 +147,16 @@ class Feature(Enum):
     TRANSACTIONS = "transactions"  # commits can ride in a transaction of the caller
     ASYNCIO_ONLY = "asyncio-only"  # its driver does not run on trio
     TLS = "tls"  # a transport none of whose channels is without TLS, as its options stand
+
+
+def check_page(page: Sequence[Entry], prefix: Prefix, after: Rest | None) -> None:
+    """Refuse a page of a scan that does not go on: who reads on behind its last key would never come to an end.
+
+    Raises:
+        StoreBroken: Its last key is not behind `after` (S-2).
+    """
+    if page and after is not None and page[-1].key[len(prefix) :] <= after:
+        raise StoreBroken("S-2", f"a scan behind {after!r} ends with {page[-1].key!r}, so it never comes to an end")
 
 
 class Store(ABC):
@@ -246,6 +256,7 @@ class Store(ABC):
             total, after = 0, None
             while True:
                 (page,) = await self.scan([Range(prefix, after, LIMITS.keys)])
+                check_page(page, prefix, after)
                 total += len(page)
                 if len(page) < LIMITS.keys:
                     break

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Collection
+from enum import Enum
 
 from converge.contracts import discovery, store, transport
 from converge.machines import task
@@ -14,6 +17,57 @@ def _texts() -> dict[str, str]:
     pages = (store.__doc__ or "", transport.__doc__ or "", discovery.__doc__ or "", task.__doc__ or "")
     return {name: " ".join(text.split()) for page in pages for name, text in _CLAUSE.findall(page)}
 
+
+def check_case(case: type) -> None:
+    """Refuse a class of tests that leaves out a clause, or tries none: what was not tried is not kept.
+
+    Raises:
+        TypeError: It has a test of the kit in its own words, or runs on no event loop; say so with a strict `xfail`.
+    """
+    if case.__module__.startswith("converge.testing."):
+        return
+    for name, member in vars(case).items():
+        is_inherited = any(name in vars(base) for base in case.__mro__[1:])
+        if name.startswith("test_") and is_inherited and not _is_expected_to_fail(member):
+            said = f"{case.__name__}.{name} stands in place of a test of the kit, so its clause is not tried"
+            raise TypeError(f"{said}; mark one that is not kept yet with pytest.mark.xfail(strict=True, reason=...)")
+    features = getattr(getattr(case, "backend", None), "features", ())
+    loops = [loop for loop in getattr(case, "loops", ("asyncio",)) if loop != "trio" or not _is_asyncio_only(features)]
+    if not loops:
+        raise TypeError(f"{case.__name__}.loops has no event loop of the backend, so nothing would be tried; name one")
+    for name in ("examples", "rounds"):
+        if getattr(case, name, 1) < 1:
+            raise TypeError(f"{case.__name__}.{name} is below 1, so nothing would be tried; --quick makes them few")
+
+
+def _is_expected_to_fail(member: object) -> bool:
+    marks = getattr(member, "pytestmark", [])
+    return any(mark.name == "xfail" and mark.kwargs.get("strict") and mark.kwargs.get("reason") for mark in marks)
+
+
+def _is_asyncio_only(features: Collection[Enum]) -> bool:
+    return any(feature.value == "asyncio-only" for feature in features)
+
+
+def cited(function: object) -> list[str]:
+    """Return the clauses that a test's docstring names, its own first."""
+    return _CITED.findall(inspect.getdoc(function) or "")
+
+
+def in_short(clauses: Collection[str]) -> str:
+    """Return clauses as people write them: `S-1 to S-5, S-9`."""
+    ordered = sorted({(letter, int(number)) for letter, number in (name.split("-") for name in clauses)})
+    runs: list[list[tuple[str, int]]] = []
+    for letter, number in ordered:
+        if runs and runs[-1][-1] == (letter, number - 1):
+            runs[-1].append((letter, number))
+        else:
+            runs.append([(letter, number)])
+    ends = [(f"{run[0][0]}-{run[0][1]}", f"{run[-1][0]}-{run[-1][1]}") for run in runs]
+    return ", ".join(first if first == last else f"{first} to {last}" for first, last in ends)
+
+
+_CITED = re.compile(r"\b[A-Z]-\d+\b")
 
 CLAUSES = _texts()
 """The words of each clause by its name, such as `S-4`, from the contracts themselves."""

@@ -6,18 +6,22 @@ import asyncio
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from inspect import isawaitable, iscoroutinefunction
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
+from converge.testing.clauses import cited, in_short
 from converge.testing.servers import SERVER_MARK
 
 # What a test started may need a moment to end after the test itself; what is there after that was forgotten.
 SETTLE_SEC = 2.0
 POLL_SEC = 0.005
+CLAUSES_OF = "converge-clauses"
+"""The property of a test that names its contract class, and the clauses that it tries."""
 # Pools of idle threads that belong to the event loops; they are reused, and end with their loop or by themselves.
 POOL_THREADS = ("AnyIO worker thread", "Trio thread", "asyncio_")
 # Helper processes that Python's multiprocessing keeps until the interpreter ends.
@@ -95,6 +99,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="contract classes of converge.testing: one event loop, few random histories and repeats",
     )
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Note which clauses each test of a contract is about: reports of other processes bring it along."""
+    for item in items:
+        owner, clauses = getattr(item, "cls", None), cited(getattr(item, "function", None))
+        if (
+            owner is not None
+            and clauses
+            and any(base.__module__.startswith("converge.testing.") for base in owner.__mro__)
+        ):
+            item.user_properties.append((CLAUSES_OF, (owner.__name__, clauses)))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say of each contract class which clauses were tried, and of those that were not, why."""
+    tried: dict[str, set[str]] = {}
+    left: dict[str, dict[str, set[str]]] = {}
+    reports = [one for some in terminalreporter.stats.values() for one in some if isinstance(one, pytest.TestReport)]
+    for report in reports:
+        found: Any = dict(report.user_properties).get(CLAUSES_OF)
+        if found is None:
+            continue
+        owner, clauses = found
+        if report.when == "call" and not report.skipped:
+            tried.setdefault(owner, set()).update(clauses)
+        elif report.skipped and "not applicable: " not in _why(report):
+            left.setdefault(owner, {}).setdefault(_why(report), set()).update(clauses[:1])
+    lines: dict[str, list[str]] = {}
+    for owner in tried:
+        reasons = [f"{in_short(clauses)} {why}" for why, clauses in sorted(left.get(owner, {}).items())]
+        lines.setdefault("; ".join([f"{in_short(tried[owner])} tried", *reasons]), []).append(owner)
+    for text, owners in lines.items():
+        terminalreporter.write_line(f"{', '.join(owners)}: {text}")
+
+
+def _why(report: pytest.TestReport) -> str:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return f"not tried: {reason.removeprefix('Skipped: ').removeprefix('not tried: ')}"
 
 
 def is_quick(config: pytest.Config) -> bool:

@@ -23,6 +23,7 @@ from converge.testing._store.races import RaceClauses
 from converge.testing._store.reads import ReadClauses
 from converge.testing._store.takes import TakeClauses
 from converge.testing._store.transactions import Begin, TransactionClauses
+from converge.testing._store.wakes import WakeClauses
 
 __all__ = ["Begin", "Cut", "Opening", "StoreContract"]
 
@@ -33,6 +34,7 @@ class StoreContract(
     TakeClauses,
     RaceClauses,
     HandleClauses,
+    WakeClauses,
     PlaceClauses,
     ProcessClauses,
     TransactionClauses,

@@ -39,6 +39,7 @@ from converge.testing._transport.ends import (
     turns,
 )
 from converge.testing.blocks import passes_through
+from converge.testing.clauses import check_case
 
 BIG = bytes(range(256)) * 255 + bytes(255)
 
@@ -86,6 +87,7 @@ class TransportContract:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        check_case(cls)
         if not hasattr(cls, "backend"):
             return
         is_asyncio_only = Feature.ASYNCIO_ONLY in cls.backend.features

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Self, TypeVar
 
-from converge.contracts.store import LIMITS, Entry, Key, Prefix, Range, Rest, Store
+from converge.contracts.store import LIMITS, Entry, Key, Prefix, Range, Rest, Store, check_page
 
 T = TypeVar("T")
 
@@ -48,6 +48,7 @@ class Pages:
             StoreError: As `Store.scan`; the same page is read next.
         """
         (page,) = await self._store.scan([Range(self._prefix, self.after, self._size)])
+        check_page(page, self._prefix, self.after)
         if page:
             self.after = page[-1].key[len(self._prefix) :]
         self.is_last = len(page) < self._size

@@ -15,7 +15,7 @@ from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings
 from converge.services.store.opening import open_store
 from converge.testing._task.base import let_pass
-from converge.testing.clauses import expect
+from converge.testing.clauses import check_case, expect
 from converge.testing.faults import FaultPlan, FaultyStore
 from converge.testing.fixtures import is_quick
 
@@ -62,6 +62,10 @@ class DiscoveryCase:
     examples: ClassVar[int] = 20
     near_sec: ClassVar[float] = PATIENCE_SEC
     pytestmark: ClassVar[list[pytest.MarkDecorator]] = [pytest.mark.anyio]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        check_case(cls)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run coroutine tests on asyncio and, unless the backend declares ASYNCIO_ONLY, on trio."""

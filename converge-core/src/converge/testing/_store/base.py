@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import Enum
 from functools import partial
@@ -35,7 +35,8 @@ from converge.contracts.store import (
     reopenable,
 )  # fmt: skip
 from converge.model.keys import HELD, LEASE, READY, Family
-from converge.testing.clauses import expect
+from converge.testing._store.limits import CallLimit, alarm, limited
+from converge.testing.clauses import ClauseBroken, check_case, cited, expect
 from converge.testing.fixtures import is_quick
 
 QUICK_EXAMPLES, QUICK_ROUNDS = 8, 6
@@ -64,6 +65,9 @@ class StoreCase:
         loops: Event loops to run on; trio is left out where the backend is ASYNCIO_ONLY.
         examples: How many random histories are compared with the model; like `rounds`, less with pytest's option
             `--quick`.
+        call_limit_sec: How long a call of the store may take before its clause counts as broken.
+        case_limit_sec: How long a whole test may take, in the main thread, where pytest-timeout does not watch it: a
+            call that blocks the event loop can be ended by nothing else.
         shrinks: Whether a history that fails is made shorter, which takes some time.
         rounds: How often each race is repeated.
         near_sec: How long a hint may take: seconds, since a loaded machine is slow and polling stores look each second.
@@ -76,7 +80,21 @@ class StoreCase:
     shrinks: ClassVar[bool] = True
     rounds: ClassVar[int] = 20
     near_sec: ClassVar[float] = 5.0
+    call_limit_sec: ClassVar[float] = 30.0
+    case_limit_sec: ClassVar[float] = 600.0
     pytestmark: ClassVar[list[pytest.MarkDecorator]] = [pytest.mark.anyio]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        check_case(cls)
+
+    @pytest.fixture(autouse=True)
+    def time_limit(self, request: pytest.FixtureRequest) -> Iterator[None]:
+        """End a test that hangs, and say in which clause."""
+        clause = _clause_of(request)
+        said = f"the test did not end within {self.case_limit_sec:g} s: a call blocks the event loop, or waits for ever"
+        with alarm(self.case_limit_sec, lambda: ClauseBroken(clause, said)):
+            yield
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run coroutine tests on asyncio and, unless the backend declares ASYNCIO_ONLY, on trio."""
@@ -124,14 +142,18 @@ class StoreCase:
         return None
 
     @pytest.fixture
-    def opening(self, url: str, options: Any, monkeypatch: pytest.MonkeyPatch) -> Opening:
-        """Opens the store; may be called several times. The inherited watch polls often, so that nobody waits for
-        it.
+    def opening(
+        self, url: str, options: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    ) -> Opening:
+        """Opens the store; may be called several times. Each of its calls has to end in time. The inherited watch polls
+        often, so that nobody waits for it; a store that says NOTIFIES has to do so without.
         """
-        monkeypatch.setattr("converge.contracts.store.POLL_SEC", 0.05)
+        if self.inherited_turn or Feature.NOTIFIES not in self.backend.features:
+            monkeypatch.setattr("converge.contracts.store.POLL_SEC", 0.05)
+        limit = CallLimit(_clause_of(request), self.call_limit_sec)
 
         def open_store() -> AbstractAsyncContextManager[Store]:
-            handle = reopenable(partial(self.backend.open, url, options))
+            handle = limited(partial(reopenable, partial(self.backend.open, url, options)), limit)
             return inheriting(handle) if self.inherited_turn else handle
 
         return open_store
@@ -141,6 +163,10 @@ class StoreCase:
         """One handle on an empty store."""
         async with opening() as store:
             yield store
+
+
+def _clause_of(request: pytest.FixtureRequest) -> str:
+    return next(iter(cited(request.function)), "?")
 
 
 class Inheriting(Store):

@@ -10,9 +10,9 @@ import pytest
 
 from converge.contracts.store import Feature, Store
 from converge.model.keys import READY, STATE
+from converge.testing._processes.peer import COUNTER, LANE
+from converge.testing._processes.peers import END_SEC, PROCESSES, begin, end, peers_on
 from converge.testing._store.base import Opening, StoreCase, get, ident, put
-from converge.testing._store.peer import COUNTER, LANE
-from converge.testing._store.peers import END_SEC, PROCESSES, begin, end, peers_on
 from converge.testing.clauses import expect, expect_equal
 
 COUNTED = 40

@@ -13,7 +13,7 @@ from converge.contracts.store import ABSENT, Batch, Feature, Store
 from converge.errors import NotApplied, Unsupported
 from converge.model.keys import DEDUP, EPOCH, LANE, TASK
 from converge.testing._store.base import StoreCase, commit, committed, get, ident, lane, put, ready, refused
-from converge.testing._store.handles import watching
+from converge.testing._store.wakes import watching
 from converge.testing.clauses import expect, expect_equal
 
 KEY_OF_LANE = LANE("p", lane(1))

@@ -15,8 +15,8 @@ from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.pools import PoolManager
 from converge.services.tasks.manager import TaskManager
+from converge.testing._processes.peers import END_SEC, Peer, begin, end, peers_on
 from converge.testing._store.base import Opening
-from converge.testing._store.peers import END_SEC, Peer, begin, end, peers_on
 from converge.testing._task.base import TaskCase
 from converge.testing.clauses import expect, expect_equal
 

@@ -15,8 +15,8 @@ import attrs
 import pytest
 
 from converge.contracts.store import Feature, StoreBackend
+from converge.testing._processes.peer import Name, Order
 from converge.testing._store.base import StoreCase
-from converge.testing._store.peer import Name, Order
 from converge.testing.clauses import expect
 
 PROCESSES = 3
@@ -30,7 +30,7 @@ class Peer:
     def __init__(self, order: Order) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "converge.testing._store.peer"],
+            [sys.executable, "-P", "-m", "converge.testing._processes.peer"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

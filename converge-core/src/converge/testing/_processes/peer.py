@@ -1,6 +1,6 @@
 """A process beside the kit's own: opens the store under test and does one kind of work on it until it is told to stop.
 
-    python -m converge.testing._store.peer < ORDER
+    python -m converge.testing._processes.peer < ORDER
 
 The order is one line of JSON (see `Order`). It answers `ready`, waits for another line, then writes a line of JSON for
 all that was acknowledged to it.

@@ -1,0 +1,71 @@
+"""How long a call of a store under test may take, and a test: one that hangs is told by its clause and the call."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import wraps
+from typing import Any
+
+import anyio
+import attrs
+
+from converge.contracts.store import Store
+from converge.testing.clauses import ClauseBroken
+
+CALLS = ("get", "scan", "commit", "turn", "count", "time", "inspect", "advance", "note_format")
+
+
+@attrs.frozen
+class CallLimit:
+    """The clause of the test that is run, and how long each call of it may take."""
+
+    clause: str
+    seconds: float
+
+    def on(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the call with the limit around it."""
+
+        @wraps(call)
+        async def limited_call(*args: Any, **kwargs: Any) -> Any:
+            with anyio.move_on_after(self.seconds):
+                return await call(*args, **kwargs)
+            raise ClauseBroken(self.clause, f"`{name}` did not answer within {self.seconds:g} s")
+
+        return limited_call
+
+
+@asynccontextmanager
+async def limited(opens: Callable[[], AbstractAsyncContextManager[Store]], limit: CallLimit) -> AsyncIterator[Store]:
+    """Open a store whose calls have the limit around them, those of its other handles too."""
+    async with opens() as store:
+        reopen = store.reopen
+        for name in CALLS:
+            setattr(store, name, limit.on(name, getattr(store, name)))
+        store.reopen = lambda: limited(reopen, limit)  # type: ignore[method-assign]  # of this handle alone
+        yield store
+
+
+@contextmanager
+def alarm(seconds: float, error: Callable[[], Exception]) -> Iterator[None]:
+    """Raise the error in the main thread once the time is up; where somebody else uses the alarm, that one watches."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or not hasattr(signal, "setitimer")
+        or signal.getitimer(signal.ITIMER_REAL)[0]
+    ):
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise error()
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
