@@ -47,10 +47,13 @@ class Plan:
                     f"select count(*) into {name} from {source(self._network, family)} where {where} {lock}"
                 )
                 conditions.append(f"{name} <> {count}")
-        for where, family, count in _conditions(sorted_.deleted_at):
-            name = f"@c{len(conditions)}"
-            statements += [self._delete(family, where), f"set {name} = row_count()"]
-            conditions.append(f"{name} <> {count}")
+        for family in sorted(sorted_.deleted_at):
+            at = {key: revision for revision, some in sorted_.deleted_at[family].items() for key in some}
+            for keys in pages(sorted(at)):
+                name = f"@c{len(conditions)}"
+                text = delete(self._network, family, keys, [at[key] for key in keys])
+                statements += [text, f"set {name} = row_count()"]
+                conditions.append(f"{name} <> {len(keys)}")
         conditions += self._windows(statements)
         if conditions:
             text = f"insert into {self._network}_guard select 0 from dual where {' or '.join(conditions)}"
@@ -126,7 +129,7 @@ class Plan:
         statements = []
         for family in sorted(sorted_.deleted):
             for some in pages(sorted(sorted_.deleted[family])):
-                statements.append(self._delete(family, f"k in {listed(some)}"))
+                statements.append(delete(self._network, family, some))
         statements += draw(self._network)
         for family in sorted(sorted_.absent):
             statements += insert(self._network, family, sorted_.absent[family])
@@ -134,14 +137,20 @@ class Plan:
             statements += upsert(self._network, family, sorted_.put[family])
         return statements
 
-    def _delete(self, family: Family, where: str) -> str:
-        return delete(self._network, family, where)
 
+def delete(network: str, family: Family, keys: Sequence[bytes], revisions: Sequence[int] | None = None) -> str:
+    """Return the statement that deletes rows by key, each at its revision if these are given.
 
-def delete(network: str, family: Family, where: str) -> str:
-    """Return the statement that deletes rows by key. In this form alone an index can be demanded: the planner would
-    rather read, and so lock, all of a small table."""
-    return f"delete t from {table(network, family)} t force index (primary) where {where}"
+    A list after `in`, and every hint, leave the planner free to read, and so to lock, all of a small table; joined to
+    the keys each row is one look-up.
+    """
+    if revisions is None:
+        rows, match = [f"select {hexed(key)} k" for key in keys], ""
+    else:
+        rows = [f"select {hexed(key)} k, {revision} r" for key, revision in zip(keys, revisions, strict=True)]
+        match = " and t.r = q.r"
+    wanted = " union all ".join(rows)
+    return f"delete t from ({wanted}) q straight_join {table(network, family)} t on t.k = q.k{match}"
 
 
 def draw(network: str) -> list[str]:

@@ -72,7 +72,7 @@ class Taking:
         keys, value = [key for _, key in rests], str(now).encode()
         targets: dict[bytes, bytes] = {pack(self._target(rest)): value for rest, _ in rests}
         for some in pages(keys):
-            statements.append(delete(self._network, self._family, f"k in {listed(some)}"))
+            statements.append(delete(self._network, self._family, some))
         statements += [*draw(self._network), *upsert(self._network, self._take.to[0], targets)]
         ids = [rest[-1] for rest, _ in rests]
         statements += [

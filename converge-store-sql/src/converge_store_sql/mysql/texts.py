@@ -13,7 +13,7 @@ from converge.model.keys import NAME, NAME_BYTES, Family, pack
 NOW = "cast(unix_timestamp(sysdate(6)) * 1000000 as signed)"
 """Store time. Never `now()`, which is the start of the statement; the session's time zone is UTC."""
 
-KEYS = 500
+KEYS = 250
 """Keys of one list: of longer ones MariaDB makes a temporary table, and looks them up otherwise."""
 
 
