@@ -22,7 +22,7 @@ BUILTIN = {"memory", "file", "local", "store", "static"}
 BUILTIN_SCHEMES = {"memory", "file", "local"}
 # Neither a driver, nor a library of the command line, nor one of the tests.
 HEAVY = (
-    *("redis", "sqlalchemy", "asyncpg", "aiosqlite", "websockets"),
+    *("hiredis", "sqlalchemy", "asyncpg", "aiosqlite", "websockets"),
     *("cyclopts", "rich", "pytest", "_pytest", "hypothesis", "trio", "uvloop"),
 )
 

@@ -130,8 +130,8 @@ async def test_who_was_told_stays_a_sleeper_and_one_that_hangs_is_told_once(
     monkeypatch.setattr(sleepers, "QUIET_SEC", 0.01)
     connector, names = Connector(redis_url, options), Names(options.network)
     hung = await connector.connect()
-    await hung.send_command("SUBSCRIBE", b"hung")  # it hears, and never acts
-    await hung.read_response()
+    hung.tell("SUBSCRIBE", b"hung")  # it hears, and never acts
+    await hung.ask("PING")
     await connector.call("ZADD", names.sleepers("c"), 0, b"hung")
     async with watching(store, "c") as told:
         await store.commit([PUT], wake=["c"])  # the one that hangs has waited longest
@@ -139,7 +139,7 @@ async def test_who_was_told_stays_a_sleeper_and_one_that_hangs_is_told_once(
             await wait_until(partial(is_first, connector, names, store), what="it has its place again")
             await store.commit([PUT], wake=["c"])
             await wait_until(lambda number=number: told.count == 2 + number)  # type: ignore[misc]  # default binds it
-    await hung.disconnect()
+    hung.close()
     await connector.close()
 
 

@@ -9,7 +9,7 @@
         StoreError      OutcomeUnknown: read before you retry; StoreRolledBack, SchemaTooNew, TornRecord,
                         StoreBroken: stop and look; NotApplied
             NotApplied      nothing was written, retry or fix the store: StoreUnavailable, StoreBusy, StoreFull,
-                            StoreRefused; open the store again: StoreReplaced, ForkedHandle
+                            StoreRefused; open the store again: StoreReplaced, ForkedHandle, ForeignLoop
                 StoreRefused    StoreUnsafe, StoreUnfinished, CopyRefused
         TaskError       give up this attempt: StaleClaim, LeaseEnded, ResultTimeout
         AttemptEnd      raised by a handler, says what becomes of its task: NoRetry, RetryAfter, Release
@@ -259,6 +259,16 @@ class ForkedHandle(NotApplied):
     def __init__(self) -> None:
         super().__init__(
             "this handle was opened before the process was forked, and is its parent's; open the store in the child"
+        )
+
+
+class ForeignLoop(NotApplied):
+    """The handle was opened on another thread or event loop; only code there may use it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this handle was opened on another event loop or thread; a plain handler calls it with "
+            "`anyio.from_thread.run(...)`, and another loop opens the store for itself"
         )
 
 

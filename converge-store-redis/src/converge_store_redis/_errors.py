@@ -1,10 +1,12 @@
-"""The driver's errors as the contract's, in one place. No text of a URL, and no password, gets through."""
+"""The server's errors as the contract's, in one place. No text of a URL, and no password, gets through."""
 
 from __future__ import annotations
 
+import logging
 import re
+import ssl
 
-from redis import exceptions as driver
+from hiredis import HiredisError, ProtocolError, ReplyError
 
 from converge.errors import (
     ConvergeError,
@@ -15,6 +17,9 @@ from converge.errors import (
     StoreRefused,
     StoreUnavailable,
 )
+from converge_store_redis.place import Address
+
+log = logging.getLogger("converge.store.redis")
 
 _LIMIT = 300
 """Characters of a server's message that an error repeats."""
@@ -28,9 +33,19 @@ _REFUSALS: tuple[tuple[str, type[NotApplied], str], ...] = (
     ("LOADING", StoreUnavailable, "is still loading its data"),
     ("MASTERDOWN", StoreUnavailable, "is a replica that has lost its primary"),
     ("NOREPLICAS", StoreUnavailable, "has too few replicas for min-replicas-to-write"),
+    ("CLUSTERDOWN", StoreUnavailable, "is a node of a cluster that has no owner for the slot now"),
+    ("TRYAGAIN", StoreUnavailable, "is a node of a cluster that is moving the slot"),
+    ("ASK", StoreUnavailable, "is a node of a cluster that is moving the slot"),
+    ("MOVED", StoreRefused, "is a node of a cluster; write redis+cluster://HOST:PORT"),
     ("BUSY", StoreBusy, "is busy with a script of another client"),
+    ("WRONGTYPE", StoreRefused, "has a key of another program under our prefix; choose another network, or remove it"),
     ("NOAUTH", StoreRefused, "asks for a password; set password_file or CONVERGE_REDIS_PASSWORD"),
     ("WRONGPASS", StoreRefused, "refuses the user or the password"),
+    (
+        "NOPERM|ACL failure",
+        StoreRefused,
+        "does not give the user the rights that the store needs; the reference lists them",
+    ),
     (
         "max number of clients reached",
         StoreBusy,
@@ -39,23 +54,44 @@ _REFUSALS: tuple[tuple[str, type[NotApplied], str], ...] = (
     ("DENIED", StoreRefused, "is in protected mode"),
 )
 
+_ELSEWHERE = re.compile(r"(^|[\s-])(READONLY|MASTERDOWN|CLUSTERDOWN)(\s|$)")
+_MOVED = re.compile(r"MOVED \d+ (.*):(\d+)$")
 
-def is_answer(error: BaseException) -> bool:
-    """Return whether the server has spoken; the driver counts some of its answers among the broken connections."""
-    return isinstance(error, driver.ResponseError) or _code(error) is not None
+
+def is_no_script(answer: ReplyError) -> bool:
+    """Return whether the server does not know the script of an EVALSHA."""
+    return str(answer).startswith("NOSCRIPT")
+
+
+def is_elsewhere(answer: ReplyError) -> bool:
+    """Return whether another server is the one to ask, now or soon."""
+    return _ELSEWHERE.search(str(answer)) is not None
+
+
+def moved_to(answer: ReplyError, asked: str) -> Address | None:
+    """Return which node of a cluster the answer names, if it is of that kind; a node without a name is on the host that
+    was asked.
+    """
+    found = _MOVED.match(str(answer))
+    return Address(found[1] or asked.rpartition(":")[0], int(found[2])) if found else None
 
 
 def of_connecting(error: BaseException, where: str) -> ConvergeError:
     """Return what a failed connect means: nothing was sent."""
-    if is_answer(error):
-        return _of_answer(error, where, writes=False)
+    if isinstance(error, ReplyError):
+        return of_answer(error, where, writes=False)
+    if isinstance(error, ProtocolError):
+        return StoreRefused(f"something else than redis answers at {where}: {_text(error)}")
+    if isinstance(error, ssl.SSLError) and "CERTIFICATE" not in str(error):
+        text = "is it its TLS port? without TLS the URL begins with redis://"
+        return StoreUnavailable(f"redis at {where} does not speak TLS with us ({_text(error)}); {text}")
     return StoreUnavailable(f"redis at {where} cannot be reached: {_text(error)}")
 
 
 def of_call(error: BaseException, where: str, *, writes: bool) -> ConvergeError:
     """Return what an error after sending means: a write may have been applied."""
-    if is_answer(error):
-        return _of_answer(error, where, writes=writes)
+    if isinstance(error, ReplyError):
+        return of_answer(error, where, writes=writes)
     if writes:
         return OutcomeUnknown(
             f"redis at {where} gave no answer ({_text(error)}); the call may have been applied, read before you repeat "
@@ -64,25 +100,21 @@ def of_call(error: BaseException, where: str, *, writes: bool) -> ConvergeError:
     return StoreUnavailable(f"redis at {where} gave no answer: {_text(error)}")
 
 
-def _of_answer(error: BaseException, where: str, *, writes: bool) -> ConvergeError:
+def of_answer(answer: HiredisError, where: str, *, writes: bool) -> ConvergeError:
     """Return what an error that the server answered means.
 
     A script's first write is one that the server refuses if it refuses any; an error that is none of those may have
     stopped it half-way.
     """
-    code, text = _code(error), _text(error)
+    text = _text(answer)
     for word, refusal, what in _REFUSALS:
-        if word == code or re.search(rf"(^|[\s-]){word}(\s|$)", text):
+        if re.search(rf"(^|[\s-])({word})(\s|$)", text):
+            if word == "WRONGTYPE" and writes:
+                break  # the first write may have been another key's
             return refusal(f"redis at {where} {what} ({text}); nothing was written")
     if writes and "script" in text:
         return OutcomeUnknown(f"redis at {where} stopped a script: {text}; find out why before you repeat it")
     return StoreRefused(f"redis at {where} refuses: {text}")
-
-
-def _code(error: BaseException) -> str | None:
-    """Return the first word of an answer, where the driver has taken it out of the text."""
-    found = getattr(error, "status_code", None)
-    return found if isinstance(found, str) else None
 
 
 def _text(error: BaseException) -> str:

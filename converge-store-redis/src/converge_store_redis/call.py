@@ -11,10 +11,34 @@ from typing import Any
 
 from converge.contracts.store import LIMITS, Batch, Channel, Check, Conflict, Key, Rest, Take, Taken
 from converge.errors import InvalidValue, ValueTooLarge
-from converge.model.keys import ALSO, Family
+from converge.model.keys import ALSO, TASK, Family
 from converge_store_redis.packing import PACKERS, TAGS, bounds, field, rests_unpacker, tail_of
 
 _VALUE_BYTES = LIMITS.value_bytes
+
+CALL_OPS, CALL_BYTES = 2_000, 1_048_576
+"""The most that one run of the script checks and writes, unless a single batch has more: a server does nothing else
+meanwhile, and this takes it some milliseconds.
+"""
+
+
+def parts_of(batches: Sequence[Batch]) -> list[Sequence[Batch]]:
+    """Return the batches in runs, in their order, each for a call of its own."""
+    sizes = [
+        (len(some) + len(pairs) + len(gone), sum([len(value) for _, value in pairs]))
+        for some, pairs, gone, _ in batches
+    ]
+    if sum([ops for ops, _ in sizes]) <= CALL_OPS and sum([size for _, size in sizes]) <= CALL_BYTES:
+        return [batches]
+    parts: list[Sequence[Batch]] = []
+    begin = ops = size = 0
+    for at, (its_ops, its_size) in enumerate(sizes):
+        if at > begin and (ops + its_ops > CALL_OPS or size + its_size > CALL_BYTES):
+            parts.append(batches[begin:at])
+            begin, ops, size = at, 0, 0
+        ops, size = ops + its_ops, size + its_size
+    parts.append(batches[begin:])
+    return parts
 
 
 class Names:
@@ -24,7 +48,7 @@ class Names:
 
     def __init__(self, network: str) -> None:
         self.prefix = b"{%b}:" % network.encode()
-        self.values, self.counter = self.prefix + b"v", self.prefix + b"r"
+        self.values, self.counter, self.histories = self.prefix + b"v", self.prefix + b"r", self.prefix + b"h"
         self.sets: Mapping[Family, bytes] = {
             family: self.prefix + b"z:" + family.encode() for family in TAGS if family not in ALSO
         }
@@ -90,6 +114,7 @@ class Call:
             *_checks(self._checks, checked),
             len(self._windowed),
             *windows,
+            0 if TASK in puts else 1,  # `grows`: new tasks are what a full server takes no more of
             len(batches),
             len(deletes),
         ]

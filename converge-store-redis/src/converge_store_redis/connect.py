@@ -1,66 +1,87 @@
-"""Connections to one server: a small pool, one call on each at a time."""
+"""Connections to the primary: a small pool, one call on each at a time, none of which waits on one that is dead."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import ssl
 from collections import deque
+from collections.abc import Callable
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
 
-from hiredis import pack_command
-from redis import exceptions as driver
-from redis.asyncio.connection import Connection, SSLConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from hiredis import HiredisError, ReplyError
 
-from converge.errors import ConfigError, Unsupported
+from converge.errors import ForeignLoop, StoreRefused, StoreRolledBack, StoreUnavailable
 from converge_store_redis import _errors
+from converge_store_redis.call import Names
+from converge_store_redis.connection import Connection, ConnectionDied
+from converge_store_redis.credentials import Credentials, tls_context
+from converge_store_redis.finders import finder_of
+from converge_store_redis.lineage import Lineage
 from converge_store_redis.options import RedisOptions
+from converge_store_redis.place import Address, Kind, place_of
 from converge_store_redis.scripts import Script
 
-PASSWORD_VARIABLE = "CONVERGE_REDIS_PASSWORD"
-PORT = 6379
+IDLE_SEC = 5.0
+"""After so long without a call a connection is asked for a sign of life before it is used: firewalls forget it."""
+
+PING_SEC = 1.0
+"""How long that sign may take."""
+
+SILENT_SEC = 1.0
+"""After so long without an answer it is found out whether the server answers on a new connection; if so, the silent one
+is dead. A server that is busy answers on neither, and is given until `timeout_sec`.
+"""
+
+REMAINING_SEC = 0.5
+"""How long after the answer on a new connection one on the silent one would be in time."""
+
+LOOK_SEC = 0.25
+
+REDIRECTIONS = 3
+"""How often a call is sent on to another node of a cluster; each time it was not carried out."""
 
 
 class Connector:
     """Makes connections, keeps those that are free, and runs one call on one of them."""
 
     def __init__(self, url: str, options: RedisOptions) -> None:
-        parts, port, database = _checked(url)
-        self.where = f"{parts.hostname}:{port}"
-        self._options = options
-        self._class: type[Any] = SSLConnection if parts.scheme == "rediss" else Connection
-        self._arguments: dict[str, Any] = {
-            "host": parts.hostname,
-            "port": port,
-            "db": database,
-            "username": unquote(parts.username) if parts.username else None,
-            "socket_connect_timeout": options.connect_timeout_sec,
-            "socket_timeout": None,
-            "socket_keepalive": True,
-            "protocol": 2,  # its messages to subscribers are plain answers
-            # A repeated script would be a second write: what to do after a lost answer is the caller's decision.
-            "retry": Retry(NoBackoff(), 0),
-        }
-        self._password = unquote(parts.password) if parts.password else None
-        self._free: deque[Any] = deque()
-        self._places = asyncio.Semaphore(options.connections)
+        self.place, self._options = place_of(url), options
+        names = Names(options.network)
+        self.lineage = Lineage(names.histories, names.counter)
+        self._credentials = Credentials(self.place, options)
+        self._context: ssl.SSLContext | None = None
+        self._finder = finder_of(self.place, self._dial, self._dial_sentinel, names.counter)
+        self._loop = asyncio.get_running_loop()
+        self._was_connected = False
+        self._free: deque[Connection] = deque()
+        self._busy: set[Connection] = set()
+        self.places = asyncio.Semaphore(options.connections)
+        self._timer: asyncio.TimerHandle | None = None
+        self._probe: asyncio.Task[None] | None = None
+        self.where = str(self.place)
+        """The server that was connected to last."""
 
-    async def connect(self) -> Any:
-        """Return a new connection, which the caller disconnects.
+    async def connect(self, on_push: Callable[[list[Any]], None] | None = None) -> Connection:
+        """Return a new connection to the primary, which the caller closes.
 
         Raises:
-            ConfigError: The password's file cannot be read.
+            ConfigError: A file with a password or certificate cannot be read.
             StoreUnavailable, StoreRefused: There is no server, or it does not let us in.
         """
-        connection = self._class(**self._arguments, password=self._read_password())
+        self._check_loop()
+        address = await self._finder.find()
         try:
-            async with asyncio.timeout(self._options.connect_timeout_sec):
-                await connection.connect()
-        except (driver.RedisError, OSError) as error:
-            connection._close()
-            raise _errors.of_connecting(error, self.where) from error
+            connection = await self._dial(address, on_push)
+        except BaseException:
+            self._finder.moved(None)
+            raise
+        if connection.role != "master":
+            connection.close()
+            self._finder.moved(None)
+            is_wrong = self.place.kind in (Kind.SINGLE, Kind.UNIX) and not self._was_connected
+            error = StoreRefused if is_wrong else StoreUnavailable
+            raise error(f"redis at {address} is a replica and takes no writes; name the primary")
+        self.where, self._was_connected = str(address), True
         return connection
 
     async def evaluate(self, script: Script, keys: list[bytes], arguments: list[Any], *, writes: bool) -> Any:
@@ -76,84 +97,189 @@ class Connector:
         Raises:
             StoreUnavailable: It was not sent, or was a read.
             OutcomeUnknown: It was a write, and was not answered.
+            StoreRolledBack: It was a write, and was not sent: the server has lost what was acknowledged.
             StoreError: The server refused it.
         """
-        async with self._places:
-            connection = await self._sound()
-            is_clean = False
-            try:
-                async with asyncio.timeout(self._options.timeout_sec):
-                    # The driver's own packing is plain Python, and takes longer than the rest of the call.
-                    await connection.send_packed_command(pack_command(command))
-                    answer = await connection.read_response(disconnect_on_error=False)
-                is_clean = True
+        for _ in range(REDIRECTIONS):
+            answer = await self._call(command, writes)
+            if not isinstance(answer, ReplyError):
                 return answer
-            except driver.NoScriptError:
-                is_clean = True
-                raise _NoScript from None
-            except (driver.RedisError, OSError, EOFError) as error:
-                is_clean = _errors.is_answer(error)
+            if (target := _errors.moved_to(answer, self.where)) is None:
+                raise self._refused(answer, writes=writes)
+            self._forget()
+            self._finder.moved(target)
+        raise self._refused(answer, writes=writes)
+
+    async def _call(self, command: tuple[Any, ...], writes: bool) -> Any:
+        self._check_loop()
+        async with self.places:
+            connection = await self._sound()
+            is_answered = False
+            try:
+                if writes and self.lineage.loss:
+                    is_answered, loss, self.lineage.loss = True, self.lineage.loss, ""
+                    raise StoreRolledBack(loss)
+                answer = connection.ask(*command)
+                self._busy.add(connection)
+                if self._timer is None:
+                    self._timer = self._loop.call_later(LOOK_SEC, self._look)
+                answer = await answer
+                is_answered = True
+                return answer
+            except (OSError, HiredisError) as error:
                 raise _errors.of_call(error, self.where, writes=writes) from error
             finally:
-                if is_clean:
+                self._busy.discard(connection)
+                if is_answered and not connection.is_closed:
                     self._free.append(connection)
                 else:
-                    connection._close()
+                    connection.close()
+
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise ForeignLoop
+
+    def _refused(self, answer: ReplyError, *, writes: bool) -> Exception:
+        if _errors.is_no_script(answer):
+            return _NoScript()
+        if _errors.is_elsewhere(answer):
+            self._forget()
+            self._finder.moved(None)
+        return _errors.of_answer(answer, self.where, writes=writes)
 
     async def close(self) -> None:
-        """Close the free connections."""
-        while self._free:
-            await self._free.pop().disconnect(nowait=True)
+        """Close all connections."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._probe is not None:
+            self._probe.cancel()
+        for connection in self._busy:
+            connection.close()
+        self._forget()
 
-    async def _sound(self) -> Any:
-        """Return a free connection that its server has not closed meanwhile, or else a new one."""
+    def _forget(self) -> None:
+        while self._free:
+            self._free.pop().close()
+
+    async def _sound(self) -> Connection:
+        """Return a free connection that lives, or else a new one. What has been idle is asked; where one is dead, so
+        are those that were idle for longer.
+        """
         while self._free:
             connection = self._free.pop()
-            reader = connection._reader
-            if reader is not None and not reader.at_eof() and reader.exception() is None:
+            if connection.is_closed:
+                continue
+            if self._loop.time() - connection.heard_at < IDLE_SEC:
                 return connection
-            connection._close()
-        return await self.connect()
+            try:
+                async with asyncio.timeout(PING_SEC):
+                    await connection.ask("PING")
+            except (OSError, HiredisError):
+                connection.close()
+                self._forget()
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return connection
+        return await self._connect_for_calls()
 
-    def _read_password(self) -> str | None:
-        path = self._options.password_file
-        if path is None:
-            return self._password or os.environ.get(PASSWORD_VARIABLE) or None
+    async def _connect_for_calls(self) -> Connection:
+        connection = await self.connect()
         try:
-            lines = path.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"options.redis.password_file: {path} cannot be read: {type(error).__name__}") from error
-        return lines[0] if lines else None
+            async with asyncio.timeout(self._options.timeout_sec):
+                await self.lineage.meet(connection, self.where)
+        except (OSError, HiredisError) as error:
+            connection.close()
+            raise _errors.of_connecting(error, self.where) from error
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def _dial(self, to: Address, on_push: Callable[[list[Any]], None] | None = None) -> Connection:
+        connection = await self._greet(to, self._credentials.of_server, on_push)
+        if self.place.database:
+            answer = await connection.ask("SELECT", self.place.database)
+            if isinstance(answer, ReplyError):
+                connection.close()
+                raise _errors.of_answer(answer, str(to), writes=False)
+        return connection
+
+    async def _dial_sentinel(self, to: Address) -> Connection:
+        return await self._greet(to, self._credentials.of_sentinel, None)
+
+    async def _greet(
+        self,
+        to: Address,
+        credentials: Callable[[], tuple[str, str]],
+        on_push: Callable[[list[Any]], None] | None,
+    ) -> Connection:
+        """Connect, and say who we are: with a password that was just changed a second time."""
+        if self.place.is_tls and self._context is None:
+            self._context = tls_context(self._options)
+        connection = None
+        try:
+            async with asyncio.timeout(self._options.connect_timeout_sec):
+                connection = await Connection.open(to, self._context, on_push)
+                answer: Any = None
+                used: tuple[str, str] | None = None
+                while (user := credentials()) != used and (used is None or isinstance(answer, ReplyError)):
+                    used = user
+                    answer = await connection.ask(*_hello(*user, f"converge:{self._options.network}"))
+        except (OSError, HiredisError) as error:
+            if connection is not None:
+                connection.close()
+            raise _errors.of_connecting(error, str(to)) from error
+        except BaseException:
+            if connection is not None:
+                connection.close()
+            raise
+        if isinstance(answer, ReplyError):
+            connection.close()
+            raise _errors.of_answer(answer, str(to), writes=False)
+        connection.role = answer.get(b"role", b"master").decode()  # a sentinel has none
+        return connection
+
+    def _look(self) -> None:
+        """Give up calls that have lasted too long; find out about connections that are silent."""
+        self._timer = self._loop.call_later(LOOK_SEC, self._look) if self._busy else None
+        now = self._loop.time()
+        for connection in list(self._busy):
+            if now - connection.asked_at > self._options.timeout_sec:
+                connection.close(ConnectionDied(f"no answer within {self._options.timeout_sec:g} s"))
+            elif _silent_since(connection) < now - SILENT_SEC and (self._probe is None or self._probe.done()):
+                self._probe = self._loop.create_task(self._end_dead_ones(), name="converge-redis-probe")
+
+    async def _end_dead_ones(self) -> None:
+        now = self._loop.time()
+        silent = {one: one.asked_at for one in self._busy if _silent_since(one) < now - SILENT_SEC}
+        idle = [one for one in self._free if one.heard_at < now]
+        try:
+            connection = await self._connect_for_calls()
+        except Exception as error:  # the calls that wait say it, if it lasts
+            _errors.log.debug("redis at %s: no new connection beside a silent one: %s", self.where, error)
+            return
+        self._free.appendleft(connection)
+        await asyncio.sleep(REMAINING_SEC)
+        for one, asked_at in silent.items():
+            if one in self._busy and one.asked_at == asked_at and one.heard_at <= now:
+                one.close(ConnectionDied("the connection is dead, the server answers on another"))
+                for other in idle:
+                    if other in self._free:
+                        self._free.remove(other)
+                        other.close()
+
+
+def _silent_since(connection: Connection) -> float:
+    return max(connection.asked_at, connection.heard_at)
+
+
+def _hello(username: str, password: str, name: str) -> tuple[str, ...]:
+    if not password:
+        return ("HELLO", "3", "SETNAME", name)
+    return ("HELLO", "3", "AUTH", username or "default", password, "SETNAME", name)
 
 
 class _NoScript(Exception):
     """The server has not seen the script, or has forgotten it."""
-
-
-def _checked(url: str) -> tuple[SplitResult, int, int]:
-    """The parts of the URL, with the port and the number of the database.
-
-    Raises:
-        Unsupported, ConfigError: Without the URL's text, which may hold a password.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("redis", "rediss"):
-        raise Unsupported(
-            f'"{parts.scheme}": this release opens redis:// and rediss:// of a single server; no Sentinel, no '
-            f"Cluster, no socket "
-            f"file"
-        )
-    if not parts.hostname or "," in parts.netloc:
-        raise ConfigError("redis: the URL names no single host; write redis://HOST:6379/0")
-    if parts.query or parts.fragment:
-        raise Unsupported(
-            "redis: the URL takes nothing after the database; timeouts and the like are options ([options.redis])"
-        )
-    try:
-        port = parts.port or PORT
-    except ValueError as error:
-        raise ConfigError("redis: the URL's port is not a number up to 65535; write redis://HOST:6379/0") from error
-    database = parts.path.strip("/") or "0"
-    if not (database.isascii() and database.isdigit()):
-        raise ConfigError(f'redis: the path "/{database}" is not the number of a database; write redis://HOST:6379/0')
-    return parts, port, int(database)

@@ -16,17 +16,30 @@ def _network(_instance: object, _attribute: object, value: str) -> None:
         raise ValueError(f'network "{value}" must be 1 to 64 characters of A-Z a-z 0-9 . _ -')
 
 
+_SECONDS = [validators.ge(0.1), validators.le(600.0)]
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
 @attrs.frozen(kw_only=True)
 class RedisOptions:
     """How the Redis store connects. Where to is the URL's matter.
 
     Attributes:
         network: The network whose keys these are; several share one server. 1 to 64 characters of A-Z a-z 0-9 . _ -
-        password_file: A file whose first line is the password; without it the password comes from the URL, or from
-            CONVERGE_REDIS_PASSWORD.
+        password_file: A file whose first line is the password, read again for each new connection; without it the
+            password comes from the URL, or from CONVERGE_REDIS_PASSWORD.
+        sentinel_username: The user's name for sentinels; the one in the URL is for the server.
+        sentinel_password_file: A file whose first line is the password for sentinels; without it
+            CONVERGE_REDIS_SENTINEL_PASSWORD.
+        tls_ca: A file of certificates of the authorities to trust, instead of the system's.
+        tls_certificate: A file with the certificate that this client shows.
+        tls_key: A file with its key; None: it stands in `tls_certificate`, too.
         connections: The most calls in flight at a time, each on a connection of its own; one more listens while a watch
             is open. 1 to 100.
-        timeout_sec: How long a call may take before its outcome counts as unknown. 0.1 to 600 s.
+        timeout_sec: How long a call may take before its outcome counts as unknown; less than the lease. 0.1 to 600 s.
         connect_timeout_sec: How long connecting may take. 0.1 to 600 s.
     """
 
@@ -34,24 +47,29 @@ class RedisOptions:
         default="converge", validator=[validators.instance_of(str), _network], metadata={"help": "whose keys these are"}
     )
     password_file: Path | None = attrs.field(
-        default=None,
-        converter=attrs.converters.optional(Path),
-        metadata={"help": "file whose first line is the password"},
+        default=None, converter=_path, metadata={"help": "file whose first line is the password"}
     )
+    sentinel_username: str = attrs.field(
+        default="", validator=validators.instance_of(str), metadata={"help": "user's name for sentinels"}
+    )
+    sentinel_password_file: Path | None = attrs.field(
+        default=None, converter=_path, metadata={"help": "file whose first line is the password for sentinels"}
+    )
+    tls_ca: Path | None = attrs.field(
+        default=None, converter=_path, metadata={"help": "file of the authorities to trust"}
+    )
+    tls_certificate: Path | None = attrs.field(
+        default=None, converter=_path, metadata={"help": "file of this client's certificate"}
+    )
+    tls_key: Path | None = attrs.field(default=None, converter=_path, metadata={"help": "file of its key"})
     connections: int = attrs.field(
         default=4,
         validator=[validators.instance_of(int), validators.ge(1), validators.le(100)],
         metadata={"help": "most calls in flight"},
     )
     timeout_sec: float = attrs.field(
-        default=30.0,
-        converter=float,
-        validator=[validators.ge(0.1), validators.le(600.0)],
-        metadata={"help": "longest call", "unit": "s"},
+        default=5.0, converter=float, validator=_SECONDS, metadata={"help": "longest call", "unit": "s"}
     )
     connect_timeout_sec: float = attrs.field(
-        default=10.0,
-        converter=float,
-        validator=[validators.ge(0.1), validators.le(600.0)],
-        metadata={"help": "longest connecting", "unit": "s"},
+        default=3.0, converter=float, validator=_SECONDS, metadata={"help": "longest connecting", "unit": "s"}
     )

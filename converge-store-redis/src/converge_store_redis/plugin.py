@@ -11,7 +11,7 @@ from converge_store_redis.store import RedisStore
 
 REDIS = StoreBackend(
     name="redis",
-    schemes=("redis", "rediss"),
+    schemes=("redis", "rediss", "unix"),
     options=RedisOptions,
     open=RedisStore.open,
     contract=2,

@@ -16,12 +16,14 @@ from math import inf
 from typing import Any
 
 import anyio
-from redis import exceptions as driver
+from hiredis import HiredisError, ReplyError
 
 from converge.contracts.store import Channel
-from converge.errors import StoreError
+from converge.errors import StoreError, StoreUnavailable
+from converge_store_redis import _errors
 from converge_store_redis.call import Call, Names
 from converge_store_redis.connect import Connector
+from converge_store_redis.connection import Connection
 from converge_store_redis.scripts import load
 
 log = logging.getLogger("converge.store.redis")
@@ -37,7 +39,13 @@ once.
 QUIET_SEC = 0.2
 """After how long without another wake who was told takes its place among the others again."""
 
+PING_SEC = 2.5
+"""After so long without a word the listening connection is asked for a sign of life, which may take as long: nothing
+else would show that it is dead.
+"""
+
 RECONNECT_SEC = 0.5
+CLOSE_SEC = 5.0
 LEAVE_SEC = 1.0
 """How long the end of a watch may wait for the server to strike it out."""
 
@@ -45,11 +53,12 @@ LEAVE_SEC = 1.0
 class _Waiter:
     """One open watch."""
 
-    __slots__ = ("channels", "entered_at", "event")
+    __slots__ = ("channels", "entered_at", "error", "event")
 
     def __init__(self, channels: Collection[Channel]) -> None:
         self.channels = tuple(dict.fromkeys(channels))
         self.event = asyncio.Event()
+        self.error: StoreError | None = None
         self.entered_at = -inf
 
     def enter_again(self) -> None:
@@ -73,10 +82,14 @@ class Sleepers:
         self._waiters: dict[Channel, deque[_Waiter]] = {}
         self._task: asyncio.Task[None] | None = None
         self._passing: set[asyncio.Task[None]] = set()
-        self._ready = asyncio.Event()
+        self._is_ready = False
 
     async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
-        """Yield when the watch is in force, then after each wake-up."""
+        """Yield when the watch is in force, then after each wake-up.
+
+        Raises:
+            StoreError: Wake-ups cannot be heard, since the server is not reached, say.
+        """
         waiter = _Waiter(channels)
         for channel in waiter.channels:
             self._waiters.setdefault(channel, deque()).append(waiter)
@@ -84,9 +97,14 @@ class Sleepers:
             self._task = asyncio.create_task(self._listen(), name="converge-redis-wakes")
         try:
             while True:
-                await self._ready.wait()
+                if not self._is_ready:
+                    await waiter.event.wait()
                 was_told = waiter.event.is_set()
                 waiter.event.clear()
+                if (error := waiter.error) is not None:
+                    raise error
+                if not self._is_ready:
+                    continue
                 if anyio.current_time() - waiter.entered_at >= REFRESH_SEC:
                     await self._enter(waiter)
                 yield None
@@ -109,7 +127,7 @@ class Sleepers:
             if not self._waiters[channel]:
                 del self._waiters[channel]
                 empty.append(channel)
-        if self._ready.is_set() and empty:
+        if self._is_ready and empty:
             # Should this fail, the next wake comes here and is passed on.
             with anyio.move_on_after(LEAVE_SEC, shield=True):
                 try:
@@ -124,29 +142,49 @@ class Sleepers:
     async def _listen(self) -> None:
         while True:
             try:
-                await self._subscribe()
-            except (StoreError, driver.RedisError, OSError, EOFError) as error:
-                log.warning("wake-ups from redis at %s are lost until it is back: %s", self._connector.where, error)
-            except Exception:
+                connection = await self._connector.connect(self._hear)
+                try:
+                    await self._subscribe(connection)
+                finally:
+                    self._is_ready = False
+                    connection.close()
+            except StoreError as error:
+                log.debug("wake-ups from redis at %s cannot be heard: %s", self._connector.where, error)
+                self._tell_all(error)
+            except (OSError, HiredisError) as error:
+                log.warning("wake-ups from redis at %s were lost for a moment: %s", self._connector.where, error)
+                continue
+            except Exception as error:
                 log.exception("wake-ups from redis at %s are lost for a while", self._connector.where)
-            self._ready.clear()
+                self._tell_all(StoreUnavailable(f"wake-ups are not heard: {type(error).__name__}"))
             await asyncio.sleep(RECONNECT_SEC)
 
-    async def _subscribe(self) -> None:
-        connection = await self._connector.connect()
-        try:
-            await connection.send_command("SUBSCRIBE", self._name)
-            await connection.read_response(disconnect_on_error=False)
-            self._ready.set()
-            for waiters in self._waiters.values():
-                for waiter in waiters:
-                    waiter.enter_again()
-            while True:
-                self._hear(await connection.read_response(disconnect_on_error=False))
-        finally:
-            await connection.disconnect(nowait=True)
+    async def _subscribe(self, connection: Connection) -> None:
+        """Listen until the connection ends. Raises StoreError if it never began, OSError when it is over."""
+        connection.tell("SUBSCRIBE", self._name)
+        await self._ping(connection)  # its answer comes after the subscription is in force
+        self._is_ready = True
+        self._tell_all(None)  # they look, and enter again
+        while not connection.is_closed:
+            with anyio.move_on_after(PING_SEC):
+                await connection.closed.wait()
+            if asyncio.get_running_loop().time() - connection.heard_at >= PING_SEC:
+                await self._ping(connection)
+        connection.tell("PING")  # raises why it ended
 
-    def _hear(self, message: Any) -> None:
+    async def _ping(self, connection: Connection) -> None:
+        async with asyncio.timeout(PING_SEC):
+            answer = await connection.ask("PING")
+        if isinstance(answer, ReplyError):
+            raise _errors.of_answer(answer, self._connector.where, writes=False)
+
+    def _tell_all(self, error: StoreError | None) -> None:
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                waiter.error = error
+                waiter.enter_again()
+
+    def _hear(self, message: list[Any]) -> None:
         if len(message) != 3 or message[0] != b"message":
             return
         channel = message[2].decode()
@@ -175,8 +213,9 @@ class Sleepers:
             log.debug("a wake for %s was not passed on: %s", channel, error)
 
     async def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, also where the caller is cancelled."""
         tasks = [*self._passing, *([self._task] if self._task is not None else [])]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        with anyio.move_on_after(CLOSE_SEC, shield=True):
+            await asyncio.gather(*tasks, return_exceptions=True)

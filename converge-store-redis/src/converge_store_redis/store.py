@@ -13,6 +13,7 @@ from converge.contracts.store import (
     Conflict,
     Durability,
     Entry,
+    Inspection,
     Key,
     Prefix,
     Range,
@@ -20,15 +21,22 @@ from converge.contracts.store import (
     Take,
     Turned,
 )
-from converge.errors import StoreBusy
+from converge.errors import NotApplied, OutcomeUnknown, StoreBusy
 from converge.model.keys import Family
-from converge_store_redis.call import Call, Names, taken
+from converge_store_redis.call import Call, Names, parts_of, taken
 from converge_store_redis.connect import Connector
+from converge_store_redis.inspection import inspection
 from converge_store_redis.options import RedisOptions
 from converge_store_redis.packing import PACKERS, bounds, member_unpacker
 from converge_store_redis.scripts import load
-from converge_store_redis.server import check_server
+from converge_store_redis.server import check_server, facts
 from converge_store_redis.sleepers import Sleepers
+
+READ_ENTRIES, READ_BYTES = 2_000, 1_048_576
+"""The most that one call reads: the server does nothing else meanwhile. Whoever wants more gets it in several."""
+
+GET_KEYS = 32
+"""Fewer keys are read at once, whatever they hold."""
 
 TURN_TRIES = 64
 """How often a call whose batches met conflicts is sent again without them: each round settles one batch at least."""
@@ -50,16 +58,17 @@ class RedisStore(Store):
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str, options: RedisOptions | None = None) -> AsyncIterator[RedisStore]:
-        """Open `redis://HOST:PORT/DB`.
+        """Open `redis://HOST:PORT/DB`, `rediss://`, `unix:///PATH`, `redis+sentinel://` or `redis+cluster://`.
 
         Raises:
-            Unsupported, ConfigError: The URL, or what it leads to (a cluster, a sentinel), cannot be used.
+            Unsupported, ConfigError: The URL, or what it leads to, cannot be used.
             StoreUnavailable: No server answers.
-            StoreRefused: It is too old, a replica, or set to lose tasks silently, or does not let us in.
+            StoreUnsafe: It is set to lose tasks silently.
+            StoreRefused: It is too old, does not let us in, or has keys of another program where ours would be.
         """
         store = cls(url, options or RedisOptions(), Durability.D0)
         try:
-            store.durability = await check_server(store._connector)
+            store.durability = await check_server(store._connector, store._names)
             yield store
         finally:
             await store._close()
@@ -82,18 +91,39 @@ class RedisStore(Store):
     async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
         if not keys:
             return []
-        found = await self._connector.call("HMGET", self._names.values, *[PACKERS[key[0]](key) for key in keys])
+        fields = [PACKERS[key[0]](key) for key in keys]
+        found: list[bytes | None] = []
+        while len(found) < len(fields):
+            found += await self._read(fields[len(found) :])
         return [None if raw is None else _entry(key, raw) for key, raw in zip(keys, found, strict=True)]
 
+    async def _read(self, fields: list[bytes]) -> Sequence[bytes | None]:
+        """Return the values of the first fields, at least of one."""
+        values: Sequence[bytes | None]
+        if len(fields) <= GET_KEYS:
+            values = await self._connector.call("HMGET", self._names.values, *fields)
+        else:
+            arguments = [READ_BYTES, *fields]
+            values = await self._connector.evaluate(load("get"), [self._names.values], arguments, writes=False)
+        return values
+
     async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
-        if not ranges:
-            return []
-        keys = [self._names.values, *(self._names.set_of(range_.prefix[0]) for range_ in ranges)]
-        arguments: list[Any] = []
-        for range_ in ranges:
-            arguments += (*bounds(range_.prefix, range_.after), max(range_.limit, 0))
-        pages = await self._connector.evaluate(load("scan"), keys, arguments, writes=False)
-        return [_entries(range_.prefix[0], *page) for range_, page in zip(ranges, pages, strict=True)]
+        pages: list[list[Entry]] = [[] for _ in ranges]
+        left = [(page, range_, max(range_.limit, 0)) for page, range_ in zip(pages, ranges, strict=True)]
+        while left:
+            keys = [self._names.values, *(self._names.set_of(range_.prefix[0]) for _, range_, _ in left)]
+            arguments: list[Any] = [READ_ENTRIES, READ_BYTES]
+            for page, range_, limit in left:
+                after = page[-1].key[len(range_.prefix) :] if page else range_.after
+                arguments += (*bounds(range_.prefix, after), limit)
+            found = await self._connector.evaluate(load("scan"), keys, arguments, writes=False)
+            again = []
+            for (page, range_, limit), (members, values, may_be_more) in zip(left, found, strict=True):
+                page += _entries(range_.prefix[0], members, values)
+                if may_be_more and len(members) < limit:
+                    again.append((page, range_, limit - len(members)))
+            left = again
+        return pages
 
     async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
         if not prefixes:
@@ -125,11 +155,29 @@ class RedisStore(Store):
         return await self._turn(batches, take, wake)
 
     async def _turn(self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]) -> Turned:
-        """Send everything at once; where checks fail, nothing of it is done, and what is left is sent again."""
+        """Send the batches, all in one call unless they are many or large; the take and the wakes go with the last."""
         if not batches and take is None and not wake:
             return Turned([], None)
-        call = Call(self._names, batches, take, wake)
-        answer = await self._connector.evaluate(load("turn"), call.keys, call.arguments, writes=True)
+        parts = parts_of(batches)
+        if len(parts) == 1:
+            return await self._send(Call(self._names, batches, take, wake), batches, take, wake)
+        *calls, last = [  # all of them first: a value that is too large is refused before anything is written
+            Call(self._names, some, *((take, wake) if some is parts[-1] else (None, ()))) for some in parts
+        ]
+        outcomes: list[Committed | Conflict] = []
+        try:
+            for call, some in zip(calls, parts, strict=False):
+                outcomes += (await self._send(call, some, None, ())).outcomes
+            turned = await self._send(last, parts[-1], take, wake)
+        except NotApplied as error:
+            if any(isinstance(outcome, Committed) for outcome in outcomes):
+                raise OutcomeUnknown(f"a part of the call was applied, then it failed: {error}") from error
+            raise
+        return Turned([*outcomes, *turned.outcomes], turned.taken)
+
+    async def _send(self, call: Call, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]) -> Turned:
+        """Send everything at once; where checks fail, nothing of it is done, and what is left is sent again."""
+        answer = await self._evaluate(call)
         if answer[0] == 1:
             return Turned(
                 [Committed(answer[1])] * len(batches), None if take is None else taken(take, answer[1], answer[2])
@@ -144,7 +192,7 @@ class RedisStore(Store):
             if not todo and take is None:
                 return Turned([outcome for outcome in outcomes if outcome is not None], None)
             call = Call(self._names, [batches[index] for index in todo], take, wake)
-            answer = await self._connector.evaluate(load("turn"), call.keys, call.arguments, writes=True)
+            answer = await self._evaluate(call)
             if answer[0] == 1:
                 committed = Committed(answer[1])
                 return Turned(
@@ -154,6 +202,15 @@ class RedisStore(Store):
         raise StoreBusy(
             f"the call met other writers {TURN_TRIES} times; batches without a conflict were not written, try again"
         )
+
+    async def _evaluate(self, call: Call) -> Any:
+        answer = await self._connector.evaluate(load("turn"), call.keys, call.arguments, writes=True)
+        if answer[0] == 1:
+            self._connector.lineage.saw(answer[1])
+        return answer
+
+    async def inspect(self) -> Inspection:
+        return inspection(await facts(self._connector), self._connector.place, self._connector.where)
 
     def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
         return self._sleepers.watch(channels)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from converge.model.keys import Family, Key, Prefix, Rest
+from converge.model.keys import TASK, Family, Key, Prefix, Rest
 
 ABSENT = 0
 """As the revision of a check: the key must not be there. Real revisions are positive."""
@@ -35,6 +35,13 @@ class Batch(NamedTuple):
     puts: Sequence[Put] = ()
     deletes: Sequence[Key] = ()
     window: Window | None = None
+
+
+def grows(batch: Batch) -> bool:
+    """Return whether the batch brings new tasks, which a store that is full refuses; everything else makes room, or is
+    needed by what does.
+    """
+    return any(key[0] is TASK for key, _ in batch.puts)
 
 
 class Range(NamedTuple):

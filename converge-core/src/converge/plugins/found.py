@@ -22,7 +22,7 @@ RESERVED_NAMES = frozenset(("memory", "file", "local", "store", "static"))
 RESERVED_SCHEMES = frozenset(("memory", "file", "local"))
 
 DISTRIBUTIONS: Mapping[str, str] = {
-    **dict.fromkeys(("redis", "rediss"), "converge-store-redis"),
+    **dict.fromkeys(("redis", "rediss", "unix"), "converge-store-redis"),
     **dict.fromkeys(("sql", "sqlite", "postgresql", "mysql", "mariadb"), "converge-store-sql"),
     "tcp": "converge-transport-tcp",
     **dict.fromkeys(("ws", "wss"), "converge-transport-ws"),
@@ -80,8 +80,8 @@ def only(found: Sequence[Found], what: str, *, is_reserved: bool) -> Found | Non
 
 
 def missing(what: str, name: str, known: Iterable[str]) -> PluginMissing:
-    if name in DISTRIBUTIONS:
-        return PluginMissing(f"no installed distribution provides the {what}; pip install {DISTRIBUTIONS[name]}")
+    if (base := name.partition("+")[0]) in DISTRIBUTIONS:
+        return PluginMissing(f"no installed distribution provides the {what}; pip install {DISTRIBUTIONS[base]}")
     near = difflib.get_close_matches(name, sorted(set(known)), n=1)
     if not near:
         return PluginMissing(

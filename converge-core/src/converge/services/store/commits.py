@@ -17,9 +17,11 @@ from converge.errors import (
     NotApplied,
     OutcomeUnknown,
     StoreError,
+    StoreFull,
     StoreRolledBack,
     StoreUnavailable,
 )
+from converge.model.batch import grows
 from converge.services.store import epoch as epochs
 from converge.services.store.detached import Running, detached
 from converge.services.store.history import ROLLED_BACK, History
@@ -277,7 +279,17 @@ class Commits:
             # Nothing was written. Each goes by itself now: what is wrong with one batch is not the others' trouble.
             answers = [(await self._try([batch], None, wake))[0][0] for batch in batches]
             return answers, None if take is None else (await self._try([], take, wake))[1]
+        except StoreFull as error:
+            room = [batch for batch in batches if not grows(batch)]
+            if len(room) == len(batches) or not (room or take):
+                return [error] * len(batches), None if take is None else error
+            # Nothing was written. What may make room, and the take, go by themselves.
+            some, took = await self._try(room, take, wake)
+            rest = iter(some)
+            return [error if grows(batch) else next(rest) for batch in batches], took
         except StoreError as error:
+            if isinstance(error, StoreRolledBack) and epoch is history.epoch:
+                history.is_rolled_back = True
             return [error] * len(batches), None if take is None else error
         if epoch is history.epoch:
             history.check([*outcomes, taken] if take is not None else outcomes, floor)

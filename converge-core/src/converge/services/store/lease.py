@@ -317,6 +317,8 @@ class Lease:
             except OutcomeUnknown:
                 return await self._look_again(store)
             except StoreError as error:
+                if isinstance(error, StoreRolledBack) and epoch is history.epoch:
+                    history.is_rolled_back = True
                 self._outage.failed("renewal", error)
                 return False
             self._renewed(began)
