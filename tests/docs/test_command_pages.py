@@ -24,6 +24,7 @@ from converge.cli import (
     submit,
 )
 from converge.cli.options import Common
+from converge.cli.submit import TaskFlags
 from converge.cli.tasks import list as list_module
 from converge.cli.tasks import purge as purge_module
 from converge.cli.tasks import verbs as tasks
@@ -56,7 +57,7 @@ COMMANDS = [
         plugins.list_plugins,
     ),
     *(pools.create, pools.list_pools, pools.show, pools.allow, pools.pause, pools.resume),
-    *(agents.list_agents, agents.show, identity.new, identity.show),
+    *(agents.list_agents, agents.show, agents.ps, identity.new, identity.show),
     *(
         plugins.show,
         config.show,
@@ -97,6 +98,8 @@ def test_every_flag_is_on_the_page(command: object) -> None:
     ]
     if "common" in flags:
         flags = [name for name in flags if name != "common"] + [field.name for field in attrs.fields(Common)]
+    if "task" in flags:
+        flags = [name for name in flags if name != "task"] + [field.name for field in attrs.fields(TaskFlags)]
     assert [name for name in flags if f"`--{name.replace('_', '-')}" not in page] == []
 
 

@@ -72,8 +72,8 @@ PLAIN = ("mine:Plain", "--pool", "p")
         ((*PLAIN, "--plugin", "redis", "--store", "redis+cluster://h:6379"), "", ["redis+cluster", "Cluster"]),
         ((*PLAIN, "--store", "postgresql+psycopg://h/d"), "", ["postgresql+psycopg", "asyncpg", "postgresql://"]),
         ((*PLAIN, "--store", "mysql+aiomysql://h/d"), "", ["mysql+aiomysql", "asyncmy", "mysql://"]),
-        ((*PLAIN, "--health", "127.0.0.1:8080"), "", ["--health", "this release does not have a health endpoint"]),
-        (PLAIN, 'health = "127.0.0.1:8080"', ["health", "this release does not have a health endpoint"]),
+        ((*PLAIN, "--health", "0.0.0.0"), "", ["--health", "expected HOST:PORT"]),
+        (PLAIN, 'health = "127.0.0.1:80800"', ["health", "expected HOST:PORT"]),
         (PLAIN, "tls = true", ["tls: unknown key; known are", "require_tls"]),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, tuple) else None,
@@ -127,7 +127,7 @@ async def test_a_send_that_asks_for_what_there_is_not_delivers_nothing(how: dict
             await agent.send(how.pop("to"), "x", **how)
 
 
-@pytest.mark.parametrize("setting", ["require_tls", "health", "trust", "tls"])
+@pytest.mark.parametrize("setting", ["require_tls", "trust", "tls"])
 def test_a_node_takes_no_setting_that_it_would_ignore(setting: str) -> None:
     with pytest.raises((TypeError, ConvergeError), match=setting):
         Node(**{setting: "x"})  # type: ignore[arg-type]  # any of them, which is the point

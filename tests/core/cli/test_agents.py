@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,3 +74,32 @@ def test_agents_of_a_process_that_has_ended_are_not_listed(converge: Converge) -
     answer = converge("agents", "show", "cv1abc", *STORE)
     assert (answer.code, answer.out) == (2, "")
     assert 'agent "cv1abc" is not listed' in answer.err
+
+
+def test_processes_are_listed_with_what_they_do(
+    converge: Converge, start: Callable[..., subprocess.Popen[str]], folder: Path
+) -> None:
+    (folder / "slow.py").write_text(
+        "import anyio\nfrom converge import Agent\n\nclass Slow(Agent):\n    async def on_task(self, task):\n"
+        "        self.log.info('begun')\n        await anyio.sleep_forever()\n"
+    )
+    store = ("--store", "file:state.db")
+    assert converge("ps", *store).code == 4
+    (folder / "tasks.jsonl").write_text('{"inputs": {}}\n')
+    flags = ("--pool", "p", "--agents", "3", *store, "--submit", "tasks.jsonl", "--grace", "0")
+    process = start("run", "slow:Slow", *flags)
+    assert process.stderr is not None
+    while "begun" not in (line := process.stderr.readline()):
+        assert line, "it has ended"
+    (row,) = [json.loads(line) for line in converge("ps", "--json", *store).out.splitlines()]
+    assert (row["pid"], row["agents"], row["running"], row["resting"]) == (process.pid, 3, 1, 0)
+    assert row["is_alive"] and row["lease_sec"] > 0
+    assert row["id"][:15] in converge("ps", *store).out
+    (task,) = [json.loads(line) for line in converge("tasks", "list", "--json", *store).out.splitlines()]
+    assert task["claimed_by"] == row["id"]
+    assert f"by node {row['id'][:15]}" in converge("tasks", "explain", task["id"], *store).out
+    process.terminate()
+    process.communicate(timeout=60)
+    assert converge("ps", *store).err == "no processes\n"
+    shown = json.loads(converge("tasks", "show", task["id"], "--json", *store).out)
+    assert shown["history"][0]["took_sec"] > 0

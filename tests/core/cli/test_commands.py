@@ -18,6 +18,7 @@ import pytest
 from converge.cli import COMMANDS
 from converge.cli.failures import code_of, failed
 from converge.cli.options import Common
+from converge.cli.submit import TaskFlags
 from converge.errors import (
     ConfigError,
     HandshakeFailed,
@@ -180,6 +181,9 @@ def test_the_help_of_a_command_is_its_docstring_and_a_line_for_each_flag(
     by_name = inspect.signature(function).parameters
     common = get_type_hints(Common, include_extras=True) if hints.pop("common", None) else {}
     hints |= common
+    if hints.pop("task", None) is TaskFlags:
+        common = common | get_type_hints(TaskFlags, include_extras=True)
+        hints |= common
     for parameter, hint in hints.items():
         if parameter != "return":
             (shown,) = (one for one in hint.__metadata__ if isinstance(one, cyclopts.Parameter))

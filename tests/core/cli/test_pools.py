@@ -28,9 +28,11 @@ def test_a_pool_is_created_once_and_then_left_as_it_is(converge: Converge) -> No
     )
     again = converge("pools", "create", "docs", "--keep-failed", "70", "--json", *STORE)
     assert (records(first), records(again)) == (
-        [{"id": "docs", "is_created": True}],
-        [{"id": "docs", "is_created": False}],
+        [{"id": "docs", "is_created": True, "differs": {}}],
+        [{"id": "docs", "is_created": False, "differs": {"keep_failed_sec": 60.0}}],
     )
+    told = converge("pools", "create", "docs", "--keep-failed", "70", *STORE).err
+    assert told == "keep_failed_sec of pool docs is 60.0, not 70.0 as asked\n"
     (shown,) = records(converge("pools", "show", "docs", "--json", *STORE))
     assert (shown["keep_failed_sec"], shown["priority_step_sec"], shown["is_paused"]) == (60, 5, True)
     assert converge("pools", "create", "docs", *STORE).out == "pool docs exists already and was left as it is\n"

@@ -387,3 +387,42 @@ def test_the_help_is_there_without_importing_what_runs_agents(start: Start) -> N
     out, _ = process.communicate(timeout=NEVER_SEC)
     assert process.returncode == 0
     assert all(word in out for word in ("run", "submit", "tasks", "plugins"))
+
+
+def test_a_drain_that_a_signal_cuts_short_says_what_is_left(
+    start: Callable[..., subprocess.Popen[str]], folder: Path
+) -> None:
+    (folder / "slow.py").write_text(
+        "import anyio\nfrom converge import Agent\n\nclass Slow(Agent):\n    async def on_task(self, task):\n"
+        "        self.log.info('begun')\n        await anyio.sleep_forever()\n"
+    )
+    (folder / "tasks.jsonl").write_text('{"inputs": {}}\n' * 5)
+    flags = ("--pool", "p", "--store", "file:state.db", "--submit", "tasks.jsonl", "--drain", "--grace", "0")
+    process = start("run", "slow:Slow", *flags)
+    assert process.stderr is not None
+    while "begun" not in (line := process.stderr.readline()):
+        assert line, "it has ended"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the drain was cut short: 0 have ended, 5 are left in p" in errors
+
+
+def test_a_drain_sums_up_why_tasks_have_not_completed(converge: Converge, folder: Path) -> None:
+    (folder / "bad.py").write_text(
+        "from converge import Agent\nfrom converge.errors import NoRetry\n\nclass Bad(Agent):\n"
+        "    async def on_task(self, task):\n        if task.inputs['n'] > 1:\n"
+        "            raise NoRetry(f\"line {task.inputs['n']} is bad\")\n"
+    )
+    (folder / "tasks.jsonl").write_text("".join(f'{{"inputs": {{"n": {n}}}}}\n' for n in range(5)))
+    flags = ("--pool", "p", "--store", "file:state.db", "--submit", "tasks.jsonl", "--drain")
+    answer = converge("run", "bad:Bad", *flags)
+    assert answer.code == 1
+    assert "drained: 2 completed, 3 not, in " in answer.err
+    assert "3 not completed: " in answer.err and " is bad" in answer.err
+
+
+def test_what_is_wrong_is_told_beside_what_is_missing(converge: Converge) -> None:
+    answer = converge("run", "counting:WordCounter", "--store", "memroy:", "--transport", "tpc://x")
+    assert answer.code == 3
+    assert [word in answer.err for word in ("pool_id: is missing", '"memroy"', '"tpc"')] == [True] * 3, answer.err

@@ -94,7 +94,11 @@ def test_nothing_is_submitted_if_one_line_is_wrong_and_all_wrong_lines_are_told(
         (["--pool", "docks", *STORE], 3, 'pool "docks" does not exist; did you mean "docs"?'),
         (["--pool", "docs"], 3, "store: memory: is seen by this process only; name the one that the agents use"),
         ([*STORE], 2, "--pool is missing"),
-        (["--pool", "docs", "--input", "text", *STORE], 2, "--input text: expected NAME=VALUE or NAME=@FILE"),
+        (
+            ["--pool", "docs", "--input", "text", *STORE],
+            2,
+            "--input text: expected NAME=TEXT, NAME:=JSON or NAME=@FILE",
+        ),
         (["--pool", "docs", "--input", "a=1", "--input", "a=2", *STORE], 2, "--input a: is given twice"),
         (
             ["--pool", "docs", "--input", "a=@gone", *STORE],
@@ -175,7 +179,7 @@ def test_tasks_are_listed_by_state_and_pool(pool: Converge) -> None:
     assert len(listed(pool, "--limit", "2")) == 2
     assert listed(pool, "--state", "completed") == []
     plain = pool("tasks", "list", *STORE).out.splitlines()
-    assert plain[0].split() == ["id", "state", "pool", "attempts", "submitted", "task"]
+    assert plain[0].split() == ["id", "state", "pool", "attempts", "submitted", "worker", "since", "task"]
     assert len(plain) == 4
 
 
@@ -190,3 +194,42 @@ def test_a_task_that_is_not_there_is_a_usage_error(pool: Converge) -> None:
     assert (answer.code, answer.out) == (2, "")
     assert "does not exist" in answer.err
     assert pool("tasks", "show", "nonsense", *STORE).code == 2
+
+
+def test_the_flags_of_a_task_are_its_fields(converge: Converge) -> None:
+    made = converge(
+        *("submit", "--pool", "new", "--create-pool", *STORE, "--max-attempts", "2", "--ordering-key", "k"),
+        *("--not-before", "1h", "--deadline", "2099-01-01", "--input", "n:=1", "--input", "text=a   b"),
+    )
+    assert made.code == 0, made.err
+    id_ = made.out.strip()
+    shown = json.loads(converge("tasks", "show", id_[:-4], "--json", *STORE).out)
+    assert (shown["id"], shown["inputs"]) == (id_, {"n": 1, "text": "a   b"})
+    assert (shown["max_attempts"], shown["ordering_key"]) == (2, "k")
+    assert shown["deadline"] == "2099-01-01T00:00:00+00:00" and shown["not_before"] > shown["submitted_at"]
+    assert '"a   b"' in converge("tasks", "show", id_, *STORE).out
+    again = converge("submit", "--pool", "new", "--id", id_, *STORE)
+    assert (again.code, "was submitted with other" in again.err or id_ in again.err) == (2, True), again
+
+
+@pytest.mark.parametrize(
+    ("beginning", "why"),
+    [("ffff", "no task's begins so"), ("01", "expected a UUID"), ("nonsense", "expected a UUID")],
+)
+def test_a_beginning_that_is_no_tasks_is_refused(pool: Converge, beginning: str, why: str) -> None:
+    answer = pool("tasks", "show", beginning, *STORE)
+    assert (answer.code, why in answer.err) == (2, True), answer.err
+
+
+def test_a_beginning_of_several_ids_is_refused(pool: Converge, folder: Path) -> None:
+    ids = [f"0190a000-0000-7000-8000-00000000000{number}" for number in range(2)]
+    for id_ in ids:
+        assert pool("submit", "--pool", "docs", "--id", id_, *STORE).code == 0
+    answer = pool("tasks", "cancel", ids[0][:10], *STORE)
+    assert (answer.code, "several begin so" in answer.err) == (2, True), answer.err
+    assert pool("tasks", "cancel", ids[0], *STORE).code == 0
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(pool: Converge, folder: Path) -> None:
+    (folder / "tasks.jsonl").write_bytes(b'\xef\xbb\xbf{"inputs": {"a": 1}}\n')
+    assert pool("submit", "tasks.jsonl", "--pool", "docs", *STORE).code == 0

@@ -48,7 +48,7 @@ async def submit(node: Node, *texts: str, **fields: Any) -> list[str]:
 async def test_results_come_in_the_order_of_the_submit(node: Node) -> None:
     texts = [f"t{at}" for at in range(250)]
     seen: list[tuple[int, int]] = []
-    drained = await Drain(node.handle, node.tasks, ["p"], lambda done, total: seen.append((done, total))).run(
+    drained = await Drain(node.handle, node.tasks, ["p"], lambda done, total, _: seen.append((done, total))).run(
         await submit(node, *texts)
     )
     assert [row.result for row in drained.rows] == texts

@@ -13,6 +13,7 @@ from converge.cli.failures import failed
 COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("run", "run:run", "Run agents until their pool is drained, or until SIGTERM or SIGINT."),
     ("submit", "submit:submit", "Submit tasks, from flags or from a file of JSON lines."),
+    ("ps", "agents:ps", "List the processes that work on a store."),
     ("tasks", "", "Inspect tasks, and act on them."),
     (
         "tasks list",

@@ -1,8 +1,9 @@
-"""`converge agents`: list agents by their verified descriptors."""
+"""`converge agents` and `converge ps`: agents by their verified descriptors, and the processes that run them."""
 
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -14,6 +15,7 @@ from converge.cli import output
 from converge.cli.failures import DONE
 from converge.cli.options import NONE, Common, OfPool
 from converge.cli.run import loop_options
+from converge.cli.tasks.verbs import short
 from converge.errors import InputError
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
 from converge.operations import run as main
@@ -21,15 +23,13 @@ from converge.runtime.config.config import Config
 from converge.runtime.network.discovery_store import store_url
 from converge.services.discovery.service import DiscoveryService
 from converge.services.pools import rests_of
+from converge.services.store.processes import LeaseSeen, id_of_node, leases
 from converge.services.tasks.records import moment
 
 ID_SHOWN = 15
 """How much of an id a table shows: `cv1` and 60 bits, which tell all agents of a network apart and fit beside the other
 columns.
 """
-
-NODE_SHOWN = 12
-"""How much of a node's key a table shows."""
 
 
 def list_agents(
@@ -129,7 +129,7 @@ def _cells(one: AgentDescriptor, found: Listed) -> tuple[object, ...]:
         one.id[:ID_SHOWN],
         one.name,
         *names,
-        one.node_key[:NODE_SHOWN],
+        id_of_node(one.node_key)[:ID_SHOWN],
         " ".join(one.endpoints),
         output.age(_age_sec(one, found.now)),
         _rest(one, found),
@@ -148,3 +148,65 @@ async def _query(config: Config, query: DiscoveryQuery) -> Listed:
         found = await DiscoveryService(store=store, network=config.network).query(query, refresh_from_store=True)
         rests = await rests_of(store, [(one.id, one.lease, one.pools) for one in found])
         return Listed(found, rests, await store.time())
+
+
+PROCESS_COLUMNS = ("process", "host", "pid", "release", "since", "agents", "running", "resting", "lease", "endpoints")
+
+
+class Process(NamedTuple):
+    """One process: its lease, how many agents it has listed, and how many of them rest."""
+
+    lease: LeaseSeen
+    agents: int
+    resting: int
+
+
+def ps(*, common: Common = NONE) -> int:
+    """List the processes that work on the store: where each runs, since when, and what it does.
+
+    `process` is the id that its logs, `tasks explain` and `tasks list` name; `running` counts the tasks that it holds,
+    `resting` its agents whose circuit breaker is open. A lease that has not been renewed is shown as late, then as
+    ended: its tasks go back. Whether a process is ready, its own /readyz says best.
+    """
+    settings = common.configured()
+    found = anyio.run(_read_processes, settings, backend_options=loop_options())
+    if common.json:
+        for one in found:
+            output.line(_process_record(one))
+        return DONE
+    output.table(PROCESS_COLUMNS, [_process_cells(one) for one in found], has_lines=True, empty="no processes")
+    return DONE
+
+
+def _lease_state(lease: LeaseSeen) -> str:
+    return f"{lease.remaining_sec:.0f} s left" if lease.is_alive else f"ended {output.age(-lease.remaining_sec)} ago"
+
+
+def _process_cells(one: Process) -> tuple[object, ...]:
+    lease = one.lease
+    since = moment(lease.started) if lease.started else ""
+    return (
+        short(lease.node_id) or lease.id[:12], lease.host, lease.pid or "", lease.release, since, one.agents,
+        lease.held, one.resting, _lease_state(lease), " ".join(lease.endpoints),
+    )  # fmt: skip
+
+
+def _process_record(one: Process) -> dict[str, Any]:
+    lease = one.lease
+    return {
+        "id": lease.node_id, "lease": lease.id, "host": lease.host, "pid": lease.pid, "release": lease.release,
+        "since": moment(lease.started) if lease.started else None, "agents": one.agents, "running": lease.held,
+        "resting": one.resting, "is_alive": lease.is_alive, "lease_sec": round(lease.remaining_sec, 3),
+        "endpoints": list(lease.endpoints),
+    }  # fmt: skip
+
+
+async def _read_processes(config: Config) -> list[Process]:
+    async with main.opened_store(config) as store:
+        found = await leases(store)
+        service = DiscoveryService(store=store, network=config.network)
+        agents = await service.query(DiscoveryQuery(), refresh_from_store=True)
+        rests, now = await rests_of(store, [(one.id, one.lease, one.pools) for one in agents]), await store.time()
+        listed = Counter(one.lease for one in agents)
+        resting = Counter(one.lease for one in agents if rests.get(one.id, 0) > now)
+        return [Process(one, listed[one.id], resting[one.id]) for one in found]

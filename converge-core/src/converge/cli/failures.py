@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -100,6 +101,8 @@ def _text(error: BaseException) -> str:
         and error.unused_tokens[0].startswith("-")
     ):
         return _unknown_flag(error.unused_tokens[0])
+    if isinstance(error, cyclopts.UnknownCommandError) and error.unused_tokens:
+        return re.sub(r"Available commands: .*", "--help lists them.", str(error))
     if isinstance(error, cyclopts.UnusedCliTokensError) and error.unused_tokens:
         return f'"{error.unused_tokens[0]}" is one argument more than this command takes; its --help lists them'
     if isinstance(error, ConvergeError | cyclopts.CycloptsError):

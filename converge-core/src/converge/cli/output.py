@@ -5,6 +5,7 @@ terminal.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -116,14 +117,20 @@ def age(seconds: float) -> str:
     return f"{int(max(0, seconds) // length)}{unit}"
 
 
+_BREAKS = re.compile(r" *[\t-\r\x1c-\x1f\x85\u2028\u2029]+ *")
+"""What would end a line, or move on in it."""
+
+
 class Bar:
-    """A progress bar: called with how many of how many are done; `note` writes a few words beside it."""
+    """A progress bar: called with how many of how many are done, and how many of them badly; `note` writes a few words
+    beside it.
+    """
 
     def __init__(self, update: Callable[..., None]) -> None:
         self._update = update
 
-    def __call__(self, done: int, total: int) -> None:
-        self._update(completed=done, total=total)
+    def __call__(self, done: int, total: int, bad: int = 0) -> None:
+        self._update(completed=done, total=total, bad=f"{bad:,} not completed" if bad else "")
 
     def note(self, text: str) -> None:
         """Write the words in place of those that stand there."""
@@ -139,17 +146,32 @@ def progress(title: str, *, is_wanted: bool) -> Iterator[Bar | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        Rate(),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[bad]}", style="red"),
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bar:
-        yield Bar(partial(bar.update, bar.add_task(title, total=None, note="")))
+        yield Bar(partial(bar.update, bar.add_task(title, total=None, note="", bad="")))
 
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[object]], footer: Sequence[object] | None) -> None:
@@ -219,7 +241,7 @@ def _is_number_column(rows: Sequence[Sequence[object]], at: int) -> bool:
 def _cell(value: object) -> str:
     if isinstance(value, datetime):
         return value.isoformat(timespec="seconds")
-    return harmless(" ".join(str(value).split()))
+    return harmless(_BREAKS.sub(" ", str(value).strip()))
 
 
 def _plain(value: Any) -> Any:

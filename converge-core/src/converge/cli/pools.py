@@ -65,23 +65,31 @@ def create(
     given: dict[str, Any] = {
         "priority_step_sec": priority_step,
         "dedup_window_sec": dedup_window,
-        "keep_completed_sec": settings.retention.completed_sec if keep_completed is None else keep_completed,
-        "keep_failed_sec": settings.retention.failed_sec if keep_failed is None else keep_failed,
+        "keep_completed_sec": keep_completed,
+        "keep_failed_sec": keep_failed,
         "require_durability": require_durability,
     }
     own = {name: value for name, value in given.items() if value is not None}
+    asked = [*own, *(["admission"] if admission != "open" else []), *(["is_paused"] if paused else [])]
+    own = {
+        "keep_completed_sec": settings.retention.completed_sec,
+        "keep_failed_sec": settings.retention.failed_sec,
+    } | own
     if allow and admission != "allow":
         raise InputError("--allow: counts only with --admission allow; without it everybody may join")
     if (admission == "secret") != (secret_file is not None):
         raise InputError("--secret-file and --admission secret: one needs the other")
     pool = Pool(id=pool_id, admission=admission, allow=tuple(allow or ()), is_paused=paused, **own)
-    is_created = anyio.run(_create, settings, pool, _secret(secret_file), backend_options=loop_options())
+    is_created, there = anyio.run(_create, settings, pool, _secret(secret_file), backend_options=loop_options())
+    differs = {name: getattr(there, name) for name in asked if getattr(there, name) != getattr(pool, name)}
     if common.json:
-        output.line({"id": pool_id, "is_created": is_created})
+        output.line({"id": pool_id, "is_created": is_created, "differs": differs})
     else:
         output.write(
             f"pool {pool_id} was created" if is_created else f"pool {pool_id} exists already and was left as it is"
         )
+        for name, value in differs.items():
+            output.note(f"{name} of pool {pool_id} is {value}, not {getattr(pool, name)} as asked")
     return DONE
 
 
@@ -209,9 +217,10 @@ def _shown(value: object) -> object:
     return " ".join(value) if isinstance(value, list | tuple) else value
 
 
-async def _create(config: Config, pool: Pool, secret: str | None) -> bool:
+async def _create(config: Config, pool: Pool, secret: str | None) -> tuple[bool, Pool]:
     async with main.opened_store(config, must_exist=False) as store:
-        return await PoolManager(store).create_pool(pool, secret=secret)
+        pools = PoolManager(store)
+        return await pools.create_pool(pool, secret=secret), await pools.get(pool.id)
 
 
 async def _list(config: Config) -> list[tuple[Pool, Census]]:

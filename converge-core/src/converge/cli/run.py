@@ -103,9 +103,9 @@ def _run_here(settings: Config, wanted: Run, common: Common) -> int:
     with output.progress(settings.pool_id or "tasks", is_wanted=wanted.is_drain) as on_progress:
         on_note = None if on_progress is None else on_progress.note
         options = {"loop_factory": loop_factory}
-        drained = anyio.run(main.run, settings, wanted, on_progress, on_note, backend_options=options)
-    if drained is None or not wanted.is_drain:
-        return DONE
+        drained, code = anyio.run(main.run, settings, wanted, on_progress, on_note, backend_options=options)
+    if drained is None:
+        return code
     write_results(drained.rows, as_json=common.json)
     return FAILED if drained.not_completed else DONE
 

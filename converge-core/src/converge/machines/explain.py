@@ -22,9 +22,15 @@ class Group:
     claimer: Claimer
 
 
+NODE_SHOWN = 15
+"""How much of a node's id is shown: `cv1` and 60 bits, which tell all of a network apart."""
+
+
 @attrs.frozen(kw_only=True)
 class Holder:
-    """Whose claim it is: the process's lease (hex), what its record says, and whether the lease still lives."""
+    """Whose claim it is: the process's lease (hex), its node's id, what its record says, and whether the lease still
+    lives.
+    """
 
     lease: str
     node: str = ""
@@ -116,7 +122,7 @@ def _of_its_place(spec: Spec, state: State | None, place: Place | None, beside: 
 def _of_its_holder(place: Held, holder: Holder | None, now: int) -> str:
     if holder is None:
         return "it is held by a process that is not known any more: the next sweep puts it back"
-    node = f"node {holder.node[:12]}" if holder.node else "a node"
+    node = f"node {holder.node[:NODE_SHOWN]}" if holder.node else "a node"
     where = f" at {' '.join(holder.endpoints)}" if holder.endpoints else ""
     where += f", process {holder.pid} on {holder.host}" if holder.pid else ""
     claim = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,8 +18,10 @@ from converge.model.keys import DONE
 from converge.model.task import Task
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages
-from converge.services.tasks.counts import backlog
+from converge.services.tasks.counts import live
 from converge.services.tasks.manager import TaskManager
+
+log = logging.getLogger("converge.run")
 
 WAITERS = 100
 """Tasks waited for at a time; one watch of the store serves them all."""
@@ -25,11 +29,21 @@ WAITERS = 100
 LOOKED_UP = 1_000
 """Tasks looked up at a time."""
 
+_VARYING = re.compile(r"\d+|'[^']*'|\"[^\"]*\"")
+
 HINTS = ("name", "page", "file", "path", "title", "url")
 HINT_LENGTH = 60
 
-Progress = Callable[[int, int], None]
-"""Called with how many tasks have ended, and of how many that are known."""
+REASONS = 10
+"""Reasons that a summary names; the rows have them all."""
+
+REASON_LENGTH = 200
+
+LEFT_SEC = 2.0
+"""How long a drain that is cut short may take to count what is left."""
+
+Progress = Callable[[int, int, int], None]
+"""Called with how many tasks have ended, of how many that are known, and how many of them have not completed."""
 
 
 @attrs.frozen(kw_only=True)
@@ -47,13 +61,14 @@ class Ended:
 
 @attrs.define(kw_only=True)
 class Drained:
-    """What a drain saw: the tasks in the order in which they were submitted or found, and how many have not
-    completed.
+    """What a drain saw: the tasks in the order in which they were submitted or found, how many have not completed, and
+    how long it took.
     """
 
     rows: list[Ended] = attrs.field(factory=list)
     total: int = 0
     not_completed: int = 0
+    took_sec: float = 0.0
 
 
 @attrs.frozen
@@ -76,9 +91,10 @@ class Drain:
         self, handle: StoreHandle, tasks: TaskManager, pool_ids: Sequence[str], on_progress: Progress | None = None
     ) -> None:
         self._handle, self._tasks, self._pool_ids = handle, tasks, pool_ids
-        self._on_progress = on_progress or (lambda done, total: None)
+        self._on_progress = on_progress or (lambda done, total, bad: None)
+        self._began = handle.env.monotonic()
         self._ended: dict[str, Ended | None] = {}
-        self._known = 0
+        self._known = self._done = 0
         self._begun: _Begun | None = None
 
     async def begin(self) -> None:
@@ -93,28 +109,44 @@ class Drain:
     async def run(self, ids: Sequence[str]) -> Drained:
         """Return once every task of the pools is terminal.
 
+        A drain that is cancelled says in the log how many are left.
+
         Raises:
             StoreError: As `Store.scan`.
         """
+        try:
+            return await self._until_drained(ids)
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(LEFT_SEC, shield=True):
+                left = await self._backlog()
+                text = "the drain was cut short: %s have ended, %s are left in %s"
+                log.warning(text, f"{self._done:,}", f"{left:,}", ", ".join(self._pool_ids))
+            raise
+
+    async def _until_drained(self, ids: Sequence[str]) -> Drained:
         if self._begun is None:
             await self.begin()
         assert self._begun is not None
         todo = list(dict.fromkeys([*ids, *self._begun.live]))
         while True:
-            self._known = len(self._ended) + len(todo)
-            self._on_progress(len(self._ended), self._known)
-            base = len(self._ended)
-            self._ended |= await ask_all(self._tasks.result, todo, partial(self._tell, base))
+            self._known = len(self._ended) + max(len(todo), await self._backlog())
+            base, bad = len(self._ended), sum(map(is_bad, self._ended.values()))
+            self._on_progress(base, self._known, bad)
+            self._ended |= await ask_all(self._tasks.result, todo, partial(self._tell, base, bad))
             todo = await self._live()
             # A task that moves while it is looked for may be missed; it is not missed twice, by another way of
             # counting.
-            if not todo and not sum([await backlog(self._handle, pool_id) for pool_id in self._pool_ids]):
+            if not todo and not await self._backlog():
                 todo = await self._ended_unseen(self._begun)
                 if not todo:
-                    return self._drained()
+                    return _told(self._drained())
 
-    def _tell(self, base: int, done: int) -> None:
-        self._on_progress(base + done, self._known)
+    async def _backlog(self) -> int:
+        return sum(one.live for one in (await live(self._handle.store, self._pool_ids)).values())
+
+    def _tell(self, base: int, bad_before: int, done: int, bad: int) -> None:
+        self._done = base + done
+        self._on_progress(self._done, max(self._known, self._done), bad_before + bad)
 
     async def _live(self) -> list[str]:
         live = [
@@ -146,36 +178,72 @@ class Drain:
 
     def _drained(self) -> Drained:
         rows = [row for row in self._ended.values() if row is not None]
-        bad = sum(row.state != TaskState.COMPLETED for row in rows)
-        return Drained(rows=rows, total=len(self._ended), not_completed=bad)
+        took_sec = self._handle.env.monotonic() - self._began
+        return Drained(rows=rows, total=len(self._ended), not_completed=sum(map(is_bad, rows)), took_sec=took_sec)
 
 
 async def ask_all(
-    ask: Callable[[str], Awaitable[Task]], ids: Sequence[str], on_one: Callable[[int], None] = lambda _: None
+    ask: Callable[[str], Awaitable[Task]],
+    ids: Sequence[str],
+    on_one: Callable[[int, int], None] = lambda done, bad: None,
 ) -> dict[str, Ended | None]:
     """Return what `ask` says of the tasks, in the order given, several asked at a time; None for one that retention has
     removed.
 
-    `on_one` is called after each with the number of tasks so far.
+    `on_one` is called after each with the number of tasks so far, and of those that have not completed.
 
     Raises:
         StoreError: As `Store.get`.
     """
     found: dict[str, Ended | None] = {}
+    bad = 0
     waiting = iter(ids)
 
     async def wait_some() -> None:
+        nonlocal bad
         for id_ in waiting:
             try:
                 found[id_] = ended(await ask(id_))
             except NoSuchTask:
                 found[id_] = None
-            on_one(len(found))
+            bad += is_bad(found[id_])
+            on_one(len(found), bad)
 
     async with anyio.create_task_group() as group:
         for _ in range(min(WAITERS, len(ids))):
             group.start_soon(wait_some)
     return {id_: found[id_] for id_ in ids}
+
+
+def _told(drained: Drained) -> Drained:
+    """Sum it up in the log, with the reasons of what has not completed."""
+    bad = f", {drained.not_completed:,} not" if drained.not_completed else ""
+    rate = drained.total / max(drained.took_sec, 0.001)
+    text = "drained: %s completed%s, in %.1f s (%s tasks/s)"
+    log.info(text, f"{drained.total - drained.not_completed:,}", bad, drained.took_sec, f"{rate:,.0f}")
+    found = reasons(drained.rows)
+    for reason, count in found[:REASONS]:
+        log.warning("%s not completed: %s", f"{count:,}", " ".join(reason.split())[:REASON_LENGTH])
+    if len(found) > REASONS:
+        log.warning("%s not completed, for other reasons", f"{sum(count for _, count in found[REASONS:]):,}")
+    return drained
+
+
+def is_bad(row: Ended | None) -> bool:
+    """Return whether it is known that the task has not completed."""
+    return row is not None and row.state != TaskState.COMPLETED
+
+
+def reasons(rows: Sequence[Ended]) -> list[tuple[str, int]]:
+    """Return why tasks have not completed, each reason with how many, the most common first; numbers and quoted words
+    in it do not make two reasons of one.
+    """
+    counts: dict[str, tuple[str, int]] = {}
+    for row in filter(is_bad, rows):
+        text = row.error or row.state.lower()
+        first, count = counts.get(kind := _VARYING.sub("*", text), (text, 0))
+        counts[kind] = first, count + 1
+    return sorted(counts.values(), key=lambda one: -one[1])
 
 
 def ended(task: Task) -> Ended:

@@ -32,6 +32,7 @@ from converge.secret import without_password
 from converge.services.pools import PoolManager
 from converge.services.store.opening import open_store
 from converge.services.tasks.manager import TaskManager
+from converge.settings import Problem, raise_problems
 
 if TYPE_CHECKING:
     from converge.runtime.node import Node
@@ -84,13 +85,20 @@ def check(config: Config, run: Run) -> None:
     """Refuse what cannot work, before anything is opened.
 
     Raises:
-        ConfigError: What is missing, or does not fit.
+        ConfigError: All that is missing, or does not fit.
     """
-    for cls, group in zip(run.agents, config.groups, strict=True):
-        if claims_tasks(cls) and not takes_messages(cls) and not group.pool_id:
-            raise ConfigError(f"pool_id: is missing: {cls.__name__} works on tasks, so name its pool with --pool")
-    if run.is_drain and not pools_of(config):
-        raise ConfigError("pool_id: is missing: --drain is about a pool, so name it with --pool")
+    problems = [
+        Problem("pool_id", f"is missing: {cls.__name__} works on tasks, so name its pool with --pool")
+        for cls, group in zip(run.agents, config.groups, strict=True)
+        if claims_tasks(cls) and not takes_messages(cls) and not group.pool_id
+    ]
+    if run.is_drain and not pools_of(config) and not problems:
+        problems.append(Problem("pool_id", "is missing: --drain is about a pool, so name it with --pool"))
+    if problems:
+        from converge.runtime.config.check import problems_of
+
+        # What is wrong is told beside what is missing: else it would be the next thing to fail.
+        raise_problems([*problems, *(Problem("", line) for line in problems_of(config))])
     if not any(":" in name and not name.startswith("no:") for name in config.plugins):
         check_options(
             config, PluginHost()
@@ -162,10 +170,10 @@ async def wait_all(
     """
     done: list[int] = [0]
 
-    def on_one(count: int) -> None:
+    def on_one(count: int, bad: int) -> None:
         done[0] = count
         if on_progress is not None:
-            on_progress(count, len(ids))
+            on_progress(count, len(ids), bad)
 
     with anyio.move_on_after(timeout_sec):
         found = await drain.ask_all(TaskManager(store, poll_sec=poll_sec).result, ids, on_one)
@@ -200,8 +208,9 @@ def tune_interpreter() -> None:
 
 async def run(
     config: Config, run: Run, on_progress: Progress | None = None, on_note: Note | None = None
-) -> Drained | None:
-    """Run until the pool is drained, if that is asked, or until a signal comes; then stop cleanly. None: a signal came.
+) -> tuple[Drained | None, int]:
+    """Run until the pool is drained, if that is asked, or until a signal comes; then stop cleanly. Return what was
+    drained, None if a signal came before, and the exit code: 128 and the signal's number for a drain that it cut short.
 
     `on_note` is told twice a second in a few words how many agents rest.
 
@@ -220,8 +229,8 @@ async def run(
                         group.start_soon(_note_rests, node, on_note)
                     drained = await _work(node, config, run, on_progress)
                     group.cancel_scope.cancel()
-                return drained
-    return None
+                return drained, 0
+    return None, 128 + stop.number if run.is_drain else 0
 
 
 async def cancel_when_asked(stop: StopAsked, scope: anyio.CancelScope) -> None:
@@ -315,12 +324,14 @@ async def prepare_pools(pool_manager: PoolManager, config: Config, pools: Sequen
                     f"--create-pool creates this "
                     f"one"
                 ) from error
-    keep: dict[str, Any] = {
-        "keep_completed_sec": config.retention.completed_sec,
-        "keep_failed_sec": config.retention.failed_sec,
-    }
     for pool_id in missing:
-        await pool_manager.create_pool(Pool(id=pool_id, **keep))
+        await pool_manager.create_pool(pool_of(config, pool_id))
+
+
+def pool_of(config: Config, pool_id: str) -> Pool:
+    """Return the pool as the configuration has new ones made."""
+    keep = config.retention
+    return Pool(id=pool_id, keep_completed_sec=keep.completed_sec, keep_failed_sec=keep.failed_sec)
 
 
 def _tell_of_retention(config: Config, pool: Pool) -> None:

@@ -35,6 +35,8 @@ def read_tasks(lines: Iterable[str], name: str, *, pool_id: str = "") -> list[Ta
     tasks: list[Task] = []
     problems: list[str] = []
     for number, line in enumerate(lines, 1):
+        if number == 1:
+            line = line.removeprefix("\ufeff")  # what some editors put at the start of UTF-8
         if not line.strip():
             continue
         try:
@@ -94,21 +96,33 @@ def _with_moments(values: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def read_inputs(texts: Sequence[str]) -> dict[str, str | bytes]:
-    """Return the inputs of `NAME=VALUE` and `NAME=@FILE`: the value, or the file's content, as text if it is UTF-8.
+def read_inputs(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the inputs of `NAME=TEXT`, `NAME:=JSON` and `NAME=@FILE`: the text, the value, or the file's content, as
+    text if it is UTF-8.
 
     Raises:
         InputError: Which one is not well formed, or cannot be read.
     """
-    inputs: dict[str, str | bytes] = {}
+    inputs: dict[str, Any] = {}
     for text in texts:
         name, mark, value = text.partition("=")
+        is_json, name = name.endswith(":"), name.removesuffix(":")
         if not mark or not name:
-            raise InputError(f"--input {text}: expected NAME=VALUE or NAME=@FILE")
+            raise InputError(f"--input {text}: expected NAME=TEXT, NAME:=JSON or NAME=@FILE")
         if name in inputs:
             raise InputError(f"--input {name}: is given twice")
-        inputs[name] = _content(name, Path(value[1:])) if value.startswith("@") else _text(name, value)
+        if is_json:
+            inputs[name] = _json(name, value)
+        else:
+            inputs[name] = _content(name, Path(value[1:])) if value.startswith("@") else _text(name, value)
     return inputs
+
+
+def _json(name: str, value: str) -> Any:
+    try:
+        return decode_plain(_text(name, value).encode(), "value")
+    except TornRecord as error:
+        raise InputError(f"--input {name}:={value}: is not JSON as Converge reads it: {error.reason}") from error
 
 
 def _text(name: str, value: str) -> str:

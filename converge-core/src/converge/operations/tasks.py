@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from datetime import datetime
@@ -68,6 +69,33 @@ class Wanted:
     since: str | None = None
     skip: int = 0
     limit: int = 0
+
+
+LEAST_PREFIX = 4
+"""Characters of an id that stand for it at least."""
+
+_PREFIX = re.compile(r"[0-9a-f-]+")
+
+
+async def whole_id(store: Store, text: str) -> str:
+    """Return the id of the one task whose id begins so; what cannot be the beginning of one comes back as it is.
+
+    Raises:
+        InvalidValue: No id begins so, or several do.
+        StoreError: As `Store.scan`.
+    """
+    if is_id(text) or not LEAST_PREFIX <= len(text) < 36 or not _PREFIX.fullmatch(text):
+        return text
+    found: set[str] = set()
+
+    def look(page: Sequence[Task]) -> bool:
+        found.update(task.id for task in page if task.id.startswith(text))
+        return len(found) < 2
+
+    await visit_tasks(store, None, None, look)
+    if len(found) != 1:
+        raise InvalidValue("task id", text, "more of it: several begin so" if found else "an id: no task's begins so")
+    return found.pop()
 
 
 VisitPage = Callable[[Sequence[Task]], None]

@@ -12,7 +12,7 @@ from converge.cli import output
 from converge.cli.failures import DONE
 from converge.cli.options import NONE, Common, OfPool
 from converge.cli.run import loop_options
-from converge.cli.tasks.verbs import record_of
+from converge.cli.tasks.verbs import record_of, short
 from converge.errors import InputError
 from converge.machines.task import TaskState
 from converge.model.task import Task
@@ -21,7 +21,7 @@ from converge.operations import tasks as operate
 from converge.operations.drain import hint_of
 from converge.runtime.config.config import Config
 
-COLUMNS = ("id", "state", "pool", "attempts", "submitted", "task")
+COLUMNS = ("id", "state", "pool", "attempts", "submitted", "worker", "since", "task")
 DEAD_COLUMNS = ("id", "pool", "attempts", "ended", "error", "task")
 EVERYTHING = operate.Wanted(limit=100)
 
@@ -105,7 +105,10 @@ def list_tasks(
 def _cells(task: Task, *, is_dead: bool) -> tuple[object, ...]:
     if is_dead:
         return (task.id, task.pool_id, task.attempts, task.finished_at or "", task.error, hint_of(task))
-    return (task.id, task.state.lower(), task.pool_id, task.attempts, task.submitted_at or "", hint_of(task))
+    worker, since = short(task.claimed_by), task.claimed_at or task.finished_at or ""
+    return (
+        task.id, task.state.lower(), task.pool_id, task.attempts, task.submitted_at or "", worker, since, hint_of(task),
+    )  # fmt: skip
 
 
 async def _list(config: Config, wanted: operate.Wanted, visit: operate.VisitPage) -> bool:

@@ -101,5 +101,5 @@ async def _purge(
             return await operate.purge(store, wanted, is_dry_run=is_dry_run)
         total = sum(one.count for one in await operate.purge(store, wanted, is_dry_run=True))
         return await operate.purge(
-            store, wanted, is_dry_run=False, on_page=lambda done: on_progress(done, max(done, total))
+            store, wanted, is_dry_run=False, on_page=lambda done: on_progress(done, max(done, total), 0)
         )

@@ -13,8 +13,9 @@ from converge.cli import output
 from converge.cli.failures import DONE, FAILED
 from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
-from converge.machines.explain import Explanation
+from converge.machines.explain import NODE_SHOWN, Explanation
 from converge.machines.task import TaskState
+from converge.model.identity import is_agent_id
 from converge.model.task import Task
 from converge.operations import run as main
 from converge.operations import tasks as operate
@@ -24,7 +25,7 @@ from converge.services.tasks.records import moment
 
 
 def show(
-    task_id: Annotated[str, Parameter(help="The task's id, as submit wrote it.")],
+    task_id: Annotated[str, Parameter(help="The task's id, or the beginning of it if no other's begins so.")],
     /,
     *,
     common: Common = NONE,
@@ -44,12 +45,14 @@ def show(
     ]
     output.table(("field", "value"), shown)
     if history:
-        output.table(tuple(history[0]), [tuple(one.values()) for one in history])
+        columns = ("ended", "what", "took", "by", "why", "token")
+        rows = [(one["at"], one["what"], _took(one), short(one["by"]), one["why"], one["token"]) for one in history]
+        output.table(columns, rows)
     return DONE
 
 
 def explain(
-    task_id: Annotated[str, Parameter(help="The task's id, as submit wrote it.")],
+    task_id: Annotated[str, Parameter(help="The task's id, or the beginning of it if no other's begins so.")],
     /,
     *,
     common: Common = NONE,
@@ -60,7 +63,7 @@ def explain(
     to be able to claim.
     """
     settings = common.configured()
-    found = anyio.run(_explain, settings, task_id, backend_options=loop_options())
+    task_id, found = anyio.run(_explain, settings, task_id, backend_options=loop_options())
     lane = found.lane
     record: dict[str, Any] = {
         "id": task_id, "state": found.state, "place": found.place, "pool_id": lane.pool, "topic": lane.topic,
@@ -93,13 +96,14 @@ def explain(
     return DONE
 
 
-async def _explain(config: Config, task_id: str) -> Explanation:
+async def _explain(config: Config, text: str) -> tuple[str, Explanation]:
     async with main.opened_store(config) as store:
-        return await operate.explain(store, config.network, task_id)
+        task_id = await operate.whole_id(store, text)
+        return task_id, await operate.explain(store, config.network, task_id)
 
 
 def cancel(
-    task_ids: Annotated[list[str], Parameter(help="The tasks' ids, as submit wrote them.")],
+    task_ids: Annotated[list[str], Parameter(help="The tasks' ids, or as much of each as no other begins with.")],
     /,
     *,
     why: Annotated[str, Parameter(metavar="TEXT", help="The reason, for the tasks' history.")] = "",
@@ -121,7 +125,7 @@ def cancel(
 
 
 def retry(
-    task_ids: Annotated[list[str], Parameter(help="The ids of tasks that failed or were cancelled.")],
+    task_ids: Annotated[list[str], Parameter(help="The tasks' ids, or as much of each as no other begins with.")],
     /,
     *,
     common: Common = NONE,
@@ -142,17 +146,26 @@ def retry(
 
 async def _retry(config: Config, ids: Sequence[str]) -> list[operate.Retrying]:
     async with main.opened_store(config) as store:
-        return await operate.retry_all(store, ids)
+        return await operate.retry_all(store, [await operate.whole_id(store, one) for one in ids])
 
 
 async def _cancel(config: Config, ids: Sequence[str], why: str) -> list[operate.Cancelling]:
     async with main.opened_store(config) as store:
-        return await operate.cancel_all(store, ids, why)
+        return await operate.cancel_all(store, [await operate.whole_id(store, one) for one in ids], why)
 
 
 async def _get(config: Config, task_id: str) -> Task:
     async with main.opened_store(config) as store:
-        return await TaskManager(store).get(task_id)
+        return await TaskManager(store).get(await operate.whole_id(store, task_id))
+
+
+def short(id_: str) -> str:
+    """Return as much of an agent's id as a table shows; any other name whole."""
+    return id_[:NODE_SHOWN] if is_agent_id(id_) else id_
+
+
+def _took(attempt: dict[str, Any]) -> str:
+    return "" if attempt["took_sec"] is None else f"{attempt['took_sec']:.3f} s"
 
 
 def record_of(task: Task) -> dict[str, Any]:
@@ -161,7 +174,8 @@ def record_of(task: Task) -> dict[str, Any]:
     record["state"] = str(task.state)
     record["required_capabilities"] = list(task.required_capabilities)
     record["history"] = [
-        {"at": moment(one.at).isoformat(), "what": one.what, "by": one.by, "why": one.why,
-        "token": one.token} for one in task.history
+        {"at": moment(one.at).isoformat(), "what": one.what, "by": one.by, "why": one.why, "token": one.token,
+        "claimed_at": moment(one.claimed_at).isoformat() if one.claimed_at else None,
+        "took_sec": (one.at - one.claimed_at) / 1_000_000 if one.claimed_at else None} for one in task.history
     ]  # fmt: skip
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -9,8 +10,9 @@ import attrs
 from converge.codec import decode, moment_or
 from converge.contracts.store import Entry, Store
 from converge.errors import SchemaTooNew, TornRecord
+from converge.model.identity import agent_id
 from converge.model.keys import AGENT, EXPIRY, HELD, LEASE
-from converge.services.store.pages import read_all
+from converge.services.store.pages import get_all, read_all
 
 
 @attrs.frozen(kw_only=True)
@@ -34,6 +36,37 @@ class LeaseSeen:
     @property
     def is_alive(self) -> bool:
         return self.remaining_sec >= 0
+
+    @property
+    def node_id(self) -> str:
+        """The process's id, as logs and descriptors have it; empty where its record does not say it."""
+        return id_of_node(self.node)
+
+
+def id_of_node(node_key: object) -> str:
+    """Return the id of the node that has this key (hex, as in leases and descriptors); empty where it is none."""
+    try:
+        return agent_id(bytes.fromhex(str(node_key))) if node_key else ""
+    except ValueError:
+        return ""
+
+
+async def node_ids(store: Store, lease_ids: Iterable[bytes]) -> dict[bytes, str]:
+    """Return the id of the process that has each lease; empty where it is not known.
+
+    Raises:
+        StoreError: As `Store.get`.
+    """
+    ids = sorted(set(lease_ids))
+    entries = await get_all(store, [LEASE(id_) for id_ in ids])
+    return {id_: _node_id(entry) for id_, entry in zip(ids, entries, strict=True)}
+
+
+def _node_id(entry: Entry | None) -> str:
+    try:
+        return "" if entry is None else id_of_node(decode(entry.value, dict[str, Any], "lease").get("node"))
+    except (TornRecord, SchemaTooNew):
+        return ""
 
 
 async def leases(store: Store) -> list[LeaseSeen]:

@@ -16,6 +16,7 @@ from converge.model.descriptor import AgentDescriptor
 from converge.model.keys import ACTIVE, DEAD, EXPIRY, KEY, LEASE
 from converge.model.task import Spec
 from converge.services.store.handle import StoreHandle
+from converge.services.store.processes import id_of_node
 from converge.services.tasks.surroundings import find
 
 
@@ -60,7 +61,7 @@ async def _holder(handle: StoreHandle, place: Held, now: int) -> Holder | None:
     record = decode(lease.value, dict[str, Any], "lease")
     return Holder(
         lease=place.lease.hex(),
-        node=str(record.get("node", "")),
+        node=id_of_node(record.get("node")),
         endpoints=tuple(map(str, record.get("endpoints", ()))),
         host=str(record.get("host", "")),
         pid=pid if type(pid := record.get("pid")) is int else 0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 
 from converge.codec import decode, decode_id
@@ -14,6 +14,7 @@ from converge.machines.task import TERMINAL, Place, TaskState, place_of
 from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, POOL, READY, STATE, TASK, Key
 from converge.model.task import Spec, State, Task
 from converge.services.store.pages import Pages, read_all
+from converge.services.store.processes import node_ids
 from converge.services.tasks.records import to_task
 from converge.services.tasks.surroundings import lease_ids
 
@@ -80,7 +81,8 @@ async def _visit_under(store: Store, prefix: Key, state: TaskState | None, pool_
         ids = {entry.key: id_ for entry in page if (id_ := _id_of(entry)) is not None}
         records = await store.get([family(id_) for id_ in ids.values() for family in (TASK, STATE)]) if ids else ()
         stood = [entry for entry in page if entry.key in ids]
-        found = [_task(*one) for one in zip(stood, ids.values(), records[::2], records[1::2], strict=True)]
+        nodes = await node_ids(store, {entry.key[1] for entry in stood if entry.key[0] is HELD})
+        found = [_task(*one, nodes) for one in zip(stood, ids.values(), records[::2], records[1::2], strict=True)]
         wanted = [
             task
             for task in found
@@ -91,15 +93,15 @@ async def _visit_under(store: Store, prefix: Key, state: TaskState | None, pool_
     return True
 
 
-def _task(entry: Entry, id_: bytes, spec: Entry | None, state: Entry | None) -> Task | None:
+def _task(entry: Entry, id_: bytes, spec: Entry | None, state: Entry | None, nodes: Mapping[bytes, str]) -> Task | None:
     if spec is None:
         return None
     text = id_text(id_)
     place: Place | None = None if entry.key[0] is DONE else place_of(entry.key, entry.revision, entry.value)
     try:
-        return to_task(
-            id_, decode(spec.value, Spec, text), None if state is None else decode(state.value, State, text), place
-        )
+        found = None if state is None else decode(state.value, State, text)
+        by = nodes[entry.key[1]] if entry.key[0] is HELD else ""
+        return to_task(id_, decode(spec.value, Spec, text), found, place, by=by)
     except (TornRecord, SchemaTooNew) as error:
         log.error("a task is left out of a list: %s", error)
         return None

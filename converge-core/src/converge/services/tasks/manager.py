@@ -44,6 +44,7 @@ from converge.model.task import Spec, Task
 from converge.services.store.handle import StoreHandle
 from converge.services.store.limits import timed
 from converge.services.store.patience import attempts
+from converge.services.store.processes import node_ids
 from converge.services.tasks.claim import LEASE_WAS_LOST, Claims, settle_takes, turn
 from converge.services.tasks.finish import Finishes
 from converge.services.tasks.listing import list_tasks
@@ -295,12 +296,18 @@ class TaskManager:
     async def get(self, task_id: str, *, timeout: float | None = None) -> Task:
         """Return the task, wherever it stands.
 
+        While another process works on it, `claimed_by` is the id of that process.
+
         Raises:
+            InvalidName: It is not the text of a task's id.
             NoSuchTask: It was never submitted here, or its retention has passed.
         """
         id_ = id_bytes("task id", task_id)
         spec, state, place = await find(self._store, id_)
-        return to_task(id_, spec, state, place, by=self._held[id_][1] if id_ in self._held else "")
+        by = self._held[id_][1] if id_ in self._held else ""
+        if type(place) is Held and not by:
+            by = (await node_ids(self._store, [place.lease]))[place.lease]
+        return to_task(id_, spec, state, place, by=by)
 
     async def result(self, task_id: str, timeout: float | None = None) -> Task:
         """Wait until the task is terminal; return it, whatever its state.
