@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from converge.testing.servers import postgres_server, redis_server
+from converge.testing.servers import ServerUrl, mariadb_server, postgres_server, redis_server
 
 pytest_plugins = ["converge.testing.fixtures"]
 WORKERS_PER_CORE = 2
@@ -70,6 +70,14 @@ def debian() -> Callable[[str, str], str]:
         return found or pytest.skip(f"needs Debian's {package}")
 
     return find
+
+
+@pytest.fixture(scope="session")
+def mariadb_url(debian: Callable[[str, str], str]) -> Iterator[ServerUrl]:
+    """A MariaDB server, one for each test process, that does not wait for the disk: nothing tested on it needs that."""
+    debian("mariadb-server", "mariadbd")
+    with mariadb_server(flushes=False) as url:
+        yield url
 
 
 def _reason(report: pytest.TestReport) -> str:

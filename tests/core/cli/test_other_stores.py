@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,22 @@ import pytest
 Converge = Callable[..., Any]
 
 
-@pytest.fixture(params=["redis", "postgres"])
-def store(
-    request: pytest.FixtureRequest, redis_url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch, folder: Path
-) -> tuple[str, ...]:
-    """Flags that name a store of its own on a real server; its URL has a password, so it comes from the environment."""
-    monkeypatch.setenv("CONVERGE_STORE", {"redis": redis_url, "postgres": postgres_url}[request.param])
-    return ("--network", f"n{uuid.uuid4().hex[:12]}")
+FILES = {"file": "file:state.db", "sqlite": "sqlite:///state.db"}
+
+
+@pytest.fixture(scope="module", params=[*FILES, "redis_url", "postgres_url", "mariadb_url"])
+def url(request: pytest.FixtureRequest) -> str:
+    """The store's URL; its server starts before the test, so that the leak check knows it."""
+    return FILES.get(request.param) or str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def store(url: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[str, ...]:
+    """Flags that name a store of its own, on a real server or in a file; its URL may have a password, so it comes from
+    the environment.
+    """
+    monkeypatch.setenv("CONVERGE_STORE", url)
+    return () if url in FILES.values() else ("--network", f"n{uuid.uuid4().hex[:12]}")
 
 
 def records(answer: Any) -> list[dict[str, Any]]:
@@ -51,3 +61,67 @@ def test_tasks_are_listed_purged_and_the_store_is_looked_at_and_accepted(
     removed = records(converge("tasks", "purge", "--all-pools", "--yes", "--json", *store))
     assert {one["state"]: one["count"] for one in removed} == {"COMPLETED": 1, "FAILED": 1}
     assert len(records(converge("tasks", "list", "--json", *store))) == 1
+
+
+def test_every_command_that_works_on_a_store_works_on_this_one(
+    converge: Converge, folder: Path, store: tuple[str, ...]
+) -> None:
+    def call(*arguments: str, code: int = 0) -> list[dict[str, Any]]:
+        answer = converge(*arguments, "--json", *store)
+        assert answer.code == code, (arguments, answer.err)
+        return [json.loads(line) for line in answer.out.splitlines()]
+
+    (folder / "tasks.jsonl").write_text('{"inputs": {"text": "bad"}, "max_attempts": 1}')
+    assert len(call("pools", "create", "docs")) == 1
+    (cancelled,) = call("submit", "--pool", "docs", "--capability", "fly")
+    call("tasks", "explain", cancelled["id"])
+    call("tasks", "cancel", cancelled["id"], "--why", "no need")
+    call("pools", "pause", "docs")
+    call("pools", "resume", "docs")
+    (failed,) = call("submit", "tasks.jsonl", "--pool", "docs")
+    assert converge("run", "counting:Picky", "--pool", "docs", "--drain", *store).code == 1
+    assert call("tasks", "show", failed["id"])[0]["state"] == "FAILED"
+    assert len(call("tasks", "retry", failed["id"])) == 1
+    assert {one["state"] for one in call("tasks", "list")} == {"CANCELLED", "FAILED", "PENDING"}
+    call("tasks", "purge", "--all-pools", "--yes")
+    assert [one["id"] for one in call("pools", "list")] == ["docs"]
+    assert call("pools", "show", "docs")[0]["id"] == "docs"
+    assert call("agents", "list") == []
+    call("agents", "show", "nobody", code=2)
+    assert call("store", "info")[0]["pools"]["docs"]["ready"] == 1
+    call("store", "migrate", "--dry-run")
+    call("store", "migrate")
+    call("store", "accept", "--yes")
+    assert {one["level"] for one in call("doctor")} <= {"ok", "warning", "error"}
+
+
+@pytest.mark.parametrize(
+    ("address", "driver", "extra"),
+    [
+        ("postgresql://u@127.0.0.1:1/db", "asyncpg", "converge-store-sql[postgresql]"),
+        ("mysql://u@127.0.0.1:1/db", "asyncmy", "converge-store-sql[mysql]"),
+    ],
+)
+def test_a_driver_that_is_missing_is_one_line_with_the_command_that_brings_it(
+    converge: Converge, monkeypatch: pytest.MonkeyPatch, address: str, driver: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, driver, None)
+    for command in (("tasks", "list"), ("store", "info"), ("run", "counting:Picky", "--pool", "p", "--drain")):
+        answer = converge(*command, "--store", address, "--plugin", "sql")
+        lines = [line for line in answer.err.splitlines() if "loaded plugin" not in line]
+        assert (answer.code, answer.out, len(lines)) == (3, "", 1), answer.err
+        assert f"pip install {extra}" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("mariadb://h", "the database is missing"),
+        ("sqlite:state.db", "sqlite:///PATH"),
+        ("sqlite://", "sqlite:///PATH"),
+        ("mysql://h/db?sslmode=require", "ssl_ca"),
+    ],
+)
+def test_a_url_that_names_no_database_is_refused_with_its_form(converge: Converge, address: str, words: str) -> None:
+    answer = converge("tasks", "list", "--store", address)
+    assert (answer.code, answer.out) == (2, "") and words in answer.err

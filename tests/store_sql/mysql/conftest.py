@@ -7,17 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 
 from converge.testing.cuts import CutProxy, cut_proxy
-from converge.testing.servers import ServerUrl, mariadb_server
 from converge.testing.store import Cut
 from converge_store_sql.mysql import MysqlOptions, MysqlStore
-
-
-@pytest.fixture(scope="session")
-def mariadb_url(debian: Callable[[str, str], str]) -> Iterator[ServerUrl]:
-    """A server that does not wait for the disk: no promise tested here hangs on it."""
-    debian("mariadb-server", "mariadbd")
-    with mariadb_server(flushes=False) as url:
-        yield url
 
 
 @pytest.fixture

@@ -408,7 +408,8 @@ def test_old_versions_and_clusters_are_refused_and_newer_ones_are_expected_to_wo
 def test_the_class_of_durability_follows_the_settings(settings: dict[str, str], expected: Durability) -> None:
     told = servers.inspection({"version": "10.11.6-MariaDB", **settings})
     assert told.durability is expected
-    assert [finding.level.value for finding in told.findings] == ["ok" if expected is Durability.D2 else "error"]
+    levels = {Durability.D0: "error", Durability.D1: "warning", Durability.D2: "ok"}
+    assert [finding.level.value for finding in told.findings] == [levels[expected]]
 
 
 @pytest.mark.parametrize(

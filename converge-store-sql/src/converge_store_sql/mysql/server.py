@@ -105,10 +105,12 @@ def _findings(found: Mapping[str, str]) -> Iterator[Finding]:
     if flush not in (FULL, "3"):
         what = "a crash of the server" if flush == "0" else "a power cut"
         text = f"innodb_flush_log_at_trx_commit is {flush}: {what} can lose the last second of what was acknowledged"
-        yield error("durability", text, "set innodb_flush_log_at_trx_commit to 1")
+        # The second is what some choose; the first loses what a killed server had acknowledged.
+        kind = error if flush == "0" else warning
+        yield kind("durability", text, "set innodb_flush_log_at_trx_commit to 1")
     elif found.get("innodb_doublewrite") in ("OFF", "0"):
         text = "innodb_doublewrite is off: a power cut can tear a page"
-        yield error("durability", text, "set innodb_doublewrite to on")
+        yield warning("durability", text, "set innodb_doublewrite to on")
     else:
         yield fine("durability", f"innodb_flush_log_at_trx_commit is {flush}: each commit is on the disk")
     if found.get("log_bin") in ("ON", "1") and found.get("sync_binlog") != "1":
