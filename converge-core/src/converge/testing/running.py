@@ -107,7 +107,9 @@ def run_contract(contract: type, *, tests: str | None = None) -> Run:
     collector = _Collector()
     module = Path(inspect.getfile(contract)).resolve()
     place = f"{module}::{contract.__name__}"
-    named = ("--rootdir", str(module.parent), "-o", f"python_classes={contract.__name__}")
+    # Not above the module's folder: pytest would list the folders of every parent.
+    named = ("--rootdir", str(module.parent), "--confcutdir", str(module.parent))
+    named += ("-o", f"python_classes={contract.__name__}")
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         pytest.main([*_OPTIONS, *named, *(["-k", tests] if tests else []), place], plugins=[collector])
