@@ -37,6 +37,7 @@ MENDED = (
     "net/11-ghost-after-kill.py",
     "net/12-store-away-and-strangers.py",
     "net/13-newcomers-stall-the-link.py",
+    "net/17-first-address-is-a-black-hole.py",
     "net/18-large-descriptor.py",
     "net/21-one-side-loses-the-store.py",
     "net/28-short-timeouts-far-away.py",

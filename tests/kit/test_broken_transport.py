@@ -323,6 +323,19 @@ class RawContract(StreamTransportContract):
         return TCP.options(frame_sec=0.5)
 
 
+class Nameless(Bent):
+    """Does not say who is at the other end."""
+
+    def __init__(self, straight: Channel) -> None:
+        super().__init__(straight)
+        self.peer = ""
+
+
+class NamelessContract(RawContract):
+    backend = bent(TCP, Nameless)
+    breaks: ClassVar[str] = "C-14"
+
+
 class StraightContract(Local):
     backend = bent(LOCAL)
 
@@ -342,6 +355,7 @@ BROKEN = (
     LeavingContract,
     RawContract,
     WrappingContract,
+    NamelessContract,
 )
 
 
@@ -363,4 +377,4 @@ def test_the_same_transport_unbroken_fails_nothing() -> None:
 
 
 def test_every_clause_has_a_broken_transport() -> None:
-    assert {contract.breaks for contract in BROKEN} == {f"C-{number}" for number in range(1, 14)}
+    assert {contract.breaks for contract in BROKEN} == {f"C-{number}" for number in range(1, 15)}

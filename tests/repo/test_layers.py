@@ -27,7 +27,7 @@ ROWS = (
     ),
     ("model",),
     ("machines",),
-    ("contracts", "hookspecs", "plugins"),
+    ("contracts", "hookspecs", "plugins", "net"),
     ("services",),
     ("runtime",),
     ("operations",),

@@ -59,14 +59,9 @@ PLAIN = ("mine:Plain", "--pool", "p")
 @pytest.mark.parametrize(
     ("arguments", "config", "texts"),
     [
-        ((*PLAIN, "--transport", "wss://127.0.0.1:0"), "", ["wss://", "not supported by this release", "ws://"]),
-        (
-            (*PLAIN, "--plugin", "ws", "--transport", "wss://127.0.0.1:0/x"),
-            "",
-            ["wss://", "not supported by this release", "ws://"],
-        ),
+        ((*PLAIN, "--plugin", "ws", "--transport", "wss://127.0.0.1:0/x"), "", ["wss://", "certificate and key"]),
         ((*PLAIN, "--plugin", "tcp", "--transport", "tcps://127.0.0.1:0"), "", ["tcps"]),
-        ((*PLAIN, "--plugin", "tcp", "--transport", "tls://127.0.0.1:0"), "", ["tls"]),
+        ((*PLAIN, "--plugin", "tcp", "--transport", "tls://127.0.0.1:0"), "", ["tls", "certificate and key"]),
         ((*PLAIN, "--plugin", "redis", "--store", "redis+sentinel://h:26379/0"), "", ["redis+sentinel", "Sentinel"]),
         ((*PLAIN, "--store", "redis+sentinel://h:26379/0"), "", ["redis+sentinel", "Sentinel"]),
         ((*PLAIN, "--plugin", "redis", "--store", "redis+cluster://h:6379"), "", ["redis+cluster", "Cluster"]),

@@ -117,6 +117,38 @@ async def test_a_record_that_is_no_descriptor_hides_no_agent(url: str, other: Ag
         assert await own.ask(later.id, 2) == 2
 
 
+async def test_a_node_without_a_reachable_port_is_reached_over_the_connection_that_it_made(
+    url: str, other: Agent
+) -> None:
+    async with node_at(url, advertise="none") as laptop:
+        (own,) = await laptop.spawn(Echo)
+        assert laptop.network.endpoints == ()
+        hub = other.node
+        assert isinstance(hub, Node)
+        await hub.discovery.refresh()
+        with pytest.raises(Undeliverable, match=r"listens nowhere.*certainly does not have the message"):
+            await hub.ask(own.id, "too early", timeout=5)
+        assert await own.ask(other.id, "hello") == "hello"
+        assert await hub.ask(own.id, "back", timeout=5) == "back"
+        assert sum(one.accepted for one in await hub.publish("nothing", 1)) == 0
+
+
+async def test_nodes_on_several_transports_reach_each_other_over_a_common_one_or_say_that_there_is_none(
+    url: str, other: Agent
+) -> None:
+    both = ["tcp://127.0.0.1:0", "local:both"]
+    async with (
+        Node(store=url, transport=both, plugins=["tcp"], poll_sec=0.1, grace_sec=0.0) as two,
+        Node(store=url, transport="local:only", poll_sec=0.1, grace_sec=0.0) as one,
+    ):
+        (own,) = await two.spawn(Echo)
+        assert [endpoint.partition(":")[0] for endpoint in two.network.endpoints] == ["tcp", "local"]
+        assert await own.ask(other.id, 1) == 1
+        assert await one.ask(own.id, 2) == 2
+        with pytest.raises(DeliveryTimeout, match="this node has no transport for tcp://; its own have local://"):
+            await one.ask(other.id, 3, timeout=0.5)
+
+
 class TestImpostor:
     """Whoever can write to the store, or has a node of the network, speaks for no agent but its own (G12)."""
 

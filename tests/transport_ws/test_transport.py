@@ -9,10 +9,10 @@ import anyio
 import pytest
 
 from converge.contracts.transport import Listener
-from converge.errors import BadRecord, ConnectFailed, ListenFailed, MessageTooLarge, Unsupported
+from converge.errors import BadRecord, ConnectFailed, ConnectionLost, ListenFailed, MessageTooLarge
 from converge.testing.proxy import host_and_port
 from converge_transport_ws import WsOptions, WsTransport
-from converge_transport_ws.connection import HEAD_BYTES, UNFINISHED, Head
+from converge_transport_ws.connection import HEAD_BYTES, Head
 from converge_transport_ws.framing import MESSAGE_BYTES, pack, unpack
 from converge_transport_ws.transport import BACKLOG
 
@@ -47,11 +47,9 @@ async def answer_to(listener: Listener, request: str) -> str:
     return ""
 
 
-async def test_wss_is_refused_with_what_to_do_instead() -> None:
+async def test_wss_needs_a_certificate_to_listen() -> None:
     async with WsTransport.open(WsOptions()) as transport:
-        with pytest.raises(Unsupported, match="use ws://"):
-            await transport.connect("wss://127.0.0.1:1/")
-        with pytest.raises(Unsupported, match="use ws://"):
+        with pytest.raises(ListenFailed, match="set certificate and key"):
             async with transport.listen("wss://127.0.0.1:0/"):
                 pass
 
@@ -61,6 +59,8 @@ async def test_another_path_of_the_port_is_somebody_elses() -> None:
         assert listener.address.endswith("/node")
         with pytest.raises(ConnectFailed, match="404"):
             await transport.connect(listener.address.replace("/node", "/other"))
+        with pytest.raises(ConnectionLost, match="has not upgraded"):
+            await (await listener.accept()).receive()
         near = await transport.connect(listener.address)
         far = await listener.accept()
         await near.send([b"here"])
@@ -146,20 +146,22 @@ async def test_a_proxy_from_the_environment_is_not_used(monkeypatch: pytest.Monk
         assert await (await listener.accept()).receive() == [b"here"]
 
 
-async def test_unfinished_upgrades_are_bounded_and_end_in_time() -> None:
-    async with listening() as (transport, listener), contextlib.AsyncExitStack() as stack:
+async def test_an_upgrade_that_is_not_done_ends_in_time() -> None:
+    async with listening() as (_, listener):
         host, port = host_and_port(listener.address)
-        streams = [await stack.enter_async_context(await anyio.connect_tcp(host, port)) for _ in range(UNFINISHED + 20)]
-        # The last ones are refused at once, long before the time of the others is over.
-        with anyio.fail_after(0.8), pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
-            await streams[-1].receive()
-        # The first ones when their time is over; then there is room again.
-        with anyio.fail_after(5), contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
-            while True:
-                await streams[0].receive()
-        near = await transport.connect(listener.address)
-        await near.send([b"here"])
-        assert await (await listener.accept()).receive() == [b"here"]
+        async with await anyio.connect_tcp(host, port) as stream:
+            far = await listener.accept()
+            assert far.peer == "{}:{}".format(*stream.extra(anyio.abc.SocketAttribute.local_address))
+            with anyio.fail_after(10), pytest.raises(ConnectionLost, match="has not upgraded"):
+                await far.receive()
+
+
+async def test_the_subprotocol_is_agreed_and_its_absence_tolerated() -> None:
+    async with listening() as (_, listener):
+        offered = UPGRADE.format(path="/", more="Sec-WebSocket-Protocol: other, converge.v1\r\n")
+        assert "Sec-WebSocket-Protocol: converge.v1" in await answer_to(listener, offered)
+        answer = await answer_to(listener, UPGRADE.format(path="/", more=""))
+        assert answer.startswith("HTTP/1.1 101") and "Sec-WebSocket-Protocol" not in answer
 
 
 def test_the_frames_of_a_call_share_messages_within_the_limit() -> None:
@@ -180,10 +182,10 @@ def test_a_message_whose_lengths_do_not_add_up_is_refused(message: bytes) -> Non
         unpack(message)
 
 
-async def test_channels_that_nobody_accepts_are_bounded() -> None:
+async def test_connections_that_nobody_accepts_are_bounded() -> None:
     async with listening() as (transport, listener):
-        channels = [await transport.connect(listener.address) for _ in range(BACKLOG + 1)]
-        with pytest.raises(Exception, match="gone"), anyio.fail_after(5):
-            await channels[-1].receive()
+        channels = [await transport.connect(listener.address) for _ in range(BACKLOG)]
+        with pytest.raises(ConnectFailed), anyio.fail_after(5):
+            await transport.connect(listener.address)
         await channels[0].send([b"first"])
         assert await (await listener.accept()).receive() == [b"first"]

@@ -14,6 +14,10 @@ class TcpOptions:
         connect_sec: How long a connection may take to come about, name look-up included.
         frame_sec: How long a frame may take from its first byte to its last before the channel is given up.
         backlog: Connections that wait in the kernel for being accepted.
+        certificate, key: PEM files for tls://: what this node shows to others, and its private key. Changed files are
+            read again.
+        ca: PEM file of the authorities of other nodes' certificates; empty: those of the system.
+        mutual: Whether who dials must show a certificate of `ca`.
     """
 
     connect_sec: float = attrs.field(
@@ -27,3 +31,7 @@ class TcpOptions:
         validator=and_(ge(1), le(4_096)),
         metadata={"unit": "connections", "help": "queue of the listening socket"},
     )
+    certificate: str = attrs.field(default="", metadata={"help": "PEM file of the certificate for tls://"})
+    key: str = attrs.field(default="", metadata={"help": "PEM file of the certificate's private key"})
+    ca: str = attrs.field(default="", metadata={"help": "PEM file of the authorities of other nodes"})
+    mutual: bool = attrs.field(default=False, metadata={"help": "who dials must show a certificate of ca"})

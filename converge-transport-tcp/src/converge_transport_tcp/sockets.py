@@ -29,7 +29,7 @@ class SocketChannel(Channel):
 
     def __init__(self, sock: socket.socket, *, peer: str, frame_sec: float, on_end: Callable[[Channel], None]) -> None:
         self.peer = peer
-        self._sock, self._frame_sec, self._on_end = sock, frame_sec, on_end
+        self.sock, self.frame_sec, self.on_end = sock, frame_sec, on_end
         self._decoder = Decoder(FRAME_BYTES)
         self._error: ChannelError | None = None
         self._eager = 0
@@ -68,9 +68,9 @@ class SocketChannel(Channel):
             while rest:
                 self._raise_if_over()
                 try:
-                    rest = rest[self._sock.send(rest) :]
+                    rest = rest[self.sock.send(rest) :]
                 except BlockingIOError:
-                    await anyio.wait_writable(self._sock)
+                    await anyio.wait_writable(self.sock)
         except anyio.ClosedResourceError:
             self._raise_if_over()
         except OSError as error:
@@ -90,7 +90,7 @@ class SocketChannel(Channel):
         while True:
             self._raise_if_over()
             try:
-                return self._sock.recv(READ_BYTES)
+                return self.sock.recv(READ_BYTES)
             except BlockingIOError:
                 self._eager = 0
                 await self._wait_readable(started)
@@ -100,21 +100,21 @@ class SocketChannel(Channel):
     async def _wait_readable(self, started: float) -> None:
         try:
             if not self._decoder.is_partial:
-                await anyio.wait_readable(self._sock)
+                await anyio.wait_readable(self.sock)
                 return
-            with anyio.move_on_at(started + self._frame_sec) as scope:
-                await anyio.wait_readable(self._sock)
+            with anyio.move_on_at(started + self.frame_sec) as scope:
+                await anyio.wait_readable(self.sock)
         except anyio.ClosedResourceError:
             self._raise_if_over()
             raise
         if scope.cancelled_caught:
-            self._end(BadRecord(f"a frame was not whole {self._frame_sec:g} s after its first byte"))
+            self._end(BadRecord(f"a frame was not whole {self.frame_sec:g} s after its first byte"))
 
     def _discard(self) -> None:
         # Closing a socket with unread bytes resets the connection, and with it what the peer has not read yet.
         with contextlib.suppress(OSError):
             for _ in range(EAGER_READS):
-                if not self._sock.recv(READ_BYTES):
+                if not self.sock.recv(READ_BYTES):
                     return
 
     def _raise_if_over(self) -> None:
@@ -126,6 +126,6 @@ class SocketChannel(Channel):
         if self._error is not None:
             return
         self._error = error
-        anyio.notify_closing(self._sock)
-        self._sock.close()
-        self._on_end(self)
+        anyio.notify_closing(self.sock)
+        self.sock.close()
+        self.on_end(self)

@@ -9,15 +9,33 @@ from collections.abc import AsyncIterator
 
 import anyio
 
-from converge.contracts.transport import Channel, Listener, Transport
-from converge.errors import ConnectionClosed, ConnectionLost
+from converge.contracts.transport import NO_TLS, Channel, Listener, Transport
+from converge.errors import ChannelError, ConfigError, ConnectionClosed, ConnectionLost
+from converge.net.sockets import connect, resolve
+from converge.net.tls import TlsFiles
 from converge_transport_tcp._errors import EXHAUSTED, connect_failed, listen_failed, lost, reason_of
-from converge_transport_tcp.address import SCHEME, Endpoint, parse, resolve, show
+from converge_transport_tcp.address import is_tls, parse, show
 from converge_transport_tcp.options import TcpOptions
 from converge_transport_tcp.sockets import SocketChannel
+from converge_transport_tcp.tls import secured
 
 # While the process is out of descriptors, accepting is tried again at this interval.
 EXHAUSTED_SEC = 0.1
+
+
+def files_of(options: TcpOptions) -> TlsFiles:
+    """Return the files of TLS that the options name."""
+    return TlsFiles(options.certificate, options.key, options.ca, is_mutual=options.mutual)
+
+
+def check_listening(address: str, options: TcpOptions) -> None:
+    """Refuse an address with TLS where its files cannot be used.
+
+    Raises:
+        ValueError: They cannot; the text says why.
+    """
+    if is_tls(address):
+        files_of(options).check()
 
 
 class TcpTransport(Transport):
@@ -26,6 +44,7 @@ class TcpTransport(Transport):
     def __init__(self, options: TcpOptions) -> None:
         self._options = options
         self._channels: set[Channel] = set()
+        self._tls = files_of(options)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -39,22 +58,44 @@ class TcpTransport(Transport):
 
     @contextlib.asynccontextmanager
     async def listen(self, address: str) -> AsyncIterator[Listener]:
+        try:
+            tls = self._tls if is_tls(address) else None
+            if tls is not None:
+                tls.server()  # so that what is wrong with its files is told now
+        except ConfigError as error:
+            raise listen_failed(address, str(error)) from error
         sock = await self._bind(address)
-        listener = TcpListener(sock, self._options)
+        listener = TcpListener(sock, self._options, tls)
         try:
             yield listener
         finally:
             await listener.close()
 
     async def connect(self, address: str) -> Channel:
+        options = self._options
         try:
-            with anyio.fail_after(self._options.connect_sec):
-                sock = await _dial(await resolve(*parse(address)))
+            host, port = parse(address)
+            with anyio.fail_after(options.connect_sec):
+                channel = channel_of(await connect(host, port), options, self._channels)
+                return await self._with_tls(channel, host) if is_tls(address) else channel
         except TimeoutError:
-            raise connect_failed(address, f"no answer within {self._options.connect_sec:g} s") from None
+            raise connect_failed(address, f"no answer within {options.connect_sec:g} s") from None
         except (OSError, ValueError) as error:
             raise connect_failed(address, reason_of(error)) from error
-        return channel_of(sock, self._options, self._channels)
+
+    async def _with_tls(self, channel: Channel, host: str) -> Channel:
+        try:
+            context = self._tls.client()
+            secure = secured(channel, context, host=host, shake_sec=self._options.connect_sec, shown=NO_TLS)
+            self._channels.add(secure)
+            await secure.shake()
+        except (ConfigError, ChannelError) as error:
+            await channel.close()
+            raise OSError(str(error)) from error
+        except BaseException:
+            await channel.close()
+            raise
+        return secure
 
     async def _bind(self, address: str) -> socket.socket:
         try:
@@ -78,17 +119,17 @@ class TcpTransport(Transport):
 class TcpListener(Listener):
     """A bound socket; connections wait in the kernel until accept takes them, so they are bounded by `backlog`."""
 
-    def __init__(self, sock: socket.socket, options: TcpOptions) -> None:
-        self.address = f"{SCHEME}://{show(sock.getsockname())}"
-        self._sock, self._options = sock, options
+    def __init__(self, sock: socket.socket, options: TcpOptions, tls: TlsFiles | None = None) -> None:
+        self.address = f"{'tcp' if tls is None else 'tls'}://{show(sock.getsockname())}"
+        self._sock, self._options, self._tls = sock, options, tls
         self._channels: set[Channel] = set()
 
     async def accept(self) -> Channel:
         while True:
             try:
                 sock, _ = self._sock.accept()
-                return channel_of(sock, self._options, self._channels)
-            except ConnectionLost:
+                return self._secured(channel_of(sock, self._options, self._channels))
+            except (ConnectionLost, ConfigError):
                 continue  # gone before it was accepted; it is nobody's channel
             except BlockingIOError:
                 await self._wait()
@@ -96,6 +137,14 @@ class TcpListener(Listener):
                 self._raise_if_closed()
                 if error.errno in EXHAUSTED:
                     await anyio.sleep(EXHAUSTED_SEC)
+
+    def _secured(self, channel: Channel) -> Channel:
+        if self._tls is None:
+            return channel
+        context, shown = self._tls.server()
+        secure = secured(channel, context, host=None, shake_sec=self._options.connect_sec, shown=shown)
+        self._channels.add(secure)
+        return secure
 
     async def close(self) -> None:
         """Close the socket, then every channel accepted here (C-11)."""
@@ -135,34 +184,6 @@ async def close_all(channels: set[Channel]) -> None:
     async with anyio.create_task_group() as group:
         for channel in list(channels):
             group.start_soon(channel.close)
-
-
-async def _dial(endpoints: list[Endpoint]) -> socket.socket:
-    """Try one address after the other; the last one's error counts."""
-    failure: OSError = OSError("the host has no address")
-    for family, sockaddr in endpoints:
-        sock = _socket(family)
-        try:
-            await _connect(sock, sockaddr)
-        except OSError as error:
-            sock.close()
-            failure = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise failure
-
-
-async def _connect(sock: socket.socket, sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> None:
-    try:
-        sock.connect(sockaddr)
-    except BlockingIOError:
-        await anyio.wait_writable(sock)
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise OSError(code, os.strerror(code)) from None
 
 
 def _socket(family: socket.AddressFamily) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Addresses of the form ws://HOST:PORT/PATH."""
+"""Addresses of the form ws://HOST:PORT/PATH, and wss://HOST:PORT/PATH."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from converge.errors import Unsupported
-
-SCHEME = "ws"
+SCHEMES = ("ws", "wss")
 
 
 @attrs.frozen(kw_only=True)
@@ -18,12 +16,13 @@ class Address:
     host: str
     port: int
     path: str
+    is_tls: bool = False
 
     @property
     def url(self) -> str:
         """As users write it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{SCHEME}://{host}:{self.port}{self.path}"
+        return f"{'wss' if self.is_tls else 'ws'}://{host}:{self.port}{self.path}"
 
 
 def parse(address: str) -> Address:
@@ -31,19 +30,14 @@ def parse(address: str) -> Address:
 
 
     Raises:
-        ValueError: It is not `ws://HOST:PORT/PATH`; the text says why.
-        Unsupported: It asks for TLS.
+        ValueError: It is not `ws://HOST:PORT/PATH` or `wss://HOST:PORT/PATH`; the text says why.
     """
     parts = urlsplit(address)
-    if parts.scheme == "wss":
-        raise Unsupported(
-            f"{address}: wss:// is not supported by this release; use ws://, under which Converge encrypts every "
-            "record itself, or let a proxy in front of the listener end TLS"
-        )
-    if parts.scheme != SCHEME:
-        raise ValueError(f"the scheme is not {SCHEME}")
+    scheme = parts.scheme
+    if scheme not in SCHEMES:
+        raise ValueError("the scheme is not ws or wss")
     if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError(f"only {SCHEME}://HOST:PORT/PATH is understood")
+        raise ValueError(f"only {scheme}://HOST:PORT/PATH is understood")
     if not parts.hostname or parts.port is None:
-        raise ValueError(f"host or port is missing; write {SCHEME}://HOST:PORT/PATH, with port 0 for any that is free")
-    return Address(host=parts.hostname, port=parts.port, path=parts.path or "/")
+        raise ValueError(f"host or port is missing; write {scheme}://HOST:PORT/PATH, with port 0 for any that is free")
+    return Address(host=parts.hostname, port=parts.port, path=parts.path or "/", is_tls=scheme == "wss")

@@ -1,20 +1,23 @@
-"""What the library's connections lack: a limit on the HTTP head as a whole, a bound on unfinished upgrades, no
+"""What the library's connections lack: a limit on the HTTP head as a whole, a channel before the upgrade is done, no
 redirects.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
+from collections.abc import Callable
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection
 
+from converge.errors import ConfigError
+
 # The library limits each line of the head to 8 KiB, and their number to 128: a megabyte for each stranger.
 HEAD_BYTES = 8_192
-# Connections of one listener whose upgrade is unfinished; each ends after `connect_sec`.
-UNFINISHED = 64
-
+# What a TLS handshake may take; the upgrade has its own time.
+SHAKE_SEC = 5.0
 _END = b"\r\n\r\n"
 
 
@@ -39,19 +42,43 @@ class Head:
 
 
 class WsServerConnection(ServerConnection):
-    """A connection that was accepted; `unfinished` holds those of its listener whose upgrade goes on."""
+    """A connection that was accepted. It is offered at once: who counts what strangers cost sees it before TLS and the
+    upgrade, which are done meanwhile.
 
-    def __init__(self, *args: Any, unfinished: set[ServerConnection], **kwargs: Any) -> None:
+    Attributes:
+        upgraded: Whether the upgrade was done; a future.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        offer: Callable[[WsServerConnection], bool],
+        tls: Callable[[], ssl.SSLContext] | None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self._http_head, self._unfinished = Head(), unfinished
+        self._http_head, self._offer, self._tls = Head(), offer, tls
+        self._securing: asyncio.Task[None] | None = None
+        self.upgraded: asyncio.Future[bool] = self.loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Close the connection at once where too many upgrades are unfinished."""
+        """Offer the connection; close it where nobody accepts any."""
         super().connection_made(transport)
-        if len(self._unfinished) >= UNFINISHED:
+        if not self._offer(self):
             self.transport.abort()
-        else:
-            self._unfinished.add(self)
+        elif self._tls is not None:
+            self.transport.pause_reading()
+            self._securing = self.loop.create_task(self._secure(self.transport, self._tls))
+
+    async def _secure(self, transport: asyncio.Transport, tls: Callable[[], ssl.SSLContext]) -> None:
+        try:
+            secured = await self.loop.start_tls(
+                transport, self, tls(), server_side=True, ssl_handshake_timeout=SHAKE_SEC
+            )
+            assert secured is not None, "the loop answers with a transport"
+            vars(self)["transport"] = secured  # the library's attribute: what it writes goes through TLS from here
+        except (OSError, ConfigError, ValueError):
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Close the connection if its HTTP head is over the limit."""
@@ -61,8 +88,9 @@ class WsServerConnection(ServerConnection):
         super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Make room for another."""
-        self._unfinished.discard(self)
+        """Let go who waits for the upgrade."""
+        if not self.upgraded.done():
+            self.upgraded.set_result(False)
         super().connection_lost(exc)
 
 

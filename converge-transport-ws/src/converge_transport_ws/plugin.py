@@ -7,19 +7,20 @@ from collections.abc import Iterable
 from converge.contracts.store import Feature
 from converge.contracts.transport import TransportBackend
 from converge.hookspecs import hookimpl
-from converge_transport_ws.address import parse
+from converge_transport_ws.address import SCHEMES, parse
 from converge_transport_ws.options import WsOptions
-from converge_transport_ws.transport import WsTransport
+from converge_transport_ws.transport import WsTransport, check_listening
 
-# wss is declared so that it is refused by name: the plugin says what to do instead.
 WS = TransportBackend(
     name="ws",
-    schemes=("ws", "wss"),
+    schemes=SCHEMES,
     options=WsOptions,
     open=WsTransport.open,
     contract=2,
     features=frozenset({Feature.ASYNCIO_ONLY}),
     check_address=parse,
+    check_listening=check_listening,
+    secure_schemes=frozenset({"wss"}),
 )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http
 import logging
 import os
 import socket
+import ssl
+import sys
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any, cast
@@ -17,9 +20,12 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed as WsClosed
 from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
 
-from converge.contracts.transport import Channel, Listener, Transport
-from converge.errors import BadRecord, ChannelError, ConnectionClosed
+from converge.contracts.transport import NO_TLS, Channel, Listener, Transport
+from converge.errors import BadRecord, ChannelError, ConfigError, ConnectionClosed, ConnectionLost
+from converge.net.sockets import connect
+from converge.net.tls import TlsFiles, hash_of
 from converge_transport_ws._errors import CONNECTING, connect_failed, ended, listen_failed, reason_of
 from converge_transport_ws.address import Address, parse
 from converge_transport_ws.connection import DirectConnect, WsClientConnection, WsServerConnection
@@ -30,11 +36,27 @@ from converge_transport_ws.options import WsOptions
 BACKLOG = 256
 # C-5 gives close a second; some of it is for the system.
 CLOSE_SEC = 0.8
-TRY_AGAIN_LATER, NOT_UNDERSTOOD = 1013, 1003
+NOT_UNDERSTOOD = 1003
+SUBPROTOCOL = Subprotocol("converge.v1")
 # The library reads ahead so many messages: half a megabyte.
 READ_AHEAD = 4
 # Belongs to no tree: what strangers send must not fill anybody's log. Converge's own events say what ended a channel.
 SILENT = logging.Logger("converge_transport_ws.silent", level=logging.CRITICAL + 1)
+
+
+def files_of(options: WsOptions) -> TlsFiles:
+    """Return the files of TLS that the options name."""
+    return TlsFiles(options.certificate, options.key, options.ca, is_mutual=options.mutual)
+
+
+def check_listening(address: str, options: WsOptions) -> None:
+    """Refuse an address with TLS where its files cannot be used.
+
+    Raises:
+        ValueError: They cannot; the text says why.
+    """
+    if parse(address).is_tls:
+        files_of(options).check()
 
 
 class WsTransport(Transport):
@@ -43,6 +65,7 @@ class WsTransport(Transport):
     def __init__(self, options: WsOptions) -> None:
         self._options = options
         self._channels: set[WsChannel] = set()
+        self._tls = files_of(options)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -56,8 +79,13 @@ class WsTransport(Transport):
 
     @contextlib.asynccontextmanager
     async def listen(self, address: str) -> AsyncIterator[Listener]:
+        try:
+            if parse(address).is_tls:
+                self._tls.server()  # so that what is wrong with its files is told now
+        except (ConfigError, ValueError) as error:
+            raise listen_failed(address, str(error)) from error
         parsed, sock = await _bind(address)
-        listener = WsListener(parsed)
+        listener = WsListener(parsed, self._tls, is_tls_terminated=self._options.tls_terminated)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(sock.close)
             server = await serve(
@@ -67,8 +95,10 @@ class WsTransport(Transport):
                 # Only a browser sends an origin, and no page of a browser has business here.
                 origins=[None],
                 server_header=None,
+                subprotocols=[SUBPROTOCOL],
+                select_subprotocol=_subprotocol,
                 create_connection=cast(
-                    type[ServerConnection], partial(WsServerConnection, unfinished=listener.unfinished)
+                    type[ServerConnection], partial(WsServerConnection, offer=listener.offer, tls=listener.tls)
                 ),
                 **self._settings(),
             )
@@ -76,15 +106,33 @@ class WsTransport(Transport):
             yield listener
 
     async def connect(self, address: str) -> Channel:
+        options, sock = self._options, None
         try:
-            url = parse(address).url
+            parsed = parse(address)
+            with anyio.fail_after(options.connect_sec):
+                sock = await connect(parsed.host, parsed.port)
             # proxy=None: an environment variable must not decide where records go.
             connection = await DirectConnect(
-                url, create_connection=WsClientConnection, proxy=None, user_agent_header=None, **self._settings()
+                parsed.url,
+                create_connection=WsClientConnection,
+                proxy=None,
+                user_agent_header=None,
+                subprotocols=[SUBPROTOCOL],
+                sock=sock,
+                ssl=self._tls.client() if parsed.is_tls else None,
+                **self._settings(),
             )
-        except CONNECTING as error:
+        except TimeoutError as error:
+            raise connect_failed(address, f"no answer within {options.connect_sec:g} s") from error
+        except (*CONNECTING, ConfigError) as error:
             raise connect_failed(address, reason_of(error)) from error
-        return WsChannel(connection, self._channels)
+        finally:
+            if sock is not None and sys.exc_info()[0] is not None:
+                sock.close()
+        channel = WsChannel(connection, self._channels)
+        shown = connection.transport.get_extra_info("ssl_object")
+        channel.tls_hash = NO_TLS if shown is None else hash_of(shown.getpeercert(binary_form=True))
+        return channel
 
     def _settings(self) -> dict[str, Any]:
         options = self._options
@@ -101,22 +149,37 @@ class WsTransport(Transport):
 
 
 class WsListener(Listener):
-    """A bound address and the upgraded connections that nobody has accepted yet."""
+    """A bound address and the connections that nobody has accepted yet."""
 
-    def __init__(self, bound: Address) -> None:
+    def __init__(self, bound: Address, files: TlsFiles, *, is_tls_terminated: bool) -> None:
         self.address = bound.url
-        self.unfinished: set[ServerConnection] = set()
-        self._path = bound.path
+        self.tls = self._context if bound.is_tls else None
+        self._path, self._files, self._is_tls_terminated = bound.path, files, is_tls_terminated
         self._channels: set[WsChannel] = set()
         self._put: MemoryObjectSendStream[WsChannel]
         self._get: MemoryObjectReceiveStream[WsChannel]
         self._put, self._get = anyio.create_memory_object_stream(BACKLOG)
+
+    def _context(self) -> ssl.SSLContext:
+        return self._files.server()[0]
 
     async def accept(self) -> Channel:
         try:
             return await self._get.receive()
         except (anyio.EndOfStream, anyio.ClosedResourceError):
             raise ConnectionClosed("the listener was closed") from None
+
+    def offer(self, connection: WsServerConnection) -> bool:
+        """Let a connection wait for being accepted; return whether there was room."""
+        channel = WsChannel(connection, self._channels)
+        channel.is_tls_terminated = self._is_tls_terminated
+        try:
+            channel.tls_hash = NO_TLS if self.tls is None else self._files.server()[1]
+            self._put.send_nowait(channel)
+        except (anyio.WouldBlock, anyio.ClosedResourceError, anyio.BrokenResourceError, ConfigError):
+            self._channels.discard(channel)
+            return False
+        return True
 
     def check_path(self, connection: ServerConnection, request: Request) -> Response | None:
         """Refuse a request for another path with 404."""
@@ -126,16 +189,10 @@ class WsListener(Listener):
 
     async def handle(self, connection: ServerConnection) -> None:
         """Own a connection until it ends; the library closes it when this returns."""
-        self.unfinished.discard(connection)
-        channel = WsChannel(connection, self._channels)
-        try:
-            self._put.send_nowait(channel)
-        except anyio.WouldBlock:
-            await connection.close(TRY_AGAIN_LATER)
-        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
-            await channel.close()
+        assert isinstance(connection, WsServerConnection), "the library makes those that it is told to"
+        if not connection.upgraded.done():
+            connection.upgraded.set_result(True)
         await connection.wait_closed()
-        self._channels.discard(channel)
 
     async def close(self, server: Server) -> None:
         """Close the socket, then every channel accepted here (C-11)."""
@@ -155,11 +212,13 @@ class WsChannel(Channel):
     def __init__(self, connection: ClientConnection | ServerConnection, channels: set[WsChannel]) -> None:
         self.peer = _show(connection.remote_address)
         self._connection, self._channels = connection, channels
+        self._is_open = not isinstance(connection, WsServerConnection)
         self._error: ChannelError | None = None
         channels.add(self)
 
     async def send(self, frames: Sequence[bytes]) -> None:
         messages = pack(frames, self.frame_bytes)
+        await self._open()
         self._raise_if_over()
         try:
             for message in messages:
@@ -172,6 +231,7 @@ class WsChannel(Channel):
         self._raise_if_over()
 
     async def receive(self) -> Sequence[bytes]:
+        await self._open()
         self._raise_if_over()
         try:
             message = await self._connection.recv()
@@ -186,13 +246,24 @@ class WsChannel(Channel):
             await self._leave(NOT_UNDERSTOOD)
             raise
 
+    async def _open(self) -> None:
+        """Wait for the upgrade, on the side that was dialled (C-14)."""
+        if self._is_open:
+            return
+        assert isinstance(self._connection, WsServerConnection), "the other side is open from the start"
+        self._raise_if_over()
+        self._is_open = await asyncio.shield(self._connection.upgraded)
+        if not self._is_open:
+            raise self._over(ConnectionLost("the peer is gone, or is no node: it has not upgraded to a WebSocket"))
+
     async def close(self) -> None:
         self._error = ConnectionClosed("this side closed the channel")
         await self._leave(1000)
 
     async def _leave(self, code: int) -> None:
-        with anyio.move_on_after(CLOSE_SEC, shield=True):
-            await self._connection.close(code)
+        if self._is_open:
+            with anyio.move_on_after(CLOSE_SEC, shield=True):
+                await self._connection.close(code)
         self._connection.transport.abort()
         self._channels.discard(self)
 
@@ -215,6 +286,11 @@ async def close_all(channels: set[WsChannel]) -> None:
             group.start_soon(channel.close)
 
 
+def _subprotocol(connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """Agree on ours; a node of an earlier release offers none."""
+    return SUBPROTOCOL if SUBPROTOCOL in offered else None
+
+
 async def _bind(address: str) -> tuple[Address, socket.socket]:
     try:
         parsed = parse(address)
@@ -233,7 +309,7 @@ async def _bind(address: str) -> tuple[Address, socket.socket]:
     except (OSError, ValueError, OverflowError) as error:
         raise listen_failed(address, reason_of(error)) from error
     host, port = sock.getsockname()[:2]
-    return Address(host=host, port=port, path=parsed.path), sock
+    return Address(host=host, port=port, path=parsed.path, is_tls=parsed.is_tls), sock
 
 
 def _show(sockaddr: object) -> str:

@@ -50,6 +50,30 @@ async def test_a_refused_address_keeps_its_password_to_itself(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"advertise": "host:99999"}, "advertise: tcp://host:99999 is not allowed"),
+        ({"advertise": "host:0"}, "nobody can dial port 0"),
+        ({"advertise": "tcp://0.0.0.0:7000"}, "nobody can dial 0.0.0.0"),
+        ({"advertise": "tcp://host:7000/path"}, "is not allowed: only tcp://HOST:PORT"),
+        ({"advertise": "ws://host:7000/"}, "this node has no transport for it"),
+        ({"advertise": ["tcp://host:7000", "tls://host:7001"]}, "one address for each transport"),
+        ({"discovery": "static", "options": {"static": {"endpoints": ["tcp://host"]}}}, "endpoints: tcp://host is not"),
+        ({"discovery": "static", "options": {"static": {"endpoints": ["ws://h:1/"]}}}, "no transport for it"),
+        ({"transport": ["tcp://127.0.0.1:0", "tcp://127.0.0.1:0"]}, "transport"),
+        ({"transport": ["tcp://127.0.0.1:0", "tls://127.0.0.1:0"]}, "certificate and key"),
+    ],
+    ids=str,
+)
+async def test_every_address_is_checked_when_it_is_given(tmp_path: Path, settings: dict[str, Any], reason: str) -> None:
+    given = {"transport": "tcp://127.0.0.1:0", "plugins": ["tcp", "ws"], **settings}
+    with pytest.raises(ConfigError, match=reason):
+        async with Node(store=f"file:{tmp_path}/s.db", **given):
+            pass
+    assert is_empty(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("transport", "reason"),
     [("", "is not allowed without a transport"), ("tcp://127.0.0.1:0", 'transport "tcp" has connections without TLS')],
 )

@@ -43,7 +43,7 @@ def run(
     ] = None,
     pool: PoolId = None,
     transport: Annotated[str | None, of_setting("transport", metavar="URL")] = None,
-    advertise: Annotated[str | None, of_setting("advertise", metavar="HOST:PORT")] = None,
+    advertise: Annotated[str | None, of_setting("advertise", metavar="ADDRESS")] = None,
     discovery: Annotated[str | None, of_setting("discovery", metavar="NAME")] = None,
     health: Annotated[str | None, of_setting("health", metavar="HOST:PORT")] = None,
     submit: Annotated[

@@ -30,6 +30,9 @@ C-12 Data that does not follow the transport's framing ends that channel alone w
      bounded time and memory.
 C-13 A transport or listener that is left passes through what its block raised, as it is: exceptions, `SystemExit`, a
      cancellation.
+C-14 An accepted channel says its peer's address in `peer` (HOST:PORT, where the transport has such), and is accepted
+     before any handshake of the transport's own (TLS, an HTTP upgrade) is done: that is part of its first receive or
+     send. So core counts what strangers cost, for each address, whatever the transport.
 """
 
 from __future__ import annotations
@@ -64,7 +67,11 @@ class Channel(ABC):
     tls_hash: bytes = NO_TLS
     """SHA-256 of the server's certificate (DER), or 32 zero bytes."""
     peer: str = ""
-    """The other side's address, for logs and limits per address only."""
+    """The other side's address, for logs and limits per address only (C-14)."""
+    is_tls_terminated: bool = False
+    """Whether TLS ends before this process, as behind a reverse proxy, by its operator's decision: both sides may then
+    see different certificates.
+    """
 
     @abstractmethod
     async def send(self, frames: Sequence[bytes]) -> None:
@@ -139,6 +146,9 @@ class TransportBackend:
         check_address: Raises ValueError, with the reason, for a URL that can never be meant, such as one without a
             port. A node calls it before it opens anything, so that a mistyped address is told as one, and not as a
             network that is down. Without it `listen` says so later.
+        check_listening: Raises ValueError, with the reason, where nobody can listen at the URL with these options, such
+            as one with TLS without a certificate.
+        secure_schemes: Those of `schemes` whose connections have TLS; `require_tls` allows no others.
         others: As `StoreBackend`.
     """
 
@@ -149,3 +159,5 @@ class TransportBackend:
     contract: int = attrs.field()
     features: frozenset[Feature] = frozenset()
     check_address: Callable[[str], object] | None = None
+    check_listening: Callable[[str, Any], object] | None = None
+    secure_schemes: frozenset[str] = frozenset()

@@ -20,6 +20,7 @@ from converge.plugins import PluginHost
 from converge.runtime.agents.boundary import worker_kind
 from converge.runtime.config.check import problems_of
 from converge.runtime.config.config import KEYS, Config
+from converge.runtime.config.node_settings import addresses
 from converge.runtime.keys.folder import KeyFolder
 from converge.secret import has_password, names_secret_file, without_password
 from converge.urls import scheme_of
@@ -161,8 +162,9 @@ def _check_plaintext(config: Config) -> Iterator[Finding]:
                 f"{key}: what goes to {host} can be read on the way, passwords and tasks alike",
                 f"use {better}:// with TLS",
             )
-    transport = config.transport_url
-    if transport and not _is_local(_host(transport)):
+    for transport in addresses(config.transport_url):
+        if _is_local(_host(transport)) or transport.startswith(("tls:", "wss:")):
+            continue
         shown = without_password(transport)
         yield fine(
             "transport",

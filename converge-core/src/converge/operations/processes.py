@@ -38,6 +38,7 @@ from converge.operations.run import (
 )
 from converge.operations.signals import stop_asked
 from converge.runtime.config.config import ENV_PREFIX, Config, options_with_origin
+from converge.runtime.config.node_settings import addresses
 from converge.runtime.probes.probes import check_installed
 from converge.services.pools import PoolManager
 from converge.services.store.handle import StoreHandle
@@ -82,10 +83,14 @@ def for_process(config: Config, number: int) -> Config:
     return attrs.evolve(
         config,
         port=_port(config.port, number),
-        transport=_shifted(config.transport, number),
-        advertise=_shifted(config.advertise, number),
+        transport=_all_shifted(config.transport, number),
+        advertise=_all_shifted(config.advertise, number),
         processes=1,
     )
+
+
+def _all_shifted(text: str, number: int) -> str:
+    return ",".join(_shifted(one, number) for one in addresses(text))
 
 
 def _shifted(address: str, number: int) -> str:

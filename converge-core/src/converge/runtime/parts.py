@@ -24,7 +24,8 @@ from converge.runtime.claiming.groups import Groups
 from converge.runtime.claiming.observers import observers_of
 from converge.runtime.config.node_settings import NodeSettings
 from converge.runtime.keys.identity_dir import IdentityDir
-from converge.runtime.network.network import Ground, Network, choose
+from converge.runtime.network.choosing import choose
+from converge.runtime.network.network import Ground, Network
 from converge.runtime.probes.probes import Probes
 from converge.runtime.reaper import Reaper
 from converge.runtime.recovery import Recovery

@@ -14,6 +14,7 @@ import attrs
 from converge.errors import ConfigError
 from converge.plugins import PluginHost
 from converge.runtime.config.config import DEFAULT, KEYS, Config, check_options, read
+from converge.runtime.config.node_settings import addresses
 from converge.schema import DIALECT, json_schema, plain
 from converge.secret import masked
 from converge.services.store.opening import backend_options, check_durability
@@ -86,8 +87,8 @@ def problems_of(config: Config, plugins: Sequence[str] = ()) -> list[str]:
     store = tried("store", lambda: host.store_backend(config.store))
     if store is not None and config.require_durability:
         tried("require_durability", lambda: check_durability(store.name, store.durability, config.require_durability))
-    if config.transport:
-        tried("transport", lambda: host.transport_backend(config.transport_url))
+    for url in addresses(config.transport_url):
+        tried("transport", partial(host.transport_backend, url))
     tried("options", lambda: check_options(config, host))
     for name in config.options:
         cls = next((cls for known, cls in options_classes(host).items() if known == name), None) or _loaded_options(

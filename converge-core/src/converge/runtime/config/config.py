@@ -30,7 +30,14 @@ from converge.runtime.config.fields import (
     a_name,
     described,
 )
-from converge.runtime.config.node_settings import NodeSettings, call_problem, call_sec_of, stall_problem, stall_sec_of
+from converge.runtime.config.node_settings import (
+    NodeSettings,
+    call_problem,
+    call_sec_of,
+    joined,
+    stall_problem,
+    stall_sec_of,
+)
 from converge.secret import has_password, secrets_in, without_password
 from converge.settings import Problem, checked, raise_problems, unknown
 
@@ -177,7 +184,7 @@ def _layer(
     """
     if not data:
         return {}, {}
-    data = {key: (list(value) if isinstance(value, tuple) else value) for key, value in data.items()}
+    data = {key: (list(value) if isinstance(value, tuple) else value) for key, value in joined(data).items()}
     values, found = checked(Config, {key: value for key, value in data.items() if key != "origins"})
     found += [unknown("origins", KEYS)] if "origins" in data else []
     for problem in found:

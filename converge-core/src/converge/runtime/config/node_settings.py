@@ -19,7 +19,26 @@ from converge.settings import Problem, raise_problems, structured
 STALL_LEASES = 10
 """`stall_sec` where nobody sets it, in leases."""
 
-_ADVERTISED = re.compile(r"[a-z][a-z0-9+.-]*://\S+|(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):\d{1,5}")
+_ADDRESS = r"([a-z][a-z0-9+.-]*://[^\s,]+|(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\],]+):\d{1,5})"
+_ADVERTISED = re.compile(rf"none|{_ADDRESS}(\s*,\s*{_ADDRESS})*")
+
+LISTS = ("transport", "advertise")
+"""Settings that take several addresses, as a list or separated by commas."""
+
+
+def addresses(text: str) -> tuple[str, ...]:
+    """Return the addresses of a setting, in their order."""
+    return tuple(one.strip() for one in text.split(",") if one.strip())
+
+
+def joined(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with lists of addresses as the text that stands for them."""
+    return {
+        key: ",".join(value)
+        if key in LISTS and isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+        else value
+        for key, value in settings.items()
+    }
 
 
 @attrs.frozen(kw_only=True)
@@ -50,12 +69,12 @@ class NodeSettings:
     transport: str = attrs.field(
         default="",
         repr=masked_repr,
-        metadata=described("URL to listen at, or a transport's name with host and port"),
+        metadata=described("URL to listen at, several as a list, or a transport's name with host and port"),
     )
     advertise: str = attrs.field(
         default="",
-        validator=Matching(_ADVERTISED, "HOST:PORT or a URL"),
-        metadata=described("where others reach this node"),
+        validator=Matching(_ADVERTISED, "HOST:PORT, a URL for each transport, or none"),
+        metadata=described("where others reach this node; none: over the connections that it makes"),
     )
     health: str = attrs.field(
         default="",
@@ -111,7 +130,7 @@ class NodeSettings:
         Raises:
             UnknownSetting, ConfigError: All problems at once; an unknown name with the nearest.
         """
-        made = structured(cls, {"store": store, **settings}, "Node")
+        made = structured(cls, {"store": store, **joined(settings)}, "Node")
         if "stall_sec" not in settings:
             made = attrs.evolve(made, stall_sec=stall_sec_of(made.lease_sec))
         if "call_sec" not in settings:
@@ -126,11 +145,11 @@ class NodeSettings:
 class NodeArguments(TypedDict, total=False):
     """The keyword arguments of a node, for type checkers: the attributes of `NodeSettings`, but the store."""
 
-    transport: str
+    transport: str | Sequence[str]
     discovery: str
     plugins: Sequence[str]
     network: str
-    advertise: str
+    advertise: str | Sequence[str]
     health: str
     lease_sec: float
     stall_sec: float

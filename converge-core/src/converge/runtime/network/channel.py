@@ -170,7 +170,8 @@ async def accept(
     Raises:
         NetworkMismatch, PeerMismatch, TlsMismatch, VersionMismatch, HandshakeFailed, ConnectionLost: It failed.
     """
-    responder = Responder(attrs.evolve(terms, tls_hash=channel.tls_hash), env.entropy)
+    terms = attrs.evolve(terms, tls_hash=channel.tls_hash, is_tls_terminated=channel.is_tls_terminated)
+    responder = Responder(terms, env.entropy)
     async with _handshake(channel):
         hello1, early = await _one(channel)
         if early:

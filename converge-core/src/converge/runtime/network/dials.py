@@ -9,9 +9,9 @@ import anyio
 from converge.contracts.transport import Channel
 from converge.env import Env
 from converge.errors import ChannelError, ConnectFailed
+from converge.net.sockets import Race
 from converge.runtime.agents.background import Background
 from converge.runtime.network.channel import SecureChannel
-from converge.sockets import Race
 
 DIALS = 64
 """Dials under way at a time; others wait for their turn."""

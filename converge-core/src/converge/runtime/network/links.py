@@ -5,21 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from enum import Enum
+from typing import Protocol
 
 import anyio
 import attrs
 
-from converge.contracts.transport import Channel, Listener, Transport
+from converge.contracts.transport import Channel, Listener
 from converge.env import Env
 from converge.errors import ChannelError, ConnectionClosed
 from converge.machines import records
 from converge.machines.secure import Terms
+from converge.net.throttle import Throttle
 from converge.runtime.agents.background import Background
 from converge.runtime.network.channel import SecureChannel, accept, dial
 from converge.runtime.network.dials import Dial, Dials
 from converge.runtime.network.handshakes import Handshakes, Place
 from converge.runtime.network.link import WRITE_SEC, Link, OnItems
-from converge.throttle import Throttle
 
 log = logging.getLogger("converge.link")
 
@@ -40,6 +41,12 @@ IDLE_SEC = 1.0
 
 REPLACED, REPLACED_SEC = 3, 60.0
 """Times that a link may be replaced under one key within this time; past that two processes share the key."""
+
+
+class Connects(Protocol):
+    """What dials: a transport, or several as one."""
+
+    async def connect(self, address: str) -> Channel: ...
 
 
 class Standing(Enum):
@@ -63,7 +70,7 @@ class Links:
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Connects,
         terms: Terms,
         env: Env,
         background: Background,

@@ -7,19 +7,15 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
-from urllib.parse import urlsplit
 
 import anyio
 import attrs
-from anyio.abc import SocketAttribute
 
 from converge.codec import stored_text
-from converge.contracts.discovery import Discovery, DiscoveryBackend
-from converge.contracts.store import Feature
-from converge.contracts.transport import Listener, TransportBackend
+from converge.contracts.discovery import Discovery
+from converge.contracts.transport import Listener
 from converge.env import Env
-from converge.errors import ConfigError, StoreError
+from converge.errors import StoreError
 from converge.machines.records import GONE, Item
 from converge.machines.secure import Terms
 from converge.model.descriptor import AgentDescriptor, network_tag
@@ -32,13 +28,15 @@ from converge.runtime.agents.inbox import Inbox
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.config.node_settings import NodeSettings
 from converge.runtime.keys.identity_dir import IdentityDir
-from converge.runtime.network.discovery_store import discovery_opened, keep_listed, store_url
+from converge.runtime.network.address import endpoint_of
+from converge.runtime.network.choosing import Chosen
+from converge.runtime.network.discovery_store import discovery_opened, keep_listed
 from converge.runtime.network.fetching import Asked, Fetcher
 from converge.runtime.network.link import OnItems
 from converge.runtime.network.links import Bounds, Links, Standing
 from converge.runtime.network.mail import Mail
 from converge.runtime.network.publishing import Announced
-from converge.secret import without_password
+from converge.runtime.network.transports import listening
 from converge.services.discovery.directory import Directory
 from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
@@ -51,13 +49,8 @@ from converge.services.messages.routes import Outside, Routes
 from converge.services.messages.sending import Post
 from converge.services.messages.unsettled import Link as MessageLink
 from converge.services.store.handle import StoreHandle
-from converge.services.store.opening import backend_options, check_loop
 
 log = logging.getLogger("converge.network")
-
-NO_TRANSPORT = (
-    "require_tls: is not allowed without a transport: agents of one process reach each other without a connection"
-)
 
 WITHDRAW_SEC = 3.0
 """How long a call of discovery's own store may take while the node stops; what is not withdrawn then ends with its
@@ -66,62 +59,6 @@ lease.
 
 PUBLISHED = 500
 """Descriptors that are signed, and published, at a time."""
-
-
-@attrs.frozen(kw_only=True)
-class Chosen:
-    """The backends that the settings name, with their options; nothing of them is open. `transport` is None: the node
-    does not listen.
-    """
-
-    discovery: DiscoveryBackend
-    discovery_options: Any
-    transport: TransportBackend | None = None
-    transport_options: Any = None
-
-
-def choose(settings: NodeSettings, host: PluginHost) -> Chosen:
-    """Return what the settings name, so that a mistyped one is told before anything is opened.
-
-    Raises:
-        ConfigError: A backend is not there or cannot run here, an option is wrong, or the transport's address cannot be
-            meant.
-    """
-    discovery = host.discovery_backend(settings.discovery)
-    check_loop(discovery.name, discovery.features)
-    options = backend_options(discovery.name, discovery.options, settings.options)
-    if settings.discovery_store:
-        store = host.store_backend(store_url(settings.discovery_store))
-        check_loop(store.name, store.features)
-    if not settings.transport:
-        if settings.require_tls:
-            raise ConfigError(NO_TRANSPORT)
-        if not discovery.publishes:
-            raise ConfigError(
-                f'discovery: "{discovery.name}" knows nodes by their endpoints only, and this one has no transport '
-                f"to ask them; add "
-                f"transport"
-            )
-        return Chosen(discovery=discovery, discovery_options=options)
-    transport = host.transport_backend(settings.transport)
-    check_loop(transport.name, transport.features)
-    if settings.require_tls and Feature.TLS not in transport.features:
-        raise ConfigError(
-            f'require_tls: transport "{transport.name}" has connections without TLS; they are encrypted all '
-            f"the same, by "
-            f"core"
-        )
-    if transport.check_address is not None:
-        try:
-            transport.check_address(settings.transport)
-        except ValueError as error:
-            raise ConfigError(f"transport: {without_password(settings.transport)} is not allowed: {error}") from error
-    return Chosen(
-        discovery=discovery,
-        discovery_options=options,
-        transport=transport,
-        transport_options=backend_options(transport.name, transport.options, settings.options),
-    )
 
 
 @attrs.frozen(kw_only=True)
@@ -142,12 +79,14 @@ class Ground:
 
 @attrs.frozen(kw_only=True)
 class _Wire:
-    """What is open between this node and others: `links` whose tasks `background` starts, its listener and endpoint."""
+    """What is open between this node and others: `links` whose tasks `background` starts, its listeners and
+    endpoints.
+    """
 
-    listener: Listener
+    listeners: tuple[Listener, ...]
     links: Links
     background: Background
-    endpoint: str
+    endpoints: tuple[str, ...]
 
 
 @attrs.frozen(kw_only=True)
@@ -166,7 +105,7 @@ class Network:
         self._settings, self._sighted = ground.settings, sighted.handle
         one, own, directory = ground.settings, ground.identity, Directory(ground.settings.network)
         self.links = None if wire is None else wire.links
-        self.endpoints: tuple[str, ...] = () if wire is None else (wire.endpoint,)
+        self.endpoints: tuple[str, ...] = () if wire is None else wire.endpoints
         self.sightings = sighted.sightings
         self.announced = Announced(
             sighted.handle, sighted.sightings, own.public_key, one.network, ground.kept.keyring, self.endpoints
@@ -224,9 +163,11 @@ class Network:
             one = cls(ground, sighted, wire)
             ground.boundary.background.loop(one.mail.run)
             if wire is not None:
-                wire.background.loop(wire.links.serve, wire.listener)
+                for listener in wire.listeners:
+                    wire.background.loop(wire.links.serve, listener)
                 wire.background.loop(wire.links.watch)
-                log.info("listening on %s, known to others as %s", wire.listener.address, wire.endpoint)
+                where, known = (", ".join(one.address for one in wire.listeners), ", ".join(wire.endpoints))
+                log.info("listening on %s, known to others as %s", where, known or "nothing: it only dials them")
             background.loop(one._follow)
             if sighted.handle is not ground.handle:
                 background.loop(keep_listed, sighted.handle, one.announced, ground.settings.poll_sec)
@@ -282,7 +223,7 @@ class Network:
 
     async def add_node(self) -> None:
         """Publish the node's own descriptor: under it the node itself sends."""
-        if self.endpoints:
+        if self.links is not None:
             own = AgentDescriptor(id=self._identity.id, public_key=self._identity.public_key.hex(), name="node")
             await self.announced.publish({own.id: (self._identity, own)})
 
@@ -314,20 +255,23 @@ async def _sighting(ground: Ground) -> AsyncIterator[Sighted]:
 async def _listening(
     ground: Ground, on_items: OnItems, standing: Callable[[bytes], Standing]
 ) -> AsyncIterator[_Wire | None]:
-    backend, one = ground.chosen.transport, ground.settings
-    if backend is None:
+    one = ground.settings
+    if not ground.chosen.transports:
         yield None
         return
     async with (
-        backend.open(ground.chosen.transport_options) as transport,
-        transport.listen(one.transport) as listener,
+        listening(ground.chosen.transports, requires_tls=one.require_tls) as (transports, listeners),
         _background(ground.boundary.background) as background,
     ):
-        endpoint = await _advertised(listener.address, one.advertise, one.store)
+        told = [await endpoint_of(found.address, chosen.advertise, one.store) for found, chosen in listeners]
         terms = Terms(network=network_tag(one.network), identity=ground.identity)
         bounds = Bounds(greatest=one.max_connections, standing=standing)
-        links = Links(transport, terms, ground.env, background, on_items, bounds)
-        yield _Wire(listener=listener, links=links, background=background, endpoint=endpoint)
+        yield _Wire(
+            listeners=tuple(found for found, _ in listeners),
+            links=Links(transports, terms, ground.env, background, on_items, bounds),
+            background=background,
+            endpoints=tuple(endpoint for endpoint in told if endpoint),
+        )
 
 
 @asynccontextmanager
@@ -359,47 +303,3 @@ def _describe(agent: Agent) -> AgentDescriptor:
         capabilities=tuple(str(name) for name in cls.capabilities),
         pools=agent.pools,
     )
-
-
-async def _advertised(address: str, advertise: str, store: str) -> str:
-    """Return the URL that others dial: the listener's, or with HOST:PORT or a URL of the operator's in its place.
-
-    A node that listens on every address is known by the one from which it reaches its store: whoever shares the store
-    can reach it there.
-
-    Raises:
-        ConfigError: That address cannot be told.
-    """
-    if "://" in advertise:
-        return advertise
-    scheme, _, rest = address.partition("://")
-    host_port, slash, path = rest.partition("/")
-    host, _, port = host_port.rpartition(":")
-    if advertise:
-        named = advertise
-    elif host in ("0.0.0.0", "[::]"):
-        named = f"{await _own_address(store, host_port)}:{port}"
-    else:
-        return address
-    return f"{scheme}://{named}{slash}{path}"
-
-
-async def _own_address(store: str, host_port: str) -> str:
-    if not store:
-        raise ConfigError(
-            f"the transport listens on {host_port}, which others cannot dial; say with advertise HOST:PORT what they "
-            "can"
-        )
-    host = urlsplit(store).hostname
-    if host is None:
-        return "127.0.0.1"  # a store without a host is shared by the processes of this one
-    try:
-        # To connect a datagram socket sends nothing; it only makes the system choose the way, and with it the address.
-        async with await anyio.create_connected_udp_socket(host, 9) as way:
-            own = str(way.extra(SocketAttribute.local_address)[0])
-    except OSError as error:
-        raise ConfigError(
-            f"this host's address towards {host} cannot be told ({error}); say with --advertise HOST:PORT where others "
-            "dial"
-        ) from error
-    return f"[{own}]" if ":" in own else own

@@ -115,8 +115,7 @@ class Announced:
             await self._sign(new, described, lease)
             signed = {agent_id: self.credentials[agent_id] for agent_id in some}
             await self._sightings.publish([Sighting(agent_id, self.endpoints, one) for agent_id, one in signed.items()])
-            if self.endpoints:  # else nobody can ask
-                self.signed |= signed
+            self.signed |= signed
             self.changes += 1
 
     async def _sign(self, agent_ids: Sequence[str], described: Described, lease: str) -> None:

@@ -26,6 +26,7 @@ from converge.model.envelope import (
     pack,
     unpack,
 )
+from converge.net.throttle import Throttle
 from converge.services.messages.descriptors import DESCRIPTORS, Asking
 from converge.services.messages.inboxes import STOPPING, Inboxes
 from converge.services.messages.quotas import SLICE, Quotas, weight
@@ -33,7 +34,6 @@ from converge.services.messages.receipts import Answers
 from converge.services.messages.routes import Routes
 from converge.services.messages.unsettled import Link, MessagesUnderWay
 from converge.services.store.handle import StoreHandle
-from converge.throttle import Throttle
 
 log = logging.getLogger("converge.post")
 

@@ -13,9 +13,9 @@ from weakref import WeakSet
 from converge.env import Env
 from converge.errors import BadSignature, InvalidKey, SchemaTooNew, TornRecord
 from converge.model.descriptor import SEQUENCE_GREATEST, open_descriptor
+from converge.net.throttle import Throttle
 from converge.services.discovery.registry import IdentityRegistry, Trust
 from converge.services.messages.unsettled import Link
-from converge.throttle import Throttle
 
 log = logging.getLogger("converge.post")
 

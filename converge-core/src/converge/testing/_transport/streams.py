@@ -94,6 +94,19 @@ class StreamTransportContract(TransportContract):
                     await pair.far.receive()
                 assert peak_bytes() < WRITE_QUEUE_BYTES
 
+    async def test_c14_a_connection_is_accepted_with_its_peers_address_before_it_has_said_anything(
+        self, options: Any, address: str
+    ) -> None:
+        """C-14: a connection is accepted with its peer's address before it has said anything."""
+        async with self.open(options) as transport, transport.listen(address) as listener:
+            host, port = host_and_port(listener.address)
+            async with await anyio.connect_tcp(host, port) as stream:
+                with anyio.fail_after(self.patience_sec):
+                    far = await listener.accept()
+                own = stream.extra(anyio.abc.SocketAttribute.local_address)
+                assert far.peer == f"{own[0]}:{own[1]}"
+                await far.close()
+
     @pytest.mark.parametrize(
         "banner",
         [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.9\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"],

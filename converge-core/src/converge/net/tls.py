@@ -1,0 +1,96 @@
+"""TLS of transports: contexts from files, read again when these change."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import ssl
+
+from converge.contracts.transport import NO_TLS
+from converge.errors import ConfigError
+
+
+class TlsFiles:
+    """The files of a transport's TLS, by their paths; TLS 1.3 alone is spoken, and nothing turns verification off.
+
+    Args:
+        certificate, key: PEM files of what this side shows, and of its private key; a client may have none.
+        ca: PEM file of the authorities that the other side's certificate must come from; empty: those of the system.
+        is_mutual: Whether a client must show a certificate of `ca`.
+    """
+
+    def __init__(self, certificate: str, key: str, ca: str, *, is_mutual: bool) -> None:
+        self._certificate, self._key, self._ca, self._is_mutual = certificate, key, ca, is_mutual
+        self._made: dict[bool, tuple[object, ssl.SSLContext, bytes]] = {}  # for the server's side, or the client's
+
+    def server(self) -> tuple[ssl.SSLContext, bytes]:
+        """Return the context of who is dialled, and the hash of the certificate that it shows.
+
+        Raises:
+            ConfigError: A file is missing, or cannot be used.
+        """
+        if not self._certificate or not self._key:
+            raise ConfigError("TLS needs a certificate and its key: set certificate and key in the transport's options")
+        if self._is_mutual and not self._ca:
+            raise ConfigError("mutual TLS needs to know whose certificates count: set ca in the transport's options")
+        return self._context(is_server=True)
+
+    def check(self) -> None:
+        """Refuse files with which nobody can listen.
+
+        Raises:
+            ValueError: The text says why.
+        """
+        try:
+            self.server()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    def client(self) -> ssl.SSLContext:
+        """Return the context of who dials.
+
+        Raises:
+            ConfigError: A file is missing, or cannot be used.
+        """
+        return self._context(is_server=False)[0]
+
+    def _context(self, *, is_server: bool) -> tuple[ssl.SSLContext, bytes]:
+        try:
+            state = [_state(path) for path in (self._certificate, self._key, self._ca) if path]
+            made = self._made.get(is_server)
+            if made is None or made[0] != state:
+                made = self._made[is_server] = state, self._make(is_server=is_server), self._hash()
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise ConfigError(f"the files of TLS cannot be used: {error}") from error
+        return made[1], made[2]
+
+    def _make(self, *, is_server: bool) -> ssl.SSLContext:
+        if is_server:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            if self._is_mutual:
+                context.load_verify_locations(self._ca)
+                context.verify_mode = ssl.CERT_REQUIRED
+        else:
+            context = ssl.create_default_context(cafile=self._ca or None)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        if self._certificate:
+            context.load_cert_chain(self._certificate, self._key or None)
+        return context
+
+    def _hash(self) -> bytes:
+        if not self._certificate:
+            return NO_TLS
+        with open(self._certificate) as file:
+            text = file.read()
+        begin, end = text.index("-----BEGIN CERTIFICATE-----"), text.index("-----END CERTIFICATE-----")
+        return hash_of(ssl.PEM_cert_to_DER_cert(text[begin:end] + "-----END CERTIFICATE-----\n"))
+
+
+def hash_of(certificate: bytes | None) -> bytes:
+    """Return the `tls_hash` of a channel whose server has shown this certificate (DER)."""
+    return hashlib.sha256(certificate).digest() if certificate else NO_TLS
+
+
+def _state(path: str) -> tuple[int, int, int]:
+    found = os.stat(path)
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,0 +1,154 @@
+"""What the settings name, found and checked before anything is opened: backends, their options, and every address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import attrs
+
+from converge.contracts.discovery import DiscoveryBackend
+from converge.contracts.store import Feature
+from converge.contracts.transport import TransportBackend
+from converge.errors import ConfigError
+from converge.plugins import PluginHost
+from converge.runtime.config.node_settings import NodeSettings, addresses
+from converge.runtime.network.discovery_store import store_url
+from converge.secret import without_password
+from converge.services.store.opening import backend_options, check_loop
+
+NO_TRANSPORT = (
+    "require_tls: is not allowed without a transport: agents of one process reach each other without a connection"
+)
+
+NOWHERE = "none"
+"""`advertise`: no endpoint is told to others; they reach this node over the connections that it makes."""
+
+ANYWHERE = ("0.0.0.0", "[::]")
+"""Hosts that can be listened at, and not dialled."""
+
+
+@attrs.frozen(kw_only=True)
+class ChosenTransport:
+    """A transport of the node: where it listens, and where others dial it, as its operator says; empty: where it
+    listens.
+    """
+
+    backend: TransportBackend
+    options: Any
+    url: str
+    advertise: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Chosen:
+    """The backends that the settings name, with their options; nothing of them is open. No transport: the node does
+    not listen.
+    """
+
+    discovery: DiscoveryBackend
+    discovery_options: Any
+    transports: tuple[ChosenTransport, ...] = ()
+
+
+def choose(settings: NodeSettings, host: PluginHost) -> Chosen:
+    """Return what the settings name, so that a mistyped one is told before anything is opened.
+
+    Raises:
+        ConfigError: A backend is not there or cannot run here, an option is wrong, or an address cannot be meant.
+    """
+    discovery = host.discovery_backend(settings.discovery)
+    check_loop(discovery.name, discovery.features)
+    options = backend_options(discovery.name, discovery.options, settings.options)
+    if settings.discovery_store:
+        store = host.store_backend(store_url(settings.discovery_store))
+        check_loop(store.name, store.features)
+    urls = addresses(settings.transport)
+    if not urls:
+        if settings.require_tls:
+            raise ConfigError(NO_TRANSPORT)
+        if not discovery.publishes:
+            raise ConfigError(
+                f'discovery: "{discovery.name}" knows nodes by their endpoints only, and this one has no transport '
+                "to ask them; add transport"
+            )
+        return Chosen(discovery=discovery, discovery_options=options)
+    transports = {url: _transport(url, settings, host) for url in urls}
+    if len({one.backend.name for one in transports.values()}) < len(urls):
+        raise ConfigError(f"transport: {', '.join(map(without_password, urls))}: one address for each transport")
+    backends = {scheme: one.backend for one in transports.values() for scheme in one.backend.schemes}
+    for peer in getattr(options, "endpoints", ()):
+        _check("options.static: endpoints", peer, backends)
+    advertised = _advertised(settings, transports, backends)
+    chosen = [attrs.evolve(one, advertise=advertised.get(one.backend.name, "")) for one in transports.values()]
+    return Chosen(discovery=discovery, discovery_options=options, transports=tuple(chosen))
+
+
+def _transport(url: str, settings: NodeSettings, host: PluginHost) -> ChosenTransport:
+    backend = host.transport_backend(url)
+    check_loop(backend.name, backend.features)
+    if settings.require_tls and Feature.TLS not in backend.features and _scheme(url) not in backend.secure_schemes:
+        better = "".join(f"; use {scheme}://" for scheme in sorted(backend.secure_schemes))
+        raise ConfigError(
+            f'require_tls: transport "{backend.name}" has connections without TLS at {_scheme(url)}://{better}; they '
+            "are encrypted all the same, by core"
+        )
+    _check("transport", url, dict.fromkeys(backend.schemes, backend))
+    options = backend_options(backend.name, backend.options, settings.options)
+    if backend.check_listening is not None:
+        _tried("transport", url, partial(backend.check_listening, url, options))
+    return ChosenTransport(backend=backend, options=options, url=url)
+
+
+def _advertised(
+    settings: NodeSettings, transports: Mapping[str, ChosenTransport], backends: Mapping[str, TransportBackend]
+) -> dict[str, str]:
+    """Return what others dial, by the transport's name."""
+    found: dict[str, str] = {}
+    for text in addresses(settings.advertise):
+        if text == NOWHERE:
+            return {one.backend.name: NOWHERE for one in transports.values()}
+        if "://" not in text and len(transports) > 1:
+            raise ConfigError(f"advertise: {text} is not allowed with several transports; write a URL for each")
+        url = text
+        if "://" not in text:
+            (of,) = transports
+            _, slash, path = of.partition("://")[2].partition("/")
+            url = f"{_scheme(of)}://{text}{slash}{path}"
+        backend = _check("advertise", url, backends)
+        host, _, port = url.partition("://")[2].partition("/")[0].rpartition(":")
+        if host in ANYWHERE or port == "0":
+            raise ConfigError(f"advertise: {text} is not allowed: nobody can dial {'port 0' if port == '0' else host}")
+        if backend.name in found:
+            raise ConfigError(f"advertise: {text} is not allowed: one address for each transport")
+        found[backend.name] = url if "://" in text else text
+    return found
+
+
+def _check(what: str, url: str, backends: Mapping[str, TransportBackend]) -> TransportBackend:
+    """Check an address by the rules of its transport.
+
+    Raises:
+        ConfigError: It can never be meant, or this node has no transport for it.
+    """
+    backend = backends.get(_scheme(url))
+    if backend is None:
+        raise ConfigError(
+            f"{what}: {without_password(url)} is not allowed: this node has no transport for it; its own have "
+            f"{', '.join(f'{one}://' for one in backends)}"
+        )
+    if backend.check_address is not None:
+        _tried(what, url, partial(backend.check_address, url))
+    return backend
+
+
+def _tried(what: str, url: str, check: Callable[[], object]) -> None:
+    try:
+        check()
+    except ValueError as error:
+        raise ConfigError(f"{what}: {without_password(url)} is not allowed: {error}") from error
+
+
+def _scheme(url: str) -> str:
+    return url.partition(":")[0]

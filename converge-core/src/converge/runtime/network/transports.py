@@ -1,0 +1,54 @@
+"""The transports of one node as one: each address is dialled by the transport of its scheme."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from converge.contracts.store import Feature
+from converge.contracts.transport import Channel, Listener, Transport
+from converge.errors import ConnectFailed
+from converge.runtime.network.choosing import ChosenTransport
+
+
+class Transports:
+    """The open transports of a node, by scheme. `secure`: the schemes that may be dialled where TLS is required; None:
+    all may.
+    """
+
+    def __init__(self, by_scheme: Mapping[str, Transport], secure: frozenset[str] | None) -> None:
+        self._by_scheme, self._secure = by_scheme, secure
+
+    async def connect(self, address: str) -> Channel:
+        """Connect to the address.
+
+        Raises:
+            ConnectFailed: The reason is in its text.
+        """
+        scheme = address.partition(":")[0]
+        transport = self._by_scheme.get(scheme)
+        if transport is None:
+            known = ", ".join(f"{one}://" for one in self._by_scheme)
+            raise ConnectFailed(
+                f"cannot connect to {address}: this node has no transport for {scheme}://; its own have {known}"
+            )
+        if self._secure is not None and scheme not in self._secure:
+            raise ConnectFailed(f"cannot connect to {address}: it has no TLS, and require_tls is set")
+        return await transport.connect(address)
+
+
+@asynccontextmanager
+async def listening(
+    chosen: tuple[ChosenTransport, ...], *, requires_tls: bool
+) -> AsyncIterator[tuple[Transports, list[tuple[Listener, ChosenTransport]]]]:
+    """Open the transports, and listen at the address of each."""
+    by_scheme: dict[str, Transport] = {}
+    listeners: list[tuple[Listener, ChosenTransport]] = []
+    secure: set[str] = set()
+    async with AsyncExitStack() as stack:
+        for one in chosen:
+            transport = await stack.enter_async_context(one.backend.open(one.options))
+            by_scheme |= dict.fromkeys(one.backend.schemes, transport)
+            secure |= one.backend.secure_schemes if Feature.TLS not in one.backend.features else {*one.backend.schemes}
+            listeners.append((await stack.enter_async_context(transport.listen(one.url)), one))
+        yield Transports(by_scheme, frozenset(secure) if requires_tls else None), listeners

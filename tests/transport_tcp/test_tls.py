@@ -1,0 +1,182 @@
+"""TLS on the transport's connections: verified both ways, read again when its files change, and seen by core."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from converge import Agent, Message, Node
+from converge.contracts.transport import NO_TLS, Channel
+from converge.errors import ChannelError, ConfigError, ConnectFailed, ListenFailed
+from converge_transport_tcp import TcpOptions, TcpTransport
+
+WHERE = "tls://127.0.0.1:0"
+
+
+class Authority:
+    """An authority that signs certificates for this host."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name, self.key = folder, name, ec.generate_private_key(ec.SECP256R1())
+        self.ca = str(folder / f"{name}-ca.pem")
+        self.certificate = self._sign(name, self.key.public_key(), is_authority=True)
+        Path(self.ca).write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
+
+    def issue(self, name: str) -> dict[str, Any]:
+        """Write a certificate and its key; return them as options."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate, file = self._sign(name, key.public_key(), is_authority=False), self.folder / f"{name}.pem"
+        file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        (self.folder / f"{name}-key.pem").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return {"certificate": str(file), "key": str(self.folder / f"{name}-key.pem"), "ca": self.ca}
+
+    def _sign(self, name: str, key: ec.EllipticCurvePublicKey, *, is_authority: bool) -> x509.Certificate:
+        now, subject = datetime.datetime.now(datetime.UTC), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        hosts = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject if is_authority else self.certificate.subject)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path, "house")
+
+
+@asynccontextmanager
+async def pair(server: TcpOptions, client: TcpOptions) -> AsyncIterator[tuple[Channel, Channel]]:
+    """Yield the two ends of a channel, after a frame has gone from the dialler to the other."""
+    with anyio.fail_after(20):
+        async with (
+            TcpTransport.open(server) as there,
+            TcpTransport.open(client) as here,
+            there.listen(WHERE) as listener,
+            anyio.create_task_group() as group,
+        ):
+            ends: list[Channel] = []
+
+            async def accept() -> None:
+                ends.append(await listener.accept())
+                assert await ends[0].receive() == [b"hello"]
+
+            group.start_soon(accept)
+            near = await here.connect(listener.address)
+            await near.send([b"hello"])
+            while len(ends) < 1:
+                await anyio.lowlevel.checkpoint()
+            yield near, ends[0]
+            group.cancel_scope.cancel()
+
+
+async def test_frames_pass_and_both_sides_see_the_same_certificate(authority: Authority) -> None:
+    server = authority.issue("server")
+    big = bytes(range(256)) * 255
+    async with (
+        pair(TcpOptions(**server), TcpOptions(ca=authority.ca)) as (near, far),
+        anyio.create_task_group() as group,
+    ):
+        assert near.tls_hash == far.tls_hash != NO_TLS
+        group.start_soon(near.send, [big] * 40)
+        group.start_soon(far.send, [big] * 40)
+        for end in (near, far):
+            got: list[bytes] = []
+            while len(got) < 40:
+                got += await end.receive()
+            assert got == [big] * 40
+
+
+async def test_a_certificate_of_another_authority_is_refused(authority: Authority, tmp_path: Path) -> None:
+    server, other = authority.issue("server"), Authority(tmp_path, "other")
+    with pytest.raises((ConnectFailed, ExceptionGroup)):  # the other side learns of it, too
+        async with pair(TcpOptions(**server), TcpOptions(ca=other.ca)):
+            pass
+
+
+async def test_mutual_tls_refuses_who_shows_nothing_and_takes_who_is_known(authority: Authority) -> None:
+    server = TcpOptions(**authority.issue("server"), mutual=True)
+    async with pair(server, TcpOptions(**authority.issue("client"))) as (near, far):
+        await far.send([b"welcome"])
+        assert await near.receive() == [b"welcome"]
+    with pytest.raises((ChannelError, ExceptionGroup)):
+        async with pair(server, TcpOptions(ca=authority.ca)) as (near, _):
+            await near.receive()
+
+
+async def test_a_changed_certificate_is_shown_from_the_next_connection_on(authority: Authority) -> None:
+    server, client = TcpOptions(**authority.issue("server")), TcpOptions(ca=authority.ca)
+    with anyio.fail_after(20):
+        async with (
+            TcpTransport.open(server) as there,
+            TcpTransport.open(client) as here,
+            there.listen(WHERE) as listener,
+        ):
+            seen = []
+            for _ in range(2):
+                async with anyio.create_task_group() as group:
+
+                    async def accept() -> None:
+                        channel = await listener.accept()
+                        assert await channel.receive() == [b"hello"]
+                        seen.append(channel.tls_hash)
+
+                    group.start_soon(accept)
+                    near = await here.connect(listener.address)
+                    await near.send([b"hello"])
+                assert near.tls_hash == seen[-1]
+                authority.issue("server")
+            assert seen[0] != seen[1]
+
+
+async def test_missing_files_are_told_when_listening_begins(tmp_path: Path) -> None:
+    for options in (TcpOptions(), TcpOptions(certificate=str(tmp_path / "no.pem"), key=str(tmp_path / "no.pem"))):
+        async with TcpTransport.open(options) as transport:
+            with pytest.raises(ListenFailed, match=r"certificate|No such file"):
+                async with transport.listen(WHERE):
+                    pass
+
+
+class Echo(Agent):
+    async def on_message(self, message: Message) -> object:
+        return message.payload
+
+
+async def test_nodes_talk_over_tls_and_require_it(authority: Authority, tmp_path: Path) -> None:
+    tls = {"tcp": authority.issue("server")}
+    where: dict[str, Any] = {
+        "store": f"file:{tmp_path / 'state.db'}",
+        "plugins": ["tcp"],
+        "grace_sec": 0.0,
+        "require_tls": True,
+    }
+    with pytest.raises(ConfigError, match="require_tls"):
+        async with Node(**where, transport="tcp://127.0.0.1:0"):
+            pass
+    async with Node(**where, transport=WHERE, options=tls) as one, Node(**where, transport=WHERE, options=tls) as two:
+        (agent,) = await one.spawn(Echo)
+        assert await two.ask(agent.id, "secret") == "secret"
