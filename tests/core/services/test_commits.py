@@ -220,6 +220,35 @@ async def test_a_leader_that_is_cancelled_past_every_shield_leaves_the_others_a_
             await leader
 
 
+class Remote(Scripted):
+    """A store that passes for another process."""
+
+    is_remote = True
+
+
+async def test_a_lone_commit_to_another_process_goes_out_in_the_step_that_asks() -> None:
+    store = MemoryStore()
+    store.is_remote = True
+    commits = Commits(store, await read_epoch(store, SYSTEM))
+    alone = commits.commit([put("a")])
+    with pytest.raises(StopIteration) as done:
+        alone.send(None)  # no other task has run when it has its answer
+    assert isinstance(done.value.value[0], Committed)
+
+
+async def test_what_is_asked_while_a_call_is_under_way_to_another_process_shares_the_next() -> None:
+    store = Remote()
+    commits = Commits(store, await read_epoch(store, SYSTEM))
+    store.calls.clear()
+    store.gate = anyio.Event()
+    async with anyio.create_task_group() as group:
+        for name in "abcde":
+            group.start_soon(commits.commit, [put(name)])
+        await anyio.wait_all_tasks_blocked()
+        assert store.calls == [1, 4]
+        store.gate.set()
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_caller_that_plain_asyncio_cancels_leaves_the_others_their_answers(
     store: Scripted, commits: Commits

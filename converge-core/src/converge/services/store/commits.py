@@ -83,7 +83,8 @@ class Commits:
         self.history = History(epoch)
         self._asked: list[_Asked] = []
         self._is_flush_due = False
-        self._slots = anyio.Semaphore(IN_FLIGHT)
+        # A store in this process may never wait: then this is where other tasks run, and join.
+        self._slots = anyio.Semaphore(IN_FLIGHT, fast_acquire=store.is_remote)
         self._shields: dict[
             anyio.CancelScope, float
         ] = {}  # of the calls under way, with the moment at which each began
@@ -112,7 +113,8 @@ class Commits:
         if not batches:
             return []
         asked = _Asked(batches, wake, are_apart)
-        if LIMIT.get() is not None:  # its caller's time ends by itself, and others' calls must not end with it
+        # Its caller's time ends by itself, and others' calls must not end with it; or there is nobody to wait for.
+        if LIMIT.get() is not None or (self._store.is_remote and not self._shields and not self._asked):
             async with self._slots:
                 await self._send([asked], None)
         else:
@@ -187,8 +189,8 @@ class Commits:
         """Send what is asked; whoever else asks in this loop step joins."""
         self._is_flush_due = True
         try:
-            await lowlevel.cancel_shielded_checkpoint()
             with anyio.CancelScope(shield=True):
+                await lowlevel.checkpoint()
                 async with self._slots:
                     self._is_flush_due = False
                     asked, self._asked = self._asked, []
