@@ -16,6 +16,7 @@ from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.codec import FORMAT, encode
 from converge.contracts.store import Batch, Store
 from converge.errors import SchemaTooNew
+from converge.machines.task import SPLIT_KEYS
 from converge.model.keys import FORMAT as RECORD
 from converge.services.store.formats import read_format
 
@@ -83,13 +84,13 @@ async def test_the_release_before_refuses_a_store_in_which_something_newer_is_us
         assert json.loads(process.stdout.readline()) == 1
         async with opened(place) as (store, tasks):
             await ordered(tasks, 2)
-            assert (await read_format(store)).number == FORMAT
+            assert (await read_format(store)).number == SPLIT_KEYS
             (refused,) = old("plain=1", fails=True)
-            assert re.match(rf"SchemaTooNew: .* version {FORMAT}, .* knows 1\b", refused)
+            assert re.match(rf"SchemaTooNew: .* version {SPLIT_KEYS}, .* knows 1\b", refused)
             # One that runs already meets the newer record, and leaves it alone.
             print("go on", file=process.stdin, flush=True)
             process.stdout.readline()
-            assert re.match(rf"SchemaTooNew: .*format {FORMAT} .* up to 1\b", json.loads(process.stdout.readline()))
+            assert re.match(rf"SchemaTooNew: .*format {SPLIT_KEYS} .* up to 1\b", json.loads(process.stdout.readline()))
             assert await drain(tasks, 2) == [0, 1]
             assert [task.ordering_key for task in await tasks.list(pool_id=POOL) if task.type == "ordered"] == [KEY] * 2
 

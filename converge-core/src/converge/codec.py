@@ -19,7 +19,7 @@ from converge.errors import InvalidValue, SchemaTooNew, TornRecord
 FIRST = 1
 """The format of a record that names none: `v` is written whenever it is another."""
 
-FORMAT = 2
+FORMAT = 3
 """The newest format that this release reads. A record's `v` is the number of the format that brought its layout; see
 `model/formats.py`.
 """
@@ -85,7 +85,7 @@ def decode(raw: bytes, type_: type[_RecordT], what: str, *, may_have_more: bool 
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         _check_version(_version(raw), what)
         raise TornRecord(what, str(error)) from error
-    _check_version(_version_of(record), what)
+    _check_version(_version(raw) if attrs.has(type_) else _version_of(record), what)
     return record
 
 
@@ -95,7 +95,7 @@ def _version_of(record: Any) -> object:
 
 def _check_names(raw: bytes, type_: type[attrs.AttrsInstance]) -> None:
     """Do what msgspec does for its own classes, where they forbid unknown fields."""
-    if unknown := _decoder(dict[str, msgspec.Raw])(raw).keys() - attrs.fields_dict(type_).keys():
+    if unknown := _decoder(dict[str, msgspec.Raw])(raw).keys() - attrs.fields_dict(type_).keys() - {"v"}:
         raise msgspec.ValidationError(f"it has the unknown field `{min(unknown)}`")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -116,6 +117,24 @@ def test_work_that_no_agent_may_claim_is_an_error_with_the_reason(pool: Converge
     assert one["finding"].startswith('2 tasks are ready in pool "docs" that no agent there may claim (each needs fly)')
     assert ids[0] in one["mend"]
     assert findings(answer)["leases"][0]["finding"].startswith("1 process lives")
+
+
+def test_what_a_pool_will_weigh_by_its_retention_is_told(
+    pool: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "tasks.jsonl").write_text('{"inputs": {"text": "a b"}}\n' * 5)
+    assert pool("run", "counting:WordCounter", "--pool", "docs", "--submit", "tasks.jsonl", "--drain", *STORE).code == 0
+    (one,) = findings(pool("doctor", "--json", *STORE))["weight"]
+    found = re.fullmatch(
+        r'pool "docs" keeps 5 ended tasks of about (\d+) bytes: ([\d.]+) completed a second are kept for 86,400 s, '
+        r"which will weigh ([\d.]+) MB, and what the store adds",
+        one["finding"],
+    )
+    assert found is not None, one["finding"]
+    each, rate, weighs = map(float, found.groups())
+    assert 200 < each < 2_000 and weighs == pytest.approx(rate * 86_400 * each / 1e6, rel=0.05)
+    monkeypatch.setattr("converge.operations.doctor_store.WEIGHT_BYTES", 1)
+    assert ("weight", "warning") in wrong(pool("doctor", "--json", *STORE))
 
 
 def test_a_process_that_was_killed_shows_as_a_late_lease(pool: Converge, start: Start, folder: Path) -> None:

@@ -55,6 +55,14 @@ def create(
         float | None,
         Parameter(metavar="SEC", help="Seconds that failed and cancelled tasks are kept; by default a week."),
     ] = None,
+    keep_count: Annotated[
+        int | None,
+        Parameter(metavar="N", help="Ended tasks that are kept at most, whatever their age; by default any number."),
+    ] = None,
+    keep_mb: Annotated[
+        float | None,
+        Parameter(metavar="MB", help="Megabytes of ended tasks that are kept at most; by default any number."),
+    ] = None,
     require_durability: Annotated[
         Literal["D0", "D1", "D2", "D3"] | None, Parameter(help="Refuse stores that have less.")
     ] = None,
@@ -67,6 +75,8 @@ def create(
         "dedup_window_sec": dedup_window,
         "keep_completed_sec": keep_completed,
         "keep_failed_sec": keep_failed,
+        "keep_count": keep_count,
+        "keep_bytes": None if keep_mb is None else int(keep_mb * 1_000_000),
         "require_durability": require_durability,
     }
     own = {name: value for name, value in given.items() if value is not None}

@@ -33,7 +33,8 @@ T-10 What a dead process held is ready again once its lease has ended, by anybod
 T-11 Once a pause has returned nothing is claimed from the pool, until it is resumed.
 T-12 A task that waits past its deadline fails; so does one whose attempt ends without a result after it.
 T-13 A claim whose answer was lost holds nothing once its process claims again, and counts no attempt.
-T-14 Retention removes a task with all that belongs to it, its dedup key included, and not before its time.
+T-14 Retention removes a task with all that belongs to it, its dedup key included, and not before its time; earlier only
+     what is more than its pool keeps, and never what has just ended, or whose dedup key is to be remembered.
 T-23 While a task waits behind an ordering key, no submit to that key makes the end of its active task try again.
 T-24 A failure may say what follows it: without a retry the task is FAILED whatever attempts are left; with a wait it is
      tried again no sooner than that, at most `RETRY_AFTER_GREATEST_SEC` later, and the attempt counts.

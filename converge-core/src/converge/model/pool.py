@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import attrs
+import msgspec
 
-from converge.codec import Seconds
+from converge.codec import Seconds, encode
 
 DAY_SEC = 86_400.0
+
+KEEP_FORMAT = 3
+"""The format of a pool with `keep_count` or `keep_bytes`."""
+
+KEEP_GREATEST = 2**53
+"""The greatest of these: any program that reads JSON has the number whole."""
 
 
 @attrs.frozen(kw_only=True)
@@ -24,6 +31,8 @@ class Pool:
         priority_step_sec: How much head start one step of priority is worth.
         dedup_window_sec: How long a dedup key is remembered at least.
         keep_completed_sec, keep_failed_sec: How long ended tasks are kept; cancelled ones as failed ones.
+        keep_count, keep_bytes: How many ended tasks are kept, and how many bytes of them; 0: without a limit. Of those
+            that are too many the completed ones go first, then cancelled, then failed ones, each from the oldest.
         require_durability: `D0` to `D3`, or empty; a store that has less is refused.
     """
 
@@ -36,7 +45,21 @@ class Pool:
     dedup_window_sec: Seconds = DAY_SEC
     keep_completed_sec: Seconds = DAY_SEC
     keep_failed_sec: Seconds = 7 * DAY_SEC
+    keep_count: Annotated[int, msgspec.Meta(ge=0, le=KEEP_GREATEST)] = 0
+    keep_bytes: Annotated[int, msgspec.Meta(ge=0, le=KEEP_GREATEST)] = 0
     require_durability: str = ""
+
+    def encoded(self) -> bytes:
+        """Return its record: what releases before `KEEP_FORMAT` do not know stands in it only where it is used."""
+        record = attrs.asdict(self)
+        if self.keeps_less:
+            return encode(record | {"v": KEEP_FORMAT})
+        return encode({name: value for name, value in record.items() if name not in ("keep_count", "keep_bytes")})
+
+    @property
+    def keeps_less(self) -> bool:
+        """Whether there is a limit besides time."""
+        return bool(self.keep_count or self.keep_bytes)
 
     def check(self) -> None:
         """Raise ValueError for what a stored pool cannot have; `create_pool` checks what a new one may."""

@@ -4,6 +4,7 @@ nobody does.
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
@@ -27,8 +28,9 @@ from converge.errors import ConvergeError
 from converge.ids import id_text
 from converge.machines.lane import LANES, Lane
 from converge.machines.match import Claimer, refusal
+from converge.machines.task import TaskState
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
-from converge.model.keys import LANE, READY
+from converge.model.keys import DONE, LANE, READY
 from converge.model.pool import Pool
 from converge.operations.store_info import StoreFacts, store_facts
 from converge.plugins import PluginHost
@@ -40,6 +42,7 @@ from converge.services.pools import PoolManager
 from converge.services.store import epoch as epochs
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import read_all
+from converge.services.tasks.counts import Census, bytes_each
 from converge.services.tasks.explain import explain_task
 from converge.services.tasks.torn import torn_tasks
 
@@ -51,6 +54,9 @@ SKEW_GREATEST_SEC = 60.0
 
 LANES_NEAR = 0.8
 """The part of a pool's lanes from which `doctor` warns: the next new combination may be refused."""
+
+WEIGHT_BYTES = 10_000_000_000
+"""Ended tasks of a pool that weigh so much fill the memory of a server, and take a backup long."""
 
 EXPLAINED = 5
 """Lanes of a pool whose first task is explained; the rest is counted."""
@@ -234,6 +240,8 @@ async def _pool(
             text,
             f"converge tasks list --dead-letters --pool {pool.id}; then tasks retry ID, or tasks purge",
         )
+    if count.done:
+        yield await _weight(store, pool, count)
     lanes = await _lanes(store, pool.id)
     if len(lanes) >= LANES_NEAR * LANES:
         found = warning if len(lanes) < LANES else error
@@ -245,6 +253,29 @@ async def _pool(
     if not pool.is_paused:
         async for one in _unclaimable(store, pool, lanes, agents):
             yield one
+
+
+async def _weight(store: Store, pool: Pool, count: Census) -> Finding:
+    """Say what the ended tasks of a pool weigh, and what they will weigh by its retention at the rate of now."""
+    each, by_retention = await bytes_each(store, pool, random.random()), 0.0
+    now, rates = await store.time(), list[str]()
+    for state, kept, keep_sec in (
+        (TaskState.COMPLETED, count.completed, pool.keep_completed_sec),
+        (TaskState.FAILED, count.failed, pool.keep_failed_sec),
+    ):
+        (oldest,) = await store.scan([Range(DONE(pool.id, state.value), None, 1)])
+        if oldest and kept > 1:
+            since = max(1.0, keep_sec - (oldest[0].key[3] - now) / 1_000_000)
+            by_retention += kept / since * keep_sec * each
+            rates.append(f"{kept / since:,.3g} {state.value.lower()} a second are kept for {keep_sec:,.0f} s")
+    limits = [pool.keep_count * each] if pool.keep_count else []
+    weighs = min([by_retention, *limits, *([pool.keep_bytes] if pool.keep_bytes else [])])
+    said = f'pool "{pool.id}" keeps {_count(count.done, "ended task", "ended tasks")} of about {each:,.0f} bytes'
+    if rates:
+        said += f": {' and '.join(rates)}, which will weigh {weighs / 1_000_000:,.1f} MB, and what the store adds"
+    if weighs < WEIGHT_BYTES:
+        return fine("weight", said)
+    return warning("weight", said, "keep them for less time, or at most --keep-count or --keep-mb of them")
 
 
 async def _unclaimable(

@@ -15,7 +15,7 @@ from converge.contracts.store import ABSENT, LIMITS, Batch, Conflict, Durability
 from converge.errors import InvalidValue, PoolClosed, StoreBusy, Unsupported
 from converge.ids import check_name
 from converge.model.keys import JOINED, MEMBER, POOL
-from converge.model.pool import Pool
+from converge.model.pool import KEEP_FORMAT, KEEP_GREATEST, Pool
 from converge.services.store.handle import PoolSeen, StoreHandle
 from converge.services.store.lease import Lease
 from converge.services.store.limits import timed
@@ -64,8 +64,10 @@ class PoolManager:
                 f"{self._store.durability.name}; "
                 "choose another store, or its stricter settings"
             )
+        if pool.keeps_less:
+            await self._handle.require_format(KEEP_FORMAT)
         key = POOL(pool.id)
-        (outcome,) = await (await self._handle.commits()).commit([Batch([(key, ABSENT)], [(key, encode(pool))])])
+        (outcome,) = await (await self._handle.commits()).commit([Batch([(key, ABSENT)], [(key, pool.encoded())])])
         self._handle.pools.pop(pool.id, None)
         return not isinstance(outcome, Conflict)
 
@@ -97,7 +99,7 @@ class PoolManager:
             if seen.pool.is_paused == is_paused:
                 return False
             changed = attrs.evolve(seen.pool, is_paused=is_paused)
-            batch = Batch([(POOL(pool_id), seen.revision)], [(POOL(pool_id), encode(changed))])
+            batch = Batch([(POOL(pool_id), seen.revision)], [(POOL(pool_id), changed.encoded())])
             (outcome,) = await (await self._handle.commits()).commit([batch], wake=[f"pool.{pool_id}"])
             if not isinstance(outcome, Conflict):
                 self._handle.pools.pop(pool_id, None)
@@ -147,7 +149,7 @@ class PoolManager:
             members = found[:REMOVED]
             checks = [(POOL(pool_id), seen.revision), *((entry.key, entry.revision) for entry in members)]
             deletes = [key for entry in members for key in (entry.key, _joined(entry))]
-            batch = Batch(checks, [(POOL(pool_id), encode(attrs.evolve(seen.pool, allow=allow)))], deletes)
+            batch = Batch(checks, [(POOL(pool_id), attrs.evolve(seen.pool, allow=allow).encoded())], deletes)
             (outcome,) = await (await self._handle.commits()).commit([batch], wake=[f"pool.{pool_id}"])
             self._handle.pools.pop(pool_id, None)
             is_changed |= not isinstance(outcome, Conflict)
@@ -236,7 +238,7 @@ class PoolManager:
             if seen.pool.admission != "open":
                 # A claim checks the pool's revision: one that saw the member is of the old one, and takes nothing.
                 checks.append((POOL(pool_id), seen.revision))
-                puts.append((POOL(pool_id), encode(seen.pool)))
+                puts.append((POOL(pool_id), seen.pool.encoded()))
             (outcome,) = await commits.commit([Batch(checks, puts, [key, _joined(member)])])
             if not isinstance(outcome, Conflict):
                 return True
@@ -312,6 +314,10 @@ def _checked(pool: Pool | dict[str, Any]) -> Pool:
             or not 0 <= value <= PRIORITY_STEP_GREATEST_SEC
         ):
             raise InvalidValue(f"pool.{name}", value, "seconds, from 0 to a year")
+    for name in ("keep_count", "keep_bytes"):
+        value = getattr(pool, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= KEEP_GREATEST:
+            raise InvalidValue(f"pool.{name}", value, "a whole number; 0: without a limit")
     required: object = pool.require_durability
     if not isinstance(required, str) or (required and required not in Durability.__members__):
         raise InvalidValue("pool.require_durability", pool.require_durability, "D0, D1, D2 or D3")

@@ -12,13 +12,19 @@ from converge.contracts.store import LIMITS, Entry, Range, Store
 from converge.errors import SchemaTooNew, TornRecord
 from converge.ids import id_text
 from converge.machines.task import TaskState
-from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, READY, STATE, TASK, Key, Prefix
+from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, READY, STATE, TASK, Key, Prefix, pack
+from converge.model.pool import Pool
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages, get_all, parts, read_all
 from converge.services.tasks.surroundings import lease_ids
 
 log = logging.getLogger("converge.census")
+
+SAMPLE = 50
+"""Tasks of a state that are weighed, from each of two places."""
+
+ENDED = (TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED)
 
 
 @attrs.frozen(kw_only=True)
@@ -54,11 +60,8 @@ async def census(store: Store, pool_ids: Sequence[str]) -> dict[str, Census]:
     """
     found = await live(store, pool_ids)
     for pool_id in pool_ids:
-        ended = await _count(
-            store,
-            [DONE(pool_id, state.value) for state in (TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED)],
-        )
-        found[pool_id] = attrs.evolve(found[pool_id], completed=ended[0], failed=ended[1], cancelled=ended[2])
+        counts = await ended(store, pool_id)
+        found[pool_id] = attrs.evolve(found[pool_id], **{state.value.lower(): count for state, count in counts.items()})
     return found
 
 
@@ -120,6 +123,30 @@ async def _add_pools(store: Store, tasks: Sequence[Key], totals: dict[str, int])
                 log.error("a task is not counted: %s", error)
             else:
                 totals[pool_id] = totals.get(pool_id, 0) + 1
+
+
+async def ended(store: Store, pool_id: str) -> dict[TaskState, int]:
+    """Count the ended tasks of a pool by state."""
+    counts = await store.count([DONE(pool_id, state.value) for state in ENDED])
+    return dict(zip(ENDED, counts, strict=True))
+
+
+async def bytes_each(store: Store, pool: Pool, spread: float) -> float:
+    """Return what an ended task of the pool weighs: its records and keys, without what the store adds. Of each state
+    the oldest are weighed, and some from a place that `spread` (0 to 1) chooses. 0: there are none.
+    """
+    first = await store.scan([Range(DONE(pool.id, state.value), None, SAMPLE) for state in ENDED])
+    now, pages = await store.time(), list(first)
+    for state, page in zip(ENDED, first, strict=True):
+        if len(page) == SAMPLE:
+            keep_sec = pool.keep_completed_sec if state is TaskState.COMPLETED else pool.keep_failed_sec
+            begins = page[-1].key[3]
+            at = begins + int(spread * max(0, now + int(keep_sec * 1_000_000) - begins))
+            pages.append(await Pages(store, DONE(pool.id, state.value), after=(at, b"\0" * 16), size=SAMPLE).read())
+    keys = {entry.key for page in pages for entry in page}
+    records = await get_all(store, [family(key[4]) for key in keys for family in (TASK, STATE)])
+    size = sum(len(entry.value) + len(pack(entry.key)) for entry in records if entry is not None)
+    return (size + sum(len(pack(key)) for key in keys)) / len(keys) if keys else 0.0
 
 
 async def _count(store: Store, prefixes: Sequence[Prefix]) -> list[int]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import TypeVar
 
 from converge.codec import decode
 from converge.contracts.store import LIMITS, Batch, Conflict, Entry, Key, Range, Rest
 from converge.errors import SchemaTooNew, StoreFull, TornRecord
 from converge.ids import id_text
-from converge.machines.task import TERMINAL
+from converge.machines.retention import excess, may_go
+from converge.machines.task import TERMINAL, TaskState
 from converge.model.keys import DEDUP, DONE, POOL, STATE, TASK
-from converge.model.task import Spec
+from converge.model.pool import Pool
+from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages, get_all, parts
+from converge.services.tasks.counts import bytes_each, ended
 from converge.services.tasks.torn import set_aside
 
 log = logging.getLogger("converge.retention")
@@ -32,7 +36,21 @@ UNREADABLE_PAGES = 10
 pages.
 """
 
+_RecordT = TypeVar("_RecordT")
+
 _STATES = sorted(state.value for state in TERMINAL)
+
+
+COUNT_SHARE = 20.0
+"""A pool is counted again after so many times as long as it took: a large one costs its store a twentieth at most."""
+
+
+class _Over:
+    """What is still too many in a pool, by state, and when it is counted again (monotonic seconds)."""
+
+    def __init__(self) -> None:
+        self.left: dict[TaskState, int] = {}
+        self.due = float("-inf")
 
 
 class Retention:
@@ -43,6 +61,7 @@ class Retention:
     def __init__(self, handle: StoreHandle) -> None:
         self._handle = handle
         self._round = self._next_round()
+        self._over: dict[str, _Over] = {}
         self._logged: set[bytes] = set()  # of which tasks it was said that they cannot be read
 
     @property
@@ -63,9 +82,54 @@ class Retention:
         pools = await self._round.read()
         if self._round.is_last:
             self._round = self._next_round()
-        return (
-            await self._remove_under([DONE(pool.key[1], state) for pool in pools for state in _STATES]) if pools else 0
-        )
+        if not pools:
+            return 0
+        moved = await self._remove_under([DONE(pool.key[1], state) for pool in pools for state in _STATES])
+        for entry in pools:
+            moved += await self._keep_less(entry)
+        return moved
+
+    async def _keep_less(self, entry: Entry) -> int:
+        """Remove what is too many in a pool that keeps so many, or so many bytes, at most. Its tasks are counted
+        seldom, the longer that takes the less often.
+        """
+        pool = _limited(entry)
+        if pool is None:
+            return 0
+        over, env = self._over.setdefault(pool.id, _Over()), self._handle.env
+        began = env.monotonic()
+        if not over.left:
+            if began < over.due:
+                return 0
+            store = self._handle.store
+            weight = await bytes_each(store, pool, env.uniform()) if pool.keep_bytes else 0.0
+            over.left = excess(pool, await ended(store, pool.id), weight)
+            over.due = env.monotonic() + COUNT_SHARE * (env.monotonic() - began)
+        moved = 0
+        for state, count in list(over.left.items()):
+            page = await self._first_removable(pool, DONE(pool.id, state.value), min(count, REMOVED_TOGETHER))
+            done = await self.remove(page)
+            moved += done
+            over.left[state] -= done
+            if done < len(page) or not page or not over.left[state]:
+                del over.left[state]  # others are at it, or the rest may not go yet: it is counted again
+        return moved
+
+    async def _first_removable(self, pool: Pool, prefix: Key, limit: int) -> list[Entry]:
+        """Return the oldest tasks that may go before their time: not those that have just ended, whose submitter may
+        not have read the result, nor those whose dedup key has to be remembered.
+        """
+        store, found = self._handle.store, list[Entry]()
+        now, pages = await store.retention_time(), Pages(store, prefix, size=REMOVED_TOGETHER)
+        for _ in range(UNREADABLE_PAGES):
+            page = await pages.read()
+            records = await get_all(store, [family(entry.key[4]) for entry in page for family in (TASK, STATE)])
+            for entry, spec, state in zip(page, records[::2], records[1::2], strict=True):
+                if may_go(pool, _read(spec, Spec), _read(state, State), now):
+                    found.append(entry)
+            if len(found) >= limit or pages.is_last:
+                break
+        return found[:limit]
 
     def _next_round(self) -> Pages:
         return Pages(self._handle.store, POOL(), size=POOLS_TOGETHER)
@@ -128,3 +192,21 @@ class Retention:
         if id_ not in self._logged and len(self._logged) < LIMITS.keys:
             self._logged.add(id_)
             log.error("task %s is past its retention, but stays: %s", id_text(id_), error)
+
+
+def _limited(entry: Entry) -> Pool | None:
+    """Return the pool if it has a limit besides time; most have none, and are not decoded."""
+    if b'"keep_count"' not in entry.value:
+        return None
+    try:
+        pool = decode(entry.value, Pool, f"pool {entry.key[1]}")
+    except (TornRecord, SchemaTooNew):
+        return None  # whoever works in it says so
+    return pool if pool.keeps_less else None
+
+
+def _read(entry: Entry | None, type_: type[_RecordT]) -> _RecordT | None:
+    try:
+        return None if entry is None else decode(entry.value, type_, id_text(entry.key[1]))
+    except (TornRecord, SchemaTooNew):
+        return None

@@ -1,4 +1,4 @@
-"""T-1 to T-8 and T-24: how one task is stored, claimed, finished, retried, ended."""
+"""T-1 to T-8, T-14 and T-24: how one task is stored, claimed, finished, retried, ended."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from itertools import pairwise
 
 import anyio
 import attrs
+import pytest
 
-from converge.errors import DedupConflict, NoSuchPool, StaleClaim
+from converge.errors import DedupConflict, NoSuchPool, NoSuchTask, StaleClaim
 from converge.ids import id_bytes
 from converge.machines.retry import RETRY_AFTER_GREATEST_SEC
 from converge.machines.task import TaskState
 from converge.model.keys import LATER
+from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.store.pages import read_all
 from converge.testing._task.base import POOL, Process, TaskCase, another, raised, wait_until_store_time
@@ -301,3 +303,24 @@ class LifeClauses(TaskCase):
         left_sec = (due - await one.store.time()) / 1_000_000
         expect("T-24", left_sec <= RETRY_AFTER_GREATEST_SEC, f"it is due in {left_sec:.0f} s")
         expect("T-24", left_sec > RETRY_AFTER_GREATEST_SEC - 3_600, f"it is due in {left_sec:.0f} s")
+
+    async def test_a_pool_keeps_no_more_than_it_should(self, one: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+        """T-14."""
+        monkeypatch.setattr("converge.services.tasks.retention.COUNT_SHARE", 0.0)
+        await one.pools.create_pool(Pool(id="small", keep_count=3, dedup_window_sec=60.0))
+        made = [Task(pool_id="small", dedup_key="k" if number == 1 else None) for number in range(8)]
+        ids = await one.tasks.submit_many(made)
+        for number, task in enumerate(sorted(await one.tasks.claim("agent", ["small"], limit=8), key=_id_of)):
+            await (one.tasks.complete(task, number) if number else one.tasks.fail(task, "bad", retry=False))
+        await one.sweep_all()
+        for id_ in ids:
+            expect("T-14", (await one.tasks.get(id_)).finished_at is not None, "a task that has just ended is gone")
+        monkeypatch.setattr("converge.machines.retention.FRESH_SEC", 0.0)
+        await one.sweep_all()
+        left = [number for number, id_ in enumerate(ids) if not await raised(NoSuchTask, one.tasks.get(id_))]
+        expect_equal("T-14", left[:2], [0, 1], "the failed task and the one with a dedup key")
+        expect_equal("T-14", len(left), 3, "how many of eight tasks are left of a pool that keeps three")
+
+
+def _id_of(task: Task) -> str:
+    return task.id
