@@ -1,4 +1,5 @@
-"""A TCP proxy on a thread of its own that breaks one call of a store: before the server has it, or when it answers.
+"""A TCP proxy on a thread of its own that breaks one call of a store: before the server has it, or when it answers; or
+freezes connections.
 
 Give its `url` to the store and its `cut` as the fixture of `StoreContract` of that name.
 """
@@ -16,6 +17,12 @@ from anyio.from_thread import start_blocking_portal
 from converge.testing.store import Cut
 
 
+class _Link:
+    """One connection through the proxy."""
+
+    is_frozen = False
+
+
 class CutProxy:
     """Passes bytes on to a server until it is told to break a connection."""
 
@@ -25,6 +32,7 @@ class CutProxy:
         self._host, self._port = parts.hostname, parts.port
         self._target = url
         self._moment: Cut | None = None
+        self._links: set[_Link] = set()
         self.url = url
         """The server's URL through the proxy."""
 
@@ -44,7 +52,22 @@ class CutProxy:
             yield
             group.cancel_scope.cancel()
 
+    def freeze(self) -> None:
+        """Pass nothing more of the connections that are open now, and leave them open: as a firewall that forgot them.
+        New ones work.
+        """
+        for link in self._links:
+            link.is_frozen = True
+
     async def _serve(self, client: SocketStream) -> None:
+        link = _Link()
+        self._links.add(link)
+        try:
+            await self._serve_link(client, link)
+        finally:
+            self._links.discard(link)
+
+    async def _serve_link(self, client: SocketStream, link: _Link) -> None:
         async with client:
             with suppress(OSError):  # the server is away: so is the proxy's client, at once
                 async with (
@@ -53,15 +76,17 @@ class CutProxy:
                 ):
 
                     async def pump(source: SocketStream, sink: SocketStream, moment: Cut) -> None:
-                        await self._pass(source, sink, moment)
+                        await self._pass(source, sink, moment, link)
                         group.cancel_scope.cancel()
 
                     group.start_soon(pump, client, server, Cut.BEFORE)
                     group.start_soon(pump, server, client, Cut.AFTER)
 
-    async def _pass(self, source: SocketStream, sink: SocketStream, moment: Cut) -> None:
+    async def _pass(self, source: SocketStream, sink: SocketStream, moment: Cut, link: _Link) -> None:
         with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
             async for data in source:
+                if link.is_frozen:
+                    continue
                 if self._moment is moment:
                     self._moment = None
                     return
