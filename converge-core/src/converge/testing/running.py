@@ -108,7 +108,7 @@ def run_contract(contract: type, *, tests: str | None = None) -> Run:
     module = Path(inspect.getfile(contract)).resolve()
     place = f"{module}::{contract.__name__}"
     # Not above the module's folder: pytest would list the folders of every parent.
-    named = ("--rootdir", str(module.parent), "--confcutdir", str(module.parent))
+    named: tuple[str, ...] = ("--rootdir", str(module.parent), "--confcutdir", str(module.parent))
     named += ("-o", f"python_classes={contract.__name__}")
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
