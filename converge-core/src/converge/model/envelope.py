@@ -28,9 +28,13 @@ _TAG = b"converge/msg/v1\0"
 HANDED, ACCEPTED, HANDLED, STORED = "handed", "accepted", "handled", "stored"
 """How far a message got, or is to get before its sender is told; HANDED wants no receipt."""
 FULL, UNKNOWN, REFUSED, RAISED, EARLY, DROPPED = "full", "unknown", "refused", "raised", "early", "dropped"
+CYCLE = "cycle"
 """Why it got no further. EARLY: one before it has not come, send it again; DROPPED: its process stopped before a
-handler had it.
+handler had it. CYCLE: the question would wait for itself.
 """
+
+CHAINS = 1
+"""The feature of a channel whose both ends know the chains of questions."""
 
 NAME_CHARACTERS = 64
 """The longest of all names in a header: what a receiver keeps of a message stays small."""
@@ -59,6 +63,8 @@ class MessageHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
         topic, pool: Whom it is for, where `to` is empty.
         key: Hex of the sender's public key, where the message is signed.
         mail: It is no message, but tells that one was stored in the mailbox of `to`.
+        chain: Of a question: the message with which its chain began, and the agents that wait in it. Only where both
+            nodes know it (`CHAINS`).
     """
 
     id: Name
@@ -74,6 +80,7 @@ class MessageHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
     pool: Name = ""
     key: Name = ""
     mail: bool = False
+    chain: tuple[Name, ...] = ()
 
 
 class ReceiptHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

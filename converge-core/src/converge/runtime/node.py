@@ -35,6 +35,7 @@ from converge.runtime.network.network import Network
 from converge.runtime.parts import Given, Parts, open_parts
 from converge.runtime.probes.answer import Health
 from converge.runtime.probes.probes import Observed, probes_of
+from converge.runtime.retiring import retire
 from converge.runtime.stopping import Stopping
 from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
@@ -286,6 +287,22 @@ class Node:
             parts.watchdog.lease_lost.set()  # while `on_start` ran: these agents are joined again too
         parts.ticks.add(agents)
         return agents
+
+    async def retire(self, agent: Agent, *, grace_sec: float | None = None) -> None:
+        """End one agent, while the node and its other agents go on. It leaves discovery and claims nothing more at
+        once; its handlers have the grace time (that of the node), then its tasks are handed back; `on_stop` is called.
+        A second call returns at once.
+
+        Raises:
+            InvalidValue: It is no agent of this node.
+        """
+        if self.agents.get(agent.id) is not agent:
+            if agent.node is self:
+                return
+            raise InvalidValue("agent", agent.id, "an agent of this node")
+        del self.agents[agent.id]
+        grace_sec = self.settings.grace_sec if grace_sec is None else grace_sec
+        await completed(partial(retire, self.parts, agent, grace_sec))
 
     def _make(self, cls: type[A], pools: tuple[str, ...], identity: Identity) -> A:
         parts = self.parts

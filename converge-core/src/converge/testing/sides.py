@@ -49,7 +49,7 @@ class Agent:
         self.gate = anyio.Event()
         self.gate.set()
         self._waits: list[tuple[Message, OnHandled | None]] = []
-        self.held_bytes = 0
+        self.held_bytes, self.chain = 0, tuple[str, ...]()
         self._group, self._room, self._is_running = group, room, False
 
     @property

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from converge.ids import id_text
 from converge.machines.task import Found, Held
 from converge.runtime.agents.agent import Agent
+from converge.services.messages.chains import CHAIN
 
 NODE: ContextVar[str] = ContextVar("converge_node", default="")
 """The id of the node whose code runs."""
@@ -52,3 +53,4 @@ def begin(agent: Agent, message_id: str = "") -> None:
     AGENT.set(agent)
     TASK.set(None)
     MESSAGE.set(message_id)
+    CHAIN.set(())

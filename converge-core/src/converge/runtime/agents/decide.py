@@ -76,6 +76,7 @@ class DecideLoop:
     """
 
     takes_messages = True
+    chain: tuple[str, ...] = ()
 
     def __init__(self, agent: Agent, boundary: Boundary, executor: Executor, supervision: Supervision) -> None:
         self._agent, self._boundary, self._executor, self._supervision = agent, boundary, executor, supervision

@@ -20,6 +20,7 @@ from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.boundary import Boundary, Worker
 from converge.runtime.agents.context import begin
 from converge.runtime.agents.supervision import Supervision
+from converge.services.messages.chains import CHAIN
 from converge.services.messages.inboxes import OnHandled, unpacked
 
 INBOX = 1_000
@@ -38,6 +39,7 @@ class Inbox:
         self._is_running = False
         self._answer: OnHandled | None = None  # of the message that the handler has
         self.held_bytes = 0
+        self.chain: tuple[str, ...] = ()
 
     @property
     def is_full(self) -> bool:
@@ -75,12 +77,15 @@ class Inbox:
             message, self._answer, cost = self._queue.popleft()
             self.held_bytes -= cost
             begin(agent, message.id)
+            asked_in = self._answer.chain if self._answer is not None else ()
+            self.chain = (*(asked_in or (message.id,)), agent.id)
+            CHAIN.set(self.chain)
             outcome = await worker.call(handler, unpacked(message), _encoded)
             outcome = b"null" if outcome is None else outcome
             result, why = (outcome, "") if type(outcome) is bytes else (None, self._failed(message, outcome))
             if result is not None and agent.health.is_troubled:
                 self._supervision.succeeded(agent, "on_message")
-            answer, self._answer = self._answer, None
+            answer, self._answer, self.chain = self._answer, None, ()
             if answer is not None:
                 answer(result, why)
             if worker.is_spoiled:

@@ -32,6 +32,7 @@ class Ticks:
         self._due: list[tuple[float, int, Agent]] = []
         self._number = 0
         self._is_stopped = False
+        self._removed: set[str] = set()
         self._running = 0
         self._ended = anyio.Event()
         self._changed = anyio.Event()
@@ -41,6 +42,11 @@ class Ticks:
         for one in agents:
             if one.tick_sec is not None:
                 self._schedule(one, self._env.uniform(0.0, one.tick_sec))
+
+    def remove(self, agent: Agent) -> None:
+        """Begin no tick of the agent from now on."""
+        if agent.tick_sec is not None:
+            self._removed.add(agent.id)
 
     async def stop(self) -> None:
         """Begin no tick from now on; return when those that run have ended."""
@@ -59,6 +65,9 @@ class Ticks:
             now = self._env.monotonic()
             while self._due and self._due[0][0] <= now and not self._is_stopped:
                 _, _, agent = heapq.heappop(self._due)
+                if agent.id in self._removed:
+                    self._removed.discard(agent.id)
+                    continue
                 self._running += 1
                 self._boundary.start(partial(self._tick, agent))
 

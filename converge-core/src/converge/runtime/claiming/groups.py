@@ -16,6 +16,7 @@ from converge.machines.match import Claimer
 from converge.runtime.agents.agent import Agent, claimer_of, claims_tasks
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.claiming.feed import Basis, Feed
+from converge.runtime.claiming.slots import Why
 from converge.services.pools import PoolManager, note_rest
 from converge.services.tasks.claim import Claims, not_members
 
@@ -85,6 +86,22 @@ class Groups:
             self._agents[one.id] = one
             self._wanted.setdefault(one.id, one.pools)
             self._place(one)
+
+    def retire(self, agent: Agent) -> None:
+        """Take an agent out for good: it claims nothing more, and what runs goes on."""
+        self._rests[agent.id] = self._rests.get(agent.id, 0) + 1  # a rest that ends gives it no slots
+        before = self._keys.pop(agent.id, None)
+        if before is not None:
+            self._take_out(agent, before)
+        self._agents.pop(agent.id, None)
+
+    def is_busy(self, agent: Agent) -> bool:
+        """Return whether tasks of an agent that was taken out still run."""
+        return agent.id in self._owed
+
+    def cancel_tasks(self, agent: Agent) -> int:
+        """Cancel what still runs of an agent that was taken out, and hand it back; return how much that is."""
+        return sum(feed.slots.cancel_of(agent, Why.STOPPING) for feed in self.feeds.values())
 
     async def join(self, agent: Agent, pool_id: str, secret: str | None) -> bool:
         """Make the agent a member, and let it claim there; tells whether it was none before.
@@ -281,7 +298,7 @@ class Groups:
                 missing = await not_members(self._handle.store, pool_id, agent_ids)
             except StoreError:
                 return  # the feed looks again, and tells again
-            for agent in (self._agents[one] for one in missing):
+            for agent in (self._agents[one] for one in missing if one in self._agents):
                 if pool_id in agent.pools:
                     agent.log.error(
                         'the pool "%s" does not admit this agent any more; it claims nothing there until it joins '

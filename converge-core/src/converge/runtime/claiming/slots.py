@@ -195,6 +195,13 @@ class Slots:
             slot.cancel(why)
         return len(running)
 
+    def cancel_of(self, agent: Agent, why: Why) -> int:
+        """Cancel the handlers of one agent; return how many there are."""
+        busy = [slot for slot in self.slots if slot.agent is agent and slot.current is not None]
+        for slot in busy:
+            slot.cancel(why)
+        return len(busy)
+
     def cancel_timed_out(self) -> float | None:
         """Cancel what has run too long; answer when to look again (monotonic seconds), or None if nothing has a
         timeout.

@@ -19,6 +19,7 @@ from converge.errors import StoreError
 from converge.machines.records import GONE, Item
 from converge.machines.secure import Terms
 from converge.model.descriptor import AgentDescriptor, network_tag
+from converge.model.envelope import CHAINS
 from converge.model.identity import Identity
 from converge.plugins import PluginHost
 from converge.runtime.agents.agent import Agent
@@ -203,14 +204,14 @@ class Network:
                 if link.shown.pop(agent.id, None) is not None:
                     link.post([(GONE, agent.id.encode())])
 
-    async def retire(self, agent: Agent) -> None:
-        """Withdraw the descriptor of an agent that has ended, and tell the nodes that know it.
+    async def withdraw_one(self, agent: Agent) -> None:
+        """Withdraw the descriptor of an agent that ends; it speaks until `hush`.
 
         Raises:
             StoreError, LeaseEnded: It is listed until the lease ends.
         """
-        self.hush([agent])
         await self.announced.retire([agent.id])
+        self.discovery.directory.drop(agent.id)
 
     async def describe_again(self, agent: Agent) -> None:
         """Publish what has changed of an agent."""
@@ -264,7 +265,7 @@ async def _listening(
         _background(ground.boundary.background) as background,
     ):
         told = [await endpoint_of(found.address, chosen.advertise, one.store) for found, chosen in listeners]
-        terms = Terms(network=network_tag(one.network), identity=ground.identity)
+        terms = Terms(network=network_tag(one.network), identity=ground.identity, features=CHAINS)
         bounds = Bounds(greatest=one.max_connections, standing=standing)
         yield _Wire(
             listeners=tuple(found for found, _ in listeners),

@@ -94,7 +94,7 @@ class Announced:
             await self._sightings.withdraw(gone)
 
     async def retire(self, agent_ids: Collection[str]) -> None:
-        """Withdraw some alone: they have ended, and speak no more.
+        """Withdraw some alone: they end. Their credentials stay, for what they say until then.
 
         Raises:
             StoreError, LeaseEnded: They are listed until the lease ends.
@@ -103,7 +103,6 @@ class Announced:
             for agent_id in agent_ids:
                 self._described.pop(agent_id, None)
                 self.signed.pop(agent_id, None)
-                self.credentials.pop(agent_id, None)
                 self._prepared.pop(agent_id, None)
             self.changes += 1
             await self._sightings.withdraw(list(agent_ids))

@@ -12,11 +12,12 @@ import attrs
 from anyio.lowlevel import checkpoint
 
 from converge.codec import decode_plain
-from converge.errors import Backpressure, Dropped, TornRecord, Undeliverable
-from converge.model.envelope import ACCEPTED, DROPPED, EARLY, FULL, REFUSED, UNKNOWN, MessageHeader
+from converge.errors import AskCycle, Backpressure, Dropped, TornRecord, Undeliverable
+from converge.model.envelope import ACCEPTED, CYCLE, DROPPED, EARLY, FULL, REFUSED, UNKNOWN, MessageHeader
 from converge.model.identity import Identity
 from converge.model.message import Message
 from converge.plugins import PluginHost
+from converge.services.messages.chains import cycle_of
 from converge.services.tasks.records import moment
 
 log = logging.getLogger("converge.post")
@@ -49,7 +50,9 @@ POLL_SEC = 0.01
 
 
 class OnHandled(Protocol):
-    """Learns what became of a message that was accepted."""
+    """Learns what became of a message that was accepted. `chain`: that of the question."""
+
+    chain: tuple[str, ...]
 
     def __call__(self, answer: bytes | None, why: str) -> None:
         """Note that the handler has ended: with an answer (JSON), or with None and the reason why it failed. Who calls
@@ -65,6 +68,8 @@ class LocalInbox(Protocol):
 
     takes_messages: bool
     held_bytes: int
+    chain: tuple[str, ...]
+    """Of the message that its handler is busy with, itself the last; empty: it is free, or free to take another."""
 
     @property
     def is_full(self) -> bool: ...
@@ -117,10 +122,10 @@ def unpacked(message: Message) -> Message:
 class LocalOutcome:
     """Waits in this process for the end of a handler."""
 
-    __slots__ = ("answer", "event", "is_dropped", "why")
+    __slots__ = ("answer", "chain", "event", "is_dropped", "why")
 
-    def __init__(self) -> None:
-        self.event = anyio.Event()
+    def __init__(self, chain: tuple[str, ...] = ()) -> None:
+        self.event, self.chain = anyio.Event(), chain
         self.answer: bytes | None = None
         self.why, self.is_dropped = "", False
 
@@ -180,6 +185,15 @@ class Inboxes(dict[str, LocalInbox]):
             for index, names in self._indexes(agent):
                 for name in names:
                     index.setdefault(str(name), []).append(agent.id)
+
+    def close(self, agent_id: str) -> LocalInbox | None:
+        """Accept nothing more for an agent that ends; return its inbox. It may still sign what it sends."""
+        self.release(agent_id)
+        inbox, identity = self.get(agent_id), self._identities.get(agent_id)
+        self.remove(agent_id)
+        if identity is not None:
+            self.introduce(agent_id, identity)
+        return inbox
 
     def remove(self, agent_id: str) -> None:
         """Forget an agent and its inbox."""
@@ -248,6 +262,8 @@ class Inboxes(dict[str, LocalInbox]):
             return REFUSED, STOPPING
         if not inbox.takes_messages:
             return REFUSED, "the agent takes no messages: it has no on_message"
+        if header.chain and (cycle := cycle_of(to, header.chain, inbox.chain)):
+            return CYCLE, cycle
         gate = None if token else self._gates.get(to)
         if inbox.is_full or (gate is not None and len(gate) >= GATE):
             return FULL, "its inbox is full"
@@ -343,13 +359,14 @@ def to_message(header: MessageHeader, to: str, content: Any, token: int = 0) -> 
     )
 
 
-def raise_for_status(whom: str, status: str, text: str) -> None:
-    """Return if the message was accepted.
-
+def raise_for_status(whom: str, status: str, text: str, chain: tuple[str, ...] = ()) -> None:
+    """Return if the message was accepted. `chain`: the agents that wait for it.
 
     Raises:
         Backpressure, Undeliverable: It was not, and why.
     """
+    if status == CYCLE:
+        raise AskCycle(f"{whom}: {text}", chain)
     if status == FULL:
         raise Backpressure(f"{whom}: {text}; send again later, or slower")
     if status == DROPPED:

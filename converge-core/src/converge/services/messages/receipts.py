@@ -106,10 +106,11 @@ class Answers:
 class RemoteOutcome:
     """Answers the sender of one message, over the link that it came by last or, if that has ended, another one."""
 
-    __slots__ = ("_answers", "_id", "link", "sender")
+    __slots__ = ("_answers", "_id", "chain", "link", "sender")
 
     def __init__(self, answers: Answers, link: Link, header: MessageHeader) -> None:
         self._answers, self.link, self._id, self.sender = answers, link, header.id, header.sender
+        self.chain = header.chain
 
     def __call__(self, answer: bytes | None, why: str) -> None:
         """See `OnHandled`."""

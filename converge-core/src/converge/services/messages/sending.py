@@ -37,6 +37,7 @@ from converge.model.envelope import (
 from converge.model.identity import Identity, is_agent_id
 from converge.model.message import Capability, Receipt
 from converge.plugins import PluginHost
+from converge.services.messages.chains import CHAIN
 from converge.services.messages.choice import Choice
 from converge.services.messages.inboxes import LocalOutcome, raise_for_status, to_message
 from converge.services.messages.mailbox import Mailboxes
@@ -188,6 +189,8 @@ class Post:
         header = MessageHeader(
             draft.id, draft.sender, to, self._life, 0, self._handle.about_now(), 0, draft.wants, draft.task, topic, pool
         )
+        if draft.wants == HANDLED and (chain := CHAIN.get()):
+            header = msgspec.structs.replace(header, chain=chain)
         payload = draft.payload
         if self._is_guarded:
             message = self._host.guard(BEFORE_SEND, to_message(header, to, payload))
@@ -249,8 +252,8 @@ class Post:
                 self._turn = 0
                 await checkpoint()
             return Outcome(to)
-        end = LocalOutcome()
-        raise_for_status(f"agent {to}", *self.inboxes.put(to, header, body, end))
+        end = LocalOutcome(header.chain)
+        raise_for_status(f"agent {to}", *self.inboxes.put(to, header, body, end), (*header.chain[1:], to))
         await end.event.wait()
         if end.is_dropped:
             raise_for_status(f"agent {to}", DROPPED, end.why)

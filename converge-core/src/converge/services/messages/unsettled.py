@@ -15,7 +15,18 @@ import msgspec
 
 from converge.errors import BadSignature, ChannelError, ConnectFailed, MessageTooLarge, StoreError, Undeliverable
 from converge.machines.records import MESSAGE, SIGNED, Item
-from converge.model.envelope import DROPPED, EARLY, HANDED, HANDLED, RAISED, MessageHeader, ReceiptHeader, pack, sign
+from converge.model.envelope import (
+    CHAINS,
+    DROPPED,
+    EARLY,
+    HANDED,
+    HANDLED,
+    RAISED,
+    MessageHeader,
+    ReceiptHeader,
+    pack,
+    sign,
+)
 from converge.model.identity import Identity
 from converge.services.messages.inboxes import raise_for_status
 
@@ -131,9 +142,10 @@ class UnderWay:
             self.answer = payload if receipt.status == HANDLED else None
             self.is_handled = True
 
-    def item(self, after: int) -> Item:
-        """Return what goes over the wire."""
-        header = msgspec.structs.replace(self.header, sequence=self.sequence, after=after)
+    def item(self, after: int, features: int = 0) -> Item:
+        """Return what goes over the wire, to a peer with these features."""
+        chain = self.header.chain if features & CHAINS else ()
+        header = msgspec.structs.replace(self.header, sequence=self.sequence, after=after, chain=chain)
         return (MESSAGE, pack(header, self.payload)) if self.signer is None else self.signer.item(header, self.payload)
 
 
@@ -214,9 +226,8 @@ class MessagesUnderWay:
                 log.info("message %s to %.16s is repeated: %s", one.header.id, one.header.to or "all of a node", error)
             receipt = one.receipt
             if receipt is not None and receipt.status != EARLY:
-                raise_for_status(
-                    f"agent {one.header.to}" if one.header.to else "the node", receipt.status, receipt.text
-                )
+                whom = f"agent {one.header.to}" if one.header.to else "the node"
+                raise_for_status(whom, receipt.status, receipt.text, (*one.header.chain[1:], one.header.to))
                 return
             if receipt is not None:
                 one.was_sent = False  # its node says so itself
@@ -230,7 +241,7 @@ class MessagesUnderWay:
         """Give a message to a link, after the descriptor of its sender where the peer has not seen that."""
         if one.signer is None and (credential := self._credential(one.header.sender)) is not None:
             link.show(one.header.sender, credential)
-        item, owed = one.item(after), "" if one.header.wants == HANDED else one.header.id
+        item, owed = one.item(after, link.features), "" if one.header.wants == HANDED else one.header.id
         before, one.link = one.was_sent, link
         one.was_sent = True
         try:

@@ -1,0 +1,58 @@
+"""One agent that ends alone, while its node goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import anyio
+
+from converge.errors import LeaseEnded, StoreError
+from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.starting import stop_all
+from converge.runtime.parts import Parts
+from converge.runtime.stopping import ON_STOP_SEC, RELEASE_SEC
+
+log = logging.getLogger("converge.node")
+
+LOOK_SEC = 0.01
+"""How often it is looked whether the agent's handlers have ended."""
+
+
+async def retire(parts: Parts, agent: Agent, grace_sec: float) -> None:
+    """End an agent: it is listed no longer and claims nothing more at once, its handlers have the grace time, and then
+    what it has not done is handed back, or its senders are told.
+    """
+    groups, inboxes = parts.groups, parts.network.post.inboxes
+    with anyio.CancelScope(shield=True):
+        groups.retire(agent)
+        parts.ticks.remove(agent)
+        until = anyio.current_time() + grace_sec
+        await _withdraw(parts, agent)
+        inbox = inboxes.close(agent.id)
+        await _until(lambda: not groups.is_busy(agent) and (inbox is None or inbox.is_idle), grace_sec)
+        if groups.cancel_tasks(agent):
+            log.warning("tasks of agent %.16s did not end within %g s; they are handed back", agent.id, grace_sec)
+            await _until(lambda: not groups.is_busy(agent), RELEASE_SEC)
+        for answer in inbox.abandon() if inbox is not None else ():
+            answer.drop()
+        with anyio.move_on_after(max(ON_STOP_SEC, until - anyio.current_time())):
+            await stop_all(parts.boundary, [agent])
+        parts.network.hush([agent])
+        with anyio.move_on_after(RELEASE_SEC):
+            await groups.withdraw([agent])
+        parts.kept.keyring.give_back([agent.id])
+
+
+async def _until(has_ended: Callable[[], bool], within_sec: float) -> None:
+    with anyio.move_on_after(within_sec):
+        while not has_ended():  # noqa: ASYNC110  # an event would cost each task and message, for the sake of few ends
+            await anyio.sleep(LOOK_SEC)
+
+
+async def _withdraw(parts: Parts, agent: Agent) -> None:
+    try:
+        with anyio.move_on_after(RELEASE_SEC):
+            await parts.network.withdraw_one(agent)
+    except (StoreError, LeaseEnded) as error:
+        log.warning("the descriptor of agent %.16s could not be withdrawn, it ends with the lease: %s", agent.id, error)
