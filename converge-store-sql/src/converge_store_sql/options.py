@@ -45,6 +45,9 @@ class SqlOptions:
             is open. 1 to 100.
         timeout_sec: How long a call may take before its outcome counts as unknown. 0.1 to 600 s.
         connect_timeout_sec: How long connecting may take. 0.1 to 600 s.
+        schema: The schema of the tables, `[a-z_][a-z0-9_]{0,62}`; without it the first one of the role's search path.
+        pooler: Whether a transaction pooler such as PgBouncer stands before the server: then nothing is prepared or
+            kept for a session, each call is a transaction of several trips, and waiting processes poll.
         lock_timeout_sec: How long a call may wait for a row that another one holds before it is refused as `StoreBusy`.
             0.01 to 600 s.
     """
@@ -56,6 +59,16 @@ class SqlOptions:
         default=None,
         converter=attrs.converters.optional(Path),
         metadata={"help": "file whose first line is the password"},
+    )
+    schema: str | None = attrs.field(
+        default=None,
+        validator=validators.optional(validators.matches_re(r"[a-z_][a-z0-9_]{0,62}")),
+        metadata={"help": "schema of the tables"},
+    )
+    pooler: bool = attrs.field(
+        default=False,
+        validator=validators.instance_of(bool),
+        metadata={"help": "a transaction pooler stands before the server"},
     )
     connections: int = attrs.field(
         default=4,

@@ -52,6 +52,6 @@ def submit_in(
         raise InvalidValue("connection", "a connection that is closed", "one with an open transaction")
     if own.dialect.name != "postgresql":
         raise Unsupported(f"submit_in needs PostgreSQL, and this is a connection to {own.dialect.name}")
-    from converge_store_sql.postgresql.sync import submit  # each database's own is imported when it is used
+    from converge_store_sql.postgresql.riding.sync import submit  # each database's own is imported when it is used
 
     return submit(own, [tasks] if isinstance(tasks, Task) else tasks, check_network(network))

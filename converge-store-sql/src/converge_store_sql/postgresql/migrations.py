@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,19 @@ from converge.errors import SchemaTooNew, StoreRefused
 from converge.model.keys import FAMILIES
 from converge_store_sql.postgresql._errors import sqlstate
 from converge_store_sql.postgresql.tables import create_table, create_tables, table
+from converge_store_sql.postgresql.view import CURRENT, VERSION, create_view
 
-_NO_RIGHT = "42501"
+_NO_RIGHT, _NO_SCHEMA = "42501", "3F000"  # the latter: none of the search path that this role may use
+_IN_USE = "2BP01"  # something else is made of the view
+
+_LOCK = "select pg_advisory_xact_lock(hashtextextended($1, 0))"
+
+_READERS = """select format('grant select on %s to %s', $1::text, case a.grantee when 0 then 'public'
+        else quote_ident(pg_get_userbyid(a.grantee)) end) as grant
+    from pg_class c, aclexplode(c.relacl) a
+    where c.oid = to_regclass($1) and a.grantee <> c.relowner and a.privilege_type = 'SELECT'"""
+
+_LOG = logging.getLogger(__name__)
 
 _LOOK = """select coalesce(pg_get_userbyid((select relowner from pg_class where oid = to_regclass($1))), ''),
     array(select name from unnest($2::text[]) with ordinality u(name, n) where to_regclass(name) is null order by n)"""
@@ -45,12 +57,13 @@ async def migrate(connection: Any, network: str) -> None:
     if owner:
         await _check_version(connection, network)
     if not missing:
+        await _renew_view(connection, network)
         return
     try:
         async with connection.transaction():
             await _add(connection, network)
     except Exception as error:
-        if sqlstate(error) != _NO_RIGHT:
+        if sqlstate(error) not in (_NO_RIGHT, _NO_SCHEMA):
             raise
         role = await connection.fetchval("select current_user")
         who = f'the role "{owner}", which owns the others' if owner else "a role that may"
@@ -71,12 +84,34 @@ async def pending(connection: Any, network: str) -> list[str]:
     if not owner:
         return [f'the tables of a new network "{network}"']
     await _check_version(connection, network)
-    return [f"the table {name}" for name in missing]
+    view = [f"the view {network}_tasks, with its present columns"] if await _has_old_view(connection, network) else []
+    return [f"the table {name}" for name in missing] + view
+
+
+async def _has_old_view(connection: Any, network: str) -> bool:
+    return bool(await connection.fetchval(CURRENT, f"{network}_tasks") < VERSION)
+
+
+async def _renew_view(connection: Any, network: str) -> None:
+    """Make the view anew if it is one of before. No process needs it, so nobody is refused who may not."""
+    if not await _has_old_view(connection, network):
+        return
+    try:
+        async with connection.transaction():
+            await connection.execute(_LOCK, f"converge/schema/{network}")
+            if await _has_old_view(connection, network):
+                readers = [grant for (grant,) in await connection.fetch(_READERS, f"{network}_tasks")]
+                for statement in [*create_view(network), *readers]:
+                    await connection.execute(statement)
+    except Exception as error:
+        if sqlstate(error) not in (_NO_RIGHT, _IN_USE):
+            raise
+        _LOG.info("the view %s_tasks is left as it is: %s", network, error)
 
 
 async def _add(connection: Any, network: str) -> None:
     # Processes that start together must not create the tables twice; the lock goes with the transaction.
-    await connection.execute("select pg_advisory_xact_lock(hashtextextended($1, 0))", f"converge/schema/{network}")
+    await connection.execute(_LOCK, f"converge/schema/{network}")
     owner, missing = await connection.fetchrow(_LOOK, f"{network}_schema", _tables(network))
     if not owner:
         await connection.execute(
@@ -88,6 +123,7 @@ async def _add(connection: Any, network: str) -> None:
     for family in FAMILIES.values():
         if table(network, family) in missing:
             await connection.execute(create_table(network, family))
+    await _renew_view(connection, network)
     for (grant,) in await connection.fetch(_RIGHTS, table(network, FAMILIES["state"]), missing):
         await connection.execute(grant)
     if owner == await connection.fetchval("select current_user"):

@@ -10,7 +10,19 @@ from typing import Any, Self
 
 import anyio
 
-from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Range, Store, Take, Taken, Turned
+from converge.contracts.store import (
+    Batch,
+    Channel,
+    Committed,
+    Conflict,
+    Entry,
+    Inspection,
+    Range,
+    Store,
+    Take,
+    Taken,
+    Turned,
+)
 from converge.contracts.transactions import Within
 from converge.errors import NotApplied, StoreRefused, Unsupported
 from converge.model.keys import Family, Key, Prefix
@@ -18,13 +30,13 @@ from converge_store_sql.options import SqlOptions
 from converge_store_sql.postgresql._errors import RETRIED, sqlstate
 from converge_store_sql.postgresql.calls import count_calls, get_call, got, turn_arguments
 from converge_store_sql.postgresql.connect import Connections
-from converge_store_sql.postgresql.dialect import LEAST_VERSION, SETTINGS, durability
 from converge_store_sql.postgresql.fragments import NOW
+from converge_store_sql.postgresql.inspection import LEAST_VERSION, SETTINGS, Settings, inspection
 from converge_store_sql.postgresql.migrations import migrate, pending
 from converge_store_sql.postgresql.plan import Plan, Shape, take_shape
+from converge_store_sql.postgresql.riding.within import within
 from converge_store_sql.postgresql.statements import Statements
 from converge_store_sql.postgresql.waiters import Waiters
-from converge_store_sql.postgresql.within import within
 from converge_store_sql.store import SqlStore
 
 TRIES = 20
@@ -64,7 +76,7 @@ class PostgresqlStore(SqlStore):
     async def to_add(cls, url: str, options: SqlOptions) -> Sequence[str]:
         connections = Connections(url, options)
         try:
-            async with connections.driver() as driver:
+            async with connections.driver() as driver, driver.transaction():
                 return await pending(driver, options.network)
         finally:
             await connections.close()
@@ -139,24 +151,31 @@ class PostgresqlStore(SqlStore):
         self._time = max(self._time, int(now))
         return self._time
 
+    async def inspect(self) -> Inspection:
+        (row,) = await self._read(SETTINGS, ())
+        ((schema,),) = await self._read(f"select max(version) from {self._options.network}_schema", ())
+        return inspection(Settings(*row), schema)
+
     def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
-        return self._waiters.watch(channels)
+        # Behind a transaction pooler nothing is heard: whoever listens does so on a server of the moment.
+        return super().watch(channels) if self._options.pooler else self._waiters.watch(channels)
 
     def within(self, connection: Any) -> Within:
         """Return a store that writes in the transaction of an `AsyncConnection` or `AsyncSession` of SQLAlchemy's."""
         return within(self, connection, self._options.network, self._waiters.wake_after)
 
     async def _prepare(self) -> None:
-        async with self._connections.driver() as driver:
-            version, fsync, full_page_writes, synchronous_commit, standbys, is_standby = await driver.fetchrow(SETTINGS)
-            if version < LEAST_VERSION:
+        async with self._connections.driver() as driver, driver.transaction():
+            found = Settings(*await driver.fetchrow(SETTINGS))
+            if found.version < LEAST_VERSION:
                 raise Unsupported(
-                    f"{self._connections.where} runs PostgreSQL {version // 10_000}; this release needs 14 or later"
+                    f"{self._connections.where} runs PostgreSQL {found.version // 10_000}; this release needs 14 or "
+                    "later"
                 )
-            if is_standby:
+            if found.is_standby:
                 raise StoreRefused(f"{self._connections.where} is a standby and takes no writes; name the primary")
             await migrate(driver, self._options.network)
-        self.durability = durability(fsync, full_page_writes, synchronous_commit, standbys)
+        self.durability = found.durability
 
     async def _read(self, text: str, arguments: Sequence[Any]) -> Sequence[Sequence[Any]]:
         return await self._connections.run(text, arguments, writes=False)

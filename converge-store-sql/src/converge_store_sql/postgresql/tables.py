@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from converge.model.keys import FAMILIES, HASH, ID, INT, Family, Part
+from converge_store_sql.postgresql.view import create_view
 
 SYNTHETIC = "one"
 """The column of a family without parts: a table needs a primary key, so its only key has 0 here."""
@@ -54,14 +55,14 @@ def sql_type(part: Part) -> str:
 
 
 def create_tables(network: str) -> str:
-    """Return the statements that make all tables, the sequence, the function and the view of a network."""
+    """Return the statements that make all tables, the sequence, the functions and the view of a network."""
     statements = [create_table(network, family) for family in FAMILIES.values()]
     statements += [
         # No cache: a cached range would hand out revisions out of order between connections (S-6).
         f"create sequence {network}_revision as bigint cache 1",
         _LOST_RACE.format(network=network),
         _WAITER.format(network=network),
-        _TASKS.format(network=network),
+        *create_view(network),
     ]
     return ";\n".join(statements)
 
@@ -97,14 +98,3 @@ _WAITER = """create unlogged table {network}_waiter (
     channel text collate "C" not null, waiter bigint generated always as identity, listener text not null,
     pid integer not null, seen timestamptz not null default clock_timestamp(), primary key (channel, waiter)
 ) with (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 500)"""
-
-_TASKS = """create view {network}_tasks as
-    select encode(t.id, 'hex')::uuid as id, p.place, p.rank, p.moment, p.pool, p.outcome, p.lease,
-        convert_from(t.value, 'UTF8') as task, convert_from(s.value, 'UTF8') as record, greatest(t.revision, s.revision,
-        p.revision) as revision
-    from {network}_task t left join {network}_state s on s.id = t.id left join (
-        select id, 'ready' as place, rank, null::bigint as moment, null as pool, null as outcome, null as lease,
-        revision from {network}_ready union all select id, 'later', null, due, null, null, null, revision from
-        {network}_later union all select id, 'held', rank, null, null, null, encode(lease, 'hex'), revision from
-        {network}_held union all select id, 'done', null, until, pool, "state", null, revision from {network}_done
-    ) p on p.id = t.id"""

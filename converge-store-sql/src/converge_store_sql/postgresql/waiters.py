@@ -6,17 +6,19 @@ it would put all commits in a row. Here one statement on another connection tell
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import anyio
 
 from converge.errors import StoreError
-from converge_store_sql.postgresql.connect import Connections
-from converge_store_sql.postgresql.riders import Riders
+from converge_store_sql.postgresql.connect import CHECK_SEC, Connections
+from converge_store_sql.postgresql.riding.riders import Riders
 from converge_store_sql.postgresql.statements import Statements
 
 BEAT_SEC = 10.0
@@ -102,26 +104,34 @@ class Waiters:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run the background work within this block: wake sleepers, show that this listener lives, reconnect after a
-        loss.
+        loss. The block may be left in another task than it was entered in.
         """
-        failed: BaseException | None = None
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._tell)
-            group.start_soon(self._stay)
-            group.start_soon(self._ask_for_riders)
-            try:
-                yield
-            # Carried past the group, which would wrap what the user's own block raised.
-            except (Exception, SystemExit, KeyboardInterrupt) as error:
-                failed = error
-            finally:
-                with anyio.move_on_after(LEAVE_SEC, shield=True):
-                    await self._tell_once()
+        self._connections.on_dead = self._doubt
+        work = asyncio.create_task(self._work())
+        try:
+            yield
+        finally:
+            with anyio.move_on_after(LEAVE_SEC, shield=True):
+                await self._tell_once()
+            work.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({work})
                 if self._listener is not None:
                     await self._listener.close()
-                group.cancel_scope.cancel()
-        if failed is not None:
-            raise failed
+
+    async def _work(self) -> None:
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._tell)
+                group.start_soon(self._stay)
+                group.start_soon(self._ask_for_riders)
+        except Exception:  # the store goes on without wake-ups: those who wait look for themselves
+            _LOG.exception("wake-ups have ended")
+
+    def _doubt(self) -> None:
+        """Have the listening connection tried soon: one beside it died without a word."""
+        if self._listener is not None:
+            self._listener.doubted.set()
 
     async def _register(self, names: Sequence[str]) -> None:
         listener = await self._listening()
@@ -203,17 +213,15 @@ class Waiters:
         while True:
             listener = self._listener
             with anyio.move_on_after(BEAT_SEC if listener is not None else RECONNECT_SEC):
-                await (listener.lost.wait() if listener is not None else anyio.sleep_forever())
+                await (listener.doubted.wait() if listener is not None else anyio.sleep_forever())
             if listener is None or not any(self._sleepers.values()):
+                if listener is not None and listener.lost.is_set():
+                    await anyio.sleep(RECONNECT_SEC)  # nobody waits for it
                 continue
             try:
-                if listener.lost.is_set():
+                if listener.lost.is_set() or not await listener.beat(self._statements.beat(), sorted(self._sleepers)):
                     await self._listening()
                     self._tell_all()
-                else:
-                    await self._connections.run(
-                        self._statements.beat(), (sorted(self._sleepers), listener.name), writes=False
-                    )
             except StoreError:
                 _LOG.debug("the listener could not be renewed", exc_info=True)
                 await anyio.sleep(RECONNECT_SEC)
@@ -228,9 +236,23 @@ class Waiters:
 class _Listener:
     """One connection that listens, under a name of its own: rows of a lost one must not pass for those of the next."""
 
-    def __init__(self, stack: AsyncExitStack, name: str, pid: int) -> None:
-        self._stack, self.name, self.pid = stack, name, pid
-        self.lost = anyio.Event()
+    def __init__(self, stack: AsyncExitStack, driver: Any, name: str) -> None:
+        self._stack, self._driver, self.name, self.pid = stack, driver, name, driver.get_server_pid()
+        self.lost, self.doubted = anyio.Event(), anyio.Event()
+
+    def lose(self) -> None:
+        """Note that the connection is gone."""
+        self.lost.set()
+        self.doubted.set()
+
+    async def beat(self, text: str, channels: Sequence[str]) -> bool:
+        """Show on the connection itself that it lives; return whether it does."""
+        self.doubted = anyio.Event()
+        try:
+            await self._driver.execute(text, channels, self.name, timeout=CHECK_SEC)
+        except Exception:  # whatever it is, nothing will be heard here
+            self.lose()
+        return not self.lost.is_set()
 
     @classmethod
     async def open(cls, connections: Connections, network: str, tell: Callable[[str], None]) -> _Listener:
@@ -238,8 +260,8 @@ class _Listener:
             driver = await stack.enter_async_context(connections.driver())
             name = f"{network}_{secrets.token_hex(12)}"
             await driver.add_listener(name, lambda _driver, _pid, _name, channel: tell(channel))
-            listener = cls(stack, name, driver.get_server_pid())
-            driver.add_termination_listener(lambda _driver: listener.lost.set())
+            listener = cls(stack, driver, name)
+            driver.add_termination_listener(lambda _driver: listener.lose())
             listener._stack = stack.pop_all()
             return listener
 

@@ -20,10 +20,10 @@ from converge_store_sql.postgresql._errors import RETRIED, call_failed, connecti
 from converge_store_sql.postgresql.calls import count_calls, get_call, got, turn_arguments
 from converge_store_sql.postgresql.fragments import NOW
 from converge_store_sql.postgresql.plan import Plan, Shape
-from converge_store_sql.postgresql.riders import Riders
+from converge_store_sql.postgresql.riding.riders import Riders
+from converge_store_sql.postgresql.riding.within import TRIES, Inside, check_dialect, run
 from converge_store_sql.postgresql.statements import Statements
 from converge_store_sql.postgresql.waiters import DEAD_SEC
-from converge_store_sql.postgresql.within import TRIES, Inside, check_dialect, run
 
 WHERE = "the caller's database"
 

@@ -1,0 +1,99 @@
+"""How one connection is made: through SQLAlchemy's engine, or behind a transaction pooler by the driver alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from converge.errors import Unsupported
+from converge_store_sql.options import SqlOptions
+from converge_store_sql.postgresql.dialect import SESSION
+
+STATEMENTS = 1_000
+"""Prepared statements that a connection keeps: more than there are shapes of calls, so that none is planned twice."""
+
+
+class Connector:
+    """Makes the connections of one handle."""
+
+    def __init__(self, dsn: str, options: SqlOptions) -> None:
+        self._arguments = _arguments(dsn, options)
+        self._engine = None if options.pooler else _engine(self._arguments)
+
+    async def connect(self) -> tuple[AsyncConnection | None, Any]:
+        """Return a new connection of SQLAlchemy's, and that of the driver within it.
+
+        Behind a pooler there is only the latter: SQLAlchemy begins with statements of its own, prepared outside a
+        transaction, for which each time another server may be behind the connection.
+        """
+        if self._engine is None:
+            return None, await _driver().connect(**self._arguments)
+        connection = await self._engine.connect()
+        return connection, (await connection.get_raw_connection()).driver_connection
+
+    async def close(self) -> None:
+        """Close what the engine holds."""
+        if self._engine is not None:
+            await self._engine.dispose()
+
+
+def session(options: SqlOptions) -> dict[str, str]:
+    """Return the settings of every connection, or behind a pooler of every transaction."""
+    settings = {**SESSION, "lock_timeout": f"{options.lock_timeout_sec * 1000:.0f}"}
+    return settings | {"search_path": options.schema} if options.schema is not None else settings
+
+
+def begin(options: SqlOptions) -> str:
+    """Return the statements that begin a transaction with these settings."""
+    local = {name: value for name, value in session(options).items() if not name.startswith(("application", "default"))}
+    settings = "".join(f"; set local {name} = '{value}'" for name, value in local.items())
+    return f"begin isolation level read committed read write{settings}"
+
+
+def _arguments(dsn: str, options: SqlOptions) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "dsn": dsn,
+        "timeout": options.connect_timeout_sec,
+        "command_timeout": options.timeout_sec,
+        # SQLAlchemy keeps the prepared statements, but at 0 the driver gives all of them one name
+        "statement_cache_size": 0 if options.pooler else 100,
+    }
+    if not options.pooler:
+        arguments["server_settings"] = session(options)
+    if options.password_file is not None:
+        path = options.password_file
+        arguments["password"] = lambda: _password(path)
+    return arguments
+
+
+def _engine(arguments: dict[str, Any]) -> AsyncEngine:
+    driver = _driver()
+
+    def creator() -> Any:
+        # The form that SQLAlchemy's documentation asks for where the size of the statement cache is to be set as well.
+        dialect: Any = engine.dialect
+        return dialect.dbapi.connect(
+            async_creator_fn=driver.connect, prepared_statement_cache_size=STATEMENTS, **arguments
+        )
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://", creator=creator, isolation_level="AUTOCOMMIT", poolclass=NullPool, hide_parameters=True
+    )
+    return engine
+
+
+def _driver() -> Any:
+    try:
+        import asyncpg
+    except ImportError as error:
+        raise Unsupported("PostgreSQL needs its driver; `pip install converge-store-sql[postgresql]`") from error
+    return asyncpg
+
+
+async def _password(path: Path) -> str:
+    lines = (await anyio.Path(path).read_text()).splitlines()
+    return lines[0] if lines else ""

@@ -1,0 +1,87 @@
+"""What the settings of a server mean for an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from converge.codec import FORMAT
+from converge.contracts.store import Durability, Finding, Inspection, error, fine, warning
+
+LEAST_VERSION = 140000
+TESTED = (15, 16, 18)
+
+SETTINGS = """select current_setting('server_version_num')::integer, current_setting('fsync'),
+    current_setting('full_page_writes'), current_setting('synchronous_commit'),
+    current_setting('synchronous_standby_names'), pg_is_in_recovery(), current_setting('default_transaction_read_only'),
+    (select extract(epoch from max(clock_timestamp() - xact_start)) from pg_stat_activity
+        where datname = current_database() and backend_xmin is not null)::float8"""
+
+OLD_SNAPSHOT_SEC = 600.0
+"""From when on an open transaction is worth telling: what has been deleted since it began stays on the disk."""
+
+
+class Settings(NamedTuple):
+    """What `SETTINGS` answers; `oldest_sec`: since when the oldest transaction is open that we may see."""
+
+    version: int
+    fsync: str
+    full_page_writes: str
+    synchronous_commit: str
+    standbys: str
+    is_standby: bool
+    is_read_only: str
+    oldest_sec: float | None
+
+    @property
+    def durability(self) -> Durability:
+        return durability(self.fsync, self.full_page_writes, self.synchronous_commit, self.standbys)
+
+
+def durability(fsync: str, full_page_writes: str, synchronous_commit: str, standbys: str) -> Durability:
+    """Return what an acknowledged commit survives with these settings of the server."""
+    if synchronous_commit == "off":
+        return Durability.D0  # it may still be in the server's memory when the server is killed
+    if fsync == "off" or full_page_writes == "off":
+        return Durability.D1
+    return Durability.D3 if standbys.strip() and synchronous_commit in ("on", "remote_apply") else Durability.D2
+
+
+def inspection(found: Settings, schema: int) -> Inspection:
+    """Return what these settings mean, and the number of the schema."""
+    major, minor = divmod(found.version, 10_000)
+    return Inspection(
+        durability=found.durability,
+        product=f"PostgreSQL {major}.{minor}",
+        role="replica" if found.is_standby else "primary",
+        is_tested=major in TESTED,
+        findings=tuple(_findings(found, schema)),
+    )
+
+
+def _findings(found: Settings, schema: int) -> Iterator[Finding]:
+    yield _on_durability(found)
+    if found.is_standby:
+        yield error("replica", "the server is a standby and takes no writes", "name the primary in the store's URL")
+    if found.is_read_only == "on":
+        text = "default_transaction_read_only is on: writes of others than Converge are refused"
+        yield warning("read-only", text, "set default_transaction_read_only to off")
+    if found.oldest_sec is not None and found.oldest_sec > OLD_SNAPSHOT_SEC:
+        text = f"a transaction has been open for {found.oldest_sec / 60:.0f} min: dead rows since then stay on the disk"
+        yield warning(
+            "old-snapshot", text, "end it; pg_stat_activity names it, idle_in_transaction_session_timeout helps"
+        )
+    yield fine("schema", f"the schema has version {schema}, this release knows {FORMAT}")
+
+
+def _on_durability(found: Settings) -> Finding:
+    if found.synchronous_commit == "off":
+        text = "synchronous_commit is off: a crash of the server loses what it acknowledged in the last moments"
+        return error("durability", text, "set synchronous_commit to on")
+    for name, value in (("fsync", found.fsync), ("full_page_writes", found.full_page_writes)):
+        if value == "off":
+            return error("durability", f"{name} is off: a power cut may destroy the database", f"set {name} to on")
+    if found.durability is Durability.D2:
+        text = f"synchronous_commit is {found.synchronous_commit}, without a synchronous standby"
+        return fine("durability", f"{text}: each commit is on the primary's disk, and is lost with it")
+    return fine("durability", f"each commit waits for {found.standbys}")

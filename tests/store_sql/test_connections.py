@@ -1,0 +1,266 @@
+"""Connections that tell the truth: dead ones, other loops and tasks, servers that restart, refuse and come back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import asyncpg
+import pytest
+
+from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, open_store
+from converge.contracts.store import Batch, Committed
+from converge.errors import ForeignLoop, StoreError, StoreRefused
+from converge.model.keys import POOL
+from converge.testing.fixtures import wait_until
+from converge.testing.proxy import host_and_port
+from converge.testing.servers import free_port, postgres_server
+from converge_store_sql import SqlOptions, SqlStore
+
+AWAY_SEC = 5.0 if os.environ.get("FULL_TESTS") else 1.0
+"""How long a server refuses writes, or is away."""
+
+SOON_SEC = 5.0
+"""How long after a server came back, or a connection died, the next task may take."""
+
+
+class Stalling:
+    """A proxy that stops forwarding without closing anything: what a NAT does that has forgotten a connection."""
+
+    def __init__(self, url: str) -> None:
+        self._host, self._port = host_and_port(url)
+        self._target = url
+        self._generation = 0
+        self.url = ""
+
+    def forget(self) -> None:
+        """Forward nothing more on the connections that are there; new ones work."""
+        self._generation += 1
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Stalling]:
+        async with (
+            await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+            anyio.create_task_group() as group,
+        ):
+            own = listener.extra(anyio.abc.SocketAttribute.local_port)
+            self.url = self._target.replace(f"{self._host}:{self._port}", f"127.0.0.1:{own}", 1)
+            group.start_soon(listener.serve, self._serve)
+            yield self
+            group.cancel_scope.cancel()
+
+    async def _serve(self, client: anyio.abc.SocketStream) -> None:
+        generation = self._generation
+        async with (
+            client,
+            await anyio.connect_tcp(self._host, self._port) as server,
+            anyio.create_task_group() as group,
+        ):
+
+            async def pump(source: anyio.abc.SocketStream, sink: anyio.abc.SocketStream) -> None:
+                try:
+                    async for data in source:
+                        if self._generation == generation:
+                            await sink.send(data)
+                except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                    pass
+                if self._generation == generation:
+                    group.cancel_scope.cancel()
+
+            group.start_soon(pump, client, server)
+            group.start_soon(pump, server, client)
+
+
+class Echo(Agent):
+    concurrency = 4
+
+    async def on_task(self, task: Task) -> object:
+        return task.inputs
+
+
+@asynccontextmanager
+async def at_work(url: str, direct: str, network: str) -> AsyncIterator[Callable[[], Awaitable[float]]]:
+    """A node that works through the one URL; gives what submits a task by the other, and says how long it took."""
+    async with Node(store=url, network=network, lease_sec=15) as node, open_store(direct, network=network) as other:
+        await node.spawn(Echo, pool="docs")
+        tasks = TaskManager(other)
+
+        async def one() -> float:
+            began = anyio.current_time()
+            await tasks.result(await tasks.submit(Task(pool_id="docs")), timeout=60)
+            return anyio.current_time() - began
+
+        await one()
+        yield one
+
+
+async def test_a_connection_that_died_without_a_word_costs_seconds(postgres_url: str, options: SqlOptions) -> None:
+    async with (
+        Stalling(postgres_url).running() as proxy,
+        at_work(proxy.url, postgres_url, options.network) as one,
+    ):
+        for _ in range(2):
+            proxy.forget()
+            assert await one() < SOON_SEC
+
+
+async def test_a_call_that_waits_for_a_lock_is_not_taken_for_dead(
+    store: SqlStore, options: SqlOptions, postgres_url: str
+) -> None:
+    await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        async with anyio.create_task_group() as group:
+            transaction = connection.transaction()
+            await transaction.start()
+            await connection.execute(f"select 1 from {options.network}_pool for update")
+
+            async def write() -> None:
+                (outcome,) = await store.commit([Batch(puts=[(POOL("p"), b"2")])])
+                assert isinstance(outcome, Committed)
+
+            group.start_soon(write)
+            await anyio.sleep(3)  # the time after which a call is doubted has to pass twice
+            await transaction.rollback()
+    finally:
+        await connection.close()
+
+
+async def test_a_connection_that_was_idle_is_tried_before_it_is_used(
+    postgres_url: str, options: SqlOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converge_store_sql.postgresql.connect.IDLE_SEC", 0.0)
+    async with Stalling(postgres_url).running() as proxy, SqlStore.open(proxy.url, options) as store:
+        await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+        proxy.forget()
+        with anyio.fail_after(SOON_SEC):
+            (outcome,) = await store.commit([Batch(puts=[(POOL("p"), b"2")])])
+        assert isinstance(outcome, Committed)
+
+
+async def test_a_watch_whose_connection_was_ended_hears_again(
+    store: SqlStore, options: SqlOptions, postgres_url: str
+) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        watch = aiter(store.watch(["c"]))
+        await anext(watch)
+        before = await connection.fetchval(f"select pid from {options.network}_waiter")
+        assert await connection.fetchval("select pg_terminate_backend($1)", before)
+        with anyio.fail_after(SOON_SEC):
+            await anext(watch)  # told to look, for what came meanwhile was not heard
+        await wait_until_registered(connection, options.network, before)
+        await store.commit([], wake=["c"])
+        with anyio.fail_after(SOON_SEC):
+            await anext(watch)
+        await watch.aclose()  # type: ignore[attr-defined]  # every watch is an async generator
+    finally:
+        await connection.close()
+
+
+async def wait_until_registered(connection: asyncpg.Connection, network: str, before: int) -> None:
+    async def is_there() -> bool:
+        return bool(await connection.fetchval(f"select count(*) from {network}_waiter where pid <> $1", before))
+
+    await wait_until(is_there)
+
+
+async def test_a_handle_in_another_loop_is_refused_and_goes_on_in_its_own(store: SqlStore) -> None:
+    async def use() -> None:
+        with pytest.raises(ForeignLoop):
+            await store.get([POOL("p")])
+        with pytest.raises(ForeignLoop):
+            await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+
+    await anyio.to_thread.run_sync(lambda: asyncio.run(use()))
+    assert await store.get([POOL("p")]) == [None]
+
+
+async def test_a_handle_may_be_closed_in_another_task(postgres_url: str, options: SqlOptions) -> None:
+    opening = SqlStore.open(postgres_url, options)
+    store = await asyncio.create_task(opening.__aenter__())
+    watch = aiter(store.watch(["c"]))
+    await anext(watch)
+    await watch.aclose()  # type: ignore[attr-defined]  # every watch is an async generator
+    await store.commit([Batch(puts=[(POOL("p"), b"1")])], wake=["c"])
+    await asyncio.create_task(opening.__aexit__(None, None, None))
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), SystemExit(3), asyncio.CancelledError()])
+async def test_what_the_block_raised_comes_out_as_it_is(
+    postgres_url: str, options: SqlOptions, error: BaseException
+) -> None:
+    with pytest.raises(type(error)) as caught:
+        async with SqlStore.open(postgres_url, options) as store:
+            watch = aiter(store.watch(["c"]))
+            await anext(watch)
+            raise error
+    assert caught.value is error
+
+
+async def test_work_flows_again_after_a_restart_and_after_refused_writes(namespace: str) -> None:
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="converge-back-", ignore_cleanup_errors=True) as folder:
+        async with AsyncExitStack() as stack:
+            with postgres_server(fsync=False, directory=Path(folder), port=port) as url:
+                one = await stack.enter_async_context(at_work(url, url, namespace))
+            await anyio.sleep(AWAY_SEC)  # the server is away for this long
+            with postgres_server(fsync=False, directory=Path(folder), port=port):
+                assert await one() < SOON_SEC
+                server = await asyncpg.connect(url)
+                await server.execute("alter system set default_transaction_read_only = on")
+                await server.fetchval("select pg_reload_conf()")
+                assert await one() < SOON_SEC, "a default for others is not ours"
+                await server.execute("set default_transaction_read_only = off")
+                await server.execute("alter system reset default_transaction_read_only")
+                await server.close()
+                await stack.aclose()
+
+
+async def test_a_rotated_password_is_read_again(namespace: str, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("first-canary\n")
+    rules = Path(tempfile.gettempdir()) / f"converge-hba-{free_port()}"
+    rules.write_text("host all postgres 127.0.0.1/32 trust\nhost all agents 127.0.0.1/32 scram-sha-256\n")
+    rules.chmod(0o644)
+    try:
+        with postgres_server(fsync=False, options=[f"hba_file={rules}"]) as url:
+            server = await asyncpg.connect(url)
+            await server.execute("create role agents superuser login password 'first-canary'")
+            named = url.replace("postgres@", "agents@")
+            options = SqlOptions(network=namespace, password_file=file)
+            async with SqlStore.open(named, options) as store:
+                assert await store.get([POOL("p")]) == [None]
+                await server.execute("alter role agents password 'second-canary'")
+                ended = "select count(pg_terminate_backend(pid)) from pg_stat_activity where usename = 'agents'"
+                assert await server.fetchval(ended) > 0
+                with pytest.raises(StoreError):
+                    await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+                with pytest.raises(StoreRefused, match="password") as caught:
+                    await store.get([POOL("p")])
+                shown, error = "", caught.value
+                while error is not None:
+                    shown, error = shown + repr(error) + str(error), error.__cause__  # type: ignore[assignment]
+                assert "canary" not in shown
+                file.write_text("second-canary\n")
+                assert await store.get([POOL("p")]) == [None]
+            await server.close()
+    finally:
+        rules.unlink()
+
+
+async def test_a_pool_made_before_a_crash_is_there_after_it(namespace: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="converge-kill-", ignore_cleanup_errors=True) as folder:
+        with postgres_server(directory=Path(folder)) as url:
+            async with open_store(url, network=namespace) as store:
+                await PoolManager(store).create_pool(Pool(id="docs"))
+                os.kill(url.pid, 9)
+        with postgres_server(directory=Path(folder)) as url:
+            async with open_store(url, network=namespace) as store:
+                assert (await PoolManager(store).get("docs")).id == "docs"

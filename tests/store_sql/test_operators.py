@@ -1,0 +1,213 @@
+"""What operators have: the view of all tasks, roles with the least rights, what doctor says of a server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import anyio
+import asyncpg
+import pytest
+
+from converge import Pool, PoolManager, Task, TaskManager, open_store
+from converge.contracts.store import Batch, Durability, Level, Store
+from converge.errors import StoreRefused, StoreUnavailable, Unsupported, ValueTooLarge
+from converge.model.keys import STATE, TASK
+from converge.testing.servers import postgres_server
+from converge_store_sql import SqlOptions, SqlStore
+from converge_store_sql.postgresql.inspection import Settings, inspection
+
+PAGE = Path(__file__).parents[2] / "docs/reference/postgresql.md"
+
+
+@pytest.fixture
+async def server(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(postgres_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def work(postgres_url: str, options: SqlOptions) -> AsyncIterator[Store]:
+    """A store as `open_store` gives it, with a pool."""
+    async with open_store(postgres_url, network=options.network) as opened:
+        await PoolManager(opened).create_pool(Pool(id="docs"))
+        yield opened
+
+
+def grants(network: str, reader: str, agents: str, schema: str = "public") -> str:
+    """The statements of the page, for other names."""
+    block = str(*re.findall(r"^```text\n(grant .*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+    named = block.replace("converge_tasks", f"{network}_tasks").replace("schema public", f"schema {schema}")
+    return named.replace("to reader", f"to {reader}").replace("to agents", f"to {agents}")
+
+
+async def test_the_view_shows_a_task_in_each_place_of_its_life(
+    work: Store, options: SqlOptions, server: asyncpg.Connection
+) -> None:
+    tasks = TaskManager(work)
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    wanted = {
+        "held": Task(pool_id="docs", priority=3, type="first"),
+        "done": Task(pool_id="docs", priority=2),
+        "ready": Task(pool_id="docs", dedup_key="once", deadline=soon),
+        "later": Task(pool_id="docs", not_before=soon),
+    }
+    ids = {place: await tasks.submit(task) for place, task in wanted.items()}
+    for _ in range(2):
+        (claimed,) = await tasks.claim("worker", ["docs"])
+    await tasks.complete(claimed, {"n": 1})
+    rows = {str(row["id"]): row for row in await server.fetch(f"select * from {options.network}_tasks")}
+    found = {place: rows[task_id] for place, task_id in ids.items()}
+    assert {place: row["place"] for place, row in found.items()} == {place: place for place in wanted}
+    for place, row in found.items():
+        task = await tasks.get(ids[place])
+        assert (row["pool"], row["state"], row["attempts"]) == ("docs", task.state, task.attempts), place
+        assert row["submitted_at"] == task.submitted_at and row["finished_at"] == task.finished_at, place
+    lease = (await work.scan([]), work.shared)[1].lease_opened  # type: ignore[attr-defined]  # core's own
+    assert found["held"]["holder"].bytes == lease.id and found["held"]["claimed_at"] is not None
+    assert found["held"]["holder_pid"] and found["held"]["rank"] < found["ready"]["rank"]
+    assert found["later"]["due"] == found["ready"]["deadline"] == soon
+    assert found["ready"]["dedup_key"] == "once" and found["done"]["kept_until"] > found["done"]["finished_at"]
+    assert (found["done"]["last_agent"], found["held"]["type"]) == ("worker", "first")
+
+
+async def test_a_record_that_cannot_be_read_keeps_no_other_from_being_shown(
+    store: SqlStore, options: SqlOptions, server: asyncpg.Connection
+) -> None:
+    values = (b"\xff{", b'{"pool":"docs","due":99999999999999999999999}', b'{"pool":"d\\u0000cs"}', b'{"pool":"docs"}')
+    for number, value in enumerate(values):
+        puts = [(TASK(bytes([number]) * 16), value), (STATE(bytes([number]) * 16), value)]
+        await store.commit([Batch(puts=puts)])
+    rows = await server.fetch(f"select pool, due from {options.network}_tasks order by id")
+    assert [row["pool"] for row in rows] == [None, "docs", "dcs", "docs"]
+
+
+async def test_the_view_of_a_store_made_before_is_renewed_and_its_readers_stay(
+    postgres_url: str, options: SqlOptions, server: asyncpg.Connection
+) -> None:
+    view, reader = f"{options.network}_tasks", f"reader_{options.network}"
+    async with SqlStore.open(postgres_url, options):
+        pass
+    await server.execute(
+        f"create role {reader}; drop view {view}; create view {view} as select 1 as id;"
+        f"grant select on {view} to {reader}"
+    )
+    assert await SqlStore.pending(postgres_url, options) == [f"the view {view}, with its present columns"]
+    async with SqlStore.open(postgres_url, options):
+        assert await SqlStore.pending(postgres_url, options) == []
+    assert await server.fetchval(f"select has_table_privilege('{reader}', '{view}', 'select')")
+    await server.execute(f"comment on view {view} is 'converge view 99'; drop owned by {reader}; drop role {reader}")
+    async with SqlStore.open(postgres_url, options):  # a newer release's is left alone
+        assert await server.fetchval(f"select obj_description('{view}'::regclass)") == "converge view 99"
+
+
+async def test_each_role_can_do_its_own_and_no_more(
+    postgres_url: str, options: SqlOptions, server: asyncpg.Connection
+) -> None:
+    owner, agents, reader = (f"{role}_{options.network}" for role in ("owner", "agents", "reader"))
+    schema = f"s_{options.network}"
+    for role in (owner, agents, reader):
+        await server.execute(f"create role {role} login")
+    await server.execute(f"create schema {schema} authorization {owner}")
+
+    def url_of(role: str) -> str:
+        return postgres_url.replace("postgres@", f"{role}@")
+
+    placed = SqlOptions(network=options.network, schema=schema)
+    with pytest.raises(StoreRefused, match="migrate"):
+        async with SqlStore.open(url_of(agents), placed):
+            pass
+    async with SqlStore.open(url_of(owner), placed):
+        pass
+    own = await asyncpg.connect(url_of(owner), server_settings={"search_path": schema})
+    await own.execute(grants(options.network, reader, agents, schema))
+    await own.close()
+    async with open_store(url_of(agents), options={"sql": {"schema": schema}}, network=options.network) as opened:
+        await PoolManager(opened).create_pool(Pool(id="docs"))
+        tasks, watch = TaskManager(opened), aiter(opened.watch(["c"]))
+        await anext(watch)
+        await opened.commit([], wake=["c"])
+        with anyio.fail_after(10):
+            await anext(watch)
+        await watch.aclose()  # type: ignore[attr-defined]  # every watch is an async generator
+        await tasks.submit_many([Task(pool_id="docs", ordering_key="k"), Task(pool_id="docs", ordering_key="k")])
+        (task,) = await tasks.claim("worker", ["docs"], limit=2)
+        await tasks.complete(task)
+        assert await SqlStore.pending(url_of(agents), placed) == []
+    seeing = await asyncpg.connect(url_of(reader), server_settings={"search_path": schema})
+    assert await seeing.fetchval(f"select count(*) from {options.network}_tasks") == 2
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await seeing.execute(f"delete from {options.network}_task")
+    await seeing.close()
+    acting = await asyncpg.connect(url_of(agents), server_settings={"search_path": schema})
+    for statement in (f"drop table {options.network}_task", f"alter table {options.network}_task add x int"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await acting.execute(statement)
+    await acting.close()
+    await server.execute(f"drop owned by {owner}, {agents}, {reader} cascade; drop role {owner}, {agents}, {reader}")
+
+
+async def test_doctor_is_told_what_the_server_promises(store: SqlStore) -> None:
+    told = await store.inspect()
+    assert told is not None and told.durability is store.durability is Durability.D1  # fsync is off in these tests
+    assert re.fullmatch(r"PostgreSQL 18\.\d+", told.product) and told.role == "primary" and told.is_tested
+    assert [(one.level, one.mend) for one in told.findings if one.code == "durability"] == [
+        (Level.ERROR, "set fsync to on")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "level"),
+    [
+        ({"synchronous_commit": "off"}, "durability", Level.ERROR),
+        ({"full_page_writes": "off"}, "durability", Level.ERROR),
+        ({"standbys": "b"}, "durability", Level.OK),
+        ({"is_standby": True}, "replica", Level.ERROR),
+        ({"is_read_only": "on"}, "read-only", Level.WARNING),
+        ({"oldest_sec": 7200.0}, "old-snapshot", Level.WARNING),
+    ],
+)
+def test_what_is_weak_has_a_finding(changed: dict[str, object], code: str, level: Level) -> None:
+    well = Settings(180001, "on", "on", "on", "", False, "off", 1.0)
+    assert {one.level for one in inspection(well, 2).findings} == {Level.OK}
+    found = {one.code: one.level for one in inspection(well._replace(**changed), 2).findings}  # type: ignore[arg-type]
+    assert found[code] is level
+
+
+async def test_bad_places_are_refused_each_in_its_words_and_nothing_is_written(
+    postgres_url: str, options: SqlOptions, server: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = postgres_url.rpartition("/")[0] + "/nowhere"
+    with pytest.raises(StoreUnavailable, match="create the database"):
+        async with SqlStore.open(absent, options):
+            pass
+    with pytest.raises(Unsupported, match="asyncpg"):
+        async with SqlStore.open(postgres_url.replace("postgresql:", "postgresql+psycopg2:"), options):
+            pass
+    async with open_store(postgres_url, network=options.network) as opened:
+        await PoolManager(opened).create_pool(Pool(id="docs"))
+        with pytest.raises(ValueTooLarge):
+            await TaskManager(opened).submit(Task(pool_id="docs", inputs={"blob": "x" * (100 << 20)}))
+        assert await server.fetchval(f"select count(*) from {options.network}_task") == 0
+    monkeypatch.setitem(__import__("sys").modules, "asyncpg", None)
+    with pytest.raises(Unsupported, match=r"pip install converge-store-sql\[postgresql\]"):
+        async with SqlStore.open(postgres_url, options):
+            pass
+
+
+@pytest.mark.parametrize("version", [16])
+async def test_an_older_server_does_the_same_work(version: int, options: SqlOptions) -> None:
+    with postgres_server(fsync=False, version=version) as url:
+        async with open_store(url, network=options.network) as opened:
+            told = await opened.inspect()
+            assert told is not None and told.is_tested and told.product.startswith(f"PostgreSQL {version}.")
+            await PoolManager(opened).create_pool(Pool(id="docs"))
+            tasks = TaskManager(opened)
+            ids = await tasks.submit_many([Task(pool_id="docs") for _ in range(20)])
+            claimed = await tasks.claim("worker", ["docs"], limit=20)
+            for task in claimed:
+                await tasks.complete(task)
+            assert sorted(ids) == sorted(task.id for task in claimed)
