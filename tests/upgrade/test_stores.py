@@ -14,10 +14,11 @@ from release_steps import POOL, WAITING, drain, ordered, plain
 
 from converge import TaskManager, TaskState, open_store
 from converge.errors import StoreRefused
-from converge.model.keys import FAMILIES
+from converge.model.keys import ACTIVE, FAMILIES, KEY
 from converge.operations.store_changes import migrate_store
 from converge.runtime.config.config import Config
 from converge.services.store.formats import read_format
+from converge.services.store.pages import read_all
 
 STORES = Path(__file__).parent / "stores"
 
@@ -90,6 +91,24 @@ async def test_a_dry_run_names_what_is_missing_and_changes_nothing(url: str) -> 
         assert [line.rpartition("_")[2] for line in missing] == added() + view
     assert (await migrate_store(config, is_dry_run=False)).missing == missing
     assert (await migrate_store(config, is_dry_run=False)).missing == ()
+
+
+async def test_records_of_the_first_format_are_converted_in_bulk_and_their_work_goes_on(url: str) -> None:
+    config = Config(store=url, plugins=tuple(plugins_of(url)))
+    assert (await migrate_store(config, is_dry_run=False)).old is None
+    for _ in range(2):
+        assert (await migrate_store(config, is_dry_run=True, converts=True)).old == 1
+    async with open_store(url, plugins=plugins_of(url)) as store:
+        assert (await read_format(store)).number == 1
+    assert (await migrate_store(config, is_dry_run=False, converts=True)).old == 1
+    assert (await migrate_store(config, is_dry_run=False, converts=True)).old == 0
+    async with open_store(url, plugins=plugins_of(url)) as store:
+        assert (await read_format(store)).number == 2
+        assert len(await read_all(store, ACTIVE())) == 1
+        tasks = TaskManager(store)
+        await ordered(tasks, 1)
+        assert await drain(tasks, WAITING + 1) == [*range(WAITING), 0]
+        assert await read_all(store, ACTIVE()) == await read_all(store, KEY()) == []
 
 
 async def test_a_role_that_may_not_make_tables_is_told_who_may_and_works_once_they_are_made(

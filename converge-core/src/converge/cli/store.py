@@ -16,7 +16,7 @@ from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
 from converge.errors import InputError
 from converge.operations import run as main
-from converge.operations.store_changes import Accepting, Migration, accept_store, migrate_store
+from converge.operations.store_changes import Accepting, accept_store, migrate_store
 from converge.operations.store_copy import copy as copy_store
 from converge.operations.store_copy import url_of
 from converge.operations.store_info import StoreFacts, store_facts
@@ -74,6 +74,13 @@ def info(
 def migrate(
     *,
     dry_run: Annotated[bool, Parameter(negative=(), help="Show what is missing, and change nothing.")] = False,
+    convert: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            help="Bring records of an older format to the newest, too; older releases refuse the store from then on.",
+        ),
+    ] = False,
     common: Common = NONE,
 ) -> int:
     """Add to a store what this release keeps in it: tables of new kinds of records, with the rights of those that are
@@ -87,7 +94,8 @@ def migrate(
         and then without --dry-run. It can be repeated, and processes of this release and of the one before may use the
         store meanwhile.
     """
-    done = anyio.run(partial(_migrate, common.configured(), is_dry_run=dry_run), backend_options=loop_options())
+    wanted = partial(migrate_store, common.configured(), is_dry_run=dry_run, converts=convert)
+    done = anyio.run(wanted, backend_options=loop_options())
     if common.json:
         output.line(attrs.asdict(done) | {"missing": list(done.missing)})
         return DONE
@@ -95,6 +103,8 @@ def migrate(
         output.write("nothing is missing: the store has all that this release keeps in it")
     for line in done.missing:
         output.write(f"{'missing' if dry_run else 'added'}: {line}")
+    if done.old is not None:
+        output.write(f"{'of an older format' if dry_run else 'converted'}: {done.old:,} ordering keys")
     return DONE
 
 
@@ -213,10 +223,6 @@ def _record(facts: StoreFacts) -> dict[str, Any]:
 async def _info(config: Config) -> StoreFacts:
     async with main.opened_store(config) as store:
         return await store_facts(store, config, PluginHost(config.plugins))
-
-
-async def _migrate(config: Config, *, is_dry_run: bool) -> Migration:
-    return await migrate_store(config, is_dry_run=is_dry_run)
 
 
 async def _accept(config: Config) -> Accepting:

@@ -7,15 +7,22 @@ from pathlib import Path
 import anyio
 import attrs
 
-from converge.contracts.store import Store
+from converge.codec import decode
+from converge.contracts.store import Batch, Entry, Store
 from converge.env import SYSTEM, Env
+from converge.errors import SchemaTooNew, TornRecord
+from converge.machines.convert import split_key
+from converge.machines.task import SPLIT_KEYS, KeyRow, KeySeen
+from converge.model.keys import KEY
 from converge.operations.run import checked_host, opened_store
 from converge.runtime.config.config import Config, options_with_origin
 from converge.runtime.keys.folder import KeyFolder
 from converge.runtime.keys.history import History
 from converge.secret import without_password
 from converge.services.store import epoch as epochs
+from converge.services.store.handle import StoreHandle
 from converge.services.store.opening import pending
+from converge.services.store.pages import Pages
 
 
 @attrs.frozen(kw_only=True)
@@ -55,17 +62,24 @@ def _open(identity_dir: str) -> KeyFolder:
 
 @attrs.frozen(kw_only=True)
 class Migration:
-    """What was missing in the store, a line each; it was added unless it `is_dry_run`."""
+    """What was missing in the store, a line each; it was added unless it `is_dry_run`. `old`: how many records of an
+    older format there were; None if nobody asked.
+    """
 
     store: str
     network: str
     missing: tuple[str, ...]
     is_dry_run: bool
+    old: int | None = None
 
 
-async def migrate_store(config: Config, *, is_dry_run: bool) -> Migration:
+async def migrate_store(config: Config, *, is_dry_run: bool, converts: bool = False) -> Migration:
     """Find what is missing, and add it unless `is_dry_run`. Idempotent; processes of this release and of the one before
     may use the store meanwhile.
+
+    Args:
+        converts: Bring records of an older format to the newest, too, which raises the store's format: processes of
+            releases that do not know it refuse the store from then on.
 
     Raises:
         ConfigError: Only this process would see the store, or its plugin cannot be used.
@@ -79,6 +93,40 @@ async def migrate_store(config: Config, *, is_dry_run: bool) -> Migration:
     if missing and not is_dry_run:
         async with opened_store(config):
             pass  # opening adds it
+    old = None
+    if converts:
+        async with opened_store(config) as store:
+            old = await convert_keys(StoreHandle.of(store), is_dry_run=is_dry_run)
     return Migration(
-        store=without_password(config.store), network=config.network, missing=tuple(missing), is_dry_run=is_dry_run
+        store=without_password(config.store),
+        network=config.network,
+        missing=tuple(missing),
+        is_dry_run=is_dry_run,
+        old=old,
     )
+
+
+async def convert_keys(handle: StoreHandle, *, is_dry_run: bool) -> int:
+    """Bring the rows of all ordering keys to the newest format, beside processes that change them; return how many
+    there were of an older one. One that cannot be read stays.
+
+    Raises:
+        StoreError: As `Store.commit`; what was converted stays so.
+    """
+    count = 0
+    async for page in Pages(handle.store, KEY()):
+        batches = [batch for entry in page if (batch := _converted(entry)) is not None]
+        if batches and not is_dry_run:
+            await handle.require_format(SPLIT_KEYS)
+            # A conflict is another process that submits to the key, which converts it.
+            await (await handle.commits()).commit(batches)
+        count += len(batches)
+    return count
+
+
+def _converted(entry: Entry) -> Batch | None:
+    try:
+        row = decode(entry.value, KeyRow, "key")
+    except (TornRecord, SchemaTooNew):
+        return None
+    return split_key(entry.key, KeySeen(entry.revision, row))

@@ -1,0 +1,21 @@
+"""Records of an older format, in the form of a newer one."""
+
+from __future__ import annotations
+
+from converge.codec import encode
+from converge.machines.task import SPLIT_KEYS, KeyRow, KeySeen
+from converge.model.batch import Batch
+from converge.model.keys import ACTIVE, Key
+
+
+def split_key(row_key: Key, seen: KeySeen) -> Batch | None:
+    """Return the batch that keeps the active task of an ordering key apart from its next number; None: it is so
+    already.
+    """
+    if seen.row.v >= SPLIT_KEYS:
+        return None
+    puts = [
+        (row_key, encode(KeyRow(seen.row.next, v=SPLIT_KEYS))),
+        (ACTIVE(*row_key[1:]), encode(seen.row.active)),
+    ]
+    return Batch([(row_key, seen.revision)], puts)
