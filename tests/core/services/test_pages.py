@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio
 import attrs
 import pytest
 
@@ -72,3 +73,31 @@ async def test_a_page_whose_scan_failed_is_read_again(store: Store, monkeypatch:
 def test_parts_hold_all_items_in_order() -> None:
     assert [list(part) for part in parts(range(7), 3)] == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(parts([], 3)) == []
+
+
+async def test_two_who_read_the_same_pages_at_once_take_neither_for_a_page_that_never_ends(store: Store) -> None:
+    await members(store, 6)
+
+    class Slow:
+        """Answers when both have asked."""
+
+        asked, both = 0, anyio.Event()
+
+        async def scan(self, ranges: list[Range]) -> object:
+            found = await store.scan(ranges)
+            self.asked += 1
+            if self.asked == 2:
+                self.both.set()
+            await self.both.wait()
+            return found
+
+    pages = Pages(Slow(), MEMBER("p"), size=3)  # type: ignore[arg-type]  # nothing else is asked of it
+    read: list[list[str]] = []
+
+    async def read_one() -> None:
+        read.append(names_of(tuple(await pages.read())))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(read_one)
+        group.start_soon(read_one)
+    assert read == [["agent00", "agent01", "agent02"]] * 2

@@ -47,8 +47,9 @@ class Pages:
         Raises:
             StoreError: As `Store.scan`; the same page is read next.
         """
-        (page,) = await self._store.scan([Range(self._prefix, self.after, self._size)])
-        check_page(page, self._prefix, self.after)
+        after = self.after  # two who share the pages may read at once
+        (page,) = await self._store.scan([Range(self._prefix, after, self._size)])
+        check_page(page, self._prefix, after)
         if page:
             self.after = page[-1].key[len(self._prefix) :]
         self.is_last = len(page) < self._size
