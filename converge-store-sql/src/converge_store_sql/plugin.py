@@ -30,7 +30,7 @@ MYSQL = StoreBackend(
     options=MysqlOptions,
     open=MysqlStore.opened,
     contract=2,
-    features=frozenset({Feature.SHARED, Feature.PERSISTENT, Feature.ASYNCIO_ONLY}),
+    features=frozenset({Feature.SHARED, Feature.PERSISTENT, Feature.TRANSACTIONS, Feature.ASYNCIO_ONLY}),
     durability=Durability.D2,
     pending=MysqlStore.to_add,
 )

@@ -36,7 +36,7 @@ def submit_in(
         StoreRefused: The transaction is read-only, or the store's tables are not there.
         StoreBusy: Another transaction was first; roll back and run the whole transaction again.
         StoreUnavailable: The connection was lost, and the transaction with it.
-        Unsupported: The database is not PostgreSQL.
+        Unsupported: The database is neither PostgreSQL, MariaDB nor MySQL.
     """
     if not isinstance(connection, Connection | Session | scoped_session):
         raise InvalidValue(
@@ -50,8 +50,12 @@ def submit_in(
         raise InvalidValue("connection", str(error).split("\n", 1)[0], "one with an open transaction") from error
     if own.closed or own.invalidated:
         raise InvalidValue("connection", "a connection that is closed", "one with an open transaction")
-    if own.dialect.name != "postgresql":
-        raise Unsupported(f"submit_in needs PostgreSQL, and this is a connection to {own.dialect.name}")
-    from converge_store_sql.postgresql.riding.sync import submit  # each database's own is imported when it is used
-
+    # Each database's own is imported when it is used.
+    match own.dialect.name:
+        case "postgresql":
+            from converge_store_sql.postgresql.riding.sync import submit
+        case "mysql" | "mariadb":
+            from converge_store_sql.mysql.sync import submit
+        case other:
+            raise Unsupported(f"submit_in needs PostgreSQL, MariaDB or MySQL, and this is a connection to {other}")
     return submit(own, [tasks] if isinstance(tasks, Task) else tasks, check_network(network))

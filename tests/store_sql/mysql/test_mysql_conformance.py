@@ -6,12 +6,13 @@ import os
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from converge.builtin.store_discovery.plugin import STORE_DISCOVERY
 from converge.services.store.opening import open_store
 from converge.testing import DiscoveryContract, StoreContract, TaskContract
 from converge.testing.discovery import Opening
-from converge.testing.store import Cut
+from converge.testing.store import Begin, Cut
 from converge_store_sql.mysql import MysqlOptions
 from converge_store_sql.plugin import MYSQL
 
@@ -30,6 +31,12 @@ class TestMariadb(StoreContract):
     @pytest.fixture
     def options(self, namespace: str) -> MysqlOptions:
         return MysqlOptions(network=namespace, poll_sec=0.05)
+
+    @pytest.fixture
+    async def begin(self, mariadb_url: str) -> AsyncIterator[Begin]:
+        engine = create_async_engine(mariadb_url.replace("mysql:", "mysql+asyncmy:"))
+        yield engine.begin
+        await engine.dispose()
 
     @pytest.fixture
     def cut(self, cut: Callable[[Cut], None]) -> Callable[[Cut], None] | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from converge.contracts.store import ABSENT, LIMITS, Batch, Check, Committed, Conflict, Take
 from converge.errors import InvalidValue, ValueTooLarge
-from converge.model.keys import Family, Key, check_key, pack
+from converge.model.keys import LANE, Family, Key, check_key, pack
 from converge_store_sql.mysql.texts import NOW, hexed, listed, pages, source, table
 
 _ByFamily = dict[Family, dict[int, list[bytes]]]
@@ -21,7 +21,7 @@ _ByFamily = dict[Family, dict[int, list[bytes]]]
 
 
 class Missed(Exception):
-    """The bet cannot even be written down: two batches expect one key at two revisions."""
+    """The bet cannot even be written down: two batches expect one key at two revisions, say."""
 
 
 class Plan:
@@ -40,9 +40,9 @@ class Plan:
         """
         sorted_ = _Sorted(self.batches, self.take)
         statements, conditions = ["start transaction"], list[str]()
-        for lock, found in (("lock in share mode", sorted_.shared), ("for update", sorted_.locked)):
+        for is_written, found in ((False, sorted_.shared), (True, sorted_.locked)):
             for where, family, count in _conditions(found):
-                name = f"@c{len(conditions)}"
+                name, lock = f"@c{len(conditions)}", _lock(family, is_written=is_written)
                 statements.append(
                     f"select count(*) into {name} from {source(self._network, family)} where {where} {lock}"
                 )
@@ -62,19 +62,21 @@ class Plan:
 
     def look(self) -> list[str]:
         """Return the statements that lock and read what is checked; the last one answers store time."""
-        keys: dict[Family, dict[bytes, None]] = defaultdict(dict)
+        written = {key for batch in self.batches for key in (*batch.deletes, *(key for key, _ in batch.puts))}
+        keys: dict[tuple[Family, bool], dict[bytes, None]] = defaultdict(dict)
         for key, _ in self._all_checks():
-            keys[key[0]][pack(key)] = None
-        statements = ["start transaction"]
-        for number, family in enumerate(sorted(keys)):
-            for some in pages(sorted(keys[family])):
-                name = source(self._network, family)
-                statements.append(f"select {number}, k, r from {name} where k in {listed(some)} for update")
+            keys[key[0], key in written][pack(key)] = None
+        statements, families = ["start transaction"], self._families()
+        for family, is_written in sorted(keys):
+            lock, name = _lock(family, is_written=is_written), source(self._network, family)
+            for some in pages(sorted(keys[family, is_written])):
+                number = families.index(family)
+                statements.append(f"select {number}, k, r from {name} where k in {listed(some)} {lock}")
         return [*statements, f"select {NOW}"]
 
     def revisions(self, answers: Sequence[Sequence[Sequence[Any]]]) -> Mapping[tuple[str, bytes], int]:
         """Return what `look` found, by family and packed key."""
-        families = sorted({key[0] for key, _ in self._all_checks()})
+        families = self._families()
         return {(families[row[0]], row[1]): row[2] for rows in answers for row in rows}
 
     def decide(self, found: Mapping[tuple[str, bytes], int], now: int) -> list[Conflict | None]:
@@ -112,6 +114,9 @@ class Plan:
         """Return the answers to the batches."""
         return [conflict or Committed(revision) for conflict in failed]
 
+    def _families(self) -> list[Family]:
+        return sorted({key[0] for key, _ in self._all_checks()})
+
     def _all_checks(self) -> Iterable[Check]:
         for batch in self.batches:
             yield from batch.checks
@@ -136,6 +141,15 @@ class Plan:
         for family in sorted(sorted_.put):
             statements += upsert(self._network, family, sorted_.put[family])
         return statements
+
+
+def _lock(family: Family, *, is_written: bool) -> str:
+    """Return the clause that locks what is checked. A lane that a long transaction relies on is held by it: who would
+    close it finds it changed, and does not wait, since all who submit to the lane would wait behind.
+    """
+    if not is_written:
+        return "lock in share mode"
+    return "for update skip locked" if family == LANE else "for update"
 
 
 def delete(network: str, family: Family, keys: Sequence[bytes], revisions: Sequence[int] | None = None) -> str:
@@ -213,6 +227,8 @@ class _Sorted:
             revision = checks.pop(key, None)
             if revision is None:
                 self.deleted[key[0]].append(pack(key))
+            elif key[0] == LANE:
+                raise Missed  # a delete would wait for who relies on the lane
             else:
                 self._check(self.deleted_at, key, revision)
         for key, value in batch.puts:

@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Self
+from typing import Any, Self
 
 import anyio
 
@@ -25,6 +25,7 @@ from converge.contracts.store import (
 )
 from converge.errors import NotApplied, StoreRefused
 from converge.model.keys import Family, Key, Prefix, pack, unpack
+from converge_store_sql import riding
 from converge_store_sql.mysql import server
 from converge_store_sql.mysql._errors import RETRIED, number_of
 from converge_store_sql.mysql.connect import Connections, Transaction
@@ -34,7 +35,9 @@ from converge_store_sql.mysql.schema import migrate, missing
 from converge_store_sql.mysql.take import Taking
 from converge_store_sql.mysql.texts import NOW, bounds, listed, packed_after, pages, source
 from converge_store_sql.mysql.watches import Watches
+from converge_store_sql.mysql.within import MysqlInside
 from converge_store_sql.options import SqlOptions
+from converge_store_sql.riding import SqlWithin
 from converge_store_sql.store import SqlStore
 
 TRIES = 20
@@ -181,6 +184,11 @@ class MysqlStore(SqlStore):
 
     def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
         return self._watches.watch(channels)
+
+    def within(self, connection: Any) -> SqlWithin:
+        """Return a store that writes in the transaction of an `AsyncConnection` or `AsyncSession` of SQLAlchemy's."""
+        network = self._options.network
+        return riding.within(self, connection, lambda own, look: MysqlInside(own, network, look))
 
     async def facts(self) -> Mapping[str, str | int]:
         return {"server": self._connections.where, **await server.settings(self._connections)}

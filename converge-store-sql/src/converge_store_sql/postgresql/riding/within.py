@@ -9,24 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.types import NullType
 
 from converge.contracts.store import Batch, Channel, Check, Committed, Conflict, Entry, Key, Store
 from converge.contracts.transactions import Within
 from converge.errors import InvalidValue, StoreBusy, StoreError, StoreRefused, StoreUnavailable, Unsupported
 from converge.model.keys import EPOCH, FAMILIES
+from converge_store_sql import riding
 from converge_store_sql.postgresql._errors import RETRIED, call_failed, sqlstate
 from converge_store_sql.postgresql.calls import get_call, got, turn_arguments
 from converge_store_sql.postgresql.fragments import ARGUMENT, lane_lock
 from converge_store_sql.postgresql.plan import Plan, Shape
 from converge_store_sql.postgresql.statements import Statements
-
-T = TypeVar("T")
+from converge_store_sql.riding import Look
 
 TRIES = 20
 """How often a statement is run that another transaction was faster than: each time that one got on."""
@@ -55,7 +54,7 @@ class Inside:
         self,
         connection: Connection,
         network: str,
-        look_outside: Callable[[Sequence[Key]], Sequence[Entry | None]],
+        look_outside: Look,
         on_written: OnWritten,
     ) -> None:
         self._connection, self._network = connection, network
@@ -222,62 +221,18 @@ def _split(batch: Batch) -> tuple[Batch, list[Check]]:
     return batch._replace(checks=[check for check in batch.checks if check[0] in written]), held
 
 
-class PostgresqlWithin(Within):
-    """What `PostgresqlStore.within` returns, for asyncio."""
-
-    def __init__(
-        self,
-        outside: Store,
-        connection: AsyncConnection | AsyncSession | async_scoped_session[Any],
-        network: str,
-        on_written: OnWritten,
-    ) -> None:
-        super().__init__(outside)
-        self._given, self._network, self._on_written = connection, network, on_written
-        self._inside: tuple[AsyncConnection, Inside] | None = None
-
-    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
-        return await self._run(lambda inside: inside.get(keys))
-
-    async def commit(
-        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
-    ) -> Sequence[Committed | Conflict]:
-        return await self._run(lambda inside: inside.commit(batches, wake=wake))
-
-    async def _run(self, work: Callable[[Inside], T]) -> T:
-        try:
-            given = self._given
-            connection = given if isinstance(given, AsyncConnection) else await given.connection()
-            return await connection.run_sync(lambda own: work(self._of(connection, own)))
-        except SQLAlchemyError as error:  # the connection was closed, or the session has none
-            raise InvalidValue("connection", str(error).split("\n", 1)[0], "one with an open transaction") from error
-
-    def _of(self, connection: AsyncConnection, own: Connection) -> Inside:
-        if self._inside is None or self._inside[0] is not connection:
-            check_dialect(own)
-
-            def look_outside(keys: Sequence[Key]) -> Sequence[Entry | None]:
-                driver: Any = own.connection.dbapi_connection
-                found: Sequence[Entry | None] = driver.run_async(lambda _: self.outside.get(keys))
-                return found
-
-            self._inside = connection, Inside(own, self._network, look_outside, self._on_written)
-        return self._inside[1]
-
-
 def within(outside: Store, connection: Any, network: str, on_written: OnWritten) -> Within:
     """Return the store that writes in the transaction of the connection or session.
 
     Raises:
         InvalidValue: It is neither.
     """
-    if not isinstance(connection, AsyncConnection | AsyncSession | async_scoped_session):
-        raise InvalidValue(
-            "connection",
-            type(connection).__name__,
-            "an AsyncConnection or AsyncSession of SQLAlchemy; submit_in takes a Connection or a Session",
-        )
-    return PostgresqlWithin(outside, connection, network, on_written)
+
+    def enter(own: Connection, look_outside: Look) -> Inside:
+        check_dialect(own)
+        return Inside(own, network, look_outside, on_written)
+
+    return riding.within(outside, connection, enter)
 
 
 def check_dialect(connection: Connection) -> None:
