@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import ssl
 
 from converge.errors import ConnectFailed, ConnectionLost, ListenFailed
 
@@ -31,6 +32,10 @@ def listen_failed(address: str, reason: str) -> ListenFailed:
 
 def reason_of(error: BaseException) -> str:
     """Return what the system says, without Python's wrapping."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate cannot be verified: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {error.reason or error}"
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import anyio
@@ -33,6 +34,10 @@ UNLISTED_SEC = 5.0
 
 ENDPOINTS = 4
 """Endpoints of a node that are dialled where its own descriptor is not known."""
+
+
+_id_of = lru_cache(4_096)(id_of)
+"""The id of a node's key; asked for again with each slice of its messages."""
 
 
 class Links(Protocol):
@@ -100,7 +105,8 @@ class Routes:
 
     def is_stranger(self, node_key: bytes) -> bool:
         """Return whether nothing is listed of the node."""
-        return self.discovery.directory.get(id_of(node_key)) is None and not self.discovery.directory.runs_at(node_key)
+        directory = self.discovery.directory
+        return directory.get(_id_of(node_key)) is None and not directory.runs_at(node_key)
 
     def open(self, node_key: bytes) -> Link | None:
         """Return the link to a node, if there is one."""
@@ -171,7 +177,7 @@ class Routes:
         agents say does: any agent can name any node.
         """
         directory = self.discovery.directory
-        own = directory.get(id_of(node_key))
+        own = directory.get(_id_of(node_key))
         if own is not None:
             return own.endpoints[:ENDPOINTS]
         return directory.endpoints_at(node_key)[:ENDPOINTS]
