@@ -17,6 +17,7 @@ import pytest
 
 from converge.contracts.store import ABSENT, LIMITS, Batch, Committed, Conflict, Durability, Range, Take, Taken
 from converge.errors import (
+    ForeignLoop,
     ForkedHandle,
     InvalidName,
     InvalidValue,
@@ -554,6 +555,15 @@ async def test_a_handle_is_refused_in_a_forked_child_and_goes_on_in_its_parent(s
     assert os.read(reading, 10) == b"refused"
     os.close(reading)
     await anyio.to_thread.run_sync(os.waitpid, child, 0)
+    assert isinstance(await put(store, "p"), Committed)
+
+
+async def test_a_handle_used_on_another_event_loop_is_refused_and_goes_on_in_its_own(store: MysqlStore) -> None:
+    def elsewhere() -> None:
+        with pytest.raises(ForeignLoop):
+            asyncio.run(put(store, "p"))
+
+    await anyio.to_thread.run_sync(elsewhere)
     assert isinstance(await put(store, "p"), Committed)
 
 

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from converge.errors import StoreError, StoreUnavailable, Unsupported
+from converge.errors import ForeignLoop, StoreError, StoreUnavailable, Unsupported
 from converge_store_sql.mysql._errors import call_failed, connecting_failed, number_of
 from converge_store_sql.mysql.address import parse, redacted
 from converge_store_sql.mysql.options import MysqlOptions
@@ -46,6 +46,7 @@ class Connections:
         self._engine = _engine(self._url, options)
         self._free: list[tuple[float, AsyncConnection, Any]] = []
         self._room = asyncio.Semaphore(options.connections)
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def read(self, text: str) -> Rows:
         """Run one statement that changes nothing; answer its rows. It is tried again on a new connection if the one it
@@ -68,7 +69,15 @@ class Connections:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
-        """Yield a connection for several trips; what it began and did not commit is rolled back."""
+        """Yield a connection for several trips; what it began and did not commit is rolled back.
+
+        Raises:
+            ForeignLoop: It is used on another event loop than before.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):
+            raise ForeignLoop
+        self._loop = loop
         async with self._room:
             connection, driver = await self._acquire()
             transaction = Transaction(driver, self.where, self._options.timeout_sec, self.packet_bytes)
