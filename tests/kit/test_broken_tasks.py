@@ -281,7 +281,8 @@ def claims_from_a_paused_pool(patch: pytest.MonkeyPatch) -> None:
         for pool_id in self.pools:
             await inner(self, pool_id, lanes)
         await self._read_heads(lanes)
-        self._checks, self._lanes = [], lanes
+        lease = await self._handle.lease()
+        self._checks, self._lanes = dict.fromkeys(self.pools, lease.check()), lanes
         return self.has_ready
 
     patch.setattr(claims.Claims, "look", look)

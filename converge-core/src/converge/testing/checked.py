@@ -125,7 +125,10 @@ class CheckedStore(Store):
         """Another handle, looked at in the same way; it belongs to the thread that enters it."""
         opened: AbstractAsyncContextManager[Store] = self.inner.reopen()
         async with opened as inner:
-            yield CheckedStore(inner)
+            yield self._beside(inner)
+
+    def _beside(self, inner: Store) -> CheckedStore:
+        return CheckedStore(inner)
 
     def _check_thread(self, call: str) -> None:
         rule(

@@ -25,7 +25,7 @@ from converge.model.batch import grows
 from converge.services.store import epoch as epochs
 from converge.services.store.detached import Running, detached
 from converge.services.store.history import ROLLED_BACK, History
-from converge.services.store.limits import LIMIT
+from converge.services.store.limits import LIMIT, Home
 
 IN_FLIGHT = 2
 """Calls under way at a time: the store works on one while Python prepares the next; a third gained nothing in
@@ -79,7 +79,7 @@ class Commits:
         """Make the coalescer; `on_accepted` is called when the process goes on with another history: nothing that it
         knew of the store need be true. `call_sec`: how long a call may take.
         """
-        self._store, self._env, self._on_accepted = store, env, on_accepted
+        self._store, self._env, self._on_accepted, self._home = store, env, on_accepted, Home()
         self.history = History(epoch)
         self._asked: list[_Asked] = []
         self._is_flush_due = False
@@ -110,6 +110,7 @@ class Commits:
             ValueTooLarge: Nothing of the caller's was written.
             StoreError: As `Store.commit`, of the caller's own batches.
         """
+        self._home.check()
         if not batches:
             return []
         asked = _Asked(batches, wake, are_apart)
@@ -139,6 +140,7 @@ class Commits:
 
         Raises: As `commit`.
         """
+        self._home.check()
         own = _Asked(batches, wake, are_apart)
         async with self._slots:
             asked = [own, *self._asked]

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapp
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from functools import wraps
+from threading import get_ident
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
@@ -26,7 +27,7 @@ from converge.contracts.store import (
     Take,
     Turned,
 )
-from converge.errors import InvalidValue, OutcomeUnknown, StoreUnavailable
+from converge.errors import ForeignLoop, InvalidValue, OutcomeUnknown, StoreUnavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,11 +88,29 @@ def no_answer(timeout: float, limit: Limit) -> OutcomeUnknown | StoreUnavailable
     return StoreUnavailable(f"the store did not answer within {timeout:g} s; nothing was changed, try again")
 
 
+class Home:
+    """The thread to which a handle and all that stands on it belong."""
+
+    __slots__ = ("_thread",)
+
+    def __init__(self) -> None:
+        self._thread = get_ident()
+
+    def check(self) -> None:
+        """Refuse a call from another thread, whose event loop would wait for what this one's does.
+
+        Raises:
+            ForeignLoop: It is another thread.
+        """
+        if get_ident() != self._thread:
+            raise ForeignLoop
+
+
 class LimitedStore(Store):
     """A store whose reads end in time. What writes passes through: the coalescer limits it."""
 
     def __init__(self, inner: Store, call_sec: float) -> None:
-        self._inner, self._call_sec = inner, call_sec
+        self._inner, self._call_sec, self._home = inner, call_sec, Home()
         self.is_clock_local, self.is_remote = inner.is_clock_local, inner.is_remote
 
     @property
@@ -111,21 +130,25 @@ class LimitedStore(Store):
         return self._inner.clock_ahead_sec
 
     async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
+        self._home.check()
         with anyio.move_on_after(self._call_sec):
             return await self._inner.get(keys)
         raise self._silent("get")
 
     async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
+        self._home.check()
         with anyio.move_on_after(self._call_sec):
             return await self._inner.scan(ranges)
         raise self._silent("scan")
 
     async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
+        self._home.check()
         with anyio.move_on_after(self._call_sec):
             return await self._inner.count(prefixes)
         raise self._silent("count")
 
     async def time(self) -> int:
+        self._home.check()
         if self.is_clock_local:
             return await self._inner.time()
         with anyio.move_on_after(self._call_sec):
@@ -133,16 +156,19 @@ class LimitedStore(Store):
         raise self._silent("time")
 
     async def retention_time(self) -> int:
+        self._home.check()
         with anyio.move_on_after(self._call_sec):
             return await self._inner.retention_time()
         raise self._silent("time")
 
     async def facts(self) -> Mapping[str, str | int]:
+        self._home.check()
         with anyio.move_on_after(self._call_sec):
             return await self._inner.facts()
         raise self._silent("facts")
 
     async def inspect(self) -> Inspection | None:
+        self._home.check()
         with anyio.move_on_after(self._call_sec):
             return await self._inner.inspect()
         raise self._silent("inspect")
@@ -162,6 +188,7 @@ class LimitedStore(Store):
         await self._inner.note_format(number)
 
     def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
+        self._home.check()
         return self._inner.watch(channels)
 
     def within(self, connection: Any) -> Store:

@@ -58,10 +58,10 @@ _FIRST: Rest = (INT_MIN, bytes(16))
 class _LaneSeen:
     """One lane that the group may take from, and the head seen last (None: it was empty)."""
 
-    __slots__ = ("head", "lane")
+    __slots__ = ("head", "lane", "pool_id")
 
-    def __init__(self, lane: Lane) -> None:
-        self.lane = lane
+    def __init__(self, pool_id: str, lane: Lane) -> None:
+        self.pool_id, self.lane = pool_id, lane
         self.head: Rest | None = None
 
 
@@ -87,7 +87,7 @@ class Claims:
         self.pools = tuple(pools)
         self._handle = handle
         self._lanes: dict[bytes, _LaneSeen] = {}
-        self._checks: list[Check] = []
+        self._checks: dict[str, Check] = {}
         self._admitted: dict[
             str, tuple[int, frozenset[str]]
         ] = {}  # pool: the revision at which these agents were seen to be members
@@ -111,7 +111,7 @@ class Claims:
         """
         # What was seen last stays in force, checks and lanes together, until all is read: a look that fails half way
         # must not leave a take unchecked.
-        checks: list[Check] = []
+        checks: dict[str, Check] = {}
         paused: set[str] = set()
         lanes: dict[bytes, _LaneSeen] = {}
         torn: list[StoreError] = []
@@ -126,7 +126,7 @@ class Claims:
             if seen.pool.is_paused:
                 paused.add(pool_id)
             else:
-                checks.append((POOL(pool_id), seen.revision))
+                checks[pool_id] = POOL(pool_id), seen.revision
                 await self._read_lanes(pool_id, lanes)
         if torn and len(torn) == len(self.pools):
             raise torn[0]
@@ -142,7 +142,7 @@ class Claims:
                 self._log_once(error)
                 continue
             if refusal(lane, self.claimer) is None and entry.key[2] not in self._handle.newer_lanes:
-                lanes[entry.key[2]] = _LaneSeen(lane)
+                lanes[entry.key[2]] = _LaneSeen(pool_id, lane)
 
     def _log_once(self, error: StoreError) -> None:
         if str(error) not in self._logged:
@@ -199,7 +199,8 @@ class Claims:
         return {channel for hash_, lane in left for channel in (f"lane.{hash_.hex()}", *lane_news(lane))}
 
     async def take(self, limit: int, nonce: bytes) -> Take | None:
-        """Return the take of the best tasks over the best 32 lanes, or None if nothing is known to be ready.
+        """Return the take of the best tasks over the best 32 lanes of the pool that has the best of all, or None if
+        nothing is known to be ready. No take is of two pools, so that each pool may be kept elsewhere.
 
         Raises:
             LeaseEnded: This process has lost its lease.
@@ -207,6 +208,9 @@ class Claims:
         lanes = [(lane.head, hash_) for hash_, lane in self._lanes.items() if lane.head is not None]
         if not lanes:
             return None
+        pool_id = self._lanes[min(lanes)[1]].pool_id
+        if len(self._checks) > 1:
+            lanes = [one for one in lanes if self._lanes[one[1]].pool_id == pool_id]
         if len(lanes) > LIMITS.ranges:
             lanes = sorted(lanes)[: LIMITS.ranges]
         lease = await self._handle.lease()
@@ -217,7 +221,7 @@ class Claims:
             min(limit, LIMITS.taken),
             HELD(lease.id),
             (nonce,),
-            [lease.check(), *self._checks],
+            [lease.check(), self._checks[pool_id]],
             (TASK, STATE),
         )
 

@@ -20,7 +20,7 @@ from converge.services.store.lease import LeaseSettings
 from converge.services.tasks.manager import TaskManager
 from converge.services.tasks.sweep import Sweep
 from converge.testing._store.base import Opening, StoreCase
-from converge.testing.checked import CheckedStore
+from converge.testing._task.apart import PoolsApart
 
 POOL = "docs"
 LEASE_SEC = 0.6
@@ -59,7 +59,7 @@ class Process:
                 pass
 
 
-class TakeCut(CheckedStore):
+class TakeCut(PoolsApart):
     """Any store that loses the answer of the first take which takes something, and then refuses some reads."""
 
     def __init__(self, inner: Store, refusals: int) -> None:
@@ -118,7 +118,7 @@ class TaskCase(StoreCase):
     async def store(self, opening: Opening) -> AsyncIterator[Store]:
         """One handle on an empty store, with an eye on the rules that its caller, core, must keep to."""
         async with opening() as store:
-            yield CheckedStore(store)
+            yield PoolsApart(store)
 
     @pytest.fixture
     async def one(self, store: Store) -> AsyncIterator[Process]:

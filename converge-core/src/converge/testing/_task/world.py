@@ -13,8 +13,8 @@ from converge.contracts.store import Batch, Committed, Store
 from converge.model.keys import EXPIRY
 from converge.testing._store.base import Opening
 from converge.testing._store.world import HANDLES, World
+from converge.testing._task.apart import PoolsApart
 from converge.testing._task.base import Process, wait_until_store_time
-from converge.testing.checked import CheckedStore
 
 T = TypeVar("T")
 Work = Callable[[Process], Awaitable[T]]
@@ -90,7 +90,7 @@ def checked(opening: Opening) -> Opening:
     async def open_store() -> AsyncIterator[Store]:
         opened: AbstractAsyncContextManager[Store] = opening()
         async with opened as store:
-            yield CheckedStore(store)
+            yield PoolsApart(store)
 
     return open_store
 
