@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 from collections import Counter
@@ -27,13 +26,6 @@ def pytest_xdist_auto_num_workers() -> int:
     workers.
     """
     return WORKERS_PER_CORE * (os.cpu_count() or 1)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_finish() -> None:
-    """Take what was collected out of the collector's sight: each kit that a test runs looks for cycles ten times."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])
