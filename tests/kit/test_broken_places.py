@@ -200,6 +200,15 @@ class TellsABetterClass(ToyStore):
         return Inspection(durability=Durability.D2, product="toy")
 
 
+@breaks("S-24", durability=Durability.D1)
+class SurvivesAndDoesNotPersist(ToyStore):
+    """Says that what was acknowledged survives kill -9, and not that it outlives its processes."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        super().__init__(shelf)
+        self.durability = Durability.D1
+
+
 @breaks("S-24")
 class TellsItsPassword(ToyStore):
     """Names the place that it was opened with."""

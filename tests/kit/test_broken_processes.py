@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import anyio
 import anyio.lowlevel
 import attrs
 import pytest
@@ -130,6 +131,7 @@ class ComparesOutsideTheLock(FileToy):
         await anyio.lowlevel.checkpoint()
         with self.shelf.lock:
             wrong = [tuple(key for key, at in batch.checks if self._revision(key) != at) for batch in batches]
+        await anyio.sleep(0.005)  # as long as another process may take to come in between
         with self.shelf.lock:
             return [
                 Conflict(keys) if keys else self._apply(batch._replace(checks=()))
@@ -208,4 +210,4 @@ def test_a_store_that_is_wrong_with_several_processes_is_found(kit: type[BrokenP
     assert run.failures, "it was not found"
     found = {failure.clause for failure in run.failures}
     assert found <= kit.clauses, [(failure.clause, failure.said) for failure in run.failures]
-    assert time.monotonic() - began < 3 * FOUND_SEC, "other tests run beside this one, but not so many"
+    assert time.monotonic() - began < 6 * FOUND_SEC, "other tests run beside this one, but not so many"

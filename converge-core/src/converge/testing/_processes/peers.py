@@ -20,7 +20,7 @@ from converge.testing._store.base import StoreCase
 from converge.testing.clauses import expect
 
 PROCESSES = 3
-READY_SEC, END_SEC = 30.0, 30.0
+READY_SEC, END_SEC = 60.0, 60.0
 """How long a process may take to start an interpreter and open the store, and to end after its time."""
 
 

@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from converge.codec import FIRST, FORMAT
-from converge.contracts.store import Batch, Range, Store
+from converge.contracts.store import Batch, Durability, Range, Store
 from converge.errors import ForkedHandle, StoreRefused, Unsupported
 from converge.model.keys import POOL
 from converge.secret import has_password
@@ -99,6 +99,8 @@ class PlaceClauses(StoreCase):
         before = await store.get([POOL("p")])
         best = self.backend.durability
         expect("S-24", store.durability <= best, f"durability is {store.durability!r}, and {best!r} was declared")
+        is_kept = self.is_persistent() or store.durability == Durability.D0
+        expect("S-24", is_kept, f"durability is {store.durability!r}, and PERSISTENT is not declared")
         for told in (await store.inspect(), await store.inspect()):
             if told is not None:
                 expect_equal("S-24", told.durability, store.durability, "the durability class that inspect tells")

@@ -15,13 +15,13 @@ from converge.testing._processes.peers import END_SEC, PROCESSES, begin, end, pe
 from converge.testing._store.base import Opening, StoreCase, get, ident, put
 from converge.testing.clauses import expect, expect_equal
 
-COUNTED = 40
+COUNTED = 30
 """Increments that are waited for before one process is killed, and again after: with fewer two may never meet."""
 
-COUNT_SEC = 8.0
+COUNT_SEC = 30.0
 """How long the processes count at most; they are told to stop long before."""
 
-TASKS = 120
+TASKS = 60
 
 
 class ProcessClauses(StoreCase):

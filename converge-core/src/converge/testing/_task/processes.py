@@ -20,11 +20,11 @@ from converge.testing._store.base import Opening
 from converge.testing._task.base import TaskCase
 from converge.testing.clauses import expect, expect_equal
 
-TASKS = 90
-CLAIMED = 15
+TASKS = 60
+CLAIMED = 10
 """Claims of the first process before it is killed: by then it has completed some, and holds some."""
 
-WORK_SEC = 20.0
+WORK_SEC = 60.0
 
 
 class TaskProcessClauses(TaskCase):
