@@ -37,6 +37,9 @@ GATHER_SEC = 0.01
 keep back what has ended.
 """
 
+JITTER = 0.25
+"""The part of the poll interval by which each wait differs from it."""
+
 REFUSALS = 3
 """Takes in a row that may be refused, though what they check was read again, before the next one waits."""
 
@@ -89,7 +92,7 @@ class Feed:
         self._is_assuming = False
         self._pumping = 0
         self._idle = anyio.Event()
-        self._look_due = 0.0
+        self._look_due = self._poll_due = 0.0
         self._turned_at = 0.0
         self.is_draining = self.is_ended = False
         self.error: str | None = None
@@ -272,13 +275,14 @@ class Feed:
             min(self._pass_on_at, self.ahead.late_at, due if due > self._turned_at else inf) - self._env.monotonic()
         )
         is_pausing = pause_sec < self._poll_sec
-        wait_sec = max(0.0, pause_sec) if is_pausing else self._poll_sec * self._env.uniform(0.75, 1.25)
+        wait_sec = max(0.0, pause_sec) if is_pausing else self._poll_sec * self._env.uniform(1 - JITTER, 1 + JITTER)
         with anyio.move_on_after(wait_sec) as scope:
             await self._event.wait()
         if self._is_signalled:
             self._event, self._is_signalled = anyio.Event(), False
         if scope.cancelled_caught and not is_pausing:
-            self._must_look = True
+            if anyio.current_time() >= self._poll_due:  # else the other pump has looked meanwhile
+                self._must_look = True
             if self.slots.free <= 0:
                 self._stop_hearing()
 
@@ -397,6 +401,7 @@ class Feed:
             return
         self._is_assuming = False
         self._look_due = now + self._poll_sec
+        self._poll_due = anyio.current_time() + (1 - JITTER) * self._poll_sec
         try:
             await self._claims.look()
         except (TornRecord, SchemaTooNew):
