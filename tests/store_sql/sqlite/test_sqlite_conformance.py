@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,9 +14,15 @@ from converge.testing import DiscoveryContract, StoreContract, TaskContract
 from converge.testing.discovery import Opening
 from converge_store_sql.plugin import SQLITE
 
+# The engine is that of `file:`, whose tests try it on both loops and at full numbers in every run.
+IS_FULL = os.environ.get("FULL_TESTS") == "1"
+LOOPS = ("asyncio", "trio") if IS_FULL else ("asyncio",)
+
 
 class TestSqlite(StoreContract):
     backend = SQLITE
+    loops = LOOPS
+    examples, rounds = (25, 20) if IS_FULL else (8, 6)
 
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
@@ -24,6 +31,8 @@ class TestSqlite(StoreContract):
 
 class TestSqliteTasks(TaskContract):
     backend = SQLITE
+    loops = LOOPS
+    examples, rounds = (25, 20) if IS_FULL else (8, 6)
 
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
@@ -32,6 +41,7 @@ class TestSqliteTasks(TaskContract):
 
 class TestSqliteDiscovery(DiscoveryContract):
     backend = STORE_DISCOVERY
+    loops = LOOPS
     examples = 8  # each opens three handles
 
     @pytest.fixture
