@@ -23,6 +23,29 @@ from converge.services.pools import PoolManager
 from converge.services.tasks.counts import Census, census
 
 Ids = Annotated[list[str], Parameter(help="The pools' ids.")]
+PriorityStep = Annotated[
+    float | None,
+    Parameter(metavar="SEC", help="Seconds of head start that a step of priority is worth; by default 3,600."),
+]
+DedupWindow = Annotated[
+    float | None,
+    Parameter(metavar="SEC", help="Seconds that a dedup key is remembered at least; by default a day."),
+]
+KeepCompleted = Annotated[
+    float | None, Parameter(metavar="SEC", help="Seconds that completed tasks are kept; by default a day.")
+]
+KeepFailed = Annotated[
+    float | None,
+    Parameter(metavar="SEC", help="Seconds that failed and cancelled tasks are kept; by default a week."),
+]
+KeepCount = Annotated[
+    int | None,
+    Parameter(metavar="N", help="Ended tasks that are kept at most, whatever their age; by default any number."),
+]
+KeepMegabytes = Annotated[
+    float | None,
+    Parameter(metavar="MB", help="Megabytes of ended tasks that are kept at most; by default any number."),
+]
 
 
 def create(
@@ -40,29 +63,12 @@ def create(
         Path | None, Parameter(metavar="FILE", help="A file with the join secret, for --admission secret.")
     ] = None,
     paused: Annotated[bool, Parameter(negative=(), help="Let nothing be claimed until it is resumed.")] = False,
-    priority_step: Annotated[
-        float | None,
-        Parameter(metavar="SEC", help="Seconds of head start that a step of priority is worth; by default 3,600."),
-    ] = None,
-    dedup_window: Annotated[
-        float | None,
-        Parameter(metavar="SEC", help="Seconds that a dedup key is remembered at least; by default a day."),
-    ] = None,
-    keep_completed: Annotated[
-        float | None, Parameter(metavar="SEC", help="Seconds that completed tasks are kept; by default a day.")
-    ] = None,
-    keep_failed: Annotated[
-        float | None,
-        Parameter(metavar="SEC", help="Seconds that failed and cancelled tasks are kept; by default a week."),
-    ] = None,
-    keep_count: Annotated[
-        int | None,
-        Parameter(metavar="N", help="Ended tasks that are kept at most, whatever their age; by default any number."),
-    ] = None,
-    keep_mb: Annotated[
-        float | None,
-        Parameter(metavar="MB", help="Megabytes of ended tasks that are kept at most; by default any number."),
-    ] = None,
+    priority_step: PriorityStep = None,
+    dedup_window: DedupWindow = None,
+    keep_completed: KeepCompleted = None,
+    keep_failed: KeepFailed = None,
+    keep_count: KeepCount = None,
+    keep_mb: KeepMegabytes = None,
     require_durability: Annotated[
         Literal["D0", "D1", "D2", "D3"] | None, Parameter(help="Refuse stores that have less.")
     ] = None,
