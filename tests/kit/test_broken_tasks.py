@@ -13,11 +13,14 @@ from anyio import lowlevel
 
 from converge.builtin.memory.plugin import MEMORY
 from converge.contracts.store import Batch, Check, Committed, Conflict, Entry, Range, Store, Taken, Turned
-from converge.machines import retry
+from converge.machines import attempt as retry
+from converge.machines import durable, events
 from converge.machines import task as machine
-from converge.machines.task import Around, Event, Found, Held
+from converge.machines.events import Event
+from converge.machines.task import Around, Found, Held
 from converge.model.keys import DONE, EXPIRY, HELD, KEY, LEASE
 from converge.model.task import Spec
+from converge.services.durable import manager as durable_tasks
 from converge.services.store.commits import Commits
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import Lease, ended
@@ -34,7 +37,7 @@ from converge.testing.task import TaskContract
 Break = Callable[[pytest.MonkeyPatch], None]
 BROKEN: list[type[BrokenTasks]] = []
 
-step, submit = machine.step, machine.submit
+step, submit = durable.step, durable.submit
 
 
 class BrokenTasks(TaskContract):
@@ -77,6 +80,8 @@ def change_step(patch: pytest.MonkeyPatch, changed: Callable[[Found, Event, int,
     """Put another `step` in place of the machine's, wherever it is called."""
     for module in (finishes, sweep, tasks):
         patch.setattr(module, "step", changed)
+    patch.setattr(finishes, "plain_step", changed)
+    patch.setattr(durable_tasks, "step", changed)
 
 
 def without_check(batch: Batch, family: str) -> Batch:
@@ -174,7 +179,7 @@ def counts_failures_only(patch: pytest.MonkeyPatch) -> None:
     """A process that dies costs no attempt."""
 
     def lenient(found: Found, event: Event, now: int, around: Around) -> Batch:
-        return step(found, machine.Released(event.by) if isinstance(event, machine.LeaseEnded) else event, now, around)
+        return step(found, events.Released(event.by) if isinstance(event, events.LeaseEnded) else event, now, around)
 
     change_step(patch, lenient)
 
@@ -184,7 +189,7 @@ def forgets_the_refund(patch: pytest.MonkeyPatch) -> None:
     """A release counts as an attempt."""
 
     def strict(found: Found, event: Event, now: int, around: Around) -> Batch:
-        return step(found, machine.LeaseEnded(event.by) if isinstance(event, machine.Released) else event, now, around)
+        return step(found, events.LeaseEnded(event.by) if isinstance(event, events.Released) else event, now, around)
 
     change_step(patch, strict)
 
@@ -210,7 +215,7 @@ def overwrites_a_terminal_task_by_cancel(patch: pytest.MonkeyPatch) -> None:
 
     def careless(found: Found, event: Event, now: int, around: Around) -> Batch:
         batch = step(found, event, now, around)
-        return batch._replace(checks=()) if isinstance(event, machine.Cancelled) else batch
+        return batch._replace(checks=()) if isinstance(event, events.Cancelled) else batch
 
     patch.setattr(tasks, "find", find)
     change_step(patch, careless)
@@ -222,7 +227,7 @@ def frees_an_ordering_key_by_a_retry(patch: pytest.MonkeyPatch) -> None:
 
     def hasty(found: Found, event: Event, now: int, around: Around) -> Batch:
         batch = step(found, event, now, around)
-        is_retry = isinstance(event, machine.Failed) and not any(key[0] is DONE for key, _ in batch.puts)
+        is_retry = isinstance(event, events.Failed) and not any(key[0] is DONE for key, _ in batch.puts)
         if not is_retry or around.key is None or around.successor is None:
             return batch
         checks, puts, deletes = list(batch.checks), list(batch.puts), list(batch.deletes)
@@ -318,7 +323,7 @@ def retries_at_once(patch: pytest.MonkeyPatch) -> None:
     """A failed task does not wait."""
 
     def eager(found: Found, event: Event, now: int, around: Around) -> Batch:
-        return step(found, event._replace(jitter=0.0) if isinstance(event, machine.Failed) else event, now, around)
+        return step(found, event._replace(jitter=0.0) if isinstance(event, events.Failed) else event, now, around)
 
     change_step(patch, eager)
 
@@ -328,7 +333,7 @@ def retries_what_asks_for_none(patch: pytest.MonkeyPatch) -> None:
     """A failure without a retry is tried again while attempts are left."""
 
     def stubborn(found: Found, event: Event, now: int, around: Around) -> Batch:
-        return step(found, event._replace(is_retried=True) if isinstance(event, machine.Failed) else event, now, around)
+        return step(found, event._replace(is_retried=True) if isinstance(event, events.Failed) else event, now, around)
 
     change_step(patch, stubborn)
 
@@ -338,7 +343,7 @@ def does_not_wait_as_asked(patch: pytest.MonkeyPatch) -> None:
     """A failure that asks for a wait is tried again as if it had not."""
 
     def eager(found: Found, event: Event, now: int, around: Around) -> Batch:
-        return step(found, event._replace(after_sec=None) if isinstance(event, machine.Failed) else event, now, around)
+        return step(found, event._replace(after_sec=None) if isinstance(event, events.Failed) else event, now, around)
 
     change_step(patch, eager)
 

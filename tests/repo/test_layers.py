@@ -64,8 +64,9 @@ def imported(module: str, source: str) -> Iterator[str]:
 ROOMS = (
     ("services.store",),
     ("services.pools", "services.tasks", "services.discovery"),
+    ("services.durable",),
     ("services.messages",),
-    ("runtime.config", "runtime.keys", "runtime.agents"),
+    ("runtime.config", "runtime.keys", "runtime.agents", "runtime.attempts"),
     ("runtime.claiming", "runtime.network"),
     ("runtime.probes",),
     ("runtime",),

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from converge.runtime.node import Node
     from converge.services.discovery.registry import IdentityRegistry
     from converge.services.discovery.service import DiscoveryService
+    from converge.services.durable.manager import TaskManager
     from converge.services.pools import PoolManager
     from converge.services.store.opening import open_store
-    from converge.services.tasks.manager import TaskManager
 
 __all__ = [
     "Agent", "AgentDescriptor", "Capability", "ConvergeError", "DiscoveryQuery", "DiscoveryService", "FileStore",
@@ -49,7 +49,7 @@ _HOMES = {
     "PoolManager": "services.pools",
     "Receipt": "model.message",
     "Task": "model.task",
-    "TaskManager": "services.tasks.manager",
+    "TaskManager": "services.durable.manager",
     "TaskState": "machines.task",
     "Topic": "model.message",
     "open_store": "services.store.opening",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from converge.machines.breaker import Breaker, CircuitState
+from converge.model.working import Child
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.agent_health import AgentHealth
 from converge.runtime.agents.decisions import (
@@ -22,14 +23,19 @@ from converge.runtime.agents.decisions import (
     SubmitTask,
     Tool,
 )
+from converge.services.durable.agents import AgentRef, AgentRefs
+from converge.services.durable.output import Output
 
 __all__ = [
     "Agent",
     "AgentHealth",
+    "AgentRef",
+    "AgentRefs",
     "AnswerMessage",
     "AskAgent",
     "Breaker",
     "BroadcastMessage",
+    "Child",
     "CircuitState",
     "CreatePool",
     "Decision",
@@ -38,6 +44,7 @@ __all__ = [
     "LeavePool",
     "Limits",
     "Outcome",
+    "Output",
     "PublishMessage",
     "ReportTask",
     "SendMessage",

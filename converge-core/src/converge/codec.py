@@ -19,7 +19,7 @@ from converge.errors import InvalidValue, SchemaTooNew, TornRecord
 FIRST = 1
 """The format of a record that names none: `v` is written whenever it is another."""
 
-FORMAT = 3
+FORMAT = 4
 """The newest format that this release reads. A record's `v` is the number of the format that brought its layout; see
 `model/formats.py`.
 """

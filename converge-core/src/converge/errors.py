@@ -2,7 +2,8 @@
 
     ConvergeError
         InputError      fix the input: InvalidValue, InvalidName, InvalidKey, BadSignature, ValueTooLarge, NoSuchPool,
-                        NoSuchTask, NotRetried, DedupConflict, TooManyLanes, PoolClosed, WrongNodeState
+                        NoSuchTask, NotRetried, NotWaiting, DedupConflict, TooManyLanes, PoolClosed, WrongNodeState,
+                        StepConflict, TooManyRecords, NotRunning
         ConfigError     fix the configuration: UnknownSetting, Unsupported, SecretOnCommandLine, KeyFileRefused,
                         KeyInUse, PluginError
             PluginError     PluginMissing, PluginDuplicate, PluginRefused, PluginBroken, HookUnknown, ContractMismatch
@@ -11,7 +12,8 @@
             NotApplied      nothing was written, retry or fix the store: StoreUnavailable, StoreBusy, StoreFull,
                             StoreRefused; open the store again: StoreReplaced, ForkedHandle, ForeignLoop
                 StoreRefused    StoreUnsafe, StoreUnfinished, CopyRefused
-        TaskError       give up this attempt: StaleClaim, LeaseEnded, ResultTimeout
+        TaskError       give up this attempt: StaleClaim, LeaseEnded, ResultTimeout, WaitTimeout, StepFailed,
+                        StepUncertain, ChildFailed, CalledOff, WentOn
         AttemptEnd      raised by a handler, says what becomes of its task: NoRetry, RetryAfter, Release
         ActionError     an agent may not act so, or not now: ActionNotAllowed, ToolNotAllowed, ToolTimeout,
                         TooManyDecisions, TooManyActions
@@ -101,6 +103,10 @@ class NotRetried(InputError):
         self.task_id, self.state = task_id, state
 
 
+class NotWaiting(InputError):
+    """Only a task that waits is ended from outside; nothing was changed."""
+
+
 class DedupConflict(InputError):
     """A task with the same id or dedup key, and other content, is already there; nothing was changed."""
 
@@ -138,6 +144,18 @@ class WrongNodeState(InputError):
 
 
 # Fix the configuration.
+
+
+class StepConflict(InputError):
+    """Two steps of one name are under way at once, so nothing says which of them a later attempt would mean."""
+
+
+class TooManyRecords(InputError):
+    """A task has recorded as many steps, or was sent as many signals that it has not consumed, as it may."""
+
+
+class NotRunning(InputError):
+    """Only the handler that was given a task may record anything for it, while it runs, and where it runs."""
 
 
 class ConfigError(ConvergeError):
@@ -345,6 +363,34 @@ class ResultTimeout(TaskError, TimeoutError):
 
 
 # What a handler raises to say how its attempt ends.
+
+
+class WaitTimeout(TaskError, TimeoutError):
+    """What a task waited for did not come in time; it goes on, and a later attempt is told the same."""
+
+
+class StepFailed(TaskError):
+    """A step has failed for good: it raised what its `final` names. Later attempts are told the same."""
+
+    def __init__(self, task_id: str, name: str, kind: str, text: str) -> None:
+        super().__init__(f'task {task_id}: step "{name}" has failed for good: {kind}: {text}')
+        self.task_id, self.name, self.kind, self.text = task_id, name, kind, text
+
+
+class StepUncertain(TaskError):
+    """A step that runs at most once was begun by an earlier attempt, and nothing says whether it ended."""
+
+
+class ChildFailed(TaskError):
+    """A child did not complete."""
+
+
+class CalledOff(TaskError):
+    """The task is being cancelled with grace: raised once in its handler; its further steps may undo what it did."""
+
+
+class WentOn(TaskError):
+    """A handler went on after its task was parked or restarted: what it did since then will be done again."""
 
 
 class AttemptEnd(ConvergeError):

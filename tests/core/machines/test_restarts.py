@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from converge.machines.restarts import GREATEST_SEC, LEAST_SEC, QUICK_ENDS, WELL_SEC, Restarts
+from converge.machines.breaker import GREATEST_SEC, LEAST_SEC, QUICK_ENDS, WELL_SEC, Restarts
 
 
 def test_quick_ends_wait_twice_as_long_each_time_and_then_are_a_crash_loop() -> None:

@@ -10,35 +10,28 @@ import pytest
 from converge.codec import decode
 from converge.contracts.store import ABSENT, Batch
 from converge.machines import task as machine
+from converge.machines.attempt import RETRY_GREATEST_SEC
+from converge.machines.durable import submit
+from converge.machines.events import CameDue, Cancelled, Completed, DeadlinePassed, Event, Failed, LeaseEnded, Released
 from converge.machines.lane import Lane, lane_id
-from converge.machines.retry import RETRY_GREATEST_SEC
 from converge.machines.task import (
     RESULT_BYTES,
     SPLIT_KEYS,
     WHY_LENGTH,
     Around,
-    CameDue,
-    Cancelled,
-    Completed,
-    DeadlinePassed,
-    Event,
-    Failed,
     Found,
     Held,
     KeyRow,
     KeySeen,
     LaneSeen,
     Later,
-    LeaseEnded,
     Ready,
-    Released,
     Successor,
     TaskState,
     Waiting,
     is_said_again,
     state_of,
     step,
-    submit,
 )
 from converge.model.keys import (
     ACTIVE,

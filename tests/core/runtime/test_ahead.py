@@ -12,7 +12,8 @@ import pytest
 from converge import Agent, MemoryStore, Node, Pool, PoolManager, Task, TaskManager, TaskState
 from converge.contracts.store import Store
 from converge.env import SYSTEM
-from converge.machines.task import Found, HandedBack, Held
+from converge.machines.events import HandedBack
+from converge.machines.task import Found, Held
 from converge.model.task import Spec
 from converge.runtime.claiming.feed import Feed
 from converge.runtime.claiming.finishing import Finishing

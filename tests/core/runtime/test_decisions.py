@@ -30,7 +30,7 @@ from converge.runtime.agents.decisions import (
 )
 from converge.runtime.agents.executor import CORE
 from converge.runtime.node import Node
-from converge.services.tasks.manager import TaskManager
+from converge.services.durable.manager import TaskManager
 
 Load = Callable[..., str]
 

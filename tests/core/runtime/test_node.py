@@ -22,8 +22,8 @@ from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
 from converge.runtime.network.network import Network
 from converge.runtime.node import Node
+from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
-from converge.services.tasks.manager import TaskManager
 from converge.testing._store.outages import Outages, OutageStore
 from converge.testing.fixtures import wait_until
 

@@ -23,8 +23,8 @@ from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.starting import AT_A_TIME
 from converge.runtime.node import Node
+from converge.services.durable.manager import TaskManager
 from converge.services.store.opening import open_store
-from converge.services.tasks.manager import TaskManager
 from converge.testing.fixtures import wait_until
 
 

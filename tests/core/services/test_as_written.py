@@ -13,7 +13,7 @@ from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskStat
 from converge.contracts.store import Store
 from converge.errors import DedupConflict, NoSuchPool, PoolClosed, ResultTimeout, StaleClaim
 from converge.ids import id_bytes
-from converge.machines.retry import RETRY_GREATEST_SEC
+from converge.machines.attempt import RETRY_GREATEST_SEC
 from converge.model.task import HISTORY
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings

@@ -10,9 +10,9 @@ from converge.ids import id_bytes
 from converge.model.keys import LANE
 from converge.model.pool import Pool
 from converge.model.task import Task
+from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
 from converge.services.tasks.counts import Census, census
-from converge.services.tasks.manager import TaskManager
 from converge.services.tasks.surroundings import read_task
 
 NEVER = datetime(2099, 1, 1, tzinfo=UTC)

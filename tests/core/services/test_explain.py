@@ -15,10 +15,10 @@ from converge.model.descriptor import AgentDescriptor
 from converge.model.keys import POOL
 from converge.model.pool import Pool
 from converge.model.task import Task
+from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.explain import explain_task
-from converge.services.tasks.manager import TaskManager
 
 NEVER = datetime(2099, 1, 1, tzinfo=UTC)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from converge import Task, TaskManager, TaskState
 from converge.contracts.store import Store
 from converge.errors import StaleClaim
-from converge.machines.task import Held, Released
+from converge.machines.events import Released
+from converge.machines.task import Held
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.finish import Finishes
 

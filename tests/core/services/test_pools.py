@@ -12,9 +12,9 @@ from converge.errors import InvalidName, InvalidValue, PoolClosed
 from converge.model.keys import JOINED
 from converge.model.pool import Pool
 from converge.model.task import Task
+from converge.services.durable.manager import TaskManager
 from converge.services.pools import REMOVED, PoolManager
 from converge.services.store.handle import StoreHandle
-from converge.services.tasks.manager import TaskManager
 
 
 async def test_an_agent_that_is_taken_off_the_list_claims_nothing_more_and_cannot_come_back() -> None:

@@ -13,8 +13,8 @@ from converge.contracts.store import Entry, Key
 from converge.errors import StoreUnavailable
 from converge.model.pool import Pool
 from converge.model.task import Task
+from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
-from converge.services.tasks.manager import TaskManager
 from converge.services.tasks.wait import Results
 from converge.testing.fixtures import wait_until
 

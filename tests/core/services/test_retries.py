@@ -13,8 +13,8 @@ from converge.errors import NoSuchTask, NotRetried
 from converge.ids import id_text
 from converge.model.pool import Pool
 from converge.model.task import Task
+from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
-from converge.services.tasks.manager import TaskManager
 from converge.services.tasks.retry import SAME, retry_id, retry_of
 
 OF_THE_STORE = {

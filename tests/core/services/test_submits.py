@@ -17,8 +17,8 @@ from converge.machines.lane import LANES
 from converge.model.keys import KEY, TASK
 from converge.model.pool import Pool
 from converge.model.task import Task
+from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
-from converge.services.tasks.manager import TaskManager
 from converge.services.tasks.surroundings import read_task
 from converge.testing.checked import CheckedStore
 from converge.testing.faults import Fault, FaultPlan, FaultyStore

@@ -19,9 +19,9 @@ from converge.machines.task import TaskState
 from converge.model.keys import DEAD, EXPIRY, LATER, LEASE, POOL, READY, TASK, TORN
 from converge.model.pool import Pool
 from converge.model.task import Task
+from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
 from converge.services.store.handle import StoreHandle
-from converge.services.tasks.manager import TaskManager
 from converge.services.tasks.sweep import SWEPT_TOGETHER, YIELD_SEC, Sweep
 from converge.testing._store.base import Inheriting
 from converge.testing.fixtures import wait_until

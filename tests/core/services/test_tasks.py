@@ -18,8 +18,8 @@ from converge.errors import InvalidValue, NoSuchPool, StaleClaim
 from converge.model.keys import KEY, Key
 from converge.model.pool import Pool
 from converge.model.task import Task
+from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
-from converge.services.tasks.manager import TaskManager
 from converge.testing.fixtures import wait_until
 
 
@@ -169,6 +169,6 @@ async def test_a_claimer_on_a_busy_lane_finds_a_new_lane_within_a_poll_interval(
 async def test_a_list_of_what_there_is_not_is_refused() -> None:
     tasks = TaskManager(MemoryStore())
     with pytest.raises(InvalidValue, match="PENDING, ASSIGNED"):
-        await tasks.list(state="WAITING")
+        await tasks.list(state="SLEEPING")
     with pytest.raises(InvalidValue, match="limit"):
         await tasks.list(limit=0)

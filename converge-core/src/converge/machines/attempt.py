@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from typing import cast
 
-from converge.errors import AttemptEnd, InputError, InvalidValue, NoRetry, Release, RetryAfter, ValueTooLarge
+from converge.errors import (
+    AttemptEnd,
+    CalledOff,
+    ChildFailed,
+    InputError,
+    InvalidValue,
+    NoRetry,
+    Release,
+    RetryAfter,
+    StepFailed,
+    StepUncertain,
+    ValueTooLarge,
+    WaitTimeout,
+)  # fmt: skip
 from converge.foreign import is_a, leaves
-from converge.machines.task import Failed, Released
+from converge.machines.events import Failed, Released
 
-OF_ITS_DATA = (InputError, InvalidValue, ValueTooLarge)
-"""Errors, of exactly these classes, that say that what a handler was given, or what it returned, cannot be used: the
-next attempt would end the same way. Other input errors, such as `NoSuchPool`, may pass.
+OF_ITS_DATA = (InputError, InvalidValue, ValueTooLarge, StepFailed, StepUncertain, WaitTimeout, ChildFailed, CalledOff)
+"""Errors, of exactly these classes, that say that what a handler was given, or returned, cannot be used, or what a
+task has recorded: the next attempt would end the same way. Other input errors, such as `NoSuchPool`, may pass.
 """
 
 STRICTEST = (NoRetry, RetryAfter, Release)
@@ -42,3 +55,17 @@ def word_of(error: BaseException) -> AttemptEnd | None:
             if is_a(one, kind):
                 return cast(AttemptEnd, one)
     return None
+
+
+RETRY_GREATEST_SEC = 300.0
+"""No retry waits longer: an operator who has mended the cause should not wait for an hour."""
+
+RETRY_AFTER_GREATEST_SEC = 86_400.0
+"""No failure puts its retry off for longer: a longer wait counts as this one."""
+
+
+def wait_sec(failures: int, retry_delay_sec: float, jitter: float, after_sec: float | None) -> float:
+    """Return the wait after so many failures: as asked for, or twice as long each time."""
+    if after_sec is not None:
+        return min(RETRY_AFTER_GREATEST_SEC, after_sec)
+    return min(RETRY_GREATEST_SEC, retry_delay_sec * 2.0 ** min(failures - 1, 30)) * jitter

@@ -38,6 +38,8 @@ T-14 Retention removes a task with all that belongs to it, its dedup key include
 T-23 While a task waits behind an ordering key, no submit to that key makes the end of its active task try again.
 T-24 A failure may say what follows it: without a retry the task is FAILED whatever attempts are left; with a wait it is
      tried again no sooner than that, at most `RETRY_AFTER_GREATEST_SEC` later, and the attempt counts.
+
+`machines.durable` says how a task waits, and has T-15 to T-22.
 """
 
 from __future__ import annotations
@@ -49,13 +51,25 @@ from typing import NamedTuple
 import msgspec
 
 from converge.codec import FIRST, Int, encode, moment_or, parse_hash, stored_text
+from converge.machines.attempt import wait_sec
+from converge.machines.events import (
+    CameDue,
+    Cancelled,
+    Completed,
+    DeadlinePassed,
+    Event,
+    Failed,
+    HandedBack,
+    LeaseEnded,
+    Released,
+)  # fmt: skip
 from converge.machines.lane import Lane
-from converge.machines.retry import wait_sec
 from converge.model.batch import ABSENT, Batch, Check, Put
 from converge.model.keys import (
     ACTIVE,
-    DEDUP,
+    CUT,
     DONE,
+    ENDED,
     HELD,
     KEY,
     LANE,
@@ -65,11 +79,11 @@ from converge.model.keys import (
     ORDER,
     READY,
     STATE,
-    TASK,
+    TOLD,
     Key,
 )  # fmt: skip
 from converge.model.pool import Pool
-from converge.model.task import HISTORY, Attempt, Spec, State
+from converge.model.task import DURABLE, HISTORY, Attempt, Ended, Spec, State
 
 WHY_LENGTH = 2_000
 """Characters of a reason that are kept: with a full history they leave the better part of a value to the result,
@@ -85,6 +99,7 @@ class TaskState(StrEnum):
 
     PENDING = "PENDING"
     ASSIGNED = "ASSIGNED"
+    WAITING = "WAITING"
     COMPLETED = "COMPLETED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
@@ -194,92 +209,6 @@ class Around(NamedTuple):
     successor: Successor | None = None
 
 
-# What can happen.
-
-
-class Completed(NamedTuple):
-    """The handler returned this (JSON)."""
-
-    result: bytes
-    by: str = ""
-
-
-class Failed(NamedTuple):
-    """The attempt failed. `jitter` in [0, 1) scales the wait before the next, unless `after_sec` was asked for."""
-
-    error: str
-    by: str = ""
-    is_retried: bool = True
-    jitter: float = 1.0
-    after_sec: float | None = None
-
-
-class Released(NamedTuple):
-    """The claim is handed back; no attempt is counted."""
-
-    by: str = ""
-    why: str = ""
-
-
-class HandedBack(NamedTuple):
-    """The claim is given up before anything has begun: the task stands as it stood before, and remembers nothing."""
-
-
-class Cancelled(NamedTuple):
-    """Somebody wants it no more."""
-
-    by: str = ""
-    why: str = ""
-
-
-class LeaseEnded(NamedTuple):
-    """Its process is gone."""
-
-    by: str = ""
-
-
-class CameDue(NamedTuple):
-    """It waits in `later`, and its time has come."""
-
-
-class DeadlinePassed(NamedTuple):
-    """It was still waiting when its deadline passed."""
-
-
-Event = Completed | Failed | Released | HandedBack | Cancelled | LeaseEnded | CameDue | DeadlinePassed
-
-
-def submit(id_: bytes, spec: Spec, lane: Check, key: KeySeen | None, now: int) -> Batch:
-    """Return the batch that stores a new task (S-4 makes it one task however often it is submitted).
-
-    `lane` checks that the lane of `spec` is open; with an ordering key, `key` is its row or None if absent, and
-    `spec.number` must be the row's next number.
-    """
-    task = (TASK, id_)
-    checks: list[Check] = [(task, ABSENT), lane]
-    puts: list[Put] = [(task, encode(spec))]
-    if spec.dedup_key is not None:
-        dedup = DEDUP(spec.pool, spec.dedup_key)
-        checks.append((dedup, ABSENT))
-        puts.append((dedup, encode((id_.hex(), spec.digest))))
-    if spec.deadline:
-        puts.append((LIMIT(spec.deadline, id_), b""))
-    if spec.ordering_key is not None:
-        row_key, active = KEY(spec.pool, spec.ordering_key), ACTIVE(spec.pool, spec.ordering_key)
-        checks.append((row_key, key.revision if key else ABSENT))
-        puts.append((row_key, encode(KeyRow(spec.number + 1, v=SPLIT_KEYS))))
-        if key is None or key.row.v < SPLIT_KEYS:
-            puts.append((active, encode(key.row.active if key else id_.hex())))
-        if key is not None:
-            puts.append((ORDER(spec.pool, spec.ordering_key, spec.number), encode(id_.hex())))
-            return Batch(checks, puts)
-    if spec.due > now:
-        puts.append(_entry(id_, spec, spec.due, spec.rank, now))
-    else:
-        puts.append(((READY, lane[0][2], spec.rank, id_), b""))
-    return _batch(Batch, (checks, puts, (), None))
-
-
 def step(found: Found, event: Event, now: int, around: Around) -> Batch:
     """Return the batch that does what `event` means for the task, or nothing if the store has changed since it was
     found.
@@ -304,6 +233,8 @@ def step(found: Found, event: Event, now: int, around: Around) -> Batch:
             return _end(found, TaskState.FAILED, "", DEADLINE, now, around)
         case CameDue():
             return _make_ready(found, around)
+        case _:
+            raise AssertionError(f"{type(event).__name__} is a step of `machines.durable`")
 
 
 DEADLINE = "its deadline passed"
@@ -351,7 +282,14 @@ def state_of(state: State | None, place: Place | None) -> TaskState:
     """Return the state that a task is in, from its record and its place (None: it has none, so it has ended)."""
     if state is not None and state.state in TERMINAL:
         return TaskState(state.state)
-    return TaskState.ASSIGNED if type(place) is Held else TaskState.PENDING
+    if type(place) is Held:
+        return TaskState.ASSIGNED
+    return TaskState.WAITING if is_waiting(state, place) else TaskState.PENDING
+
+
+def is_waiting(state: State | None, place: Place | None) -> bool:
+    """Return whether the task is parked: its handler waits for something, and holds no slot meanwhile."""
+    return type(place) is Later and state is not None and state.wait is not None
 
 
 def is_terminal(state: State | None) -> bool:
@@ -377,8 +315,8 @@ def key_of(found: Found) -> Key:
 def _complete(found: Found, event: Completed, now: int, around: Around) -> Batch:
     """Return the batch that ends most tasks, written for speed: first attempt, no ordering key, no deadline."""
     id_, spec, old, place = found
-    if old is not None or type(place) is not Held or spec.ordering_key is not None or spec.deadline:
-        return _end(found, TaskState.COMPLETED, event.by, "", now, around, result=event.result)
+    if old is not None or type(place) is not Held or spec.ordering_key is not None or spec.deadline or spec.parent:
+        return _end(found, TaskState.COMPLETED, event.by, "", now, around, result=event.result, ended_by=event)
     (lease, nonce, token, claimed_at), by = place, event.by
     line = Attempt(now, "completed", by, "", token, claimed_at)
     state = State(_COMPLETED, 1, 0, 0, nonce.hex(), "", token, by, msgspec.Raw(event.result), "", (line,), now)
@@ -487,7 +425,28 @@ def _end(
         puts.append((NOTICE(place.lease, found.id), encode(place.nonce.hex())))
     if spec.ordering_key is not None:
         free_next(found, now, around, checks, puts, deletes)
+    if spec.parent or found.state is not None or (type(event) is Completed and event.also is not None):
+        _tell_family(found, event, state, checks, puts, deletes)
     return Batch(checks, puts, deletes)
+
+
+def _tell_family(
+    found: Found, event: Event, state: State, checks: list[Check], puts: list[Put], deletes: list[Key]
+) -> None:
+    """Add what a task's end means for its parent, its children and its virtual agent: all in the same batch (T-19)."""
+    old = found.state
+    if found.spec.parent:
+        parent = parse_hash(found.spec.parent)
+        ended = Ended(state.state, state.result, state.error, state.finished)
+        puts += ((ENDED(parent, found.id), encode(ended)), (TOLD(parent, found.id), b""))
+    if old is not None and old.has_children:
+        puts.append((CUT(found.id), b""))
+    if old is not None and old.calling is not None and old.calling.until != found.spec.deadline:
+        deletes.append(LIMIT(old.calling.until, found.id))
+    if type(event) is Completed and event.also is not None:
+        key, value, revision = event.also
+        checks.append((key, revision))
+        puts.append((key, value))
 
 
 def free_next(found: Found, now: int, around: Around, checks: list[Check], puts: list[Put], deletes: list[Key]) -> None:
@@ -516,7 +475,7 @@ def free_next(found: Found, now: int, around: Around, checks: list[Check], puts:
     else:
         checks.append((row_key, key.revision))
         puts.append((row_key, encode(KeyRow(key.row.next, successor.id.hex()))))
-    entry = _entry(successor.id, successor.spec, successor.spec.due, successor.spec.rank, now)
+    entry = entry_of(successor.id, successor.spec, successor.spec.due, successor.spec.rank, now)
     puts.append(entry)
     if entry[0][0] is READY:
         open_lane(successor.spec, successor.lane, checks, puts)
@@ -530,7 +489,8 @@ def open_lane(spec: Spec, lane: LaneSeen | None, checks: list[Check], puts: list
         puts.append((key, encode(lane_of(spec))))
 
 
-def _entry(id_: bytes, spec: Spec, due: int, rank: int, now: int) -> Put:
+def entry_of(id_: bytes, spec: Spec, due: int, rank: int, now: int) -> Put:
+    """Return the key under which a task waits that nobody holds: ready, or later if it is not due."""
     # Who frees a successor may read store time a little behind its submitter: what was due when it was submitted is
     # never put off by that.
     if due > max(now, spec.submitted):
@@ -582,7 +542,7 @@ def _state(
     else:
         line, nonce, token = Attempt(now, what, by, why), "", 0
     history = (*old.history[-(HISTORY - 1) :], line) if old is not None else (line,)
-    return State(
+    made = State(
         to.value,
         attempts,
         due,
@@ -595,4 +555,18 @@ def _state(
         why if to is not TaskState.COMPLETED else "",
         history,
         now if to in TERMINAL else 0,
+    )
+    return made if old is None or old.v < DURABLE else _kept(made, old)
+
+
+def _kept(made: State, old: State) -> State:
+    """Return the new state with what a durable task keeps over its attempts."""
+    return msgspec.structs.replace(
+        made,
+        parks=old.parks,
+        restarts=old.restarts,
+        inputs=old.inputs,
+        has_children=old.has_children,
+        calling=old.calling,
+        v=DURABLE,
     )

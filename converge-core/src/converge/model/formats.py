@@ -25,6 +25,7 @@ FORMATS = (
     Format(1, "0.1.0", "the records of the first release"),
     Format(2, "0.1.0", "the active task of an ordering key apart from its next number (`active/`)"),
     Format(3, "0.1.0", "pools that keep so many ended tasks, or bytes of them (`keep_count`, `keep_bytes`)"),
+    Format(4, "0.1.0", "steps, signals, output, children and waits of tasks"),
 )
 assert FORMATS[-1].number == FORMAT, "the newest format is the one that the codec reads"
 

@@ -167,12 +167,26 @@ AGENT = Family("agent", lease=ID, id=NAME)
 FORMAT = Family("format")
 ACTIVE = Family("active", pool=NAME, key=NAME)
 TORN = Family("torn", id=ID)
+STEP = Family("step", id=ID, restarts=INT, label=NAME)
+SIGNALS = Family("signals", id=ID)
+SIGNAL = Family("signal", id=ID, number=INT)
+CHUNK = Family("chunk", id=ID, token=INT, number=INT)
+READER = Family("reader", id=ID, reader=ID)
+CHILD = Family("child", parent=ID, id=ID)
+CUT = Family("cut", id=ID)
+ENDED = Family("ended", parent=ID, id=ID)
+TOLD = Family("told", parent=ID, id=ID)
+OUTBOX = Family("outbox", id=ID)
+ACTOR = Family("actor", pool=NAME, key=NAME)
+KEPT = Family("kept", id=ID)
+GONE = Family("gone", id=ID)
 
 FAMILIES: dict[str, Family] = {
     family: family
     for family in (
         EPOCH, TASK, STATE, DEDUP, LANE, READY, LATER, LIMIT, KEY, ORDER, HELD, LEASE, EXPIRY, DEAD, NOTICE, DONE,
-        POOL, MEMBER, JOINED, AGENT, FORMAT, ACTIVE, TORN,
+        POOL, MEMBER, JOINED, AGENT, FORMAT, ACTIVE, TORN, STEP, SIGNALS, SIGNAL, CHUNK, READER, CHILD, CUT, ENDED,
+        TOLD, OUTBOX, ACTOR, KEPT, GONE,
     )
 }  # fmt: skip
 """Every family by name: what a store with tables makes tables of, when it is opened. New ones come last."""

@@ -13,6 +13,7 @@ import msgspec
 from converge.codec import FIRST, Channel, Count, Hash, Int, KeyText, Moment, Seconds, parse_hash
 from converge.ids import is_name
 from converge.model.keys import NAME, fits
+from converge.model.working import Working
 
 TaskId = NewType("TaskId", str)
 """The text of a UUIDv7."""
@@ -45,7 +46,7 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 
 @attrs.frozen(kw_only=True, slots=False)  # its dictionary is filled in one step
-class Task:
+class Task(Working):
     """A piece of work: what its submitter says of it and, once it is stored, what has become of it.
 
     Attributes:
@@ -68,6 +69,8 @@ class Task:
         state, attempts, claimed_by, token, nonce, result, error, history, submitted_at, finished_at: Of a stored task;
         moments are aware UTC.
         claimed_at: When the current attempt began.
+        parent_id: The task that spawned it, or empty.
+        waiting_for, waiting_since, parks: What a WAITING task waits for, since when, and how often it has waited.
     """
 
     pool_id: str
@@ -97,6 +100,10 @@ class Task:
     submitted_at: datetime | None = None
     claimed_at: datetime | None = None
     finished_at: datetime | None = None
+    parent_id: str = ""
+    waiting_for: str = ""
+    waiting_since: datetime | None = None
+    parks: int = 0
 
     if not TYPE_CHECKING:  # for a type checker it has the attributes above and the initialiser that attrs would make
 
@@ -169,11 +176,14 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     number: Int = 0
     trace: dict[str, str] = {}
     origin: Channel = ""
+    parent: str = ""
     v: int = FIRST
 
     def check(self) -> None:
         """Raise ValueError for text that is no part of a key, though it becomes one."""
         parse_hash(self.lane)
+        if self.parent:
+            parse_hash(self.parent)
         if not is_name(self.pool):
             raise ValueError("its pool is no name")
         for key in (self.dedup_key, self.ordering_key):
@@ -181,10 +191,49 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
                 raise ValueError("its dedup key or ordering key is no part of a key")
 
 
+DURABLE = 4
+"""The format of the records of a task that has recorded anything beside its end: steps, waits, children, output."""
+
+
+class Wait(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a parked task waits for.
+
+    Attributes:
+        names: The signals any of which resumes it.
+        need: How many of its children must have ended to resume it; 0: it waits for none.
+        since: When it was parked (store time).
+        text: What it waits for, for people.
+    """
+
+    names: tuple[str, ...]
+    need: Count = 0
+    since: Moment = 0
+    text: str = ""
+
+
+class Ended(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """`ended/<parent>/<id>`: how a child ended, put in the batch that ended it."""
+
+    state: str
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: str = ""
+    at: Moment = 0
+    v: int = DURABLE
+
+
+class Calling(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A cancel with grace: until when (store time) the handler may go on, who wanted it and why."""
+
+    until: Moment
+    by: str = ""
+    why: str = ""
+
+
 class State(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """`state/<id>`: what has become of it; absent until an attempt or the task has ended.
 
-    `due` and `rank` are those of the next attempt; `nonce` and `digest` those of the last attempt that ended, so that a
+    `due` and `rank` are those of the next attempt; `inputs` replace the submitted ones since a restart, `restarts`
+    counts those; `nonce` and `digest` those of the last attempt that ended, so that a
     repeated finish is known.
     """
 
@@ -200,6 +249,12 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     error: str = ""
     history: tuple[Attempt, ...] = ()
     finished: Moment = 0
+    wait: Wait | None = None
+    parks: Count = 0
+    restarts: Count = 0
+    inputs: msgspec.Raw = msgspec.Raw(b"null")
+    has_children: bool = False
+    calling: Calling | None = None
     v: int = FIRST
 
 

@@ -16,10 +16,10 @@ from converge.ids import id_text
 from converge.machines.task import TERMINAL, TaskState
 from converge.model.keys import DONE
 from converge.model.task import Task
+from converge.services.durable.manager import TaskManager
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages
 from converge.services.tasks.counts import live
-from converge.services.tasks.manager import TaskManager
 
 log = logging.getLogger("converge.run")
 

@@ -23,7 +23,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from converge.env import SYSTEM, Env
 from converge.errors import ConfigError, ConvergeError
-from converge.machines.restarts import QUICK_ENDS, WELL_SEC, Restarts
+from converge.machines.breaker import QUICK_ENDS, WELL_SEC, Restarts
 from converge.operations.drain import Drain, Drained, Progress
 from converge.operations.run import (
     BEYOND_SEC,
@@ -40,9 +40,9 @@ from converge.operations.signals import stop_asked
 from converge.runtime.config.config import ENV_PREFIX, Config, options_with_origin
 from converge.runtime.config.node_settings import addresses
 from converge.runtime.probes.probes import check_installed
+from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
 from converge.services.store.handle import StoreHandle
-from converge.services.tasks.manager import TaskManager
 
 log = logging.getLogger("converge.run")
 

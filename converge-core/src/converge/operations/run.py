@@ -29,9 +29,9 @@ from converge.runtime.config.config import DEFAULT, Config, check_options, optio
 from converge.runtime.config.fields import AgentGroup
 from converge.runtime.config.node_settings import NodeSettings
 from converge.secret import without_password
+from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
 from converge.services.store.opening import open_store
-from converge.services.tasks.manager import TaskManager
 from converge.settings import Problem, raise_problems
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from converge.model.keys import TORN
 from converge.model.task import Task
 from converge.operations.moments import read_moment
 from converge.services.discovery.service import DiscoveryService
+from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.explain import explain_task
 from converge.services.tasks.listing import visit_tasks
-from converge.services.tasks.manager import TaskManager
 from converge.services.tasks.purge import Purged, purge_torn
 from converge.services.tasks.purge import purge as purge_pages
 from converge.services.tasks.records import moment

@@ -39,12 +39,13 @@ from converge.runtime.retiring import retire
 from converge.runtime.stopping import Stopping
 from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
+from converge.services.durable.agents import AgentRef
+from converge.services.durable.manager import TaskManager
 from converge.services.messages.sending import SendArguments, SendOptions
 from converge.services.pools import PoolManager
 from converge.services.store.detached import completed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.limits import timed
-from converge.services.tasks.manager import TaskManager
 
 A = TypeVar("A", bound=Agent)
 
@@ -325,6 +326,14 @@ class Node:
     def feeds(self) -> Sequence[Feed]:
         """The feeds, one per group of agents that claim alike."""
         return tuple(self.parts.feeds.values())
+
+    def agent(self, key: str, *, pool: str) -> AgentRef:
+        """Return the virtual agent of this name, whose messages agents of the pool take that have `on_ask`.
+
+        Raises:
+            InvalidName: There cannot be one.
+        """
+        return AgentRef(self.parts.tasks, self.parts.handle, pool, key)
 
     async def send(
         self,

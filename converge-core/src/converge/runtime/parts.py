@@ -30,12 +30,12 @@ from converge.runtime.probes.probes import Probes
 from converge.runtime.reaper import Reaper
 from converge.runtime.recovery import Recovery
 from converge.runtime.watchdog import Watchdog
+from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
 from converge.services.store.detached import completed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings
 from converge.services.store.opening import open_store
-from converge.services.tasks.manager import TaskManager
 
 
 @attrs.frozen(kw_only=True)

@@ -8,9 +8,9 @@ from math import inf
 import anyio
 
 from converge.errors import StoreError
+from converge.services.durable.durable import Durable
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.claim import settle_takes
-from converge.services.tasks.sweep import Sweep
 
 log = logging.getLogger("converge.reaper")
 
@@ -23,7 +23,7 @@ class Reaper:
 
     def __init__(self, handle: StoreHandle, poll_sec: float) -> None:
         self._handle, self._poll_sec = handle, poll_sec
-        self.sweep = Sweep(handle)
+        self.sweep = Durable(handle).sweep()
         self.asked: float | None = None
         """Since when a page has been under way (monotonic seconds): a store that is silent shows here."""
 

@@ -8,13 +8,13 @@ from collections.abc import Collection
 from enum import Enum
 
 from converge.contracts import discovery, store, transport
-from converge.machines import task
+from converge.machines import durable, task
 
 _CLAUSE = re.compile(r"^([A-Z]-\d+) {1,2}(.+(?:\n     .+)*)", re.MULTILINE)
 
 
 def _texts() -> dict[str, str]:
-    pages = (store.__doc__ or "", transport.__doc__ or "", discovery.__doc__ or "", task.__doc__ or "")
+    pages = (one.__doc__ or "" for one in (store, transport, discovery, task, durable))
     return {name: " ".join(text.split()) for page in pages for name, text in _CLAUSE.findall(page)}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import anyio
 
-from converge.services.tasks.manager import TaskManager
+from converge.services.durable.manager import TaskManager
 from converge.testing.fixtures import wait_until
 
 COMMAND = Path(sys.executable).with_name("converge")

@@ -7,6 +7,7 @@ class TestMyTasks(TaskContract):
 
 from __future__ import annotations
 
+from converge.testing._task.durable import DurableClauses
 from converge.testing._task.groups import GroupClauses
 from converge.testing._task.history import TaskHistoryClauses
 from converge.testing._task.lives import LifeClauses
@@ -16,7 +17,7 @@ from converge.testing._task.race import RaceClauses
 __all__ = ["TaskContract"]
 
 
-class TaskContract(LifeClauses, GroupClauses, TaskHistoryClauses, RaceClauses, TaskProcessClauses):
-    """The clauses of `converge.machines.task`; see `converge.testing._store.base.StoreCase` for what an author may
-    set.
+class TaskContract(LifeClauses, GroupClauses, DurableClauses, TaskHistoryClauses, RaceClauses, TaskProcessClauses):
+    """The clauses of `converge.machines.task` and `converge.machines.durable`; see
+    `converge.testing._store.base.StoreCase` for what an author may set.
     """

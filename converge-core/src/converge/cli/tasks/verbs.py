@@ -20,7 +20,7 @@ from converge.model.task import Task
 from converge.operations import run as main
 from converge.operations import tasks as operate
 from converge.runtime.config.config import Config
-from converge.services.tasks.manager import TaskManager
+from converge.services.durable.manager import TaskManager
 from converge.services.tasks.records import moment
 
 

@@ -32,6 +32,7 @@ from converge.runtime.agents.decisions import (
     SubmitTask,
     Tool,
 )
+from converge.services.durable.agents import ASKS
 from converge.services.messages.inboxes import LocalInbox
 from converge.services.messages.sending import SendArguments
 
@@ -39,8 +40,9 @@ if TYPE_CHECKING:  # below, but nothing that an agent's own module needs while i
     from converge.contracts.store import Store
     from converge.services.discovery.registry import IdentityRegistry
     from converge.services.discovery.service import DiscoveryService
+    from converge.services.durable.agents import AgentRef
+    from converge.services.durable.manager import TaskManager
     from converge.services.pools import PoolManager
-    from converge.services.tasks.manager import TaskManager
 
 A = TypeVar("A", bound="Agent")
 
@@ -89,6 +91,8 @@ class AgentNode(Protocol):
 
     @property
     def registry(self) -> IdentityRegistry: ...
+
+    def agent(self, key: str, *, pool: str) -> AgentRef: ...
 
     @property
     def executor(self) -> Executes: ...
@@ -179,6 +183,12 @@ class Agent:
     def on_task(self, task: Task) -> Any:
         """Work on a task and return its result; an agent without this handler claims none."""
         raise NotImplementedError(f"{type(self).__name__} claims no tasks: it has no on_task")
+
+    def on_ask(self, state: Any, message: Any) -> Any:
+        """Take a message to a virtual agent of the pool (`Node.agent`): return its new state and the answer, which are
+        stored together. `state` is None for a new one. Messages of one agent come one at a time, in order.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is no virtual agent: it has no on_ask")
 
     def on_message(self, message: Message) -> Any:
         """Take a message; what it returns answers an `ask`."""
@@ -325,7 +335,12 @@ def decides(cls: type[Agent]) -> bool:
 
 def claims_tasks(cls: type[Agent]) -> bool:
     """Return whether agents of this class claim tasks."""
-    return cls.on_task is not Agent.on_task or decides(cls)
+    return cls.on_task is not Agent.on_task or decides(cls) or is_virtual(cls)
+
+
+def is_virtual(cls: type[Agent]) -> bool:
+    """Return whether agents of this class stand in for virtual agents."""
+    return cls.on_ask is not Agent.on_ask
 
 
 def takes_messages(cls: type[Agent]) -> bool:
@@ -335,10 +350,13 @@ def takes_messages(cls: type[Agent]) -> bool:
 
 def claimer_of(cls: type[Agent]) -> Claimer:
     """Return what agents of this class may claim."""
+    types = [str(name) for name in cls.task_types]
+    if is_virtual(cls) and (types or cls.on_task is Agent.on_task):
+        types.append(ASKS)
     return Claimer.of(
-        [str(name) for name in cls.capabilities],
+        [*(str(name) for name in cls.capabilities), *([ASKS] if is_virtual(cls) else [])],
         [str(name) for name in cls.topics],
-        [str(name) for name in cls.task_types],
+        types,
     )
 
 

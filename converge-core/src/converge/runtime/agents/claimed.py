@@ -13,7 +13,7 @@ from converge.codec import decode_plain
 from converge.errors import TornRecord
 from converge.ids import id_text
 from converge.machines.task import Found
-from converge.model.task import Task
+from converge.model.task import DURABLE, Task
 from converge.services.tasks.records import to_task
 
 
@@ -42,7 +42,7 @@ class _Unread:
         found: Found = values["_source"][0]
         if name == "id":
             value: Any = id_text(found.id)
-        elif name == "inputs":
+        elif name == "inputs" and (found.state is None or found.state.v < DURABLE):
             try:
                 value = decode_plain(found.spec.inputs, "")
             except TornRecord:

@@ -46,10 +46,10 @@ from converge.runtime.agents.decisions import (
     SubmitTask,
     Tool,
 )
+from converge.services.durable.manager import TaskManager
 from converge.services.messages.fanout import Fanouts
 from converge.services.messages.sending import Post, SendOptions
 from converge.services.pools import PoolManager
-from converge.services.tasks.manager import TaskManager
 
 TOOL_THREADS = 40
 """Sync tools of one process that run at a time; more wait, before their timeouts begin. As many as anyio's own limit of

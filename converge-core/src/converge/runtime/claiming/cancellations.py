@@ -4,14 +4,16 @@ arrive.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio
 
-from converge.contracts.store import Batch, Range
-from converge.errors import LeaseEnded, StoreError, StoreUnavailable
+from converge.codec import decode
+from converge.contracts.store import Batch, Entry, Range
+from converge.errors import LeaseEnded, StoreError, StoreUnavailable, TornRecord
 from converge.model.keys import NOTICE
+from converge.model.task import Calling
 from converge.runtime.claiming.feed import Feed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import Lease
@@ -73,14 +75,32 @@ class Cancellations:
         with scope:
             await watch_always(self._handle, [lease.channel], PART, on_wake, self._pause_sec)
 
+    async def _tell(self, page: Sequence[Entry]) -> None:
+        callings = {entry.key[2]: calling for entry in page if (calling := _calling(entry)) is not None}
+        ids = {entry.key[2] for entry in page} - callings.keys()
+        now = await self._handle.now() if callings else 0
+        for feed in self._feeds.values():
+            if ids:
+                feed.call_off(ids)
+            for id_, calling in callings.items():
+                feed.slots.call_off(id_, calling, now)
+
     async def _read(self, lease: Lease) -> None:
         try:
             (page,) = await self._handle.store.scan([Range(NOTICE(lease.id), None, NOTICES_TOGETHER)])
-            ids = {entry.key[2] for entry in page}
-            if ids:
-                for feed in self._feeds.values():
-                    feed.call_off(ids)
+            if page:
+                await self._tell(page)
                 await (await self._handle.commits()).commit([Batch((), (), [entry.key for entry in page])])
             self._handle.outage.works(PART)
         except (StoreError, LeaseEnded) as error:
             self._handle.outage.failed(PART, error)
+
+
+def _calling(entry: Entry) -> Calling | None:
+    """Return how a task is called off with grace; None where it is cancelled at once."""
+    if not entry.value.startswith(b"["):
+        return None
+    try:
+        return decode(entry.value, Calling, "notice")
+    except TornRecord:
+        return None

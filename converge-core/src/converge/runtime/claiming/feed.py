@@ -15,8 +15,9 @@ import attrs
 from converge.contracts.store import Channel, Conflict, Take, Taken, Turned
 from converge.env import Env
 from converge.errors import ConvergeError, InputError, LeaseEnded, SchemaTooNew, StoreError, TornRecord
+from converge.machines.events import Event, HandedBack, Released
 from converge.machines.pace import PAUSE_SEC, Pace
-from converge.machines.task import Event, Found, HandedBack, Released
+from converge.machines.task import Found
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.supervision import Supervision
@@ -77,7 +78,7 @@ class Feed:
         boundary, observers = basis.boundary, basis.observers
         self._handle, self._claims, self._env = basis.handle, claims, basis.env
         self._background, self._poll_sec = boundary.background, basis.poll_sec
-        self.slots = Slots(basis.env, boundary, self._on_finished, self._on_pause, observers.claimed, supervision)
+        self.slots = Slots(basis.handle, boundary, self._on_finished, self._on_pause, observers.claimed, supervision)
         self.finishing = Finishing(basis.handle, claims, observers.finished)
         self._wanted = 0  # slots that a take under way will fill
         self._refusals = 0  # takes in a row whose checks failed

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from converge.contracts.store import Batch, Channel, Conflict, Turned
 from converge.errors import SchemaTooNew, StaleClaim, StoreError, TornRecord
 from converge.ids import id_text
-from converge.machines.task import Completed, Event, Failed, Found
+from converge.machines.events import Completed, Event, Failed
+from converge.machines.task import Found
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.claim import Claims
 from converge.services.tasks.finish import Finishes

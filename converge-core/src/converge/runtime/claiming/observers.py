@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ParamSpec
 
-from converge.machines.task import Completed, Event, Failed, Found, Released
+from converge.machines.events import Completed, Event, Failed, Released
+from converge.machines.task import Found
 from converge.model.task import Task
 from converge.plugins import PluginHost
 from converge.runtime.claiming.feed import NO_OBSERVERS, Observers

@@ -13,20 +13,24 @@ from itertools import islice
 import anyio
 from anyio.lowlevel import checkpoint
 
-from converge.env import Env
 from converge.errors import ConvergeError
 from converge.foreign import Raised, describe, is_cancellation, tell
 from converge.ids import id_text
 from converge.machines.attempt import outcome_of
-from converge.machines.task import Completed, Event, Failed, Found, Released
-from converge.model.task import Task
-from converge.runtime.agents.agent import Agent, task_handler
+from converge.machines.events import Completed, Event, Failed, Released
+from converge.machines.task import Found
+from converge.model.task import Calling, Task
+from converge.model.working import RUNS
+from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.boundary import CANCELLED, FROM_WITHIN, Boundary, Worker, keep
 from converge.runtime.agents.claimed import claimed_task
 from converge.runtime.agents.context import TASK, begin
 from converge.runtime.agents.decide import Reported
 from converge.runtime.agents.supervision import Supervision
+from converge.runtime.attempts.desk import PARKED, Desk, Reads
+from converge.runtime.claiming.virtual import handler_of
+from converge.services.store.handle import StoreHandle
 from converge.services.tasks.records import encode_result
 
 log = logging.getLogger("converge.slots")
@@ -49,17 +53,19 @@ class Why(Enum):
     TIMEOUT = "timeout"
     CALLED_OFF = "called off"
     LEASE_LOST = "lease lost"
+    PARKED = "parked"
     STOPPING = "stopping"
 
 
 class Slot:
     """One place in which an agent works on one task at a time."""
 
-    __slots__ = ("agent", "current", "handler", "is_gone", "is_owed", "parked", "scope", "started", "why")
+    __slots__ = ("agent", "current", "desk", "handler", "is_gone", "is_owed", "parked", "scope", "started", "why")
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, reads: Reads) -> None:
         self.agent = agent
-        self.handler = task_handler(agent)
+        self.desk = Desk(reads, agent, self._running, partial(self.cancel, Why.PARKED))
+        self.handler = handler_of(agent)
         self.is_gone = False
         self.is_owed = False  # taken away while its handler ran: the agent has one slot less until that has ended
         self.parked: anyio.Event | None = None  # what its worker waits for
@@ -67,6 +73,9 @@ class Slot:
         self.scope: anyio.CancelScope | None = None
         self.started = 0.0
         self.why: Why | None = None
+
+    def _running(self) -> Found | None:
+        return self.current
 
     def begin(self, scope: anyio.CancelScope) -> None:
         """Run what follows in another scope."""
@@ -94,14 +103,14 @@ class Slots:
 
     def __init__(
         self,
-        env: Env,
+        handle: StoreHandle,
         boundary: Boundary,
         on_finished: Callable[[Found, Event | None], bool],
         on_pause: Callable[[], None],
         on_claimed: OnClaimed | None = None,
         supervision: Supervision | None = None,
     ) -> None:
-        self._env, self._boundary, self._supervision = env, boundary, supervision
+        self._reads, self._env, self._boundary, self._supervision = Reads(handle), handle.env, boundary, supervision
         self._on_finished, self._on_pause, self._on_claimed = on_finished, on_pause, on_claimed
         self._unstarted: deque[Slot] = (
             deque()
@@ -116,7 +125,7 @@ class Slots:
 
     def add(self, agent: Agent, count: int | None = None) -> None:
         """Add slots of the agent: all that it may have, or so many."""
-        slots = [Slot(agent) for _ in range(agent.concurrency if count is None else count)]
+        slots = [Slot(agent, self._reads) for _ in range(agent.concurrency if count is None else count)]
         self.slots += slots
         self._unstarted.extend(slots)
 
@@ -202,6 +211,14 @@ class Slots:
             slot.cancel(why)
         return len(busy)
 
+    def call_off(self, id_: bytes, calling: Calling, now: int) -> None:
+        """Tell the running handler of a task that it is being cancelled with grace; end it when that is over."""
+        for slot in self.slots:
+            if (found := slot.current) is not None and found.id == id_:
+                slot.desk.call_off(found, calling)
+                left_sec = (calling.until - now) / 1_000_000
+                self._limit(slot, found, self._env.monotonic() - slot.started + left_sec)
+
     def cancel_timed_out(self) -> float | None:
         """Cancel what has run too long; answer when to look again (monotonic seconds), or None if nothing has a
         timeout.
@@ -248,6 +265,7 @@ class Slots:
                     raise error  # our own: another worker comes after a pause
         except anyio.get_cancelled_exc_class():
             if (found := slot.current) is not None:
+                found, _ = slot.desk.close(found, None)
                 self._end(found, Released(slot.agent.id, "its process is stopping"))
             raise
 
@@ -266,7 +284,13 @@ class Slots:
         slot.current = None
         if found is None:
             return
-        if error is not None:
+        is_called_off = slot.desk.is_called_off
+        found, parked = slot.desk.close(found, PARKED)
+        if error is None and why is Why.PARKED and parked is not None:
+            self._end(found, parked)
+        elif error is None and why is Why.TIMEOUT and is_called_off:
+            self._end(found, Released(slot.agent.id, "its grace time is over"))
+        elif error is not None:
             self._end(found, Failed(describe(error), slot.agent.id, True, self._env.uniform()))
         elif why is Why.TIMEOUT:
             text = f"timed out after {found.spec.timeout_sec:g} s"
@@ -284,6 +308,7 @@ class Slots:
         """Run one handler after the other, until the slot is taken away, or one has spoiled this task."""
         agent, call, handler = slot.agent, worker.call, worker.awaitable(slot.handler)
         begin(agent)
+        RUNS.set(slot.desk)
         slot.begin(worker.scope)
         yield_at = 0.0
         self._is_waking = False
@@ -306,16 +331,23 @@ class Slots:
             if self._on_claimed is not None:
                 self._on_claimed(task)
             result = await call(handler, task, encode_result)
+            parked: Event | None = None
+            if slot.desk.opened is not None and result is not CANCELLED:
+                found, parked = slot.desk.close(found, result)
             if result is None:
                 result = b"null"
             elif result is CANCELLED:
                 if worker.is_fast and not slot.is_cancelled:
                     # The node's block is: whoever stops the node hands back what was held.
                     slot.current = None
+                    found, _ = slot.desk.close(found, None)
                     self._end(found, Released(agent.id, "its process is stopping"))
                 return
-            if type(result) is bytes:
-                event: Event = Completed(result, agent.id)
+            event: Event
+            if parked is not None:
+                event = parked
+            elif type(result) is bytes:
+                event = Completed(result, agent.id)
                 if agent.health.is_troubled:
                     self._succeeded(agent)
             else:

@@ -15,11 +15,11 @@ from converge.model.envelope import ACCEPTED, FULL, MessageHeader, open_signed
 from converge.model.keys import LANE, READY
 from converge.model.pool import Pool
 from converge.model.task import Task
+from converge.services.durable.manager import TaskManager
 from converge.services.messages.inboxes import Inboxes, LocalOutcome
 from converge.services.pools import PoolManager
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages, parts
-from converge.services.tasks.manager import TaskManager
 
 log = logging.getLogger("converge.mailbox")
 

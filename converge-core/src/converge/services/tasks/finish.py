@@ -20,30 +20,21 @@ from converge.errors import (
     TornRecord,
 )
 from converge.ids import id_text
-from converge.machines.task import (
-    Around,
-    Completed,
-    Event,
-    Failed,
-    Found,
-    HandedBack,
-    Held,
-    Released,
-    is_said_again,
-    key_of,
-    step,
-)
+from converge.machines.durable import step
+from converge.machines.events import Completed, Event, Failed, HandedBack, Parked, Released, Restarted, Resumed
+from converge.machines.task import Around, Found, Held, is_said_again, key_of
+from converge.machines.task import step as plain_step
 from converge.model.keys import LATER
 from converge.model.pool import Pool
 from converge.services.store.handle import StoreHandle
 from converge.services.store.limits import is_out_of_time
 from converge.services.store.patience import PATIENCE_SEC, pause_sec
-from converge.services.tasks.surroundings import Moved, look_around, look_around_all, read_task, wakes
+from converge.services.tasks.surroundings import Moved, adopted, decided, look_around, look_around_all, read_task, wakes
 
 FINISHED_TOGETHER = 200
 """Claims of one call of those that are ended together; see `sweep.SWEPT_TOGETHER`."""
 
-GOES_BACK = (Released, HandedBack)
+GOES_BACK = (Released, HandedBack, Resumed, Restarted)
 """Events after which a task is ready again."""
 
 
@@ -60,11 +51,15 @@ class Finishes:
         """
         spec, kind = found.spec, type(event)
         seen = self._handle.pools.get(spec.pool)
+        if kind is Parked:
+            return _plan_park(found, event, now)
         if spec.ordering_key is not None or seen is None or not (kind is Completed or kind is Failed):
             return None
         if self._around.pool is not seen.pool:
             self._around = Around(seen.pool)
-        batch = step(found, event, now, self._around)
+        if (found.state is not None and (found.state.has_children or found.state.calling is not None)) or spec.parent:
+            return None
+        batch = plain_step(found, event, now, self._around)
         if kind is Failed:
             self._note_due(batch)
         return batch, spec.origin
@@ -82,12 +77,19 @@ class Finishes:
             StoreError: As `Store.commit`; an unknown outcome was tried again first.
         """
         unknown: OutcomeUnknown | None = None
+        first = event
         monotonic = self._handle.env.monotonic
         began, round_ = monotonic(), 0
         while monotonic() - began < PATIENCE_SEC:
             try:
+                if isinstance(event, Parked) and round_:
+                    event = await decided(self._handle.store, found, event)
                 if await self._try(found, event):
-                    return
+                    return None
+            except StaleClaim:
+                if event is first:
+                    raise
+                return await self.check_said_again(found, first)  # a park whose answer was lost, and looked again
             except OutcomeUnknown as error:
                 unknown = error
                 if is_out_of_time(monotonic() - began, self._handle.lease_settings.call_sec):
@@ -176,7 +178,11 @@ class Finishes:
         if not isinstance(outcome, Conflict):
             return True
         if key_of(found) not in outcome.keys:
+            if isinstance(event, Completed) and event.also is not None and event.also[0] in outcome.keys:
+                return await self._try(found, Failed("the state of its virtual agent was changed meanwhile", event.by))
             return False
+        if (called_off := await adopted(self._handle, found)) is not None:
+            return await self._try(called_off, event)
         await self.check_said_again(found, event)
         return True
 
@@ -197,3 +203,9 @@ class Finishes:
         if not is_said_again(state, held, event):
             other = state.token if state is not None and state.token != held.token else 0
             raise StaleClaim(id_text(found.id), token=held.token, current=other or None)
+
+
+def _plan_park(found: Found, event: Event, now: int) -> tuple[Batch, Channel] | None:
+    if found.state is not None and found.state.calling is not None:
+        return None
+    return step(found, event, now, Around(Pool(id=found.spec.pool))), ""

@@ -69,6 +69,7 @@ async def _prefixes(store: Store, state: TaskState | None, pool_id: str | None) 
             for lane in await read_all(store, LANE(pool)):
                 yield READY(lane.key[2])
             yield ORDER(pool)
+    if state in (None, TaskState.PENDING, TaskState.WAITING):
         yield LATER()
     for pool in pools:
         for terminal in sorted(TERMINAL if state is None else TERMINAL & {state}):

@@ -26,19 +26,9 @@ from converge.errors import (
     TornRecord,
 )
 from converge.ids import check_name, id_bytes, id_text
+from converge.machines.events import Cancelled, Completed, Event, Failed, Released
 from converge.machines.match import Claimer
-from converge.machines.task import (
-    Cancelled,
-    Completed,
-    Event,
-    Failed,
-    Found,
-    Held,
-    Released,
-    TaskState,
-    is_terminal,
-    step,
-)
+from converge.machines.task import Found, Held, TaskState, is_terminal, step
 from converge.model.keys import TASK, TORN
 from converge.model.task import Spec, Task
 from converge.services.store.handle import StoreHandle

@@ -16,11 +16,12 @@ from converge.codec import MOMENT_GREATEST, canonical, decode_plain, encode, enc
 from converge.contracts.store import LIMITS
 from converge.errors import InvalidName, InvalidValue, ValueTooLarge
 from converge.ids import check_name, id_text
+from converge.machines.durable import FOREVER
 from converge.machines.lane import lane_id
-from converge.machines.task import RESULT_BYTES, Held, Place, state_of
+from converge.machines.task import RESULT_BYTES, Held, Place, TaskState, state_of
 from converge.model.keys import LANE, NAME_BYTES, Key
 from converge.model.pool import Pool
-from converge.model.task import Spec, State, Task
+from converge.model.task import DURABLE, Spec, State, Task
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -179,10 +180,14 @@ def to_task(id_: bytes, spec: Spec, state: State | None, place: Place | None, *,
         values["not_before"] = moment(spec.due)
     if spec.deadline:
         values["deadline"] = moment(spec.deadline)
+    if spec.parent:
+        values["parent_id"] = id_text(bytes.fromhex(spec.parent))
     attempts = 0
     if state is not None:
         attempts = state.attempts
         values["history"], values["error"] = state.history, state.error
+        if state.v >= DURABLE:
+            _add_durable(values, state, text)
     if type(place) is Held:
         attempts += 1
         values["token"], values["nonce"], values["claimed_by"] = place.token, place.nonce.hex(), by
@@ -193,6 +198,16 @@ def to_task(id_: bytes, spec: Spec, state: State | None, place: Place | None, *,
         values["finished_at"] = moment(state.finished) if state.finished else None
     values["attempts"] = attempts
     return _task(values)
+
+
+def _add_durable(values: dict[str, Any], state: State, text: str) -> None:
+    values["parks"] = state.parks
+    if bytes(state.inputs) != b"null":
+        values["inputs"] = decode_plain(state.inputs, text)
+    if state.wait is not None and values["state"] == TaskState.WAITING:
+        values["waiting_for"], values["waiting_since"] = state.wait.text, moment(state.wait.since)
+        if state.due < FOREVER:
+            values["not_before"] = moment(state.due)
 
 
 def _task(values: dict[str, Any]) -> Task:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from converge.codec import decode
-from converge.contracts.store import LIMITS, Batch, Conflict, Entry, Key, Range, Rest
+from converge.contracts.store import LIMITS, Batch, Conflict, Entry, Key, Put, Range, Rest
 from converge.errors import SchemaTooNew, StoreFull, TornRecord
 from converge.ids import id_text
 from converge.machines.retention import excess, may_go
 from converge.machines.task import TERMINAL, TaskState
-from converge.model.keys import DEDUP, DONE, POOL, STATE, TASK
+from converge.model.keys import DEDUP, DONE, GONE, KEPT, POOL, STATE, TASK
 from converge.model.pool import Pool
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
@@ -163,9 +163,9 @@ class Retention:
         stays, and is logged.
         """
         ids = [entry.key[4] for entry in old]
-        specs = await get_all(self._handle.store, [TASK(id_) for id_ in ids])
+        records = await get_all(self._handle.store, [family(id_) for id_ in ids for family in (TASK, KEPT)])
         batches = []
-        for entry, spec in zip(old, specs, strict=True):
+        for entry, spec, kept in zip(old, records[::2], records[1::2], strict=True):
             try:
                 dedup_key = None if spec is None else decode(spec.value, Spec, id_text(entry.key[4])).dedup_key
             except TornRecord as error:
@@ -177,7 +177,11 @@ class Retention:
             deletes = [entry.key, TASK(entry.key[4]), STATE(entry.key[4])]
             if dedup_key is not None:
                 deletes.append(DEDUP(entry.key[1], dedup_key))
-            batches.append(Batch([(entry.key, entry.revision)], (), deletes))
+            puts: list[Put] = []
+            if kept is not None:  # its steps, output and children may be too many for one batch
+                deletes.append(kept.key)
+                puts.append((GONE(entry.key[4]), b""))
+            batches.append(Batch([(entry.key, entry.revision)], puts, deletes))
         commits = await self._handle.commits()
         moved = 0
         for part in parts(batches, LIMITS.batches):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -14,6 +15,8 @@ from converge.codec import decode, decode_id, encode, parse_hash, stored_text
 from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Committed, Entry, Key, Prefix, Range, Store
 from converge.errors import NoSuchPool, NoSuchTask, SchemaTooNew, StoreBusy, StoreError, TornRecord
 from converge.ids import id_text
+from converge.machines.durable import Signal, Signals, matching
+from converge.machines.events import Parked, Resumed
 from converge.machines.lane import Lane
 from converge.machines.match import lane_news
 from converge.machines.task import (
@@ -28,12 +31,13 @@ from converge.machines.task import (
     Successor,
     Waiting,
     is_terminal,
+    key_of,
     lane_of,
     place_of,
     waiting_keys,
 )
 from converge.machines.torn import Torn, place_text, set_aside_step
-from converge.model.keys import DEAD, HELD, KEY, LANE, LEASE, ORDER, STATE, TASK, TORN
+from converge.model.keys import DEAD, ENDED, HELD, KEY, LANE, LEASE, ORDER, SIGNAL, SIGNALS, STATE, TASK, TORN
 from converge.model.pool import Pool
 from converge.model.task import Spec, State, placed
 from converge.services.store.handle import StoreHandle
@@ -44,6 +48,9 @@ log = logging.getLogger("converge.torn")
 
 FIND_SEC = 1.0
 """How long a task is looked for that moves between two reads; one whose records contradict each other is nowhere."""
+
+CHORES = "chores"
+"""The channel on which nodes hear of what is to be carried out for tasks: ends to be told, children to be submitted."""
 
 SET_ASIDE = 100
 """How many tasks that cannot be read are set aside, one after another, for one step of the task before them."""
@@ -278,14 +285,17 @@ def wakes(found: Found, around: Around, *, is_ready: bool) -> set[Channel]:
     claim the next of its key.
     """
     channels = {found.spec.origin}
+    if found.spec.parent or (found.state is not None and found.state.has_children):
+        channels.add(CHORES)
     if is_ready:
-        channels |= _lane_wakes(found.spec, around.lane)
+        channels |= lane_wakes(found.spec, around.lane)
     if around.successor is not None:
-        channels |= _lane_wakes(around.successor.spec, around.successor.lane)
+        channels |= lane_wakes(around.successor.spec, around.successor.lane)
     return channels - {""}
 
 
-def _lane_wakes(spec: Spec, lane: LaneSeen | None) -> set[Channel]:
+def lane_wakes(spec: Spec, lane: LaneSeen | None) -> set[Channel]:
+    """Return whom to wake when a task of the lane is ready."""
     # A lane that the step opens is news to the claimers of its pool: nobody watches it yet.
     return (
         {f"lane.{spec.lane}"}
@@ -360,3 +370,65 @@ async def _place(store: Store, id_: bytes, spec: Spec, state: State | None) -> P
 async def lease_ids(store: Store) -> Sequence[bytes]:
     """Return the ids of all leases, live and dead."""
     return [entry.key[1] for family in (LEASE, DEAD) for entry in await read_all(store, family())]
+
+
+class Seen(NamedTuple):
+    """What had come for a task at the revision of its signals (0: nothing ever came).
+
+    `match` is the oldest signal of the names that were asked for, `ended` how many of its children have ended.
+    """
+
+    revision: int
+    signals: Signals
+    match: tuple[int, Signal] | None
+    ended: int
+
+
+async def look(store: Store, id_: bytes, names: Sequence[str], *, counts: bool) -> Seen:
+    """Read what has come for the task. The record of its signals is read first: what comes later has changed it.
+
+    Raises:
+        TornRecord, SchemaTooNew: It cannot be read.
+        StoreError: As `Store.get`.
+    """
+    (entry,) = await store.get([SIGNALS(id_)])
+    text = f"signals of task {id_text(id_)}"
+    signals = Signals() if entry is None else decode(entry.value, Signals, text)
+    match = None
+    if names and signals.next > signals.got:
+        found = [(one.key[2], decode(one.value, Signal, text)) for one in await read_all(store, SIGNAL(id_))]
+        match = matching(found, names)
+    ended = (await store.count([ENDED(id_)]))[0] if counts else 0
+    return Seen(0 if entry is None else entry.revision, signals, match, ended)
+
+
+async def decided(store: Store, found: Found, event: Parked) -> Parked | Resumed:
+    """Return how an attempt ends whose task was signalled while it was being parked: what came may be what it waits
+    for.
+    """
+    wait = event.wait
+    seen = await look(store, found.id, wait.names, counts=wait.need > 0)
+    if seen.match is not None or 0 < wait.need <= seen.ended:
+        return Resumed(event.puts)
+    return event._replace(revision=seen.revision, signals=encode(seen.signals))
+
+
+async def adopted(handle: StoreHandle, found: Found) -> Found | None:
+    """Return the claim as it stands if it is still ours, but the task is being called off: its place was put again.
+
+    Raises:
+        StoreError: As `Store.get`.
+    """
+    held, raw = await handle.store.get([key_of(found), STATE(found.id)])
+    if held is None or raw is None or type(found.place) is not Held:
+        return None
+    state = decode(raw.value, State, id_text(found.id))
+    if state.calling is None or held.revision == found.place.token:
+        return None
+    return found._replace(state=state, place=found.place._replace(token=held.revision))
+
+
+def with_state(found: Found, **changes: object) -> Found:
+    """Return the task with another state."""
+    assert found.state is not None, "only a state that was written is changed"
+    return found._replace(state=msgspec.structs.replace(found.state, **changes))

@@ -8,22 +8,15 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import cast
+from typing import Protocol, cast
 
 from converge.codec import decode, moment_or
 from converge.contracts.store import LIMITS, Batch, Conflict, Entry, Key, Range, Rest, Window
 from converge.errors import SchemaTooNew, StoreError, TornRecord
 from converge.ids import id_text
-from converge.machines.task import (
-    CameDue,
-    DeadlinePassed,
-    Found,
-    LeaseEnded,
-    is_terminal,
-    place_of,
-    step,
-    waiting_keys,
-)
+from converge.machines.durable import step
+from converge.machines.events import CameDue, DeadlinePassed, LeaseEnded
+from converge.machines.task import Found, is_terminal, place_of, waiting_keys
 from converge.model.keys import AGENT, DEAD, EXPIRY, HELD, JOINED, LATER, LIMIT, MEMBER, NOTICE, STATE, TASK
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
@@ -66,6 +59,15 @@ YIELD_LEAST = 8
 _Record = tuple[Spec, State | None]
 
 
+class Chore(Protocol):
+    """What is to be carried out for tasks, and stands in keys of its own until it is."""
+
+    prefix: Key
+
+    async def page(self) -> int:
+        """Carry out some; return how many keys were removed. Safe beside the same in another process."""
+
+
 class Sweep:
     """Sweeps one store. Every page is safe beside the same page of another process: each step checks what it found.
 
@@ -73,8 +75,8 @@ class Sweep:
     little behind.
     """
 
-    def __init__(self, handle: StoreHandle) -> None:
-        self._handle = handle
+    def __init__(self, handle: StoreHandle, chores: Sequence[Chore] = ()) -> None:
+        self._handle, self._chores = handle, tuple(chores)
         self._retention, self._lanes = Retention(handle), LaneCloser(handle)
         self._seldom_due = float("-inf")
         self._leases = 0  # that were seen last
@@ -87,6 +89,8 @@ class Sweep:
         """Do one page of everything; return how many keys were moved (0: nothing is left to do now)."""
         moved = await self.end_leases() + await self.put_back()
         moved += await self.move_due() + await self.fail_late()
+        for chore in self._chores:
+            moved += await chore.page()
         return moved + await self.remove_old() + await self._lanes.page()
 
     async def paced_page(self) -> int:
@@ -98,9 +102,10 @@ class Sweep:
         """
         store = self._handle.store
         looks_at_all = self._leases <= LEASES_LOOKED_AT or self._handle.env.uniform() * self._leases < LEASES_LOOKED_AT
-        ranges = (*_FIRST_OF, Range(EXPIRY(), None, LIMITS.keys)) if looks_at_all else _FIRST_OF
+        firsts = (*_FIRST_OF, *(Range(chore.prefix, None, 1) for chore in self._chores))
+        ranges = (*firsts, Range(EXPIRY(), None, LIMITS.keys)) if looks_at_all else firsts
         dead, later, limits, *rest = await store.scan(ranges)
-        expiries = rest[0] if rest else ()
+        expiries = rest[-1] if looks_at_all else ()
         now = await store.time()
         self._handle.saw_time(now)
         self.next_due = later[0].key[1] if later else None
@@ -114,6 +119,9 @@ class Sweep:
             moved += await self._unless_yielded(LATER(), self.move_due)
         if limits and limits[0].key[1] <= now:
             moved += await self._unless_yielded(LIMIT(), self.fail_late)
+        for chore, first in zip(self._chores, rest, strict=False):
+            if first:
+                moved += await chore.page()
         return moved + await self._seldom()
 
     async def _seldom(self) -> int:
@@ -238,6 +246,7 @@ class Sweep:
         moved = _committed(await commits.commit(over))
         channels: set[str] = set()
         batches: list[Batch] = []
+        limits = {entry.key[2]: entry.key[1] for entry in page}
         for found in await self._waiting(
             [(id_, record) for id_, record in records.items() if record is not None and not is_terminal(record[1])]
         ):
@@ -249,7 +258,7 @@ class Sweep:
                 self._log_once(found.id, error)
                 continue
             late = step(found, DeadlinePassed(), await self._handle.now(), around)._replace(
-                window=Window(at_least=found.spec.deadline)
+                window=Window(at_least=limits[found.id])
             )
             channels |= wakes(found, around, is_ready=False)
             if found.spec.ordering_key is None:

@@ -14,11 +14,11 @@ from converge.errors import ConvergeError, OutcomeUnknown, StoreUnavailable
 from converge.model.keys import EXPIRY
 from converge.model.pool import Pool
 from converge.model.task import Task
+from converge.services.durable.durable import Durable
+from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings
-from converge.services.tasks.manager import TaskManager
-from converge.services.tasks.sweep import Sweep
 from converge.testing._store.base import Opening, StoreCase
 from converge.testing._task.apart import PoolsApart
 
@@ -34,7 +34,7 @@ class Process:
     def __init__(self, store: Store, lease_sec: float) -> None:
         self.store = store
         self.handle = StoreHandle.of(store, lease_settings=LeaseSettings(lease_sec=lease_sec))
-        self.tasks, self.pools, self.sweep = TaskManager(store), PoolManager(store), Sweep(self.handle)
+        self.tasks, self.pools, self.sweep = TaskManager(store), PoolManager(store), Durable(self.handle).sweep()
 
     async def claim(self, limit: int = 10, **more: Any) -> list[Task]:
         """Claim from the pool, as an agent that can do nothing in particular."""

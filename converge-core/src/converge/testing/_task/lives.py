@@ -11,7 +11,7 @@ import pytest
 
 from converge.errors import DedupConflict, NoSuchPool, NoSuchTask, StaleClaim
 from converge.ids import id_bytes
-from converge.machines.retry import RETRY_AFTER_GREATEST_SEC
+from converge.machines.attempt import RETRY_AFTER_GREATEST_SEC
 from converge.machines.task import TaskState
 from converge.model.keys import LATER
 from converge.model.pool import Pool

@@ -10,7 +10,8 @@ from converge.codec import decode, hash_bytes
 from converge.contracts.store import ABSENT, Batch, Check, Key, Put
 from converge.errors import ConvergeError, DedupConflict
 from converge.ids import id_text
-from converge.machines.task import KeyRow, KeySeen, submit
+from converge.machines.durable import submit
+from converge.machines.task import KeyRow, KeySeen
 from converge.model.keys import DEDUP, KEY, TASK
 from converge.model.task import Spec, Task
 from converge.services.tasks.records import is_same_task

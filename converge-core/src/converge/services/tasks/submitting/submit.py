@@ -22,9 +22,10 @@ from converge.errors import (
     TornRecord,
 )
 from converge.ids import check_name, id_bytes, id_text, uuids7
+from converge.machines.durable import submit
 from converge.machines.lane import LANES, Lane
 from converge.machines.match import lane_news
-from converge.machines.task import SPLIT_KEYS, KeyRow, KeySeen, LaneSeen, submit
+from converge.machines.task import SPLIT_KEYS, KeyRow, KeySeen, LaneSeen
 from converge.model.keys import DEDUP, KEY, LANE, POOL, TASK
 from converge.model.task import Spec, Task
 from converge.services.store.commits import Commits

@@ -1,0 +1,1 @@
+"""Attempts that record what they do: the calls of a running handler."""

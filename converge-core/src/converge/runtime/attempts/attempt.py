@@ -1,0 +1,430 @@
+"""One attempt of a task as its handler sees it, in the event loop: steps, waits, output, children."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from inspect import isawaitable, iscoroutinefunction
+from typing import Any, NamedTuple
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import checkpoint
+
+from converge.codec import decode_plain, encode, encode_plain, stored_text
+from converge.contracts.store import Key, Put
+from converge.errors import CalledOff, InvalidValue, StepFailed, StepUncertain, WaitTimeout, WentOn
+from converge.foreign import name_of, text_of
+from converge.ids import id_text
+from converge.machines.durable import FOREVER, Step
+from converge.machines.events import Event, Parked, Restarted
+from converge.machines.task import Found
+from converge.model.keys import SIGNAL, SIGNALS
+from converge.model.task import Calling, Wait
+from converge.model.working import Child, Spawnable, StepOptions
+from converge.runtime.attempts.family import Family
+from converge.runtime.attempts.names import FIRST, GATHER, SLEEP, STEP, WAIT, Names
+from converge.runtime.attempts.putting_out import PuttingOut
+from converge.services.durable.ledger import Ledger
+from converge.services.store.handle import StoreHandle
+from converge.services.tasks.surroundings import Seen
+
+LOOK_SEC = 1.0
+"""How often a wait looks again that cannot be parked, since a step is under way beside it."""
+
+SETTLE_SEC = 0.02
+"""How long after the end of a step beside it a wait is not parked: what comes next may be another step."""
+
+WAIT_GREATEST_SEC = 86_400.0 * 366 * 10
+"""The longest timeout of a wait."""
+
+LATE = "task {}: {} did not come in time"
+
+WENT_ON = "task {}: its handler went on after it was parked; let the cancellation pass, and see `task.is_parking`"
+
+STEP_NAME: ContextVar[str] = ContextVar("converge_step", default="")
+"""The step whose function runs."""
+
+
+class Parking(BaseException):
+    """Ends a handler whose task is parked or restarted, in a worker thread: no `except Exception` may hold it."""
+
+
+class Waiting(NamedTuple):
+    """What a handler waits for; `puts` record that the wait began."""
+
+    names: tuple[str, ...]
+    need: int
+    until: int
+    puts: tuple[Put, ...]
+    text: str
+    seen: Seen
+
+
+class Attempt:
+    """The calls of one running handler. `on_park` ends the handler, whose task then ends its attempt with `event`."""
+
+    def __init__(self, handle: StoreHandle, found: Found, on_park: Callable[[], None]) -> None:
+        self.ledger = Ledger(handle, found)
+        self.id = id_text(found.id)
+        self.event: Event | None = None
+        self.also: tuple[Key, bytes, int] | None = None
+        """The state of a virtual agent, to be put with its answer."""
+        self.is_parking = False
+        self._names = Names(self.id)
+        self._on_park = on_park
+        self._running = 0
+        self._changed = anyio.Event()
+        self._waitings: list[Waiting] = []
+        self._calling: Calling | None = None
+        self._is_told = False
+        self._scopes: set[anyio.CancelScope] = set()
+        self._output = PuttingOut(self.ledger)
+        self.family = Family(self.ledger, self._names)
+
+    # Called off.
+
+    @property
+    def is_called_off(self) -> bool:
+        """Whether the task is being cancelled with grace."""
+        return self._calling is not None
+
+    def call_off(self, calling: Calling) -> None:
+        """Tell the handler that its task is being cancelled: the steps that run, or the next call, raise it."""
+        self._calling = calling
+        for scope in self._scopes:
+            scope.cancel()
+        self._changed.set()
+
+    def _check(self) -> None:
+        """Refuse a call of a handler whose task is parked.
+
+        Raises:
+            WentOn: It went on.
+        """
+        if self.is_parking:
+            raise WentOn(WENT_ON.format(self.id))
+
+    def _check_called_off(self) -> None:
+        """Tell the handler that its task is being cancelled, where it comes to something that is not recorded.
+
+        Raises:
+            CalledOff: Once.
+        """
+        state = self.ledger.found.state
+        if self._calling is None and state is not None and state.calling is not None:
+            self._calling = state.calling
+        if self._calling is not None and not self._is_told:
+            raise self._called_off()
+
+    def _called_off(self) -> CalledOff:
+        assert self._calling is not None, "it was called off"
+        self._is_told = True
+        left_sec = (self._calling.until - self.ledger.handle.about_now()) / 1_000_000
+        by = f" by {self._calling.by}" if self._calling.by else ""
+        why = f" ({self._calling.why})" if self._calling.why else ""
+        return CalledOff(f"task {self.id} is being cancelled{by}{why}; {max(0.0, left_sec):.0f} s are left")
+
+    # Steps.
+
+    async def step(
+        self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], options: StepOptions
+    ) -> Any:
+        """See `Task.step`."""
+        label, known = await self.begin(name, options)
+        if known is not None:
+            return known[0]
+        began = self.ledger.handle.env.monotonic()
+        try:
+            value = await self._tried(label[1:], function, arguments, options)
+            return await self.end(label, value, began)
+        except options.final as error:
+            await self.end_failed(label, error, began)
+            raise StepFailed(self.id, label[1:], name_of(type(error)), text_of(error)) from error
+        finally:
+            self.left(label)
+
+    async def begin(self, name: str, options: StepOptions) -> tuple[str, tuple[Any] | None]:
+        """Begin a step; return its label, and its value where it was recorded: then it is over."""
+        self._check()
+        label = self._names.label(STEP, name)
+        known = await self.ledger.recorded(label)
+        if known is not None and known.is_over:
+            if known.kind:
+                raise StepFailed(self.id, label[1:], known.kind, known.text)
+            return label, (decode_plain(known.result, f'step "{name}"'),)
+        if known is not None:
+            raise StepUncertain(
+                f'task {self.id}: step "{label[1:]}" was begun and may have been done; look at what it does outside'
+            )
+        self._check_called_off()
+        self.ledger.check_room()
+        self._names.begin(label)
+        self._running += 1
+        try:
+            if options.at_most_once:
+                await self.ledger.record(label, await self.ledger.step(is_begun=True))
+        except BaseException:
+            self.left(label)
+            raise
+        return label, None
+
+    async def end(self, label: str, value: Any, began: float) -> Any:
+        """Record what a step returned; return it as a later attempt is given it."""
+        what = f'step "{label[1:]}"'
+        data = encode_plain(value, what)
+        await self.ledger.record(label, await self.ledger.step(data, ms=self._ms(began)))
+        return decode_plain(data, what)
+
+    async def end_failed(self, label: str, error: BaseException, began: float) -> None:
+        """Record that a step has failed for good."""
+        kind, text = name_of(type(error)), text_of(error)[:2_000]
+        await self.ledger.record(label, await self.ledger.step(kind=kind, text=text, ms=self._ms(began)))
+
+    def left(self, label: str) -> None:
+        """Note that a step is no longer under way."""
+        self._names.end(label)
+        self._running -= 1
+        self._changed.set()
+
+    def _ms(self, began: float) -> int:
+        return int((self.ledger.handle.env.monotonic() - began) * 1_000)
+
+    async def _tried(
+        self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], options: StepOptions
+    ) -> Any:
+        delay_sec = options.delay_sec
+        for left in range(options.retries, -1, -1):
+            try:
+                return await self._run(name, function, arguments)
+            except options.final:
+                raise
+            except (CalledOff, WentOn):
+                raise
+            except Exception:
+                if not left:
+                    raise
+            await anyio.sleep(delay_sec)
+            delay_sec *= 2
+        raise AssertionError("the last try returns or raises")
+
+    async def _run(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        with anyio.CancelScope() as scope, named(name):
+            self._scopes.add(scope)
+            try:
+                if iscoroutinefunction(function):
+                    return await function(*arguments)
+                call = partial(function, *arguments)
+                value = await to_thread.run_sync(call, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+                return await value if isawaitable(value) else value
+            finally:
+                self._scopes.discard(scope)
+        raise self._called_off()  # nothing else cancels this scope
+
+    # Waits.
+
+    async def wait_for(self, names: tuple[str, ...], timeout: float | None) -> Any:
+        """See `Task.wait_for`."""
+        self._check()
+        if not names:
+            raise InvalidValue("wait_for", names, "the name of a signal, or several")
+        label = self._names.label(WAIT, "|".join(names))
+        known = await self.ledger.recorded(label)
+        if known is not None and known.is_over:
+            return self._waited(label, known, names)
+        until, puts = await self._until(label, known, timeout)
+        while True:
+            self._check_called_off()
+            seen = await self.ledger.look(names)
+            if seen.match is not None:
+                number, signal = seen.match
+                step = await self.ledger.step(encode({"name": signal.name, "payload": signal.payload}))
+                got = encode(type(seen.signals)(seen.signals.next, seen.signals.got + 1, seen.signals.keys))
+                if await self.ledger.record(
+                    label,
+                    step,
+                    [(SIGNALS(self.ledger.id), got)],
+                    deletes=[SIGNAL(self.ledger.id, number)],
+                    checks=[(SIGNALS(self.ledger.id), seen.revision)],
+                ):
+                    return self._waited(label, step, names)
+            elif not await self.gave_up(label, until, seen):
+                await self.park(Waiting(names, 0, until, puts, " or ".join(names), seen))
+            elif self.ledger.steps[label].kind:
+                raise WaitTimeout(LATE.format(self.id, label[1:]))
+
+    def _waited(self, label: str, step: Step, names: tuple[str, ...]) -> Any:
+        if step.kind:
+            raise WaitTimeout(LATE.format(self.id, label[1:]))
+        came = decode_plain(step.result, "signal")
+        return came["payload"] if len(names) == 1 else (came["name"], came["payload"])
+
+    async def _until(self, label: str, known: Step | None, timeout: float | None) -> tuple[int, tuple[Put, ...]]:
+        """Return until when a wait lasts, and what records that: the same for all attempts."""
+        if known is not None:
+            return known.until, ()
+        self.ledger.check_room()
+        until = FOREVER
+        if timeout is not None:
+            if type(timeout) not in (int, float) or not 0 <= timeout <= WAIT_GREATEST_SEC:
+                raise InvalidValue("timeout", timeout, f"seconds, from 0 to {WAIT_GREATEST_SEC:,.0f}")
+            until = await self.ledger.handle.now() + int(timeout * 1_000_000)
+        return until, ((self.ledger.key(label), encode(await self.ledger.step(until=until))),)
+
+    async def gave_up(self, label: str, until: int, seen: Seen) -> bool:
+        """Record that a wait has ended without what it waited for, if its time has passed; what came meanwhile wins.
+        Return whether to look again.
+        """
+        handle = self.ledger.handle
+        if until == FOREVER or await handle.now() < until - 1_000_000 or await handle.store.time() < until:
+            return False
+        box = SIGNALS(self.ledger.id)
+        await self.ledger.record(
+            label,
+            await self.ledger.step(kind="WaitTimeout"),
+            [(box, encode(seen.signals))],
+            checks=[(box, seen.revision)],
+        )
+        return True
+
+    async def sleep(self, sec: float, name: str) -> None:
+        """See `Task.sleep`."""
+        self._check()
+        label = self._names.label(SLEEP, name)
+        known = await self.ledger.recorded(label)
+        if known is not None and known.is_over:
+            return
+        until, puts = await self._until(label, known, sec)
+        while True:
+            self._check_called_off()
+            seen = await self.ledger.look(())
+            if not await self.gave_up(label, until, seen):
+                await self.park(Waiting((), 0, until, puts, f"{name} (time)", seen))
+            elif label in self.ledger.steps and self.ledger.steps[label].is_over:
+                return
+
+    async def park(self, waiting: Waiting) -> None:
+        """Park the task, which ends the handler; return where it cannot be parked yet, to look again."""
+        self._waitings.append(waiting)
+        try:
+            for _ in range(2):
+                await checkpoint()  # what runs beside it may be about to begin a step
+            if not self._running:
+                self._end_with(self._parked())
+                await anyio.sleep_forever()
+            self._changed = anyio.Event()
+            with anyio.move_on_after(LOOK_SEC):
+                await self._changed.wait()
+                await anyio.sleep(SETTLE_SEC)
+        finally:
+            self._waitings.remove(waiting)
+
+    def _parked(self) -> Parked:
+        all_ = self._waitings
+        names = tuple(dict.fromkeys(name for one in all_ for name in one.names))
+        need = min((one.need for one in all_ if one.need), default=0)
+        text = stored_text(", ".join(dict.fromkeys(one.text for one in all_)))[:300]
+        newest = max(one.seen.revision for one in all_)
+        signals = next(one.seen.signals for one in all_ if one.seen.revision == newest)
+        return Parked(
+            Wait(names, need, self.ledger.handle.about_now(), text),
+            min(one.until for one in all_),
+            min(one.seen.revision for one in all_),  # of an older one the check fails, and all is looked at again
+            tuple(put for one in all_ for put in one.puts),
+            encode(signals),
+        )
+
+    def _end_with(self, event: Event) -> None:
+        self.event, self.is_parking = event, True
+        self._on_park()
+
+    async def restart(self, inputs: Mapping[str, Any]) -> None:
+        """See `Task.restart`."""
+        self._check()
+        if not isinstance(inputs, Mapping):
+            raise InvalidValue("inputs", inputs, "a mapping of names to plain data")
+        self._end_with(Restarted(encode_plain(dict(inputs), "inputs")))
+        await anyio.sleep_forever()
+
+    # Output.
+
+    async def emit(self, data: Any) -> None:
+        """See `Task.emit`."""
+        self._check()
+        await self._output.emit(data, STEP_NAME.get())
+
+    async def progress(self, done: float, of: float | None, text: str) -> None:
+        """See `Task.progress`."""
+        self._check()
+        await self._output.emit({"done": done, "of": of, "text": text}, STEP_NAME.get(), is_progress=True)
+
+    # Children.
+
+    async def spawn(self, task: Spawnable, name: str) -> Child:
+        """See `Task.spawn`."""
+        self._check()
+        return await self.family.spawn(task, name)
+
+    async def gather(self, children: tuple[Child, ...], timeout: float | None) -> list[Any]:
+        """See `Task.gather`."""
+        self._check()
+        await self._wait_for_children(self._names.label(GATHER, "gather"), children, len(children), timeout)
+        return [self.family.result(self.id, child) for child in children]
+
+    async def first(self, children: tuple[Child, ...], cancel_rest: bool, timeout: float | None) -> tuple[Child, Any]:
+        """See `Task.first`."""
+        self._check()
+        label = self._names.label(FIRST, "first")
+        known = await self.ledger.recorded(label)
+        if known is None:
+            if not self.family.has_ended(children):
+                await self._wait_for_children(GATHER + label[1:], children, 1, timeout)
+            winner = self.family.earliest(children)
+            if cancel_rest:
+                await self.family.cancel([child for child in children if child.id != winner.id])
+            await self.ledger.record(label, await self.ledger.step(encode(winner.id)))
+        else:
+            winner_id = decode_plain(known.result, label)
+            winner = next((child for child in children if child.id == winner_id), Child(id=str(winner_id)))
+            await self.family.look([winner])
+        return winner, self.family.result(self.id, winner)
+
+    async def as_completed(self, children: tuple[Child, ...]) -> AsyncIterator[tuple[Child, Any]]:
+        """See `Task.as_completed`."""
+        left = list(children)
+        while left:
+            child, result = await self.first(tuple(left), False, None)
+            left = [one for one in left if one.id != child.id]
+            yield child, result
+
+    async def _wait_for_children(
+        self, label: str, children: Sequence[Child], count: int, timeout: float | None
+    ) -> None:
+        what = label[1:]
+        known = await self.ledger.recorded(label)
+        if known is not None and known.kind:
+            raise WaitTimeout(LATE.format(self.id, what))
+        until, puts = (FOREVER, ()) if timeout is None else await self._until(label, known, timeout)
+        while True:
+            self._check_called_off()
+            seen = await self.ledger.look((), counts=True)
+            missing = count - await self.family.look(children)
+            if missing <= 0:
+                return
+            if not await self.gave_up(label, until, seen):
+                text = f"{len(children)} children" if count > 1 else f"the first of {len(children)} children"
+                await self.park(Waiting((), seen.ended + missing, until, puts, text, seen))
+            elif label in self.ledger.steps and self.ledger.steps[label].kind:
+                raise WaitTimeout(LATE.format(self.id, what))
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Say that what runs is this step."""
+    token = STEP_NAME.set(name)
+    try:
+        yield
+    finally:
+        STEP_NAME.reset(token)

@@ -1,0 +1,158 @@
+"""A worker's desk: the attempt of the task that its handler runs, made when the handler first asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import anyio
+
+from converge.contracts.store import LIMITS, Entry, Key
+from converge.errors import NotRunning, StaleClaim
+from converge.foreign import Raised
+from converge.ids import id_text
+from converge.machines.events import Completed, Event, Failed
+from converge.machines.task import Found, Held
+from converge.model.task import DURABLE, Calling
+from converge.runtime.attempts.attempt import WENT_ON, Attempt, Parking
+from converge.runtime.attempts.threads import InThread
+from converge.services.durable.grouping import Ask, Rounds
+from converge.services.store.handle import StoreHandle
+
+
+class Named(Protocol):
+    """An agent, as far as its name goes: it is set when the agent starts."""
+
+    id: str
+
+
+class Reads:
+    """Reads keys for all workers of a group: what is asked for while one call is under way goes out in the next."""
+
+    def __init__(self, handle: StoreHandle) -> None:
+        self.handle = handle
+        self._rounds = Rounds(self._read, LIMITS.keys)
+
+    async def read(self, key: Key) -> Entry | None:
+        """Return the key's entry.
+
+        Raises:
+            StoreError: As `Store.get`.
+        """
+        entry = await self._rounds.ask(key)
+        assert entry is None or isinstance(entry, Entry), "a round answers with entries"
+        return entry
+
+    async def _read(self, asks: Sequence[Ask[Key]]) -> None:
+        entries = await self.handle.store.get([ask.request for ask in asks])
+        for ask, entry in zip(asks, entries, strict=True):
+            ask.answer, ask.done = entry, True
+
+
+class Desk:
+    """`current` is what the worker runs, `end_handler` ends it from the event loop."""
+
+    __slots__ = ("_agent", "_current", "_end_handler", "_is_threaded", "_reads", "opened")
+
+    def __init__(
+        self,
+        reads: Reads,
+        agent: Named,
+        current: Callable[[], Found | None],
+        end_handler: Callable[[], None],
+    ) -> None:
+        self._reads, self._agent, self._current, self._end_handler = reads, agent, current, end_handler
+        self._is_threaded = False
+        self.opened: Attempt | None = None
+
+    def attempt(self, task_id: str, token: int, call: str) -> Attempt | None:
+        """See `Runs`."""
+        if not _is_in_loop():
+            raise NotRunning(
+                f"{call} cannot wait in a thread of its own; use {call.replace('task.', 'task.blocking.')}"
+            )
+        return self._attempt_of(task_id, token)
+
+    def blocking(self, task_id: str, token: int, call: str) -> InThread | None:
+        """See `Runs`."""
+        if _is_in_loop():
+            raise NotRunning(f"{call} would block the event loop; use `await task.step(...)` and the like")
+        self._is_threaded = True
+        attempt = self._attempt_of(task_id, token)
+        return None if attempt is None else InThread(attempt)
+
+    def _attempt_of(self, task_id: str, token: int) -> Attempt | None:
+        found = self._current()
+        if (
+            found is None
+            or not isinstance(found.place, Held)
+            or found.place.token != token
+            or id_text(found.id) != task_id
+        ):
+            return None
+        return self._open(found)
+
+    def _open(self, found: Found) -> Attempt:
+        if self.opened is None:
+            self.opened = Attempt(self._reads.handle, found, self._on_park)
+        return self.opened
+
+    def _on_park(self) -> None:
+        if self._is_threaded:
+            raise Parking
+        self._end_handler()
+
+    async def read(self, key: Key) -> Entry | None:
+        """See `Runs`."""
+        return await self._reads.read(key)
+
+    async def keep(self, task_id: str, token: int, also: tuple[Key, bytes, int]) -> None:
+        """See `Runs`."""
+        attempt = self._attempt_of(task_id, token)
+        if attempt is None:
+            raise StaleClaim(task_id, token=token)
+        await self._reads.handle.require_format(DURABLE)
+        attempt.also = also
+
+    def call_off(self, found: Found, calling: Calling) -> None:
+        """Tell the handler that its task is being cancelled with grace."""
+        self._open(found).call_off(calling)
+
+    @property
+    def is_called_off(self) -> bool:
+        """Whether the handler was told so."""
+        return self.opened is not None and self.opened.is_called_off
+
+    def claim(self, found: Found) -> Found:
+        """Return the claim as the attempt has changed it."""
+        return found if self.opened is None else self.opened.ledger.found
+
+    def close(self, found: Found, result: object) -> tuple[Found, Event | None]:
+        """Forget the attempt; return its claim, and how it ended if its task is parked or restarted. A handler that
+        went on nevertheless has failed.
+        """
+        attempt, self.opened, self._is_threaded = self.opened, None, False
+        if attempt is None:
+            return found, None
+        event = attempt.event
+        if event is not None and not _has_ended(result):
+            event = Failed(f"WentOn: {WENT_ON.format(attempt.id)}", self._agent.id, True, 1.0)
+        if event is None and attempt.also is not None and type(result) is bytes:
+            event = Completed(result, self._agent.id, attempt.also)
+        return attempt.ledger.found, event
+
+
+PARKED = object()
+"""The result of a handler that was ended since its task is parked."""
+
+
+def _has_ended(result: object) -> bool:
+    return result is PARKED or (type(result) is Raised and type(result.error) is Parking)
+
+
+def _is_in_loop() -> bool:
+    try:
+        anyio.get_current_task()
+    except RuntimeError:
+        return False
+    return True

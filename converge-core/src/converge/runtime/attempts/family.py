@@ -1,0 +1,140 @@
+"""The children of an attempt's task: spawned once, looked up when they have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from converge.codec import decode, decode_plain, encode
+from converge.contracts.store import ABSENT, Check, Put
+from converge.errors import ChildFailed, InvalidValue, TooManyLanes
+from converge.ids import id_bytes, id_text, uuid7
+from converge.machines.durable import Step
+from converge.machines.events import Cancelled
+from converge.machines.lane import LANES
+from converge.machines.task import TaskState
+from converge.model.keys import CHILD, ENDED, LANE, OUTBOX
+from converge.model.task import DURABLE, Ended, Spec, State, Task
+from converge.model.working import Child, Spawnable
+from converge.runtime.attempts.names import SPAWN, Names
+from converge.services.durable.children import Outbox, cancel_one, submitted
+from converge.services.durable.ledger import Ledger
+from converge.services.durable.limits import CHILDREN
+from converge.services.store.pages import get_all
+from converge.services.store.patience import attempts
+from converge.services.tasks.records import check_deadline, kind_of, to_spec
+from converge.services.tasks.surroundings import CHORES, lane_key, lane_wakes, lanes_opened
+
+
+class Family:
+    """Children of one attempt's task."""
+
+    def __init__(self, ledger: Ledger, names: Names) -> None:
+        self._ledger, self._names = ledger, names
+        self._ended: dict[str, Ended] = {}
+        self._outbox = Outbox(ledger.handle)
+
+    async def spawn(self, task: Spawnable, name: str) -> Child:
+        """See `Task.spawn`."""
+        if not isinstance(task, Task) or task.id or task.dedup_key is not None:
+            raise InvalidValue("spawn", task, "a Task without an id and a dedup key: its name says what it is")
+        name = name or task.type or "child"
+        label = self._names.label(SPAWN, name)
+        known = await self._ledger.recorded(label)
+        if known is not None:
+            return Child(id=str(decode_plain(known.result, label)), name=label[1:])
+        self._ledger.check_room()
+        handle = self._ledger.handle
+        now = await handle.now()
+        id_ = uuid7(now, handle.env.entropy(6), int.from_bytes(handle.env.entropy(6), "big"))
+        spec = await self._spec(task, now)
+        step = await self._ledger.step(encode(id_text(id_)))
+        if spec.pool != self._ledger.found.spec.pool or spec.ordering_key is not None:
+            await self._through_outbox(label, step, id_, spec)
+        else:
+            await self._in_own_batch(label, step, id_, spec, now)
+        return Child(id=id_text(id_), name=label[1:])
+
+    async def _spec(self, task: Task, now: int) -> Spec:
+        handle = self._ledger.handle
+        pool = (await handle.pool(task.pool_id)).pool
+        spec = to_spec(task, pool, now, "", kind_of(task, pool.id))
+        check_deadline(task, spec)
+        key = LANE(pool.id, bytes.fromhex(spec.lane))
+        lane, count = (await handle.store.get([key]))[0], 0
+        if lane is None:
+            (count,) = await handle.store.count([LANE(pool.id)])
+        if count >= LANES:
+            raise TooManyLanes(pool.id, LANES)
+        return msgspec.structs.replace(spec, parent=self._ledger.id.hex(), v=DURABLE)
+
+    async def _in_own_batch(self, label: str, step: Step, id_: bytes, spec: Spec, now: int) -> None:
+        handle = self._ledger.handle
+        async for _ in attempts(handle.env):
+            lane = (await lanes_opened(handle, [spec])).get(lane_key(spec))
+            if lane is None:
+                continue
+            batch = submitted(id_, spec, lane, None, now)
+            puts: list[Put] = [*batch.puts, (CHILD(self._ledger.id, id_), b"")]
+            if spec.due > now:
+                handle.saw_due(spec.due)
+            wake = lane_wakes(spec, lane)
+            if await self._ledger.record(label, step, puts, checks=batch.checks, wake=wake, change=self._as_parent()):
+                return
+
+    async def _through_outbox(self, label: str, step: Step, id_: bytes, spec: Spec) -> None:
+        checks: list[Check] = [(OUTBOX(id_), ABSENT)]
+        puts: list[Put] = [(OUTBOX(id_), encode(spec)), (CHILD(self._ledger.id, id_), b"")]
+        await self._ledger.record(label, step, puts, checks=checks, wake=[CHORES], change=self._as_parent())
+        (entry,) = await self._ledger.handle.store.get([OUTBOX(id_)])
+        if entry is not None:
+            await self._outbox.carry_out([entry])  # where it does not, any process does
+
+    def _as_parent(self) -> Any:
+        state = self._ledger.found.state
+        return None if state is not None and state.has_children else _with_children
+
+    async def look(self, children: Sequence[Child]) -> int:
+        """Read which of the children have ended; return how many."""
+        if len(children) > CHILDREN or not children:
+            raise InvalidValue("children", f"{len(children)} children", f"1 to {CHILDREN:,}")
+        unknown = [child for child in children if child.id not in self._ended]
+        keys = [ENDED(self._ledger.id, id_bytes("child", child.id)) for child in unknown]
+        for child, entry in zip(unknown, await get_all(self._ledger.handle.store, keys), strict=True):
+            if entry is not None:
+                self._ended[child.id] = decode(entry.value, Ended, f"child {child.id}")
+        return sum(child.id in self._ended for child in children)
+
+    def earliest(self, children: Sequence[Child]) -> Child:
+        """Return the child that has ended first, of those that have."""
+        ended = [child for child in children if child.id in self._ended]
+        return min(ended, key=lambda child: (self._ended[child.id].at, child.id))
+
+    def has_ended(self, children: Sequence[Child]) -> bool:
+        """Return whether one of the children is known to have ended."""
+        return any(child.id in self._ended for child in children)
+
+    def result(self, task_id: str, child: Child) -> Any:
+        """Return the result of a child that has ended.
+
+        Raises:
+            ChildFailed: It did not complete.
+        """
+        ended = self._ended[child.id]
+        if ended.state != TaskState.COMPLETED:
+            raise ChildFailed(f"task {task_id}: child {child.id} is {ended.state}: {ended.error}")
+        return decode_plain(ended.result, f"child {child.id}")
+
+    async def cancel(self, children: Sequence[Child]) -> None:
+        """Cancel the children, unless they have ended."""
+        handle = self._ledger.handle
+        for child in children:
+            async for _ in attempts(handle.env):
+                if await cancel_one(handle, id_bytes("child", child.id), Cancelled("", "another child was first")):
+                    break
+
+
+def _with_children(state: State) -> State:
+    return msgspec.structs.replace(state, has_children=True)

@@ -1,0 +1,111 @@
+"""One attempt as a plain handler sees it, in its worker thread: each call waits there for the event loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
+from typing import Any
+
+from anyio import from_thread
+
+from converge.errors import NotRunning, StepFailed
+from converge.foreign import name_of, text_of
+from converge.model.working import Child, Spawnable, StepOptions
+from converge.runtime.attempts.attempt import Attempt, Parking, named
+
+
+class InThread:
+    """The calls of `Blocking`."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+
+    @property
+    def is_parking(self) -> bool:
+        """See `Task.is_parking`."""
+        return self._attempt.is_parking
+
+    @property
+    def is_called_off(self) -> bool:
+        """See `Task.is_called_off`."""
+        return self._attempt.is_called_off
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        async def call() -> Any:
+            try:
+                return (await function(*arguments),)
+            except Parking:
+                return None
+
+        answer = from_thread.run(call)
+        if answer is None:
+            raise Parking
+        return answer[0]
+
+    def step(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], options: StepOptions) -> Any:
+        """See `Blocking.step`."""
+        label, known = self._call(self._attempt.begin, name, options)
+        if known is not None:
+            return known[0]
+        began = self._attempt.ledger.handle.env.monotonic()
+        try:
+            with named(label[1:]):
+                value = _tried(partial(function, *arguments), options)
+            return self._call(self._attempt.end, label, value, began)
+        except options.final as error:
+            self._call(self._attempt.end_failed, label, error, began)
+            raise StepFailed(self._attempt.id, label[1:], name_of(type(error)), text_of(error)) from error
+        finally:
+            from_thread.run_sync(self._attempt.left, label)
+
+    def wait_for(self, names: tuple[str, ...], timeout: float | None) -> Any:
+        """See `Blocking.wait_for`."""
+        return self._call(self._attempt.wait_for, names, timeout)
+
+    def sleep(self, sec: float, name: str) -> Any:
+        """See `Blocking.sleep`."""
+        return self._call(self._attempt.sleep, sec, name)
+
+    def emit(self, data: Any) -> Any:
+        """See `Blocking.emit`."""
+        return self._call(self._attempt.emit, data)
+
+    def progress(self, done: float, of: float | None, text: str) -> Any:
+        """See `Blocking.progress`."""
+        return self._call(self._attempt.progress, done, of, text)
+
+    def spawn(self, task: Spawnable, name: str) -> Any:
+        """See `Blocking.spawn`."""
+        return self._call(self._attempt.spawn, task, name)
+
+    def gather(self, children: tuple[Child, ...], timeout: float | None) -> Any:
+        """See `Blocking.gather`."""
+        return self._call(self._attempt.gather, children, timeout)
+
+    def first(self, children: tuple[Child, ...], cancel_rest: bool, timeout: float | None) -> Any:
+        """See `Blocking.first`."""
+        return self._call(self._attempt.first, children, cancel_rest, timeout)
+
+    def as_completed(self, children: tuple[Child, ...]) -> AsyncIterator[tuple[Child, Any]]:
+        """Refuse: a thread cannot iterate over it."""
+        raise NotRunning("task.blocking has no as_completed; use task.blocking.first in a loop")
+
+    def restart(self, inputs: Mapping[str, Any]) -> Any:
+        """See `Blocking.restart`."""
+        return self._call(self._attempt.restart, inputs)
+
+
+def _tried(call: Callable[[], Any], options: StepOptions) -> Any:
+    delay_sec = options.delay_sec
+    for left in range(options.retries, -1, -1):
+        try:
+            return call()
+        except options.final:
+            raise
+        except Exception:
+            if not left:
+                raise
+        time.sleep(delay_sec)
+        delay_sec *= 2
+    raise AssertionError("the last try returns or raises")

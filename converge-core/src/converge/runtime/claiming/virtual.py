@@ -1,0 +1,65 @@
+"""The handler of messages to virtual agents: reads the state, calls `on_ask`, keeps the new state with the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import iscoroutinefunction
+from typing import Any
+
+import msgspec
+from anyio import CapacityLimiter, to_thread
+
+from converge.codec import decode, decode_plain, encode, encode_plain
+from converge.contracts.store import ABSENT
+from converge.errors import InvalidValue, NotRunning
+from converge.foreign import Raised, as_exception, in_thread
+from converge.model.task import Task
+from converge.model.working import RUNS
+from converge.runtime.agents.agent import Agent, is_virtual, task_handler
+from converge.services.durable.agents import ASKS, Actor, actor_key
+
+
+def handler_of(agent: Agent) -> Callable[[Task], Any]:
+    """Return what works on a task of the agent's: `on_task`, or `on_ask` where it is a message to a virtual agent."""
+    plain = task_handler(agent)
+    if not is_virtual(type(agent)):
+        return plain
+
+    async def either(task: Task) -> Any:
+        return await (answer(agent, task) if task.type == ASKS else _called(plain, task))
+
+    return either
+
+
+async def _called(function: Callable[..., Any], *arguments: Any) -> Any:
+    if iscoroutinefunction(function):
+        return await function(*arguments)
+    returned = await to_thread.run_sync(
+        in_thread, function, *arguments, abandon_on_cancel=True, limiter=CapacityLimiter(1)
+    )
+    if type(returned) is Raised:
+        raise as_exception(returned)
+    return returned
+
+
+async def answer(agent: Agent, task: Task) -> Any:
+    """Handle one message; return the answer.
+
+    Raises:
+        InvalidValue: `on_ask` returned no pair, or what is no plain data.
+        Exception: As `on_ask`.
+    """
+    runs = RUNS.get()
+    if runs is None:
+        raise NotRunning(f"task {task.id} is not run here")
+    key = actor_key(task.pool_id, task.ordering_key)
+    entry = await runs.read(key)
+    what = f"virtual agent {task.ordering_key}"
+    actor = Actor() if entry is None else decode(entry.value, Actor, what)
+    state, payload = decode_plain(actor.state, what), task.inputs.get("payload")
+    returned = await _called(agent.on_ask, state, payload)
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise InvalidValue("on_ask", type(returned).__name__, "(state, answer), a tuple")
+    kept = Actor(msgspec.Raw(encode_plain(returned[0], "state")), actor.asks + 1)
+    await runs.keep(task.id, task.token, (key, encode(kept), ABSENT if entry is None else entry.revision))
+    return returned[1]

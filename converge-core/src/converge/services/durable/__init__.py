@@ -1,0 +1,1 @@
+"""Tasks that outlive their attempts: what they record, wait for, put out and spawn."""

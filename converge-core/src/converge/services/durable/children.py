@@ -1,0 +1,173 @@
+"""Children: submitted with their parent's record of them, or through an outbox; cancelled when their parent ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from converge.codec import decode
+from converge.contracts.store import LIMITS, Batch, Check, Committed, Entry, Range
+from converge.errors import NoSuchTask, TornRecord
+from converge.ids import id_text
+from converge.machines.durable import submit
+from converge.machines.events import Cancelled
+from converge.machines.task import Found, Held, KeyRow, KeySeen, LaneSeen, is_terminal, step
+from converge.model.keys import CHILD, CUT, KEY, OUTBOX, TASK, TOLD, Key
+from converge.model.task import Spec
+from converge.services.durable.signals import SignalBox
+from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import Pages, get_all
+from converge.services.tasks.surroundings import (
+    Moved,
+    find,
+    lane_key,
+    lane_wakes,
+    lanes_opened,
+    look_around,
+    wakes,
+)
+
+TOGETHER = 200
+"""Ends, children or keys of one page."""
+
+BECAUSE = "its parent has ended"
+
+
+class Tell:
+    """The chore that tells parents of the ends of their children, where the process is gone that ended them, too."""
+
+    prefix: Key = TOLD()
+
+    def __init__(self, handle: StoreHandle, box: SignalBox) -> None:
+        self._handle, self._box = handle, box
+
+    async def page(self) -> int:
+        """See `Chore.page`."""
+        (page,) = await self._handle.store.scan([Range(TOLD(), None, TOGETHER)])
+        ends: dict[bytes, list[bytes]] = {}
+        for entry in page:
+            ends.setdefault(entry.key[1], []).append(entry.key[2])
+        return await self._box.tell(ends) if ends else 0
+
+
+class Outbox:
+    """The chore that submits children of other pools, and of ordering keys."""
+
+    prefix: Key = OUTBOX()
+
+    def __init__(self, handle: StoreHandle) -> None:
+        self._handle = handle
+
+    async def page(self) -> int:
+        """See `Chore.page`."""
+        (page,) = await self._handle.store.scan([Range(OUTBOX(), None, TOGETHER)])
+        return await self.carry_out(page)
+
+    async def carry_out(self, page: Sequence[Entry]) -> int:
+        """Submit these children; each once, and not after its parent's end has removed it from the outbox."""
+        specs = {entry.key: decode(entry.value, Spec, f"outbox {id_text(entry.key[1])}") for entry in page}
+        lanes = await lanes_opened(self._handle, list(specs.values()))
+        ordered = [spec for spec in specs.values() if spec.ordering_key is not None]
+        if ordered:
+            await self._handle.require_format(2)
+        rows = await get_all(self._handle.store, [KEY(spec.pool, spec.ordering_key) for spec in ordered])
+        row_of = {(spec.pool, spec.ordering_key): row for spec, row in zip(ordered, rows, strict=True)}
+        there = await get_all(self._handle.store, [TASK(entry.key[1]) for entry in page])
+        now = await self._handle.now()
+        batches: list[Batch] = []
+        wake: set[str] = set()
+        for entry, task in zip(page, there, strict=True):
+            spec, own = specs[entry.key], (entry.key, entry.revision)
+            if task is not None:
+                batches.append(Batch([own], (), [entry.key]))
+                continue
+            lane = lanes.get(lane_key(spec))
+            row = row_of.pop((spec.pool, spec.ordering_key), None)
+            if lane is None or (spec.ordering_key is not None and (spec.pool, spec.ordering_key) in row_of):
+                continue
+            batch = submitted(entry.key[1], spec, lane, row, now)
+            batches.append(Batch([own, *batch.checks], batch.puts, [entry.key]))
+            wake |= lane_wakes(spec, lane)
+        return await _count(self._handle, batches, wake)
+
+
+def submitted(id_: bytes, spec: Spec, lane: LaneSeen, row: Entry | None, now: int) -> Batch:
+    """Return the batch that submits a child; `row` is that of its ordering key, None where there is none."""
+    seen = None if row is None else KeySeen(row.revision, decode(row.value, KeyRow, "key"))
+    if spec.ordering_key is not None:
+        spec = msgspec.structs.replace(spec, number=seen.row.next if seen is not None else 0)
+    check: Check = (lane_key(spec), lane.revision)
+    return submit(id_, spec, check, seen, now)
+
+
+class Cut:
+    """The chore that cancels the children of a task that has ended; their own are cut when they end."""
+
+    prefix: Key = CUT()
+
+    def __init__(self, handle: StoreHandle) -> None:
+        self._handle = handle
+
+    async def page(self) -> int:
+        """See `Chore.page`. The task's own key goes last, so that a cut that died half way is resumed by any other."""
+        (page,) = await self._handle.store.scan([Range(CUT(), None, LIMITS.ranges)])
+        moved = 0
+        for cut in page:
+            moved += await self._cut(cut)
+        return moved
+
+    async def _cut(self, cut: Entry) -> int:
+        (children,) = await self._handle.store.scan([Range(CHILD(cut.key[1]), None, TOGETHER)])
+        if not children:
+            return await _count(self._handle, [Batch([(cut.key, cut.revision)], (), [cut.key])], set())
+        moved = 0
+        for child in children:
+            moved += await self._end(child)
+        return moved
+
+    async def _end(self, child: Entry) -> int:
+        id_ = child.key[2]
+        (waiting,) = await self._handle.store.get([OUTBOX(id_)])
+        if waiting is not None:  # whoever would submit it checks this key
+            return await _count(
+                self._handle, [Batch([(waiting.key, waiting.revision)], (), [waiting.key, child.key])], set()
+            )
+        if not await cancel_one(self._handle, id_, Cancelled("", BECAUSE)):
+            return 0
+        return await _count(self._handle, [Batch([(child.key, child.revision)], (), [child.key])], set())
+
+
+async def cancel_one(handle: StoreHandle, id_: bytes, event: Cancelled) -> bool:
+    """Cancel a task wherever it stands; return False where it moved, so that it is to be tried again."""
+    try:
+        spec, state, place = await find(handle.store, id_)
+    except NoSuchTask:
+        return True
+    except TornRecord:
+        return True  # it was set aside: an operator ends it
+    if place is None or is_terminal(state):
+        return True
+    found = Found(id_, spec, state, place)
+    try:
+        around = await look_around(handle, found, needs_lane=False)
+    except Moved:
+        return False
+    batch = step(found, event, await handle.now(), around)
+    wake = wakes(found, around, is_ready=False)
+    if isinstance(place, Held):
+        wake.add(f"lease.{place.lease.hex()}")
+    (outcome,) = await (await handle.commits()).commit([batch], wake=wake)
+    return isinstance(outcome, Committed)
+
+
+async def _count(handle: StoreHandle, batches: Sequence[Batch], wake: set[str]) -> int:
+    if not batches:
+        return 0
+    outcomes = await (await handle.commits()).commit(batches, wake=wake)
+    return sum(isinstance(outcome, Committed) for outcome in outcomes)
+
+
+async def children_of(handle: StoreHandle, id_: bytes) -> list[bytes]:
+    """Return the ids of a task's children; also of those that have ended, while it has not."""
+    return [entry.key[2] async for page in Pages(handle.store, CHILD(id_)) for entry in page]

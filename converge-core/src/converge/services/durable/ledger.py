@@ -1,0 +1,210 @@
+"""The ledger of one attempt: what it has recorded and records, each write together with a check of its claim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import anyio
+import msgspec
+
+from converge.codec import decode, encode
+from converge.contracts.store import Batch, Channel, Check, Committed, Key, Put
+from converge.errors import (
+    NotApplied,
+    OutcomeUnknown,
+    StaleClaim,
+    StoreBusy,
+    StoreError,
+    TooManyRecords,
+    ValueTooLarge,
+)
+from converge.ids import id_text
+from converge.machines.durable import Step, held_key, marked
+from converge.machines.task import Found, Held
+from converge.model.keys import KEPT, STATE, STEP
+from converge.model.task import DURABLE, State
+from converge.services.durable.limits import STEP_BYTES, STEPS, STEPS_BYTES
+from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import Pages
+from converge.services.store.patience import attempts
+from converge.services.tasks.surroundings import Seen, adopted, look
+
+BEGIN_ANEW = "`task.restart(inputs)` begins anew without them"
+"""What a task can do that has recorded too much."""
+
+NO_PUTS: Sequence[Put] = ()
+
+
+class Ledger:
+    """What one attempt records. `found` is its claim, with the state as the attempt has changed it."""
+
+    def __init__(self, handle: StoreHandle, found: Found) -> None:
+        assert isinstance(found.place, Held), "only a claim records anything"
+        self.handle, self.found = handle, found
+        self.token = found.place.token
+        self.steps: dict[str, Step] = {}
+        self._bytes = 0
+        self._lock = anyio.Lock()
+        self._is_loaded = found.state is None or found.state.v < DURABLE  # nothing was ever recorded
+        self._is_marked = not self._is_loaded
+
+    @property
+    def id(self) -> bytes:
+        """The task's id."""
+        return self.found.id
+
+    @property
+    def restarts(self) -> int:
+        """How often the task was restarted."""
+        return self.found.state.restarts if self.found.state is not None else 0
+
+    def key(self, label: str) -> Key:
+        """Return the key of a step."""
+        return STEP(self.id, self.restarts, label)
+
+    async def recorded(self, label: str) -> Step | None:
+        """Return what stands of a step, by this attempt or an earlier one.
+
+        Raises:
+            TornRecord, SchemaTooNew: It cannot be read.
+            StoreError: As `Store.scan`.
+        """
+        if not self._is_loaded:
+            async with self._lock:
+                if not self._is_loaded:
+                    await self._load()
+        return self.steps.get(label)
+
+    async def _load(self) -> None:
+        text = f"step of task {id_text(self.id)}"
+        async for page in Pages(self.handle.store, STEP(self.id, self.restarts)):
+            for entry in page:
+                self.steps[entry.key[3]] = decode(entry.value, Step, text)
+                self._bytes += len(entry.value)
+        self._is_loaded = True
+
+    async def look(self, names: Sequence[str], *, counts: bool = False) -> Seen:
+        """Read what has come for the task. See `waits.look`."""
+        return await look(self.handle.store, self.id, names, counts=counts)
+
+    def check_room(self) -> None:
+        """Refuse a step for which there is no room.
+
+        Raises:
+            TooManyRecords: The task has recorded as much as it may.
+        """
+        if len(self.steps) >= STEPS:
+            raise TooManyRecords(f"task {id_text(self.id)} has {STEPS:,} steps, the limit; {BEGIN_ANEW}")
+        if self._bytes >= STEPS_BYTES:
+            raise TooManyRecords(f"task {id_text(self.id)} has {STEPS_BYTES:,} bytes of steps, the limit; {BEGIN_ANEW}")
+
+    async def step(self, result: bytes = b"null", **more: object) -> Step:
+        """Return the record of a step that ends now.
+
+        Raises:
+            ValueTooLarge: Its result is too long.
+        """
+        if len(result) > STEP_BYTES:
+            raise ValueTooLarge("the result of a step", len(result), STEP_BYTES)
+        fields = {"number": len(self.steps), "at": await self.handle.now(), "token": self.token}
+        return Step(**(fields | {"result": msgspec.Raw(result)} | more))  # type: ignore[arg-type]  # named by callers
+
+    async def record(
+        self,
+        label: str,
+        step: Step,
+        puts: Sequence[Put] = NO_PUTS,
+        *,
+        deletes: Sequence[Key] = (),
+        checks: Sequence[Check] = (),
+        wake: Collection[Channel] = (),
+        change: Callable[[State], State] | None = None,
+    ) -> bool:
+        """Record a step, with whatever else goes with it; return False where one of the checks did not hold.
+
+        Raises: As `write`.
+        """
+        value = encode(step)
+        key = self.key(label)
+        if not await self.write([(key, value), *puts], deletes, checks, wake=wake, mark=key, change=change):
+            return False
+        self._bytes += len(value)
+        self.steps[label] = step
+        return True
+
+    async def write(
+        self,
+        puts: Sequence[Put],
+        deletes: Sequence[Key] = (),
+        checks: Sequence[Check] = (),
+        *,
+        wake: Collection[Channel] = (),
+        mark: Key | None = None,
+        change: Callable[[State], State] | None = None,
+    ) -> bool:
+        """Write under the claim; return False where one of the checks did not hold, and nothing was written.
+
+        Args:
+            puts, deletes, checks, wake: As of a batch.
+            mark: A key among those put by which an answer that was lost is found out.
+            change: Returns the task's state from now on.
+
+        Raises:
+            StaleClaim: The claim is not current; nothing was written.
+            StoreError: The store was away for longer than the lease lasts.
+        """
+        written = None
+        while written is None:  # the claim stands elsewhere now
+            if self._is_marked and change is None:
+                written = await self._write(puts, deletes, checks, wake, mark)
+                continue
+            async with self._lock:
+                if self._is_marked and change is None:
+                    continue
+                await self.handle.require_format(DURABLE)
+                state = marked(self.found) if change is None else change(marked(self.found))
+                more: list[Put] = [(KEPT(self.id), b""), (STATE(self.id), encode(state))]
+                written = await self._write([*puts, *more], deletes, checks, wake, mark or STATE(self.id))
+                if written:
+                    self.found = self.found._replace(state=state)
+                    self._is_marked = True
+        return written
+
+    async def _write(
+        self,
+        puts: Sequence[Put],
+        deletes: Sequence[Key],
+        checks: Sequence[Check],
+        wake: Collection[Channel],
+        mark: Key | None,
+    ) -> bool | None:
+        """Write once, trying again while the store is away; None: the claim stands elsewhere, nothing was written."""
+        failed: StoreError | None = None
+        is_unknown = False
+        async for _ in attempts(self.handle.env, self.handle.lease_settings.lease_sec):
+            own = held_key(self.found)
+            batch = Batch([own, *checks], puts, deletes)
+            try:
+                (outcome,) = await (await self.handle.commits()).commit([batch], wake=wake)
+            except (OutcomeUnknown, NotApplied) as error:
+                is_unknown = is_unknown or isinstance(error, OutcomeUnknown)
+                failed = error if failed is None or isinstance(error, OutcomeUnknown) else failed
+                continue
+            if isinstance(outcome, Committed) or (is_unknown and await self._is_there(puts, mark)):
+                return True
+            if own[0] not in outcome.keys:
+                return False
+            found = await adopted(self.handle, self.found)
+            if found is None:
+                raise StaleClaim(id_text(self.id), token=self.token)
+            self.found = found
+            return None
+        raise failed or StoreBusy(f"task {id_text(self.id)}: what it records was refused again and again")
+
+    async def _is_there(self, puts: Sequence[Put], mark: Key | None) -> bool:
+        """Return whether a write whose answer was lost was applied: its mark then has the value that was put."""
+        key = mark if mark is not None else puts[0][0] if puts else None
+        if key is None:
+            return False
+        (entry,) = await self.handle.store.get([key])
+        return entry is not None and (key, entry.value) in puts

@@ -1,0 +1,195 @@
+"""Output of tasks: what readers follow, each with a cursor and a channel of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import attrs
+
+from converge.codec import decode, decode_plain
+from converge.contracts.store import Batch, Entry, Rest
+from converge.errors import InvalidValue, StoreError
+from converge.ids import id_text
+from converge.machines.durable import Chunk
+from converge.machines.task import TERMINAL, TaskState, state_of
+from converge.model.keys import CHUNK, READER
+from converge.model.task import DURABLE
+from converge.services.durable.limits import READER_SEC
+from converge.services.store.handle import StoreHandle
+from converge.services.store.pages import Pages
+from converge.services.store.watching import watch_always
+from converge.services.tasks.surroundings import find
+
+PAGE = 200
+"""Pieces of output that are read at a time."""
+
+PART = "output"
+
+
+@attrs.frozen(kw_only=True)
+class Output:
+    """What a reader is given: a piece of output, a report of progress, or the task's new state.
+
+    Attributes:
+        kind: "data", "progress" or "state".
+        data: What was put out; of a report a mapping with `done`, `of` and `text`; of a state its name.
+        step: In which step it was put out, or empty.
+        cursor: Pass it as `after` to go on behind this piece; empty: nothing was put out yet.
+        is_again: An earlier attempt has put out of the same step: it ran again, and this may repeat what it said.
+        missing: How many pieces before this one were removed, since there were too many.
+    """
+
+    kind: str
+    data: Any
+    step: str = ""
+    cursor: str = ""
+    is_again: bool = False
+    missing: int = 0
+
+
+def channel_of(reader: bytes) -> str:
+    """Return the channel on which a reader is told of output."""
+    return f"reader.{reader.hex()}"
+
+
+class Following:
+    """One reader of one task: an iterator over what it puts out, until it has ended and nothing is left. It is no
+    generator: whoever leaves the loop early has nothing to close.
+    """
+
+    def __init__(self, handle: StoreHandle, id_: bytes, after: str, poll_sec: float) -> None:
+        self._handle, self._id, self._poll_sec = handle, id_, poll_sec
+        self._after = _rest_of(after) if after else None
+        self._reader = handle.env.entropy(16)
+        self._until = float("-inf")
+        self._tokens: dict[str, int] = {}  # of each step, under which token it was seen last
+        self._last: tuple[int, int] = (0, -1)  # token and number of the last piece
+        self._state: TaskState | None = None
+        self._ready: deque[Output] = deque()
+        self._is_begun = False
+
+    def __aiter__(self) -> Following:
+        return self
+
+    async def __anext__(self) -> Output:
+        """Return what the task puts out next.
+
+        Raises:
+            NoSuchTask: There is none, or it was removed meanwhile.
+        """
+        if not self._is_begun:
+            await find(self._handle.store, self._id)
+            if self._after is not None:
+                await self._catch_up(self._after)
+            self._is_begun = True
+        while not self._ready:
+            was_terminal = self._state in TERMINAL
+            self._ready.extend(map(self._output, await self._read()))
+            if self._ready:
+                break
+            if was_terminal:
+                await self.aclose()
+                raise StopAsyncIteration
+            if (changed := await self._changed()) is not None:
+                return changed
+            if self._state not in TERMINAL:
+                await self._wait()
+        return self._ready.popleft()
+
+    async def aclose(self) -> None:
+        """Have nobody told of output any more; without it that ends by itself."""
+        self._handle.watch_outage.left(PART)
+        if self._until == float("-inf"):
+            return
+        with anyio.move_on_after(1.0, shield=True):
+            try:
+                await (await self._handle.commits()).commit([Batch((), (), [READER(self._id, self._reader)])])
+            except StoreError:
+                return
+
+    async def _read(self) -> Sequence[Entry]:
+        pages = Pages(self._handle.store, CHUNK(self._id), after=self._after, size=PAGE)
+        page = await pages.read()
+        self._after = pages.after
+        return page
+
+    async def _catch_up(self, after: Rest) -> None:
+        """Find out what the reader had seen up to its cursor: which steps, and under which token."""
+        async for page in Pages(self._handle.store, CHUNK(self._id)):
+            for entry in page:
+                if entry.key[2:] > after:
+                    return
+                self._output(entry)
+        self._last = (int(after[0]), int(after[1]))
+
+    def _output(self, entry: Entry) -> Output:
+        token, number = entry.key[2], entry.key[3]
+        text = f"output of task {id_text(self._id)}"
+        chunk = decode(entry.value, Chunk, text)
+        expected = self._last[1] + 1 if token == self._last[0] else 0
+        self._last = (token, number)
+        is_again = bool(chunk.step) and self._tokens.get(chunk.step, token) < token
+        if chunk.step and not is_again:
+            self._tokens[chunk.step] = token
+        return Output(
+            kind="progress" if chunk.is_progress else "data",
+            data=decode_plain(chunk.data, text),
+            step=chunk.step,
+            cursor=f"{token}.{number}",
+            is_again=is_again,
+            missing=max(0, number - expected),
+        )
+
+    async def _changed(self) -> Output | None:
+        _, state, place = await find(self._handle.store, self._id)
+        new = state_of(state, place)
+        if new is self._state:
+            return None
+        self._state = new
+        return Output(kind="state", data=str(new), cursor=_cursor(self._after))
+
+    async def _wait(self) -> None:
+        """Wait until somebody tells of output, at most for a poll interval."""
+        await self._register()
+        woken = anyio.Event()
+        looked = 0
+
+        def on_wake() -> None:
+            nonlocal looked
+            looked += 1
+            woken.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch_always, self._handle, [channel_of(self._reader)], PART, on_wake, self._poll_sec)
+            with anyio.move_on_after(self._poll_sec):
+                await woken.wait()  # it is in force: what came before is read now
+                page = await Pages(self._handle.store, CHUNK(self._id), after=self._after, size=1).read()
+                if not page and looked < 2:
+                    woken = anyio.Event()
+                    await woken.wait()
+            group.cancel_scope.cancel()
+
+    async def _register(self) -> None:
+        monotonic = self._handle.env.monotonic()
+        if monotonic < self._until - READER_SEC / 2:
+            return
+        await self._handle.require_format(DURABLE)
+        until = await self._handle.now() + int(READER_SEC * 1_000_000)
+        await (await self._handle.commits()).commit(
+            [Batch((), [(READER(self._id, self._reader), str(until).encode())])]
+        )
+        self._until = monotonic + READER_SEC
+
+
+def _cursor(after: Rest | None) -> str:
+    return "" if after is None else f"{after[0]}.{after[1]}"
+
+
+def _rest_of(cursor: str) -> Rest:
+    token, dot, number = cursor.partition(".")
+    if not dot or not token.isdigit() or not number.isdigit():
+        raise InvalidValue("after", cursor, "the cursor of a piece of output, such as 17.3")
+    return int(token), int(number)
