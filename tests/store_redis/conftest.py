@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 import pytest
 from hiredis import ReplyError
 
@@ -39,6 +40,40 @@ def options(namespace: str) -> RedisOptions:
     return RedisOptions(network=namespace, connections=4)
 
 
+PAGE = Path(__file__).parents[2] / "docs/reference/redis-keys.md"
+
+
+@pytest.fixture(scope="session")
+def rights() -> tuple[str, ...]:
+    """What the page gives a user: every clause of the kits runs with no more."""
+    return tuple(word for word in PAGE.read_text().split() if word[0] == "+")
+
+
+def with_few_rights(url: str, rights: tuple[str, ...]) -> str:
+    """Make a user with the rights, on the networks of tests alone; give the URL with its name."""
+    some = ("resetkeys", "~{t*}:*", "resetchannels", "&{t*}:*", "-@all", *rights)
+
+    async def make() -> None:
+        connection = await Connection.open(Address("127.0.0.1", urlsplit(url).port or 0), None)
+        await connection.ask("ACL", "SETUSER", "few", "on", ">rights", *some)
+        connection.close()
+
+    anyio.run(make)
+    return url.replace("//", "//few:rights@")
+
+
+@pytest.fixture(scope="session")
+def few_url(redis_url: str, rights: tuple[str, ...]) -> str:
+    """Redis 8, as a user with few rights."""
+    return with_few_rights(redis_url, rights)
+
+
+@pytest.fixture(scope="session")
+def few62_url(redis62_url: str, rights: tuple[str, ...]) -> str:
+    """Redis 6.2, as a user with few rights."""
+    return with_few_rights(redis62_url, rights)
+
+
 @pytest.fixture
 async def store(redis_url: str, options: RedisOptions) -> AsyncIterator[RedisStore]:
     """An open store on an empty network."""
@@ -47,9 +82,9 @@ async def store(redis_url: str, options: RedisOptions) -> AsyncIterator[RedisSto
 
 
 @pytest.fixture(scope="session")
-def proxy(redis_url: str) -> Iterator[CutProxy]:
+def proxy(few_url: str) -> Iterator[CutProxy]:
     """A proxy before the server, which breaks connections when it is told to."""
-    with cut_proxy(redis_url) as made:
+    with cut_proxy(few_url) as made:
         yield made
 
 

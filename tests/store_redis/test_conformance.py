@@ -1,4 +1,6 @@
-"""The Redis store keeps every clause of the store contract, on real servers, with connections that break."""
+"""The Redis store keeps every clause of the store contract, on real servers, as a user with the documented rights, with
+connections that break.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +45,8 @@ class TestRedis62(StoreContract):
     backend = REDIS
 
     @pytest.fixture
-    def url(self, redis62_url: str) -> str:
-        return redis62_url
+    def url(self, few62_url: str) -> str:
+        return few62_url
 
     @pytest.fixture
     def options(self, namespace: str) -> RedisOptions:

@@ -35,11 +35,8 @@ from converge_store_redis import RedisOptions, RedisStore
 from converge_store_redis._errors import of_call
 from converge_store_redis.connection import Connection
 from converge_store_redis.place import Address
-from converge_store_redis.server import RIGHTS
 
 TAKE = Take([Range(READY(bytes(16)))], 100, HELD(bytes(16)), (bytes(16),))
-ALLOWED = tuple(right for right in RIGHTS if right != "+config|get")
-
 PUT = Batch([(POOL("p"), ABSENT)], [(POOL("p"), b"1")])
 
 
@@ -211,11 +208,13 @@ async def test_the_durability_class_is_what_the_servers_settings_give(
             assert (store.durability, other.durability) == (durability, durability)
 
 
-async def test_a_user_without_config_gets_the_class_of_every_append_only_file(namespace: str) -> None:
-    rights = ("resetkeys", f"~{{{namespace}}}:*", f"&{{{namespace}}}:*", "-@all", *ALLOWED)
+async def test_a_user_without_config_gets_the_class_of_every_append_only_file(
+    namespace: str, rights: tuple[str, ...]
+) -> None:
+    some = ("resetkeys", f"~{{{namespace}}}:*", f"&{{{namespace}}}:*", "-@all", *rights, "-config|get")
     with redis_server(options=("--appendfsync", "always")) as url:
         async with commands(url) as send:
-            await send("ACL", "SETUSER", "weak", "on", ">secret", *rights)
+            await send("ACL", "SETUSER", "weak", "on", ">secret", *some)
         async with RedisStore.open(url.replace("//", "//weak:secret@"), RedisOptions(network=namespace)) as store:
             assert store.durability == Durability.D1
             await store.commit([PUT], wake=["c"])

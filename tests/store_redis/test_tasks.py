@@ -15,9 +15,9 @@ class TestRedisTasks(TaskContract):
     backend = REDIS
 
     @pytest.fixture
-    def url(self, redis_url: str) -> str:
+    def url(self, few_url: str) -> str:
         """The server of this test process."""
-        return redis_url
+        return few_url
 
     @pytest.fixture
     def options(self, namespace: str) -> RedisOptions:

@@ -14,13 +14,6 @@ from converge_store_redis.scripts import load
 
 OLDEST = (6, 2)
 
-RIGHTS = (
-    "+ping", "+select", "+info", "+config|get", "+time", "+type", "+evalsha", "+eval", "+get", "+set", "+incr",
-    "+hget", "+hmget", "+hset", "+hdel", "+hlen", "+del", "+zadd", "+zrem", "+zrange", "+zrangebylex", "+zlexcount",
-    "+zremrangebyscore", "+pexpire", "+publish", "+subscribe", "+cluster|keyslot", "+cluster|slots",
-)  # fmt: skip
-"""The commands that a user of the server needs, as ACL SETUSER takes them; on keys and channels `{NETWORK}:*`."""
-
 SECTIONS = ("server", "memory", "persistence", "replication")
 SETTINGS = ("maxmemory-policy", "appendfsync", "min-replicas-to-write")
 

@@ -1,5 +1,5 @@
-"""Real processes on PostgreSQL under kill -9, SIGSTOP beyond the lease, cut connections and crashes of the server:
-nothing that was acknowledged is lost, nothing is completed twice, and all ends in time.
+"""Real processes on PostgreSQL and Redis under kill -9, SIGSTOP beyond the lease, cut connections and crashes of the
+server: nothing that was acknowledged is lost, nothing is completed twice, and all ends in time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -24,7 +25,9 @@ import pytest
 
 from converge import Pool, PoolManager, TaskManager, open_store
 from converge.errors import NoSuchTask
-from converge.testing.servers import ServerUrl, free_port, postgres_server
+from converge.testing.cuts import cut_proxy
+from converge.testing.servers import ServerUrl, free_port, postgres_server, redis_server
+from converge.testing.store import Cut
 
 IS_FULL = os.environ.get("FULL_TESTS") == "1"
 SECONDS, WORKERS, LEAST_STALE = (60.0, 6, 10) if IS_FULL else (8.0, 3, 1)
@@ -34,26 +37,69 @@ PROGRAM = Path(__file__).with_name("chaos_agent.py")
 pytestmark = pytest.mark.timeout(300)
 
 
-class Server:
-    """A server that is crashed and started again, on one port and folder."""
+class Server(ABC):
+    """A server that is crashed and started again, on one port and folder; `near` is where the processes connect."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._port = folder, free_port()
         self._stack = ExitStack()
         self.url = self.start()
+        self.near: str = self.url
 
+    @abstractmethod
     def start(self) -> ServerUrl:
-        self.url = self._stack.enter_context(postgres_server(directory=self._folder, port=self._port))
-        return self.url
+        """Start it."""
+
+    @abstractmethod
+    def cut(self, dice: random.Random) -> None:
+        """End connections, in whatever they are."""
 
     def crash(self) -> None:
         """End it at once, as a crash does, and start it again."""
-        os.kill(self.url.pid, signal.SIGQUIT)
+        os.kill(self.url.pid, self.crashing)
         self._stack.close()
-        self.start()
+        self._stack = ExitStack()
+        self.url = self.start()
+
+    crashing = signal.SIGKILL
 
     def close(self) -> None:
         self._stack.close()
+
+
+class Postgres(Server):
+    """PostgreSQL; half of its connections are ended by itself."""
+
+    crashing = signal.SIGQUIT
+
+    def start(self) -> ServerUrl:
+        return self._stack.enter_context(postgres_server(directory=self._folder, port=self._port))
+
+    def cut(self, dice: random.Random) -> None:
+        anyio.run(_cut, self.url, dice.randrange(2))
+
+
+class Redis(Server):
+    """Redis, behind a proxy that breaks a connection before the request or the answer."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._proxies = ExitStack()
+        self._proxy = self._proxies.enter_context(cut_proxy(self.url))
+        self.near = self._proxy.url
+
+    def start(self) -> ServerUrl:
+        settings = ("--appendfsync", "always")  # else a crash may take what a busy disk was not given yet
+        return self._stack.enter_context(redis_server(directory=self._folder, port=self._port, options=settings))
+
+    def cut(self, dice: random.Random) -> None:
+        for _ in range(6):
+            self._proxy.cut(dice.choice(list(Cut)))
+            time.sleep(0.1)  # the next call meets it
+
+    def close(self) -> None:
+        self._proxies.close()
+        super().close()
 
 
 class Agents:
@@ -101,14 +147,14 @@ class Agents:
         return {words[1]: count for words, count in self.said.items() if words[0] == what}
 
 
-async def _cut(url: str) -> None:
+async def _cut(url: str, part: int) -> None:
     """End half of the connections of the processes, in whatever they are."""
     connection = await asyncpg.connect(url)
     ended = (
         "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'converge' "
         "and pid % 2 = $1"
     )
-    await connection.fetchval(ended, secrets.randbelow(2))
+    await connection.fetchval(ended, part)
     await connection.close()
 
 
@@ -128,7 +174,7 @@ def storm(agents: Agents, server: Server) -> None:
             agents.kill(agents.dice.randrange(len(agents.alive)))
             agents.start()
         elif kind == 2:
-            anyio.run(_cut, server.url)
+            server.cut(agents.dice)
         else:
             server.crash()
         faults += 1
@@ -148,20 +194,23 @@ def test_what_is_wrong_is_found() -> None:
     assert wrong(["a"], {"b": 2}, {"b": "PENDING"}) == {"lost": ["a"], "twice": ["b"], "undone": ["b"]}
 
 
-async def test_nothing_acknowledged_is_lost_or_done_twice_whatever_happens(namespace: str) -> None:
+@pytest.mark.parametrize("kind", [Postgres, Redis])
+async def test_nothing_acknowledged_is_lost_or_done_twice_whatever_happens(kind: type[Server], namespace: str) -> None:
     seed = secrets.randbelow(10**6)
     print(f"seed {seed}")  # noqa: T201  # a failure can be played again
     with tempfile.TemporaryDirectory(prefix="converge-chaos-", ignore_cleanup_errors=True) as folder:
-        server = Server(Path(folder))
-        agents = Agents(server.url, namespace, random.Random(seed))
+        server = kind(Path(folder))
+        agents = Agents(server.near, namespace, random.Random(seed))
         try:
             async with open_store(server.url, network=namespace) as store:
                 await PoolManager(store).create_pool(Pool(id="p"))
             await anyio.to_thread.run_sync(storm, agents, server)
             while len(agents.alive) > 0:
                 agents.kill(0)
+            # Who is killed between the store's answer and its own word has said nothing of what it submitted.
+            known = [*{**agents.ids("submitted"), **agents.ids("completed")}]
             async with open_store(server.url, network=namespace) as store:
-                stored = await _finished(TaskManager(store, poll_sec=0.5), [*agents.ids("submitted")])
+                stored = await _finished(TaskManager(store, poll_sec=0.5), known)
         finally:
             while agents.alive:
                 agents.kill(0)
