@@ -22,7 +22,7 @@ BUILTIN = {"memory", "file", "local", "store", "static"}
 BUILTIN_SCHEMES = {"memory", "file", "local"}
 # Neither a driver, nor a library of the command line, nor one of the tests.
 HEAVY = (
-    *("hiredis", "sqlalchemy", "asyncpg", "aiosqlite", "websockets"),
+    *("hiredis", "sqlalchemy", "asyncpg", "asyncmy", "aiosqlite", "websockets"),
     *("cyclopts", "rich", "pytest", "_pytest", "hypothesis", "trio", "uvloop"),
 )
 
@@ -119,7 +119,7 @@ def test_importing_the_core_loads_no_driver_command_line_or_test_library(python_
 
 
 def test_a_heavy_import_is_found() -> None:
-    assert heavy(["converge", "redis.asyncio", "trio"]) == {"redis.asyncio", "trio"}
+    assert heavy(["converge", "asyncpg.pool", "trio"]) == {"asyncpg.pool", "trio"}
     assert heavy(["converge", "anyio", "asyncio.tasks", "tricolour"]) == set()
 
 
