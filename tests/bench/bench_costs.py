@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import Any
 from uuid import uuid4
@@ -30,9 +29,6 @@ SETTLE_SEC = 3.0
 SENT = ("cmdstat_evalsha", "cmdstat_eval")
 """What processes send: other commands are those of the scripts, or of this benchmark."""
 
-Facts = dict[str, int]
-"""Calls so far, bytes kept, bytes logged."""
-
 
 class Idle(Agent):
     """Returns at once."""
@@ -41,52 +37,73 @@ class Idle(Agent):
         return None
 
 
-async def redis_facts(url: str) -> Facts:
-    """Read the server's own counters."""
-    client: Any = import_module("redis.asyncio").Redis.from_url(url)
-    try:
-        stats, info = await client.info("commandstats"), await client.info()
-    finally:
-        await client.aclose()
-    calls = sum(found["calls"] for name, found in stats.items() if name in SENT)
-    return {"calls": calls, "kept": info["used_memory"], "log": info.get("aof_current_size", 0)}
+class RedisServer:
+    """Reads the server's own counters."""
+
+    def __init__(self, url: str) -> None:
+        self._client: Any = import_module("redis.asyncio").Redis.from_url(url)
+
+    async def calls(self) -> int:
+        """Return how many calls there were."""
+        stats = await self._client.info("commandstats")
+        return sum(found["calls"] for name, found in stats.items() if name in SENT)
+
+    async def bytes(self) -> tuple[int, int]:
+        """Return what is kept, and what was logged."""
+        info = await self._client.info()
+        return info["used_memory"], info.get("aof_current_size", 0)
 
 
-async def postgres_facts(url: str) -> Facts:
-    """Read the server's own counters."""
-    connection = await import_module("asyncpg").connect(url)
-    try:
-        await connection.execute("vacuum")
-        row = await connection.fetchrow(
-            "select xact_commit + xact_rollback as calls, pg_database_size(current_database()) as kept, "
-            "(pg_current_wal_lsn() - '0/0')::bigint as log from pg_stat_database where datname = current_database()"
-        )
-    finally:
-        await connection.close()
-    return {name: int(value) for name, value in row.items()}
+class PostgresServer:
+    """Reads the server's own counters."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def _ask(self, text: str, *, vacuums: bool = False) -> Any:
+        connection = await import_module("asyncpg").connect(self._url)
+        try:
+            if vacuums:
+                await connection.execute("vacuum")
+            return await connection.fetchrow(text)
+        finally:
+            await connection.close()
+
+    async def calls(self) -> int:
+        """Return how many transactions there were."""
+        row = await self._ask("select xact_commit from pg_stat_database where datname = current_database()")
+        return int(row[0])
+
+    async def bytes(self) -> tuple[int, int]:
+        """Return what is kept, and what was logged."""
+        text = "select pg_database_size(current_database()), (pg_current_wal_lsn() - '0/0')::bigint"
+        return tuple(await self._ask(text, vacuums=True))
 
 
 async def measure(store: str, url: str, tasks: int, seconds: float) -> None:
     """Print what one store's server was asked."""
-    facts: Callable[[str], Awaitable[Facts]] = redis_facts if store == "redis" else postgres_facts
+    server = RedisServer(url) if store == "redis" else PostgresServer(url)
     network = f"n{uuid4().hex[:16]}"
     async with Node(store=url, plugins=PLUGINS[store], network=network) as node:
         await node.pools.create_pool(Pool(id="docs"))
         await node.spawn(Idle, count=100, pool="docs")
         await submit(node, 500)
         await completed(node, 500)
+        kept, logged = await server.bytes()
         await anyio.sleep(SETTLE_SEC)
-        before = await facts(url)
+        calls = await server.calls()
         await submit(node, tasks)
         await completed(node, 500 + tasks)
         await anyio.sleep(SETTLE_SEC)
-        after = await facts(url)
+        calls = await server.calls() - calls
+        kept, logged = (end - begin for begin, end in zip((kept, logged), await server.bytes(), strict=True))
+        await anyio.sleep(SETTLE_SEC)
+        idle = await server.calls()
         await anyio.sleep(seconds)
-        end = await facts(url)
-    each = {name: (after[name] - before[name]) / tasks for name in before}
+        idle = await server.calls() - idle
     print(
-        f"{store:10} a task: {each['calls']:.3f} calls, {each['kept']:,.0f} bytes kept, "
-        f"{each['log']:,.0f} bytes of log; idle: {(end['calls'] - after['calls']) / seconds:.2f} calls/s",
+        f"{store:10} a task: {calls / tasks:.3f} calls, {kept / tasks:,.0f} bytes kept, {logged / tasks:,.0f} bytes of "
+        f"log; idle: {idle / seconds:.2f} calls/s",
         flush=True,
     )
 
