@@ -334,6 +334,12 @@ class Nameless(Bent):
 class NamelessContract(RawContract):
     backend = bent(TCP, Nameless)
     breaks: ClassVar[str] = "C-14"
+    patience_sec = 6.0
+    limit_sec = 20.0
+
+    @pytest.fixture
+    def options(self) -> Any:
+        return TCP.options(frame_sec=2.0)
 
 
 class StraightContract(Local):

@@ -34,11 +34,15 @@ class Sender(Agent):
     """Sends only."""
 
 
-@pytest.mark.parametrize("pair", [("redis", "tcp"), ("sql", "ws")], ids="-".join)
+@pytest.fixture(scope="module", params=[("redis", "tcp"), ("sql", "ws")], ids="-".join)
+def place(request: pytest.FixtureRequest, place_of: Callable[[str, str], Place]) -> Place:
+    """Each store with another transport."""
+    return place_of(*request.param)
+
+
 async def test_three_processes_of_twenty_agents_talk_and_work_through_a_kill_and_a_restart(
-    pair: tuple[str, str], place_of: Callable[[str, str], Place], tmp_path: Path
+    place: Place, tmp_path: Path
 ) -> None:
-    place = place_of(*pair)
     fleet = place.fleet(tmp_path)
     try:
         processes = [fleet.start("--transport", place.transport, agents=AGENTS, lease_sec=3.0) for _ in range(2)]
