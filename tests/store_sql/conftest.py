@@ -5,7 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import asyncpg
 import pytest
+from anyio.from_thread import start_blocking_portal
 
 from converge.testing.cuts import CutProxy, cut_proxy
 from converge.testing.servers import postgres_server
@@ -25,6 +27,24 @@ def postgres_url() -> Iterator[str]:
     """
     with postgres_server(fsync=False) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def runtime_role(postgres_url: str) -> str:
+    """A role that has on all tables what the page of PostgreSQL says, and may make none."""
+
+    async def make() -> None:
+        connection = await asyncpg.connect(postgres_url)
+        await connection.execute(
+            "create role agents login;"
+            "alter default privileges grant select, insert, update, delete on tables to agents;"
+            "alter default privileges grant usage, select, update on sequences to agents"
+        )
+        await connection.close()
+
+    with start_blocking_portal() as portal:  # the event loop of a test may be there already
+        portal.call(make)
+    return "agents"
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from converge.testing import StoreContract
 from converge.testing.store import Begin, Cut
-from converge_store_sql import SqlOptions
+from converge_store_sql import SqlOptions, SqlStore
 from converge_store_sql.plugin import SQL
 
 
@@ -17,8 +18,27 @@ class TestPostgresql(StoreContract):
     backend = SQL
 
     @pytest.fixture
-    def url(self, proxied_url: str) -> str:
-        return proxied_url
+    def url(
+        self,
+        proxied_url: str,
+        postgres_url: str,
+        runtime_role: str,
+        options: SqlOptions,
+        request: pytest.FixtureRequest,
+    ) -> str:
+        """The store as a runtime role sees it: the owner has made the tables, and the role may not."""
+        networks = [options.network]
+        if "network" in request.node.name:
+            networks += [f"{options.network[:20]}_{end}" for end in "ab"]
+
+        async def make() -> None:
+            for network in networks:
+                async with SqlStore.open(postgres_url, SqlOptions(network=network)):
+                    pass
+
+        with start_blocking_portal() as portal:  # the event loop of a test may be there already
+            portal.call(make)
+        return proxied_url.replace("postgres@", f"{runtime_role}@")
 
     @pytest.fixture
     def options(self, namespace: str) -> SqlOptions:
