@@ -60,6 +60,7 @@ COMMANDS = [
     *(agents.list_agents, agents.show, agents.ps, identity.new, identity.show),
     *(
         plugins.show,
+        plugins.check,
         config.show,
         config.check,
         config.schema,

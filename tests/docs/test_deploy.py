@@ -116,7 +116,7 @@ def test_the_autoscaler_reads_a_metric_that_is_served() -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="not applicable: systemd-analyze is not there")
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     unit = (FILES / "converge@.service").read_text()
-    (tmp_path / "converge@.service").write_text(unit.replace("/opt/converge/bin/converge", "/bin/true"))
+    (tmp_path / "converge@.service").write_text(unit.replace("/usr/local/bin/converge", "/bin/true"))
     (tmp_path / "wrong@.service").write_text("[Service]\nTyp=exec\nExecStart=/bin/true\n")
 
     def verify(name: str) -> str:

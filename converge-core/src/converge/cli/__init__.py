@@ -41,6 +41,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("plugins", "", "Inspect plugins."),
     ("plugins list", "plugins:list_plugins", "List installed plugins; none of them is imported."),
     ("plugins show", "plugins:show", "Show one plugin: its file, hooks, backends, options."),
+    ("plugins check", "plugins:check", "Check a plugin by the whole conformance kit; write its report card."),
     ("store", "", "Inspect, migrate and copy a store; accept one restored from a backup."),
     ("store info", "store:info", "Show a store: its settings, epoch, clock, contents and users."),
     ("store migrate", "store:migrate", "Add to a store what this release keeps in it; --dry-run shows it."),

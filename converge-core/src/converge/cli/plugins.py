@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json as json_
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import attrs
 from cyclopts import Parameter
 
 from converge.cli import output
-from converge.cli.failures import DONE
+from converge.cli.failures import DONE, FAILED
 from converge.cli.options import Json, import_here
-from converge.operations.plugin_info import Facts, facts_of
+from converge.errors import ConfigError
+from converge.operations.plugin_info import Facts, checked, facts_of, last_cards, loaded_as, save_cards
 from converge.plugins import PluginHost
 
 
@@ -59,6 +64,9 @@ def show(
         output.line(attrs.asdict(facts, value_serializer=_plain))
         return DONE
     output.table(("field", "value"), [row for row in _own(facts) if row[1]])
+    for card in last_cards(facts.name):
+        output.write("")
+        _write_card(card)
     for backend in facts.backends:
         output.write("")
         rows = [
@@ -80,6 +88,65 @@ def show(
                 ],
             )
     return DONE
+
+
+def check(
+    name: Annotated[str, Parameter(help="The plugin's name, as `plugins list` has it, or module:attribute.")],
+    url: Annotated[str, Parameter(help="A server, or a path for a store in a file; by default the scheme alone.")] = "",
+    /,
+    *,
+    quick: Annotated[
+        bool, Parameter(negative=(), help="Fewer random histories and repeats; every clause is tried all the same.")
+    ] = False,
+    report: Annotated[
+        Path | None, Parameter(metavar="FILE", help="Write the report cards there, too, a JSON object a line.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Check a plugin: its declaration, then the whole conformance kit on each of its backends.
+
+    It needs no file of tests. Each test has a place of its own: another network on a server, another path in a folder
+    of its own for a store in a file. The card says which clauses passed, which failed with what was seen, and which
+    were not tried and why; `plugins show NAME` shows the last one. Needs converge-core[testing].
+    """
+    import_here([name])
+    loaded = loaded_as(name)  # what is wrong with the declaration is told as `run` tells it
+    if find_spec("pytest") is None or find_spec("hypothesis") is None:
+        raise ConfigError("the kit needs pytest and hypothesis; pip install 'converge-core[testing]' brings them")
+    with output.progress(loaded.name, is_wanted=True) as on_progress:
+        cards = checked(loaded.name, url, on_progress or (lambda done, total, bad: None), is_quick=quick)
+    text = "".join(f"{json_.dumps(card, ensure_ascii=False)}\n" for card in cards)
+    save_cards(loaded.name, text)
+    if report is not None:
+        report.write_text(text, encoding="utf-8")
+    for card in cards:
+        output.line(card) if json else _write_card(card)
+    if not cards:
+        output.note(f"{loaded.name} declares no backend; its hooks are well formed")
+    return FAILED if any(card["broken"] for card in cards) else DONE
+
+
+def _write_card(card: Mapping[str, Any]) -> None:
+    rows = [(name, _words(card[name])) for name in _ABOUT]
+    passed = f"{card['tried']}: {sum(card['passed'].values())} tests, {card['seconds']:.0f} s"
+    rows += [("passed", passed), *(("not tried", f"{name}: {why}") for name, why in card["not_tried"].items())]
+    rows += [("not applicable", f"{name}: {why}") for name, why in card["not_applicable"].items()]
+    output.table(("report card", "value"), [row for row in rows if row[1] not in ("", None)])
+    for one in card["broken"]:
+        output.write("")
+        output.marked("broken ", "red", f"{one['clause']} in {one['test']}: {one['said']}")
+        for line in one["report"].splitlines()[-REPORT_LINES:]:
+            output.write(line)
+
+
+_ABOUT = ("plugin", "version", "kind", "backend", "contract", "features", "durability", "turn", "url", "release", "at")
+
+REPORT_LINES = 30
+"""Lines of a failure's report that are shown; the card has more."""
+
+
+def _words(value: object) -> object:
+    return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _own(facts: Facts) -> list[tuple[str, str]]:

@@ -97,16 +97,21 @@ def create(
         raise InputError("--secret-file and --admission secret: one needs the other")
     pool = Pool(id=pool_id, admission=admission, allow=tuple(allow or ()), is_paused=paused, **own)
     is_created, there = anyio.run(_create, settings, pool, _secret(secret_file), backend_options=loop_options())
+    _write_created(pool, is_created, there, asked, as_json=common.json)
+    return DONE
+
+
+def _write_created(pool: Pool, is_created: bool, there: Pool, asked: Sequence[str], *, as_json: bool) -> None:
+    """Say whether the pool was made, and in what an existing one differs from what was asked."""
     differs = {name: getattr(there, name) for name in asked if getattr(there, name) != getattr(pool, name)}
-    if common.json:
-        output.line({"id": pool_id, "is_created": is_created, "differs": differs})
+    if as_json:
+        output.line({"id": pool.id, "is_created": is_created, "differs": differs})
     else:
         output.write(
-            f"pool {pool_id} was created" if is_created else f"pool {pool_id} exists already and was left as it is"
+            f"pool {pool.id} was created" if is_created else f"pool {pool.id} exists already and was left as it is"
         )
         for name, value in differs.items():
-            output.note(f"{name} of pool {pool_id} is {value}, not {getattr(pool, name)} as asked")
-    return DONE
+            output.note(f"{name} of pool {pool.id} is {value}, not {getattr(pool, name)} as asked")
 
 
 def list_pools(

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
+import os
+import re
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from converge.contracts.store import StoreBackend
-from converge.errors import InvalidValue
+from converge.errors import InvalidValue, PluginBroken
 from converge.plugins import PluginHost
 from converge.plugins.declared import Backend
+from converge.plugins.loaded import Loaded
 from converge.schema import Setting, settings_of
+
+OnTest = Callable[[int, int, int], object]
+"""Called with how many tests have ended, of how many, and how many have failed."""
 
 
 @attrs.frozen(kw_only=True)
@@ -55,13 +66,7 @@ def facts_of(name: str) -> Facts:
         InvalidValue: The name refuses a plugin.
         PluginError: It is not there, or cannot be used; what is wrong with it.
     """
-    if name.startswith("no:"):
-        raise InvalidValue("plugin", name, f"the name of a plugin to show, such as {name.removeprefix('no:')}")
-    host = PluginHost()
-    installed = host.installed()
-    of_scheme = [one.name for one in installed if name in one.schemes]
-    host.load(name if not of_scheme or any(one.name == name for one in installed) else of_scheme[0])
-    (loaded,) = host.loaded()
+    host, loaded = _load(name)
     module = loaded.target.partition(":")[0]
     file = getattr(sys.modules.get(module), "__file__", None) or ""
     return Facts(
@@ -76,6 +81,77 @@ def facts_of(name: str) -> Facts:
         decisions=tuple(kind.name for kind in host.decisions),
         backends=tuple(_backend(kind, one) for kind, some in loaded.backends.items() for one in some),
     )
+
+
+def loaded_as(name: str) -> Loaded:
+    """Return the plugin of that name, URL scheme or import path, loaded.
+
+    Raises:
+        As `facts_of`.
+    """
+    return _load(name)[1]
+
+
+def _load(name: str) -> tuple[PluginHost, Loaded]:
+    if name.startswith("no:"):
+        raise InvalidValue("plugin", name, f"the name of a plugin, such as {name.removeprefix('no:')}")
+    host = PluginHost()
+    installed = host.installed()
+    of_scheme = [one.name for one in installed if name in one.schemes]
+    host.load(name if not of_scheme or any(one.name == name for one in installed) else of_scheme[0])
+    (loaded,) = host.loaded()
+    return host, loaded
+
+
+def checked(name: str, url: str, on_test: OnTest, *, is_quick: bool) -> list[dict[str, Any]]:
+    """Run the conformance kit on each backend of the plugin, in a process of its own; return their report cards.
+
+    Raises:
+        PluginBroken: The kit could not be run on it.
+    """
+    command = [sys.executable, "-m", "converge.testing._check", name, url, *(["--quick"] if is_quick else [])]
+    cards = list[dict[str, Any]]()
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8") as process,
+    ):
+        assert process.stdout is not None, "its output is a pipe"
+        for line in process.stdout:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # what the backend itself writes
+            if "done" in record:
+                on_test(record["done"], record["total"], record["bad"])
+            elif "backend" in record:
+                cards.append(record)
+        if process.wait():
+            errors.seek(0)
+            raise PluginBroken(f"the kit could not be run on {name}:\n{errors.read()[-3_000:]}")
+    return cards
+
+
+def _cards_of(name: str) -> Path:
+    """Return where the last report cards of a plugin are kept (XDG Base Directory Specification, state)."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(state) / "converge/checks" / f"{re.sub('[^A-Za-z0-9_.-]', '_', name)}.jsonl"
+
+
+def save_cards(name: str, text: str) -> None:
+    """Keep the report cards of a plugin's last check, JSON lines, for this user."""
+    file = _cards_of(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def last_cards(name: str) -> list[dict[str, Any]]:
+    """Return the report cards of a plugin's last check; none where it was never checked here, or they cannot be
+    read.
+    """
+    try:
+        return [json.loads(line) for line in _cards_of(name).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []
 
 
 def _backend(kind: str, backend: Backend) -> BackendFacts:

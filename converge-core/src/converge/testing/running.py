@@ -18,7 +18,7 @@ _CITED = re.compile(r"([A-Z]-\d+)")
 # The run is a guest in a process that may be a test run itself: it loads no conftest, draws no seed of its own, keeps
 # no cache, and leaves alone what belongs to the process (signals, captured output). A host with leak checks has asked
 # for them on the very functions that are run here.
-_OPTIONS = (
+GUEST = (
     *("-c", "/dev/null", "--noconftest", "--import-mode=importlib", "--strict-markers", "-q", "-W", "error"),
     *(
         "-p",
@@ -70,6 +70,17 @@ class Run:
         return [failure for failure in self.failures if failure.cited == clause == failure.clause]
 
 
+def said_of(report: str, cited: str) -> tuple[str, str]:
+    """Return from pytest's report of a failure what was seen, in one line, and the clause that it says was broken, else
+    the one that the test cites.
+    """
+    found = _BROKEN.findall(report)
+    if not found:
+        return report.strip().rpartition("\n")[2], cited
+    said, clause = found[-1]
+    return said, clause
+
+
 class _Collector:
     def __init__(self) -> None:
         self.passed = 0
@@ -84,9 +95,7 @@ class _Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             text, cited = report.longreprtext, self.cited[report.nodeid]
-            said, clause = (
-                _BROKEN.findall(text)[-1] if _BROKEN.search(text) else (text.strip().rpartition("\n")[2], cited)
-            )
+            said, clause = said_of(text, cited)
             name = report.nodeid.rpartition("::")[2]
             self.failures.append(Failure(test=name, cited=cited, clause=clause, said=said, report=text[-3_000:]))
         elif report.when == "call" and report.passed:
@@ -108,11 +117,11 @@ def run_contract(contract: type, *, tests: str | None = None) -> Run:
     module = Path(inspect.getfile(contract)).resolve()
     place = f"{module}::{contract.__name__}"
     # Not above the module's folder: pytest would list the folders of every parent.
-    named: tuple[str, ...] = ("--rootdir", str(module.parent), "--confcutdir", str(module.parent))
-    named += ("-o", f"python_classes={contract.__name__}")
+    named = ["--rootdir", str(module.parent), "--confcutdir", str(module.parent)]
+    named += ["-o", f"python_classes={contract.__name__}"]
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        pytest.main([*_OPTIONS, *named, *(["-k", tests] if tests else []), place], plugins=[collector])
+        pytest.main([*GUEST, *named, *(["-k", tests] if tests else []), place], plugins=[collector])
     if not collector.passed and not collector.failures:
         raise RuntimeError(f"pytest ran no test of {place}:\n{output.getvalue()[-3_000:]}")
     return Run(passed=collector.passed, failures=tuple(collector.failures), output=output.getvalue())

@@ -1,0 +1,33 @@
+"""`python -m converge.testing._check NAME URL [--quick]`: what `converge plugins check` runs, in a process of its own,
+since pytest changes the one that it runs in. Each line is a JSON object: a number of tests that have ended, or a card.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from converge.plugins import PluginHost
+
+
+def main(name: str, url: str, *flags: str) -> int:
+    """Check each backend of the plugin, and write what is found."""
+    output = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")  # pytest, and what is tested, write to the other
+    sys.path.insert(0, str(Path.cwd()))
+    from converge.testing._check.card import card_text, check
+
+    host = PluginHost()
+    host.load(name)
+    (loaded,) = host.loaded()
+
+    def on_test(done: int, total: int, bad: int) -> None:
+        output.write(json.dumps({"done": done, "total": total, "bad": bad}) + "\n")
+
+    for backend in [one for some in loaded.backends.values() for one in some]:
+        output.write(card_text(check(loaded, backend, url, is_quick="--quick" in flags, on_test=on_test)) + "\n")
+    return 0
+
+
+sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,182 @@
+"""The report card of a backend, and the run of the kit that fills it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import io
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import attrs
+import pytest
+
+from converge.contracts.store import Store, StoreBackend
+from converge.env import this_process
+from converge.plugins.declared import KINDS, Backend
+from converge.plugins.loaded import Loaded
+from converge.testing._check.given import CURRENT, Given
+from converge.testing.clauses import CLAUSES, cited, in_short
+from converge.testing.running import GUEST, said_of
+
+_MODULES: Mapping[str, str] = {"store": "stores", "transport": "transports", "discovery": "discoveries"}
+
+# The command has imported what pytest would rewrite.
+IMPORTED = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+
+NOT_APPLICABLE, NOT_TRIED = "not applicable: ", "not tried: "
+
+OnTest = Callable[[int, int, int], None]
+"""Called with how many tests have ended, of how many, and how many have failed."""
+
+
+@attrs.frozen(kw_only=True)
+class Broken:
+    """A test that failed: its name, the clause that was broken, what was seen, and the end of pytest's report, with the
+    shortest history and its seed where there is one.
+    """
+
+    test: str
+    clause: str
+    said: str
+    report: str
+
+
+@attrs.frozen(kw_only=True)
+class Card:
+    """What is known of a backend: its declaration, and what the kit found. `not_tried` says of a clause why."""
+
+    plugin: str
+    distribution: str
+    version: str
+    kind: str
+    backend: str
+    contract: int
+    features: tuple[str, ...]
+    durability: str
+    turn: str
+    url: str
+    release: str
+    python: str
+    at: str
+    seconds: float
+    tried: str
+    passed: Mapping[str, int]
+    broken: tuple[Broken, ...]
+    not_tried: Mapping[str, str]
+    not_applicable: Mapping[str, str]
+
+
+class _Filler:
+    """A plugin of pytest that notes how each test ended, by the clause that it tries."""
+
+    def __init__(self, on_test: OnTest) -> None:
+        self._on_test = on_test
+        self._clauses: dict[str, str] = {}
+        self._ended = 0
+        self.passed: dict[str, int] = {}
+        self.failed: list[Broken] = []
+        self.skipped: dict[str, str] = {}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            self._clauses[item.nodeid] = next(iter(cited(getattr(item, "function", None))), "?")
+        self._on_test(0, len(self._clauses), 0)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        clause = self._clauses[report.nodeid]
+        if report.failed:
+            said, broken = said_of(report.longreprtext, clause)
+            name = report.nodeid.rpartition("::")[2]
+            self.failed.append(Broken(test=name, clause=broken, said=said, report=report.longreprtext[-6_000:]))
+        elif report.skipped:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            self.skipped[clause] = reason.removeprefix("Skipped: ")
+        elif report.when == "call":
+            self.passed[clause] = self.passed.get(clause, 0) + 1
+        if report.when == "teardown":
+            self._ended += 1
+            self._on_test(self._ended, len(self._clauses), len(self.failed))
+
+
+def check(plugin: Loaded, backend: Backend, url: str, *, is_quick: bool, on_test: OnTest) -> Card:
+    """Run the whole kit on the backend and return its card. `url`: where; empty: the scheme alone.
+
+    Raises:
+        RuntimeError: No test could be run.
+    """
+    kind = next(kind.word for kind in KINDS if isinstance(backend, kind.type))
+    filler, output, began = _Filler(on_test), io.StringIO(), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="converge-check-") as folder:
+        CURRENT.append(Given(backend, url, Path(folder)))
+        try:
+            module = importlib.reload(importlib.import_module(f"converge.testing._check.{_MODULES[kind]}"))
+            place = Path(inspect.getfile(module)).resolve()
+            flags = ["--rootdir", str(place.parent), "--confcutdir", str(place.parent), "--basetemp", f"{folder}/tests"]
+            flags += ["-o", "python_classes=Test*", *(["--quick"] if is_quick else [])]
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+                pytest.main([*GUEST, *IMPORTED, *flags, str(place)], plugins=[filler])
+        finally:
+            CURRENT.pop()
+    if not filler.passed and not filler.failed:
+        raise RuntimeError(f"no test of the kit could be run:\n{output.getvalue()[-3_000:]}")
+    is_not_applicable = {
+        clause: why.removeprefix(NOT_APPLICABLE)
+        for clause, why in filler.skipped.items()
+        if why.startswith(NOT_APPLICABLE) and clause not in filler.passed
+    }
+    letters = {name[0] for name in (*filler.passed, *(one.clause for one in filler.failed))}
+    seen = {*filler.passed, *(one.clause for one in filler.failed), *is_not_applicable}
+    untold = {name: "no test of the kit tries it" for name in CLAUSES if name[0] in letters and name not in seen}
+    skipped = {
+        clause: why.removeprefix(NOT_TRIED)
+        for clause, why in filler.skipped.items()
+        if not why.startswith(NOT_APPLICABLE)
+    }
+    return Card(
+        plugin=plugin.name,
+        distribution=plugin.distribution,
+        version=plugin.version,
+        kind=kind,
+        backend=backend.name,
+        contract=backend.contract,
+        features=tuple(sorted(feature.value for feature in backend.features)),
+        durability=backend.durability.name if isinstance(backend, StoreBackend) else "",
+        turn=_turn_of(backend),
+        url=url,
+        release=this_process().release,
+        python=sys.version.partition(" ")[0],
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        tried=in_short({name for name in (*filler.passed, *(one.clause for one in filler.failed)) if "-" in name}),
+        seconds=round(time.monotonic() - began, 3),
+        passed=dict(sorted(filler.passed.items(), key=_in_order)),
+        broken=tuple(filler.failed),
+        not_tried=dict(sorted((untold | skipped).items(), key=_in_order)),
+        not_applicable=dict(sorted(is_not_applicable.items(), key=_in_order)),
+    )
+
+
+def _in_order(item: tuple[str, object]) -> tuple[str, int]:
+    letter, _, number = item[0].partition("-")
+    return letter, int(number) if number.isdigit() else 0
+
+
+def _turn_of(backend: Backend) -> str:
+    """Return whether a store has a `turn` of its own: `own`, `inherited`, or empty where it cannot be seen."""
+    if not isinstance(backend, StoreBackend):
+        return ""
+    cls = getattr(backend.open, "__self__", None)
+    if not isinstance(cls, type) or not issubclass(cls, Store):
+        return ""
+    return "own" if cls.turn is not Store.turn else "inherited"
+
+
+def card_text(card: Card) -> str:
+    """Return the card as one JSON object on one line, with `"v": 1`."""
+    return json.dumps({"v": 1, **attrs.asdict(card)}, ensure_ascii=False)

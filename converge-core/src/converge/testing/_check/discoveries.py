@@ -1,0 +1,22 @@
+"""The kit on the discovery that is checked now."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+import pytest
+
+from converge.contracts.discovery import DiscoveryBackend
+from converge.testing._check.given import current
+from converge.testing.discovery import DiscoveryContract
+
+
+class TestDiscovery(DiscoveryContract):
+    """The discovery as declared."""
+
+    backend: ClassVar[DiscoveryBackend] = cast("DiscoveryBackend", current().backend)
+
+    @pytest.fixture
+    def options(self) -> Any:
+        """Return options that name a network of this test's own."""
+        return current().options()

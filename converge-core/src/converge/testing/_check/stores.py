@@ -1,0 +1,40 @@
+"""The kit on the store that is checked now."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+import pytest
+
+from converge.contracts.store import StoreBackend
+from converge.testing._check.given import current
+from converge.testing.store import StoreContract
+from converge.testing.task import TaskContract
+
+
+class _Checked:
+    backend: ClassVar[StoreBackend] = cast("StoreBackend", current().backend)
+
+    @pytest.fixture
+    def url(self) -> str:
+        """Return a place of this test's own."""
+        return current().place()
+
+    @pytest.fixture
+    def options(self) -> Any:
+        """Return options that name a network of this test's own."""
+        return current().options()
+
+
+class TestStore(_Checked, StoreContract):
+    """The store with what it has of its own."""
+
+
+class TestStoreInherited(_Checked, StoreContract):
+    """The store with the `turn`, `count` and `watch` that every store inherits."""
+
+    inherited_turn = True
+
+
+class TestTasks(_Checked, TaskContract):
+    """A task's life on the store."""
