@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from converge_store_redis.connection import Connection
 from converge_store_redis.place import Address
 
 TAKE = Take([Range(READY(bytes(16)))], 100, HELD(bytes(16)), (bytes(16),))
+Send = Callable[..., Awaitable[Any]]
 PUT = Batch([(POOL("p"), ABSENT)], [(POOL("p"), b"1")])
 
 
@@ -269,6 +270,14 @@ async def test_the_password_comes_from_its_file_the_url_or_the_environment_in_th
         monkeypatch.setenv("CONVERGE_REDIS_PASSWORD", "wrong")
         async with RedisStore.open(url.replace("//", "//:right@")) as store:
             assert await store.get([POOL("p")]) == [None]
+
+
+async def test_a_user_without_a_password_is_who_the_url_says(send: Send, namespace: str) -> None:
+    with redis_server() as url:
+        await send(url, "ACL", "SETUSER", "guest", "on", "nopass", "~*", "&*", "-@all", "+info")
+        with pytest.raises(StoreRefused, match="rights"):
+            async with RedisStore.open(url.replace("//", "//guest@"), RedisOptions(network=namespace)):
+                pass
 
 
 async def test_a_password_file_that_cannot_be_read_is_an_error_of_the_configuration(

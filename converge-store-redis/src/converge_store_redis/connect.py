@@ -276,7 +276,7 @@ def _silent_since(connection: Connection) -> float:
 
 
 def _hello(username: str, password: str, name: str) -> tuple[str, ...]:
-    if not password:
+    if not (username or password):
         return ("HELLO", "3", "SETNAME", name)
     return ("HELLO", "3", "AUTH", username or "default", password, "SETNAME", name)
 

@@ -140,7 +140,9 @@ class Sleepers:
         await self._connector.evaluate(load("leave"), keys, [self._name], writes=False)
 
     async def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            began = loop.time()
             try:
                 connection = await self._connector.connect(self._hear)
                 try:
@@ -153,7 +155,8 @@ class Sleepers:
                 self._tell_all(error)
             except (OSError, HiredisError) as error:
                 log.warning("wake-ups from redis at %s were lost for a moment: %s", self._connector.where, error)
-                continue
+                if loop.time() - began > RECONNECT_SEC:
+                    continue  # it worked until now; one that never does is not tried without a pause
             except Exception as error:
                 log.exception("wake-ups from redis at %s are lost for a while", self._connector.where)
                 self._tell_all(StoreUnavailable(f"wake-ups are not heard: {type(error).__name__}"))

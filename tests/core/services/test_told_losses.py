@@ -1,0 +1,38 @@
+"""A store that finds out by itself that it lost what was acknowledged stops its process until an operator accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import pytest
+
+from converge import MemoryStore, Pool, PoolManager, Task, TaskManager
+from converge.contracts.store import Batch, Channel, Committed, Conflict
+from converge.errors import StoreRolledBack
+from converge.services.store.handle import StoreHandle
+
+
+class Telling(MemoryStore):
+    """Says once that something is lost."""
+
+    loss = False
+
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        if self.loss:
+            self.loss = False
+            raise StoreRolledBack("the primary lost it")
+        return await super().commit(batches, wake=wake)
+
+
+async def test_what_is_said_once_holds_until_it_is_accepted() -> None:
+    store = Telling()
+    await PoolManager(store).create_pool(Pool(id="p"))
+    tasks = TaskManager(store)
+    await tasks.submit(Task(pool_id="p"))
+    store.loss = True
+    for _ in range(3):
+        with pytest.raises(StoreRolledBack):
+            await tasks.submit(Task(pool_id="p"))
+    assert (await StoreHandle.of(store).commits()).is_rolled_back
