@@ -15,22 +15,17 @@ import anyio.to_thread
 import asyncmy
 import pytest
 
-from converge.contracts.store import ABSENT, LIMITS, Batch, Committed, Conflict, Durability, Range, Take, Taken
+from converge.contracts.store import ABSENT, LIMITS, Batch, Committed, Conflict, Range, Take, Taken
 from converge.errors import (
     ForeignLoop,
     ForkedHandle,
-    InvalidName,
-    InvalidValue,
-    NotApplied,
     OutcomeUnknown,
     SchemaTooNew,
     StoreBusy,
     StoreError,
-    StoreFull,
     StoreRefused,
     StoreUnavailable,
     StoreUnsafe,
-    Unsupported,
     ValueTooLarge,
 )
 from converge.model.keys import FAMILIES, HASH, HELD, INT, INT_MAX, INT_MIN, LEASE, NAME_BYTES, POOL, READY, TASK
@@ -40,7 +35,6 @@ from converge.testing.store import Cut
 from converge_store_sql.mysql import MysqlOptions, MysqlStore
 from converge_store_sql.mysql import connect as connecting
 from converge_store_sql.mysql import server as servers
-from converge_store_sql.mysql._errors import call_failed
 
 CANARY = "canary-secret"
 
@@ -120,25 +114,6 @@ async def test_a_login_or_database_that_is_wrong_is_one_error_that_says_what_to_
             assert CANARY not in repr(error) + str(error)
             error = error.__cause__
     await execute(root, f"drop user {user}")
-
-
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [("mysql://host", "database is missing"), ("mysql://h:x/db", "a URL mysql"), ("mysql://h/db?sslmode=1", "ssl_ca")],
-)
-async def test_a_url_that_is_none_is_refused(url: str, words: str) -> None:
-    with pytest.raises(InvalidValue, match=words):
-        async with MysqlStore.opened(url):
-            pass
-
-
-async def test_the_driver_that_is_missing_is_named_with_the_command_that_brings_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "asyncmy", None)
-    with pytest.raises(Unsupported, match=r"pip install converge-store-sql\[mysql\]"):
-        async with MysqlStore.opened("mysql://h/db"):
-            pass
 
 
 async def test_a_user_without_rights_is_refused_and_one_with_the_least_works(
@@ -383,52 +358,6 @@ async def test_a_server_that_cannot_keep_the_promises_is_refused_and_nothing_is_
         await connection.ensure_closed()
 
 
-def test_old_versions_and_clusters_are_refused_and_newer_ones_are_expected_to_work() -> None:
-    found = {"version": "10.11.6-MariaDB", "sysdate_is_now": "OFF", "max_allowed_packet": "16777216"}
-    servers.check(found, "w")
-    for change, words in (
-        ({"version": "10.5.9-MariaDB"}, r"10\.6"),
-        ({"version": "5.7.44"}, r"8\.0"),
-        ({"wsrep_on": "ON"}, "Galera"),
-    ):
-        with pytest.raises(Unsupported, match=words):
-            servers.check({**found, **change}, "w")
-    told = [servers.inspection({**found, "version": version}) for version in ("10.11.6-MariaDB", "8.4.3")]
-    assert [(one.product, one.is_tested) for one in told] == [("MariaDB 10.11.6", True), ("MySQL 8.4.3", False)]
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({}, Durability.D2),
-        ({"innodb_flush_log_at_trx_commit": "2"}, Durability.D1),
-        ({"innodb_doublewrite": "OFF"}, Durability.D1),
-        ({"innodb_flush_log_at_trx_commit": "0"}, Durability.D0),
-    ],
-)
-def test_the_class_of_durability_follows_the_settings(settings: dict[str, str], expected: Durability) -> None:
-    told = servers.inspection({"version": "10.11.6-MariaDB", **settings})
-    assert told.durability is expected
-    levels = {Durability.D0: "error", Durability.D1: "warning", Durability.D2: "ok"}
-    assert [finding.level.value for finding in told.findings] == [levels[expected]]
-
-
-@pytest.mark.parametrize(
-    ("number", "kind"),
-    [(1021, StoreFull), (1114, StoreFull), (1213, StoreBusy), (1205, StoreBusy), (1290, StoreUnavailable)],
-)
-def test_what_the_server_refused_was_not_applied(number: int, kind: type[NotApplied]) -> None:
-    error = asyncmy.errors.OperationalError(number, "no")
-    assert isinstance(call_failed(error, "w", writes=True), kind)
-
-
-@pytest.mark.parametrize("number", [2013, 2006, 1053, 1927])
-def test_a_server_that_goes_away_in_a_call_leaves_a_write_unknown_and_a_read_unavailable(number: int) -> None:
-    error = asyncmy.errors.OperationalError(number, "gone")
-    assert isinstance(call_failed(error, "w", writes=True), OutcomeUnknown)
-    assert isinstance(call_failed(error, "w", writes=False), StoreUnavailable)
-
-
 async def test_a_value_of_100_mib_is_refused_before_anything_is_sent(store: MysqlStore) -> None:
     with pytest.raises(ValueTooLarge):
         await store.commit([Batch(puts=[(POOL("p"), b"1")]), Batch(puts=[(TASK(bytes(16)), bytes(104_857_600))])])
@@ -574,13 +503,6 @@ async def test_a_handle_may_be_closed_in_another_task(mariadb_url: str, options:
     await asyncio.create_task(stack.aclose())
 
 
-async def test_exceptions_of_the_block_come_out_as_they_are(mariadb_url: str, options: MysqlOptions) -> None:
-    for kind in (ZeroDivisionError, SystemExit):
-        with pytest.raises(kind):
-            async with MysqlStore.opened(mariadb_url, options):
-                raise kind
-
-
 async def test_a_watch_of_the_same_handle_is_woken_at_once_and_of_another_by_its_poll(
     mariadb_url: str, options: MysqlOptions, store: MysqlStore
 ) -> None:
@@ -605,12 +527,6 @@ async def test_a_watch_of_the_same_handle_is_woken_at_once_and_of_another_by_its
         await own.commit([Batch(puts=[(POOL("p"), b"1")])], wake=["lane"])
         await wait_until(lambda: looks["own"] == 2)
         group.cancel_scope.cancel()
-
-
-@pytest.mark.parametrize("network", ["", "Upper", "a-b", "a" * 32, "x; drop table y"])
-def test_a_network_that_cannot_begin_the_name_of_a_table_is_refused(network: str) -> None:
-    with pytest.raises(InvalidName):
-        MysqlOptions(network=network)
 
 
 async def test_a_check_of_two_revisions_of_one_key_in_a_call_fails_one_batch_only(store: MysqlStore) -> None:
