@@ -28,6 +28,7 @@ from converge.cli.submit import TaskFlags
 from converge.cli.tasks import list as list_module
 from converge.cli.tasks import purge as purge_module
 from converge.cli.tasks import verbs as tasks
+from converge.cli.tasks import waiting
 from converge.operations.task_file import FIELDS
 from converge.runtime.config.config import KEYS
 from converge.runtime.config.fields import Retention
@@ -54,6 +55,10 @@ COMMANDS = [
         tasks.explain,
         tasks.cancel,
         tasks.retry,
+        waiting.signal,
+        waiting.watch,
+        waiting.complete,
+        waiting.fail,
         plugins.list_plugins,
     ),
     *(pools.create, pools.list_pools, pools.show, pools.allow, pools.pause, pools.resume),

@@ -11,10 +11,10 @@ from typing import Any
 import anyio
 import attrs
 
-from converge.errors import NoSuchTask
+from converge.errors import NoSuchTask, ResultTimeout
 from converge.ids import id_text
 from converge.machines.task import TERMINAL, TaskState
-from converge.model.keys import DONE
+from converge.model.keys import DONE, TOLD
 from converge.model.task import Task
 from converge.services.durable.manager import TaskManager
 from converge.services.store.handle import StoreHandle
@@ -38,6 +38,9 @@ REASONS = 10
 """Reasons that a summary names; the rows have them all."""
 
 REASON_LENGTH = 200
+
+WAITING_LOOK_SEC = 1.0
+"""How often a drain looks whether a task waits, of those that it was told to wait for."""
 
 LEFT_SEC = 2.0
 """How long a drain that is cut short may take to count what is left."""
@@ -132,17 +135,46 @@ class Drain:
             self._known = len(self._ended) + max(len(todo), await self._backlog())
             base, bad = len(self._ended), sum(map(is_bad, self._ended.values()))
             self._on_progress(base, self._known, bad)
-            self._ended |= await ask_all(self._tasks.result, todo, partial(self._tell, base, bad))
+            seen = await ask_all(self._end_of, todo, partial(self._tell, base, bad))
+            self._ended |= {id_: one for id_, one in seen.items() if one is None or one.state != TaskState.WAITING}
             todo = await self._live()
             # A task that moves while it is looked for may be missed; it is not missed twice, by another way of
             # counting.
             if not todo and not await self._backlog():
                 todo = await self._ended_unseen(self._begun)
                 if not todo:
+                    await self._tell_waiting()
                     return _told(self._drained())
 
+    async def _end_of(self, id_: str) -> Task:
+        """Return the task when it has ended, or waits: for that nobody else's signal is waited for here."""
+        while True:
+            try:
+                return await self._tasks.result(id_, timeout=WAITING_LOOK_SEC)
+            except ResultTimeout:
+                task = await self._tasks.get(id_)
+                if task.state == TaskState.WAITING:
+                    return task
+
     async def _backlog(self) -> int:
-        return sum(one.live for one in (await live(self._handle.store, self._pool_ids)).values())
+        """Count what a drain waits for: what has not ended and does not wait, and ends of children to be told."""
+        live_ones = sum(one.live for one in (await live(self._handle.store, self._pool_ids)).values())
+        if not live_ones:
+            return 0
+        (told,) = await self._handle.store.count([TOLD()])
+        return live_ones - len(await self._waiting()) + told
+
+    async def _waiting(self) -> list[Task]:
+        pages = [
+            await self._tasks.list(state=TaskState.WAITING, pool_id=pool_id, limit=LOOKED_UP)
+            for pool_id in self._pool_ids
+        ]
+        return [task for page in pages for task in page]
+
+    async def _tell_waiting(self) -> None:
+        if tasks := await self._waiting():
+            text = "%s tasks wait (%s), and are not waited for; `converge tasks list --waiting` shows them"
+            log.warning(text, f"{len(tasks):,}", ", ".join(sorted({task.waiting_for for task in tasks})[:3]))
 
     def _tell(self, base: int, bad_before: int, done: int, bad: int) -> None:
         self._done = base + done

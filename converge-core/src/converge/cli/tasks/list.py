@@ -12,15 +12,17 @@ from converge.cli import output
 from converge.cli.failures import DONE
 from converge.cli.options import NONE, Common, OfPool
 from converge.cli.run import loop_options
-from converge.cli.tasks.verbs import record_of, short
+from converge.cli.tasks.verbs import record_of, short, waits_of
 from converge.errors import InputError
 from converge.machines.task import TaskState
 from converge.model.task import Task
 from converge.operations import run as main
 from converge.operations import tasks as operate
 from converge.operations.drain import hint_of
+from converge.operations.waiting import children
 from converge.runtime.config.config import Config
 
+WAITING_COLUMNS = ("id", "pool", "waits for", "task")
 COLUMNS = ("id", "state", "pool", "attempts", "submitted", "worker", "since", "task")
 DEAD_COLUMNS = ("id", "pool", "attempts", "ended", "error", "task")
 EVERYTHING = operate.Wanted(limit=100)
@@ -62,6 +64,10 @@ def list_tasks(
             metavar="NAME", negative=(), help="Only tasks with this topic, or another one given; may be repeated."
         ),
     ] = None,
+    waiting: Annotated[
+        bool, Parameter(negative=(), help="Only tasks that wait, with what for, since and until when.")
+    ] = False,
+    parent: Annotated[str | None, Parameter(metavar="ID", help="Only the children of this task.")] = None,
     since: Since = None,
     limit: Annotated[
         int, Parameter(metavar="N", validator=validators.Number(gte=0), help="How many at most; 0: all.")
@@ -73,8 +79,10 @@ def list_tasks(
     settings = common.configured(pool_id=pool)
     if dead_letters and state not in (None, TaskState.FAILED):
         raise InputError(f"--dead-letters are tasks that failed; --state {state.lower()} is about others")
+    if parent is not None:
+        return _children(settings, parent, common)
     wanted = operate.Wanted(
-        state=TaskState.FAILED if dead_letters else state,
+        state=TaskState.FAILED if dead_letters else TaskState.WAITING if waiting else state,
         pool_id=settings.pool_id or None,
         types=type or (),
         topics=topic or (),
@@ -90,16 +98,36 @@ def list_tasks(
 
     is_more = anyio.run(_list, settings, wanted, write if common.json else found.extend, backend_options=loop_options())
     if not common.json:
-        columns = DEAD_COLUMNS if dead_letters else COLUMNS
+        columns = DEAD_COLUMNS if dead_letters else WAITING_COLUMNS if waiting else COLUMNS
         output.table(
             columns,
-            [_cells(task, is_dead=dead_letters) for task in found],
+            [_waiting_cells(task) if waiting else _cells(task, is_dead=dead_letters) for task in found],
             has_lines=True,
             empty="no tasks" if wanted == EVERYTHING else "no tasks that fit",
         )
     if is_more:
         output.note(f"there are more: --skip {skip + limit} shows the next ones, --limit 0 all")
     return DONE
+
+
+def _children(settings: Config, parent: str, common: Common) -> int:
+    tasks = anyio.run(_of_parent, settings, parent, backend_options=loop_options())
+    if common.json:
+        for task in tasks:
+            output.line(record_of(task))
+    else:
+        rows = [_cells(task, is_dead=False) for task in tasks]
+        output.table(COLUMNS, rows, has_lines=True, empty="no children")
+    return DONE
+
+
+async def _of_parent(config: Config, parent: str) -> Sequence[Task]:
+    async with main.opened_store(config) as store:
+        return await children(store, parent)
+
+
+def _waiting_cells(task: Task) -> tuple[object, ...]:
+    return (task.id, task.pool_id, waits_of(task), hint_of(task))
 
 
 def _cells(task: Task, *, is_dead: bool) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import anyio
@@ -19,6 +20,7 @@ from converge.model.identity import is_agent_id
 from converge.model.task import Task
 from converge.operations import run as main
 from converge.operations import tasks as operate
+from converge.operations import waiting
 from converge.runtime.config.config import Config
 from converge.services.durable.manager import TaskManager
 from converge.services.tasks.records import moment
@@ -32,11 +34,15 @@ def show(
 ) -> int:
     """Show one task with its history."""
     settings = common.configured()
-    task = anyio.run(_get, settings, task_id, backend_options=loop_options())
+    task, durable = anyio.run(_get, settings, task_id, backend_options=loop_options())
     record = record_of(task)
     if common.json:
-        output.line(record)
+        output.line(record | {"durable": attrs.asdict(durable)})
         return DONE
+    if task.state == TaskState.WAITING:
+        record["waiting_for"] = waits_of(task)
+    record |= {"unread signals": durable.unread or "", "chunks": durable.chunks or ""}
+    record["children"] = ", ".join(f"{count} {state.lower()}" for state, count in durable.children.items())
     history = record.pop("history")
     shown = [
         (name, output.text(value) if isinstance(value, dict | list) else value)
@@ -48,7 +54,19 @@ def show(
         columns = ("ended", "what", "took", "by", "why", "token")
         rows = [(one["at"], one["what"], _took(one), short(one["by"]), one["why"], one["token"]) for one in history]
         output.table(columns, rows)
+    if durable.steps:
+        output.table(tuple(durable.steps[0]), [tuple(one.values()) for one in durable.steps])
+    if task.state == TaskState.WAITING and task.waiting_for.isidentifier():
+        output.note(f"to go on: converge tasks signal {task.id} {task.waiting_for} --payload JSON")
     return DONE
+
+
+def waits_of(task: Task) -> str:
+    """Return what a task waits for, since when, until when, and how often it has waited."""
+    since = task.waiting_since
+    waited = output.age((datetime.now(UTC) - since).total_seconds()) if since is not None else "?"
+    until = f", until {task.not_before:%Y-%m-%d %H:%M} UTC" if task.not_before is not None else ""
+    return f"{task.waiting_for}, since {waited}{until}, parked {task.parks} times"
 
 
 def explain(
@@ -154,9 +172,10 @@ async def _cancel(config: Config, ids: Sequence[str], why: str) -> list[operate.
         return await operate.cancel_all(store, [await operate.whole_id(store, one) for one in ids], why)
 
 
-async def _get(config: Config, task_id: str) -> Task:
+async def _get(config: Config, task_id: str) -> tuple[Task, waiting.Durable]:
     async with main.opened_store(config) as store:
-        return await TaskManager(store).get(await operate.whole_id(store, task_id))
+        task = await TaskManager(store).get(await operate.whole_id(store, task_id))
+        return task, await waiting.durable(store, task)
 
 
 def short(id_: str) -> str:

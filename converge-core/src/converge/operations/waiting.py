@@ -1,0 +1,107 @@
+"""What the commands do with tasks that wait, and what they show of tasks that outlive their attempts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import attrs
+
+from converge.codec import decode
+from converge.contracts.store import Store
+from converge.errors import InputError
+from converge.ids import id_bytes
+from converge.machines.durable import Step
+from converge.model.keys import CHUNK, SIGNAL, STEP
+from converge.model.task import Task
+from converge.operations.tasks import whole_id
+from converge.services.durable.manager import TaskManager
+from converge.services.durable.output import Output
+from converge.services.store.pages import read_all
+from converge.services.tasks.surroundings import read_task
+
+
+@attrs.frozen(kw_only=True)
+class Durable:
+    """What a task has recorded: its steps in order, signals that nobody has consumed, its children by state, how many
+    pieces of output.
+    """
+
+    steps: Sequence[dict[str, Any]] = ()
+    unread: int = 0
+    children: dict[str, int] = attrs.field(factory=dict)
+    chunks: int = 0
+
+
+async def durable(store: Store, task: Task) -> Durable:
+    """Return what the task has recorded."""
+    id_ = id_bytes("task id", task.id)
+    _, state = await read_task(store, id_)
+    entries = await read_all(store, STEP(id_, state.restarts if state is not None else 0))
+    steps = sorted(
+        ((decode(entry.value, Step, f"step of task {task.id}"), entry) for entry in entries),
+        key=lambda one: one[0].number,
+    )
+    unread, chunks = await store.count([SIGNAL(id_), CHUNK(id_)])
+    children = Counter(str(child.state) for child in await TaskManager(store).children(task.id))
+    rows = [
+        {
+            "n": number, "name": entry.key[3][1:], "kind": KINDS.get(entry.key[3][0], "step"), "ms": step.ms,
+            "bytes": len(bytes(step.result)), "token": step.token,
+            "error": f"{step.kind}: {step.text}" if step.kind else "", "is_over": step.is_over,
+        }
+        for number, (step, entry) in enumerate(steps, 1)
+    ]  # fmt: skip
+    return Durable(steps=rows, unread=unread, children=dict(children), chunks=chunks)
+
+
+KINDS = {".": "step", "?": "wait", "~": "sleep", "+": "spawn", "^": "first", "&": "gather"}
+
+
+async def signal(store: Store, task_id: str, name: str, payload: Any, key: str) -> bool:
+    """Send the signal; return False if the task has ended."""
+    task_id = await whole_id(store, task_id)
+    return await TaskManager(store).signal(task_id, name, payload, key=key)
+
+
+async def end(store: Store, task_id: str, *, result: Any = None, error: str | None = None) -> Task:
+    """Complete a task that waits, or fail it; return it."""
+    manager, task_id = TaskManager(store), await whole_id(store, task_id)
+    if error is None:
+        await manager.complete(task_id, result)
+    else:
+        await manager.fail(task_id, error)
+    return await manager.get(task_id)
+
+
+async def follow(store: Store, task_id: str, after: str) -> AsyncGenerator[Output, None]:
+    """Yield what the task puts out until it has ended."""
+    async for output in TaskManager(store).watch(await whole_id(store, task_id), after=after):
+        yield output
+
+
+async def children(store: Store, task_id: str) -> Sequence[Task]:
+    """Return the children of a task.
+
+    Raises:
+        NoSuchTask: There is none.
+    """
+    manager, task_id = TaskManager(store), await whole_id(store, task_id)
+    await manager.get(task_id)
+    return await manager.children(task_id)
+
+
+def payload_of(text: str | None) -> Any:
+    """Return the plain data that a flag holds as JSON; None where it was not given.
+
+    Raises:
+        InputError: It is no JSON.
+    """
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{text[:80]} is no JSON ({error}); text needs quotes: '\"yes\"'") from error

@@ -1,0 +1,77 @@
+"""What the commands do for tasks that wait, on a store in a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anyio
+import pytest
+
+from converge import Agent, Node, Task, TaskState, open_store
+from converge.cli import main
+from converge.testing.fixtures import wait_until
+
+
+class Waits(Agent):
+    async def on_task(self, task: Task) -> object:
+        await task.emit("begun")
+        child = await task.spawn(Task(pool_id="q", type="child"))
+        return [await task.wait_for("approval", timeout=3_600), child.name]
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> tuple[str, str]:
+    """The store's URL, and the id of a task that waits in it."""
+    url = f"file:{tmp_path / 'state.db'}"
+
+    async def begin() -> str:
+        async with open_store(url) as store, Node(store=store) as node:
+            await node.spawn(Waits, pool=["p", "q"])
+            id_ = await node.tasks.submit(Task(pool_id="p"))
+
+            async def waits() -> bool:
+                return (await node.tasks.get(id_)).state == TaskState.WAITING
+
+            await wait_until(waits)
+            return id_
+
+    return url, anyio.run(begin)
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> list[dict[str, object]]:
+    """What a command writes, as JSON lines."""
+    capsys.readouterr()
+    assert main([*words, "--json"]) == code
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_person_finds_shows_and_ends_what_waits(waiting: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    url, id_ = waiting
+    (found,) = [one for one in said(capsys, "tasks", "list", "--waiting", "--store", url) if one["id"] == id_]
+    assert (found["waiting_for"], found["parks"]) == ("approval", 1)
+    (child,) = said(capsys, "tasks", "list", "--parent", id_, "--store", url)
+    assert child["parent_id"] == id_
+    assert said(capsys, "tasks", "signal", id_, "other", "--payload", "[1]", "--store", url)[0]["is_sent"]
+    (shown,) = said(capsys, "tasks", "show", id_, "--store", url)
+    durable = shown["durable"]
+    assert isinstance(durable, dict) and (durable["unread"], durable["chunks"]) == (1, 1)
+    assert [(step["n"], step["name"], step["kind"]) for step in durable["steps"]] == [
+        (1, "child", "spawn"),
+        (2, "approval", "wait"),
+    ]
+    assert said(capsys, "tasks", "complete", id_, "--result", '{"ok": true}', "--store", url)[0]["state"] == "COMPLETED"
+    pieces = said(capsys, "tasks", "watch", id_, "--store", url)
+    assert [one["data"] for one in pieces] == ["begun", "COMPLETED"]
+    assert not said(capsys, "tasks", "signal", id_, "approval", "--store", url, code=1)[0]["is_sent"]
+
+
+def test_a_person_fails_what_waits_and_is_told_of_what_does_not(
+    waiting: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, id_ = waiting
+    assert said(capsys, "tasks", "fail", id_, "not now", "--store", url)[0]["state"] == "FAILED"
+    assert main(["tasks", "complete", id_, "--store", url]) != 0
+    assert "only one that is WAITING" in capsys.readouterr().err
+    assert main(["tasks", "signal", id_, "a", "--payload", "yes", "--store", url]) != 0
+    assert "is no JSON" in capsys.readouterr().err
