@@ -11,13 +11,13 @@ import pytest
 
 from converge import Agent, MemoryStore, Node, Pool, PoolManager, Task, TaskManager, TaskState
 from converge.contracts.store import Store
-from converge.env import SYSTEM
 from converge.machines.events import HandedBack
 from converge.machines.task import Found, Held
 from converge.model.task import Spec
 from converge.runtime.claiming.feed import Feed
 from converge.runtime.claiming.finishing import Finishing
 from converge.runtime.claiming.slots import Slots
+from converge.services.store.handle import StoreHandle
 from converge.testing.fixtures import wait_until
 
 pytestmark = pytest.mark.timeout(60)
@@ -238,7 +238,7 @@ def test_claims_that_wait_begin_by_rank() -> None:
         return Found(bytes(16), Spec("docs", "0" * 32, 0, rank, 0), None, Held(bytes(16), bytes(16), 1))
 
     nobody: Callable[..., Any] = lambda *_: None  # noqa: E731
-    slots = Slots(SYSTEM, None, nobody, nobody)  # type: ignore[arg-type]  # nothing begins: it has no slot
+    slots = Slots(StoreHandle(MemoryStore()), None, nobody, nobody)  # type: ignore[arg-type]  # nothing begins: it has no slot
     slots.give([found(3), found(5)])
     slots.give([found(1), found(4)])
     assert [one.spec.rank for one in slots.waiting(4)] == [5, 4, 3, 1]
