@@ -56,7 +56,8 @@ def test_thirty_bad_lines_end_at_full_speed(tmp_path: Path) -> None:
     took = time.monotonic() - began
     states = [json.loads(line)["state"] for line in ran.stdout.splitlines()]
     assert (ran.returncode, states) == (1, ["FAILED"] * 30), ran.stderr[-1_000:]
-    assert took < 10, f"{took:.1f} s: a rest of the agent would take 40"
+    assert "rests" not in ran.stderr, "a batch of bad data is no reason to rest"
+    assert took < 10, f"{took:.1f} s: 2 s on a quiet machine, and each rest of the agent takes longer"
 
 
 async def end_of(agent: type[Agent], **fields: Any) -> tuple[Task, Agent]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
@@ -14,12 +14,17 @@ import pytest
 from anyio import to_thread
 
 from converge import Agent, MemoryStore, Node, Pool, PoolManager, Task, TaskManager, open_store
+from converge.contracts.store import Batch, Channel, Committed, Conflict, Take, Turned
+from converge.testing.fixtures import wait_until
 
 CHILD = Path(__file__).with_name("spreading.py")
 ROUNDS, MISSES = (20, 1) if os.environ.get("FULL_TESTS") == "1" else (3, 1)
 """Rounds, and in how many of them one process may have all the work: a busy machine may wake the second too late."""
 
 TASK_SEC = 0.5
+IDLE = 50
+"""Idle nodes, each with four slots."""
+
 PLUGINS = {"redis": ["redis"], "postgresql": ["sql"]}
 
 
@@ -134,3 +139,45 @@ async def test_a_wake_up_that_finds_no_free_slot_is_passed_on() -> None:
             for _ in range(4):
                 id_ = await tasks.submit(Task(pool_id="docs", inputs={"sec": 0.0}))
                 await tasks.result(id_, timeout=10)
+
+
+class Counting(MemoryStore):
+    """Counts the wake-ups of lanes that its handles ask for."""
+
+    def __init__(self, first: Counting | None = None) -> None:
+        super().__init__(core=first._core, bell=first._bell) if first else super().__init__()
+        self.asked: list[str] = first.asked if first else []
+
+    @asynccontextmanager
+    async def reopen(self) -> AsyncIterator[Counting]:
+        yield Counting(self)
+
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        self.asked += [channel for channel in wake if channel.startswith("lane.")]
+        return await super().commit(batches, wake=wake)
+
+    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
+        self.asked += [channel for channel in wake if channel.startswith("lane.")]
+        return await super().turn(batches, take, wake=wake)
+
+
+@pytest.mark.parametrize("how_many", [1, 50, 200])
+async def test_fifty_idle_processes_are_woken_at_most_four_times_each(how_many: int) -> None:
+    # Nobody polls within a minute, so wake-ups bring all that there is, and there is a slot for each task.
+    store = Counting()
+    await PoolManager(store).create_pool(Pool(id="docs"))
+    async with AsyncExitStack() as stack:
+        for _ in range(IDLE):
+            handle = await stack.enter_async_context(store.reopen())
+            node = await stack.enter_async_context(Node(store=handle, poll_sec=60.0, grace_sec=0.0))
+            await node.spawn(Named, pool="docs")
+            await wait_until(lambda feed=node.feeds[0]: feed.hears)  # type: ignore[misc]  # default binds the variable
+        tasks = TaskManager(store)
+        store.asked.clear()
+        with anyio.fail_after(60):
+            ids = await tasks.submit_many([Task(pool_id="docs", inputs={"sec": TASK_SEC}) for _ in range(how_many)])
+            workers = {(await tasks.result(id_)).result for id_ in ids}
+        assert len(workers) >= min(how_many, IDLE) // 4
+        assert len(store.asked) <= 4 * IDLE
