@@ -99,7 +99,8 @@ async def test_many_tasks_of_all_kinds_go_in_together_and_are_recognised_again(
 async def test_a_worker_is_woken_by_the_commit_and_not_before(
     store: Store, tasks: TaskManager, engine: AsyncEngine
 ) -> None:
-    await tasks.submit(Task(pool_id="docs"))
+    async with engine.connect() as connection:  # opens the lane, and announces nothing
+        await TaskManager(store.within(connection)).submit(Task(pool_id="docs"))
     (lane,) = await store.scan([Range(LANE("docs"), None, 10)])
     channel, told = f"lane.{lane[0].key[2].hex()}", anyio.Event()
 
@@ -246,7 +247,11 @@ async def test_plain_code_submits_without_an_event_loop(
 async def test_plain_code_wakes_a_worker_by_its_commit(
     store: Store, tasks: TaskManager, plain_engine: Engine, options: SqlOptions
 ) -> None:
-    await tasks.submit(Task(pool_id="docs"))
+    def open_lane() -> None:
+        with plain_engine.connect() as connection:  # is rolled back, and announces nothing
+            submit_in(connection, Task(pool_id="docs"), network=options.network)
+
+    await anyio.to_thread.run_sync(open_lane)
     (lanes,) = await store.scan([Range(LANE("docs"), None, 10)])
     watch = aiter(store.watch([f"lane.{lanes[0].key[2].hex()}"]))
     await anext(watch)

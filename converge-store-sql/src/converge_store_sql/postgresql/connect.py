@@ -26,7 +26,7 @@ IDLE_SEC, TOO_IDLE_SEC = 2.0, 300.0
 have forgotten it without a word.
 """
 
-DOUBT_SEC = 1.5
+DOUBT_SEC = 1.0
 """How long a call may take before the server is asked, on another connection, whether it works on it at all."""
 
 CHECK_SEC = 1.0
