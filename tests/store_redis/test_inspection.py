@@ -41,7 +41,7 @@ async def test_a_server_is_told_as_its_settings_are_now(send: Send) -> None:
 
 async def test_a_replica_that_lags_and_a_primary_that_may_be_split_are_told(send: Send) -> None:
     with (
-        redis_server(options=("--repl-diskless-sync-delay", "0")) as url,
+        redis_server(options=("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")) as url,
         redis_server(options=("--replicaof", f"127.0.0.1 {urlsplit(url).port}")),
     ):
         async with RedisStore.open(url) as store:

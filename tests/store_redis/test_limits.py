@@ -20,7 +20,7 @@ from converge_store_redis.call import CALL_OPS, parts_of
 Send = Callable[..., Awaitable[Any]]
 HELD_SEC = 2 * 0.010
 """For 10 ms at most nobody else is served; a machine with other work has slower cores."""
-ROUNDS = 8
+ROUNDS = 4
 """The parts of a call are alike; time on a core is measured in hundredths of a second, so several are looked at."""
 
 

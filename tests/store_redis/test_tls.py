@@ -140,7 +140,8 @@ async def test_tls_where_the_server_has_none_and_none_where_it_has_are_told(
     redis_url: str, options: RedisOptions, tmp_path: Path
 ) -> None:
     with pytest.raises(StoreUnavailable, match=r"redis://|cannot be reached"):
-        async with RedisStore.open(redis_url.replace("redis://", "rediss://"), options):
+        hurried = attrs.evolve(options, connect_timeout_sec=0.5)
+        async with RedisStore.open(redis_url.replace("redis://", "rediss://"), hurried):
             pass
     certificate = make_certificate(tmp_path, "127.0.0.1")
     async with tls_before(redis_url, certificate) as url:

@@ -82,6 +82,7 @@ class Call:
         puts: dict[Family, tuple[list[bytes], list[bytes]]] = {}
         self._windowed: list[int] = []
         windows: list[bytes] = []
+        size = 0
         last_key: Key = ()
         last_field = b""
         for index, (some, pairs, gone, window) in enumerate(batches):
@@ -92,8 +93,10 @@ class Call:
                     last_field = PACKERS[last_key[0]](last_key)
                     checked.append(last_field)
             for key, value in pairs:
-                if len(value) > _VALUE_BYTES:
-                    raise ValueTooLarge(f"the value of {key[0]}", len(value), _VALUE_BYTES)
+                length = len(value)
+                if length > _VALUE_BYTES:
+                    raise ValueTooLarge(f"the value of {key[0]}", length, _VALUE_BYTES)
+                size += length
                 group = puts.get(key[0])
                 if group is None:
                     group = puts[key[0]] = ([], [])
@@ -110,6 +113,9 @@ class Call:
                 self._windowed.append(index)
                 windows += (_bound(window.at_least), _bound(window.at_most))
         self._checks = list(checks)
+        written = sum([len(fields) for fields, _ in puts.values()]) + sum([len(fields) for fields in deletes.values()])
+        self.is_large = len(batches) > 1 and (len(checked) + written > CALL_OPS or size > CALL_BYTES)
+        """Whether it is to go out in parts, see `parts_of`."""
         arguments: list[Any] = [
             *_checks(self._checks, checked),
             len(self._windowed),

@@ -158,9 +158,10 @@ class RedisStore(Store):
         """Send the batches, all in one call unless they are many or large; the take and the wakes go with the last."""
         if not batches and take is None and not wake:
             return Turned([], None)
+        whole = Call(self._names, batches, take, wake)
+        if not whole.is_large:
+            return await self._send(whole, batches, take, wake)
         parts = parts_of(batches)
-        if len(parts) == 1:
-            return await self._send(Call(self._names, batches, take, wake), batches, take, wake)
         *calls, last = [  # all of them first: a value that is too large is refused before anything is written
             Call(self._names, some, *((take, wake) if some is parts[-1] else (None, ()))) for some in parts
         ]
