@@ -125,7 +125,7 @@ def test_no_value_of_any_record_raises_more_than_our_own_errors(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What contradicts itself looks like what others change all the time, and is tried again as long.
-    for module in ("submit", "finish"):
+    for module in ("submitting.submit", "finish"):
         monkeypatch.setattr(f"converge.services.tasks.{module}.PATIENCE_SEC", 0.5)
     monkeypatch.setattr("converge.services.tasks.surroundings.FIND_SEC", 0.05)
 

@@ -138,6 +138,8 @@ async def every_call(store: Store) -> Calls:
         ("TaskManager", "retry"): lambda **limit: tasks.retry(claimed[4].id, **limit),
         ("TaskManager", "get"): lambda **limit: tasks.get(ids[0], **limit),
         ("TaskManager", "list"): lambda **limit: tasks.list(**limit),
+        ("TaskManager", "signal"): lambda **limit: tasks.signal(ids[5], "go", **limit),
+        ("TaskManager", "children"): lambda **limit: tasks.children(ids[5], **limit),
         ("PoolManager", "create_pool"): lambda **limit: pools.create_pool(Pool(id="q"), **limit),
         ("PoolManager", "get"): lambda **limit: pools.get("p", **limit),
         ("PoolManager", "pools"): lambda **limit: pools.pools(**limit),
@@ -162,7 +164,7 @@ async def test_every_call_of_a_manager_that_waits_for_the_store_has_a_timeout(st
     public = {
         (manager.__name__, name)
         for manager in (TaskManager, PoolManager, DiscoveryService)
-        for name, method in vars(manager).items()
+        for name, method in inspect.getmembers(manager)
         if not name.startswith("_") and inspect.iscoroutinefunction(method)
     }
     assert public - UNTIMED == set(await every_call(store))

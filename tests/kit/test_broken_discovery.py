@@ -429,7 +429,7 @@ def caught(monkeypatch: pytest.MonkeyPatch, breaks: str) -> None:
 
 
 def test_a_core_in_which_a_lower_descriptor_sequence_wins_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Directory, "_highest", lambda self, agent_id: 0)
+    monkeypatch.setattr(Directory, "highest", lambda self, agent_id: 0)
     caught(monkeypatch, "D-9")
 
 

@@ -30,6 +30,7 @@ from converge.services.tasks import lanes, sweep
 from converge.services.tasks import manager as tasks
 from converge.services.tasks import records as spec_module
 from converge.services.tasks import surroundings as around_module
+from converge.services.tasks.submitting import asks
 from converge.services.tasks.submitting import submit as submits
 from converge.testing.running import run_contract
 from converge.testing.task import TaskContract
@@ -171,7 +172,8 @@ def strands_a_submit_behind_a_key_that_was_freed(patch: pytest.MonkeyPatch) -> N
         batch = submit(id_, spec, lane, key, now)
         return batch if key is None else without_check(batch, KEY)
 
-    patch.setattr(submits, "submit", unchecked)
+    for module in (asks, submits):
+        patch.setattr(module, "submit", unchecked)
 
 
 @breaks("T-7")

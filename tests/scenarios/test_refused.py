@@ -90,7 +90,6 @@ def test_a_run_that_needs_what_is_missing_is_refused_at_start(
     [
         (["top"], 'Unknown command "top"'),
         (["plugins", "new"], 'Unknown command "new"'),
-        (["plugins", "check"], 'Unknown command "check"'),
     ],
 )
 def test_a_command_of_a_later_release_is_unknown(

@@ -53,6 +53,8 @@ def test_each_family_has_its_own_first_byte_for_ever() -> None:
         "epoch", "task", "state", "dedup", "lane", "ready", "later", "limit", "key", "order", "held", "lease",
         "expiry", "dead", "notice", "done",
         "pool", "member", "joined", "agent", "format", "active", "torn",
+        "step", "signals", "signal", "chunk", "reader", "child", "cut", "ended", "told", "outbox", "actor",
+        "kept", "gone",
     ]  # fmt: skip
     assert [TAGS[family] for family in TAGS] == [bytes((number,)) for number in range(1, len(TAGS) + 1)]
     assert set(PACKERS) == set(FAMILIES.values())

@@ -58,6 +58,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working directory: it holds `counting.py` with some agents; the environment sets nothing."""
     (tmp_path / "counting.py").write_text(AGENTS)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # where the last report cards are
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name in [name for name in os.environ if name.startswith("CONVERGE_")]:
         monkeypatch.delenv(name)

@@ -7,16 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 Converge = Callable[..., Any]
-
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where report cards are kept."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return tmp_path / "state"
 
 
 def test_a_card_says_what_was_tried_and_show_has_the_last_one(converge: Converge, folder: Path) -> None:
@@ -29,21 +20,24 @@ def test_a_card_says_what_was_tried_and_show_has_the_last_one(converge: Converge
     assert card["tried"] in converge("plugins", "show", "static").out
 
 
-@pytest.mark.timeout(300)
 def test_a_broken_backend_fails_on_its_clause(converge: Converge, folder: Path) -> None:
     (folder / "forgetful.py").write_text(
-        "from converge.contracts.store import StoreBackend\n"
-        "from converge.builtin.memory.plugin import MEMORY\n"
-        "from converge.builtin.memory.store import MemoryStore\n"
+        "from contextlib import asynccontextmanager\n\n"
         "import attrs\n\n"
-        "class Forgetful(MemoryStore):\n"
-        "    async def scan(self, ranges):\n"
-        "        return [page[:1] for page in await super().scan(ranges)]\n\n"
-        "BACKEND = attrs.evolve(MEMORY, name='forgetful', schemes=('forgetful',), open=Forgetful.open)\n"
+        "from converge.builtin.store_discovery.plugin import STORE_DISCOVERY\n"
+        "from converge.services.discovery.sightings import StoreSightings\n"
+        "from converge.services.store.handle import StoreHandle\n\n"
+        "class Forgetful(StoreSightings):\n"
+        "    async def snapshot(self):\n"
+        "        return (await super().snapshot())[:1]\n\n"
+        "@asynccontextmanager\n"
+        "async def opened(options, *, store, poll_sec):\n"
+        "    yield Forgetful(StoreHandle.of(store), poll_sec)\n\n"
+        "BACKEND = attrs.evolve(STORE_DISCOVERY, name='forgetful', open=opened)\n"
     )
     answer = converge("plugins", "check", "forgetful:BACKEND", "--quick")
     assert answer.code == 1, answer.out[-2_000:]
-    assert "broken S-2 in test_" in answer.out
+    assert "broken D-1 in test_" in answer.out
 
 
 def test_a_plugin_that_is_not_there_is_told_as_run_does(converge: Converge) -> None:

@@ -60,7 +60,7 @@ def test_plugins_are_listed_without_importing_them(converge: Converge) -> None:
     }
     assert {record["v"] for record in records.values()} == {1}
     assert records["redis"]["distribution"] == "converge-store-redis"
-    assert records["redis"]["schemes"] == ["redis", "rediss"]
+    assert records["redis"]["schemes"] == ["redis", "rediss", "unix"]
     assert not any(record["is_loaded"] for record in records.values())
     loaded = [json.loads(line) for line in converge("plugins", "list", "--json", "--plugin", "memory").out.splitlines()]
     assert [(one["name"], one["kinds"]) for one in loaded if one["is_loaded"]] == [("memory", ["store"])]

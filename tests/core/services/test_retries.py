@@ -20,6 +20,7 @@ from converge.services.tasks.retry import SAME, retry_id, retry_of
 OF_THE_STORE = {
     *("state", "attempts", "claimed_by", "token", "nonce", "result", "error", "history"),
     *("submitted_at", "claimed_at", "finished_at"),
+    *("waiting_for", "waiting_since", "parks", "parent_id"),
 }
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -65,8 +65,9 @@ def show(
         return DONE
     output.table(("field", "value"), [row for row in _own(facts) if row[1]])
     for card in last_cards(facts.name):
-        output.write("")
-        _write_card(card)
+        if card.keys() >= _ABOUT_ALL:  # else another release wrote it
+            output.write("")
+            _write_card(card)
     for backend in facts.backends:
         output.write("")
         rows = [
@@ -140,6 +141,8 @@ def _write_card(card: Mapping[str, Any]) -> None:
 
 
 _ABOUT = ("plugin", "version", "kind", "backend", "contract", "features", "durability", "turn", "url", "release", "at")
+
+_ABOUT_ALL = {*_ABOUT, "tried", "passed", "seconds", "broken", "not_tried", "not_applicable"}
 
 REPORT_LINES = 30
 """Lines of a failure's report that are shown; the card has more."""

@@ -94,7 +94,7 @@ def loaded_as(name: str) -> Loaded:
 
 def _load(name: str) -> tuple[PluginHost, Loaded]:
     if name.startswith("no:"):
-        raise InvalidValue("plugin", name, f"the name of a plugin, such as {name.removeprefix('no:')}")
+        raise InvalidValue("plugin", name, f"the name of a plugin to show, such as {name.removeprefix('no:')}")
     host = PluginHost()
     installed = host.installed()
     of_scheme = [one.name for one in installed if name in one.schemes]

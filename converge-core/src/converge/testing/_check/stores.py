@@ -8,12 +8,18 @@ import pytest
 
 from converge.contracts.store import StoreBackend
 from converge.testing._check.given import current
+from converge.testing.fixtures import is_quick
 from converge.testing.store import StoreContract
 from converge.testing.task import TaskContract
 
 
 class _Checked:
     backend: ClassVar[StoreBackend] = cast("StoreBackend", current().backend)
+
+    @pytest.fixture(autouse=True)
+    def shortening(self, request: pytest.FixtureRequest) -> None:
+        """With `--quick`, a history that fails is shown as it was found."""
+        vars(self).update(shrinks=not is_quick(request.config))
 
     @pytest.fixture
     def url(self) -> str:
