@@ -16,12 +16,13 @@ from converge.errors import NoSuchTask, TornRecord
 from converge.ids import id_bytes
 from converge.machines.lane import lane_id
 from converge.machines.task import TaskState
-from converge.model.keys import DEAD, EXPIRY, LATER, LEASE, POOL, READY, TASK, TORN
+from converge.model.keys import DEAD, DONE, EXPIRY, LATER, LEASE, POOL, READY, TASK, TORN
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
 from converge.services.store.handle import StoreHandle
+from converge.services.tasks.retention import Retention
 from converge.services.tasks.sweep import SWEPT_TOGETHER, YIELD_SEC, Sweep
 from converge.testing._store.base import Inheriting
 from converge.testing.fixtures import wait_until
@@ -262,3 +263,22 @@ async def test_paced_pages_reach_the_old_tasks_of_many_pools(store: Store) -> No
     for _ in range(6):  # three looks at ten pools each, and some that find nothing
         await sweep.paced_page()
     assert [name for name in names if await tasks.list(pool_id=name)] == []
+
+
+async def test_two_processes_remove_together_no_more_than_is_too_many(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converge.machines.retention.FRESH_SEC", 0.0)
+    monkeypatch.setattr("converge.services.tasks.retention.REMOVED_TOGETHER", 7)
+    await PoolManager(store).create_pool(Pool(id="small", keep_count=20))
+    tasks = TaskManager(store)
+    ids = await tasks.submit_many([Task(pool_id="small") for _ in range(60)])
+    for task in await tasks.claim("agent", ["small"], limit=60):
+        await tasks.complete(task)
+    async with store.reopen() as other:
+        processes = [Retention(StoreHandle.of(store)), Retention(StoreHandle.of(other))]
+        for turn in range(40):
+            await processes[turn % 2].remove_old()
+    assert await store.count([DONE("small", TaskState.COMPLETED.value)]) == [20]
+    left = await store.get([TASK(id_bytes("task id", id_)) for id_ in ids])
+    assert sum(entry is not None for entry in left) == 20

@@ -45,14 +45,6 @@ COUNT_SHARE = 20.0
 """A pool is counted again after so many times as long as it took: a large one costs its store a twentieth at most."""
 
 
-class _Over:
-    """What is still too many in a pool, by state, and when it is counted again (monotonic seconds)."""
-
-    def __init__(self) -> None:
-        self.left: dict[TaskState, int] = {}
-        self.due = float("-inf")
-
-
 class Retention:
     """Removes old tasks of one store. Each removal checks the key that says when it is due, so two processes may do it
     at the same time.
@@ -61,7 +53,7 @@ class Retention:
     def __init__(self, handle: StoreHandle) -> None:
         self._handle = handle
         self._round = self._next_round()
-        self._over: dict[str, _Over] = {}
+        self._count_due: dict[str, float] = {}  # when a pool with a limit is counted again (monotonic seconds)
         self._logged: set[bytes] = set()  # of which tasks it was said that they cannot be read
 
     @property
@@ -96,26 +88,25 @@ class Retention:
         pool = _limited(entry)
         if pool is None:
             return 0
-        over, env = self._over.setdefault(pool.id, _Over()), self._handle.env
-        began = env.monotonic()
-        if not over.left:
-            if began < over.due:
-                return 0
-            store = self._handle.store
-            weight = await bytes_each(store, pool, env.uniform()) if pool.keep_bytes else 0.0
-            over.left = excess(pool, await ended(store, pool.id), weight)
-            over.due = env.monotonic() + COUNT_SHARE * (env.monotonic() - began)
+        env, began = self._handle.env, self._handle.env.monotonic()
+        if began < self._count_due.get(pool.id, began):
+            return 0
         moved = 0
-        for state, count in list(over.left.items()):
-            page = await self._first_removable(pool, DONE(pool.id, state.value), min(count, REMOVED_TOGETHER))
-            done = await self.remove(page)
-            moved += done
-            over.left[state] -= done
-            if done < len(page) or not page or not over.left[state]:
-                del over.left[state]  # others are at it, or the rest may not go yet: it is counted again
+        for state in await self._excess(pool):
+            page = await self._first_removable(pool, DONE(pool.id, state.value))
+            # Counted after it was read: what another process has removed meanwhile is no longer too many, and what it
+            # removes from now on is the same, the oldest.
+            moved += await self.remove(page[: (await self._excess(pool)).get(state, 0)])
+        if not moved:
+            self._count_due[pool.id] = env.monotonic() + COUNT_SHARE * (env.monotonic() - began)
         return moved
 
-    async def _first_removable(self, pool: Pool, prefix: Key, limit: int) -> list[Entry]:
+    async def _excess(self, pool: Pool) -> dict[TaskState, int]:
+        store = self._handle.store
+        weight = await bytes_each(store, pool, self._handle.env.uniform()) if pool.keep_bytes else 0.0
+        return excess(pool, await ended(store, pool.id), weight)
+
+    async def _first_removable(self, pool: Pool, prefix: Key) -> list[Entry]:
         """Return the oldest tasks that may go before their time: not those that have just ended, whose submitter may
         not have read the result, nor those whose dedup key has to be remembered.
         """
@@ -127,9 +118,9 @@ class Retention:
             for entry, spec, state in zip(page, records[::2], records[1::2], strict=True):
                 if may_go(pool, _read(spec, Spec), _read(state, State), now):
                     found.append(entry)
-            if len(found) >= limit or pages.is_last:
+            if len(found) >= REMOVED_TOGETHER or pages.is_last:
                 break
-        return found[:limit]
+        return found[:REMOVED_TOGETHER]
 
     def _next_round(self) -> Pages:
         return Pages(self._handle.store, POOL(), size=POOLS_TOGETHER)
