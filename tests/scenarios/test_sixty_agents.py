@@ -34,7 +34,7 @@ class Sender(Agent):
     """Sends only."""
 
 
-@pytest.fixture(scope="module", params=[("redis", "tcp"), ("sql", "ws")], ids="-".join)
+@pytest.fixture(scope="module", params=[("redis", "tcp"), *([("sql", "ws")] if IS_FULL else [])], ids="-".join)
 def place(request: pytest.FixtureRequest, place_of: Callable[[str, str], Place]) -> Place:
     """Each store with another transport."""
     return place_of(*request.param)

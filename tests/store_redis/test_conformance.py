@@ -4,6 +4,7 @@ connections that break.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -43,6 +44,7 @@ class TestRedis62(StoreContract):
     """Redis 6.2, the oldest that is supported."""
 
     backend = REDIS
+    examples, rounds = (25, 20) if os.environ.get("FULL_TESTS") == "1" else (8, 6)
 
     @pytest.fixture
     def url(self, few62_url: str) -> str:

@@ -43,8 +43,10 @@ class TestMariadb(StoreContract):
         return cut
 
 
-class TestMariadbInherited(TestMariadb):
-    inherited_turn = True
+if IS_FULL:
+
+    class TestMariadbInherited(TestMariadb):
+        inherited_turn = True
 
 
 class TestMariadbTasks(TaskContract):
