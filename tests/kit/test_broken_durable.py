@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -32,6 +33,8 @@ from converge.services.tasks import surroundings as around_module
 from converge.services.tasks import sweep
 from converge.testing.running import run_contract
 from converge.testing.task import TaskContract
+
+pytestmark = pytest.mark.skipif(os.environ.get("FULL_TESTS") != "1", reason="with FULL_TESTS=1 only, for its length")
 
 Break = Callable[[pytest.MonkeyPatch], None]
 BROKEN: list[type[BrokenTasks]] = []

@@ -24,6 +24,8 @@ from converge_store_toy.options import ToyOptions
 from converge_store_toy.plugin import TOY
 from converge_store_toy.store import Shelf, ToyStore
 
+pytestmark = pytest.mark.skipif(os.environ.get("FULL_TESTS") != "1", reason="with FULL_TESTS=1 only, for its length")
+
 BROKEN: list[type[BrokenProcesses]] = []
 FOUND_SEC = 10.0
 """How long it may take to find one, on a quiet machine."""
