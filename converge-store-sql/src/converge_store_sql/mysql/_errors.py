@@ -42,7 +42,7 @@ def number_of(error: BaseException) -> int | None:
 
 
 def connecting_failed(error: BaseException, where: str) -> StoreError:
-    """Return the error for a connection that did not come about."""
+    """Return the error for a connection that could not be made."""
     number, text = number_of(error), _text(error)
     if number == 1049:
         return StoreUnavailable(f"{where}: {text}; create the database")

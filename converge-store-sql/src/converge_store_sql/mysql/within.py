@@ -48,7 +48,7 @@ class MysqlInside:
             return self._found(keys)
 
     def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
-        """Write the batches; see `Store.commit`. Watches poll, so nobody is told of the commit."""
+        """Write the batches; see `Store.commit`. Watches poll, so the commit wakes nobody."""
         outcomes: list[Committed | Conflict | None] = [None] * len(batches)
         with self._savepoint():
             while left := [number for number, outcome in enumerate(outcomes) if outcome is None]:

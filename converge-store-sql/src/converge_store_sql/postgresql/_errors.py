@@ -36,7 +36,7 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def connecting_failed(error: BaseException, where: str) -> StoreError:
-    """Return the error for a connection that did not come about."""
+    """Return the error for a connection that could not be made."""
     code, text = sqlstate(error), _text(error)
     if code is not None and (code.startswith("28") or code == "42501"):
         return StoreRefused(f"{where} refused the login: {text}; check user, password and pg_hba.conf")

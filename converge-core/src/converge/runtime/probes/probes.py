@@ -40,7 +40,7 @@ class Probes:
 
     @property
     def observers(self) -> Observers:
-        """Who is told of attempts."""
+        """What observes attempts."""
         return NO_OBSERVERS if self._tally is None else Observers(self._tally.claimed, self._tally.finished)
 
     def started(self, observed: Observed) -> None:

@@ -27,7 +27,7 @@ NAME_CHARS = 100
 """The longest name of a step, signal or wait: with its number and in UTF-8 it fits into a key."""
 
 READER_SEC = 30.0
-"""How long a reader is told of output without a word from it."""
+"""How long a reader is notified of output before it has to ask again."""
 
 READERS_FRESH_SEC = 0.5
 """How old what is known of a task's readers may be while it puts out: a new one looks by itself meanwhile."""

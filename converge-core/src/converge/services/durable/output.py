@@ -51,7 +51,7 @@ class Output:
 
 
 def channel_of(reader: bytes) -> str:
-    """Return the channel on which a reader is told of output."""
+    """Return the channel that wakes a reader of output."""
     return f"reader.{reader.hex()}"
 
 
