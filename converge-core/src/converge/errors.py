@@ -143,9 +143,6 @@ class WrongNodeState(InputError):
     """The node has not been entered, was left, or is entered twice; it was not used."""
 
 
-# Fix the configuration.
-
-
 class StepConflict(InputError):
     """Two steps of one name are under way at once, so nothing says which of them a later attempt would mean."""
 
@@ -156,6 +153,9 @@ class TooManyRecords(InputError):
 
 class NotRunning(InputError):
     """Only the handler that was given a task may record anything for it, while it runs, and where it runs."""
+
+
+# Fix the configuration.
 
 
 class ConfigError(ConvergeError):
