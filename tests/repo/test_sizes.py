@@ -27,7 +27,9 @@ def oversized(source: str) -> list[str]:
 def test_modules_and_functions_are_short() -> None:
     files = {*ROOT.glob("converge-*/src/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("docs/**/*.py")}
     files -= set(LISTS)
-    assert {str(file.relative_to(ROOT)): found for file in sorted(files) if (found := oversized(file.read_text()))} == {}
+    assert {
+        str(file.relative_to(ROOT)): found for file in sorted(files) if (found := oversized(file.read_text()))
+    } == {}
 
 
 def test_a_long_module_is_found() -> None:
