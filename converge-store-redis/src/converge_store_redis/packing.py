@@ -7,13 +7,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from converge.model.keys import ALSO, FAMILIES, HASH, ID, INT, NAME, Family, Key, Part, Rest, pack, unpack
+from converge.model.keys import FAMILIES, HASH, ID, INT, NAME, Family, Key, Part, Rest, pack, unpack
 
 TAGS = {family: bytes((number,)) for number, family in enumerate(FAMILIES.values(), start=1)}
 """A family's first byte. New families go to the end of FAMILIES, so that these never change."""
-
-ORDERED = tuple(family for family in FAMILIES.values() if family not in ALSO)
-"""Families that are scanned; the others are kept in no sorted set."""
 
 Packer = Callable[[Key], bytes]
 

@@ -58,9 +58,6 @@ WITHDRAW_SEC = 3.0
 lease.
 """
 
-PUBLISHED = 500
-"""Descriptors that are signed, and published, at a time."""
-
 
 @attrs.frozen(kw_only=True)
 class Ground:

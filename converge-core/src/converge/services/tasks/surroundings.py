@@ -426,9 +426,3 @@ async def adopted(handle: StoreHandle, found: Found) -> Found | None:
     if state.calling is None or held.revision == found.place.token:
         return None
     return found._replace(state=state, place=found.place._replace(token=held.revision))
-
-
-def with_state(found: Found, **changes: object) -> Found:
-    """Return the task with another state."""
-    assert found.state is not None, "only a state that was written is changed"
-    return found._replace(state=msgspec.structs.replace(found.state, **changes))
