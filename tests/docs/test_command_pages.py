@@ -62,7 +62,7 @@ COMMANDS = [
         plugins.list_plugins,
     ),
     *(pools.create, pools.list_pools, pools.show, pools.allow, pools.pause, pools.resume),
-    *(agents.list_agents, agents.show, agents.ps, identity.new, identity.show),
+    *(agents.list_agents, agents.show, agents.ping, agents.ps, identity.new, identity.show),
     *(
         plugins.show,
         plugins.check,

@@ -39,6 +39,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("agents", "", "Inspect the agents of live processes."),
     ("agents list", "agents:list_agents", "List agents by topic, capability and pool."),
     ("agents show", "agents:show", "Show one agent's descriptor."),
+    ("agents ping", "agents:ping", "Send an agent's node a message; say how long it takes, or why it does not arrive."),
     ("identity", "", "Create and inspect keys that are kept between starts."),
     ("identity new", "identity:new", "Create a key, or rotate one."),
     ("identity show", "identity:show", "Show kept keys: type, id, file, never the key."),

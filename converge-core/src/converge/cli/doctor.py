@@ -31,13 +31,23 @@ def doctor(
     strict: Annotated[
         bool, Parameter(negative=(), help="Count warnings as errors: exit with 1 where there is one.")
     ] = False,
+    probe: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            help="Also send a message to each process that lives, and a task through a pool that is removed again; "
+            "say how long both take.",
+        ),
+    ] = False,
     common: Common = NONE,
 ) -> int:
     """Check configuration, plugins, keys and the store; say of each check what it found and, where something is wrong,
     how to fix it.
 
-    Nothing is changed, and no store is made. Exits with 0 unless there are errors: then with 3 for the configuration or
-    a plugin, 4 for a store that was not reached, else 1.
+    Nothing is changed, but by --probe, and no store is made. Exits with 0 unless there are errors: then with 3 for the
+    configuration or a plugin, 4 for a store that was not reached, else 1.
+
+    Example: converge doctor --probe --store redis://db:6379/0
     """
     findings = list(check_process())
     try:
@@ -50,12 +60,12 @@ def doctor(
     else:
         findings += check_config(settings)
         if not any(one.level is Level.ERROR and one.code == "plugins" for one in findings):
-            findings += anyio.run(_look, settings, backend_options=loop_options())
+            findings += anyio.run(_look, settings, probe, backend_options=loop_options())
     _write(findings, as_json=common.json)
     return _code(findings, is_strict=strict)
 
 
-async def _look(config: Config) -> list[Finding]:
+async def _look(config: Config, is_probed: bool) -> list[Finding]:
     host, found = PluginHost(config.plugins), list[Finding]()
     if not is_looked_into(config, host):
         return [
@@ -68,6 +78,10 @@ async def _look(config: Config) -> list[Finding]:
     try:
         async with main.opened_store(config) as store:
             found += [one async for one in check_store(store, config, host)]
+        if is_probed:
+            from converge.operations.probing.network import probe
+
+            found += [one async for one in probe(config)]
     except ConfigError as problem:
         found.append(error("config", str(problem), "change the configuration"))
     except (TornRecord, SchemaTooNew) as problem:

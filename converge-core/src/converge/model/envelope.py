@@ -33,8 +33,11 @@ CYCLE = "cycle"
 handler had it. CYCLE: the question would wait for itself.
 """
 
-CHAINS = 1
-"""The feature of a channel whose both ends know the chains of questions."""
+PING = "ping"
+"""Wanted by a message for no handler: the receipt, in which the recipient's node says whether it would take another."""
+
+CHAINS, PINGS = 1, 2
+"""Features of a channel, of which both ends know: the chains of questions; messages that only ask for a receipt."""
 
 NAME_CHARACTERS = 64
 """The longest of all names in a header: what a receiver keeps of a message stays small."""
@@ -58,7 +61,8 @@ class MessageHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
         after: The sequence of the last message before this one, of the pair, that was under way still: it must have
             been taken; 0: none was.
         sent_at: Store time at the sender, microseconds. Only for signed messages does it decide anything.
-        wants: `handed`, `accepted`, or `handled`: then the handler's answer comes in a second receipt.
+        wants: `handed`, `accepted`, or `handled`: then the handler's answer comes in a second receipt. `ping`: no
+            handler gets it.
         task: A task's id, or empty.
         topic, pool: Whom it is for, where `to` is empty.
         key: Hex of the sender's public key, where the message is signed.

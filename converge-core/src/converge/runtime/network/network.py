@@ -19,7 +19,7 @@ from converge.errors import StoreError
 from converge.machines.records import GONE, Item
 from converge.machines.secure import Terms
 from converge.model.descriptor import AgentDescriptor, network_tag
-from converge.model.envelope import CHAINS
+from converge.model.envelope import CHAINS, PINGS
 from converge.model.identity import Identity
 from converge.plugins import PluginHost
 from converge.runtime.agents.agent import Agent
@@ -78,13 +78,14 @@ class Ground:
 @attrs.frozen(kw_only=True)
 class _Wire:
     """What is open between this node and others: `links` whose tasks `background` starts, its listeners and
-    endpoints.
+    endpoints; `why_not` says of an endpoint why it can never be dialled.
     """
 
     listeners: tuple[Listener, ...]
     links: Links
     background: Background
     endpoints: tuple[str, ...]
+    why_not: Callable[[str], str]
 
 
 @attrs.frozen(kw_only=True)
@@ -129,6 +130,7 @@ class Network:
             links=self.links,
             errand=(ground.boundary.background if wire is None else wire.background).errand,
             credential=self.announced.credentials.get,
+            why_not=(lambda endpoint: "") if wire is None else wire.why_not,
         )
         routes = Routes(ground.env, own.public_key, self.discovery, self.registry, outside)
         mailboxes = Mailboxes(ground.handle, tag, inboxes, self.registry.admits)
@@ -262,13 +264,14 @@ async def _listening(
         _background(ground.boundary.background) as background,
     ):
         told = [await endpoint_of(found.address, chosen.advertise, one.store) for found, chosen in listeners]
-        terms = Terms(network=network_tag(one.network), identity=ground.identity, features=CHAINS)
+        terms = Terms(network=network_tag(one.network), identity=ground.identity, features=CHAINS | PINGS)
         bounds = Bounds(greatest=one.max_connections, standing=standing)
         yield _Wire(
             listeners=tuple(found for found, _ in listeners),
             links=Links(transports, terms, ground.env, background, on_items, bounds),
             background=background,
             endpoints=tuple(endpoint for endpoint in told if endpoint),
+            why_not=transports.why_not,
         )
 
 

@@ -25,16 +25,20 @@ class Transports:
         Raises:
             ConnectFailed: The reason is in its text.
         """
+        why_not = self.why_not(address)
+        if why_not:
+            raise ConnectFailed(f"cannot connect to {address}: {why_not}")
+        return await self._by_scheme[address.partition(":")[0]].connect(address)
+
+    def why_not(self, address: str) -> str:
+        """Return why the address can never be dialled from here; empty: it can be."""
         scheme = address.partition(":")[0]
-        transport = self._by_scheme.get(scheme)
-        if transport is None:
+        if scheme not in self._by_scheme:
             known = ", ".join(f"{one}://" for one in self._by_scheme)
-            raise ConnectFailed(
-                f"cannot connect to {address}: this node has no transport for {scheme}://; its own have {known}"
-            )
+            return f"this node has no transport for {scheme}://; its own have {known}"
         if self._secure is not None and scheme not in self._secure:
-            raise ConnectFailed(f"cannot connect to {address}: it has no TLS, and require_tls is set")
-        return await transport.connect(address)
+            return f"{scheme}:// has no TLS, and require_tls is set"
+        return ""
 
 
 @asynccontextmanager

@@ -16,8 +16,10 @@ from converge.machines.stream import Pair, Seen, Streams
 from converge.model.envelope import (
     ACCEPTED,
     EARLY,
+    FULL,
     HANDED,
     HANDLED,
+    PING,
     REFUSED,
     UNKNOWN,
     MessageHeader,
@@ -142,6 +144,10 @@ class Received:
         receipt: ReceiptHeader | None
         if status:
             receipt = ReceiptHeader(header.id, status, text)
+        elif header.wants == PING:
+            inbox = self._inboxes.get(header.to)
+            is_full = inbox is not None and inbox.takes_messages and inbox.is_full
+            receipt = ReceiptHeader(header.id, *((FULL, "its inbox is full") if is_full else (ACCEPTED, "")))
         elif header.to:
             receipt = self._accept(link, header, payload)
         else:
@@ -160,7 +166,9 @@ class Received:
         """Return why no message is accepted, whoever sent it; two empty strings if it may be."""
         if self._inboxes.is_closed_to_others:
             return UNKNOWN, STOPPING
-        return (UNKNOWN, "no such agent in this process") if header.to and header.to not in self._inboxes else ("", "")
+        if not header.to or header.to in self._inboxes or (header.wants == PING and self._routes.is_own(header.to)):
+            return "", ""
+        return UNKNOWN, "no such agent in this process"
 
     def _refusal(self, link: Link, header: MessageHeader, *, is_signed: bool) -> tuple[str, str]:
         """Return why this message is refused, before anything of it is remembered; two empty strings if it is not."""

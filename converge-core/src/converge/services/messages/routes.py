@@ -62,11 +62,13 @@ class Outside:
         links: The links to other nodes; None: it has no transport.
         errand: Starts what may wait for others; None: nothing is looked up.
         credential: Returns the signed descriptor of an agent of this node, which is shown to peers before it speaks.
+        why_not: Returns why an endpoint can never be dialled from here; empty: it can be.
     """
 
     links: Links | None = None
     errand: StartErrand | None = None
     credential: Callable[[str], bytes | None] = lambda agent_id: None
+    why_not: Callable[[str], str] = lambda endpoint: ""
 
 
 class Routes:
@@ -89,6 +91,7 @@ class Routes:
         outside: Outside = Outside(),  # frozen
     ) -> None:
         self.links, self.errand, self.credential = outside.links, outside.errand, outside.credential
+        self._why_not = outside.why_not
         self.discovery = discovery
         self.speakers = Speakers(env, registry)
         self._node_key = node_key
@@ -102,6 +105,10 @@ class Routes:
     def admits(self, sender: str) -> bool:
         """Return whether the sender may be heard: as `IdentityRegistry.admits`."""
         return self._registry.admits(sender)
+
+    def is_own(self, node_id: str) -> bool:
+        """Return whether this is the node's own id."""
+        return node_id == _id_of(self._node_key)
 
     def is_stranger(self, node_key: bytes) -> bool:
         """Return whether nothing is listed of the node."""
@@ -159,13 +166,28 @@ class Routes:
             raise Undeliverable(
                 f"{whom} is in another process, and this node has no transport; give it one with --transport"
             )
+        link = self.links.open(node_key)
+        return await self.links.to(node_key, self._dialled(node_key, whom)) if link is None else link
+
+    def _dialled(self, node_key: bytes, whom: str) -> Sequence[str]:
+        """Return the endpoints of a node that can be dialled from here.
+
+        Raises:
+            Undeliverable: There is none, and waiting would not change that.
+        """
         endpoints = self.endpoints(node_key)
-        if not endpoints and self.links.open(node_key) is None:
+        if not endpoints:
             raise Undeliverable(
                 f"{whom} is at a node that listens nowhere, and has no connection to this one: it certainly does not "
                 "have the message; it can be reached while it talks to this node"
             )
-        return await self.links.to(node_key, endpoints)
+        why_not = [self._why_not(endpoint) for endpoint in endpoints]
+        if all(why_not):
+            raise Undeliverable(
+                f"{whom} is at {' and '.join(endpoints)}, and {why_not[0]}: it certainly does not have the message; "
+                "give both nodes a common transport (transport may be a list)"
+            )
+        return [endpoint for endpoint, why in zip(endpoints, why_not, strict=True) if not why]
 
     def endpoints(self, node_key: bytes) -> Sequence[str]:
         """Return where a node is dialled: what its own descriptor says counts. Only where that is not known, what its

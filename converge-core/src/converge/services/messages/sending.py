@@ -22,6 +22,7 @@ from converge.errors import (
     InvalidName,
     InvalidValue,
     MessageTooLarge,
+    Undeliverable,
 )
 from converge.machines.stream import WINDOW_SEC
 from converge.model.envelope import (
@@ -31,6 +32,8 @@ from converge.model.envelope import (
     HANDLED,
     MESSAGE_BYTES,
     NAME_CHARACTERS,
+    PING,
+    PINGS,
     STORED,
     MessageHeader,
 )
@@ -48,6 +51,9 @@ from converge.services.store.handle import StoreHandle
 BEFORE_SEND = "converge_message_before_send"
 
 LEVELS = {"accepted": ACCEPTED, "handled": HANDLED, None: HANDED}
+
+LEAST_SEC = 0.001
+"""The patience of who wants to know at once why a node cannot be reached."""
 
 SENDS_A_TURN = 16
 """Messages to inboxes of this process after which a sender lets others run: a loop of sends must neither starve nor
@@ -156,6 +162,23 @@ class Post:
         if outcome.answer is None:
             raise HandlerFailed(f"agent {outcome.recipient} failed to handle message {draft.id}: {outcome.why}")
         return decode_plain(outcome.answer, "answer")
+
+    async def ping(self, sender: str, to: str, timeout: float) -> float:
+        """Send a message for no handler to an agent, or to a node, of another process; return after how many seconds
+        its receipt came: what any message takes that its recipient's node accepts. A node that cannot be reached is
+        tried once.
+
+        Raises:
+            Undeliverable, Backpressure, DeliveryTimeout, ChannelError, StoreError: Why a message would not arrive.
+        """
+        header, body = self.write(self.draft(sender, None, PING, SendOptions(timeout=timeout)), to)
+        one = UnderWay(header, body)
+        with by_deadline(timeout, f"agent {to}", one):
+            if not (await self.routes.link_of(to)).features & PINGS:
+                raise Undeliverable(f"agent {to} is connected, but the release of its node answers no pings")
+            began = self._env.monotonic()
+            await self.under_way.deliver(one, to, partial(self.routes.link_of, to), patience_sec=LEAST_SEC)
+            return self._env.monotonic() - began
 
     def draft(self, sender: str, payload: Any, wants: str, options: SendOptions) -> Draft:
         """Begin a message."""
