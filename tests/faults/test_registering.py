@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from converge.contracts.store import Range
 from converge.model.keys import LEASE, MEMBER, POOL
 
 SCRIPT = Path(__file__).with_name("registrar.py")
-PROCESSES = 20
+PROCESSES = 20 if os.environ.get("FULL_TESTS") == "1" else 6
 
 pytestmark = [pytest.mark.timeout(90), pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 
@@ -60,7 +61,7 @@ def register(processes: Sequence[Process]) -> dict[str, bool]:
     return {agent: created == "True" for agent, created in lines}
 
 
-async def test_f11_twenty_processes_that_register_at_once_are_all_there(tmp_path: Path) -> None:
+async def test_f11_processes_that_register_at_once_are_all_there(tmp_path: Path) -> None:
     """20 at a barrier, on a file that is not there yet, and a 21st later: 21 members, 21 descriptors, one pool with
     what was in it.
     """

@@ -6,6 +6,7 @@ import ast
 import builtins
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -45,12 +46,19 @@ def errors_elsewhere(source: str, errors: Mapping[str, list[str]]) -> Iterator[s
 
 def caught_twice(source: str) -> list[str]:
     """Where an `except` names a class beside its own base."""
-    found, errors = [], bases_of(OWNER.read_text()) | bases_of(source)
+    if "except (" not in source:
+        return []
+    found, errors = [], _owned() | bases_of(source)
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ExceptHandler) and isinstance(node.type, ast.Tuple):
             names = [one.attr if isinstance(one, ast.Attribute) else getattr(one, "id", "") for one in node.type.elts]
             found += [f"line {node.lineno}: {name}" for name in names if set(names) & set(_above(name, errors))]
     return found
+
+
+@cache
+def _owned() -> dict[str, list[str]]:
+    return bases_of(OWNER.read_text())
 
 
 def _above(name: str, errors: Mapping[str, list[str]]) -> Iterator[str]:
