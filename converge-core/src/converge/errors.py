@@ -3,7 +3,7 @@
     ConvergeError
         InputError      fix the input: InvalidValue, InvalidName, InvalidKey, BadSignature, ValueTooLarge, NoSuchPool,
                         NoSuchTask, NotRetried, NotWaiting, DedupConflict, TooManyLanes, PoolClosed, WrongNodeState,
-                        StepConflict, TooManyRecords, NotRunning
+                        StepConflict, TooManyRecords, NoHandler, NotRunning
         ConfigError     fix the configuration: UnknownSetting, Unsupported, SecretOnCommandLine, KeyFileRefused,
                         KeyInUse, PluginError
             PluginError     PluginMissing, PluginDuplicate, PluginRefused, PluginBroken, HookUnknown, ContractMismatch
@@ -125,8 +125,7 @@ class TooManyLanes(InputError):
     def __init__(self, pool_id: str, limit: int) -> None:
         super().__init__(
             f'pool "{pool_id}" has {limit} lanes, the most there may be; use fewer distinct topics, types or '
-            f"capability "
-            f"sets"
+            "capability sets"
         )
         self.pool_id, self.limit = pool_id, limit
 
@@ -149,6 +148,10 @@ class StepConflict(InputError):
 
 class TooManyRecords(InputError):
     """A task has recorded as many steps, or was sent as many signals that it has not consumed, as it may."""
+
+
+class NoHandler(InputError):
+    """An agent was called by a handler that its class does not have."""
 
 
 class NotRunning(InputError):
@@ -355,10 +358,8 @@ class LeaseEnded(TaskError):
 class ResultTimeout(TaskError, TimeoutError):
     """The task was not terminal in time; it goes on."""
 
-    def __init__(self, task_id: str, timeout_sec: float) -> None:
-        super().__init__(
-            f"task {task_id} was not terminal after {timeout_sec:g} s; it goes on, ask again or raise the timeout"
-        )
+    def __init__(self, task_id: str, timeout_sec: float, why: str = "it goes on, ask again or raise `timeout`") -> None:
+        super().__init__(f"task {task_id} was not terminal after {timeout_sec:g} s; {why}")
         self.task_id, self.timeout_sec = task_id, timeout_sec
 
 

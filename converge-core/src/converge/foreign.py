@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
+from itertools import islice
 from math import inf
 from typing import Any, NoReturn, cast
 
@@ -83,13 +84,23 @@ def text_of(value: object) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return the error's class and text, such as `ValueError: no such page`; never raise."""
-    return f"{name_of(type(error))}: {text_of(error)}"
+    """Return the error's class and text, such as `ValueError: no such page`; of a group also the first ones in it;
+    never raise.
+    """
+    text = f"{name_of(type(error))}: {text_of(error)}"
+    if not is_a(error, BaseExceptionGroup):
+        return text
+    some = list(islice(leaves(error), GROUP_SHOWN))
+    return clean(f"{text}: {'; '.join(f'{name_of(type(one))}: {text_of(one)}' for one in some)}")
 
 
 def clean(text: str) -> str:
     """Return plain text, cut to `TEXT_CHARS`, as every store takes it."""
     return stored_text(str.__getitem__(text, slice(0, TEXT_CHARS)))  # of a subclass of str without its methods
+
+
+GROUP_SHOWN = 3
+"""Errors of a group that its text names."""
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

@@ -64,12 +64,23 @@ def test_the_tasks_of_a_pool_are_counted_by_place(converge: Converge, folder: Pa
     id_ = converge("submit", "--pool", "docs", *STORE).out.strip()
     assert converge("tasks", "cancel", id_, *STORE).code == 0
     docs, mail = records(converge("pools", "list", "--json", *STORE))
-    places = ("ready", "later", "waiting", "held", "done", "completed", "failed", "cancelled")
-    assert (docs["id"], [docs[place] for place in places]) == ("docs", [3, 1, 1, 0, 1, 0, 0, 1])
+    places = ("ready", "later", "parked", "waiting", "held", "done", "completed", "failed", "cancelled")
+    assert (docs["id"], [docs[place] for place in places]) == ("docs", [3, 1, 0, 1, 0, 1, 0, 0, 1])
     assert (mail["id"], {mail[place] for place in places}) == ("mail", {0})
     plain = converge("pools", "list", *STORE).out.splitlines()
-    assert plain[0].split() == ["pool", "admission", "paused", "ready", "later", "waiting", "held", "done", "failed"]
-    assert plain[1].split() == ["docs", "open", "3", "1", "1", "0", "1", "0"]
+    assert plain[0].split() == [
+        "pool",
+        "admission",
+        "paused",
+        "ready",
+        "later",
+        "parked",
+        "waiting",
+        "held",
+        "done",
+        "failed",
+    ]
+    assert plain[1].split() == ["docs", "open", "3", "1", "0", "1", "0", "1", "0"]
     assert ["ready", "3"] in [line.split() for line in converge("pools", "show", "docs", *STORE).out.splitlines()]
 
 

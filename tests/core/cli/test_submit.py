@@ -165,7 +165,7 @@ def test_a_task_is_shown_with_its_history(converge: Converge, folder: Path) -> N
     (task,) = listed(converge, "--state", "failed")
     answer = converge("tasks", "show", task["id"], "--json", *STORE)
     shown = json.loads(answer.out)
-    assert shown.pop("durable") == {"steps": [], "unread": 0, "children": {}, "chunks": 0}
+    assert shown.pop("durable") == {"steps": [], "names": [], "unread": [], "children": {}, "chunks": 0}
     assert (answer.code, shown) == (0, task)
     (attempt,) = shown["history"]
     assert (attempt["what"], attempt["why"]) == ("failed", "ValueError: it is bad")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import anyio
@@ -55,7 +56,11 @@ def test_a_person_finds_shows_and_ends_what_waits(waiting: tuple[str, str], caps
     assert said(capsys, "tasks", "signal", id_, "other", "--payload", "[1]", "--store", url)[0]["is_sent"]
     (shown,) = said(capsys, "tasks", "show", id_, "--store", url)
     durable = shown["durable"]
-    assert isinstance(durable, dict) and (durable["unread"], durable["chunks"]) == (1, 1)
+    assert isinstance(durable, dict) and (durable["unread"], durable["names"], durable["chunks"]) == (
+        ["other"],
+        ["approval"],
+        1,
+    )
     assert [(step["n"], step["name"], step["kind"]) for step in durable["steps"]] == [
         (1, "child", "spawn"),
         (2, "approval", "wait"),
@@ -64,6 +69,26 @@ def test_a_person_finds_shows_and_ends_what_waits(waiting: tuple[str, str], caps
     pieces = said(capsys, "tasks", "watch", id_, "--store", url)
     assert [one["data"] for one in pieces] == ["begun", "COMPLETED"]
     assert not said(capsys, "tasks", "signal", id_, "approval", "--store", url, code=1)[0]["is_sent"]
+    assert said(capsys, "tasks", "list", "--parent", id_, "--store", url)[0]["id"] == child["id"]
+
+
+def test_a_person_reads_what_a_task_waits_for_and_how_it_goes_on(
+    waiting: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, id_ = waiting
+    said(capsys, "tasks", "signal", id_, "other", "--store", url)
+    assert main(["tasks", "show", id_, "--store", url]) == 0
+    shown = capsys.readouterr()
+    lines = {line.split("  ")[0]: " ".join(line.split()) for line in shown.out.splitlines()}
+    assert re.fullmatch(
+        r"state waiting for approval since \d+s, until \w{3} \d+, \d\d:\d\d( \d{4})? UTC, parked once", lines["state"]
+    ), lines
+    assert (lines["unread signals"], lines["children"]) == ("unread signals 1 of other", "children 1 pending")
+    assert re.fullmatch(r"2 approval wait, until \w{3} \d+, \d\d:\d\d 0 4 \d+", lines["2"]), lines
+    assert f"to go on: converge tasks signal {id_} approval --payload JSON" in shown.err
+    assert main(["pools", "show", "p", "--store", url]) == 0
+    counts = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (counts["parked"], counts["later"]) == ("1", "0")
 
 
 def test_a_person_fails_what_waits_and_is_told_of_what_does_not(

@@ -15,10 +15,13 @@ from converge.errors import (
     CalledOff,
     ChildFailed,
     HandlerFailed,
+    NoHandler,
     NotRunning,
     NotWaiting,
+    ResultTimeout,
     StepConflict,
     StepFailed,
+    StepUncertain,
     WaitTimeout,
 )
 from converge.testing.fixtures import wait_until
@@ -347,3 +350,47 @@ class Twice(Agent):
 async def test_a_task_that_no_handler_runs_has_no_steps() -> None:
     with pytest.raises(NotRunning):
         await Task(pool_id="p").step("x", ran, "x")
+
+
+class Renames(Agent):
+    """Its process is away after it has begun to pay; the next attempt has another name for that."""
+
+    async def on_task(self, task: Task) -> None:
+        await task.step("pay" if task.attempts == 1 else "charge", self.pay, at_most_once=True)
+
+    async def pay(self) -> None:
+        ran("pay")
+        raise ConnectionError("no answer")
+
+
+async def test_a_step_that_was_begun_is_not_run_under_another_name() -> None:
+    async with running(Renames) as node:
+        id_ = await node.tasks.submit(Task(pool_id="p", max_attempts=2, retry_delay_sec=0.0))
+        error = (await node.tasks.result(id_, timeout=20)).error
+        assert error.startswith(StepUncertain.__name__) and '"charge" is new, and "pay" was begun' in error, error
+        assert RAN == {"pay": 1}
+
+
+class AtOnce(Agent):
+    async def on_task(self, task: Task) -> None:
+        async def same() -> None:
+            await task.step("same", anyio.sleep, 0)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(same)
+
+
+async def test_a_group_that_a_handler_raises_names_the_errors_in_it() -> None:
+    async with running(AtOnce) as node:
+        id_ = await node.tasks.submit(Task(pool_id="p", max_attempts=1))
+        error = (await node.tasks.result(id_, timeout=20)).error
+        assert StepConflict.__name__ in error and "name steps that run at once apart" in error, error
+
+
+async def test_an_ask_that_no_agent_can_answer_says_what_is_missing() -> None:
+    async with running(AtOnce) as node:
+        with pytest.raises(ResultTimeout, match="run an agent with `on_ask` in pool p"):
+            await node.agent("a", pool="p").ask("x", timeout=0.1)
+    with pytest.raises(NoHandler, match="AtOnce stands in for no virtual agent: it has no on_ask"):
+        AtOnce().on_ask(None, "x")

@@ -118,17 +118,18 @@ def list_pools(
     *,
     common: Common = NONE,
 ) -> int:
-    """List pools with their task counts: ready, later, waiting behind a key, held, done; failed tasks count as done."""
+    """List pools with their task counts: ready, later, parked, waiting behind a key, held, done (failed ones too)."""
     settings = common.configured()
     found = anyio.run(_list, settings, backend_options=loop_options())
     if common.json:
         for pool, count in found:
             output.line({"id": pool.id, "admission": pool.admission, "is_paused": pool.is_paused, **_numbers(count)})
         return DONE
-    columns = ("pool", "admission", "paused", "ready", "later", "waiting", "held", "done", TaskState.FAILED.lower())
+    columns = ("pool", "admission", "paused", "ready", "later", "parked", "waiting", "held", "done",
+        TaskState.FAILED.lower())  # fmt: skip
     cells = [
-        (pool.id, pool.admission, _yes(pool.is_paused), count.ready, count.later, count.waiting, count.held,
-        count.done, count.failed)
+        (pool.id, pool.admission, _yes(pool.is_paused), count.ready, count.later, count.parked,
+        count.waiting, count.held, count.done, count.failed)
         for pool, count in found
     ]  # fmt: skip
     output.table(columns, cells, empty="no pools", has_lines=True)

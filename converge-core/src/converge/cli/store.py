@@ -49,10 +49,13 @@ def info(
         output.table(("keys of", "count"), list(facts.keys.items()))
     if facts.pools:
         output.write("")
-        columns = ("pool", "ready", "later", "waiting", "held", "done")
+        columns = ("pool", "ready", "later", "parked", "waiting", "held", "done")
         output.table(
             columns,
-            [(pool_id, one.ready, one.later, one.waiting, one.held, one.done) for pool_id, one in facts.pools.items()],
+            [
+                (pool_id, one.ready, one.later, one.parked, one.waiting, one.held, one.done)
+                for pool_id, one in facts.pools.items()
+            ],
         )
     output.write("")
     rows = [

@@ -11,8 +11,8 @@ T-15 A recorded step never runs again, and a claim that is not current records n
 T-16 A signal that was acknowledged before its task's end is consumed at most once, in order for each name, whether it
      comes before or after the wait; a repeat with its key changes nothing.
 T-17 A parked task holds no slot, claim or timeout, stands at one place, and is resumed once: by signal, child or time.
-T-18 Output is ordered; a reader with a cursor misses and doubles none, and is told of a step that ran again and of a
-     gap.
+T-18 Output is ordered; a reader with a cursor misses no piece and is given none twice; each piece says whether its step
+     ran again, and how many before it were removed.
 T-19 A child is submitted once, in its parent's own batch, and not again after its retention; its end reaches the parent
      though the process dies that ended it; a parent's end reaches all of its descendants.
 T-20 The answer of a virtual agent and its new state are one batch.
@@ -72,6 +72,9 @@ from converge.model.keys import (
     Key,
 )  # fmt: skip
 from converge.model.task import DURABLE, Calling, Spec, State
+
+PARKED = "?"
+"""What stands behind the lane in `later` where the task waits for more than a time."""
 
 FOREVER = MOMENT_GREATEST
 """Until when a wait without a timeout lasts."""
@@ -214,7 +217,7 @@ def _park(found: Found, event: Parked) -> Batch:
     checks: list[Check] = [(own, place.token), (SIGNALS(found.id), event.revision or ABSENT)]
     puts: list[Put] = [
         (STATE(found.id), encode(state)),
-        (LATER(event.due, found.id), encode(spec.lane)),
+        (LATER(event.due, found.id), encode(spec.lane + PARKED)),
         # Put again, also where it stays as it is: whoever has read it before looks again, and finds the task parked.
         (SIGNALS(found.id), event.signals or encode(Signals())),
         *event.puts,

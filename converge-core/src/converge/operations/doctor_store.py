@@ -226,7 +226,7 @@ async def _pool(
     store: Store, pool: Pool, facts: StoreFacts, agents: Sequence[AgentDescriptor]
 ) -> AsyncIterator[Finding]:
     count = facts.pools[pool.id]
-    waiting = count.ready + count.later + count.waiting
+    waiting = count.live - count.held
     if pool.is_paused and waiting:
         yield warning(
             "paused",

@@ -31,6 +31,9 @@ LOOKED_UP = 1_000
 
 _VARYING = re.compile(r"\d+|'[^']*'|\"[^\"]*\"")
 
+KINDS_SHOWN = 3
+"""What tasks wait for, of which a drain names as many."""
+
 HINTS = ("name", "page", "file", "path", "title", "url")
 HINT_LENGTH = 60
 
@@ -158,23 +161,27 @@ class Drain:
 
     async def _backlog(self) -> int:
         """Count what a drain waits for: what has not ended and does not wait, and ends of children to be told."""
-        live_ones = sum(one.live for one in (await live(self._handle.store, self._pool_ids)).values())
+        counts = (await live(self._handle.store, self._pool_ids)).values()
+        live_ones, parked = sum(one.live for one in counts), sum(one.parked for one in counts)
         if not live_ones:
             return 0
         (told,) = await self._handle.store.count([TOLD()])
-        return live_ones - len(await self._waiting()) + told
-
-    async def _waiting(self) -> list[Task]:
-        pages = [
-            await self._tasks.list(state=TaskState.WAITING, pool_id=pool_id, limit=LOOKED_UP)
-            for pool_id in self._pool_ids
-        ]
-        return [task for page in pages for task in page]
+        return live_ones - parked + told
 
     async def _tell_waiting(self) -> None:
-        if tasks := await self._waiting():
-            text = "%s tasks wait (%s), and are not waited for; `converge tasks list --waiting` shows them"
-            log.warning(text, f"{len(tasks):,}", ", ".join(sorted({task.waiting_for for task in tasks})[:3]))
+        counts = await live(self._handle.store, self._pool_ids)
+        kinds: dict[str, int] = {}
+        for pool_id in (pool_id for pool_id, one in counts.items() if one.parked):
+            for task in await self._tasks.list(state=TaskState.WAITING, pool_id=pool_id, limit=LOOKED_UP):
+                kinds[task.waiting_for] = kinds.get(task.waiting_for, 0) + 1
+        if not kinds:
+            return
+        most = sorted(kinds, key=lambda kind: (-kinds[kind], kind))
+        shown = ", ".join(f"{kinds[kind]:,} for {kind}" for kind in most[:KINDS_SHOWN])
+        count, more = sum(one.parked for one in counts.values()), ", ..." if len(most) > KINDS_SHOWN else ""
+        verb = "task waits" if count == 1 else "tasks wait"
+        text = "%s %s (%s%s), and the drain does not wait for them; `converge tasks list --waiting` shows them"
+        log.warning(text, f"{count:,}", verb, shown, more)
 
     def _tell(self, base: int, bad_before: int, done: int, bad: int) -> None:
         self._done = base + done

@@ -13,24 +13,28 @@ from converge.codec import decode
 from converge.contracts.store import Store
 from converge.errors import InputError
 from converge.ids import id_bytes
-from converge.machines.durable import Step
+from converge.machines.durable import FOREVER, Signal, Step
+from converge.machines.task import TERMINAL
 from converge.model.keys import CHUNK, SIGNAL, STEP
 from converge.model.task import Task
 from converge.operations.tasks import whole_id
 from converge.services.durable.manager import TaskManager
 from converge.services.durable.output import Output
 from converge.services.store.pages import read_all
+from converge.services.tasks.listing import visit_tasks
+from converge.services.tasks.records import moment
 from converge.services.tasks.surroundings import read_task
 
 
 @attrs.frozen(kw_only=True)
 class Durable:
-    """What a task has recorded: its steps in order, signals that nobody has consumed, its children by state, how many
-    pieces of output.
+    """What a task has recorded: its steps in order, the names of signals that it waits for, of signals that nobody has
+    consumed, its children by state, how many pieces of output.
     """
 
     steps: Sequence[dict[str, Any]] = ()
-    unread: int = 0
+    names: Sequence[str] = ()
+    unread: Sequence[str] = ()
     children: dict[str, int] = attrs.field(factory=dict)
     chunks: int = 0
 
@@ -44,17 +48,21 @@ async def durable(store: Store, task: Task) -> Durable:
         ((decode(entry.value, Step, f"step of task {task.id}"), entry) for entry in entries),
         key=lambda one: one[0].number,
     )
-    unread, chunks = await store.count([SIGNAL(id_), CHUNK(id_)])
+    signals = await read_all(store, SIGNAL(id_))
+    unread = [decode(entry.value, Signal, f"signal of task {task.id}").name for entry in signals]
+    (chunks,) = await store.count([CHUNK(id_)])
     children = Counter(str(child.state) for child in await TaskManager(store).children(task.id))
     rows = [
         {
             "n": number, "name": entry.key[3][1:], "kind": KINDS.get(entry.key[3][0], "step"), "ms": step.ms,
             "bytes": len(bytes(step.result)), "token": step.token,
-            "error": f"{step.kind}: {step.text}" if step.kind else "", "is_over": step.is_over,
+            "error": f"{step.kind}: {step.text}" if step.text else step.kind, "is_over": step.is_over,
+            "until": moment(step.until).isoformat() if 0 < step.until < FOREVER else None,
         }
         for number, (step, entry) in enumerate(steps, 1)
     ]  # fmt: skip
-    return Durable(steps=rows, unread=unread, children=dict(children), chunks=chunks)
+    names = state.wait.names if state is not None and state.wait is not None else ()
+    return Durable(steps=rows, names=names, unread=unread, children=dict(children), chunks=chunks)
 
 
 KINDS = {".": "step", "?": "wait", "~": "sleep", "+": "spawn", "^": "first", "&": "gather"}
@@ -89,8 +97,17 @@ async def children(store: Store, task_id: str) -> Sequence[Task]:
         NoSuchTask: There is none.
     """
     manager, task_id = TaskManager(store), await whole_id(store, task_id)
-    await manager.get(task_id)
-    return await manager.children(task_id)
+    parent = await manager.get(task_id)
+    if parent.state not in TERMINAL:
+        return await manager.children(task_id)
+    found: dict[str, Task] = {}  # the end of a task removes its list of children; each still names its parent
+
+    def look(page: Sequence[Task]) -> bool:
+        found.update((task.id, task) for task in page if task.parent_id == parent.id)
+        return True
+
+    await visit_tasks(store, None, None, look)
+    return [found[id_] for id_ in sorted(found)]
 
 
 def payload_of(text: str | None) -> Any:

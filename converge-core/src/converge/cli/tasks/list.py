@@ -22,7 +22,7 @@ from converge.operations.drain import hint_of
 from converge.operations.waiting import children
 from converge.runtime.config.config import Config
 
-WAITING_COLUMNS = ("id", "pool", "waits for", "task")
+WAITING_COLUMNS = ("id", "pool", "waits", "task")
 COLUMNS = ("id", "state", "pool", "attempts", "submitted", "worker", "since", "task")
 DEAD_COLUMNS = ("id", "pool", "attempts", "ended", "error", "task")
 EVERYTHING = operate.Wanted(limit=100)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from shlex import quote
 from typing import Annotated, Any
 
 import anyio
@@ -40,8 +42,9 @@ def show(
         output.line(record | {"durable": attrs.asdict(durable)})
         return DONE
     if task.state == TaskState.WAITING:
-        record["waiting_for"] = waits_of(task)
-    record |= {"unread signals": durable.unread or "", "chunks": durable.chunks or ""}
+        record["state"] = f"{task.state.lower()} {waits_of(task)}"
+        record |= dict.fromkeys(("waiting_for", "waiting_since", "not_before", "parks"))
+    record |= {"unread signals": _counted(durable.unread), "chunks": durable.chunks or ""}
     record["children"] = ", ".join(f"{count} {state.lower()}" for state, count in durable.children.items())
     history = record.pop("history")
     shown = [
@@ -55,18 +58,49 @@ def show(
         rows = [(one["at"], one["what"], _took(one), short(one["by"]), one["why"], one["token"]) for one in history]
         output.table(columns, rows)
     if durable.steps:
-        output.table(tuple(durable.steps[0]), [tuple(one.values()) for one in durable.steps])
-    if task.state == TaskState.WAITING and task.waiting_for.isidentifier():
-        output.note(f"to go on: converge tasks signal {task.id} {task.waiting_for} --payload JSON")
+        steps = ("n", "step", "kind", "ms", "bytes", "token", "error")
+        output.table(steps, [_step_cells(one) for one in durable.steps])
+    for line in _ways_on(task, durable):
+        output.note(line)
     return DONE
 
 
+def _counted(names: Sequence[str]) -> str:
+    return ", ".join(f"{count} of {name}" for name, count in Counter(names).items())
+
+
+def _step_cells(step: dict[str, Any]) -> tuple[object, ...]:
+    kind = step["kind"]
+    if not step["is_over"]:
+        until = step["until"]
+        kind = f"{kind}, until {datetime.fromisoformat(until):{UNTIL}}" if until else f"{kind}, not over"
+    return (step["n"], step["name"], kind, step["ms"], step["bytes"], step["token"], step["error"])
+
+
+def _ways_on(task: Task, durable: waiting.Durable) -> Iterator[str]:
+    """Yield the commands after which a task that waits goes on, or would be over."""
+    if task.state != TaskState.WAITING:
+        return
+    for name in durable.names:
+        yield f"to go on: converge tasks signal {task.id} {quote(name)} --payload JSON"
+    if durable.children:
+        yield f"its children: converge tasks list --parent {task.id}"
+    if not durable.names:
+        yield f"to end it in place of its handler: converge tasks complete {task.id} --result JSON"
+
+
+UNTIL = "%b %-d, %H:%M"
+
+
 def waits_of(task: Task) -> str:
-    """Return what a task waits for, since when, until when, and how often it has waited."""
+    """Return what a task waits for, since when, until when, and how often it was parked, as a sentence goes on."""
     since = task.waiting_since
     waited = output.age((datetime.now(UTC) - since).total_seconds()) if since is not None else "?"
-    until = f", until {task.not_before:%Y-%m-%d %H:%M} UTC" if task.not_before is not None else ""
-    return f"{task.waiting_for}, since {waited}{until}, parked {task.parks} times"
+    due = task.not_before
+    year = "" if due is None or due.year == datetime.now(UTC).year else f" {due:%Y}"
+    until = f", until {due:{UNTIL}}{year} UTC" if due is not None else ""
+    times = "once" if task.parks == 1 else f"{task.parks} times"
+    return f"for {task.waiting_for} since {waited}{until}, parked {times}"
 
 
 def explain(

@@ -66,20 +66,26 @@ def watch(
     settings = common.configured()
     is_json = common.json or not sys.stdout.isatty()
 
-    async def follow(config: Config) -> str:
-        state = ""
+    state, cursor = "", after
+
+    async def follow(config: Config) -> None:
+        nonlocal state, cursor
         async with main.opened_store(config) as store, aclosing(operate.follow(store, task_id, after)) as pieces:
             async for piece in pieces:
-                state = piece.data if piece.kind == "state" else state
+                state, cursor = piece.data if piece.kind == "state" else state, piece.cursor or cursor
                 if is_json:
                     output.line(attrs.asdict(piece))
                 elif piece.kind == "data":
                     output.write(piece.data if isinstance(piece.data, str) else output.text(piece.data))
                 else:
                     output.note(f"{piece.kind}: {output.text(piece.data)}")
-        return state
 
-    state = anyio.run(follow, settings, backend_options=loop_options())
+    try:
+        anyio.run(follow, settings, backend_options=loop_options())
+    except BaseException:  # Ctrl-C, or the store is gone
+        if cursor:
+            output.note(f"to go on behind what was shown: converge tasks watch {task_id} --after {cursor}")
+        raise
     return DONE if state == TaskState.COMPLETED else FAILED
 
 

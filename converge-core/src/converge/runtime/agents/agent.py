@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, Unpack
 
 import msgspec
 
-from converge.errors import InputError, InvalidValue
+from converge.errors import InputError, InvalidValue, NoHandler
 from converge.ids import check_name
 from converge.machines.breaker import Breaker
 from converge.machines.match import Claimer
@@ -182,21 +182,23 @@ class Agent:
 
     def on_task(self, task: Task) -> Any:
         """Work on a task and return its result; an agent without this handler claims none."""
-        raise NotImplementedError(f"{type(self).__name__} claims no tasks: it has no on_task")
+        raise NoHandler(f"{type(self).__name__} claims no tasks: it has no on_task; add one to the class")
 
     def on_ask(self, state: Any, message: Any) -> Any:
         """Take a message to a virtual agent of the pool (`Node.agent`): return its new state and the answer, which are
         stored together. `state` is None for a new one. Messages of one agent come one at a time, in order.
         """
-        raise NotImplementedError(f"{type(self).__name__} is no virtual agent: it has no on_ask")
+        raise NoHandler(f"{type(self).__name__} stands in for no virtual agent: it has no on_ask; add one to the class")
 
     def on_message(self, message: Message) -> Any:
         """Take a message; what it returns answers an `ask`."""
-        raise NotImplementedError(f"{type(self).__name__} takes no messages: it has no on_message")
+        raise NoHandler(f"{type(self).__name__} takes no messages: it has no on_message; add one to the class")
 
     def on_tick(self) -> Any:
         """Called each `tick_sec`; never twice at a time."""
-        raise NotImplementedError(f"{type(self).__name__} has no on_tick")
+        raise NoHandler(
+            f"{type(self).__name__} has nothing to do each `tick_sec`: it has no on_tick; add one to the class"
+        )
 
     def decide(self, messages: list[Message], tasks: list[Task]) -> Any:
         """The whole loop, in place of `on_task` and `on_message`: return a list of decisions, which are then carried
@@ -209,7 +211,7 @@ class Agent:
             tasks: All tasks that the agent holds, in the order of their claims: each until a `ReportTask` ends it, or
                 its timeout.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no decide")
+        raise NoHandler(f"{type(self).__name__} decides nothing: it has no decide; add one to the class")
 
     def on_outcomes(self, outcomes: list[Outcome]) -> Any:
         """Called after the decisions of one `decide` were carried out, with what came of each."""

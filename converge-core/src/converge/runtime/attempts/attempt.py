@@ -161,6 +161,8 @@ class Attempt:
             )
         self._check_called_off()
         self.ledger.check_room()
+        if options.at_most_once:
+            self._check_renamed(label)
         self._names.begin(label)
         self._running += 1
         try:
@@ -170,6 +172,19 @@ class Attempt:
             self.left(label)
             raise
         return label, None
+
+    def _check_renamed(self, label: str) -> None:
+        """Refuse a step that may be one under another name which an earlier attempt has begun.
+
+        Raises:
+            StepUncertain: One was begun that this attempt has not come to.
+        """
+        for other, step in self.ledger.steps.items():
+            if step.is_begun and other not in self._names.called:
+                raise StepUncertain(
+                    f'task {self.id}: step "{label[1:]}" is new, and "{other[1:]}" was begun and may have been done; '
+                    "if it was renamed, give it its name back, and look at what it does outside"
+                )
 
     async def end(self, label: str, value: Any, began: float) -> Any:
         """Record what a step returned; return it as a later attempt is given it."""

@@ -20,6 +20,8 @@ class Names:
         self._task_id = task_id
         self._counts: dict[str, int] = {}
         self._open: set[str] = set()
+        self.called: set[str] = set()
+        """The labels that the attempt has come to."""
 
     def label(self, kind: str, name: str) -> str:
         """Return the label of the next record of this name.
@@ -37,7 +39,9 @@ class Names:
                 f'task {self._task_id}: step "{name}" is under way; name steps that run at once apart: "{name}:2"'
             )
         count = self._counts[label] = self._counts.get(label, 0) + 1
-        return label if count == 1 else f"{label}#{count}"
+        label = label if count == 1 else f"{label}#{count}"
+        self.called.add(label)
+        return label
 
     def begin(self, label: str) -> None:
         """Note that what has this label is under way."""

@@ -8,7 +8,7 @@ import msgspec
 
 from converge.codec import decode, decode_plain
 from converge.contracts.store import Batch, Store
-from converge.errors import HandlerFailed, InvalidName
+from converge.errors import HandlerFailed, InvalidName, ResultTimeout
 from converge.ids import check_name
 from converge.machines.task import TaskState
 from converge.model.keys import ACTOR, NAME, Key, fits
@@ -67,7 +67,14 @@ class AgentRef:
             ordering_key=key,
             inputs={"payload": payload},
         )
-        done = await self._tasks.result(await self._tasks.submit(task), timeout)
+        task_id = await self._tasks.submit(task)
+        try:
+            done = await self._tasks.result(task_id, timeout)
+        except ResultTimeout as error:
+            if (await self._tasks.get(task_id)).attempts:
+                raise
+            why = f"nobody has begun to answer it: run an agent with `on_ask` in pool {pool}, or give it more slots"
+            raise ResultTimeout(task_id, error.timeout_sec, why) from error
         if done.state != TaskState.COMPLETED:
             raise HandlerFailed(f"virtual agent {key} of pool {pool} did not answer: {done.state}: {done.error}")
         return done.result

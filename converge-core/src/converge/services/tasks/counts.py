@@ -11,6 +11,7 @@ from converge.codec import decode
 from converge.contracts.store import LIMITS, Entry, Range, Store
 from converge.errors import SchemaTooNew, TornRecord
 from converge.ids import id_text
+from converge.machines.durable import PARKED
 from converge.machines.task import TaskState
 from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, READY, STATE, TASK, Key, Prefix, pack
 from converge.model.pool import Pool
@@ -29,12 +30,13 @@ ENDED = (TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED)
 
 @attrs.frozen(kw_only=True)
 class Census:
-    """A pool's tasks by place: ready to be claimed, not due yet, waiting behind their ordering key, held by an agent;
-    and those that ended.
+    """A pool's tasks by place: ready to be claimed, not due yet, parked (they wait for a signal, a child or a time),
+    waiting behind their ordering key, held by an agent; and those that ended.
     """
 
     ready: int = 0
     later: int = 0
+    parked: int = 0
     waiting: int = 0
     held: int = 0
     completed: int = 0
@@ -49,7 +51,7 @@ class Census:
     @property
     def live(self) -> int:
         """All that have not ended."""
-        return self.ready + self.later + self.waiting + self.held
+        return self.ready + self.later + self.parked + self.waiting + self.held
 
 
 async def census(store: Store, pool_ids: Sequence[str]) -> dict[str, Census]:
@@ -69,34 +71,38 @@ async def live(store: Store, pool_ids: Sequence[str]) -> dict[str, Census]:
     """Count, as `census` does, the tasks that have not ended: what a drain waits for."""
     lanes = {pool_id: [entry.key[2] for entry in await read_all(store, LANE(pool_id))] for pool_id in pool_ids}
     pool_of = {lane.hex(): pool_id for pool_id, hashes in lanes.items() for lane in hashes}
-    later = await _later(store, pool_of)
+    later, parked = await _later(store, pool_of)
     held = await _held(store)
     found = {}
     for pool_id in pool_ids:
         found[pool_id] = Census(
             ready=sum(await _count(store, [READY(lane) for lane in lanes[pool_id]])),
             later=later.get(pool_id, 0),
+            parked=parked.get(pool_id, 0),
             waiting=sum(await _count(store, [ORDER(pool_id)])),
             held=held.get(pool_id, 0),
         )
     return found
 
 
-async def _later(store: Store, pool_of: dict[str, str]) -> dict[str, int]:
-    """Count what is not due by pool; a lane may have been closed while its tasks wait, so those of an unknown one are
-    looked up.
+async def _later(store: Store, pool_of: dict[str, str]) -> tuple[dict[str, int], dict[str, int]]:
+    """Count by pool what is not due, and what is parked; a lane may have been closed while its tasks wait, so those of
+    an unknown one are looked up.
     """
-    totals: dict[str, int] = {}
+    later: dict[str, int] = {}
+    parked: dict[str, int] = {}
     async for page in Pages(store, LATER()):
-        unknown = []
+        unknown: dict[bool, list[Key]] = {False: [], True: []}
         for entry in page:
-            pool_id = pool_of.get(_text_of(entry))
+            lane, mark, _ = _text_of(entry).partition(PARKED)
+            totals, pool_id = parked if mark else later, pool_of.get(lane)
             if pool_id is None:
-                unknown.append(TASK(entry.key[2]))
+                unknown[bool(mark)].append(TASK(entry.key[2]))
             else:
                 totals[pool_id] = totals.get(pool_id, 0) + 1
-        await _add_pools(store, unknown, totals)
-    return totals
+        await _add_pools(store, unknown[False], later)
+        await _add_pools(store, unknown[True], parked)
+    return later, parked
 
 
 def _text_of(entry: Entry) -> str:
@@ -157,7 +163,7 @@ async def _count(store: Store, prefixes: Sequence[Prefix]) -> list[int]:
 
 
 async def backlog(handle: StoreHandle, pool_id: str) -> int:
-    """Count the pool's tasks that are not terminal, which a drain waits for: ready, later, waiting behind a key, held.
+    """Count the pool's tasks that are not terminal: ready, later, parked, waiting behind a key, held.
     A task that moves meanwhile may count twice or not.
     """
     return (await live(handle.store, [pool_id]))[pool_id].live
