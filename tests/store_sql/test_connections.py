@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import asyncpg
+import attrs
 import pytest
 
 from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, open_store
 from converge.contracts.store import Batch, Committed
-from converge.errors import ForeignLoop, StoreError, StoreRefused
+from converge.errors import ForeignLoop, StoreError, StoreRefused, StoreUnavailable
 from converge.model.keys import POOL
 from converge.testing.fixtures import wait_until
 from converge.testing.proxy import host_and_port
@@ -30,6 +33,10 @@ SOON_SEC = 5.0
 """How long after a server came back, or a connection died, the next task may take."""
 
 
+CANCEL = (80877102).to_bytes(4, "big")
+"""With what PostgreSQL's protocol begins a connection that asks the server to stop the work of another."""
+
+
 class Stalling:
     """A proxy that stops forwarding without closing anything: what a NAT does that has forgotten a connection."""
 
@@ -37,6 +44,10 @@ class Stalling:
         self._host, self._port = host_and_port(url)
         self._target = url
         self._generation = 0
+        self.lost = 0
+        """How many of the next connections lead nowhere."""
+        self.begun: list[bytes] = []
+        """With what each connection began, its length aside."""
         self.url = ""
 
     def forget(self) -> None:
@@ -57,6 +68,8 @@ class Stalling:
 
     async def _serve(self, client: anyio.abc.SocketStream) -> None:
         generation = self._generation
+        if self.lost:
+            self.lost, generation = self.lost - 1, -1
         async with (
             client,
             await anyio.connect_tcp(self._host, self._port) as server,
@@ -64,8 +77,12 @@ class Stalling:
         ):
 
             async def pump(source: anyio.abc.SocketStream, sink: anyio.abc.SocketStream) -> None:
+                is_first = source is client
                 try:
                     async for data in source:
+                        if is_first:
+                            self.begun.append(data[4:8])
+                            is_first = False
                         if self._generation == generation:
                             await sink.send(data)
                 except (anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -105,9 +122,49 @@ async def test_a_connection_that_died_without_a_word_costs_seconds(postgres_url:
         Stalling(postgres_url).running() as proxy,
         at_work(proxy.url, postgres_url, options.network) as one,
     ):
-        for _ in range(2):
+        for lost in (0, 1, 2):
             proxy.forget()
-            assert await one() < 2 * SOON_SEC, "half a minute, it was; a busy machine needs more than a quiet one"
+            proxy.lost = lost  # of those that take the place of the dead ones
+            assert await one() < SOON_SEC
+
+
+async def test_a_call_that_is_cut_short_asks_the_server_for_nothing_more(
+    postgres_url: str, options: SqlOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converge_store_sql.postgresql.connect.IDLE_SEC", 0.0)
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    async with Stalling(postgres_url).running() as proxy:
+        hasty = attrs.evolve(options, timeout_sec=0.5)
+        async with SqlStore.open(proxy.url + "?sslmode=disable", hasty) as store:
+            assert await store.get([POOL("p")]) == [None]
+            proxy.forget()
+            assert await store.get([POOL("p")]) == [None], "the connection that was idle was tried, and ended"
+            monkeypatch.setattr("converge_store_sql.postgresql.connect.IDLE_SEC", 60.0)
+            proxy.forget()
+            with pytest.raises(StoreUnavailable, match="no answer in time"):
+                await store.get([POOL("p")])
+            assert await store.get([POOL("p")]) == [None]
+            proxy.forget()
+            with anyio.move_on_after(0.2) as cancelled:
+                await store.get([POOL("p")])
+            assert cancelled.cancelled_caught
+            assert await store.get([POOL("p")]) == [None]
+    assert proxy.begun.count(CANCEL) == 0, "it would hang as the call does"
+    gc.collect()
+    assert told == []
+
+
+async def test_a_connection_that_cannot_be_closed_in_order_holds_up_no_other(
+    postgres_url: str, options: SqlOptions
+) -> None:
+    async with Stalling(postgres_url).running() as proxy, SqlStore.open(proxy.url, options) as store:
+        async with anyio.create_task_group() as group:
+            for _ in range(options.connections):
+                group.start_soon(store.time)
+        proxy.forget()
+        began = anyio.current_time()
+    assert anyio.current_time() - began < SOON_SEC
 
 
 async def test_a_call_that_waits_for_a_lock_is_not_taken_for_dead(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -32,9 +34,16 @@ async def engine(request: pytest.FixtureRequest, postgres_url: str) -> AsyncIter
 
 @pytest.fixture(params=["psycopg", "psycopg2"])
 def plain_engine(request: pytest.FixtureRequest, postgres_url: str) -> Iterator[Engine]:
-    made = create_engine(postgres_url.replace("postgresql:", f"postgresql+{request.param}:"))
+    """An engine of a caller's; each connection that was ever made of it must be closed in the end."""
+    made, opened = create_engine(postgres_url.replace("postgresql:", f"postgresql+{request.param}:")), list[Any]()
+    event.listen(made, "connect", lambda connection, _: opened.append(connection))
     yield made
     made.dispose()
+    for thread in threading.enumerate():
+        if thread.name == "converge-wake":
+            thread.join(10)
+    assert opened or "refused" in request.node.name
+    assert [connection for connection in opened if not connection.closed] == []
 
 
 @pytest.fixture

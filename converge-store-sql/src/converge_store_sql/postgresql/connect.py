@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlunsplit
 
 import anyio
@@ -19,7 +19,9 @@ from converge_store_sql.postgresql._errors import call_failed, connecting_failed
 from converge_store_sql.postgresql.dialect import check_url, redacted
 from converge_store_sql.postgresql.engine import Connector, begin
 
-CLOSE_SEC = 5.0
+T = TypeVar("T")
+
+CLOSE_SEC = 2.0
 
 IDLE_SEC, TOO_IDLE_SEC = 2.0, 300.0
 """From when on a connection that was not used is tried first, and from when on it is dropped: what stands between may
@@ -31,6 +33,11 @@ DOUBT_SEC = 1.0
 
 CHECK_SEC = 1.0
 """How long a server that is well takes to say so."""
+
+ATTEMPTS, HEDGE_SEC = 3, 1.0
+"""How many attempts to connect are made side by side, and how long after one the next joins it: what the network lost
+without a word does not hold up a call for as long as connecting may take.
+"""
 
 CONNECT_LEFT_SEC = 1.0
 """How long connecting may go on after it was cancelled: a server that answers at all has done so by then."""
@@ -61,6 +68,7 @@ class Connections:
         self.where = redacted(split)
         self._connector = Connector(urlunsplit(split), options)
         self._begin = begin(options) if options.pooler else ""
+        self._timeout_sec = options.timeout_sec
         self._free: list[tuple[_Link, float]] = []
         self._busy: dict[_Link, float] = {}
         self._room = asyncio.Semaphore(options.connections)
@@ -84,7 +92,7 @@ class Connections:
                 self._timer = loop.call_later(DOUBT_SEC, self._doubt)
             is_sound = False
             try:
-                rows = await self._ask(link, text, arguments)
+                rows = await answered(link.driver, self._timeout_sec, self._ask(link, text, arguments))
                 is_sound = True
                 return rows
             except Exception as error:
@@ -108,12 +116,12 @@ class Connections:
         return loop
 
     async def _ask(self, link: _Link, text: str, arguments: Sequence[Any]) -> Sequence[Sequence[Any]]:
-        if link.connection is not None:
-            result = await link.connection.exec_driver_sql(text, tuple(arguments))
-            return result.all() if result.returns_rows else ()
-        await link.driver.execute(self._begin)
+        # The driver itself: SQLAlchemy's layers above it take three times the time that it takes for a small statement.
+        if self._begin:
+            await link.driver.execute(self._begin)
         rows: Sequence[Sequence[Any]] = await link.driver.fetch(text, *arguments)
-        await link.driver.execute("commit")
+        if self._begin:
+            await link.driver.execute("commit")
         return rows
 
     @asynccontextmanager
@@ -138,11 +146,12 @@ class Connections:
             self._timer.cancel()
         if self._looking is not None:
             self._looking.cancel()
+        links, self._free = self._free, []
         with anyio.move_on_after(CLOSE_SEC, shield=True):
-            while self._free:
-                link, _ = self._free.pop()
-                await (link.connection or link.driver).close()
-            await self._connector.close()
+            async with anyio.create_task_group() as group:
+                for link, _ in links:
+                    group.start_soon((link.connection or link.driver).close)
+        await self._connector.close()
 
     async def _acquire(self) -> _Link:
         """Return a connection that works, as far as can be told: one that was idle for long is tried."""
@@ -158,14 +167,17 @@ class Connections:
         if idle_sec > TOO_IDLE_SEC:
             return False
         try:
-            await link.driver.execute("select 1", timeout=CHECK_SEC)
+            await answered(link.driver, CHECK_SEC, link.driver.execute("select 1"))
         except Exception:  # whatever it is, this connection is of no use
-            await self._drop_idle()
+            await self._doubt_others()
             return False
         return True
 
-    async def _drop_idle(self) -> None:
-        """Drop those that nobody uses: what befell one connection has befallen those beside it."""
+    async def _doubt_others(self) -> None:
+        """Drop the connections that nobody uses, and have the one that listens tried: what befell one connection has
+        befallen those beside it.
+        """
+        self.on_dead()
         links, self._free = self._free, []
         for link, _ in links:
             await _discard(link)
@@ -196,30 +208,28 @@ class Connections:
             _LOG.warning("a connection to %s died without a word; another takes its place", self.where)
             link.driver.terminate()
         if dead:
-            self.on_dead()
-            await self._drop_idle()
+            await self._doubt_others()
 
     async def _connect(self) -> _Link:
-        """Connect; if cancelled, give it `CONNECT_LEFT_SEC` to succeed.
+        """Connect, with a further attempt where one takes long: the first to end says how it went.
 
-        When it is cut short, the driver leaves an error that nobody awaits, which the loop tells of later.
+        If cancelled, they are given `CONNECT_LEFT_SEC` to succeed: the driver leaves an error that nobody awaits, which
+        the loop tells of later, when it is cut short at the wrong moment.
         """
-        made: _Link | StoreError | None = None
+        attempts = set[asyncio.Task[_Link | StoreError]]()
+        patience_sec, done = CONNECT_LEFT_SEC, set[asyncio.Task[_Link | StoreError]]()
         try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(_limit_once_cancelled, scope := anyio.CancelScope(shield=True))
-                with scope:
-                    made = await self._try_to_connect()
-                if made is None:
-                    await anyio.sleep_forever()  # it was cancelled, and the time is up
-                group.cancel_scope.cancel()
-        except BaseException:
-            if isinstance(made, _Link):
-                await _discard(made)
-            raise
+            while not done:
+                attempts.add(asyncio.create_task(self._try_to_connect()))
+                limit_sec = HEDGE_SEC if len(attempts) < ATTEMPTS else None
+                done, _ = await asyncio.wait(attempts, timeout=limit_sec, return_when=asyncio.FIRST_COMPLETED)
+            patience_sec = 0
+            made = (chosen := done.pop()).result()
+            attempts.remove(chosen)
+        finally:
+            await _give_up(attempts, patience_sec)
         if isinstance(made, StoreError):
             raise made
-        assert made is not None
         return made
 
     async def _try_to_connect(self) -> _Link | StoreError:
@@ -231,11 +241,40 @@ class Connections:
             return failed
 
 
-async def _limit_once_cancelled(scope: anyio.CancelScope) -> None:
+async def answered(driver: Any, limit_sec: float, call: Awaitable[T]) -> T:
+    """Await a call of the driver's; if it has not answered by then, end its connection.
+
+    Neither by the driver's own timeout nor by cancelling the call: for both it asks the server, on one more connection,
+    to stop. That hangs where the first one does, and leaves an error that nobody awaits when it is cut short.
+
+    Raises:
+        TimeoutError: The time is up.
+    """
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(limit_sec, driver.terminate)
     try:
-        await anyio.sleep_forever()
+        return await call
+    except Exception as error:
+        if driver.is_closed() and loop.time() >= timer.when():
+            raise TimeoutError from error
+        raise
     finally:
-        scope.deadline = anyio.current_time() + CONNECT_LEFT_SEC
+        timer.cancel()
+
+
+async def _give_up(attempts: set[asyncio.Task[_Link | StoreError]], patience_sec: float) -> None:
+    """End attempts to connect, and close what they have made all the same."""
+    if not attempts:
+        return
+    with anyio.CancelScope(shield=True):
+        if patience_sec:
+            await asyncio.wait(attempts, timeout=patience_sec)
+        for attempt in attempts:
+            attempt.cancel()
+        await asyncio.wait(attempts)
+        for attempt in attempts:
+            if not attempt.cancelled() and isinstance(made := attempt.result(), _Link):
+                await _discard(made)
 
 
 async def _discard(link: _Link) -> None:

@@ -58,9 +58,12 @@ def _arguments(dsn: str, options: SqlOptions) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "dsn": dsn,
         "timeout": options.connect_timeout_sec,
-        "command_timeout": options.timeout_sec,
-        # SQLAlchemy keeps the prepared statements, but at 0 the driver gives all of them one name
-        "statement_cache_size": 0 if options.pooler else 100,
+        # Calls have an end of their own, in `connect.py`; this one is that of making tables and of listening.
+        "command_timeout": options.timeout_sec + 1.0,
+        "statement_cache_size": 0 if options.pooler else STATEMENTS,
+        # Whatever their size and age: at 0 there is no limit.
+        "max_cacheable_statement_size": 0,
+        "max_cached_statement_lifetime": 0,
     }
     if not options.pooler:
         arguments["server_settings"] = session(options)
@@ -72,18 +75,13 @@ def _arguments(dsn: str, options: SqlOptions) -> dict[str, Any]:
 
 def _engine(arguments: dict[str, Any]) -> AsyncEngine:
     driver = _driver()
-
-    def creator() -> Any:
-        # The form that SQLAlchemy's documentation asks for where the size of the statement cache is to be set as well.
-        dialect: Any = engine.dialect
-        return dialect.dbapi.connect(
-            async_creator_fn=driver.connect, prepared_statement_cache_size=STATEMENTS, **arguments
-        )
-
-    engine = create_async_engine(
-        "postgresql+asyncpg://", creator=creator, isolation_level="AUTOCOMMIT", poolclass=NullPool, hide_parameters=True
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: driver.connect(**arguments),
+        isolation_level="AUTOCOMMIT",
+        poolclass=NullPool,
+        hide_parameters=True,
     )
-    return engine
 
 
 def _driver() -> Any:

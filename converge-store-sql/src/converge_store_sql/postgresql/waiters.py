@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 
 from converge.errors import StoreError
-from converge_store_sql.postgresql.connect import CHECK_SEC, Connections
+from converge_store_sql.postgresql.connect import CHECK_SEC, Connections, answered
 from converge_store_sql.postgresql.riding.riders import Riders
 from converge_store_sql.postgresql.statements import Statements
 
@@ -249,7 +249,7 @@ class _Listener:
         """Show on the connection itself that it lives; return whether it does."""
         self.doubted = anyio.Event()
         try:
-            await self._driver.execute(text, channels, self.name, timeout=CHECK_SEC)
+            await answered(self._driver, CHECK_SEC, self._driver.execute(text, channels, self.name))
         except Exception:  # whatever it is, nothing will be heard here
             self.lose()
         return not self.lost.is_set()

@@ -108,13 +108,21 @@ def running(order: Order, how_many: int) -> Iterator[list[Peer]]:
             peer.end(END_SEC)
 
 
-def begin(peers: list[Peer]) -> None:
-    """Wait until all have opened the store, then let them work."""
+def begin(peers: list[Peer], *, ahead_sec: float = 0.0) -> None:
+    """Wait until all have opened the store, then let them work.
+
+    Args:
+        peers: All of them.
+        ahead_sec: How long at most the others wait until the first has told of something: however slow it is, they do
+            not leave it without work. At 0 all begin together.
+    """
     for peer in peers:
         is_ready = peer.wait_for(bool, READY_SEC)
         expect("S-14", is_ready, "a process could not open the store: " + ("" if is_ready else peer.end(END_SEC)))
     for peer in peers:
         peer.tell("go")
+        if peer is peers[0] and ahead_sec:
+            peer.wait_for(lambda said: len(said) > 1, ahead_sec)
 
 
 def end(peers: list[Peer], *, kill: bool = True) -> str:

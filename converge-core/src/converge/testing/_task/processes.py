@@ -38,7 +38,7 @@ class TaskProcessClauses(TaskCase):
             pytest.skip("not applicable: the store does not declare SHARED")
         ids = anyio.run(_submit, opening)
         with peers_on(self, url, options, "work", WORK_SEC) as peers:
-            begin(peers)
+            begin(peers, ahead_sec=WORK_SEC)
             told = peers[0].wait_for(lambda said: len(said) > CLAIMED, WORK_SEC)
             peers[0].kill()
             failed = peers[0].end(END_SEC)

@@ -118,33 +118,46 @@ class _Waker:
                 self._thread.start()
 
     def _work(self) -> None:
-        while True:
-            with self._lock:
-                pause = self._riders.pause_sec
-                if pause is None:
-                    self._thread = None
-                    return
-            time.sleep(pause)  # nobody tells when somebody else's transaction ends
-            self._ask()
-
-    def _ask(self) -> None:
-        with self._lock:
-            text, arguments = self._riders.question
-        engine = self._engine()
+        connection: Connection | None = None
         try:
-            if engine is None:
-                raise ReferenceError("the engine is gone")
-            with engine.connect() as plain:
-                connection = plain.execution_options(isolation_level="AUTOCOMMIT")
-                rows = run(connection, text, arguments)
-                with self._lock:
-                    wake = self._riders.heed(rows)
-                if wake:
-                    run(connection, Statements(self._network).wake(), (sorted(wake), DEAD_SEC))
+            while (pause := self._pause()) is not None:
+                time.sleep(pause)  # nobody tells when somebody else's transaction ends
+                connection = connection or self._connect()
+                self._ask(connection)
         except Exception:  # a hint: those who sleep look for themselves after their poll interval
             _LOG.debug("a wake-up was not told; sleepers look for themselves", exc_info=True)
             with self._lock:
-                self._riders = Riders()
+                self._riders, self._thread = Riders(), None
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _pause(self) -> float | None:
+        with self._lock:
+            pause = self._riders.pause_sec
+            if pause is None:
+                self._thread = None
+            return pause
+
+    def _connect(self) -> Connection:
+        """Return a connection that the engine's pool does not know: it is closed when it is used no more, even if the
+        caller has disposed of the engine before.
+        """
+        engine = self._engine()
+        if engine is None:
+            raise ReferenceError("the engine is gone")
+        connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection.detach()
+        return connection
+
+    def _ask(self, connection: Connection) -> None:
+        with self._lock:
+            text, arguments = self._riders.question
+        rows = run(connection, text, arguments)
+        with self._lock:
+            wake = self._riders.heed(rows)
+        if wake:
+            run(connection, Statements(self._network).wake(), (sorted(wake), DEAD_SEC))
 
 
 class _Wakers:
