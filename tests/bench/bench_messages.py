@@ -1,15 +1,15 @@
-"""What do messages of 256 bytes cost between two processes over TCP, from a bare protocol up to `node.send` and
-`node.ask`?
+"""What do messages of 256 bytes cost between two nodes over TCP, as shares of a bare protocol in the same run?
 
-    python tests/bench/bench_messages.py [--rounds 3] [--pairs 200]
+    python tests/bench/bench_messages.py [--rounds 7] [--pairs 200]
 
-*floor A*: a bare asyncio Protocol on uvloop, one write a message, nothing sealed. *link*: `runtime/link.py`, one item a
-call, sealed; what one loop step sends leaves in one record. *send* and *ask*: the whole path from agent to agent,
-`--pairs` pairs at once, each with one message under way.
-*send, one pair*: as many senders, all of one agent to one other. *one process*: both agents in the driving process, one
-message at a time.
-*ask, idle*: one pair, the time of one question and its answer. Everything of a round runs on uvloop in two fresh
-processes; what counts are the ratios to floor A in the same round.
+*floor A*: a bare asyncio Protocol on uvloop, one system call a message, nothing sealed. Of the others, acknowledged,
+authenticated and encrypted, *send, 64 in flight* and *ask, 64 in flight* are `node.send` and `node.ask` to one agent;
+*ack=None* is the same with nothing acknowledged, counted until the last was handled; *send, pairs* and *ask, pairs* are
+agents' own, `--pairs` pairs with one message under way each; *send, one in flight* is `node.send` alone, its round trip
+against that of the floor. *signed* is `node.send` with `proof="signed"`, against this core's Ed25519 verifications.
+
+Everything of a round runs on uvloop in two fresh processes. What counts are ratios of the same round; since a machine
+that is busy with something else takes turns away from both processes, the CPU time of each side is told as well.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import json
+import os
 import platform
 import pstats
 import statistics
@@ -24,31 +25,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 
 import anyio
-from anyio.lowlevel import checkpoint
 from bench_transport import MESSAGE, drive_floor, serve_floor
 
 from converge import Agent, Identity, Message, Node
 from converge.env import SYSTEM
-from converge.machines.records import MESSAGE as ITEM
-from converge.machines.records import RECEIPT, Item
-from converge.machines.secure import Terms
-from converge.model.descriptor import network_tag
-from converge.runtime.agents.background import Background
-from converge.runtime.network.link import Link
-from converge.runtime.network.links import Links
-from converge_transport_tcp import TcpOptions, TcpTransport
+from converge.model.identity import verify
+from converge.operations.run import tune_interpreter
 
-STEP = 250
-"""Messages that the link's sender gives in one loop step: about what a busy process has at hand."""
-
-ASKS = 1_000
 PAYLOAD = "x" * 256
 ANY = "tcp://127.0.0.1:0"
+AT_ONCE = 64
+LAST = "last"
+DRIVE_SEC = 300
 
 Figures = dict[str, float]
 
@@ -60,188 +52,178 @@ class Echo(Agent):
         return message.payload
 
 
-# The link alone.
+class Sent:
+    """CPU time of this process and of another one while messages pass between them."""
+
+    def __init__(self, other: int, found: Figures) -> None:
+        self._other, self.found = other, found
+
+    async def measure(self, name: str, messages: int, work: Callable[[], Awaitable[None]]) -> None:
+        """Do the work; note messages a second, and microseconds of CPU a message here and there."""
+        there, here, began = cpu_sec(self._other), time.process_time(), time.perf_counter()
+        await work()
+        self.found[name] = messages / (time.perf_counter() - began)
+        self.found[f"{name}; CPU here, us"] = (time.process_time() - here) / messages * 1e6
+        self.found[f"{name}; CPU there, us"] = (cpu_sec(self._other) - there) / messages * 1e6
 
 
-@asynccontextmanager
-async def links(on_items: Callable[[Link, list[Item]], Awaitable[None]]) -> AsyncIterator[tuple[Links, bytes, str]]:
-    """Open links that listen; give them with the node's key and its endpoint."""
-    identity = Identity.generate(SYSTEM.entropy)
-    async with (
-        TcpTransport.open(TcpOptions()) as transport,
-        transport.listen(ANY) as listener,
-        anyio.create_task_group() as group,
-    ):
-        terms = Terms(network=network_tag("bench"), identity=identity)
-        own = Links(transport, terms, SYSTEM, Background(group, SYSTEM), on_items)
-        group.start_soon(own.serve, listener)
-        yield own, identity.public_key, listener.address
-        group.cancel_scope.cancel()
+def cpu_sec(pid: int) -> float:
+    """Return the CPU time of all threads of a process; 0 where the system does not tell."""
+    spent = 0
+    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        spent += int(thread.read_text().split()[0])
+    return spent / 1e9
 
 
-async def serve_link(where: str, pairs: int) -> None:
-    """Answer the message that says it is the last."""
-
-    async def on_items(link: Link, items: list[Item]) -> None:
-        if items[-1][1][:1] == b"!":
-            await link.send([(RECEIPT, b"")])
-
-    async with links(on_items) as (_, key, address):
-        print(key.hex(), address, flush=True)
-        await anyio.sleep_forever()
-
-
-async def drive_link(address: str, where: str, pairs: int, messages: int) -> Figures:
-    """Send one item a call; count until the last is answered."""
-    key, endpoint = address.split()
-    answered = anyio.Event()
-
-    async def on_items(link: Link, items: list[Item]) -> None:
-        answered.set()
-
-    async with links(on_items) as (own, _, _):
-        link = await own.to(bytes.fromhex(key), [endpoint])
-        began = time.perf_counter()
-        for number in range(messages):
-            await link.send([(ITEM, MESSAGE)])
-            if number % STEP == 0:
-                await checkpoint()
-        await link.send([(ITEM, b"!" + MESSAGE[1:])])
-        await answered.wait()
-        return {"link": messages / (time.perf_counter() - began)}
-
-
-# The whole node.
+async def together(works: Sequence[Callable[[], Coroutine[None, None, None]]]) -> None:
+    """Do all of this at once."""
+    async with anyio.create_task_group() as group:
+        for work in works:
+            group.start_soon(work)
 
 
 async def serve_node(where: str, pairs: int) -> None:
     """Run one agent for each pair."""
     async with Node(store=f"file:{where}", transport=ANY, plugins=["tcp"]) as node:
         agents = await node.spawn(Echo, count=pairs)
-        print(*(agent.id for agent in agents), flush=True)
+        print(os.getpid(), *(agent.id for agent in agents), flush=True)
         await anyio.sleep_forever()
 
 
 async def drive_node(address: str, where: str, pairs: int, messages: int) -> Figures:
-    """Send and ask between all pairs at once, then ask one at a time."""
-    others = address.split()
+    """Send and ask in each way."""
+    pid, *others = address.split()
+    to, found = others[0], Figures()
+    sent = Sent(int(pid), found)
     async with Node(store=f"file:{where}", transport=ANY, plugins=["tcp"]) as node:
         own = await node.spawn(Echo, count=pairs)
-        await node.ask(others[0], PAYLOAD)  # dialled, and every descriptor known
-        each = messages // pairs
+        await node.ask(to, PAYLOAD)  # dialled, and every descriptor known
 
-        async def send(agent: Agent, other: str) -> None:
-            for _ in range(each):
-                await agent.send(other, PAYLOAD)
+        async def each(count: int, call: Callable[[], Awaitable[object]]) -> None:
+            for _ in range(count):
+                await call()
 
-        async def ask(agent: Agent, other: str) -> None:
-            for _ in range(each):
-                await agent.ask(other, PAYLOAD)
+        def flight(call: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[None]]:
+            return lambda: together([lambda: each(messages // AT_ONCE, call)] * AT_ONCE)
 
-        found = {"send": await together(send, own, others, each), "ask": await together(ask, own, others, each)}
-        # The pairs' number of senders on one pair: its messages are under way together, and arrive in order.
-        found["send, one pair"] = await together(send, own[:1] * pairs, others[:1] * pairs, each)
-        each *= pairs  # the next two have one sender that waits for each
-        found["send, one process"] = await together(send, own[:1], [own[1].id], each)
-        found["ask, one process"] = await together(ask, own[:1], [own[1].id], each)
-        trips = []
-        for _ in range(ASKS):
+        async def unacknowledged() -> None:
+            await flight(lambda: node.send(to, PAYLOAD, ack=None))()
+            await node.ask(to, LAST)
+
+        def of_pairs(send: Callable[[Agent, str], Awaitable[object]]) -> Callable[[], Awaitable[None]]:
+            works = [
+                lambda a=a, b=b: each(messages // pairs, lambda: send(a, b)) for a, b in zip(own, others, strict=True)
+            ]
+            return lambda: together(works)
+
+        trips = list[float]()
+
+        async def trip() -> None:
             began = time.perf_counter()
-            await own[0].ask(others[0], PAYLOAD)
+            await node.send(to, PAYLOAD)
             trips.append(time.perf_counter() - began)
-        return {**found, "ask, idle, us": statistics.median(trips) * 1e6}
 
-
-async def together(
-    work: Callable[[Agent, str], Coroutine[None, None, None]], own: Sequence[Agent], others: Sequence[str], each: int
-) -> float:
-    """Do the work for all pairs at once; return messages a second."""
-    began = time.perf_counter()
-    async with anyio.create_task_group() as group:
-        for agent, other in zip(own, others, strict=True):
-            group.start_soon(work, agent, other)
-    return len(own) * each / (time.perf_counter() - began)
-
-
-# Floor A, and the processes.
+        few = messages // 10
+        await sent.measure("send, 64 in flight", messages, flight(lambda: node.send(to, PAYLOAD)))
+        await sent.measure("ask, 64 in flight", messages, flight(lambda: node.ask(to, PAYLOAD)))
+        await sent.measure("ack=None", messages, unacknowledged)
+        await sent.measure("send, pairs", messages, of_pairs(lambda a, b: a.send(b, PAYLOAD)))
+        await sent.measure("ask, pairs", messages, of_pairs(lambda a, b: a.ask(b, PAYLOAD)))
+        await sent.measure("send, one in flight", few, lambda: each(few, trip))
+        found["send, one in flight; p50, us"] = statistics.median(trips) * 1e6
+        await sent.measure("signed", messages, flight(lambda: node.send(to, PAYLOAD, proof="signed")))
+    return found
 
 
 async def serve_bare(where: str, pairs: int) -> None:
     """Serve floor A."""
+    print(os.getpid(), end=" ")
     await serve_floor("floor")
 
 
 async def drive_bare(address: str, where: str, pairs: int, messages: int) -> Figures:
-    """Drive floor A."""
+    """Drive floor A, and see how fast this core verifies signatures."""
+    pid, address = address.split()
+    here, there = time.process_time(), cpu_sec(int(pid))
     one, _, trip = await drive_floor("floor", address, messages)
-    return {"floor A": one, "floor A, round trip, us": trip}
+    found = {"floor A": one, "floor A; p50, us": trip}
+    found["floor A; CPU here, us"] = (time.process_time() - here) / messages * 1e6
+    found["floor A; CPU there, us"] = (cpu_sec(int(pid)) - there) / messages * 1e6
+    identity, count = Identity.generate(SYSTEM.entropy), 2_000
+    signature = identity.sign(MESSAGE)
+    began = time.perf_counter()
+    for _ in range(count):
+        verify(identity.public_key, signature, MESSAGE)
+    return found | {"Ed25519 verifications": count / (time.perf_counter() - began)}
 
 
-SERVE = {"floor": serve_bare, "link": serve_link, "node": serve_node}
-DRIVE = {"floor": drive_bare, "link": drive_link, "node": drive_node}
+SERVE = {"floor": serve_bare, "node": serve_node}
+DRIVE = {"floor": drive_bare, "node": drive_node}
 
 
 def measure(kind: str, arguments: argparse.Namespace) -> Figures:
     """One kind in two fresh processes."""
     messages = arguments.sends if kind == "node" else arguments.messages
     with tempfile.TemporaryDirectory(prefix="bench-messages-", dir=Path.cwd()) as folder:
-        command = [
-            sys.executable,
-            __file__,
-            "--kind",
-            kind,
-            "--where",
-            f"{folder}/store.db",
-            "--pairs",
-            str(arguments.pairs),
-            "--messages",
-            str(messages),
-        ]
-        command += ["--profile"] if arguments.profile else []
+        words = ["--kind", kind, "--where", f"{folder}/store.db", "--pairs", str(arguments.pairs)]
+        command = [sys.executable, __file__, *words, "--messages", str(messages)]
+        command += ["--profile", arguments.profile] if arguments.profile else []
         with subprocess.Popen([*command, "--serve"], stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
             address = server.stdout.readline().strip()
             try:
                 done = subprocess.run(
-                    [*command, "--drive", address], stdout=subprocess.PIPE, text=True, timeout=120, check=True
+                    [*command, "--drive", address], stdout=subprocess.PIPE, text=True, timeout=DRIVE_SEC, check=True
                 )
             finally:
-                server.kill()
+                server.terminate()
     figures: Figures = json.loads(done.stdout)
     return figures
 
 
 def child(arguments: argparse.Namespace) -> None:
     """Serve, or drive and print what was found."""
+    tune_interpreter()
     uvloop = {"use_uvloop": True}
-    if arguments.serve:
-        anyio.run(SERVE[arguments.kind], arguments.where, arguments.pairs, backend_options=uvloop)
-        return
+    side = "serve" if arguments.serve else "drive"
     profile = cProfile.Profile()
-    if arguments.profile:
+    if arguments.profile == side:
         profile.enable()
-    found = anyio.run(
-        DRIVE[arguments.kind],
-        arguments.drive,
-        arguments.where,
-        arguments.pairs,
-        arguments.messages,
-        backend_options=uvloop,
-    )
-    if arguments.profile:
+    try:
+        if arguments.serve:
+            anyio.run(SERVE[arguments.kind], arguments.where, arguments.pairs, backend_options=uvloop)
+            return
+        found = anyio.run(
+            DRIVE[arguments.kind],
+            arguments.drive,
+            arguments.where,
+            arguments.pairs,
+            arguments.messages,
+            backend_options=uvloop,
+        )
+        print(json.dumps(found))
+    finally:
         profile.disable()
-        pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(40)
-    print(json.dumps(found))
+        if arguments.profile == side:
+            pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(60)
+
+
+def to_floor(name: str, one: Figures) -> float:
+    """Return a figure's share of the floor that it is compared with, in the same round."""
+    if name.startswith("signed") and not name.endswith("us"):
+        return one[name] / one["Ed25519 verifications"]
+    part = name.partition("; ")[2]
+    return one[name] / one[f"floor A; {part}" if part else "floor A"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--messages", type=int, default=200_000, help="of the floor and of the link")
-    parser.add_argument("--sends", type=int, default=10_000, help="messages, and questions, of the node")
+    parser.add_argument("--messages", type=int, default=200_000, help="of the floor")
+    parser.add_argument("--sends", type=int, default=20_000, help="messages, and questions, of the node")
     parser.add_argument("--quick", action="store_true", help="one short round")
-    parser.add_argument("--profile", action="store_true", help="print where the driving process spends its time")
+    parser.add_argument("--profile", choices=SIDES, help="print where one side spends its time")
     parser.add_argument("--json", action="store_true")
     for name in ("--kind", "--where", "--drive"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -251,33 +233,32 @@ def main() -> None:
         child(arguments)
         return
     if arguments.quick:
-        arguments.rounds, arguments.messages, arguments.sends = 1, 50_000, 2_000
+        arguments.rounds, arguments.messages, arguments.sends = 1, 50_000, 4_000
     rounds: list[Figures] = []
     for _ in range(arguments.rounds):
         rounds.append({name: value for kind in SERVE for name, value in measure(kind, arguments).items()})
     results = {}
     for name in rounds[0]:
-        base = "floor A, round trip, us" if name.endswith("us") else "floor A"
+        shares = sorted(to_floor(name, one) for one in rounds)
         results[name] = {
-            "value": round(statistics.median(one[name] for one in rounds)),
-            "to_floor": round(statistics.median(one[name] / one[base] for one in rounds), 3),
+            "value": round(statistics.median(one[name] for one in rounds), 1),
+            "to_floor": round(statistics.median(shares), 3),
+            "least": round(shares[0], 3),
+            "greatest": round(shares[-1], 3),
         }
     if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "v": 1,
-                    "command": sys.argv,
-                    "python": platform.python_version(),
-                    "machine": platform.machine(),
-                    "results": results,
-                }
-            )
-        )
+        head = {"v": 1, "command": sys.argv, "python": platform.python_version(), "machine": platform.machine()}
+        print(json.dumps(head | {"load": os.getloadavg()[0], "results": results}))
         return
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {arguments.rounds} rounds; medians")
     for name, found in results.items():
-        print(f"{name:26}{found['value']:>12,}{found['to_floor']:>10.3f} of floor A")
+        print(
+            f"{name:36}{found['value']:>12,.1f}{found['to_floor']:>10.3f} of its floor "
+            f"({found['least']:.3f}-{found['greatest']:.3f})"
+        )
 
+
+SIDES = ("serve", "drive")
 
 if __name__ == "__main__":
     main()

@@ -18,10 +18,11 @@ ASYNCIO = frozenset[str](
         "converge.services.store.detached",
         "converge.runtime.agents.boundary",
         "converge.cli.loop",
+        "converge.services.messages.waits",
     )
 )
 """Modules that may name asyncio: all else goes through anyio, so that it works on trio as well. The boundary around
-user code looks at tasks of both, and the command has a loop of its own.
+user code looks at tasks of both, the command has a loop of its own, and waits for receipts are asyncio's futures there.
 """
 
 

@@ -174,7 +174,7 @@ def encode_plain(value: Any, path: str) -> bytes:
     Raises:
         InvalidValue: Something else is in it; the error's path says where.
     """
-    if type(value) is dict and _is_flat(value):
+    if (type(value) is dict and _is_flat(value)) or type(value) is str:
         try:
             return encode(value)  # the usual case costs no copy; msgspec refuses lone surrogates
         except ValueError:
@@ -213,7 +213,7 @@ def decode_plain(raw: bytes | msgspec.Raw, what: str) -> Any:
     """
     try:
         value = _decode_any(raw)
-        if type(value) is dict and _is_flat(value):
+        if type(value) is str or (type(value) is dict and _is_flat(value)):
             return value
         return _restore(value) if b'"$bytes"' in bytes(raw) else value
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:

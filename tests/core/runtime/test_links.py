@@ -235,10 +235,12 @@ async def test_a_dial_goes_on_when_its_caller_is_gone_and_all_callers_share_it()
         return slow[-1]
 
     async with sides(2, transport=slowed) as (low, high):
-        with anyio.move_on_after(0.05):
-            async with anyio.create_task_group() as group:
-                for _ in range(5):
-                    group.start_soon(low.links.to, high.key, ["local:black-hole"])
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(low.links.to, high.key, ["local:black-hole"])
+            await wait_until(lambda: bool(slow[0].dialled), what="it is dialled")
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
         assert slow[0].dialled == ["local:black-hole"]
         # A newer descriptor's endpoint joins the race that is under way, and wins it.
         with anyio.fail_after(5):

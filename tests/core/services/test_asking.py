@@ -15,7 +15,7 @@ from converge.model.envelope import MessageHeader, ReceiptHeader, unpack
 from converge.model.identity import Identity, agent_id
 from converge.services.messages import descriptors as asking
 from converge.services.messages.descriptors import Asking
-from converge.services.messages.unsettled import Link, Waiting
+from converge.services.messages.under_way import Link, Waiting
 
 
 class Node:

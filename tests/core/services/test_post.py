@@ -114,6 +114,55 @@ async def test_a_node_that_nobody_reaches_is_a_timeout_by_the_deadline() -> None
         assert len(here.post.under_way) == 0
 
 
+@pytest.mark.parametrize("ack", ["accepted", "handled"])
+async def test_a_message_that_an_open_connection_loses_ends_in_a_timeout_that_does_not_say_it_was_not_sent(
+    ack: str,
+) -> None:
+    lost: list[str] = []
+    async with two_sides(lambda what: lost[0] if what == "send" and lost else "ok") as (here, there):
+        await send(here, there.agents[0], "the connection is there")
+        lost.append("lost")
+        began = anyio.current_time()
+        with pytest.raises(DeliveryTimeout, match="it may have the message or not") as error:
+            await send(here, there.agents[0], "x", ack=ack, timeout=0.1)
+        assert error.value.was_sent and anyio.current_time() - began >= 0.1
+        assert len(here.post.under_way) == 0
+
+
+async def test_a_caller_that_is_cancelled_leaves_nothing_behind_and_holds_up_nobody() -> None:
+    lost = ["ok"]
+    async with two_sides(lambda what: lost[0] if what == "send" else "ok") as (here, there):
+        await send(here, there.agents[0], 0)
+        lost[0] = "lost"
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(send, here, there.agents[0], 1))
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        assert len(here.post.under_way) == 0
+        lost[0] = "ok"
+        await send(here, there.agents[0], 2, ack="handled")
+        assert [one.payload for one in there.agents[0].got] == [0, 2]
+
+
+async def test_a_loop_of_messages_without_receipts_lets_others_run() -> None:
+    async with two_sides() as (here, there):
+        await send(here, there.agents[0], "the connection is there")
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await checkpoint()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(others)
+            for number in range(160):
+                await send(here, there.agents[0], number, ack=None)
+            group.cancel_scope.cancel()
+        assert turns >= 5
+
+
 async def test_an_answer_finds_its_way_when_the_connection_broke_meanwhile() -> None:
     async with two_sides() as (here, there):
         there.agents[0].gate = anyio.Event()

@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from converge.codec import decode, encode
+from converge.codec import decode, decoder, encode
 from converge.errors import BadSignature, MessageTooLarge, TornRecord
 from converge.model.identity import Identity, agent_id, verify
 
@@ -139,7 +139,11 @@ def unpack(body: bytes, type_: type[_HeaderT]) -> tuple[_HeaderT, bytes]:
     length = int.from_bytes(body[:2], "big")
     if len(body) < 2 + length or length > HEADER_BYTES:
         raise TornRecord("message", "its header's length is wrong")
-    return decode(body[2 : 2 + length], type_, "message header"), body[2 + length :]
+    head, payload = body[2 : 2 + length], body[2 + length :]
+    try:
+        return decoder(type_)(head), payload  # neither header has a version
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        return decode(head, type_, "message header"), payload
 
 
 def sign(identity: Identity, network_tag: bytes, header: MessageHeader, payload: bytes) -> bytes:

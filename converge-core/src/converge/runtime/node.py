@@ -41,7 +41,7 @@ from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
 from converge.services.durable.agents import AgentRef
 from converge.services.durable.manager import TaskManager
-from converge.services.messages.sending import SendArguments, SendOptions
+from converge.services.messages.sending import DEFAULTS, SendArguments, SendOptions
 from converge.services.pools import PoolManager
 from converge.services.store.detached import completed
 from converge.services.store.handle import StoreHandle
@@ -359,7 +359,8 @@ class Node:
             deadline (`timeout` seconds). InvalidName, InvalidValue, MessageTooLarge: It cannot be sent as asked.
             StoreError: It could not be stored.
         """
-        return await self.network.post.send(sender or self.identity.id, to, payload, SendOptions(**options))
+        post = (self._parts or self.parts).network.post
+        return await post.send(sender or self.identity.id, to, payload, SendOptions(**options) if options else DEFAULTS)
 
     async def ask(
         self, to: str, payload: Any, *, timeout: float = 10.0, sender: str | None = None, task_id: str = ""
@@ -370,9 +371,11 @@ class Node:
             HandlerFailed: The recipient's handler raised.
             As `send`.
         """
-        return await self.network.post.ask(
-            sender or self.identity.id, to, payload, SendOptions(timeout=timeout, task_id=task_id)
+        post = (self._parts or self.parts).network.post
+        options = (
+            DEFAULTS if timeout == DEFAULTS.timeout and not task_id else SendOptions(timeout=timeout, task_id=task_id)
         )
+        return await post.ask(sender or self.identity.id, to, payload, options)
 
     async def publish(
         self, topic: str, payload: Any, *, timeout: float = 10.0, sender: str | None = None

@@ -25,7 +25,7 @@ from converge.services.messages.mailbox import Mailboxes
 from converge.services.messages.receiving import Aside, Received
 from converge.services.messages.routes import Outside, Routes
 from converge.services.messages.sending import Post
-from converge.services.messages.unsettled import Waiting
+from converge.services.messages.under_way import Waiting
 from converge.services.store.handle import StoreHandle
 
 Faults = Callable[[str], str]

@@ -27,7 +27,7 @@ from converge.runtime.network.links import Links
 from converge.runtime.network.publishing import Announced
 from converge.services.discovery.directory import Directory
 from converge.services.messages.descriptors import Asking, PeerDescriptors
-from converge.services.messages.unsettled import Link
+from converge.services.messages.under_way import Link
 
 log = logging.getLogger("converge.fetch")
 

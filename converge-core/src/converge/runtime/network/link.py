@@ -14,7 +14,8 @@ from converge.errors import ConnectionLost, ConvergeError, TornRecord
 from converge.machines import records
 from converge.machines.records import Item
 from converge.runtime.network.channel import SecureChannel
-from converge.services.messages.unsettled import Waiting
+from converge.services.messages.under_way import Waiting
+from converge.services.messages.waits import Waiter, waiters
 
 log = logging.getLogger("converge.link")
 
@@ -83,7 +84,7 @@ class Link:
         self._owed: dict[str, int] = {}
         self._owed_bytes = 0
         self._rooms: deque[_Room] = deque()
-        self._filled = anyio.Event()
+        self._sleeper: Waiter | None = None
         self._scope = anyio.CancelScope()
         self._goodbye = records.SHUTDOWN, ""
 
@@ -114,7 +115,8 @@ class Link:
         Raises:
             ConnectionLost: The link is over.
         """
-        self._raise_if_closed()
+        if self.is_closed:
+            self._raise_if_closed()
         if self._rooms or not self._has_room(len(item[1])):
             return False
         self._push(item, owed)
@@ -140,7 +142,7 @@ class Link:
         self._control_bytes += sum([len(body) for _, body in items])
         if len(self._control) > CONTROL or self._control_bytes > CONTROL_BYTES:
             self.end(records.LIMIT, "more than a window waits for its receipts")
-        self._filled.set()
+        self._fill()
 
     def show(self, agent_id: str, signed: bytes) -> None:
         """Show an agent's descriptor, before whatever is queued later; again only when it has changed."""
@@ -187,7 +189,13 @@ class Link:
         if owed:
             self._owed_bytes += size - self._owed.get(owed, 0)
             self._owed[owed] = size
-        self._filled.set()
+        self._fill()
+
+    def _fill(self) -> None:
+        """Wake what writes, if it sleeps."""
+        sleeper, self._sleeper = self._sleeper, None
+        if sleeper is not None and not sleeper.done():
+            sleeper.set_result(None)
 
     def _has_room(self, size: int) -> bool:
         return (
@@ -229,10 +237,11 @@ class Link:
             await self._secured.close(*self._goodbye)
 
     async def _write(self) -> None:
+        new_waiter = waiters()
         while True:
             if not (self._control or self._data):
-                self._filled = anyio.Event()
-                await self._filled.wait()
+                self._sleeper = sleeper = new_waiter()
+                await sleeper
             items = self._next()
             self.writing_since = self._monotonic()
             await self._secured.send(items)

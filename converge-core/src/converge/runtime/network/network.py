@@ -48,7 +48,7 @@ from converge.services.messages.mailbox import Mailboxes
 from converge.services.messages.receiving import Aside, Received
 from converge.services.messages.routes import Outside, Routes
 from converge.services.messages.sending import Post
-from converge.services.messages.unsettled import Link as MessageLink
+from converge.services.messages.under_way import Link as MessageLink
 from converge.services.store.handle import StoreHandle
 
 log = logging.getLogger("converge.network")

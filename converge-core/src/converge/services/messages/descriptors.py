@@ -22,7 +22,7 @@ from converge.errors import ConnectionLost, DeliveryTimeout, MessageTooLarge, To
 from converge.machines.records import MESSAGE, RECEIPT, Item
 from converge.model.envelope import MessageHeader, ReceiptHeader, pack
 from converge.model.identity import agent_id
-from converge.services.messages.unsettled import Link, Waiting
+from converge.services.messages.under_way import Link, Waiting
 
 DESCRIPTORS = "descriptors"
 """What such a message wants, and the status of its answer."""

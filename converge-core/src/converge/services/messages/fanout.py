@@ -16,7 +16,7 @@ from converge.model.envelope import ACCEPTED, MessageHeader
 from converge.model.identity import agent_id
 from converge.model.message import Fanout
 from converge.services.messages.sending import Post, SendOptions, by_deadline
-from converge.services.messages.unsettled import UnderWay
+from converge.services.messages.under_way import UnderWay
 
 LEAST_SEC = 0.01
 
@@ -91,12 +91,12 @@ class Fanouts:
         outcomes: list[Fanout],
     ) -> None:
         key, whom = node.node_key_bytes, f"node {node.node_key[:16]}"
-        one = UnderWay(header, body)
+        one = UnderWay(header, body, node.node_key)
         try:
             with by_deadline(timeout, whom, one):
                 async with limiter:
                     await self._post.under_way.deliver(
-                        one, node.node_key, partial(self._post.routes.link_to, key, whom), patience_sec=PATIENCE_SEC
+                        one, partial(self._post.routes.link_to, key, whom), patience_sec=PATIENCE_SEC
                     )
         except ConvergeError as error:
             outcomes.append(Fanout(node=agent_id(key), error=f"{type(error).__name__}: {error}"))

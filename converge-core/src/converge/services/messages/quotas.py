@@ -9,8 +9,8 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from converge.env import Env
-from converge.machines.records import SHOWN, SIGNED, Item
-from converge.services.messages.unsettled import Link
+from converge.machines.records import MESSAGE, RECEIPT, SHOWN, SIGNED, Item
+from converge.services.messages.under_way import Link
 
 SLICE = 16
 """Work after which others run: of about 20 us each, so that a flood of one peer delays others by a millisecond."""
@@ -33,6 +33,10 @@ REMEMBERED = 1_024
 """Keys and addresses of strangers that are remembered."""
 
 ALL = ""
+
+
+LIGHT = frozenset((MESSAGE, RECEIPT))
+"""Kinds of which a short item weighs 1."""
 
 
 def weight(item: Item) -> int:

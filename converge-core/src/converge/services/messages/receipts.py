@@ -15,7 +15,7 @@ from converge.machines.records import RECEIPT, Item
 from converge.model.envelope import DROPPED, HANDLED, RAISED, MessageHeader, ReceiptHeader, pack
 from converge.services.messages.inboxes import STOPPING
 from converge.services.messages.routes import Routes
-from converge.services.messages.unsettled import Link
+from converge.services.messages.under_way import Link
 
 log = logging.getLogger("converge.post")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple
 
 import anyio
 import attrs
@@ -31,10 +31,11 @@ from converge.model.envelope import (
 from converge.net.throttle import Throttle
 from converge.services.messages.descriptors import DESCRIPTORS, Asking
 from converge.services.messages.inboxes import STOPPING, Inboxes
-from converge.services.messages.quotas import SLICE, Quotas, weight
+from converge.services.messages.quotas import HEAVY_BYTES, LIGHT, SLICE, Quotas, weight
 from converge.services.messages.receipts import Answers
 from converge.services.messages.routes import Routes
-from converge.services.messages.unsettled import Link, MessagesUnderWay
+from converge.services.messages.under_way import Link
+from converge.services.messages.unsettled import MessagesUnderWay
 from converge.services.store.handle import StoreHandle
 
 log = logging.getLogger("converge.post")
@@ -46,6 +47,14 @@ for, so no replay is missed.
 
 COUNTS = 1_000
 """Messages to all of a node whose counts are remembered for when they are repeated."""
+
+
+class _Fanning(NamedTuple):
+    """A message to all of a node."""
+
+    link: Link
+    header: MessageHeader
+    payload: bytes
 
 
 class _Count:
@@ -105,14 +114,16 @@ class Received:
             if kind == RECEIPT:
                 self._on_receipt(link, *unpack(body, ReceiptHeader))
             elif kind in (MESSAGE, SIGNED):
-                reply = await self._on_message(link, body, is_signed=kind == SIGNED)
+                reply = self._on_message(link, body, is_signed=kind == SIGNED)
+                if isinstance(reply, _Fanning):
+                    reply = await self._fanned(*reply)
                 if reply is not None:
                     replies.append((RECEIPT, pack(reply)) if isinstance(reply, ReceiptHeader) else reply)
             elif kind == SHOWN:
                 speakers.show(link, body)
             elif kind == GONE:
                 speakers.gone(link, body.decode("ascii", "replace"))
-            link.work += weight(item)
+            link.work += 1 if kind in LIGHT and len(body) < HEAVY_BYTES else weight(item)
             if link.work >= SLICE:
                 if replies:
                     link.post(replies)
@@ -122,8 +133,8 @@ class Received:
         if replies:
             link.post(replies)
 
-    async def _on_message(self, link: Link, body: bytes, *, is_signed: bool) -> ReceiptHeader | Item | None:
-        """Process a message; return its receipt, or None if it wants none."""
+    def _on_message(self, link: Link, body: bytes, *, is_signed: bool) -> ReceiptHeader | Item | _Fanning | None:
+        """Process a message; return its receipt, or None if it wants none, or what has to be waited for."""
         if is_signed:
             try:
                 header, payload = open_signed(body, self._network_tag)
@@ -151,7 +162,11 @@ class Received:
         elif header.to:
             receipt = self._accept(link, header, payload)
         else:
-            receipt = await self._accept_for_all(link, header, payload)
+            return _Fanning(link, header, payload)
+        return receipt if header.wants != HANDED else None
+
+    async def _fanned(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader | None:
+        receipt = await self._accept_for_all(link, header, payload)
         return receipt if header.wants != HANDED else None
 
     def _on_receipt(self, link: Link, header: ReceiptHeader, payload: bytes) -> None:
@@ -201,7 +216,8 @@ class Received:
 
     def _accept(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader | None:
         """Accept a message, unless it was accepted before or has to wait. Nothing is awaited from here to its inbox."""
-        if (known := self._known(link, header)) is not None:
+        pair, now = _pair(header), self._env.monotonic()
+        if (known := self._known(link, header, pair, now)) is not None:
             if known.status == ACCEPTED and header.wants == HANDLED:
                 given = self._answers.again(link, header)
                 if given is not None:
@@ -213,7 +229,7 @@ class Received:
         answer = self._answers.owe(link, header) if header.wants == HANDLED else None
         status, text = self._inboxes.put(header.to, header, payload, answer)
         if status == ACCEPTED:
-            self._remember(header)
+            self._streams.accept(pair, header.sequence, now)
         elif answer is not None:
             self._answers.forget(header)
         return ReceiptHeader(header.id, status, text)
@@ -225,8 +241,9 @@ class Received:
         The work goes on when the link ends, and what comes after it on the link waits: for this node's own work only.
         """
         count: _Count | None
-        if (known := self._known(link, header)) is None:
-            self._remember(header)
+        pair, now = _pair(header), self._env.monotonic()
+        if (known := self._known(link, header, pair, now)) is None:
+            self._streams.accept(pair, header.sequence, now)
             count = self._counts[header.id] = _Count()
             if len(self._counts) > COUNTS:
                 self._counts.popitem(last=False)
@@ -249,18 +266,16 @@ class Received:
         finally:
             count.done.set()
 
-    def _known(self, link: Link, header: MessageHeader) -> ReceiptHeader | None:
+    def _known(self, link: Link, header: MessageHeader, pair: Pair, now: float) -> ReceiptHeader | None:
         """Return the receipt of a message that is not accepted now; None if it is."""
-        now, is_stranger = self._env.monotonic(), partial(self._routes.is_stranger, link.peer)
-        seen = self._streams.see(_pair(header), header.sequence, header.after, now, is_stranger)
+        seen = self._streams.see(pair, header.sequence, header.after, now, lambda: self._routes.is_stranger(link.peer))
+        if seen is Seen.NEW:
+            return None
         if seen is Seen.REPEATED:
             return ReceiptHeader(header.id, ACCEPTED)
         if seen is Seen.EARLY:
             return ReceiptHeader(header.id, EARLY, "a message before it has not come")
-        return ReceiptHeader(header.id, REFUSED, "too many senders are remembered") if seen is Seen.REFUSED else None
-
-    def _remember(self, header: MessageHeader) -> None:
-        self._streams.accept(_pair(header), header.sequence, self._env.monotonic())
+        return ReceiptHeader(header.id, REFUSED, "too many senders are remembered")
 
 
 def _pair(header: MessageHeader) -> Pair:

@@ -17,7 +17,7 @@ from converge.model.identity import agent_id as id_of
 from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
 from converge.services.messages.speakers import Speakers
-from converge.services.messages.unsettled import Link
+from converge.services.messages.under_way import Link
 
 log = logging.getLogger("converge.post")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from math import inf
 from typing import Any, NamedTuple, TypedDict
 
 import anyio
@@ -45,7 +44,8 @@ from converge.services.messages.choice import Choice
 from converge.services.messages.inboxes import LocalOutcome, raise_for_status, to_message
 from converge.services.messages.mailbox import Mailboxes
 from converge.services.messages.routes import Routes
-from converge.services.messages.unsettled import MessagesUnderWay, Signer, UnderWay
+from converge.services.messages.under_way import Signer, UnderWay
+from converge.services.messages.unsettled import MessagesUnderWay
 from converge.services.store.handle import StoreHandle
 
 BEFORE_SEND = "converge_message_before_send"
@@ -56,8 +56,8 @@ LEAST_SEC = 0.001
 """The patience of who wants to know at once why a node cannot be reached."""
 
 SENDS_A_TURN = 16
-"""Messages to inboxes of this process after which a sender lets others run: a loop of sends must neither starve nor
-overfill their readers.
+"""Messages without a receipt, or to inboxes of this process, after which a sender lets others run: a loop of sends must
+neither starve nor overfill their readers.
 """
 
 
@@ -80,6 +80,10 @@ class SendOptions:
     mailbox: bool = False
     proof: str = "channel"
     task_id: str = ""
+
+
+DEFAULTS = SendOptions()
+"""Of a message that is sent without any option: known to be well."""
 
 
 class Draft(NamedTuple):
@@ -132,7 +136,7 @@ class Post:
         on_stored: Callable[[MessageHeader], None] = lambda header: None,
     ) -> None:
         self.mailboxes, self.inboxes, self.routes = mailboxes, mailboxes.inboxes, routes
-        self.under_way = MessagesUnderWay(handle.env.monotonic, routes.credential)
+        self.under_way = MessagesUnderWay(handle.env.monotonic, routes.errand, routes.credential)
         self._handle, self._env, self._identity, self._host = handle, handle.env, identity, host
         self._on_stored = on_stored
         self._is_guarded = host.has(BEFORE_SEND)
@@ -182,13 +186,16 @@ class Post:
 
     def draft(self, sender: str, payload: Any, wants: str, options: SendOptions) -> Draft:
         """Begin a message."""
+        if sender not in self.inboxes and not is_agent_id(sender):
+            raise InvalidName("sender", sender, "an agent's id: cv1 and 52 characters")
+        message_id = self._env.entropy(16).hex()
+        if options is DEFAULTS:
+            return Draft(message_id, sender, payload, wants, "", None)
         check_timeout(options.timeout)
         if options.proof not in ("channel", "signed"):
             raise InvalidValue("proof", options.proof, '"channel" or "signed"')
-        if not is_agent_id(sender):
-            raise InvalidName("sender", sender, "an agent's id: cv1 and 52 characters")
         signer = self.signer(sender) if options.proof == "signed" else None
-        return Draft(self._env.entropy(16).hex(), sender, payload, wants, _checked_task_id(options.task_id), signer)
+        return Draft(message_id, sender, payload, wants, _checked_task_id(options.task_id), signer)
 
     def signer(self, sender: str) -> Signer:
         """Return the signer of an agent of this node.
@@ -242,7 +249,7 @@ class Post:
         if isinstance(to, Capability):
             tried = Tried()
             with by_deadline(timeout, f'an agent with the capability "{to}"', tried):
-                deliver_to = partial(self._deliver_to, draft, patience_sec=0.0, tried=tried)
+                deliver_to = partial(self._deliver_to, draft, tried=tried)
                 return await self._choice.deliver(draft.sender, to, deliver_to)
         if to in self.inboxes and draft.wants != HANDLED:
             return await self._deliver_here(draft, to)  # it never waits, so it needs no deadline
@@ -250,19 +257,39 @@ class Post:
             raise InvalidName(
                 "recipient", to, "an agent's id, as discovery gives it: cv1 and 52 characters; or a Capability"
             )
-        tried = Tried()
-        with by_deadline(timeout, f"agent {to}", tried):
-            return await self._deliver_to(draft, to, tried=tried)
+        if to in self.inboxes:
+            with by_deadline(timeout, f"agent {to}"):
+                return await self._deliver_here(draft, to)
+        return await self._deliver_there(draft, to, timeout)
 
-    async def _deliver_to(
-        self, draft: Draft, to: str, *, patience_sec: float = inf, tried: Tried | None = None
-    ) -> Outcome:
+    async def _deliver_there(self, draft: Draft, to: str, timeout: float) -> Outcome:
+        """Deliver a message to an agent of another process: by the link that is open, or else under a deadline of its
+        own.
+        """
+        under_way, until = self.under_way, self._env.monotonic() + timeout
+        one = UnderWay(*self.write(draft, to), to, draft.signer)
+        after = under_way.begin(one)
+        try:
+            link = self.routes.open_to(to)
+            if link is None or not await under_way.quick(one, link, after, until):
+                if one.is_expired:
+                    raise _timeout(timeout, f"agent {to}", one) from one.cause
+                rest_sec = max(0.0, until - self._env.monotonic())
+                with by_deadline(timeout, f"agent {to}", one, rest_sec=rest_sec):
+                    await under_way.finish(one, partial(self.routes.link_of, to))
+        finally:
+            under_way.end(one)
+        if draft.wants == HANDED:
+            await self._take_turns()
+        return Outcome(to, one.answer, "" if one.receipt is None else one.receipt.text)
+
+    async def _deliver_to(self, draft: Draft, to: str, *, tried: Tried) -> Outcome:
+        """Deliver a message to one of several agents that could have it."""
         if to in self.inboxes:
             return await self._deliver_here(draft, to)
-        one = UnderWay(*self.write(draft, to), draft.signer)
-        if tried is not None:
-            tried.last = one
-        await self.under_way.deliver(one, to, partial(self.routes.link_of, to), patience_sec=patience_sec)
+        one = UnderWay(*self.write(draft, to), to, draft.signer)
+        tried.last = one
+        await self.under_way.deliver(one, partial(self.routes.link_of, to), patience_sec=0.0)
         return Outcome(to, one.answer, "" if one.receipt is None else one.receipt.text)
 
     async def _deliver_here(self, draft: Draft, to: str) -> Outcome:
@@ -270,10 +297,7 @@ class Post:
         header, body = self.write(draft, to)
         if draft.wants != HANDLED:
             raise_for_status(f"agent {to}", *self.inboxes.put(to, header, body, None))
-            self._turn += 1
-            if self._turn >= SENDS_A_TURN:
-                self._turn = 0
-                await checkpoint()
+            await self._take_turns()
             return Outcome(to)
         end = LocalOutcome(header.chain)
         raise_for_status(f"agent {to}", *self.inboxes.put(to, header, body, end), (*header.chain[1:], to))
@@ -281,6 +305,12 @@ class Post:
         if end.is_dropped:
             raise_for_status(f"agent {to}", DROPPED, end.why)
         return Outcome(to, end.answer, end.why)
+
+    async def _take_turns(self) -> None:
+        self._turn += 1
+        if self._turn >= SENDS_A_TURN:
+            self._turn = 0
+            await checkpoint()
 
 
 def check_timeout(timeout: float) -> None:
@@ -292,14 +322,16 @@ def check_timeout(timeout: float) -> None:
 
 
 @contextmanager
-def by_deadline(timeout: float, whom: str, tried: Tried | UnderWay | None = None) -> Iterator[None]:
-    """Cancel the block after so many seconds. `tried`: what was on its way.
+def by_deadline(
+    timeout: float, whom: str, tried: Tried | UnderWay | None = None, *, rest_sec: float | None = None
+) -> Iterator[None]:
+    """Cancel the block after so many seconds. `tried`: what was on its way. `rest_sec`: what is left of the time.
 
     Raises:
         DeliveryTimeout: It had not ended by itself.
     """
     try:
-        with anyio.fail_after(timeout):
+        with anyio.fail_after(timeout if rest_sec is None else rest_sec):
             yield
     except TimeoutError:
         one = tried.last if isinstance(tried, Tried) else tried

@@ -15,7 +15,7 @@ from converge.errors import BadSignature, InvalidKey, SchemaTooNew, TornRecord
 from converge.model.descriptor import SEQUENCE_GREATEST, open_descriptor
 from converge.net.throttle import Throttle
 from converge.services.discovery.registry import IdentityRegistry, Trust
-from converge.services.messages.unsettled import Link
+from converge.services.messages.under_way import Link
 
 log = logging.getLogger("converge.post")
 

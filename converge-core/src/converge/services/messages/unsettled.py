@@ -8,27 +8,26 @@ import logging
 from collections.abc import Awaitable, Callable
 from itertools import count
 from math import inf
-from typing import Protocol
 
 import anyio
-import msgspec
 
-from converge.errors import BadSignature, ChannelError, ConnectFailed, MessageTooLarge, StoreError, Undeliverable
-from converge.machines.records import MESSAGE, SIGNED, Item
+from converge.errors import (
+    BadSignature,
+    ChannelError,
+    ConnectFailed,
+    ConnectionLost,
+    MessageTooLarge,
+    StoreError,
+    Undeliverable,
+)
 from converge.model.envelope import (
-    CHAINS,
-    DROPPED,
     EARLY,
     HANDED,
     HANDLED,
-    RAISED,
-    MessageHeader,
     ReceiptHeader,
-    pack,
-    sign,
 )
-from converge.model.identity import Identity
-from converge.services.messages.inboxes import raise_for_status
+from converge.services.messages.under_way import Link, UnderWay
+from converge.services.messages.waits import Deadlines, Waiter, waiters
 
 log = logging.getLogger("converge.post")
 
@@ -40,128 +39,30 @@ CHOOSY_SEC = 1.0
 """How long a dial may take before another agent of the capability is tried."""
 
 
-class Waiting(Protocol):
-    """Somebody who waits for a receipt, and is told when none can come over this link."""
-
-    def give_up(self) -> None: ...
-
-
-class Link(Protocol):
-    """A secured connection to another node; `runtime.network.link` says what each of these does."""
-
-    peer: bytes
-    address: str
-    features: int
-    is_closed: bool
-    waiting: set[Waiting]
-    shown: dict[str, bytes]
-    speakers: dict[str, int]
-    speakers_bytes: int
-    work: int
-
-    @property
-    def is_full_of_answers(self) -> bool: ...
-
-    async def send(self, items: list[Item], owed: str = "") -> None: ...
-
-    def offer(self, item: Item, owed: str = "") -> bool: ...
-
-    def settled(self, message_id: str) -> None: ...
-
-    def post(self, items: list[Item]) -> None: ...
-
-    def show(self, agent_id: str, signed: bytes) -> None: ...
-
-    def answer(self, item: Item) -> bool: ...
-
-
 Reach = Callable[[], Awaitable[Link]]
 """Gives the link to the recipient's node, as it is known now."""
-
-
-class Signer:
-    """Signs messages for a network with the sender's key; the moment of each signature is the store's time at the
-    try.
-    """
-
-    __slots__ = ("_identity", "_network_tag", "_now")
-
-    def __init__(self, identity: Identity, network_tag: bytes, now: Callable[[], int]) -> None:
-        self._identity, self._network_tag, self._now = identity, network_tag, now
-
-    def item(self, header: MessageHeader, payload: bytes) -> Item:
-        """Return the signed item."""
-        return SIGNED, self.body(header, payload)
-
-    def body(self, header: MessageHeader, payload: bytes) -> bytes:
-        """Return the signed body."""
-        header = msgspec.structs.replace(header, key=self._identity.public_key.hex(), sent_at=self._now())
-        return sign(self._identity, self._network_tag, header, payload)
-
-
-class UnderWay:
-    """One message, and what its receipts have said so far."""
-
-    __slots__ = (
-        "answer",
-        "cause",
-        "done",
-        "header",
-        "is_handled",
-        "link",
-        "payload",
-        "receipt",
-        "sequence",
-        "settled",
-        "signer",
-        "was_sent",
-    )
-
-    def __init__(self, header: MessageHeader, payload: bytes, signer: Signer | None = None) -> None:
-        self.header, self.payload, self.signer = header, payload, signer
-        self.receipt: ReceiptHeader | None = None
-        self.answer: bytes | None = None
-        self.sequence, self.was_sent = 0, False
-        self.cause: Exception | None = None  # of the last try that failed
-        self.link: Link | None = None  # that it was sent over last
-        self.settled = anyio.Event()
-        self.is_handled = False
-        self.done: anyio.Event | None = None  # made by who waits for it
-
-    def give_up(self) -> None:
-        """Note that the link has ended: without a receipt the message is sent again."""
-        self.settled.set()
-
-    def on_receipt(self, receipt: ReceiptHeader, payload: bytes) -> None:
-        """Record a receipt."""
-        if self.is_handled:
-            return
-        self.receipt = receipt
-        self.settled.set()
-        if receipt.status in (HANDLED, RAISED, DROPPED):
-            self.answer = payload if receipt.status == HANDLED else None
-            self.is_handled = True
-
-    def item(self, after: int, features: int = 0) -> Item:
-        """Return what goes over the wire, to a peer with these features."""
-        chain = self.header.chain if features & CHAINS else ()
-        header = msgspec.structs.replace(self.header, sequence=self.sequence, after=after, chain=chain)
-        return (MESSAGE, pack(header, self.payload)) if self.signer is None else self.signer.item(header, self.payload)
 
 
 class MessagesUnderWay:
     """The messages of this process that are not settled, and the order of those of each pair."""
 
     def __init__(
-        self, monotonic: Callable[[], float], credential: Callable[[str], bytes | None] = lambda agent_id: None
+        self,
+        monotonic: Callable[[], float],
+        errand: Callable[..., object] | None = None,
+        credential: Callable[[str], bytes | None] = lambda agent_id: None,
     ) -> None:
-        """`credential`: returns the signed descriptor of an agent of this process, which is shown before it speaks."""
+        """`errand`: starts the task that ends waits. `credential`: returns the signed descriptor of an agent of this
+        process, which is shown before it speaks.
+        """
         self._monotonic, self._credential = monotonic, credential
         self._by_id: dict[str, UnderWay] = {}
         # One count for all pairs: a pair of which nothing is under way needs no memory, and its next message still has
         # a higher sequence.
         self._sequence = count(1)
         self._pairs: dict[tuple[str, str], dict[int, UnderWay]] = {}
+        self._deadlines = None if errand is None else Deadlines(monotonic, errand)
+        self._new_waiter: Callable[[], Waiter] | None = None
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -170,17 +71,71 @@ class MessagesUnderWay:
         """Accept a node's receipt; ignore one that comes after its message's deadline, or from a node that was not
         sent the message.
         """
-        one = self._by_id.get(receipt.id + peer.hex()) or self._by_id.get(receipt.id)
+        one = self._by_id.get(receipt.id) or self._by_id.get(receipt.id + peer.hex())
         if one is not None and one.link is not None and one.link.peer == peer:
             one.on_receipt(receipt, payload)
 
-    async def deliver(self, one: UnderWay, stream: str, reach: Reach, *, patience_sec: float = inf) -> None:
+    def begin(self, one: UnderWay) -> int:
+        """Draw a message's sequence; return that of the last one before it that is not settled, or 0. `end` follows."""
+        pair = one.header.sender, one.stream
+        queue = self._pairs.get(pair)
+        if queue is None:
+            queue = self._pairs[pair] = {}
+        one.sequence = next(self._sequence)
+        after = next(reversed(queue)) if queue else 0
+        self._by_id[one.key] = queue[one.sequence] = one
+        one.queue = queue
+        return after
+
+    def end(self, one: UnderWay) -> None:
+        """Forget a message."""
+        one.leave()
+        del self._by_id[one.key]
+        pair = one.header.sender, one.stream
+        if self._pairs.get(pair) == {}:
+            del self._pairs[pair]
+
+    async def quick(self, one: UnderWay, link: Link, after: int, until: float) -> bool:
+        """Send a message that has begun over a link that is open, and wait for its receipts; return whether that was
+        all. If it was not, `finish` goes on, unless its deadline has come.
+
+        Nothing of this waits for anything but a receipt.
+
+        Raises:
+            Undeliverable, Backpressure, Dropped, MessageTooLarge: It was certainly not taken, or its node stopped.
+        """
+        if self._deadlines is None:
+            return False
+        try:
+            if not self._offer(one, link, after):
+                return False
+        except ConnectionLost as error:
+            one.cause = error
+            return False
+        if one.header.wants == HANDED:
+            return True
+        if self._new_waiter is None:
+            self._new_waiter = waiters()
+        one.waiter, one.is_quick = self._new_waiter(), True
+        grain = self._deadlines.add(one, until)
+        link.waiting.add(one)
+        try:
+            await one.waiter
+        finally:
+            one.is_quick = False
+            link.waiting.discard(one)
+            self._deadlines.discard(one, grain)
+        if one.receipt is None or one.receipt.status == EARLY:
+            return False
+        one.raise_if_refused()
+        return one.is_handled or one.header.wants != HANDLED
+
+    async def deliver(self, one: UnderWay, reach: Reach, *, patience_sec: float = inf) -> None:
         """Send the message until a receipt says that it was taken, and if that is wanted, until it was handled. The
         caller has a deadline.
 
         Args:
             one: The message.
-            stream: Whose order it keeps: the recipient, or the node's key where it is for all agents of the node.
             reach: Finds the link.
             patience_sec: How long to go on trying to reach the node; 0: there are other recipients, do not wait.
 
@@ -188,35 +143,32 @@ class MessagesUnderWay:
             Undeliverable, Backpressure: It was certainly not taken.
             ChannelError, StoreError: The patience is over, and it was certainly not taken.
         """
-        pair = (one.header.sender, stream)
-        queue = self._pairs.setdefault(pair, {})
-        one.sequence = next(self._sequence)
-        key = one.header.id if one.header.to else one.header.id + stream
-        self._by_id[key] = queue[one.sequence] = one
+        self.begin(one)
         try:
-            try:
-                await self._until_settled(one, queue, reach, patience_sec)
-            finally:
-                del queue[one.sequence]
-                if one.done is not None:
-                    one.done.set()
-                if not queue and self._pairs.get(pair) is queue:
-                    del self._pairs[pair]
-            if one.header.wants == HANDLED:
-                await self._until_handled(one, reach)
+            await self.finish(one, reach, patience_sec=patience_sec)
         finally:
-            del self._by_id[key]
+            self.end(one)
+
+    async def finish(self, one: UnderWay, reach: Reach, *, patience_sec: float = inf) -> None:
+        """Do what is left of `deliver`, of a message that has begun and may have been sent."""
+        if one.queue is not None:
+            await self._until_settled(one, one.queue, reach, patience_sec)
+            one.leave()
+        if one.header.wants == HANDLED:
+            await self._until_handled(one, reach)
 
     async def _until_settled(
         self, one: UnderWay, queue: dict[int, UnderWay], reach: Reach, patience_sec: float
     ) -> None:
         wait_sec, until = RETRY_LEAST_SEC, self._monotonic() + patience_sec
+        is_tried = one.link is not None and one.is_settled
         while True:
             try:
-                await self._send(one, await _reached(reach, patience_sec), _before(one, queue))
-                if one.header.wants == HANDED:
-                    return
-                await _receipt(one)
+                if not is_tried:
+                    await self._send(one, await _reached(reach, patience_sec), _before(one, queue))
+                    if one.header.wants == HANDED:
+                        return
+                    await self._receipt(one)
             except (MessageTooLarge, BadSignature):
                 raise
             except (ChannelError, StoreError) as error:
@@ -224,32 +176,56 @@ class MessagesUnderWay:
                 if not one.was_sent and self._monotonic() >= until:
                     raise
                 log.info("message %s to %.16s is repeated: %s", one.header.id, one.header.to or "all of a node", error)
+            is_tried = False
             receipt = one.receipt
             if receipt is not None and receipt.status != EARLY:
-                whom = f"agent {one.header.to}" if one.header.to else "the node"
-                raise_for_status(whom, receipt.status, receipt.text, (*one.header.chain[1:], one.header.to))
+                one.raise_if_refused()
                 return
             if receipt is not None:
                 one.was_sent = False  # its node says so itself
                 one.cause = Undeliverable(f"not taken yet: {receipt.text}")
-            one.settled, one.receipt = anyio.Event(), None
+            one.is_settled, one.receipt = False, None
             if not await _earlier(one, queue):  # who has waited for one before it, need not wait more
                 await anyio.sleep(wait_sec)
                 wait_sec = min(wait_sec * 2, RETRY_GREATEST_SEC)
 
+    def _offer(self, one: UnderWay, link: Link, after: int) -> bool:
+        """Give a message to a link that has room, after the descriptor of its sender where the peer has not seen that;
+        return whether it has.
+        """
+        header = one.header
+        if one.signer is None and (credential := self._credential(header.sender)) is not None:
+            link.show(header.sender, credential)
+        if not link.offer(one.item(after, link.features), "" if header.wants == HANDED else header.id):
+            return False
+        one.link, one.was_sent = link, True
+        return True
+
     async def _send(self, one: UnderWay, link: Link, after: int) -> None:
-        """Give a message to a link, after the descriptor of its sender where the peer has not seen that."""
-        if one.signer is None and (credential := self._credential(one.header.sender)) is not None:
-            link.show(one.header.sender, credential)
-        item, owed = one.item(after, link.features), "" if one.header.wants == HANDED else one.header.id
+        """Give a message to a link, when it has room."""
+        if self._offer(one, link, after):
+            return
         before, one.link = one.was_sent, link
         one.was_sent = True
         try:
-            if not link.offer(item, owed):
-                await link.send([item], owed)
+            await link.send([one.item(after, link.features)], "" if one.header.wants == HANDED else one.header.id)
         except ChannelError:  # it was not queued
             one.was_sent = before
             raise
+
+    async def _receipt(self, one: UnderWay) -> None:
+        """Wait for the receipt; a link that ends meanwhile ends the wait."""
+        link = one.link
+        assert link is not None, "it was sent over one"
+        if self._new_waiter is None:
+            self._new_waiter = waiters()
+        link.waiting.add(one)
+        try:
+            if not link.is_closed and not one.is_settled:
+                one.waiter = self._new_waiter()
+                await one.waiter
+        finally:
+            link.waiting.discard(one)
 
     async def _until_handled(self, one: UnderWay, reach: Reach) -> None:
         """Wait for the answer; when the link ends meanwhile, repeat the message over another, to be answered there: it
@@ -264,11 +240,10 @@ class MessagesUnderWay:
                 link = await reach()
                 if one.is_handled:
                     break
-                if link is not one.link or one.settled.is_set():
-                    one.settled = anyio.Event()
+                one.is_settled = False
                 if link is not one.link:
                     await self._send(one, link, 0)
-                await _receipt(one)
+                await self._receipt(one)
                 is_again = link.is_closed
             except (ChannelError, StoreError, Undeliverable) as error:
                 one.cause = error
@@ -277,8 +252,7 @@ class MessagesUnderWay:
             if is_again and not one.is_handled:
                 await anyio.sleep(wait_sec)
                 wait_sec = min(wait_sec * 2, RETRY_GREATEST_SEC)
-        assert one.receipt is not None, "its receipt says that it was handled"
-        raise_for_status(f"agent {one.header.to}", one.receipt.status, one.receipt.text)
+        one.raise_if_refused()
 
 
 async def _reached(reach: Reach, patience_sec: float) -> Link:
@@ -292,18 +266,6 @@ async def _reached(reach: Reach, patience_sec: float) -> Link:
     with anyio.move_on_after(CHOOSY_SEC):
         return await reach()
     raise ConnectFailed(f"connecting takes more than {CHOOSY_SEC:g} s")
-
-
-async def _receipt(one: UnderWay) -> None:
-    """Wait for the receipt; a link that ends meanwhile ends the wait."""
-    link = one.link
-    assert link is not None, "it was sent over one"
-    link.waiting.add(one)
-    try:
-        if not link.is_closed:
-            await one.settled.wait()
-    finally:
-        link.waiting.discard(one)
 
 
 def _before(one: UnderWay, queue: dict[int, UnderWay]) -> int:

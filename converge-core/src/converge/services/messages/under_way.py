@@ -1,0 +1,183 @@
+"""A message to another node that has no receipt yet, and the link that it goes over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import anyio
+import msgspec
+
+from converge.machines.records import MESSAGE, SIGNED, Item
+from converge.model.envelope import (
+    ACCEPTED,
+    CHAINS,
+    DROPPED,
+    HANDLED,
+    RAISED,
+    MessageHeader,
+    ReceiptHeader,
+    pack,
+    sign,
+)
+from converge.model.identity import Identity
+from converge.services.messages.inboxes import raise_for_status
+from converge.services.messages.waits import Waiter
+
+ENDED = frozenset((HANDLED, RAISED, DROPPED))
+"""What a receipt says of a message whose handler does nothing more."""
+
+TAKEN = frozenset((ACCEPTED, HANDLED, RAISED))
+"""What it says of one that was taken."""
+
+
+class Waiting(Protocol):
+    """Somebody who waits for a receipt, and is told when none can come over this link."""
+
+    def give_up(self) -> None: ...
+
+
+class Link(Protocol):
+    """A secured connection to another node; `runtime.network.link` says what each of these does."""
+
+    peer: bytes
+    address: str
+    features: int
+    is_closed: bool
+    waiting: set[Waiting]
+    shown: dict[str, bytes]
+    speakers: dict[str, int]
+    speakers_bytes: int
+    work: int
+
+    @property
+    def is_full_of_answers(self) -> bool: ...
+
+    async def send(self, items: list[Item], owed: str = "") -> None: ...
+
+    def offer(self, item: Item, owed: str = "") -> bool: ...
+
+    def settled(self, message_id: str) -> None: ...
+
+    def post(self, items: list[Item]) -> None: ...
+
+    def show(self, agent_id: str, signed: bytes) -> None: ...
+
+    def answer(self, item: Item) -> bool: ...
+
+
+class Signer:
+    """Signs messages for a network with the sender's key; the moment of each signature is the store's time at the
+    try.
+    """
+
+    __slots__ = ("_identity", "_network_tag", "_now")
+
+    def __init__(self, identity: Identity, network_tag: bytes, now: Callable[[], int]) -> None:
+        self._identity, self._network_tag, self._now = identity, network_tag, now
+
+    def item(self, header: MessageHeader, payload: bytes) -> Item:
+        """Return the signed item."""
+        return SIGNED, self.body(header, payload)
+
+    def body(self, header: MessageHeader, payload: bytes) -> bytes:
+        """Return the signed body."""
+        header = msgspec.structs.replace(header, key=self._identity.public_key.hex(), sent_at=self._now())
+        return sign(self._identity, self._network_tag, header, payload)
+
+
+class UnderWay:
+    """One message, and what its receipts have said so far.
+
+    Attributes:
+        key: What receipts find it by: of a message to all agents of a node there is one for each node.
+        stream: Whose order it keeps: the recipient, or the node's key where it is for all agents of the node.
+        queue: The messages of its pair that are not settled, by sequence; None: this one is.
+        is_settled: Whether the wait for its receipts is over: there is one, or the link has ended.
+        is_quick: Whether its sender waits for all of its receipts at once.
+        is_expired: Whether its deadline has come.
+    """
+
+    __slots__ = (
+        "answer",
+        "cause",
+        "done",
+        "header",
+        "is_expired",
+        "is_handled",
+        "is_quick",
+        "is_settled",
+        "key",
+        "link",
+        "payload",
+        "queue",
+        "receipt",
+        "sequence",
+        "signer",
+        "stream",
+        "waiter",
+        "was_sent",
+    )
+
+    def __init__(self, header: MessageHeader, payload: bytes, stream: str, signer: Signer | None = None) -> None:
+        self.header, self.payload, self.stream, self.signer = header, payload, stream, signer
+        self.key = header.id if header.to else header.id + stream
+        self.receipt: ReceiptHeader | None = None
+        self.answer: bytes | None = None
+        self.sequence, self.was_sent = 0, False
+        self.cause: Exception | None = None  # of the last try that failed
+        self.link: Link | None = None  # that it was sent over last
+        self.queue: dict[int, UnderWay] | None = None
+        self.is_settled = self.is_handled = self.is_quick = self.is_expired = False
+        self.waiter: Waiter | None = None
+        self.done: anyio.Event | None = None  # made by who waits for it
+
+    def give_up(self) -> None:
+        """Note that the link has ended: without a receipt the message is sent again."""
+        self.is_settled = True
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    def expire(self) -> None:
+        """Note that the deadline has come."""
+        self.is_expired = True
+        self.give_up()
+
+    def on_receipt(self, receipt: ReceiptHeader, payload: bytes) -> None:
+        """Record a receipt."""
+        if self.is_handled:
+            return
+        self.receipt = receipt
+        if receipt.status in ENDED:
+            self.answer = payload if receipt.status == HANDLED else None
+            self.is_handled = True
+        elif self.is_quick and receipt.status == ACCEPTED and self.header.wants == HANDLED:
+            self.leave()  # and nobody is woken before its answer is there
+            return
+        self.give_up()
+
+    def leave(self) -> None:
+        """Let the next messages of the pair go on: this one is settled."""
+        queue, self.queue = self.queue, None
+        if queue is not None:
+            del queue[self.sequence]
+            if self.done is not None:
+                self.done.set()
+
+    def item(self, after: int, features: int = 0) -> Item:
+        """Return what goes over the wire, to a peer with these features."""
+        chain = self.header.chain if features & CHAINS else ()
+        header = msgspec.structs.replace(self.header, sequence=self.sequence, after=after, chain=chain)
+        return (MESSAGE, pack(header, self.payload)) if self.signer is None else self.signer.item(header, self.payload)
+
+    def raise_if_refused(self) -> None:
+        """Return if the last receipt says that the message was taken.
+
+        Raises:
+            Undeliverable, Backpressure: It says why not.
+        """
+        receipt, header = self.receipt, self.header
+        assert receipt is not None, "there is one"
+        if receipt.status not in TAKEN:
+            whom = f"agent {header.to}" if header.to else "the node"
+            raise_for_status(whom, receipt.status, receipt.text, (*header.chain[1:], header.to))
