@@ -1,5 +1,5 @@
 """ToyStore: a dictionary under a lock. It has the four methods that a store must have, and `reopen`, since it lives in
-its process.
+its process: `toy:NAME` is a place there, `toy:` alone a store of its own at each opening.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import anyio.lowlevel
 
 from converge.contracts.store import LIMITS, Batch, Channel, Committed, Conflict, Entry, Key, Range, Store, Window
-from converge.errors import StoreFull, ValueTooLarge
+from converge.errors import StoreFull, StoreRefused, ValueTooLarge
 from converge_store_toy.options import ToyOptions
 
 
@@ -33,6 +33,24 @@ class Shelf:
         return self.epoch_us + time.monotonic_ns() // 1_000
 
 
+class Places:
+    """The stores of this process that have a name: one registry, so that whoever opens a name again meets the same."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shelves: dict[tuple[str, str], Shelf] = {}
+
+    def shelf(self, name: str, options: ToyOptions) -> Shelf:
+        """Find the shelf of a place and a network, or make it; who only looks makes none (S-20, S-21)."""
+        with self._lock:
+            if options.must_exist and (name, options.network) not in self._shelves:
+                raise StoreRefused(f"nothing was ever stored at toy:{name} in this process; check the name")
+            return self._shelves.setdefault((name, options.network), Shelf(options)) if name else Shelf(options)
+
+
+PLACES = Places()
+
+
 class ToyStore(Store):
     """One handle on a store in the memory of this process."""
 
@@ -42,8 +60,8 @@ class ToyStore(Store):
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str, options: ToyOptions) -> AsyncIterator[Store]:
-        """Open a new, empty store; the URL says nothing more than the scheme."""
-        yield cls(Shelf(options))
+        """Open the place that stands behind `toy:`; without a name, a new and empty store."""
+        yield cls(PLACES.shelf(url.partition(":")[2], options))
 
     @asynccontextmanager
     async def reopen(self) -> AsyncIterator[Store]:
