@@ -18,6 +18,8 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from converge.env import SYSTEM
+from converge.errors import ChannelError
+from converge.net.throttle import snake
 from converge.operations.run import BEYOND_SEC
 from converge.runtime.agents.ailments import Code
 from converge.runtime.config.config import Config, load
@@ -67,6 +69,7 @@ def served() -> dict[str, set[str]]:
     tally, gauges = Tally(SYSTEM.monotonic), Gauges()
     tally.pools["docs"] = PoolTally()
     gauges.oldest_ready_sec = {"docs": 1.0}
+    gauges.refusals = lambda: {"crowded": 1}
     gauges.agents = lambda: {"live": 1, "resting": 0}
     registry = registry_of(NodeCollector(tally, gauges, Vitals(SYSTEM).read))
     families = text_string_to_metric_families(generate_latest(registry).decode())
@@ -149,6 +152,22 @@ def test_the_page_of_metrics_has_each_that_is_served() -> None:
     page = (DOCS / "reference/metrics.md").read_text()
     families = {re.sub(r"_(bucket|sum|count|created)$", "", name) for name in served() if name.startswith("converge_")}
     assert {name for name in families if f"`{name}`" not in page} - {"converge_unready_reason"} == set()
+    assert set(re.findall(r"`(converge_\w+)`", page)) <= families | {"converge_unready_reason"}
+
+
+def test_the_page_of_metrics_has_each_reason_of_refusals_and_no_other() -> None:
+    page = (DOCS / "reference/metrics.md").read_text().partition("## Reasons of refusals")[2]
+    rows = [row.split("|")[1] for row in page.splitlines() if row.startswith("| `")]
+    named = {name for cell in rows for name in re.findall(r"`(\w+)`", cell)}
+    source = "".join(file.read_text() for file in (DOCS.parent / "converge-core/src").rglob("*.py"))
+    written = set(re.findall(r'\.refused\(\s*"(\w+)"', source)) | set(re.findall(r'refusals\["(\w+)"\]', source))
+    of_handshakes = {snake(one.__name__) for one in subclasses(ChannelError)} - {"channel_error"}
+    assert written | {"descriptor"} | of_handshakes == named
+
+
+def subclasses(cls: type) -> set[type]:
+    """A class and those below it."""
+    return {cls}.union(*map(subclasses, cls.__subclasses__()))
 
 
 def test_every_file_is_linked_from_the_page() -> None:

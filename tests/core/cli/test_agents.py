@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from converge.testing.fixtures import wait_until_sync
+
 Converge = Callable[..., Any]
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -94,6 +96,14 @@ def test_processes_are_listed_with_what_they_do(
     (row,) = [json.loads(line) for line in converge("ps", "--json", *store).out.splitlines()]
     assert (row["pid"], row["agents"], row["running"], row["resting"]) == (process.pid, 3, 1, 0)
     assert row["is_alive"] and row["lease_sec"] > 0
+
+    def is_ready() -> bool:
+        (told,) = [json.loads(line) for line in converge("ps", "--json", *store).out.splitlines()]
+        assert (told["ready"], told["unready"]) in ((True, []), (False, ["starting"]))
+        return bool(told["ready"])
+
+    wait_until_sync(is_ready)  # it says so within a second or two
+    assert " yes " in converge("ps", *store).out
     assert row["id"][:15] in converge("ps", *store).out
     (task,) = [json.loads(line) for line in converge("tasks", "list", "--json", *store).out.splitlines()]
     assert task["claimed_by"] == row["id"]

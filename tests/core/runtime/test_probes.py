@@ -15,8 +15,8 @@ import pytest
 from anyio import to_thread
 from prometheus_client.parser import text_string_to_metric_families
 
-from converge import Agent, Node, Task
-from converge.errors import ConfigError, NoRetry
+from converge import Agent, Message, Node, Task
+from converge.errors import ConfigError, HandlerFailed, NoRetry, Undeliverable
 from converge.runtime.config.health_address import LOOPBACK, Address, parsed
 from converge.testing.fixtures import wait_until
 
@@ -220,3 +220,35 @@ async def test_a_forked_child_leaves_the_address_to_its_parent() -> None:
     finally:
         os.close(writing)
         await to_thread.run_sync(os.waitpid, child, 0)
+
+
+class Echo(Agent):
+    """Answers with what it was sent, once it is not asked to fail."""
+
+    async def on_message(self, message: Message) -> object:
+        """Return the payload."""
+        if message.payload == "bad":
+            raise ValueError("bad")
+        return message.payload
+
+
+async def test_messages_and_refusals_are_counted_by_what_came_of_them(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"store": f"file:{tmp_path / 's.db'}", "transport": "tcp://127.0.0.1:0", "poll_sec": 0.1}
+    async with Node(health="0", **settings) as one, Node(health="0", trust="drop", **settings) as strict:
+        (agent,) = await one.spawn(Echo)
+        (guarded,) = await strict.spawn(Echo)
+        await strict.send(agent.id, 1)
+        assert await strict.ask(agent.id, 2) == 2
+        with pytest.raises(HandlerFailed):
+            await strict.ask(agent.id, "bad")
+        with pytest.raises(Undeliverable, match="not trusted"):
+            await one.send(guarded.id, 1)
+        sent, received = await metrics(strict), await metrics(one)
+        hows = ("accepted", "handled", "handler_failed")
+        outcomes = {how: sent[f"converge_messages_sent_total{[('outcome', how)]}"] for how in hows}
+        assert outcomes == {"accepted": 1, "handled": 1, "handler_failed": 1}
+        assert received["converge_messages_received_total[('outcome', 'accepted')]"] == 3
+        assert received["converge_messages_sent_total[('outcome', 'undeliverable')]"] == 1
+        assert sent["converge_messages_received_total[('outcome', 'refused')]"] == 1
+        assert sent["converge_refusals_total[('reason', 'untrusted')]"] == 1
+        assert sent["converge_connections[]"] == received["converge_connections[]"] == 1

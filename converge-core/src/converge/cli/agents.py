@@ -198,7 +198,19 @@ async def _query(config: Config, query: DiscoveryQuery) -> Listed:
         return Listed(found, rests, await store.time())
 
 
-PROCESS_COLUMNS = ("process", "host", "pid", "release", "since", "agents", "running", "resting", "lease", "endpoints")
+PROCESS_COLUMNS = (
+    "process",
+    "host",
+    "pid",
+    "release",
+    "since",
+    "ready",
+    "agents",
+    "running",
+    "resting",
+    "lease",
+    "endpoints",
+)
 
 
 class Process(NamedTuple):
@@ -214,7 +226,8 @@ def ps(*, common: Common = NONE) -> int:
 
     `process` is the id that its logs, `tasks explain` and `tasks list` name; `running` counts the tasks that it holds,
     `resting` its agents whose circuit breaker is open. A lease that has not been renewed is shown as late, then as
-    ended: its tasks go back. Whether a process is ready, its own /readyz says best.
+    ended: its tasks go back. `ready` is what the process said of itself last, within a second or two: yes, or the codes
+    of what keeps it from working, which its own /readyz explains.
     """
     settings = common.configured()
     found = anyio.run(_read_processes, settings, backend_options=loop_options())
@@ -230,12 +243,18 @@ def _lease_state(lease: LeaseSeen) -> str:
     return f"{lease.remaining_sec:.0f} s left" if lease.is_alive else f"ended {output.age(-lease.remaining_sec)} ago"
 
 
+def _ready(lease: LeaseSeen) -> str:
+    if not lease.is_alive:
+        return "no: its lease has ended"
+    return "" if lease.unready is None else f"no: {' '.join(lease.unready)}" if lease.unready else "yes"
+
+
 def _process_cells(one: Process) -> tuple[object, ...]:
     lease = one.lease
     since = moment(lease.started) if lease.started else ""
     return (
-        short(lease.node_id) or lease.id[:12], lease.host, lease.pid or "", lease.release, since, one.agents,
-        lease.held, one.resting, _lease_state(lease), " ".join(lease.endpoints),
+        short(lease.node_id) or lease.id[:12], lease.host, lease.pid or "", lease.release, since, _ready(lease),
+        one.agents, lease.held, one.resting, _lease_state(lease), " ".join(lease.endpoints),
     )  # fmt: skip
 
 
@@ -244,7 +263,8 @@ def _process_record(one: Process) -> dict[str, Any]:
     return {
         "id": lease.node_id, "lease": lease.id, "host": lease.host, "pid": lease.pid, "release": lease.release,
         "since": moment(lease.started) if lease.started else None, "agents": one.agents, "running": lease.held,
-        "resting": one.resting, "is_alive": lease.is_alive, "lease_sec": round(lease.remaining_sec, 3),
+        "resting": one.resting, "ready": lease.is_ready, "unready": list(lease.unready or ()),
+        "is_alive": lease.is_alive, "lease_sec": round(lease.remaining_sec, 3),
         "endpoints": list(lease.endpoints),
     }  # fmt: skip
 

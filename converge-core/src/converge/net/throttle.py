@@ -1,9 +1,12 @@
-"""Log lines that strangers can cause: one a minute for each kind and source, with the number of those left out."""
+"""What strangers can cause: refusals are counted by their reason, and log lines are one a minute for each kind and
+source, with the number of those left out.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+import re
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 EVERY_SEC = 60.0
@@ -17,12 +20,22 @@ ALL_PER_SEC = 5.0
 
 
 class Throttle:
-    """Logs what others cause, at a bounded rate."""
+    """Logs what others cause, at a bounded rate.
+
+    Attributes:
+        refusals: What was refused, by reason.
+    """
 
     def __init__(self, log: logging.Logger, monotonic: Callable[[], float]) -> None:
         self._log, self._monotonic = log, monotonic
         self._seen: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
         self._left, self._at = ALL_PER_SEC * 4, monotonic()
+        self.refusals: Counter[str] = Counter()
+
+    def refused(self, reason: str, source: str, text: str, *arguments: object) -> None:
+        """Count a refusal, and log it as `warning` does. `reason`: a word of the program's, never a stranger's."""
+        self.refusals[reason] += 1
+        self.warning(source, text, *arguments)
 
     def warning(self, source: str, text: str, *arguments: object) -> None:
         """Log the line, unless one of its kind (`text`) about the source was logged within the minute."""
@@ -43,3 +56,8 @@ class Throttle:
             return False
         self._left -= 1
         return True
+
+
+def snake(name: str) -> str:
+    """Return the name of a class as a label of a metric: `NetworkMismatch` as `network_mismatch`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

@@ -37,6 +37,7 @@ from converge.runtime.probes.answer import Health
 from converge.runtime.probes.probes import Observed, probes_of
 from converge.runtime.retiring import retire
 from converge.runtime.stopping import Stopping
+from converge.runtime.telling import Telling
 from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
 from converge.services.durable.agents import AgentRef
@@ -121,8 +122,10 @@ class Node:
                 agents=self.agents,
                 feeds=parts.feeds,
                 rests=parts.groups.supervision.rests,
+                network=parts.network,
             )
         )
+        parts.boundary.background.loop(Telling(parts.handle, self.vitals.read).run)
         self.health_url = probes.url
         self._host.observe("converge_node_started", node_id=parts.identity.id)
         return self

@@ -15,7 +15,7 @@ from converge.env import Env
 from converge.errors import ChannelError, ConnectionClosed
 from converge.machines import records
 from converge.machines.secure import Terms
-from converge.net.throttle import Throttle
+from converge.net.throttle import Throttle, snake
 from converge.runtime.agents.background import Background
 from converge.runtime.network.channel import SecureChannel, accept, dial
 from converge.runtime.network.dials import Dial, Dials
@@ -83,7 +83,7 @@ class Links:
         self._at: dict[str, bytes] = {}  # endpoints that were dialled before it was known who is there
         self._replaced: dict[bytes, list[float]] = {}
         self._handshakes = Handshakes(env)
-        self._quietly = Throttle(log, env.monotonic)
+        self.quietly = Throttle(log, env.monotonic)
         self._dials = Dials(transport.connect, self._secure, self._keep_dialled, background, env)
 
     def open(self, node_key: bytes) -> Link | None:
@@ -147,7 +147,8 @@ class Links:
             address = channel.peer.rpartition(":")[0]
             place = self._handshakes.enter(address)
             if place is None:
-                self._quietly.warning(address, "connections from %s are closed: too many are unfinished", address)
+                text = "connections from %s are closed: too many are unfinished"
+                self.quietly.refused("crowded", address, text, address)
                 self._background.errand(channel.close)
             else:
                 self._background.errand(self._accept, channel, place)
@@ -165,7 +166,8 @@ class Links:
                 )
         except ChannelError as error:
             kind = type(error).__name__
-            self._quietly.warning(place.address + kind, "a connection from %s was refused: %s", place.address, error)
+            text = "a connection from %s was refused: %s"
+            self.quietly.refused(snake(kind), place.address + kind, text, place.address, error)
         finally:
             self._handshakes.leave(place, is_proven=secured is not None)
         if secured is not None:
@@ -182,10 +184,11 @@ class Links:
             self._refuse(secured, records.DUPLICATE)
         elif old is not None and self._is_replaced_too_often(secured.peer):
             key = secured.peer.hex()[:16]
-            self._quietly.warning(key, "two processes share the key of node %s: the older link stays", key)
+            self.quietly.refused("shared_key", key, "two processes share the key of node %s: the older link stays", key)
             self._refuse(secured, records.DUPLICATE, "two processes share a key")
         elif old is None and len(self._links) >= self._bounds.greatest and not self._evict():
-            self._quietly.warning("", "a connection was refused: max_connections (%d) are in use", len(self._links))
+            text = "a connection was refused: max_connections (%d) are in use"
+            self.quietly.refused("max_connections", "", text, len(self._links))
             self._refuse(secured, records.LIMIT, "max_connections")
         else:
             if not self._is_lower(secured.peer):

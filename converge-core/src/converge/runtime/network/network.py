@@ -5,6 +5,7 @@ its agents.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -172,6 +173,12 @@ class Network:
             if sighted.handle is not ground.handle:
                 background.loop(keep_listed, sighted.handle, one.announced, ground.settings.poll_sec)
             yield one
+
+    def refusals(self) -> Counter[str]:
+        """Return what was refused so far of what others sent, by reason."""
+        found = self.received.quietly.refusals + self.post.routes.speakers.quietly.refusals
+        found["descriptor"] += self.discovery.directory.refused
+        return found if self.links is None else found + self.links.quietly.refusals
 
     async def prepare(self, agents: Sequence[Agent]) -> None:
         """Let the agents speak to others: from `on_start` on, before they are listed.

@@ -16,8 +16,14 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from converge.env import this_process
+from converge.model.envelope import ACCEPTED, FULL, HANDLED, REFUSED
+from converge.net.throttle import snake
 from converge.runtime.probes.answer import Health
 from converge.runtime.probes.tally import BOUNDS_SEC, Histogram, Tally
+
+_SENT = {ACCEPTED: 0, HANDLED: 0, "delivery_timeout": 0, "undeliverable": 0}
+_RECEIVED = {ACCEPTED: 0, FULL: 0, REFUSED: 0}
+"""Outcomes that are shown from the start, so that a rate of them is one."""
 
 _BOUNDS = [*(f"{bound:g}" for bound in BOUNDS_SEC), "+Inf"]
 
@@ -30,6 +36,10 @@ class Gauges:
         self.agents: Callable[[], Mapping[str, int]] = dict
         self.lease_sec: Callable[[], float] = float
         self.oldest_ready_sec: Mapping[str, float] = {}
+        self.sent: Callable[[], Mapping[str, int]] = dict
+        self.received: Callable[[], Mapping[str, int]] = dict
+        self.refusals: Callable[[], Mapping[str, int]] = dict
+        self.connections: Callable[[], int] = int
 
 
 class NodeCollector(Collector):
@@ -46,6 +56,7 @@ class NodeCollector(Collector):
         yield _labelled(
             GaugeMetricFamily("converge_agents", "Agents of this process.", labels=["state"]), self._gauges.agents()
         )
+        yield from self._of_messages()
         yield InfoMetricFamily(
             "converge_build", "The release that runs.", {"release": this_process().release or "source"}
         )
@@ -84,8 +95,21 @@ class NodeCollector(Collector):
             _add(duration, pool_id, pool.durations)
         yield from (attempts, latency, duration)
 
+    def _of_messages(self) -> Iterator[Metric]:
+        gauges = self._gauges
+        sent = CounterMetricFamily("converge_messages_sent", "Messages sent, by what came of them.", labels=["outcome"])
+        yield _labelled(sent, _SENT | {snake(name): count for name, count in gauges.sent().items()})
+        text = "Messages from other processes, by the receipt that they got."
+        received = CounterMetricFamily("converge_messages_received", text, labels=["outcome"])
+        yield _labelled(received, _RECEIVED | dict(gauges.received()))
+        text = "What others sent and this process refused, by reason."
+        refusals = CounterMetricFamily("converge_refusals", text, labels=["reason"])
+        yield _labelled(refusals, gauges.refusals())
+        text = "Connections with other processes."
+        yield GaugeMetricFamily("converge_connections", text, value=gauges.connections())
 
-def _labelled(family: GaugeMetricFamily, values: Mapping[str, float]) -> Metric:
+
+def _labelled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, float]) -> Metric:
     for label, value in values.items():
         family.add_metric([label], value)
     return family

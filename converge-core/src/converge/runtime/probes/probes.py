@@ -17,6 +17,7 @@ from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.ailments import Source
 from converge.runtime.agents.background import Background
 from converge.runtime.claiming.feed import NO_OBSERVERS, Feed, Observers
+from converge.runtime.network.network import Network
 from converge.runtime.probes.answer import Health
 from converge.runtime.probes.tally import Tally
 from converge.services.store.handle import StoreHandle
@@ -48,6 +49,9 @@ class Probes:
         if (gauges := self._gauges) is None:
             return
         gauges.running, gauges.agents, gauges.lease_sec = observed.running, observed.count, observed.lease_sec
+        network = observed.network
+        gauges.sent, gauges.received = network.post.outcomes.copy, network.received.outcomes.copy
+        gauges.refusals, gauges.connections = network.refusals, (lambda: len(network.links or ()))
         observed.background.loop(_sample, observed, gauges)
 
 
@@ -60,6 +64,7 @@ class Observed:
     agents: Mapping[str, Agent]
     feeds: Mapping[int, Feed]
     rests: Source
+    network: Network
 
     def running(self) -> int:
         """Return how many attempts are under way."""

@@ -99,7 +99,9 @@ class Fanouts:
                         one, partial(self._post.routes.link_to, key, whom), patience_sec=PATIENCE_SEC
                     )
         except ConvergeError as error:
+            self._post.outcomes[type(error).__name__] += 1
             outcomes.append(Fanout(node=agent_id(key), error=f"{type(error).__name__}: {error}"))
         else:
+            self._post.outcomes[ACCEPTED] += 1
             assert one.receipt is not None, "what was delivered has a receipt"
             outcomes.append(Fanout(node=agent_id(key), accepted=one.receipt.taken, refused=one.receipt.refused))

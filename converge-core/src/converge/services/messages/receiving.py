@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -82,7 +82,12 @@ class Aside:
 
 
 class Received:
-    """Receives the items of every link of a node."""
+    """Receives the items of every link of a node.
+
+    Attributes:
+        outcomes: How many messages came from other nodes, by the status of their first receipt.
+        quietly: Counts and logs what was refused.
+    """
 
     def __init__(
         self,
@@ -98,8 +103,9 @@ class Received:
         self._asking, self._on_mail = aside.asking, aside.on_mail
         self._streams, self._answers = Streams(), Answers(routes)
         self._counts: OrderedDict[str, _Count] = OrderedDict()
+        self.outcomes: Counter[str] = Counter()
         self._quotas = Quotas(handle.env, routes.is_stranger)
-        self._quietly = Throttle(log, handle.env.monotonic)
+        self.quietly = Throttle(log, handle.env.monotonic)
 
     async def on_items(self, link: Link, items: list[Item]) -> None:
         """Process the items of a link; an ill-formed body ends the link (TornRecord), nothing else does.
@@ -140,7 +146,7 @@ class Received:
                 header, payload = open_signed(body, self._network_tag)
             except (BadSignature, InvalidKey) as error:  # who relays it need not have made it: the link goes on
                 name = link.peer.hex()[:16]
-                self._quietly.warning(name, "a signed message from node %s was refused: %s", name, error)
+                self.quietly.refused("signature", name, "a signed message from node %s was refused: %s", name, error)
                 return None
         else:
             header, payload = unpack(body, MessageHeader)
@@ -163,10 +169,13 @@ class Received:
             receipt = self._accept(link, header, payload)
         else:
             return _Fanning(link, header, payload)
+        if receipt is not None:
+            self.outcomes[receipt.status] += 1
         return receipt if header.wants != HANDED else None
 
     async def _fanned(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader | None:
         receipt = await self._accept_for_all(link, header, payload)
+        self.outcomes[receipt.status] += 1
         return receipt if header.wants != HANDED else None
 
     def _on_receipt(self, link: Link, header: ReceiptHeader, payload: bytes) -> None:
@@ -190,7 +199,8 @@ class Received:
         if is_signed:
             age_sec = (self._now() - header.sent_at) / 1_000_000
             if abs(age_sec) > SIGNED_WINDOW_SEC:
-                self._quietly.warning(
+                self.quietly.refused(
+                    "signature_age",
                     header.sender,
                     "a signed message of %.16s was refused: it is %.0f s old; is a clock wrong?",
                     header.sender,
@@ -206,11 +216,12 @@ class Received:
                 return EARLY, "its sender is being looked up there"
             if not speaks:
                 name = link.peer.hex()[:16]
-                self._quietly.warning(
-                    name, "a message was refused: node %s does not speak for agent %.16s", name, header.sender
+                self.quietly.refused(
+                    "sender", name, "a message was refused: node %s does not speak for agent %.16s", name, header.sender
                 )
                 return REFUSED, "no descriptor of the sender names the node that sent this"
         if not self._routes.admits(header.sender):
+            self.quietly.refusals["untrusted"] += 1
             return REFUSED, "its sender is not trusted there"
         return "", ""
 

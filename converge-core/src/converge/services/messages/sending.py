@@ -4,6 +4,7 @@ error by the deadline.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from anyio.lowlevel import checkpoint
 
 from converge.codec import decode_plain, encode_plain
 from converge.errors import (
+    ConvergeError,
     DeliveryTimeout,
     HandlerFailed,
     InvalidName,
@@ -143,18 +145,25 @@ class Post:
         self._life = handle.env.entropy(8).hex()
         self._choice = Choice(self.inboxes, self.routes)
         self._turn = 0
+        self.outcomes: Counter[str] = Counter()
+        """How many messages were sent, by how far they got, or the class of the error: also those to agents here."""
 
     async def send(self, sender: str, to: str, payload: Any, options: SendOptions) -> Receipt:
         """Send a message; return when it has got as far as asked. See `Node.send`."""
         began = self._env.monotonic()
         wants = _level(options)
         draft = self.draft(sender, payload, wants, options)
-        if options.mailbox:
-            outcome, wants = await self._store(draft, to, options.timeout), HANDLED if wants == HANDLED else STORED
-        else:
-            outcome = await self._deliver(draft, to, options.timeout)
-        if wants == HANDLED and outcome.answer is None:
-            raise HandlerFailed(f"agent {outcome.recipient} failed to handle message {draft.id}: {outcome.why}")
+        try:
+            if options.mailbox:
+                outcome, wants = await self._store(draft, to, options.timeout), HANDLED if wants == HANDLED else STORED
+            else:
+                outcome = await self._deliver(draft, to, options.timeout)
+            if wants == HANDLED and outcome.answer is None:
+                raise HandlerFailed(f"agent {outcome.recipient} failed to handle message {draft.id}: {outcome.why}")
+        except ConvergeError as error:
+            self.outcomes[type(error).__name__] += 1
+            raise
+        self.outcomes[wants] += 1
         return Receipt(
             message_id=draft.id, recipient=outcome.recipient, level=wants, duration_sec=self._env.monotonic() - began
         )
@@ -162,9 +171,14 @@ class Post:
     async def ask(self, sender: str, to: str, payload: Any, options: SendOptions) -> Any:
         """Send a message; return what its handler returned. See `Node.ask`."""
         draft = self.draft(sender, payload, HANDLED, options)
-        outcome = await self._deliver(draft, to, options.timeout)
-        if outcome.answer is None:
-            raise HandlerFailed(f"agent {outcome.recipient} failed to handle message {draft.id}: {outcome.why}")
+        try:
+            outcome = await self._deliver(draft, to, options.timeout)
+            if outcome.answer is None:
+                raise HandlerFailed(f"agent {outcome.recipient} failed to handle message {draft.id}: {outcome.why}")
+        except ConvergeError as error:
+            self.outcomes[type(error).__name__] += 1
+            raise
+        self.outcomes[HANDLED] += 1
         return decode_plain(outcome.answer, "answer")
 
     async def ping(self, sender: str, to: str, timeout: float) -> float:

@@ -33,30 +33,33 @@ class Speakers:
         self._registry, self._directory = registry, registry.directory
         self._highest: OrderedDict[str, int] = OrderedDict()
         self._links: WeakSet[Link] = WeakSet()
-        self._quietly = Throttle(log, env.monotonic)
+        self.quietly = Throttle(log, env.monotonic)
 
     def show(self, link: Link, signed: bytes) -> None:
         """Verify a descriptor that a peer shows, and let its agent speak over the link."""
         name = link.peer.hex()[:16]
         if link.speakers_bytes + len(signed) > SHOWN_BYTES:
-            self._quietly.warning(name, "node %s shows more than %d bytes of descriptors", name, SHOWN_BYTES)
+            self._refused(name, "node %s shows more than %d bytes of descriptors", name, SHOWN_BYTES)
             return
         try:
             descriptor = open_descriptor(signed, self._directory.network)
         except (BadSignature, InvalidKey, TornRecord, SchemaTooNew) as error:
-            self._quietly.warning(name, "a descriptor that node %s shows was refused: %s", name, error)
+            self._refused(name, "a descriptor that node %s shows was refused: %s", name, error)
             return
         if descriptor.node_key != link.peer.hex():
-            self._quietly.warning(name, "a descriptor that node %s shows was refused: it names another node", name)
+            self._refused(name, "a descriptor that node %s shows was refused: it names another node", name)
             return
         if descriptor.sequence < self._highest_of(descriptor.id):
-            self._quietly.warning(name, "a descriptor that node %s shows was refused: a higher one is known", name)
+            self._refused(name, "a descriptor that node %s shows was refused: a higher one is known", name)
             return
         self._remember(descriptor.id, descriptor.sequence, link)
         if descriptor.id not in link.speakers:
             link.speakers_bytes += len(signed)
         link.speakers[descriptor.id] = descriptor.sequence
         self._links.add(link)
+
+    def _refused(self, name: str, text: str, *arguments: object) -> None:
+        self.quietly.refused("descriptor_shown", name, text, *arguments)
 
     def gone(self, link: Link, agent_id: str) -> None:
         """Note that an agent has ended, as the node says that speaks for it: nobody speaks as it any more."""

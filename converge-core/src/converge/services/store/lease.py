@@ -11,6 +11,8 @@ import logging
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
+from typing import Any
 
 import anyio
 import attrs
@@ -42,6 +44,9 @@ BLOCKED_SEC = 2.0
 
 LOOK_SEC = 1.0
 """How often the thread looks at the loop between renewals."""
+
+STARTING = "starting"
+"""What a node's lease says of it until its node has looked at its own health."""
 
 TOUCHES = 10
 """How often a write of the lease's own keys is tried again: only a call of this process, still on its way, can be
@@ -83,7 +88,8 @@ class Lease:
         self._outage = outage or Outage(env)
         self._revision = 0
         self._expiry_revision = 0
-        self._record = b""
+        self._record: dict[str, Any] = {}
+        self._values: set[bytes] = set()  # of the record, that this process has written or tried to
         self._deadline = 0.0  # monotonic: until when this process may act
         self._unanswered: dict[bytes, float] = {}  # values of renewals without an answer: when each was sent
         self._beaten: float | None = None  # a node beats; claims made by hand live as long as the process
@@ -162,17 +168,18 @@ class Lease:
             now = await self._store.time()
             until = now + self._lease_us()
             # Earlier releases read this record as any mapping, and look at the first two.
-            record = self._record = encode(
-                {
-                    "node": self.settings.node_key,
-                    "endpoints": list(self.settings.endpoints),
-                    "host": stored_text(process.host),
-                    "pid": process.pid,
-                    "release": process.release,
-                    "started": now - int(process.age_sec * 1_000_000),
-                }
-            )
-            puts = [(LEASE(self.id), record), (EXPIRY(self.id), str(until).encode())]
+            self._record = {
+                "node": self.settings.node_key,
+                "endpoints": list(self.settings.endpoints),
+                "host": stored_text(process.host),
+                "pid": process.pid,
+                "release": process.release,
+                "started": now - int(process.age_sec * 1_000_000),
+            }
+            if self.settings.node_key:
+                self._record["unready"] = [STARTING]
+            self._values = {encode(self._record)}
+            puts = [(LEASE(self.id), encode(self._record)), (EXPIRY(self.id), str(until).encode())]
             # The window fails if the store's clock was moved beyond it since it was read.
             batch = Batch([(key, ABSENT) for key, _ in puts], puts, (), Window(at_most=until))
             (outcome,) = await self._commits.commit([batch])
@@ -189,12 +196,22 @@ class Lease:
             LeaseEnded: It has.
         """
         for _ in range(TOUCHES):
-            entry = await self._read()
-            (outcome,) = await self._commits.commit([Batch([(entry.key, entry.revision)], [(entry.key, entry.value)])])
+            entry, value = await self._read(), encode(self._record)
+            (outcome,) = await self._commits.commit([Batch([(entry.key, entry.revision)], [(entry.key, value)])])
             if isinstance(outcome, Committed):
                 self._revision = max(self._revision, outcome.revision)
                 return
         raise StoreBusy(f"the lease was touched by others {TOUCHES} times; try again")
+
+    async def tell(self, unready: Sequence[str]) -> None:
+        """Write into the lease's record why this process is not ready, as codes; none: it is. For listings.
+
+        Raises:
+            LeaseEnded, StoreError: It was not written, or may not have been.
+        """
+        self._record = self._record | {"unready": list(unready)}
+        self._values.add(encode(self._record))
+        await self.touch()
 
     async def _read(self) -> Entry:
         """Read the lease's key: only this process writes it, so the revision found is its own, also of a touch that was
@@ -204,7 +221,7 @@ class Lease:
         if entry is None:
             self._ended = self._ended or "it was ended in the store"
             raise LeaseEnded(self.id.hex())
-        if entry.value != self._record:
+        if entry.value not in self._values:
             self._ended = self._ended or "something else wrote over its record"
             log.error("lease %s is given up: %s", self.id.hex(), self._ended)
             raise LeaseEnded(self.id.hex())

@@ -19,7 +19,7 @@ from converge.services.store.pages import get_all, read_all
 class LeaseSeen:
     """One process: its lease (hex), its node's key and endpoints, how long its lease runs (negative: it has passed),
     its agents and claims; its host, its id there, its release, and when it started (store time, microseconds), empty
-    and 0 where its release does not say.
+    and 0 where its release does not say; why it is not ready, by its own account (no code: it is; None: it does not say).
     """
 
     id: str
@@ -32,10 +32,16 @@ class LeaseSeen:
     pid: int = 0
     release: str = ""
     started: int = 0
+    unready: tuple[str, ...] | None = None
 
     @property
     def is_alive(self) -> bool:
         return self.remaining_sec >= 0
+
+    @property
+    def is_ready(self) -> bool | None:
+        """Whether it works, by its lease and its own account; None: it does not say."""
+        return False if not self.is_alive else None if self.unready is None else not self.unready
 
     @property
     def node_id(self) -> str:
@@ -98,6 +104,7 @@ async def _seen(store: Store, expiry: Entry) -> LeaseSeen:
         pid=_number(values.get("pid")),
         release=str(values.get("release", "")),
         started=_number(values.get("started")),
+        unready=tuple(map(str, told)) if isinstance(told := values.get("unready"), list) else None,
     )
 
 

@@ -1,0 +1,36 @@
+"""What a node says of its health where others list processes: in the record of its lease, whenever it has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+
+from converge.errors import LeaseEnded, StoreError
+from converge.runtime.probes.answer import Health
+from converge.services.store.handle import StoreHandle
+
+TELL_SEC = 1.0
+"""How often a node looks at its health for this: a listing shows it about so much later."""
+
+
+class Telling:
+    """Writes why the node is not ready, or that it is; nothing while nothing changes."""
+
+    def __init__(self, handle: StoreHandle, health: Callable[[], Health]) -> None:
+        self._handle, self._health = handle, health
+        self._told: tuple[bytes, tuple[str, ...]] | None = None
+
+    async def run(self) -> None:
+        """Tell until cancelled. While the store is away nothing can be told: the lease that is not renewed says so."""
+        while True:
+            await anyio.sleep(TELL_SEC)
+            codes = tuple(dict.fromkeys(reason.code for reason in self._health().reasons))
+            lease = self._handle.lease_opened
+            if lease is None or self._told == (lease.id, codes):
+                continue
+            try:
+                await lease.tell(codes)
+            except (StoreError, LeaseEnded):
+                continue  # health says why; it is told when it can be
+            self._told = lease.id, codes
