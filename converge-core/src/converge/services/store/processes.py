@@ -19,7 +19,7 @@ from converge.services.store.pages import get_all, read_all
 class LeaseSeen:
     """One process: its lease (hex), its node's key and endpoints, how long its lease runs (negative: it has passed),
     its agents and claims; its host, its id there, its release, and when it started (store time, microseconds), empty
-    and 0 where its release does not say; why it is not ready, by its own account (no code: it is; None: it does not say).
+    and 0 where its release does not say; the codes of why it is not ready (none: it is; None: it does not say).
     """
 
     id: str
