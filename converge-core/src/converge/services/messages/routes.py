@@ -119,6 +119,11 @@ class Routes:
         """Return the link to a node, if there is one."""
         return None if self.links is None else self.links.open(node_key)
 
+    def open_to(self, agent_id: str) -> Link | None:
+        """Return the link to an agent's node, if there is one and the agent is known."""
+        descriptor = self.discovery.directory.get(agent_id)
+        return None if descriptor is None or self.links is None else self.links.open(descriptor.node_key_bytes)
+
     async def link_of(self, agent_id: str) -> Link:
         """Return the link to the agent's node.
 

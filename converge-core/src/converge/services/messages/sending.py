@@ -190,12 +190,12 @@ class Post:
             Undeliverable, Backpressure, DeliveryTimeout, ChannelError, StoreError: Why a message would not arrive.
         """
         header, body = self.write(self.draft(sender, None, PING, SendOptions(timeout=timeout)), to)
-        one = UnderWay(header, body)
+        one = UnderWay(header, body, to)
         with by_deadline(timeout, f"agent {to}", one):
             if not (await self.routes.link_of(to)).features & PINGS:
                 raise Undeliverable(f"agent {to} is connected, but the release of its node answers no pings")
             began = self._env.monotonic()
-            await self.under_way.deliver(one, to, partial(self.routes.link_of, to), patience_sec=LEAST_SEC)
+            await self.under_way.deliver(one, partial(self.routes.link_of, to), patience_sec=LEAST_SEC)
             return self._env.monotonic() - began
 
     def draft(self, sender: str, payload: Any, wants: str, options: SendOptions) -> Draft:
