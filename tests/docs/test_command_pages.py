@@ -17,13 +17,14 @@ from converge.cli import (
     config,
     doctor,
     identity,
-    plugins,
     pools,
     run,
     store,
     submit,
 )
 from converge.cli.options import Common
+from converge.cli.plugins import new as new_plugin
+from converge.cli.plugins import show as plugins
 from converge.cli.submit import TaskFlags
 from converge.cli.tasks import list as list_module
 from converge.cli.tasks import purge as purge_module
@@ -65,6 +66,7 @@ COMMANDS = [
     *(agents.list_agents, agents.show, agents.ping, agents.ps, identity.new, identity.show),
     *(
         plugins.show,
+        new_plugin.new,
         plugins.check,
         config.show,
         config.check,

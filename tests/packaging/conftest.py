@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import sysconfig
@@ -49,34 +50,37 @@ def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def python_with(
+def fresh_python(
     wheels: dict[str, Path], dependencies: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """The interpreter of an environment where the core and one package are installed from their wheels."""
-    made: dict[str, Path] = {}
+    """Makes an environment where the core and one package are installed from their wheels; returns its interpreter."""
 
     def make(package: str) -> Path:
-        if package not in made:
-            folder = tmp_path_factory.mktemp(package)
-            venv.create(folder, symlinks=True)
-            python = folder / "bin" / "python"
-            site = next(folder.glob("lib/python*/site-packages"))
-            (site / "dependencies.pth").write_text(f"{dependencies}\n")
-            install = [
-                sys.executable,
-                "-m",
-                "pip",
-                "--python",
-                str(python),
-                "install",
-                "--quiet",
-                "--no-deps",
-                "--no-index",
-            ]
-            install += [str(wheels[name]) for name in sorted({"converge-core", package})]
-            done = subprocess.run(install, capture_output=True, text=True, timeout=120)
-            assert done.returncode == 0, done.stdout + done.stderr
-            made[package] = python
-        return made[package]
+        folder = tmp_path_factory.mktemp(package)
+        venv.create(folder, symlinks=True)
+        python = folder / "bin" / "python"
+        site = next(folder.glob("lib/python*/site-packages"))
+        (site / "dependencies.pth").write_text(f"{dependencies}\n")
+        install = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(python),
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-index",
+        ]
+        install += [str(wheels[name]) for name in sorted({"converge-core", package})]
+        done = subprocess.run(install, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return python
 
     return make
+
+
+@pytest.fixture(scope="session")
+def python_with(fresh_python: Callable[[str], Path]) -> Callable[[str], Path]:
+    """As `fresh_python`, one environment for each package, for tests that change nothing there."""
+    return functools.cache(fresh_python)

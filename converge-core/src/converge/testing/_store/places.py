@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import anyio
@@ -13,7 +14,7 @@ import attrs
 import pytest
 
 from converge.codec import FIRST, FORMAT
-from converge.contracts.store import Batch, Durability, Range, Store
+from converge.contracts.store import Batch, Durability, Range, Store, reopenable
 from converge.errors import ForkedHandle, StoreRefused, Unsupported
 from converge.model.keys import POOL
 from converge.secret import has_password
@@ -130,8 +131,9 @@ class PlaceClauses(StoreCase):
 
     async def test_what_a_block_raised_comes_out_of_it(self, url: str, options: Any) -> None:
         """S-19."""
-        await passes_through("S-19", lambda: self.backend.open(url, options))
-        async with self.backend.open(url, options) as store:
+        opens = partial(self.backend.open, url, options)
+        await passes_through("S-19", opens)
+        async with reopenable(opens) as store:
             await passes_through("S-19", store.reopen)
 
     async def test_a_forked_child_cannot_use_the_handle(self, store: Store) -> None:

@@ -15,7 +15,7 @@ from converge.cli import output
 from converge.cli.failures import DONE, FAILED
 from converge.cli.options import Json, import_here
 from converge.errors import ConfigError
-from converge.operations.plugin_info import Facts, checked, facts_of, last_cards, loaded_as, save_cards
+from converge.operations.plugins.info import Facts, checked, facts_of, last_cards, loaded_as, save_cards
 from converge.plugins import PluginHost
 
 

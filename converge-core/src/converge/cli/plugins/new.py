@@ -1,0 +1,38 @@
+"""`converge plugins new`: the package of a plugin to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from converge.cli import output
+from converge.cli.failures import DONE
+from converge.cli.options import Json
+from converge.operations.plugins.scaffold import TEMPLATES, write_plugin
+
+
+def new(
+    kind: Annotated[
+        Literal["store", "transport", "discovery", "hooks"],
+        Parameter(help="What it is: a store, a transport, a discovery, or hooks (a decision and a guard)."),
+    ],
+    name: Annotated[str, Parameter(help="What users will type: --plugin NAME, and NAME: as a URL's scheme.")],
+    /,
+    *,
+    dir: Annotated[Path, Parameter(name="--dir", metavar="FOLDER", help="Where to put the package's folder.")] = Path(),
+    json: Json = False,
+) -> int:
+    """Write a new plugin: a complete package that works and passes the conformance kit, to be changed part by part.
+
+    Its folder is converge-KIND-NAME. What to replace is marked REPLACE; its README says how to install and test it.
+    """
+    folder, *written = write_plugin(TEMPLATES[kind], name, dir)
+    if json:
+        output.line({"folder": str(folder), "files": [str(file.relative_to(folder)) for file in written]})
+        return DONE
+    for file in written:
+        output.write(str(file))
+    output.note(f"next: pip install -e '{folder}[testing]'; pytest {folder}; converge plugins check {name}")
+    return DONE

@@ -1,0 +1,1 @@
+"""What the commands do with plugins: facts about one, its check, and the package of a new one."""
