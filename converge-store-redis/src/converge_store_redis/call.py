@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from converge.contracts.store import LIMITS, Batch, Channel, Check, Conflict, Key, Rest, Take, Taken
+from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Conflict, Key, Rest, Take, Taken
 from converge.errors import InvalidValue, ValueTooLarge
 from converge.model.keys import ALSO, TASK, Family
 from converge_store_redis.packing import PACKERS, TAGS, bounds, field, rests_unpacker, tail_of
@@ -82,16 +82,15 @@ class Call:
         puts: dict[Family, tuple[list[bytes], list[bytes]]] = {}
         self._windowed: list[int] = []
         windows: list[bytes] = []
-        size = 0
+        size = deleted = 0
         last_key: Key = ()
-        last_field = b""
+        runs: list[int] = []  # of deletes whose fields are checked: the place of their set, the first check, the last
         for index, (some, pairs, gone, window) in enumerate(batches):
             for check in some:
                 if check not in checks:
                     checks[check] = None
                     last_key = check[0]
-                    last_field = PACKERS[last_key[0]](last_key)
-                    checked.append(last_field)
+                    checked.append(PACKERS[last_key[0]](last_key))
             for key, value in pairs:
                 length = len(value)
                 if length > _VALUE_BYTES:
@@ -103,7 +102,15 @@ class Call:
                 group[0].append(PACKERS[key[0]](key))
                 group[1].append(value)
             for key in gone:
-                packed = last_field if key is last_key else PACKERS[key[0]](key)
+                if key is last_key:  # what ends was claimed: its field is sent once
+                    at, place = len(checked), self._place(key[0])
+                    deleted += 1
+                    if runs and runs[-1] == at - 1 and runs[-3] == place:
+                        runs[-1] = at
+                    else:
+                        runs += (place, at, at)
+                    continue
+                packed = PACKERS[key[0]](key)
                 found = deletes.get(key[0])
                 if found is None:
                     deletes[key[0]] = [packed]
@@ -114,7 +121,7 @@ class Call:
                 windows += (_bound(window.at_least), _bound(window.at_most))
         self._checks = list(checks)
         written = sum([len(fields) for fields, _ in puts.values()]) + sum([len(fields) for fields in deletes.values()])
-        self.is_large = len(batches) > 1 and (len(checked) + written > CALL_OPS or size > CALL_BYTES)
+        self.is_large = len(batches) > 1 and (len(checked) + deleted + written > CALL_OPS or size > CALL_BYTES)
         """Whether it is to go out in parts, see `parts_of`."""
         arguments: list[Any] = [
             *_checks(self._checks, checked),
@@ -122,8 +129,24 @@ class Call:
             *windows,
             0 if TASK in puts else 1,  # `grows`: new tasks are what a full server takes no more of
             len(batches),
-            len(deletes),
+            len(runs) // 3,
+            *runs,
         ]
+        self._add_writes(arguments, deletes, puts)
+        arguments += [0] if take is None else self._take(take)
+        arguments.append(len(wake))
+        for channel in wake:
+            self.keys.append(names.sleepers(channel))
+            arguments += (len(self.keys), channel)
+        self.arguments = arguments
+
+    def _add_writes(
+        self,
+        arguments: list[Any],
+        deletes: Mapping[Family, list[bytes]],
+        puts: Mapping[Family, tuple[list[bytes], list[bytes]]],
+    ) -> None:
+        arguments.append(len(deletes))
         for family, fields in deletes.items():
             arguments += (self._place(family), len(fields), *fields)
         arguments.append(len(puts))
@@ -134,12 +157,6 @@ class Call:
                 if any(values)
                 else (self._place(family), len(fields), *fields, 0)
             )
-        arguments += [0] if take is None else self._take(take)
-        arguments.append(len(wake))
-        for channel in wake:
-            self.keys.append(names.sleepers(channel))
-            arguments += (len(self.keys), channel)
-        self.arguments = arguments
 
     def _place(self, family: Family) -> int:
         """Return the place of a family's set in KEYS, which is 1-based; 0 for one that is kept in none."""
@@ -197,9 +214,20 @@ def taken(take: Take, revision: int, answer: Sequence[Any]) -> Taken | Conflict:
     )
 
 
-def _checks(checks: Sequence[Check], fields: Sequence[bytes]) -> tuple[Any, ...]:
-    """Return the checks as arguments; ABSENT, which is 0, becomes the revision that no key has."""
-    return (len(checks), *fields, b"".join([revision.to_bytes(8, "big") for _, revision in checks]))
+def _checks(checks: Sequence[Check], fields: Sequence[bytes]) -> list[Any]:
+    """Return the checks as arguments: the fields, then how many in a row are expected at one revision, and it."""
+    arguments: list[Any] = [len(checks), *fields]
+    run, last = 0, ABSENT
+    for _, revision in checks:
+        if revision == last:
+            run += 1
+            continue
+        if run:
+            arguments += (run, last.to_bytes(8, "big") if last else b"")
+        run, last = 1, revision
+    if run:
+        arguments += (run, last.to_bytes(8, "big") if last else b"")
+    return arguments
 
 
 def _bound(at: int | None) -> bytes:

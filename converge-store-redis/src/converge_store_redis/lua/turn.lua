@@ -10,7 +10,10 @@
 local ARGV, call, sub, min = ARGV, redis.call, string.sub, math.min
 local values, counter = KEYS[1], KEYS[2]
 local CHUNK = 4000 -- unpack puts its results on Lua's stack, which holds 8,000
-local NONE = '\0\0\0\0\0\0\0\0' -- the revision of a key that is absent
+local MANY = 8
+-- A member of more than 64 bytes, after all others: a set that has it is never kept as a list of up to 128, which each insertion walks through. It
+-- is put beside many others, and stays.
+local LONG = string.rep('~', 65)
 
 local at = 0
 local function read()
@@ -24,21 +27,24 @@ end
 local now = call('TIME')
 now = now[1] * 1000000 + now[2]
 
--- n, n fields, their expected revisions in one string; answers the indexes of the wrong ones
+-- n, n fields, then for each run of fields with one expected revision their number and it ('': absent); answers the indexes of the wrong ones, and
+-- where the fields begin
 local function check()
-  local wrong = {}
+  local wrong, run, expected = {}, 0, ''
   local n = number()
-  local expected = ARGV[at + n + 1]
+  local first = at
+  at = at + n
   for start = 1, n, CHUNK do
     local count = min(CHUNK, n - start + 1)
-    local found = call('HMGET', values, unpack(ARGV, at + start, at + start + count - 1))
+    local found = call('HMGET', values, unpack(ARGV, first + start, first + start + count - 1))
     for i = 1, count do
-      local have, index = found[i], start + i - 1
-      if (have and sub(have, 1, 8) or NONE) ~= sub(expected, 8 * index - 7, 8 * index) then wrong[#wrong + 1] = index end
+      local have = found[i]
+      if run == 0 then run, expected = number(), read() end
+      run = run - 1
+      if (have and sub(have, 1, 8) or '') ~= expected then wrong[#wrong + 1] = start + i - 1 end
     end
   end
-  at = at + n + 1
-  return wrong
+  return wrong, first
 end
 
 local function chunked(command, key, list)
@@ -47,7 +53,12 @@ local function chunked(command, key, list)
   end
 end
 
-local wrong = check()
+local function add(key, members)
+  if #members >= 2 * MANY then members[#members + 1], members[#members + 2] = '0', LONG end
+  chunked('ZADD', key, members)
+end
+
+local wrong, checked = check()
 local missed = {}
 for i = 1, number() do
   local least, most = read(), read()
@@ -69,14 +80,22 @@ end
 
 if number() > 0 then revise() end -- there are batches: one that only checks has a revision, too
 
--- deletes: number of families; each: place of its set, n, n fields
+local function delete(place, first, last)
+  for start = first, last, CHUNK do
+    local stop = min(last, start + CHUNK - 1)
+    if place > 0 then call('ZREM', KEYS[place], unpack(ARGV, start, stop)) end
+    call('HDEL', values, unpack(ARGV, start, stop))
+  end
+end
+
+-- deletes: number of runs of checked fields of one family, each: place of its set, first, last of them; then number of families, each: place of its
+-- set, n, n fields
+for _ = 1, number() do
+  delete(number(), checked + number(), checked + number())
+end
 for _ = 1, number() do
   local place, n = number(), number()
-  for start = at + 1, at + n, CHUNK do
-    local last = min(at + n, start + CHUNK - 1)
-    if place > 0 then call('ZREM', KEYS[place], unpack(ARGV, start, last)) end
-    call('HDEL', values, unpack(ARGV, start, last))
-  end
+  delete(place, at + 1, at + n)
   at = at + n
 end
 
@@ -101,8 +120,8 @@ for _ = 1, number() do
     end
   end
   if place > 0 then
-    for i = 1, n do members[2 * i - 1], members[2 * i] = 0, ARGV[first + i] end
-    chunked('ZADD', KEYS[place], members)
+    for i = 1, n do members[2 * i - 1], members[2 * i] = '0', ARGV[first + i] end
+    add(KEYS[place], members)
   end
 end
 chunked('HSET', values, put)
@@ -161,23 +180,27 @@ local function take()
   local also = {}
   for i = 1, number() do also[i] = read() end
   local ranges = {}
-  for i = 1, number() do ranges[i] = {skip = number() + 1, least = read(), most = read(), list = {}, next = 0} end
+  for i = 1, number() do ranges[i] = {skip = number() + 1, first = read(), most = read(), list = {}, next = 0} end
   if #refused > 0 then return {0, refused} end
   page = #ranges == 1 and limit + 1 or math.max(8, math.ceil(2 * limit / #ranges))
-  for i = 1, #ranges do step(ranges[i]) end
+  for i = 1, #ranges do
+    ranges[i].least = ranges[i].first
+    step(ranges[i])
+  end
   local chosen, rests = {}, {}
   if #ranges == 1 then
     local range = ranges[1]
     for i = 1, min(limit, #range.list) do
       chosen[i], rests[i] = range.list[i], sub(range.list[i], range.skip)
     end
-    range.next = #chosen
+    range.next, range.last = #chosen, chosen[#chosen]
     step(range)
   else
     for i = 1, limit do
       local range = least(ranges)
       if not range then break end
-      chosen[i], rests[i] = range.list[range.next], range.rest
+      range.last = range.list[range.next]
+      chosen[i], rests[i] = range.last, range.rest
       step(range)
     end
   end
@@ -193,16 +216,20 @@ local function take()
     local rest = rests[i]
     local field = prefix .. rest .. tail
     puts[2 * i - 1], puts[2 * i] = field, text
-    members[2 * i - 1], members[2 * i] = 0, field
+    members[2 * i - 1], members[2 * i] = '0', field
     if wide > 0 then
       local id = sub(rest, -16)
       for j = 1, wide do fields[wide * (i - 1) + j] = also[j] .. id end
     end
   end
-  chunked('ZREM', from, chosen)
+  -- What is taken of a range stands together in it.
+  for i = 1, #ranges do
+    local range = ranges[i]
+    if range.last then call('ZREMRANGEBYLEX', from, range.first, '[' .. range.last) end
+  end
   chunked('HDEL', values, chosen)
   chunked('HSET', values, puts)
-  chunked('ZADD', to, members)
+  add(to, members)
   local found = #fields > 0 and call('HMGET', values, unpack(fields)) or {}
   return {1, time, table.concat(rests), found, heads}
 end
