@@ -19,6 +19,11 @@ DEBIAN_PACKAGES = (Path(__file__).parents[1] / ".ci" / "debian.txt").read_text()
 DEBIAN_FOLDERS = ("/usr/sbin", "/usr/lib/postgresql/15/bin")
 NOT_APPLICABLE = "not applicable: "
 
+# Hundreds of tests start processes. Where Python was told to write no bytecode beside the sources, each would compile
+# all of them again, which takes longer than most tests: the bytecode goes to pytest's cache instead.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
