@@ -172,7 +172,11 @@ def environment() -> dict[str, str]:
     it.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT / "docs/examples/converge-store-toy/src")}
+    return {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": f"{ROOT}/docs/examples/converge-store-toy/src:{ROOT}/docs/examples",
+    }
 
 
 @pytest.fixture(scope="module")

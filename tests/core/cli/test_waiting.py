@@ -83,7 +83,8 @@ def test_a_person_reads_what_a_task_waits_for_and_how_it_goes_on(
     assert re.fullmatch(
         r"state waiting for approval since \d+s, until \w{3} \d+, \d\d:\d\d( \d{4})? UTC, parked once", lines["state"]
     ), lines
-    assert (lines["unread signals"], lines["children"]) == ("unread signals 1 of other", "children 1 pending")
+    assert lines["unread signals"] == "unread signals 1 of other"
+    assert re.fullmatch(r"children 1 (pending|assigned|waiting)", lines["children"])  # it may have got to its own wait
     assert re.fullmatch(r"2 approval wait, until \w{3} \d+, \d\d:\d\d 0 4 \d+", lines["2"]), lines
     assert f"to go on: converge tasks signal {id_} approval --payload JSON" in shown.err
     assert main(["pools", "show", "p", "--store", url]) == 0

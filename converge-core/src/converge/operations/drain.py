@@ -180,7 +180,7 @@ class Drain:
         shown = ", ".join(f"{kinds[kind]:,} for {kind}" for kind in most[:KINDS_SHOWN])
         count, more = sum(one.parked for one in counts.values()), ", ..." if len(most) > KINDS_SHOWN else ""
         verb = "task waits" if count == 1 else "tasks wait"
-        text = "%s %s (%s%s), and the drain does not wait for them; `converge tasks list --waiting` shows them"
+        text = "%s %s (%s%s), which the drain leaves alone; `converge tasks list --waiting` shows them"
         log.warning(text, f"{count:,}", verb, shown, more)
 
     def _tell(self, base: int, bad_before: int, done: int, bad: int) -> None:

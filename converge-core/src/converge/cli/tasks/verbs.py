@@ -44,6 +44,7 @@ def show(
     if task.state == TaskState.WAITING:
         record["state"] = f"{task.state.lower()} {waits_of(task)}"
         record |= dict.fromkeys(("waiting_for", "waiting_since", "not_before", "parks"))
+    record["parks"] = record["parks"] or None
     record |= {"unread signals": _counted(durable.unread), "chunks": durable.chunks or ""}
     record["children"] = ", ".join(f"{count} {state.lower()}" for state, count in durable.children.items())
     history = record.pop("history")
@@ -83,7 +84,7 @@ def _ways_on(task: Task, durable: waiting.Durable) -> Iterator[str]:
         return
     for name in durable.names:
         yield f"to go on: converge tasks signal {task.id} {quote(name)} --payload JSON"
-    if durable.children:
+    if durable.children and not durable.names:
         yield f"its children: converge tasks list --parent {task.id}"
     if not durable.names:
         yield f"to end it in place of its handler: converge tasks complete {task.id} --result JSON"

@@ -1,0 +1,1 @@
+"""A research team that survives: planner, workers with tools, a critic, a person's approval, a budget of tokens."""
