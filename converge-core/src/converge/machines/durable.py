@@ -51,6 +51,7 @@ from converge.machines.task import (
     digest,
     entry_of,
     key_of,
+    lane_of,
     open_lane,
 )  # fmt: skip
 from converge.machines.task import step as plain_step
@@ -142,15 +143,17 @@ class Chunk(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     v: int = DURABLE
 
 
-def submit(id_: bytes, spec: Spec, lane: Check, key: KeySeen | None, now: int) -> Batch:
+def submit(id_: bytes, spec: Spec, lane: Check, key: KeySeen | None, now: int, *, is_open: bool = True) -> Batch:
     """Return the batch that stores a new task (S-4 makes it one task however often it is submitted).
 
-    `lane` checks that the lane of `spec` is open; with an ordering key, `key` is its row or None if absent, and
-    `spec.number` must be the row's next number.
+    `lane` checks the lane of `spec` as it was seen, which the batch opens unless `is_open`; with an ordering key, `key`
+    is its row or None if absent, and `spec.number` must be the row's next number.
     """
     task = (TASK, id_)
     checks: list[Check] = [(task, ABSENT), lane]
     puts: list[Put] = [(task, encode(spec))]
+    if not is_open:
+        puts.append((lane[0], encode(lane_of(spec))))
     if spec.dedup_key is not None:
         dedup = DEDUP(spec.pool, spec.dedup_key)
         checks.append((dedup, ABSENT))

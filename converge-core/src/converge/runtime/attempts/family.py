@@ -25,7 +25,7 @@ from converge.services.durable.limits import CHILDREN
 from converge.services.store.pages import get_all
 from converge.services.store.patience import attempts
 from converge.services.tasks.records import check_deadline, kind_of, to_spec
-from converge.services.tasks.surroundings import CHORES, lane_key, lane_wakes, lanes_opened
+from converge.services.tasks.surroundings import CHORES, lane_wakes, lanes_seen
 
 
 class Family:
@@ -73,9 +73,7 @@ class Family:
     async def _in_own_batch(self, label: str, step: Step, id_: bytes, spec: Spec, now: int) -> None:
         handle = self._ledger.handle
         async for _ in attempts(handle.env):
-            lane = (await lanes_opened(handle, [spec])).get(lane_key(spec))
-            if lane is None:
-                continue
+            lane = (await lanes_seen(handle, [spec])).of(spec)
             batch = submitted(id_, spec, lane, None, now)
             puts: list[Put] = [*batch.puts, (CHILD(self._ledger.id, id_), b"")]
             if spec.due > now:

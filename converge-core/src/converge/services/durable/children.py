@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from converge.codec import decode
-from converge.contracts.store import LIMITS, Batch, Check, Committed, Entry, Range
+from converge.contracts.store import ABSENT, LIMITS, Batch, Check, Committed, Entry, Range
 from converge.errors import NoSuchTask, TornRecord
 from converge.ids import id_text
 from converge.machines.durable import submit
@@ -23,7 +23,7 @@ from converge.services.tasks.surroundings import (
     find,
     lane_key,
     lane_wakes,
-    lanes_opened,
+    lanes_seen,
     look_around,
     wakes,
 )
@@ -67,7 +67,7 @@ class Outbox:
     async def carry_out(self, page: Sequence[Entry]) -> int:
         """Submit these children; each once, and not after its parent's end has removed it from the outbox."""
         specs = {entry.key: decode(entry.value, Spec, f"outbox {id_text(entry.key[1])}") for entry in page}
-        lanes = await lanes_opened(self._handle, list(specs.values()))
+        lanes = await lanes_seen(self._handle, list(specs.values()))
         ordered = [spec for spec in specs.values() if spec.ordering_key is not None]
         if ordered:
             await self._handle.require_format(2)
@@ -82,9 +82,12 @@ class Outbox:
             if task is not None:
                 batches.append(Batch([own], (), [entry.key]))
                 continue
-            lane = lanes.get(lane_key(spec))
-            row = row_of.pop((spec.pool, spec.ordering_key), None)
-            if lane is None or (spec.ordering_key is not None and (spec.pool, spec.ordering_key) in row_of):
+            lane, row = lanes.of(spec), None
+            if spec.ordering_key is not None:
+                if (spec.pool, spec.ordering_key) not in row_of:
+                    continue
+                row = row_of.pop((spec.pool, spec.ordering_key))
+            if not lanes.may_step(spec):
                 continue
             batch = submitted(entry.key[1], spec, lane, row, now)
             batches.append(Batch([own, *batch.checks], batch.puts, [entry.key]))
@@ -92,13 +95,13 @@ class Outbox:
         return await _count(self._handle, batches, wake)
 
 
-def submitted(id_: bytes, spec: Spec, lane: LaneSeen, row: Entry | None, now: int) -> Batch:
-    """Return the batch that submits a child; `row` is that of its ordering key, None where there is none."""
+def submitted(id_: bytes, spec: Spec, lane: LaneSeen | None, row: Entry | None, now: int) -> Batch:
+    """Return the batch that submits a child; `row` is that of its ordering key, None where there is none, as `lane`."""
     seen = None if row is None else KeySeen(row.revision, decode(row.value, KeyRow, "key"))
     if spec.ordering_key is not None:
         spec = msgspec.structs.replace(spec, number=seen.row.next if seen is not None else 0)
-    check: Check = (lane_key(spec), lane.revision)
-    return submit(id_, spec, check, seen, now)
+    check: Check = (lane_key(spec), lane.revision if lane is not None else ABSENT)
+    return submit(id_, spec, check, seen, now, is_open=lane is not None and not lane.is_closing)
 
 
 class Cut:

@@ -24,7 +24,7 @@ from converge.services.store.limits import timed
 from converge.services.store.patience import attempts
 from converge.services.tasks import manager
 from converge.services.tasks.records import encode_result, to_task
-from converge.services.tasks.surroundings import Moved, find, lane_key, lane_wakes, lanes_opened, look_around, wakes
+from converge.services.tasks.surroundings import Moved, find, lane_wakes, lanes_seen, look_around, wakes
 
 GRACE_GREATEST_SEC = 86_400.0
 """The longest grace time of a cancel: who wants more cancels later."""
@@ -156,7 +156,7 @@ class TaskManager(manager.TaskManager):
             wake = {f"lease.{found.place.lease.hex()}"}
         else:
             assert found.state is not None and isinstance(found.place, Later), "it waits"
-            lane = (await lanes_opened(self._handle, [found.spec])).get(lane_key(found.spec))
+            lane = (await lanes_seen(self._handle, [found.spec])).of(found.spec)
             now = await self._handle.now()
             batch = Batch(*resume(found.id, found.spec, found.state, found.place.revision, lane, now, calling))
             wake = lane_wakes(found.spec, lane)

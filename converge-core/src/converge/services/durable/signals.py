@@ -20,7 +20,7 @@ from converge.services.durable.limits import SIGNALS_UNREAD
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import get_all, read_all
 from converge.services.store.patience import attempts
-from converge.services.tasks.surroundings import lane_key, lane_wakes, lanes_opened
+from converge.services.tasks.surroundings import lane_wakes, lanes_seen
 
 SIGNALLED_TOGETHER = 200
 """Signals of one round, and ends of children that are told in one batch."""
@@ -77,7 +77,7 @@ class SignalBox:
             batches: list[Batch] = []
             sent: list[Sequence[Ask[Sent]]] = []
             wake: set[str] = set()
-            lanes = await lanes_opened(self._handle, [one.spec for one in targets.values() if one.place is not None])
+            lanes = await lanes_seen(self._handle, [one.spec for one in targets.values() if one.place is not None])
             now = await self._handle.now()
             for id_, asked in by_task.items():
                 target = targets.get(id_)
@@ -91,7 +91,9 @@ class SignalBox:
                 names = {ask.request.name for ask in new}
                 waits = target.state.wait.names if target.state is not None and target.state.wait is not None else ()
                 if target.place is not None and target.state is not None and names & set(waits):
-                    lane = lanes.get(lane_key(target.spec))
+                    if not lanes.may_step(target.spec):
+                        continue
+                    lane = lanes.of(target.spec)
                     _add(parts, resume(id_, target.spec, target.state, target.place, lane, now))
                     wake |= lane_wakes(target.spec, lane)
                 batches.append(Batch(*parts))
@@ -172,7 +174,7 @@ class SignalBox:
             StoreError: As `Store.commit`; what was not told is told by the next call.
         """
         targets = await self._read(list(ends))
-        lanes = await lanes_opened(self._handle, [one.spec for one in targets.values() if one.place is not None])
+        lanes = await lanes_seen(self._handle, [one.spec for one in targets.values() if one.place is not None])
         counts = await self._ended([id_ for id_, one in targets.items() if one.place is not None])
         now = await self._handle.now()
         batches: list[Batch] = []
@@ -195,7 +197,9 @@ class SignalBox:
                 state = target.state
                 need = state.wait.need if state is not None and state.wait is not None else 0
                 if target.place is not None and state is not None and 0 < need <= counts.get(parent, 0):
-                    lane = lanes.get(lane_key(target.spec))
+                    if not lanes.may_step(target.spec):
+                        continue
+                    lane = lanes.of(target.spec)
                     _add(parts, resume(parent, target.spec, state, target.place, lane, now))
                     wake |= lane_wakes(target.spec, lane)
                 batches.append(Batch(*parts))

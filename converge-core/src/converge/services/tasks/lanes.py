@@ -25,7 +25,7 @@ from converge.services.store.pages import Pages
 log = logging.getLogger("converge.lanes")
 
 IDLE_SEC = 3_600.0
-"""How long a lane of a pool that has few must be seen empty: to open it again costs its next submit two more calls."""
+"""How long a lane of a pool that has few must be seen empty: to open it again costs its next submit one more call."""
 
 CROWDED_IDLE_SEC = 60.0
 """The same, of a pool that has many."""

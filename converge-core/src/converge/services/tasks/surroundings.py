@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from converge.codec import decode, decode_id, encode, parse_hash, stored_text
-from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Committed, Entry, Key, Prefix, Range, Store
+from converge.contracts.store import LIMITS, Channel, Committed, Entry, Key, Prefix, Range, Store
 from converge.errors import NoSuchPool, NoSuchTask, SchemaTooNew, StoreBusy, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.durable import Signal, Signals, matching
@@ -57,7 +57,7 @@ SET_ASIDE = 100
 
 
 class Moved(Exception):
-    """The task has ended since it was found: look for it again."""
+    """The task has ended since it was found, or another step of the call opens its lane: look for it again."""
 
 
 async def look_around(handle: StoreHandle, found: Found, *, needs_lane: bool) -> Around:
@@ -78,8 +78,7 @@ async def look_around_all(
 ) -> list[Around | Moved | StoreError]:
     """Read what a step of each of the tasks needs, in few calls. The answers of those that failed are their errors.
 
-    Lanes that are missing, or closing, are opened first: a step could do that, but then no two tasks of one lane could
-    go out in one call.
+    Those whose lane is opened by the step of another of them are `Moved`, too.
     """
     rows = await _key_rows(handle.store, [found for found in all_found if _is_active(found)])
     # Only after the rows: a submit in between has changed the row, so the step of a task behind which nobody was seen
@@ -87,7 +86,7 @@ async def look_around_all(
     nexts = await _nexts(handle, {id_: row[0] for id_, row in rows.items() if type(row) is tuple})
     specs = [found.spec for found in all_found] if needs_lane else []
     specs += [one.spec for one in nexts.values() if type(one) is Successor]
-    lanes = await lanes_opened(handle, specs)
+    lanes = await lanes_seen(handle, specs)
     answers: list[Around | Moved | StoreError] = []
     for found in all_found:
         row, successor = rows.get(found.id), nexts.get(found.id)
@@ -96,9 +95,14 @@ async def look_around_all(
         elif isinstance(successor, Exception):
             answers.append(successor)
         else:
+            ready = [found.spec] if needs_lane else []
             if successor is not None:
-                successor = successor._replace(lane=lanes.get(lane_key(successor.spec)))
-            lane = lanes.get(lane_key(found.spec)) if needs_lane else None
+                successor = successor._replace(lane=lanes.of(successor.spec))
+                ready.append(successor.spec)
+            if ready and not lanes.may_step(*ready):
+                answers.append(Moved())
+                continue
+            lane = lanes.of(found.spec) if needs_lane else None
             answers.append(Around(await _pool(handle, found.spec), lane, row and row[1], successor))
     return answers
 
@@ -250,34 +254,40 @@ async def move_aside(
     return True
 
 
-async def lanes_opened(handle: StoreHandle, specs: Sequence[Spec]) -> dict[Key, LaneSeen]:
-    """Return the lanes of these tasks, open."""
-    spec_of = {lane_key(spec): spec for spec in specs}
-    keys = list(spec_of)
+class Lanes:
+    """The lanes of the tasks of one call, as they were seen. One that is closed is opened by the first step that puts a
+    task there, so that nobody can close it in between; of further steps that do, none could take effect in that call.
+    """
+
+    def __init__(self, seen: Mapping[Key, LaneSeen]) -> None:
+        self._seen = seen
+        self._opened: set[Key] = set()
+
+    def of(self, spec: Spec) -> LaneSeen | None:
+        """Return the lane of this task, None if there is none."""
+        return self._seen.get(lane_key(spec))
+
+    def may_step(self, *specs: Spec) -> bool:
+        """Return whether one more step of this call may make these tasks ready; if not, it is for the next call."""
+        closed = {key for spec in specs if (lane := self._seen.get(key := lane_key(spec))) is None or lane.is_closing}
+        if closed & self._opened:
+            return False
+        self._opened |= closed
+        return True
+
+
+async def lanes_seen(handle: StoreHandle, specs: Sequence[Spec]) -> Lanes:
+    """Read the lanes of these tasks."""
+    keys = list({lane_key(spec): None for spec in specs})
     seen: dict[Key, LaneSeen] = {}
-    closed: list[tuple[Key, LaneSeen | None]] = []
     for key, entry in zip(keys, await get_all(handle.store, keys), strict=True):
         try:
             lane = lane_seen(entry)
         except SchemaTooNew:
             lane = None if entry is None else LaneSeen(entry.revision)  # it is there: all that a step needs
-        if lane is None or lane.is_closing:
-            closed.append((key, lane))
-        else:
+        if lane is not None:
             seen[key] = lane
-    if closed:
-        batches = [
-            Batch([(key, lane.revision if lane else ABSENT)], [(key, encode(lane_of(spec_of[key])))])
-            for key, lane in closed
-        ]
-        news = {channel for key, _ in closed for channel in lane_news(lane_of(spec_of[key]))}
-        outcomes = await (await handle.commits()).commit(batches, wake=news)
-        for (key, lane), outcome in zip(closed, outcomes, strict=True):
-            if isinstance(outcome, Committed):
-                seen[key] = LaneSeen(outcome.revision)
-            elif lane is not None:
-                seen[key] = lane  # another has changed it: the step conflicts, and is made again
-    return seen
+    return Lanes(seen)
 
 
 def wakes(found: Found, around: Around, *, is_ready: bool) -> set[Channel]:

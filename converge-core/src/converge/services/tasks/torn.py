@@ -15,7 +15,7 @@ from converge.model.keys import ACTIVE, DEDUP, DONE, KEY, LIMIT, STATE, TASK, TO
 from converge.model.task import Spec, placed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages
-from converge.services.tasks.surroundings import Moved, lane_key, lanes_opened, look_around, move_aside
+from converge.services.tasks.surroundings import Moved, lane_wakes, lanes_seen, look_around, move_aside
 
 log = logging.getLogger("converge.torn")
 
@@ -83,9 +83,9 @@ async def hand_back_newer(handle: StoreHandle, key: Key, revision: int, id_: byt
         return False
     handle.newer_lanes.add(parse_hash(spec.lane))
     _log_once(handle, f"lane {spec.lane} of pool {spec.pool}", error)
-    lane = (await lanes_opened(handle, [spec])).get(lane_key(spec))
+    lane = (await lanes_seen(handle, [spec])).of(spec)
     batch = put_back_unread(spec, key, revision, lane)
-    (outcome,) = await (await handle.commits()).commit([batch], wake=[f"lane.{spec.lane}"])
+    (outcome,) = await (await handle.commits()).commit([batch], wake=lane_wakes(spec, lane))
     return not isinstance(outcome, Conflict)
 
 

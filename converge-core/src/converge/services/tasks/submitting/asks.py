@@ -31,14 +31,20 @@ Group = tuple[list[Ask], KeySeen | None]
 """The tasks of one batch, and the row of their ordering key, if they have one and it is there."""
 
 
-def ordered_batch(group: Sequence[Ask], lanes: Mapping[Key, Check], key: KeySeen | None, now: int) -> Batch:
-    """Return the batch that stores tasks of one ordering key, in their order; `key` is its row, if it is there."""
+def ordered_batch(
+    group: Sequence[Ask], lanes: Mapping[Key, Check], key: KeySeen | None, now: int, opens: Mapping[Key, Check] = {}
+) -> Batch:
+    """Return the batch that stores tasks of one ordering key, in their order; `key` is its row, if it is there. `lanes`
+    are open, the others it opens.
+    """
     checks: dict[Key, int] = {}
     puts: dict[Key, bytes] = {}
     for ask in group:
         number = key.row.next if key is not None else 0
         ask.spec = msgspec.structs.replace(ask.spec, number=number)
-        batch = submit(ask.id, ask.spec, lanes[ask.lane], key, now)
+        is_open = ask.lane not in opens
+        lane = lanes[ask.lane] if is_open else opens[ask.lane]
+        batch = submit(ask.id, ask.spec, lane, key, now, is_open=is_open)
         # The row as the store has it is what is checked, the row after the last task is what is put.
         for checked, revision in batch.checks:
             checks.setdefault(checked, revision)

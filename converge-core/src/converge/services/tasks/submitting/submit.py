@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import anyio
 
-from converge.codec import decode, encode
+from converge.codec import decode
 from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Committed, Conflict, Key
 from converge.errors import (
     ConvergeError,
@@ -23,11 +25,11 @@ from converge.errors import (
 )
 from converge.ids import check_name, id_bytes, id_text, uuids7
 from converge.machines.durable import submit
-from converge.machines.lane import LANES, Lane
+from converge.machines.lane import LANES
 from converge.machines.match import lane_news
-from converge.machines.task import SPLIT_KEYS, KeyRow, KeySeen, LaneSeen
+from converge.machines.task import SPLIT_KEYS, KeyRow, KeySeen, lane_of
 from converge.model.keys import DEDUP, KEY, LANE, POOL, TASK
-from converge.model.task import Spec, Task
+from converge.model.task import Task
 from converge.services.store.commits import Commits
 from converge.services.store.handle import StoreHandle
 from converge.services.store.limits import LIMIT, is_out_of_time
@@ -58,6 +60,18 @@ LANES_SEEN = 16 * LANES
 
 ROOM_EVERY_SEC = 1.0
 """How often empty lanes are looked for in a pool that has no room for another."""
+
+
+Closed = tuple[Check, Check]
+"""Of a lane that is absent or closing, and of its pool, as they were seen."""
+
+
+class _Step(NamedTuple):
+    """Tasks, the batch that stores them, and the lanes that it opens."""
+
+    group: list[Ask]
+    batch: Batch
+    opens: Mapping[Key, Check]
 
 
 class _Turn:
@@ -190,44 +204,73 @@ class Submits:
 
     async def _round(self, todo: list[Ask], are_apart: bool) -> list[Ask]:
         """Try each once; return those that must be tried again."""
-        todo = await self._open_lanes(todo)
-        groups = await self._group(todo)
+        closed = await self._closed_lanes(todo)
+        groups = await self._group([ask for ask in todo if ask.outcome is None])
         now = await self._handle.now()
-        # What is in no group waits for the next round: its lane was another's to open, or was forgotten by another call
-        # while this one waited, or its ordering key has more tasks than a batch holds. From here on to the batches
-        # nothing is awaited.
-        groups = [(begun, key) for group, key in groups if (begun := self._in_known_lanes(group))]
-        batches = [
-            submit(group[0].id, group[0].spec, self._lanes[group[0].lane], None, now)
-            if group[0].spec.ordering_key is None
-            else ordered_batch(group, self._lanes, key, now)
-            for group, key in groups
-        ]
+        steps = [step for group, key in groups if (step := self._step(group, key, closed, now)) is not None]
         commits = await self._handle.commits()
-        for at in range(0, len(batches), LIMITS.batches):
-            some = batches[at : at + LIMITS.batches]
-            outcomes = await self._commit(commits, some, groups[at : at + LIMITS.batches], are_apart)
-            for (group, _), outcome in zip(groups[at : at + LIMITS.batches], outcomes, strict=True):
+        again: list[Ask] = []
+        gone: dict[str, ConvergeError] = {}
+        for at in range(0, len(steps), LIMITS.batches):
+            some = steps[at : at + LIMITS.batches]
+            for (group, _, opens), outcome in zip(some, await self._commit(commits, some, are_apart), strict=True):
                 if isinstance(outcome, Committed):
                     for ask in group:
                         ask.outcome = id_text(ask.id)
+                    for key in opens:
+                        self._lanes[key] = (key, outcome.revision)
                 else:
-                    self._forget(outcome)
-        return await self._read_back(
-            [ask for ask in todo if ask.outcome is None]
-        )  # in their order, which is that of their ordering keys
+                    again += group
+                    for key in outcome.keys:
+                        self._lanes.pop(key, None)
+                        if key[0] is POOL and (error := await self._look_again(key[1])) is not None:
+                            gone[key[1]] = error
+        for ask in await self._read_back(again):
+            ask.outcome = gone.get(ask.spec.pool)
+        return [ask for ask in todo if ask.outcome is None]  # in their order, which is that of their ordering keys
 
-    def _in_known_lanes(self, group: list[Ask]) -> list[Ask]:
-        """Return the group up to the first task whose lane is not known: those of an ordering key stay in order."""
+    def _step(self, group: list[Ask], row: KeySeen | None, closed: dict[Key, Closed], now: int) -> _Step | None:
+        """Return the batch of the group, which opens those of its lanes that are `closed` and no other batch opens.
+
+        So nobody can close a lane between its opening and its first task. A task whose lane another batch opens, or
+        another call has forgotten meanwhile, waits for the next round, and those of its ordering key behind it do.
+        """
+        opens: dict[Key, Check] = {}
+        pool: Check | None = None
         for at, ask in enumerate(group):
-            if ask.lane not in self._lanes:
-                return group[:at]
-        return group
+            if ask.lane in self._lanes or ask.lane in opens:
+                continue
+            if ask.lane not in closed:
+                group = group[:at]
+                break
+            opens[ask.lane], pool = closed.pop(ask.lane)
+        if not group:
+            return None
+        first = group[0]
+        if first.spec.ordering_key is None:
+            lane = self._lanes[first.lane] if not opens else opens[first.lane]
+            batch = submit(first.id, first.spec, lane, None, now, is_open=not opens)
+        else:
+            batch = ordered_batch(group, self._lanes, row, now, opens)
+        return _Step(group, batch if pool is None else batch._replace(checks=[*batch.checks, pool]), opens)
+
+    async def _look_again(self, pool_id: str) -> ConvergeError | None:
+        """Read a pool that has changed; return an error if it is gone."""
+        self._handle.pools.pop(pool_id, None)
+        try:
+            await self._handle.pool(pool_id, is_fresh=True)
+        except NoSuchPool as error:
+            return error
+        return None
 
     async def _commit(
-        self, commits: Commits, batches: list[Batch], groups: Sequence[Group], are_apart: bool
+        self, commits: Commits, steps: Sequence[_Step], are_apart: bool
     ) -> Sequence[Committed | Conflict]:
-        wake: set[Channel] = {f"lane.{lane}" for lane in {ask.spec.lane for group, _ in groups for ask in group}}
+        batches = [step.batch for step in steps]
+        wake: set[Channel] = {f"lane.{lane}" for lane in {ask.spec.lane for step in steps for ask in step.group}}
+        for step in steps:
+            if step.opens:
+                wake |= {news for ask in step.group if ask.lane in step.opens for news in lane_news(lane_of(ask.spec))}
         unknown: OutcomeUnknown | None = None
         began = self._handle.env.monotonic()
         for round_ in range(UNKNOWN_ROUNDS):
@@ -249,62 +292,45 @@ class Submits:
         """Return whether another try would take longer than a call may."""
         return is_out_of_time(self._handle.env.monotonic() - began, self._handle.lease_settings.call_sec)
 
-    def _forget(self, conflict: Conflict) -> None:
-        for key in conflict.keys:
-            self._lanes.pop(key, None)
-
-    async def _open_lanes(self, todo: list[Ask]) -> list[Ask]:
-        """Make sure that the lanes are there and open; a task whose pool has no room for another lane is refused."""
+    async def _closed_lanes(self, todo: list[Ask]) -> dict[Key, Closed]:
+        """Return the lanes of the tasks that are not open; refuse a task whose pool has no room for another lane."""
         if len(self._lanes) > LANES_SEEN:
             self._lanes.clear()
         missing = {ask.lane: ask.spec for ask in todo if ask.lane not in self._lanes}
         if not missing:
-            return todo
-        keys = list(missing)
+            return {}
+        closed: dict[Key, Closed] = {}
         refused: dict[Key, ConvergeError] = {}
-        for at in range(0, len(keys), LIMITS.batches):
-            some = keys[at : at + LIMITS.batches]
-            for key, entry in zip(some, await self._handle.store.get(some), strict=True):
-                seen = lane_seen(entry)
-                if seen is not None and not seen.is_closing:
-                    self._lanes[key] = (key, seen.revision)
-                elif error := await self._open_lane(key, missing[key], seen):
-                    refused[key] = error
+        new: Counter[str] = Counter()
+        for key, entry in zip(missing, await get_all(self._handle.store, list(missing)), strict=True):
+            seen, pool_id = lane_seen(entry), missing[key].pool
+            if seen is not None and not seen.is_closing:
+                self._lanes[key] = (key, seen.revision)
+            elif seen is None and await self._is_full(pool_id, new[pool_id]):
+                refused[key] = TooManyLanes(pool_id, LANES)
+            else:
+                pool = await self._handle.pool(pool_id)
+                closed[key] = (key, seen.revision if seen else ABSENT), (POOL(pool_id), pool.revision)
+                new[pool_id] += seen is None
         if refused:
             without = [ask for ask in todo if ask.lane in refused]
             await self._read_back([ask for ask in without if ask.task.id or ask.task.dedup_key is not None])
             for ask in without:
                 ask.outcome = ask.outcome or refused[ask.lane]
-        return [ask for ask in todo if ask.outcome is None]
+        return closed
 
-    async def _open_lane(self, key: Key, spec: Spec, seen: LaneSeen | None) -> ConvergeError | None:
-        pool = await self._handle.pool(spec.pool)
-        if seen is None and await self._is_full(spec.pool):
-            return TooManyLanes(spec.pool, LANES)
-        lane = Lane(spec.pool, spec.topic, spec.type, spec.capabilities)
-        checks: list[Check] = [(key, seen.revision if seen else ABSENT), (POOL(spec.pool), pool.revision)]
-        commits = await self._handle.commits()
-        (outcome,) = await commits.commit([Batch(checks, [(key, encode(lane))])], wake=lane_news(lane))
-        if isinstance(outcome, Committed):
-            self._lanes[key] = (key, outcome.revision)
-        elif POOL(spec.pool) in outcome.keys:
-            self._handle.pools.pop(spec.pool, None)
-            try:
-                await self._handle.pool(spec.pool, is_fresh=True)
-            except NoSuchPool as error:
-                return error
-        return None
-
-    async def _is_full(self, pool_id: str) -> bool:
-        """Return whether the pool has no room for another lane, not even after its empty ones were closed."""
+    async def _is_full(self, pool_id: str, new: int) -> bool:
+        """Return whether the pool has no room for another lane beside so many new ones, not even after its empty ones
+        were closed.
+        """
         (count,) = await self._handle.store.count([LANE(pool_id)])
-        if count < LANES:
+        if count + new < LANES:
             return False
         monotonic = self._handle.env.monotonic()
         if monotonic - self._made_room.get(pool_id, float("-inf")) < ROOM_EVERY_SEC:
             return True  # a look at all the pool's lanes costs far more than a refusal
         self._made_room[pool_id] = monotonic
-        return not await make_room(self._handle, pool_id)
+        return count + new - await make_room(self._handle, pool_id) >= LANES
 
     async def _group(self, todo: list[Ask]) -> list[Group]:
         """Return one group per batch: a task by itself, or all tasks of one ordering key, which share its row."""
@@ -318,7 +344,7 @@ class Submits:
         keys = list(ordered)
         for key, entry in zip(keys, await get_all(self._handle.store, keys), strict=True):
             seen = None if entry is None else KeySeen(entry.revision, decode(entry.value, KeyRow, "key"))
-            groups.append((without_repeats(ordered[key])[: LIMITS.batch_ops // 8], seen))
+            groups.append((without_repeats(ordered[key])[: LIMITS.batch_ops // 10], seen))
         return groups
 
     async def _read_back(self, again: list[Ask]) -> list[Ask]:
