@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import pytest
 
-KINDS = (("store",), ("transport",), ("discovery",), ("hooks",))
+KINDS = (("store", "--embedded"), ("store", "--server"), ("transport",), ("discovery",), ("hooks",))
 NAME = "night-owl"
 """With a dash, so that its module, its class and what users type all differ."""
 EVERYTHING = os.environ.get("FULL_TESTS") == "1"

@@ -44,6 +44,12 @@ def test_a_name_of_an_installed_plugin_is_refused_with_its_owner(
         assert (answer.code, "taken by converge-store-owl 1.2" in answer.err) == (3, True), answer.err
 
 
+@pytest.mark.parametrize("flags", [("transport", "x", "--server"), ("store", "x", "--server", "--embedded")])
+def test_a_form_that_the_kind_does_not_have_is_refused(flags: tuple[str, ...], converge: Converge) -> None:
+    answer = converge("plugins", "new", *flags)
+    assert (answer.code, "--server" in answer.err) == (2, True), answer.err
+
+
 def test_a_folder_that_is_there_is_left_alone(converge: Converge, folder: Path) -> None:
     (folder / "in" / "converge-hooks-acme").mkdir(parents=True)
     answer = converge("plugins", "new", "hooks", "acme", "--dir", "in")

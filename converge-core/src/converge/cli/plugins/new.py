@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from converge.cli import output
 from converge.cli.failures import DONE
 from converge.cli.options import Json
+from converge.errors import InvalidValue
 from converge.operations.plugins.scaffold import TEMPLATES, write_plugin
 
 
@@ -21,6 +22,12 @@ def new(
     name: Annotated[str, Parameter(help="What users will type: --plugin NAME, and NAME: as a URL's scheme.")],
     /,
     *,
+    embedded: Annotated[
+        bool, Parameter(negative=(), help="A store in files of one host, as by default; its processes share them.")
+    ] = False,
+    server: Annotated[
+        bool, Parameter(negative=(), help="A store that is a server; the package has a small one.")
+    ] = False,
     dir: Annotated[Path, Parameter(name="--dir", metavar="FOLDER", help="Where to put the package's folder.")] = Path(),
     json: Json = False,
 ) -> int:
@@ -28,7 +35,11 @@ def new(
 
     Its folder is converge-KIND-NAME. What to replace is marked REPLACE; its README says how to install and test it.
     """
-    folder, *written = write_plugin(TEMPLATES[kind], name, dir)
+    if (embedded or server) and kind != "store":
+        raise InvalidValue("--server" if server else "--embedded", kind, "a store; other kinds have one form only")
+    if embedded and server:
+        raise InvalidValue("--server", "--embedded --server", "one of them")
+    folder, *written = write_plugin(TEMPLATES["store --server" if server else kind], name, dir)
     if json:
         output.line({"folder": str(folder), "files": [str(file.relative_to(folder)) for file in written]})
         return DONE

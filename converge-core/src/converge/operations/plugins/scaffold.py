@@ -46,6 +46,12 @@ TEMPLATES: Mapping[str, Template] = {
         layers=("common", "scheme", "store", "store_embedded"),
         contract=store.CONTRACT,
     ),
+    "store --server": Template(
+        kind="store",
+        about="Acme as a store for Converge: a server that the processes of many hosts share.",
+        layers=("common", "scheme", "store", "store_server"),
+        contract=store.CONTRACT,
+    ),
     "transport": Template(
         kind="transport",
         about="Acme as a transport for Converge: frames over Unix sockets.",
