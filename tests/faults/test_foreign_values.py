@@ -67,7 +67,7 @@ async def a_store() -> tuple[Store, list[str]]:
     async with store.reopen() as dying:
         handle = StoreHandle.of(dying, lease_settings=LeaseSettings(node_key="ab" * 32))
         tasks = TaskManager(dying)
-        late = datetime.now(UTC) + timedelta(seconds=0.05)
+        late = datetime.now(UTC) + timedelta(seconds=0.3)
         plain = Task(pool_id="p", inputs={"n": 1}, topic="t", required_capabilities=("c",))
         keyed = attrs.evolve(plain, ordering_key="k")
         ids = await tasks.submit_many(

@@ -25,4 +25,4 @@ class TestTcp(StreamTransportContract):
 
     @pytest.fixture
     def options(self) -> TcpOptions:
-        return TcpOptions(frame_sec=0.5)
+        return TcpOptions(frame_sec=1.5)
