@@ -24,9 +24,10 @@ from websockets.typing import Subprotocol
 
 from converge.contracts.transport import NO_TLS, Channel, Listener, Transport
 from converge.errors import BadRecord, ChannelError, ConfigError, ConnectionClosed, ConnectionLost
+from converge.net.failures import connect_failed, listen_failed, reason_of
 from converge.net.sockets import connect
 from converge.net.tls import TlsFiles, hash_of
-from converge_transport_ws._errors import CONNECTING, connect_failed, ended, listen_failed, reason_of
+from converge_transport_ws._errors import CONNECTING, ended
 from converge_transport_ws.address import Address, parse
 from converge_transport_ws.connection import DirectConnect, WsClientConnection, WsServerConnection
 from converge_transport_ws.framing import MESSAGE_BYTES, pack, unpack

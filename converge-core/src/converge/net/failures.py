@@ -1,0 +1,31 @@
+"""What the system says of a connection or an address, as errors of Converge: for transports over sockets."""
+
+from __future__ import annotations
+
+import os
+import ssl
+
+from converge.errors import ConnectFailed, ListenFailed
+
+
+def connect_failed(address: str, reason: str) -> ConnectFailed:
+    """Return the error of an address that cannot be connected to."""
+    return ConnectFailed(f"cannot connect to {address}: {reason}; check the address, and that a node listens there")
+
+
+def listen_failed(address: str, reason: str) -> ListenFailed:
+    """Return the error of an address that cannot be bound."""
+    return ListenFailed(
+        f"cannot listen on {address}: {reason}; choose an address of this host and a free port (0 draws one)"
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what the system says, without Python's wrapping."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate cannot be verified: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {error.reason or error}"
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__
