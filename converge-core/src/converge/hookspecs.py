@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
+from converge.contracts.commands import Command
 from converge.contracts.decisions import DecisionKind
 from converge.contracts.discovery import DiscoveryBackend
 from converge.contracts.store import StoreBackend
@@ -44,6 +45,13 @@ def converge_discoveries() -> Iterable[DiscoveryBackend]:  # type: ignore[empty-
 def converge_decisions() -> Iterable[DecisionKind]:  # type: ignore[empty-body]
     """Declare decisions that agents may take beside core's, each with the handler that carries it out. Called once,
     after the plugin was named.
+    """
+
+
+@hookspec
+def converge_commands() -> Iterable[Command]:  # type: ignore[empty-body]
+    """Declare commands of `converge`. They exist only where the plugin is named by `--plugin` or `plugins`. Called
+    once, after the plugin was named.
     """
 
 

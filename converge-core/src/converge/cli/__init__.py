@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import sys
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import cyclopts
 
 from converge.cli.failures import failed
+
+if TYPE_CHECKING:
+    from converge.contracts.commands import Command
 
 COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("run", "run:run", "Run agents until their pool is drained, or until SIGTERM or SIGINT."),
@@ -65,9 +71,9 @@ without importing it.
 """
 
 
-def _app(called: str = "") -> cyclopts.App:
+def _app(called: str = "", of_plugins: Sequence[Command] = ()) -> cyclopts.App:
     """Return the command; `called` is the one that is about to run: its help is its docstring, whole, not the line that
-    lists it.
+    lists it. `of_plugins` are the commands that named plugins add.
     """
     app = cyclopts.App(
         name="converge",
@@ -88,7 +94,46 @@ def _app(called: str = "") -> cyclopts.App:
         else:
             groups[words] = cyclopts.App(name=words, help=help_)
             app.command(groups[words])
+    for command in of_plugins:
+        group, _, name = command.name.rpartition(" ")
+        if group not in groups:
+            groups[group] = cyclopts.App(name=group, help="Commands of a plugin.")
+            app.command(groups[group])
+        groups[group].command(command.run, name=name, **({} if command.name == called else {"help": command.help}))
     return app
+
+
+def _of_plugins(given: list[str]) -> tuple[Sequence[Command], list[str]]:
+    """Return the commands of the plugins that are named by flags, file or environment, and the arguments for the one
+    that is called. Nothing is loaded for a command of core's, nor where no plugin is named.
+    """
+    own = {words.partition(" ")[0] for words, _, _ in COMMANDS}
+    rest, flags, named, file = list[str](), list[str](), list[str](), None
+    arguments = iter(given)
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--plugin", "--config", "-c"):
+            rest.append(argument)
+            continue
+        value = value if equals else next(arguments, "")
+        flags += [flag, value]
+        if flag == "--plugin":
+            named.append(value)
+        else:
+            file = value
+    if (rest and rest[0] in own) or not (named or file or "CONVERGE_PLUGINS" in os.environ):
+        return (), given
+    from converge.cli.options import Common, import_here
+    from converge.plugins import PluginHost
+    from converge.runtime.config.config import read
+
+    plugins = read(file, flags={"plugins": tuple(named) or None})[0].plugins
+    import_here(plugins)
+    commands = PluginHost(plugins).commands
+    called = next((one for one in commands if rest[: len(one.name.split())] == one.name.split()), None)
+    defaults = inspect.signature(called.run).parameters.values() if called else ()
+    takes_flags = any(isinstance(parameter.default, Common) for parameter in defaults)
+    return commands, [*rest, *flags] if takes_flags else rest
 
 
 TEXTS = frozenset(("--why", "--type", "--topic", "--capability", "--dedup-key", "--pool"))
@@ -108,9 +153,9 @@ def _given(arguments: Sequence[str]) -> list[str]:
     return given
 
 
-def _called(given: Sequence[str]) -> str:
+def _called(given: Sequence[str], of_plugins: Sequence[Command] = ()) -> str:
     """Return the words of the command that is called; empty: none, or none that there is."""
-    known = {words for words, target, _ in COMMANDS if target}
+    known = {words for words, target, _ in COMMANDS if target} | {command.name for command in of_plugins}
     return next((words for words in (" ".join(given[:2]), " ".join(given[:1])) if words in known), "")
 
 
@@ -138,7 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _code_of(arguments: Sequence[str] | None) -> int:
     try:
         given = _given(sys.argv[1:] if arguments is None else arguments)
-        code = _app(_called(given))(given, exit_on_error=False, print_error=False)
+        of_plugins, given = _of_plugins(given)
+        app = _app(_called(given, of_plugins), of_plugins)
+        code = app(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (

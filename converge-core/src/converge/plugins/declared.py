@@ -8,13 +8,14 @@ import inspect
 import re
 from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pluggy
 
 from converge import hookspecs
 from converge.contracts import discovery, store, transport
+from converge.contracts.commands import Command
 from converge.contracts.decisions import DecisionKind
 from converge.contracts.discovery import DiscoveryBackend
 from converge.contracts.store import StoreBackend
@@ -23,6 +24,7 @@ from converge.errors import ContractMismatch, HookUnknown, PluginBroken, PluginM
 from converge.plugins.found import Found, title
 
 NAME = re.compile(r"[a-z][a-z0-9-]*")
+_WORDS = re.compile(r"[a-z][a-z0-9-]*( [a-z][a-z0-9-]*)?")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 Backend = StoreBackend | TransportBackend | DiscoveryBackend
@@ -99,12 +101,7 @@ def declared(found: Found, plugin: object) -> dict[str, list[Backend]]:
 
 def declared_decisions(found: Found, plugin: object) -> list[DecisionKind]:
     """Return the kinds of decision that the plugin declares, after checking them; its hooks were checked before."""
-    manager = new_manager()
-    manager.register(plugin, name=found.name)
-    try:
-        kinds = [one for some in manager.hook.converge_decisions() for one in some]
-    except Exception as error:
-        raise PluginBroken(f"{title(found)}: converge_decisions failed: {type(error).__name__}: {error}") from error
+    kinds = _all_of("converge_decisions", found, plugin)
     for kind in kinds:
         if not isinstance(kind, DecisionKind):
             raise PluginBroken(
@@ -119,6 +116,35 @@ def declared_decisions(found: Found, plugin: object) -> list[DecisionKind]:
         if not inspect.iscoroutinefunction(kind.handler):
             raise PluginBroken(f'{title(found)}: the handler of the decision "{kind.name}" is no async function')
     return kinds
+
+
+def declared_commands(found: Found, plugin: object) -> list[Command]:
+    """Return the commands that the plugin declares, after checking them; its hooks were checked before."""
+    commands = _all_of("converge_commands", found, plugin)
+    for command in commands:
+        if not isinstance(command, Command):
+            raise PluginBroken(f"{title(found)}: converge_commands returned {type(command).__name__}, expected Command")
+        if not _WORDS.fullmatch(str(command.name)):
+            raise PluginBroken(
+                f"{title(found)}: {command.name!r} is not a name for a command: one word or two, lower case, a-z "
+                f"first, then a-z 0-9 -"
+            )
+        run, help_ = cast("Any", command.run), cast("Any", command.help)  # nobody has checked their types
+        if not callable(run) or inspect.iscoroutinefunction(run):
+            raise PluginBroken(f'{title(found)}: run of the command "{command.name}" is no plain function')
+        if not isinstance(help_, str) or not help_.strip():
+            raise PluginBroken(f'{title(found)}: the command "{command.name}" has no help')
+    return commands
+
+
+def _all_of(hook: str, found: Found, plugin: object) -> list[Any]:
+    """Return all that a hook of this one plugin declares."""
+    manager = new_manager()
+    manager.register(plugin, name=found.name)
+    try:
+        return [one for some in getattr(manager.hook, hook)() for one in some]
+    except Exception as error:
+        raise PluginBroken(f"{title(found)}: {hook} failed: {type(error).__name__}: {error}") from error
 
 
 def _check_hooks(found: Found, plugin: object, manager: pluggy.PluginManager) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 import pluggy
 
+from converge.contracts.commands import CORE_COMMANDS, Command
 from converge.contracts.decisions import CORE_DECISIONS, DecisionKind
 from converge.contracts.discovery import DiscoveryBackend
 from converge.contracts.store import StoreBackend
@@ -30,6 +31,7 @@ from converge.plugins.declared import (
     Backend,
     Kind,
     declared,
+    declared_commands,
     declared_decisions,
     import_plugin,
     new_manager,
@@ -61,8 +63,8 @@ class Installed:
         name: What `--plugin` takes.
         distribution, version: Whose it is; empty for one from an import path.
         schemes: URL schemes that load it.
-        kinds: `store`, `transport`, `discovery`, `decision`: what it declares; empty until it is loaded, and of a
-            plugin that only observes.
+        kinds: `store`, `transport`, `discovery`, `decision`, `command`: what it declares; empty until it is loaded, and
+            of a plugin that only observes.
         backends: The names of what it declares, likewise.
         is_loaded: Whether this host has loaded it.
     """
@@ -96,6 +98,7 @@ class PluginHost:
         self._backends: dict[tuple[str, str], tuple[Backend, Found]] = {}
         self._schemes: dict[tuple[str, str], tuple[Backend, Found]] = {}
         self._decisions: list[tuple[DecisionKind, Found]] = []
+        self._commands: list[tuple[Command, Found]] = []
         self._by_name = entries(NAMES_GROUP)
         self._by_scheme = entries(SCHEMES_GROUP)
         self._refused = {self._refusal(name.removeprefix("no:")) for name in plugins if name.startswith("no:")}
@@ -107,6 +110,11 @@ class PluginHost:
     def decisions(self) -> Sequence[DecisionKind]:
         """The kinds of decision that the loaded plugins declare, in load order."""
         return [kind for kind, _ in self._decisions]
+
+    @property
+    def commands(self) -> Sequence[Command]:
+        """The commands that the loaded plugins declare, in load order."""
+        return [command for command, _ in self._commands]
 
     @property
     def hook(self) -> pluggy.HookRelay:
@@ -269,6 +277,8 @@ class PluginHost:
         self._check_clashes(found, backends)
         decisions = declared_decisions(found, plugin)
         self._check_decisions(found, decisions)
+        commands = declared_commands(found, plugin)
+        self._check_commands(found, commands)
         try:
             self._manager.register(plugin, name=found.name)
         except ValueError as error:  # the same object, loaded under another name
@@ -279,6 +289,7 @@ class PluginHost:
                 self._backends[word, backend.name] = backend, found
                 self._schemes |= {(word, scheme): (backend, found) for scheme in backend.schemes}
         self._decisions += [(kind, found) for kind in decisions]
+        self._commands += [(command, found) for command in commands]
         # What comes with Converge is no news; whose code runs here otherwise is.
         log.log(logging.DEBUG if found.distribution == CORE else logging.INFO, "loaded %s", title(found))
 
@@ -302,6 +313,23 @@ class PluginHost:
                         f'with "no:NAME"'
                     )
             known.append((kind, found))
+
+    def _check_commands(self, found: Found, commands: Sequence[Command]) -> None:
+        known = list(self._commands)
+        for command in commands:
+            if command.name.partition(" ")[0] in CORE_COMMANDS:
+                raise PluginDuplicate(
+                    f'{title(found)} declares the command "{command.name}", a name of {CORE}; its author must choose '
+                    f"another"
+                )
+            for other, whose in known:
+                # A command is no group: `report` and `report costs` cannot both be there.
+                if f"{other.name} ".startswith(f"{command.name} ") or f"{command.name} ".startswith(f"{other.name} "):
+                    raise PluginDuplicate(
+                        f'{title(found)} and {title(whose)} both declare the command "{command.name}"; load one of '
+                        f'them, or refuse one with "no:NAME"'
+                    )
+            known.append((command, found))
 
     def _check_clashes(self, found: Found, backends: Mapping[str, Sequence[Backend]]) -> None:
         for word, some in backends.items():
@@ -353,11 +381,13 @@ class PluginHost:
         if loaded is not None:
             schemes |= {scheme for some in loaded.backends.values() for backend in some for scheme in backend.schemes}
             decisions = tuple(kind.name for kind, whose in self._decisions if whose is loaded.found)
+            commands = tuple(one.name for one, whose in self._commands if whose is loaded.found)
             kinds = (
                 *(kind.word for kind in KINDS if loaded.backends[kind.word]),
                 *(("decision",) if decisions else ()),
+                *(("command",) if commands else ()),
             )
-            backends = (*(backend.name for some in loaded.backends.values() for backend in some), *decisions)
+            backends = (*(one.name for some in loaded.backends.values() for one in some), *decisions, *commands)
         return Installed(
             name=found.name,
             distribution=found.distribution,

@@ -1,0 +1,1 @@
+"""A command for Converge that lists what waits, by type."""
