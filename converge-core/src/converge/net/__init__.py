@@ -1,1 +1,1 @@
-"""Sockets and strangers: the first address that answers, TLS from files, failures in words, log lines at a bounded rate."""
+"""Sockets and strangers: the first address that answers, TLS from files, failures in words, a throttle for logs."""
