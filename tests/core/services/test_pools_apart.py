@@ -7,7 +7,7 @@ import pytest
 
 from converge import Agent, MemoryStore, Node, Pool, PoolManager, Task, TaskManager
 from converge.contracts.store import Batch, Range, Store, Take
-from converge.model.keys import DONE, HELD, LANE, READY, TASK
+from converge.model.keys import DEAD, DONE, HELD, LANE, NOTICE, READY, TASK
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.sweep import Sweep
 from converge.testing._task.apart import PoolsApart
@@ -47,6 +47,22 @@ async def test_what_a_dead_process_held_of_two_pools_goes_back_apart() -> None:
         while await sweep.page():
             pass
     assert len(await TaskManager(store).claim("a", ["p"], limit=20)) == 10
+    await StoreHandle.of(store).close()
+
+
+async def test_what_a_dead_process_was_told_of_tasks_of_two_pools_goes_apart() -> None:
+    store = await filled()
+    async with store.reopen() as other:
+        tasks = TaskManager(other)
+        claims = [await tasks.claim("a", [pool], limit=1) for pool in "pq"]
+        assert all([await TaskManager(store).cancel(task.id) for (task,) in claims])
+        lease = (await StoreHandle.of(other).lease()).id
+        await StoreHandle.of(other).close()
+    sweep = Sweep(StoreHandle.of(store))
+    with anyio.fail_after(20):
+        while await sweep.page():
+            pass
+    assert list(await store.scan([Range(NOTICE(lease)), Range(DEAD(lease))])) == [[], []]
     await StoreHandle.of(store).close()
 
 

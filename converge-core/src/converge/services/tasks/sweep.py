@@ -173,8 +173,8 @@ class Sweep:
         store, lease = self._handle.store, dead.key[1]
         commits = await self._handle.commits()
         pages = await store.scan([Range(family(lease), None, SWEPT_TOGETHER) for family in (AGENT, NOTICE, JOINED)])
-        deletes: list[Key] = [entry.key for entry in (*pages[0], *pages[1])]
-        batches = [Batch((), (), deletes)] if deletes else []
+        # A batch each: notices are of tasks, and no batch mixes those of two pools.
+        batches = [Batch((), (), [entry.key]) for entry in (*pages[0], *pages[1])]
         members = await store.get([MEMBER(joined.key[2], joined.key[3]) for joined in pages[2]])
         for joined, member in zip(pages[2], members, strict=True):
             if member is not None and member.value == f'"{lease.hex()}"'.encode():
