@@ -1,5 +1,5 @@
-"""Real processes on PostgreSQL and Redis under kill -9, SIGSTOP beyond the lease, cut connections and crashes of the
-server: nothing that was acknowledged is lost, nothing is completed twice, and all ends in time.
+"""Real processes on PostgreSQL, MariaDB and Redis under kill -9, SIGSTOP beyond the lease, cut connections and crashes
+of the server: nothing that was acknowledged is lost, nothing is completed twice, and all ends in time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,7 +26,7 @@ import pytest
 from converge import Pool, PoolManager, TaskManager, open_store
 from converge.errors import NoSuchTask
 from converge.testing.cuts import cut_proxy
-from converge.testing.servers import ServerUrl, free_port, postgres_server, redis_server
+from converge.testing.servers import ServerUrl, free_port, mariadb_server, postgres_server, redis_server
 from converge.testing.store import Cut
 
 IS_FULL = os.environ.get("FULL_TESTS") == "1"
@@ -79,18 +79,14 @@ class Postgres(Server):
         anyio.run(_cut, self.url, dice.randrange(2))
 
 
-class Redis(Server):
-    """Redis, behind a proxy that breaks a connection before the request or the answer."""
+class Proxied(Server):
+    """One behind a proxy that breaks a connection before the request or the answer."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._proxies = ExitStack()
         self._proxy = self._proxies.enter_context(cut_proxy(self.url))
         self.near = self._proxy.url
-
-    def start(self) -> ServerUrl:
-        settings = ("--appendfsync", "always")  # else a crash may take what a busy disk was not given yet
-        return self._stack.enter_context(redis_server(directory=self._folder, port=self._port, options=settings))
 
     def cut(self, dice: random.Random) -> None:
         for _ in range(6):
@@ -100,6 +96,21 @@ class Redis(Server):
     def close(self) -> None:
         self._proxies.close()
         super().close()
+
+
+class Redis(Proxied):
+    """Redis, with each write on the disk: else a crash may take what a busy disk was not given yet."""
+
+    def start(self) -> ServerUrl:
+        settings = ("--appendfsync", "always")
+        return self._stack.enter_context(redis_server(directory=self._folder, port=self._port, options=settings))
+
+
+class Mariadb(Proxied):
+    """MariaDB at its defaults."""
+
+    def start(self) -> ServerUrl:
+        return self._stack.enter_context(mariadb_server(directory=self._folder, port=self._port))
 
 
 class Agents:
@@ -194,8 +205,12 @@ def test_what_is_wrong_is_found() -> None:
     assert wrong(["a"], {"b": 2}, {"b": "PENDING"}) == {"lost": ["a"], "twice": ["b"], "undone": ["b"]}
 
 
-@pytest.mark.parametrize("kind", [Postgres, Redis])
-async def test_nothing_acknowledged_is_lost_or_done_twice_whatever_happens(kind: type[Server], namespace: str) -> None:
+@pytest.mark.parametrize("kind", [Postgres, Mariadb, Redis])
+async def test_nothing_acknowledged_is_lost_or_done_twice_whatever_happens(
+    kind: type[Server], namespace: str, debian: Callable[[str, str], str]
+) -> None:
+    if kind is Mariadb:
+        debian("mariadb-server", "mariadbd")
     seed = secrets.randbelow(10**6)
     print(f"seed {seed}")  # noqa: T201  # a failure can be played again
     with tempfile.TemporaryDirectory(prefix="converge-chaos-", ignore_cleanup_errors=True) as folder:

@@ -30,6 +30,12 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def server_url(postgres_url: str) -> str:
+    """The server of the folder's tests; the folders below have others."""
+    return postgres_url
+
+
+@pytest.fixture(scope="session")
 def runtime_role(postgres_url: str) -> str:
     """A role that has on all tables what the page of PostgreSQL says, and may make none."""
 
@@ -54,9 +60,9 @@ def options(namespace: str) -> SqlOptions:
 
 
 @pytest.fixture
-async def store(postgres_url: str, options: SqlOptions) -> AsyncIterator[SqlStore]:
+async def store(server_url: str, options: SqlOptions) -> AsyncIterator[SqlStore]:
     """An open store on an empty network."""
-    async with SqlStore.open(postgres_url, options) as opened:
+    async with SqlStore.open(server_url, options) as opened:
         yield opened
 
 
@@ -66,10 +72,12 @@ def new_id() -> Callable[[], bytes]:
     return lambda: secrets.token_bytes(16)
 
 
-@pytest.fixture(scope="session")
-def proxy(postgres_url: str) -> Iterator[CutProxy]:
-    """A proxy before the server, which breaks connections when it is told to."""
-    with cut_proxy(postgres_url) as made:
+@pytest.fixture(scope="module")
+def proxy(server_url: str) -> Iterator[CutProxy]:
+    """A proxy before the server, which breaks connections when it is told to. For a module, not for the session: it
+    would be kept for folders that have another server.
+    """
+    with cut_proxy(server_url) as made:
         yield made
 
 

@@ -202,6 +202,7 @@ def postgres_server(
     directory: Path | None = None,
     port: int | None = None,
     version: int = 18,
+    follows: str | None = None,
 ) -> Iterator[ServerUrl]:
     """Run a PostgreSQL server, on a new cluster where there is none; give its URL. Root runs it as an unprivileged
     user.
@@ -212,6 +213,7 @@ def postgres_server(
         directory: Where its data lies; a temporary folder if None. Given again, the next server finds the data.
         port: A fixed port; a free one if None.
         version: 16 or 18, which come with the wheel, or 15, which is Debian's.
+        follows: The URL of a primary of that version, whose streaming standby a new cluster becomes.
 
     Raises:
         ServerMissing: The wheel is not installed.
@@ -227,7 +229,7 @@ def postgres_server(
     with _folder("converge-postgres-", directory, user) as folder:
         programs = _postgres_programs(folder, user, POSTGRES_FOLDERS[version])
         if not (folder / "data").exists():
-            _create_cluster(programs, folder, user)
+            _create_cluster(programs, folder, user, follows)
         command = [str(programs / "postgres"), "-D", str(folder / "data")]
         for setting in [*settings, *options]:
             command += ["-c", setting]
@@ -404,9 +406,13 @@ def _postgres_programs(folder: Path, user: str | None, programs: str) -> Path:
     return copy / "bin"
 
 
-def _create_cluster(programs: Path, folder: Path, user: str | None) -> None:
-    command = [str(programs / "initdb"), "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
-    command += ["--locale=C", "--no-sync", "--no-instructions"]
+def _create_cluster(programs: Path, folder: Path, user: str | None, follows: str | None) -> None:
+    data = str(folder / "data")
+    if follows is not None:
+        command = [str(programs / "pg_basebackup"), "-D", data, "-d", follows, "-R", "-c", "fast", "--no-sync"]
+    else:
+        command = [str(programs / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+        command += ["--locale=C", "--no-sync", "--no-instructions"]
     _run_once(command, folder, user)
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Self
-
-import anyio
 
 from converge.contracts.store import (
     Batch,
@@ -20,10 +17,9 @@ from converge.contracts.store import (
     Range,
     Store,
     Take,
-    Taken,
     Turned,
 )
-from converge.errors import NotApplied, StoreRefused
+from converge.errors import StoreRefused
 from converge.model.keys import Family, Key, Prefix, pack, unpack
 from converge_store_sql import riding
 from converge_store_sql.mysql import server
@@ -38,14 +34,7 @@ from converge_store_sql.mysql.watches import Watches
 from converge_store_sql.mysql.within import MysqlInside
 from converge_store_sql.options import SqlOptions
 from converge_store_sql.riding import SqlWithin
-from converge_store_sql.store import SqlStore
-
-TRIES = 20
-"""How often a call that the server undid (a deadlock, a lost race) is run: each time somebody else got on."""
-
-RETRY_GREATEST_SEC = 0.05
-LOOKS = 3
-"""How often a take that got nothing, although there was something, looks: others held all that it had chosen."""
+from converge_store_sql.store import SqlStore, retried
 
 
 class MysqlStore(SqlStore):
@@ -161,22 +150,6 @@ class MysqlStore(SqlStore):
             found.update(await self._connections.read(" union all ".join(parts)))  # type: ignore[arg-type]  # rows of two
         return [found[number] for number in range(len(prefixes))]
 
-    async def commit(
-        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
-    ) -> Sequence[Committed | Conflict]:
-        return (await self.turn(batches, None, wake=wake)).outcomes
-
-    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
-        if take is not None and (not take.ranges or take.limit < 1):
-            return await super().turn(batches, take, wake=wake)  # only the checks of its take are left to answer
-        turned = await self._turn(batches, take)
-        self._watches.wake(wake)
-        for _ in range(LOOKS - 1):
-            if not _was_outrun(turned.taken):
-                break
-            turned = turned._replace(taken=(await self._turn((), take)).taken)
-        return turned
-
     async def time(self) -> int:
         ((now,),) = await self._connections.read(f"select {NOW}")
         self._time = max(self._time, int(now))
@@ -199,19 +172,16 @@ class MysqlStore(SqlStore):
     async def _turn(self, batches: Sequence[Batch], take: Take | None) -> Turned:
         if not batches and take is None:
             return Turned([], None)
-        plan, is_careful = Plan(self._options.network, batches, take), False
-        for attempt in range(TRIES):
-            try:
-                async with self._connections.transaction() as transaction:
-                    return await (self._carefully if is_careful else self._bet)(transaction, plan)
-            except Missed:
-                is_careful = True
-            except NotApplied as error:
-                if attempt == TRIES - 1 or number_of(error) not in RETRIED:
-                    raise
-                is_careful = True
-                await anyio.sleep(random.uniform(0, RETRY_GREATEST_SEC) * attempt / TRIES)
-        raise AssertionError("unreachable: the last try returns or raises")
+        plan = Plan(self._options.network, batches, take)
+
+        async def attempt(number: int) -> Turned:
+            async with self._connections.transaction() as transaction:
+                return await (self._carefully if number else self._bet)(transaction, plan)
+
+        return await retried(attempt, lambda error: isinstance(error, Missed) or number_of(error) in RETRIED)
+
+    def _wake(self, channels: Collection[Channel]) -> None:
+        self._watches.wake(channels)
 
     async def _bet(self, transaction: Transaction, plan: Plan) -> Turned:
         statements = plan.bet()
@@ -242,7 +212,3 @@ class MysqlStore(SqlStore):
         answers = await transaction.run([*statements, *answered, *taking.look()], commits=False)
         revision = answers.pop(0)[0][0] if answered else 0
         return Turned(plan.outcomes(failed, revision), await taking.run(transaction, answers))
-
-
-def _was_outrun(taken: Taken | Conflict | None) -> bool:
-    return isinstance(taken, Taken) and not taken.rests and any(head is not None for head in taken.heads)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Self
-
-import anyio
 
 from converge.contracts.store import (
     Batch,
@@ -24,7 +21,7 @@ from converge.contracts.store import (
     Turned,
 )
 from converge.contracts.transactions import Within
-from converge.errors import NotApplied, StoreRefused, Unsupported
+from converge.errors import StoreRefused, Unsupported
 from converge.model.keys import Family, Key, Prefix
 from converge_store_sql.options import SqlOptions
 from converge_store_sql.postgresql._errors import RETRIED, sqlstate
@@ -37,16 +34,7 @@ from converge_store_sql.postgresql.plan import Plan, Shape, take_shape
 from converge_store_sql.postgresql.riding.within import within
 from converge_store_sql.postgresql.statements import Statements
 from converge_store_sql.postgresql.waiters import Waiters
-from converge_store_sql.store import SqlStore
-
-TRIES = 20
-"""How often a statement that the server undid (a deadlock, a lost race) is run: each time somebody else got on, so few
-are ever needed.
-"""
-
-RETRY_GREATEST_SEC = 0.05
-LOOKS = 3
-"""How often a take that got nothing, although there was something, looks: others held all that it had chosen."""
+from converge_store_sql.store import SqlStore, retried
 
 
 class PostgresqlStore(SqlStore):
@@ -129,23 +117,6 @@ class PostgresqlStore(SqlStore):
                 found[number] = total
         return found
 
-    async def commit(
-        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
-    ) -> Sequence[Committed | Conflict]:
-        return (await self._turn(batches, None, wake)).outcomes
-
-    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
-        if take is not None and (not take.ranges or take.limit < 1):
-            return await super().turn(
-                batches, take, wake=wake
-            )  # nothing to choose from: only its checks are left to answer
-        turned = await self._turn(batches, take, wake)
-        for _ in range(LOOKS - 1):
-            if not _was_outrun(turned.taken):
-                break
-            turned = turned._replace(taken=(await self._turn((), take, ())).taken)
-        return turned
-
     async def time(self) -> int:
         ((now,),) = await self._read(f"select {NOW}", ())
         self._time = max(self._time, int(now))
@@ -180,37 +151,34 @@ class PostgresqlStore(SqlStore):
     async def _read(self, text: str, arguments: Sequence[Any]) -> Sequence[Sequence[Any]]:
         return await self._connections.run(text, arguments, writes=False)
 
-    async def _turn(self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]) -> Turned:
+    async def _turn(self, batches: Sequence[Batch], take: Take | None) -> Turned:
         plan = Plan(batches, take)
         work = plan.work()
         if not work and not plan.windows and take is None:
-            outcomes: Sequence[Committed | Conflict] = await self._nothing(len(batches))
-            self._waiters.wake(wake)
-            return Turned(outcomes, None)
+            return Turned(await self._nothing(len(batches)), None)
         gates = plan.gates()
         arguments = turn_arguments(plan, work, gates, take)
-        row: Sequence[Any] = ()
-        for attempt in range(TRIES):
-            shape = Shape(
-                tuple(part for part, _ in work),
-                bool(gates),
-                bool(plan.runs),
-                bool(plan.windows),
-                take_shape(take) if take is not None else None,
-                replaces=attempt > 0,
-            )
-            try:
-                (row,) = await self._connections.run(self._statements.turn(shape), arguments, writes=True)
-                break
-            except NotApplied as error:
-                if attempt == TRIES - 1 or sqlstate(error) not in RETRIED:
-                    raise
-                await anyio.sleep(random.uniform(0, RETRY_GREATEST_SEC) * attempt / TRIES)
-        if wake:
-            self._waiters.wake(wake)
+        shape = Shape(
+            tuple(part for part, _ in work),
+            bool(gates),
+            bool(plan.runs),
+            bool(plan.windows),
+            take_shape(take) if take is not None else None,
+            replaces=False,
+        )
+
+        async def attempt(number: int) -> Sequence[Any]:
+            text = self._statements.turn(shape._replace(replaces=number > 0))
+            (row,) = await self._connections.run(text, arguments, writes=True)
+            return row
+
+        row = await retried(attempt, lambda error: sqlstate(error) in RETRIED)
         bad, late, there, missed, revision, now = row[:6]
         outcomes = plan.outcomes(bad, late, there, missed, revision)
         return Turned(outcomes, None if take is None else _taken(plan, take, bad, revision, now, row[6:]))
+
+    def _wake(self, channels: Collection[Channel]) -> None:
+        self._waiters.wake(channels)
 
     async def _nothing(self, how_many: int) -> list[Committed | Conflict]:
         """Return the answer to batches that ask nothing: they still commit at a revision."""
@@ -240,7 +208,3 @@ def _taken(
     values = list(zip(*answer[width : width + also], strict=True)) if also else [()] * len(answer[0])
     moved = sorted(zip(zip(*answer[:width], strict=True), values, strict=True))
     return Taken(revision, [rest for rest, _ in moved], [read for _, read in moved], heads, now)
-
-
-def _was_outrun(taken: Taken | Conflict | None) -> bool:
-    return isinstance(taken, Taken) and not taken.rests and any(head is not None for head in taken.heads)
