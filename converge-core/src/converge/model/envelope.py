@@ -7,7 +7,8 @@ signed body = body || signature (64 bytes) over tag || network || u32 length, he
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -102,6 +103,8 @@ class ReceiptHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
     refused: Count = 0
 
 
+_DECODERS: dict[Any, Callable[[bytes], Any]] = {one: decoder(one) for one in (MessageHeader, ReceiptHeader)}
+
 TEXT_BYTES = 3_000
 """Of a reason, as it is encoded: what is over is cut out of its middle."""
 
@@ -141,7 +144,8 @@ def unpack(body: bytes, type_: type[_HeaderT]) -> tuple[_HeaderT, bytes]:
         raise TornRecord("message", "its header's length is wrong")
     head, payload = body[2 : 2 + length], body[2 + length :]
     try:
-        return decoder(type_)(head), payload  # neither header has a version
+        header: _HeaderT = _DECODERS[type_](head)  # neither has a version
+        return header, payload
     except (msgspec.MsgspecError, RecursionError, ValueError):
         return decode(head, type_, "message header"), payload
 

@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import copy_context
 from functools import partial
-from inspect import iscoroutinefunction
+from inspect import CO_COROUTINE, iscoroutinefunction
 from math import inf
+from types import CodeType
 from typing import Any
 
 import anyio
@@ -23,6 +24,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from converge.errors import UserCodeExited
 from converge.foreign import FORKS, Raised, in_thread, is_a, is_cancellation, leave_child, name_of, passes
 from converge.runtime.agents.background import Background
+from converge.services.messages.waits import Waiter, waiters
 
 CANCELLED = object()
 """What is said of a call that we have cancelled."""
@@ -54,7 +56,8 @@ class Worker:
 
     def awaitable(self, handler: Callable[..., Any]) -> Handler:
         """Return what runs the handler: itself, or for a plain function a worker thread."""
-        if iscoroutinefunction(handler):
+        code = getattr(handler, "__code__", None)  # the usual case: to ask `inspect` costs more than many a handler
+        if (type(code) is CodeType and code.co_flags & CO_COROUTINE) or iscoroutinefunction(handler):
             return handler
 
         async def awaited(*arguments: Any) -> Any:
@@ -245,11 +248,11 @@ IDLE_MOST = 64
 class _Member:
     """A worker's place in the crew: the job that it has, and what wakes it."""
 
-    __slots__ = ("is_given", "job")
+    __slots__ = ("job", "sleeper")
 
     def __init__(self, job: Job) -> None:
         self.job: Job | None = job
-        self.is_given = anyio.Event()
+        self.sleeper: Waiter | None = None
 
 
 class Boundary:
@@ -261,13 +264,15 @@ class Boundary:
     def __init__(self, kind: type[Worker], background: Background) -> None:
         self.kind, self.background = kind, background
         self._idle: list[_Member] = []
+        self._new_waiter = waiters()
 
     def start(self, job: Job) -> None:
         """Start a job in a worker that has none, or in another one."""
         if self._idle:
             member = self._idle.pop()
             member.job = job
-            member.is_given.set()
+            if member.sleeper is not None and not member.sleeper.done():
+                member.sleeper.set_result(None)
         else:
             self.background.loop(self._keep, _Member(job))
 
@@ -280,14 +285,15 @@ class Boundary:
         while member.job is not None and not worker.is_spoiled:
             if await member.job(worker):
                 continue
-            member.job, member.is_given = None, anyio.Event()
+            member.job = None
             if worker.is_spoiled:
                 return
             if len(self._idle) >= IDLE_MOST:
                 return
+            member.sleeper = self._new_waiter()
             self._idle.append(member)
             try:
-                await member.is_given.wait()
+                await member.sleeper
             finally:
                 if member.job is None:  # user code has cancelled the task later on
                     self._idle.remove(member)

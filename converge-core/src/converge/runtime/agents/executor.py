@@ -194,7 +194,9 @@ class Executor:
         account = self._accounts.get(agent.id)
         if account is None:
             account = self._accounts[agent.id] = _Account(agent.limits, self._env.monotonic())
-        tally = account.tallies.setdefault(kind.name, Tally())
+        tally = account.tallies.get(kind.name)
+        if tally is None:
+            tally = account.tallies[kind.name] = Tally()
         try:
             _check_allowed(agent, kind)
             account.check(agent, self._env.monotonic())

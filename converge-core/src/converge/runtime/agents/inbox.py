@@ -18,10 +18,10 @@ from converge.model.message import Message
 from converge.runtime.agents.agent import Agent, takes_messages
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.boundary import Boundary, Worker
-from converge.runtime.agents.context import begin
+from converge.runtime.agents.context import MESSAGE, begin
 from converge.runtime.agents.supervision import Supervision
 from converge.services.messages.chains import CHAIN
-from converge.services.messages.inboxes import OnHandled, unpacked
+from converge.services.messages.inboxes import OnHandled, Packed, unpacked
 
 INBOX = 1_000
 """Messages that wait for one agent at most; the next one is answered with Backpressure."""
@@ -70,17 +70,20 @@ class Inbox:
         """Handle what waits; return whether something is left for another worker."""
         agent = self.agent
         handler = worker.awaitable(agent.on_message)
+        begin(agent)
         while self._queue:
             if agent.health.is_troubled and (rest_sec := agent.health.rest_sec("on_message")):
                 await anyio.sleep(rest_sec)
                 continue  # what waited may have been abandoned meanwhile
             message, self._answer, cost = self._queue.popleft()
             self.held_bytes -= cost
-            begin(agent, message.id)
+            MESSAGE.set(message.id)  # a handler that changes what `begin` has set, or any variable, spoils its worker
             asked_in = self._answer.chain if self._answer is not None else ()
             self.chain = (*(asked_in or (message.id,)), agent.id)
             CHAIN.set(self.chain)
-            outcome = await worker.call(handler, unpacked(message), _encoded)
+            outcome = await worker.call(
+                handler, message if type(message.payload) is not Packed else unpacked(message), _encoded
+            )
             outcome = b"null" if outcome is None else outcome
             result, why = (outcome, "") if type(outcome) is bytes else (None, self._failed(message, outcome))
             if result is not None and agent.health.is_troubled:

@@ -117,9 +117,17 @@ class Link:
         """
         if self.is_closed:
             self._raise_if_closed()
-        if self._rooms or not self._has_room(len(item[1])):
+        size = len(item[1])
+        if self._rooms or not self._has_room(size):
             return False
-        self._push(item, owed)
+        # As `_push` does; a call for each message is saved.
+        self._data.append(item)
+        self._data_bytes += size
+        if owed:
+            self._owed_bytes += size - self._owed.get(owed, 0)
+            self._owed[owed] = size
+        if self._sleeper is not None:
+            self._fill()
         return True
 
     def settled(self, message_id: str) -> None:

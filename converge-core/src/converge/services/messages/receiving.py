@@ -115,20 +115,24 @@ class Received:
         """
         replies: list[Item] = []
         speakers = self._routes.speakers
+        heard = set[str]()  # who may speak over this link; it is asked again when others have run
         for item in items:
             kind, body = item
             if kind == RECEIPT:
                 self._on_receipt(link, *unpack(body, ReceiptHeader))
             elif kind in (MESSAGE, SIGNED):
-                reply = self._on_message(link, body, is_signed=kind == SIGNED)
+                reply = self._on_message(link, body, heard, is_signed=kind == SIGNED)
                 if isinstance(reply, _Fanning):
                     reply = await self._fanned(*reply)
+                    heard.clear()
                 if reply is not None:
                     replies.append((RECEIPT, pack(reply)) if isinstance(reply, ReceiptHeader) else reply)
             elif kind == SHOWN:
                 speakers.show(link, body)
+                heard.clear()
             elif kind == GONE:
                 speakers.gone(link, body.decode("ascii", "replace"))
+                heard.clear()
             link.work += 1 if kind in LIGHT and len(body) < HEAVY_BYTES else weight(item)
             if link.work >= SLICE:
                 if replies:
@@ -136,10 +140,13 @@ class Received:
                     replies = []
                 work, link.work = link.work, 0
                 await self._quotas.spend(link, work)
+                heard.clear()
         if replies:
             link.post(replies)
 
-    def _on_message(self, link: Link, body: bytes, *, is_signed: bool) -> ReceiptHeader | Item | _Fanning | None:
+    def _on_message(
+        self, link: Link, body: bytes, heard: set[str], *, is_signed: bool
+    ) -> ReceiptHeader | Item | _Fanning | None:
         """Process a message; return its receipt, or None if it wants none, or what has to be waited for."""
         if is_signed:
             try:
@@ -153,8 +160,10 @@ class Received:
             if header.wants == DESCRIPTORS:
                 return self._asking.on_message(link, header, payload) if self._asking is not None else None
         status, text = self._absence(header)
-        if not status:
+        if not status and (is_signed or header.sender not in heard):
             status, text = self._refusal(link, header, is_signed=is_signed)
+            if not status and not is_signed:
+                heard.add(header.sender)
         if header.mail and not status:
             self._on_mail(header.to)
             return None

@@ -156,8 +156,10 @@ class Post:
         try:
             if options.mailbox:
                 outcome, wants = await self._store(draft, to, options.timeout), HANDLED if wants == HANDLED else STORED
-            else:
+            elif to in self.inboxes or isinstance(to, Capability):
                 outcome = await self._deliver(draft, to, options.timeout)
+            else:
+                outcome = await self._deliver_there(draft, to, options.timeout)
             if wants == HANDLED and outcome.answer is None:
                 raise HandlerFailed(f"agent {outcome.recipient} failed to handle message {draft.id}: {outcome.why}")
         except ConvergeError as error:
@@ -200,7 +202,7 @@ class Post:
 
     def draft(self, sender: str, payload: Any, wants: str, options: SendOptions) -> Draft:
         """Begin a message."""
-        if sender not in self.inboxes and not is_agent_id(sender):
+        if sender != self._identity.id and sender not in self.inboxes and not is_agent_id(sender):
             raise InvalidName("sender", sender, "an agent's id: cv1 and 52 characters")
         message_id = self._env.entropy(16).hex()
         if options is DEFAULTS:
@@ -265,37 +267,48 @@ class Post:
             with by_deadline(timeout, f'an agent with the capability "{to}"', tried):
                 deliver_to = partial(self._deliver_to, draft, tried=tried)
                 return await self._choice.deliver(draft.sender, to, deliver_to)
-        if to in self.inboxes and draft.wants != HANDLED:
+        if to not in self.inboxes:
+            return await self._deliver_there(draft, to, timeout)
+        if draft.wants != HANDLED:
             return await self._deliver_here(draft, to)  # it never waits, so it needs no deadline
-        if not is_agent_id(to):
-            raise InvalidName(
-                "recipient", to, "an agent's id, as discovery gives it: cv1 and 52 characters; or a Capability"
-            )
-        if to in self.inboxes:
-            with by_deadline(timeout, f"agent {to}"):
-                return await self._deliver_here(draft, to)
-        return await self._deliver_there(draft, to, timeout)
+        with by_deadline(timeout, f"agent {to}"):
+            return await self._deliver_here(draft, to)
 
     async def _deliver_there(self, draft: Draft, to: str, timeout: float) -> Outcome:
         """Deliver a message to an agent of another process: by the link that is open, or else under a deadline of its
         own.
         """
+        link = self.routes.open_to(to)
+        if link is None and not is_agent_id(to):
+            raise InvalidName(
+                "recipient", to, "an agent's id, as discovery gives it: cv1 and 52 characters; or a Capability"
+            )
         under_way, until = self.under_way, self._env.monotonic() + timeout
-        one = UnderWay(*self.write(draft, to), to, draft.signer)
-        after = under_way.begin(one)
+        header, body = self.write(draft, to)
+        one = UnderWay(header, body, to, draft.signer)
         try:
-            link = self.routes.open_to(to)
-            if link is None or not await under_way.quick(one, link, after, until):
-                if one.is_expired:
-                    raise _timeout(timeout, f"agent {to}", one) from one.cause
-                rest_sec = max(0.0, until - self._env.monotonic())
-                with by_deadline(timeout, f"agent {to}", one, rest_sec=rest_sec):
-                    await under_way.finish(one, partial(self.routes.link_of, to))
+            waiter = under_way.start(one, link, until)
+            if waiter is not None and link is not None:
+                try:
+                    await waiter
+                finally:
+                    under_way.stop(one, link)
+            is_over = one.was_sent if draft.wants == HANDED else one.is_over()
+            if not is_over:
+                await self._deliver_late(one, to, timeout, until)
         finally:
             under_way.end(one)
         if draft.wants == HANDED:
             await self._take_turns()
         return Outcome(to, one.answer, "" if one.receipt is None else one.receipt.text)
+
+    async def _deliver_late(self, one: UnderWay, to: str, timeout: float, until: float) -> None:
+        """Deliver what could not be sent at once, or was not taken then."""
+        if one.is_expired:
+            raise _timeout(timeout, f"agent {to}", one) from one.cause
+        rest_sec = max(0.0, until - self._env.monotonic())
+        with by_deadline(timeout, f"agent {to}", one, rest_sec=rest_sec):
+            await self.under_way.finish(one, partial(self.routes.link_of, to))
 
     async def _deliver_to(self, draft: Draft, to: str, *, tried: Tried) -> Outcome:
         """Deliver a message to one of several agents that could have it."""
@@ -329,6 +342,8 @@ class Post:
 
 def check_timeout(timeout: float) -> None:
     """Refuse a timeout that cannot be kept."""
+    if type(timeout) is float and 0 < timeout <= WINDOW_SEC:
+        return
     if not _is_number(timeout) or not 0 < timeout <= WINDOW_SEC:
         raise InvalidValue(
             "timeout", timeout, f"seconds, above 0, at most {WINDOW_SEC:g}: so long a repeated message is recognised"

@@ -13,6 +13,7 @@ from converge.model.envelope import (
     ACCEPTED,
     CHAINS,
     DROPPED,
+    EARLY,
     HANDLED,
     RAISED,
     MessageHeader,
@@ -91,17 +92,18 @@ class UnderWay:
 
     Attributes:
         key: What receipts find it by: of a message to all agents of a node there is one for each node.
-        stream: Whose order it keeps: the recipient, or the node's key where it is for all agents of the node.
+        pair: Whose order it keeps: the sender, and the recipient, or the node's key where it is for all agents of it.
         queue: The messages of its pair that are not settled, by sequence; None: this one is.
         is_settled: Whether the wait for its receipts is over: there is one, or the link has ended.
         is_quick: Whether its sender waits for all of its receipts at once.
-        is_expired: Whether its deadline has come.
+        is_expired: Whether its deadline, noted in `grain`, has come.
     """
 
     __slots__ = (
         "answer",
         "cause",
         "done",
+        "grain",
         "header",
         "is_expired",
         "is_handled",
@@ -109,22 +111,23 @@ class UnderWay:
         "is_settled",
         "key",
         "link",
+        "pair",
         "payload",
         "queue",
         "receipt",
         "sequence",
         "signer",
-        "stream",
         "waiter",
         "was_sent",
     )
 
     def __init__(self, header: MessageHeader, payload: bytes, stream: str, signer: Signer | None = None) -> None:
-        self.header, self.payload, self.stream, self.signer = header, payload, stream, signer
+        self.header, self.payload, self.signer, self.pair = header, payload, signer, (header.sender, stream)
         self.key = header.id if header.to else header.id + stream
         self.receipt: ReceiptHeader | None = None
         self.answer: bytes | None = None
-        self.sequence, self.was_sent = 0, False
+        self.sequence = self.grain = 0
+        self.was_sent = False
         self.cause: Exception | None = None  # of the last try that failed
         self.link: Link | None = None  # that it was sent over last
         self.queue: dict[int, UnderWay] | None = None
@@ -170,14 +173,26 @@ class UnderWay:
         header = msgspec.structs.replace(self.header, sequence=self.sequence, after=after, chain=chain)
         return (MESSAGE, pack(header, self.payload)) if self.signer is None else self.signer.item(header, self.payload)
 
+    def is_over(self) -> bool:
+        """Return whether the receipts say all that is wanted.
+
+        Raises:
+            Undeliverable, Backpressure, Dropped: They say that it was not taken, or that its node stopped.
+        """
+        if self.receipt is None or self.receipt.status == EARLY:
+            return False
+        self.raise_if_refused()
+        return self.is_handled or self.header.wants != HANDLED
+
     def raise_if_refused(self) -> None:
         """Return if the last receipt says that the message was taken.
 
         Raises:
             Undeliverable, Backpressure: It says why not.
         """
-        receipt, header = self.receipt, self.header
+        receipt = self.receipt
         assert receipt is not None, "there is one"
         if receipt.status not in TAKEN:
+            header = self.header
             whom = f"agent {header.to}" if header.to else "the node"
             raise_for_status(whom, receipt.status, receipt.text, (*header.chain[1:], header.to))

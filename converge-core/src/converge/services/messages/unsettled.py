@@ -71,64 +71,61 @@ class MessagesUnderWay:
         """Accept a node's receipt; ignore one that comes after its message's deadline, or from a node that was not
         sent the message.
         """
-        one = self._by_id.get(receipt.id) or self._by_id.get(receipt.id + peer.hex())
+        one = self._by_id.get(receipt.id)
+        if one is None:
+            one = self._by_id.get(receipt.id + peer.hex())
         if one is not None and one.link is not None and one.link.peer == peer:
             one.on_receipt(receipt, payload)
 
-    def begin(self, one: UnderWay) -> int:
-        """Draw a message's sequence; return that of the last one before it that is not settled, or 0. `end` follows."""
-        pair = one.header.sender, one.stream
-        queue = self._pairs.get(pair)
+    def start(self, one: UnderWay, link: Link | None, until: float) -> Waiter | None:
+        """Begin a message, and send it where that needs no wait: over a link that is open and has room. Return what to
+        await for its receipts, if it was sent and has any; then `UnderWay.is_over` says whether that was all. What is
+        left to do, `finish` does. `end` follows in any case.
+
+        Raises:
+            MessageTooLarge: It is over the limit.
+        """
+        after = self._begin(one)
+        if link is None or self._deadlines is None:
+            return None
+        try:
+            if not self._offer(one, link, after) or one.header.wants == HANDED:
+                return None
+        except ConnectionLost as error:
+            one.cause = error
+            return None
+        if self._new_waiter is None:
+            self._new_waiter = waiters()
+        one.waiter, one.is_quick = self._new_waiter(), True
+        one.grain = self._deadlines.add(one, until)
+        link.waiting.add(one)
+        return one.waiter
+
+    def stop(self, one: UnderWay, link: Link) -> None:
+        """End the wait that `start` has begun."""
+        one.is_quick = False
+        link.waiting.discard(one)
+        if self._deadlines is not None:
+            self._deadlines.discard(one, one.grain)
+
+    def _begin(self, one: UnderWay) -> int:
+        """Draw a message's sequence; return that of the last one before it that is not settled, or 0."""
+        queue = self._pairs.get(one.pair)
         if queue is None:
-            queue = self._pairs[pair] = {}
-        one.sequence = next(self._sequence)
+            queue = self._pairs[one.pair] = {}
         after = next(reversed(queue)) if queue else 0
-        self._by_id[one.key] = queue[one.sequence] = one
+        one.sequence = sequence = next(self._sequence)
+        self._by_id[one.key] = queue[sequence] = one
         one.queue = queue
         return after
 
     def end(self, one: UnderWay) -> None:
         """Forget a message."""
-        one.leave()
-        del self._by_id[one.key]
-        pair = one.header.sender, one.stream
-        if self._pairs.get(pair) == {}:
-            del self._pairs[pair]
-
-    async def quick(self, one: UnderWay, link: Link, after: int, until: float) -> bool:
-        """Send a message that has begun over a link that is open, and wait for its receipts; return whether that was
-        all. If it was not, `finish` goes on, unless its deadline has come.
-
-        Nothing of this waits for anything but a receipt.
-
-        Raises:
-            Undeliverable, Backpressure, Dropped, MessageTooLarge: It was certainly not taken, or its node stopped.
-        """
-        if self._deadlines is None:
-            return False
-        try:
-            if not self._offer(one, link, after):
-                return False
-        except ConnectionLost as error:
-            one.cause = error
-            return False
-        if one.header.wants == HANDED:
-            return True
-        if self._new_waiter is None:
-            self._new_waiter = waiters()
-        one.waiter, one.is_quick = self._new_waiter(), True
-        grain = self._deadlines.add(one, until)
-        link.waiting.add(one)
-        try:
-            await one.waiter
-        finally:
-            one.is_quick = False
-            link.waiting.discard(one)
-            self._deadlines.discard(one, grain)
-        if one.receipt is None or one.receipt.status == EARLY:
-            return False
-        one.raise_if_refused()
-        return one.is_handled or one.header.wants != HANDLED
+        if one.queue is not None:
+            one.leave()
+        self._by_id.pop(one.key, None)
+        if self._pairs.get(one.pair) == {}:
+            del self._pairs[one.pair]
 
     async def deliver(self, one: UnderWay, reach: Reach, *, patience_sec: float = inf) -> None:
         """Send the message until a receipt says that it was taken, and if that is wanted, until it was handled. The
@@ -143,8 +140,8 @@ class MessagesUnderWay:
             Undeliverable, Backpressure: It was certainly not taken.
             ChannelError, StoreError: The patience is over, and it was certainly not taken.
         """
-        self.begin(one)
         try:
+            self._begin(one)
             await self.finish(one, reach, patience_sec=patience_sec)
         finally:
             self.end(one)
@@ -194,8 +191,10 @@ class MessagesUnderWay:
         return whether it has.
         """
         header = one.header
-        if one.signer is None and (credential := self._credential(header.sender)) is not None:
-            link.show(header.sender, credential)
+        if one.signer is None:
+            credential = self._credential(header.sender)
+            if credential is not None and link.shown.get(header.sender) is not credential:
+                link.show(header.sender, credential)
         if not link.offer(one.item(after, link.features), "" if header.wants == HANDED else header.id):
             return False
         one.link, one.was_sent = link, True
