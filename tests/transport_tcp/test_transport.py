@@ -10,6 +10,7 @@ import pytest
 
 from converge.errors import BadRecord, ConnectFailed, ConnectionClosed, ConnectionLost, ListenFailed
 from converge.plugins import PluginHost
+from converge.testing.fixtures import wait_until
 from converge_transport_tcp import TcpOptions, TcpTransport
 from converge_transport_tcp.address import parse, show
 from converge_transport_tcp.transport import TcpListener
@@ -78,6 +79,26 @@ async def test_an_idle_channel_is_not_taken_for_a_stalled_one() -> None:
         assert scope.cancelled_caught
         await near.send([b"late"])
         assert await far.receive() == [b"late"]
+
+
+async def test_a_frame_in_pieces_after_a_long_silence_has_its_whole_time() -> None:
+    async with (
+        TcpTransport.open(TcpOptions(frame_sec=2.0)) as transport,
+        transport.listen("tcp://127.0.0.1:0") as listener,
+    ):
+        host, port = parse(listener.address)
+        async with await anyio.connect_tcp(host, port) as stream, anyio.create_task_group() as group:
+            far, got = await listener.accept(), list[bytes]()
+
+            async def receive() -> None:
+                got.extend(await far.receive())
+
+            group.start_soon(receive)
+            await anyio.sleep(2.1)  # the silence is what is tested: longer than a frame may take
+            await stream.send(b"\0\0\0\2a")
+            await wait_until(lambda: far._decoder.is_partial, what="a piece has come")  # type: ignore[attr-defined]  # of this transport
+            await stream.send(b"b")
+        assert got == [b"ab"]
 
 
 async def test_a_send_cancelled_in_the_middle_of_a_frame_closes_the_channel() -> None:

@@ -18,6 +18,7 @@ from converge.contracts.transport import FRAME_BYTES, Channel
 from converge.errors import BadRecord, ChannelError, ConnectionClosed
 from converge_transport_tcp._errors import lost
 from converge_transport_tcp.framing import Decoder, check, encode
+from converge_transport_tcp.readiness import Readiness
 
 READ_BYTES = 65_536
 # So many reads that found data at once, then others get their turn.
@@ -33,27 +34,33 @@ class SocketChannel(Channel):
         self._decoder = Decoder(FRAME_BYTES)
         self._error: ChannelError | None = None
         self._eager = 0
+        self._since = 0.0  # when the frame began that is not whole, or this side came to wait for its rest
+        self._readiness = Readiness(sock)
 
     async def send(self, frames: Sequence[bytes]) -> None:
         check(frames, self.frame_bytes)
         for chunk in encode(frames):
-            await self._write(memoryview(chunk))
+            await self._write(chunk)
         self._raise_if_over()
 
     async def receive(self) -> Sequence[bytes]:
         frames: list[bytes] = []
-        started, count = anyio.current_time(), self._decoder.frames
+        decoder = self._decoder
+        is_partial = decoder.is_partial
+        if is_partial:
+            self._since = anyio.current_time()
         while not frames:
-            self._raise_if_over()
-            data = await self._read(started)
+            if self._error is not None:
+                self._raise_if_over()
+            data = await self._read()
             try:
-                self._decoder.feed(data, frames)
+                decoder.feed(data, frames)
             except BadRecord as error:
                 self._end(error)
             if not data:
                 self._end(lost(None))
-            if self._decoder.frames != count or not self._decoder.is_partial:
-                started, count = anyio.current_time(), self._decoder.frames
+            if not frames and not is_partial:
+                is_partial, self._since = True, anyio.current_time()
         return frames
 
     async def close(self) -> None:
@@ -62,15 +69,23 @@ class SocketChannel(Channel):
             self._end(ConnectionClosed("this side closed the channel"))
         await anyio.lowlevel.cancel_shielded_checkpoint()
 
-    async def _write(self, rest: memoryview) -> None:
-        total = len(rest)
+    async def _write(self, data: bytes) -> None:
+        total, rest = len(data), memoryview(b"")
         try:
-            while rest:
+            if self._error is not None:
                 self._raise_if_over()
-                try:
+            try:
+                sent = self.sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            if sent == total:
+                return
+            rest = memoryview(data)[sent:]
+            while rest:
+                await anyio.wait_writable(self.sock)
+                self._raise_if_over()
+                with contextlib.suppress(BlockingIOError):
                     rest = rest[self.sock.send(rest) :]
-                except BlockingIOError:
-                    await anyio.wait_writable(self.sock)
         except anyio.ClosedResourceError:
             self._raise_if_over()
         except OSError as error:
@@ -81,29 +96,30 @@ class SocketChannel(Channel):
             if rest and len(rest) < total:
                 self._end(ConnectionClosed("a send was cancelled in the middle of a frame, which closed the channel"))
 
-    async def _read(self, started: float) -> bytes:
+    async def _read(self) -> bytes:
         """Wait for bytes; none means the end of the stream."""
         self._eager += 1
         if self._eager > EAGER_READS:
             self._eager = 0
             await anyio.lowlevel.checkpoint()
         while True:
-            self._raise_if_over()
+            if self._error is not None:
+                self._raise_if_over()
             try:
                 return self.sock.recv(READ_BYTES)
             except BlockingIOError:
                 self._eager = 0
-                await self._wait_readable(started)
+                await self._wait_readable()
             except OSError as error:
                 self._end(lost(error))
 
-    async def _wait_readable(self, started: float) -> None:
+    async def _wait_readable(self) -> None:
         try:
             if not self._decoder.is_partial:
-                await anyio.wait_readable(self.sock)
+                await self._readiness.wait()
                 return
-            with anyio.move_on_at(started + self.frame_sec) as scope:
-                await anyio.wait_readable(self.sock)
+            with anyio.move_on_at(self._since + self.frame_sec) as scope:
+                await self._readiness.wait()
         except anyio.ClosedResourceError:
             self._raise_if_over()
             raise
@@ -126,6 +142,7 @@ class SocketChannel(Channel):
         if self._error is not None:
             return
         self._error = error
+        self._readiness.close()
         anyio.notify_closing(self.sock)
         self.sock.close()
         self.on_end(self)

@@ -52,26 +52,26 @@ class TlsChannel(SocketChannel):
             if not self._is_server:
                 self.tls_hash = hash_of(self._ssl.getpeercert(binary_form=True))
 
-    async def _write(self, rest: memoryview) -> None:
+    async def _write(self, data: bytes) -> None:
         await self.shake()
         self._raise_if_over()
-        self._ssl.write(rest)
+        self._ssl.write(data)
         await self._flush()
 
-    async def _read(self, started: float) -> bytes:
+    async def _read(self) -> bytes:
         await self.shake()
         found: list[bytes] = []
-        await self._step(lambda: found.append(self._ssl.read(READ_BYTES)), started)
+        await self._step(lambda: found.append(self._ssl.read(READ_BYTES)))
         return found[0] if found else b""
 
-    async def _step(self, step: Callable[[], object], started: float | None = None) -> None:
+    async def _step(self, step: Callable[[], object]) -> None:
         """Take a step of TLS, with as many bytes of the peer as it needs."""
         while True:
             try:
                 step()
             except ssl.SSLWantReadError:
                 await self._flush()
-                data = await super()._read(anyio.current_time() if started is None else started)
+                data = await super()._read()
                 self._incoming.write(data) if data else self._incoming.write_eof()
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                 if not self._is_shaken:
@@ -94,7 +94,7 @@ class TlsChannel(SocketChannel):
             if not data:
                 return
             try:
-                await super()._write(memoryview(data))
+                await super()._write(data)
             except BaseException:
                 self._end(ConnectionClosed("a send was cancelled within a TLS record, which closed the channel"))
                 raise

@@ -67,6 +67,10 @@ class Sealer:
         items = list(items)
         if not items:
             return []
+        if len(items) == 1:
+            kind, body = items[0]
+            if len(body) <= min(_BODY_BYTES, self._message_bytes):
+                return [self._record(_pack(len(body), kind, 0) + body)]
         kinds, bodies = zip(*items, strict=False)
         sizes = [*map(len, bodies)]
         count, size, kind = len(items), sizes[0], kinds[0]
@@ -182,6 +186,10 @@ class Opener:
     def _items(self, plain: bytes) -> list[Item]:
         at, end = 0, len(plain)
         is_usual = self._pending is None and not self._is_narrow
+        if is_usual and end > _HEAD_BYTES:
+            length, kind, flags = _unpack_from(plain)
+            if length + _HEAD_BYTES == end and not flags and ACCEPT < kind < KNOWN:
+                return [(kind, plain[_HEAD_BYTES:])]
         if is_usual and (alike := _alike(plain)) is not None:
             return alike
         items: list[Item] = []

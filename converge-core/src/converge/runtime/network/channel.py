@@ -91,8 +91,9 @@ class SecureChannel:
             ConnectionLost: It ended without a word.
         """
         while not self._opened:
-            await self._raise_if_over()
-            self._open(await self._frames())
+            if self._ending is not None:
+                await self._raise_if_over()
+            self._open(await self._frames() if self._early else await self._channel.receive())
         items, self._opened = self._opened, []
         return items
 

@@ -1,0 +1,65 @@
+"""Waiting until a socket has something to read."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import anyio
+
+
+class Readiness:
+    """Waits for one socket, which one caller reads.
+
+    On asyncio its event loop is told of the socket once, and not for each wait: that costs as much as to read what has
+    come. Where nobody waits while there is something to read, the loop is told to look no longer.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_watched = self._is_plain = False
+
+    async def wait(self) -> None:
+        """Return when there is something to read, or the socket was closed.
+
+        Raises:
+            anyio.ClosedResourceError: It was closed.
+        """
+        if self._is_plain or anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
+            self._is_plain = True
+            await anyio.wait_readable(self._sock)
+            return
+        self._loop = loop = self._loop or asyncio.get_running_loop()
+        if not self._is_watched:
+            try:
+                loop.add_reader(self._sock, self._ready)
+            except NotImplementedError:  # an event loop of Windows
+                self._is_plain = True
+                await anyio.wait_readable(self._sock)
+                return
+            self._is_watched = True
+        self._waiter = waiter = loop.create_future()
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+
+    def close(self) -> None:
+        """Wake whoever waits; before the socket is closed."""
+        if self._loop is not None and self._is_watched:
+            self._unwatch(self._loop.remove_reader)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _ready(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        elif self._loop is not None:
+            self._unwatch(self._loop.remove_reader)
+
+    def _unwatch(self, remove: Callable[[socket.socket], bool]) -> None:
+        self._is_watched = False
+        remove(self._sock)
