@@ -43,7 +43,7 @@ def settings_of(cls: type[Any], *, without: Sequence[str] = ()) -> list[Setting]
             type=expected(field.type),
             default=None if field.default is attrs.NOTHING else plain(default_of(field)),
             is_required=field.default is attrs.NOTHING,
-            bounds=_bounds(field),
+            bounds=bounds_of(field),
             help=field.metadata.get("help", ""),
             unit=field.metadata.get("unit", ""),
         )
@@ -153,7 +153,8 @@ def _parts(validator: Any) -> Iterator[Any]:
         yield from _parts(one)
 
 
-def _bounds(field: attrs.Attribute[Any]) -> str:
+def bounds_of(field: attrs.Attribute[Any]) -> str:
+    """Return the bounds of a number in words; empty: it has none that can be told."""
     limits = dict(_limits(field.validator))
     least, greatest = limits.get("minimum"), limits.get("maximum")
     if least is not None and greatest is not None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from converge.operations.plugins.info import loaded_as
+from converge.operations.plugins.package import package_mistakes
+from converge.plugins import PluginHost
 
 Converge = Callable[..., Any]
 
@@ -43,3 +51,58 @@ def test_a_broken_backend_fails_on_its_clause(converge: Converge, folder: Path) 
 def test_a_plugin_that_is_not_there_is_told_as_run_does(converge: Converge) -> None:
     answer = converge("plugins", "check", "reddis")
     assert (answer.code, 'did you mean "redis"?' in answer.err) == (3, True), answer.err
+
+
+TWO_MISTAKES = """
+import attrs
+
+from converge.builtin.memory.plugin import MEMORY
+from converge.hookspecs import hookimpl
+
+
+@attrs.frozen
+class Options:
+    size: int = 1
+
+
+@hookimpl
+def converge_stores():
+    return [attrs.evolve(MEMORY, name="owl", schemes=("owl", "owls"), options=Options)]
+"""
+
+
+def test_mistakes_of_the_declaration_and_the_package_are_told_before_anything_runs(
+    converge: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = folder / "site" / "owl_store-1.2.dist-info"
+    info.mkdir(parents=True)
+    (folder / "site" / "owl_of_the_tests.py").write_text(TWO_MISTAKES)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: owl-store\nVersion: 1.2\nRequires-Dist: owldb\n")
+    (info / "entry_points.txt").write_text(
+        "[converge]\nowl = owl_of_the_tests\n[converge.schemes]\nowl = owl_of_the_tests\n"
+    )
+    monkeypatch.syspath_prepend(str(folder / "site"))
+    ran = converge("run", "counting:WordCounter", "--pool", "docs", "--store", "owl:")
+    assert ran.code == 3, ran.err
+    told = [line for line in ran.err.splitlines() if 'the store "owl": its option "size"' in line]
+    assert len(told) == 2 and "internal error" not in ran.err, ran.err
+    answer = converge("plugins", "check", "owl")
+    assert answer.code == 3 and set(told) <= set(answer.err.splitlines()), answer.err
+    for said in (
+        "owl-store 1.2: its metadata names no licence",
+        "it needs owldb in any version",
+        "needs converge-core",
+    ):
+        assert said in answer.err
+    (folder / "site" / "owl_of_the_tests.py").write_text(
+        TWO_MISTAKES.replace("size: int = 1", "pass").replace("owl_of_the_tests", "")
+    )
+    monkeypatch.delitem(sys.modules, "owl_of_the_tests")
+    importlib.invalidate_caches()
+    answer = converge("plugins", "check", "owl")
+    assert 'the scheme "owls" is no entry point' in answer.err and answer.code == 3, answer.err
+
+
+def test_the_packages_of_this_project_have_no_mistake() -> None:
+    for one in PluginHost().installed():
+        assert package_mistakes(one.name, one.distribution, loaded_as(one.name).backends) == []

@@ -30,8 +30,8 @@ from converge.hookspecs import hookimpl
 class ToyOptions:
     wait_sec: float = attrs.field(default=3.0, validator=[validators.ge(1.0), validators.lt(9.0)], metadata={"help":
         "longest wait", "unit": "s"})
-    kind: str = attrs.field(default="a", validator=validators.in_(("a", "b")))
-    must: str
+    kind: str = attrs.field(default="a", validator=validators.in_(("a", "b")), metadata={"help": "which"})
+    must: str = attrs.field(metadata={"help": "what must be said"})
 
 @hookimpl
 def converge_stores():

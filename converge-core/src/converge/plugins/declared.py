@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,13 +21,11 @@ from converge.contracts.discovery import DiscoveryBackend
 from converge.contracts.store import StoreBackend
 from converge.contracts.transport import TransportBackend
 from converge.errors import ContractMismatch, HookUnknown, PluginBroken, PluginMissing
+from converge.foreign import describe, name_of
+from converge.plugins.declaration import NAME, Backend, mistakes, shown
 from converge.plugins.found import Found, title
 
-NAME = re.compile(r"[a-z][a-z0-9-]*")
 _WORDS = re.compile(r"[a-z][a-z0-9-]*( [a-z][a-z0-9-]*)?")
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
-
-Backend = StoreBackend | TransportBackend | DiscoveryBackend
 
 
 @attrs.frozen(kw_only=True)
@@ -60,7 +58,7 @@ def import_plugin(found: Found) -> object:
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
         if absent and f"{module_name}.".startswith(f"{absent}.") and not found.distribution:
             raise PluginMissing(f'{title(found)}: there is no module "{absent}" on the import path') from error
-        raise PluginBroken(f"{title(found)} cannot be imported: {type(error).__name__}: {error}") from error
+        raise PluginBroken(f"{title(found)} cannot be imported: {describe(error)}") from error
     plugin: object = module
     for part in attribute.split(".") if attribute else ():
         if not hasattr(plugin, part):
@@ -84,124 +82,142 @@ def _declaring(backend: Backend) -> object:
     return SimpleNamespace(**{kind.hook: declare})
 
 
-def declared(found: Found, plugin: object) -> dict[str, list[Backend]]:
-    """Return what the plugin declares, after checking its hooks and declarations; it is not registered anywhere yet."""
+@attrs.frozen(kw_only=True)
+class Declared:
+    """What a plugin declares: backends by the word of their contract, kinds of decision, commands."""
+
+    backends: dict[str, list[Backend]]
+    decisions: list[DecisionKind]
+    commands: list[Command]
+
+
+def declared(found: Found, plugin: object) -> Declared:
+    """Return what the plugin declares; it is not registered anywhere yet.
+
+    Raises:
+        HookUnknown, PluginBroken, ContractMismatch: All that is wrong with its hooks and declarations, a line each.
+    """
     manager = new_manager()
-    _check_hooks(found, plugin, manager)
-    backends: dict[str, list[Backend]] = {}
-    for kind in KINDS:
-        try:
-            backends[kind.word] = [one for some in getattr(manager.hook, kind.hook)() for one in some]
-        except Exception as error:
-            raise PluginBroken(f"{title(found)}: {kind.hook} failed: {type(error).__name__}: {error}") from error
-        for backend in backends[kind.word]:
-            _check_backend(found, kind, backend)
-    return backends
+    hooks, broken, other, causes = (
+        list(_hook_mistakes(found, plugin, manager)),
+        list[str](),
+        list[str](),
+        list[Exception](),
+    )
+    backends = {kind.word: list[Backend]() for kind in KINDS}
+    decisions, commands = list[Any](), list[Any]()
+    if not hooks:
+        for kind in KINDS:
+            for one in _returned(manager, kind.hook, broken, causes):
+                if not isinstance(one, kind.type):
+                    broken.append(f"{kind.hook} returned {name_of(type(one))}, expected {kind.type.__name__}")
+                    continue
+                backends[kind.word].append(one)
+                broken += mistakes(kind.word, one)
+                other += _contract_mistakes(kind, one)
+        for one in _returned(manager, "converge_decisions", broken, causes):
+            broken += _decision_mistakes(one)
+            decisions.append(one)
+        for one in _returned(manager, "converge_commands", broken, causes):
+            broken += _command_mistakes(one)
+            commands.append(one)
+    lines = [f"{title(found)}: {line}" for line in (*other, *hooks, *broken)]
+    if lines:
+        kind_of_error = ContractMismatch if other else HookUnknown if hooks else PluginBroken
+        raise kind_of_error("\n".join(lines)) from next(iter(causes), None)
+    return Declared(backends=backends, decisions=decisions, commands=commands)
 
 
-def declared_decisions(found: Found, plugin: object) -> list[DecisionKind]:
-    """Return the kinds of decision that the plugin declares, after checking them; its hooks were checked before."""
-    kinds = _all_of("converge_decisions", found, plugin)
-    for kind in kinds:
-        if not isinstance(kind, DecisionKind):
-            raise PluginBroken(
-                f"{title(found)}: converge_decisions returned {type(kind).__name__}, expected DecisionKind"
-            )
-        if not NAME.fullmatch(str(kind.name)):
-            raise PluginBroken(
-                f"{title(found)}: {kind.name!r} is not a name for a decision: lower case, a-z first, then a-z 0-9 -"
-            )
-        if not inspect.isclass(kind.type) or not attrs.has(kind.type):
-            raise PluginBroken(f'{title(found)}: the type of the decision "{kind.name}" is no attrs class')
-        if not inspect.iscoroutinefunction(kind.handler):
-            raise PluginBroken(f'{title(found)}: the handler of the decision "{kind.name}" is no async function')
-    return kinds
-
-
-def declared_commands(found: Found, plugin: object) -> list[Command]:
-    """Return the commands that the plugin declares, after checking them; its hooks were checked before."""
-    commands = _all_of("converge_commands", found, plugin)
-    for command in commands:
-        if not isinstance(command, Command):
-            raise PluginBroken(f"{title(found)}: converge_commands returned {type(command).__name__}, expected Command")
-        if not _WORDS.fullmatch(str(command.name)):
-            raise PluginBroken(
-                f"{title(found)}: {command.name!r} is not a name for a command: one word or two, lower case, a-z "
-                f"first, then a-z 0-9 -"
-            )
-        run, help_ = cast("Any", command.run), cast("Any", command.help)  # nobody has checked their types
-        if not callable(run) or inspect.iscoroutinefunction(run):
-            raise PluginBroken(f'{title(found)}: run of the command "{command.name}" is no plain function')
-        if not isinstance(help_, str) or not help_.strip():
-            raise PluginBroken(f'{title(found)}: the command "{command.name}" has no help')
-    return commands
-
-
-def _all_of(hook: str, found: Found, plugin: object) -> list[Any]:
-    """Return all that a hook of this one plugin declares."""
-    manager = new_manager()
-    manager.register(plugin, name=found.name)
+def _returned(manager: pluggy.PluginManager, hook: str, broken: list[str], causes: list[Exception]) -> list[Any]:
+    """Return what the implementations of a hook return, in one list; what fails is noted."""
     try:
-        return [one for some in getattr(manager.hook, hook)() for one in some]
+        answers = getattr(manager.hook, hook)()
     except Exception as error:
-        raise PluginBroken(f"{title(found)}: {hook} failed: {type(error).__name__}: {error}") from error
+        broken.append(f"{hook} failed: {describe(error)}")
+        causes.append(error)
+        return []
+    found = list[Any]()
+    for answer in answers:
+        if not isinstance(answer, Iterable) or isinstance(answer, str):
+            broken.append(f"{hook} returned {name_of(type(answer))}, expected a list of declarations")
+            continue
+        found += answer
+    return found
 
 
-def _check_hooks(found: Found, plugin: object, manager: pluggy.PluginManager) -> None:
+def _contract_mistakes(kind: Kind, backend: Backend) -> Iterator[str]:
+    number: object = backend.contract
+    what = f"its {kind.word} {shown(backend.name)}"
+    if type(number) is not int:
+        yield f"{what} names the contract {shown(number)}, expected a whole number, such as {kind.contract}"
+    elif number != kind.contract:
+        newer = "upgrade converge-core" if number > kind.contract else "upgrade the plugin"
+        yield (f"{what} was written for contract {number}, this release has {kind.contract}; {newer}")
+
+
+def _decision_mistakes(kind: object) -> Iterator[str]:
+    if not isinstance(kind, DecisionKind):
+        yield f"converge_decisions returned {name_of(type(kind))}, expected DecisionKind"
+        return
+    if not NAME.fullmatch(str(kind.name)):
+        yield f"{kind.name!r} is not a name for a decision: lower case, a-z first, then a-z 0-9 -"
+    if not inspect.isclass(kind.type) or not attrs.has(kind.type):
+        yield f'the type of the decision "{kind.name}" is no attrs class'
+    if not inspect.iscoroutinefunction(kind.handler):
+        yield f'the handler of the decision "{kind.name}" is no async function'
+
+
+def _command_mistakes(command: object) -> Iterator[str]:
+    if not isinstance(command, Command):
+        yield f"converge_commands returned {name_of(type(command))}, expected Command"
+        return
+    if not _WORDS.fullmatch(str(command.name)):
+        yield f"{command.name!r} is not a name for a command: one word or two, lower case, a-z first, then a-z 0-9 -"
+    run, help_ = cast("Any", command.run), cast("Any", command.help)  # nobody has checked their types
+    if not callable(run) or inspect.iscoroutinefunction(run):
+        yield f'run of the command "{command.name}" is no plain function'
+    if not isinstance(help_, str) or not help_.strip():
+        yield f'the command "{command.name}" has no help'
+
+
+def _hook_mistakes(found: Found, plugin: object, manager: pluggy.PluginManager) -> Iterator[str]:
+    """Yield what is wrong with the plugin's hooks; where nothing is, it is registered with the manager."""
     known = sorted(spec for spec in dir(hookspecs) if spec.startswith("converge_"))
+    is_wrong = False
     for name in dir(plugin):
         function = getattr(plugin, name, None)
-        is_marked = getattr(function, "converge_impl", None) is not None
-        if name.startswith("converge_") and inspect.isroutine(function) and not is_marked:
-            raise HookUnknown(f"{title(found)}: {name} is not marked; put @hookimpl of converge.hookspecs before it")
-        if is_marked and inspect.iscoroutinefunction(function):
-            raise HookUnknown(f"{title(found)}: {name} is a coroutine; hooks are plain functions, and never awaited")
-    try:
-        manager.register(plugin, name=found.name)
-    except pluggy.PluginValidationError as error:
-        reason = str(error).splitlines()[-1]
-        raise HookUnknown(f"{title(found)}: {reason.strip()}; see the hook in converge.hookspecs") from error
-    for hook in sorted(manager.hook.__dict__):
-        for impl in getattr(manager.hook, hook).get_hookimpls() if hook.startswith("converge_") else ():
-            if impl.wrapper or impl.hookwrapper:
-                raise HookUnknown(f"{title(found)}: {hook} is a wrapper; Converge's hooks take none")
-    try:
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        name = next(
-            (
-                name
-                for name in dir(plugin)
-                if getattr(getattr(plugin, name, None), "converge_impl", None) and name not in known
-            ),
-            "?",
-        )
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(known)}"
-        raise HookUnknown(f'{title(found)}: there is no hook "{name}"; {hint}') from error
+        mark = getattr(function, "converge_impl", None)
+        wrong = ""
+        if mark is None:
+            if name.startswith("converge_") and inspect.isroutine(function):
+                wrong = f"{name} is not marked; put @hookimpl of converge.hookspecs before it"
+        elif inspect.iscoroutinefunction(function):
+            wrong = f"{name} is a coroutine; hooks are plain functions, and never awaited"
+        elif mark.get("wrapper") or mark.get("hookwrapper"):
+            wrong = f"{name} is a wrapper; Converge's hooks take none"
+        elif (hook := mark.get("specname") or name) not in known:
+            near = difflib.get_close_matches(hook, known, n=1)
+            hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(known)}"
+            wrong = f'there is no hook "{hook}"; {hint}'
+        elif extra := _unknown_arguments(function, getattr(hookspecs, hook)):
+            takes = ", ".join(_arguments(getattr(hookspecs, hook))) or "nothing"
+            wrong = f"{name} takes {', '.join(extra)}, which the hook does not give; it gives {takes}"
+        if wrong:
+            is_wrong = True
+            yield wrong
+    if not is_wrong:
+        try:
+            manager.register(plugin, name=found.name)
+        except pluggy.PluginValidationError as error:
+            yield f"{str(error).splitlines()[-1].strip()}; see the hook in converge.hookspecs"
 
 
-def _check_backend(found: Found, kind: Kind, backend: object) -> None:
-    if not isinstance(backend, kind.type):
-        raise PluginBroken(
-            f"{title(found)}: {kind.hook} returned {type(backend).__name__}, expected {kind.type.__name__}"
-        )
-    if backend.contract != kind.contract:
-        newer = (
-            "upgrade converge-core"
-            if isinstance(backend.contract, int) and backend.contract > kind.contract
-            else "upgrade the plugin"
-        )
-        raise ContractMismatch(
-            f'{title(found)}: its {kind.word} "{backend.name}" was written for contract {backend.contract}, '
-            f"this release has {kind.contract}; "
-            f"{newer}"
-        )
-    bad = [scheme for scheme in backend.schemes if not _SCHEME.fullmatch(scheme)]
-    if not NAME.fullmatch(backend.name) or bad:
-        raise PluginBroken(
-            f"{title(found)}: {(bad or [backend.name])[0]!r} is not a name for a {kind.word}: lower case, a-z "
-            f"first, then a-z 0-9 -"
-        )
-    if not attrs.has(backend.options):
-        raise PluginBroken(f'{title(found)}: the options of the {kind.word} "{backend.name}" are no attrs class')
+def _arguments(function: Any) -> list[str]:
+    """Return what a hook takes by name; what has a default is its own."""
+    parameters = inspect.signature(function).parameters.values()
+    return [one.name for one in parameters if one.name != "self" and one.default is one.empty]
+
+
+def _unknown_arguments(function: Any, spec: Any) -> list[str]:
+    known = _arguments(spec)
+    return [name for name in _arguments(function) if name not in known]

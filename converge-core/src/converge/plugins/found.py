@@ -24,7 +24,7 @@ RESERVED_SCHEMES = frozenset(("memory", "file", "local"))
 DISTRIBUTIONS: Mapping[str, str] = {
     **dict.fromkeys(("redis", "rediss", "unix"), "converge-store-redis"),
     **dict.fromkeys(("sql", "sqlite", "postgresql", "mysql", "mariadb"), "converge-store-sql"),
-    "tcp": "converge-transport-tcp",
+    **dict.fromkeys(("tcp", "tls"), "converge-transport-tcp"),
     **dict.fromkeys(("ws", "wss"), "converge-transport-ws"),
 }
 """What to install for the names and schemes of the project's own plugins."""

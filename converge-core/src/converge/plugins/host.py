@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import pluggy
@@ -22,17 +22,14 @@ from converge.contracts.transport import TransportBackend
 from converge.errors import ConfigError, InvalidValue, PluginDuplicate, PluginMissing, PluginRefused, Undeliverable
 from converge.foreign import Raised, detached, name_of, tell
 from converge.model.message import Message
+from converge.plugins.declaration import NAME, Backend
 from converge.plugins.declared import (
     DISCOVERY,
     KINDS,
-    NAME,
     STORE,
     TRANSPORT,
-    Backend,
     Kind,
     declared,
-    declared_commands,
-    declared_decisions,
     import_plugin,
     new_manager,
 )
@@ -50,9 +47,12 @@ from converge.plugins.found import (
     title,
 )
 from converge.plugins.loaded import Loaded, loaded_from
+from converge.plugins.opened import Opened, Opens
 from converge.urls import scheme_of
 
 log = logging.getLogger("converge.plugins")
+
+T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
@@ -169,6 +169,13 @@ class PluginHost:
         assert isinstance(backend, DiscoveryBackend), "the host keeps backends by their kind"
         return backend
 
+    def opened(self, backend: Backend, opens: Opens[T], wanted: type[Any]) -> Opened[T]:
+        """Return what `opens` calls the backend's `open` for, to be entered: its plugin's mistakes are told as such."""
+        for (word, name), (one, found) in self._backends.items():
+            if one is backend:
+                return Opened(f'{title(found)}: the {word} "{name}"', opens, wanted)
+        return Opened(f'"{backend.name}"', opens, wanted)
+
     def installed(self) -> list[Installed]:
         """Return what is installed and what was loaded from an import path, by name, without importing anything."""
         found = [one for some in self._by_name.values() for one in some]
@@ -273,23 +280,21 @@ class PluginHost:
         if found.target in self._loaded:
             return
         plugin = import_plugin(found)
-        backends = declared(found, plugin)
-        self._check_clashes(found, backends)
-        decisions = declared_decisions(found, plugin)
-        self._check_decisions(found, decisions)
-        commands = declared_commands(found, plugin)
-        self._check_commands(found, commands)
+        own = declared(found, plugin)
+        self._check_clashes(found, own.backends)
+        self._check_decisions(found, own.decisions)
+        self._check_commands(found, own.commands)
         try:
             self._manager.register(plugin, name=found.name)
         except ValueError as error:  # the same object, loaded under another name
             raise PluginDuplicate(f"{title(found)} is loaded already under another name; name it once") from error
-        self._loaded[found.target] = _Loaded(found=found, backends=backends)
-        for word, some in backends.items():
+        self._loaded[found.target] = _Loaded(found=found, backends=own.backends)
+        for word, some in own.backends.items():
             for backend in some:
                 self._backends[word, backend.name] = backend, found
                 self._schemes |= {(word, scheme): (backend, found) for scheme in backend.schemes}
-        self._decisions += [(kind, found) for kind in decisions]
-        self._commands += [(command, found) for command in commands]
+        self._decisions += [(kind, found) for kind in own.decisions]
+        self._commands += [(command, found) for command in own.commands]
         # What comes with Converge is no news; whose code runs here otherwise is.
         log.log(logging.DEBUG if found.distribution == CORE else logging.INFO, "loaded %s", title(found))
 

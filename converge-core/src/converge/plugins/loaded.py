@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 import pluggy
 
-from converge.plugins.declared import Backend
+from converge.plugins.declaration import Backend
 from converge.plugins.found import Found
 
 

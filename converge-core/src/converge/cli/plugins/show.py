@@ -15,7 +15,7 @@ from converge.cli import output
 from converge.cli.failures import DONE, FAILED
 from converge.cli.options import Json, import_here
 from converge.errors import ConfigError
-from converge.operations.plugins.info import Facts, checked, facts_of, last_cards, loaded_as, save_cards
+from converge.operations.plugins.info import Facts, checked, facts_of, last_cards, loaded_and_packed, save_cards
 from converge.plugins import PluginHost
 
 
@@ -111,7 +111,7 @@ def check(
     were not tried and why; `plugins show NAME` shows the last one. Needs converge-core[testing].
     """
     import_here([name])
-    loaded = loaded_as(name)  # what is wrong with the declaration is told as `run` tells it
+    loaded = loaded_and_packed(name)
     if find_spec("pytest") is None or find_spec("hypothesis") is None:
         raise ConfigError("the kit needs pytest and hypothesis; pip install 'converge-core[testing]' brings them")
     with output.progress(loaded.name, is_wanted=True) as on_progress:

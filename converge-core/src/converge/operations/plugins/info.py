@@ -17,9 +17,10 @@ from typing import Any
 import attrs
 
 from converge.contracts.store import StoreBackend
-from converge.errors import InvalidValue, PluginBroken
+from converge.errors import InvalidValue, PluginBroken, PluginError
+from converge.operations.plugins.package import package_mistakes
 from converge.plugins import PluginHost
-from converge.plugins.declared import Backend
+from converge.plugins.declaration import Backend
 from converge.plugins.loaded import Loaded
 from converge.schema import Setting, settings_of
 
@@ -90,6 +91,26 @@ def loaded_as(name: str) -> Loaded:
         As `facts_of`.
     """
     return _load(name)[1]
+
+
+def loaded_and_packed(name: str) -> Loaded:
+    """Return the plugin of that name, URL scheme or import path, loaded, if nothing is wrong with its declaration,
+    which is told as `run` tells it, nor with its package, which only its author minds.
+
+    Raises:
+        As `facts_of`; with all that is wrong, a line each.
+    """
+    try:
+        loaded = loaded_as(name)
+    except PluginError as error:
+        found = next((one for one in PluginHost().installed() if name == one.name or name in one.schemes), None)
+        lines = package_mistakes(found.name, found.distribution, {}) if found is not None else []
+        if lines:
+            raise type(error)("\n".join([str(error), *lines])) from error
+        raise
+    if lines := package_mistakes(loaded.name, loaded.distribution, loaded.backends):
+        raise PluginBroken("\n".join(lines))
+    return loaded
 
 
 def _load(name: str) -> tuple[PluginHost, Loaded]:

@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import anyio
 import attrs
@@ -253,8 +254,8 @@ async def _sighting(ground: Ground) -> AsyncIterator[Sighted]:
     chosen, one = ground.chosen, ground.settings
     own = discovery_opened(ground.handle, one.discovery_store, one.network, one.options, ground.host)
     async with own as handle:
-        sighting = chosen.discovery.open(chosen.discovery_options, store=handle.store, poll_sec=one.poll_sec)
-        async with sighting as sightings:
+        opens = partial(chosen.discovery.open, chosen.discovery_options, store=handle.store, poll_sec=one.poll_sec)
+        async with ground.host.opened(chosen.discovery, opens, Discovery) as sightings:
             yield Sighted(handle=handle, sightings=sightings)
 
 
@@ -267,7 +268,7 @@ async def _listening(
         yield None
         return
     async with (
-        listening(ground.chosen.transports, requires_tls=one.require_tls) as (transports, listeners),
+        listening(ground.chosen.transports, ground.host, requires_tls=one.require_tls) as (transports, listeners),
         _background(ground.boundary.background) as background,
     ):
         told = [await endpoint_of(found.address, chosen.advertise, one.store) for found, chosen in listeners]

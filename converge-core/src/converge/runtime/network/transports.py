@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from converge.contracts.store import Feature
 from converge.contracts.transport import Channel, Listener, Transport
 from converge.errors import ConnectFailed
+from converge.plugins import PluginHost
 from converge.runtime.network.choosing import ChosenTransport
 
 
@@ -43,7 +45,7 @@ class Transports:
 
 @asynccontextmanager
 async def listening(
-    chosen: tuple[ChosenTransport, ...], *, requires_tls: bool
+    chosen: tuple[ChosenTransport, ...], host: PluginHost, *, requires_tls: bool
 ) -> AsyncIterator[tuple[Transports, list[tuple[Listener, ChosenTransport]]]]:
     """Open the transports, and listen at the address of each."""
     by_scheme: dict[str, Transport] = {}
@@ -51,7 +53,8 @@ async def listening(
     secure: set[str] = set()
     async with AsyncExitStack() as stack:
         for one in chosen:
-            transport = await stack.enter_async_context(one.backend.open(one.options))
+            opens = partial(one.backend.open, one.options)
+            transport = await stack.enter_async_context(host.opened(one.backend, opens, Transport))
             by_scheme |= dict.fromkeys(one.backend.schemes, transport)
             secure |= one.backend.secure_schemes if Feature.TLS not in one.backend.features else {*one.backend.schemes}
             listeners.append((await stack.enter_async_context(transport.listen(one.url)), one))

@@ -57,7 +57,7 @@ async def open_store(
     chosen = _options(backend, options or {}, network)
     if must_exist and hasattr(chosen, "must_exist"):
         chosen = attrs.evolve(chosen, must_exist=True)
-    async with reopenable(partial(backend.open, url, chosen)) as store:
+    async with reopenable(partial(host.opened, backend, partial(backend.open, url, chosen), Store)) as store:
         check_durability(backend.name, store.durability, require_durability)
         await check_format(store, without_password(url), may_be_unfinished=may_be_unfinished)
         try:

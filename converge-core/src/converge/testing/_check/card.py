@@ -19,7 +19,8 @@ import pytest
 
 from converge.contracts.store import Store, StoreBackend
 from converge.env import this_process
-from converge.plugins.declared import KINDS, Backend
+from converge.plugins.declaration import Backend
+from converge.plugins.declared import KINDS
 from converge.plugins.loaded import Loaded
 from converge.testing._check.given import CURRENT, Given
 from converge.testing.clauses import CLAUSES, cited, in_short

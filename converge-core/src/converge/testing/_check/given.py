@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import attrs
 
-from converge.plugins.declared import Backend
+from converge.plugins.declaration import Backend
 
 
 @attrs.define

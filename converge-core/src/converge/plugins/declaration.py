@@ -1,0 +1,196 @@
+"""What is wrong with the declaration of a backend: all of it at once, each mistake with its mend."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import attrs
+
+from converge.contracts.discovery import DiscoveryBackend
+from converge.contracts.store import Durability, Feature, StoreBackend
+from converge.contracts.transport import TransportBackend
+from converge.foreign import describe, name_of, text_of
+from converge.schema import bounds_of, default_of, plain
+
+NAME = re.compile(r"[a-z][a-z0-9-]*")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_NAME_RULE = "lower case, a-z first, then a-z 0-9 -"
+
+Backend = StoreBackend | TransportBackend | DiscoveryBackend
+
+OPEN_ARGUMENTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "store": (("url", "options"), ()),
+    "transport": (("options",), ()),
+    "discovery": (("options",), ("store", "poll_sec")),
+}
+"""How each contract calls `open`: by position, then by name."""
+
+CORE_OPTIONS: Mapping[str, type] = {"must_exist": bool, "network": str}
+"""Options that core sets where a store has them."""
+
+_PLAIN = (bool, int, float, str, Path)
+
+
+def mistakes(word: str, backend: Backend) -> Iterator[str]:
+    """Yield what is wrong with the declaration of a backend, but for the number of its contract; `word` is the kind's.
+
+    No text names the plugin; whoever raises it does.
+    """
+    what = f"the {word} {shown(backend.name)}"
+    for check in (_of_names, _of_features, _of_open, _of_calls, _of_options):
+        for mistake in check(word, backend):
+            yield f"{what}: {mistake}"
+
+
+def shown(value: object) -> str:
+    """Return a value of the plugin's as a message may show it: `"toy"`, `None`."""
+    text = json.dumps(value) if isinstance(value, str) else text_of(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _of_names(word: str, backend: Backend) -> Iterator[str]:
+    name: object = backend.name
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        yield f"{shown(backend.name)} is not a name for a {word}: {_NAME_RULE}"
+    schemes: Any = backend.schemes
+    if isinstance(schemes, str) or not isinstance(schemes, Sequence):
+        yield f'its schemes are {shown(schemes)}, expected a tuple of text, such as ("toy",) with its comma'
+        return
+    if not schemes and word != "discovery":
+        yield "it has no scheme, so no URL can name it; give one, such as its name"
+    for scheme in schemes:
+        if not isinstance(scheme, str) or not _SCHEME.fullmatch(scheme):
+            yield f"{shown(scheme)} is not a scheme of a URL: {_NAME_RULE} + ."
+    secure = getattr(backend, "secure_schemes", ())
+    if extra := [one for one in secure if one not in schemes]:
+        yield f"secure_schemes names {', '.join(map(shown, extra))}, which its schemes do not; name it in both"
+
+
+def _of_features(word: str, backend: Backend) -> Iterator[str]:
+    features: Any = backend.features
+    if isinstance(features, str | Feature) or not isinstance(features, frozenset | set | tuple | list):
+        yield f"its features are {shown(features)}, expected a frozenset of converge.contracts.store.Feature"
+        return
+    for one in features:
+        if not isinstance(one, Feature):
+            known = ", ".join(feature.name for feature in Feature)
+            yield f"{shown(one)} is no Feature; there are {known}"
+    if not isinstance(backend, StoreBackend):
+        return
+    if not isinstance(backend.durability, Durability):
+        yield f"its durability is {shown(backend.durability)}, expected Durability.D0 to Durability.D3"
+    elif backend.durability > Durability.D0 and Feature.PERSISTENT not in features:
+        yield f"its durability is {backend.durability.name} without Feature.PERSISTENT; declare both, or D0"
+
+
+def _of_open(word: str, backend: Backend) -> Iterator[str]:
+    opens: Any = backend.open
+    if not callable(opens):
+        yield f"its open is {shown(opens)}, expected a function that returns an async context manager"
+        return
+    if inspect.iscoroutinefunction(opens) or inspect.isasyncgenfunction(opens):
+        kind = "coroutine function" if inspect.iscoroutinefunction(opens) else "async generator function"
+        yield (
+            f"its open is a {kind}, which gives no async context manager; put @asynccontextmanager of contextlib "
+            f"before it, and yield the {word}"
+        )
+    positions, names = OPEN_ARGUMENTS[word]
+    try:
+        inspect.signature(opens).bind(*positions, **dict.fromkeys(names))
+    except TypeError as error:
+        wanted = ", ".join([*positions, *(["*"] if names else []), *names])
+        yield f"its open cannot be called as open({wanted}): {error}; core calls it so"
+    except ValueError:
+        pass  # written in C: its signature is not told
+
+
+def _of_calls(word: str, backend: Backend) -> Iterator[str]:
+    is_async = isinstance(backend, StoreBackend)
+    for field in attrs.fields(type(backend)):
+        call: Any = getattr(backend, field.name)
+        if field.default is not None or call is None:
+            continue  # what a backend need not give is a call, and None without
+        if not callable(call):
+            yield f"its {field.name} is {shown(call)}, expected a function"
+        elif inspect.iscoroutinefunction(call) is not is_async:
+            what, mend = ("no", "add") if is_async else ("a", "drop")
+            yield f"its {field.name} is {what} coroutine function; {mend} async"
+
+
+def _of_options(word: str, backend: Backend) -> Iterator[str]:
+    cls: Any = backend.options
+    if not isinstance(cls, type) or not attrs.has(cls):
+        kind = name_of(cls) if isinstance(cls, type) else f"{name_of(type(cls))}, and no class"
+        yield f"its options are no attrs class ({kind}); put @attrs.frozen(kw_only=True) before the class"
+        return
+    try:
+        attrs.resolve_types(cls)
+    except Exception as error:
+        yield f"the types of its options cannot be told ({describe(error)}); import what they name, at the top"
+        return
+    for field in attrs.fields(cls):
+        if field.init:
+            yield from (f'its option "{field.alias or field.name}" {mistake}' for mistake in _of_option(field))
+
+
+def _of_option(field: attrs.Attribute[Any]) -> Iterator[str]:
+    name = field.alias or field.name
+    if (wanted := CORE_OPTIONS.get(name)) and field.type is not wanted:
+        yield f"is set by core, as {wanted.__name__}; its type is {_name(field.type)}"
+    if field.type is None or not _is_setting(field.type):
+        yield (
+            f"has the type {_name(field.type)}, which no configuration file can give; use bool, int, float, str, Path, "
+            "Literal, an Enum, a list or a table of such, or an attrs class"
+        )
+        return
+    if not field.metadata.get("help"):
+        yield 'has no help; add metadata={"help": "what it is for"}'
+    if any(kind in (int, float) for kind in _kinds(field.type)) and not bounds_of(field):
+        yield "is a number without bounds; add validators.ge(...) and validators.le(...)"
+    if field.default is attrs.NOTHING:
+        return
+    try:
+        default = default_of(field)
+        json.dumps(plain(default))
+        if field.validator is not None and default is not None:
+            field.validator(_Instance(**{field.name: default}), field, default)
+    except AttributeError:  # a rule between several options: who sets them will be told
+        return
+    except Exception as error:
+        yield f"has a default that is not allowed ({text_of(error)}); give one that is"
+
+
+class _Instance:
+    """Stands for an instance that holds this one value."""
+
+    def __init__(self, **values: object) -> None:
+        self.__dict__ |= values
+
+
+def _name(type_: Any) -> str:
+    return "none" if type_ is None else name_of(type_) if isinstance(type_, type) else text_of(type_)
+
+
+def _kinds(type_: Any) -> Sequence[Any]:
+    return get_args(type_) if get_origin(type_) in (Union, UnionType) else (type_,)
+
+
+def _is_setting(type_: Any) -> bool:
+    """Return whether values of the type can come from a file of TOML."""
+    origin, args = get_origin(type_), get_args(type_)
+    if origin in (Union, UnionType):
+        return all(arg is NoneType or _is_setting(arg) for arg in args)
+    if origin is Literal:
+        return all(isinstance(arg, bool | int | str) for arg in args)
+    if origin in (list, tuple, Sequence):
+        return _is_setting(args[0]) and args[1:] in ((), (...,))
+    if origin in (dict, Mapping):
+        return args[0] is str and _is_setting(args[1])
+    return isinstance(type_, type) and (type_ in _PLAIN or attrs.has(type_) or issubclass(type_, Enum))
