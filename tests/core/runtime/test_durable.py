@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from converge import Agent, MemoryStore, Node, Task, TaskState
+from converge import Agent, MemoryStore, Node, Task, TaskState, open_store
 from converge.errors import (
     CalledOff,
     ChildFailed,
@@ -24,6 +24,8 @@ from converge.errors import (
     StepUncertain,
     WaitTimeout,
 )
+from converge.model.keys import READER
+from converge.runtime.attempts import putting_out
 from converge.testing.fixtures import wait_until
 
 RAN: Counter[str] = Counter()
@@ -394,3 +396,40 @@ async def test_an_ask_that_no_agent_can_answer_says_what_is_missing() -> None:
             await node.agent("a", pool="p").ask("x", timeout=0.1)
     with pytest.raises(NoHandler, match="AtOnce stands in for no virtual agent: it has no on_ask"):
         AtOnce().on_ask(None, "x")
+
+
+class Paused(Agent):
+    """Puts a piece out, and the next one as soon as its test lets it."""
+
+    def __init__(self) -> None:
+        self.has_begun, self.go_on = anyio.Event(), anyio.Event()
+
+    async def on_task(self, task: Task) -> None:
+        await task.emit("before")
+        self.has_begun.set()
+        await self.go_on.wait()
+        await task.emit("after")
+        await task.wait_for("never")
+
+
+async def test_a_reader_that_comes_while_a_task_puts_out_need_not_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(putting_out, "READERS_FRESH_SEC", 3_600.0)  # it has looked for readers before, and not since
+    async with open_store("memory:") as store, Node(store=store, poll_sec=60) as node:
+        (agent,) = await node.spawn(Paused, pool="p")
+        id_ = await node.tasks.submit(Task(pool_id="p"))
+        await agent.has_begun.wait()
+
+        async def has_reader() -> bool:
+            return (await store.count([READER()]))[0] == 1
+
+        async def let_go_on() -> None:
+            await wait_until(has_reader)
+            await anyio.wait_all_tasks_blocked()  # it has looked, and waits
+            agent.go_on.set()
+
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as group:
+                group.start_soon(let_go_on)
+                async for output in node.tasks.watch(id_):
+                    if output.data == "after":
+                        break

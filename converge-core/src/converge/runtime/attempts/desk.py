@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import anyio
 
-from converge.contracts.store import LIMITS, Entry, Key
+from converge.contracts.store import Entry, Key
 from converge.errors import NotRunning, StaleClaim
 from converge.foreign import Raised
 from converge.ids import id_text
@@ -16,7 +16,6 @@ from converge.machines.task import Found, Held
 from converge.model.task import DURABLE, Calling
 from converge.runtime.attempts.attempt import WENT_ON, Attempt, Parking
 from converge.runtime.attempts.threads import InThread
-from converge.services.durable.grouping import Ask, Rounds
 from converge.services.store.handle import StoreHandle
 
 
@@ -26,42 +25,19 @@ class Named(Protocol):
     id: str
 
 
-class Reads:
-    """Reads keys for all workers of a group: what is asked for while one call is under way goes out in the next."""
-
-    def __init__(self, handle: StoreHandle) -> None:
-        self.handle = handle
-        self._rounds = Rounds(self._read, LIMITS.keys)
-
-    async def read(self, key: Key) -> Entry | None:
-        """Return the key's entry.
-
-        Raises:
-            StoreError: As `Store.get`.
-        """
-        entry = await self._rounds.ask(key)
-        assert entry is None or isinstance(entry, Entry), "a round answers with entries"
-        return entry
-
-    async def _read(self, asks: Sequence[Ask[Key]]) -> None:
-        entries = await self.handle.store.get([ask.request for ask in asks])
-        for ask, entry in zip(asks, entries, strict=True):
-            ask.answer, ask.done = entry, True
-
-
 class Desk:
     """`current` is what the worker runs, `end_handler` ends it from the event loop."""
 
-    __slots__ = ("_agent", "_current", "_end_handler", "_is_threaded", "_reads", "opened")
+    __slots__ = ("_agent", "_current", "_end_handler", "_handle", "_is_threaded", "opened")
 
     def __init__(
         self,
-        reads: Reads,
+        handle: StoreHandle,
         agent: Named,
         current: Callable[[], Found | None],
         end_handler: Callable[[], None],
     ) -> None:
-        self._reads, self._agent, self._current, self._end_handler = reads, agent, current, end_handler
+        self._handle, self._agent, self._current, self._end_handler = handle, agent, current, end_handler
         self._is_threaded = False
         self.opened: Attempt | None = None
 
@@ -94,7 +70,7 @@ class Desk:
 
     def _open(self, found: Found) -> Attempt:
         if self.opened is None:
-            self.opened = Attempt(self._reads.handle, found, self._on_park)
+            self.opened = Attempt(self._handle, found, self._on_park)
         return self.opened
 
     def _on_park(self) -> None:
@@ -104,14 +80,14 @@ class Desk:
 
     async def read(self, key: Key) -> Entry | None:
         """See `Runs`."""
-        return await self._reads.read(key)
+        return await self._handle.reads.get(key)
 
     async def keep(self, task_id: str, token: int, also: tuple[Key, bytes, int]) -> None:
         """See `Runs`."""
         attempt = self._attempt_of(task_id, token)
         if attempt is None:
             raise StaleClaim(task_id, token=token)
-        await self._reads.handle.require_format(DURABLE)
+        await self._handle.require_format(DURABLE)
         attempt.also = also
 
     def call_off(self, found: Found, calling: Calling) -> None:

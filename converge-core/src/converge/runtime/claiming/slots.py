@@ -28,7 +28,7 @@ from converge.runtime.agents.claimed import claimed_task
 from converge.runtime.agents.context import TASK, begin
 from converge.runtime.agents.decide import Reported
 from converge.runtime.agents.supervision import Supervision
-from converge.runtime.attempts.desk import PARKED, Desk, Reads
+from converge.runtime.attempts.desk import PARKED, Desk
 from converge.runtime.claiming.virtual import handler_of
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.records import encode_result
@@ -62,9 +62,9 @@ class Slot:
 
     __slots__ = ("agent", "current", "desk", "handler", "is_gone", "is_owed", "parked", "scope", "started", "why")
 
-    def __init__(self, agent: Agent, reads: Reads) -> None:
+    def __init__(self, agent: Agent, handle: StoreHandle) -> None:
         self.agent = agent
-        self.desk = Desk(reads, agent, self._running, partial(self.cancel, Why.PARKED))
+        self.desk = Desk(handle, agent, self._running, partial(self.cancel, Why.PARKED))
         self.handler = handler_of(agent)
         self.is_gone = False
         self.is_owed = False  # taken away while its handler ran: the agent has one slot less until that has ended
@@ -110,7 +110,7 @@ class Slots:
         on_claimed: OnClaimed | None = None,
         supervision: Supervision | None = None,
     ) -> None:
-        self._reads, self._env, self._boundary, self._supervision = Reads(handle), handle.env, boundary, supervision
+        self._handle, self._env, self._boundary, self._supervision = handle, handle.env, boundary, supervision
         self._on_finished, self._on_pause, self._on_claimed = on_finished, on_pause, on_claimed
         self._unstarted: deque[Slot] = (
             deque()
@@ -125,7 +125,7 @@ class Slots:
 
     def add(self, agent: Agent, count: int | None = None) -> None:
         """Add slots of the agent: all that it may have, or so many."""
-        slots = [Slot(agent, self._reads) for _ in range(agent.concurrency if count is None else count)]
+        slots = [Slot(agent, self._handle) for _ in range(agent.concurrency if count is None else count)]
         self.slots += slots
         self._unstarted.extend(slots)
 

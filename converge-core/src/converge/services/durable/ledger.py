@@ -25,7 +25,6 @@ from converge.model.keys import KEPT, STATE, STEP
 from converge.model.task import DURABLE, State
 from converge.services.durable.limits import STEP_BYTES, STEPS, STEPS_BYTES
 from converge.services.store.handle import StoreHandle
-from converge.services.store.pages import Pages
 from converge.services.store.patience import attempts
 from converge.services.tasks.surroundings import Seen, adopted, look
 
@@ -77,15 +76,14 @@ class Ledger:
 
     async def _load(self) -> None:
         text = f"step of task {id_text(self.id)}"
-        async for page in Pages(self.handle.store, STEP(self.id, self.restarts)):
-            for entry in page:
-                self.steps[entry.key[3]] = decode(entry.value, Step, text)
-                self._bytes += len(entry.value)
+        for entry in await self.handle.reads.all(STEP(self.id, self.restarts)):
+            self.steps[entry.key[3]] = decode(entry.value, Step, text)
+            self._bytes += len(entry.value)
         self._is_loaded = True
 
     async def look(self, names: Sequence[str], *, counts: bool = False) -> Seen:
         """Read what has come for the task. See `waits.look`."""
-        return await look(self.handle.store, self.id, names, counts=counts)
+        return await look(self.handle.reads, self.id, names, counts=counts)
 
     def check_room(self) -> None:
         """Refuse a step for which there is no room.

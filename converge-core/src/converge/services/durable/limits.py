@@ -31,3 +31,6 @@ READER_SEC = 30.0
 
 READERS_FRESH_SEC = 0.5
 """How old what is known of a task's readers may be while it puts out: a new one looks by itself meanwhile."""
+
+NEW_READER_SEC = 0.05
+"""How often a new reader looks, until those that put out are sure to know it."""

@@ -17,7 +17,7 @@ from converge.machines.durable import Chunk
 from converge.machines.task import TERMINAL, TaskState, state_of
 from converge.model.keys import CHUNK, READER
 from converge.model.task import DURABLE
-from converge.services.durable.limits import READER_SEC
+from converge.services.durable.limits import NEW_READER_SEC, READER_SEC, READERS_FRESH_SEC
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages
 from converge.services.store.watching import watch_always
@@ -64,7 +64,7 @@ class Following:
         self._handle, self._id, self._poll_sec = handle, id_, poll_sec
         self._after = _rest_of(after) if after else None
         self._reader = handle.env.entropy(16)
-        self._until = float("-inf")
+        self._until = self._known_from = float("-inf")
         self._tokens: dict[str, int] = {}  # of each step, under which token it was seen last
         self._last: tuple[int, int] = (0, -1)  # token and number of the last piece
         self._state: TaskState | None = None
@@ -152,8 +152,10 @@ class Following:
         return Output(kind="state", data=str(new), cursor=_cursor(self._after))
 
     async def _wait(self) -> None:
-        """Wait until somebody tells of output, at most for a poll interval."""
+        """Wait until somebody wakes this reader, at most for a poll interval; whoever puts out may not know it yet."""
         await self._register()
+        is_known = self._handle.env.monotonic() >= self._known_from
+        sec = self._poll_sec if is_known else min(NEW_READER_SEC, self._poll_sec)
         woken = anyio.Event()
         looked = 0
 
@@ -164,7 +166,7 @@ class Following:
 
         async with anyio.create_task_group() as group:
             group.start_soon(watch_always, self._handle, [channel_of(self._reader)], PART, on_wake, self._poll_sec)
-            with anyio.move_on_after(self._poll_sec):
+            with anyio.move_on_after(sec):
                 await woken.wait()  # it is in force: what came before is read now
                 page = await Pages(self._handle.store, CHUNK(self._id), after=self._after, size=1).read()
                 if not page and looked < 2:
@@ -181,6 +183,8 @@ class Following:
         await (await self._handle.commits()).commit(
             [Batch((), [(READER(self._id, self._reader), str(until).encode())])]
         )
+        if self._until < monotonic:
+            self._known_from = self._handle.env.monotonic() + 2 * READERS_FRESH_SEC
         self._until = monotonic + READER_SEC
 
 

@@ -15,11 +15,11 @@ from converge.machines.durable import SIGNAL_KEYS, Parts, Signal, Signals, resum
 from converge.machines.task import is_terminal
 from converge.model.keys import ENDED, KEPT, LATER, SIGNAL, SIGNALS, STATE, TASK, TOLD
 from converge.model.task import DURABLE, Spec, State
-from converge.services.durable.grouping import Ask, Rounds
 from converge.services.durable.limits import SIGNALS_UNREAD
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import get_all, read_all
 from converge.services.store.patience import attempts
+from converge.services.store.reads import Ask, Rounds
 from converge.services.tasks.surroundings import lane_wakes, lanes_seen
 
 SIGNALLED_TOGETHER = 200
@@ -54,7 +54,7 @@ class SignalBox:
 
     def __init__(self, handle: StoreHandle) -> None:
         self._handle = handle
-        self._rounds = Rounds(self._round, SIGNALLED_TOGETHER)
+        self._rounds = Rounds(self._round, SIGNALLED_TOGETHER, is_whole=True)
 
     async def send(self, sent: Sent) -> bool:
         """Store the signal, and resume its task if that waits for it; return False if the task has ended.

@@ -20,6 +20,7 @@ from converge.services.store.formats import raise_format
 from converge.services.store.lease import Lease, LeaseSettings
 from converge.services.store.limits import LimitedStore
 from converge.services.store.outage import DEAF, HEARS, Outage
+from converge.services.store.reads import Reads
 
 POOL_FRESH_SEC = 1.0
 """How old a pool's record may be where a check of its revision would catch a change anyway."""
@@ -45,6 +46,7 @@ class StoreHandle:
         self.env = env
         self.lease_settings = lease_settings or LeaseSettings()
         self.store: Store = LimitedStore(store, self.lease_settings.call_sec)
+        self.reads = Reads(self.store)
         self.pools: dict[str, PoolSeen] = {}
         self.newer_lanes: set[bytes] = set()
         """Lanes with tasks of a newer format: this process leaves them to others."""
@@ -66,7 +68,7 @@ class StoreHandle:
         anybody takes again: what they took would stay held as long as this process lives.
         """
         self.settling = anyio.Lock()
-        self._lock = anyio.Lock()
+        self._lock, self._raising = anyio.Lock(), anyio.Lock()
         self._format = FIRST  # the newest that is known to be recorded in the store
         self._offset = 0  # store time less monotonic time, microseconds
         self._offset_seen = float("-inf")
@@ -100,9 +102,12 @@ class StoreHandle:
         Raises:
             StoreError: It could not be recorded; nothing of the format may be written.
         """
-        if self._format < number:
-            await raise_format(self.store, number)
-            self._format = number
+        if self._format >= number:
+            return
+        async with self._raising:  # one caller records it for all
+            if self._format < number:
+                await raise_format(self.store, number)
+                self._format = number
 
     def _begin_anew(self) -> None:
         """Forget what was known of a store whose history an operator has accepted: what it holds under our lease need

@@ -83,7 +83,7 @@ class Finishes:
         while monotonic() - began < PATIENCE_SEC:
             try:
                 if isinstance(event, Parked) and round_:
-                    event = await decided(self._handle.store, found, event)
+                    event = await decided(self._handle.reads, found, event)
                 if await self._try(found, event):
                     return None
             except StaleClaim:

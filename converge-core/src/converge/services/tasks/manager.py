@@ -29,7 +29,7 @@ from converge.ids import check_name, id_bytes, id_text
 from converge.machines.events import Cancelled, Completed, Event, Failed, Released
 from converge.machines.match import Claimer
 from converge.machines.task import Found, Held, TaskState, is_terminal, step
-from converge.model.keys import TASK, TORN
+from converge.model.keys import STATE, TASK, TORN
 from converge.model.task import Spec, Task
 from converge.services.store.handle import StoreHandle
 from converge.services.store.limits import timed
@@ -42,7 +42,7 @@ from converge.services.tasks.records import encode_result, moment, to_task
 from converge.services.tasks.retry import retry_id, retry_of
 from converge.services.tasks.submitting.riding import Riding
 from converge.services.tasks.submitting.submit import Submits
-from converge.services.tasks.surroundings import Moved, find, look_around, read_task, wakes
+from converge.services.tasks.surroundings import Moved, find, look_around, read_from, read_task, wakes
 from converge.services.tasks.sweep import Sweep
 from converge.services.tasks.torn import end_torn, read_torn
 from converge.services.tasks.wait import Results
@@ -309,7 +309,7 @@ class TaskManager:
         id_ = id_bytes("task id", task_id)
         with anyio.move_on_after(timeout) as scope:
             await self._results.wait(id_)
-        spec, state = await read_task(self._store, id_)
+        spec, state = read_from(id_, await self._handle.reads.few(TASK(id_), STATE(id_)))
         if is_terminal(state):
             return to_task(id_, spec, state, None)
         assert scope.cancelled_caught or timeout is not None, "a wait without a timeout ends with a terminal task"

@@ -43,6 +43,7 @@ from converge.model.task import Spec, State, placed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import get_all, parts, read_all
 from converge.services.store.patience import attempts
+from converge.services.store.reads import Reads
 
 log = logging.getLogger("converge.torn")
 
@@ -352,8 +353,17 @@ async def read_task(store: Store, id_: bytes) -> tuple[Spec, State | None]:
     Raises:
         NoSuchTask: There is none.
     """
+    return read_from(id_, await store.get([TASK(id_), STATE(id_)]))
+
+
+def read_from(id_: bytes, entries: Sequence[Entry | None]) -> tuple[Spec, State | None]:
+    """Read a task from the entries of its two records.
+
+    Raises:
+        NoSuchTask: There is none.
+    """
     text = id_text(id_)
-    raw_spec, raw_state = await store.get([TASK(id_), STATE(id_)])
+    raw_spec, raw_state = entries
     if raw_spec is None:
         raise NoSuchTask(text)
     return decode(raw_spec.value, Spec, text), None if raw_state is None else decode(raw_state.value, State, text)
@@ -394,30 +404,30 @@ class Seen(NamedTuple):
     ended: int
 
 
-async def look(store: Store, id_: bytes, names: Sequence[str], *, counts: bool) -> Seen:
+async def look(reads: Reads, id_: bytes, names: Sequence[str], *, counts: bool) -> Seen:
     """Read what has come for the task. The record of its signals is read first: what comes later has changed it.
 
     Raises:
         TornRecord, SchemaTooNew: It cannot be read.
         StoreError: As `Store.get`.
     """
-    (entry,) = await store.get([SIGNALS(id_)])
+    entry = await reads.get(SIGNALS(id_))
     text = f"signals of task {id_text(id_)}"
     signals = Signals() if entry is None else decode(entry.value, Signals, text)
     match = None
     if names and signals.next > signals.got:
-        found = [(one.key[2], decode(one.value, Signal, text)) for one in await read_all(store, SIGNAL(id_))]
+        found = [(one.key[2], decode(one.value, Signal, text)) for one in await reads.all(SIGNAL(id_))]
         match = matching(found, names)
-    ended = (await store.count([ENDED(id_)]))[0] if counts else 0
+    ended = (await reads.store.count([ENDED(id_)]))[0] if counts else 0
     return Seen(0 if entry is None else entry.revision, signals, match, ended)
 
 
-async def decided(store: Store, found: Found, event: Parked) -> Parked | Resumed:
+async def decided(reads: Reads, found: Found, event: Parked) -> Parked | Resumed:
     """Return how an attempt ends whose task was signalled while it was being parked: what came may be what it waits
     for.
     """
     wait = event.wait
-    seen = await look(store, found.id, wait.names, counts=wait.need > 0)
+    seen = await look(reads, found.id, wait.names, counts=wait.need > 0)
     if seen.match is not None or 0 < wait.need <= seen.ended:
         return Resumed(event.puts)
     return event._replace(revision=seen.revision, signals=encode(seen.signals))

@@ -72,7 +72,7 @@ class Results:
                 self._hand_over()  # this one may have been told to lead, and leaves before it did
 
     async def _is_over(self, id_: bytes) -> bool:
-        spec, state = await self._handle.store.get([TASK(id_), STATE(id_)])
+        spec, state = await self._handle.reads.few(TASK(id_), STATE(id_))
         if spec is None:
             raise NoSuchTask(id_text(id_))
         decode(spec.value, Spec, id_text(id_))  # of a task that cannot be read there is nothing to wait for
