@@ -24,17 +24,20 @@ LEASE_SEC = 2.0
 
 @pytest.mark.parametrize("agents", [1, 10])
 async def test_f4_no_task_is_claimed_by_two_processes(fleet: Fleet, tasks: TaskManager, agents: int) -> None:
-    """Four processes, 2,000 tasks that are there before the first claim, batches of 1 and of 10."""
-    ids = await tasks.submit_many([Task(pool_id=fleet.pool) for _ in range(2_000 if agents > 1 else 400)])
+    """Four processes, 2,000 tasks that are there before the first claim, batches of 1 and of 10. No task ends before
+    each process has begun some.
+    """
+    gate = fleet.folder / "gate"
+    wanted = [Task(pool_id=fleet.pool, inputs={"gate": str(gate)}) for _ in range(2_000 if agents > 1 else 400)]
+    ids = await tasks.submit_many(wanted)
     for _ in range(4):
         fleet.start(agents=agents, lease_sec=10.0)
+    await wait_until(lambda: len(pids(fleet)) == 4, timeout=60, what="each process has begun a task")
+    gate.touch()
     await all_terminal(tasks, ids, timeout=120)
     starts = fleet.starts()
     assert sorted(starts) == sorted(ids)
     assert Counter(len(lines) for lines in starts.values()) == {1: len(ids)}
-    assert len({line["pid"] for lines in starts.values() for line in lines}) > 1, (
-        "one process did all, so the test shows nothing"
-    )
 
 
 @pytest.mark.parametrize(
@@ -90,6 +93,11 @@ async def test_kill_9_at_any_moment_loses_nothing_and_completes_nothing_twice(
     taken_back = {task.id for task in ended if any(line.what == "lease ended" for line in task.history)}
     assert repeated & set(acknowledged) <= taken_back, "a task ran again though nobody had died with it"
     assert repeated, "no kill hit a process that held a claim, so the test shows nothing"
+
+
+def pids(fleet: Fleet) -> set[int]:
+    """Return which processes have begun tasks."""
+    return {line["pid"] for lines in fleet.starts().values() for line in lines}
 
 
 def start_submitter(fleet: Fleet) -> subprocess.Popen[bytes]:

@@ -37,6 +37,8 @@ class Worker(Agent):
 
 
 async def _do(inputs: Mapping[str, Any]) -> None:
+    while "gate" in inputs and not os.path.exists(inputs["gate"]):  # noqa: ASYNC110, ASYNC240 - no event comes here
+        await anyio.sleep(0.02)
     if "sleep" in inputs:
         await anyio.sleep(inputs["sleep"])
     if "block" in inputs:

@@ -38,6 +38,8 @@ class Talker(Agent):
 
     async def on_task(self, task: Task) -> dict[str, int]:
         note(what="start", task=task.id, attempt=task.attempts)
+        while "gate" in task.inputs and not os.path.exists(task.inputs["gate"]):  # noqa: ASYNC110, ASYNC240 - no event comes here
+            await anyio.sleep(0.02)
         await anyio.sleep(LONG_SEC if task.inputs.get("long") else 0.005)
         return {"pid": os.getpid()}
 

@@ -68,8 +68,16 @@ async def submit_from_a_handle(store: Store, submitters: range) -> None:
             group.start_soon(submit_some, TaskManager(own), who)
 
 
+BACKLOG = 50
+"""Ordered tasks that wait, at most: on a store without a server they are submitted faster than they end."""
+
+
 class Quick(Agent):
+    room: anyio.Semaphore
+
     async def on_task(self, task: Task) -> int:
+        if task.type == "ordered":
+            self.room.release()
         return 1
 
 
@@ -78,17 +86,18 @@ async def test_a_stream_of_submits_to_one_key_starves_no_finish_of_the_feed(plac
     url, plugins, network = place
     async with open_store(url, plugins=plugins, network=network) as store, store.reopen() as own:
         await PoolManager(store).create_pool(Pool(id="q"))
-        tasks, is_over = TaskManager(store), anyio.Event()
+        tasks, is_over, room = TaskManager(store), anyio.Event(), anyio.Semaphore(BACKLOG)
 
         async def submitter() -> None:
             async with store.reopen() as mine:
                 while not is_over.is_set():
+                    await room.acquire()
                     await TaskManager(mine).submit(Task(pool_id="q", ordering_key="k", type="ordered"))
 
         async with Node(store=own, poll_sec=0.2, grace_sec=5.0) as node, anyio.create_task_group() as group:
             for _ in range(2):
                 group.start_soon(submitter)
-            await node.spawn(Quick, count=4, pool="q")
+            await node.spawn(type("Mine", (Quick,), {"room": room}), count=4, pool="q")
             with anyio.fail_after(60):
                 for _ in range(20):  # each ends though ordered ones end and are submitted beside it
                     await tasks.result(await tasks.submit(Task(pool_id="q", type="plain")), timeout=20)

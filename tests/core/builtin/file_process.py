@@ -71,15 +71,15 @@ async def watch(store: Store, _: int) -> None:
 
 
 async def orphan(store: Store, _: int) -> None:
-    """Hold the lock of a write, watch, and leave a child: say its number, and wait to be killed."""
+    """Hold the lock of a write, watch, and leave a child, which says its number; wait to be killed."""
     written = Database._transact
 
     def held(self: Database, *call: Any) -> Any:
         turned = written(self, *call)
-        if (child := os.fork()) == 0:
+        if os.fork() == 0:
+            say(os.getpid())  # itself: it has laid down by now what it inherited
             time.sleep(60)
             os._exit(0)
-        say(child)
         time.sleep(60)
         return turned
 

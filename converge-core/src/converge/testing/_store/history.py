@@ -18,7 +18,7 @@ from converge.model.keys import DEDUP, HELD, LEASE, POOL, READY, STATE, TASK, Fa
 from converge.testing._store.base import Opening, StoreCase
 from converge.testing._store.model import StoreModel, When
 from converge.testing._store.world import HANDLES, World
-from converge.testing.clauses import ClauseBroken, expect_equal
+from converge.testing.clauses import expect_equal
 
 STEPS = 25
 MOST_REOPENS, MOST_RESTARTS = 2, 1
@@ -306,15 +306,14 @@ class StoreHistory(RuleBasedStateMachine):
         """
         error = sys.exception()
         if error is not None:
-            if isinstance(error, ClauseBroken) and self.world.broken is None:
-                self.world.broken = error
+            self.world.note(error)
             return
         self._read_all(HANDLES - 1, "S-14")
 
 
 @contextmanager
 def first_failure_of(world: World) -> Iterator[None]:
-    """Let a broken clause come out by its name, also where Hypothesis could not see it again: a race happens once."""
+    """Let what failed come out by its name, also where Hypothesis could not see it again: a race happens once."""
     try:
         yield
     except Flaky as error:

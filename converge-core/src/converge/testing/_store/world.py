@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+from hypothesis.errors import HypothesisException
 
 from converge.contracts.store import Store
 from converge.testing._store.base import Opening
-from converge.testing.clauses import ClauseBroken
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ class World:
     def __init__(self, opening: Opening, loop: str) -> None:
         self.opening, self.loop = opening, loop
         self.salt = 0
-        self.broken: ClauseBroken | None = None
+        self.broken: Exception | None = None
         """What failed first, in any history."""
         self.stack = ExitStack()
         self.portals: list[BlockingPortal] = []
@@ -50,6 +50,11 @@ class World:
         """Return a number that no other history on this store has: it is part of each of its keys."""
         self.salt += 1
         return self.salt
+
+    def note(self, error: BaseException | None) -> None:
+        """Keep what ended a history: Hypothesis plays it again, and says only that it then went on otherwise."""
+        if self.broken is None and isinstance(error, Exception) and not isinstance(error, HypothesisException):
+            self.broken = error
 
     def call(self, handle: int, work: Callable[[Store], Awaitable[T]]) -> T:
         """Await a call of one handle, in its thread."""
