@@ -1,12 +1,14 @@
-"""The TCP transport keeps every clause of the contract."""
+"""The TCP transport keeps every clause of the contract, with TLS and without."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-from converge.testing import StreamTransportContract
+from converge.testing import StreamTransportContract, TransportContract
+from converge.testing.certificates import Authority
 from converge_transport_tcp import TcpOptions
 from converge_transport_tcp.plugin import TCP
 
@@ -26,3 +28,23 @@ class TestTcp(StreamTransportContract):
     @pytest.fixture
     def options(self) -> TcpOptions:
         return TcpOptions(frame_sec=1.5)
+
+
+class TestTls(TransportContract):
+    backend = TCP
+
+    @pytest.fixture
+    def options(self, tmp_path: Path) -> TcpOptions:
+        return TcpOptions(**Authority(tmp_path, "house").issue("node"), frame_sec=1.5)
+
+    @pytest.fixture
+    def address(self) -> str:
+        return "tls://127.0.0.1:0"
+
+    @pytest.fixture
+    def foreign_address(self) -> str:
+        return "tls://192.0.2.1:1"
+
+    @pytest.fixture
+    def unknown_address(self) -> str:
+        return "tls://nobody.invalid:1"

@@ -1,12 +1,14 @@
-"""The WebSocket transport keeps every clause of the contract."""
+"""The WebSocket transport keeps every clause of the contract, with TLS and without."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-from converge.testing import StreamTransportContract
+from converge.testing import StreamTransportContract, TransportContract
+from converge.testing.certificates import Authority
 from converge_transport_ws import WsOptions
 from converge_transport_ws.plugin import WS
 
@@ -35,3 +37,23 @@ class TestWs(StreamTransportContract):
     @pytest.fixture
     def options(self) -> WsOptions:
         return WsOptions(connect_sec=1.0, ping_sec=0.5)
+
+
+class TestWss(TransportContract):
+    backend = WS
+
+    @pytest.fixture
+    def options(self, tmp_path: Path) -> WsOptions:
+        return WsOptions(**Authority(tmp_path, "house").issue("node"), connect_sec=1.0, ping_sec=0.5)
+
+    @pytest.fixture
+    def address(self) -> str:
+        return "wss://127.0.0.1:0"
+
+    @pytest.fixture
+    def foreign_address(self) -> str:
+        return "wss://192.0.2.1:1"
+
+    @pytest.fixture
+    def unknown_address(self) -> str:
+        return "wss://nobody.invalid:1"

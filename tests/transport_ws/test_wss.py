@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,14 +10,11 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from converge import Agent, Message, Node
 from converge.contracts.transport import NO_TLS, Channel
 from converge.errors import ChannelError, ConfigError, ConnectFailed, ListenFailed
+from converge.testing.certificates import Authority
 from converge_transport_ws import WsOptions, WsTransport
 
 WHERE = "wss://127.0.0.1:0/c"
@@ -29,46 +24,6 @@ WHERE = "wss://127.0.0.1:0/c"
 def anyio_backend() -> str:
     """The library runs on asyncio only."""
     return "asyncio"
-
-
-class Authority:
-    """An authority that signs certificates for this host."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name, self.key = folder, name, ec.generate_private_key(ec.SECP256R1())
-        self.ca = str(folder / f"{name}-ca.pem")
-        self.certificate = self._sign(name, self.key.public_key(), is_authority=True)
-        Path(self.ca).write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
-
-    def issue(self, name: str) -> dict[str, Any]:
-        """Write a certificate and its key; return them as options."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate, file = self._sign(name, key.public_key(), is_authority=False), self.folder / f"{name}.pem"
-        file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        (self.folder / f"{name}-key.pem").write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        return {"certificate": str(file), "key": str(self.folder / f"{name}-key.pem"), "ca": self.ca}
-
-    def _sign(self, name: str, key: ec.EllipticCurvePublicKey, *, is_authority: bool) -> x509.Certificate:
-        now, subject = datetime.datetime.now(datetime.UTC), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        hosts = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject if is_authority else self.certificate.subject)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
-            .sign(self.key, hashes.SHA256())
-        )
 
 
 @pytest.fixture

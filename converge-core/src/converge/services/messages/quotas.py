@@ -21,13 +21,25 @@ SIGNATURE = 8
 HEAVY_BYTES = 4_096
 """What weighs one more: bytes to decode."""
 
-STRANGERS_PER_SEC, STRANGER_PER_SEC = 10_000.0, 4_000.0
-"""Work a second for all peers of which nothing is listed, and for each key and each address among them: a fifth of an
+VALUES = 32
+"""What weighs one more of a long item: values to make of it, told by its commas. A megabyte of empty lists takes two
+hundred times as long as one of text.
+"""
+
+PENALTY_SEC = 10.0
+"""How long a single item may keep a stranger waiting."""
+
+STRANGERS_PER_SEC, STRANGER_PER_SEC = 5_000.0, 2_000.0
+"""Work a second for all peers of which nothing is listed, and for each key and each address among them: a tenth of an
 event loop.
 """
 
-REST_SEC = 0.02
-"""How long a peer waits that has used up its share."""
+BURST_SEC = 0.25
+"""For how long a share is saved up by who does not use it."""
+
+REST_SEC = SLICE / STRANGER_PER_SEC
+"""How long a peer waits at least that has used up its share: then it may go on for about as long as others wait for it.
+"""
 
 REMEMBERED = 1_024
 """Keys and addresses of strangers that are remembered."""
@@ -39,10 +51,20 @@ LIGHT = frozenset((MESSAGE, RECEIPT))
 """Kinds of which a short item weighs 1."""
 
 
+ANSWER_BYTES = 1_024
+"""What weighs one more of an answer: bytes to gather or to encode, and to encrypt."""
+
+
+def weight_of_answer(item: Item) -> int:
+    """Return what an answer costs that a peer has asked for, about."""
+    return len(item[1]) // ANSWER_BYTES
+
+
 def weight(item: Item) -> int:
     """Return what an item costs, about."""
     kind, body = item
-    return 1 + len(body) // HEAVY_BYTES + (SIGNATURE if kind in (SIGNED, SHOWN) else 0)
+    most = 1 + len(body) // HEAVY_BYTES + (SIGNATURE if kind in (SIGNED, SHOWN) else 0)
+    return most if len(body) < HEAVY_BYTES else most + body.count(b",") // VALUES
 
 
 class Quotas:
@@ -58,10 +80,15 @@ class Quotas:
         self._shares: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left, as of when
 
     async def spend(self, link: Link, work: int) -> None:
-        """Let others run after so much work of a peer; a stranger waits until it has a share again."""
+        """Let others run after so much work of a peer; a stranger waits until it has a share again.
+
+        A single item that took long weighs more, by its square: nobody could run meanwhile, and it is the length of
+        such a block that others feel, times how often there is one.
+        """
         await checkpoint()
         if not self._is_stranger(link.peer):
             return
+        work = max(work, min(work * work // (2 * SLICE), int(STRANGER_PER_SEC * PENALTY_SEC)))
         names = (ALL, link.peer.hex(), link.address.rpartition(":")[0])
         for name in names:
             self._take(name, work)
@@ -73,8 +100,8 @@ class Quotas:
 
     def _take(self, name: str, work: int) -> float:
         rate, now = STRANGERS_PER_SEC if name == ALL else STRANGER_PER_SEC, self._monotonic()
-        left, at = self._shares.pop(name, (rate, now))
-        left = min(rate, left + (now - at) * rate) - work
+        left, at = self._shares.pop(name, (rate * BURST_SEC, now))
+        left = min(rate * BURST_SEC, left + (now - at) * rate) - work
         self._shares[name] = left, now
         if len(self._shares) > REMEMBERED:
             self._shares.popitem(last=False)

@@ -14,6 +14,7 @@ from converge.errors import ConvergeError, MessageTooLarge
 from converge.machines.records import RECEIPT, Item
 from converge.model.envelope import DROPPED, HANDLED, RAISED, MessageHeader, ReceiptHeader, pack
 from converge.services.messages.inboxes import STOPPING
+from converge.services.messages.quotas import weight_of_answer
 from converge.services.messages.routes import Routes
 from converge.services.messages.under_way import Link
 
@@ -68,6 +69,7 @@ class Answers:
         except MessageTooLarge as error:  # so that the one who asks is told, and does not wait for its deadline
             item = RECEIPT, pack(ReceiptHeader(receipt.id, RAISED, f"MessageTooLarge: {error}"))
         self._keep(owed.link.peer, (owed.sender, receipt.id), item)
+        owed.link.work += weight_of_answer(item)
         link = owed.link if not owed.link.is_closed else self._routes.open(owed.link.peer)
         if link is not None:
             self._send(link, receipt.id, item)

@@ -31,7 +31,7 @@ from converge.model.envelope import (
 from converge.net.throttle import Throttle
 from converge.services.messages.descriptors import DESCRIPTORS, Asking
 from converge.services.messages.inboxes import STOPPING, Inboxes
-from converge.services.messages.quotas import HEAVY_BYTES, LIGHT, SLICE, Quotas, weight
+from converge.services.messages.quotas import HEAVY_BYTES, LIGHT, SLICE, Quotas, weight, weight_of_answer
 from converge.services.messages.receipts import Answers
 from converge.services.messages.routes import Routes
 from converge.services.messages.under_way import Link
@@ -158,7 +158,11 @@ class Received:
         else:
             header, payload = unpack(body, MessageHeader)
             if header.wants == DESCRIPTORS:
-                return self._asking.on_message(link, header, payload) if self._asking is not None else None
+                if self._asking is None:
+                    return None
+                told = self._asking.on_message(link, header, payload)
+                link.work += weight_of_answer(told)
+                return told
         status, text = self._absence(header)
         if not status and (is_signed or header.sender not in heard):
             status, text = self._refusal(link, header, is_signed=is_signed)
@@ -278,6 +282,7 @@ class Received:
             if count is None:  # so long ago that it is forgotten
                 return known
         await count.done.wait()
+        link.work += count.taken + count.refused
         return ReceiptHeader(header.id, ACCEPTED, taken=count.taken, refused=count.refused)
 
     async def _fan_out(self, header: MessageHeader, payload: bytes, count: _Count) -> None:
