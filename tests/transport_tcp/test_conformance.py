@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 
 from converge.testing import StreamTransportContract, TransportContract
-from converge.testing.certificates import Authority
+from converge.testing._transport.certificates import Authority
 from converge_transport_tcp import TcpOptions
 from converge_transport_tcp.plugin import TCP
 

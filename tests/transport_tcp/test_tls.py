@@ -13,7 +13,7 @@ import pytest
 from converge import Agent, Message, Node
 from converge.contracts.transport import NO_TLS, Channel
 from converge.errors import ChannelError, ConfigError, ConnectFailed, ListenFailed
-from converge.testing.certificates import Authority
+from converge.testing._transport.certificates import Authority
 from converge_transport_tcp import TcpOptions, TcpTransport
 
 WHERE = "tls://127.0.0.1:0"

@@ -14,7 +14,7 @@ import pytest
 from converge import Agent, Message, Node
 from converge.contracts.transport import NO_TLS, Channel
 from converge.errors import ChannelError, ConfigError, ConnectFailed, ListenFailed
-from converge.testing.certificates import Authority
+from converge.testing._transport.certificates import Authority
 from converge_transport_ws import WsOptions, WsTransport
 
 WHERE = "wss://127.0.0.1:0/c"
