@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from converge.testing._check.bench import Bench
     from converge.testing._transport.streams import StreamTransportContract
     from converge.testing.checked import CheckedStore
     from converge.testing.discovery import DiscoveryContract
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from converge.testing.transport import TransportContract
 
 __all__ = [
+    "Bench",
     "CheckedStore",
     "DiscoveryContract",
     "FaultPlan",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Bench": "converge.testing._check.bench",
     "CheckedStore": "converge.testing.checked",
     "DiscoveryContract": "converge.testing.discovery",
     "FaultPlan": "converge.testing.faults",

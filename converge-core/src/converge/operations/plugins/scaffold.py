@@ -67,7 +67,7 @@ TEMPLATES: Mapping[str, Template] = {
     "hooks": Template(
         kind="hooks",
         about="Acme for Converge: a decision that agents can take, and a guard of what they send.",
-        layers=("common", "plain", "hooks"),
+        layers=("common", "hooks"),
     ),
 }
 

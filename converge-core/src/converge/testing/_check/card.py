@@ -22,7 +22,7 @@ from converge.env import this_process
 from converge.plugins.declaration import Backend
 from converge.plugins.declared import KINDS
 from converge.plugins.loaded import Loaded
-from converge.testing._check.given import CURRENT, Given
+from converge.testing._check.given import CURRENT, bench_of
 from converge.testing.clauses import CLAUSES, cited, in_short
 from converge.testing.running import GUEST, said_of
 
@@ -115,13 +115,14 @@ def check(plugin: Loaded, backend: Backend, url: str, *, is_quick: bool, on_test
     kind = next(kind.word for kind in KINDS if isinstance(backend, kind.type))
     filler, output, began = _Filler(on_test), io.StringIO(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="converge-check-") as folder:
-        CURRENT.append(Given(backend, url, Path(folder)))
+        bench = bench_of(plugin.name, backend, url, Path(folder))
+        CURRENT.append(bench)
         try:
             module = importlib.reload(importlib.import_module(f"converge.testing._check.{_MODULES[kind]}"))
             place = Path(inspect.getfile(module)).resolve()
             flags = ["--rootdir", str(place.parent), "--confcutdir", str(place.parent), "--basetemp", f"{folder}/tests"]
             flags += ["-o", "python_classes=Test*", *(["--quick"] if is_quick else [])]
-            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            with bench.running(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
                 pytest.main([*GUEST, *IMPORTED, *flags, str(place)], plugins=[filler])
         finally:
             CURRENT.pop()
@@ -150,7 +151,7 @@ def check(plugin: Loaded, backend: Backend, url: str, *, is_quick: bool, on_test
         features=tuple(sorted(feature.value for feature in backend.features)),
         durability=backend.durability.name if isinstance(backend, StoreBackend) else "",
         turn=_turn_of(backend),
-        url=url,
+        url=bench.given,
         release=this_process().release,
         python=sys.version.partition(" ")[0],
         at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -8,6 +8,7 @@ import pytest
 
 from converge.contracts.discovery import DiscoveryBackend
 from converge.testing._check.given import current
+from converge.testing._discovery.base import Process
 from converge.testing.discovery import DiscoveryContract
 
 
@@ -20,3 +21,11 @@ class TestDiscovery(DiscoveryContract):
     def options(self) -> Any:
         """Return options that name a network of this test's own."""
         return current().options()
+
+    async def die(self, process: Process) -> None:
+        """Let a process have died, by the means of its author."""
+        die = current().die
+        if die is None:
+            await super().die(process)
+        else:
+            die(process)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import pytest
 
 from converge.contracts.store import StoreBackend
 from converge.testing._check.given import current
+from converge.testing._store.base import Cut
 from converge.testing.fixtures import is_quick
 from converge.testing.store import StoreContract
 from converge.testing.task import TaskContract
@@ -24,7 +26,7 @@ class _Checked:
     @pytest.fixture
     def url(self) -> str:
         """Return a place of this test's own."""
-        return current().place()
+        return current().url()
 
     @pytest.fixture
     def options(self) -> Any:
@@ -32,11 +34,18 @@ class _Checked:
         return current().options()
 
 
-class TestStore(_Checked, StoreContract):
+class _Cut:
+    @pytest.fixture
+    def cut(self) -> Callable[[Cut], None] | None:
+        """Return what breaks a connection, if anything does."""
+        return current().cut
+
+
+class TestStore(_Cut, _Checked, StoreContract):
     """The store with what it has of its own."""
 
 
-class TestStoreInherited(_Checked, StoreContract):
+class TestStoreInherited(_Cut, _Checked, StoreContract):
     """The store with the `turn`, `count` and `watch` that every store inherits."""
 
     inherited_turn = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 
@@ -18,5 +18,20 @@ class TestTransport(TransportContract):
 
     @pytest.fixture
     def address(self) -> str:
-        """Return where to listen: what was given, or a free port of the loopback address."""
-        return current().url or f"{self.backend.schemes[0]}://127.0.0.1:0"
+        """Return where to listen."""
+        return current().address()
+
+    @pytest.fixture
+    def foreign_address(self) -> str:
+        """Return where nobody here can listen."""
+        return current().foreign_address()
+
+    @pytest.fixture
+    def unknown_address(self) -> str:
+        """Return what cannot be found."""
+        return current().unknown_address()
+
+    @pytest.fixture
+    def options(self) -> Any:
+        """Return options of this test's own."""
+        return current().options()
