@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,6 +33,7 @@ class TestTcp(StreamTransportContract):
 
 class TestTls(TransportContract):
     backend = TCP
+    loops = ("asyncio", "trio") if os.environ.get("FULL_TESTS") == "1" else ("asyncio",)
 
     @pytest.fixture
     def options(self, tmp_path: Path) -> TcpOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -41,6 +42,7 @@ class TestWs(StreamTransportContract):
 
 class TestWss(TransportContract):
     backend = WS
+    loops = ("asyncio", "trio") if os.environ.get("FULL_TESTS") == "1" else ("asyncio",)
 
     @pytest.fixture
     def options(self, tmp_path: Path) -> WsOptions:

@@ -67,6 +67,9 @@ class TlsFiles:
     def _make(self, *, is_server: bool) -> ssl.SSLContext:
         if is_server:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            # Tickets to resume a session are bytes that a peer may never read, and a socket that is closed with
+            # something unread is reset: what it had sent before would be lost.
+            context.num_tickets = 0
             if self._is_mutual:
                 context.load_verify_locations(self._ca)
                 context.verify_mode = ssl.CERT_REQUIRED

@@ -92,6 +92,8 @@ async def connected(transport: Transport, listener: Listener, address: str) -> t
     async with anyio.create_task_group() as group:
         group.start_soon(connect)
         far = await listener.accept()
+        # One with TLS of its own ends its handshake with its first receive, and only then is the other side connected.
+        await getattr(far, "shake", anyio.lowlevel.checkpoint)()
     return near[0], far
 
 
