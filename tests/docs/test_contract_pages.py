@@ -13,6 +13,8 @@ from converge.contracts.store import LIMITS, Feature
 from converge.testing import DiscoveryContract, StoreContract, StreamTransportContract, TaskContract
 from converge.testing.clauses import CLAUSES
 
+# Each links to its tests, by an anchor of its own name.
+CLAUSE = re.compile(r"^- \*\*\[(\w-\d+)\]\(clause-tests\.md#(?:[a-z]-\d+)\)\*\* (.+(?:\n  .+)*)", re.MULTILINE)
 PAGES = Path(__file__).parents[2] / "docs/reference"
 KITS = {
     "S": ("store-contract.md", StoreContract),
@@ -25,11 +27,14 @@ KITS = {
 @pytest.mark.parametrize("letter", KITS)
 def test_the_page_has_exactly_the_clauses_of_the_code(letter: str) -> None:
     text = (PAGES / KITS[letter][0]).read_text()
-    on_page = {
-        name: " ".join(words.split())
-        for name, words in re.findall(r"^- \*\*(\w-\d+)\*\* (.+(?:\n  .+)*)", text, re.MULTILINE)
-    }
+    on_page = {name: " ".join(words.split()) for name, words in CLAUSE.findall(text)}
     assert on_page == {name: words for name, words in CLAUSES.items() if name.startswith(letter)}
+
+
+@pytest.mark.parametrize("letter", KITS)
+def test_each_clause_links_to_its_own_tests(letter: str) -> None:
+    links = re.findall(r"\[(\w-\d+)\]\(clause-tests\.md#(\w-\d+)\)", (PAGES / KITS[letter][0]).read_text())
+    assert links and [(name, anchor) for name, anchor in links if name.lower() != anchor] == []
 
 
 @pytest.mark.parametrize("letter", KITS)

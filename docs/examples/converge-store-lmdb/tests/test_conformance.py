@@ -1,4 +1,6 @@
-"""The LMDB store keeps every clause of the store contract, with several processes, and tasks on it keep theirs."""
+"""The LMDB store keeps every clause of the store contract, with several processes, and tasks on it keep theirs. For its
+length the kit runs with FULL_TESTS=1; `test_place.py` always does.
+"""
 
 import os
 from pathlib import Path
@@ -8,34 +10,28 @@ import pytest
 from converge.testing import StoreContract, TaskContract
 from converge_store_lmdb.plugin import LMDB
 
-IS_FULL = os.environ.get("FULL_TESTS") == "1"
-LOOPS = ("asyncio", "trio") if IS_FULL else ("asyncio",)
-EXAMPLES, ROUNDS = (25, 20) if IS_FULL else (3, 3)
+if os.environ.get("FULL_TESTS") == "1":
 
-
-class TestLmdbStore(StoreContract):
-    """With its own turn and count."""
-
-    backend = LMDB
-    loops = LOOPS
-    examples, rounds = EXAMPLES, ROUNDS
-
-    @pytest.fixture
-    def url(self, tmp_path: Path) -> str:
-        """Return a place that no other test uses."""
-        return f"lmdb:{tmp_path}/state"
-
-
-if IS_FULL:
-
-    class TestTasksOnLmdb(TaskContract):
-        """A task's life is core's: whoever keeps the clauses of a store keeps these."""
-
-        backend = LMDB
-        loops = LOOPS
-        examples, rounds = EXAMPLES, ROUNDS
+    class Placed:
+        """Where each test finds an empty store."""
 
         @pytest.fixture
         def url(self, tmp_path: Path) -> str:
             """Return a place that no other test uses."""
             return f"lmdb:{tmp_path}/state"
+
+    class TestLmdbStore(Placed, StoreContract):
+        """With its own turn and count."""
+
+        backend = LMDB
+
+    class TestLmdbStoreInherited(Placed, StoreContract):
+        """With the turn and count that every store inherits."""
+
+        backend = LMDB
+        inherited_turn = True
+
+    class TestTasksOnLmdb(Placed, TaskContract):
+        """A task's life is core's: whoever keeps the clauses of a store keeps these."""
+
+        backend = LMDB

@@ -1,0 +1,54 @@
+"""Pages of the documentation that are made from the code: `python tests/docs/made_pages.py` writes them again, and
+`test_made_pages.py` holds that they are as they would be made.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+
+from converge.testing import DiscoveryContract, StoreContract, StreamTransportContract, TaskContract
+from converge.testing.clauses import CLAUSES, cited
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+KITS = {
+    "S": ("Stores", "store-contract.md", StoreContract),
+    "T": ("A task's life", "task-contract.md", TaskContract),
+    "C": ("Transports", "transport-contract.md", StreamTransportContract),
+    "D": ("Discoveries", "discovery-contract.md", DiscoveryContract),
+}
+HEAD = """# The tests of each clause
+
+Which tests of the conformance kit try which clause. Their modules are below `converge.testing`; `pytest -k NAME` runs one
+on your backend, and a failure begins with the clause that is broken. This page is made from the kit.
+"""
+
+
+def clause_tests() -> str:
+    """Return the page that lists the tests of each clause."""
+    parts = [HEAD]
+    for letter, (title, page, kit) in KITS.items():
+        tests = [method for name, method in inspect.getmembers(kit, inspect.isfunction) if name.startswith("test_")]
+        parts.append(f"\n## {title}\n\nThe clauses are on [their page]({page}).\n")
+        for clause in [name for name in CLAUSES if name.startswith(letter)]:
+            # The tests whose own clause it is come first.
+            found = [one for one in tests if clause in cited(one)]
+            found.sort(key=lambda one: (cited(one)[0] != clause, one.__module__, one.__name__))
+            lines = [f"* `{one.__name__}` in `{one.__module__.removeprefix('converge.testing.')}`" for one in found]
+            parts.append(f"\n### {clause}\n\n" + "\n".join(lines) + "\n")
+    return "".join(parts)
+
+
+MADE = {"reference/clause-tests.md": clause_tests}
+
+
+def main() -> None:
+    """Write every page."""
+    for name, make in MADE.items():
+        (DOCS / name).write_text(make(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
