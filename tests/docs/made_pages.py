@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -21,8 +22,8 @@ KITS = {
 }
 HEAD = """# The tests of each clause
 
-Which tests of the conformance kit try which clause. Their modules are below `converge.testing`; `pytest -k NAME` runs one
-on your backend, and a failure begins with the clause that is broken. This page is made from the kit.
+Which tests of the conformance kit try which clause. Their modules are below `converge.testing`; `pytest -k NAME` runs
+one on your backend, and a failure begins with the clause that is broken. This page is made from the kit.
 """
 
 
@@ -41,7 +42,21 @@ def clause_tests() -> str:
     return "".join(parts)
 
 
-MADE = {"reference/clause-tests.md": clause_tests}
+def modules() -> str:
+    """Return the page of the public modules, which the site fills from their docstrings."""
+    names = re.findall(r"^\| (`converge[^|]*)\|", (DOCS / "reference/api.md").read_text(), re.MULTILINE)
+    public = [name for row in names for name in re.findall(r"`([\w.]+)`", row)]
+    public += ["converge_store_redis", "converge_store_sql", "converge_transport_tcp", "converge_transport_ws"]
+    title = "API reference"
+    parts = [f"{title}\n{'=' * len(title)}\n\nThe public modules, from their docstrings.\n"]
+    # What `converge` re-exports has its home there; a name that two modules show is described in the first.
+    for name in public:
+        again = "   :no-index:\n" if name == "converge" else ""
+        parts.append(f"\n{name}\n{'-' * len(name)}\n\n.. automodule:: {name}\n{again}")
+    return "".join(parts)
+
+
+MADE = {"reference/clause-tests.md": clause_tests, "reference/modules.rst": modules}
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ ROWS = (
         "env",
         "foreign",
         "forks",
+        "posix",
         "secret",
         "urls",
         "settings",

@@ -11,7 +11,6 @@ itself.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 import struct
@@ -20,6 +19,7 @@ from contextlib import suppress
 
 from converge import forks
 from converge.errors import StoreBusy, StoreRefused
+from converge.posix import fcntl
 
 _SHARED = (0x4000_0002, 510)
 """First byte and length of the range that SQLite's readers of a database lock; whoever deletes its log locks all of it

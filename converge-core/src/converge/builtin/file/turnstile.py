@@ -4,12 +4,12 @@ starve.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from converge import forks
+from converge.posix import fcntl
 
 _NOTE_BYTES = 200
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import time
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from converge.errors import KeyFileRefused
+from converge.posix import fcntl
 
 FILE_BYTES = 65_536
 """The longest file that is read: a key with its succession has some kilobytes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,21 @@ def text(data: bytes) -> str:
     return b64encode(data).decode()
 
 
+class Body(httpx.AsyncByteStream):
+    """The body of a request. httpx's own is an async generator, which trio warns of when its call is cancelled."""
+
+    def __init__(self, data: bytes) -> None:
+        self._parts = iter([data])
+
+    def __aiter__(self) -> Body:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for part in self._parts:
+            return part
+        raise StopAsyncIteration
+
+
 class Client:
     """The members of one cluster; a member that cannot be reached is passed over."""
 
@@ -51,7 +67,7 @@ class Client:
         for _ in self._members:
             member = self._members[self._first]
             try:
-                answer = await self._http.post(f"http://{member}/v3/{path}", json=body)
+                answer = await self._http.send(self._request(f"http://{member}/v3/{path}", body))
                 said = answer.json()
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # it has seen nothing of this call
                 failure = StoreUnavailable(f"etcd at {member} cannot be reached: {error}")
@@ -70,6 +86,13 @@ class Client:
                 break
             self._first = (self._first + 1) % len(self._members)
         raise failure
+
+    def _request(self, url: str, body: Op) -> httpx.Request:
+        data = json.dumps(body).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(data))}
+        request = self._http.build_request("POST", url, headers=headers)
+        request.stream = Body(data)
+        return request
 
     def _refusal(self, member: str, said: str) -> Exception:
         known = next((kind for words, kind in NOT_PROPOSED.items() if words in said), OutcomeUnknown)
