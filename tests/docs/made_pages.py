@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from pathlib import Path
 
 from converge.testing import DiscoveryContract, StoreContract, StreamTransportContract, TaskContract
@@ -66,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -45,11 +45,12 @@ def needed() -> Iterator[tuple[str, str]]:
 def said_by(name: str) -> str:
     """What the metadata of an installed package say of its licence; empty if they say nothing, or it is absent."""
     try:
-        metadata = importlib.metadata.metadata(name)
+        metadata = importlib.metadata.metadata(name).json
     except importlib.metadata.PackageNotFoundError:
         return ""  # for another Python, or another system
-    kinds = [one for one in metadata.get_all("Classifier") or [] if one.startswith("License ::")]
-    return " ".join([metadata.get("License-Expression") or "", (metadata.get("License") or "")[:100], *kinds]).strip()
+    kinds = [one for one in metadata.get("classifier", []) if one.startswith("License ::")]
+    texts = [str(metadata.get(key, ""))[:100] for key in ("license_expression", "license")]
+    return " ".join([*texts, *kinds]).strip()
 
 
 def test_each_tested_package_and_each_dependency_has_a_row_and_every_row_a_package() -> None:
