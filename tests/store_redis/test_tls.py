@@ -1,5 +1,5 @@
-"""`rediss://` is TLS with the system's authorities or one's own, the host's name checked, with a certificate of the
-client where the server asks for one; there is nothing that turns this off.
+"""`rediss://`, also through sentinels and in a cluster, is TLS with the system's authorities or one's own, the host's
+name checked, with a certificate of the client where the server asks for one; there is nothing that turns this off.
 """
 
 from __future__ import annotations
@@ -7,8 +7,8 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,20 @@ from anyio.streams.tls import TLSListener, TLSStream
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from hiredis import ReplyError
 
 from converge.contracts.store import Batch, Committed
-from converge.errors import ConfigError, StoreRefused, StoreUnavailable
+from converge.errors import ConfigError, StoreError, StoreRefused, StoreUnavailable
 from converge.model.keys import POOL
+from converge.testing.fixtures import wait_until
 from converge.testing.proxy import host_and_port
 from converge.testing.servers import free_port, port_answers, running
 from converge_store_redis import RedisOptions, RedisStore
+from converge_store_redis.connection import Connection
+from converge_store_redis.credentials import tls_context
+from converge_store_redis.place import Address
+
+Start = Callable[..., int]
 
 
 def make_certificate(folder: Path, address: str) -> Path:
@@ -150,19 +157,100 @@ async def test_tls_where_the_server_has_none_and_none_where_it_has_are_told(
                 pass
 
 
-async def test_redis_itself_speaks_tls_with_us(
-    debian: Callable[[str, str], str], options: RedisOptions, tmp_path: Path
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """The certificate of every server, which is its own authority."""
+    return make_certificate(tmp_path, "127.0.0.1")
+
+
+@pytest.fixture
+def shown(options: RedisOptions, certificate: Path) -> RedisOptions:
+    """What a client needs: servers ask it for a certificate."""
+    return attrs.evolve(options, tls_ca=certificate, tls_certificate=certificate, connect_timeout_sec=2.0)
+
+
+@pytest.fixture
+def start(debian: Callable[[str, str], str], tmp_path: Path, certificate: Path) -> Iterator[Start]:
+    """Starts a server that speaks TLS only, Debian's Redis 7.0, since the wheels are built without; gives its port."""
+    program = debian("redis-server", "redis-server")
+    with ExitStack() as stack:
+
+        def run(*options: str, config: Path | None = None) -> int:
+            port = free_port()
+            folder = tmp_path / str(port)
+            folder.mkdir()
+            command = [program, *([str(config), "--sentinel"] if config else []), "--port", "0"]
+            command += ["--tls-port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+            for flag in ("cert", "key", "ca-cert"):
+                command += [f"--tls-{flag}-file", str(certificate)]
+            command += ["--tls-replication", "yes", *options]
+            stack.enter_context(running(command, directory=folder, ready=lambda: port_answers(port)))
+            return port
+
+        yield run
+
+
+async def test_redis_itself_speaks_tls_with_us(start: Start, shown: RedisOptions) -> None:
+    async with RedisStore.open(f"rediss://127.0.0.1:{start()}/0", shown) as store:
+        (outcome,) = await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+        assert isinstance(outcome, Committed)
+        told = await store.inspect()
+        assert told.product.startswith("Redis 7.0") and not told.is_tested
+
+
+async def asked(options: RedisOptions, port: int, *command: Any) -> Any:
+    """Return a server's answer over TLS, past the store."""
+    connection = await Connection.open(Address("127.0.0.1", port), tls_context(options))
+    try:
+        answer = await connection.ask(*command)
+    finally:
+        connection.close()
+    if isinstance(answer, ReplyError):
+        raise answer
+    return answer
+
+
+async def works(url: str, options: RedisOptions) -> None:
+    """Write and read through the URL; without a certificate of the client, nobody is let in."""
+    async with RedisStore.open(url, options) as store:
+        (outcome,) = await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+        assert isinstance(outcome, Committed)
+        (entry,) = await store.get([POOL("p")])
+        assert entry is not None and entry.value == b"1"
+    with pytest.raises(StoreError):
+        async with RedisStore.open(url, attrs.evolve(options, tls_certificate=None)):
+            pass
+    with pytest.raises(StoreUnavailable, match="certificate"):
+        async with RedisStore.open(url, attrs.evolve(options, tls_ca=None)):
+            pass
+
+
+async def test_sentinels_and_the_primary_that_they_name_speak_tls(
+    start: Start, shown: RedisOptions, tmp_path: Path
 ) -> None:
-    """Debian's Redis 7.0, which is built with TLS; the wheels are not."""
-    program, certificate = Path(debian("redis-server", "redis-server")), make_certificate(tmp_path, "127.0.0.1")
-    port = free_port()
-    files = ("--tls-cert-file", "--tls-key-file", "--tls-ca-cert-file")
-    command = [str(program), "--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
-    command += [word for flag in files for word in (flag, str(certificate))]
-    with running(command, directory=tmp_path, ready=lambda: port_answers(port)):
-        shown = attrs.evolve(options, tls_ca=certificate, tls_certificate=certificate)
-        async with RedisStore.open(f"rediss://127.0.0.1:{port}/0", shown) as store:
-            (outcome,) = await store.commit([Batch(puts=[(POOL("p"), b"1")])])
-            assert isinstance(outcome, Committed)
-            told = await store.inspect()
-            assert told.product.startswith("Redis 7.0") and not told.is_tested
+    primary = start()
+    config = tmp_path / "sentinel.conf"
+    config.write_text(f"sentinel monitor main 127.0.0.1 {primary} 1\n")
+    sentinel = start(config=config)
+
+    async def sees_it() -> bool:
+        found = await asked(shown, sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")
+        return bool(found == [b"127.0.0.1", b"%d" % primary])
+
+    await wait_until(sees_it, timeout=30, what="the sentinel watches the primary")
+    await works(f"rediss+sentinel://127.0.0.1:{sentinel}/main/0", shown)
+
+
+async def test_the_nodes_of_a_cluster_speak_tls(start: Start, shown: RedisOptions) -> None:
+    flags = ("--cluster-enabled", "yes", "--tls-cluster", "yes", "--cluster-require-full-coverage", "no")
+    first, second = start(*flags), start(*flags)
+    await asked(shown, first, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    await asked(shown, second, "CLUSTER", "MEET", "127.0.0.1", first)
+
+    async def knows_the_owner() -> bool:
+        slots = await asked(shown, second, "CLUSTER", "SLOTS")
+        state = [await asked(shown, port, "CLUSTER", "INFO") for port in (first, second)]
+        return bool(slots and slots[0][2][1] == first and all(b"cluster_state:ok" in one for one in state))
+
+    await wait_until(knows_the_owner, timeout=30, what="the other node knows who owns the slots")
+    await works(f"rediss+cluster://127.0.0.1:{second}", shown)
