@@ -21,7 +21,7 @@ from converge.model.keys import AGENT, DEAD, EXPIRY, HELD, JOINED, LATER, LIMIT,
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import ended
-from converge.services.store.pages import Pages, get_all
+from converge.services.store.pages import Pages, get_all, parts
 from converge.services.tasks.lanes import LaneCloser
 from converge.services.tasks.retention import Retention
 from converge.services.tasks.surroundings import Moved, look_around, look_around_all, wakes
@@ -33,6 +33,9 @@ SWEPT_TOGETHER = 200
 """Claims, or tasks, of one page: a step of this size stalls others by a few milliseconds at most, and ten thousand take
 no longer in all.
 """
+
+WRITTEN_TOGETHER = 25
+"""Tasks of a page that one call writes: whoever else uses the store waits for no more of them at a time."""
 
 UNMOVED_PAGES = 10
 """Pages that one call looks through for something to move: what is held past its deadline, or cannot be read, stays,
@@ -326,7 +329,9 @@ class Sweep:
             elif not isinstance(around, Moved):
                 batches.append(step(found, event, now, around))
                 channels |= wakes(found, around, is_ready=True)
-        moved = _committed(await (await self._handle.commits()).commit(batches, wake=channels))
+        commits, moved = await self._handle.commits(), 0
+        for some in parts(batches, WRITTEN_TOGETHER):
+            moved += _committed(await commits.commit(some, wake=channels))
         if len(batches) >= YIELD_LEAST and moved < len(batches) / 2:
             self._yields[kind] = self._handle.env.monotonic() + YIELD_SEC * self._handle.env.uniform(0.5, 1.5)
         return moved + put_away
