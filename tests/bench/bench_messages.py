@@ -15,6 +15,7 @@ that is busy with something else takes turns away from both processes, the CPU t
 from __future__ import annotations
 
 import argparse
+import asyncio
 import cProfile
 import json
 import os
@@ -27,9 +28,10 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
-from bench_transport import MESSAGE, drive_floor, serve_floor
+from bench_transport import LAST, MESSAGE, Raw, serve_floor
 
 from converge import Agent, Identity, Message, Node
 from converge.env import SYSTEM
@@ -39,10 +41,13 @@ from converge.operations.run import tune_interpreter
 PAYLOAD = "x" * 256
 ANY = "tcp://127.0.0.1:0"
 AT_ONCE = 64
-LAST = "last"
+FRAME_HEAD = b"\0\0\1\0"
+TRIPS = 3_000
 DRIVE_SEC = 300
 
 Figures = dict[str, float]
+Serve = Callable[[str, int], Coroutine[Any, Any, None]]
+Drive = Callable[[str, str, int, int], Coroutine[Any, Any, Figures]]
 
 
 class Echo(Agent):
@@ -108,7 +113,7 @@ async def drive_node(address: str, where: str, pairs: int, messages: int) -> Fig
 
         async def unacknowledged() -> None:
             await flight(lambda: node.send(to, PAYLOAD, ack=None))()
-            await node.ask(to, LAST)
+            await node.ask(to, "last")
 
         def of_pairs(send: Callable[[Agent, str], Awaitable[object]]) -> Callable[[], Awaitable[None]]:
             works = [
@@ -144,29 +149,53 @@ async def serve_bare(where: str, pairs: int) -> None:
 async def drive_bare(address: str, where: str, pairs: int, messages: int) -> Figures:
     """Drive floor A, and see how fast this core verifies signatures."""
     pid, address = address.split()
-    here, there = time.process_time(), cpu_sec(int(pid))
-    one, _, trip = await drive_floor("floor", address, messages)
-    found = {"floor A": one, "floor A; p50, us": trip}
-    found["floor A; CPU here, us"] = (time.process_time() - here) / messages * 1e6
-    found["floor A; CPU there, us"] = (cpu_sec(int(pid)) - there) / messages * 1e6
+    host, port = address.split(":")
+    loop, sent = asyncio.get_running_loop(), Sent(int(pid), Figures())
+    _, raw = await loop.create_connection(Raw, host, int(port))
+    raw.is_server = False
+
+    async def last() -> None:
+        raw.waiter = loop.create_future()
+        raw.transport.write(FRAME_HEAD + LAST)
+        await raw.waiter
+
+    async def one_by_one() -> None:
+        for _ in range(messages):
+            raw.transport.write(FRAME_HEAD + MESSAGE)
+            await asyncio.sleep(0)  # uvloop joins what one step writes into one system call
+            await raw.resumed.wait()
+        await last()
+
+    trips = list[float]()
+
+    async def trip() -> None:
+        for _ in range(TRIPS):
+            began = time.perf_counter()
+            await last()
+            trips.append(time.perf_counter() - began)
+
+    await sent.measure("floor A", messages, one_by_one)
+    await sent.measure("floor A, one in flight", TRIPS, trip)
+    found = sent.found | {"floor A, one in flight; p50, us": statistics.median(trips) * 1e6}
     identity, count = Identity.generate(SYSTEM.entropy), 2_000
     signature = identity.sign(MESSAGE)
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     for _ in range(count):
         verify(identity.public_key, signature, MESSAGE)
-    return found | {"Ed25519 verifications": count / (time.perf_counter() - began)}
+    cpu_us = (time.process_time() - cpu_began) / count * 1e6
+    found["Ed25519 verifications"] = count / (time.perf_counter() - began)
+    return found | {"Ed25519 verifications; CPU here, us": cpu_us, "Ed25519 verifications; CPU there, us": cpu_us}
 
 
-SERVE = {"floor": serve_bare, "node": serve_node}
-DRIVE = {"floor": drive_bare, "node": drive_node}
+SERVE: dict[str, Serve] = {"floor": serve_bare, "node": serve_node}
+DRIVE: dict[str, Drive] = {"floor": drive_bare, "node": drive_node}
 
 
-def measure(kind: str, arguments: argparse.Namespace) -> Figures:
-    """One kind in two fresh processes."""
-    messages = arguments.sends if kind == "node" else arguments.messages
+def measure(script: str, kind: str, arguments: argparse.Namespace, messages: int) -> Figures:
+    """One kind in two fresh processes that run the script."""
     with tempfile.TemporaryDirectory(prefix="bench-messages-", dir=Path.cwd()) as folder:
         words = ["--kind", kind, "--where", f"{folder}/store.db", "--pairs", str(arguments.pairs)]
-        command = [sys.executable, __file__, *words, "--messages", str(messages)]
+        command = [sys.executable, script, *words, "--messages", str(messages)]
         command += ["--profile", arguments.profile] if arguments.profile else []
         with subprocess.Popen([*command, "--serve"], stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
@@ -181,7 +210,7 @@ def measure(kind: str, arguments: argparse.Namespace) -> Figures:
     return figures
 
 
-def child(arguments: argparse.Namespace) -> None:
+def child(arguments: argparse.Namespace, serve: dict[str, Serve], drive: dict[str, Drive]) -> None:
     """Serve, or drive and print what was found."""
     tune_interpreter()
     uvloop = {"use_uvloop": True}
@@ -191,10 +220,10 @@ def child(arguments: argparse.Namespace) -> None:
         profile.enable()
     try:
         if arguments.serve:
-            anyio.run(SERVE[arguments.kind], arguments.where, arguments.pairs, backend_options=uvloop)
+            anyio.run(serve[arguments.kind], arguments.where, arguments.pairs, backend_options=uvloop)
             return
         found = anyio.run(
-            DRIVE[arguments.kind],
+            drive[arguments.kind],
             arguments.drive,
             arguments.where,
             arguments.pairs,
@@ -210,10 +239,10 @@ def child(arguments: argparse.Namespace) -> None:
 
 def to_floor(name: str, one: Figures) -> float:
     """Return a figure's share of the floor that it is compared with, in the same round."""
-    if name.startswith("signed") and not name.endswith("us"):
-        return one[name] / one["Ed25519 verifications"]
-    part = name.partition("; ")[2]
-    return one[name] / one[f"floor A; {part}" if part else "floor A"]
+    what, _, part = name.partition("; ")
+    floor = "Ed25519 verifications" if what.startswith(("signed", "Ed25519")) else "floor A"
+    floor += ", one in flight" if what.endswith("one in flight") else ""
+    return one[name] / one[f"{floor}; {part}" if part else floor]
 
 
 def main() -> None:
@@ -230,13 +259,21 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.kind:
-        child(arguments)
+        child(arguments, SERVE, DRIVE)
         return
     if arguments.quick:
         arguments.rounds, arguments.messages, arguments.sends = 1, 50_000, 4_000
     rounds: list[Figures] = []
     for _ in range(arguments.rounds):
-        rounds.append({name: value for kind in SERVE for name, value in measure(kind, arguments).items()})
+        one = Figures()
+        for kind in SERVE:
+            one |= measure(__file__, kind, arguments, arguments.sends if kind == "node" else arguments.messages)
+        rounds.append(one)
+    tell(rounds, to_floor, as_json=arguments.json)
+
+
+def tell(rounds: list[Figures], to_floor: Callable[[str, Figures], float], *, as_json: bool) -> None:
+    """Print the medians of the rounds, and of the ratios of each."""
     results = {}
     for name in rounds[0]:
         shares = sorted(to_floor(name, one) for one in rounds)
@@ -246,11 +283,11 @@ def main() -> None:
             "least": round(shares[0], 3),
             "greatest": round(shares[-1], 3),
         }
-    if arguments.json:
+    if as_json:
         head = {"v": 1, "command": sys.argv, "python": platform.python_version(), "machine": platform.machine()}
         print(json.dumps(head | {"load": os.getloadavg()[0], "results": results}))
         return
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {arguments.rounds} rounds; medians")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {len(rounds)} rounds; medians")
     for name, found in results.items():
         print(
             f"{name:36}{found['value']:>12,.1f}{found['to_floor']:>10.3f} of its floor "

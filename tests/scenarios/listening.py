@@ -32,7 +32,8 @@ class Teller(Agent):
         return [Listener.heard, len(Listener.objects)]
 
 
-async def main(url: str, port: str, advertise: str, count: str) -> None:
+async def main(*arguments: str) -> None:
+    url, port, advertise, count = arguments
     transport = f"tcp://127.0.0.1:{port}"
     async with Node(store=url, plugins=["tcp"], transport=transport, advertise=advertise) as node:
         await node.spawn(Listener, count=int(count))
@@ -43,4 +44,4 @@ async def main(url: str, port: str, advertise: str, count: str) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, *sys.argv[1:])
+    anyio.run(main, *sys.argv[1:5])

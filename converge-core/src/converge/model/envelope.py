@@ -128,9 +128,10 @@ def pack(header: MessageHeader | ReceiptHeader, payload: bytes = b"") -> bytes:
     if type(header) is ReceiptHeader and header.text:
         header = msgspec.structs.replace(header, text=shortened(header.text))
     head = encode(header)
-    if len(head) > HEADER_BYTES or len(head) + len(payload) + 2 > MESSAGE_BYTES:
-        raise MessageTooLarge(f"a message of {len(head) + len(payload):,} bytes; the limit is {MESSAGE_BYTES:,}")
-    return len(head).to_bytes(2, "big") + head + payload
+    length = len(head)
+    if length > HEADER_BYTES or length + len(payload) + 2 > MESSAGE_BYTES:
+        raise MessageTooLarge(f"a message of {length + len(payload):,} bytes; the limit is {MESSAGE_BYTES:,}")
+    return length.to_bytes(2, "big") + head + payload
 
 
 def unpack(body: bytes, type_: type[_HeaderT]) -> tuple[_HeaderT, bytes]:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -31,6 +32,10 @@ _Y8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
 _SMALL_ORDER = frozenset((0, 1, _P - 1, _Y8, _P - _Y8))
 
 
+KEYS = 4_096
+"""Keys whose ids, and checks, are remembered: who sends one signed message sends more."""
+
+
 def check_public_key(key: bytes) -> bytes:
     """Return the key if it is one that may be verified with: 32 bytes, canonical, not of small order.
 
@@ -53,9 +58,8 @@ def verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
     Raises:
         InvalidKey: The key is not acceptable.
     """
-    check_public_key(public_key)
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
+        _verifier(public_key).verify(signature, data)
     except InvalidSignature:
         return False
     except ValueError as error:
@@ -63,6 +67,12 @@ def verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
     return True
 
 
+@lru_cache(KEYS)
+def _verifier(public_key: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(check_public_key(public_key))
+
+
+@lru_cache(KEYS)
 def agent_id(public_key: bytes) -> str:
     """Return the id of the agent that has this key: `cv1` and 52 characters of base32."""
     digest = hashlib.sha256(_ID_TAG + public_key).digest()

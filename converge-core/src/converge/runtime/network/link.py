@@ -118,9 +118,14 @@ class Link:
         if self.is_closed:
             self._raise_if_closed()
         size = len(item[1])
-        if self._rooms or not self._has_room(size):
+        # As `_has_room` and `_push` do; two calls for each message are saved.
+        if (
+            self._rooms
+            or self._data_bytes - self._answers_bytes > QUEUE_BYTES
+            or len(self._owed) >= WINDOW
+            or (self._owed_bytes + size > WINDOW_BYTES and self._owed)
+        ):
             return False
-        # As `_push` does; a call for each message is saved.
         self._data.append(item)
         self._data_bytes += size
         if owed:

@@ -264,19 +264,24 @@ class Inboxes(dict[str, LocalInbox]):
             return REFUSED, "the agent takes no messages: it has no on_message"
         if header.chain and (cycle := cycle_of(to, header.chain, inbox.chain)):
             return CYCLE, cycle
-        gate = None if token else self._gates.get(to)
+        gate = self._gates.get(to) if self._gates and not token else None
         if inbox.is_full or (gate is not None and len(gate) >= GATE):
             return FULL, "its inbox is full"
-        cost = MESSAGE_COSTS + len(payload) * (SMALL_COSTS if len(payload) <= SMALL_BYTES else 1)
+        size = len(payload)
+        cost = MESSAGE_COSTS + size * (SMALL_COSTS if size <= SMALL_BYTES else 1)
         if not self._has_room(inbox, cost):
             return FULL, "its inbox holds as many bytes as it may"
         try:
             content = decode_plain(payload, "payload")
         except TornRecord as error:
             return REFUSED, str(error)
-        if len(payload) > SMALL_BYTES and not self._is_guarded:
+        if size > SMALL_BYTES and not self._is_guarded:
             content = Packed(payload)
-        return self._put(inbox, to_message(header, to, content, token), answer, cost, gate)
+        if self._is_guarded or gate is not None:
+            return self._put(inbox, to_message(header, to, content, token), answer, cost, gate)
+        self._held += cost
+        inbox.put(to_message(header, to, content, token), answer, cost)
+        return ACCEPTED, ""
 
     def _put(
         self,

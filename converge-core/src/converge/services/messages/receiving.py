@@ -163,7 +163,9 @@ class Received:
                 told = self._asking.on_message(link, header, payload)
                 link.work += weight_of_answer(told)
                 return told
-        status, text = self._absence(header)
+        status = text = ""
+        if self._inboxes.is_closed_to_others or header.to not in self._inboxes:
+            status, text = self._absence(header)
         if not status and (is_signed or header.sender not in heard):
             status, text = self._refusal(link, header, is_signed=is_signed)
             if not status and not is_signed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from typing import Protocol
 
 import anyio
@@ -34,10 +33,6 @@ UNLISTED_SEC = 5.0
 
 ENDPOINTS = 4
 """Endpoints of a node that are dialled where its own descriptor is not known."""
-
-
-_id_of = lru_cache(4_096)(id_of)
-"""The id of a node's key; asked for again with each slice of its messages."""
 
 
 class Links(Protocol):
@@ -108,12 +103,12 @@ class Routes:
 
     def is_own(self, node_id: str) -> bool:
         """Return whether this is the node's own id."""
-        return node_id == _id_of(self._node_key)
+        return node_id == id_of(self._node_key)
 
     def is_stranger(self, node_key: bytes) -> bool:
         """Return whether nothing is listed of the node."""
         directory = self.discovery.directory
-        return directory.get(_id_of(node_key)) is None and not directory.runs_at(node_key)
+        return directory.get(id_of(node_key)) is None and not directory.runs_at(node_key)
 
     def open(self, node_key: bytes) -> Link | None:
         """Return the link to a node, if there is one."""
@@ -199,7 +194,7 @@ class Routes:
         agents say does: any agent can name any node.
         """
         directory = self.discovery.directory
-        own = directory.get(_id_of(node_key))
+        own = directory.get(id_of(node_key))
         if own is not None:
             return own.endpoints[:ENDPOINTS]
         return directory.endpoints_at(node_key)[:ENDPOINTS]

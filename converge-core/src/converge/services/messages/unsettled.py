@@ -124,7 +124,8 @@ class MessagesUnderWay:
         if one.queue is not None:
             one.leave()
         self._by_id.pop(one.key, None)
-        if self._pairs.get(one.pair) == {}:
+        queue = self._pairs.get(one.pair)
+        if queue is not None and not queue:
             del self._pairs[one.pair]
 
     async def deliver(self, one: UnderWay, reach: Reach, *, patience_sec: float = inf) -> None:
