@@ -21,6 +21,7 @@ from converge.contracts.decisions import DecisionContext, DecisionKind
 from converge.errors import ConvergeError, HandlerFailed
 from converge.hookspecs import hookimpl
 from converge.runtime.agents.decisions import AnswerMessage, InvokeTool, Limits
+from converge.services.durable.agents import ASKS
 from converge.testing.fixtures import wait_until
 
 pytestmark = [
@@ -32,6 +33,9 @@ pytestmark = [
 GOOD = "good"
 KINDS: Mapping[str, Callable[[], Any]] = {**bad.PLAIN, **bad.ASYNC}
 CELL_SEC = 10.0
+
+HARMLESS = ("a fork that returns", "a fork that exits", "a fork that awaits", "a thread left running", "blocking")
+"""What succeeds: of a fork, that its child has ended as it should."""
 
 TIMED_OUT_AFTER = (
     "its own cancellation, not awaited",
@@ -127,6 +131,10 @@ class OnTask(Behaving):
             return await self.tool(by, kind=kind)
         if by == "decision":
             return await self.act(Misbehave(kind=kind))
+        if by == "step":
+            return await task.step("misbehave", act, kind)
+        if by == "plain step":
+            return await task.step("misbehave", act_plain, kind)
         if by == "result":
             return Result(kind) if kind != GOOD else kind
         if by == "timeout":
@@ -139,7 +147,8 @@ class OnTaskPlain(Behaving):
 
     def on_task(self, task: Task) -> Any:
         """See the class."""
-        return act_plain(task.inputs["kind"])
+        kind = task.inputs["kind"]
+        return task.blocking.step("misbehave", act_plain, kind) if task.inputs.get("by") == "step" else act_plain(kind)
 
 
 class WithInputs(Behaving):
@@ -150,6 +159,22 @@ class WithInputs(Behaving):
     async def on_task(self, task: Task) -> Any:
         """See the class."""
         return await bad.behaves()
+
+
+class OnAsk(Behaving):
+    """Stands in for virtual agents."""
+
+    async def on_ask(self, state: Any, message: Any) -> Any:
+        """See the class."""
+        return (state or 0) + 1, await act(message)
+
+
+class OnAskPlain(Behaving):
+    """Stands in for virtual agents, in a thread."""
+
+    def on_ask(self, state: Any, message: Any) -> Any:
+        """See the class."""
+        return (state or 0) + 1, act_plain(message)
 
 
 class OnMessage(Behaving):
@@ -262,12 +287,13 @@ async def task(node: Node, agent: Agent, **inputs: Any) -> Task:
         return await node.tasks.result(await node.tasks.submit(one))
 
 
-@pytest.mark.parametrize("by", ["on_task", "asks", "computes", "decision", "result", "observer"])
+@pytest.mark.parametrize("by", ["on_task", "asks", "computes", "decision", "step", "plain step", "result", "observer"])
 async def test_a_task(node: Node, by: str) -> None:
     (agent,) = await node.spawn(OnTask, pool="p")
-    for kind in KINDS if by in ("on_task", "asks", "decision") else bad.PLAIN:
+    for kind in KINDS if by in ("on_task", "asks", "decision", "step") else bad.PLAIN:
         ended = await task(node, agent, kind=kind, by=by)
         assert by != "observer" or ended.state in ("COMPLETED", "FAILED")
+        assert kind not in HARMLESS or by == "result" or ended.state == "COMPLETED", f"{kind}: {ended.error}"
         if by == "on_task" and kind in TIMED_OUT_AFTER:
             late = await task(node, agent, kind=GOOD, by="timeout")
             assert (late.state, late.error[:9]) == ("FAILED", "timed out"), kind
@@ -275,13 +301,33 @@ async def test_a_task(node: Node, by: str) -> None:
         assert (good.state, good.result) == ("COMPLETED", GOOD), f"{kind}: {good.error}"
 
 
-@pytest.mark.parametrize("cls", [OnTaskPlain, WithInputs])
-async def test_a_task_whose_code_awaits_nothing(node: Node, cls: type[Agent]) -> None:
+@pytest.mark.parametrize(("cls", "by"), [(OnTaskPlain, "on_task"), (OnTaskPlain, "step"), (WithInputs, "inputs")])
+async def test_a_task_whose_code_awaits_nothing(node: Node, cls: type[Agent], by: str) -> None:
     (agent,) = await node.spawn(cls, pool="p")
     for kind in bad.PLAIN:
-        await task(node, agent, kind=kind)
-        good = await task(node, agent, kind=GOOD)
+        ended = await task(node, agent, kind=kind, by=by)
+        assert kind not in HARMLESS or ended.state == "COMPLETED", f"{kind}: {ended.error}"
+        good = await task(node, agent, kind=GOOD, by=by)
         assert (good.state, good.result) == ("COMPLETED", GOOD), f"{kind}: {good.error}"
+
+
+@pytest.mark.parametrize("cls", [OnAsk, OnAskPlain])
+async def test_a_message_to_a_virtual_agent(node: Node, cls: type[Agent]) -> None:
+    await node.spawn(cls, pool="p")
+    refs = node.agent("k", pool="p")
+    for count, kind in enumerate(KINDS if cls is OnAsk else bad.PLAIN):
+        one = Task(
+            pool_id="p",
+            type=ASKS,
+            required_capabilities=(ASKS,),
+            ordering_key=f"bad {count}",
+            inputs={"payload": kind},
+            max_attempts=1,
+        )
+        with anyio.fail_after(CELL_SEC):
+            ended = await node.tasks.result(await node.tasks.submit(one))
+            assert kind not in HARMLESS or ended.state == "COMPLETED", f"{kind}: {ended.error}"
+            assert await refs.ask(GOOD) == GOOD, kind
 
 
 async def ask(node: Node, agent: Agent, payload: Any) -> Any:

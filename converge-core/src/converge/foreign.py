@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from itertools import islice
@@ -46,13 +47,56 @@ class _Forks:
 
     def __init__(self) -> None:
         self.count = 0
+        self.loops: list[tuple[int, Any]] = []
+        """Threads, and the event loop that runs in each, to which no child may come back; None: it is trio's."""
         os.register_at_fork(after_in_child=self._forked)
 
     def _forked(self) -> None:
         self.count += 1
+        for thread, loop in self.loops:
+            if thread == threading.get_ident():
+                _leave_before_next_step(loop)
+        self.loops.clear()
 
 
 FORKS = _Forks()
+
+
+@contextmanager
+def children_end_here() -> Iterator[None]:
+    """End each child that is forked in the block and comes back to this thread's event loop, by an await in user code
+    or by its end: all that runs in the loop is its parent's.
+    """
+    asyncio = sys.modules.get("asyncio")
+    home = threading.get_ident(), asyncio._get_running_loop() if asyncio is not None else None
+    FORKS.loops.append(home)
+    try:
+        yield
+    finally:
+        if home in FORKS.loops:
+            FORKS.loops.remove(home)
+
+
+def _leave_before_next_step(loop: Any) -> None:
+    """End this process, a child, before the event loop does anything else; on uvloop what was ready goes first."""
+    if loop is None:
+        sys.modules["trio"].lowlevel.add_instrument(_LEAVES)
+    else:
+        loop.call_soon(leave_child, None)
+        getattr(loop, "_ready", deque[Any]()).rotate(1)
+
+
+class _Leaves:
+    """An instrument of trio's, in a child."""
+
+    def before_task_step(self, _: object) -> None:
+        leave_child(None)
+
+    def before_io_wait(self, _: float) -> None:
+        leave_child(None)
+
+
+_LEAVES = _Leaves()
 
 
 def is_a(error: BaseException, *kinds: type[BaseException]) -> bool:
@@ -153,6 +197,32 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     forks = FORKS.count
     result = guarded(function, *arguments)
+    if FORKS.count != forks:
+        leave_child(result)
+    return result
+
+
+def called(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call plain user code in the middle of other user code, in this thread; return or raise as it does. A child that
+    it forks ends there.
+    """
+    result = in_thread(function, *arguments)
+    if type(result) is Raised:
+        raise result.error
+    return result
+
+
+async def awaited(function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+    """Await user code in the middle of other user code; return or raise as it does. A child that it forks ends there:
+    what follows is ours, and waits for what the child does not have.
+    """
+    forks = FORKS.count
+    try:
+        result = await function(*arguments)
+    except BaseException as error:
+        if FORKS.count != forks:
+            leave_child(Raised(error))
+        raise
     if FORKS.count != forks:
         leave_child(result)
     return result

@@ -135,10 +135,7 @@ def leaves_thread() -> str:
 
 def forks() -> str:
     """Fork; the child returns."""
-    if child := os.fork():
-        _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == 1
-    return "forked"
+    return _ended_with_1(child) if (child := os.fork()) else "forked"
 
 
 def forks_and_exits() -> None:
@@ -303,6 +300,30 @@ async def breaks_out_of_asyncio() -> str:
     return "broken out"
 
 
+async def forks_and_awaits() -> str:
+    """Fork; the child comes back to the event loop, which is its parent's, with all that runs there."""
+    sleep = _sleep()
+    if child := os.fork():
+        return _ended_with_1(child)
+    for _ in range(100):
+        await sleep(0)
+    os._exit(9)
+
+
+def _ended_with_1(child: int) -> str:
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 1
+    return "forked"
+
+
+def _sleep() -> Callable[[float], Awaitable[None]]:
+    if not is_trio():
+        return asyncio.sleep
+    import trio
+
+    return trio.sleep
+
+
 ASYNC: dict[str, Async] = {
     "its own cancellation, not awaited": cancels_and_returns,
     "its own cancellation, awaited": cancels_and_waits,
@@ -313,6 +334,7 @@ ASYNC: dict[str, Async] = {
     "a task group left open": leaves_group,
     "an async generator broken out of": breaks_out,
     "an async generator with a group of asyncio": breaks_out_of_asyncio,
+    "a fork that awaits": forks_and_awaits,
     "a task that fails in a group": group_fails,
     "scopes left in the wrong order": closes_group_wrongly,
 }

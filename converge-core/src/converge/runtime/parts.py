@@ -11,6 +11,7 @@ from anyio.abc import TaskGroup
 
 from converge.contracts.store import Store
 from converge.env import Env
+from converge.foreign import children_end_here
 from converge.model.identity import Identity
 from converge.plugins import PluginHost
 from converge.runtime.agents import context as working
@@ -97,6 +98,7 @@ async def open_parts(stack: AsyncExitStack, given: Given, probes: Probes) -> Par
     await kept.check_history(handle, settings.store, settings.network, host)
     stack.push_async_callback(kept.note_history)
     stack.push_async_callback(handle.close)  # a lease that nobody ends would be renewed for ever
+    stack.enter_context(children_end_here())
     group = await stack.enter_async_context(anyio.create_task_group())
     stack.push_async_callback(_cancel, group)
     boundary = Boundary(await completed(worker_kind), Background(group, env))

@@ -27,7 +27,7 @@ from converge.errors import (
     ToolTimeout,
     TooManyActions,
 )
-from converge.foreign import Raised, in_thread, tell, text_of
+from converge.foreign import Raised, awaited, in_thread, tell, text_of
 from converge.model.message import Fanout, Receipt
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.agent_log import agent_log
@@ -233,7 +233,7 @@ class Executor:
                 ) from error
         if inspect.iscoroutinefunction(function):
             with anyio.move_on_after(timeout_sec):
-                return await function(**arguments)
+                return await awaited(partial(function, **arguments))
             raise ToolTimeout(name, timeout_sec)
         # The wait for a thread does not count, and a thread that is left behind keeps nobody else from one.
         async with self._threads:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from inspect import isawaitable, iscoroutinefunction
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from anyio.lowlevel import checkpoint
 from converge.codec import decode_plain, encode, encode_plain, stored_text
 from converge.contracts.store import Key, Put
 from converge.errors import CalledOff, InvalidValue, StepFailed, StepUncertain, WaitTimeout, WentOn
-from converge.foreign import name_of, text_of
+from converge.foreign import Raised, awaited, in_thread, name_of, text_of
 from converge.ids import id_text
 from converge.machines.durable import FOREVER, Step
 from converge.machines.events import Event, Parked, Restarted
@@ -230,10 +229,13 @@ class Attempt:
             self._scopes.add(scope)
             try:
                 if iscoroutinefunction(function):
-                    return await function(*arguments)
-                call = partial(function, *arguments)
-                value = await to_thread.run_sync(call, abandon_on_cancel=True, limiter=CapacityLimiter(1))
-                return await value if isawaitable(value) else value
+                    return await awaited(function, *arguments)
+                value = await to_thread.run_sync(
+                    in_thread, function, *arguments, abandon_on_cancel=True, limiter=CapacityLimiter(1)
+                )
+                if type(value) is Raised:
+                    raise value.error
+                return await awaited(lambda: value) if isawaitable(value) else value
             finally:
                 self._scopes.discard(scope)
         raise self._called_off()  # nothing else cancels this scope

@@ -10,7 +10,7 @@ from typing import Any
 from anyio import from_thread
 
 from converge.errors import NotRunning, StepFailed
-from converge.foreign import name_of, text_of
+from converge.foreign import called, name_of, text_of
 from converge.model.working import Child, Spawnable, StepOptions
 from converge.runtime.attempts.attempt import Attempt, Parking, named
 
@@ -100,7 +100,7 @@ def _tried(call: Callable[[], Any], options: StepOptions) -> Any:
     delay_sec = options.delay_sec
     for left in range(options.retries, -1, -1):
         try:
-            return call()
+            return called(call)
         except options.final:
             raise
         except Exception:

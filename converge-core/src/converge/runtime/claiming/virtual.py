@@ -12,7 +12,7 @@ from anyio import CapacityLimiter, to_thread
 from converge.codec import decode, decode_plain, encode, encode_plain
 from converge.contracts.store import ABSENT
 from converge.errors import InvalidValue, NotRunning
-from converge.foreign import Raised, as_exception, in_thread
+from converge.foreign import Raised, as_exception, awaited, in_thread
 from converge.model.task import Task
 from converge.model.working import RUNS
 from converge.runtime.agents.agent import Agent, is_virtual, task_handler
@@ -33,7 +33,7 @@ def handler_of(agent: Agent) -> Callable[[Task], Any]:
 
 async def _called(function: Callable[..., Any], *arguments: Any) -> Any:
     if iscoroutinefunction(function):
-        return await function(*arguments)
+        return await awaited(function, *arguments)
     returned = await to_thread.run_sync(
         in_thread, function, *arguments, abandon_on_cancel=True, limiter=CapacityLimiter(1)
     )
