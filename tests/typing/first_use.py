@@ -122,5 +122,5 @@ async def node() -> None:
 
 
 def mistakes() -> None:
-    Node(stor="memory:")  # type: ignore[call-arg]  # a mistyped argument is told by the type checker
-    Node(lease_sec="15")  # type: ignore[arg-type]  # so is a value of another type
+    Node(stor="memory:")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # a mistyped argument is told by the type checker
+    Node(lease_sec="15")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # so is a value of another type
