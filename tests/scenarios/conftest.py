@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from converge.testing._transport.certificates import Authority
 from converge.testing.place import Place
 
 
@@ -27,14 +28,17 @@ def place_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     }
 
     def make(store: str, transport: str) -> Place:
+        plugin = {"tls": "tcp", "wss": "ws"}.get(transport, transport)
+        authority = None if plugin == transport else Authority(tmp_path_factory.mktemp("keys"), "house")
         return Place(
             store=stores[store](),
-            plugins=(transport,) if store == "file" else (store, transport),
+            plugins=(plugin,) if store == "file" else (store, plugin),
             transport=f"{transport}://127.0.0.1:0",
             network="converge" if store == "file" else f"t{secrets.token_hex(6)}",
             pool="scenario",
             agent="talking_agents:Talker",
             agents_folder=Path(__file__).parent,
+            options={} if authority is None else {plugin: authority.issue("node")},
         )
 
     return make

@@ -1,5 +1,5 @@
 """Three processes of twenty agents each: all see each other, talk in every way with every receipt accounted for, and
-share tasks, while one process is killed and another comes.
+share tasks, while one process is killed, another comes, and one is restarted.
 
 With `FULL_TESTS=1` there are 10,000 messages and 2,000 tasks.
 """
@@ -25,6 +25,9 @@ from converge.testing.place import Place
 IS_FULL = os.environ.get("FULL_TESTS") == "1"
 MESSAGES, TASKS = (10_000, 2_000) if IS_FULL else (600, 100)
 AGENTS, SENDERS = 20, 20
+FANOUTS = 50
+"""One of so many messages goes to a topic, or to a pool."""
+
 TALKERS = DiscoveryQuery(capabilities=["talk"])
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -34,9 +37,12 @@ class Sender(Agent):
     """Sends only."""
 
 
-@pytest.fixture(scope="module", params=[("redis", "tcp"), *([("sql", "ws")] if IS_FULL else [])], ids="-".join)
+PAIRS = [("redis", "tls"), ("sql", "ws")] if IS_FULL else [("redis", "tcp")]
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
 def place(request: pytest.FixtureRequest, place_of: Callable[[str, str], Place]) -> Place:
-    """Each store with another transport."""
+    """Each store with another transport, one of them with TLS."""
     return place_of(*request.param)
 
 
@@ -52,11 +58,19 @@ async def test_three_processes_of_twenty_agents_talk_and_work_through_a_kill_and
             assert len({one.node_key for one in known}) == 2
             ids = await node.tasks.submit_many([Task(pool_id=place.pool, inputs={"n": n}) for n in range(TASKS)])
             outcomes: Counter[str] = Counter()
+            fanned: Counter[str] = Counter()
 
             async def talk(sender: Agent, number: int) -> None:
                 to: Any = Capability("talk") if number % 4 == 0 else known[number % len(known)].id
                 try:
-                    if number % 4 == 3:
+                    if number % FANOUTS == 1:
+                        if number % (2 * FANOUTS) == 1:
+                            told = await sender.publish("tests", {"do": "echo"}, timeout=20)
+                        else:
+                            told = await sender.broadcast(place.pool, {"do": "echo"}, timeout=20)
+                        fanned.update("error" if one.error else "node" for one in told)
+                        assert all(one.accepted + one.refused <= AGENTS for one in told)
+                    elif number % 4 == 3:
                         await sender.ask(to, {"do": "echo", "say": number}, timeout=20)
                     else:
                         await sender.send(to, {"do": "note", "number": number}, timeout=20)
@@ -75,6 +89,11 @@ async def test_three_processes_of_twenty_agents_talk_and_work_through_a_kill_and
                 processes[0].send_signal(signal.SIGKILL)
                 await anyio.to_thread.run_sync(processes[0].wait)
                 fleet.start("--transport", place.transport, agents=AGENTS, lease_sec=3.0)
+                await wait_until(lambda: outcomes.total() > MESSAGES // 2, timeout=60, what="a half is sent")
+                processes[1].send_signal(signal.SIGTERM)  # and one is restarted
+                await anyio.to_thread.run_sync(processes[1].wait)
+                fleet.start("--transport", place.transport, agents=AGENTS, lease_sec=3.0)
+            assert fanned["node"], "topic and pool were sent to"
             assert outcomes.total() == MESSAGES, "each send ended in a receipt or a typed error"
             assert outcomes["receipt"] >= MESSAGES // 3
             assert set(outcomes) <= {"receipt", "DeliveryTimeout", "Undeliverable", "Dropped", "HandlerFailed"}

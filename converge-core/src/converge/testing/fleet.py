@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import anyio
@@ -26,11 +27,21 @@ class Fleet:
     """Processes that share a store. Those that are left at the end are killed, by their process id."""
 
     def __init__(
-        self, folder: Path, url: str, *, agent: str, agents_folder: Path, pool: str, network: str, plugins: list[str]
+        self,
+        folder: Path,
+        url: str,
+        *,
+        agent: str,
+        agents_folder: Path,
+        pool: str,
+        network: str,
+        plugins: list[str],
+        options: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
         """`agent`: `module:Class` of a module in `agents_folder`, which finds the ledger's path in the environment as
-        LEDGER.
+        LEDGER. `options`: those of backends, by their name.
         """
+        self._options = options
         self.folder, self.url, self.plugins, self.network, self.pool = folder, url, plugins, network, pool
         self._agent, self._agents_folder = agent, agents_folder
         self.ledger_path = folder / "ledger"
@@ -44,12 +55,14 @@ class Fleet:
         lease_sec: float = 2.0,
         grace_sec: float = 5.0,
         environment: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
     ) -> subprocess.Popen[bytes]:
         """Start one process.
 
         Args:
             flags: More of the command's, such as `"--transport", "tcp://127.0.0.1:0"`.
             environment: Variables that it has besides the test's own.
+            within: A command that runs the process in its place, such as `ip netns exec NAME`.
         """
         config = self.folder / f"converge{len(self.processes)}.toml"
         lines = [
@@ -58,8 +71,21 @@ class Fleet:
             "poll_sec = 0.3",
             f'network = "{self.network}"',
         ]
+        for name, values in self._options.items():
+            lines += [f"[options.{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
         config.write_text("\n".join(lines) + "\n")
-        command = [str(COMMAND), "run", self._agent, "--agents", str(agents), "--pool", self.pool, "--store", self.url]
+        command = [
+            *within,
+            str(COMMAND),
+            "run",
+            self._agent,
+            "--agents",
+            str(agents),
+            "--pool",
+            self.pool,
+            "--store",
+            self.url,
+        ]
         for plugin in self.plugins:
             command += ["--plugin", plugin]
         command += ["-c", str(config), "--create-pool", *flags]

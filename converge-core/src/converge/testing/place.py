@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ class Place:
 
     Attributes:
         agent: `module:Class` of a module in `agents_folder`: what the processes of a fleet run.
+        options: Those of its backends, by their name: text values only.
     """
 
     store: str
@@ -29,6 +31,7 @@ class Place:
     pool: str
     agent: str
     agents_folder: Path
+    options: Mapping[str, Mapping[str, str]] = attrs.field(factory=dict)
 
     def node(self, **settings: Any) -> Node:
         """Return a node for the test's own process, not yet entered."""
@@ -37,6 +40,7 @@ class Place:
             "poll_sec": POLL_SEC,
             "grace_sec": 0.0,
             "transport": self.transport,
+            "options": {name: dict(values) for name, values in self.options.items()},
             **settings,
         }
         return Node(store=self.store, plugins=self.plugins, network=self.network, **mine)
@@ -51,4 +55,5 @@ class Place:
             pool=self.pool,
             network=self.network,
             plugins=list(self.plugins),
+            options=self.options,
         )

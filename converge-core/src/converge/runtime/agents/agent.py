@@ -21,6 +21,7 @@ from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.claimed import replaced_inputs
 from converge.runtime.agents.decisions import (
     AskAgent,
+    BroadcastMessage,
     InvokeTool,
     JoinPool,
     LeavePool,
@@ -237,6 +238,11 @@ class Agent:
     async def publish(self, topic: str, payload: Any, *, timeout: float = 10.0) -> list[Fanout]:
         """Send a message to all other agents of a topic. See `Node.publish`."""
         outcomes: list[Fanout] = await self.act(PublishMessage(topic=topic, payload=payload, timeout=timeout))
+        return outcomes
+
+    async def broadcast(self, pool_id: str, payload: Any, *, timeout: float = 10.0) -> list[Fanout]:
+        """Send a message to all other agents of a pool. See `Node.broadcast`."""
+        outcomes: list[Fanout] = await self.act(BroadcastMessage(pool_id=pool_id, payload=payload, timeout=timeout))
         return outcomes
 
     async def submit(self, task: Task) -> str:
