@@ -43,7 +43,7 @@ S-16 `NotApplied` is raised only if nothing of any batch was written; where that
 S-17 A handle from `reopen` works in another thread with another event loop, at the same time.
 S-18 count answers how many keys are under each prefix.
 S-19 A handle that is left passes through what its block raised, as it is: exceptions, `SystemExit`, a
-     cancellation.
+     cancellation. It leaves no descriptor open.
 S-20 Options that have `must_exist` refuse, if it is true, a place at which nothing was ever stored, with
      `StoreRefused`, and leave nothing there: core sets it for those who only look.
 S-21 Options that have `network` keep the keys of each network apart: a handle sees, counts and changes those of its own

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from inspect import isawaitable, iscoroutinefunction
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,16 @@ from converge.testing.clauses import cited, in_short
 from converge.testing.servers import SERVER_MARK
 
 # What a test started may need a moment to end after the test itself; what is there after that was forgotten.
+FAILED_TASKS = "Tasks failed on a store that is not known to be sound: run StoreContract first, and mend what it finds"
+FOLLOWS = "; the store itself is broken, from which this may follow: mend what StoreContract found first"
+
 SETTLE_SEC = 2.0
+LONG_TIMES = 8
+"""How many times more histories and repeats `--long` has."""
 POLL_SEC = 0.005
+CONTRACTS = ("StoreContract", "TaskContract")
+CONTRACT_OF = "converge-contract"
+"""The property of a test that names which of the two it inherits: tasks stand on a store."""
 CLAUSES_OF = "converge-clauses"
 """The property of a test that names its contract class, and the clauses that it tries."""
 # Pools of idle threads that belong to the event loops; they are reused, and end with their loop or by themselves.
@@ -100,9 +108,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="contract classes of converge.testing: one event loop, few random histories and repeats",
     )
 
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="contract classes of converge.testing: many random histories and repeats, for a release",
+    )
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Note which clauses each test of a contract is about: reports of other processes bring it along."""
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Note which clauses each test of a contract is about: reports of other processes bring it along. Simple tests come
+    before random histories, and what tries a store before what tries tasks on it, within each module.
+    """
+    places = {module: at for at, module in reversed(list(enumerate(map(_module_of, items))))}
+    items.sort(key=lambda item: (places[_module_of(item)], _is_of("TaskContract", item), "histor" in item.name))
     for item in items:
         owner, clauses = getattr(item, "cls", None), cited(getattr(item, "function", None))
         if (
@@ -111,6 +129,16 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
             and any(base.__module__.startswith("converge.testing.") for base in owner.__mro__)
         ):
             item.user_properties.append((CLAUSES_OF, (owner.__name__, clauses)))
+            item.user_properties += [(CONTRACT_OF, name) for name in CONTRACTS if _is_of(name, item)]
+
+
+def _module_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def _is_of(contract: str, item: pytest.Item) -> bool:
+    """Return whether the test is of a subclass of this contract of the kit."""
+    return any(base.__name__ == contract for base in getattr(getattr(item, "cls", None), "__mro__", ()))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -133,11 +161,24 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         lines.setdefault("; ".join([f"{in_short(tried[owner])} tried", *reasons]), []).append(owner)
     for text, owners in lines.items():
         terminalreporter.write_line(f"{', '.join(owners)}: {text}")
+    failed, passed = (
+        {dict(report.user_properties).get(CONTRACT_OF) for report in terminalreporter.getreports(kind)}
+        for kind in ("failed", "passed")
+    )
+    if "TaskContract" in failed and ("StoreContract" in failed or "StoreContract" not in passed):
+        terminalreporter.write_line(FAILED_TASKS, red=True)
 
 
 def _why(report: pytest.TestReport) -> str:
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     return f"not tried: {reason.removeprefix('Skipped: ').removeprefix('not tried: ')}"
+
+
+def scaled(config: pytest.Config, usual: int, quick: int) -> int:
+    """Return how often something is repeated that is repeated so often, or with `--quick`, or with `--long`."""
+    if is_quick(config):
+        return min(usual, quick)
+    return usual * LONG_TIMES if config.getoption("--long", default=False) else usual
 
 
 def is_quick(config: pytest.Config) -> bool:

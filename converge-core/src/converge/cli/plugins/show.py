@@ -99,6 +99,11 @@ def check(
     quick: Annotated[
         bool, Parameter(negative=(), help="Fewer random histories and repeats; every clause is tried all the same.")
     ] = False,
+    long: Annotated[bool, Parameter(negative=(), help="More random histories and repeats: for a release.")] = False,
+    certify: Annotated[
+        bool,
+        Parameter(negative=(), help="Also what a store does while its server restarts or freezes."),
+    ] = False,
     report: Annotated[
         Path | None, Parameter(metavar="FILE", help="Write the report cards there, too, a JSON object a line.")
     ] = None,
@@ -112,10 +117,16 @@ def check(
     """
     import_here([name])
     loaded = loaded_and_packed(name)
+    flags = [flag for flag, is_set in (("--quick", quick), ("--long", long), ("--certify", certify)) if is_set]
     if find_spec("pytest") is None or find_spec("hypothesis") is None:
         raise ConfigError("the kit needs pytest and hypothesis; pip install 'converge-core[testing]' brings them")
     with output.progress(loaded.name, is_wanted=True) as on_progress:
-        cards = checked(loaded.name, url, on_progress or (lambda done, total, bad: None), is_quick=quick)
+        cards = checked(
+            loaded.name,
+            url,
+            on_progress or (lambda done, total, bad: None),
+            flags,
+        )
     text = "".join(f"{json_.dumps(card, ensure_ascii=False)}\n" for card in cards)
     save_cards(loaded.name, text)
     if report is not None:
@@ -130,6 +141,7 @@ def check(
 def _write_card(card: Mapping[str, Any]) -> None:
     rows = [(name, _words(card[name])) for name in _ABOUT]
     passed = f"{card['tried']}: {sum(card['passed'].values())} tests, {card['seconds']:.0f} s"
+    rows += [("certified", f"{name}: {said}") for name, said in card.get("certified", {}).items()]
     rows += [("passed", passed), *(("not tried", f"{name}: {why}") for name, why in card["not_tried"].items())]
     rows += [("not applicable", f"{name}: {why}") for name, why in card["not_applicable"].items()]
     output.table(("report card", "value"), [row for row in rows if row[1] not in ("", None)])

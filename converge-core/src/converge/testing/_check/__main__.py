@@ -1,5 +1,6 @@
-"""`python -m converge.testing._check NAME URL [--quick]`: what `converge plugins check` runs, in a process of its own,
-since pytest changes the one that it runs in. Each line is a JSON object: a number of tests that have ended, or a card.
+"""What `converge plugins check` runs, in a process of its own, since pytest changes the one that it runs in.
+Its arguments: NAME URL [--quick | --long] [--certify]. Each line is a JSON object: a number of tests that
+have ended, or a card.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def main(name: str, url: str, *flags: str) -> int:
         output.write(json.dumps({"done": done, "total": total, "bad": bad}) + "\n")
 
     for backend in [one for some in loaded.backends.values() for one in some]:
-        output.write(card_text(check(loaded, backend, url, is_quick="--quick" in flags, on_test=on_test)) + "\n")
+        output.write(card_text(check(loaded, backend, url, flags, on_test=on_test)) + "\n")
     return 0
 
 

@@ -10,6 +10,8 @@ What a bench does not have is reported as not tried.
 
 from __future__ import annotations
 
+import os
+import subprocess
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +24,7 @@ import attrs
 
 from converge.plugins.declaration import Backend
 from converge.testing._store.base import Cut
+from converge.testing.servers import SERVER_MARK
 
 
 class Bench:
@@ -47,6 +50,10 @@ class Bench:
         `given`.
         """
         return nullcontext()
+
+    def spawn(self, *command: str) -> subprocess.Popen[str]:
+        """Start a server of the check's own, whose output is a pipe; no test counts it as left behind."""
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {SERVER_MARK: "1"})
 
     def fresh(self) -> Path:
         """Return a folder that no other test uses."""
@@ -93,6 +100,8 @@ class Bench:
     """Stops the server from answering while the block lasts, without closing connections: SIGSTOP, SIGCONT."""
     refuse_writes: Callable[[], AbstractContextManager[object]] | None = None
     """Lets the server refuse writes while the block lasts: read-only, or full."""
+    other_python: str | None = None
+    """An interpreter of an environment with another release of the plugin, for two releases side by side."""
     rotate: Callable[[], None] | None = None
     """Changes the credentials, as an operator does: new ones are where the options say, the old ones end."""
 

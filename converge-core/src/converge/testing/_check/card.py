@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from converge.plugins.declared import KINDS
 from converge.plugins.loaded import Loaded
 from converge.testing._check.given import CURRENT, bench_of
 from converge.testing.clauses import CLAUSES, cited, in_short
+from converge.testing.fixtures import CLAUSES_OF, FOLLOWS
 from converge.testing.running import GUEST, said_of
 
 _MODULES: Mapping[str, str] = {"store": "stores", "transport": "transports", "discovery": "discoveries"}
@@ -32,6 +33,9 @@ _MODULES: Mapping[str, str] = {"store": "stores", "transport": "transports", "di
 IMPORTED = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
 
 NOT_APPLICABLE, NOT_TRIED = "not applicable: ", "not tried: "
+
+CERTIFIED = "certified.py"
+"""The module of tests that are about no clause alone."""
 
 OnTest = Callable[[int, int, int], None]
 """Called with how many tests have ended, of how many, and how many have failed."""
@@ -68,6 +72,7 @@ class Card:
     at: str
     seconds: float
     tried: str
+    certified: Mapping[str, str]
     passed: Mapping[str, int]
     broken: tuple[Broken, ...]
     not_tried: Mapping[str, str]
@@ -84,30 +89,44 @@ class _Filler:
         self.passed: dict[str, int] = {}
         self.failed: list[Broken] = []
         self.skipped: dict[str, str] = {}
+        self.certified: dict[str, str] = {}
+        self.is_store_broken = False
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
-            self._clauses[item.nodeid] = next(iter(cited(getattr(item, "function", None))), "?")
+            name = next(iter(cited(getattr(item, "function", None))), "?")
+            if CERTIFIED in item.nodeid:
+                name = item.name.partition("[")[0].removeprefix("test_").replace("_", " ")
+            self._clauses[item.nodeid] = name
         self._on_test(0, len(self._clauses), 0)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         clause = self._clauses[report.nodeid]
         if report.failed:
             said, broken = said_of(report.longreprtext, clause)
-            name = report.nodeid.rpartition("::")[2]
+            owner, _, name = report.nodeid.rpartition("::")
+            self.is_store_broken |= owner.endswith(("::TestStore", "::TestStoreInherited"))
+            if owner.endswith("::TestTasks") and self.is_store_broken:
+                said += FOLLOWS
             self.failed.append(Broken(test=name, clause=broken, said=said, report=report.longreprtext[-6_000:]))
         elif report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             self.skipped[clause] = reason.removeprefix("Skipped: ")
         elif report.when == "call":
             self.passed[clause] = self.passed.get(clause, 0) + 1
+            if CERTIFIED in report.nodeid:
+                self.certified |= {name: str(said) for name, said in report.user_properties if name != CLAUSES_OF}
         if report.when == "teardown":
             self._ended += 1
             self._on_test(self._ended, len(self._clauses), len(self.failed))
 
 
-def check(plugin: Loaded, backend: Backend, url: str, *, is_quick: bool, on_test: OnTest) -> Card:
-    """Run the whole kit on the backend and return its card. `url`: where; empty: the scheme alone.
+def check(plugin: Loaded, backend: Backend, url: str, flags: Collection[str], *, on_test: OnTest) -> Card:
+    """Run the whole kit on the backend and return its card.
+
+    Args:
+        url: Where; empty: the scheme alone.
+        flags: `--quick`: fewer histories and repeats; `--long`: more of them; `--certify`: certification, too.
 
     Raises:
         RuntimeError: No test could be run.
@@ -118,12 +137,14 @@ def check(plugin: Loaded, backend: Backend, url: str, *, is_quick: bool, on_test
         bench = bench_of(plugin.name, backend, url, Path(folder))
         CURRENT.append(bench)
         try:
-            module = importlib.reload(importlib.import_module(f"converge.testing._check.{_MODULES[kind]}"))
-            place = Path(inspect.getfile(module)).resolve()
-            flags = ["--rootdir", str(place.parent), "--confcutdir", str(place.parent), "--basetemp", f"{folder}/tests"]
-            flags += ["-o", "python_classes=Test*", *(["--quick"] if is_quick else [])]
+            names = [_MODULES[kind], *(["certified"] if kind == "store" and "--certify" in flags else [])]
+            modules = [importlib.reload(importlib.import_module(f"converge.testing._check.{name}")) for name in names]
+            places = [str(Path(inspect.getfile(module)).resolve()) for module in modules]
+            root = str(Path(places[0]).parent)
+            given = ["--rootdir", root, "--confcutdir", root, "--basetemp", f"{folder}/tests"]
+            given += ["-o", "python_classes=Test*", *(flag for flag in ("--quick", "--long") if flag in flags)]
             with bench.running(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-                pytest.main([*GUEST, *IMPORTED, *flags, str(place)], plugins=[filler])
+                pytest.main([*GUEST, *IMPORTED, *given, *places], plugins=[filler])
         finally:
             CURRENT.pop()
     if not filler.passed and not filler.failed:
@@ -157,6 +178,7 @@ def check(plugin: Loaded, backend: Backend, url: str, *, is_quick: bool, on_test
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         tried=in_short({name for name in (*filler.passed, *(one.clause for one in filler.failed)) if "-" in name}),
         seconds=round(time.monotonic() - began, 3),
+        certified=filler.certified,
         passed=dict(sorted(filler.passed.items(), key=_in_order)),
         broken=tuple(filler.failed),
         not_tried=dict(sorted((untold | skipped).items(), key=_in_order)),

@@ -17,7 +17,7 @@ from converge.services.store.opening import open_store
 from converge.testing._task.base import let_pass
 from converge.testing.clauses import check_case, expect
 from converge.testing.faults import FaultPlan, FaultyStore
-from converge.testing.fixtures import is_quick
+from converge.testing.fixtures import is_quick, scaled
 
 POLL_SEC = 0.05
 LEASE_SEC = 15.0
@@ -79,8 +79,7 @@ class DiscoveryCase:
     @pytest.fixture(autouse=True)
     def quick(self, request: pytest.FixtureRequest) -> None:
         """With `--quick`, fewer histories; the clauses stay all."""
-        if is_quick(request.config):
-            vars(self).update(examples=min(self.examples, QUICK_EXAMPLES))
+        vars(self).update(examples=scaled(request.config, self.examples, QUICK_EXAMPLES))
 
     @pytest.fixture(scope="module")
     @classmethod

@@ -27,10 +27,12 @@ READY_SEC, END_SEC = 60.0, 60.0
 class Peer:
     """One process; what it says is read as it comes, so that it never waits for its reader."""
 
-    def __init__(self, order: Order) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    def __init__(self, order: Order, python: str = sys.executable) -> None:
+        is_ours = python == sys.executable  # another one finds another release where it stands
+        ours = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        environment = os.environ | (ours if is_ours else {})
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "converge.testing._processes.peer"],
+            [python, "-P", "-m", "converge.testing._processes.peer"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -95,12 +97,12 @@ class Peer:
 
 
 @contextmanager
-def running(order: Order, how_many: int) -> Iterator[list[Peer]]:
+def running(order: Order, how_many: int, python: str = sys.executable) -> Iterator[list[Peer]]:
     """Run so many processes, all of which have opened the store; they work once they are told to. None is left."""
     peers: list[Peer] = []
     try:
         for _ in range(how_many):
-            peers.append(Peer(order))
+            peers.append(Peer(order, python))
         yield peers
     finally:
         for peer in peers:

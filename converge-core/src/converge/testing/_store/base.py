@@ -37,7 +37,7 @@ from converge.contracts.store import (
 from converge.model.keys import HELD, LEASE, READY, Family
 from converge.testing._store.limits import CallLimit, alarm, limited
 from converge.testing.clauses import ClauseBroken, check_case, cited, expect
-from converge.testing.fixtures import is_quick
+from converge.testing.fixtures import is_quick, scaled
 
 QUICK_EXAMPLES, QUICK_ROUNDS = 8, 6
 """What `--quick` leaves of the histories and repeats: enough that a mutant of `tests/kit` is still found by most
@@ -108,8 +108,9 @@ class StoreCase:
     @pytest.fixture(autouse=True)
     def quick(self, request: pytest.FixtureRequest) -> None:
         """With `--quick`, fewer histories and repeats; the clauses stay all."""
-        if is_quick(request.config):
-            vars(self).update(examples=min(self.examples, QUICK_EXAMPLES), rounds=min(self.rounds, QUICK_ROUNDS))
+        examples = scaled(request.config, self.examples, QUICK_EXAMPLES)
+        rounds = scaled(request.config, self.rounds, QUICK_ROUNDS)
+        vars(self).update(examples=examples, rounds=rounds)
 
     @classmethod
     def is_persistent(cls) -> bool:

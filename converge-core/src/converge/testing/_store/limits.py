@@ -13,6 +13,7 @@ import anyio
 import attrs
 
 from converge.contracts.store import Store
+from converge.errors import ConvergeError
 from converge.testing.clauses import ClauseBroken
 
 CALLS = ("get", "scan", "commit", "turn", "count", "time", "inspect", "advance", "note_format")
@@ -31,7 +32,14 @@ class CallLimit:
         @wraps(call)
         async def limited_call(*args: Any, **kwargs: Any) -> Any:
             with anyio.move_on_after(self.seconds):
-                return await call(*args, **kwargs)
+                try:
+                    return await call(*args, **kwargs)
+                except (ConvergeError, AssertionError, NotImplementedError, ExceptionGroup):
+                    raise
+                except Exception as error:
+                    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+                    said = f"`{name}` let out an error of its driver, which callers do not know: {kind}: {error}"
+                    raise ClauseBroken(self.clause, said) from error
             raise ClauseBroken(self.clause, f"`{name}` did not answer within {self.seconds:g} s")
 
         return limited_call

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Coroutine
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -21,6 +23,10 @@ from converge.secret import has_password
 from converge.testing._store.base import StoreCase, commit, committed, get, put, ready, take, take_of, taken
 from converge.testing.blocks import passes_through
 from converge.testing.clauses import expect, expect_equal
+from converge.testing.fixtures import wait_until
+
+REOPENED = 5
+"""How often a handle is opened and left: one that leaves something open leaves as much more."""
 
 CHILD_SEC = 10.0
 """How long a forked child may take to be refused."""
@@ -136,6 +142,22 @@ class PlaceClauses(StoreCase):
         async with reopenable(opens) as store:
             await passes_through("S-19", store.reopen)
 
+    async def test_a_handle_that_is_left_leaves_nothing_open(self, url: str, options: Any) -> None:
+        """S-19."""
+        opens = partial(self.backend.open, url, options)
+        async with opens() as store:
+            await get(store, POOL("p"))
+        before = descriptors()
+        for _ in range(REOPENED):
+            async with opens() as store:
+                committed("S-19", await commit(store, puts=[(POOL("p"), b"{}")]), "a commit")
+        with suppress(AssertionError):  # what ends in a thread of its own ends soon
+            await wait_until(lambda: len(descriptors()) < len(before) + REOPENED, timeout=CHILD_SEC)
+        left = [target for number, target in descriptors().items() if before.get(number) != target]
+        expect(
+            "S-19", len(left) < REOPENED, f"{REOPENED} handles that were left have left open: {', '.join(sorted(left))}"
+        )
+
     async def test_a_forked_child_cannot_use_the_handle(self, store: Store) -> None:
         """S-22."""
         if not hasattr(os, "fork"):
@@ -156,6 +178,15 @@ class PlaceClauses(StoreCase):
         code = os.waitstatus_to_exitcode(status)
         expect("S-22", code == 0, f"a call in a forked child {said[min(code, 2)]}")
         committed("S-22", await commit(store, puts=[(POOL("p"), b"{}")]), "a commit of the parent after that")
+
+
+def descriptors() -> dict[str, str]:
+    """Return the open descriptors of this process and what each is of; none where the system does not tell."""
+    found = dict[str, str]()
+    for link in Path("/proc/self/fd").glob("*"):
+        with suppress(OSError):
+            found[link.name] = str(link.readlink())
+    return found
 
 
 def _tried(store: Store) -> int:

@@ -1,0 +1,179 @@
+"""Certification: what a store does when its place suffers, under load, by the means that its author's bench gives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import ClassVar
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from converge.contracts.store import ABSENT, Durability, Feature, Store
+from converge.errors import NotApplied, OutcomeUnknown, StoreError
+from converge.model.keys import POOL
+from converge.testing._check.given import current
+from converge.testing._check.stores import _Checked
+from converge.testing._processes.peers import begin, end, order_of, running
+from converge.testing._store.base import Cut, Opening, StoreCase, commit, committed, get
+from converge.testing.clauses import expect, expect_equal
+
+SUFFER_SEC = 2.0
+"""How long a server stays frozen, or refuses writes."""
+LOAD_SEC = 60.0
+"""How long a commit of the load may take before it counts as hung."""
+PACE_SEC = 0.01
+LOADED, CUTS, COUNTED = 10, 6, 30
+
+Note = Callable[[str, object], None]
+
+
+class _Load:
+    """Commits one key after another, as busy agents do, and notes what became of each."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.acknowledged: list[str] = []
+        self.refused: list[str] = []
+        self.unknown: list[str] = []
+        self._next = anyio.Event()
+
+    async def run(self) -> None:
+        for number in range(1_000_000):
+            name = str(number)
+            try:
+                with anyio.fail_after(LOAD_SEC):
+                    await commit(self._store, checks=[(POOL(name), ABSENT)], puts=[(POOL(name), b"{}")])
+                self.acknowledged.append(name)
+                self._next.set()
+                self._next = anyio.Event()
+            except NotApplied:
+                self.refused.append(name)
+            except OutcomeUnknown:
+                self.unknown.append(name)
+            except TimeoutError:
+                expect("S-16", False, f"a commit did not answer within {LOAD_SEC:g} s")
+            except StoreError as error:
+                expect("S-16", False, f"a commit raised {error!r}, which says neither NotApplied nor OutcomeUnknown")
+            except Exception as error:
+                kind = f"{type(error).__module__}.{type(error).__qualname__}"
+                expect("S-16", False, f"an error of the driver came out of a commit: {kind}: {error}")
+            await anyio.sleep(PACE_SEC)  # the load is steady, so that what it meets does not hang on this machine
+
+    async def goes_on(self, limit_sec: float) -> bool:
+        """Return whether a commit is acknowledged from now on, within the time."""
+        with anyio.move_on_after(limit_sec):
+            await self._next.wait()
+            return True
+        return False
+
+
+class TestCertification(_Checked, StoreCase):
+    """A store under load whose place suffers: it is well again within `near_sec`, and told the truth meanwhile."""
+
+    loops: ClassVar[tuple[str, ...]] = ("asyncio",)
+
+    @asynccontextmanager
+    async def loaded(self, store: Store) -> AsyncIterator[_Load]:
+        """A load on the store, which has begun to work."""
+        load = _Load(store)
+        async with anyio.create_task_group() as group:
+            group.start_soon(load.run)
+            while len(load.acknowledged) < LOADED:
+                expect("S-16", await load.goes_on(LOAD_SEC), "no commit is acknowledged on a place that is well")
+            yield load
+            group.cancel_scope.cancel()
+
+    async def recovers(self, load: _Load, name: str, record_property: Note) -> None:
+        """Expect that the load goes on soon, and note how soon."""
+        began, near_sec = time.monotonic(), current().near_sec
+        is_well = await load.goes_on(LOAD_SEC)
+        took = time.monotonic() - began
+        expect("S-16", is_well and took < near_sec, f"{name}: well after {took:.1f} s, at most {near_sec:g} s wanted")
+        record_property(name, f"well again after {took:.2f} s")
+
+    async def told_truly(self, store: Store, load: _Load, *, is_kept: bool = True) -> None:
+        """Expect that what was acknowledged is there, and what was refused is not."""
+        for name in load.refused:
+            expect("S-16", await get(store, POOL(name)) is None, f"{name} was refused with NotApplied, and is there")
+        lost = [name for name in load.acknowledged if await get(store, POOL(name)) is None] if is_kept else []
+        expect_equal("S-14", lost, [], "commits that were acknowledged and are lost")
+
+    async def test_a_restarted_server(self, store: Store, record_property: Note) -> None:
+        """S-14: what was acknowledged is there after a restart."""
+        restart = current().restart
+        if restart is None:
+            pytest.skip("not tried: the bench has no `restart`")
+        async with self.loaded(store) as load:
+            await anyio.to_thread.run_sync(restart)
+            await self.recovers(load, "restart", record_property)
+        await self.told_truly(store, load, is_kept=self.backend.durability > Durability.D0)
+
+    async def test_connections_that_are_cut(self, store: Store, record_property: Note) -> None:
+        """S-16: connections break again and again, before a request and before its reply."""
+        cut = current().cut
+        if cut is None:
+            pytest.skip("not tried: the bench has no `cut`")
+        async with self.loaded(store) as load:
+            for number in range(CUTS):
+                cut((Cut.BEFORE, Cut.AFTER)[number % 2])
+                await self.recovers(load, "cut", record_property)
+        await self.told_truly(store, load)
+
+    async def test_a_frozen_server(self, store: Store, record_property: Note) -> None:
+        """S-16: the server answers nobody for a while, and no connection breaks."""
+        freeze = current().freeze
+        if freeze is None:
+            pytest.skip("not tried: the bench has no `freeze`")
+        async with self.loaded(store) as load:
+            with freeze():
+                await anyio.sleep(SUFFER_SEC)  # frozen for as long as calls may notice
+            await self.recovers(load, "freeze", record_property)
+        await self.told_truly(store, load)
+
+    async def test_refused_writes(self, store: Store, record_property: Note) -> None:
+        """S-16: the server refuses writes for a while; each is told as not applied, and reads go on."""
+        refuse = current().refuse_writes
+        if refuse is None:
+            pytest.skip("not tried: the bench has no `refuse_writes`")
+        async with self.loaded(store) as load:
+            with refuse():
+                await anyio.sleep(SUFFER_SEC)  # refused for as long as the load notices
+                expect("S-16", bool(load.refused), "no commit was refused, though the server refuses writes")
+                expect("S-1", await get(store, POOL("0")) is not None, "a read fails while writes are refused")
+            await self.recovers(load, "refuse_writes", record_property)
+        await self.told_truly(store, load)
+
+    async def test_rotated_credentials(self, store: Store, opening: Opening, record_property: Note) -> None:
+        """S-14: credentials change under an open handle; it goes on, and a new one opens."""
+        rotate = current().rotate
+        if rotate is None:
+            pytest.skip("not tried: the bench has no `rotate`")
+        async with self.loaded(store) as load:
+            await anyio.to_thread.run_sync(rotate)
+            await self.recovers(load, "rotate", record_property)
+            async with opening() as other:
+                committed("S-14", await commit(other, puts=[(POOL("new"), b"{}")]), "a commit with new credentials")
+        await self.told_truly(store, load)
+
+    def test_two_releases_side_by_side(self, url: str, opening: Opening, record_property: Note) -> None:
+        """S-4: processes of this release and of another one count up one key, each number once."""
+        python = current().other_python
+        if python is None:
+            pytest.skip("not tried: the bench has no `other_python`, an interpreter with another release of the plugin")
+        if Feature.SHARED not in self.backend.features:
+            pytest.skip("not applicable: the store does not declare SHARED")
+        order = order_of(self.backend, current().options(), url, "count", LOAD_SEC, inherited=False)
+        with running(order, 1) as mine, running(order, 1, python) as others:
+            peers = [*mine, *others]
+            begin(peers)
+            for peer in peers:
+                expect("S-4", peer.wait_for(lambda said: len(said) > COUNTED, LOAD_SEC), f"{peer.end(LOAD_SEC)}")
+            failed = end(peers)
+        values = [row[0] for peer in peers for row in peer.said[1:]]
+        twice = len(values) - len(set(values))
+        expect("S-4", not twice, f"{twice} of {len(values)} increments were committed beside another")
+        expect("S-4", not failed, f"a process failed: {failed}")
+        record_property("releases", f"{len(values)} increments, each once")
