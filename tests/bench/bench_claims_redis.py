@@ -6,7 +6,8 @@ contract.
 It starts a private Redis with an append-only file synced every second. The floor is one Lua script a call on copies of
 the same hash and sorted sets, two calls in flight, over bare connections of the same driver: no checks, no revisions,
 no ranges, no conflicts. Floor and store take turns within each round, and the median of the rounds' ratios is what
-counts. `--flatness` compares a claim's cost beside 200,000 tasks that may not be taken with that beside 1,000.
+counts. `--flatness` compares what a claim takes beside `--many` tasks that may not be taken, and with so many pending,
+with the time beside 1,000.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ from converge.testing.servers import redis_server
 from converge_store_redis import RedisOptions, RedisStore
 
 IN_FLIGHT = 2
-FEW, MANY = 1_000, 200_000
+FEW = 1_000
+CLAIMS = 200
+"""Claims that are timed beside few and beside many."""
+
 FLOOR_KEYS = ("{floor}v", "{floor}ready", "{floor}held", "{floor}done")
 
 # KEYS: values, ready. ARGV: n, n rests, n specifications.
@@ -93,7 +97,7 @@ class Floor:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self.connection = Connection(host=parts.hostname or "", port=parts.port or 0, protocol=2)
+        self.connection = Connection(host=parts.hostname or "", port=parts.port or 0, protocol=2, socket_timeout=60)
         self.lease = b"h" + uuids(1)[0]
 
     async def call(self, *command: Any) -> Any:
@@ -175,7 +179,8 @@ class Bench:
 
     async def run(self) -> dict[str, object]:
         async with RedisStore.open(self.url) as store:
-            await self._pairs(store)
+            if self.arguments.rounds:
+                await self._pairs(store)
             if self.arguments.inherited:
                 await self._inherited(store)
             for lanes in self.arguments.lanes:
@@ -250,27 +255,27 @@ class Bench:
         return float(self.arguments.tasks / (max(end for _, end in answers) - at))
 
     async def _flatness(self) -> None:
-        """A claim's time beside few and beside many tasks that may not be taken, alternately."""
-        await self._flush()
-        async with (
-            RedisStore.open(self.url, RedisOptions(network="few")) as few,
-            RedisStore.open(self.url, RedisOptions(network="many")) as many,
-        ):
-            sites = [await site(few, lanes=5), await site(many, lanes=5)]
-            for each, pending in zip(sites, (FEW, MANY), strict=True):
-                await each.submit_elsewhere(pending, in_flight=IN_FLIGHT)
-                await each.submit(self.arguments.tasks, in_flight=IN_FLIGHT)
-            times: list[list[float]] = [[], []]
-            for step in range(self.arguments.tasks // CLAIM):
-                for number in (0, 1) if step % 2 else (1, 0):
-                    times[number].append(await sites[number].claim_once())
-        few_ms, many_ms = median(times[0]) * 1e3, median(times[1]) * 1e3
-        self._tell(
-            "a claim beside 200,000 that may not be taken, against 1,000",
-            few_ms=few_ms,
-            many_ms=many_ms,
-            ratio=many_ms / few_ms,
-        )
+        """A claim's time beside few and beside many tasks, alternately: such as may not be taken, then such as wait."""
+        many = self.arguments.many
+        for what, lanes in (("that may not be taken", 5), ("pending", 1)):
+            await self._flush()
+            async with (
+                RedisStore.open(self.url, RedisOptions(network="few")) as few,
+                RedisStore.open(self.url, RedisOptions(network="many")) as other,
+            ):
+                sites = [await site(few, lanes=lanes), await site(other, lanes=lanes)]
+                for each, count in zip(sites, (FEW, many), strict=True):
+                    fill = each.submit_elsewhere if lanes > 1 else each.submit
+                    await fill(count, in_flight=IN_FLIGHT)
+                    await each.submit(CLAIM)
+                times: list[list[float]] = [[], []]
+                for step in range(CLAIMS):
+                    for number in (0, 1) if step % 2 else (1, 0):
+                        times[number].append(await sites[number].claim_once())
+                        await sites[number].submit(CLAIM)  # as many wait again
+            few_ms, many_ms = (median(some) * 1e3 for some in times)
+            ratio = median([second / first for first, second in zip(*times, strict=True)])
+            self._tell(f"a claim beside {many:,} {what}, against {FEW:,}", few_ms=few_ms, many_ms=many_ms, ratio=ratio)
 
     async def _flush(self) -> None:
         floor = Floor(self.url)
@@ -318,11 +323,12 @@ def _floor_process(url: str, at: float) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=50_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0: only what the flags ask for")
     parser.add_argument("--lanes", type=int, nargs="*", default=[])
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--inherited", action="store_true")
     parser.add_argument("--flatness", action="store_true")
+    parser.add_argument("--many", type=int, default=1_000_000)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with redis_server() as url:

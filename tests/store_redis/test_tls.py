@@ -243,9 +243,10 @@ async def test_sentinels_and_the_primary_that_they_name_speak_tls(
 
 async def test_the_nodes_of_a_cluster_speak_tls(start: Start, shown: RedisOptions) -> None:
     flags = ("--cluster-enabled", "yes", "--tls-cluster", "yes", "--cluster-require-full-coverage", "no")
-    first, second = start(*flags), start(*flags)
+    buses = [free_port() for _ in range(2)]  # by default 10,000 above the port, which may be none
+    first, second = (start(*flags, "--cluster-port", str(bus)) for bus in buses)
     await asked(shown, first, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-    await asked(shown, second, "CLUSTER", "MEET", "127.0.0.1", first)
+    await asked(shown, second, "CLUSTER", "MEET", "127.0.0.1", first, buses[0])
 
     async def knows_the_owner() -> bool:
         slots = await asked(shown, second, "CLUSTER", "SLOTS")

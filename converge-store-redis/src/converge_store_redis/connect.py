@@ -87,9 +87,9 @@ class Connector:
     async def evaluate(self, script: Script, keys: list[bytes], arguments: list[Any], *, writes: bool) -> Any:
         """Run a script; a server that does not know it gets its text."""
         try:
-            return await self.call("EVALSHA", script.sha, len(keys), *keys, *arguments, writes=writes)
+            return await self._answer(("EVALSHA", script.sha, len(keys), *keys, *arguments), writes)
         except _NoScript:
-            return await self.call("EVAL", script.text, len(keys), *keys, *arguments, writes=writes)
+            return await self._answer(("EVAL", script.text, len(keys), *keys, *arguments), writes)
 
     async def call(self, *command: Any, writes: bool = False) -> Any:
         """Send a command and return its answer.
@@ -100,6 +100,9 @@ class Connector:
             StoreRolledBack: It was a write, and was not sent: the server has lost what was acknowledged.
             StoreError: The server refused it.
         """
+        return await self._answer(command, writes)
+
+    async def _answer(self, command: tuple[Any, ...], writes: bool) -> Any:
         for _ in range(REDIRECTIONS):
             answer = await self._call(command, writes)
             if not isinstance(answer, ReplyError):
@@ -112,14 +115,15 @@ class Connector:
 
     async def _call(self, command: tuple[Any, ...], writes: bool) -> Any:
         self._check_loop()
-        async with self.places:
-            connection = await self._sound()
+        await self.places.acquire()
+        try:
+            connection = self._fresh() or await self._sound()
             is_answered = False
             try:
                 if writes and self.lineage.loss:
                     is_answered, loss, self.lineage.loss = True, self.lineage.loss, ""
                     raise StoreRolledBack(loss)
-                answer = connection.ask(*command)
+                answer = connection.send(command)
                 self._busy.add(connection)
                 if self._timer is None:
                     self._timer = self._loop.call_later(LOOK_SEC, self._look)
@@ -134,6 +138,16 @@ class Connector:
                     self._free.append(connection)
                 else:
                     connection.close()
+        finally:
+            self.places.release()
+
+    def _fresh(self) -> Connection | None:
+        """Return the free connection that was used last, if it was a moment ago; else ask `_sound`."""
+        if self._free:
+            last = self._free[-1]
+            if not last.is_closed and self._loop.time() - last.heard_at < IDLE_SEC:
+                return self._free.pop()
+        return None
 
     def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:

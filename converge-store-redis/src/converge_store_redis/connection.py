@@ -107,13 +107,20 @@ class Connection(asyncio.Protocol):
         Raises:
             OSError, ProtocolError, ReplyError: Why the connection is closed; nothing was sent.
         """
-        self.tell(*command)
+        return self.send(command)
+
+    def send(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
+        """Do as `ask`, without a copy of what may be long."""
+        self._write(command)
         waiter = self._loop.create_future()
         self._waiting.append(waiter)
         return waiter
 
     def tell(self, *command: Any) -> None:
         """Send a command to which no answer is awaited: SUBSCRIBE, which pushes instead. Raises as `ask`."""
+        self._write(command)
+
+    def _write(self, command: tuple[Any, ...]) -> None:
         if self._died is not None or self._transport is None:
             raise ConnectionDied("the connection was closed") from self._died
         self.asked_at = self._loop.time()

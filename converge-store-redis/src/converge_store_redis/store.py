@@ -92,20 +92,20 @@ class RedisStore(Store):
         if not keys:
             return []
         fields = [PACKERS[key[0]](key) for key in keys]
-        found: list[bytes | None] = []
-        while len(found) < len(fields):
-            found += await self._read(fields[len(found) :])
+        found: Sequence[bytes | None]
+        if len(fields) <= GET_KEYS:
+            found = await self._connector.call("HMGET", self._names.values, *fields)
+        else:
+            found = await self._read(fields)
         return [None if raw is None else _entry(key, raw) for key, raw in zip(keys, found, strict=True)]
 
-    async def _read(self, fields: list[bytes]) -> Sequence[bytes | None]:
-        """Return the values of the first fields, at least of one."""
-        values: Sequence[bytes | None]
-        if len(fields) <= GET_KEYS:
-            values = await self._connector.call("HMGET", self._names.values, *fields)
-        else:
-            arguments = [READ_BYTES, *fields]
-            values = await self._connector.evaluate(load("get"), [self._names.values], arguments, writes=False)
-        return values
+    async def _read(self, fields: list[bytes]) -> list[bytes | None]:
+        """Return the values of many fields; each call gives the first ones, at least one."""
+        found: list[bytes | None] = []
+        while len(found) < len(fields):
+            arguments = [READ_BYTES, *fields[len(found) :]]
+            found += await self._connector.evaluate(load("get"), [self._names.values], arguments, writes=False)
+        return found
 
     async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
         pages: list[list[Entry]] = [[] for _ in ranges]
