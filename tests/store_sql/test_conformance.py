@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -13,9 +14,13 @@ from converge.testing.store import Begin, Cut
 from converge_store_sql import SqlOptions, SqlStore
 from converge_store_sql.plugin import SQL
 
+# Every clause runs always; as many histories and repeats as elsewhere, and the inherited turn, only in the full run.
+IS_FULL = os.environ.get("FULL_TESTS") == "1"
+
 
 class TestPostgresql(StoreContract):
     backend = SQL
+    examples, rounds = (25, 20) if IS_FULL else (8, 6)
 
     @pytest.fixture
     def url(
@@ -55,5 +60,7 @@ class TestPostgresql(StoreContract):
         return cut
 
 
-class TestPostgresqlInherited(TestPostgresql):
-    inherited_turn = True
+if IS_FULL:
+
+    class TestPostgresqlInherited(TestPostgresql):
+        inherited_turn = True

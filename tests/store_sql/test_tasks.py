@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from converge.testing import TaskContract
@@ -13,6 +15,8 @@ class TestPostgresqlTasks(TaskContract):
     """On PostgreSQL 18."""
 
     backend = SQL
+    # As many histories and repeats as elsewhere only in the full run.
+    examples, rounds = (20, 20) if os.environ.get("FULL_TESTS") == "1" else (8, 6)
 
     @pytest.fixture
     def url(self, postgres_url: str) -> str:
