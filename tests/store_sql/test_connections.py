@@ -155,6 +155,28 @@ async def test_a_call_that_is_cut_short_asks_the_server_for_nothing_more(
     assert told == []
 
 
+async def test_attempts_to_connect_that_race_leave_nothing_behind(
+    postgres_url: str, options: SqlOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    for milliseconds in range(8):
+        monkeypatch.setattr("converge_store_sql.postgresql.connect.HEDGE_SEC", milliseconds / 1_000)
+        async with SqlStore.open(postgres_url, options) as store, anyio.create_task_group() as group:
+            for _ in range(options.connections):
+                group.start_soon(store.time)
+    gc.collect()
+    assert told == []
+    server = await asyncpg.connect(postgres_url)
+    left = "select count(*) from pg_stat_activity where application_name = 'converge' and state = 'idle'"
+
+    async def is_alone() -> bool:
+        return bool(await server.fetchval(left) == 0)
+
+    await wait_until(is_alone, timeout=30)
+    await server.close()
+
+
 async def test_a_connection_that_cannot_be_closed_in_order_holds_up_no_other(
     postgres_url: str, options: SqlOptions
 ) -> None:

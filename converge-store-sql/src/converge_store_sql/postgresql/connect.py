@@ -40,7 +40,7 @@ without a word does not hold up a call for as long as connecting may take.
 """
 
 CONNECT_LEFT_SEC = 1.0
-"""How long connecting may go on after it was cancelled: a server that answers at all has done so by then."""
+"""How long connecting may go on when nobody waits for it: a server that answers at all has done so by then."""
 
 
 _AT_WORK = """select pid from pg_stat_activity where pid = any($1::integer[])
@@ -56,6 +56,9 @@ class _Link:
 
     def __init__(self, connection: AsyncConnection | None, driver: Any) -> None:
         self.connection, self.driver = connection, driver
+
+
+_Attempt = asyncio.Task[_Link | StoreError]
 
 
 class Connections:
@@ -75,6 +78,7 @@ class Connections:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._ending = set[asyncio.Task[None]]()
         self.on_dead: Callable[[], None] = lambda: None
 
     async def run(self, text: str, arguments: Sequence[Any], *, writes: bool) -> Sequence[Sequence[Any]]:
@@ -144,8 +148,12 @@ class Connections:
         """Close every connection that is not in use."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._looking is not None:
-            self._looking.cancel()
+        with anyio.CancelScope(shield=True):
+            if self._looking is not None:
+                self._looking.cancel()
+                await asyncio.wait({self._looking})
+            while self._ending:
+                await asyncio.wait(self._ending)
         links, self._free = self._free, []
         with anyio.move_on_after(CLOSE_SEC, shield=True):
             async with anyio.create_task_group() as group:
@@ -211,23 +219,20 @@ class Connections:
             await self._doubt_others()
 
     async def _connect(self) -> _Link:
-        """Connect, with a further attempt where one takes long: the first to end says how it went.
-
-        If cancelled, they are given `CONNECT_LEFT_SEC` to succeed: the driver leaves an error that nobody awaits, which
-        the loop tells of later, when it is cut short at the wrong moment.
-        """
-        attempts = set[asyncio.Task[_Link | StoreError]]()
-        patience_sec, done = CONNECT_LEFT_SEC, set[asyncio.Task[_Link | StoreError]]()
+        """Connect, with a further attempt where one takes long: the first to end says how it went."""
+        attempts, done = set[_Attempt](), set[_Attempt]()
         try:
             while not done:
                 attempts.add(asyncio.create_task(self._try_to_connect()))
                 limit_sec = HEDGE_SEC if len(attempts) < ATTEMPTS else None
                 done, _ = await asyncio.wait(attempts, timeout=limit_sec, return_when=asyncio.FIRST_COMPLETED)
-            patience_sec = 0
             made = (chosen := done.pop()).result()
             attempts.remove(chosen)
         finally:
-            await _give_up(attempts, patience_sec)
+            if attempts:
+                ending = asyncio.create_task(_end(attempts))
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
         if isinstance(made, StoreError):
             raise made
         return made
@@ -262,19 +267,19 @@ async def answered(driver: Any, limit_sec: float, call: Awaitable[T]) -> T:
         timer.cancel()
 
 
-async def _give_up(attempts: set[asyncio.Task[_Link | StoreError]], patience_sec: float) -> None:
-    """End attempts to connect, and close what they have made all the same."""
-    if not attempts:
-        return
-    with anyio.CancelScope(shield=True):
-        if patience_sec:
-            await asyncio.wait(attempts, timeout=patience_sec)
-        for attempt in attempts:
-            attempt.cancel()
-        await asyncio.wait(attempts)
-        for attempt in attempts:
-            if not attempt.cancelled() and isinstance(made := attempt.result(), _Link):
-                await _discard(made)
+async def _end(attempts: set[_Attempt]) -> None:
+    """End attempts to connect that nobody waits for; close what they have made all the same.
+
+    Not at once: cut short at the wrong moment, the driver leaves an error that nobody awaits, which the loop tells of
+    later.
+    """
+    await asyncio.wait(attempts, timeout=CONNECT_LEFT_SEC)
+    for attempt in attempts:
+        attempt.cancel()
+    await asyncio.wait(attempts)
+    for attempt in attempts:
+        if not attempt.cancelled() and isinstance(made := attempt.result(), _Link):
+            await _discard(made)
 
 
 async def _discard(link: _Link) -> None:
