@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 from urllib.parse import urlunsplit
 
 import anyio
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from converge.errors import ForeignLoop, StoreError
 from converge_store_sql.options import SqlOptions
@@ -49,22 +47,12 @@ _AT_WORK = """select pid from pg_stat_activity where pid = any($1::integer[])
 _LOG = logging.getLogger(__name__)
 
 
-class _Link:
-    """One connection: SQLAlchemy's, but for those behind a pooler, and the driver's."""
-
-    __slots__ = ("connection", "driver")
-
-    def __init__(self, connection: AsyncConnection | None, driver: Any) -> None:
-        self.connection, self.driver = connection, driver
-
-
-_Attempt = asyncio.Task[_Link | StoreError]
+_Attempt = asyncio.Task[Any]
+"""Ends with a connection of the driver, or with the error that kept it from one."""
 
 
 class Connections:
-    """The connections of one handle. Nobody else uses them, so nothing is reset between calls, and SQLAlchemy's own
-    pool stays out of the way.
-    """
+    """The connections of one handle. Nobody else uses them, so nothing is reset between calls."""
 
     def __init__(self, url: str, options: SqlOptions) -> None:
         split = check_url(url)
@@ -72,8 +60,8 @@ class Connections:
         self._connector = Connector(urlunsplit(split), options)
         self._begin = begin(options) if options.pooler else ""
         self._timeout_sec = options.timeout_sec
-        self._free: list[tuple[_Link, float]] = []
-        self._busy: dict[_Link, float] = {}
+        self._free: list[tuple[Any, float]] = []
+        self._busy: dict[Any, float] = {}
         self._room = asyncio.Semaphore(options.connections)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -90,25 +78,25 @@ class Connections:
         """
         loop = self._own_loop()
         async with self._room:
-            link = await self._acquire()
-            self._busy[link] = loop.time()
+            driver = await self._acquire()
+            self._busy[driver] = loop.time()
             if self._timer is None and not self._begin:
                 self._timer = loop.call_later(DOUBT_SEC, self._doubt)
             is_sound = False
             try:
-                rows = await answered(link.driver, self._timeout_sec, self._ask(link, text, arguments))
+                rows = await answered(driver, self._timeout_sec, self._ask(driver, text, arguments))
                 is_sound = True
                 return rows
             except Exception as error:
                 # An error that the server sent leaves the connection as it was; after any other its state is not known.
-                is_sound = sqlstate(error) is not None and not link.driver.is_closed() and not self._begin
+                is_sound = sqlstate(error) is not None and not driver.is_closed() and not self._begin
                 raise call_failed(error, self.where, writes=writes) from error
             finally:
-                del self._busy[link]
+                del self._busy[driver]
                 if is_sound:
-                    self._free.append((link, loop.time()))
+                    self._free.append((driver, loop.time()))
                 else:
-                    await _discard(link)
+                    driver.terminate()
 
     def _own_loop(self) -> asyncio.AbstractEventLoop:
         """Return the event loop that this is used from, which must be the one of the first call."""
@@ -119,30 +107,27 @@ class Connections:
             raise ForeignLoop
         return loop
 
-    async def _ask(self, link: _Link, text: str, arguments: Sequence[Any]) -> Sequence[Sequence[Any]]:
-        # The driver itself: SQLAlchemy's layers above it take three times the time that it takes for a small statement.
+    async def _ask(self, driver: Any, text: str, arguments: Sequence[Any]) -> Sequence[Sequence[Any]]:
         if self._begin:
-            await link.driver.execute(self._begin)
-        rows: Sequence[Sequence[Any]] = await link.driver.fetch(text, *arguments)
+            await driver.execute(self._begin)
+        rows: Sequence[Sequence[Any]] = await driver.fetch(text, *arguments)
         if self._begin:
-            await link.driver.execute("commit")
+            await driver.execute("commit")
         return rows
 
     @asynccontextmanager
     async def driver(self) -> AsyncIterator[Any]:
         """Yield a connection of the driver that is not shared, closed at the end: to create tables, to listen."""
         self._own_loop()
-        link = await self._connect()
+        driver = await self._connect()
         try:
-            yield link.driver
-        except (DBAPIError, OSError) as error:
-            raise call_failed(error, self.where, writes=False) from error
+            yield driver
         except Exception as error:
-            if isinstance(error, StoreError) or sqlstate(error) is None:
+            if isinstance(error, StoreError) or (sqlstate(error) is None and not isinstance(error, OSError)):
                 raise
             raise call_failed(error, self.where, writes=False) from error
         finally:
-            await _discard(link)
+            driver.terminate()
 
     async def close(self) -> None:
         """Close every connection that is not in use."""
@@ -154,41 +139,40 @@ class Connections:
                 await asyncio.wait({self._looking})
             while self._ending:
                 await asyncio.wait(self._ending)
-        links, self._free = self._free, []
+        free, self._free = self._free, []
         with anyio.move_on_after(CLOSE_SEC, shield=True):
             async with anyio.create_task_group() as group:
-                for link, _ in links:
-                    group.start_soon((link.connection or link.driver).close)
-        await self._connector.close()
+                for driver, _ in free:
+                    group.start_soon(driver.close)
 
-    async def _acquire(self) -> _Link:
+    async def _acquire(self) -> Any:
         """Return a connection that works, as far as can be told: one that was idle for long is tried."""
         while self._free:
-            link, since = self._free.pop()
+            driver, since = self._free.pop()
             idle_sec = asyncio.get_running_loop().time() - since
-            if not link.driver.is_closed() and (idle_sec < IDLE_SEC or await self._answers(link, idle_sec)):
-                return link
-            await _discard(link)
+            if not driver.is_closed() and (idle_sec < IDLE_SEC or await self._answers(driver, idle_sec)):
+                return driver
+            driver.terminate()
         return await self._connect()
 
-    async def _answers(self, link: _Link, idle_sec: float) -> bool:
+    async def _answers(self, driver: Any, idle_sec: float) -> bool:
         if idle_sec > TOO_IDLE_SEC:
             return False
         try:
-            await answered(link.driver, CHECK_SEC, link.driver.execute("select 1"))
+            await answered(driver, CHECK_SEC, driver.execute("select 1"))
         except Exception:  # whatever it is, this connection is of no use
-            await self._doubt_others()
+            self._doubt_others()
             return False
         return True
 
-    async def _doubt_others(self) -> None:
+    def _doubt_others(self) -> None:
         """Drop the connections that nobody uses, and have the one that listens tried: what befell one connection has
         befallen those beside it.
         """
         self.on_dead()
-        links, self._free = self._free, []
-        for link, _ in links:
-            await _discard(link)
+        free, self._free = self._free, []
+        for driver, _ in free:
+            driver.terminate()
 
     def _doubt(self) -> None:
         """Have the server asked about calls that take long; called again while there are calls."""
@@ -197,28 +181,28 @@ class Connections:
             return
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(DOUBT_SEC / 3, self._doubt)
-        late = {link: began for link, began in self._busy.items() if loop.time() - began >= DOUBT_SEC}
+        late = {driver: began for driver, began in self._busy.items() if loop.time() - began >= DOUBT_SEC}
         if late and (self._looking is None or self._looking.done()):
             self._looking = loop.create_task(self._end_dead(late))
 
-    async def _end_dead(self, late: dict[_Link, float]) -> None:
+    async def _end_dead(self, late: dict[Any, float]) -> None:
         """End calls that the server does not work on, nor has just answered: their connection died without a word."""
-        pids = {link: link.driver.get_server_pid() for link in late}
+        pids = {driver: driver.get_server_pid() for driver in late}
         try:
             with anyio.fail_after(CHECK_SEC * 2):
-                async with self.driver() as driver:
-                    rows = await driver.fetch(_AT_WORK, list(pids.values()))
+                async with self.driver() as other:
+                    rows = await other.fetch(_AT_WORK, list(pids.values()))
         except (StoreError, TimeoutError):
             return  # it is the server that does not answer: then nobody knows
         at_work = {pid for (pid,) in rows}
-        dead = [link for link, pid in pids.items() if pid not in at_work and self._busy.get(link) == late[link]]
-        for link in dead:
+        dead = [driver for driver, pid in pids.items() if pid not in at_work and self._busy.get(driver) == late[driver]]
+        for driver in dead:
             _LOG.warning("a connection to %s died without a word; another takes its place", self.where)
-            link.driver.terminate()
+            driver.terminate()
         if dead:
-            await self._doubt_others()
+            self._doubt_others()
 
-    async def _connect(self) -> _Link:
+    async def _connect(self) -> Any:
         """Connect, with a further attempt where one takes long: the first to end says how it went."""
         attempts, done = set[_Attempt](), set[_Attempt]()
         try:
@@ -237,9 +221,9 @@ class Connections:
             raise made
         return made
 
-    async def _try_to_connect(self) -> _Link | StoreError:
+    async def _try_to_connect(self) -> Any:
         try:
-            return _Link(*await self._connector.connect())
+            return await self._connector.connect()
         except Exception as error:
             failed = connecting_failed(error, self.where)
             failed.__cause__ = error
@@ -247,10 +231,10 @@ class Connections:
 
 
 async def answered(driver: Any, limit_sec: float, call: Awaitable[T]) -> T:
-    """Await a call of the driver's; if it has not answered by then, end its connection.
+    """Await a call of the driver's; if it has not answered by then, or is cancelled, end its connection at once.
 
-    Neither by the driver's own timeout nor by cancelling the call: for both it asks the server, on one more connection,
-    to stop. That hangs where the first one does, and leaves an error that nobody awaits when it is cut short.
+    Left to itself the driver asks the server, on one more connection, to stop. That hangs where the first one does, and
+    leaves an error that nobody awaits when it is cut short.
 
     Raises:
         TimeoutError: The time is up.
@@ -262,6 +246,9 @@ async def answered(driver: Any, limit_sec: float, call: Awaitable[T]) -> T:
     except Exception as error:
         if driver.is_closed() and loop.time() >= timer.when():
             raise TimeoutError from error
+        raise
+    except BaseException:
+        driver.terminate()
         raise
     finally:
         timer.cancel()
@@ -278,13 +265,5 @@ async def _end(attempts: set[_Attempt]) -> None:
         attempt.cancel()
     await asyncio.wait(attempts)
     for attempt in attempts:
-        if not attempt.cancelled() and isinstance(made := attempt.result(), _Link):
-            await _discard(made)
-
-
-async def _discard(link: _Link) -> None:
-    link.driver.terminate()
-    if link.connection is not None:
-        with anyio.move_on_after(CLOSE_SEC, shield=True):
-            await link.connection.invalidate()
-            await link.connection.close()
+        if not attempt.cancelled() and not isinstance(made := attempt.result(), StoreError):
+            made.terminate()
