@@ -48,8 +48,11 @@ def uuids7(now: int, entropy: bytes) -> list[bytes]:
     """Return a UUIDv7 for each 6 bytes of `entropy`, numbered in their order: what `uuid7` gives, in a quarter of the
     time.
     """
-    head = uuid7(now, entropy[:6])[:8]
     count = len(entropy) // 6
+    first = uuid7(now, entropy[:6])
+    if count < 2:
+        return [first][:count]
+    head = first[:8]
     numbers = array("H", [0x8000 | number & 0x3FFF for number in range(count)])
     if sys.byteorder == "little":
         numbers.byteswap()

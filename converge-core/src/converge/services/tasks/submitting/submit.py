@@ -74,6 +74,9 @@ class _Step(NamedTuple):
     opens: Mapping[Key, Check]
 
 
+NOTHING: Mapping[Key, Check] = {}
+
+
 class _Turn:
     """A round of the tasks of several callers, from the first who waits for it until it has ended."""
 
@@ -235,6 +238,8 @@ class Submits:
         So nobody can close a lane between its opening and its first task. A task whose lane another batch opens, or
         another call has forgotten meanwhile, waits for the next round, and those of its ordering key behind it do.
         """
+        if row is None and (lane := self._lanes.get(group[0].lane)) is not None and _are_plain(group):
+            return _Step(group, submit(group[0].id, group[0].spec, lane, None, now), NOTHING)  # the usual case
         opens: dict[Key, Check] = {}
         pool: Check | None = None
         for at, ask in enumerate(group):
