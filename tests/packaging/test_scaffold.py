@@ -13,6 +13,8 @@ from typing import Any
 import attrs
 import pytest
 
+from converge.operations.plugins.scaffold import TEMPLATES, Template, write_plugin
+
 KINDS = (("store", "--embedded"), ("store", "--server"), ("transport",), ("discovery",), ("hooks",))
 NAME = "night-owl"
 """With a dash, so that its module, its class and what users type all differ."""
@@ -36,9 +38,9 @@ class Package:
         return done.stdout
 
 
-def written(kind: tuple[str, ...], folder: Path, *, name: str = NAME, python: str = sys.executable) -> Path:
+def written(kind: tuple[str, ...], folder: Path, python: str) -> Path:
     """Write the package of a kind, and return its folder."""
-    command = [python, "-m", "converge", "plugins", "new", kind[0], name, *kind[1:], "--dir", str(folder), "--json"]
+    command = [python, "-m", "converge", "plugins", "new", kind[0], NAME, *kind[1:], "--dir", str(folder), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return Path(json.loads(done.stdout)["folder"])
@@ -48,7 +50,7 @@ def written(kind: tuple[str, ...], folder: Path, *, name: str = NAME, python: st
 def package(request: pytest.FixtureRequest, fresh_python: Callable[[str], Path], tmp_path: Path) -> Package:
     """A package of the test's kind, written by the core's wheel in an environment of its own, and installed there."""
     python = fresh_python("converge-core")
-    folder = written(request.param, tmp_path, python=str(python))
+    folder = written(request.param, tmp_path, str(python))
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
     done = subprocess.run(
         [*pip, "--no-build-isolation", "-e", str(folder)], capture_output=True, text=True, timeout=100
@@ -76,20 +78,22 @@ def test_its_own_tests_pass_and_its_types_are_strict(package: Package) -> None:
     package.run("mypy", "--strict", "src", "tests")
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=" ".join)
-def test_its_style_holds_and_nothing_of_the_template_is_left(kind: tuple[str, ...], tmp_path: Path) -> None:
-    folder = written(kind, tmp_path, name="acme")  # as long as the template's own; line lengths differ with others
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_its_style_holds_and_nothing_of_the_template_is_left(template: Template, tmp_path: Path) -> None:
+    (folder, *_) = write_plugin(template, "acme", tmp_path)  # as long as the name in the templates
     for check in (["check", "--select", "E,F,W,B,UP,SIM,RET,RUF"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *check, *LINES, str(folder)], capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0, done.stdout
-    folder = written(kind, tmp_path)
+    (folder, *_) = write_plugin(template, NAME, tmp_path)
     texts = {file: file.read_text() for file in folder.rglob("*") if file.is_file()}
     assert {"pyproject.toml", "README.md", "CHANGELOG.md", ".gitignore", "py.typed", "test.yml"} <= {
         file.name for file in texts
     }
     left = {str(file) for file, text in texts.items() if "acme" in f"{file} {text}".lower() or "KIND" in text}
     assert left == set()
-    assert "converge.schemes" in texts[folder / "pyproject.toml"]
+    entries = texts[folder / "pyproject.toml"]
+    groups = ['."converge.schemes"]', '."converge.testing"]']
+    assert [group in entries for group in groups] == [template.kind in ("store", "transport"), template.kind != "hooks"]
     assert any("REPLACE" in text for text in texts.values())

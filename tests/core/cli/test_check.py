@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,10 @@ def test_a_broken_backend_fails_on_its_clause(converge: Converge, folder: Path) 
     answer = converge("plugins", "check", "forgetful:BACKEND", "--quick")
     assert answer.code == 1, answer.out[-2_000:]
     assert "broken D-1 in test_" in answer.out
+    # What is pasted alone fails again: the command of the card, which runs one test with its seed.
+    again = next(line for line in answer.out.splitlines() if line.startswith("again: "))
+    pasted = converge(*shlex.split(again)[2:])
+    assert (pasted.code, pasted.out.count("\nbroken D-")) == (1, 1), pasted.out[-2_000:]
 
 
 def test_a_plugin_that_is_not_there_is_told_as_run_does(converge: Converge) -> None:

@@ -104,6 +104,10 @@ def check(
         bool,
         Parameter(negative=(), help="Also what a store does while its server restarts or freezes."),
     ] = False,
+    only: Annotated[str, Parameter(metavar="TEST", help="Run one test of the kit alone.")] = "",
+    seed: Annotated[
+        int | None, Parameter(metavar="NUMBER", help="What the random histories draw from, as a card has it.")
+    ] = None,
     report: Annotated[
         Path | None, Parameter(metavar="FILE", help="Write the report cards there, too, a JSON object a line.")
     ] = None,
@@ -117,7 +121,7 @@ def check(
     """
     import_here([name])
     loaded = loaded_and_packed(name)
-    flags = [flag for flag, is_set in (("--quick", quick), ("--long", long), ("--certify", certify)) if is_set]
+    asked = {"quick": quick, "long": long, "certify": certify, "only": only, "seed": seed}
     if find_spec("pytest") is None or find_spec("hypothesis") is None:
         raise ConfigError("the kit needs pytest and hypothesis; pip install 'converge-core[testing]' brings them")
     with output.progress(loaded.name, is_wanted=True) as on_progress:
@@ -125,7 +129,7 @@ def check(
             loaded.name,
             url,
             on_progress or (lambda done, total, bad: None),
-            flags,
+            asked,
         )
     text = "".join(f"{json_.dumps(card, ensure_ascii=False)}\n" for card in cards)
     save_cards(loaded.name, text)
@@ -150,6 +154,7 @@ def _write_card(card: Mapping[str, Any]) -> None:
         output.marked("broken ", "red", f"{one['clause']} in {one['test']}: {one['said']}")
         for line in one["report"].splitlines()[-REPORT_LINES:]:
             output.write(line)
+        output.write(f"again: {one.get('again', '')}")
 
 
 _ABOUT = ("plugin", "version", "kind", "backend", "contract", "features", "durability", "turn", "url", "release", "at")

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +124,13 @@ def _load(name: str) -> tuple[PluginHost, Loaded]:
     return host, loaded
 
 
-def checked(name: str, url: str, on_test: OnTest, flags: Sequence[str]) -> list[dict[str, Any]]:
+def checked(name: str, url: str, on_test: OnTest, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Run the conformance kit on each backend of the plugin, in a process of its own; return their report cards.
 
     Raises:
         PluginBroken: The kit could not be run on it.
     """
-    command = [sys.executable, "-m", "converge.testing._check", name, url, *flags]
+    command = [sys.executable, "-m", "converge.testing._check", name, url, json.dumps(asked)]
     cards = list[dict[str, Any]]()
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as errors,

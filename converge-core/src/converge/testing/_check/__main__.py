@@ -1,5 +1,5 @@
 """What `converge plugins check` runs, in a process of its own, since pytest changes the one that it runs in.
-Its arguments: NAME URL [--quick | --long] [--certify]. Each line is a JSON object: a number of tests that
+Its arguments: NAME URL and what is asked, as JSON. Each line is a JSON object: a number of tests that
 have ended, or a card.
 """
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from converge.plugins import PluginHost
 
 
-def main(name: str, url: str, *flags: str) -> int:
+def main(name: str, url: str, asked: str) -> int:
     """Check each backend of the plugin, and write what is found."""
     output = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")  # pytest, and what is tested, write to the other
     sys.path.insert(0, str(Path.cwd()))
-    from converge.testing._check.card import card_text, check
+    from converge.testing._check.card import Asked, card_text, check
 
     host = PluginHost()
     host.load(name)
@@ -27,7 +27,7 @@ def main(name: str, url: str, *flags: str) -> int:
         output.write(json.dumps({"done": done, "total": total, "bad": bad}) + "\n")
 
     for backend in [one for some in loaded.backends.values() for one in some]:
-        output.write(card_text(check(loaded, backend, url, flags, on_test=on_test)) + "\n")
+        output.write(card_text(check(loaded, backend, url, Asked(**json.loads(asked)), on_test=on_test)) + "\n")
     return 0
 
 

@@ -7,10 +7,12 @@ import importlib
 import inspect
 import io
 import json
+import secrets
+import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,13 +46,14 @@ OnTest = Callable[[int, int, int], None]
 @attrs.frozen(kw_only=True)
 class Broken:
     """A test that failed: its name, the clause that was broken, what was seen, and the end of pytest's report, with the
-    shortest history and its seed where there is one.
+    shortest history where there is one; and the command that runs this test alone, in which it fails again.
     """
 
     test: str
     clause: str
     said: str
     report: str
+    again: str
 
 
 @attrs.frozen(kw_only=True)
@@ -82,8 +85,8 @@ class Card:
 class _Filler:
     """A plugin of pytest that notes how each test ended, by the clause that it tries."""
 
-    def __init__(self, on_test: OnTest) -> None:
-        self._on_test = on_test
+    def __init__(self, on_test: OnTest, again: Sequence[str]) -> None:
+        self._on_test, self._again = on_test, again
         self._clauses: dict[str, str] = {}
         self._ended = 0
         self.passed: dict[str, int] = {}
@@ -108,7 +111,9 @@ class _Filler:
             self.is_store_broken |= owner.endswith(("::TestStore", "::TestStoreInherited"))
             if owner.endswith("::TestTasks") and self.is_store_broken:
                 said += FOLLOWS
-            self.failed.append(Broken(test=name, clause=broken, said=said, report=report.longreprtext[-6_000:]))
+            again = shlex.join([*self._again, "--only", name.partition("[")[0]])
+            text = report.longreprtext[-6_000:]
+            self.failed.append(Broken(test=name, clause=broken, said=said, report=text, again=again))
         elif report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             self.skipped[clause] = reason.removeprefix("Skipped: ")
@@ -121,47 +126,67 @@ class _Filler:
             self._on_test(self._ended, len(self._clauses), len(self.failed))
 
 
-def check(plugin: Loaded, backend: Backend, url: str, flags: Collection[str], *, on_test: OnTest) -> Card:
+@attrs.frozen(kw_only=True)
+class Asked:
+    """What is to be run.
+
+    Attributes:
+        quick, long: Fewer histories and repeats, or more.
+        certify: Certification, too.
+        only: The name of a test; empty: all.
+        seed: Of what the histories draw; None: another one each time.
+    """
+
+    quick: bool = False
+    long: bool = False
+    certify: bool = False
+    only: str = ""
+    seed: int | None = None
+
+
+def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: OnTest) -> Card:
     """Run the whole kit on the backend and return its card.
 
     Args:
         url: Where; empty: the scheme alone.
-        flags: `--quick`: fewer histories and repeats; `--long`: more of them; `--certify`: certification, too.
 
     Raises:
         RuntimeError: No test could be run.
     """
     kind = next(kind.word for kind in KINDS if isinstance(backend, kind.type))
-    filler, output, began = _Filler(on_test), io.StringIO(), time.monotonic()
+    seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
+    sizes = [f"--{name}" for name in ("quick", "long") if getattr(asked, name)]
+    certify = ["--certify"] if asked.certify else []
+    again = [
+        "converge",
+        "plugins",
+        "check",
+        plugin.name,
+        *([url] if url else []),
+        *sizes,
+        *certify,
+        "--seed",
+        str(seed),
+    ]
+    filler, output, began = _Filler(on_test, again), io.StringIO(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="converge-check-") as folder:
         bench = bench_of(plugin.name, backend, url, Path(folder))
         CURRENT.append(bench)
         try:
-            names = [_MODULES[kind], *(["certified"] if kind == "store" and "--certify" in flags else [])]
+            names = [_MODULES[kind], *(["certified"] if kind == "store" and asked.certify else [])]
             modules = [importlib.reload(importlib.import_module(f"converge.testing._check.{name}")) for name in names]
             places = [str(Path(inspect.getfile(module)).resolve()) for module in modules]
             root = str(Path(places[0]).parent)
             given = ["--rootdir", root, "--confcutdir", root, "--basetemp", f"{folder}/tests"]
-            given += ["-o", "python_classes=Test*", *(flag for flag in ("--quick", "--long") if flag in flags)]
+            given += ["-o", "python_classes=Test*", *sizes, f"--hypothesis-seed={seed}"]
+            given += ["-k", asked.only] if asked.only else []
             with bench.running(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
                 pytest.main([*GUEST, *IMPORTED, *given, *places], plugins=[filler])
         finally:
             CURRENT.pop()
     if not filler.passed and not filler.failed:
         raise RuntimeError(f"no test of the kit could be run:\n{output.getvalue()[-3_000:]}")
-    is_not_applicable = {
-        clause: why.removeprefix(NOT_APPLICABLE)
-        for clause, why in filler.skipped.items()
-        if why.startswith(NOT_APPLICABLE) and clause not in filler.passed
-    }
-    letters = {name[0] for name in (*filler.passed, *(one.clause for one in filler.failed))}
-    seen = {*filler.passed, *(one.clause for one in filler.failed), *is_not_applicable}
-    untold = {name: "no test of the kit tries it" for name in CLAUSES if name[0] in letters and name not in seen}
-    skipped = {
-        clause: why.removeprefix(NOT_TRIED)
-        for clause, why in filler.skipped.items()
-        if not why.startswith(NOT_APPLICABLE)
-    }
+    not_tried, not_applicable = _left(filler)
     return Card(
         plugin=plugin.name,
         distribution=plugin.distribution,
@@ -181,9 +206,28 @@ def check(plugin: Loaded, backend: Backend, url: str, flags: Collection[str], *,
         certified=filler.certified,
         passed=dict(sorted(filler.passed.items(), key=_in_order)),
         broken=tuple(filler.failed),
-        not_tried=dict(sorted((untold | skipped).items(), key=_in_order)),
-        not_applicable=dict(sorted(is_not_applicable.items(), key=_in_order)),
+        not_tried=not_tried,
+        not_applicable=not_applicable,
     )
+
+
+def _left(filler: _Filler) -> tuple[dict[str, str], dict[str, str]]:
+    """Return why clauses were not tried, and why others are not applicable."""
+    not_applicable = {
+        clause: why.removeprefix(NOT_APPLICABLE)
+        for clause, why in filler.skipped.items()
+        if why.startswith(NOT_APPLICABLE) and clause not in filler.passed
+    }
+    letters = {name[0] for name in (*filler.passed, *(one.clause for one in filler.failed))}
+    seen = {*filler.passed, *(one.clause for one in filler.failed), *not_applicable}
+    untold = {name: "no test of the kit tries it" for name in CLAUSES if name[0] in letters and name not in seen}
+    skipped = {
+        clause: why.removeprefix(NOT_TRIED)
+        for clause, why in filler.skipped.items()
+        if not why.startswith(NOT_APPLICABLE)
+    }
+    not_tried = untold | skipped
+    return dict(sorted(not_tried.items(), key=_in_order)), dict(sorted(not_applicable.items(), key=_in_order))
 
 
 def _in_order(item: tuple[str, object]) -> tuple[str, int]:
