@@ -23,6 +23,7 @@ pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 html_theme_options = {
     "light_css_variables": {"color-link": "#00449e", "color-link--visited": "#5b2c83"},
+    "dark_css_variables": {"color-link": "#9cc4ff", "color-link--visited": "#d5b8ff"},
 }
 myst_heading_anchors = 4
 myst_enable_extensions = ["tasklist"]
@@ -73,7 +74,17 @@ def add_contents(app: Any, page: str, source: list[str]) -> None:
             source[0] += f"\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {caption}\n\n{folder}/**\n```\n"
 
 
+def make_accessible(app: Any, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
+    """Add what the theme leaves out: lines scroll without a mouse, and headings of the side bar have levels."""
+    if "body" in context:
+        context["body"] = context["body"].replace("<pre>", '<pre tabindex="0">')
+    if "furo_navigation_tree" in context:
+        navigation = context["furo_navigation_tree"]
+        context["furo_navigation_tree"] = navigation.replace('role="heading"', 'role="heading" aria-level="2"')
+
+
 def setup(app: Any) -> None:
     """Connect what reads pages and docstrings."""
     app.connect("source-read", add_contents)
+    app.connect("html-page-context", make_accessible, priority=900)
     app.connect("autodoc-process-docstring", as_text, priority=900)
