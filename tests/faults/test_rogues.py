@@ -1,4 +1,5 @@
-"""A peer with a valid key of its own that floods a node in every way: it costs bounded memory, and others are answered.
+"""A peer with a valid key of its own that floods a node in every way, and a crowd without one that never ends a
+handshake: they cost bounded memory, and others are answered.
 
 With `FULL_TESTS=1` each way has its time, and what honest peers then wait is compared with what they wait beside a
 process that burns as much CPU and sends nothing.
@@ -23,6 +24,7 @@ from converge.testing.fixtures import wait_until_sync
 
 IS_FULL = os.environ.get("FULL_TESTS") == "1"
 SEC, ROUNDS = (4.0, 5) if IS_FULL else (0.3, 1)
+CLIENTS, CROWD_SEC = (5_000, 60.0) if IS_FULL else (300, 0.5)
 MEMORY_BYTES = 64 * 1_048_576
 LEAST_MS = 10.0
 """What a machine with two busy cores adds by itself: a p99 below is never a breach."""
@@ -55,7 +57,7 @@ class Process:
         assert self.popen.stdin is not None
         self.popen.stdin.write(line.encode() + b"\n")
         self.popen.stdin.flush()
-        wait_until_sync(lambda: len(self.lines()) > known or self.popen.poll() is not None, timeout=60)
+        wait_until_sync(lambda: len(self.lines()) > known or self.popen.poll() is not None, timeout=120)
         return self.lines()[known]
 
     def bytes(self, field: str) -> int:
@@ -152,3 +154,33 @@ def test_a_flood_costs_bounded_memory_and_others_are_answered(
     assert grown <= MEMORY_BYTES, figures
     if IS_FULL:
         assert sorted(flooded)[ROUNDS // 2] <= max(LEAST_MS, 2 * sorted(beside)[ROUNDS // 2]), figures
+
+
+def test_a_crowd_that_never_ends_a_handshake_keeps_nobody_out(
+    node: Process, asker: Process, burner: Process | None, folder: Path
+) -> None:
+    endpoint = node.first()["endpoint"]
+    node.forget_peak()
+    before, dials, errors = node.bytes("VmRSS"), list[float](), list[str]()
+    with running(folder, "newcomers", endpoint) as newcomers:
+        newcomers.first()
+        began = time.monotonic()
+        with running(folder, "crowd", endpoint, str(CLIENTS), str(CROWD_SEC)) as crowd:
+            while not crowd.lines() and len(dials) < 1_000:
+                told = newcomers.told("dial")
+                dials.append(told["took"])
+                errors += [told["error"]] if told["error"] else []
+                time.sleep(0.1)  # between two dials, so that they are no flood themselves
+            told = crowd.first()
+        assert newcomers.told("dial")["error"] == "", "what the crowd took is free again"
+    flooded = p99_ms(asker, began, time.monotonic())
+    grown = node.bytes("VmHWM") - before
+    figures = f"honest p99 {flooded} ms, dials {sorted(dials)[-3:]} s, memory +{grown / 1_048_576:.0f} MiB, {told}"
+    print(figures)  # noqa: T201  # shown with -s, and when it fails
+    assert not told["missing"] and grown <= MEMORY_BYTES and 2 * len(errors) < len(dials), (figures, errors)
+    if burner is not None:
+        began = time.monotonic()
+        burner.told(f"{CROWD_SEC} {told['cpu']}")
+        beside = p99_ms(asker, began, time.monotonic())
+        assert flooded <= max(LEAST_MS, 2 * beside), f"{figures}, beside a burner {beside} ms"
+        assert max(dials) < 1.0 and not errors, (figures, errors)

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -20,7 +21,7 @@ from converge.env import SYSTEM
 from converge.errors import ChannelError, ConvergeError
 from converge.machines import records
 from converge.machines.records import Item
-from converge.machines.secure import Terms
+from converge.machines.secure import Initiator, Terms
 from converge.model.descriptor import AgentDescriptor, network_tag, sign_descriptor
 from converge.model.envelope import MessageHeader, pack, sign
 from converge.model.identity import Identity
@@ -30,6 +31,9 @@ from converge.services.messages.descriptors import DESCRIPTORS, _Question
 LARGE = b'"' + b"x" * 900_000 + b'"'
 PAUSE_SEC = 0.01
 DIALS = 500
+ARRIVE_SEC = 60.0
+BYTE_SEC, AGAIN_SEC = 0.5, 5.0
+"""Between two bytes of a slow client, and before a client comes again whose connection was closed."""
 
 
 def say(**what: Any) -> None:
@@ -187,6 +191,74 @@ async def drain(secured: SecureChannel) -> None:
         await secured.receive()
 
 
+class Crowd:
+    """Clients of other loopback addresses, none of which ever ends a handshake: some say nothing, some a byte at a
+    time, some garbage, some a hello that is one.
+    """
+
+    def __init__(self, host: str, port: int, count: int) -> None:
+        self.host, self.port, self.connected = host, port, 0
+        self.missing = set(range(count))
+        self.are_all_there = anyio.Event()
+        terms = Terms(network=network_tag("converge"), identity=Identity.generate(SYSTEM.entropy))
+        hello = Initiator(terms, SYSTEM.entropy).hello1()
+        self._says = [b"", _framed(hello), _framed(os.urandom(48)), _framed(hello)]
+
+    async def client(self, number: int) -> None:
+        """Connect again and again."""
+        address = f"127.0.{1 + number // 250 % 200}.{1 + number % 250}"
+        while True:
+            with suppress(OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                async with await anyio.connect_tcp(self.host, self.port, local_host=address) as stream:
+                    self._arrived(number)
+                    says = self._says[number % 4]
+                    for at in range(len(says)) if number % 4 == 1 else ():
+                        await stream.send(says[at : at + 1])
+                        await anyio.sleep(BYTE_SEC)
+                    if number % 4 > 1:
+                        await stream.send(says)
+                    await stream.receive()
+            await anyio.sleep(AGAIN_SEC)
+
+    def _arrived(self, number: int) -> None:
+        self.connected += 1
+        self.missing.discard(number)
+        if not self.missing:
+            self.are_all_there.set()
+
+
+def _framed(frame: bytes) -> bytes:
+    return len(frame).to_bytes(4, "big") + frame
+
+
+async def crowd(endpoint: str, count: str, sec: str) -> None:
+    """Be so many clients for so long, counted from when each has been connected once; write how much CPU that took."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    host, _, port = endpoint.rpartition("/")[2].rpartition(":")
+    one = Crowd(host, int(port), int(count))
+    async with anyio.create_task_group() as group:
+        for number in range(int(count)):
+            group.start_soon(one.client, number)
+        with anyio.move_on_after(ARRIVE_SEC):
+            await one.are_all_there.wait()
+        await anyio.sleep(float(sec))
+        group.cancel_scope.cancel()
+    say(connected=one.connected, missing=len(one.missing), cpu=time.process_time())
+
+
+async def newcomers(endpoint: str) -> None:
+    """For each line of standard input, dial the node under a new key; write how long its answer took."""
+    say(ready=True)
+    while await anyio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
+        began, error = time.monotonic(), ""
+        try:
+            async with connected(Rogue("", "", ""), endpoint):
+                pass
+        except (ChannelError, OSError) as problem:
+            error = f"{type(problem).__name__}: {problem}"
+        say(took=time.monotonic() - began, error=error)
+
+
 async def burner() -> None:
     """For each line of standard input, how many seconds and how much CPU in them: use that, and nothing else."""
     say(ready=True)
@@ -204,7 +276,7 @@ async def burner() -> None:
 
 
 ROLES: dict[str, Callable[..., Awaitable[None]]] = {
-    "victim": victim, "honest": honest, "rogue": rogue, "burner": burner
+    "victim": victim, "honest": honest, "rogue": rogue, "burner": burner, "crowd": crowd, "newcomers": newcomers
 }  # fmt: skip
 
 if __name__ == "__main__":

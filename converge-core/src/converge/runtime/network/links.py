@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from enum import Enum
+from itertools import count
 from typing import Protocol
 
 import anyio
 import attrs
+from anyio.lowlevel import checkpoint
 
 from converge.contracts.transport import Channel, Listener
 from converge.env import Env
@@ -23,6 +25,9 @@ from converge.runtime.network.handshakes import Handshakes, Place
 from converge.runtime.network.link import WRITE_SEC, Link, OnItems
 
 log = logging.getLogger("converge.link")
+
+ACCEPTED_A_TURN = 16
+"""Connections that are accepted before others have their turn: a millisecond of work."""
 
 WATCH_SEC = 1.0
 """How often links are looked at."""
@@ -139,11 +144,13 @@ class Links:
 
     async def serve(self, listener: Listener) -> None:
         """Accept connections until cancelled."""
-        while True:
+        for number in count(1):
             try:
                 channel = await listener.accept()
             except ConnectionClosed:
                 return
+            if number % ACCEPTED_A_TURN == 0:  # a crowd that waits in the kernel is accepted without any other pause
+                await checkpoint()
             address = channel.peer.rpartition(":")[0]
             place = self._handshakes.enter(address)
             if place is None:
