@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import pytest
 
 from converge import Agent, Message, Node
 from converge.contracts.transport import NO_TLS, Channel
-from converge.errors import ChannelError, ConfigError, ConnectFailed, ListenFailed
+from converge.errors import ChannelError, ConfigError, ConnectFailed, ConnectionClosed, ListenFailed
 from converge.testing._transport.certificates import Authority
+from converge.testing.fixtures import wait_until
 from converge_transport_tcp import TcpOptions, TcpTransport
 
 WHERE = "tls://127.0.0.1:0"
@@ -64,6 +65,45 @@ async def test_frames_pass_and_both_sides_see_the_same_certificate(authority: Au
             while len(got) < 40:
                 got += await end.receive()
             assert got == [big] * 40
+
+
+async def test_nothing_is_kept_of_connections_that_have_ended_and_those_that_wait_end_with_their_transport(
+    authority: Authority,
+) -> None:
+    ended: list[type[Exception]] = []
+
+    async def receive(channel: Channel) -> None:
+        try:
+            await channel.receive()
+        except ChannelError as error:
+            ended.append(type(error))
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            async with (
+                TcpTransport.open(TcpOptions(**authority.issue("server"))) as there,
+                TcpTransport.open(TcpOptions(ca=authority.ca)) as here,
+                there.listen(WHERE) as listener,
+            ):
+
+                async def accept() -> None:
+                    with suppress(ConnectionClosed):  # the listener's end
+                        while True:
+                            group.start_soon(receive, await listener.accept())
+
+                group.start_soon(accept)
+                for _ in range(3):
+                    channel = await here.connect(listener.address)
+                    assert len(here._channels) == 1
+                    await channel.close()
+                    assert not here._channels
+                await wait_until(lambda: not listener._channels, what="the other side keeps none")  # type: ignore[attr-defined]
+                assert len(ended) == 3
+                for _ in range(2):
+                    group.start_soon(receive, await here.connect(listener.address))
+                await anyio.wait_all_tasks_blocked()
+            await wait_until(lambda: len(ended) == 7, what="all have ended")
+            group.cancel_scope.cancel()
 
 
 async def test_a_certificate_of_another_authority_is_refused(authority: Authority, tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ class TcpTransport(Transport):
         try:
             context = self._tls.client()
             secure = secured(channel, context, host=host, shake_sec=self._options.connect_sec, shown=NO_TLS)
+            self._channels.discard(channel)  # its socket is the other's now
             self._channels.add(secure)
+            channel = secure
             await secure.shake()
         except (ConfigError, ChannelError) as error:
             await channel.close()
@@ -144,6 +146,7 @@ class TcpListener(Listener):
             return channel
         context, shown = self._tls.server()
         secure = secured(channel, context, host=None, shake_sec=self._options.connect_sec, shown=shown)
+        self._channels.discard(channel)  # its socket is the other's now
         self._channels.add(secure)
         return secure
 
