@@ -161,11 +161,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         lines.setdefault("; ".join([f"{in_short(tried[owner])} tried", *reasons]), []).append(owner)
     for text, owners in lines.items():
         terminalreporter.write_line(f"{', '.join(owners)}: {text}")
-    failed, passed = (
-        {dict(report.user_properties).get(CONTRACT_OF) for report in terminalreporter.getreports(kind)}
-        for kind in ("failed", "passed")
-    )
-    if "TaskContract" in failed and ("StoreContract" in failed or "StoreContract" not in passed):
+    broken = {dict(report.user_properties).get(CONTRACT_OF) for report in reports if report.failed}
+    kept = {dict(report.user_properties).get(CONTRACT_OF) for report in reports if report.passed}
+    if "TaskContract" in broken and ("StoreContract" in broken or "StoreContract" not in kept):
         terminalreporter.write_line(FAILED_TASKS, red=True)
 
 
