@@ -2,9 +2,9 @@
 
     python tests/bench/bench_health.py --rounds 7 --seconds 10
 
-*idle*: the part of a processor core that a process uses whose agents have nothing to do, with the endpoint and without,
-measured side by side and in turns; nobody asks the endpoint meanwhile. *probe*: how long `/readyz` takes to answer while
-the process passes tasks on a store in memory as fast as it can.
+*idle*: the part of a core that a process uses whose agents have nothing to do, with the endpoint and without, measured
+side by side; nobody asks the endpoint meanwhile. *probe*: how long `/readyz` takes to answer while the process passes
+tasks on a store in memory as fast as it can.
 """
 
 from __future__ import annotations
@@ -111,9 +111,8 @@ def measure_probe(seconds: float) -> None:
         time.sleep(PAUSE_SEC)  # between two probes
     took.sort()
     at = {name: took[int(len(took) * part)] for name, part in (("p50", 0.5), ("p99", 0.99))}
-    print(
-        f"probe: p50 {at['p50']:.1f} ms, p99 {at['p99']:.1f} ms of {len(took)}, while {line_of(process)} tasks/s pass"
-    )
+    figures = f"p50 {at['p50']:.1f} ms, p99 {at['p99']:.1f} ms of {len(took)}"
+    print(f"probe: {figures}, while {line_of(process)} tasks/s pass")
     process.communicate()
 
 
