@@ -16,7 +16,7 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -31,6 +31,9 @@ from converge.model.keys import SIGNALS, STEP
 from converge.model.working import RUNS
 
 POOL = "bench"
+NEW = 100
+"""Pieces of output during which readers are new, and look by themselves."""
+
 Measure = Callable[[Task], Awaitable[Any]]
 MEASURES: dict[str, Measure] = {}
 
@@ -115,19 +118,19 @@ async def child(task: Task) -> int:
 MEASURES |= {one.__name__: one for one in (steps, many_steps, speaks, waits, fans, child)}
 
 
+FIGURES = {"step": 300, "at_once": 20, "readers": 100, "signals": 1_000, "asks": 2_000, "children": 1_000}
+"""The figures, each with how many times its subject is done."""
+
+
 class Figures:
     """The figures of one store, each printed as soon as it is known."""
 
     def __init__(self, node: Node, store: str) -> None:
         self._node, self._store, self._tasks = node, store, node.tasks
 
-    async def all(self, scale: float) -> None:
-        await self.step(int(300 * scale))
-        await self.at_once(max(5, int(20 * scale)))
-        await self.readers(int(50 * scale))
-        await self.signals(int(1_000 * scale))
-        await self.asks(int(2_000 * scale))
-        await self.children(int(1_000 * scale))
+    async def all(self, scale: float, names: Sequence[str]) -> None:
+        for name in names:
+            await getattr(self, name)(max(5, int(FIGURES[name] * scale)))
 
     def say(self, what: str, text: str) -> None:
         print(f"{self._store:10} {what:9} {text}", flush=True)
@@ -156,12 +159,12 @@ class Figures:
     async def readers(self, count: int) -> None:
         medians = {}
         for readers in (1, 3):
-            id_ = await self._tasks.submit(Task(pool_id=POOL, type="speaks", inputs={"count": count}))
+            id_ = await self._tasks.submit(Task(pool_id=POOL, type="speaks", inputs={"count": NEW + count}))
             late: dict[float, float] = {}
 
             async def read(id_: str = id_, late: dict[float, float] = late) -> None:
                 async for output in self._tasks.watch(id_):
-                    if output.kind == "data":
+                    if output.kind == "data" and int(output.cursor.partition(".")[2]) >= NEW:
                         late[output.data] = time.perf_counter() - output.data
 
             async with anyio.create_task_group() as group:
@@ -229,24 +232,25 @@ class Figures:
         self.say("children", f"{count:,} spawned and gathered in {took:.2f} s, of which {used:.2f} s of this process")
 
 
-async def measure(store: str, url: str, scale: float) -> None:
+async def measure(store: str, url: str, scale: float, names: Sequence[str]) -> None:
     place = f"{url}/{uuid4().hex}.db" if url.startswith("file:") else url
     network = "converge" if store in ("memory", "file") else f"n{uuid4().hex[:16]}"
     async with Node(store=place, plugins=PLUGINS.get(store, []), network=network) as node:
         await node.spawn(Bench, pool=POOL)
-        await Figures(node, store).all(scale)
+        await Figures(node, store).all(scale, names)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stores", nargs="+", default=STORES, choices=STORES)
+    parser.add_argument("--figures", nargs="+", default=list(FIGURES), choices=FIGURES)
     parser.add_argument("--scale", type=float, default=1.0, help="how much of it: 0.1 takes some seconds")
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", flush=True)
     gc.set_threshold(100_000, 20, 20)
     for store in arguments.stores:
         with served(store) as url:
-            anyio.run(measure, store, url, arguments.scale, backend_options={"use_uvloop": True})
+            anyio.run(measure, store, url, arguments.scale, arguments.figures, backend_options={"use_uvloop": True})
 
 
 if __name__ == "__main__":
