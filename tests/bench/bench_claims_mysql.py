@@ -24,7 +24,7 @@ from typing import Any
 
 import asyncmy
 import uvloop
-from workload import CALL, CLAIM, ENDED, POOL_ID, SPEC, UNTIL, Site, lane_hash, median, site, uuids
+from workload import CALL, CLAIM, ENDED, POOL_ID, SPEC, UNTIL, Results, Site, lane_hash, median, pair, site, uuids
 
 from converge.contracts.store import Store
 from converge.model.keys import DONE, READY, pack
@@ -134,12 +134,12 @@ class Inheriting(MysqlStore):
         return (await MysqlStore.turn(self, batches, None, wake=wake)).outcomes
 
 
-class Bench:
+class Bench(Results):
     """One server with the tables of one network, and the floor's copies of them."""
 
     def __init__(self, url: str, arguments: argparse.Namespace) -> None:
         self.url, self.arguments, self.floor = url, arguments, Floor(url)
-        self.results: dict[str, object] = {}
+        super().__init__(is_quiet=arguments.json)
         self._server: Any = None
 
     async def run(self) -> dict[str, object]:
@@ -162,14 +162,14 @@ class Bench:
         for round_ in range(self.arguments.rounds):
             own, is_first = await self._empty(store), bool(round_ % 2)  # the disk is busier for the second of a pair
             submits.append(
-                await _pair(
+                await pair(
                     lambda: own.submit(tasks, in_flight=IN_FLIGHT),  # noqa: B023  # awaited within the round
                     lambda: self.floor.submit(tasks),
                     is_first,
                 )
             )
             drains.append(
-                await _pair(lambda: own.drain(in_flight=IN_FLIGHT), lambda: self.floor.drain(tasks), is_first)  # noqa: B023
+                await pair(lambda: own.drain(in_flight=IN_FLIGHT), lambda: self.floor.drain(tasks), is_first)  # noqa: B023
             )
             assert own.claimed == tasks
             await own.submit(tasks // 2, in_flight=IN_FLIGHT)
@@ -196,28 +196,6 @@ class Bench:
         own = await site(store, lanes=lanes)
         own.is_from_heads = True
         return own
-
-    def _tell_pairs(self, what: str, pairs: Sequence[tuple[float, float]], beside: str) -> None:
-        other = {beside: median([pair[1] for pair in pairs]), "ratio": median([pair[0] / pair[1] for pair in pairs])}
-        self._tell(what, median([pair[0] for pair in pairs]), **other)
-
-    def _tell(self, what: str, rate: float, **more: float) -> None:
-        found = {"per_sec": round(rate)} | {
-            name: round(value, 2 if value < 100 else None) for name, value in more.items()
-        }
-        self.results[what] = found
-        if not self.arguments.json:
-            print(f"{what}: {', '.join(f'{name} {value:,}' for name, value in found.items())}", flush=True)
-
-
-async def _pair(
-    own: Callable[[], Awaitable[float]], other: Callable[[], Awaitable[float]], is_first: bool
-) -> tuple[float, float]:
-    """Both rates, one measured after the other."""
-    if is_first:
-        return await own(), await other()
-    second = await other()
-    return await own(), second
 
 
 def main() -> None:

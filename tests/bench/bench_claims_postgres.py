@@ -20,14 +20,14 @@ import platform
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
 import asyncpg
 import uvloop
-from workload import CALL, CLAIM, ENDED, POOL_ID, SPEC, UNTIL, Site, lane_hash, median, site, uuids
+from workload import CALL, CLAIM, ENDED, POOL_ID, SPEC, UNTIL, Results, Site, lane_hash, median, pair, site, uuids
 
 from converge.contracts.store import Store
 from converge.testing.servers import postgres_server
@@ -106,12 +106,12 @@ class Inheriting(PostgresqlStore):
     turn = Store.turn
 
 
-class Bench:
+class Bench(Results):
     """One server with the tables of one network, and the floor's copies of them."""
 
     def __init__(self, url: str, arguments: argparse.Namespace) -> None:
         self.url, self.arguments = url, arguments
-        self.results: dict[str, object] = {}
+        super().__init__(is_quiet=arguments.json)
         self.server: Any = None
 
     async def run(self) -> dict[str, object]:
@@ -147,13 +147,13 @@ class Bench:
 
             is_first = bool(round_ % 2)  # the disk is busier for the second of a pair
             submits.append(
-                await _pair(
+                await pair(
                     lambda: own.submit(tasks, in_flight=IN_FLIGHT),  # noqa: B023  # awaited within the round
                     lambda: floor_submit(self.url, lane, tasks),  # noqa: B023
                     is_first,
                 )
             )
-            drains.append(await _pair(lambda: own.drain(in_flight=IN_FLIGHT), drained, is_first))  # noqa: B023  # awaited within the round
+            drains.append(await pair(lambda: own.drain(in_flight=IN_FLIGHT), drained, is_first))  # noqa: B023  # awaited within the round
             assert own.claimed == tasks
             await own.submit(tasks // 2, in_flight=IN_FLIGHT)
             ones.append(await own.drain(in_flight=1))
@@ -244,31 +244,6 @@ class Bench:
         own = await site(store, lanes=lanes)
         own.is_from_heads = True
         return own
-
-    def _tell_pairs(self, what: str, pairs: Sequence[tuple[float, float]], beside: str = "floor") -> None:
-        other = {
-            beside: median([second for _, second in pairs]),
-            "ratio": median([first / second for first, second in pairs]),
-        }
-        self._tell(what, median([first for first, _ in pairs]), **other)
-
-    def _tell(self, what: str, rate: float | None = None, **more: float) -> None:
-        found = ({"per_sec": round(rate)} if rate is not None else {}) | {
-            name: round(value, 2 if value < 100 else None) for name, value in more.items()
-        }
-        self.results[what] = found
-        if not self.arguments.json:
-            print(f"{what}: {', '.join(f'{name} {value:,}' for name, value in found.items())}", flush=True)
-
-
-async def _pair(
-    own: Callable[[], Awaitable[float]], other: Callable[[], Awaitable[float]], is_first: bool
-) -> tuple[float, float]:
-    """Both rates, one measured after the other."""
-    if is_first:
-        return await own(), await other()
-    second = await other()
-    return await own(), second
 
 
 def _drain_process(url: str, at: float) -> tuple[int, float]:

@@ -12,7 +12,7 @@ import os
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -274,6 +274,39 @@ def before(head: Rest | None) -> Rest | None:
 def median(values: Sequence[float]) -> float:
     """Return the median."""
     return statistics.median(values)
+
+
+class Results:
+    """What a benchmark has found, printed as it comes unless it is wanted as JSON."""
+
+    def __init__(self, *, is_quiet: bool) -> None:
+        self._is_quiet = is_quiet
+        self.results: dict[str, object] = {}
+
+    def _tell_pairs(self, what: str, pairs: Sequence[tuple[float, float]], beside: str = "floor") -> None:
+        other = {
+            beside: median([second for _, second in pairs]),
+            "ratio": median([first / second for first, second in pairs]),
+        }
+        self._tell(what, median([first for first, _ in pairs]), **other)
+
+    def _tell(self, what: str, rate: float | None = None, **more: float) -> None:
+        found = ({"per_sec": round(rate)} if rate is not None else {}) | {
+            name: round(value, 2 if value < 100 else None) for name, value in more.items()
+        }
+        self.results[what] = found
+        if not self._is_quiet:
+            print(f"{what}: {', '.join(f'{name} {value:,}' for name, value in found.items())}", flush=True)
+
+
+async def pair(
+    own: Callable[[], Awaitable[float]], other: Callable[[], Awaitable[float]], is_first: bool
+) -> tuple[float, float]:
+    """Return both rates, one measured after the other."""
+    if is_first:
+        return await own(), await other()
+    second = await other()
+    return await own(), second
 
 
 def shown(values: Mapping[str, float]) -> str:
