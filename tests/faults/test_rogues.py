@@ -23,7 +23,7 @@ from rogues import WAYS
 from converge.testing.fixtures import wait_until_sync
 
 IS_FULL = os.environ.get("FULL_TESTS") == "1"
-SEC, ROUNDS = (4.0, 5) if IS_FULL else (0.3, 1)
+SEC, ROUNDS = (4.0, 3) if IS_FULL else (0.3, 1)
 CLIENTS, CROWD_SEC = (5_000, 60.0) if IS_FULL else (300, 0.5)
 MEMORY_BYTES = 64 * 1_048_576
 LEAST_MS = 10.0
