@@ -76,6 +76,9 @@ def test_it_is_listed_and_two_processes_work_with_it_at_once(package: Package) -
 def test_its_own_tests_pass_and_its_types_are_strict(package: Package) -> None:
     package.run("pytest", "-q", "-p", "no:cacheprovider", timeout=800)
     package.run("mypy", "--strict", "src", "tests")
+    told = package.run("converge", "plugins", "check", NAME, "--quick", "--certify", timeout=500)
+    if list(package.folder.rglob("server.py")):
+        assert all(f"{name}: well again after" in told for name in ("restart", "cut", "freeze")), told
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)

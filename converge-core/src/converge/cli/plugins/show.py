@@ -132,7 +132,8 @@ def check(
             asked,
         )
     text = "".join(f"{json_.dumps(card, ensure_ascii=False)}\n" for card in cards)
-    save_cards(loaded.name, text)
+    if not only:
+        save_cards(loaded.name, text)  # one test alone is no check
     if report is not None:
         report.write_text(text, encoding="utf-8")
     for card in cards:

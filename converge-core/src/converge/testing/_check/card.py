@@ -186,7 +186,7 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
             CURRENT.pop()
     if not filler.passed and not filler.failed:
         raise RuntimeError(f"no test of the kit could be run:\n{output.getvalue()[-3_000:]}")
-    not_tried, not_applicable = _left(filler)
+    not_tried, not_applicable = ({}, {}) if asked.only else _left(filler)
     return Card(
         plugin=plugin.name,
         distribution=plugin.distribution,
