@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import anyio
+import attrs
 
 from converge.services.durable.manager import TaskManager
 from converge.testing.fixtures import wait_until
@@ -23,30 +24,32 @@ from converge.testing.fixtures import wait_until
 COMMAND = Path(sys.executable).with_name("converge")
 
 
+@attrs.define(eq=False)
 class Fleet:
-    """Processes that share a store. Those that are left at the end are killed, by their process id."""
+    """Processes that share a store. Those that are left at the end are killed, by their process id.
 
-    def __init__(
-        self,
-        folder: Path,
-        url: str,
-        *,
-        agent: str,
-        agents_folder: Path,
-        pool: str,
-        network: str,
-        plugins: list[str],
-        options: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
-    ) -> None:
-        """`agent`: `module:Class` of a module in `agents_folder`, which finds the ledger's path in the environment as
-        LEDGER. `options`: those of backends, by their name.
-        """
-        self._options = options
-        self.folder, self.url, self.plugins, self.network, self.pool = folder, url, plugins, network, pool
-        self._agent, self._agents_folder = agent, agents_folder
-        self.ledger_path = folder / "ledger"
+    Attributes:
+        folder: Where configurations, logs and the ledger go.
+        url: The store's.
+        agent: `module:Class` of a module in `agents_folder`, which finds the ledger's path in the environment, as
+            LEDGER.
+        options: Those of backends, by their name.
+    """
+
+    folder: Path
+    url: str
+    agent: str
+    agents_folder: Path
+    pool: str
+    network: str
+    plugins: list[str]
+    options: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+    processes: list[subprocess.Popen[bytes]] = attrs.field(init=False, factory=list)
+    ledger_path: Path = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.ledger_path = self.folder / "ledger"
         self.ledger_path.touch()
-        self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(
         self,
@@ -71,14 +74,14 @@ class Fleet:
             "poll_sec = 0.3",
             f'network = "{self.network}"',
         ]
-        for name, values in self._options.items():
+        for name, values in self.options.items():
             lines += [f"[options.{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
         config.write_text("\n".join(lines) + "\n")
         command = [
             *within,
             str(COMMAND),
             "run",
-            self._agent,
+            self.agent,
             "--agents",
             str(agents),
             "--pool",
@@ -91,7 +94,7 @@ class Fleet:
         command += ["-c", str(config), "--create-pool", *flags]
         log = (self.folder / f"log{len(self.processes)}.txt").open("wb")
         variables = {**os.environ, "LEDGER": str(self.ledger_path), **(environment or {})}
-        process = subprocess.Popen(command, cwd=self._agents_folder, stdout=log, stderr=log, env=variables)
+        process = subprocess.Popen(command, cwd=self.agents_folder, stdout=log, stderr=log, env=variables)
         log.close()
         self.processes.append(process)
         return process
