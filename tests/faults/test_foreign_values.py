@@ -5,6 +5,7 @@ goes on: a store's values are data, never trusted.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,7 @@ from converge.services.tasks.sweep import Sweep
 
 pytestmark = pytest.mark.timeout(120)
 
+EXAMPLES = 25 if os.environ.get("FULL_TESTS") == "1" else 10
 WRITTEN = [family for family in FAMILIES.values() if family is not EPOCH]
 """A foreign epoch is another history, which has its own tests."""
 
@@ -135,7 +137,7 @@ def test_no_value_of_any_record_raises_more_than_our_own_errors(
 
     values = anyio.run(prepared)
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(value=spoiled(values), at=st.integers(0, 5))
     def spoil(value: bytes, at: int) -> None:
         async def run() -> None:

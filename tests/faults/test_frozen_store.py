@@ -33,7 +33,7 @@ from converge.testing.fixtures import wait_until
 
 pytestmark = pytest.mark.timeout(60)
 
-CALL_SEC, TIMEOUT_SEC, SLACK_SEC = 0.5, 0.1, 2.0
+CALL_SEC, TIMEOUT_SEC, SLACK_SEC = 0.3, 0.1, 2.0
 
 UNTIMED = {("TaskManager", "result"), ("DiscoveryService", "follow")}
 """The timeout of `result` is the wait; `follow` runs until it is cancelled."""
