@@ -390,7 +390,7 @@ class TellsBeforeItWrites(TurnStore):
                 await anyio.sleep(0.001)
 
 
-@breaks("S-18", also=["S-1", "S-10", "S-11"], call_limit_sec=0.3)
+@breaks("S-18", also=["S-1", "S-10", "S-11", "S-21"], call_limit_sec=0.3)
 class NeverCounts(TurnStore):
     """Waits for an answer that never comes."""
 
@@ -460,7 +460,7 @@ class TakesOnlyAfterSuccess(TurnStore):
 _KEPT: dict[int, tuple[ToyOptions, Shelf]] = {}
 
 
-@breaks("S-14", features=frozenset({Feature.PERSISTENT}))
+@breaks("S-14", also=["S-20"], features=frozenset({Feature.PERSISTENT}))
 class LosesTheLastWrite(TurnStore):
     """What was written last is gone after a restart."""
 

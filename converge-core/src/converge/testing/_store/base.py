@@ -143,15 +143,17 @@ class StoreCase:
         return None
 
     @pytest.fixture
-    def opening(
-        self, url: str, options: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-    ) -> Opening:
+    def limit(self, request: pytest.FixtureRequest) -> CallLimit:
+        """What goes around each call of the store, so that it has to end in time."""
+        return CallLimit(_clause_of(request), self.call_limit_sec)
+
+    @pytest.fixture
+    def opening(self, url: str, options: Any, monkeypatch: pytest.MonkeyPatch, limit: CallLimit) -> Opening:
         """Opens the store; may be called several times. Each of its calls has to end in time. The inherited watch polls
         often, so that nobody waits for it; a store that says NOTIFIES has to do so without.
         """
         if self.inherited_turn or Feature.NOTIFIES not in self.backend.features:
             monkeypatch.setattr("converge.contracts.store.POLL_SEC", 0.05)
-        limit = CallLimit(_clause_of(request), self.call_limit_sec)
 
         def open_store() -> AbstractAsyncContextManager[Store]:
             handle = limited(partial(reopenable, partial(self.backend.open, url, options)), limit)

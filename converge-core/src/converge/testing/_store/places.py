@@ -21,6 +21,7 @@ from converge.errors import ForkedHandle, StoreRefused, Unsupported
 from converge.model.keys import POOL
 from converge.secret import has_password
 from converge.testing._store.base import StoreCase, commit, committed, get, put, ready, take, take_of, taken
+from converge.testing._store.limits import CallLimit, limited
 from converge.testing.blocks import passes_through
 from converge.testing.clauses import expect, expect_equal
 from converge.testing.fixtures import wait_until
@@ -38,14 +39,14 @@ class PlaceClauses(StoreCase):
     def _has_option(self, name: str) -> bool:
         return any(field.name == name for field in attrs.fields(self.backend.options))
 
-    async def test_who_only_looks_makes_no_store(self, url: str, options: Any) -> None:
+    async def test_who_only_looks_makes_no_store(self, url: str, options: Any, limit: CallLimit) -> None:
         """S-20."""
         if not self._has_option("must_exist"):
             pytest.skip("not applicable: the options have no must_exist, so who looks may begin a store")
         looking = attrs.evolve(options, must_exist=True)
         for look in ("a look", "a second look"):
             expect("S-20", not await self._opens(url, looking), f"{look} opened a place where nothing was ever stored")
-        async with self.backend.open(url, options) as store:
+        async with limited(partial(self.backend.open, url, options), limit) as store:
             committed("S-20", await commit(store, puts=[(POOL("p"), b"{}")]), "a commit")
             if self.is_persistent():
                 expect("S-20", await self._opens(url, looking), "a look at a store that is there was refused")
@@ -57,12 +58,13 @@ class PlaceClauses(StoreCase):
         except StoreRefused:
             return False
 
-    async def test_each_network_has_keys_of_its_own(self, url: str, options: Any) -> None:
+    async def test_each_network_has_keys_of_its_own(self, url: str, options: Any, limit: CallLimit) -> None:
         """S-21."""
         if not self._has_option("network"):
             pytest.skip("not applicable: the options have no network, so the store keeps a single one")
         one, two = (attrs.evolve(options, network=f"{options.network[:20]}_{end}") for end in "ab")
-        async with self.backend.open(url, one) as here, self.backend.open(url, two) as there:
+        opens = [partial(self.backend.open, url, options) for options in (one, two)]
+        async with limited(opens[0], limit) as here, limited(opens[1], limit) as there:
             for number, store in enumerate((here, there)):
                 (entry,) = await store.get([POOL("p")])
                 expect("S-21", entry is None, "a key of another network is seen")
@@ -142,9 +144,9 @@ class PlaceClauses(StoreCase):
         async with reopenable(opens) as store:
             await passes_through("S-19", store.reopen)
 
-    async def test_a_handle_that_is_left_leaves_nothing_open(self, url: str, options: Any) -> None:
+    async def test_a_handle_that_is_left_leaves_nothing_open(self, url: str, options: Any, limit: CallLimit) -> None:
         """S-19."""
-        opens = partial(self.backend.open, url, options)
+        opens = partial(limited, partial(self.backend.open, url, options), limit)
         async with opens() as store:
             await get(store, POOL("p"))
         before = descriptors()
