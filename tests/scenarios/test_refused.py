@@ -89,7 +89,7 @@ def test_a_run_that_needs_what_is_missing_is_refused_at_start(
     ("words", "text"),
     [
         (["top"], 'Unknown command "top"'),
-        (["plugins", "new"], 'Unknown command "new"'),
+        (["plugins", "bisect"], 'Unknown command "bisect"'),
     ],
 )
 def test_a_command_of_a_later_release_is_unknown(

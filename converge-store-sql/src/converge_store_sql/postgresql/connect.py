@@ -42,7 +42,11 @@ CONNECT_LEFT_SEC = 1.0
 
 
 _AT_WORK = """select pid from pg_stat_activity where pid = any($1::integer[])
-    and (state = 'active' or state_change > clock_timestamp() - interval '0.5 s')"""
+    and (state = 'active' and wait_event_type is distinct from 'Client'
+         or state_change > clock_timestamp() - interval '0.5 s')"""
+"""A process between the preparation of a statement and its execution is active too, while it waits for its client, which
+may never have had its answer.
+"""
 
 _LOG = logging.getLogger(__name__)
 
