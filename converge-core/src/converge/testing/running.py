@@ -102,6 +102,15 @@ class _Collector:
             self.passed += 1
 
 
+def citing(contract: type, clause: str) -> str:
+    """Return which tests of a contract cite the clause, as `run_contract` and pytest's `-k` take them."""
+    return " or ".join(name for name in dir(contract) if name.startswith("test_") and clause in _cited(contract, name))
+
+
+def _cited(contract: type, name: str) -> list[str]:
+    return _CITED.findall(inspect.getdoc(getattr(contract, name)) or "")
+
+
 def run_contract(contract: type, *, tests: str | None = None) -> Run:
     """Run a subclass of a contract that stands at the top of a module.
 

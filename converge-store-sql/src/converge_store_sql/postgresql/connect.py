@@ -44,8 +44,8 @@ CONNECT_LEFT_SEC = 1.0
 _AT_WORK = """select pid from pg_stat_activity where pid = any($1::integer[])
     and (state = 'active' and wait_event_type is distinct from 'Client'
          or state_change > clock_timestamp() - interval '0.5 s')"""
-"""A process between the preparation of a statement and its execution is active too, while it waits for its client, which
-may never have had its answer.
+"""A process that has prepared a statement is active, too, while it waits for its client, which may never have had the
+answer.
 """
 
 _LOG = logging.getLogger(__name__)
