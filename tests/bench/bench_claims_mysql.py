@@ -169,7 +169,7 @@ class Bench(Results):
                 )
             )
             drains.append(
-                await pair(lambda: own.drain(in_flight=IN_FLIGHT), lambda: self.floor.drain(tasks), is_first)  # noqa: B023
+                await pair(lambda: own.drain(in_flight=IN_FLIGHT), lambda: self.floor.drain(tasks), is_first)  # noqa: B023  # awaited within the round
             )
             assert own.claimed == tasks
             await own.submit(tasks // 2, in_flight=IN_FLIGHT)

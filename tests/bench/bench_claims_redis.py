@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import redis
 import uvloop
 from redis.asyncio.connection import Connection
-from workload import CALL, CLAIM, ENDED, SPEC, Site, median, site, uuids
+from workload import CALL, CLAIM, ENDED, SPEC, Results, Site, median, site, uuids
 
 from converge.contracts.store import Store
 from converge.testing.servers import redis_server
@@ -170,12 +170,12 @@ class Inheriting(RedisStore):
     turn = Store.turn
 
 
-class Bench:
+class Bench(Results):
     """One server; every round begins on an empty one."""
 
     def __init__(self, url: str, arguments: argparse.Namespace) -> None:
         self.url, self.arguments = url, arguments
-        self.results: dict[str, object] = {}
+        super().__init__(is_quiet=arguments.json)
 
     async def run(self) -> dict[str, object]:
         async with RedisStore.open(self.url) as store:
@@ -285,20 +285,6 @@ class Bench:
     async def _empty(self, store: RedisStore, lanes: int = 1) -> Site:
         await self._flush()
         return await site(store, lanes=lanes)
-
-    def _tell_pairs(self, what: str, pairs: Sequence[tuple[float, float]], beside: str = "floor") -> None:
-        other = {
-            beside: median([second for _, second in pairs]),
-            "ratio": median([first / second for first, second in pairs]),
-        }
-        self._tell(what, median([first for first, _ in pairs]), **other)
-
-    def _tell(self, what: str, rate: float | None = None, **more: float) -> None:
-        found: dict[str, float] = {"per_sec": round(rate)} if rate is not None else {}
-        found |= {name: round(value, 3 if value < 100 else None) for name, value in more.items()}
-        self.results[what] = found
-        if not self.arguments.json:
-            print(f"{what}: {', '.join(f'{name} {value:,}' for name, value in found.items())}", flush=True)
 
 
 def _drain_process(url: str, at: float) -> tuple[float, float]:

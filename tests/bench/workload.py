@@ -292,7 +292,7 @@ class Results:
 
     def _tell(self, what: str, rate: float | None = None, **more: float) -> None:
         found = ({"per_sec": round(rate)} if rate is not None else {}) | {
-            name: round(value, 2 if value < 100 else None) for name, value in more.items()
+            name: round(value, 3 if value < 100 else None) for name, value in more.items()
         }
         self.results[what] = found
         if not self._is_quiet:

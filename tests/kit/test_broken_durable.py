@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -31,7 +30,7 @@ from converge.services.store.commits import Commits
 from converge.services.tasks import finish as finishes
 from converge.services.tasks import surroundings as around_module
 from converge.services.tasks import sweep
-from converge.testing.running import run_contract
+from converge.testing.running import citing, run_contract
 from converge.testing.task import TaskContract
 
 pytestmark = pytest.mark.skipif(os.environ.get("FULL_TESTS") != "1", reason="with FULL_TESTS=1 only, for its length")
@@ -349,15 +348,6 @@ def counts_no_attempt_of_a_durable_task(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kit", BROKEN, ids=lambda kit: kit.__name__)
 def test_a_broken_durable_task_fails_the_clause_that_it_breaks(kit: type[BrokenTasks]) -> None:
-    run = run_contract(kit, tests=" or ".join(named_by(kit.clauses)))
+    run = run_contract(kit, tests=citing(kit, kit.clauses))
     for clause in kit.clauses:
         assert run.failed(clause), f"no test of {clause} failed by it, but {[(f.test, f.said) for f in run.failures]}"
-
-
-def named_by(clauses: tuple[str, ...]) -> list[str]:
-    """The kit's tests of these clauses: a mutant is run against those that must find it."""
-    return [
-        name
-        for name, test in inspect.getmembers(TaskContract)
-        if name.startswith("test_") and (test.__doc__ or "").startswith(clauses)
-    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -32,7 +31,7 @@ from converge.services.tasks import records as spec_module
 from converge.services.tasks import surroundings as around_module
 from converge.services.tasks.submitting import asks
 from converge.services.tasks.submitting import submit as submits
-from converge.testing.running import run_contract
+from converge.testing.running import citing, run_contract
 from converge.testing.task import TaskContract
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -436,18 +435,9 @@ class HonestKit(BrokenTasks):
 
 @pytest.mark.parametrize("kit", BROKEN, ids=lambda kit: kit.__name__)
 def test_a_broken_task_machine_fails_the_clause_that_it_breaks(kit: type[BrokenTasks]) -> None:
-    run = run_contract(kit, tests=" or ".join(named_by(kit.clauses)))
+    run = run_contract(kit, tests=citing(kit, kit.clauses))
     for clause in kit.clauses:
         assert run.failed(clause), f"no test of {clause} failed by it, but {[(f.test, f.said) for f in run.failures]}"
-
-
-def named_by(clauses: tuple[str, ...]) -> list[str]:
-    """The kit's tests of these clauses: a mutant is run against those that must find it."""
-    return [
-        name
-        for name, test in inspect.getmembers(TaskContract)
-        if name.startswith("test_") and (test.__doc__ or "").startswith(clauses)
-    ]
 
 
 def test_the_machine_of_which_the_mutants_are_made_is_whole() -> None:

@@ -372,7 +372,7 @@ def test_a_broken_transport_fails_the_clause_that_it_breaks_and_no_other(
 ) -> None:
     """Without FULL_TESTS=1 only the tests of that clause are run, so that it says nothing of others."""
     is_full = os.environ.get("FULL_TESTS") == "1"
-    run = run_contract(contract, tests=None if is_full else citing(contract, contract.breaks))
+    run = run_contract(contract, tests=None if is_full else citing(contract, [contract.breaks]))
     assert {failure.clause for failure in run.failures} == {contract.breaks}, "\n".join(
         failure.report for failure in run.failures
     )

@@ -8,17 +8,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
+import listening_agents
 import pytest
+from listening_agents import Listener
 
-from converge import Agent, Capability, DiscoveryQuery, Message, Node
+from converge import Capability, DiscoveryQuery, Node
 from converge.testing.fixtures import wait_until
 from converge.testing.proxy import byte_proxy
 from converge.testing.servers import free_port
 
-CHILD = Path(__file__).with_name("listening.py")
+CHILD = Path(listening_agents.__file__)
 IS_FULL = os.environ.get("FULL_TESTS") == "1"
 EACH = 5_000 if IS_FULL else 100
 """Agents of each of the two processes."""
@@ -32,18 +33,6 @@ WIRE_BYTES = 2_048
 """Beside the payload at most: its header, the record's, a receipt, and what the two nodes say to each other."""
 
 pytestmark = [pytest.mark.timeout(240 if IS_FULL else 60)]
-
-
-class Listener(Agent):
-    """Counts what it hears, and keeps each object that it was given."""
-
-    topics = ("news",)
-    heard = 0
-    objects: dict[int, Any] = {}  # noqa: RUF012  # of all agents of this process
-
-    async def on_message(self, message: Message) -> None:
-        Listener.heard += 1
-        Listener.objects[id(message.payload)] = message.payload
 
 
 @contextmanager

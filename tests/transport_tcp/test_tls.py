@@ -97,7 +97,7 @@ async def test_nothing_is_kept_of_connections_that_have_ended_and_those_that_wai
                     assert len(here._channels) == 1
                     await channel.close()
                     assert not here._channels
-                await wait_until(lambda: not listener._channels, what="the other side keeps none")  # type: ignore[attr-defined]
+                await wait_until(lambda: not listener._channels, what="the other side keeps none")  # type: ignore[attr-defined]  # of this transport
                 assert len(ended) == 3
                 for _ in range(2):
                     group.start_soon(receive, await here.connect(listener.address))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 
 import anyio
 
@@ -12,8 +11,8 @@ import anyio
 class Readiness:
     """Waits for one socket, which one caller reads.
 
-    On asyncio its event loop is told of the socket once, and not for each wait: that costs as much as to read what has
-    come. Where nobody waits while there is something to read, the loop is told to look no longer.
+    On asyncio the socket is registered with the event loop once, not for each wait: registering costs as much as the
+    read. It is unregistered when data comes and nobody waits.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -49,17 +48,17 @@ class Readiness:
 
     def close(self) -> None:
         """Wake whoever waits; before the socket is closed."""
-        if self._loop is not None and self._is_watched:
-            self._unwatch(self._loop.remove_reader)
+        self._unwatch()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def _ready(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-        elif self._loop is not None:
-            self._unwatch(self._loop.remove_reader)
+        else:
+            self._unwatch()
 
-    def _unwatch(self, remove: Callable[[socket.socket], bool]) -> None:
-        self._is_watched = False
-        remove(self._sock)
+    def _unwatch(self) -> None:
+        if self._loop is not None and self._is_watched:
+            self._is_watched = False
+            self._loop.remove_reader(self._sock)

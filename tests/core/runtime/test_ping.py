@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,9 @@ class Quiet(Agent):
         self.got.append(message.payload)
 
 
-def node_at(path: Path, **settings: object) -> Node:
+def node_at(path: Path, **settings: Any) -> Node:
     """Return a node on the store, not yet entered."""
-    return Node(store=f"file:{path / 's.db'}", transport="tcp://127.0.0.1:0", poll_sec=0.1, grace_sec=0, **settings)  # type: ignore[arg-type]
+    return Node(store=f"file:{path / 's.db'}", transport="tcp://127.0.0.1:0", poll_sec=0.1, grace_sec=0, **settings)
 
 
 async def test_a_ping_reaches_the_node_and_no_handler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

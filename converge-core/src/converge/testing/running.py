@@ -6,14 +6,15 @@ import contextlib
 import inspect
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import attrs
 import pytest
 
+from converge.testing.clauses import cited
+
 _BROKEN = re.compile(r"ClauseBroken: (([A-Z]-\d+): .*)")
-_CITED = re.compile(r"([A-Z]-\d+)")
 
 # The run is a guest in a process that may be a test run itself: it loads no conftest, draws no seed of its own, keeps
 # no cache, and leaves alone what belongs to the process (signals, captured output). A host with leak checks has asked
@@ -89,8 +90,7 @@ class _Collector:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
-            named = _CITED.search(inspect.getdoc(getattr(item, "function", None)) or "")
-            self.cited[item.nodeid] = named.group(1) if named else "?"
+            self.cited[item.nodeid] = next(iter(cited(getattr(item, "function", None))), "?")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -102,13 +102,12 @@ class _Collector:
             self.passed += 1
 
 
-def citing(contract: type, clause: str) -> str:
-    """Return which tests of a contract cite the clause, as `run_contract` and pytest's `-k` take them."""
-    return " or ".join(name for name in dir(contract) if name.startswith("test_") and clause in _cited(contract, name))
-
-
-def _cited(contract: type, name: str) -> list[str]:
-    return _CITED.findall(inspect.getdoc(getattr(contract, name)) or "")
+def citing(contract: type, clauses: Collection[str]) -> str:
+    """Return the tests of a contract that cite one of these clauses first, as `run_contract` and pytest's `-k` take
+    them.
+    """
+    tests = [name for name in dir(contract) if name.startswith("test_")]
+    return " or ".join(name for name in tests if set(cited(getattr(contract, name))[:1]) & set(clauses))
 
 
 def run_contract(contract: type, *, tests: str | None = None) -> Run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import anyio
 import anyio.to_thread
@@ -70,6 +70,11 @@ class _Load:
         return False
 
 
+def given(name: str) -> Any:
+    """Return a means of the author's bench; where it has none, the test is not tried, which the card says."""
+    return getattr(current(), name) or pytest.skip(f"not tried: the bench has no `{name}`")
+
+
 class TestCertification(_Checked, StoreCase):
     """A store under load whose place suffers: it is well again within `near_sec`, and told the truth meanwhile."""
 
@@ -103,9 +108,7 @@ class TestCertification(_Checked, StoreCase):
 
     async def test_a_restarted_server(self, store: Store, record_property: Note) -> None:
         """S-14: what was acknowledged is there after a restart."""
-        restart = current().restart
-        if restart is None:
-            pytest.skip("not tried: the bench has no `restart`")
+        restart = given("restart")
         async with self.loaded(store) as load:
             await anyio.to_thread.run_sync(restart)
             await self.recovers(load, "restart", record_property)
@@ -113,9 +116,7 @@ class TestCertification(_Checked, StoreCase):
 
     async def test_connections_that_are_cut(self, store: Store, record_property: Note) -> None:
         """S-16: connections break again and again, before a request and before its reply."""
-        cut = current().cut
-        if cut is None:
-            pytest.skip("not tried: the bench has no `cut`")
+        cut = given("cut")
         async with self.loaded(store) as load:
             for number in range(CUTS):
                 cut((Cut.BEFORE, Cut.AFTER)[number % 2])
@@ -124,9 +125,7 @@ class TestCertification(_Checked, StoreCase):
 
     async def test_a_frozen_server(self, store: Store, record_property: Note) -> None:
         """S-16: the server answers nobody for a while, and no connection breaks."""
-        freeze = current().freeze
-        if freeze is None:
-            pytest.skip("not tried: the bench has no `freeze`")
+        freeze = given("freeze")
         async with self.loaded(store) as load:
             with freeze():
                 await anyio.sleep(SUFFER_SEC)  # frozen for as long as calls may notice
@@ -135,9 +134,7 @@ class TestCertification(_Checked, StoreCase):
 
     async def test_refused_writes(self, store: Store, record_property: Note) -> None:
         """S-16: the server refuses writes for a while; each is told as not applied, and reads go on."""
-        refuse = current().refuse_writes
-        if refuse is None:
-            pytest.skip("not tried: the bench has no `refuse_writes`")
+        refuse = given("refuse_writes")
         async with self.loaded(store) as load:
             with refuse():
                 await anyio.sleep(SUFFER_SEC)  # refused for as long as the load notices
@@ -148,9 +145,7 @@ class TestCertification(_Checked, StoreCase):
 
     async def test_rotated_credentials(self, store: Store, opening: Opening, record_property: Note) -> None:
         """S-14: credentials change under an open handle; it goes on, and a new one opens."""
-        rotate = current().rotate
-        if rotate is None:
-            pytest.skip("not tried: the bench has no `rotate`")
+        rotate = given("rotate")
         async with self.loaded(store) as load:
             await anyio.to_thread.run_sync(rotate)
             await self.recovers(load, "rotate", record_property)
@@ -160,9 +155,7 @@ class TestCertification(_Checked, StoreCase):
 
     def test_two_releases_side_by_side(self, url: str, opening: Opening, record_property: Note) -> None:
         """S-4: processes of this release and of another one count up one key, each number once."""
-        python = current().other_python
-        if python is None:
-            pytest.skip("not tried: the bench has no `other_python`, an interpreter with another release of the plugin")
+        python = given("other_python")
         if Feature.SHARED not in self.backend.features:
             pytest.skip("not applicable: the store does not declare SHARED")
         order = order_of(self.backend, current().options(), url, "count", LOAD_SEC, inherited=False)

@@ -1,4 +1,4 @@
-"""A process of agents with one topic: `python listening.py URL PORT ADVERTISE COUNT`; ends with its standard input."""
+"""Agents with one topic: `python listening_agents.py URL PORT ADVERTISE COUNT`; ends with its standard input."""
 
 from __future__ import annotations
 
