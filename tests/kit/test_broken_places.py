@@ -12,7 +12,7 @@ import attrs
 import pytest
 
 from converge.contracts.store import Batch, Durability, Inspection, Store
-from converge.errors import StoreBusy, StoreRefused
+from converge.errors import NoSuchStore, StoreBusy, StoreRefused
 from converge.model.keys import POOL
 from converge.testing.running import run_contract
 from converge.testing.store import StoreContract
@@ -22,7 +22,8 @@ from converge_store_toy.store import Shelf, ToyStore
 
 BROKEN: list[type[BrokenPlaces]] = []
 TESTS = (
-    "block_raised or looks_makes or network_has or forked_child or format_is or tells_of_its_server or revisions_go_on"
+    "block_raised or looks_makes or look_at_a_server or network_has or forked_child or format_is or "
+    "tells_of_its_server or revisions_go_on"
 )
 """The tests of these clauses: the others are run on broken stores beside this file."""
 
@@ -71,7 +72,7 @@ class PlacedStore(ToyStore):
     def shelf_of(cls, options: PlacedOptions) -> Shelf:
         where = cls.where(options)
         if options.must_exist and where not in cls.shelves:
-            raise StoreRefused("there is no store")
+            raise NoSuchStore("there is no store")
         return cls.shelves.setdefault(where, Shelf(options))
 
     @classmethod
@@ -84,15 +85,31 @@ async def nothing_pending(url: str, options: Any) -> Sequence[str]:
     return []
 
 
+async def toy_server(url: str, options: Any) -> Inspection:
+    """What the toy is, found without opening one."""
+    return Inspection(durability=Durability.D0, product="toy")
+
+
+async def better_server(url: str, options: Any) -> Inspection:
+    """What the toy would like to be."""
+    return Inspection(durability=Durability.D2, product="toy")
+
+
+async def opened_server(url: str, options: Any) -> Inspection:
+    """What the toy is, found by opening one."""
+    async with PlacedStore.open(url, options):
+        return Inspection(durability=Durability.D0, product="toy")
+
+
 class HonestPlacesKit(BrokenPlaces):
     """The store from which those with broken places are made."""
 
-    backend = attrs.evolve(TOY, open=PlacedStore.open, options=PlacedOptions, pending=nothing_pending)
+    backend = attrs.evolve(TOY, open=PlacedStore.open, options=PlacedOptions, pending=nothing_pending, look=toy_server)
 
 
 def test_the_store_with_places_is_whole() -> None:
     run = run_contract(HonestPlacesKit, tests=TESTS)
-    assert (run.failures, run.passed) == ((), 6)
+    assert (run.failures, run.passed) == ((), 7)
 
 
 @breaks("S-20", options=PlacedOptions)
@@ -113,8 +130,20 @@ class MakesWhatItRefuses(PlacedStore):
         is_there = cls.where(options) in cls.shelves
         shelf = super().shelf_of(attrs.evolve(options, must_exist=False))
         if options.must_exist and not is_there:
-            raise StoreRefused("there is no store")
+            raise NoSuchStore("there is no store")
         return shelf
+
+
+@breaks("S-20", options=PlacedOptions)
+class RefusesWithoutSayingWhy(PlacedStore):
+    """Refuses who looks as it refuses a wrong password."""
+
+    @classmethod
+    def shelf_of(cls, options: PlacedOptions) -> Shelf:
+        try:
+            return super().shelf_of(options)
+        except NoSuchStore as error:
+            raise StoreRefused("not allowed") from error
 
 
 @breaks("S-21", options=PlacedOptions)
@@ -207,6 +236,16 @@ class SurvivesAndDoesNotPersist(ToyStore):
     def __init__(self, shelf: Shelf) -> None:
         super().__init__(shelf)
         self.durability = Durability.D1
+
+
+@breaks("S-24", look=better_server)
+class LooksBetterThanItIs(ToyStore):
+    """A look at its server tells another class than the store has."""
+
+
+@breaks("S-24", options=PlacedOptions, look=opened_server)
+class MakesAStoreToTellOfTheServer(PlacedStore):
+    """A look at its server leaves a store behind."""
 
 
 @breaks("S-24")

@@ -11,7 +11,7 @@
                         StoreBroken: stop and look; NotApplied
             NotApplied      nothing was written, retry or fix the store: StoreUnavailable, StoreBusy, StoreFull,
                             StoreRefused; open the store again: StoreReplaced, ForkedHandle, ForeignLoop
-                StoreRefused    StoreUnsafe, StoreUnfinished, CopyRefused
+                StoreRefused    NoSuchStore, StoreUnsafe, StoreUnfinished, CopyRefused
         TaskError       give up this attempt: StaleClaim, LeaseEnded, ResultTimeout, WaitTimeout, StepFailed,
                         StepUncertain, ChildFailed, CalledOff, WentOn
         AttemptEnd      raised by a handler, says what becomes of its task: NoRetry, RetryAfter, Release
@@ -252,6 +252,10 @@ class StoreFull(NotApplied):
 
 class StoreRefused(NotApplied):
     """The store refused the call: permissions, or a setting that loses data."""
+
+
+class NoSuchStore(StoreRefused):
+    """Nothing was ever stored at the place; it was only to be looked at, so no store was made there."""
 
 
 class StoreUnsafe(StoreRefused):

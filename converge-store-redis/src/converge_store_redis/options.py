@@ -29,6 +29,7 @@ class RedisOptions:
 
     Attributes:
         network: The network whose keys these are; several share one server. 1 to 64 characters of A-Z a-z 0-9 . _ -
+        must_exist: Refuse a server without this network, instead of beginning it; set by commands that only look.
         password_file: A file whose first line is the password, read again for each new connection; without it the
             password comes from the URL, or from CONVERGE_REDIS_PASSWORD.
         sentinel_username: The user's name for sentinels; the one in the URL is for the server.
@@ -45,6 +46,11 @@ class RedisOptions:
 
     network: str = attrs.field(
         default="converge", validator=[validators.instance_of(str), _network], metadata={"help": "whose keys these are"}
+    )
+    must_exist: bool = attrs.field(
+        default=False,
+        validator=validators.instance_of(bool),
+        metadata={"help": "refuse a server without the network"},
     )
     password_file: Path | None = attrs.field(
         default=None, converter=_path, metadata={"help": "file whose first line is the password"}

@@ -17,6 +17,7 @@ REDIS = StoreBackend(
     contract=2,
     features=frozenset({Feature.SHARED, Feature.PERSISTENT, Feature.NOTIFIES, Feature.ASYNCIO_ONLY}),
     durability=Durability.D2,
+    look=RedisStore.look,
 )
 
 

@@ -21,7 +21,7 @@ from converge.contracts.store import (
     Take,
     Turned,
 )
-from converge.errors import NotApplied, OutcomeUnknown, StoreBusy
+from converge.errors import NoSuchStore, NotApplied, OutcomeUnknown, StoreBusy
 from converge.model.keys import Family
 from converge_store_redis.call import Call, Names, parts_of, taken
 from converge_store_redis.connect import Connector
@@ -65,13 +65,32 @@ class RedisStore(Store):
             StoreUnavailable: No server answers.
             StoreUnsafe: It is set to lose tasks silently.
             StoreRefused: It is too old, does not let us in, or has keys of another program where ours would be.
+            NoSuchStore: Nothing of the network was ever stored there, and the options want something.
         """
         store = cls(url, options or RedisOptions(), Durability.D0)
         try:
             store.durability = await check_server(store._connector, store._names)
+            if store._options.must_exist and await store._connector.call("GET", store._names.counter) is None:
+                raise NoSuchStore(
+                    f'there is no network "{store._options.network}" in redis at {store._connector.where}; `converge '
+                    "run` with this store makes it"
+                )
             yield store
         finally:
             await store._close()
+
+    @staticmethod
+    async def look(url: str, options: RedisOptions | None = None) -> Inspection:
+        """Return what the server is, whether or not something of the network is there.
+
+        Raises:
+            As `open`.
+        """
+        connector = Connector(url, options or RedisOptions())
+        try:
+            return inspection(await facts(connector), connector.place, connector.where)
+        finally:
+            await connector.close()
 
     def reopen(self) -> AbstractAsyncContextManager[Store]:
         return self._again()

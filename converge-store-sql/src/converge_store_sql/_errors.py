@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import attrs
 
 from converge.errors import (
+    NoSuchStore,
     NotApplied,
     OutcomeUnknown,
     StoreBusy,
@@ -95,3 +96,8 @@ def text_of(error: BaseException) -> str:
     said = cause.args[1] if len(cause.args) > 1 and isinstance(cause.args[1], str) else str(cause)
     text = said.split("\n", 1)[0] or type(cause).__name__
     return text if len(text) <= _LIMIT else text[: _LIMIT - 3] + "..."
+
+
+def no_network(network: str, where: str) -> NoSuchStore:
+    """Return what those who only look are told where there are no tables."""
+    return NoSuchStore(f'there is no network "{network}" at {where}; `converge run` with this store makes it')

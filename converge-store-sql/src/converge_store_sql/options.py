@@ -39,6 +39,7 @@ class SqlOptions:
 
     Attributes:
         network: The network whose keys these are: the prefix of its tables, `[a-z_][a-z0-9_]{0,30}`.
+        must_exist: Refuse a database without this network, instead of beginning it; set by commands that only look.
         password_file: A file whose first line is the password; read again for each new connection. Without it the
             password comes from the URL, `PGPASSWORD` or the file named by `PGPASSFILE`, as libpq does it.
         connections: The most calls in flight at a time, each on a connection of its own; one more listens while a watch
@@ -54,6 +55,11 @@ class SqlOptions:
 
     network: str = attrs.field(
         default="converge", validator=[validators.instance_of(str), _network], metadata={"help": "prefix of the tables"}
+    )
+    must_exist: bool = attrs.field(
+        default=False,
+        validator=validators.instance_of(bool),
+        metadata={"help": "refuse a database without the network"},
     )
     password_file: Path | None = attrs.field(
         default=None,

@@ -22,6 +22,7 @@ SQL = StoreBackend(
     ),
     durability=Durability.D3,
     pending=SqlStore.pending,
+    look=SqlStore.look,
 )
 
 MYSQL = StoreBackend(
@@ -33,6 +34,7 @@ MYSQL = StoreBackend(
     features=frozenset({Feature.SHARED, Feature.PERSISTENT, Feature.TRANSACTIONS, Feature.ASYNCIO_ONLY}),
     durability=Durability.D2,
     pending=MysqlStore.to_add,
+    look=MysqlStore.looked_at,
 )
 
 SQLITE = StoreBackend(

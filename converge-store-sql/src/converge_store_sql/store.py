@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from converge.contracts.store import Batch, Channel, Committed, Conflict, Store, Take, Taken, Turned
+from converge.contracts.store import Batch, Channel, Committed, Conflict, Inspection, Store, Take, Taken, Turned
 from converge_store_sql.options import SqlOptions
 
 T = TypeVar("T")
@@ -61,6 +61,15 @@ class SqlStore(Store):
         """
         return await _class_of(url).to_add(url, options or SqlOptions())
 
+    @staticmethod
+    async def look(url: str, options: SqlOptions | None = None) -> Inspection:
+        """Return what the server is, whether or not the network is there.
+
+        Raises:
+            As `open`.
+        """
+        return await _class_of(url).looked_at(url, options or SqlOptions())
+
     async def commit(
         self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
     ) -> Sequence[Committed | Conflict]:
@@ -95,6 +104,11 @@ class SqlStore(Store):
     @abstractmethod
     async def to_add(cls, url: str, options: SqlOptions) -> Sequence[str]:
         """Return what `opened` would add; see `pending`."""
+
+    @classmethod
+    @abstractmethod
+    async def looked_at(cls, url: str, options: SqlOptions) -> Inspection:
+        """Return what the server is; see `look`."""
 
 
 async def retried(attempt: Callable[[int], Awaitable[T]], is_retried: Callable[[Exception], bool]) -> T:

@@ -71,6 +71,21 @@ def test_tasks_are_listed_purged_and_the_store_is_looked_at_and_accepted(
     assert len(records(converge("tasks", "list", "--json", *store))) == 1
 
 
+def test_who_looks_at_a_place_where_nothing_was_stored_is_told_so_and_makes_nothing(
+    converge: Converge, folder: Path, store: tuple[str, ...], url: str
+) -> None:
+    for look in (("tasks", "list"), ("pools", "list"), ("agents", "list"), ("ps",), ("store", "info")):
+        answer = converge(*look, *store)
+        assert (answer.code, answer.out) == (4, "") and "there is no " in answer.err, look
+    doctor = converge("doctor", "--json", *store)
+    levels = {one["code"]: one["level"] for one in map(json.loads, doctor.out.splitlines())}
+    if url in FILES.values():
+        assert (doctor.code, levels["store"]) == (4, "error") and list(folder.glob("state*")) == []
+    else:
+        assert (doctor.code, levels["store"], levels["server"]) == (0, "warning", "ok") and "durability" in levels
+        assert converge("store", "info", *store).code == 4
+
+
 def test_every_command_that_works_on_a_store_works_on_this_one(
     converge: Converge, folder: Path, store: tuple[str, ...]
 ) -> None:

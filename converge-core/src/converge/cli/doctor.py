@@ -13,10 +13,10 @@ from converge.cli.failures import CONFIGURATION, DONE, FAILED, UNREACHABLE
 from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
 from converge.contracts.store import Finding, Level, error, fine
-from converge.errors import ConfigError, SchemaTooNew, StoreError, TornRecord
+from converge.errors import ConfigError, NoSuchStore, SchemaTooNew, StoreError, TornRecord
 from converge.operations import run as main
 from converge.operations.doctor import check_config, check_process
-from converge.operations.doctor_store import check_store, is_looked_into
+from converge.operations.doctor_store import check_place, check_store, is_looked_into
 from converge.plugins import PluginHost
 from converge.runtime.config.config import Config
 
@@ -76,8 +76,7 @@ async def _look(config: Config, is_probed: bool) -> list[Finding]:
             )
         ]
     try:
-        async with main.opened_store(config) as store:
-            found += [one async for one in check_store(store, config, host)]
+        found += await _look_into(config, host)
         if is_probed:
             from converge.operations.probing.network import probe
 
@@ -95,6 +94,14 @@ async def _look(config: Config, is_probed: bool) -> list[Finding]:
     except StoreError as problem:
         found.append(error("store", str(problem), "fix that first; the contents of the store could not be checked"))
     return found
+
+
+async def _look_into(config: Config, host: PluginHost) -> list[Finding]:
+    try:
+        async with main.opened_store(config) as store:
+            return [one async for one in check_store(store, config, host)]
+    except NoSuchStore as problem:
+        return [one async for one in check_place(problem, config, host)]
 
 
 def _write(findings: Sequence[Finding], *, as_json: bool) -> None:

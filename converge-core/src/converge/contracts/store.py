@@ -45,7 +45,7 @@ S-18 count answers how many keys are under each prefix.
 S-19 A handle that is left passes through what its block raised, as it is: exceptions, `SystemExit`, a
      cancellation. It leaves no descriptor open.
 S-20 Options that have `must_exist` refuse, if it is true, a place at which nothing was ever stored, with
-     `StoreRefused`, and leave nothing there: core sets it for those who only look.
+     `NoSuchStore`, and leave nothing there: core sets it for those who only look.
 S-21 Options that have `network` keep the keys of each network apart: a handle sees, counts and changes those of its own
      alone.
 S-22 In a process that was forked after a handle was opened, each call of the handle raises `ForkedHandle` at once, and
@@ -53,7 +53,8 @@ S-22 In a process that was forked after a handle was opened, each call of the ha
 S-23 `note_format` changes no key and may be repeated, also through several handles at once; what `pending` of the
      declaration names is missing: nothing, once the store was opened.
 S-24 inspect changes no key and may be called at any time. What it tells of a store that was just opened has the class
-     of its `durability`, which is not above the best of the declaration; nothing in it holds a password.
+     of its `durability`, which is not above the best of the declaration; nothing in it holds a password. `look` of the
+     declaration tells the same of a place where nothing was ever stored, and leaves nothing there.
 S-25 advance makes every revision that is given later greater than the one that it names, and never less than before; it
      changes no key. Of a store that does not have it, `Unsupported` is raised, and nothing is changed.
 S-26 What is committed through `within` is there, whole, when the caller's transaction has committed, and not before;
@@ -99,8 +100,8 @@ from converge.model.keys import Key, Prefix, Rest
 
 __all__ = [
     "ABSENT", "CONTRACT", "LIMITS", "POLL_SEC", "Batch", "Channel", "Check", "Committed", "Conflict", "Durability",
-    "Entry", "Feature", "Finding", "Inspection", "Key", "Level", "Open", "Prefix", "Put", "Range", "Rest", "Store",
-    "StoreBackend", "StoreLimits", "Take", "Taken", "Turned", "Window", "error", "fine", "warning",
+    "Entry", "Feature", "Finding", "Inspection", "Key", "Level", "Look", "Open", "Prefix", "Put", "Range", "Rest",
+    "Store", "StoreBackend", "StoreLimits", "Take", "Taken", "Turned", "Window", "error", "fine", "warning",
 ]  # fmt: skip
 
 CONTRACT = 2
@@ -370,6 +371,10 @@ Pending = Callable[[str, Any], Awaitable[Sequence[str]]]
 """`pending(url, options)`: what opening the store would add."""
 
 
+Look = Callable[[str, Any], Awaitable[Inspection]]
+"""`look(url, options)`: what the server is, whether or not anything was stored on it."""
+
+
 @attrs.frozen(kw_only=True)
 class StoreBackend:
     """The declaration of a store: what a plugin's `converge_stores` returns.
@@ -386,6 +391,9 @@ class StoreBackend:
         durability: The best class that it can have; `Store.durability` says what an opened store has.
         pending: For a store with tables or the like: what opening it would add to those that are there, a line each,
             found without changing anything. Called with the URL and an instance of `options`.
+        look: For a store on a server: what the server is (as `Store.inspect`), found without opening or changing
+            anything, so that `converge doctor` can tell of it before anything was stored. Called like `pending`; raises
+            what `open` raises where the server cannot be reached or used.
     """
 
     name: str
@@ -396,3 +404,4 @@ class StoreBackend:
     features: frozenset[Feature] = frozenset()
     durability: Durability = Durability.D0
     pending: Pending | None = None
+    look: Look | None = None

@@ -20,11 +20,12 @@ from converge.contracts.store import (
     Inspection,
     Range,
     Store,
+    StoreBackend,
     error,
     fine,
     warning,
 )
-from converge.errors import ConvergeError
+from converge.errors import ConvergeError, NoSuchStore
 from converge.ids import id_text
 from converge.machines.lane import LANES, Lane
 from converge.machines.match import Claimer, refusal
@@ -41,6 +42,7 @@ from converge.services.discovery.service import DiscoveryService
 from converge.services.pools import PoolManager
 from converge.services.store import epoch as epochs
 from converge.services.store.handle import StoreHandle
+from converge.services.store.opening import look
 from converge.services.store.pages import read_all
 from converge.services.tasks.counts import Census, bytes_each
 from converge.services.tasks.explain import explain_task
@@ -72,6 +74,7 @@ async def check_store(store: Store, config: Config, host: PluginHost) -> AsyncIt
         StoreError: It could not be read.
     """
     facts = await store_facts(store, config, host)
+    backend = host.store_backend(config.store)
     yield fine(
         "store", f"{facts.store} answers in {facts.answer_sec * 1_000:.1f} ms; it has {sum(facts.keys.values()):,} keys"
     )
@@ -82,7 +85,7 @@ async def check_store(store: Store, config: Config, host: PluginHost) -> AsyncIt
             "look at its load, and at the network between",
         )
     for one in (
-        *_server(facts, await store.inspect(), host.store_backend(config.store).durability),
+        *_server(backend, facts.durability, await store.inspect()),
         *_clock(facts),
         *_versions(facts),
         *_leases(facts),
@@ -137,12 +140,27 @@ def _look_back(config: Config, epoch: epochs.Epoch) -> None:
         folder.close()
 
 
-def _server(facts: StoreFacts, told: Inspection | None, best: Durability) -> Iterator[Finding]:
+async def check_place(missing: NoSuchStore, config: Config, host: PluginHost) -> AsyncIterator[Finding]:
+    """Check a place where nothing was stored yet.
+
+    Raises:
+        StoreError: It cannot be reached, or used.
+    """
+    told = await look(config.store, plugins=host, options=config.options, network=config.network)
+    if told is None:
+        yield error("store", str(missing), "fix that first; the contents of the store could not be checked")
+        return
+    yield warning("store", str(missing), "nothing to do at a place that is new; else look at the URL and the network")
+    for one in _server(host.store_backend(config.store), told.durability.name, told):
+        yield one
+
+
+def _server(backend: StoreBackend, class_now: str, told: Inspection | None) -> Iterator[Finding]:
     """Say which class of durability the store has, and what it tells of its server."""
-    durability, own = (told.durability, told.findings) if told else (Durability[facts.durability], ())
+    durability, own = (told.durability, told.findings) if told else (Durability[class_now], ())
     said = f"{durability.name}: {_SURVIVES[durability]}"
     if told is None:
-        yield fine("server", f"{facts.backend} does not tell about its server, nor whether its settings are safe")
+        yield fine("server", f"{backend.name} does not tell about its server, nor whether its settings are safe")
     else:
         as_what = f", {told.role}" if told.role else ""
         tested = "" if told.is_tested else "; this version is expected to work, and not tested"
@@ -150,9 +168,10 @@ def _server(facts: StoreFacts, told: Inspection | None, best: Durability) -> Ite
     is_explained = any(one.code == "durability" for one in own)
     if is_explained:
         yield fine("class", said)
-    elif durability < best:
-        mend = f"choose the stricter settings of {facts.backend}, and require_durability = {best.name} to refuse others"
-        yield warning("durability", f"{said}; {facts.backend} can do {best.name}", mend)
+    elif durability < backend.durability:
+        best = backend.durability.name
+        mend = f"choose the stricter settings of {backend.name}, and require_durability = {best} to refuse others"
+        yield warning("durability", f"{said}; {backend.name} can do {best}", mend)
     else:
         yield fine("durability", said)
     yield from own

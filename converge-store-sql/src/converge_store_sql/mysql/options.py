@@ -74,7 +74,7 @@ def own_options(options: SqlOptions | MysqlOptions | None) -> MysqlOptions:
     """Return the options as this store has them; those of `SqlOptions` that both have are taken over."""
     if options is None or isinstance(options, MysqlOptions):
         return options or MysqlOptions()
-    shared = ("network", "password_file", "connections", "timeout_sec", "connect_timeout_sec")
+    shared = ("network", "must_exist", "password_file", "connections", "timeout_sec", "connect_timeout_sec")
     return MysqlOptions(
         lock_timeout_sec=max(1.0, options.lock_timeout_sec), **{name: getattr(options, name) for name in shared}
     )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from converge.codec import FIRST, FORMAT
 from converge.errors import SchemaTooNew, StoreRefused
 from converge.model.keys import FAMILIES
+from converge_store_sql._errors import no_network
 from converge_store_sql.mysql.connect import Connections
 from converge_store_sql.mysql.texts import table, width
 
@@ -70,15 +71,14 @@ async def migrate(connections: Connections, network: str, *, must_exist: bool = 
 
     Raises:
         SchemaTooNew: Something is used that this release does not know.
-        StoreRefused: Tables are missing, and this user may not make them; or there are none though there must be.
+        StoreRefused: Tables are missing, and this user may not make them.
+        NoSuchStore: There are none, though there must be.
     """
     lacking = await missing(connections, network)
     if not lacking:
         return
     if must_exist and f"{network}_schema" in lacking:
-        raise StoreRefused(
-            f'there is no network "{network}" at {connections.where}; `converge run` with this store makes it'
-        )
+        raise no_network(network, connections.where)
     try:
         for step in steps(network):
             await connections.run([step], writes=True)

@@ -86,6 +86,19 @@ class MysqlStore(SqlStore):
             return [f'the tables of a new network "{chosen.network}"']
         return [f"the table {name}" for name in lacking]
 
+    @classmethod
+    async def looked_at(cls, url: str, options: SqlOptions | MysqlOptions | None = None) -> Inspection:
+        """Return what the server is, whether or not the network is there.
+
+        Raises:
+            As `opened`.
+        """
+        connections = Connections(url, own_options(options))
+        try:
+            return server.inspection(await server.settings(connections))
+        finally:
+            await connections.close()
+
     async def advance(self, revision: int) -> None:
         name = f"{self._options.network}_revision"
         await self._connections.run(

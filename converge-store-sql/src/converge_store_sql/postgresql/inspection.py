@@ -47,8 +47,8 @@ def durability(fsync: str, full_page_writes: str, synchronous_commit: str, stand
     return Durability.D3 if standbys.strip() and synchronous_commit in ("on", "remote_apply") else Durability.D2
 
 
-def inspection(found: Settings, schema: int) -> Inspection:
-    """Return what these settings mean, and the number of the schema."""
+def inspection(found: Settings, schema: int | None = None) -> Inspection:
+    """Return what these settings mean, and the number of the schema if there is one."""
     major, minor = divmod(found.version, 10_000)
     return Inspection(
         durability=found.durability,
@@ -59,7 +59,7 @@ def inspection(found: Settings, schema: int) -> Inspection:
     )
 
 
-def _findings(found: Settings, schema: int) -> Iterator[Finding]:
+def _findings(found: Settings, schema: int | None) -> Iterator[Finding]:
     yield _on_durability(found)
     if found.is_standby:
         yield error("replica", "the server is a standby and takes no writes", "name the primary in the store's URL")
@@ -71,7 +71,8 @@ def _findings(found: Settings, schema: int) -> Iterator[Finding]:
         yield warning(
             "old-snapshot", text, "end it; pg_stat_activity names it, idle_in_transaction_session_timeout helps"
         )
-    yield fine("schema", f"the schema has version {schema}, this release knows {FORMAT}")
+    if schema is not None:
+        yield fine("schema", f"the schema has version {schema}, this release knows {FORMAT}")
 
 
 def _on_durability(found: Settings) -> Finding:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from converge.codec import FIRST, FORMAT
-from converge.errors import SchemaTooNew, StoreRefused
+from converge.errors import NoSuchStore, SchemaTooNew, StoreRefused
 from converge.model.keys import FAMILIES
 from converge_store_sql.postgresql._errors import sqlstate
 from converge_store_sql.postgresql.tables import create_table, create_tables, table
@@ -39,7 +39,7 @@ _RIGHTS = """select distinct format('grant %s on %I to %s', a.privilege_type, wa
     order by 1"""
 
 
-async def migrate(connection: Any, network: str) -> None:
+async def migrate(connection: Any, network: str, absent: NoSuchStore | None = None) -> None:
     """Make the tables that this release knows and that are not there; those of a newer release are refused.
 
     One step, safe beside processes of the release before: they do not look at what is added. The schema's number stays
@@ -48,14 +48,18 @@ async def migrate(connection: Any, network: str) -> None:
     Args:
         connection: A connection of the driver, outside a transaction.
         network: The prefix of the tables.
+        absent: What to raise where there are none, instead of making them.
 
     Raises:
+        NoSuchStore: The one that was given.
         SchemaTooNew: Something is used that this release does not know.
         StoreRefused: Tables are missing, and this role may not make them; which role may.
     """
     owner, missing = await connection.fetchrow(_LOOK, f"{network}_schema", _tables(network))
     if owner:
         await _check_version(connection, network)
+    elif absent is not None:
+        raise absent
     if not missing:
         await _renew_view(connection, network)
         return

@@ -21,8 +21,9 @@ from converge.contracts.store import (
     Turned,
 )
 from converge.contracts.transactions import Within
-from converge.errors import StoreRefused, Unsupported
+from converge.errors import NoSuchStore, StoreRefused, Unsupported
 from converge.model.keys import Family, Key, Prefix
+from converge_store_sql._errors import no_network
 from converge_store_sql.options import SqlOptions
 from converge_store_sql.postgresql._errors import RETRIED, sqlstate
 from converge_store_sql.postgresql.calls import count_calls, get_call, got, turn_arguments
@@ -66,6 +67,15 @@ class PostgresqlStore(SqlStore):
         try:
             async with connections.driver() as driver, driver.transaction():
                 return await pending(driver, options.network)
+        finally:
+            await connections.close()
+
+    @classmethod
+    async def looked_at(cls, url: str, options: SqlOptions) -> Inspection:
+        connections = Connections(url, options)
+        try:
+            async with connections.driver() as driver:
+                return inspection(Settings(*await driver.fetchrow(SETTINGS)))
         finally:
             await connections.close()
 
@@ -145,8 +155,11 @@ class PostgresqlStore(SqlStore):
                 )
             if found.is_standby:
                 raise StoreRefused(f"{self._connections.where} is a standby and takes no writes; name the primary")
-            await migrate(driver, self._options.network)
+            await migrate(driver, self._options.network, self._absent())
         self.durability = found.durability
+
+    def _absent(self) -> NoSuchStore | None:
+        return no_network(self._options.network, self._connections.where) if self._options.must_exist else None
 
     async def _read(self, text: str, arguments: Sequence[Any]) -> Sequence[Sequence[Any]]:
         return await self._connections.run(text, arguments, writes=False)

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from converge.builtin.file._errors import translated
 from converge.builtin.file.schema import APPLICATION_ID
-from converge.errors import StoreRefused
+from converge.errors import NoSuchStore, StoreRefused
 
 log = logging.getLogger("converge.store")
 
@@ -81,7 +81,7 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
         others = [other.name for other in path.parent.glob(f"*{path.suffix}") if other != path and other.is_file()]
         near = difflib.get_close_matches(path.name, others, n=1)
         hint = f'did you mean "{near[0]}"?' if near else "`converge run` with this store makes it"
-        raise StoreRefused(f"there is no store at {path}; {hint}")
+        raise NoSuchStore(f"there is no store at {path}; {hint}")
     if has_content:
         _check_head(path)
     return str(path)

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import attrs
 
-from converge.contracts.store import Durability, Feature, Store, StoreBackend, reopenable
+from converge.contracts.store import Durability, Feature, Inspection, Store, StoreBackend, reopenable
 from converge.errors import InvalidValue, Unsupported
 from converge.plugins import PluginHost
 from converge.secret import without_password
@@ -48,13 +48,12 @@ async def open_store(
     Raises:
         ConfigError: Its leaves say what is wrong with a plugin, an option or the store's features.
         SchemaTooNew: Something is used in it that this release does not know.
+        NoSuchStore: Nothing was ever stored there, and `must_exist`.
         StoreError: It cannot be reached, or refuses.
     """
     host = plugins if isinstance(plugins, PluginHost) else PluginHost(plugins)
-    backend = host.store_backend(url)
-    check_loop(backend.name, backend.features)
+    backend, chosen = _chosen(url, host, options, network)
     check_durability(backend.name, backend.durability, require_durability)
-    chosen = _options(backend, options or {}, network)
     if must_exist and hasattr(chosen, "must_exist"):
         chosen = attrs.evolve(chosen, must_exist=True)
     async with reopenable(partial(host.opened, backend, partial(backend.open, url, chosen), Store)) as store:
@@ -79,11 +78,24 @@ async def pending(
     Raises:
         As `open_store`; a place where nothing was ever stored is refused, or is told to be new.
     """
-    host = plugins if isinstance(plugins, PluginHost) else PluginHost(plugins)
-    backend = host.store_backend(url)
-    check_loop(backend.name, backend.features)
-    chosen = _options(backend, options or {}, network)
+    backend, chosen = _chosen(url, plugins, options, network)
     return await backend.pending(url, chosen) if backend.pending is not None else ()
+
+
+async def look(
+    url: str,
+    *,
+    plugins: Sequence[str] | PluginHost = (),
+    options: Mapping[str, Any] | None = None,
+    network: str = NETWORK,
+) -> Inspection | None:
+    """Return what the server at the URL is, whether or not anything was stored there; None: the backend does not tell.
+
+    Raises:
+        As `open_store`.
+    """
+    backend, chosen = _chosen(url, plugins, options, network)
+    return await backend.look(url, chosen) if backend.look is not None else None
 
 
 def backend_options(name: str, cls: type[Any], options: Mapping[str, Any]) -> Any:
@@ -131,6 +143,15 @@ def check_durability(name: str, durability: Durability, required: str) -> None:
             f"or its stricter "
             f"settings"
         )
+
+
+def _chosen(
+    url: str, plugins: Sequence[str] | PluginHost, options: Mapping[str, Any] | None, network: str
+) -> tuple[StoreBackend, Any]:
+    host = plugins if isinstance(plugins, PluginHost) else PluginHost(plugins)
+    backend = host.store_backend(url)
+    check_loop(backend.name, backend.features)
+    return backend, _options(backend, options or {}, network)
 
 
 def _options(backend: StoreBackend, options: Mapping[str, Any], network: str) -> Any:

@@ -16,8 +16,8 @@ import attrs
 import pytest
 
 from converge.codec import FIRST, FORMAT
-from converge.contracts.store import Batch, Durability, Range, Store, reopenable
-from converge.errors import ForkedHandle, StoreRefused, Unsupported
+from converge.contracts.store import Batch, Durability, Inspection, Range, Store, reopenable
+from converge.errors import ForkedHandle, NoSuchStore, StoreRefused, Unsupported
 from converge.model.keys import POOL
 from converge.secret import has_password
 from converge.testing._store.base import StoreCase, commit, committed, get, put, ready, take, take_of, taken
@@ -55,8 +55,11 @@ class PlaceClauses(StoreCase):
         try:
             async with self.backend.open(url, options):
                 return True
-        except StoreRefused:
+        except NoSuchStore:
             return False
+        except StoreRefused as error:
+            expect("S-20", False, f"who looks was refused with {type(error).__name__}, not with NoSuchStore: {error}")
+            raise
 
     async def test_each_network_has_keys_of_its_own(self, url: str, options: Any, limit: CallLimit) -> None:
         """S-21."""
@@ -102,6 +105,20 @@ class PlaceClauses(StoreCase):
             missing = list(await self.backend.pending(url, options))
             expect_equal("S-23", missing, [], "what is missing in a store that was opened")
 
+    async def test_a_look_at_a_server_tells_of_it_and_makes_no_store(
+        self, url: str, options: Any, limit: CallLimit
+    ) -> None:
+        """S-24."""
+        if self.backend.look is None:
+            pytest.skip("not applicable: the declaration has no look")
+        told = await self.backend.look(url, options)
+        expect_equal("S-24", _with_password(told), [], "texts with a password")
+        if self._has_option("must_exist"):
+            is_there = await self._opens(url, attrs.evolve(options, must_exist=True))
+            expect("S-24", not is_there, "a look at the server made a store")
+        async with limited(partial(self.backend.open, url, options), limit) as store:
+            expect_equal("S-24", told.durability, store.durability, "the durability class that a look tells")
+
     async def test_what_a_store_tells_of_its_server_is_the_class_that_it_has(self, store: Store) -> None:
         """S-24."""
         committed("S-24", await commit(store, puts=[(POOL("p"), b"{}")]), "a commit")
@@ -113,9 +130,7 @@ class PlaceClauses(StoreCase):
         for told in (await store.inspect(), await store.inspect()):
             if told is not None:
                 expect_equal("S-24", told.durability, store.durability, "the durability class that inspect tells")
-                shown = [told.product, *(text for one in told.findings for text in (one.text, one.mend))]
-                secret = [text for text in shown if has_password(text)]
-                expect_equal("S-24", secret, [], "texts with a password")
+                expect_equal("S-24", _with_password(told), [], "texts with a password")
         expect_equal("S-24", await store.get([POOL("p")]), before, "a key after inspect")
 
     async def test_revisions_go_on_behind_those_of_another_store(self, store: Store) -> None:
@@ -208,3 +223,8 @@ def _refusal(call: Coroutine[Any, Any, object]) -> int:
     except BaseException:
         return 2
     return 1
+
+
+def _with_password(told: Inspection) -> list[str]:
+    shown = [told.product, *(text for one in told.findings for text in (one.text, one.mend))]
+    return [text for text in shown if has_password(text)]

@@ -25,7 +25,7 @@ from converge.contracts.store import (
     Store,
     warning,
 )
-from converge.errors import StoreRefused, ValueTooLarge
+from converge.errors import NoSuchStore, ValueTooLarge
 from converge.model.keys import FAMILIES, pack, unpack
 from converge_store_etcd.client import Client, Op, text
 from converge_store_etcd.clock import Clock, packed
@@ -55,14 +55,14 @@ class EtcdStore(Store):
         """Open `etcd://HOST:PORT,HOST:PORT,...`: members of one cluster.
 
         Raises:
-            StoreRefused: The network has never stored anything, and `must_exist` asks for it.
+            NoSuchStore: The network has never stored anything, and `must_exist` asks for it.
             StoreUnavailable: No member answers.
         """
         client = Client(url.partition("://")[2].rstrip("/").split(","), options.call_sec)
         try:
             store = cls(url, options, client)
             if not await store.clock.start(may_begin=not options.must_exist):
-                raise StoreRefused(f'network "{options.network}" has stored nothing at {url}; check both')
+                raise NoSuchStore(f'network "{options.network}" has stored nothing at {url}; check both')
             store.durability = (await store.inspect()).durability
             yield store
         finally:

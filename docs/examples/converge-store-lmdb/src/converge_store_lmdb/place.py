@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from converge.errors import OutcomeUnknown, StoreFull, StoreRefused, StoreUnavailable
+from converge.errors import NoSuchStore, OutcomeUnknown, StoreFull, StoreUnavailable
 from converge_store_lmdb.options import LmdbOptions
 
 T = TypeVar("T")
@@ -105,13 +105,13 @@ class Places:
         """Share the place at a path; it is closed with its last handle.
 
         Raises:
-            StoreRefused: There is none, and `must_exist` asks for one; nothing is made (S-20).
+            NoSuchStore: There is none, and `must_exist` asks for one; nothing is made (S-20).
             StoreUnavailable: LMDB cannot open it.
         """
         folder = Path(path).resolve()
         with self._lock:
             if options.must_exist and not (folder / "data.mdb").exists():
-                raise StoreRefused(f"there is no store at lmdb:{path}; check the path")
+                raise NoSuchStore(f"there is no store at lmdb:{path}; check the path")
             if folder not in self._open:
                 folder.mkdir(parents=True, exist_ok=True)
                 self._open[folder] = Place(folder, options)

@@ -34,7 +34,7 @@ from converge.contracts.store import (
     Window,
     warning,
 )
-from converge.errors import ConfigError, StoreRefused, ValueTooLarge
+from converge.errors import ConfigError, NoSuchStore, ValueTooLarge
 from converge.model.keys import FAMILIES, pack, unpack
 from converge_store_lmdb.options import LmdbOptions
 from converge_store_lmdb.place import PLACES, U64, Place
@@ -61,7 +61,7 @@ class LmdbStore(Store):
 
         Raises:
             ConfigError: There is no path.
-            StoreRefused: Nothing was ever stored there for this network, and `must_exist` asks for it.
+            NoSuchStore: Nothing was ever stored there for this network, and `must_exist` asks for it.
             StoreUnavailable: LMDB cannot open it.
         """
         path = url.partition(":")[2].removeprefix("//")
@@ -72,7 +72,7 @@ class LmdbStore(Store):
         try:
             store = cls(url, place, options)
             if options.must_exist and not await store._run(lambda: place.read(store._has_keys)):
-                raise StoreRefused(f'network "{options.network}" has stored nothing at {url}; check both')
+                raise NoSuchStore(f'network "{options.network}" has stored nothing at {url}; check both')
             yield store
         finally:
             with anyio.CancelScope(shield=True):

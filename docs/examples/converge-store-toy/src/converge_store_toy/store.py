@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import anyio.lowlevel
 
 from converge.contracts.store import LIMITS, Batch, Channel, Committed, Conflict, Entry, Key, Range, Store, Window
-from converge.errors import StoreFull, StoreRefused, ValueTooLarge
+from converge.errors import NoSuchStore, StoreFull, ValueTooLarge
 from converge_store_toy.options import ToyOptions
 
 
@@ -44,7 +44,7 @@ class Places:
         """Find the shelf of a place and a network, or make it; who only looks makes none (S-20, S-21)."""
         with self._lock:
             if options.must_exist and (name, options.network) not in self._shelves:
-                raise StoreRefused(f"nothing was ever stored at toy:{name} in this process; check the name")
+                raise NoSuchStore(f"nothing was ever stored at toy:{name} in this process; check the name")
             return self._shelves.setdefault((name, options.network), Shelf(options)) if name else Shelf(options)
 
 
