@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -167,6 +168,16 @@ async def test_a_release_is_not_counted(is_plain: bool) -> None:
     task, _ = await end_of(raising(lambda: Release("not mine"), is_plain=is_plain), max_attempts=1)
     assert (task.state, task.attempts, task.result) == (TaskState.COMPLETED, 1, 2)
     assert [(line.what, line.why) for line in task.history] == [("released", "not mine"), ("completed", "")]
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+async def test_the_log_calls_a_task_that_was_handed_back_released(
+    caplog: pytest.LogCaptureFixture, is_plain: bool
+) -> None:
+    caplog.set_level(logging.INFO, logger="converge.agent")
+    await end_of(raising(lambda: Release("not mine"), is_plain=is_plain))
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("converge.agent")]
+    assert line.startswith("task ") and line.endswith(" released: not mine")
 
 
 class Silent(NoRetry):

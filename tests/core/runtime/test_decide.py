@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from converge.errors import Backpressure, HandlerFailed, InvalidValue, StaleClaim, TooManyDecisions
+from converge.errors import Backpressure, HandlerFailed, InvalidValue, NoRetry, StaleClaim, TooManyDecisions
 from converge.machines.breaker import Breaker
 from converge.machines.task import TaskState
 from converge.model.message import Message
@@ -305,6 +305,24 @@ async def test_when_the_breaker_opens_what_the_agent_holds_fails_and_it_claims_n
             waiting = await node.tasks.submit(Task(pool_id="p"))
             await wait_until(lambda: node.feeds[0].slots.free == 0 and node.feeds[0].in_hand == 0)
             assert (await node.tasks.get(waiting)).state == TaskState.PENDING
+
+
+async def test_tasks_that_decide_refuses_one_after_another_leave_what_it_holds_alone() -> None:
+    def rule(agent: Deciding, messages: list[Message], tasks: list[Task]) -> list[ReportTask]:
+        if any(task.inputs.get("bad") for task in tasks):
+            raise NoRetry("bad data")
+        return [ReportTask(task_id=task.id, result="kept") for task in tasks] if messages else []
+
+    with anyio.fail_after(20):
+        async with Node() as node:
+            agent = await one(node, rule, breaker=Breaker(failures=2), concurrency=2)
+            held = await node.tasks.submit(Task(pool_id="p", max_attempts=1))
+            await wait_until(lambda: bool(agent.calls))
+            for _ in range(4):
+                bad = await node.tasks.submit(Task(pool_id="p", inputs={"bad": True}))
+                assert (await node.tasks.result(bad)).error == "bad data"
+            await node.send(agent.id, "report")
+            assert (await node.tasks.result(held)).result == "kept"
 
 
 async def test_a_sync_decide_runs_in_a_thread() -> None:

@@ -21,7 +21,8 @@ from converge.errors import (
     StaleClaim,
     TooManyDecisions,
 )
-from converge.foreign import Raised, as_exception, describe, guarded, is_cancellation, name_of, tell
+from converge.foreign import Raised, as_exception, describe, guarded, is_a, is_cancellation, name_of, tell
+from converge.machines.attempt import word_of
 from converge.model.envelope import ANSWER_BYTES
 from converge.model.message import Message
 from converge.model.task import Task
@@ -232,19 +233,22 @@ class DecideLoop:
         self._given = []
 
     def _failed(self, raised: Raised, new: Sequence[_Hold]) -> None:
-        """The tasks that this call was the first to be given end as it did; after several failures in a row, those that
-        the agent held before fail, too.
+        """End the tasks that this call was the first to be given as it ended; after several failures in a row, those
+        that the agent held before fail, too. An `AttemptEnd` is its word on the new ones, and no failure.
         """
-        agent = self._agent
-        if raised.is_a(ConvergeError) or is_cancellation(raised.error):
+        agent, word = self._agent, word_of(raised.error)
+        if word is not None and is_a(word, Release):
+            tell(agent_log(agent), logging.WARNING, "decide released its new tasks: %s", raised.text)
+        elif raised.is_a(ConvergeError) or is_cancellation(raised.error):
             tell(agent_log(agent), logging.WARNING, "decide failed: %s", raised.text)
         else:
             tell(agent_log(agent), logging.ERROR, "decide failed", error=raised.error)
         self._supervision.failed(agent, "decide", raised)
         self._end_all(Reported(raised.text, raised.error), new)
-        self._failures += 1
-        if self._failures >= agent.breaker.failures:
-            self._end_all(Reported(raised.text), list(self._holds.values()))
+        if word is None:
+            self._failures += 1
+            if self._failures >= agent.breaker.failures:
+                self._end_all(Reported(raised.text), list(self._holds.values()))
 
     def _end_all(self, end: Reported, holds: Sequence[_Hold]) -> None:
         for hold in holds:

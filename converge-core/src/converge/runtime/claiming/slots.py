@@ -383,12 +383,15 @@ class Slots:
         error = raised.error
         if type(error) is Reported:  # what `decide` made of it
             return outcome_of(error.error, str(error), agent.id, self._env.uniform())
-        if raised.is_a(ConvergeError) or is_cancellation(error):
+        event = outcome_of(error, raised.text, agent.id, self._env.uniform())
+        if type(event) is Released:
+            tell(agent_log(agent), logging.WARNING, "task %s released: %s", id_text(found.id), event.why)
+        elif raised.is_a(ConvergeError) or is_cancellation(error):
             tell(agent_log(agent), logging.WARNING, "task %s failed: %s", id_text(found.id), raised.text)
         else:
             tell(agent_log(agent), logging.ERROR, "task %s failed", id_text(found.id), error=error)
         self._failed(agent, raised)
-        return outcome_of(error, raised.text, agent.id, self._env.uniform())
+        return event
 
     def _failed(self, agent: Agent, error: Raised | str) -> None:
         """Tell who supervises the agent; what `decide` does, its own loop tells."""
