@@ -41,13 +41,15 @@ KEYS = 100
 
 # About what a node writes for a task with small inputs: 220 and 260 bytes of JSON.
 SPEC = (
-    b'{"v":1,"pool":"docs","lane":"5f0c8a6d5f0c8a6d5f0c8a6d5f0c8a6d","type":"","topic":"","capabilities":["count-words"],'
-    b'"inputs":{"text":"the quick brown fox"},"priority":0,"due":1764000000000000,"rank":1764000000000000,'
-    b'"max_attempts":3,"digest":"0123456789abcdef"}'
+    b'{"v":1,"pool":"docs","lane":"5f0c8a6d5f0c8a6d5f0c8a6d5f0c8a6d","type":"","topic":"","capabilities":'
+    b'["count-words"],"inputs":{"text":"the quick brown fox"},"priority":0,"due":1764000000000000,'
+    b'"rank":1764000000000000,"max_attempts":3,"digest":"0123456789abcdef"}'
 )
 ENDED = (
-    b'{"v":1,"state":"COMPLETED","attempts":1,"due":0,"rank":0,"nonce":"00112233445566778899aabbccddeeff","digest":"0123456789abcdef",'
-    b'"result":{"words":4},"finished":1764000000000000,"history":[{"what":"completed","by":"cv1abcdefghijklmnop","token":123456,"at":1764000000000000}]}'
+    b'{"v":1,"state":"COMPLETED","attempts":1,"due":0,"rank":0,'
+    b'"nonce":"00112233445566778899aabbccddeeff","digest":"0123456789abcdef",'
+    b'"result":{"words":4},"finished":1764000000000000,'
+    b'"history":[{"what":"completed","by":"cv1abcdefghijklmnop","token":123456,"at":1764000000000000}]}'
 )
 
 

@@ -14,10 +14,16 @@ OWNER = ROOT / "converge-core/src/converge/errors.py"
 
 
 def bases_of(source: str) -> dict[str, list[str]]:
-    """The classes of a module, each with the names of its bases."""
+    """The classes of a module, each with the names of its bases as they are where they come from."""
+    nodes = list(ast.walk(ast.parse(source)))
+    imported = [alias for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+    own = {alias.asname: alias.name for alias in imported if alias.asname}
     return {
-        node.name: [base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in node.bases]
-        for node in ast.walk(ast.parse(source))
+        node.name: [
+            base.attr if isinstance(base, ast.Attribute) else own.get(name := getattr(base, "id", ""), name)
+            for base in node.bases
+        ]
+        for node in nodes
         if isinstance(node, ast.ClassDef)
     }
 
@@ -105,7 +111,8 @@ def test_what_is_wrong_is_found() -> None:
         "Deep": "Branch",
         "Three": "Deep",
     }
-    assert list(errors_elsewhere("class Mine(StoreError): pass", {"StoreError": []})) == ["Mine"]
+    for mine in ("class Mine(StoreError): pass", "from e import StoreError as Base\nclass Mine(Base): pass"):
+        assert list(errors_elsewhere(mine, {"StoreError": []})) == ["Mine"]
     assert caught_twice("try: pass\nexcept (StoreBusy, StoreError): pass") == ["line 2: StoreBusy"]
     assert caught_twice("try: pass\nexcept (OSError, TimeoutError): pass") == ["line 2: TimeoutError"]
     assert not caught_twice("try: pass\nexcept (StoreBusy, StoreFull, ValueError): pass")

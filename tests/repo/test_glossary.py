@@ -29,6 +29,10 @@ def named(source: str) -> Iterator[str]:
             yield node.name
         elif isinstance(node, ast.arg):
             yield node.arg
+        elif isinstance(node, ast.alias):
+            yield node.asname or ""
+        elif isinstance(node, ast.ExceptHandler):
+            yield node.name or ""
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -67,5 +71,6 @@ def test_a_refused_word_is_found() -> None:
     head = "## Glossary\n\n| word | meaning | not |\n|---|---|---|\n"
     page = f"{head}| task | a piece of work | job, chore |\n| lane | x | |\n"
     assert refused_words(page) == {"job": "task", "chore": "task"}
+    assert wrong_names("from a import b as chore", refused_words(page)) == ["chore: task"]
     source = "class JobList:\n    def add(self, old_jobs): self.chore = 1\n\ndef jobless(): ...\n"
     assert wrong_names(source, refused_words(page)) == ["JobList: task", "chore: task", "old_jobs: task"]

@@ -25,9 +25,15 @@ def not_public(source: str, public: list[str]) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name for name in names if _is_module(name)] or [node.module or ""]
         of_ours = [name for name in names if name.split(".")[0] in ("converge", *PLUGINS)]
         yield from (name for name in of_ours if name not in public)
+
+
+def _is_module(name: str) -> bool:
+    place = name.replace(".", "/")
+    return any(ROOT.glob(f"converge-*/src/{place}")) or any(ROOT.glob(f"converge-*/src/{place}.py"))
 
 
 def test_docs_import_only_public_modules() -> None:
@@ -55,3 +61,4 @@ def test_an_import_that_is_not_public_is_found() -> None:
     assert public[:3] == ["converge", "converge.agents", "converge.logs"]
     code = "from converge import Agent\nfrom converge.runtime.node import Node\nimport converge.operations.logs, json\n"
     assert list(not_public(code, public)) == ["converge.runtime.node", "converge.operations.logs"]
+    assert list(not_public("from converge import agents, runtime\n", public)) == ["converge.runtime"]
