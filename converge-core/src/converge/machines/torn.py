@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from converge.codec import FIRST, Moment, parse_hash
-from converge.machines.task import Around, Found, LaneSeen, free_next, open_lane
+from converge.codec import FIRST, Moment, encode, parse_hash
+from converge.machines.task import Around, Found, LaneSeen, TaskState, free_next, open_lane
 from converge.model.batch import Batch, Check, Put
-from converge.model.keys import LIMIT, READY, TORN, Key
-from converge.model.task import Spec
+from converge.model.keys import ENDED, LIMIT, READY, TOLD, TORN, Key
+from converge.model.task import Ended, Spec
 
 
 class Torn(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -21,17 +21,20 @@ class Torn(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     v: int = FIRST
 
 
-def set_aside_step(found: Found, own: Key, revision: int, record: bytes, now: int, around: Around | None) -> Batch:
+def set_aside_step(found: Found, own: Key, revision: int, torn: Torn, around: Around | None) -> Batch:
     """Return the batch that takes a task which cannot be read from its place; with `around`, the next of its ordering
-    key is freed. Not all of `found` need be known.
+    key is freed. Its parent is told that it failed: nobody will finish it. Not all of `found` need be known.
     """
     checks: list[Check] = [(own, revision)]
-    puts: list[Put] = [(TORN(found.id), record)]
+    puts: list[Put] = [(TORN(found.id), encode(torn))]
     deletes: list[Key] = [own]
     if found.spec.deadline and own[0] is not LIMIT:
         deletes.append(LIMIT(found.spec.deadline, found.id))
     if around is not None and around.key is not None:
-        free_next(found, now, around, checks, puts, deletes)
+        free_next(found, torn.at, around, checks, puts, deletes)
+    if found.spec.parent:
+        parent, ended = parse_hash(found.spec.parent), Ended(TaskState.FAILED.value, error=torn.why, at=torn.at)
+        puts += ((ENDED(parent, found.id), encode(ended)), (TOLD(parent, found.id), b""))
     return Batch(checks, puts, deletes)
 
 

@@ -273,6 +273,7 @@ class _Placed(msgspec.Struct, frozen=True):
     ordering_key: KeyText | None = None
     number: Int = 0
     origin: Channel = ""
+    parent: str = ""
 
 
 _decode_placed = msgspec.json.Decoder(_Placed).decode

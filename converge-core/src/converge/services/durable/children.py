@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from converge.codec import decode
-from converge.contracts.store import ABSENT, LIMITS, Batch, Check, Committed, Entry, Range
-from converge.errors import NoSuchTask, TornRecord
+from converge.contracts.store import ABSENT, LIMITS, Batch, Check, Committed, Entry
+from converge.errors import NoSuchTask, SchemaTooNew, StoreBusy, TornRecord
 from converge.ids import id_text
 from converge.machines.durable import submit
 from converge.machines.events import Cancelled
@@ -27,6 +27,7 @@ from converge.services.tasks.surroundings import (
     look_around,
     wakes,
 )
+from converge.services.tasks.torn import log_once, set_aside
 
 TOGETHER = 200
 """Ends, children or keys of one page."""
@@ -40,15 +41,17 @@ class Tell:
     prefix: Key = TOLD()
 
     def __init__(self, handle: StoreHandle, box: SignalBox) -> None:
-        self._handle, self._box = handle, box
+        self._box, self._pages = box, Pages(handle.store, TOLD(), size=TOGETHER)
 
     async def page(self) -> int:
         """See `Chore.page`."""
-        (page,) = await self._handle.store.scan([Range(TOLD(), None, TOGETHER)])
+        return await self._pages.move(self._tell)
+
+    async def _tell(self, page: Sequence[Entry]) -> int:
         ends: dict[bytes, list[bytes]] = {}
         for entry in page:
             ends.setdefault(entry.key[1], []).append(entry.key[2])
-        return await self._box.tell(ends) if ends else 0
+        return await self._box.tell(ends)
 
 
 class Outbox:
@@ -57,16 +60,26 @@ class Outbox:
     prefix: Key = OUTBOX()
 
     def __init__(self, handle: StoreHandle) -> None:
-        self._handle = handle
+        self._handle, self._pages = handle, Pages(handle.store, OUTBOX(), size=TOGETHER)
 
     async def page(self) -> int:
         """See `Chore.page`."""
-        (page,) = await self._handle.store.scan([Range(OUTBOX(), None, TOGETHER)])
-        return await self.carry_out(page)
+        return await self._pages.move(self.carry_out)
 
     async def carry_out(self, page: Sequence[Entry]) -> int:
         """Submit these children; each once, and not after its parent's end has removed it from the outbox."""
-        specs = {entry.key: decode(entry.value, Spec, f"outbox {id_text(entry.key[1])}") for entry in page}
+        specs, moved = dict[Key, Spec](), 0
+        for entry in page:
+            what = f"outbox {id_text(entry.key[1])}"
+            try:
+                specs[entry.key] = decode(entry.value, Spec, what)
+            except TornRecord as error:
+                moved += await set_aside(self._handle, entry.key, entry.revision, entry.key[1], error)
+            except SchemaTooNew as error:
+                log_once(self._handle, what, error)
+        return moved + await self._submit([entry for entry in page if entry.key in specs], specs)
+
+    async def _submit(self, page: Sequence[Entry], specs: Mapping[Key, Spec]) -> int:
         lanes = await lanes_seen(self._handle, list(specs.values()))
         ordered = [spec for spec in specs.values() if spec.ordering_key is not None]
         if ordered:
@@ -89,7 +102,11 @@ class Outbox:
                 row = row_of.pop((spec.pool, spec.ordering_key))
             if not lanes.may_step(spec):
                 continue
-            batch = submitted(entry.key[1], spec, lane, row, now)
+            try:
+                batch = submitted(entry.key[1], spec, lane, row, now)
+            except (TornRecord, SchemaTooNew) as error:  # the row of its ordering key, which goes with the last task
+                log_once(self._handle, f"a child in the outbox, of key {spec.pool}/{spec.ordering_key},", error)
+                continue
             batches.append(Batch([own, *batch.checks], batch.puts, [entry.key]))
             wake |= lane_wakes(spec, lane)
         return await _count(self._handle, batches, wake)
@@ -110,24 +127,26 @@ class Cut:
     prefix: Key = CUT()
 
     def __init__(self, handle: StoreHandle) -> None:
-        self._handle = handle
+        self._handle, self._pages = handle, Pages(handle.store, CUT(), size=LIMITS.ranges)
 
     async def page(self) -> int:
         """See `Chore.page`. The task's own key goes last, so that a cut that died half way is resumed by any other."""
-        (page,) = await self._handle.store.scan([Range(CUT(), None, LIMITS.ranges)])
-        moved = 0
-        for cut in page:
-            moved += await self._cut(cut)
-        return moved
+        return await self._pages.move(self._cut_all)
+
+    async def _cut_all(self, page: Sequence[Entry]) -> int:
+        return sum([await self._cut(cut) for cut in page])
 
     async def _cut(self, cut: Entry) -> int:
-        (children,) = await self._handle.store.scan([Range(CHILD(cut.key[1]), None, TOGETHER)])
-        if not children:
-            return await _count(self._handle, [Batch([(cut.key, cut.revision)], (), [cut.key])], set())
-        moved = 0
-        for child in children:
-            moved += await self._end(child)
-        return moved
+        children = CHILD(cut.key[1])
+        if moved := await Pages(self._handle.store, children, size=TOGETHER).move(self._end_all):
+            return moved
+        (left,) = await self._handle.store.count([children])
+        if left:
+            return 0
+        return await _count(self._handle, [Batch([(cut.key, cut.revision)], (), [cut.key])], set())
+
+    async def _end_all(self, children: Sequence[Entry]) -> int:
+        return sum([await self._end(child) for child in children])
 
     async def _end(self, child: Entry) -> int:
         id_ = child.key[2]
@@ -136,7 +155,13 @@ class Cut:
             return await _count(
                 self._handle, [Batch([(waiting.key, waiting.revision)], (), [waiting.key, child.key])], set()
             )
-        if not await cancel_one(self._handle, id_, Cancelled("", BECAUSE)):
+        try:
+            if not await cancel_one(self._handle, id_, Cancelled("", BECAUSE)):
+                return 0
+        except SchemaTooNew as error:
+            log_once(self._handle, f"task {id_text(id_)}", error)
+            return 0
+        except StoreBusy:  # it moves, or stands nowhere: the others are not to wait for it
             return 0
         return await _count(self._handle, [Batch([(child.key, child.revision)], (), [child.key])], set())
 
@@ -156,6 +181,8 @@ async def cancel_one(handle: StoreHandle, id_: bytes, event: Cancelled) -> bool:
         around = await look_around(handle, found, needs_lane=False)
     except Moved:
         return False
+    except TornRecord:
+        return True  # as above
     batch = step(found, event, await handle.now(), around)
     wake = wakes(found, around, is_ready=False)
     if isinstance(place, Held):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from converge.codec import moment_or
 from converge.contracts.store import Batch, Committed, Entry, Key, Range
 from converge.model.keys import (
@@ -38,15 +40,15 @@ class Removal:
 
     def __init__(self, handle: StoreHandle) -> None:
         self._handle = handle
+        self._pages = Pages(handle.store, GONE(), size=32)
         self._round = self._next_round()
 
     async def page(self) -> int:
         """See `Chore.page`."""
-        (page,) = await self._handle.store.scan([Range(GONE(), None, 32)])
-        moved = 0
-        for gone in page:
-            moved += await self._remove(gone)
-        return moved
+        return await self._pages.move(self._remove_all)
+
+    async def _remove_all(self, page: Sequence[Entry]) -> int:
+        return sum([await self._remove(gone) for gone in page])
 
     async def _remove(self, gone: Entry) -> int:
         id_ = gone.key[1]

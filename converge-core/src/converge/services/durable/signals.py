@@ -8,8 +8,8 @@ from typing import NamedTuple
 import msgspec
 
 from converge.codec import decode, encode
-from converge.contracts.store import ABSENT, Batch, Committed, Key
-from converge.errors import ConvergeError, NoSuchTask, TooManyRecords
+from converge.contracts.store import ABSENT, Batch, Committed, Entry, Key
+from converge.errors import ConvergeError, NoSuchTask, SchemaTooNew, StoreError, TooManyRecords, TornRecord
 from converge.ids import id_text
 from converge.machines.durable import SIGNAL_KEYS, Parts, Signal, Signals, resume
 from converge.machines.task import is_terminal
@@ -21,6 +21,7 @@ from converge.services.store.pages import get_all, read_all
 from converge.services.store.patience import attempts
 from converge.services.store.reads import Ask, Rounds
 from converge.services.tasks.surroundings import lane_wakes, lanes_seen
+from converge.services.tasks.torn import set_parked_aside
 
 SIGNALLED_TOGETHER = 200
 """Signals of one round, and ends of children that are told in one batch."""
@@ -77,10 +78,14 @@ class SignalBox:
             batches: list[Batch] = []
             sent: list[Sequence[Ask[Sent]]] = []
             wake: set[str] = set()
-            lanes = await lanes_seen(self._handle, [one.spec for one in targets.values() if one.place is not None])
+            lanes = await lanes_seen(self._handle, [one.spec for one in _parked(targets).values()])
             now = await self._handle.now()
             for id_, asked in by_task.items():
                 target = targets.get(id_)
+                if isinstance(target, StoreError):
+                    await set_parked_aside(self._handle, id_, target)
+                    _answer(asked, False, target)
+                    continue
                 if target is None or is_terminal(target.state):
                     _answer(asked, False, None if target is not None else NoSuchTask(id_text(id_)))
                     continue
@@ -107,27 +112,25 @@ class SignalBox:
             if not left:
                 return
 
-    async def _read(self, ids: Sequence[bytes]) -> dict[bytes, _Target]:
-        """Read the tasks; first their records and signals, then whether those that wait are still parked."""
+    async def _read(self, ids: Sequence[bytes]) -> dict[bytes, _Target | StoreError]:
+        """Read the tasks; first their records and signals, then whether those that wait are still parked. Of one that
+        cannot be read stands why.
+        """
         store = self._handle.store
         entries = await get_all(store, [family(id_) for id_ in ids for family in (TASK, STATE, SIGNALS)])
-        targets: dict[bytes, _Target] = {}
+        targets: dict[bytes, _Target | StoreError] = {}
         for at, id_ in enumerate(ids):
             task, raw, box = entries[3 * at : 3 * at + 3]
-            text = id_text(id_)
-            if task is None:
-                continue
-            state = None if raw is None else decode(raw.value, State, text)
-            place = raw.revision if raw is not None and state is not None and state.wait is not None else None
-            signals = Signals() if box is None else decode(box.value, Signals, text)
-            targets[id_] = _Target(
-                decode(task.value, Spec, text), task.revision, state, signals, box.revision if box else ABSENT, place
-            )
-        parked = [(id_, one.state) for id_, one in targets.items() if one.place is not None and one.state is not None]
-        places = await get_all(store, [LATER(state.due, id_) for id_, state in parked])
-        for (id_, _), found in zip(parked, places, strict=True):
-            if found is None or found.revision != targets[id_].place:
-                targets[id_] = targets[id_]._replace(place=None)  # it was resumed, and has not run since
+            if task is not None:
+                try:
+                    targets[id_] = _target(id_text(id_), task, raw, box)
+                except (TornRecord, SchemaTooNew) as error:
+                    targets[id_] = error
+        parked = _parked(targets)
+        places = await get_all(store, [LATER(one.state.due, id_) for id_, one in parked.items() if one.state])
+        for (id_, one), found in zip(parked.items(), places, strict=True):
+            if found is None or found.revision != one.place:
+                targets[id_] = one._replace(place=None)  # it was resumed, and has not run since
         return targets
 
     async def _accepted(self, id_: bytes, target: _Target, asks: Sequence[Ask[Sent]]) -> list[Ask[Sent]]:
@@ -174,8 +177,9 @@ class SignalBox:
             StoreError: As `Store.commit`; what was not told is told by the next call.
         """
         targets = await self._read(list(ends))
-        lanes = await lanes_seen(self._handle, [one.spec for one in targets.values() if one.place is not None])
-        counts = await self._ended([id_ for id_, one in targets.items() if one.place is not None])
+        parked = _parked(targets)
+        lanes = await lanes_seen(self._handle, [one.spec for one in parked.values()])
+        counts = await self._ended(list(parked))
         now = await self._handle.now()
         batches: list[Batch] = []
         wake: set[str] = set()
@@ -185,6 +189,11 @@ class SignalBox:
             target = targets.get(parent)
             if target is None:
                 batches.append(Batch((), (), [*keys, *(ENDED(parent, child) for child in children)]))
+            elif isinstance(target, StoreError):
+                await set_parked_aside(self._handle, parent, target)
+                if isinstance(target, SchemaTooNew):
+                    continue
+                batches.append(Batch((), (), keys))
             elif is_terminal(target.state):
                 batches.append(Batch((), (), keys))
             else:
@@ -211,6 +220,18 @@ class SignalBox:
         if not parents:
             return {}
         return dict(zip(parents, await self._handle.store.count([ENDED(parent) for parent in parents]), strict=True))
+
+
+def _target(text: str, task: Entry, raw: Entry | None, box: Entry | None) -> _Target:
+    state = None if raw is None else decode(raw.value, State, text)
+    place = raw.revision if raw is not None and state is not None and state.wait is not None else None
+    signals = Signals() if box is None else decode(box.value, Signals, text)
+    revision = box.revision if box is not None else ABSENT
+    return _Target(decode(task.value, Spec, text), task.revision, state, signals, revision, place)
+
+
+def _parked(targets: Mapping[bytes, _Target | StoreError]) -> dict[bytes, _Target]:
+    return {id_: one for id_, one in targets.items() if isinstance(one, _Target) and one.place is not None}
 
 
 def _add(parts: Parts, more: Parts) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Self, TypeVar
 
 from converge.contracts.store import LIMITS, Entry, Key, Prefix, Range, Rest, Store, check_page
 
 T = TypeVar("T")
+
+UNMOVED_PAGES = 10
+"""Pages that one call looks through for something to move: what cannot be moved, or read, stays, and may fill whole
+pages.
+"""
 
 
 class Pages:
@@ -54,6 +59,21 @@ class Pages:
             self.after = page[-1].key[len(self._prefix) :]
         self.is_last = len(page) < self._size
         return page
+
+    async def move(self, move: Callable[[Sequence[Entry]], Awaitable[int]]) -> int:
+        """Let `move` take entries away, page after page until it did; return how many. The next call begins with the
+        first page again, but where nothing of many pages could be moved it goes on behind them.
+
+        Raises:
+            StoreError: As `Store.scan`, and as `move`.
+        """
+        for _ in range(UNMOVED_PAGES):
+            page = await self.read()
+            moved = await move(page) if page else 0
+            if moved or self.is_last:
+                self.after, self.is_last = None, False
+                return moved
+        return 0
 
 
 async def read_all(store: Store, prefix: Prefix) -> list[Entry]:

@@ -239,10 +239,9 @@ async def move_aside(
     Raises:
         StoreError: As `Store.commit`.
     """
-    now = await handle.now()
-    record = encode(Torn(place_text(key), stored_text(str(error)), now, found.spec.pool))
-    batch = set_aside_step(found, key, revision, record, now, around)
-    wake = wakes(found, around, is_ready=False) if around is not None else ()
+    torn = Torn(place_text(key), stored_text(str(error)), await handle.now(), found.spec.pool)
+    batch = set_aside_step(found, key, revision, torn, around)
+    wake = wakes(found, around, is_ready=False) if around is not None else {CHORES} if found.spec.parent else ()
     (outcome,) = await (await handle.commits()).commit([batch], wake=wake)
     if not isinstance(outcome, Committed):
         return False

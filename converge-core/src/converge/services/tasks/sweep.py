@@ -21,11 +21,11 @@ from converge.model.keys import AGENT, DEAD, EXPIRY, HELD, JOINED, LATER, LIMIT,
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import ended
-from converge.services.store.pages import Pages, get_all, parts
+from converge.services.store.pages import UNMOVED_PAGES, Pages, get_all, parts
 from converge.services.tasks.lanes import LaneCloser
 from converge.services.tasks.retention import Retention
 from converge.services.tasks.surroundings import Moved, look_around, look_around_all, wakes
-from converge.services.tasks.torn import set_aside
+from converge.services.tasks.torn import log_once, set_aside
 
 log = logging.getLogger("converge.sweep")
 
@@ -36,11 +36,6 @@ no longer in all.
 
 WRITTEN_TOGETHER = 25
 """Tasks of a page that one call writes: whoever else uses the store waits for no more of them at a time."""
-
-UNMOVED_PAGES = 10
-"""Pages that one call looks through for something to move: what is held past its deadline, or cannot be read, stays,
-and may fill whole pages.
-"""
 
 LEASES_LOOKED_AT = 64
 """Up to so many leases each process looks at all of them in each page; of more, processes take turns at random, so that
@@ -93,7 +88,7 @@ class Sweep:
         moved = await self.end_leases() + await self.put_back()
         moved += await self.move_due() + await self.fail_late()
         for chore in self._chores:
-            moved += await chore.page()
+            moved += await self._carry_out(chore)
         return moved + await self.remove_old() + await self._lanes.page()
 
     async def paced_page(self) -> int:
@@ -124,8 +119,16 @@ class Sweep:
             moved += await self._unless_yielded(LIMIT(), self.fail_late)
         for chore, first in zip(self._chores, rest, strict=False):
             if first:
-                moved += await chore.page()
+                moved += await self._carry_out(chore)
         return moved + await self._seldom()
+
+    async def _carry_out(self, chore: Chore) -> int:
+        """Do a page of a chore. A record that cannot be read is no outage: what comes after it is carried out."""
+        try:
+            return await chore.page()
+        except (TornRecord, SchemaTooNew) as error:
+            log_once(self._handle, str(chore.prefix[0]), error)
+            return 0
 
     async def _seldom(self) -> int:
         monotonic = self._handle.env.monotonic()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Sequence
 
+import msgspec
+
 from converge.codec import decode, encode, parse_hash
 from converge.contracts.store import Batch, Conflict, Entry, Key
 from converge.errors import SchemaTooNew, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.task import Around, Found, KeyRow, place_of
 from converge.machines.torn import Torn, put_back_unread
-from converge.model.keys import ACTIVE, DEDUP, DONE, KEY, LIMIT, STATE, TASK, TORN
+from converge.model.keys import ACTIVE, CHILD, DEDUP, DONE, KEY, LATER, LIMIT, OUTBOX, STATE, TASK, TORN
 from converge.model.task import Spec, placed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages
@@ -42,12 +44,40 @@ async def _as_found(handle: StoreHandle, key: Key, revision: int, id_: bytes) ->
     """Return what is known of the task; its pool is empty where nothing says it."""
     (raw,) = await handle.store.get([TASK(id_)])
     spec = placed(raw.value) if raw is not None else None
-    if spec is None:
-        pool, ordering_key = key[1] if key[0] is DONE else "", None
-        if key[0] is not DONE:
-            pool, ordering_key = await _ordering_of(handle, id_)
-        spec = Spec(pool, "0" * 32, 0, 0, 0, ordering_key=ordering_key)
+    if spec is None and key[0] is DONE:
+        spec = Spec(key[1], "0" * 32, 0, 0, 0)
+    elif spec is None:
+        pool, ordering_key = await _ordering_of(handle, id_) if key[0] is not OUTBOX else ("", None)
+        spec = Spec(pool, "0" * 32, 0, 0, 0, ordering_key=ordering_key, parent=await _parent_of(handle, id_))
+    elif key[0] is DONE:
+        spec = msgspec.structs.replace(spec, parent="")  # which was told long ago
     return Found(id_, spec, None, place_of(key, revision))
+
+
+async def _parent_of(handle: StoreHandle, id_: bytes) -> str:
+    """Return the id of the task's parent as its record has it, empty if it has none: its own record may not say."""
+    async for page in Pages(handle.store, CHILD()):
+        for entry in page:
+            if entry.key[2] == id_:
+                return str(entry.key[1].hex())
+    return ""
+
+
+async def set_parked_aside(handle: StoreHandle, id_: bytes, error: StoreError) -> bool:
+    """Set aside a task that cannot be read, if it stands where nobody would meet it: it is parked, perhaps without a
+    time. One of a newer format is left where it is. Return whether this call did it.
+
+    Raises:
+        StoreError: As `Store.commit`; nothing was changed, or that is not known.
+    """
+    if isinstance(error, SchemaTooNew):
+        log_once(handle, f"task {id_text(id_)}", error)
+        return False
+    async for page in Pages(handle.store, LATER()):
+        for entry in page:
+            if entry.key[2] == id_:
+                return await set_aside(handle, entry.key, entry.revision, id_, error)
+    return False
 
 
 async def _ordering_of(handle: StoreHandle, id_: bytes) -> tuple[str, str | None]:
@@ -79,20 +109,22 @@ async def hand_back_newer(handle: StoreHandle, key: Key, revision: int, id_: byt
     (raw,) = await handle.store.get([TASK(id_)])
     spec = placed(raw.value) if raw is not None else None
     if spec is None:
-        _log_once(handle, f"task {id_text(id_)}", error)
+        log_once(handle, f"task {id_text(id_)}", error)
         return False
     handle.newer_lanes.add(parse_hash(spec.lane))
-    _log_once(handle, f"lane {spec.lane} of pool {spec.pool}", error)
+    log_once(handle, f"lane {spec.lane} of pool {spec.pool}", error)
     lane = (await lanes_seen(handle, [spec])).of(spec)
     batch = put_back_unread(spec, key, revision, lane)
     (outcome,) = await (await handle.commits()).commit([batch], wake=lane_wakes(spec, lane))
     return not isinstance(outcome, Conflict)
 
 
-def _log_once(handle: StoreHandle, what: str, error: StoreError) -> None:
+def log_once(handle: StoreHandle, what: str, error: StoreError) -> None:
+    """Say of what cannot be read, once in this process, that it stays where it is."""
     if what not in handle.logged:
         handle.logged.add(what)
-        log.error("%s is left to processes of a newer release, other work goes on: %s", what, error)
+        why = " to processes of a newer release" if isinstance(error, SchemaTooNew) else ""
+        log.error("%s is left%s, other work goes on: %s", what, why, error)
 
 
 async def put_away(handle: StoreHandle, key: Key, revision: int, id_: bytes, error: StoreError) -> bool:
