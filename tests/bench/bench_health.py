@@ -3,8 +3,9 @@
     python tests/bench/bench_health.py --rounds 7 --seconds 10
 
 *idle*: the part of a core that a process uses whose agents have nothing to do, with the endpoint and without, measured
-side by side; nobody asks the endpoint meanwhile. *probe*: how long `/readyz` takes to answer while the process passes
-tasks on a store in memory as fast as it can.
+side by side; nobody asks the endpoint meanwhile. *probe*: how long `/readyz` and `/metrics` take to answer while the
+process passes tasks on a store in memory as fast as it can, with the interpreter set as `converge run` sets it; beside
+it, in turns, what the same take of a process that has nothing to do: what the machine itself adds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from statistics import median
 import anyio
 
 from converge import Agent, MemoryStore, Node, Pool, Task
+from converge.operations.run import tune_interpreter
 
 SETTLE_SEC = 3.0
 PAUSE_SEC = 0.02
@@ -39,7 +41,7 @@ async def idle(health: str) -> None:
     """Be a node with one agent that has nothing to do, until standard input ends."""
     async with Node(store=MemoryStore(), health=health) as node:
         await node.spawn(Quick, pool="p")
-        sys.stdout.write("ready\n")
+        sys.stdout.write(f"{node.health_url}\n")
         sys.stdout.flush()
         await anyio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
 
@@ -96,24 +98,34 @@ def measure_idle(rounds: int, seconds: float) -> None:
     print(f"idle: {median(used['with']):.3f} % of a core with, {median(used['without']):.3f} % without; {more:+.3f} %")
 
 
+def probed(url: str, path: str) -> float:
+    """Ask once, over a connection of its own, as an orchestrator does; return how many milliseconds it took."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    connection, began = http.client.HTTPConnection(host, int(port), timeout=10), time.perf_counter()
+    connection.request("GET", path)
+    assert connection.getresponse().read()
+    took = 1_000 * (time.perf_counter() - began)
+    connection.close()
+    return took
+
+
 def measure_probe(seconds: float) -> None:
-    """Ask all the time, over one connection, as an orchestrator asks now and then."""
-    process = child("busy", str(seconds))
-    host, _, port = line_of(process).removeprefix("http://").rpartition(":")
-    took: list[float] = []
+    """Ask a process that works and one that has nothing to do in turns."""
+    both = {"busy": child("busy", str(seconds)), "idle": child("idle", "127.0.0.1:0")}
+    urls = {name: line_of(one) for name, one in both.items()}
+    took: dict[tuple[str, str], list[float]] = {(path, name): [] for path in ("/readyz", "/metrics") for name in both}
     until = time.monotonic() + seconds - 0.5
     while time.monotonic() < until:
-        connection, began = http.client.HTTPConnection(host, int(port), timeout=10), time.perf_counter()
-        connection.request("GET", "/readyz")
-        assert connection.getresponse().read()
-        took.append(1_000 * (time.perf_counter() - began))
-        connection.close()
-        time.sleep(PAUSE_SEC)  # between two probes
-    took.sort()
-    at = {name: took[int(len(took) * part)] for name, part in (("p50", 0.5), ("p99", 0.99))}
-    figures = f"p50 {at['p50']:.1f} ms, p99 {at['p99']:.1f} ms of {len(took)}"
-    print(f"probe: {figures}, while {line_of(process)} tasks/s pass")
-    process.communicate()
+        for path, name in took:
+            took[path, name].append(probed(urls[name], path))
+            time.sleep(PAUSE_SEC)  # between two probes
+    print(f"probe: while {line_of(both['busy'])} tasks/s pass")
+    for (path, name), some in took.items():
+        some.sort()
+        p50, p99 = (some[int(len(some) * part)] for part in (0.5, 0.99))
+        print(f"  {path} of the {name} process: p50 {p50:.1f} ms, p99 {p99:.1f} ms of {len(some)}")
+    for one in both.values():
+        one.communicate()
 
 
 def main() -> None:
@@ -129,6 +141,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 2 and sys.argv[1] in ("idle", "busy"):
+        tune_interpreter()
         anyio.run({"idle": idle, "busy": busy}[sys.argv[1]], sys.argv[2], backend_options={"use_uvloop": True})
     else:
         main()
