@@ -29,12 +29,14 @@ def check(frames: Sequence[bytes], limit: int) -> None:
         raise InvalidValue("frame", b"", f"1 to {limit} bytes")
 
 
+def encode_one(frame: bytes) -> bytes:
+    """Return a frame's bytes."""
+    return _HEADER.pack(len(frame)) + frame
+
+
 def encode(frames: Sequence[bytes]) -> Iterator[bytes]:
     """Yield the frames' bytes in chunks of whole frames, each chunk only a little longer than `CHUNK_BYTES`."""
     pack = _HEADER.pack
-    if len(frames) == 1:
-        yield pack(len(frames[0])) + frames[0]
-        return
     parts: list[bytes] = []
     size = 0
     for frame in frames:

@@ -17,7 +17,7 @@ import anyio.lowlevel
 from converge.contracts.transport import FRAME_BYTES, Channel
 from converge.errors import BadRecord, ChannelError, ConnectionClosed
 from converge_transport_tcp._errors import lost
-from converge_transport_tcp.framing import Decoder, check, encode
+from converge_transport_tcp.framing import Decoder, check, encode, encode_one
 from converge_transport_tcp.readiness import Readiness
 
 READ_BYTES = 65_536
@@ -34,10 +34,14 @@ class SocketChannel(Channel):
         self._decoder = Decoder(FRAME_BYTES)
         self._error: ChannelError | None = None
         self._eager = 0
+        self._is_drained = False  # the last read took all that there was
         self._since = 0.0  # when the frame began that is not whole, or this side came to wait for its rest
         self._readiness = Readiness(sock)
 
     async def send(self, frames: Sequence[bytes]) -> None:
+        if len(frames) == 1 and 0 < len(frames[0]) <= self.frame_bytes:  # the usual case
+            await self._write(encode_one(frames[0]))
+            return
         check(frames, self.frame_bytes)
         for chunk in encode(frames):
             await self._write(chunk)
@@ -105,13 +109,20 @@ class SocketChannel(Channel):
         while True:
             if self._error is not None:
                 self._raise_if_over()
-            try:
-                return self.sock.recv(READ_BYTES)
-            except BlockingIOError:
-                self._eager = 0
+            if self._is_drained:  # to ask for more at once would be in vain almost always
+                self._is_drained, self._eager = False, 0
                 await self._wait_readable()
+                if self._error is not None:
+                    self._raise_if_over()
+            try:
+                data = self.sock.recv(READ_BYTES)
+            except BlockingIOError:
+                self._is_drained = True
             except OSError as error:
                 self._end(lost(error))
+            else:
+                self._is_drained = len(data) < READ_BYTES
+                return data
 
     async def _wait_readable(self) -> None:
         try:

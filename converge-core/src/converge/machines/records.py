@@ -9,8 +9,10 @@ between which only control items may stand.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Iterable
-from itertools import repeat
+from itertools import accumulate, repeat
+from operator import itemgetter
 
 from converge.errors import BadRecord, MessageTooLarge, VersionMismatch
 from converge.machines.noise import TAG_BYTES, CipherState
@@ -47,6 +49,7 @@ _HEAD = struct.Struct(">IBB")
 _pack, _unpack_from = _HEAD.pack, _HEAD.unpack_from
 _HEAD_BYTES = _HEAD.size
 _BODY_BYTES = PLAIN_BYTES - _HEAD_BYTES
+_BODY = itemgetter(1)
 
 
 class Sealer:
@@ -64,31 +67,32 @@ class Sealer:
         Raises:
             MessageTooLarge: A body is over the limit; nothing was sealed.
         """
-        items = list(items)
+        items = items if type(items) is list else list(items)
         if not items:
             return []
         if len(items) == 1:
             kind, body = items[0]
-            if len(body) <= min(_BODY_BYTES, self._message_bytes):
-                return [self._record(_pack(len(body), kind, 0) + body)]
+            if (size := len(body)) <= _BODY_BYTES and size <= self._message_bytes:
+                return [self._record(_pack(size, kind, 0) + body)]
+        sizes = [*map(len, map(_BODY, items))]
+        if max(sizes) > self._message_bytes or sum(sizes) + _HEAD_BYTES * len(items) > PLAIN_BYTES:
+            self._check_sizes(items)
+            return self._seal_many([*items], sizes)
+        return [self._whole(items)]
+
+    def _whole(self, items: list[Item]) -> bytes:
+        """Return the record of items that fit into it."""
         kinds, bodies = zip(*items, strict=False)
         sizes = [*map(len, bodies)]
         count, size, kind = len(items), sizes[0], kinds[0]
         # Receipts, and often the messages of one conversation, are alike in kind and size: they have one header, which
         # `join` sets between them.
-        if (
-            sizes.count(size) == count == kinds.count(kind)
-            and (_HEAD_BYTES + size) * count <= PLAIN_BYTES
-            and size <= self._message_bytes
-        ):
-            return [self._record(_pack(size, kind, 0).join((b"", *bodies)))]
-        if max(sizes) > self._message_bytes or sum(sizes) + _HEAD_BYTES * count > PLAIN_BYTES:
-            self._check_sizes(items)
-            return self._seal_many(items)
+        if sizes.count(size) == count == kinds.count(kind):
+            return self._record(_pack(size, kind, 0).join((b"", *bodies)))
         parts: list[bytes] = [b""] * (2 * count)
         parts[::2] = map(_pack, sizes, kinds, repeat(0))
         parts[1::2] = bodies
-        return [self._record(b"".join(parts))]
+        return self._record(b"".join(parts))
 
     def _check_sizes(self, items: list[Item]) -> None:
         for kind, body in items:
@@ -96,20 +100,22 @@ class Sealer:
             if len(body) > limit:
                 raise MessageTooLarge(f"an item of kind {kind} has {len(body)} bytes; the limit is {limit}")
 
-    def _seal_many(self, items: list[Item]) -> list[bytes]:
+    def _seal_many(self, items: list[Item], sizes: list[int]) -> list[bytes]:
         frames: list[bytes] = []
-        parts: list[bytes] = []
-        size = 0
-        for kind, body in items:
-            if parts and size + _HEAD_BYTES + len(body) > PLAIN_BYTES:
-                frames.append(self._record(b"".join(parts)))
-                parts, size = [], 0
-            for at in range(0, len(body) - _BODY_BYTES, _BODY_BYTES):
-                frames.append(self._record(_pack(_BODY_BYTES, kind, MORE) + body[at : at + _BODY_BYTES]))
-            rest = body[(len(body) - 1) // _BODY_BYTES * _BODY_BYTES :] if len(body) > _BODY_BYTES else body
-            parts += (_pack(len(rest), kind, 0), rest)
-            size += _HEAD_BYTES + len(rest)
-        frames.append(self._record(b"".join(parts)))
+        ends = [*accumulate(map(_HEAD_BYTES.__add__, sizes))]
+        at, before = 0, 0
+        while at < len(items):
+            end = bisect_right(ends, before + PLAIN_BYTES, at)
+            if end == at:  # too long for a record: of its last fragment, an item is made that others may follow
+                kind, body = items[at]
+                cut = (len(body) - 1) // _BODY_BYTES * _BODY_BYTES
+                for start in range(0, cut, _BODY_BYTES):
+                    frames.append(self._record(_pack(_BODY_BYTES, kind, MORE) + body[start : start + _BODY_BYTES]))
+                items[at] = kind, body[cut:]
+                before = ends[at] - _HEAD_BYTES - len(body) + cut
+                continue
+            frames.append(self._whole(items[at:end]))
+            at, before = end, ends[end - 1]
         return frames
 
     def _record(self, plain: bytes) -> bytes:

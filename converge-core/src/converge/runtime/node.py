@@ -42,7 +42,7 @@ from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
 from converge.services.durable.agents import AgentRef
 from converge.services.durable.manager import TaskManager
-from converge.services.messages.sending import DEFAULTS, SendArguments, SendOptions
+from converge.services.messages.sending import DEFAULTS, SendArguments, SendOptions, options_of
 from converge.services.pools import PoolManager
 from converge.services.store.detached import completed
 from converge.services.store.handle import StoreHandle
@@ -363,7 +363,7 @@ class Node:
             StoreError: It could not be stored.
         """
         post = (self._parts or self.parts).network.post
-        return await post.send(sender or self.identity.id, to, payload, SendOptions(**options) if options else DEFAULTS)
+        return await post.send(sender or self.identity.id, to, payload, options_of(options))
 
     async def ask(
         self, to: str, payload: Any, *, timeout: float = 10.0, sender: str | None = None, task_id: str = ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
+from operator import itemgetter
 
 import anyio
 import attrs
@@ -28,6 +29,8 @@ from converge.machines.secure import (
 )
 
 log = logging.getLogger("converge.channel")
+
+_KIND = itemgetter(0)
 
 HANDSHAKE_SEC = 5.0
 """A handshake that takes longer is given up: it holds a place that an honest peer could use."""
@@ -126,10 +129,14 @@ class SecureChannel:
         """Open up to a goodbye or an error, and remember it for when the items before it have been taken."""
         try:
             for frame in frames:
-                for item in self._opener.open(frame):
-                    if item[0] == records.CLOSE:
-                        raise ConnectionClosed(f"the peer closed the connection: {records.close_reason(item[1])}")
-                    self._opened.append(item)
+                items = self._opener.open(frame)
+                if records.CLOSE not in map(_KIND, items):
+                    self._opened += items
+                    continue
+                for kind, body in items:
+                    if kind == records.CLOSE:
+                        raise ConnectionClosed(f"the peer closed the connection: {records.close_reason(body)}")
+                    self._opened.append((kind, body))
         except ChannelError as error:
             self._ending = error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from operator import itemgetter
 
 import anyio
 
@@ -18,6 +19,8 @@ from converge.services.messages.under_way import Waiting
 from converge.services.messages.waits import Waiter, waiters
 
 log = logging.getLogger("converge.link")
+
+_KIND = itemgetter(0)
 
 QUEUE_BYTES = 1_048_576
 """Messages that wait to be sent on one link; past that a sender waits."""
@@ -286,7 +289,6 @@ class Link:
             self.heard_at = self._monotonic()
             if items[0][0] not in (records.PING, records.PONG):
                 self.used_at = self.heard_at
-            pings = [(records.PONG, body) for kind, body in items if kind == records.PING]
-            if pings:
-                self.post(pings)
+            if records.PING in map(_KIND, items):
+                self.post([(records.PONG, body) for kind, body in items if kind == records.PING])
             await self._on_items(self, items)

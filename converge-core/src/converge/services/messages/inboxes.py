@@ -269,7 +269,10 @@ class Inboxes(dict[str, LocalInbox]):
             return FULL, "its inbox is full"
         size = len(payload)
         cost = MESSAGE_COSTS + size * (SMALL_COSTS if size <= SMALL_BYTES else 1)
-        if not self._has_room(inbox, cost):
+        held = inbox.held_bytes
+        if (
+            (held and held + cost > INBOX_BYTES) or self._held + cost > INBOXES_BYTES  # `_has_room` costs a call
+        ) and not self._has_room(inbox, cost):
             return FULL, "its inbox holds as many bytes as it may"
         try:
             content = decode_plain(payload, "payload")

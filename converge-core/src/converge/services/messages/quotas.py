@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -72,21 +71,21 @@ class Quotas:
 
     Args:
         env: Clock.
-        is_stranger: Whether nothing is listed of the node with this key.
     """
 
-    def __init__(self, env: Env, is_stranger: Callable[[bytes], bool]) -> None:
-        self._monotonic, self._is_stranger = env.monotonic, is_stranger
+    def __init__(self, env: Env) -> None:
+        self._monotonic = env.monotonic
         self._shares: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left, as of when
 
-    async def spend(self, link: Link, work: int) -> None:
-        """Let others run after so much work of a peer; a stranger waits until it has a share again.
+    async def spend(self, link: Link, work: int, *, is_stranger: bool) -> None:
+        """Let others run after so much work of a peer; a stranger, of which nothing is listed, waits until it has a
+        share again.
 
         A single item that took long weighs more, by its square: nobody could run meanwhile, and it is the length of
         such a block that others feel, times how often there is one.
         """
         await checkpoint()
-        if not self._is_stranger(link.peer):
+        if not is_stranger:
             return
         work = max(work, min(work * work // (2 * SLICE), int(STRANGER_PER_SEC * PENALTY_SEC)))
         names = (ALL, link.peer.hex(), link.address.rpartition(":")[0])

@@ -45,6 +45,10 @@ SIGNED_WINDOW_SEC = 60.0
 for, so no replay is missed.
 """
 
+RECEIPTS = 16
+"""Receipts that leave together: fewer would cost a system call each on both sides, where messages take long to verify.
+"""
+
 COUNTS = 1_000
 """Messages to all of a node whose counts are remembered for when they are repeated."""
 
@@ -104,7 +108,7 @@ class Received:
         self._streams, self._answers = Streams(), Answers(routes)
         self._counts: OrderedDict[str, _Count] = OrderedDict()
         self.outcomes: Counter[str] = Counter()
-        self._quotas = Quotas(handle.env, routes.is_stranger)
+        self._quotas = Quotas(handle.env)
         self.quietly = Throttle(log, handle.env.monotonic)
 
     async def on_items(self, link: Link, items: list[Item]) -> None:
@@ -115,7 +119,7 @@ class Received:
         """
         replies: list[Item] = []
         speakers = self._routes.speakers
-        heard = set[str]()  # who may speak over this link; it is asked again when others have run
+        heard: set[str] = set()  # who may speak over this link; it is asked again when others have run
         for item in items:
             kind, body = item
             if kind == RECEIPT:
@@ -135,11 +139,12 @@ class Received:
                 heard.clear()
             link.work += 1 if kind in LIGHT and len(body) < HEAVY_BYTES else weight(item)
             if link.work >= SLICE:
-                if replies:
+                is_stranger = self._routes.is_stranger(link.peer)
+                if len(replies) >= RECEIPTS or (replies and is_stranger):  # which may have to wait
                     link.post(replies)
                     replies = []
                 work, link.work = link.work, 0
-                await self._quotas.spend(link, work)
+                await self._quotas.spend(link, work, is_stranger=is_stranger)
                 heard.clear()
         if replies:
             link.post(replies)
@@ -173,20 +178,19 @@ class Received:
         if header.mail and not status:
             self._on_mail(header.to)
             return None
-        receipt: ReceiptHeader | None
-        if status:
-            receipt = ReceiptHeader(header.id, status, text)
-        elif header.wants == PING:
-            inbox = self._inboxes.get(header.to)
-            is_full = inbox is not None and inbox.takes_messages and inbox.is_full
-            receipt = ReceiptHeader(header.id, *((FULL, "its inbox is full") if is_full else (ACCEPTED, "")))
-        elif header.to:
-            receipt = self._accept(link, header, payload)
-        else:
-            return _Fanning(link, header, payload)
-        if receipt is not None:
-            self.outcomes[receipt.status] += 1
-        return receipt if header.wants != HANDED else None
+        if not status:
+            if header.wants == PING:
+                inbox = self._inboxes.get(header.to)
+                is_full = inbox is not None and inbox.takes_messages and inbox.is_full
+                status, text = (FULL, "its inbox is full") if is_full else (ACCEPTED, "")
+            elif header.to:
+                status, text = self._accept(link, header, payload)
+                if not status:
+                    return None
+            else:
+                return _Fanning(link, header, payload)
+        self.outcomes[status] += 1
+        return ReceiptHeader(header.id, status, text) if header.wants != HANDED else None
 
     async def _fanned(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader | None:
         receipt = await self._accept_for_all(link, header, payload)
@@ -240,25 +244,28 @@ class Received:
             return REFUSED, "its sender is not trusted there"
         return "", ""
 
-    def _accept(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader | None:
-        """Accept a message, unless it was accepted before or has to wait. Nothing is awaited from here to its inbox."""
-        pair, now = _pair(header), self._env.monotonic()
-        if (known := self._known(link, header, pair, now)) is not None:
-            if known.status == ACCEPTED and header.wants == HANDLED:
+    def _accept(self, link: Link, header: MessageHeader, payload: bytes) -> tuple[str, str]:
+        """Accept a message, unless it was accepted before or has to wait; return how far it got, and why not further,
+        or two empty strings if its answer says so. Nothing is awaited from here to its inbox.
+        """
+        pair, now = Pair(header.sender, header.lease, header.to), self._env.monotonic()
+        known = self._known(link, header, pair, now)
+        if known[0]:
+            if known[0] == ACCEPTED and header.wants == HANDLED:
                 given = self._answers.again(link, header)
                 if given is not None:
                     link.answer(given)
-                    return None
+                    return "", ""
             return known
         if header.wants == HANDLED and link.is_full_of_answers:
-            return ReceiptHeader(header.id, EARLY, "answers wait there for this node to take them")
+            return EARLY, "answers wait there for this node to take them"
         answer = self._answers.owe(link, header) if header.wants == HANDLED else None
         status, text = self._inboxes.put(header.to, header, payload, answer)
         if status == ACCEPTED:
             self._streams.accept(pair, header.sequence, now)
         elif answer is not None:
             self._answers.forget(header)
-        return ReceiptHeader(header.id, status, text)
+        return status, text
 
     async def _accept_for_all(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader:
         """Accept a message for all agents of this node that have a topic, or are in a pool. A repeated message gets the
@@ -267,8 +274,9 @@ class Received:
         The work goes on when the link ends, and what comes after it on the link waits: for this node's own work only.
         """
         count: _Count | None
-        pair, now = _pair(header), self._env.monotonic()
-        if (known := self._known(link, header, pair, now)) is None:
+        pair, now = Pair(header.sender, header.lease, header.to), self._env.monotonic()
+        status, text = self._known(link, header, pair, now)
+        if not status:
             self._streams.accept(pair, header.sequence, now)
             count = self._counts[header.id] = _Count()
             if len(self._counts) > COUNTS:
@@ -277,12 +285,12 @@ class Received:
                 await self._fan_out(header, payload, count)
             else:
                 self._routes.errand(self._fan_out, header, payload, count)
-        elif known.status != ACCEPTED:
-            return known
+        elif status != ACCEPTED:
+            return ReceiptHeader(header.id, status, text)
         else:
             count = self._counts.get(header.id)
             if count is None:  # so long ago that it is forgotten
-                return known
+                return ReceiptHeader(header.id, status)
         await count.done.wait()
         link.work += count.taken + count.refused
         return ReceiptHeader(header.id, ACCEPTED, taken=count.taken, refused=count.refused)
@@ -293,17 +301,13 @@ class Received:
         finally:
             count.done.set()
 
-    def _known(self, link: Link, header: MessageHeader, pair: Pair, now: float) -> ReceiptHeader | None:
-        """Return the receipt of a message that is not accepted now; None if it is."""
+    def _known(self, link: Link, header: MessageHeader, pair: Pair, now: float) -> tuple[str, str]:
+        """Return what is said of a message that is not accepted now, and why not; two empty strings if it is."""
         seen = self._streams.see(pair, header.sequence, header.after, now, lambda: self._routes.is_stranger(link.peer))
         if seen is Seen.NEW:
-            return None
+            return "", ""
         if seen is Seen.REPEATED:
-            return ReceiptHeader(header.id, ACCEPTED)
+            return ACCEPTED, ""
         if seen is Seen.EARLY:
-            return ReceiptHeader(header.id, EARLY, "a message before it has not come")
-        return ReceiptHeader(header.id, REFUSED, "too many senders are remembered")
-
-
-def _pair(header: MessageHeader) -> Pair:
-    return Pair(header.sender, header.lease, header.to)
+            return EARLY, "a message before it has not come"
+        return REFUSED, "too many senders are remembered"

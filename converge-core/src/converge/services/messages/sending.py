@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple, TypedDict
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import anyio
 import attrs
@@ -89,6 +89,21 @@ class SendOptions:
 
 DEFAULTS = SendOptions()
 """Of a message that is sent without any option: known to be well."""
+
+
+def options_of(arguments: SendArguments) -> SendOptions:
+    """Return the options that keywords name; who sends one message in some way sends more, so they are remembered."""
+    if not arguments:
+        return DEFAULTS
+    try:
+        return _remembered(**arguments)
+    except TypeError:  # a value that has no hash; or a keyword that there is not, which is told once more
+        return SendOptions(**arguments)
+
+
+@lru_cache(64, typed=True)  # True is no timeout, though it equals 1
+def _remembered(**arguments: Unpack[SendArguments]) -> SendOptions:
+    return SendOptions(**arguments)
 
 
 class Draft(NamedTuple):
@@ -295,6 +310,9 @@ class Post:
             )
         under_way, until = self.under_way, self._env.monotonic() + timeout
         header, body = self.write(draft, to)
+        if draft.wants == HANDED and link is not None and under_way.hand(header, body, link, draft.signer):
+            await self._take_turns()
+            return Outcome(to)
         one = UnderWay(header, body, to, draft.signer)
         try:
             waiter = under_way.start(one, link, until)

@@ -87,6 +87,15 @@ class Signer:
         return sign(self._identity, self._network_tag, header, payload)
 
 
+def item_of(
+    header: MessageHeader, payload: bytes, sequence: int, after: int, features: int, signer: Signer | None
+) -> Item:
+    """Return what goes over the wire, to a peer with these features."""
+    chain = header.chain if features & CHAINS else ()
+    header = msgspec.structs.replace(header, sequence=sequence, after=after, chain=chain)
+    return (MESSAGE, pack(header, payload)) if signer is None else signer.item(header, payload)
+
+
 class UnderWay:
     """One message, and what its receipts have said so far.
 
@@ -169,9 +178,7 @@ class UnderWay:
 
     def item(self, after: int, features: int = 0) -> Item:
         """Return what goes over the wire, to a peer with these features."""
-        chain = self.header.chain if features & CHAINS else ()
-        header = msgspec.structs.replace(self.header, sequence=self.sequence, after=after, chain=chain)
-        return (MESSAGE, pack(header, self.payload)) if self.signer is None else self.signer.item(header, self.payload)
+        return item_of(self.header, self.payload, self.sequence, after, features, self.signer)
 
     def is_over(self) -> bool:
         """Return whether the receipts say all that is wanted.

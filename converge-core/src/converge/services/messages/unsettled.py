@@ -24,9 +24,10 @@ from converge.model.envelope import (
     EARLY,
     HANDED,
     HANDLED,
+    MessageHeader,
     ReceiptHeader,
 )
-from converge.services.messages.under_way import Link, UnderWay
+from converge.services.messages.under_way import Link, Signer, UnderWay, item_of
 from converge.services.messages.waits import Deadlines, Waiter, waiters
 
 log = logging.getLogger("converge.post")
@@ -76,6 +77,22 @@ class MessagesUnderWay:
             one = self._by_id.get(receipt.id + peer.hex())
         if one is not None and one.link is not None and one.link.peer == peer:
             one.on_receipt(receipt, payload)
+
+    def hand(self, header: MessageHeader, payload: bytes, link: Link, signer: Signer | None) -> bool:
+        """Send a message that wants no receipt, where nothing is to be remembered of it: over a link that has room, and
+        behind no message of its pair; return whether that was so.
+
+        Raises:
+            MessageTooLarge: It is over the limit.
+        """
+        if (header.sender, header.to) in self._pairs:
+            return False
+        if signer is None:
+            self._introduce(header.sender, link)
+        try:
+            return link.offer(item_of(header, payload, next(self._sequence), 0, link.features, signer))
+        except ConnectionLost:
+            return False
 
     def start(self, one: UnderWay, link: Link | None, until: float) -> Waiter | None:
         """Begin a message, and send it where that needs no wait: over a link that is open and has room. Return what to
@@ -193,13 +210,17 @@ class MessagesUnderWay:
         """
         header = one.header
         if one.signer is None:
-            credential = self._credential(header.sender)
-            if credential is not None and link.shown.get(header.sender) is not credential:
-                link.show(header.sender, credential)
+            self._introduce(header.sender, link)
         if not link.offer(one.item(after, link.features), "" if header.wants == HANDED else header.id):
             return False
         one.link, one.was_sent = link, True
         return True
+
+    def _introduce(self, sender: str, link: Link) -> None:
+        """Show an agent's descriptor to a peer that has not seen it, before what it says."""
+        credential = self._credential(sender)
+        if credential is not None and link.shown.get(sender) is not credential:
+            link.show(sender, credential)
 
     async def _send(self, one: UnderWay, link: Link, after: int) -> None:
         """Give a message to a link, when it has room."""
