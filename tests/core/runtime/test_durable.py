@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -24,11 +24,15 @@ from converge.errors import (
     StepUncertain,
     WaitTimeout,
 )
-from converge.model.keys import READER
+from converge.model.keys import GONE, KEPT, READER, SIGNALS, STEP
+from converge.operations.tasks import Purging, purge
 from converge.runtime.attempts import putting_out
 from converge.testing.fixtures import wait_until
 
 RAN: Counter[str] = Counter()
+
+OF_TASKS = (STEP, SIGNALS, KEPT, GONE)
+"""Families of what tasks record."""
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +242,43 @@ async def test_a_restart_begins_anew_with_other_inputs() -> None:
         id_ = await node.tasks.submit(Task(pool_id="p", inputs={"n": 2}))
         assert (await node.tasks.result(id_, timeout=10)).result == 0
         assert RAN == {"one": 3}
+
+
+class BeginsWith(Agent):
+    """Records nothing before it waits, sleeps, restarts or is called off."""
+
+    async def on_task(self, task: Task) -> Any:
+        if task.type == "waits":
+            return await task.wait_for("go", timeout=60)
+        if task.type == "restarts" and not task.inputs:
+            await task.restart({"again": 1})
+        if task.type == "sleeps":
+            await task.sleep(0.05)
+        if task.type == "runs":
+            ran("begun")
+            with suppress(CalledOff):
+                await task.step("long", anyio.sleep, 30.0)
+        return await task.step("one", ran, "one")
+
+
+@pytest.mark.parametrize("first", ["waits", "sleeps", "restarts", "runs"])
+async def test_whatever_a_task_records_first_is_removed_with_it(first: str) -> None:
+    async with running(BeginsWith) as node:
+        id_ = await node.tasks.submit(Task(pool_id="p", type=first))
+        if first == "waits":
+            await until_state(node, id_, TaskState.WAITING)
+            await node.tasks.cancel(id_)
+        elif first == "runs":
+            await wait_until(lambda: RAN["begun"] == 1)
+            await node.tasks.cancel(id_, grace_sec=20)
+        await node.tasks.result(id_, timeout=10)
+        await purge(node.store, Purging(), is_dry_run=False)
+
+        async def is_nothing_left() -> bool:
+            await node.tasks.durable.sweep().page()
+            return not any(await node.store.count([family() for family in OF_TASKS]))
+
+        await wait_until(is_nothing_left)
 
 
 class Undoes(Agent):

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -19,12 +20,16 @@ import anyio
 
 from converge import Agent, Node, Task, TaskManager, open_store
 from converge.contracts.store import Batch, Store
+from converge.errors import LeaseEnded, StoreError
 from converge.model.keys import CHILD, CHUNK, DONE, LATER, SIGNAL, STEP
 
 ROLE, URL, NETWORK, FOLDER, POINT, *IDS = sys.argv[1:]
 NOTES, READ = Path(FOLDER) / "notes.txt", Path(FOLDER) / "read.txt"
 PLUGINS = {"redis": ["redis"], "postgresql": ["sql"]}.get(URL.partition(":")[0], [])
 
+
+STARTS = 20
+"""How often something is begun again while the store does not answer."""
 
 IS_WITHIN = ContextVar("is_within", default=False)
 """Whether a turn is under way, which some stores carry out with a commit."""
@@ -92,14 +97,22 @@ class Worker(Agent):
 
 
 async def work(store: Store) -> None:
-    async with Node(store=store, lease_sec=2.0, poll_sec=0.2) as node:
-        await node.spawn(Worker, pool="p")
-        await anyio.sleep_forever()
+    """Work until killed. On a busy machine a short lease may end while the node starts: then it starts again, as what
+    supervises a process has it do.
+    """
+    for _ in range(STARTS):
+        with suppress(StoreError, LeaseEnded):
+            async with Node(store=store, lease_sec=2.0, poll_sec=0.2) as node:
+                await node.spawn(Worker, pool="p")
+                await anyio.sleep_forever()
 
 
 async def send(store: Store) -> None:
     for id_ in IDS:
-        await TaskManager(store).signal(id_, "go", id_, key="k")
+        for _ in range(STARTS):
+            with suppress(StoreError):  # it did not answer in time; the key makes a repeat harmless
+                await TaskManager(store).signal(id_, "go", id_, key="k")
+                break
 
 
 async def read(store: Store) -> None:

@@ -61,6 +61,7 @@ from converge.model.keys import (
     DEDUP,
     GONE,
     HELD,
+    KEPT,
     KEY,
     LATER,
     LIMIT,
@@ -201,6 +202,13 @@ def marked(found: Found) -> State:
     return msgspec.structs.replace(state, v=DURABLE)
 
 
+def mark(found: Found) -> list[Put]:
+    """Return what is put with the first record of any of the task's attempts: that there is more to remove than its
+    own records, once its retention has passed.
+    """
+    return [] if found.state is not None and found.state.v >= DURABLE else [(KEPT(found.id), b"")]
+
+
 def _park(found: Found, event: Parked) -> Batch:
     spec, place, own = found.spec, found.place, key_of(found)
     assert isinstance(place, Held), "only a claim is parked"
@@ -224,6 +232,7 @@ def _park(found: Found, event: Parked) -> Batch:
         # Put again, also where it stays as it is: whoever has read it before looks again, and finds the task parked.
         (SIGNALS(found.id), event.signals or encode(Signals())),
         *event.puts,
+        *mark(found),
     ]
     return Batch(checks, puts, (own,))
 
@@ -234,7 +243,7 @@ def _begin_again(found: Found, event: Resumed | Restarted, now: int, around: Aro
     state = _ready_state(marked(found), found.spec, now)
     state = msgspec.structs.replace(state, nonce=place.nonce.hex(), digest=digest(event), token=place.token)
     checks: list[Check] = [(own, place.token)]
-    puts: list[Put] = []
+    puts = mark(found)
     if isinstance(event, Restarted):
         state = msgspec.structs.replace(
             state, restarts=state.restarts + 1, inputs=msgspec.Raw(event.inputs), parks=state.parks
@@ -298,6 +307,7 @@ def call_off(found: Found, calling: Calling) -> Batch:
         (own, str(place.claimed_at).encode()),
         (STATE(found.id), encode(state)),
         (NOTICE(place.lease, found.id), encode(calling)),
+        *mark(found),
     ]
     return Batch([(own, place.token)], puts)
 

@@ -295,7 +295,9 @@ class Attempt:
         Return whether to look again.
         """
         handle = self.ledger.handle
-        if until == FOREVER or await handle.now() < until - 1_000_000 or await handle.store.time() < until:
+        if until == FOREVER or await handle.now() < until - 1_000_000:
+            return False
+        if await self.ledger.patiently(handle.store.time) < until:
             return False
         box = SIGNALS(self.ledger.id)
         await self.ledger.record(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from converge.codec import decode, decode_plain, encode
 from converge.contracts.store import ABSENT, Check, Put
-from converge.errors import ChildFailed, InvalidValue, TooManyLanes
+from converge.errors import ChildFailed, InvalidValue, NotApplied, OutcomeUnknown, StoreBusy, StoreError, TooManyLanes
 from converge.ids import id_bytes, id_text, uuid7
 from converge.machines.durable import Step
 from converge.machines.events import Cancelled
@@ -49,7 +50,7 @@ class Family:
         handle = self._ledger.handle
         now = await handle.now()
         id_ = uuid7(now, handle.env.entropy(6), int.from_bytes(handle.env.entropy(6), "big"))
-        spec = await self._spec(task, now)
+        spec = await self._ledger.patiently(lambda: self._spec(task, now))
         step = await self._ledger.step(encode(id_text(id_)))
         if spec.pool != self._ledger.found.spec.pool or spec.ordering_key is not None:
             await self._through_outbox(label, step, id_, spec)
@@ -73,7 +74,7 @@ class Family:
     async def _in_own_batch(self, label: str, step: Step, id_: bytes, spec: Spec, now: int) -> None:
         handle = self._ledger.handle
         async for _ in attempts(handle.env):
-            lane = (await lanes_seen(handle, [spec])).of(spec)
+            lane = (await self._ledger.patiently(lambda: lanes_seen(handle, [spec]))).of(spec)
             batch = submitted(id_, spec, lane, None, now)
             puts: list[Put] = [*batch.puts, (CHILD(self._ledger.id, id_), b"")]
             if spec.due > now:
@@ -86,9 +87,10 @@ class Family:
         checks: list[Check] = [(OUTBOX(id_), ABSENT)]
         puts: list[Put] = [(OUTBOX(id_), encode(spec)), (CHILD(self._ledger.id, id_), b"")]
         await self._ledger.record(label, step, puts, checks=checks, wake=[CHORES], change=self._as_parent())
-        (entry,) = await self._ledger.handle.store.get([OUTBOX(id_)])
-        if entry is not None:
-            await self._outbox.carry_out([entry])  # where it does not, any process does
+        with suppress(NotApplied, OutcomeUnknown):  # the child is recorded: whoever sweeps next submits it
+            (entry,) = await self._ledger.handle.store.get([OUTBOX(id_)])
+            if entry is not None:
+                await self._outbox.carry_out([entry])
 
     def _as_parent(self) -> Any:
         state = self._ledger.found.state
@@ -100,7 +102,8 @@ class Family:
             raise InvalidValue("children", f"{len(children)} children", f"1 to {CHILDREN:,}")
         unknown = [child for child in children if child.id not in self._ended]
         keys = [ENDED(self._ledger.id, id_bytes("child", child.id)) for child in unknown]
-        for child, entry in zip(unknown, await get_all(self._ledger.handle.store, keys), strict=True):
+        found = await self._ledger.patiently(lambda: get_all(self._ledger.handle.store, keys))
+        for child, entry in zip(unknown, found, strict=True):
             if entry is not None:
                 self._ended[child.id] = decode(entry.value, Ended, f"child {child.id}")
         return sum(child.id in self._ended for child in children)
@@ -126,12 +129,18 @@ class Family:
         return decode_plain(ended.result, f"child {child.id}")
 
     async def cancel(self, children: Sequence[Child]) -> None:
-        """Cancel the children, unless they have ended."""
+        """Cancel the children, unless they have ended; while the store is away, for as long as the lease lasts."""
         handle = self._ledger.handle
         for child in children:
-            async for _ in attempts(handle.env):
-                if await cancel_one(handle, id_bytes("child", child.id), Cancelled("", "another child was first")):
-                    break
+            failed: StoreError | None = None
+            async for _ in attempts(handle.env, handle.lease_settings.lease_sec):
+                try:
+                    if await cancel_one(handle, id_bytes("child", child.id), Cancelled("", "another child was first")):
+                        break
+                except (NotApplied, OutcomeUnknown) as error:
+                    failed = error
+            else:
+                raise failed or StoreBusy(f"child {child.id} moved all the time")
 
 
 def _with_children(state: State) -> State:

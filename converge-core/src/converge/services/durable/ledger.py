@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TypeVar
 
 import anyio
 import msgspec
@@ -32,6 +33,8 @@ BEGIN_ANEW = "`task.restart(inputs)` begins anew without them"
 """What a task can do that has recorded too much."""
 
 NO_PUTS: Sequence[Put] = ()
+
+T = TypeVar("T")
 
 
 class Ledger:
@@ -76,14 +79,29 @@ class Ledger:
 
     async def _load(self) -> None:
         text = f"step of task {id_text(self.id)}"
-        for entry in await self.handle.reads.all(STEP(self.id, self.restarts)):
+        for entry in await self.patiently(lambda: self.handle.reads.all(STEP(self.id, self.restarts))):
             self.steps[entry.key[3]] = decode(entry.value, Step, text)
             self._bytes += len(entry.value)
         self._is_loaded = True
 
     async def look(self, names: Sequence[str], *, counts: bool = False) -> Seen:
         """Read what has come for the task. See `waits.look`."""
-        return await look(self.handle.reads, self.id, names, counts=counts)
+        return await self.patiently(lambda: look(self.handle.reads, self.id, names, counts=counts))
+
+    async def patiently(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Return what the read returns, trying again while the store is away: an attempt that outlives that when it
+        writes must not fail when it reads.
+
+        Raises:
+            StoreError: The store was away for longer than the lease lasts.
+        """
+        failed: StoreError | None = None
+        async for _ in attempts(self.handle.env, self.handle.lease_settings.lease_sec):
+            try:
+                return await read()
+            except (NotApplied, OutcomeUnknown) as error:
+                failed = error
+        raise failed or StoreBusy(f"task {id_text(self.id)}: it could not be read")
 
     def check_room(self) -> None:
         """Refuse a step for which there is no room.

@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from converge.codec import encode_plain, stored_text
-from converge.contracts.store import Conflict, Store
+from converge.contracts.store import Store
 from converge.errors import InvalidValue, NoSuchTask, NotWaiting, StoreBusy, ValueTooLarge
 from converge.ids import id_bytes, id_text
 from converge.machines.durable import call_off, resume
 from converge.machines.events import Completed, Event, Failed
-from converge.machines.task import Found, Held, Later, is_waiting, state_of, step
+from converge.machines.task import Found, Held, Later, TaskState, digest, is_waiting, state_of, step
 from converge.model.batch import Batch
 from converge.model.keys import CUT
-from converge.model.task import DURABLE, Calling, Task
+from converge.model.task import DURABLE, Calling, State, Task
 from converge.services.durable.children import children_of
 from converge.services.durable.durable import Durable
 from converge.services.durable.limits import NAME_CHARS, STEP_BYTES
 from converge.services.durable.output import Following
 from converge.services.durable.signals import Sent
 from converge.services.store.limits import timed
-from converge.services.store.patience import attempts
+from converge.services.store.patience import LostAnswer, attempts
 from converge.services.tasks import manager
 from converge.services.tasks.records import encode_result, to_task
 from converge.services.tasks.surroundings import Moved, find, lane_wakes, lanes_seen, look_around, wakes
@@ -137,18 +137,18 @@ class TaskManager(manager.TaskManager):
         await self._handle.require_format(DURABLE)
         until = await self._handle.now() + int(grace_sec * 1_000_000)
         calling = Calling(until, stored_text(by), stored_text(why))
-        async for _ in attempts(self._handle.env, manager.CANCEL_SEC):
-            spec, state, place = await find(self._store, id_)
-            if place is None or (state is not None and state.calling is not None):
-                return False
-            found = Found(id_, spec, state, place)
-            if not isinstance(place, Held) and not is_waiting(state, place):
-                return await super().cancel(task_id, by=by, why=why)
-            batch, wake = await self._calling_off(found, calling)
-            (outcome,) = await (await self._handle.commits()).commit([batch], wake=wake)
-            if not isinstance(outcome, Conflict):
-                return True
-        raise StoreBusy(f"task {task_id} moved all the time for {manager.CANCEL_SEC:g} s; cancel it again")
+        with LostAnswer() as lost:
+            async for _ in attempts(self._handle.env, manager.CANCEL_SEC):
+                spec, state, place = await find(self._store, id_)
+                if place is None or (state is not None and state.calling is not None):
+                    return lost.error is not None and state is not None and state.calling == calling
+                found = Found(id_, spec, state, place)
+                if not isinstance(place, Held) and not is_waiting(state, place):
+                    return await super().cancel(task_id, by=by, why=why)
+                batch, wake = await self._calling_off(found, calling)
+                if await lost.is_committed((await self._handle.commits()).commit, batch, wake):
+                    return True
+            raise StoreBusy(f"task {task_id} moved all the time for {manager.CANCEL_SEC:g} s; cancel it again")
 
     async def _calling_off(self, found: Found, calling: Calling) -> tuple[Batch, set[str]]:
         if isinstance(found.place, Held):
@@ -168,25 +168,28 @@ class TaskManager(manager.TaskManager):
     async def _end_waiting(self, task_id: str, event: Event) -> None:
         """End a task that waits, at the place where it was found: of this, a signal, a cancel and its time one wins."""
         id_ = id_bytes("task id", task_id)
-        async for _ in attempts(self._handle.env, manager.CANCEL_SEC):
-            spec, state, place = await find(self._store, id_)
-            if not is_waiting(state, place):
-                state_text = state_of(state, place)
-                raise NotWaiting(
-                    f"task {id_text(id_)} is {state_text}, and only one that is WAITING is ended by its id"
-                )
-            assert place is not None, "it waits"
-            found = Found(id_, spec, state, place)
-            try:
-                around = await look_around(self._handle, found, needs_lane=False)
-            except Moved:
-                continue
-            batch = step(found, event, await self._handle.now(), around)
-            wake = wakes(found, around, is_ready=False)
-            (outcome,) = await (await self._handle.commits()).commit([batch], wake=wake)
-            if not isinstance(outcome, Conflict):
-                return
-        raise StoreBusy(f"task {task_id} moved all the time for {manager.CANCEL_SEC:g} s; end it again")
+        with LostAnswer() as lost:
+            async for _ in attempts(self._handle.env, manager.CANCEL_SEC):
+                spec, state, place = await find(self._store, id_)
+                if lost.error is not None and _has_ended_so(state, event):
+                    return
+                if not is_waiting(state, place):
+                    state_text = state_of(state, place)
+                    raise NotWaiting(
+                        f"task {id_text(id_)} is {state_text}, and only one that is WAITING is ended by its id"
+                    )
+                assert place is not None, "it waits"
+                found = Found(id_, spec, state, place)
+                try:
+                    around = await look_around(self._handle, found, needs_lane=False)
+                except Moved:
+                    continue
+                batch = step(found, event, await self._handle.now(), around)
+                if await lost.is_committed(
+                    (await self._handle.commits()).commit, batch, wakes(found, around, is_ready=False)
+                ):
+                    return
+            raise StoreBusy(f"task {task_id} moved all the time for {manager.CANCEL_SEC:g} s; end it again")
 
     @timed
     async def children(self, task_id: str, *, timeout: float | None = None) -> Sequence[Task]:
@@ -198,3 +201,12 @@ class TaskManager(manager.TaskManager):
             except NoSuchTask:
                 continue  # its retention has passed
         return tasks
+
+
+def _has_ended_so(state: State | None, event: Event) -> bool:
+    """Return whether a task that waited was ended in just this way, as a call finds it whose answer was lost."""
+    if state is None or state.token:
+        return False
+    if isinstance(event, Completed):
+        return state.state == TaskState.COMPLETED and bytes(state.result) == event.result
+    return state.state == TaskState.FAILED and state.digest == digest(event)

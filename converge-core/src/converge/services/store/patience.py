@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from types import TracebackType
+from typing import Protocol
+
 import anyio
 
+from converge.contracts.store import Batch, Channel, Committed, Conflict
 from converge.env import SYSTEM, Env
+from converge.errors import OutcomeUnknown, StoreError
 
 PATIENCE_SEC = 30.0
 """How long a change is tried again that loses to others each time. Numbers of tries are used up by a busy hour; this
@@ -39,3 +45,40 @@ class attempts:  # read as a function: `async for _ in attempts(env)`
         if self._env.monotonic() >= self._until:
             raise StopAsyncIteration
         return self._number
+
+
+class Commit(Protocol):
+    """`Commits.commit`."""
+
+    async def __call__(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]: ...
+
+
+class LostAnswer:
+    """A change that is tried again where the answer was lost: `error` is set from then on, and whoever finds that the
+    change is there must take it for its own. An error of a later try is no word on the first, so that one is raised.
+    """
+
+    def __init__(self) -> None:
+        self.error: OutcomeUnknown | None = None
+
+    def __enter__(self) -> LostAnswer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self.error is not None and isinstance(error, StoreError) and error is not self.error:
+            raise self.error from error
+
+    async def is_committed(self, commit: Commit, batch: Batch, wake: Collection[Channel]) -> bool:
+        """Return whether the batch is known to be applied; what was refused, or has no answer, is tried again.
+
+        Raises:
+            StoreError: As `Store.commit`, but for `OutcomeUnknown`.
+        """
+        try:
+            (outcome,) = await commit([batch], wake=wake)
+        except OutcomeUnknown as error:
+            self.error = error
+            return False
+        return isinstance(outcome, Committed)

@@ -28,12 +28,12 @@ from converge.errors import (
 from converge.ids import check_name, id_bytes, id_text
 from converge.machines.events import Cancelled, Completed, Event, Failed, Released
 from converge.machines.match import Claimer
-from converge.machines.task import Found, Held, TaskState, is_terminal, step
+from converge.machines.task import Found, Held, TaskState, digest, is_terminal, step
 from converge.model.keys import STATE, TASK, TORN
 from converge.model.task import Spec, Task
 from converge.services.store.handle import StoreHandle
 from converge.services.store.limits import timed
-from converge.services.store.patience import attempts
+from converge.services.store.patience import LostAnswer, attempts
 from converge.services.store.processes import node_ids
 from converge.services.tasks.claim import LEASE_WAS_LOST, Claims, settle_takes, turn
 from converge.services.tasks.finish import Finishes
@@ -219,24 +219,24 @@ class TaskManager:
             NoSuchTask: There is none.
         """
         id_, cancelled = id_bytes("task id", task_id), Cancelled(_text("by", by), _text("why", why))
-        async for _ in attempts(self._handle.env, CANCEL_SEC):
-            spec, state, place = await find(self._store, id_)
-            if place is None:
-                return False
-            found = Found(id_, spec, state, place)
-            try:
-                around = await look_around(self._handle, found, needs_lane=False)
-            except Moved:
-                continue
-            batch = step(found, cancelled, await self._handle.now(), around)
-            wake = wakes(found, around, is_ready=False) | (
-                {f"lease.{place.lease.hex()}"} if type(place) is Held else set()
-            )
-            (outcome,) = await (await self._handle.commits()).commit([batch], wake=wake)
-            if not isinstance(outcome, Conflict):
-                self._held.pop(id_, None)
-                return True
-        raise StoreBusy(f"task {task_id} moved all the time for {CANCEL_SEC:g} s; cancel it again")
+        with LostAnswer() as lost:
+            async for _ in attempts(self._handle.env, CANCEL_SEC):
+                spec, state, place = await find(self._store, id_)
+                if place is None:
+                    return lost.error is not None and state is not None and state.digest == digest(cancelled)
+                found = Found(id_, spec, state, place)
+                try:
+                    around = await look_around(self._handle, found, needs_lane=False)
+                except Moved:
+                    continue
+                batch = step(found, cancelled, await self._handle.now(), around)
+                wake = wakes(found, around, is_ready=False) | (
+                    {f"lease.{place.lease.hex()}"} if type(place) is Held else set()
+                )
+                if await lost.is_committed((await self._handle.commits()).commit, batch, wake):
+                    self._held.pop(id_, None)
+                    return True
+            raise StoreBusy(f"task {task_id} moved all the time for {CANCEL_SEC:g} s; cancel it again")
 
     @timed
     async def retry(self, task_id: str, *, timeout: float | None = None) -> str:
