@@ -88,7 +88,7 @@ class Picky(Agent):
 
 
 class Odd(Agent):
-    """Returns what is no plain data."""
+    """Returns what is not plain data."""
 
     async def on_task(self, task: Task) -> object:
         """See the class."""

@@ -186,7 +186,7 @@ def canonical(raw: bytes | msgspec.Raw, what: str) -> bytes:
     """Return the one form of plain data that is equal: names in order, and whole numbers without a fraction.
 
     Raises:
-        TornRecord: It is no JSON.
+        TornRecord: It is not JSON.
     """
     try:
         return _encode_sorted(_whole_numbers(_decode_any(raw)))

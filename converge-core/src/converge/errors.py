@@ -584,7 +584,7 @@ class MessageTooLarge(ChannelError):
 
 
 class ConnectionLost(ChannelError):
-    """The connection broke; nobody said goodbye."""
+    """The connection broke: neither side had closed it."""
 
 
 class ConnectionClosed(ChannelError):

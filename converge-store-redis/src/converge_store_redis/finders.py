@@ -39,7 +39,7 @@ class Fixed:
         return self._address
 
     def moved(self, to: Address | None) -> None:
-        """Nothing else is known."""
+        """Do nothing: no other address is known."""
 
 
 class Asking:
@@ -89,7 +89,7 @@ class Sentinels(Asking):
         return Address(answer[0].decode(), int(answer[1]))
 
     def moved(self, to: Address | None) -> None:
-        """They are asked each time."""
+        """Do nothing: they are asked each time."""
 
 
 class Cluster(Asking):

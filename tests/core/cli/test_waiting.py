@@ -100,4 +100,4 @@ def test_a_person_fails_what_waits_and_is_told_of_what_does_not(
     assert main(["tasks", "complete", id_, "--store", url]) != 0
     assert "only one that is WAITING" in capsys.readouterr().err
     assert main(["tasks", "signal", id_, "a", "--payload", "yes", "--store", url]) != 0
-    assert "is no JSON" in capsys.readouterr().err
+    assert "is not JSON" in capsys.readouterr().err

@@ -116,7 +116,7 @@ async def test_a_pin_that_is_no_id_is_refused_with_the_line(tmp_path: Path) -> N
     folder = KeyFolder.open(tmp_path / "keys")
     folder.write("pins", b"somebody\n")
     folder.close()
-    with pytest.raises(KeyFileRefused, match="'somebody' is no agent's id"):
+    with pytest.raises(KeyFileRefused, match="'somebody' is not an agent's id"):
         async with Node(identity_dir=str(tmp_path / "keys")):
             pytest.fail("it started")
 

@@ -98,8 +98,8 @@ def ping(
     """Send a real message to an agent's node and wait for its receipt: found in discovery, dialled, both keys verified,
     encrypted. No handler of the agent sees it.
 
-    A process that lives for this command sends it, at an address that is told to nobody; the agent's process need not
-    be able to reach it. Where the message does not arrive the reason is told, and the exit code is not 0: the process
+    A process that lives for this command sends it, from an address that is not published; the agent's process need not
+    be able to reach it. Where the message does not arrive, the reason is shown and the exit code is not 0: the process
     listens nowhere, or cannot be reached, does not trust strangers, has ended, or the agent's inbox is full.
 
     Example: converge agents ping cv1k7x2 --store redis://db:6379/0

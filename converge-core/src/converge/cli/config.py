@@ -23,7 +23,7 @@ def show(
     *,
     origin: Annotated[
         bool,
-        Parameter(negative=(), help="Tell where each value comes from: a file, a variable, a flag, or the default."),
+        Parameter(negative=(), help="Show where each value comes from: a file, a variable, a flag, or the default."),
     ] = False,
     changed: Annotated[bool, Parameter(negative=(), help="Only what is not at its default.")] = False,
     pool: PoolId = None,

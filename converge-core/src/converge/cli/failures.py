@@ -79,7 +79,7 @@ def told(*texts: str) -> None:
 
 
 def code_of(error: BaseException) -> int:
-    """Return the exit code of one exception; 1 for what nobody foresaw."""
+    """Return the exit code of one exception; 1 for an unexpected one."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
 
 

@@ -102,7 +102,7 @@ def create(
 
 
 def _write_created(pool: Pool, is_created: bool, there: Pool, asked: Sequence[str], *, as_json: bool) -> None:
-    """Say whether the pool was made, and in what an existing one differs from what was asked."""
+    """Show whether the pool was made, and in what an existing one differs from what was asked."""
     differs = {name: getattr(there, name) for name in asked if getattr(there, name) != getattr(pool, name)}
     if as_json:
         output.line({"id": pool.id, "is_created": is_created, "differs": differs})
@@ -161,7 +161,7 @@ def allow(
     /,
     *,
     remove: Annotated[
-        bool, Parameter(negative=(), help="Take the agents off the list; they are no members any more.")
+        bool, Parameter(negative=(), help="Take the agents off the list; they are no longer members.")
     ] = False,
     common: Common = NONE,
 ) -> int:

@@ -34,13 +34,8 @@ def run(
     ] = None,
     /,
     *,
-    agents: Annotated[
-        int | None, Parameter(metavar="N", help="How many agents of the class to run; by default 1.")
-    ] = None,
-    processes: Annotated[
-        int | None,
-        Parameter(metavar="N", help="How many processes to start, each with these agents; by default this one only."),
-    ] = None,
+    agents: Annotated[int | None, of_setting("agents", metavar="N")] = None,
+    processes: Annotated[int | None, of_setting("processes", metavar="N")] = None,
     pool: PoolId = None,
     transport: Annotated[str | None, of_setting("transport", metavar="URL")] = None,
     advertise: Annotated[str | None, of_setting("advertise", metavar="ADDRESS")] = None,

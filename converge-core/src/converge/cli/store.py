@@ -28,7 +28,7 @@ from converge.services.tasks.records import moment
 IdentityDir = Annotated[
     Path | None,
     Parameter(
-        help="The folder whose processes are to take it for theirs; without it, identity_dir of the configuration."
+        help="The folder whose processes are to accept the store; without it, identity_dir of the configuration."
     ),
 ]
 

@@ -73,22 +73,22 @@ class Pace:
             self.is_steady, self._next, self.due = False, 1, -inf
 
     def left(self, now: float) -> None:
-        """A take is under way; a rising feed has one at a time."""
+        """Note that a take is under way; a rising feed has one at a time."""
         self._is_out, self._left_at = True, now
 
     def came_back(self, asked: int, taken: int, now: float) -> None:
-        """A take was answered, or failed, which took nothing."""
+        """Note that a take was answered, or failed, which took nothing."""
         self._is_out = False
         if not self.is_steady and taken and taken >= asked:
             pause_sec = min(max(PAUSE_SEC, PAUSE_TAKES * (now - self._left_at)), PAUSE_GREATEST_SEC)
             self._next, self.due = 2 * asked, now + pause_sec
 
     def claim_ended(self) -> None:
-        """One of the feed's claims has ended, so its work is quick: it need not pause."""
+        """Note that one of the feed's claims has ended: its work is quick, and it need not pause."""
         self.due = -inf
 
     def found_nothing(self, now: float) -> None:
-        """Nothing is known to be ready."""
+        """Note that nothing is known to be ready."""
         if self._idle_since is None:
             self._idle_since = now
 
@@ -110,19 +110,19 @@ class Ahead:
         self._rest_sec, self._rests_until = REST_LEAST_SEC, -inf
 
     def given(self, token: int, count: int, now: float) -> None:
-        """A batch of so many claims is here."""
+        """Note that a batch of so many claims is here."""
         self._given[token], self._left[token] = now, count
         self._decide(now)
 
     def has_ended(self, token: int) -> bool:
-        """One of a batch's claims has ended here, or has gone back; return whether it was the last one: then call
-        `batch_ended`.
+        """Note that one of a batch's claims has ended here, or has gone back; return whether it was the last one: then
+        call `batch_ended`.
         """
         left = self._left[token] = self._left[token] - 1
         return not left
 
     def batch_ended(self, token: int, now: float) -> None:
-        """The last claim of a batch has ended. Its time begins when that of the batch before it has ended."""
+        """Note that the last claim of a batch has ended. Its time begins when that of the batch before it has ended."""
         del self._left[token]
         began, self._ended_at = max(self._given.pop(token), self._ended_at), now
         is_quick = now - began <= (LATE_SEC if self.is_on else QUICK_SEC)
@@ -139,7 +139,7 @@ class Ahead:
         return self._given[token] + LATE_SEC
 
     def went_back(self, now: float) -> None:
-        """Claims went back that no slot came free for: the handlers are not as quick as they were."""
+        """Note that claims went back that no slot came free for: the handlers are not as quick as they were."""
         if now - self._rests_until > REST_GREATEST_SEC:
             self._rest_sec = REST_LEAST_SEC
         self.is_on, self._quick, self._rests_until = False, 0, now + self._rest_sec

@@ -450,8 +450,8 @@ def _tell_family(
 
 
 def free_next(found: Found, now: int, around: Around, checks: list[Check], puts: list[Put], deletes: list[Key]) -> None:
-    """The end of the active task of an ordering key, which alone is ever ready, later or held; of one that waits
-    nothing but its own key goes.
+    """Free what waits behind the active task of an ordering key, which alone is ever ready, later or held; of a task
+    that waits nothing but its own key goes.
 
     Where another waits, the row is left alone: no submit makes this step conflict, nor this step a submit. Where nobody
     waits the row goes, so of this step and a submit beside it one conflicts, and looks again.
@@ -482,7 +482,7 @@ def free_next(found: Found, now: int, around: Around, checks: list[Check], puts:
 
 
 def open_lane(spec: Spec, lane: LaneSeen | None, checks: list[Check], puts: list[Put]) -> None:
-    """A `ready` key is only ever put together with a check of its open lane, or with the lane itself."""
+    """Open a task's lane: a `ready` key is only put together with a check of its open lane, or with the lane itself."""
     key = LANE(spec.pool, parse_hash(spec.lane))
     checks.append((key, lane.revision if lane else ABSENT))
     if lane is None or lane.is_closing:

@@ -62,9 +62,9 @@ class AgentDescriptor:
             if key and not (len(key) == (64 if key is self.node_key else 32) and bytes.fromhex(key).hex() == key):
                 raise ValueError(f"{key[:70]!r} is not the hex of a key or a lease")
         if not all(map(is_name, (*self.topics, *self.capabilities, *self.pools))):
-            raise ValueError("a topic, capability or pool of it is no name")
+            raise ValueError("a topic, capability or pool of it is not a valid name")
         if not all(len(url) <= ENDPOINT_LENGTH and url.isprintable() for url in self.endpoints):
-            raise ValueError("an endpoint of it is no URL")
+            raise ValueError("an endpoint of it is not a URL")
 
 
 @attrs.frozen(kw_only=True)

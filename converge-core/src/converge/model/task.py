@@ -185,7 +185,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
         if self.parent:
             parse_hash(self.parent)
         if not is_name(self.pool):
-            raise ValueError("its pool is no name")
+            raise ValueError("its pool is not a valid name")
         for key in (self.dedup_key, self.ordering_key):
             if key is not None and not fits(NAME, key):
                 raise ValueError("its dedup key or ordering key is no part of a key")

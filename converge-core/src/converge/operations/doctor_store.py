@@ -156,7 +156,7 @@ async def check_place(missing: NoSuchStore, config: Config, host: PluginHost) ->
 
 
 def _server(backend: StoreBackend, class_now: str, told: Inspection | None) -> Iterator[Finding]:
-    """Say which class of durability the store has, and what it tells of its server."""
+    """Report the store's class of durability, and what it knows of its server."""
     durability, own = (told.durability, told.findings) if told else (Durability[class_now], ())
     said = f"{durability.name}: {_SURVIVES[durability]}"
     if told is None:
@@ -275,7 +275,7 @@ async def _pool(
 
 
 async def _weight(store: Store, pool: Pool, count: Census) -> Finding:
-    """Say what the ended tasks of a pool weigh, and what they will weigh by its retention at the rate of now."""
+    """Report the bytes of a pool's ended tasks now, and once its retention is reached at the present rate."""
     each, by_retention = await bytes_each(store, pool, random.random()), 0.0
     now, rates = await store.time(), list[str]()
     for state, kept, keep_sec in (

@@ -92,7 +92,7 @@ def stop_asked(within_sec: float, at_once: Callable[[], None] = lambda: None) ->
 
 
 def _lay_down(before: Mapping[signal.Signals, Any]) -> None:
-    """In a forked child: hear signals as a new process does. The socket is the parent's, who would stop for the
+    """Hear signals in a forked child as a new process does. The socket is the parent's, who would stop for the
     child's.
     """
     signal.set_wakeup_fd(-1)

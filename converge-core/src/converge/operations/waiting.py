@@ -114,11 +114,11 @@ def payload_of(text: str | None) -> Any:
     """Return the plain data that a flag holds as JSON; None where it was not given.
 
     Raises:
-        InputError: It is no JSON.
+        InputError: It is not JSON.
     """
     if text is None:
         return None
     try:
         return json.loads(text)
     except ValueError as error:
-        raise InputError(f"{text[:80]} is no JSON ({error}); text needs quotes: '\"yes\"'") from error
+        raise InputError(f"{text[:80]} is not JSON ({error}); text needs quotes: '\"yes\"'") from error

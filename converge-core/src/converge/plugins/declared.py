@@ -175,7 +175,7 @@ def _command_mistakes(command: object) -> Iterator[str]:
         yield f"{command.name!r} is not a name for a command: one word or two, lower case, a-z first, then a-z 0-9 -"
     run, help_ = cast("Any", command.run), cast("Any", command.help)  # nobody has checked their types
     if not callable(run) or inspect.iscoroutinefunction(run):
-        yield f'run of the command "{command.name}" is no plain function'
+        yield f'run of the command "{command.name}" is not a plain function'
     if not isinstance(help_, str) or not help_.strip():
         yield f'the command "{command.name}" has no help'
 

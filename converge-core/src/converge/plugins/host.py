@@ -136,7 +136,7 @@ class PluginHost:
         """Return the store backend of the URL's scheme, loading its plugin.
 
         Raises:
-            ConfigError: It is no URL.
+            ConfigError: It is not a URL.
             PluginError: There is none, or it cannot be used.
         """
         backend = self._of_scheme(STORE, self._scheme(STORE, url))

@@ -298,7 +298,7 @@ class Node:
         A second call returns at once.
 
         Raises:
-            InvalidValue: It is no agent of this node.
+            InvalidValue: It is not an agent of this node.
         """
         if self.agents.get(agent.id) is not agent:
             if agent.node is self:

@@ -122,7 +122,7 @@ class CheckedStore(Store):
 
     @asynccontextmanager
     async def reopen(self) -> AsyncIterator[Store]:
-        """Another handle, looked at in the same way; it belongs to the thread that enters it."""
+        """Return another handle, looked at in the same way; it belongs to the thread that enters it."""
         opened: AbstractAsyncContextManager[Store] = self.inner.reopen()
         async with opened as inner:
             yield self._beside(inner)
@@ -139,14 +139,14 @@ class CheckedStore(Store):
 
 
 def check_keys(keys: Iterable[Key]) -> None:
-    """Each key is whole, of a declared family, its parts of the family's types."""
+    """Check that each key is whole, of a declared family, its parts of the family's types."""
     for key in keys:
         _check_parts(key, whole=True)
         rule(key[0] in FAMILIES, "a key's family is declared in model/keys.py", key)
 
 
 def check_range(wanted: Range) -> None:
-    """A prefix of a family that is kept in order, and after it a whole rest, or nothing."""
+    """Check for the prefix of a family that is kept in order, and after it a whole rest, or nothing."""
     _check_parts(wanted.prefix, whole=False)
     rule(wanted.prefix[0] not in ALSO, "task and state are read by id, never scanned", wanted)
     if wanted.after is not None:
@@ -155,14 +155,14 @@ def check_range(wanted: Range) -> None:
 
 
 def check_channels(channels: Collection[Channel]) -> None:
-    """Each name is short and plain."""
+    """Check that each name is short and plain."""
     rule(not isinstance(channels, str), "channels are a collection of names, not one name", channels)
     for channel in channels:
         rule(bool(_CHANNEL.fullmatch(channel)), "a channel is 1 to 120 characters of [A-Za-z0-9._:-]", channel)
 
 
 def check_batches(batches: Sequence[Batch]) -> None:
-    """Each batch is well formed, and none writes what another one reads or writes."""
+    """Check that each batch is well formed, and none writes what another one reads or writes."""
     rule(len(batches) <= LIMITS.batches, f"a call has at most {LIMITS.batches} batches", len(batches))
     for batch in batches:
         _check_batch(batch)
@@ -220,7 +220,7 @@ def _check_checks(checks: Sequence[Check]) -> None:
 
 
 def check_take(take: Take) -> None:
-    """Ranges of one family and one length, rests that fit where they go."""
+    """Check for ranges of one family and one length, and rests that fit where they go."""
     rule(1 <= len(take.ranges) <= LIMITS.ranges, f"a take has 1 to {LIMITS.ranges} ranges", len(take.ranges))
     rule(1 <= take.limit <= LIMITS.taken, f"a take has a limit of 1 to {LIMITS.taken}", take.limit)
     for wanted in take.ranges:
@@ -240,7 +240,7 @@ def check_take(take: Take) -> None:
 
 
 def _check_fit(take: Take) -> None:
-    """`to + rest + tail` has the types of `to`'s family, part by part."""
+    """Check that `to + rest + tail` has the types of `to`'s family, part by part."""
     source: Family = take.ranges[0].prefix[0]
     _check_parts(take.to, whole=False)
     target: Family = take.to[0]
@@ -254,7 +254,7 @@ def _check_fit(take: Take) -> None:
 
 
 def check_take_beside(take: Take, batches: Sequence[Batch]) -> None:
-    """The batches of a turn leave alone what its take looks at."""
+    """Check that the batches of a turn leave alone what its take looks at."""
     prefixes = {wanted.prefix for wanted in take.ranges}
     size = len(take.ranges[0].prefix)
     checked = {key for key, _ in take.checks}

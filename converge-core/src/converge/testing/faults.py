@@ -160,7 +160,7 @@ class FaultyStore(Store):
 
     @asynccontextmanager
     async def reopen(self) -> AsyncIterator[Store]:
-        """Another handle with the same plan."""
+        """Return another handle with the same plan."""
         opened: AbstractAsyncContextManager[Store] = self.inner.reopen()
         async with opened as inner:
             yield FaultyStore(inner, self.plan)

@@ -54,7 +54,7 @@ async def wait_until(
 
 
 def wait_until_sync(condition: Callable[[], bool], *, timeout: float = 5.0, what: str = "the condition") -> None:
-    """`wait_until` for tests without an event loop, such as those that watch other processes."""
+    """Wait as `wait_until` does, in tests without an event loop, such as those that watch other processes."""
     if not _holds_within(condition, timeout):
         raise AssertionError(f"{what} did not come true within {timeout:g} s")
 

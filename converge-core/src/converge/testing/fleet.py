@@ -117,7 +117,7 @@ class Fleet:
         assert process.poll() is None, self.log_of(process)
 
     def ledger(self) -> list[dict[str, Any]]:
-        """Every line that handlers have written."""
+        """Return every line that handlers have written."""
         return [json.loads(line) for line in self.ledger_path.read_text().splitlines() if line.endswith("}")]
 
     def starts(self) -> dict[str, list[dict[str, Any]]]:

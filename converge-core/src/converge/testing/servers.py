@@ -359,7 +359,7 @@ def _may_enter(folder: Path, user: str) -> bool:
 
 
 def _unprivileged_user(preferred: Sequence[str] = UNPRIVILEGED_USERS) -> str | None:
-    """PostgreSQL and MariaDB refuse to run as root; any other user runs them as themselves."""
+    """Return who runs PostgreSQL and MariaDB, which refuse to run as root; None: this user."""
     if os.geteuid() != 0:
         return None
     names = {account.pw_name for account in pwd.getpwall()}

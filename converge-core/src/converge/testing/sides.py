@@ -101,7 +101,7 @@ class Link:
         self._send(items)
 
     def offer(self, item: Item, owed: str = "") -> bool:
-        """There is always room."""
+        """Accept: there is always room."""
         self._send([item])
         return True
 
@@ -116,10 +116,10 @@ class Link:
         return True
 
     def show(self, agent_id: str, signed: bytes) -> None:
-        """Both sides know whom there is to know."""
+        """Do nothing: both sides know whom there is to know."""
 
     def settled(self, message_id: str) -> None:
-        """There is no window."""
+        """Do nothing: there is no window."""
 
     def _send(self, items: list[Item]) -> None:
         if self.is_closed:
@@ -215,13 +215,13 @@ class Side:
 
 
 def none(what: str) -> str:
-    """Nothing goes wrong."""
+    """Do nothing: all goes well."""
     return "ok"
 
 
 @asynccontextmanager
 async def two_sides(faults: Faults = none, *, agents: int = 1, room: int = 1_000) -> AsyncIterator[tuple[Side, Side]]:
-    """Two processes, each with so many agents."""
+    """Start two processes, each with so many agents."""
     async with open_store("memory:") as store, anyio.create_task_group() as group:
         opened, host = StoreHandle.of(store), PluginHost(())
         await opened.now()

@@ -24,8 +24,8 @@ class Taking:
         self._starts = [packed_after(range_.prefix, range_.after) for range_ in take.ranges]
 
     def look(self) -> list[str]:
-        """Return the statements that choose: of a single range they lock the keys, of several they tell how many are to
-        be taken of each, by the order of all.
+        """Return the statements that choose: of a single range they lock the keys, of several they count how many to
+        take of each, by the order of all.
         """
         limit = self._take.limit
         if len(self._prefixes) == 1:

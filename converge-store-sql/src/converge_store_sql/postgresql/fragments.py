@@ -46,7 +46,7 @@ def listed(names: Sequence[str], alias: str) -> str:
 
 
 def match_all(names: Sequence[str]) -> str:
-    """The row of table t that has the key of a row of q."""
+    """Return what finds the row of table t that has the key of a row of q."""
     return " and ".join(f"t.{name} = q.{name}" for name in names)
 
 

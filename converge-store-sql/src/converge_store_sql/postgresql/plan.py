@@ -164,8 +164,8 @@ class Plan:
             self.runs.append(run)
 
     def work(self) -> list[tuple[Part, list[Any]]]:
-        """Kinds and families in one order for all callers, with their arguments, in key order: who locks in one order
-        cannot deadlock.
+        """Return kinds and families in one order for all callers, with their arguments, in key order: who locks in one
+        order cannot deadlock.
         """
         found = []
         for work, families in zip(Work, self.rows, strict=True):

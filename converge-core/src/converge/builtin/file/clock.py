@@ -143,7 +143,7 @@ class FileClock:
         self._write(Added(offset=now - boot_time(), ahead=max(0, now - wall_time())))
 
     def _set_back(self, added: Added) -> None:
-        """Nobody else has the file open, so nobody sees time run back, and every lease has ended."""
+        """Set store time back to the wall clock: nobody else has the file open to see it, and every lease has ended."""
         by = added.now() - wall_time()
         if by > STEP_SEC * 1_000_000:
             log.warning(

@@ -65,7 +65,7 @@ class Guard:
         forks.watch(self, Guard._lay_down)
 
     def _lay_down(self) -> None:
-        """In a forked child: let go of the files, of which SQLite's own descriptors stay as they are for good."""
+        """Let go of the files in a forked child, of which SQLite's own descriptors stay as they are for good."""
         self._is_inherited = True
         _GUARDS.pop(self._file, None)
         self._close_files()

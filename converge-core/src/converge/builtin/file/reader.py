@@ -46,7 +46,7 @@ class Reader:
         self._guard.close(self._connection)
 
     def get(self, keys: Sequence[Key]) -> list[Entry | None]:
-        """Value and revision of each key, all from one snapshot."""
+        """Return value and revision of each key, all from one snapshot."""
         with self._snapshot(len(keys)):
             found: list[Entry | None] = []
             for key in keys:
@@ -86,9 +86,7 @@ class Reader:
 
     @contextmanager
     def _snapshot(self, statements: int) -> Iterator[None]:
-        """Several statements see what one moment saw, so that no reader meets half a batch; one statement does so by
-        itself.
-        """
+        """Let several statements see one moment, so that no reader meets half a batch; one does so by itself."""
         try:
             with translated(self._path), self._in_use:
                 if statements < 2:

@@ -77,13 +77,13 @@ def _where(family: Family) -> str:
 
 @cache
 def get(family: Family) -> str:
-    """Value and revision of one key."""
+    """Return what reads value and revision of one key."""
     return f"select v, r from {table(family)} where {_where(family)}"
 
 
 @cache
 def revision(family: Family) -> str:
-    """Revision of one key."""
+    """Return what reads the revision of one key."""
     return f"select r from {table(family)} where {_where(family)}"
 
 
@@ -137,7 +137,7 @@ def _marks(width: int, rows: int) -> str:
 
 @cache
 def values(family: Family, keys: int) -> str:
-    """The keys and values of keys of one part that are there."""
+    """Return what reads those keys of one part that are there, with their values."""
     (name,) = names(family)
     return f"select {name}, v from {table(family)} where {name} in ({', '.join('?' * keys)})"
 
@@ -156,8 +156,8 @@ def delete_until(family: Family, depth: int, has_after: bool) -> str:
 
 @cache
 def scan(family: Family, depth: int, has_after: bool) -> str:
-    """Keys under a prefix of `depth` parts, in order, all columns; the rest of the key greater than `after` if there is
-    one.
+    """Return what reads keys under a prefix of `depth` parts, in order, all columns; the rest of the key greater than
+    `after` if there is one.
     """
     prefix, rest = names(family)[:depth], names(family)[depth:]
     conditions = [f"{name} = ?" for name in prefix]
@@ -170,7 +170,7 @@ def scan(family: Family, depth: int, has_after: bool) -> str:
 
 @cache
 def heads(family: Family, depth: int, has_after: bool) -> str:
-    """As `scan`, only what follows the prefix, and so many at most."""
+    """Return what reads as `scan` does: only what follows the prefix, and so many at most."""
     rest = ", ".join(names(family)[depth:])
     return (
         scan(family, depth, has_after).replace(f"select {', '.join(names(family))}, v, r", f"select {rest}", 1)

@@ -144,7 +144,7 @@ class Listener:
             forks.watch(self, Listener._lay_down)
 
     def _lay_down(self) -> None:
-        """In a forked child: let go of the socket, which else would seem to be heard when the parent is dead."""
+        """Let go of the socket in a forked child, where it else would seem to be heard when the parent is dead."""
         self.paths = []
         self.socket.close()
 

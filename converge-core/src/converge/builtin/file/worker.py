@@ -85,7 +85,7 @@ class Worker:
         forks.watch(self, Worker._lay_down)
 
     def _lay_down(self) -> None:
-        """In a forked child: its parent's threads are not there, so there is nothing to wait for."""
+        """Forget the thread in a forked child, where it does not run."""
         self._thread = None
 
     def keep(self, connection: object) -> None:

@@ -53,7 +53,7 @@ class Ordered:
         self.alive += len(keys)
 
     def died(self) -> int:
-        """Count a key that the store has deleted; tell how many are alive."""
+        """Count a key that the store has deleted; return how many are alive."""
         self.alive = alive = self.alive - 1
         dead = self._size + len(self._added) - alive
         if dead > SWEEP and dead > alive:

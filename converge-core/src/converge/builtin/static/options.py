@@ -18,7 +18,7 @@ def check_endpoint(text: str) -> str:
     """Return the endpoint.
 
     Raises:
-        ValueError: It is no URL of a transport.
+        ValueError: It is not the URL of a transport.
     """
     if not _URL.fullmatch(text):
         raise ValueError(f"expected URLs of a transport, such as tcp://10.0.0.1:7000, not {text!r}")

@@ -46,7 +46,7 @@ def purge(
     common: Common = NONE,
 ) -> int:
     """Remove ended tasks, with their results and dedup keys, before their retention has passed. What is removed cannot
-    be had back.
+    be recovered.
 
     Live tasks are never touched. On a terminal it says first how many there are, and asks.
     """

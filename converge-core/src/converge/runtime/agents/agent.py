@@ -176,10 +176,10 @@ class Agent:
         return agent_log(self)
 
     async def on_start(self) -> None:
-        """Called once before the first task or message; what it raises stops the start."""
+        """Prepare, once, before the first task or message; what it raises stops the start."""
 
     async def on_stop(self) -> None:
-        """Called once after the last task or message."""
+        """Clean up, once, after the last task or message."""
 
     def on_task(self, task: Task) -> Any:
         """Work on a task and return its result; an agent without this handler claims none."""
@@ -196,14 +196,14 @@ class Agent:
         raise NoHandler(f"{type(self).__name__} takes no messages: it has no on_message; add one to the class")
 
     def on_tick(self) -> Any:
-        """Called each `tick_sec`; never twice at a time."""
+        """Do what is due each `tick_sec`; never called twice at a time."""
         raise NoHandler(
             f"{type(self).__name__} has nothing to do each `tick_sec`: it has no on_tick; add one to the class"
         )
 
     def decide(self, messages: list[Message], tasks: list[Task]) -> Any:
-        """The whole loop, in place of `on_task` and `on_message`: return a list of decisions, which are then carried
-        out one after another.
+        """Decide on everything, in place of `on_task` and `on_message`: return a list of decisions, which are then
+        carried out one after another.
 
         Called when a message or a task has come, and at each tick.
 
@@ -215,7 +215,7 @@ class Agent:
         raise NoHandler(f"{type(self).__name__} decides nothing: it has no decide; add one to the class")
 
     def on_outcomes(self, outcomes: list[Outcome]) -> Any:
-        """Called after the decisions of one `decide` were carried out, with what came of each."""
+        """Learn, after the decisions of one `decide` were carried out, what came of each."""
 
     async def act(self, decision: object) -> Any:
         """Carry out a decision of core's or of a plugin's; return its value. All the calls below do this.
@@ -250,13 +250,13 @@ class Agent:
         return str(await self.act(SubmitTask(task=task)))
 
     async def join(self, pool_id: str, *, secret: str | None = None) -> bool:
-        """Become a member of a pool, and claim its tasks from now on; tells whether it was none before. See
+        """Become a member of a pool, and claim its tasks from now on; return whether it was none before. See
         `PoolManager.join_pool`.
         """
         return bool(await self.act(JoinPool(pool_id=pool_id, secret=secret)))
 
     async def leave(self, pool_id: str) -> bool:
-        """Leave a pool, and claim its tasks no longer; what runs goes on. Tells whether the agent was a member."""
+        """Leave a pool, and claim its tasks no longer; what runs goes on. Return whether the agent was a member."""
         return bool(await self.act(LeavePool(pool_id=pool_id)))
 
     async def tool(self, name: str, **arguments: Any) -> Any:

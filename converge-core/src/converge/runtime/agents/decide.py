@@ -117,7 +117,7 @@ class DecideLoop:
         self._wake()
 
     def tick(self) -> bool:
-        """Let `decide` be called though nothing has come; tell whether it is not running yet."""
+        """Let `decide` be called though nothing has come; return whether it is not running yet."""
         self._is_ticked = True
         is_idle = not self._is_running
         self._wake()
@@ -206,7 +206,7 @@ class DecideLoop:
         return unpacked(message), answer
 
     async def _call(self) -> None:
-        """One call of `decide`, and what follows from it."""
+        """Call `decide` once, and do what follows from it."""
         given = self._given = [self._next() for _ in range(min(BATCH, len(self._messages)))]
         holds = list(self._holds.values())
         new = [hold for hold in holds if hold.is_new]

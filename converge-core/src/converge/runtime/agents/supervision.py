@@ -72,7 +72,7 @@ class Supervision:
         """Count a failure of a handler; return the seconds for which it gets nothing.
 
         An `InvalidValue`, or inputs that do not fit, are the fault of what the handler was given, and an `AttemptEnd`
-        is the agent's own word: they are no failure of the agent. A text tells of a timeout.
+        is the agent's own word: they do not count as failures of the agent. A text tells of a timeout.
         """
         if not isinstance(error, str) and _is_no_failure(error.error, handler):
             return 0.0

@@ -27,7 +27,7 @@ class Names:
         """Return the label of the next record of this name.
 
         Raises:
-            InvalidName: It is no name.
+            InvalidName: It is not a valid name.
             StepConflict: One of this name is under way, so that nothing says which of them a later attempt would mean.
         """
         if type(name) is not str or not 0 < len(name) <= NAME_CHARS or not name.isprintable() or _NUMBERED.search(name):

@@ -41,7 +41,7 @@ class ClaimsAhead:
         return len(self._slots.slots) * (2 if self.is_remote else 1)
 
     def given(self, claims: list[Found]) -> None:
-        """These claims of one take are here now."""
+        """Note that these claims of one take are here now."""
         if self.is_remote:
             self._ahead.given(_token(claims[0]), len(claims), self._env.monotonic())
 
@@ -51,7 +51,7 @@ class ClaimsAhead:
             self.late_at = min((self._ahead.late_at(_token(found)) for found in self._beyond()), default=inf)
 
     def left(self, claims: Iterable[Found]) -> None:
-        """These claims have ended, or are about to go back: they are in no slot and no queue here any more."""
+        """Note that these claims have ended, or are about to go back: they are in no slot or queue here any more."""
         if self.is_remote:
             for found in claims:
                 if self._ahead.has_ended(token := _token(found)):

@@ -220,8 +220,8 @@ class Feed:
         return self.ahead.is_remote
 
     def _on_pause(self) -> None:
-        """Other tasks run now, or the claims that have begun may take long: what has ended waits for company no
-        longer, but a moment while others are queued.
+        """Send what has ended, which waits for company only a moment while others are queued: other tasks run now, or
+        the claims that have begun may take long.
         """
         if self.finishing.waiting and (not self.slots.queued or self._env.monotonic() - self._turned_at >= GATHER_SEC):
             self._wake()
@@ -288,7 +288,7 @@ class Feed:
                 self._stop_hearing()
 
     async def _turn(self) -> bool:
-        """Do one turn; tell whether there was anything to do."""
+        """Do one turn; return whether there was anything to do."""
         now = self._env.monotonic()
         if self._pass_on_at <= now:
             await self._pass_on()
@@ -341,7 +341,7 @@ class Feed:
             self._wake()
 
     def _is_worth_a_turn(self) -> bool:
-        """While claims here still wait for their workers, let half of the slots come free first: a turn of one task
+        """Let half of the slots come free first while claims here still wait for their workers: a turn of one task
         costs as much as one of ten. With a batch ahead, let a whole one end.
         """
         slots = self.slots
@@ -392,7 +392,7 @@ class Feed:
         return take
 
     async def _look_or_assume(self) -> None:
-        """After a wake-up look at what is known first, in the take itself; read pools and lanes again each poll
+        """Look at what is known first after a wake-up, in the take itself; read pools and lanes again each poll
         interval, or if that was empty.
         """
         self._must_look = False
@@ -499,7 +499,7 @@ class Feed:
         self._tell_others()
 
     def lost(self) -> None:
-        """The lease is gone, and with it every claim but those that have ended: these are still told to the store,
+        """Give up every claim but those that have ended, since the lease is gone: these are still told to the store,
         which knows whether they count.
         """
         self.ahead.left(self.slots.take_back())

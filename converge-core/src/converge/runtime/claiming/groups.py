@@ -104,7 +104,7 @@ class Groups:
         return sum(feed.slots.cancel_of(agent, Why.STOPPING) for feed in self.feeds.values())
 
     async def join(self, agent: Agent, pool_id: str, secret: str | None) -> bool:
-        """Make the agent a member, and let it claim there; tells whether it was none before.
+        """Make the agent a member, and let it claim there; return whether it was none before.
 
         Raises: As `PoolManager.join_pool`.
         """
@@ -120,7 +120,7 @@ class Groups:
             return is_new
 
     async def leave(self, agent: Agent, pool_id: str) -> bool:
-        """End the membership; the agent claims nothing there any more. Tells whether it was a member."""
+        """End the membership; the agent claims nothing there any more. Return whether it was a member."""
         async with self._lock:
             was_member = await self._pools.leave_pool(agent.id, pool_id)
             self._wanted[agent.id] = tuple(one for one in self._wanted.get(agent.id, agent.pools) if one != pool_id)
@@ -166,7 +166,7 @@ class Groups:
             self._boundary.background.errand(self._note_rest, agent, rest_sec)
 
     def closed(self, agent: Agent) -> None:
-        """The agent works again: give it all its slots."""
+        """Give the agent all its slots: it works again."""
         self._rests[agent.id] = (
             self._rests.get(agent.id, 0) + 1
         )  # a rest that is about to end leads to no trial any more

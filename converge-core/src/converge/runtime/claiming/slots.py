@@ -198,7 +198,7 @@ class Slots:
         return queued
 
     def cancel(self, why: Why, ids: set[bytes] | None = None) -> int:
-        """Cancel the running handlers, or those of these tasks; answer how many."""
+        """Cancel the running handlers, or those of these tasks; return how many."""
         running = [slot for slot in self.slots if slot.current is not None and (ids is None or slot.current.id in ids)]
         for slot in running:
             slot.cancel(why)
@@ -279,7 +279,7 @@ class Slots:
             self._supervision.ended(slot.agent)
 
     def _attempt_ended(self, slot: Slot, error: BaseException | None) -> None:
-        """The worker has ended: say how the attempt ended that it was at, if any."""
+        """Report how the attempt ended that a worker was at, if any, when it ended."""
         found, why = slot.current, slot.why
         slot.current = None
         if found is None:

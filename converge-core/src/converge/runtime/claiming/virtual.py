@@ -46,7 +46,7 @@ async def answer(agent: Agent, task: Task) -> Any:
     """Handle one message; return the answer.
 
     Raises:
-        InvalidValue: `on_ask` returned no pair, or what is no plain data.
+        InvalidValue: `on_ask` did not return a pair, or not of plain data.
         Exception: As `on_ask`.
     """
     runs = RUNS.get()

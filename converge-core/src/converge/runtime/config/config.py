@@ -68,7 +68,7 @@ class Config(NodeSettings):
     agents: Agents = attrs.field(
         default=1,
         validator=AgentsWithin(),
-        metadata=described("how many agents of the class this process runs, or a list of several classes"),
+        metadata=described("how many agents of the class each process runs; in a file also a list of several classes"),
     )
     processes: int = attrs.field(
         default=1,

@@ -96,7 +96,7 @@ class KeyFolder:
         finally:
             os.close(handle)
         if len(data) > FILE_BYTES:
-            raise KeyFileRefused(path, f"it has more than {FILE_BYTES} bytes, so it is no file of ours", "remove it")
+            raise KeyFileRefused(path, f"it has more than {FILE_BYTES} bytes, so it is not Converge's", "remove it")
         return data
 
     def write(self, name: str, data: bytes, *, is_last: bool = True) -> None:

@@ -53,7 +53,7 @@ class IdentityDir:
         self.keyring.close()
 
     async def acquire(self, kind: str = NODE, count: int = 1) -> list[Identity]:
-        """As `Keyring.take`; others run meanwhile."""
+        """Do as `Keyring.take`; others run meanwhile."""
         if self.keyring.folder is None:
             found: list[Identity] = []
             while len(found) < count:
@@ -66,7 +66,7 @@ class IdentityDir:
         """Return the ids of the folder's `pins`.
 
         Raises:
-            KeyFileRefused: Somebody else could have written it, or a line is no id.
+            KeyFileRefused: Somebody else could have written it, or a line is not an id.
         """
         folder = self.keyring.folder
         lines = [] if folder is None else (folder.read(PINS) or b"").decode("utf-8", "replace").splitlines()
@@ -74,7 +74,7 @@ class IdentityDir:
         wrong = next((one for one in ids if not is_agent_id(one)), None)
         if wrong is not None and folder is not None:
             raise KeyFileRefused(
-                folder.path / PINS, f"{wrong[:80]!r} is no agent's id", "write one id a line: cv1 and 52 characters"
+                folder.path / PINS, f"{wrong[:80]!r} is not an agent's id", "write one id a line: cv1 and 52 characters"
             )
         return ids
 

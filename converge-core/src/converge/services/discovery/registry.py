@@ -44,7 +44,7 @@ class IdentityRegistry:
         """`trust`: `drop`, `warn`, `allow` or `listed`. `pins`: ids.
 
         Raises:
-            InvalidName: A pin is no agent's id.
+            InvalidName: A pin is not an agent's id.
             InvalidValue: There is no such trust.
         """
         self.directory = directory
@@ -70,7 +70,7 @@ class IdentityRegistry:
 
 
         Raises:
-            InvalidName: It is no agent's id.
+            InvalidName: It is not an agent's id.
         """
         if not is_agent_id(agent_id):
             raise InvalidName("pin", agent_id, "an agent's id: cv1 and 52 characters")

@@ -108,7 +108,7 @@ class TaskManager(manager.TaskManager):
         Raises:
             StaleClaim: The claim is not current; nothing was changed.
             NotWaiting: The task of this id does not wait.
-            InvalidValue: `after` is no number of seconds, or given for a task that is not retried.
+            InvalidValue: `after` is not a number of seconds, or given for a task that is not retried.
         """
         if isinstance(task, str):
             await self._end_waiting(task, Failed(str(error), "", False))

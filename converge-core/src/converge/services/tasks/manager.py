@@ -179,7 +179,7 @@ class TaskManager:
 
         Raises:
             StaleClaim: The claim is not current; nothing was changed.
-            InvalidValue: `after` is no number of seconds, or given for a task that is not retried.
+            InvalidValue: `after` is not a number of seconds, or given for a task that is not retried.
         """
         if after is not None and (not retry or type(after) not in (int, float) or not after >= 0):
             raise InvalidValue("after", after, "seconds, 0 or more, with a retry")

@@ -82,7 +82,7 @@ class TestCertification(_Checked, StoreCase):
 
     @asynccontextmanager
     async def loaded(self, store: Store) -> AsyncIterator[_Load]:
-        """A load on the store, which has begun to work."""
+        """Hold a load on the store, which has begun to work."""
         load = _Load(store)
         async with anyio.create_task_group() as group:
             group.start_soon(load.run)

@@ -120,7 +120,7 @@ class DiscoveryCase:
 
     @asynccontextmanager
     async def process(self, opening: Opening, options: Any, plan: FaultPlan | None = None) -> AsyncIterator[Process]:
-        """A process; leaving it ends it as a node ends, with its lease."""
+        """Start a process; leaving it ends it as a node ends, with its lease."""
         async with opening() as inner:
             store = inner if plan is None else FaultyStore(inner, plan)
             handle = StoreHandle.of(store, lease_settings=LeaseSettings(lease_sec=LEASE_SEC))
@@ -136,7 +136,7 @@ class DiscoveryCase:
     async def three(
         self, opening: Opening, options: Any, plan: FaultPlan | None = None
     ) -> AsyncIterator[list[Process]]:
-        """Three processes on one place."""
+        """Start three processes on one place."""
         async with (
             self.process(opening, options, plan) as a,
             self.process(opening, options) as b,

@@ -267,7 +267,7 @@ async def commit(
 
 
 async def put(store: Store, *keys: Key, value: bytes = b"") -> int:
-    """Put keys unconditionally, in calls of at most 1,000; answer the revision of the last call."""
+    """Put keys unconditionally, in calls of at most 1,000; return the revision of the last call."""
     revision = 0
     for at in range(0, len(keys), 1_000):
         outcome = await commit(store, puts=[(key, value) for key in keys[at : at + 1_000]])
@@ -286,7 +286,7 @@ async def scan(store: Store, key_range: Range) -> list[Entry]:
 
 
 async def keys_under(store: Store, prefix: Key, *, page: int = LIMITS.keys) -> list[Key]:
-    """All keys under a prefix, read in pages."""
+    """Return all keys under a prefix, read in pages."""
     found: list[Key] = []
     after = None
     for _ in range(10_000 // page + 1):

@@ -127,7 +127,7 @@ class HandleClauses(StoreCase):
         await self._errors_tell_the_truth(store, cut, Cut.AFTER)
 
     async def _errors_tell_the_truth(self, store: Store, cut: Callable[[Cut], None] | None, moment: Cut) -> None:
-        """Without a means to cut connections this only sees that a store raises no error for nothing."""
+        """Check, as there are no means to cut connections, only that a store raises no error for nothing."""
         for number in range(8):
             key = POOL(str(number))
             if cut is not None and number % 2:

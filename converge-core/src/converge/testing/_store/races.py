@@ -238,7 +238,7 @@ class RaceClauses(StoreCase):
 
 @asynccontextmanager
 async def several(store: Store, count: int) -> AsyncIterator[list[Store]]:
-    """As many references as asked, to this handle and to a second one in turn."""
+    """Yield as many references as asked, to this handle and to a second one in turn."""
     async with store.reopen() as other:
         yield [(store, other)[number % 2] for number in range(count)]
 

@@ -350,7 +350,7 @@ class TaskHistory(RuleBasedStateMachine):
         )
 
     def nothing_is_claimed_by(self, handle: int, lease: bytes) -> None:
-        """The process has woken up, and believes in its lease."""
+        """Check that the process, which has woken up and believes in its lease, claims nothing."""
 
         async def claim(process: Process) -> list[Task]:
             try:
@@ -363,7 +363,7 @@ class TaskHistory(RuleBasedStateMachine):
     # After every rule.
 
     def read_back(self) -> None:
-        """Every acknowledged id is there, is in a state that is possible, and is held at most once."""
+        """Check that every acknowledged id is there, is in a state that is possible, and is held at most once."""
         known = list(self.model.tasks.values())
         keys = [family(UUID(task.id).bytes) for task in known for family in (TASK, STATE)]
         entries = self.world.call(0, lambda store: store.get(keys)) if keys else []

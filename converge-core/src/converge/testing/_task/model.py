@@ -120,7 +120,7 @@ class TaskModel:
         )
 
     def judge_submit(self, dedup_key: str | None, content: Content, id_: str | None, given: str = "") -> None:
-        """`id_` is None if the submit was refused as another content under the same key or id (`given`)."""
+        """Judge a submit; `id_` is None if it was refused as another content under the same key or id (`given`)."""
         there = self.tasks.get(given) or self.known(dedup_key)
         if there is None:
             expect("T-1", id_ is not None, f"a first submit with dedup key {dedup_key} was refused")
@@ -186,7 +186,7 @@ class TaskModel:
         known.claims.append((process, task))
 
     def judge_finish(self, known: Known, claim: Task, end: End, is_taken: bool, *, is_holder: bool = True) -> None:
-        """A finish of that claim, by the process that made it or by another; `is_taken` is False for StaleClaim."""
+        """Judge a finish of that claim, by the process that made it or another; `is_taken` is False for StaleClaim."""
         is_again = known.last_end is not None and known.last_end[0] == claim.nonce and known.last_end[1].is_like(end)
         is_current = known.place in (Place.HELD, Place.LOST) and claim == known.claims[-1][1] and is_holder
         if is_current and known.place is Place.LOST and not is_taken:
@@ -256,14 +256,14 @@ class TaskModel:
     # What happens by itself.
 
     def died(self, process: int) -> list[Known]:
-        """A process has died: return what it held."""
+        """Note that a process has died; return what it held."""
         lost = [task for task in self.at(Place.HELD) if task.claims[-1][0] == process]
         for task in lost:
             task.place = Place.LOST
         return lost
 
     def swept(self, still_later: Sequence[str]) -> None:
-        """A sweep went to its end; retries which were not due yet are where they were."""
+        """Note that a sweep went to its end; retries which were not due yet are where they were."""
         for task in self.at(Place.LOST):
             self.lose(task)
         for task in self.at(Place.LATER):

@@ -194,7 +194,7 @@ def check_history(task: Task, calls: Sequence[Call]) -> None:
 
 
 def check_ends(task: Task, claim: Call, ends: Sequence[Call]) -> Call | None:
-    """Each claim has at most one effective end; return it."""
+    """Check that each claim has at most one effective end; return it."""
     taken = [call for call in ends if call.is_taken]
     expect(
         "T-5",
@@ -211,7 +211,7 @@ def check_ends(task: Task, claim: Call, ends: Sequence[Call]) -> Call | None:
 
 
 def check_order(task: Task, claims: Sequence[Call], effects: Sequence[Call | None]) -> None:
-    """A claim is over when the next one is made, by an end that can have come before it."""
+    """Check that a claim is over when the next one is made, by an end that can have come before it."""
     for claim, effect, following in zip(claims, effects, claims[1:], strict=False):
         what = f"claim {claim.token} of {task.id} and the next, {following.token}"
         expect("T-2", effect is not None, f"{what}, were current at once: nobody has ended the first")
@@ -229,7 +229,7 @@ def check_order(task: Task, claims: Sequence[Call], effects: Sequence[Call | Non
 
 
 def check_attempts(task: Task, claims: Sequence[Call], effects: Sequence[Call | None]) -> None:
-    """Failures count, releases do not."""
+    """Check that failures count, and releases do not."""
     counted = 0
     for claim, effect in zip(claims, effects, strict=True):
         expect_equal("T-7", claim.attempts, counted + 1, f"the attempts that claim {claim.token} of {task.id} shows")
@@ -243,7 +243,7 @@ def check_attempts(task: Task, claims: Sequence[Call], effects: Sequence[Call | 
 
 
 def check_end(task: Task, calls: Sequence[Call], claims: Sequence[Call], effects: Sequence[Call | None]) -> None:
-    """The state that is stored is what the one call says that ended it; all later ones were refused."""
+    """Check that the stored state is what the one call says that ended it, and that all later ones were refused."""
     last = effects[-1] if effects else None
     cancels = [call for call in calls if call.what == "cancel" and call.is_taken]
     is_exhausted = last is not None and last.what == "fail" and task.attempts >= MOST_ATTEMPTS
