@@ -115,6 +115,12 @@ def test_what_was_under_way_when_the_breaker_opened_neither_closes_it_nor_makes_
     assert (circuit.state(0.2), circuit.state(0.4)) == (CircuitState.OPEN, CircuitState.HALF_OPEN)
 
 
+def test_a_rest_is_never_shorter_than_what_was_asked_for() -> None:
+    circuit = Circuit(Breaker(on=(Exception,), failures=1, rest_sec=60.0))
+    assert circuit.failed("x", 0.0, 0.5) == pytest.approx(60.0)
+    assert circuit.failed("x", 61.0, 0.5) == pytest.approx(60.0)
+
+
 def test_the_jitter_spreads_rests() -> None:
     assert [_open(0.0), _open(1.0)] == pytest.approx([0.3, 0.5])
 

@@ -30,7 +30,7 @@ class Breaker:
         failures: Failures in a row of one handler, each of a class in `on`, that open it.
         rest_sec: How long the handler gets nothing then, give or take a quarter; twice as long after each trial that
             fails.
-        rest_greatest_sec: The longest rest.
+        rest_greatest_sec: The longest rest after such trials.
     """
 
     on: tuple[type[BaseException], ...] = ()
@@ -105,9 +105,8 @@ class Circuit:
         if self.is_open or self.ill_in_a_row >= self._breaker.failures:
             self.opened_at = self.opened_at if self.is_open else now
             self.is_open = True
-            rest_sec = min(self._breaker.rest_sec * 2**self._opened, self._breaker.rest_greatest_sec) * (
-                0.75 + jitter / 2
-            )
+            greatest_sec = max(self._breaker.rest_sec, self._breaker.rest_greatest_sec)
+            rest_sec = min(self._breaker.rest_sec * 2**self._opened, greatest_sec) * (0.75 + jitter / 2)
             self._opened = min(self._opened + 1, 30)
         elif self.ill_in_a_row >= RESTS_FROM:
             rest_sec = min(BACKOFF_LEAST_SEC * 2 ** (self.ill_in_a_row - RESTS_FROM), BACKOFF_GREATEST_SEC) * (
