@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +87,47 @@ def mariadb_url(debian: Callable[[str, str], str]) -> Iterator[ServerUrl]:
     debian("mariadb-server", "mariadbd")
     with mariadb_server(flushes=False) as url:
         yield url
+
+
+@pytest.fixture
+def other_release(tmp_path: Path) -> Callable[..., str]:
+    """Make another release of a plugin's package from its sources, its entry points, and what is replaced in its
+    `options.py`; return an interpreter that imports it.
+    """
+
+    def make(sources: Path, entries: str, version: str = "9.9.9", *, change: tuple[str, str] = ("", "")) -> str:
+        folder = tmp_path / "other-release"
+        module = shutil.copytree(sources, folder / sources.name)
+        text = (module / "options.py").read_text()
+        assert change[0] in text
+        (module / "options.py").write_text(text.replace(*change, 1))
+        info = folder / f"{sources.name}-{version}.dist-info"
+        info.mkdir()
+        name = sources.name.replace("_", "-")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(entries)
+        python = folder / "python"
+        python.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        return str(python)
+
+    return make
+
+
+@pytest.fixture
+def checked_card() -> Callable[..., dict[str, Any]]:
+    """Check a plugin in a process of its own; return its first card."""
+
+    def check(plugin: str, url: str = "", *, path: str = "", timeout: float = 300.0, **asked: Any) -> dict[str, Any]:
+        command = [sys.executable, "-m", "converge.testing._check", plugin, url, json.dumps(asked)]
+        environment = os.environ | ({"PYTHONPATH": path} if path else {})
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        card: dict[str, Any] = next(line for line in lines if "backend" in line)
+        return card
+
+    return check
 
 
 def _reason(report: pytest.TestReport) -> str:

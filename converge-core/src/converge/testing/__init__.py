@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from converge.testing._check.bench import Bench
+    from converge.testing._check.bench import Bench, ServerBench
     from converge.testing._transport.streams import StreamTransportContract
     from converge.testing.checked import CheckedStore
     from converge.testing.discovery import DiscoveryContract
@@ -25,6 +25,7 @@ __all__ = [
     "DiscoveryContract",
     "FaultPlan",
     "FaultyStore",
+    "ServerBench",
     "StoreContract",
     "StreamTransportContract",
     "TaskContract",
@@ -37,6 +38,7 @@ _HOMES = {
     "DiscoveryContract": "converge.testing.discovery",
     "FaultPlan": "converge.testing.faults",
     "FaultyStore": "converge.testing.faults",
+    "ServerBench": "converge.testing._check.bench",
     "StoreContract": "converge.testing.store",
     "StreamTransportContract": "converge.testing._transport.streams",
     "TaskContract": "converge.testing.task",

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from converge.testing.clauses import cited, in_short
-from converge.testing.servers import SERVER_MARK
+from converge.testing.servers import SERVER_MARK, SERVER_PIDS
 
 # What a test started may need a moment to end after the test itself; what is there after that was forgotten.
 FAILED_TASKS = "Tasks failed on a store that is not known to be sound: run StoreContract first, and mend what it finds"
@@ -66,7 +66,7 @@ def child_processes() -> frozenset[int]:
     found: set[int] = set()
     for listing in Path("/proc/self/task").glob("*/children"):
         found.update(int(pid) for pid in _read(listing).split())
-    return frozenset(pid for pid in found if _counts_as_child(Path(f"/proc/{pid}")))
+    return frozenset(pid for pid in found - SERVER_PIDS if _counts_as_child(Path(f"/proc/{pid}")))
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from converge.errors import ConvergeError
 
 # Marks the children of this module, so that the leak checks of `converge.testing.fixtures` know them.
 SERVER_MARK = "CONVERGE_TEST_SERVER"
+# Those that run: a server that sets its process title may write over its environment, and the mark with it.
+SERVER_PIDS: set[int] = set()
 # A server of a test starts in well under a second; a loaded machine may take twenty times as long.
 START_SEC = 30.0
 STOP_SEC = 15.0
@@ -276,7 +278,7 @@ def _start(
 
 def _spawn(command: Sequence[str], directory: Path, user: str | None, output: int) -> subprocess.Popen[bytes]:
     account = pwd.getpwnam(user) if user is not None else None
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command,
         cwd=directory,
         env={**os.environ, SERVER_MARK: "1"},
@@ -287,6 +289,8 @@ def _spawn(command: Sequence[str], directory: Path, user: str | None, output: in
         group=account.pw_gid if account else None,
         extra_groups=[] if account else None,
     )
+    SERVER_PIDS.add(process.pid)
+    return process
 
 
 def _await_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool], program: str, log: Path) -> None:
@@ -310,6 +314,7 @@ def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    SERVER_PIDS.discard(process.pid)
 
 
 def _tail(log: Path) -> str:

@@ -104,6 +104,10 @@ def check(
         bool,
         Parameter(negative=(), help="Also what a store does while its server restarts or freezes."),
     ] = False,
+    other_python: Annotated[
+        str,
+        Parameter(metavar="PYTHON", help="Certify with another release beside this one, too: its interpreter."),
+    ] = "",
     only: Annotated[str, Parameter(metavar="TEST", help="Run one test of the kit alone.")] = "",
     seed: Annotated[
         int | None, Parameter(metavar="NUMBER", help="What the random histories draw from, as a card has it.")
@@ -121,7 +125,8 @@ def check(
     """
     import_here([name])
     loaded = loaded_and_packed(name)
-    asked = {"quick": quick, "long": long, "certify": certify, "only": only, "seed": seed}
+    asked = {"quick": quick, "long": long, "certify": certify or bool(other_python), "only": only, "seed": seed}
+    asked["other_python"] = other_python
     if find_spec("pytest") is None or find_spec("hypothesis") is None:
         raise ConfigError("the kit needs pytest and hypothesis; pip install 'converge-core[testing]' brings them")
     with output.progress(loaded.name, is_wanted=True) as on_progress:

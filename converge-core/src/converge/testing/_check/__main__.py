@@ -26,7 +26,10 @@ def main(name: str, url: str, asked: str) -> int:
     def on_test(done: int, total: int, bad: int) -> None:
         output.write(json.dumps({"done": done, "total": total, "bad": bad}) + "\n")
 
-    for backend in [one for some in loaded.backends.values() for one in some]:
+    backends = [one for some in loaded.backends.values() for one in some]
+    scheme, _, place = url.partition(":")
+    url = url if place else ""  # a scheme alone says which of the backends
+    for backend in [one for one in backends if scheme in one.schemes] if scheme else backends:
         output.write(card_text(check(loaded, backend, url, Asked(**json.loads(asked)), on_test=on_test)) + "\n")
     return 0
 

@@ -11,10 +11,11 @@ What a bench does not have is reported as not tried.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import uuid
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ import attrs
 
 from converge.plugins.declaration import Backend
 from converge.testing._store.base import Cut
-from converge.testing.servers import SERVER_MARK
+from converge.testing.cuts import cut_proxy
+from converge.testing.servers import SERVER_MARK, ServerUrl
 
 
 class Bench:
@@ -36,13 +38,17 @@ class Bench:
         folder: Is removed after the check.
         cut: Breaks the connection of the store's next call (S-16); None: there is no connection, or no means.
         near_sec: How soon a backend must be well again after what certification does to it.
+        suffer_sec: How long certification lets the server stay frozen, or refuse writes.
+        is_own: Whether the server is the check's own: a server that was given is not restarted, frozen or changed.
     """
 
     cut: Callable[[Cut], None] | None = None
     near_sec: float = 5.0
+    suffer_sec: float = 2.0
 
     def __init__(self, backend: Backend, given: str, folder: Path) -> None:
         self.backend, self.given, self.folder = backend, given, folder
+        self.is_own = not given
         self._number = count()
 
     def running(self) -> AbstractContextManager[object]:
@@ -72,7 +78,7 @@ class Bench:
 
     def options(self) -> Any:
         """Return options that name a place which no other test uses: a network of its own, where there are networks."""
-        made = {"network": f"check-{uuid.uuid4().hex[:16]}"} if self._has_networks else {}
+        made = {"network": f"check_{uuid.uuid4().hex[:16]}"} if self._has_networks else {}
         return self.backend.options(**made)
 
     def address(self) -> str:
@@ -92,7 +98,7 @@ class Bench:
     `process.discovery` is what its `open` gave. None: its entries end with the lease of the node's store.
     """
 
-    # What certification does to the place. None: not tried.
+    # What certification does to the place. None, or a server that is not the check's own: not tried.
 
     restart: Callable[[], None] | None = None
     """Ends the server and starts it again, at the same address; what it keeps is there again."""
@@ -101,7 +107,9 @@ class Bench:
     refuse_writes: Callable[[], AbstractContextManager[object]] | None = None
     """Lets the server refuse writes while the block lasts: read-only, or full."""
     other_python: str | None = None
-    """An interpreter of an environment with another release of the plugin, for two releases side by side."""
+    """An interpreter of an environment with another release of the plugin, for two releases side by side; the option
+    `--other-python` names it, too.
+    """
     rotate: Callable[[], None] | None = None
     """Changes the credentials, as an operator does: new ones are where the options say, the old ones end."""
 
@@ -112,3 +120,63 @@ class Bench:
     @property
     def _has_networks(self) -> bool:
         return "network" in {field.alias or field.name for field in attrs.fields(self.backend.options)}
+
+
+class ServerBench(Bench):
+    """A bench that runs a server of the check's own, unless it was given one, behind a proxy that can cut connections.
+
+    A package of a store whose server `converge.testing.servers` or the author can run gives `server`.
+    """
+
+    def __init__(self, backend: Backend, given: str, folder: Path) -> None:
+        super().__init__(backend, given, folder)
+        self.url_of_server = given
+        """Where the server itself is, past the proxy."""
+        self._server, self._pid = ExitStack(), 0
+
+    def server(self, folder: Path, port: int | None) -> AbstractContextManager[ServerUrl]:
+        """Return what runs the server, with its data in a folder that may have some: at a port, if one is named."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Do to the server, which runs for the first time, what its operator would: make users, for example."""
+
+    def store_url(self, url: str) -> str:
+        """Return the URL by which the store is opened, from the server's: with another user's name, for example."""
+        return url
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the server and the proxy while the store is checked."""
+        with self._server:
+            if self.is_own:
+                self.url_of_server = self._start(None)
+                self.prepare()
+            with cut_proxy(self.store_url(self.url_of_server) if self.is_own else self.given) as proxy:
+                self.given, self.cut = proxy.url, proxy.cut
+                yield
+
+    def _start(self, port: int | None) -> str:
+        found = self._server.enter_context(self.server(self.folder / "server", port))
+        self._pid = found.pid
+        return found
+
+    def restart(self) -> None:
+        """End the server and start it again at its port, on its data."""
+        self._server.close()
+        self._start(urlsplit(self.url_of_server).port)
+
+    @contextmanager
+    def freeze(self) -> Iterator[None]:
+        """Stop the server's processes while the block lasts."""
+        stopped = [self._pid]
+        os.kill(self._pid, signal.SIGSTOP)  # first, so that it starts no more of them
+        try:
+            for listing in Path(f"/proc/{self._pid}/task").glob("*/children"):
+                for pid in map(int, listing.read_text().split()):
+                    os.kill(pid, signal.SIGSTOP)
+                    stopped.append(pid)
+            yield
+        finally:
+            for pid in reversed(stopped):
+                os.kill(pid, signal.SIGCONT)

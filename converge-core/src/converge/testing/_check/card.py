@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 
 import attrs
 import pytest
@@ -38,6 +39,12 @@ NOT_APPLICABLE, NOT_TRIED = "not applicable: ", "not tried: "
 
 CERTIFIED = "certified.py"
 """The module of tests that are about no clause alone."""
+
+NOT_CERTIFIED = (
+    "is of stores alone: a {kind} keeps nothing that a restart could lose; "
+    "peers and stores that break, hang and lie are in its clauses"
+)
+"""What a card says where certification was asked for and is none."""
 
 OnTest = Callable[[int, int, int], None]
 """Called with how many tests have ended, of how many, and how many have failed."""
@@ -135,6 +142,7 @@ class Asked:
         certify: Certification, too.
         only: The name of a test; empty: all.
         seed: Of what the histories draw; None: another one each time.
+        other_python: An interpreter with another release of the plugin, for certification; empty: as the bench says.
     """
 
     quick: bool = False
@@ -142,6 +150,7 @@ class Asked:
     certify: bool = False
     only: str = ""
     seed: int | None = None
+    other_python: str = ""
 
 
 def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: OnTest) -> Card:
@@ -157,6 +166,7 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
     seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
     sizes = [f"--{name}" for name in ("quick", "long") if getattr(asked, name)]
     certify = ["--certify"] if asked.certify else []
+    certify += ["--other-python", asked.other_python] if asked.other_python else []
     again = [
         "converge",
         "plugins",
@@ -171,11 +181,13 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
     filler, output, began = _Filler(on_test, again), io.StringIO(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="converge-check-") as folder:
         bench = bench_of(plugin.name, backend, url, Path(folder))
+        bench.other_python = asked.other_python or bench.other_python
         CURRENT.append(bench)
         try:
             names = [_MODULES[kind], *(["certified"] if kind == "store" and asked.certify else [])]
             modules = [importlib.reload(importlib.import_module(f"converge.testing._check.{name}")) for name in names]
-            places = [str(Path(inspect.getfile(module)).resolve()) for module in modules]
+            having = [module for module in modules if _has(module, asked.only)] or modules
+            places = [str(Path(inspect.getfile(module)).resolve()) for module in having]
             root = str(Path(places[0]).parent)
             given = ["--rootdir", root, "--confcutdir", root, "--basetemp", f"{folder}/tests"]
             given += ["-o", "python_classes=Test*", *sizes, f"--hypothesis-seed={seed}"]
@@ -184,9 +196,11 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
                 pytest.main([*GUEST, *IMPORTED, *given, *places], plugins=[filler])
         finally:
             CURRENT.pop()
-    if not filler.passed and not filler.failed:
+    if not filler.passed and not filler.failed and not filler.skipped:
         raise RuntimeError(f"no test of the kit could be run:\n{output.getvalue()[-3_000:]}")
-    not_tried, not_applicable = ({}, {}) if asked.only else _left(filler)
+    not_tried, not_applicable = _left(filler, is_whole=not asked.only)
+    if asked.certify and kind != "store":
+        not_tried |= {"certification": NOT_CERTIFIED.format(kind=kind)}
     return Card(
         plugin=plugin.name,
         distribution=plugin.distribution,
@@ -211,8 +225,15 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
     )
 
 
-def _left(filler: _Filler) -> tuple[dict[str, str], dict[str, str]]:
-    """Return why clauses were not tried, and why others are not applicable."""
+def _has(module: ModuleType, test: str) -> bool:
+    """Return whether a class of the module has the test: hundreds of others need not be collected for it."""
+    return any(isinstance(one, type) and hasattr(one, test) for one in vars(module).values())
+
+
+def _left(filler: _Filler, *, is_whole: bool) -> tuple[dict[str, str], dict[str, str]]:
+    """Return why clauses were not tried, and why others are not applicable; of a whole run, those
+    without a test, too.
+    """
     not_applicable = {
         clause: why.removeprefix(NOT_APPLICABLE)
         for clause, why in filler.skipped.items()
@@ -220,7 +241,9 @@ def _left(filler: _Filler) -> tuple[dict[str, str], dict[str, str]]:
     }
     letters = {name[0] for name in (*filler.passed, *(one.clause for one in filler.failed))}
     seen = {*filler.passed, *(one.clause for one in filler.failed), *not_applicable}
-    untold = {name: "no test of the kit tries it" for name in CLAUSES if name[0] in letters and name not in seen}
+    untold = {
+        name: "no test of the kit tries it" for name in CLAUSES if is_whole and name[0] in letters and name not in seen
+    }
     skipped = {
         clause: why.removeprefix(NOT_TRIED)
         for clause, why in filler.skipped.items()

@@ -39,7 +39,7 @@ TOGETHER = 5
 @attrs.frozen(kw_only=True)
 class Name:
     """What another process imports: an attribute, perhaps of a class, of a module. A module that only pytest finds is
-    loaded from its file.
+    loaded from its file; without a file it is the one that the process finds by its name.
     """
 
     module: str
@@ -53,6 +53,8 @@ class Name:
     def _module(self) -> Any:
         if self.module in sys.modules:
             return sys.modules[self.module]
+        if not self.file:
+            return importlib.import_module(self.module)
         with suppress(ModuleNotFoundError):
             found = importlib.import_module(self.module)
             if found.__file__ == self.file:

@@ -1,0 +1,156 @@
+"""What `converge plugins check sql` needs: a PostgreSQL and a MariaDB of the check's own, which it may restart, make
+read-only and lock out of; and a file for each test of SQLite.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from converge.testing import Bench, ServerBench
+from converge.testing.servers import ServerUrl, mariadb_server, postgres_server
+
+USER = "bench"
+READABLE = 0o711
+"""Servers that root starts run as another user, who has to reach their folder."""
+
+
+class SqlBench(Bench):
+    """The bench of one of the three kinds of database."""
+
+    def __new__(cls, backend: Any, given: str, folder: Path) -> Any:
+        """Return the bench that fits the backend."""
+        return object.__new__({"sql": _Postgresql, "mysql": _Mariadb}.get(backend.name, _Sqlite))
+
+
+class _Sqlite(SqlBench):
+    def url(self) -> str:
+        """Return a file of its own."""
+        return f"sqlite:///{self.fresh() / 'store.db'}"
+
+
+class _OfServer(SqlBench, ServerBench):
+    """A server with a user whose password is in a file; each test has a network of its own."""
+
+    driver = ""
+    """How the URL begins by which SQLAlchemy reaches the server."""
+
+    def prepare(self) -> None:
+        """Make the user, whose password the server asks for."""
+        self.password.write_text(secrets.token_hex(16))
+        self.run(*self.making())
+
+    def making(self) -> list[str]:
+        """Return the statements that make the user."""
+        raise NotImplementedError
+
+    def options(self) -> Any:
+        """Return options that name a network of its own, and where the password is."""
+        made = super().options()
+        return attrs.evolve(made, password_file=self.password) if self.is_own else made
+
+    @property
+    def password(self) -> Path:
+        """Return the file whose first line is the user's password."""
+        return self.folder / "password"
+
+    def secret(self) -> str:
+        """Return the user's password."""
+        return self.password.read_text()
+
+    def run(self, *statements: str) -> None:
+        """Let the server carry out statements, each alone, as its operator."""
+
+        async def execute() -> None:
+            engine = create_async_engine(self.driver + self.url_of_server.partition(":")[2])
+            try:
+                async with engine.connect() as connection:
+                    await connection.execution_options(isolation_level="AUTOCOMMIT")
+                    for statement in statements:
+                        await connection.execute(text(statement))
+            finally:
+                await engine.dispose()
+
+        with ThreadPoolExecutor(1) as thread:  # the event loop of a test may be here already
+            thread.submit(asyncio.run, execute()).result()
+
+
+class _Postgresql(_OfServer):
+    driver = "postgresql+asyncpg:"
+
+    def server(self, folder: Path, port: int | None) -> AbstractContextManager[ServerUrl]:
+        """Run PostgreSQL, with all that a durability class asks of it."""
+        self.folder.chmod(READABLE)
+        return postgres_server(directory=folder, port=port)
+
+    def making(self) -> list[str]:
+        """Return the statements that make the user."""
+        access = self.folder / "server/data/pg_hba.conf"
+        access.write_text(f"host all {USER} 127.0.0.1/32 scram-sha-256\n{access.read_text()}")
+        made = [f"create role {USER} login password '{self.secret()}'", f"grant create on schema public to {USER}"]
+        return [*made, "select pg_reload_conf()"]
+
+    def store_url(self, url: str) -> str:
+        """Return the URL with the user's name."""
+        return url.replace("postgres@", f"{USER}@", 1)
+
+    @contextmanager
+    def refuse_writes(self) -> Iterator[None]:
+        """Take from the user, who owns the tables, the right to write to them."""
+        rights = "insert, update, delete on all tables in schema public"
+        self.run(f"revoke {rights} from {USER}")
+        try:
+            yield
+        finally:
+            self.run(f"grant {rights} to {USER}")
+
+    def rotate(self) -> None:
+        """Give the user another password, and end the connections that it made with the old one."""
+        self.password.write_text(secrets.token_hex(16))
+        self.run(
+            f"alter role {USER} password '{self.secret()}'",
+            f"select pg_terminate_backend(pid) from pg_stat_activity where usename = '{USER}'",
+        )
+
+
+class _Mariadb(_OfServer):
+    driver = "mysql+asyncmy:"
+
+    def server(self, folder: Path, port: int | None) -> AbstractContextManager[ServerUrl]:
+        """Run MariaDB, with all that a durability class asks of it."""
+        self.folder.chmod(READABLE)
+        return mariadb_server(directory=folder, port=port)
+
+    def making(self) -> list[str]:
+        """Return the statements that make the user."""
+        return [
+            f"create user '{USER}'@'%' identified by '{self.secret()}'",
+            f"grant all on converge.* to '{USER}'@'%'",
+        ]
+
+    def store_url(self, url: str) -> str:
+        """Return the URL with the user's name."""
+        return url.replace("root@", f"{USER}@", 1)
+
+    @contextmanager
+    def refuse_writes(self) -> Iterator[None]:
+        """Let the server be read-only for all but its operator."""
+        self.run("set global read_only = on")
+        try:
+            yield
+        finally:
+            self.run("set global read_only = off")
+
+    def rotate(self) -> None:
+        """Give the user another password, and end the connections that it made with the old one."""
+        self.password.write_text(secrets.token_hex(16))
+        self.run(f"alter user '{USER}'@'%' identified by '{self.secret()}'", f"kill user {USER}")
