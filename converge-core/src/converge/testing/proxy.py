@@ -46,10 +46,15 @@ class ByteProxy:
 
     async def _serve(self, client: SocketStream) -> None:
         host, port = host_and_port(self._target)
-        async with client, await anyio.connect_tcp(host, port) as server, anyio.create_task_group() as group:
-            self._server = server
-            group.start_soon(self._pump, client, server, self.seen_up, "up")
-            group.start_soon(self._pump, server, client, self.seen_down, "down")
+        async with client:
+            try:
+                server = await anyio.connect_tcp(host, port)
+            except OSError:
+                return  # nobody listens behind it: the client's connection ends
+            async with server, anyio.create_task_group() as group:
+                self._server = server
+                group.start_soon(self._pump, client, server, self.seen_up, "up")
+                group.start_soon(self._pump, server, client, self.seen_down, "down")
 
     async def _pump(self, source: SocketStream, sink: SocketStream, seen: bytearray, way: str) -> None:
         with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
