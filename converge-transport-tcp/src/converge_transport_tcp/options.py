@@ -13,7 +13,8 @@ class TcpOptions:
     Attributes:
         connect_sec: How long a connection may take to come about, name look-up included.
         frame_sec: How long a frame may take from its first byte to its last before the channel is given up.
-        backlog: Connections that wait in the kernel for being accepted.
+        backlog: Connections that wait in the kernel for being accepted: what it drops is sent again after a second. The
+            kernel takes no more than its own limit (`somaxconn` on Linux).
         certificate, key: PEM files for tls://: what this node shows to others, and its private key. Changed files are
             read again.
         ca: PEM file of the authorities of other nodes' certificates; empty: those of the system.
@@ -27,8 +28,8 @@ class TcpOptions:
         default=10.0, validator=and_(ge(0.1), le(60.0)), metadata={"unit": "s", "help": "longest time for one frame"}
     )
     backlog: int = attrs.field(
-        default=256,
-        validator=and_(ge(1), le(4_096)),
+        default=4_096,
+        validator=and_(ge(1), le(65_535)),
         metadata={"unit": "connections", "help": "queue of the listening socket"},
     )
     certificate: str = attrs.field(default="", metadata={"help": "PEM file of the certificate for tls://"})

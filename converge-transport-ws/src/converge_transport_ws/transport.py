@@ -35,6 +35,8 @@ from converge_transport_ws.options import WsOptions
 
 # Upgraded connections that wait for being accepted.
 BACKLOG = 256
+# Connections that wait in the kernel: what it drops is sent again after a second. It takes no more than somaxconn.
+QUEUE = 4_096
 # C-5 gives close a second; some of it is for the system.
 CLOSE_SEC = 0.8
 NOT_UNDERSTOOD = 1003
@@ -103,6 +105,7 @@ class WsTransport(Transport):
                 ),
                 **self._settings(),
             )
+            sock.listen(QUEUE)  # the event loop has made it shorter
             stack.push_async_callback(listener.close, server)
             yield listener
 
@@ -303,7 +306,7 @@ async def _bind(address: str) -> tuple[Address, socket.socket]:
                 # So that a restarted node gets its port back; on Windows the option would let two processes share it.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(sockaddr)
-            sock.listen(BACKLOG)
+            sock.listen(QUEUE)
         except BaseException:
             sock.close()
             raise
