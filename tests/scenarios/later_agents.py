@@ -11,4 +11,4 @@ from converge.runtime.network import network
 
 __all__ = ["Talker"]
 
-network.Terms = partial(Terms, lowest=VERSION + 1, highest=VERSION + 1)  # type: ignore[attr-defined]
+network.Terms = partial(Terms, lowest=VERSION + 1, highest=VERSION + 1)  # type: ignore[assignment, attr-defined]

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import select
 import socket
-from contextlib import ExitStack
+from contextlib import AbstractAsyncContextManager, ExitStack
 from pathlib import Path
 
 import pytest
 
+from converge.contracts.transport import Transport
 from converge.testing.proxy import host_and_port
 from converge_transport_tcp import TcpOptions, TcpTransport
 from converge_transport_ws import WsOptions, WsTransport
@@ -23,12 +24,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-OPENED = {"tcp": lambda: TcpTransport.open(TcpOptions()), "ws": lambda: WsTransport.open(WsOptions())}
+def opened(scheme: str) -> AbstractAsyncContextManager[Transport]:
+    """Open the transport of the scheme."""
+    return TcpTransport.open(TcpOptions()) if scheme == "tcp" else WsTransport.open(WsOptions())
 
 
-@pytest.mark.parametrize("scheme", OPENED)
+@pytest.mark.parametrize("scheme", ["tcp", "ws"])
 async def test_a_crowd_that_connects_while_the_loop_is_held_waits_in_the_kernel(scheme: str) -> None:
-    async with OPENED[scheme]() as one, one.listen(f"{scheme}://127.0.0.1:0") as listener:
+    async with opened(scheme) as one, one.listen(f"{scheme}://127.0.0.1:0") as listener:
         address = host_and_port(listener.address)
         with ExitStack() as stack:
             poll = select.poll()

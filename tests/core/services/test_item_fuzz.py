@@ -74,6 +74,7 @@ async def test_spoiled_items_end_a_link_with_a_typed_error_or_leave_it_as_it_is(
         for number in range(ITEMS):
             if number % 100 == 0:
                 items = good_items(here, there, draw)
+            if number % 1_000 == 0:
                 await anyio.wait_all_tasks_blocked()  # the answers have been read
             kind, body = draw.choice(items)
             try:
