@@ -239,15 +239,13 @@ def _plain(value: Any, path: str, depth: int) -> Any:
     if isinstance(value, int):
         if not -_INT_GREATEST - 1 <= value <= _INT_GREATEST:
             raise _refused(path, value, "an integer of 64 bits")
-        return value
+        return int.__int__(value)  # an encoder takes no subclasses
     if isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
             raise _refused(path, value, "a finite number")
-        return value
+        return float.__float__(value)
     if isinstance(value, str):
-        if not value.isascii():
-            _check_unicode(value, path)
-        return value
+        return _text(value, path)
     if isinstance(value, bytes | bytearray | memoryview):
         return {BYTES_KEY: base64.b64encode(value).decode()}
     return _container(value, path, depth + 1)
@@ -264,7 +262,7 @@ def _container(value: Any, path: str, depth: int) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise _refused(path, key, "names (str) as keys")
-        return {key: _plain(item, f"{path}.{key}", depth) for key, item in value.items()}
+        return {_text(key, path): _plain(item, f"{path}.{str.__str__(key)}", depth) for key, item in value.items()}
     raise _refused(path, value, "plain data: None, bool, int, float, str, bytes, lists and mappings of these")
 
 
@@ -273,11 +271,15 @@ def _refused(path: str, value: object, expected: str) -> InvalidValue:
     return InvalidValue(path, value, expected, shown=f"a value of type {type(value).__name__}")
 
 
-def _check_unicode(value: str, path: str) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise _refused(path, value, "text without lone surrogates") from None
+def _text(value: str, path: str) -> str:
+    """Return the text as a plain one: a subclass may say anything."""
+    text = str.__str__(value)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise _refused(path, value, "text without lone surrogates") from None
+    return text
 
 
 def _restore(value: Any) -> Any:

@@ -600,5 +600,10 @@ class ConnectFailed(ChannelError):
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = str.__str__(repr(value))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # it is anybody's object
+        text = object.__repr__(value)
     return text if len(text) <= 80 else text[:77] + "..."

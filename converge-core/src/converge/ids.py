@@ -27,7 +27,7 @@ def check_name(what: str, name: object) -> str:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidName(what, name, NAME_RULE)
-    return name
+    return str.__str__(name)  # a subclass may say anything
 
 
 def uuid7(now: int, entropy: bytes, number: int = 0) -> bytes:

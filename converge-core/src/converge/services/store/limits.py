@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
@@ -32,6 +31,8 @@ from converge.errors import ForeignLoop, InvalidValue, OutcomeUnknown, StoreUnav
 P = ParamSpec("P")
 T = TypeVar("T")
 
+TIMEOUT_GREATEST_SEC = 1e9
+
 
 class Limit:
     """The time that one call of a manager may take, all its calls on the store together."""
@@ -56,11 +57,9 @@ def timed(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[
 
     @wraps(method)
     async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        timeout: Any = kwargs.pop("timeout", None)
+        timeout = checked_timeout(kwargs.pop("timeout", None))
         if timeout is None:
             return await method(*args, **kwargs)
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or math.isnan(timeout) or timeout < 0:
-            raise InvalidValue("timeout", timeout, "seconds, 0 or more")
         limit = Limit(anyio.current_time() + timeout)
         token = LIMIT.set(limit)
         try:
@@ -71,6 +70,19 @@ def timed(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[
         raise no_answer(timeout, limit)
 
     return call
+
+
+def checked_timeout(timeout: object) -> float | None:
+    """Return the seconds, if they are any, or None.
+
+    Raises:
+        InvalidValue: It is neither.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+        raise InvalidValue("timeout", timeout, "seconds, 0 or more")
+    return float(min(timeout, TIMEOUT_GREATEST_SEC))  # of a longer one nobody sees the end, and no clock may count it
 
 
 def is_out_of_time(lasted_sec: float, call_sec: float) -> bool:

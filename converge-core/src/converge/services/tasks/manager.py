@@ -32,7 +32,7 @@ from converge.machines.task import Found, Held, TaskState, digest, is_terminal, 
 from converge.model.keys import STATE, TASK, TORN
 from converge.model.task import Spec, Task
 from converge.services.store.handle import StoreHandle
-from converge.services.store.limits import timed
+from converge.services.store.limits import checked_timeout, timed
 from converge.services.store.patience import LostAnswer, attempts
 from converge.services.store.processes import node_ids
 from converge.services.tasks.claim import LEASE_WAS_LOST, Claims, settle_takes, turn
@@ -304,9 +304,10 @@ class TaskManager:
 
         Raises:
             ResultTimeout: After `timeout` seconds it was not; it goes on.
+            InvalidValue: The timeout is no number of seconds.
             NoSuchTask: There is none, or retention has removed it.
         """
-        id_ = id_bytes("task id", task_id)
+        id_, timeout = id_bytes("task id", task_id), checked_timeout(timeout)
         with anyio.move_on_after(timeout) as scope:
             await self._results.wait(id_)
         spec, state = read_from(id_, await self._handle.reads.few(TASK(id_), STATE(id_)))
@@ -476,7 +477,7 @@ def _checked(task: Task) -> Task:
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise InvalidValue(name, value, "text")
-    return value
+    return str.__str__(value)
 
 
 def _check_several(name: str, names: object) -> None:
@@ -484,6 +485,8 @@ def _check_several(name: str, names: object) -> None:
         raise InvalidValue(name, names, f"a sequence of names, such as [{names!r}]")
     if not isinstance(names, Collection):
         raise InvalidValue(name, names, "a sequence of names")
+    for one in names:
+        check_name(name, one)
 
 
 def _check_limit(limit: object) -> None:
