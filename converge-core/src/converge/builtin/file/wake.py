@@ -212,7 +212,7 @@ def _socket() -> socket.socket:
 def _names(folder: str) -> list[str]:
     try:
         return os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # mostly it is not there; and where there are no descriptors left, say, polls serve the watchers
         return []
 
 

@@ -1,0 +1,30 @@
+"""A wake is a hint: whatever the system refuses while one is told, what was committed stands, and its caller learns so."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from converge import open_store
+from converge.contracts.store import ABSENT, Batch, Committed
+from converge.model.keys import ACTOR
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO], ids=errno.errorcode.get)
+async def test_a_commit_stands_though_nobody_can_be_woken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(path: str) -> NoReturn:
+        raise OSError(code, os.strerror(code), path)
+
+    async with open_store(f"file:{tmp_path / 'state.db'}") as store:
+        key = ACTOR("p", "k")
+        with monkeypatch.context() as patch:
+            patch.setattr("converge.builtin.file.wake.os.listdir", refuse)
+            (outcome,) = await store.commit([Batch([(key, ABSENT)], [(key, b"1")])], wake=["lane.x"])
+        assert isinstance(outcome, Committed)
+        assert [entry and entry.value for entry in await store.get([key])] == [b"1"]
