@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -26,7 +27,9 @@ NOT_APPLICABLE = "not applicable: "
 # Hundreds of tests start processes. Where Python was told to write no bytecode beside the sources, each would compile
 # all of them again, which takes longer than most tests: the bytecode goes to pytest's cache instead.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
-    os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    sys.dont_write_bytecode = False
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -35,6 +38,26 @@ def pytest_xdist_auto_num_workers() -> int:
     workers.
     """
     return WORKERS_PER_CORE * (os.cpu_count() or 1)
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests lie in memory to the end: no collection of garbage need look at them again. Those that run
+    pytest within them, or look for leaks, collect hundreds of times.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker a run of whole modules, so that what a module or a package sets up is set up once; who is done
+    takes from the others.
+    """
+    if config.option.dist != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])

@@ -17,6 +17,7 @@ from converge.testing.fleet import Fleet, all_terminal, until_started
 
 pytestmark = pytest.mark.timeout(90)
 
+IS_FULL = os.environ.get("FULL_TESTS") == "1"
 SKEW = Path(__file__).with_name("skew")
 
 on_file = pytest.mark.parametrize("fleet", ["file"], indirect=True)
@@ -73,7 +74,11 @@ async def test_a_type_that_no_agent_knows_is_not_claimed_and_waits_for_one_that_
     assert process.poll() is None
 
 
-@pytest.mark.parametrize("skew_sec", [3_600, -3_600])
+@pytest.mark.parametrize(
+    ("fleet", "skew_sec"),
+    [("file", 3_600), ("redis", -3_600), *([("file", -3_600), ("redis", 3_600)] if IS_FULL else [])],
+    indirect=["fleet"],
+)
 async def test_a_host_whose_clock_is_an_hour_off_changes_nothing(
     fleet: Fleet, tasks: TaskManager, skew_sec: int
 ) -> None:

@@ -18,18 +18,24 @@ from converge.testing.fleet import Fleet, all_terminal, until_started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
+IS_FULL = os.environ.get("FULL_TESTS") == "1"
 KILLS = 15
-PARTS = {"file": 4, "redis": 2} if os.environ.get("FULL_TESTS") == "1" else {"file": 1, "redis": 1}
+LEAST_KILLS = KILLS if IS_FULL else 6
+"""In a short run the kills end here, once one has hit a process that held a claim."""
+PARTS = {"file": 4, "redis": 2} if IS_FULL else {"file": 1, "redis": 1}
 LEASE_SEC = 2.0
 
 
 @pytest.mark.parametrize("agents", [1, 10])
 async def test_f4_no_task_is_claimed_by_two_processes(fleet: Fleet, tasks: TaskManager, agents: int) -> None:
-    """Four processes, 2,000 tasks that are there before the first claim, batches of 1 and of 10. No task ends before
-    each process has begun some.
+    """Four processes, tasks that are there before the first claim, with FULL_TESTS 2,000, batches of 1 and of 10. No
+    task ends before each process has begun some.
     """
     gate = fleet.folder / "gate"
-    wanted = [Task(pool_id=fleet.pool, inputs={"gate": str(gate)}) for _ in range(2_000 if agents > 1 else 400)]
+    wanted = [
+        Task(pool_id=fleet.pool, inputs={"gate": str(gate)})
+        for _ in range((2_000 if agents > 1 else 400) if IS_FULL else 200)
+    ]
     ids = await tasks.submit_many(wanted)
     for _ in range(4):
         fleet.start(agents=agents, lease_sec=10.0)
@@ -59,9 +65,10 @@ async def test_kill_9_at_any_moment_loses_nothing_and_completes_nothing_twice(
         fleet.start(lease_sec=LEASE_SEC)
     submitter = start_submitter(fleet)
     await until_started(fleet, 10)
-    for kill in range(KILLS):
+    kills = 0
+    while kills < LEAST_KILLS or (kills < KILLS and not began_again(fleet)):
         await anyio.sleep(chance.random() * 0.5)  # the random moment itself
-        if kill % 6 == 5:
+        if kills % 6 == 5:
             await until_acknowledged(fleet, submitter)
             await anyio.sleep(chance.random() * 0.05)  # the random moment itself
             victim = submitter
@@ -69,6 +76,7 @@ async def test_kill_9_at_any_moment_loses_nothing_and_completes_nothing_twice(
             victim = choose(fleet, submitter, chance)
         victim.kill()
         victim.wait()
+        kills += 1
         if victim is submitter:
             submitter = start_submitter(fleet)
         else:
@@ -79,7 +87,7 @@ async def test_kill_9_at_any_moment_loses_nothing_and_completes_nothing_twice(
         if process.poll() is None:
             await fleet.until_running(process)  # how long Python takes to start is not what is bounded
     acknowledged = [line["task"] for line in fleet.ledger() if line["what"] == "acknowledged"]
-    assert len(acknowledged) > KILLS, "nearly nothing was submitted, so the test shows nothing"
+    assert len(acknowledged) > kills, "nearly nothing was submitted, so the test shows nothing"
     ended = await _all_within_the_bound(tasks, acknowledged)
     assert {task.state for task in ended} == {"COMPLETED"}, "an acknowledged task was lost, or failed"
     for task in ended:
@@ -90,10 +98,15 @@ async def test_kill_9_at_any_moment_loses_nothing_and_completes_nothing_twice(
         )
         tokens = [line.token for line in task.history]
         assert tokens == sorted(set(tokens)), "tokens did not rise"
-    repeated = {task_id for task_id, lines in fleet.starts().items() if len(lines) > 1}
+    repeated = began_again(fleet)
     taken_back = {task.id for task in ended if any(line.what == "lease ended" for line in task.history)}
     assert repeated & set(acknowledged) <= taken_back, "a task ran again though nobody had died with it"
     assert repeated, "no kill hit a process that held a claim, so the test shows nothing"
+
+
+def began_again(fleet: Fleet) -> set[str]:
+    """Return the tasks that were begun more than once."""
+    return {task_id for task_id, lines in fleet.starts().items() if len(lines) > 1}
 
 
 def pids(fleet: Fleet) -> set[int]:

@@ -27,7 +27,7 @@ from converge.services.tasks.sweep import Sweep
 
 pytestmark = pytest.mark.timeout(120)
 
-EXAMPLES = 25 if os.environ.get("FULL_TESTS") == "1" else 10
+EXAMPLES = 25 if os.environ.get("FULL_TESTS") == "1" else 5
 WRITTEN = [family for family in FAMILIES.values() if family is not EPOCH]
 """A foreign epoch is another history, which has its own tests."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from itertools import pairwise
 
@@ -16,7 +17,15 @@ from converge.testing.fleet import Fleet, all_terminal, until_started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
+IS_FULL = os.environ.get("FULL_TESTS") == "1"
 
+
+def on(store: str) -> pytest.MarkDecorator:
+    """On one store in a short run: whose the lease is makes no difference to a process."""
+    return pytest.mark.parametrize("fleet", ["file", "redis"] if IS_FULL else [store], indirect=True)
+
+
+@on("redis")
 async def test_f1_a_long_task_of_a_live_process_starts_once(fleet: Fleet, tasks: TaskManager) -> None:
     """A lease of 2 s, a task of 12 s, three processes."""
     processes = [fleet.start(lease_sec=2.0) for _ in range(3)]
@@ -29,6 +38,7 @@ async def test_f1_a_long_task_of_a_live_process_starts_once(fleet: Fleet, tasks:
     assert held_sec >= 5 * 2_000_000, "the task ran for less than five leases, so it shows no renewal"
 
 
+@on("file")
 async def test_f2_code_that_blocks_the_loop_keeps_its_task(fleet: Fleet, tasks: TaskManager) -> None:
     """The handler blocks the event loop for two leases, then holds the interpreter's lock in bursts for more than
     one.
@@ -65,6 +75,7 @@ async def _see_expiries(store: Store, seen: list[int]) -> None:
         await anyio.sleep(0.02)
 
 
+@on("file")
 async def test_f5_a_paused_process_that_wakes_overwrites_nothing(fleet: Fleet, tasks: TaskManager) -> None:
     """SIGSTOP for longer than the lease; another process completes the task meanwhile."""
     paused = fleet.start(agents=1, lease_sec=1.0)
@@ -90,6 +101,7 @@ async def test_f5_a_paused_process_that_wakes_overwrites_nothing(fleet: Fleet, t
     )
 
 
+@on("redis")
 async def test_f7_a_task_that_kills_its_process_becomes_a_dead_letter(fleet: Fleet, tasks: TaskManager) -> None:
     """Three attempts, no more; the good tasks beside it finish."""
     poison = await tasks.submit(Task(pool_id=fleet.pool, inputs={"die": True}, max_attempts=3))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import ModuleType
@@ -37,6 +38,9 @@ CELL_SEC = 10.0
 HARMLESS = ("a fork that returns", "a fork that exits", "a fork that awaits", "a thread left running", "blocking")
 """What succeeds: of a fork, that its child has ended as it should."""
 
+LOOPS = ["asyncio", "uvloop", "trio"] if os.environ.get("FULL_TESTS") == "1" else ["uvloop", "trio"]
+"""uvloop is what a process has by default where it is installed."""
+
 TIMED_OUT_AFTER = (
     "its own cancellation, not awaited",
     "its own cancellation, awaited",
@@ -46,7 +50,7 @@ TIMED_OUT_AFTER = (
 """What is followed by a task that runs into its timeout, too: half a second each, until the watchdog looks."""
 
 
-@pytest.fixture(scope="module", params=["asyncio", "uvloop", "trio"])
+@pytest.fixture(scope="module", params=LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """The event loops."""
     if request.param == "trio":

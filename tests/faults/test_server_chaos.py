@@ -30,7 +30,7 @@ from converge.testing.servers import ServerUrl, free_port, mariadb_server, postg
 from converge.testing.store import Cut
 
 IS_FULL = os.environ.get("FULL_TESTS") == "1"
-SECONDS, WORKERS, LEAST_STALE = (60.0, 6, 10) if IS_FULL else (8.0, 3, 1)
+SECONDS, WORKERS, LEAST_STALE = (60.0, 6, 10) if IS_FULL else (4.0, 3, 1)
 LEASE_SEC = 2.0
 PROGRAM = Path(__file__).with_name("chaos_agent.py")
 
@@ -169,6 +169,12 @@ async def _cut(url: str, part: int) -> None:
     await connection.close()
 
 
+def enough(agents: Agents) -> bool:
+    """Whether so much was done that the test shows something, however slow the machine is."""
+    submitted, completed, stale = (len(agents.ids(what)) for what in ("submitted", "completed", "stale"))
+    return submitted > 20 and completed > 5 and stale >= LEAST_STALE
+
+
 def storm(agents: Agents, server: Server) -> None:
     for _ in range(WORKERS):
         agents.start()
@@ -177,7 +183,7 @@ def storm(agents: Agents, server: Server) -> None:
         assert time.monotonic() < until, "nothing was ever completed"
         time.sleep(0.05)
     until, faults = time.monotonic() + SECONDS, 0
-    while time.monotonic() < until or faults < 4:
+    while time.monotonic() < until or faults < 4 or (not enough(agents) and time.monotonic() < until + 60):
         kind = faults % 4  # each kind in a short run too
         if kind == 0:
             agents.pause()
@@ -234,7 +240,7 @@ async def test_nothing_acknowledged_is_lost_or_done_twice_whatever_happens(
     print(counts, {words: count for words, count in agents.said.items() if words[0] == "failed"})  # noqa: T201
     found = wrong(agents.ids("submitted"), agents.ids("completed"), stored)
     assert found == {"lost": [], "twice": [], "undone": []}, counts
-    assert len(stored) > 20 and counts["completed"] > 5 and counts["stale"] >= LEAST_STALE, counts
+    assert len(stored) > 20 and enough(agents), counts
 
 
 async def _finished(tasks: TaskManager, ids: list[str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ it goes on.
 from __future__ import annotations
 
 import json
+import os
 import random
 import sqlite3
 from collections.abc import AsyncIterator
@@ -52,6 +53,13 @@ from converge.testing.fleet import COMMAND
 pytestmark = pytest.mark.timeout(60)
 
 LEASE_SEC = 0.6
+
+
+@pytest.fixture(scope="module", params=["asyncio", "trio"] if os.environ.get("FULL_TESTS") == "1" else ["asyncio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """The event loop, of which what stands in a record knows nothing: both with FULL_TESTS=1."""
+    return str(request.param)
+
 
 DAMAGES: dict[str, bytes] = {
     "empty": b"",

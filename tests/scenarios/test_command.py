@@ -72,9 +72,11 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-@pytest.fixture(scope="module", params=["file", "redis"])
+@pytest.fixture(scope="module", params=["file", "redis"] if os.environ.get("FULL_TESTS") == "1" else ["redis"])
 def engine(request: pytest.FixtureRequest, place_of: Callable[[str, str], Place]) -> str:
-    """The store; its server starts before the tests, so that the leak check knows it."""
+    """The store, in a short run the one with a server: `tests/core/cli` has a file. Its server starts before the tests,
+    so that the leak check knows it.
+    """
     place_of(request.param, "tcp")
     return str(request.param)
 

@@ -18,7 +18,8 @@ from converge.contracts.store import Batch, Channel, Committed, Conflict, Take, 
 from converge.testing.fixtures import wait_until
 
 CHILD = Path(__file__).with_name("spreading.py")
-ROUNDS, LEAST = (20, 19) if os.environ.get("FULL_TESTS") == "1" else (10, 2)
+IS_FULL = os.environ.get("FULL_TESTS") == "1"
+ROUNDS, LEAST = (20, 19) if IS_FULL else (10, 2)
 """Rounds at most, and in how many of them both must have some of the work. A busy machine often wakes the second too
 late; without spreading both have some in one round of ten at most.
 """
@@ -75,7 +76,7 @@ async def are_shared(tasks: TaskManager, submit: Callable[..., AsyncIterator[str
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("submit", [submit_many, submit_each])
+@pytest.mark.parametrize("submit", [submit_many, submit_each] if IS_FULL else [submit_each])
 async def test_two_idle_processes_share_four_tasks(
     url: str, submit: Callable[..., AsyncIterator[str]], anyio_backend: str
 ) -> None:

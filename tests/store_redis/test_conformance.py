@@ -15,6 +15,8 @@ from converge.testing.store import Cut
 from converge_store_redis import RedisOptions
 from converge_store_redis.plugin import REDIS
 
+IS_FULL = os.environ.get("FULL_TESTS") == "1"
+
 
 class TestRedis(StoreContract):
     """Redis 8, with the store's own turn, count and watch."""
@@ -38,13 +40,14 @@ class TestRedisInherited(TestRedis):
     """With the turn, count and watch that every store inherits."""
 
     inherited_turn = True
+    examples, rounds = (25, 20) if IS_FULL else (8, 6)
 
 
 class TestRedis62(StoreContract):
     """Redis 6.2, the oldest that is supported."""
 
     backend = REDIS
-    examples, rounds = (25, 20) if os.environ.get("FULL_TESTS") == "1" else (8, 6)
+    examples, rounds = (25, 20) if IS_FULL else (8, 6)
 
     @pytest.fixture
     def url(self, few62_url: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from converge.builtin.file.plugin import FILE
 from converge.testing import StoreContract, TaskContract
+
+IS_FULL = os.environ.get("FULL_TESTS") == "1"
 
 
 class _OnFile(StoreContract):
@@ -24,9 +27,11 @@ class TestFileStore(_OnFile):
 
 
 class TestFileStoreInherited(_OnFile):
-    """With those that every store inherits."""
+    """With those that every store inherits, which know nothing of event loops: on trio, too, with FULL_TESTS=1."""
 
     inherited_turn = True
+    loops = ("asyncio", "trio") if IS_FULL else ("asyncio",)
+    examples, rounds = (25, 20) if IS_FULL else (8, 6)
 
 
 class TestFileTasks(TaskContract):

@@ -30,7 +30,7 @@ from converge.testing.fixtures import wait_until, wait_until_sync
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 PROGRAM = Path(__file__).with_name("file_process.py")
-FORKS = 1_000 if os.environ.get("FULL_TESTS") else 60
+FORKS = 1_000 if os.environ.get("FULL_TESTS") else 30
 LANE: Channel = "lane.x"
 
 

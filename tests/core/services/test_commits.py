@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 
@@ -32,6 +33,8 @@ from converge.services.store import epoch as epochs
 from converge.services.store.commits import Commits, split
 from converge.services.store.handle import read_epoch
 from converge.testing.checked import check_batches, check_take_beside
+
+EXAMPLES = 300 if os.environ.get("FULL_TESTS") == "1" else 75
 
 
 class Scripted(MemoryStore):
@@ -329,7 +332,7 @@ def batches_of(draw: st.DrawFn) -> Batch:
     return Batch(checks, [(key, b"") for key in puts], deletes)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.lists(batches_of(), min_size=1, max_size=8), st.booleans())
 @example([put("a")] * (LIMITS.batches + 1), False)
 def test_every_group_of_a_split_keeps_the_callers_rules(batches: list[Batch], has_take: bool) -> None:
@@ -342,7 +345,7 @@ def test_every_group_of_a_split_keeps_the_callers_rules(batches: list[Batch], ha
         check_take_beside(take, [batches[index] for index in groups[-1]])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.lists(batches_of(), min_size=1, max_size=8), st.booleans())
 def test_batches_that_touch_each_other_keep_their_order(batches: list[Batch], has_take: bool) -> None:
     take = take_of()._replace(checks=[(LEASE(bytes(16)), 1)]) if has_take else None

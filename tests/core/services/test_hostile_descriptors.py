@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import attrs
@@ -23,6 +24,7 @@ from converge.model.descriptor import (
 from converge.model.identity import Identity, agent_id
 from converge.services.discovery.directory import Directory
 
+EXAMPLES = 300 if os.environ.get("FULL_TESTS") == "1" else 100
 NETWORK = "here"
 TYPED = (BadSignature, InvalidKey, TornRecord, SchemaTooNew)
 WHO = Identity(bytes(range(32)))
@@ -46,7 +48,7 @@ def refused(data: bytes) -> None:
     assert time.monotonic() - began < 1.0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.binary(max_size=600))
 def test_any_bytes_are_refused_with_a_typed_error(data: bytes) -> None:
     refused(data)
@@ -54,7 +56,7 @@ def test_any_bytes_are_refused_with_a_typed_error(data: bytes) -> None:
     refused(signed(data))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.integers(0, len(SOUND) * 8 - 1))
 def test_any_bit_that_is_flipped_is_found(at: int) -> None:
     data = bytearray(SOUND)
@@ -77,7 +79,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.sampled_from([field.name for field in attrs.fields(AgentDescriptor)]), json_values)
 def test_a_signed_descriptor_with_any_value_in_a_field_is_refused_or_that_value_is_of_the_fields_type(
     name: str, value: object

@@ -7,6 +7,7 @@ The links are the tests' own and fail as they are told: no socket, no handshake;
 from __future__ import annotations
 
 import json
+import os
 import random
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -38,6 +39,9 @@ from converge.services.messages.fanout import Fanouts
 from converge.services.messages.sending import SendOptions
 from converge.testing.fixtures import wait_until
 from converge.testing.sides import Agent, Side, two_sides
+
+TORN, HISTORIES = (80, 60) if os.environ.get("FULL_TESTS") == "1" else (25, 15)
+"""How many random items, and how many random histories of which many run into a timeout, are tried."""
 
 LEVELS = ("accepted", "handled", None)
 
@@ -304,7 +308,7 @@ async def test_whatever_a_peer_sends_is_refused_or_ends_its_link_and_others_go_o
 
 
 @given(st.binary(max_size=400), st.sampled_from([MESSAGE, RECEIPT, SIGNED]))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=TORN, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_bytes_of_a_peer_raise_anything_but_that_they_are_torn(body: bytes, kind: int) -> None:
     async def receive() -> None:
         async with two_sides() as (here, there):
@@ -404,7 +408,7 @@ FAULTS = ("ok", "ok", "ok", "ok", "cut before", "cut after", "twice", "late", "c
     ),
     calm=st.integers(5, 60),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=HISTORIES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_whatever_connections_do_each_message_is_handled_once_in_order_and_each_send_ends(
     backend: str, seed: int, sends: list[tuple[int, int, str | None, bool]], calm: int
