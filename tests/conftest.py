@@ -42,10 +42,12 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_finish() -> None:
     """Thousands of tests lie in memory to the end: no collection of garbage need look at them again. Those that run
-    pytest within them, or look for leaks, collect hundreds of times.
+    pytest within them, or look for leaks, collect hundreds of times. Hypothesis must be there before, for it looks for
+    what refers to an object, and would not see what is frozen.
     """
-    gc.collect()
-    gc.freeze()
+    if "hypothesis" in sys.modules:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
