@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
@@ -12,19 +11,15 @@ from converge.testing import StreamTransportContract, TransportContract
 from converge.testing._transport.certificates import Authority
 from converge_transport_tcp import TcpOptions
 from converge_transport_tcp.plugin import TCP
+from converge_transport_tcp.testing import TcpBench
 
 
 class TestTcp(StreamTransportContract):
     backend = TCP
     loops = ("asyncio", "uvloop", "trio")
-    oversized = b"\x00\x01\x00\x00"
-    malformed: ClassVar = {
-        "an empty frame": bytes(4),
-        "HTTP": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-        "a length that is cut off": b"\x00\x00",
-        "a frame that is cut off": b"\x00\x00\xff\xff" + bytes(1_000),
-    }
-    patience_sec = 3.0
+    oversized = TcpBench.oversized
+    malformed = TcpBench.malformed
+    patience_sec = TcpBench.patience_sec
 
     @pytest.fixture
     def options(self) -> TcpOptions:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
@@ -12,28 +11,15 @@ from converge.testing import StreamTransportContract, TransportContract
 from converge.testing._transport.certificates import Authority
 from converge_transport_ws import WsOptions
 from converge_transport_ws.plugin import WS
-
-MASKED = b"\x00\x00\x00\x00"
+from converge_transport_ws.testing import WsBench
 
 
 class TestWs(StreamTransportContract):
     backend = WS
     loops = ("asyncio", "uvloop", "trio")
-    oversized = b"\x82\xff" + (131_073).to_bytes(8, "big") + MASKED
-    malformed: ClassVar = {
-        "a huge message": b"\x82\xff" + (2**40).to_bytes(8, "big") + MASKED,
-        "a frame without mask": b"\x82\x03\x00\x01a",
-        "a reserved opcode": b"\x83\x80" + MASKED,
-        "compression that was not agreed": b"\xc2\x83" + MASKED + b"\x00\x01a",
-        "a text message": b"\x81\x83" + MASKED + b"abc",
-        "text that is not UTF-8": b"\x81\x81" + MASKED + b"\xff",
-        "an empty message": b"\x82\x80" + MASKED,
-        "an empty frame": b"\x82\x82" + MASKED + b"\x00\x00",
-        "a length that is cut off": b"\x82\x81" + MASKED + b"\x00",
-        "lengths that do not add up": b"\x82\x84" + MASKED + b"\x00\x03ab",
-        "something else": b"\x00" * 100,
-    }
-    patience_sec = 5.0
+    oversized = WsBench.oversized
+    malformed = WsBench.malformed
+    patience_sec = WsBench.patience_sec
 
     @pytest.fixture
     def options(self) -> WsOptions:

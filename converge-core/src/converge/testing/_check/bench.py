@@ -14,11 +14,11 @@ import os
 import signal
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit, urlunsplit
 
 import attrs
@@ -92,6 +92,15 @@ class Bench:
     def unknown_address(self) -> str:
         """Return an address that cannot be found."""
         return f"{self._scheme}://nobody.invalid:1"
+
+    oversized: bytes = b""
+    """Bytes that announce a frame over the limit, where one could begin, to a transport over TCP connections: then what
+    is seen on the wire alone is tried, too (C-12, C-14). Empty: it has no such wire.
+    """
+    malformed: ClassVar[Mapping[str, bytes]] = {}
+    """Bytes, by a name, that break its framing where a frame could begin."""
+    patience_sec: float = 12.0
+    """How long a channel of these options may take to notice that a frame never becomes whole."""
 
     die: Callable[[Any], None] | None = None
     """Lets the process that is given have died, as far as others can see, for a discovery with a liveness of its own;

@@ -46,6 +46,9 @@ NOT_CERTIFIED = (
 )
 """What a card says where certification was asked for and is none."""
 
+OF_STREAMS = frozenset({"C-12", "C-14"})
+ON_THE_WIRE = "seen on the wire alone: of a TCP connection without TLS, whose bench has `oversized`"
+
 OnTest = Callable[[int, int, int], None]
 """Called with how many tests have ended, of how many, and how many have failed."""
 
@@ -241,9 +244,8 @@ def _left(filler: _Filler, *, is_whole: bool) -> tuple[dict[str, str], dict[str,
     }
     letters = {name[0] for name in (*filler.passed, *(one.clause for one in filler.failed))}
     seen = {*filler.passed, *(one.clause for one in filler.failed), *not_applicable}
-    untold = {
-        name: "no test of the kit tries it" for name in CLAUSES if is_whole and name[0] in letters and name not in seen
-    }
+    expected = [name for name in CLAUSES if is_whole and name[0] in letters and name not in seen]
+    untold = {name: ON_THE_WIRE if name in OF_STREAMS else "no test of the kit tries it" for name in expected}
     skipped = {
         clause: why.removeprefix(NOT_TRIED)
         for clause, why in filler.skipped.items()

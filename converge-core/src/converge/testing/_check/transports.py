@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import pytest
 
 from converge.contracts.transport import TransportBackend
 from converge.testing._check.given import current
+from converge.testing._transport.streams import StreamTransportContract
 from converge.testing.transport import TransportContract
 
 
-class TestTransport(TransportContract):
-    """The transport as declared."""
-
+class _Checked:
     backend: ClassVar[TransportBackend] = cast("TransportBackend", current().backend)
 
     @pytest.fixture
@@ -35,3 +35,18 @@ class TestTransport(TransportContract):
     def options(self) -> Any:
         """Return options of this test's own."""
         return current().options()
+
+
+if current().oversized and current().address().partition(":")[0] not in _Checked.backend.secure_schemes:
+
+    class TestTransport(_Checked, StreamTransportContract):
+        """The transport as declared, and its bytes on the wire."""
+
+        oversized: ClassVar[bytes] = current().oversized
+        malformed: ClassVar[Mapping[str, bytes]] = current().malformed
+        patience_sec: ClassVar[float] = current().patience_sec
+
+else:
+
+    class TestTransport(_Checked, TransportContract):  # type: ignore[no-redef]  # which of the two, the bench decides
+        """The transport as declared."""
