@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -69,6 +70,16 @@ def parameters(cls: ast.ClassDef) -> int:
     return 0
 
 
+def poked_in(source: str) -> list[int]:
+    """The lines that give an object of another a callback after it was made."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and re.match("_?on_", node.attr)
+        if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+    ]
+
+
 def _all() -> list[ast.ClassDef]:
     files = sorted(ROOT.glob("converge-*/src/**/*.py"))
     return [
@@ -88,7 +99,14 @@ def test_no_constructor_takes_more_than_six_parameters() -> None:
     assert {name: count for name, count in found.items() if count > PARAMETERS} == {}
 
 
+def test_a_callback_is_passed_and_not_poked_in_later() -> None:
+    files = sorted(ROOT.glob("converge-*/src/**/*.py"))
+    assert {str(file.relative_to(ROOT)): found for file in files if (found := poked_in(file.read_text()))} == {}
+
+
 def test_what_is_wrong_is_found() -> None:
+    assert poked_in("post.on_stored = f\nself.post._on_mail = f\n") == [1, 2]
+    assert not poked_in("self._on_mail = f\nself.once = 1\n")
     late = "class A:\n    def __init__(self):\n        self.a = 1\n        self.c: int\n"
     (cls,) = classes(late + "    def f(self):\n        self.b = self.a\n        self.c = 2\n")
     assert set_late(cls, {}) == {"b", "c"}

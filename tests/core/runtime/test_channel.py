@@ -507,7 +507,7 @@ def _limits(clock: Clock) -> Handshakes:
     return Handshakes(attrs.evolve(SYSTEM, monotonic=clock))
 
 
-def test_unfinished_handshakes_are_bounded_in_all_and_for_an_address() -> None:
+async def test_unfinished_handshakes_are_bounded_in_all_and_for_an_address() -> None:
     limits = _limits(Clock())
     places = [limits.enter("10.0.0.1") for _ in range(UNFINISHED_PER_ADDRESS + 1)]
     assert [place is not None for place in places] == [True] * UNFINISHED_PER_ADDRESS + [False]
@@ -515,7 +515,7 @@ def test_unfinished_handshakes_are_bounded_in_all_and_for_an_address() -> None:
     assert sum(place is not None for place in others) == UNFINISHED - UNFINISHED_PER_ADDRESS
 
 
-def test_a_newcomer_takes_a_place_of_the_most_crowded_address_and_never_that_of_one_alone() -> None:
+async def test_a_newcomer_takes_a_place_of_the_most_crowded_address_and_never_that_of_one_alone() -> None:
     limits = _limits(Clock())
     alone = limits.enter("10.0.9.9")
     crowd = [limits.enter(f"10.0.0.{number % 4}") for number in range(UNFINISHED - 1)]
@@ -524,7 +524,7 @@ def test_a_newcomer_takes_a_place_of_the_most_crowded_address_and_never_that_of_
     assert alone is not None and not alone.is_lost
 
 
-def test_where_no_address_is_crowded_only_a_handshake_that_takes_long_gives_its_place_up() -> None:
+async def test_where_no_address_is_crowded_only_a_handshake_that_takes_long_gives_its_place_up() -> None:
     clock = Clock()
     limits = _limits(clock)
     first = limits.enter("10.1.0.0")
@@ -536,7 +536,7 @@ def test_where_no_address_is_crowded_only_a_handshake_that_takes_long_gives_its_
     assert first is not None and first.is_lost
 
 
-def test_an_address_that_has_proven_a_key_has_places_that_strangers_cannot_use() -> None:
+async def test_an_address_that_has_proven_a_key_has_places_that_strangers_cannot_use() -> None:
     limits = _limits(Clock())
     known = limits.enter("10.3.0.1")
     assert known is not None
@@ -547,7 +547,7 @@ def test_an_address_that_has_proven_a_key_has_places_that_strangers_cannot_use()
     assert limits.enter("10.3.0.1") is not None
 
 
-def test_first_hellos_are_answered_at_a_bounded_rate_for_an_address_and_for_all() -> None:
+async def test_first_hellos_are_answered_at_a_bounded_rate_for_an_address_and_for_all() -> None:
     clock = Clock()
     limits = _limits(clock)
     places = [limits.enter(f"10.6.0.{number}") for number in range(4)]
@@ -561,7 +561,7 @@ def test_first_hellos_are_answered_at_a_bounded_rate_for_an_address_and_for_all(
     assert sum(admitted(place) for place in places) == HELLOS_PER_SEC
 
 
-def test_connections_of_one_address_are_bounded_a_second() -> None:
+async def test_connections_of_one_address_are_bounded_a_second() -> None:
     clock = Clock()
     limits = _limits(clock)
     for _ in range(CONNECTIONS_PER_ADDRESS):

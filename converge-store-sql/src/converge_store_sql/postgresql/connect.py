@@ -56,9 +56,12 @@ _Attempt = asyncio.Task[Any]
 
 
 class Connections:
-    """The connections of one handle. Nobody else uses them, so nothing is reset between calls."""
+    """The connections of one handle. Nobody else uses them, so nothing is reset between calls.
 
-    def __init__(self, url: str, options: SqlOptions) -> None:
+    `on_dead` is called when one that nobody used was found dead.
+    """
+
+    def __init__(self, url: str, options: SqlOptions, on_dead: Callable[[], None] = lambda: None) -> None:
         split = check_url(url)
         self.where = redacted(split)
         self._connector = Connector(urlunsplit(split), options)
@@ -71,7 +74,7 @@ class Connections:
         self._timer: asyncio.TimerHandle | None = None
         self._looking: asyncio.Task[None] | None = None
         self._ending = set[asyncio.Task[None]]()
-        self.on_dead: Callable[[], None] = lambda: None
+        self._on_dead = on_dead
 
     async def run(self, text: str, arguments: Sequence[Any], *, writes: bool) -> Sequence[Sequence[Any]]:
         """Run one statement as a transaction of its own; answer its rows.
@@ -173,7 +176,7 @@ class Connections:
         """Drop the connections that nobody uses, and have the one that listens tried: what befell one connection has
         befallen those beside it.
         """
-        self.on_dead()
+        self._on_dead()
         free, self._free = self._free, []
         for driver, _ in free:
             driver.terminate()

@@ -45,7 +45,7 @@ class PostgresqlStore(SqlStore):
 
     def __init__(self, url: str, options: SqlOptions) -> None:
         self._url, self._options = url, options
-        self._connections = Connections(url, options)
+        self._connections = Connections(url, options, on_dead=lambda: self._waiters.doubt())
         self._statements = Statements(options.network)
         self._waiters = Waiters(self._connections, self._statements, options.network)
         self._time = 0

@@ -106,7 +106,6 @@ class Waiters:
         """Run the background work within this block: wake sleepers, show that this listener lives, reconnect after a
         loss. The block may be left in another task than it was entered in.
         """
-        self._connections.on_dead = self._doubt
         work = asyncio.create_task(self._work())
         try:
             yield
@@ -128,7 +127,7 @@ class Waiters:
         except Exception:  # the store goes on without wake-ups: those who wait look for themselves
             _LOG.exception("wake-ups have ended")
 
-    def _doubt(self) -> None:
+    def doubt(self) -> None:
         """Have the listening connection tried soon: one beside it died without a word."""
         if self._listener is not None:
             self._listener.doubted.set()

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import anyio
+
 from converge.env import Env
 
 UNFINISHED = 64
@@ -37,13 +39,18 @@ KNOWN_SEC = 3_600.0
 
 
 class Place:
-    """A handshake under way; `is_lost` is set, and `on_lost` called, when another needs the place more."""
+    """A handshake under way, within `scope`, which is cancelled when another needs the place more."""
 
-    __slots__ = ("address", "is_known", "is_lost", "on_lost", "since")
+    __slots__ = ("address", "is_known", "scope", "since")
 
     def __init__(self, address: str, since: float, *, is_known: bool) -> None:
-        self.address, self.since, self.is_known, self.is_lost = address, since, is_known, False
-        self.on_lost: Callable[[], object] = bool
+        self.address, self.since, self.is_known = address, since, is_known
+        self.scope = anyio.CancelScope()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another needed the place more."""
+        return self.scope.cancel_called
 
 
 class _Budget:
@@ -127,8 +134,7 @@ class Handshakes:
         if crowd <= count + 1 and now - oldest.since < CROWDED_SEC:
             return False
         self._places.remove(oldest)
-        oldest.is_lost = True
-        oldest.on_lost()
+        oldest.scope.cancel()
         return True
 
     def _at(self, address: str, now: float) -> _Address:

@@ -164,10 +164,7 @@ class Links:
         secured: SecureChannel | None = None
         began = self._env.monotonic()
         try:
-            with anyio.CancelScope() as scope:
-                place.on_lost = scope.cancel
-                if place.is_lost:
-                    scope.cancel()
+            with place.scope:
                 secured = await accept(
                     channel, self._terms, self._env, admit=lambda: self._handshakes.admit_hello(place)
                 )
