@@ -232,7 +232,9 @@ def test_a_port_that_is_none_is_refused() -> None:
 def test_lines_have_the_mark_of_their_process() -> None:
     assert marked(2, b"caf\xc3\xa9 \xff", is_json=False) == "[2] café \\xff"
     assert json.loads(marked(2, b'{"message": "x"}', is_json=True)) == {"process": 2, "message": "x"}
-    assert marked(2, b"Traceback", is_json=True) == "[2] Traceback"
+    for text in ("Traceback", "{'a': 1}", "{not JSON", '["a"]'):
+        assert marked(2, text.encode(), is_json=True) == f"[2] {text}"
+    assert json.loads(marked(2, b"{}", is_json=True)) == {"process": 2}
 
 
 def test_the_supervisor_serves_the_health_of_all_processes_as_one(start: Start) -> None:

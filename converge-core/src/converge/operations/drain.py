@@ -147,7 +147,7 @@ class Drain:
                 todo = await self._ended_unseen(self._begun)
                 if not todo:
                     await self._tell_waiting()
-                    return _told(self._drained())
+                    return _logged(self._drained())
 
     async def _end_of(self, id_: str) -> Task:
         """Return the task when it has ended, or waits: for that nobody else's signal is waited for here."""
@@ -254,7 +254,7 @@ async def ask_all(
     return {id_: found[id_] for id_ in ids}
 
 
-def _told(drained: Drained) -> Drained:
+def _logged(drained: Drained) -> Drained:
     """Sum it up in the log, with the reasons of what has not completed."""
     bad = f", {drained.not_completed:,} not" if drained.not_completed else ""
     rate = drained.total / max(drained.took_sec, 0.001)

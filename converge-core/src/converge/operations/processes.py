@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -115,7 +116,8 @@ def marked(number: int, line: bytes, *, is_json: bool) -> str:
     """Return a line of a process with its mark: `[2] ...`, or the field `process` of a JSON line."""
     text = line.decode("utf-8", "backslashreplace")
     if is_json and text.startswith("{"):
-        return f'{{"process": {number}, {text[1:]}'
+        with suppress(ValueError):  # a handler may print whatever it likes
+            return json.dumps({"process": number, **json.loads(text)}, ensure_ascii=False)
     return f"[{number}] {text}"
 
 
@@ -202,9 +204,9 @@ class Processes:
                 return
             if wait_sec is None:
                 text = f"process [{number}] ended {QUICK_ENDS} times within {WELL_SEC:.0f} s of its start"
-                self._give_up(ConvergeError(f"{text}, the last time with {_told(code)}; all are stopped"))
+                self._give_up(ConvergeError(f"{text}, the last time with {_ending(code)}; all are stopped"))
                 return
-            log.error("process [%d] ended with %s; it starts again in %.1f s", number, _told(code), wait_sec)
+            log.error("process [%d] ended with %s; it starts again in %.1f s", number, _ending(code), wait_sec)
             with anyio.move_on_after(wait_sec):
                 await self._stopping.wait()
 
@@ -252,7 +254,7 @@ class Processes:
                 return
 
 
-def _told(code: int) -> str:
+def _ending(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {-code}"
 
 

@@ -19,18 +19,18 @@ class Telling:
 
     def __init__(self, handle: StoreHandle, health: Callable[[], Health]) -> None:
         self._handle, self._health = handle, health
-        self._told: tuple[bytes, tuple[str, ...]] | None = None
+        self._published: tuple[bytes, tuple[str, ...]] | None = None
 
     async def run(self) -> None:
-        """Tell until cancelled. While the store is away nothing can be told: the lease that is not renewed says so."""
+        """Publish until cancelled. While the store is away nothing is: the lease that is not renewed says enough."""
         while True:
             await anyio.sleep(TELL_SEC)
             codes = tuple(dict.fromkeys(reason.code for reason in self._health().reasons))
             lease = self._handle.lease_opened
-            if lease is None or self._told == (lease.id, codes):
+            if lease is None or self._published == (lease.id, codes):
                 continue
             try:
                 await lease.tell(codes)
             except (StoreError, LeaseEnded):
                 continue  # health says why; it is told when it can be
-            self._told = lease.id, codes
+            self._published = lease.id, codes

@@ -18,12 +18,12 @@ class Watches:
 
     def __init__(self, poll_sec: float) -> None:
         self._poll_sec = poll_sec
-        self._told: dict[Channel, list[anyio.Event]] = defaultdict(list)
+        self._waiting: dict[Channel, list[anyio.Event]] = defaultdict(list)
 
     def wake(self, channels: Collection[Channel]) -> None:
         """Wake the watches of these channels on this handle; called after the commit."""
         for channel in channels:
-            for event in self._told.pop(channel, ()):
+            for event in self._waiting.pop(channel, ()):
                 event.set()
 
     async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
@@ -31,7 +31,7 @@ class Watches:
         while True:
             told = anyio.Event()
             for channel in channels:
-                self._told[channel].append(told)
+                self._waiting[channel].append(told)
             yield None
             try:
                 with anyio.move_on_after(self._poll_sec):
@@ -41,8 +41,8 @@ class Watches:
 
     def _forget(self, channels: Collection[Channel], told: anyio.Event) -> None:
         for channel in channels:
-            events = self._told.get(channel)
+            events = self._waiting.get(channel)
             if events and told in events:
                 events.remove(told)
             if not events:
-                self._told.pop(channel, None)
+                self._waiting.pop(channel, None)

@@ -93,14 +93,14 @@ class HealthServer:
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return _told(start, "405 Method Not Allowed", {"error": "only GET and HEAD"}, [("Allow", "GET, HEAD")])
+            return _response(start, "405 Method Not Allowed", {"error": "only GET and HEAD"}, [("Allow", "GET, HEAD")])
         if path == "/metrics":
             return self._metrics(environ, start)
         if path not in PATHS:
-            return _told(start, "404 Not Found", {"error": f"only {', '.join(PATHS)}"})
+            return _response(start, "404 Not Found", {"error": f"only {', '.join(PATHS)}"})
         health = self._health()
         is_well = health.is_live if path == "/livez" else health.is_ready
-        return _told(start, "200 OK" if is_well else "503 Service Unavailable", _shown(health))
+        return _response(start, "200 OK" if is_well else "503 Service Unavailable", _shown(health))
 
 
 def _shown(health: Health) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _reason(reason: Reason) -> dict[str, str]:
     return {"code": reason.code, "text": reason.text, "since": reason.since.isoformat(timespec="milliseconds")}
 
 
-def _told(
+def _response(
     start: Callable[..., Any], status: str, content: dict[str, Any], headers: Iterable[tuple[str, str]] = ()
 ) -> list[bytes]:
     body = json.dumps(content).encode() + b"\n"
