@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
+from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.contracts.store import Batch, Range, Store
 from converge.errors import (
     ConfigError,
@@ -27,6 +27,7 @@ from converge.model.keys import AGENT, DEAD, EXPIRY, LEASE, TASK, TORN
 from converge.operations.store_copy import copy
 from converge.runtime.config.config import Config
 from converge.services.store import copy as copying
+from converge.testing.fixtures import wait_until
 
 Converge = Callable[..., Any]
 
@@ -112,6 +113,50 @@ async def check_copy(store: Store, ids: dict[str, Any]) -> None:
     (record,) = await store.get([TASK(TORN_ID)])
     assert record is not None and record.value == TORN_RECORD
     assert (await store.scan([Range(AGENT(LEFT)), Range(DEAD(LEFT))])) == [[], []]
+
+
+class Records(Agent):
+    """Records a step, puts out, spawns, waits; is told so as a virtual agent, too."""
+
+    concurrency = 10
+
+    async def on_task(self, task: Task) -> Any:
+        await task.step("first", abs, -1)
+        await task.emit("out")
+        if not task.parent_id:
+            await task.spawn(Task(pool_id="p"))
+        return await task.wait_for("go")
+
+    async def on_ask(self, state: Any, message: Any) -> tuple[Any, Any]:
+        return message, message
+
+
+async def test_tasks_that_wait_are_copied_with_all_they_recorded_and_resumed_there(
+    tmp_path: Path, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the keys are cut into commits: what stands in one revision on the source does so in the copy."""
+    first, second = f"file:{tmp_path}/first.db", f"file:{tmp_path}/second.db"
+    monkeypatch.setattr(copying, "PUT_OPS", 5)
+    async with open_store(first) as store, Node(store=store, poll_sec=0.2) as node:
+        await node.spawn(Records, pool="p")
+        assert await node.agent("a", pool="p").ask(7) == 7
+        for _ in range(3):
+            await node.tasks.submit(Task(pool_id="p"))
+
+        async def are_waiting() -> bool:
+            return [one.state for one in await node.tasks.list(limit=20)].count(TaskState.WAITING) == 6
+
+        await wait_until(are_waiting, timeout=60)
+        (one, *_) = await node.tasks.list(state=TaskState.WAITING, limit=20)
+        assert await node.tasks.signal(one.id, "another")
+    done = await copy(config(namespace), first, second)
+    counts = {name: done.keys.get(name) for name in ("step", "chunk", "child", "actor", "signal", "kept")}
+    assert counts == {"step": 15, "chunk": 6, "child": 3, "actor": 1, "signal": 1, "kept": 6}
+    async with open_store(second) as store:
+        tasks = TaskManager(store)
+        for one in await tasks.list(state=TaskState.WAITING, limit=20):
+            assert await tasks.signal(one.id, "go")
+            assert (await tasks.get(one.id)).state == TaskState.PENDING, "its signal has not resumed it"
 
 
 async def test_what_is_copied_is_refused_where_it_cannot_be_whole(tmp_path: Path, namespace: str) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import anyio
 import pytest
 
-from converge import Agent, MemoryStore, Node, Task, TaskState, open_store
+from converge import Agent, MemoryStore, Node, Pool, Task, TaskState, open_store
 from converge.errors import (
     CalledOff,
     ChildFailed,
     HandlerFailed,
     NoHandler,
+    NoSuchTask,
     NotRunning,
     NotWaiting,
     ResultTimeout,
@@ -31,7 +32,7 @@ from converge.testing.fixtures import wait_until
 
 RAN: Counter[str] = Counter()
 
-OF_TASKS = (STEP, SIGNALS, KEPT, GONE)
+OF_TASKS = (STEP, SIGNALS, READER, KEPT, GONE)
 """Families of what tasks record."""
 
 
@@ -244,6 +245,17 @@ async def test_a_restart_begins_anew_with_other_inputs() -> None:
         assert RAN == {"one": 3}
 
 
+async def none_left(node: Node) -> None:
+    """Purge what has ended; sweep until nothing is left of it."""
+    await purge(node.store, Purging(), is_dry_run=False)
+
+    async def is_nothing_left() -> bool:
+        await node.tasks.durable.sweep().page()
+        return not any(await node.store.count([family() for family in OF_TASKS]))
+
+    await wait_until(is_nothing_left, timeout=30)
+
+
 class BeginsWith(Agent):
     """Records nothing before it waits, sleeps, restarts or is called off."""
 
@@ -272,13 +284,28 @@ async def test_whatever_a_task_records_first_is_removed_with_it(first: str) -> N
             await wait_until(lambda: RAN["begun"] == 1)
             await node.tasks.cancel(id_, grace_sec=20)
         await node.tasks.result(id_, timeout=10)
-        await purge(node.store, Purging(), is_dry_run=False)
+        await none_left(node)
 
-        async def is_nothing_left() -> bool:
-            await node.tasks.durable.sweep().page()
-            return not any(await node.store.count([family() for family in OF_TASKS]))
 
-        await wait_until(is_nothing_left)
+async def test_a_reader_that_is_gone_leaves_nothing_behind() -> None:
+    async with Node(store=MemoryStore(), poll_sec=0.2) as node:
+        await node.pools.create_pool(Pool(id="p"))
+        id_ = await node.tasks.submit(Task(pool_id="p"))
+        reader = node.tasks.watch(id_)
+        assert (await anext(reader)).data == "PENDING"
+
+        async def is_registered() -> bool:
+            return list(await node.store.count([READER(), KEPT()])) == [1, 1]
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(reader.__anext__)
+            await wait_until(is_registered, timeout=30)
+            group.cancel_scope.cancel()
+        await node.tasks.cancel(id_)
+        await none_left(node)
+        with pytest.raises(NoSuchTask):
+            await anext(reader)  # it ends without a key, too
+        assert not any(await node.store.count([READER(), KEPT()]))
 
 
 class Undoes(Agent):

@@ -15,7 +15,7 @@ from converge.errors import InvalidValue, StoreError
 from converge.ids import id_text
 from converge.machines.durable import Chunk
 from converge.machines.task import TERMINAL, TaskState, state_of
-from converge.model.keys import CHUNK, READER
+from converge.model.keys import CHUNK, KEPT, READER, TASK
 from converge.model.task import DURABLE
 from converge.services.durable.limits import NEW_READER_SEC, READER_SEC, READERS_FRESH_SEC
 from converge.services.store.handle import StoreHandle
@@ -179,10 +179,13 @@ class Following:
         if monotonic < self._until - READER_SEC / 2:
             return
         await self._handle.require_format(DURABLE)
+        (task,) = await self._handle.store.get([TASK(self._id)])
+        if task is None:
+            return  # the next look says so
         until = await self._handle.now() + int(READER_SEC * 1_000_000)
-        await (await self._handle.commits()).commit(
-            [Batch((), [(READER(self._id, self._reader), str(until).encode())])]
-        )
+        # While the task is there, and with the mark that it leaves more than its records: a reader may be killed.
+        puts = [(READER(self._id, self._reader), str(until).encode()), (KEPT(self._id), b"")]
+        await (await self._handle.commits()).commit([Batch([(task.key, task.revision)], puts)])
         if self._until < monotonic:
             self._known_from = self._handle.env.monotonic() + 2 * READERS_FRESH_SEC
         self._until = monotonic + READER_SEC

@@ -101,9 +101,8 @@ async def copy_store(source: Store, target: Store, name: str, env: Env, on_progr
     # The epoch of a store that is itself a copy was written behind the revisions of its source.
     greatest, done, writer = (await epochs.read(source)).revision, 0, _Writer(target)
     async for entries in _everything(source):
-        for entry in entries:
-            greatest = max(greatest, entry.revision)
-            await writer.put(*_as_copied(entry))
+        greatest = max(greatest, *(entry.revision for entry in entries))
+        await writer.put([_as_copied(entry) for entry in entries])
         done += sum(entry.key[0] not in ALSO for entry in entries)
         if on_progress is not None:
             on_progress(done, max(total, done))
@@ -181,12 +180,17 @@ async def contents(store: Store) -> dict[str, Contents]:
 
 
 async def _everything(store: Store) -> AsyncIterator[Sequence[Entry]]:
-    """Yield the entries of every page of every family, and with each place the records of its task."""
+    """Yield every entry of every family; a place of a task together with its records, for a parked one is known by its
+    place and its state having one revision.
+    """
     for family in COPIED:
         async for page in Pages(store, family(), size=PAGE):
-            ids = [id_ for entry in page if (id_ := _task_of(entry)) is not None]
-            records = await store.get([also(id_) for id_ in ids for also in ALSO]) if ids else ()
-            yield [*page, *(entry for entry in records if entry is not None)]
+            ids = {id_: None for entry in page if (id_ := _task_of(entry)) is not None}
+            read = await store.get([also(id_) for id_ in ids for also in ALSO]) if ids else ()
+            records = {entry.key: entry for entry in read if entry is not None}
+            for entry in page:
+                id_ = _task_of(entry)
+                yield [entry, *(records[key] for also in ALSO if id_ is not None and (key := also(id_)) in records)]
 
 
 def _task_of(entry: Entry) -> bytes | None:
@@ -215,11 +219,13 @@ class _Writer:
         self._puts: dict[Key, bytes] = {}
         self._bytes = 0
 
-    async def put(self, key: Key, value: bytes) -> None:
-        if len(self._puts) >= PUT_OPS or self._bytes + len(value) > PUT_BYTES:
+    async def put(self, together: Sequence[Put]) -> None:
+        """Put these few into one commit, with what it has room for besides."""
+        size = sum(len(value) for _, value in together)
+        if len(self._puts) + len(together) > PUT_OPS or self._bytes + size > PUT_BYTES:
             await self.flush()
-        self._puts[key] = value
-        self._bytes += len(value)
+        self._puts.update(together)
+        self._bytes += size
 
     async def flush(self) -> None:
         if self._puts:
