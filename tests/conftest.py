@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from converge.testing.servers import ServerUrl, mariadb_server, postgres_server, redis_server
 
@@ -23,6 +24,11 @@ DEBIAN_PACKAGES = (Path(__file__).parents[1] / ".ci" / "debian.txt").read_text()
 # Where Debian puts what is not for every user's PATH.
 DEBIAN_FOLDERS = ("/usr/sbin", "/usr/lib/postgresql/15/bin")
 NOT_APPLICABLE = "not applicable: "
+
+# A busy machine is no fault of an example. How many there are where a test does not say it:
+EXAMPLES = 100 if os.environ.get("FULL_TESTS") == "1" else 40
+settings.register_profile("suite", max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 # Hundreds of tests start processes. Where Python was told to write no bytecode beside the sources, each would compile
 # all of them again, which takes longer than most tests: the bytecode goes to pytest's cache instead.
@@ -42,12 +48,11 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_finish() -> None:
     """Thousands of tests lie in memory to the end: no collection of garbage need look at them again. Those that run
-    pytest within them, or look for leaks, collect hundreds of times. Hypothesis must be there before, for it looks for
-    what refers to an object, and would not see what is frozen.
+    pytest within them, or look for leaks, collect hundreds of times. Hypothesis is imported before: as it is, it looks
+    for what refers to an object, and would not see what is frozen.
     """
-    if "hypothesis" in sys.modules:
-        gc.collect()
-        gc.freeze()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
