@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 from anyio import to_thread
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from converge import Agent, Message, Node, Task
 from converge.errors import ConfigError, HandlerFailed, NoRetry, Undeliverable
 from converge.runtime.config.health_address import LOOPBACK, Address, parsed
+from converge.runtime.probes.answer import Health
+from converge.runtime.probes.server import HealthServer
 from converge.testing.fixtures import wait_until
 
 
@@ -252,3 +255,17 @@ async def test_messages_and_refusals_are_counted_by_what_came_of_them(tmp_path: 
         assert sent["converge_messages_received_total[('outcome', 'refused')]"] == 1
         assert sent["converge_refusals_total[('reason', 'untrusted')]"] == 1
         assert sent["converge_connections[]"] == received["converge_connections[]"] == 1
+
+
+def test_a_stop_is_clean_though_the_thread_has_ended_before_it_is_woken() -> None:
+    server = HealthServer("127.0.0.1:0", lambda: Health(is_live=True, is_ready=True), CollectorRegistry())
+    pull = server._server.pull_trigger
+
+    def pull_late() -> None:
+        pull()  # as the last request does, after which the thread sees that it is to stop
+        server._thread.join(30)
+        pull()
+
+    server._server.pull_trigger = pull_late
+    server.close()
+    assert not server._thread.is_alive()

@@ -79,6 +79,10 @@ class HealthServer:
         self._is_closing = True
         self._server.pull_trigger()
         self._thread.join()
+        # Only now: what wakes the thread must be open until it has ended, which may be before it is woken.
+        self._server.task_dispatcher.shutdown(timeout=1)
+        self._server.close()
+        self._server.asyncore.close_all(self._map, ignore_all=True)
         if self._address.path:
             with suppress(FileNotFoundError):
                 Path(self._address.path).unlink()
@@ -86,9 +90,6 @@ class HealthServer:
     def _serve(self) -> None:
         while not self._is_closing:
             self._server.asyncore.loop(timeout=LOOK_SEC, use_poll=True, map=self._map, count=1)
-        self._server.task_dispatcher.shutdown(timeout=1)
-        self._server.close()
-        self._server.asyncore.close_all(self._map, ignore_all=True)
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
