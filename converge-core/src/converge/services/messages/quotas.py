@@ -43,7 +43,8 @@ REST_SEC = SLICE / STRANGER_PER_SEC
 REMEMBERED = 1_024
 """Keys and addresses of strangers that are remembered."""
 
-ALL = ""
+ALL = "*"
+"""What stands for all strangers in place of an address, which may be empty."""
 
 
 LIGHT = frozenset((MESSAGE, RECEIPT))
@@ -78,24 +79,30 @@ class Quotas:
         self._shares: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left, as of when
 
     async def spend(self, link: Link, work: int, *, is_stranger: bool) -> None:
-        """Let others run after so much work of a peer; a stranger, of which nothing is listed, waits until it has a
-        share again.
+        """Let others run for so much work of a peer; a stranger, of which nothing is listed, waits until what it spent
+        before is earned again.
 
-        A single item that took long weighs more, by its square: nobody could run meanwhile, and it is the length of
-        such a block that others feel, times how often there is one.
+        A single item that takes long weighs more, by its square: nobody can run meanwhile, and it is the length of such
+        a block that others feel, times how often there is one. What all strangers share is charged last, once the key
+        and the address have their own, and with the work alone: many keys of one address use no more of it than one,
+        and keep strangers of other addresses waiting for no longer.
         """
         await checkpoint()
         if not is_stranger:
             return
-        work = max(work, min(work * work // (2 * SLICE), int(STRANGER_PER_SEC * PENALTY_SEC)))
-        names = (ALL, link.peer.hex(), link.address.rpartition(":")[0])
-        for name in names:
-            self._take(name, work)
+        own = link.peer.hex(), link.address.rpartition(":")[0]
+        await self._pay(link, own, max(work, min(work * work // (2 * SLICE), int(STRANGER_PER_SEC * PENALTY_SEC))))
+        await self._pay(link, (ALL,), work)
+
+    async def _pay(self, link: Link, names: tuple[str, ...], work: int) -> None:
+        """Wait until each of the shares has something left, and take from it at once: of many that wait one goes on."""
         while not link.is_closed:
             lack = -min([self._take(name, 0) for name in names])
             if lack <= 0:
-                return
+                break
             await anyio.sleep(max(REST_SEC, lack / STRANGERS_PER_SEC))
+        for name in names:
+            self._take(name, work)
 
     def _take(self, name: str, work: int) -> float:
         rate, now = STRANGERS_PER_SEC if name == ALL else STRANGER_PER_SEC, self._monotonic()

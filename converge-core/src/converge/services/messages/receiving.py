@@ -122,6 +122,13 @@ class Received:
         heard: set[str] = set()  # who may speak over this link; it is asked again when others have run
         for item in items:
             kind, body = item
+            work = 1 if kind in LIGHT and len(body) < HEAVY_BYTES else weight(item)
+            is_paid = work >= SLICE and self._routes.is_stranger(link.peer)
+            if is_paid:  # before it keeps others waiting, by whichever key of its address it comes
+                link.post(replies)
+                replies = []
+                await self._quotas.spend(link, work, is_stranger=True)
+                heard.clear()
             if kind == RECEIPT:
                 self._on_receipt(link, *unpack(body, ReceiptHeader))
             elif kind in (MESSAGE, SIGNED):
@@ -137,7 +144,7 @@ class Received:
             elif kind == GONE:
                 speakers.gone(link, body.decode("ascii", "replace"))
                 heard.clear()
-            link.work += 1 if kind in LIGHT and len(body) < HEAVY_BYTES else weight(item)
+            link.work += 0 if is_paid else work
             if link.work >= SLICE:
                 is_stranger = self._routes.is_stranger(link.peer)
                 if len(replies) >= RECEIPTS or (replies and is_stranger):  # which may have to wait
