@@ -21,7 +21,7 @@ from converge.model.message import Fanout, Receipt
 from converge.model.pool import Pool
 from converge.plugins import PluginHost
 from converge.runtime.agents import context as working
-from converge.runtime.agents.agent import Agent, check_agent_class, decides
+from converge.runtime.agents.agent import Agent, check_agent_class, decides, give
 from converge.runtime.agents.decide import DecideLoop
 from converge.runtime.agents.executor import Executor
 from converge.runtime.agents.starting import start_all
@@ -313,10 +313,10 @@ class Node:
         one: A | Raised = detached(cls)
         if isinstance(one, Raised):
             raise as_exception(one)
-        one.identity, one.id, one.node, one.pools = identity, identity.id, self, pools
+        give(one, identity=identity, id=identity.id, node=self, pools=pools)
         parts.groups.supervision.add(one)
         if decides(cls):
-            one.decide_loop = DecideLoop(one, parts.boundary, parts.executor, parts.groups.supervision)
+            give(one, decide_loop=DecideLoop(one, parts.boundary, parts.executor, parts.groups.supervision))
         return one
 
     def health(self) -> Health:

@@ -125,6 +125,15 @@ class AgentNode(Protocol):
     ) -> list[Fanout]: ...
 
 
+_THE_NODES = frozenset(("id", "identity", "node", "pools", "health", "decide_loop"))
+
+
+def give(agent: Agent, **attributes: object) -> None:
+    """Set attributes of the agent that are the node's: no other code can, once it has them."""
+    for name, value in attributes.items():
+        object.__setattr__(agent, name, value)
+
+
 class Agent:
     """One autonomous worker. Subclasses set what they need of the class attributes, and write the handlers they want,
     async or plain.
@@ -146,7 +155,8 @@ class Agent:
             names of its own methods.
         limits: How much it may do.
         breaker: When it rests after failures, and for how long.
-        id, node: Set before `on_start`.
+        id, node: Set before `on_start`. Like `identity`, `pools` and `health` they are the node's: a call of the agent
+            that sets one fails.
         log: Its log; each line names the agent, and while a task runs that task, its pool and its token.
         pools: The pools that it is in.
         health: What is known of its failures.
@@ -169,6 +179,11 @@ class Agent:
     pools: tuple[str, ...]
     health: AgentHealth
     decide_loop: AgentLoop | None = None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _THE_NODES and "node" in self.__dict__:
+            raise AttributeError(f"{name} is set by the node; call the attribute of your own something else")
+        object.__setattr__(self, name, value)
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:

@@ -9,7 +9,7 @@ from converge.env import Env
 from converge.foreign import Raised, tell
 from converge.machines.attempt import is_of_its_data, word_of
 from converge.machines.breaker import Circuit, CircuitState
-from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.agent import Agent, give
 from converge.runtime.agents.agent_health import AgentHealth
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.ailments import Ailment, Code
@@ -42,7 +42,7 @@ class Supervision:
 
     def add(self, agent: Agent) -> None:
         """Begin to supervise an agent."""
-        agent.health = AgentHealth(agent.id, agent.breaker, self._env)
+        give(agent, health=AgentHealth(agent.id, agent.breaker, self._env))
 
     @property
     def agents(self) -> Mapping[str, AgentHealth]:

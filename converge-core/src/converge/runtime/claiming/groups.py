@@ -13,7 +13,7 @@ import anyio
 
 from converge.errors import ConvergeError, InputError, LeaseEnded, PoolClosed, StoreError
 from converge.machines.match import Claimer
-from converge.runtime.agents.agent import Agent, claimer_of, claims_tasks
+from converge.runtime.agents.agent import Agent, claimer_of, claims_tasks, give
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.claiming.feed import Basis, Feed
 from converge.runtime.claiming.slots import Why
@@ -225,7 +225,7 @@ class Groups:
 
     async def _change(self, agent: Agent, pools: tuple[str, ...]) -> None:
         if pools != agent.pools:
-            agent.pools = pools
+            give(agent, pools=pools)
             if agent.id not in self._agents:
                 return  # it is still starting: `add` places it
             self._place(agent)
