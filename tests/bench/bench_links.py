@@ -4,6 +4,8 @@
 
 *link, one by one* and *link, coalesced*: message objects of 256 bytes, packed, sealed, opened and unpacked; each in a
 step of the event loop of its own, and 64 a step. Their floor is a bare asyncio Protocol, one system call a message.
+*link, signed* and *link, signed together*: the same, 64 a step, each with a signature of its own and all of a step with
+one, verified; their floor is what this core verifies of Ed25519 signatures.
 *link, 16 KiB x 8*: items of 16 KiB over eight connections at once, against eight bare Protocols. *ws, one* and
 *ws, many*: frames of 256 bytes over our WebSocket transport, one a call and 32 a call, against the websockets library
 alone. Everything runs on uvloop in two fresh processes; what counts are ratios of the same round.
@@ -16,23 +18,27 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import anyio
 from anyio.lowlevel import checkpoint
 from bench_messages import ANY, Drive, Figures, Sent, Serve, child, drive_bare, measure, serve_bare, tell
+from msgspec import structs
 
 from converge import Identity
 from converge.env import SYSTEM
 from converge.errors import ConnectionLost
 from converge.machines.records import MESSAGE as ITEM
-from converge.machines.records import RECEIPT, Item
+from converge.machines.records import RECEIPT, SIGNED, SIGNED_TOGETHER, Item
 from converge.machines.secure import Terms
 from converge.model.descriptor import network_tag
-from converge.model.envelope import MessageHeader, pack, unpack
+from converge.model.envelope import TOGETHER, MessageHeader, open_signed, pack, unpack
+from converge.model.together import Together
 from converge.runtime.agents.background import Background
 from converge.runtime.network.link import Link
 from converge.runtime.network.links import Links
+from converge.services.messages.under_way import Signer
 from converge_transport_tcp import TcpOptions, TcpTransport
 from converge_transport_ws import WsOptions, WsTransport
 
@@ -63,10 +69,17 @@ async def links(on_items: Callable[[Link, list[Item]], Awaitable[None]]) -> Asyn
 async def serve_link(where: str, pairs: int) -> None:
     """Unpack what comes; answer the message that says it is the last."""
 
+    together = Together(network_tag("bench"))
+    opens: dict[int, Callable[[bytes], Any]] = {
+        ITEM: lambda body: unpack(body, MessageHeader),
+        SIGNED: lambda body: open_signed(body, network_tag("bench")),
+        SIGNED_TOGETHER: together.open,
+    }
+
     async def on_items(link: Link, items: list[Item]) -> None:
-        for _, body in items:
+        for kind, body in items:
             if len(body) < LARGE:
-                _, payload = unpack(body, MessageHeader)
+                _, payload = opens[kind](body)
                 if payload == LAST:
                     link.post([(RECEIPT, b"")])
 
@@ -84,9 +97,9 @@ async def drive_link(address: str, where: str, pairs: int, messages: int) -> Fig
     async def on_items(link: Link, items: list[Item]) -> None:
         answered[0].set()
 
-    async def send(link: Link, step: int, body: Callable[[], bytes], count: int) -> None:
+    async def send(link: Link, step: int, made: Callable[[], Item], count: int) -> None:
         for number in range(count):
-            item = ITEM, body()
+            item = made()
             if not link.offer(item):
                 await link.send([item])
             if number % step == step - 1:
@@ -98,14 +111,22 @@ async def drive_link(address: str, where: str, pairs: int, messages: int) -> Fig
         await answered[0].wait()
 
     async def objects(link: Link, step: int) -> None:
-        await send(link, step, lambda: pack(HEADER, PAYLOAD), messages)
+        await send(link, step, lambda: (ITEM, pack(HEADER, PAYLOAD)), messages)
+        await answer(link)
+
+    identity = Identity.generate(SYSTEM.entropy)
+    signer = Signer(identity, network_tag("bench"), lambda: HEADER.sent_at)
+    header = structs.replace(HEADER, sender=identity.id)
+
+    async def signed(link: Link, features: int, count: int) -> None:
+        await send(link, AT_ONCE, lambda: signer.item(header, PAYLOAD, features), count)
         await answer(link)
 
     async def large(all_: list[Link]) -> None:
         body = bytes(LARGE)
         async with anyio.create_task_group() as group:
             for link in all_:
-                group.start_soon(send, link, 4, lambda: body, messages // 16 // CONNECTIONS)
+                group.start_soon(send, link, 4, lambda: (ITEM, body), messages // 16 // CONNECTIONS)
         for link in all_:
             await answer(link)
 
@@ -114,6 +135,8 @@ async def drive_link(address: str, where: str, pairs: int, messages: int) -> Fig
         all_ = [await own.to(bytes.fromhex(key), [endpoint]) for own, _, _ in opened]
         await sent.measure("link, one by one", messages, lambda: objects(all_[0], 1))
         await sent.measure("link, coalesced", messages, lambda: objects(all_[0], AT_ONCE))
+        for name, features, part in (("link, signed", 0, 20), ("link, signed together", TOGETHER, 2)):
+            await sent.measure(name, messages // part, partial(signed, all_[0], features, messages // part))
         await sent.measure("link, 16 KiB x 8", messages // 16, lambda: large(all_))
     return sent.found
 
@@ -240,7 +263,8 @@ DRIVE: dict[str, Drive] = {"floor": drive_bare, "link": drive_link, "large": dri
 def to_floor(name: str, one: Figures) -> float:
     """Return a figure's share of the floor that it is compared with, in the same round."""
     what, _, part = name.partition("; ")
-    floor = "bare ws" if "ws" in what else "bare, 16 KiB x 8" if "16 KiB" in what else "floor A"
+    kinds = {"ws": "bare ws", "16 KiB": "bare, 16 KiB x 8", "signed": "Ed25519 verifications"}
+    floor = next((floor for kind, floor in kinds.items() if kind in what), "floor A")
     return one[name] / one.get(f"{floor}; {part}" if part else floor, one[name])
 
 

@@ -15,9 +15,10 @@ import pytest
 from converge import AgentDescriptor
 from converge.env import SYSTEM
 from converge.errors import TornRecord
-from converge.machines.records import GONE, MESSAGE, PING, RECEIPT, SHOWN, SIGNED, Item
+from converge.machines.records import GONE, MESSAGE, PING, RECEIPT, SHOWN, SIGNED, SIGNED_TOGETHER, Item
 from converge.model.descriptor import network_tag, sign_descriptor
 from converge.model.envelope import MessageHeader, ReceiptHeader, pack, sign
+from converge.model.together import sign_together
 from converge.services.messages.sending import SendOptions
 from converge.testing.sides import NETWORK, Side, two_sides
 
@@ -41,6 +42,10 @@ def good_items(here: Side, there: Side, draw: random.Random) -> list[Item]:
         (MESSAGE, pack(header, b'{"n": 1}')),
         (MESSAGE, pack(header, b"[" * 40 + b"]" * 40)),
         (SIGNED, sign(agent.identity, network_tag(NETWORK), signed, b'"signed"')),
+        (
+            SIGNED_TOGETHER,
+            sign_together(agent.identity, network_tag(NETWORK), [pack(signed, b'"one"'), pack(signed, b'"two"')])[1],
+        ),
         (RECEIPT, pack(ReceiptHeader(header.id, draw.choice(["handled", "early", "cycle", "?"]), "why", 1, 2), b"1")),
         (SHOWN, sign_descriptor(agent.identity, descriptor, NETWORK)),
         (GONE, agent.id.encode()),

@@ -28,13 +28,18 @@ PADDING, ACCEPT, CLOSE, MESSAGE, RECEIPT, SIGNED, PING, PONG = range(8)
 KNOWN = 8
 SKIPPED = 128
 """Unknown kinds from here on are passed over; below they are an error."""
-SHOWN, GONE = 128, 129
-"""An agent's signed descriptor, before its first message on the link; the id of an agent that has ended. A release that
-knows neither passes them over.
+SHOWN, GONE, SIGNED_TOGETHER = 128, 129, 130
+"""An agent's signed descriptor, before its first message on the link; the id of an agent that has ended; a message that
+shares its signature with others. A release that knows none of them passes them over.
 """
 MORE = 1
 CUT = frozenset((MESSAGE, RECEIPT, SIGNED))
 """Kinds that may be cut into fragments; the others are control items."""
+LIMITED = CUT | {SIGNED_TOGETHER}
+"""Kinds for which the limit of a message holds."""
+
+_PLAIN = frozenset((*range(ACCEPT + 1, KNOWN), SIGNED_TOGETHER))
+"""Kinds whose items may come many at a time."""
 
 Item = tuple[int, bytes]
 """`(kind, body)`, whole. A plain tuple: a record has dozens of them."""
@@ -96,7 +101,7 @@ class Sealer:
 
     def _check_sizes(self, items: list[Item]) -> None:
         for kind, body in items:
-            limit = self._message_bytes if kind in CUT else PLAIN_BYTES - _HEAD_BYTES
+            limit = self._message_bytes if kind in LIMITED else PLAIN_BYTES - _HEAD_BYTES
             if len(body) > limit:
                 raise MessageTooLarge(f"an item of kind {kind} has {len(body)} bytes; the limit is {limit}")
 
@@ -223,7 +228,9 @@ class Opener:
         if kind not in CUT:
             if flags:
                 raise BadRecord(f"an item of kind {kind} cannot be cut into fragments")
-            if KNOWN > kind != PADDING or kind in (SHOWN, GONE):
+            if kind in LIMITED and len(body) > self._message_bytes:
+                raise MessageTooLarge(f"a message of more than {self._message_bytes} bytes")
+            if KNOWN > kind != PADDING or SHOWN <= kind <= SIGNED_TOGETHER:
                 items.append((kind, body))
             return
         if self._pending is None:
@@ -249,7 +256,7 @@ def _alike(plain: bytes) -> list[Item] | None:
     head = plain[:_HEAD_BYTES]
     size, kind, flags = _unpack_from(head)
     count, rest = divmod(len(plain), _HEAD_BYTES + size)
-    if rest or flags or count < ALIKE_LEAST or size == _HEAD_BYTES or not ACCEPT < kind < KNOWN:
+    if rest or flags or count < ALIKE_LEAST or size == _HEAD_BYTES or kind not in _PLAIN:
         return None
     pieces = struct.Struct(f"{_HEAD_BYTES}s{size}s" * count).unpack(
         plain

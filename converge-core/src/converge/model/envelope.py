@@ -37,8 +37,10 @@ handler had it. CYCLE: the question would wait for itself.
 PING = "ping"
 """Wanted by a message for no handler: the receipt, in which the recipient's node says whether it would take another."""
 
-CHAINS, PINGS = 1, 2
-"""Features of a channel, of which both ends know: the chains of questions; messages that only ask for a receipt."""
+CHAINS, PINGS, TOGETHER = 1, 2, 4
+"""Features of a channel, of which both ends know: the chains of questions; messages that only ask for a receipt;
+messages that share a signature.
+"""
 
 NAME_CHARACTERS = 64
 """The longest of all names in a header: what a receiver keeps of a message stays small."""
@@ -181,15 +183,25 @@ def open_signed(signed: bytes, network_tag: bytes) -> tuple[MessageHeader, bytes
     header, payload = unpack(
         body, MessageHeader
     )  # the key stands inside what it signs; nothing else of it is believed yet
+    key = key_of(header)
+    if not verify(key, signature, _covered(network_tag, body)):
+        raise BadSignature(f"a message is not signed by {header.sender[:12]}... for this network")
+    return header, payload
+
+
+def key_of(header: MessageHeader) -> bytes:
+    """Return the key that a signed message names.
+
+    Raises:
+        BadSignature: It is not the sender's.
+    """
     try:
         key = bytes.fromhex(header.key)
     except ValueError:
         raise BadSignature("the key of a signed message is not hex") from None
     if agent_id(key) != header.sender:
         raise BadSignature(f"the id {header.sender[:12]}... is not that of the message's key")
-    if not verify(key, signature, _covered(network_tag, body)):
-        raise BadSignature(f"a message is not signed by {header.sender[:12]}... for this network")
-    return header, payload
+    return key
 
 
 def _covered(network_tag: bytes, body: bytes) -> bytes:

@@ -15,7 +15,7 @@ from converge.errors import ConnectionLost, ConvergeError, TornRecord
 from converge.machines import records
 from converge.machines.records import Item
 from converge.runtime.network.channel import SecureChannel
-from converge.services.messages.under_way import Waiting
+from converge.services.messages.under_way import UNSIGNED, Waiting, signed
 from converge.services.messages.waits import Waiter, waiters
 
 log = logging.getLogger("converge.link")
@@ -259,6 +259,8 @@ class Link:
                 self._sleeper = sleeper = new_waiter()
                 await sleeper
             items = self._next()
+            if UNSIGNED in map(_KIND, items):
+                items = signed(items)
             self.writing_since = self._monotonic()
             await self._secured.send(items)
             self.writing_since = float("inf")

@@ -21,7 +21,7 @@ from converge.errors import StoreError
 from converge.machines.records import GONE, Item
 from converge.machines.secure import Terms
 from converge.model.descriptor import AgentDescriptor, network_tag
-from converge.model.envelope import CHAINS, PINGS
+from converge.model.envelope import CHAINS, PINGS, TOGETHER
 from converge.model.identity import Identity
 from converge.plugins import PluginHost
 from converge.runtime.agents.agent import Agent
@@ -272,7 +272,7 @@ async def _listening(
         _background(ground.boundary.background) as background,
     ):
         told = [await endpoint_of(found.address, chosen.advertise, one.store) for found, chosen in listeners]
-        terms = Terms(network=network_tag(one.network), identity=ground.identity, features=CHAINS | PINGS)
+        terms = Terms(network=network_tag(one.network), identity=ground.identity, features=CHAINS | PINGS | TOGETHER)
         bounds = Bounds(greatest=one.max_connections, standing=standing)
         yield _Wire(
             listeners=tuple(found for found, _ in listeners),

@@ -8,7 +8,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from converge.env import Env
-from converge.machines.records import MESSAGE, RECEIPT, SHOWN, SIGNED, Item
+from converge.machines.records import MESSAGE, RECEIPT, SHOWN, SIGNED, SIGNED_TOGETHER, Item
 from converge.services.messages.under_way import Link
 
 SLICE = 16
@@ -47,8 +47,8 @@ ALL = "*"
 """What stands for all strangers in place of an address, which may be empty."""
 
 
-LIGHT = frozenset((MESSAGE, RECEIPT))
-"""Kinds of which a short item weighs 1."""
+LIGHT = frozenset((MESSAGE, RECEIPT, SIGNED_TOGETHER))
+"""Kinds of which a short item weighs 1; a signature that was verified for it weighs more."""
 
 
 ANSWER_BYTES = 1_024

@@ -11,7 +11,7 @@ import anyio
 import attrs
 
 from converge.errors import BadSignature, InvalidKey
-from converge.machines.records import GONE, MESSAGE, RECEIPT, SHOWN, SIGNED, Item
+from converge.machines.records import GONE, MESSAGE, RECEIPT, SHOWN, SIGNED, SIGNED_TOGETHER, Item
 from converge.machines.stream import Pair, Seen, Streams
 from converge.model.envelope import (
     ACCEPTED,
@@ -28,10 +28,11 @@ from converge.model.envelope import (
     pack,
     unpack,
 )
+from converge.model.together import Together
 from converge.net.throttle import Throttle
 from converge.services.messages.descriptors import DESCRIPTORS, Asking
 from converge.services.messages.inboxes import STOPPING, Inboxes
-from converge.services.messages.quotas import HEAVY_BYTES, LIGHT, SLICE, Quotas, weight, weight_of_answer
+from converge.services.messages.quotas import HEAVY_BYTES, LIGHT, SIGNATURE, SLICE, Quotas, weight, weight_of_answer
 from converge.services.messages.receipts import Answers
 from converge.services.messages.routes import Routes
 from converge.services.messages.under_way import Link
@@ -44,6 +45,8 @@ SIGNED_WINDOW_SEC = 60.0
 """How far the moment of a signature may be from now, either way: both ways together are what a sender is remembered
 for, so no replay is missed.
 """
+
+MESSAGES = frozenset((MESSAGE, SIGNED, SIGNED_TOGETHER))
 
 RECEIPTS = 16
 """Receipts that leave together: fewer would cost a system call each on both sides, where messages take long to verify.
@@ -91,6 +94,7 @@ class Received:
     Attributes:
         outcomes: How many messages came from other nodes, by the status of their first receipt.
         quietly: Counts and logs what was refused.
+        together: Verifies messages that share a signature.
     """
 
     def __init__(
@@ -105,7 +109,7 @@ class Received:
         self._env, self._now, self._network_tag = handle.env, handle.about_now, network_tag
         self._inboxes, self._routes, self._under_way = inboxes, routes, under_way
         self._asking, self._on_mail = aside.asking, aside.on_mail
-        self._streams, self._answers = Streams(), Answers(routes)
+        self._streams, self._answers, self.together = Streams(), Answers(routes), Together(network_tag)
         self._counts: OrderedDict[str, _Count] = OrderedDict()
         self.outcomes: Counter[str] = Counter()
         self._quotas = Quotas(handle.env)
@@ -131,8 +135,8 @@ class Received:
                 heard.clear()
             if kind == RECEIPT:
                 self._on_receipt(link, *unpack(body, ReceiptHeader))
-            elif kind in (MESSAGE, SIGNED):
-                reply = self._on_message(link, body, heard, is_signed=kind == SIGNED)
+            elif kind in MESSAGES:
+                reply = self._on_message(link, kind, body, heard)
                 if isinstance(reply, _Fanning):
                     reply = await self._fanned(*reply)
                     heard.clear()
@@ -157,16 +161,23 @@ class Received:
             link.post(replies)
 
     def _on_message(
-        self, link: Link, body: bytes, heard: set[str], *, is_signed: bool
+        self, link: Link, kind: int, body: bytes, heard: set[str]
     ) -> ReceiptHeader | Item | _Fanning | None:
         """Process a message; return its receipt, or None if it wants none, or what has to be waited for."""
+        is_signed = kind != MESSAGE
         if is_signed:
+            verified = self.together.verified
             try:
-                header, payload = open_signed(body, self._network_tag)
+                if kind == SIGNED:
+                    header, payload = open_signed(body, self._network_tag)
+                else:
+                    header, payload = self.together.open(body)
             except (BadSignature, InvalidKey) as error:  # who relays it need not have made it: the link goes on
                 name = link.peer.hex()[:16]
                 self.quietly.refused("signature", name, "a signed message from node %s was refused: %s", name, error)
                 return None
+            finally:
+                link.work += SIGNATURE * (self.together.verified - verified)
         else:
             header, payload = unpack(body, MessageHeader)
             if header.wants == DESCRIPTORS:

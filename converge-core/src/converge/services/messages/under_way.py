@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import anyio
 import msgspec
 
-from converge.machines.records import MESSAGE, SIGNED, Item
+from converge.machines.records import MESSAGE, SIGNED, SIGNED_TOGETHER, Item
 from converge.model.envelope import (
     ACCEPTED,
     CHAINS,
@@ -16,12 +16,14 @@ from converge.model.envelope import (
     EARLY,
     HANDLED,
     RAISED,
+    TOGETHER,
     MessageHeader,
     ReceiptHeader,
     pack,
     sign,
 )
 from converge.model.identity import Identity
+from converge.model.together import MOST, sign_together
 from converge.services.messages.inboxes import raise_for_status
 from converge.services.messages.waits import Waiter
 
@@ -30,6 +32,13 @@ ENDED = frozenset((HANDLED, RAISED, DROPPED))
 
 TAKEN = frozenset((ACCEPTED, HANDLED, RAISED))
 """What it says of one that was taken."""
+
+
+UNSIGNED = 255
+"""The kind of an item that is not `signed` yet; it never leaves."""
+
+TOGETHER_BYTES = 16_384
+"""The longest payload that shares a signature."""
 
 
 class Waiting(Protocol):
@@ -77,14 +86,59 @@ class Signer:
     def __init__(self, identity: Identity, network_tag: bytes, now: Callable[[], int]) -> None:
         self._identity, self._network_tag, self._now = identity, network_tag, now
 
-    def item(self, header: MessageHeader, payload: bytes) -> Item:
-        """Return the signed item."""
+    def item(self, header: MessageHeader, payload: bytes, features: int = 0) -> Item:
+        """Return the signed item; for a peer that knows it, one that is `signed` when it leaves, with those beside it.
+        A long one is signed at once: it fits into no record.
+        """
+        if features & TOGETHER and len(payload) <= TOGETHER_BYTES:
+            return UNSIGNED, Unsigned(pack(self._named(header), payload), self)
         return SIGNED, self.body(header, payload)
 
     def body(self, header: MessageHeader, payload: bytes) -> bytes:
         """Return the signed body."""
-        header = msgspec.structs.replace(header, key=self._identity.public_key.hex(), sent_at=self._now())
-        return sign(self._identity, self._network_tag, header, payload)
+        return sign(self._identity, self._network_tag, self._named(header), payload)
+
+    def together(self, bodies: Sequence[bytes]) -> list[bytes]:
+        """Return members with one signature of a few bodies of this signer's."""
+        return sign_together(self._identity, self._network_tag, bodies)
+
+    @property
+    def sender(self) -> str:
+        """Who signs."""
+        return self._identity.id
+
+    def _named(self, header: MessageHeader) -> MessageHeader:
+        return msgspec.structs.replace(header, key=self._identity.public_key.hex(), sent_at=self._now())
+
+
+class Unsigned(bytes):
+    """The body of a message that its signer signs when it leaves."""
+
+    signer: Signer
+
+    def __new__(cls, body: bytes, signer: Signer) -> Unsigned:
+        self = super().__new__(cls, body)
+        self.signer = signer
+        return self
+
+
+def signed(items: list[Item]) -> list[Item]:
+    """Return items as they leave: those of one sender that wait for a signature share it, up to `MOST`, and each stays
+    in its place.
+    """
+    places: dict[str, list[int]] = {}
+    for place, (kind, body) in enumerate(items):
+        if kind == UNSIGNED and isinstance(body, Unsigned):
+            places.setdefault(body.signer.sender, []).append(place)
+    for all_ in places.values():
+        for at in range(0, len(all_), MOST):
+            some = all_[at : at + MOST]
+            first = items[some[0]][1]
+            assert isinstance(first, Unsigned), "so it was chosen"
+            members = first.signer.together([items[place][1] for place in some])
+            for place, member in zip(some, members, strict=True):
+                items[place] = SIGNED_TOGETHER, member
+    return items
 
 
 def item_of(
@@ -93,7 +147,7 @@ def item_of(
     """Return what goes over the wire, to a peer with these features."""
     chain = header.chain if features & CHAINS else ()
     header = msgspec.structs.replace(header, sequence=sequence, after=after, chain=chain)
-    return (MESSAGE, pack(header, payload)) if signer is None else signer.item(header, payload)
+    return (MESSAGE, pack(header, payload)) if signer is None else signer.item(header, payload, features)
 
 
 class UnderWay:
