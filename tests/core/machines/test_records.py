@@ -32,6 +32,7 @@ from converge.machines.records import (
     RECEIPT,
     SHOWN,
     SIGNED,
+    SIGNED_TOGETHER,
     SKIPPED,
     Item,
     Opener,
@@ -145,17 +146,19 @@ def test_one_byte_over_the_limit_is_refused_before_anything_is_sealed() -> None:
 
 @pytest.mark.parametrize("count", [1, 4, 30])
 def test_a_smaller_limit_holds_for_messages_and_not_for_control_items(count: int) -> None:
-    assert passed([(MESSAGE, bytes(100))] * count, 100)[0] == [(MESSAGE, bytes(100))] * count
     assert passed([(CLOSE, bytes(101))] * count, 100)[0] == [(CLOSE, bytes(101))] * count
-    with pytest.raises(MessageTooLarge):
-        pair(100)[0].seal([(MESSAGE, bytes(101))] * count)
-    with pytest.raises(MessageTooLarge):
-        Peer(100).says(*[item(MESSAGE, bytes(101))] * count)
+    for kind in (MESSAGE, SIGNED_TOGETHER):
+        assert passed([(kind, bytes(100))] * count, 100)[0] == [(kind, bytes(100))] * count
+        with pytest.raises(MessageTooLarge):
+            pair(100)[0].seal([(kind, bytes(101))] * count)
+        with pytest.raises(MessageTooLarge):
+            Peer(100).says(*[item(kind, bytes(101))] * count)
 
 
 def test_a_control_item_is_never_cut() -> None:
-    with pytest.raises(MessageTooLarge, match="kind 2"):
-        pair()[0].seal([(CLOSE, bytes(PLAIN_BYTES))])
+    for kind in (CLOSE, SIGNED_TOGETHER):
+        with pytest.raises(MessageTooLarge, match=f"kind {kind}"):
+            pair()[0].seal([(kind, bytes(PLAIN_BYTES))])
 
 
 # What a peer may not send.
@@ -188,7 +191,7 @@ def test_every_kind_is_taken_skipped_or_refused() -> None:
     for count in (1, 6):
         for kind in range(256):
             records = [item(kind, b"body")] * count
-            if kind in (SHOWN, GONE):
+            if kind in (SHOWN, GONE, SIGNED_TOGETHER):
                 assert Peer().says(*records) == [(kind, b"body")] * count
             elif kind == PADDING or kind >= SKIPPED:
                 assert Peer().says(*records) == []

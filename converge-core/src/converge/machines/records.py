@@ -101,7 +101,9 @@ class Sealer:
 
     def _check_sizes(self, items: list[Item]) -> None:
         for kind, body in items:
-            limit = self._message_bytes if kind in LIMITED else PLAIN_BYTES - _HEAD_BYTES
+            limit = self._message_bytes if kind in LIMITED else _BODY_BYTES
+            if kind not in CUT:
+                limit = min(limit, _BODY_BYTES)
             if len(body) > limit:
                 raise MessageTooLarge(f"an item of kind {kind} has {len(body)} bytes; the limit is {limit}")
 

@@ -250,15 +250,27 @@ class Post:
             raise InvalidValue("sender", sender, "an agent of this node: only it can sign")
         return Signer(identity, self.mailboxes.network_tag, self._handle.about_now)
 
-    def write(self, draft: Draft, to: str, *, topic: str = "", pool: str = "") -> tuple[MessageHeader, bytes]:
-        """Return header and payload, as the guards leave them; the sequence is drawn when it leaves.
+    def write(
+        self, draft: Draft, to: str, *, topic: str = "", pool: str = "", sequence: int = 0
+    ) -> tuple[MessageHeader, bytes]:
+        """Return header and payload, as the guards leave them; 0: the sequence is drawn when it leaves.
 
         Raises:
             Undeliverable: A guard refused it.
             InvalidValue, MessageTooLarge: The payload cannot be sent.
         """
         header = MessageHeader(
-            draft.id, draft.sender, to, self._life, 0, self._handle.about_now(), 0, draft.wants, draft.task, topic, pool
+            draft.id,
+            draft.sender,
+            to,
+            self._life,
+            sequence,
+            self._handle.about_now(),
+            0,
+            draft.wants,
+            draft.task,
+            topic,
+            pool,
         )
         if draft.wants == HANDLED and (chain := CHAIN.get()):
             header = msgspec.structs.replace(header, chain=chain)
@@ -309,7 +321,7 @@ class Post:
                 "recipient", to, "an agent's id, as discovery gives it: cv1 and 52 characters; or a Capability"
             )
         under_way, until = self.under_way, self._env.monotonic() + timeout
-        header, body = self.write(draft, to)
+        header, body = self.write(draft, to, sequence=under_way.draw())  # it leaves before anything is awaited
         if draft.wants == HANDED and link is not None and under_way.hand(header, body, link, draft.signer):
             await self._take_turns()
             return Outcome(to)

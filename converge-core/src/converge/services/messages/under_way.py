@@ -146,7 +146,8 @@ def item_of(
 ) -> Item:
     """Return what goes over the wire, to a peer with these features."""
     chain = header.chain if features & CHAINS else ()
-    header = msgspec.structs.replace(header, sequence=sequence, after=after, chain=chain)
+    if header.sequence != sequence or header.after != after or header.chain != chain:
+        header = msgspec.structs.replace(header, sequence=sequence, after=after, chain=chain)
     return (MESSAGE, pack(header, payload)) if signer is None else signer.item(header, payload, features)
 
 

@@ -78,9 +78,13 @@ class MessagesUnderWay:
         if one is not None and one.link is not None and one.link.peer == peer:
             one.on_receipt(receipt, payload)
 
+    def draw(self) -> int:
+        """Return the sequence of a message that begins before anything is awaited."""
+        return next(self._sequence)
+
     def hand(self, header: MessageHeader, payload: bytes, link: Link, signer: Signer | None) -> bool:
-        """Send a message that wants no receipt, where nothing is to be remembered of it: over a link that has room, and
-        behind no message of its pair; return whether that was so.
+        """Send a message whose sequence is drawn and that wants no receipt, where nothing is to be remembered of it:
+        over a link that has room, and behind no message of its pair; return whether that was so.
 
         Raises:
             MessageTooLarge: It is over the limit.
@@ -90,7 +94,7 @@ class MessagesUnderWay:
         if signer is None:
             self._introduce(header.sender, link)
         try:
-            return link.offer(item_of(header, payload, next(self._sequence), 0, link.features, signer))
+            return link.offer(item_of(header, payload, header.sequence, 0, link.features, signer))
         except ConnectionLost:
             return False
 
@@ -131,7 +135,7 @@ class MessagesUnderWay:
         if queue is None:
             queue = self._pairs[one.pair] = {}
         after = next(reversed(queue)) if queue else 0
-        one.sequence = sequence = next(self._sequence)
+        one.sequence = sequence = one.header.sequence or next(self._sequence)
         self._by_id[one.key] = queue[sequence] = one
         one.queue = queue
         return after
