@@ -1,4 +1,4 @@
-"""A wake is a hint: whatever the system refuses while one is told, what was committed stands, and its caller learns it."""
+"""A wake is a hint: whatever the system refuses while one is told, what was committed stands, as its caller learns."""
 
 from __future__ import annotations
 
