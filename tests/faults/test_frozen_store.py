@@ -27,6 +27,7 @@ from converge.contracts.store import (
     Turned,
 )
 from converge.errors import InvalidValue, OutcomeUnknown, StoreError, StoreUnavailable
+from converge.services.durable.agents import AgentRef, AgentRefs
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings
 from converge.testing.fixtures import wait_until
@@ -35,8 +36,10 @@ pytestmark = pytest.mark.timeout(60)
 
 CALL_SEC, TIMEOUT_SEC, SLACK_SEC = 0.3, 0.1, 2.0
 
-UNTIMED = {("TaskManager", "result"), ("DiscoveryService", "follow")}
-"""The timeout of `result` is the wait; `follow` runs until it is cancelled."""
+UNTIMED = {("TaskManager", "result"), ("AgentRef", "ask"), ("DiscoveryService", "follow")}
+"""The timeout of `result` and `ask` is the wait; `follow` runs until it is cancelled."""
+
+MANAGERS = (TaskManager, PoolManager, DiscoveryService, AgentRef)
 
 
 class FreezingStore(Store):
@@ -120,6 +123,7 @@ Calls = dict[tuple[str, str], Callable[..., Awaitable[Any]]]
 async def every_call(store: Store) -> Calls:
     """Return a call of each public method that waits for the store, all prepared while it answers."""
     tasks, pools, discovery = TaskManager(store), PoolManager(store), DiscoveryService(store=store)
+    virtual = AgentRefs(store).agent("k", pool="p")
     await pools.create_pool(Pool(id="p"))
     await pools.create_pool(Pool(id="listed", admission="allow"))
     ids = await tasks.submit_many([Task(pool_id="p") for _ in range(6)])
@@ -153,6 +157,8 @@ async def every_call(store: Store) -> Calls:
             DiscoveryQuery(), refresh_from_store=True, **limit
         ),
         ("DiscoveryService", "refresh"): lambda **limit: discovery.refresh(**limit),
+        ("AgentRef", "state"): lambda **limit: virtual.state(**limit),
+        ("AgentRef", "forget"): lambda **limit: virtual.forget(**limit),
     }
 
 
@@ -163,12 +169,12 @@ WRITES = {"submit", "submit_many", "complete", "create_pool"}
 async def test_every_call_of_a_manager_that_waits_for_the_store_has_a_timeout(store: FreezingStore) -> None:
     public = {
         (manager.__name__, name)
-        for manager in (TaskManager, PoolManager, DiscoveryService)
+        for manager in MANAGERS
         for name, method in inspect.getmembers(manager)
         if not name.startswith("_") and inspect.iscoroutinefunction(method)
     }
     assert public - UNTIMED == set(await every_call(store))
-    for manager in (TaskManager, PoolManager, DiscoveryService):
+    for manager in MANAGERS:
         for kind, name in public:
             if kind == manager.__name__:
                 assert "timeout" in inspect.signature(getattr(manager, name)).parameters or (kind, name) in UNTIMED

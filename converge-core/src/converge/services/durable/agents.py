@@ -15,6 +15,7 @@ from converge.model.keys import ACTOR, NAME, Key, fits
 from converge.model.task import DURABLE, Task
 from converge.services.durable.manager import TaskManager
 from converge.services.store.handle import StoreHandle
+from converge.services.store.limits import timed
 
 ASKS = "converge.asks"
 """The capability that agents with `on_ask` have, and the type of the tasks that carry messages to virtual agents."""
@@ -79,13 +80,15 @@ class AgentRef:
             raise HandlerFailed(f"virtual agent {key} of pool {pool} did not answer: {done.state}: {done.error}")
         return done.result
 
-    async def state(self) -> Any:
+    @timed
+    async def state(self, *, timeout: float | None = None) -> Any:
         """Return the agent's state; None if it was never asked."""
         (entry,) = await self._handle.store.get([self._place])
         what = f"virtual agent {self._place[2]}"
         return None if entry is None else decode_plain(decode(entry.value, Actor, what).state, what)
 
-    async def forget(self) -> None:
+    @timed
+    async def forget(self, *, timeout: float | None = None) -> None:
         """Remove the agent's state: the next message finds it new."""
         await (await self._handle.commits()).commit([Batch((), (), [self._place])])
 
