@@ -36,6 +36,8 @@ from converge.model.keys import (
     TOLD,
 )  # fmt: skip
 from converge.operations.tasks import Purging, purge
+from converge.services.durable.agents import AgentRefs
+from converge.testing.fixtures import wait_until
 
 IS_FULL = os.environ.get("FULL_TESTS") == "1"
 KILLS = {"file": 3, "redis": 2, "postgresql": 2}
@@ -175,6 +177,41 @@ async def test_nothing_is_lost_or_repeated_under_kills(
             children = Counter(one.parent_id for one in await tasks.list(limit=10_000))
             check(killing, ended, children, seed)
             await none_left(store, tasks)
+
+
+@pytest.mark.timeout(3_600 if IS_FULL else 600)
+@pytest.mark.parametrize("kind", ["file", "redis", "postgresql"] if IS_FULL else ["file"])
+async def test_virtual_agents_answer_each_message_once_and_in_order_under_kills(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A worker is killed around each write of an answer; what each agent was told says what it has handled."""
+    servers = {"redis": "redis_url", "postgresql": "postgres_url"}
+    url = request.getfixturevalue(servers[kind]) if kind in servers else f"file:{tmp_path / 'state.db'}"
+    network = "converge" if kind == "file" else f"n{uuid4().hex[:12]}"
+    killing = Killing(url, network, tmp_path, random.Random())
+    told: dict[str, list[int]] = {"a": [], "b": []}
+    async with open_store(url, plugins=PLUGINS[kind], network=network) as store:
+        await PoolManager(store).create_pool(Pool(id="p"))
+        refs = AgentRefs(store)
+        answers: list[Any] = []
+
+        async def ask(key: str, message: int) -> None:
+            answers.append((key, message, await refs.agent(key, pool="p").ask(message, timeout=240)))
+
+        for number, point in enumerate((20 if IS_FULL else 1) * ("before:answer", "after:answer")):
+            async with anyio.create_task_group() as group:
+                for key, sent in told.items():
+                    sent.append(number)
+                    group.start_soon(ask, key, number)
+                await killing.ended(killing.started("work", f"{point}:1"))
+                with killing.started("work", "") as worker:  # answers what the killed one has left
+                    try:
+                        await wait_until(lambda least=2 * (number + 1): len(answers) >= least, timeout=240)  # type: ignore[misc]
+                    finally:
+                        worker.kill()
+        assert sorted(answers) == sorted((key, n, sent[: n + 1]) for key, sent in told.items() for n in sent)
+        for key, sent in told.items():
+            assert await refs.agent(key, pool="p").state() == sent
 
 
 @pytest.mark.timeout(600)

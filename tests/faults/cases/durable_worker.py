@@ -21,7 +21,7 @@ import anyio
 from converge import Agent, Node, Task, TaskManager, open_store
 from converge.contracts.store import Batch, Store
 from converge.errors import LeaseEnded, StoreError
-from converge.model.keys import CHILD, CHUNK, DONE, LATER, SIGNAL, STEP
+from converge.model.keys import ACTOR, CHILD, CHUNK, DONE, LATER, SIGNAL, STEP
 
 ROLE, URL, NETWORK, FOLDER, POINT, *IDS = sys.argv[1:]
 NOTES, READ = Path(FOLDER) / "notes.txt", Path(FOLDER) / "read.txt"
@@ -47,6 +47,7 @@ KINDS: dict[str, Callable[[Batch], bool]] = {
     "consume": lambda batch: any(key[0] is SIGNAL for key in batch.deletes),
     "finish": partial(puts, DONE),
     "signal": partial(puts, SIGNAL),
+    "answer": partial(puts, ACTOR),
 }
 
 
@@ -60,12 +61,13 @@ def die_at(store: Store, point: str) -> None:
             nonlocal counted
             is_counted = not IS_WITHIN.get() and any(map(KINDS[what], batches))
             counted -= is_counted
-            if when == "before" and counted == 0:
+            is_last = is_counted and counted == 0  # of this write; another may be counted meanwhile
+            if when == "before" and is_last:
                 os.kill(os.getpid(), signal.SIGKILL)
             token = IS_WITHIN.set(True)
             done = await write(batches, *arguments, **more)
             IS_WITHIN.reset(token)
-            if is_counted and counted == 0:
+            if is_last:
                 os.kill(os.getpid(), signal.SIGKILL)
             return done
 
@@ -94,6 +96,11 @@ class Worker(Agent):
         payload = await task.wait_for("go")
         (result,) = await task.gather(child)
         return {"tokens": tokens, "child": child.id, "result": result, "payload": payload}
+
+    async def on_ask(self, state: Any, message: Any) -> tuple[Any, Any]:
+        """Answer with all that this virtual agent was told, in order."""
+        told = [*(state or []), message]
+        return told, told
 
 
 async def work(store: Store) -> None:

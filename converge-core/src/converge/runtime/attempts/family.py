@@ -84,7 +84,7 @@ class Family:
                 return
 
     async def _through_outbox(self, label: str, step: Step, id_: bytes, spec: Spec) -> None:
-        checks: list[Check] = [(OUTBOX(id_), ABSENT)]
+        checks: list[Check] = [(CHILD(self._ledger.id, id_), ABSENT)]  # which stays, so that a late repeat is refused
         puts: list[Put] = [(OUTBOX(id_), encode(spec)), (CHILD(self._ledger.id, id_), b"")]
         await self._ledger.record(label, step, puts, checks=checks, wake=[CHORES], change=self._as_parent())
         with suppress(NotApplied, OutcomeUnknown):  # the child is recorded: whoever sweeps next submits it
