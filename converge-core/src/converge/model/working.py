@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, TypeVarTuple, overload
 
 import attrs
 
-from converge.errors import NotRunning
+from converge.errors import NotRunning, SchemaTooNew
 from converge.model.batch import Entry
 from converge.model.keys import Key
 
@@ -96,6 +96,9 @@ class Runs(Protocol):
 
     def keep(self, task_id: str, token: int, also: tuple[Key, bytes, int]) -> Awaitable[None]:
         """Have a value put in the batch that completes the task, if its key is at this revision."""
+
+    def leave(self, task_id: str, token: int, newer: SchemaTooNew) -> None:
+        """Let the attempt, which raises this error, go back uncounted, for a process of a newer release."""
 
 
 RUNS: ContextVar[Runs | None] = ContextVar("converge_runs", default=None)

@@ -7,16 +7,18 @@ from typing import Protocol
 
 import anyio
 
+from converge.codec import parse_hash
 from converge.contracts.store import Entry, Key
-from converge.errors import NotRunning, StaleClaim
+from converge.errors import NotRunning, SchemaTooNew, StaleClaim
 from converge.foreign import Raised
 from converge.ids import id_text
-from converge.machines.events import Completed, Event, Failed
+from converge.machines.events import Completed, Event, Failed, Released
 from converge.machines.task import Found, Held
 from converge.model.task import DURABLE, Calling
 from converge.runtime.attempts.attempt import WENT_ON, Attempt, Parking
 from converge.runtime.attempts.threads import InThread
 from converge.services.store.handle import StoreHandle
+from converge.services.tasks.torn import log_once
 
 
 class Named(Protocol):
@@ -90,6 +92,12 @@ class Desk:
         await self._handle.require_format(DURABLE)
         attempt.also = also
 
+    def leave(self, task_id: str, token: int, newer: SchemaTooNew) -> None:
+        """See `Runs`."""
+        attempt = self._attempt_of(task_id, token)
+        if attempt is not None:
+            attempt.ledger.newer = newer
+
     def call_off(self, found: Found, calling: Calling) -> None:
         """Tell the handler that its task is being cancelled with grace."""
         self._open(found).call_off(calling)
@@ -113,9 +121,18 @@ class Desk:
         event = attempt.event
         if event is not None and not _has_ended(result):
             event = Failed(f"WentOn: {WENT_ON.format(attempt.id)}", self._agent.id, True, 1.0)
+        newer = attempt.ledger.newer
+        if event is None and newer is not None and type(result) is Raised and result.error is newer:
+            event = self._leave(found, newer)
         if event is None and attempt.also is not None and type(result) is bytes:
             event = Completed(result, self._agent.id, attempt.also)
         return attempt.ledger.found, event
+
+    def _leave(self, found: Found, newer: SchemaTooNew) -> Event:
+        """Hand the task back, and leave its lane to processes that read what a newer release has recorded."""
+        self._handle.newer_lanes.add(parse_hash(found.spec.lane))
+        log_once(self._handle, f"lane {found.spec.lane} of pool {found.spec.pool}", newer)
+        return Released(self._agent.id, str(newer))
 
 
 PARKED = object()

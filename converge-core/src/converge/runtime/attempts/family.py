@@ -105,7 +105,8 @@ class Family:
         found = await self._ledger.patiently(lambda: get_all(self._ledger.handle.store, keys))
         for child, entry in zip(unknown, found, strict=True):
             if entry is not None:
-                self._ended[child.id] = decode(entry.value, Ended, f"child {child.id}")
+                with self._ledger.reading():
+                    self._ended[child.id] = decode(entry.value, Ended, f"child {child.id}")
         return sum(child.id in self._ended for child in children)
 
     def earliest(self, children: Sequence[Child]) -> Child:

@@ -11,7 +11,7 @@ from anyio import CapacityLimiter, to_thread
 
 from converge.codec import decode, decode_plain, encode, encode_plain
 from converge.contracts.store import ABSENT
-from converge.errors import InvalidValue, NotRunning
+from converge.errors import InvalidValue, NotRunning, SchemaTooNew
 from converge.foreign import Raised, as_exception, awaited, in_thread
 from converge.model.task import Task
 from converge.model.working import RUNS
@@ -55,7 +55,11 @@ async def answer(agent: Agent, task: Task) -> Any:
     key = actor_key(task.pool_id, task.ordering_key)
     entry = await runs.read(key)
     what = f"virtual agent {task.ordering_key}"
-    actor = Actor() if entry is None else decode(entry.value, Actor, what)
+    try:
+        actor = Actor() if entry is None else decode(entry.value, Actor, what)
+    except SchemaTooNew as error:
+        runs.leave(task.id, task.token, error)
+        raise
     state, payload = decode_plain(actor.state, what), task.inputs.get("payload")
     returned = await _called(agent.on_ask, state, payload)
     if not isinstance(returned, tuple) or len(returned) != 2:

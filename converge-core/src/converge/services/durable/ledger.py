@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import anyio
@@ -13,6 +14,7 @@ from converge.contracts.store import Batch, Channel, Check, Committed, Key, Put
 from converge.errors import (
     NotApplied,
     OutcomeUnknown,
+    SchemaTooNew,
     StaleClaim,
     StoreBusy,
     StoreError,
@@ -49,6 +51,8 @@ class Ledger:
         self._lock = anyio.Lock()
         self._is_loaded = found.state is None or found.state.v < DURABLE  # nothing was ever recorded
         self._is_marked = not self._is_loaded
+        self.newer: SchemaTooNew | None = None
+        """Why this process cannot go on with the attempt: a newer release has recorded something."""
 
     @property
     def id(self) -> bytes:
@@ -74,7 +78,8 @@ class Ledger:
         if not self._is_loaded:
             async with self._lock:
                 if not self._is_loaded:
-                    await self._load()
+                    with self.reading():
+                        await self._load()
         return self.steps.get(label)
 
     async def _load(self) -> None:
@@ -86,7 +91,17 @@ class Ledger:
 
     async def look(self, names: Sequence[str], *, counts: bool = False) -> Seen:
         """Read what has come for the task. See `waits.look`."""
-        return await self.patiently(lambda: look(self.handle.reads, self.id, names, counts=counts))
+        with self.reading():
+            return await self.patiently(lambda: look(self.handle.reads, self.id, names, counts=counts))
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Note what only a newer release can read: the attempt is not to fail of it."""
+        try:
+            yield
+        except SchemaTooNew as error:
+            self.newer = error
+            raise
 
     async def patiently(self, read: Callable[[], Awaitable[T]]) -> T:
         """Return what the read returns, trying again while the store is away: an attempt that outlives that when it

@@ -206,6 +206,8 @@ class Claims:
         Raises:
             LeaseEnded: This process has lost its lease.
         """
+        for newer in self._handle.newer_lanes:
+            self._lanes.pop(newer, None)
         lanes = [(lane.head, hash_) for hash_, lane in self._lanes.items() if lane.head is not None]
         if not lanes:
             return None
@@ -264,8 +266,6 @@ class Claims:
             except BaseException:
                 self.unread.append(one)
                 raise
-            for lane in self._handle.newer_lanes:
-                self._lanes.pop(lane, None)
 
     async def refused(self, conflict: Conflict) -> None:
         """Handle a take whose checks failed: read the pools again, or find that the lease has ended.
