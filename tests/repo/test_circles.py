@@ -14,6 +14,7 @@ CORE = ROOT / "converge-core/src"
 MODULES = 16
 ASYNCIO = frozenset[str](
     (
+        "converge.testing._calls.waiting",
         "converge.testing.fixtures",
         "converge.services.store.detached",
         "converge.runtime.agents.boundary",

@@ -21,6 +21,7 @@ D-8  A call that fails raises a StoreError or ChannelError, and the next one wor
 D-9  A DiscoveryService on it lists what verifies, of each agent the highest sequence that was seen, and nobody whose
      lease has ended. (Core's part.)
 D-10 A discovery that is left passes through what its block raised, as it is: exceptions, `SystemExit`, a cancellation.
+     It leaves no descriptor open, and no call keeps the thread of the event loop waiting.
 """
 
 from __future__ import annotations

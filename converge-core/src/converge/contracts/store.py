@@ -40,7 +40,8 @@ S-14 What was answered as committed stays: it is seen by every later read throug
 S-15 Values and keys come back byte for byte, and type for type, up to the limits; a value over `value_bytes` is refused
      with `ValueTooLarge` before anything is written, never cut.
 S-16 `NotApplied` is raised only if nothing of any batch was written; where that is not known, `OutcomeUnknown`.
-S-17 A handle from `reopen` works in another thread with another event loop, at the same time.
+S-17 A handle from `reopen` works in another thread with another event loop, at the same time. No call keeps the thread
+     of its event loop waiting.
 S-18 count answers how many keys are under each prefix.
 S-19 A handle that is left passes through what its block raised, as it is: exceptions, `SystemExit`, a
      cancellation. It leaves no descriptor open.

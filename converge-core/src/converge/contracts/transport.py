@@ -22,10 +22,11 @@ C-7  listen binds before it returns, and its `address` can be connected to (port
      an address that is not ours, is `ListenFailed` at once.
 C-8  connect to a closed port, an unknown host, or a peer that speaks something else fails with `ConnectFailed` (or the
      channel ends) in time.
-C-9  Many channels of one listener are independent: one that does not read stops no other.
+C-9  Many channels of one listener are independent: one that does not read stops no other, and no call keeps the thread
+     of the event loop waiting.
 C-10 A cancelled receive loses no frame. A cancelled send leaves the channel usable, or closed with `ConnectionClosed`;
      any of its frames may have been sent, never half of one with another after it.
-C-11 Leaving the listener closes its socket and every channel that it has accepted.
+C-11 Leaving the listener closes its socket and every channel that it has accepted, and leaves no descriptor open.
 C-12 Data that does not follow the transport's framing ends that channel alone with `BadRecord` or `ConnectionLost`, in
      bounded time and memory.
 C-13 A transport or listener that is left passes through what its block raised, as it is: exceptions, `SystemExit`, a

@@ -1,17 +1,23 @@
-"""What a backend's context managers do with what their block raised: S-19, C-13, D-10."""
+"""What a backend's context managers do with what their block raised, and what is left open: S-19, C-11, C-13, D-10."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from pathlib import Path
 from typing import Any
 
 import anyio
 
 from converge.testing.clauses import expect
+from converge.testing.fixtures import wait_until
 
 LEAVE_SEC = 10.0
 """How long a block that is cancelled may take to be left."""
+
+
+USED = 5
+"""How often a place is opened, used and left: what leaves something open leaves as much more."""
 
 
 class BlockRaised(Exception):
@@ -40,3 +46,24 @@ async def passes_through(clause: str, opening: Callable[[], AbstractAsyncContext
             expect(clause, False, f"a block that was cancelled ended with {error!r}")
         expect(clause, scope.cancelled_caught, "a block that was cancelled ended as if it had not been")
     expect(clause, not patience.cancelled_caught, f"a block that was cancelled was not left in {LEAVE_SEC:g} s")
+
+
+def descriptors() -> dict[str, str]:
+    """Return the open descriptors of this process and what each is of; none where the system does not tell."""
+    found = dict[str, str]()
+    for link in Path("/proc/self/fd").glob("*"):
+        with suppress(OSError):
+            found[link.name] = str(link.readlink())
+    return found
+
+
+async def leaves_nothing_open(clause: str, what: str, use: Callable[[], Awaitable[None]]) -> None:
+    """Expect that what is opened, used and left again and again leaves no descriptor open."""
+    await use()
+    before = descriptors()
+    for _ in range(USED):
+        await use()
+    with suppress(AssertionError):  # what ends in a thread of its own ends soon
+        await wait_until(lambda: len(descriptors()) < len(before) + USED, timeout=LEAVE_SEC)
+    left = [target for number, target in descriptors().items() if before.get(number) != target]
+    expect(clause, len(left) < USED, f"{USED} {what} that were left have left open: {', '.join(sorted(left))}")

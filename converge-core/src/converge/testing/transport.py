@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from converge.contracts.store import Feature
 from converge.contracts.transport import FRAME_BYTES, WRITE_QUEUE_BYTES, Channel, Listener, Transport, TransportBackend
 from converge.errors import ConnectFailed, ConnectionClosed, ConnectionLost, InvalidValue, ListenFailed, MessageTooLarge
+from converge.testing._calls.waiting import blocking_calls, expect_no_waiting
 from converge.testing._transport.ends import (
     CLOSE_SEC,
     END,
@@ -38,7 +39,7 @@ from converge.testing._transport.ends import (
     send_groups,
     turns,
 )
-from converge.testing.blocks import passes_through
+from converge.testing.blocks import leaves_nothing_open, passes_through
 from converge.testing.clauses import check_case
 
 BIG = bytes(range(256)) * 255 + bytes(255)
@@ -387,6 +388,25 @@ class TransportContract:
                     await near.receive()
                 with pytest.raises(ConnectionLost):
                     await far.receive()
+
+    async def test_c11_what_was_left_leaves_nothing_open(self, options: Any, address: str) -> None:
+        """C-11: no descriptor is left open."""
+
+        async def use() -> None:
+            async with self.pair(options, address) as pair:
+                await pair.near.send([b"a"])
+                await pair.far.receive()
+
+        await leaves_nothing_open("C-11", "listeners and channels", use)
+
+    async def test_c9_no_call_keeps_the_event_loop_waiting(self, options: Any, address: str) -> None:
+        """C-9: what waits does so in another thread."""
+        with blocking_calls() as seen:
+            async with self.pair(options, address) as pair:
+                for one, other in ((pair.near, pair.far), (pair.far, pair.near)):
+                    await one.send([BIG[:2_000]])
+                    await collect(other, 1)
+        expect_no_waiting("C-9", seen)
 
     # C-13: what a block raised.
 

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from converge.contracts.discovery import Sighting
+from converge.testing._calls.waiting import blocking_calls, expect_no_waiting
 from converge.testing._discovery.base import POLL_SEC, DiscoveryCase, Opening, applied
-from converge.testing.blocks import passes_through
+from converge.testing.blocks import leaves_nothing_open, passes_through
 from converge.testing.clauses import expect, expect_equal
 
 payloads = st.one_of(
@@ -162,6 +163,24 @@ class DiscoveryClauses(DiscoveryCase):
         """D-10"""
         async with opening() as store:
             await passes_through("D-10", lambda: self.backend.open(options, store=store, poll_sec=POLL_SEC))
+
+    async def test_d10_what_was_left_leaves_nothing_open_and_no_call_waits(
+        self, opening: Opening, options: Any
+    ) -> None:
+        """D-10: no descriptor is left open, and what waits does so in another thread."""
+
+        async def use() -> None:
+            async with self.process(opening, options) as process:
+                discovery = process.discovery
+                await discovery.publish([Sighting("a", (), b"a")])
+                await discovery.snapshot()
+                async with aclosing(discovery.watch()) as watch:  # type: ignore[type-var]  # an async generator
+                    await anext(aiter(watch))
+                await discovery.withdraw(["a"])
+
+        with blocking_calls() as seen:
+            await leaves_nothing_open("D-10", "discoveries", use)
+        expect_no_waiting("D-10", seen)
 
     async def test_d6_other_processes_see_what_one_publishes_and_withdraws_at_their_next_snapshot(
         self, opening: Opening, options: Any, configured: list[Sighting]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Coroutine
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -20,14 +18,14 @@ from converge.contracts.store import Batch, Durability, Inspection, Range, Store
 from converge.errors import ForkedHandle, NoSuchStore, StoreRefused, Unsupported
 from converge.model.keys import POOL
 from converge.secret import has_password
+from converge.testing._calls.waiting import blocking_calls, expect_no_waiting
 from converge.testing._store.base import StoreCase, commit, committed, get, put, ready, take, take_of, taken
 from converge.testing._store.limits import CallLimit, limited
-from converge.testing.blocks import passes_through
+from converge.testing.blocks import leaves_nothing_open, passes_through
 from converge.testing.clauses import expect, expect_equal
-from converge.testing.fixtures import wait_until
 
 REOPENED = 5
-"""How often a handle is opened and left: one that leaves something open leaves as much more."""
+"""How often each call is made: some wait only at first, others only later."""
 
 CHILD_SEC = 10.0
 """How long a forked child may take to be refused."""
@@ -161,19 +159,26 @@ class PlaceClauses(StoreCase):
 
     async def test_a_handle_that_is_left_leaves_nothing_open(self, url: str, options: Any, limit: CallLimit) -> None:
         """S-19."""
-        opens = partial(limited, partial(self.backend.open, url, options), limit)
-        async with opens() as store:
-            await get(store, POOL("p"))
-        before = descriptors()
-        for _ in range(REOPENED):
-            async with opens() as store:
+
+        async def use() -> None:
+            async with limited(partial(self.backend.open, url, options), limit) as store:
                 committed("S-19", await commit(store, puts=[(POOL("p"), b"{}")]), "a commit")
-        with suppress(AssertionError):  # what ends in a thread of its own ends soon
-            await wait_until(lambda: len(descriptors()) < len(before) + REOPENED, timeout=CHILD_SEC)
-        left = [target for number, target in descriptors().items() if before.get(number) != target]
-        expect(
-            "S-19", len(left) < REOPENED, f"{REOPENED} handles that were left have left open: {', '.join(sorted(left))}"
-        )
+
+        await leaves_nothing_open("S-19", "handles", use)
+
+    async def test_no_call_keeps_the_event_loop_waiting(self, url: str, options: Any, limit: CallLimit) -> None:
+        """S-17: what waits does so in another thread."""
+        with blocking_calls() as seen:
+            async with limited(partial(self.backend.open, url, options), limit) as store:
+                for number in range(REOPENED):
+                    await put(store, POOL("p"), ready(1, 1, number))
+                    await store.get([POOL("p")])
+                    await store.scan([Range(POOL())])
+                    await take(store, take_of([1], 1))
+                    await store.count([POOL()])
+                    await store.time()
+                await store.inspect()
+        expect_no_waiting("S-17", seen)
 
     async def test_a_forked_child_cannot_use_the_handle(self, store: Store) -> None:
         """S-22."""
@@ -195,15 +200,6 @@ class PlaceClauses(StoreCase):
         code = os.waitstatus_to_exitcode(status)
         expect("S-22", code == 0, f"a call in a forked child {said[min(code, 2)]}")
         committed("S-22", await commit(store, puts=[(POOL("p"), b"{}")]), "a commit of the parent after that")
-
-
-def descriptors() -> dict[str, str]:
-    """Return the open descriptors of this process and what each is of; none where the system does not tell."""
-    found = dict[str, str]()
-    for link in Path("/proc/self/fd").glob("*"):
-        with suppress(OSError):
-            found[link.name] = str(link.readlink())
-    return found
 
 
 def _tried(store: Store) -> int:
