@@ -26,7 +26,11 @@ PARTS = {"file": 4, "redis": 2} if IS_FULL else {"file": 1, "redis": 1}
 LEASE_SEC = 2.0
 
 
-@pytest.mark.parametrize("agents", [1, 10])
+@pytest.mark.parametrize(
+    ("fleet", "agents"),
+    [("file", 10), ("redis", 1), *([("file", 1), ("redis", 10)] if IS_FULL else [])],
+    indirect=["fleet"],
+)
 async def test_f4_no_task_is_claimed_by_two_processes(fleet: Fleet, tasks: TaskManager, agents: int) -> None:
     """Four processes, tasks that are there before the first claim, with FULL_TESTS 2,000, batches of 1 and of 10. No
     task ends before each process has begun some.
