@@ -218,7 +218,7 @@ class Story:
 
     async def until(self, id_: str, *states: TaskState) -> Task:
         async def is_there() -> bool:
-            return (await self.calm.get(id_)).state in states
+            return (await again(lambda: self.calm.get(id_))).state in states
 
         await wait_until(is_there, timeout=60)
         return await self.calm.get(id_)

@@ -9,11 +9,14 @@ from typing import Any
 import anyio
 import pytest
 
+from converge.machines.task import TaskState
 from converge.model.pool import Pool
 from converge.model.task import Task
+from converge.operations import drain as draining
 from converge.operations.drain import Drain, hint_of, totals
 from converge.runtime.agents.agent import Agent
 from converge.runtime.node import Node
+from converge.services.tasks.counts import live
 from converge.testing.fixtures import wait_until
 
 
@@ -142,3 +145,31 @@ def test_there_is_a_total_where_all_results_are_numbers_under_the_same_names(res
 )
 def test_a_task_is_known_by_what_names_it(inputs: dict[str, Any], hint: str) -> None:
     assert hint_of(Task(pool_id="p", type="kind", inputs=inputs)) == hint
+
+
+class Waits(Agent):
+    async def on_task(self, task: Task) -> Any:
+        return await task.wait_for("go")
+
+
+async def test_a_parent_that_is_resumed_while_a_drain_counts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last child's end was told between two looks: nothing is to be told any more, and it waits no more."""
+    async with Node() as node:
+        await node.pools.create_pool(Pool(id="p"))
+        (agent,) = await node.spawn(Waits, pool="p")
+        (id_,) = await submit(node, "x")
+
+        async def is_waiting() -> bool:
+            return (await node.tasks.get(id_)).state == TaskState.WAITING
+
+        await wait_until(is_waiting, timeout=30)
+        await node.retire(agent)
+
+        async def counted(*arguments: Any) -> Any:
+            monkeypatch.setattr(draining, "live", live)
+            counts = await live(*arguments)
+            await node.tasks.signal(id_, "go")
+            return counts
+
+        monkeypatch.setattr(draining, "live", counted)
+        assert await Drain(node.handle, node.tasks, ["p"])._backlog() == 1

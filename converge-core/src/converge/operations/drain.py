@@ -161,12 +161,19 @@ class Drain:
 
     async def _backlog(self) -> int:
         """Count what a drain waits for: what has not ended and does not wait, and ends of children to be told."""
-        counts = (await live(self._handle.store, self._pool_ids)).values()
-        live_ones, parked = sum(one.live for one in counts), sum(one.parked for one in counts)
+        live_ones, parked = await self._counted()
         if not live_ones:
             return 0
         (told,) = await self._handle.store.count([TOLD()])
-        return live_ones - parked + told
+        if left := live_ones - parked + told:
+            return left
+        live_ones, parked = await self._counted()  # an end that was told between the two looks has resumed a parent
+        return live_ones - parked
+
+    async def _counted(self) -> tuple[int, int]:
+        """Return how many tasks have not ended, and how many of them wait."""
+        counts = (await live(self._handle.store, self._pool_ids)).values()
+        return sum(one.live for one in counts), sum(one.parked for one in counts)
 
     async def _tell_waiting(self) -> None:
         counts = await live(self._handle.store, self._pool_ids)
