@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from converge import Agent, Node, Task
-from converge.errors import ConfigError, WrongNodeState
+from converge.errors import ConfigError, StoreUnavailable, WrongNodeState
 
 ATTRIBUTES = (
     *("store", "handle", "tasks", "pools", "network", "discovery", "registry", "executor"),
@@ -76,3 +77,12 @@ async def test_a_node_whose_start_failed_is_not_entered_again() -> None:
         await node.__aenter__()
     with pytest.raises(WrongNodeState, match="was left"):
         await node.__aenter__()
+
+
+@pytest.mark.parametrize("store", ["memory:", "file:"])
+async def test_what_was_kept_of_a_node_that_was_left_acknowledges_nothing(store: str, tmp_path: Path) -> None:
+    async with Node(store=f"{store}{tmp_path / 'state.db'}" if store == "file:" else store) as node:
+        await node.spawn(Worker, pool="p")
+        tasks = node.tasks
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await tasks.submit(Task(pool_id="p"))

@@ -6,7 +6,7 @@ import platform
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 from anyio import lowlevel
@@ -28,7 +28,7 @@ from converge.contracts.store import (
     Take,
     Turned,
 )
-from converge.errors import ConfigError, ValueTooLarge
+from converge.errors import ConfigError, StoreUnavailable, ValueTooLarge
 
 _VALUE_BYTES = LIMITS.value_bytes
 
@@ -89,6 +89,13 @@ class _Bell:
                     break
 
 
+class _Closed:
+    """In the place of what a store held, once it was closed: what is written there would be lost in silence."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise StoreUnavailable("memory: the store was closed, and what it held is gone")
+
+
 class MemoryStore(Store):
     """A store that lives and dies with the process; its handles from `reopen` share it, in any thread."""
 
@@ -111,7 +118,11 @@ class MemoryStore(Store):
                 f"store: {url} is not allowed: memory: takes nothing behind its colon; for a store in a file write "
                 f"file:PATH"
             )
-        yield cls()
+        store = cls()
+        try:
+            yield store
+        finally:
+            store._core = _Closed()  # type: ignore[assignment]  # says so to whoever uses it still
 
     async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
         with self._core.lock:
@@ -158,8 +169,8 @@ class MemoryStore(Store):
             return [self._core.count(prefix) for prefix in prefixes]
 
     async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
-        waiter = _Waiter()
-        with self._core.lock:
+        waiter, core = _Waiter(), self._core
+        with core.lock:
             self._bell.add(channels, waiter)
         try:
             while True:
@@ -169,7 +180,7 @@ class MemoryStore(Store):
                 # whoever finds it told has committed before this, and what it has written is seen by who looks now
                 waiter.is_told = False
         finally:
-            with self._core.lock:
+            with core.lock:
                 self._bell.remove(channels, waiter)
 
     @asynccontextmanager
