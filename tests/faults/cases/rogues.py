@@ -32,6 +32,7 @@ LARGE = b'"' + b"x" * 900_000 + b'"'
 PAUSE_SEC = 0.01
 DIALS = 500
 ARRIVE_SEC = 60.0
+HELLO3_BYTES = 212
 BYTE_SEC, AGAIN_SEC = 0.5, 5.0
 """Between two bytes of a slow client, and before a client comes again whose connection was closed."""
 
@@ -193,7 +194,7 @@ async def drain(secured: SecureChannel) -> None:
 
 class Crowd:
     """Clients of other loopback addresses, none of which ever ends a handshake: some say nothing, some a byte at a
-    time, some garbage, some a hello that is one.
+    time, some garbage, some a hello that is one, and some garbage after it.
     """
 
     def __init__(self, host: str, port: int, count: int) -> None:
@@ -202,7 +203,7 @@ class Crowd:
         self.are_all_there = anyio.Event()
         terms = Terms(network=network_tag("converge"), identity=Identity.generate(SYSTEM.entropy))
         hello = Initiator(terms, SYSTEM.entropy).hello1()
-        self._says = [b"", _framed(hello), _framed(os.urandom(48)), _framed(hello)]
+        self._says = [b"", _framed(hello), _framed(os.urandom(48)), _framed(hello), _framed(hello)]
 
     async def client(self, number: int) -> None:
         """Connect again and again."""
@@ -211,13 +212,17 @@ class Crowd:
             with suppress(OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 async with await anyio.connect_tcp(self.host, self.port, local_host=address) as stream:
                     self._arrived(number)
-                    says = self._says[number % 4]
-                    for at in range(len(says)) if number % 4 == 1 else ():
+                    kind = number % len(self._says)
+                    says = self._says[kind]
+                    for at in range(len(says)) if kind == 1 else ():
                         await stream.send(says[at : at + 1])
                         await anyio.sleep(BYTE_SEC)
-                    if number % 4 > 1:
+                    if kind > 1:
                         await stream.send(says)
                     await stream.receive()
+                    if kind == 4:
+                        await stream.send(_framed(os.urandom(HELLO3_BYTES)))
+                        await stream.receive()
             await anyio.sleep(AGAIN_SEC)
 
     def _arrived(self, number: int) -> None:
