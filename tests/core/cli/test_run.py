@@ -426,3 +426,22 @@ def test_what_is_wrong_is_told_beside_what_is_missing(converge: Converge) -> Non
     answer = converge("run", "counting:WordCounter", "--store", "memroy:", "--transport", "tpc://x")
     assert answer.code == 3
     assert [word in answer.err for word in ("pool_id: is missing", '"memroy"', '"tpc"')] == [True] * 3, answer.err
+
+
+def test_what_cannot_be_read_hides_nothing_that_is_not_there(converge: Converge) -> None:
+    wrong = ("--pool", "p p", "--health", "1.2.3", "--store", "memroy:", "--transport", "tpc://x:1")
+    answer = converge("run", "counting:WordCounter", *wrong)
+    assert answer.code == 3
+    assert [word in answer.err for word in ("'p p'", "'1.2.3'", '"memroy"', '"tpc"')] == [True] * 4, answer.err
+
+
+def test_a_file_that_needs_a_transport_serves_commands_that_run_no_agents(converge: Converge, folder: Path) -> None:
+    (folder / "tls.toml").write_text("require_tls = true\n")
+    file = ("-c", "tls.toml", "--store", "file:state.db")
+    refused = converge("run", "counting:WordCounter", "--pool", "p", "--drain", *file)
+    assert (refused.code, "tls.toml: require_tls: is not allowed without a transport" in refused.err) == (3, True)
+    assert not (folder / "state.db").exists()
+    assert converge("config", "check", "tls.toml").code == 0
+    assert converge("pools", "create", "p", *file).code == 0
+    assert converge("agents", "list", *file).code == 0
+    assert "require_tls" not in converge("doctor", *file).out

@@ -13,7 +13,7 @@ import pytest
 
 from converge.errors import ConfigError, SecretOnCommandLine, UnknownSetting
 from converge.plugins import PluginHost
-from converge.runtime.config.config import KEYS, Config, check_options, load
+from converge.runtime.config.config import KEYS, Config, check_options, load, needing_transport
 from converge.runtime.config.fields import AgentGroup
 from converge.runtime.config.node_settings import NodeArguments, NodeSettings
 
@@ -229,11 +229,12 @@ def test_a_transport_is_a_url_or_a_name_with_host_and_port() -> None:
     assert problem.startswith("--port: counts only where transport is a name")
 
 
-def test_tls_is_required_only_of_a_transport() -> None:
-    assert load(environ={}, flags={"transport": "tcp://0.0.0.0:7000", "require_tls": True}).require_tls
-    assert problems("require_tls = true") == [
-        "converge.toml: require_tls: is not allowed without a transport: agents of one process reach each other "
-        "without a connection"
+def test_what_needs_a_transport_is_told_of_a_node_that_has_none() -> None:
+    flags = {"transport": "tcp://0.0.0.0:7000", "require_tls": True, "advertise": "h:7000"}
+    assert needing_transport(load(environ={}, flags=flags)) == []
+    assert [problem.path for problem in needing_transport(of('require_tls = true\nadvertise = "h:7000"'))] == [
+        "converge.toml: require_tls",
+        "converge.toml: advertise",
     ]
 
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import attrs
 from cyclopts import Group, Parameter
 
+from converge.errors import ConfigError
 from converge.operations import logs
 from converge.operations.agent_class import first_on_path
-from converge.runtime.config.config import DEFAULT, ENV_PREFIX, Config, load
+from converge.runtime.config.config import DEFAULT, ENV_PREFIX, Config, load, read
 from converge.secret import secrets_in
 
 COMMON = Group("Common parameters", sort_key=100)
@@ -74,7 +75,17 @@ class Common:
             ConfigError: As `load`.
         """
         plugins = tuple(self.plugin) if self.plugin else None
-        config = load(self.config, flags={"store": self.store, "plugins": plugins, "network": self.network, **flags})
+        given = {"store": self.store, "plugins": plugins, "network": self.network, **flags}
+        try:
+            config = load(self.config, flags=given)
+        except ConfigError as error:
+            if not error.problems:
+                raise
+            # What shows only where it is looked up is told beside it: else it would be the next thing to fail.
+            from converge.runtime.config.check import problems_of
+
+            lines = [*error.problems, *problems_of(read(self.config, flags=given)[0])]
+            raise type(error)("\n".join(lines), problems=lines) from error
         import_here(config.plugins)
         if self.verbose:
             level = "debug"

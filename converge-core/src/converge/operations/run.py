@@ -25,7 +25,7 @@ from converge.operations.drain import Drain, Drained, Ended, Progress
 from converge.operations.signals import StopAsked, stop_asked
 from converge.plugins import PluginHost
 from converge.runtime.agents.agent import Agent, claimer_of, claims_tasks, takes_messages
-from converge.runtime.config.config import DEFAULT, Config, check_options, options_with_origin
+from converge.runtime.config.config import DEFAULT, Config, check_options, needing_transport, options_with_origin
 from converge.runtime.config.fields import AgentGroup
 from converge.runtime.config.node_settings import NodeSettings
 from converge.secret import without_password
@@ -94,6 +94,7 @@ def check(config: Config, run: Run) -> None:
     ]
     if run.is_drain and not pools_of(config) and not problems:
         problems.append(Problem("pool_id", "is missing: --drain is about a pool, so name it with --pool"))
+    problems += needing_transport(config)
     if problems:
         from converge.runtime.config.check import problems_of
 

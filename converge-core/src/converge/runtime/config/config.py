@@ -279,16 +279,21 @@ def _problems_together(config: Config) -> list[Problem]:
     for key in ("host", "port"):
         if not is_name and config.origins[key] != DEFAULT:
             problems.append(Problem(key, "counts only where transport is a name, such as tcp; a URL says both itself"))
-    if config.require_tls and not config.transport:
-        problems.append(
-            Problem(
-                "require_tls",
-                "is not allowed without a transport: agents of one process reach each other without a connection",
-            )
-        )
-    if config.advertise and not config.transport:
-        problems.append(Problem("advertise", "is not allowed without a transport"))
     return [attrs.evolve(problem, path=_where(config, problem.path)) for problem in problems]
+
+
+def needing_transport(config: Config) -> list[Problem]:
+    """Return what is of no use to a node without a transport. Commands that run no agents read the same file, and
+    `run` may be given its transport on the command line.
+    """
+    if config.transport:
+        return []
+    text = "is not allowed without a transport"
+    texts = {
+        "require_tls": f"{text}: agents of one process reach each other without a connection",
+        "advertise": text,
+    }
+    return [Problem(_where(config, key), one) for key, one in texts.items() if getattr(config, key)]
 
 
 def _unknown_transport(name: str) -> str:

@@ -69,7 +69,9 @@ class NodeSettings:
     transport: str = attrs.field(
         default="",
         repr=masked_repr,
-        metadata=described("URL to listen at, several as a list, or a transport's name with host and port"),
+        metadata=described(
+            "URL to listen at, or several, with commas between; or a transport's name with host and port"
+        ),
     )
     advertise: str = attrs.field(
         default="",
