@@ -1,6 +1,4 @@
-"""Records to bytes and back: JSON through msgspec, bytes as {"$bytes": "base64"}, one typed error for whatever cannot
-be read.
-"""
+"""Records to bytes and back: JSON through msgspec, bytes as {"$bytes": "base64"}, one error for what cannot be read."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ FIRST = 1
 """The format of a record that names none: `v` is written whenever it is another."""
 
 FORMAT = 4
-"""The newest format that this release reads. A record's `v` is the number of the format that brought its layout; see
-`model/formats.py`.
-"""
+"""The newest format that this release reads. A record's `v` is the format that brought it; see `model/formats.py`."""
 
 BYTES_KEY = "$bytes"
 DEPTH = 32
@@ -57,9 +53,7 @@ def _decoder(type_: Any) -> Any:
 
 
 def decoder(type_: type[_RecordT]) -> Callable[[bytes], _RecordT]:
-    """Return what decodes a record of `type_` and checks nothing beyond: where it raises, or `v` is above `FORMAT`, ask
-    `decode` for the reason.
-    """
+    """Return what decodes a record of `type_` and checks nothing beyond: where it raises, `decode` has the reason."""
     found: Callable[[bytes], _RecordT] = _decoder(type_)  # type: ignore[arg-type]  # a class is hashable
     return found
 
@@ -76,24 +70,28 @@ def decode(raw: bytes, type_: type[_RecordT], what: str, *, may_have_more: bool 
         SchemaTooNew: A newer release wrote it.
         TornRecord: It is not JSON, or not of this type; `what` names it.
     """
+    is_attrs = _is_attrs(type_)  # type: ignore[arg-type]  # a class is hashable
     try:
         record: _RecordT = _decoder(type_)(raw)  # type: ignore[arg-type]  # a class is hashable
-        if not may_have_more and attrs.has(type_):
+        if not may_have_more and is_attrs:
             _check_names(raw, type_)
         if (check := getattr(type_, "check", None)) is not None:
             check(record)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         _check_version(_version(raw), what)
         raise TornRecord(what, str(error)) from error
-    _check_version(_version(raw) if attrs.has(type_) else _version_of(record), what)
+    _check_version(_version(raw) if is_attrs else _version_of(record), what)
     return record
+
+
+_is_attrs = cache(attrs.has)
 
 
 def _version_of(record: Any) -> object:
     return record.get("v", FIRST) if type(record) is dict else getattr(record, "v", FIRST)
 
 
-def _check_names(raw: bytes, type_: type[attrs.AttrsInstance]) -> None:
+def _check_names(raw: bytes, type_: Any) -> None:
     """Do what msgspec does for its own classes, where they forbid unknown fields."""
     if unknown := _decoder(dict[str, msgspec.Raw])(raw).keys() - attrs.fields_dict(type_).keys() - {"v"}:
         raise msgspec.ValidationError(f"it has the unknown field `{min(unknown)}`")
@@ -168,8 +166,7 @@ _UNSTORED = re.compile("[\0\ud800-\udfff]")
 
 
 def encode_plain(value: Any, path: str) -> bytes:
-    """Return the JSON of plain data: None, bool, int of 64 bits, finite float, str, bytes, and lists and mappings of
-    these.
+    """Return the JSON of plain data: None, bool, int of 64 bits, finite float, str, bytes, lists and mappings.
 
     Raises:
         InvalidValue: Something else is in it; the error's path says where.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import uuid
 from array import array
 from struct import iter_unpack
 
@@ -45,9 +44,7 @@ def uuid7(now: int, entropy: bytes, number: int = 0) -> bytes:
 
 
 def uuids7(now: int, entropy: bytes) -> list[bytes]:
-    """Return a UUIDv7 for each 6 bytes of `entropy`, numbered in their order: what `uuid7` gives, in a quarter of the
-    time.
-    """
+    """Return a UUIDv7 for each 6 bytes of `entropy`, in their order: as `uuid7`, in a quarter of the time."""
     count = len(entropy) // 6
     first = uuid7(now, entropy[:6])
     if count < 2:
@@ -91,9 +88,9 @@ def id_bytes(what: str, text: object) -> bytes:
     Raises:
         InvalidName: It is not the text of a UUID.
     """
-    if isinstance(text, str) and len(text) in (32, 36):
+    if isinstance(text, str) and len(text) in (32, 36) and len(digits := text.replace("-", "")) == 32:
         try:
-            return uuid.UUID(text).bytes
+            return int(digits, 16).to_bytes(16, "big")  # in half the time of a `uuid.UUID`
         except ValueError:
             pass
     raise InvalidName(what, text, "a UUID, as submit returns it")

@@ -173,18 +173,17 @@ class Store(ABC):
     is_clock_local = False
     """Whether `time` is answered without waiting for anybody: then core never reckons with an older answer."""
 
+    is_immediate = False
+    """Whether no call but `watch` ever waits: then core sets no time limits around them."""
+
     is_remote = False
-    """Whether another process does the work of each call: then core claims a batch ahead while handlers are quick, so
-    that both work at once.
-    """
+    """Whether another process does the work of each call: then core claims a batch ahead while handlers are quick."""
 
     reopener: Callable[[], AbstractAsyncContextManager[Store]] | None = None
     """How another handle is opened; set by whoever opened this one (see `opened` below)."""
 
     shared: object | None = None
-    """Core's own: what belongs to this handle while it is open (its coalescer, its lease). A backend leaves it
-    alone.
-    """
+    """Core's own: what belongs to this handle while it is open. A backend leaves it alone."""
 
     def __new__(cls, *_: object, **__: object) -> Self:
         """Make a handle whose calls all raise `ForkedHandle` in a process that is forked from this one."""
@@ -267,8 +266,7 @@ class Store(ABC):
         return totals
 
     async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
-        """Yield once when the watch is in force, then after each wake of a channel: look then, a wake is never the
-        truth (S-9).
+        """Yield once when the watch is in force, then after each wake of a channel: a hint to look (S-9).
 
         Many watches may be open at once. The inherited one wakes its reader each `POLL_SEC`.
         """
@@ -277,8 +275,7 @@ class Store(ABC):
             await anyio.sleep(POLL_SEC)
 
     async def facts(self) -> Mapping[str, str | int]:
-        """Return what an operator wants to know of the store's place and settings, by name, with units in the names; no
-        passwords.
+        """Return what an operator wants to know of the store, by name, with units in the names; no passwords.
 
         The inherited one has nothing to say.
         """

@@ -102,6 +102,7 @@ class MemoryStore(Store):
     def __init__(self, *, core: Core | None = None, bell: _Bell | None = None) -> None:
         self._core = core or Core()
         self.is_clock_local = True
+        self.is_immediate = type(self) is MemoryStore  # a class made of this one may wait
         self._bell = bell or _Bell()
         self.durability = Durability.D0
 

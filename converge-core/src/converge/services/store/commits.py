@@ -28,14 +28,10 @@ from converge.services.store.history import ROLLED_BACK, History
 from converge.services.store.limits import LIMIT, Home
 
 IN_FLIGHT = 2
-"""Calls under way at a time: the store works on one while Python prepares the next; a third gained nothing in
-measurements.
-"""
+"""Calls under way at a time: the store works on one while Python prepares the next; a third gained nothing."""
 
 ACCEPT_LOOK_SEC = 0.2
-"""Between looks for an operator's accept while the store's history is another one: callers try again and again
-meanwhile.
-"""
+"""Between looks for an operator's accept of another history: callers try again and again meanwhile."""
 
 _Result = Committed | Conflict | ConvergeError
 
@@ -85,9 +81,8 @@ class Commits:
         self._is_flush_due = False
         # A store in this process may never wait: then this is where other tasks run, and join.
         self._slots = anyio.Semaphore(IN_FLIGHT, fast_acquire=store.is_remote)
-        self._shields: dict[
-            anyio.CancelScope, float
-        ] = {}  # of the calls under way, with the moment at which each began
+        # Of the calls under way, with the moment at which each began.
+        self._shields: dict[anyio.CancelScope, float] = {}
         self._patience_sec = self._call_sec = call_sec
         self._is_watched = False  # somebody ends late calls, so that each need not have a timer of its own
         self._detached: Running = set()  # calls that several callers share
@@ -97,9 +92,7 @@ class Commits:
     async def commit(
         self, batches: Sequence[Batch], *, wake: Collection[Channel] = (), are_apart: bool = False
     ) -> Sequence[Committed | Conflict]:
-        """Commit as `Store.commit` does, except that batches may touch each other's keys: such ones go out in separate
-        calls, in their order.
-
+        """Commit as `Store.commit`, but batches may touch each other's keys: such ones go out in separate calls.
 
         `are_apart`: the caller has made sure that no batch writes a key that another one reads or writes, so nobody
             needs to look. Checks that are
@@ -137,7 +130,6 @@ class Commits:
         """Commit and take as `Store.turn` does; what others asked in this loop step rides along. `are_apart`, as in
         `commit`: from the take too.
 
-
         Raises: As `commit`.
         """
         self._home.check()
@@ -157,9 +149,7 @@ class Commits:
 
     @property
     def asked_since(self) -> float | None:
-        """Since when the oldest call that is under way waits for its answer (monotonic seconds); may be asked from any
-        thread.
-        """
+        """Since when the oldest call under way waits (monotonic seconds); may be asked from any thread."""
         return min(tuple(self._shields.values()), default=None)
 
     @property
@@ -168,9 +158,7 @@ class Commits:
         return self._good_at
 
     def end_late_calls(self, *, is_last: bool = False) -> None:
-        """End the calls that have lasted for `call_sec`. Whoever calls this again and again, until it is the last time,
-        saves each call a timer.
-        """
+        """End the calls that have lasted for `call_sec`. Until it is the last time, calls need no timers."""
         if self._patience_sec < self._call_sec:
             return  # it hurries, and each call has a timer
         self._is_watched = not is_last
@@ -180,9 +168,7 @@ class Commits:
                 scope.deadline = min(scope.deadline, loop_now + max(0.0, began + self._call_sec - now))
 
     def hurry(self, within_sec: float) -> None:
-        """Bound every call from now on: one that takes longer counts as unknown. For a process that stops, whatever its
-        store does.
-        """
+        """Bound every call from now on, for a process that stops: one that takes longer counts as unknown."""
         self._patience_sec, self._is_watched = min(self._patience_sec, within_sec), False
         for scope in self._shields:
             scope.deadline = min(scope.deadline, anyio.current_time() + within_sec)
@@ -207,7 +193,7 @@ class Commits:
 
     async def _send(self, asked: list[_Asked], take: Take | None) -> Taken | Conflict | None:
         """Make the call, and give each caller its own answer; return the take's, which is the first caller's."""
-        if len(asked) == 1:
+        if len(asked) == 1 or self._store.is_immediate:
             return await self._send_all(asked, take)
         return await detached(partial(self._send_all, asked, take), self._detached)
 
@@ -244,7 +230,7 @@ class Commits:
         if self.history.is_rolled_back and not await self._is_accepted():
             rolled_back = StoreRolledBack(ROLLED_BACK)
             return [rolled_back] * len(batches), None if take is None else rolled_back
-        groups = [] if are_apart and _fits(batches) else split(batches, take)
+        groups = [] if (are_apart and _fits(batches)) or (take is None and len(batches) == 1) else split(batches, take)
         if len(groups) <= 1:
             return await self._try([self._with_epoch(batch) for batch in batches], take, wake)
         results: list[_Result | None] = [None] * len(batches)
@@ -297,18 +283,15 @@ class Commits:
             return [error] * len(batches), None if take is None else error
         if epoch is history.epoch:
             history.check([*outcomes, taken] if take is not None else outcomes, floor)
-        if (
-            history.is_rolled_back or epoch is not history.epoch
-        ):  # it went out before another history was accepted, and says nothing of that one
+        # It went out before another history was accepted, and says nothing of that one.
+        if history.is_rolled_back or epoch is not history.epoch:
             rolled_back = StoreRolledBack(ROLLED_BACK)
             return [rolled_back] * len(batches), None if take is None else rolled_back
         self._good_at = self._env.monotonic()
         return outcomes, taken
 
     async def _is_accepted(self) -> bool:
-        """Return whether an operator has accepted the store since this process last saw its own history; then go on
-        with what is there.
-        """
+        """Return whether an operator has accepted the store since it was last good; then go on with its history."""
         now = self._env.monotonic()
         if now - self._looked_at < ACCEPT_LOOK_SEC:
             return False
@@ -329,21 +312,26 @@ class Commits:
         self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]
     ) -> tuple[list[_Result], Taken | Conflict | None]:
         limit = LIMIT.get()
+        if self._store.is_immediate and limit is None:
+            return await self._sent(batches, take, wake)
         deadline = inf if self._is_watched else anyio.current_time() + self._patience_sec
         if limit is not None:
             deadline, limit.is_written = min(deadline, limit.deadline), True
         with anyio.CancelScope(shield=True, deadline=deadline) as scope:
             self._shields[scope] = self._env.monotonic()
             try:
-                if take is None:
-                    return list(await self._store.commit(batches, wake=wake)), None
-                turned = await self._store.turn(
-                    batches, take._replace(checks=(*take.checks, self.history.epoch)), wake=wake
-                )
-                return list(turned.outcomes), turned.taken
+                return await self._sent(batches, take, wake)
             finally:
                 del self._shields[scope]
         raise OutcomeUnknown("the store did not answer in time, so this may have been applied or not")
+
+    async def _sent(
+        self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]
+    ) -> tuple[list[_Result], Taken | Conflict | None]:
+        if take is None:
+            return list(await self._store.commit(batches, wake=wake)), None
+        turned = await self._store.turn(batches, take._replace(checks=(*take.checks, self.history.epoch)), wake=wake)
+        return list(turned.outcomes), turned.taken
 
     def _with_epoch(self, batch: Batch) -> Batch:
         checks, epoch = batch[0], self.history.epoch
@@ -377,14 +365,11 @@ _NO_ERRORS = frozenset((Committed, Conflict, Taken, type(None)))
 
 
 FEW = 8
-"""So many batches of a feed, each the end of one task, are within the limits of a call whatever they hold: a result is
-at most a mebibyte.
-"""
+"""So many batches of a feed, each the end of one task, fit into a call: a result is at most a mebibyte."""
 
 
 def split(batches: Sequence[Batch], take: Take | None) -> list[list[int]]:
-    """Return the indexes of the batches in groups that may go out in one call each, in order; the take goes with the
-    last group.
+    """Return the indexes of the batches in groups that may go out in one call each; the take goes with the last.
 
     Within a group no batch writes a key that another reads or writes; in the last one no batch deletes or checks a key
     of the take's family or writes a key that the take checks.
@@ -447,9 +432,7 @@ def _fits(batches: Sequence[Batch]) -> bool:
 
 
 def _is_one_group(batches: Sequence[Batch], take: Take | None) -> bool:
-    """Return whether all batches may go out in one call with the take: the usual case, found without a set for each
-    batch.
-    """
+    """Return whether all batches may go out in one call with the take: the usual case, found without sets."""
     if len(batches) > LIMITS.batches:
         return False
     family = take.ranges[0].prefix[0] if take is not None and take.ranges else None

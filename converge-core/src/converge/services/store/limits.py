@@ -86,9 +86,7 @@ def checked_timeout(timeout: object) -> float | None:
 
 
 def is_out_of_time(lasted_sec: float, call_sec: float) -> bool:
-    """Return whether a call that has lasted so long is given up: its caller's `timeout` has passed or, without one,
-    `call_sec`.
-    """
+    """Return whether a call that has lasted so long is given up: `timeout` has passed or, without one, `call_sec`."""
     limit = LIMIT.get()
     return anyio.current_time() >= limit.deadline if limit is not None else lasted_sec >= call_sec
 
@@ -124,6 +122,7 @@ class LimitedStore(Store):
     def __init__(self, inner: Store, call_sec: float) -> None:
         self._inner, self._call_sec, self._home = inner, call_sec, Home()
         self.is_clock_local, self.is_remote = inner.is_clock_local, inner.is_remote
+        self.is_immediate = inner.is_immediate
 
     @property
     def durability(self) -> Durability:  # type: ignore[override]  # the wrapped store decides
@@ -141,49 +140,29 @@ class LimitedStore(Store):
     def clock_ahead_sec(self) -> float:
         return self._inner.clock_ahead_sec
 
-    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
-        self._home.check()
-        with anyio.move_on_after(self._call_sec):
-            return await self._inner.get(keys)
-        raise self._silent("get")
+    def get(self, keys: Sequence[Key]) -> Coroutine[Any, Any, Sequence[Entry | None]]:
+        return self._ask("get", self._inner.get, keys)
 
-    async def scan(self, ranges: Sequence[Range]) -> Sequence[Sequence[Entry]]:
-        self._home.check()
-        with anyio.move_on_after(self._call_sec):
-            return await self._inner.scan(ranges)
-        raise self._silent("scan")
+    def scan(self, ranges: Sequence[Range]) -> Coroutine[Any, Any, Sequence[Sequence[Entry]]]:
+        return self._ask("scan", self._inner.scan, ranges)
 
-    async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
-        self._home.check()
-        with anyio.move_on_after(self._call_sec):
-            return await self._inner.count(prefixes)
-        raise self._silent("count")
+    def count(self, prefixes: Sequence[Prefix]) -> Coroutine[Any, Any, Sequence[int]]:
+        return self._ask("count", self._inner.count, prefixes)
 
-    async def time(self) -> int:
-        self._home.check()
+    def time(self) -> Coroutine[Any, Any, int]:
         if self.is_clock_local:
-            return await self._inner.time()
-        with anyio.move_on_after(self._call_sec):
-            return await self._inner.time()
-        raise self._silent("time")
+            self._home.check()
+            return self._inner.time()
+        return self._ask("time", self._inner.time)
 
-    async def retention_time(self) -> int:
-        self._home.check()
-        with anyio.move_on_after(self._call_sec):
-            return await self._inner.retention_time()
-        raise self._silent("time")
+    def retention_time(self) -> Coroutine[Any, Any, int]:
+        return self._ask("time", self._inner.retention_time)
 
-    async def facts(self) -> Mapping[str, str | int]:
-        self._home.check()
-        with anyio.move_on_after(self._call_sec):
-            return await self._inner.facts()
-        raise self._silent("facts")
+    def facts(self) -> Coroutine[Any, Any, Mapping[str, str | int]]:
+        return self._ask("facts", self._inner.facts)
 
-    async def inspect(self) -> Inspection | None:
-        self._home.check()
-        with anyio.move_on_after(self._call_sec):
-            return await self._inner.inspect()
-        raise self._silent("inspect")
+    def inspect(self) -> Coroutine[Any, Any, Inspection | None]:
+        return self._ask("inspect", self._inner.inspect)
 
     async def commit(
         self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
@@ -209,5 +188,17 @@ class LimitedStore(Store):
     def reopen(self) -> AbstractAsyncContextManager[Store]:
         return self._inner.reopen()
 
-    def _silent(self, what: str) -> StoreUnavailable:
-        return StoreUnavailable(f"{what}: the store did not answer within {self._call_sec:g} s (`call_sec`)")
+    def _ask(
+        self, what: str, call: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]:
+        self._home.check()
+        if self.is_immediate:
+            return call(*args, **kwargs)
+        return self._limited(what, call, *args, **kwargs)
+
+    async def _limited(
+        self, what: str, call: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        with anyio.move_on_after(self._call_sec):
+            return await call(*args, **kwargs)
+        raise StoreUnavailable(f"{what}: the store did not answer within {self._call_sec:g} s (`call_sec`)")

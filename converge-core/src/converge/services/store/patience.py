@@ -42,7 +42,7 @@ class attempts:  # read as a function: `async for _ in attempts(env)`
         self._number += 1
         if self._number > 3:
             await anyio.sleep(pause_sec(self._number, self._env))
-        if self._env.monotonic() >= self._until:
+        if self._number and self._env.monotonic() >= self._until:
             raise StopAsyncIteration
         return self._number
 

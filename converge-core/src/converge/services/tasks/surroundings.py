@@ -1,6 +1,4 @@
-"""What stands around a task when it is stepped (pool, lane, ordering key, the next task behind it), and where the task
-itself stands.
-"""
+"""What stands around a task when it is stepped (pool, lane, ordering key, the task behind it), and where it stands."""
 
 from __future__ import annotations
 
@@ -68,6 +66,8 @@ async def look_around(handle: StoreHandle, found: Found, *, needs_lane: bool) ->
         Moved: The task has ended meanwhile, and its ordering key's row went with it.
         TornRecord: The row is missing though the task has not ended.
     """
+    if not needs_lane and not _is_active(found):
+        return Around(await _pool(handle, found.spec))
     (answer,) = await look_around_all(handle, [found], needs_lane=needs_lane)
     if isinstance(answer, Exception):
         raise answer
@@ -220,9 +220,7 @@ async def _first_of(store: Store, prefixes: Mapping[bytes, Prefix]) -> tuple[dic
 
 
 def _to_be_freed(raw: bytes, text: str) -> Spec:
-    """Return the specification; of one of a newer format as much as says where its task goes, for a process that reads
-    it to claim.
-    """
+    """Return the specification; of a newer format as much as says where its task goes, for who reads it to claim."""
     try:
         return decode(raw, Spec, text)
     except SchemaTooNew:
@@ -291,9 +289,7 @@ async def lanes_seen(handle: StoreHandle, specs: Sequence[Spec]) -> Lanes:
 
 
 def wakes(found: Found, around: Around, *, is_ready: bool) -> set[Channel]:
-    """Return who is to be told of a step: its submitter; if it is ready again, those who claim from its lane; those who
-    claim the next of its key.
-    """
+    """Return who is to be told of a step: its submitter, claimers of its lane, and of the next of its key."""
     channels = {found.spec.origin}
     if found.spec.parent or (found.state is not None and found.state.has_children):
         channels.add(CHORES)
@@ -422,9 +418,7 @@ async def look(reads: Reads, id_: bytes, names: Sequence[str], *, counts: bool) 
 
 
 async def decided(reads: Reads, found: Found, event: Parked) -> Parked | Resumed:
-    """Return how an attempt ends whose task was signalled while it was being parked: what came may be what it waits
-    for.
-    """
+    """Return how the attempt of a task ends that was signalled while it was parked: it may wait for just that."""
     wait = event.wait
     seen = await look(reads, found.id, wait.names, counts=wait.need > 0)
     if seen.match is not None or 0 < wait.need <= seen.ended:

@@ -238,8 +238,9 @@ class Submits:
         So nobody can close a lane between its opening and its first task. A task whose lane another batch opens, or
         another call has forgotten meanwhile, waits for the next round, and those of its ordering key behind it do.
         """
-        if row is None and (lane := self._lanes.get(group[0].lane)) is not None and _are_plain(group):
-            return _Step(group, submit(group[0].id, group[0].spec, lane, None, now), NOTHING)  # the usual case
+        first = group[0]
+        if first.spec.ordering_key is None and (lane := self._lanes.get(first.lane)) is not None:
+            return _Step(group, submit(first.id, first.spec, lane, None, now), NOTHING)  # the usual case
         opens: dict[Key, Check] = {}
         pool: Check | None = None
         for at, ask in enumerate(group):
@@ -251,7 +252,6 @@ class Submits:
             opens[ask.lane], pool = closed.pop(ask.lane)
         if not group:
             return None
-        first = group[0]
         if first.spec.ordering_key is None:
             lane = self._lanes[first.lane] if not opens else opens[first.lane]
             batch = submit(first.id, first.spec, lane, None, now, is_open=not opens)
@@ -325,9 +325,7 @@ class Submits:
         return closed
 
     async def _is_full(self, pool_id: str, new: int) -> bool:
-        """Return whether the pool has no room for another lane beside so many new ones, not even after its empty ones
-        were closed.
-        """
+        """Return whether the pool has no room for another lane beside so many new ones, even without empty ones."""
         (count,) = await self._handle.store.count([LANE(pool_id)])
         if count + new < LANES:
             return False
@@ -388,10 +386,9 @@ def _are_plain(asks: Sequence[Ask]) -> bool:
 def _drop_repeats(asks: list[Ask]) -> tuple[list[Ask], bool]:
     """Drop repeats within one call: the second of a task, or of a dedup key, waits for the first, then is read back as
     any repeated submit is. Return also whether there were none: then no two batches of the call touch one key.
-
-
-    Tells too whether there are none: then no two batches of the call touch one key.
     """
+    if len(asks) == 1:
+        return asks, True
     if len({ask.id for ask in asks}) == len(asks) and all(ask.spec.dedup_key is None for ask in asks):
         return asks, True
     first = without_repeats(asks)
