@@ -1,7 +1,6 @@
 """Networks of agents: shared tasks, pools, discovery and messages.
 
-The names of `__all__` are what users write against. Each is imported when it is first used: `converge --help` needs
-none of them.
+The names of `__all__` are what users write against. Each is imported at its first use: `converge --help` needs none.
 """
 
 from importlib import import_module

@@ -1,7 +1,6 @@
 """What a process takes from outside besides its store and its transport: a clock and a source of randomness.
 
-Nothing below `runtime` reads a clock or a random source by itself; it is given an `Env`, so that tests and a simulator
-can give another.
+Nothing below `runtime` reads a clock or a random source but through an `Env`, so that tests and a simulator give one.
 """
 
 from __future__ import annotations
@@ -59,9 +58,7 @@ class Env:
     process: Callable[[], ThisProcess] = this_process
 
     def uniform(self, least: float = 0.0, greatest: float = 1.0) -> float:
-        """Return a number from `least` to `greatest`, drawn evenly: processes that wait for so long do not all come at
-        once.
-        """
+        """Return a number from `least` to `greatest`, drawn evenly, so that processes do not all come at once."""
         return least + (greatest - least) * int.from_bytes(self.entropy(4), "big") / 2**32
 
 

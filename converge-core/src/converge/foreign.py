@@ -128,9 +128,7 @@ def text_of(value: object) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return the error's class and text, such as `ValueError: no such page`; of a group also the first ones in it;
-    never raise.
-    """
+    """Return the error's class and text, such as `ValueError: no such page`; of a group also its first ones."""
     text = f"{name_of(type(error))}: {text_of(error)}"
     if not is_a(error, BaseExceptionGroup):
         return text
@@ -192,9 +190,7 @@ def guarded(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call plain user code in a thread of its own; return what it returned, or `Raised`. A child that it forks ends
-    there.
-    """
+    """Call plain user code in a thread of its own; return what it returned, or `Raised`. A forked child ends there."""
     forks = FORKS.count
     result = guarded(function, *arguments)
     if FORKS.count != forks:
@@ -203,9 +199,7 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def called(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call plain user code in the middle of other user code, in this thread; return or raise as it does. A child that
-    it forks ends there.
-    """
+    """Call plain user code in this thread, within other user code; return or raise as it does. A forked child ends."""
     result = in_thread(function, *arguments)
     if type(result) is Raised:
         raise result.error

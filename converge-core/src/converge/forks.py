@@ -1,5 +1,4 @@
-"""What a forked child must not use of what it inherits: each owner of such a thing says here how the child lays it
-down.
+"""What a forked child must not use of what it inherits: each owner of such a thing says how the child lays it down.
 
 A child shares its parent's locks, connections and sockets, and has none of its threads. What it inherits stays
 referenced, so that no destructor of it runs in the child, where it would act on what the parent still uses.
@@ -40,9 +39,7 @@ def watch(owner: _Owner, lay_down: Callable[[_Owner], None]) -> None:
 
 
 def hold(owner: object, lock: threading.RLock) -> None:
-    """Let a fork wait for the lock, at most for `HOLD_SEC`, so that no child meets half of what its
-    holder does.
-    """
+    """Let a fork wait for the lock, at most `HOLD_SEC`, so that no child meets half of what its holder does."""
     _register()
     _keep(_locks, owner, lock)
 

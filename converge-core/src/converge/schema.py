@@ -22,9 +22,7 @@ _BOUNDS: Mapping[str, str] = {">=": "minimum", "<=": "maximum", ">": "exclusiveM
 
 @attrs.frozen(kw_only=True)
 class Setting:
-    """One field: its key, what a value is, its default (None: it must be given), its bounds in words, what it is for,
-    its unit.
-    """
+    """One field: its key, what a value is, its default (None: required), its bounds in words, its purpose, its unit."""
 
     name: str
     type: str
@@ -53,9 +51,7 @@ def settings_of(cls: type[Any], *, without: Sequence[str] = ()) -> list[Setting]
 
 
 def json_schema(cls: type[Any], *, without: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the JSON Schema of the class's settings: types, bounds, choices, defaults, help; unknown keys are refused,
-    as at run time.
-    """
+    """Return the JSON Schema of the class's settings; unknown keys are refused, as at run time."""
     fields = [field for field in _fields(cls) if field.name not in without]
     required = [field.alias or field.name for field in fields if field.default is attrs.NOTHING]
     schema: dict[str, Any] = {
@@ -128,9 +124,7 @@ def _of_type(type_: Any) -> dict[str, Any]:
 
 
 def _limits(validator: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what JSON Schema can say of a validator; of one that it cannot, nothing: the check at run time has the last
-    word.
-    """
+    """Yield what JSON Schema can say of a validator; the check at run time has the last word."""
     for one in _parts(validator):
         if (least := getattr(one, "least", None)) is not None:
             yield "minimum", least

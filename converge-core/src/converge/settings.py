@@ -200,9 +200,7 @@ def _is_union(type_: Any) -> bool:
 
 
 def _one_of(raw: object, type_: Any) -> Any:
-    """Return the value as the one of a union's types that its kind fits: a list has problems of its own, a number is
-    none of a list's.
-    """
+    """Return the value as the one of a union's types that its kind fits: a number has no problems of a list's."""
     args = get_args(type_)
     if raw is None and type(None) in args:
         return None

@@ -66,9 +66,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("config schema", "config:schema", "Write the JSON Schema of the configuration file."),
     ("completion", "completion:completion", "Write the script that completes commands in bash, zsh or fish."),
 )
-"""Each command: its words, the module and function (none: a group of commands), and the line that `--help` shows
-without importing it.
-"""
+"""Each command: its words, its module and function (none: a group), its line of `--help`, shown without an import."""
 
 
 def _app(called: str = "", of_plugins: Sequence[Command] = ()) -> cyclopts.App:
@@ -141,9 +139,7 @@ TEXTS = frozenset(("--why", "--type", "--topic", "--capability", "--dedup-key", 
 
 
 def _given(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments for the library, which takes a lone `-` for an option; `./-` is a path that means standard
-    input to us, and none to it.
-    """
+    """Return the arguments for the library, which takes a lone `-` for an option; we read `./-` as standard input."""
     given = list[str]()
     for argument in arguments:
         if argument == "-" and given and given[-1] in TEXTS:

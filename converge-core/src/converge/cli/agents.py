@@ -28,9 +28,7 @@ from converge.services.store.processes import LeaseSeen, id_of_node, leases
 from converge.services.tasks.records import moment
 
 ID_SHOWN = 15
-"""How much of an id a table shows: `cv1` and 60 bits, which tell all agents of a network apart and fit beside the other
-columns.
-"""
+"""How much of an id a table shows: `cv1` and 60 bits, which tell all agents of a network apart."""
 
 
 def list_agents(

@@ -43,14 +43,7 @@ def show(
     return DONE
 
 
-def check(
-    file: File,
-    /,
-    *,
-    plugin: Plugins = None,
-    json: Json = False,
-    verbose: Verbose = False,
-) -> int:
+def check(file: File, /, *, plugin: Plugins = None, json: Json = False, verbose: Verbose = False) -> int:
     """List everything that is wrong with a configuration file; exit with 3 if anything is.
 
     The environment and other flags play no part. The plugins, backends and options that it names are looked up on this

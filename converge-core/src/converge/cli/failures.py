@@ -66,9 +66,7 @@ def failed(error: BaseException) -> int:
 
 
 def _drop_output() -> None:
-    """Discard what is left in the buffer of standard output: it cannot be written, and Python must not try again on
-    exit.
-    """
+    """Discard what standard output still holds: it cannot be written, and Python must not try again on exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -111,9 +109,7 @@ def _text(error: BaseException) -> str:
 
 
 def _unknown_flag(flag: str) -> str:
-    """Return the message for a flag of a group of commands: it has only these, and the library takes others for
-    commands.
-    """
+    """Return the message for a flag of a group of commands; the library would take others for commands."""
     near = difflib.get_close_matches(flag, ("--help", "--version"), n=1)
     return f"Unknown option: {flag}. " + (
         f"Did you mean {near[0]}?" if near else "It belongs behind a command; --help lists them."

@@ -9,7 +9,5 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 
 
 def harmless(value: str) -> str:
-    """Return the text with its control characters spelt out: what an agent answered must not steer the terminal of who
-    looks at it.
-    """
+    """Return the text with its control characters spelt out: an agent's answer must not steer the reader's terminal."""
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], value)

@@ -1,6 +1,4 @@
-"""Results on standard output: a table for people, one JSON object a line for programs; colour and progress only on a
-terminal.
-"""
+"""Results on standard output: a table for people, a JSON object a line for programs; colour only on a terminal."""
 
 from __future__ import annotations
 
@@ -122,9 +120,7 @@ _BREAKS = re.compile(r" *[\t-\r\x1c-\x1f\x85\u2028\u2029]+ *")
 
 
 class Bar:
-    """A progress bar: called with how many of how many are done, and how many of them badly; `note` writes a few words
-    beside it.
-    """
+    """A progress bar: called with how many are done, of how many, and how many of them badly; `note` adds words."""
 
     def __init__(self, update: Callable[..., None]) -> None:
         self._update = update
@@ -139,9 +135,7 @@ class Bar:
 
 @contextmanager
 def progress(title: str, *, is_wanted: bool) -> Iterator[Bar | None]:
-    """Yield what draws a progress bar on standard error, or None where it is not wanted or standard error is no
-    terminal.
-    """
+    """Yield what draws a progress bar on standard error; None where it is not wanted, or that is no terminal."""
     if not is_wanted or not sys.stderr.isatty():
         yield None
         return

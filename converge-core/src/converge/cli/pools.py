@@ -28,23 +28,20 @@ PriorityStep = Annotated[
     Parameter(metavar="SEC", help="Seconds of head start that a step of priority is worth; by default 3,600."),
 ]
 DedupWindow = Annotated[
-    float | None,
-    Parameter(metavar="SEC", help="Seconds that a dedup key is remembered at least; by default a day."),
+    float | None, Parameter(metavar="SEC", help="Seconds that a dedup key is remembered at least; by default a day.")
 ]
 KeepCompleted = Annotated[
     float | None, Parameter(metavar="SEC", help="Seconds that completed tasks are kept; by default a day.")
 ]
 KeepFailed = Annotated[
-    float | None,
-    Parameter(metavar="SEC", help="Seconds that failed and cancelled tasks are kept; by default a week."),
+    float | None, Parameter(metavar="SEC", help="Seconds that failed and cancelled tasks are kept; by default a week.")
 ]
 KeepCount = Annotated[
     int | None,
     Parameter(metavar="N", help="Ended tasks that are kept at most, whatever their age; by default any number."),
 ]
 KeepMegabytes = Annotated[
-    float | None,
-    Parameter(metavar="MB", help="Megabytes of ended tasks that are kept at most; by default any number."),
+    float | None, Parameter(metavar="MB", help="Megabytes of ended tasks that are kept at most; by default any number.")
 ]
 
 
@@ -114,10 +111,7 @@ def _write_created(pool: Pool, is_created: bool, there: Pool, asked: Sequence[st
             output.note(f"{name} of pool {pool.id} is {value}, not {getattr(pool, name)} as asked")
 
 
-def list_pools(
-    *,
-    common: Common = NONE,
-) -> int:
+def list_pools(*, common: Common = NONE) -> int:
     """List pools with their task counts: ready, later, parked, waiting behind a key, held, done (failed ones too)."""
     settings = common.configured()
     found = anyio.run(_list, settings, backend_options=loop_options())
@@ -136,12 +130,7 @@ def list_pools(
     return DONE
 
 
-def show(
-    pool_id: Annotated[str, Parameter(help="The pool's id.")],
-    /,
-    *,
-    common: Common = NONE,
-) -> int:
+def show(pool_id: Annotated[str, Parameter(help="The pool's id.")], /, *, common: Common = NONE) -> int:
     """Show one pool: its settings, task counts and members."""
     settings = common.configured()
     pool, count, members = anyio.run(_show, settings, pool_id, backend_options=loop_options())
@@ -178,23 +167,13 @@ def allow(
     return DONE
 
 
-def pause(
-    pool_ids: Ids,
-    /,
-    *,
-    common: Common = NONE,
-) -> int:
+def pause(pool_ids: Ids, /, *, common: Common = NONE) -> int:
     """Stop claims from the pools until they are resumed; running tasks go on."""
     _set_paused(common.configured(), pool_ids, is_paused=True, as_json=common.json)
     return DONE
 
 
-def resume(
-    pool_ids: Ids,
-    /,
-    *,
-    common: Common = NONE,
-) -> int:
+def resume(pool_ids: Ids, /, *, common: Common = NONE) -> int:
     """Resume claims from the pools."""
     _set_paused(common.configured(), pool_ids, is_paused=False, as_json=common.json)
     return DONE

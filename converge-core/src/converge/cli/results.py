@@ -10,9 +10,7 @@ from converge.operations.drain import Ended, totals
 
 
 def write_results(rows: Sequence[Ended], *, as_json: bool) -> None:
-    """Write a row a task: what it was, its result or error; a last row with the sums where all results are numbers
-    under the same names.
-    """
+    """Write a row a task: what it was, its result or error; a last row has the sums where all results are numbers."""
     if as_json:
         for row in rows:
             output.line({"id": row.id, "hint": row.hint, "state": row.state, "result": row.result, "error": row.error})

@@ -33,10 +33,7 @@ IdentityDir = Annotated[
 ]
 
 
-def info(
-    *,
-    common: Common = NONE,
-) -> int:
+def info(*, common: Common = NONE) -> int:
     """Show a store: backend, settings, epoch, clock compared with this host, contents, and processes that use it."""
     settings = common.configured()
     facts = anyio.run(_info, settings, backend_options=loop_options())

@@ -137,13 +137,7 @@ class Waiting(NamedTuple):
     on_progress: Progress | None
 
 
-async def _submit(
-    config: Config,
-    tasks: Sequence[Task],
-    waiting: Waiting,
-    may_create: bool,
-    as_json: bool,
-) -> int:
+async def _submit(config: Config, tasks: Sequence[Task], waiting: Waiting, may_create: bool, as_json: bool) -> int:
     async with main.opened_store(config, must_exist=not may_create) as store:
         if may_create:
             for pool_id in dict.fromkeys(task.pool_id for task in tasks):
@@ -156,9 +150,8 @@ async def _submit(
         try:
             rows = await main.wait_all(store, ids, config.poll_sec, waiting.timeout_sec, waiting.on_progress)
         except ResultTimeout:
-            write_results(
-                await main.states_of(store, ids), as_json=as_json
-            )  # or nobody could tell which tasks these were
+            # Or nobody could tell which tasks these were.
+            write_results(await main.states_of(store, ids), as_json=as_json)
             raise
     write_results(rows, as_json=as_json)
     return DONE if all(row.state == TaskState.COMPLETED for row in rows) and len(rows) == len(ids) else FAILED

@@ -1,6 +1,4 @@
-"""The turn that every store inherits: commit, then scan, commit and get. Two to four trips where an engine of its own
-needs one.
-"""
+"""The turn that every store inherits: commit, then scan, commit and get, in two to four trips."""
 
 from __future__ import annotations
 
@@ -13,14 +11,10 @@ from converge.model.batch import ABSENT, Batch, Check, Committed, Conflict, Entr
 from converge.model.keys import Key, Rest, pack
 
 TAKE_TRIES = 12
-"""How often an inherited take looks again after losing to another claimer; then it answers that nothing was there,
-which a hint may say.
-"""
+"""How often an inherited take looks again after losing to another claimer; then it returns nothing, as a hint may."""
 
 WINDOW_GREATEST = 8
-"""Losers start at a random multiple of their limit within a window that doubles to this: measured to cure most
-conflicts of 16 claimers.
-"""
+"""Losers start at a random multiple of their limit within a window that doubles to this: enough for 16 claimers."""
 
 
 class Steps(Protocol):
@@ -47,9 +41,8 @@ async def _take(store: Steps, take: Take) -> Taken | Conflict:
     window = 1
     seed = pack(take.to) + repr(take.tail).encode()
     for attempt in range(TAKE_TRIES):
-        skip = take.limit * (
-            zlib.crc32(seed, attempt) % window
-        )  # the tail of a claim is random, so two claimers seldom skip alike
+        # The tail of a claim is random, so two claimers seldom skip alike.
+        skip = take.limit * (zlib.crc32(seed, attempt) % window)
         found = await _smallest(store, take, skip)
         if not found:
             if window > 1:

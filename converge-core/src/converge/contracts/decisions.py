@@ -1,6 +1,4 @@
-"""What a plugin gives to let agents decide on things of its own: the decision's record, and the handler that carries it
-out.
-"""
+"""What a plugin gives for decisions of its own: the decision's record, and the handler that carries it out."""
 
 from __future__ import annotations
 

@@ -59,9 +59,7 @@ class Sighting(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What has changed since the look before: `came` are new or other than they were, `gone` are the ids that are no
-    longer there.
-    """
+    """What has changed since the last look: `came` are new or changed, `gone` are the ids that are no longer there."""
 
     came: Sequence[Sighting]
     gone: Sequence[str]
@@ -113,18 +111,14 @@ class Reader:
         return changes
 
     async def hints(self) -> AsyncIterator[None]:
-        """Yield when it is time to look: at first at once, then after changes, and each poll interval where the backend
-        polls.
-        """
+        """Yield when it is time to look: at once, after changes, and each poll interval where the backend polls."""
         async with aclosing(self._discovery.watch()) as watch:  # type: ignore[type-var]  # every watch is an async generator
             async for _ in watch:
                 yield None
 
 
 Open = Callable[..., AbstractAsyncContextManager[Discovery]]
-"""`open(options, *, store, poll_sec)`: an async context manager of a Discovery; the node's store and its poll interval
-may be left unused.
-"""
+"""`open(options, *, store, poll_sec)`: an async context manager of a Discovery; it need not use the node's store."""
 
 
 @attrs.frozen(kw_only=True)

@@ -49,8 +49,7 @@ class Within(Store):
 class Side(Protocol):
     """One side of a transaction of the caller's, for code without an event loop; each method as that of `Store`.
 
-    Of the side within the transaction only `get` and `commit` are asked. The other side's commits are its own, each
-    ended when it returns.
+    Of the side within the transaction only `get` and `commit` are asked. Commits of the other end when they return.
     """
 
     def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]: ...

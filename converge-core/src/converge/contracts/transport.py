@@ -70,14 +70,11 @@ class Channel(ABC):
     peer: str = ""
     """The other side's address, for logs and limits per address only (C-14)."""
     is_tls_terminated: bool = False
-    """Whether TLS ends before this process, as behind a reverse proxy, by its operator's decision: both sides may then
-    see different certificates.
-    """
+    """Whether TLS ends before this process, as behind a reverse proxy: both sides may then see other certificates."""
 
     @abstractmethod
     async def send(self, frames: Sequence[bytes]) -> None:
         """Send the frames, waiting while the connection is full (C-1 to C-3, C-6).
-
 
         Raises:
             MessageTooLarge, InvalidValue: A frame is over the limit, or empty; nothing was sent.
@@ -114,9 +111,7 @@ class Listener(ABC):
 
 
 class Transport(ABC):
-    """Opens channels and listeners. An async context manager gives it (`TransportBackend.open`) and ends what is left
-    of both.
-    """
+    """Opens channels and listeners. `TransportBackend.open` gives it, and ends what is left of both."""
 
     @abstractmethod
     def listen(self, address: str) -> AbstractAsyncContextManager[Listener]:

@@ -21,8 +21,7 @@ BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 2.0
 class Breaker:
     """When an agent's circuit breaker opens, and for how long.
 
-    By default it never does: a task that fails says nothing about the agent, and must not slow down the good ones
-    behind it.
+    By default it never does: a task that fails says nothing about the agent, and must not slow down good ones.
 
     Attributes:
         on: The classes of errors that say that the agent itself is ill, such as `(ConnectionError,)`; a handler that
@@ -118,9 +117,7 @@ class Circuit:
         return self.rests_until - now
 
     def succeeded(self, now: float) -> bool:
-        """Count a success; return whether it closed the breaker. One of something begun before the breaker opened does
-        not.
-        """
+        """Count a success; return whether it closed the breaker. What began before it opened does not."""
         if self.is_open and now < self.rests_until:
             return False
         was_open, self.is_open = self.is_open, False

@@ -9,13 +9,8 @@ from converge.model.keys import ACTIVE, Key
 
 
 def split_key(row_key: Key, seen: KeySeen) -> Batch | None:
-    """Return the batch that keeps the active task of an ordering key apart from its next number; None: it is so
-    already.
-    """
+    """Return the batch that keeps an ordering key's active task apart from its next number; None: it is so already."""
     if seen.row.v >= SPLIT_KEYS:
         return None
-    puts = [
-        (row_key, encode(KeyRow(seen.row.next, v=SPLIT_KEYS))),
-        (ACTIVE(*row_key[1:]), encode(seen.row.active)),
-    ]
+    puts = [(row_key, encode(KeyRow(seen.row.next, v=SPLIT_KEYS))), (ACTIVE(*row_key[1:]), encode(seen.row.active))]
     return Batch([(row_key, seen.revision)], puts)

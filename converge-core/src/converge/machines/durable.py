@@ -261,13 +261,7 @@ def _ready_state(state: State, spec: Spec, now: int) -> State:
     tasks does not starve new ones.
     """
     return msgspec.structs.replace(
-        state,
-        state=TaskState.PENDING.value,
-        attempts=0,
-        due=now,
-        rank=now - _head_start(spec),
-        error="",
-        wait=None,
+        state, state=TaskState.PENDING.value, attempts=0, due=now, rank=now - _head_start(spec), error="", wait=None
     )
 
 

@@ -28,9 +28,7 @@ NODE_SHOWN = 15
 
 @attrs.frozen(kw_only=True)
 class Holder:
-    """Whose claim it is: the process's lease (hex), its node's id, what its record says, and whether the lease still
-    lives.
-    """
+    """Whose claim it is: the process's lease (hex), its node's id, what its record says, and whether it lives."""
 
     lease: str
     node: str = ""
@@ -42,9 +40,7 @@ class Holder:
 
 @attrs.frozen(kw_only=True)
 class Beside:
-    """What is read beside the task. `pool` None: it was removed. `active`: the id of its ordering key's active task, if
-    that is another.
-    """
+    """What is read beside the task. `pool` None: it was removed. `active`: another task of its ordering key."""
 
     pool: Pool | None
     groups: Sequence[Group] = ()
@@ -62,9 +58,7 @@ class Verdict:
 
 @attrs.frozen(kw_only=True)
 class Explanation:
-    """Where the task stands, whether the next claim of a group that fits may take it, and everything that is in the
-    way.
-    """
+    """Where the task stands, whether the next fitting claim may take it, and everything that is in the way."""
 
     state: str
     place: str
@@ -77,8 +71,7 @@ class Explanation:
 def explain(spec: Spec, state: State | None, place: Place | None, beside: Beside, now: int) -> Explanation:
     """Return why the task is or is not claimed. `place` is None once it has ended.
 
-    A group's task types are not in its descriptors: a group that takes only some types may pass over a task that it
-    could claim here.
+    A group's task types are not in its descriptors: it may pass over a task that it could claim here.
     """
     lane = Lane(spec.pool, spec.topic, spec.type, spec.capabilities)
     verdicts = tuple(Verdict(group=group, refusal=refusal(lane, group.claimer)) for group in beside.groups)

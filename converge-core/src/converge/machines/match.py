@@ -53,11 +53,9 @@ def refusal(lane: Lane, claimer: Claimer) -> str | None:
 
 
 def lane_news(lane: Lane) -> set[str]:
-    """Return the channels to wake when a lane is new: a watcher of these may take from it, but for the second of its
-    capabilities and on.
+    """Return the channels to wake when a lane is new: a watcher of these may take from it, as far as they tell.
 
-    One channel for the whole pool would wake anybody, most often one who may not take from the lane, and the task would
-    wait for a poll.
+    One channel for the whole pool would wake anybody, most often one who may not take from the lane.
     """
     first = lane.capabilities[0] if lane.capabilities else ""
     kinds = product((lane.topic, _ANY), (lane.type, _ANY))
@@ -85,9 +83,7 @@ def matches(
     pool_id: str | None,
     has: tuple[Set[str], Set[str], Set[str]],
 ) -> bool:
-    """Return whether an agent that has these (topics, capabilities, pools) is found: any of the topics, all of the
-    capabilities, in the pool.
-    """
+    """Return whether an agent that has these is found: any of the topics, all of the capabilities, in the pool."""
     agent_topics, agent_capabilities, agent_pools = has
     if topics and agent_topics.isdisjoint(topics):
         return False

@@ -66,9 +66,7 @@ class CipherState:
         return plaintext
 
     def rekey(self) -> None:
-        """Rekey: the new key is the first 32 bytes of the encryption of 32 zeros under nonce 2^64 - 1. The number goes
-        on.
-        """
+        """Rekey: the new key is the first 32 bytes of 32 zeros encrypted under nonce 2^64 - 1. The number goes on."""
         self._aead = self._make(self._encrypt(self._nonce(2**64 - 1), bytes(32), b"")[:32])
         self._encrypt, self._decrypt = self._aead.encrypt, self._aead.decrypt
 

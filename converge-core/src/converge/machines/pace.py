@@ -20,9 +20,7 @@ PAUSE_SEC = 0.002
 """How long a rising feed leaves work to others before its next take, at least, unless one of its claims ends sooner."""
 
 PAUSE_TAKES, PAUSE_GREATEST_SEC = 3, 0.05
-"""On a slow store the pause is as long as so many takes last, within this: the process that was woken needs its wake-up
-and its own take.
-"""
+"""On a slow store the pause is as long as so many takes last, within this: a process that was woken needs two calls."""
 
 DOZE_SEC = 0.02
 """A feed that found nothing for less than this goes on at its pace: it is about to be as busy as it was."""
@@ -52,9 +50,7 @@ class Pace:
         self._idle_since: float | None = None
 
     def wanted(self, free: int, now: float, ahead: int = 0) -> int:
-        """Return how many tasks a take that leaves now asks for; 0: none yet. A steady feed may ask for so many ahead,
-        beyond those that are free.
-        """
+        """Return how many tasks a take that leaves now asks for, those ahead included; 0: none yet."""
         if self._idle_since is not None:
             self._wake_up(now)
         if self.is_steady:
@@ -115,9 +111,7 @@ class Ahead:
         self._decide(now)
 
     def has_ended(self, token: int) -> bool:
-        """Note that one of a batch's claims has ended here, or has gone back; return whether it was the last one: then
-        call `batch_ended`.
-        """
+        """Count the end of one of a batch's claims; return whether it was the last: then call `batch_ended`."""
         left = self._left[token] = self._left[token] - 1
         return not left
 

@@ -1,5 +1,4 @@
-"""Records: items sealed into frames, one Noise record each, and opened again in order. Nothing of a record is looked at
-before it is authentic.
+"""Records: items sealed into frames, one Noise record each, opened again in order, and authentic before a look.
 
 Inside a record: items of `length u32 || kind u8 || flags u8 (bit 0: more follows) || body`; the length counts the body,
 and lengths add up exactly. An item of a message that does not fit into a record is cut into consecutive fragments,
@@ -146,9 +145,8 @@ class Opener:
         self._error: Exception | None = None
         self._is_narrow = message_bytes < _BODY_BYTES
         self._pending: int | None = None
-        self._parts = (
-            bytearray()
-        )  # not a list of fragments: a million fragments of one byte would fill forty times the limit
+        # Not a list of fragments: a million fragments of one byte would fill forty times the limit.
+        self._parts = bytearray()
 
     @property
     def is_between_messages(self) -> bool:
@@ -250,9 +248,7 @@ class Opener:
 
 
 def _alike(plain: bytes) -> list[Item] | None:
-    """Return the items of a record whose items are all alike in kind and size, in a few calls for them all; None: they
-    are not, or are unusual.
-    """
+    """Return the items of a record whose items are alike in kind and size, in few calls; None: they are not."""
     if len(plain) < 2 * _HEAD_BYTES:
         return None
     head = plain[:_HEAD_BYTES]
@@ -260,9 +256,8 @@ def _alike(plain: bytes) -> list[Item] | None:
     count, rest = divmod(len(plain), _HEAD_BYTES + size)
     if rest or flags or count < ALIKE_LEAST or size == _HEAD_BYTES or kind not in _PLAIN:
         return None
-    pieces = struct.Struct(f"{_HEAD_BYTES}s{size}s" * count).unpack(
-        plain
-    )  # making the layout is far cheaper than a loop
+    # Making the layout is far cheaper than a loop.
+    pieces = struct.Struct(f"{_HEAD_BYTES}s{size}s" * count).unpack(plain)
     # Heads and bodies differ in length, so what equals the head is a head.
     if pieces.count(head) != count:
         return None

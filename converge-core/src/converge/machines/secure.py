@@ -1,5 +1,4 @@
-"""The secure handshake: Noise XX with each side's node key signing the transcript; network, version, features and TLS
-certificate bound in.
+"""The secure handshake: Noise XX; each node key signs the transcript, network, version, features and TLS certificate.
 
 Sans-I/O: a side is fed the peer's hello and answers its own. What goes wrong is one typed error, and one failure
 closes. Integers are big-endian.
@@ -113,15 +112,11 @@ class Agreed:
         return _ACCEPT.pack(self.version, self.features)
 
     def sealer(self) -> Sealer:
-        """Return what seals this side's records; call it once. The responder's first record begins with `(ACCEPT,
-        accept())`.
-        """
+        """Return what seals this side's records; call it once. The responder's first begins with `accept()`."""
         return Sealer(self.sending, self.message_bytes)
 
     def opener(self) -> Opener:
-        """Return what opens the peer's records; call it once. The initiator's demands the ACCEPT of the terms that it
-        computed.
-        """
+        """Return what opens the peer's records; call it once. The initiator's demands the ACCEPT of its own terms."""
         return Opener(self.receiving, self.message_bytes, accept=self.accept() if self.is_initiator else None)
 
 

@@ -86,9 +86,7 @@ from converge.model.pool import Pool
 from converge.model.task import DURABLE, HISTORY, Attempt, Ended, Spec, State
 
 WHY_LENGTH = 2_000
-"""Characters of a reason that are kept: with a full history they leave the better part of a value to the result,
-however they are escaped.
-"""
+"""Characters of a reason that are kept: a full history of them leaves most of a value to the result."""
 
 RESULT_BYTES = 768 * 1_024
 """The longest result (JSON): a quarter of a store's value is left to the history."""
@@ -188,9 +186,7 @@ class KeySeen(NamedTuple):
 
 
 class Successor(NamedTuple):
-    """The first task that waits behind an ordering key: its id, specification, the revision of its `order` key, its
-    lane.
-    """
+    """The first task that waits behind an ordering key: its id, specification, `order` key's revision, and lane."""
 
     id: bytes
     spec: Spec
@@ -210,8 +206,7 @@ class Around(NamedTuple):
 
 
 def step(found: Found, event: Event, now: int, around: Around) -> Batch:
-    """Return the batch that does what `event` means for the task, or nothing if the store has changed since it was
-    found.
+    """Return the batch that does what `event` means for the task, or nothing if the store has changed since.
 
     Its first check is the task's own key at the revision found, so that of several steps that race one takes effect.
     """
@@ -242,9 +237,7 @@ EXHAUSTED = "attempts exhausted"
 
 
 def digest(event: Event) -> str:
-    """Return what tells two finishes of one attempt apart: a repeated one has the same digest. A completion has none,
-    for its result tells.
-    """
+    """Return the digest that a repeated finish of an attempt has, too. A completion's result tells by itself."""
     if type(event) is Completed:
         return ""
     data = repr(event[:1]).encode()
@@ -262,9 +255,7 @@ def is_said_again(state: State | None, held: Held, event: Event) -> bool:
 
 
 def waiting_keys(id_: bytes, spec: Spec, state: State | None) -> tuple[Key, ...]:
-    """Return the keys under which a task that nobody holds may stand: ready, later, and order if it has an ordering
-    key.
-    """
+    """Return the keys under which a task that nobody holds may stand: ready, later, and order if it has that key."""
     due, rank = (state.due, state.rank) if state is not None else (spec.due, spec.rank)
     keys = (READY(parse_hash(spec.lane), rank, id_), LATER(due, id_))
     return keys if spec.ordering_key is None else (*keys, ORDER(spec.pool, spec.ordering_key, spec.number))

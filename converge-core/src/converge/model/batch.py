@@ -1,7 +1,6 @@
 """What one atomic step of a store checks and writes, the take, and the answers to both.
 
-Plain named tuples, not attrs classes: a busy node makes a hundred thousand of them a second, and a tuple is made in a
-tenth of the time.
+Plain named tuples, not attrs classes: a busy node makes a hundred thousand a second, in a tenth of the time.
 """
 
 from __future__ import annotations
@@ -38,9 +37,7 @@ class Batch(NamedTuple):
 
 
 def grows(batch: Batch) -> bool:
-    """Return whether the batch brings new tasks, which a store that is full refuses; everything else makes room, or is
-    needed by what does.
-    """
+    """Return whether the batch brings new tasks, which a full store refuses; all else makes room, or serves that."""
     return any(key[0] is TASK for key, _ in batch.puts)
 
 
@@ -88,9 +85,7 @@ class Committed(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """The batch (or the take) changed nothing: these keys were not at the revision checked, or the window did not
-    hold.
-    """
+    """The batch or take changed nothing: these keys were at other revisions, or the window did not hold."""
 
     keys: tuple[Key, ...] = ()
     window: bool = False

@@ -133,9 +133,7 @@ def open_descriptor(signed: bytes, network: str) -> AgentDescriptor:
 
 
 def peek_lease(signed: bytes) -> str | None:
-    """Return the lease that the signed bytes name, unverified; None if they are no descriptor, as `open_descriptor`
-    will say.
-    """
+    """Return the lease that the signed bytes name, unverified; None if they are no descriptor."""
     try:
         return _read(signed).lease
     except (BadSignature, TornRecord, SchemaTooNew):

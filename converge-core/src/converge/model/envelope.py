@@ -180,9 +180,8 @@ def open_signed(signed: bytes, network_tag: bytes) -> tuple[MessageHeader, bytes
     if not SIGNATURE_BYTES + 2 < len(signed) <= MESSAGE_BYTES:
         raise TornRecord("signed message", f"it has {len(signed):,} bytes")
     body, signature = signed[:-SIGNATURE_BYTES], signed[-SIGNATURE_BYTES:]
-    header, payload = unpack(
-        body, MessageHeader
-    )  # the key stands inside what it signs; nothing else of it is believed yet
+    # The key stands inside what it signs; nothing else of it is believed yet.
+    header, payload = unpack(body, MessageHeader)
     key = key_of(header)
     if not verify(key, signature, _covered(network_tag, body)):
         raise BadSignature(f"a message is not signed by {header.sender[:12]}... for this network")

@@ -17,9 +17,7 @@ _ID_TAG = b"converge/id/v1\0"
 _ROTATE_TAG = b"converge/rotate/v1\0"
 KEY_BYTES, SIGNATURE_BYTES = 32, 64
 ROTATIONS = 8
-"""Rotations that an identity tells of, the latest ones: whoever knows a key that is older must be told of the new one
-by hand.
-"""
+"""The latest rotations, of which an identity tells: whoever knows an older key must be told of the new one by hand."""
 
 _AGENT_ID = re.compile(r"cv1[a-z2-7]{52}")
 _P = 2**255 - 19
@@ -85,8 +83,7 @@ def is_agent_id(text: object) -> bool:
 
 
 def predecessors(public_key: bytes, succession: Sequence[str]) -> list[str]:
-    """Return the ids that the key has succeeded, the latest first: each link is signed by the key that it names, over
-    the one after it.
+    """Return the ids that the key has succeeded, the latest first: each link is signed by the key that it names.
 
     Raises:
         BadSignature, InvalidKey: A link is not well formed, does not verify, or there are too many.
@@ -141,9 +138,7 @@ class Identity:
         return cls(entropy(32))
 
     def succeeded_by(self, seed: bytes) -> Identity:
-        """Return the identity of another seed, signed by this one as its successor: whoever has pinned this key then
-        trusts that one instead.
-        """
+        """Return the identity of another seed, signed by this one as its successor: whoever pinned this trusts that."""
         new = Identity(seed)
         link = self.public_key + self.sign(_ROTATE_TAG + new.public_key)
         return Identity(seed, (link.hex(), *self.succession)[:ROTATIONS])

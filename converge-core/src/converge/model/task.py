@@ -19,14 +19,11 @@ TaskId = NewType("TaskId", str)
 """The text of a UUIDv7."""
 
 HISTORY = 20
-"""How many ended attempts a task remembers: enough to see a pattern, and bounded, since a task may be released any
-number of times.
-"""
+"""How many ended attempts a task remembers: enough to see a pattern; it may be released any number of times."""
 
 
 class Attempt(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One line of a task's history: an attempt that has ended, or an operator's step. Moments are store time in
-    microseconds.
+    """One line of a task's history: an ended attempt, or an operator's step. Moments: store time in microseconds.
 
     Attributes:
         at: When it ended.
@@ -108,9 +105,7 @@ class Task(Working):
     if not TYPE_CHECKING:  # for a type checker it has the attributes above and the initialiser that attrs would make
 
         def __init__(self, **given: Any) -> None:
-            """Store only what is given, since the class has the defaults: to store all 26 attributes would take four
-            times as long.
-            """
+            """Store only what is given: to store all 26 attributes would take four times as long."""
             if "pool_id" not in given or not _NAMES.issuperset(given):
                 Task.__signature__.bind(**given)  # says what is wrong
             given.setdefault("inputs", {})
@@ -119,9 +114,7 @@ class Task(Working):
 
     @property
     def effect_key(self) -> str:
-        """A name for this task's outside effects, the same in every attempt: for services that take idempotency
-        keys.
-        """
+        """A name for this task's outside effects, the same in every attempt: for use as an idempotency key."""
         return f"{self.pool_id}/{self.id}"
 
 
@@ -280,9 +273,7 @@ _decode_placed = msgspec.json.Decoder(_Placed).decode
 
 
 def placed(raw: bytes) -> Spec | None:
-    """Return what a specification that a newer release wrote says of its task's place; None where even that cannot be
-    read.
-    """
+    """Return what a newer release's specification says of its task's place; None where that cannot be read."""
     try:
         spec = Spec(**msgspec.structs.asdict(_decode_placed(raw)))
         spec.check()

@@ -95,8 +95,7 @@ class Race(Generic[WayT, EndT]):
 
 
 async def resolve(host: str, port: int) -> list[Endpoint]:
-    """Resolve the host; a numeric one without a look-up. Families take turns, so that one that does not work costs
-    little.
+    """Resolve the host, a numeric one without a look-up. Families take turns, so that a broken one costs little.
 
     Raises:
         OSError: The host is not known.

@@ -14,8 +14,7 @@ from converge.runtime.config.fields import AgentGroup
 
 
 def find_agent(target: str, folder: Path | None = None) -> type[Agent]:
-    """Return the class that `module:Class` names; modules of `folder` (the working directory) come before installed
-    ones.
+    """Return the class that `module:Class` names; `folder` (the working directory) comes before installed modules.
 
     Raises:
         ConfigError: There is no such module or class, importing it failed, or it is not an agent.
@@ -43,8 +42,7 @@ def find_agent(target: str, folder: Path | None = None) -> type[Agent]:
 
 
 def agent_class(group: AgentGroup, folder: Path | None = None) -> type[Agent]:
-    """Return the class that an entry of `agents` names, with what the entry says of its own in place of what the class
-    says.
+    """Return the class that an entry of `agents` names, with the entry's own in place of what the class says.
 
     Raises:
         ConfigError: As `find_agent`.

@@ -64,9 +64,7 @@ def check_process() -> Iterator[Finding]:
 
 
 def check_config(config: Config) -> Iterator[Finding]:
-    """Check what the configuration names (plugins, backends, options), who can read its secrets, and what crosses the
-    network unencrypted.
-    """
+    """Check what the configuration names, who can read its secrets, and what crosses the network unencrypted."""
     sources = sorted(set(config.origins.values()) - {"default"})
     yield fine("config", f"read from {', '.join(sources)}" if sources else "nothing is set: every key has its default")
     problems = problems_of(config)

@@ -1,6 +1,4 @@
-"""The checks of `converge doctor` that look into a store: how safely it writes, its clock, its room, and the work that
-nobody does.
-"""
+"""The checks of `converge doctor` that look into a store: its durability, clock, room, and work that nobody does."""
 
 from __future__ import annotations
 
@@ -120,9 +118,7 @@ async def _set_aside(store: Store) -> AsyncIterator[Finding]:
 
 
 async def _history(store: Store, config: Config) -> Finding | None:
-    """Compare the store with what the folder of keys remembers of it: a process that starts with that folder refuses
-    another one.
-    """
+    """Compare the store with what the folder of keys remembers of it: processes refuse another one."""
     if not config.identity_dir or not await anyio.Path(config.identity_dir).is_dir():
         return None
     try:

@@ -54,9 +54,7 @@ Progress = Callable[[int, int, int], None]
 
 @attrs.frozen(kw_only=True)
 class Ended:
-    """The report of a task that has ended: its id, a few words by which people know it, its state, its result or
-    error.
-    """
+    """The report of a task that has ended: its id, a few words for people, its state, its result or error."""
 
     id: str
     hint: str
@@ -67,9 +65,7 @@ class Ended:
 
 @attrs.define(kw_only=True)
 class Drained:
-    """What a drain saw: the tasks in the order in which they were submitted or found, how many have not completed, and
-    how long it took.
-    """
+    """What a drain saw: the tasks in their order, how many have not completed, and how long it took."""
 
     rows: list[Ended] = attrs.field(factory=list)
     total: int = 0
@@ -79,9 +75,7 @@ class Drained:
 
 @attrs.frozen
 class _Begun:
-    """What the pools looked like when the drain began: the time (of the store), the tasks that were live, and how long
-    ended ones are kept.
-    """
+    """The pools when the drain began: the time (of the store), the live tasks, and how long ended ones are kept."""
 
     now: int
     live: Sequence[str]
@@ -204,9 +198,7 @@ class Drain:
         return [id_ for id_ in dict.fromkeys(live) if id_ not in self._ended]
 
     async def _ended_unseen(self, begun: _Begun) -> list[str]:
-        """Return the tasks that came and ended between two looks: the index of ended tasks has them behind all that had
-        ended before.
-        """
+        """Return the tasks that came and ended between two looks, from the index of ended tasks."""
         found: list[bytes] = []
         for (pool_id, state), keep_sec in (await self._keep()).items():
             until = begun.now + int(min(begun.keep[pool_id, state], keep_sec) * 1_000_000)
@@ -233,8 +225,7 @@ async def ask_all(
     ids: Sequence[str],
     on_one: Callable[[int, int], None] = lambda done, bad: None,
 ) -> dict[str, Ended | None]:
-    """Return what `ask` says of the tasks, in the order given, several asked at a time; None for one that retention has
-    removed.
+    """Return what `ask` says of the tasks, in their order, several at a time; None for one that was removed.
 
     `on_one` is called after each with the number of tasks so far, and of those that have not completed.
 

@@ -1,6 +1,4 @@
-"""Logs on standard error: lines for people, or one JSON object a line. Each says what was worked on; none has a secret
-or a control character.
-"""
+"""Logs on standard error: lines for people, or a JSON object each, with what was worked on and without secrets."""
 
 from __future__ import annotations
 
@@ -80,9 +78,7 @@ class TextFormatter(Formatter):
 
 
 class JsonFormatter(Formatter):
-    """One object a line: `time`, `level`, `logger`, `message`; where they are known the fields of `working.FIELDS`,
-    `exception` and `detail`.
-    """
+    """One object a line: `time`, `level`, `logger`, `message`, and `working.FIELDS`, `exception`, `detail` if known."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's line."""
@@ -123,9 +119,7 @@ class _Stderr(logging.Handler):
 
 
 def set_up(log_format: str, log_level: str, secrets: Sequence[str] = ()) -> None:
-    """Send the logs of this process to standard error; called once, by whoever owns the process. No line shows any of
-    the secrets.
-    """
+    """Send this process's logs to standard error, without secrets; called once, by whoever owns the process."""
     handler = _Stderr()
     handler.setFormatter(JsonFormatter(secrets) if log_format == "json" else TextFormatter(secrets))
     logging.basicConfig(

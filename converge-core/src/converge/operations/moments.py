@@ -30,8 +30,7 @@ def read_future(flag: str, text: str | None) -> datetime | None:
 
 
 def read_moment(flag: str, text: str, now: int) -> int:
-    """Return store time in microseconds: so long before `now` (1970 at the earliest), or the moment itself, in UTC
-    where it names no zone.
+    """Return store time in microseconds: so long before `now` (from 1970 on), or the moment itself, by default UTC.
 
     Raises:
         InvalidValue: It is neither.

@@ -75,8 +75,7 @@ def follow_supervisor() -> None:
 
 
 def for_process(config: Config, number: int) -> Config:
-    """Return the configuration of the process of that number: it listens at the port plus its number; at 0 each has a
-    port of its own.
+    """Return the configuration of the process of that number: it listens at the port plus its number; 0 stays 0.
 
     Raises:
         ConfigError: There is no such port.

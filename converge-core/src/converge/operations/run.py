@@ -40,14 +40,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("converge.node")
 
 SUBMIT = 500
-"""Tasks of one submit: large enough that calls cost little, small enough that the first agents start while the rest
-goes in.
-"""
+"""Tasks of one submit: large enough that calls cost little, small enough that the first agents start meanwhile."""
 
 BEYOND_SEC = 5.0
-"""What a stop may take beyond the grace time, whatever the store does: with the default of that, what Kubernetes leaves
-a process.
-"""
+"""What a stop may take beyond the grace time, whatever the store does: together, what Kubernetes leaves a process."""
 
 DEAD_LOOK_SEC = 0.5
 """How often a process looks whether its store's handle is dead."""
@@ -58,9 +54,7 @@ NOTE_SEC = 0.5
 Note = Callable[[str], None]
 
 COLLECTOR = (10_000, 10, 10)
-"""Thresholds of the garbage collector: a full pass after a million new containers, some 100 MB, not after 70,000; ten
-times more gained nothing.
-"""
+"""Thresholds of the garbage collector: a full pass after a million new containers, some 100 MB, not after 70,000."""
 
 SWITCH_SEC = 0.0005
 """How long a thread keeps the interpreter lock from one that asks for it: with Python's 5 ms the thread that writes a
@@ -71,9 +65,7 @@ node passes 1.6 times as many tasks.
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """What one `run` is asked to do beyond its configuration. `agents` are the classes of the configuration's `groups`,
-    in their order.
-    """
+    """What one `run` is to do beyond its configuration. `agents` are the classes of its `groups`, in their order."""
 
     agents: Sequence[type[Agent]]
     tasks: Sequence[Task] = ()
@@ -101,9 +93,8 @@ def check(config: Config, run: Run) -> None:
         # What is wrong is told beside what is missing: else it would be the next thing to fail.
         raise_problems([*problems, *(Problem("", line) for line in problems_of(config))])
     if not any(":" in name and not name.startswith("no:") for name in config.plugins):
-        check_options(
-            config, PluginHost()
-        )  # who names a plugin by its import path may give options to what nobody else knows
+        # Who names a plugin by its import path may give options to what nobody else knows.
+        check_options(config, PluginHost())
 
 
 def node_of(config: Config) -> Node:
@@ -129,8 +120,7 @@ def checked_host(config: Config) -> PluginHost:
 
 @asynccontextmanager
 async def opened_store(config: Config, *, must_exist: bool = True) -> AsyncIterator[Store]:
-    """Return the configured store, to be entered, by a command that works on what other processes do; a mistyped path
-    makes no new store.
+    """Return the configured store, for a command that works on what others do; a mistyped path makes no new one.
 
     Raises:
         ConfigError: Only this process would see it, or its plugin cannot be used.
@@ -193,8 +183,7 @@ async def states_of(store: Store, ids: Sequence[str]) -> list[Ended]:
 
 
 def tune_interpreter() -> None:
-    """Make the cyclic garbage collector run less often and threads switch sooner, for a process that is a node and
-    nothing else.
+    """Make the garbage collector run less often and threads switch sooner, in a process that is only a node.
 
     So no class calls it by itself.
 
@@ -310,9 +299,7 @@ def pools_of(config: Config) -> list[str]:
 
 
 async def prepare_pools(pool_manager: PoolManager, config: Config, pools: Sequence[str], *, may_create: bool) -> None:
-    """Create the pools that are not there, all or none; a near name that exists, and was not named, makes a typo
-    likely.
-    """
+    """Create the pools that are not there, all or none; a near name that exists and was not named is likely meant."""
     missing = []
     for pool_id in pools:
         try:

@@ -71,10 +71,7 @@ def stop_asked(within_sec: float, at_once: Callable[[], None] = lambda: None) ->
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     asked.loop_fd = signal.set_wakeup_fd(to_thread.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(
-        target=_hear,
-        args=(threads, to_loop, asked, within_sec, at_once),
-        name="converge-signals",
-        daemon=True,
+        target=_hear, args=(threads, to_loop, asked, within_sec, at_once), name="converge-signals", daemon=True
     )
     thread.start()
     forks.watch(asked, lambda _: _lay_down(before))
@@ -92,9 +89,7 @@ def stop_asked(within_sec: float, at_once: Callable[[], None] = lambda: None) ->
 
 
 def _lay_down(before: Mapping[signal.Signals, Any]) -> None:
-    """Hear signals in a forked child as a new process does. The socket is the parent's, who would stop for the
-    child's.
-    """
+    """Hear signals in a forked child as a new process does; the socket is the parent's, which would stop for it."""
     signal.set_wakeup_fd(-1)
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -102,11 +97,7 @@ def _lay_down(before: Mapping[signal.Signals, Any]) -> None:
 
 
 def _hear(
-    threads: socket.socket,
-    to_loop: socket.socket,
-    asked: StopAsked,
-    within_sec: float,
-    at_once: Callable[[], None],
+    threads: socket.socket, to_loop: socket.socket, asked: StopAsked, within_sec: float, at_once: Callable[[], None]
 ) -> None:
     """Read signals until the other end is closed; end the process at the second, or if the first has no effect."""
     until = inf
@@ -148,9 +139,7 @@ def _leave_late(code: int, within_sec: float) -> NoReturn:
 
 
 def leave_past_threads(code: int) -> None:
-    """End the process now if a thread is left that Python would wait for without end: of a plain handler that never
-    returned, and was abandoned.
-    """
+    """End the process now if a thread is left that Python would wait for: of a handler that was abandoned."""
     until = time.monotonic() + THREADS_SEC
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:

@@ -27,9 +27,7 @@ from converge.services.store.pages import Pages
 
 @attrs.frozen(kw_only=True)
 class Accepting:
-    """The epoch drawn, the one before (empty: the store had none), and the folder that remembers it now (empty: none is
-    configured).
-    """
+    """The epoch drawn, the one before (empty: none), and the folder that remembers it now (empty: none is set)."""
 
     epoch: str
     before: str

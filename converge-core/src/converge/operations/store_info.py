@@ -86,9 +86,7 @@ async def store_facts(store: Store, config: Config, host: PluginHost) -> StoreFa
 
 
 async def clock_skew(store: Store) -> tuple[float, float]:
-    """Return store time less this host's wall clock, and how long the store took to answer: the first is no better
-    known than by half of that.
-    """
+    """Return store time less this host's wall clock, known to within half of the second: how long the answer took."""
     began = time.time()
     now = await store.time()
     ended = time.time()

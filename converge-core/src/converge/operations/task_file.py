@@ -97,8 +97,7 @@ def _with_moments(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_inputs(texts: Sequence[str]) -> dict[str, Any]:
-    """Return the inputs of `NAME=TEXT`, `NAME:=JSON` and `NAME=@FILE`: the text, the value, or the file's content, as
-    text if it is UTF-8.
+    """Return the inputs of `NAME=TEXT`, `NAME:=JSON` and `NAME=@FILE`: a file's content is text if it is UTF-8.
 
     Raises:
         InputError: Which one is not well formed, or cannot be read.
@@ -126,9 +125,8 @@ def _json(name: str, value: str) -> Any:
 
 
 def _text(name: str, value: str) -> str:
-    if any(
-        "\ud800" <= character <= "\udfff" for character in value
-    ):  # what Python makes of an argument's bytes that are no UTF-8
+    # What Python makes of an argument's bytes that are no UTF-8.
+    if any("\ud800" <= character <= "\udfff" for character in value):
         raise InputError(f"--input {name}: is not UTF-8; bytes come from a file: --input {name}=@FILE")
     return value
 

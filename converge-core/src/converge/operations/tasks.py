@@ -58,9 +58,7 @@ async def cancel_all(store: Store, ids: Sequence[str], why: str) -> list[Cancell
 
 @attrs.frozen(kw_only=True)
 class Wanted:
-    """Which tasks a list is about; what is None or empty plays no part. `since`: those submitted then or later, as
-    people type it.
-    """
+    """Which tasks a list is about; what is None or empty plays no part. `since`: submitted then or later, as typed."""
 
     state: TaskState | None = None
     pool_id: str | None = None
@@ -102,8 +100,7 @@ VisitPage = Callable[[Sequence[Task]], None]
 
 
 async def list_tasks(store: Store, wanted: Wanted, visit: VisitPage) -> bool:
-    """Pass the wanted tasks to the visitor, a page at a time; return whether there were more than the limit (0: no
-    limit).
+    """Pass the wanted tasks to the visitor, page by page; return whether there were more than the limit (0: none).
 
     Raises:
         NoSuchPool: With the nearest name.
@@ -142,9 +139,7 @@ def _is_wanted(task: Task, wanted: Wanted, since: datetime | None) -> bool:
 
 @attrs.frozen(kw_only=True)
 class Purging:
-    """Which ended tasks to remove: of these pools (none: of all), in these states (none: all), that ended so long ago,
-    as people type it.
-    """
+    """Which ended tasks to remove: of these pools and states (none: all), that ended so long ago, as typed."""
 
     pool_ids: Sequence[str] = ()
     states: Sequence[TaskState] = ()

@@ -23,16 +23,7 @@ from converge.errors import ConfigError, InvalidValue, PluginDuplicate, PluginMi
 from converge.foreign import Raised, detached, name_of, tell
 from converge.model.message import Message
 from converge.plugins.declaration import NAME, Backend
-from converge.plugins.declared import (
-    DISCOVERY,
-    KINDS,
-    STORE,
-    TRANSPORT,
-    Kind,
-    declared,
-    import_plugin,
-    new_manager,
-)
+from converge.plugins.declared import DISCOVERY, KINDS, STORE, TRANSPORT, Kind, declared, import_plugin, new_manager
 from converge.plugins.found import (
     CORE,
     DISTRIBUTIONS,
@@ -191,9 +182,7 @@ class PluginHost:
         return bool(getattr(self._manager.hook, hook).get_hookimpls())
 
     def observe(self, hook: str, **values: Any) -> None:
-        """Call the observers of a hook in load order. One that raises is logged with its plugin's name, and changes
-        nothing.
-        """
+        """Call the observers of a hook in load order. One that raises is logged, and changes nothing."""
         for impl in getattr(self._manager.hook, hook).get_hookimpls():
             outcome = detached(impl.function, *(values[name] for name in impl.argnames))
             if type(outcome) is Raised:  # an observer must not stop what it observes
@@ -201,8 +190,7 @@ class PluginHost:
                 tell(log, logging.ERROR, text, impl.plugin_name, hook, error=outcome.error)
 
     def guard(self, hook: str, message: Message) -> Message:
-        """Pass the message through the guards of a hook, in load order; return what they make of it. Whose message it
-        is stays as it was.
+        """Pass the message through the guards of a hook, in load order; return it. Whose message it is stays.
 
         Raises:
             Undeliverable: A guard refused it, or failed; the cause is chained.
@@ -357,9 +345,7 @@ class PluginHost:
                         )
 
     def _refusal(self, name: str) -> str:
-        """Return the target of a refused plugin. Refusing an uninstalled plugin is a no-op, unless it looks like a
-        typo.
-        """
+        """Return the target of a refused plugin. Refusing an uninstalled one is a no-op, unless it may be a typo."""
         found = self._by_name.get(name, [])
         if not found and ":" not in name and (near := difflib.get_close_matches(name, self._by_name, n=1)):
             raise PluginMissing(

@@ -20,14 +20,10 @@ BLOCKED_SEC = 1.0
 """A loop that has not run for so long is blocked: its watchdog wants to run twice a second."""
 
 SILENT_SEC = 1.5
-"""A call of the store that takes so long counts as an outage: the node is to be not ready within 3 s of one, a poll
-interval and an answer.
-"""
+"""A call of the store that takes so long counts as an outage: within 3 s of one the node is to be not ready."""
 
 LATE = 2 / 3
-"""The part of a lease after which its renewal is late: it is due after a third, and a second try should have gone
-through.
-"""
+"""The part of a lease after which its renewal is late: it is due after a third, and is tried twice by then."""
 
 NOTED = frozenset((Code.AGENT_RESTS,))
 """What is shown of a node that is ready all the same."""

@@ -239,8 +239,7 @@ class Node:
         identities: Sequence[Identity] | None = None,
         timeout: float | None = None,
     ) -> list[A]:
-        """Start `count` agents of the class in the pool, several pools, or none (messages only); create pools that are
-        missing.
+        """Start `count` agents of the class in the pool, several pools, or none (messages only); create missing ones.
 
         `secret`: the join secret of pools that ask for one; then none is created. `identities`: those of the agents,
             one each; else they are drawn at each start, or kept in `identity_dir`. `timeout`: seconds for all that the
@@ -320,9 +319,7 @@ class Node:
         return one
 
     def health(self) -> Health:
-        """Return whether the node lives and is ready, and why not; from any thread, also while the event loop is
-        blocked.
-        """
+        """Return whether the node lives and is ready, and why not; from any thread, even while its loop is blocked."""
         return self.vitals.read()
 
     @property
@@ -339,12 +336,7 @@ class Node:
         return AgentRef(self.parts.tasks, self.parts.handle, pool, key)
 
     async def send(
-        self,
-        to: str,
-        payload: Any,
-        *,
-        sender: str | None = None,
-        **options: Unpack[SendArguments],
+        self, to: str, payload: Any, *, sender: str | None = None, **options: Unpack[SendArguments]
     ) -> Receipt:
         """Send a message; return when it has got as far as asked.
 
@@ -399,9 +391,7 @@ class Node:
         return await self.network.fanouts.broadcast(sender or self.identity.id, pool_id, payload, timeout)
 
     async def stop(self, *, grace_sec: float | None = None) -> None:
-        """Stop claiming, let handlers end within the grace time, hand the rest back, end the lease. A second call
-        returns at once.
-        """
+        """Stop claiming, let handlers end within the grace time, hand the rest back, end the lease. Idempotent."""
         if self._is_stopping:
             return
         parts = self.parts
@@ -409,14 +399,7 @@ class Node:
         self.vitals.stopping()
         self._host.observe("converge_node_stopping", node_id=parts.identity.id)
         grace_sec = self.settings.grace_sec if grace_sec is None else grace_sec
-        stopping = Stopping(
-            parts.handle,
-            parts.network,
-            parts.feeds,
-            self.agents,
-            parts.ticks,
-            parts.boundary,
-        )
+        stopping = Stopping(parts.handle, parts.network, parts.feeds, self.agents, parts.ticks, parts.boundary)
         await completed(partial(stopping.run, grace_sec))
 
 

@@ -28,9 +28,7 @@ class Reaper:
         """Since when a page has been under way (monotonic seconds): a store that is silent shows here."""
 
     async def run(self) -> None:
-        """Sweep a page; go on at once while there is work, else sleep for a poll interval, or until the next task is
-        due.
-        """
+        """Sweep a page; go on at once while there is work, else sleep until the next poll, or the next task is due."""
         while True:
             try:
                 self.asked = self._handle.env.monotonic()

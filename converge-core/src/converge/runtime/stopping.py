@@ -1,6 +1,4 @@
-"""A graceful stop: claims nothing more, lets handlers end within the grace time, hands the rest back, and never waits
-for a store that is away.
-"""
+"""A graceful stop: claim nothing more, let handlers end in the grace time, hand the rest back, wait for no store."""
 
 from __future__ import annotations
 
@@ -25,9 +23,7 @@ from converge.services.tasks.sweep import Sweep
 log = logging.getLogger("converge.node")
 
 RELEASE_SEC = 1.5
-"""How long a step of a stop may wait for the store (take descriptors back, hand claims back, end the lease); what is
-left ends with the lease.
-"""
+"""How long a step of a stop may wait for the store; what is left ends with the lease."""
 
 SETTLE_SEC = 0.5
 """How long the last takes may wait for the store, before the lease is ended."""
@@ -64,9 +60,7 @@ class Stopping:
         )
 
     async def run(self, grace_sec: float) -> None:
-        """Stop in order, even if the caller is cancelled; takes the grace time and at most five seconds more, even if
-        the store is unavailable.
-        """
+        """Stop in order, even if cancelled; takes the grace time and at most five seconds more, store or no store."""
         with anyio.CancelScope(shield=True):
             self._handle.hurry(RELEASE_SEC)
             for feed in self._feeds.values():
@@ -123,9 +117,7 @@ class Stopping:
                 group.start_soon(_drain_feed, feed, grace_sec)
 
     async def _end_lease(self) -> None:
-        """End the lease and sweep up what it leaves, so that others see no agent, no membership and no claim of this
-        node.
-        """
+        """End the lease and sweep up what it leaves: no agent, no membership and no claim of this node remains."""
         sweep = Sweep(self._handle)
         try:
             lease = self._handle.lease_opened

@@ -1,6 +1,4 @@
-"""The watchdog: keeps the lease alive, and cancels handlers when it is lost or they take too long. It never waits for
-the store.
-"""
+"""The watchdog: keeps the lease, and cancels handlers when it is lost or they take too long. It waits for no store."""
 
 from __future__ import annotations
 
@@ -26,9 +24,7 @@ RESUMED_SEC = 1.0
 """A loop that was away for so long has answers to read before anybody may say that they have not come."""
 
 TELL_BLOCKED_SEC = 2.0
-"""A loop that was blocked for so long did not answer others meanwhile; a busy machine alone rarely keeps it that
-long.
-"""
+"""A loop that was blocked for so long did not answer others meanwhile; a busy machine alone rarely does that."""
 
 
 class Watchdog:

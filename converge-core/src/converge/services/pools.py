@@ -23,9 +23,7 @@ from converge.services.store.pages import read_all
 from converge.services.store.patience import PATIENCE_SEC, attempts
 
 REMOVED = 500
-"""Members whose end is one step with that of their place on the allow-list: three operations each, and a batch has
-2,000.
-"""
+"""Members that end in one step with their places on the allow-list: three operations each, of a batch's 2,000."""
 
 PRIORITY_STEP_GREATEST_SEC = 86_400.0 * 365
 
@@ -42,7 +40,6 @@ class PoolManager:
         self, pool: Pool | dict[str, Any], *, secret: str | None = None, timeout: float | None = None
     ) -> bool:
         """Create the pool and return whether it is new; an existing one is left as it is, members and settings alike.
-
 
         Args:
             pool: A `Pool`, or a mapping with its attributes.
@@ -88,8 +85,7 @@ class PoolManager:
 
     @timed
     async def set_paused(self, pool_id: str, *, is_paused: bool, timeout: float | None = None) -> bool:
-        """Pause or resume: claims check the pool's revision, so a pause holds from the next claim on. Return whether
-        anything changed.
+        """Pause or resume: claims check the pool's revision, so it holds from the next on. Return whether it changed.
 
         Raises:
             NoSuchPool: With the nearest name.
@@ -110,9 +106,7 @@ class PoolManager:
     async def change_allowed(
         self, pool_id: str, *, add: Sequence[str] = (), remove: Sequence[str] = (), timeout: float | None = None
     ) -> bool:
-        """Change the allow-list; agents that are removed lose their membership and claim nothing from then on. Return
-        whether anything changed.
-
+        """Change the allow-list; agents that are removed lose their membership at once. Return whether it changed.
 
         Raises:
             NoSuchPool: With the nearest name.
@@ -173,7 +167,6 @@ class PoolManager:
         self, agent_ids: Sequence[str], pool_id: str, *, secret: str | None = None, timeout: float | None = None
     ) -> list[bool]:
         """Make the agents members, in few calls; return for each whether it was none before.
-
 
         Raises: As `join_pool`; then none of the agents has joined.
         """
@@ -247,7 +240,6 @@ class PoolManager:
     @timed
     async def members(self, pool_id: str, *, timeout: float | None = None) -> list[str]:
         """Return the ids of the members, in order.
-
 
         Raises:
             NoSuchPool: With the nearest name: an empty list would hide a typo.

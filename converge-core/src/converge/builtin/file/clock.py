@@ -1,5 +1,4 @@
-"""Store time of a file: the host's boot-time clock and what the file adds to it, so that it follows the wall clock when
-that is corrected.
+"""Store time of a file: the host's boot-time clock and what the file adds to it, to follow the wall clock.
 
 What is added stands in the file alone. It is read in each write transaction and changed there, so all processes see one
 clock. Forward it follows the wall clock at once, and every lease is re-dated by the same step. It never runs backwards

@@ -1,6 +1,4 @@
-"""One connection to the file: batches and takes as one transaction each. Synchronous; `worker.py` runs it in a
-thread.
-"""
+"""One connection to the file: batches and takes, each in one transaction. Synchronous; `worker.py` has the thread."""
 
 from __future__ import annotations
 
@@ -70,9 +68,7 @@ class Database:
             self._turnstile.close()
 
     def turn(self, batches: Sequence[Batch], take: Take | None, may_begin: Callable[[], bool]) -> Turned | None:
-        """Apply the batches, then the take, in one transaction; None if the caller gave up while this waited for its
-        turn.
-        """
+        """Apply the batches, then the take, in one transaction; None if the caller gave up before its turn came."""
         plan = _plan(batches)
         with translated(self._path), self._turnstile.turn(is_urgent=take is None and _is_renewal(batches)):
             if not may_begin():
@@ -273,8 +269,7 @@ def pending(path: str) -> list[str]:
 
 
 class _transaction:
-    """`begin immediate` ... `commit`, or `rollback` if anything is raised or nothing was changed: an empty take writes
-    nothing to the disk.
+    """`begin immediate` ... `commit`; or `rollback` after an error, or where nothing was changed: that writes nothing.
 
     A class, since a generator costs more than the statements of a small call.
     """
@@ -306,7 +301,5 @@ def _plan(batches: Sequence[Batch]) -> Plan | None:
 
 
 def _is_renewal(batches: Sequence[Batch]) -> bool:
-    """Return whether this is no more than the renewal of a lease, which goes ahead of the queue: it is small and rare,
-    and much hangs on it.
-    """
+    """Return whether this is only a renewal of a lease, which goes ahead of the queue: small, rare and important."""
     return len(batches) == 1 and not batches[0].deletes and all(key[0] is EXPIRY for key, _ in batches[0].puts)

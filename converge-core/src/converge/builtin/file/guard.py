@@ -1,5 +1,4 @@
-"""One guard a process and file, which keeps what a close of the file by anybody in the process would take away: its
-lock on the database.
+"""One guard a process and file, which keeps the database's lock whoever in the process closes the file.
 
 POSIX drops all locks that a process has on a file when any descriptor of it is closed, by whatever code. The next
 process that opens the store and leaves then takes itself for its last user and deletes `-wal` and `-shm` under the
@@ -22,14 +21,10 @@ from converge.errors import StoreBusy, StoreRefused
 from converge.posix import fcntl
 
 _SHARED = (0x4000_0002, 510)
-"""First byte and length of the range that SQLite's readers of a database lock; whoever deletes its log locks all of it
-exclusively first.
-"""
+"""First byte and length of the range that SQLite's readers lock; whoever deletes a log locks all of it exclusively."""
 
 _DEAD_MAN = (128, 1)
-"""The byte of `-shm` that each process locks which has it open; who finds it unlocked takes itself for the first, and
-truncates the file.
-"""
+"""The byte of `-shm` that each process locks; one that finds it unlocked takes itself for the first, and truncates."""
 
 _WAL_VERSION = 2
 """What bytes 18 and 19 of a database say that has a write-ahead log."""
@@ -141,8 +136,7 @@ class Guard:
                 time.sleep(_LOCK_PAUSE_SEC)
 
     def check_log(self, note: str) -> None:
-        """See that the log beside the file is its own, before SQLite writes what is in it into the file. Called in the
-        turnstile.
+        """See that the log beside the file is its own, before SQLite folds it into the file. Called in the turnstile.
 
         `note` is what `seal` returned when the log was seen last. The log of a file that was removed goes, as SQLite
         would have it, with its shared memory, which SQLite would take for current while an older handle is open.
@@ -168,8 +162,7 @@ class Guard:
                 os.unlink(path)
 
     def seal(self) -> str:
-        """Note which files a connection has found: from now on they stay. Called in the turnstile, after its first
-        transaction.
+        """Note which files a connection has found: they stay. Called in the turnstile, after its first transaction.
 
         Returns which log belongs to which file, for `check_log` of whoever opens it later.
 
@@ -201,8 +194,7 @@ class Guard:
             return self._holders == 1
 
     def gone(self) -> str:
-        """Return what is missing, or has been replaced, since the guard was sealed; empty while all is as it was. It
-        stays gone.
+        """Return what is missing or replaced since the guard was sealed, for good; empty while all is as it was.
 
         Each look gives up the interpreter lock, so as a rule only the folder is looked at: its entries, and so its
         change time, which nobody can set, are as they were.
@@ -256,8 +248,7 @@ class Guard:
 
 
 def _set_lock(descriptor: int, kind: int, where: tuple[int, int]) -> None:
-    """Lock or unlock bytes; a system without such locks still has descriptors that stay open, so that we, at least,
-    drop no lock of SQLite's.
+    """Lock or unlock bytes; a system without such locks still has descriptors that stay open.
 
     Raises:
         BlockingIOError: Somebody holds them exclusively.

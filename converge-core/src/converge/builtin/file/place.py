@@ -31,9 +31,7 @@ SHARED_FILE_SYSTEMS = frozenset(
     "prl_fs", "vboxsf",
      "virtiofs", "vmhgfs")
 )  # fmt: skip
-"""Types by which a virtual machine or a container sees a folder of its host: two kernels, of which neither knows the
-other's locks.
-"""
+"""Types by which a virtual machine or container sees a folder of its host: two kernels with locks of their own."""
 
 LOCAL_FUSE = frozenset(("fuse.bindfs", "fuse.encfs", "fuse.fuse-overlayfs", "fuse.gocryptfs"))
 """Types in user space that only one kernel sees."""
@@ -42,9 +40,7 @@ SCARCE_BYTES = 1_073_741_824
 """Where less is free a reserve is kept for deleting."""
 
 RESERVE_BYTES, RESERVE_SHARE = 6_291_456, 4
-"""How large it is: what the log holds before it is folded back, and what a delete writes; at most such a part of what
-is free.
-"""
+"""How large it is: what the log and a delete write at most; at most such a part of what is free."""
 
 OPEN_BYTES = 131_072
 """What SQLite needs to open a file that nobody else has open: the log and the shared memory."""
@@ -88,9 +84,7 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
 
 
 def _check_file_system(path: Path) -> None:
-    """Refuse a file system on which locks, or memory that processes share, do not reach all who may open the file; warn
-    of one that is not known.
-    """
+    """Refuse a file system whose locks or shared memory do not reach all who may open the file; warn of others."""
     kind = file_system(path.parent)
     if kind in NETWORK_FILE_SYSTEMS:
         raise StoreRefused(
@@ -112,8 +106,7 @@ def _check_file_system(path: Path) -> None:
 
 
 def _check_head(path: Path) -> None:
-    """Refuse what is not ours before locks are made beside it; while ours are made, it has one page and no mark, and
-    `schema` decides.
+    """Refuse what is not ours before locks are made beside it; ours has one page and no mark while it is made.
 
     SQLite reads it, since a descriptor of our own would drop this process's locks when it is closed.
     """

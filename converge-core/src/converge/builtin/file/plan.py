@@ -1,6 +1,4 @@
-"""What a call writes, gathered into few statements before its turn comes: what is computed while the lock is held keeps
-every process waiting.
-"""
+"""What a call writes, gathered into few statements before its turn comes: under the lock it would hold up everybody."""
 
 from __future__ import annotations
 
@@ -37,9 +35,7 @@ class _Step(NamedTuple):
 
 
 class Plan:
-    """The statements of a call, gathered by what they do, to be run a set at a time: few of them, whatever the number
-    of batches.
-    """
+    """The statements of a call, gathered by what they do: few of them, whatever the number of batches."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         """Gather the batches.
@@ -58,9 +54,7 @@ class Plan:
         self._put_absent, self._put = list(_steps(sql.put_absent, absent)), list(_steps(sql.put, put))
 
     def _add(self, batch: Batch, absent: _Rows, put: _Rows) -> None:
-        """Add a batch; a check of a key that the batch itself deletes, or puts where nothing is, costs no statement of
-        its own.
-        """
+        """Add a batch; a check of a key that it deletes, or puts where nothing is, costs no statement of its own."""
         known = self._known
         checks = {check[0]: check for check in batch.checks if id(check) not in known}
         for key in batch.deletes:

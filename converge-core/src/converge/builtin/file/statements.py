@@ -1,6 +1,4 @@
-"""The SQL of the file store, made from the families: a table for each, its parts as the primary key, value and revision
-beside them.
-"""
+"""The SQL of the file store: a table for each family, its parts as the primary key, value and revision beside them."""
 
 from __future__ import annotations
 
@@ -110,8 +108,7 @@ def delete(family: Family, rows: int = 1) -> str:
 def finds_many(family: Family) -> bool:
     """Return whether a delete of many rows looks up the whole key of each.
 
-    Not with names in the key, nor if it begins with an integer: SQLite's planner then looks up a part of it, and reads
-    all rows under that.
+    Not with names in the key, nor if it begins with an integer: SQLite's planner then reads all rows under a part.
     """
     parts = list(family.parts.values())
     return bool(parts) and INT is not parts[0] and family.width is not None
@@ -144,9 +141,7 @@ def values(family: Family, keys: int) -> str:
 
 @cache
 def delete_until(family: Family, depth: int, has_after: bool) -> str:
-    """Delete the keys under a prefix of `depth` parts whose rest is greater than the first rest given, if there is one,
-    and at most the other.
-    """
+    """Delete the keys under a prefix of `depth` parts whose rest is between the two given; the first may be None."""
     rest = names(family)[depth:]
     marks = f"({', '.join('?' * len(rest))})"
     conditions = [f"{name} = ?" for name in names(family)[:depth]]
@@ -156,9 +151,7 @@ def delete_until(family: Family, depth: int, has_after: bool) -> str:
 
 @cache
 def scan(family: Family, depth: int, has_after: bool) -> str:
-    """Return what reads keys under a prefix of `depth` parts, in order, all columns; the rest of the key greater than
-    `after` if there is one.
-    """
+    """Select the keys under a prefix of `depth` parts, in order, behind `after` if there is one."""
     prefix, rest = names(family)[:depth], names(family)[depth:]
     conditions = [f"{name} = ?" for name in prefix]
     if has_after and rest:

@@ -1,6 +1,4 @@
-"""FileStore: SQLite in WAL mode with full durability; reads where they are asked, writes in a thread behind the
-turnstile.
-"""
+"""FileStore: SQLite in WAL mode, fully durable; it reads where it is asked and writes in a thread, in turns."""
 
 from __future__ import annotations
 

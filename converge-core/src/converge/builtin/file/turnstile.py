@@ -1,6 +1,4 @@
-"""The turnstile: writers of a file take turns in the order in which they come. SQLite's busy handler lets a lone writer
-starve.
-"""
+"""The turnstile: writers of a file go in the order in which they come; SQLite's busy handler lets a lone one starve."""
 
 from __future__ import annotations
 
@@ -53,9 +51,7 @@ class Turnstile:
 
     @contextmanager
     def turn(self, *, is_urgent: bool = False) -> Iterator[None]:
-        """Wait for this writer's turn, and hold it. An urgent one waits for the writer and the head of the queue at
-        most.
-        """
+        """Wait for this writer's turn, and hold it. An urgent one goes behind the head of the queue."""
         if is_urgent:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         else:

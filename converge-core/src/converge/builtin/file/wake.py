@@ -1,5 +1,4 @@
-"""Wake-ups between processes of a host: a datagram socket for each watch, found through a folder for each channel,
-beside the store's file.
+"""Wake-ups between processes of a host: a datagram socket a watch, found through a folder a channel beside the file.
 
     state.db.wake/<watch>.sock            the socket of a watch
     state.db.wake/<channel>/<watch>       a link to it, for each channel that it watches
@@ -167,9 +166,7 @@ class Listener:
 
 
 def remove(paths: list[str]) -> None:
-    """Remove what `listen` made, or what a dead process left: the socket, then the links, and their folders
-    if they are empty now.
-    """
+    """Remove what `listen` made, or a dead process left: the socket, the links, and their folders if they are empty."""
     _unlink(paths)
     _remove_empty([os.path.dirname(path) for path in paths[1:]])
 

@@ -1,6 +1,4 @@
-"""The thread that writes for one handle: calls queue up for it, so that neither fsync nor the turnstile blocks the
-event loop.
-"""
+"""The thread that writes for one handle, so that neither fsync nor the turnstile blocks the event loop."""
 
 from __future__ import annotations
 
@@ -169,9 +167,7 @@ class Worker:
             database.close()
 
     async def close(self) -> None:
-        """Close the connection once the calls under way have ended; without them, if another program's lock keeps
-        them.
-        """
+        """Close the connection once the calls under way have ended, or without them where another's lock keeps them."""
         if self._thread is not None:
             self._jobs.put(None)
             await anyio.to_thread.run_sync(self._thread.join, CLOSE_SEC, abandon_on_cancel=True)

@@ -132,9 +132,7 @@ class LocalListener(Listener):
 
 
 class _Pipe:
-    """One direction: frames in order, bounded by their bytes. Not attrs: it is mutable state, shared by the two
-    ends.
-    """
+    """One direction: frames in order, bounded by their bytes. Mutable, and shared by the two ends."""
 
     def __init__(self) -> None:
         self.frames: deque[bytes] = deque()
@@ -162,9 +160,7 @@ class _Pipe:
 
 
 def cost(frame: bytes) -> int:
-    """Return what a frame counts for in a pipe: its bytes and what Python keeps beside them, or a million short frames
-    would pass as one megabyte.
-    """
+    """Return what a frame counts for in a pipe: its bytes, and what Python keeps beside them."""
     return len(frame) + FRAME_OVERHEAD_BYTES
 
 

@@ -1,6 +1,4 @@
-"""The data of one memory store: a dictionary of all keys, and an index for those that have an order. Its lock is the
-caller's to hold.
-"""
+"""The data of one memory store: a dictionary of all keys, and an index for those with an order. The caller locks it."""
 
 from __future__ import annotations
 
@@ -18,15 +16,11 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 _Check = tuple[Key, int]
 _Entry = tuple[bytes, int]
-"""Value and revision, and nothing else: a tuple of these the garbage collector passes over, and there may be
-millions.
-"""
+"""Value and revision alone: such a tuple the garbage collector passes over, and there may be millions."""
 
 
 def _depth(family: Family) -> int:
-    """Return how many leading parts a family's keys are kept apart by: those before its first integer, else all but the
-    last.
-    """
+    """Return how many leading parts keep a family's keys apart: those before the first integer, or all but one."""
     parts = list(family.parts.values())
     return parts.index(INT) if INT in parts else max(0, len(parts) - 1)
 
@@ -82,8 +76,7 @@ class Core:
     def apply(self, batches: Sequence[Batch]) -> list[Committed | Conflict]:
         """Apply each batch whole or not at all. Written for speed, in one piece: it is what a submit and a finish cost.
 
-        A check that batches share, as most of a call do, is compared once: no batch of a call writes a key that another
-        one checks.
+        A check that batches share is compared once: no batch of a call writes a key that another one checks.
         """
         self.revision = revision = self.revision + 1
         entries, families, committed = self.entries, self._families, Committed(revision)

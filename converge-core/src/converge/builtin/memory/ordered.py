@@ -11,9 +11,7 @@ from typing import Any
 from converge.model.keys import Key
 
 CHUNK = 512
-"""Keys of a new chunk; one that has grown to twice as many is split. Measured: half and double cost the same within the
-noise.
-"""
+"""Keys of a new chunk; one of twice as many is split. Half and double cost the same in measurements."""
 
 SWEEP = 512
 """Dead keys are swept out when there are more than this, and more than live ones."""
@@ -61,9 +59,7 @@ class Ordered:
         return alive
 
     def walk(self, after: Key | None = None, *, prefix: Key | None = None) -> Iterator[Key]:
-        """Return the live keys greater than `after`, or from `prefix` on, in order. The store's lock is held until it
-        has been read.
-        """
+        """Return the live keys greater than `after`, or from `prefix` on, in order, while the store's lock is held."""
         if self._added:
             self._settle()
         if after is not None:
@@ -104,9 +100,8 @@ class Ordered:
         added, self._added = self._added, []
         if not all(map(lt, added, islice(added, 1, None))):
             added.sort()
-            added = [
-                key for key, _ in groupby(added)
-            ]  # some may have been put, deleted and put again since the last look
+            # Some may have been put, deleted and put again since the last look.
+            added = [key for key, _ in groupby(added)]
         if not self._greatest or self._greatest[-1] < added[0]:
             self._append(added)
         elif len(added) > self._size // MERGE:

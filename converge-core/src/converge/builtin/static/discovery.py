@@ -1,6 +1,4 @@
-"""Static discovery: says the endpoints that it was configured with; core fetches the descriptors of the agents there,
-and verifies them.
-"""
+"""Static discovery: the configured endpoints; core fetches and verifies the descriptors of the agents there."""
 
 from __future__ import annotations
 
@@ -67,8 +65,7 @@ class StaticDiscovery(Discovery):
 
 
 def read(file: Path) -> tuple[str, ...]:
-    """Return the endpoints of a file: one a line; what follows a # that begins a line or stands after a blank is a
-    comment.
+    """Return the endpoints of a file: one a line; a # that begins a line or stands after a blank begins a comment.
 
     Raises:
         ConfigError: It cannot be read, or a line is no endpoint: which.

@@ -101,8 +101,7 @@ def check(
     ] = False,
     long: Annotated[bool, Parameter(negative=(), help="More random histories and repeats: for a release.")] = False,
     certify: Annotated[
-        bool,
-        Parameter(negative=(), help="Also what a store does while its server restarts or freezes."),
+        bool, Parameter(negative=(), help="Also what a store does while its server restarts or freezes.")
     ] = False,
     other_python: Annotated[
         str,
@@ -130,12 +129,7 @@ def check(
     if find_spec("pytest") is None or find_spec("hypothesis") is None:
         raise ConfigError("the kit needs pytest and hypothesis; pip install 'converge-core[testing]' brings them")
     with output.progress(loaded.name, is_wanted=True) as on_progress:
-        cards = checked(
-            loaded.name,
-            url,
-            on_progress or (lambda done, total, bad: None),
-            asked,
-        )
+        cards = checked(loaded.name, url, on_progress or (lambda done, total, bad: None), asked)
     text = "".join(f"{json_.dumps(card, ensure_ascii=False)}\n" for card in cards)
     if not only:
         save_cards(loaded.name, text)  # one test alone is no check

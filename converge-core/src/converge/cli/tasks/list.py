@@ -37,9 +37,7 @@ Since = Annotated[
 Skip = Annotated[
     int,
     Parameter(
-        metavar="N",
-        validator=validators.Number(gte=0),
-        help="How many to leave out first: those of the pages before.",
+        metavar="N", validator=validators.Number(gte=0), help="How many to leave out first: those of the pages before."
     ),
 ]
 

@@ -89,23 +89,13 @@ def watch(
     return DONE if state == TaskState.COMPLETED else FAILED
 
 
-def complete(
-    task_id: Id,
-    /,
-    *,
-    result: Payload = None,
-    common: Common = NONE,
-) -> int:
+def complete(task_id: Id, /, *, result: Payload = None, common: Common = NONE) -> int:
     """Complete a task that waits, with this result, in place of its handler."""
     return _end(task_id, operate.payload_of(result), None, common)
 
 
 def fail(
-    task_id: Id,
-    why: Annotated[str, Parameter(help="The error, for the task's history.")],
-    /,
-    *,
-    common: Common = NONE,
+    task_id: Id, why: Annotated[str, Parameter(help="The error, for the task's history.")], /, *, common: Common = NONE
 ) -> int:
     """Fail a task that waits, for good."""
     return _end(task_id, None, why, common)

@@ -43,9 +43,7 @@ class BackendFacts:
 
 @attrs.frozen(kw_only=True)
 class Facts:
-    """A plugin; `sha256` is of `file`, the source that was imported, for a comparison with what was reviewed;
-    `decisions` are what it adds.
-    """
+    """A plugin; `sha256` is of `file`, the source that was imported; `decisions` are what it adds."""
 
     name: str
     distribution: str
@@ -60,8 +58,7 @@ class Facts:
 
 
 def facts_of(name: str) -> Facts:
-    """Return what there is to tell of the plugin of that name, URL scheme or import path; it is loaded, since it was
-    named, and no other.
+    """Return what there is to tell of the plugin of that name, URL scheme or import path; only that one is loaded.
 
     Raises:
         InvalidValue: The name refuses a plugin.
@@ -166,9 +163,7 @@ def save_cards(name: str, text: str) -> None:
 
 
 def last_cards(name: str) -> list[dict[str, Any]]:
-    """Return the report cards of a plugin's last check; none where it was never checked here, or they cannot be
-    read.
-    """
+    """Return the report cards of a plugin's last check here; none if there was none, or they cannot be read."""
     try:
         return [json.loads(line) for line in _cards_of(name).read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):

@@ -135,8 +135,7 @@ def give(agent: Agent, **attributes: object) -> None:
 
 
 class Agent:
-    """One autonomous worker. Subclasses set what they need of the class attributes, and write the handlers they want,
-    async or plain.
+    """One autonomous worker. Subclasses set class attributes, and write the handlers they want, async or plain.
 
     A plain (sync) handler runs in a worker thread. What `on_task` returns is the task's result, plain data; what it
     raises fails the attempt.
@@ -217,8 +216,7 @@ class Agent:
         )
 
     def decide(self, messages: list[Message], tasks: list[Task]) -> Any:
-        """Decide on everything, in place of `on_task` and `on_message`: return a list of decisions, which are then
-        carried out one after another.
+        """Decide on everything, in place of `on_task` and `on_message`; the decisions returned are carried out in turn.
 
         Called when a message or a task has come, and at each tick.
 
@@ -265,9 +263,7 @@ class Agent:
         return str(await self.act(SubmitTask(task=task)))
 
     async def join(self, pool_id: str, *, secret: str | None = None) -> bool:
-        """Become a member of a pool, and claim its tasks from now on; return whether it was none before. See
-        `PoolManager.join_pool`.
-        """
+        """Become a member of a pool, and claim its tasks from now on; return whether that is new. See `join_pool`."""
         return bool(await self.act(JoinPool(pool_id=pool_id, secret=secret)))
 
     async def leave(self, pool_id: str) -> bool:
@@ -384,9 +380,7 @@ def claimer_of(cls: type[Agent]) -> Claimer:
 
 
 def task_handler(agent: Agent) -> Callable[[Task], Any]:
-    """Return what works on a task: `on_task`, given inputs of the agent's class where it names one, or what holds the
-    task for `decide`.
-    """
+    """Return what works on a task: `on_task`, with inputs of the class that it names, or what holds it for `decide`."""
     handler, inputs = agent.on_task if agent.decide_loop is None else agent.decide_loop.hold, agent.inputs
     if inputs is None:
         return handler

@@ -10,9 +10,7 @@ from converge.foreign import name_of
 
 
 class AgentLog(logging.LoggerAdapter[logging.Logger]):
-    """Adds the agent's id to what the caller gives as `extra`; the library's own adapter would put it in place of
-    that.
-    """
+    """Adds the agent's id to the caller's `extra`; the library's own adapter would replace that."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         """Return the line's text and arguments."""

@@ -49,9 +49,7 @@ class Background:
         return other
 
     def loop(self, run: Run, *arguments: Any) -> None:
-        """Start a loop. When it raises, that is logged, counted and shown by health, and it runs again after a pause;
-        when it returns, it has ended.
-        """
+        """Start a loop. When it raises, that is logged and counted, and it runs again after a pause; until it ends."""
         self._start(self.again, (run, *arguments))
 
     def errand(self, run: Run, *arguments: Any) -> None:

@@ -102,8 +102,7 @@ class Worker:
     def is_cancelled(self) -> bool:
         """Whether we have cancelled what runs here: in the keeper's scope, or in one around it.
 
-        Where it is not fast, that may also be a scope that user code has left open. The keeper knows: it is not
-        cancelled then.
+        Where it is not fast, that may also be a scope that user code has left open: the keeper is then not cancelled.
         """
         return self.scope.cancel_called or (self._is_intact and anyio.current_effective_deadline() == -inf)
 

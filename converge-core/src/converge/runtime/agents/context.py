@@ -17,9 +17,7 @@ AGENT: ContextVar[Agent | None] = ContextVar("converge_agent", default=None)
 """The agent whose handler runs; a worker sets it once, not for each task."""
 
 TASK: ContextVar[Found | None] = ContextVar("converge_task", default=None)
-"""The task that the handler works on: as it was found, so that to set it costs one call and nothing is made for a line
-that nobody writes.
-"""
+"""The task that the handler works on, as it was found: nothing is made for a line that nobody writes."""
 
 MESSAGE: ContextVar[str] = ContextVar("converge_message", default="")
 """The id of the message that the handler was given."""

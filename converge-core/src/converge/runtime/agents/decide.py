@@ -44,9 +44,7 @@ INBOX = 1_000
 
 
 class Reported(Exception):
-    """How a task that `decide` holds ends without a result: as if a handler had raised `error`, described by the
-    text.
-    """
+    """How a task that `decide` holds ends without a result: as if a handler had raised `error`, with the text."""
 
     def __init__(self, text: str, error: BaseException | None = None) -> None:
         super().__init__(text)
@@ -72,9 +70,7 @@ class _Hold:
 
 
 class DecideLoop:
-    """The loop of one agent. It is no task while there is nothing to decide on. Its inbox is its own: messages are
-    handed over in batches.
-    """
+    """The loop of one agent, no task while there is nothing to decide on; messages are handed over in batches."""
 
     takes_messages = True
     chain: tuple[str, ...] = ()

@@ -73,8 +73,7 @@ class SubmitTask:
 
 @attrs.frozen(kw_only=True)
 class ReportTask:
-    """End a task that `decide` was given: with its result, as failed (`error`), or handed back uncounted
-    (`is_released`).
+    """End a task that `decide` was given: with its result, as failed (`error`), or handed back (`is_released`).
 
     Attributes:
         is_retried: False: it has failed for good, as after `NoRetry`.
@@ -95,9 +94,7 @@ class ReportTask:
 
 @attrs.frozen(kw_only=True)
 class JoinPool:
-    """Become a member of a pool, and claim its tasks from now on; the outcome's value tells whether it was none
-    before.
-    """
+    """Become a member of a pool, and claim its tasks from now on; the outcome's value tells whether that is new."""
 
     pool_id: str
     secret: str | None = attrs.field(default=None, repr=False)
@@ -120,9 +117,7 @@ class CreatePool:
 
 @attrs.frozen(kw_only=True)
 class InvokeTool:
-    """Call one of the agent's `tools`; the outcome's value is what it returned. `timeout_sec` may only shorten the
-    tool's own.
-    """
+    """Call one of the agent's `tools`; the outcome's value is its result. `timeout_sec` may only shorten its own."""
 
     name: str
     arguments: Mapping[str, Any] = attrs.field(factory=dict)
@@ -170,9 +165,7 @@ class Limits:
 
 @attrs.frozen
 class Tool:
-    """A function that an agent may call through `self.tool`, and how long it may take; a sync one runs in a worker
-    thread.
-    """
+    """A function that an agent may call through `self.tool`, and its time limit; a sync one runs in a worker thread."""
 
     function: Callable[..., Any]
     timeout_sec: float = attrs.field(default=30.0, kw_only=True, validator=validators.gt(0))

@@ -52,9 +52,7 @@ from converge.services.messages.sending import Post, SendOptions
 from converge.services.pools import PoolManager
 
 TOOL_THREADS = 40
-"""Sync tools of one process that run at a time; more wait, before their timeouts begin. As many as anyio's own limit of
-worker threads.
-"""
+"""Sync tools of one process that run at a time, as many as anyio's limit; more wait, before their timeouts begin."""
 
 
 @attrs.define(kw_only=True)
@@ -317,9 +315,7 @@ async def _invoke(acting: Acting, decision: InvokeTool) -> Any:
 
 
 def tools_of(agent: Agent) -> dict[str, Tool]:
-    """Return the tools that the agent may call: those of a mapping as they are, a name alone is a method of the
-    agent.
-    """
+    """Return the tools that the agent may call: a mapping's as they are; a name is a method of the agent."""
     tools = agent.tools
     if isinstance(tools, Mapping):
         return {name: tool if isinstance(tool, Tool) else Tool(tool) for name, tool in tools.items()}
@@ -327,9 +323,8 @@ def tools_of(agent: Agent) -> dict[str, Tool]:
 
 
 def _core(name: str, type_: type[Any], handler: Callable[[Any, Any], Awaitable[Any]]) -> DecisionKind:
-    return DecisionKind(
-        name=name, type=type_, handler=handler
-    )  # they act through `Acting`, which has more than plugins are promised
+    # They act through `Acting`, which has more than plugins are promised.
+    return DecisionKind(name=name, type=type_, handler=handler)
 
 
 CORE = (

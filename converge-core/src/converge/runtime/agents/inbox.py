@@ -1,6 +1,4 @@
-"""Inboxes: a bounded queue for each agent; messages are handled one at a time, in order, and an agent without any costs
-no task.
-"""
+"""Inboxes: a bounded queue for each agent, handled one message at a time, in order; an empty one costs no task."""
 
 from __future__ import annotations
 

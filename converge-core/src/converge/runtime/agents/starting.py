@@ -15,9 +15,7 @@ from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.context import begin
 
 AT_A_TIME = 100
-"""Agents that start or stop at the same time: most wait for something then, such as a model that is loaded or a
-connection.
-"""
+"""Agents that start or stop at a time: most then wait for something, such as a model or a connection."""
 
 
 async def start_all(boundary: Boundary, agents: Sequence[Agent], on_started: Callable[[Agent], None]) -> None:

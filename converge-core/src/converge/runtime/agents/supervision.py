@@ -31,11 +31,7 @@ class Supervision:
     """
 
     def __init__(
-        self,
-        env: Env,
-        on_rest: OnRest,
-        on_closed: Callable[[Agent], None],
-        ended: Callable[[Agent], None],
+        self, env: Env, on_rest: OnRest, on_closed: Callable[[Agent], None], ended: Callable[[Agent], None]
     ) -> None:
         self._env, self._on_rest, self._on_closed, self.ended = env, on_rest, on_closed, ended
         self._agents: dict[str, AgentHealth] = {}
@@ -55,9 +51,7 @@ class Supervision:
         return [health for health in list(self._agents.values()) if health.is_troubled]
 
     def rests(self) -> Iterable[Ailment]:
-        """Return which handlers rest, or are on trial after a rest: a source of the node's vitals, read from any
-        thread.
-        """
+        """Return which handlers rest, or are on trial after a rest; may be called from any thread."""
         now = self._env.monotonic()
         for health in self.troubled:
             for handler, circuit in list(health.circuits.items()):
@@ -105,9 +99,7 @@ class Supervision:
         return rest_sec
 
     def succeeded(self, agent: Agent, handler: str) -> None:
-        """Count a success. Callers look at `agent.health.is_troubled` first, so that it costs nothing while all is
-        well.
-        """
+        """Count a success. Callers look at `agent.health.is_troubled` first, so that it costs nothing as a rule."""
         health = agent.health
         circuit = health.circuits.get(handler)
         if circuit is not None and circuit.in_a_row and circuit.succeeded(self._env.monotonic()):

@@ -1,6 +1,4 @@
-"""Ticks: one timer for all agents of a node that have a `tick_sec`; an agent that waits for its next tick costs no
-task.
-"""
+"""Ticks: one timer for all agents of a node that have a `tick_sec`; while it waits an agent costs no task."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ from converge.runtime.agents.supervision import Supervision
 
 
 class Ticks:
-    """The ticks of one node's agents. The first comes within one `tick_sec`, at random: agents started together do not
-    tick together.
-    """
+    """The ticks of one node's agents. The first comes within one `tick_sec`, at random, so that they spread."""
 
     def __init__(self, env: Env, boundary: Boundary, supervision: Supervision) -> None:
         self._env, self._boundary, self._supervision = env, boundary, supervision

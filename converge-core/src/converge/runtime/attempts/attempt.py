@@ -291,9 +291,7 @@ class Attempt:
         return until, ((self.ledger.key(label), encode(await self.ledger.step(until=until))),)
 
     async def gave_up(self, label: str, until: int, seen: Seen) -> bool:
-        """Record that a wait has ended without what it waited for, if its time has passed; what came meanwhile wins.
-        Return whether to look again.
-        """
+        """Record that a wait's time has passed, if nothing came meanwhile. Return whether to look again."""
         handle = self.ledger.handle
         if until == FOREVER or await handle.now() < until - 1_000_000:
             return False

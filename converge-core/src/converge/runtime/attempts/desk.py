@@ -33,11 +33,7 @@ class Desk:
     __slots__ = ("_agent", "_current", "_end_handler", "_handle", "_is_threaded", "opened")
 
     def __init__(
-        self,
-        handle: StoreHandle,
-        agent: Named,
-        current: Callable[[], Found | None],
-        end_handler: Callable[[], None],
+        self, handle: StoreHandle, agent: Named, current: Callable[[], Found | None], end_handler: Callable[[], None]
     ) -> None:
         self._handle, self._agent, self._current, self._end_handler = handle, agent, current, end_handler
         self._is_threaded = False

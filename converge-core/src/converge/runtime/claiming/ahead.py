@@ -1,7 +1,6 @@
 """Claims beyond the slots of a feed: made while handlers are quick, handed back if no slot comes free for them.
 
-Only on stores of another process: there a batch in hand lets the store work on the next turn while Python runs the
-handlers of this one.
+Only on stores of another process: a batch in hand lets the store work while Python runs the handlers of this one.
 """
 
 from __future__ import annotations
@@ -35,9 +34,7 @@ class ClaimsAhead:
 
     @property
     def most(self) -> int:
-        """How many claims may be here, slots and queue together; what was asked for ahead may arrive when no more is
-        asked for.
-        """
+        """How many claims may be here, slots and queue together; what was asked for ahead may arrive later."""
         return len(self._slots.slots) * (2 if self.is_remote else 1)
 
     def given(self, claims: list[Found]) -> None:

@@ -1,6 +1,4 @@
-"""Notices of cancelled claims, that others leave under this process's lease, and with them whether the store's wake-ups
-arrive.
-"""
+"""Notices of cancelled claims, left under this process's lease; they also show whether wake-ups arrive."""
 
 from __future__ import annotations
 
@@ -59,9 +57,8 @@ class Cancellations:
     def _listen(self, lease: Lease) -> None:
         """Say so when renewals go through, but their wake-ups do not arrive."""
         unheard = lease.renewals - self._heard >= UNHEARD
-        if (
-            unheard and self._suspected == self._heard
-        ):  # at the last look, too: what came while the loop was blocked has been heard since
+        # At the last look, too: what came while the loop was blocked has been heard since.
+        if unheard and self._suspected == self._heard:
             self._handle.watch_outage.failed(
                 PART, StoreUnavailable(f"{lease.renewals - self._heard} renewals of the lease were not heard of")
             )

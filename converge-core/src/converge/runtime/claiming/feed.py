@@ -34,9 +34,7 @@ PUMPS = 2
 """Turns in flight: the store works on one while Python runs the handlers of the other."""
 
 GATHER_SEC = 0.01
-"""How long finishes may wait for others while claims are queued here: handlers that hold the loop for long must not
-keep back what has ended.
-"""
+"""How long finishes may wait for others while claims are queued here: blocking handlers must not keep them back."""
 
 JITTER = 0.25
 """The part of the poll interval by which each wait differs from it."""
@@ -49,9 +47,7 @@ BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 2.0
 
 
 class Observers(NamedTuple):
-    """Called for attempts: when one begins, and when one has ended and the store knows. None: nobody, which costs
-    nothing.
-    """
+    """Called when an attempt begins, and when one has ended and the store knows. None: nobody, which costs nothing."""
 
     claimed: OnClaimed | None = None
     finished: Callable[[Found, Event], None] | None = None
@@ -104,9 +100,7 @@ class Feed:
         self._wake()
 
     def remove(self, agent: Agent) -> int:
-        """Let the agent begin nothing more; what waited for its slots goes back. Return how many
-        removed slots are busy.
-        """
+        """Let the agent begin nothing more; what waited for its slots goes back. Return how many removed are busy."""
         owed = self.slots.remove(agent)
         if self.slots.is_deserted:
             self._stop_hearing()
@@ -156,9 +150,7 @@ class Feed:
         self.finishing.waiting += [(found, Released("", why)) for found in claims]
 
     def _give_back_excess(self, allowed: int) -> None:
-        """Release claims beyond those allowed: an agent has gone since the take left, and those that are here may be
-        busy for long.
-        """
+        """Release claims beyond those allowed: an agent has left since the take, and others may be busy for long."""
         if self.slots.busy > allowed:
             self._give_back(self.slots.take_back(self.slots.busy - allowed))
             self._wake()
@@ -182,9 +174,8 @@ class Feed:
                 if not self.in_hand:
                     return
             if self._idle.is_set():
-                self._idle = (
-                    anyio.Event()
-                )  # not another one while somebody waits: a group that ends and a node that stops may both drain
+                # Not another one while somebody waits: a group that ends and a node that stops may both drain.
+                self._idle = anyio.Event()
             self._wake()
             await self._idle.wait()
 

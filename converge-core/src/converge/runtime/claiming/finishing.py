@@ -31,9 +31,7 @@ class Plan(NamedTuple):
 
     @property
     def are_apart(self) -> bool:
-        """Whether these are ends of different tasks: one whose outcome is unknown may meet the next attempt's, under
-        another lease.
-        """
+        """Whether these are ends of different tasks: an unknown one may meet the next attempt's, of another lease."""
         return len({found.id for found, _ in self.sent}) == len(self.sent)
 
 

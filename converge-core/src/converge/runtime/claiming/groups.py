@@ -1,6 +1,4 @@
-"""Groups: agents of one node that claim alike share a feed; an agent that joins, leaves, rests or is no longer admitted
-changes its group.
-"""
+"""Groups: agents of one node that claim alike share a feed; what an agent may claim decides its group."""
 
 from __future__ import annotations
 
@@ -35,9 +33,7 @@ class _Group(NamedTuple):
 
 
 class Groups:
-    """The groups of one node. `describe` publishes what has changed of an agent; `feeds` are read by whoever stops,
-    cancels or shows them.
-    """
+    """The groups of one node. `describe` publishes what has changed of an agent; others read `feeds`."""
 
     def __init__(self, basis: Basis, pools: PoolManager, describe: Callable[[Agent], Awaitable[None]]) -> None:
         self._basis, self._handle, self._boundary, self._pools = basis, basis.handle, basis.boundary, pools
@@ -47,16 +43,13 @@ class Groups:
         self._groups: dict[GroupKey, _Group] = {}
         self._keys: dict[str, GroupKey] = {}  # agent: the group that it is in
         self._agents: dict[str, Agent] = {}
-        self._wanted: dict[
-            str, tuple[str, ...]
-        ] = {}  # agent: the pools that it was started in or has joined, admitted or not
+        # Agent: the pools that it was started in or has joined, admitted or not.
+        self._wanted: dict[str, tuple[str, ...]] = {}
         self._secrets: dict[str, str] = {}
-        self._share: dict[
-            str, int
-        ] = {}  # agent: the slots that it has, if it has not all of them: none while it rests, one on trial
-        self._owed: dict[
-            str, int
-        ] = {}  # agent: handlers that run in slots which were taken away: they count against its concurrency
+        # Agent: the slots that it has, if it has not all of them: none while it rests, one on trial.
+        self._share: dict[str, int] = {}
+        # Agent: handlers that run in slots which were taken away: they count against its concurrency.
+        self._owed: dict[str, int] = {}
         self._rests: dict[str, int] = {}
         self._lock = anyio.Lock()
         self.supervision = Supervision(basis.env, self.rest, self.closed, self._ended)
@@ -72,9 +65,7 @@ class Groups:
                 self._secrets[pool_id] = secret
 
     async def withdraw(self, agents: Iterable[Agent]) -> None:
-        """End the memberships of agents that did not start, as far as the store can be reached; with the lease they end
-        anyway.
-        """
+        """End the memberships of agents that did not start, as far as the store can be reached; else the lease does."""
         with suppress(ConvergeError):
             for one in agents:
                 for pool_id in self._wanted.pop(one.id, one.pools):
@@ -156,9 +147,7 @@ class Groups:
         return set(agent_ids)
 
     def rest(self, agent: Agent, rest_sec: float, is_trial: bool) -> None:
-        """Let the agent's slots take nothing for a while, so that others of its group, or of other nodes, take what
-        they would; then one, or all.
-        """
+        """Let the agent's slots take nothing for a while, so that others take what they would; then one, or all."""
         number = self._rests[agent.id] = self._rests.get(agent.id, 0) + 1
         self._set_share(agent, 0)
         self._boundary.background.errand(self._resume, agent, rest_sec, 1 if is_trial else agent.concurrency, number)
@@ -167,9 +156,8 @@ class Groups:
 
     def closed(self, agent: Agent) -> None:
         """Give the agent all its slots: it works again."""
-        self._rests[agent.id] = (
-            self._rests.get(agent.id, 0) + 1
-        )  # a rest that is about to end leads to no trial any more
+        # A rest that is about to end leads to no trial any more.
+        self._rests[agent.id] = self._rests.get(agent.id, 0) + 1
         self._set_share(agent, agent.concurrency)
         self._boundary.background.errand(self._note_rest, agent, 0.0)
 
@@ -203,9 +191,7 @@ class Groups:
             group.feed.add(agent, count - before)
 
     def _slots_of(self, agent: Agent) -> int:
-        """Return in how many slots it may begin something: with what still runs elsewhere never more than its
-        concurrency.
-        """
+        """Return in how many slots it may begin something, so that it never runs more than its concurrency."""
         return max(
             0, min(self._share.get(agent.id, agent.concurrency), agent.concurrency - self._owed.get(agent.id, 0))
         )
@@ -276,9 +262,8 @@ class Groups:
         feed = Feed(self._basis, claims, self.supervision)
         self._number += 1
         group = self._groups[key] = _Group(self._number, feed, claims, {})
-        claims.agent_ids = (
-            group.agents
-        )  # as it is whenever it is asked: a copy for each agent that comes would cost the square of their number
+        # As it is whenever it is asked: a copy for each agent that comes would cost the square of their number.
+        claims.agent_ids = group.agents
         self.feeds[group.number] = feed
         feed.start()
         return group
@@ -287,9 +272,7 @@ class Groups:
         self._boundary.background.errand(self._drop, pool_id, agent_ids)
 
     async def _drop(self, pool_id: str, agent_ids: Sequence[str]) -> None:
-        """Let agents that a pool admits no longer claim elsewhere only. After a lost lease nobody is a member: `rejoin`
-        sees to that.
-        """
+        """Let agents that a pool admits no longer claim elsewhere only. After a lost lease `rejoin` does it."""
         async with self._lock:
             lease = self._handle.lease_opened
             if lease is None or lease.remaining_sec() <= 0:

@@ -19,9 +19,8 @@ def observers_of(host: PluginHost, others: Observers = NO_OBSERVERS) -> Observer
     """Return what calls the plugins, and `others` before them; a task is made for them only where there are any."""
 
     def finished(found: Found, event: Event) -> None:
-        if (
-            isinstance(event, Completed | Failed | Released) and event.by
-        ):  # by nobody: it goes back, and no attempt had begun
+        # By nobody: it goes back, and no attempt had begun.
+        if isinstance(event, Completed | Failed | Released) and event.by:
             task = to_task(*found, by=event.by)
             host.observe("converge_task_finished", task=task, outcome=type(event).__name__.lower())
 

@@ -39,9 +39,7 @@ YIELD_SEC = 0.001
 """Handlers that never wait run one after another; after this long the worker lets the loop's other tasks run."""
 
 ENDED_GREATEST = 1_000
-"""Attempts that have ended, but whose timeout is still noted: to take each out of the heap as it ends would cost more
-than its handler.
-"""
+"""Attempts that have ended, but whose timeout is still noted: taking each out of the heap would cost too much."""
 
 OnClaimed = Callable[[Task], None]
 """Called when an attempt begins."""
@@ -112,9 +110,8 @@ class Slots:
     ) -> None:
         self._handle, self._env, self._boundary, self._supervision = handle, handle.env, boundary, supervision
         self._on_finished, self._on_pause, self._on_claimed = on_finished, on_pause, on_claimed
-        self._unstarted: deque[Slot] = (
-            deque()
-        )  # a worker is started when there is work for it, so an idle agent costs nothing
+        # A worker is started when there is work for it, so an idle agent costs nothing.
+        self._unstarted: deque[Slot] = deque()
         self._queue: deque[Found] = deque()
         self._parked: deque[anyio.Event] = deque()
         self._is_waking = False
@@ -130,9 +127,7 @@ class Slots:
         self._unstarted.extend(slots)
 
     def remove(self, agent: Agent) -> int:
-        """Take the agent's slots away: what runs in them goes on, and nothing more begins there. Return how many
-        removed slots are busy.
-        """
+        """Take the agent's slots away: what runs in them goes on. Return how many removed slots are busy."""
         owed = 0
         for slot in self.slots:
             if slot.agent is agent and not slot.is_gone:
@@ -220,9 +215,7 @@ class Slots:
                 self._limit(slot, found, self._env.monotonic() - slot.started + left_sec)
 
     def cancel_timed_out(self) -> float | None:
-        """Cancel what has run too long; answer when to look again (monotonic seconds), or None if nothing has a
-        timeout.
-        """
+        """Cancel what has run too long; return when to look again (monotonic seconds), None if there is no timeout."""
         now = self._env.monotonic()
         while self._timeouts and self._timeouts[0][0] <= now:
             _, _, slot, found = heapq.heappop(self._timeouts)
@@ -231,9 +224,7 @@ class Slots:
         return self._timeouts[0][0] if self._timeouts else None
 
     def _limit(self, slot: Slot, found: Found, timeout_sec: float) -> None:
-        """Note when the attempt has run too long; forget those that have ended, before they are many more than those
-        that run.
-        """
+        """Note when the attempt has run too long; forget those that have ended, before they are too many."""
         if len(self._timeouts) > ENDED_GREATEST + 2 * len(self.slots):
             self._timeouts = [limit for limit in self._timeouts if limit[2].current is limit[3]]
             heapq.heapify(self._timeouts)
@@ -241,9 +232,7 @@ class Slots:
         heapq.heappush(self._timeouts, (slot.started + timeout_sec, self._number, slot, found))
 
     def _wake_one(self) -> None:
-        """Wake or start one worker; it wakes the next before it begins, so as many run as have something to wait
-        for.
-        """
+        """Wake or start one worker; it wakes the next before it begins, so as many run as there is work for."""
         if not self._queue or self._is_waking:
             return
         if self._parked:

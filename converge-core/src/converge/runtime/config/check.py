@@ -1,6 +1,4 @@
-"""What people ask of a configuration: its values with their origins, what is wrong with it on this machine, its
-schema.
-"""
+"""What people ask of a configuration: its values and their origins, its faults on this machine, its schema."""
 
 from __future__ import annotations
 
@@ -58,8 +56,7 @@ def check_file(file: Path, plugins: Sequence[str] = ()) -> tuple[Config, list[st
 
 
 def problems_of(config: Config, plugins: Sequence[str] = ()) -> list[str]:
-    """Return what shows only where it is looked up: plugins, backends and options that this machine does not have, or
-    that do not fit.
+    """Return what shows only on look-up: plugins, backends and options that are not here, or do not fit.
 
     Args:
         plugins: What to load besides those that the configuration names.
@@ -100,9 +97,7 @@ def problems_of(config: Config, plugins: Sequence[str] = ()) -> list[str]:
 
 
 def schema_of(host: PluginHost) -> dict[str, Any]:
-    """Return the JSON Schema of the configuration file; `[options.NAME]` of what the host has loaded, and of the
-    built-in backends.
-    """
+    """Return the JSON Schema of the configuration file, with the options of the built-in and the loaded backends."""
     for name in BUILT_IN:
         host.load(name)
     made = json_schema(Config, without=("origins",))

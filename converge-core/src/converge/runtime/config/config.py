@@ -60,11 +60,7 @@ class Config(NodeSettings):
     its attributes; `origins` says of each where its value comes from.
     """
 
-    agent: str = attrs.field(
-        default="",
-        validator=CLASS,
-        metadata=described("the agent's class, as module:Class"),
-    )
+    agent: str = attrs.field(default="", validator=CLASS, metadata=described("the agent's class, as module:Class"))
     agents: Agents = attrs.field(
         default=1,
         validator=AgentsWithin(),
@@ -179,9 +175,7 @@ def _variable(key: str) -> str:
 def _layer(
     data: Mapping[str, Any], where: str, origin: Any, problems: list[Problem]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return one source's checked values, and where each comes from; add its problems, told in the words of that
-    source.
-    """
+    """Return one source's checked values, and where each comes from; add its problems, in the words of that source."""
     if not data:
         return {}, {}
     data = {key: (list(value) if isinstance(value, tuple) else value) for key, value in joined(data).items()}
@@ -214,9 +208,7 @@ def _read(file: Path) -> Mapping[str, Any]:
 
 
 def _environment(environ: Mapping[str, str], problems: list[Problem]) -> dict[str, Any]:
-    """Return the settings of the environment, made out of text by the type of their key; add problems for what is
-    none.
-    """
+    """Return the settings of the environment, by the types of their keys; add problems for what has another type."""
     fields = {field.name: field for field in attrs.fields(attrs.resolve_types(Config))}
     variables = {_variable(key): key for key in KEYS if key not in ("options", "retention")}
     values = {}
@@ -243,9 +235,7 @@ def _environment(environ: Mapping[str, str], problems: list[Problem]) -> dict[st
 
 
 def _from_text(text: str, type_: Any) -> Any:
-    """Return the value that a variable's text stands for, or the text where it stands for none: the check of types
-    tells then.
-    """
+    """Return the value that a variable's text stands for; or the text, of which the check of types then tells."""
     if type_ == tuple[str, ...]:
         return [part.strip() for part in text.split(",") if part.strip()]
     if type_ is bool:
@@ -297,9 +287,7 @@ def needing_transport(config: Config) -> list[Problem]:
 
 
 def _unknown_transport(name: str) -> str:
-    """Return what is wrong with the name of a transport that no installed plugin has; empty where one has it, or one of
-    an import path may.
-    """
+    """Return what is wrong with the name of a transport; empty where a plugin has it, or one of an import path may."""
     known = sorted(one.name for one in PluginHost().installed())
     near = difflib.get_close_matches(name, known, n=1)
     return f'no installed plugin is named "{name}"; did you mean "{near[0]}"?' if name not in known and near else ""
@@ -325,8 +313,7 @@ def options_with_origin(config: Config) -> Iterator[None]:
 
 
 def check_options(config: Config, host: PluginHost) -> None:
-    """Refuse `[options.NAME]` of a backend that neither is installed nor was loaded: a typo would be silent
-    otherwise.
+    """Refuse `[options.NAME]` of a backend that is neither installed nor loaded: a typo would be silent.
 
     Raises:
         UnknownSetting: Which, and the nearest name.

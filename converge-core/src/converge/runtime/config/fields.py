@@ -80,9 +80,7 @@ class Retention:
 
 @attrs.frozen(kw_only=True)
 class AgentGroup:
-    """One entry of `agents` where that is a list: agents of one class, with what they have of their own. What is left
-    out is as the class says.
-    """
+    """One entry of `agents` as a list: agents of one class, with what they have of their own beside the class's."""
 
     type: str = attrs.field(validator=CLASS, metadata=described("the agents' class, as module:Class"))
     count: int = attrs.field(

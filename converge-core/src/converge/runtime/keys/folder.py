@@ -1,6 +1,4 @@
-"""A folder of key files that only its owner can read or change: everything is refused that another user of the machine
-could have a hand in.
-"""
+"""A folder of key files that no other user can read or change: what another could have a hand in is refused."""
 
 from __future__ import annotations
 
@@ -25,9 +23,7 @@ _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class KeyFolder:
-    """An open folder; names in it are opened relative to it, so that nobody can put another one in its place
-    meanwhile.
-    """
+    """An open folder; names in it are opened relative to it, so that nobody can replace it meanwhile."""
 
     def __init__(self, path: Path, handle: int) -> None:
         self.path = path
@@ -100,8 +96,7 @@ class KeyFolder:
         return data
 
     def write(self, name: str, data: bytes, *, is_last: bool = True) -> None:
-        """Put a file there, whole or not at all, whatever happens meanwhile; it survives a power cut once this returns.
-        Hold its lock.
+        """Put a file there, whole or not at all; it survives a power cut once this returns. Hold its lock.
 
         `is_last`: False leaves the last step to `sync`, for many at once; until then the file may be gone after a
             power cut, but never torn.
@@ -129,8 +124,7 @@ class KeyFolder:
         os.fsync(self._handle)
 
     def lock(self, name: str) -> int | None:
-        """Lock the name for this process; None if somebody has it. The lock ends when the descriptor is closed, or the
-        process dies.
+        """Lock the name for this process, until the descriptor is closed or the process dies; None if it is locked.
 
         Raises:
             KeyFileRefused: The lock's file is not ours alone, or there are no descriptors left.
@@ -175,9 +169,7 @@ def locked(folder: KeyFolder, name: str) -> Iterator[None]:
 
 
 def _check_above(path: Path) -> None:
-    """Refuse a folder that another user could put another one in place of: whoever may write to a folder may rename
-    what is in it.
-    """
+    """Refuse a folder that another user could replace: whoever may write to a folder may rename what is in it."""
     parent = path.parent.resolve()
     for above in (parent, *parent.parents):
         try:

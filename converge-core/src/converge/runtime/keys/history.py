@@ -1,5 +1,4 @@
-"""The history of a store, as `identity_dir` remembers it: a process that starts on another one, or on an older state of
-it, refuses to (G15).
+"""The history of a store, as `identity_dir` remembers it: a process refuses another one, or an older state (G15).
 
 For each store there is a file with the epoch that was seen last and the greatest revision: a flushed or replaced store
 has another epoch, one that was restored from a backup gives revisions again that were given before.
@@ -48,8 +47,7 @@ class History:
     def floor(self, epoch: str, accepted_at: int = 0) -> int:
         """Return the greatest revision that was seen of this store: what it gives must be above.
 
-        `accepted_at`: the store time at which an operator has accepted it as it is; what was remembered before that no
-            longer counts.
+        `accepted_at`: the store time at which an operator has accepted it; what was remembered before does not count.
 
         Raises:
             StoreRolledBack: Its epoch is not the one that was seen last.

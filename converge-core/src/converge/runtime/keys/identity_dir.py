@@ -96,9 +96,7 @@ class IdentityDir:
         await self.note_history()
 
     async def note_history(self) -> None:
-        """Remember the greatest revision that was seen; while the store is away, or not to be relied on, what was
-        remembered stays.
-        """
+        """Remember the greatest revision seen; while the store is away or unreliable, the remembered one stays."""
         if self._history is None or self._handle is None:
             return
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + NOTE_SEC):

@@ -1,5 +1,4 @@
-"""The keys of one process: fresh for each start, or kept in `identity_dir`, one for each agent type and index, locked
-while in use.
+"""The keys of one process: fresh, or kept in `identity_dir`, one for each agent type and index, locked while in use.
 
 The file `sequence` holds the highest sequence number that may have been used with any of them: numbers are reserved in
 blocks before the first of a block is used, so that a process that dies never leads to one being used twice. A block
@@ -31,9 +30,7 @@ KEYS = 100_000
 """Kept keys of one kind at most: as many agents as one process may have."""
 
 TIME_GREATEST = 2**53
-"""Store times past this (the year 2255) are no reason to jump ahead: a store that says so is wrong, and a number once
-used cannot be taken back.
-"""
+"""Store times past this (the year 2255) are wrong, and no reason to jump ahead: a used number cannot be taken back."""
 
 WRITERS = 16
 """Keys that are written at a time: file systems settle what waits together in one go."""
@@ -102,8 +99,7 @@ class _Blocks:
         """The last number of the latest block; 0: none is reserved yet."""
 
     def reserve(self, now: int) -> None:
-        """Reserve a block above all before. `now`, in microseconds, lets a folder that was restored from a backup be
-        above them too.
+        """Reserve a block above all before, and above `now` (microseconds): the folder may come from a backup.
 
         Raises:
             KeyFileRefused: It could not be written.
@@ -119,8 +115,7 @@ class _Blocks:
 
 
 class Keyring:
-    """Identities for a node and its agents, with the sequence numbers of their descriptors. Without a folder every
-    identity is fresh.
+    """Identities for a node and its agents, with their descriptors' sequence numbers; fresh ones without a folder.
 
     Its calls block on the disk where there is a folder: a node makes them in a thread.
     """
@@ -317,9 +312,7 @@ def read_key(folder: KeyFolder, name: str) -> Identity | None:
 
 
 def _read_or_make(folder: KeyFolder, names: Sequence[str], env: Env) -> list[Identity]:
-    """Return the keys of these names, which are locked; those that are missing are made, many at a time: each waits for
-    the disk.
-    """
+    """Return the keys of these names, locked; missing ones are made, many at a time: each waits for the disk."""
     found = {name: read_key(folder, name) for name in names}
     missing = [name for name, identity in found.items() if identity is None]
     with ThreadPoolExecutor(WRITERS) as pool:
@@ -342,9 +335,7 @@ def _write(folder: KeyFolder, name: str, seed: bytes, identity: Identity, *, is_
 
 
 def _plain(name: str) -> str:
-    """Return a class's name as a file can have it; two that become one share its keys, each taking the next that is
-    free.
-    """
+    """Return a class's name as a file can have it; two that become one share its keys."""
     return re.sub(r"[^A-Za-z0-9_]", "_", name)[:100]
 
 

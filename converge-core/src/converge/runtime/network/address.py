@@ -12,11 +12,9 @@ from converge.runtime.network.choosing import ANYWHERE, NOWHERE
 
 
 async def endpoint_of(address: str, advertise: str, store: str) -> str:
-    """Return the URL that others dial: the listener's, or with HOST:PORT or a URL of the operator's in its place; empty
-    where nobody is to dial.
+    """Return the URL that others dial: the listener's, or the operator's HOST:PORT or URL in its place; empty: none.
 
-    A node that listens on every address is known by the one from which it reaches its store: whoever shares the store
-    can reach it there.
+    A node that listens on every address is known by the one from which it reaches its store, as others do.
 
     Raises:
         ConfigError: That address cannot be told.

@@ -1,6 +1,4 @@
-"""SecureChannel: the handshake of `machines.secure` and the records of `machines.records` over a transport's
-channel.
-"""
+"""SecureChannel: the handshake of `machines.secure` and the records of `machines.records` over a channel."""
 
 from __future__ import annotations
 
@@ -39,8 +37,7 @@ CLOSE_SEC = 1.0
 
 
 class SecureChannel:
-    """An authenticated, encrypted channel to one node: items in, items out. Used by one sender and one receiver at a
-    time.
+    """An authenticated, encrypted channel to one node: items in, items out; one sender and one receiver at a time.
 
     PING and PONG are items like others: whoever owns the channel answers them.
 
@@ -113,9 +110,7 @@ class SecureChannel:
         await _abandon(self._channel)
 
     async def confirmed(self) -> SecureChannel:
-        """Wait for the first record, which tells a dialler that it was accepted (ACCEPT); what else came is kept for
-        receive.
-        """
+        """Wait for the first record, which tells a dialler that it was accepted; keep what else came for receive."""
         while not self._opened and not self._opener.is_accepted:
             await self._raise_if_over()
             self._open(await self._frames())

@@ -31,9 +31,7 @@ ANYWHERE = ("0.0.0.0", "[::]")
 
 @attrs.frozen(kw_only=True)
 class ChosenTransport:
-    """A transport of the node: where it listens, and where others dial it, as its operator says; empty: where it
-    listens.
-    """
+    """A transport of the node: where it listens, and where others dial it; empty: where it listens."""
 
     backend: TransportBackend
     options: Any
@@ -43,9 +41,7 @@ class ChosenTransport:
 
 @attrs.frozen(kw_only=True)
 class Chosen:
-    """The backends that the settings name, with their options; nothing of them is open. No transport: the node does
-    not listen.
-    """
+    """The backends that the settings name, with their options; none is open. No transport: the node does not listen."""
 
     discovery: DiscoveryBackend
     discovery_options: Any

@@ -39,9 +39,7 @@ async def discovery_opened(
 
 
 async def keep_listed(handle: StoreHandle, announced: Announced, poll_sec: float) -> None:
-    """Keep the lease on that store alive while this event loop runs, and open another one after a loss; until
-    cancelled.
-    """
+    """Keep the lease on that store alive, and open another one after a loss; until cancelled."""
     while True:
         try:
             lease = handle.lease_opened

@@ -1,6 +1,4 @@
-"""Fetching descriptors from nodes that discovery knows by their endpoints only, each poll interval; what verifies goes
-into the directory.
-"""
+"""Fetching descriptors, each poll interval, from nodes of which only the endpoints are known; each is verified."""
 
 from __future__ import annotations
 
@@ -75,8 +73,7 @@ class Asked:
 class Fetcher:
     """Asks the nodes at the endpoints that are sighted, and back those that ask this node.
 
-    A node that does not answer, or asks no more, is given up after `patience_sec`: its agents are listed no longer, as
-    if their lease had ended.
+    A node that does not answer, or asks no more, is given up after `patience_sec`, as if its lease had ended.
     """
 
     def __init__(self, asked: Asked, announced: Announced, links: Links, directory: Directory) -> None:

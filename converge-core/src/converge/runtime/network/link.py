@@ -34,9 +34,7 @@ fills them. One that does not loses its link.
 """
 
 ANSWERS_BYTES, ANSWERS_MOST_BYTES = 8_388_608, 33_554_432
-"""Answers that wait to be sent on one link: past the first, questions are put off; what is over the second is lost, and
-its asker is told.
-"""
+"""Answers that wait to be sent on one link: past the first, questions are put off; past the second, it is lost."""
 
 FLUSH_BYTES = 262_144
 """What is given to the connection at a time: so much must get through in `WRITE_SEC`."""
@@ -94,8 +92,7 @@ class Link:
     # Messages: they wait for the window.
 
     async def send(self, items: list[Item], owed: str = "") -> None:
-        """Queue messages; wait while the queue or the window is full. `owed`: the id of the one message, which is to
-        have a receipt.
+        """Queue messages; wait while the queue or the window is full. `owed`: the message that is to have a receipt.
 
         Raises:
             ConnectionLost: The link is over.
@@ -149,9 +146,7 @@ class Link:
     # What is given without waiting.
 
     def post(self, items: list[Item]) -> None:
-        """Queue receipts and other short items before all messages. A peer that makes this side queue too many breaks
-        the rules, and loses the link.
-        """
+        """Queue receipts and other short items before all messages. Too many of them cost the peer its link."""
         if self.is_closed:
             return
         self._control += items

@@ -75,9 +75,7 @@ class Mail:
             self._bell.set()
 
     def hinted(self, agent_id: str) -> None:
-        """Check soon for mail of the agent: another node says that there is some. All hints at one time cost one look,
-        true or not.
-        """
+        """Check soon for mail of the agent, as another node says. All hints at one time cost one look, true or not."""
         if agent_id in self._inboxes:
             self._hinted.add(agent_id)
             self._bell.set()

@@ -1,6 +1,4 @@
-"""The network side of a node: its transport and listener, its links, messages, and the descriptors by which others find
-its agents.
-"""
+"""The network side of a node: its listeners, links and messages, and the descriptors that make its agents known."""
 
 from __future__ import annotations
 
@@ -56,9 +54,7 @@ from converge.services.store.handle import StoreHandle
 log = logging.getLogger("converge.network")
 
 WITHDRAW_SEC = 3.0
-"""How long a call of discovery's own store may take while the node stops; what is not withdrawn then ends with its
-lease.
-"""
+"""How long a call of discovery's own store may take while the node stops; the lease ends what is left then."""
 
 
 @attrs.frozen(kw_only=True)
@@ -285,11 +281,9 @@ async def _listening(
 
 @asynccontextmanager
 async def _background(background: Background) -> AsyncIterator[Background]:
-    """Start tasks that end with the block, before the transport under them is closed; an error of the block passes
-    unchanged.
+    """Start tasks that end with the block, before the transport under them is closed; an error passes unchanged.
 
-    To close a transport under a cancelled scope would put a cancellation in place of the error on its way out, and that
-    ends at the scope.
+    To close a transport under a cancelled scope would put a cancellation in place of the error on its way out.
     """
     failure: Exception | None = None
     async with anyio.create_task_group() as group:

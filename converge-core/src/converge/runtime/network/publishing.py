@@ -1,6 +1,4 @@
-"""What this node publishes of its agents: their signed descriptors, published under the lease, again after each
-change.
-"""
+"""What this node publishes of its agents: their signed descriptors, under the lease, again after each change."""
 
 from __future__ import annotations
 

@@ -14,9 +14,7 @@ from converge.runtime.network.choosing import ChosenTransport
 
 
 class Transports:
-    """The open transports of a node, by scheme. `secure`: the schemes that may be dialled where TLS is required; None:
-    all may.
-    """
+    """The open transports of a node, by scheme. `secure`: those that may be dialled where TLS is required."""
 
     def __init__(self, by_scheme: Mapping[str, Transport], secure: frozenset[str] | None) -> None:
         self._by_scheme, self._secure = by_scheme, secure

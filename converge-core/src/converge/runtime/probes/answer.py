@@ -9,9 +9,7 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class Reason:
-    """Why a node is not ready, or what else is to be known of it: a code for programs, a text for people, and since
-    when.
-    """
+    """Why a node is not ready, or what else is to be known: a code for programs, a text for people, and since when."""
 
     code: str
     text: str

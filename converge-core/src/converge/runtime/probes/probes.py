@@ -98,8 +98,7 @@ async def _sample(observed: Observed, gauges: Gauges) -> None:
 
 @asynccontextmanager
 async def probes_of(address: str, health: Callable[[], Health], env: Env) -> AsyncIterator[Probes]:
-    """Serve the health of a node at an address, from before its store is opened until after it was closed; nothing if
-    there is no address.
+    """Serve the health of a node at an address, from before its store is opened until after it was closed.
 
     Raises:
         ConfigError: The address cannot be listened at, or what serves it is not installed.

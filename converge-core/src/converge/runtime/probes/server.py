@@ -1,6 +1,4 @@
-"""The health endpoint: `/livez`, `/readyz` and `/metrics`, served by a thread of its own, so that it answers while the
-event loop is blocked.
-"""
+"""The health endpoint: `/livez`, `/readyz` and `/metrics`, served by a thread, even while the event loop is blocked."""
 
 from __future__ import annotations
 

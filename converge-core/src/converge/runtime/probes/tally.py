@@ -1,6 +1,4 @@
-"""Counts of a node's attempts. Kept only where somebody may ask for them; read from another thread, whole enough for a
-chart.
-"""
+"""Counts of a node's attempts, kept where somebody may ask for them; read from another thread, exact enough."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ from converge.machines.task import Found, TaskState, is_last
 from converge.model.task import Task
 
 BOUNDS_SEC = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3_600.0)
-"""Upper bounds of the histograms: the first eleven are those that Prometheus has by default, and what lasts longer is
-common for agents.
-"""
+"""Upper bounds of the histograms: Prometheus's own defaults, then longer ones, which are common for agents."""
 
 
 RETRIED, RELEASED = "retried", "released"

@@ -25,8 +25,7 @@ FEW = 8
 
 
 class Directory:
-    """Verified descriptors by agent id, indexed by topic, capability and pool. The highest sequence of an agent wins,
-    here as everywhere.
+    """Verified descriptors by agent id, indexed by topic, capability and pool. An agent's highest sequence wins.
 
     Attributes:
         network: Descriptors of another one are refused.

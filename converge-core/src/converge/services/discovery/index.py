@@ -1,5 +1,4 @@
-"""Postings: which agents have a topic, a capability, a pool; found by intersecting bitmaps, or the rarest set where
-that is cheaper.
+"""Postings: which agents have a topic, a capability, a pool; bitmaps are intersected, or the rarest set is searched.
 
 An agent has a slot, a small number. A name that many agents have gets a bitmap of slots when it is first asked for,
 kept up from then on: to intersect three bitmaps of 100,000 agents takes some microseconds, three sets of thousands of

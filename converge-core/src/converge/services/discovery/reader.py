@@ -1,6 +1,5 @@
 """A reader of the agents on a store: it reads what has changed, not what there is.
 
-
 Beside the agents of each lease stands a marker, the key of the empty name: the number of changes so far, and the ids
 that the last ones were of. It is written with each change, in the same batch. To look when nothing has changed costs
 two calls of the store, whatever the number of agents.
@@ -79,9 +78,8 @@ class StoreReader(Reader):
     def __init__(self, handle: StoreHandle, poll_sec: float = 1.0) -> None:
         self._handle, self._poll_sec = handle, poll_sec
         self._leases: dict[bytes, _Seen] = {}
-        self._places: dict[
-            str, tuple[_Place, ...]
-        ] = {}  # of nearly all agents one: a key that moves between processes has two for a moment
+        # Of nearly all agents one: a key that moves between processes has two for a moment.
+        self._places: dict[str, tuple[_Place, ...]] = {}
         self._touched: set[str] = set()  # outlives a look that fails half way
         self._published: dict[str, Sighting] = {}
 
@@ -210,7 +208,6 @@ def write_sighting(sighting: Sighting) -> bytes:
 
 def read_sighting(lease: bytes, agent_id: str, value: bytes) -> Sighting | None:
     """Return the sighting of a record; None if it cannot be decoded, or was copied from another lease.
-
 
     A copy is genuine, and would keep an agent listed that has stopped.
     """

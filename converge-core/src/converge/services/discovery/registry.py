@@ -1,6 +1,4 @@
-"""IdentityRegistry: which key is whose, which are pinned. It fills itself from verified descriptors, and is a view of
-the directory.
-"""
+"""IdentityRegistry: which key is whose, and which are pinned. It is a view of the directory's verified descriptors."""
 
 from __future__ import annotations
 
@@ -68,7 +66,6 @@ class IdentityRegistry:
     def pin(self, agent_id: str) -> None:
         """Trust this agent, and any successor that its key has signed.
 
-
         Raises:
             InvalidName: It is not an agent's id.
         """
@@ -89,9 +86,7 @@ class IdentityRegistry:
         return agent_id
 
     def admits(self, agent_id: str) -> bool:
-        """Return whether messages of a verified sender are accepted, by `trust`; with `warn` the first of each is
-        logged.
-        """
+        """Return whether a verified sender's messages are accepted, by `trust`; `warn` logs the first of each."""
         if self.trust in (Trust.ALLOW, Trust.LISTED) or agent_id in self._pins:
             return True
         if agent_id not in self._warned:
@@ -124,8 +119,7 @@ class IdentityRegistry:
         return verify(self.public_key(agent_id), signature, data)
 
     def is_spoken_for(self, agent_id: str, node_key: bytes) -> bool:
-        """Return whether the agent's own descriptor names this node key, so that the node's channel may speak for it
-        (G12).
+        """Return whether the agent's own descriptor names this node key, so that its channel may speak for it (G12).
 
         A node speaks for itself: its id is that of the key which the channel has proven.
         """

@@ -28,11 +28,9 @@ Fetch = Callable[[Sequence[str]], Awaitable[None]]
 
 
 class DiscoveryService:
-    """Answers queries from memory. The directory is loaded on first use, then kept fresh by the node's watch, or read
-    again when it is too old.
+    """Answers queries from memory. The directory is loaded on first use; the node's watch keeps it fresh.
 
-    A descriptor is listed while its process's lease lives. Being listed is a hint that the agent was alive, not proof,
-    and it grants nothing.
+    A descriptor is listed while its process's lease lives: a hint that the agent was alive, which grants nothing.
 
     Args:
         store: Whose lease is used, and where descriptors stand unless discovery puts them elsewhere.
@@ -104,9 +102,7 @@ class DiscoveryService:
     async def follow(self, poll_sec: float) -> None:
         """Keep the directory fresh until cancelled; while the store is away, keep what was known last.
 
-
-        Meanwhile queries read nothing, unless the last look is older than it can be: the store is away, or its answers
-        are late.
+        Meanwhile queries read nothing, unless the last look is too old: the store is away, or slow.
         """
         self._fresh_sec = max(FRESH_SEC, 2 * poll_sec)
         while True:

@@ -1,6 +1,4 @@
-"""Sightings through the store: the default discovery. A descriptor is a key under its process's lease, and is listed
-while that lease lives.
-"""
+"""Sightings through the store, the default discovery: descriptors are keys under their process's lease."""
 
 from __future__ import annotations
 
@@ -103,9 +101,8 @@ class StoreSightings(Discovery):
                 self._marker = lease.id, outcome.revision, count, recent
                 return
             self._marker = None
-            await lease.check_not_ended(
-                outcome
-            )  # else it was touched meanwhile, or another call of this process has changed the marker
+            # Else it was touched meanwhile, or another call of this process has changed the marker.
+            await lease.check_not_ended(outcome)
         raise StoreBusy(f"other calls of this process were first for {PATIENCE_SEC:g} s; try again")
 
     async def _read_marker(self, lease: bytes) -> tuple[bytes, int, int, list[str]]:

@@ -18,15 +18,7 @@ from converge.model.task import Spec
 from converge.services.durable.signals import SignalBox
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages, get_all
-from converge.services.tasks.surroundings import (
-    Moved,
-    find,
-    lane_key,
-    lane_wakes,
-    lanes_seen,
-    look_around,
-    wakes,
-)
+from converge.services.tasks.surroundings import Moved, find, lane_key, lane_wakes, lanes_seen, look_around, wakes
 from converge.services.tasks.torn import log_once, set_aside
 
 TOGETHER = 200

@@ -6,21 +6,7 @@ from collections.abc import Sequence
 
 from converge.codec import moment_or
 from converge.contracts.store import Batch, Committed, Entry, Key, Range
-from converge.model.keys import (
-    CHILD,
-    CHUNK,
-    CUT,
-    ENDED,
-    GONE,
-    KEPT,
-    READER,
-    SIGNAL,
-    SIGNALS,
-    STEP,
-    TASK,
-    TOLD,
-    TORN,
-)
+from converge.model.keys import CHILD, CHUNK, CUT, ENDED, GONE, KEPT, READER, SIGNAL, SIGNALS, STEP, TASK, TOLD, TORN
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages, get_all
 
@@ -32,9 +18,7 @@ OF_TASK = (STEP, SIGNAL, CHUNK, READER, ENDED, TOLD, CHILD)
 
 
 class Removal:
-    """The chore that removes what is left of tasks that retention or a purge has removed, and of a restart the old
-    steps.
-    """
+    """The chore that removes what is left of removed tasks, and of a restart the old steps."""
 
     prefix: Key = GONE()
 

@@ -113,9 +113,7 @@ class SignalBox:
                 return
 
     async def _read(self, ids: Sequence[bytes]) -> dict[bytes, _Target | StoreError]:
-        """Read the tasks; first their records and signals, then whether those that wait are still parked. Of one that
-        cannot be read stands why.
-        """
+        """Read the tasks: their records and signals first, then whether they are parked. An error stands for itself."""
         store = self._handle.store
         entries = await get_all(store, [family(id_) for id_ in ids for family in (TASK, STATE, SIGNALS)])
         targets: dict[bytes, _Target | StoreError] = {}

@@ -16,8 +16,7 @@ AGENTS = 16
 
 
 def cycle_of(to: str, chain: tuple[str, ...], busy_with: tuple[str, ...]) -> str:
-    """Return why a question to an agent must not be accepted, given the chain that its handler is busy with; empty: it
-    may be.
+    """Return why a question to an agent must not be accepted, given its handler's chain; empty: it may be.
 
     An agent answers one message at a time. It cannot answer while it waits, in the same chain, for this very question.
     """

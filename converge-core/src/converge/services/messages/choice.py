@@ -14,9 +14,7 @@ from converge.services.messages.routes import Routes
 from converge.services.messages.unsettled import RETRY_GREATEST_SEC, RETRY_LEAST_SEC
 
 TRIES = 32
-"""Agents of a capability that are tried, here and in other processes: where so many are full, one more would be,
-too.
-"""
+"""Agents of a capability that are tried, here and elsewhere: where so many are full, one more would be, too."""
 
 T = TypeVar("T")
 

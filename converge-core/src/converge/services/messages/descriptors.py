@@ -1,5 +1,4 @@
-"""Asking a node for the descriptors of its agents, over the link to it: where discovery knows only where nodes are (a
-static list, DNS).
+"""Asking a node for its agents' descriptors, over the link to it: where discovery knows only places of nodes.
 
 The question is a message from node to node that wants `descriptors`; the answer is a receipt of that status. What a
 node tells of its agents verifies by itself, and must name the node that tells it: nobody can pass on the descriptor of
@@ -34,9 +33,7 @@ PAGES = 1_000
 """Answers to one round of questions at most. A peer that goes on for ever is given up."""
 
 AGENTS, AGENTS_BYTES = 100_000, 134_217_728
-"""What one node may tell of that an operator has listed: as many agents as a process may have, with descriptors of a
-kilobyte.
-"""
+"""What one node may tell of that an operator has listed: as many agents as a process may have, of a kilobyte each."""
 
 ROUND_SEC = 30.0
 """How long one round of questions may take, however many answers it needs."""
@@ -66,9 +63,7 @@ class _Question:
 
 @attrs.frozen(kw_only=True)
 class _Answer:
-    """`signed`: base64 of descriptors, in the order of their agents' ids. `next`: where to go on; empty: that is
-    all.
-    """
+    """`signed`: descriptors in base64, in the order of their ids. `next`: where to go on; empty: that is all."""
 
     life: str
     changes: int
@@ -102,7 +97,6 @@ class _Waiter:
 class Asking:
     """Asks other nodes for their descriptors, and answers their questions.
 
-
     Args:
         env: Clock and entropy.
         node_id: Who asks.
@@ -121,11 +115,9 @@ class Asking:
     async def ask(
         self, link: Link, known: PeerDescriptors | None, *, is_back: bool = False, most_bytes: int | None = None
     ) -> PeerDescriptors | None:
-        """Return all that the node at the other end says of its agents, at most so many bytes; None if that is what is
-        `known`.
+        """Return all that the other node says of its agents, at most so many bytes; None if that is what is `known`.
 
-        `is_back`: it is asked because it has asked; else two nodes would ask each other for as long as one of them once
-            had a reason.
+        `is_back`: it is asked because it has asked; else two nodes would ask each other for ever.
 
         Raises:
             ConnectionLost: The link has ended.

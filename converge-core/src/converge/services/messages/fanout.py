@@ -1,6 +1,4 @@
-"""Messages to all agents that have a topic, or are in a pool: once over the wire to each node, which fans them out to
-its own.
-"""
+"""Messages to all agents of a topic or pool: once over the wire to each node, which fans them out to its own."""
 
 from __future__ import annotations
 

@@ -26,18 +26,14 @@ AT_A_TIME = 64
 """Inboxes that are put into before others run."""
 
 GATE = 500
-"""Messages that wait for an agent which starts and has mail to read first: with what the inbox holds no more than twice
-its bound.
-"""
+"""Messages that wait for an agent which starts and has mail to read: at most the bound of the inbox once more."""
 
 RECEIVED = "converge_message_received"
 
 STOPPING = "its node is stopping"
 
 SMALL_BYTES = 512
-"""Payloads up to this are decoded when they come; longer ones, which may take twenty times their bytes, when their
-handler takes them.
-"""
+"""Payloads up to this are decoded when they come; longer ones, which grow up to twentyfold, by their handler."""
 
 SMALL_COSTS, MESSAGE_COSTS = 16, 256
 """What a byte of a decoded payload counts for, and what each message does, whatever its payload."""
@@ -55,9 +51,7 @@ class OnHandled(Protocol):
     chain: tuple[str, ...]
 
     def __call__(self, answer: bytes | None, why: str) -> None:
-        """Note that the handler has ended: with an answer (JSON), or with None and the reason why it failed. Who calls
-        this waits for nobody.
-        """
+        """Note that the handler has ended: with an answer (JSON), or None and why it failed. It waits for nobody."""
 
     def drop(self) -> None:
         """Note that the node stops: no handler gets the message, or the one that has it is cancelled."""
@@ -79,9 +73,7 @@ class LocalInbox(Protocol):
         """Whether nothing waits, and no handler has anything."""
 
     def put(self, message: Message, answer: OnHandled | None, cost: int = 0) -> None:
-        """Put a message in; `cost`: the bytes that it counts for while it waits. Its payload may be `Packed`: it is
-        `unpacked` for its handler.
-        """
+        """Put a message in; `cost`: the bytes that it counts for. A `Packed` payload is `unpacked` for its handler."""
 
     def abandon(self) -> list[OnHandled]:
         """Forget what waits; return the answers of all that no handler has ended."""
@@ -224,9 +216,7 @@ class Inboxes(dict[str, LocalInbox]):
         self.is_closed_to_others = True
 
     async def drain(self, within_sec: float) -> int:
-        """Refuse all messages and wait for handlers; after so many seconds drop what is left, tell its senders, and
-        return how many were dropped.
-        """
+        """Refuse all messages and wait for handlers; after so many seconds drop the rest, and return how many."""
         self.is_closed_to_others = self._is_closed = True
         for agent_id in list(self._gates):
             self.release(agent_id)
@@ -252,9 +242,7 @@ class Inboxes(dict[str, LocalInbox]):
     def put(
         self, to: str, header: MessageHeader, payload: bytes, answer: OnHandled | None, *, token: int = 0
     ) -> tuple[str, str]:
-        """Put a message into an agent's inbox; return how far it got, and why not further. `token`: it was stored, and
-        this is its claim's.
-        """
+        """Put a message into an agent's inbox; return how far it got, and why. `token`: a stored one's claim's."""
         inbox = self.get(to)
         if inbox is None:
             return UNKNOWN, "no such agent in this process"

@@ -26,14 +26,10 @@ log = logging.getLogger("converge.mailbox")
 PREFIX = "mailbox."
 
 AGE_SEC = 30 * 86_400.0
-"""A stored message that is older is not delivered: its task fails and says so. Replays of what was removed from the
-store end there, too.
-"""
+"""A stored message that is older is not delivered: its task fails. Replays of what was removed end there, too."""
 
 AHEAD_SEC = 60.0
-"""How far in the future a stored message may have been signed: store time is one clock, so only a jump of it explains
-more.
-"""
+"""How far in the future a stored message may have been signed: store time is one clock, which only jumps so far."""
 
 KEEP_SEC = 3_600.0
 """How long the task of a message that was handled is kept."""
@@ -77,9 +73,7 @@ class Mailboxes:
             return await self._tasks.submit(task)
 
     async def handled(self, task_id: str) -> tuple[bytes | None, str]:
-        """Wait until a stored message is handled; return an empty answer, or None and the reason why the handler
-        failed.
-        """
+        """Wait until a stored message is handled; return an empty answer, or None and why the handler failed."""
         task = await self._tasks.result(task_id)
         return (b"", "") if task.state == TaskState.COMPLETED else (None, task.error or f"it is {task.state}")
 
@@ -118,7 +112,6 @@ class Mailboxes:
 
     async def next(self, agent_id: str) -> bool:
         """Hand the next stored message to the agent and wait; return whether there was one.
-
 
         Raises:
             StoreError, LeaseEnded: As `TaskManager.claim`. What was claimed goes back.

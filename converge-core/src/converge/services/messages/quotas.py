@@ -29,9 +29,7 @@ PENALTY_SEC = 10.0
 """How long a single item may keep a stranger waiting."""
 
 STRANGERS_PER_SEC, STRANGER_PER_SEC = 5_000.0, 2_000.0
-"""Work a second for all peers of which nothing is listed, and for each key and each address among them: a tenth of an
-event loop.
-"""
+"""Work a second for all unlisted peers, and for each key and address among them: a tenth of an event loop."""
 
 BURST_SEC = 0.25
 """For how long a share is saved up by who does not use it."""

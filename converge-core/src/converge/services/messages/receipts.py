@@ -24,9 +24,7 @@ KEPT = 1_000
 """Answers that are kept at most, for senders who repeat their message because the connection broke."""
 
 KEPT_BYTES = 1_048_576
-"""Their size together: past it the oldest go of the node that has most, and who still waits for one of those meets its
-deadline.
-"""
+"""Their size together: past it the oldest go of the node that has most, and who waits for those meets a deadline."""
 
 LATE_AT_A_TIME = 100
 """Answers for which a connection is looked for at a time, because the one that their question came by has ended."""
@@ -53,9 +51,7 @@ class Answers:
         self._owed.pop((header.sender, header.id), None)
 
     def again(self, link: Link, header: MessageHeader) -> Item | None:
-        """Return the answer to a message that is repeated, if it was given; one that is owed goes over this link, when
-        it is there.
-        """
+        """Return the answer to a repeated message, if it was given; one that is owed then goes over this link."""
         if (owed := self._owed.get((header.sender, header.id))) is not None:
             owed.link = link
         kept = self._kept.get(link.peer)

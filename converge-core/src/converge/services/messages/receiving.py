@@ -42,9 +42,7 @@ from converge.services.store.handle import StoreHandle
 log = logging.getLogger("converge.post")
 
 SIGNED_WINDOW_SEC = 60.0
-"""How far the moment of a signature may be from now, either way: both ways together are what a sender is remembered
-for, so no replay is missed.
-"""
+"""How far the moment of a signature may be from now; senders are remembered for twice that, so no replay is missed."""
 
 MESSAGES = frozenset((MESSAGE, SIGNED, SIGNED_TOGETHER))
 
@@ -77,7 +75,6 @@ class _Count:
 @attrs.frozen(kw_only=True)
 class Aside:
     """Receives what is for no inbox.
-
 
     Attributes:
         on_mail: Called with an agent's id: another node says that it has mail.
@@ -286,8 +283,7 @@ class Received:
         return status, text
 
     async def _accept_for_all(self, link: Link, header: MessageHeader, payload: bytes) -> ReceiptHeader:
-        """Accept a message for all agents of this node that have a topic, or are in a pool. A repeated message gets the
-        same counts.
+        """Accept a message for all agents here of a topic or pool. A repeated message gets the same counts.
 
         The work goes on when the link ends, and what comes after it on the link waits: for this node's own work only.
         """

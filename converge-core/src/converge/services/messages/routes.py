@@ -21,9 +21,7 @@ from converge.services.messages.under_way import Link
 log = logging.getLogger("converge.post")
 
 REFRESH_SEC = 0.5
-"""The directory is not read again more often than this on behalf of unknown agents: a stranger must not make us hammer
-the store. Who asks waits.
-"""
+"""The directory is read again for unknown agents at most so often: a stranger must not make us hammer the store."""
 
 LOOKED_UP = 1_000
 """Unknown senders that are being looked up at a time."""
@@ -232,9 +230,7 @@ class Routes:
             self._is_coming = False
 
     async def refresh(self) -> None:
-        """Return once the directory is no older than this call; calls that come while one reads share the next
-        reading.
-        """
+        """Return once the directory is no older than this call; calls during a reading share the next."""
         asked = self._env.monotonic()
         async with self._refreshing:
             if self._refreshed >= asked:

@@ -1,6 +1,4 @@
-"""Post: messages between agents, to an inbox of this process or over a link; each is settled by a receipt, or a typed
-error by the deadline.
-"""
+"""Post: messages between agents, here or over a link; each ends with a receipt, or a typed error by the deadline."""
 
 from __future__ import annotations
 
@@ -241,7 +239,6 @@ class Post:
     def signer(self, sender: str) -> Signer:
         """Return the signer of an agent of this node.
 
-
         Raises:
             InvalidValue: It is none.
         """
@@ -286,9 +283,7 @@ class Post:
         return header, body
 
     async def _store(self, draft: Draft, to: str, timeout: float) -> Outcome:
-        """Store a message, even for an agent of this process: only the store keeps it. Wait until it is handled if that
-        is wanted.
-        """
+        """Store a message, even for an agent of this process; wait until it is handled if that is wanted."""
         if isinstance(to, Capability) or not is_agent_id(to):
             raise InvalidName("recipient", to, "an agent's id: only an agent has a mailbox")
         header, body = self.write(draft, to)
@@ -312,9 +307,7 @@ class Post:
             return await self._deliver_here(draft, to)
 
     async def _deliver_there(self, draft: Draft, to: str, timeout: float) -> Outcome:
-        """Deliver a message to an agent of another process: by the link that is open, or else under a deadline of its
-        own.
-        """
+        """Deliver a message to an agent of another process: by its open link, else under a deadline of its own."""
         link = self.routes.open_to(to)
         if link is None and not is_agent_id(to):
             raise InvalidName(

@@ -77,9 +77,7 @@ class Link(Protocol):
 
 
 class Signer:
-    """Signs messages for a network with the sender's key; the moment of each signature is the store's time at the
-    try.
-    """
+    """Signs messages for a network with the sender's key, each with the store's time at the try."""
 
     __slots__ = ("_identity", "_network_tag", "_now")
 

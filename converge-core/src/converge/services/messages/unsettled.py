@@ -1,6 +1,4 @@
-"""Messages to other nodes that have no receipt yet: each is repeated with the same id, those of one sender to one
-recipient in order.
-"""
+"""Messages to other nodes without a receipt yet: each is repeated with its id, those of a pair in order."""
 
 from __future__ import annotations
 
@@ -20,13 +18,7 @@ from converge.errors import (
     StoreError,
     Undeliverable,
 )
-from converge.model.envelope import (
-    EARLY,
-    HANDED,
-    HANDLED,
-    MessageHeader,
-    ReceiptHeader,
-)
+from converge.model.envelope import EARLY, HANDED, HANDLED, MessageHeader, ReceiptHeader
 from converge.services.messages.under_way import Link, Signer, UnderWay, item_of
 from converge.services.messages.waits import Deadlines, Waiter, waiters
 
@@ -69,9 +61,7 @@ class MessagesUnderWay:
         return len(self._by_id)
 
     def on_receipt(self, peer: bytes, receipt: ReceiptHeader, payload: bytes) -> None:
-        """Accept a node's receipt; ignore one that comes after its message's deadline, or from a node that was not
-        sent the message.
-        """
+        """Accept a node's receipt; ignore one after the deadline, or from a node that was not sent the message."""
         one = self._by_id.get(receipt.id)
         if one is None:
             one = self._by_id.get(receipt.id + peer.hex())
@@ -150,8 +140,7 @@ class MessagesUnderWay:
             del self._pairs[one.pair]
 
     async def deliver(self, one: UnderWay, reach: Reach, *, patience_sec: float = inf) -> None:
-        """Send the message until a receipt says that it was taken, and if that is wanted, until it was handled. The
-        caller has a deadline.
+        """Send the message until a receipt says that it was taken, or handled if wanted. The caller has a deadline.
 
         Args:
             one: The message.
@@ -209,9 +198,7 @@ class MessagesUnderWay:
                 wait_sec = min(wait_sec * 2, RETRY_GREATEST_SEC)
 
     def _offer(self, one: UnderWay, link: Link, after: int) -> bool:
-        """Give a message to a link that has room, after the descriptor of its sender where the peer has not seen that;
-        return whether it has.
-        """
+        """Give a message to a link that has room, after its sender's descriptor; return whether it has."""
         header = one.header
         if one.signer is None:
             self._introduce(header.sender, link)
@@ -253,8 +240,7 @@ class MessagesUnderWay:
             link.waiting.discard(one)
 
     async def _until_handled(self, one: UnderWay, reach: Reach) -> None:
-        """Wait for the answer; when the link ends meanwhile, repeat the message over another, to be answered there: it
-        is known to be taken.
+        """Wait for the answer; when the link ends meanwhile, repeat the message, known to be taken, over another.
 
         Raises:
             Dropped: The node stopped before a handler had ended.

@@ -158,10 +158,7 @@ async def _end(source: Store, target: Store, env: Env) -> Copied:
     await _commit(target, Batch((), (), [FORMAT()]) if entry is None else Batch((), [(FORMAT(), entry.value)]))
     digest = sum(one.digest for one in before.values()) % _MODULUS
     return Copied(
-        keys={name: one.keys for name, one in before.items()},
-        digest=f"{digest:032x}",
-        leases=leases,
-        epoch=drawn.text,
+        keys={name: one.keys for name, one in before.items()}, digest=f"{digest:032x}", leases=leases, epoch=drawn.text
     )
 
 
@@ -194,9 +191,7 @@ async def _everything(store: Store) -> AsyncIterator[Sequence[Entry]]:
 
 
 def _task_of(entry: Entry) -> bytes | None:
-    """Return the task whose place this is; None: it is no place, or cannot be read, and the task is lost on the source
-    already.
-    """
+    """Return the task whose place this is; None: it is no place, or the task is lost on the source already."""
     family = entry.key[0]
     if family is ORDER:
         try:

@@ -17,9 +17,7 @@ ACCEPT_TRIES = 3
 
 @attrs.frozen(kw_only=True)
 class Epoch:
-    """A store's epoch; `accepted_at` in store time, 0 for one that was drawn when the store was new. All empty: there
-    is none yet.
-    """
+    """A store's epoch; `accepted_at` in store time, 0 for one drawn for a new store. All empty: there is none yet."""
 
     text: str = ""
     revision: int = ABSENT
@@ -49,7 +47,6 @@ def parsed(entry: Entry | None) -> Epoch:
 
 async def accept(store: Store, env: Env) -> tuple[Epoch, Epoch]:
     """Draw a new epoch, which accepts the store as it is now; return the one before, and the new one.
-
 
     Processes that found another history go on with it; all others begin their leases anew, since they cannot tell
     whether what they hold is in it.

@@ -46,8 +46,7 @@ async def check_format(store: Store, where: str, *, may_be_unfinished: bool = Fa
 
 
 async def raise_format(store: Store, number: int) -> None:
-    """Record that this format is used from now on, so that releases that do not know it refuse the store. Idempotent;
-    a newer format stays.
+    """Record that this format is used, so that releases that do not know it refuse the store. A newer one stays.
 
     Raises:
         StoreRefused: The role may not write the schema number.

@@ -26,9 +26,7 @@ POOL_FRESH_SEC = 1.0
 """How old a pool's record may be where a check of its revision would catch a change anyway."""
 
 CLOCK_FRESH_SEC = 10.0
-"""How long the difference between store time and the monotonic clock is relied on: clocks drift by less than a
-millisecond in it.
-"""
+"""How long the store's lead over the monotonic clock is relied on: clocks drift by less than a millisecond in it."""
 
 
 class PoolSeen(NamedTuple):
@@ -59,9 +57,7 @@ class StoreHandle:
         self.lease_came = anyio.Event()
         """Set while there is a lease."""
         self.due_at = float("inf")
-        """When the next task that this process has put off comes due (monotonic seconds); `due_came` is set when it
-        becomes sooner.
-        """
+        """When the next task put off here is due (monotonic seconds); `due_came` is set when that becomes sooner."""
         self.due_came = anyio.Event()
         self.unsettled: dict[bytes, bytes] = {}
         """Takes whose answers were lost: the nonce of each, and the lease that it was for. They are settled before
@@ -98,7 +94,6 @@ class StoreHandle:
     async def require_format(self, number: int) -> None:
         """Record in the store that this format is used, before it is: older releases refuse the store then.
 
-
         Raises:
             StoreError: It could not be recorded; nothing of the format may be written.
         """
@@ -110,9 +105,7 @@ class StoreHandle:
                 self._format = number
 
     def _begin_anew(self) -> None:
-        """Forget what was known of a store whose history an operator has accepted: what it holds under our lease need
-        not be what we hold.
-        """
+        """Forget what was known of a store whose history an operator has accepted: it need not be so there."""
         self.pools.clear()
         self._format = FIRST
         if self._lease is not None:
@@ -141,17 +134,13 @@ class StoreHandle:
         return self._lease
 
     async def let_go(self) -> None:
-        """Let the next caller open another lease, once the holder of the ended one was told. A node does so itself,
-        with all that was under it.
-        """
+        """Let the next caller open another lease, once the ended one's holder was told. A node does so itself."""
         lease = self._lease
         if lease is not None and not self.lease_settings.node_key and lease.remaining_sec() <= 0:
             await self.forget_lease(lease)
 
     async def forget_lease(self, lease: Lease) -> None:
-        """Let the next caller of `lease` open another one: this one has ended, and what was held under it is the
-        reaper's.
-        """
+        """Let the next caller of `lease` open another one: what was held under the ended one is the reaper's."""
         if self._lease is lease:
             self._lease = None
             self.lease_came = anyio.Event()
@@ -187,17 +176,13 @@ class StoreHandle:
         return self._offset + int(self.env.monotonic() * 1_000_000)
 
     def about_now(self) -> int:
-        """Return store time as it was known last, without a wait: for what only informs, such as when a message was
-        sent.
-        """
+        """Return store time as it was last known, without a wait: for what only informs."""
         return self._offset + int(self.env.monotonic() * 1_000_000)
 
     def saw_time(self, now: int) -> None:
         """Record store time, read a moment ago.
 
-
-        By the time it is heard of a reading is late, a take's by as long as its commit took: the least late one counts,
-        while it is fresh.
+        Readings are late, a take's by as long as its commit took: the least late one counts, while it is fresh.
         """
         monotonic = self.env.monotonic()
         offset = now - int(monotonic * 1_000_000)
@@ -237,9 +222,7 @@ class StoreHandle:
 
     @property
     def asked_since(self) -> float | None:
-        """Since when the oldest write under way, or the lease's renewal, waits for the store; may be asked from any
-        thread.
-        """
+        """Since when the oldest write or renewal waits for the store; may be asked from any thread."""
         commits, lease = self._commits, self._lease
         asked = (commits.asked_since if commits is not None else None, lease.asked_since if lease is not None else None)
         return min((one for one in asked if one is not None), default=None)
@@ -260,9 +243,7 @@ class StoreHandle:
             self._commits.hurry(within_sec)
 
     async def close(self) -> None:
-        """End the lease, if one was opened; what is still claimed under it goes back at the next sweep of any
-        process.
-        """
+        """End the lease, if one was opened; what it holds goes back at the next sweep of any process."""
         lease, self._lease = self._lease, None
         if lease is not None:
             await lease.close()

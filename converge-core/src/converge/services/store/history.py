@@ -15,8 +15,7 @@ ROLLED_BACK = (
 class History:
     """What every write of the process is compared with, those of its lease's thread included.
 
-    Loop and thread share it without a lock: the worst that can come of it is that `greatest` falls back to another
-    revision that was seen.
+    Loop and thread share it without a lock: at worst `greatest` falls back to another revision that was seen.
     """
 
     __slots__ = ("epoch", "greatest", "is_rolled_back")
@@ -38,9 +37,7 @@ class History:
         self.greatest = max(self.greatest, revision)
 
     def check(self, answers: Iterable[object], floor: int) -> None:
-        """Find another history: another epoch, or a revision that is not above `floor`, the greatest that was seen
-        before the call began.
-        """
+        """Find another history: another epoch, or a revision not above `floor`, the greatest before the call."""
         key, last = self.epoch[0], None
         for answer in answers:
             if answer is last:

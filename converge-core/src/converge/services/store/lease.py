@@ -1,5 +1,4 @@
-"""The process's lease: opened with one write, renewed with one write on a thread and a connection of its own, ended
-with one write.
+"""The process's lease: opened and ended with one write, renewed with one write on a thread and connection of its own.
 
 The only liveness there is: claims, descriptors and memberships name it and end with it. It runs on store time; this
 process measures what is left of it on its monotonic clock, from before each renewal was sent.
@@ -35,9 +34,7 @@ CLOSE_SEC = 1.5
 """How long closing may take; what is not ended then ends by itself."""
 
 ANSWER_PART, LOOK_PART = 1 / 4, 1 / 8
-"""The parts of a lease that a renewal, and a look at what became of it, wait for an answer: after both there is time
-for another try.
-"""
+"""The parts of a lease that a renewal, and a look at what became of it, may take: then another try has time."""
 
 BLOCKED_SEC = 2.0
 """A loop that has not run for so long, or for a third of the lease, is logged with its stack."""
@@ -49,15 +46,12 @@ STARTING = "starting"
 """What a node's lease says of it until its node has looked at its own health."""
 
 TOUCHES = 10
-"""How often a write of the lease's own keys is tried again: only a call of this process, still on its way, can be
-first.
-"""
+"""How often a write of the lease's own keys is tried again: only a call of this process can be first."""
 
 
 @attrs.frozen(kw_only=True)
 class LeaseSettings:
-    """`lease_sec`: how long a process may be away before its work goes back. `stall_sec`: how long its event loop may
-    be blocked.
+    """`lease_sec`: how long a process may be away before its work goes back. `stall_sec`: its event loop.
 
     `node_key` and `endpoints` stand in the lease's record, for readers.
     """
@@ -70,9 +64,7 @@ class LeaseSettings:
 
 
 class Lease:
-    """This process's lease on one store. `check_alive`, `remaining_sec` and `beat` may be called at any time from the
-    loop that opened it.
-    """
+    """This process's lease on one store. Its methods may be called at any time from the loop that opened it."""
 
     def __init__(
         self, store: Store, commits: Commits, env: Env, settings: LeaseSettings, outage: Outage | None = None
@@ -101,9 +93,7 @@ class Lease:
 
     @property
     def channel(self) -> str:
-        """Woken by who cancels a claim of this lease, and by each renewal: a holder that does not hear its own renewals
-        is deaf.
-        """
+        """Woken by who cancels a claim of this lease, and by each renewal: who does not hear its own is deaf."""
         return f"lease.{self.id.hex()}"
 
     def check(self) -> Check:
@@ -120,8 +110,7 @@ class Lease:
             raise LeaseEnded(self.id.hex())
 
     async def check_not_ended(self, conflict: Conflict) -> None:
-        """Raise if the lease has ended, where the conflict names it; it may also have been touched since the batch was
-        made: then try again.
+        """Raise if the lease has ended, where the conflict names it; else it was touched meanwhile: then try again.
 
         Raises:
             LeaseEnded: Somebody has ended it.
@@ -189,8 +178,7 @@ class Lease:
         raise StoreBusy(f"the store's clock was moved {TOUCHES} times while a lease was opened; try again")
 
     async def touch(self) -> None:
-        """Put the lease's key again, so that every take still in flight with the old revision conflicts (settling an
-        unknown one).
+        """Put the lease's key again, so that every take still in flight with the old revision conflicts.
 
         Raises:
             LeaseEnded: It has.
@@ -214,9 +202,7 @@ class Lease:
         await self.touch()
 
     async def _read(self) -> Entry:
-        """Read the lease's key: only this process writes it, so the revision found is its own, also of a touch that was
-        never answered.
-        """
+        """Read the lease's key: only this process writes it, so its revision is ours, even of an unanswered touch."""
         (entry,) = await self._store.get([LEASE(self.id)])
         if entry is None:
             self._ended = self._ended or "it was ended in the store"
@@ -229,9 +215,7 @@ class Lease:
         return entry
 
     def abandon(self) -> None:
-        """Stop renewing and tell nobody, as a process that dies does: the lease ends by itself. For tests of what
-        others do then.
-        """
+        """Stop renewing and tell nobody, as a process that dies: for tests of what others do then."""
         self._stopping.set()
 
     def give_up(self, why: str) -> None:
@@ -270,9 +254,7 @@ class Lease:
             self._ended = "its renewal died"
 
     async def _renew_until_stopped(self) -> None:
-        """Renew on a connection of its own; one that the store refuses is opened again, since the lease has most of its
-        time still.
-        """
+        """Renew on a connection of its own; one that the store refuses is opened again, since there is time."""
         began = self._env.monotonic()
         while not self._stopping.is_set() and self._ended is None:
             try:
@@ -297,9 +279,7 @@ class Lease:
         return max(0.02, self.settings.lease_sec / 15)
 
     def _wait(self, seconds: float) -> bool:
-        """Wait for the next renewal; return whether there is none. Meanwhile look whether the loop runs: most blocks
-        are shorter than a renewal.
-        """
+        """Wait for the next renewal; return whether there is none. Look meanwhile whether the loop runs."""
         while seconds > 0:
             if self._stopping.wait(min(seconds, LOOK_SEC)):
                 return True

@@ -119,9 +119,8 @@ def check_loop(name: str, features: frozenset[Feature]) -> None:
     Raises:
         Unsupported: Its driver runs on asyncio only, and this is another.
     """
-    loop = anyio.get_cancelled_exc_class().__module__.partition(".")[
-        0
-    ]  # anyio tells the loop by nothing else that is public
+    # anyio tells the loop by nothing else that is public.
+    loop = anyio.get_cancelled_exc_class().__module__.partition(".")[0]
     if Feature.ASYNCIO_ONLY in features and loop != "asyncio":
         raise Unsupported(
             f'"{name}" runs on asyncio only, and this event loop is {loop}; use asyncio, or another backend'

@@ -11,9 +11,7 @@ from converge.errors import StoreReplaced
 log = logging.getLogger("converge.store")
 
 LOG_AGAIN_SEC = 10.0
-"""A failure so soon after a recovery is the same outage (a full disk refuses writes and answers reads): it is told only
-if it lasts.
-"""
+"""A failure so soon after a recovery is the same outage (a full disk still answers reads): told only if it lasts."""
 
 
 BEGINS, ENDS = "the store does not do what it is asked; what needs it waits", "the store works again"
@@ -22,7 +20,6 @@ DEAF, HEARS = "the store's wake-ups do not arrive; it is polled until they do", 
 
 class Outage:
     """Collects how calls of the store go, each caller under a name of its own; from any thread.
-
 
     One outage stops claims, sweeps, renewals and discovery at once: each would write a line for each try.
     """

@@ -10,16 +10,13 @@ from converge.contracts.store import LIMITS, Entry, Key, Prefix, Range, Rest, St
 T = TypeVar("T")
 
 UNMOVED_PAGES = 10
-"""Pages that one call looks through for something to move: what cannot be moved, or read, stays, and may fill whole
-pages.
-"""
+"""Pages that one call looks through for something to move: what cannot be moved may fill whole pages."""
 
 
 class Pages:
     """Iterates over the entries under a prefix, a page at a time; no page is empty.
 
-    It is no generator: whoever leaves the loop early has nothing to close, and a page whose scan failed can be asked
-    for again.
+    It is no generator: whoever leaves early has nothing to close, and a page that failed can be asked for again.
 
     Attributes:
         after: The rest of the last key that was read; None before the first page.

@@ -45,9 +45,7 @@ from converge.services.tasks.torn import put_away
 log = logging.getLogger("converge.claims")
 
 FROM_START_EVERY = 8
-"""How often a take looks from the start of its lanes, not from the head seen last: what came back with a smaller rank
-is found then.
-"""
+"""How often a take looks from the start of its lanes, not from the head seen last: smaller ranks may be back."""
 
 LEASE_WAS_LOST = "its process lost its lease while it was being claimed"
 """Why a claim goes back that nobody has begun."""
@@ -89,9 +87,8 @@ class Claims:
         self._handle = handle
         self._lanes: dict[bytes, _LaneSeen] = {}
         self._checks: dict[str, Check] = {}
-        self._admitted: dict[
-            str, tuple[int, frozenset[str]]
-        ] = {}  # pool: the revision at which these agents were seen to be members
+        # Pool: the revision at which these agents were seen to be members.
+        self._admitted: dict[str, tuple[int, frozenset[str]]] = {}
         self.paused: frozenset[str] = frozenset()
         """Those of the pools that were seen to be paused."""
         self._takes = 0
@@ -178,9 +175,7 @@ class Claims:
         return any(lane.head is not None for lane in self._lanes.values())
 
     def assume_ready(self) -> bool:
-        """Make the next take ask every known lane from its start, without a look first; return whether any lane is
-        known.
-        """
+        """Make the next take ask every known lane from its start; return whether any lane is known."""
         for lane in self._lanes.values():
             lane.head = _FIRST
         self._takes = 0
@@ -188,9 +183,7 @@ class Claims:
 
     @property
     def channels(self) -> list[str]:
-        """What to watch: the lanes that are eligible, the news of others that would be, and what is done to the
-        pools.
-        """
+        """What to watch: the eligible lanes, the news of others that would be, and what is done to the pools."""
         return [f"lane.{lane.hex()}" for lane in self._lanes] + self._steady_channels
 
     @property
@@ -253,7 +246,6 @@ class Claims:
     async def put_unread_away(self) -> None:
         """Set aside claims that cannot be read, and release those of a newer format: neither may stay held.
 
-
         Raises:
             StoreError: As `Store.commit`; they are tried again by the next call.
         """
@@ -269,7 +261,6 @@ class Claims:
 
     async def refused(self, conflict: Conflict) -> None:
         """Handle a take whose checks failed: read the pools again, or find that the lease has ended.
-
 
         Raises:
             LeaseEnded: It has.
@@ -300,7 +291,6 @@ async def turn(
     """Commit and take as `Commits.turn` does. A take whose answer was lost, or whose caller was cancelled, is noted in
     the handle: `settle_takes` before anybody takes again.
 
-
     Raises: As `Commits.turn`.
     """
     commits = await handle.commits()
@@ -315,8 +305,7 @@ async def turn(
 
 
 async def settle_takes(handle: StoreHandle) -> None:
-    """Make sure that the takes whose answers were lost hold nothing, and never will: what they took is released,
-    uncounted.
+    """Make sure that the takes whose answers were lost hold nothing, and never will: that is released, uncounted.
 
     What they hold under a lease that has ended is the reaper's.
 

@@ -57,8 +57,7 @@ class Census:
 async def census(store: Store, pool_ids: Sequence[str]) -> dict[str, Census]:
     """Count the tasks of the pools; one that moves meanwhile may count twice or not at all.
 
-    What is ready or done is counted by the store. What is later or held is read, a page at a time: its keys do not tell
-    the pool.
+    What is ready or done is counted by the store; what is later or held is read: its keys do not tell the pool.
     """
     found = await live(store, pool_ids)
     for pool_id in pool_ids:
@@ -86,9 +85,7 @@ async def live(store: Store, pool_ids: Sequence[str]) -> dict[str, Census]:
 
 
 async def _later(store: Store, pool_of: dict[str, str]) -> tuple[dict[str, int], dict[str, int]]:
-    """Count by pool what is not due, and what is parked; a lane may have been closed while its tasks wait, so those of
-    an unknown one are looked up.
-    """
+    """Count by pool what is not due, and what is parked; tasks of an unknown lane, closed since, are looked up."""
     later: dict[str, int] = {}
     parked: dict[str, int] = {}
     async for page in Pages(store, LATER()):

@@ -46,9 +46,7 @@ class Finishes:
         self._around = Around(Pool(id=""))  # of the pool of the last finish that was planned
 
     def plan(self, found: Found, event: Event, now: int) -> tuple[Batch, Channel] | None:
-        """Return the batch and the channel to wake, where nothing must be read first; None where something must: then
-        use `finish`.
-        """
+        """Return the batch and the channel to wake; None where something must be read first: then use `finish`."""
         spec, kind = found.spec, type(event)
         seen = self._handle.pools.get(spec.pool)
         if kind is Parked:
@@ -132,9 +130,7 @@ class Finishes:
         return answers
 
     async def _end_together(self, claims: Sequence[tuple[Found, Event]]) -> list[bool]:
-        """Try each once, all in one commit; return which have ended. What is wrong with one is found when it is tried
-        by itself.
-        """
+        """Try each once, all in one commit; return which have ended. The others are to be tried by themselves."""
         try:
             arounds = await look_around_all(
                 self._handle,

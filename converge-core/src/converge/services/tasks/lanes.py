@@ -1,6 +1,5 @@
 """The life of lanes: one that stays empty is closed, so that a pool's 1,024 serve the kinds of tasks that it has now.
 
-
 A lane is put again as closing, seen to be empty, and deleted at that revision. Whoever puts a `ready` key checks the
 lane's revision in the same
 step: from the moment at which it is closing they conflict, and open it again, so no task is ever left in a lane that
@@ -101,9 +100,7 @@ async def make_room(handle: StoreHandle, pool_id: str) -> int:
 
 
 async def close_lane(handle: StoreHandle, entry: Entry) -> bool:
-    """Close the lane that was read as `entry`, if it is still empty and nobody has changed it; return whether it is
-    gone.
-    """
+    """Close the lane that was read as `entry`, if it is empty and unchanged; return whether it is gone."""
     try:
         lane = decode(entry.value, Lane, "lane")
     except (TornRecord, SchemaTooNew) as error:

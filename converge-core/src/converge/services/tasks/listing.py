@@ -47,9 +47,7 @@ Visit = Callable[[Sequence[Task]], bool]
 
 
 async def visit_tasks(store: Store, state: TaskState | None, pool_id: str | None, visit: Visit) -> None:
-    """Show the visitor all tasks in that state (None: any, the live ones first), of that pool (None: all), as
-    `list_tasks` does.
-    """
+    """Show the visitor all tasks in that state (None: any), of that pool (None: all), as `list_tasks` does."""
     async with aclosing(_prefixes(store, state, pool_id)) as prefixes:
         async for prefix in prefixes:
             if not await _visit_under(store, prefix, state, pool_id, visit):
@@ -57,9 +55,7 @@ async def visit_tasks(store: Store, state: TaskState | None, pool_id: str | None
 
 
 async def _prefixes(store: Store, state: TaskState | None, pool_id: str | None) -> AsyncGenerator[Key, None]:
-    """Yield where ids of tasks in that state stand; it iterates no other generator, so that to close it leaves none
-    open.
-    """
+    """Yield where ids of tasks in that state stand; it iterates no other generator, which it would leave open."""
     pools = [pool_id] if pool_id is not None else [entry.key[1] for entry in await read_all(store, POOL())]
     if state in (None, TaskState.ASSIGNED):
         for lease in await lease_ids(store):

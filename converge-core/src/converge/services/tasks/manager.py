@@ -54,9 +54,7 @@ CLAIMERS = 1_000
 """Of how many claimers the lanes are remembered, for a poll interval."""
 
 SETTLE_SEC = 5.0
-"""How long a claim that is cancelled takes to hand back what it may have taken; after that it goes back with the
-lease.
-"""
+"""How long a cancelled claim may take to hand back what it took; after that it goes back with the lease."""
 
 log = logging.getLogger("converge.claims")
 
@@ -76,9 +74,8 @@ class TaskManager:
         self._results = Results(self._handle, poll_sec)
         self._finishes = Finishes(self._handle)
         self._claims: dict[tuple[str, tuple[str, ...], Claimer], Claims] = {}
-        self._held: dict[
-            bytes, tuple[Found, str]
-        ] = {}  # task id: the claim that this manager holds, and for which agent
+        # Task id: the claim that this manager holds, and for which agent.
+        self._held: dict[bytes, tuple[Found, str]] = {}
         self._sweep = Sweep(self._handle)
         self._poll_sec = poll_sec
         self._sweep_due = float("-inf")
@@ -116,8 +113,7 @@ class TaskManager:
         *,
         timeout: float | None = None,
     ) -> list[Task]:
-        """Claim up to `limit` ready tasks that the agent may take, best rank first and at most 450; an empty list
-        if there are none now.
+        """Claim up to `limit` ready tasks that the agent may take, best rank first and at most 450; or none.
 
         The claims live as long as this process's lease, which the first claim opens.
 
@@ -160,7 +156,6 @@ class TaskManager:
     async def complete(self, task: Task, result: Any = None, *, timeout: float | None = None) -> None:
         """End the claim: the task is COMPLETED with this result. Idempotent.
 
-
         Raises:
             StaleClaim: The claim is not current; nothing was changed.
             InvalidValue: The result is not plain data.
@@ -171,8 +166,7 @@ class TaskManager:
     async def fail(
         self, task: Task, error: str, *, retry: bool = True, after: float | None = None, timeout: float | None = None
     ) -> None:
-        """End the attempt: the task is retried after a while, or FAILED if its attempts are used up or `retry` is
-        False.
+        """End the attempt: the task is retried after a while, or FAILED if that was the last, or not `retry`.
 
         Args:
             after: Seconds until it is retried, at most 24 hours; None: the task's own delay.
@@ -190,7 +184,6 @@ class TaskManager:
     @timed
     async def release(self, task: Task, why: str = "", *, timeout: float | None = None) -> None:
         """Release the claim: the task is ready again at once, and no attempt is counted.
-
 
         Raises:
             StaleClaim: The claim is not current; nothing was changed.
@@ -212,8 +205,7 @@ class TaskManager:
 
     @timed
     async def cancel(self, task_id: str, *, by: str = "", why: str = "", timeout: float | None = None) -> bool:
-        """Cancel the task unless it is terminal; return whether it was cancelled by this call. A running handler is
-        told.
+        """Cancel the task unless it is terminal; return whether this call did. A running handler is told.
 
         Raises:
             NoSuchTask: There is none.
@@ -240,9 +232,7 @@ class TaskManager:
 
     @timed
     async def retry(self, task_id: str, *, timeout: float | None = None) -> str:
-        """Submit a copy of a task that failed or was cancelled; return the copy's id. Idempotent while the copy is
-        kept.
-
+        """Submit a copy of a task that failed or was cancelled; return its id. Idempotent while it is kept.
 
         One that cannot be read and was set aside is retried as far as its specification is whole, and removed. The copy
         is linked to its task by `trace["retry_of"]`, has no dedup key, and no deadline that has passed.
@@ -317,9 +307,7 @@ class TaskManager:
         raise ResultTimeout(task_id, timeout or 0.0)
 
     async def _lease_has_ended(self) -> None:
-        """Forget what was held under leases that ended before; what nobody has taken back yet of this one may still be
-        finished (G6).
-        """
+        """Forget what was held under leases that ended before; this one's may still be finished (G6)."""
         lease = self._handle.lease_opened
         if lease is not None:
             self._held = {
@@ -330,9 +318,7 @@ class TaskManager:
         await self._handle.let_go()
 
     def _claims_of(self, agent_id: str, pools: tuple[str, ...], claimer: Claimer, *, is_due: bool) -> Claims:
-        """Return the claims of such a claimer, looking at the lanes anew after a poll interval: new lanes are found
-        beside busy ones.
-        """
+        """Return the claims of such a claimer; after a poll interval they look anew, and find new lanes."""
         if is_due or len(self._claims) > CLAIMERS:
             self._claims.clear()
         key = (agent_id, pools, claimer)

@@ -42,8 +42,7 @@ async def purge(
     *,
     is_dry_run: bool,
 ) -> AsyncGenerator[Purged, None]:
-    """Remove ended tasks of the pools, with their dedup keys: all in these states that ended before that store time
-    (None: whenever).
+    """Remove ended tasks of the pools, with their dedup keys: in these states, ended before then (None: all).
 
     One that cannot be read stays. To purge again after a failure is safe.
 
@@ -61,9 +60,7 @@ async def purge(
 
 
 async def _ended_before(handle: StoreHandle, page: Sequence[Entry], moment: int) -> list[Entry]:
-    """Return the entries of the page whose task ended before the moment. Keys do not show it: pools keep tasks for
-    different times.
-    """
+    """Return the entries of the page whose task ended before the moment, which keys do not show."""
     records = await handle.store.get([STATE(entry.key[4]) for entry in page]) if page else ()
     return [
         entry for entry, record in zip(page, records, strict=True) if record is not None and _finished(record) < moment

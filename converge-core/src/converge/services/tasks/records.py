@@ -117,9 +117,7 @@ def _digest(task: Task, kind: Kind, inputs: bytes) -> str:
 
 
 def is_same_task(task: Task, spec: Spec, stored: Spec) -> bool:
-    """Return whether the task, whose specification is `spec`, equals what was stored: the same id then means the same
-    task.
-    """
+    """Return whether the task, whose specification is `spec`, equals what was stored under the same id."""
     if (spec.pool, spec.lane, spec.dedup_key, spec.ordering_key) != (
         stored.pool,
         stored.lane,

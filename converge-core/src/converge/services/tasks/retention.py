@@ -32,9 +32,7 @@ FEW = 10
 """Ended tasks that are removed in one call from a store that is full."""
 
 UNREADABLE_PAGES = 10
-"""Pages that one call looks through for a task that can be removed: those that cannot be read stay, and may fill whole
-pages.
-"""
+"""Pages that one call looks through for a task to remove: those that cannot be read may fill whole pages."""
 
 _RecordT = TypeVar("_RecordT")
 
@@ -46,9 +44,7 @@ COUNT_SHARE = 20.0
 
 
 class Retention:
-    """Removes old tasks of one store. Each removal checks the key that says when it is due, so two processes may do it
-    at the same time.
-    """
+    """Removes old tasks of one store. Each removal checks the key that says when, so two processes may do it."""
 
     def __init__(self, handle: StoreHandle) -> None:
         self._handle = handle
@@ -150,9 +146,7 @@ class Retention:
         return 0
 
     async def remove(self, old: Sequence[Entry]) -> int:
-        """Remove the ended tasks of these keys, with all that belongs to them; return how many. One that cannot be read
-        stays, and is logged.
-        """
+        """Remove the ended tasks of these keys; return how many. One that cannot be read stays, and is logged."""
         ids = [entry.key[4] for entry in old]
         records = await get_all(self._handle.store, [family(id_) for id_ in ids for family in (TASK, KEPT)])
         batches = []

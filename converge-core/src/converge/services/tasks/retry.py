@@ -36,9 +36,7 @@ def retry_id(id_: bytes, finished: int) -> bytes:
 
 
 def retry_of(task: Task, copy_id: str, now: datetime) -> Task:
-    """Return what to submit: the task as it was, without its dedup key (it is still the task's) and without a deadline
-    that has passed.
-    """
+    """Return what to submit: the task without its dedup key (it still has it) and without a passed deadline."""
     not_before = task.not_before if task.not_before is not None and task.not_before > now else None
     return Task(
         id=copy_id,

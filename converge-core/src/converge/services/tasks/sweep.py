@@ -1,6 +1,4 @@
-"""The sweep: ends passed leases, puts their work back, moves due tasks, fails late ones and removes old ones, a page at
-a time.
-"""
+"""The sweep: ends passed leases, puts work back, moves due tasks, fails late ones, removes old ones, page by page."""
 
 from __future__ import annotations
 
@@ -30,25 +28,19 @@ from converge.services.tasks.torn import log_once, set_aside
 log = logging.getLogger("converge.sweep")
 
 SWEPT_TOGETHER = 200
-"""Claims, or tasks, of one page: a step of this size stalls others by a few milliseconds at most, and ten thousand take
-no longer in all.
-"""
+"""Claims, or tasks, of one page: its step stalls others by a few milliseconds at most, and larger gain nothing."""
 
 WRITTEN_TOGETHER = 25
 """Tasks of a page that one call writes: whoever else uses the store waits for no more of them at a time."""
 
 LEASES_LOOKED_AT = 64
-"""Up to so many leases each process looks at all of them in each page; of more, processes take turns at random, so that
-about 64 look at a time.
-"""
+"""Up to so many leases each process looks at all in each page; of more, about 64 look at a time, by chance."""
 
 SELDOM_SEC = 5.0
 """How often, about, lanes and what is old are looked at where nothing was found: nobody waits for that."""
 
 YIELD_SEC = 0.5
-"""How long a process leaves to another what that one was faster at: most of a page was done when it came to write
-it.
-"""
+"""How long a process leaves to another what that one was faster at, as most of a page then is."""
 
 YIELD_LEAST = 8
 """A page must have been this long for that: of two that each look for one task, one always loses."""
@@ -69,8 +61,7 @@ class Chore(Protocol):
 class Sweep:
     """Sweeps one store. Every page is safe beside the same page of another process: each step checks what it found.
 
-    What has come due is decided by store time as the store says it, not by this process's estimate, which may be a
-    little behind.
+    What has come due is decided by the store's own time, not by this process's estimate, which may be behind.
     """
 
     def __init__(self, handle: StoreHandle, chores: Sequence[Chore] = ()) -> None:
@@ -94,7 +85,6 @@ class Sweep:
     async def paced_page(self) -> int:
         """Do one page of what a glance shows to be due, leaving to another process what that one is at; return as
         `page` does. An idle store costs one scan, and the clock.
-
 
         An idle store costs one scan, and the clock.
         """
@@ -163,19 +153,13 @@ class Sweep:
 
     async def _put_back_of(self, dead: Entry) -> int:
         async def back(page: Sequence[Entry]) -> int:
-            return await self._step_all(
-                [(c.key[3], c) for c in page],
-                LeaseEnded(),
-                page[0].key[:2],
-            )
+            return await self._step_all([(c.key[3], c) for c in page], LeaseEnded(), page[0].key[:2])
 
         moved, is_empty = await self._move_some(HELD(dead.key[1]), None, back)
         return await self._bury(dead) if is_empty else moved
 
     async def _bury(self, dead: Entry) -> int:
-        """Remove what else names a dead lease; its own key goes last, so that a killed sweep is resumed by any
-        other.
-        """
+        """Remove what else names a dead lease, its own key last, so that any other resumes a killed sweep."""
         store, lease = self._handle.store, dead.key[1]
         commits = await self._handle.commits()
         pages = await store.scan([Range(family(lease), None, SWEPT_TOGETHER) for family in (AGENT, NOTICE, JOINED)])
@@ -214,9 +198,7 @@ class Sweep:
     async def _move_some(
         self, prefix: Key, until: int | None, move: Callable[[Sequence[Entry]], Awaitable[int]]
     ) -> tuple[int, bool]:
-        """Move the first page in which there is something to move, of the keys whose first number is at most `until`;
-        return whether there are none.
-        """
+        """Move the first page with something to move, of keys whose first number is at most `until`; True: none is."""
         pages = Pages(self._handle.store, prefix, size=SWEPT_TOGETHER)
         for number in range(UNMOVED_PAGES):
             page = await pages.read()
@@ -366,9 +348,7 @@ def _is_over(record: _Record | None) -> bool:
 
 
 def _number(entry: Entry) -> int:
-    """Return the moment of an entry; 0, long ago, where it cannot be read, so that nothing unreadable keeps work from
-    going back.
-    """
+    """Return the moment of an entry; 0, long ago, where it cannot be read, so that it keeps no work back."""
     return moment_or(entry.value, 0)
 
 

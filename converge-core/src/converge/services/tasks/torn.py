@@ -26,7 +26,6 @@ async def set_aside(handle: StoreHandle, key: Key, revision: int, id_: bytes, er
     """Set aside a task that cannot be read, with its place, for an operator; if it was the active one of an ordering
     key, free the next. Return whether this call did it.
 
-
     Raises:
         StoreError: As `Store.commit`; nothing was changed, or that is not known.
     """
@@ -102,7 +101,6 @@ async def hand_back_newer(handle: StoreHandle, key: Key, revision: int, id_: byt
     """Release a claim whose record is of a newer format, uncounted, and leave its lane to processes that read it;
     return whether it was released. One whose lane cannot be known goes back with the lease.
 
-
     Raises:
         StoreError: As `Store.commit`; nothing was changed, or that is not known.
     """
@@ -129,8 +127,6 @@ def log_once(handle: StoreHandle, what: str, error: StoreError) -> None:
 
 async def put_away(handle: StoreHandle, key: Key, revision: int, id_: bytes, error: StoreError) -> bool:
     """Set aside a claim that cannot be read, or leave it to a newer release.
-
-
 
     Raises:
         StoreError: As `Store.commit`.

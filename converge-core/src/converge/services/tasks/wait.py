@@ -20,9 +20,7 @@ from converge.services.store.watching import watch_always
 log = logging.getLogger("converge.results")
 
 SOON_SEC, SLOWER = 0.02, 1.5
-"""The first pause of one who waits for what another process submitted, and how much longer each later one is, up to a
-poll interval.
-"""
+"""The first pause of one who waits for another process's task, and how much longer each later one is."""
 
 
 class _Waiter:
@@ -34,9 +32,7 @@ class _Waiter:
 
 
 class Results:
-    """Tells waiters when their tasks are terminal. One of the waiters leads: it watches for all, and hands over when it
-    leaves.
-    """
+    """Tells waiters when their tasks are terminal. One of them leads: it watches for all until it leaves."""
 
     def __init__(self, handle: StoreHandle, poll_sec: float) -> None:
         self._handle = handle

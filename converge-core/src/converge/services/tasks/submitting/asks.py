@@ -34,9 +34,7 @@ Group = tuple[list[Ask], KeySeen | None]
 def ordered_batch(
     group: Sequence[Ask], lanes: Mapping[Key, Check], key: KeySeen | None, now: int, opens: Mapping[Key, Check] = {}
 ) -> Batch:
-    """Return the batch that stores tasks of one ordering key, in their order; `key` is its row, if it is there. `lanes`
-    are open, the others it opens.
-    """
+    """Return the batch that stores tasks of one ordering key, in order; `key` is its row, `lanes` are open."""
     checks: dict[Key, int] = {}
     puts: dict[Key, bytes] = {}
     for ask in group:
