@@ -15,7 +15,7 @@ from converge.ids import id_bytes, id_text, uuid7
 from converge.machines.durable import Step
 from converge.machines.events import Cancelled
 from converge.machines.lane import LANES
-from converge.machines.task import TaskState
+from converge.machines.task import LaneSeen, TaskState
 from converge.model.keys import CHILD, ENDED, LANE, OUTBOX
 from converge.model.task import DURABLE, Ended, Spec, State, Task
 from converge.model.working import Child, Spawnable
@@ -50,31 +50,36 @@ class Family:
         handle = self._ledger.handle
         now = await handle.now()
         id_ = uuid7(now, handle.env.entropy(6), int.from_bytes(handle.env.entropy(6), "big"))
-        spec = await self._ledger.patiently(lambda: self._spec(task, now))
+        spec, lane = await self._ledger.patiently(lambda: self._spec(task, now))
         step = await self._ledger.step(encode(id_text(id_)))
         if spec.pool != self._ledger.found.spec.pool or spec.ordering_key is not None:
             await self._through_outbox(label, step, id_, spec)
         else:
-            await self._in_own_batch(label, step, id_, spec, now)
+            await self._in_own_batch(label, step, id_, spec, lane, now)
         return Child(id=id_text(id_), name=label[1:])
 
-    async def _spec(self, task: Task, now: int) -> Spec:
+    async def _spec(self, task: Task, now: int) -> tuple[Spec, LaneSeen | None]:
+        """Return the specification of a child, and its lane where there is one.
+
+        Raises:
+            TooManyLanes: There is no room for its lane.
+        """
         handle = self._ledger.handle
         pool = (await handle.pool(task.pool_id)).pool
         spec = to_spec(task, pool, now, "", kind_of(task, pool.id))
         check_deadline(task, spec)
-        key = LANE(pool.id, bytes.fromhex(spec.lane))
-        lane, count = (await handle.store.get([key]))[0], 0
-        if lane is None:
-            (count,) = await handle.store.count([LANE(pool.id)])
-        if count >= LANES:
+        lane = (await lanes_seen(handle, [spec])).of(spec)
+        if lane is None and (await handle.store.count([LANE(pool.id)]))[0] >= LANES:
             raise TooManyLanes(pool.id, LANES)
-        return msgspec.structs.replace(spec, parent=self._ledger.id.hex(), v=DURABLE)
+        return msgspec.structs.replace(spec, parent=self._ledger.id.hex(), v=DURABLE), lane
 
-    async def _in_own_batch(self, label: str, step: Step, id_: bytes, spec: Spec, now: int) -> None:
+    async def _in_own_batch(
+        self, label: str, step: Step, id_: bytes, spec: Spec, lane: LaneSeen | None, now: int
+    ) -> None:
         handle = self._ledger.handle
-        async for _ in attempts(handle.env):
-            lane = (await self._ledger.patiently(lambda: lanes_seen(handle, [spec]))).of(spec)
+        async for number in attempts(handle.env):
+            if number:
+                lane = (await self._ledger.patiently(lambda: lanes_seen(handle, [spec]))).of(spec)
             batch = submitted(id_, spec, lane, None, now)
             puts: list[Put] = [*batch.puts, (CHILD(self._ledger.id, id_), b"")]
             if spec.due > now:
