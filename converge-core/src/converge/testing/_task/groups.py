@@ -323,10 +323,11 @@ class GroupClauses(TaskCase):
             behind = await one.tasks.submit_many(
                 [attrs.evolve(common, ordering_key=f"{seconds} s", max_attempts=5) for _ in range(2)]
             )
-            claimed = await one.claim(1)
+            plain = await one.tasks.submit(attrs.evolve(common, max_attempts=5, retry_delay_sec=600.0))
+            claimed = {task.id: task for task in await one.claim(10)}
             if await one.store.time() < end:
                 break  # a slow machine needs the later deadline, to claim before it
-        (held,) = claimed
+        held, failing = claimed[behind[0]], claimed[plain]
         await wait_until_store_time(one.store, end)
         await one.sweep_all()
         states = [(await one.tasks.get(task_id)).state for task_id in (waiting, *behind)]
@@ -334,11 +335,12 @@ class GroupClauses(TaskCase):
             "T-12", states, [TaskState.FAILED, TaskState.ASSIGNED, TaskState.FAILED], "the states past the deadline"
         )
         await one.tasks.release(held)
+        await one.tasks.fail(failing, "so")
         expect_equal(
             "T-12",
-            (await one.tasks.get(held.id)).state,
-            TaskState.FAILED,
-            "the state of a task released past its deadline",
+            [(await one.tasks.get(task.id)).state for task in (held, failing)],
+            [TaskState.FAILED] * 2,
+            "the states of tasks that were released and that failed past their deadline",
         )
 
     @pytest.mark.parametrize("refusals", [0, 1, 3])
