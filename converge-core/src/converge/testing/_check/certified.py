@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar
 
 import anyio
@@ -22,6 +22,7 @@ from converge.testing._check.stores import _Checked
 from converge.testing._processes.peers import begin, end, order_of, running
 from converge.testing._store.base import Cut, Opening, StoreCase, commit, committed, get
 from converge.testing.clauses import expect, expect_equal
+from converge.testing.fixtures import wait_until
 
 LOAD_SEC = 60.0
 """How long a commit of the load may take before it counts as hung."""
@@ -160,6 +161,8 @@ class TestCertification(_Checked, StoreCase):
         async with self.loaded(store) as load:
             with refuse():
                 await anyio.sleep(current().suffer_sec)  # refused for as long as the load notices
+                with suppress(AssertionError):  # longer, where this process could not run
+                    await wait_until(lambda: bool(load.refused), timeout=current().near_sec)
                 expect("S-16", bool(load.refused), "no commit was refused, though the server refuses writes")
                 try:
                     await get(store, POOL("0"))
