@@ -14,7 +14,7 @@ from converge.contracts.store import Batch, Key, Store
 from converge.errors import SchemaTooNew, StoreError, TornRecord
 from converge.ids import id_bytes
 from converge.machines.durable import FOREVER, PARKED
-from converge.model.keys import CHILD, CUT, ENDED, KEPT, LATER, OUTBOX, READY, SIGNALS, STATE, TASK, TOLD, TORN
+from converge.model.keys import CHILD, CUT, ENDED, KEPT, LATER, OUTBOX, POOL, READY, SIGNALS, STATE, TASK, TOLD, TORN
 from converge.model.task import DURABLE, Ended, Spec, State, Wait
 from converge.services.durable import children
 from converge.services.durable.durable import Durable
@@ -164,6 +164,16 @@ async def test_a_signal_to_a_task_that_cannot_be_read_takes_no_other_signal_with
         group.start_soon(box.send, Sent(good, "go", b"1", ""))
     assert [type(error) for error in raised] == [TornRecord if spoiled == "torn" else SchemaTooNew]
     assert await store.count([SIGNALS(good), KEPT(good)]) == [1, 1]
+
+
+@pytest.mark.parametrize("spoiled", SPOILED)
+async def test_a_pool_that_cannot_be_read_hides_no_other(
+    store: Store, spoiled: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await PoolManager(store).create_pool(Pool(id="a"))
+    await put(store, (POOL("a"), SPOILED[spoiled]))
+    assert [pool.id for pool in await PoolManager(store).pools()] == ["p"]
+    assert "pool a" in caplog.text
 
 
 async def test_what_is_to_be_carried_out_stops_no_sweep(store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import hmac
+import logging
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import attrs
 
 from converge.codec import decode, decode_id, encode, moment_or
 from converge.contracts.store import ABSENT, LIMITS, Batch, Conflict, Durability, Entry, Key, Store
-from converge.errors import InvalidValue, PoolClosed, StoreBusy, Unsupported
+from converge.errors import InvalidValue, PoolClosed, SchemaTooNew, StoreBusy, TornRecord, Unsupported
 from converge.ids import check_name
 from converge.model.keys import JOINED, MEMBER, POOL
 from converge.model.pool import KEEP_FORMAT, KEEP_GREATEST, Pool
@@ -21,6 +22,8 @@ from converge.services.store.lease import Lease
 from converge.services.store.limits import timed
 from converge.services.store.pages import read_all
 from converge.services.store.patience import PATIENCE_SEC, attempts
+
+log = logging.getLogger("converge.pools")
 
 REMOVED = 500
 """Members that end in one step with their places on the allow-list: three operations each, of a batch's 2,000."""
@@ -79,9 +82,14 @@ class PoolManager:
 
     @timed
     async def pools(self, *, timeout: float | None = None) -> list[Pool]:
-        """Return all pools, by id."""
-        entries = await read_all(self._store, POOL())
-        return [decode(entry.value, Pool, f"pool {entry.key[1]}") for entry in entries]
+        """Return all pools, by id; one that cannot be read is left out, and logged."""
+        pools = []
+        for entry in await read_all(self._store, POOL()):
+            try:
+                pools.append(decode(entry.value, Pool, f"pool {entry.key[1]}"))
+            except (TornRecord, SchemaTooNew) as error:
+                log.error("a pool is left out: %s", error)
+        return pools
 
     @timed
     async def set_paused(self, pool_id: str, *, is_paused: bool, timeout: float | None = None) -> bool:
