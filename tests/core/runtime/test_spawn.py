@@ -11,9 +11,10 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from converge.builtin.memory import MemoryStore
-from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Key, Range
+from converge.contracts.store import LIMITS, Batch, Channel, Committed, Conflict, Entry, Key, Range
 from converge.errors import InvalidValue
 from converge.model.descriptor import DiscoveryQuery
+from converge.model.keys import LEASE
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
 from converge.runtime.network.publishing import SIGNED_TOGETHER
@@ -58,6 +59,30 @@ async def test_two_thousand_agents_cost_the_store_few_calls_and_are_members_and_
         assert len(await node.pools.members("p")) == 2_001
         found = await node.discovery.query(DiscoveryQuery(pool_id="p"), refresh_from_store=True)
         assert {one.id for one in agents} < {one.id for one in found}
+
+
+class Touched(Counted):
+    """Has the lease written again just before many join."""
+
+    is_untouched = True
+
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        if len(batches) == LIMITS.batches and self.is_untouched:
+            self.is_untouched = False
+            ((lease,),) = await super().scan([Range(LEASE(), None, 1)])
+            await super().commit([Batch([], [(lease.key, lease.value)])])
+        return await super().commit(batches, wake=wake)
+
+
+async def test_a_lease_that_is_written_while_many_join_is_looked_at_once() -> None:
+    store = Touched()
+    async with Node(store=store, poll_sec=10.0) as node:
+        before = store.calls
+        await node.spawn(Idle, count=LIMITS.batches, pool="p")
+        assert not store.is_untouched and store.calls - before <= 100
+        assert len(await node.pools.members("p")) == LIMITS.batches
 
 
 async def test_others_run_while_many_agents_start() -> None:

@@ -196,7 +196,7 @@ class PoolManager:
 
     async def _join(self, agent_ids: list[str], seen: PoolSeen, lease: Lease, is_new: dict[str, bool]) -> list[str]:
         """Try each once; return those that must be tried again."""
-        pool_id, again = seen.pool.id, []
+        pool_id, again = seen.pool.id, list[str]()
         commits = await self._handle.commits()
         for at in range(0, len(agent_ids), LIMITS.batches):
             some = agent_ids[at : at + LIMITS.batches]
@@ -215,10 +215,11 @@ class PoolManager:
                 puts = [(MEMBER(pool_id, agent_id), encode(lease.id.hex())), (JOINED(lease.id, pool_id, agent_id), b"")]
                 batches.append(Batch(checks, puts))
                 asked.append(agent_id)
-            for agent_id, outcome in zip(asked, await commits.commit(batches), strict=True):
-                if isinstance(outcome, Conflict):
-                    await lease.check_not_ended(outcome)
-                    again.append(agent_id)
+            outcomes = zip(asked, await commits.commit(batches), strict=True)
+            refused = {agent_id: outcome for agent_id, outcome in outcomes if isinstance(outcome, Conflict)}
+            if refused:  # one look at the lease, however many name it
+                await lease.check_not_ended(Conflict(tuple({key for one in refused.values() for key in one.keys})))
+            again += refused
         return again
 
     @timed
