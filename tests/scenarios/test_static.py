@@ -16,7 +16,7 @@ from converge.model.descriptor import open_descriptor, sign_descriptor
 from converge.testing.fixtures import wait_until
 
 POLL_SEC = 0.05
-PATIENCE_SEC = 10.0
+PATIENCE_SEC = 60.0
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])

@@ -124,7 +124,7 @@ HEAD = "from converge.contracts.commands import Command\nfrom converge.hookspecs
         ("['no command']", PluginBroken, "returned str, expected Command"),
         ("[Command(name='Bad Name', run=run, help='x')]", PluginBroken, "not a name"),
         ("[Command(name='a b c', run=run, help='x')]", PluginBroken, "not a name"),
-        ("[Command(name='slow', run=slow, help='x')]", PluginBroken, "no plain function"),
+        ("[Command(name='slow', run=slow, help='x')]", PluginBroken, "not a plain function"),
         ("[Command(name='mute', run=run, help=' ')]", PluginBroken, "no help"),
         ("[Command(name='tasks eat', run=run, help='x')]", PluginDuplicate, "a name of converge-core"),
         ("[Command(name=n, run=run, help='x') for n in ('one', 'one')]", PluginDuplicate, '"one"'),
