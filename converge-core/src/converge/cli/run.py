@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from converge.cli import output
 from converge.cli.failures import DONE, FAILED
 from converge.cli.options import NONE, Common, PoolId, of_setting
+from converge.cli.streams import kept
 from converge.errors import ConfigError, InputError
 from converge.model.task import Task
 from converge.operations.agent_class import agent_class, first_on_path
@@ -95,7 +96,7 @@ def _run_here(settings: Config, wanted: Run, common: Common) -> int:
     from converge.operations import run as main
 
     main.tune_interpreter()
-    with output.progress(settings.pool_id or "tasks", is_wanted=wanted.is_drain) as on_progress:
+    with output.progress(settings.pool_id or "tasks", is_wanted=wanted.is_drain) as on_progress, kept():
         on_note = None if on_progress is None else on_progress.note
         options = {"loop_factory": loop_factory}
         drained, code = anyio.run(main.run, settings, wanted, on_progress, on_note, backend_options=options)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import attrs
 
 from converge.codec import FIRST, decode, encode
 from converge.errors import BadSignature, InvalidValue, SchemaTooNew, TornRecord
-from converge.ids import is_name
+from converge.ids import check_name, is_name
 from converge.model.identity import Identity, agent_id, verify
 
 _TAG = b"converge/desc/v1\0"
@@ -67,18 +67,45 @@ class AgentDescriptor:
             raise ValueError("an endpoint of it is not a URL")
 
 
+def _names(what: str, field: str, names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise InvalidValue(f"query.{field}", names, "a list of names")
+    return tuple(check_name(what, name) for name in names)
+
+
+def _topics(names: Sequence[str]) -> tuple[str, ...]:
+    return _names("topic", "topics", names)
+
+
+def _capabilities(names: Sequence[str]) -> tuple[str, ...]:
+    return _names("capability", "capabilities", names)
+
+
+def _pool_id(name: str | None) -> str | None:
+    return None if name is None else check_name("pool", name)
+
+
+def _limit(limit: int | None) -> int | None:
+    if limit is not None and (type(limit) is not int or limit < 0):
+        raise InvalidValue("query.limit", limit, "a whole number of at least 0, or None for all")
+    return limit
+
+
 @attrs.frozen(kw_only=True)
 class DiscoveryQuery:
     """Which agents: any of the topics, all of the capabilities, in the pool if one is named. Topics match exactly.
 
     Attributes:
         limit: At most so many; None: all.
+
+    Raises:
+        InvalidName, InvalidValue: What is no name, no list of names, or no number.
     """
 
-    topics: Sequence[str] = ()
-    capabilities: Sequence[str] = ()
-    pool_id: str | None = None
-    limit: int | None = None
+    topics: Sequence[str] = attrs.field(default=(), converter=_topics)
+    capabilities: Sequence[str] = attrs.field(default=(), converter=_capabilities)
+    pool_id: str | None = attrs.field(default=None, converter=_pool_id)
+    limit: int | None = attrs.field(default=None, converter=_limit)
 
 
 def network_tag(network: str) -> bytes:

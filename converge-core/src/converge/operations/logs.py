@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -115,7 +116,8 @@ class _Stderr(logging.Handler):
             sys.stderr.write(f"{self.format(record)}\n")
             sys.stderr.flush()
         except Exception:  # logging's own boundary: a line that cannot be written stops no work
-            self.handleError(record)
+            with contextlib.suppress(Exception):  # user code may have closed the stream
+                self.handleError(record)
 
 
 def set_up(log_format: str, log_level: str, secrets: Sequence[str] = ()) -> None:

@@ -1,0 +1,36 @@
+"""Standard output and error as the command had them, whatever user code did to `sys.stdout` and `sys.stderr`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TextIO
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Put both streams back when left: those that were replaced, and, opened anew, those that were closed."""
+    with ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            stack.callback(_put_back, name, getattr(sys, name), _spare(getattr(sys, name)))
+        yield
+
+
+def _spare(stream: TextIO) -> int | None:
+    """Return another descriptor of what the stream writes to; None: it is one in memory."""
+    try:
+        return os.dup(stream.fileno())
+    except OSError:  # io.UnsupportedOperation is one
+        return None
+
+
+def _put_back(name: str, stream: TextIO, spare: int | None) -> None:
+    if spare is None:
+        setattr(sys, name, stream)
+    elif stream.closed:
+        setattr(sys, name, open(spare, "w", encoding=stream.encoding, errors=stream.errors))  # noqa: SIM115  # to the end
+    else:
+        setattr(sys, name, stream)
+        os.close(spare)
