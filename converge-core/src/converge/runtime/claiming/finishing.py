@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from converge.contracts.store import Batch, Channel, Conflict, Turned
 from converge.errors import SchemaTooNew, StaleClaim, StoreError, TornRecord
+from converge.foreign import describe
 from converge.ids import id_text
 from converge.machines.events import Completed, Event, Failed
 from converge.machines.task import Found
@@ -65,7 +66,10 @@ class Finishing:
         plan = Plan([], [], [], set())
         now = await self._handle.now() if ended else 0
         for one in ended:
-            planned = self._finishes.plan(*one, now)
+            try:
+                planned = self._finishes.plan(*one, now)
+            except Exception:  # one that nobody can encode holds up no other
+                planned = None
             if planned is None:
                 plan.slow.append(one)
             else:
@@ -122,9 +126,10 @@ class Finishing:
                 self.waiting.append((found, event))
                 failed = failed or error
             else:
-                log.error("task %s could not be ended: %s", id_text(found.id), error)
-                if isinstance(event, Completed):  # its result cannot be stored; that it failed can
-                    self.waiting.append((found, Failed(f"{type(error).__name__}: {error}", event.by)))
+                why = describe(error)
+                log.error("task %s could not be ended: %s", id_text(found.id), why)
+                if not (isinstance(event, Failed) and event.error == why):  # what came cannot be stored; this can
+                    self.waiting.append((found, Failed(why, getattr(event, "by", ""))))
         if failed is not None:
             raise failed
 

@@ -8,8 +8,6 @@ import anyio
 
 from converge.contracts.store import Batch, Channel, Conflict
 from converge.errors import (
-    ConvergeError,
-    InputError,
     NoSuchTask,
     NotApplied,
     OutcomeUnknown,
@@ -106,23 +104,24 @@ class Finishes:
             f"task {id_text(found.id)}: what stands around it moved for {PATIENCE_SEC:g} s; finish it again"
         )
 
-    async def finish_all(self, claims: Sequence[tuple[Found, Event]]) -> list[ConvergeError | None]:
+    async def finish_all(self, claims: Sequence[tuple[Found, Event]]) -> list[Exception | None]:
         """End the claims in few calls: those of ordering keys, whose successors must be read, and those that are handed
-        back; return of each None, or why it could not be ended, now (`StoreError`) or at all.
+        back; return of each None, or why it could not be ended, now (`StoreError`) or at all. One that nobody can
+        encode holds up no other.
 
         To call it again with the same claims is safe.
         """
-        answers: list[ConvergeError | None] = []
+        answers: list[Exception | None] = []
         for at in range(0, len(claims), FINISHED_TOGETHER):
             some = claims[at : at + FINISHED_TOGETHER]
             are_ended = [False] if len(some) == 1 else await self._end_together(some)
             failed: StoreError | None = None
             for (found, event), is_ended in zip(some, are_ended, strict=True):
-                answer: ConvergeError | None = failed
+                answer: Exception | None = failed
                 if not is_ended and failed is None:
                     try:
                         await self.finish(found, event)
-                    except ConvergeError as error:
+                    except Exception as error:
                         answer = error
                         if isinstance(error, StoreUnavailable | OutcomeUnknown):
                             failed = error  # the store is away: the others need not wait for it, one by one
@@ -148,8 +147,8 @@ class Finishes:
                 self._note_due(batch)
                 channels |= wakes(found, around, is_ready=isinstance(event, GOES_BACK))
             outcomes = await (await self._handle.commits()).commit([batch for *_, batch in steps], wake=channels)
-        except (StoreError, InputError):
-            return [False] * len(claims)  # each is sent again by itself, which is safe
+        except Exception:
+            return [False] * len(claims)  # each is sent again by itself, which is safe, and tells whose fault it was
         ended = {
             (found.id, found.place)
             for (found, *_), outcome in zip(steps, outcomes, strict=True)
