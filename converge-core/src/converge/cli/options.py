@@ -84,7 +84,9 @@ class Common:
             # What shows only where it is looked up is told beside it: else it would be the next thing to fail.
             from converge.runtime.config.check import problems_of
 
-            lines = [*error.problems, *problems_of(read(self.config, flags=given)[0])]
+            told = {_place(line) for line in error.problems}
+            others = problems_of(read(self.config, flags=given)[0])
+            lines = [*error.problems, *(line for line in others if _place(line) not in told)]
             raise type(error)("\n".join(lines), problems=lines) from error
         import_here(config.plugins)
         if self.verbose:
@@ -106,6 +108,12 @@ class Common:
 
 NONE = Common()
 """None of them was given."""
+
+
+def _place(line: str) -> tuple[str, ...]:
+    """Return what a line of a problem is about: the flag, or the file and the key in it."""
+    parts = line.split(": ", 2)
+    return tuple(parts[:1] if line.startswith("-") else parts[:2])
 
 
 def import_here(plugins: Sequence[str]) -> None:
