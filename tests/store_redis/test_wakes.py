@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -18,6 +18,9 @@ from converge.testing.store import Cut
 from converge_store_redis import RedisOptions, RedisStore, sleepers
 from converge_store_redis.call import Names
 from converge_store_redis.connect import Connector
+from converge_store_redis.scripts import load
+
+Send = Callable[..., Awaitable[Any]]
 
 PUT = Batch(puts=[(POOL("p"), b"1")])
 
@@ -48,6 +51,34 @@ async def watching(store: RedisStore, *channels: str) -> AsyncIterator[Told]:
         await wait_until(lambda: told.count > 0, what="the first item of a watch")
         yield told
         tasks.cancel_scope.cancel()
+
+
+async def test_who_is_struck_out_by_a_watch_that_ended_before_it_enters_again(
+    store: RedisStore, redis_url: str, send: Send
+) -> None:
+    """The server no longer knows the script by which the first one leaves, so that this takes a trip more than the
+    second one's entering.
+    """
+    ending = cast("AsyncGenerator[None]", store.watch(["c"]))
+    await anext(ending)
+    async with anyio.create_task_group() as tasks:  # two connections are there
+        tasks.start_soon(store.time)
+        tasks.start_soon(store.time)
+    await send(redis_url, "SCRIPT", "FLUSH")
+    await send(redis_url, "SCRIPT", "LOAD", load("sleep").text)
+    has_ended = anyio.Event()
+
+    async def end() -> None:
+        await ending.aclose()
+        has_ended.set()
+
+    async with store.reopen() as other, anyio.create_task_group() as tasks:
+        tasks.start_soon(end)
+        async with watching(store, "c") as told:
+            await has_ended.wait()
+            count = told.count
+            await other.commit([PUT], wake=["c"])
+            await wait_until(lambda: told.count > count, what="a wake")
 
 
 async def test_a_wake_tells_one_of_many_handles(store: RedisStore) -> None:

@@ -116,9 +116,12 @@ class Sleepers:
 
     async def _enter(self, waiter: _Waiter) -> None:
         keys = [self._names.sleepers(channel) for channel in waiter.channels]
-        entered_at = anyio.current_time()
-        await self._connector.evaluate(load("sleep"), keys, [self._name, int(KEEP_SEC * 1_000)], writes=False)
-        waiter.entered_at = entered_at
+        waiter.entered_at = anyio.current_time()  # before the call: who is struck out meanwhile is to enter again
+        try:
+            await self._connector.evaluate(load("sleep"), keys, [self._name, int(KEEP_SEC * 1_000)], writes=False)
+        except BaseException:
+            waiter.entered_at = -inf
+            raise
 
     async def _leave(self, waiter: _Waiter) -> None:
         empty = []
@@ -136,8 +139,16 @@ class Sleepers:
                     log.debug("a watch on redis at %s was left without a word: %s", self._connector.where, error)
 
     async def _strike_out(self, channels: Collection[Channel]) -> None:
+        """Strike this handle out. A watch that began meanwhile may have entered before that, on another connection: it
+        enters again.
+        """
         keys = [self._names.sleepers(channel) for channel in channels]
-        await self._connector.evaluate(load("leave"), keys, [self._name], writes=False)
+        try:
+            await self._connector.evaluate(load("leave"), keys, [self._name], writes=False)
+        finally:
+            for channel in channels:
+                for waiter in self._waiters.get(channel, ()):
+                    waiter.enter_again()
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
@@ -209,8 +220,6 @@ class Sleepers:
         call = Call(self._names, (), None, (channel,))
         try:
             await self._strike_out([channel])
-            for waiter in self._waiters.get(channel, ()):  # it came meanwhile
-                waiter.enter_again()
             await self._connector.evaluate(load("turn"), call.keys, call.arguments, writes=True)
         except StoreError as error:
             log.debug("a wake for %s was not passed on: %s", channel, error)

@@ -157,13 +157,24 @@ class Waiters:
             del self._sleepers[name]
         try:
             if gone:
-                await self._connections.run(self._statements.forget(), (gone, self._listener.name), writes=False)
+                await self._forget(gone, self._listener)
             if left:
                 await self._register(left)
         except StoreError:
             _LOG.debug(
                 "a watch could not be taken back; its row counts as dead when its connection is gone", exc_info=True
             )
+
+    async def _forget(self, names: Sequence[str], listener: _Listener) -> None:
+        """Remove the rows of names. A watch that began meanwhile may have registered before that, on another
+        connection: it registers again.
+        """
+        try:
+            await self._connections.run(self._statements.forget(), (names, listener.name), writes=False)
+        finally:
+            for name in names:
+                for sleeper in self._sleepers.get(name, ()):
+                    sleeper.tell([name])
 
     def _on_notification(self, channel: str) -> None:
         sleepers = self._sleepers.get(channel)

@@ -20,6 +20,9 @@ second.
 """
 
 
+OVERTAKEN = 10
+"""How often a watch begins while another one ends."""
+
 TOLD = 12
 """Wakes after each of which a watcher reads at once."""
 
@@ -98,6 +101,30 @@ class WakeClauses(StoreCase):
                 await told.wait()
             tasks.cancel_scope.cancel()
         expect("S-9", told.is_set(), f"none of three watchers was told within {self.near_sec:g} s")
+
+    async def test_a_watch_that_begins_while_another_one_ends_is_told(self, store: Store) -> None:
+        """S-9: a store that strikes out who leaves may strike out who came, when the two calls overtake each other."""
+        for number in range(OVERTAKEN if Feature.NOTIFIES in self.backend.features and not self.inherited_turn else 1):
+            begun, go, ended = anyio.Event(), anyio.Event(), anyio.Event()
+
+            async def end_when_asked(
+                begun: anyio.Event = begun, go: anyio.Event = go, ended: anyio.Event = ended
+            ) -> None:
+                async with watching(store, "c", near_sec=self.near_sec):
+                    begun.set()
+                    await go.wait()
+                ended.set()
+
+            async with anyio.create_task_group() as tasks, store.reopen() as other:
+                tasks.start_soon(end_when_asked)
+                await begun.wait()
+                go.set()
+                async with watching(store, "c", near_sec=self.near_sec) as watcher:
+                    await ended.wait()
+                    count = watcher.told
+                    await other.commit([], wake=["c"])
+                    said = f"a watch that began while another one ended was not told, at try {number + 1}"
+                    expect("S-9", await watcher.told_more_than(count), said)
 
     async def test_who_looks_when_told_sees_the_last_write(self, store: Store) -> None:
         """S-9: a wake that came before its write could be read would leave its watcher asleep, and the write unseen."""
