@@ -368,38 +368,6 @@ class SaysThatItNotifies(TurnStore):
 
 
 @breaks("S-9", features=frozenset({Feature.NOTIFIES}))
-class StrikesOutWhoCame(TurnStore):
-    """Strikes out who leaves a moment later, with whoever has come meanwhile."""
-
-    rung: ClassVar[list[int]] = [0]
-    asleep: ClassVar[list[object]] = []
-
-    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
-        turned = await super().turn(batches, take)
-        self.rung[0] += len(wake)
-        return turned
-
-    async def commit(
-        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
-    ) -> Sequence[Committed | Conflict]:
-        return (await self.turn(batches, None, wake=wake)).outcomes if wake else await super().commit(batches)
-
-    async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
-        own = object()
-        self.asleep.append(own)
-        try:
-            while True:
-                seen = self.rung[0]
-                yield None
-                while self.rung[0] == seen or own not in self.asleep:  # noqa: ASYNC110  # a toy that polls, but often
-                    await anyio.sleep(0.001)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.sleep(0.02)  # the call that strikes it out is overtaken by the next one's entering
-            self.asleep.clear()
-
-
-@breaks("S-9", features=frozenset({Feature.NOTIFIES}))
 class TellsBeforeItWrites(TurnStore):
     """Wakes whoever watches, and writes a moment later."""
 
