@@ -207,12 +207,17 @@ async def test_a_forked_child_leaves_the_address_to_its_parent() -> None:
     async with Node(health="0") as node:
         url = str(node.health_url)
         reading, writing = os.pipe()
+        begun, begins = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(writing)
+            os.write(begins, b"1")
             os.read(reading, 1)  # lives for as long as the parent wants
             os._exit(0)
         os.close(reading)
+        await to_thread.run_sync(os.read, begun, 1)  # what a child does first is done
+        os.close(begun)
+        os.close(begins)
         assert (await asked(node, "/livez"))[0] == 200
         await node.stop()
         status, told = await asked(node, "/readyz")

@@ -141,12 +141,19 @@ class Family:
             failed: StoreError | None = None
             async for _ in attempts(handle.env, handle.lease_settings.lease_sec):
                 try:
-                    if await cancel_one(handle, id_bytes("child", child.id), Cancelled("", "another child was first")):
+                    if await self._has_left_outbox(id_bytes("child", child.id)) and await cancel_one(
+                        handle, id_bytes("child", child.id), Cancelled("", "another child was first")
+                    ):
                         break
                 except (NotApplied, OutcomeUnknown) as error:
                     failed = error
             else:
                 raise failed or StoreBusy(f"child {child.id} moved all the time")
+
+    async def _has_left_outbox(self, id_: bytes) -> bool:
+        """Submit the child if it was not yet: one that is not there could not be cancelled, and would begin later."""
+        (waiting,) = await self._ledger.handle.store.get([OUTBOX(id_)])
+        return waiting is None or await self._outbox.carry_out([waiting]) > 0
 
 
 def _with_children(state: State) -> State:
