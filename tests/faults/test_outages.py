@@ -36,7 +36,7 @@ SOON_SEC = 30.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
-needs_full = pytest.mark.skipif(not IS_FULL, reason="not applicable: runs with FULL_TESTS=1")
+needs_full = pytest.mark.skipif(not IS_FULL, reason="with FULL_TESTS=1 only, for its length")
 
 
 def processes_of(server: ServerUrl) -> list[int]:

@@ -13,10 +13,11 @@ from typing import Any
 
 import attrs
 import pytest
+from bending import Bent, bent
 
 from converge.builtin.local.plugin import LOCAL
 from converge.builtin.store_discovery.plugin import STORE_DISCOVERY
-from converge.contracts.discovery import Discovery, Sighting
+from converge.contracts.discovery import Sighting
 from converge.contracts.store import Batch, Committed, Conflict, Entry, Key, Store
 from converge.contracts.transport import Channel, Transport
 from converge.testing import DiscoveryContract, StoreContract, TransportContract
@@ -149,36 +150,6 @@ class LeavesAFileForEachSend(OnLocal):
 # Discoveries.
 
 
-class Bent(Discovery):
-    """A discovery that does what that of the store does; a subclass bends one thing."""
-
-    def __init__(self, straight: Discovery) -> None:
-        self.straight = straight
-
-    async def publish(self, sightings: Sequence[Sighting]) -> None:
-        await self.straight.publish(sightings)
-
-    async def withdraw(self, ids: Sequence[str]) -> None:
-        await self.straight.withdraw(ids)
-
-    async def snapshot(self) -> list[Sighting]:
-        return await self.straight.snapshot()
-
-    async def watch(self) -> AsyncIterator[list[Sighting]]:
-        async with aclosing(self.straight.watch()) as watch:  # type: ignore[type-var]  # every watch is an async generator
-            async for found in watch:
-                yield found
-
-
-def discovery(bend: type[Bent]) -> Any:
-    @asynccontextmanager
-    async def open_bent(options: Any, *, store: Store, poll_sec: float) -> AsyncIterator[Discovery]:
-        async with STORE_DISCOVERY.open(options, store=store, poll_sec=poll_sec) as straight:
-            yield bend(straight)
-
-    return attrs.evolve(STORE_DISCOVERY, open=open_bent)
-
-
 class OnDiscovery(DiscoveryContract):
     """The kit on a discovery that cheats."""
 
@@ -194,7 +165,7 @@ class SleepyLook(Bent):
 
 @cheats("D-10", "`time.sleep` at ", "test_d10_what_was_left")
 class SleepsInSnapshot(OnDiscovery):
-    backend = discovery(SleepyLook)
+    backend = bent(SleepyLook)
 
 
 class Littering(Bent):
@@ -205,7 +176,7 @@ class Littering(Bent):
 
 @cheats("D-10", WORDS, "test_d10_what_was_left")
 class LeavesAFileForEachPublish(OnDiscovery):
-    backend = discovery(Littering)
+    backend = bent(Littering)
 
 
 class Counting(Bent):
@@ -223,7 +194,7 @@ class Counting(Bent):
 @cheats("D-3", "", "test_d3")
 class ComparesNumbers(OnDiscovery):
     near_sec = 0.5
-    backend = discovery(Counting)
+    backend = bent(Counting)
 
 
 class Cached(Bent):
@@ -240,7 +211,7 @@ class Cached(Bent):
 @cheats("D-1", "", "test_d1")
 class RemembersALook(OnDiscovery):
     near_sec = 0.5
-    backend = discovery(Cached)
+    backend = bent(Cached)
 
 
 # Stores.

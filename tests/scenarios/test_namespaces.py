@@ -21,7 +21,7 @@ from converge.testing.place import Place
 
 COUNT = 200
 
-needs_full = pytest.mark.skipif(os.environ.get("FULL_TESTS") != "1", reason="not applicable: runs with FULL_TESTS=1")
+needs_full = pytest.mark.skipif(os.environ.get("FULL_TESTS") != "1", reason="with FULL_TESTS=1 only, for its length")
 pytestmark = [needs_full, pytest.mark.slow, pytest.mark.timeout(240)]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from abc import abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -29,7 +30,8 @@ class SqlBench(Bench):
 
     def __new__(cls, backend: Any, given: str, folder: Path) -> Any:
         """Return the bench that fits the backend."""
-        return object.__new__({"sql": _Postgresql, "mysql": _Mariadb}.get(backend.name, _Sqlite))
+        kinds: dict[str, type[SqlBench]] = {"sql": _Postgresql, "mysql": _Mariadb}
+        return object.__new__(kinds.get(backend.name, _Sqlite))
 
 
 class _Sqlite(SqlBench):
@@ -49,9 +51,9 @@ class _OfServer(SqlBench, ServerBench):
         self.password.write_text(secrets.token_hex(16))
         self.run(*self.making())
 
+    @abstractmethod
     def making(self) -> list[str]:
         """Return the statements that make the user."""
-        raise NotImplementedError
 
     def options(self) -> Any:
         """Return options that name a network of its own, and where the password is."""

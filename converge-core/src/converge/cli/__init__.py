@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import cyclopts
 
 from converge.cli.failures import failed
+from converge.cli.streams import complete
 
 if TYPE_CHECKING:
     from converge.contracts.commands import Command
@@ -168,6 +169,7 @@ def _version() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    complete()
     code = _code_of(arguments)
     if arguments is None and threading.active_count() > 1:
         from converge.operations.signals import leave_past_threads

@@ -18,6 +18,13 @@ def kept() -> Iterator[None]:
         yield
 
 
+def complete() -> None:
+    """Give a process that was started without a stream one that leads nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # to the process's end
+
+
 def _spare(stream: TextIO) -> int | None:
     """Return another descriptor of what the stream writes to; None: it is one in memory."""
     try:

@@ -141,19 +141,22 @@ class Family:
             failed: StoreError | None = None
             async for _ in attempts(handle.env, handle.lease_settings.lease_sec):
                 try:
-                    if await self._has_left_outbox(id_bytes("child", child.id)) and await cancel_one(
-                        handle, id_bytes("child", child.id), Cancelled("", "another child was first")
-                    ):
+                    if await self._cancel(id_bytes("child", child.id)):
                         break
                 except (NotApplied, OutcomeUnknown) as error:
                     failed = error
             else:
                 raise failed or StoreBusy(f"child {child.id} moved all the time")
 
-    async def _has_left_outbox(self, id_: bytes) -> bool:
-        """Submit the child if it was not yet: one that is not there could not be cancelled, and would begin later."""
-        (waiting,) = await self._ledger.handle.store.get([OUTBOX(id_)])
-        return waiting is None or await self._outbox.carry_out([waiting]) > 0
+    async def _cancel(self, id_: bytes) -> bool:
+        """Cancel a child; return False where it moved. One that is not submitted yet is submitted first: it would begin
+        later, and its parent may wait for its end.
+        """
+        handle = self._ledger.handle
+        (waiting,) = await handle.store.get([OUTBOX(id_)])
+        if waiting is not None and not await self._outbox.carry_out([waiting]):
+            return False
+        return await cancel_one(handle, id_, Cancelled("", "another child was first"))
 
 
 def _with_children(state: State) -> State:

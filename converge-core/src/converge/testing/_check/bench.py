@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import count
@@ -131,7 +132,7 @@ class Bench:
         return "network" in {field.alias or field.name for field in attrs.fields(self.backend.options)}
 
 
-class ServerBench(Bench):
+class ServerBench(Bench, ABC):
     """A bench that runs a server of the check's own, unless it was given one, behind a proxy that can cut connections.
 
     A package of a store whose server `converge.testing.servers` or the author can run gives `server`.
@@ -143,9 +144,9 @@ class ServerBench(Bench):
         """Where the server itself is, past the proxy."""
         self._server, self._pid = ExitStack(), 0
 
+    @abstractmethod
     def server(self, folder: Path, port: int | None) -> AbstractContextManager[ServerUrl]:
         """Return what runs the server, with its data in a folder that may have some: at a port, if one is named."""
-        raise NotImplementedError
 
     def prepare(self) -> None:
         """Do to the server, which runs for the first time, what its operator would: make users, for example."""
