@@ -45,7 +45,7 @@ from converge.services.store.reads import Reads
 
 log = logging.getLogger("converge.torn")
 
-FIND_SEC = 1.0
+FIND_SEC = 5.0
 """How long a task is looked for that moves between two reads; one whose records contradict each other is nowhere."""
 
 CHORES = "chores"
