@@ -8,8 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
+from converge import open_store
+from converge.codec import decode
+from converge.contracts.discovery import Sighting
+from converge.contracts.store import Batch, Range
+from converge.model.keys import AGENT
+from converge.services.discovery.reader import marker_key, marker_value, write_sighting
 from converge.testing.fixtures import wait_until_sync
 
 Converge = Callable[..., Any]
@@ -57,17 +64,44 @@ def test_agents_are_listed_by_capability_and_pool(running: Converge) -> None:
 
 def test_an_agent_is_shown_by_the_beginning_of_its_id_as_the_list_shows_it(running: Converge) -> None:
     plain = running("agents", "list", "--pool", "mail", *STORE).out.splitlines()
-    assert plain[0].split() == ["id", "name", "topics", "capabilities", "pools", "node", "endpoints", "age", "rest"]
+    assert plain[0].split()[5:] == ["node", "endpoints", "age", "lease", "rest", "verifies"]
     beginning = plain[1].split()[0]
     (shown,) = records(running("agents", "show", beginning, "--json", *STORE))
     assert shown["id"].startswith(beginning) and shown["name"] == "Picky"
     assert shown in [
-        one | {"age_sec": shown["age_sec"]} for one in records(running("agents", "list", "--json", *STORE))
+        one | {name: shown[name] for name in ("age_sec", "lease_sec")}
+        for one in records(running("agents", "list", "--json", *STORE))
     ]
     rows = [line.split() for line in running("agents", "show", shown["id"], *STORE).out.splitlines()]
     assert ["node_key", shown["node_key"]] in rows and ["pools", "mail"] in rows
     many = running("agents", "show", "cv1", *STORE)
     assert (many.code, many.out) == (2, "") and "the ids of 3 begin so" in many.err
+
+
+async def forge(forged: bytes) -> None:
+    """List another descriptor under the id of one of them, as whoever may write to the store can."""
+    async with open_store("file:state.db") as store:
+        pages = await store.scan([Range(AGENT(), None, 10)])
+        victim = next(one for one in pages[0] if one.key[2])  # the marker of a lease has no name
+        _, lease, id_ = victim.key
+        endpoints, _ = decode(victim.value, tuple[list[str], str], "sighting")
+        (marker,) = await store.get([marker_key(lease)])
+        assert marker is not None
+        count = decode(marker.value, tuple[int, list[str]], "marker")[0] + 1
+        puts = [(AGENT(lease, id_), write_sighting(Sighting(id_, tuple(endpoints), forged)))]
+        assert await store.commit([Batch((), [*puts, (marker_key(lease), marker_value(count, [id_]))])])
+
+
+def test_an_agent_is_listed_with_its_lease_and_one_that_does_not_verify_with_the_reason(running: Converge) -> None:
+    assert all(one["verifies"] and one["lease_sec"] > 0 for one in records(running("agents", "list", "--json", *STORE)))
+    anyio.run(forge, b"never signed")
+    good = [one for one in records(running("agents", "list", "--json", *STORE)) if one["verifies"]]
+    (bad,) = [one for one in records(running("agents", "list", "--json", *STORE)) if not one["verifies"]]
+    assert len(good) == 2 and bad["id"].startswith("cv1") and bad["why"]
+    lines = running("agents", "list", *STORE).out.splitlines()
+    assert sum(line.endswith(" yes") and " s left " in line for line in lines) == 2
+    assert sum(f"no: {bad['why']}" in line and line.startswith(bad["id"][:15]) for line in lines) == 1
+    assert len(records(running("agents", "list", "--limit", "3", "--json", *STORE))) == 2
 
 
 def test_agents_of_a_process_that_has_ended_are_not_listed(converge: Converge) -> None:

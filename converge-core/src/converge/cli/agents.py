@@ -24,8 +24,10 @@ from converge.runtime.config.config import Config
 from converge.runtime.network.discovery_store import store_url
 from converge.services.discovery.service import DiscoveryService
 from converge.services.pools import rests_of
-from converge.services.store.processes import LeaseSeen, id_of_node, leases
+from converge.services.store.processes import LeaseSeen, id_of_node, leases, remaining_sec
 from converge.services.tasks.records import moment
+
+COLUMNS = ("id", "name", "topics", "capabilities", "pools", "node", "endpoints", "age", "lease", "rest", "verifies")
 
 ID_SHOWN = 15
 """How much of an id a table shows: `cv1` and 60 bits, which tell all agents of a network apart."""
@@ -47,18 +49,27 @@ def list_agents(
     limit: Annotated[int | None, Parameter(metavar="N", help="How many at most; by default all.")] = None,
     common: Common = NONE,
 ) -> int:
-    """List the agents of live processes, as their signed descriptors describe them."""
+    """List the agents of live processes, as their signed descriptors describe them, and how long their leases run.
+
+    A descriptor that does not verify grants nothing. Without a filter it is listed by the id it stands under, with the
+    reason; `verifies` is `yes` for all others.
+    """
     settings = common.configured()
     query = DiscoveryQuery(topics=tuple(topic or ()), capabilities=tuple(capability or ()), pool_id=pool, limit=limit)
     found = anyio.run(_query, settings, query, backend_options=loop_options())
     if common.json:
         for one in found.agents:
             output.line(_record(one, found))
+        for id_, why in found.refused.items():
+            output.line({"id": id_, "verifies": False, "why": why})
         return DONE
-    columns = ("id", "name", "topics", "capabilities", "pools", "node", "endpoints", "age", "rest")
+    blank = [""] * (len(COLUMNS) - 2)
     output.table(
-        columns,
-        [_cells(one, found) for one in found.agents],
+        COLUMNS,
+        [
+            *(_cells(one, found) for one in found.agents),
+            *((id_[:ID_SHOWN], *blank, f"no: {why}") for id_, why in found.refused.items()),
+        ],
         has_lines=True,
         empty="no agents" if query == DiscoveryQuery() else "no agents that fit",
     )
@@ -147,10 +158,14 @@ def _one(found: list[AgentDescriptor], agent_id: str) -> AgentDescriptor:
 
 
 class Listed(NamedTuple):
-    """What is listed: descriptors, until when those agents rest that do, and the store's time."""
+    """What is listed: descriptors, until when those agents rest that do, how long each lease still runs, why what does
+    not verify was refused, and the store's time.
+    """
 
     agents: list[AgentDescriptor]
     rests: Mapping[str, int]
+    leases: Mapping[str, float]
+    refused: Mapping[str, str]
     now: int
 
 
@@ -165,7 +180,8 @@ def _record(one: AgentDescriptor, found: Listed) -> dict[str, Any]:
     record = {name: list(value) if isinstance(value, tuple) else value for name, value in record.items()}
     record["issued_at"] = moment(one.issued_at)
     record["age_sec"] = _age_sec(one, found.now)
-    record["rest"] = _rest(one, found)
+    record["lease_sec"] = round(found.leases[one.lease], 3) if one.lease in found.leases else None
+    record["rest"], record["verifies"] = _rest(one, found), True
     return record
 
 
@@ -178,7 +194,9 @@ def _cells(one: AgentDescriptor, found: Listed) -> tuple[object, ...]:
         id_of_node(one.node_key)[:ID_SHOWN],
         " ".join(one.endpoints),
         output.age(_age_sec(one, found.now)),
+        _lease_state(found.leases[one.lease]) if one.lease in found.leases else "",
         _rest(one, found),
+        "yes",
     )
 
 
@@ -191,9 +209,11 @@ async def _query(config: Config, query: DiscoveryQuery) -> Listed:
     if config.discovery_store:
         config = attrs.evolve(config, store=store_url(config.discovery_store))
     async with main.opened_store(config) as store:
-        found = await DiscoveryService(store=store, network=config.network).query(query, refresh_from_store=True)
+        service = DiscoveryService(store=store, network=config.network)
+        found = await service.query(query, refresh_from_store=True)
         rests = await rests_of(store, [(one.id, one.lease, one.pools) for one in found])
-        return Listed(found, rests, await store.time())
+        refused = service.directory.refusals if query == DiscoveryQuery() else {}
+        return Listed(found, rests, await remaining_sec(store), refused, await store.time())
 
 
 PROCESS_COLUMNS = (
@@ -237,8 +257,8 @@ def ps(*, common: Common = NONE) -> int:
     return DONE
 
 
-def _lease_state(lease: LeaseSeen) -> str:
-    return f"{lease.remaining_sec:.0f} s left" if lease.is_alive else f"ended {output.age(-lease.remaining_sec)} ago"
+def _lease_state(remaining_sec: float) -> str:
+    return f"{remaining_sec:.0f} s left" if remaining_sec >= 0 else f"ended {output.age(-remaining_sec)} ago"
 
 
 def _ready(lease: LeaseSeen) -> str:
@@ -252,7 +272,7 @@ def _process_cells(one: Process) -> tuple[object, ...]:
     since = moment(lease.started) if lease.started else ""
     return (
         short(lease.node_id) or lease.id[:12], lease.host, lease.pid or "", lease.release, since, _ready(lease),
-        one.agents, lease.held, one.resting, _lease_state(lease), " ".join(lease.endpoints),
+        one.agents, lease.held, one.resting, _lease_state(lease.remaining_sec), " ".join(lease.endpoints),
     )  # fmt: skip
 
 

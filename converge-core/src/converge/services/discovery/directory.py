@@ -18,6 +18,9 @@ GONE = 100_000
 """Agents that are gone whose highest sequence is remembered, those that left last. An older descriptor of one that left
 before could come back only under its own lease, and a lease that has ended never lives again."""
 
+REFUSALS = 1_000
+"""Descriptors that do not verify of which it is known why: whoever writes to the store could list any number."""
+
 _NEVER = (0, "")
 
 FEW = 8
@@ -30,6 +33,7 @@ class Directory:
     Attributes:
         network: Descriptors of another one are refused.
         refused: Descriptors that were refused, so far.
+        refusals: Why, by the id that they stood under; the last `REFUSALS`, until one verifies or is gone.
         listeners: Called with each descriptor that was taken in.
     """
 
@@ -41,6 +45,7 @@ class Directory:
         self._gone: dict[str, tuple[int, str]] = {}  # their highest sequence, and the key of their node
         self._at_node: dict[str, set[str]] = {}  # the agents by the key of their node
         self.refused = 0
+        self.refusals: dict[str, str] = {}
         self.listeners: list[Callable[[AgentDescriptor], None]] = []
 
     def __len__(self) -> int:
@@ -74,11 +79,9 @@ class Directory:
         try:
             descriptor = open_descriptor(signed, self.network)
         except (BadSignature, InvalidKey, TornRecord, SchemaTooNew) as error:
-            self.refuse(f"the descriptor of {agent_id:.16} was refused: {error}")
-            return False
+            return self._refuse(agent_id, str(error))
         if descriptor.id != agent_id:
-            self.refuse(f"the descriptor of {agent_id:.16} was refused: it is another agent's")
-            return False
+            return self._refuse(agent_id, "it is another agent's")
         return self.put(descriptor, signed)
 
     def refuse(self, why: str) -> None:
@@ -86,16 +89,23 @@ class Directory:
         self.refused += 1
         log.warning("%s", why)
 
+    def _refuse(self, agent_id: str, why: str) -> bool:
+        self.refuse(f"the descriptor of {agent_id:.16} was refused: {why}")
+        self.refusals[agent_id] = why
+        if len(self.refusals) > REFUSALS:
+            del self.refusals[next(iter(self.refusals))]
+        return False
+
     def put(self, descriptor: AgentDescriptor, signed: bytes) -> bool:
         """Add a verified descriptor, unless a higher sequence is known; return whether it was added."""
         agent_id = descriptor.id
         if descriptor.sequence < self.highest(agent_id):
-            self.refuse(f"the descriptor of {agent_id:.16} was refused: its sequence is lower than one that was seen")
-            return False
+            return self._refuse(agent_id, "its sequence is lower than one that was seen")
         if agent_id in self._descriptors:
             self._postings.remove(self._descriptors[agent_id])
             self._leave_node(self._descriptors[agent_id])
         self._gone.pop(agent_id, None)
+        self.refusals.pop(agent_id, None)
         self._at_node.setdefault(descriptor.node_key, set()).add(agent_id)
         self._signed[agent_id] = signed
         self._descriptors[agent_id] = descriptor
@@ -106,6 +116,7 @@ class Directory:
 
     def drop(self, agent_id: str) -> None:
         """Forget the agent's descriptor; its highest sequence is remembered."""
+        self.refusals.pop(agent_id, None)
         descriptor = self._descriptors.pop(agent_id, None)
         if descriptor is None:
             return

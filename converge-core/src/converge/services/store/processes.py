@@ -85,6 +85,16 @@ async def leases(store: Store) -> list[LeaseSeen]:
     return sorted(found, key=lambda one: -one.remaining_sec)
 
 
+async def remaining_sec(store: Store) -> dict[str, float]:
+    """Return how long each lease (hex) that has not been ended still runs, in seconds; negative: it has passed.
+
+    Raises:
+        StoreError: As `Store.scan`.
+    """
+    expiries, now = await read_all(store, EXPIRY()), await store.time()
+    return {one.key[1].hex(): (moment_or(one.value, 0) - now) / 1_000_000 for one in expiries}
+
+
 async def _seen(store: Store, expiry: Entry) -> LeaseSeen:
     id_ = expiry.key[1]
     (record,), (agents, held) = await store.get([LEASE(id_)]), await store.count([AGENT(id_), HELD(id_)])
