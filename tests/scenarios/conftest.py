@@ -42,3 +42,12 @@ def place_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         )
 
     return make
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, place_of: Callable[[str, str], Place]) -> tuple[str, list[str], str]:
+    """A store's URL, its plugins and a network of its own."""
+    if request.param == "memory":
+        return "memory:", [], "converge"
+    made = place_of(request.param, "tcp")
+    return made.store, list(made.plugins), made.network

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 
 import anyio
 import pytest
@@ -11,19 +10,9 @@ import pytest
 from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, open_store
 from converge.contracts.store import Store
 from converge.services.store.handle import StoreHandle
-from converge.testing.place import Place
 
 SUBMITTERS, EACH, WORKERS, HANDLES = 50, 3, 4, 10
 STORES = ["memory", "file", "redis", "sql"]
-
-
-@pytest.fixture(scope="module")
-def place(request: pytest.FixtureRequest, place_of: Callable[[str, str], Place]) -> tuple[str, list[str], str]:
-    """A store's URL, its plugins and a network of its own."""
-    if request.param == "memory":
-        return "memory:", [], "converge"
-    made = place_of(request.param, "tcp")
-    return made.store, list(made.plugins), made.network
 
 
 async def submit_some(tasks: TaskManager, who: int) -> None:

@@ -23,14 +23,15 @@ from converge.contracts.store import (
     fine,
     warning,
 )
-from converge.errors import ConvergeError, NoSuchStore
+from converge.errors import ConvergeError, NoSuchStore, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.lane import LANES, Lane
 from converge.machines.match import Claimer, refusal
 from converge.machines.task import TaskState
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
-from converge.model.keys import DONE, LANE, READY
+from converge.model.keys import DONE, HELD, LANE, READY, Key
 from converge.model.pool import Pool
+from converge.model.task import Task
 from converge.operations.store_info import StoreFacts, store_facts
 from converge.plugins import PluginHost
 from converge.runtime.config.config import Config
@@ -44,6 +45,7 @@ from converge.services.store.opening import look
 from converge.services.store.pages import read_all
 from converge.services.tasks.counts import Census, bytes_each
 from converge.services.tasks.explain import explain_task
+from converge.services.tasks.listing import visit_tasks
 from converge.services.tasks.torn import torn_tasks
 
 SKEW_SEC = 1.0
@@ -57,6 +59,9 @@ LANES_NEAR = 0.8
 
 WEIGHT_BYTES = 10_000_000_000
 """Ended tasks of a pool that weigh so much fill the memory of a server, and take a backup long."""
+
+LOOKED_AT = 1_000
+"""Tasks among which those are looked for that cannot be read: who claims such a task, or ends it, says so anyway."""
 
 EXPLAINED = 5
 """Lanes of a pool whose first task is explained; the rest is counted."""
@@ -91,6 +96,8 @@ async def check_store(store: Store, config: Config, host: PluginHost) -> AsyncIt
         yield one
     async for one in _set_aside(store):
         yield one
+    for one in await check_standing(store):
+        yield one
     if (history := await _history(store, config)) is not None:
         yield history
     pools = await PoolManager(store).pools()
@@ -115,6 +122,32 @@ async def _set_aside(store: Store) -> AsyncIterator[Finding]:
             )
     if count > EXPLAINED:
         yield warning("set-aside", f"so it is with {count - EXPLAINED:,} more tasks", "as above")
+
+
+async def check_standing(store: Store) -> list[Finding]:
+    """List tasks that cannot be read and that nobody holds or has met, among the first of the store."""
+    unread: dict[str, TornRecord] = {}
+    left = LOOKED_AT
+
+    def see(page: Sequence[Task]) -> bool:
+        nonlocal left
+        left -= len(page)
+        return left > 0
+
+    def note(key: Key, id_: bytes, problem: StoreError) -> None:
+        if isinstance(problem, TornRecord) and key[0] is not HELD and len(unread) < LOOKED_AT:
+            unread[id_text(id_)] = problem
+
+    await visit_tasks(store, None, None, see, note)
+    findings = [
+        warning(
+            "unreadable", str(problem), f"converge tasks retry {id_}, which sets it aside, and makes a copy if it can"
+        )
+        for id_, problem in list(unread.items())[:EXPLAINED]
+    ]
+    if len(unread) > EXPLAINED:
+        findings.append(warning("unreadable", f"so it is with {len(unread) - EXPLAINED:,} more tasks", "as above"))
+    return findings
 
 
 async def _history(store: Store, config: Config) -> Finding | None:

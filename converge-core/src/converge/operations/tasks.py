@@ -10,7 +10,7 @@ from datetime import datetime
 import attrs
 
 from converge.contracts.store import Store
-from converge.errors import InputError, InvalidValue, NotRetried
+from converge.errors import InputError, InvalidValue, NoSuchTask, NotRetried, TornRecord
 from converge.ids import id_bytes, is_id
 from converge.machines.explain import Explanation
 from converge.machines.task import TERMINAL, TaskState
@@ -27,6 +27,7 @@ from converge.services.tasks.listing import visit_tasks
 from converge.services.tasks.purge import Purged, purge_torn
 from converge.services.tasks.purge import purge as purge_pages
 from converge.services.tasks.records import moment
+from converge.services.tasks.surroundings import read_task
 
 OPERATOR = "operator"
 """Who did it, in a task's history, where a command did: no agent's id, and the same on every machine."""
@@ -203,7 +204,7 @@ async def retry_all(store: Store, ids: Sequence[str]) -> list[Retrying]:
         StoreError: As `TaskManager.retry`; to retry all again is safe.
     """
     manager, done = TaskManager(store), list[Retrying]()
-    torn = await _set_aside(store, ids)
+    torn = await _unreadable(store, ids)
     tasks = await get_all(manager, [id_ for id_ in ids if id_ not in torn])
     wrong = [
         NotRetried(task.id, state=task.state)
@@ -218,11 +219,22 @@ async def retry_all(store: Store, ids: Sequence[str]) -> list[Retrying]:
     return done
 
 
-async def _set_aside(store: Store, ids: Sequence[str]) -> list[str]:
-    """Return those of the tasks that were set aside since they cannot be read."""
-    keys = {id_: TORN(id_bytes("task id", id_)) for id_ in dict.fromkeys(ids) if is_id(id_)}
-    entries = await store.get(list(keys.values())) if keys else ()
-    return [id_ for id_, entry in zip(keys, entries, strict=True) if entry is not None]
+async def _unreadable(store: Store, ids: Sequence[str]) -> list[str]:
+    """Return those of the tasks that cannot be read, set aside or still where they stand."""
+    found: list[str] = []
+    for id_ in (id_ for id_ in dict.fromkeys(ids) if is_id(id_)):
+        key = id_bytes("task id", id_)
+        (torn,) = await store.get([TORN(key)])
+        try:
+            if torn is None:
+                await read_task(store, key)
+        except NoSuchTask:
+            continue
+        except TornRecord:
+            found.append(id_)
+        else:
+            found += [id_] if torn is not None else []
+    return found
 
 
 async def explain(store: Store, network: str, task_id: str) -> Explanation:

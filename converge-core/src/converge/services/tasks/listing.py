@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from converge.codec import decode, decode_id
 from converge.contracts.store import Entry, Store
-from converge.errors import SchemaTooNew, TornRecord
+from converge.errors import SchemaTooNew, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.task import TERMINAL, Place, TaskState, place_of
 from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, POOL, READY, STATE, TASK, Key
@@ -46,11 +46,21 @@ Visit = Callable[[Sequence[Task]], bool]
 """Is given the tasks a page at a time; tells whether to go on."""
 
 
-async def visit_tasks(store: Store, state: TaskState | None, pool_id: str | None, visit: Visit) -> None:
+Unread = Callable[[Key, bytes, TornRecord | SchemaTooNew], object]
+"""Is told the place and the id of a task that cannot be read, and why."""
+
+
+def _log(_key: Key, _id: bytes, error: StoreError) -> None:
+    log.error("a task is left out of a list: %s", error)
+
+
+async def visit_tasks(
+    store: Store, state: TaskState | None, pool_id: str | None, visit: Visit, unread: Unread = _log
+) -> None:
     """Show the visitor all tasks in that state (None: any), of that pool (None: all), as `list_tasks` does."""
     async with aclosing(_prefixes(store, state, pool_id)) as prefixes:
         async for prefix in prefixes:
-            if not await _visit_under(store, prefix, state, pool_id, visit):
+            if not await _visit_under(store, prefix, state, pool_id, visit, unread):
                 break
 
 
@@ -72,14 +82,17 @@ async def _prefixes(store: Store, state: TaskState | None, pool_id: str | None) 
             yield DONE(pool, terminal.value)
 
 
-async def _visit_under(store: Store, prefix: Key, state: TaskState | None, pool_id: str | None, visit: Visit) -> bool:
+async def _visit_under(
+    store: Store, prefix: Key, state: TaskState | None, pool_id: str | None, visit: Visit, unread: Unread
+) -> bool:
     """Show the visitor the tasks that stand under the prefix; return whether to go on."""
     async for page in Pages(store, prefix, size=SHOWN_TOGETHER):
         ids = {entry.key: id_ for entry in page if (id_ := _id_of(entry)) is not None}
         records = await store.get([family(id_) for id_ in ids.values() for family in (TASK, STATE)]) if ids else ()
         stood = [entry for entry in page if entry.key in ids]
         nodes = await node_ids(store, {entry.key[1] for entry in stood if entry.key[0] is HELD})
-        found = [_task(*one, nodes) for one in zip(stood, ids.values(), records[::2], records[1::2], strict=True)]
+        every = zip(stood, ids.values(), records[::2], records[1::2], strict=True)
+        found = [_task(*one, nodes, unread) for one in every]
         wanted = [
             task
             for task in found
@@ -90,7 +103,9 @@ async def _visit_under(store: Store, prefix: Key, state: TaskState | None, pool_
     return True
 
 
-def _task(entry: Entry, id_: bytes, spec: Entry | None, state: Entry | None, nodes: Mapping[bytes, str]) -> Task | None:
+def _task(
+    entry: Entry, id_: bytes, spec: Entry | None, state: Entry | None, nodes: Mapping[bytes, str], unread: Unread
+) -> Task | None:
     if spec is None:
         return None
     text = id_text(id_)
@@ -100,7 +115,7 @@ def _task(entry: Entry, id_: bytes, spec: Entry | None, state: Entry | None, nod
         by = nodes[entry.key[1]] if entry.key[0] is HELD else ""
         return to_task(id_, decode(spec.value, Spec, text), found, place, by=by)
     except (TornRecord, SchemaTooNew) as error:
-        log.error("a task is left out of a list: %s", error)
+        unread(entry.key, id_, error)
         return None
 
 

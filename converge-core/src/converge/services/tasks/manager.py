@@ -44,7 +44,7 @@ from converge.services.tasks.submitting.riding import Riding
 from converge.services.tasks.submitting.submit import Submits
 from converge.services.tasks.surroundings import Moved, find, look_around, read_from, read_task, wakes
 from converge.services.tasks.sweep import Sweep
-from converge.services.tasks.torn import end_torn, read_torn
+from converge.services.tasks.torn import end_torn, read_torn, set_standing_aside
 from converge.services.tasks.wait import Results
 
 CANCEL_SEC = 5.0
@@ -234,11 +234,13 @@ class TaskManager:
     async def retry(self, task_id: str, *, timeout: float | None = None) -> str:
         """Submit a copy of a task that failed or was cancelled; return its id. Idempotent while it is kept.
 
-        One that cannot be read and was set aside is retried as far as its specification is whole, and removed. The copy
-        is linked to its task by `trace["retry_of"]`, has no dedup key, and no deadline that has passed.
+        One that cannot be read is set aside if nobody holds it, retried as far as its specification is whole, and
+        removed. The copy is linked to its task by `trace["retry_of"]`, has no dedup key, and no deadline that has
+        passed.
 
         Raises:
             NoSuchTask: There is none.
+            TornRecord: Of its specification too little can be read; it was set aside, for `converge tasks purge`.
             NotRetried: It has not ended, or has completed.
             NoSuchPool, TooManyLanes: As `submit`.
         """
@@ -246,7 +248,12 @@ class TaskManager:
         (torn,) = await self._store.get([TORN(id_)])
         if torn is not None:
             return await self._retry_torn(torn)
-        spec, state = await read_task(self._store, id_)
+        try:
+            spec, state = await read_task(self._store, id_)
+        except TornRecord as error:
+            if (torn := await set_standing_aside(self._handle, id_, error)) is None:
+                raise
+            return await self._retry_torn(torn)
         if state is None or state.state not in (TaskState.FAILED, TaskState.CANCELLED):
             raise NotRetried(id_text(id_), state=(await self.get(task_id)).state)
         copy_id = retry_id(id_, state.finished)

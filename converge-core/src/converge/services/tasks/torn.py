@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 
 from converge.codec import decode, encode, parse_hash
-from converge.contracts.store import Batch, Conflict, Entry, Key
+from converge.contracts.store import Batch, Conflict, Entry, Key, Prefix
 from converge.errors import SchemaTooNew, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.task import Around, Found, KeyRow, place_of
 from converge.machines.torn import Torn, put_back_unread
-from converge.model.keys import ACTIVE, CHILD, DEDUP, DONE, KEY, LATER, LIMIT, OUTBOX, STATE, TASK, TORN
+from converge.model.keys import ACTIVE, CHILD, DEDUP, DONE, KEY, LATER, LIMIT, ORDER, OUTBOX, READY, STATE, TASK, TORN
 from converge.model.task import Spec, placed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages
@@ -45,6 +45,8 @@ async def _as_found(handle: StoreHandle, key: Key, revision: int, id_: bytes) ->
     spec = placed(raw.value) if raw is not None else None
     if spec is None and key[0] is DONE:
         spec = Spec(key[1], "0" * 32, 0, 0, 0)
+    elif spec is None and key[0] is ORDER:
+        spec = Spec(key[1], "0" * 32, 0, 0, 0, ordering_key=key[2], parent=await _parent_of(handle, id_))
     elif spec is None:
         pool, ordering_key = await _ordering_of(handle, id_) if key[0] is not OUTBOX else ("", None)
         spec = Spec(pool, "0" * 32, 0, 0, 0, ordering_key=ordering_key, parent=await _parent_of(handle, id_))
@@ -72,11 +74,39 @@ async def set_parked_aside(handle: StoreHandle, id_: bytes, error: StoreError) -
     if isinstance(error, SchemaTooNew):
         log_once(handle, f"task {id_text(id_)}", error)
         return False
-    async for page in Pages(handle.store, LATER()):
+    entry = await _standing(handle, id_, LATER())
+    return entry is not None and await set_aside(handle, entry.key, entry.revision, id_, error)
+
+
+async def set_standing_aside(handle: StoreHandle, id_: bytes, error: TornRecord) -> Entry | None:
+    """Set aside a task that cannot be read wherever it stands, for an operator who names it: where nobody claims,
+    nobody meets it. Return what stands of it; None where it is held, which its holder ends, or moved meanwhile.
+
+    Raises:
+        StoreError: As `Store.commit`.
+    """
+    (raw,) = await handle.store.get([TASK(id_)])
+    spec = placed(raw.value) if raw is not None else None
+    places = (READY(), LATER(), ORDER(), DONE())
+    if spec is not None:
+        places = (READY(parse_hash(spec.lane)), LATER(), ORDER(spec.pool), DONE(spec.pool))
+    for prefix in places:
+        entry = await _standing(handle, id_, prefix)
+        if entry is not None:
+            await set_aside(handle, entry.key, entry.revision, id_, error)
+            break
+    (torn,) = await handle.store.get([TORN(id_)])
+    return torn
+
+
+async def _standing(handle: StoreHandle, id_: bytes, prefix: Prefix) -> Entry | None:
+    """Return the key of the task under the prefix, of a family of places."""
+    waiting = encode(id_.hex())
+    async for page in Pages(handle.store, prefix):
         for entry in page:
-            if entry.key[2] == id_:
-                return await set_aside(handle, entry.key, entry.revision, id_, error)
-    return False
+            if entry.value == waiting if prefix[0] is ORDER else entry.key[-1] == id_:
+                return entry
+    return None
 
 
 async def _ordering_of(handle: StoreHandle, id_: bytes) -> tuple[str, str | None]:
