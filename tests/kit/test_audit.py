@@ -14,6 +14,7 @@ import pytest
 from converge.testing.clauses import CLAUSES
 
 HERE = Path(__file__).parent
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 # What is broken: the module, the broken thing in it, and the clause. No store sees a turn that cancels a task and takes
 # it: core splits such a turn, which `tests/core/services/test_commits.py` holds.
@@ -66,6 +67,7 @@ AUTHORS = {
     "shared in words only": ("broken_processes", "IsSharedWithNobody", "S-14"),
     "persistent in words only": ("broken_processes", "IsGoneWithItsProcess", "S-14"),
     "a durability class in words only": ("broken_places", "TellsABetterClass", "S-24"),
+    "a power loss takes what was acknowledged": ("broken_power", "NeverSyncs", "S-14"),
     "a call never answers": ("broken_stores", "NeverCounts", "S-18"),
     "notifies in words only": ("broken_stores", "SaysThatItNotifies", "S-9"),
     "watchers are told before there is anything to read": ("broken_stores", "TellsBeforeItWrites", "S-9"),
@@ -81,6 +83,42 @@ AUTHORS = {
     "what breaks the framing is let out": ("broken_transport", "RawContract", "C-12"),
     "a look makes a store": ("broken_places", "OpensAnythingForWhoLooks", "S-20"),
     "a claim never settles": ("broken_tasks", "leaves_an_unknown_take_behind", "T-13"),
+}
+# What is no backend's matter, and the test that shows it.
+ELSEWHERE = {
+    "a mistake of a declaration is told with its plugin and its mend": (
+        "core/test_declarations.py",
+        "test_a_mistake_is_told_with_its_plugin_and_its_mend",
+    ),
+    "all mistakes of a declaration are told at once": (
+        "core/test_declarations.py",
+        "test_all_mistakes_are_told_at_once",
+    ),
+    "a test of the kit cannot be overridden, left out or skipped": (
+        "core/testing/test_cases.py",
+        "test_a_test_of_the_kit_cannot_be_replaced",
+    ),
+    "a kit without event loops is refused": (
+        "core/testing/test_cases.py",
+        "test_a_class_that_would_try_nothing_is_refused",
+    ),
+    "what was not tried is told in the closing line": (
+        "core/testing/test_cases.py",
+        "test_the_closing_line_names_clauses_that_were_not_tried_with_the_reason",
+    ),
+    "what was not tried is told on the card": (
+        "kit/test_broken_power.py",
+        "test_without_the_means_the_card_says_that_it_was_not_tried",
+    ),
+    "an advertised address is checked by its transport": (
+        "core/runtime/test_choose.py",
+        "test_every_address_is_checked_when_it_is_given",
+    ),
+    "what an author gives to the kit is on its page": (
+        "docs/test_kit_page.py",
+        "test_the_page_of_the_kit_names_what_an_author_gives",
+    ),
+    "the kit's helpers are on its page": ("docs/test_kit_page.py", "test_the_page_of_the_kit_names_its_helpers"),
 }
 ASKED = {**STORES, **MACHINES, **AUTHORS}
 OWN = 15
@@ -105,6 +143,14 @@ def test_what_was_asked_for_is_broken_on_purpose_and_found_by_its_clause(what: s
     assert clause in CLAUSES
     assert name in broken_things(module), f"{name} is no longer in test_{module}.py, so nothing shows that {what}"
     assert f'"{clause}"' in broken_things(module)[name], f"{name} is not found by {clause}"
+
+
+@pytest.mark.parametrize("what", ELSEWHERE)
+def test_what_no_backend_shows_has_a_test_of_its_own(what: str) -> None:
+    file, name = ELSEWHERE[what]
+    found = [node for node in ast.walk(ast.parse((HERE.parent / file).read_text())) if isinstance(node, FUNCTIONS)]
+    (test,) = [node for node in found if node.name == name]
+    assert not [one for one in test.decorator_list if "mark.skip" in ast.unparse(one)], f"{name} is not always run"
 
 
 def test_there_are_as_many_more() -> None:

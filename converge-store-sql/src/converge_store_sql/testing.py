@@ -7,15 +7,15 @@ from __future__ import annotations
 import asyncio
 import secrets
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from converge.testing import Bench, ServerBench
 from converge.testing.servers import ServerUrl, mariadb_server, postgres_server
@@ -69,11 +69,25 @@ class _OfServer(SqlBench, ServerBench):
         """Return the user's password."""
         return self.password.read_text()
 
+    def engine(self) -> AsyncEngine:
+        """Return SQLAlchemy's engine on the server, as its operator."""
+        return create_async_engine(self.driver + self.url_of_server.partition(":")[2])
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[Any]:
+        """Begin a transaction of a caller's."""
+        engine = self.engine()
+        try:
+            async with engine.begin() as connection:
+                yield connection
+        finally:
+            await engine.dispose()
+
     def run(self, *statements: str) -> None:
         """Let the server carry out statements, each alone, as its operator."""
 
         async def execute() -> None:
-            engine = create_async_engine(self.driver + self.url_of_server.partition(":")[2])
+            engine = self.engine()
             try:
                 async with engine.connect() as connection:
                     await connection.execution_options(isolation_level="AUTOCOMMIT")

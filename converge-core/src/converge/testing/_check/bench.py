@@ -16,7 +16,7 @@ import subprocess
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,12 +38,17 @@ class Bench:
         given: The URL that `converge plugins check` was given; empty: none.
         folder: Is removed after the check.
         cut: Breaks the connection of the store's next call (S-16); None: there is no connection, or no means.
+        begin: Begins a transaction of a caller's and gives what `within` takes (S-26); None: there are none.
+        drop_unsynced: Given the URL and the options of a test's store, whose process is dead, leaves its place as a
+            power loss of its host would: what was not synced is gone (S-14, class D2); None: no means to do so.
         near_sec: How soon a backend must be well again after what certification does to it.
         suffer_sec: How long certification lets the server stay frozen, or refuse writes.
         is_own: Whether the server is the check's own: a server that was given is not restarted, frozen or changed.
     """
 
     cut: Callable[[Cut], None] | None = None
+    begin: Callable[[], AbstractAsyncContextManager[Any]] | None = None
+    drop_unsynced: Callable[[str, Any], None] | None = None
     near_sec: float = 5.0
     suffer_sec: float = 2.0
 

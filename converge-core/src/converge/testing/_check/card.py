@@ -126,7 +126,10 @@ class _Filler:
             self.failed.append(Broken(test=name, clause=broken, said=said, report=text, again=again))
         elif report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-            self.skipped[clause] = reason.removeprefix("Skipped: ")
+            reason = reason.removeprefix("Skipped: ")
+            # What was not tried is told, also where another test of the clause does not apply.
+            if clause not in self.skipped or not reason.startswith(NOT_APPLICABLE):
+                self.skipped[clause] = reason
         elif report.when == "call":
             self.passed[clause] = self.passed.get(clause, 0) + 1
             if CERTIFIED in report.nodeid:

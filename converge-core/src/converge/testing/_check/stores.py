@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import pytest
@@ -11,7 +12,7 @@ from converge.contracts.store import StoreBackend
 from converge.testing._check.given import current
 from converge.testing._store.base import Cut
 from converge.testing.fixtures import is_quick
-from converge.testing.store import StoreContract
+from converge.testing.store import Begin, StoreContract
 from converge.testing.task import TaskContract
 
 
@@ -34,18 +35,29 @@ class _Checked:
         return current().options()
 
 
-class _Cut:
+class _Means:
     @pytest.fixture
     def cut(self) -> Callable[[Cut], None] | None:
         """Return what breaks a connection, if anything does."""
         return current().cut
 
+    @pytest.fixture
+    def begin(self) -> Begin | None:
+        """Return what begins a transaction of a caller's, if anything does."""
+        return current().begin
 
-class TestStore(_Cut, _Checked, StoreContract):
+    @pytest.fixture
+    def drop_unsynced(self, url: str, options: Any) -> Callable[[], None] | None:
+        """Return what drops what was not synced, if anything does."""
+        drop = current().drop_unsynced
+        return None if drop is None else partial(drop, url, options)
+
+
+class TestStore(_Means, _Checked, StoreContract):
     """The store with what it has of its own."""
 
 
-class TestStoreInherited(_Cut, _Checked, StoreContract):
+class TestStoreInherited(_Means, _Checked, StoreContract):
     """The store with the `turn`, `count` and `watch` that every store inherits."""
 
     inherited_turn = True

@@ -143,6 +143,13 @@ class StoreCase:
         return None
 
     @pytest.fixture
+    def drop_unsynced(self) -> Callable[[], None] | None:
+        """Leaves the test's place as a power loss of its host would: of what was written, what was synced. It is called
+        when the process that wrote is dead. None where the author has no means to do so: class D2 is then not tried.
+        """
+        return None
+
+    @pytest.fixture
     def limit(self, request: pytest.FixtureRequest) -> CallLimit:
         """What goes around each call of the store, so that it has to end in time."""
         return CallLimit(_clause_of(request), self.call_limit_sec)

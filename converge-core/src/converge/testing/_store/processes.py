@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import anyio
 import pytest
 
-from converge.contracts.store import Feature, Store
-from converge.model.keys import READY, STATE
+from converge.contracts.store import Durability, Feature, Store
+from converge.model.keys import POOL, READY, STATE
 from converge.testing._processes.peer import COUNTER, LANE
-from converge.testing._processes.peers import END_SEC, PROCESSES, begin, end, peers_on
+from converge.testing._processes.peers import END_SEC, PROCESSES, begin, end, order_of, peers_on, running
 from converge.testing._store.base import Opening, StoreCase, get, ident, put
 from converge.testing.clauses import expect, expect_equal
 
@@ -61,6 +62,31 @@ class ProcessClauses(StoreCase):
         back = [one[2] - other[3] for one, other in pairwise(rows) if other[3] < one[2]]
         expect("S-8", not back, f"in {said}, the next writer's clock was behind by up to {max(back, default=0)} us")
 
+    def test_what_was_acknowledged_survives_a_power_loss(
+        self, url: str, options: Any, opening: Opening, drop_unsynced: Callable[[], None] | None
+    ) -> None:
+        """S-14, S-6: a process counts and is killed, and what it had not synced is dropped, which class D2 bears."""
+        if self.inherited_turn:
+            pytest.skip("not applicable: it uses nothing of what is inherited")
+        if self.backend.durability < Durability.D2:
+            pytest.skip("not applicable: the declaration is below class D2")
+        if drop_unsynced is None:
+            pytest.skip("not tried: D2, since `drop_unsynced` gives nothing, so what was not synced is not dropped")
+        found = anyio.run(_class_of, opening)
+        if found < Durability.D2:
+            pytest.skip(f"not tried: D2, since the store that was opened has class {found.name}")
+        with running(order_of(self.backend, options, url, "count", COUNT_SEC, inherited=False), 1) as peers:
+            begin(peers)
+            told = peers[0].wait_for(lambda said: len(said) > COUNTED, COUNT_SEC)
+            failed = end(peers)
+        rows = peers[0].said[1:]
+        expect("S-14", told, f"{len(rows)} increments in {COUNT_SEC:g} s: {failed}")
+        drop_unsynced()
+        last, revision = anyio.run(_read_and_write, opening)
+        lost = rows[-1][0] - last
+        expect("S-14", lost <= 0, f"{lost} of {rows[-1][0]} acknowledged commits are lost with the host's power")
+        expect("S-6", revision > rows[-1][1], f"after a power loss {revision} is given, after {rows[-1][1]} before it")
+
     def test_processes_that_take_share_the_keys_without_loss(self, url: str, options: Any, opening: Opening) -> None:
         """S-11: three processes take keys and finish them, each key once."""
         if Feature.SHARED not in self.backend.features:
@@ -86,6 +112,17 @@ async def _read_counter(opening: Opening) -> int:
     async with opening() as store:
         entry = await get(store, COUNTER)
         return int(entry.value) if entry is not None else 0
+
+
+async def _read_and_write(opening: Opening) -> tuple[int, int]:
+    last = await _read_counter(opening)
+    async with opening() as store:
+        return last, await put(store, POOL("after"))
+
+
+async def _class_of(opening: Opening) -> Durability:
+    async with opening() as store:
+        return store.durability
 
 
 async def _fill(opening: Opening) -> None:
