@@ -9,25 +9,26 @@ from datetime import datetime
 
 import attrs
 
-from converge.contracts.store import Store
+from converge.contracts.store import Entry, Store
 from converge.errors import InputError, InvalidValue, NoSuchTask, NotRetried, TornRecord
 from converge.ids import id_bytes, is_id
 from converge.machines.explain import Explanation
 from converge.machines.task import TERMINAL, TaskState
 from converge.model.descriptor import DiscoveryQuery
-from converge.model.keys import TORN
+from converge.model.keys import STATE, TASK, TORN
 from converge.model.task import Task
 from converge.operations.moments import read_moment
 from converge.services.discovery.service import DiscoveryService
 from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
+from converge.services.store import pages
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.explain import explain_task
 from converge.services.tasks.listing import visit_tasks
 from converge.services.tasks.purge import Purged, purge_torn
 from converge.services.tasks.purge import purge as purge_pages
 from converge.services.tasks.records import moment
-from converge.services.tasks.surroundings import read_task
+from converge.services.tasks.surroundings import read_from
 
 OPERATOR = "operator"
 """Who did it, in a task's history, where a command did: no agent's id, and the same on every machine."""
@@ -221,20 +222,22 @@ async def retry_all(store: Store, ids: Sequence[str]) -> list[Retrying]:
 
 async def _unreadable(store: Store, ids: Sequence[str]) -> list[str]:
     """Return those of the tasks that cannot be read, set aside or still where they stand."""
-    found: list[str] = []
-    for id_ in (id_ for id_ in dict.fromkeys(ids) if is_id(id_)):
-        key = id_bytes("task id", id_)
-        (torn,) = await store.get([TORN(key)])
-        try:
-            if torn is None:
-                await read_task(store, key)
-        except NoSuchTask:
-            continue
-        except TornRecord:
-            found.append(id_)
-        else:
-            found += [id_] if torn is not None else []
-    return found
+    known = {id_: id_bytes("task id", id_) for id_ in dict.fromkeys(ids) if is_id(id_)}
+    entries = await pages.get_all(store, [family(key) for key in known.values() for family in (TORN, TASK, STATE)])
+    records = zip(entries[::3], entries[1::3], entries[2::3], strict=True)
+    return [id_ for (id_, key), one in zip(known.items(), records, strict=True) if _is_unreadable(key, *one)]
+
+
+def _is_unreadable(id_: bytes, torn: Entry | None, spec: Entry | None, state: Entry | None) -> bool:
+    if torn is not None:
+        return True
+    try:
+        read_from(id_, (spec, state))
+    except TornRecord:
+        return True
+    except NoSuchTask:
+        pass
+    return False
 
 
 async def explain(store: Store, network: str, task_id: str) -> Explanation:
