@@ -21,8 +21,8 @@ KITS = {
 }
 HEAD = """# The tests of each clause
 
-Which tests of the conformance kit try which clause. Their modules are below `converge.testing`; `pytest -k NAME` runs
-one on your backend, and a failure begins with the clause that is broken. This page is made from the kit.
+Which tests of the conformance kit test which clause. Their modules are below `converge.testing`; `pytest -k NAME` runs
+one on your backend, and a failure begins with the broken clause. This page is generated from the kit.
 """
 
 
