@@ -229,3 +229,35 @@ async def test_a_job_of_the_crew_is_taken_up_by_another_worker_when_its_own_is_s
             await ended.wait()
             group.cancel_scope.cancel()
     assert done == ["left", GOOD]
+
+
+async def test_a_log_that_raises_ends_no_loop_that_logs() -> None:
+    """A filter or a factory of records is user code, too, and runs wherever a line is logged."""
+    manager, factory = logging.Logger.manager, logging.getLogRecordFactory()
+    ours = [logging.getLogger(name) for name in list(manager.loggerDict) if name.startswith("converge")]
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise SystemExit("in a log")
+
+    class Breaking(Agent):
+        async def on_task(self, task: Task) -> str:
+            if task.inputs["kind"] == GOOD:
+                return GOOD
+            for logger in ours:
+                logger.addFilter(fails)
+            logging.setLogRecordFactory(fails)
+            return "broken"
+
+    try:
+        with anyio.fail_after(30):
+            async with Node() as node:
+                await node.spawn(Breaking, pool="p")
+                assert (await result(node, "logs")).result == "broken"
+                assert (await result(node, GOOD)).result == GOOD
+                for logger in ours:
+                    logger.critical("a line of ours")
+    finally:
+        logging.setLogRecordFactory(factory)
+        for logger in ours:
+            logger.removeFilter(fails)
+    assert "converge.slots" in {logger.name for logger in ours}

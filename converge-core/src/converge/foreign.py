@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
+from functools import partial
 from itertools import islice
 from math import inf
 from typing import Any, NoReturn, cast
@@ -272,3 +273,26 @@ def tell(
 ) -> None:
     """Log a line about user code, with the stack of `error`; what a filter or handler of the log raises is dropped."""
     guarded(lambda: log.log(level, text, *values, exc_info=error))
+
+
+class _GuardedLogger(logging.Logger):
+    """Raises nothing into the code of ours that logs, whatever filters, handlers and the factory of records do."""
+
+    def makeRecord(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        """See the base class; a factory that fails counts as the usual one."""
+        record = guarded(partial(super().makeRecord, *args, **kwargs))
+        if type.__subclasscheck__(logging.LogRecord, type(record)):
+            return cast(logging.LogRecord, record)
+        name, level, path, line, text, values, error, *_ = args
+        return logging.LogRecord(name, level, path, line, text, values, error)
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """See the base class; what a filter or handler raises is dropped, with the line."""
+        guarded(super().handle, record)
+
+
+def guard_logs() -> None:
+    """Let no filter, handler or factory of records that user code has set end a loop of ours that logs a line."""
+    for name, logger in tuple(logging.Logger.manager.loggerDict.items()):
+        if name.startswith("converge") and type(logger) is logging.Logger:
+            logger.__class__ = _GuardedLogger

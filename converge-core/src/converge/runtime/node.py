@@ -15,7 +15,7 @@ from anyio.lowlevel import checkpoint
 from converge.contracts.store import Store
 from converge.env import SYSTEM, Env
 from converge.errors import InvalidValue, WrongNodeState
-from converge.foreign import Raised, as_exception, detached
+from converge.foreign import Raised, as_exception, detached, guard_logs
 from converge.model.identity import Identity
 from converge.model.message import Fanout, Receipt
 from converge.model.pool import Pool
@@ -112,6 +112,7 @@ class Node:
             if isinstance(error, BaseExceptionGroup):
                 raise _only(error) from None
             raise
+        guard_logs()  # all that logs is imported by now, and no user code has run
         self._parts, self._identity = parts, parts.identity
         self.vitals.started(parts.handle, parts.watchdog, parts.reaper, self.settings.stall_sec)
         self.vitals.sources += [parts.boundary.background.ailments, parts.groups.supervision.rests]
