@@ -17,7 +17,7 @@ from converge.model.keys import ENDED, KEPT, LATER, SIGNAL, SIGNALS, STATE, TASK
 from converge.model.task import DURABLE, Spec, State
 from converge.services.durable.limits import SIGNALS_UNREAD
 from converge.services.store.handle import StoreHandle
-from converge.services.store.pages import get_all, read_all
+from converge.services.store.pages import count_all, get_all, read_all
 from converge.services.store.patience import attempts
 from converge.services.store.reads import Ask, Rounds
 from converge.services.tasks.surroundings import lane_wakes, lanes_seen
@@ -217,7 +217,8 @@ class SignalBox:
     async def _ended(self, parents: Sequence[bytes]) -> dict[bytes, int]:
         if not parents:
             return {}
-        return dict(zip(parents, await self._handle.store.count([ENDED(parent) for parent in parents]), strict=True))
+        counts = await count_all(self._handle.store, [ENDED(parent) for parent in parents])
+        return dict(zip(parents, counts, strict=True))
 
 
 def _target(text: str, task: Entry, raw: Entry | None, box: Entry | None) -> _Target:

@@ -94,6 +94,18 @@ async def get_all(store: Store, keys: Sequence[Key]) -> list[Entry | None]:
     return found
 
 
+async def count_all(store: Store, prefixes: Sequence[Prefix]) -> list[int]:
+    """Return how many keys are under each prefix, in as few calls as take them.
+
+    Raises:
+        StoreError: As `Store.count`.
+    """
+    totals: list[int] = []
+    for some in parts(prefixes, LIMITS.ranges):
+        totals += await store.count(some)
+    return totals
+
+
 def parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Cut a sequence into parts of at most `size` items: a call of a store takes so many."""
     return (items[at : at + size] for at in range(0, len(items), size))

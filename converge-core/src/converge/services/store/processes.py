@@ -12,7 +12,7 @@ from converge.contracts.store import Entry, Store
 from converge.errors import SchemaTooNew, TornRecord
 from converge.model.identity import agent_id
 from converge.model.keys import AGENT, EXPIRY, HELD, LEASE
-from converge.services.store.pages import get_all, read_all
+from converge.services.store.pages import count_all, get_all, read_all
 
 
 @attrs.frozen(kw_only=True)
@@ -81,7 +81,11 @@ async def leases(store: Store) -> list[LeaseSeen]:
     Raises:
         StoreError: As `Store.scan`.
     """
-    found = [await _seen(store, entry) for entry in await read_all(store, EXPIRY())]
+    remaining = await _remaining(store)
+    records = await get_all(store, [LEASE(id_) for id_ in remaining])
+    counts = await count_all(store, [family(id_) for id_ in remaining for family in (AGENT, HELD)])
+    every = zip(remaining.items(), records, counts[::2], counts[1::2], strict=True)
+    found = [_seen(id_, sec, record, agents, held) for (id_, sec), record, agents, held in every]
     return sorted(found, key=lambda one: -one.remaining_sec)
 
 
@@ -91,23 +95,24 @@ async def remaining_sec(store: Store) -> dict[str, float]:
     Raises:
         StoreError: As `Store.scan`.
     """
+    return {id_.hex(): sec for id_, sec in (await _remaining(store)).items()}
+
+
+async def _remaining(store: Store) -> dict[bytes, float]:
     expiries, now = await read_all(store, EXPIRY()), await store.time()
-    return {one.key[1].hex(): (moment_or(one.value, 0) - now) / 1_000_000 for one in expiries}
+    return {one.key[1]: (moment_or(one.value, 0) - now) / 1_000_000 for one in expiries}
 
 
-async def _seen(store: Store, expiry: Entry) -> LeaseSeen:
-    id_ = expiry.key[1]
-    (record,), (agents, held) = await store.get([LEASE(id_)]), await store.count([AGENT(id_), HELD(id_)])
+def _seen(id_: bytes, remaining: float, record: Entry | None, agents: int, held: int) -> LeaseSeen:
     try:
         values: dict[str, Any] = decode(record.value, dict[str, Any], "lease") if record is not None else {}
     except (TornRecord, SchemaTooNew):
         values = {}
-    until = moment_or(expiry.value, 0)
     return LeaseSeen(
         id=id_.hex(),
         node=str(values.get("node", "")),
         endpoints=tuple(map(str, values.get("endpoints", ()))),
-        remaining_sec=(until - await store.time()) / 1_000_000,
+        remaining_sec=remaining,
         agents=agents,
         held=held,
         host=str(values.get("host", "")),

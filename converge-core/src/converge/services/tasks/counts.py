@@ -13,11 +13,11 @@ from converge.errors import SchemaTooNew, TornRecord
 from converge.ids import id_text
 from converge.machines.durable import PARKED
 from converge.machines.task import TaskState
-from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, READY, STATE, TASK, Key, Prefix, pack
+from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, READY, STATE, TASK, Key, pack
 from converge.model.pool import Pool
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
-from converge.services.store.pages import Pages, get_all, parts, read_all
+from converge.services.store.pages import Pages, count_all, get_all, parts, read_all
 from converge.services.tasks.surroundings import lease_ids
 
 log = logging.getLogger("converge.census")
@@ -75,10 +75,10 @@ async def live(store: Store, pool_ids: Sequence[str]) -> dict[str, Census]:
     found = {}
     for pool_id in pool_ids:
         found[pool_id] = Census(
-            ready=sum(await _count(store, [READY(lane) for lane in lanes[pool_id]])),
+            ready=sum(await count_all(store, [READY(lane) for lane in lanes[pool_id]])),
             later=later.get(pool_id, 0),
             parked=parked.get(pool_id, 0),
-            waiting=sum(await _count(store, [ORDER(pool_id)])),
+            waiting=sum(await count_all(store, [ORDER(pool_id)])),
             held=held.get(pool_id, 0),
         )
     return found
@@ -150,13 +150,6 @@ async def bytes_each(store: Store, pool: Pool, spread: float) -> float:
     records = await get_all(store, [family(key[4]) for key in keys for family in (TASK, STATE)])
     size = sum(len(entry.value) + len(pack(entry.key)) for entry in records if entry is not None)
     return (size + sum(len(pack(key)) for key in keys)) / len(keys) if keys else 0.0
-
-
-async def _count(store: Store, prefixes: Sequence[Prefix]) -> list[int]:
-    totals: list[int] = []
-    for some in parts(prefixes, LIMITS.ranges):
-        totals += await store.count(some)
-    return totals
 
 
 async def backlog(handle: StoreHandle, pool_id: str) -> int:
