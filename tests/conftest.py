@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -44,6 +45,18 @@ def pytest_xdist_auto_num_workers() -> int:
     workers.
     """
     return WORKERS_PER_CORE * (os.cpu_count() or 1)
+
+
+def pytest_configure() -> None:
+    """Let the processes of fleets be preloaded."""
+    from converge.testing.fleet import Fleet  # imports fixtures, of which pytest rewrites the assertions first
+
+    Fleet.popen = staticmethod(preloaded.start)
+
+
+def pytest_unconfigure() -> None:
+    """Leave no process behind."""
+    preloaded.stop()
 
 
 def pytest_collection_finish() -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import anyio
+import preloaded
 import pytest
 
 from converge import Task, TaskManager
@@ -122,9 +123,7 @@ def start_submitter(fleet: Fleet) -> subprocess.Popen[bytes]:
     """Start one more process of the fleet, which submits."""
     command = [sys.executable, str(Path(__file__).with_name("submitter.py")), fleet.url, fleet.network, *fleet.plugins]
     with (fleet.folder / f"log{len(fleet.processes)}.txt").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, "LEDGER": str(fleet.ledger_path)}
-        )
+        process = preloaded.start(command, stdout=log, stderr=log, env={**os.environ, "LEDGER": str(fleet.ledger_path)})
     fleet.processes.append(process)
     return process
 

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
+import preloaded
 import pytest
 
 from converge import DiscoveryQuery, Node
@@ -48,7 +49,7 @@ class Child:
     """A process with three agents."""
 
     def __init__(self, url: str) -> None:
-        self.process = subprocess.Popen(
+        self.process = preloaded.start(
             [sys.executable, "-c", CHILD, url, str(LEASE_SEC)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self.process.stdout is not None

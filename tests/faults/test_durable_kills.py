@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 import anyio
+import preloaded
 import pytest
 
 from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
@@ -71,7 +72,7 @@ class Killing:
 
     def started(self, role: str, point: str, *ids: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, str(WORKER), role, self.url, self.network, str(self.folder), point, *ids]
-        return subprocess.Popen(command)
+        return preloaded.start(command)
 
     async def ended(self, process: subprocess.Popen[bytes]) -> None:
         """Wait until it has killed itself; it must, unless there are others that took what it would have worked on."""

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import anyio
+import preloaded
 import pytest
 
 from converge import Pool, PoolManager, TaskManager, open_store
@@ -43,7 +44,7 @@ class Workers:
     def start(self) -> None:
         """Start one more."""
         command = [sys.executable, str(PROGRAM), str(self.path), str(self.dice.randrange(10**6))]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = preloaded.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         thread = threading.Thread(target=self._read, args=[process])
         thread.start()
         self.alive.append((process, thread))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ from typing import Any, ClassVar
 
 import anyio
 import anyio.to_thread
+import preloaded
 import pytest
 
 from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskState, open_store
@@ -117,7 +117,7 @@ async def test_a_process_killed_between_its_take_and_the_answer_keeps_no_task(st
 
     def take_and_die() -> int:
         command: list[Any] = [sys.executable, SCRIPT, f"file:{tmp_path / 'state.db'}", "take", str(LEASE_SEC)]
-        return subprocess.run(command, timeout=30, check=False).returncode
+        return preloaded.run(command, timeout=30, check=False).returncode
 
     assert await anyio.to_thread.run_sync(take_and_die) == -signal.SIGKILL
     assert await held(store) == len(ids)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import preloaded
 import pytest
 
 from converge import Pool, PoolManager, Task, TaskManager, open_store
@@ -32,7 +33,7 @@ def process(folder: Path, url: str, network: str, *words: object) -> Iterator[tu
     program = Path(__file__).with_name("claims_holder.py")
     command = [sys.executable, str(program), url, network, str(LEASE_SEC), *map(str, words)]
     said = folder / f"{network}.{words[0]}"
-    with said.open("w") as out, subprocess.Popen(command, stdout=out, text=True) as one:
+    with said.open("w") as out, preloaded.start(command, stdout=out, text=True) as one:
         try:
             yield one, said
         finally:

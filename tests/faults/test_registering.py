@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import anyio.to_thread
+import preloaded
 import pytest
 
 from converge import DiscoveryQuery, DiscoveryService, Pool, PoolManager, Task, TaskManager, TaskState, open_store
@@ -27,7 +28,7 @@ Process = subprocess.Popen[str]
 @contextmanager
 def started(url: str) -> Iterator[Process]:
     """A process that is at the barrier; it is told to leave at the end."""
-    process = subprocess.Popen(
+    process = preloaded.start(
         [sys.executable, str(SCRIPT), url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import anyio
+import preloaded
 import pytest
 
 from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, open_store
@@ -63,7 +64,7 @@ async def test_a_node_whose_file_was_replaced_is_not_live_and_says_so_to_all_who
 
 def worker(path: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "converge", "run", "echo:Echo", "--pool", "p", "--store", f"file:{path}"]
-    return subprocess.Popen(command, cwd=path.parent, stderr=subprocess.PIPE, text=True)
+    return preloaded.start(command, cwd=path.parent, stderr=subprocess.PIPE, text=True)
 
 
 async def test_a_process_whose_file_was_replaced_ends_with_code_4(tmp_path: Path) -> None:

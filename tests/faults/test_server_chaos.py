@@ -21,6 +21,7 @@ from pathlib import Path
 
 import anyio
 import asyncpg
+import preloaded
 import pytest
 
 from converge import Pool, PoolManager, TaskManager, open_store
@@ -124,7 +125,7 @@ class Agents:
         self.last: dict[int, str] = {}  # what each process said last
 
     def start(self) -> None:
-        process = subprocess.Popen([*self._command, str(self.dice.randrange(10**6))], stdout=subprocess.PIPE, text=True)
+        process = preloaded.start([*self._command, str(self.dice.randrange(10**6))], stdout=subprocess.PIPE, text=True)
         thread = threading.Thread(target=self._read, args=[process])
         thread.start()
         self.alive.append((process, thread))

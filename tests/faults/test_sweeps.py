@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import anyio
+import preloaded
 import pytest
 
 from converge import Pool, PoolManager, Task, TaskManager, open_store
@@ -53,7 +53,7 @@ async def left_of_the_dead(store: Store) -> list[str]:
 
 def sweep_and_be_killed(url: str, number: int, when: str) -> bool:
     """Run a sweep in a process that is killed at a commit; tell whether it got so far."""
-    ran = subprocess.run(
+    ran = preloaded.run(
         [sys.executable, str(SCRIPT), url, str(number), when], capture_output=True, text=True, timeout=60, check=False
     )
     assert ran.returncode in (0, -signal.SIGKILL), ran.stderr

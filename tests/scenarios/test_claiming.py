@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import anyio
+import preloaded
 import pytest
 from anyio import to_thread
 
@@ -47,7 +48,7 @@ def place(server: tuple[str, list[str]]) -> tuple[str, list[str], str]:
 def child(script: str, url: str, plugins: list[str], network: str) -> subprocess.Popen[bytes]:
     """Start a script of this folder."""
     command = [sys.executable, str(Path(__file__).with_name(script)), url, network, *plugins]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    return preloaded.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 class Worker(Agent):

@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import attrs
+import preloaded
 import pytest
 
 from converge import Task, TaskManager, open_store
@@ -45,7 +46,7 @@ class Site:
         """Start `converge ARGUMENTS` on the store."""
         environment = {**os.environ, "LEDGER": str(self.fleet.ledger_path)}
         command = [str(COMMAND), *arguments, *self.flags]
-        return subprocess.Popen(
+        return preloaded.start(
             command,
             cwd=self.place.agents_folder,
             env=environment,
@@ -159,7 +160,7 @@ def test_plugins_are_listed_alike_by_every_process(site: Site) -> None:
         *(part for name in site.place.plugins for part in ("--plugin", name)),
     ]
     listed = [
-        subprocess.run(command, capture_output=True, text=True, timeout=NEVER_SEC, check=True).stdout for _ in range(2)
+        preloaded.run(command, capture_output=True, text=True, timeout=NEVER_SEC, check=True).stdout for _ in range(2)
     ]
     assert listed[0] == listed[1]
     records = {line["name"]: line for line in map(json.loads, listed[0].splitlines())}

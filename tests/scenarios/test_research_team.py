@@ -15,6 +15,7 @@ from urllib.request import urlopen
 from uuid import uuid4
 
 import anyio
+import preloaded
 import pytest
 from research_team.team import Critic, Lead, Worker
 
@@ -47,7 +48,7 @@ class Model:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     file = tmp_path_factory.mktemp("model") / "url"
     command = [sys.executable, "-m", "research_team.model_server", str(file)]
-    with subprocess.Popen(command, env=ENVIRONMENT) as process:
+    with preloaded.start(command, env=ENVIRONMENT) as process:
         try:
             wait_until_sync(file.exists)
             yield Model(file.read_text())
@@ -104,7 +105,7 @@ def started(kind: type[Agent], redis_url: str, network: str, model: Model) -> su
     command = [str(Path(sys.executable).with_name("converge")), "run", f"research_team.team:{kind.__name__}"]
     command += ["--pool", POOLS[kind], "--store", redis_url, "--network", network, "--transport", "tcp://127.0.0.1:0"]
     environment = {**ENVIRONMENT, "MODEL_URL": model.url, "CONVERGE_LEASE_SEC": "2"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    return preloaded.start(command, env=environment, stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

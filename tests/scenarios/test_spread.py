@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from pathlib import Path
 
 import anyio
+import preloaded
 import pytest
 from anyio import to_thread
 
@@ -43,7 +44,7 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def process(url: str) -> Iterator[None]:
     """Run a process with four slots, which has been idle for a while."""
     command = [sys.executable, str(CHILD), url, *PLUGINS.get(url.partition(":")[0], [])]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    with preloaded.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         try:
             assert child.stdout is not None and child.stdout.readline() == b"ready\n"
             yield

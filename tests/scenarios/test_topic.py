@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 import listening_agents
+import preloaded
 import pytest
 from listening_agents import Listener
 
@@ -39,7 +40,7 @@ pytestmark = [pytest.mark.timeout(240 if IS_FULL else 60)]
 def listening(url: str, port: int, advertise: str) -> Iterator[None]:
     """Run the other process."""
     command = [sys.executable, str(CHILD), url, str(port), advertise, str(EACH)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    with preloaded.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         try:
             assert child.stdout is not None and child.stdout.readline() == b"ready\n"
             yield

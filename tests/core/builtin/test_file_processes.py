@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import preloaded
 import pytest
 
 from converge.builtin.file.store import FileStore
@@ -35,9 +36,7 @@ def path(tmp_path: Path) -> Path:
 @contextmanager
 def process(what: str, path: Path, number: int = 0) -> Iterator[subprocess.Popen[bytes]]:
     """Another process; killed at the end if it still runs."""
-    with subprocess.Popen(
-        [sys.executable, str(PROGRAM), what, str(path), str(number)], stdout=subprocess.PIPE
-    ) as child:
+    with preloaded.start([sys.executable, str(PROGRAM), what, str(path), str(number)], stdout=subprocess.PIPE) as child:
         try:
             yield child
         finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,17 +15,33 @@ from converge.testing import StoreContract, TaskContract
 IS_FULL = os.environ.get("FULL_TESTS") == "1"
 
 
+MEMORY = Path("/dev/shm")
+"""Where nothing waits for a disk: the kit ends processes, not machines."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder of the test's own, with FULL_TESTS=1 on a disk."""
+    if IS_FULL or not MEMORY.is_dir():
+        yield tmp_path
+    else:
+        with tempfile.TemporaryDirectory(dir=MEMORY, prefix="converge-") as made:
+            yield Path(made)
+
+
 class _OnFile(StoreContract):
     backend = FILE
 
     @pytest.fixture
-    def url(self, tmp_path: Path) -> str:
+    def url(self, folder: Path) -> str:
         """A file of the test's own."""
-        return f"file:{tmp_path / 'state.db'}"
+        return f"file:{folder / 'state.db'}"
 
 
 class TestFileStore(_OnFile):
     """With its own turn, count and watch."""
+
+    examples = 25 if IS_FULL else 10
 
 
 class TestFileStoreInherited(_OnFile):
@@ -38,8 +56,9 @@ class TestFileTasks(TaskContract):
     """Tasks on it."""
 
     backend = FILE
+    examples = 20 if IS_FULL else 8
 
     @pytest.fixture
-    def url(self, tmp_path: Path) -> str:
+    def url(self, folder: Path) -> str:
         """A file of the test's own."""
-        return f"file:{tmp_path / 'state.db'}"
+        return f"file:{folder / 'state.db'}"

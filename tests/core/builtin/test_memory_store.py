@@ -24,6 +24,7 @@ class TestMemoryStore(StoreContract):
     """With its own turn, count and watch."""
 
     backend = MEMORY
+    examples = 25 if IS_FULL else 15
 
 
 class TestMemoryStoreInherited(StoreContract):
@@ -39,6 +40,7 @@ class TestMemoryTasks(TaskContract):
     """Tasks on it."""
 
     backend = MEMORY
+    examples = 20 if IS_FULL else 12
 
 
 class Waits(MemoryStore):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
+import preloaded
 import pytest
 
 from converge.cli import main
@@ -96,7 +97,7 @@ def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def call(*arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "converge", *arguments]
         started.append(
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            preloaded.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
         return started[-1]
 

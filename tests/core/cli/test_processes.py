@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import preloaded
 import pytest
 
 from converge.errors import ConfigError
@@ -53,7 +54,7 @@ class Started:
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.errors = folder / "errors"
         with self.errors.open("wb") as errors:
-            self.process = subprocess.Popen(
+            self.process: subprocess.Popen[str] = preloaded.start(
                 [sys.executable, "-m", "converge", "run", *arguments],
                 cwd=folder,
                 stdout=subprocess.PIPE,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 
 AGENT = """
@@ -34,7 +35,7 @@ def test_results_are_shown_when_a_handler_has_closed_or_replaced_the_streams(fol
     (folder / "careless.py").write_text(AGENT)
     (folder / "tasks.jsonl").write_text(f'{{"inputs": {{"how": "{how}"}}, "max_attempts": 1}}\n' * 2)
     run = [sys.executable, "-m", "converge", "run", "careless:Careless", "--pool", "p", "--submit", "tasks.jsonl"]
-    done = subprocess.run([*run, "--drain", "--json"], check=False, capture_output=True, text=True, timeout=60)
+    done = preloaded.run([*run, "--drain", "--json"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "internal error" not in done.stderr, done.stderr
     ended = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one["state"] for one in ended] == ["FAILED", "FAILED"]

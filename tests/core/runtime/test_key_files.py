@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import preloaded
 import pytest
 
 from converge.env import SYSTEM
@@ -175,7 +176,7 @@ sys.stdin.read()
 
 def test_a_key_of_a_process_that_lives_is_taken_by_no_other_and_that_of_a_killed_one_is_free(tmp_path: Path) -> None:
     path = tmp_path / "keys"
-    with subprocess.Popen(
+    with preloaded.start(
         [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout is not None

@@ -1,0 +1,123 @@
+"""Python processes that start in a tenth of the time: forks of one that has imported Converge already.
+
+Tests start hundreds of processes, to kill and stop them, and each would spend a third of a second on imports. What
+`start` returns is a `subprocess.Popen` with a process of its own behind it: its id, streams, folder, environment and
+exit code. With FULL_TESTS=1, and where a process is told more than that, it starts as any process does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from converge.testing.servers import SERVER_MARK
+
+IS_COLD = os.environ.get("FULL_TESTS") == "1"
+COMMAND = str(Path(sys.executable).with_name("converge"))
+NUMBER = struct.Struct("i")
+UNDERSTOOD = {"cwd", "env", "stdin", "stdout", "stderr", "text"}
+
+_parents: list[tuple[subprocess.Popen[bytes], socket.socket]] = []
+"""The process that is forked, once there is one."""
+
+
+def start(command: Sequence[str | Path], **options: Any) -> subprocess.Popen[Any]:
+    """Start a process, as `subprocess.Popen` does."""
+    words = [str(word) for word in command]
+    is_plain = words[0] == COMMAND or (words[0] == sys.executable and (words[1] in ("-m", "-c") or words[1][0] != "-"))
+    is_alike = _read_at_start(options.get("env") or os.environ) == _read_at_start(os.environ)
+    if IS_COLD or not is_plain or not is_alike or set(options) - UNDERSTOOD:
+        return subprocess.Popen(words, **options)
+    return _Forked(words, **options)
+
+
+def run(
+    command: Sequence[str | Path], *, timeout: float, check: bool = False, capture_output: bool = False, **options: Any
+) -> subprocess.CompletedProcess[Any]:
+    """Run a process to its end, as `subprocess.run` does."""
+    if capture_output:
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with start(command, **options) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    if check:
+        done.check_returncode()
+    return done
+
+
+def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
+    """What an interpreter reads only when it starts."""
+    return {name: text for name, text in environment.items() if name.startswith(("PYTHON", "LD_", "LC_", "LANG"))}
+
+
+def _parent() -> socket.socket:
+    if not _parents:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        program = Path(__file__).with_name("preloading.py")
+        process = subprocess.Popen(
+            [sys.executable, str(program), str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, SERVER_MARK: "1"},
+        )
+        theirs.close()
+        _parents.append((process, ours))
+    return _parents[0][1]
+
+
+def stop() -> None:
+    """End what was started for others, at the end of the tests. Those others go on."""
+    while _parents:
+        process, ours = _parents.pop()
+        ours.close()
+        process.wait()
+
+
+class _Forked(subprocess.Popen[Any]):
+    """A grandchild, of whose end its parent tells by a pipe: its id when it starts, its status when it has ended."""
+
+    def _execute_child(  # type: ignore[no-untyped-def]  # not in the types: what differs between ways to start one
+        self, args, executable, before, close, keep, cwd, env, info, flags, shell,
+        stdin, to_stdin, from_stdout, stdout, from_stderr, stderr, *rest,
+    ) -> None:  # fmt: skip
+        self._told, telling = os.pipe()
+        streams = [at if given == -1 else given for at, given in enumerate((stdin, stdout, stderr))]
+        asked = {"words": args, "cwd": str(cwd or os.getcwd()), "environment": dict(os.environ if env is None else env)}
+        try:
+            socket.send_fds(_parent(), [json.dumps(asked).encode()], [*streams, telling])
+        finally:
+            os.close(telling)
+        (self.pid,) = NUMBER.unpack(os.read(self._told, NUMBER.size))
+        self._child_created = True
+        self._close_pipe_fds(stdin, to_stdin, from_stdout, stdout, from_stderr, stderr)  # type: ignore[attr-defined]
+
+    def _try_wait(self, flags: int) -> tuple[int, int]:
+        """As `os.waitpid`, of a process that is no child of this one."""
+        if flags & os.WNOHANG and not select.select([self._told], [], [], 0)[0]:
+            return 0, 0
+        (status,) = NUMBER.unpack(os.read(self._told, NUMBER.size))
+        os.close(self._told)
+        return self.pid, status
+
+    def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
+        lock = self._waitpid_lock  # type: ignore[attr-defined]
+        if lock.acquire(blocking=False):
+            try:
+                if self.returncode is None and (status := self._try_wait(os.WNOHANG))[0]:
+                    self._handle_exitstatus(status[1])  # type: ignore[attr-defined]
+            finally:
+                lock.release()
+        return self.returncode
