@@ -82,15 +82,15 @@ def test_all_problems_are_told_at_once_each_with_its_place() -> None:
         "in s)",
         "converge.toml: pool_id: 'a b' is not allowed; expected 1 to 64 characters of A-Z a-z 0-9 . _ : - (the pool "
         "that they join)",
-        "converge.toml: log_level: 'loud' is not allowed; expected one of debug, info, warning, error (least level "
-        "that is logged)",
+        "converge.toml: log_level: 'loud' is not allowed; expected one of debug, info, warning, error (the least "
+        "level that is logged)",
         "converge.toml: retention.failed_sec: True is not allowed; expected a number (failed and cancelled tasks, in "
         "s)",
         'CONVERGE_POOL: unknown variable; did you mean "CONVERGE_POOL_ID"?',
         "CONVERGE_RETENTION: a table stands in the file only",
         "CONVERGE_POLL_SEC: 'often' is not allowed; expected a number (how often to look without a wake-up, in s)",
         "--advertise: 'here' is not allowed; expected HOST:PORT, a URL for each transport, or none "
-        "(where others reach this node; none: over the connections that it makes)",
+        "(where others reach this node; none: only over connections that it makes itself)",
     ]
 
 

@@ -38,13 +38,11 @@ def list_agents(
     pool: OfPool = None,
     topic: Annotated[
         list[str] | None,
-        Parameter(
-            metavar="NAME", negative=(), help="Only agents with this topic, or another one given; may be repeated."
-        ),
+        Parameter(metavar="NAME", negative=(), help="Only agents with this topic; repeat it for any of several."),
     ] = None,
     capability: Annotated[
         list[str] | None,
-        Parameter(metavar="NAME", negative=(), help="Only agents with this capability; may be repeated."),
+        Parameter(metavar="NAME", negative=(), help="Only agents with this capability; repeat it to require several."),
     ] = None,
     limit: Annotated[int | None, Parameter(metavar="N", help="How many at most; by default all.")] = None,
     common: Common = NONE,
@@ -77,7 +75,7 @@ def list_agents(
 
 
 def show(
-    agent_id: Annotated[str, Parameter(help="The agent's id, or the beginning of it if no other agent's begins so.")],
+    agent_id: Annotated[str, Parameter(help="The agent's id, or an unambiguous beginning of it.")],
     /,
     *,
     common: Common = NONE,
@@ -95,7 +93,7 @@ def show(
 
 
 def ping(
-    agent_id: Annotated[str, Parameter(help="The agent's id, or the beginning of it if no other agent's begins so.")],
+    agent_id: Annotated[str, Parameter(help="The agent's id, or an unambiguous beginning of it.")],
     /,
     *,
     count: Annotated[int, Parameter(metavar="N", help="How many messages are measured.")] = 5,
@@ -108,7 +106,7 @@ def ping(
     encrypted. No handler of the agent sees it.
 
     A process that lives for this command sends it, from an address that is not published; the agent's process need not
-    be able to reach it. Where the message does not arrive, the reason is shown and the exit code is not 0: the process
+    be able to reach it. If the message does not arrive, the reason is shown and the exit code is not 0: the process
     listens nowhere, or cannot be reached, does not trust strangers, has ended, or the agent's inbox is full.
 
     Example: converge agents ping cv1k7x2 --store redis://db:6379/0

@@ -18,18 +18,18 @@ SHELLS: tuple[Shell, ...] = ("bash", "zsh", "fish")
 
 def completion(
     shell: Annotated[
-        Shell | None, Parameter(help="Whose script; without it that of the shell that SHELL names.")
+        Shell | None, Parameter(help="The shell; by default the one that the variable SHELL names.")
     ] = None,
     /,
     *,
     install: Annotated[
         bool,
         Parameter(
-            negative=(), help="Write the script to where the shell looks for it, and load it in the shell's start file."
+            negative=(), help="Install the script where the shell looks for it, and load it in the shell's start file."
         ),
     ] = False,
 ) -> int:
-    """Write the script that lets the shell complete commands, flags and their choices.
+    """Write the shell's completion script for commands, flags and their choices.
 
     For this session: source <(converge completion bash). For all: converge completion --install.
     """

@@ -29,8 +29,8 @@ def show(
     pool: PoolId = None,
     common: Common = NONE,
 ) -> int:
-    """Show the configuration as `run` would use it, passwords masked: flags win over the environment, that over the
-    file, that over defaults.
+    """Show the configuration as `run` would use it, passwords masked: flags override the environment, then the
+    file, then defaults.
     """
     settings = common.configured(pool_id=pool)
     rows = shown_settings(settings, is_changed_only=changed)

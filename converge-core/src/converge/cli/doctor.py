@@ -29,13 +29,13 @@ _STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "red"}
 def doctor(
     *,
     strict: Annotated[
-        bool, Parameter(negative=(), help="Count warnings as errors: exit with 1 where there is one.")
+        bool, Parameter(negative=(), help="Count warnings as errors: exit with 1 if there is one.")
     ] = False,
     probe: Annotated[
         bool,
         Parameter(
             negative=(),
-            help="Also send a message to each process that lives, and a task through a pool that is removed again; "
+            help="Also send a message to each live process, and a task through a temporary pool; "
             "say how long both take.",
         ),
     ] = False,
@@ -44,8 +44,8 @@ def doctor(
     """Check configuration, plugins, keys and the store; say of each check what it found and, where something is wrong,
     how to fix it.
 
-    Nothing is changed, but by --probe, and no store is made. Exits with 0 unless there are errors: then with 3 for the
-    configuration or a plugin, 4 for a store that was not reached, else 1.
+    Nothing is changed, except by --probe, and no store is created. Exits with 0 unless there are errors: then with 3
+    for the configuration or a plugin, 4 for a store that was not reached, else 1.
 
     Example: converge doctor --probe --store redis://db:6379/0
     """

@@ -23,15 +23,13 @@ IdentityDir = Annotated[str | None, Parameter(help="The folder of the keys; by d
 
 def new(
     kind: Annotated[
-        str, Parameter(help="Whose: node, or an agent's class; with --rotate a key's name, such as node.0.")
+        str, Parameter(help="The kind: node, or an agent's class; with --rotate a key's name, such as node.0.")
     ] = "node",
     /,
     *,
     rotate: Annotated[
         bool,
-        Parameter(
-            negative=(), help="Put a new key in the place of this one, signed by it; no process may be using it."
-        ),
+        Parameter(negative=(), help="Replace this key by a new one that it signs; no process may be using it."),
     ] = False,
     identity_dir: IdentityDir = None,
     config: ConfigFile = None,

@@ -38,16 +38,16 @@ ConfigFile = Annotated[
         name=["--config", "-c"],
         metavar="FILE",
         group=COMMON,
-        help="A TOML file; flags win over the environment, that over the file.",
+        help="A TOML file; flags override the environment, which overrides the file.",
     ),
 ]
 Store = Annotated[str | None, of_setting("store", metavar="URL", group=COMMON)]
 Plugins = Annotated[list[str] | None, of_setting("plugins", name="--plugin", metavar="NAME", group=COMMON)]
 Network = Annotated[str | None, of_setting("network", metavar="NAME", group=COMMON)]
 PoolId = Annotated[str | None, Parameter(name="--pool", metavar="ID", help="The pool's id.")]
-OfPool = Annotated[str | None, Parameter(name="--pool", metavar="ID", help="Only those of this pool.")]
+OfPool = Annotated[str | None, Parameter(name="--pool", metavar="ID", help="Only those in this pool.")]
 Json = Annotated[
-    bool, Parameter(name="--json", negative=(), group=COMMON, help='One JSON object a line, each with "v": 1.')
+    bool, Parameter(name="--json", negative=(), group=COMMON, help='One JSON object per line, each with "v": 1.')
 ]
 Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative=(), group=COMMON, help="Log more.")]
 

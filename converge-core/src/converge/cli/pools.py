@@ -25,7 +25,7 @@ from converge.services.tasks.counts import Census, census
 Ids = Annotated[list[str], Parameter(help="The pools' ids.")]
 PriorityStep = Annotated[
     float | None,
-    Parameter(metavar="SEC", help="Seconds of head start that a step of priority is worth; by default 3,600."),
+    Parameter(metavar="SEC", help="The head start, in seconds, that one step of priority gives; by default 3,600."),
 ]
 DedupWindow = Annotated[
     float | None, Parameter(metavar="SEC", help="Seconds that a dedup key is remembered at least; by default a day.")
@@ -38,10 +38,10 @@ KeepFailed = Annotated[
 ]
 KeepCount = Annotated[
     int | None,
-    Parameter(metavar="N", help="Ended tasks that are kept at most, whatever their age; by default any number."),
+    Parameter(metavar="N", help="The most ended tasks that are kept, whatever their age; by default no limit."),
 ]
 KeepMegabytes = Annotated[
-    float | None, Parameter(metavar="MB", help="Megabytes of ended tasks that are kept at most; by default any number.")
+    float | None, Parameter(metavar="MB", help="The most megabytes of ended tasks that are kept; by default no limit.")
 ]
 
 
@@ -59,7 +59,9 @@ def create(
     secret_file: Annotated[
         Path | None, Parameter(metavar="FILE", help="A file with the join secret, for --admission secret.")
     ] = None,
-    paused: Annotated[bool, Parameter(negative=(), help="Let nothing be claimed until it is resumed.")] = False,
+    paused: Annotated[
+        bool, Parameter(negative=(), help="Create it paused: nothing is claimed until it is resumed.")
+    ] = False,
     priority_step: PriorityStep = None,
     dedup_window: DedupWindow = None,
     keep_completed: KeepCompleted = None,

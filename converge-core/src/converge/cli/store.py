@@ -27,9 +27,7 @@ from converge.services.tasks.records import moment
 
 IdentityDir = Annotated[
     Path | None,
-    Parameter(
-        help="The folder whose processes are to accept the store; without it, identity_dir of the configuration."
-    ),
+    Parameter(help="The identity_dir of processes that must accept the store; by default that of the configuration."),
 ]
 
 
@@ -78,21 +76,20 @@ def migrate(
         bool,
         Parameter(
             negative=(),
-            help="Bring records of an older format to the newest, too; older releases refuse the store from then on.",
+            help="Also convert records of older formats to the newest; older releases refuse the store from then on.",
         ),
     ] = False,
     common: Common = NONE,
 ) -> int:
-    """Add to a store what this release keeps in it: tables of new kinds of records, with the rights of those that are
-    there.
+    """Add to a store what this release needs: tables for new kinds of records, with the rights of the existing ones.
 
-    Opening a store does the same, so this is for databases where the role of the agents may not make tables: run it as
-        the role that owns them, before the new release starts, such as
+    Opening a store does the same, so this is for databases where the role of the agents may not create tables: run it
+    as the role that owns them, before the new release starts, such as
 
         converge store migrate --dry-run --plugin sql --store postgresql://owner@db/agents
 
-        and then without --dry-run. It can be repeated, and processes of this release and of the one before may use the
-        store meanwhile.
+    and then without --dry-run. It can be repeated, and processes of this release and of the one before may use the
+    store meanwhile.
     """
     wanted = partial(migrate_store, common.configured(), is_dry_run=dry_run, converts=convert)
     done = anyio.run(wanted, backend_options=loop_options())
@@ -100,7 +97,7 @@ def migrate(
         output.line(attrs.asdict(done) | {"missing": list(done.missing)})
         return DONE
     if not done.missing:
-        output.write("nothing is missing: the store has all that this release keeps in it")
+        output.write("nothing is missing: the store has all that this release needs")
     for line in done.missing:
         output.write(f"{'missing' if dry_run else 'added'}: {line}")
     if done.old is not None:
@@ -145,7 +142,7 @@ def accept(
     *,
     yes: Annotated[
         bool,
-        Parameter(name=["--yes", "-y"], negative=(), help="Do not ask; needed where standard input is no terminal."),
+        Parameter(name=["--yes", "-y"], negative=(), help="Do not ask; required if standard input is not a terminal."),
     ] = False,
     identity_dir: IdentityDir = None,
     common: Common = NONE,
@@ -153,8 +150,8 @@ def accept(
     """Accept a store that was flushed, restored or replaced: processes that stopped because of it go on with what it
     holds now.
 
-    First find out what became of its data: tasks that were submitted since the backup are not in it, and some that were
-        completed may run again.
+    First find out what happened to its data: tasks that were submitted since the backup are not in it, and some that
+    were completed may run again.
     """
     kept = str(identity_dir) if identity_dir else None
     settings = common.configured(identity_dir=kept)

@@ -36,31 +36,34 @@ class TaskFlags:
         Parameter(metavar="NAME", negative=(), help="What an agent must be able to do; may be repeated."),
     ] = None
     type: Annotated[
-        str | None, Parameter(metavar="NAME", help="The type of task; agents that name their types take no other.")
+        str | None, Parameter(metavar="NAME", help="The task's type; agents that name types claim no others.")
     ] = None
     topic: Annotated[
-        str | None, Parameter(metavar="NAME", help="What it is about; agents that name their topics take no other.")
+        str | None, Parameter(metavar="NAME", help="The task's topic; agents that name topics claim no others.")
     ] = None
     priority: Annotated[
-        int | None, Parameter(metavar="N", help="-1,000 to 1,000, by default 0; a higher one is worth a head start.")
+        int | None, Parameter(metavar="N", help="-1,000 to 1,000, by default 0; a higher priority is a head start.")
     ] = None
-    dedup_key: Annotated[str | None, Parameter(metavar="KEY", help="Two submits with one key yield one task.")] = None
+    dedup_key: Annotated[str | None, Parameter(metavar="KEY", help="Two submits with the same key yield one task.")] = (
+        None
+    )
     input: Annotated[
         list[str] | None,
         Parameter(metavar="NAME=VALUE", negative=(), help="NAME=TEXT, NAME:=JSON or NAME=@FILE; may be repeated."),
     ] = None
     id: Annotated[
-        str | None, Parameter(metavar="UUID", help="Its id; a second submit with one id yields one task.")
+        str | None, Parameter(metavar="UUID", help="Its id; two submits with the same id yield one task.")
     ] = None
     ordering_key: Annotated[
-        str | None, Parameter(metavar="KEY", help="Tasks with one key are worked on one after the other.")
+        str | None, Parameter(metavar="KEY", help="Tasks with the same key are attempted one at a time, in order.")
     ] = None
-    max_attempts: Annotated[int | None, Parameter(metavar="N", help="Attempts at most; by default 3.")] = None
+    max_attempts: Annotated[int | None, Parameter(metavar="N", help="The most attempts; by default 3.")] = None
     not_before: Annotated[
-        str | None, Parameter(metavar="WHEN", help="Begin it then or later: 15m, 2h or 7d from now, or a moment.")
+        str | None,
+        Parameter(metavar="WHEN", help="Begin it no earlier than this: 15m, 2h or 7d from now, or a moment."),
     ] = None
     deadline: Annotated[
-        str | None, Parameter(metavar="WHEN", help="Begin it before then, or not at all: as --not-before.")
+        str | None, Parameter(metavar="WHEN", help="Fail it if it has not begun by then; written as for --not-before.")
     ] = None
 
     def fields(self) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def submit(
     pool: PoolId = None,
     task: TaskFlags = NO_FLAGS,
     create_pool: Annotated[
-        bool, Parameter(negative=(), help="Create the pool, and a store in a file, if they are not there.")
+        bool, Parameter(negative=(), help="Create the pool, and a store in a file, if they do not exist.")
     ] = False,
     wait: Annotated[
         bool, Parameter(negative=(), help="Wait until the tasks have ended, and show their results.")

@@ -19,11 +19,11 @@ def new(
         Literal["store", "transport", "discovery", "hooks"],
         Parameter(help="What it is: a store, a transport, a discovery, or hooks (a decision and a guard)."),
     ],
-    name: Annotated[str, Parameter(help="What users will type: --plugin NAME, and NAME: as a URL's scheme.")],
+    name: Annotated[str, Parameter(help="The name that users type: --plugin NAME, and NAME: as a URL's scheme.")],
     /,
     *,
     embedded: Annotated[
-        bool, Parameter(negative=(), help="A store in files of one host, as by default; its processes share them.")
+        bool, Parameter(negative=(), help="A store in files that the processes of one host share; the default.")
     ] = False,
     server: Annotated[
         bool, Parameter(negative=(), help="A store that is a server; the package has a small one.")
@@ -31,7 +31,7 @@ def new(
     dir: Annotated[Path, Parameter(name="--dir", metavar="FOLDER", help="Where to put the package's folder.")] = Path(),
     json: Json = False,
 ) -> int:
-    """Write a new plugin: a complete package that works and passes the conformance kit, to be changed part by part.
+    """Write a new plugin: a complete package that passes the conformance kit, for you to change part by part.
 
     Its folder is converge-KIND-NAME. What to replace is marked REPLACE; its README says how to install and test it.
     """

@@ -22,7 +22,8 @@ from converge.plugins import PluginHost
 def list_plugins(
     *,
     plugin: Annotated[
-        list[str] | None, Parameter(name="--plugin", negative=(), help="Load this one first; then its kinds are known.")
+        list[str] | None,
+        Parameter(name="--plugin", negative=(), help="Load this one first, so that its kinds are shown."),
     ] = None,
     json: Json = False,
 ) -> int:
@@ -97,22 +98,26 @@ def check(
     /,
     *,
     quick: Annotated[
-        bool, Parameter(negative=(), help="Fewer random histories and repeats; every clause is tried all the same.")
+        bool, Parameter(negative=(), help="Fewer random histories and repeats; every clause is still tested.")
     ] = False,
     long: Annotated[bool, Parameter(negative=(), help="More random histories and repeats: for a release.")] = False,
     certify: Annotated[
-        bool, Parameter(negative=(), help="Also what a store does while its server restarts or freezes.")
+        bool, Parameter(negative=(), help="Also test a store while its server restarts or freezes.")
     ] = False,
     other_python: Annotated[
         str,
-        Parameter(metavar="PYTHON", help="Certify with another release beside this one, too: its interpreter."),
+        Parameter(
+            metavar="PYTHON",
+            help="Also certify beside another release of the plugin: the interpreter of its environment.",
+        ),
     ] = "",
     only: Annotated[str, Parameter(metavar="TEST", help="Run one test of the kit alone.")] = "",
     seed: Annotated[
-        int | None, Parameter(metavar="NUMBER", help="What the random histories draw from, as a card has it.")
+        int | None, Parameter(metavar="NUMBER", help="The seed of the random histories, as a card shows it.")
     ] = None,
     report: Annotated[
-        Path | None, Parameter(metavar="FILE", help="Write the report cards there, too, a JSON object a line.")
+        Path | None,
+        Parameter(metavar="FILE", help="Also write the report cards to this file, one JSON object per line."),
     ] = None,
     json: Json = False,
 ) -> int:

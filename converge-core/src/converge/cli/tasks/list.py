@@ -37,7 +37,7 @@ Since = Annotated[
 Skip = Annotated[
     int,
     Parameter(
-        metavar="N", validator=validators.Number(gte=0), help="How many to leave out first: those of the pages before."
+        metavar="N", validator=validators.Number(gte=0), help="How many to skip first: those of the previous pages."
     ),
 ]
 
@@ -54,16 +54,14 @@ def list_tasks(
     ] = False,
     type: Annotated[
         list[str] | None,
-        Parameter(metavar="NAME", negative=(), help="Only tasks of this type, or another one given; may be repeated."),
+        Parameter(metavar="NAME", negative=(), help="Only tasks of this type; repeat it for any of several."),
     ] = None,
     topic: Annotated[
         list[str] | None,
-        Parameter(
-            metavar="NAME", negative=(), help="Only tasks with this topic, or another one given; may be repeated."
-        ),
+        Parameter(metavar="NAME", negative=(), help="Only tasks with this topic; repeat it for any of several."),
     ] = None,
     waiting: Annotated[
-        bool, Parameter(negative=(), help="Only tasks that wait, with what for, since and until when.")
+        bool, Parameter(negative=(), help="Only tasks that wait; shows what for, since when and until when.")
     ] = False,
     parent: Annotated[str | None, Parameter(metavar="ID", help="Only the children of this task.")] = None,
     since: Since = None,

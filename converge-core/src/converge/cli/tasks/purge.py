@@ -24,12 +24,12 @@ def purge(
     *,
     pool: Annotated[
         list[str] | None,
-        Parameter(metavar="ID", negative=(), help="Only tasks of this pool, or another one given; may be repeated."),
+        Parameter(metavar="ID", negative=(), help="Only tasks in this pool; repeat it for several."),
     ] = None,
     all_pools: Annotated[bool, Parameter(negative=(), help="Tasks of every pool.")] = False,
     state: Annotated[
         list[TaskState] | None,
-        Parameter(negative=(), help="Only tasks in this state, or another one given; without it all that have ended."),
+        Parameter(negative=(), help="Only tasks in this state; repeat it for several; by default all that have ended."),
     ] = None,
     older_than: Annotated[
         str | None,
@@ -41,14 +41,14 @@ def purge(
     dry_run: Annotated[bool, Parameter(negative=(), help="Count what would be removed, and remove nothing.")] = False,
     yes: Annotated[
         bool,
-        Parameter(name=["--yes", "-y"], negative=(), help="Do not ask; needed where standard input is no terminal."),
+        Parameter(name=["--yes", "-y"], negative=(), help="Do not ask; required if standard input is not a terminal."),
     ] = False,
     common: Common = NONE,
 ) -> int:
     """Remove ended tasks, with their results and dedup keys, before their retention has passed. What is removed cannot
     be recovered.
 
-    Live tasks are never touched. On a terminal it says first how many there are, and asks.
+    Live tasks are never touched. On a terminal it first shows how many there are, and asks.
     """
     settings = common.configured()
     if bool(pool) == all_pools:

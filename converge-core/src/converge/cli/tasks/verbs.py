@@ -29,7 +29,7 @@ from converge.services.tasks.records import moment
 
 
 def show(
-    task_id: Annotated[str, Parameter(help="The task's id, or the beginning of it if no other's begins so.")],
+    task_id: Annotated[str, Parameter(help="The task's id, or an unambiguous beginning of it.")],
     /,
     *,
     common: Common = NONE,
@@ -105,7 +105,7 @@ def waits_of(task: Task) -> str:
 
 
 def explain(
-    task_id: Annotated[str, Parameter(help="The task's id, or the beginning of it if no other's begins so.")],
+    task_id: Annotated[str, Parameter(help="The task's id, or an unambiguous beginning of it.")],
     /,
     *,
     common: Common = NONE,
@@ -156,7 +156,7 @@ async def _explain(config: Config, text: str) -> tuple[str, Explanation]:
 
 
 def cancel(
-    task_ids: Annotated[list[str], Parameter(help="The tasks' ids, or as much of each as no other begins with.")],
+    task_ids: Annotated[list[str], Parameter(help="The tasks' ids, or unambiguous beginnings of them.")],
     /,
     *,
     why: Annotated[str, Parameter(metavar="TEXT", help="The reason, for the tasks' history.")] = "",
@@ -178,7 +178,7 @@ def cancel(
 
 
 def retry(
-    task_ids: Annotated[list[str], Parameter(help="The tasks' ids, or as much of each as no other begins with.")],
+    task_ids: Annotated[list[str], Parameter(help="The tasks' ids, or unambiguous beginnings of them.")],
     /,
     *,
     common: Common = NONE,

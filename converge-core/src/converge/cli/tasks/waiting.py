@@ -34,7 +34,7 @@ def signal(
     key: Annotated[str, Parameter(metavar="TEXT", help="Makes a repeat with the same key harmless.")] = "",
     common: Common = NONE,
 ) -> int:
-    """Send a task a signal, for which it waits now or later.
+    """Send a task a signal that it waits for now or later.
 
     Example: converge tasks signal ID approval --payload '{"ok": true}'
     """
@@ -56,10 +56,10 @@ def watch(
     task_id: Id,
     /,
     *,
-    after: Annotated[str, Parameter(metavar="CURSOR", help="Go on behind this piece of output.")] = "",
+    after: Annotated[str, Parameter(metavar="CURSOR", help="Continue after this piece of output.")] = "",
     common: Common = NONE,
 ) -> int:
-    """Follow what a task puts out, its progress and its states, until it has ended.
+    """Follow a task's output, progress and states until it has ended.
 
     On a terminal text is written as it comes; in a pipe, or with --json, a line of JSON for each piece.
     """

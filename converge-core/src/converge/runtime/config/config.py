@@ -77,10 +77,10 @@ class Config(NodeSettings):
         default=0, validator=Within(0, 65_535), metadata=described("port to listen at, if transport is a name; 0: any")
     )
     log_format: Literal["text", "json"] = attrs.field(
-        default="text", metadata=described("lines for people, or one JSON object a line")
+        default="text", metadata=described("lines for people, or one JSON object per line")
     )
     log_level: Literal["debug", "info", "warning", "error"] = attrs.field(
-        default="info", metadata=described("least level that is logged")
+        default="info", metadata=described("the least level that is logged")
     )
     retention: Retention = attrs.field(factory=Retention, metadata=described("how long ended tasks are kept"))
     origins: Mapping[str, str] = attrs.field(factory=dict, repr=False, eq=False)

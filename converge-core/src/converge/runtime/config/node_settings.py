@@ -61,27 +61,27 @@ class NodeSettings:
     discovery_store: str = attrs.field(
         default="",
         repr=masked_repr,
-        metadata=described("another store for discovery: `memory`, a path, a URL; it has a lease of its own"),
+        metadata=described("a separate store for discovery: `memory`, a path, a URL; it has its own lease"),
     )
     discovery: str = attrs.field(
-        default="store", metadata=described("how nodes find one another: `store`, `static`, or what a plugin has")
+        default="store", metadata=described("how nodes find one another: `store`, `static`, or a plugin's discovery")
     )
     transport: str = attrs.field(
         default="",
         repr=masked_repr,
         metadata=described(
-            "URL to listen at, or several, with commas between; or a transport's name with host and port"
+            "URL to listen at, or several, separated by commas; or a transport's name with host and port"
         ),
     )
     advertise: str = attrs.field(
         default="",
         validator=Matching(_ADVERTISED, "HOST:PORT, a URL for each transport, or none"),
-        metadata=described("where others reach this node; none: over the connections that it makes"),
+        metadata=described("where others reach this node; none: only over connections that it makes itself"),
     )
     health: str = attrs.field(
         default="",
         validator=an_address,
-        metadata=described("where /livez, /readyz and /metrics are served; a port alone is one of 127.0.0.1"),
+        metadata=described("where /livez, /readyz and /metrics are served; a port alone is on 127.0.0.1"),
     )
     lease_sec: float = attrs.field(
         default=15.0, validator=Within(0.5, 3_600), metadata=described("how long a process may be away", "s")
@@ -106,20 +106,20 @@ class NodeSettings:
     identity_dir: str = attrs.field(
         default="",
         metadata=described(
-            "folder where keys are kept between starts, made if absent, for its owner alone; empty: fresh keys at each "
+            "folder where keys are kept between starts, created if absent, for its owner only; empty: new keys at each "
             "start"
         ),
     )
     trust: Literal["drop", "warn", "allow", "listed"] = attrs.field(
         default="allow",
         metadata=described(
-            "what becomes of a sender that verifies, but is not pinned: its messages are refused, taken with a "
-            "warning, taken, or taken once discovery has listed it"
+            "what happens to messages of an authenticated sender that is not pinned: refused, accepted with a warning, "
+            "accepted, or accepted once discovery has listed it"
         ),
     )
     require_tls: bool = attrs.field(default=False, metadata=described("refuse connections without TLS"))
     require_durability: Literal["", "D0", "D1", "D2", "D3"] = attrs.field(
-        default="", metadata=described("least class of the store")
+        default="", metadata=described("the least durability class that the store must have")
     )
     options: dict[str, dict[str, Any]] = attrs.field(
         factory=dict, repr=masked_repr, metadata=described("[options.NAME]: a backend's options")
