@@ -24,6 +24,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -31,6 +32,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+from warm import Warm, warm_python
 
 from converge.testing.fixtures import wait_until_sync
 
@@ -40,6 +42,9 @@ LANGUAGES = ("sh", "python", "toml", "json", "text")
 # Of README.md, by heading: test_readme.py does more with these two.
 SPECIAL = ("Run it", "Test it")
 BLOCK_SEC = 60
+IS_FULL = os.environ.get("FULL_TESTS") == "1"
+# Their blocks of shell are many commands, each of which tests/core/cli runs, too: here with FULL_TESTS=1 only.
+LONG = [ROOT / "docs" / page for page in ("reference/cli.md", "how-to/backup-restore-upgrade.md", "how-to/upgrade.md")]
 CONTINUES = re.compile(r"in the same folder:$", re.IGNORECASE)
 FILE_NAME = re.compile(r"(?:#|//) ([\w.-]+\.\w+)$")
 SERVERS = {"REDIS_URL": "redis_url", "POSTGRES_URL": "postgres_url"}
@@ -89,22 +94,29 @@ def blocks_of(page: str) -> Iterator[Block]:
 
 
 def run_page(
-    page: str, new_folder: Callable[[], Path], environment: Mapping[str, str], *, special: tuple[str, ...] = ()
+    page: str,
+    new_folder: Callable[[], Path],
+    environment: Mapping[str, str],
+    *,
+    special: tuple[str, ...] = (),
+    python: Warm | None = None,
 ) -> list[str]:
-    """Run the blocks of a page; say which failed, and how."""
+    """Run the blocks of a page; say which failed, and how. Those of Python begin in a new interpreter, unless one is
+    given that is warm.
+    """
     failures, folder = [], None
     for block in blocks_of(page):
         # What only shows something runs nowhere: it does not part the blocks around it.
         if block.heading in special or block.language == "text":
             continue
         folder = folder if folder and block.continues else new_folder()
-        problem = check(block, folder, environment)
+        problem = check(block, folder, environment, python)
         if problem:
             failures.append(f"line {block.line}: {problem}")
     return failures
 
 
-def check(block: Block, folder: Path, environment: Mapping[str, str]) -> str:
+def check(block: Block, folder: Path, environment: Mapping[str, str], python: Warm | None = None) -> str:
     """What is wrong with a block; nothing if it is right."""
     if block.language not in LANGUAGES:
         return f"a block of language {block.language!r}; there are {', '.join(LANGUAGES)}"
@@ -120,6 +132,8 @@ def check(block: Block, folder: Path, environment: Mapping[str, str]) -> str:
         return str(error)
     if block.language == "sh":
         return _run(["sh", "-e", str(name)], folder, environment)
+    if block.language == "python" and python is not None:
+        return _run_warm(python, str(name), "imported" if block.file_name else "__main__", folder, environment)
     if block.language == "python":
         code = (
             ["-c", f"import runpy; runpy.run_path({name!r}, run_name='imported')"] if block.file_name else [str(name)]
@@ -149,6 +163,32 @@ def _run(command: list[str], folder: Path, environment: Mapping[str, str]) -> st
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+    return _said(code, output)
+
+
+def _run_warm(python: Warm, file: str, name: str, folder: Path, environment: Mapping[str, str]) -> str:
+    output = folder / ".output.txt"
+    pid = python.start(file, name, folder, environment, output)
+    is_late = threading.Event()
+
+    def end() -> None:
+        is_late.set()
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+    patience = threading.Timer(BLOCK_SEC, end)
+    patience.start()
+    try:
+        code = python.wait()
+    finally:
+        patience.cancel()
+        patience.join()
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # what it left running
+    return _said(-1 if is_late.is_set() else code, output)
+
+
+def _said(code: int, output: Path) -> str:
     if code == 0:
         return ""
     return f"{'took too long' if code == -1 else f'exit code {code}'}\n{output.read_text(errors='replace')[-3000:]}"
@@ -166,7 +206,7 @@ def new_folder(tmp_path: Path) -> Callable[[], Path]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
     """The environment of a user who has activated the tested virtual environment, with the example plugin installed in
     it.
@@ -186,13 +226,43 @@ def urls(request: pytest.FixtureRequest) -> dict[str, str]:
     return {variable: request.getfixturevalue(fixture) for variable, fixture in SERVERS.items() if variable in code}
 
 
+@pytest.fixture(scope="module")
+def python(environment: dict[str, str]) -> Iterator[Warm]:
+    """An interpreter that has imported what most blocks import."""
+    with warm_python(environment) as process:
+        yield process
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_of_the_page_works(
-    page: Path, new_folder: Callable[[], Path], environment: dict[str, str], urls: dict[str, str]
+    page: Path, new_folder: Callable[[], Path], environment: dict[str, str], urls: dict[str, str], python: Warm
 ) -> None:
+    if page in LONG and not IS_FULL:
+        pytest.skip("with FULL_TESTS=1 only, for its length")
     special = SPECIAL if page == ROOT / "README.md" else ()
-    assert run_page(page.read_text(), new_folder, environment | urls, special=special) == []
+    assert (
+        run_page(page.read_text(), new_folder, environment | urls, special=special, python=None if IS_FULL else python)
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("raise ValueError('so')\n", "ValueError: so"),
+        ("import warnings\nwarnings.warn('so')\n", "UserWarning: so"),
+        ("print('out')\nraise SystemExit(3)\n", "exit code 3\nout"),
+        ("import os\nos.abort()\n", "exit code -6"),
+        ("import nowhere\n", "No module named"),
+    ],
+)
+def test_what_fails_in_a_warm_interpreter_is_found(
+    text: str, said: str, new_folder: Callable[[], Path], environment: dict[str, str], python: Warm
+) -> None:
+    (failure,) = run_page(f"```python\n{text}```\n", new_folder, environment, python=python)
+    assert said in failure
+    assert run_page("```python\nimport os\nassert os.getcwd()\n```\n", new_folder, environment, python=python) == []
 
 
 @pytest.mark.parametrize(
