@@ -8,6 +8,8 @@ import inspect
 import re
 from pathlib import Path
 
+import report_cards
+
 from converge.testing import DiscoveryContract, StoreContract, StreamTransportContract, TaskContract
 from converge.testing.clauses import CLAUSES, cited
 
@@ -55,7 +57,11 @@ def modules() -> str:
     return "".join(parts)
 
 
-MADE = {"reference/clause-tests.md": clause_tests, "reference/modules.rst": modules}
+MADE = {
+    "reference/clause-tests.md": clause_tests,
+    "reference/modules.rst": modules,
+    "reference/report-cards.md": report_cards.page,
+}
 
 
 def main() -> None:

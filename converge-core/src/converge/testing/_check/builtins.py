@@ -1,4 +1,4 @@
-"""The bench of the transport that is built in."""
+"""The benches of built-in backends that the scheme alone does not give a place."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ class LocalBench(Bench):
     def unknown_address(self) -> str:
         """Return a name that nobody has."""
         return "local:nobody"
+
+
+class FileBench(Bench):
+    """A file for each store."""
+
+    def url(self) -> str:
+        """Return one of its own, whatever was given."""
+        return f"{self._scheme}:{self.fresh() / 'state.db'}"
