@@ -140,7 +140,6 @@ def test_a_store_that_never_syncs_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     assert "acknowledged commits are lost with the host's power" in broken.said
 
 
-@pytest.mark.skipif(not EVERYTHING, reason="with FULL_TESTS=1 only, for its length")
 def test_a_store_that_syncs_first_bears_it(monkeypatch: pytest.MonkeyPatch) -> None:
     found = card_of(JournalToy, PowerBench, monkeypatch)
     assert found.broken == ()

@@ -200,14 +200,17 @@ def test_a_bench_without_the_means_is_said_not_to_try_it(monkeypatch: pytest.Mon
     assert found.not_tried == {"two releases side by side": "the bench has no `other_python`"}
 
 
-@pytest.mark.parametrize(("backend", "kind"), [(LOCAL, "transport"), (STATIC, "discovery")], ids=["local", "static"])
-def test_a_card_says_that_only_stores_are_certified(
-    backend: Backend, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    only = "test_c5_close_is_idempotent_and_final" if kind == "transport" else "test_d2_publishing_again_replaces"
-    found = certified(backend, kind, monkeypatch, only, address=lambda bench: "local:")
+def test_a_card_says_that_discoveries_are_not_certified(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = certified(STATIC, "discovery", monkeypatch, "test_d2_publishing_again_replaces")
     assert found.broken == ()
-    assert found.not_tried["certification"].startswith("is of stores alone")
+    assert found.not_tried["certification"].startswith("is of stores and transports")
+
+
+def test_a_transport_whose_bytes_are_not_seen_is_certified_without_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = certified(LOCAL, "transport", monkeypatch, "TestCertification", address=lambda bench: "local:")
+    assert found.broken == ()
+    assert sorted(found.certified) == ["fork", "restart"]
+    assert found.not_tried["connections that are cut"].startswith("seen between TCP connections")
 
 
 ENTRIES = """

@@ -102,7 +102,7 @@ def check(
     ] = False,
     long: Annotated[bool, Parameter(negative=(), help="More random histories and repeats: for a release.")] = False,
     certify: Annotated[
-        bool, Parameter(negative=(), help="Also test a store while its server restarts or freezes.")
+        bool, Parameter(negative=(), help="Also test it while its server or peer restarts, freezes or is cut off.")
     ] = False,
     other_python: Annotated[
         str,

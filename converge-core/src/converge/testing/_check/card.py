@@ -37,12 +37,14 @@ IMPORTED = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
 
 NOT_APPLICABLE, NOT_TRIED = "not applicable: ", "not tried: "
 
-CERTIFIED = "certified.py"
-"""The module of tests that are about no clause alone."""
+_CERTIFYING: Mapping[str, str] = {"store": "certified", "transport": "certified_transports"}
+
+CERTIFIED = "/certified"
+"""How the names of modules begin whose tests are about no clause alone."""
 
 NOT_CERTIFIED = (
-    "is of stores alone: a {kind} keeps nothing that a restart could lose; "
-    "peers and stores that break, hang and lie are in its clauses"
+    "is of stores and transports: a discovery keeps nothing that a restart could lose; "
+    "processes and stores that die, hang and fail are in its clauses"
 )
 """What a card says where certification was asked for and is none."""
 
@@ -108,7 +110,7 @@ class _Filler:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
             name = next(iter(cited(getattr(item, "function", None))), "?")
-            if CERTIFIED in item.nodeid:
+            if CERTIFIED in f"/{item.nodeid}":
                 name = item.name.partition("[")[0].removeprefix("test_").replace("_", " ")
             self._clauses[item.nodeid] = name
         self._on_test(0, len(self._clauses), 0)
@@ -132,7 +134,7 @@ class _Filler:
                 self.skipped[clause] = reason
         elif report.when == "call":
             self.passed[clause] = self.passed.get(clause, 0) + 1
-            if CERTIFIED in report.nodeid:
+            if CERTIFIED in f"/{report.nodeid}":
                 self.certified |= {name: str(said) for name, said in report.user_properties if name != CLAUSES_OF}
         if report.when == "teardown":
             self._ended += 1
@@ -190,7 +192,7 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
         bench.other_python = asked.other_python or bench.other_python
         CURRENT.append(bench)
         try:
-            names = [_MODULES[kind], *(["certified"] if kind == "store" and asked.certify else [])]
+            names = [_MODULES[kind], *([_CERTIFYING[kind]] if kind in _CERTIFYING and asked.certify else [])]
             modules = [importlib.reload(importlib.import_module(f"converge.testing._check.{name}")) for name in names]
             having = [module for module in modules if _has(module, asked.only)] or modules
             places = [str(Path(inspect.getfile(module)).resolve()) for module in having]
@@ -205,8 +207,8 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
     if not filler.passed and not filler.failed and not filler.skipped:
         raise RuntimeError(f"no test of the kit could be run:\n{output.getvalue()[-3_000:]}")
     not_tried, not_applicable = _left(filler, is_whole=not asked.only)
-    if asked.certify and kind != "store":
-        not_tried |= {"certification": NOT_CERTIFIED.format(kind=kind)}
+    if asked.certify and kind not in _CERTIFYING:
+        not_tried |= {"certification": NOT_CERTIFIED}
     return Card(
         plugin=plugin.name,
         distribution=plugin.distribution,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import anyio
 import anyio.to_thread
@@ -18,31 +16,26 @@ from converge.contracts.store import ABSENT, Durability, Feature, Store
 from converge.errors import NotApplied, OutcomeUnknown, StoreError
 from converge.model.keys import POOL
 from converge.testing._check.given import current
+from converge.testing._check.load import LOAD_SEC, Note, Progress, given, recovers, release_in
 from converge.testing._check.stores import _Checked
 from converge.testing._processes.peers import begin, end, order_of, running
 from converge.testing._store.base import Cut, Opening, StoreCase, commit, committed, get
 from converge.testing.clauses import expect, expect_equal
 from converge.testing.fixtures import wait_until
 
-LOAD_SEC = 60.0
-"""How long a commit of the load may take before it counts as hung."""
 PACE_SEC = 0.01
-LOADED, CUTS, COUNTED = 10, 6, 30
-OF_SERVER = frozenset({"restart", "freeze", "refuse_writes", "rotate"})
-"""What is done to a server only if it is the check's own."""
-
-Note = Callable[[str, object], None]
+CUTS, COUNTED = 6, 30
 
 
-class _Load:
+class _Load(Progress):
     """Commits one key after another, as busy agents do, and notes what became of each."""
 
     def __init__(self, store: Store) -> None:
+        super().__init__()
         self._store = store
         self.acknowledged: list[str] = []
         self.refused: list[str] = []
         self.unknown: list[str] = []
-        self._next = anyio.Event()
 
     async def run(self) -> None:
         for number in range(1_000_000):
@@ -51,8 +44,7 @@ class _Load:
                 with anyio.fail_after(LOAD_SEC):
                     await commit(self._store, checks=[(POOL(name), ABSENT)], puts=[(POOL(name), b"{}")])
                 self.acknowledged.append(name)
-                self._next.set()
-                self._next = anyio.Event()
+                self.tell()
             except NotApplied:
                 self.refused.append(name)
             except OutcomeUnknown:
@@ -66,37 +58,6 @@ class _Load:
                 expect("S-16", False, f"an error of the driver came out of a commit: {kind}: {error}")
             await anyio.sleep(PACE_SEC)  # the load is steady, so that what it meets does not hang on this machine
 
-    async def goes_on(self, limit_sec: float) -> bool:
-        """Return whether a commit is acknowledged from now on, within the time."""
-        with anyio.move_on_after(limit_sec):
-            await self._next.wait()
-            return True
-        return False
-
-
-def given(name: str) -> Any:
-    """Return a means of the author's bench; where it has none, the test is not tried, which the card says."""
-    if name in OF_SERVER and not current().is_own:
-        pytest.skip("not tried: the server was given; without URL the check has one of its own, if the bench runs one")
-    return getattr(current(), name) or pytest.skip(f"not tried: the bench has no `{name}`")
-
-
-RELEASE = """import sys
-from importlib.metadata import entry_points, version
-top = sys.argv[1]
-found = {one.dist.version for one in entry_points(group="converge") if one.module.partition(".")[0] == top}
-print(version("converge-core") if top == "converge" else " ".join(sorted(found)))
-"""
-
-
-def release_in(python: str, module: str) -> str:
-    """Return which release of a module's package an interpreter has."""
-    command = [python, "-P", "-c", RELEASE, module.partition(".")[0]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LOAD_SEC)
-    if done.returncode or not done.stdout.strip():
-        pytest.fail(f"{python} has no release of the plugin: {done.stderr.strip()[-500:]}", pytrace=False)
-    return done.stdout.strip()
-
 
 class TestCertification(_Checked, StoreCase):
     """A store under load whose place suffers: it is well again within `near_sec`, and told the truth meanwhile."""
@@ -109,18 +70,9 @@ class TestCertification(_Checked, StoreCase):
         load = _Load(store)
         async with anyio.create_task_group() as group:
             group.start_soon(load.run)
-            while len(load.acknowledged) < LOADED:
-                expect("S-16", await load.goes_on(LOAD_SEC), "no commit is acknowledged on a place that is well")
+            await load.begun("S-16", "no commit is acknowledged on a place that is well")
             yield load
             group.cancel_scope.cancel()
-
-    async def recovers(self, load: _Load, name: str, record_property: Note) -> None:
-        """Expect that the load goes on soon, and note how soon."""
-        began, near_sec = time.monotonic(), current().near_sec
-        expect(
-            "S-16", await load.goes_on(near_sec), f"{name}: no commit is acknowledged within {near_sec:g} s after it"
-        )
-        record_property(name, f"well again after {time.monotonic() - began:.2f} s")
 
     async def told_truly(self, store: Store, load: _Load, *, is_kept: bool = True) -> None:
         """Expect that what was acknowledged is there, and what was refused is not."""
@@ -134,7 +86,7 @@ class TestCertification(_Checked, StoreCase):
         restart = given("restart")
         async with self.loaded(store) as load:
             await anyio.to_thread.run_sync(restart)
-            await self.recovers(load, "restart", record_property)
+            await recovers("S-16", load, "restart", record_property)
         await self.told_truly(store, load, is_kept=self.backend.durability > Durability.D0)
 
     async def test_connections_that_are_cut(self, store: Store, record_property: Note) -> None:
@@ -143,7 +95,7 @@ class TestCertification(_Checked, StoreCase):
         async with self.loaded(store) as load:
             for number in range(CUTS):
                 cut((Cut.BEFORE, Cut.AFTER)[number % 2])
-                await self.recovers(load, "cut", record_property)
+                await recovers("S-16", load, "cut", record_property)
         await self.told_truly(store, load)
 
     async def test_a_frozen_server(self, store: Store, record_property: Note) -> None:
@@ -152,7 +104,7 @@ class TestCertification(_Checked, StoreCase):
         async with self.loaded(store) as load:
             with freeze():
                 await anyio.sleep(current().suffer_sec)  # frozen for as long as calls may notice
-            await self.recovers(load, "freeze", record_property)
+            await recovers("S-16", load, "freeze", record_property)
         await self.told_truly(store, load)
 
     async def test_refused_writes(self, store: Store, record_property: Note) -> None:
@@ -168,7 +120,7 @@ class TestCertification(_Checked, StoreCase):
                     await get(store, POOL("0"))
                 except StoreError as error:
                     expect("S-16", False, f"a read fails while writes are refused: {error!r}")
-            await self.recovers(load, "refuse_writes", record_property)
+            await recovers("S-16", load, "refuse_writes", record_property)
         await self.told_truly(store, load)
 
     async def test_rotated_credentials(self, store: Store, opening: Opening, record_property: Note) -> None:
@@ -176,7 +128,7 @@ class TestCertification(_Checked, StoreCase):
         rotate = given("rotate")
         async with self.loaded(store) as load:
             await anyio.to_thread.run_sync(rotate)
-            await self.recovers(load, "rotate", record_property)
+            await recovers("S-16", load, "rotate", record_property)
             async with opening() as other:
                 committed("S-14", await commit(other, puts=[(POOL("new"), b"{}")]), "a commit with new credentials")
         await self.told_truly(store, load)

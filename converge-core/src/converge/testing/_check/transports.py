@@ -37,7 +37,13 @@ class _Checked:
         return current().options()
 
 
-if current().oversized and current().address().partition(":")[0] not in _Checked.backend.secure_schemes:
+def is_on_the_wire() -> bool:
+    """Return whether its bytes can be seen: it has TCP connections without TLS."""
+    scheme = current().address().partition(":")[0]
+    return bool(current().oversized) and scheme not in _Checked.backend.secure_schemes
+
+
+if is_on_the_wire():
 
     class TestTransport(_Checked, StreamTransportContract):
         """The transport as declared, and its bytes on the wire."""

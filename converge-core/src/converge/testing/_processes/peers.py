@@ -150,8 +150,8 @@ def order_of(backend: StoreBackend, options: Any, url: str, work: str, limit_sec
     """Return what tells another process to open the same store; skips the test if none could import what opens it."""
     return Order(
         work=work,
-        open=_name_of(backend.open, "open"),
-        options=_name_of(type(options), "options"),
+        open=name_of(backend.open, "open"),
+        options=name_of(type(options), "options"),
         values={field.name: getattr(options, field.name) for field in attrs.fields(type(options)) if field.init},
         url=url,
         limit_sec=limit_sec,
@@ -159,7 +159,8 @@ def order_of(backend: StoreBackend, options: Any, url: str, work: str, limit_sec
     )
 
 
-def _name_of(what: Any, called: str) -> Name:
+def name_of(what: Any, called: str) -> Name:
+    """Return by which name another process imports it; skips the test if none could."""
     owner = getattr(what, "__self__", what)
     attribute = owner.__qualname__ if owner is what else f"{owner.__qualname__}.{what.__name__}"
     if "<" in attribute:
