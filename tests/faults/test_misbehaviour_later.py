@@ -16,7 +16,7 @@ import pytest
 
 from converge import Agent, Node, Task
 from converge.env import SYSTEM
-from converge.errors import ToolTimeout
+from converge.errors import HandlerFailed, ToolTimeout
 from converge.runtime import parts
 from converge.runtime.agents.background import Background
 from converge.runtime.agents.boundary import Boundary, Worker, worker_kind
@@ -261,3 +261,44 @@ async def test_a_log_that_raises_ends_no_loop_that_logs() -> None:
         for logger in ours:
             logger.removeFilter(fails)
     assert "converge.slots" in {logger.name for logger in ours}
+
+
+ASKED: set[str] = set()
+"""The handlers that were looked up in vain."""
+
+
+class Hidden:
+    """A handler that is there when its class is checked, and that no instance has."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, agent: Agent | None, _: type) -> Any:
+        if agent is None:
+            return self
+        ASKED.add(self._name)
+        raise SystemExit(f"asked for {self._name}")
+
+
+async def test_a_handler_that_cannot_be_looked_up_is_one_that_fails() -> None:
+    """A property or descriptor is user code, too, and runs where a handler is looked up."""
+
+    class Hiding(Agent):
+        tick_sec = 0.02
+        on_stop = Hidden("on_stop")  # type: ignore[assignment]
+        on_message = Hidden("on_message")  # type: ignore[assignment]
+        on_tick = Hidden("on_tick")  # type: ignore[assignment]
+
+        async def on_task(self, task: Task) -> str:
+            return GOOD
+
+    ASKED.clear()
+    with anyio.fail_after(30):
+        async with Node() as node:
+            (hiding,) = await node.spawn(Hiding, pool="p")
+            with pytest.raises(HandlerFailed, match="asked for on_message"):
+                await node.ask(hiding.id, {})
+            await wait_until(lambda: "on_tick" in ASKED, timeout=20, what="a tick looks for its handler")
+            assert (await result(node, GOOD)).result == GOOD
+            assert not [one for one in node.health().reasons if one.code == "loop_failed"]
+    assert "on_stop" in ASKED

@@ -18,6 +18,7 @@ from converge.model.message import Fanout, Message, Receipt
 from converge.model.task import Task
 from converge.runtime.agents.agent_health import AgentHealth
 from converge.runtime.agents.agent_log import agent_log
+from converge.runtime.agents.boundary import handler_of
 from converge.runtime.agents.claimed import replaced_inputs
 from converge.runtime.agents.decisions import (
     AskAgent,
@@ -381,7 +382,8 @@ def claimer_of(cls: type[Agent]) -> Claimer:
 
 def task_handler(agent: Agent) -> Callable[[Task], Any]:
     """Return what works on a task: `on_task`, with inputs of the class that it names, or what holds it for `decide`."""
-    handler, inputs = agent.on_task if agent.decide_loop is None else agent.decide_loop.hold, agent.inputs
+    handler = handler_of(agent, "on_task") if agent.decide_loop is None else agent.decide_loop.hold
+    inputs = agent.inputs
     if inputs is None:
         return handler
     if not inspect.iscoroutinefunction(handler):

@@ -14,15 +14,15 @@ from contextvars import copy_context
 from functools import partial
 from inspect import CO_COROUTINE, iscoroutinefunction
 from math import inf
-from types import CodeType
-from typing import Any
+from types import CodeType, MethodType
+from typing import Any, NoReturn, cast
 
 import anyio
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from converge.errors import UserCodeExited
-from converge.foreign import FORKS, Raised, in_thread, is_a, is_cancellation, leave_child, name_of, passes
+from converge.foreign import FORKS, Raised, guarded, in_thread, is_a, is_cancellation, leave_child, name_of, passes
 from converge.runtime.agents.background import Background
 from converge.services.messages.waits import Waiter, waiters
 
@@ -32,6 +32,22 @@ CANCELLED = object()
 FROM_WITHIN = "the handler was cancelled from within"
 
 Handler = Callable[..., Awaitable[Any]]
+
+
+def handler_of(agent: object, name: str) -> Callable[..., Any]:
+    """Return the agent's handler; one that cannot be looked up is a handler that fails, where it is called."""
+    found = guarded(getattr, agent, name)
+    if type(found) is MethodType:
+        return found
+    raised = found if type(found) is Raised else guarded(iscoroutinefunction, found)
+    if type(raised) is not Raised:
+        return cast(Callable[..., Any], found)
+    error = raised.error
+
+    async def fails(*_: Any) -> NoReturn:
+        raise error
+
+    return fails
 
 
 class Worker:

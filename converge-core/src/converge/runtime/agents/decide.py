@@ -28,7 +28,7 @@ from converge.model.message import Message
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.agent_log import agent_log
-from converge.runtime.agents.boundary import Boundary
+from converge.runtime.agents.boundary import Boundary, handler_of
 from converge.runtime.agents.context import begin
 from converge.runtime.agents.decisions import Outcome, ReportTask
 from converge.runtime.agents.executor import Executor
@@ -253,7 +253,7 @@ class DecideLoop:
     async def _decide(self, messages: Sequence[Message], tasks: Sequence[Task]) -> Raised | None:
         """Ask the agent what to do, do it, and tell it what came of that; return how a call of it failed, if any."""
         agent, before = self._agent, partial(begin, self._agent)
-        decisions = await self._boundary.call(agent.decide, list(messages), list(tasks), before=before)
+        decisions = await self._boundary.call(handler_of(agent, "decide"), list(messages), list(tasks), before=before)
         if type(decisions) is Raised:
             return decisions
         decisions = guarded(_listed, decisions)
@@ -270,7 +270,7 @@ class DecideLoop:
             ]
         if not outcomes:
             return None
-        told = await self._boundary.call(agent.on_outcomes, outcomes, before=before)
+        told = await self._boundary.call(handler_of(agent, "on_outcomes"), outcomes, before=before)
         return told if type(told) is Raised else None
 
     def _outcome(self, decision: Any, result: Any) -> Outcome:

@@ -15,7 +15,7 @@ from converge.model.envelope import ANSWER_BYTES
 from converge.model.message import Message
 from converge.runtime.agents.agent import Agent, takes_messages
 from converge.runtime.agents.agent_log import agent_log
-from converge.runtime.agents.boundary import Boundary, Worker
+from converge.runtime.agents.boundary import Boundary, Worker, handler_of
 from converge.runtime.agents.context import MESSAGE, begin
 from converge.runtime.agents.supervision import Supervision
 from converge.services.messages.chains import CHAIN
@@ -67,7 +67,7 @@ class Inbox:
     async def _serve(self, worker: Worker) -> bool:
         """Handle what waits; return whether something is left for another worker."""
         agent = self.agent
-        handler = worker.awaitable(agent.on_message)
+        handler = worker.awaitable(handler_of(agent, "on_message"))
         begin(agent)
         while self._queue:
             if agent.health.is_troubled and (rest_sec := agent.health.rest_sec("on_message")):

@@ -11,7 +11,7 @@ import anyio
 from converge.foreign import Raised, as_exception, tell
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.agent_log import agent_log
-from converge.runtime.agents.boundary import Boundary
+from converge.runtime.agents.boundary import Boundary, handler_of
 from converge.runtime.agents.context import begin
 
 AT_A_TIME = 100
@@ -28,7 +28,7 @@ async def start_all(boundary: Boundary, agents: Sequence[Agent], on_started: Cal
 
     async def start(agent: Agent) -> bool:
         if type(agent).on_start is not Agent.on_start:
-            outcome = await boundary.call(agent.on_start, before=partial(begin, agent))
+            outcome = await boundary.call(handler_of(agent, "on_start"), before=partial(begin, agent))
             if type(outcome) is Raised:
                 failed.append(outcome)
                 return False
@@ -44,7 +44,7 @@ async def stop_all(boundary: Boundary, agents: Iterable[Agent]) -> None:
     """Call `on_stop` of each; what one raises is logged, and the others stop as they should."""
 
     async def stop(agent: Agent) -> bool:
-        outcome = await boundary.call(agent.on_stop, before=partial(begin, agent))
+        outcome = await boundary.call(handler_of(agent, "on_stop"), before=partial(begin, agent))
         if type(outcome) is Raised:
             tell(agent_log(agent), logging.ERROR, "on_stop failed", error=outcome.error)
         return True

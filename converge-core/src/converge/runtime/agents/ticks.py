@@ -15,7 +15,7 @@ from converge.errors import ConvergeError
 from converge.foreign import Raised, is_cancellation, tell
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.agent_log import agent_log
-from converge.runtime.agents.boundary import Boundary, Worker
+from converge.runtime.agents.boundary import Boundary, Worker, handler_of
 from converge.runtime.agents.context import begin
 from converge.runtime.agents.supervision import Supervision
 
@@ -74,7 +74,7 @@ class Ticks:
             agent.decide_loop.tick()
         rest_sec = 0.0
         if type(agent).on_tick is not Agent.on_tick:
-            handler = worker.awaitable(agent.on_tick)
+            handler = worker.awaitable(handler_of(agent, "on_tick"))
             outcome = await worker.call(lambda _: handler(), None)
             if type(outcome) is Raised:
                 rest_sec = self._failed(agent, outcome)
