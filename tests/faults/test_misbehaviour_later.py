@@ -285,9 +285,9 @@ async def test_a_handler_that_cannot_be_looked_up_is_one_that_fails() -> None:
 
     class Hiding(Agent):
         tick_sec = 0.02
-        on_stop = Hidden("on_stop")  # type: ignore[assignment]
-        on_message = Hidden("on_message")  # type: ignore[assignment]
-        on_tick = Hidden("on_tick")  # type: ignore[assignment]
+        on_stop = Hidden("on_stop")
+        on_message = Hidden("on_message")
+        on_tick = Hidden("on_tick")
 
         async def on_task(self, task: Task) -> str:
             return GOOD
