@@ -151,13 +151,13 @@ def _given(arguments: Sequence[str]) -> list[str]:
 
 
 def _called(given: Sequence[str], of_plugins: Sequence[Command] = ()) -> str:
-    """Return the words of the command that is called; empty: none, or none that there is."""
+    """Return the words of the command that is called; empty: none, or an unknown one."""
     known = {words for words, target, _ in COMMANDS if target} | {command.name for command in of_plugins}
     return next((words for words in (" ".join(given[:2]), " ".join(given[:1])) if words in known), "")
 
 
 def _shown_default(value: object) -> str | None:
-    """Return a default as `--help` shows it; that a switch is off, and a flag not set, goes without saying."""
+    """Return a default as `--help` shows it; switches that are off and unset flags are omitted."""
     return None if value is None or value is False else str(value)
 
 

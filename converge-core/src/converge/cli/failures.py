@@ -1,4 +1,4 @@
-"""From an exception to what a person reads and what a script sees: messages on standard error, fixed exit codes."""
+"""Exceptions as messages on standard error and fixed exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text that others have written, made fit for a terminal."""
+"""Foreign text, escaped for a terminal."""
 
 from __future__ import annotations
 

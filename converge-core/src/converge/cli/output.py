@@ -82,7 +82,7 @@ def write(value: str) -> None:
 
 
 def marked(mark: str, colour: str, rest: str) -> None:
-    """Write a line that begins with a mark, in colour on a terminal; how long it is, is the terminal's matter."""
+    """Write a line that begins with a mark, in colour on a terminal; it is not cut."""
     if not sys.stdout.isatty():
         _write(mark + rest)
         return
@@ -120,7 +120,7 @@ _BREAKS = re.compile(r" *[\t-\r\x1c-\x1f\x85\u2028\u2029]+ *")
 
 
 class Bar:
-    """A progress bar: called with how many are done, of how many, and how many of them badly; `note` adds words."""
+    """A progress bar: called with how many are done, of how many, and how many failed; `note` adds words."""
 
     def __init__(self, update: Callable[..., None]) -> None:
         self._update = update

@@ -1,4 +1,4 @@
-"""`converge pools`: what pools there are, and what operators do to them."""
+"""`converge pools`: list, create and change pools."""
 
 from __future__ import annotations
 

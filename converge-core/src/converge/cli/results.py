@@ -1,4 +1,4 @@
-"""A table of what has become of tasks, with their total where there is one."""
+"""A table of the outcomes of tasks, with their total if there is one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from converge.operations.drain import Ended, totals
 
 
 def write_results(rows: Sequence[Ended], *, as_json: bool) -> None:
-    """Write a row a task: what it was, its result or error; a last row has the sums where all results are numbers."""
+    """Write a row per task: its name, its result or error; a last row has the sums where all results are numbers."""
     if as_json:
         for row in rows:
             output.line({"id": row.id, "hint": row.hint, "state": row.state, "result": row.result, "error": row.error})

@@ -132,7 +132,7 @@ def _arguments(flags: Mapping[str, object]) -> list[str]:
 
 
 def loop_options() -> dict[str, bool]:
-    """Return what makes the event loop the fastest that is installed."""
+    """Return the options of the fastest event loop that is installed."""
     return {"use_uvloop": importlib.util.find_spec("uvloop") is not None}
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a task whose handler raised: tried again, tried again after a wait, failed for good, handed back."""
+"""What happens to a task whose handler raised: retried, retried after a wait, failed for good, handed back."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def outcome_of(error: BaseException | None, text: str, by: str, jitter: float) -
 
 
 def is_of_its_data(error: BaseException | None) -> bool:
-    """Return whether the error is the fault of the task or message, not of the agent."""
+    """Return whether the error is caused by the task or message, not by the agent."""
     return any(type(error) is kind for kind in OF_ITS_DATA)  # its metaclass may compare as it likes
 
 

@@ -1,4 +1,4 @@
-"""The circuit breaker of one handler: after failures that say that the agent itself is ill, it rests."""
+"""The circuit breaker of one handler: after failures of the agent itself, it rests."""
 
 from __future__ import annotations
 
@@ -89,9 +89,8 @@ class Circuit:
         return CircuitState.OPEN if now < self.rests_until else CircuitState.HALF_OPEN
 
     def failed(self, error: str, now: float, jitter: float, *, is_ill: bool = True) -> float:
-        """Count a failure; return the seconds for which the handler gets nothing. `jitter`: from 0 to 1.
-
-        `is_ill`: the breaker is on such errors. Any other proves nothing, neither for nor against the agent.
+        """Count a failure; return the seconds for which the handler gets nothing. `jitter`: from 0 to 1. `is_ill`: the
+        breaker counts such errors. Others say nothing about the agent.
         """
         self.failures += 1
         self.in_a_row += 1

@@ -131,7 +131,7 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, so that its value stands."""
+        """Whether it has ended, so that its value is final."""
         return not self.until and not self.is_begun
 
 

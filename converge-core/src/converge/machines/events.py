@@ -42,20 +42,20 @@ class HandedBack(NamedTuple):
 
 
 class Cancelled(NamedTuple):
-    """Somebody wants it no more."""
+    """The task was cancelled."""
 
     by: str = ""
     why: str = ""
 
 
 class LeaseEnded(NamedTuple):
-    """Its process is gone."""
+    """The lease of its process has ended."""
 
     by: str = ""
 
 
 class CameDue(NamedTuple):
-    """It waits in `later`, and its time has come."""
+    """The task in `later` is due."""
 
 
 class DeadlinePassed(NamedTuple):

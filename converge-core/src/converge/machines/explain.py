@@ -28,7 +28,7 @@ NODE_SHOWN = 15
 
 @attrs.frozen(kw_only=True)
 class Holder:
-    """Whose claim it is: the process's lease (hex), its node's id, what its record says, and whether it lives."""
+    """The holder of a claim: the process's lease (hex), its node's id, its record, and whether it lives."""
 
     lease: str
     node: str = ""
@@ -40,7 +40,7 @@ class Holder:
 
 @attrs.frozen(kw_only=True)
 class Beside:
-    """What is read beside the task. `pool` None: it was removed. `active`: another task of its ordering key."""
+    """The records read with the task. `pool` None: it was removed. `active`: another task of its ordering key."""
 
     pool: Pool | None
     groups: Sequence[Group] = ()
@@ -58,7 +58,7 @@ class Verdict:
 
 @attrs.frozen(kw_only=True)
 class Explanation:
-    """Where the task stands, whether the next fitting claim may take it, and everything that is in the way."""
+    """The task's place, whether the next matching claim may take it, and every reason why not."""
 
     state: str
     place: str

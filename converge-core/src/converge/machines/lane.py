@@ -1,4 +1,4 @@
-"""Lanes: what every task of one kind needs of its claimer. Eligibility is decided once per lane, never per task."""
+"""Lanes: what every task of one kind requires of its claimer. Eligibility is decided once per lane, never per task."""
 
 from __future__ import annotations
 

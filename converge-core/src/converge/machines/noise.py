@@ -42,7 +42,7 @@ class CipherState:
         self._encrypt, self._decrypt = self._aead.encrypt, self._aead.decrypt
 
     def encrypt(self, plaintext: bytes, ad: bytes | None = None) -> bytes:
-        """Return the ciphertext with its tag, and go on to the next number."""
+        """Return the ciphertext with its tag, and advance to the next number."""
         n = self.n
         if n > NONCE_GREATEST:
             raise BadRecord("the cipher's nonces are used up; the connection must be made anew")
@@ -50,7 +50,7 @@ class CipherState:
         return self._encrypt(self._nonce(n), plaintext, ad)
 
     def decrypt(self, ciphertext: bytes, ad: bytes | None = None) -> bytes:
-        """Return the plaintext, and go on to the next number.
+        """Return the plaintext, and advance to the next number.
 
         Raises:
             BadRecord: The tag does not verify: it was altered, or is not the next one. The number stays.

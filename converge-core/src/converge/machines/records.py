@@ -1,4 +1,4 @@
-"""Records: items sealed into frames, one Noise record each, opened again in order, and authentic before a look.
+"""Records: items sealed into frames, one Noise record each, opened in order, and authenticated before use.
 
 Inside a record: items of `length u32 || kind u8 || flags u8 (bit 0: more follows) || body`; the length counts the body,
 and lengths add up exactly. An item of a message that does not fit into a record is cut into consecutive fragments,
@@ -134,7 +134,7 @@ class Sealer:
 
 
 class Opener:
-    """Opens one direction: frames to items. After an error it is of no more use."""
+    """Opens one direction: frames to items. After an error it cannot be used any more."""
 
     __slots__ = ("_accept", "_cipher", "_error", "_is_narrow", "_message_bytes", "_parts", "_pending", "_records")
 

@@ -1,4 +1,4 @@
-"""How many ended tasks of a pool go before their time, since it keeps so many, or so many bytes, at most."""
+"""Which ended tasks of a pool are removed early, since its `keep_count` or `keep_bytes` is exceeded."""
 
 from __future__ import annotations
 

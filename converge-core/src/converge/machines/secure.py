@@ -90,7 +90,7 @@ class Terms:
 
 @attrs.frozen(kw_only=True)
 class Agreed:
-    """What came of a handshake: the peer's verified node key, the terms that both keep to, and the two ciphers.
+    """The result of a handshake: the peer's verified node key, the terms that both keep to, and the two ciphers.
 
     Attributes:
         peer: The node key; the peer has proven that it holds the private one.

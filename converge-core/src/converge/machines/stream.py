@@ -32,7 +32,7 @@ class Pair(NamedTuple):
 
 
 class Seen(Enum):
-    """What a message is to its receiver."""
+    """How the receiver classifies a message."""
 
     NEW = "new"
     REPEATED = "repeated"  # taken before, if its sender still waits for it
@@ -59,7 +59,7 @@ class Streams:
     def see(
         self, pair: Pair, sequence: int, after: int, now: float, is_stranger: Callable[[], bool] = lambda: False
     ) -> Seen:
-        """Return what the message is; nothing is remembered until `accept`. Strangers have half of the room."""
+        """Classify the message; nothing is remembered until `accept`. Strangers have half of the room."""
         sender = self._senders.get(pair[:2])
         highest = 0 if sender is None else sender.highest.get(pair.to, 0)
         if sequence <= highest:

@@ -93,7 +93,7 @@ RESULT_BYTES = 768 * 1_024
 
 
 class TaskState(StrEnum):
-    """Where a task is in its life; the last three are terminal, never left again."""
+    """A task's state; the last three are terminal, never left again."""
 
     PENDING = "PENDING"
     ASSIGNED = "ASSIGNED"
@@ -173,7 +173,7 @@ class KeyRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
     v: int = FIRST
 
     def check(self) -> None:
-        """Raise ValueError for an id that is none."""
+        """Raise ValueError for an invalid id."""
         if self.v < SPLIT_KEYS:
             parse_hash(self.active)
 
@@ -329,7 +329,7 @@ _COMPLETED = TaskState.COMPLETED.value
 
 
 def is_last(found: Found, event: Failed) -> bool:
-    """Return whether no attempt follows one that ended so; a deadline that has passed meanwhile ends a task, too."""
+    """Return whether this attempt is the last; a deadline that has passed meanwhile ends a task, too."""
     return not event.is_retried or _attempts(found) + 1 >= found.spec.max_attempts
 
 

@@ -39,7 +39,7 @@ def set_aside_step(found: Found, own: Key, revision: int, torn: Torn, around: Ar
 
 
 def place_text(key: Key) -> str:
-    """Return a key as people read it."""
+    """Return a readable form of a key."""
     return "/".join([str(key[0]), *(part.hex() if isinstance(part, bytes) else str(part) for part in key[1:])])
 
 

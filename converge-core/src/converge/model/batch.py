@@ -1,4 +1,4 @@
-"""What one atomic step of a store checks and writes, the take, and the answers to both.
+"""Batches and takes of a store, and the answers to both.
 
 Plain named tuples, not attrs classes: a busy node makes a hundred thousand a second, in a tenth of the time.
 """
@@ -92,7 +92,7 @@ class Conflict(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What a take moved.
+    """The answer to a take.
 
     Attributes:
         revision: Of the keys that it put: the token of each. 0 if nothing was moved.

@@ -1,4 +1,4 @@
-"""Descriptors: what an agent says of itself, signed with its key; and the query that finds them."""
+"""Descriptors: an agent's own description, signed with its key; and the query that finds them."""
 
 from __future__ import annotations
 

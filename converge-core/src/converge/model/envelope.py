@@ -53,7 +53,7 @@ _HeaderT = TypeVar("_HeaderT")
 
 
 class MessageHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What a message says of itself.
+    """The header of a message.
 
     Attributes:
         id: 16 random bytes in hex.
@@ -112,7 +112,7 @@ TEXT_BYTES = 3_000
 
 
 def shortened(text: str) -> str:
-    """Return a reason as it travels: whole, or its beginning and its end."""
+    """Return a reason in the form that is sent: whole, or its beginning and its end."""
     if len(text) * 6 <= TEXT_BYTES or len(encode(text)) <= TEXT_BYTES:
         return text
     most = min(len(text) // 2, TEXT_BYTES // 2)

@@ -36,7 +36,7 @@ UNFINISHED = 2**31 - 1
 
 class StoreFormat(msgspec.Struct, frozen=True, omit_defaults=True):
     """`format`: the newest format that is used in the store, and the oldest release that knows it. Fields that a newer
-    release adds are passed over: what matters of it is that it is newer.
+    release adds are ignored: it only matters that it is newer.
     """
 
     number: int = FIRST

@@ -9,20 +9,21 @@ import attrs
 
 
 class Topic(str):
-    """A topic, where a plain string could mean something else."""
+    """A topic, if a plain string would be ambiguous."""
 
     __slots__ = ()
 
 
 class Capability(str):
-    """A capability, where a plain string could mean something else."""
+    """A capability, if a plain string would be ambiguous."""
 
     __slots__ = ()
 
 
 @attrs.frozen(kw_only=True)
 class Message:
-    """What a handler gets. `sender` is verified: its descriptor names the node at the other end of the channel.
+    """A message as its handler gets it. `sender` is verified: its descriptor names the node at the other end of the
+    channel.
 
     Attributes:
         id: 16 random bytes in hex; a repeated message has the same.
@@ -48,7 +49,7 @@ class Message:
 
 @attrs.frozen(kw_only=True)
 class Receipt:
-    """Says how far a message got.
+    """How far a message got.
 
     Attributes:
         message_id: The message's id.
@@ -66,7 +67,7 @@ class Receipt:
 
 @attrs.frozen(kw_only=True)
 class Fanout:
-    """What became of a published or broadcast message at one node.
+    """The outcome of a published or broadcast message at one node.
 
     Attributes:
         node: The node's id.

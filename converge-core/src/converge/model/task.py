@@ -44,7 +44,7 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 @attrs.frozen(kw_only=True, slots=False)  # its dictionary is filled in one step
 class Task(Working):
-    """A piece of work: what its submitter says of it and, once it is stored, what has become of it.
+    """A piece of work: its submitter's specification and, once it is stored, its state.
 
     Attributes:
         pool_id: The pool whose agents may claim it.
@@ -173,7 +173,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     v: int = FIRST
 
     def check(self) -> None:
-        """Raise ValueError for text that is no part of a key, though it becomes one."""
+        """Raise ValueError for text that cannot be part of a key."""
         parse_hash(self.lane)
         if self.parent:
             parse_hash(self.parent)

@@ -1,4 +1,4 @@
-"""What the handler that runs a task may do with it; each call goes to the attempt that the handler is."""
+"""The calls of a running handler; each goes to the handler's attempt."""
 
 from __future__ import annotations
 
@@ -174,12 +174,12 @@ class Working:
         return result
 
     def sleep(self, sec: float, name: str = "sleep") -> Awaitable[None]:
-        """Wait for so many seconds, parked as in `wait_for`."""
+        """Sleep for so many seconds, parked as in `wait_for`."""
         result: Awaitable[None] = _attempt(self, "task.sleep").sleep(sec, name)
         return result
 
     def emit(self, data: Any) -> Awaitable[None]:
-        """Put out a piece of output (plain data, at most 64 KiB), which `TaskManager.watch` follows."""
+        """Emit a piece of output (plain data, at most 64 KiB), which `TaskManager.watch` follows."""
         result: Awaitable[None] = _attempt(self, "task.emit").emit(data)
         return result
 
@@ -230,7 +230,7 @@ class Working:
 
     @property
     def is_parking(self) -> bool:
-        """Whether the handler is being ended since its task is parked or restarted: nothing need be undone."""
+        """Whether the handler is being ended because its task is parked or restarted: nothing needs to be undone."""
         return _attempt(self, "task.is_parking").is_parking
 
     @property

@@ -148,7 +148,7 @@ def _unreadable(folder: KeyFolder, names: list[str]) -> Iterator[str]:
 
 
 def _check_plaintext(config: Config) -> Iterator[Finding]:
-    """Find addresses of other hosts that are spoken to without TLS."""
+    """Find connections to other hosts without TLS."""
     for key in ("store", "discovery_store"):
         url = getattr(config, key)
         scheme = scheme_of(url, key).partition("+")[0] if ":" in url else ""

@@ -1,4 +1,4 @@
-"""The checks of `converge doctor` that look into a store: its durability, clock, room, and work that nobody does."""
+"""The checks of `converge doctor` for a store: its durability, clock, free space, and unclaimed work."""
 
 from __future__ import annotations
 
@@ -384,5 +384,5 @@ def _count(number: int, one: str, several: str) -> str:
 
 
 def is_looked_into(config: Config, host: PluginHost) -> bool:
-    """Return whether other processes see the store: one of this process alone holds nothing to check."""
+    """Return whether other processes see the store: a store of this process alone has nothing to check."""
     return Feature.SHARED in host.store_backend(config.store).features

@@ -1,4 +1,4 @@
-"""Waiting until a pool has nothing left to do, and what has become of its tasks."""
+"""Waiting until a pool has nothing left to do, and the outcomes of its tasks."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Drain:
                     return _logged(self._drained())
 
     async def _end_of(self, id_: str) -> Task:
-        """Return the task when it has ended, or waits: for that nobody else's signal is waited for here."""
+        """Return the task when it has ended, or waits: a drain does not wait for signals."""
         while True:
             try:
                 return await self._tasks.result(id_, timeout=WAITING_LOOK_SEC)
@@ -289,7 +289,7 @@ def ended(task: Task) -> Ended:
 
 
 def hint_of(task: Task) -> str:
-    """Return a few words that people know the task by: an input that names it, else its first text, else its type."""
+    """Return a short name of the task for people: an input that names it, else its first text, else its type."""
     named = [task.inputs[key] for key in HINTS if isinstance(task.inputs.get(key), str)]
     texts = named or [value for value in task.inputs.values() if isinstance(value, str)]
     text = " ".join(texts[0].split()) if texts else task.type

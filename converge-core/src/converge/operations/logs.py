@@ -95,7 +95,7 @@ class JsonFormatter(Formatter):
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, str | int]:
-    """Return what a line says of the work that it belongs to: what the record itself names wins over what runs."""
+    """Return a line's context fields; fields of the record itself override those of the running code."""
     known = dict(working.fields())
     for name in working.FIELDS:
         if isinstance(own := getattr(record, name, None), str | int) and own != known.get(name):
@@ -108,7 +108,7 @@ def _displayed(name: str, value: str | int) -> str:
 
 
 class _Stderr(logging.Handler):
-    """Writes to whatever standard error is at the moment: a progress bar puts itself in between."""
+    """Writes to the current `sys.stderr`: a progress bar replaces it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record."""

@@ -61,7 +61,7 @@ Relay = Callable[[int, bytes], None]
 
 
 def follow_supervisor() -> None:
-    """Stop this process, as by SIGTERM, once its supervisor is gone: nobody else would."""
+    """Stop this process, as by SIGTERM, once its supervisor is gone."""
     held = os.dup(0)  # the supervisor holds the other end of what was standard input
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -167,7 +167,7 @@ class Processes:
             raise self._error
 
     def begin_stop(self) -> None:
-        """Let no further one start, and stop those that run. Idempotent."""
+        """Stop all processes, and start no further ones. Idempotent."""
         if not self._has_begun:
             self.ended.set()
         if not self._stopping.is_set():

@@ -36,7 +36,7 @@ OPERATOR = "operator"
 
 @attrs.frozen(kw_only=True)
 class Cancelling:
-    """What came of cancelling a task: whether this call did it, and the state that the task is in now."""
+    """The result of cancelling a task: whether this call did it, and the state that the task is in now."""
 
     id: str
     is_cancelled: bool
@@ -60,7 +60,7 @@ async def cancel_all(store: Store, ids: Sequence[str], why: str) -> list[Cancell
 
 @attrs.frozen(kw_only=True)
 class Wanted:
-    """Which tasks a list is about; what is None or empty plays no part. `since`: submitted then or later, as typed."""
+    """Which tasks to list; None or empty fields do not filter. `since`: submitted then or later, as typed."""
 
     state: TaskState | None = None
     pool_id: str | None = None

@@ -114,7 +114,7 @@ class Vitals:
 
 
 def where(thread: int) -> str:
-    """Return in a few words where a thread stands."""
+    """Return a short description of a thread's current line."""
     frame = sys._current_frames().get(thread)
     if frame is None or thread == threading.get_ident():
         return "and runs again"

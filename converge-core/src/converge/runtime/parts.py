@@ -1,4 +1,4 @@
-"""What a node has while it is entered: one record, complete from the moment there is one."""
+"""What a node has while it is entered: one record, complete when it is created."""
 
 from __future__ import annotations
 

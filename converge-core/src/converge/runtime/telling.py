@@ -1,4 +1,4 @@
-"""What a node says of its health where others list processes: in the record of its lease, whenever it has changed."""
+"""Publishes a node's readiness in the record of its lease, for listings of processes, whenever it changes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ TELL_SEC = 1.0
 
 
 class Telling:
-    """Writes why the node is not ready, or that it is; nothing while nothing changes."""
+    """Writes whether and why the node is not ready; only when it changes."""
 
     def __init__(self, handle: StoreHandle, health: Callable[[], Health]) -> None:
         self._handle, self._health = handle, health
         self._published: tuple[bytes, tuple[str, ...]] | None = None
 
     async def run(self) -> None:
-        """Publish until cancelled. While the store is away nothing is: the lease that is not renewed says enough."""
+        """Publish until cancelled. Not while the store is away: then the lease that is not renewed shows it."""
         while True:
             await anyio.sleep(TELL_SEC)
             codes = tuple(dict.fromkeys(reason.code for reason in self._health().reasons))

@@ -28,7 +28,7 @@ TELL_BLOCKED_SEC = 2.0
 
 
 class Watchdog:
-    """One for a process, whatever the number of its agents and tasks."""
+    """One per process, whatever the number of its agents and tasks."""
 
     def __init__(self, handle: StoreHandle, env: Env, lease_sec: float, feeds: Mapping[Any, Feed]) -> None:
         self._handle, self._env, self._lease_sec, self._feeds = handle, env, lease_sec, feeds

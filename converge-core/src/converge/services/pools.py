@@ -1,4 +1,4 @@
-"""PoolManager: pools as data, and who is in them."""
+"""PoolManager: pools as data, and their members."""
 
 from __future__ import annotations
 

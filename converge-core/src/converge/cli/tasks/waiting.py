@@ -1,4 +1,4 @@
-"""`converge tasks signal`, `watch`, `complete` and `fail`: what people do for tasks that wait."""
+"""`converge tasks signal`, `watch`, `complete` and `fail`: commands for tasks that wait."""
 
 from __future__ import annotations
 

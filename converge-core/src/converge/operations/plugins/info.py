@@ -58,7 +58,7 @@ class Facts:
 
 
 def facts_of(name: str) -> Facts:
-    """Return what there is to tell of the plugin of that name, URL scheme or import path; only that one is loaded.
+    """Return the facts about the plugin of that name, URL scheme or import path; only that one is loaded.
 
     Raises:
         InvalidValue: The name refuses a plugin.

@@ -1,4 +1,4 @@
-"""A message to an agent's node and back, by a process that lives for nothing else."""
+"""A message to an agent's node and back, sent by a process that exists only for it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMEOUT_SEC = 10.0
 
 @attrs.frozen(kw_only=True)
 class Pinged:
-    """What came of pinging an agent.
+    """The result of pinging an agent.
 
     Attributes:
         agent: Whom.

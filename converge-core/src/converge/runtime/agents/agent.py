@@ -1,4 +1,4 @@
-"""What a user subclasses: an agent says what it can do, and what it does with a task or a message."""
+"""The class that users subclass: what an agent can do, and its handlers for tasks and messages."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ _THE_NODES = frozenset(("id", "identity", "node", "pools", "health", "decide_loo
 
 
 def give(agent: Agent, **attributes: object) -> None:
-    """Set attributes of the agent that are the node's: no other code can, once it has them."""
+    """Set attributes of the agent that belong to the node; other code cannot change them afterwards."""
     for name, value in attributes.items():
         object.__setattr__(agent, name, value)
 
@@ -148,7 +148,7 @@ class Agent:
         concurrency: Tasks that it works on at a time.
         inputs: An attrs or msgspec class: `task.inputs` is then an instance; a task whose inputs do not fit fails, with
             the path of the field.
-        tick_sec: Seconds between calls of `on_tick` (or `decide`), give or take a tenth; None: there are none.
+        tick_sec: Seconds between calls of `on_tick` (or `decide`), plus or minus a tenth; None: there are no calls.
         allowed_actions: What it may do, by name or by decision (`"send-message"`, `SendMessage`, ...); None:
             everything, (): nothing.
         tools: What `self.tool` may call: a mapping of names to functions (or `Tool`, for another timeout than 30 s), or
@@ -191,7 +191,7 @@ class Agent:
         return agent_log(self)
 
     async def on_start(self) -> None:
-        """Prepare, once, before the first task or message; what it raises stops the start."""
+        """Prepare, once, before the first task or message; an exception stops the start."""
 
     async def on_stop(self) -> None:
         """Clean up, once, after the last task or message."""
@@ -207,7 +207,7 @@ class Agent:
         raise NoHandler(f"{type(self).__name__} stands in for no virtual agent: it has no on_ask; add one to the class")
 
     def on_message(self, message: Message) -> Any:
-        """Take a message; what it returns answers an `ask`."""
+        """Handle a message; the return value answers an `ask`."""
         raise NoHandler(f"{type(self).__name__} takes no messages: it has no on_message; add one to the class")
 
     def on_tick(self) -> Any:
@@ -229,7 +229,7 @@ class Agent:
         raise NoHandler(f"{type(self).__name__} decides nothing: it has no decide; add one to the class")
 
     def on_outcomes(self, outcomes: list[Outcome]) -> Any:
-        """Learn, after the decisions of one `decide` were carried out, what came of each."""
+        """Receive the outcomes of one `decide`, after its decisions were carried out."""
 
     async def act(self, decision: object) -> Any:
         """Carry out a decision of core's or of a plugin's; return its value. All the calls below do this.
@@ -268,7 +268,7 @@ class Agent:
         return bool(await self.act(JoinPool(pool_id=pool_id, secret=secret)))
 
     async def leave(self, pool_id: str) -> bool:
-        """Leave a pool, and claim its tasks no longer; what runs goes on. Return whether the agent was a member."""
+        """Leave a pool, and stop claiming its tasks; running ones continue. Return whether the agent was a member."""
         return bool(await self.act(LeavePool(pool_id=pool_id)))
 
     async def tool(self, name: str, **arguments: Any) -> Any:
@@ -276,7 +276,7 @@ class Agent:
 
         Raises:
             ToolNotAllowed, ToolTimeout: It is not one of them, or took too long.
-            InvalidValue: It does not take these arguments.
+            InvalidValue: It does not accept these arguments.
             Exception: What it raised.
         """
         return await self.act(InvokeTool(name=name, arguments=arguments))

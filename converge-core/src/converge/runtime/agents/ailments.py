@@ -1,4 +1,4 @@
-"""What may ail a part of a node."""
+"""Problems of a part of a node, as health reports them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Code(StrEnum):
 
 
 class Ailment(NamedTuple):
-    """What ails a part of the node; `since` is in monotonic seconds."""
+    """A problem of a part of the node; `since` is in monotonic seconds."""
 
     code: str
     text: str

@@ -1,4 +1,4 @@
-"""The boundary around a node's own tasks: each of them is started here, and what nobody expected ends none for good."""
+"""The boundary around a node's own tasks: each of them is started here, and restarted after an unexpected error."""
 
 from __future__ import annotations
 
@@ -96,6 +96,6 @@ class Background:
         self._ailing[name] = ailment, now + pause_sec + WELL_SEC
 
     def ailments(self) -> Iterable[Ailment]:
-        """Return what has failed of late. A source of the node's vitals, read from any thread."""
+        """Return recent failures. A source of the node's vitals, read from any thread."""
         now = self._env.monotonic()
         return [ailment for ailment, until in tuple(self._ailing.values()) if now < until]

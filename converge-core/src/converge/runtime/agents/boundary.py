@@ -349,7 +349,7 @@ class Boundary:
 
 
 async def worker_kind() -> type[Worker]:
-    """Return the fastest class of workers that stands its test on the running event loop."""
+    """Return the fastest class of workers that passes its test on the running event loop."""
     kind = TrioWorker if anyio.get_cancelled_exc_class().__module__.startswith("trio") else AsyncioWorker
     return kind if await _stands_test(kind) else Worker
 

@@ -1,4 +1,5 @@
-"""The task that a handler is given: read from its record as far as it is looked at, since most handlers look at little.
+"""The task that a handler is given: attributes are decoded from its record on first access, since most handlers use
+few.
 
 To read all of it takes as long as the rest of a quick task's way through the node.
 """
@@ -28,7 +29,7 @@ _new, _set = object.__new__, object.__setattr__
 
 
 class _Unread:
-    """An attribute that nobody has looked at; once it is in the task's dictionary, that hides this."""
+    """An attribute that was not accessed yet; once it is in the task's dictionary, that hides this."""
 
     __slots__ = ("name",)
 

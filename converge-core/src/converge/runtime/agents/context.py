@@ -1,4 +1,4 @@
-"""What the running code works for: set around a handler, read only when something is logged."""
+"""The context of running code, for logs: set around a handler, read only when something is logged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FIELDS = ("node", "agent", "pool", "task", "token", "message_id")
 
 
 def fields() -> Iterator[tuple[str, str | int]]:
-    """Yield what is known of the work that the caller belongs to."""
+    """Yield the log fields of the caller's work: agent, task, message."""
     agent, found, message = AGENT.get(), TASK.get(), MESSAGE.get()
     node = NODE.get() or (agent.node.identity.id if agent is not None else "")
     if node:

@@ -113,7 +113,7 @@ class DecideLoop:
         self._wake()
 
     def tick(self) -> bool:
-        """Let `decide` be called though nothing has come; return whether it is not running yet."""
+        """Let `decide` be called without new messages or tasks; return whether it is not running yet."""
         self._is_ticked = True
         is_idle = not self._is_running
         self._wake()
@@ -251,7 +251,9 @@ class DecideLoop:
             hold.finish(None, end)
 
     async def _decide(self, messages: Sequence[Message], tasks: Sequence[Task]) -> Raised | None:
-        """Ask the agent what to do, do it, and tell it what came of that; return how a call of it failed, if any."""
+        """Call the agent's `decide`, carry out its decisions, and report the outcomes; return how a call failed, if
+        any.
+        """
         agent, before = self._agent, partial(begin, self._agent)
         decisions = await self._boundary.call(handler_of(agent, "decide"), list(messages), list(tasks), before=before)
         if type(decisions) is Raised:

@@ -1,4 +1,4 @@
-"""What an agent can decide to do to the world: one record for each kind of action, what came of it, what bounds it."""
+"""The actions of agents: one record for each kind, its outcome, and the limits."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ Decision = Messaging | SubmitTask | ReportTask | JoinPool | LeavePool | CreatePo
 
 @attrs.frozen(kw_only=True)
 class Outcome:
-    """What came of one decision of a `decide` call.
+    """The outcome of one decision of a `decide` call.
 
     Attributes:
         decision: The decision.
@@ -150,7 +150,7 @@ class Outcome:
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """How much one agent may do. The defaults stop an agent that has run wild, not one that works.
+    """How much one agent may do. The defaults stop a runaway agent, not a working one.
 
     Attributes:
         decisions: Decisions that one call of `decide` may return.

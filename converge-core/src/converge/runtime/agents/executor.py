@@ -1,4 +1,4 @@
-"""The executor: everything that agents do to the world passes here, under the same checks, and is counted."""
+"""The executor: every action of an agent passes here, under the same checks, and is counted."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Executor:
         self._threads = CapacityLimiter(TOOL_THREADS)
 
     def check_agent_class(self, cls: type[Agent]) -> None:
-        """Refuse a class whose `allowed_actions` name what there is not.
+        """Refuse a class whose `allowed_actions` name unknown actions.
 
         Raises:
             InvalidValue: With the nearest name.
@@ -174,7 +174,7 @@ class Executor:
         return {} if account is None else account.tallies
 
     async def execute(self, agent: Agent, decision: object) -> Any:
-        """Carry out what the agent decided; return what came of it.
+        """Carry out the agent's decision; return its result.
 
         Raises:
             ActionError: A check refused it, or a tool took too long.

@@ -50,7 +50,7 @@ class Inbox:
         return not self._is_running
 
     def abandon(self) -> list[OnHandled]:
-        """Forget what waits; return the answers of all that the handler has not ended."""
+        """Forget the waiting messages; return the answers of all that the handler has not ended."""
         answers = [answer for answer in (self._answer, *(answer for _, answer, _ in self._queue)) if answer is not None]
         self._queue.clear()
         self.held_bytes = 0

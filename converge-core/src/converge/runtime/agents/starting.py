@@ -41,7 +41,7 @@ async def start_all(boundary: Boundary, agents: Sequence[Agent], on_started: Cal
 
 
 async def stop_all(boundary: Boundary, agents: Iterable[Agent]) -> None:
-    """Call `on_stop` of each; what one raises is logged, and the others stop as they should."""
+    """Call `on_stop` of each; an exception is logged, and the others still stop."""
 
     async def stop(agent: Agent) -> bool:
         outcome = await boundary.call(handler_of(agent, "on_stop"), before=partial(begin, agent))
@@ -53,7 +53,7 @@ async def stop_all(boundary: Boundary, agents: Iterable[Agent]) -> None:
 
 
 async def _each(agents: Sequence[Agent], do: Callable[[Agent], Awaitable[bool]]) -> None:
-    """Do it for each, until one says that it has failed."""
+    """Do it for each, until one reports a failure."""
     waiting = iter(agents)
 
     async def work() -> None:

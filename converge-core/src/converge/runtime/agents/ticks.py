@@ -1,4 +1,4 @@
-"""Ticks: one timer for all agents of a node that have a `tick_sec`; while it waits an agent costs no task."""
+"""Ticks: one timer for all agents of a node that have a `tick_sec`; a waiting agent needs no task."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Ticks:
                 self._schedule(one, self._env.uniform(0.0, one.tick_sec))
 
     def remove(self, agent: Agent) -> None:
-        """Begin no tick of the agent from now on."""
+        """Stop ticks of the agent."""
         if agent.tick_sec is not None:
             self._removed.add(agent.id)
 
     async def stop(self) -> None:
-        """Begin no tick from now on; return when those that run have ended."""
+        """Stop all ticks; return when the running ones have ended."""
         self._is_stopped = True
         self._changed.set()
         while self._running:

@@ -1,4 +1,4 @@
-"""A worker's desk: the attempt of the task that its handler runs, made when the handler first asks for it."""
+"""A worker's desk: the attempt of the task that its handler runs, created when the handler first uses it."""
 
 from __future__ import annotations
 

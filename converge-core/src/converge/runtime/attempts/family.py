@@ -149,7 +149,7 @@ class Family:
                 raise failed or StoreBusy(f"child {child.id} moved all the time")
 
     async def _cancel(self, id_: bytes) -> bool:
-        """Cancel a child; return False where it moved. One that is not submitted yet is submitted first: it would begin
+        """Cancel a child; return False if it moved. One that is not submitted yet is submitted first: it would begin
         later, and its parent may wait for its end.
         """
         handle = self._ledger.handle

@@ -44,9 +44,9 @@ class Names:
         return label
 
     def begin(self, label: str) -> None:
-        """Note that what has this label is under way."""
+        """Note that the record with this label is in progress."""
         self._open.add(_NUMBERED.sub("", label))
 
     def end(self, label: str) -> None:
-        """Note that it is not."""
+        """Note that it is no longer in progress."""
         self._open.discard(_NUMBERED.sub("", label))

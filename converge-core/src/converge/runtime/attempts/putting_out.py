@@ -1,4 +1,4 @@
-"""What an attempt puts out: numbered in the order of calls, and written in it, so that a reader misses nothing."""
+"""The output of an attempt: numbered and written in the order of calls, so that a reader misses nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PuttingOut:
         self._readers_due = float("-inf")
 
     async def emit(self, data: Any, step: str, *, is_progress: bool = False) -> None:
-        """Put a piece out; return when it is stored.
+        """Emit a piece of output; return when it is stored.
 
         Raises:
             InvalidValue, ValueTooLarge: It cannot be put out.

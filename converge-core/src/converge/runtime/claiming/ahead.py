@@ -15,7 +15,7 @@ from converge.runtime.claiming.slots import Slots
 
 
 class ClaimsAhead:
-    """What a feed holds beyond its slots."""
+    """The claims that a feed holds beyond its slots."""
 
     def __init__(self, env: Env, slots: Slots, *, is_remote: bool) -> None:
         self._env, self._slots = env, slots

@@ -58,7 +58,7 @@ NO_OBSERVERS = Observers()
 
 @attrs.frozen(kw_only=True)
 class Basis:
-    """What all feeds of a node stand on."""
+    """What all feeds of a node share."""
 
     handle: StoreHandle
     env: Env
@@ -100,7 +100,7 @@ class Feed:
         self._wake()
 
     def remove(self, agent: Agent) -> int:
-        """Let the agent begin nothing more; what waited for its slots goes back. Return how many removed are busy."""
+        """Start nothing more for the agent; queued claims go back. Return how many removed slots are busy."""
         owed = self.slots.remove(agent)
         if self.slots.is_deserted:
             self._stop_hearing()
@@ -134,7 +134,7 @@ class Feed:
 
     @property
     def hears(self) -> bool:
-        """Whether it listens for the store's wake-ups: not while nothing could be taken."""
+        """Whether it listens for the store's wake-ups: only while it could take something."""
         return self._watch.hears
 
     def hand_back(self) -> None:
@@ -442,7 +442,7 @@ class Feed:
         return len(turned.taken.rests) if isinstance(turned.taken, Taken) else 0
 
     async def _refused(self, conflict: Conflict) -> None:
-        """Read again what a take checked in vain."""
+        """Read again what made a take's checks fail."""
         await self._claims.refused(conflict)
         self._hand_back_paused()
         self._refusals += 1
@@ -470,7 +470,7 @@ class Feed:
             self._wake()
 
     def _stop_hearing(self) -> None:
-        """Hear of nothing while nothing can be taken, then look again."""
+        """Stop listening while nothing can be taken, then look again."""
         self._watch.leave()
         self._must_look, self._look_due = True, 0.0
 
@@ -481,7 +481,7 @@ class Feed:
         await self._watch.left()
 
     async def _pass_on(self) -> None:
-        """Tell others of what is ready: the wake-up that came here found no free slot."""
+        """Wake others for ready tasks: the wake-up that came here found no free slot."""
         self._pass_on_at = inf
         if self.slots.free > 0 or self.is_draining:
             return

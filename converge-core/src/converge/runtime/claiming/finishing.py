@@ -1,4 +1,4 @@
-"""What the claims of one feed have ended in, from the end of each handler until the store knows."""
+"""The outcomes of one feed's claims, from the end of each handler until they are stored."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Groups:
             self._place(one)
 
     def retire(self, agent: Agent) -> None:
-        """Take an agent out for good: it claims nothing more, and what runs goes on."""
+        """Remove an agent for good: it claims nothing more, and its running tasks continue."""
         self._rests[agent.id] = self._rests.get(agent.id, 0) + 1  # a rest that ends gives it no slots
         before = self._keys.pop(agent.id, None)
         if before is not None:
@@ -147,7 +147,7 @@ class Groups:
         return set(agent_ids)
 
     def rest(self, agent: Agent, rest_sec: float, is_trial: bool) -> None:
-        """Let the agent's slots take nothing for a while, so that others take what they would; then one, or all."""
+        """Keep the agent's slots idle for a while, so that others take the work; then use one, or all."""
         number = self._rests[agent.id] = self._rests.get(agent.id, 0) + 1
         self._set_share(agent, 0)
         self._boundary.background.errand(self._resume, agent, rest_sec, 1 if is_trial else agent.concurrency, number)
@@ -155,7 +155,7 @@ class Groups:
             self._boundary.background.errand(self._note_rest, agent, rest_sec)
 
     def closed(self, agent: Agent) -> None:
-        """Give the agent all its slots: it works again."""
+        """Give the agent all its slots again."""
         # A rest that is about to end leads to no trial any more.
         self._rests[agent.id] = self._rests.get(agent.id, 0) + 1
         self._set_share(agent, agent.concurrency)

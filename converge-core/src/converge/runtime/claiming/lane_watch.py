@@ -40,7 +40,7 @@ class LaneWatch:
         self._background.errand(self._watch, channels, self._scope, self._has_left)
 
     def leave(self) -> None:
-        """Listen no more: a wake-up reaches one watcher, and another process may have a free slot."""
+        """Stop listening: a wake-up reaches one watcher, and another process may have a free slot."""
         if self._scope is not None:
             self._scope.cancel()
             self._handle.watch_outage.left(f"lanes.{id(self)}")

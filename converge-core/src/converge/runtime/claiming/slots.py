@@ -178,7 +178,7 @@ class Slots:
         return self.drop_where(lambda found: found.id in ids) if self._queue else []
 
     def drop_where(self, is_dropped: Callable[[Found], bool]) -> list[Found]:
-        """Do as `drop` with the claims of which this is said."""
+        """Do as `drop` with the claims for which the predicate holds."""
         dropped = [found for found in self._queue if is_dropped(found)]
         if dropped:
             self._queue = deque(found for found in self._queue if not is_dropped(found))

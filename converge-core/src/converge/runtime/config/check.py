@@ -1,4 +1,4 @@
-"""What people ask of a configuration: its values and their origins, its faults on this machine, its schema."""
+"""Queries about a configuration: its values and origins, its problems on this machine, its schema."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def check_file(file: Path, plugins: Sequence[str] = ()) -> tuple[Config, list[st
 
 
 def problems_of(config: Config, plugins: Sequence[str] = ()) -> list[str]:
-    """Return what shows only on look-up: plugins, backends and options that are not here, or do not fit.
+    """Return problems that need a look-up: plugins, backends and options that are missing, or do not fit.
 
     Args:
         plugins: What to load besides those that the configuration names.

@@ -249,7 +249,7 @@ def _from_text(text: str, type_: Any) -> Any:
 
 
 def _problems_together(config: Config) -> list[Problem]:
-    """Return what no key can tell by itself."""
+    """Return the problems of several keys together."""
     problems = []
     if text := call_problem(config.call_sec, config.lease_sec):
         problems.append(Problem("call_sec", text))
@@ -273,7 +273,7 @@ def _problems_together(config: Config) -> list[Problem]:
 
 
 def needing_transport(config: Config) -> list[Problem]:
-    """Return what is of no use to a node without a transport. Commands that run no agents read the same file, and
+    """Return the settings that have no effect without a transport. Commands that run no agents read the same file, and
     `run` may be given its transport on the command line.
     """
     if config.transport:

@@ -1,4 +1,4 @@
-"""A folder of key files that no other user can read or change: what another could have a hand in is refused."""
+"""A folder of key files that no other user can read or change: others are refused."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class _Record:
 
 @attrs.frozen(kw_only=True)
 class KeyShown:
-    """What may be shown of a kept key. `is_used`: a process that lives has it."""
+    """The public data of a kept key. `is_used`: a live process has it."""
 
     name: str
     type: str
@@ -266,14 +266,14 @@ def rotate_key(folder: KeyFolder, name: str, env: Env) -> KeyShown:
 
 
 def show_keys(folder: KeyFolder) -> Iterator[KeyShown]:
-    """Return what may be shown of each key."""
+    """Return the public data of each key."""
     for file in folder.names():
         if file.endswith(".key") and _NAME.fullmatch(file[:-4]):
             yield show_key(folder, file[:-4])
 
 
 def show_key(folder: KeyFolder, name: str) -> KeyShown:
-    """Return what may be shown of the key.
+    """Return the public data of the key.
 
     Raises:
         KeyFileRefused: There is none, or it cannot be relied on.

@@ -102,7 +102,7 @@ class Dials:
         return one
 
     def reached(self, whom: Whom) -> None:
-        """Let go on who waits for this node: there is a link to it."""
+        """Resume those that wait for this node: there is a link to it."""
         self._resting.pop(whom, None)
         one = self._under_way.get(whom)
         if one is not None:

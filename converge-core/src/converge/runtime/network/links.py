@@ -49,7 +49,7 @@ REPLACED, REPLACED_SEC = 3, 60.0
 
 
 class Connects(Protocol):
-    """What dials: a transport, or several as one."""
+    """Dials addresses: a transport, or several as one."""
 
     async def connect(self, address: str) -> Channel: ...
 
@@ -230,7 +230,7 @@ class Links:
                 del self._links[link.peer]
 
     def _evict(self) -> bool:
-        """End the link that is missed least: a stranger's, from the most crowded address, else one unused for long."""
+        """End the least needed link: a stranger's, from the most crowded address, else one unused for long."""
         now = self._env.monotonic()
         idle = [link for link in self.all() if link.is_idle and now - link.used_at >= IDLE_SEC]
         ranks = {link: self._bounds.standing(link.peer) for link in idle}
@@ -254,7 +254,7 @@ class Links:
         return True
 
     async def watch(self) -> None:
-        """Ask silent peers whether they are there, break dead links, and renew old ones; until cancelled."""
+        """Ping silent peers, break dead links, and renew old ones; until cancelled."""
         while True:
             await anyio.sleep(WATCH_SEC)
             now = self._env.monotonic()

@@ -178,7 +178,7 @@ class Network:
         return found if self.links is None else found + self.links.quietly.refusals
 
     async def prepare(self, agents: Sequence[Agent]) -> None:
-        """Let the agents speak to others: from `on_start` on, before they are listed.
+        """Let the agents send to others: from `on_start` on, before they are listed.
 
         Raises:
             InvalidValue: Their descriptor is longer than anybody accepts.
@@ -199,7 +199,7 @@ class Network:
         await self.announced.publish(descriptors)
 
     def hush(self, agents: Iterable[Agent]) -> None:
-        """Take back the right to speak of agents that have ended, or did not start."""
+        """Revoke the right to send of agents that have ended, or did not start."""
         for agent in agents:
             self.post.inboxes.remove(agent.id)
             self.announced.credentials.pop(agent.id, None)

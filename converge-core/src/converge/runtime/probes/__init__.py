@@ -1,1 +1,1 @@
-"""What a node shows to those who watch over it: whether it is live and ready, and figures of its work, over HTTP."""
+"""The monitoring endpoint of a node: liveness, readiness and metrics, over HTTP."""

@@ -1,4 +1,4 @@
-"""What a node says of its health."""
+"""A node's health, as reported."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class Children(Collector):
         return merged.values()
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing: the registry need not ask before there is anything."""
+        """Return nothing, so that the registry does not collect at registration."""
         return ()
 
     def _asked(self, what: str) -> Sequence[bytes | None]:

@@ -62,7 +62,7 @@ class NodeCollector(Collector):
         )
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing: the registry need not ask before there is anything."""
+        """Return nothing, so that the registry does not collect at registration."""
         return ()
 
     def _ages(self) -> Metric:

@@ -37,7 +37,7 @@ class Histogram:
 
 
 class PoolTally:
-    """What has become of the attempts at a pool's tasks in this node."""
+    """The outcomes of attempts at a pool's tasks in this node."""
 
     __slots__ = ("durations", "latencies", "outcomes")
 

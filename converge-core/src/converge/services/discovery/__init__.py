@@ -1,1 +1,1 @@
-"""Who is there: descriptors verified, indexed and kept fresh."""
+"""Discovery: descriptors verified, indexed and kept fresh."""

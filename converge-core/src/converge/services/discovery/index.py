@@ -90,7 +90,7 @@ class Postings:
                 del self._names[name]
 
     def find(self, query: DiscoveryQuery) -> list[AgentDescriptor]:
-        """Return those that match, in no order."""
+        """Return the matching descriptors, in no order."""
         needed = [self._names.get(("capability", str(name)), _NOBODY) for name in query.capabilities]
         if query.pool_id is not None:
             needed.append(self._names.get(("pool", query.pool_id), _NOBODY))

@@ -1,4 +1,4 @@
-"""IdentityRegistry: which key is whose, and which are pinned. It is a view of the directory's verified descriptors."""
+"""IdentityRegistry: the keys of agents, and the pinned ids. A view of the directory's verified descriptors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUCCESSORS = 100_000
 
 
 class Trust(StrEnum):
-    """What becomes of a sender that verifies, but is not pinned here."""
+    """The policy for senders that verify, but are not pinned here."""
 
     DROP = "drop"  # its messages are refused
     WARN = "warn"  # they are taken, and the first of each sender is logged

@@ -33,7 +33,7 @@ def actor_key(pool: str, key: object) -> Key:
     """Return the key of a virtual agent's state.
 
     Raises:
-        InvalidName: It cannot be called so.
+        InvalidName: It is not a valid name.
     """
     if not isinstance(key, str) or not key or not fits(NAME, key):
         raise InvalidName("virtual agent", key, "text of 1 to 200 bytes without NUL")
@@ -41,7 +41,7 @@ def actor_key(pool: str, key: object) -> Key:
 
 
 class AgentRef:
-    """One virtual agent, as its callers see it: it is there as soon as it is asked."""
+    """One virtual agent, as its callers see it: its first message creates it."""
 
     def __init__(self, tasks: TaskManager, handle: StoreHandle, pool: str, key: str) -> None:
         self._tasks, self._handle = tasks, handle
@@ -89,7 +89,7 @@ class AgentRef:
 
     @timed
     async def forget(self, *, timeout: float | None = None) -> None:
-        """Remove the agent's state: the next message finds it new."""
+        """Remove the agent's state: the next message starts a new one."""
         await (await self._handle.commits()).commit([Batch((), (), [self._place])])
 
 

@@ -90,13 +90,13 @@ class Ledger:
         self._is_loaded = True
 
     async def look(self, names: Sequence[str], *, counts: bool = False) -> Seen:
-        """Read what has come for the task. See `waits.look`."""
+        """Read what has arrived for the task. See `waits.look`."""
         with self.reading():
             return await self.patiently(lambda: look(self.handle.reads, self.id, names, counts=counts))
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Note what only a newer release can read: the attempt is not to fail of it."""
+        """Note a record that only a newer release can read: the attempt must not fail because of it."""
         try:
             yield
         except SchemaTooNew as error:

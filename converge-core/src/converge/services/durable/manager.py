@@ -66,8 +66,8 @@ class TaskManager(manager.TaskManager):
         )
 
     def watch(self, task_id: str, *, after: str = "") -> Following:
-        """Iterate over what the task puts out, its progress and its states, until it has ended; behind the cursor
-        `after` of a piece that was seen before.
+        """Iterate over the task's output, progress and states, until it has ended; after the piece with the cursor
+        `after`.
 
         Raises:
             NoSuchTask: There is none.
@@ -204,7 +204,7 @@ class TaskManager(manager.TaskManager):
 
 
 def _has_ended_so(state: State | None, event: Event) -> bool:
-    """Return whether a task that waited was ended in just this way, as a call finds it whose answer was lost."""
+    """Return whether a waiting task was ended in just this way: how a call whose answer was lost finds it."""
     if state is None or state.token:
         return False
     if isinstance(event, Completed):

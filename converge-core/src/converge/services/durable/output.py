@@ -75,7 +75,7 @@ class Following:
         return self
 
     async def __anext__(self) -> Output:
-        """Return what the task puts out next.
+        """Return the task's next output.
 
         Raises:
             NoSuchTask: There is none, or it was removed meanwhile.
@@ -100,7 +100,7 @@ class Following:
         return self._ready.popleft()
 
     async def aclose(self) -> None:
-        """Have nobody told of output any more; without it that ends by itself."""
+        """Stop wake-ups for output; without this call they expire by themselves."""
         self._handle.watch_outage.left(PART)
         if self._until == float("-inf"):
             return
@@ -152,7 +152,7 @@ class Following:
         return Output(kind="state", data=str(new), cursor=_cursor(self._after))
 
     async def _wait(self) -> None:
-        """Wait until somebody wakes this reader, at most for a poll interval; whoever puts out may not know it yet."""
+        """Wait until this reader is woken, at most for a poll interval; the task may not know it yet."""
         await self._register()
         is_known = self._handle.env.monotonic() >= self._known_from
         sec = self._poll_sec if is_known else min(NEW_READER_SEC, self._poll_sec)

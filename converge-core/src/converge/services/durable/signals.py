@@ -113,7 +113,7 @@ class SignalBox:
                 return
 
     async def _read(self, ids: Sequence[bytes]) -> dict[bytes, _Target | StoreError]:
-        """Read the tasks: their records and signals first, then whether they are parked. An error stands for itself."""
+        """Read the tasks: their records and signals first, then whether they are parked. Errors are returned."""
         store = self._handle.store
         entries = await get_all(store, [family(id_) for id_ in ids for family in (TASK, STATE, SIGNALS)])
         targets: dict[bytes, _Target | StoreError] = {}

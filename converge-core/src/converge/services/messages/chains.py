@@ -1,4 +1,4 @@
-"""Chains of questions: who waits for whom, so that a question that would wait for itself is refused at once.
+"""Chains of questions: who waits for whom, so that a question that would deadlock is refused at once.
 
 A chain is the id of the message with which it began, and the agents whose `on_message` waits for an answer, in order.
 It travels with each question, so only those see it who are asked in it.

@@ -46,12 +46,12 @@ POLL_SEC = 0.01
 
 
 class OnHandled(Protocol):
-    """Learns what became of a message that was accepted. `chain`: that of the question."""
+    """Receives the outcome of an accepted message. `chain`: that of the question."""
 
     chain: tuple[str, ...]
 
     def __call__(self, answer: bytes | None, why: str) -> None:
-        """Note that the handler has ended: with an answer (JSON), or None and why it failed. It waits for nobody."""
+        """Note that the handler has ended: with an answer (JSON), or None and why it failed. Does not wait."""
 
     def drop(self) -> None:
         """Note that the node stops: no handler gets the message, or the one that has it is cancelled."""
@@ -356,7 +356,7 @@ def to_message(header: MessageHeader, to: str, content: Any, token: int = 0) -> 
 
 
 def raise_for_status(whom: str, status: str, text: str, chain: tuple[str, ...] = ()) -> None:
-    """Return if the message was accepted. `chain`: the agents that wait for it.
+    """Raise unless the message was accepted. `chain`: the agents that wait for it.
 
     Raises:
         Backpressure, Undeliverable: It was not, and why.

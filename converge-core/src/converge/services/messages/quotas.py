@@ -54,12 +54,12 @@ ANSWER_BYTES = 1_024
 
 
 def weight_of_answer(item: Item) -> int:
-    """Return what an answer costs that a peer has asked for, about."""
+    """Return the approximate cost of an answer that a peer has asked for."""
     return len(item[1]) // ANSWER_BYTES
 
 
 def weight(item: Item) -> int:
-    """Return what an item costs, about."""
+    """Return the approximate cost of an item."""
     kind, body = item
     most = 1 + len(body) // HEAVY_BYTES + (SIGNATURE if kind in (SIGNED, SHOWN) else 0)
     return most if len(body) < HEAVY_BYTES else most + body.count(b",") // VALUES

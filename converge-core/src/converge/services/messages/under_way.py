@@ -245,7 +245,7 @@ class UnderWay:
         return self.is_handled or self.header.wants != HANDLED
 
     def raise_if_refused(self) -> None:
-        """Return if the last receipt says that the message was taken.
+        """Raise unless the last receipt says that the message was accepted.
 
         Raises:
             Undeliverable, Backpressure: It says why not.

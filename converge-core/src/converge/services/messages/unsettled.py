@@ -89,7 +89,7 @@ class MessagesUnderWay:
             return False
 
     def start(self, one: UnderWay, link: Link | None, until: float) -> Waiter | None:
-        """Begin a message, and send it where that needs no wait: over a link that is open and has room. Return what to
+        """Begin a message, and send it if that needs no wait: over a link that is open and has room. Return what to
         await for its receipts, if it was sent and has any; then `UnderWay.is_over` says whether that was all. What is
         left to do, `finish` does. `end` follows in any case.
 

@@ -37,7 +37,7 @@ class History:
         self.greatest = max(self.greatest, revision)
 
     def check(self, answers: Iterable[object], floor: int) -> None:
-        """Find another history: another epoch, or a revision not above `floor`, the greatest before the call."""
+        """Detect another history: another epoch, or a revision not above `floor`, the greatest before the call."""
         key, last = self.epoch[0], None
         for answer in answers:
             if answer is last:

@@ -215,7 +215,7 @@ class Lease:
         return entry
 
     def abandon(self) -> None:
-        """Stop renewing and tell nobody, as a process that dies: for tests of what others do then."""
+        """Stop renewing without ending the lease, like a process that dies; for tests."""
         self._stopping.set()
 
     def give_up(self, why: str) -> None:

@@ -1,4 +1,4 @@
-"""Trying again what another was faster with: jittered, for a time and not for a number of tries."""
+"""Retries after conflicts: jittered, for a limited time rather than a number of tries."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ PAUSE_GREATEST_SEC = 0.25
 
 
 def pause_sec(round_: int, env: Env) -> float:
-    """Return how long to wait before trying again what another was faster with, the `round_`th time: jittered, so that
-    those who try do not stay in step.
+    """Return the pause before retry number `round_` after a conflict: jittered, so that competing processes do not stay
+    in step.
     """
     return env.uniform(0.0, min(PAUSE_GREATEST_SEC, 0.001 * 2.0 ** min(round_, 10)))
 

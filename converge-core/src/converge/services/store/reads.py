@@ -1,4 +1,4 @@
-"""Calls of many callers in few: what is asked for while one is under way goes out in the next."""
+"""Groups reads of many callers: requests made during one call go out together in the next."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Rounds(Generic[T]):
         self._turn = anyio.Lock()
 
     async def ask(self, request: T) -> object:
-        """Return what came of the request.
+        """Return the result of the request.
 
         Raises:
             Exception: As `run` has said, or raised.

@@ -1,4 +1,4 @@
-"""Watching a store for as long as it takes: a watch that fails is begun again."""
+"""Watching a store until cancelled: a watch that fails is begun again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims of one group of agents: which lanes it may take from, its takes, and what came of them."""
+"""Claims of one group of agents: which lanes it may take from, its takes, and their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finishing claims: the batch for each, and what to do when the store has moved meanwhile."""
+"""Finishing claims: the batch for each, and what to do after a conflict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands around a task when it is stepped (pool, lane, ordering key, the task behind it), and where it stands."""
+"""The context of a task's step: pool, lane, ordering key, the task behind it, and the task's place."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ async def lanes_seen(handle: StoreHandle, specs: Sequence[Spec]) -> Lanes:
 
 
 def wakes(found: Found, around: Around, *, is_ready: bool) -> set[Channel]:
-    """Return who is to be told of a step: its submitter, claimers of its lane, and of the next of its key."""
+    """Return the channels to wake after a step: its submitter, claimers of its lane, and of the next of its key."""
     channels = {found.spec.origin}
     if found.spec.parent or (found.state is not None and found.state.has_children):
         channels.add(CHORES)
@@ -388,7 +388,7 @@ async def lease_ids(store: Store) -> Sequence[bytes]:
 
 
 class Seen(NamedTuple):
-    """What had come for a task at the revision of its signals (0: nothing ever came).
+    """What has arrived for a task at the revision of its signals (0: nothing ever came).
 
     `match` is the oldest signal of the names that were asked for, `ended` how many of its children have ended.
     """
@@ -400,7 +400,7 @@ class Seen(NamedTuple):
 
 
 async def look(reads: Reads, id_: bytes, names: Sequence[str], *, counts: bool) -> Seen:
-    """Read what has come for the task. The record of its signals is read first: what comes later has changed it.
+    """Read what has arrived for the task. The record of its signals is read first: what comes later has changed it.
 
     Raises:
         TornRecord, SchemaTooNew: It cannot be read.

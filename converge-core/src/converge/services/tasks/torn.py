@@ -148,7 +148,7 @@ async def hand_back_newer(handle: StoreHandle, key: Key, revision: int, id_: byt
 
 
 def log_once(handle: StoreHandle, what: str, error: StoreError) -> None:
-    """Say of what cannot be read, once in this process, that it stays where it is."""
+    """Log once in this process that an unreadable record stays where it is."""
     if what not in handle.logged:
         handle.logged.add(what)
         why = " to processes of a newer release" if isinstance(error, SchemaTooNew) else ""
