@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 
 import anyio
@@ -11,7 +12,8 @@ from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, open_sto
 from converge.contracts.store import Store
 from converge.services.store.handle import StoreHandle
 
-SUBMITTERS, EACH, WORKERS, HANDLES = 50, 3, 4, 10
+SUBMITTERS, WORKERS, HANDLES = 50, 4, 10
+EACH = 3 if os.environ.get("FULL_TESTS") == "1" else 2
 STORES = ["memory", "file", "redis", "sql"]
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
@@ -39,14 +40,14 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")
     for package in packages:
-        _call("-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(folder / package))
-    wheels = [str(wheel) for wheel in folder.glob("*.whl")]
-    _call("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(folder / "site"), *wheels)
+        _call("-m", "hatchling", "build", "-t", "wheel", "-d", str(folder), folder=folder / package)
+    for wheel in folder.glob("*.whl"):
+        ZipFile(wheel).extractall(folder / "site")  # the whole of an installation, but for the command
     return os.environ | {"PYTHONPATH": str(folder / "site")}
 
 
-def _call(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
+def _call(*arguments: str, folder: Path) -> None:
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -23,25 +23,18 @@ def test_the_script_of_a_shell_names_every_command_and_its_flags(converge: Conve
         assert text in answer.out
 
 
-@pytest.mark.parametrize(
-    ("typed", "completed"),
-    [
+def test_bash_completes_commands_flags_and_choices(converge: Converge, folder: Path) -> None:
+    (folder / "completion.bash").write_text(converge("completion", "bash").out)
+    for typed, completed in (
         ("converge tasks pu", "purge"),
         ("converge do", "doctor"),
         ("converge tasks list --dead", "--dead-letters"),
         ("converge tasks list --state f", "failed"),
-    ],
-)
-def test_bash_completes_commands_flags_and_choices(
-    converge: Converge, folder: Path, typed: str, completed: str
-) -> None:
-    (folder / "completion.bash").write_text(converge("completion", "bash").out)
-    words = typed.split()
-    script = (
-        f"source completion.bash; COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _converge; echo ${{COMPREPLY[@]}}"
-    )
-    done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [completed]
+    ):
+        set_up = f"source completion.bash; COMP_WORDS=({typed}); COMP_CWORD={len(typed.split()) - 1}"
+        script = f"{set_up}; _converge; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [completed], typed
 
 
 def test_it_is_installed_for_the_shell_that_is_used(
