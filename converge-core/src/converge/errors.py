@@ -104,11 +104,11 @@ class NotRetried(InputError):
 
 
 class NotWaiting(InputError):
-    """Only a task that waits is ended from outside; nothing was changed."""
+    """Only a task that waits can be ended from outside; nothing was changed."""
 
 
 class DedupConflict(InputError):
-    """A task with the same id or dedup key, and other content, is already there; nothing was changed."""
+    """A task with the same id or dedup key, but other content, already exists; nothing was changed."""
 
     def __init__(self, existing_id: str, *, dedup_key: str | None) -> None:
         what = f'dedup key "{dedup_key}"' if dedup_key is not None else "this id"
@@ -143,19 +143,19 @@ class WrongNodeState(InputError):
 
 
 class StepConflict(InputError):
-    """Two steps of one name are under way at once, so nothing says which of them a later attempt would mean."""
+    """Two steps with the same name run at once, so a later attempt could not tell them apart."""
 
 
 class TooManyRecords(InputError):
-    """A task has recorded as many steps, or was sent as many signals that it has not consumed, as it may."""
+    """A task has reached the limit of its recorded steps, or of its unconsumed signals."""
 
 
 class NoHandler(InputError):
-    """An agent was called by a handler that its class does not have."""
+    """A handler was called that the agent's class does not have."""
 
 
 class NotRunning(InputError):
-    """Only the handler that was given a task may record anything for it, while it runs, and where it runs."""
+    """Only the running handler of a task may record anything for it, and only where it runs."""
 
 
 # Fix the configuration.
@@ -178,7 +178,7 @@ class Unsupported(ConfigError):
 
 
 class SecretOnCommandLine(ConfigError):
-    """A password stands where every user of the machine can read it."""
+    """A password is where every user of the machine can read it."""
 
 
 class KeyFileRefused(ConfigError):
@@ -192,7 +192,7 @@ class KeyFileRefused(ConfigError):
 
 
 class KeyInUse(ConfigError):
-    """Another process that lives uses the key."""
+    """Another live process uses the key."""
 
     def __init__(self, path: object, reason: str, way_out: str) -> None:
         super().__init__(f"{path}: {reason}; {way_out}")
@@ -255,7 +255,7 @@ class StoreRefused(NotApplied):
 
 
 class NoSuchStore(StoreRefused):
-    """Nothing was ever stored at the place; it was only to be looked at, so no store was made there."""
+    """There is no store at the place, and it was opened for reading only, so none was created."""
 
 
 class StoreUnsafe(StoreRefused):
@@ -267,11 +267,11 @@ class StoreUnsafe(StoreRefused):
 
 
 class StoreUnfinished(StoreRefused):
-    """The store is a copy that is under way, or was broken off; it was not opened."""
+    """The store is an unfinished copy, still running or interrupted; it was not opened."""
 
 
 class CopyRefused(StoreRefused):
-    """A store was not copied: a process lives on it, the destination is not empty, or the two differ in the end."""
+    """A store was not copied: a live process uses it, the destination is not empty, or the two differ afterwards."""
 
 
 class StoreReplaced(NotApplied):
@@ -304,7 +304,7 @@ class OutcomeUnknown(StoreError):
 
 
 class StoreBroken(StoreError):
-    """The store did what no store may: a fault of its backend."""
+    """The store violated its contract: a bug in its backend."""
 
     def __init__(self, clause: str, what: str) -> None:
         super().__init__(f"{what}; that breaks clause {clause} of the store contract: tell the author of the backend")
@@ -360,7 +360,7 @@ class LeaseEnded(TaskError):
 
 
 class ResultTimeout(TaskError, TimeoutError):
-    """The task was not terminal in time; it goes on."""
+    """The task was not terminal in time; it continues."""
 
     def __init__(self, task_id: str, timeout_sec: float, why: str = "it goes on, ask again or raise `timeout`") -> None:
         super().__init__(f"task {task_id} was not terminal after {timeout_sec:g} s; {why}")
@@ -371,11 +371,11 @@ class ResultTimeout(TaskError, TimeoutError):
 
 
 class WaitTimeout(TaskError, TimeoutError):
-    """What a task waited for did not come in time; it goes on, and a later attempt is told the same."""
+    """A wait of a task timed out; the task continues, and later attempts get the same error."""
 
 
 class StepFailed(TaskError):
-    """A step has failed for good: it raised what its `final` names. Later attempts are told the same."""
+    """A step has failed for good: it raised an error of a type in its `final`. Later attempts get the same error."""
 
     def __init__(self, task_id: str, name: str, kind: str, text: str) -> None:
         super().__init__(f'task {task_id}: step "{name}" has failed for good: {kind}: {text}')
@@ -383,7 +383,7 @@ class StepFailed(TaskError):
 
 
 class StepUncertain(TaskError):
-    """A step that runs at most once was begun by an earlier attempt, and nothing says whether it ended."""
+    """A step that runs at most once was begun by an earlier attempt, and it is unknown whether it ended."""
 
 
 class ChildFailed(TaskError):
@@ -395,7 +395,7 @@ class CalledOff(TaskError):
 
 
 class WentOn(TaskError):
-    """A handler went on after its task was parked or restarted: what it did since then will be done again."""
+    """A handler continued after its task was parked or restarted: everything it did since then will be done again."""
 
 
 class AttemptEnd(ConvergeError):
@@ -407,7 +407,7 @@ class AttemptEnd(ConvergeError):
 
 
 class NoRetry(AttemptEnd):
-    """The task is FAILED at once, whatever attempts are left: trying again cannot help."""
+    """The task is FAILED at once, even if attempts are left: trying again cannot help."""
 
 
 class RetryAfter(AttemptEnd):
@@ -473,9 +473,7 @@ class ToolTimeout(ActionError, TimeoutError):
 
 
 class TooManyDecisions(ActionError):
-    """One call of `decide` returned more decisions than the agent's `limits` allow; those beyond were not carried
-    out.
-    """
+    """One call of `decide` returned more decisions than the agent's `limits` allow; the rest was not carried out."""
 
     def __init__(self, agent: str, count: int, limit: int) -> None:
         super().__init__(
@@ -486,7 +484,7 @@ class TooManyDecisions(ActionError):
 
 
 class TooManyActions(ActionError):
-    """The agent has too many calls under way, or acts faster than its `limits` allow; this one was not done, try again
+    """The agent has too many calls in flight, or acts faster than its `limits` allow; this one was not done, try again
     later.
     """
 
@@ -511,18 +509,18 @@ class Undeliverable(MessageError):
 
 
 class Dropped(Undeliverable):
-    """The recipient's node stopped before a handler had ended; it may have begun, so nobody else is given the
+    """The recipient's node stopped before its handler had ended; the handler may have begun, so no other agent gets the
     message.
     """
 
 
 class Backpressure(MessageError):
-    """The recipient's inbox is full; the connection goes on."""
+    """The recipient's inbox is full; the connection stays open."""
 
 
 class AskCycle(Undeliverable):
-    """The question would wait for itself: the agent that is asked is itself waiting, further up the chain of questions,
-    for the answer to this one. `chain`: the agents, from the one that asked first.
+    """The recipient waits, further up the chain of questions, for the answer to this one. `chain`: the
+    agents, from the one that asked first.
     """
 
     def __init__(self, text: str, chain: Sequence[str] = ()) -> None:
@@ -576,7 +574,7 @@ class NetworkMismatch(ChannelError):
 
 
 class TlsMismatch(ChannelError):
-    """The two nodes saw different TLS certificates: something stands between them."""
+    """The two nodes saw different TLS certificates: something is between them that ends TLS."""
 
 
 class MessageTooLarge(ChannelError):

@@ -75,7 +75,7 @@ def test_an_agent_is_shown_by_the_beginning_of_its_id_as_the_list_shows_it(runni
     rows = [line.split() for line in running("agents", "show", shown["id"], *STORE).out.splitlines()]
     assert ["node_key", shown["node_key"]] in rows and ["pools", "mail"] in rows
     many = running("agents", "show", "cv1", *STORE)
-    assert (many.code, many.out) == (2, "") and "the ids of 3 begin so" in many.err
+    assert (many.code, many.out) == (2, "") and "the ids of 3 agents begin with it" in many.err
 
 
 async def forge(forged: bytes) -> None:

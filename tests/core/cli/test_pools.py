@@ -132,7 +132,7 @@ def test_the_allow_list_is_edited_and_shown(converge: Converge) -> None:
         (
             ["create", "p", "--admission", "secret", *STORE],
             2,
-            "--secret-file and --admission secret: one needs the other",
+            "--secret-file and --admission secret must be used together",
         ),
         (
             ["create", "p", "--admission", "secret", "--secret-file", "gone", *STORE],

@@ -129,7 +129,7 @@ def test_a_task_that_no_agent_here_may_take_is_told(converge: Converge, folder: 
         (
             ["counting:NoAgent", "--pool", "p"],
             3,
-            "NoAgent is no subclass of converge.Agent; its agents are Picky, Stuck, WordCounter",
+            "NoAgent is not a subclass of converge.Agent; its agents are Picky, Stuck, WordCounter",
         ),
         (["counting", "--pool", "p"], 3, "converge: AGENT: 'counting' is not allowed; expected module:Class"),
         (["--pool", "p"], 3, "agent: is missing: name a class as module:Class"),

@@ -115,7 +115,7 @@ def test_nothing_is_submitted_if_one_line_is_wrong_and_all_wrong_lines_are_told(
             2,
             "--dedup-key describes one task; with a file its lines do that",
         ),
-        (["--pool", "docs", "--timeout", "3", *STORE], 2, "--timeout is about --wait"),
+        (["--pool", "docs", "--timeout", "3", *STORE], 2, "--timeout needs --wait"),
         (["--pool", "docs", "--store", "redis://localhost:1/0"], 4, "localhost:1"),
         (["--pool", "docs", "--wait", "--timeout", "0.1", *STORE], 5, "was not terminal after 0.1 s"),
     ],
@@ -215,7 +215,7 @@ def test_the_flags_of_a_task_are_its_fields(converge: Converge) -> None:
 
 @pytest.mark.parametrize(
     ("beginning", "why"),
-    [("ffff", "no task's begins so"), ("01", "expected a UUID"), ("nonsense", "expected a UUID")],
+    [("ffff", "none begins with this"), ("01", "expected a UUID"), ("nonsense", "expected a UUID")],
 )
 def test_a_beginning_that_is_no_tasks_is_refused(pool: Converge, beginning: str, why: str) -> None:
     answer = pool("tasks", "show", beginning, *STORE)
@@ -227,7 +227,7 @@ def test_a_beginning_of_several_ids_is_refused(pool: Converge, folder: Path) -> 
     for id_ in ids:
         assert pool("submit", "--pool", "docs", "--id", id_, *STORE).code == 0
     answer = pool("tasks", "cancel", ids[0][:10], *STORE)
-    assert (answer.code, "several begin so" in answer.err) == (2, True), answer.err
+    assert (answer.code, "several ids begin with this" in answer.err) == (2, True), answer.err
     assert pool("tasks", "cancel", ids[0], *STORE).code == 0
 
 

@@ -462,7 +462,7 @@ async def test_an_ask_that_no_agent_can_answer_says_what_is_missing() -> None:
     async with running(AtOnce) as node:
         with pytest.raises(ResultTimeout, match="run an agent with `on_ask` in pool p"):
             await node.agent("a", pool="p").ask("x", timeout=0.1)
-    with pytest.raises(NoHandler, match="AtOnce stands in for no virtual agent: it has no on_ask"):
+    with pytest.raises(NoHandler, match="AtOnce answers for no virtual agents: it has no on_ask"):
         AtOnce().on_ask(None, "x")
 
 

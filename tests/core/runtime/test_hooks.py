@@ -115,7 +115,7 @@ async def test_guards_change_and_refuse_messages(watcher: Watcher) -> None:
             Undeliverable, match=r"plugin hooks_under_test:watcher refused the message: ValueError: it must not leave"
         ):
             await one.ask(two.id, "secret")
-        with pytest.raises(Undeliverable, match="changed whose message it is"):
+        with pytest.raises(Undeliverable, match="changed id, sender or recipient"):
             await one.ask(two.id, "divert")
         with pytest.raises(Undeliverable, match=r"a guard of the recipient's node refused it$"):
             await one.ask(two.id, "poison")

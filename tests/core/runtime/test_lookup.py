@@ -51,7 +51,7 @@ def test_a_class_is_found_in_the_working_directory_before_all_others(folder: Pat
         ("zzz.yyy:Counter", 'there is no module "zzz"; it was looked for in '),
         ("lookup_agents:Conter", 'lookup_agents has no "Conter"; did you mean "Counter"?'),
         ("lookup_agents:Zzz", 'lookup_agents has no "Zzz"; its agents are Counter, Wrong'),
-        ("lookup_plain:Thing", "Thing is no subclass of converge.Agent; it has no agents"),
+        ("lookup_plain:Thing", "Thing is not a subclass of converge.Agent; it has no agents"),
         ("lookup_broken:A", "importing lookup_broken failed: ZeroDivisionError: division by zero"),
         (
             "lookup_needs:A",

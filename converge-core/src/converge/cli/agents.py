@@ -152,7 +152,7 @@ def _one(found: list[AgentDescriptor], agent_id: str) -> AgentDescriptor:
         near = difflib.get_close_matches(agent_id[:ID_SHOWN], [one.id[:ID_SHOWN] for one in found], n=1)
         way = f'did you mean "{near[0]}"?' if near else "`converge agents list` shows those that are"
         raise InputError(f'agent "{agent_id}" is not listed: no process that lives runs it; {way}')
-    raise InputError(f'agent "{agent_id}" is not one agent: the ids of {len(some)} begin so; write more of it')
+    raise InputError(f'agent "{agent_id}" is ambiguous: the ids of {len(some)} agents begin with it; write more of it')
 
 
 class Listed(NamedTuple):

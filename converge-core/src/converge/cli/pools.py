@@ -91,9 +91,9 @@ def create(
         "keep_failed_sec": settings.retention.failed_sec,
     } | own
     if allow and admission != "allow":
-        raise InputError("--allow: counts only with --admission allow; without it everybody may join")
+        raise InputError("--allow needs --admission allow; without it everybody may join")
     if (admission == "secret") != (secret_file is not None):
-        raise InputError("--secret-file and --admission secret: one needs the other")
+        raise InputError("--secret-file and --admission secret must be used together")
     pool = Pool(id=pool_id, admission=admission, allow=tuple(allow or ()), is_paused=paused, **own)
     is_created, there = anyio.run(_create, settings, pool, _secret(secret_file), backend_options=loop_options())
     _write_created(pool, is_created, there, asked, as_json=common.json)

@@ -122,7 +122,7 @@ def copy(
         converge store copy file:state.db env:NEW_STORE --plugin redis
     """
     if common.store is not None:
-        raise InputError("--store is not used here: the two stores stand behind the command")
+        raise InputError("--store is not used here: give both stores as arguments")
     urls = [url_of(given) for given in (source, destination)]
     settings = common.configured()
     with output.progress("keys", is_wanted=not common.json) as bar:
@@ -157,7 +157,7 @@ def accept(
     settings = common.configured(identity_dir=kept)
     if not yes:
         if not output.can_ask():
-            raise InputError("--yes is missing: nobody can be asked here, and this cannot be taken back")
+            raise InputError("--yes is missing: standard input is not a terminal, and this cannot be undone")
         shown = without_password(settings.store)
         question = (
             f"Take what is in {shown} now for the true history? Every process begins anew with it; what they hold goes "

@@ -110,9 +110,9 @@ def submit(
         flag = next(iter(given)).replace("_", "-")
         raise InputError(f"--{flag} describes one task; with a file its lines do that")
     if timeout is not None and not wait:
-        raise InputError("--timeout is about --wait")
+        raise InputError("--timeout needs --wait")
     if file is None and not settings.pool_id:
-        raise InputError("--pool is missing: which pool's agents are to do it?")
+        raise InputError("--pool is missing: name the pool to submit to")
     inputs = read_inputs(given.pop("input", []))
     given["required_capabilities"] = given.pop("capability", ())
     tasks = (

@@ -32,7 +32,7 @@ def find_agent(target: str, folder: Path | None = None) -> type[Agent]:
         found = getattr(found, part)
     if not (inspect.isclass(found) and issubclass(found, Agent)):
         raise ConfigError(
-            f'agent "{target}": {class_name} is no subclass of converge.Agent; {_agents_of(module, class_name)}'
+            f'agent "{target}": {class_name} is not a subclass of converge.Agent; {_agents_of(module, class_name)}'
         )
     try:
         check_agent_class(found)

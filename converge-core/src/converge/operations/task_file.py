@@ -68,7 +68,7 @@ def _task(line: str, pool_id: str) -> Task:
     try:
         values = decode_plain(line.encode(), "line")
     except TornRecord as error:
-        raise ValueError(f"this is not JSON as Converge reads it: {error.reason}") from error
+        raise ValueError(f"this is not valid JSON for Converge: {error.reason}") from error
     except UnicodeEncodeError as error:
         raise ValueError("this is not UTF-8") from error
     if not isinstance(values, dict):
@@ -81,7 +81,7 @@ def _task(line: str, pool_id: str) -> Task:
             )
     values = {key: value for key, value in values.items() if value is not None}
     if not values.setdefault("pool_id", pool_id):
-        raise ValueError("pool_id is missing, and no --pool says it for all lines")
+        raise ValueError("pool_id is missing, and --pool is not given either")
     return Task(**_with_moments(values))
 
 
@@ -121,7 +121,7 @@ def _json(name: str, value: str) -> Any:
     try:
         return decode_plain(_text(name, value).encode(), "value")
     except TornRecord as error:
-        raise InputError(f"--input {name}:={value}: is not JSON as Converge reads it: {error.reason}") from error
+        raise InputError(f"--input {name}:={value}: is not valid JSON for Converge: {error.reason}") from error
 
 
 def _text(name: str, value: str) -> str:

@@ -94,7 +94,11 @@ async def whole_id(store: Store, text: str) -> str:
 
     await visit_tasks(store, None, None, look)
     if len(found) != 1:
-        raise InvalidValue("task id", text, "more of it: several begin so" if found else "an id: no task's begins so")
+        raise InvalidValue(
+            "task id",
+            text,
+            "more of it: several ids begin with this" if found else "the id of a task: none begins with this",
+        )
     return found.pop()
 
 

@@ -210,7 +210,7 @@ class PluginHost:
                 message.recipient,
             ):
                 raise Undeliverable(
-                    f"plugin {impl.plugin_name}: {hook} changed whose message it is; the message is refused"
+                    f"plugin {impl.plugin_name}: {hook} changed id, sender or recipient; the message is refused"
                 )
             message = message if answer is None else answer
         return message

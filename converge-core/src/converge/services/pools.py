@@ -108,7 +108,7 @@ class PoolManager:
             if not isinstance(outcome, Conflict):
                 self._handle.pools.pop(pool_id, None)
                 return True
-        raise StoreBusy(f"pool {pool_id} changed all the time for {PATIENCE_SEC:g} s; try again")
+        raise StoreBusy(f"pool {pool_id} kept changing for {PATIENCE_SEC:g} s; try again")
 
     @timed
     async def change_allowed(
@@ -155,7 +155,7 @@ class PoolManager:
             (outcome,) = await (await self._handle.commits()).commit([batch], wake=[f"pool.{pool_id}"])
             self._handle.pools.pop(pool_id, None)
             is_changed |= not isinstance(outcome, Conflict)
-        raise StoreBusy(f"pool {pool_id} changed all the time for {PATIENCE_SEC:g} s; try again")
+        raise StoreBusy(f"pool {pool_id} kept changing for {PATIENCE_SEC:g} s; try again")
 
     @timed
     async def join_pool(
@@ -191,7 +191,7 @@ class PoolManager:
             if not todo:
                 return [is_new[agent_id] for agent_id in agent_ids]
         raise StoreBusy(
-            f"pool {pool_id} changed all the time for {PATIENCE_SEC:g} s while {len(todo)} agents joined; try again"
+            f"pool {pool_id} kept changing for {PATIENCE_SEC:g} s while {len(todo)} agents joined; try again"
         )
 
     async def _join(self, agent_ids: list[str], seen: PoolSeen, lease: Lease, is_new: dict[str, bool]) -> list[str]:
@@ -244,7 +244,7 @@ class PoolManager:
             (outcome,) = await commits.commit([Batch(checks, puts, [key, _joined(member)])])
             if not isinstance(outcome, Conflict):
                 return True
-        raise StoreBusy(f"pool {pool_id} changed all the time for {PATIENCE_SEC:g} s; try again")
+        raise StoreBusy(f"pool {pool_id} kept changing for {PATIENCE_SEC:g} s; try again")
 
     @timed
     async def members(self, pool_id: str, *, timeout: float | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""How the kit says which clause of a contract a backend has broken."""
+"""How the kit reports which clause of a contract a backend has broken."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _texts() -> dict[str, str]:
 
 
 def check_case(case: type) -> None:
-    """Refuse a class of tests that leaves out a clause, or tries none: what was not tried is not kept.
+    """Refuse a class of tests that leaves out a clause, or tests none.
 
     Raises:
         TypeError: It has a test of the kit in its own words, or runs on no event loop; say so with a strict `xfail`.

@@ -35,7 +35,7 @@ GREATEST_DELAY_SEC = 0.005
 
 
 class Fault(Enum):
-    """What happens to one call."""
+    """A fault of one call."""
 
     NONE = "none"
     DELAY = "delay"  # it is late, before it reaches the store or on its way back
@@ -72,7 +72,7 @@ class FaultPlan:
         self._random = random.Random(self.seed)
 
     def script(self, faults: Iterable[Fault]) -> None:
-        """Fix what happens to the next calls that change something."""
+        """Set the faults of the next calls that change something."""
         self.scripted.extend(faults)
 
     def draw(self, call: str, *, is_read: bool) -> Fault:
@@ -95,7 +95,7 @@ class FaultPlan:
         return Fault.NONE
 
     async def delay(self) -> None:
-        """Let others go first: a few turns of the event loop, or some milliseconds."""
+        """Wait for a few turns of the event loop, or some milliseconds."""
         if self._random.random() < 0.5:
             for _ in range(self._random.randint(1, 5)):
                 await anyio.lowlevel.checkpoint()

@@ -60,7 +60,7 @@ class Failure:
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """What came of a contract class."""
+    """The result of running a contract class."""
 
     passed: int
     failures: Sequence[Failure]

@@ -1,5 +1,5 @@
-"""Two processes that exchange messages over links which fail as they are told: no socket, no handshake; everything else
-is as in a node.
+"""Two processes that exchange messages over links that fail on demand: no socket, no handshake; all else is as in a
+node.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Link:
                 one.give_up()
 
     async def run(self) -> None:
-        """Bring what is sent to the other side."""
+        """Deliver what is sent to the other side."""
         async with self.receiver:
             async for items in self.receiver:
                 with suppress(ConnectionLost):  # the receipts of what arrives over a broken connection are lost
@@ -215,7 +215,7 @@ class Side:
 
 
 def none(what: str) -> str:
-    """Do nothing: all goes well."""
+    """Do nothing."""
     return "ok"
 
 

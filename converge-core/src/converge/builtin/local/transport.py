@@ -117,7 +117,7 @@ class LocalListener(Listener):
         if len(self._waiting) >= BACKLOG:
             channel.end()
             raise ConnectFailed(
-                f"cannot connect to {self.address}: {BACKLOG} channels wait there for being accepted; try again later"
+                f"cannot connect to {self.address}: {BACKLOG} channels wait there to be accepted; try again later"
             )
         self._waiting.append(channel)
         self._changed.set()

@@ -116,7 +116,7 @@ class MemoryStore(Store):
         """
         if url not in ("memory:", "memory://"):
             raise ConfigError(
-                f"store: {url} is not allowed: memory: takes nothing behind its colon; for a store in a file write "
+                f"store: {url} is not allowed: memory: takes nothing after its colon; for a store in a file write "
                 f"file:PATH"
             )
         store = cls()

@@ -74,7 +74,7 @@ def list_tasks(
     """List tasks, live ones first. With --json each is written as soon as it is read."""
     settings = common.configured(pool_id=pool)
     if dead_letters and state not in (None, TaskState.FAILED):
-        raise InputError(f"--dead-letters are tasks that failed; --state {state.lower()} is about others")
+        raise InputError(f"--dead-letters lists failed tasks; do not combine it with --state {state.lower()}")
     if parent is not None:
         return _children(settings, parent, common)
     wanted = operate.Wanted(

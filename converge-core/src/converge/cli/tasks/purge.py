@@ -52,11 +52,13 @@ def purge(
     """
     settings = common.configured()
     if bool(pool) == all_pools:
-        raise InputError("--pool or --all-pools: say one of them, tasks of which pools are to be removed")
+        raise InputError("--pool or --all-pools is required: name the pools whose tasks are to be removed")
     wanted = operate.Purging(pool_ids=pool or (), states=state or (), older_than=older_than)
     if dry_run or not yes:
         if not dry_run and not output.can_ask():
-            raise InputError("--yes is missing: nobody can be asked here; --dry-run shows what would be removed")
+            raise InputError(
+                "--yes is missing: standard input is not a terminal; --dry-run shows what would be removed"
+            )
         found = anyio.run(_purge, settings, wanted, True, None, backend_options=loop_options())
         if dry_run or not found:
             _write(found, is_done=False, as_json=common.json)

@@ -204,7 +204,7 @@ class Agent:
         """Take a message to a virtual agent of the pool (`Node.agent`): return its new state and the answer, which are
         stored together. `state` is None for a new one. Messages of one agent come one at a time, in order.
         """
-        raise NoHandler(f"{type(self).__name__} stands in for no virtual agent: it has no on_ask; add one to the class")
+        raise NoHandler(f"{type(self).__name__} answers for no virtual agents: it has no on_ask; add one to the class")
 
     def on_message(self, message: Message) -> Any:
         """Handle a message; the return value answers an `ask`."""
@@ -226,7 +226,7 @@ class Agent:
             tasks: All tasks that the agent holds, in the order of their claims: each until a `ReportTask` ends it, or
                 its timeout.
         """
-        raise NoHandler(f"{type(self).__name__} decides nothing: it has no decide; add one to the class")
+        raise NoHandler(f"{type(self).__name__} makes no decisions: it has no decide; add one to the class")
 
     def on_outcomes(self, outcomes: list[Outcome]) -> Any:
         """Receive the outcomes of one `decide`, after its decisions were carried out."""

@@ -83,7 +83,7 @@ class _Account:
         """
         limits = agent.limits
         if self.in_flight >= limits.in_flight:
-            raise TooManyActions(agent.id, f"{self.in_flight} of its actions are under way, the most there may be")
+            raise TooManyActions(agent.id, f"{self.in_flight} of its actions are in flight, which is its limit")
         if limits.per_sec is not None:
             self.saved = min(max(1.0, limits.per_sec), self.saved + (now - self.saved_at) * limits.per_sec)
             self.saved_at = now

@@ -146,7 +146,7 @@ class Family:
                 except (NotApplied, OutcomeUnknown) as error:
                     failed = error
             else:
-                raise failed or StoreBusy(f"child {child.id} moved all the time")
+                raise failed or StoreBusy(f"child {child.id} kept moving")
 
     async def _cancel(self, id_: bytes) -> bool:
         """Cancel a child; return False if it moved. One that is not submitted yet is submitted first: it would begin

@@ -223,7 +223,7 @@ def _environment(environ: Mapping[str, str], problems: list[Problem]) -> dict[st
                     continue  # the plugin reads it
                 variables |= dict.fromkeys(names.values(), "")  # to name the nearest
             if variable in (_variable("options"), _variable("retention")):
-                problems.append(Problem(variable, "a table stands in the file only", True))
+                problems.append(Problem(variable, "a table can be set in the file only", True))
                 continue
             near = difflib.get_close_matches(variable, variables, n=1)
             problems.append(

@@ -207,7 +207,7 @@ class Keyring:
                 return
         raise KeyInUse(
             folder.path / kind,
-            f"all {KEYS} keys of this kind are used by processes that live",
+            f"all {KEYS} keys of this kind are used by live processes",
             "name another identity_dir",
         )
 
@@ -245,7 +245,7 @@ def rotate_key(folder: KeyFolder, name: str, env: Env) -> KeyShown:
     """
     if f"{_checked(name)}.key" not in folder.names():  # before a lock is made for a typo
         raise KeyFileRefused(
-            folder.path / f"{name}.key", "there is no such key", "`converge identity show` lists those that there are"
+            folder.path / f"{name}.key", "there is no such key", "`converge identity show` lists the existing ones"
         )
     lock = folder.lock(name)
     if lock is None:
@@ -256,7 +256,7 @@ def rotate_key(folder: KeyFolder, name: str, env: Env) -> KeyShown:
             raise KeyFileRefused(
                 folder.path / f"{name}.key",
                 "it was removed just now",
-                "`converge identity show` lists those that there are",
+                "`converge identity show` lists the existing ones",
             )
         seed = env.entropy(32)
         _write(folder, name, seed, old.succeeded_by(seed))
@@ -280,7 +280,7 @@ def show_key(folder: KeyFolder, name: str) -> KeyShown:
     """
     identity, path = read_key(folder, _checked(name)), folder.path / f"{name}.key"
     if identity is None:
-        raise KeyFileRefused(path, "there is no such key", "`converge identity show` lists those that there are")
+        raise KeyFileRefused(path, "there is no such key", "`converge identity show` lists the existing ones")
     lock = folder.lock(name)
     if lock is not None:
         os.close(lock)

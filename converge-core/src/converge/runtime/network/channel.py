@@ -156,7 +156,7 @@ async def dial(channel: Channel, terms: Terms, env: Env, *, expected: bytes | No
         await channel.send([initiator.hello1()])
         hello2, early = await _one(channel)
         if early:
-            raise HandshakeFailed("the peer spoke out of turn")
+            raise HandshakeFailed("the peer sent a message out of order")
         await channel.send([initiator.read_hello2(hello2)])
         agreed = initiator.agreed
         assert agreed is not None, "a hello that was read is agreed"
@@ -178,7 +178,7 @@ async def accept(
     async with _handshake(channel):
         hello1, early = await _one(channel)
         if early:
-            raise HandshakeFailed("the peer spoke out of turn")
+            raise HandshakeFailed("the peer sent a message out of order")
         await _check(channel, responder, hello1)
         if not admit():
             await _refuse(channel, REFUSED_BUSY)

@@ -148,7 +148,7 @@ class TaskManager(manager.TaskManager):
                 batch, wake = await self._calling_off(found, calling)
                 if await lost.is_committed((await self._handle.commits()).commit, batch, wake):
                     return True
-            raise StoreBusy(f"task {task_id} moved all the time for {manager.CANCEL_SEC:g} s; cancel it again")
+            raise StoreBusy(f"task {task_id} kept moving for {manager.CANCEL_SEC:g} s; cancel it again")
 
     async def _calling_off(self, found: Found, calling: Calling) -> tuple[Batch, set[str]]:
         if isinstance(found.place, Held):
@@ -189,7 +189,7 @@ class TaskManager(manager.TaskManager):
                     (await self._handle.commits()).commit, batch, wakes(found, around, is_ready=False)
                 ):
                     return
-            raise StoreBusy(f"task {task_id} moved all the time for {manager.CANCEL_SEC:g} s; end it again")
+            raise StoreBusy(f"task {task_id} kept moving for {manager.CANCEL_SEC:g} s; end it again")
 
     @timed
     async def children(self, task_id: str, *, timeout: float | None = None) -> Sequence[Task]:

@@ -169,13 +169,13 @@ class Asking:
                     await waiter.done.wait()
         except TimeoutError:
             raise DeliveryTimeout(
-                f"node {link.peer.hex()[:16]} did not tell of its agents within {ANSWER_SEC:g} s"
+                f"node {link.peer.hex()[:16]} did not list its agents within {ANSWER_SEC:g} s"
             ) from None
         finally:
             link.waiting.discard(waiting)
             del self._waiting[message_id]
         if waiter.payload is None:
-            raise ConnectionLost(f"the link to node {link.peer.hex()[:16]} ended before it told of its agents")
+            raise ConnectionLost(f"the link to node {link.peer.hex()[:16]} ended before it listed its agents")
         return decode(waiter.payload, _Answer, "answer about agents")
 
     # What `Received` gives here.

@@ -159,7 +159,7 @@ class Routes:
     async def link_to(self, node_key: bytes, whom: str) -> Link:
         """Return the link to a node. See `link_of`."""
         if node_key == self._node_key:
-            raise Undeliverable(f"{whom} is not here any more: it has stopped")
+            raise Undeliverable(f"{whom} is no longer here: it has stopped")
         if self.links is None:
             raise Undeliverable(
                 f"{whom} is in another process, and this node has no transport; give it one with --transport"

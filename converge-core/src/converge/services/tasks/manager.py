@@ -228,7 +228,7 @@ class TaskManager:
                 if await lost.is_committed((await self._handle.commits()).commit, batch, wake):
                     self._held.pop(id_, None)
                     return True
-            raise StoreBusy(f"task {task_id} moved all the time for {CANCEL_SEC:g} s; cancel it again")
+            raise StoreBusy(f"task {task_id} kept moving for {CANCEL_SEC:g} s; cancel it again")
 
     @timed
     async def retry(self, task_id: str, *, timeout: float | None = None) -> str:

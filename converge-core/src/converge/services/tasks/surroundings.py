@@ -339,7 +339,7 @@ async def find(store: Store, id_: bytes) -> tuple[Spec, State | None, Place | No
         if place is not None:
             return spec, state, place
         # It moves: between two reads it was taken, or put back.
-    raise StoreBusy(f"task {id_text(id_)} moved all the time for {FIND_SEC:g} s; ask again")
+    raise StoreBusy(f"task {id_text(id_)} kept moving for {FIND_SEC:g} s; ask again")
 
 
 async def read_task(store: Store, id_: bytes) -> tuple[Spec, State | None]:

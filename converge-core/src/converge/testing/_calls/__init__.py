@@ -1,1 +1,1 @@
-"""What calls of a backend may not do to the event loop that runs them."""
+"""Checks that calls of a backend do not block the event loop."""

@@ -1,5 +1,5 @@
-"""Calls that keep the event loop's thread waiting: found as they are made, however soon they come back on the author's
-machine. Python's audit events tell of them; of a sleep they do only from 3.13 on, so `time.sleep` is replaced.
+"""Blocking calls in the event loop's thread: found when they are made, however short they are on the author's machine.
+Python's audit events tell of them; of a sleep they do only from 3.13 on, so `time.sleep` is replaced.
 """
 
 from __future__ import annotations

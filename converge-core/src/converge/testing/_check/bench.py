@@ -154,7 +154,7 @@ class ServerBench(Bench, ABC):
         """Return what runs the server, with its data in a folder that may have some: at a port, if one is named."""
 
     def prepare(self) -> None:
-        """Do to the server, which runs for the first time, what its operator would: make users, for example."""
+        """Set up the server on its first run, as its operator would: create users, for example."""
 
     def store_url(self, url: str) -> str:
         """Return the URL by which the store is opened, from the server's: with another user's name, for example."""

@@ -70,7 +70,7 @@ class Broken:
 
 @attrs.frozen(kw_only=True)
 class Card:
-    """What is known of a backend: its declaration, and what the kit found. `not_tried` says of a clause why."""
+    """The report on a backend: its declaration, and the kit's findings. `not_tried`: why, by clause."""
 
     plugin: str
     distribution: str

@@ -1,4 +1,4 @@
-"""Certification: what a store does when its place suffers, under load, by the means that its author's bench gives."""
+"""Certification: how a store behaves under load while its server is disturbed, by the means of its author's bench."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CUTS, COUNTED = 6, 30
 
 
 class _Load(Progress):
-    """Commits one key after another, as busy agents do, and notes what became of each."""
+    """Commits one key after another, as busy agents do, and notes each outcome."""
 
     def __init__(self, store: Store) -> None:
         super().__init__()
@@ -60,7 +60,9 @@ class _Load(Progress):
 
 
 class TestCertification(_Checked, StoreCase):
-    """A store under load whose place suffers: it is well again within `near_sec`, and told the truth meanwhile."""
+    """A store under load whose server is disturbed: it works again within `near_sec`, and its errors are true
+    meanwhile.
+    """
 
     loops: ClassVar[tuple[str, ...]] = ("asyncio",)
 
@@ -75,7 +77,7 @@ class TestCertification(_Checked, StoreCase):
             group.cancel_scope.cancel()
 
     async def told_truly(self, store: Store, load: _Load, *, is_kept: bool = True) -> None:
-        """Expect that what was acknowledged is there, and what was refused is not."""
+        """Expect that acknowledged commits are stored, and refused ones are not."""
         for name in load.refused:
             expect("S-16", await get(store, POOL(name)) is None, f"{name} was refused with NotApplied, and is there")
         lost = [name for name in load.acknowledged if await get(store, POOL(name)) is None] if is_kept else []

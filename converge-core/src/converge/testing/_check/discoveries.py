@@ -23,7 +23,7 @@ class TestDiscovery(DiscoveryContract):
         return current().options()
 
     async def die(self, process: Process) -> None:
-        """Let a process have died, by the means of its author."""
+        """Simulate the death of a process, by the means of its author."""
         die = current().die
         if die is None:
             await super().die(process)

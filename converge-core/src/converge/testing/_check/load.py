@@ -50,7 +50,7 @@ class Progress:
 
 
 async def recovers(clause: str, load: Progress, name: str, record_property: Note) -> None:
-    """Expect that the load goes on soon, and note how soon."""
+    """Expect that commits resume in time, and note how soon."""
     began, near_sec = time.monotonic(), current().near_sec
     # The first call that succeeds may have been under way before.
     is_well = await load.goes_on(near_sec) and await load.goes_on(near_sec)

@@ -54,7 +54,7 @@ class _Means:
 
 
 class TestStore(_Means, _Checked, StoreContract):
-    """The store with what it has of its own."""
+    """The store with its own `turn`, `count` and `watch`."""
 
 
 class TestStoreInherited(_Means, _Checked, StoreContract):

@@ -1,4 +1,4 @@
-"""What the tests of discovery stand on: processes on one place, and what an author may set."""
+"""The base of the discovery tests: processes on one place, and what an author may set."""
 
 from __future__ import annotations
 

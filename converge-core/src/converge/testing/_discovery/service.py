@@ -1,4 +1,4 @@
-"""What core makes of a discovery: D-9."""
+"""How core uses a discovery: D-9."""
 
 from __future__ import annotations
 

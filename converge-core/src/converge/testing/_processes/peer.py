@@ -80,7 +80,7 @@ class Order:
 
 
 def say(*values: Any) -> None:
-    """Write a line to the kit: it has happened."""
+    """Write a line to the kit."""
     sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()
 
@@ -145,7 +145,7 @@ async def serve(order: Order) -> None:
 
 
 def main() -> None:
-    """Do as the order says."""
+    """Run the order."""
     order = json.loads(sys.stdin.readline())
     anyio.run(serve, Order(**order | {name: Name(**order[name]) for name in ("open", "options")}))
 

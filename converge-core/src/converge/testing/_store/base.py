@@ -1,4 +1,4 @@
-"""What the tests of every clause stand on: fixtures, keys, small helpers."""
+"""The base of every clause's tests: fixtures, keys, small helpers."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def _clause_of(request: pytest.FixtureRequest) -> str:
 
 
 class Inheriting(Store):
-    """A store seen through its four required methods: everything else is what `Store` gives."""
+    """A store reduced to its four required methods: everything else is inherited from `Store`."""
 
     def __init__(self, inner: Store) -> None:
         self.inner = inner

@@ -349,7 +349,7 @@ class CommitClauses(StoreCase):
 
 
 def shift_wall_clock(monkeypatch: pytest.MonkeyPatch, ahead_sec: float) -> None:
-    """Make this process read another time of day; the monotonic clock, by which event loops wait, goes on."""
+    """Make this process read another wall-clock time; the monotonic clock, which event loops use, is unchanged."""
     seconds: Callable[[], float] = time.time
     nanoseconds: Callable[[], int] = time.time_ns
     monkeypatch.setattr(time, "time", lambda: seconds() + ahead_sec)

@@ -1,4 +1,4 @@
-"""S-14, S-16, S-17: what stays, what an error means, handles in other threads."""
+"""S-14, S-16, S-17: durability, errors, handles in other threads."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NO_CUT = "not tried: the fixture `cut` gives nothing, so no connection is broken
 
 
 class HandleClauses(StoreCase):
-    """Commits stay, errors tell the truth, handles work side by side."""
+    """Commits stay, errors are true, handles work concurrently."""
 
     async def test_every_handle_sees_what_was_committed(self, store: Store) -> None:
         """S-14."""

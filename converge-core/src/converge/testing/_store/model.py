@@ -1,4 +1,4 @@
-"""The store contract as a plain dictionary, for one caller at a time: what a store should answer."""
+"""The store contract as a plain dictionary, for one caller at a time: the expected answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""S-19 to S-25: blocks that raise, who only looks, networks of one place, forked children, formats."""
+"""S-19 to S-25: blocks that raise, read-only opening, networks of one place, forked children, formats."""
 
 from __future__ import annotations
 

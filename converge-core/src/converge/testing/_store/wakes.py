@@ -70,7 +70,7 @@ async def watching(store: Store, *channels: str, near_sec: float) -> AsyncIterat
 
 
 class WakeClauses(StoreCase):
-    """A wake reaches who watches, in time, and who looks then finds the write."""
+    """A wake reaches a watcher in time, and a read after it finds the write."""
 
     async def test_a_wake_reaches_a_watcher_of_another_handle(self, store: Store) -> None:
         """S-9."""

@@ -1,4 +1,4 @@
-"""What the tests of tasks stand on: processes that share a store, one pool, small helpers."""
+"""The base of the task tests: processes that share a store, one pool, small helpers."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def wait_until_store_time(store: Store, at: int) -> None:
 
 
 async def let_pass(store: Store, lease_id: bytes) -> None:
-    """Let the lease's time have passed, unless its holder renews it at this moment."""
+    """Make the lease expire, unless its holder renews it at this moment."""
     (entry,) = await store.get([EXPIRY(lease_id)])
     if entry is not None:
         await store.commit([Batch([(entry.key, entry.revision)], [(entry.key, b"1")])])

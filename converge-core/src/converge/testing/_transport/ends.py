@@ -49,7 +49,7 @@ class Flood:
             await anyio.sleep(QUIET_SEC)
 
     def stop(self) -> None:
-        """Let the last frame follow."""
+        """Send the last frame."""
         self._is_stopped = True
 
     async def _send_all(self) -> None:
@@ -160,7 +160,7 @@ async def serve_all(listener: Listener, endings: list[ChannelError]) -> None:
 
 
 async def turns(number: int) -> None:
-    """Let the event loop go round so many times."""
+    """Let the event loop run for so many turns."""
     for _ in range(number):
         await anyio.lowlevel.checkpoint()
 
