@@ -218,7 +218,7 @@ async def test_one_action_too_many_under_way_is_refused_and_the_next_one_after_a
             group.start_soon(agent.tool, "hang")
             group.start_soon(agent.tool, "hang")
             await anyio.wait_all_tasks_blocked()
-            with pytest.raises(TooManyActions, match="2 of its actions are under way"):
+            with pytest.raises(TooManyActions, match="2 of its actions are in flight"):
                 await agent.tool("add", a=1)
             group.cancel_scope.cancel()
         assert await agent.tool("add", a=1) == 2
