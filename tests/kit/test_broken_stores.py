@@ -546,6 +546,9 @@ def test_a_broken_store_fails_the_clause_that_it_breaks_and_no_other(kit: type[B
     assert not others, "\n".join(f"{test}: {said}" for test, said in others)
 
 
+@pytest.mark.skipif(
+    os.environ.get("FULL_TESTS") != "1", reason="with FULL_TESTS=1 only: the toy's own tests are the kit once more"
+)
 def test_the_store_from_which_the_broken_ones_are_made_is_whole() -> None:
     run = run_contract(HonestKit)
     assert run.failures == ()

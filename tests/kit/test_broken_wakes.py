@@ -67,6 +67,7 @@ class BrokenKit(WholeKit):
     """The store that strikes out too many."""
 
     backend = attrs.evolve(WholeKit.backend, open=StrikesOutWhoCame.open)
+    near_sec = 0.5  # the hint that is waited for never comes
 
 
 def test_the_store_with_wakes_is_whole() -> None:
