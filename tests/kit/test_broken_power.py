@@ -55,7 +55,9 @@ class Journal(Shelf):
 
     def sync(self) -> None:
         os.fsync(self.file.fileno())
-        self.synced.write_text(str(self.file.tell()))
+        new = self.synced.with_suffix(".new")
+        new.write_text(str(self.file.tell()))
+        new.replace(self.synced)  # who is killed leaves the old one, or the new one
 
 
 class JournalToy(ToyStore):

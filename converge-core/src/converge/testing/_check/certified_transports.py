@@ -206,9 +206,13 @@ class TestCertification(_Checked):
                 async with self.backend.open(options) as transport, _talking(transport, where):
                     pass
             finally:
-                with suppress(ProcessLookupError):  # it ended by itself
-                    other.kill()
+                _kill(other)
         record_property("releases", f"{' and '.join(releases)}: {LOADED} frames and more, both ways")
+
+
+def _kill(process: Process) -> None:
+    with suppress(ProcessLookupError):  # it has ended by itself
+        process.kill()
 
 
 async def _first_line(process: Process) -> tuple[str, str]:
@@ -222,7 +226,7 @@ async def _first_line(process: Process) -> tuple[str, str]:
             text += piece
             if b"\n" in text:
                 return text.partition(b"\n")[0].decode(), ""
-    process.kill()
+    _kill(process)
     return "", b"".join([piece async for piece in process.stderr]).decode(errors="replace").strip().rpartition("\n")[2]
 
 
