@@ -42,6 +42,7 @@ from converge_store_toy.plugin import TOY
 from converge_store_toy.store import Shelf, ToyStore, refuse_long_values
 
 BROKEN: list[type[BrokenStoreContract]] = []
+IS_FULL = os.environ.get("FULL_TESTS") == "1"
 PLACES = {"S-19", "S-20", "S-21", "S-22", "S-23", "S-24", "S-25", "S-26"}
 """Clauses about places and what core sets and notes; those who break them are in `test_broken_places.py`
 and `test_broken_transactions.py`.
@@ -539,16 +540,13 @@ class HonestKit(BrokenStoreContract):
 @pytest.mark.parametrize("kit", BROKEN, ids=lambda kit: kit.store_class.__name__)
 def test_a_broken_store_fails_the_clause_that_it_breaks_and_no_other(kit: type[BrokenStoreContract]) -> None:
     """Without FULL_TESTS=1 the tests of that clause are run until one fails, so that it says nothing of others."""
-    is_full = os.environ.get("FULL_TESTS") == "1"
-    run = run_contract(kit) if is_full else run_contract(kit, tests=citing(kit, [kit.clause]), until=[kit.clause])
+    run = run_contract(kit) if IS_FULL else run_contract(kit, tests=citing(kit, [kit.clause]), until=[kit.clause])
     assert run.failed(kit.clause), f"no test of {kit.clause} failed, but {[(f.test, f.said) for f in run.failures]}"
     others = [(failure.test, failure.said) for failure in run.failures if failure.clause not in {kit.clause, *kit.also}]
     assert not others, "\n".join(f"{test}: {said}" for test, said in others)
 
 
-@pytest.mark.skipif(
-    os.environ.get("FULL_TESTS") != "1", reason="with FULL_TESTS=1 only: the toy's own tests are the kit once more"
-)
+@pytest.mark.skipif(not IS_FULL, reason="with FULL_TESTS=1 only: the toy's own tests are the kit once more")
 def test_the_store_from_which_the_broken_ones_are_made_is_whole() -> None:
     run = run_contract(HonestKit)
     assert run.failures == ()
@@ -584,11 +582,8 @@ def test_the_kit_with_the_inherited_turn_does_not_see_the_stores_own() -> None:
 
 
 def test_a_store_runs_on_both_loops_unless_it_declares_asyncio_only() -> None:
-    one_test = "get_takes_as_many_keys"
-    assert (run_contract(BothLoopsKit, tests=one_test).passed, run_contract(AsyncioOnlyKit, tests=one_test).passed) == (
-        2,
-        1,
-    )
+    passed = [run_contract(kit, tests="get_takes_as_many_keys").passed for kit in (BothLoopsKit, AsyncioOnlyKit)]
+    assert passed == [2, 1]
 
 
 def test_a_failure_quotes_the_clause() -> None:
