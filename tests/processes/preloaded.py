@@ -2,7 +2,8 @@
 
 Tests start hundreds of processes, to kill and stop them, and each would spend a third of a second on imports. What
 `start` returns is a `subprocess.Popen` with a process of its own behind it: its id, streams, folder, environment and
-exit code. With FULL_TESTS=1, and where a process is told more than that, it starts as any process does.
+exit code. With FULL_TESTS=1, until there is one to fork, and where a process is told more than that, it starts as any
+process does: nobody waits for imports within an event loop.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,10 @@ NUMBER = struct.Struct("i")
 UNDERSTOOD = {"cwd", "env", "stdin", "stdout", "stderr", "text"}
 
 _parents: list[tuple[subprocess.Popen[bytes], socket.socket]] = []
-"""The process that is forked, once there is one."""
+"""The process that is forked, once it was started."""
+_ready: list[socket.socket] = []
+"""Where it listens, once it has imported."""
+_one_at_a_time = threading.Lock()
 
 
 def start(command: Sequence[str | Path], **options: Any) -> subprocess.Popen[Any]:
@@ -35,6 +40,10 @@ def start(command: Sequence[str | Path], **options: Any) -> subprocess.Popen[Any
     is_plain = words[0] == COMMAND or (words[0] == sys.executable and (words[1] in ("-m", "-c") or words[1][0] != "-"))
     is_alike = _read_at_start(options.get("env") or os.environ) == _read_at_start(os.environ)
     if IS_COLD or not is_plain or not is_alike or set(options) - UNDERSTOOD:
+        return subprocess.Popen(words, **options)
+    with _one_at_a_time:
+        is_ready = _is_ready()
+    if not is_ready:
         return subprocess.Popen(words, **options)
     return _Forked(words, **options)
 
@@ -62,7 +71,7 @@ def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: text for name, text in environment.items() if name.startswith(("PYTHON", "LD_", "LC_", "LANG"))}
 
 
-def _parent() -> socket.socket:
+def _is_ready() -> bool:
     if not _parents:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         program = Path(__file__).with_name("preloading.py")
@@ -75,13 +84,18 @@ def _parent() -> socket.socket:
         )
         theirs.close()
         _parents.append((process, ours))
-    return _parents[0][1]
+    ((_, ours),) = _parents
+    if not _ready and select.select([ours], [], [], 0)[0] and ours.recv(5):
+        _ready.append(ours)
+    return bool(_ready)
 
 
 def stop() -> None:
     """End what was started for others, at the end of the tests. Those others go on."""
     while _parents:
         process, ours = _parents.pop()
+        _ready.clear()
+        ours.shutdown(socket.SHUT_RDWR)  # whoever has been forked from this process with it
         ours.close()
         process.wait()
 
@@ -97,7 +111,7 @@ class _Forked(subprocess.Popen[Any]):
         streams = [at if given == -1 else given for at, given in enumerate((stdin, stdout, stderr))]
         asked = {"words": args, "cwd": str(cwd or os.getcwd()), "environment": dict(os.environ if env is None else env)}
         try:
-            socket.send_fds(_parent(), [json.dumps(asked).encode()], [*streams, telling])
+            socket.send_fds(_ready[0], [json.dumps(asked).encode()], [*streams, telling])
         finally:
             os.close(telling)
         (self.pid,) = NUMBER.unpack(os.read(self._told, NUMBER.size))

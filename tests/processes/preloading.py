@@ -104,4 +104,6 @@ MODULE = "import runpy, sys; runpy.run_module(sys.argv[0], run_name='__main__', 
 
 if __name__ == "__main__":
     preload()
-    execute(serve(socket.socket(fileno=int(sys.argv[1]))))
+    listening = socket.socket(fileno=int(sys.argv[1]))
+    listening.send(b"ready")
+    execute(serve(listening))
