@@ -302,3 +302,22 @@ async def test_a_handler_that_cannot_be_looked_up_is_one_that_fails() -> None:
             assert (await result(node, GOOD)).result == GOOD
             assert not [one for one in node.health().reasons if one.code == "loop_failed"]
     assert "on_stop" in ASKED
+
+
+@pytest.mark.parametrize("nonsense", ["soon", None, -1, 10**400], ids=["text", "none", "negative", "huge"])
+async def test_an_agent_that_spoils_its_own_interval_goes_on_ticking_as_before(nonsense: Any) -> None:
+    ticks: list[float] = []
+
+    class Spoiling(Agent):
+        tick_sec = 0.05
+
+        async def on_tick(self) -> None:
+            ticks.append(anyio.current_time())
+            vars(self)["tick_sec"] = nonsense
+
+    with anyio.fail_after(30):
+        async with Node() as node:
+            await node.spawn(Spoiling)
+            await wait_until(lambda: len(ticks) >= 4, timeout=20, what="it ticks on")
+            assert node.health().is_ready
+    assert ticks[3] - ticks[0] >= 3 * 0.9 * 0.05 - 0.01, "it ticked without a pause"

@@ -7,13 +7,14 @@ import logging
 from collections.abc import Iterable
 from functools import partial
 from math import inf
+from typing import Any
 
 import anyio
 
 from converge.env import Env
 from converge.errors import ConvergeError
 from converge.foreign import Raised, is_cancellation, tell
-from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.agent import TICK_GREATEST_SEC, TICK_LEAST_SEC, Agent
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.boundary import Boundary, Worker, handler_of
 from converge.runtime.agents.context import begin
@@ -25,7 +26,7 @@ class Ticks:
 
     def __init__(self, env: Env, boundary: Boundary, supervision: Supervision) -> None:
         self._env, self._boundary, self._supervision = env, boundary, supervision
-        self._due: list[tuple[float, int, Agent]] = []
+        self._due: list[tuple[float, int, Agent, float]] = []
         self._number = 0
         self._is_stopped = False
         self._removed: set[str] = set()
@@ -37,7 +38,7 @@ class Ticks:
         """Let the agents tick, those that have a `tick_sec`."""
         for one in agents:
             if one.tick_sec is not None:
-                self._schedule(one, self._env.uniform(0.0, one.tick_sec))
+                self._schedule(one, self._env.uniform(0.0, one.tick_sec), one.tick_sec)
 
     def remove(self, agent: Agent) -> None:
         """Stop ticks of the agent."""
@@ -60,14 +61,14 @@ class Ticks:
                 await self._changed.wait()
             now = self._env.monotonic()
             while self._due and self._due[0][0] <= now and not self._is_stopped:
-                _, _, agent = heapq.heappop(self._due)
+                _, _, agent, tick_sec = heapq.heappop(self._due)
                 if agent.id in self._removed:
                     self._removed.discard(agent.id)
                     continue
                 self._running += 1
-                self._boundary.start(partial(self._tick, agent))
+                self._boundary.start(partial(self._tick, agent, tick_sec))
 
-    async def _tick(self, agent: Agent, worker: Worker) -> bool:
+    async def _tick(self, agent: Agent, tick_sec: float, worker: Worker) -> bool:
         """Do one tick; the next is due only when this one is over, so that none overlaps another."""
         begin(agent)
         if agent.decide_loop is not None:
@@ -82,8 +83,8 @@ class Ticks:
                 self._supervision.succeeded(agent, "on_tick")
         self._running -= 1
         self._ended.set()
-        tick_sec = agent.tick_sec or 0.0
-        self._schedule(agent, max(rest_sec, tick_sec * self._env.uniform(0.9, 1.1)))
+        tick_sec = _seconds(agent.tick_sec, tick_sec)
+        self._schedule(agent, max(rest_sec, tick_sec * self._env.uniform(0.9, 1.1)), tick_sec)
         return False
 
     def _failed(self, agent: Agent, raised: Raised) -> float:
@@ -94,8 +95,15 @@ class Ticks:
             tell(agent_log(agent), logging.ERROR, "on_tick failed", error=raised.error)
         return self._supervision.failed(agent, "on_tick", raised)
 
-    def _schedule(self, agent: Agent, after_sec: float) -> None:
+    def _schedule(self, agent: Agent, after_sec: float, tick_sec: float) -> None:
         self._number += 1
-        heapq.heappush(self._due, (self._env.monotonic() + after_sec, self._number, agent))
+        heapq.heappush(self._due, (self._env.monotonic() + after_sec, self._number, agent, tick_sec))
         if self._due[0][1] == self._number:
             self._changed.set()
+
+
+def _seconds(value: Any, before: float) -> float:
+    """Return the seconds if the agent, which may have changed them since, has some; else those of before."""
+    kind = type(value)
+    is_number = kind is int or kind is float  # a metaclass may raise where it is compared
+    return float(value) if is_number and TICK_LEAST_SEC <= value <= TICK_GREATEST_SEC else before
