@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -38,6 +39,14 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
     sys.dont_write_bytecode = False
+
+# Thousands of tests write to files and servers that flush what they wrote: nothing that they show needs a disk under
+# it. With FULL_TESTS=1, or where it is little or runs no programs, the system's own folder for such files is used.
+MEMORY, ENOUGH_BYTES = "/dev/shm", 4 << 30
+if "TMPDIR" not in os.environ and os.environ.get("FULL_TESTS") != "1" and os.access(MEMORY, os.W_OK):
+    room = os.statvfs(MEMORY)
+    if room.f_bavail * room.f_frsize >= ENOUGH_BYTES and not room.f_flag & os.ST_NOEXEC:
+        os.environ["TMPDIR"] = tempfile.tempdir = MEMORY
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,29 +12,14 @@ from converge.testing import StoreContract, TaskContract
 
 IS_FULL = os.environ.get("FULL_TESTS") == "1"
 
-MEMORY = Path("/dev/shm")
-"""Where nothing waits for a disk: the kit ends processes, not machines. A container may have little of it."""
-
-ENOUGH_BYTES = 1 << 30
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder of the test's own, with FULL_TESTS=1 on a disk."""
-    if IS_FULL or not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < ENOUGH_BYTES:
-        yield tmp_path
-    else:
-        with tempfile.TemporaryDirectory(dir=MEMORY, prefix="converge-") as made:
-            yield Path(made)
-
 
 class _OnFile(StoreContract):
     backend = FILE
 
     @pytest.fixture
-    def url(self, folder: Path) -> str:
+    def url(self, tmp_path: Path) -> str:
         """A file of the test's own."""
-        return f"file:{folder / 'state.db'}"
+        return f"file:{tmp_path / 'state.db'}"
 
 
 class TestFileStore(_OnFile):
@@ -61,6 +43,6 @@ class TestFileTasks(TaskContract):
     examples = 20 if IS_FULL else 8
 
     @pytest.fixture
-    def url(self, folder: Path) -> str:
+    def url(self, tmp_path: Path) -> str:
         """A file of the test's own."""
-        return f"file:{folder / 'state.db'}"
+        return f"file:{tmp_path / 'state.db'}"
