@@ -66,7 +66,7 @@ class Workers:
 
     def ids(self, what: str) -> dict[str, int]:
         """Return the tasks of which this was said, with how often."""
-        return {words[1]: count for words, count in self.said.items() if words[0] == what}
+        return {words[1]: count for words, count in list(self.said.items()) if words[0] == what}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 
@@ -243,3 +244,26 @@ async def test_a_store_that_refuses_the_connection_of_renewals_for_a_while_ends_
         lease.check_alive()
     finally:
         await StoreHandle.of(store).close()
+
+
+class SlowToOpen(MemoryStore):
+    """A store whose connection of renewals is not there before it is let through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_open = threading.Event()
+
+    @asynccontextmanager
+    async def reopen(self) -> AsyncIterator[Store]:
+        await anyio.to_thread.run_sync(self.may_open.wait, 60)
+        async with super().reopen() as store:
+            yield store
+
+
+async def test_a_connection_that_is_not_opened_counts_as_a_store_that_does_not_answer() -> None:
+    clock = Clock()
+    store = SlowToOpen()
+    async with opened_lease(store, clock) as lease:
+        await wait_until(lambda: lease.asked_since == clock.now, what="it is seen that the store is asked")
+        store.may_open.set()
+        await wait_until(lambda: lease.asked_since is None, what="it is seen that the store has answered")
