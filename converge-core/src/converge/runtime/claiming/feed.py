@@ -5,26 +5,28 @@ store's wake-up. `pace` says when it takes, and how much.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from math import inf
-from typing import NamedTuple
 
 import anyio
 import attrs
 
-from converge.contracts.store import Channel, Conflict, Take, Taken, Turned
+from converge.contracts.store import Conflict, Take, Taken, Turned
 from converge.env import Env
-from converge.errors import ConvergeError, InputError, LeaseEnded, SchemaTooNew, StoreError, TornRecord
-from converge.machines.events import Event, HandedBack, Released
-from converge.machines.pace import PAUSE_SEC, Pace
+from converge.errors import ConvergeError, InputError, LeaseEnded, StoreError
+from converge.machines.events import Event
+from converge.machines.pace import Pace
 from converge.machines.task import Found
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.claiming.ahead import ClaimsAhead
 from converge.runtime.claiming.finishing import Ended, Finishing
+from converge.runtime.claiming.handing_back import HandBack
 from converge.runtime.claiming.lane_watch import LaneWatch
-from converge.runtime.claiming.slots import OnClaimed, Slots, Why
+from converge.runtime.claiming.looking import JITTER, Looking
+from converge.runtime.claiming.observers import NO_OBSERVERS, Observers
+from converge.runtime.claiming.slots import Slots, Why
+from converge.runtime.claiming.wakes import Wakes
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.claim import LEASE_WAS_LOST, Claims, settle_takes, turn
 
@@ -36,24 +38,10 @@ PUMPS = 2
 GATHER_SEC = 0.01
 """How long finishes may wait for others while claims are queued here: blocking handlers must not keep them back."""
 
-JITTER = 0.25
-"""The part of the poll interval by which each wait differs from it."""
-
-REFUSALS = 3
-"""Takes in a row that may be refused, though what they check was read again, before the next one waits."""
+STOPPING = "its process is stopping"
 
 BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 2.0
 """Waits between calls to a store that does not answer: claims resume within the greater of its return."""
-
-
-class Observers(NamedTuple):
-    """Called when an attempt begins, and when one has ended and the store knows. None: nobody, which costs nothing."""
-
-    claimed: OnClaimed | None = None
-    finished: Callable[[Found, Event], None] | None = None
-
-
-NO_OBSERVERS = Observers()
 
 
 @attrs.frozen(kw_only=True)
@@ -77,19 +65,15 @@ class Feed:
         self.slots = Slots(basis.handle, boundary, self._on_finished, self._on_pause, observers.claimed, supervision)
         self.finishing = Finishing(basis.handle, claims, observers.finished)
         self._wanted = 0  # slots that a take under way will fill
-        self._refusals = 0  # takes in a row whose checks failed
         self._event, self._is_signalled = anyio.Event(), False
         self._watch = LaneWatch(basis.handle, boundary.background, basis.poll_sec, self._on_wake_up)
         self._pace = Pace()
         self.ahead = ClaimsAhead(basis.env, self.slots, is_remote=basis.handle.store.is_remote)
-        self._wakes: set[Channel] = set()  # to be told with the next call
-        self._has_told: set[Channel] = set()  # lanes for which another process was woken since nothing was ready here
-        self._must_look = True
-        self._pass_on_at = inf  # when to pass on a wake-up that came while no slot was free
-        self._is_assuming = False
+        self._hand_back = HandBack(self.slots, self.ahead, self.finishing)
+        self._wakes = Wakes(claims, basis.env)
+        self._looking = Looking(claims, basis.env, basis.poll_sec)
         self._pumping = 0
         self._idle = anyio.Event()
-        self._look_due = self._poll_due = 0.0
         self._turned_at = 0.0
         self.is_draining = self.is_ended = False
         self.error: str | None = None
@@ -104,7 +88,7 @@ class Feed:
         owed = self.slots.remove(agent)
         if self.slots.is_deserted:
             self._stop_hearing()
-        self._give_back_excess(len(self.slots.slots))
+        self._release_excess(len(self.slots.slots))
         return owed
 
     def start(self) -> None:
@@ -141,29 +125,16 @@ class Feed:
         """Stop claiming, and release the claims that no worker has begun."""
         self.is_draining = True
         self._stop_hearing()
-        self._give_back(self.slots.take_back())
+        self._hand_back.release(self.slots.take_back(), STOPPING)
         self._wake()
 
-    def _give_back(self, claims: list[Found], why: str = "its agent rests, or has left the pool") -> None:
-        why = "its process is stopping" if self.is_draining else why
-        self.ahead.left(claims)
-        self.finishing.waiting += [(found, Released("", why)) for found in claims]
+    @property
+    def _why_back(self) -> str:
+        return STOPPING if self.is_draining else "its agent rests, or has left the pool"
 
-    def _give_back_excess(self, allowed: int) -> None:
-        """Release claims beyond those allowed: an agent has left since the take, and others may be busy for long."""
-        if self.slots.busy > allowed:
-            self._give_back(self.slots.take_back(self.slots.busy - allowed))
+    def _release_excess(self, allowed: int) -> None:
+        if self._hand_back.release_excess(allowed, self._why_back):
             self._wake()
-
-    def _hand_back(self, claims: list[Found]) -> None:
-        """Give up claims that nothing has begun of, as if they had never been made."""
-        self.ahead.left(claims)
-        self.finishing.waiting += [(found, HandedBack()) for found in claims]
-
-    def _hand_back_paused(self) -> None:
-        """Hand back what is queued of pools that were seen to be paused."""
-        if self._claims.paused and self.slots.queued:
-            self._hand_back(self.slots.drop_where(lambda found: found.spec.pool in self._claims.paused))
 
     async def drain(self) -> None:
         """Stop claiming; return when everything claimed has ended and the store knows."""
@@ -194,7 +165,7 @@ class Feed:
         elif self.error != str(error):
             log.warning("claiming waits: %s", error)
         self.error = str(error)
-        self._must_look = True  # whatever was about to be looked at still must be
+        self._looking.is_wanted = True  # whatever was about to be looked at still must be
 
     def _on_finished(self, found: Found, event: Event | None) -> bool:
         """Note how a claim ended; return whether other tasks should run before the next one begins."""
@@ -228,26 +199,21 @@ class Feed:
             self._event.set()
 
     def _on_wake_up(self) -> None:
-        self._must_look = True
-        if self.slots.free <= 0 and self._pass_on_at == inf:
-            self._pass_on_at = self._env.monotonic() + PAUSE_SEC  # by then a quick task has ended
+        self._looking.is_wanted = True
+        if self.slots.free <= 0:
+            self._wakes.come_too_early()
         self._wake()
 
     async def _pump(self) -> None:
         backoff_sec = BACKOFF_LEAST_SEC
         while not self.is_ended or self.in_hand:
             try:
-                if await self._turn():
-                    backoff_sec = BACKOFF_LEAST_SEC
-                    if self.error is not None:
-                        self.error = None
-                        self._handle.outage.works(f"claims.{id(self)}")
-                    continue
+                is_busy = await self._turn()
             except LeaseEnded as error:
                 # The node's watchdog cancels the handlers, and has another lease opened: its own task, so that the
                 # store cannot keep it waiting.
                 self.error = str(error)
-                self._must_look = True
+                self._looking.is_wanted = True
                 await anyio.sleep(min(self._poll_sec, BACKOFF_GREATEST_SEC))
                 continue
             except ConvergeError as error:
@@ -258,13 +224,17 @@ class Feed:
             if self.error is not None:
                 self.error = None
                 self._handle.outage.works(f"claims.{id(self)}")
-            await self._wait()
+            if is_busy:
+                backoff_sec = BACKOFF_LEAST_SEC
+            else:
+                await self._wait()
 
     async def _wait(self) -> None:
         """Wait for a signal, for the end of a pause between takes, or for the poll interval to pass."""
         due = self._pace.due
         pause_sec = (
-            min(self._pass_on_at, self.ahead.late_at, due if due > self._turned_at else inf) - self._env.monotonic()
+            min(self._wakes.pass_on_at, self.ahead.late_at, due if due > self._turned_at else inf)
+            - self._env.monotonic()
         )
         is_pausing = pause_sec < self._poll_sec
         wait_sec = max(0.0, pause_sec) if is_pausing else self._poll_sec * self._env.uniform(1 - JITTER, 1 + JITTER)
@@ -273,19 +243,18 @@ class Feed:
         if self._is_signalled:
             self._event, self._is_signalled = anyio.Event(), False
         if scope.cancelled_caught and not is_pausing:
-            if anyio.current_time() >= self._poll_due:  # else the other pump has looked meanwhile
-                self._must_look = True
+            self._looking.waited()
             if self.slots.free <= 0:
                 self._stop_hearing()
 
     async def _turn(self) -> bool:
         """Do one turn; return whether there was anything to do."""
         now = self._env.monotonic()
-        if self._pass_on_at <= now:
+        if self._wakes.pass_on_at <= now:
             await self._pass_on()
         if self.ahead.late_at <= now:
-            self._hand_back(self.ahead.late())
-        if not self._wakes and not self._is_worth_a_turn() and now - self._turned_at < GATHER_SEC:
+            self._hand_back.undo(self.ahead.late())
+        if not self._wakes.due and not self._is_worth_a_turn() and now - self._turned_at < GATHER_SEC:
             return False
         self._turned_at = self._env.monotonic()
         try:
@@ -294,7 +263,7 @@ class Feed:
             await self._send_counted(self.finishing.take_all(), None)
             raise
         ended = self.finishing.take_all()
-        if take is None and not ended and not self._wakes:
+        if take is None and not ended and not self._wakes.due:
             return False
         await self._send_counted(ended, take)
         return True
@@ -317,19 +286,15 @@ class Feed:
         """Set the pace by what a take brought, and have another process woken for what is left behind."""
         now = self._env.monotonic()
         if not self._claims.has_ready:
-            self._has_told.clear()
+            self._wakes.found_nothing()
             self._pace.found_nothing(now)
-        elif taken >= asked and (not self._pace.is_steady or self.slots.free <= self._wanted):
-            self._tell_others()
-        self._pace.came_back(asked, taken, now)
-
-    def _tell_others(self) -> None:
-        """Wake another process for each lane that has something left; once, until nothing was ready here."""
-        channels = self._claims.ready_channels - self._has_told
-        if channels:
-            self._wakes |= channels
-            self._has_told |= channels
+        elif (
+            taken >= asked
+            and (not self._pace.is_steady or self.slots.free <= self._wanted)
+            and self._wakes.left_behind()
+        ):
             self._wake()
+        self._pace.came_back(asked, taken, now)
 
     def _is_worth_a_turn(self) -> bool:
         """Let half of the slots come free first while claims here still wait for their workers: a turn of one task
@@ -358,8 +323,8 @@ class Feed:
             await settle_takes(self._handle)
         if self._claims.unread:
             await self._claims.put_unread_away()
-        if self._must_look or self._turned_at >= self._look_due:
-            await self._look_or_assume()
+        if self._looking.is_due(self._turned_at):
+            await self._look()
         # Counted only now: while this pump waited the other one may have taken, or the node may have begun to stop.
         if self._room <= 0 or self._is_stopping():
             return None
@@ -382,23 +347,10 @@ class Feed:
                 self._pace.came_back(limit, 0, now)
         return take
 
-    async def _look_or_assume(self) -> None:
-        """Look at what is known first after a wake-up, in the take itself; read pools and lanes again each poll
-        interval, or if that was empty.
-        """
-        self._must_look = False
-        now = self._env.monotonic()
-        if now < self._look_due and not self._is_assuming and self._claims.assume_ready():
-            self._is_assuming = True
+    async def _look(self) -> None:
+        if not await self._looking.look():
             return
-        self._is_assuming = False
-        self._look_due = now + self._poll_sec
-        self._poll_due = anyio.current_time() + (1 - JITTER) * self._poll_sec
-        try:
-            await self._claims.look()
-        except (TornRecord, SchemaTooNew):
-            return  # it was logged; there is nothing to claim from a pool that cannot be read
-        self._hand_back_paused()
+        self._hand_back.undo_paused(self._claims.paused)
         if self._watch.hears and not self.is_draining:
             self._watch.watch(self._claims.channels)
 
@@ -410,9 +362,8 @@ class Feed:
         try:
             plan = await self.finishing.plan(ended)
             wake = plan.wake
-            if self._wakes:
-                wake |= self._wakes
-                self._wakes.clear()
+            if self._wakes.due:
+                wake |= self._wakes.send()
                 await self._leave_sleepers()
             turned = (
                 await turn(self._handle, plan.batches, take, wake=wake, are_apart=plan.are_apart)
@@ -438,16 +389,14 @@ class Feed:
         if take is not None and isinstance(turned.taken, Conflict):
             await self._refused(turned.taken)
         elif take is not None:
-            self._refusals = 0
+            self._looking.accepted()
         return len(turned.taken.rests) if isinstance(turned.taken, Taken) else 0
 
     async def _refused(self, conflict: Conflict) -> None:
         """Read again what made a take's checks fail."""
         await self._claims.refused(conflict)
-        self._hand_back_paused()
-        self._refusals += 1
-        if self._refusals > REFUSALS:  # what was read again explains nothing, or moves all the time
-            await anyio.sleep(min(BACKOFF_GREATEST_SEC, 0.001 * 2 ** min(self._refusals - REFUSALS, 11)))
+        self._hand_back.undo_paused(self._claims.paused)
+        await self._looking.pause()
 
     def _take_in(self, turned: Turned, take: Take | None) -> None:
         taken = turned.taken
@@ -458,21 +407,20 @@ class Feed:
             self.ahead.given(claims)
         if claims and (self.is_draining or not self._handle.may_act_under(take.to[1])):
             # Also where the lease was lost meanwhile: handlers would work under claims that are about to go back.
-            self._give_back(claims, LEASE_WAS_LOST)
+            self._hand_back.release(claims, STOPPING if self.is_draining else LEASE_WAS_LOST)
             self._wake()
-        elif claims:
-            self._is_assuming = False
+            return
+        if claims:
             self.slots.give(claims)
-            self._give_back_excess(self.ahead.most)
+            self._release_excess(self.ahead.most)
             self.ahead.expect_late()
-        elif self._is_assuming:
-            self._must_look = True  # the wake-up was for a lane that is not known yet: look
+        if self._looking.found(bool(claims)):
             self._wake()
 
     def _stop_hearing(self) -> None:
         """Stop listening while nothing can be taken, then look again."""
         self._watch.leave()
-        self._must_look, self._look_due = True, 0.0
+        self._looking.want_afresh()
 
     async def _leave_sleepers(self) -> None:
         """Hear of nothing before others are woken: a wake-up that comes back here would be lost to them."""
@@ -482,12 +430,9 @@ class Feed:
 
     async def _pass_on(self) -> None:
         """Wake others for ready tasks: the wake-up that came here found no free slot."""
-        self._pass_on_at = inf
-        if self.slots.free > 0 or self.is_draining:
-            return
-        await self._claims.look()
-        self._has_told.clear()
-        self._tell_others()
+        self._wakes.pass_on_at = inf
+        if self.slots.free <= 0 and not self.is_draining and await self._wakes.pass_on():
+            self._wake()
 
     def lost(self) -> None:
         """Give up every claim but those that have ended, since the lease is gone: these are still told to the store,

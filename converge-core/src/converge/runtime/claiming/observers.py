@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import NamedTuple, ParamSpec
 
 from converge.machines.events import Completed, Event, Failed, Released
 from converge.machines.task import Found
 from converge.model.task import Task
 from converge.plugins import PluginHost
-from converge.runtime.claiming.feed import NO_OBSERVERS, Observers
+from converge.runtime.claiming.slots import OnClaimed
 from converge.services.tasks.records import to_task
 
 P = ParamSpec("P")
+
+
+class Observers(NamedTuple):
+    """Called when an attempt begins, and when one has ended and the store knows. None: nobody, which costs nothing."""
+
+    claimed: OnClaimed | None = None
+    finished: Callable[[Found, Event], None] | None = None
+
+
+NO_OBSERVERS = Observers()
 
 
 def observers_of(host: PluginHost, others: Observers = NO_OBSERVERS) -> Observers:

@@ -16,7 +16,8 @@ from converge.errors import ConfigError, StoreError
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.ailments import Source
 from converge.runtime.agents.background import Background
-from converge.runtime.claiming.feed import NO_OBSERVERS, Feed, Observers
+from converge.runtime.claiming.feed import Feed
+from converge.runtime.claiming.observers import NO_OBSERVERS, Observers
 from converge.runtime.network.network import Network
 from converge.runtime.probes.answer import Health
 from converge.runtime.probes.tally import Tally

@@ -1,0 +1,42 @@
+"""Claims that go back before anything of them has begun."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from converge.machines.events import HandedBack, Released
+from converge.machines.task import Found
+from converge.runtime.claiming.ahead import ClaimsAhead
+from converge.runtime.claiming.finishing import Finishing
+from converge.runtime.claiming.slots import Slots
+
+
+class HandBack:
+    """Gives back what a feed has claimed."""
+
+    def __init__(self, slots: Slots, ahead: ClaimsAhead, finishing: Finishing) -> None:
+        self._slots, self._ahead, self._finishing = slots, ahead, finishing
+
+    def release(self, claims: list[Found], why: str) -> None:
+        """Release claims for a reason, which their history says."""
+        self._ahead.left(claims)
+        self._finishing.waiting += [(found, Released("", why)) for found in claims]
+
+    def release_excess(self, allowed: int, why: str) -> bool:
+        """Release claims beyond those allowed: an agent has left since the take, and others may be busy for long.
+        Return whether there were any.
+        """
+        excess = self._slots.busy - allowed
+        if excess > 0:
+            self.release(self._slots.take_back(excess), why)
+        return excess > 0
+
+    def undo(self, claims: list[Found]) -> None:
+        """Give up claims as if they had never been made."""
+        self._ahead.left(claims)
+        self._finishing.waiting += [(found, HandedBack()) for found in claims]
+
+    def undo_paused(self, paused: Collection[str]) -> None:
+        """Give up what is queued of pools that were seen to be paused."""
+        if paused and self._slots.queued:
+            self.undo(self._slots.drop_where(lambda found: found.spec.pool in paused))
