@@ -176,7 +176,7 @@ class Connector:
             self._free.pop().close()
 
     async def _sound(self) -> Connection:
-        """Return a free connection that lives, or else a new one. What has been idle is asked; where one is dead, so
+        """Return a free connection that works, or else a new one. One that was idle is pinged; where one is dead, so
         are those that were idle for longer.
         """
         while self._free:
@@ -229,7 +229,7 @@ class Connector:
         credentials: Callable[[], tuple[str, str]],
         on_push: Callable[[list[Any]], None] | None,
     ) -> Connection:
-        """Connect, and say who we are: with a password that was just changed a second time."""
+        """Connect and authenticate; once more if the password was just changed."""
         if self.place.is_tls and self._context is None:
             self._context = tls_context(self._options)
         connection = None
@@ -256,7 +256,7 @@ class Connector:
         return connection
 
     def _look(self) -> None:
-        """Give up calls that have lasted too long; find out about connections that are silent."""
+        """Give up calls that have lasted too long; ping connections that are silent."""
         self._timer = self._loop.call_later(LOOK_SEC, self._look) if self._busy else None
         now = self._loop.time()
         for connection in list(self._busy):

@@ -26,7 +26,7 @@ class Finder(Protocol):
         """Return where to connect to. Raises StoreError."""
 
     def moved(self, to: Address | None) -> None:
-        """Hear that the primary is elsewhere: there, or somewhere unknown."""
+        """Note that the primary has moved: to that address, or to one that is not known."""
 
 
 class Fixed:

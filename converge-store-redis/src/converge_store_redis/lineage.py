@@ -36,7 +36,7 @@ class Lineage:
             self.seen = revision
 
     async def meet(self, connection: Connection, where: object) -> None:
-        """Look at the history of a server just connected to.
+        """Check the history of a server just connected to.
 
         Raises:
             OSError: The connection died.

@@ -216,7 +216,7 @@ class Sleepers:
             waiter.event.set()
 
     async def _pass_on(self, channel: Channel) -> None:
-        """Tell another one; this one is told no more."""
+        """Wake another handle instead; this one is woken no more."""
         call = Call(self._names, (), None, (channel,))
         try:
             await self._strike_out([channel])

@@ -1,1 +1,1 @@
-"""Sockets and strangers: the first address that answers, TLS from files, failures in words, a throttle for logs."""
+"""What transports share: connecting to a host, TLS from files, error texts, rate-limited logs."""

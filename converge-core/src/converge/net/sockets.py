@@ -1,4 +1,4 @@
-"""What transports over sockets share: of several ways to one place, the first that works is taken."""
+"""What transports over sockets share: of several addresses of a host, the first that answers is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What strangers can cause: refusals are counted by their reason, and log lines are one a minute for each kind and
+"""Limits what strangers can cause: refusals are counted by reason, and log lines are one a minute for each kind and
 source, with the number of those left out.
 """
 

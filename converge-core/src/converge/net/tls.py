@@ -24,7 +24,7 @@ class TlsFiles:
         self._made: dict[bool, tuple[object, ssl.SSLContext, bytes]] = {}  # for the server's side, or the client's
 
     def server(self) -> tuple[ssl.SSLContext, bytes]:
-        """Return the context of who is dialled, and the hash of the certificate that it shows.
+        """Return the server's context, and the hash of the certificate that it shows.
 
         Raises:
             ConfigError: A file is missing, or cannot be used.
@@ -36,7 +36,7 @@ class TlsFiles:
         return self._context(is_server=True)
 
     def check(self) -> None:
-        """Refuse files with which nobody can listen.
+        """Refuse files with which no server can listen.
 
         Raises:
             ValueError: The text says why.
@@ -47,7 +47,7 @@ class TlsFiles:
             raise ValueError(str(error)) from error
 
     def client(self) -> ssl.SSLContext:
-        """Return the context of who dials.
+        """Return the client's context.
 
         Raises:
             ConfigError: A file is missing, or cannot be used.

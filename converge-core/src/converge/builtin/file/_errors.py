@@ -16,7 +16,7 @@ _FOREIGN = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
 
 
 def is_full(error: sqlite3.Error) -> bool:
-    """Return whether this is said of a disk that has no room."""
+    """Return whether the error says that the disk is full."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _FULL
 
 
@@ -30,7 +30,7 @@ class Broken(Exception):
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Raise the contract's errors for SQLite's."""
+    """Translate SQLite's errors into the contract's."""
     try:
         yield
     except sqlite3.Error as error:

@@ -158,7 +158,7 @@ class Database:
         return int(revision)
 
     def _quickly(self, batches: Sequence[Batch], plan: Plan, revision: int) -> list[Committed | Conflict]:
-        """Apply all as one set, betting that every check holds.
+        """Apply all as one set, on the assumption that every check holds.
 
         Raises:
             Missed: One does not.

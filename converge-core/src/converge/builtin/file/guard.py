@@ -60,7 +60,7 @@ class Guard:
         forks.watch(self, Guard._lay_down)
 
     def _lay_down(self) -> None:
-        """Let go of the files in a forked child, of which SQLite's own descriptors stay as they are for good."""
+        """Close the files in a forked child; SQLite's own descriptors in it stay as they are for good."""
         self._is_inherited = True
         _GUARDS.pop(self._file, None)
         self._close_files()
@@ -71,7 +71,7 @@ class Guard:
 
     @classmethod
     def acquire(cls, path: str) -> Guard:
-        """Hold the file's guard, making an empty file if there is none, readable by its owner alone.
+        """Acquire the file's guard, creating an empty file, readable by its owner alone, if there is none.
 
         Raises:
             StoreRefused: The file cannot be opened for writing, or is open in this process under another name.
@@ -136,7 +136,7 @@ class Guard:
                 time.sleep(_LOCK_PAUSE_SEC)
 
     def check_log(self, note: str) -> None:
-        """See that the log beside the file is its own, before SQLite folds it into the file. Called in the turnstile.
+        """Check that the log beside the file is its own, before SQLite merges the two. Called in the turnstile.
 
         `note` is what `seal` returned when the log was seen last. The log of a file that was removed goes, as SQLite
         would have it, with its shared memory, which SQLite would take for current while an older handle is open.

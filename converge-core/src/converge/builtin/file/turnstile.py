@@ -41,7 +41,7 @@ class Turnstile:
 
     @property
     def note(self) -> str:
-        """What the last who wrote a note has left for those who open the file after it; read and written in a turn."""
+        """The note that its last writer left for whoever opens the file next; read and written in a turn."""
         return os.pread(self._lock, _NOTE_BYTES, 0).decode(errors="replace")
 
     @note.setter

@@ -143,7 +143,7 @@ class Listener:
             forks.watch(self, Listener._lay_down)
 
     def _lay_down(self) -> None:
-        """Let go of the socket in a forked child, where it else would seem to be heard when the parent is dead."""
+        """Close the socket in a forked child, where it would seem to be listened to after the parent's death."""
         self.paths = []
         self.socket.close()
 
@@ -172,7 +172,7 @@ def remove(paths: list[str]) -> None:
 
 
 def _longest_untold(folder: str) -> list[str]:
-    """Return the watches of a channel: the one that was told longest ago first, among some; so all get their share."""
+    """Return the watches of a channel, the one woken longest ago first, out of a sample: so all get their share."""
     names = _names(folder)
     if len(names) < 2:
         return names

@@ -7,4 +7,4 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class LocalOptions:
-    """What an operator may set under `[options.local]`: nothing."""
+    """Options under `[options.local]`: there are none."""

@@ -90,7 +90,7 @@ class _Bell:
 
 
 class _Closed:
-    """In the place of what a store held, once it was closed: what is written there would be lost in silence."""
+    """Stands in for the data of a store that was closed: a write to it fails instead of being lost."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise StoreUnavailable("memory: the store was closed, and what it held is gone")
