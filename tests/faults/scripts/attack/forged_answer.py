@@ -37,7 +37,7 @@ async def main() -> None:
                     await link.send([(records.RECEIPT, pack(ReceiptHeader(header.id, "handled"), b'"forged"'))])
 
                 asyncio.ensure_future(forge())
-                return ReceiptHeader(header.id, FULL, "its inbox is full")
+                return FULL, "its inbox is full"
 
             received._accept = take
             await anyio.sleep(1)

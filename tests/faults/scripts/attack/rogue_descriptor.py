@@ -56,7 +56,7 @@ async def main() -> None:
                         problems.append(f"{name}: {what} took {time.monotonic() - t:.1f} s")
                 print(f"{name:22} listed {who.id in seen}; {'; '.join(out)}")
                 if name == "name":
-                    p = subprocess.run([PY.replace("bin/python", "bin/converge"), "agents", "list", "--store", url, "--network", NETWORK], capture_output=True, text=True)
+                    p = subprocess.run([str(pathlib.Path(PY).with_name("converge")), "agents", "list", "--store", url, "--network", NETWORK], capture_output=True, text=True)
                     if "\x1b[2J" in p.stdout or "\u202e" in p.stdout:
                         problems.append("agents list shows control characters")
           except Exception as error:
