@@ -33,6 +33,7 @@ from converge.model.identity import Identity
 from converge.runtime.network import channel as module
 from converge.runtime.network.channel import SecureChannel, accept, dial
 from converge.runtime.network.handshakes import (
+    ADDRESSES,
     CONNECTIONS_PER_ADDRESS,
     CROWDED_SEC,
     HELLOS_PER_ADDRESS,
@@ -544,6 +545,20 @@ async def test_an_address_that_has_proven_a_key_has_places_that_strangers_cannot
     for number in range(UNFINISHED):
         assert limits.enter(f"10.4.0.{number}") is not None
     assert limits.enter("10.5.0.0") is None
+    assert limits.enter("10.3.0.1") is not None
+
+
+async def test_no_number_of_strangers_makes_a_known_address_forgotten() -> None:
+    limits = _limits(Clock())
+    known = limits.enter("10.3.0.1")
+    assert known is not None
+    limits.leave(known, is_proven=True)
+    for number in range(2 * ADDRESSES):
+        stranger = limits.enter(f"10.{number // 250}.4.{number % 250}")
+        assert stranger is not None
+        limits.leave(stranger)
+    assert all(limits.enter(f"10.5.{number}.1") is not None for number in range(UNFINISHED))
+    assert limits.enter("10.6.0.1") is None
     assert limits.enter("10.3.0.1") is not None
 
 

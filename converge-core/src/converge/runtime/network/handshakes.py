@@ -32,7 +32,7 @@ CROWDED_SEC = 1.0
 """A handshake that has taken so long gives its place up when all are taken."""
 
 ADDRESSES = 1_024
-"""Addresses that are remembered."""
+"""Addresses that are remembered, and as many known ones: no number of strangers makes one of those forgotten."""
 
 KNOWN_SEC = 3_600.0
 """How long an address is known after a handshake from it has completed."""
@@ -87,7 +87,8 @@ class Handshakes:
         self._monotonic: Callable[[], float] = env.monotonic
         now = env.monotonic()
         self._places: list[Place] = []
-        self._addresses: OrderedDict[str, _Address] = OrderedDict()
+        self._strangers: OrderedDict[str, _Address] = OrderedDict()
+        self._known: OrderedDict[str, _Address] = OrderedDict()
         self._hellos = {False: _Budget(HELLOS_PER_SEC, now), True: _Budget(HELLOS_PER_SEC, now)}
 
     def enter(self, address: str) -> Place | None:
@@ -112,7 +113,10 @@ class Handshakes:
             self._places.remove(place)
         if is_proven:
             now = self._monotonic()
-            self._at(place.address, now).known_at = now
+            one = self._at(place.address, now)
+            one.known_at = now
+            self._strangers.pop(place.address, None)
+            self._remember(self._known, place.address, one)
 
     def admit_hello(self, place: Place) -> bool:
         """Return whether one more first hello may be answered now."""
@@ -138,8 +142,13 @@ class Handshakes:
         return True
 
     def _at(self, address: str, now: float) -> _Address:
-        one = self._addresses.pop(address, None) or _Address(now)
-        self._addresses[address] = one
-        if len(self._addresses) > ADDRESSES:
-            self._addresses.popitem(last=False)
+        book = self._known if address in self._known else self._strangers
+        one = book.get(address) or _Address(now)
+        self._remember(book, address, one)
         return one
+
+    def _remember(self, book: OrderedDict[str, _Address], address: str, one: _Address) -> None:
+        book[address] = one
+        book.move_to_end(address)
+        if len(book) > ADDRESSES:
+            book.popitem(last=False)
