@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import anyio
 import asyncpg
@@ -12,6 +12,7 @@ from converge.contracts.store import Batch
 from converge.model.keys import POOL
 from converge.testing.fixtures import wait_until
 from converge_store_sql import SqlOptions, SqlStore
+from converge_store_sql.postgresql import waiters
 
 
 @pytest.fixture
@@ -136,6 +137,36 @@ async def test_a_watch_that_ends_leaves_no_row_and_passes_its_wake_on(
             await wait_until(lambda: staying.looks == 2)
             group.cancel_scope.cancel()
     assert await rows(server, options) == 0
+
+
+@pytest.mark.parametrize("how", ["locked", "written"])
+async def test_a_sleeper_whose_row_another_statement_holds_is_told_once_it_is_free(
+    store: SqlStore, server: asyncpg.Connection, options: SqlOptions, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(waiters, "TELL_AGAIN_SEC", 60.0)
+    tries, tell_once = list[set[str]](), waiters.Waiters._tell_once
+
+    async def seen(self: waiters.Waiters, channels: Sequence[str]) -> set[str]:
+        tries.append(await tell_once(self, channels))
+        return tries[-1]
+
+    monkeypatch.setattr(waiters.Waiters, "_tell_once", seen)
+    watcher = Watcher(store, "lane")
+    async with anyio.create_task_group() as group:
+        group.start_soon(watcher.run)
+        await wait_until(lambda: watcher.looks == 1)
+        held = server.transaction()
+        await held.start()
+        table = f"{options.network}_waiter"
+        beat = {"locked": f"select from {table} for update", "written": f"update {table} set seen = clock_timestamp()"}
+        await server.execute(beat[how])
+        await store.commit([Batch(puts=[(POOL("p"), b"1")])], wake=["lane", "nobody"])
+        await wait_until(lambda: {"lane"} in tries)
+        assert watcher.looks == 1
+        await held.commit()
+        await wait_until(lambda: watcher.looks == 2)
+        await wait_until(lambda: tries[-1] == set())
+        group.cancel_scope.cancel()
 
 
 def _address(server: asyncpg.Connection) -> dict[str, object]:

@@ -122,6 +122,9 @@ class Statements:
         """Return the statement that strikes out, for each channel, the dead sleepers and the first living one, and
         notifies that one; arguments: channels, seconds.
 
+        It returns each channel with True if one was notified, and with False if any slept there. One that is only in
+        rows with False was passed over: another statement held its row, such as the beat of its listener, or has just
+        written it. It sleeps on, so it must be tried again.
 
         A sleeper is dead if its connection is gone, or if it has not shown itself for so long that its host must be.
         """
@@ -132,6 +135,8 @@ class Statements:
             f"exists (select 1 from pg_stat_get_activity(t.pid)) as lives from {waiter} t where t.channel = c.channel "
             f"order by t.waiter limit 100 for update skip locked) x), d as (delete from {waiter} where ctid = "
             "any(array(select w.tid from w where not w.lives or w.waiter = (select min(v.waiter) from w v where "
-            "v.channel = w.channel and v.lives))) returning channel, waiter) select pg_notify(w.listener, w.channel) "
-            "from w where w.lives and exists (select 1 from d where d.channel = w.channel and d.waiter = w.waiter)"
+            "v.channel = w.channel and v.lives))) returning channel, waiter) select w.channel, "
+            "pg_notify(w.listener, w.channel) is not null from w where w.lives and exists (select 1 from d where "
+            "d.channel = w.channel and d.waiter = w.waiter) union all select c.channel, false from "
+            f"unnest($1::text[]) c(channel) where exists (select 1 from {waiter} t where t.channel = c.channel)"
         )

@@ -12,6 +12,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from math import inf
 from typing import Any
 
 import anyio
@@ -34,6 +35,9 @@ TELL_EVERY_SEC = 0.01
 """How often wakes are told at most: under load each commit wakes somebody, and a statement for each would be a tenth of
 the server's work.
 """
+
+TELL_AGAIN_SEC = 1.0
+"""For how long a wake is told again whose sleepers were all passed over: what holds a row does so for a moment."""
 
 RECONNECT_SEC = 0.5
 
@@ -111,7 +115,7 @@ class Waiters:
             yield
         finally:
             with anyio.move_on_after(LEAVE_SEC, shield=True):
-                await self._tell_once()
+                await self._tell_pending()
             work.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait({work})
@@ -190,19 +194,28 @@ class Waiters:
     async def _tell(self) -> None:
         while True:
             await self._has_pending.wait()
+            await self._tell_pending()
+
+    async def _tell_pending(self) -> None:
+        """Tell what is pending, and again where all sleepers were passed over."""
+        until: dict[str, float] = {}
+        while self._pending or until:
             next_at = anyio.current_time() + TELL_EVERY_SEC
-            await self._tell_once()
+            self._has_pending = anyio.Event()
+            channels, self._pending = sorted(self._pending | until.keys()), set()
+            passed_over = await self._tell_once(channels)
+            now = anyio.current_time()
+            until = {one: until.get(one, now + TELL_AGAIN_SEC) for one in passed_over if until.get(one, inf) > now}
             await anyio.sleep_until(next_at)
 
-    async def _tell_once(self) -> None:
-        self._has_pending = anyio.Event()
-        channels, self._pending = sorted(self._pending), set()
-        if not channels:
-            return
+    async def _tell_once(self, channels: Sequence[str]) -> set[str]:
+        """Wake a sleeper of each channel; return the channels whose sleepers were all passed over."""
         try:
-            await self._connections.run(self._statements.wake(), (channels, DEAD_SEC), writes=False)
+            rows = await self._connections.run(self._statements.wake(), (channels, DEAD_SEC), writes=False)
         except StoreError:
             _LOG.debug("a wake-up was not told; sleepers look for themselves after their poll interval", exc_info=True)
+            return set()
+        return {channel for channel, _ in rows} - {channel for channel, is_told in rows if is_told}
 
     async def _ask_for_riders(self) -> None:
         while True:
