@@ -62,7 +62,7 @@ class Decoder:
         self._limit = limit
         self._held = bytearray()
         self._needed = HEADER_BYTES
-        self.frames = 0
+        self.frames: int = 0
         """How many frames have been given; tells whether the unfinished one is still the same."""
 
     @property

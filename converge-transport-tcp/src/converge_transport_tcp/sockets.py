@@ -29,8 +29,10 @@ class SocketChannel(Channel):
     """Holds nothing unsent: send returns when the kernel has taken every byte."""
 
     def __init__(self, sock: socket.socket, *, peer: str, frame_sec: float, on_end: Callable[[Channel], None]) -> None:
-        self.peer = peer
-        self.sock, self.frame_sec, self.on_end = sock, frame_sec, on_end
+        self.peer: str = peer
+        self.sock: socket.socket = sock
+        self.frame_sec: float = frame_sec
+        self.on_end: Callable[[Channel], None] = on_end
         self._decoder = Decoder(FRAME_BYTES)
         self._error: ChannelError | None = None
         self._eager = 0

@@ -123,7 +123,7 @@ class TcpListener(Listener):
     """A bound socket; connections wait in the kernel until accept takes them, so they are bounded by `backlog`."""
 
     def __init__(self, sock: socket.socket, options: TcpOptions, tls: TlsFiles | None = None) -> None:
-        self.address = f"{'tcp' if tls is None else 'tls'}://{show(sock.getsockname())}"
+        self.address: str = f"{'tcp' if tls is None else 'tls'}://{show(sock.getsockname())}"
         self._sock, self._options, self._tls = sock, options, tls
         self._channels: set[Channel] = set()
 

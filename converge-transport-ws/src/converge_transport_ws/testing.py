@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from converge.testing import Bench
@@ -13,8 +14,8 @@ MASKED = b"\x00\x00\x00\x00"
 class WsBench(Bench):
     """A free port of this host for each listener."""
 
-    oversized = b"\x82\xff" + (131_073).to_bytes(8, "big") + MASKED
-    malformed: ClassVar = {
+    oversized: bytes = b"\x82\xff" + (131_073).to_bytes(8, "big") + MASKED
+    malformed: ClassVar[Mapping[str, bytes]] = {
         "a huge message": b"\x82\xff" + (2**40).to_bytes(8, "big") + MASKED,
         "a frame without mask": b"\x82\x03\x00\x01a",
         "a reserved opcode": b"\x83\x80" + MASKED,
@@ -27,7 +28,7 @@ class WsBench(Bench):
         "lengths that do not add up": b"\x82\x84" + MASKED + b"\x00\x03ab",
         "something else": b"\x00" * 100,
     }
-    patience_sec = 12.0
+    patience_sec: float = 12.0
 
     def options(self) -> WsOptions:
         """Return options with which a peer that falls silent is noticed soon, and one on a busy machine is not taken

@@ -156,7 +156,7 @@ class WsListener(Listener):
     """A bound address and the connections that nobody has accepted yet."""
 
     def __init__(self, bound: Address, files: TlsFiles, *, is_tls_terminated: bool) -> None:
-        self.address = bound.url
+        self.address: str = bound.url
         self.tls = self._context if bound.is_tls else None
         self._path, self._files, self._is_tls_terminated = bound.path, files, is_tls_terminated
         self._channels: set[WsChannel] = set()
@@ -214,7 +214,7 @@ class WsChannel(Channel):
     """One WebSocket connection."""
 
     def __init__(self, connection: ClientConnection | ServerConnection, channels: set[WsChannel]) -> None:
-        self.peer = _show(connection.remote_address)
+        self.peer: str = _show(connection.remote_address)
         self._connection, self._channels = connection, channels
         self._is_open = not isinstance(connection, WsServerConnection)
         self._error: ChannelError | None = None
