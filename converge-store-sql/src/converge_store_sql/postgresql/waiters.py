@@ -197,7 +197,7 @@ class Waiters:
             await self._tell_pending()
 
     async def _tell_pending(self) -> None:
-        """Tell what is pending, and again where all sleepers were passed over."""
+        """Wake a sleeper for each wake-up that is due, again where all sleepers were passed over."""
         until: dict[str, float] = {}
         while self._pending or until:
             next_at = anyio.current_time() + TELL_EVERY_SEC
