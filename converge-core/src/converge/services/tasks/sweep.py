@@ -40,7 +40,7 @@ SELDOM_SEC = 5.0
 """How often, about, lanes and what is old are looked at where nothing was found: nobody waits for that."""
 
 YIELD_SEC = 0.5
-"""How long a process leaves to another what that one was faster at, as most of a page then is."""
+"""How long a process leaves to another what that one was faster at, at the end of a page."""
 
 YIELD_LEAST = 8
 """A page must have been this long for that: of two that each look for one task, one always loses."""
@@ -314,10 +314,11 @@ class Sweep:
             elif not isinstance(around, Moved):
                 batches.append(step(found, event, now, around))
                 channels |= wakes(found, around, is_ready=True)
-        commits, moved = await self._handle.commits(), 0
+        commits, moved, is_behind = await self._handle.commits(), 0, False
         for some in parts(batches, WRITTEN_TOGETHER):
-            moved += _committed(await commits.commit(some, wake=channels))
-        if len(batches) >= YIELD_LEAST and moved < len(batches) / 2:
+            won = _committed(await commits.commit(some, wake=channels))
+            moved, is_behind = moved + won, won < len(some) / 2
+        if len(batches) >= YIELD_LEAST and is_behind:  # of those that share a page one is first at its end
             self._yields[kind] = self._handle.env.monotonic() + YIELD_SEC * self._handle.env.uniform(0.5, 1.5)
         return moved + put_away
 
