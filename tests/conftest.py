@@ -110,6 +110,27 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture
+def calls_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Counter[str]]:
+    """Count the calls of some methods of a store from now on: `calls_of(store, "get", "scan").total()`."""
+
+    def count(store: object, *names: str) -> Counter[str]:
+        calls = Counter[str]()
+
+        def counted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                calls[name] += 1
+                return method(*args, **kwargs)
+
+            return call
+
+        for name in names:
+            monkeypatch.setattr(store, name, counted(name, getattr(store, name)))
+        return calls
+
+    return count
+
+
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """A Redis 8 server with an append-only file, one for each test process."""

@@ -29,7 +29,7 @@ from converge.runtime.agents.context import TASK, begin
 from converge.runtime.agents.decide import Reported
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.attempts.desk import PARKED, Desk
-from converge.runtime.claiming.virtual import handler_of
+from converge.runtime.claiming.virtual import task_handler_of
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.records import encode_result
 
@@ -63,7 +63,7 @@ class Slot:
     def __init__(self, agent: Agent, handle: StoreHandle) -> None:
         self.agent = agent
         self.desk = Desk(handle, agent, self._running, partial(self.cancel, Why.PARKED))
-        self.handler = handler_of(agent)
+        self.handler = task_handler_of(agent)
         self.is_gone = False
         self.is_owed = False  # taken away while its handler ran: the agent has one slot less until that has ended
         self.parked: anyio.Event | None = None  # what its worker waits for

@@ -19,7 +19,7 @@ from converge.runtime.agents.agent import Agent, is_virtual, task_handler
 from converge.services.durable.agents import ASKS, Actor, actor_key
 
 
-def handler_of(agent: Agent) -> Callable[[Task], Any]:
+def task_handler_of(agent: Agent) -> Callable[[Task], Any]:
     """Return what works on a task of the agent's: `on_task`, or `on_ask` where it is a message to a virtual agent."""
     plain = task_handler(agent)
     if not is_virtual(type(agent)):

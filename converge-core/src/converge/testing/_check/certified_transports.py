@@ -107,7 +107,7 @@ async def serve(channel):
     try:
         while True:
             await channel.send(await channel.receive())
-    except Exception:
+    except Exception:  # its channel has ended, of which this side tells
         pass
 
 async def main(address, opens, options):
