@@ -26,7 +26,7 @@ from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import Lease, ended
 from converge.services.tasks import claim as claims
 from converge.services.tasks import finish as finishes
-from converge.services.tasks import lanes, retention, sweep
+from converge.services.tasks import lanes, polling, retention, sweep
 from converge.services.tasks import manager as tasks
 from converge.services.tasks import records as spec_module
 from converge.services.tasks import surroundings as around_module
@@ -124,7 +124,7 @@ def leaves_an_unknown_take_behind(patch: pytest.MonkeyPatch) -> None:
     async def settle_takes(*_: object) -> None:
         return None
 
-    patch.setattr(tasks, "settle_takes", settle_takes)
+    patch.setattr(polling, "settle_takes", settle_takes)
 
 
 @breaks("T-13")
@@ -138,17 +138,17 @@ def settles_an_unknown_take_once(patch: pytest.MonkeyPatch) -> None:
         finally:
             handle.unsettled.clear()
 
-    patch.setattr(tasks, "settle_takes", once)
+    patch.setattr(polling, "settle_takes", once)
 
 
 @breaks("T-13")
 def tells_what_settling_met(patch: pytest.MonkeyPatch) -> None:
     """The error of a claim is the one that settling it met."""
 
-    async def settle_now(self: tasks.TaskManager) -> None:
+    async def settle_now(self: polling.Polling) -> None:
         await claims.settle_takes(self._handle)
 
-    patch.setattr(tasks.TaskManager, "_settle_now", settle_now)
+    patch.setattr(polling.Polling, "_settle_now", settle_now)
 
 
 @breaks("T-23")

@@ -58,7 +58,7 @@ async def test_a_claim_cancelled_by_plain_asyncio_at_any_step_holds_nothing(anyi
     await tasks.claim("a", ["p"], types=["none"])
     cancelled = 0
     for moment in range(MOMENTS):
-        tasks._claims.clear()  # so that it looks as well as takes
+        tasks._polling._claims.clear()  # so that it looks as well as takes
         claim = asyncio.ensure_future(tasks.claim("a", ["p"], limit=3))
         for _ in range(moment):
             await asyncio.sleep(0)

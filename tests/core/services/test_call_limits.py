@@ -10,7 +10,7 @@ from converge import MemoryStore, Pool, PoolManager, Task, TaskManager
 from converge.contracts.store import LIMITS, Batch, Committed, Conflict, Store, Take, Turned
 from converge.errors import InvalidValue
 from converge.model.keys import TASK
-from converge.services.store.commits import split
+from converge.services.store.grouping import split
 from converge.services.store.handle import StoreHandle
 
 

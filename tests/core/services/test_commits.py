@@ -30,7 +30,8 @@ from converge.env import SYSTEM
 from converge.errors import OutcomeUnknown, StoreRolledBack, StoreUnavailable, ValueTooLarge
 from converge.model.keys import EPOCH, HELD, LEASE, POOL, READY
 from converge.services.store import epoch as epochs
-from converge.services.store.commits import Commits, split
+from converge.services.store.commits import Commits
+from converge.services.store.grouping import split
 from converge.services.store.handle import read_epoch
 from converge.testing.checked import check_batches, check_take_beside
 

@@ -15,7 +15,6 @@ from converge.model.task import Calling
 from converge.runtime.claiming.feed import Feed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import Lease
-from converge.services.store.watching import watch_always
 
 NOTICES_TOGETHER = 200
 """Notices read at a time."""
@@ -70,7 +69,7 @@ class Cancellations:
             self._woken.set()
 
         with scope:
-            await watch_always(self._handle, [lease.channel], PART, on_wake, self._pause_sec)
+            await self._handle.watch_always([lease.channel], PART, on_wake, self._pause_sec)
 
     async def _tell(self, page: Sequence[Entry]) -> None:
         callings = {entry.key[2]: calling for entry in page if (calling := _calling(entry)) is not None}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import aclosing
 
 import anyio
 
 from converge.contracts.store import Channel
-from converge.errors import StoreError
 from converge.runtime.agents.background import Background
 from converge.services.store.handle import StoreHandle
 
@@ -20,6 +18,7 @@ class LaneWatch:
         self, handle: StoreHandle, background: Background, poll_sec: float, on_wake_up: Callable[[], None]
     ) -> None:
         self._handle, self._background, self._poll_sec, self._on_wake_up = handle, background, poll_sec, on_wake_up
+        self._part = f"lanes.{id(self)}"
         self._channels: list[Channel] = []
         self._scope: anyio.CancelScope | None = None
         self._has_left = anyio.Event()
@@ -43,7 +42,7 @@ class LaneWatch:
         """Stop listening: a wake-up reaches one watcher, and another process may have a free slot."""
         if self._scope is not None:
             self._scope.cancel()
-            self._handle.watch_outage.left(f"lanes.{id(self)}")
+            self._handle.watch_outage.left(self._part)
         self._scope, self._channels = None, []
 
     async def left(self) -> None:
@@ -53,18 +52,8 @@ class LaneWatch:
     async def _watch(self, channels: list[Channel], scope: anyio.CancelScope, has_left: anyio.Event) -> None:
         try:
             with scope:
-                await self._background.again(self._listen, channels)
+                await self._background.again(
+                    self._handle.watch_always, channels, self._part, self._on_wake_up, self._poll_sec
+                )
         finally:
             has_left.set()
-
-    async def _listen(self, channels: list[Channel]) -> None:
-        source = f"lanes.{id(self)}"
-        while True:
-            try:
-                async with aclosing(self._handle.store.watch(channels)) as watch:  # type: ignore[type-var]  # every watch is an async generator
-                    async for _ in watch:
-                        self._handle.watch_outage.works(source)
-                        self._on_wake_up()
-            except StoreError as error:
-                self._handle.watch_outage.failed(source, error)
-            await anyio.sleep(self._poll_sec)

@@ -22,7 +22,6 @@ from converge.model.descriptor import peek_lease
 from converge.model.keys import AGENT, EXPIRY, check_key
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import get_all, read_all
-from converge.services.store.watching import watch_always
 
 log = logging.getLogger("converge.sightings")
 
@@ -189,7 +188,7 @@ async def ticks(handle: StoreHandle, poll_sec: float) -> AsyncIterator[None]:
     event = anyio.Event()
 
     async with anyio.create_task_group() as group:
-        group.start_soon(watch_always, handle, [CHANNEL], "agents", lambda: event.set(), poll_sec)
+        group.start_soon(handle.watch_always, [CHANNEL], "agents", lambda: event.set(), poll_sec)
         try:
             while True:
                 event = anyio.Event()

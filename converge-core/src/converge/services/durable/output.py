@@ -20,7 +20,6 @@ from converge.model.task import DURABLE
 from converge.services.durable.limits import NEW_READER_SEC, READER_SEC, READERS_FRESH_SEC
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages
-from converge.services.store.watching import watch_always
 from converge.services.tasks.surroundings import find
 
 PAGE = 200
@@ -165,7 +164,7 @@ class Following:
             woken.set()
 
         async with anyio.create_task_group() as group:
-            group.start_soon(watch_always, self._handle, [channel_of(self._reader)], PART, on_wake, self._poll_sec)
+            group.start_soon(self._handle.watch_always, [channel_of(self._reader)], PART, on_wake, self._poll_sec)
             with anyio.move_on_after(sec):
                 await woken.wait()  # it is in force: what came before is read now
                 page = await Pages(self._handle.store, CHUNK(self._id), after=self._after, size=1).read()

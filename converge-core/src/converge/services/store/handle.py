@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Collection
+from contextlib import aclosing
 from typing import NamedTuple
 
 import anyio
 
 from converge import forks
 from converge.codec import FIRST, decode
-from converge.contracts.store import ABSENT, LIMITS, Batch, Check, Conflict, Range, Store
+from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Conflict, Range, Store
 from converge.env import SYSTEM, Env
 from converge.errors import LeaseEnded, NoSuchPool, StoreError, StoreRefused, StoreReplaced
 from converge.ids import check_name
@@ -132,6 +134,28 @@ class StoreHandle:
             await self.let_go()
             raise
         return self._lease
+
+    async def watch_always(
+        self, channels: Collection[Channel], part: str, on_wake: Callable[[], None], pause_sec: float
+    ) -> None:
+        """Call `on_wake` when a watch is in force and at each wake-up of the channels, until cancelled; a watch that
+        fails is begun again.
+
+        Args:
+            channels: What is watched.
+            part: Who watches, for the log of outages; `watch_outage.left(part)` is the caller's.
+            on_wake: Called once for several wake-ups that come together.
+            pause_sec: How long to wait before a watch that failed is begun again; the caller polls meanwhile.
+        """
+        while True:
+            try:
+                async with aclosing(self.store.watch(channels)) as watch:  # type: ignore[type-var]  # every watch is an async generator
+                    async for _ in watch:
+                        self.watch_outage.works(part)
+                        on_wake()
+            except StoreError as error:
+                self.watch_outage.failed(part, error)
+            await anyio.sleep(pause_sec)
 
     async def let_go(self) -> None:
         """Let the next caller open another lease, once the ended one's holder was told. A node does so itself."""

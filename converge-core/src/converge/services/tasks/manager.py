@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -10,53 +9,40 @@ from typing import Any
 import anyio
 from anyio import lowlevel
 
-from converge.codec import decode, stored_text
-from converge.contracts.store import Conflict, Entry, Store
+from converge.codec import stored_text
+from converge.contracts.store import Store
 from converge.contracts.transactions import Within
 from converge.errors import (
-    ConvergeError,
     InvalidValue,
     LeaseEnded,
-    NoSuchTask,
-    NotRetried,
     ResultTimeout,
     StaleClaim,
     StoreBusy,
-    StoreError,
     TornRecord,
 )
-from converge.ids import check_name, id_bytes, id_text
+from converge.ids import check_name, id_bytes
 from converge.machines.events import Cancelled, Completed, Event, Failed, Released
 from converge.machines.match import Claimer
 from converge.machines.task import Found, Held, TaskState, digest, is_terminal, step
-from converge.model.keys import STATE, TASK, TORN
-from converge.model.task import Spec, Task
+from converge.model.keys import STATE, TASK
+from converge.model.task import Task
 from converge.services.store.handle import StoreHandle
 from converge.services.store.limits import checked_timeout, timed
 from converge.services.store.patience import LostAnswer, attempts
 from converge.services.store.processes import node_ids
-from converge.services.tasks.claim import LEASE_WAS_LOST, Claims, settle_takes, turn
 from converge.services.tasks.finish import Finishes
 from converge.services.tasks.listing import list_tasks
-from converge.services.tasks.records import encode_result, moment, to_task
-from converge.services.tasks.retry import retry_id, retry_of
+from converge.services.tasks.polling import Polling
+from converge.services.tasks.records import encode_result, to_task
+from converge.services.tasks.retry import Retries
 from converge.services.tasks.submitting.riding import Riding
 from converge.services.tasks.submitting.submit import Submits
 from converge.services.tasks.surroundings import Moved, find, look_around, read_from, read_task, wakes
 from converge.services.tasks.sweep import Sweep
-from converge.services.tasks.torn import end_torn, read_torn, set_standing_aside
 from converge.services.tasks.wait import Results
 
 CANCEL_SEC = 5.0
 """How long a cancel is tried again that finds the task elsewhere each time."""
-
-CLAIMERS = 1_000
-"""Of how many claimers the lanes are remembered, for a poll interval."""
-
-SETTLE_SEC = 5.0
-"""How long a cancelled claim may take to hand back what it took; after that it goes back with the lease."""
-
-log = logging.getLogger("converge.claims")
 
 _NONCE = re.compile(r"[0-9a-f]{32}")
 
@@ -73,12 +59,11 @@ class TaskManager:
         self._submit = Riding(store).submit if isinstance(store, Within) else self._submits.submit
         self._results = Results(self._handle, poll_sec)
         self._finishes = Finishes(self._handle)
-        self._claims: dict[tuple[str, tuple[str, ...], Claimer], Claims] = {}
+        self._sweep, self._poll_sec = Sweep(self._handle), poll_sec
+        self._polling = Polling(self._handle, self._finishes, self._sweep, poll_sec)
+        self._retries = Retries(self._handle, self._submit)
         # Task id: the claim that this manager holds, and for which agent.
         self._held: dict[bytes, tuple[Found, str]] = {}
-        self._sweep = Sweep(self._handle)
-        self._poll_sec = poll_sec
-        self._sweep_due = float("-inf")
 
     @timed
     async def submit(self, task: Task, *, timeout: float | None = None) -> str:
@@ -135,10 +120,10 @@ class TaskManager:
             _check_several(name, names)
         _check_limit(limit)
         await lowlevel.checkpoint()  # a store in memory never waits, and whoever polls it must let others run
-        is_due = await self._sweep_sometimes()
-        claims = self._claims_of(agent_id, tuple(pools), Claimer.of(capabilities, topics, types), is_due=is_due)
+        is_due = await self._polling.sweep_sometimes()
+        claims = self._polling.claims_of(agent_id, tuple(pools), Claimer.of(capabilities, topics, types), is_due=is_due)
         try:
-            found = await self._take(claims, limit)
+            found = await self._polling.take(claims, limit)
         except LeaseEnded:
             await self._lease_has_ended()
             raise
@@ -149,7 +134,7 @@ class TaskManager:
                 self._held[one.id] = (one, agent_id)
             except TornRecord as error:
                 claims.put_away_later(one, error)
-        await self._put_unread_away(claims)
+        await self._polling.put_unread_away(claims)
         return tasks
 
     @timed
@@ -244,40 +229,7 @@ class TaskManager:
             NotRetried: It has not ended, or has completed.
             NoSuchPool, TooManyLanes: As `submit`.
         """
-        id_ = id_bytes("task id", task_id)
-        (torn,) = await self._store.get([TORN(id_)])
-        if torn is not None:
-            return await self._retry_torn(torn)
-        try:
-            spec, state = await read_task(self._store, id_)
-        except TornRecord as error:
-            if (torn := await set_standing_aside(self._handle, id_, error)) is None:
-                raise
-            return await self._retry_torn(torn)
-        if state is None or state.state not in (TaskState.FAILED, TaskState.CANCELLED):
-            raise NotRetried(id_text(id_), state=(await self.get(task_id)).state)
-        copy_id = retry_id(id_, state.finished)
-        try:
-            await read_task(self._store, copy_id)
-        except NoSuchTask:
-            return await self.submit(
-                retry_of(to_task(id_, spec, state, None), id_text(copy_id), moment(await self._handle.now()))
-            )
-        return id_text(copy_id)
-
-    async def _retry_torn(self, torn: Entry) -> str:
-        """Submit a copy of a task that was set aside, as far as its specification can be read, and end it."""
-        id_ = torn.key[1]
-        (raw,) = await self._store.get([TASK(id_)])
-        if raw is None:
-            raise TornRecord(f"task {id_text(id_)}", "nothing is left of its specification; purge it")
-        spec = decode(raw.value, Spec, f"task {id_text(id_)}")
-        copy_id = retry_id(id_, max(spec.submitted, read_torn(torn).at))
-        copied = await self.submit(
-            retry_of(to_task(id_, spec, None, None), id_text(copy_id), moment(await self._handle.now()))
-        )
-        await end_torn(self._handle, torn)
-        return copied
+        return await self._retries.retry(id_bytes("task id", task_id))
 
     @timed
     async def get(self, task_id: str, *, timeout: float | None = None) -> Task:
@@ -324,74 +276,6 @@ class TaskManager:
             }
         await self._handle.let_go()
 
-    def _claims_of(self, agent_id: str, pools: tuple[str, ...], claimer: Claimer, *, is_due: bool) -> Claims:
-        """Return the claims of such a claimer; after a poll interval they look anew, and find new lanes."""
-        if is_due or len(self._claims) > CLAIMERS:
-            self._claims.clear()
-        key = (agent_id, pools, claimer)
-        claims = self._claims.get(key)
-        if claims is None:
-            claims = self._claims[key] = Claims(self._handle, agent_id, pools, claimer)
-        return claims
-
-    async def _take(self, claims: Claims, limit: int) -> list[Found]:
-        for attempt in range(3):
-            if self._handle.unsettled:
-                await settle_takes(self._handle)
-            if (attempt or not claims.has_ready) and not await claims.look():
-                return []
-            nonce = self._handle.env.entropy(16)
-            take = await claims.take(limit, nonce)
-            if take is None:
-                continue
-            try:
-                turned = await turn(self._handle, [], take)
-            except BaseException:
-                if nonce in self._handle.unsettled:
-                    await self._settle_now()
-                raise
-            if isinstance(turned.taken, Conflict):
-                await claims.refused(turned.taken)
-            elif turned.taken is not None and (found := claims.taken(take, turned.taken)):
-                if not self._handle.may_act_under(take.to[1]):
-                    await self._give_back(found)
-                return found
-        return []
-
-    async def _put_unread_away(self, claims: Claims) -> None:
-        try:
-            await claims.put_unread_away()
-        except StoreError as error:  # the next claim does it: what was claimed is the caller's
-            log.warning("claims that cannot be read are still held: %s", error)
-
-    async def _settle_now(self) -> None:
-        """Settle a take at once, if the store lets us: its caller may never claim again. Else the next take does.
-
-        It raises no error of its own, so that none takes the place of what the caller is told, or of a cancellation.
-        """
-        with anyio.move_on_after(SETTLE_SEC, shield=True):
-            try:
-                await settle_takes(self._handle)
-            except ConvergeError as error:
-                log.warning("what a claim without an answer took is settled before the next claim: %s", error)
-
-    async def _give_back(self, found: Sequence[Found]) -> None:
-        """Hand back what came under a lease that was lost while it was claimed.
-
-        Raises:
-            LeaseEnded: Always.
-        """
-        with anyio.move_on_after(SETTLE_SEC, shield=True):
-            try:
-                errors = await self._finishes.finish_all([(one, Released("", LEASE_WAS_LOST)) for one in found])
-            except StoreError as error:
-                errors = [error]
-            for why in filter(None, errors):
-                log.warning("a claim of a lost lease was not handed back, the reaper does it: %s", why)
-        place = found[0].place
-        assert isinstance(place, Held), "what a take took is held"
-        raise LeaseEnded(place.lease.hex())
-
     async def _finish(self, task: Task, event: Event) -> None:
         id_ = id_bytes("task id", task.id)
         known = self._held.get(id_)
@@ -421,15 +305,6 @@ class TaskManager:
         held, _ = self._held.get(found.id, (None, ""))
         if held is not None and held.place == found.place:
             del self._held[found.id]
-
-    async def _sweep_sometimes(self) -> bool:
-        """Sweep a page if a poll interval has passed; return whether it has."""
-        monotonic = self._handle.env.monotonic()
-        if monotonic < self._sweep_due:
-            return False
-        self._sweep_due = monotonic + self._poll_sec * self._handle.env.uniform(0.75, 1.0)  # never later than promised
-        await self._sweep.paced_page()
-        return True
 
     # Last, since its name hides the builtin for every annotation after it.
 

@@ -15,7 +15,6 @@ from converge.model.keys import STATE, TASK
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import parts
-from converge.services.store.watching import watch_always
 
 log = logging.getLogger("converge.results")
 
@@ -84,7 +83,7 @@ class Results:
         try:
             async with anyio.create_task_group() as group:
                 channels, part = [self._handle.origin], "results"
-                group.start_soon(watch_always, self._handle, channels, part, lambda: self._woken.set(), self._poll_sec)
+                group.start_soon(self._handle.watch_always, channels, part, lambda: self._woken.set(), self._poll_sec)
                 while not waiter.is_over:
                     with anyio.move_on_after(self._pause_sec):
                         await self._woken.wait()
