@@ -14,6 +14,7 @@ from converge.contracts.store import Store
 from converge.machines.events import HandedBack
 from converge.machines.task import Found, Held
 from converge.model.task import Spec
+from converge.runtime.agents.hosted import hosted_of
 from converge.runtime.claiming.feed import Feed
 from converge.runtime.claiming.finishing import Finishing
 from converge.runtime.claiming.slots import Slots
@@ -94,7 +95,7 @@ def grow_late(node: Node, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None
     """Let what is queued be late soon."""
     monkeypatch.setattr("converge.machines.pace.LATE_SEC", 0.02)
     node.feeds[0].ahead.expect_late()
-    node.feeds[0].add(agent, 0)  # it looks again
+    node.feeds[0].add(hosted_of(agent), 0)  # it looks again
 
 
 async def test_one_batch_is_claimed_ahead_and_no_more(store: Store) -> None:

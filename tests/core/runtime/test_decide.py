@@ -30,6 +30,7 @@ from converge.runtime.agents.decisions import (
     SendMessage,
     SubmitTask,
 )
+from converge.runtime.agents.hosted import hosted_of
 from converge.runtime.node import Node
 from converge.testing.fixtures import wait_until
 
@@ -441,10 +442,11 @@ async def test_the_tasks_that_an_agent_holds_fail_when_its_own_loop_does_and_the
             (agent,) = await node.spawn(Holding, pool="p")
             ids = await node.tasks.submit_many([Task(pool_id="p", max_attempts=1) for _ in range(2)])
             await wait_until(lambda: sum(feed.in_hand for feed in node.feeds) == 2, what="it holds two")
-            assert agent.decide_loop is not None
+            loop = hosted_of(agent).loop
+            assert loop is not None
             with monkeypatch.context() as patched:
-                patched.setattr(agent.decide_loop, "_call", broken)
-                agent.decide_loop.tick()
+                patched.setattr(loop, "_call", broken)
+                loop.tick()
                 for one in ids:
                     assert "nothing expected this" in (await node.tasks.result(one, timeout=10)).error
                 assert [reason.code for reason in node.health().reasons] == ["loop_failed"]

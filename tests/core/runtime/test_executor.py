@@ -273,7 +273,7 @@ async def test_the_secret_of_a_pool_is_not_in_what_is_logged_of_a_decision() -> 
     assert repr(SubmitTask(task=Task(pool_id="p"))).startswith("SubmitTask(")
 
 
-@pytest.mark.parametrize("name", ["decide_loop", "health", "id", "identity", "node", "pools"])
+@pytest.mark.parametrize("name", ["health", "id", "identity", "node", "pools"])
 async def test_a_class_that_uses_a_name_which_its_node_sets_is_refused(name: str) -> None:
     async with Node() as node:
         with pytest.raises(InvalidValue, match=f"Able.{name}: .* expected another name: the node sets this one"):

@@ -97,7 +97,7 @@ async def test_what_was_claimed_for_an_agent_that_leaves_does_not_wait_for_the_o
             type(self).began += 1
             if self.began == 1:
                 for one in node.agents.values():
-                    if one is not self:
+                    if one.agent is not self:
                         node.feeds[0].remove(one)  # what waits for its slots has no worker yet
             await self.gate.wait()
 

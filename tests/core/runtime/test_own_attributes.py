@@ -9,7 +9,7 @@ import pytest
 
 from converge import Agent, Message, Node, Task
 
-OWN = ("id", "identity", "node", "pools", "health", "decide_loop")
+OWN = ("id", "identity", "node", "pools", "health")
 GOOD = "good"
 
 

@@ -383,7 +383,7 @@ async def test_what_nobody_expected_of_a_slot_makes_its_node_not_ready_and_stops
         async with Node() as node:
             (agent,) = await node.spawn(moody, pool="p")
             await node.spawn(type("Other", (Steady,), {}), pool="q")
-            slots = next(feed for feed in node.feeds if feed.slots.slots[0].agent is agent).slots
+            slots = next(feed for feed in node.feeds if feed.slots.slots[0].agent.agent is agent).slots
             with monkeypatch.context() as patched:
                 patched.setattr(slots, "_limit", None)  # our own mistake, whatever it is
                 (bad,) = await submit(node, max_attempts=1, timeout_sec=9)

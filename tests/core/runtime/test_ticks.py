@@ -20,6 +20,7 @@ from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.background import Background
 from converge.runtime.agents.boundary import Boundary, Worker
+from converge.runtime.agents.hosted import hosted_of
 from converge.runtime.agents.ticks import Ticks
 from converge.runtime.node import Node
 from converge.testing.fixtures import wait_until
@@ -181,7 +182,7 @@ async def test_the_timer_ends_when_it_is_stopped_though_ticks_are_due() -> None:
                 group.start_soon(ticks.run)
                 await anyio.wait_all_tasks_blocked()
                 await ticks.stop()
-                ticks.add([agent])
+                ticks.add([hosted_of(agent)])
 
 
 async def test_the_agent_s_log_says_whose_tick_it_is(caplog: pytest.LogCaptureFixture) -> None:
@@ -215,7 +216,7 @@ async def test_ticks_drift_apart_by_up_to_a_tenth() -> None:
             async with anyio.create_task_group() as group:
                 env = Env(entropy=lambda count: b"\xff" * count)  # as late as chance has it
                 ticks = Ticks(env, Boundary(Worker, Background(group, env)), node.supervision)
-                ticks.add([agent])
+                ticks.add([hosted_of(agent)])
                 group.start_soon(ticks.run)
                 await wait_until(lambda: len(Noting.moments) >= 4)
                 await ticks.stop()

@@ -15,15 +15,17 @@ from anyio.lowlevel import checkpoint
 from converge.contracts.store import Store
 from converge.env import SYSTEM, Env
 from converge.errors import InvalidValue, WrongNodeState
-from converge.foreign import Raised, as_exception, detached, guard_logs
+from converge.foreign import Raised, as_exception, detached, guard_logs, guarded, name_of
 from converge.model.identity import Identity
 from converge.model.message import Fanout, Receipt
 from converge.model.pool import Pool
 from converge.plugins import PluginHost
 from converge.runtime.agents import context as working
-from converge.runtime.agents.agent import Agent, check_agent_class, decides, give
+from converge.runtime.agents.agent import Agent, check_agent_class, decides, kind_of
+from converge.runtime.agents.agent_health import AgentHealth
 from converge.runtime.agents.decide import DecideLoop
 from converge.runtime.agents.executor import Executor
+from converge.runtime.agents.hosted import Hosted, Kind, host, hosted_of
 from converge.runtime.agents.starting import start_all
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.agents.ticks import Ticks
@@ -86,7 +88,7 @@ class Node:
         given = store if isinstance(store, Store) else None
         self.settings = NodeSettings.of("" if given is not None else store, settings)
         self.env = env
-        self.agents: dict[str, Agent] = {}
+        self.agents: dict[str, Hosted] = {}
         self.vitals = Vitals(env)
         self.health_url: str | None = None
         """Where its health is served once it is entered; None: nowhere."""
@@ -261,11 +263,11 @@ class Node:
         pools = (pool,) if isinstance(pool, str) else tuple(pool or ())
         for pool_id in pools if secret is None else ():
             await parts.pools.create_pool(Pool(id=pool_id))
-        agents: list[A] = []
+        agents, kind = list[Hosted](), kind_of(agent)
         for number, identity in enumerate(identities or await parts.kept.acquire(agent.__name__, count)):
             if number % MADE_BEFORE_YIELD == 0:
                 await checkpoint()
-            agents.append(self._make(agent, pools, identity))
+            agents.append(self._make(agent, kind, pools, identity))
         joined_under = await parts.handle.lease()
         try:
             await parts.network.prepare(agents)
@@ -290,7 +292,7 @@ class Node:
         if lease is not joined_under:
             parts.watchdog.lease_lost.set()  # while `on_start` ran: these agents are joined again too
         parts.ticks.add(agents)
-        return agents
+        return [one.agent for one in agents]
 
     async def retire(self, agent: Agent, *, grace_sec: float | None = None) -> None:
         """End one agent, while the node and its other agents go on. It leaves discovery and claims nothing more at
@@ -300,23 +302,23 @@ class Node:
         Raises:
             InvalidValue: It is not an agent of this node.
         """
-        if self.agents.get(agent.id) is not agent:
-            if agent.node is self:
-                return
-            raise InvalidValue("agent", agent.id, "an agent of this node")
-        del self.agents[agent.id]
+        hosted = guarded(hosted_of, agent)
+        if type(hosted) is not Hosted or hosted.node is not self:
+            raise InvalidValue("agent", f"one of {name_of(type(agent))}", "an agent of this node")
+        if self.agents.pop(hosted.id, None) is None:
+            return
         grace_sec = self.settings.grace_sec if grace_sec is None else grace_sec
-        await completed(partial(retire, self.parts, agent, grace_sec))
+        await completed(partial(retire, self.parts, hosted, grace_sec))
 
-    def _make(self, cls: type[A], pools: tuple[str, ...], identity: Identity) -> A:
-        parts = self.parts
-        one: A | Raised = detached(cls)
-        if isinstance(one, Raised):
-            raise as_exception(one)
-        give(one, identity=identity, id=identity.id, node=self, pools=pools)
-        parts.groups.supervision.add(one)
+    def _make(self, cls: type[Agent], kind: Kind, pools: tuple[str, ...], identity: Identity) -> Hosted:
+        parts, own = self.parts, detached(cls)
+        if type(own) is Raised:
+            raise as_exception(own)
+        health = AgentHealth(identity.id, kind.breaker, self.env)
+        one = Hosted(agent=own, kind=kind, identity=identity, id=identity.id, node=self, pools=pools, health=health)
+        host(own, one)
         if decides(cls):
-            give(one, decide_loop=DecideLoop(one, parts.boundary, parts.executor, parts.groups.supervision))
+            one.loop = DecideLoop(one, parts.boundary, parts.executor, parts.groups.supervision)
         return one
 
     def health(self) -> Health:

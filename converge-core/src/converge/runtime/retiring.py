@@ -8,7 +8,7 @@ from collections.abc import Callable
 import anyio
 
 from converge.errors import LeaseEnded, StoreError
-from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.hosted import Hosted
 from converge.runtime.agents.starting import stop_all
 from converge.runtime.parts import Parts
 from converge.runtime.stopping import ON_STOP_SEC, RELEASE_SEC
@@ -19,7 +19,7 @@ LOOK_SEC = 0.01
 """How often it is looked whether the agent's handlers have ended."""
 
 
-async def retire(parts: Parts, agent: Agent, grace_sec: float) -> None:
+async def retire(parts: Parts, agent: Hosted, grace_sec: float) -> None:
     """End an agent: it is listed no longer and claims nothing more at once, its handlers have the grace time, and then
     what it has not done is handed back, or its senders are told.
     """
@@ -50,7 +50,7 @@ async def _until(has_ended: Callable[[], bool], within_sec: float) -> None:
             await anyio.sleep(LOOK_SEC)
 
 
-async def _withdraw(parts: Parts, agent: Agent) -> None:
+async def _withdraw(parts: Parts, agent: Hosted) -> None:
     try:
         with anyio.move_on_after(RELEASE_SEC):
             await parts.network.withdraw_one(agent)

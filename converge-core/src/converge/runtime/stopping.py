@@ -9,8 +9,8 @@ from typing import Any
 import anyio
 
 from converge.errors import LeaseEnded, StoreError
-from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.boundary import Boundary
+from converge.runtime.agents.hosted import Hosted
 from converge.runtime.agents.starting import stop_all
 from converge.runtime.agents.ticks import Ticks
 from converge.runtime.claiming.feed import Feed
@@ -46,7 +46,7 @@ class Stopping:
         handle: StoreHandle,
         network: Network,
         feeds: Mapping[Any, Feed],
-        agents: Mapping[str, Agent],
+        agents: Mapping[str, Hosted],
         ticks: Ticks,
         boundary: Boundary,
     ) -> None:

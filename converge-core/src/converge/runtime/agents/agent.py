@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, Unpack
 import msgspec
 
 from converge.errors import InputError, InvalidValue, NoHandler
+from converge.foreign import Raised, guarded, name_of
 from converge.ids import check_name
 from converge.machines.breaker import Breaker
 from converge.machines.match import Claimer
@@ -17,7 +18,7 @@ from converge.model.identity import Identity
 from converge.model.message import Fanout, Message, Receipt
 from converge.model.task import Task
 from converge.runtime.agents.agent_health import AgentHealth
-from converge.runtime.agents.agent_log import agent_log
+from converge.runtime.agents.agent_log import log_of
 from converge.runtime.agents.boundary import handler_of
 from converge.runtime.agents.claimed import replaced_inputs
 from converge.runtime.agents.decisions import (
@@ -29,13 +30,12 @@ from converge.runtime.agents.decisions import (
     Limits,
     Outcome,
     PublishMessage,
-    ReportTask,
     SendMessage,
     SubmitTask,
     Tool,
 )
+from converge.runtime.agents.hosted import Hosted, Kind, OfNode, OnNode, hosted_of
 from converge.services.durable.agents import ASKS
-from converge.services.messages.inboxes import LocalInbox
 from converge.services.messages.sending import SendArguments
 
 if TYPE_CHECKING:  # below, but nothing that an agent's own module needs while it runs
@@ -48,7 +48,10 @@ if TYPE_CHECKING:  # below, but nothing that an agent's own module needs while i
 
 A = TypeVar("A", bound="Agent")
 
-RESERVED = ("decide_loop", "health", "id", "identity", "node", "pools")
+HANDLERS = ("on_start", "on_stop", "on_tick", "on_outcomes")
+"""Handlers that are not called of a class that has none for itself."""
+
+RESERVED = ("health", "id", "identity", "node", "pools")
 """What a node sets on each of its agents; a class that has one of these for itself would lose it, and is refused."""
 
 TICK_LEAST_SEC, TICK_GREATEST_SEC = 0.01, 86_400.0
@@ -58,19 +61,7 @@ TICK_LEAST_SEC, TICK_GREATEST_SEC = 0.01, 86_400.0
 class Executes(Protocol):
     """What carries out the actions of a node's agents."""
 
-    async def execute(self, agent: Agent, decision: object) -> Any: ...
-
-
-class AgentLoop(LocalInbox, Protocol):
-    """The loop of an agent with `decide`, for those who give it messages, tasks and ticks."""
-
-    def tick(self) -> bool: ...
-
-    async def hold(self, task: Task) -> Any: ...
-
-    def report(self, report: ReportTask) -> None: ...
-
-    def answer(self, message_id: str, payload: Any) -> None: ...
+    async def execute(self, agent: Hosted, decision: object) -> Any: ...
 
 
 class AgentNode(Protocol):
@@ -126,16 +117,7 @@ class AgentNode(Protocol):
     ) -> list[Fanout]: ...
 
 
-_THE_NODES = frozenset(("id", "identity", "node", "pools", "health", "decide_loop"))
-
-
-def give(agent: Agent, **attributes: object) -> None:
-    """Set attributes of the agent that belong to the node; other code cannot change them afterwards."""
-    for name, value in attributes.items():
-        object.__setattr__(agent, name, value)
-
-
-class Agent:
+class Agent(OnNode):
     """One autonomous worker. Subclasses set class attributes, and write the handlers they want, async or plain.
 
     A plain (sync) handler runs in a worker thread. What `on_task` returns is the task's result, plain data; what it
@@ -173,22 +155,17 @@ class Agent:
     limits: ClassVar[Limits] = Limits()
     breaker: ClassVar[Breaker] = Breaker()
 
-    id: str
-    node: AgentNode
-    identity: Identity
-    pools: tuple[str, ...]
-    health: AgentHealth
-    decide_loop: AgentLoop | None = None
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name in _THE_NODES and "node" in self.__dict__:
-            raise AttributeError(f"{name} is set by the node; call the attribute of your own something else")
-        object.__setattr__(self, name, value)
+    id = OfNode[str]()
+    node = OfNode[AgentNode]()
+    identity = OfNode[Identity]()
+    pools = OfNode[tuple[str, ...]]()
+    health = OfNode[AgentHealth]()
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """Its own log."""
-        return agent_log(self)
+        hosted = guarded(hosted_of, self)  # none yet in `__init__`
+        return log_of(name_of(type(self)), "" if type(hosted) is Raised else hosted.id)
 
     async def on_start(self) -> None:
         """Prepare, once, before the first task or message; an exception stops the start."""
@@ -238,7 +215,8 @@ class Agent:
             ActionError: It was refused: a leaf says why.
             Exception: As the action itself.
         """
-        return await self.node.executor.execute(self, decision)
+        hosted = hosted_of(self)
+        return await hosted.node.executor.execute(hosted, decision)
 
     async def send(self, to: str, payload: Any, **options: Unpack[SendArguments]) -> Receipt:
         """Send a message to another agent. See `Node.send`, which has the same options."""
@@ -380,10 +358,29 @@ def claimer_of(cls: type[Agent]) -> Claimer:
     )
 
 
-def task_handler(agent: Agent) -> Callable[[Task], Any]:
+def kind_of(cls: type[Agent]) -> Kind:
+    """Return what a node keeps of a class that `check_agent_class` has passed."""
+    return Kind(
+        name=name_of(cls),
+        topics=tuple(str(name) for name in cls.topics),
+        capabilities=tuple(str(name) for name in cls.capabilities),
+        claimer=claimer_of(cls) if claims_tasks(cls) else None,
+        own=frozenset(name for name in HANDLERS if getattr(cls, name) is not getattr(Agent, name)),
+        is_virtual=is_virtual(cls),
+        takes_messages=takes_messages(cls),
+        concurrency=cls.concurrency,
+        inputs=cls.inputs,
+        tick_sec=cls.tick_sec,
+        allowed_actions=None if cls.allowed_actions is None else tuple(cls.allowed_actions),
+        limits=cls.limits,
+        breaker=cls.breaker,
+    )
+
+
+def task_handler(agent: Hosted) -> Callable[[Task], Any]:
     """Return what works on a task: `on_task`, with inputs of the class that it names, or what holds it for `decide`."""
-    handler = handler_of(agent, "on_task") if agent.decide_loop is None else agent.decide_loop.hold
-    inputs = agent.inputs
+    handler = handler_of(agent, "on_task") if agent.loop is None else agent.loop.hold
+    inputs = agent.kind.inputs
     if inputs is None:
         return handler
     if not inspect.iscoroutinefunction(handler):

@@ -6,7 +6,7 @@ import logging
 from collections.abc import MutableMapping
 from typing import Any
 
-from converge.foreign import name_of
+from converge.runtime.agents.hosted import Hosted
 
 
 class AgentLog(logging.LoggerAdapter[logging.Logger]):
@@ -17,9 +17,11 @@ class AgentLog(logging.LoggerAdapter[logging.Logger]):
         return msg, {**kwargs, "extra": {**(self.extra or {}), **(kwargs.get("extra") or {})}}
 
 
-def agent_log(agent: object) -> AgentLog:
+def agent_log(agent: Hosted) -> AgentLog:
     """Return an agent's log; made when it is asked for, since 10,000 idle agents write nothing."""
-    agent_id = getattr(agent, "id", "")  # none yet in `__init__`
-    return AgentLog(
-        logging.getLogger(f"converge.agent.{name_of(type(agent))}"), {"agent": agent_id} if agent_id else {}
-    )
+    return log_of(agent.kind.name, agent.id)
+
+
+def log_of(class_name: str, agent_id: str) -> AgentLog:
+    """Return the log of an agent, or of one that has no id yet."""
+    return AgentLog(logging.getLogger(f"converge.agent.{class_name}"), {"agent": agent_id} if agent_id else {})

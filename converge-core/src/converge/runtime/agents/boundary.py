@@ -14,7 +14,7 @@ from contextvars import copy_context
 from functools import partial
 from inspect import CO_COROUTINE, iscoroutinefunction
 from math import inf
-from types import CodeType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any, NoReturn, cast
 
 import anyio
@@ -24,6 +24,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from converge.errors import UserCodeExited
 from converge.foreign import FORKS, Raised, guarded, in_thread, is_a, is_cancellation, leave_child, name_of, passes
 from converge.runtime.agents.background import Background
+from converge.runtime.agents.hosted import Hosted
 from converge.services.messages.waits import Waiter, waiters
 
 CANCELLED = object()
@@ -34,20 +35,26 @@ FROM_WITHIN = "the handler was cancelled from within"
 Handler = Callable[..., Awaitable[Any]]
 
 
-def handler_of(agent: object, name: str) -> Callable[..., Any]:
-    """Return the agent's handler; one that cannot be looked up is a handler that fails, where it is called."""
-    found = guarded(getattr, agent, name)
-    if type(found) is MethodType:
-        return found
-    raised = found if type(found) is Raised else guarded(iscoroutinefunction, found)
-    if type(raised) is not Raised:
+def handler_of(agent: Hosted, name: str) -> Callable[..., Any]:
+    """Return the agent's handler, as a function: no other object of the agent's is asked anything from here on.
+
+    One that cannot be looked up is a handler that fails, where it is called.
+    """
+    found = agent.asked(name)
+    if type(found) is FunctionType or (type(found) is MethodType and type(found.__func__) is FunctionType):
         return cast(Callable[..., Any], found)
-    error = raised.error
+    is_async = found if type(found) is Raised else guarded(iscoroutinefunction, found)
 
     async def fails(*_: Any) -> NoReturn:
-        raise error
+        raise is_async.error
 
-    return fails
+    async def awaited(*arguments: Any) -> Any:
+        return await found(*arguments)
+
+    def called(*arguments: Any) -> Any:
+        return found(*arguments)
+
+    return fails if type(is_async) is Raised else awaited if is_async else called
 
 
 class Worker:

@@ -7,13 +7,13 @@ from contextvars import ContextVar
 
 from converge.ids import id_text
 from converge.machines.task import Found, Held
-from converge.runtime.agents.agent import Agent
+from converge.runtime.agents.hosted import Hosted
 from converge.services.messages.chains import CHAIN
 
 NODE: ContextVar[str] = ContextVar("converge_node", default="")
 """The id of the node whose code runs."""
 
-AGENT: ContextVar[Agent | None] = ContextVar("converge_agent", default=None)
+AGENT: ContextVar[Hosted | None] = ContextVar("converge_agent", default=None)
 """The agent whose handler runs; a worker sets it once, not for each task."""
 
 TASK: ContextVar[Found | None] = ContextVar("converge_task", default=None)
@@ -43,7 +43,7 @@ def fields() -> Iterator[tuple[str, str | int]]:
         yield "message_id", message
 
 
-def begin(agent: Agent, message_id: str = "") -> None:
+def begin(agent: Hosted, message_id: str = "") -> None:
     """Say of what this task, of the event loop, logs from here on that it is this agent's, and about this message.
 
     A task begins with the context of whoever started it, which may be another agent's handler.

@@ -26,12 +26,12 @@ from converge.machines.attempt import word_of
 from converge.model.envelope import ANSWER_BYTES
 from converge.model.message import Message
 from converge.model.task import Task
-from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.boundary import Boundary, handler_of
 from converge.runtime.agents.context import begin
 from converge.runtime.agents.decisions import Outcome, ReportTask
 from converge.runtime.agents.executor import Executor
+from converge.runtime.agents.hosted import Hosted
 from converge.runtime.agents.supervision import Supervision
 from converge.services.messages.inboxes import OnHandled, unpacked
 from converge.services.tasks.records import encode_result
@@ -75,7 +75,7 @@ class DecideLoop:
     takes_messages = True
     chain: tuple[str, ...] = ()
 
-    def __init__(self, agent: Agent, boundary: Boundary, executor: Executor, supervision: Supervision) -> None:
+    def __init__(self, agent: Hosted, boundary: Boundary, executor: Executor, supervision: Supervision) -> None:
         self._agent, self._boundary, self._executor, self._supervision = agent, boundary, executor, supervision
         self._messages: deque[tuple[Message, OnHandled | None, int]] = deque()
         self.held_bytes = 0
@@ -243,7 +243,7 @@ class DecideLoop:
         self._end_all(Reported(raised.text, raised.error), new)
         if word is None:
             self._failures += 1
-            if self._failures >= agent.breaker.failures:
+            if self._failures >= agent.kind.breaker.failures:
                 self._end_all(Reported(raised.text), list(self._holds.values()))
 
     def _end_all(self, end: Reported, holds: Sequence[_Hold]) -> None:
@@ -261,12 +261,12 @@ class DecideLoop:
         decisions = guarded(_listed, decisions)
         if type(decisions) is Raised:
             return decisions
-        most = agent.limits.decisions
+        most = agent.kind.limits.decisions
         results = await self._boundary.each(partial(self._executor.execute, agent), decisions[:most], before)
         outcomes = [self._outcome(*one) for one in zip(decisions, results, strict=False)]
         if len(decisions) > len(outcomes):
             refusal = TooManyDecisions(agent.id, len(decisions), most)
-            agent_log(agent).warning("%s", refusal)
+            tell(agent_log(agent), logging.WARNING, "%s", refusal)
             outcomes += [
                 Outcome(decision=decision, is_ok=False, error=refusal) for decision in decisions[len(outcomes) :]
             ]

@@ -46,6 +46,7 @@ from converge.runtime.agents.decisions import (
     SubmitTask,
     Tool,
 )
+from converge.runtime.agents.hosted import Hosted
 from converge.services.durable.manager import TaskManager
 from converge.services.messages.fanout import Fanouts
 from converge.services.messages.sending import Post, SendOptions
@@ -75,13 +76,13 @@ class _Account:
         self.saved_at = now
         self.tallies: dict[str, Tally] = {}
 
-    def check(self, agent: Agent, now: float) -> None:
+    def check(self, agent: Hosted, now: float) -> None:
         """Count the action as begun.
 
         Raises:
             TooManyActions: The agent's limits are reached.
         """
-        limits = agent.limits
+        limits = agent.kind.limits
         if self.in_flight >= limits.in_flight:
             raise TooManyActions(agent.id, f"{self.in_flight} of its actions are in flight, which is its limit")
         if limits.per_sec is not None:
@@ -95,9 +96,9 @@ class _Account:
 class Members(Protocol):
     """What makes an agent a member of a pool, and ends that."""
 
-    async def join(self, agent: Agent, pool_id: str, secret: str | None) -> bool: ...
+    async def join(self, agent: Hosted, pool_id: str, secret: str | None) -> bool: ...
 
-    async def leave(self, agent: Agent, pool_id: str) -> bool: ...
+    async def leave(self, agent: Hosted, pool_id: str) -> bool: ...
 
 
 @attrs.frozen(kw_only=True)
@@ -116,7 +117,7 @@ class Means:
 class Acting:
     """The agent whose decision is carried out: the `DecisionContext` of handlers."""
 
-    agent: Agent
+    agent: Hosted
     executor: Executor
 
     @property
@@ -132,7 +133,7 @@ class Acting:
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """The agent's log."""
-        return self.agent.log
+        return agent_log(self.agent)
 
     async def execute(self, decision: object) -> Any:
         """Carry out another decision of the same agent. See `Executor.execute`."""
@@ -173,7 +174,7 @@ class Executor:
         account = self._accounts.get(agent_id)
         return {} if account is None else account.tallies
 
-    async def execute(self, agent: Agent, decision: object) -> Any:
+    async def execute(self, agent: Hosted, decision: object) -> Any:
         """Carry out the agent's decision; return its result.
 
         Raises:
@@ -191,7 +192,7 @@ class Executor:
             )
         account = self._accounts.get(agent.id)
         if account is None:
-            account = self._accounts[agent.id] = _Account(agent.limits, self._env.monotonic())
+            account = self._accounts[agent.id] = _Account(agent.kind.limits, self._env.monotonic())
         tally = account.tallies.get(kind.name)
         if tally is None:
             tally = account.tallies[kind.name] = Tally()
@@ -245,8 +246,8 @@ class Executor:
         raise ToolTimeout(name, timeout_sec)
 
 
-def _check_allowed(agent: Agent, kind: DecisionKind) -> None:
-    allowed = agent.allowed_actions
+def _check_allowed(agent: Hosted, kind: DecisionKind) -> None:
+    allowed = agent.kind.allowed_actions
     if allowed is not None and kind.name not in allowed and kind.type not in allowed:
         raise ActionNotAllowed(agent.id, kind.name, [one if isinstance(one, str) else one.__name__ for one in allowed])
 
@@ -271,7 +272,7 @@ async def _broadcast(acting: Acting, decision: BroadcastMessage) -> list[Fanout]
 
 
 async def _answer(acting: Acting, decision: AnswerMessage) -> None:
-    loop, message_id = acting.agent.decide_loop, decision.message_id
+    loop, message_id = acting.agent.loop, decision.message_id
     if loop is None:
         raise InvalidValue("AnswerMessage.message_id", message_id, "no id: what on_message returns is its answer")
     loop.answer(message_id, decision.payload)
@@ -282,7 +283,7 @@ async def _submit(acting: Acting, decision: SubmitTask) -> str:
 
 
 async def _report(acting: Acting, decision: ReportTask) -> None:
-    loop = acting.agent.decide_loop
+    loop = acting.agent.loop
     if loop is None:
         raise StaleClaim(
             decision.task_id,
@@ -314,12 +315,13 @@ async def _invoke(acting: Acting, decision: InvokeTool) -> Any:
     return await acting.executor.call(tool, timeout_sec, decision.name, decision.arguments)
 
 
-def tools_of(agent: Agent) -> dict[str, Tool]:
+def tools_of(agent: Hosted) -> dict[str, Tool]:
     """Return the tools that the agent may call: a mapping's as they are; a name is a method of the agent."""
-    tools = agent.tools
+    own = agent.agent  # it is in a call of its own that it asks for a tool
+    tools = own.tools
     if isinstance(tools, Mapping):
         return {name: tool if isinstance(tool, Tool) else Tool(tool) for name, tool in tools.items()}
-    return {name: Tool(getattr(agent, name)) for name in tools}
+    return {name: Tool(getattr(own, name)) for name in tools}
 
 
 def _core(name: str, type_: type[Any], handler: Callable[[Any, Any], Awaitable[Any]]) -> DecisionKind:

@@ -13,10 +13,10 @@ from converge.errors import ConvergeError, MessageTooLarge
 from converge.foreign import Raised, is_cancellation, tell
 from converge.model.envelope import ANSWER_BYTES
 from converge.model.message import Message
-from converge.runtime.agents.agent import Agent, takes_messages
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.boundary import Boundary, Worker, handler_of
 from converge.runtime.agents.context import MESSAGE, begin
+from converge.runtime.agents.hosted import Hosted
 from converge.runtime.agents.supervision import Supervision
 from converge.services.messages.chains import CHAIN
 from converge.services.messages.inboxes import OnHandled, Packed, unpacked
@@ -28,10 +28,10 @@ INBOX = 1_000
 class Inbox:
     """The messages of one agent."""
 
-    def __init__(self, agent: Agent, boundary: Boundary, supervision: Supervision) -> None:
+    def __init__(self, agent: Hosted, boundary: Boundary, supervision: Supervision) -> None:
         self.agent = agent
         self._supervision = supervision
-        self.takes_messages = takes_messages(type(agent))
+        self.takes_messages = agent.kind.takes_messages
         self._boundary = boundary
         self._queue: deque[tuple[Message, OnHandled | None, int]] = deque()
         self._is_running = False

@@ -9,16 +9,16 @@ from functools import partial
 import anyio
 
 from converge.foreign import Raised, as_exception, tell
-from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.boundary import Boundary, handler_of
 from converge.runtime.agents.context import begin
+from converge.runtime.agents.hosted import Hosted
 
 AT_A_TIME = 100
 """Agents that start or stop at a time: most then wait for something, such as a model or a connection."""
 
 
-async def start_all(boundary: Boundary, agents: Sequence[Agent], on_started: Callable[[Agent], None]) -> None:
+async def start_all(boundary: Boundary, agents: Sequence[Hosted], on_started: Callable[[Hosted], None]) -> None:
     """Call `on_start` of each; `on_started` is called for each that returned.
 
     Raises: What an agent's `on_start` raised first, or UserCodeExited for what is no `Exception`; the others that are
@@ -26,8 +26,8 @@ async def start_all(boundary: Boundary, agents: Sequence[Agent], on_started: Cal
     """
     failed: list[Raised] = []
 
-    async def start(agent: Agent) -> bool:
-        if type(agent).on_start is not Agent.on_start:
+    async def start(agent: Hosted) -> bool:
+        if "on_start" in agent.kind.own:
             outcome = await boundary.call(handler_of(agent, "on_start"), before=partial(begin, agent))
             if type(outcome) is Raised:
                 failed.append(outcome)
@@ -40,19 +40,19 @@ async def start_all(boundary: Boundary, agents: Sequence[Agent], on_started: Cal
         raise as_exception(failed[0])
 
 
-async def stop_all(boundary: Boundary, agents: Iterable[Agent]) -> None:
+async def stop_all(boundary: Boundary, agents: Iterable[Hosted]) -> None:
     """Call `on_stop` of each; an exception is logged, and the others still stop."""
 
-    async def stop(agent: Agent) -> bool:
+    async def stop(agent: Hosted) -> bool:
         outcome = await boundary.call(handler_of(agent, "on_stop"), before=partial(begin, agent))
         if type(outcome) is Raised:
             tell(agent_log(agent), logging.ERROR, "on_stop failed", error=outcome.error)
         return True
 
-    await _each([one for one in agents if type(one).on_stop is not Agent.on_stop], stop)
+    await _each([one for one in agents if "on_stop" in one.kind.own], stop)
 
 
-async def _each(agents: Sequence[Agent], do: Callable[[Agent], Awaitable[bool]]) -> None:
+async def _each(agents: Sequence[Hosted], do: Callable[[Hosted], Awaitable[bool]]) -> None:
     """Do it for each, until one reports a failure."""
     waiting = iter(agents)
 

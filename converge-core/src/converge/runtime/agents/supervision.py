@@ -9,15 +9,15 @@ from converge.env import Env
 from converge.foreign import Raised, tell
 from converge.machines.attempt import is_of_its_data, word_of
 from converge.machines.breaker import Circuit, CircuitState
-from converge.runtime.agents.agent import Agent, give
 from converge.runtime.agents.agent_health import AgentHealth
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.ailments import Ailment, Code
+from converge.runtime.agents.hosted import Hosted
 
 log = logging.getLogger("converge.supervision")
 
 
-OnRest = Callable[["Agent", float, bool], None]
+OnRest = Callable[[Hosted, float, bool], None]
 """Called when an agent's slots are to take nothing for some seconds, and then, if True, one task on trial."""
 
 TAKES_TASKS = ("on_task", "decide")
@@ -31,14 +31,10 @@ class Supervision:
     """
 
     def __init__(
-        self, env: Env, on_rest: OnRest, on_closed: Callable[[Agent], None], ended: Callable[[Agent], None]
+        self, env: Env, on_rest: OnRest, on_closed: Callable[[Hosted], None], ended: Callable[[Hosted], None]
     ) -> None:
         self._env, self._on_rest, self._on_closed, self.ended = env, on_rest, on_closed, ended
         self._agents: dict[str, AgentHealth] = {}
-
-    def add(self, agent: Agent) -> None:
-        """Begin to supervise an agent."""
-        give(agent, health=AgentHealth(agent.id, agent.breaker, self._env))
 
     @property
     def agents(self) -> Mapping[str, AgentHealth]:
@@ -62,7 +58,7 @@ class Supervision:
                     text = f"agent {health.agent_id}: {handler} {what}: {circuit.last_error}"
                     yield Ailment(Code.AGENT_RESTS, text, circuit.opened_at)
 
-    def failed(self, agent: Agent, handler: str, error: Raised | str) -> float:
+    def failed(self, agent: Hosted, handler: str, error: Raised | str) -> float:
         """Count a failure of a handler; return the seconds for which it gets nothing.
 
         An `InvalidValue`, or inputs that do not fit, are the fault of what the handler was given, and an `AttemptEnd`
@@ -98,7 +94,7 @@ class Supervision:
             self._on_rest(agent, rest_sec, circuit.is_open)
         return rest_sec
 
-    def succeeded(self, agent: Agent, handler: str) -> None:
+    def succeeded(self, agent: Hosted, handler: str) -> None:
         """Count a success. Callers look at `agent.health.is_troubled` first, so that it costs nothing as a rule."""
         health = agent.health
         circuit = health.circuits.get(handler)

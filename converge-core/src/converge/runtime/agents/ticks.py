@@ -14,10 +14,11 @@ import anyio
 from converge.env import Env
 from converge.errors import ConvergeError
 from converge.foreign import Raised, is_cancellation, tell
-from converge.runtime.agents.agent import TICK_GREATEST_SEC, TICK_LEAST_SEC, Agent
+from converge.runtime.agents.agent import TICK_GREATEST_SEC, TICK_LEAST_SEC
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.boundary import Boundary, Worker, handler_of
 from converge.runtime.agents.context import begin
+from converge.runtime.agents.hosted import Hosted
 from converge.runtime.agents.supervision import Supervision
 
 
@@ -26,7 +27,7 @@ class Ticks:
 
     def __init__(self, env: Env, boundary: Boundary, supervision: Supervision) -> None:
         self._env, self._boundary, self._supervision = env, boundary, supervision
-        self._due: list[tuple[float, int, Agent, float]] = []
+        self._due: list[tuple[float, int, Hosted, float]] = []
         self._number = 0
         self._is_stopped = False
         self._removed: set[str] = set()
@@ -34,15 +35,15 @@ class Ticks:
         self._ended = anyio.Event()
         self._changed = anyio.Event()
 
-    def add(self, agents: Iterable[Agent]) -> None:
+    def add(self, agents: Iterable[Hosted]) -> None:
         """Let the agents tick, those that have a `tick_sec`."""
         for one in agents:
-            if one.tick_sec is not None:
-                self._schedule(one, self._env.uniform(0.0, one.tick_sec), one.tick_sec)
+            if (tick_sec := one.kind.tick_sec) is not None:
+                self._schedule(one, self._env.uniform(0.0, tick_sec), tick_sec)
 
-    def remove(self, agent: Agent) -> None:
+    def remove(self, agent: Hosted) -> None:
         """Stop ticks of the agent."""
-        if agent.tick_sec is not None:
+        if agent.kind.tick_sec is not None:
             self._removed.add(agent.id)
 
     async def stop(self) -> None:
@@ -68,13 +69,13 @@ class Ticks:
                 self._running += 1
                 self._boundary.start(partial(self._tick, agent, tick_sec))
 
-    async def _tick(self, agent: Agent, tick_sec: float, worker: Worker) -> bool:
+    async def _tick(self, agent: Hosted, tick_sec: float, worker: Worker) -> bool:
         """Do one tick; the next is due only when this one is over, so that none overlaps another."""
         begin(agent)
-        if agent.decide_loop is not None:
-            agent.decide_loop.tick()
+        if agent.loop is not None:
+            agent.loop.tick()
         rest_sec = 0.0
-        if type(agent).on_tick is not Agent.on_tick:
+        if "on_tick" in agent.kind.own:
             handler = worker.awaitable(handler_of(agent, "on_tick"))
             outcome = await worker.call(lambda _: handler(), None)
             if type(outcome) is Raised:
@@ -83,11 +84,11 @@ class Ticks:
                 self._supervision.succeeded(agent, "on_tick")
         self._running -= 1
         self._ended.set()
-        tick_sec = _seconds(agent.tick_sec, tick_sec)
+        tick_sec = _seconds(agent.asked("tick_sec"), tick_sec)
         self._schedule(agent, max(rest_sec, tick_sec * self._env.uniform(0.9, 1.1)), tick_sec)
         return False
 
-    def _failed(self, agent: Agent, raised: Raised) -> float:
+    def _failed(self, agent: Hosted, raised: Raised) -> float:
         """Return the seconds for which the agent gets no tick."""
         if raised.is_a(ConvergeError) or is_cancellation(raised.error):
             tell(agent_log(agent), logging.WARNING, "on_tick failed: %s", raised.text)
@@ -95,7 +96,7 @@ class Ticks:
             tell(agent_log(agent), logging.ERROR, "on_tick failed", error=raised.error)
         return self._supervision.failed(agent, "on_tick", raised)
 
-    def _schedule(self, agent: Agent, after_sec: float, tick_sec: float) -> None:
+    def _schedule(self, agent: Hosted, after_sec: float, tick_sec: float) -> None:
         self._number += 1
         heapq.heappush(self._due, (self._env.monotonic() + after_sec, self._number, agent, tick_sec))
         if self._due[0][1] == self._number:

@@ -16,8 +16,8 @@ from converge.errors import ConvergeError, InputError, LeaseEnded, StoreError
 from converge.machines.events import Event
 from converge.machines.pace import Pace
 from converge.machines.task import Found
-from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.boundary import Boundary
+from converge.runtime.agents.hosted import Hosted
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.claiming.ahead import ClaimsAhead
 from converge.runtime.claiming.finishing import Ended, Finishing
@@ -78,12 +78,12 @@ class Feed:
         self.is_draining = self.is_ended = False
         self.error: str | None = None
 
-    def add(self, agent: Agent, count: int | None = None) -> None:
+    def add(self, agent: Hosted, count: int | None = None) -> None:
         """Let the agent work too, in all of its slots or in so many."""
         self.slots.add(agent, count)
         self._wake()
 
-    def remove(self, agent: Agent) -> int:
+    def remove(self, agent: Hosted) -> int:
         """Start nothing more for the agent; queued claims go back. Return how many removed slots are busy."""
         owed = self.slots.remove(agent)
         if self.slots.is_deserted:

@@ -10,8 +10,10 @@ from typing import NamedTuple
 import anyio
 
 from converge.errors import ConvergeError, InputError, LeaseEnded, PoolClosed, StoreError
+from converge.foreign import tell
 from converge.machines.match import Claimer
-from converge.runtime.agents.agent import Agent, claimer_of, claims_tasks, give
+from converge.runtime.agents.agent_log import agent_log
+from converge.runtime.agents.hosted import Hosted
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.claiming.feed import Basis, Feed
 from converge.runtime.claiming.slots import Why
@@ -29,20 +31,20 @@ class _Group(NamedTuple):
     number: int
     feed: Feed
     claims: Claims
-    agents: dict[str, Agent]
+    agents: dict[str, Hosted]
 
 
 class Groups:
     """The groups of one node. `describe` publishes what has changed of an agent; others read `feeds`."""
 
-    def __init__(self, basis: Basis, pools: PoolManager, describe: Callable[[Agent], Awaitable[None]]) -> None:
+    def __init__(self, basis: Basis, pools: PoolManager, describe: Callable[[Hosted], Awaitable[None]]) -> None:
         self._basis, self._handle, self._boundary, self._pools = basis, basis.handle, basis.boundary, pools
         self._describe = describe
         self.feeds: dict[int, Feed] = {}
         self._number = 0
         self._groups: dict[GroupKey, _Group] = {}
         self._keys: dict[str, GroupKey] = {}  # agent: the group that it is in
-        self._agents: dict[str, Agent] = {}
+        self._agents: dict[str, Hosted] = {}
         # Agent: the pools that it was started in or has joined, admitted or not.
         self._wanted: dict[str, tuple[str, ...]] = {}
         self._secrets: dict[str, str] = {}
@@ -54,7 +56,7 @@ class Groups:
         self._lock = anyio.Lock()
         self.supervision = Supervision(basis.env, self.rest, self.closed, self._ended)
 
-    async def start(self, agents: Sequence[Agent], pools: Sequence[str], secret: str | None) -> None:
+    async def start(self, agents: Sequence[Hosted], pools: Sequence[str], secret: str | None) -> None:
         """Make the agents members of the pools; they claim nothing until `add`.
 
         Raises: As `PoolManager.join_many`.
@@ -64,21 +66,21 @@ class Groups:
             if secret is not None:
                 self._secrets[pool_id] = secret
 
-    async def withdraw(self, agents: Iterable[Agent]) -> None:
+    async def withdraw(self, agents: Iterable[Hosted]) -> None:
         """End the memberships of agents that did not start, as far as the store can be reached; else the lease does."""
         with suppress(ConvergeError):
             for one in agents:
                 for pool_id in self._wanted.pop(one.id, one.pools):
                     await self._pools.leave_pool(one.id, pool_id)
 
-    def add(self, agents: Iterable[Agent]) -> None:
+    def add(self, agents: Iterable[Hosted]) -> None:
         """Let the agents claim in their pools."""
         for one in agents:
             self._agents[one.id] = one
             self._wanted.setdefault(one.id, one.pools)
             self._place(one)
 
-    def retire(self, agent: Agent) -> None:
+    def retire(self, agent: Hosted) -> None:
         """Remove an agent for good: it claims nothing more, and its running tasks continue."""
         self._rests[agent.id] = self._rests.get(agent.id, 0) + 1  # a rest that ends gives it no slots
         before = self._keys.pop(agent.id, None)
@@ -86,15 +88,15 @@ class Groups:
             self._take_out(agent, before)
         self._agents.pop(agent.id, None)
 
-    def is_busy(self, agent: Agent) -> bool:
+    def is_busy(self, agent: Hosted) -> bool:
         """Return whether tasks of an agent that was taken out still run."""
         return agent.id in self._owed
 
-    def cancel_tasks(self, agent: Agent) -> int:
+    def cancel_tasks(self, agent: Hosted) -> int:
         """Cancel what still runs of an agent that was taken out, and hand it back; return how much that is."""
         return sum(feed.slots.cancel_of(agent, Why.STOPPING) for feed in self.feeds.values())
 
-    async def join(self, agent: Agent, pool_id: str, secret: str | None) -> bool:
+    async def join(self, agent: Hosted, pool_id: str, secret: str | None) -> bool:
         """Make the agent a member, and let it claim there; return whether it was none before.
 
         Raises: As `PoolManager.join_pool`.
@@ -110,7 +112,7 @@ class Groups:
             await self._change(agent, (*(one for one in agent.pools if one != pool_id), pool_id))
             return is_new
 
-    async def leave(self, agent: Agent, pool_id: str) -> bool:
+    async def leave(self, agent: Hosted, pool_id: str) -> bool:
         """End the membership; the agent claims nothing there any more. Return whether it was a member."""
         async with self._lock:
             was_member = await self._pools.leave_pool(agent.id, pool_id)
@@ -146,7 +148,7 @@ class Groups:
             return set()
         return set(agent_ids)
 
-    def rest(self, agent: Agent, rest_sec: float, is_trial: bool) -> None:
+    def rest(self, agent: Hosted, rest_sec: float, is_trial: bool) -> None:
         """Keep the agent's slots idle for a while, so that others take the work; then use one, or all."""
         number = self._rests[agent.id] = self._rests.get(agent.id, 0) + 1
         self._set_share(agent, 0)
@@ -154,14 +156,14 @@ class Groups:
         if is_trial:
             self._boundary.background.errand(self._note_rest, agent, rest_sec)
 
-    def closed(self, agent: Agent) -> None:
+    def closed(self, agent: Hosted) -> None:
         """Give the agent all its slots again."""
         # A rest that is about to end leads to no trial any more.
         self._rests[agent.id] = self._rests.get(agent.id, 0) + 1
         self._set_share(agent, agent.concurrency)
         self._boundary.background.errand(self._note_rest, agent, 0.0)
 
-    async def _note_rest(self, agent: Agent, rest_sec: float) -> None:
+    async def _note_rest(self, agent: Hosted, rest_sec: float) -> None:
         """Let listings show that the agent rests, or works again."""
         try:
             now = await self._handle.now()
@@ -170,12 +172,12 @@ class Groups:
         except (StoreError, LeaseEnded) as error:
             log.debug("listings do not show whether agent %s rests: %s", agent.id, error)
 
-    async def _resume(self, agent: Agent, rest_sec: float, share: int, number: int) -> None:
+    async def _resume(self, agent: Hosted, rest_sec: float, share: int, number: int) -> None:
         await anyio.sleep(rest_sec)
         if self._rests.get(agent.id) == number:
             self._set_share(agent, share)
 
-    def _set_share(self, agent: Agent, share: int) -> None:
+    def _set_share(self, agent: Hosted, share: int) -> None:
         before = self._slots_of(agent)
         self._share.pop(agent.id, None)
         if share < agent.concurrency:
@@ -190,17 +192,18 @@ class Groups:
         if count > before:
             group.feed.add(agent, count - before)
 
-    def _slots_of(self, agent: Agent) -> int:
+    def _slots_of(self, agent: Hosted) -> int:
         """Return in how many slots it may begin something, so that it never runs more than its concurrency."""
         return max(
-            0, min(self._share.get(agent.id, agent.concurrency), agent.concurrency - self._owed.get(agent.id, 0))
+            0,
+            min(self._share.get(agent.id, agent.concurrency), agent.concurrency - self._owed.get(agent.id, 0)),
         )
 
-    def _owe(self, agent: Agent, count: int) -> None:
+    def _owe(self, agent: Hosted, count: int) -> None:
         if count:
             self._owed[agent.id] = self._owed.get(agent.id, 0) + count
 
-    def _ended(self, agent: Agent) -> None:
+    def _ended(self, agent: Hosted) -> None:
         before = self._slots_of(agent)
         self._owed[agent.id] -= 1
         if not self._owed[agent.id]:
@@ -209,24 +212,26 @@ class Groups:
         if group is not None and (count := self._slots_of(agent) - before):
             group.feed.add(agent, count)
 
-    async def _change(self, agent: Agent, pools: tuple[str, ...]) -> None:
+    async def _change(self, agent: Hosted, pools: tuple[str, ...]) -> None:
         if pools != agent.pools:
-            give(agent, pools=pools)
+            agent.pools = pools
             if agent.id not in self._agents:
                 return  # it is still starting: `add` places it
             self._place(agent)
             try:
                 await self._describe(agent)
             except ConvergeError as error:
-                agent.log.warning(
-                    "discovery shows the agent in its old pools until its descriptor can be published: %s", error
+                tell(
+                    agent_log(agent),
+                    logging.WARNING,
+                    "discovery shows the agent in its old pools until its descriptor can be published: %s",
+                    error,
                 )
 
-    def _place(self, agent: Agent) -> None:
+    def _place(self, agent: Hosted) -> None:
         """Put the agent into the group of its pools, if it claims tasks at all."""
-        key = (
-            (tuple(sorted(agent.pools)), claimer_of(type(agent))) if agent.pools and claims_tasks(type(agent)) else None
-        )
+        claimer = agent.kind.claimer
+        key = (tuple(sorted(agent.pools)), claimer) if agent.pools and claimer is not None else None
         before = self._keys.pop(agent.id, None)
         if before is not None and before != key:
             self._take_out(agent, before)
@@ -241,7 +246,7 @@ class Groups:
         if count := self._slots_of(agent):
             group.feed.add(agent, count)
 
-    def _take_out(self, agent: Agent, key: GroupKey) -> None:
+    def _take_out(self, agent: Hosted, key: GroupKey) -> None:
         group = self._groups[key]
         del group.agents[agent.id]
         group.feed.ahead.is_barred = not self._share.keys().isdisjoint(group.agents)
@@ -256,7 +261,7 @@ class Groups:
         group.feed.end()
         del self.feeds[group.number]
 
-    def _make(self, key: GroupKey, agent: Agent) -> _Group:
+    def _make(self, key: GroupKey, agent: Hosted) -> _Group:
         pools, claimer = key
         claims = Claims(self._handle, agent.id, pools, claimer, self._on_missing)
         feed = Feed(self._basis, claims, self.supervision)
@@ -283,7 +288,9 @@ class Groups:
                 return  # the feed looks again, and tells again
             for agent in (self._agents[one] for one in missing if one in self._agents):
                 if pool_id in agent.pools:
-                    agent.log.error(
+                    tell(
+                        agent_log(agent),
+                        logging.ERROR,
                         'the pool "%s" does not admit this agent any more; it claims nothing there until it joins '
                         "again",
                         pool_id,

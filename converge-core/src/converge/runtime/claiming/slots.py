@@ -21,12 +21,12 @@ from converge.machines.events import Completed, Event, Failed, Released
 from converge.machines.task import Found
 from converge.model.task import Calling, Task
 from converge.model.working import RUNS
-from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.boundary import CANCELLED, FROM_WITHIN, Boundary, Worker, keep
 from converge.runtime.agents.claimed import claimed_task
 from converge.runtime.agents.context import TASK, begin
 from converge.runtime.agents.decide import Reported
+from converge.runtime.agents.hosted import Hosted
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.attempts.desk import PARKED, Desk
 from converge.runtime.claiming.virtual import task_handler_of
@@ -60,7 +60,7 @@ class Slot:
 
     __slots__ = ("agent", "current", "desk", "handler", "is_gone", "is_owed", "parked", "scope", "started", "why")
 
-    def __init__(self, agent: Agent, handle: StoreHandle) -> None:
+    def __init__(self, agent: Hosted, handle: StoreHandle) -> None:
         self.agent = agent
         self.desk = Desk(handle, agent, self._running, partial(self.cancel, Why.PARKED))
         self.handler = task_handler_of(agent)
@@ -120,13 +120,13 @@ class Slots:
         self.slots: list[Slot] = []
         self.busy = 0
 
-    def add(self, agent: Agent, count: int | None = None) -> None:
+    def add(self, agent: Hosted, count: int | None = None) -> None:
         """Add slots of the agent: all that it may have, or so many."""
         slots = [Slot(agent, self._handle) for _ in range(agent.concurrency if count is None else count)]
         self.slots += slots
         self._unstarted.extend(slots)
 
-    def remove(self, agent: Agent) -> int:
+    def remove(self, agent: Hosted) -> int:
         """Take the agent's slots away: what runs in them goes on. Return how many removed slots are busy."""
         owed = 0
         for slot in self.slots:
@@ -199,7 +199,7 @@ class Slots:
             slot.cancel(why)
         return len(running)
 
-    def cancel_of(self, agent: Agent, why: Why) -> int:
+    def cancel_of(self, agent: Hosted, why: Why) -> int:
         """Cancel the handlers of one agent; return how many there are."""
         busy = [slot for slot in self.slots if slot.agent is agent and slot.current is not None]
         for slot in busy:
@@ -363,11 +363,11 @@ class Slots:
             if not event.is_set():
                 self._parked.remove(event)
 
-    def _succeeded(self, agent: Agent) -> None:
-        if agent.decide_loop is None and self._supervision is not None:
+    def _succeeded(self, agent: Hosted) -> None:
+        if agent.loop is None and self._supervision is not None:
             self._supervision.succeeded(agent, "on_task")
 
-    def _not_completed(self, agent: Agent, found: Found, raised: Raised) -> Event:
+    def _not_completed(self, agent: Hosted, found: Found, raised: Raised) -> Event:
         """Return what becomes of a task whose handler raised."""
         error = raised.error
         if type(error) is Reported:  # what `decide` made of it
@@ -382,9 +382,9 @@ class Slots:
         self._failed(agent, raised)
         return event
 
-    def _failed(self, agent: Agent, error: Raised | str) -> None:
+    def _failed(self, agent: Hosted, error: Raised | str) -> None:
         """Tell who supervises the agent; what `decide` does, its own loop tells."""
-        if self._supervision is not None and agent.decide_loop is None:
+        if self._supervision is not None and agent.loop is None:
             self._supervision.failed(agent, "on_task", error)
 
     def _end(self, found: Found, event: Event | None) -> None:

@@ -15,14 +15,15 @@ from converge.errors import InvalidValue, NotRunning, SchemaTooNew
 from converge.foreign import Raised, as_exception, awaited, in_thread
 from converge.model.task import Task
 from converge.model.working import RUNS
-from converge.runtime.agents.agent import Agent, is_virtual, task_handler
+from converge.runtime.agents.agent import task_handler
+from converge.runtime.agents.hosted import Hosted
 from converge.services.durable.agents import ASKS, Actor, actor_key
 
 
-def task_handler_of(agent: Agent) -> Callable[[Task], Any]:
+def task_handler_of(agent: Hosted) -> Callable[[Task], Any]:
     """Return what works on a task of the agent's: `on_task`, or `on_ask` where it is a message to a virtual agent."""
     plain = task_handler(agent)
-    if not is_virtual(type(agent)):
+    if not agent.kind.is_virtual:
         return plain
 
     async def either(task: Task) -> Any:
@@ -42,7 +43,7 @@ async def _called(function: Callable[..., Any], *arguments: Any) -> Any:
     return returned
 
 
-async def answer(agent: Agent, task: Task) -> Any:
+async def answer(agent: Hosted, task: Task) -> Any:
     """Handle one message; return the answer.
 
     Raises:
@@ -61,7 +62,7 @@ async def answer(agent: Agent, task: Task) -> Any:
         runs.leave(task.id, task.token, error)
         raise
     state, payload = decode_plain(actor.state, what), task.inputs.get("payload")
-    returned = await _called(agent.on_ask, state, payload)
+    returned = await _called(agent.agent.on_ask, state, payload)
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise InvalidValue("on_ask", type(returned).__name__, "(state, answer), a tuple")
     kept = Actor(msgspec.Raw(encode_plain(returned[0], "state")), actor.asks + 1)

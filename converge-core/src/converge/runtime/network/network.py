@@ -11,7 +11,6 @@ from functools import partial
 import anyio
 import attrs
 
-from converge.codec import stored_text
 from converge.contracts.discovery import Discovery
 from converge.contracts.transport import Listener
 from converge.env import Env
@@ -22,9 +21,9 @@ from converge.model.descriptor import AgentDescriptor, network_tag
 from converge.model.envelope import CHAINS, PINGS, TOGETHER
 from converge.model.identity import Identity
 from converge.plugins import PluginHost
-from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.background import Background
 from converge.runtime.agents.boundary import Boundary
+from converge.runtime.agents.hosted import Hosted
 from converge.runtime.agents.inbox import Inbox
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.config.node_settings import NodeSettings
@@ -177,7 +176,7 @@ class Network:
         found["descriptor"] += self.discovery.directory.refused
         return found if self.links is None else found + self.links.quietly.refusals
 
-    async def prepare(self, agents: Sequence[Agent]) -> None:
+    async def prepare(self, agents: Sequence[Hosted]) -> None:
         """Let the agents send to others: from `on_start` on, before they are listed.
 
         Raises:
@@ -188,17 +187,17 @@ class Network:
             self.post.inboxes.introduce(agent.id, agent.identity)
         await self.announced.prepare({agent.id: (agent.identity, _describe(agent)) for agent in agents})
 
-    async def add(self, agents: Sequence[Agent], supervision: Supervision) -> None:
+    async def add(self, agents: Sequence[Hosted], supervision: Supervision) -> None:
         """Start delivering messages to the agents, and publish them where others can see them. `supervision` counts
         the failures of their handlers.
         """
         for agent in agents:
-            self.post.inboxes.add(agent, agent.decide_loop or Inbox(agent, self._boundary, supervision))
+            self.post.inboxes.add(agent, agent.loop or Inbox(agent, self._boundary, supervision))
         await self.mail.begin_first(agent.id for agent in agents)
         descriptors = {agent.id: (agent.identity, _describe(agent)) for agent in agents}
         await self.announced.publish(descriptors)
 
-    def hush(self, agents: Iterable[Agent]) -> None:
+    def hush(self, agents: Iterable[Hosted]) -> None:
         """Revoke the right to send of agents that have ended, or did not start."""
         for agent in agents:
             self.post.inboxes.remove(agent.id)
@@ -207,7 +206,7 @@ class Network:
                 if link.shown.pop(agent.id, None) is not None:
                     link.post([(GONE, agent.id.encode())])
 
-    async def withdraw_one(self, agent: Agent) -> None:
+    async def withdraw_one(self, agent: Hosted) -> None:
         """Withdraw the descriptor of an agent that ends; it speaks until `hush`.
 
         Raises:
@@ -216,7 +215,7 @@ class Network:
         await self.announced.retire([agent.id])
         self.discovery.directory.drop(agent.id)
 
-    async def describe_again(self, agent: Agent) -> None:
+    async def describe_again(self, agent: Hosted) -> None:
         """Publish what has changed of an agent."""
         if agent.id in self.announced:
             await self.announced.publish({agent.id: (agent.identity, _describe(agent))})
@@ -296,13 +295,12 @@ async def _background(background: Background) -> AsyncIterator[Background]:
         raise failure
 
 
-def _describe(agent: Agent) -> AgentDescriptor:
-    cls = type(agent)
+def _describe(agent: Hosted) -> AgentDescriptor:
     return AgentDescriptor(
         id=agent.id,
         public_key=agent.identity.public_key.hex(),
-        name=stored_text(cls.__name__),
-        topics=tuple(str(name) for name in cls.topics),
-        capabilities=tuple(str(name) for name in cls.capabilities),
+        name=agent.kind.name,
+        topics=agent.topics,
+        capabilities=agent.capabilities,
         pools=agent.pools,
     )

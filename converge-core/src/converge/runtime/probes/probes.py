@@ -13,9 +13,9 @@ from anyio import to_thread
 
 from converge.env import Env
 from converge.errors import ConfigError, StoreError
-from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.ailments import Source
 from converge.runtime.agents.background import Background
+from converge.runtime.agents.hosted import Hosted
 from converge.runtime.claiming.feed import Feed
 from converge.runtime.claiming.observers import NO_OBSERVERS, Observers
 from converge.runtime.network.network import Network
@@ -62,7 +62,7 @@ class Observed:
 
     handle: StoreHandle
     background: Background
-    agents: Mapping[str, Agent]
+    agents: Mapping[str, Hosted]
     feeds: Mapping[int, Feed]
     rests: Source
     network: Network
