@@ -20,6 +20,7 @@ from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.hosted import Hosted
 from converge.runtime.agents.supervision import Supervision
 from converge.runtime.claiming.ahead import ClaimsAhead
+from converge.runtime.claiming.budget import Budget
 from converge.runtime.claiming.finishing import Ended, Finishing
 from converge.runtime.claiming.handing_back import HandBack
 from converge.runtime.claiming.lane_watch import LaneWatch
@@ -61,17 +62,18 @@ class Feed:
     def __init__(self, basis: Basis, claims: Claims, supervision: Supervision | None = None) -> None:
         boundary, observers = basis.boundary, basis.observers
         self._handle, self._claims, self._env = basis.handle, claims, basis.env
+        self._part = f"claims.{id(self)}"  # in the log of outages
         self._background, self._poll_sec = boundary.background, basis.poll_sec
         self.slots = Slots(basis.handle, boundary, self._on_finished, self._on_pause, observers.claimed, supervision)
         self.finishing = Finishing(basis.handle, claims, observers.finished)
-        self._wanted = 0  # slots that a take under way will fill
         self._event, self._is_signalled = anyio.Event(), False
-        self._watch = LaneWatch(basis.handle, boundary.background, basis.poll_sec, self._on_wake_up)
-        self._pace = Pace()
         self.ahead = ClaimsAhead(basis.env, self.slots, is_remote=basis.handle.store.is_remote)
+        self._pace = Pace()
+        self._budget = Budget(self._pace, self.slots, self.ahead)
         self._hand_back = HandBack(self.slots, self.ahead, self.finishing)
         self._wakes = Wakes(claims, basis.env)
-        self._looking = Looking(claims, basis.env, basis.poll_sec)
+        watch = LaneWatch(basis.handle, boundary.background, basis.poll_sec, self._on_wake_up)
+        self._looking = Looking(claims, watch, basis.env, basis.poll_sec)
         self._pumping = 0
         self._idle = anyio.Event()
         self._turned_at = 0.0
@@ -87,7 +89,7 @@ class Feed:
         """Start nothing more for the agent; queued claims go back. Return how many removed slots are busy."""
         owed = self.slots.remove(agent)
         if self.slots.is_deserted:
-            self._stop_hearing()
+            self._looking.stop_hearing()
         self._release_excess(len(self.slots.slots))
         return owed
 
@@ -107,8 +109,8 @@ class Feed:
     def end(self) -> None:
         """Stop for good, after `drain`: no task of this feed is left."""
         self.is_ended = True
-        self._stop_hearing()
-        self._handle.outage.works(f"claims.{id(self)}")
+        self._looking.stop_hearing()
+        self._handle.outage.works(self._part)
         self._wake()
 
     @property
@@ -119,12 +121,12 @@ class Feed:
     @property
     def hears(self) -> bool:
         """Whether it listens for the store's wake-ups: only while it could take something."""
-        return self._watch.hears
+        return self._looking.hears
 
     def hand_back(self) -> None:
         """Stop claiming, and release the claims that no worker has begun."""
         self.is_draining = True
-        self._stop_hearing()
+        self._looking.stop_hearing()
         self._hand_back.release(self.slots.take_back(), STOPPING)
         self._wake()
 
@@ -139,7 +141,7 @@ class Feed:
     async def drain(self) -> None:
         """Stop claiming; return when everything claimed has ended and the store knows."""
         self.is_draining = True
-        while self.in_hand or self._wanted:
+        while self.in_hand or self._budget.asked:
             if not self._pumping:
                 await self._flush()  # handlers that were cancelled may still be ending
                 if not self.in_hand:
@@ -161,7 +163,7 @@ class Feed:
 
     def _failed(self, error: ConvergeError) -> None:
         if isinstance(error, StoreError):
-            self._handle.outage.failed(f"claims.{id(self)}", error)
+            self._handle.outage.failed(self._part, error)
         elif self.error != str(error):
             log.warning("claiming waits: %s", error)
         self.error = str(error)
@@ -176,7 +178,7 @@ class Feed:
             self._idle.set()
         if not self._pace.is_steady:
             self._pace.claim_ended()
-        if self._is_signalled or not self._is_worth_a_turn():
+        if self._is_signalled or not self._budget.is_worth_a_turn():
             return False
         self._wake()
         return self.ahead.is_remote
@@ -223,7 +225,7 @@ class Feed:
                 continue
             if self.error is not None:
                 self.error = None
-                self._handle.outage.works(f"claims.{id(self)}")
+                self._handle.outage.works(self._part)
             if is_busy:
                 backoff_sec = BACKOFF_LEAST_SEC
             else:
@@ -232,10 +234,8 @@ class Feed:
     async def _wait(self) -> None:
         """Wait for a signal, for the end of a pause between takes, or for the poll interval to pass."""
         due = self._pace.due
-        pause_sec = (
-            min(self._wakes.pass_on_at, self.ahead.late_at, due if due > self._turned_at else inf)
-            - self._env.monotonic()
-        )
+        until = min(self._wakes.pass_on_at, self.ahead.late_at, due if due > self._turned_at else inf)
+        pause_sec = until - self._env.monotonic()
         is_pausing = pause_sec < self._poll_sec
         wait_sec = max(0.0, pause_sec) if is_pausing else self._poll_sec * self._env.uniform(1 - JITTER, 1 + JITTER)
         with anyio.move_on_after(wait_sec) as scope:
@@ -245,7 +245,7 @@ class Feed:
         if scope.cancelled_caught and not is_pausing:
             self._looking.waited()
             if self.slots.free <= 0:
-                self._stop_hearing()
+                self._looking.stop_hearing()
 
     async def _turn(self) -> bool:
         """Do one turn; return whether there was anything to do."""
@@ -254,7 +254,7 @@ class Feed:
             await self._pass_on()
         if self.ahead.late_at <= now:
             self._hand_back.undo(self.ahead.late())
-        if not self._wakes.due and not self._is_worth_a_turn() and now - self._turned_at < GATHER_SEC:
+        if not self._wakes.due and not self._budget.is_worth_a_turn() and now - self._turned_at < GATHER_SEC:
             return False
         self._turned_at = self._env.monotonic()
         try:
@@ -270,13 +270,13 @@ class Feed:
 
     async def _send_counted(self, ended: list[Ended], take: Take | None) -> None:
         limit = take.limit if take is not None else 0
-        self._wanted += limit
+        self._budget.asked += limit
         self.finishing.sending += len(ended)
         taken = 0
         try:
             taken = await self._send(ended, take)
         finally:
-            self._wanted -= limit
+            self._budget.asked -= limit
             self.finishing.sending -= len(ended)
             self._idle.set()
             if take is not None:
@@ -288,36 +288,12 @@ class Feed:
         if not self._claims.has_ready:
             self._wakes.found_nothing()
             self._pace.found_nothing(now)
-        elif (
-            taken >= asked
-            and (not self._pace.is_steady or self.slots.free <= self._wanted)
-            and self._wakes.left_behind()
-        ):
+        elif taken >= asked and self._budget.is_used_up and self._wakes.left_behind():
             self._wake()
         self._pace.came_back(asked, taken, now)
 
-    def _is_worth_a_turn(self) -> bool:
-        """Let half of the slots come free first while claims here still wait for their workers: a turn of one task
-        costs as much as one of ten. With a batch ahead, let a whole one end.
-        """
-        slots = self.slots
-        if not slots.queued:
-            return True
-        count, room = len(slots.slots), self._room
-        return room >= count if self._is_ahead else 2 * room >= count
-
-    @property
-    def _is_ahead(self) -> bool:
-        """Whether one batch more than there are slots may be here."""
-        return self.ahead.is_on and self._pace.is_steady
-
-    @property
-    def _room(self) -> int:
-        """How many claims may be asked for: two turns in flight share one budget."""
-        return self.slots.free - self._wanted + (len(self.slots.slots) if self._is_ahead else 0)
-
     async def _next_take(self) -> Take | None:
-        if self.is_draining or self._room <= 0:
+        if self.is_draining or self._budget.room <= 0:
             return None
         if self._handle.unsettled:
             await settle_takes(self._handle)
@@ -326,16 +302,14 @@ class Feed:
         if self._looking.is_due(self._turned_at):
             await self._look()
         # Counted only now: while this pump waited the other one may have taken, or the node may have begun to stop.
-        if self._room <= 0 or self._is_stopping():
+        if self._budget.room <= 0 or self._is_stopping():
             return None
         now = self._env.monotonic()
         if not self._claims.has_ready:
             self._pace.found_nothing(now)
-            self._watch.watch(self._claims.channels)  # its first answer has this feed look again
+            self._looking.hear()  # the watch's first answer has this feed look again
             return None
-        count = len(self.slots.slots)
-        limit = self._pace.wanted(self.slots.free - self._wanted, now, count if self._is_ahead else 0)
-        limit = min(limit, count)  # both batches in one take would leave one side idle while the other works
+        limit = self._budget.limit(now)
         if limit <= 0:
             return None
         take = None
@@ -351,8 +325,8 @@ class Feed:
         if not await self._looking.look():
             return
         self._hand_back.undo_paused(self._claims.paused)
-        if self._watch.hears and not self.is_draining:
-            self._watch.watch(self._claims.channels)
+        if self._looking.hears and not self.is_draining:
+            self._looking.hear()
 
     def _is_stopping(self) -> bool:
         return self.is_draining
@@ -364,22 +338,16 @@ class Feed:
             wake = plan.wake
             if self._wakes.due:
                 wake |= self._wakes.send()
-                await self._leave_sleepers()
+                await self._looking.leave_sleepers()
             turned = (
                 await turn(self._handle, plan.batches, take, wake=wake, are_apart=plan.are_apart)
                 if plan.batches or wake or take is not None
                 else Turned((), None)
             )
-        except StoreError as error:
-            if isinstance(error.__cause__, InputError):
-                await self.finishing.finish_slowly(ended)
-                return 0
-            self.finishing.waiting += ended  # to say them again is safe
-            raise
-        except anyio.get_cancelled_exc_class():
-            self.finishing.waiting += ended
-            raise
-        except InputError:
+        except (StoreError, InputError, anyio.get_cancelled_exc_class()) as error:
+            if not isinstance(error, InputError) and not isinstance(error.__cause__, InputError):
+                self.finishing.waiting += ended  # to say them again is safe
+                raise
             await self.finishing.finish_slowly(ended)  # one cannot be stored: each by itself, and that one fails
             return 0
         self._take_in(turned, take)
@@ -416,17 +384,6 @@ class Feed:
             self.ahead.expect_late()
         if self._looking.found(bool(claims)):
             self._wake()
-
-    def _stop_hearing(self) -> None:
-        """Stop listening while nothing can be taken, then look again."""
-        self._watch.leave()
-        self._looking.want_afresh()
-
-    async def _leave_sleepers(self) -> None:
-        """Hear of nothing before others are woken: a wake-up that comes back here would be lost to them."""
-        if self._watch.hears:
-            self._stop_hearing()
-        await self._watch.left()
 
     async def _pass_on(self) -> None:
         """Wake others for ready tasks: the wake-up that came here found no free slot."""

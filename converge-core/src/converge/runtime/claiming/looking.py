@@ -1,4 +1,6 @@
-"""When a feed reads its pools and lanes again: each poll interval, and where its takes say that they have changed."""
+"""When a feed reads its pools and lanes again: each poll interval, after a wake-up, and where its takes say that they
+have changed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import anyio
 
 from converge.env import Env
 from converge.errors import SchemaTooNew, TornRecord
+from converge.runtime.claiming.lane_watch import LaneWatch
 from converge.services.tasks.claim import Claims
 
 JITTER = 0.25
@@ -23,8 +26,8 @@ class Looking:
     the take itself looks.
     """
 
-    def __init__(self, claims: Claims, env: Env, poll_sec: float) -> None:
-        self._claims, self._env, self._poll_sec = claims, env, poll_sec
+    def __init__(self, claims: Claims, watch: LaneWatch, env: Env, poll_sec: float) -> None:
+        self._claims, self._watch, self._env, self._poll_sec = claims, watch, env, poll_sec
         self.is_wanted = True
         """Whether something has changed since, or may have."""
         self._is_assuming = False
@@ -35,9 +38,25 @@ class Looking:
         """Return whether to look before the next take."""
         return self.is_wanted or now >= self._due
 
-    def want_afresh(self) -> None:
-        """Have all read again at once, whatever is known."""
+    @property
+    def hears(self) -> bool:
+        """Whether the store's wake-ups are listened for."""
+        return self._watch.hears
+
+    def hear(self) -> None:
+        """Listen for wake-ups of the lanes that are known."""
+        self._watch.watch(self._claims.channels)
+
+    def stop_hearing(self) -> None:
+        """Stop listening while nothing can be taken; then all is read again at once, whatever is known."""
+        self._watch.leave()
         self.is_wanted, self._due = True, 0.0
+
+    async def leave_sleepers(self) -> None:
+        """Hear of nothing before others are woken: a wake-up that comes back here would be lost to them."""
+        if self._watch.hears:
+            self.stop_hearing()
+        await self._watch.left()
 
     def waited(self) -> None:
         """Note that nobody has woken this process within a poll interval: it looks, unless it has meanwhile."""
