@@ -14,7 +14,6 @@ import attrs
 import pytest
 
 from converge.builtin.local.plugin import LOCAL
-from converge.builtin.static.plugin import STATIC
 from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Key, Store
 from converge.errors import StoreRefused
 from converge.operations.plugins.scaffold import TEMPLATES, write_plugin
@@ -198,12 +197,6 @@ def test_a_server_that_was_given_is_left_alone_and_the_card_says_so(monkeypatch:
 def test_a_bench_without_the_means_is_said_not_to_try_it(monkeypatch: pytest.MonkeyPatch) -> None:
     found = certified(TOY, "store", monkeypatch, "test_two_releases_side_by_side")
     assert found.not_tried == {"two releases side by side": "the bench has no `other_python`"}
-
-
-def test_a_card_says_that_discoveries_are_not_certified(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = certified(STATIC, "discovery", monkeypatch, "test_d2_publishing_again_replaces")
-    assert found.broken == ()
-    assert found.not_tried["certification"].startswith("is of stores and transports")
 
 
 def test_a_transport_whose_bytes_are_not_seen_is_certified_without_cuts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
@@ -24,6 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import attrs
 
+from converge.contracts.discovery import Sighting
 from converge.plugins.declaration import Backend
 from converge.testing._store.base import Cut
 from converge.testing.cuts import cut_proxy
@@ -111,6 +112,11 @@ class Bench:
     die: Callable[[Any], None] | None = None
     """Lets the process that is given have died, as far as others can see, for a discovery with a liveness of its own;
     `process.discovery` is what its `open` gave. None: its entries end with the lease of the node's store.
+    """
+
+    configure: Callable[[Any, int], Sequence[Sighting]] | None = None
+    """Lets what is behind a discovery with `publishes=False` and these options name another set, drawn from the number,
+    and returns what the discovery must say from then on. None: it says nothing.
     """
 
     # What certification does to the place. None, or a server that is not the check's own: not tried.

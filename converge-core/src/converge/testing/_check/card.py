@@ -37,16 +37,14 @@ IMPORTED = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
 
 NOT_APPLICABLE, NOT_TRIED = "not applicable: ", "not tried: "
 
-_CERTIFYING: Mapping[str, str] = {"store": "certified", "transport": "certified_transports"}
+_CERTIFYING: Mapping[str, str] = {
+    "store": "certified",
+    "transport": "certified_transports",
+    "discovery": "certified_discoveries",
+}
 
 CERTIFIED = "/certified"
 """How the names of modules begin whose tests are about no clause alone."""
-
-NOT_CERTIFIED = (
-    "is of stores and transports: a discovery keeps nothing that a restart could lose; "
-    "processes and stores that die, hang and fail are in its clauses"
-)
-"""What a card says where certification was asked for and is none."""
 
 OF_STREAMS = frozenset({"C-12", "C-14"})
 ON_THE_WIRE = "seen on the wire alone: of a TCP connection without TLS, whose bench has `oversized`"
@@ -192,7 +190,7 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
         bench.other_python = asked.other_python or bench.other_python
         CURRENT.append(bench)
         try:
-            names = [_MODULES[kind], *([_CERTIFYING[kind]] if kind in _CERTIFYING and asked.certify else [])]
+            names = [_MODULES[kind], *([_CERTIFYING[kind]] if asked.certify else [])]
             modules = [importlib.reload(importlib.import_module(f"converge.testing._check.{name}")) for name in names]
             having = [module for module in modules if _has(module, asked.only)] or modules
             places = [str(Path(inspect.getfile(module)).resolve()) for module in having]
@@ -207,8 +205,6 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
     if not filler.passed and not filler.failed and not filler.skipped:
         raise RuntimeError(f"no test of the kit could be run:\n{output.getvalue()[-3_000:]}")
     not_tried, not_applicable = _left(filler, is_whole=not asked.only)
-    if asked.certify and kind not in _CERTIFYING:
-        not_tried |= {"certification": NOT_CERTIFIED}
     return Card(
         plugin=plugin.name,
         distribution=plugin.distribution,

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import pytest
-from anyio.abc import Process
 
 from converge.contracts.transport import Channel, Listener, Transport
 from converge.errors import ChannelError
 from converge.testing._check.given import current
-from converge.testing._check.load import LOADED, Note, Progress, given, recovers, release_in
+from converge.testing._check.load import (
+    LOADED,
+    Note,
+    Progress,
+    first_line,
+    forked_child,
+    given,
+    kill,
+    recovers,
+    release_in,
+)
 from converge.testing._check.transports import _Checked, is_on_the_wire
 from converge.testing._processes.peers import name_of
 from converge.testing.clauses import expect, expect_equal
@@ -25,8 +31,6 @@ from converge.testing.fixtures import wait_until
 from converge.testing.proxy import byte_proxy
 
 CUTS = 6
-START_SEC = 60.0
-"""How long another interpreter may take to listen."""
 PAUSE_SEC = 0.05
 """How long who could not connect waits before the next try."""
 
@@ -165,27 +169,13 @@ class TestCertification(_Checked):
     @pytest.mark.anyio
     async def test_a_forked_child(self, address: str, options: Any, record_property: Note) -> None:
         """C-9: a child that is forked, lives beside and ends holds up nobody."""
-        if not hasattr(os, "fork"):
-            pytest.skip("not applicable: this system cannot fork")
         async with (
             self.backend.open(options) as transport,
             _echoing(transport, address) as where,
             _talking(transport, where) as talk,
         ):
-            until, end = os.pipe()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside: this is about just that
-                child = os.fork()
-            if child == 0:
-                os.close(end)
-                os.read(until, 1)  # until the parent has closed its end
-                os._exit(0)
-            os.close(until)
-            try:
+            async with forked_child():
                 await recovers("C-9", talk, "fork", record_property)
-            finally:
-                os.close(end)
-                await anyio.to_thread.run_sync(os.waitpid, child, 0)
             expect("C-9", await talk.goes_on(current().near_sec), "nothing is echoed after a forked child ended")
 
     @pytest.mark.anyio
@@ -201,33 +191,13 @@ class TestCertification(_Checked):
         command = [python, "-P", "-c", ECHO, *places]
         async with await anyio.open_process(command) as other:
             try:
-                where, said = await _first_line(other)
+                where, said = await first_line(other)
                 expect("C-7", bool(where), f"another release does not listen: {said}")
                 async with self.backend.open(options) as transport, _talking(transport, where):
                     pass
             finally:
-                _kill(other)
+                kill(other)
         record_property("releases", f"{' and '.join(releases)}: {LOADED} frames and more, both ways")
-
-
-def _kill(process: Process) -> None:
-    with suppress(ProcessLookupError):  # it has ended by itself
-        process.kill()
-
-
-async def _first_line(process: Process) -> tuple[str, str]:
-    """Return the first line of a process's output; if there is none, it is empty, and the last line of its errors is
-    the other.
-    """
-    assert process.stdout is not None and process.stderr is not None, "they are pipes"
-    text = b""
-    with anyio.move_on_after(START_SEC):
-        async for piece in process.stdout:
-            text += piece
-            if b"\n" in text:
-                return text.partition(b"\n")[0].decode(), ""
-    _kill(process)
-    return "", b"".join([piece async for piece in process.stderr]).decode(errors="replace").strip().rpartition("\n")[2]
 
 
 def _on_the_wire() -> None:

@@ -6,21 +6,29 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from converge.contracts.discovery import DiscoveryBackend
+from converge.contracts.discovery import DiscoveryBackend, Sighting
 from converge.testing._check.given import current
 from converge.testing._discovery.base import Process
 from converge.testing.discovery import DiscoveryContract
 
 
-class TestDiscovery(DiscoveryContract):
-    """The discovery as declared."""
-
+class _Checked:
     backend: ClassVar[DiscoveryBackend] = cast("DiscoveryBackend", current().backend)
 
     @pytest.fixture
     def options(self) -> Any:
         """Return options that name a network of this test's own."""
         return current().options()
+
+    @pytest.fixture
+    def configured(self, options: Any) -> list[Sighting]:
+        """Return what a discovery that publishes nothing must say."""
+        configure = current().configure
+        return [] if configure is None else [*configure(options, 1)]
+
+
+class TestDiscovery(_Checked, DiscoveryContract):
+    """The discovery as declared."""
 
     async def die(self, process: Process) -> None:
         """Simulate the death of a process, by the means of its author."""

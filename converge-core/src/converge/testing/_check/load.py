@@ -1,20 +1,27 @@
-"""What certification of every kind stands on: progress under load, recovery, the means of a bench, other releases."""
+"""What certification stands on: progress under load, recovery, the means of a bench, children, other releases."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
+from anyio.abc import Process
 
 from converge.testing._check.given import current
 from converge.testing.clauses import expect
 
 LOAD_SEC = 60.0
 """How long a call of the load may take before it counts as hung."""
+START_SEC = 60.0
+"""How long another interpreter may take to begin."""
 LOADED = 10
 """Calls that succeed before anything is done to the place."""
 OF_SERVER = frozenset({"restart", "freeze", "refuse_writes", "rotate"})
@@ -58,7 +65,8 @@ async def recovers(clause: str, load: Progress, name: str, record_property: Note
     record_property(name, f"well again after {time.monotonic() - began:.2f} s")
 
 
-_NOTHING = {"S-16": "no commit is acknowledged"} | dict.fromkeys(("C-1", "C-4", "C-7", "C-9"), "nothing is echoed")
+_NOTHING = {"S-16": "no commit is acknowledged", "D-8": "nothing that is published is seen"}
+_NOTHING |= dict.fromkeys(("C-1", "C-4", "C-7", "C-9"), "nothing is echoed")
 
 
 def given(name: str) -> Any:
@@ -66,6 +74,48 @@ def given(name: str) -> Any:
     if name in OF_SERVER and not current().is_own:
         pytest.skip("not tried: the server was given; without URL the check has one of its own, if the bench runs one")
     return getattr(current(), name) or pytest.skip(f"not tried: the bench has no `{name}`")
+
+
+@asynccontextmanager
+async def forked_child() -> AsyncIterator[None]:
+    """Let a child that was forked live beside while the block lasts; skip the test where a system cannot fork."""
+    if not hasattr(os, "fork"):
+        pytest.skip("not applicable: this system cannot fork")
+    until, end = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside: this is about just that
+        child = os.fork()
+    if child == 0:
+        os.close(end)
+        os.read(until, 1)  # until the parent has closed its end
+        os._exit(0)
+    os.close(until)
+    try:
+        yield
+    finally:
+        os.close(end)
+        await anyio.to_thread.run_sync(os.waitpid, child, 0)
+
+
+def kill(process: Process) -> None:
+    """Kill a process that may have ended by itself."""
+    with suppress(ProcessLookupError):
+        process.kill()
+
+
+async def first_line(process: Process) -> tuple[str, str]:
+    """Return the first line of a process's output; if there is none, it is empty, and the last line of its errors is
+    the other.
+    """
+    assert process.stdout is not None and process.stderr is not None, "they are pipes"
+    text = b""
+    with anyio.move_on_after(START_SEC):
+        async for piece in process.stdout:
+            text += piece
+            if b"\n" in text:
+                return text.partition(b"\n")[0].decode(), ""
+    kill(process)
+    return "", b"".join([piece async for piece in process.stderr]).decode(errors="replace").strip().rpartition("\n")[2]
 
 
 RELEASE = """import sys
