@@ -72,6 +72,7 @@ async def test_the_view_shows_a_task_in_each_place_of_its_life(
     assert found["later"]["due"] == found["ready"]["deadline"] == soon
     assert found["ready"]["dedup_key"] == "once" and found["done"]["kept_until"] > found["done"]["finished_at"]
     assert (found["done"]["last_agent"], found["held"]["type"]) == ("worker", "first")
+    assert found["done"]["rank"] is None and isinstance(found["later"]["rank"], int)
 
 
 async def test_a_record_that_cannot_be_read_keeps_no_other_from_being_shown(

@@ -62,6 +62,12 @@ async def drain(tasks: TaskManager, count: int) -> Any:
     return seen
 
 
+async def ended(tasks: TaskManager) -> Any:
+    """Read what has ended."""
+    found = [one for one in await tasks.list(pool_id=POOL) if one.finished_at is not None]
+    return sorted([one.state, one.claimed_by, one.attempts, one.token > 0, one.result is None] for one in found)
+
+
 async def wait(_: TaskManager) -> Any:
     """Wait for a line."""
     return await anyio.to_thread.run_sync(sys.stdin.readline)
@@ -73,7 +79,7 @@ def say(found: object) -> None:
     sys.stdout.flush()
 
 
-STEPS = {"fill": fill, "wait": wait}
+STEPS = {"fill": fill, "wait": wait, "ended": ended}
 COUNTED = {"ordered": ordered, "plain": plain, "drain": drain}
 
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
-from release_steps import KEY, POOL, WAITING, drain, ordered, plain
+from release_steps import AGENT, KEY, POOL, WAITING, drain, ended, ordered, plain
 
 from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.codec import FORMAT, encode
@@ -70,8 +70,13 @@ async def test_the_release_before_opens_a_store_of_this_one_that_has_used_nothin
 ) -> None:
     async with opened(place) as (_, tasks):
         assert await plain(tasks, 3) == 3
+        await tasks.submit(Task(pool_id=POOL, type="nothing"))
+        (claimed,) = await tasks.claim(AGENT, [POOL], types=["nothing"])
+        await tasks.complete(claimed)
         waiting = await tasks.submit(Task(pool_id=POOL, type="plain"))
-    assert old("plain=4") == [3]  # it works on the one that waited, too
+        here = await ended(tasks)
+        assert [one[-1] for one in here] == [False, False, False, True] and {one[1] for one in here} == {AGENT}
+    assert old("ended", "plain=4") == [here, 3]  # it works on the one that waited, too
     async with opened(place) as (_, tasks):
         assert (await tasks.get(waiting)).state == TaskState.COMPLETED
 

@@ -29,6 +29,7 @@ from converge.machines.task import (
     Successor,
     TaskState,
     Waiting,
+    history_of,
     is_said_again,
     state_of,
     step,
@@ -50,12 +51,13 @@ from converge.model.keys import (
     Key,
 )
 from converge.model.pool import Pool
-from converge.model.task import HISTORY, Spec, State
+from converge.model.task import HISTORY, Attempt, Spec, State
 
 SEC = 1_000_000
 NOW = 1_000 * SEC
 ID, OTHER = b"i" * 16, b"o" * 16
 LEASE, NONCE, TOKEN = b"l" * 16, b"n" * 16, 77
+CLAIMED_AT = NOW - 10
 POOL = Pool(id="docs")
 LANE_ID = lane_id("docs", "", "", ())
 LANE_SEEN = LaneSeen(5)
@@ -80,7 +82,7 @@ def spec(**changes: Any) -> Spec:
 
 def held(state: State | None = None, **changes: Any) -> Found:
     """A task whose attempt is under way."""
-    return Found(ID, spec(**changes), state, Held(LEASE, NONCE, TOKEN, NOW - 10))
+    return Found(ID, spec(**changes), state, Held(LEASE, NONCE, TOKEN, CLAIMED_AT))
 
 
 def put_by(batch: Batch) -> dict[Key, bytes]:
@@ -307,6 +309,51 @@ def test_ended_tasks_are_kept_as_long_as_the_pool_says_and_no_shorter_than_their
     assert DONE("docs", "COMPLETED", NOW + 59 * SEC, ID) in put_by(
         step(held(dedup_key="once"), Completed(b"1"), NOW, around)
     )
+
+
+@pytest.mark.parametrize("deadline", [0, NOW + SEC], ids=["the short way", "the long way"])
+@pytest.mark.parametrize(
+    ("event", "what", "why"),
+    [
+        (Completed(b"null", "agent"), "completed", ""),
+        (Failed("broken", "agent", is_retried=False), "failed", "broken"),
+        (Cancelled("agent", "unwanted"), "cancelled", "unwanted"),
+    ],
+)
+def test_the_record_of_an_ended_task_repeats_nothing_and_its_history_is_whole(
+    event: Event, what: str, why: str, deadline: int
+) -> None:
+    batch = step(held(deadline=deadline), event, NOW, AROUND)
+    state = state_after(batch)
+    last = Attempt(NOW, what, "agent", why, TOKEN, CLAIMED_AT)
+    assert (state.history, history_of(state)) == ((), (last,))
+    stored = put_by(batch)[STATE(ID)]
+    assert stored.count(b"agent") == stored.count(str(NOW).encode()) == stored.count(str(TOKEN).encode()) == 1
+    assert b"null" not in stored and (not why or stored.count(why.encode()) == 1)
+
+
+def test_the_history_of_a_task_that_was_tried_again_and_of_one_that_an_earlier_release_ended_is_whole() -> None:
+    first = state_after(step(held(), Failed("once", "one"), NOW, AROUND))
+    lines = (Attempt(NOW, "failed", "one", "once", TOKEN, CLAIMED_AT), Attempt(NOW, "completed", "two", "", TOKEN, 5))
+    ended = Found(ID, spec(), first, Held(LEASE, NONCE, TOKEN, 5))
+    state = state_after(step(ended, Completed(b"1", "two"), NOW, AROUND))
+    assert (history_of(first), state.history, history_of(state)) == (lines[:1], lines[:1], lines)
+    earlier = State("COMPLETED", 2, 0, 0, token=TOKEN, by="two", history=lines, finished=NOW)
+    assert history_of(earlier) == lines
+
+
+@pytest.mark.parametrize(
+    ("place", "event"),
+    [
+        (Held(LEASE, NONCE, TOKEN), Completed(b"1", "agent")),
+        (Held(LEASE, NONCE, TOKEN), Cancelled("agent")),
+        (Ready(3), Cancelled("agent")),
+    ],
+)
+def test_the_end_of_what_began_nobody_knows_when_keeps_its_line(place: Held | Ready, event: Event) -> None:
+    state = state_after(step(Found(ID, spec(), None, place), event, NOW, AROUND))
+    (line,) = state.history
+    assert history_of(state) == state.history and (line.at, line.by, line.claimed_at) == (NOW, "agent", 0)
 
 
 def test_a_long_life_with_long_reasons_leaves_room_for_the_result() -> None:

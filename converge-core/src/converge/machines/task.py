@@ -83,7 +83,7 @@ from converge.model.keys import (
     Key,
 )  # fmt: skip
 from converge.model.pool import Pool
-from converge.model.task import DURABLE, HISTORY, Attempt, Ended, Spec, State
+from converge.model.task import DURABLE, HISTORY, NULL, Attempt, Ended, Spec, State
 
 WHY_LENGTH = 2_000
 """Characters of a reason that are kept: a full history of them leaves most of a value to the result."""
@@ -283,6 +283,14 @@ def is_waiting(state: State | None, place: Place | None) -> bool:
     return type(place) is Later and state is not None and state.wait is not None
 
 
+def history_of(state: State) -> tuple[Attempt, ...]:
+    """Return all lines of a task's history: that of the attempt which ended it is made of the rest of the record."""
+    if not state.rank or state.state not in TERMINAL:
+        return state.history
+    last = Attempt(state.finished, state.state.lower(), state.by, state.error, state.token, state.rank)
+    return (*state.history, last)
+
+
 def is_terminal(state: State | None) -> bool:
     """Return whether the task has ended for good."""
     return state is not None and state.state in TERMINAL
@@ -309,8 +317,9 @@ def _complete(found: Found, event: Completed, now: int, around: Around) -> Batch
     if old is not None or type(place) is not Held or spec.ordering_key is not None or spec.deadline or spec.parent:
         return _end(found, TaskState.COMPLETED, event.by, "", now, around, result=event.result, ended_by=event)
     (lease, nonce, token, claimed_at), by = place, event.by
-    line = Attempt(now, "completed", by, "", token, claimed_at)
-    state = State(_COMPLETED, 1, 0, 0, nonce.hex(), "", token, by, msgspec.Raw(event.result), "", (line,), now)
+    history = () if claimed_at else (Attempt(now, "completed", by, "", token),)
+    result = NULL if event.result == b"null" else msgspec.Raw(event.result)
+    state = State(_COMPLETED, 1, 0, claimed_at, nonce.hex(), "", token, by, result, "", history, now)
     own = (HELD, lease, spec.rank, id_, nonce)
     pool = around.pool
     until = (
@@ -533,6 +542,8 @@ def _state(
     else:
         line, nonce, token = Attempt(now, what, by, why), "", 0
     history = (*old.history[-(HISTORY - 1) :], line) if old is not None else (line,)
+    if to in TERMINAL and line.claimed_at:
+        history, rank = history[:-1], line.claimed_at  # the record says all that the line would
     made = State(
         to.value,
         attempts,
@@ -542,7 +553,7 @@ def _state(
         digest(ended_by),
         token,
         by,
-        msgspec.Raw(result),
+        NULL if result == b"null" else msgspec.Raw(result),
         why if to is not TaskState.COMPLETED else "",
         history,
         now if to in TERMINAL else 0,

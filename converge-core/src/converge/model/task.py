@@ -184,6 +184,9 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
                 raise ValueError("its dedup key or ordering key is no part of a key")
 
 
+NULL = msgspec.Raw(b"null")
+"""A result that is null: records that have this very object leave it out."""
+
 DURABLE = 4
 """The format of the records of a task that has recorded anything beside its end: steps, waits, children, output."""
 
@@ -208,7 +211,7 @@ class Ended(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     """`ended/<parent>/<id>`: how a child ended, put in the batch that ended it."""
 
     state: str
-    result: msgspec.Raw = msgspec.Raw(b"null")
+    result: msgspec.Raw = NULL
     error: str = ""
     at: Moment = 0
     v: int = DURABLE
@@ -228,6 +231,9 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     `due` and `rank` are those of the next attempt; `inputs` replace the submitted ones since a restart, `restarts`
     counts those; `nonce` and `digest` those of the last attempt that ended, so that a
     repeated finish is known.
+
+    Where an attempt has ended the task for good, `history` lacks its line, which would repeat the record: `rank`, of
+    which an ended task has no use, says when that attempt began. `machines.task.history_of` has all lines.
     """
 
     state: str
@@ -238,7 +244,7 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     digest: str = ""
     token: Int = 0
     by: str = ""
-    result: msgspec.Raw = msgspec.Raw(b"null")
+    result: msgspec.Raw = NULL
     error: str = ""
     history: tuple[Attempt, ...] = ()
     finished: Moment = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from converge.machines.task import TaskState
 
-VERSION = 2
+VERSION = 3
 """Of the view; a comment on it says which one is there. A newer one is left alone."""
 
 COMMENT = "converge view "
@@ -45,7 +45,8 @@ _VIEW = """create view {network}_tasks as select
     t.spec ->> 'type' as type,
     t.spec ->> 'topic' as topic,
     coalesce((t.spec ->> 'priority')::integer, 0) as priority,
-    coalesce(p.rank, (s.record ->> 'rank')::bigint, (t.spec ->> 'rank')::bigint) as rank,
+    case when p.place = 'done' then null
+        else coalesce(p.rank, (s.record ->> 'rank')::bigint, (t.spec ->> 'rank')::bigint) end as rank,
     {network}_moment(coalesce(p.due::text, s.record ->> 'due', t.spec ->> 'due')) as due,
     encode(p.lease, 'hex')::uuid as holder,
     l.lease ->> 'host' as holder_host,

@@ -53,7 +53,8 @@ class StoreHandle:
         self.logged: set[str] = set()
         """Warnings that were logged, and are not repeated."""
         self.outage, self.watch_outage = Outage(env), Outage(env, DEAF, HEARS)
-        self.origin = f"done.{env.entropy(8).hex()}"
+        # In the record of each task: so no longer than it takes. Processes that drew the same wake each other.
+        self.origin = f"done.{env.entropy(4).hex()}"
         self._commits: Commits | None = None
         self._lease: Lease | None = None
         self.lease_came = anyio.Event()

@@ -17,7 +17,7 @@ from converge.errors import InvalidName, InvalidValue, ValueTooLarge
 from converge.ids import check_name, id_text
 from converge.machines.durable import FOREVER
 from converge.machines.lane import lane_id
-from converge.machines.task import RESULT_BYTES, Held, Place, TaskState, state_of
+from converge.machines.task import RESULT_BYTES, Held, Place, TaskState, history_of, state_of
 from converge.model.keys import LANE, NAME_BYTES, Key
 from converge.model.pool import Pool
 from converge.model.task import DURABLE, Spec, State, Task
@@ -182,7 +182,7 @@ def to_task(id_: bytes, spec: Spec, state: State | None, place: Place | None, *,
     attempts = 0
     if state is not None:
         attempts = state.attempts
-        values["history"], values["error"] = state.history, state.error
+        values["history"], values["error"] = history_of(state), state.error
         if state.v >= DURABLE:
             _add_durable(values, state, text)
     if type(place) is Held:
