@@ -18,7 +18,7 @@ from converge.builtin.file.place import checked_path, file_system
 from converge.builtin.file.schema import APPLICATION_ID, connect_writer
 from converge.builtin.file.store import FileStore
 from converge.contracts.store import ABSENT, Batch, Committed, Entry, Store
-from converge.errors import SchemaTooNew, StoreRefused, StoreUnavailable
+from converge.errors import NoSuchStore, SchemaTooNew, StoreRefused, StoreUnavailable
 from converge.model.keys import DONE, HELD, LATER, POOL, READY, STATE, TASK
 
 
@@ -83,6 +83,49 @@ async def test_a_path_that_is_no_place_for_a_file_is_refused(tmp_path: Path, url
     with pytest.raises(StoreRefused, match=said):
         async with FileStore.open(url.format(tmp_path)):
             raise AssertionError("it was opened")
+
+
+@pytest.mark.parametrize("must_exist", [False, True])
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "long", "beside", "dangling", "surrogate"])
+def test_what_can_be_no_file_of_a_store_is_refused_and_nothing_is_written(
+    tmp_path: Path, kind: str, must_exist: bool
+) -> None:
+    path = tmp_path / "state.db"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+            said = "is a device, a pipe or a socket"
+        case "device":
+            path.symlink_to("/dev/null")
+            said = "/dev/null is a device"
+        case "socket":
+            os.mknod(path, stat.S_IFSOCK | 0o600)
+            said = "is a device, a pipe or a socket"
+        case "long":
+            path = tmp_path / ("d" * 250)
+            said = "has at most 247 bytes, not 250"
+        case "beside":
+            path.touch()
+            path = tmp_path / "state.db-wal"
+            said = "belongs to the store .*state.db; name another"
+        case "dangling":
+            path.symlink_to(tmp_path / "none" / "state.db")
+            said = "none does not exist"
+        case _:
+            path = tmp_path / "\ud800"
+            said = "cannot be opened for writing"
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(StoreRefused, match=said):
+        checked_path(f"file:{path}", must_exist=must_exist)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert not Path("/dev/null.turn").exists()
+
+
+def test_what_belongs_to_a_store_is_not_proposed_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "states.turn").touch()
+    with pytest.raises(NoSuchStore) as raised:
+        checked_path(f"file:{tmp_path}/states", must_exist=True)
+    assert "did you mean" not in str(raised.value)
 
 
 def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:

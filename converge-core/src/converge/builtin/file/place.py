@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sqlite3
+import stat
 from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -42,6 +43,9 @@ SCARCE_BYTES = 1_073_741_824
 RESERVE_BYTES, RESERVE_SHARE = 6_291_456, 4
 """How large it is: what the log and a delete write at most; at most such a part of what is free."""
 
+BESIDE = ("-wal", "-shm", "-journal", ".lock", ".turn", ".wake", ".reserve")
+"""What the names of the files end in that belong to a store, beside its own."""
+
 OPEN_BYTES = 131_072
 """What SQLite needs to open a file that nobody else has open: the log and the shared memory."""
 
@@ -59,28 +63,54 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
     if not text or "\0" in text:
         raise StoreRefused("file: a path is missing; write file:state.db")
     path = Path(text).absolute()
-    if path.is_dir():
-        raise StoreRefused(f"{path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise StoreRefused(f"{path.parent} does not exist; make the folder first")
     try:
-        path = path.resolve(strict=True)
-        has_content = path.stat().st_size > 0  # an empty file is no store yet
-    except FileNotFoundError:
-        path, has_content = path.resolve(), False
-    except (OSError, RuntimeError) as error:
+        if path.is_dir():
+            raise StoreRefused(f"{path} is a folder; name a file in it")
+        try:
+            path = path.resolve(strict=True)
+            found = path.stat()
+        except FileNotFoundError:
+            path, found = path.resolve(), None
+        if not path.parent.is_dir():
+            raise StoreRefused(f"{path.parent} does not exist; make the folder first")
+        _check_name(path)
+    except (OSError, RuntimeError, ValueError) as error:
         raise StoreRefused(
             f"{path} cannot be opened for writing ({error}); look at its own and its folder's permissions"
         ) from error
+    if found and not stat.S_ISREG(found.st_mode):
+        raise StoreRefused(f"{path} is a device, a pipe or a socket; name a file")
+    has_content = found is not None and found.st_size > 0  # an empty file is no store yet
     _check_file_system(path)
     if must_exist and not has_content:
-        others = [other.name for other in path.parent.glob(f"*{path.suffix}") if other != path and other.is_file()]
+        others = [
+            other.name
+            for other in path.parent.glob(f"*{path.suffix}")
+            if other != path and other.is_file() and _store_of(other) == other
+        ]
         near = difflib.get_close_matches(path.name, others, n=1)
         hint = f'did you mean "{near[0]}"?' if near else "`converge run` with this store makes it"
         raise NoSuchStore(f"there is no store at {path}; {hint}")
     if has_content:
         _check_head(path)
     return str(path)
+
+
+def _check_name(path: Path) -> None:
+    """Refuse the name of a file that belongs to another store, and one too long for the files beside it."""
+    if (store := _store_of(path)).is_file() and store != path:
+        raise StoreRefused(f"{path} belongs to the store {store}; name another file")
+    longest = os.pathconf(path.parent, "PC_NAME_MAX") - max(map(len, BESIDE))
+    if (size := len(os.fsencode(path.name))) > longest:
+        raise StoreRefused(
+            f"the name of a store in {path.parent} has at most {longest} bytes, not {size}; name another file"
+        )
+
+
+def _store_of(path: Path) -> Path:
+    """Return the path of the store to which a file would belong by its name."""
+    name = next((path.name.removesuffix(end) for end in BESIDE if path.name.endswith(end)), path.name)
+    return path.with_name(name) if name else path
 
 
 def _check_file_system(path: Path) -> None:
