@@ -112,8 +112,8 @@ def test_what_can_be_no_file_of_a_store_is_refused_and_nothing_is_written(
             path.symlink_to(tmp_path / "none" / "state.db")
             said = "none does not exist"
         case _:
-            path = tmp_path / "\ud800"
-            said = "cannot be opened for writing"
+            path = tmp_path / os.fsdecode(b"\xc3")
+            said = r"\\udcc3' is not UTF-8"
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(StoreRefused, match=said):
         checked_path(f"file:{path}", must_exist=must_exist)

@@ -6,9 +6,11 @@ import importlib
 import inspect
 import json
 import os
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -24,6 +26,7 @@ from converge.errors import (
     HandshakeFailed,
     InputError,
     OutcomeUnknown,
+    PluginBroken,
     ResultTimeout,
     StoreFull,
     TornRecord,
@@ -104,6 +107,20 @@ def test_each_kind_of_failure_has_its_exit_code(error: BaseException, code: int)
     assert code_of(error) == code
 
 
+@contextmanager
+def closing_all() -> Iterator[list[int]]:
+    """Let a process run out of descriptors: few are enough, and those that were opened are closed."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        yield opened
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for descriptor in opened:
+            os.close(descriptor)
+
+
 def test_an_error_in_a_group_is_told_as_if_it_stood_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert failed(ExceptionGroup("g", [ExceptionGroup("h", [ConfigError("no such thing")])])) == 3
     assert capsys.readouterr().err == "converge: no such thing\n"
@@ -135,6 +152,33 @@ def test_a_full_disk_behind_the_output_is_one_line() -> None:
         )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("converge: no space is left")
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_what_the_system_ran_short_of_is_one_line(capsys: pytest.CaptureFixture[str], is_behind: bool) -> None:
+    raised: BaseException
+    with closing_all() as descriptors, pytest.raises(OSError, match="Too many open files") as caught:
+        while True:
+            descriptors.append(os.open(os.devnull, os.O_RDONLY))
+    raised = caught.value
+    if is_behind:
+        raised = PluginBroken("cannot be opened")
+        raised.__cause__ = RuntimeError("this loop is running")
+        raised.__cause__.__context__ = caught.value
+    assert failed(raised) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("converge: this process may open no more files and sockets; raise its limit")
+    assert told.count("\n") == 1
+
+
+def test_a_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    code = (
+        f"import os, sys; os.chdir({str(tmp_path)!r}); os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); "
+        "from converge.cli import main; sys.exit(main(['tasks', 'list', '--store', 'file:state.db']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("converge: the folder in which this command runs was removed")
 
 
 def test_help_takes_less_than_three_tenths_of_a_second() -> None:

@@ -21,6 +21,7 @@ from converge.errors import (
     InputError,
     MessageError,
     NoSuchPool,
+    PluginBroken,
     ResultTimeout,
     StoreError,
     TornRecord,
@@ -49,20 +50,50 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
 )
 
 
+_SHORT_OF = {
+    errno.ENOSPC: "no space is left where the output, or a file, was to be written",
+    errno.EDQUOT: "the quota of this user is used up where the output, or a file, was to be written",
+    errno.EMFILE: "this process may open no more files and sockets; raise its limit (`ulimit -n`, LimitNOFILE=)",
+    errno.ENFILE: "this system has no more room for open files; raise fs.file-max, or end what holds them",
+    errno.ENOMEM: "this system gives no more memory",
+}
+"""What the system ran short of, which is no fault of anybody's code."""
+
+
 def failed(error: BaseException) -> int:
     """Write what went wrong to standard error; return the exit code."""
     causes = list(_causes(error))
     if any(isinstance(cause, BrokenPipeError) for cause in causes):
         _drop_output()  # whoever read it has gone
         return FAILED
-    if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in causes):
-        _drop_output()  # most likely that is what found no room; Python would try it again at its end
-        told(f"no space is left where the output, or a file, was to be written ({error})")
-        return FAILED
+    for error_of_system in (behind for cause in causes for behind in _behind(cause)):
+        if why := _outside(error_of_system):
+            if error_of_system.errno == errno.ENOSPC:
+                _drop_output()  # most likely that is what found no room; Python would try it again at its end
+            told(f"{why} ({error_of_system})")
+            return FAILED
     if any(not isinstance(cause, ConvergeError | cyclopts.CycloptsError | KeyboardInterrupt) for cause in causes):
         traceback.print_exception(error)
     told(*dict.fromkeys(_text(cause) for cause in causes))
     return min(code_of(cause) for cause in causes)
+
+
+def _behind(error: BaseException | None) -> Iterator[OSError]:
+    """Yield the errors of the system that led to one which says no more itself: nobody's, or a plugin's as such."""
+    while error is not None and not (isinstance(error, ConvergeError) and not isinstance(error, PluginBroken)):
+        if isinstance(error, OSError):
+            yield error
+        error = error.__cause__ or error.__context__
+
+
+def _outside(error: OSError) -> str:
+    """Return what is wrong with the system or the place where this command runs, or an empty text."""
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            return "the folder in which this command runs was removed; change to another one"
+    return _SHORT_OF.get(error.errno or 0, "")
 
 
 def _drop_output() -> None:

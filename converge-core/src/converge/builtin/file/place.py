@@ -62,6 +62,10 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
     text = re.sub(r"^file:(//)?", "", url)
     if not text or "\0" in text:
         raise StoreRefused("file: a path is missing; write file:state.db")
+    try:
+        text.encode()  # SQLite takes a path as UTF-8
+    except UnicodeEncodeError as error:
+        raise StoreRefused(f"file:{text!a} is not UTF-8; name a file in UTF-8, in a locale of UTF-8") from error
     path = Path(text).absolute()
     try:
         if path.is_dir():
@@ -74,7 +78,7 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
         if not path.parent.is_dir():
             raise StoreRefused(f"{path.parent} does not exist; make the folder first")
         _check_name(path)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError) as error:
         raise StoreRefused(
             f"{path} cannot be opened for writing ({error}); look at its own and its folder's permissions"
         ) from error
