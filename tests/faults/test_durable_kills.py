@@ -18,6 +18,7 @@ from uuid import uuid4
 import anyio
 import preloaded
 import pytest
+from asking import again
 
 from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.contracts.store import Store
@@ -159,10 +160,11 @@ async def test_nothing_is_lost_or_repeated_under_kills(
 
             async def kill_some(ids: list[str] = ids, some: Iterator[str] = some) -> None:
                 for point in some:
-                    id_ = await tasks.submit(Task(pool_id="p", max_attempts=1_000))
+                    task = Task(pool_id="p", id=str(uuid4()), max_attempts=1_000)
+                    id_ = await again(lambda task=task: tasks.submit(task))  # type: ignore[misc]
                     ids.append(id_)
                     if not point.endswith(("signal", "park")):  # one without its signal is sure to be parked
-                        await tasks.signal(id_, "go", id_, key="k")
+                        await again(lambda id_=id_: tasks.signal(id_, "go", id_, key="k"))  # type: ignore[misc]
                     await killing.kill(point, id_)
 
             async with anyio.create_task_group() as group:

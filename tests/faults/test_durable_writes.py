@@ -9,17 +9,17 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
-from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import anyio
 import pytest
+from asking import again
 
 from converge import Agent, MemoryStore, Node, Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.contracts.store import Batch, Channel, Committed, Conflict, Range, Store, Take, Turned
-from converge.errors import CalledOff, ChildFailed, NotWaiting, OutcomeUnknown, StepFailed, StoreError, StoreUnavailable
+from converge.errors import CalledOff, ChildFailed, NotWaiting, OutcomeUnknown, StepFailed, StoreUnavailable
 from converge.ids import uuid7
 from converge.model.keys import (
     ACTOR,
@@ -191,17 +191,6 @@ class Works(Agent):
         ASKED.append(message)
         told = [*(state or []), message]
         return told, told
-
-
-async def again(call: Callable[[], Awaitable[T]]) -> T:
-    """Call until the store answers, as a caller does who must know."""
-    with anyio.fail_after(60):
-        for number in count():
-            try:
-                return await call()
-            except StoreError:
-                await anyio.sleep(min(0.01 * number, 0.1))  # the store is away
-    raise AssertionError("it never answered")
 
 
 class Story:
