@@ -14,7 +14,7 @@ import pytest
 import converge
 from converge.codec import FIRST, FORMAT, decode, decoder, encode
 from converge.errors import SchemaTooNew, TornRecord
-from converge.machines.task import Held, KeyRow
+from converge.model.place import Held, KeyRow
 from converge.model.pool import Pool
 from converge.model.task import DURABLE, Spec
 from converge.services.tasks.claim import read_found

@@ -16,8 +16,8 @@ from converge.contracts.store import Batch
 from converge.machines import durable, events
 from converge.machines import task as machine
 from converge.machines.events import Event
-from converge.machines.task import Around, Found
 from converge.model.keys import HELD
+from converge.model.place import Around, Found
 from converge.model.task import Spec, State
 from converge.runtime.attempts.putting_out import PuttingOut
 from converge.services.durable import children, signals

@@ -17,8 +17,8 @@ from converge.machines import attempt as retry
 from converge.machines import durable, events
 from converge.machines import task as machine
 from converge.machines.events import Event
-from converge.machines.task import Around, Found, Held
 from converge.model.keys import DONE, EXPIRY, HELD, KEY, LEASE
+from converge.model.place import Around, Found, Held, Ready
 from converge.model.task import Spec
 from converge.services.durable import manager as durable_tasks
 from converge.services.store.commits import Commits
@@ -214,7 +214,7 @@ def overwrites_a_terminal_task_by_cancel(patch: pytest.MonkeyPatch) -> None:
 
     async def find(store: Any, id_: bytes) -> Any:
         spec, state, place = await inner(store, id_)
-        return spec, state, place or machine.Ready(1)
+        return spec, state, place or Ready(1)
 
     def careless(found: Found, event: Event, now: int, around: Around) -> Batch:
         batch = step(found, event, now, around)

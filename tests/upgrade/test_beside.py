@@ -16,8 +16,8 @@ from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.codec import FORMAT, encode
 from converge.contracts.store import Batch, Store
 from converge.errors import SchemaTooNew
-from converge.machines.task import SPLIT_KEYS
 from converge.model.keys import FORMAT as RECORD
+from converge.model.place import SPLIT_KEYS
 from converge.services.store.formats import read_format
 
 Run = Callable[..., list[Any]]

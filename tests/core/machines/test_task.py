@@ -14,26 +14,7 @@ from converge.machines.attempt import RETRY_GREATEST_SEC
 from converge.machines.durable import submit
 from converge.machines.events import CameDue, Cancelled, Completed, DeadlinePassed, Event, Failed, LeaseEnded, Released
 from converge.machines.lane import Lane, lane_id
-from converge.machines.task import (
-    RESULT_BYTES,
-    SPLIT_KEYS,
-    WHY_LENGTH,
-    Around,
-    Found,
-    Held,
-    KeyRow,
-    KeySeen,
-    LaneSeen,
-    Later,
-    Ready,
-    Successor,
-    TaskState,
-    Waiting,
-    history_of,
-    is_said_again,
-    state_of,
-    step,
-)
+from converge.machines.task import RESULT_BYTES, WHY_LENGTH, TaskState, history_of, is_said_again, state_of, step
 from converge.model.keys import (
     ACTIVE,
     DEDUP,
@@ -49,6 +30,19 @@ from converge.model.keys import (
     STATE,
     TASK,
     Key,
+)
+from converge.model.place import (
+    SPLIT_KEYS,
+    Around,
+    Found,
+    Held,
+    KeyRow,
+    KeySeen,
+    LaneSeen,
+    Later,
+    Ready,
+    Successor,
+    Waiting,
 )
 from converge.model.pool import Pool
 from converge.model.task import HISTORY, Attempt, Spec, State

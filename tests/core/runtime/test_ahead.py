@@ -12,7 +12,7 @@ import pytest
 from converge import Agent, MemoryStore, Node, Pool, PoolManager, Task, TaskManager, TaskState
 from converge.contracts.store import Store
 from converge.machines.events import HandedBack
-from converge.machines.task import Found, Held
+from converge.model.place import Found, Held
 from converge.model.task import Spec
 from converge.runtime.agents.hosted import hosted_of
 from converge.runtime.claiming.feed import Feed

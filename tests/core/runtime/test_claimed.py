@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from converge.errors import TornRecord
-from converge.machines.task import Found, Held
+from converge.model.place import Found, Held
 from converge.model.task import Attempt, Spec, State, Task
 from converge.runtime.agents.claimed import claimed_task, replaced_inputs
 from converge.services.tasks.records import to_task

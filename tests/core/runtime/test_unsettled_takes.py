@@ -15,8 +15,8 @@ import pytest
 from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.contracts.store import Batch, Channel, Entry, Key, Store, Take, Taken, Turned
 from converge.errors import LeaseEnded, OutcomeUnknown, StoreUnavailable
-from converge.machines.task import Held
 from converge.model.keys import KEY, LEASE, ORDER
+from converge.model.place import Held
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings
 from converge.testing.faults import FaultPlan, FaultyStore

@@ -9,7 +9,7 @@ from converge.contracts.store import Store, Turned
 from converge.errors import StaleClaim
 from converge.machines.events import Completed, Event, Released
 from converge.machines.match import Claimer
-from converge.machines.task import Held
+from converge.model.place import Held
 from converge.runtime.claiming.finishing import Finishing
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.claim import Claims

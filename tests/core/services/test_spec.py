@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from converge.errors import InvalidName, InvalidValue
-from converge.machines.task import Found, Held
+from converge.model.place import Found, Held
 from converge.model.pool import Pool
 from converge.model.task import State, Task
 from converge.services.tasks.records import is_same_task, moment, to_spec, to_task

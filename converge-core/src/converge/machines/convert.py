@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from converge.codec import encode
-from converge.machines.task import SPLIT_KEYS, KeyRow, KeySeen
 from converge.model.batch import Batch
 from converge.model.keys import ACTIVE, Key
+from converge.model.place import SPLIT_KEYS, KeyRow, KeySeen
 
 
 def split_key(row_key: Key, seen: KeySeen) -> Batch | None:

@@ -39,21 +39,8 @@ from converge.machines.events import (
     Restarted,
     Resumed,
 )
-from converge.machines.task import (
-    SPLIT_KEYS,
-    Around,
-    Found,
-    Held,
-    KeyRow,
-    KeySeen,
-    LaneSeen,
-    TaskState,
-    digest,
-    entry_of,
-    key_of,
-    lane_of,
-    open_lane,
-)  # fmt: skip
+from converge.machines.lane import lane_of, open_lane
+from converge.machines.task import TaskState, digest, entry_of
 from converge.machines.task import step as plain_step
 from converge.model.batch import ABSENT, Batch, Check, Put
 from converge.model.keys import (
@@ -73,6 +60,7 @@ from converge.model.keys import (
     TASK,
     Key,
 )  # fmt: skip
+from converge.model.place import SPLIT_KEYS, Around, Found, Held, KeyRow, KeySeen, LaneSeen, key_of
 from converge.model.task import DURABLE, Calling, Spec, State
 
 PARKED = "?"

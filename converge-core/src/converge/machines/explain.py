@@ -8,7 +8,8 @@ import attrs
 
 from converge.machines.lane import Lane
 from converge.machines.match import Claimer, refusal
-from converge.machines.task import Held, Later, Place, Ready, Waiting, is_terminal, state_of
+from converge.machines.task import is_terminal, state_of
+from converge.model.place import Held, Later, Place, Ready, Waiting
 from converge.model.pool import Pool
 from converge.model.task import Spec, State
 

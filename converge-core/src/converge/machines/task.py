@@ -46,11 +46,10 @@ from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
-from typing import NamedTuple
 
 import msgspec
 
-from converge.codec import FIRST, Int, encode, moment_or, parse_hash, stored_text
+from converge.codec import encode, parse_hash, stored_text
 from converge.machines.attempt import wait_sec
 from converge.machines.events import (
     CameDue,
@@ -63,8 +62,8 @@ from converge.machines.events import (
     LeaseEnded,
     Released,
 )  # fmt: skip
-from converge.machines.lane import Lane
-from converge.model.batch import ABSENT, Batch, Check, Put
+from converge.machines.lane import open_lane
+from converge.model.batch import Batch, Check, Put
 from converge.model.keys import (
     ACTIVE,
     CUT,
@@ -72,7 +71,6 @@ from converge.model.keys import (
     ENDED,
     HELD,
     KEY,
-    LANE,
     LATER,
     LIMIT,
     NOTICE,
@@ -82,6 +80,7 @@ from converge.model.keys import (
     TOLD,
     Key,
 )  # fmt: skip
+from converge.model.place import SPLIT_KEYS, Around, Found, Held, KeyRow, Later, Place, Waiting, key_of, revision_of
 from converge.model.pool import Pool
 from converge.model.task import DURABLE, HISTORY, NULL, Attempt, Ended, Spec, State
 
@@ -104,105 +103,6 @@ class TaskState(StrEnum):
 
 
 TERMINAL = frozenset((TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED))
-
-
-SPLIT_KEYS = 2
-"""The format that keeps the active task of an ordering key apart from its next number."""
-
-
-# Where a task's key was found.
-
-
-class Ready(NamedTuple):
-    """`ready/...`, at this revision."""
-
-    revision: int
-
-
-class Later(NamedTuple):
-    """`later/...`, at this revision."""
-
-    revision: int
-
-
-class Waiting(NamedTuple):
-    """`order/...`: behind another task of its ordering key, at this revision."""
-
-    revision: int
-
-
-class Held(NamedTuple):
-    """`held/...`: an attempt is under way. The token is the key's revision."""
-
-    lease: bytes
-    nonce: bytes
-    token: int
-    claimed_at: int = 0
-
-
-Place = Ready | Later | Waiting | Held
-
-
-class Found(NamedTuple):
-    """A task, as it was read."""
-
-    id: bytes
-    spec: Spec
-    state: State | None
-    place: Place
-
-
-# What stands around it.
-
-
-class LaneSeen(NamedTuple):
-    """`lane/...` at this revision."""
-
-    revision: int
-    is_closing: bool = False
-
-
-class KeyRow(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """`key/<pool>/<ordering key>`: there as long as a task of the key has not ended; the number of the next one.
-
-    Who is active (hex) stood here in the first format; its finishes keep to that, a submit brings it to `SPLIT_KEYS`.
-    """
-
-    next: Int
-    active: str = ""
-    v: int = FIRST
-
-    def check(self) -> None:
-        """Raise ValueError for an invalid id."""
-        if self.v < SPLIT_KEYS:
-            parse_hash(self.active)
-
-
-class KeySeen(NamedTuple):
-    """The row of an ordering key, at this revision."""
-
-    revision: int
-    row: KeyRow
-
-
-class Successor(NamedTuple):
-    """The first task that waits behind an ordering key: its id, specification, `order` key's revision, and lane."""
-
-    id: bytes
-    spec: Spec
-    revision: int
-    lane: LaneSeen | None
-
-
-class Around(NamedTuple):
-    """What a step may need: the pool always; the lane (None: absent) if it puts the task back; key and successor if the
-    task is the active one of an ordering key.
-    """
-
-    pool: Pool
-    lane: LaneSeen | None = None
-    key: KeySeen | None = None
-    successor: Successor | None = None
 
 
 def step(found: Found, event: Event, now: int, around: Around) -> Batch:
@@ -254,21 +154,6 @@ def is_said_again(state: State | None, held: Held, event: Event) -> bool:
     return state.digest == digest(event)
 
 
-def waiting_keys(id_: bytes, spec: Spec, state: State | None) -> tuple[Key, ...]:
-    """Return the keys under which a task that nobody holds may stand: ready, later, and order if it has that key."""
-    due, rank = (state.due, state.rank) if state is not None else (spec.due, spec.rank)
-    keys = (READY(parse_hash(spec.lane), rank, id_), LATER(due, id_))
-    return keys if spec.ordering_key is None else (*keys, ORDER(spec.pool, spec.ordering_key, spec.number))
-
-
-def place_of(key: Key, revision: int, value: bytes = b"") -> Place:
-    """Return the place that one of the task's keys means."""
-    family = key[0]
-    if family is HELD:
-        return Held(key[1], key[4], revision, moment_or(value, 0))
-    return Ready(revision) if family is READY else Later(revision) if family is LATER else Waiting(revision)
-
-
 def state_of(state: State | None, place: Place | None) -> TaskState:
     """Return the state that a task is in, from its record and its place (None: it has none, so it has ended)."""
     if state is not None and state.state in TERMINAL:
@@ -294,21 +179,6 @@ def history_of(state: State) -> tuple[Attempt, ...]:
 def is_terminal(state: State | None) -> bool:
     """Return whether the task has ended for good."""
     return state is not None and state.state in TERMINAL
-
-
-def lane_of(spec: Spec) -> Lane:
-    """Return the record of the task's lane."""
-    return Lane(spec.pool, spec.topic, spec.type, spec.capabilities)
-
-
-def key_of(found: Found) -> Key:
-    """Return the key of the place where the task was found."""
-    spec, place = found.spec, found.place
-    if type(place) is Held:
-        rank = found.state.rank if found.state is not None else spec.rank
-        return HELD(place.lease, rank, found.id, place.nonce)
-    keys = waiting_keys(found.id, spec, found.state)
-    return keys[0] if type(place) is Ready else keys[1] if type(place) is Later else keys[2]
 
 
 def _complete(found: Found, event: Completed, now: int, around: Around) -> Batch:
@@ -358,7 +228,7 @@ def _fail(found: Found, event: Failed, now: int, around: Around) -> Batch:
     )
     own = key_of(found)
     puts = ((STATE(found.id), encode(state)), (LATER(due, found.id), encode(spec.lane)))
-    return Batch(((own, _revision(found.place)),), puts, (own,))
+    return Batch(((own, revision_of(found.place)),), puts, (own,))
 
 
 def _give_up(found: Found, event: Failed | Released | LeaseEnded, why: str, now: int, around: Around) -> Batch:
@@ -377,7 +247,7 @@ def _put_back(found: Found, what: str, by: str, why: str, now: int, around: Arou
     due, rank = (found.state.due, found.state.rank) if found.state is not None else (spec.due, spec.rank)
     state = _state(found, TaskState.PENDING, what, by, why, now, attempts, due=due, rank=rank, ended_by=event)
     own = key_of(found)
-    checks: list[Check] = [(own, _revision(found.place))]
+    checks: list[Check] = [(own, revision_of(found.place))]
     puts: list[Put] = [(STATE(found.id), encode(state)), (READY(parse_hash(spec.lane), rank, found.id), b"")]
     open_lane(spec, around.lane, checks, puts)
     return Batch(checks, puts, (own,))
@@ -388,7 +258,7 @@ def _make_ready(found: Found, around: Around) -> Batch:
     spec = found.spec
     rank = found.state.rank if found.state is not None else spec.rank
     own = key_of(found)
-    checks: list[Check] = [(own, _revision(found.place))]
+    checks: list[Check] = [(own, revision_of(found.place))]
     puts: list[Put] = [(READY(parse_hash(spec.lane), rank, found.id), b"")]
     open_lane(spec, around.lane, checks, puts)
     return Batch(checks, puts, (own,))
@@ -413,7 +283,7 @@ def _end(
         ended_by if ended_by is not None else Completed(result, by) if to is TaskState.COMPLETED else Cancelled(by, why)
     )
     state = _state(found, to, str(to).lower(), by, why, now, attempts, ended_by=event, result=result)
-    checks: list[Check] = [(own, _revision(place))]
+    checks: list[Check] = [(own, revision_of(place))]
     deletes: list[Key] = [own]
     puts: list[Put] = [
         (STATE(found.id), encode(state)),
@@ -481,14 +351,6 @@ def free_next(found: Found, now: int, around: Around, checks: list[Check], puts:
         open_lane(successor.spec, successor.lane, checks, puts)
 
 
-def open_lane(spec: Spec, lane: LaneSeen | None, checks: list[Check], puts: list[Put]) -> None:
-    """Open a task's lane: a `ready` key is only put together with a check of its open lane, or with the lane itself."""
-    key = LANE(spec.pool, parse_hash(spec.lane))
-    checks.append((key, lane.revision if lane else ABSENT))
-    if lane is None or lane.is_closing:
-        puts.append((key, encode(lane_of(spec))))
-
-
 def entry_of(id_: bytes, spec: Spec, due: int, rank: int, now: int) -> Put:
     """Return the key under which a task waits that nobody holds: ready, or later if it is not due."""
     # Who frees a successor may read store time a little behind its submitter: what was due when it was submitted is
@@ -496,10 +358,6 @@ def entry_of(id_: bytes, spec: Spec, due: int, rank: int, now: int) -> Put:
     if due > max(now, spec.submitted):
         return LATER(due, id_), encode(spec.lane)
     return READY(parse_hash(spec.lane), rank, id_), b""
-
-
-def _revision(place: Place) -> int:
-    return place.token if type(place) is Held else place.revision  # type: ignore[union-attr]  # the other three have a revision
 
 
 def _attempts(found: Found) -> int:

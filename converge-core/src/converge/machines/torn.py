@@ -5,9 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from converge.codec import FIRST, Moment, encode, parse_hash
-from converge.machines.task import Around, Found, LaneSeen, TaskState, free_next, open_lane
+from converge.machines.lane import open_lane
+from converge.machines.task import TaskState, free_next
 from converge.model.batch import Batch, Check, Put
 from converge.model.keys import ENDED, LIMIT, READY, TOLD, TORN, Key
+from converge.model.place import Around, Found, LaneSeen
 from converge.model.task import Ended, Spec
 
 

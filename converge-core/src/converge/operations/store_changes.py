@@ -12,8 +12,8 @@ from converge.contracts.store import Batch, Entry, Store
 from converge.env import SYSTEM, Env
 from converge.errors import SchemaTooNew, TornRecord
 from converge.machines.convert import split_key
-from converge.machines.task import SPLIT_KEYS, KeyRow, KeySeen
 from converge.model.keys import KEY
+from converge.model.place import SPLIT_KEYS, KeyRow, KeySeen
 from converge.operations.run import checked_host, opened_store
 from converge.runtime.config.config import Config, options_with_origin
 from converge.runtime.keys.folder import KeyFolder

@@ -13,7 +13,7 @@ import attrs
 from converge.codec import decode_plain
 from converge.errors import TornRecord
 from converge.ids import id_text
-from converge.machines.task import Found
+from converge.model.place import Found
 from converge.model.task import DURABLE, Task
 from converge.services.tasks.records import to_task
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 from converge.ids import id_text
-from converge.machines.task import Found, Held
+from converge.model.place import Found, Held
 from converge.runtime.agents.hosted import Hosted
 from converge.services.messages.chains import CHAIN
 

@@ -19,8 +19,8 @@ from converge.foreign import Raised, awaited, in_thread, name_of, text_of
 from converge.ids import id_text
 from converge.machines.durable import FOREVER, Step
 from converge.machines.events import Event, Parked, Restarted
-from converge.machines.task import Found
 from converge.model.keys import SIGNAL, SIGNALS
+from converge.model.place import Found
 from converge.model.task import Calling, Wait
 from converge.model.working import Child, Spawnable, StepOptions
 from converge.runtime.attempts.family import Family

@@ -13,7 +13,7 @@ from converge.errors import NotRunning, SchemaTooNew, StaleClaim
 from converge.foreign import Raised
 from converge.ids import id_text
 from converge.machines.events import Completed, Event, Failed, Released
-from converge.machines.task import Found, Held
+from converge.model.place import Found, Held
 from converge.model.task import DURABLE, Calling
 from converge.runtime.attempts.attempt import WENT_ON, Attempt, Parking
 from converge.runtime.attempts.threads import InThread

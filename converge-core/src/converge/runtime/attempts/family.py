@@ -15,8 +15,9 @@ from converge.ids import id_bytes, id_text, uuid7
 from converge.machines.durable import Step
 from converge.machines.events import Cancelled
 from converge.machines.lane import LANES
-from converge.machines.task import LaneSeen, TaskState
+from converge.machines.task import TaskState
 from converge.model.keys import CHILD, ENDED, LANE, OUTBOX
+from converge.model.place import LaneSeen
 from converge.model.task import DURABLE, Ended, Spec, State, Task
 from converge.model.working import Child, Spawnable
 from converge.runtime.attempts.names import SPAWN, Names

@@ -10,7 +10,7 @@ from math import inf
 
 from converge.env import Env
 from converge.machines.pace import LATE_SEC, Ahead
-from converge.machines.task import Found
+from converge.model.place import Found
 from converge.runtime.claiming.slots import Slots
 
 

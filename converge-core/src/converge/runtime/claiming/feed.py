@@ -15,7 +15,7 @@ from converge.env import Env
 from converge.errors import ConvergeError, InputError, LeaseEnded, StoreError
 from converge.machines.events import Event
 from converge.machines.pace import Pace
-from converge.machines.task import Found
+from converge.model.place import Found
 from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.hosted import Hosted
 from converge.runtime.agents.supervision import Supervision

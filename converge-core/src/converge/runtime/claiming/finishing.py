@@ -11,7 +11,7 @@ from converge.errors import SchemaTooNew, StaleClaim, StoreError, TornRecord
 from converge.foreign import describe
 from converge.ids import id_text
 from converge.machines.events import Completed, Event, Failed
-from converge.machines.task import Found
+from converge.model.place import Found
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.claim import Claims
 from converge.services.tasks.finish import Finishes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from converge.machines.events import HandedBack, Released
-from converge.machines.task import Found
+from converge.model.place import Found
 from converge.runtime.claiming.ahead import ClaimsAhead
 from converge.runtime.claiming.finishing import Finishing
 from converge.runtime.claiming.slots import Slots

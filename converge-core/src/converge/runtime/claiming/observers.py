@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple, ParamSpec
 
 from converge.machines.events import Completed, Event, Failed, Released
-from converge.machines.task import Found
+from converge.model.place import Found
 from converge.model.task import Task
 from converge.plugins import PluginHost
 from converge.runtime.claiming.slots import OnClaimed

@@ -18,7 +18,7 @@ from converge.foreign import Raised, describe, is_cancellation, tell
 from converge.ids import id_text
 from converge.machines.attempt import outcome_of
 from converge.machines.events import Completed, Event, Failed, Released
-from converge.machines.task import Found
+from converge.model.place import Found
 from converge.model.task import Calling, Task
 from converge.model.working import RUNS
 from converge.runtime.agents.agent_log import agent_log

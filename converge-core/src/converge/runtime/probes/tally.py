@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from converge.ids import id_bytes
 from converge.machines.events import Completed, Event, Failed, Released
-from converge.machines.task import Found, TaskState, is_last
+from converge.machines.task import TaskState, is_last
+from converge.model.place import Found
 from converge.model.task import Task
 
 BOUNDS_SEC = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3_600.0)

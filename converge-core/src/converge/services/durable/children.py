@@ -12,8 +12,9 @@ from converge.errors import NoSuchTask, SchemaTooNew, StoreBusy, TornRecord
 from converge.ids import id_text
 from converge.machines.durable import submit
 from converge.machines.events import Cancelled
-from converge.machines.task import Found, Held, KeyRow, KeySeen, LaneSeen, is_terminal, step
+from converge.machines.task import is_terminal, step
 from converge.model.keys import CHILD, CUT, KEY, OUTBOX, TASK, TOLD, Key
+from converge.model.place import Found, Held, KeyRow, KeySeen, LaneSeen
 from converge.model.task import Spec
 from converge.services.durable.signals import SignalBox
 from converge.services.store.handle import StoreHandle

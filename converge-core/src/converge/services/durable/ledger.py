@@ -23,8 +23,8 @@ from converge.errors import (
 )
 from converge.ids import id_text
 from converge.machines.durable import Step, held_key, marked
-from converge.machines.task import Found, Held
 from converge.model.keys import KEPT, STATE, STEP
+from converge.model.place import Found, Held
 from converge.model.task import DURABLE, State
 from converge.services.durable.limits import STEP_BYTES, STEPS, STEPS_BYTES
 from converge.services.store.handle import StoreHandle

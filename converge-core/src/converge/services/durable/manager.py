@@ -11,9 +11,10 @@ from converge.errors import InvalidValue, NoSuchTask, NotWaiting, StoreBusy, Val
 from converge.ids import id_bytes, id_text
 from converge.machines.durable import call_off, resume
 from converge.machines.events import Completed, Event, Failed
-from converge.machines.task import Found, Held, Later, TaskState, digest, is_waiting, state_of, step
+from converge.machines.task import TaskState, digest, is_waiting, state_of, step
 from converge.model.batch import Batch
 from converge.model.keys import CUT
+from converge.model.place import Found, Held, Later
 from converge.model.task import DURABLE, Calling, State, Task
 from converge.services.durable.children import children_of
 from converge.services.durable.durable import Durable

@@ -34,8 +34,8 @@ from converge.ids import id_text
 from converge.machines.events import Released
 from converge.machines.lane import Lane
 from converge.machines.match import Claimer, lane_news, refusal, watched_news
-from converge.machines.task import Found, Held, key_of
 from converge.model.keys import HELD, INT_MIN, LANE, MEMBER, POOL, READY, STATE, TASK
+from converge.model.place import Found, Held, key_of
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages, get_all, parts, read_all

@@ -11,9 +11,9 @@ from converge.errors import NoSuchPool
 from converge.ids import id_bytes, id_text
 from converge.machines.explain import Beside, Explanation, Group, Holder, explain
 from converge.machines.match import Claimer
-from converge.machines.task import Held, KeyRow, Place
 from converge.model.descriptor import AgentDescriptor
 from converge.model.keys import ACTIVE, DEAD, EXPIRY, KEY, LEASE
+from converge.model.place import Held, KeyRow, Place
 from converge.model.task import Spec
 from converge.services.store.handle import StoreHandle
 from converge.services.store.processes import id_of_node

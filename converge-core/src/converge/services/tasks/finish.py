@@ -20,9 +20,10 @@ from converge.errors import (
 from converge.ids import id_text
 from converge.machines.durable import step
 from converge.machines.events import Completed, Event, Failed, HandedBack, Parked, Released, Restarted, Resumed
-from converge.machines.task import Around, Found, Held, is_said_again, key_of
+from converge.machines.task import is_said_again
 from converge.machines.task import step as plain_step
 from converge.model.keys import LATER
+from converge.model.place import Around, Found, Held, key_of
 from converge.model.pool import Pool
 from converge.services.store.handle import StoreHandle
 from converge.services.store.limits import is_out_of_time

@@ -10,8 +10,9 @@ from converge.codec import decode, decode_id
 from converge.contracts.store import Entry, Store
 from converge.errors import SchemaTooNew, StoreError, TornRecord
 from converge.ids import id_text
-from converge.machines.task import TERMINAL, Place, TaskState, place_of
+from converge.machines.task import TERMINAL, TaskState
 from converge.model.keys import DONE, HELD, LANE, LATER, ORDER, POOL, READY, STATE, TASK, Key
+from converge.model.place import Place, place_of
 from converge.model.task import Spec, State, Task
 from converge.services.store.pages import Pages, read_all
 from converge.services.store.processes import node_ids

@@ -23,8 +23,9 @@ from converge.errors import (
 from converge.ids import check_name, id_bytes
 from converge.machines.events import Cancelled, Completed, Event, Failed, Released
 from converge.machines.match import Claimer
-from converge.machines.task import Found, Held, TaskState, digest, is_terminal, step
+from converge.machines.task import TaskState, digest, is_terminal, step
 from converge.model.keys import STATE, TASK
+from converge.model.place import Found, Held
 from converge.model.task import Task
 from converge.services.store.handle import StoreHandle
 from converge.services.store.limits import checked_timeout, timed

@@ -12,7 +12,7 @@ from converge.contracts.store import Conflict
 from converge.errors import ConvergeError, LeaseEnded, StoreError
 from converge.machines.events import Released
 from converge.machines.match import Claimer
-from converge.machines.task import Found, Held
+from converge.model.place import Found, Held
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.claim import LEASE_WAS_LOST, Claims, settle_takes, turn
 from converge.services.tasks.finish import Finishes

@@ -17,8 +17,9 @@ from converge.errors import InvalidName, InvalidValue, ValueTooLarge
 from converge.ids import check_name, id_text
 from converge.machines.durable import FOREVER
 from converge.machines.lane import lane_id
-from converge.machines.task import RESULT_BYTES, Held, Place, TaskState, history_of, state_of
+from converge.machines.task import RESULT_BYTES, TaskState, history_of, state_of
 from converge.model.keys import LANE, NAME_BYTES, Key
+from converge.model.place import Held, Place
 from converge.model.pool import Pool
 from converge.model.task import DURABLE, Spec, State, Task
 

@@ -15,9 +15,12 @@ from converge.errors import NoSuchPool, NoSuchTask, SchemaTooNew, StoreBusy, Sto
 from converge.ids import id_text
 from converge.machines.durable import Signal, Signals, matching
 from converge.machines.events import Parked, Resumed
-from converge.machines.lane import Lane
+from converge.machines.lane import Lane, lane_of
 from converge.machines.match import lane_news
-from converge.machines.task import (
+from converge.machines.task import is_terminal
+from converge.machines.torn import Torn, place_text, set_aside_step
+from converge.model.keys import DEAD, ENDED, HELD, KEY, LANE, LEASE, ORDER, SIGNAL, SIGNALS, STATE, TASK, TORN
+from converge.model.place import (
     SPLIT_KEYS,
     Around,
     Found,
@@ -28,14 +31,10 @@ from converge.machines.task import (
     Place,
     Successor,
     Waiting,
-    is_terminal,
     key_of,
-    lane_of,
     place_of,
     waiting_keys,
 )
-from converge.machines.torn import Torn, place_text, set_aside_step
-from converge.model.keys import DEAD, ENDED, HELD, KEY, LANE, LEASE, ORDER, SIGNAL, SIGNALS, STATE, TASK, TORN
 from converge.model.pool import Pool
 from converge.model.task import Spec, State, placed
 from converge.services.store.handle import StoreHandle

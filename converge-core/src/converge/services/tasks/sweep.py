@@ -14,8 +14,9 @@ from converge.errors import SchemaTooNew, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.durable import step
 from converge.machines.events import CameDue, DeadlinePassed, LeaseEnded
-from converge.machines.task import Found, is_terminal, place_of, waiting_keys
+from converge.machines.task import is_terminal
 from converge.model.keys import AGENT, DEAD, EXPIRY, HELD, JOINED, LATER, LIMIT, MEMBER, NOTICE, STATE, TASK
+from converge.model.place import Found, place_of, waiting_keys
 from converge.model.task import Spec, State
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import ended

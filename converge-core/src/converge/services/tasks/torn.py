@@ -11,9 +11,9 @@ from converge.codec import decode, encode, parse_hash
 from converge.contracts.store import Batch, Conflict, Entry, Key, Prefix
 from converge.errors import SchemaTooNew, StoreError, TornRecord
 from converge.ids import id_text
-from converge.machines.task import Around, Found, KeyRow, place_of
 from converge.machines.torn import Torn, put_back_unread
 from converge.model.keys import ACTIVE, CHILD, DEDUP, DONE, KEY, LATER, LIMIT, ORDER, OUTBOX, READY, STATE, TASK, TORN
+from converge.model.place import Around, Found, KeyRow, place_of
 from converge.model.task import Spec, placed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages

@@ -12,7 +12,7 @@ from converge.contracts.store import Batch, Entry, Key, Range
 from converge.errors import NotWaiting, StaleClaim, WaitTimeout
 from converge.ids import id_bytes
 from converge.machines.events import Completed, Event, Failed, Released
-from converge.machines.task import Found, TaskState
+from converge.machines.task import TaskState
 from converge.model.keys import (
     ACTOR,
     CHILD,
@@ -32,6 +32,7 @@ from converge.model.keys import (
     TASK,
     TOLD,
 )  # fmt: skip
+from converge.model.place import Found
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.model.working import StepOptions

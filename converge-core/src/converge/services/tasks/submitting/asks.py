@@ -11,8 +11,8 @@ from converge.contracts.store import ABSENT, Batch, Check, Key, Put
 from converge.errors import ConvergeError, DedupConflict
 from converge.ids import id_text
 from converge.machines.durable import submit
-from converge.machines.task import KeyRow, KeySeen
 from converge.model.keys import DEDUP, KEY, TASK
+from converge.model.place import KeyRow, KeySeen
 from converge.model.task import Spec, Task
 from converge.services.tasks.records import is_same_task
 

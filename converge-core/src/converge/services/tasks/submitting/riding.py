@@ -27,9 +27,9 @@ from converge.ids import check_name, id_bytes, id_text, uuids7
 from converge.machines.durable import submit
 from converge.machines.lane import LANES, Lane
 from converge.machines.match import lane_news
-from converge.machines.task import SPLIT_KEYS, KeyRow, KeySeen
 from converge.model.formats import FORMATS, StoreFormat
 from converge.model.keys import DEDUP, EPOCH, FORMAT, KEY, LANE, POOL, TASK
+from converge.model.place import SPLIT_KEYS, KeyRow, KeySeen
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.store.handle import StoreHandle

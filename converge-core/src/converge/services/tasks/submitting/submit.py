@@ -25,10 +25,10 @@ from converge.errors import (
 )
 from converge.ids import check_name, id_bytes, id_text, uuids7
 from converge.machines.durable import submit
-from converge.machines.lane import LANES
+from converge.machines.lane import LANES, lane_of
 from converge.machines.match import lane_news
-from converge.machines.task import SPLIT_KEYS, KeyRow, KeySeen, lane_of
 from converge.model.keys import DEDUP, KEY, LANE, POOL, TASK
+from converge.model.place import SPLIT_KEYS, KeyRow, KeySeen
 from converge.model.task import Task
 from converge.services.store.commits import Commits
 from converge.services.store.handle import StoreHandle
