@@ -6,11 +6,12 @@ import pytest
 
 from converge import Node
 from converge.errors import ConfigError, InvalidValue
+from converge.plugins import PluginHost
 from converge.runtime.config.config import Config
 from converge.runtime.config.node_settings import NodeSettings
 from converge.secret import MASK, has_password, is_secret, masked, names_secret_file, secrets_in, without_password
 from converge.settings import shown
-from converge.urls import scheme_of
+from converge.urls import check_host, scheme_of
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,43 @@ def test_the_scheme_is_what_stands_before_the_colon(url: str, scheme: str) -> No
 def test_text_without_a_scheme_is_refused(url: object) -> None:
     with pytest.raises(InvalidValue, match="expected a URL"):
         scheme_of(url)
+
+
+@pytest.mark.parametrize(
+    "raw", ["ge@heim", "ge/heim", "1/geheim", "ge?heim", "1?geheim", "ge#heim", "1#geheim", "ge[heim"]
+)
+def test_a_url_whose_password_is_not_encoded_is_refused_without_it(raw: str) -> None:
+    with pytest.raises(InvalidValue, match="%2F for /") as raised:
+        check_host(f"redis://user:{raw}@h:1/0")
+    assert "heim" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "host", ["h:1x", "h:65536", "::1", "[::1", "h:1,h:x", "a..b", "a" * 64, "ü" * 60, "h\0", "h\n"]
+)
+def test_a_host_that_is_none_is_refused_before_a_driver_sees_it(host: str) -> None:
+    with pytest.raises(InvalidValue):
+        check_host(f"redis://{host}/0")
+    with pytest.raises(ConfigError):
+        PluginHost().store_backend(f"redis://{host}/0")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "memory:",
+        "file:a@b:c.db",
+        "sqlite:////a@b/c.db",
+        "unix://u:p%40@/run/a@b.sock?db=1",
+        "redis://u:p@[::1]:1,h:2/s@x/0",
+        "redis://h:/0",
+        "postgresql://h:1/db?user=a@b",
+        "postgresql://u@%2Frun%2Fdb/x",
+        "redis://ü.example/0",
+    ],
+)
+def test_what_can_be_told_apart_is_not_refused(url: str) -> None:
+    check_host(url)
 
 
 SECRET_NAMES = ("password", "db_passwd", "passphrase", "pwd", "token", "tokens", "client_secret", "api_key", "API-KEY")

@@ -55,7 +55,7 @@ def test_a_url_says_how_the_server_is_found(url: str, place: Place) -> None:
         "redis+sentinel://h:26379", "redis+sentinel://h:26379/main/x", "redis+cluster://h:6379/1", "redis+proxy://h",
         "unix://host/run/redis.sock", "unix:redis.sock", "unix:///run/redis.sock?ssl=no",
         "redis://h:6379/0?ssl_cert_reqs=none", "redis://h/0#x", "redis://a:1,b:2/0", "redis:///0", "redis://h:70000/0",
-        "redis://h:x/0", "redis://h/zero", "redis://h/0/1",
+        "redis://h:x/0", "redis://[h/0", "redis://a..b/0", "redis://1/canary@h/0", "redis://h/zero", "redis://h/0/1",
     ],
 )  # fmt: skip
 def test_a_url_that_cannot_be_used_is_refused_without_its_password(url: str) -> None:

@@ -52,6 +52,7 @@ _REFUSALS: tuple[tuple[str, type[NotApplied], str], ...] = (
         "has no connection left; raise maxclients, or lower the option connections",
     ),
     ("DENIED", StoreRefused, "is in protected mode"),
+    ("DB index is out of range", StoreRefused, "has no database of that number (its setting databases)"),
 )
 
 _ELSEWHERE = re.compile(r"(^|[\s-])(READONLY|MASTERDOWN|CLUSTERDOWN)(\s|$)")
@@ -85,6 +86,9 @@ def of_connecting(error: BaseException, where: str) -> ConvergeError:
     if isinstance(error, ssl.SSLError) and "CERTIFICATE" not in str(error):
         text = "is it its TLS port? without TLS the URL begins with redis://"
         return StoreUnavailable(f"redis at {where} does not speak TLS with us ({_text(error)}); {text}")
+    if isinstance(error, TimeoutError):
+        text = "no answer in time; is it redis, and TLS (rediss://) spoken on its TLS port alone?"
+        return StoreUnavailable(f"redis at {where} cannot be reached: {text}")
     return StoreUnavailable(f"redis at {where} cannot be reached: {_text(error)}")
 
 

@@ -9,7 +9,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import attrs
 
-from converge.errors import ConfigError
+from converge.errors import ConfigError, InvalidValue
+from converge.urls import check_host
 
 PORT, SENTINEL_PORT = 6379, 26379
 
@@ -72,6 +73,10 @@ def place_of(url: str) -> Place:
     kind = Kind.UNIX if scheme == "unix" else Kind(how) if how in ("sentinel", "cluster") else Kind.SINGLE
     if f"{scheme}+{how}".rstrip("+") not in SCHEMES:
         raise _wrong(kind, f'the scheme "{scheme}+{how}" is none of {", ".join(SCHEMES)}')
+    try:
+        check_host(url)
+    except InvalidValue as error:
+        raise _wrong(kind, str(error)) from error
     parts = urlsplit(url)
     userinfo, _, hosts = parts.netloc.rpartition("@")
     username, _, password = userinfo.partition(":")
@@ -125,7 +130,7 @@ def _addresses(kind: Kind, hosts: str) -> tuple[Address, ...]:
 def _database(kind: Kind, path: list[str]) -> int:
     number = path[0] if path else "0"
     if len(path) > 1 or not (number.isascii() and number.isdigit() and len(number) < 6):
-        raise _wrong(kind, f'"/{"/".join(path)}" is not the number of a database')
+        raise _wrong(kind, "what stands after the host is not the number of a database")
     if kind is Kind.CLUSTER and int(number):
         raise _wrong(kind, "a cluster has no database but 0")
     return int(number)

@@ -60,6 +60,8 @@ class Errors(Generic[Code]):
                 return StoreBusy(
                     f"{where} has no connection left: {text}; raise max_connections, or lower the option connections"
                 )
+            if code not in self.away:
+                return self._refusal(code)(f"{where} refused the connection ({code}): {text}; check the URL")
         return StoreUnavailable(f"{where} cannot be reached: {text}")
 
     def call_failed(self, error: BaseException, where: str, *, writes: bool) -> StoreError:

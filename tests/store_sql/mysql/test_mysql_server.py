@@ -25,7 +25,7 @@ from converge_store_sql.mysql._errors import call_failed
 
 @pytest.mark.parametrize(
     ("url", "words"),
-    [("mysql://host", "database is missing"), ("mysql://h:x/db", "a URL mysql"), ("mysql://h/db?sslmode=1", "ssl_ca")],
+    [("mysql://host", "database is missing"), ("mysql://h:x/db", "HOST:PORT"), ("mysql://h/db?sslmode=1", "ssl_ca")],
 )
 async def test_a_url_that_is_none_is_refused(url: str, words: str) -> None:
     with pytest.raises(InvalidValue, match=words):

@@ -39,7 +39,7 @@ from converge.plugins.found import (
 )
 from converge.plugins.loaded import Loaded, loaded_from
 from converge.plugins.opened import Opened, Opens
-from converge.urls import scheme_of
+from converge.urls import check_host, scheme_of
 
 log = logging.getLogger("converge.plugins")
 
@@ -223,7 +223,10 @@ class PluginHost:
 
     def _scheme(self, kind: Kind, url: object) -> str:
         try:
-            return scheme_of(url, kind.word)
+            scheme = scheme_of(url, kind.word)
+            if kind is STORE:
+                check_host(str(url))
+            return scheme
         except InvalidValue as error:
             known = [*self._by_scheme, *(known for word, known in self._schemes if word == kind.word)]
             near = difflib.get_close_matches(url, known, n=1) if isinstance(url, str) else []

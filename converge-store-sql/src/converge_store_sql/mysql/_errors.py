@@ -34,7 +34,7 @@ _ERRORS = Errors(
     busy=_BUSY,
     away={1290, 1792, 1836, 1049, 3100},  # a server that only reads, no such database
     is_login=_LOGIN.__contains__,
-    login="user, password and grants",
+    login="user, password and grants, and whether the server wants TLS (ssl=true)",
     no_room=_BUSY,
     no_database=1049,
 )

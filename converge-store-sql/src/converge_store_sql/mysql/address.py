@@ -7,6 +7,7 @@ from sqlalchemy.exc import ArgumentError
 
 from converge.errors import InvalidValue, Unsupported
 from converge.secret import without_password
+from converge.urls import check_host
 
 QUERY = ("unix_socket", "ssl", "ssl_ca", "ssl_cert", "ssl_key", "ssl_check_hostname")
 """What may follow the URL after `?`."""
@@ -20,6 +21,7 @@ def parse(url: str) -> URL:
         Unsupported: It names another driver.
     """
     expected = "a URL mysql://[USER@]HOST[:PORT]/DATABASE"
+    check_host(url)
     try:
         made = make_url(url)
     except (ArgumentError, ValueError) as error:

@@ -9,7 +9,6 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -22,6 +21,7 @@ from converge.errors import ForeignLoop, StoreError, StoreUnavailable, Unsupport
 from converge_store_sql.mysql._errors import call_failed, connecting_failed, number_of
 from converge_store_sql.mysql.address import parse, redacted
 from converge_store_sql.mysql.options import MysqlOptions
+from converge_store_sql.passwords import first_line
 
 CLOSE_SEC = 2.0
 DOUBT_SEC = 1.0
@@ -189,9 +189,15 @@ def _settings(options: MysqlOptions) -> list[str]:
     """Return what a connection is told at its beginning."""
     return [
         "set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone = '+00:00', "
-        f"innodb_lock_wait_timeout = {max(1, round(options.lock_timeout_sec))}, autocommit = 1",
+        f"innodb_lock_wait_timeout = {max(1, round(options.lock_timeout_sec))}, autocommit = 1, completion_type = 0, "
+        # What a server may be told for careless clients: it cuts answers short without a word, or refuses. Calls have
+        # limits of their own; that of a statement is MariaDB's alone.
+        "sql_select_limit = 18446744073709551615, max_join_size = 18446744073709551615, sql_big_selects = 1, "
+        "sql_safe_updates = 0 /*M!100100 , max_statement_time = 0 */, "
+        # The driver asks for each warning, and logs it; those of `insert ignore` and `if not exists` say nothing new.
+        "sql_notes = 0, max_error_count = 0",
         # Locks that wait are followed by the newest version, and gaps are not locked.
-        "set session transaction isolation level read committed",
+        "set session transaction isolation level read committed, read write",
     ]
 
 
@@ -217,7 +223,7 @@ def _engine(url: URL, options: MysqlOptions) -> AsyncEngine:
         arguments["ssl"] = _tls(query)
     if options.password_file is not None:
         path = options.password_file
-        arguments["password_creator"] = lambda: _password(path)
+        arguments["password_creator"] = lambda: first_line(path)
 
     async def connect() -> Any:
         return await asyncmy.connect(**arguments)
@@ -237,11 +243,6 @@ def _tls(query: Any) -> ssl.SSLContext:
     if "ssl_cert" in query:
         context.load_cert_chain(query["ssl_cert"], query.get("ssl_key"))
     return context
-
-
-async def _password(path: Path) -> str:
-    lines = (await anyio.Path(path).read_text()).splitlines()
-    return lines[0] if lines else ""
 
 
 def _probe(driver: Any) -> None:

@@ -54,7 +54,8 @@ def _is_bad_argument(error: BaseException) -> bool:
 _ERRORS = Errors(
     code_of=_code_of,
     full={"53100"},
-    busy={"55P03", "57014", "53200", "53300", "53400", *RETRIED},
+    # 25P03 and 25P04: the server ended the connection, and what it had begun, since a limit of its own had passed.
+    busy={"25P03", "25P04", "55P03", "57014", "53200", "53300", "53400", *RETRIED},
     away={"57P03", "3D000"},  # one that is starting, no such database
     is_login=lambda code: code.startswith("28") or code == "42501",
     login="user, password and pg_hba.conf",

@@ -11,7 +11,7 @@ from urllib.parse import urlunsplit
 
 import anyio
 
-from converge.errors import ForeignLoop, StoreError
+from converge.errors import ConvergeError, ForeignLoop, StoreError
 from converge_store_sql.options import SqlOptions
 from converge_store_sql.postgresql._errors import call_failed, connecting_failed, sqlstate
 from converge_store_sql.postgresql.dialect import check_url, redacted
@@ -130,9 +130,13 @@ class Connections:
         try:
             yield driver
         except Exception as error:
-            if isinstance(error, StoreError) or (sqlstate(error) is None and not isinstance(error, OSError)):
+            found: BaseException = error
+            if driver.is_closed() and error.__context__ is not None and sqlstate(error.__context__) is not None:
+                found = error.__context__  # why it was closed; the driver then fails to end the transaction, too
+            is_drivers = sqlstate(found) is not None or isinstance(found, OSError) or driver.is_closed()
+            if isinstance(error, ConvergeError) or not is_drivers:
                 raise
-            raise call_failed(error, self.where, writes=False) from error
+            raise call_failed(found, self.where, writes=False) from error
         finally:
             driver.terminate()
 
@@ -231,6 +235,8 @@ class Connections:
     async def _try_to_connect(self) -> Any:
         try:
             return await self._connector.connect()
+        except StoreError as error:
+            return error
         except Exception as error:
             failed = connecting_failed(error, self.where)
             failed.__cause__ = error

@@ -7,6 +7,7 @@ from __future__ import annotations
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from converge.errors import InvalidValue, Unsupported
+from converge.urls import check_host
 
 POSTGRESQL = "postgresql"
 
@@ -26,6 +27,10 @@ SESSION = {
     "enable_material": "off",
     "max_parallel_workers_per_gather": "0",
     "jit": "off",
+    # What the server does to clients that hang or forget a transaction: calls have limits of their own, and idle
+    # connections are kept on purpose.
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
 }
 """Settings of every connection."""
 
@@ -37,6 +42,7 @@ def check_url(url: str) -> SplitResult:
         Unsupported: The database comes with a later release.
         InvalidValue: It is not the URL of a database.
     """
+    check_host(url)
     split = urlsplit(url)
     scheme = split.scheme.partition("+")[0]
     if scheme == "sqlite":

@@ -6,17 +6,19 @@ network has lost it: what is cut short there asks the server, over one more conn
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-import anyio
 
 from converge.errors import Unsupported
 from converge_store_sql.options import SqlOptions
+from converge_store_sql.passwords import first_line
 from converge_store_sql.postgresql.dialect import SESSION
 
 STATEMENTS = 1_000
 """Prepared statements that a connection keeps: more than there are shapes of calls, so that none is planned twice."""
+
+
+STATEMENT_MORE_SEC = 1.0
+"""How much longer a statement may take in the server than a call."""
 
 
 class Connector:
@@ -37,12 +39,18 @@ class Connector:
 def session(options: SqlOptions) -> dict[str, str]:
     """Return the settings of every connection, or behind a pooler of every transaction."""
     settings = {**SESSION, "lock_timeout": f"{options.lock_timeout_sec * 1000:.0f}"}
+    # Later than the client's own limit: what nobody waits for any more ends on the server, too.
+    settings["statement_timeout"] = f"{(options.timeout_sec + STATEMENT_MORE_SEC) * 1000:.0f}"
     return settings | {"search_path": options.schema} if options.schema is not None else settings
 
 
 def begin(options: SqlOptions) -> str:
     """Return the statements that begin a transaction with these settings."""
-    local = {name: value for name, value in session(options).items() if not name.startswith(("application", "default"))}
+    local = {
+        name: value
+        for name, value in session(options).items()
+        if not name.startswith(("application", "default", "idle_session"))
+    }
     settings = "".join(f"; set local {name} = '{value}'" for name, value in local.items())
     return f"begin isolation level read committed read write{settings}"
 
@@ -52,7 +60,7 @@ def _arguments(dsn: str, options: SqlOptions) -> dict[str, Any]:
         "dsn": dsn,
         "timeout": options.connect_timeout_sec,
         # Calls have an end of their own, in `connect.py`; this one is that of making tables and of listening.
-        "command_timeout": options.timeout_sec + 1.0,
+        "command_timeout": options.timeout_sec + STATEMENT_MORE_SEC,
         "statement_cache_size": 0 if options.pooler else STATEMENTS,
         # Whatever their size and age: at 0 there is no limit.
         "max_cacheable_statement_size": 0,
@@ -62,7 +70,7 @@ def _arguments(dsn: str, options: SqlOptions) -> dict[str, Any]:
         arguments["server_settings"] = session(options)
     if options.password_file is not None:
         path = options.password_file
-        arguments["password"] = lambda: _password(path)
+        arguments["password"] = lambda: first_line(path)
     return arguments
 
 
@@ -72,8 +80,3 @@ def _driver() -> Any:
     except ImportError as error:
         raise Unsupported("PostgreSQL needs its driver; `pip install converge-store-sql[postgresql]`") from error
     return asyncpg
-
-
-async def _password(path: Path) -> str:
-    lines = (await anyio.Path(path).read_text()).splitlines()
-    return lines[0] if lines else ""

@@ -15,7 +15,11 @@ SETTINGS = """select current_setting('server_version_num')::integer, current_set
     current_setting('full_page_writes'), current_setting('synchronous_commit'),
     current_setting('synchronous_standby_names'), pg_is_in_recovery(), current_setting('default_transaction_read_only'),
     (select extract(epoch from max(clock_timestamp() - xact_start)) from pg_stat_activity
-        where datname = current_database() and backend_xmin is not null)::float8"""
+        where datname = current_database() and backend_xmin is not null)::float8,
+    current_setting('server_encoding')"""
+
+ENCODINGS = ("UTF8", "SQL_ASCII")
+"""Those of a database that can hold every text of a key, and return it as it was."""
 
 OLD_SNAPSHOT_SEC = 600.0
 """From when on an open transaction is worth telling: what has been deleted since it began stays on the disk."""
@@ -32,6 +36,7 @@ class Settings(NamedTuple):
     is_standby: bool
     is_read_only: str
     oldest_sec: float | None
+    encoding: str = "UTF8"
 
     @property
     def durability(self) -> Durability:
@@ -71,6 +76,9 @@ def _findings(found: Settings, schema: int | None) -> Iterator[Finding]:
         yield warning(
             "old-snapshot", text, "end it; pg_stat_activity names it, idle_in_transaction_session_timeout helps"
         )
+    if found.encoding not in ENCODINGS:
+        text = f"the database's encoding is {found.encoding}, which has no place for every text of a key"
+        yield error("encoding", text, "create one with ENCODING 'UTF8'")
     if schema is not None:
         yield fine("schema", f"the schema has version {schema}, this release knows {FORMAT}")
 

@@ -69,7 +69,13 @@ async def migrate(connection: Any, network: str, absent: NoSuchStore | None = No
     except Exception as error:
         if sqlstate(error) not in (_NO_RIGHT, _NO_SCHEMA):
             raise
-        role = await connection.fetchval("select current_user")
+        role, schema = await connection.fetchrow("select current_user, current_schema()")
+        if schema is None:
+            path = await connection.fetchval("select current_setting('search_path')")
+            raise StoreRefused(
+                f'no schema of the search_path {path or "(empty)"} is there and open to the role "{role}"; create it, '
+                "name another with the option schema, or run `converge store migrate` as a role that may use it"
+            ) from error
         who = f'the role "{owner}", which owns the others' if owner else "a role that may"
         raise StoreRefused(
             f'tables of the network "{network}" are missing ({", ".join(missing[:3])}'

@@ -29,7 +29,7 @@ from converge_store_sql.postgresql._errors import RETRIED, sqlstate
 from converge_store_sql.postgresql.calls import count_calls, get_call, got, turn_arguments
 from converge_store_sql.postgresql.connect import Connections
 from converge_store_sql.postgresql.fragments import NOW
-from converge_store_sql.postgresql.inspection import LEAST_VERSION, SETTINGS, Settings, inspection
+from converge_store_sql.postgresql.inspection import ENCODINGS, LEAST_VERSION, SETTINGS, Settings, inspection
 from converge_store_sql.postgresql.migrations import migrate, pending
 from converge_store_sql.postgresql.plan import Plan, Shape, take_shape
 from converge_store_sql.postgresql.riding.within import within
@@ -152,6 +152,11 @@ class PostgresqlStore(SqlStore):
                 raise Unsupported(
                     f"{self._connections.where} runs PostgreSQL {found.version // 10_000}; this release needs 14 or "
                     "later"
+                )
+            if found.encoding not in ENCODINGS:
+                raise Unsupported(
+                    f"the encoding of {self._connections.where} is {found.encoding}, which has no place for every text "
+                    "of a key; create a database with ENCODING 'UTF8'"
                 )
             if found.is_standby:
                 raise StoreRefused(f"{self._connections.where} is a standby and takes no writes; name the primary")

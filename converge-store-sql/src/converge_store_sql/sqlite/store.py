@@ -18,6 +18,7 @@ from attrs import validators
 from converge.builtin.file import FileStore
 from converge.builtin.file.options import FileOptions
 from converge.errors import InvalidValue, Unsupported
+from converge.secret import without_password
 from converge_store_sql.options import check_network
 
 NETWORK = "converge"
@@ -82,7 +83,9 @@ def _place(url: str, options: FileOptions) -> str:
     path, query, _ = rest.partition("?")
     match = re.fullmatch(r"//(?:localhost)?/(.+)", path)
     if match is None or match[1] == ":memory:" or query:
-        raise InvalidValue("store", url, "a URL sqlite:///PATH, or sqlite:////PATH from the root; in memory, memory:")
+        raise InvalidValue(
+            "store", without_password(url), "a URL sqlite:///PATH, or sqlite:////PATH from the root; in memory, memory:"
+        )
     file = unquote(match[1])
     network = options.network if isinstance(options, SqliteOptions) else NETWORK
     return f"file:{file}" if network == NETWORK else f"file:{file}.{network}"
