@@ -70,5 +70,8 @@ def _first_line(name: str, path: Path) -> str:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"options.redis.{name}: {path} cannot be read: {type(error).__name__}") from error
+        raise ConfigError(
+            f"options.redis.{name}: {path} cannot be read ({type(error).__name__}); name a text file that this user "
+            "may read"
+        ) from error
     return lines[0] if lines else ""

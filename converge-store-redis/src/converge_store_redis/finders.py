@@ -67,7 +67,9 @@ class Asking:
                 self._known.remove(one)
                 self._known.insert(0, one)
                 return found
-        raise StoreUnavailable(f"redis: {self._what} cannot be found: {'; '.join(said)}")
+        raise StoreUnavailable(
+            f"redis: {self._what} cannot be found; check the servers, and the addresses in the URL: {'; '.join(said)}"
+        )
 
     @property
     def _what(self) -> str:
@@ -119,7 +121,7 @@ class Cluster(Asking):
         for first, last, owner, *_ in ranges:
             if first <= slot <= last:
                 return _address(owner, address)
-        raise StoreUnavailable(f"no node has the slot {slot}")
+        raise StoreUnavailable(f"no node of the cluster has the slot {slot}; see `redis-cli cluster info`")
 
     def moved(self, to: Address | None) -> None:
         self._owner = to

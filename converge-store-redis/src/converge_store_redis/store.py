@@ -191,7 +191,9 @@ class RedisStore(Store):
             turned = await self._send(last, parts[-1], take, wake)
         except NotApplied as error:
             if any(isinstance(outcome, Committed) for outcome in outcomes):
-                raise OutcomeUnknown(f"a part of the call was applied, then it failed: {error}") from error
+                raise OutcomeUnknown(
+                    f"a part of the call was applied, then it failed; read before you retry: {error}"
+                ) from error
             raise
         return Turned([*outcomes, *turned.outcomes], turned.taken)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import attrs
 from attrs import validators
@@ -29,8 +30,19 @@ def check_network(name: str) -> str:
     return name
 
 
-def _network(_instance: object, _attribute: object, value: str) -> None:
+def is_network(_instance: object, _attribute: object, value: str) -> None:
+    """Refuse a network that `check_network` refuses: the validator of an option."""
     check_network(value)
+
+
+def seconds(default: float, least: float, help: str) -> Any:
+    """Return the field of an option in seconds, of at most 600."""
+    return attrs.field(
+        default=default,
+        converter=float,
+        validator=[validators.ge(least), validators.le(600.0)],
+        metadata={"help": help, "unit": "s"},
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -54,7 +66,9 @@ class SqlOptions:
     """
 
     network: str = attrs.field(
-        default="converge", validator=[validators.instance_of(str), _network], metadata={"help": "prefix of the tables"}
+        default="converge",
+        validator=[validators.instance_of(str), is_network],
+        metadata={"help": "prefix of the tables"},
     )
     must_exist: bool = attrs.field(
         default=False,
@@ -81,21 +95,6 @@ class SqlOptions:
         validator=[validators.instance_of(int), validators.ge(1), validators.le(100)],
         metadata={"help": "most calls in flight"},
     )
-    timeout_sec: float = attrs.field(
-        default=30.0,
-        converter=float,
-        validator=[validators.ge(0.1), validators.le(600.0)],
-        metadata={"help": "longest call", "unit": "s"},
-    )
-    connect_timeout_sec: float = attrs.field(
-        default=10.0,
-        converter=float,
-        validator=[validators.ge(0.1), validators.le(600.0)],
-        metadata={"help": "longest connecting", "unit": "s"},
-    )
-    lock_timeout_sec: float = attrs.field(
-        default=5.0,
-        converter=float,
-        validator=[validators.ge(0.01), validators.le(600.0)],
-        metadata={"help": "longest wait for a row", "unit": "s"},
-    )
+    timeout_sec: float = seconds(30.0, 0.1, "longest call")
+    connect_timeout_sec: float = seconds(10.0, 0.1, "longest connecting")
+    lock_timeout_sec: float = seconds(5.0, 0.01, "longest wait for a row")

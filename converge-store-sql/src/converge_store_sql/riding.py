@@ -1,17 +1,18 @@
-"""Tasks in a transaction of the caller's, on asyncio: what is the same for every database."""
+"""Tasks in a transaction of the caller's: what is the same for every database."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
 from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Key, Store
 from converge.contracts.transactions import Within
-from converge.errors import InvalidValue
+from converge.errors import InvalidValue, Unsupported
 
 T = TypeVar("T")
 
@@ -19,12 +20,53 @@ Look = Callable[[Sequence[Key]], Sequence[Entry | None]]
 """Reads keys outside the transaction, as they are at this moment."""
 
 
-class Inside(Protocol):
-    """The side within the caller's transaction, without an event loop."""
+class Inside(ABC):
+    """The side within the caller's transaction, without an event loop. What else a `Side` has is asked of the other."""
 
-    def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]: ...
+    @abstractmethod
+    def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
+        """Return the entries as the transaction sees them; see `Store.get`."""
 
-    def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]: ...
+    @abstractmethod
+    def commit(self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()) -> Sequence[Committed | Conflict]:
+        """Write the batches; see `Store.commit`."""
+
+    def count(self, prefixes: object) -> Sequence[int]:
+        _refuse("count")
+
+    def time(self) -> int:
+        _refuse("time")
+
+    def note_format(self, number: int) -> None:
+        _refuse("note_format")
+
+
+def _refuse(call: str) -> NoReturn:
+    raise Unsupported(f"{call} cannot run in a transaction of the caller's; ask the store that `within` was called on")
+
+
+class Beside:
+    """The other side: a second connection of the caller's engine, closed with the block."""
+
+    def __init__(self, engine: Engine, network: str) -> None:
+        self._engine, self._network = engine, network
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def _opened(self) -> Connection:
+        """Return the connection, opened at its first use: each statement on it is a transaction.
+
+        Raises: As SQLAlchemy.
+        """
+        if self._connection is None:
+            self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        return self._connection
 
 
 class SqlWithin(Within):

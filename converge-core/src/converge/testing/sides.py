@@ -123,7 +123,7 @@ class Link:
 
     def _send(self, items: list[Item]) -> None:
         if self.is_closed:
-            raise ConnectionLost("it is over")
+            raise ConnectionLost("this end of the kit's channel is closed")
         fault = self._faults("send")
         late = [item for item in items if item[0] in (MESSAGE, SIGNED)]
         if fault == "late":

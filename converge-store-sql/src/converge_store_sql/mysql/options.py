@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import attrs
 from attrs import validators
 
-from converge_store_sql.options import SqlOptions, check_network
-
-
-def _network(_instance: object, _attribute: object, value: str) -> None:
-    check_network(value)
-
-
-def _seconds(default: float, least: float, help: str) -> Any:
-    return attrs.field(
-        default=default,
-        converter=float,
-        validator=[validators.ge(least), validators.le(600.0)],
-        metadata={"help": help, "unit": "s"},
-    )
+from converge_store_sql.options import SqlOptions, is_network, seconds
 
 
 @attrs.frozen(kw_only=True)
@@ -41,7 +27,7 @@ class MysqlOptions:
 
     network: str = attrs.field(
         default="converge",
-        validator=[validators.instance_of(str), _network],
+        validator=[validators.instance_of(str), is_network],
         metadata={"help": "prefix of the tables"},
     )
     must_exist: bool = attrs.field(
@@ -59,9 +45,9 @@ class MysqlOptions:
         validator=[validators.instance_of(int), validators.ge(1), validators.le(100)],
         metadata={"help": "most calls in flight"},
     )
-    timeout_sec: float = _seconds(10.0, 0.1, "longest call")
-    connect_timeout_sec: float = _seconds(5.0, 0.1, "longest connecting")
-    lock_timeout_sec: float = _seconds(5.0, 1.0, "longest wait for a row")
+    timeout_sec: float = seconds(10.0, 0.1, "longest call")
+    connect_timeout_sec: float = seconds(5.0, 0.1, "longest connecting")
+    lock_timeout_sec: float = seconds(5.0, 1.0, "longest wait for a row")
     poll_sec: float = attrs.field(
         default=0.5,
         converter=float,

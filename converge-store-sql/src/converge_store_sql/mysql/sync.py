@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Key, Prefix
@@ -17,6 +17,7 @@ from converge_store_sql.mysql._errors import RETRIED, call_failed, connecting_fa
 from converge_store_sql.mysql.plan import Missed, Plan
 from converge_store_sql.mysql.texts import NOW, bounds, source
 from converge_store_sql.mysql.within import MysqlInside, lookup, run
+from converge_store_sql.riding import Beside
 
 WHERE = "the caller's database"
 TRIES = 20
@@ -28,19 +29,8 @@ def submit(connection: Connection, tasks: Sequence[Task], network: str) -> list[
         return submit_through(outside, MysqlInside(connection, network, outside.get), tasks)
 
 
-class _Outside:
+class _Outside(Beside):
     """The other side: a second connection of the caller's engine, each of whose calls is a transaction."""
-
-    def __init__(self, engine: Engine, network: str) -> None:
-        self._engine, self._network = engine, network
-        self._connection: Connection | None = None
-
-    def __enter__(self) -> _Outside:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._connection is not None:
-            self._connection.close()
 
     def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
         try:
@@ -93,12 +83,10 @@ class _Outside:
         return plan.outcomes(failed, revision)
 
     def _own(self) -> Connection:
-        if self._connection is None:
-            try:
-                self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            except (SQLAlchemyError, OSError) as error:
-                raise connecting_failed(error, WHERE) from error
-        return self._connection
+        try:
+            return self._opened()
+        except (SQLAlchemyError, OSError) as error:
+            raise connecting_failed(error, WHERE) from error
 
     def _run(self, *statements: str, writes: bool = False) -> Sequence[Sequence[Any]]:
         """Run statements; return the rows of the last one."""

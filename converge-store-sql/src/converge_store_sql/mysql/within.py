@@ -21,12 +21,12 @@ from converge.model.keys import EPOCH, LANE, Family, pack
 from converge_store_sql.mysql._errors import DUPLICATE, call_failed, number_of
 from converge_store_sql.mysql.plan import Plan
 from converge_store_sql.mysql.texts import listed, pages, source
-from converge_store_sql.riding import Look
+from converge_store_sql.riding import Inside, Look
 
 _NO_TABLE, _DEADLOCK, _READ_ONLY = 1146, 1213, 1792
 
 
-class MysqlInside:
+class MysqlInside(Inside):
     """The side within the caller's transaction.
 
     Args:
@@ -63,15 +63,6 @@ class MysqlInside:
                         raise StoreBusy("another transaction was first; roll back and run the whole transaction again")
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def count(self, prefixes: object) -> Sequence[int]:
-        raise Unsupported("nothing is counted within a transaction of the caller's")
-
-    def time(self) -> int:
-        raise Unsupported("time is asked outside of a transaction of the caller's")
-
-    def note_format(self, number: int) -> None:
-        raise Unsupported("the format is noted outside of a transaction of the caller's")
-
     def _failed(self, batches: Sequence[Batch]) -> list[Conflict | None]:
         """Return which batches do not hold by now; the lanes of the others are locked."""
         checks = {check for batch in batches for check in batch.checks}
@@ -81,7 +72,8 @@ class MysqlInside:
         others = {key[0] for key, _ in _relied_on(batches)} - {LANE, EPOCH()[0]}
         if others:
             raise Unsupported(
-                f"in a transaction of the caller's, keys of {', '.join(sorted(others))} cannot be relied on"
+                f"in a transaction of the caller's, keys of {', '.join(sorted(others))} cannot be relied on; submit "
+                "tasks in it, nothing else"
             )
         lanes = {pack(key): (key, at) for key, at in _relied_on(batches) if key[0] == LANE and (key, at) not in wrong}
         for some in pages(sorted(lanes)):

@@ -79,7 +79,7 @@ def _place(url: str, options: FileOptions) -> str:
     check_version(sqlite3.sqlite_version_info)
     scheme, _, rest = url.partition(":")
     if scheme not in ("sqlite", "sqlite+aiosqlite", "sqlite+pysqlite"):
-        raise Unsupported(f"{scheme}: is no way to open a SQLite file; write sqlite:///PATH")
+        raise Unsupported(f"{scheme}: opens no SQLite file; write sqlite:///PATH")
     path, query, _ = rest.partition("?")
     match = re.fullmatch(r"//(?:localhost)?/(.+)", path)
     if match is None or match[1] == ":memory:" or query:

@@ -217,7 +217,9 @@ class Commits:
                 one.error = (
                     error
                     if one is asked[0] or isinstance(error, Exception)
-                    else OutcomeUnknown("the call that it went out in was cancelled")
+                    else OutcomeUnknown(
+                        "the call that it went out in was cancelled: it may have been applied; read before you retry"
+                    )
                 )
             raise
         finally:
@@ -248,7 +250,7 @@ class Commits:
                 lost = (
                     failed
                     if isinstance(failed, NotApplied)
-                    else StoreUnavailable(f"it was not sent, since the call before it failed: {failed}")
+                    else StoreUnavailable(f"it was not sent, since the call before it failed; try again: {failed}")
                 )
                 answers, taken = [lost] * len(group), lost if is_last and take is not None else None
             for index, answer in zip(group, answers, strict=True):
@@ -325,7 +327,9 @@ class Commits:
                 return await self._sent(batches, take, wake)
             finally:
                 del self._shields[scope]
-        raise OutcomeUnknown("the store did not answer in time, so this may have been applied or not")
+        raise OutcomeUnknown(
+            "the store did not answer in time (`call_sec`): this may have been applied; read before you retry"
+        )
 
     async def _sent(
         self, batches: Sequence[Batch], take: Take | None, wake: Collection[Channel]
@@ -358,7 +362,7 @@ def _error_of(results: Sequence[_Result | Taken | None]) -> ConvergeError | None
         return unknown or errors[0]
     if not any(isinstance(result, Committed | Taken) for result in results):
         return errors[0]
-    part = OutcomeUnknown(f"a part of the call was applied, then it failed: {errors[0]}")
+    part = OutcomeUnknown(f"a part of the call was applied, then it failed; read before you retry: {errors[0]}")
     part.__cause__ = errors[0]
     return part
 

@@ -287,4 +287,7 @@ async def read_epoch(store: Store, env: Env) -> Check:
         outcome, *_ = await store.commit([Batch([(key, ABSENT)], [(key, f'"{env.entropy(16).hex()}"'.encode())])])
         if not isinstance(outcome, Conflict):
             return key, outcome.revision
-    raise StoreRefused("the store's epoch appears and vanishes; something else writes to this network's keys")
+    raise StoreRefused(
+        "the store's epoch appears and vanishes: another program writes to this network's keys; stop it, or use "
+        "another network"
+    )

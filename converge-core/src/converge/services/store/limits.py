@@ -201,4 +201,4 @@ class LimitedStore(Store):
     ) -> T:
         with anyio.move_on_after(self._call_sec):
             return await call(*args, **kwargs)
-        raise StoreUnavailable(f"{what}: the store did not answer within {self._call_sec:g} s (`call_sec`)")
+        raise StoreUnavailable(f"{what}: the store did not answer within {self._call_sec:g} s (`call_sec`); try again")

@@ -24,6 +24,7 @@ from converge_store_sql.postgresql.riding.riders import Riders
 from converge_store_sql.postgresql.riding.within import TRIES, Inside, check_dialect, run
 from converge_store_sql.postgresql.statements import Statements
 from converge_store_sql.postgresql.waiters import DEAD_SEC
+from converge_store_sql.riding import Beside
 
 WHERE = "the caller's database"
 
@@ -40,19 +41,12 @@ def submit(connection: Connection, tasks: Sequence[Task], network: str) -> list[
         return submit_through(outside, inside, tasks)
 
 
-class _Outside:
+class _Outside(Beside):
     """The other side: a second connection of the caller's engine, each of whose statements is a transaction."""
 
     def __init__(self, engine: Engine, network: str) -> None:
-        self._engine, self._network, self._statements = engine, network, Statements(network)
-        self._connection: Connection | None = None
-
-    def __enter__(self) -> _Outside:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._connection is not None:
-            self._connection.close()
+        super().__init__(engine, network)
+        self._statements = Statements(network)
 
     def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
         return got(keys, self._run(*get_call(self._statements, keys))) if keys else []
@@ -91,13 +85,12 @@ class _Outside:
         return plan.outcomes(bad, late, there, missed, revision)
 
     def _run(self, text: str, arguments: Sequence[Any], *, writes: bool = False) -> Sequence[Sequence[Any]]:
-        if self._connection is None:
-            try:
-                self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            except (SQLAlchemyError, OSError) as error:
-                raise connecting_failed(error, WHERE) from error
         try:
-            return run(self._connection, text, arguments)
+            connection = self._opened()
+        except (SQLAlchemyError, OSError) as error:
+            raise connecting_failed(error, WHERE) from error
+        try:
+            return run(connection, text, arguments)
         except (SQLAlchemyError, OSError) as error:
             raise call_failed(error, WHERE, writes=writes) from error
 

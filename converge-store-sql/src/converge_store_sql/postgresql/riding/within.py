@@ -40,7 +40,7 @@ OnWritten = Callable[[int, Collection[Channel]], None]
 """Told the number of the transaction that has written, and whom to wake once it has committed."""
 
 
-class Inside:
+class Inside(riding.Inside):
     """The side within the caller's transaction.
 
     Args:
@@ -94,15 +94,6 @@ class Inside:
             self._on_written(xid, wake)
             break
         return [outcomes[number] for number in range(len(batches))]
-
-    def count(self, prefixes: object) -> Sequence[int]:
-        raise Unsupported("nothing is counted within a transaction of the caller's")
-
-    def time(self) -> int:
-        raise Unsupported("time is asked outside of a transaction of the caller's")
-
-    def note_format(self, number: int) -> None:
-        raise Unsupported("the format is noted outside of a transaction of the caller's")
 
     def _keep_open(self, lanes: Sequence[Key]) -> int:
         """Share the locks of the lanes; return the number of the transaction."""
@@ -217,7 +208,10 @@ def _split(batch: Batch) -> tuple[Batch, list[Check]]:
     held = [check for check in batch.checks if check[0] not in written]
     others = {key[0] for key, _ in held} - {FAMILIES["lane"], FAMILIES["epoch"]}
     if others:
-        raise Unsupported(f"in a transaction of the caller's, keys of {', '.join(sorted(others))} cannot be relied on")
+        raise Unsupported(
+            f"in a transaction of the caller's, keys of {', '.join(sorted(others))} cannot be relied on; submit tasks "
+            "in it, nothing else"
+        )
     return batch._replace(checks=[check for check in batch.checks if check[0] in written]), held
 
 
