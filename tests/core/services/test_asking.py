@@ -38,6 +38,7 @@ class Wire(Link):
 
     def __init__(self, near: Node, far: Node, spoil: Callable[[bytes], bytes | None] = lambda payload: payload) -> None:
         self.near, self.far, self.spoil = near, far, spoil
+        self.why = ""
         self.peer, self.is_closed, self.waiting = far.identity.public_key, False, set[Waiting]()
         self.address, self.features, self.speakers_bytes, self.work = "", 0, 0, 0
         self.shown, self.speakers = {}, {}
@@ -60,7 +61,7 @@ class Wire(Link):
     def is_full_of_answers(self) -> bool:
         raise AssertionError("nobody here is an agent")
 
-    async def send(self, items: list[Item], owed: str = "") -> None:
+    async def send(self, items: list[Item], owed: str = "", on_queued: Callable[[], None] = lambda: None) -> None:
         raise AssertionError("a question is not a message: it waits for no room")
 
     def offer(self, item: Item, owed: str = "") -> bool:

@@ -88,6 +88,7 @@ class Link:
     """
 
     def __init__(self, own: Side, other: Side, faults: Faults) -> None:
+        self.why = ""
         self.peer, self.is_closed, self.waiting = other.identity.public_key, False, set[Waiting]()
         self.address, self.features, self.speakers_bytes, self.work = "", 0, 0, 0
         self.shown, self.speakers = dict[str, bytes](), dict[str, int]()
@@ -96,9 +97,10 @@ class Link:
         self._own, self._other, self._faults = own, other, faults
         self.sender, self.receiver = anyio.create_memory_object_stream[list[Item]](10_000)
 
-    async def send(self, items: list[Item], owed: str = "") -> None:
+    async def send(self, items: list[Item], owed: str = "", on_queued: Callable[[], None] = lambda: None) -> None:
         """Send, unless a fault says otherwise."""
         self._send(items)
+        on_queued()
 
     def offer(self, item: Item, owed: str = "") -> bool:
         """Accept: there is always room."""

@@ -45,13 +45,17 @@ WRITE_SEC = 10.0
 OnItems = Callable[["Link", list[Item]], Awaitable[None]]
 
 
+def _nothing() -> None:
+    """Do what is done where nobody is told."""
+
+
 class _Room:
     """Somebody who waits until his message may be queued."""
 
-    __slots__ = ("event", "item", "owed")
+    __slots__ = ("event", "item", "on_queued", "owed")
 
-    def __init__(self, item: Item, owed: str) -> None:
-        self.item, self.owed, self.event = item, owed, anyio.Event()
+    def __init__(self, item: Item, owed: str, on_queued: Callable[[], None]) -> None:
+        self.item, self.owed, self.on_queued, self.event = item, owed, on_queued, anyio.Event()
 
 
 class Link:
@@ -59,6 +63,7 @@ class Link:
 
     Attributes:
         waiting: Told when the link ends.
+        why: Why it has ended.
         shown: The signed descriptors that this side has shown over it, by agent id.
         speakers: The sequences of the descriptors that the peer has shown over it, by agent id.
         work: What the peer has cost since others were last let run.
@@ -70,7 +75,7 @@ class Link:
     def __init__(self, secured: SecureChannel, on_items: OnItems, monotonic: Callable[[], float]) -> None:
         self.peer, self.features = secured.peer, secured.features
         self.is_dialler, self.address = secured.is_dialler, secured.address
-        self.is_closed = False
+        self.is_closed, self.why = False, ""
         self.endpoint = ""  # that was dialled
         self.waiting: set[Waiting] = set()
         self.shown: dict[str, bytes] = {}
@@ -91,16 +96,18 @@ class Link:
 
     # Messages: they wait for the window.
 
-    async def send(self, items: list[Item], owed: str = "") -> None:
+    async def send(self, items: list[Item], owed: str = "", on_queued: Callable[[], None] = _nothing) -> None:
         """Queue messages; wait while the queue or the window is full. `owed`: the message that is to have a receipt.
+        `on_queued`: called for each that was queued, which may leave from then on, however this call ends.
 
         Raises:
             ConnectionLost: The link is over.
         """
         for item in items:
             if self.offer(item, owed):
+                on_queued()
                 continue
-            room = _Room(item, owed)
+            room = _Room(item, owed, on_queued)
             self._rooms.append(room)
             try:
                 await room.event.wait()
@@ -161,6 +168,11 @@ class Link:
             self.shown[agent_id] = signed
             self._push((records.SHOWN, signed), "")
 
+    def gone(self, agent_id: str) -> None:
+        """Say that an agent has ended, if it was shown: behind what it has said, or that would be refused."""
+        if self.shown.pop(agent_id, None) is not None:
+            self._push((records.GONE, agent_id.encode()), "")
+
     def answer(self, item: Item) -> bool:
         """Queue an answer behind the messages that were queued before it; return whether there was room."""
         size = len(item[1])
@@ -184,6 +196,7 @@ class Link:
         """End the link, and tell the peer why where that is possible."""
         if not self.is_closed and not self._scope.cancel_called:
             self._goodbye = reason, text
+            self.why = self.why or text or records.REASONS[reason]
             if text:
                 log.info("the connection to node %s ends: %s", self.peer.hex()[:16], text)
             self.is_closed = True
@@ -219,11 +232,12 @@ class Link:
         while self._rooms and self._has_room(len(self._rooms[0].item[1])):
             room = self._rooms.popleft()
             self._push(room.item, room.owed)
+            room.on_queued()
             room.event.set()
 
     def _raise_if_closed(self) -> None:
         if self.is_closed:
-            raise ConnectionLost("the connection to the peer is over")
+            raise ConnectionLost(f"the connection to the peer is over: {self.why}")
 
     # Its two tasks.
 
@@ -237,6 +251,7 @@ class Link:
         except* ConvergeError as errors:
             for error in errors.exceptions:
                 log.info("the connection to node %s is over: %s", self.peer.hex()[:16], error)
+                self.why = self.why or str(error)
                 if isinstance(error, TornRecord):
                     self._goodbye = records.PROTOCOL, ""
         finally:

@@ -15,7 +15,7 @@ from converge.contracts.discovery import Discovery
 from converge.contracts.transport import Listener
 from converge.env import Env
 from converge.errors import StoreError
-from converge.machines.records import GONE, Item
+from converge.machines.records import Item
 from converge.machines.secure import Terms
 from converge.model.descriptor import AgentDescriptor, network_tag
 from converge.model.envelope import CHAINS, PINGS, TOGETHER
@@ -203,8 +203,7 @@ class Network:
             self.post.inboxes.remove(agent.id)
             self.announced.credentials.pop(agent.id, None)
             for link in () if self.links is None else self.links.all():
-                if link.shown.pop(agent.id, None) is not None:
-                    link.post([(GONE, agent.id.encode())])
+                link.gone(agent.id)
 
     async def withdraw_one(self, agent: Hosted) -> None:
         """Withdraw the descriptor of an agent that ends; it speaks until `hush`.

@@ -54,6 +54,7 @@ class Link(Protocol):
     address: str
     features: int
     is_closed: bool
+    why: str
     waiting: set[Waiting]
     shown: dict[str, bytes]
     speakers: dict[str, int]
@@ -63,7 +64,7 @@ class Link(Protocol):
     @property
     def is_full_of_answers(self) -> bool: ...
 
-    async def send(self, items: list[Item], owed: str = "") -> None: ...
+    async def send(self, items: list[Item], owed: str = "", on_queued: Callable[[], None] = ...) -> None: ...
 
     def offer(self, item: Item, owed: str = "") -> bool: ...
 
@@ -157,6 +158,8 @@ class UnderWay:
         pair: Whose order it keeps: the sender, and the recipient, or the node's key where it is for all agents of it.
         queue: The messages of its pair that are not settled, by sequence; None: this one is.
         is_settled: Whether the wait for its receipts is over: there is one, or the link has ended.
+        was_sent: Whether the last try has left, or may have.
+        may_be_taken: Whether an earlier try may have been taken: its link ended before a receipt came.
         is_quick: Whether its sender waits for all of its receipts at once.
         is_expired: Whether its deadline, noted in `grain`, has come.
     """
@@ -173,6 +176,7 @@ class UnderWay:
         "is_settled",
         "key",
         "link",
+        "may_be_taken",
         "pair",
         "payload",
         "queue",
@@ -189,13 +193,17 @@ class UnderWay:
         self.receipt: ReceiptHeader | None = None
         self.answer: bytes | None = None
         self.sequence = self.grain = 0
-        self.was_sent = False
+        self.was_sent = self.may_be_taken = False
         self.cause: Exception | None = None  # of the last try that failed
         self.link: Link | None = None  # that it was sent over last
         self.queue: dict[int, UnderWay] | None = None
         self.is_settled = self.is_handled = self.is_quick = self.is_expired = False
         self.waiter: Waiter | None = None
         self.done: anyio.Event | None = None  # made by who waits for it
+
+    def sent(self) -> None:
+        """Note that it may leave from now on."""
+        self.was_sent = True
 
     def give_up(self) -> None:
         """Note that the link has ended: without a receipt the message is sent again."""

@@ -10,10 +10,14 @@ from math import inf
 import anyio
 
 from converge.errors import (
+    AskCycle,
+    Backpressure,
     BadSignature,
     ChannelError,
     ConnectFailed,
     ConnectionLost,
+    DeliveryTimeout,
+    Dropped,
     MessageTooLarge,
     StoreError,
     Undeliverable,
@@ -150,6 +154,7 @@ class MessagesUnderWay:
         Raises:
             Undeliverable, Backpressure: It was certainly not taken.
             ChannelError, StoreError: The patience is over, and it was certainly not taken.
+            DeliveryTimeout: The patience is over, and it may have been taken; never where there are other recipients.
         """
         try:
             self._begin(one)
@@ -177,21 +182,20 @@ class MessagesUnderWay:
                     if one.header.wants == HANDED:
                         return
                     await self._receipt(one)
-            except (MessageTooLarge, BadSignature):
+                if _is_taken(one):
+                    return
+            except (MessageTooLarge, BadSignature, Dropped, AskCycle):
                 raise
-            except (ChannelError, StoreError) as error:
-                one.cause = error
-                if not one.was_sent and self._monotonic() >= until:
+            except (ChannelError, StoreError, Undeliverable, Backpressure) as error:
+                if one.was_sent and one.receipt is None and not one.may_be_taken:
+                    one.may_be_taken, until = True, self._monotonic() + patience_sec
+                if not isinstance(error, ChannelError | StoreError) and not one.may_be_taken:
                     raise
+                one.cause = error
+                if self._monotonic() >= until:
+                    _give_up(one, error, patience_sec)
                 log.info("message %s to %.16s is repeated: %s", one.header.id, one.header.to or "all of a node", error)
             is_tried = False
-            receipt = one.receipt
-            if receipt is not None and receipt.status != EARLY:
-                one.raise_if_refused()
-                return
-            if receipt is not None:
-                one.was_sent = False  # its node says so itself
-                one.cause = Undeliverable(f"not taken yet: {receipt.text}")
             one.is_settled, one.receipt = False, None
             if not await _earlier(one, queue):  # who has waited for one before it, need not wait more
                 await anyio.sleep(wait_sec)
@@ -217,13 +221,9 @@ class MessagesUnderWay:
         """Give a message to a link, when it has room."""
         if self._offer(one, link, after):
             return
-        before, one.link = one.was_sent, link
-        one.was_sent = True
-        try:
-            await link.send([one.item(after, link.features)], "" if one.header.wants == HANDED else one.header.id)
-        except ChannelError:  # it was not queued
-            one.was_sent = before
-            raise
+        one.link = link
+        owed = "" if one.header.wants == HANDED else one.header.id
+        await link.send([one.item(after, link.features)], owed, one.sent)
 
     async def _receipt(self, one: UnderWay) -> None:
         """Wait for the receipt; a link that ends meanwhile ends the wait."""
@@ -256,6 +256,8 @@ class MessagesUnderWay:
                     await self._send(one, link, 0)
                 await self._receipt(one)
                 is_again = link.is_closed
+                if is_again:
+                    one.cause = _ended(link)
             except (ChannelError, StoreError, Undeliverable) as error:
                 one.cause = error
                 log.info("the answer to message %s from %.16s is asked again: %s", one.header.id, one.header.to, error)
@@ -264,6 +266,40 @@ class MessagesUnderWay:
                 await anyio.sleep(wait_sec)
                 wait_sec = min(wait_sec * 2, RETRY_GREATEST_SEC)
         one.raise_if_refused()
+
+
+def _is_taken(one: UnderWay) -> bool:
+    """Return whether the receipt of the last try says that the message was taken; False: it is to come again.
+
+    Raises:
+        Undeliverable, Backpressure: It says that it was not.
+        ConnectionLost: There is none.
+    """
+    receipt, link = one.receipt, one.link
+    if receipt is None:
+        assert link is not None, "it was sent over one"
+        raise _ended(link)
+    if receipt.status != EARLY:
+        one.raise_if_refused()
+        return True
+    one.was_sent = one.may_be_taken  # its node says itself that it has not this one
+    one.cause = Undeliverable(f"not taken yet: {receipt.text}")
+    return False
+
+
+def _ended(link: Link) -> ConnectionLost:
+    return ConnectionLost(f"the connection ended before the recipient's node had answered: {link.why}")
+
+
+def _give_up(one: UnderWay, error: Exception, patience_sec: float) -> None:
+    """Raise at the end of the patience, unless another recipient could get what the first one may have."""
+    if not one.was_sent:
+        raise error
+    if patience_sec:
+        raise DeliveryTimeout(
+            "the connection ended before a receipt came, and the node was not reached again; it may have the message "
+            f"or not; the last try: {error}"
+        ) from error
 
 
 async def _reached(reach: Reach, patience_sec: float) -> Link:
