@@ -62,7 +62,7 @@ async def until_state(node: Node, task_id: str, state: TaskState) -> Task:
     async def is_there() -> bool:
         return (await node.tasks.get(task_id)).state == state
 
-    await wait_until(is_there)
+    await wait_until(is_there, timeout=30)
     return await node.tasks.get(task_id)
 
 
@@ -281,7 +281,7 @@ async def test_whatever_a_task_records_first_is_removed_with_it(first: str) -> N
             await until_state(node, id_, TaskState.WAITING)
             await node.tasks.cancel(id_)
         elif first == "runs":
-            await wait_until(lambda: RAN["begun"] == 1)
+            await wait_until(lambda: RAN["begun"] == 1, timeout=30)
             await node.tasks.cancel(id_, grace_sec=20)
         await node.tasks.result(id_, timeout=10)
         await none_left(node)
@@ -324,7 +324,11 @@ class Undoes(Agent):
 async def test_a_cancel_with_grace_lets_the_handler_undo(kind: str) -> None:
     async with running(Undoes) as node:
         id_ = await node.tasks.submit(Task(pool_id="p", type=kind))
-        await (until_state(node, id_, TaskState.WAITING) if kind == "waits" else wait_until(lambda: RAN["do"] == 1))
+        await (
+            until_state(node, id_, TaskState.WAITING)
+            if kind == "waits"
+            else wait_until(lambda: RAN["do"] == 1, timeout=30)
+        )
         assert await node.tasks.cancel(id_, grace_sec=20, why="enough")
         assert not await node.tasks.cancel(id_, grace_sec=20)
         task = await node.tasks.result(id_, timeout=10)

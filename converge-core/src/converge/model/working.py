@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol, TypeVar, TypeVarTuple, overload
 
 import attrs
 
-from converge.errors import NotRunning, SchemaTooNew
+from converge.errors import InvalidValue, NotRunning, SchemaTooNew
 from converge.model.batch import Entry
 from converge.model.keys import Key
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-Kinds = tuple[type[BaseException], ...]
+Kinds = tuple[type[Exception], ...]
+
+
+RETRIES_GREATEST = 1_000
+DELAY_GREATEST_SEC = 86_400.0
 
 
 class StepOptions(NamedTuple):
@@ -25,6 +29,24 @@ class StepOptions(NamedTuple):
     delay_sec: float = 1.0
     final: Kinds = ()
     at_most_once: bool = False
+
+    def check(self, function: object) -> None:
+        """Refuse a step that cannot be run so, before anything of it has happened.
+
+        Raises:
+            InvalidValue: Which value, and what it should be.
+        """
+        if not callable(function):
+            raise InvalidValue("step", function, "a function; its arguments follow it: step(name, function, argument)")
+        if type(self.retries) is not int or not 0 <= self.retries <= RETRIES_GREATEST:
+            raise InvalidValue("retries", self.retries, f"a whole number from 0 to {RETRIES_GREATEST:,}")
+        if type(self.delay_sec) not in (int, float) or not 0 <= self.delay_sec <= DELAY_GREATEST_SEC:
+            raise InvalidValue("delay_sec", self.delay_sec, f"seconds, from 0 to {DELAY_GREATEST_SEC:,.0f}")
+        # A cancellation is no `Exception`: recorded, it would end a step for good because its process was stopped.
+        if type(self.final) is not tuple or not all(isinstance(kind, type) for kind in self.final):
+            raise InvalidValue("final", self.final, "a tuple of classes of errors")
+        if not all(issubclass(kind, Exception) for kind in self.final):
+            raise InvalidValue("final", self.final, "classes of errors that are an Exception")
 
 
 @attrs.frozen(kw_only=True)
@@ -77,7 +99,7 @@ class Attempting(Protocol):
 
     def first(self, children: tuple[Child, ...], cancel_rest: bool, timeout: float | None) -> Any: ...
 
-    def as_completed(self, children: tuple[Child, ...]) -> AsyncIterator[tuple[Child, Any]]: ...
+    def as_completed(self, children: tuple[Child, ...]) -> Any: ...
 
     def restart(self, inputs: Mapping[str, Any]) -> Any: ...
 
@@ -86,7 +108,9 @@ class Runs(Protocol):
     """What a worker that runs handlers says of itself."""
 
     def attempt(self, task_id: str, token: int, call: str) -> Attempting | None:
-        """Return the attempt that the worker is at if it is this one, for calls of its event loop."""
+        """Return the attempt that the worker is at if it is this one, for calls of its event loop; without the name of
+        a call, for questions from anywhere.
+        """
 
     def blocking(self, task_id: str, token: int, call: str) -> Attempting | None:
         """Return the same for calls of a worker thread."""
@@ -148,21 +172,22 @@ class Working:
         Args:
             name: What the record is found by. The second step of a name is `name#2`, counted in the order of calls.
             retries: How often the function is called again that raised, after `delay_sec`, each time twice as long.
-            final: Errors that are recorded; others end the attempt, and the next one runs the step again.
+            final: Errors that are recorded; others end the attempt, and the next one runs the step again. `NoRetry`,
+                `RetryAfter` and `Release` end the attempt at once, whatever `retries` and `final` say.
             at_most_once: Record that it begins, too: where an attempt died in it, the next is told `StepUncertain`.
 
         Raises:
             StepFailed: It raised one of `final`, now or in an earlier attempt.
-            StepConflict, TooManyRecords, ValueTooLarge, InvalidValue: It cannot be recorded.
+            StepConflict, TooManyRecords, ValueTooLarge, InvalidValue: It cannot be run or recorded so.
             StaleClaim: Another attempt runs.
         """
         result: Awaitable[Any] = _attempt(self, "task.step").step(
-            name, function, arguments, StepOptions(retries, delay_sec, tuple(final), at_most_once)
+            name, function, arguments, StepOptions(retries, delay_sec, final, at_most_once)
         )
         return result
 
     def wait_for(self, *names: str, timeout: float | None = None) -> Awaitable[Any]:
-        """Wait for a signal and return its payload; for the first of several, return its name and payload.
+        """Wait for a signal and return its payload; for the first of several (at most 100), its name and payload.
 
         The task is parked meanwhile: the handler is cancelled, and run again from its start when the signal has come;
         steps that were recorded do not run again.
@@ -198,9 +223,11 @@ class Working:
         return result
 
     def gather(self, *children: Child, timeout: float | None = None) -> Awaitable[list[Any]]:
-        """Wait, parked, until all children have ended; return their results in this order. At most 1,000.
+        """Wait, parked, until all children have ended; return their results in this order: of none, nothing. At most
+        1,000.
 
         Raises:
+            InvalidValue: One is no child of this task.
             ChildFailed: One did not complete; the others have ended, too.
             WaitTimeout: They have not all ended in time.
         """
@@ -221,7 +248,8 @@ class Working:
 
     def as_completed(self, *children: Child) -> AsyncIterator[tuple[Child, Any]]:
         """Iterate over the children with their results in the order in which they end, as `first` does."""
-        return _attempt(self, "task.as_completed").as_completed(children)
+        found: AsyncIterator[tuple[Child, Any]] = _attempt(self, "task.as_completed").as_completed(children)
+        return found
 
     def restart(self, inputs: Mapping[str, Any]) -> Awaitable[None]:
         """End the attempt and begin the task anew with these inputs and without its steps; it does not return."""
@@ -230,13 +258,15 @@ class Working:
 
     @property
     def is_parking(self) -> bool:
-        """Whether the handler is being ended because its task is parked or restarted: nothing needs to be undone."""
-        return _attempt(self, "task.is_parking").is_parking
+        """Whether the handler is being ended because its task is parked or restarted: nothing needs to be undone. A
+        plain handler may ask, too, as for `is_called_off`.
+        """
+        return _attempt(self, "").is_parking
 
     @property
     def is_called_off(self) -> bool:
         """Whether the task is being cancelled with grace."""
-        return _attempt(self, "task.is_called_off").is_called_off
+        return _attempt(self, "").is_called_off
 
     @property
     def blocking(self) -> Blocking:
@@ -265,9 +295,7 @@ class Blocking:
         at_most_once: bool = False,
     ) -> T:
         """Run a plain function in this thread and record what it returns. See `Task.step`."""
-        result: T = self._attempt.step(
-            name, function, arguments, StepOptions(retries, delay_sec, tuple(final), at_most_once)
-        )
+        result: T = self._attempt.step(name, function, arguments, StepOptions(retries, delay_sec, final, at_most_once))
         return result
 
     def wait_for(self, *names: str, timeout: float | None = None) -> Any:
@@ -299,6 +327,11 @@ class Blocking:
     def first(self, *children: Child, cancel_rest: bool = False, timeout: float | None = None) -> tuple[Child, Any]:
         """See `Task.first`."""
         found: tuple[Child, Any] = self._attempt.first(children, cancel_rest, timeout)
+        return found
+
+    def as_completed(self, *children: Child) -> Iterator[tuple[Child, Any]]:
+        """See `Task.as_completed`."""
+        found: Iterator[tuple[Child, Any]] = self._attempt.as_completed(children)
         return found
 
     def restart(self, inputs: Mapping[str, Any]) -> None:

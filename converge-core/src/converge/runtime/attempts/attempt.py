@@ -14,17 +14,29 @@ from anyio.lowlevel import checkpoint
 
 from converge.codec import decode_plain, encode, encode_plain, stored_text
 from converge.contracts.store import Key, Put
-from converge.errors import CalledOff, InvalidValue, StepFailed, StepUncertain, WaitTimeout, WentOn
+from converge.errors import (
+    AttemptEnd,
+    CalledOff,
+    InvalidValue,
+    NotRunning,
+    StaleClaim,
+    StepFailed,
+    StepUncertain,
+    ValueTooLarge,
+    WaitTimeout,
+    WentOn,
+)
 from converge.foreign import Raised, awaited, in_thread, name_of, text_of
 from converge.ids import id_text
 from converge.machines.durable import FOREVER, Step
 from converge.machines.events import Event, Parked, Restarted
+from converge.machines.task import RESULT_BYTES
 from converge.model.keys import SIGNAL, SIGNALS
 from converge.model.place import Found
 from converge.model.task import Calling, Wait
 from converge.model.working import Child, Spawnable, StepOptions
 from converge.runtime.attempts.family import Family
-from converge.runtime.attempts.names import FIRST, GATHER, SLEEP, STEP, WAIT, Names
+from converge.runtime.attempts.names import FIRST, GATHER, SLEEP, STEP, Names
 from converge.runtime.attempts.putting_out import PuttingOut
 from converge.services.durable.ledger import Ledger
 from converge.services.store.handle import StoreHandle
@@ -41,7 +53,16 @@ WAIT_GREATEST_SEC = 86_400.0 * 366 * 10
 
 LATE = "task {}: {} did not come in time"
 
-WENT_ON = "task {}: its handler went on after it was parked; let the cancellation pass, and see `task.is_parking`"
+WENT_ON = (
+    "task {}: its handler went on after it was parked; let the cancellation pass, wait in no shielded scope, and see "
+    "`task.is_parking`"
+)
+
+ENDS_SEC = 5.0
+"""How long a call that has parked its task waits to be cancelled: in a shielded scope that would be for ever."""
+
+PASSING = (AttemptEnd, CalledOff, WentOn, StaleClaim)
+"""Errors that end the attempt, in a step as elsewhere: they are neither tried again there nor recorded."""
 
 STEP_NAME: ContextVar[str] = ContextVar("converge_step", default="")
 """The step whose function runs."""
@@ -80,6 +101,7 @@ class Attempt:
         self._calling: Calling | None = None
         self._is_told = False
         self._scopes: set[anyio.CancelScope] = set()
+        self._is_over = False
         self._output = PuttingOut(self.ledger)
         self.family = Family(self.ledger, self._names)
 
@@ -97,14 +119,26 @@ class Attempt:
             scope.cancel()
         self._changed.set()
 
+    def close(self) -> None:
+        """End the attempt: what its handler has left running must not park or restart the task, nor end its slot's next
+        handler.
+        """
+        self._is_over = True
+
     def _check(self) -> None:
-        """Refuse a call of a handler whose task is parked.
+        """Refuse a call of a handler whose task is parked, or which has ended.
 
         Raises:
             WentOn: It went on.
+            NotRunning: It has ended.
         """
+        self._check_over()
         if self.is_parking:
             raise WentOn(WENT_ON.format(self.id))
+
+    def _check_over(self) -> None:
+        if self._is_over:
+            raise NotRunning(f"task {self.id}: its handler has ended; await what it begins before it returns")
 
     def _check_called_off(self) -> None:
         """Tell the handler that its task is being cancelled, where it comes to something that is not recorded.
@@ -132,22 +166,26 @@ class Attempt:
         self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], options: StepOptions
     ) -> Any:
         """See `Task.step`."""
-        label, known = await self.begin(name, options)
+        label, known = await self.begin(name, function, options)
         if known is not None:
             return known[0]
         began = self.ledger.handle.env.monotonic()
         try:
-            value = await self._tried(label[1:], function, arguments, options)
+            try:
+                value = await self._tried(label[1:], function, arguments, options)
+            except PASSING:
+                raise
+            except options.final as error:
+                await self.end_failed(label, error, began)
+                raise StepFailed(self.id, label[1:], name_of(type(error)), text_of(error)) from error
             return await self.end(label, value, began)
-        except options.final as error:
-            await self.end_failed(label, error, began)
-            raise StepFailed(self.id, label[1:], name_of(type(error)), text_of(error)) from error
         finally:
             self.left(label)
 
-    async def begin(self, name: str, options: StepOptions) -> tuple[str, tuple[Any] | None]:
+    async def begin(self, name: str, function: object, options: StepOptions) -> tuple[str, tuple[Any] | None]:
         """Begin a step; return its label, and its value where it was recorded: then it is over."""
         self._check()
+        options.check(function)
         label = self._names.label(STEP, name)
         known = await self.ledger.recorded(label)
         if known is not None and known.is_over:
@@ -213,9 +251,7 @@ class Attempt:
         for left in range(options.retries, -1, -1):
             try:
                 return await self._run(name, function, arguments)
-            except options.final:
-                raise
-            except (CalledOff, WentOn):
+            except PASSING + options.final:
                 raise
             except Exception:
                 if not left:
@@ -245,9 +281,7 @@ class Attempt:
     async def wait_for(self, names: tuple[str, ...], timeout: float | None) -> Any:
         """See `Task.wait_for`."""
         self._check()
-        if not names:
-            raise InvalidValue("wait_for", names, "the name of a signal, or several")
-        label = self._names.label(WAIT, "|".join(names))
+        label = self._names.label_of_wait(names)
         known = await self.ledger.recorded(label)
         if known is not None and known.is_over:
             return self._waited(label, known, names)
@@ -269,8 +303,13 @@ class Attempt:
                     return self._waited(label, step, names)
             elif not await self.gave_up(label, until, seen):
                 await self.park(Waiting(names, 0, until, puts, " or ".join(names), seen))
-            elif self.ledger.steps[label].kind:
+            elif self._is_late(label):
                 raise WaitTimeout(LATE.format(self.id, label[1:]))
+
+    def _is_late(self, label: str) -> bool:
+        """Return whether it is recorded that a wait's time has passed; not so where something came at that moment."""
+        step = self.ledger.steps.get(label)
+        return step is not None and bool(step.kind)
 
     def _waited(self, label: str, step: Step, names: tuple[str, ...]) -> Any:
         if step.kind:
@@ -278,7 +317,9 @@ class Attempt:
         came = decode_plain(step.result, "signal")
         return came["payload"] if len(names) == 1 else (came["name"], came["payload"])
 
-    async def _until(self, label: str, known: Step | None, timeout: float | None) -> tuple[int, tuple[Put, ...]]:
+    async def _until(
+        self, label: str, known: Step | None, timeout: float | None, what: str = "timeout"
+    ) -> tuple[int, tuple[Put, ...]]:
         """Return until when a wait lasts, and what records that: the same for all attempts."""
         if known is not None:
             return known.until, ()
@@ -286,7 +327,7 @@ class Attempt:
         until = FOREVER
         if timeout is not None:
             if type(timeout) not in (int, float) or not 0 <= timeout <= WAIT_GREATEST_SEC:
-                raise InvalidValue("timeout", timeout, f"seconds, from 0 to {WAIT_GREATEST_SEC:,.0f}")
+                raise InvalidValue(what, timeout, f"seconds, from 0 to {WAIT_GREATEST_SEC:,.0f}")
             until = await self.ledger.handle.now() + int(timeout * 1_000_000)
         return until, ((self.ledger.key(label), encode(await self.ledger.step(until=until))),)
 
@@ -313,7 +354,7 @@ class Attempt:
         known = await self.ledger.recorded(label)
         if known is not None and known.is_over:
             return
-        until, puts = await self._until(label, known, sec)
+        until, puts = await self._until(label, known, sec, "sleep")
         while True:
             self._check_called_off()
             seen = await self.ledger.look(())
@@ -329,8 +370,7 @@ class Attempt:
             for _ in range(2):
                 await checkpoint()  # what runs beside it may be about to begin a step
             if not self._running:
-                self._end_with(self._parked())
-                await anyio.sleep_forever()
+                await self._end_with(self._parked())
             self._changed = anyio.Event()
             with anyio.move_on_after(LOOK_SEC):
                 await self._changed.wait()
@@ -353,17 +393,29 @@ class Attempt:
             encode(signals),
         )
 
-    def _end_with(self, event: Event) -> None:
+    async def _end_with(self, event: Event) -> None:
+        """End the handler, and thereby this call.
+
+        Raises:
+            WentOn: It is not cancelled.
+            NotRunning: It has ended.
+        """
+        self._check_over()
         self.event, self.is_parking = event, True
         self._on_park()
+        with anyio.move_on_after(ENDS_SEC):
+            await anyio.sleep_forever()
+        raise WentOn(WENT_ON.format(self.id))
 
     async def restart(self, inputs: Mapping[str, Any]) -> None:
         """See `Task.restart`."""
         self._check()
         if not isinstance(inputs, Mapping):
             raise InvalidValue("inputs", inputs, "a mapping of names to plain data")
-        self._end_with(Restarted(encode_plain(dict(inputs), "inputs")))
-        await anyio.sleep_forever()
+        data = encode_plain(dict(inputs), "inputs")
+        if len(data) > RESULT_BYTES:
+            raise ValueTooLarge("inputs", len(data), RESULT_BYTES)
+        await self._end_with(Restarted(data))
 
     # Output.
 
@@ -387,13 +439,18 @@ class Attempt:
     async def gather(self, children: tuple[Child, ...], timeout: float | None) -> list[Any]:
         """See `Task.gather`."""
         self._check()
-        await self._wait_for_children(self._names.label(GATHER, "gather"), children, len(children), timeout)
+        label = self._names.label(GATHER, "gather")
+        if not children:
+            return []
+        own = self.family.checked(children)
+        await self._wait_for_children(label, own, len(own), timeout)
         return [self.family.result(self.id, child) for child in children]
 
     async def first(self, children: tuple[Child, ...], cancel_rest: bool, timeout: float | None) -> tuple[Child, Any]:
         """See `Task.first`."""
         self._check()
         label = self._names.label(FIRST, "first")
+        children = tuple(self.family.checked(children))
         known = await self.ledger.recorded(label)
         if known is None:
             if not self.family.has_ended(children):
@@ -410,10 +467,10 @@ class Attempt:
 
     async def as_completed(self, children: tuple[Child, ...]) -> AsyncIterator[tuple[Child, Any]]:
         """See `Task.as_completed`."""
-        left = list(children)
+        left = children
         while left:
-            child, result = await self.first(tuple(left), False, None)
-            left = [one for one in left if one.id != child.id]
+            child, result = await self.first(left, False, None)
+            left = tuple(one for one in left if one.id != child.id)
             yield child, result
 
     async def _wait_for_children(
@@ -433,7 +490,7 @@ class Attempt:
             if not await self.gave_up(label, until, seen):
                 text = f"{len(children)} children" if count > 1 else f"the first of {len(children)} children"
                 await self.park(Waiting((), seen.ended + missing, until, puts, text, seen))
-            elif label in self.ledger.steps and self.ledger.steps[label].kind:
+            elif self._is_late(label):
                 raise WaitTimeout(LATE.format(self.id, what))
 
 

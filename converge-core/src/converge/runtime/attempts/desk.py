@@ -10,12 +10,12 @@ import anyio
 from converge.codec import parse_hash
 from converge.contracts.store import Entry, Key
 from converge.errors import NotRunning, SchemaTooNew, StaleClaim
-from converge.foreign import Raised
+from converge.foreign import Raised, leaves
 from converge.ids import id_text
 from converge.machines.events import Completed, Event, Failed, Released
 from converge.model.place import Found, Held
 from converge.model.task import DURABLE, Calling
-from converge.runtime.attempts.attempt import WENT_ON, Attempt, Parking
+from converge.runtime.attempts.attempt import STEP_NAME, WENT_ON, Attempt, Parking
 from converge.runtime.attempts.threads import InThread
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.torn import log_once
@@ -41,7 +41,7 @@ class Desk:
 
     def attempt(self, task_id: str, token: int, call: str) -> Attempt | None:
         """See `Runs`."""
-        if not _is_in_loop():
+        if call and not _is_in_loop():
             raise NotRunning(
                 f"{call} cannot wait in a thread of its own; use {call.replace('task.', 'task.blocking.')}"
             )
@@ -51,7 +51,8 @@ class Desk:
         """See `Runs`."""
         if _is_in_loop():
             raise NotRunning(f"{call} would block the event loop; use `await task.step(...)` and the like")
-        self._is_threaded = True
+        if not STEP_NAME.get():  # it is the handler's own thread, and not that of a plain function of a step
+            self._is_threaded = True
         attempt = self._attempt_of(task_id, token)
         return None if attempt is None else InThread(attempt)
 
@@ -114,6 +115,7 @@ class Desk:
         attempt, self.opened, self._is_threaded = self.opened, None, False
         if attempt is None:
             return found, None
+        attempt.close()
         event = attempt.event
         if event is not None and not _has_ended(result):
             event = Failed(f"WentOn: {WENT_ON.format(attempt.id)}", self._agent.id, True, 1.0)
@@ -136,7 +138,9 @@ PARKED = object()
 
 
 def _has_ended(result: object) -> bool:
-    return result is PARKED or (type(result) is Raised and type(result.error) is Parking)
+    return result is PARKED or (
+        type(result) is Raised and all(type(error) is Parking for error in leaves(result.error))
+    )
 
 
 def _is_in_loop() -> bool:

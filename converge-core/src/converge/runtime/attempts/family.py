@@ -36,6 +36,7 @@ class Family:
     def __init__(self, ledger: Ledger, names: Names) -> None:
         self._ledger, self._names = ledger, names
         self._ended: dict[str, Ended] = {}
+        self._own: set[str] = set()  # ids that are known to be children's
         self._outbox = Outbox(ledger.handle)
 
     async def spawn(self, task: Spawnable, name: str) -> Child:
@@ -46,7 +47,7 @@ class Family:
         label = self._names.label(SPAWN, name)
         known = await self._ledger.recorded(label)
         if known is not None:
-            return Child(id=str(decode_plain(known.result, label)), name=label[1:])
+            return self._child(str(decode_plain(known.result, label)), label)
         self._ledger.check_room()
         handle = self._ledger.handle
         now = await handle.now()
@@ -57,7 +58,24 @@ class Family:
             await self._through_outbox(label, step, id_, spec)
         else:
             await self._in_own_batch(label, step, id_, spec, lane, now)
-        return Child(id=id_text(id_), name=label[1:])
+        return self._child(id_text(id_), label)
+
+    def _child(self, id_: str, label: str) -> Child:
+        self._own.add(id_)
+        return Child(id=id_, name=label[1:])
+
+    def checked(self, children: Sequence[Child]) -> list[Child]:
+        """Return the children, each once: who waits for two ends of one waits for ever.
+
+        Raises:
+            InvalidValue: One is none, or they are too few or too many.
+        """
+        if len(children) > CHILDREN or not children:
+            raise InvalidValue("children", f"{len(children)} children", f"1 to {CHILDREN:,}")
+        for child in children:
+            if not isinstance(child, Child):
+                raise InvalidValue("children", child, "what task.spawn returned")
+        return list({child.id: child for child in children}.values())
 
     async def _spec(self, task: Task, now: int) -> tuple[Spec, LaneSeen | None]:
         """Return the specification of a child, and its lane where there is one.
@@ -103,16 +121,25 @@ class Family:
         return None if state is not None and state.has_children else _with_children
 
     async def look(self, children: Sequence[Child]) -> int:
-        """Read which of the children have ended; return how many."""
-        if len(children) > CHILDREN or not children:
-            raise InvalidValue("children", f"{len(children)} children", f"1 to {CHILDREN:,}")
+        """Read which of the children have ended; return how many.
+
+        Raises:
+            InvalidValue: One is no child of this task, so that nothing would say when it ends.
+        """
         unknown = [child for child in children if child.id not in self._ended]
-        keys = [ENDED(self._ledger.id, id_bytes("child", child.id)) for child in unknown]
+        parent, ids = self._ledger.id, [id_bytes("child", child.id) for child in unknown]
+        others = [id_ for id_, child in zip(ids, unknown, strict=True) if child.id not in self._own]
+        keys = [CHILD(parent, id_) for id_ in others] + [ENDED(parent, id_) for id_ in ids]
         found = await self._ledger.patiently(lambda: get_all(self._ledger.handle.store, keys))
-        for child, entry in zip(unknown, found, strict=True):
+        for child, entry in zip(unknown, found[len(others) :], strict=True):
             if entry is not None:
                 with self._ledger.reading():
                     self._ended[child.id] = decode(entry.value, Ended, f"child {child.id}")
+        for id_, entry in zip(others, found, strict=False):
+            child_id = id_text(id_)
+            if entry is None and child_id not in self._ended:  # an end is read last: a cut removes the child after it
+                raise InvalidValue("children", child_id, f"children of task {id_text(parent)}")
+            self._own.add(child_id)
         return sum(child.id in self._ended for child in children)
 
     def earliest(self, children: Sequence[Child]) -> Child:

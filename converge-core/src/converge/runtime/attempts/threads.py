@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from anyio import from_thread
 
-from converge.errors import NotRunning, StepFailed
+from converge.errors import StepFailed
 from converge.foreign import called, name_of, text_of
 from converge.model.working import Child, Spawnable, StepOptions
-from converge.runtime.attempts.attempt import Attempt, Parking, named
+from converge.runtime.attempts.attempt import PASSING, Attempt, Parking, named
 
 
 class InThread:
@@ -45,17 +45,20 @@ class InThread:
 
     def step(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], options: StepOptions) -> Any:
         """See `Blocking.step`."""
-        label, known = self._call(self._attempt.begin, name, options)
+        label, known = self._call(self._attempt.begin, name, function, options)
         if known is not None:
             return known[0]
         began = self._attempt.ledger.handle.env.monotonic()
         try:
-            with named(label[1:]):
-                value = _tried(partial(function, *arguments), options)
+            try:
+                with named(label[1:]):
+                    value = _tried(partial(function, *arguments), options)
+            except PASSING:
+                raise
+            except options.final as error:
+                self._call(self._attempt.end_failed, label, error, began)
+                raise StepFailed(self._attempt.id, label[1:], name_of(type(error)), text_of(error)) from error
             return self._call(self._attempt.end, label, value, began)
-        except options.final as error:
-            self._call(self._attempt.end_failed, label, error, began)
-            raise StepFailed(self._attempt.id, label[1:], name_of(type(error)), text_of(error)) from error
         finally:
             from_thread.run_sync(self._attempt.left, label)
 
@@ -87,9 +90,13 @@ class InThread:
         """See `Blocking.first`."""
         return self._call(self._attempt.first, children, cancel_rest, timeout)
 
-    def as_completed(self, children: tuple[Child, ...]) -> AsyncIterator[tuple[Child, Any]]:
-        """Refuse: a thread cannot iterate over it."""
-        raise NotRunning("task.blocking has no as_completed; use task.blocking.first in a loop")
+    def as_completed(self, children: tuple[Child, ...]) -> Iterator[tuple[Child, Any]]:
+        """See `Blocking.as_completed`."""
+        left = children
+        while left:
+            child, result = self.first(left, False, None)
+            left = tuple(one for one in left if one.id != child.id)
+            yield child, result
 
     def restart(self, inputs: Mapping[str, Any]) -> Any:
         """See `Blocking.restart`."""
@@ -101,7 +108,7 @@ def _tried(call: Callable[[], Any], options: StepOptions) -> Any:
     for left in range(options.retries, -1, -1):
         try:
             return called(call)
-        except options.final:
+        except PASSING + options.final:
             raise
         except Exception:
             if not left:

@@ -10,8 +10,8 @@ import msgspec
 from anyio import CapacityLimiter, to_thread
 
 from converge.codec import decode, decode_plain, encode, encode_plain
-from converge.contracts.store import ABSENT
-from converge.errors import InvalidValue, NotRunning, SchemaTooNew
+from converge.contracts.store import ABSENT, LIMITS
+from converge.errors import InvalidValue, NotRunning, SchemaTooNew, ValueTooLarge
 from converge.foreign import Raised, as_exception, awaited, in_thread
 from converge.model.task import Task
 from converge.model.working import RUNS
@@ -48,6 +48,7 @@ async def answer(agent: Hosted, task: Task) -> Any:
 
     Raises:
         InvalidValue: `on_ask` did not return a pair, or not of plain data.
+        ValueTooLarge: The state does not fit into a value of the store.
         Exception: As `on_ask`.
     """
     runs = RUNS.get()
@@ -65,6 +66,8 @@ async def answer(agent: Hosted, task: Task) -> Any:
     returned = await _called(agent.agent.on_ask, state, payload)
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise InvalidValue("on_ask", type(returned).__name__, "(state, answer), a tuple")
-    kept = Actor(msgspec.Raw(encode_plain(returned[0], "state")), actor.asks + 1)
-    await runs.keep(task.id, task.token, (key, encode(kept), ABSENT if entry is None else entry.revision))
+    kept = encode(Actor(msgspec.Raw(encode_plain(returned[0], "state")), actor.asks + 1))
+    if len(kept) > LIMITS.value_bytes:
+        raise ValueTooLarge("state", len(kept), LIMITS.value_bytes)
+    await runs.keep(task.id, task.token, (key, kept, ABSENT if entry is None else entry.revision))
     return returned[1]

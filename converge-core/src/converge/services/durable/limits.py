@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 STEP_BYTES = 262_144
 """The longest result of a step, and payload of a signal: an attempt that begins again reads them all."""
 
@@ -25,6 +27,21 @@ CHILDREN = 1_000
 
 NAME_CHARS = 100
 """The longest name of a step, signal or wait: with its number and in UTF-8 it fits into a key."""
+
+WAIT_NAMES = 100
+"""Signals that one call waits for: their names stand in the task's state."""
+
+NUMBERED = re.compile(r"#[0-9]+$")
+"""How the label of a name ends that is used again."""
+
+NAME = f"1 to {NAME_CHARS} printable characters, not ending in # and a number, which counts repeats"
+"""What a valid name is, for people."""
+
+
+def is_valid_name(name: object) -> bool:
+    """Return whether a step, wait, child or signal may have this name: what is signalled can be waited for."""
+    return type(name) is str and 0 < len(name) <= NAME_CHARS and name.isprintable() and not NUMBERED.search(name)
+
 
 READER_SEC = 30.0
 """How long a reader is notified of output before it has to ask again."""

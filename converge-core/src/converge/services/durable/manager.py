@@ -18,7 +18,7 @@ from converge.model.place import Found, Held, Later
 from converge.model.task import DURABLE, Calling, State, Task
 from converge.services.durable.children import children_of
 from converge.services.durable.durable import Durable
-from converge.services.durable.limits import NAME_CHARS, STEP_BYTES
+from converge.services.durable.limits import NAME, NAME_CHARS, STEP_BYTES, is_valid_name
 from converge.services.durable.output import Following
 from converge.services.durable.signals import Sent
 from converge.services.store.limits import timed
@@ -59,12 +59,11 @@ class TaskManager(manager.TaskManager):
         data = encode_plain(payload, "payload")
         if len(data) > STEP_BYTES:
             raise ValueTooLarge("payload", len(data), STEP_BYTES)
-        for what, text in (("name", name), ("key", key)):
-            if type(text) is not str or len(text) > NAME_CHARS or (what == "name" and not text):
-                raise InvalidValue(what, text, f"text of 1 to {NAME_CHARS} characters")
-        return await self.durable.box.send(
-            Sent(id_bytes("task id", task_id), stored_text(name), data, stored_text(key))
-        )
+        if not is_valid_name(name):
+            raise InvalidValue("name", name, NAME)
+        if type(key) is not str or len(key) > NAME_CHARS:
+            raise InvalidValue("key", key, f"text of at most {NAME_CHARS} characters")
+        return await self.durable.box.send(Sent(id_bytes("task id", task_id), name, data, stored_text(key)))
 
     def watch(self, task_id: str, *, after: str = "") -> Following:
         """Iterate over the task's output, progress and states, until it has ended; after the piece with the cursor

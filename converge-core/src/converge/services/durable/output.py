@@ -27,6 +27,9 @@ PAGE = 200
 
 PART = "output"
 
+CURSOR_DIGITS = 19
+"""What is so long is not surely a number that a key may have."""
+
 
 @attrs.frozen(kw_only=True)
 class Output:
@@ -195,7 +198,8 @@ def _cursor(after: Rest | None) -> str:
 
 
 def _rest_of(cursor: str) -> Rest:
-    token, dot, number = cursor.partition(".")
-    if not dot or not token.isdigit() or not number.isdigit():
+    token, dot, number = cursor.partition(".") if type(cursor) is str else ("", "", "")
+    rest = [int(text) for text in (token, number) if len(text) < CURSOR_DIGITS and text.isascii() and text.isdigit()]
+    if not dot or len(rest) != 2:
         raise InvalidValue("after", cursor, "the cursor of a piece of output, such as 17.3")
-    return int(token), int(number)
+    return rest[0], rest[1]

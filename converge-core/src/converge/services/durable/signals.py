@@ -27,6 +27,10 @@ SIGNALLED_TOGETHER = 200
 """Signals of one round, and ends of children that are told in one batch."""
 
 
+SIGNALLED_BYTES = 4 * 1_048_576
+"""Bytes of the payloads of one batch: a store whose server bounds its packets takes it."""
+
+
 class Sent(NamedTuple):
     """A signal on its way."""
 
@@ -132,14 +136,18 @@ class SignalBox:
         return targets
 
     async def _accepted(self, id_: bytes, target: _Target, asks: Sequence[Ask[Sent]]) -> list[Ask[Sent]]:
-        """Return those that are new; answer repeats, and those for which there is no room."""
+        """Return those that are new, as many as a batch takes; answer repeats, and those for which there is no room."""
         keys = set(target.signals.keys)
         unread = target.signals.next - target.signals.got
         if unread > SIGNAL_KEYS and any(ask.request.key and ask.request.key not in keys for ask in asks):
             pages = await read_all(self._handle.store, SIGNAL(id_))
             keys |= {decode(entry.value, Signal, id_text(id_)).key for entry in pages} - {""}
         new: list[Ask[Sent]] = []
+        left = SIGNALLED_BYTES
         for ask in asks:
+            left -= len(ask.request.payload)
+            if left < 0 and new:
+                break  # the others go out next
             if ask.request.key and ask.request.key in keys:
                 _answer([ask], True)
             elif unread + len(new) >= SIGNALS_UNREAD:
