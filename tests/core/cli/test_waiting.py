@@ -101,3 +101,14 @@ def test_a_person_fails_what_waits_and_is_told_of_what_does_not(
     assert "only one that is WAITING" in capsys.readouterr().err
     assert main(["tasks", "signal", id_, "a", "--payload", "yes", "--store", url]) != 0
     assert "is not JSON" in capsys.readouterr().err
+
+
+def test_a_payload_or_a_cursor_that_cannot_be_is_one_line(
+    waiting: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, id_ = waiting
+    for words in (["signal", id_, "go", "--payload", "[" * 100_000], ["watch", id_, "--after", "1.²"]):
+        capsys.readouterr()
+        assert main(["tasks", *words, "--store", url]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("converge: ") and len(line) < 200

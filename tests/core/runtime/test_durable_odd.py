@@ -11,6 +11,7 @@ from anyio import to_thread
 
 from converge import Agent, MemoryStore, Node, Pool, Task, TaskState
 from converge.errors import (
+    AskCycle,
     CalledOff,
     ConvergeError,
     InvalidName,
@@ -45,6 +46,20 @@ def raises(error: BaseException) -> None:
 
 async def raises_later(error: BaseException) -> None:
     raises(error)
+
+
+class Asks(Agent):
+    """Asks whom the message names, one after another."""
+
+    concurrency = 4
+
+    async def on_ask(self, state: Any, message: list[str]) -> tuple[Any, Any]:
+        if not message:
+            return state, "asked"
+        try:
+            return state, await KEPT["node"].agent(message[0], pool="asks").ask(message[1:])
+        except AskCycle as error:
+            return state, list(error.chain)
 
 
 class Odd(Agent):
@@ -409,3 +424,13 @@ async def test_a_cursor_that_is_none_is_refused(node: Node) -> None:
 
 async def echo(task: Task) -> str:
     return "echo"
+
+
+@pytest.mark.parametrize("others", [["a"], ["b", "a"], ["b", "c", "b"]])
+async def test_a_virtual_agent_that_waits_for_itself_is_told(node: Node, others: list[str]) -> None:
+    KEPT["node"] = node
+    await node.spawn(Asks, pool="asks")
+    a = node.agent("a", pool="asks")
+    chain = [f"{name} of pool asks" for name in ["a", *others[:-1]]]
+    assert await a.ask(others, timeout=30) == chain
+    assert await a.ask(["b", "c"], timeout=30) == "asked"

@@ -120,5 +120,7 @@ def payload_of(text: str | None) -> Any:
         return None
     try:
         return json.loads(text)
+    except RecursionError as error:
+        raise InputError(f"{text[:80]}… is nested too deep") from error
     except ValueError as error:
         raise InputError(f"{text[:80]} is not JSON ({error}); text needs quotes: '\"yes\"'") from error

@@ -14,6 +14,7 @@ from converge.cli import output
 from converge.cli.failures import DONE, FAILED
 from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
+from converge.errors import InputError
 from converge.machines.task import TaskState
 from converge.operations import run as main
 from converge.operations import waiting as operate
@@ -82,8 +83,8 @@ def watch(
 
     try:
         anyio.run(follow, settings, backend_options=loop_options())
-    except BaseException:  # Ctrl-C, or the store is gone
-        if cursor:
+    except BaseException as error:  # Ctrl-C, or the store is gone
+        if cursor and not isinstance(error, InputError):
             output.note(f"to go on behind what was shown: converge tasks watch {task_id} --after {cursor}")
         raise
     return DONE if state == TaskState.COMPLETED else FAILED

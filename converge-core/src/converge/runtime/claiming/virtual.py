@@ -17,7 +17,7 @@ from converge.model.task import Task
 from converge.model.working import RUNS
 from converge.runtime.agents.agent import task_handler
 from converge.runtime.agents.hosted import Hosted
-from converge.services.durable.agents import ASKS, Actor, actor_key
+from converge.services.durable.agents import ANSWERING, ASKS, Actor, actor_key, asked_by
 
 
 def task_handler_of(agent: Hosted) -> Callable[[Task], Any]:
@@ -63,7 +63,11 @@ async def answer(agent: Hosted, task: Task) -> Any:
         runs.leave(task.id, task.token, error)
         raise
     state, payload = decode_plain(actor.state, what), task.inputs.get("payload")
-    returned = await _called(agent.agent.on_ask, state, payload)
+    answering = ANSWERING.set((*asked_by(task.trace), (key[1], key[2])))
+    try:
+        returned = await _called(agent.agent.on_ask, state, payload)
+    finally:
+        ANSWERING.reset(answering)
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise InvalidValue("on_ask", type(returned).__name__, "(state, answer), a tuple")
     kept = encode(Actor(msgspec.Raw(encode_plain(returned[0], "state")), actor.asks + 1))

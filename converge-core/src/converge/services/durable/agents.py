@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
 
-from converge.codec import decode, decode_plain
+from converge.codec import decode, decode_plain, encode
 from converge.contracts.store import Batch, Store
-from converge.errors import HandlerFailed, InvalidName, ResultTimeout
+from converge.errors import AskCycle, HandlerFailed, InvalidName, ResultTimeout
 from converge.ids import check_name
 from converge.machines.task import TaskState
 from converge.model.keys import ACTOR, NAME, Key, fits
@@ -19,6 +21,21 @@ from converge.services.store.limits import timed
 
 ASKS = "converge.asks"
 """The capability that agents with `on_ask` have, and the type of the tasks that carry messages to virtual agents."""
+
+
+ASKED_BY = "converge.asked_by"
+"""In the trace of such a task, the virtual agents that wait for its answer: JSON, the first one first."""
+
+ANSWERING: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("converge_answering", default=())
+"""The virtual agent, pool and key, whose `on_ask` runs, behind those that wait for its answer."""
+
+
+def asked_by(trace: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return the virtual agents that wait for a task's answer; of a trace that others have written, none."""
+    try:
+        return msgspec.json.decode(trace.get(ASKED_BY, "[]"), type=tuple[tuple[str, str], ...])
+    except msgspec.MsgspecError:
+        return ()
 
 
 class Actor(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -56,10 +73,15 @@ class AgentRef:
             ask_id: A UUID that makes a repeat harmless: it is answered as the first one was.
 
         Raises:
+            AskCycle: It waits itself, perhaps by way of others, for what asks it.
             HandlerFailed: Its handler raised, in each attempt; its state is as before.
             ResultTimeout: There was no answer in time.
         """
         _, pool, key = self._place
+        chain = ANSWERING.get()
+        if (pool, key) in chain:
+            names = [f"{one} of pool {other}" for other, one in chain]
+            raise AskCycle(f"virtual agent {key} of pool {pool} waits for this answer: {' asks '.join(names)}", names)
         task = Task(
             pool_id=pool,
             id=ask_id,
@@ -67,6 +89,7 @@ class AgentRef:
             required_capabilities=(ASKS,),
             ordering_key=key,
             inputs={"payload": payload},
+            trace={ASKED_BY: encode(chain).decode()} if chain else {},
         )
         task_id = await self._tasks.submit(task)
         try:
