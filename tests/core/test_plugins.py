@@ -294,11 +294,15 @@ def test_another_contract_number_says_which_side_to_upgrade(install: Install, co
     [
         (
             "import toy_driver_that_is_not_there",
-            "cannot be imported: ModuleNotFoundError: No module named 'toy_driver_that_is_not_there'",
+            "cannot be imported: ModuleNotFoundError: No module named 'toy_driver_that_is_not_there'; "
+            "install what has it, and name that in the dependencies of toy-store",
         ),
-        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
-        ("raise SystemExit(3)", "cannot be imported: SystemExit: 3"),
-        (hooks("def converge_stores(): raise OSError('no disk')"), ": converge_stores failed: OSError: no disk"),
+        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero (toy_broken.py, line 1)"),
+        ("raise SystemExit(3)", "cannot be imported: SystemExit: 3 (toy_broken.py, line 1)"),
+        (
+            hooks("def converge_stores(): raise OSError('no disk')"),
+            ": converge_stores failed: OSError: no disk (toy_broken.py, line 4)",
+        ),
         (hooks("def converge_stores(): return ['toy']"), ": converge_stores returned str, expected StoreBackend"),
         (toy("Toy"), '"Toy" is not a scheme of a URL: lower case, a-z first, then a-z 0-9 - + .'),
     ],

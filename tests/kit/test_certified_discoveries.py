@@ -19,7 +19,7 @@ from bending import Bent, bent
 from converge.builtin.static.plugin import STATIC
 from converge.builtin.store_discovery.plugin import STORE_DISCOVERY
 from converge.contracts.discovery import Changes, DiscoveryBackend, Reader, Sighting
-from converge.errors import StoreError, StoreUnavailable
+from converge.errors import InvalidValue, StoreError, StoreUnavailable
 from converge.operations.plugins.scaffold import TEMPLATES, write_plugin
 from converge.plugins.loaded import Loaded
 from converge.testing import Bench
@@ -254,6 +254,11 @@ def test_the_example_of_dns_is_certified(debian: Callable[[str, str], str], monk
     assert found.broken == ()
     assert sorted(found.certified) == ["fork", "freeze", "restart"]
     assert found.not_applicable == {"refused registrations": "it does not publish"}
+
+
+def test_a_test_that_the_kit_does_not_have_is_told_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidValue, match=f'a test of the kit for this discovery; did you mean "{FORK}"'):
+        certified(STORE_DISCOVERY, monkeypatch, f"{FORK}s")
 
 
 ENTRIES = """

@@ -6,7 +6,9 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from traceback import walk_tb
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,10 +23,11 @@ from converge.contracts.discovery import DiscoveryBackend
 from converge.contracts.store import StoreBackend
 from converge.contracts.transport import TransportBackend
 from converge.errors import ContractMismatch, HookUnknown, PluginBroken, PluginMissing
-from converge.foreign import describe, name_of
+from converge.foreign import Raised, guarded, is_a, name_of
 from converge.plugins.declaration import NAME, Backend, mistakes, shown
 from converge.plugins.found import Found, title
 
+_TARGET = re.compile(r"\w+(\.\w+)*(:(\w+(\.\w+)*)?)?")
 _WORDS = re.compile(r"[a-z][a-z0-9-]*( [a-z][a-z0-9-]*)?")
 
 
@@ -51,14 +54,24 @@ def new_manager() -> pluggy.PluginManager:
 
 
 def import_plugin(found: Found) -> object:
+    """Return what an entry point or an import path names.
+
+    Raises:
+        PluginMissing, PluginBroken: It names nothing, or what it names cannot be imported.
+    """
+    if not _TARGET.fullmatch(found.target):
+        raise (PluginBroken if found.distribution else PluginMissing)(
+            f'{title(found)} names "{found.target}", expected a module or module:attribute'
+        )
     module_name, _, attribute = found.target.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        absent = error.name if isinstance(error, ModuleNotFoundError) else None
+    module = guarded(importlib.import_module, module_name)
+    if type(module) is Raised:
+        error = module.error
+        absent = getattr(error, "name", None) if is_a(error, ModuleNotFoundError) else None
         if absent and f"{module_name}.".startswith(f"{absent}.") and not found.distribution:
             raise PluginMissing(f'{title(found)}: there is no module "{absent}" on the import path') from error
-        raise PluginBroken(f"{title(found)} cannot be imported: {describe(error)}") from error
+        hint = _hint(found, module_name, absent) if absent else where(error, module_name)
+        raise PluginBroken(f"{title(found)} cannot be imported: {module.text}{hint}") from error
     plugin: object = module
     for part in attribute.split(".") if attribute else ():
         if not hasattr(plugin, part):
@@ -69,6 +82,22 @@ def import_plugin(found: Found) -> object:
             )
         plugin = getattr(plugin, part)
     return _declaring(plugin) if isinstance(plugin, Backend) else plugin
+
+
+def _hint(found: Found, module: str, absent: str) -> str:
+    """Return what to do about a module that a plugin's import did not find."""
+    if absent.partition(".")[0] == module.partition(".")[0]:
+        return "; name one that the package has, in the entry point or the import"
+    return f"; install what has it, and name that in the dependencies of {found.distribution or 'the plugin'}"
+
+
+def where(error: BaseException, module: str) -> str:
+    """Return the place in the package of that module which raised an error, such as ` (store.py, line 7)`."""
+    package, place = module.partition(".")[0], ""
+    for frame, line in walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] == package:
+            place = f" ({Path(frame.f_code.co_filename).name}, line {line})"
+    return place
 
 
 def _declaring(backend: Backend) -> object:
@@ -102,23 +131,23 @@ def declared(found: Found, plugin: object) -> Declared:
         list(_hook_mistakes(found, plugin, manager)),
         list[str](),
         list[str](),
-        list[Exception](),
+        list[BaseException](),
     )
     backends = {kind.word: list[Backend]() for kind in KINDS}
     decisions, commands = list[Any](), list[Any]()
     if not hooks:
         for kind in KINDS:
-            for one in _returned(manager, kind.hook, broken, causes):
+            for one in _returned(found, manager, kind.hook, broken, causes):
                 if not isinstance(one, kind.type):
                     broken.append(f"{kind.hook} returned {name_of(type(one))}, expected {kind.type.__name__}")
                     continue
                 backends[kind.word].append(one)
                 broken += mistakes(kind.word, one)
                 other += _contract_mistakes(kind, one)
-        for one in _returned(manager, "converge_decisions", broken, causes):
+        for one in _returned(found, manager, "converge_decisions", broken, causes):
             broken += _decision_mistakes(one)
             decisions.append(one)
-        for one in _returned(manager, "converge_commands", broken, causes):
+        for one in _returned(found, manager, "converge_commands", broken, causes):
             broken += _command_mistakes(one)
             commands.append(one)
     lines = [f"{title(found)}: {line}" for line in (*other, *hooks, *broken)]
@@ -128,21 +157,30 @@ def declared(found: Found, plugin: object) -> Declared:
     return Declared(backends=backends, decisions=decisions, commands=commands)
 
 
-def _returned(manager: pluggy.PluginManager, hook: str, broken: list[str], causes: list[Exception]) -> list[Any]:
-    """Return what the implementations of a hook return, in one list; what fails is noted."""
-    try:
-        answers = getattr(manager.hook, hook)()
-    except Exception as error:
-        broken.append(f"{hook} failed: {describe(error)}")
-        causes.append(error)
-        return []
-    found = list[Any]()
-    for answer in answers:
-        if not isinstance(answer, Iterable) or isinstance(answer, str):
-            broken.append(f"{hook} returned {name_of(type(answer))}, expected a list of declarations")
-            continue
-        found += answer
-    return found
+def _returned(
+    found: Found, manager: pluggy.PluginManager, hook: str, broken: list[str], causes: list[BaseException]
+) -> list[Any]:
+    """Return what the implementation of a hook returns; what fails is noted."""
+    declared = list[Any]()
+    for implementation in getattr(manager.hook, hook).get_hookimpls():
+        answer = guarded(_listed, implementation.function)
+        if type(answer) is Raised:
+            place = where(answer.error, found.target.partition(":")[0])
+            broken.append(f"{hook} failed: {answer.text}{place}")
+            causes.append(answer.error)
+        elif isinstance(answer, list):
+            declared += answer
+        else:
+            broken.append(f"{hook} returned {name_of(answer)}, expected a list of declarations")
+    return declared
+
+
+def _listed(hook: Callable[[], Any]) -> list[Any] | type[Any]:
+    """Return what a hook returns, in a list, for it may be a generator; the type of what cannot be one."""
+    answer = hook()
+    if not isinstance(answer, Iterable) or isinstance(answer, str):
+        return type(answer)
+    return list(answer)
 
 
 def _contract_mistakes(kind: Kind, backend: Backend) -> Iterator[str]:
@@ -205,6 +243,9 @@ def _hook_mistakes(found: Found, plugin: object, manager: pluggy.PluginManager) 
         if wrong:
             is_wrong = True
             yield wrong
+    if not any(hasattr(getattr(plugin, name, None), "converge_impl") for name in dir(plugin)) and not is_wrong:
+        yield f"{found.target} has no hook; name the module that has it, such as MODULE.plugin, or mark one @hookimpl"
+        return
     if not is_wrong:
         try:
             manager.register(plugin, name=found.name)

@@ -15,6 +15,8 @@ from converge.errors import PluginDuplicate, PluginMissing
 
 NAMES_GROUP = "converge"
 SCHEMES_GROUP = "converge.schemes"
+GROUPS = frozenset((NAMES_GROUP, SCHEMES_GROUP, "converge.testing"))
+"""The groups of entry points that Converge reads."""
 
 CORE = "converge-core"
 RESERVED_NAMES = frozenset(("memory", "file", "local", "store", "static"))
@@ -82,6 +84,13 @@ def only(found: Sequence[Found], what: str, *, is_reserved: bool) -> Found | Non
 def missing(what: str, name: str, known: Iterable[str]) -> PluginMissing:
     if (base := name.partition("+")[0]) in DISTRIBUTIONS:
         return PluginMissing(f"no installed distribution provides the {what}; pip install {DISTRIBUTIONS[base]}")
+    for group in sorted(importlib.metadata.entry_points().groups):
+        if group.startswith(NAMES_GROUP) and group not in GROUPS and (found := entries(group).get(name)):
+            owner = f"{found[0].distribution} {found[0].version}"
+            return PluginMissing(
+                f'no installed distribution provides the {what}; {owner} has "{name}" in the group "{group}", which is '
+                f"none: its author must put it into [project.entry-points.{NAMES_GROUP}]"
+            )
     near = difflib.get_close_matches(name, sorted(set(known)), n=1)
     if not near:
         return PluginMissing(

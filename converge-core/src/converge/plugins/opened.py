@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from converge.errors import ConvergeError, PluginBroken
-from converge.foreign import describe, name_of
+from converge.foreign import describe, is_a, is_cancellation, leaves, name_of, passes
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ class Opened(AbstractAsyncContextManager[T], Generic[T]):
 
     Raises:
         PluginBroken: On entering: it gave no context manager, or something else than `wanted`, or failed with an error
-            that is none of Converge's. `whose` names the plugin and the backend.
+            that is none of Converge's, such as a SystemExit. `whose` names the plugin and the backend.
     """
 
     def __init__(self, whose: str, opens: Opens[T], wanted: type[Any]) -> None:
@@ -32,9 +32,9 @@ class Opened(AbstractAsyncContextManager[T], Generic[T]):
         try:
             self._manager = self._opens()
             opened = await self._manager.__aenter__()
-        except (ConvergeError, ExceptionGroup):
-            raise
-        except Exception as error:
+        except BaseException as error:
+            if _is_passed(error):
+                raise
             raise PluginBroken(f"{self._whose} cannot be opened: {describe(error)}") from error
         if not isinstance(opened, self._wanted):
             wrong = PluginBroken(
@@ -50,3 +50,10 @@ class Opened(AbstractAsyncContextManager[T], Generic[T]):
     ) -> bool | None:
         assert self._manager is not None, "it was entered"
         return await self._manager.__aexit__(kind, error, traceback)
+
+
+def _is_passed(error: BaseException) -> bool:
+    """Return whether an error is none of the plugin's mistakes: one of Converge's, a cancellation, Ctrl-C."""
+    if passes(error) or is_cancellation(error) or is_a(error, GeneratorExit):
+        return True
+    return all(is_a(one, ConvergeError) for one in leaves(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from converge.contracts.store import StoreBackend
 from converge.errors import InvalidValue, PluginBroken, PluginError
 from converge.operations.plugins.package import package_mistakes
 from converge.plugins import PluginHost
-from converge.plugins.declaration import Backend
+from converge.plugins.declaration import Backend, shown
 from converge.plugins.loaded import Loaded
 from converge.schema import Setting, settings_of
 
@@ -97,15 +99,20 @@ def loaded_and_packed(name: str) -> Loaded:
     Raises:
         As `facts_of`; with all that is wrong, a line each.
     """
+    printed = io.StringIO()
     try:
-        loaded = loaded_as(name)
+        with redirect_stdout(printed):
+            loaded = loaded_as(name)
     except PluginError as error:
         found = next((one for one in PluginHost().installed() if name == one.name or name in one.schemes), None)
-        lines = package_mistakes(found.name, found.distribution, {}) if found is not None else []
+        lines = package_mistakes(found.name, found.distribution, None) if found is not None else []
         if lines:
             raise type(error)("\n".join([str(error), *lines])) from error
         raise
-    if lines := package_mistakes(loaded.name, loaded.distribution, loaded.backends):
+    lines = package_mistakes(loaded.name, loaded.distribution, loaded.backends)
+    if text := printed.getvalue().strip():
+        lines.append(f"{name} prints {shown(text)} when it is loaded, amid what commands answer; log it, or drop it")
+    if lines:
         raise PluginBroken("\n".join(lines))
     return loaded
 

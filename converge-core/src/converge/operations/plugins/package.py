@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 
 from converge.plugins.declaration import Backend
 from converge.plugins.found import CORE, NAMES_GROUP, SCHEMES_GROUP
@@ -12,16 +13,22 @@ from converge.plugins.found import CORE, NAMES_GROUP, SCHEMES_GROUP
 _REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*([^;]*)")
 
 
-def package_mistakes(name: str, distribution: str, backends: Mapping[str, Sequence[Backend]]) -> list[str]:
+def package_mistakes(name: str, distribution: str, backends: Mapping[str, Sequence[Backend]] | None) -> list[str]:
     """Return what is wrong with the package of the plugin of that name, a line each, with its mend; nothing for one
-    from an import path, which has no package, and for those that come with the core.
+    from an import path, which has no package, and for those that come with the core. `backends` is None where nobody
+    knows what it declares.
     """
     if not distribution or distribution == CORE:
         return []
     metadata = importlib.metadata.distribution(distribution)
     return [
         f"{distribution} {metadata.version}: {mistake}"
-        for mistakes in (_of_entries(metadata, name, backends), _of_metadata(metadata), _of_files(metadata, name))
+        for mistakes in (
+            _of_entries(metadata, name, backends) if backends is not None else (),
+            _of_metadata(metadata),
+            _of_needs(metadata),
+            _of_files(metadata, name),
+        )
         for mistake in mistakes
     ]
 
@@ -75,8 +82,35 @@ def _of_metadata(metadata: importlib.metadata.Distribution) -> Iterator[str]:
         yield f'it does not say that it needs {CORE}; add "{CORE}>={version}" to its dependencies'
 
 
+def _of_needs(metadata: importlib.metadata.Distribution) -> Iterator[str]:
+    """Yield what it needs and this environment does not have, where `packaging` is there to tell."""
+    if find_spec("packaging") is None:
+        return
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    for text in metadata.requires or ():
+        try:
+            need = Requirement(text)
+        except InvalidRequirement:
+            yield f'it needs "{text}", which is no requirement; write one such as NAME>=1.0'
+            continue
+        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(need.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield f"it needs {need.name}, which is not installed; pip install '{need.name}{need.specifier}'"
+            continue
+        if not need.specifier.contains(version, prereleases=True):
+            yield (
+                f"it needs {need.name}{need.specifier}, and {version} is installed; "
+                f"pip install '{need.name}{need.specifier}', or let it take this one"
+            )
+
+
 def _of_files(metadata: importlib.metadata.Distribution, name: str) -> Iterator[str]:
-    target = next((entry.value for entry in metadata.entry_points if entry.name == name), "")
+    entries = metadata.entry_points.select(group=NAMES_GROUP)
+    target = next((entry.value for entry in entries if entry.name == name), "")
     package = target.partition(":")[0].partition(".")[0]
     files = [str(file) for file in metadata.files or ()]
     is_editable = not any(file.startswith(f"{package}/") for file in files)  # a wheel of links has no other files

@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from converge.errors import ConvergeError
 from converge.plugins import PluginHost
 
 
@@ -30,7 +31,12 @@ def main(name: str, url: str, asked: str) -> int:
     scheme, _, place = url.partition(":")
     url = url if place else ""  # a scheme alone says which of the backends
     for backend in [one for one in backends if scheme in one.schemes] if scheme else backends:
-        output.write(card_text(check(loaded, backend, url, Asked(**json.loads(asked)), on_test=on_test)) + "\n")
+        try:
+            card = check(loaded, backend, url, Asked(**json.loads(asked)), on_test=on_test)
+        except ConvergeError as error:
+            print(error, file=sys.stderr)  # noqa: T201  # to whoever asked, who tells it
+            return 1
+        output.write(card_text(card) + "\n")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import inspect
 import io
@@ -22,6 +23,7 @@ import pytest
 
 from converge.contracts.store import Store, StoreBackend
 from converge.env import this_process
+from converge.errors import InvalidValue
 from converge.plugins.declaration import Backend
 from converge.plugins.declared import KINDS
 from converge.plugins.loaded import Loaded
@@ -98,7 +100,7 @@ class _Filler:
     def __init__(self, on_test: OnTest, again: Sequence[str]) -> None:
         self._on_test, self._again = on_test, again
         self._clauses: dict[str, str] = {}
-        self._ended = 0
+        self._ended = self.total = 0
         self.passed: dict[str, int] = {}
         self.failed: list[Broken] = []
         self.skipped: dict[str, str] = {}
@@ -111,7 +113,8 @@ class _Filler:
             if CERTIFIED in f"/{item.nodeid}":
                 name = item.name.partition("[")[0].removeprefix("test_").replace("_", " ")
             self._clauses[item.nodeid] = name
-        self._on_test(0, len(self._clauses), 0)
+        self.total = len(self._clauses)
+        self._on_test(0, self.total, 0)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         clause = self._clauses[report.nodeid]
@@ -166,6 +169,7 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
         url: Where; empty: the scheme alone.
 
     Raises:
+        InvalidValue: No test has the name that was asked for.
         RuntimeError: No test could be run.
     """
     kind = next(kind.word for kind in KINDS if isinstance(backend, kind.type))
@@ -203,6 +207,8 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
         finally:
             CURRENT.pop()
     if not filler.passed and not filler.failed and not filler.skipped:
+        if asked.only and not filler.total:
+            raise _unknown(asked.only, modules, kind)
         raise RuntimeError(f"no test of the kit could be run:\n{output.getvalue()[-3_000:]}")
     not_tried, not_applicable = _left(filler, is_whole=not asked.only)
     return Card(
@@ -227,6 +233,14 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
         not_tried=not_tried,
         not_applicable=not_applicable,
     )
+
+
+def _unknown(test: str, modules: Sequence[ModuleType], kind: str) -> InvalidValue:
+    """Return the error that no test of the kit has this name."""
+    known = {name for module in modules for one in vars(module).values() for name in dir(one)}
+    near = difflib.get_close_matches(test, sorted(name for name in known if name.startswith("test_")), n=1)
+    hint = f'; did you mean "{near[0]}"?' if near else ""
+    return InvalidValue("only", test, f"the name of a test of the kit for this {kind}{hint}")
 
 
 def _has(module: ModuleType, test: str) -> bool:

@@ -1,0 +1,134 @@
+"""What a newcomer's plugin may do wrong before it declares anything: the plugin is named, with what to do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from converge.errors import HookUnknown, PluginBroken, PluginError, PluginMissing, StoreUnavailable
+from converge.operations.plugins.info import loaded_and_packed
+from converge.plugins import PluginHost
+from converge.plugins.opened import Opened
+
+Owl = Callable[..., None]
+HOOK = "from converge.hookspecs import hookimpl\n@hookimpl\ndef converge_stores():\n    "
+ODD = "class Odd(BaseException): ...\n"
+
+
+@pytest.fixture
+def owl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Owl:
+    """`owl(source)` puts the distribution owl-store with the module owl_of_tests onto the import path."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "owl_of_tests", raising=False)
+
+    def owl(source: str = "", *, target: str = "owl_of_tests", group: str = "converge", needs: str = "") -> None:
+        (tmp_path / "owl_of_tests.py").write_text(source)
+        folder = tmp_path / "owl_store-1.2.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: owl-store\nVersion: 1.2\n{needs}")
+        schemes = "[converge.schemes]\nowl = owl_of_tests\n"
+        (folder / "entry_points.txt").write_text(f"[{group}]\nowl = {target}\n{schemes}")
+
+    return owl
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (HOOK + "raise SystemExit(0)", "converge_stores failed: SystemExit: 0 (owl_of_tests.py, line 4)"),
+        (ODD + HOOK + "raise Odd('oh')", "converge_stores failed: Odd: oh (owl_of_tests.py, line 5)"),
+        (
+            HOOK + "yield\n    raise ValueError('late')",
+            "converge_stores failed: ValueError: late (owl_of_tests.py, line 5)",
+        ),
+        (HOOK + "yield\n    raise SystemExit", "converge_stores failed: SystemExit:  (owl_of_tests.py, line 5)"),
+        (HOOK + "return None", "converge_stores returned NoneType, expected a list of declarations"),
+        (ODD + "raise Odd('oh')", "cannot be imported: Odd: oh (owl_of_tests.py, line 2)"),
+        ("raise SystemExit('no licence')", "cannot be imported: SystemExit: no licence (owl_of_tests.py, line 1)"),
+        (
+            "import owl_driver_that_is_not_there",
+            "; install what has it, and name that in the dependencies of owl-store",
+        ),
+        ("import owl_of_tests.engine", "; name one that the package has, in the entry point or the import"),
+    ],
+)
+def test_what_a_plugin_raises_when_it_is_loaded_is_its_mistake_and_ends_no_process(
+    owl: Owl, source: str, said: str
+) -> None:
+    owl(source)
+    with pytest.raises(PluginBroken) as raised:
+        PluginHost(["owl"])
+    assert str(raised.value).startswith('plugin "owl" (owl-store 1.2)')
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("target", ["", ":OWL", "owl of tests", "owl_of_tests [fast]"])
+def test_an_entry_point_that_names_no_module_says_what_is_expected(owl: Owl, target: str) -> None:
+    owl(target=target)
+    with pytest.raises(PluginBroken, match="expected a module or module:attribute"):
+        PluginHost(["owl"])
+
+
+@pytest.mark.parametrize(("source", "target"), [("VALUE = 3", "owl_of_tests:VALUE"), ("", "owl_of_tests")])
+def test_an_entry_point_without_a_hook_is_a_mistake(owl: Owl, source: str, target: str) -> None:
+    owl(source, target=target)
+    with pytest.raises(HookUnknown, match=f"{target} has no hook; name the module that has it"):
+        PluginHost(["owl"])
+
+
+def test_a_plugin_in_another_group_is_told_where_it_must_be(owl: Owl) -> None:
+    owl(HOOK + "return []", group="converge.plugins")
+    with pytest.raises(PluginMissing) as raised:
+        PluginHost(["owl"])
+    assert 'owl-store 1.2 has "owl" in the group "converge.plugins"' in str(raised.value)
+    assert "[project.entry-points.converge]" in str(raised.value)
+
+
+def test_check_says_what_a_plugin_prints_when_it_is_loaded(owl: Owl, capsys: pytest.CaptureFixture[str]) -> None:
+    owl("print('imported')\n" + HOOK + "return []")
+    with pytest.raises(PluginBroken, match='owl prints "imported" when it is loaded, amid what commands answer'):
+        loaded_and_packed("owl")
+    assert capsys.readouterr().out == ""
+
+
+def test_check_says_what_the_package_needs_and_nothing_of_what_could_not_be_read(owl: Owl) -> None:
+    needs = "Requires-Dist: attrs>=9999\nRequires-Dist: owldb>=1.0\nRequires-Dist: owlx>=1; extra == 'x'\n"
+    owl("import owl_driver_that_is_not_there", needs=needs)
+    with pytest.raises(PluginError) as raised:
+        loaded_and_packed("owl")
+    lines = str(raised.value).splitlines()
+    assert any(line.startswith("owl-store 1.2: it needs attrs>=9999, and ") for line in lines)
+    assert "owl-store 1.2: it needs owldb, which is not installed; pip install 'owldb>=1.0'" in lines
+    assert not any("owlx" in line or "is no scheme of a backend" in line for line in lines)
+
+
+@asynccontextmanager
+async def raising(error: BaseException) -> AsyncIterator[str]:
+    raise error
+    yield ""
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    "error", [SystemExit("no licence"), OSError("no disk"), ExceptionGroup("", [OSError("no disk")])]
+)
+async def test_what_an_open_raises_is_the_mistake_of_its_plugin(error: BaseException) -> None:
+    with pytest.raises(PluginBroken, match=r"the owl cannot be opened: .*no (licence|disk)"):
+        async with Opened("the owl", lambda: raising(error), str):
+            pass
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), ExceptionGroup("", [StoreUnavailable("away")])])
+async def test_what_an_open_raises_of_the_contract_is_passed_on(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised:
+        async with Opened("the owl", lambda: raising(error), str):
+            pass
+    assert raised.value is error
