@@ -175,20 +175,11 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
     kind = next(kind.word for kind in KINDS if isinstance(backend, kind.type))
     seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
     sizes = [f"--{name}" for name in ("quick", "long") if getattr(asked, name)]
-    certify = ["--certify"] if asked.certify else []
-    certify += ["--other-python", asked.other_python] if asked.other_python else []
-    again = [
-        "converge",
-        "plugins",
-        "check",
-        plugin.name,
-        *([url] if url else []),
-        *sizes,
-        *certify,
-        "--seed",
-        str(seed),
-    ]
-    filler, output, began = _Filler(on_test, again), io.StringIO(), time.monotonic()
+    filler, output, began = (
+        _Filler(on_test, _again(plugin.name, url, sizes, asked, seed)),
+        io.StringIO(),
+        time.monotonic(),
+    )
     with tempfile.TemporaryDirectory(prefix="converge-check-") as folder:
         bench = bench_of(plugin.name, backend, url, Path(folder))
         bench.other_python = asked.other_python or bench.other_python
@@ -233,6 +224,13 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
         not_tried=not_tried,
         not_applicable=not_applicable,
     )
+
+
+def _again(name: str, url: str, sizes: Sequence[str], asked: Asked, seed: int) -> list[str]:
+    """Return the command that checks the same again, but for the test that is to be run alone."""
+    certify = ["--certify"] if asked.certify else []
+    certify += ["--other-python", asked.other_python] if asked.other_python else []
+    return ["converge", "plugins", "check", name, *([url] if url else []), *sizes, *certify, "--seed", str(seed)]
 
 
 def _unknown(test: str, modules: Sequence[ModuleType], kind: str) -> InvalidValue:
