@@ -6,6 +6,7 @@ import errno
 import socket
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from converge.errors import BadRecord, ConnectFailed, ConnectionClosed, ConnectionLost, ListenFailed
@@ -13,6 +14,7 @@ from converge.plugins import PluginHost
 from converge.testing.fixtures import wait_until
 from converge_transport_tcp import TcpOptions, TcpTransport
 from converge_transport_tcp.address import parse, show
+from converge_transport_tcp.sockets import SocketChannel
 from converge_transport_tcp.transport import TcpListener
 
 
@@ -160,3 +162,53 @@ def test_options_are_bounded_and_know_nothing_of_tls() -> None:
 
 def test_the_plugin_is_found_by_its_name_and_by_its_scheme() -> None:
     assert PluginHost(["tcp"]).transport_backend("tcp") == PluginHost().transport_backend("tcp://127.0.0.1:0")
+
+
+class CountingSocket(socket.socket):
+    """Counts what is asked of it."""
+
+    reads = 0
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """See the class."""
+        self.reads += 1
+        return super().recv(size, flags)
+
+
+async def test_a_frame_that_is_waited_for_costs_one_read() -> None:
+    near, far = (CountingSocket(fileno=one.detach()) for one in socket.socketpair())
+    ends = []
+    for sock in (near, far):
+        sock.setblocking(False)
+        ends.append(SocketChannel(sock, peer="", frame_sec=10, on_end=lambda channel: None))
+    async with anyio.create_task_group() as group:
+
+        async def echo() -> None:
+            while True:
+                await ends[1].send(await ends[1].receive())
+
+        group.start_soon(echo)
+        for number in range(100):
+            await ends[0].send([b"%d" % number])
+            assert await ends[0].receive() == [b"%d" % number]
+        group.cancel_scope.cancel()
+    assert near.reads <= 104 and far.reads <= 104
+    for end in ends:
+        await end.close()
+
+
+async def test_what_came_for_a_cancelled_receive_is_received_next() -> None:
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    there = SocketChannel(far, peer="", frame_sec=10, on_end=lambda channel: None)
+    for number in range(20):
+        async with anyio.create_task_group() as group:
+            group.start_soon(there.receive)
+            await anyio.wait_all_tasks_blocked()
+            near.send(b"\0\0\0\5")  # a frame that is not whole ends no call
+            await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+        near.send(b"abc%02d" % number)
+        assert await there.receive() == [b"abc%02d" % number]
+    await there.close()
+    near.close()

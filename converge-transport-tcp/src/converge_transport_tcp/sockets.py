@@ -38,7 +38,7 @@ class SocketChannel(Channel):
         self._eager = 0
         self._is_drained = False  # the last read took all that there was
         self._since = 0.0  # when the frame began that is not whole, or this side came to wait for its rest
-        self._readiness = Readiness(sock)
+        self._readiness = Readiness(sock, READ_BYTES)
 
     async def send(self, frames: Sequence[bytes]) -> None:
         if len(frames) == 1 and 0 < len(frames[0]) <= self.frame_bytes:  # the usual case
@@ -117,7 +117,9 @@ class SocketChannel(Channel):
                 if self._error is not None:
                     self._raise_if_over()
             try:
-                data = self.sock.recv(READ_BYTES)
+                data = self._readiness.take()
+                if data is None:
+                    data = self.sock.recv(READ_BYTES)
             except BlockingIOError:
                 self._is_drained = True
             except OSError as error:

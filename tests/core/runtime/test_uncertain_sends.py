@@ -13,6 +13,7 @@ import pytest
 from converge import Agent, Capability, Message, Node
 from converge.errors import DeliveryTimeout, MessageError
 from converge.machines.records import NORMAL, RECEIPT, Item
+from converge.runtime.agents.hosted import hosted_of
 from converge.runtime.network.link import Link
 from converge.testing.fixtures import wait_until
 
@@ -148,5 +149,5 @@ async def test_an_agent_goes_after_all_that_it_has_said(tmp_path: Path) -> None:
         (reader,), (speaker,) = await far.spawn(Reader), await near.spawn(Reader)
         await speaker.ask(reader.id, 0)
         await speaker.send(reader.id, "last words", ack=None)
-        near.network.hush([speaker])
+        near.network.hush([hosted_of(speaker)])
         await wait_until(lambda: len(reader.got) == 2, timeout=20, what="what it said is heard")
