@@ -97,10 +97,11 @@ def test_a_feed_that_found_nothing_for_a_moment_goes_on_at_its_pace() -> None:
 
 def quick(ahead: Ahead, count: int, now: float = 0.0) -> None:
     """Let so many batches of one claim end at once."""
-    for token in range(count):
-        ahead.given(1_000 + token, 1, now)
-        assert ahead.has_ended(1_000 + token)
-        ahead.batch_ended(1_000 + token, now)
+    for number in range(count):
+        nonce = b"quick %d" % number
+        ahead.given(nonce, 1, now)
+        assert ahead.has_ended(nonce)
+        ahead.batch_ended(nonce, now)
 
 
 def test_a_batch_is_claimed_ahead_after_three_that_each_ended_soon() -> None:
@@ -114,9 +115,9 @@ def test_a_batch_is_claimed_ahead_after_three_that_each_ended_soon() -> None:
 def test_a_batch_that_took_longer_breaks_the_row() -> None:
     ahead = Ahead()
     quick(ahead, 2)
-    ahead.given(1, 2, 0.0)
-    assert not ahead.has_ended(1) and ahead.has_ended(1)
-    ahead.batch_ended(1, 2 * QUICK_SEC)
+    ahead.given(b"1", 2, 0.0)
+    assert not ahead.has_ended(b"1") and ahead.has_ended(b"1")
+    ahead.batch_ended(b"1", 2 * QUICK_SEC)
     quick(ahead, 1, 1.0)
     assert not ahead.is_on
 
@@ -124,18 +125,18 @@ def test_a_batch_that_took_longer_breaks_the_row() -> None:
 def test_the_time_of_a_batch_that_waited_for_another_begins_with_its_turn() -> None:
     ahead = Ahead()
     quick(ahead, QUICK_BATCHES)
-    for token in (1, 2):
-        ahead.given(token, 1, 0.0)
-    for token in (1, 2):
-        assert ahead.has_ended(token)
-        ahead.batch_ended(token, 0.9 * LATE_SEC * token)
+    for nonce in (b"1", b"2"):
+        ahead.given(nonce, 1, 0.0)
+    for nonce in (b"1", b"2"):
+        assert ahead.has_ended(nonce)
+        ahead.batch_ended(nonce, 0.9 * LATE_SEC * int(nonce))
     assert ahead.is_on
 
 
 def test_nothing_is_claimed_ahead_while_any_claim_takes_longer_than_one_may_wait() -> None:
     ahead = Ahead()
     quick(ahead, QUICK_BATCHES)
-    ahead.given(1, 1, 0.0)
+    ahead.given(b"1", 1, 0.0)
     quick(ahead, QUICK_BATCHES, 2 * LATE_SEC)
     assert not ahead.is_on
 

@@ -91,34 +91,34 @@ class Pace:
 
 class Ahead:
     """Whether a feed may hold one batch more than it has slots. Moments are in monotonic seconds; a batch is named by
-    the token that its claims share.
+    the nonce that its claims share.
     """
 
     __slots__ = ("_ended_at", "_given", "_left", "_quick", "_rest_sec", "_rests_until", "is_on")
 
     def __init__(self) -> None:
-        self._given: dict[int, float] = {}
-        self._left: dict[int, int] = {}
+        self._given: dict[bytes, float] = {}
+        self._left: dict[bytes, int] = {}
         self.is_on = False
         """Whether a batch may be claimed ahead now."""
         self._quick = 0
         self._ended_at = -inf
         self._rest_sec, self._rests_until = REST_LEAST_SEC, -inf
 
-    def given(self, token: int, count: int, now: float) -> None:
+    def given(self, nonce: bytes, count: int, now: float) -> None:
         """Note that a batch of so many claims is here."""
-        self._given[token], self._left[token] = now, count
+        self._given[nonce], self._left[nonce] = now, count
         self._decide(now)
 
-    def has_ended(self, token: int) -> bool:
+    def has_ended(self, nonce: bytes) -> bool:
         """Count the end of one of a batch's claims; return whether it was the last: then call `batch_ended`."""
-        left = self._left[token] = self._left[token] - 1
+        left = self._left[nonce] = self._left[nonce] - 1
         return not left
 
-    def batch_ended(self, token: int, now: float) -> None:
+    def batch_ended(self, nonce: bytes, now: float) -> None:
         """Note that the last claim of a batch has ended. Its time begins when that of the batch before it has ended."""
-        del self._left[token]
-        began, self._ended_at = max(self._given.pop(token), self._ended_at), now
+        del self._left[nonce]
+        began, self._ended_at = max(self._given.pop(nonce), self._ended_at), now
         is_quick = now - began <= (LATE_SEC if self.is_on else QUICK_SEC)
         self._quick = self._quick + 1 if is_quick and now >= self._rests_until else 0
         self._decide(now)
@@ -128,9 +128,9 @@ class Ahead:
         oldest = next(iter(self._given.values()), now)
         self.is_on = self._quick >= QUICK_BATCHES and now - oldest <= LATE_SEC
 
-    def late_at(self, token: int) -> float:
+    def late_at(self, nonce: bytes) -> float:
         """Return when what has not begun of a batch is to go back."""
-        return self._given[token] + LATE_SEC
+        return self._given[nonce] + LATE_SEC
 
     def went_back(self, now: float) -> None:
         """Note that claims went back that no slot came free for: the handlers are not as quick as they were."""

@@ -40,19 +40,19 @@ class ClaimsAhead:
     def given(self, claims: list[Found]) -> None:
         """Note that these claims of one take are here now."""
         if self.is_remote:
-            self._ahead.given(_token(claims[0]), len(claims), self._env.monotonic())
+            self._ahead.given(_batch(claims[0]), len(claims), self._env.monotonic())
 
     def expect_late(self) -> None:
         """Set `late_at` by what waits beyond the slots."""
         if self.is_remote:
-            self.late_at = min((self._ahead.late_at(_token(found)) for found in self._beyond()), default=inf)
+            self.late_at = min((self._ahead.late_at(_batch(found)) for found in self._beyond()), default=inf)
 
     def left(self, claims: Iterable[Found]) -> None:
         """Note that these claims have ended, or are about to go back: they are in no slot or queue here any more."""
         if self.is_remote:
             for found in claims:
-                if self._ahead.has_ended(token := _token(found)):
-                    self._ahead.batch_ended(token, self._env.monotonic())
+                if self._ahead.has_ended(batch := _batch(found)):
+                    self._ahead.batch_ended(batch, self._env.monotonic())
 
     def late(self) -> list[Found]:
         """Return the claims that no slot came free for in time, and claim nothing ahead for a while if there are any;
@@ -62,7 +62,7 @@ class ClaimsAhead:
         if now - self.late_at > LATE_SEC / 2:  # not the handlers were slow, but this process was away
             self.late_at = now + LATE_SEC
             return []
-        ids = {found.id for found in self._beyond() if self._ahead.late_at(_token(found)) <= now}
+        ids = {found.id for found in self._beyond() if self._ahead.late_at(_batch(found)) <= now}
         if ids:
             self._ahead.went_back(now)
         late = self._slots.drop(ids)
@@ -73,5 +73,6 @@ class ClaimsAhead:
         return self._slots.waiting(-self._slots.free)
 
 
-def _token(found: Found) -> int:
-    return found.place[2]  # type: ignore[misc]  # what is here was claimed: its place is a Held, read by its index for speed
+def _batch(found: Found) -> bytes:
+    """Return the nonce of the take, which a claim keeps; it has another token once its task is called off."""
+    return found.place[1]  # type: ignore[return-value, misc]  # it is claimed: a Held, read by its index for speed
