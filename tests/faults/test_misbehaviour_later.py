@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -261,6 +262,57 @@ async def test_a_log_that_raises_ends_no_loop_that_logs() -> None:
         for logger in ours:
             logger.removeFilter(fails)
     assert "converge.slots" in {logger.name for logger in ours}
+
+
+def fails(*_: Any, **__: Any) -> Any:
+    """Raise, wherever it is called."""
+    raise ValueError("in what the thread shares")
+
+
+def spoils_generators() -> None:
+    """Let no async generator of the thread begin."""
+    sys.set_asyncgen_hooks(firstiter=fails, finalizer=fails)
+
+
+def spoils_factory() -> None:
+    """Let no task be started on asyncio's event loops."""
+    if not bad.is_trio():
+        asyncio.get_running_loop().set_task_factory(fails)
+
+
+@pytest.mark.parametrize(
+    ("spoils", "waits"),
+    [(spoils_generators, False), (spoils_generators, True), (spoils_factory, False)],
+)
+async def test_what_a_call_changes_for_its_whole_thread_is_put_back(
+    spoils: Callable[[], None], waits: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    hooks, done, going_on = sys.get_asyncgen_hooks(), list[str](), anyio.Event()
+
+    class Changing(Agent):
+        async def on_task(self, task: Task) -> None:
+            if task.inputs["kind"] != GOOD:
+                spoils()
+                done.append("spoilt")
+                if waits:
+                    await going_on.wait()
+
+    class Beside(Agent):
+        async def on_task(self, task: Task) -> None:
+            done.append(task.pool_id)
+
+    with anyio.fail_after(60):
+        async with Node() as node:
+            await node.spawn(Changing, pool="p")
+            await node.spawn(Beside, pool="q")
+            await node.tasks.submit(Task(pool_id="p", inputs={"kind": "changes"}, max_attempts=1))
+            await wait_until(lambda: done == ["spoilt"], timeout=20, what="the call is over, or waits")
+            await wait_until(lambda: sys.get_asyncgen_hooks() == hooks, timeout=20, what="they are put back")
+            await node.tasks.submit(Task(pool_id="q"))
+            await wait_until(lambda: "q" in done, timeout=20, what="another agent works")
+            going_on.set()
+            assert (await result(node, GOOD)).state == "COMPLETED"
 
 
 ASKED: set[str] = set()

@@ -131,7 +131,7 @@ async def open_parts(stack: AsyncExitStack, given: Given, probes: Probes) -> Par
         executor=Executor(env, means, host.decisions),
         ticks=Ticks(env, boundary, groups.supervision),
         network=network,
-        watchdog=Watchdog(handle, env, settings.lease_sec, groups.feeds),
+        watchdog=Watchdog(handle, env, settings.lease_sec, groups.feeds, boundary.background.shared),
         reaper=Reaper(handle, settings.poll_sec),
     )
     await parts.network.add_node()

@@ -10,6 +10,7 @@ import anyio
 
 from converge.env import Env
 from converge.foreign import FORKS, leave_child
+from converge.runtime.agents.background import Shared
 from converge.runtime.claiming.feed import Feed
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import Lease
@@ -30,7 +31,10 @@ TELL_BLOCKED_SEC = 2.0
 class Watchdog:
     """One per process, whatever the number of its agents and tasks."""
 
-    def __init__(self, handle: StoreHandle, env: Env, lease_sec: float, feeds: Mapping[Any, Feed]) -> None:
+    def __init__(
+        self, handle: StoreHandle, env: Env, lease_sec: float, feeds: Mapping[Any, Feed], shared: Shared
+    ) -> None:
+        self._shared = shared
         self._handle, self._env, self._lease_sec, self._feeds = handle, env, lease_sec, feeds
         self.is_stopping = False
         self.lease_lost = anyio.Event()
@@ -54,6 +58,7 @@ class Watchdog:
         while True:
             if FORKS.count != forks:
                 leave_child(None)
+            self._shared.put_back()
             self._look_at_loop()
             self._handle.end_late_calls()
             lease = self._handle.lease_opened

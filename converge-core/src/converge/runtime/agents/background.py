@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from contextvars import copy_context
@@ -28,6 +29,39 @@ WELL_SEC = 10.0
 Run = Callable[..., Coroutine[Any, Any, None]]
 
 
+class Shared:
+    """What user code shares with its node and may change under it: settings of the calling thread and its event loop.
+
+    The rule: what nobody has a reason to change while the loop runs is put back before other tasks get their turn, at
+    each look of the watchdog (a handler may await meanwhile), and whenever a task of the node has failed. What some
+    libraries do change, the factory of tasks, is put back once no task can be started with it. Nothing is looked at for
+    each call.
+    """
+
+    def __init__(self) -> None:
+        asyncio = sys.modules.get("asyncio")
+        self._loop: Any = asyncio._get_running_loop() if asyncio is not None else None
+        self._factory = None if self._loop is None else self._loop.get_task_factory()
+        self._hooks = sys.get_asyncgen_hooks()
+
+    def put_back(self) -> None:
+        """Let async generators, which the libraries under the node are full of, begin and end as they did."""
+        first, last = sys.get_asyncgen_hooks()
+        if first is not self._hooks.firstiter or last is not self._hooks.finalizer:
+            sys.set_asyncgen_hooks(*self._hooks)
+
+    def start(self, start_soon: Callable[..., object], *arguments: Any) -> None:
+        """Start a task, with another factory of tasks if it cannot be started with the one that user code has set."""
+        try:
+            start_soon(*arguments)
+        except BaseException:
+            self.put_back()
+            if self._loop is None or self._loop.get_task_factory() is self._factory:
+                raise
+            self._loop.set_task_factory(self._factory)
+            start_soon(*arguments)
+
+
 class Background:
     """Starts the tasks of one node: `loop` what is to run as long as the node does, `errand` what ends by itself.
 
@@ -37,7 +71,7 @@ class Background:
 
     def __init__(self, group: TaskGroup, env: Env) -> None:
         self._group, self._env = group, env
-        self._context = copy_context()
+        self._context, self.shared = copy_context(), Shared()
         self.failures: Counter[str] = Counter()
         """How often each has failed in a way that nothing expected, by the name of its function."""
         self._ailing: dict[str, tuple[Ailment, float]] = {}  # until when, if it does not fail again
@@ -57,7 +91,7 @@ class Background:
         self._start(self._once, (run, *arguments))
 
     def _start(self, how: Run, arguments: tuple[Any, ...]) -> None:
-        self._context.copy().run(lambda: self._group.start_soon(how, *arguments))
+        self._context.copy().run(self.shared.start, self._group.start_soon, how, *arguments)
 
     async def again(self, run: Run, *arguments: Any) -> None:
         """Run a loop in the calling task, as `loop` does in one of its own."""
@@ -80,6 +114,7 @@ class Background:
         except GeneratorExit:
             raise
         except BaseException as error:
+            self.shared.put_back()
             if passes(error) or (is_cancellation(error) and is_cancelled()):
                 raise
             self._failed(run.__qualname__, error, pause_sec)

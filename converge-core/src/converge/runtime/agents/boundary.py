@@ -23,7 +23,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from converge.errors import UserCodeExited
 from converge.foreign import FORKS, Raised, guarded, in_thread, is_a, is_cancellation, leave_child, name_of, passes
-from converge.runtime.agents.background import Background
+from converge.runtime.agents.background import Background, Shared
 from converge.runtime.agents.hosted import Hosted
 from converge.services.messages.waits import Waiter, waiters
 
@@ -230,7 +230,7 @@ class TrioWorker(Worker):
         return self._task._cancel_status is self._innermost and not self._nurseries
 
 
-async def keep(worker: Worker, work: Callable[[Worker], Awaitable[None]]) -> BaseException | None:
+async def keep(worker: Worker, work: Callable[[Worker], Awaitable[None]], shared: Shared) -> BaseException | None:
     """Run `work` in the only child of a task group of its own, with this worker; return what it raised, if anything.
 
     What user code has left in the group is cancelled, and what comes out of that is dropped.
@@ -243,6 +243,7 @@ async def keep(worker: Worker, work: Callable[[Worker], Awaitable[None]]) -> Bas
         try:
             await work(worker)
         except BaseException as raised:
+            shared.put_back()
             if passes(raised):
                 raise
             if not is_a(raised, anyio.get_cancelled_exc_class(), GeneratorExit):
@@ -250,12 +251,17 @@ async def keep(worker: Worker, work: Callable[[Worker], Awaitable[None]]) -> Bas
 
     try:
         async with anyio.create_task_group() as group:
-            group.start_soon(run, group.cancel_scope)
+            try:
+                shared.start(group.start_soon, run, group.cancel_scope)
+            except BaseException as failed:
+                error = failed
     except (anyio.get_cancelled_exc_class(), GeneratorExit):
         raise  # the keeper's own
     except BaseException as left:  # of a scope or task group that user code has left open
+        shared.put_back()
         if passes(left):
             raise
+    shared.put_back()
     await checkpoint_if_cancelled()
     return error
 
@@ -298,15 +304,20 @@ class Boundary:
         else:
             self.background.loop(self._keep, _Member(job))
 
+    async def keep(self, work: Callable[[Worker], Awaitable[None]]) -> BaseException | None:
+        """Run `work` with another worker. See the function."""
+        return await keep(self.kind(), work, self.background.shared)
+
     async def _keep(self, member: _Member) -> None:
         while member.job is not None:
-            if (error := await keep(self.kind(), partial(self._work, member))) is not None:
+            if (error := await self.keep(partial(self._work, member))) is not None:
                 raise error  # our own: the job is run again after a pause
 
     async def _work(self, member: _Member, worker: Worker) -> None:
         while member.job is not None and not worker.is_spoiled:
             if await member.job(worker):
                 continue
+            self.background.shared.put_back()
             member.job = None
             if worker.is_spoiled:
                 return
@@ -349,7 +360,7 @@ class Boundary:
                 results.append(await worker.call(run, waiting.popleft()))
 
         while waiting:
-            if (error := await keep(self.kind(), work)) is not None:
+            if (error := await self.keep(work)) is not None:
                 raise error
         # Not by us: then the caller would have been cancelled, too.
         return [Raised(UserCodeExited(FROM_WITHIN)) if one is CANCELLED else one for one in results]
@@ -384,7 +395,7 @@ async def _stands_test(kind: type[Worker]) -> bool:
             seen.append(worker.is_spoiled)
 
         seen: list[bool] = []
-        if (error := await keep(worker, work)) is not None:
+        if (error := await keep(worker, work, Shared())) is not None:
             raise error
         return seen[0]
 

@@ -22,7 +22,7 @@ from converge.model.place import Found
 from converge.model.task import Calling, Task
 from converge.model.working import RUNS
 from converge.runtime.agents.agent_log import agent_log
-from converge.runtime.agents.boundary import CANCELLED, FROM_WITHIN, Boundary, Worker, keep
+from converge.runtime.agents.boundary import CANCELLED, FROM_WITHIN, Boundary, Worker
 from converge.runtime.agents.claimed import claimed_task
 from converge.runtime.agents.context import TASK, begin
 from converge.runtime.agents.decide import Reported
@@ -246,7 +246,7 @@ class Slots:
         """Keep a worker in the slot until it is taken away; say how an attempt ended that its worker has not."""
         try:
             while True:
-                error = await keep(self._boundary.kind(), partial(self._work, slot))
+                error = await self._boundary.keep(partial(self._work, slot))
                 self._attempt_ended(slot, error)
                 if slot.is_gone:
                     return self._leave(slot)
@@ -347,6 +347,7 @@ class Slots:
             if (must_yield or slot.started >= yield_at) and not worker.is_spoiled:
                 if yield_at and self._queue:
                     self._on_pause()
+                    self._boundary.background.shared.put_back()
                     await checkpoint()
                 yield_at = self._env.monotonic() + YIELD_SEC
         if slot.is_gone:
@@ -354,6 +355,7 @@ class Slots:
 
     async def _park(self, slot: Slot) -> None:
         """Wait for something to do."""
+        self._boundary.background.shared.put_back()
         event = slot.parked = anyio.Event()
         self._parked.append(event)
         try:
