@@ -19,12 +19,15 @@ from uuid import uuid4
 import anyio
 from bench_node import completed, submit
 
-from converge import Agent, Node, Pool, Task
+from converge import Agent, Node, Pool, Task, open_store
 from converge.testing.servers import postgres_server, redis_server
 
 PLUGINS = {"redis": ["redis"], "postgresql": ["sql"]}
 SETTLE_SEC = 3.0
 """What the start, or the last task, has set off comes to rest."""
+
+LONG_USE = 10**8
+"""Revisions that the store has given before: each task's token is one, and takes as many digits as after years."""
 
 SENT = ("cmdstat_evalsha", "cmdstat_eval")
 """What processes send: other commands are those of the scripts, or of this benchmark."""
@@ -84,6 +87,8 @@ async def measure(store: str, url: str, tasks: int, seconds: float) -> None:
     """Print what one store's server was asked."""
     server = RedisServer(url) if store == "redis" else PostgresServer(url)
     network = f"n{uuid4().hex[:16]}"
+    async with open_store(url, plugins=PLUGINS[store], network=network) as opened:
+        await opened.advance(LONG_USE)
     async with Node(store=url, plugins=PLUGINS[store], network=network) as node:
         await node.pools.create_pool(Pool(id="docs"))
         await node.spawn(Idle, count=100, pool="docs")

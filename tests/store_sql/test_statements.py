@@ -61,7 +61,7 @@ async def test_every_lookup_of_a_turn_is_by_index(store: SqlStore, postgres_url:
         return await run(text, arguments, writes=writes)
 
     store._connections.run = note  # type: ignore[assignment, method-assign]  # listens in
-    await store.turn([Batch([(EPOCH(), ABSENT)], [(EPOCH(), b"1")])], take)
+    await store.turn([Batch([(EPOCH(), ABSENT)], [(EPOCH(), b"1"), (STATE(new_id()), b"1")])], take)
     ((text, arguments),) = texts
     async with store._connections.driver() as driver:
         plan = [row[0] for row in await driver.fetch(f"explain {text}", *arguments)]
@@ -70,7 +70,7 @@ async def test_every_lookup_of_a_turn_is_by_index(store: SqlStore, postgres_url:
         for line in plan
         if " on " in line and "Scan" in line and "CTE Scan" not in line and "Function Scan" not in line
     ]
-    assert len(tables) >= 6
+    assert len(tables) >= 7
     assert [line for line in tables if "Seq Scan" in line or "Bitmap" in line] == []
 
 
@@ -95,6 +95,29 @@ async def test_a_key_that_is_as_a_rule_new_may_be_there_already(store: SqlStore,
     assert isinstance(taken, Taken)
     (entry,) = await store.get([held])
     assert entry is not None and entry.revision == taken.revision and entry.value == str(taken.time).encode()
+
+
+async def test_states_of_which_some_are_new_and_some_are_not_are_put_by_one_statement(
+    store: SqlStore, new_id: Ids
+) -> None:
+    assert isinstance(store, PostgresqlStore)
+    keys = [STATE(new_id()) for _ in range(6)]
+    first = await store.commit([Batch(puts=[(key, b"first")]) for key in keys[::2]])
+    calls, run = 0, store._connections.run
+
+    async def note(text: str, arguments: tuple[object, ...], *, writes: bool) -> object:
+        nonlocal calls
+        calls += 1
+        return await run(text, arguments, writes=writes)
+
+    store._connections.run = note  # type: ignore[assignment, method-assign]  # listens in
+    wrong = Batch([(LEASE(new_id()), 1)], [(STATE(new_id()), b"never")])
+    *outcomes, refused = await store.commit([*(Batch(puts=[(key, b"second")]) for key in keys), wrong])
+    assert (calls, isinstance(refused, Conflict)) == (1, True)
+    (revision,) = {outcome.revision for outcome in outcomes if isinstance(outcome, Committed)}
+    assert all(isinstance(one, Committed) and one.revision < revision for one in first)
+    found = await store.get([*keys, wrong.puts[0][0]])
+    assert [entry and (entry.value, entry.revision) for entry in found] == [(b"second", revision)] * 6 + [None]
 
 
 async def test_every_family_keeps_its_keys_as_they_were(store: SqlStore, new_id: Ids) -> None:

@@ -25,6 +25,11 @@ insert that is ready to find the key; where it is there after all the server und
 in the other form.
 """
 
+OFTEN_NEW = frozenset({"state"})
+"""Families whose keys, when they are put, are nearly always not there, and now and then are. Each put looks, and what
+is not there is inserted plainly: an insert that is ready to find the key logs a second record.
+"""
+
 
 SHARED = frozenset({"epoch", "pool", "lane", "lease", "member"})
 """Families whose keys most calls check and few write. Row locks let a stream of readers starve a writer, so on these

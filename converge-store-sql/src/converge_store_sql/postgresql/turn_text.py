@@ -180,14 +180,21 @@ class TurnText:
                 f"w{at}", f"delete from {family} t using {q}, f where {match_all(names)} and {mine}", materialized=False
             )
             return
+        is_sure = part.work is Work.INSERT or (part.family in tables.NEW and not self._shape.replaces)
+        is_mixed = not is_sure and part.family in tables.OFTEN_NEW and not self._shape.replaces
+        if is_mixed:
+            there = f"select true as old from {family} t where {match_all(names)} limit 1"
+            self._with(f"o{at}", f"select q.*, x.old from {q} left join lateral ({there}) x on true")
+            q = f"o{at} q"
         value = "q.v" if part.has_values else "''::bytea"
         insert = (
             f"insert into {family} as t ({', '.join(names)}, value, revision) "
             f"select {listed(names, 'q')}, {value}, f.revision from {q}, f where {mine}"
         )
-        if part.work is Work.PUT and (self._shape.replaces or part.family not in tables.NEW):
-            insert += f" {self._replace(names)}"
-        self._with(f"w{at}", insert, materialized=False)
+        if is_mixed:
+            self._with(f"n{at}", f"{insert} and q.old is null", materialized=False)
+            insert += " and q.old"
+        self._with(f"w{at}", insert if is_sure else f"{insert} {self._replace(names)}", materialized=False)
 
     def _replace(self, names: Sequence[str]) -> str:
         """Replace rows, but begin again where a key was put at a greater revision after this call drew its own: no
