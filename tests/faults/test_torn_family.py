@@ -33,7 +33,7 @@ TOGETHER, CROWD = 20, 25
 
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "TOGETHER", TOGETHER)
+    monkeypatch.setattr(children, "FAMILY_BATCH", TOGETHER)
 
 
 @pytest.fixture

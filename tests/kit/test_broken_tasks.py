@@ -243,7 +243,7 @@ def frees_an_ordering_key_by_a_retry(patch: pytest.MonkeyPatch) -> None:
 @breaks("T-10")
 def claims_under_an_ended_lease(patch: pytest.MonkeyPatch) -> None:
     """A take does not check that its lease lives."""
-    inner = claims.Claims.take
+    inner = claims.Claims.next_take
 
     async def take(self: claims.Claims, limit: int, nonce: bytes) -> Any:
         lease = self._handle.lease_opened
@@ -262,7 +262,7 @@ def claims_under_an_ended_lease(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lease, "check_alive", lambda self: None)
     patch.setattr(Lease, "check_not_ended", blind)
     patch.setattr(StoreHandle, "may_act_under", lambda self, lease_id: True)
-    patch.setattr(claims.Claims, "take", take)
+    patch.setattr(claims.Claims, "next_take", take)
 
 
 @breaks("T-10")

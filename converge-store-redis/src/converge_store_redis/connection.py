@@ -110,7 +110,7 @@ class Connection(asyncio.Protocol):
         return self.send(command)
 
     def send(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
-        """Do as `ask`, without a copy of what may be long."""
+        """Send a command as `ask` does, without copying arguments that may be long."""
         self._write(command)
         waiter = self._loop.create_future()
         self._waiting.append(waiter)

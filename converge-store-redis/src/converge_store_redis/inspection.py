@@ -12,7 +12,7 @@ TESTED = ((6, 2), (8, 0))
 """From the first, and from the second on: what the tests of this release run on. Others are expected to work."""
 
 ROOM = 0.8
-"""The part of its memory above which it is time to look."""
+"""The part of its memory above which doctor warns."""
 
 LAG_SEC = 5
 """A replica that has said nothing for so long would lose what was written since, if it took over."""

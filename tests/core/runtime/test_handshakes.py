@@ -43,8 +43,8 @@ async def test_a_newcomer_takes_a_place_of_the_most_crowded_address_and_never_th
     alone = limits.enter("10.0.9.9")
     crowd = [limits.enter(f"10.0.0.{number % 4}") for number in range(UNFINISHED - 1)]
     assert limits.enter("10.0.8.8") is not None
-    assert [place for place in crowd if place is not None and place.is_lost]
-    assert alone is not None and not alone.is_lost
+    assert [place for place in crowd if place is not None and place.scope.cancel_called]
+    assert alone is not None and not alone.scope.cancel_called
 
 
 async def test_where_no_address_is_crowded_only_a_handshake_that_takes_long_gives_its_place_up() -> None:
@@ -56,7 +56,7 @@ async def test_where_no_address_is_crowded_only_a_handshake_that_takes_long_give
     assert limits.enter("10.2.0.0") is None
     clock.now += CROWDED_SEC
     assert limits.enter("10.2.0.0") is not None
-    assert first is not None and first.is_lost
+    assert first is not None and first.scope.cancel_called
 
 
 async def test_an_address_that_has_proven_a_key_has_places_that_strangers_cannot_use() -> None:

@@ -57,7 +57,7 @@ async def test_an_end_that_nobody_can_encode_holds_up_no_other(store: Store) -> 
     ends: list[Event] = [Completed(b"1", "a"), Completed(cast(bytes, object()), "a"), Completed(b"3", "a")]
     finishing.waiting = list(zip(found, ends, strict=True))
     while finishing.waiting:
-        plan = await finishing.plan(finishing.take_all())
+        plan = await finishing.plan(finishing.remove_all())
         outcomes = await (await handle.commits()).commit(plan.batches)
         await finishing.sent(plan, Turned(outcomes, None))
     ended = [await tasks.get(task.id) for task in claimed]

@@ -46,7 +46,7 @@ async def test_a_page_that_does_not_go_on_is_a_fault_of_the_store(
         return await scan([one._replace(after=None) for one in ranges])
 
     monkeypatch.setattr(store, "scan", from_the_first)
-    with pytest.raises(StoreBroken, match="it never comes to an end; that breaks clause S-2"):
+    with pytest.raises(StoreBroken, match="a reader never comes to an end; that breaks clause S-2"):
         async for _ in Pages(store, MEMBER("p"), size=3):
             pass
     monkeypatch.setattr("converge.contracts.store.LIMITS", attrs.evolve(LIMITS, keys=3))

@@ -64,7 +64,7 @@ async def test_what_takes_long_waits_for_its_address_before_anything_is_made_of_
         with anyio.fail_after(30):
             await there.received.on_items(end, [heavy])
         assert len(made) == 1
-        quotas._take(end.address.rpartition(":")[0], int(STRANGER_PER_SEC * PENALTY_SEC))
+        quotas._spend(end.address.rpartition(":")[0], int(STRANGER_PER_SEC * PENALTY_SEC))
         with anyio.move_on_after(0.2):  # far less than it has to wait
             await there.received.on_items(end, [heavy])
         assert len(made) == 1

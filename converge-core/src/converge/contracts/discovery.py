@@ -97,7 +97,7 @@ class Reader:
         self._known: dict[str, Sighting] = {}
 
     async def look(self) -> Changes:
-        """Return what has changed since the look before (D-7); a look that fails or is cancelled has not been (D-8).
+        """Return what has changed since the look before (D-7); one that fails or is cancelled counts as not made (D-8).
 
         Raises:
             StoreError, ChannelError: As `snapshot`.
@@ -126,7 +126,7 @@ class DiscoveryBackend:
     """The declaration of a discovery: what a plugin's `converge_discoveries` returns.
 
     Attributes:
-        publishes: False: it says what it was configured with, and takes nothing in (D-5).
+        publishes: False: it reports what it was configured with, and accepts nothing else (D-5).
         others: As `StoreBackend`.
     """
 

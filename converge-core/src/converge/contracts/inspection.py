@@ -21,7 +21,7 @@ class Durability(IntEnum):
 
 
 class Level(StrEnum):
-    """How bad a finding is. A warning may be meant; an error is not."""
+    """How bad a finding is. A warning may be intended; an error is not."""
 
     OK = "ok"
     WARNING = "warning"
@@ -55,12 +55,12 @@ def fine(code: str, text: str) -> Finding:
 
 
 def warning(code: str, text: str, mend: str) -> Finding:
-    """Return a finding that may be meant."""
+    """Return a finding that may be intended."""
     return Finding(code=code, level=Level.WARNING, text=text, mend=mend)
 
 
 def error(code: str, text: str, mend: str) -> Finding:
-    """Return a finding that is to be mended."""
+    """Return a finding that must be mended."""
     return Finding(code=code, level=Level.ERROR, text=text, mend=mend)
 
 

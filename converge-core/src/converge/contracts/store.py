@@ -120,7 +120,7 @@ class StoreLimits:
     """What one call may carry; the same for every store, so that a program moves between stores unchanged."""
 
     value_bytes: int = 1_048_576
-    """The longest value: task inputs and results are references beyond it."""
+    """The longest value; of inputs and results that are longer a task carries references."""
     keys: int = 1_000
     """Keys of one `get`, entries of one range of a `scan`."""
     taken: int = 450
@@ -148,17 +148,19 @@ class Feature(Enum):
     NOTIFIES = "notifies"  # a wake arrives without polling
     TRANSACTIONS = "transactions"  # commits can ride in a transaction of the caller
     ASYNCIO_ONLY = "asyncio-only"  # its driver does not run on trio
-    TLS = "tls"  # a transport none of whose channels is without TLS, as its options stand
+    TLS = "tls"  # with its options, all channels of the transport have TLS
 
 
 def check_page(page: Sequence[Entry], prefix: Prefix, after: Rest | None) -> None:
-    """Refuse a page of a scan that does not go on: who reads on behind its last key would never come to an end.
+    """Refuse a page of a scan that makes no progress: a reader that continues after its last key would never end.
 
     Raises:
         StoreBroken: Its last key is not behind `after` (S-2).
     """
     if page and after is not None and page[-1].key[len(prefix) :] <= after:
-        raise StoreBroken("S-2", f"a scan behind {after!r} ends with {page[-1].key!r}, so it never comes to an end")
+        raise StoreBroken(
+            "S-2", f"a scan after {after!r} ends with {page[-1].key!r}, so a reader never comes to an end"
+        )
 
 
 class Store(ABC):
@@ -180,7 +182,7 @@ class Store(ABC):
     """Whether another process does the work of each call: then core claims a batch ahead while handlers are quick."""
 
     reopener: Callable[[], AbstractAsyncContextManager[Store]] | None = None
-    """How another handle is opened; set by whoever opened this one (see `opened` below)."""
+    """How another handle is opened; set by whoever opened this one (see `reopenable`)."""
 
     shared: object | None = None
     """Core's own: what belongs to this handle while it is open. A backend leaves it alone."""

@@ -139,9 +139,9 @@ class TransportBackend:
     """The declaration of a transport: what a plugin's `converge_transports` returns.
 
     Attributes:
-        check_address: Raises ValueError, with the reason, for a URL that can never be meant, such as one without a
-            port. A node calls it before it opens anything, so that a mistyped address is told as one, and not as a
-            network that is down. Without it `listen` says so later.
+        check_address: Raises ValueError, with the reason, for a URL that can never work, such as one without a port. A
+            node calls it before it opens anything, so that a typo in it is not reported as a network that is down.
+            Without it `listen` reports it, later.
         check_listening: Raises ValueError, with the reason, where nobody can listen at the URL with these options, such
             as one with TLS without a certificate.
         secure_schemes: Those of `schemes` whose connections have TLS; `require_tls` allows no others.

@@ -149,11 +149,6 @@ class Opener:
         self._parts = bytearray()
 
     @property
-    def is_between_messages(self) -> bool:
-        """Whether no fragment waits for the next: an end of the connection here loses no part of a message."""
-        return self._pending is None
-
-    @property
     def is_accepted(self) -> bool:
         """Whether the peer's ACCEPT has come, or none is expected."""
         return self._accept is None

@@ -49,7 +49,7 @@ class Connections:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def read(self, text: str) -> Rows:
-        """Run one statement that changes nothing; answer its rows. It is tried again on a new connection if the one it
+        """Run one statement that changes nothing; return its rows. It is tried again on a new connection if the one it
         was sent on is gone.
 
         Raises:
@@ -63,7 +63,7 @@ class Connections:
         return (await self.run([text], writes=False))[0]
 
     async def run(self, statements: Sequence[str], *, writes: bool) -> Sequence[Rows]:
-        """Run statements in one trip; answer the rows of those that have some."""
+        """Run statements in one trip; return the rows of those that have any."""
         async with self.transaction() as transaction:
             return await transaction.run(statements, commits=writes)
 
@@ -140,7 +140,7 @@ class Transaction:
         self.is_sound, self.was_undone = True, False
 
     async def run(self, statements: Sequence[str], *, commits: bool) -> list[Rows]:
-        """Run statements in as few trips as the server's packets allow; answer the rows of those that have some.
+        """Run statements in as few trips as the server's packets allow; return the rows of those that have any.
 
         Args:
             statements: Each one statement, without a semicolon.

@@ -16,7 +16,7 @@ from converge.services.durable.ledger import Ledger
 from converge.services.durable.limits import CHUNK_BYTES, CHUNKS, READERS_FRESH_SEC
 from converge.services.durable.output import channel_of
 
-TOGETHER = 100
+OUTPUT_BATCH = 100
 """Pieces of output of one batch: with the longest ones it fits into a call."""
 
 
@@ -50,7 +50,7 @@ class PuttingOut:
                     await self._write()
 
     async def _write(self) -> None:
-        ledger, some = self._ledger, self._waiting[:TOGETHER]
+        ledger, some = self._ledger, self._waiting[:OUTPUT_BATCH]
         puts: list[Put] = [(CHUNK(ledger.id, ledger.token, number), value) for number, value in some]
         deletes: list[Key] = [CHUNK(ledger.id, ledger.token, number - CHUNKS) for number, _ in some if number >= CHUNKS]
         await self._look_for_readers()

@@ -156,7 +156,7 @@ class Feed:
         """Tell the store what is left here: the node's block was cancelled, and the pumps with it."""
         while self.finishing.waiting:
             try:
-                await self._send_counted(self.finishing.take_all(), None)
+                await self._send_counted(self.finishing.remove_all(), None)
             except ConvergeError as error:
                 self._failed(error)
                 await anyio.sleep(BACKOFF_LEAST_SEC)
@@ -260,9 +260,9 @@ class Feed:
         try:
             take = await self._next_take()
         except ConvergeError:  # whatever keeps it from claiming keeps nothing from ending
-            await self._send_counted(self.finishing.take_all(), None)
+            await self._send_counted(self.finishing.remove_all(), None)
             raise
-        ended = self.finishing.take_all()
+        ended = self.finishing.remove_all()
         if take is None and not ended and not self._wakes.due:
             return False
         await self._send_counted(ended, take)
@@ -315,7 +315,7 @@ class Feed:
         take = None
         self._pace.left(now)
         try:
-            take = await self._claims.take(limit, self._env.entropy(16))
+            take = await self._claims.next_take(limit, self._env.entropy(16))
         finally:
             if take is None:
                 self._pace.came_back(limit, 0, now)

@@ -56,8 +56,8 @@ class Finishing:
         """How many have ended of which the store does not know yet."""
         return len(self.waiting) + self.sending + self._slow
 
-    def take_all(self) -> list[Ended]:
-        """Return what waits; nothing waits then."""
+    def remove_all(self) -> list[Ended]:
+        """Remove and return what waits."""
         waiting, self.waiting = self.waiting, []
         return waiting
 

@@ -21,7 +21,7 @@ class Wakes:
         """What goes out with the next call."""
         self.pass_on_at = inf
         """When to pass on a wake-up that came while no slot was free (monotonic seconds)."""
-        self._told: set[Channel] = set()  # for which another process was woken since nothing was ready here
+        self._hinted: set[Channel] = set()  # for which another process was woken since nothing was ready here
 
     def come_too_early(self) -> None:
         """Note a wake-up for which no slot is free: in a moment a quick task has ended, and it is not passed on."""
@@ -30,15 +30,15 @@ class Wakes:
 
     def found_nothing(self) -> None:
         """Note that nothing is ready: what is next in a lane is news to others, too."""
-        self._told.clear()
+        self._hinted.clear()
 
     def left_behind(self) -> bool:
         """Wake another process for each lane that has something left; once, until nothing was ready here. Return
         whether there is any.
         """
-        channels = self._claims.ready_channels - self._told
+        channels = self._claims.ready_channels - self._hinted
         self.due |= channels
-        self._told |= channels
+        self._hinted |= channels
         return bool(channels)
 
     async def pass_on(self) -> bool:
@@ -48,7 +48,7 @@ class Wakes:
             StoreError, InputError: The lanes could not be read.
         """
         await self._claims.look()
-        self._told.clear()
+        self._hinted.clear()
         return self.left_behind()
 
     def send(self) -> set[Channel]:

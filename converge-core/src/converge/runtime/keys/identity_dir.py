@@ -53,7 +53,7 @@ class IdentityDir:
         self.keyring.close()
 
     async def acquire(self, kind: str = NODE, count: int = 1) -> list[Identity]:
-        """Do as `Keyring.take`; others run meanwhile."""
+        """Do as `Keyring.acquire`; others run meanwhile."""
         if self.keyring.folder is None:
             found: list[Identity] = []
             while len(found) < count:

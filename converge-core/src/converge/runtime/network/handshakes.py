@@ -47,11 +47,6 @@ class Place:
         self.address, self.since, self.is_known = address, since, is_known
         self.scope = anyio.CancelScope()
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether another needed the place more."""
-        return self.scope.cancel_called
-
 
 class _Budget:
     """So many a second, and a second's worth at once."""

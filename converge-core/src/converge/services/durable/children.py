@@ -22,7 +22,7 @@ from converge.services.store.pages import Pages, get_all
 from converge.services.tasks.surroundings import Moved, find, lane_key, lane_wakes, lanes_seen, look_around, wakes
 from converge.services.tasks.torn import log_once, set_aside
 
-TOGETHER = 200
+FAMILY_BATCH = 200
 """Ends, children or keys of one page."""
 
 BECAUSE = "its parent has ended"
@@ -34,7 +34,7 @@ class Tell:
     prefix: Key = TOLD()
 
     def __init__(self, handle: StoreHandle, box: SignalBox) -> None:
-        self._box, self._pages = box, Pages(handle.store, TOLD(), size=TOGETHER)
+        self._box, self._pages = box, Pages(handle.store, TOLD(), size=FAMILY_BATCH)
 
     async def page(self) -> int:
         """See `Chore.page`."""
@@ -53,7 +53,7 @@ class Outbox:
     prefix: Key = OUTBOX()
 
     def __init__(self, handle: StoreHandle) -> None:
-        self._handle, self._pages = handle, Pages(handle.store, OUTBOX(), size=TOGETHER)
+        self._handle, self._pages = handle, Pages(handle.store, OUTBOX(), size=FAMILY_BATCH)
 
     async def page(self) -> int:
         """See `Chore.page`."""
@@ -131,7 +131,7 @@ class Cut:
 
     async def _cut(self, cut: Entry) -> int:
         children = CHILD(cut.key[1])
-        if moved := await Pages(self._handle.store, children, size=TOGETHER).move(self._end_all):
+        if moved := await Pages(self._handle.store, children, size=FAMILY_BATCH).move(self._end_all):
             return moved
         (left,) = await self._handle.store.count([children])
         if left:

@@ -22,7 +22,7 @@ from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import Pages
 from converge.services.tasks.surroundings import find
 
-PAGE = 200
+CHUNK_PAGE = 200
 """Pieces of output that are read at a time."""
 
 PART = "output"
@@ -113,7 +113,7 @@ class Following:
                 return
 
     async def _read(self) -> Sequence[Entry]:
-        pages = Pages(self._handle.store, CHUNK(self._id), after=self._after, size=PAGE)
+        pages = Pages(self._handle.store, CHUNK(self._id), after=self._after, size=CHUNK_PAGE)
         page = await pages.read()
         self._after = pages.after
         return page

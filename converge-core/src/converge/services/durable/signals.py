@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from converge.codec import decode, encode
-from converge.contracts.store import ABSENT, Batch, Committed, Entry, Key
+from converge.contracts.store import ABSENT, Batch, Committed, Entry
 from converge.errors import ConvergeError, NoSuchTask, SchemaTooNew, StoreError, TooManyRecords, TornRecord
 from converge.ids import id_text
 from converge.machines.durable import SIGNAL_KEYS, Parts, Signal, Signals, resume
@@ -49,9 +49,6 @@ class _Target(NamedTuple):
     signals: Signals
     signals_revision: int
     place: int | None
-
-
-_Wanted = tuple[Key, Batch, Sequence[Ask[Sent]]]
 
 
 class SignalBox:

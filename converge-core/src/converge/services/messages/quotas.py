@@ -95,14 +95,14 @@ class Quotas:
     async def _pay(self, link: Link, names: tuple[str, ...], work: int) -> None:
         """Wait until each of the shares has something left, and take from it at once: of many that wait one goes on."""
         while not link.is_closed:
-            lack = -min([self._take(name, 0) for name in names])
+            lack = -min([self._spend(name, 0) for name in names])
             if lack <= 0:
                 break
             await anyio.sleep(max(REST_SEC, lack / STRANGERS_PER_SEC))
         for name in names:
-            self._take(name, work)
+            self._spend(name, work)
 
-    def _take(self, name: str, work: int) -> float:
+    def _spend(self, name: str, work: int) -> float:
         rate, now = STRANGERS_PER_SEC if name == ALL else STRANGER_PER_SEC, self._monotonic()
         left, at = self._shares.pop(name, (rate * BURST_SEC, now))
         left = min(rate * BURST_SEC, left + (now - at) * rate) - work

@@ -40,7 +40,7 @@ from converge.services.store import epoch as epochs
 from converge.services.store.formats import read_format
 from converge.services.store.pages import Pages
 
-PAGE = 100
+COPY_PAGE = 100
 """Keys of a page: with each come the two records of its task, of up to a mebibyte each."""
 
 PUT_OPS, PUT_BYTES = 1_000, 4_194_304
@@ -181,7 +181,7 @@ async def _everything(store: Store) -> AsyncIterator[Sequence[Entry]]:
     place and its state having one revision.
     """
     for family in COPIED:
-        async for page in Pages(store, family(), size=PAGE):
+        async for page in Pages(store, family(), size=COPY_PAGE):
             ids = {id_: None for entry in page if (id_ := _task_of(entry)) is not None}
             read = await store.get([also(id_) for id_ in ids for also in ALSO]) if ids else ()
             records = {entry.key: entry for entry in read if entry is not None}
@@ -234,5 +234,5 @@ async def _commit(target: Store, batch: Batch) -> None:
         raise StoreBusy("the destination refused a batch without checks; copy again")
 
 
-assert LIMITS.keys >= 2 * PAGE and LIMITS.batch_ops >= PUT_OPS + 2 * PAGE
+assert LIMITS.keys >= 2 * COPY_PAGE and LIMITS.batch_ops >= PUT_OPS + 2 * COPY_PAGE
 assert set(ALSO) == {TASK, STATE}

@@ -15,7 +15,7 @@ from converge.services.store.pages import Pages
 T = TypeVar("T")
 
 
-PAGE = 64
+READ_PAGE = 64
 """Entries of a prefix that a round reads: most have fewer, and a reply has room for all prefixes of a call."""
 
 FEW = 4
@@ -107,7 +107,7 @@ class Reads:
             StoreError: As `Store.scan`.
         """
         found = list(cast(Sequence[Entry], await self._scans.ask(prefix)))
-        if len(found) == PAGE:
+        if len(found) == READ_PAGE:
             after = found[-1].key[len(prefix) :]
             found += [entry async for page in Pages(self.store, prefix, after=after) for entry in page]
         return found
@@ -118,7 +118,7 @@ class Reads:
             ask.answer, ask.done = list(islice(entries, len(ask.request))), True
 
     async def _scan(self, asks: Sequence[Ask[Prefix]]) -> None:
-        pages = await self.store.scan([Range(ask.request, None, PAGE) for ask in asks])
+        pages = await self.store.scan([Range(ask.request, None, READ_PAGE) for ask in asks])
         for ask, page in zip(asks, pages, strict=True):
             check_page(page, ask.request, None)
             ask.answer, ask.done = page, True

@@ -192,7 +192,7 @@ class Claims:
         left = [(hash_, seen.lane) for hash_, seen in self._lanes.items() if seen.head not in (None, _FIRST)]
         return {channel for hash_, lane in left for channel in (f"lane.{hash_.hex()}", *lane_news(lane))}
 
-    async def take(self, limit: int, nonce: bytes) -> Take | None:
+    async def next_take(self, limit: int, nonce: bytes) -> Take | None:
         """Return the take of the best tasks over the best 32 lanes of the pool that has the best of all, or None if
         nothing is known to be ready. No take is of two pools, so that each pool may be kept elsewhere.
 

@@ -124,7 +124,7 @@ class TaskManager:
         is_due = await self._polling.sweep_sometimes()
         claims = self._polling.claims_of(agent_id, tuple(pools), Claimer.of(capabilities, topics, types), is_due=is_due)
         try:
-            found = await self._polling.take(claims, limit)
+            found = await self._polling.acquire(claims, limit)
         except LeaseEnded:
             await self._lease_has_ended()
             raise

@@ -54,14 +54,14 @@ class Polling:
             claims = self._claims[key] = Claims(self._handle, agent_id, pools, claimer)
         return claims
 
-    async def take(self, claims: Claims, limit: int) -> list[Found]:
+    async def acquire(self, claims: Claims, limit: int) -> list[Found]:
         for attempt in range(3):
             if self._handle.unsettled:
                 await settle_takes(self._handle)
             if (attempt or not claims.has_ready) and not await claims.look():
                 return []
             nonce = self._handle.env.entropy(16)
-            take = await claims.take(limit, nonce)
+            take = await claims.next_take(limit, nonce)
             if take is None:
                 continue
             try:

@@ -32,7 +32,7 @@ from converge.settings import structured
 COUNTER = POOL("counter")
 LANE = b"\xcd" * 16
 AGENT = "kit"
-TOGETHER = 5
+CLAIM_BATCH = 5
 """Keys of one take, tasks of one claim."""
 
 
@@ -101,7 +101,7 @@ async def take(store: Store, until: float) -> None:
     """Take keys from a lane and finish them, as a worker does with its tasks."""
     lease, nonce = os.urandom(16), os.urandom(16)
     while time.monotonic() < until:
-        turned = await store.turn([], Take([Range(READY(LANE))], TOGETHER, HELD(lease), (nonce,)))
+        turned = await store.turn([], Take([Range(READY(LANE))], CLAIM_BATCH, HELD(lease), (nonce,)))
         taken = turned.taken
         if not isinstance(taken, Taken) or not taken.rests:
             return
@@ -116,7 +116,7 @@ async def work(store: Store, until: float) -> None:
     """Claim tasks of the pool and complete them, until every one has ended."""
     tasks, handle = TaskManager(store), StoreHandle.of(store)
     while time.monotonic() < until:
-        claimed = await tasks.claim(AGENT, ["p"], limit=TOGETHER)
+        claimed = await tasks.claim(AGENT, ["p"], limit=CLAIM_BATCH)
         for task in claimed:
             say("claimed", task.id, task.token, (await handle.lease()).id.hex())
         for task in claimed:
