@@ -132,3 +132,19 @@ def test_what_a_peer_shows_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "SHOWN_BYTES", len(signed) - 1)
     at.speakers.show(link, signed)  # type: ignore[arg-type]
     assert not link.speakers
+
+
+def test_agents_that_are_gone_or_have_moved_make_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = place()
+    link, other = Wire(at.one), Wire(at.two)
+    monkeypatch.setattr(module, "SHOWN_BYTES", 3 * len(at.signed(at.one)))
+    for _ in range(10):  # a node that starts and ends agents for as long as its link lives
+        one = attrs.evolve(at, agent=Identity.generate(SYSTEM.entropy))
+        at.speakers.show(link, one.signed(at.one))  # type: ignore[arg-type]
+        at.speakers.show(link, one.signed(at.one, 2, topics=("news",)))  # type: ignore[arg-type]
+        assert at.speakers.speaks(one.agent.id, link)  # type: ignore[arg-type]
+        at.speakers.gone(link, one.agent.id)  # type: ignore[arg-type]
+    for number in range(10):
+        at.speakers.show(other if number % 2 else link, at.signed(at.two if number % 2 else at.one, number + 1))  # type: ignore[arg-type]
+    assert link.speakers == {} and link.speakers_bytes == 0
+    assert other.speakers_bytes == len(at.signed(at.two, 10))

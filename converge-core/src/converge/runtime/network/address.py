@@ -8,7 +8,8 @@ import anyio
 from anyio.abc import SocketAttribute
 
 from converge.errors import ConfigError
-from converge.runtime.network.choosing import ANYWHERE, NOWHERE
+from converge.net.hosts import is_anywhere
+from converge.runtime.network.choosing import NOWHERE
 
 
 async def endpoint_of(address: str, advertise: str, store: str) -> str:
@@ -28,7 +29,7 @@ async def endpoint_of(address: str, advertise: str, store: str) -> str:
     host, _, port = host_port.rpartition(":")
     if advertise:
         named = advertise
-    elif host in ANYWHERE:
+    elif is_anywhere(host):
         named = f"{await _own_address(store, host_port)}:{port}"
     else:
         return address

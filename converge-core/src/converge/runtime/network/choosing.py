@@ -12,6 +12,7 @@ from converge.contracts.discovery import DiscoveryBackend
 from converge.contracts.store import Feature
 from converge.contracts.transport import TransportBackend
 from converge.errors import ConfigError
+from converge.net.hosts import is_anywhere, is_for_many
 from converge.plugins import PluginHost
 from converge.runtime.config.node_settings import NodeSettings, addresses
 from converge.runtime.network.discovery_store import store_url
@@ -24,9 +25,6 @@ NO_TRANSPORT = (
 
 NOWHERE = "none"
 """`advertise`: no endpoint is told to others; they reach this node over the connections that it makes."""
-
-ANYWHERE = ("0.0.0.0", "[::]")
-"""Hosts that can be listened at, and not dialled."""
 
 
 @attrs.frozen(kw_only=True)
@@ -76,6 +74,7 @@ def choose(settings: NodeSettings, host: PluginHost) -> Chosen:
     backends = {scheme: one.backend for one in transports.values() for scheme in one.backend.schemes}
     for peer in getattr(options, "endpoints", ()):
         _check("options.static: endpoints", peer, backends)
+        _check_dialled("options.static: endpoints", peer)
     advertised = _advertised(settings, transports, backends)
     chosen = [attrs.evolve(one, advertise=advertised.get(one.backend.name, "")) for one in transports.values()]
     return Chosen(discovery=discovery, discovery_options=options, transports=tuple(chosen))
@@ -113,9 +112,7 @@ def _advertised(
             _, slash, path = of.partition("://")[2].partition("/")
             url = f"{_scheme(of)}://{text}{slash}{path}"
         backend = _check("advertise", url, backends)
-        host, _, port = url.partition("://")[2].partition("/")[0].rpartition(":")
-        if host in ANYWHERE or port == "0":
-            raise ConfigError(f"advertise: {text} is not allowed: nobody can dial {'port 0' if port == '0' else host}")
+        _check_dialled("advertise", url, text)
         if backend.name in found:
             raise ConfigError(f"advertise: {text} is not allowed: one address for each transport")
         found[backend.name] = url if "://" in text else text
@@ -137,6 +134,15 @@ def _check(what: str, url: str, backends: Mapping[str, TransportBackend]) -> Tra
     if backend.check_address is not None:
         _tried(what, url, partial(backend.check_address, url))
     return backend
+
+
+def _check_dialled(what: str, url: str, text: str = "") -> None:
+    """Refuse an address that nobody can dial, however it is written. `text`: as the operator has."""
+    host, _, port = url.partition("://")[2].partition("/")[0].rpartition(":")
+    is_zero = port.isdecimal() and int(port) == 0
+    if is_zero or is_anywhere(host) or is_for_many(host):
+        problem = "port 0" if is_zero else host
+        raise ConfigError(f"{what}: {text or without_password(url)} is not allowed: nobody can dial {problem}")
 
 
 def _tried(what: str, url: str, check: Callable[[], object]) -> None:

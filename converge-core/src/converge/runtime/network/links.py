@@ -17,6 +17,7 @@ from converge.env import Env
 from converge.errors import ChannelError, ConnectionClosed
 from converge.machines import records
 from converge.machines.secure import Terms
+from converge.net.hosts import source_of
 from converge.net.throttle import Throttle, snake
 from converge.runtime.agents.background import Background
 from converge.runtime.network.channel import SecureChannel, accept, dial
@@ -151,7 +152,7 @@ class Links:
                 return
             if number % ACCEPTED_A_TURN == 0:  # a crowd that waits in the kernel is accepted without any other pause
                 await checkpoint()
-            address = channel.peer.rpartition(":")[0]
+            address = source_of(channel.peer)
             place = self._handshakes.enter(address)
             if place is None:
                 text = "connections from %s are closed: too many are unfinished"
@@ -236,7 +237,7 @@ class Links:
         ranks = {link: self._bounds.standing(link.peer) for link in idle}
         crowds: dict[str, int] = {}
         for link in self._links.values():
-            address = link.address.rpartition(":")[0]
+            address = source_of(link.address)
             crowds[address] = crowds.get(address, 0) + 1
         evictable = [link for link in idle if ranks[link] is not Standing.LISTENS_NOWHERE]
         if not evictable:
@@ -245,7 +246,7 @@ class Links:
             evictable,
             key=lambda link: (
                 ranks[link] is Standing.STRANGER,
-                crowds[link.address.rpartition(":")[0]] if ranks[link] is Standing.STRANGER else 0,
+                crowds[source_of(link.address)] if ranks[link] is Standing.STRANGER else 0,
                 now - link.used_at,
             ),
         )

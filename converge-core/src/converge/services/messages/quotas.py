@@ -9,6 +9,7 @@ from anyio.lowlevel import checkpoint
 
 from converge.env import Env
 from converge.machines.records import MESSAGE, RECEIPT, SHOWN, SIGNED, SIGNED_TOGETHER, Item
+from converge.net.hosts import source_of
 from converge.services.messages.under_way import Link
 
 SLICE = 16
@@ -88,7 +89,7 @@ class Quotas:
         await checkpoint()
         if not is_stranger:
             return
-        own = link.peer.hex(), link.address.rpartition(":")[0]
+        own = link.peer.hex(), source_of(link.address)
         await self._pay(link, own, max(work, min(work * work // (2 * SLICE), int(STRANGER_PER_SEC * PENALTY_SEC))))
         await self._pay(link, (ALL,), work)
 

@@ -89,7 +89,11 @@ class Answers:
             self._late -= 1
 
     def _keep(self, peer: bytes, key: tuple[str, str], item: Item) -> None:
-        self._kept.setdefault(peer, OrderedDict())[key] = item
+        of_peer = self._kept.setdefault(peer, OrderedDict())
+        if (older := of_peer.pop(key, None)) is not None:  # it used the id twice: that costs nobody else's answers
+            self._bytes -= len(older[1])
+            self._count -= 1
+        of_peer[key] = item
         self._bytes += len(item[1])
         self._count += 1
         while self._count > 1 and (self._count > KEPT or self._bytes > KEPT_BYTES):

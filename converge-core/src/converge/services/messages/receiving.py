@@ -107,7 +107,7 @@ class Received:
         self._inboxes, self._routes, self._under_way = inboxes, routes, under_way
         self._asking, self._on_mail = aside.asking, aside.on_mail
         self._streams, self._answers, self.together = Streams(), Answers(routes), Together(network_tag)
-        self._counts: OrderedDict[str, _Count] = OrderedDict()
+        self._counts: OrderedDict[tuple[str, str], _Count] = OrderedDict()
         self.outcomes: Counter[str] = Counter()
         self._quotas = Quotas(handle.env)
         self.quietly = Throttle(log, handle.env.monotonic)
@@ -292,7 +292,7 @@ class Received:
         status, text = self._known(link, header, pair, now)
         if not status:
             self._streams.accept(pair, header.sequence, now)
-            count = self._counts[header.id] = _Count()
+            count = self._counts[header.sender, header.id] = _Count()
             if len(self._counts) > COUNTS:
                 self._counts.popitem(last=False)
             if self._routes.errand is None:
@@ -302,7 +302,7 @@ class Received:
         elif status != ACCEPTED:
             return ReceiptHeader(header.id, status, text)
         else:
-            count = self._counts.get(header.id)
+            count = self._counts.get((header.sender, header.id))
             if count is None:  # so long ago that it is forgotten
                 return ReceiptHeader(header.id, status)
         await count.done.wait()

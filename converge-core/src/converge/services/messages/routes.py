@@ -200,6 +200,7 @@ class Routes:
     def speaks(self, sender: str, link: Link) -> bool | None:
         """Return whether the peer may speak for the sender (G12); None: that is being looked up, ask again."""
         if self.speakers.speaks(sender, link):
+            self._looked_up.pop(sender, None)  # should it be unknown again, it is looked up again
             return True
         if self.errand is None:
             return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from converge.env import Env
 from converge.errors import BadSignature, InvalidKey, SchemaTooNew, TornRecord
@@ -20,7 +20,8 @@ from converge.services.messages.under_way import Link
 log = logging.getLogger("converge.post")
 
 SHOWN_BYTES = 8_388_608
-"""Descriptors that one peer may show over its link; further agents of it must be listed."""
+"""Descriptors of agents that one peer may have shown over its link and that are not gone; further ones must be listed.
+"""
 
 HIGHEST = 100_000
 """Agents whose highest shown sequence is remembered when their links are gone."""
@@ -32,7 +33,7 @@ class Speakers:
     def __init__(self, env: Env, registry: IdentityRegistry) -> None:
         self._registry, self._directory = registry, registry.directory
         self._highest: OrderedDict[str, int] = OrderedDict()
-        self._links: WeakSet[Link] = WeakSet()
+        self._sizes: WeakKeyDictionary[Link, dict[str, int]] = WeakKeyDictionary()
         self.quietly = Throttle(log, env.monotonic)
 
     def show(self, link: Link, signed: bytes) -> None:
@@ -53,10 +54,9 @@ class Speakers:
             self._refused(name, "a descriptor that node %s shows was refused: a higher one is known", name)
             return
         self._remember(descriptor.id, descriptor.sequence, link)
-        if descriptor.id not in link.speakers:
-            link.speakers_bytes += len(signed)
-        link.speakers[descriptor.id] = descriptor.sequence
-        self._links.add(link)
+        sizes = self._sizes.setdefault(link, {})
+        link.speakers_bytes += len(signed) - sizes.get(descriptor.id, 0)
+        link.speakers[descriptor.id], sizes[descriptor.id] = descriptor.sequence, len(signed)
 
     def _refused(self, name: str, text: str, *arguments: object) -> None:
         self.quietly.refused("descriptor_shown", name, text, *arguments)
@@ -86,9 +86,10 @@ class Speakers:
     def _remember(self, agent_id: str, sequence: int, link: Link | None) -> None:
         """Remember a sequence as the highest; what was shown with a lower one, over other links, ends."""
         if self._highest.pop(agent_id, sequence) != sequence:
-            for other in self._links:
+            for other, sizes in self._sizes.items():
                 if other is not link and other.speakers.get(agent_id, sequence) < sequence:
                     del other.speakers[agent_id]
+                    other.speakers_bytes -= sizes.pop(agent_id)
         self._highest[agent_id] = sequence
         if len(self._highest) > HIGHEST:
             self._highest.popitem(last=False)

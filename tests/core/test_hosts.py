@@ -1,0 +1,49 @@
+"""Hosts: which count as one in the bounds for strangers, and which nobody can dial."""
+
+from __future__ import annotations
+
+import pytest
+
+from converge.env import SYSTEM
+from converge.net.hosts import is_anywhere, is_for_many, source_of
+from converge.runtime.network.handshakes import UNFINISHED_PER_ADDRESS, Handshakes
+
+
+@pytest.mark.parametrize(
+    ("peer", "source"),
+    [
+        ("10.0.0.1:7000", "10.0.0.1"),
+        ("[::ffff:10.0.0.1]:7000", "10.0.0.1"),
+        ("[2001:db8:1:2:3:4:5:6]:7000", "2001:db8:1:2::/64"),
+        ("[2001:db8:1:2:ffff::]:1", "2001:db8:1:2::/64"),
+        ("[2001:db8:1:3::1]:1", "2001:db8:1:3::/64"),
+        ("[::1]:7000", "::1"),
+        ("[fe80::1%eth0]:7000", "fe80::1"),
+        ("pod-3.pods:7000", "pod-3.pods"),
+        ("", ""),
+    ],
+)
+def test_a_network_of_ipv6_counts_as_one_host(peer: str, source: str) -> None:
+    assert source_of(peer) == source
+
+
+async def test_a_host_with_a_network_of_ipv6_has_the_places_of_one() -> None:
+    handshakes = Handshakes(SYSTEM)
+    places = [handshakes.enter(source_of(f"[2001:db8::{number:x}]:1")) for number in range(1, 65)]
+    assert sum(place is not None for place in places) == UNFINISHED_PER_ADDRESS
+    assert handshakes.enter(source_of("[2001:db8:1::1]:1")) is not None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "0", "0.0", "00.00.00.00", "[::]", "[::0]", "[::ffff:0.0.0.0]"])
+def test_every_way_to_write_all_addresses_is_recognised(host: str) -> None:
+    assert is_anywhere(host) and not is_for_many(host)
+
+
+@pytest.mark.parametrize("host", ["224.0.0.1", "255.255.255.255", "[ff02::1]"])
+def test_groups_of_machines_are_recognised(host: str) -> None:
+    assert is_for_many(host) and not is_anywhere(host)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "[::1]", "host", "", "a b", "h\u00f6st"])
+def test_what_can_be_dialled_is_neither(host: str) -> None:
+    assert not is_anywhere(host) and not is_for_many(host)
