@@ -75,4 +75,4 @@ class ClaimsAhead:
 
 def _batch(found: Found) -> bytes:
     """Return the nonce of the take, which a claim keeps; it has another token once its task is called off."""
-    return found.place[1]  # type: ignore[return-value, misc]  # it is claimed: a Held, read by its index for speed
+    return found.place[1]  # type: ignore[misc]  # it is claimed: a Held, read by its index for speed

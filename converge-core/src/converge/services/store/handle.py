@@ -67,7 +67,8 @@ class StoreHandle:
         anybody takes again: what they took would stay held as long as this process lives.
         """
         self.settling = anyio.Lock()
-        self._lock, self._raising = anyio.Lock(), anyio.Lock()
+        self._lock = anyio.Lock()
+        self._raising: anyio.Event | None = None
         self._format = FIRST  # the newest that is known to be recorded in the store
         self._offset = 0  # store time less monotonic time, microseconds
         self._offset_seen = float("-inf")
@@ -100,12 +101,17 @@ class StoreHandle:
         Raises:
             StoreError: It could not be recorded; nothing of the format may be written.
         """
-        if self._format >= number:
-            return
-        async with self._raising:  # one caller records it for all
-            if self._format < number:
+        while self._format < number:
+            if self._raising is not None:  # one caller records it for all, who go on together
+                await self._raising.wait()
+                continue
+            raised = self._raising = anyio.Event()
+            try:
                 await raise_format(self.store, number)
                 self._format = number
+            finally:
+                self._raising = None
+                raised.set()
 
     def _begin_anew(self) -> None:
         """Forget what was known of a store whose history an operator has accepted: it need not be so there."""
