@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Collection
-from enum import Enum
 
 from converge.contracts import discovery, store, transport
+from converge.contracts.store import Feature
 from converge.machines import durable, task
 
 _CLAUSE = re.compile(r"^([A-Z]-\d+) {1,2}(.+(?:\n     .+)*)", re.MULTILINE)
@@ -31,9 +31,7 @@ def check_case(case: type) -> None:
         if name.startswith("test_") and is_inherited and not _is_expected_to_fail(member):
             said = f"{case.__name__}.{name} stands in place of a test of the kit, so its clause is not tried"
             raise TypeError(f"{said}; mark one that is not kept yet with pytest.mark.xfail(strict=True, reason=...)")
-    features = getattr(getattr(case, "backend", None), "features", ())
-    loops = [loop for loop in getattr(case, "loops", ("asyncio",)) if loop != "trio" or not _is_asyncio_only(features)]
-    if not loops:
+    if not loops_of(case):
         raise TypeError(f"{case.__name__}.loops has no event loop of the backend, so nothing would be tried; name one")
     for name in ("examples", "rounds"):
         if getattr(case, name, 1) < 1:
@@ -45,8 +43,11 @@ def _is_expected_to_fail(member: object) -> bool:
     return any(mark.name == "xfail" and mark.kwargs.get("strict") and mark.kwargs.get("reason") for mark in marks)
 
 
-def _is_asyncio_only(features: Collection[Enum]) -> bool:
-    return any(feature.value == "asyncio-only" for feature in features)
+def loops_of(case: type) -> list[str]:
+    """Return the event loops that a class of tests runs on: its `loops`, without trio where the backend has none."""
+    features: Collection[Feature] = getattr(getattr(case, "backend", None), "features", ())
+    loops: Collection[str] = getattr(case, "loops", ("asyncio",))
+    return [loop for loop in loops if loop != "trio" or Feature.ASYNCIO_ONLY not in features]
 
 
 def cited(function: object) -> list[str]:

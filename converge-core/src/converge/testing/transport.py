@@ -19,7 +19,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from converge.contracts.store import Feature
 from converge.contracts.transport import FRAME_BYTES, WRITE_QUEUE_BYTES, Channel, Listener, Transport, TransportBackend
 from converge.errors import ConnectFailed, ConnectionClosed, ConnectionLost, InvalidValue, ListenFailed, MessageTooLarge
 from converge.testing._calls.waiting import blocking_calls, expect_no_waiting
@@ -40,7 +39,7 @@ from converge.testing._transport.ends import (
     turns,
 )
 from converge.testing.blocks import leaves_nothing_open, passes_through
-from converge.testing.clauses import check_case
+from converge.testing.clauses import check_case, loops_of
 
 BIG = bytes(range(256)) * 255 + bytes(255)
 
@@ -91,9 +90,7 @@ class TransportContract:
         check_case(cls)
         if not hasattr(cls, "backend"):
             return
-        is_asyncio_only = Feature.ASYNCIO_ONLY in cls.backend.features
-        loops = [name for name in cls.loops if not (is_asyncio_only and name == "trio")]
-        cls.anyio_backend = pytest.fixture(scope="module", params=loops)(classmethod(_loop))  # type: ignore[arg-type, attr-defined]  # pytest takes it; its types lag
+        cls.anyio_backend = pytest.fixture(scope="module", params=loops_of(cls))(classmethod(_loop))  # type: ignore[arg-type, attr-defined]  # pytest takes it; its types lag
 
     @pytest.fixture
     def options(self) -> Any:

@@ -9,15 +9,16 @@ from typing import Any, ClassVar
 import pytest
 
 from converge.contracts.discovery import Changes, Discovery, DiscoveryBackend, Sighting
-from converge.contracts.store import Feature, Store
+from converge.contracts.store import Store
 from converge.errors import ChannelError, StoreError
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings
 from converge.services.store.opening import open_store
+from converge.testing._store.loops import LoopCase
 from converge.testing._task.base import let_pass
-from converge.testing.clauses import check_case, expect
+from converge.testing.clauses import expect
 from converge.testing.faults import FaultPlan, FaultyStore
-from converge.testing.fixtures import is_quick, scaled
+from converge.testing.fixtures import scaled
 
 POLL_SEC = 0.05
 LEASE_SEC = 15.0
@@ -47,7 +48,7 @@ class Process:
         return {one.id: one for one in found}
 
 
-class DiscoveryCase:
+class DiscoveryCase(LoopCase):
     """One backend under test.
 
     Attributes:
@@ -58,34 +59,13 @@ class DiscoveryCase:
     """
 
     backend: ClassVar[DiscoveryBackend]
-    loops: ClassVar[tuple[str, ...]] = ("asyncio", "trio")
     examples: ClassVar[int] = 20
     near_sec: ClassVar[float] = PATIENCE_SEC
-    pytestmark: ClassVar[list[pytest.MarkDecorator]] = [pytest.mark.anyio]
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        check_case(cls)
-
-    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Run coroutine tests on asyncio and, unless the backend declares ASYNCIO_ONLY, on trio."""
-        if "anyio_backend" in metafunc.fixturenames:
-            is_asyncio_only = Feature.ASYNCIO_ONLY in self.backend.features
-            loops = [loop for loop in self.loops if not (is_asyncio_only and loop == "trio")]
-            metafunc.parametrize(
-                "anyio_backend", loops[:1] if is_quick(metafunc.config) else loops, indirect=True, scope="module"
-            )
 
     @pytest.fixture(autouse=True)
     def quick(self, request: pytest.FixtureRequest) -> None:
         """With `--quick`, fewer histories; the clauses stay all."""
         vars(self).update(examples=scaled(request.config, self.examples, QUICK_EXAMPLES))
-
-    @pytest.fixture(scope="module")
-    @classmethod
-    def anyio_backend(cls, request: pytest.FixtureRequest) -> str:
-        """Return the event loop of this run of the test."""
-        return str(request.param)
 
     # What an author may override.
 

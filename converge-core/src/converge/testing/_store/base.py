@@ -36,8 +36,9 @@ from converge.contracts.store import (
 )  # fmt: skip
 from converge.model.keys import HELD, LEASE, READY, Family
 from converge.testing._store.limits import CallLimit, alarm, limited
-from converge.testing.clauses import ClauseBroken, check_case, cited, expect
-from converge.testing.fixtures import is_quick, scaled
+from converge.testing._store.loops import LoopCase
+from converge.testing.clauses import ClauseBroken, cited, expect
+from converge.testing.fixtures import scaled
 
 QUICK_EXAMPLES, QUICK_ROUNDS = 8, 6
 """What `--quick` leaves of the histories and repeats: enough that a mutant of `tests/kit` is still found by most
@@ -54,7 +55,7 @@ class Cut(Enum):
     AFTER = "after the store has carried out the request, before the reply"
 
 
-class StoreCase:
+class StoreCase(LoopCase):
     """One backend under test. An author sets `backend`, and gives the fixtures `options` and `url` where the defaults
     are not enough.
 
@@ -75,18 +76,12 @@ class StoreCase:
 
     backend: ClassVar[StoreBackend]
     inherited_turn: ClassVar[bool] = False
-    loops: ClassVar[tuple[str, ...]] = ("asyncio", "trio")
     examples: ClassVar[int] = 25
     shrinks: ClassVar[bool] = True
     rounds: ClassVar[int] = 20
     near_sec: ClassVar[float] = 5.0
     call_limit_sec: ClassVar[float] = 30.0
     case_limit_sec: ClassVar[float] = 600.0
-    pytestmark: ClassVar[list[pytest.MarkDecorator]] = [pytest.mark.anyio]
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        check_case(cls)
 
     @pytest.fixture(autouse=True)
     def time_limit(self, request: pytest.FixtureRequest) -> Iterator[None]:
@@ -95,15 +90,6 @@ class StoreCase:
         said = f"the test did not end within {self.case_limit_sec:g} s: a call blocks the event loop, or waits for ever"
         with alarm(self.case_limit_sec, lambda: ClauseBroken(clause, said)):
             yield
-
-    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Run coroutine tests on asyncio and, unless the backend declares ASYNCIO_ONLY, on trio."""
-        if "anyio_backend" in metafunc.fixturenames:
-            is_asyncio_only = Feature.ASYNCIO_ONLY in self.backend.features
-            loops = [loop for loop in self.loops if not (is_asyncio_only and loop == "trio")]
-            metafunc.parametrize(
-                "anyio_backend", loops[:1] if is_quick(metafunc.config) else loops, indirect=True, scope="module"
-            )
 
     @pytest.fixture(autouse=True)
     def quick(self, request: pytest.FixtureRequest) -> None:
@@ -116,12 +102,6 @@ class StoreCase:
     def is_persistent(cls) -> bool:
         """Return whether what was written outlives all handles."""
         return Feature.PERSISTENT in cls.backend.features
-
-    @pytest.fixture(scope="module")
-    @classmethod
-    def anyio_backend(cls, request: pytest.FixtureRequest) -> str:
-        """Return the event loop of this run of the test."""
-        return str(request.param)
 
     @pytest.fixture
     def options(self) -> Any:
