@@ -335,6 +335,41 @@ async def test_a_cancel_with_grace_lets_the_handler_undo(kind: str) -> None:
         assert (task.state, RAN["undo"]) == (TaskState.CANCELLED, 1)
 
 
+@pytest.mark.parametrize("end", ["released", "lease"])
+async def test_a_called_off_claim_that_ends_without_its_handler_is_undone_by_the_next(end: str) -> None:
+    """Its process stops or dies, or the answer to its take was lost: what was done is still to be undone."""
+    store = MemoryStore()
+    async with Node(store=store, poll_sec=0.2) as node:
+        await node.pools.create_pool(Pool(id="p"))
+        id_ = await node.tasks.submit(Task(pool_id="p", type="waits", max_attempts=2))
+        (agent,) = await node.spawn(Undoes, pool="p")
+        await until_state(node, id_, TaskState.WAITING)
+        await node.retire(agent)
+        assert await node.tasks.cancel(id_, grace_sec=60)
+        async with Node(store=store, lease_sec=2.0) as other:
+            (claimed,) = await other.tasks.claim("one", ["p"])
+            assert (claimed.id, RAN["undo"]) == (id_, 0)
+            if end == "released":
+                await other.tasks.release(claimed, "it was not begun")
+        # Where it was not released, the end of the node has ended its lease.
+        await node.spawn(Undoes, pool="p")
+        task = await node.tasks.result(id_, timeout=30)
+        assert (task.state, RAN["undo"]) == (TaskState.CANCELLED, 1)
+        await none_left(node)
+
+
+async def test_a_called_off_task_that_nobody_takes_ends_with_its_grace_time() -> None:
+    async with Node(store=MemoryStore(), poll_sec=0.2) as node:
+        await node.pools.create_pool(Pool(id="p"))
+        id_ = await node.tasks.submit(Task(pool_id="p"))
+        (claimed,) = await node.tasks.claim("one", ["p"])
+        assert await node.tasks.cancel(id_, grace_sec=1.0)
+        await node.tasks.release(claimed)
+        assert (await node.tasks.get(id_)).state == TaskState.PENDING
+        assert (await node.tasks.result(id_, timeout=30)).state == TaskState.CANCELLED
+        await none_left(node)
+
+
 class Declined(Exception):
     pass
 

@@ -166,8 +166,10 @@ def submit(id_: bytes, spec: Spec, lane: Check, key: KeySeen | None, now: int, *
 
 
 def step(found: Found, event: Event, now: int, around: Around) -> Batch:
-    """Return the batch of any event, as `machines.task.step` does; a task that is being called off only ends."""
-    if found.state is not None and found.state.calling is not None and _is_ended_by(event, found.spec, now):
+    """Return the batch of any event, as `machines.task.step` does; a task that is being called off only ends, when its
+    handler does or its grace time. A claim that ended without its handler goes back: what was done is yet to be undone.
+    """
+    if found.state is not None and found.state.calling is not None and _is_ended_by(event, found, now):
         event = Cancelled(found.state.calling.by, found.state.calling.why)
     if isinstance(event, Parked):
         return _park(found, event)
@@ -176,11 +178,19 @@ def step(found: Found, event: Event, now: int, around: Around) -> Batch:
     return plain_step(found, event, now, around)
 
 
-def _is_ended_by(event: Event, spec: Spec, now: int) -> bool:
+def _is_ended_by(event: Event, found: Found, now: int) -> bool:
     """Return whether a task that is being called off is cancelled by the event."""
-    if isinstance(event, DeadlinePassed):
-        return not spec.deadline or now < spec.deadline  # it was the grace time that passed
-    return isinstance(event, Completed | Failed | Released | LeaseEnded | Parked | Resumed | Restarted)
+    spec, state = found.spec, found.state
+    assert state is not None and state.calling is not None, "it is being called off"
+    match event:
+        case DeadlinePassed():
+            return not spec.deadline or now < spec.deadline  # it was the grace time that passed
+        case Released():
+            return now >= state.calling.until
+        case LeaseEnded():
+            return now >= state.calling.until or state.attempts + 1 >= spec.max_attempts
+        case _:
+            return isinstance(event, Completed | Failed | Parked | Resumed | Restarted)
 
 
 def marked(found: Found) -> State:
@@ -289,6 +299,7 @@ def call_off(found: Found, calling: Calling) -> Batch:
         (own, str(place.claimed_at).encode()),
         (STATE(found.id), encode(state)),
         (NOTICE(place.lease, found.id), encode(calling)),
+        (LIMIT(calling.until, found.id), b""),
         *mark(found),
     ]
     return Batch([(own, place.token)], puts)
