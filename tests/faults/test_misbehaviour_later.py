@@ -9,11 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import anyio
 import misbehaviour as bad
 import pytest
+from anyio import to_thread
 
 from converge import Agent, Node, Task
 from converge.env import SYSTEM
@@ -134,6 +136,28 @@ async def test_tools_that_never_return_keep_no_other_tool_from_a_thread(release:
             node.executor._threads = anyio.CapacityLimiter(2)
             await node.spawn(Using, pool="p")
             assert (await result(node, GOOD)).result == GOOD
+
+
+async def test_code_that_holds_every_thread_of_the_loop_keeps_its_node_from_nothing(tmp_path: Path) -> None:
+    limiter = to_thread.current_default_thread_limiter()
+    held = range(int(limiter.total_tokens))
+
+    class Holding(Agent):
+        async def on_task(self, task: Task) -> str:
+            for number in held if task.inputs["kind"] != GOOD else ():
+                limiter.acquire_on_behalf_of_nowait(number)
+            return GOOD
+
+    try:
+        with anyio.fail_after(30):
+            async with Node(store=f"file:{tmp_path / 'state.db'}", identity_dir=str(tmp_path / "keys")) as node:
+                await node.spawn(Holding, pool="p")
+                assert (await result(node, "hold")).result == GOOD
+                await node.spawn(Holding, pool="p")
+                assert (await result(node, GOOD)).result == GOOD
+    finally:
+        for number in held:
+            limiter.release_on_behalf_of(number)
 
 
 async def test_what_a_handler_starts_elsewhere_has_not_its_context() -> None:

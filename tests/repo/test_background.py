@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,19 @@ def test_every_background_task_is_started_behind_the_boundary() -> None:
     files = [file for folder in folders for file in sorted((CORE / folder).rglob("*.py"))]
     found = {str(file.relative_to(CORE)): list(starts(file.read_text())) for file in files}
     assert {name: lines for name, lines in found.items() if lines and name != BOUNDARY} == {}
+
+
+def test_no_thread_of_the_nodes_waits_for_one_that_user_code_may_hold() -> None:
+    """The limit of an event loop's threads is everybody's; `threads` passes it by, and the boundary has its own."""
+    folders = ("runtime", "services", "operations", "builtin", "net")
+    files = [file for folder in folders for file in sorted((CORE / folder).rglob("*.py"))]
+    asking = [file for file in files if re.search(r"(?<!from_)\bthread\.run_sync\(|getaddrinfo\(", _awaited(file))]
+    assert [file.name for file in asking] == ["boundary.py"]
+
+
+def _awaited(file: Path) -> str:
+    calls = (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Await))
+    return "\n".join(ast.unparse(node).replace("to_thread", "thread") for node in calls)
 
 
 def test_what_is_wrong_is_found() -> None:

@@ -25,6 +25,7 @@ ROWS = (
         "schema",
         "throttle",
         "sockets",
+        "threads",
     ),
     ("model",),
     ("machines",),

@@ -7,11 +7,13 @@ import os
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import anyio
 
 from converge.errors import ChannelError
+from converge.threads import in_own_thread
 
 STAGGER_SEC = 0.25
 """How long one way may take before the next is tried beside it (RFC 8305)."""
@@ -103,7 +105,8 @@ async def resolve(host: str, port: int) -> list[Endpoint]:
     try:
         version = ipaddress.ip_address(host).version
     except ValueError:
-        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        look_up: Callable[[], list[Any]] = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await in_own_thread(look_up, abandon_on_cancel=True)
         first = [(family, where) for family, _, _, _, where in found if family == found[0][0]]
         other = [(family, where) for family, _, _, _, where in found if family != found[0][0]]
         turns = [one for pair in zip(first, other, strict=False) for one in pair]

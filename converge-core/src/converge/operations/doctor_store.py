@@ -47,6 +47,7 @@ from converge.services.tasks.counts import Census, bytes_each
 from converge.services.tasks.explain import explain_task
 from converge.services.tasks.listing import visit_tasks
 from converge.services.tasks.torn import torn_tasks
+from converge.threads import in_own_thread
 
 SKEW_SEC = 1.0
 """A clock that differs by more: moments that people give (`not_before`, deadlines) are off by it."""
@@ -155,7 +156,7 @@ async def _history(store: Store, config: Config) -> Finding | None:
     if not config.identity_dir or not await anyio.Path(config.identity_dir).is_dir():
         return None
     try:
-        await anyio.to_thread.run_sync(_look_back, config, await epochs.read(store))
+        await in_own_thread(_look_back, config, await epochs.read(store))
     except ConvergeError as problem:
         return error("history", str(problem), "find out what became of its data, then `converge store accept`")
     return fine("history", f"it is the store that {config.identity_dir} remembers, or one that it does not know yet")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import anyio
 import attrs
 
 from converge.codec import decode
@@ -23,6 +22,7 @@ from converge.services.store import epoch as epochs
 from converge.services.store.handle import StoreHandle
 from converge.services.store.opening import pending
 from converge.services.store.pages import Pages
+from converge.threads import in_own_thread
 
 
 @attrs.frozen(kw_only=True)
@@ -42,12 +42,12 @@ async def accept_store(store: Store, config: Config, env: Env = SYSTEM) -> Accep
         KeyFileRefused: The folder cannot be relied on; nothing was changed.
         StoreError: As `epochs.accept`.
     """
-    folder = await anyio.to_thread.run_sync(_open, config.identity_dir) if config.identity_dir else None
+    folder = await in_own_thread(_open, config.identity_dir) if config.identity_dir else None
     try:
         before, drawn = await epochs.accept(store, env)
         if folder is not None:
             history = History(folder, config.store, config.network)
-            await anyio.to_thread.run_sync(history.accept, drawn.text)
+            await in_own_thread(history.accept, drawn.text)
     finally:
         if folder is not None:
             folder.close()

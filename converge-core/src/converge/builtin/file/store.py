@@ -33,6 +33,7 @@ from converge.contracts.store import (
     Turned,
 )
 from converge.errors import ValueTooLarge
+from converge.threads import in_own_thread
 
 
 class FileStore(Store):
@@ -56,7 +57,7 @@ class FileStore(Store):
             StoreBusy: Another program has held its lock for `busy_sec`.
         """
         options = options or FileOptions()
-        path = await anyio.to_thread.run_sync(partial(checked_path, url, must_exist=options.must_exist))
+        path = await in_own_thread(partial(checked_path, url, must_exist=options.must_exist))
         async with cls._opened(path, options) as store:
             yield store
 
@@ -67,8 +68,8 @@ class FileStore(Store):
         Raises:
             As `open`; StoreRefused also if there is no store.
         """
-        path = await anyio.to_thread.run_sync(partial(checked_path, url, must_exist=True))
-        return await anyio.to_thread.run_sync(pending, path)
+        path = await in_own_thread(partial(checked_path, url, must_exist=True))
+        return await in_own_thread(pending, path)
 
     @classmethod
     @asynccontextmanager
@@ -155,7 +156,7 @@ class FileStore(Store):
                 self._wake_ups.tell(channels)
 
     async def facts(self) -> Mapping[str, str | int]:
-        return {**await anyio.to_thread.run_sync(facts, self._path), **self._worker.settings}
+        return {**await in_own_thread(facts, self._path), **self._worker.settings}
 
     async def inspect(self) -> Inspection:
         return inspection(await self.facts())

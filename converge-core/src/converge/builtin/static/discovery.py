@@ -15,6 +15,7 @@ from converge.builtin.static.options import ENDPOINTS, StaticOptions, check_endp
 from converge.contracts.discovery import Discovery, Sighting
 from converge.contracts.store import Store
 from converge.errors import ConfigError
+from converge.threads import in_own_thread
 
 log = logging.getLogger("converge.static")
 
@@ -34,7 +35,7 @@ class StaticDiscovery(Discovery):
             ConfigError: The file cannot be read, or a line of it is no endpoint.
         """
         file = Path(options.file) if options.file else None
-        yield cls(options.endpoints if file is None else await anyio.to_thread.run_sync(read, file), file, poll_sec)
+        yield cls(options.endpoints if file is None else await in_own_thread(read, file), file, poll_sec)
 
     async def publish(self, sightings: Sequence[Sighting]) -> None:
         await checkpoint()  # nothing is taken in (D-5): others ask this node
@@ -59,7 +60,7 @@ class StaticDiscovery(Discovery):
 
     async def _read_again(self, file: Path) -> None:
         try:
-            self._endpoints = await anyio.to_thread.run_sync(read, file)
+            self._endpoints = await in_own_thread(read, file)
         except ConfigError as error:
             log.warning("the endpoints stay as they were: %s", error)
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import anyio
 import attrs
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter
 
 from converge.contracts.decisions import DecisionKind
 from converge.contracts.store import Store
@@ -51,6 +51,7 @@ from converge.services.durable.manager import TaskManager
 from converge.services.messages.fanout import Fanouts
 from converge.services.messages.sending import Post, SendOptions
 from converge.services.pools import PoolManager
+from converge.threads import in_own_thread
 
 TOOL_THREADS = 40
 """Sync tools of one process that run at a time, as many as anyio's limit; more wait, before their timeouts begin."""
@@ -237,9 +238,7 @@ class Executor:
         # The wait for a thread does not count, and a thread that is left behind keeps nobody else from one.
         async with self._threads:
             with anyio.move_on_after(timeout_sec):
-                result = await to_thread.run_sync(
-                    in_thread, partial(function, **arguments), abandon_on_cancel=True, limiter=CapacityLimiter(1)
-                )
+                result = await in_own_thread(in_thread, partial(function, **arguments), abandon_on_cancel=True)
                 if type(result) is Raised:
                     raise result.error
                 return result

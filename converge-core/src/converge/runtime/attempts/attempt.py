@@ -9,7 +9,6 @@ from inspect import isawaitable, iscoroutinefunction
 from typing import Any, NamedTuple
 
 import anyio
-from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import checkpoint
 
 from converge.codec import decode_plain, encode, encode_plain, stored_text
@@ -41,6 +40,7 @@ from converge.runtime.attempts.putting_out import PuttingOut
 from converge.services.durable.ledger import Ledger
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.surroundings import Seen
+from converge.threads import in_own_thread
 
 LOOK_SEC = 1.0
 """How often a wait looks again that cannot be parked, since a step is under way beside it."""
@@ -266,9 +266,7 @@ class Attempt:
             try:
                 if iscoroutinefunction(function):
                     return await awaited(function, *arguments)
-                value = await to_thread.run_sync(
-                    in_thread, function, *arguments, abandon_on_cancel=True, limiter=CapacityLimiter(1)
-                )
+                value = await in_own_thread(in_thread, function, *arguments, abandon_on_cancel=True)
                 if type(value) is Raised:
                     raise value.error
                 return await awaited(lambda: value) if isawaitable(value) else value

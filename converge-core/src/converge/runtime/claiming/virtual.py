@@ -7,7 +7,6 @@ from inspect import iscoroutinefunction
 from typing import Any
 
 import msgspec
-from anyio import CapacityLimiter, to_thread
 
 from converge.codec import decode, decode_plain, encode, encode_plain
 from converge.contracts.store import ABSENT, LIMITS
@@ -18,6 +17,7 @@ from converge.model.working import RUNS
 from converge.runtime.agents.agent import task_handler
 from converge.runtime.agents.hosted import Hosted
 from converge.services.durable.agents import ANSWERING, ASKS, Actor, actor_key, asked_by
+from converge.threads import in_own_thread
 
 
 def task_handler_of(agent: Hosted) -> Callable[[Task], Any]:
@@ -35,9 +35,7 @@ def task_handler_of(agent: Hosted) -> Callable[[Task], Any]:
 async def _called(function: Callable[..., Any], *arguments: Any) -> Any:
     if iscoroutinefunction(function):
         return await awaited(function, *arguments)
-    returned = await to_thread.run_sync(
-        in_thread, function, *arguments, abandon_on_cancel=True, limiter=CapacityLimiter(1)
-    )
+    returned = await in_own_thread(in_thread, function, *arguments, abandon_on_cancel=True)
     if type(returned) is Raised:
         raise as_exception(returned)
     return returned

@@ -17,6 +17,7 @@ from converge.runtime.keys.history import History
 from converge.runtime.keys.keyring import NODE, Keyring
 from converge.services.store import epoch as epochs
 from converge.services.store.handle import StoreHandle
+from converge.threads import in_own_thread
 
 log = logging.getLogger("converge.keys")
 
@@ -46,7 +47,7 @@ class IdentityDir:
         Raises:
             KeyFileRefused: It cannot be relied on.
         """
-        return cls(await anyio.to_thread.run_sync(Keyring.open, identity_dir, env))
+        return cls(await in_own_thread(Keyring.open, identity_dir, env))
 
     def close(self) -> None:
         """Release the keys for other processes."""
@@ -60,7 +61,7 @@ class IdentityDir:
                 await checkpoint()
                 found += self.keyring.acquire(kind, min(NAMES_TOGETHER, count - len(found)))
             return found
-        return await anyio.to_thread.run_sync(self.keyring.acquire, kind, count)
+        return await in_own_thread(self.keyring.acquire, kind, count)
 
     def pins(self) -> list[str]:
         """Return the ids of the folder's `pins`.
@@ -89,7 +90,7 @@ class IdentityDir:
         if folder is None or not url or Feature.PERSISTENT not in host.store_backend(url).features:
             return
         history, found = History(folder, url, network), await epochs.read(handle.store)
-        floor = await anyio.to_thread.run_sync(history.floor, found.text, found.accepted_at)
+        floor = await in_own_thread(history.floor, found.text, found.accepted_at)
         commits = await handle.commits()  # which draws the epoch of a new store
         commits.history.remember(floor)
         self._history, self._handle = history, handle
@@ -103,7 +104,7 @@ class IdentityDir:
             try:
                 commits, found = await self._handle.commits(), await epochs.read(self._handle.store)
                 if not commits.is_rolled_back:
-                    await anyio.to_thread.run_sync(
+                    await in_own_thread(
                         self._history.note, found.text, commits.history.greatest, await self._handle.store.time()
                     )
             except (StoreError, KeyFileRefused) as error:

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import anyio.to_thread
 import attrs
 
 from converge.codec import FIRST, decode, encode
@@ -22,6 +21,7 @@ from converge.env import Env
 from converge.errors import BadSignature, InvalidKey, InvalidName, KeyFileRefused, KeyInUse, SchemaTooNew, TornRecord
 from converge.model.identity import Identity
 from converge.runtime.keys.folder import KeyFolder, locked
+from converge.threads import in_own_thread
 
 BLOCK = 1_000
 """Sequence numbers that are reserved at a time."""
@@ -188,7 +188,7 @@ class Keyring:
             KeyFileRefused: One could not be reserved.
         """
         if any((kept := self._kept.get(agent_id)) is not None and not kept.is_reserved for agent_id in agent_ids):
-            return await anyio.to_thread.run_sync(lambda: [self._sequence(agent_id, now) for agent_id in agent_ids])
+            return await in_own_thread(lambda: [self._sequence(agent_id, now) for agent_id in agent_ids])
         return [self._sequence(agent_id, now) for agent_id in agent_ids]
 
     def _sequence(self, agent_id: str, now: int) -> int:

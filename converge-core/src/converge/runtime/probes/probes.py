@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import anyio
 import attrs
-from anyio import to_thread
 
 from converge.env import Env
 from converge.errors import ConfigError, StoreError
@@ -23,6 +22,7 @@ from converge.runtime.probes.answer import Health
 from converge.runtime.probes.tally import Tally
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.counts import oldest_ready_sec
+from converge.threads import in_own_thread
 
 if TYPE_CHECKING:
     from converge.runtime.probes.metrics import Gauges
@@ -113,7 +113,7 @@ async def probes_of(address: str, health: Callable[[], Health], env: Env) -> Asy
 
     tally, gauges = Tally(env.monotonic), Gauges()
     registry = registry_of(NodeCollector(tally, gauges, health))
-    server = await to_thread.run_sync(HealthServer, address, health, registry)
+    server = await in_own_thread(HealthServer, address, health, registry)
     try:
         yield Probes(tally, gauges, server.url)
     finally:

@@ -24,6 +24,7 @@ from converge.model.keys import DEAD, EXPIRY, LEASE
 from converge.services.store.commits import Commits
 from converge.services.store.history import ROLLED_BACK
 from converge.services.store.outage import Outage
+from converge.threads import in_own_thread
 
 log = logging.getLogger("converge.lease")
 
@@ -232,7 +233,7 @@ class Lease:
             except StoreError as error:
                 log.warning("lease %s could not be ended in the store, it ends by itself: %s", self.id.hex(), error)
             if self._thread is not None:  # last: a renewal that waits for the store must not use up the time
-                await anyio.to_thread.run_sync(self._thread.join, CLOSE_SEC, abandon_on_cancel=True)
+                await in_own_thread(self._thread.join, CLOSE_SEC, abandon_on_cancel=True)
 
     async def _end(self) -> None:
         for _ in range(TOUCHES):
@@ -265,11 +266,11 @@ class Lease:
             except StoreError as error:
                 self.asked_since = None
                 self._outage.failed("renewal", error)
-                await anyio.to_thread.run_sync(self._wait, self._again_sec())
+                await in_own_thread(self._wait, self._again_sec())
 
     async def _renew_on(self, store: Store, interval: float) -> None:
         while not self._stopping.is_set() and self._ended is None:
-            if await anyio.to_thread.run_sync(self._wait, interval):
+            if await in_own_thread(self._wait, interval):
                 return
             interval = self.settings.lease_sec / 3
             if self._is_stalled():
