@@ -52,7 +52,7 @@ class Lineage:
         began = await connection.ask("EVAL", load("began").text, 2, *self._keys, f"{run}:{now}")
         if not isinstance(began, int):
             return  # a server that takes no writes now; the next connection looks again
-        # One that has lost its last replica long ago gives itself another id, and goes on with the same history.
+        # A primary that lost its last replica long ago takes another id, and continues the same history.
         is_another = run != self._run or info.get("master_replid2") == self._replication
         if self._run and is_another and self.seen > began:
             self.loss = LOST.format(where=where, began=began, seen=self.seen)

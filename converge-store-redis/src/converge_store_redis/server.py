@@ -54,7 +54,7 @@ async def facts(connector: Connector) -> Mapping[str, str]:
         found |= parsed(await connector.call("INFO", section))
     for name in SETTINGS:
         found[name] = await _setting(connector, name)
-    # INFO has this one too, for those without the right to CONFIG.
+    # INFO has it, too, for users who may not call CONFIG.
     found["maxmemory-policy"] = found["maxmemory-policy"] or found.get("maxmemory_policy", "noeviction")
     return found
 

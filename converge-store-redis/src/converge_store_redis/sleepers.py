@@ -131,7 +131,7 @@ class Sleepers:
                 del self._waiters[channel]
                 empty.append(channel)
         if self._is_ready and empty:
-            # Should this fail, the next wake comes here and is passed on.
+            # If this fails, the next wake comes here and is passed on.
             with anyio.move_on_after(LEAVE_SEC, shield=True):
                 try:
                     await self._strike_out(empty)

@@ -190,13 +190,13 @@ def _settings(options: MysqlOptions) -> list[str]:
     return [
         "set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone = '+00:00', "
         f"innodb_lock_wait_timeout = {max(1, round(options.lock_timeout_sec))}, autocommit = 1, completion_type = 0, "
-        # What a server may be told for careless clients: it cuts answers short without a word, or refuses. Calls have
-        # limits of their own; that of a statement is MariaDB's alone.
+        # Settings that protect a server from careless clients: it then truncates results silently, or refuses
+        # statements. Calls have limits of their own; that of a statement is MariaDB's alone.
         "sql_select_limit = 18446744073709551615, max_join_size = 18446744073709551615, sql_big_selects = 1, "
         "sql_safe_updates = 0 /*M!100100 , max_statement_time = 0 */, "
         # The driver asks for each warning, and logs it; those of `insert ignore` and `if not exists` say nothing new.
         "sql_notes = 0, max_error_count = 0",
-        # Locks that wait are followed by the newest version, and gaps are not locked.
+        # After waiting for a lock a statement sees the row's newest version; gaps are not locked.
         "set session transaction isolation level read committed, read write",
     ]
 

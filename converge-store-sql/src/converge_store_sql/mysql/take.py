@@ -30,7 +30,7 @@ class Taking:
         limit = self._take.limit
         if len(self._prefixes) == 1:
             return [f"select {NOW}", self._lock(0, limit)]
-        # What another take has locked is passed over by who locks, not by who looks.
+        # `skip locked` passes over what another take has locked; a plain read does not.
         parts = [
             f"(select {number} n, substr(k, {len(prefix) + 1}) rest from {self._source} where "
             f"{bounds(prefix, self._starts[number])} order by k limit {limit})"

@@ -77,7 +77,7 @@ class Connections:
         self._on_dead = on_dead
 
     async def run(self, text: str, arguments: Sequence[Any], *, writes: bool) -> Sequence[Sequence[Any]]:
-        """Run one statement as a transaction of its own; answer its rows.
+        """Run one statement as a transaction of its own; return its rows.
 
         Raises:
             ForeignLoop: It is used on another event loop than before.

@@ -13,7 +13,7 @@ POSTGRESQL = "postgresql"
 
 SESSION = {
     "application_name": "converge",
-    # a lock that was waited for is followed by the row's newest version
+    # after waiting for a lock a statement sees the row's newest version
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     # One prepared statement serves every call of its shape, and each of its joins is one index lookup a row. What the
@@ -27,7 +27,7 @@ SESSION = {
     "enable_material": "off",
     "max_parallel_workers_per_gather": "0",
     "jit": "off",
-    # What the server does to clients that hang or forget a transaction: calls have limits of their own, and idle
+    # How long the server bears clients that hang or forget a transaction: calls have limits of their own, and idle
     # connections are kept on purpose.
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",

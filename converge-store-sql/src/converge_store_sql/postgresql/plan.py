@@ -173,7 +173,7 @@ class Plan:
                 rows = families[family]
                 rows.sort()
                 columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
-                # Most families that every task passes hold no values; an array of nothing costs as much as another.
+                # Most families that every task passes hold no values, and an empty array costs as much as a full one.
                 values = [columns.pop()] if work in _VALUED else []
                 has_values = bool(values) and any(values[0])
                 kinds = [*family.parts.values(), *[None] * (len(columns) - family.arity)]

@@ -138,7 +138,7 @@ class PostgresqlStore(SqlStore):
         return inspection(Settings(*row), schema)
 
     def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
-        # Behind a transaction pooler nothing is heard: whoever listens does so on a server of the moment.
+        # Behind a transaction pooler LISTEN is of no use: a server connection is lent for one transaction only.
         return super().watch(channels) if self._options.pooler else self._waiters.watch(channels)
 
     def within(self, connection: Any) -> Within:

@@ -106,7 +106,7 @@ class TurnText:
         else:
             lock = "share" if part.work is Work.SHARE else "update"
             if part.work is Work.LOCK and part.family == "lane":
-                # A transaction of a caller's that relies on the lane may be open: this is refused then, and waits not.
+                # A transaction of a caller's that relies on the lane may be open: then this is refused at once.
                 match += f" and {lane_lock(self._network, LANE_HEX, is_shared=False)}"
             row = f"select true as hit {found} where {match} and t.revision = q.r for {lock}"
             self._with(f"c{at}", f"select q.i from {q} left join lateral ({row}) x on true where x.hit is null")
