@@ -12,6 +12,7 @@ from converge.contracts.store import Batch, Store
 from converge.errors import TornRecord
 from converge.ids import id_bytes
 from converge.model.keys import ACTIVE, DEDUP, DONE, HELD, KEY, LATER, ORDER, READY, STATE, TASK, TORN, Family
+from converge.operations import doctor_store
 from converge.operations.doctor_store import check_standing
 from converge.operations.tasks import Purging, purge, retry_all
 from converge.services.store.pages import read_all
@@ -72,3 +73,40 @@ async def test_a_torn_task_that_nobody_claims_is_listed_and_ended_by_who_names_i
         assert await store.count([KEY(), ACTIVE(), ORDER()]) == keyed
         records = [one(id_bytes("id", id_)) for one in (TASK, STATE) for id_ in stand.values()]
         assert await store.get(records) == [None] * len(records)
+
+
+@pytest.mark.parametrize("place", STORES, indirect=True)
+async def test_a_place_whose_record_is_missing_is_listed_and_ended_by_who_names_it(
+    place: tuple[str, list[str], str],
+) -> None:
+    """It counts as a task, so that it must show somewhere before somebody claims it."""
+    url, plugins, network = place
+    async with open_store(url, plugins=plugins, network=network) as store:
+        await PoolManager(store).create_pool(Pool(id="p"))
+        stand = await one_in_each_place(store)
+        del stand[HELD]
+        await store.commit([Batch((), (), [TASK(id_bytes("id", id_)) for id_ in stand.values()])])
+        assert await listed(store) == set(stand.values())
+        for id_ in stand.values():
+            with pytest.raises(TornRecord, match="purge it"):
+                await TaskManager(store).retry(id_)
+        await purge(store, Purging(), is_dry_run=False)
+        assert await listed(store) == set()
+        assert await store.count([TORN(), DONE(), READY(), ORDER()]) == [0] * 4
+
+
+async def test_doctor_looks_behind_the_first_thousand_tasks() -> None:
+    async with open_store("memory:") as store:
+        await PoolManager(store).create_pool(Pool(id="p"))
+        *_, last = await TaskManager(store).submit_many([Task(pool_id="p")] * 1_200)
+        await store.commit([Batch((), [(TASK(id_bytes("id", last)), TORN_RECORD)])])
+        assert await listed(store) == {last}
+
+
+async def test_a_look_that_takes_too_long_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_store, "LOOK_SEC", 0.0)
+    async with open_store("memory:") as store:
+        await PoolManager(store).create_pool(Pool(id="p"))
+        await TaskManager(store).submit_many([Task(pool_id="p")] * 300)
+        (finding,) = await check_standing(store)
+        assert "200 tasks" in finding.text

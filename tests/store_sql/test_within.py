@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import attrs
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -135,6 +136,43 @@ async def test_many_tasks_of_all_kinds_go_in_together_and_are_recognised_again(
     assert sorted(done) == sorted([*first, more])
     chain = [first[1], first[2], more]
     assert [one for one in done if one in chain] == chain, "an ordering key is worked off in the order of its submits"
+
+
+async def test_each_call_of_one_transaction_knows_what_the_calls_before_have_put(
+    engine: AsyncEngine, store: SqlStore, tasks: TaskManager
+) -> None:
+    keyed, single = Task(pool_id="docs", ordering_key="k"), Task(pool_id="docs", dedup_key="d", inputs={"n": 1})
+    async with engine.begin() as connection:
+        first = [await TaskManager(store.within(connection)).submit(keyed) for _ in range(3)]
+        once = {await TaskManager(store.within(connection)).submit(single) for _ in range(2)}
+        assert len(once) == 1
+        with pytest.raises(DedupConflict):
+            await TaskManager(store.within(connection)).submit(attrs.evolve(single, inputs={"n": 2}))
+    for expected in first:
+        claimed = await tasks.claim("worker", ["docs"], limit=9)
+        assert [task.id for task in claimed if task.ordering_key] == [expected]
+        for task in claimed:
+            await tasks.complete(task)
+
+
+@plain
+async def test_each_call_of_plain_code_in_one_transaction_knows_what_the_calls_before_have_put(
+    tasks: TaskManager, plain_engine: Engine, namespace: str
+) -> None:
+    keyed, single = Task(pool_id="docs", ordering_key="k"), Task(pool_id="docs", dedup_key="d", inputs={"n": 1})
+
+    def submit() -> None:
+        with plain_engine.begin() as connection:
+            assert len({submit_in(connection, keyed, network=namespace)[0] for _ in range(3)}) == 3
+            with connection.begin_nested() as savepoint:
+                submit_in(connection, single, network=namespace)
+                savepoint.rollback()
+            assert len({submit_in(connection, single, network=namespace)[0] for _ in range(2)}) == 1
+            with pytest.raises(DedupConflict):
+                submit_in(connection, attrs.evolve(single, inputs={"n": 2}), network=namespace)
+
+    await anyio.to_thread.run_sync(submit)
+    assert len(await tasks.list(pool_id="docs")) == 4
 
 
 @on_postgresql

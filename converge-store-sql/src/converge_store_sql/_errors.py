@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Generic, TypeVar
 
 import attrs
@@ -19,6 +19,10 @@ from converge.errors import (
 )
 
 Code = TypeVar("Code", str, int)
+
+NO_TABLE = "is the network named rightly? `converge store migrate` makes tables that are missing, empty"
+NO_RIGHT = "give the user the rights that the reference page lists"
+"""What to do where a table, or a right, is missing."""
 
 _LIMIT = 300
 """Characters of a server's message that an error repeats; some quote whole statements."""
@@ -37,6 +41,7 @@ class Errors(Generic[Code]):
         no_database: The code of a database that is not there.
         is_login: Whether a code says that the login was refused.
         login: What to look at then.
+        mends: What to do about some of the codes.
     """
 
     code_of: Callable[[BaseException], Code | None]
@@ -47,6 +52,7 @@ class Errors(Generic[Code]):
     no_database: Code
     is_login: Callable[[Code], bool]
     login: str
+    mends: Mapping[Code, str]
 
     def connecting_failed(self, error: BaseException, where: str) -> StoreError:
         """Return the error for a connection that could not be made."""
@@ -74,7 +80,8 @@ class Errors(Generic[Code]):
         """
         code, text = self.code_of(error), text_of(error)
         if code is not None:
-            return self._refusal(code)(f"{where} refused the call ({code}): {text}")
+            mend = f"; {self.mends[code]}" if code in self.mends else ""
+            return self._refusal(code)(f"{where} refused the call ({code}): {text}{mend}")
         if writes:
             return OutcomeUnknown(
                 f"{where} did not answer: {text}; the call may have taken effect, read before you repeat it"

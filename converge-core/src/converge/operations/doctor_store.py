@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
@@ -61,8 +62,8 @@ LANES_NEAR = 0.8
 WEIGHT_BYTES = 10_000_000_000
 """Ended tasks of a pool that weigh so much fill the memory of a server, and take a backup long."""
 
-LOOKED_AT = 1_000
-"""Tasks among which those are looked for that cannot be read: who claims such a task, or ends it, says so anyway."""
+LOOK_SEC = 10.0
+"""How long tasks that cannot be read are looked for: who claims such a task, or ends it, says so anyway."""
 
 EXPLAINED = 5
 """Lanes of a pool whose first task is explained; the rest is counted."""
@@ -126,17 +127,17 @@ async def _set_aside(store: Store) -> AsyncIterator[Finding]:
 
 
 async def check_standing(store: Store) -> list[Finding]:
-    """List tasks that cannot be read and that nobody holds or has met, among the first of the store."""
+    """List tasks that cannot be read and that nobody holds or has met, for as long as it may take."""
     unread: dict[str, TornRecord] = {}
-    left = LOOKED_AT
+    seen, until = 0, time.monotonic() + LOOK_SEC
 
     def see(page: Sequence[Task]) -> bool:
-        nonlocal left
-        left -= len(page)
-        return left > 0
+        nonlocal seen
+        seen += len(page)
+        return time.monotonic() < until
 
     def note(key: Key, id_: bytes, problem: StoreError) -> None:
-        if isinstance(problem, TornRecord) and key[0] is not HELD and len(unread) < LOOKED_AT:
+        if isinstance(problem, TornRecord) and key[0] is not HELD:
             unread[id_text(id_)] = problem
 
     await visit_tasks(store, None, None, see, note)
@@ -148,6 +149,8 @@ async def check_standing(store: Store) -> list[Finding]:
     ]
     if len(unread) > EXPLAINED:
         findings.append(warning("unreadable", f"so it is with {len(unread) - EXPLAINED:,} more tasks", "as above"))
+    if time.monotonic() >= until:
+        findings.append(fine("unreadable", f"in {LOOK_SEC:g} s {seen:,} tasks were looked at for any that is torn"))
     return findings
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from converge_store_sql._errors import Errors
+from converge_store_sql._errors import NO_RIGHT, NO_TABLE, Errors
 
 DUPLICATE = 1062
 RETRIED = frozenset({DUPLICATE, 1213, 1020, 1637})
@@ -37,5 +37,6 @@ _ERRORS = Errors(
     login="user, password and grants, and whether the server wants TLS (ssl=true)",
     no_room=_BUSY,
     no_database=1049,
+    mends={1146: NO_TABLE, 1142: NO_RIGHT, 1143: NO_RIGHT, 1044: NO_RIGHT},
 )
 connecting_failed, call_failed = _ERRORS.connecting_failed, _ERRORS.call_failed

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from converge.contracts.store import ABSENT, Batch, Channel, Check, Committed, Conflict, Entry, Key
@@ -24,6 +25,20 @@ from converge_store_sql.mysql.texts import listed, pages, source
 from converge_store_sql.riding import Inside, Look
 
 _NO_TABLE, _DEADLOCK, _READ_ONLY = 1146, 1213, 1792
+
+
+class _Own:
+    """What was written within one transaction of a caller's, by whichever call: what it reads at an old snapshot cannot
+    tell its own rows from those that others have replaced since.
+    """
+
+    def __init__(self) -> None:
+        self.revisions = set[int]()
+        self.deleted = set[Key]()
+
+
+_WRITTEN = WeakKeyDictionary[RootTransaction, dict[str, _Own]]()
+"""By transaction, and by network, which draws revisions of its own."""
 
 
 class MysqlInside(Inside):
@@ -38,8 +53,6 @@ class MysqlInside(Inside):
     def __init__(self, connection: Connection, network: str, look_outside: Look) -> None:
         check_dialect(connection)
         self._connection, self._network, self._look_outside = connection, network, look_outside
-        self._revisions = set[int]()
-        self._deleted = set[Key]()
         self._is_checked = False
 
     def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
@@ -86,19 +99,25 @@ class MysqlInside(Inside):
     def _write(self, batches: Sequence[Batch]) -> int:
         """Write batches that hold; return their revision, 0 if another transaction has put one of their keys."""
         relied_on = _relied_on(batches)
-        own = [batch._replace(checks=[one for one in batch.checks if one not in relied_on]) for batch in batches]
+        alone = [batch._replace(checks=[one for one in batch.checks if one not in relied_on]) for batch in batches]
         try:
             with self._connection.begin_nested():
-                for statement in Plan(self._network, own, None).bet()[1:]:
+                for statement in Plan(self._network, alone, None).bet()[1:]:
                     run(self._connection, statement)
                 ((revision,),) = run(self._connection, "select last_insert_id()")
         except DBAPIError as error:
             if number_of(error) != DUPLICATE:
                 raise
             return 0
-        self._revisions.add(revision)
-        self._deleted |= {key for batch in batches for key in batch.deletes}
+        own = self._own()
+        own.revisions.add(revision)
+        own.deleted |= {key for batch in batches for key in batch.deletes}
         return int(revision)
+
+    def _own(self) -> _Own:
+        transaction = self._connection.get_transaction()
+        assert transaction is not None, "a savepoint has begun it"
+        return _WRITTEN.setdefault(transaction, {}).setdefault(self._network, _Own())
 
     def _found(self, keys: Sequence[Key]) -> list[Entry | None]:
         inside = lookup(self._connection, self._network, keys)
@@ -106,9 +125,10 @@ class MysqlInside(Inside):
         return [self._newer(*both) for both in zip(keys, inside, outside, strict=True)]
 
     def _newer(self, key: Key, mine: Entry | None, other: Entry | None) -> Entry | None:
-        if mine is not None and mine.revision in self._revisions:
+        own = self._own()
+        if mine is not None and mine.revision in own.revisions:
             return mine
-        return None if mine is None and key in self._deleted else other
+        return None if mine is None and key in own.deleted else other
 
     @contextmanager
     def _savepoint(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from converge.errors import InvalidValue, StoreError, StoreRefused, StoreUnavailable
-from converge_store_sql._errors import Errors, text_of
+from converge_store_sql._errors import NO_RIGHT, NO_TABLE, Errors, text_of
 
 RETRIED = frozenset({"40001", "40P01", "23505"})
 """Serialization failure, deadlock, unique key taken meanwhile: the statement was undone whole, and is run again."""
@@ -61,4 +61,5 @@ _ERRORS = Errors(
     login="user, password and pg_hba.conf",
     no_room={"53300"},
     no_database="3D000",
+    mends={"42P01": NO_TABLE, "42501": NO_RIGHT},
 )

@@ -94,6 +94,9 @@ async def _visit_under(
         nodes = await node_ids(store, {entry.key[1] for entry in stood if entry.key[0] is HELD})
         every = zip(stood, ids.values(), records[::2], records[1::2], strict=True)
         found = [_task(*one, nodes, unread) for one in every]
+        lost = {entry.key: entry for entry, spec in zip(stood, records[::2], strict=True) if spec is None}
+        if lost:
+            await _tell_lost(store, ids, lost, unread)
         wanted = [
             task
             for task in found
@@ -102,6 +105,15 @@ async def _visit_under(
         if wanted and not visit(wanted):
             return False
     return True
+
+
+async def _tell_lost(store: Store, ids: Mapping[Key, bytes], stood: Mapping[Key, Entry], unread: Unread) -> None:
+    """Tell of those whose record is missing while their place is still the same: the others have ended meanwhile."""
+    again = await store.get([*stood, *(TASK(ids[key]) for key in stood)])
+    for (key, before), now, spec in zip(stood.items(), again[: len(stood)], again[len(stood) :], strict=True):
+        if now is not None and now.revision == before.revision and spec is None:
+            id_ = ids[key]
+            unread(key, id_, TornRecord(f"task {id_text(id_)}", "its specification is missing"))
 
 
 def _task(

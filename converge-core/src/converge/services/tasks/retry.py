@@ -71,6 +71,11 @@ class Retries:
             return await self._retry_torn(torn)
         try:
             spec, state = await read_task(self._store, id_)
+        except NoSuchTask:
+            lost = TornRecord(f"task {id_text(id_)}", "its specification is missing")
+            if (torn := await set_standing_aside(self._handle, id_, lost)) is None:
+                raise
+            return await self._retry_torn(torn)
         except TornRecord as error:
             if (torn := await set_standing_aside(self._handle, id_, error)) is None:
                 raise

@@ -79,8 +79,9 @@ async def set_parked_aside(handle: StoreHandle, id_: bytes, error: StoreError) -
 
 
 async def set_standing_aside(handle: StoreHandle, id_: bytes, error: TornRecord) -> Entry | None:
-    """Set aside a task that cannot be read wherever it stands, for an operator who names it: where nobody claims,
-    nobody meets it. Return what stands of it; None where it is held, which its holder ends, or moved meanwhile.
+    """Set aside a task that cannot be read, or whose record is missing, wherever it stands, for an operator who names
+    it: where nobody claims, nobody meets it. Return what stands of it; None where it is held, which its holder ends,
+    moved meanwhile, or is not there at all.
 
     Raises:
         StoreError: As `Store.commit`.
@@ -93,7 +94,9 @@ async def set_standing_aside(handle: StoreHandle, id_: bytes, error: TornRecord)
     for prefix in places:
         entry = await _standing(handle, id_, prefix)
         if entry is not None:
-            await set_aside(handle, entry.key, entry.revision, id_, error)
+            # What was missing may have been submitted meanwhile: a place is written together with its record.
+            if raw is not None or await handle.store.get([TASK(id_)]) == [None]:
+                await set_aside(handle, entry.key, entry.revision, id_, error)
             break
     (torn,) = await handle.store.get([TORN(id_)])
     return torn
