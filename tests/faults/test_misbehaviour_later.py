@@ -20,6 +20,7 @@ from anyio import to_thread
 from converge import Agent, Node, Task
 from converge.env import SYSTEM
 from converge.errors import HandlerFailed, ToolTimeout
+from converge.foreign import LOGS
 from converge.runtime import parts
 from converge.runtime.agents.background import Background
 from converge.runtime.agents.boundary import Boundary, Worker, worker_kind
@@ -286,6 +287,20 @@ async def test_a_log_that_raises_ends_no_loop_that_logs() -> None:
         for logger in ours:
             logger.removeFilter(fails)
     assert "converge.slots" in {logger.name for logger in ours}
+
+
+async def test_the_log_of_a_module_that_is_imported_while_a_node_runs_is_guarded_too() -> None:
+    loggers, name = logging.Logger.manager.loggerDict, f"converge.{LOGS.split()[0]}"
+    before = loggers.pop(name, None)  # as if none had been imported
+    try:
+        async with Node():
+            logger = logging.getLogger(name)
+            logger.addFilter(fails)
+            logger.critical("a line of ours")
+    finally:
+        loggers.pop(name)
+        if before is not None:
+            loggers[name] = before
 
 
 def fails(*_: Any, **__: Any) -> Any:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from converge.foreign import LOGS
+
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "converge-core/src/converge"
 BOUNDARY = "runtime/agents/background.py"
@@ -48,6 +50,12 @@ def test_no_thread_of_the_nodes_waits_for_one_that_user_code_may_hold() -> None:
     files = [file for folder in folders for file in sorted((CORE / folder).rglob("*.py"))]
     asking = [file for file in files if re.search(r"(?<!from_)\bthread\.run_sync\(|getaddrinfo\(", _awaited(file))]
     assert [file.name for file in asking] == ["boundary.py"]
+
+
+def test_every_log_of_the_kernels_is_guarded_before_user_code_runs() -> None:
+    """Also that of a module which is imported later: its name is known."""
+    files = [file.read_text() for file in CORE.rglob("*.py")]
+    assert {name for text in files for name in re.findall(r'getLogger\("converge\.(.+?)"\)', text)} == set(LOGS.split())
 
 
 def _awaited(file: Path) -> str:

@@ -291,8 +291,17 @@ class _GuardedLogger(logging.Logger):
         guarded(super().handle, record)
 
 
+LOGS = (
+    "census channel claims directory feed fetch health keys lanes lease link listing mailbox network node plugins "
+    "pools post reaper registry results retention run sightings slots static store supervision sweep torn"
+)
+"""What follows `converge.` in the names of the kernel's logs: also of modules that are imported while a node runs."""
+
+
 def guard_logs() -> None:
     """Let no filter, handler or factory of records that user code has set end a loop of ours that logs a line."""
+    for name in LOGS.split():
+        logging.getLogger(f"converge.{name}")
     for name, logger in tuple(logging.Logger.manager.loggerDict.items()):
         if name.startswith("converge") and type(logger) is logging.Logger:
             logger.__class__ = _GuardedLogger
