@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from converge.codec import decode
+from converge.codec import MOMENT_GREATEST, decode
 from converge.contracts.store import ABSENT, Batch
 from converge.machines import task as machine
 from converge.machines.attempt import RETRY_GREATEST_SEC
@@ -334,6 +334,9 @@ def test_the_history_of_a_task_that_was_tried_again_and_of_one_that_an_earlier_r
     assert (history_of(first), state.history, history_of(state)) == (lines[:1], lines[:1], lines)
     earlier = State("COMPLETED", 2, 0, 0, token=TOKEN, by="two", history=lines, finished=NOW)
     assert history_of(earlier) == lines
+    for rank, began in ((-(2**63), 0), (2**63 - 1, MOMENT_GREATEST)):
+        damaged = State("COMPLETED", 1, 0, rank, finished=NOW)
+        assert [line.claimed_at for line in history_of(damaged)] == [began]
 
 
 @pytest.mark.parametrize(
@@ -341,13 +344,17 @@ def test_the_history_of_a_task_that_was_tried_again_and_of_one_that_an_earlier_r
     [
         (Held(LEASE, NONCE, TOKEN), Completed(b"1", "agent")),
         (Held(LEASE, NONCE, TOKEN), Cancelled("agent")),
+        (Held(LEASE, NONCE, TOKEN, NOW), Completed(b"1", "agent")),
+        (Held(LEASE, NONCE, TOKEN, NOW), Cancelled("agent")),
+        (Held(LEASE, NONCE, TOKEN, NOW + 5), Completed(b"1", "agent")),
+        (Held(LEASE, NONCE, TOKEN, NOW + 5), Cancelled("agent")),
         (Ready(3), Cancelled("agent")),
     ],
 )
-def test_the_end_of_what_began_nobody_knows_when_keeps_its_line(place: Held | Ready, event: Event) -> None:
-    state = state_after(step(Found(ID, spec(), None, place), event, NOW, AROUND))
-    (line,) = state.history
-    assert history_of(state) == state.history and (line.at, line.by, line.claimed_at) == (NOW, "agent", 0)
+def test_the_history_is_whole_whenever_the_last_attempt_began(place: Held | Ready, event: Event) -> None:
+    (line,) = history_of(state_after(step(Found(ID, spec(), None, place), event, NOW, AROUND)))
+    began = place.claimed_at if isinstance(place, Held) else 0
+    assert (line.at, line.by, line.claimed_at) == (NOW, "agent", began)
 
 
 def test_a_long_life_with_long_reasons_leaves_room_for_the_result() -> None:

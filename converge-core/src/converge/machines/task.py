@@ -49,7 +49,7 @@ from enum import StrEnum
 
 import msgspec
 
-from converge.codec import encode, parse_hash, stored_text
+from converge.codec import MOMENT_GREATEST, encode, parse_hash, stored_text
 from converge.machines.attempt import wait_sec
 from converge.machines.events import (
     CameDue,
@@ -172,7 +172,8 @@ def history_of(state: State) -> tuple[Attempt, ...]:
     """Return all lines of a task's history: that of the attempt which ended it is made of the rest of the record."""
     if not state.rank or state.state not in TERMINAL:
         return state.history
-    last = Attempt(state.finished, state.state.lower(), state.by, state.error, state.token, state.rank)
+    began = min(max(state.finished + state.rank, 0), MOMENT_GREATEST)  # the sum of a damaged record may be no moment
+    last = Attempt(state.finished, state.state.lower(), state.by, state.error, state.token, began)
     return (*state.history, last)
 
 
@@ -187,9 +188,10 @@ def _complete(found: Found, event: Completed, now: int, around: Around) -> Batch
     if old is not None or type(place) is not Held or spec.ordering_key is not None or spec.deadline or spec.parent:
         return _end(found, TaskState.COMPLETED, event.by, "", now, around, result=event.result, ended_by=event)
     (lease, nonce, token, claimed_at), by = place, event.by
-    history = () if claimed_at else (Attempt(now, "completed", by, "", token),)
+    began = claimed_at - now if claimed_at else 0
+    history = () if began else (Attempt(now, "completed", by, "", token, claimed_at),)
     result = NULL if event.result == b"null" else msgspec.Raw(event.result)
-    state = State(_COMPLETED, 1, 0, claimed_at, nonce.hex(), "", token, by, result, "", history, now)
+    state = State(_COMPLETED, 1, 0, began, nonce.hex(), "", token, by, result, "", history, now)
     own = (HELD, lease, spec.rank, id_, nonce)
     pool = around.pool
     until = (
@@ -400,8 +402,8 @@ def _state(
     else:
         line, nonce, token = Attempt(now, what, by, why), "", 0
     history = (*old.history[-(HISTORY - 1) :], line) if old is not None else (line,)
-    if to in TERMINAL and line.claimed_at:
-        history, rank = history[:-1], line.claimed_at  # the record says all that the line would
+    if to in TERMINAL and line.claimed_at and line.claimed_at != now:
+        history, rank = history[:-1], line.claimed_at - now  # the record says all that the line would
     made = State(
         to.value,
         attempts,

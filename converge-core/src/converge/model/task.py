@@ -233,7 +233,8 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     repeated finish is known.
 
     Where an attempt has ended the task for good, `history` lacks its line, which would repeat the record: `rank`, of
-    which an ended task has no use, says when that attempt began. `machines.task.history_of` has all lines.
+    which an ended task has no use, says by how much that attempt began after `finished`: it is less than 0, unless
+    clocks differ. `machines.task.history_of` has all lines.
     """
 
     state: str
