@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing, suppress
 from typing import Any
 
 import attrs
@@ -252,6 +253,45 @@ class LockingToy(ToyStore):
 @cheats("S-17", "`fcntl.flock` at ", "test_no_call_keeps")
 class LocksInCommit(OnToy):
     backend = toy(LockingToy)
+
+
+def write_through_sqlite() -> None:
+    """Write as a store does that has its engine in the thread of the event loop."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as engine:
+        for statement in ("create table t (k)", "begin immediate", "insert into t values (1)", "commit"):
+            engine.execute(statement)
+
+
+def sync() -> None:
+    """Wait for a disk."""
+    file = os.open(os.devnull, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # what is no file cannot be synced
+            os.fsync(file)
+    finally:
+        os.close(file)
+
+
+class SqliteToy(ToyStore):
+    def _apply(self, batch: Batch) -> Committed | Conflict:
+        write_through_sqlite()
+        return super()._apply(batch)
+
+
+class SyncingToy(ToyStore):
+    def _apply(self, batch: Batch) -> Committed | Conflict:
+        sync()
+        return super()._apply(batch)
+
+
+@cheats("S-17", "`sqlite3.execute in a transaction` at ", "test_no_call_keeps")
+class WritesInTheLoop(OnToy):
+    backend = toy(SqliteToy)
+
+
+@cheats("S-17", "`os.fsync` at ", "test_no_call_keeps")
+class SyncsInTheLoop(OnToy):
+    backend = toy(SyncingToy)
 
 
 @pytest.fixture(autouse=True)

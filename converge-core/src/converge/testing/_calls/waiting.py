@@ -1,11 +1,13 @@
 """Blocking calls in the event loop's thread: found when they are made, however short they are on the author's machine.
-Python's audit events tell of them; of a sleep they do only from 3.13 on, so `time.sleep` is replaced.
+Python's audit events tell of some; of a sleep they do only from 3.13 on, so `time.sleep` is replaced. Of a disk they
+tell nothing: a profile of the thread shows transactions of SQLite, and syncs of files.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import sqlite3
 import sys
 import sysconfig
 import time
@@ -36,6 +38,8 @@ _WAITS: Mapping[str, Callable[..., bool]] = {
 }
 """By the name of an audit event, whether the call waits."""
 
+_OF_SYSTEM = frozenset(("fsync", "fdatasync", "sync", "waitpid", "wait", "wait3", "wait4", "system"))
+
 _seen: list[list[str]] = []
 """What is watched for now; an audit hook cannot be taken away, so it is added once, and looks here."""
 _hooks: list[Callable[[str, tuple[Any, ...]], None]] = []
@@ -44,6 +48,25 @@ _hooks: list[Callable[[str, tuple[Any, ...]], None]] = []
 def _audit(event: str, values: tuple[Any, ...]) -> None:
     if _seen and event in _WAITS and _WAITS[event](*values):
         _note(event)
+
+
+def _on_call(_frame: object, event: str, call: Any) -> None:
+    if not _seen or event not in ("c_call", "c_return"):
+        return
+    owner, name = getattr(call, "__self__", None), call.__name__
+    if isinstance(owner, sqlite3.Connection | sqlite3.Cursor):
+        if _writes(owner if isinstance(owner, sqlite3.Connection) else owner.connection):
+            _note(f"sqlite3.{name} in a transaction")
+    elif event == "c_call" and call.__module__ == "posix" and name in _OF_SYSTEM:
+        _note(f"os.{name}")
+
+
+def _writes(connection: sqlite3.Connection) -> bool:
+    """Return whether the connection holds what others wait for: who reads outside of a transaction waits for nobody."""
+    try:
+        return connection.in_transaction
+    except sqlite3.Error:
+        return False  # it is closed
 
 
 def _note(call: str) -> None:
@@ -68,13 +91,13 @@ def expect_no_waiting(clause: str, seen: list[str]) -> None:
 
 @contextmanager
 def blocking_calls() -> Iterator[list[str]]:
-    """Yield the calls that keep the event loop of the block waiting: a sleep, a lock, a connect of a blocking socket;
-    each with the line that made it.
+    """Yield the calls that keep the event loop of the block waiting: a sleep, a lock, a connect of a blocking socket, a
+    sync of a file, a transaction of SQLite; each with the line that made it.
     """
     if not _hooks:
         _hooks.append(_audit)
         sys.addaudithook(_audit)
-    straight = time.sleep
+    straight, watcher = time.sleep, sys.getprofile()
 
     def sleep(seconds: float | SupportsIndex) -> None:
         _note("time.sleep")
@@ -82,8 +105,10 @@ def blocking_calls() -> Iterator[list[str]]:
 
     _seen.append([])
     time.sleep = sleep
+    sys.setprofile(_on_call)
     try:
         yield _seen[-1]
     finally:
+        sys.setprofile(watcher)
         time.sleep = straight
         _seen.pop()
