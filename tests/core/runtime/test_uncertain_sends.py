@@ -13,6 +13,7 @@ import pytest
 from converge import Agent, Capability, Message, Node
 from converge.errors import DeliveryTimeout, MessageError
 from converge.machines.records import NORMAL, RECEIPT, Item
+from converge.model.envelope import ReceiptHeader, pack, unpack
 from converge.runtime.agents.hosted import hosted_of
 from converge.runtime.network.link import Link
 from converge.testing.fixtures import wait_until
@@ -128,6 +129,24 @@ async def test_a_deadline_tells_why_the_last_connection_ended(tmp_path: Path, mo
         monkeypatch.setattr(Link, "post", refuse)
         with pytest.raises(DeliveryTimeout, match="it is not wanted"):
             await near.send(reader.id, 1, timeout=SHORT_SEC)
+
+
+async def test_a_receipt_that_nobody_knows_is_no_word_that_the_message_was_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nodes(tmp_path, 2) as (near, far):
+        (reader,) = await far.spawn(Reader)
+        await near.ask(reader.id, 0)
+        post = Link.post
+
+        def reword(self: Link, items: list[Item]) -> None:
+            known = [unpack(body, ReceiptHeader)[0] for kind, body in items if kind == RECEIPT]
+            post(self, [(RECEIPT, pack(ReceiptHeader(one.id, "later"))) for one in known])
+
+        monkeypatch.setattr(Link, "post", reword)
+        with pytest.raises(DeliveryTimeout, match='"later"') as caught:
+            await near.send(reader.id, 1, timeout=SHORT_SEC)
+        assert caught.value.was_sent
 
 
 async def test_what_waits_for_room_until_its_deadline_was_certainly_not_sent(

@@ -34,6 +34,9 @@ CYCLE = "cycle"
 handler had it. CYCLE: the question would wait for itself.
 """
 
+STATUSES = frozenset((ACCEPTED, HANDLED, FULL, UNKNOWN, REFUSED, RAISED, EARLY, DROPPED, CYCLE))
+"""What a receipt may say of a message."""
+
 PING = "ping"
 """Wanted by a message for no handler: the receipt, in which the recipient's node says whether it would take another."""
 

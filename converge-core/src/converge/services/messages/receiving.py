@@ -10,7 +10,7 @@ from typing import NamedTuple
 import anyio
 import attrs
 
-from converge.errors import BadSignature, InvalidKey
+from converge.errors import BadSignature, InvalidKey, TornRecord
 from converge.machines.records import GONE, MESSAGE, RECEIPT, SHOWN, SIGNED, SIGNED_TOGETHER, Item
 from converge.machines.stream import Pair, Seen, Streams
 from converge.model.envelope import (
@@ -21,6 +21,7 @@ from converge.model.envelope import (
     HANDLED,
     PING,
     REFUSED,
+    STATUSES,
     UNKNOWN,
     MessageHeader,
     ReceiptHeader,
@@ -217,8 +218,10 @@ class Received:
         if header.status == DESCRIPTORS:
             if self._asking is not None:
                 self._asking.on_receipt(link, header, payload)
-        else:
+        elif header.status in STATUSES:
             self._under_way.on_receipt(link.peer, header, payload)
+        else:  # to go on would say that the message was taken, or that it was not
+            raise TornRecord("receipt", f'its status is none: "{header.status}"')
 
     def _absence(self, header: MessageHeader) -> tuple[str, str]:
         """Return why no message is accepted, whoever sent it; two empty strings if it may be."""
