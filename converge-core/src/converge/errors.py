@@ -391,7 +391,9 @@ class ChildFailed(TaskError):
 
 
 class CalledOff(TaskError):
-    """The task is being cancelled with grace: raised once in its handler; its further steps may undo what it did."""
+    """The task is being cancelled with grace: raised once in its handler, whose further steps may undo what it did, and
+    by each further wait.
+    """
 
 
 class WentOn(TaskError):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from anyio import to_thread
 
-from converge import Agent, MemoryStore, Node, Pool, Task, TaskState
+from converge import Agent, MemoryStore, Node, Pool, Task, TaskManager, TaskState, open_store
+from converge.contracts.store import Batch
 from converge.errors import (
     AskCycle,
     CalledOff,
@@ -24,6 +26,7 @@ from converge.errors import (
     ValueTooLarge,
     WentOn,
 )
+from converge.model.keys import STATE
 from converge.model.working import Child
 from converge.runtime.attempts import attempt as attempts
 from converge.services.durable.limits import STEP_BYTES, WAIT_NAMES
@@ -186,6 +189,65 @@ async def test_a_step_with_final_errors_is_told_that_its_task_is_called_off(node
     await node.tasks.cancel(id_, grace_sec=20)
     assert (await node.tasks.result(id_, timeout=30)).state == TaskState.CANCELLED
     assert CALLS == ["begun", "told"]
+
+
+async def test_a_task_that_is_called_off_waits_for_nothing_and_undoes_the_rest(node: Node) -> None:
+    async def works(task: Task) -> None:
+        CALLS.append("begun")
+        try:
+            await task.step("long", anyio.sleep, 60.0)
+        except CalledOff:
+            waits: list[Callable[[], Awaitable[Any]]] = [
+                lambda: task.wait_for("go"),
+                lambda: task.sleep(60.0),
+                lambda: task.restart({}),
+            ]
+            for wait in waits:
+                with pytest.raises(CalledOff, match="wait"):
+                    await wait()
+            await task.step("undo", CALLS.append, "undone")
+
+    KEPT["handler"] = works
+    id_ = await node.tasks.submit(Task(pool_id="p"))
+    await wait_until(lambda: CALLS == ["begun"], timeout=30)
+    await node.tasks.cancel(id_, grace_sec=60)
+    assert (await node.tasks.result(id_, timeout=30)).state == TaskState.CANCELLED
+    assert CALLS == ["begun", "undone"]
+
+
+@pytest.mark.parametrize("how", ["wait_for", "restart"])
+async def test_who_parks_in_the_moment_of_a_cancel_with_grace_is_told_of_it(how: str, tmp_path: Path) -> None:
+    async def works(task: Task) -> Any:
+        await task.step("do", CALLS.append, "done")
+        try:
+            await (task.wait_for("go") if how == "wait_for" else task.restart({"n": 1}))
+        except CalledOff:
+            await task.step("undo", CALLS.append, "undone")
+            raise
+
+    url, is_cancelled = f"file:{tmp_path / 'state.db'}", False
+    KEPT["handler"] = works
+    async with open_store(url) as store, open_store(url) as other, Node(store=store, poll_sec=0.1) as node:
+        await node.spawn(Odd, pool="p")
+        id_ = await node.tasks.submit(Task(pool_id="p"))
+
+        def before(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+            async def called(batches: Sequence[Batch], *rest: Any, **more: Any) -> Any:
+                nonlocal is_cancelled
+                ends = any(b'"v":4' in value and key[0] is STATE for one in batches for key, value in one.puts)
+                if ends and CALLS and not is_cancelled and any(one.deletes for one in batches):
+                    is_cancelled = True
+                    assert await TaskManager(other).cancel(id_, grace_sec=60)
+                return await call(batches, *rest, **more)
+
+            return called
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("commit", "turn"):
+                patch.setattr(store, name, before(getattr(store, name)))
+            await node.tasks.result(id_, timeout=30)
+        assert is_cancelled and (await node.tasks.get(id_)).state == TaskState.CANCELLED
+    assert CALLS == ["done", "undone"]
 
 
 # Waits.

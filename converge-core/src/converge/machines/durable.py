@@ -167,8 +167,10 @@ def submit(id_: bytes, spec: Spec, lane: Check, key: KeySeen | None, now: int, *
 
 def step(found: Found, event: Event, now: int, around: Around) -> Batch:
     """Return the batch of any event, as `machines.task.step` does; a task that is being called off only ends, when its
-    handler does or its grace time. A claim that ended without its handler goes back: what was done is yet to be undone.
+    handler does or its grace time. A claim that ended without its handler, or whose handler cannot have been told, goes
+    back: what was done is yet to be undone.
     """
+    event = as_called_off(found, event)
     if found.state is not None and found.state.calling is not None and _is_ended_by(event, found, now):
         event = Cancelled(found.state.calling.by, found.state.calling.why)
     if isinstance(event, Parked):
@@ -178,6 +180,15 @@ def step(found: Found, event: Event, now: int, around: Around) -> Batch:
     return plain_step(found, event, now, around)
 
 
+def as_called_off(found: Found, event: Event) -> Event:
+    """Return what follows the event if the task is being called off: a handler that was told can neither park nor
+    restart, so one that has done so was not. It begins again, and is told then.
+    """
+    if found.state is None or found.state.calling is None or not isinstance(event, Parked | Restarted):
+        return event
+    return Resumed(event.puts if isinstance(event, Parked) else ())
+
+
 def _is_ended_by(event: Event, found: Found, now: int) -> bool:
     """Return whether a task that is being called off is cancelled by the event."""
     spec, state = found.spec, found.state
@@ -185,12 +196,12 @@ def _is_ended_by(event: Event, found: Found, now: int) -> bool:
     match event:
         case DeadlinePassed():
             return not spec.deadline or now < spec.deadline  # it was the grace time that passed
-        case Released():
+        case Released() | Resumed():
             return now >= state.calling.until
         case LeaseEnded():
             return now >= state.calling.until or state.attempts + 1 >= spec.max_attempts
         case _:
-            return isinstance(event, Completed | Failed | Parked | Resumed | Restarted)
+            return isinstance(event, Completed | Failed)
 
 
 def marked(found: Found) -> State:
@@ -249,6 +260,8 @@ def _begin_again(found: Found, event: Resumed | Restarted, now: int, around: Aro
         puts.append((GONE(found.id), encode(state.restarts)))
     else:
         puts += event.puts
+        if state.calling is not None:
+            puts.append((LIMIT(state.calling.until, found.id), b""))
     puts += ((STATE(found.id), encode(state)), (READY(parse_hash(found.spec.lane), state.rank, found.id), b""))
     open_lane(found.spec, around.lane, checks, puts)
     return Batch(checks, puts, (own,))

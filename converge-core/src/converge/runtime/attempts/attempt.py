@@ -158,7 +158,8 @@ class Attempt:
         left_sec = (self._calling.until - self.ledger.handle.about_now()) / 1_000_000
         by = f" by {self._calling.by}" if self._calling.by else ""
         why = f" ({self._calling.why})" if self._calling.why else ""
-        return CalledOff(f"task {self.id} is being cancelled{by}{why}; {max(0.0, left_sec):.0f} s are left")
+        what = f"for {max(0.0, left_sec):.0f} s it may record steps, but not wait"
+        return CalledOff(f"task {self.id} is being cancelled{by}{why}; {what}")
 
     # Steps.
 
@@ -395,10 +396,13 @@ class Attempt:
         """End the handler, and thereby this call.
 
         Raises:
+            CalledOff: The task is being cancelled: what it has not undone yet, nobody would.
             WentOn: It is not cancelled.
             NotRunning: It has ended.
         """
         self._check_over()
+        if self._calling is not None:
+            raise self._called_off()
         self.event, self.is_parking = event, True
         self._on_park()
         with anyio.move_on_after(ENDS_SEC):
@@ -408,6 +412,7 @@ class Attempt:
     async def restart(self, inputs: Mapping[str, Any]) -> None:
         """See `Task.restart`."""
         self._check()
+        self._check_called_off()
         if not isinstance(inputs, Mapping):
             raise InvalidValue("inputs", inputs, "a mapping of names to plain data")
         data = encode_plain(dict(inputs), "inputs")

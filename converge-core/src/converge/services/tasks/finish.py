@@ -18,7 +18,7 @@ from converge.errors import (
     TornRecord,
 )
 from converge.ids import id_text
-from converge.machines.durable import step
+from converge.machines.durable import as_called_off, step
 from converge.machines.events import Completed, Event, Failed, HandedBack, Parked, Released, Restarted, Resumed
 from converge.machines.task import is_said_again
 from converge.machines.task import step as plain_step
@@ -74,7 +74,7 @@ class Finishes:
             StoreError: As `Store.commit`; an unknown outcome was tried again first.
         """
         unknown: OutcomeUnknown | None = None
-        first = event
+        first = event = as_called_off(found, event)
         monotonic = self._handle.env.monotonic
         began, round_ = monotonic(), 0
         while monotonic() - began < PATIENCE_SEC:
@@ -113,6 +113,7 @@ class Finishes:
         To call it again with the same claims is safe.
         """
         answers: list[Exception | None] = []
+        claims = [(found, as_called_off(found, event)) for found, event in claims]
         for at in range(0, len(claims), FINISHED_TOGETHER):
             some = claims[at : at + FINISHED_TOGETHER]
             are_ended = [False] if len(some) == 1 else await self._end_together(some)
@@ -178,7 +179,7 @@ class Finishes:
                 return await self._try(found, Failed("the state of its virtual agent was changed meanwhile", event.by))
             return False
         if (called_off := await adopted(self._handle, found)) is not None:
-            return await self._try(called_off, event)
+            return await self._try(called_off, as_called_off(called_off, event))
         await self.check_said_again(found, event)
         return True
 
