@@ -326,17 +326,21 @@ def first_failure_of(world: World) -> Iterator[None]:
         raise world.broken from error
 
 
+def histories(examples: int, steps: int, *, shrinks: bool) -> settings:
+    """Return how random histories are drawn; nothing of them is kept, and the clause that broke first is told alone."""
+    return settings(
+        max_examples=examples, stateful_step_count=steps, deadline=None, database=None, print_blob=False,
+        report_multiple_bugs=False, phases=[Phase.generate, Phase.shrink] if shrinks else [Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+
 class HistoryClauses(StoreCase):
     """All clauses at once."""
 
     def test_random_histories_agree_with_a_dictionary(self, opening: Opening, anyio_backend: str) -> None:
         """S-1 to S-18: which one was broken is in the failure."""
-        phases = [Phase.generate, Phase.shrink] if self.shrinks else [Phase.generate]
-        chosen = settings(
-            max_examples=self.examples, stateful_step_count=STEPS, deadline=None, database=None, print_blob=False,
-            report_multiple_bugs=False,
-            phases=phases, suppress_health_check=list(HealthCheck),
-        )  # fmt: skip
+        chosen = histories(self.examples, STEPS, shrinks=self.shrinks)
         with World(opening, anyio_backend) as world, first_failure_of(world):
             # Any factory of machines serves, whatever the type says.
             run_state_machine_as_test(lambda: StoreHistory(world, self.is_persistent()), settings=chosen)  # type: ignore[arg-type]

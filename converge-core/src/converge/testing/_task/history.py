@@ -10,7 +10,6 @@ from uuid import UUID
 import attrs
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from converge.codec import decode, decode_plain
@@ -21,7 +20,7 @@ from converge.model.keys import DEAD, EXPIRY, HELD, LEASE, STATE, TASK
 from converge.model.pool import Pool
 from converge.model.task import State, Task
 from converge.testing._store.base import Opening
-from converge.testing._store.history import first_failure_of
+from converge.testing._store.history import first_failure_of, histories
 from converge.testing._task.base import Process, TaskCase
 from converge.testing._task.calls import cancelling, closing_lanes, finishing, submitting, sweeping, sweeping_some
 from converge.testing._task.model import Content, End, Known, Place, TaskModel
@@ -437,12 +436,7 @@ class TaskHistoryClauses(TaskCase):
     ) -> None:
         """T-1 to T-13: which one was broken is in the failure."""
         monkeypatch.setattr("converge.services.tasks.sweep.SWEPT_TOGETHER", SWEEP_PAGE)
-        phases = [Phase.generate, Phase.shrink] if self.shrinks else [Phase.generate]
-        chosen = settings(
-            max_examples=self.examples, stateful_step_count=STEPS, deadline=None, database=None, print_blob=False,
-            report_multiple_bugs=False,
-            phases=phases, suppress_health_check=list(HealthCheck),
-        )  # fmt: skip
+        chosen = histories(self.examples, STEPS, shrinks=self.shrinks)
         with TaskWorld(opening, anyio_backend) as world, first_failure_of(world):
             # Any factory of machines serves, whatever the type says.
             run_state_machine_as_test(lambda: TaskHistory(world), settings=chosen)  # type: ignore[arg-type]
