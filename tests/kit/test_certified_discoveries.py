@@ -118,7 +118,17 @@ class WatchesOnce(Failing):
                 if self.has_failed:
                     break
                 yield found
+        await self.after()
+
+    async def after(self) -> None:
         await anyio.sleep_forever()
+
+
+class EndsItsWatch(WatchesOnce):
+    """A watch that has failed ends."""
+
+    async def after(self) -> None:
+        return
 
 
 class ReadsOnce(Failing):
@@ -211,9 +221,10 @@ CASES = [
     (SaysNobody, RESTART, 30.0, "D-8", "a snapshot was answered without ['kept'"),
     (StaysDown, CUT, 0.5, "D-8", "cut: nothing that is published is seen within 0.5 s"),
     (LetsErrorsOut, CUT, 30.0, "D-8", "an error of the driver came out of a call: builtins.OSError"),
-    (WatchesOnce, RESTART, 0.5, "D-3", "restart: a watch tells "),
+    (EndsItsWatch, RESTART, 30.0, "D-3", "a watch has ended by itself"),
+    *([(WatchesOnce, RESTART, 10.0, "D-3", "restart: a watch tells ")] if EVERYTHING else []),
     (ReadsOnce, RESTART, 30.0, "D-7", "restart: a reader knows "),
-    (Swallows, REFUSE, 0.5, "D-8", "a snapshot was answered without ['load']"),
+    (Swallows, REFUSE, 30.0, "D-8", "a snapshot was answered without ['load']"),
     (RefusesReads, REFUSE, 30.0, "D-8", "a snapshot fails while nothing is taken in"),
     (EndsWithAFork, FORK, 0.5, "D-8", "fork: nothing that is published is seen within 0.5 s"),
     (StaysForAChild, FORK, 30.0, "D-6", "a process has closed, and is told of while a forked child lives"),

@@ -132,6 +132,7 @@ class _Known(Progress):
                 async with aclosing(self.other.discovery.watch()) as watch:  # type: ignore[type-var]  # a generator
                     async for found in watch:
                         self.told = {one.id: one for one in found}
+                expect("D-3", False, "a watch has ended by itself")
             except TYPED:
                 await anyio.sleep(POLL_SEC)  # it may work again at any time, and tells nobody
 
