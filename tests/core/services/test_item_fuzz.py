@@ -19,7 +19,7 @@ from converge.machines.records import GONE, MESSAGE, PING, RECEIPT, SHOWN, SIGNE
 from converge.model.descriptor import network_tag, sign_descriptor
 from converge.model.envelope import MessageHeader, ReceiptHeader, pack, sign
 from converge.model.together import sign_together
-from converge.services.messages.sending import SendOptions
+from converge.services.messages.options import SendOptions
 from converge.testing.sides import NETWORK, Side, two_sides
 
 ITEMS = 400_000 if os.environ.get("FULL_TESTS") == "1" else 2_000

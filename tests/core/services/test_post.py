@@ -36,7 +36,7 @@ from converge.model.message import Fanout
 from converge.services.discovery.registry import Trust
 from converge.services.messages import unsettled as underway
 from converge.services.messages.fanout import Fanouts
-from converge.services.messages.sending import SendOptions
+from converge.services.messages.options import SendOptions
 from converge.testing.fixtures import wait_until
 from converge.testing.sides import Agent, Side, two_sides
 

@@ -44,7 +44,7 @@ from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
 from converge.services.durable.agents import AgentRef
 from converge.services.durable.manager import TaskManager
-from converge.services.messages.sending import DEFAULTS, SendArguments, SendOptions, options_of
+from converge.services.messages.options import DEFAULTS, SendArguments, SendOptions, options_of
 from converge.services.pools import PoolManager
 from converge.services.store.detached import completed
 from converge.services.store.handle import StoreHandle

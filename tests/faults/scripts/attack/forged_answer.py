@@ -43,7 +43,7 @@ async def main() -> None:
             await anyio.sleep(1)
             forged = 0
             for n in range(12):
-                got = await asker.network.post._deliver(asker.network.post.draft(asker.identity.id, n, "handled", __import__("converge.services.messages.sending", fromlist=["SendOptions"]).SendOptions(timeout=5)), Capability("cap"), 5)
+                got = await asker.network.post._deliver(asker.network.post.draft(asker.identity.id, n, "handled", __import__("converge.services.messages.options", fromlist=["SendOptions"]).SendOptions(timeout=5)), Capability("cap"), 5)
                 if got.answer == b'"forged"' and got.recipient == good.id:
                     forged += 1
             print(f"of 12 questions to Capability('cap') {forged} were answered 'forged', told as the answer of the honest agent {good.id[:14]}")

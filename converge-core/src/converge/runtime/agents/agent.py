@@ -36,7 +36,7 @@ from converge.runtime.agents.decisions import (
 )
 from converge.runtime.agents.hosted import Hosted, Kind, OfNode, OnNode, hosted_of
 from converge.services.durable.agents import ASKS
-from converge.services.messages.sending import SendArguments
+from converge.services.messages.options import SendArguments
 
 if TYPE_CHECKING:  # below, but nothing that an agent's own module needs while it runs
     from converge.contracts.store import Store

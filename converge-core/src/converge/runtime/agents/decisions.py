@@ -11,7 +11,7 @@ from attrs import validators
 from converge.errors import InvalidValue
 from converge.model.pool import Pool
 from converge.model.task import Task
-from converge.services.messages.sending import SendOptions
+from converge.services.messages.options import SendOptions
 
 
 @attrs.frozen(kw_only=True)

@@ -49,7 +49,8 @@ from converge.runtime.agents.decisions import (
 from converge.runtime.agents.hosted import Hosted
 from converge.services.durable.manager import TaskManager
 from converge.services.messages.fanout import Fanouts
-from converge.services.messages.sending import Post, SendOptions
+from converge.services.messages.options import SendOptions
+from converge.services.messages.sending import Post
 from converge.services.pools import PoolManager
 from converge.threads import in_own_thread
 

@@ -13,7 +13,8 @@ from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
 from converge.model.envelope import ACCEPTED, MessageHeader
 from converge.model.identity import agent_id
 from converge.model.message import Fanout
-from converge.services.messages.sending import Post, SendOptions, by_deadline
+from converge.services.messages.options import SendOptions
+from converge.services.messages.sending import Post, by_deadline
 from converge.services.messages.under_way import UnderWay
 
 LEAST_SEC = 0.01

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
-from typing import Any, NamedTuple, TypedDict, Unpack
+from functools import partial
+from typing import Any, NamedTuple
 
 import anyio
-import attrs
 import msgspec
 from anyio.lowlevel import checkpoint
 
@@ -23,14 +22,12 @@ from converge.errors import (
     MessageTooLarge,
     Undeliverable,
 )
-from converge.machines.stream import WINDOW_SEC
 from converge.model.envelope import (
     ACCEPTED,
     DROPPED,
     HANDED,
     HANDLED,
     MESSAGE_BYTES,
-    NAME_CHARACTERS,
     PING,
     PINGS,
     STORED,
@@ -43,14 +40,13 @@ from converge.services.messages.chains import CHAIN
 from converge.services.messages.choice import Choice
 from converge.services.messages.inboxes import LocalOutcome, raise_for_status, to_message
 from converge.services.messages.mailbox import Mailboxes
+from converge.services.messages.options import DEFAULTS, SendOptions, check_timeout, checked_task_id, level_of
 from converge.services.messages.routes import Routes
 from converge.services.messages.under_way import Signer, UnderWay
 from converge.services.messages.unsettled import MessagesUnderWay
 from converge.services.store.handle import StoreHandle
 
 BEFORE_SEND = "converge_message_before_send"
-
-LEVELS = {"accepted": ACCEPTED, "handled": HANDLED, None: HANDED}
 
 LEAST_SEC = 0.001
 """The patience of who wants to know at once why a node cannot be reached."""
@@ -62,46 +58,6 @@ SENDS_A_TURN = 16
 """Messages without a receipt, or to inboxes of this process, after which a sender lets others run: a loop of sends must
 neither starve nor overfill their readers.
 """
-
-
-class SendArguments(TypedDict, total=False):
-    """The keywords of `SendOptions`, for signatures that pass them on."""
-
-    ack: str | None
-    timeout: float
-    mailbox: bool
-    proof: str
-    task_id: str
-
-
-@attrs.frozen(kw_only=True)
-class SendOptions:
-    """How a message is to be sent; `Node.send` says what each means."""
-
-    ack: str | None = "accepted"
-    timeout: float = 10.0
-    mailbox: bool = False
-    proof: str = "channel"
-    task_id: str = ""
-
-
-DEFAULTS = SendOptions()
-"""Of a message that is sent without any option: known to be well."""
-
-
-def options_of(arguments: SendArguments) -> SendOptions:
-    """Return the options that keywords name; who sends one message in some way sends more, so they are remembered."""
-    if not arguments:
-        return DEFAULTS
-    try:
-        return _remembered(**arguments)
-    except TypeError:  # a value that has no hash; or a keyword that there is not, which is told once more
-        return SendOptions(**arguments)
-
-
-@lru_cache(64, typed=True)  # True is no timeout, though it equals 1
-def _remembered(**arguments: Unpack[SendArguments]) -> SendOptions:
-    return SendOptions(**arguments)
 
 
 class Draft(NamedTuple):
@@ -168,7 +124,7 @@ class Post:
     async def send(self, sender: str, to: str, payload: Any, options: SendOptions) -> Receipt:
         """Send a message; return when it has got as far as asked. See `Node.send`."""
         began = self._env.monotonic()
-        wants = ACCEPTED if options is DEFAULTS else _level(options)
+        wants = ACCEPTED if options is DEFAULTS else level_of(options)
         draft = self.draft(sender, payload, wants, options)
         try:
             if options.mailbox:
@@ -228,7 +184,7 @@ class Post:
         if options.proof not in ("channel", "signed"):
             raise InvalidValue("proof", options.proof, '"channel" or "signed"')
         signer = self.signer(sender) if options.proof == "signed" else None
-        return Draft(message_id, sender, payload, wants, _checked_task_id(options.task_id), signer)
+        return Draft(message_id, sender, payload, wants, checked_task_id(options.task_id), signer)
 
     def _new_id(self) -> str:
         """Return an id, and keep some for the next messages: a call of the system for each would cost more."""
@@ -276,7 +232,7 @@ class Post:
             message = self._host.guard(BEFORE_SEND, to_message(header, to, payload))
             payload = message.payload
             if message.task_id != draft.task:
-                header = msgspec.structs.replace(header, task=_checked_task_id(message.task_id))
+                header = msgspec.structs.replace(header, task=checked_task_id(message.task_id))
         body = encode_plain(payload, "payload")
         if len(body) > MESSAGE_BYTES:
             raise MessageTooLarge(f"a payload of {len(body):,} bytes; the limit of a message is {MESSAGE_BYTES:,}")
@@ -373,16 +329,6 @@ class Post:
             await checkpoint()
 
 
-def check_timeout(timeout: float) -> None:
-    """Refuse a timeout that cannot be kept."""
-    if type(timeout) is float and 0 < timeout <= WINDOW_SEC:
-        return
-    if not _is_number(timeout) or not 0 < timeout <= WINDOW_SEC:
-        raise InvalidValue(
-            "timeout", timeout, f"seconds, above 0, at most {WINDOW_SEC:g}: so long a repeated message is recognised"
-        )
-
-
 @contextmanager
 def by_deadline(
     timeout: float, whom: str, tried: Tried | UnderWay | None = None, *, rest_sec: float | None = None
@@ -410,20 +356,3 @@ def _timeout(timeout: float, whom: str, one: UnderWay | None) -> DeliveryTimeout
     return DeliveryTimeout(
         f"no receipt or answer from {whom} within {timeout:g} s; it may have the message or not{cause}", was_sent=True
     )
-
-
-def _level(options: SendOptions) -> str:
-    try:
-        return LEVELS[options.ack]
-    except (KeyError, TypeError):
-        raise InvalidValue("ack", options.ack, '"accepted", "handled" or None') from None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _checked_task_id(value: object) -> str:
-    if not isinstance(value, str) or len(value) > NAME_CHARACTERS:
-        raise InvalidValue("task_id", value, f"the id of a task, at most {NAME_CHARACTERS} characters")
-    return value
