@@ -81,6 +81,8 @@ def test_its_own_tests_pass_and_its_types_are_strict(package: Package) -> None:
     told = package.run("converge", "plugins", "check", NAME, "--quick", "--certify", timeout=500)
     if list(package.folder.rglob("server.py")):
         assert all(f"{name}: well again after" in told for name in SUFFERS), told
+    if list(package.folder.rglob("discovery.py")):
+        assert all(f"{name}: well again after" in told for name in ("restart", "fork")), told
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
