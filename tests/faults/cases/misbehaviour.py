@@ -324,6 +324,16 @@ def _sleep() -> Callable[[float], Awaitable[None]]:
     return trio.sleep
 
 
+async def sets_hooks() -> str:
+    """Let no async generator of the thread begin or end."""
+
+    def fails(_: object) -> NoReturn:
+        raise ValueError("a hook")
+
+    sys.set_asyncgen_hooks(firstiter=fails, finalizer=fails)
+    return "set"
+
+
 ASYNC: dict[str, Async] = {
     "its own cancellation, not awaited": cancels_and_returns,
     "its own cancellation, awaited": cancels_and_waits,
@@ -335,6 +345,7 @@ ASYNC: dict[str, Async] = {
     "an async generator broken out of": breaks_out,
     "an async generator with a group of asyncio": breaks_out_of_asyncio,
     "a fork that awaits": forks_and_awaits,
+    "hooks of async generators": sets_hooks,
     "a task that fails in a group": group_fails,
     "scopes left in the wrong order": closes_group_wrongly,
 }

@@ -54,9 +54,9 @@ class Shared:
         """Start a task, with another factory of tasks if it cannot be started with the one that user code has set."""
         try:
             start_soon(*arguments)
-        except BaseException:
+        except BaseException as error:
             self.put_back()
-            if self._loop is None or self._loop.get_task_factory() is self._factory:
+            if passes(error) or self._loop is None or self._loop.get_task_factory() is self._factory:
                 raise
             self._loop.set_task_factory(self._factory)
             start_soon(*arguments)

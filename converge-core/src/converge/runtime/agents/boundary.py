@@ -241,9 +241,11 @@ async def keep(worker: Worker, work: Callable[[Worker], Awaitable[None]], shared
         nonlocal error
         worker.begin(scope)
         try:
-            await work(worker)
+            try:
+                await work(worker)
+            finally:
+                shared.put_back()
         except BaseException as raised:
-            shared.put_back()
             if passes(raised):
                 raise
             if not is_a(raised, anyio.get_cancelled_exc_class(), GeneratorExit):
@@ -254,14 +256,15 @@ async def keep(worker: Worker, work: Callable[[Worker], Awaitable[None]], shared
             try:
                 shared.start(group.start_soon, run, group.cancel_scope)
             except BaseException as failed:
+                if passes(failed):
+                    raise
                 error = failed
     except (anyio.get_cancelled_exc_class(), GeneratorExit):
         raise  # the keeper's own
     except BaseException as left:  # of a scope or task group that user code has left open
-        shared.put_back()
         if passes(left):
             raise
-    shared.put_back()
+    shared.put_back()  # of what user code has left in the group
     await checkpoint_if_cancelled()
     return error
 
