@@ -10,12 +10,15 @@ from typing import Any
 import anyio
 import pytest
 
-from converge import Agent, Capability, Message, Node
+from converge import Agent, Capability, Identity, Message, Node
+from converge.env import SYSTEM
 from converge.errors import DeliveryTimeout, MessageError
 from converge.machines.records import NORMAL, RECEIPT, Item
 from converge.model.envelope import ReceiptHeader, pack, unpack
 from converge.runtime.agents.hosted import hosted_of
 from converge.runtime.network.link import Link
+from converge.services.messages.receipts import RemoteOutcome
+from converge.services.messages.routes import Routes
 from converge.testing.fixtures import wait_until
 
 SHORT_SEC = 2.0
@@ -40,6 +43,15 @@ class Reader(Agent):
         """See the class."""
         self.got.append(message.payload)
         return len(self.got)
+
+
+class Stuck(Reader):
+    """Never answers."""
+
+    async def on_message(self, message: Message) -> Any:
+        """See the class."""
+        self.got.append(message.payload)
+        await anyio.sleep_forever()
 
 
 @asynccontextmanager
@@ -170,3 +182,31 @@ async def test_an_agent_goes_after_all_that_it_has_said(tmp_path: Path) -> None:
         await speaker.send(reader.id, "last words", ack=None)
         near.network.hush([hosted_of(speaker)])
         await wait_until(lambda: len(reader.got) == 2, timeout=20, what="what it said is heard")
+
+
+async def test_a_question_goes_again_to_a_node_that_was_not_ready_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first node has died with it, and the agent is at another one."""
+    identity, answers = Identity.generate(SYSTEM.entropy), list[Any]()
+    monkeypatch.setattr(RemoteOutcome, "drop", lambda self: None)  # who dies says nothing
+    async with nodes(tmp_path, 1) as (near,), anyio.create_task_group() as group:
+
+        async def ask() -> None:
+            answers.append(await near.ask(identity.id, "again", timeout=60))
+
+        async with nodes(tmp_path, 1) as (first,):
+            (stuck,) = await first.spawn(Stuck, identities=[identity])
+            group.start_soon(ask)
+            await wait_until(lambda: bool(stuck.got), timeout=20, what="it was handed over")
+        async with nodes(tmp_path, 1) as (second,):
+            routes, asked = second.network.post.routes, list[str]()
+
+            def speaks(sender: str, link: Any) -> bool | None:
+                asked.append(sender)
+                return None if len(asked) == 1 else Routes.speaks(routes, sender, link)
+
+            monkeypatch.setattr(routes, "speaks", speaks)
+            await second.spawn(Reader, identities=[identity])
+            await wait_until(lambda: answers == [1], timeout=30, what="the answer is there")
+            assert len(asked) == 2

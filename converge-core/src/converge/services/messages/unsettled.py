@@ -23,7 +23,7 @@ from converge.errors import (
     Undeliverable,
 )
 from converge.model.envelope import EARLY, HANDED, HANDLED, MessageHeader, ReceiptHeader
-from converge.services.messages.under_way import Link, Signer, UnderWay, item_of
+from converge.services.messages.under_way import TAKEN, Link, Signer, UnderWay, item_of
 from converge.services.messages.waits import Deadlines, Waiter, waiters
 
 log = logging.getLogger("converge.post")
@@ -240,24 +240,26 @@ class MessagesUnderWay:
             link.waiting.discard(one)
 
     async def _until_handled(self, one: UnderWay, reach: Reach) -> None:
-        """Wait for the answer; when the link ends meanwhile, repeat the message, known to be taken, over another.
+        """Wait for the answer; when the link ends meanwhile, repeat the message, known to be taken, over another, and
+        again where that node does not take it: it may be a new one, that has begun a moment ago.
 
         Raises:
             Dropped: The node stopped before a handler had ended.
         """
-        wait_sec = RETRY_LEAST_SEC
+        wait_sec, is_refused = RETRY_LEAST_SEC, False
         while not one.is_handled:
             try:
                 link = await reach()
                 if one.is_handled:
                     break
                 one.is_settled = False
-                if link is not one.link:
+                if link is not one.link or is_refused:
                     await self._send(one, link, 0)
                 await self._receipt(one)
-                is_again = link.is_closed
+                is_refused = one.receipt is not None and one.receipt.status not in TAKEN
+                is_again = link.is_closed or is_refused
                 if is_again:
-                    one.cause = _ended(link)
+                    one.cause = Undeliverable(one.receipt.text) if is_refused and one.receipt else _ended(link)
             except (ChannelError, StoreError, Undeliverable) as error:
                 one.cause = error
                 log.info("the answer to message %s from %.16s is asked again: %s", one.header.id, one.header.to, error)
