@@ -130,6 +130,22 @@ async def test_a_step_that_cannot_be_run_so_is_refused_before_it_runs(node: Node
     assert (task.state, CALLS) == (TaskState.COMPLETED, []), task.error
 
 
+async def test_a_step_of_a_thread_is_no_coroutine(node: Node) -> None:
+    def works(task: Task) -> object:
+        return task.blocking.step("s", raises_later, ValueError("x"))
+
+    task = await ended(node, works, pool="threads")
+    assert "a plain function" in task.error and not CALLS
+
+
+@pytest.mark.parametrize("call", ["emit", "progress"])
+async def test_what_cannot_be_put_out_is_named_after_the_call(node: Node, call: str) -> None:
+    async def works(task: Task) -> None:
+        await getattr(task, call)(object())
+
+    assert (await ended(node, works)).error.startswith(f"InvalidValue: {call}")
+
+
 @pytest.mark.parametrize("pool", ["p", "threads"])
 @pytest.mark.parametrize(("word", "state"), [(NoRetry("no"), "FAILED"), (RetryAfter(0, "later"), "FAILED")])
 async def test_a_word_on_the_attempt_ends_it_whatever_the_step_says(
@@ -234,8 +250,8 @@ async def test_who_parks_in_the_moment_of_a_cancel_with_grace_is_told_of_it(how:
         def before(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
             async def called(batches: Sequence[Batch], *rest: Any, **more: Any) -> Any:
                 nonlocal is_cancelled
-                ends = any(b'"v":4' in value and key[0] is STATE for one in batches for key, value in one.puts)
-                if ends and CALLS and not is_cancelled and any(one.deletes for one in batches):
+                ends = any(one.deletes and key[0] is STATE for one in batches for key, _ in one.puts)
+                if ends and CALLS and not is_cancelled:
                     is_cancelled = True
                     assert await TaskManager(other).cancel(id_, grace_sec=60)
                 return await call(batches, *rest, **more)

@@ -39,7 +39,7 @@ class PuttingOut:
             InvalidValue, ValueTooLarge: It cannot be put out.
             StaleClaim, StoreError: As `Ledger.write`.
         """
-        raw = encode_plain(data, "emit")
+        raw = encode_plain(data, "progress" if is_progress else "emit")
         if len(raw) > CHUNK_BYTES:
             raise ValueTooLarge("a piece of output", len(raw), CHUNK_BYTES)
         number, self._next = self._next, self._next + 1

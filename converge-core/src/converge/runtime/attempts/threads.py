@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import Any
 
 from anyio import from_thread
 
-from converge.errors import StepFailed
+from converge.errors import InvalidValue, StepFailed
 from converge.foreign import called, name_of, text_of
 from converge.model.working import Child, Spawnable, StepOptions
 from converge.runtime.attempts.attempt import PASSING, Attempt, Parking, named
@@ -45,6 +46,8 @@ class InThread:
 
     def step(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], options: StepOptions) -> Any:
         """See `Blocking.step`."""
+        if iscoroutinefunction(function):
+            raise InvalidValue("step", function, "a plain function: the handler's thread cannot await another")
         label, known = self._call(self._attempt.begin, name, function, options)
         if known is not None:
             return known[0]
