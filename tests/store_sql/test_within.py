@@ -155,6 +155,21 @@ async def test_each_call_of_one_transaction_knows_what_the_calls_before_have_put
             await tasks.complete(task)
 
 
+@pytest.mark.parametrize("is_session", [False, True])
+async def test_calls_that_run_together_in_one_transaction_take_turns(
+    engine: AsyncEngine, store: SqlStore, tasks: TaskManager, is_session: bool
+) -> None:
+    given = AsyncSession(engine) if is_session else engine.connect()
+    async with given as connection:
+        await connection.connection() if isinstance(connection, AsyncSession) else await connection.begin()
+        managers = [TaskManager(store.within(connection)) for _ in range(3)]
+        async with anyio.create_task_group() as group:
+            for manager in managers * 2:
+                group.start_soon(manager.submit, Task(pool_id="docs", ordering_key="k"))
+        await connection.commit()
+    assert len(await tasks.list(pool_id="docs")) == 6
+
+
 @plain
 async def test_each_call_of_plain_code_in_one_transaction_knows_what_the_calls_before_have_put(
     tasks: TaskManager, plain_engine: Engine, namespace: str

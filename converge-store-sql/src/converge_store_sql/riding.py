@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn, Self, TypeVar
+from weakref import WeakKeyDictionary
 
+import anyio
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
@@ -69,6 +71,10 @@ class Beside:
         return self._connection
 
 
+_TURNS = WeakKeyDictionary[AsyncConnection | AsyncSession | async_scoped_session[Any], anyio.Lock]()
+"""A connection does one thing at a time: savepoints of two calls that cross break its transaction."""
+
+
 class SqlWithin(Within):
     """What `SqlStore.within` returns, for asyncio.
 
@@ -99,8 +105,9 @@ class SqlWithin(Within):
     async def _run(self, work: Callable[[Inside], T]) -> T:
         try:
             given = self._given
-            connection = given if isinstance(given, AsyncConnection) else await given.connection()
-            return await connection.run_sync(lambda own: work(self._of(connection, own)))
+            async with _TURNS.setdefault(given, anyio.Lock()):
+                connection = given if isinstance(given, AsyncConnection) else await given.connection()
+                return await connection.run_sync(lambda own: work(self._of(connection, own)))
         except SQLAlchemyError as error:  # the connection was closed, or the session has none
             raise InvalidValue("connection", str(error).split("\n", 1)[0], "one with an open transaction") from error
 
