@@ -60,6 +60,20 @@ async def test_a_handler_that_sets_what_is_the_nodes_fails_and_no_other_does(cls
             assert node.health().is_ready
 
 
+async def test_an_agent_may_have_bases_with_slots_of_their_own() -> None:
+    class Slotted:
+        __slots__ = ("own",)
+        own: str
+
+    class Mixed(Sets, Slotted):
+        pass
+
+    async with Node() as node:
+        (agent,) = await node.spawn(Mixed, pool="p")
+        agent.own = GOOD
+        assert await node.ask(agent.id, GOOD) == agent.own
+
+
 async def test_an_agent_may_set_them_before_it_is_the_nodes() -> None:
     """Its initialiser runs before it has any."""
 

@@ -34,7 +34,7 @@ from converge.runtime.agents.decisions import (
     SubmitTask,
     Tool,
 )
-from converge.runtime.agents.hosted import Hosted, Kind, OfNode, OnNode, hosted_of
+from converge.runtime.agents.hosted import Hosted, Kind, OfNode, hosted_of
 from converge.services.durable.agents import ASKS
 from converge.services.messages.options import SendArguments
 
@@ -117,7 +117,7 @@ class AgentNode(Protocol):
     ) -> list[Fanout]: ...
 
 
-class Agent(OnNode):
+class Agent:
     """One autonomous worker. Subclasses set class attributes, and write the handlers they want, async or plain.
 
     A plain (sync) handler runs in a worker thread. What `on_task` returns is the task's result, plain data; what it

@@ -94,29 +94,18 @@ class Hosted:
         return guarded(getattr, self.agent, name)
 
 
-class OnNode:
-    """An agent's own object. It has its `Hosted` in a slot, which is reached past all that its class makes of look-ups,
-    and is not in its `__dict__`.
-    """
-
-    __slots__ = ("_hosted",)
+def host(agent: object, hosted: Hosted) -> None:
+    """Let the agent's own object know what its node keeps of it, from now on: for the agent's own calls alone."""
+    object.__setattr__(agent, "_hosted", hosted)
 
 
-_HOSTED: Any = vars(OnNode)["_hosted"]
-
-
-def host(agent: OnNode, hosted: Hosted) -> None:
-    """Let the agent's own object know what its node keeps of it, from now on."""
-    _HOSTED.__set__(agent, hosted)
-
-
-def hosted_of(agent: OnNode) -> Hosted:
-    """Return what its node keeps of the agent.
+def hosted_of(agent: object) -> Hosted:
+    """Return what its node keeps of the agent, past whatever its class does to look up attributes.
 
     Raises:
-        AttributeError: No node has it yet.
+        AttributeError: No node has it yet, or it has cleared its `__dict__`.
     """
-    return cast(Hosted, _HOSTED.__get__(agent))
+    return cast(Hosted, object.__getattribute__(agent, "_hosted"))
 
 
 class OfNode(Generic[T]):
@@ -125,7 +114,7 @@ class OfNode(Generic[T]):
     def __set_name__(self, _: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, agent: OnNode | None, cls: type | None = None) -> T:
+    def __get__(self, agent: object, cls: type | None = None) -> T:
         if agent is None:
             raise AttributeError(f"{self._name} is an attribute of agents, not of their class")
         try:
@@ -133,12 +122,12 @@ class OfNode(Generic[T]):
         except AttributeError:
             raise AttributeError(f"{self._name} is set by the node, after __init__ and before on_start") from None
 
-    def __set__(self, agent: OnNode, value: object) -> None:
+    def __set__(self, agent: object, value: object) -> None:
         try:
             hosted_of(agent)
         except AttributeError:
             return  # in `__init__`: the node's own comes in its place
         raise AttributeError(f"{self._name} is set by the node; call the attribute of your own something else")
 
-    def __delete__(self, agent: OnNode) -> None:
+    def __delete__(self, agent: object) -> None:
         self.__set__(agent, None)
