@@ -69,6 +69,8 @@ AUTHORS = {
     "a durability class in words only": ("broken_places", "TellsABetterClass", "S-24"),
     "a power loss takes what was acknowledged": ("broken_power", "NeverSyncs", "S-14"),
     "a call never answers": ("broken_stores", "NeverCounts", "S-18"),
+    "a call of a discovery never answers": ("broken_discovery", "SilentContract", "D-1"),
+    "a discovery lets errors of its driver out": ("broken_discovery", "LeakingContract", "D-1"),
     "notifies in words only": ("broken_stores", "SaysThatItNotifies", "S-9"),
     "watchers are told before there is anything to read": ("broken_stores", "TellsBeforeItWrites", "S-9"),
     "networks see each other": ("broken_places", "MixesNetworks", "S-21"),

@@ -49,6 +49,21 @@ class Deaf(Bent):
         await anyio.lowlevel.checkpoint()
 
 
+class Silent(Bent):
+    """A snapshot never comes."""
+
+    async def snapshot(self) -> list[Sighting]:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+
+class Leaking(Bent):
+    """An error of its driver gets out of a snapshot."""
+
+    async def snapshot(self) -> list[Sighting]:
+        raise LookupError("no such row")
+
+
 class Keeping(Bent):
     """An id that was published is not replaced."""
 
@@ -256,6 +271,19 @@ class RepeatingContract(Kit):
     breaks = "D-1"
 
 
+class SilentContract(Kit):
+    backend = bent(Silent)
+    breaks = "D-1"
+    also = frozenset(("D-2", "D-3", "D-4", "D-5", "D-6", "D-7", "D-8", "D-9", "D-10"))
+    call_limit_sec = 0.2
+
+
+class LeakingContract(Kit):
+    backend = bent(Leaking)
+    breaks = "D-1"
+    also = frozenset(("D-2", "D-3", "D-4", "D-5", "D-6", "D-7", "D-8", "D-9", "D-10"))
+
+
 class DeafContract(Kit):
     backend = bent(Deaf)
     breaks = "D-1"
@@ -353,6 +381,8 @@ BROKEN = (
     StrictContract,
     SleepyContract,
     ShyContract,
+    SilentContract,
+    LeakingContract,
     TextingContract,
     ListingContract,
     PrivateContract,

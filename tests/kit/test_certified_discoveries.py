@@ -220,7 +220,7 @@ CASES = [
     (Forgets, RESTART, 30.0, "D-8", "a snapshot was answered without ['kept']"),
     (SaysNobody, RESTART, 30.0, "D-8", "a snapshot was answered without ['kept'"),
     (StaysDown, CUT, 0.5, "D-8", "cut: nothing that is published is seen within 0.5 s"),
-    (LetsErrorsOut, CUT, 30.0, "D-8", "an error of the driver came out of a call: builtins.OSError"),
+    (LetsErrorsOut, CUT, 30.0, "D-8", "let out an error of its driver, which callers do not know: builtins.OSError"),
     (EndsItsWatch, RESTART, 30.0, "D-3", "a watch has ended by itself"),
     *([(WatchesOnce, RESTART, 10.0, "D-3", "restart: a watch tells ")] if EVERYTHING else []),
     (ReadsOnce, RESTART, 30.0, "D-7", "restart: a reader knows "),

@@ -14,6 +14,7 @@ from converge.errors import ChannelError, StoreError
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings
 from converge.services.store.opening import open_store
+from converge.testing._store.limits import CallLimit, clause_of
 from converge.testing._store.loops import LoopCase
 from converge.testing._task.base import let_pass
 from converge.testing.clauses import expect
@@ -25,6 +26,8 @@ LEASE_SEC = 15.0
 """So long that it ends in no test by itself, however slow the machine."""
 PATIENCE_SEC = 10.0
 QUICK_EXAMPLES = 5
+CALLS = ("publish", "withdraw", "snapshot")
+"""Those that must answer; a watch waits."""
 TRIES = 500
 """How often a call that fails by a fault is repeated: many times more than the faults of any seed last."""
 
@@ -56,16 +59,20 @@ class DiscoveryCase(LoopCase):
         loops: Event loops to run on; trio is left out where the backend is ASYNCIO_ONLY.
         examples: How many random histories are compared with the model; fewer with pytest's option `--quick`.
         near_sec: How long a change may take to be told to a watcher.
+        call_limit_sec: How long a call may take before its clause counts as broken.
     """
 
     backend: ClassVar[DiscoveryBackend]
     examples: ClassVar[int] = 20
     near_sec: ClassVar[float] = PATIENCE_SEC
+    call_limit_sec: ClassVar[float] = 30.0
+    limit: CallLimit
 
     @pytest.fixture(autouse=True)
     def quick(self, request: pytest.FixtureRequest) -> None:
         """With `--quick`, fewer histories; the clauses stay all."""
         vars(self).update(examples=scaled(request.config, self.examples, QUICK_EXAMPLES))
+        self.limit = CallLimit(clause_of(request), self.call_limit_sec)
 
     # What an author may override.
 
@@ -106,6 +113,8 @@ class DiscoveryCase(LoopCase):
             handle = StoreHandle.of(store, lease_settings=LeaseSettings(lease_sec=LEASE_SEC))
             try:
                 async with self.backend.open(options, store=store, poll_sec=POLL_SEC) as discovery:
+                    for name in CALLS:
+                        setattr(discovery, name, self.limit.on(name, getattr(discovery, name)))
                     yield Process(discovery, store, handle)
             finally:
                 if plan is not None:

@@ -174,8 +174,9 @@ class DiscoveryClauses(DiscoveryCase):
                 discovery = process.discovery
                 await discovery.publish([Sighting("a", (), b"a")])
                 await discovery.snapshot()
-                async with aclosing(discovery.watch()) as watch:  # type: ignore[type-var]  # an async generator
-                    await anext(aiter(watch))
+                with anyio.move_on_after(self.near_sec):  # one that never tells is D-3's
+                    async with aclosing(discovery.watch()) as watch:  # type: ignore[type-var]  # an async generator
+                        await anext(aiter(watch))
                 await discovery.withdraw(["a"])
 
         with blocking_calls() as seen:

@@ -35,9 +35,9 @@ from converge.contracts.store import (
     reopenable,
 )  # fmt: skip
 from converge.model.keys import HELD, LEASE, READY, Family
-from converge.testing._store.limits import CallLimit, alarm, limited
+from converge.testing._store.limits import CallLimit, alarm, clause_of, limited
 from converge.testing._store.loops import LoopCase
-from converge.testing.clauses import ClauseBroken, cited, expect
+from converge.testing.clauses import ClauseBroken, expect
 from converge.testing.fixtures import scaled
 
 QUICK_EXAMPLES, QUICK_ROUNDS = 8, 6
@@ -86,7 +86,7 @@ class StoreCase(LoopCase):
     @pytest.fixture(autouse=True)
     def time_limit(self, request: pytest.FixtureRequest) -> Iterator[None]:
         """End a test that hangs, and say in which clause."""
-        clause = _clause_of(request)
+        clause = clause_of(request)
         said = f"the test did not end within {self.case_limit_sec:g} s: a call blocks the event loop, or waits for ever"
         with alarm(self.case_limit_sec, lambda: ClauseBroken(clause, said)):
             yield
@@ -132,7 +132,7 @@ class StoreCase(LoopCase):
     @pytest.fixture
     def limit(self, request: pytest.FixtureRequest) -> CallLimit:
         """What goes around each call of the store, so that it has to end in time."""
-        return CallLimit(_clause_of(request), self.call_limit_sec)
+        return CallLimit(clause_of(request), self.call_limit_sec)
 
     @pytest.fixture
     def opening(self, url: str, options: Any, monkeypatch: pytest.MonkeyPatch, limit: CallLimit) -> Opening:
@@ -153,10 +153,6 @@ class StoreCase(LoopCase):
         """One handle on an empty store."""
         async with opening() as store:
             yield store
-
-
-def _clause_of(request: pytest.FixtureRequest) -> str:
-    return next(iter(cited(request.function)), "?")
 
 
 class Inheriting(Store):

@@ -1,4 +1,4 @@
-"""How long a call of a store under test may take, and a test: one that hangs is told by its clause and the call."""
+"""How long a call of a backend under test may take, and a test: one that hangs is told by its clause and the call."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from typing import Any
 
 import anyio
 import attrs
+import pytest
 
 from converge.contracts.store import Store
 from converge.errors import ConvergeError
-from converge.testing.clauses import ClauseBroken
+from converge.testing.clauses import ClauseBroken, cited
 
 CALLS = ("get", "scan", "commit", "turn", "count", "time", "inspect", "advance", "note_format")
+
+
+def clause_of(request: pytest.FixtureRequest) -> str:
+    """Return the clause that the running test is about."""
+    return next(iter(cited(request.function)), "?")
 
 
 @attrs.frozen
