@@ -66,13 +66,15 @@ class DiscoveryCase(LoopCase):
     examples: ClassVar[int] = 20
     near_sec: ClassVar[float] = PATIENCE_SEC
     call_limit_sec: ClassVar[float] = 30.0
-    limit: CallLimit
+    _limit: CallLimit
 
     @pytest.fixture(autouse=True)
     def quick(self, request: pytest.FixtureRequest) -> None:
         """With `--quick`, fewer histories; the clauses stay all."""
-        vars(self).update(examples=scaled(request.config, self.examples, QUICK_EXAMPLES))
-        self.limit = CallLimit(clause_of(request), self.call_limit_sec)
+        vars(self).update(
+            examples=scaled(request.config, self.examples, QUICK_EXAMPLES),
+            _limit=CallLimit(clause_of(request), self.call_limit_sec),
+        )
 
     # What an author may override.
 
@@ -114,7 +116,7 @@ class DiscoveryCase(LoopCase):
             try:
                 async with self.backend.open(options, store=store, poll_sec=POLL_SEC) as discovery:
                     for name in CALLS:
-                        setattr(discovery, name, self.limit.on(name, getattr(discovery, name)))
+                        setattr(discovery, name, self._limit.on(name, getattr(discovery, name)))
                     yield Process(discovery, store, handle)
             finally:
                 if plan is not None:
