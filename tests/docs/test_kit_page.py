@@ -31,7 +31,7 @@ OWN: dict[type[Any], set[str]] = {
 def given_to(kit: type[Any]) -> set[str]:
     """Return the fixtures and attributes of a kit that its author may give."""
     fixtures = {name for name, one in inspect.getmembers(kit) if isinstance(one, FixtureFunctionDefinition)}
-    attributes = {name for base in kit.__mro__ for name in inspect.get_annotations(base)}
+    attributes = {name for base in kit.__mro__ for name in inspect.get_annotations(base) if not name.startswith("_")}
     return fixtures - OWN[kit] | attributes - {"pytestmark"}
 
 
