@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, settings
 from converge.testing.servers import ServerUrl, mariadb_server, postgres_server, redis_server
 
 pytest_plugins = ["converge.testing.fixtures"]
-WORKERS_PER_CORE = 2
+WORKERS_PER_CORE = 3
 DEBIAN_PACKAGES = (Path(__file__).parents[1] / ".ci" / "debian.txt").read_text().split()
 # Where Debian puts what is not for every user's PATH.
 DEBIAN_FOLDERS = ("/usr/sbin", "/usr/lib/postgresql/15/bin")
@@ -51,8 +51,8 @@ if "TMPDIR" not in os.environ and os.environ.get("FULL_TESTS") != "1" and os.acc
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` means: half of the time tests wait for disks, leases and other processes, so a core serves two
-    workers.
+    """What `-n auto` means: half of the time tests wait for disks, leases and other processes, so with two workers a
+    core idled for a fifth of the time.
     """
     return WORKERS_PER_CORE * (os.cpu_count() or 1)
 
