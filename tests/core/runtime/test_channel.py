@@ -488,7 +488,7 @@ def _unmasked(data: bytes) -> bytes:
 async def test_a_first_hello_over_the_rate_is_refused_as_busy_and_one_that_is_none_costs_no_rate(carrier: str) -> None:
     asked: list[bool] = []
 
-    def admit() -> bool:
+    async def admit() -> bool:
         asked.append(True)
         return False
 

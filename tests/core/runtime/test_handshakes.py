@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import anyio
 import attrs
+from anyio.lowlevel import checkpoint
 
 from converge.env import SYSTEM
 from converge.runtime.network.handshakes import (
@@ -89,13 +93,33 @@ async def test_first_hellos_are_answered_at_a_bounded_rate_for_an_address_and_fo
     limits = _limits(clock)
     places = [limits.enter(f"10.6.0.{number}") for number in range(4)]
 
-    def admitted(place: Place | None) -> int:
+    async def admitted(place: Place | None) -> int:
         assert place is not None
-        return sum(limits.admit_hello(place) for _ in range(1_000))
+        return sum([await limits.admit_hello(place) for _ in range(300)])
 
-    assert [admitted(place) for place in places] == [HELLOS_PER_ADDRESS, HELLOS_PER_ADDRESS, 0, 0]
+    assert [await admitted(place) for place in places] == [HELLOS_PER_ADDRESS, HELLOS_PER_ADDRESS, 0, 0]
     clock.now += 3600
-    assert sum(admitted(place) for place in places) == HELLOS_PER_SEC
+    assert sum([await admitted(place) for place in places]) == HELLOS_PER_SEC
+
+
+async def test_of_hellos_that_come_together_each_has_a_turn_of_the_loop() -> None:
+    limits = _limits(Clock())
+    place = limits.enter("10.6.0.1")
+    assert place is not None
+    turns, at = 0, list[int]()
+
+    async def answer() -> None:
+        assert await limits.admit_hello(place)
+        at.append(turns)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(30):
+            group.start_soon(answer)
+        while len(at) < 30 and turns < 10_000:
+            await checkpoint()
+            turns += 1
+    assert max(Counter(at).values()) <= 2, "trio runs the tasks of one turn in any order"
+    assert at[-1] - at[0] >= 28, at
 
 
 async def test_connections_of_one_address_are_bounded_a_second() -> None:

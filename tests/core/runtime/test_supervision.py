@@ -235,17 +235,20 @@ async def test_tasks_that_were_claimed_for_an_agent_that_rests_go_back_uncounted
 async def test_a_node_whose_agents_rest_keeps_no_wake_up_to_itself(tmp_path: Path, moody: type[Moody]) -> None:
     url = f"file:{tmp_path / 'state.db'}"
     moody.breaker = Breaker(on=(Exception,), failures=1, rest_sec=30.0)
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with Node(store=url, poll_sec=5.0) as ill, Node(store=url, poll_sec=5.0) as well:
             await ill.spawn(moody, pool="p")
             (bad,) = await submit(ill, max_attempts=1)
             assert (await ill.tasks.result(bad)).state == TaskState.FAILED
             (steady,) = await well.spawn(Steady, pool="p")
-            for _ in range(5):
+            took = list[float]()
+            for _ in range(7):
                 began = anyio.current_time()
                 (one,) = await submit(ill)
                 assert (await ill.tasks.result(one)).result == steady.id
-                assert anyio.current_time() - began < 0.7, "it did not wait for a poll, of the node or of the store"
+                took.append(anyio.current_time() - began)
+            # By most of them, since a busy machine stands still now and then.
+            assert sorted(took)[3] < 0.7, f"they waited for a poll, of the node or of the store: {took}"
 
 
 @attrs.frozen
@@ -352,7 +355,7 @@ async def test_a_handler_that_exits_ends_its_attempt_and_not_the_node(exiting: t
 
 async def test_messages_wait_while_the_handler_of_messages_rests_and_tasks_do_not() -> None:
     class Hurt(Agent):
-        breaker = Breaker(on=(Exception,), failures=1, rest_sec=0.3)
+        breaker = Breaker(on=(Exception,), failures=1, rest_sec=1.5)
 
         async def on_message(self, message: Message) -> Any:
             if message.payload == "hurt":
@@ -370,9 +373,9 @@ async def test_messages_wait_while_the_handler_of_messages_rests_and_tasks_do_no
             assert agent.health.state == "open"
             began = anyio.current_time()
             (one,) = await submit(node)
-            assert (await node.tasks.result(one)).result == "done" and anyio.current_time() - began < 0.2
+            assert (await node.tasks.result(one)).result == "done" and anyio.current_time() - began < 1.0
             assert await node.ask(agent.id, "fine") == "fine"
-            assert anyio.current_time() - began > 0.1 and agent.health.state == "closed"
+            assert anyio.current_time() - began > 0.4 and agent.health.state == "closed"
 
 
 async def test_what_nobody_expected_of_a_slot_makes_its_node_not_ready_and_stops_nothing(

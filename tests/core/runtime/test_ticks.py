@@ -101,8 +101,9 @@ async def test_a_sync_tick_runs_in_a_thread_and_does_not_stop_the_loop() -> None
         began = False
 
         def on_tick(self) -> None:
-            type(self).began = True
-            time.sleep(0.3)
+            if not self.began:
+                type(self).began = True
+                time.sleep(2.0)
 
         async def on_message(self, message: Message) -> Any:
             return message.payload
@@ -113,7 +114,7 @@ async def test_a_sync_tick_runs_in_a_thread_and_does_not_stop_the_loop() -> None
             await wait_until(lambda: Blocking.began)
             began = anyio.current_time()
             assert await node.ask(agent.id, "quick") == "quick"
-            assert anyio.current_time() - began < 0.2
+            assert anyio.current_time() - began < 1.5, "it waited for the tick"
 
 
 async def test_a_tick_that_fails_is_counted_and_the_next_ones_come_after_a_rest(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from operator import itemgetter
 
 import anyio
@@ -164,7 +164,7 @@ async def dial(channel: Channel, terms: Terms, env: Env, *, expected: bytes | No
 
 
 async def accept(
-    channel: Channel, terms: Terms, env: Env, *, admit: Callable[[], bool] = lambda: True
+    channel: Channel, terms: Terms, env: Env, *, admit: Callable[[], Awaitable[bool]] | None = None
 ) -> SecureChannel:
     """Run the listener's side of the handshake; the channel is closed if it fails or is cancelled.
 
@@ -180,7 +180,7 @@ async def accept(
         if early:
             raise HandshakeFailed("the peer sent a message out of order")
         await _check(channel, responder, hello1)
-        if not admit():
+        if admit is not None and not await admit():
             await _refuse(channel, REFUSED_BUSY)
             raise HandshakeFailed("too many handshakes began in this second; this one was refused")
         await channel.send([responder.read_hello1(hello1)])

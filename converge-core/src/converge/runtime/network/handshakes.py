@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from converge.env import Env
 
@@ -85,6 +86,7 @@ class Handshakes:
         self._strangers: OrderedDict[str, _Address] = OrderedDict()
         self._known: OrderedDict[str, _Address] = OrderedDict()
         self._hellos = {False: _Budget(HELLOS_PER_SEC, now), True: _Budget(HELLOS_PER_SEC, now)}
+        self._turn = anyio.Lock()
 
     def enter(self, address: str) -> Place | None:
         """Reserve a place for a connection from the address; None: there is none. `leave` gives it back."""
@@ -113,8 +115,12 @@ class Handshakes:
             self._strangers.pop(place.address, None)
             self._remember(self._known, place.address, one)
 
-    def admit_hello(self, place: Place) -> bool:
-        """Return whether one more first hello may be answered now."""
+    async def admit_hello(self, place: Place) -> bool:
+        """Return whether one more first hello may be answered now. Of those that came together each has a turn of the
+        event loop, so that a crowd of them holds nobody else up for longer than one takes.
+        """
+        async with self._turn:
+            await checkpoint()
         now = self._monotonic()
         budgets = self._hellos[place.is_known], self._at(place.address, now).hellos
         if sum(budget.has(now) for budget in budgets) < len(budgets):  # each is brought up to date

@@ -27,8 +27,8 @@ from converge.runtime.network.link import WRITE_SEC, Link, OnItems
 
 log = logging.getLogger("converge.link")
 
-ACCEPTED_A_TURN = 16
-"""Connections that are accepted before others have their turn: a millisecond of work."""
+ACCEPTED_A_TURN = 4
+"""Connections that are accepted before others have their turn: with what each goes on with, a millisecond of work."""
 
 WATCH_SEC = 1.0
 """How often links are looked at."""
