@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import anyio
 import pytest
 
 from converge import Pool, PoolManager, Task, TaskManager
@@ -102,6 +103,23 @@ async def test_an_accept_draws_an_epoch_that_says_when_and_a_healthy_process_beg
     await tasks.submit(Task(pool_id="docs"))
     with pytest.raises(LeaseEnded):
         await tasks.claim("a", ["docs"])
+
+
+async def test_an_accept_is_seen_however_long_the_store_takes_to_tell_its_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, time_of = TaskManager(store), store.time
+    await ended(tasks, 1)
+    await epochs.accept(store, StoreHandle.of(store).env)
+
+    async def late() -> int:
+        await anyio.sleep(0.3)  # much longer than it took from the last commit to the accept
+        return await time_of()
+
+    with pytest.raises(StoreRolledBack):
+        await tasks.submit(Task(pool_id="docs"))
+    monkeypatch.setattr(store, "time", late)
+    await tasks.submit(Task(pool_id="docs"))
 
 
 async def test_the_skew_of_an_embedded_store_is_small(store: Store) -> None:

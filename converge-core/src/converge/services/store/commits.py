@@ -301,9 +301,9 @@ class Commits:
             return False
         self._looked_at = now
         try:
-            found = await epochs.read(self._store)
-            away_us = int((self._env.monotonic() - self._good_at) * 1_000_000)
-            is_accepted = found.accepted_at > await self._store.time() - away_us
+            found, now_us = await epochs.read(self._store), await self._store.time()
+            # However long that took: what was accepted while it was on its way counts.
+            is_accepted = found.accepted_at > now_us - int((self._env.monotonic() - self._good_at) * 1_000_000)
         except StoreError:
             return False  # the next call looks again
         if is_accepted:
