@@ -303,6 +303,8 @@ class Node:
             InvalidValue: It is not an agent of this node.
         """
         hosted = guarded(hosted_of, agent)
+        if type(hosted) is Raised:  # it may have cleared its `__dict__`
+            hosted = next((one for one in self.agents.values() if one.agent is agent), None)
         if type(hosted) is not Hosted or hosted.node is not self:
             raise InvalidValue("agent", f"one of {name_of(type(agent))}", "an agent of this node")
         if self.agents.pop(hosted.id, None) is None:
