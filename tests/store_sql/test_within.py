@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import Session
 
 from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
-from converge.contracts.store import Batch, Conflict, Range, Store
+from converge.contracts.store import ABSENT, Batch, Conflict, Range, Store
 from converge.errors import DedupConflict, InvalidValue, NoSuchPool, NoSuchTask, StoreBusy, StoreRefused, Unsupported
 from converge.model.keys import LANE
 from converge_store_sql import SqlOptions, SqlStore, submit_in
@@ -168,6 +168,19 @@ async def test_calls_that_run_together_in_one_transaction_take_turns(
                 group.start_soon(manager.submit, Task(pool_id="docs", ordering_key="k"))
         await connection.commit()
     assert len(await tasks.list(pool_id="docs")) == 6
+
+
+async def test_a_lane_on_which_an_open_transaction_relies_is_seen_by_who_would_open_it(
+    engine: AsyncEngine, store: SqlStore, tasks: TaskManager
+) -> None:
+    async with engine.connect() as connection:
+        await connection.begin()
+        await TaskManager(store.within(connection)).submit(Task(pool_id="docs"))
+        ((lane, *_), *_) = await store.scan([Range(LANE(), None, 5)])
+        (outcome,) = await store.commit([Batch([(lane.key, ABSENT)], [(lane.key, lane.value)])])
+        assert type(outcome) is Conflict, outcome
+        await connection.commit()
+    assert len(await tasks.list(pool_id="docs")) == 1
 
 
 @plain

@@ -63,13 +63,14 @@ class Plan:
     def look(self) -> list[str]:
         """Return the statements that lock and read what is checked; the last one answers store time."""
         written = {key for batch in self.batches for key in (*batch.deletes, *(key for key, _ in batch.puts))}
-        keys: dict[tuple[Family, bool], dict[bytes, None]] = defaultdict(dict)
-        for key, _ in self._all_checks():
-            keys[key[0], key in written][pack(key)] = None
+        keys: dict[tuple[Family, str], dict[bytes, None]] = defaultdict(dict)
+        for key, revision in self._all_checks():
+            lock = _lock(key[0], is_written=key in written, is_absent=revision == ABSENT)
+            keys[key[0], lock][pack(key)] = None
         statements, families = ["start transaction"], self._families()
-        for family, is_written in sorted(keys):
-            lock, name = _lock(family, is_written=is_written), source(self._network, family)
-            for some in pages(sorted(keys[family, is_written])):
+        for family, lock in sorted(keys):
+            name = source(self._network, family)
+            for some in pages(sorted(keys[family, lock])):
                 number = families.index(family)
                 statements.append(f"select {number}, k, r from {name} where k in {listed(some)} {lock}")
         return [*statements, f"select {NOW}"]
@@ -143,12 +144,15 @@ class Plan:
         return statements
 
 
-def _lock(family: Family, *, is_written: bool) -> str:
+def _lock(family: Family, *, is_written: bool, is_absent: bool = False) -> str:
     """Return the clause that locks what is checked. A lane that a long transaction relies on is held by it: who would
-    close it finds it changed, and does not wait, since all who submit to the lane would wait behind.
+    close it finds it changed, and does not wait, since all who submit to the lane would wait behind; who would open it
+    sees it without a lock, and of several the key lets one.
     """
     if not is_written:
         return "lock in share mode"
+    if family == LANE and is_absent:
+        return ""
     return "for update skip locked" if family == LANE else "for update"
 
 
