@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -161,10 +162,10 @@ async def test_nothing_is_lost_or_repeated_under_kills(
             async def kill_some(ids: list[str] = ids, some: Iterator[str] = some) -> None:
                 for point in some:
                     task = Task(pool_id="p", id=str(uuid4()), max_attempts=1_000)
-                    id_ = await again(lambda task=task: tasks.submit(task))  # type: ignore[misc]
+                    id_ = await again(partial(tasks.submit, task))
                     ids.append(id_)
                     if not point.endswith(("signal", "park")):  # one without its signal is sure to be parked
-                        await again(lambda id_=id_: tasks.signal(id_, "go", id_, key="k"))  # type: ignore[misc]
+                        await again(partial(tasks.signal, id_, "go", id_, key="k"))
                     await killing.kill(point, id_)
 
             async with anyio.create_task_group() as group:

@@ -227,7 +227,7 @@ CASES = [
     (Swallows, REFUSE, 30.0, "D-8", "a snapshot was answered without ['load']"),
     (RefusesReads, REFUSE, 30.0, "D-8", "a snapshot fails while nothing is taken in"),
     (EndsWithAFork, FORK, 0.5, "D-8", "fork: nothing that is published is seen within 0.5 s"),
-    (StaysForAChild, FORK, 30.0, "D-6", "a process has closed, and is told of while a forked child lives"),
+    (StaysForAChild, FORK, 30.0, "D-6", "a process that has closed is still listed while a forked child of it lives"),
 ]
 
 

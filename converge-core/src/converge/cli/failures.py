@@ -66,11 +66,11 @@ def failed(error: BaseException) -> int:
     if any(isinstance(cause, BrokenPipeError) for cause in causes):
         _drop_output()  # whoever read it has gone
         return FAILED
-    for error_of_system in (behind for cause in causes for behind in _behind(cause)):
-        if why := _outside(error_of_system):
-            if error_of_system.errno == errno.ENOSPC:
+    for system_error in (behind for cause in causes for behind in _behind(cause)):
+        if why := _outside(system_error):
+            if system_error.errno == errno.ENOSPC:
                 _drop_output()  # most likely that is what found no room; Python would try it again at its end
-            told(f"{why} ({error_of_system})")
+            told(f"{why} ({system_error})")
             return FAILED
     if any(not isinstance(cause, ConvergeError | cyclopts.CycloptsError | KeyboardInterrupt) for cause in causes):
         traceback.print_exception(error)
@@ -80,10 +80,10 @@ def failed(error: BaseException) -> int:
 
 def _behind(error: BaseException | None) -> Iterator[OSError]:
     """Yield the errors of the system that led to one which says no more itself: nobody's, or a plugin's as such."""
-    while error is not None and not (isinstance(error, ConvergeError) and not isinstance(error, PluginBroken)):
+    while error is not None and (isinstance(error, PluginBroken) or not isinstance(error, ConvergeError)):
         if isinstance(error, OSError):
             yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ if error.__suppress_context__ else error.__context__
 
 
 def _outside(error: OSError) -> str:

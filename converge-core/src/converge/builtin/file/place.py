@@ -70,11 +70,7 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
     try:
         if path.is_dir():
             raise StoreRefused(f"{path} is a folder; name a file in it")
-        try:
-            path = path.resolve(strict=True)
-            found = path.stat()
-        except FileNotFoundError:
-            path, found = path.resolve(), None
+        path, found = _resolved(path)
         if not path.parent.is_dir():
             raise StoreRefused(f"{path.parent} does not exist; make the folder first")
         _check_name(path)
@@ -98,6 +94,15 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
     if has_content:
         _check_head(path)
     return str(path)
+
+
+def _resolved(path: Path) -> tuple[Path, os.stat_result | None]:
+    """Return the path without symbolic links, and what is there, if anything is."""
+    try:
+        path = path.resolve(strict=True)
+        return path, path.stat()
+    except FileNotFoundError:
+        return path.resolve(), None
 
 
 def _check_name(path: Path) -> None:

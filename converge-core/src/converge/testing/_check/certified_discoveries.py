@@ -258,7 +258,7 @@ class TestCertification(_Checked, DiscoveryCase):
                 await recovers("D-8", load, "fork", record_property)
                 await leaving.aclose()
                 is_gone = GUEST.id not in await load.other.snapshot()
-                expect("D-6", is_gone, "a process has closed, and is told of while a forked child lives")
+                expect("D-6", is_gone, "a process that has closed is still listed while a forked child of it lives")
             expect("D-8", await load.goes_on(current().near_sec), "nothing is known after a forked child ended")
 
     async def test_two_releases_side_by_side(

@@ -26,8 +26,8 @@ LEASE_SEC = 15.0
 """So long that it ends in no test by itself, however slow the machine."""
 PATIENCE_SEC = 10.0
 QUICK_EXAMPLES = 5
-CALLS = ("publish", "withdraw", "snapshot")
-"""Those that must answer; a watch waits."""
+ANSWERED = ("publish", "withdraw", "snapshot")
+"""Calls that have to answer; a watch waits."""
 TRIES = 500
 """How often a call that fails by a fault is repeated: many times more than the faults of any seed last."""
 
@@ -115,8 +115,7 @@ class DiscoveryCase(LoopCase):
             handle = StoreHandle.of(store, lease_settings=LeaseSettings(lease_sec=LEASE_SEC))
             try:
                 async with self.backend.open(options, store=store, poll_sec=POLL_SEC) as discovery:
-                    for name in CALLS:
-                        setattr(discovery, name, self._limit.on(name, getattr(discovery, name)))
+                    self._limit.put_on(discovery, ANSWERED)
                     yield Process(discovery, store, handle)
             finally:
                 if plan is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import wraps
 from typing import Any
@@ -32,6 +32,11 @@ class CallLimit:
     clause: str
     seconds: float
 
+    def put_on(self, backend: object, calls: Iterable[str]) -> None:
+        """Put the limit around these calls of an opened backend."""
+        for name in calls:
+            setattr(backend, name, self.on(name, getattr(backend, name)))
+
     def on(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """Return the call with the limit around it."""
 
@@ -56,8 +61,7 @@ async def limited(opens: Callable[[], AbstractAsyncContextManager[Store]], limit
     """Open a store whose calls have the limit around them, those of its other handles too."""
     async with opens() as store:
         reopen = store.reopen
-        for name in CALLS:
-            setattr(store, name, limit.on(name, getattr(store, name)))
+        limit.put_on(store, CALLS)
         store.reopen = lambda: limited(reopen, limit)  # type: ignore[method-assign]  # of this handle alone
         yield store
 
