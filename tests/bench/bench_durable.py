@@ -164,7 +164,7 @@ class Figures:
 
             async def read(id_: str = id_, late: dict[float, float] = late) -> None:
                 async for output in self._tasks.watch(id_):
-                    if output.kind == "data" and int(output.cursor.partition(".")[2]) >= NEW:
+                    if output.kind == "data" and int(output.cursor.split(".")[1]) >= NEW:
                         late[output.data] = time.perf_counter() - output.data
 
             async with anyio.create_task_group() as group:

@@ -107,7 +107,8 @@ def test_a_payload_or_a_cursor_that_cannot_be_is_one_line(
     waiting: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     url, id_ = waiting
-    for words in (["signal", id_, "go", "--payload", "[" * 100_000], ["watch", id_, "--after", "1.²"]):
+    elsewhere = ["watch", id_, "--after", "1.0.00000000"]
+    for words in (["signal", id_, "go", "--payload", "[" * 100_000], ["watch", id_, "--after", "1.²"], elsewhere):
         capsys.readouterr()
         assert main(["tasks", *words, "--store", url]) == 2
         (line,) = capsys.readouterr().err.splitlines()

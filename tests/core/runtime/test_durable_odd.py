@@ -29,6 +29,7 @@ from converge.errors import (
 from converge.model.keys import STATE
 from converge.model.working import Child
 from converge.runtime.attempts import attempt as attempts
+from converge.runtime.attempts import putting_out
 from converge.services.durable.limits import STEP_BYTES, WAIT_NAMES
 from converge.testing.fixtures import wait_until
 
@@ -494,10 +495,39 @@ async def test_the_longest_signals_at_once_go_out_in_parts(node: Node, monkeypat
 
 async def test_a_cursor_that_is_none_is_refused(node: Node) -> None:
     task = await ended(node, echo)
-    cursors: list[Any] = ["²", "1.²", "1.١", "1", ".", "-1.2", f"{10**30}.1", "1.2.3", 5, b"1.2"]
+    cursors: list[Any] = ["²", "1.²", "1.١", "1", ".", "-1.2", f"{10**30}.1", "1.2.3", "1.2", 5, b"1.2"]
     for cursor in cursors:
         with pytest.raises(InvalidValue, match="cursor"):
             await anext(node.tasks.watch(task.id, after=cursor))
+
+
+async def test_a_cursor_of_another_task_or_of_another_store_is_refused(node: Node) -> None:
+    """It would skip what the task has put out, in silence."""
+    first, second = [await ended(node, speaks) for _ in range(2)]
+    (of_first, of_second) = [[one async for one in node.tasks.watch(task.id)] for task in (first, second)]
+    with pytest.raises(InvalidValue, match=f"{second.id}, not of the task whose id ends in {first.id[-8:]}"):
+        node.tasks.watch(second.id, after=of_first[0].cursor)
+    token, number, mark = of_second[0].cursor.split(".")
+    for ahead in (f"{int(token) + 1}.0.{mark}", f"{token}.2.{mark}", f"{int(token) - 1}.{number}.{mark}"):
+        with pytest.raises(InvalidValue, match=f"{second.id} has put out in this store"):
+            await anext(node.tasks.watch(second.id, after=ahead))
+    assert [one async for one in node.tasks.watch(second.id, after=of_second[0].cursor)] == of_second[1:]
+
+
+async def test_a_cursor_whose_piece_has_gone_is_told_what_it_has_missed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(putting_out, "CHUNKS", 3)
+    task = await ended(node, speaks, inputs={"n": 10})
+    (piece, *_) = [one async for one in node.tasks.watch(task.id)]
+    token, _, mark = piece.cursor.split(".")
+    seen = [one async for one in node.tasks.watch(task.id, after=f"{token}.4.{mark}") if one.kind == "data"]
+    assert [(one.data, one.missing) for one in seen] == [(7, 2), (8, 0), (9, 0)]
+
+
+async def speaks(task: Task) -> None:
+    for number in range(task.inputs.get("n") or 2):
+        await task.emit(number)
 
 
 async def echo(task: Task) -> str:

@@ -71,7 +71,7 @@ class TaskManager(manager.TaskManager):
 
         Raises:
             NoSuchTask: There is none.
-            InvalidValue: `after` is no cursor.
+            InvalidValue: `after` is no cursor of this task, or of nothing that it has put out in this store.
         """
         return Following(self._handle, id_bytes("task id", task_id), after, self._poll_sec)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -30,6 +31,9 @@ PART = "output"
 CURSOR_DIGITS = 19
 """What is so long is not surely a number that a key may have."""
 
+MARK_DIGITS = 8
+"""How many digits of its task's id a cursor ends with: behind the place of another task's, output would be skipped."""
+
 
 @attrs.frozen(kw_only=True)
 class Output:
@@ -39,7 +43,7 @@ class Output:
         kind: "data", "progress" or "state".
         data: What was put out; of a report a mapping with `done`, `of` and `text`; of a state its name.
         step: In which step it was put out, or empty.
-        cursor: Pass it as `after` to go on behind this piece; empty: nothing was put out yet.
+        cursor: Pass it as `after` to go on behind this piece, of this task alone; empty: nothing was put out yet.
         is_again: An earlier attempt has put out of the same step: it ran again, and this may repeat what it said.
         missing: How many pieces before this one were removed, since there were too many.
     """
@@ -64,7 +68,7 @@ class Following:
 
     def __init__(self, handle: StoreHandle, id_: bytes, after: str, poll_sec: float) -> None:
         self._handle, self._id, self._poll_sec = handle, id_, poll_sec
-        self._after = _rest_of(after) if after else None
+        self._after = _rest_of(after, id_) if after else None
         self._reader = handle.env.entropy(16)
         self._until = self._known_from = float("-inf")
         self._tokens: dict[str, int] = {}  # of each step, under which token it was seen last
@@ -81,6 +85,7 @@ class Following:
 
         Raises:
             NoSuchTask: There is none, or it was removed meanwhile.
+            InvalidValue: The task has put out nothing in this store that has the cursor.
         """
         if not self._is_begun:
             await find(self._handle.store, self._id)
@@ -120,12 +125,23 @@ class Following:
 
     async def _catch_up(self, after: Rest) -> None:
         """Find out what the reader had seen up to its cursor: which steps, and under which token."""
+        is_there = False
         async for page in Pages(self._handle.store, CHUNK(self._id)):
             for entry in page:
-                if entry.key[2:] > after:
-                    return
-                self._output(entry)
+                at = entry.key[2:]
+                # Of an attempt that has put out too much the oldest pieces go, never the last.
+                is_there = is_there or (at >= after and at[0] == after[0])
+                if at <= after:
+                    self._output(entry)
+            if page[-1].key[2:] >= after:
+                break
+        if not is_there:
+            what = f"the cursor of a piece of output that task {id_text(self._id)} has put out in this store"
+            raise InvalidValue("after", self._cursor(after), what)
         self._last = (int(after[0]), int(after[1]))
+
+    def _cursor(self, after: Rest) -> str:
+        return f"{after[0]}.{after[1]}.{_mark(self._id)}"
 
     def _output(self, entry: Entry) -> Output:
         token, number = entry.key[2], entry.key[3]
@@ -140,7 +156,7 @@ class Following:
             kind="progress" if chunk.is_progress else "data",
             data=decode_plain(chunk.data, text),
             step=chunk.step,
-            cursor=f"{token}.{number}",
+            cursor=self._cursor((token, number)),
             is_again=is_again,
             missing=max(0, number - expected),
         )
@@ -151,7 +167,7 @@ class Following:
         if new is self._state:
             return None
         self._state = new
-        return Output(kind="state", data=str(new), cursor=_cursor(self._after))
+        return Output(kind="state", data=str(new), cursor=self._cursor(self._after) if self._after else "")
 
     async def _wait(self) -> None:
         """Wait until this reader is woken, at most for a poll interval; the task may not know it yet."""
@@ -193,13 +209,17 @@ class Following:
         self._until = monotonic + READER_SEC
 
 
-def _cursor(after: Rest | None) -> str:
-    return "" if after is None else f"{after[0]}.{after[1]}"
+def _mark(id_: bytes) -> str:
+    """Return what a cursor has of its task's id: of all that tells two ids apart, what was drawn."""
+    return id_.hex()[-MARK_DIGITS:]
 
 
-def _rest_of(cursor: str) -> Rest:
-    token, dot, number = cursor.partition(".") if type(cursor) is str else ("", "", "")
+def _rest_of(cursor: str, id_: bytes) -> Rest:
+    token, number, mark = parts if type(cursor) is str and len(parts := cursor.split(".")) == 3 else ("", "", "")
     rest = [int(text) for text in (token, number) if len(text) < CURSOR_DIGITS and text.isascii() and text.isdigit()]
-    if not dot or len(rest) != 2:
-        raise InvalidValue("after", cursor, "the cursor of a piece of output, such as 17.3")
+    if len(rest) != 2 or not re.fullmatch(rf"[0-9a-f]{{{MARK_DIGITS}}}", mark):
+        raise InvalidValue("after", cursor, f"the cursor of a piece of output, such as 17.3.{_mark(id_)}")
+    if mark != _mark(id_):
+        what = f"a cursor of task {id_text(id_)}, not of the task whose id ends in {mark}"
+        raise InvalidValue("after", cursor, what)
     return rest[0], rest[1]
