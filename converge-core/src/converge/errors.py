@@ -68,7 +68,7 @@ class BadSignature(InputError):
 
 
 class ValueTooLarge(InputError):
-    """A value is over the limit of the store or of a message."""
+    """A value is over the limit of the store."""
 
     def __init__(self, what: str, size_bytes: int, limit_bytes: int) -> None:
         super().__init__(
@@ -580,7 +580,7 @@ class TlsMismatch(ChannelError):
 
 
 class MessageTooLarge(ChannelError):
-    """A message is over the limit of the channel."""
+    """A payload, or an answer, is over the limit of a message; nothing was sent."""
 
 
 class ConnectionLost(ChannelError):

@@ -22,7 +22,6 @@ from converge.errors import (
     InvalidName,
     InvalidValue,
     MessageError,
-    MessageTooLarge,
     Undeliverable,
 )
 from converge.hookspecs import hookimpl
@@ -163,13 +162,6 @@ async def test_a_recipient_that_is_no_agents_id_is_refused_and_one_that_is_unkno
             await node.send(sender.id, "x", sender=nobody or "nobody")  # type: ignore[arg-type]  # as above
     with pytest.raises(Undeliverable, match="not known here"):
         await sender.send("cv1" + "a" * 52, "x")
-
-
-async def test_a_payload_over_the_limit_is_refused_here_too(node: Node) -> None:
-    sender, reader = await readers(node, 2)
-    with pytest.raises(MessageTooLarge, match="1,048,576"):
-        await sender.send(reader.id, "x" * 1_048_576)
-    assert reader.got == []
 
 
 async def test_a_handler_cannot_change_what_another_one_or_the_sender_has(node: Node) -> None:

@@ -18,12 +18,17 @@ from converge.model.identity import Identity, agent_id, verify
 
 HEADER_BYTES = 4_096
 MESSAGE_BYTES = 1_048_576
-"""The longest body, header included."""
-
-ANSWER_BYTES = MESSAGE_BYTES - HEADER_BYTES - 2
-"""The longest answer of a handler, in one process as across two: with any header it is a message that can be sent."""
-
+"""The longest body, header and signature included."""
 SIGNATURE_BYTES = 64
+
+PAYLOAD_BYTES = MESSAGE_BYTES - HEADER_BYTES - SIGNATURE_BYTES - 2
+"""The longest payload of a message, and answer of a handler, as JSON: with any header, signed or not, it can be sent.
+So the limit is the same in one process as across two.
+"""
+
+MAIL_BYTES = 768_000
+"""The longest payload of a message for a mailbox: it is stored, signed and in base64, in the inputs of a task."""
+
 _TAG = b"converge/msg/v1\0"
 
 HANDED, ACCEPTED, HANDLED, STORED = "handed", "accepted", "handled", "stored"
@@ -135,7 +140,7 @@ def pack(header: MessageHeader | ReceiptHeader, payload: bytes = b"") -> bytes:
     head = encode(header)
     length = len(head)
     if length > HEADER_BYTES or length + len(payload) + 2 > MESSAGE_BYTES:
-        raise MessageTooLarge(f"a message of {length + len(payload):,} bytes; the limit is {MESSAGE_BYTES:,}")
+        raise MessageTooLarge(f"a message of {length + len(payload) + 2:,} bytes; the limit is {MESSAGE_BYTES:,}")
     return length.to_bytes(2, "big") + head + payload
 
 

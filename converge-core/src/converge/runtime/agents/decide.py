@@ -23,7 +23,7 @@ from converge.errors import (
 )
 from converge.foreign import Raised, as_exception, describe, guarded, is_a, is_cancellation, name_of, tell
 from converge.machines.attempt import word_of
-from converge.model.envelope import ANSWER_BYTES
+from converge.model.envelope import PAYLOAD_BYTES
 from converge.model.message import Message
 from converge.model.task import Task
 from converge.runtime.agents.agent_log import agent_log
@@ -173,8 +173,8 @@ class DecideLoop:
                 "AnswerMessage.message_id", message_id, "the id of a message that this call of decide was given"
             )
         encoded = encode_plain(payload, "answer")
-        if len(encoded) > ANSWER_BYTES:
-            raise MessageTooLarge(f"an answer of {len(encoded):,} bytes; the limit is {ANSWER_BYTES:,}")
+        if len(encoded) > PAYLOAD_BYTES:
+            raise MessageTooLarge(f"an answer of {len(encoded):,} bytes; the limit is {PAYLOAD_BYTES:,}")
         self._answers[message_id] = encoded
 
     def _wake(self) -> None:

@@ -11,7 +11,7 @@ import anyio
 from converge.codec import encode_plain
 from converge.errors import ConvergeError, MessageTooLarge
 from converge.foreign import Raised, is_cancellation, tell
-from converge.model.envelope import ANSWER_BYTES
+from converge.model.envelope import PAYLOAD_BYTES
 from converge.model.message import Message
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.boundary import Boundary, Worker, handler_of
@@ -108,6 +108,6 @@ class Inbox:
 
 def _encoded(answer: Any) -> bytes:
     encoded = encode_plain(answer, "answer")
-    if len(encoded) > ANSWER_BYTES:
-        raise MessageTooLarge(f"an answer of {len(encoded):,} bytes; the limit is {ANSWER_BYTES:,}")
+    if len(encoded) > PAYLOAD_BYTES:
+        raise MessageTooLarge(f"an answer of {len(encoded):,} bytes; the limit is {PAYLOAD_BYTES:,}")
     return encoded

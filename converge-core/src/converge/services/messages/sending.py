@@ -27,7 +27,8 @@ from converge.model.envelope import (
     DROPPED,
     HANDED,
     HANDLED,
-    MESSAGE_BYTES,
+    MAIL_BYTES,
+    PAYLOAD_BYTES,
     PING,
     PINGS,
     STORED,
@@ -234,8 +235,8 @@ class Post:
             if message.task_id != draft.task:
                 header = msgspec.structs.replace(header, task=checked_task_id(message.task_id))
         body = encode_plain(payload, "payload")
-        if len(body) > MESSAGE_BYTES:
-            raise MessageTooLarge(f"a payload of {len(body):,} bytes; the limit of a message is {MESSAGE_BYTES:,}")
+        if len(body) > PAYLOAD_BYTES:
+            raise MessageTooLarge(f"a payload of {len(body):,} bytes; the limit is {PAYLOAD_BYTES:,}")
         return header, body
 
     async def _store(self, draft: Draft, to: str, timeout: float) -> Outcome:
@@ -243,6 +244,8 @@ class Post:
         if isinstance(to, Capability) or not is_agent_id(to):
             raise InvalidName("recipient", to, "an agent's id: only an agent has a mailbox")
         header, body = self.write(draft, to)
+        if len(body) > MAIL_BYTES:
+            raise MessageTooLarge(f"a payload of {len(body):,} bytes; the limit of a mailbox is {MAIL_BYTES:,}")
         with by_deadline(timeout, f"the mailbox of agent {to}"):
             signed = self.signer(draft.sender).body(header, body)
             task_id = await self.mailboxes.store(to, header, signed)
