@@ -275,5 +275,26 @@ async def test_a_node_that_could_not_be_reached_is_dialled_again_only_after_a_re
             with pytest.raises(ConnectFailed):
                 await low.links.to(high.key, ["local:nobody"])
         assert len(slow[0].dialled) == 1
+        assert isinstance(low.links.failure(high.key), ConnectFailed)
         clock.now += dials.REST_GREATEST_SEC
         assert (await low.links.to(high.key, [high.address])).peer == high.key
+        assert low.links.failure(high.key) is None
+
+
+async def test_nodes_that_could_not_be_reached_hold_up_no_dial_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dials, "DIALS", 1)
+    monkeypatch.setattr(dials, "DIALS_AGAIN", 2)
+    clock = Clock()
+    async with sides(2, attrs.evolve(SYSTEM, monotonic=clock), transport=Slow) as (low, high):
+        nobodies = [one.public_key for one in identities(5)]
+        for key in nobodies:
+            with pytest.raises(ConnectFailed):
+                await low.links.to(key, ["local:nobody"])
+        clock.now += dials.REST_GREATEST_SEC
+        async with anyio.create_task_group() as group:
+            for key in nobodies:
+                group.start_soon(low.links.to, key, ["local:black-hole"])
+            await anyio.wait_all_tasks_blocked()
+            with anyio.fail_after(30):
+                assert (await low.links.to(high.key, [high.address])).peer == high.key
+            group.cancel_scope.cancel()

@@ -185,6 +185,9 @@ class Side:
         """Return the one link."""
         return [] if self.link is None else [self.link]
 
+    def failure(self, node_key: bytes) -> None:
+        """Return None: no dial is remembered."""
+
     async def to(self, node_key: bytes, endpoints: Sequence[str]) -> Link:
         """Return the link to the other side, made anew if the last one broke."""
         assert node_key == self.other.identity.public_key

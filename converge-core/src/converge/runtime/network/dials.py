@@ -13,8 +13,10 @@ from converge.net.sockets import Race
 from converge.runtime.agents.background import Background
 from converge.runtime.network.channel import SecureChannel
 
-DIALS = 64
-"""Dials under way at a time; others wait for their turn."""
+DIALS, DIALS_AGAIN = 256, 64
+"""Dials under way at a time, those to nodes whose last dial failed apart; others wait for their turn. So nodes behind a
+cut, each of which keeps a dial waiting for seconds, hold up no first dial to another node.
+"""
 
 ENDPOINTS = 4
 """Endpoints of a node that are tried at most."""
@@ -65,7 +67,7 @@ class Dials:
         self._monotonic = env.monotonic
         self._under_way: dict[Whom, Dial] = {}
         self._resting: dict[Whom, tuple[float, float, ChannelError]] = {}  # until, how long, why
-        self._turns: anyio.CapacityLimiter | None = None  # of the running event loop
+        self._turns: tuple[anyio.CapacityLimiter, anyio.CapacityLimiter] | None = None  # of the running event loop
 
     async def wait(self, whom: Whom, endpoints: Sequence[str]) -> None:
         """Wait until a link to the node is there, dialling it if nobody does.
@@ -108,6 +110,10 @@ class Dials:
         if one is not None:
             one.done.set()
 
+    def failure(self, whom: Whom) -> ChannelError | None:
+        """Return why the node was not reached by the last dial that has ended; None: it was, or none has."""
+        return self._resting.get(whom, (0.0, 0.0, None))[2]
+
     def cancel(self, whom: Whom) -> None:
         """End a dial: a connection that the other side has made is kept in its place."""
         one = self._under_way.get(whom)
@@ -115,10 +121,10 @@ class Dials:
             one.scope.cancel()
 
     async def _run(self, one: Dial) -> None:
-        self._turns = self._turns or anyio.CapacityLimiter(DIALS)
+        self._turns = self._turns or (anyio.CapacityLimiter(DIALS), anyio.CapacityLimiter(DIALS_AGAIN))
         try:
             with one.scope:
-                async with self._turns:
+                async with self._turns[one.whom in self._resting]:
                     one.began = self._monotonic()
                     with anyio.fail_after(DIAL_SEC):
                         self._keep(one, *await one.race.run())

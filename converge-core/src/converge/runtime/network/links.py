@@ -114,6 +114,10 @@ class Links:
             link = self.open(node_key)
         return link
 
+    def failure(self, node_key: bytes) -> ChannelError | None:
+        """Return why the node was not reached by the last dial that has ended; None: it was, or none has."""
+        return self._dials.failure(node_key)
+
     async def at(self, endpoint: str) -> Link:
         """Return the link to whichever node of the network is at the endpoint, dialling it if there is none.
 

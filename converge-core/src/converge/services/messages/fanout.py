@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import anyio
 
@@ -15,15 +14,22 @@ from converge.model.identity import agent_id
 from converge.model.message import Fanout
 from converge.services.messages.options import SendOptions
 from converge.services.messages.sending import Post, by_deadline
-from converge.services.messages.under_way import UnderWay
+from converge.services.messages.under_way import Link, UnderWay
 
 LEAST_SEC = 0.01
 
 PATIENCE_SEC = 1.0
 """How long a node is tried again that cannot be reached: then its outcome says so, and keeps nobody waiting."""
 
-AT_A_TIME = 64
-"""Nodes that are written to at a time; the others wait, within the deadline."""
+REACH_SEC, REACH_AGAIN_SEC = 5.0, 2.0
+"""How long a connection to a node is waited for; the second where the last try to connect failed. Either is enough for
+a lost packet or two of a dial, and neither ends it: what comes of it serves the next message.
+"""
+
+AT_A_TIME_BYTES = 67_108_864
+"""Copies that are under way to nodes at a time; the others wait, within the deadline. A node that is not connected yet
+takes no place.
+"""
 
 
 class Fanouts:
@@ -50,7 +56,7 @@ class Fanouts:
         taken, refused = await post.inboxes.fan_out(header, body)
         if taken or refused:
             outcomes.append(Fanout(node=agent_id(bytes.fromhex(self._node_key)), accepted=taken, refused=refused))
-        limiter = anyio.CapacityLimiter(AT_A_TIME)
+        places = anyio.CapacityLimiter(max(1, AT_A_TIME_BYTES // len(body)))
         began = anyio.current_time()
         found = await self._known(query, timeout)
         async with anyio.create_task_group() as group:
@@ -61,7 +67,7 @@ class Fanouts:
                     header,
                     body,
                     max(LEAST_SEC, timeout + began - anyio.current_time()),
-                    limiter,
+                    places,
                     outcomes,
                 )
         return sorted(outcomes, key=lambda one: one.node)
@@ -86,17 +92,23 @@ class Fanouts:
         header: MessageHeader,
         body: bytes,
         timeout: float,
-        limiter: anyio.CapacityLimiter,
+        places: anyio.CapacityLimiter,
         outcomes: list[Fanout],
     ) -> None:
         key, whom = node.node_key_bytes, f"node {node.node_key[:16]}"
-        one = UnderWay(header, body, node.node_key)
+        one, has_place = UnderWay(header, body, node.node_key), False
+
+        async def reach() -> Link:
+            nonlocal has_place
+            link = await self._post.routes.link_soon(key, whom, REACH_SEC, REACH_AGAIN_SEC)
+            if not has_place:
+                await places.acquire_on_behalf_of(one)
+                has_place = True
+            return link
+
         try:
             with by_deadline(timeout, whom, one):
-                async with limiter:
-                    await self._post.under_way.deliver(
-                        one, partial(self._post.routes.link_to, key, whom), patience_sec=PATIENCE_SEC
-                    )
+                await self._post.under_way.deliver(one, reach, patience_sec=PATIENCE_SEC)
         except ConvergeError as error:
             self._post.outcomes[type(error).__name__] += 1
             outcomes.append(Fanout(node=agent_id(key), error=f"{type(error).__name__}: {error}"))
@@ -104,3 +116,6 @@ class Fanouts:
             self._post.outcomes[ACCEPTED] += 1
             assert one.receipt is not None, "what was delivered has a receipt"
             outcomes.append(Fanout(node=agent_id(key), accepted=one.receipt.taken, refused=one.receipt.refused))
+        finally:
+            if has_place:
+                places.release_on_behalf_of(one)

@@ -10,7 +10,7 @@ import anyio
 import attrs
 
 from converge.env import Env
-from converge.errors import ConvergeError, StoreError, Undeliverable
+from converge.errors import ChannelError, ConnectFailed, ConvergeError, StoreError, Undeliverable
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
 from converge.model.identity import agent_id as id_of
 from converge.services.discovery.registry import IdentityRegistry
@@ -41,6 +41,8 @@ class Links(Protocol):
     def all(self) -> Iterable[Link]: ...
 
     async def to(self, node_key: bytes, endpoints: Sequence[str]) -> Link: ...
+
+    def failure(self, node_key: bytes) -> ChannelError | None: ...
 
 
 StartErrand = Callable[..., object]
@@ -116,6 +118,24 @@ class Routes:
         """Return the link to an agent's node, if there is one and the agent is known."""
         descriptor = self.discovery.directory.get(agent_id)
         return None if descriptor is None or self.links is None else self.links.open(descriptor.node_key_bytes)
+
+    async def link_soon(self, node_key: bytes, whom: str, first_sec: float, again_sec: float) -> Link:
+        """Return the link to a node as `link_to`, within so many seconds, `again_sec` where the last dial to it failed.
+        A dial that takes longer goes on, for whoever asks next.
+
+        Raises:
+            ConnectFailed: It took longer.
+        """
+        link = self.open(node_key)
+        if link is not None:
+            return link
+        failure = None if self.links is None else self.links.failure(node_key)
+        wait_sec = first_sec if failure is None else again_sec
+        with anyio.move_on_after(wait_sec):
+            return await self.link_to(node_key, whom)
+        where = ", ".join(self.endpoints(node_key))
+        before = "" if failure is None else f"; the try before: {failure}"
+        raise ConnectFailed(f"connecting to {whom} at {where} takes more than {wait_sec:g} s, and goes on{before}")
 
     async def link_of(self, agent_id: str) -> Link:
         """Return the link to the agent's node.

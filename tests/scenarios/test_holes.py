@@ -1,0 +1,136 @@
+"""Hosts that answer nothing, as behind a firewall that drops packets, cost a publication neither its other recipients
+nor more than a bounded wait; the outcome says which they were.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import anyio
+import pytest
+
+from converge import Agent, AgentDescriptor, Identity, Message, Node
+from converge.contracts.discovery import Sighting
+from converge.env import SYSTEM
+from converge.model.descriptor import sign_descriptor
+from converge.model.message import Fanout
+from converge.runtime.network import dials
+from converge.services.messages import fanout
+from converge.testing.fixtures import wait_until
+
+SILENT = 70
+"""Nodes that say nothing."""
+
+
+@pytest.fixture(scope="module", params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """A file and TCP serve both."""
+    return str(request.param)
+
+
+class Reader(Agent):
+    """Keeps what it gets."""
+
+    topics = ("news",)
+
+    async def on_start(self) -> None:
+        """See the class."""
+        self.got: list[object] = []
+
+    async def on_message(self, message: Message) -> None:
+        """See the class."""
+        self.got.append(message.payload)
+
+
+@pytest.fixture
+def hole() -> Iterator[str]:
+    """An endpoint that drops every SYN: nobody accepts there, and its backlog is full."""
+    with socket.socket() as listener, ExitStack() as connections:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            one = connections.enter_context(socket.socket())
+            one.setblocking(False)
+            with suppress(BlockingIOError):
+                one.connect(listener.getsockname())
+        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[list[Node]]:
+    """Three nodes on one store."""
+
+    def node() -> Node:
+        url = f"file:{tmp_path / 'state.db'}"
+        return Node(
+            store=url,
+            transport="tcp://127.0.0.1:0",
+            plugins=["tcp"],
+            options={"tcp": {"connect_sec": 60.0}},  # no dial ends during a test
+            poll_sec=0.1,
+            grace_sec=0.0,
+        )
+
+    async with node() as sender, node() as linked, node() as fresh:
+        yield [sender, linked, fresh]
+
+
+async def list_silent(node: Node, count: int, endpoint: str) -> None:
+    """List nodes with an agent of the topic that nobody reaches, under the lease of this one."""
+    lease = (await node.handle.lease()).id.hex()
+
+    def sighting() -> Sighting:
+        own = Identity.generate(SYSTEM.entropy)
+        key = own.public_key.hex()
+        one = AgentDescriptor(
+            id=own.id,
+            public_key=key,
+            node_key=key,
+            endpoints=(endpoint,),
+            lease=lease,
+            sequence=1,
+            topics=("news",),
+        )
+        return Sighting(own.id, one.endpoints, sign_descriptor(own, one, "converge"))
+
+    await node.network.sightings.publish([sighting() for _ in range(count)])
+    await node.discovery.refresh()
+
+
+async def test_hosts_that_say_nothing_hold_up_no_other_recipient(
+    nodes: list[Node], hole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "AT_A_TIME_BYTES", 1)  # one copy at a time: a dial takes no place
+    monkeypatch.setattr(dials, "DIAL_SEC", 60.0)
+    sender, linked, fresh = nodes
+    (one,), (two,) = await linked.spawn(Reader), await fresh.spawn(Reader)
+    await sender.send(one.id, "hello", ack="handled")
+    await list_silent(sender, SILENT, hole)
+    async with anyio.create_task_group() as group:
+        group.start_soon(sender.publish, "news", "to all")
+        await wait_until(lambda: one.got == ["hello", "to all"] and two.got == ["to all"], what="both have it")
+        links = sender.network.links
+        assert links is not None
+        assert len(links._dials._under_way) == SILENT, "they waited for those that say nothing"
+        group.cancel_scope.cancel()
+
+
+async def test_the_caller_waits_for_a_silent_host_so_long_and_is_told_where_it_is(
+    nodes: list[Node], hole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender, linked, _ = nodes
+    (one,) = await linked.spawn(Reader)
+    await sender.send(one.id, "hello", ack="handled")
+    await list_silent(sender, 1, hole)
+    monkeypatch.setattr(fanout, "REACH_SEC", 0.1)
+
+    def told(outcomes: list[Fanout]) -> list[tuple[int, str]]:
+        return sorted((one.accepted, one.error.partition(" to node ")[0]) for one in outcomes)
+
+    found = await sender.publish("news", "to all", timeout=60)
+    assert told(found) == [(0, "ConnectFailed: connecting"), (1, "")]
+    (error,) = [one.error for one in found if one.error]
+    assert error.endswith(f"at {hole} takes more than 0.1 s, and goes on")
