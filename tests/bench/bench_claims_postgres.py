@@ -32,7 +32,7 @@ from workload import CALL, CLAIM, ENDED, POOL_ID, SPEC, UNTIL, Results, Site, la
 from converge.contracts.store import Store
 from converge.testing.servers import postgres_server
 from converge_store_sql import SqlOptions, SqlStore
-from converge_store_sql.postgresql.dialect import SESSION
+from converge_store_sql.postgresql.engine import SESSION
 from converge_store_sql.postgresql.store import PostgresqlStore
 
 IN_FLIGHT = 2

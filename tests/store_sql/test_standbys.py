@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.contracts.store import Batch, Committed, Durability
-from converge.errors import StoreRefused, StoreUnavailable
+from converge.errors import StoreRefused, StoreRolledBack, StoreUnavailable
 from converge.model.keys import POOL
 from converge.testing.fixtures import wait_until
 from converge.testing.servers import ServerUrl, free_port, postgres_server
@@ -103,3 +103,52 @@ async def _answers(store: SqlStore) -> bool:
 
 async def _is(connection: asyncpg.Connection, text: str, wanted: object) -> bool:
     return bool(await connection.fetchval(text) == wanted)
+
+
+async def test_a_standby_that_takes_over_without_the_last_write_is_another_history(namespace: str) -> None:
+    """Not only after many lost writes: a sequence goes on up to 32 above the last that the standby heard of."""
+    port, folder = free_port(), _open_folder()
+    networks = {"lossy": f"{namespace}l", "whole": f"{namespace}w"}
+    try:
+        async with AsyncExitStack() as stack:
+            with postgres_server(directory=folder / "a", port=port, fsync=False) as url:
+                tasks = {}
+                for name, network in networks.items():
+                    store = await stack.enter_async_context(open_store(url, network=network))
+                    await PoolManager(store).create_pool(Pool(id="docs"))
+                    tasks[name] = TaskManager(store)
+                with postgres_server(directory=folder / "b", follows=url, fsync=False) as standby:
+                    kept = await tasks["whole"].submit(Task(pool_id="docs"))
+                    copy = await asyncpg.connect(standby)
+                    await wait_until(lambda: _is(copy, f"select count(*) from {networks['whole']}_task", 1), timeout=30)
+                    await copy.close()
+                await tasks["lossy"].submit(Task(pool_id="docs"))
+            with postgres_server(directory=folder / "b", port=port, fsync=False, options=["primary_conninfo="]) as url:
+                server = await asyncpg.connect(url)
+                assert await server.fetchval("select pg_promote(true, 60)")
+                await server.close()
+                for network in networks.values():
+                    async with open_store(url, network=network) as other:
+                        await TaskManager(other).submit(Task(pool_id="docs"))
+                with pytest.raises(StoreRolledBack, match="another server took over"):
+                    await _until_it_is_there(tasks["lossy"])
+                await _until_it_is_there(tasks["whole"])
+                assert (await tasks["whole"].get(kept)).pool_id == "docs"
+                await stack.aclose()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open_folder() -> Path:
+    """Make a folder that the servers' user can enter, too."""
+    folder = Path(tempfile.mkdtemp(prefix="converge-failover-"))
+    folder.chmod(0o755)
+    return folder
+
+
+async def _until_it_is_there(tasks: TaskManager) -> None:
+    """Submit; the connections of before end with the server that is gone."""
+    while True:
+        with suppress(StoreUnavailable):
+            await tasks.submit(Task(pool_id="docs"))
+            return

@@ -14,8 +14,7 @@ import anyio
 from converge.errors import ConvergeError, ForeignLoop, StoreError
 from converge_store_sql.options import SqlOptions
 from converge_store_sql.postgresql._errors import call_failed, connecting_failed, sqlstate
-from converge_store_sql.postgresql.dialect import check_url, redacted
-from converge_store_sql.postgresql.engine import Connector, begin
+from converge_store_sql.postgresql.engine import Connector, begin, check_url, redacted
 
 T = TypeVar("T")
 

@@ -19,6 +19,8 @@ class Statements:
 
     def __init__(self, network: str) -> None:
         self._network = network
+        self.told = ""
+        """What every turn answers last, besides its own: a comma, then columns."""
         self._turns: dict[Shape, str] = {}
         self._gets: dict[tuple[Family, ...], str] = {}
         self._scans: dict[tuple[Family, int, bool], str] = {}
@@ -30,7 +32,7 @@ class Statements:
         """
         text = self._turns.get(shape)
         if text is None:
-            text = self._turns[shape] = TurnText(self._network, shape).text()
+            text = self._turns[shape] = TurnText(self._network, shape, self.told).text()
         return text
 
     def get(self, families: tuple[Family, ...]) -> str:

@@ -21,7 +21,7 @@ from converge.contracts.store import (
     Turned,
 )
 from converge.contracts.transactions import Within
-from converge.errors import NoSuchStore, StoreRefused, Unsupported
+from converge.errors import NoSuchStore, OutcomeUnknown, StoreRefused, StoreRolledBack, StoreUnavailable, Unsupported
 from converge.model.keys import Family, Key, Prefix
 from converge_store_sql._errors import no_network
 from converge_store_sql.options import SqlOptions
@@ -30,6 +30,7 @@ from converge_store_sql.postgresql.calls import count_calls, get_call, got, turn
 from converge_store_sql.postgresql.connect import Connections
 from converge_store_sql.postgresql.fragments import NOW
 from converge_store_sql.postgresql.inspection import ENCODINGS, LEAST_VERSION, SETTINGS, Settings, inspection
+from converge_store_sql.postgresql.lineage import LOG, LOST, Lineage, Told, columns
 from converge_store_sql.postgresql.migrations import migrate, pending
 from converge_store_sql.postgresql.plan import Plan, Shape, take_shape
 from converge_store_sql.postgresql.riding.within import within
@@ -48,6 +49,7 @@ class PostgresqlStore(SqlStore):
         self._connections = Connections(url, options, on_dead=lambda: self._waiters.doubt())
         self._statements = Statements(options.network)
         self._waiters = Waiters(self._connections, self._statements, options.network)
+        self._lineage = Lineage()
         self._time = 0
 
     @classmethod
@@ -161,6 +163,8 @@ class PostgresqlStore(SqlStore):
             if found.is_standby:
                 raise StoreRefused(f"{self._connections.where} is a standby and takes no writes; name the primary")
             await migrate(driver, self._options.network, self._absent())
+            has_log = await _answers(driver, f"select {LOG}")
+        self._statements.told = f", {columns(self._options.network, has_log=has_log)}"
         self.durability = found.durability
 
     def _absent(self) -> NoSuchStore | None:
@@ -190,10 +194,32 @@ class PostgresqlStore(SqlStore):
             (row,) = await self._connections.run(text, arguments, writes=True)
             return row
 
+        log = self._lineage.log
         row = await retried(attempt, lambda error: sqlstate(error) in RETRIED)
         bad, late, there, missed, revision, now = row[:6]
-        outcomes = plan.outcomes(bad, late, there, missed, revision)
-        return Turned(outcomes, None if take is None else _taken(plan, take, bad, revision, now, row[6:]))
+        outcomes, told = plan.outcomes(bad, late, there, missed, revision), Told(*row[-3:])
+        if self._lineage.is_doubtful(told, log) and not self._lineage.is_confirmed(batches, outcomes):
+            await self._look_back(told)
+        self._lineage.met(told)
+        self._lineage.wrote(batches, outcomes, told)
+        return Turned(outcomes, None if take is None else _taken(plan, take, bad, revision, now, row[6:-3]))
+
+    async def _look_back(self, told: Told) -> None:
+        """Look for what was written last: where it is as it was, so is all from before.
+
+        Raises:
+            StoreRolledBack: It is not.
+            OutcomeUnknown: That could not be found out; the next write looks again.
+        """
+        seen = self._lineage.revision
+        try:
+            found = await self.get(self._lineage.keys)
+        except StoreUnavailable as error:
+            raise OutcomeUnknown(f"whether the network was put back from a backup is not known yet: {error}") from error
+        if found and all(entry is None or entry.revision != seen for entry in found):
+            self._lineage.forget()
+            self._lineage.met(told)
+            raise StoreRolledBack(LOST.format(network=self._options.network, where=self._connections.where, seen=seen))
 
     def _wake(self, channels: Collection[Channel]) -> None:
         self._waiters.wake(channels)
@@ -206,6 +232,18 @@ class PostgresqlStore(SqlStore):
             f"select nextval('{self._options.network}_revision')", (), writes=True
         )
         return [Committed(revision)] * how_many
+
+
+async def _answers(driver: Any, text: str) -> bool:
+    """Return whether the server runs the statement, inside a transaction that goes on."""
+    try:
+        async with driver.transaction():
+            await driver.fetchrow(text)
+    except Exception as error:
+        if sqlstate(error) is None:
+            raise
+        return False
+    return True
 
 
 def _taken(

@@ -26,8 +26,8 @@ _EXTRA = {
 class TurnText:
     """Writes the text of one turn; the arguments are numbered in the order in which they are asked for."""
 
-    def __init__(self, network: str, shape: Shape) -> None:
-        self._network, self._shape = network, shape
+    def __init__(self, network: str, shape: Shape, told: str) -> None:
+        self._network, self._shape, self._told = network, shape, told
         self._count = 0
         self._parts: list[str] = []
         self._deciding: list[tuple[str, str, str]] = []
@@ -75,7 +75,7 @@ class TurnText:
         if self._shape.take is not None:
             self._move(self._shape.take)
             columns, sources = columns + ", tk.*, hd.*", "f, tk, hd"
-        return f"with {', '.join(self._parts)} select {columns} from {sources}"
+        return f"with {', '.join(self._parts)} select {columns}{self._told} from {sources}"
 
     def _with(self, name: str, body: str, *, materialized: bool = True) -> None:
         self._parts.append(f"{name} as {'materialized ' if materialized else ''}({body})")
