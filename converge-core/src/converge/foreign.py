@@ -293,7 +293,7 @@ class _GuardedLogger(logging.Logger):
 
 LOGS = (
     "census channel claims directory feed fetch health keys lanes lease link listing mailbox network node plugins "
-    "pools post reaper registry results retention run sightings slots static store supervision sweep torn"
+    "pools post reaper registry results retention run sightings slots static store supervision sweep tls torn"
 )
 """What follows `converge.` in the names of the kernel's logs: also of modules that are imported while a node runs."""
 

@@ -150,7 +150,7 @@ class SocketChannel(Channel):
 
     def _raise_if_over(self) -> None:
         if self._error is not None:
-            raise type(self._error)(*self._error.args)
+            raise type(self._error)(*self._error.args) from self._error.__cause__
 
     def _end(self, error: ChannelError) -> None:
         """Remember why, once, and let go of the socket; whoever waits on it wakes up."""

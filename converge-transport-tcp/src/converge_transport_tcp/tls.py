@@ -9,6 +9,7 @@ import anyio
 
 from converge.contracts.transport import Channel
 from converge.errors import BadRecord, ConnectionClosed
+from converge.net.failures import reason_of
 from converge.net.tls import hash_of
 from converge_transport_tcp._errors import lost
 from converge_transport_tcp.sockets import READ_BYTES, SocketChannel
@@ -79,7 +80,11 @@ class TlsChannel(SocketChannel):
                     self._raise_if_over()
                 return
             except ssl.SSLError as error:
-                self._end(BadRecord(f"TLS failed: {error.reason or error}"))
+                if not self._is_shaken:
+                    await self._flush()  # what the peer is told of it
+                failure = BadRecord(reason_of(error))
+                failure.__cause__ = error
+                self._end(failure)
                 self._raise_if_over()
             else:
                 await self._flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator
 
 import anyio
@@ -82,7 +83,7 @@ class TcpTransport(Transport):
         except TimeoutError:
             raise connect_failed(address, f"no answer within {options.connect_sec:g} s") from None
         except (OSError, ValueError) as error:
-            raise connect_failed(address, reason_of(error)) from error
+            raise connect_failed(address, error) from error
 
     async def _with_tls(self, channel: Channel, host: str) -> Channel:
         try:
@@ -94,7 +95,8 @@ class TcpTransport(Transport):
             await secure.shake()
         except (ConfigError, ChannelError) as error:
             await channel.close()
-            raise OSError(str(error)) from error
+            why = error.__cause__
+            raise why if isinstance(why, ssl.SSLCertVerificationError) else OSError(str(error)) from error
         except BaseException:
             await channel.close()
             raise
@@ -132,7 +134,7 @@ class TcpListener(Listener):
             try:
                 sock, _ = self._sock.accept()
                 return self._secured(channel_of(sock, self._options, self._channels))
-            except (ConnectionLost, ConfigError):
+            except ConnectionLost:
                 continue  # gone before it was accepted; it is nobody's channel
             except BlockingIOError:
                 await self._wait()

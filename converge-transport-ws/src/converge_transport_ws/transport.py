@@ -129,7 +129,7 @@ class WsTransport(Transport):
         except TimeoutError as error:
             raise connect_failed(address, f"no answer within {options.connect_sec:g} s") from error
         except (*CONNECTING, ConfigError) as error:
-            raise connect_failed(address, reason_of(error)) from error
+            raise connect_failed(address, error) from error
         finally:
             if sock is not None and sys.exc_info()[0] is not None:
                 sock.close()

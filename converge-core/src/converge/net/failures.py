@@ -8,9 +8,13 @@ import ssl
 from converge.errors import ConnectFailed, ListenFailed
 
 
-def connect_failed(address: str, reason: str) -> ConnectFailed:
+def connect_failed(address: str, why: BaseException | str) -> ConnectFailed:
     """Return the error of an address that cannot be connected to."""
-    return ConnectFailed(f"cannot connect to {address}: {reason}; check the address, and that a node listens there")
+    advice = "check the address, and that a node listens there"
+    if isinstance(why, ssl.SSLCertVerificationError):
+        advice = "compare that certificate with the address, and with the authorities in `ca` here"
+    reason = why if isinstance(why, str) else reason_of(why)
+    return ConnectFailed(f"cannot connect to {address}: {reason}; {advice}")
 
 
 def listen_failed(address: str, reason: str) -> ListenFailed:
@@ -23,9 +27,10 @@ def listen_failed(address: str, reason: str) -> ListenFailed:
 def reason_of(error: BaseException) -> str:
     """Return what the system says, without Python's wrapping."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate cannot be verified: {error.verify_message}"
+        return f"its certificate cannot be verified: {error.verify_message.rstrip('.')}"
     if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {error.reason or error}"
+        reason = error.reason or str(error)
+        return f"TLS failed{': the other side says' if '_ALERT_' in reason else ':'} {reason}"
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__

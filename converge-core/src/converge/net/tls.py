@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import ssl
+from datetime import UTC, datetime
 
 from converge.contracts.transport import NO_TLS
 from converge.errors import ConfigError
+
+log = logging.getLogger("converge.tls")
 
 
 class TlsFiles:
@@ -55,13 +59,18 @@ class TlsFiles:
         return self._context(is_server=False)[0]
 
     def _context(self, *, is_server: bool) -> tuple[ssl.SSLContext, bytes]:
+        made, state = self._made.get(is_server), None
         try:
             state = [_state(path) for path in (self._certificate, self._key, self._ca) if path]
-            made = self._made.get(is_server)
             if made is None or made[0] != state:
                 made = self._made[is_server] = state, self._make(is_server=is_server), self._hash()
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            raise ConfigError(f"the files of TLS cannot be used: {error}") from error
+            if made is None:
+                raise ConfigError(f"the files of TLS cannot be used: {error}") from error
+            # Files are replaced one after the other: until they fit each other, what was read before is good.
+            if made[0] != state:
+                log.warning("the files of TLS have changed and cannot be used; those read before are: %s", error)
+            made = self._made[is_server] = state, made[1], made[2]
         return made[1], made[2]
 
     def _make(self, *, is_server: bool) -> ssl.SSLContext:
@@ -86,7 +95,17 @@ class TlsFiles:
         with open(self._certificate) as file:
             text = file.read()
         begin, end = text.index("-----BEGIN CERTIFICATE-----"), text.index("-----END CERTIFICATE-----")
-        return hash_of(ssl.PEM_cert_to_DER_cert(text[begin:end] + "-----END CERTIFICATE-----\n"))
+        shown = ssl.PEM_cert_to_DER_cert(text[begin:end] + "-----END CERTIFICATE-----\n")
+        self._tell_dates(shown)
+        return hash_of(shown)
+
+    def _tell_dates(self, certificate: bytes) -> None:
+        from cryptography.x509 import load_der_x509_certificate  # costs 20 ms, and only where there is a certificate
+
+        found = load_der_x509_certificate(certificate)
+        first, last = found.not_valid_before_utc, found.not_valid_after_utc
+        if not first <= datetime.now(UTC) <= last:
+            log.warning("%s is valid from %s to %s: other nodes refuse it", self._certificate, first, last)
 
 
 def hash_of(certificate: bytes | None) -> bytes:

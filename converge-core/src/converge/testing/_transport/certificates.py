@@ -21,13 +21,15 @@ class Authority:
         self._addresses = addresses
         self.folder, self.name, self.key = folder, name, ec.generate_private_key(ec.SECP256R1())
         self.ca = str(folder / f"{name}-ca.pem")
-        self.certificate = self._sign(name, self.key.public_key(), is_authority=True)
+        self.certificate = self._sign(name, self.key.public_key())
         Path(self.ca).write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str) -> dict[str, Any]:
-        """Write a certificate and its key; return the files, and the authority's own, as options of a transport."""
+    def issue(self, name: str, days: float = 1.0) -> dict[str, Any]:
+        """Write a certificate that is valid for so many days more, and its key; return the files, and the authority's
+        own, as options of a transport.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate, file = self._sign(name, key.public_key(), is_authority=False), self.folder / f"{name}.pem"
+        certificate, file = self._sign(name, key.public_key(), days), self.folder / f"{name}.pem"
         file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         (self.folder / f"{name}-key.pem").write_bytes(
             key.private_bytes(
@@ -36,7 +38,9 @@ class Authority:
         )
         return {"certificate": str(file), "key": str(self.folder / f"{name}-key.pem"), "ca": self.ca}
 
-    def _sign(self, name: str, key: ec.EllipticCurvePublicKey, *, is_authority: bool) -> x509.Certificate:
+    def _sign(self, name: str, key: ec.EllipticCurvePublicKey, days: float | None = None) -> x509.Certificate:
+        """Sign a certificate; without days it is the authority's own."""
+        is_authority = days is None
         now, subject = datetime.datetime.now(datetime.UTC), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         hosts = [x509.DNSName("localhost"), *(x509.IPAddress(ipaddress.ip_address(one)) for one in self._addresses)]
         return (
@@ -45,8 +49,8 @@ class Authority:
             .issuer_name(subject if is_authority else self.certificate.subject)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(now - datetime.timedelta(days=2))
+            .not_valid_after(now + datetime.timedelta(days=days or 1))
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
