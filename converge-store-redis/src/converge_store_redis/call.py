@@ -7,6 +7,7 @@ is looked at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Conflict, Key, Rest, Take, Taken
@@ -76,7 +77,7 @@ class Call:
         self._names, self._batches = names, batches
         self._places: dict[Family, int] = {}
         self.keys: list[bytes] = [names.values, names.counter]
-        checks: dict[Check, None] = {}
+        checks: dict[int, Check] = {}  # by identity: what all batches check is one object, and a hash costs more
         checked: list[bytes] = []
         deletes: dict[Family, list[bytes]] = {}
         puts: dict[Family, tuple[list[bytes], list[bytes]]] = {}
@@ -84,11 +85,11 @@ class Call:
         windows: list[bytes] = []
         size = deleted = 0
         last_key: Key = ()
-        runs: list[int] = []  # of deletes whose fields are checked: the place of their set, the first check, the last
+        runs: list[Any] = []  # of deletes whose fields are checked: their family, the first check, the last
         for index, (some, pairs, gone, window) in enumerate(batches):
             for check in some:
-                if check not in checks:
-                    checks[check] = None
+                if (name := id(check)) not in checks:
+                    checks[name] = check
                     last_key = check[0]
                     checked.append(PACKERS[last_key[0]](last_key))
             for key, value in pairs:
@@ -99,16 +100,16 @@ class Call:
                 group = puts.get(key[0])
                 if group is None:
                     group = puts[key[0]] = ([], [])
-                group[0].append(PACKERS[key[0]](key))
+                group[0].append(checked[-1] if key is last_key else PACKERS[key[0]](key))
                 group[1].append(value)
             for key in gone:
                 if key is last_key:  # what ends was claimed: its field is sent once
-                    at, place = len(checked), self._place(key[0])
+                    at = len(checked)
                     deleted += 1
-                    if runs and runs[-1] == at - 1 and runs[-3] == place:
+                    if runs and runs[-1] == at - 1 and runs[-3] is key[0]:
                         runs[-1] = at
                     else:
-                        runs += (place, at, at)
+                        runs += (key[0], at, at)
                     continue
                 packed = PACKERS[key[0]](key)
                 found = deletes.get(key[0])
@@ -119,10 +120,11 @@ class Call:
             if window is not None:
                 self._windowed.append(index)
                 windows += (_bound(window.at_least), _bound(window.at_most))
-        self._checks = list(checks)
+        self._checks = list(checks.values())
         written = sum([len(fields) for fields, _ in puts.values()]) + sum([len(fields) for fields in deletes.values()])
         self.is_large = len(batches) > 1 and (len(checked) + deleted + written > CALL_OPS or size > CALL_BYTES)
         """Whether it is to go out in parts, see `parts_of`."""
+        runs[::3] = [self._place(family) for family in runs[::3]]
         arguments: list[Any] = [
             *_checks(self._checks, checked),
             len(self._windowed),
@@ -217,16 +219,8 @@ def taken(take: Take, revision: int, answer: Sequence[Any]) -> Taken | Conflict:
 def _checks(checks: Sequence[Check], fields: Sequence[bytes]) -> list[Any]:
     """Return the checks as arguments: the fields, then how many in a row are expected at one revision, and it."""
     arguments: list[Any] = [len(checks), *fields]
-    run, last = 0, ABSENT
-    for _, revision in checks:
-        if revision == last:
-            run += 1
-            continue
-        if run:
-            arguments += (run, last.to_bytes(8, "big") if last else b"")
-        run, last = 1, revision
-    if run:
-        arguments += (run, last.to_bytes(8, "big") if last else b"")
+    for revision, run in groupby([revision for _, revision in checks]):
+        arguments += (len(list(run)), b"" if revision == ABSENT else revision.to_bytes(8, "big"))
     return arguments
 
 

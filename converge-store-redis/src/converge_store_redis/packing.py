@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from converge.model.keys import FAMILIES, HASH, ID, INT, NAME, Family, Key, Part, Rest, pack, unpack
@@ -27,6 +27,8 @@ def _packer(family: Family) -> Packer:
         return _names_packer(tag, parts)
     make = struct.Struct(">c" + "".join("Q" if part is INT else "16s" for part in parts)).pack
     places = [index for index, part in enumerate(parts, start=1) if part is INT]
+    if parts == (ID,):  # task, state
+        return lambda key: tag + key[1]
     if not places:
         return lambda key: make(tag, *key[1:])
     if places == [2] and len(parts) == 4:  # held
@@ -38,10 +40,15 @@ def _packer(family: Family) -> Packer:
     return lambda key: tag + pack(key)
 
 
+@lru_cache(maxsize=256)
+def _head(tag: bytes, first: str, second: str, number: int) -> bytes:
+    """Return what fields begin with that are alike but for an id: of tasks that end together."""
+    return b"%b%b\0%b\0%b" % (tag, first.encode(), second.encode(), _packed(INT, number))
+
+
 def _names_packer(tag: bytes, parts: tuple[Part, ...]) -> Packer:
     if parts == (NAME, NAME, INT, ID):  # done
-        tail = _INT_ID.pack
-        return lambda key: b"%b%b\0%b\0%b" % (tag, key[1].encode(), key[2].encode(), tail(key[3] + _OFFSET, key[4]))
+        return lambda key: _head(tag, key[1], key[2], key[3]) + key[4]
     if parts == (NAME, NAME):  # dedup, key, member
         return lambda key: b"%b%b\0%b\0" % (tag, key[1].encode(), key[2].encode())
     if parts == (NAME, HASH):  # lane
