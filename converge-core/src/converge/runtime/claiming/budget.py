@@ -37,9 +37,8 @@ class Budget:
         slots = self._slots
         if not slots.queued:
             return True
-        count, ahead = len(slots.slots), self._batch_ahead
-        room = slots.free - self.asked + ahead
-        return room >= count if ahead else 2 * room >= count
+        room = slots.free - self.asked
+        return room >= 0 and (2 * room >= len(slots.slots) or self._batch_ahead > 0)
 
     def limit(self, now: float) -> int:
         """Return how many tasks a take that leaves now asks for; 0: none yet."""

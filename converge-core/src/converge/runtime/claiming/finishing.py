@@ -63,20 +63,21 @@ class Finishing:
 
     async def plan(self, ended: Sequence[Ended]) -> Plan:
         """Return what goes out with a turn."""
-        plan = Plan([], [], [], set())
+        plan = batches, sent, slow, wake = Plan([], [], [], set())
         now = await self._handle.now() if ended else 0
         for one in ended:
+            found, event = one
             try:
-                planned = self._finishes.plan(*one, now)
+                planned = self._finishes.plan(found, event, now)
             except Exception:  # one that nobody can encode holds up no other
                 planned = None
             if planned is None:
-                plan.slow.append(one)
+                slow.append(one)
             else:
-                plan.batches.append(planned[0])
-                plan.wake.add(planned[1])
-                plan.sent.append(one)
-        plan.wake.discard("")
+                batches.append(planned[0])
+                wake.add(planned[1])
+                sent.append(one)
+        wake.discard("")
         return plan
 
     async def sent(self, plan: Plan, turned: Turned) -> None:

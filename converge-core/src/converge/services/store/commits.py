@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from math import inf
 
@@ -236,14 +236,14 @@ class Commits:
             return [rolled_back] * len(batches), None if take is None else rolled_back
         groups = [] if (are_apart and fits(batches)) or (take is None and len(batches) == 1) else split(batches, take)
         if len(groups) <= 1:
-            return await self._try([self._with_epoch(batch) for batch in batches], take, wake)
+            return await self._try(self._with_epoch(batches), take, wake)
         results: list[_Result | None] = [None] * len(batches)
         taken = None
         failed: StoreError | None = None
         for at, group in enumerate(groups):
             is_last = at == len(groups) - 1
             if failed is None:
-                sent = [self._with_epoch(batches[index]) for index in group]
+                sent = self._with_epoch(batches[index] for index in group)
                 answers, taken = await self._try(sent, take if is_last else None, wake if is_last else ())
                 failed = next((one for one in (*answers, taken) if isinstance(one, StoreError)), None)
             else:
@@ -339,15 +339,20 @@ class Commits:
         turned = await self._store.turn(batches, take._replace(checks=(*take.checks, self.history.epoch)), wake=wake)
         return list(turned.outcomes), turned.taken
 
-    def _with_epoch(self, batch: Batch) -> Batch:
-        checks, epoch = batch[0], self.history.epoch
-        if type(checks) is list:
-            if not checks or checks[-1][0] != epoch[0]:
+    def _with_epoch(self, batches: Iterable[Batch]) -> list[Batch]:
+        epoch, sent = self.history.epoch, []
+        key = epoch[0]
+        for batch in batches:
+            checks = batch[0]
+            if type(checks) is not list:
+                sent.append(batch._replace(checks=(*checks, epoch)))
+                continue
+            if not checks or checks[-1][0] != key:
                 checks.append(epoch)
             else:  # it is sent again, perhaps after another epoch was accepted
                 checks[-1] = epoch
-            return batch
-        return Batch((*checks, epoch), batch.puts, batch.deletes, batch.window)
+            sent.append(batch)
+        return sent
 
 
 def _error_of(results: Sequence[_Result | Taken | None]) -> ConvergeError | None:

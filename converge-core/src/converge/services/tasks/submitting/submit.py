@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import anyio
 
@@ -66,13 +65,8 @@ Closed = tuple[Check, Check]
 """Of a lane that is absent or closing, and of its pool, as they were seen."""
 
 
-class _Step(NamedTuple):
-    """Tasks, the batch that stores them, and the lanes that it opens."""
-
-    group: list[Ask]
-    batch: Batch
-    opens: Mapping[Key, Check]
-
+_Step = tuple[list[Ask], Batch, Mapping[Key, Check]]
+"""Tasks, the batch that stores them, and the lanes that it opens."""
 
 NOTHING: Mapping[Key, Check] = {}
 
@@ -240,7 +234,7 @@ class Submits:
         """
         first = group[0]
         if first.spec.ordering_key is None and (lane := self._lanes.get(first.lane)) is not None:
-            return _Step(group, submit(first.id, first.spec, lane, None, now), NOTHING)  # the usual case
+            return group, submit(first.id, first.spec, lane, None, now), NOTHING  # the usual case
         opens: dict[Key, Check] = {}
         pool: Check | None = None
         for at, ask in enumerate(group):
@@ -257,7 +251,7 @@ class Submits:
             batch = submit(first.id, first.spec, lane, None, now, is_open=not opens)
         else:
             batch = ordered_batch(group, self._lanes, row, now, opens)
-        return _Step(group, batch if pool is None else batch._replace(checks=[*batch.checks, pool]), opens)
+        return group, batch if pool is None else batch._replace(checks=[*batch.checks, pool]), opens
 
     async def _look_again(self, pool_id: str) -> ConvergeError | None:
         """Read a pool that has changed; return an error if it is gone."""
@@ -271,11 +265,11 @@ class Submits:
     async def _commit(
         self, commits: Commits, steps: Sequence[_Step], are_apart: bool
     ) -> Sequence[Committed | Conflict]:
-        batches = [step.batch for step in steps]
-        wake: set[Channel] = {f"lane.{lane}" for lane in {ask.spec.lane for step in steps for ask in step.group}}
-        for step in steps:
-            if step.opens:
-                wake |= {news for ask in step.group if ask.lane in step.opens for news in lane_news(lane_of(ask.spec))}
+        batches = [batch for _, batch, _ in steps]
+        wake: set[Channel] = {f"lane.{lane}" for lane in {ask.spec.lane for group, _, _ in steps for ask in group}}
+        for group, _, opens in steps:
+            if opens:
+                wake |= {news for ask in group if ask.lane in opens for news in lane_news(lane_of(ask.spec))}
         unknown: OutcomeUnknown | None = None
         began = self._handle.env.monotonic()
         for round_ in range(UNKNOWN_ROUNDS):
