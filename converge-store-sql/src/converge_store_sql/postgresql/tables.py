@@ -75,8 +75,11 @@ def create_tables(network: str) -> str:
 def create_table(network: str, family: Family) -> str:
     """Return the statement that makes the table of a family."""
     keys = columns(family)
-    lines = [f"{column} {_COLUMN_TYPES[kind]} not null" for column, kind in zip(keys, types(family), strict=True)]
-    lines += ["value bytea not null", "revision bigint not null", f"primary key ({', '.join(keys)})"]
+    named = [("revision", "bigint"), ("value", "bytea"), *zip(keys, types(family), strict=True)]
+    # Numbers first: behind bytes and texts, whose lengths differ, each would be padded to its own length.
+    named.sort(key=lambda column: column[1] != "bigint")
+    lines = [f"{column} {_COLUMN_TYPES[kind]} not null" for column, kind in named]
+    lines.append(f"primary key ({', '.join(keys)})")
     settings = {"vacuum_truncate": "off"}  # cutting the file's end takes an exclusive lock that stalls every claim
     if family in UPDATED:
         settings["fillfactor"] = "70"
