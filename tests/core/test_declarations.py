@@ -99,13 +99,16 @@ ONE = [
     (store(durability=Durability.D2), "its durability is D2 without Feature.PERSISTENT; declare both, or D0"),
     (store(open=None), "its open is None, expected a function that returns an async context manager"),
     (store(open=no_context), "its open is a coroutine function, which gives no async context manager; put @async"),
-    (store(open=no_decorator), "its open is a async generator function, which gives no async context manager"),
+    (store(open=no_decorator), "its open is an async generator function, which gives no async context manager"),
     (store(open=few_arguments), "its open cannot be called as open(url, options): too many positional arguments"),
     (store(pending=lambda url, options: []), "its pending is no coroutine function; add async"),
     (store(options=Dataclass), "its options are no attrs class (Dataclass); put @attrs.frozen(kw_only=True) before"),
     (store(options=object()), "its options are no attrs class (object, and no class)"),
     (store(options=Unknown), "the types of its options cannot be told (NameError: name 'Missing' is not defined)"),
-    (store(options=option(None)), 'its option "size" has the type none, which no configuration file can give'),
+    (
+        store(options=option(None)),
+        'its option "size" has no type, so no configuration file can give it; write size: int',
+    ),
     (store(options=option(re.Pattern)), 'its option "size" has the type Pattern, which no configuration file can give'),
     (store(options=option(metadata={})), 'its option "size" has no help; add metadata={"help"'),
     (store(options=option(validator=None)), 'its option "size" is a number without bounds; add validators.ge(...)'),
@@ -199,9 +202,39 @@ async def yields_abstract(url: str, options: Any) -> AsyncIterator[Any]:
     yield Abstract()  # type: ignore[abstract]  # that is the mistake
 
 
+class Claiming(Abstract):
+    """Says that it bears more than its declaration."""
+
+    durability: Any = Durability.D3
+    get = scan = commit = Abstract.time  # type: ignore[assignment]  # it is never called
+
+
+@asynccontextmanager
+async def yields_claiming(url: str, options: Any) -> AsyncIterator[Any]:
+    """Claims class D3."""
+    yield Claiming()
+
+
+class Unclear(Claiming):
+    """Has a number for its class."""
+
+    durability = 1
+
+
+@asynccontextmanager
+async def yields_unclear(url: str, options: Any) -> AsyncIterator[Any]:
+    """Has no class of durability."""
+    yield Unclear()
+
+
 @pytest.mark.parametrize(
     ("opens", "said"),
     [
+        (
+            yields_claiming,
+            'the store "foo" was opened with durability D3, and at best D0 is declared; change one of the two',
+        ),
+        (yields_unclear, 'the store "foo" was opened with durability 1, expected Durability.D0 to Durability.D0'),
         (yields_nothing, 'the store "foo" was opened as NoneType, expected a Store; its open must yield one'),
         (yields_abstract, 'the store "foo" cannot be opened: TypeError: Can\'t instantiate abstract class Abstract'),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from converge.builtin.memory.plugin import MEMORY
 from converge.errors import HookUnknown, PluginBroken, PluginError, PluginMissing, StoreUnavailable
 from converge.operations.plugins.info import loaded_and_packed
 from converge.plugins import PluginHost
@@ -120,7 +121,7 @@ async def raising(error: BaseException) -> AsyncIterator[str]:
 )
 async def test_what_an_open_raises_is_the_mistake_of_its_plugin(error: BaseException) -> None:
     with pytest.raises(PluginBroken, match=r"the owl cannot be opened: .*no (licence|disk)"):
-        async with Opened("the owl", lambda: raising(error), str):
+        async with Opened("the owl", lambda: raising(error), str, MEMORY):
             pass
 
 
@@ -129,6 +130,6 @@ async def test_what_an_open_raises_is_the_mistake_of_its_plugin(error: BaseExcep
 @pytest.mark.parametrize("error", [StoreUnavailable("away"), ExceptionGroup("", [StoreUnavailable("away")])])
 async def test_what_an_open_raises_of_the_contract_is_passed_on(error: Exception) -> None:
     with pytest.raises(type(error)) as raised:
-        async with Opened("the owl", lambda: raising(error), str):
+        async with Opened("the owl", lambda: raising(error), str, MEMORY):
             pass
     assert raised.value is error

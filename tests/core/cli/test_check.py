@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from converge.operations.plugins.info import loaded_as
+from converge.cli.plugins.show import _ABOUT_ALL as CARD
+from converge.operations.plugins.info import loaded_as, save_cards
 from converge.operations.plugins.package import package_mistakes
 from converge.plugins import PluginHost
+from converge.testing.running import said_of
 
 Converge = Callable[..., Any]
 
@@ -111,3 +113,80 @@ def test_mistakes_of_the_declaration_and_the_package_are_told_before_anything_ru
 def test_the_packages_of_this_project_have_no_mistake() -> None:
     for one in PluginHost().installed():
         assert package_mistakes(one.name, one.distribution, loaded_as(one.name).backends) == []
+
+
+CANNOT_BE_OPENED = """
+from contextlib import asynccontextmanager
+
+import attrs
+
+from converge.builtin.memory.plugin import MEMORY
+from converge.contracts.store import Store
+from converge.errors import StoreUnavailable
+
+
+class Abstract(Store):
+    async def time(self):
+        return 1
+
+
+@asynccontextmanager
+async def abstract(url, options):
+    yield Abstract()
+
+
+@asynccontextmanager
+async def away(url, options):
+    raise StoreUnavailable("127.0.0.1:1 refuses connections; start the server")
+    yield
+
+
+STORE = attrs.evolve(MEMORY, name="owl", schemes=("owl",), open=OPEN)
+"""
+
+
+@pytest.mark.parametrize(
+    ("opens", "said", "traced"),
+    [
+        (
+            "abstract",
+            '"owl" cannot be opened: TypeError: Can\'t instantiate abstract class',
+            "Abstract()",
+        ),
+        ("away", "127.0.0.1:1 refuses connections; start the server", ""),
+    ],
+)
+def test_a_store_that_cannot_be_opened_is_told_once_and_no_test_is_run(
+    converge: Converge, folder: Path, opens: str, said: str, traced: str
+) -> None:
+    (folder / f"owl_{opens}.py").write_text(CANNOT_BE_OPENED.replace("OPEN)", f"{opens})"))
+    answer = converge("plugins", "check", f"owl_{opens}:STORE", "--quick")
+    assert (answer.code, answer.out) == (3, ""), answer.out + answer.err
+    assert answer.err.count(said) == 1 and traced in answer.err and "internal error" not in answer.err, answer.err
+
+
+def test_one_mistake_that_breaks_every_test_is_shown_whole_once(converge: Converge) -> None:
+    one = {"clause": "D-1", "said": "TypeError: none", "report": "the report", "again": "the command"}
+    broken = [{**one, "test": f"test_{number}"} for number in range(50)]
+    broken[30]["said"] = "other"
+    card = {**dict.fromkeys(CARD, ""), "passed": {}, "not_tried": {}, "not_applicable": {}, "seconds": 1.0}
+    save_cards("static", json.dumps({**card, "broken": broken}))
+    out = converge("plugins", "show", "static").out
+    assert (out.count("the report"), out.count("again: the command"), out.count("broken D-1 in test_")) == (2, 2, 40)
+    assert "\nand 10 more; --report FILE writes all that is known of each\n" in out
+
+
+@pytest.mark.parametrize(
+    ("report", "said"),
+    [
+        (">   x()\nE   TypeError: no x\nE     more\n\nplace.py:19: TypeError", "TypeError: no x"),
+        (
+            "    | Traceback\n    |   File\n    | StoreBusy: too many writers\n    +-------",
+            "StoreBusy: too many writers",
+        ),
+        ("place.py:19: Odd", "place.py:19: Odd"),
+        ("E   converge.testing.clauses.ClauseBroken: S-1: wrong\n\nx.py:1: ClauseBroken", "S-1: wrong"),
+    ],
+)
+def test_a_failure_says_what_was_raised_in_one_line(report: str, said: str) -> None:
+    assert said_of(report, "S-1") == (said, "S-1")

@@ -13,7 +13,7 @@ from converge.cli.failures import CONFIGURATION, DONE, FAILED, UNREACHABLE
 from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
 from converge.contracts.store import Finding, Level, error, fine
-from converge.errors import ConfigError, NoSuchStore, SchemaTooNew, StoreError, TornRecord
+from converge.errors import ConfigError, NoSuchStore, PluginBroken, SchemaTooNew, StoreError, TornRecord
 from converge.operations import run as main
 from converge.operations.doctor import check_config, check_process
 from converge.operations.doctor_store import check_place, check_store, is_looked_into
@@ -81,6 +81,8 @@ async def _look(config: Config, is_probed: bool) -> list[Finding]:
             from converge.operations.probing.network import probe
 
             found += [one async for one in probe(config)]
+    except PluginBroken as problem:
+        found.append(error("plugins", str(problem), "mend or replace the plugin; `converge plugins check` checks it"))
     except ConfigError as problem:
         found.append(error("config", str(problem), "change the configuration"))
     except (TornRecord, SchemaTooNew) as problem:

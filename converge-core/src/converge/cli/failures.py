@@ -26,6 +26,9 @@ from converge.errors import (
     StoreError,
     TornRecord,
 )
+from converge.foreign import describe
+from converge.plugins.blame import asked_as, owner_of, suspects
+from converge.plugins.found import Found, title
 
 DONE = 0
 FAILED = 1
@@ -109,7 +112,8 @@ def told(*texts: str) -> None:
 
 def code_of(error: BaseException) -> int:
     """Return the exit code of one exception; 1 for an unexpected one."""
-    return next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
+    found = next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
+    return CONFIGURATION if found == FAILED and _culprit(error) else found
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -136,7 +140,15 @@ def _text(error: BaseException) -> str:
         return f'"{error.unused_tokens[0]}" is one argument more than this command takes; its --help lists them'
     if isinstance(error, ConvergeError | cyclopts.CycloptsError):
         return " ".join(str(error).split(" ")) or type(error).__name__
-    return f"internal error: {type(error).__name__}: {error}"
+    if found := _culprit(error):
+        way = f"`converge plugins check {asked_as(found)}` tells what is wrong with it, or report it to its authors"
+        return f"{title(found)} failed: {describe(error)}; {way}"
+    return f"internal error: {type(error).__name__}: {error}{suspects()}"
+
+
+def _culprit(error: BaseException) -> Found | None:
+    """Return the plugin that raised an error which nobody foresaw."""
+    return None if isinstance(error, ConvergeError | cyclopts.CycloptsError) else owner_of(error)
 
 
 def _unknown_flag(flag: str) -> str:

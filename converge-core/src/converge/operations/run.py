@@ -24,6 +24,7 @@ from converge.operations import drain
 from converge.operations.drain import Drain, Drained, Ended, Progress
 from converge.operations.signals import StopAsked, stop_asked
 from converge.plugins import PluginHost
+from converge.plugins.blame import owner_of
 from converge.runtime.agents.agent import Agent, claimer_of, claims_tasks, takes_messages
 from converge.runtime.config.config import DEFAULT, Config, check_options, needing_transport, options_with_origin
 from converge.runtime.config.fields import AgentGroup
@@ -287,6 +288,8 @@ async def _spawn(node: Node, cls: type[Agent], group: AgentGroup) -> None:
     except ConvergeError:
         raise
     except Exception as error:
+        if owner_of(error) is not None:
+            raise  # a plugin's, whatever agent was about to start
         tell(log, logging.ERROR, "agent %s did not start", group.type, error=error)
         raise ConvergeError(f'agent "{group.type}" did not start: {describe(error)}') from error
 

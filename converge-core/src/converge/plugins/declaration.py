@@ -96,9 +96,9 @@ def _of_open(word: str, backend: Backend) -> Iterator[str]:
         yield f"its open is {shown(opens)}, expected a function that returns an async context manager"
         return
     if inspect.iscoroutinefunction(opens) or inspect.isasyncgenfunction(opens):
-        kind = "coroutine function" if inspect.iscoroutinefunction(opens) else "async generator function"
+        kind = "a coroutine function" if inspect.iscoroutinefunction(opens) else "an async generator function"
         yield (
-            f"its open is a {kind}, which gives no async context manager; put @asynccontextmanager of contextlib "
+            f"its open is {kind}, which gives no async context manager; put @asynccontextmanager of contextlib "
             f"before it, and yield the {word}"
         )
     positions, names = OPEN_ARGUMENTS[word]
@@ -144,7 +144,10 @@ def _of_option(field: attrs.Attribute[Any]) -> Iterator[str]:
     name = field.alias or field.name
     if (wanted := CORE_OPTIONS.get(name)) and field.type is not wanted:
         yield f"is set by core, as {wanted.__name__}; its type is {_name(field.type)}"
-    if field.type is None or not _is_setting(field.type):
+    if field.type is None:
+        yield f"has no type, so no configuration file can give it; write {name}: int, or what else it is"
+        return
+    if not _is_setting(field.type):
         yield (
             f"has the type {_name(field.type)}, which no configuration file can give; use bool, int, float, str, Path, "
             "Literal, an Enum, a list or a table of such, or an attrs class"

@@ -22,6 +22,7 @@ from converge.contracts.transport import TransportBackend
 from converge.errors import ConfigError, InvalidValue, PluginDuplicate, PluginMissing, PluginRefused, Undeliverable
 from converge.foreign import Raised, detached, name_of, tell
 from converge.model.message import Message
+from converge.plugins.blame import note_loaded
 from converge.plugins.declaration import NAME, Backend
 from converge.plugins.declared import DISCOVERY, KINDS, STORE, TRANSPORT, Kind, declared, import_plugin, new_manager
 from converge.plugins.found import (
@@ -164,8 +165,8 @@ class PluginHost:
         """Return what `opens` calls the backend's `open` for, to be entered: its plugin's mistakes are told as such."""
         for (word, name), (one, found) in self._backends.items():
             if one is backend:
-                return Opened(f'{title(found)}: the {word} "{name}"', opens, wanted)
-        return Opened(f'"{backend.name}"', opens, wanted)
+                return Opened(f'{title(found)}: the {word} "{name}"', opens, wanted, backend)
+        return Opened(f'"{backend.name}"', opens, wanted, backend)
 
     def installed(self) -> list[Installed]:
         """Return what is installed and what was loaded from an import path, by name, without importing anything."""
@@ -280,6 +281,7 @@ class PluginHost:
         except ValueError as error:  # the same object, loaded under another name
             raise PluginDuplicate(f"{title(found)} is loaded already under another name; name it once") from error
         self._loaded[found.target] = _Loaded(found=found, backends=own.backends)
+        note_loaded(found)
         for word, some in own.backends.items():
             for backend in some:
                 self._backends[word, backend.name] = backend, found

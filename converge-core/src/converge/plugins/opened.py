@@ -7,8 +7,10 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from converge.contracts.store import Durability, StoreBackend
 from converge.errors import ConvergeError, PluginBroken
 from converge.foreign import describe, is_a, is_cancellation, leaves, name_of, passes
+from converge.plugins.declaration import Backend, shown
 
 T = TypeVar("T")
 
@@ -20,12 +22,13 @@ class Opened(AbstractAsyncContextManager[T], Generic[T]):
     """A backend's context manager; what its block raises passes through it as it is.
 
     Raises:
-        PluginBroken: On entering: it gave no context manager, or something else than `wanted`, or failed with an error
-            that is none of Converge's, such as a SystemExit. `whose` names the plugin and the backend.
+        PluginBroken: On entering: it gave no context manager, or something else than `wanted`, or a store that claims
+            more than its declaration, or failed with an error that is none of Converge's, such as a SystemExit.
+            `whose` names the plugin and the backend.
     """
 
-    def __init__(self, whose: str, opens: Opens[T], wanted: type[Any]) -> None:
-        self._whose, self._opens, self._wanted = whose, opens, wanted
+    def __init__(self, whose: str, opens: Opens[T], wanted: type[Any], backend: Backend) -> None:
+        self._whose, self._opens, self._wanted, self._backend = whose, opens, wanted, backend
         self._manager: AbstractAsyncContextManager[T] | None = None
 
     async def __aenter__(self) -> T:
@@ -36,14 +39,23 @@ class Opened(AbstractAsyncContextManager[T], Generic[T]):
             if _is_passed(error):
                 raise
             raise PluginBroken(f"{self._whose} cannot be opened: {describe(error)}") from error
-        if not isinstance(opened, self._wanted):
-            wrong = PluginBroken(
-                f"{self._whose} was opened as {name_of(type(opened))}, expected a {self._wanted.__name__}; its open "
-                "must yield one"
-            )
+        if mistake := self._mistake_of(opened):
+            wrong = PluginBroken(f"{self._whose} {mistake}")
             await self._manager.__aexit__(PluginBroken, wrong, None)
             raise wrong
         return opened
+
+    def _mistake_of(self, opened: T) -> str:
+        if not isinstance(opened, self._wanted):
+            return f"was opened as {name_of(type(opened))}, expected a {self._wanted.__name__}; its open must yield one"
+        if not isinstance(self._backend, StoreBackend):
+            return ""
+        has, best = getattr(opened, "durability", None), self._backend.durability
+        if not isinstance(has, Durability):
+            return f"was opened with durability {shown(has)}, expected Durability.D0 to Durability.{best.name}"
+        if has > best:
+            return f"was opened with durability {has.name}, and at best {best.name} is declared; change one of the two"
+        return ""
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -15,6 +15,8 @@ import pytest
 from converge.testing.clauses import cited
 
 _BROKEN = re.compile(r"ClauseBroken: (([A-Z]-\d+): .*)")
+_RAISED = re.compile(r"^(?:(?!E ).*\nE {2,}|[ |]*\| (?=[\w.]+: ))(\S.*)", re.MULTILINE)
+"""The first line of what pytest says was raised; in a group of errors, of each of them."""
 
 # The run is a guest in a process that may be a test run itself: it loads no conftest, draws no seed of its own, keeps
 # no cache, and leaves alone what belongs to the process (signals, captured output). A host with leak checks has asked
@@ -77,7 +79,8 @@ def said_of(report: str, cited: str) -> tuple[str, str]:
     """
     found = _BROKEN.findall(report)
     if not found:
-        return report.strip().rpartition("\n")[2], cited
+        raised = _RAISED.findall(report)
+        return (raised[-1] if raised else report.strip().rpartition("\n")[2]), cited
     said, clause = found[-1]
     return said, clause
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,12 +41,14 @@ def list_plugins(
                 }
             )
         return DONE
-    columns = ("name", "distribution", "version", "schemes", "kinds")
-    output.table(
-        columns,
-        [(one.name, one.distribution, one.version, " ".join(one.schemes), " ".join(one.kinds)) for one in found],
-        has_lines=True,
+    columns, rows = (
+        ["name", "distribution", "version", "schemes"],
+        [[one.name, one.distribution, one.version, " ".join(one.schemes)] for one in found],
     )
+    if any(one.is_loaded for one in found):  # nothing is known of the others' kinds
+        columns.append("kinds")
+        rows = [[*row, " ".join(one.kinds)] for row, one in zip(rows, found, strict=True)]
+    output.table(columns, rows, has_lines=True)
     return DONE
 
 
@@ -154,17 +156,35 @@ def _write_card(card: Mapping[str, Any]) -> None:
     rows += [("passed", passed), *(("not tried", f"{name}: {why}") for name, why in card["not_tried"].items())]
     rows += [("not applicable", f"{name}: {why}") for name, why in card["not_applicable"].items()]
     output.table(("report card", "value"), [row for row in rows if row[1] not in ("", None)])
-    for one in card["broken"]:
-        output.write("")
+    _write_broken(card["broken"])
+
+
+def _write_broken(broken: Sequence[Mapping[str, Any]]) -> None:
+    """Write failures, of those that say the same the first one whole: one mistake may break each test of a kit."""
+    seen = set[str]()
+    for one in broken[:BROKEN_SHOWN]:
+        is_whole = one["said"] not in seen and len(seen) < REPORTS_SHOWN
+        seen.add(one["said"])
+        if is_whole:
+            output.write("")
         output.marked("broken ", "red", f"{one['clause']} in {one['test']}: {one['said']}")
-        for line in one["report"].splitlines()[-REPORT_LINES:]:
-            output.write(line)
-        output.write(f"again: {one.get('again', '')}")
+        if is_whole:
+            for line in one["report"].splitlines()[-REPORT_LINES:]:
+                output.write(line)
+            output.write(f"again: {one.get('again', '')}")
+    if len(broken) > BROKEN_SHOWN:
+        output.write(f"and {len(broken) - BROKEN_SHOWN} more; --report FILE writes all that is known of each")
 
 
 _ABOUT = ("plugin", "version", "kind", "backend", "contract", "features", "durability", "turn", "url", "release", "at")
 
 _ABOUT_ALL = {*_ABOUT, "tried", "passed", "seconds", "broken", "not_tried", "not_applicable"}
+
+BROKEN_SHOWN = 40
+"""Failures that are shown, a line each; the card has all."""
+
+REPORTS_SHOWN = 10
+"""Failures of which the report is shown, too."""
 
 REPORT_LINES = 30
 """Lines of a failure's report that are shown; the card has more."""

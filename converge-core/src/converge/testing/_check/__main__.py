@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from converge.errors import ConvergeError
@@ -34,6 +35,8 @@ def main(name: str, url: str, asked: str) -> int:
         try:
             card = check(loaded, backend, url, Asked(**json.loads(asked)), on_test=on_test)
         except ConvergeError as error:
+            if error.__cause__ is not None:
+                traceback.print_exception(error.__cause__)  # where in the plugin's code it was raised
             print(error, file=sys.stderr)  # noqa: T201  # to whoever asked, who tells it
             return 1
         output.write(card_text(card) + "\n")

@@ -28,6 +28,7 @@ from converge.plugins.declaration import Backend
 from converge.plugins.declared import KINDS
 from converge.plugins.loaded import Loaded
 from converge.testing._check.given import CURRENT, bench_of
+from converge.testing._check.opening import try_opening
 from converge.testing.clauses import CLAUSES, cited, in_short
 from converge.testing.fixtures import CLAUSES_OF, FOLLOWS
 from converge.testing.running import GUEST, said_of
@@ -163,13 +164,15 @@ class Asked:
 
 
 def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: OnTest) -> Card:
-    """Run the whole kit on the backend and return its card.
+    """Run the whole kit on the backend, if it can be opened at all, and return its card.
 
     Args:
         url: Where; empty: the scheme alone.
 
     Raises:
         InvalidValue: No test has the name that was asked for.
+        PluginBroken: It cannot be opened; what is wrong with it.
+        StoreError, ChannelError: What is behind it refuses, or cannot be reached.
         RuntimeError: No test could be run.
     """
     kind = next(kind.word for kind in KINDS if isinstance(backend, kind.type))
@@ -194,6 +197,7 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
             given += ["-o", "python_classes=Test*", *sizes, f"--hypothesis-seed={seed}"]
             given += ["-k", asked.only] if asked.only else []
             with bench.running(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+                try_opening(plugin, backend, bench)
                 pytest.main([*GUEST, *IMPORTED, *given, *places], plugins=[filler])
         finally:
             CURRENT.pop()

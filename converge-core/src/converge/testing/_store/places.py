@@ -122,7 +122,7 @@ class PlaceClauses(StoreCase):
         committed("S-24", await commit(store, puts=[(POOL("p"), b"{}")]), "a commit")
         before = await store.get([POOL("p")])
         best = self.backend.durability
-        expect("S-24", store.durability <= best, f"durability is {store.durability!r}, and {best!r} was declared")
+        expect("S-24", store.durability <= best, f"durability is {store.durability.name}, and {best.name} was declared")
         is_kept = self.is_persistent() or store.durability == Durability.D0
         expect("S-24", is_kept, f"durability is {store.durability!r}, and PERSISTENT is not declared")
         for told in (await store.inspect(), await store.inspect()):

@@ -1,0 +1,54 @@
+"""Whether what is checked can be opened at all. If not, each test would fail by that, and none would say why."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+import anyio
+
+from converge import open_store
+from converge.contracts.discovery import Discovery, DiscoveryBackend
+from converge.contracts.store import Store, StoreBackend
+from converge.contracts.transport import Transport, TransportBackend
+from converge.errors import PluginBroken
+from converge.plugins.declaration import Backend
+from converge.plugins.found import Found, title
+from converge.plugins.loaded import Loaded
+from converge.plugins.opened import Opened, Opens
+from converge.testing._check.bench import Bench
+from converge.testing._store.limits import alarm
+
+OPEN_SEC = 60.0
+"""How long opening may take: far more than any backend needs, on a loaded machine, too."""
+
+
+def try_opening(plugin: Loaded, backend: Backend, bench: Bench) -> None:
+    """Open an empty place twice at once, as a node does, and leave it.
+
+    Raises:
+        PluginBroken: It cannot be opened, or does not answer; what is wrong with it.
+        StoreError, ChannelError: What is behind it refuses, or cannot be reached.
+    """
+    found = Found(name=plugin.name, target=plugin.target, distribution=plugin.distribution, version=plugin.version)
+    whose = f'{title(found)}: "{backend.name}"'
+    late = f"{whose} was not opened within {OPEN_SEC:g} s: its open waits for ever, or blocks the event loop"
+    with alarm(OPEN_SEC, lambda: PluginBroken(late)):
+        anyio.run(_open_twice, whose, backend, bench)
+
+
+async def _open_twice(whose: str, backend: Backend, bench: Bench) -> None:
+    async def opened(opens: Opens[Any], wanted: type[Any]) -> None:
+        await stack.enter_async_context(Opened(whose, opens, wanted, backend))
+
+    async with AsyncExitStack() as stack:
+        if isinstance(backend, StoreBackend):
+            url, options = bench.url(), bench.options()
+            for _ in range(2):
+                await opened(partial(backend.open, url, options), Store)
+        elif isinstance(backend, TransportBackend):
+            await opened(partial(backend.open, bench.options()), Transport)
+        elif isinstance(backend, DiscoveryBackend):
+            store = await stack.enter_async_context(open_store("memory:"))
+            await opened(partial(backend.open, bench.options(), store=store, poll_sec=1.0), Discovery)
