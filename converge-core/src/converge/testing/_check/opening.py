@@ -8,7 +8,6 @@ from typing import Any
 
 import anyio
 
-from converge import open_store
 from converge.contracts.discovery import Discovery, DiscoveryBackend
 from converge.contracts.store import Store, StoreBackend
 from converge.contracts.transport import Transport, TransportBackend
@@ -17,6 +16,7 @@ from converge.plugins.declaration import Backend
 from converge.plugins.found import Found, title
 from converge.plugins.loaded import Loaded
 from converge.plugins.opened import Opened, Opens
+from converge.services.store.opening import open_store
 from converge.testing._check.bench import Bench
 from converge.testing._store.limits import alarm
 
