@@ -108,3 +108,22 @@ async def test_rows_that_stand_elsewhere_and_lack_nothing_are_the_same_history(
         (renewed,) = await renewing.commit([Batch([(expiry, renewed.revision)], [(expiry, b"2")])])
         assert isinstance(renewed, Committed), "its write replaces the last one that it could look for"
         assert {before, after} <= {task.id for task in await tasks.list(pool_id="docs")}
+
+
+async def test_a_service_that_refuses_functions_of_the_log_is_used_without_them(
+    postgres_url: str, namespace: str, server: asyncpg.Connection
+) -> None:
+    for name in ("pg_current_wal_insert_lsn", "pg_last_wal_replay_lsn"):
+        await server.execute(
+            f"create schema if not exists {namespace}; create function {namespace}.{name}() returns pg_lsn language "
+            "plpgsql as $$ begin raise exception 'not here' using errcode = '0A000'; end $$"
+        )
+    await server.execute(
+        f"create role {namespace} login superuser; alter role {namespace} set search_path = {namespace}, pg_catalog"
+    )
+    url = postgres_url.replace("postgres@", f"{namespace}@")
+    async with open_store(url, network=namespace) as store:
+        await PoolManager(store).create_pool(Pool(id="docs"))
+        task_id = await TaskManager(store).submit(Task(pool_id="docs"))
+        (claimed,) = await TaskManager(store).claim("worker", ["docs"])
+        assert claimed.id == task_id
