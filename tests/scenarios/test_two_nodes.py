@@ -16,6 +16,7 @@ from converge.contracts.store import Batch
 from converge.errors import DeliveryTimeout, StoreUnavailable, Undeliverable
 from converge.model.descriptor import sign_descriptor
 from converge.model.keys import AGENT
+from converge.testing.fixtures import wait_until
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])
@@ -148,6 +149,30 @@ async def test_nodes_on_several_transports_reach_each_other_over_a_common_one_or
         why = "has no transport for tcp://; its own have local://: it certainly does not have the message"
         with pytest.raises(Undeliverable, match=why):  # at once, and not as a timeout
             await one.ask(other.id, 3, timeout=60)
+
+
+async def test_where_trust_is_listed_a_stranger_is_refused_as_agent_and_as_node_signed_or_not(url: str) -> None:
+    async with node_at(url, trust="listed") as strict, node_at(url) as known:
+        (own,) = await strict.spawn(Echo)
+        (listed,) = await known.spawn(Echo)
+        static = {"static": {"endpoints": list(strict.network.endpoints)}}
+        async with Node(transport="tcp://127.0.0.1:0", plugins=["tcp"], discovery="static", options=static) as stranger:
+            (unlisted,) = await stranger.spawn(Echo)
+
+            async def is_found() -> bool:
+                return own.id in {one.id for one in await stranger.discovery.query(DiscoveryQuery())}
+
+            await wait_until(is_found, what="the stranger finds the agent")
+            for sender in (unlisted, stranger):
+                for proof in ("channel", "signed"):
+                    with pytest.raises(Undeliverable, match='not listed there, as trust = "listed" asks'):
+                        await sender.send(own.id, "let me in", timeout=60, proof=proof)
+            assert strict.network.refusals()["untrusted"] >= 4
+            for sender in (listed, known):  # both have begun a moment ago
+                for proof in ("channel", "signed"):
+                    assert (await sender.send(own.id, "hello", timeout=60, proof=proof)).level == "accepted"
+            strict.registry.pin(unlisted.id)
+            assert (await unlisted.send(own.id, "pinned", timeout=60)).level == "accepted"
 
 
 class TestImpostor:

@@ -202,7 +202,7 @@ async def test_a_question_goes_again_to_a_node_that_was_not_ready_for_it(
         async with nodes(tmp_path, 1) as (second,):
             routes, asked = second.network.post.routes, list[str]()
 
-            def speaks(sender: str, link: Any) -> bool | None:
+            def speaks(sender: str, link: Any, *, is_signed: bool = False) -> bool | None:
                 asked.append(sender)
                 return None if len(asked) == 1 else Routes.speaks(routes, sender, link)
 

@@ -99,6 +99,10 @@ class IdentityRegistry:
             )
         return self.trust is Trust.WARN
 
+    def is_listed_enough(self, agent_id: str) -> bool:
+        """Return whether the agent has been listed, is pinned, or need not be, by `trust`."""
+        return self.trust is not Trust.LISTED or self.directory.has_listed(agent_id) or agent_id in self._pins
+
     def public_key(self, agent_id: str) -> bytes:
         """Return the agent's public key.
 

@@ -247,16 +247,19 @@ class Received:
                     REFUSED,
                     f"its signature is {age_sec:.0f} s old; at most {SIGNED_WINDOW_SEC:g} s are allowed, either way",
                 )
-        else:
-            speaks = self._routes.speaks(header.sender, link)
-            if speaks is None:
-                return EARLY, "its sender is being looked up there"
-            if not speaks:
-                name = link.peer.hex()[:16]
-                self.quietly.refused(
-                    "sender", name, "a message was refused: node %s does not speak for agent %.16s", name, header.sender
-                )
-                return REFUSED, "no descriptor of the sender names the node that sent this"
+        speaks = self._routes.speaks(header.sender, link, is_signed=is_signed)
+        if speaks is None:
+            return EARLY, "its sender is being looked up there"
+        if not speaks:
+            if not self._routes.is_listed_enough(header.sender):
+                text = "messages of agent %.16s are refused: it verifies, but is not listed (trust = listed)"
+                self.quietly.refused("untrusted", header.sender, text, header.sender)
+                return REFUSED, 'its sender is not listed there, as trust = "listed" asks'
+            name = link.peer.hex()[:16]
+            self.quietly.refused(
+                "sender", name, "a message was refused: node %s does not speak for agent %.16s", name, header.sender
+            )
+            return REFUSED, "no descriptor of the sender names the node that sent this"
         if not self._routes.admits(header.sender):
             self.quietly.refusals["untrusted"] += 1
             return REFUSED, "its sender is not trusted there"

@@ -217,9 +217,15 @@ class Routes:
             return own.endpoints[:ENDPOINTS]
         return directory.endpoints_at(node_key)[:ENDPOINTS]
 
-    def speaks(self, sender: str, link: Link) -> bool | None:
-        """Return whether the peer may speak for the sender (G12); None: that is being looked up, ask again."""
-        if self.speakers.speaks(sender, link):
+    def is_listed_enough(self, sender: str) -> bool:
+        """Return whether `trust` asks for no more: as `IdentityRegistry.is_listed_enough`."""
+        return self._registry.is_listed_enough(sender)
+
+    def speaks(self, sender: str, link: Link, *, is_signed: bool = False) -> bool | None:
+        """Return whether the peer may speak for the sender (G12), or pass on what the sender has signed; None: that is
+        being looked up, ask again.
+        """
+        if self.is_listed_enough(sender) if is_signed else self.speakers.speaks(sender, link):
             self._looked_up.pop(sender, None)  # should it be unknown again, it is looked up again
             return True
         if self.errand is None:

@@ -14,7 +14,7 @@ from converge.env import Env
 from converge.errors import BadSignature, InvalidKey, SchemaTooNew, TornRecord
 from converge.model.descriptor import SEQUENCE_GREATEST, open_descriptor
 from converge.net.throttle import Throttle
-from converge.services.discovery.registry import IdentityRegistry, Trust
+from converge.services.discovery.registry import IdentityRegistry
 from converge.services.messages.under_way import Link
 
 log = logging.getLogger("converge.post")
@@ -68,13 +68,15 @@ class Speakers:
             self._directory.drop(agent_id)
 
     def speaks(self, agent_id: str, link: Link) -> bool:
-        """Return whether the peer may speak for the agent: it is the node itself, the descriptor with the highest
-        sequence known names it, and where trust is `listed`, the agent has been listed.
+        """Return whether the peer may speak for the agent: it is the node itself, or the descriptor with the highest
+        sequence known names it; and where trust is `listed`, either has been listed.
         """
+        if not self._registry.is_listed_enough(agent_id):
+            return False
         sequence = link.speakers.get(agent_id)
         if sequence is None or sequence < self._directory.highest(agent_id):
             return self._is_highest(agent_id) and self._registry.is_spoken_for(agent_id, link.peer)
-        return self._registry.trust is not Trust.LISTED or self._directory.has_listed(agent_id)
+        return True
 
     def _is_highest(self, agent_id: str) -> bool:
         """Return whether what the directory has of an agent is the latest that is known of it."""
