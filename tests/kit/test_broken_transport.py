@@ -343,6 +343,40 @@ class NamelessContract(RawContract):
         return TCP.options(frame_sec=2.0)
 
 
+class Trickling(Bent):
+    """Gives one frame at a time, however many have arrived."""
+
+    def __init__(self, straight: Channel) -> None:
+        super().__init__(straight)
+        self.arrived: list[bytes] = []
+
+    async def receive(self) -> Sequence[bytes]:
+        await anyio.lowlevel.checkpoint()
+        self.arrived = self.arrived or list(await self.straight.receive())
+        return [self.arrived.pop(0)]
+
+
+class Narrow(Bent):
+    """Holds few frames, as where each is a packet of the kernel's."""
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        pipe = self.local._out
+        for frame in frames:
+            while len(pipe.frames) >= 8 and not pipe.is_over:
+                pipe.writable = anyio.Event()
+                await pipe.writable.wait()
+            await self.straight.send([frame])
+
+
+class TricklingContract(Local):
+    backend = bent(LOCAL, Trickling)
+    breaks = "C-2"
+
+
+class NarrowContract(Local):
+    backend = bent(LOCAL, Narrow)
+
+
 class StraightContract(Local):
     backend = bent(LOCAL)
 
@@ -350,6 +384,7 @@ class StraightContract(Local):
 BROKEN = (
     CorruptingContract,
     MergingContract,
+    TricklingContract,
     UnboundedContract,
     ForgetfulContract,
     HangingContract,
@@ -384,6 +419,16 @@ def test_the_same_transport_unbroken_fails_nothing() -> None:
     run = run_contract(StraightContract)
     assert run.failures == (), run.output
     assert run.passed
+
+
+def test_a_channel_that_holds_few_frames_is_none_that_breaks_a_clause() -> None:
+    run = run_contract(NarrowContract, tests=citing(NarrowContract, ["C-1", "C-2", "C-3"]))
+    assert run.failures == () and run.passed, run.output
+
+
+def test_what_hangs_is_told_with_the_line_that_waited() -> None:
+    run = run_contract(HangingContract, tests=citing(HangingContract, ["C-5"]), until=["C-5"])
+    assert run.failures[0].said == "C-5: the test did not end within 2 s; it waited in: await pair.near.close()"
 
 
 def test_every_clause_has_a_broken_transport() -> None:

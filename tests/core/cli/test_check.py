@@ -184,6 +184,7 @@ def test_one_mistake_that_breaks_every_test_is_shown_whole_once(converge: Conver
             "    | Traceback\n    |   File\n    | StoreBusy: too many writers\n    +-------",
             "StoreBusy: too many writers",
         ),
+        ("    | Traceback (most recent call last):\n    |   File\n    | TimeoutError\n    +---", "TimeoutError"),
         ("place.py:19: Odd", "place.py:19: Odd"),
         ("E   converge.testing.clauses.ClauseBroken: S-1: wrong\n\nx.py:1: ClauseBroken", "S-1: wrong"),
     ],

@@ -15,7 +15,7 @@ import pytest
 from converge.testing.clauses import cited
 
 _BROKEN = re.compile(r"ClauseBroken: (([A-Z]-\d+): .*)")
-_RAISED = re.compile(r"^(?:(?!E ).*\nE {2,}|[ |]*\| (?=[\w.]+: ))(\S.*)", re.MULTILINE)
+_RAISED = re.compile(r"^(?:(?!E ).*\nE {2,}|[ |]*\| (?=[\w.]+(?:: |$)))(\S.*)", re.MULTILINE)
 """The first line of what pytest says was raised; in a group of errors, of each of them."""
 
 # The run is a guest in a process that may be a test run itself: it loads no conftest, draws no seed of its own, keeps

@@ -9,7 +9,7 @@ A transport over TCP connections inherits `StreamTransportContract` instead, whi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from converge.contracts.transport import FRAME_BYTES, WRITE_QUEUE_BYTES, Channel, Listener, Transport, TransportBackend
 from converge.errors import ConnectFailed, ConnectionClosed, ConnectionLost, InvalidValue, ListenFailed, MessageTooLarge
 from converge.testing._calls.waiting import blocking_calls, expect_no_waiting
+from converge.testing._store.limits import clause_of
 from converge.testing._transport.ends import (
     CLOSE_SEC,
     END,
@@ -30,6 +31,7 @@ from converge.testing._transport.ends import (
     collect,
     collect_until,
     connected,
+    in_time,
     is_end,
     leave,
     receive_all_into,
@@ -84,6 +86,8 @@ class TransportContract:
     loops: ClassVar[tuple[str, ...]] = ("asyncio", "trio")
     carrier_bytes: ClassVar[int] = 16_777_216
     limit_sec: ClassVar[float] = 30.0
+    clause = "?"
+    """Of the test that runs."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -91,6 +95,11 @@ class TransportContract:
         if not hasattr(cls, "backend"):
             return
         cls.anyio_backend = pytest.fixture(scope="module", params=loops_of(cls))(classmethod(_loop))  # type: ignore[arg-type, attr-defined]  # pytest takes it; its types lag
+
+    @pytest.fixture(autouse=True)
+    def named_clause(self, request: pytest.FixtureRequest) -> None:
+        """Note the clause that the test is about, for one that hangs."""
+        vars(self).update(clause=clause_of(request))
 
     @pytest.fixture
     def options(self) -> Any:
@@ -119,7 +128,7 @@ class TransportContract:
     @contextlib.asynccontextmanager
     async def pair(self, options: Any, address: str) -> AsyncIterator[Pair]:
         """Yield a connected channel."""
-        with anyio.fail_after(self.limit_sec):
+        with in_time(self.clause, self.limit_sec):
             async with self.open(options) as transport, transport.listen(address) as listener:
                 near, far = await connected(transport, listener, listener.address)
                 yield Pair(transport=transport, listener=listener, near=near, far=far)
@@ -160,11 +169,11 @@ class TransportContract:
 
     async def test_c2_receive_answers_what_has_already_arrived(self, options: Any, address: str) -> None:
         """C-2: receive answers what has already arrived."""
-        async with self.pair(options, address) as pair:
-            await pair.near.send([b"%d" % number for number in range(1_000)])
-            await pair.near.send([END])
-            got = [await pair.far.receive()]
-            while got[-1][-1] != END:
+        async with self.pair(options, address) as pair, anyio.create_task_group() as group:
+            group.start_soon(send_groups, pair.near, [[b"%d" % number for number in range(1_000)], [END]])
+            got = list[Sequence[bytes]]()
+            while not got or got[-1][-1] != END:
+                await turns(10)  # a channel may hold few frames: the sender fills it again
                 got.append(await pair.far.receive())
             assert sum(map(len, got)) == 1_001
             assert len(got) <= 500
@@ -212,7 +221,7 @@ class TransportContract:
         """C-4: send to a peer that has closed fails."""
         async with self.pair(options, address) as pair:
             await leave(pair.near)
-            with pytest.raises(ConnectionLost), anyio.fail_after(5):
+            with pytest.raises(ConnectionLost), in_time(self.clause, 5):
                 while True:
                     await pair.far.send([bytes(1_000)])
                     await anyio.sleep(0.001)
@@ -226,7 +235,7 @@ class TransportContract:
             group.start_soon(flood.run)
             group.start_soon(receiving.of, pair.near.receive)
             await flood.wait_until_stuck(self.carrier_bytes)
-            with anyio.fail_after(CLOSE_SEC):
+            with in_time(self.clause, CLOSE_SEC):
                 await pair.near.close()
             await receiving.known()
             await flood.ending.known()
@@ -236,7 +245,7 @@ class TransportContract:
         """C-5: close is idempotent and final."""
         async with self.pair(options, address) as pair:
             await pair.far.send([b"never read"])
-            with anyio.fail_after(2 * CLOSE_SEC):
+            with in_time(self.clause, 2 * CLOSE_SEC):
                 await pair.near.close()
                 await pair.near.close()
             with pytest.raises(ConnectionClosed):
@@ -274,7 +283,7 @@ class TransportContract:
         """C-7: an address in use is refused at once and free afterwards."""
         async with self.open(options) as transport:
             async with transport.listen(address) as listener:
-                with pytest.raises(ListenFailed), anyio.fail_after(2):
+                with pytest.raises(ListenFailed), in_time(self.clause, 2):
                     async with transport.listen(listener.address):
                         pass
             async with transport.listen(listener.address) as again:
@@ -284,7 +293,7 @@ class TransportContract:
         """C-7: an address that is not ours is refused."""
         async with self.open(options) as transport:
             for bad in (foreign_address, "nonsense", ""):
-                with pytest.raises(ListenFailed), anyio.fail_after(5):
+                with pytest.raises(ListenFailed), in_time(self.clause, 5):
                     async with transport.listen(bad):
                         pass
 
@@ -298,7 +307,7 @@ class TransportContract:
             async with transport.listen(address) as listener:
                 closed = listener.address
             for bad in (closed, unknown_address, "nonsense", ""):
-                with pytest.raises(ConnectFailed), anyio.fail_after(self.limit_sec):
+                with pytest.raises(ConnectFailed), in_time(self.clause, self.limit_sec):
                     await transport.connect(bad)
 
     # C-9: independent channels.
@@ -361,7 +370,7 @@ class TransportContract:
         """C-11: leaving the listener closes it and its channels."""
         async with self.open(options) as transport, anyio.create_task_group() as group:
             accepting = Ending()
-            with anyio.fail_after(self.limit_sec):
+            with in_time(self.clause, self.limit_sec):
                 async with transport.listen(address) as listener:
                     near, far = await connected(transport, listener, listener.address)
                     group.start_soon(accepting.of, listener.accept)
@@ -377,7 +386,7 @@ class TransportContract:
 
     async def test_c11_leaving_the_transport_closes_what_it_connected(self, options: Any, address: str) -> None:
         """C-11: leaving the transport closes what it connected."""
-        with anyio.fail_after(self.limit_sec):
+        with in_time(self.clause, self.limit_sec):
             async with self.open(options) as serving, serving.listen(address) as listener:
                 async with self.open(options) as transport:
                     near, far = await connected(transport, listener, listener.address)

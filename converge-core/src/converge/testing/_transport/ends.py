@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -12,12 +14,15 @@ import anyio.lowlevel
 
 from converge.contracts.transport import Channel, Listener, Transport
 from converge.errors import ChannelError, ConnectionLost
+from converge.foreign import leaves
+from converge.testing.clauses import expect
 
 # A send that has made no progress for so long waits.
 QUIET_SEC = 0.25
 # close may wait for the peer for one second (C-5); the rest is the machine's.
 CLOSE_SEC = 2.0
 END = b"the last frame of this test"
+_KIT = Path(__file__).parents[1]
 
 
 class Flood:
@@ -80,6 +85,29 @@ class Ending:
         """Wait until the call has ended."""
         with anyio.fail_after(5):
             await self._known.wait()
+
+
+@contextlib.contextmanager
+def in_time(clause: str, seconds: float) -> Iterator[None]:
+    """Expect that the block ends in time; what hangs is named by the line of the kit that waited."""
+    waited = ""
+    with anyio.move_on_after(seconds) as scope:
+        try:
+            yield
+        except BaseException as error:
+            waited = _line_of_kit(error)
+            raise
+    expect(clause, not scope.cancelled_caught, f"the test did not end within {seconds:g} s{waited}")
+
+
+def _line_of_kit(error: BaseException) -> str:
+    lines = [
+        frame.line
+        for one in leaves(error)
+        for frame in traceback.extract_tb(one.__traceback__)
+        if Path(frame.filename).is_relative_to(_KIT) and frame.line and not frame.line.startswith(("yield", "raise"))
+    ]
+    return f"; it waited in: {lines[-1]}" if lines else ""
 
 
 async def connected(transport: Transport, listener: Listener, address: str) -> tuple[Channel, Channel]:

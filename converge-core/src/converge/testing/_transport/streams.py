@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from converge.contracts.transport import WRITE_QUEUE_BYTES
 from converge.errors import BadRecord, ChannelError, ConnectFailed, ConnectionLost
-from converge.testing._transport.ends import Ending, collect, connected, send_each, serve_all
+from converge.testing._transport.ends import Ending, collect, connected, in_time, send_each, serve_all
 from converge.testing.proxy import ByteProxy, byte_proxy, host_and_port
 from converge.testing.transport import BIG, Pair, TransportContract, few
 
@@ -44,7 +44,7 @@ class StreamTransportContract(TransportContract):
     @contextlib.asynccontextmanager
     async def proxied(self, options: Any, address: str) -> AsyncIterator[tuple[Pair, ByteProxy]]:
         """Yield a channel with a proxy in its middle."""
-        with anyio.fail_after(self.limit_sec):
+        with in_time(self.clause, self.limit_sec):
             async with (
                 self.open(options) as transport,
                 transport.listen(address) as listener,
@@ -101,7 +101,7 @@ class StreamTransportContract(TransportContract):
         async with self.open(options) as transport, transport.listen(address) as listener:
             host, port = host_and_port(listener.address)
             async with await anyio.connect_tcp(host, port) as stream:
-                with anyio.fail_after(self.patience_sec):
+                with in_time(self.clause, self.patience_sec):
                     far = await listener.accept()
                 own = stream.extra(anyio.abc.SocketAttribute.local_address)
                 assert far.peer == f"{own[0]}:{own[1]}"
@@ -130,7 +130,7 @@ class StreamTransportContract(TransportContract):
             group.start_soon(foreign.serve, speak)
             port = foreign.extra(anyio.abc.SocketAttribute.local_port)
             async with self.open(options) as transport:
-                with pytest.raises((ConnectFailed, BadRecord, ConnectionLost)), anyio.fail_after(self.patience_sec):
+                with pytest.raises((ConnectFailed, BadRecord, ConnectionLost)), in_time(self.clause, self.patience_sec):
                     channel = await transport.connect(address.replace(":0", f":{port}"))
                     await channel.receive()
             group.cancel_scope.cancel()
@@ -171,7 +171,7 @@ class StreamTransportContract(TransportContract):
                 await pair.near.send([b"still here"])
                 assert await collect(pair.far, 1) == [b"still here"]
                 with (
-                    anyio.fail_after(self.patience_sec),
+                    in_time(self.clause, self.patience_sec),
                     contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError),
                 ):
                     while True:
@@ -185,7 +185,7 @@ class StreamTransportContract(TransportContract):
             sent = len(proxy.seen_up)
             proxy.change_up = lambda offset, data: data[: max(sent + 40 - offset, 0)]
             await pair.near.send([BIG[:1_000]])
-            with pytest.raises((BadRecord, ConnectionLost)), anyio.fail_after(self.patience_sec):
+            with pytest.raises((BadRecord, ConnectionLost)), in_time(self.clause, self.patience_sec):
                 await pair.far.receive()
 
 
