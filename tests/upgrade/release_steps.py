@@ -68,6 +68,11 @@ async def ended(tasks: TaskManager) -> Any:
     return sorted([one.state, one.claimed_by, one.attempts, one.token > 0, one.result is None] for one in found)
 
 
+async def claims(tasks: TaskManager, count: int) -> Any:
+    """Claim whatever there is, which sweeps, too; return the types of what it was given."""
+    return [task.type for _ in range(count) for task in await tasks.claim(AGENT, [POOL], limit=10)]
+
+
 async def wait(_: TaskManager) -> Any:
     """Wait for a line."""
     return await anyio.to_thread.run_sync(sys.stdin.readline)
@@ -80,7 +85,7 @@ def say(found: object) -> None:
 
 
 STEPS = {"fill": fill, "wait": wait, "ended": ended}
-COUNTED = {"ordered": ordered, "plain": plain, "drain": drain}
+COUNTED = {"ordered": ordered, "plain": plain, "drain": drain, "claims": claims}
 
 
 async def main(url: str, network: str, steps: list[str]) -> int:

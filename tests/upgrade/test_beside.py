@@ -7,18 +7,19 @@ import re
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from release_steps import AGENT, KEY, POOL, WAITING, drain, ended, ordered, plain
 
-from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
+from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.codec import FORMAT, encode
 from converge.contracts.store import Batch, Store
 from converge.errors import SchemaTooNew
 from converge.model.keys import FORMAT as RECORD
 from converge.model.place import SPLIT_KEYS
 from converge.services.store.formats import read_format
+from converge.testing.fixtures import wait_until
 
 Run = Callable[..., list[Any]]
 Running = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]
@@ -98,6 +99,49 @@ async def test_the_release_before_refuses_a_store_in_which_something_newer_is_us
             assert re.match(rf"SchemaTooNew: .*format {SPLIT_KEYS} .* up to 1\b", json.loads(process.stdout.readline()))
             assert await drain(tasks, 2) == [0, 1]
             assert [task.ordering_key for task in await tasks.list(pool_id=POOL) if task.type == "ordered"] == [KEY] * 2
+
+
+class Waits(Agent):
+    """Records a step, and waits: for a time, for a signal, or for a child that waits."""
+
+    steps: ClassVar[list[str]] = []
+
+    async def on_task(self, task: Task) -> Any:
+        await task.step("once", self.steps.append, task.type)
+        if task.type == "parent":
+            return await task.gather(await task.spawn(Task(pool_id=POOL, type="child"), "c"))
+        if task.type != "time":
+            return await task.wait_for("go")
+        await task.sleep(0.5)
+        return "slept"
+
+
+async def test_tasks_that_wait_are_left_alone_by_a_running_process_of_the_release_before(
+    place: tuple[str, str], old_running: Running
+) -> None:
+    """It sweeps, and claims some that have been resumed: they go on when it has stopped."""
+    Waits.steps.clear()
+    with old_running("plain=1", "wait", "claims=3") as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert json.loads(process.stdout.readline()) == 1
+        async with opened(place) as (store, tasks):
+            async with Node(store=store, poll_sec=0.1) as node:
+                await node.spawn(Waits, pool=POOL)
+                ids = [await tasks.submit(Task(pool_id=POOL, type=type_)) for type_ in ("time", "signal", "parent")]
+
+                async def are_parked() -> bool:
+                    return [one.parks for one in await tasks.list(pool_id=POOL) if one.type != "plain"] == [1] * 4
+
+                await wait_until(are_parked, timeout=60)
+            (child,) = await tasks.children(ids[2])
+            assert await tasks.signal(ids[1], "go", "came") and await tasks.signal(child.id, "go", "child")
+            process.stdin.close()
+            assert [json.loads(line) for line in process.stdout] == ["", []], "it was given one of them"
+            async with Node(store=store, poll_sec=0.1) as node:
+                await node.spawn(Waits, pool=POOL)
+                results = [(await tasks.result(id_, timeout=60)).result for id_ in ids]
+            assert results == ["slept", "came", ["child"]]
+    assert sorted(Waits.steps) == ["child", "parent", "signal", "time"]
 
 
 async def test_a_format_of_a_later_release_is_refused_with_what_knows_it(place: tuple[str, str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -27,6 +27,7 @@ from converge.model.keys import AGENT, DEAD, EXPIRY, LEASE, TASK, TORN
 from converge.operations.store_copy import copy
 from converge.runtime.config.config import Config
 from converge.services.store import copy as copying
+from converge.services.store.opening import NETWORK
 from converge.testing.fixtures import wait_until
 
 Converge = Callable[..., Any]
@@ -157,6 +158,62 @@ async def test_tasks_that_wait_are_copied_with_all_they_recorded_and_resumed_the
         for one in await tasks.list(state=TaskState.WAITING, limit=20):
             assert await tasks.signal(one.id, "go")
             assert (await tasks.get(one.id)).state == TaskState.PENDING, "its signal has not resumed it"
+
+
+class Travels(Agent):
+    """Goes on in each store from where it was in the one before."""
+
+    concurrency = 10
+    steps: ClassVar[list[str]] = []
+
+    async def on_task(self, task: Task) -> Any:
+        if task.type == "child":
+            return await task.wait_for("go")
+        if task.type == "sleeper":
+            return await task.sleep(task.inputs["sec"])
+        child, came = await task.spawn(Task(pool_id="p", type="child")), list[Any]()
+        for name in ("a", "b", "c"):
+            await task.step(name, self.steps.append, name)
+            await task.step(f"say {name}", task.emit, name)
+            came.append(await task.wait_for(name, timeout=3_600))
+        return [*came, *await task.gather(child)]
+
+    async def on_ask(self, state: Any, message: Any) -> tuple[Any, Any]:
+        return [*(state or ()), message], state
+
+
+async def test_a_run_goes_on_in_one_store_after_another(urls: list[str], namespace: str) -> None:
+    """Steps, signals, children, timers, output and its cursor, virtual agents: all is there behind each copy."""
+    Travels.steps.clear()
+    ids, said, cursor = list[str](), list[Any](), ""
+    for number, url in enumerate(urls):
+        if number:
+            await copy(config(namespace), urls[number - 1], url)
+        network = NETWORK if url.startswith("file:") else namespace
+        async with open_store(url, plugins=["redis", "sql"], network=network) as store, Node(store=store) as node:
+            await node.spawn(Travels, pool="p")
+            if not number:
+                for fields in ({}, {"type": "sleeper", "inputs": {"sec": 0.5}}, {"type": "sleeper"}):
+                    ids.append(await node.tasks.submit(Task(pool_id="p", **({"inputs": {"sec": 900.0}} | fields))))
+                assert await node.tasks.signal(ids[0], "c", "early", key="k")
+            else:
+                assert await node.tasks.signal(ids[0], "c", "again", key="k"), "a repeat is harmless, also in the copy"
+                (child,) = await node.tasks.children(ids[0])
+                await node.tasks.signal(*[(ids[0], "a", 1), (ids[0], "b", 2), (child.id, "go", 3)][number - 1])
+            async for output in node.tasks.watch(ids[0], after=cursor):
+                said, cursor = said + [output.data] * (output.kind == "data"), output.cursor
+                if len(said) == min(number + 1, 3):
+                    break
+            assert await node.agent("v", pool="p").ask(number, timeout=60) == (list(range(number)) or None)
+            if number == 3:
+                done = [await node.tasks.result(id_, timeout=60) for id_ in ids[:2]]
+                assert [one.result for one in done] == [[1, 2, "early", 3], None]
+
+                async def waits(tasks: TaskManager = node.tasks) -> bool:
+                    return (await tasks.get(ids[2])).state == TaskState.WAITING
+
+                await wait_until(waits, timeout=60)
+    assert (Travels.steps, said) == (["a", "b", "c"], ["a", "b", "c"])
 
 
 async def test_what_is_copied_is_refused_where_it_cannot_be_whole(tmp_path: Path, namespace: str) -> None:

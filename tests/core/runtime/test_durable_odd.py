@@ -103,6 +103,17 @@ async def ended(node: Node, handler: Callable[[Task], Any], *, pool: str = "p", 
 
 # Steps.
 
+
+async def test_a_method_of_the_task_is_a_step(node: Node) -> None:
+    async def handler(task: Task) -> None:
+        await task.step("say", task.emit, "once")
+
+    task = await ended(node, handler)
+    assert task.state == TaskState.COMPLETED, task.error
+    said = await anext(node.tasks.watch(task.id))
+    assert (said.data, said.step) == ("once", "say")
+
+
 MISUSES: list[tuple[Any, dict[str, Any]]] = [
     (raises, {"retries": -1}),
     (raises, {"retries": "2"}),
@@ -532,6 +543,21 @@ async def speaks(task: Task) -> None:
 
 async def echo(task: Task) -> str:
     return "echo"
+
+
+class Silent(Agent):
+    """Counts its messages, and answers nothing."""
+
+    async def on_ask(self, state: Any, message: Any) -> tuple[Any, Any]:
+        return (state or 0) + 1, message
+
+
+async def test_the_state_of_a_virtual_agent_is_kept_whatever_it_answers(node: Node) -> None:
+    await node.spawn(Silent, pool="silent")
+    agent = node.agent("a", pool="silent")
+    answers: list[Any] = [None, None, False, 0, "", [], {}]
+    assert [await agent.ask(answer, timeout=30) for answer in answers] == answers
+    assert await agent.state() == len(answers)
 
 
 @pytest.mark.parametrize("others", [["a"], ["b", "a"], ["b", "c", "b"]])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from converge import ConvergeError, Node
-from converge.errors import ConfigError, ListenFailed, Undeliverable, UnknownSetting
+from converge import Agent, ConvergeError, Node
+from converge.errors import ConfigError, InvalidValue, ListenFailed, Undeliverable, UnknownSetting
 from converge.runtime.config.config import Config
 
 
@@ -57,3 +57,9 @@ def test_a_mistyped_argument_of_a_node_names_the_nearest(name: str, nearest: str
 def test_a_long_lease_of_a_node_has_a_longer_stall_as_in_the_configuration() -> None:
     assert Node(lease_sec=600).settings.stall_sec == 6_000
     assert Node().settings.stall_sec == Config().stall_sec
+
+
+async def test_an_agent_in_place_of_its_class_is_refused() -> None:
+    async with Node() as node:
+        with pytest.raises(InvalidValue, match="expected a subclass of converge"):
+            await node.spawn(Agent())  # type: ignore[arg-type]  # which is the point

@@ -267,7 +267,8 @@ def check_agent_class(cls: type[Agent]) -> None:
         InvalidValue, InvalidName: One of its class attributes is not what it must be, or its handlers do not go
             together.
     """
-    if not issubclass(cls, Agent):
+    given: object = cls
+    if not (isinstance(given, type) and issubclass(given, Agent)):
         raise InvalidValue("agent", cls, "a subclass of converge.Agent")
     for name in RESERVED:
         if any(name in vars(base) for base in cls.__mro__[: cls.__mro__.index(Agent)]):

@@ -33,7 +33,7 @@ from converge.machines.task import RESULT_BYTES
 from converge.model.keys import SIGNAL, SIGNALS
 from converge.model.place import Found
 from converge.model.task import Calling, Wait
-from converge.model.working import Child, Spawnable, StepOptions
+from converge.model.working import Child, Spawnable, StepOptions, Working
 from converge.runtime.attempts.family import Family
 from converge.runtime.attempts.names import FIRST, GATHER, SLEEP, STEP, Names
 from converge.runtime.attempts.putting_out import PuttingOut
@@ -265,7 +265,7 @@ class Attempt:
         with anyio.CancelScope() as scope, named(name):
             self._scopes.add(scope)
             try:
-                if iscoroutinefunction(function):
+                if iscoroutinefunction(function) or isinstance(getattr(function, "__self__", None), Working):
                     return await awaited(function, *arguments)
                 value = await in_own_thread(in_thread, function, *arguments, abandon_on_cancel=True)
                 if type(value) is Raised:

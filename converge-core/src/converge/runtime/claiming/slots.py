@@ -321,11 +321,11 @@ class Slots:
                 self._on_claimed(task)
             result = await call(handler, task, encode_result)
             parked: Event | None = None
-            if slot.desk.opened is not None and result is not CANCELLED:
-                found, parked = slot.desk.close(found, result)
             if result is None:
                 result = b"null"
-            elif result is CANCELLED:
+            if slot.desk.opened is not None and result is not CANCELLED:
+                found, parked = slot.desk.close(found, result)
+            if result is CANCELLED:
                 if worker.is_fast and not slot.is_cancelled:
                     # The node's block is: whoever stops the node hands back what was held.
                     slot.current = None
