@@ -279,7 +279,12 @@ def answers_without_the_state(patch: pytest.MonkeyPatch) -> None:
     """The state of a virtual agent is not put with its answer."""
 
     def forgetful(found: Found, event: Event, now: int, around: Around) -> Batch:
-        return step(found, event._replace(also=None) if isinstance(event, events.Completed) else event, now, around)
+        return step(
+            found,
+            msgspec.structs.replace(event, also=None) if isinstance(event, events.Completed) else event,
+            now,
+            around,
+        )
 
     change_step(patch, forgetful)
 
@@ -340,7 +345,7 @@ def counts_no_attempt_of_a_durable_task(patch: pytest.MonkeyPatch) -> None:
 
     def endless(found: Found, event: Event, now: int, around: Around) -> Batch:
         if found.state is not None and found.state.parks:
-            found = found._replace(spec=msgspec.structs.replace(found.spec, max_attempts=10**6))
+            found = msgspec.structs.replace(found, spec=msgspec.structs.replace(found.spec, max_attempts=10**6))
         return step(found, event, now, around)
 
     change_step(patch, endless)

@@ -112,7 +112,9 @@ def compares_no_nonce(patch: pytest.MonkeyPatch) -> None:
         lease = next(
             (entry.key[1] for entry in page if entry.revision == place.token and entry.key[3] == found.id), place.lease
         )
-        return bool(await inner(self, found._replace(place=place._replace(nonce=nonce, lease=lease)), event))
+        return bool(
+            await inner(self, msgspec.structs.replace(found, place=place._replace(nonce=nonce, lease=lease)), event)
+        )
 
     patch.setattr(finishes.Finishes, "_try", key_by_token)
 
@@ -202,7 +204,12 @@ def never_gives_up(patch: pytest.MonkeyPatch) -> None:
     """`max_attempts` is not looked at."""
 
     def endless(found: Found, event: Event, now: int, around: Around) -> Batch:
-        return step(found._replace(spec=msgspec.structs.replace(found.spec, max_attempts=10**6)), event, now, around)
+        return step(
+            msgspec.structs.replace(found, spec=msgspec.structs.replace(found.spec, max_attempts=10**6)),
+            event,
+            now,
+            around,
+        )
 
     change_step(patch, endless)
 
@@ -373,7 +380,7 @@ def retries_past_the_deadline(patch: pytest.MonkeyPatch) -> None:
 
     def late(found: Found, event: Event, now: int, around: Around) -> Batch:
         if isinstance(event, events.Failed):
-            found = found._replace(spec=msgspec.structs.replace(found.spec, deadline=0))
+            found = msgspec.structs.replace(found, spec=msgspec.structs.replace(found.spec, deadline=0))
         return step(found, event, now, around)
 
     change_step(patch, late)

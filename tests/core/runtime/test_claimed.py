@@ -8,6 +8,7 @@ import pickle
 import attrs
 import msgspec
 import pytest
+from msgspec.structs import astuple
 
 from converge.errors import TornRecord
 from converge.model.place import Found, Held
@@ -26,7 +27,7 @@ def found(state: State | None = STATE, spec: Spec = SPEC) -> Found:
 
 @pytest.mark.parametrize("state", [None, STATE])
 def test_each_attribute_alone_is_what_the_whole_task_says(state: State | None) -> None:
-    expected = to_task(*found(state), by="me")
+    expected = to_task(*astuple(found(state)), by="me")
     for field in attrs.fields(Task):
         task = claimed_task(found(state), "me")
         assert getattr(task, field.name) == getattr(expected, field.name)
@@ -36,7 +37,7 @@ def test_each_attribute_alone_is_what_the_whole_task_says(state: State | None) -
 
 
 def test_it_compares_prints_copies_and_pickles_as_a_task() -> None:
-    expected = to_task(*found(), by="me")
+    expected = to_task(*astuple(found()), by="me")
     assert claimed_task(found(), "me") == claimed_task(found(), "me") and expected == claimed_task(found(), "me")
     assert claimed_task(found(), "me") != object()
     assert repr(claimed_task(found(), "me")) == repr(expected)

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 import pytest
+from msgspec.structs import astuple
 
 from converge.errors import InvalidName, InvalidValue
 from converge.model.place import Found, Held
@@ -30,7 +31,9 @@ def found(state: State | None = None, **given: Any) -> Found:
     return Found(ID, to_spec(Task(pool_id="docs", **given), POOL, NOW), state, PLACE)
 
 
-@pytest.mark.parametrize("task", [Task(pool_id="docs"), to_task(*found(), by="me")], ids=["submitted", "claimed"])
+@pytest.mark.parametrize(
+    "task", [Task(pool_id="docs"), to_task(*astuple(found()), by="me")], ids=["submitted", "claimed"]
+)
 def test_a_task_has_no_attribute_that_it_does_not_name(task: Task) -> None:
     with pytest.raises(AttributeError, match="has no attribute 'input'"):
         task.input  # type: ignore[attr-defined]  # noqa: B018  # that is the test

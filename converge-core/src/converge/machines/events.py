@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from converge.model.batch import Put
 from converge.model.keys import Key
 from converge.model.task import Wait
 
 
-class Completed(NamedTuple):
+class Completed(msgspec.Struct, frozen=True):
     """The handler returned this (JSON).
 
-    `also`: the key and state of a virtual agent, put in the same batch if the key is at this revision.
+    `also`: the key and state of a virtual agent, put in the same batch if the key is at this revision. A Struct, since
+    nearly each task makes one.
     """
 
     result: bytes

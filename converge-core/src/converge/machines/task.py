@@ -138,7 +138,7 @@ EXHAUSTED = "attempts exhausted"
 
 def digest(event: Event) -> str:
     """Return the digest that a repeated finish of an attempt has, too. A completion's result tells by itself."""
-    if type(event) is Completed:
+    if isinstance(event, Completed):
         return ""
     data = repr(event[:1]).encode()
     # What keeps the digests of different events apart; blake2b takes at most 16 bytes.
@@ -184,10 +184,11 @@ def is_terminal(state: State | None) -> bool:
 
 def _complete(found: Found, event: Completed, now: int, around: Around) -> Batch:
     """Return the batch that ends most tasks, written for speed: first attempt, no ordering key, no deadline."""
-    id_, spec, old, place = found
-    if old is not None or type(place) is not Held or spec.ordering_key is not None or spec.deadline or spec.parent:
+    spec, place = found.spec, found.place
+    is_plain = spec.ordering_key is None and not spec.deadline and not spec.parent
+    if found.state is not None or type(place) is not Held or not is_plain:
         return _end(found, TaskState.COMPLETED, event.by, "", now, around, result=event.result, ended_by=event)
-    (lease, nonce, token, claimed_at), by = place, event.by
+    (lease, nonce, token, claimed_at), id_, by = place, found.id, event.by
     began = claimed_at - now if claimed_at else 0
     history = () if began else (Attempt(now, "completed", by, "", token, claimed_at),)
     result = NULL if event.result == b"null" else msgspec.Raw(event.result)

@@ -45,8 +45,8 @@ class Held(NamedTuple):
 Place = Ready | Later | Waiting | Held
 
 
-class Found(NamedTuple):
-    """A task, as it was read."""
+class Found(msgspec.Struct, frozen=True):
+    """A task, as it was read: a Struct, since a claim makes one a task, whose fields are read again and again."""
 
     id: bytes
     spec: Spec

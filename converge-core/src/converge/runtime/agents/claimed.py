@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+from msgspec.structs import astuple
 
 from converge.codec import decode_plain
 from converge.errors import TornRecord
@@ -86,7 +87,7 @@ def whole(task: Task) -> Task:
     if type(task) is _Claimed:
         values = task.__dict__
         found, by = values.pop("_source")
-        for name, value in vars(to_task(*found, by=by)).items():
+        for name, value in vars(to_task(*astuple(found), by=by)).items():
             values.setdefault(name, value)
         _set(task, "__class__", Task)
     return task

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, ParamSpec
 
+from msgspec.structs import astuple
+
 from converge.machines.events import Completed, Event, Failed, Released
 from converge.model.place import Found
 from converge.model.task import Task
@@ -31,7 +33,7 @@ def observers_of(host: PluginHost, others: Observers = NO_OBSERVERS) -> Observer
     def finished(found: Found, event: Event) -> None:
         # By nobody: it goes back, and no attempt had begun.
         if isinstance(event, Completed | Failed | Released) and event.by:
-            task = to_task(*found, by=event.by)
+            task = to_task(*astuple(found), by=event.by)
             host.observe("converge_task_finished", task=task, outcome=type(event).__name__.lower())
 
     def claimed(task: Task) -> None:

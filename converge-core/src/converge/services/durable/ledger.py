@@ -197,7 +197,7 @@ class Ledger:
                 more: list[Put] = [(KEPT(self.id), b""), (STATE(self.id), encode(state))]
                 written = await self._write([*puts, *more], deletes, checks, wake, mark or STATE(self.id))
                 if written:
-                    self.found = self.found._replace(state=state)
+                    self.found = msgspec.structs.replace(self.found, state=state)
                     self._is_marked = True
         return written
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 from anyio import lowlevel
+from msgspec.structs import astuple
 
 from converge.codec import stored_text
 from converge.contracts.store import Store
@@ -131,7 +132,7 @@ class TaskManager:
         tasks = []
         for one in found:
             try:
-                tasks.append(to_task(*one, by=agent_id))
+                tasks.append(to_task(*astuple(one), by=agent_id))
                 self._held[one.id] = (one, agent_id)
             except TornRecord as error:
                 claims.put_away_later(one, error)

@@ -437,4 +437,4 @@ async def adopted(handle: StoreHandle, found: Found) -> Found | None:
     state = decode(raw.value, State, id_text(found.id))
     if state.calling is None or held.revision == found.place.token:
         return None
-    return found._replace(state=state, place=found.place._replace(token=held.revision))
+    return msgspec.structs.replace(found, state=state, place=found.place._replace(token=held.revision))
