@@ -331,7 +331,10 @@ def _check_peer(payload: _Payload, terms: Terms, expected: bytes | None) -> None
             f"another node answered: {payload.node_key.hex()[:16]}..., expected {expected.hex()[:16]}..."
         )
     if payload.tls_hash != terms.tls_hash and not (payload.flags & TLS_TERMINATED or terms.is_tls_terminated):
-        raise TlsMismatch("the two sides saw different TLS certificates, so something stands between them")
+        raise TlsMismatch(
+            "the two sides saw different TLS certificates, so something stands between them; if that is your reverse "
+            "proxy, set tls_terminated at the node behind it"
+        )
 
 
 def _version(payload: _Payload, terms: Terms) -> int:
