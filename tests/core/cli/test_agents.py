@@ -122,14 +122,15 @@ def test_processes_are_listed_with_what_they_do(
     store = ("--store", "file:state.db")
     assert converge("ps", *store).code == 4
     (folder / "tasks.jsonl").write_text('{"inputs": {}}\n')
-    flags = ("--pool", "p", "--agents", "3", *store, "--submit", "tasks.jsonl", "--grace", "0")
-    process = start("run", "slow:Slow", *flags)
+    own = ("--agents", "3", "--grace", "0", "--transport", "local:a")
+    process = start("run", "slow:Slow", "--pool", "p", *own, *store, "--submit", "tasks.jsonl")
     assert process.stderr is not None
     while "begun" not in (line := process.stderr.readline()):
         assert line, "it has ended"
     (row,) = [json.loads(line) for line in converge("ps", "--json", *store).out.splitlines()]
     assert (row["pid"], row["agents"], row["running"], row["resting"]) == (process.pid, 3, 1, 0)
     assert row["is_alive"] and row["lease_sec"] > 0
+    assert row["endpoints"] == ["local:a"]
 
     def is_ready() -> bool:
         (told,) = [json.loads(line) for line in converge("ps", "--json", *store).out.splitlines()]

@@ -291,6 +291,6 @@ async def _read_processes(config: Config) -> list[Process]:
         service = DiscoveryService(store=store, network=config.network)
         agents = await service.query(DiscoveryQuery(), refresh_from_store=True)
         rests, now = await rests_of(store, [(one.id, one.lease, one.pools) for one in agents]), await store.time()
-        listed = Counter(one.lease for one in agents)
+        listed = Counter(one.lease for one in agents if one.id != id_of_node(one.node_key))
         resting = Counter(one.lease for one in agents if rests.get(one.id, 0) > now)
         return [Process(one, listed[one.id], resting[one.id]) for one in found]

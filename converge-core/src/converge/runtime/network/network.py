@@ -157,6 +157,8 @@ class Network:
         ):
             with suppress(StoreError):  # messages tell when they were sent; while the store is away, roughly
                 await ground.handle.now()
+            if wire is not None:  # the lease begins later: its record is what `ps` shows
+                ground.handle.lease_settings = attrs.evolve(ground.handle.lease_settings, endpoints=wire.endpoints)
             one = cls(ground, sighted, wire)
             ground.boundary.background.loop(one.mail.run)
             if wire is not None:
