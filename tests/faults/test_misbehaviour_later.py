@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from inspect import CO_COROUTINE
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -20,8 +22,9 @@ from anyio import to_thread
 from converge import Agent, Node, Task
 from converge.env import SYSTEM
 from converge.errors import HandlerFailed, ToolTimeout
-from converge.foreign import LOGS
+from converge.foreign import LOGS, tell
 from converge.runtime import parts
+from converge.runtime.agents import background
 from converge.runtime.agents.background import Background
 from converge.runtime.agents.boundary import Boundary, Worker, worker_kind
 from converge.runtime.agents.decisions import InvokeTool
@@ -301,6 +304,64 @@ async def test_the_log_of_a_module_that_is_imported_while_a_node_runs_is_guarded
         loggers.pop(name)
         if before is not None:
             loggers[name] = before
+
+
+@pytest.mark.parametrize("error", [bad.doubling(), bad.Endless()], ids=["group", "causes"])
+async def test_an_error_whose_stack_never_ends_is_logged_without_one(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logging.getLogger("converge.slots")
+    tell(log, logging.ERROR, "it failed", error=ExceptionGroup("some", [ValueError("one")]))
+    tell(log, logging.ERROR, "it failed", error=error)
+    assert [record.exc_info is not None for record in caplog.records] == [True, False]
+
+
+CLAIMING = "converge/runtime/claiming/"
+
+
+class Raising:
+    """A profiler that raises, once, where the node's own code has called so many functions of claiming."""
+
+    def __init__(self, calls: int) -> None:
+        self._left = calls
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        """See the class."""
+        code = frame.f_code
+        if event != "call" or CLAIMING not in code.co_filename or code.co_flags & CO_COROUTINE:
+            return
+        self._left -= 1
+        if self._left <= 0:
+            sys.setprofile(None)
+            raise MemoryError(f"in {code.co_qualname}")
+
+
+async def test_no_claim_is_lost_wherever_the_nodes_own_code_fails_after_a_call(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Memory ends, or a profiler or the handler of a signal raises: between any two lines of ours, not in the call."""
+
+    class Leaving(Agent):
+        concurrency = 2
+
+        async def on_task(self, task: Task) -> str:
+            if calls := task.inputs["calls"]:
+                sys.setprofile(Raising(calls))
+            return GOOD
+
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr(background, "BACKOFF_GREATEST_SEC", background.BACKOFF_LEAST_SEC)
+    try:
+        with anyio.fail_after(120):
+            async with Node() as node:
+                await node.spawn(Leaving, pool="p")
+                for calls in range(1, 60):
+                    tasks = [Task(pool_id="p", inputs={"calls": one}, max_attempts=1) for one in (calls, 0)]
+                    for id_ in await node.tasks.submit_many(tasks):
+                        assert (await node.tasks.result(id_, timeout=20)).state in ("COMPLETED", "FAILED"), calls
+                assert len(node.parts.boundary.background.failures) > 1, "nothing was raised in slots and feed"
+    finally:
+        sys.setprofile(None)
 
 
 def fails(*_: Any, **__: Any) -> Any:

@@ -145,16 +145,37 @@ def clean(text: str) -> str:
 GROUP_SHOWN = 3
 """Errors of a group that its text names."""
 
+STACKS = 1_000
+"""Errors, with those of groups and those that came before, of which the stacks are logged; of more there are none."""
+
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Yield the errors of a group, however deep, or the error itself."""
-    todo = [error]
+    """Yield the errors of a group, however deep, or the error itself. A group that stands in others twice counts once:
+    sixty groups, each of the one before twice, would never come to an end.
+    """
+    todo, seen = [error], set[int]()
     while todo:
         one = todo.pop()
         if is_a(one, BaseExceptionGroup):
-            todo += BaseExceptionGroup.exceptions.__get__(one)  # past what a subclass makes of it
+            if id(one) not in seen:
+                seen.add(id(one))
+                todo += BaseExceptionGroup.exceptions.__get__(one)  # past what a subclass makes of it
         else:
             yield one
+
+
+def _has_stack(error: BaseException | None) -> bool:
+    """Return whether Python comes to an end with the stack of an error: of a group it goes through each error as often
+    as that stands in it, and it asks each for its cause, which user code may answer with another one without end.
+    """
+    todo, seen, count = [error] if error is not None else [], set[int](), 0
+    while todo and count <= STACKS:
+        one, count = todo.pop(), count + 1
+        seen.add(id(one))
+        if isinstance(one, BaseExceptionGroup):
+            todo += islice(one.exceptions, STACKS)
+        todo += [before for before in (one.__cause__, one.__context__) if before is not None and id(before) not in seen]
+    return not todo
 
 
 def passes(error: BaseException) -> bool:
@@ -272,7 +293,8 @@ def tell(
     error: BaseException | None = None,
 ) -> None:
     """Log a line about user code, with the stack of `error`; what a filter or handler of the log raises is dropped."""
-    guarded(lambda: log.log(level, text, *values, exc_info=error))
+    has_stack = guarded(_has_stack, error) is True
+    guarded(lambda: log.log(level, text, *values, exc_info=error if has_stack else None))
 
 
 class _GuardedLogger(logging.Logger):

@@ -107,6 +107,23 @@ def in_a_circle() -> NoReturn:
     raise one
 
 
+def doubling() -> BaseException:
+    """Return a group of two groups, each of two groups, and so on: nobody can count its errors."""
+    error: BaseException = ValueError("one")
+    for _ in range(60):
+        error = BaseExceptionGroup("twice", [error, error])
+    return error
+
+
+class Endless(Exception):
+    """Has a cause, which has a cause, and so on."""
+
+    @property
+    def __cause__(self) -> Exception:  # type: ignore[override]  # that is what is wrong with it
+        KEPT.append(cause := Endless())
+        return cause
+
+
 def unpicklable() -> NoReturn:
     """Raise an error that cannot be pickled."""
     error = ValueError(lambda: None)
@@ -165,6 +182,8 @@ PLAIN: dict[str, Plain] = {
     "a BaseException": raises(Bare("bare")),
     "a group": raises(BaseExceptionGroup("group", [ValueError("one"), SystemExit(2), Bare()])),
     "a group in a group": raises(ExceptionGroup("outer", [ExceptionGroup("inner", [Unshowable()])])),
+    "a group that doubles": raises(doubling()),
+    "causes without end": raises(Endless),
     "SystemExit": raises(SystemExit(Unshowable())),
     "GeneratorExit": raises(GeneratorExit),
     "StopIteration": raises(StopIteration),

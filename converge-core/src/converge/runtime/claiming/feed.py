@@ -70,7 +70,7 @@ class Feed:
         self.ahead = ClaimsAhead(basis.env, self.slots, is_remote=basis.handle.store.is_remote)
         self._pace = Pace()
         self._budget = Budget(self._pace, self.slots, self.ahead)
-        self._hand_back = HandBack(self.slots, self.ahead, self.finishing)
+        self._hand_back = HandBack(self.slots, self.ahead, self.finishing, self._wake)
         self._wakes = Wakes(claims, basis.env)
         watch = LaneWatch(basis.handle, boundary.background, basis.poll_sec, self._on_wake_up)
         self._looking = Looking(claims, watch, basis.env, basis.poll_sec)
@@ -90,7 +90,7 @@ class Feed:
         owed = self.slots.remove(agent)
         if self.slots.is_deserted:
             self._looking.stop_hearing()
-        self._release_excess(len(self.slots.slots))
+        self._hand_back.release_excess(len(self.slots.slots), self._why_back)
         return owed
 
     def start(self) -> None:
@@ -102,6 +102,11 @@ class Feed:
         self._pumping += 1
         try:
             await self._pump()
+        except Exception:  # which nothing expected: it runs again, and does what this one was about to
+            self._looking.is_wanted = True
+            self._pace.came_back(0, 0, self._env.monotonic())
+            self.slots.wake_one()
+            raise
         finally:
             self._pumping -= 1
             self._idle.set()
@@ -128,15 +133,10 @@ class Feed:
         self.is_draining = True
         self._looking.stop_hearing()
         self._hand_back.release(self.slots.take_back(), STOPPING)
-        self._wake()
 
     @property
     def _why_back(self) -> str:
         return STOPPING if self.is_draining else "its agent rests, or has left the pool"
-
-    def _release_excess(self, allowed: int) -> None:
-        if self._hand_back.release_excess(allowed, self._why_back):
-            self._wake()
 
     async def drain(self) -> None:
         """Stop claiming; return when everything claimed has ended and the store knows."""
@@ -156,7 +156,7 @@ class Feed:
         """Tell the store what is left here: the node's block was cancelled, and the pumps with it."""
         while self.finishing.waiting:
             try:
-                await self._send_counted(self.finishing.remove_all(), None)
+                await self._send_counted(None)
             except ConvergeError as error:
                 self._failed(error)
                 await anyio.sleep(BACKOFF_LEAST_SEC)
@@ -164,7 +164,7 @@ class Feed:
     def _failed(self, error: ConvergeError) -> None:
         if isinstance(error, StoreError):
             self._handle.outage.failed(self._part, error)
-        elif self.error != str(error):
+        elif self.error != str(error) and not isinstance(error, LeaseEnded):  # the watchdog has another one opened
             log.warning("claiming waits: %s", error)
         self.error = str(error)
         self._looking.is_wanted = True  # whatever was about to be looked at still must be
@@ -211,13 +211,6 @@ class Feed:
         while not self.is_ended or self.in_hand:
             try:
                 is_busy = await self._turn()
-            except LeaseEnded as error:
-                # The node's watchdog cancels the handlers, and has another lease opened: its own task, so that the
-                # store cannot keep it waiting.
-                self.error = str(error)
-                self._looking.is_wanted = True
-                await anyio.sleep(min(self._poll_sec, BACKOFF_GREATEST_SEC))
-                continue
             except ConvergeError as error:
                 self._failed(error)
                 await anyio.sleep(backoff_sec * self._env.uniform(0.5, 1.0))
@@ -260,20 +253,21 @@ class Feed:
         try:
             take = await self._next_take()
         except ConvergeError:  # whatever keeps it from claiming keeps nothing from ending
-            await self._send_counted(self.finishing.remove_all(), None)
+            await self._send_counted(None)
             raise
-        ended = self.finishing.remove_all()
-        if take is None and not ended and not self._wakes.due:
+        if take is None and not self.finishing.waiting and not self._wakes.due:
             return False
-        await self._send_counted(ended, take)
+        await self._send_counted(take)
         return True
 
-    async def _send_counted(self, ended: list[Ended], take: Take | None) -> None:
+    async def _send_counted(self, take: Take | None) -> None:
+        """Send what has ended, with the take."""
         limit = take.limit if take is not None else 0
         self._budget.asked += limit
-        self.finishing.sending += len(ended)
-        taken = 0
+        taken, ended = 0, list[Ended]()
         try:
+            ended = self.finishing.remove_all()
+            self.finishing.sending += len(ended)
             taken = await self._send(ended, take)
         finally:
             self._budget.asked -= limit
@@ -293,7 +287,7 @@ class Feed:
         self._pace.came_back(asked, taken, now)
 
     async def _next_take(self) -> Take | None:
-        if self.is_draining or self._budget.room <= 0:
+        if not self._may_take():
             return None
         if self._handle.unsettled:
             await settle_takes(self._handle)
@@ -301,8 +295,7 @@ class Feed:
             await self._claims.put_unread_away()
         if self._looking.is_due(self._turned_at):
             await self._look()
-        # Counted only now: while this pump waited the other one may have taken, or the node may have begun to stop.
-        if self._budget.room <= 0 or self._is_stopping():
+        if not self._may_take():  # while this pump waited the other one has taken, or the node has begun to stop
             return None
         now = self._env.monotonic()
         if not self._claims.has_ready:
@@ -328,8 +321,8 @@ class Feed:
         if self._looking.hears and not self.is_draining:
             self._looking.hear()
 
-    def _is_stopping(self) -> bool:
-        return self.is_draining
+    def _may_take(self) -> bool:
+        return not self.is_draining and self._budget.room > 0
 
     async def _send(self, ended: list[Ended], take: Take | None) -> int:
         """Make one call of the store; return how many tasks its take took."""
@@ -344,21 +337,25 @@ class Feed:
                 if plan.batches or wake or take is not None
                 else Turned((), None)
             )
-        except (StoreError, InputError, anyio.get_cancelled_exc_class()) as error:
+        except BaseException as error:
             if not isinstance(error, InputError) and not isinstance(error.__cause__, InputError):
-                self.finishing.waiting += ended  # to say them again is safe
+                self.finishing.waiting += ended  # to say them again is safe, whatever came of it
                 raise
             await self.finishing.finish_slowly(ended)  # one cannot be stored: each by itself, and that one fails
             return 0
-        self._take_in(turned, take)
+        taken = turned.taken
+        if take is not None and isinstance(taken, Taken):
+            self._handle.unsettled[take.tail[0]] = take.to[1]  # until they are in slots, or about to go back
+            self._take_in(take, taken)
         await self.finishing.sent(plan, turned)
         if self._claims.unread:
             await self._claims.put_unread_away()
-        if take is not None and isinstance(turned.taken, Conflict):
-            await self._refused(turned.taken)
-        elif take is not None:
+        if isinstance(taken, Conflict):
+            await self._refused(taken)
+        elif taken is not None:
             self._looking.accepted()
-        return len(turned.taken.rests) if isinstance(turned.taken, Taken) else 0
+            return len(taken.rests)
+        return 0
 
     async def _refused(self, conflict: Conflict) -> None:
         """Read again what made a take's checks fail."""
@@ -366,21 +363,19 @@ class Feed:
         self._hand_back.undo_paused(self._claims.paused)
         await self._looking.pause()
 
-    def _take_in(self, turned: Turned, take: Take | None) -> None:
-        taken = turned.taken
-        if take is None or not isinstance(taken, Taken):
-            return
+    def _take_in(self, take: Take, taken: Taken) -> None:
         claims = self._claims.taken(take, taken)
         if claims:
             self.ahead.given(claims)
         if claims and (self.is_draining or not self._handle.may_act_under(take.to[1])):
             # Also where the lease was lost meanwhile: handlers would work under claims that are about to go back.
             self._hand_back.release(claims, STOPPING if self.is_draining else LEASE_WAS_LOST)
-            self._wake()
-            return
-        if claims:
+        elif claims:
             self.slots.give(claims)
-            self._release_excess(self.ahead.most)
+        del self._handle.unsettled[take.tail[0]]
+        if claims:
+            self.slots.wake_one()
+            self._hand_back.release_excess(self.ahead.most, self._why_back)
             self.ahead.expect_late()
         if self._looking.found(bool(claims)):
             self._wake()

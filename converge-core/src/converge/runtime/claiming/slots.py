@@ -58,7 +58,9 @@ class Why(Enum):
 class Slot:
     """One place in which an agent works on one task at a time."""
 
-    __slots__ = ("agent", "current", "desk", "handler", "is_gone", "is_owed", "parked", "scope", "started", "why")
+    __slots__ = (
+        "agent", "current", "desk", "handler", "is_gone", "is_owed", "parked", "scope", "started", "untold", "why"
+    )  # fmt: skip
 
     def __init__(self, agent: Hosted, handle: StoreHandle) -> None:
         self.agent = agent
@@ -68,6 +70,8 @@ class Slot:
         self.is_owed = False  # taken away while its handler ran: the agent has one slot less until that has ended
         self.parked: anyio.Event | None = None  # what its worker waits for
         self.current: Found | None = None
+        self.untold: tuple[Found, Event] | None = None
+        """What has ended here without its feed's knowledge: something raised when it was about to be told."""
         self.scope: anyio.CancelScope | None = None
         self.started = 0.0
         self.why: Why | None = None
@@ -92,7 +96,7 @@ class Slot:
 
 
 class Slots:
-    """The workers of one group of agents. `give` hands claims to them.
+    """The workers of one group of agents. `give` hands claims to them, `wake_one` begins.
 
     `on_finished` is told how each ended (None: the store knows, or the lease is gone), and says whether other tasks
     should run before the next one begins; `on_pause` is told that they will, or that no claim waits for a worker any
@@ -161,13 +165,12 @@ class Slots:
         return len(self._queue)
 
     def give(self, claims: list[Found]) -> None:
-        """Hand claims over. Those that wait begin by rank."""
+        """Hand claims over, all or, where this raises, none: `wake_one` has them begin, by rank."""
+        if self._queue and _rank(self._queue[-1]) > _rank(claims[0]):
+            self._queue = deque(sorted((*self._queue, *claims), key=_rank))
+        else:
+            self._queue.extend(claims)
         self.busy += len(claims)
-        is_in_order = not self._queue or not claims or _rank(self._queue[-1]) <= _rank(claims[0])
-        self._queue.extend(claims)
-        if not is_in_order:
-            self._queue = deque(sorted(self._queue, key=_rank))
-        self._wake_one()
 
     def waiting(self, count: int) -> Iterator[Found]:
         """Yield the last so many of the claims that no worker has begun."""
@@ -231,7 +234,7 @@ class Slots:
         self._number += 1
         heapq.heappush(self._timeouts, (slot.started + timeout_sec, self._number, slot, found))
 
-    def _wake_one(self) -> None:
+    def wake_one(self) -> None:
         """Wake or start one worker; it wakes the next before it begins, so as many run as there is work for."""
         if not self._queue or self._is_waking:
             return
@@ -246,7 +249,10 @@ class Slots:
         """Keep a worker in the slot until it is taken away; say how an attempt ended that its worker has not."""
         try:
             while True:
-                error = await self._boundary.keep(partial(self._work, slot))
+                try:
+                    error = await self._boundary.keep(partial(self._work, slot))
+                except Exception as failed:
+                    error = failed
                 self._attempt_ended(slot, error)
                 if slot.is_gone:
                     return self._leave(slot)
@@ -262,13 +268,16 @@ class Slots:
         """Forget a slot that was taken away and has ended, in the step in which it does: no claim may count on it."""
         if slot in self.slots:
             self.slots.remove(slot)
-        self._wake_one()  # a wake-up that it was given is the next one's
+        self.wake_one()  # a wake-up that it was given is the next one's
         if slot.is_owed and self._supervision is not None:
             slot.is_owed = False
             self._supervision.ended(slot.agent)
 
     def _attempt_ended(self, slot: Slot, error: BaseException | None) -> None:
         """Report how the attempt ended that a worker was at, if any, when it ended."""
+        if (untold := slot.untold) is not None:
+            slot.untold = None
+            self._on_finished(*untold)
         found, why = slot.current, slot.why
         slot.current = None
         if found is None:
@@ -306,12 +315,11 @@ class Slots:
                 await self._park(slot)
                 yield_at = 0.0
                 continue
-            found = self._queue.popleft()
+            found = slot.current = self._queue.popleft()  # from here on, whatever raises, it is known what ends
             if not self._queue:
                 self._on_pause()
             elif not self._is_waking:
-                self._wake_one()
-            slot.current = found
+                self.wake_one()
             TASK.set(found)
             slot.started = self._env.monotonic()
             if found.spec.timeout_sec is not None:
@@ -343,7 +351,11 @@ class Slots:
                 event = self._not_completed(agent, found, result)
             slot.current = None
             self.busy -= 1
-            must_yield = self._on_finished(found, event)
+            try:
+                must_yield = self._on_finished(found, event)
+            except BaseException:
+                slot.untold = found, event
+                raise
             if (must_yield or slot.started >= yield_at) and not worker.is_spoiled:
                 if yield_at and self._queue:
                     self._on_pause()
