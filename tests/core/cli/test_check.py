@@ -6,16 +6,22 @@ import importlib
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from abc import ABC
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 
+from converge.builtin.memory.plugin import MEMORY
 from converge.cli.plugins.show import _ABOUT_ALL as CARD
+from converge.contracts.store import Prefix, Store
 from converge.operations.plugins.info import loaded_as, save_cards
 from converge.operations.plugins.package import package_mistakes
 from converge.plugins import PluginHost
+from converge.testing._check.card import _Filler
 from converge.testing.running import said_of
 
 Converge = Callable[..., Any]
@@ -191,3 +197,47 @@ def test_one_mistake_that_breaks_every_test_is_shown_whole_once(converge: Conver
 )
 def test_a_failure_says_what_was_raised_in_one_line(report: str, said: str) -> None:
     assert said_of(report, "S-1") == (said, "S-1")
+
+
+class Own(Store, ABC):
+    """Has a count of its own."""
+
+    async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
+        """See the contract."""
+        return [0 for _ in prefixes]
+
+    @classmethod
+    def open(cls, url: str, options: Any) -> Any:
+        """See the declaration."""
+
+
+class Inherited(Store, ABC):
+    """Has what every store inherits."""
+
+    @classmethod
+    def open(cls, url: str, options: Any) -> Any:
+        """See the declaration."""
+
+
+@pytest.mark.parametrize(
+    ("opens", "left"),
+    [
+        (Own.open, ["TestStore::a", "TestStore::b", "TestStoreInherited::b", "TestTasks::a"]),
+        (Inherited.open, ["TestStore::a", "TestStore::b", "TestTasks::a"]),
+        (lambda url, options: None, ["TestStore::a", "TestStore::b", "TestStoreInherited::b", "TestTasks::a"]),
+    ],
+)
+def test_what_is_inherited_is_tried_where_it_is_another_code(opens: Any, left: list[str]) -> None:
+    def a() -> None:
+        """S-3."""
+
+    def b() -> None:
+        """S-10."""
+
+    names = [("TestStore", a), ("TestStore", b), ("TestStoreInherited", a), ("TestStoreInherited", b), ("TestTasks", a)]
+    items: list[Any] = [
+        SimpleNamespace(nodeid=f"stores.py::{name}::{one.__name__}[asyncio]", function=one) for name, one in names
+    ]
+    backend = attrs.evolve(MEMORY, name="owl", schemes=("owl",), open=opens)
+    _Filler(backend, lambda *_: None, []).pytest_collection_modifyitems(items)
+    assert [item.nodeid.removeprefix("stores.py::").removesuffix("[asyncio]") for item in items] == left

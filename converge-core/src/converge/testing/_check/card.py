@@ -49,6 +49,10 @@ _CERTIFYING: Mapping[str, str] = {
 CERTIFIED = "/certified"
 """How the names of modules begin whose tests are about no clause alone."""
 
+INHERITED = ("turn", "count", "watch")
+OF_INHERITED = frozenset({"S-1", "S-9", "S-10", "S-11", "S-12", "S-13", "S-17", "S-18"})
+"""The clauses whose tests call a method that stores inherit."""
+
 OF_STREAMS = frozenset({"C-12", "C-14"})
 ON_THE_WIRE = "seen on the wire alone: of a TCP connection without TLS, whose bench has `oversized`"
 
@@ -98,8 +102,8 @@ class Card:
 class _Filler:
     """A plugin of pytest that notes how each test ended, by the clause that it tries."""
 
-    def __init__(self, on_test: OnTest, again: Sequence[str]) -> None:
-        self._on_test, self._again = on_test, again
+    def __init__(self, backend: Backend, on_test: OnTest, again: Sequence[str]) -> None:
+        self._backend, self._on_test, self._again = backend, on_test, again
         self._clauses: dict[str, str] = {}
         self._ended = self.total = 0
         self.passed: dict[str, int] = {}
@@ -107,6 +111,18 @@ class _Filler:
         self.skipped: dict[str, str] = {}
         self.certified: dict[str, str] = {}
         self.is_store_broken = False
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Leave out what would be the same again with the inherited methods: all else of a store is its own anyway."""
+        is_own = not isinstance(self._backend, StoreBackend) or any(
+            _whose(self._backend, name) != "inherited" for name in INHERITED
+        )
+        items[:] = [
+            item
+            for item in items
+            if "::TestStoreInherited::" not in item.nodeid
+            or (is_own and OF_INHERITED & set(cited(getattr(item, "function", None))))
+        ]
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
@@ -179,7 +195,7 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
     seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
     sizes = [f"--{name}" for name in ("quick", "long") if getattr(asked, name)]
     filler, output, began = (
-        _Filler(on_test, _again(plugin.name, url, sizes, asked, seed)),
+        _Filler(backend, on_test, _again(plugin.name, url, sizes, asked, seed)),
         io.StringIO(),
         time.monotonic(),
     )
@@ -215,7 +231,7 @@ def check(plugin: Loaded, backend: Backend, url: str, asked: Asked, *, on_test: 
         contract=backend.contract,
         features=tuple(sorted(feature.value for feature in backend.features)),
         durability=backend.durability.name if isinstance(backend, StoreBackend) else "",
-        turn=_turn_of(backend),
+        turn=_whose(backend, "turn"),
         url=bench.given,
         release=this_process().release,
         python=sys.version.partition(" ")[0],
@@ -277,14 +293,14 @@ def _in_order(item: tuple[str, object]) -> tuple[str, int]:
     return letter, int(number) if number.isdigit() else 0
 
 
-def _turn_of(backend: Backend) -> str:
-    """Return whether a store has a `turn` of its own: `own`, `inherited`, or empty where it cannot be seen."""
+def _whose(backend: Backend, method: str) -> str:
+    """Return whether a store has a method of its own: `own`, `inherited`, or empty where it cannot be seen."""
     if not isinstance(backend, StoreBackend):
         return ""
     cls = getattr(backend.open, "__self__", None)
     if not isinstance(cls, type) or not issubclass(cls, Store):
         return ""
-    return "own" if cls.turn is not Store.turn else "inherited"
+    return "own" if getattr(cls, method) is not getattr(Store, method) else "inherited"
 
 
 def card_text(card: Card) -> str:
