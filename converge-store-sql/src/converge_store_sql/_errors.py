@@ -107,6 +107,13 @@ def text_of(error: BaseException) -> str:
     return text if len(text) <= _LIMIT else text[: _LIMIT - 3] + "..."
 
 
+LOST = (
+    "the network {network} at {where} was put back, or another server took over, and what this process was told is "
+    "written at revision {seen} is not there; find out what became of it, then run `converge store accept`: this "
+    "process goes on then"
+)
+
+
 def no_network(network: str, where: str) -> NoSuchStore:
     """Return what those who only look are told where there are no tables."""
     return NoSuchStore(f'there is no network "{network}" at {where}; `converge run` with this store makes it')

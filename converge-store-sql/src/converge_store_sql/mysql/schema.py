@@ -28,6 +28,8 @@ def steps(network: str) -> list[str]:
     return [
         *made,
         f"create table if not exists {network}_revision (id bigint not null auto_increment primary key) {_OPTIONS}",
+        f"create table if not exists {network}_witness (id binary(16) not null primary key, r bigint not null, "
+        f"at bigint not null) {_OPTIONS}",
         f"create table if not exists {network}_guard (id tinyint not null primary key) {_OPTIONS}",
         f"insert ignore into {network}_guard values (0)",
         f"create table if not exists {network}_schema (version int not null primary key, "
@@ -40,7 +42,7 @@ def steps(network: str) -> list[str]:
 def names(network: str) -> Sequence[str]:
     """Return the tables and the view of a network."""
     families = [table(network, family) for family in FAMILIES.values()]
-    return [*families, *(f"{network}_{name}" for name in ("revision", "guard", "schema", "tasks"))]
+    return [*families, *(f"{network}_{name}" for name in ("revision", "witness", "guard", "schema", "tasks"))]
 
 
 async def missing(connections: Connections, network: str) -> list[str]:

@@ -24,7 +24,8 @@ from converge.model.keys import Family, Key, Prefix, pack, unpack
 from converge_store_sql import riding
 from converge_store_sql.mysql import server
 from converge_store_sql.mysql._errors import RETRIED, number_of
-from converge_store_sql.mysql.connect import Connections, Transaction
+from converge_store_sql.mysql.connect import Connections, Rows, Transaction
+from converge_store_sql.mysql.lineage import Lineage, Witness
 from converge_store_sql.mysql.options import MysqlOptions, own_options
 from converge_store_sql.mysql.plan import Missed, Plan
 from converge_store_sql.mysql.schema import migrate, missing
@@ -44,6 +45,7 @@ class MysqlStore(SqlStore):
         self._url, self._options = url, options
         self._connections = Connections(url, options)
         self._watches = Watches(options.poll_sec)
+        self._lineage = Lineage(options.network)
         self._time = 0
 
     @classmethod
@@ -65,8 +67,10 @@ class MysqlStore(SqlStore):
             store._connections.packet_bytes = int(found["max_allowed_packet"]) // 2
             store.durability = server.durability(found)
             await migrate(store._connections, store._options.network, must_exist=store._options.must_exist)
+            await store._lineage.forget_old(store._connections)
             yield store
         finally:
+            await store._lineage.close(store._connections)
             await store._connections.close()
 
     @classmethod
@@ -188,40 +192,52 @@ class MysqlStore(SqlStore):
         plan = Plan(self._options.network, batches, take)
 
         async def attempt(number: int) -> Turned:
-            async with self._connections.transaction() as transaction:
-                return await (self._carefully if number else self._bet)(transaction, plan)
+            with self._lineage.witness() as witness:
+                async with self._connections.transaction() as transaction:
+                    return await (self._carefully if number else self._bet)(transaction, plan, witness)
 
-        return await retried(attempt, lambda error: isinstance(error, Missed) or number_of(error) in RETRIED)
+        turned = await retried(attempt, lambda error: isinstance(error, Missed) or number_of(error) in RETRIED)
+        self._lineage.check(self._connections.where)
+        return turned
 
     def _wake(self, channels: Collection[Channel]) -> None:
         self._watches.wake(channels)
 
-    async def _bet(self, transaction: Transaction, plan: Plan) -> Turned:
+    async def _bet(self, transaction: Transaction, plan: Plan, witness: Witness) -> Turned:
         statements = plan.bet()
         if plan.batches:
-            statements.append("select last_insert_id()")
+            statements += witness.statements()
         if plan.take is None:
-            (((revision,),),) = await transaction.run([*statements, "commit"], commits=True)
-            return Turned([Committed(revision)] * len(plan.batches), None)
+            answers = await transaction.run([*statements, "commit"], commits=True)
+            return Turned([Committed(self._wrote(witness, answers[0]))] * len(plan.batches), None)
         taking = Taking(self._options.network, plan.take)
         answers = await transaction.run([*statements, *taking.look()], commits=False)
-        revision = answers.pop(0)[0][0] if plan.batches else 0
+        drawn: Rows = answers.pop(0) if plan.batches else ()
         taken = await taking.run(transaction, answers)
-        return Turned([Committed(revision)] * len(plan.batches), taken)
+        return Turned([Committed(self._wrote(witness, drawn))] * len(plan.batches), taken)
 
-    async def _carefully(self, transaction: Transaction, plan: Plan) -> Turned:
+    async def _carefully(self, transaction: Transaction, plan: Plan, witness: Witness) -> Turned:
         answers = await transaction.run(plan.look(), commits=False)
         ((now,),) = answers.pop()
         found = plan.revisions(answers)
         failed, take = plan.decide(found, int(now)), plan.take
         statements = plan.write(failed)
-        answered = ["select last_insert_id()"] if statements else []
+        if statements:
+            statements += witness.statements()
         bad = Plan.failed(take.checks, found) if take is not None else ()
         if take is None or bad:
-            answers = await transaction.run([*statements, *answered, "commit"], commits=True)
-            revision = answers[0][0][0] if answered else 0
-            return Turned(plan.outcomes(failed, revision), Conflict(bad) if take is not None else None)
+            answers = await transaction.run([*statements, "commit"], commits=True)
+            outcomes = plan.outcomes(failed, self._wrote(witness, answers[0] if statements else ()))
+            return Turned(outcomes, Conflict(bad) if take is not None else None)
         taking = Taking(self._options.network, take)
-        answers = await transaction.run([*statements, *answered, *taking.look()], commits=False)
-        revision = answers.pop(0)[0][0] if answered else 0
-        return Turned(plan.outcomes(failed, revision), await taking.run(transaction, answers))
+        answers = await transaction.run([*statements, *taking.look()], commits=False)
+        drawn: Rows = answers.pop(0) if statements else ()
+        taken = await taking.run(transaction, answers)
+        return Turned(plan.outcomes(failed, self._wrote(witness, drawn)), taken)
+
+    def _wrote(self, witness: Witness, drawn: Rows) -> int:
+        """Note what was committed, if anything was; return its revision."""
+        for revision, found in drawn:
+            self._lineage.wrote(witness, revision, found)
+            return int(revision)
+        return 0

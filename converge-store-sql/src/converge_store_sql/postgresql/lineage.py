@@ -15,12 +15,6 @@ from converge.contracts.store import Batch, Committed, Conflict
 from converge.model.keys import EPOCH, ID, Key
 from converge_store_sql.postgresql.tables import SYNTHETIC, table
 
-LOST = (
-    "the network {network} at {where} was put back, or another server took over, and what this process was told is "
-    "written at revision {seen} is not there; find out what became of it, then run `converge store accept`: this "
-    "process goes on then"
-)
-
 WITNESSES = 8
 """How many keys of the last write are remembered: of those some stay as they were written, such as a task's record."""
 
@@ -94,7 +88,3 @@ class Lineage:
                     self.keys = [key for key in keys if ID in key[0].parts.values()] or keys
                     self.revision, self.log = outcome.revision, told.log or 0
                 return
-
-    def forget(self) -> None:
-        """Begin again in another history: of this one nothing was promised."""
-        self.revision, self.keys, self.log = 0, (), 0

@@ -23,14 +23,14 @@ from converge.contracts.store import (
 from converge.contracts.transactions import Within
 from converge.errors import NoSuchStore, OutcomeUnknown, StoreRefused, StoreRolledBack, StoreUnavailable, Unsupported
 from converge.model.keys import Family, Key, Prefix
-from converge_store_sql._errors import no_network
+from converge_store_sql._errors import LOST, no_network
 from converge_store_sql.options import SqlOptions
 from converge_store_sql.postgresql._errors import RETRIED, sqlstate
 from converge_store_sql.postgresql.calls import count_calls, get_call, got, turn_arguments
 from converge_store_sql.postgresql.connect import Connections
 from converge_store_sql.postgresql.fragments import NOW
 from converge_store_sql.postgresql.inspection import ENCODINGS, LEAST_VERSION, SETTINGS, Settings, inspection
-from converge_store_sql.postgresql.lineage import LOG, LOST, Lineage, Told, columns
+from converge_store_sql.postgresql.lineage import LOG, Lineage, Told, columns
 from converge_store_sql.postgresql.migrations import migrate, pending
 from converge_store_sql.postgresql.plan import Plan, Shape, take_shape
 from converge_store_sql.postgresql.riding.within import within
@@ -194,31 +194,30 @@ class PostgresqlStore(SqlStore):
             (row,) = await self._connections.run(text, arguments, writes=True)
             return row
 
-        log = self._lineage.log
+        lineage, log = self._lineage, self._lineage.log
         row = await retried(attempt, lambda error: sqlstate(error) in RETRIED)
         bad, late, there, missed, revision, now = row[:6]
         outcomes, told = plan.outcomes(bad, late, there, missed, revision), Told(*row[-3:])
-        if self._lineage.is_doubtful(told, log) and not self._lineage.is_confirmed(batches, outcomes):
-            await self._look_back(told)
-        self._lineage.met(told)
-        self._lineage.wrote(batches, outcomes, told)
+        if lineage.is_doubtful(told, log) and not lineage.is_confirmed(batches, outcomes):
+            await self._look_back(lineage)
+        lineage.met(told)
+        lineage.wrote(batches, outcomes, told)
         return Turned(outcomes, None if take is None else _taken(plan, take, bad, revision, now, row[6:-3]))
 
-    async def _look_back(self, told: Told) -> None:
+    async def _look_back(self, lineage: Lineage) -> None:
         """Look for what was written last: where it is as it was, so is all from before.
 
         Raises:
             StoreRolledBack: It is not.
             OutcomeUnknown: That could not be found out; the next write looks again.
         """
-        seen = self._lineage.revision
+        seen = lineage.revision
         try:
-            found = await self.get(self._lineage.keys)
+            found = await self.get(lineage.keys)
         except StoreUnavailable as error:
             raise OutcomeUnknown(f"whether the network was put back from a backup is not known yet: {error}") from error
         if found and all(entry is None or entry.revision != seen for entry in found):
-            self._lineage.forget()
-            self._lineage.met(told)
+            self._lineage = Lineage()  # of the history that is there now; writes under way still belong to the other
             raise StoreRolledBack(LOST.format(network=self._options.network, where=self._connections.where, seen=seen))
 
     def _wake(self, channels: Collection[Channel]) -> None:

@@ -1,0 +1,88 @@
+"""A network that is put back from a backup under live processes, which others then bring beyond all that those saw."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import asyncmy
+import pytest
+from sqlalchemy.engine import make_url
+
+from converge import Pool, PoolManager, Task, TaskManager, open_store
+from converge.contracts.store import Batch, Committed
+from converge.errors import StoreRolledBack
+
+BEYOND = 10_000
+ROWS = ("delete from {0}", "insert into {0} select * from {0}_old")
+TABLES = ("drop table {0}", "create table {0} like {0}_old", "insert into {0} select * from {0}_old")
+
+
+class Backup:
+    """The tables of a network."""
+
+    def __init__(self, root: asyncmy.Connection, network: str) -> None:
+        self._root, self._network = root, network
+
+    async def take(self) -> None:
+        for name in await self._tables():
+            await self._run(f"create table {name}_old like {name}", f"insert into {name}_old select * from {name}")
+
+    async def restore(self, statements: tuple[str, ...]) -> None:
+        """Bring it back over what is there: the statements are run for each table, with its name."""
+        for name in await self._tables():
+            await self._run(*(statement.format(name) for statement in statements))
+
+    async def _tables(self) -> list[str]:
+        listed = await self._run(
+            "select table_name from information_schema.tables where table_schema = database() and table_type = "
+            f"'BASE TABLE' and table_name like '{self._network}\\_%'"
+        )
+        return [str(name) for (name,) in listed if not str(name).endswith("_old")]
+
+    async def _run(self, *statements: str) -> list[tuple[object, ...]]:
+        rows: list[tuple[object, ...]] = []
+        for statement in statements:
+            async with self._root.cursor() as cursor:
+                await cursor.execute(statement)
+                rows = list(await cursor.fetchall()) if cursor.description else []
+        return rows
+
+
+@pytest.fixture
+async def root(mariadb_url: str) -> AsyncIterator[asyncmy.Connection]:
+    url = make_url(mariadb_url)
+    async with asyncmy.connect(
+        host=url.host, port=url.port, user=url.username, database=url.database, autocommit=True
+    ) as made:
+        yield made
+
+
+async def go_beyond(url: str, network: str) -> None:
+    """Let others draw more revisions than anybody has seen."""
+    async with open_store(url, network=network) as store:
+        (outcome,) = await store.commit([Batch()])
+        assert isinstance(outcome, Committed)
+        await store.advance(outcome.revision + BEYOND)
+        await TaskManager(store).submit(Task(pool_id="docs"))
+
+
+@pytest.mark.parametrize("statements", [ROWS, TABLES], ids=["rows", "tables"])
+async def test_a_backup_that_lacks_what_was_acknowledged_is_noticed_though_others_went_beyond(
+    mariadb_url: str, namespace: str, root: asyncmy.Connection, statements: tuple[str, ...]
+) -> None:
+    async with (
+        open_store(mariadb_url, network=namespace) as store,
+        open_store(mariadb_url, network=namespace) as whole,
+    ):
+        tasks, backup = TaskManager(store), Backup(root, namespace)
+        await PoolManager(store).create_pool(Pool(id="docs"))
+        await TaskManager(whole).submit(Task(pool_id="docs"))
+        await backup.take()
+        await tasks.submit(Task(pool_id="docs"))
+        await backup.restore(statements)
+        await go_beyond(mariadb_url, namespace)
+        with pytest.raises(StoreRolledBack, match="converge store accept"):
+            await tasks.submit(Task(pool_id="docs"))
+        with pytest.raises(StoreRolledBack):
+            await tasks.submit(Task(pool_id="docs"))
+        await TaskManager(whole).submit(Task(pool_id="docs"))  # of its own writes none is lost
