@@ -12,13 +12,14 @@ from pathlib import Path
 import anyio
 import pytest
 
-from converge import Agent, AgentDescriptor, Identity, Message, Node
+from converge import Agent, AgentDescriptor, Capability, DiscoveryQuery, Identity, Message, Node
 from converge.contracts.discovery import Sighting
 from converge.env import SYSTEM
+from converge.errors import ConnectFailed
 from converge.model.descriptor import sign_descriptor
 from converge.model.message import Fanout
 from converge.runtime.network import dials
-from converge.services.messages import fanout
+from converge.services.messages import fanout, unsettled
 from converge.testing.fixtures import wait_until
 
 SILENT = 70
@@ -35,6 +36,7 @@ class Reader(Agent):
     """Keeps what it gets."""
 
     topics = ("news",)
+    capabilities = ("read",)
 
     async def on_start(self) -> None:
         """See the class."""
@@ -93,6 +95,7 @@ async def list_silent(node: Node, count: int, endpoint: str) -> None:
             lease=lease,
             sequence=1,
             topics=("news",),
+            capabilities=("read",),
         )
         return Sighting(own.id, one.endpoints, sign_descriptor(own, one, "converge"))
 
@@ -134,3 +137,24 @@ async def test_the_caller_waits_for_a_silent_host_so_long_and_is_told_where_it_i
     assert told(found) == [(0, "ConnectFailed: connecting"), (1, "")]
     (error,) = [one.error for one in found if one.error]
     assert error.endswith(f"at {hole} takes more than 0.1 s, and goes on")
+
+
+async def test_hosts_that_could_not_be_reached_hold_up_no_message_by_capability(
+    nodes: list[Node], hole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dials, "DIAL_SEC", 60.0)
+    monkeypatch.setattr(unsettled, "CHOOSY_SEC", 60.0)  # so long is one waited for whose dial never failed
+    sender, linked, _ = nodes
+    (one,) = await linked.spawn(Reader)
+    await sender.send(one.id, "hello", ack="handled")
+    await list_silent(sender, 3, hole)
+    links = sender.network.links
+    assert links is not None
+    for found in await sender.discovery.query(DiscoveryQuery(capabilities=["read"])):
+        if found.id != one.id:
+            links._dials._resting[found.node_key_bytes] = 0.0, 0.0, ConnectFailed("no answer")
+    with anyio.fail_after(50):
+        for number in range(4):  # the choice begins with each of the four agents once
+            await sender.send(Capability("read"), number, ack="handled", timeout=100)
+    assert one.got == ["hello", 0, 1, 2, 3]
+    assert len(links._dials._under_way) == 3, "they are dialled all the same, should they be back"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -28,6 +29,9 @@ LOOKED_UP = 1_000
 
 UNLISTED_SEC = 5.0
 """How long an agent that is reached over a link, and not listed, is not looked up again."""
+
+MOMENT_SEC = 0.02
+"""How long a dial to a node is waited for that failed before, where another agent may be tried."""
 
 ENDPOINTS = 4
 """Endpoints of a node that are dialled where its own descriptor is not known."""
@@ -136,6 +140,15 @@ class Routes:
         where = ", ".join(self.endpoints(node_key))
         before = "" if failure is None else f"; the try before: {failure}"
         raise ConnectFailed(f"connecting to {whom} at {where} takes more than {wait_sec:g} s, and goes on{before}")
+
+    async def link_of_one(self, agent_id: str) -> Link:
+        """Return the link to the node of an agent in whose place another would do: as `link_of`, but where the last
+        dial to it failed, one that takes longer than a moment goes on without the caller.
+        """
+        descriptor = self.discovery.directory.get(agent_id)
+        if descriptor is None:
+            return await self.link_of(agent_id)
+        return await self.link_soon(descriptor.node_key_bytes, f"agent {agent_id}", math.inf, MOMENT_SEC)
 
     async def link_of(self, agent_id: str) -> Link:
         """Return the link to the agent's node.
