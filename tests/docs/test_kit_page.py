@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[2] / "docs/reference"
 OWN: dict[type[Any], set[str]] = {
     StoreContract: {"anyio_backend", "limit", "opening", "quick", "store", "time_limit", "transaction"},
     TaskContract: {"anyio_backend", "limit", "one", "opening", "quick", "store", "time_limit", "two"},
-    StreamTransportContract: set(),
+    StreamTransportContract: {"named_clause"},
     DiscoveryContract: {"anyio_backend", "quick"},
 }
 """The kit's own fixtures, which no author gives; and `pytestmark` is pytest's."""
