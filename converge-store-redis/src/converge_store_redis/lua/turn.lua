@@ -30,7 +30,7 @@ now = now[1] * 1000000 + now[2]
 -- n, n fields, then for each run of fields with one expected revision their number and it ('': absent); answers the indexes of the wrong ones, and
 -- where the fields begin
 local function check()
-  local wrong, run, expected = {}, 0, ''
+  local wrong, run, expected, last, revised = {}, 0, '', false, ''
   local n = number()
   local first = at
   at = at + n
@@ -41,7 +41,8 @@ local function check()
       local have = found[i]
       if run == 0 then run, expected = number(), read() end
       run = run - 1
-      if (have and sub(have, 1, 8) or '') ~= expected then wrong[#wrong + 1] = start + i - 1 end
+      if have ~= last then last, revised = have, have and sub(have, 1, 8) or '' end -- what was taken together has one value
+      if revised ~= expected then wrong[#wrong + 1] = start + i - 1 end
     end
   end
   return wrong, first
@@ -211,15 +212,16 @@ local function take()
   revise()
   local text = stamp .. time
   local puts, members, fields = {}, {}, {}
-  local wide = #also
+  local wide, count = #also, 0
   for i = 1, #rests do
     local rest = rests[i]
-    local field = prefix .. rest .. tail
-    puts[2 * i - 1], puts[2 * i] = field, text
-    members[2 * i - 1], members[2 * i] = '0', field
-    if wide > 0 then
-      local id = sub(rest, -16)
-      for j = 1, wide do fields[wide * (i - 1) + j] = also[j] .. id end
+    local field, odd = prefix .. rest .. tail, 2 * i - 1
+    puts[odd], puts[odd + 1] = field, text
+    members[odd], members[odd + 1] = '0', field
+    local id = wide > 0 and sub(rest, -16)
+    for j = 1, wide do
+      count = count + 1
+      fields[count] = also[j] .. id
     end
   end
   -- What is taken of a range stands together in it.
