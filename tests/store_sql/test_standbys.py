@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
+import anyio
 import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.contracts.store import Batch, Committed, Durability
-from converge.errors import StoreRefused, StoreRolledBack, StoreUnavailable
+from converge.errors import OutcomeUnknown, StoreRefused, StoreRolledBack, StoreUnavailable
 from converge.model.keys import POOL
 from converge.testing.fixtures import wait_until
 from converge.testing.servers import ServerUrl, free_port, postgres_server
@@ -148,7 +149,8 @@ def _open_folder() -> Path:
 
 async def _until_it_is_there(tasks: TaskManager) -> None:
     """Submit; the connections of before end with the server that is gone."""
-    while True:
-        with suppress(StoreUnavailable):
-            await tasks.submit(Task(pool_id="docs"))
-            return
+    with anyio.fail_after(60):
+        while True:
+            with suppress(StoreUnavailable, OutcomeUnknown):
+                await tasks.submit(Task(pool_id="docs"))
+                return
