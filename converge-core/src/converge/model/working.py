@@ -252,7 +252,9 @@ class Working:
         return found
 
     def restart(self, inputs: Mapping[str, Any]) -> Awaitable[None]:
-        """End the attempt and begin the task anew with these inputs and without its steps; it does not return."""
+        """End the attempt and begin the task anew with these inputs and without its steps; it does not return. Unread
+        signals, children and `effect_key` stay.
+        """
         result: Awaitable[None] = _attempt(self, "task.restart").restart(inputs)
         return result
 
