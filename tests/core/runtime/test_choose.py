@@ -42,6 +42,26 @@ async def test_an_address_that_cannot_be_meant_is_told_before_the_store_is_touch
     assert is_empty(tmp_path)
 
 
+async def test_all_addresses_that_cannot_be_meant_are_told_at_once(tmp_path: Path) -> None:
+    store = f"file:{tmp_path}/s.db"
+    with pytest.raises(ConfigError) as refused:
+        async with Node(store=store, transport=["tcp://127.0.0.1", "local:a/b"], plugins=["tcp"]):
+            pass
+    assert [line.split(" is not")[0] for line in str(refused.value).splitlines()] == [
+        "transport: tcp://127.0.0.1",
+        "transport: local:a/b",
+    ]
+    both, wrong = ["tcp://127.0.0.1:0", "local:a"], ["tcp://0.0.0.0:1", "udp://h:1"]
+    with pytest.raises(ConfigError) as refused:
+        async with Node(store=store, transport=both, advertise=wrong, plugins=["tcp"]):
+            pass
+    assert [line.split(" is not")[0] for line in str(refused.value).splitlines()] == [
+        "advertise: tcp://0.0.0.0:1",
+        "advertise: udp://h:1",
+    ]
+    assert is_empty(tmp_path)
+
+
 async def test_a_refused_address_keeps_its_password_to_itself(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         async with Node(store=f"file:{tmp_path}/s.db", transport="tcp://user:geheim@127.0.0.1:0"):

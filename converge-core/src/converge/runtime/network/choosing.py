@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -46,6 +47,32 @@ class Chosen:
     transports: tuple[ChosenTransport, ...] = ()
 
 
+class _Problems:
+    """What is wrong, gathered to be told at once."""
+
+    def __init__(self) -> None:
+        self._found: list[ConfigError] = []
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Keep what the block refuses."""
+        try:
+            yield
+        except ConfigError as error:
+            self._found.append(error)
+
+    def tell(self) -> None:
+        """Raise what was gathered.
+
+        Raises:
+            ConfigError: Something was.
+        """
+        if len(self._found) == 1:
+            raise self._found[0]
+        if self._found:
+            raise ConfigError("\n".join(map(str, self._found)))
+
+
 def choose(settings: NodeSettings, host: PluginHost) -> Chosen:
     """Return what the settings name, so that a mistyped one is told before anything is opened.
 
@@ -68,14 +95,20 @@ def choose(settings: NodeSettings, host: PluginHost) -> Chosen:
                 "to ask them; add transport"
             )
         return Chosen(discovery=discovery, discovery_options=options)
-    transports = {url: _transport(url, settings, host) for url in urls}
+    problems, transports = _Problems(), dict[str, ChosenTransport]()
+    for url in urls:
+        with problems.gathered():
+            transports[url] = _transport(url, settings, host)
+    problems.tell()
     if len({one.backend.name for one in transports.values()}) < len(urls):
         raise ConfigError(f"transport: {', '.join(map(without_password, urls))}: one address for each transport")
     backends = {scheme: one.backend for one in transports.values() for scheme in one.backend.schemes}
     for peer in getattr(options, "endpoints", ()):
-        _check("options.static: endpoints", peer, backends)
-        _check_dialled("options.static: endpoints", peer)
-    advertised = _advertised(settings, transports, backends)
+        with problems.gathered():
+            _check("options.static: endpoints", peer, backends)
+            _check_dialled("options.static: endpoints", peer)
+    advertised = _advertised(settings, transports, backends, problems)
+    problems.tell()
     chosen = [attrs.evolve(one, advertise=advertised.get(one.backend.name, "")) for one in transports.values()]
     return Chosen(discovery=discovery, discovery_options=options, transports=tuple(chosen))
 
@@ -97,25 +130,29 @@ def _transport(url: str, settings: NodeSettings, host: PluginHost) -> ChosenTran
 
 
 def _advertised(
-    settings: NodeSettings, transports: Mapping[str, ChosenTransport], backends: Mapping[str, TransportBackend]
+    settings: NodeSettings,
+    transports: Mapping[str, ChosenTransport],
+    backends: Mapping[str, TransportBackend],
+    problems: _Problems,
 ) -> dict[str, str]:
     """Return what others dial, by the transport's name."""
     found: dict[str, str] = {}
     for text in addresses(settings.advertise):
         if text == NOWHERE:
             return {one.backend.name: NOWHERE for one in transports.values()}
-        if "://" not in text and len(transports) > 1:
-            raise ConfigError(f"advertise: {text} is not allowed with several transports; write a URL for each")
-        url = text
-        if "://" not in text:
-            (of,) = transports
-            _, slash, path = of.partition("://")[2].partition("/")
-            url = f"{_scheme(of)}://{text}{slash}{path}"
-        backend = _check("advertise", url, backends)
-        _check_dialled("advertise", url, text)
-        if backend.name in found:
-            raise ConfigError(f"advertise: {text} is not allowed: one address for each transport")
-        found[backend.name] = url if "://" in text else text
+        with problems.gathered():
+            if "://" not in text and len(transports) > 1:
+                raise ConfigError(f"advertise: {text} is not allowed with several transports; write a URL for each")
+            url = text
+            if "://" not in text:
+                (of,) = transports
+                _, slash, path = of.partition("://")[2].partition("/")
+                url = f"{_scheme(of)}://{text}{slash}{path}"
+            backend = _check("advertise", url, backends)
+            _check_dialled("advertise", url, text)
+            if backend.name in found:
+                raise ConfigError(f"advertise: {text} is not allowed: one address for each transport")
+            found[backend.name] = url if "://" in text else text
     return found
 
 
