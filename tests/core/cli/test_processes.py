@@ -236,6 +236,25 @@ def test_lines_have_the_mark_of_their_process() -> None:
     for text in ("Traceback", "{'a': 1}", "{not JSON", '["a"]'):
         assert marked(2, text.encode(), is_json=True) == f"[2] {text}"
     assert json.loads(marked(2, b"{}", is_json=True)) == {"process": 2}
+    assert json.loads(marked(2, b'{"process": 1, "message": "x"}', is_json=True)) == {"process": 2, "message": "x"}
+    deep = '{"a":' + "[" * 60_000
+    assert marked(2, deep.encode(), is_json=True) == f"[2] {deep}"
+
+
+@pytest.mark.usefixtures("start")
+def test_a_standard_error_that_takes_no_line_ends_no_process(tmp_path: Path) -> None:
+    (tmp_path / "tasks.jsonl").write_text("{}\n" * 4)
+    flags = ["--processes", "2", "--pool", "p", "--store", "file:state.db", "--submit", "tasks.jsonl"]
+    with open("/dev/full", "wb") as full:
+        process = preloaded.start(
+            [sys.executable, "-m", "converge", "run", "several:Pid", *flags, "--drain", "--json"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+        )
+    out, _ = process.communicate(timeout=PATIENCE_SEC)
+    assert (process.returncode, len(out.splitlines())) == (0, 4), out
 
 
 def test_the_supervisor_serves_the_health_of_all_processes_as_one(start: Start) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,8 +115,9 @@ def _supervise(settings: Config, wanted: Run, arguments: list[str], common: Comm
     is_json = settings.log_format == "json"
 
     def relay(number: int, line: bytes) -> None:
-        sys.stderr.write(f"{marked(number, line, is_json=is_json)}\n")
-        sys.stderr.flush()
+        with suppress(OSError, ValueError):  # a line that cannot be written stops no work
+            sys.stderr.write(f"{marked(number, line, is_json=is_json)}\n")
+            sys.stderr.flush()
 
     with output.progress(settings.pool_id or "tasks", is_wanted=wanted.is_drain) as on_progress:
         start = Start(command_of(arguments), NUMBER, relay)

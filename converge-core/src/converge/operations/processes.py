@@ -115,8 +115,8 @@ def marked(number: int, line: bytes, *, is_json: bool) -> str:
     """Return a line of a process with its mark: `[2] ...`, or the field `process` of a JSON line."""
     text = line.decode("utf-8", "backslashreplace")
     if is_json and text.startswith("{"):
-        with suppress(ValueError):  # a handler may print whatever it likes
-            return json.dumps({"process": number, **json.loads(text)}, ensure_ascii=False)
+        with suppress(ValueError, RecursionError):  # a handler may print whatever it likes
+            return json.dumps({"process": number} | json.loads(text) | {"process": number}, ensure_ascii=False)
     return f"[{number}] {text}"
 
 
