@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from urllib.parse import quote
 
 from converge.builtin.file import statements as sql
+from converge.builtin.file.binding import Connection, pass_adapters
 from converge.codec import FIRST, FORMAT
 from converge.errors import SchemaTooNew, StoreRefused
 from converge.model.keys import FAMILIES
@@ -27,8 +28,14 @@ def connect(path: str) -> sqlite3.Connection:
     """Open a connection to a file that is there."""
     # `mode=rw` makes no file: one that was removed while we worked is an error, not an empty store.
     connection = sqlite3.connect(
-        f"file:{quote(path)}?mode=rw", uri=True, isolation_level=None, check_same_thread=False, cached_statements=1_024
+        f"file:{quote(path)}?mode=rw",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=1_024,
+        factory=Connection,
     )
+    pass_adapters(connection)
     connection.text_factory = (
         bytes  # values are bytes in the contract; decoding them to text and back would cost a third of a scan
     )
