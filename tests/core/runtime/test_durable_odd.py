@@ -504,6 +504,12 @@ async def test_the_longest_signals_at_once_go_out_in_parts(node: Node, monkeypat
     assert max(sizes) < 5 * 1_048_576 and sum(sizes) > 40 * STEP_BYTES
 
 
+async def test_a_task_that_is_failed_by_its_id_is_not_retried_later(node: Node) -> None:
+    task = await ended(node, echo)
+    with pytest.raises(InvalidValue, match="failed for good"):
+        await node.tasks.fail(task.id, "no", after=1.0)
+
+
 async def test_a_cursor_that_is_none_is_refused(node: Node) -> None:
     task = await ended(node, echo)
     cursors: list[Any] = ["²", "1.²", "1.١", "1", ".", "-1.2", f"{10**30}.1", "1.2.3", "1.2", 5, b"1.2"]

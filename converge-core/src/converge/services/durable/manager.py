@@ -111,6 +111,8 @@ class TaskManager(manager.TaskManager):
             InvalidValue: `after` is not a number of seconds, or given for a task that is not retried.
         """
         if isinstance(task, str):
+            if after is not None:
+                raise InvalidValue("after", after, "None: a task that waits is failed for good, and not retried")
             await self._end_waiting(task, Failed(str(error), "", False))
         else:
             await super().fail(task, error, retry=retry, after=after)
