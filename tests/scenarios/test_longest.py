@@ -54,13 +54,13 @@ async def test_the_longest_payload_is_one_wherever_it_goes(pair: Pair) -> None:
     longest, over = of_bytes(PAYLOAD_BYTES), of_bytes(PAYLOAD_BYTES + 1)
     why = rf"a payload of {PAYLOAD_BYTES + 1:,} bytes; the limit is {PAYLOAD_BYTES:,}"
     for proof in ("channel", "signed"):
-        assert (await sender.send(reader.id, longest, proof=proof)).level == "accepted"
+        assert (await sender.send(reader.id, longest, proof=proof, timeout=60)).level == "accepted"
         for ack in ("accepted", "handled", None):
             with pytest.raises(MessageTooLarge, match=why):
-                await sender.send(reader.id, over, ack=ack, proof=proof)
-    assert await sender.ask(reader.id, longest) == PAYLOAD_BYTES
-    assert await sender.ask(Capability("echo"), longest) == PAYLOAD_BYTES
-    assert [(one.accepted, one.error) for one in await sender.publish("news", longest)] == [(1, "")]
+                await sender.send(reader.id, over, ack=ack, proof=proof, timeout=60)
+    assert await sender.ask(reader.id, longest, timeout=60) == PAYLOAD_BYTES
+    assert await sender.ask(Capability("echo"), longest, timeout=60) == PAYLOAD_BYTES
+    assert [(one.accepted, one.error) for one in await sender.publish("news", longest, timeout=60)] == [(1, "")]
     for call in (sender.ask(reader.id, over), sender.ask(Capability("echo"), over), sender.publish("news", over)):
         with pytest.raises(MessageTooLarge, match=why):
             await call
@@ -68,14 +68,16 @@ async def test_the_longest_payload_is_one_wherever_it_goes(pair: Pair) -> None:
 
 async def test_an_answer_has_the_same_limit(pair: Pair) -> None:
     sender, reader = pair
-    assert len(await sender.ask(reader.id, PAYLOAD_BYTES)) + 2 == PAYLOAD_BYTES
+    assert len(await sender.ask(reader.id, PAYLOAD_BYTES, timeout=60)) + 2 == PAYLOAD_BYTES
     why = rf"MessageTooLarge: an answer of {PAYLOAD_BYTES + 1:,} bytes; the limit is {PAYLOAD_BYTES:,}"
     with pytest.raises(HandlerFailed, match=why):
-        await sender.ask(reader.id, PAYLOAD_BYTES + 1)
+        await sender.ask(reader.id, PAYLOAD_BYTES + 1, timeout=60)
 
 
 async def test_mail_has_a_lower_limit_and_is_refused_by_the_same_error(pair: Pair) -> None:
     sender, reader = pair
-    assert (await sender.send(reader.id, of_bytes(MAIL_BYTES), mailbox=True, ack="handled")).level == "handled"
+    assert (
+        await sender.send(reader.id, of_bytes(MAIL_BYTES), mailbox=True, ack="handled", timeout=60)
+    ).level == "handled"
     with pytest.raises(MessageTooLarge, match=rf"a payload of {MAIL_BYTES + 1:,} bytes; the limit of a mailbox"):
         await sender.send(reader.id, of_bytes(MAIL_BYTES + 1), mailbox=True)
