@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -17,10 +17,15 @@ import attrs
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from converge.codec import FIRST
+from converge.model.keys import FAMILIES
 from converge.testing import Bench, ServerBench
 from converge.testing.servers import ServerUrl, mariadb_server, postgres_server
+from converge_store_sql.postgresql.tables import table
 
 USER = "bench"
+USED_SEC, USED_CHECKS = 0.01, 100
+"""How often to look whether a connection of a test's is left: of a process that was killed it is, for a moment."""
 READABLE = 0o711
 """Servers that root starts run as another user, who has to reach their folder."""
 
@@ -102,6 +107,7 @@ class _OfServer(SqlBench, ServerBench):
 
 class _Postgresql(_OfServer):
     driver = "postgresql+asyncpg:"
+    _empty: Callable[[str], bool] | None = None
 
     def server(self, folder: Path, port: int | None) -> AbstractContextManager[ServerUrl]:
         """Run PostgreSQL, with all that a durability class asks of it."""
@@ -120,6 +126,20 @@ class _Postgresql(_OfServer):
         return url.replace("postgres@", f"{USER}@", 1)
 
     @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the server, with a connection of its operator's where it is the check's own."""
+        with super().running():
+            if not self.is_own:
+                yield
+                return
+            with _operator(f"postgresql:{self.url_of_server.partition(':')[2]}") as self._empty:
+                yield
+
+    def emptied(self, options: Any) -> bool:
+        """Empty a network: that takes milliseconds, and to make its tables, indexes and files a hundred times more."""
+        return self._empty is not None and self._empty(options.network)
+
+    @contextmanager
     def refuse_writes(self) -> Iterator[None]:
         """Take from the user, who owns the tables, the right to write to them."""
         rights = "insert, update, delete on all tables in schema public"
@@ -136,6 +156,47 @@ class _Postgresql(_OfServer):
             f"alter role {USER} password '{self.secret()}'",
             f"select pg_terminate_backend(pid) from pg_stat_activity where usename = '{USER}'",
         )
+
+
+@contextmanager
+def _operator(url: str) -> Iterator[Callable[[str], bool]]:
+    """Yield what empties a network, on one connection of the operator's, in a thread of its own: the event loop of a
+    test may be in this one.
+    """
+    import asyncpg
+
+    with ThreadPoolExecutor(1) as thread:
+        runner = asyncio.Runner()
+
+        def call(work: Coroutine[Any, Any, Any]) -> Any:
+            return thread.submit(runner.run, work).result()
+
+        async def connected() -> Any:
+            return await asyncpg.connect(url)
+
+        connection = call(connected())
+        try:
+            yield lambda network: call(_emptied(connection, network))
+        finally:
+            connection.terminate()
+            thread.submit(runner.close).result()
+
+
+async def _emptied(connection: Any, network: str) -> bool:
+    """Empty the tables of a network, once nobody is connected any more; return whether that came about."""
+    for _ in range(USED_CHECKS):
+        if not await connection.fetchval("select count(*) from pg_stat_activity where usename = $1", USER):
+            break
+        await asyncio.sleep(USED_SEC)
+    else:
+        return False
+    if await connection.fetchval("select to_regclass($1)", f"{network}_schema") is None:
+        return True  # the test did not come to open it
+    names = [f"{network}_waiter", *(table(network, family) for family in FAMILIES.values())]
+    await connection.execute(
+        "".join(f"delete from {name};" for name in names) + f"delete from {network}_schema where version > {FIRST}"
+    )
+    return True
 
 
 class _Mariadb(_OfServer):

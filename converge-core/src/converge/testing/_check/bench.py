@@ -56,6 +56,8 @@ class Bench:
     def __init__(self, backend: Backend, given: str, folder: Path) -> None:
         self.backend, self.given, self.folder = backend, given, folder
         self.is_own = not given
+        self.left: list[Any] = []
+        """Options of places that were emptied."""
         self._number = count()
 
     def running(self) -> AbstractContextManager[object]:
@@ -87,6 +89,12 @@ class Bench:
         """Return options that name a place which no other test uses: a network of its own, where there are networks."""
         made = {"network": f"check_{uuid.uuid4().hex[:16]}"} if self._has_networks else {}
         return self.backend.options(**made)
+
+    def emptied(self, options: Any) -> bool:
+        """Empty the place of a test that has ended, if that takes less than a new one, and nobody uses it any more;
+        return whether another test may have it. Only `--quick` asks.
+        """
+        return False
 
     def address(self) -> str:
         """Return where a transport listens: an address that draws a free port or name each time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -11,9 +11,13 @@ import pytest
 from converge.contracts.store import StoreBackend
 from converge.testing._check.given import current
 from converge.testing._store.base import Cut
+from converge.testing.clauses import cited
 from converge.testing.fixtures import is_quick
 from converge.testing.store import Begin, StoreContract
 from converge.testing.task import TaskContract
+
+OF_NEW_PLACES = frozenset({"S-20", "S-21", "S-23", "S-24", "S-25"})
+"""The clauses whose tests need a place at which nothing was ever stored, or leave more behind than keys."""
 
 
 class _Checked:
@@ -30,9 +34,16 @@ class _Checked:
         return current().url()
 
     @pytest.fixture
-    def options(self) -> Any:
-        """Return options that name a network of this test's own."""
-        return current().options()
+    def options(self, request: pytest.FixtureRequest) -> Iterator[Any]:
+        """Give options that name a network of this test's own; with `--quick` an earlier test may have had it."""
+        bench = current()
+        if not is_quick(request.config) or OF_NEW_PLACES & set(cited(request.function)):
+            yield bench.options()
+            return
+        options = bench.left.pop() if bench.left else bench.options()
+        yield options
+        if bench.emptied(options):
+            bench.left.append(options)
 
 
 class _Means:
