@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from converge import Agent, Node, Task
-from converge.builtin.file.binding import Connection, check_bound, pass_adapters
+from converge.builtin.file.statements import Connection, check_bound, pass_adapters
 from converge.errors import StoreUnavailable
 
 

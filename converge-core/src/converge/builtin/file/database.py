@@ -12,7 +12,6 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from converge import forks
 from converge.builtin.file import statements as sql
 from converge.builtin.file._errors import is_full, translated
-from converge.builtin.file.binding import check_bound, pass_adapters
 from converge.builtin.file.clock import READ as READ_CLOCK
 from converge.builtin.file.clock import FileClock
 from converge.builtin.file.guard import Guard
@@ -280,14 +279,14 @@ class _transaction:
         self._changes = 0
 
     def __enter__(self) -> None:
-        pass_adapters(self._connection)
+        sql.pass_adapters(self._connection)
         self._connection.execute("begin immediate")
         self._changes = self._connection.total_changes
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             if error is None:
-                check_bound(self._connection)
+                sql.check_bound(self._connection)
                 if self._connection.total_changes != self._changes:
                     self._connection.execute("commit")
         finally:

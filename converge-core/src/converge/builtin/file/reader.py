@@ -12,7 +12,6 @@ from typing import Any
 from converge import forks
 from converge.builtin.file import statements as sql
 from converge.builtin.file._errors import Broken, translated
-from converge.builtin.file.binding import check_bound, pass_adapters
 from converge.builtin.file.clock import READ as READ_CLOCK
 from converge.builtin.file.clock import Added
 from converge.builtin.file.guard import Guard
@@ -90,15 +89,15 @@ class Reader:
         """Let several statements see one moment, so that no reader meets half a batch; one does so by itself."""
         try:
             with translated(self._path), self._in_use:
-                pass_adapters(self._connection)
+                sql.pass_adapters(self._connection)
                 if statements < 2:
                     yield
-                    check_bound(self._connection)
+                    sql.check_bound(self._connection)
                 else:
                     self._connection.execute("begin")
                     try:
                         yield
-                        check_bound(self._connection)
+                        sql.check_bound(self._connection)
                     finally:
                         with suppress(sqlite3.Error):  # of a connection that has just failed
                             self._connection.execute("rollback")

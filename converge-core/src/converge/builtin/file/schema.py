@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from urllib.parse import quote
 
 from converge.builtin.file import statements as sql
-from converge.builtin.file.binding import Connection, pass_adapters
 from converge.codec import FIRST, FORMAT
 from converge.errors import SchemaTooNew, StoreRefused
 from converge.model.keys import FAMILIES
@@ -33,9 +32,9 @@ def connect(path: str) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
         cached_statements=1_024,
-        factory=Connection,
+        factory=sql.Connection,
     )
-    pass_adapters(connection)
+    sql.pass_adapters(connection)
     connection.text_factory = (
         bytes  # values are bytes in the contract; decoding them to text and back would cost a third of a scan
     )
