@@ -39,7 +39,7 @@ class TransactionClauses(StoreCase):
     @pytest.fixture
     def transaction(self, begin: Begin | None) -> Begin:
         if Feature.TRANSACTIONS not in self.backend.features:
-            pytest.skip("not applicable: the store has no transactions of its callers'")
+            pytest.skip("not applicable: the store takes no part in transactions of its callers")
         expect("S-26", begin is not None, "the backend declares TRANSACTIONS, and its kit has no fixture `begin`")
         assert begin is not None  # for the type checker
         return begin
@@ -47,7 +47,7 @@ class TransactionClauses(StoreCase):
     async def test_a_store_without_transactions_says_so(self, store: Store) -> None:
         """S-26."""
         if Feature.TRANSACTIONS in self.backend.features:
-            pytest.skip("not applicable: the store has transactions of its callers'")
+            pytest.skip("not applicable: the store takes part in transactions of its callers")
         with pytest.raises(Unsupported):
             store.within(object())
 
