@@ -306,6 +306,22 @@ async def test_the_log_of_a_module_that_is_imported_while_a_node_runs_is_guarded
             loggers[name] = before
 
 
+@pytest.mark.parametrize("hook", ["settrace", "setprofile"])
+async def test_a_tracer_of_a_thread_ends_with_the_call(hook: str) -> None:
+    class Tracing(Agent):
+        def on_task(self, task: Task) -> str:
+            if task.inputs["kind"] != GOOD:
+                getattr(sys, hook)(fails)
+            return GOOD
+
+    with anyio.fail_after(60):
+        async with Node() as node:
+            await node.spawn(Tracing, pool="p")
+            await result(node, hook)
+            for _ in range(3):
+                assert (await result(node, GOOD)).result == GOOD
+
+
 @pytest.mark.parametrize("error", [bad.doubling(), bad.Endless()], ids=["group", "causes"])
 async def test_an_error_whose_stack_never_ends_is_logged_without_one(
     error: BaseException, caplog: pytest.LogCaptureFixture

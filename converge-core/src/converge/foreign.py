@@ -212,9 +212,17 @@ def guarded(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call plain user code in a thread of its own; return what it returned, or `Raised`. A forked child ends there."""
-    forks = FORKS.count
+    """Call plain user code in a thread of its own; return what it returned, or `Raised`. A forked child ends there.
+
+    A tracer or profiler that it sets is put back: where it raised in the library that owns the thread, the thread
+    would end, and what it is given next would never be called.
+    """
+    forks, trace, profile = FORKS.count, sys.gettrace(), sys.getprofile()
     result = guarded(function, *arguments)
+    if sys.gettrace() is not trace:
+        sys.settrace(trace)
+    if sys.getprofile() is not profile:
+        sys.setprofile(profile)
     if FORKS.count != forks:
         leave_child(result)
     return result
