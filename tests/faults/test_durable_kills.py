@@ -113,9 +113,14 @@ class Killing:
                 worker.kill()
 
     def ran(self) -> dict[tuple[str, str], int]:
-        """Under which token each step ran last."""
-        lines = [line.split() for line in (self.folder / "notes.txt").read_text().splitlines()]
-        return {(id_, name): int(token) for id_, name, token in lines}
+        """Under which claim each step ran last: the greatest of its tokens, for one that was stopped within a step may
+        go through it, and note it, long after another has done so and recorded it.
+        """
+        last: dict[tuple[str, str], int] = {}
+        for line in (self.folder / "notes.txt").read_text().splitlines():
+            id_, name, token = line.split()
+            last[id_, name] = max(int(token), last.get((id_, name), 0))
+        return last
 
 
 async def none_left(store: Store, tasks: TaskManager) -> None:

@@ -86,8 +86,6 @@ class Sweep:
     async def paced_page(self) -> int:
         """Do one page of what a glance shows to be due, leaving to another process what that one is at; return as
         `page` does. An idle store costs one scan, and the clock.
-
-        An idle store costs one scan, and the clock.
         """
         store = self._handle.store
         looks_at_all = self._leases <= LEASES_LOOKED_AT or self._handle.env.uniform() * self._leases < LEASES_LOOKED_AT
