@@ -25,6 +25,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -159,6 +160,11 @@ def _run(command: list[str], folder: Path, environment: Mapping[str, str]) -> st
             code = process.wait(BLOCK_SEC)
         except subprocess.TimeoutExpired:
             code = -1
+            os.killpg(process.pid, signal.SIGABRT)  # each Python says where it stands
+            with suppress(ProcessLookupError):
+                for _ in range(50):
+                    os.killpg(process.pid, 0)
+                    time.sleep(0.1)  # nothing says that a group of processes has ended
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -215,6 +221,7 @@ def environment() -> dict[str, str]:
     return {
         **os.environ,
         "PATH": path,
+        "PYTHONFAULTHANDLER": "1",
         "PYTHONPATH": f"{ROOT}/docs/examples/converge-store-toy/src:{ROOT}/docs/examples",
     }
 
