@@ -217,12 +217,12 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     A tracer or profiler that it sets is put back: where it raised in the library that owns the thread, the thread
     would end, and what it is given next would never be called.
     """
-    forks, trace, profile = FORKS.count, sys.gettrace(), sys.getprofile()
+    forks, tracer, profiler = FORKS.count, sys.gettrace(), sys.getprofile()
     result = guarded(function, *arguments)
-    if sys.gettrace() is not trace:
-        sys.settrace(trace)
-    if sys.getprofile() is not profile:
-        sys.setprofile(profile)
+    if sys.gettrace() is not tracer:
+        sys.settrace(tracer)
+    if sys.getprofile() is not profiler:
+        sys.setprofile(profiler)
     if FORKS.count != forks:
         leave_child(result)
     return result
