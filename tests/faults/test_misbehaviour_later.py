@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 import threading
@@ -234,6 +235,27 @@ async def test_a_loop_that_fails_runs_again_and_shows_in_health(caplog: pytest.L
             (ailment,) = background.ailments()
             assert ailment.code == "loop_failed" and "Unshowable" in ailment.text
             group.cancel_scope.cancel()
+
+
+async def test_what_comes_while_tasks_end_is_not_begun_and_left_behind_by_nothing() -> None:
+    async def one() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ends.set()
+
+    async def comes() -> None:
+        await ends.wait()
+        background.errand(anyio.sleep_forever)
+
+    with anyio.fail_after(30):
+        for _ in range(50):  # which of those that wait for the last one goes on first is left to chance on trio
+            ends = anyio.Event()
+            async with anyio.create_task_group() as group, Background(group, SYSTEM).ending_early() as background:
+                background.errand(one)
+                group.start_soon(comes)
+                await anyio.wait_all_tasks_blocked()
+    gc.collect()  # of what was never awaited a warning tells, which is an error in tests
 
 
 async def test_a_job_of_the_crew_is_taken_up_by_another_worker_when_its_own_is_spoiled() -> None:

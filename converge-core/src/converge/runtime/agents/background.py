@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from contextvars import copy_context
 from copy import copy
 from typing import Any
@@ -50,16 +51,26 @@ class Shared:
         if first is not self._hooks.firstiter or last is not self._hooks.finalizer:
             sys.set_asyncgen_hooks(*self._hooks)
 
-    def start(self, start_soon: Callable[..., object], *arguments: Any) -> None:
+    def start(self, group: TaskGroup, run: Run, *arguments: Any) -> None:
         """Start a task, with another factory of tasks if it cannot be started with the one that user code has set."""
         try:
-            start_soon(*arguments)
+            _create(group, run, arguments)
         except BaseException as error:
             self.put_back()
             if passes(error) or self._loop is None or self._loop.get_task_factory() is self._factory:
                 raise
             self._loop.set_task_factory(self._factory)
-            start_soon(*arguments)
+            _create(group, run, arguments)
+
+
+def _create(group: TaskGroup, run: Run, arguments: Iterable[Any]) -> None:
+    """Create a task. What a group that ends does not take is closed: on trio, `start_soon` would leave it behind."""
+    coroutine = run(*arguments)
+    try:
+        group.create_task(coroutine)
+    except BaseException:
+        coroutine.close()
+        raise
 
 
 class Background:
@@ -72,15 +83,26 @@ class Background:
     def __init__(self, group: TaskGroup, env: Env) -> None:
         self._group, self._env = group, env
         self._context, self.shared = copy_context(), Shared()
+        self._is_ending = False
         self.failures: Counter[str] = Counter()
         """How often each has failed in a way that nothing expected, by the name of its function."""
         self._ailing: dict[str, tuple[Ailment, float]] = {}  # until when, if it does not fail again
 
-    def within(self, group: TaskGroup) -> Background:
-        """Return what starts tasks in another group, and counts what fails together with this one."""
-        other = copy(self)
-        other._group = group
-        return other
+    @asynccontextmanager
+    async def ending_early(self) -> AsyncIterator[Background]:
+        """Yield what starts tasks that end with the block, and counts what fails together with this one. What is
+        started when they have ended is not begun. An error passes unchanged, after them.
+        """
+        other, failure = copy(self), None
+        async with anyio.create_task_group() as other._group:
+            try:
+                yield other
+            except Exception as error:
+                failure = error
+            other._is_ending = True
+            other._group.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     def loop(self, run: Run, *arguments: Any) -> None:
         """Start a loop. When it raises, that is logged and counted, and it runs again after a pause; until it ends."""
@@ -91,7 +113,11 @@ class Background:
         self._start(self._once, (run, *arguments))
 
     def _start(self, how: Run, arguments: tuple[Any, ...]) -> None:
-        self._context.copy().run(self.shared.start, self._group.start_soon, how, *arguments)
+        try:
+            self._context.copy().run(self.shared.start, self._group, how, *arguments)
+        except RuntimeError:  # the group is not active
+            if not self._is_ending:
+                raise
 
     async def again(self, run: Run, *arguments: Any) -> None:
         """Run a loop in the calling task, as `loop` does in one of its own."""

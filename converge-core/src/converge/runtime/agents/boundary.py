@@ -254,7 +254,7 @@ async def keep(worker: Worker, work: Callable[[Worker], Awaitable[None]], shared
     try:
         async with anyio.create_task_group() as group:
             try:
-                shared.start(group.start_soon, run, group.cancel_scope)
+                shared.start(group, run, group.cancel_scope)
             except BaseException as failed:
                 if passes(failed):
                     raise

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
-import anyio
 import attrs
 
 from converge.contracts.discovery import Discovery
@@ -152,7 +151,7 @@ class Network:
 
         async with (
             _sighting(ground) as sighted,
-            _background(ground.boundary.background) as background,
+            ground.boundary.background.ending_early() as background,
             _listening(ground, on_items, standing) as wire,
         ):
             with suppress(StoreError):  # messages tell when they were sent; while the store is away, roughly
@@ -265,7 +264,7 @@ async def _listening(
         return
     async with (
         listening(ground.chosen.transports, ground.host, requires_tls=one.require_tls) as (transports, listeners),
-        _background(ground.boundary.background) as background,
+        ground.boundary.background.ending_early() as background,  # before the transport under its tasks is closed
     ):
         told = [await endpoint_of(found.address, chosen.advertise, one.store) for found, chosen in listeners]
         terms = Terms(network=network_tag(one.network), identity=ground.identity, features=CHAINS | PINGS | TOGETHER)
@@ -277,23 +276,6 @@ async def _listening(
             endpoints=tuple(endpoint for endpoint in told if endpoint),
             why_not=transports.why_not,
         )
-
-
-@asynccontextmanager
-async def _background(background: Background) -> AsyncIterator[Background]:
-    """Start tasks that end with the block, before the transport under them is closed; an error passes unchanged.
-
-    To close a transport under a cancelled scope would put a cancellation in place of the error on its way out.
-    """
-    failure: Exception | None = None
-    async with anyio.create_task_group() as group:
-        try:
-            yield background.within(group)
-        except Exception as error:  # it goes on as soon as the tasks have ended
-            failure = error
-        group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
 
 
 def _describe(agent: Hosted) -> AgentDescriptor:
