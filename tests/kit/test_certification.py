@@ -121,7 +121,7 @@ class ReadsItsPasswordOnce(KeepsItsPassword):
     def __init__(self, shelf: Shelf) -> None:
         super().__init__(shelf)
         self.first.append(self.password)
-        self.is_first = len(self.first) == 1
+        self.is_first = self.password == self.first[0]
 
     def login(self) -> None:
         if not self.is_first and self.first[0] != GUARD.password:
