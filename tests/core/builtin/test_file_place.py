@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
 import stat
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from converge import Pool, PoolManager, open_store
 from converge.builtin.file import place
 from converge.builtin.file.options import FileOptions
 from converge.builtin.file.place import checked_path, file_system
@@ -44,6 +46,20 @@ async def test_any_name_of_a_file_serves(tmp_path: Path, name: str) -> None:
     async with FileStore.open(f"file:{tmp_path / name}") as store:
         await put(store)
     assert (tmp_path / name).stat().st_size > 0
+
+
+async def test_a_store_whose_log_is_being_folded_back_for_the_first_time_is_no_other_programs(tmp_path: Path) -> None:
+    """Between two pages of that, as another process that opens it may find it: there is more than one, and no mark."""
+    found = tmp_path / "found.db"
+    async with open_store(f"file:{tmp_path / 'state.db'}") as store:
+        await PoolManager(store).create_pool(Pool(id="p"))
+        for end in ("", "-wal", ".turn"):
+            shutil.copy(tmp_path / f"state.db{end}", f"{found}{end}")
+    with found.open("ab") as file:
+        assert file.tell() == 4_096, "the log has been folded back, so the test shows nothing"
+        file.write(bytes(4_096))
+    async with open_store(f"file:{found}") as store:
+        assert (await PoolManager(store).get("p")).id == "p"
 
 
 async def test_a_file_that_is_no_database_is_refused_and_nothing_is_put_beside_it(tmp_path: Path) -> None:

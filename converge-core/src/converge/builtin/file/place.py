@@ -145,7 +145,8 @@ def _check_file_system(path: Path) -> None:
 
 
 def _check_head(path: Path) -> None:
-    """Refuse what is not ours before locks are made beside it; ours has one page and no mark while it is made.
+    """Refuse what is not ours before locks are made beside it. Ours has no mark, and later some pages, while it is made
+    and first folded back from its log; it has a turnstile then, in which who opens it looks again.
 
     SQLite reads it, since a descriptor of our own would drop this process's locks when it is closed.
     """
@@ -157,7 +158,8 @@ def _check_head(path: Path) -> None:
         if getattr(refused.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_CORRUPT:
             return  # it may be just growing: this look waits for no lock. Who opens it does, and finds out
         raise
-    if owner not in (0, APPLICATION_ID) or (owner == 0 and path.stat().st_size > page_bytes):
+    is_begun = path.stat().st_size <= page_bytes or path.with_name(f"{path.name}.turn").exists()
+    if owner not in (0, APPLICATION_ID) or (owner == 0 and not is_begun):
         raise StoreRefused(f"{path} is a database of another program; choose another path")
 
 
