@@ -5,7 +5,7 @@ was told that something is written, and it is not, hears of it.
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import asyncpg
 import pytest
@@ -14,8 +14,6 @@ from converge import Pool, PoolManager, Task, TaskManager, open_store
 from converge.contracts.store import Batch, Committed
 from converge.errors import StoreRolledBack
 from converge.model.keys import EXPIRY, FAMILIES, STATE
-
-BEYOND = 10_000
 
 
 class Backup:
@@ -47,15 +45,6 @@ async def server(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
     await connection.close()
 
 
-async def go_beyond(url: str, network: str) -> None:
-    """Let others draw more revisions than anybody has seen."""
-    async with open_store(url, network=network) as store:
-        (outcome,) = await store.commit([Batch()])
-        assert isinstance(outcome, Committed)
-        await store.advance(outcome.revision + BEYOND)
-        await TaskManager(store).submit(Task(pool_id="docs"))
-
-
 ROWS = "delete from {0}; insert into {0} select * from {0}_old"
 TABLES = (
     "create table {0}_new (like {0} including all); insert into {0}_new select * from {0}_old; drop table {0} cascade; "
@@ -65,7 +54,11 @@ TABLES = (
 
 @pytest.mark.parametrize("statement", [ROWS, TABLES], ids=["rows", "tables"])
 async def test_a_backup_that_lacks_what_was_acknowledged_is_noticed_though_others_went_beyond(
-    postgres_url: str, namespace: str, server: asyncpg.Connection, statement: str
+    postgres_url: str,
+    namespace: str,
+    server: asyncpg.Connection,
+    statement: str,
+    go_beyond: Callable[[str, str], Awaitable[None]],
 ) -> None:
     async with open_store(postgres_url, network=namespace) as store:
         tasks, backup = TaskManager(store), Backup(server, namespace)
@@ -86,7 +79,11 @@ async def test_a_backup_that_lacks_what_was_acknowledged_is_noticed_though_other
     "statement", [ROWS, TABLES, "vacuum full {0}", "alter table {0} set unlogged; alter table {0} set logged"]
 )
 async def test_rows_that_stand_elsewhere_and_lack_nothing_are_the_same_history(
-    postgres_url: str, namespace: str, server: asyncpg.Connection, statement: str
+    postgres_url: str,
+    namespace: str,
+    server: asyncpg.Connection,
+    statement: str,
+    go_beyond: Callable[[str, str], Awaitable[None]],
 ) -> None:
     async with (
         open_store(postgres_url, network=namespace) as store,

@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 from converge import Agent, Message, Node
-from converge.contracts.transport import NO_TLS, Channel, Listener
-from converge.errors import ChannelError, ConfigError, ConnectFailed, ConnectionClosed, ListenFailed
+from converge.contracts.transport import NO_TLS, Channel
+from converge.errors import ChannelError, ConfigError, ConnectionClosed, ListenFailed
 from converge.testing._transport.certificates import Authority
 from converge.testing.fixtures import wait_until
 from converge_transport_tcp import TcpOptions, TcpTransport
@@ -104,34 +104,6 @@ async def test_nothing_is_kept_of_connections_that_have_ended_and_those_that_wai
                 await anyio.wait_all_tasks_blocked()
             await wait_until(lambda: len(ended) == 7, what="all have ended")
             group.cancel_scope.cancel()
-
-
-async def test_a_certificate_that_is_refused_is_refused_for_a_reason(authority: Authority, tmp_path: Path) -> None:
-    elsewhere, other = Authority(tmp_path, "elsewhere", ["127.0.0.2"]), Authority(tmp_path, "other")
-    for issued, ca, why in (
-        (authority.issue("server"), other.ca, "unable to get local issuer certificate"),
-        (authority.issue("late", days=-1), authority.ca, "certificate has expired"),
-        (elsewhere.issue("server"), elsewhere.ca, "certificate is not valid for '127.0.0.1'"),
-    ):
-        async with (
-            TcpTransport.open(TcpOptions(**issued)) as there,
-            TcpTransport.open(TcpOptions(ca=ca)) as here,
-            there.listen(WHERE) as listener,
-            anyio.create_task_group() as group,
-        ):
-            told: list[str] = []
-            group.start_soon(_refused, listener, told)
-            with pytest.raises(ConnectFailed, match=f"cannot be verified: .*{why}; compare that certificate"):
-                await here.connect(listener.address)
-            await wait_until(lambda told=told: bool(told), what="the other side learns of it")  # type: ignore[misc]  # bound now
-            assert "TLS failed: the other side says" in told[0]
-
-
-async def _refused(listener: Listener, told: list[str]) -> None:
-    channel = await listener.accept()
-    with pytest.raises(ChannelError) as refused:
-        await channel.receive()
-    told.append(str(refused.value))
 
 
 async def test_mutual_tls_refuses_who_shows_nothing_and_takes_who_is_known(authority: Authority) -> None:

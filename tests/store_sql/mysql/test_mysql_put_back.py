@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import asyncmy
 import pytest
 from sqlalchemy.engine import make_url
 
 from converge import Pool, PoolManager, Task, TaskManager, open_store
-from converge.contracts.store import Batch, Committed
 from converge.errors import StoreRolledBack
 
-BEYOND = 10_000
 ROWS = ("delete from {0}", "insert into {0} select * from {0}_old")
 TABLES = ("drop table {0}", "create table {0} like {0}_old", "insert into {0} select * from {0}_old")
 
@@ -57,18 +55,13 @@ async def root(mariadb_url: str) -> AsyncIterator[asyncmy.Connection]:
         yield made
 
 
-async def go_beyond(url: str, network: str) -> None:
-    """Let others draw more revisions than anybody has seen."""
-    async with open_store(url, network=network) as store:
-        (outcome,) = await store.commit([Batch()])
-        assert isinstance(outcome, Committed)
-        await store.advance(outcome.revision + BEYOND)
-        await TaskManager(store).submit(Task(pool_id="docs"))
-
-
 @pytest.mark.parametrize("statements", [ROWS, TABLES], ids=["rows", "tables"])
 async def test_a_backup_that_lacks_what_was_acknowledged_is_noticed_though_others_went_beyond(
-    mariadb_url: str, namespace: str, root: asyncmy.Connection, statements: tuple[str, ...]
+    mariadb_url: str,
+    namespace: str,
+    root: asyncmy.Connection,
+    statements: tuple[str, ...],
+    go_beyond: Callable[[str, str], Awaitable[None]],
 ) -> None:
     async with (
         open_store(mariadb_url, network=namespace) as store,
