@@ -81,7 +81,7 @@ class TlsChannel(SocketChannel):
                 return
             except ssl.SSLError as error:
                 if not self._is_shaken:
-                    await self._flush()  # what the peer is told of it
+                    await self._flush()  # the alert that tells the peer why
                 failure = BadRecord(reason_of(error))
                 failure.__cause__ = error
                 self._end(failure)

@@ -27,7 +27,7 @@ from converge.errors import (
     TornRecord,
 )
 from converge.foreign import describe
-from converge.plugins.blame import asked_as, owner_of, suspects
+from converge.plugins.blame import check_command, owner_of, suspects
 from converge.plugins.found import Found, title
 
 DONE = 0
@@ -141,7 +141,7 @@ def _text(error: BaseException) -> str:
     if isinstance(error, ConvergeError | cyclopts.CycloptsError):
         return " ".join(str(error).split(" ")) or type(error).__name__
     if found := _culprit(error):
-        way = f"`converge plugins check {asked_as(found)}` tells what is wrong with it, or report it to its authors"
+        way = f"{check_command(found)} tells what is wrong with it, or report it to its authors"
         return f"{title(found)} failed: {describe(error)}; {way}"
     return f"internal error: {type(error).__name__}: {error}{suspects()}"
 

@@ -63,7 +63,11 @@ class TlsFiles:
         try:
             state = [_state(path) for path in (self._certificate, self._key, self._ca) if path]
             if made is None or made[0] != state:
-                made = self._made[is_server] = state, self._make(is_server=is_server), self._hash()
+                context, shown = self._make(is_server=is_server), self._shown()
+                made = state, context, hash_of(shown)
+                if shown is not None and all(one[2] != made[2] for one in self._made.values()):
+                    self._tell_dates(shown)  # once, though it is shown as server and as client
+                self._made[is_server] = made
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             if made is None:
                 raise ConfigError(f"the files of TLS cannot be used: {error}") from error
@@ -89,15 +93,13 @@ class TlsFiles:
             context.load_cert_chain(self._certificate, self._key or None)
         return context
 
-    def _hash(self) -> bytes:
+    def _shown(self) -> bytes | None:
         if not self._certificate:
-            return NO_TLS
+            return None
         with open(self._certificate) as file:
             text = file.read()
         begin, end = text.index("-----BEGIN CERTIFICATE-----"), text.index("-----END CERTIFICATE-----")
-        shown = ssl.PEM_cert_to_DER_cert(text[begin:end] + "-----END CERTIFICATE-----\n")
-        self._tell_dates(shown)
-        return hash_of(shown)
+        return ssl.PEM_cert_to_DER_cert(text[begin:end] + "-----END CERTIFICATE-----\n")
 
     def _tell_dates(self, certificate: bytes) -> None:
         from cryptography.x509 import load_der_x509_certificate  # costs 20 ms, and only where there is a certificate

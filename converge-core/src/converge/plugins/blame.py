@@ -37,13 +37,13 @@ def suspects() -> str:
     if not _PACKAGES:
         return ""
     titles = " and ".join(sorted({title(found) for found in _PACKAGES.values()}))
-    commands = ", ".join(sorted({f"`converge plugins check {asked_as(found)}`" for found in _PACKAGES.values()}))
+    commands = ", ".join(sorted(set(map(check_command, _PACKAGES.values()))))
     return f"; it was used with {titles}: {commands} tells whether the contract is kept"
 
 
-def asked_as(found: Found) -> str:
-    """Return how a command names the plugin."""
-    return found.name if found.distribution else found.target
+def check_command(found: Found) -> str:
+    """Return the command that checks the plugin, in backticks."""
+    return f"`converge plugins check {found.name if found.distribution else found.target}`"
 
 
 def _package(module: Any) -> str:

@@ -10,11 +10,9 @@ from typing import Any
 
 import anyio
 
-from converge.codec import encode_plain
 from converge.errors import (
     ConvergeError,
     InvalidValue,
-    MessageTooLarge,
     NoRetry,
     Release,
     RetryAfter,
@@ -23,7 +21,6 @@ from converge.errors import (
 )
 from converge.foreign import Raised, as_exception, describe, guarded, is_a, is_cancellation, name_of, tell
 from converge.machines.attempt import word_of
-from converge.model.envelope import PAYLOAD_BYTES
 from converge.model.message import Message
 from converge.model.task import Task
 from converge.runtime.agents.agent_log import agent_log
@@ -32,6 +29,7 @@ from converge.runtime.agents.context import begin
 from converge.runtime.agents.decisions import Outcome, ReportTask
 from converge.runtime.agents.executor import Executor
 from converge.runtime.agents.hosted import Hosted
+from converge.runtime.agents.inbox import encode_answer
 from converge.runtime.agents.supervision import Supervision
 from converge.services.messages.inboxes import OnHandled, unpacked
 from converge.services.tasks.records import encode_result
@@ -172,10 +170,7 @@ class DecideLoop:
             raise InvalidValue(
                 "AnswerMessage.message_id", message_id, "the id of a message that this call of decide was given"
             )
-        encoded = encode_plain(payload, "answer")
-        if len(encoded) > PAYLOAD_BYTES:
-            raise MessageTooLarge(f"an answer of {len(encoded):,} bytes; the limit is {PAYLOAD_BYTES:,}")
-        self._answers[message_id] = encoded
+        self._answers[message_id] = encode_answer(payload)
 
     def _wake(self) -> None:
         if not self._is_running:

@@ -80,7 +80,7 @@ class Inbox:
             self.chain = (*(asked_in or (message.id,)), agent.id)
             CHAIN.set(self.chain)
             outcome = await worker.call(
-                handler, message if type(message.payload) is not Packed else unpacked(message), _encoded
+                handler, message if type(message.payload) is not Packed else unpacked(message), encode_answer
             )
             outcome = b"null" if outcome is None else outcome
             result, why = (outcome, "") if type(outcome) is bytes else (None, self._failed(message, outcome))
@@ -106,7 +106,13 @@ class Inbox:
         return outcome.text
 
 
-def _encoded(answer: Any) -> bytes:
+def encode_answer(answer: Any) -> bytes:
+    """Return the answer of a handler as it is sent.
+
+    Raises:
+        InvalidValue: It is no JSON.
+        MessageTooLarge: It is over the limit.
+    """
     encoded = encode_plain(answer, "answer")
     if len(encoded) > PAYLOAD_BYTES:
         raise MessageTooLarge(f"an answer of {len(encoded):,} bytes; the limit is {PAYLOAD_BYTES:,}")

@@ -51,7 +51,7 @@ class ClaimsAhead:
         """Note that these claims have ended, or are about to go back: they are in no slot or queue here any more."""
         if self.is_remote:
             for found in claims:
-                if self._ahead.has_ended(batch := found.place[1]):  # type: ignore[misc]  # as in `_batch`
+                if self._ahead.has_ended(batch := _batch(found)):
                     self._ahead.batch_ended(batch, self._env.monotonic())
 
     def late(self) -> list[Found]:

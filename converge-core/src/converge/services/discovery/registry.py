@@ -99,7 +99,7 @@ class IdentityRegistry:
             )
         return self.trust is Trust.WARN
 
-    def is_listed_enough(self, agent_id: str) -> bool:
+    def is_listed_or_exempt(self, agent_id: str) -> bool:
         """Return whether the agent has been listed, is pinned, or need not be, by `trust`."""
         return self.trust is not Trust.LISTED or self.directory.has_listed(agent_id) or agent_id in self._pins
 

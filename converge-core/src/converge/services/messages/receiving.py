@@ -251,7 +251,7 @@ class Received:
         if speaks is None:
             return EARLY, "its sender is being looked up there"
         if not speaks:
-            if not self._routes.is_listed_enough(header.sender):
+            if not self._routes.is_listed_or_exempt(header.sender):
                 text = "messages of agent %.16s are refused: it verifies, but is not listed (trust = listed)"
                 self.quietly.refused("untrusted", header.sender, text, header.sender)
                 return REFUSED, 'its sender is not listed there, as trust = "listed" asks'

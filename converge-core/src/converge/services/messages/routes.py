@@ -141,9 +141,9 @@ class Routes:
         before = "" if failure is None else f"; the try before: {failure}"
         raise ConnectFailed(f"connecting to {whom} at {where} takes more than {wait_sec:g} s, and goes on{before}")
 
-    async def link_of_one(self, agent_id: str) -> Link:
-        """Return the link to the node of an agent in whose place another would do: as `link_of`, but where the last
-        dial to it failed, one that takes longer than a moment goes on without the caller.
+    async def link_of_candidate(self, agent_id: str) -> Link:
+        """Return the link to the node of an agent that is one of several candidates: as `link_of`, but where the last
+        dial to the node failed, one that takes longer than a moment goes on without the caller.
         """
         descriptor = self.discovery.directory.get(agent_id)
         if descriptor is None:
@@ -230,15 +230,15 @@ class Routes:
             return own.endpoints[:ENDPOINTS]
         return directory.endpoints_at(node_key)[:ENDPOINTS]
 
-    def is_listed_enough(self, sender: str) -> bool:
-        """Return whether `trust` asks for no more: as `IdentityRegistry.is_listed_enough`."""
-        return self._registry.is_listed_enough(sender)
+    def is_listed_or_exempt(self, sender: str) -> bool:
+        """Return what the registry says: as `IdentityRegistry.is_listed_or_exempt`."""
+        return self._registry.is_listed_or_exempt(sender)
 
     def speaks(self, sender: str, link: Link, *, is_signed: bool = False) -> bool | None:
         """Return whether the peer may speak for the sender (G12), or pass on what the sender has signed; None: that is
         being looked up, ask again.
         """
-        if self.is_listed_enough(sender) if is_signed else self.speakers.speaks(sender, link):
+        if self.is_listed_or_exempt(sender) if is_signed else self.speakers.speaks(sender, link):
             self._looked_up.pop(sender, None)  # should it be unknown again, it is looked up again
             return True
         if self.errand is None:

@@ -308,7 +308,7 @@ class Post:
             return await self._deliver_here(draft, to)
         one = UnderWay(*self.write(draft, to), to, draft.signer)
         tried.last = one
-        await self.under_way.deliver(one, partial(self.routes.link_of_one, to), patience_sec=0.0)
+        await self.under_way.deliver(one, partial(self.routes.link_of_candidate, to), patience_sec=0.0)
         return Outcome(to, one.answer, "" if one.receipt is None else one.receipt.text)
 
     async def _deliver_here(self, draft: Draft, to: str) -> Outcome:

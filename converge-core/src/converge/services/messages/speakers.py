@@ -71,7 +71,7 @@ class Speakers:
         """Return whether the peer may speak for the agent: it is the node itself, or the descriptor with the highest
         sequence known names it; and where trust is `listed`, either has been listed.
         """
-        if not self._registry.is_listed_enough(agent_id):
+        if not self._registry.is_listed_or_exempt(agent_id):
             return False
         sequence = link.speakers.get(agent_id)
         if sequence is None or sequence < self._directory.highest(agent_id):
