@@ -8,14 +8,17 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from converge.model.task import Task
+from converge.operations.run import Run, run
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.ailments import Ailment, Code
-from converge.runtime.health import BLOCKED_SEC
+from converge.runtime.config.config import load
+from converge.runtime.health import BLOCKED_SEC, Vitals
 from converge.runtime.node import Node
 from converge.runtime.probes.answer import Health
 from converge.testing._store.outages import Outages, OutageStore
@@ -238,3 +241,28 @@ async def test_a_file_that_another_program_keeps_locked_shows_within_three_secon
             other.close()
         with anyio.fail_after(10):
             await wait_until(lambda: node.health().is_ready)
+
+
+class Draining(Agent):
+    """Completes its tasks."""
+
+    async def on_task(self, task: Task) -> None:
+        """See the class."""
+
+
+async def test_a_process_is_at_no_moment_ready_before_its_agents_have_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes answer from when the node is entered, on a thread of their own."""
+    seen: list[Health] = []
+    started = Vitals.started
+
+    def looked_at(self: Vitals, *parts: Any) -> None:
+        started(self, *parts)
+        seen.append(self.read())
+
+    monkeypatch.setattr(Vitals, "started", looked_at)
+    config = load(flags={"agent": f"{__name__}:Draining", "store": "memory:", "pool_id": "p"}, environ={})
+    asked = Run(agents=[Draining], tasks=[Task(pool_id="p")], is_drain=True, may_create_pool=True)
+    with anyio.fail_after(30):
+        drained, code = await run(config, asked)
+    assert drained is not None and code == 0
+    assert [[reason.code for reason in one.reasons] for one in seen] == [["starting"]]

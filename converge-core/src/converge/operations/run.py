@@ -210,8 +210,9 @@ async def run(
     """
     check(config, run)
     with stop_asked(config.grace_sec + BEYOND_SEC) as stop, options_with_origin(config):
-        async with node_of(config) as node:
-            node.vitals.starting = "its agents start"
+        node = node_of(config)
+        node.vitals.starting = "its agents start"  # before anybody can ask
+        async with node:
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as group:
                     group.start_soon(cancel_when_asked, stop, scope)
