@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import preloaded
 import pytest
 from hypothesis import HealthCheck, settings
 
+from converge import Task, TaskManager, open_store
+from converge.contracts.store import Batch, Committed
 from converge.testing.servers import ServerUrl, mariadb_server, postgres_server, redis_server
 
 pytest_plugins = ["converge.testing.fixtures"]
@@ -26,6 +28,7 @@ WORKERS_PER_CORE = 3
 DEBIAN_PACKAGES = (Path(__file__).parents[1] / ".ci" / "debian.txt").read_text().split()
 # Where Debian puts what is not for every user's PATH.
 DEBIAN_FOLDERS = ("/usr/sbin", "/usr/lib/postgresql/15/bin")
+BEYOND = 10_000
 NOT_APPLICABLE = "not applicable: "
 
 # A busy machine is no fault of an example. How many there are where a test does not say it:
@@ -214,6 +217,20 @@ def other_release(tmp_path: Path) -> Callable[..., str]:
         return str(python)
 
     return make
+
+
+@pytest.fixture
+def go_beyond() -> Callable[[str, str], Awaitable[None]]:
+    """`await go_beyond(url, network)`: let others draw more revisions than anybody has seen."""
+
+    async def go(url: str, network: str) -> None:
+        async with open_store(url, network=network) as store:
+            (outcome,) = await store.commit([Batch()])
+            assert isinstance(outcome, Committed)
+            await store.advance(outcome.revision + BEYOND)
+            await TaskManager(store).submit(Task(pool_id="docs"))
+
+    return go
 
 
 @pytest.fixture

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import asyncpg
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from converge import Task, TaskManager, open_store
-from converge.contracts.store import Batch, Committed
 from converge.testing.cuts import CutProxy, cut_proxy
 from converge.testing.servers import postgres_server
 from converge.testing.store import Cut
 from converge_store_sql import SqlOptions, SqlStore
-
-BEYOND = 10_000
 
 
 @pytest.fixture(scope="module")
@@ -95,17 +91,3 @@ def proxied_url(proxy: CutProxy) -> str:
 def cut(proxy: CutProxy) -> Callable[[Cut], None]:
     """Breaks the next request of a store that was opened through the proxy."""
     return proxy.cut
-
-
-@pytest.fixture
-def go_beyond() -> Callable[[str, str], Awaitable[None]]:
-    """`await go_beyond(url, network)`: let others draw more revisions than anybody has seen."""
-
-    async def go(url: str, network: str) -> None:
-        async with open_store(url, network=network) as store:
-            (outcome,) = await store.commit([Batch()])
-            assert isinstance(outcome, Committed)
-            await store.advance(outcome.revision + BEYOND)
-            await TaskManager(store).submit(Task(pool_id="docs"))
-
-    return go

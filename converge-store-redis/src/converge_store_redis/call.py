@@ -14,6 +14,7 @@ from converge.contracts.store import ABSENT, LIMITS, Batch, Channel, Check, Conf
 from converge.errors import InvalidValue, ValueTooLarge
 from converge.model.keys import ALSO, TASK, Family
 from converge_store_redis.packing import PACKERS, TAGS, bounds, field, rests_unpacker, tail_of
+from converge_store_redis.witness import LASTS_SEC, Witness
 
 _VALUE_BYTES = LIMITS.value_bytes
 
@@ -49,7 +50,7 @@ class Names:
 
     def __init__(self, network: str) -> None:
         self.prefix = b"{%b}:" % network.encode()
-        self.values, self.counter, self.histories = self.prefix + b"v", self.prefix + b"r", self.prefix + b"h"
+        self.values, self.counter, self.witnesses = self.prefix + b"v", self.prefix + b"r", self.prefix + b"l:"
         self.sets: Mapping[Family, bytes] = {
             family: self.prefix + b"z:" + family.encode() for family in TAGS if family not in ALSO
         }
@@ -141,6 +142,11 @@ class Call:
             self.keys.append(names.sleepers(channel))
             arguments += (len(self.keys), channel)
         self.arguments = arguments
+
+    def demand(self, witness: Witness) -> None:
+        """Have it do nothing where the witness does not show what it must, and else renew it; to be called once."""
+        self.keys.append(witness.key)
+        self.arguments += (LASTS_SEC, witness.demanded())
 
     def _add_writes(
         self,

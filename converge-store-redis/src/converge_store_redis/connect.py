@@ -10,13 +10,12 @@ from typing import Any
 
 from hiredis import HiredisError, ReplyError
 
-from converge.errors import ForeignLoop, StoreRefused, StoreRolledBack, StoreUnavailable
+from converge.errors import ForeignLoop, StoreRefused, StoreUnavailable
 from converge_store_redis import _errors
 from converge_store_redis.call import Names
 from converge_store_redis.connection import Connection, ConnectionDied
 from converge_store_redis.credentials import Credentials, tls_context
 from converge_store_redis.finders import finder_of
-from converge_store_redis.lineage import Lineage
 from converge_store_redis.options import RedisOptions
 from converge_store_redis.place import Address, Kind, place_of
 from converge_store_redis.scripts import Script
@@ -47,7 +46,6 @@ class Connector:
     def __init__(self, url: str, options: RedisOptions) -> None:
         self.place, self._options = place_of(url), options
         names = Names(options.network)
-        self.lineage = Lineage(names.histories, names.counter)
         self._credentials = Credentials(self.place, options)
         self._context: ssl.SSLContext | None = None
         self._finder = finder_of(self.place, self._dial, self._dial_sentinel, names.counter)
@@ -97,7 +95,6 @@ class Connector:
         Raises:
             StoreUnavailable: It was not sent, or was a read.
             OutcomeUnknown: It was a write, and was not answered.
-            StoreRolledBack: It was a write, and was not sent: the server has lost what was acknowledged.
             StoreError: The server refused it.
         """
         return await self._answer(command, writes)
@@ -120,9 +117,6 @@ class Connector:
             connection = self._fresh() or await self._sound()
             is_answered = False
             try:
-                if writes and self.lineage.loss:
-                    is_answered, loss, self.lineage.loss = True, self.lineage.loss, ""
-                    raise StoreRolledBack(loss)
                 answer = connection.send(command)
                 self._busy.add(connection)
                 if self._timer is None:
@@ -196,20 +190,7 @@ class Connector:
                 raise
             else:
                 return connection
-        return await self._connect_for_calls()
-
-    async def _connect_for_calls(self) -> Connection:
-        connection = await self.connect()
-        try:
-            async with asyncio.timeout(self._options.timeout_sec):
-                await self.lineage.meet(connection, self.where)
-        except (OSError, HiredisError) as error:
-            connection.close()
-            raise _errors.of_connecting(error, self.where) from error
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        return await self.connect()
 
     async def _dial(self, to: Address, on_push: Callable[[list[Any]], None] | None = None) -> Connection:
         connection = await self._greet(to, self._credentials.of_server, on_push)
@@ -270,7 +251,7 @@ class Connector:
         silent = {one: one.asked_at for one in self._busy if _silent_since(one) < now - SILENT_SEC}
         idle = [one for one in self._free if one.heard_at < now]
         try:
-            connection = await self._connect_for_calls()
+            connection = await self.connect()
         except Exception as error:  # the calls that wait say it, if it lasts
             _errors.log.debug("redis at %s: no new connection beside a silent one: %s", self.where, error)
             return

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hiredis import ReplyError
+
 from converge.contracts.store import Durability
 from converge.errors import StoreRefused, StoreUnsafe, Unsupported
 from converge_store_redis.call import Names
 from converge_store_redis.connect import Connector
-from converge_store_redis.lineage import parsed
 from converge_store_redis.place import Kind
 from converge_store_redis.scripts import load
 
@@ -74,6 +75,15 @@ def durability_of(found: Mapping[str, str]) -> Durability:
     return Durability.D2 if found["appendfsync"] == "always" else Durability.D1
 
 
+def parsed(answer: object) -> dict[str, str]:
+    """Return the fields of an answer to INFO; none if it was refused."""
+    if isinstance(answer, ReplyError) or not isinstance(answer, bytes | str):
+        return {}
+    text = answer.decode(errors="replace") if isinstance(answer, bytes) else answer
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {name: value.strip() for name, colon, value in pairs if colon}
+
+
 async def _setting(connector: Connector, name: str) -> str:
     try:
         answer = await connector.call("CONFIG", "GET", name)
@@ -86,7 +96,6 @@ async def _check_keys(connector: Connector, names: Names, where: str) -> None:
     wanted = {
         names.values: "hash",
         names.counter: "string",
-        names.histories: "hash",
         **dict.fromkeys(names.sets.values(), "zset"),
     }
     kinds = await connector.evaluate(load("types"), list(wanted), [], writes=False)

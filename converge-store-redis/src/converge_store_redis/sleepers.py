@@ -25,6 +25,7 @@ from converge_store_redis.call import Call, Names
 from converge_store_redis.connect import Connector
 from converge_store_redis.connection import Connection
 from converge_store_redis.scripts import load
+from converge_store_redis.witness import Witness
 
 log = logging.getLogger("converge.store.redis")
 
@@ -218,6 +219,7 @@ class Sleepers:
     async def _pass_on(self, channel: Channel) -> None:
         """Wake another handle instead; this one is woken no more."""
         call = Call(self._names, (), None, (channel,))
+        call.demand(Witness(self._names.witnesses))  # it writes nothing that could be lost
         try:
             await self._strike_out([channel])
             await self._connector.evaluate(load("turn"), call.keys, call.arguments, writes=True)

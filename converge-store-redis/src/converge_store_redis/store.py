@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
+
+import anyio
 
 from converge.contracts.store import (
     Batch,
@@ -21,7 +23,7 @@ from converge.contracts.store import (
     Take,
     Turned,
 )
-from converge.errors import NoSuchStore, NotApplied, OutcomeUnknown, StoreBusy
+from converge.errors import NoSuchStore, NotApplied, OutcomeUnknown, StoreBusy, StoreError
 from converge.model.keys import Family
 from converge_store_redis.call import Call, Names, parts_of, taken
 from converge_store_redis.connect import Connector
@@ -31,12 +33,16 @@ from converge_store_redis.packing import PACKERS, bounds, member_unpacker
 from converge_store_redis.scripts import load
 from converge_store_redis.server import check_server, facts
 from converge_store_redis.sleepers import Sleepers
+from converge_store_redis.witness import Witness
 
 READ_ENTRIES, READ_BYTES = 2_000, 1_048_576
 """The most that one call reads: the server does nothing else meanwhile. Whoever wants more gets it in several."""
 
 GET_KEYS = 32
 """Fewer keys are read at once, whatever they hold."""
+
+CLOSE_SEC = 0.5
+"""How long removing its witness may hold up a handle that is closed."""
 
 TURN_TRIES = 64
 """How often a call whose batches met conflicts is sent again without them: each round settles one batch at least."""
@@ -53,6 +59,7 @@ class RedisStore(Store):
         self._connector = Connector(url, options)
         self._names = Names(options.network)
         self._sleepers = Sleepers(self._connector, self._names)
+        self._witness = Witness(self._names.witnesses)
         self._time = 0
 
     @classmethod
@@ -105,6 +112,9 @@ class RedisStore(Store):
 
     async def _close(self) -> None:
         await self._sleepers.close()
+        if self._witness.demanded():
+            with suppress(StoreError), anyio.move_on_after(CLOSE_SEC, shield=True):
+                await self._connector.call("DEL", self._witness.key, writes=True)
         await self._connector.close()
 
     async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
@@ -226,9 +236,13 @@ class RedisStore(Store):
         )
 
     async def _evaluate(self, call: Call) -> Any:
+        witness = self._witness
+        call.demand(witness)
         answer = await self._connector.evaluate(load("turn"), call.keys, call.arguments, writes=True)
         if answer[0] == 1:
-            self._connector.lineage.saw(answer[1])
+            witness.wrote(answer[1])
+        elif answer[0] == -1:
+            raise witness.lost(self._connector.where)
         return answer
 
     async def inspect(self) -> Inspection:

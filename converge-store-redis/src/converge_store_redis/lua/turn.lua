@@ -1,10 +1,12 @@
 -- Checks, writes and the take of one call, in one atomic step. Knows keys, revisions and order, nothing of what they mean.
 --
 -- KEYS: values (hash: field -> 8 bytes of revision, then the value), revision (counter), then the sorted set of each family named in ARGV,
---       then the sleepers of each channel to wake.
+--       then the sleepers of each channel to wake, and last the witness of who calls.
 -- ARGV: read from front to back, see below. A family's set is named by its place in KEYS; 0: the family is kept in no set.
 -- After the checks and windows: 1 if the call is let through on a server that is full, or 0.
--- Answer: {1, revision (0: there was nothing to do), taken} or {0, wrong checks, wrong windows}: then nothing was written.
+-- The last two: how long the witness lasts in seconds, and the revision that it must show, or a later one; 0: it need not be there.
+-- Answer: {1, revision (0: there was nothing to do), taken} or {0, wrong checks, wrong windows}, or {-1}: the witness shows an
+--       earlier revision, or is gone. Then nothing was written.
 --       taken: {} or {0, wrong checks} or {1, time, rests in one string, values, heads}
 
 local ARGV, call, sub, min = ARGV, redis.call, string.sub, math.min
@@ -14,6 +16,9 @@ local MANY = 8
 -- A member of more than 64 bytes, after all others: a set that has it is never kept as a list of up to 128, which each insertion walks through. It
 -- is put beside many others, and stays.
 local LONG = string.rep('~', 65)
+
+local witness, demanded = KEYS[#KEYS], tonumber(ARGV[#ARGV])
+if demanded > 0 and tonumber(call('GET', witness) or '0') < demanded then return {-1} end
 
 local at = 0
 local function read()
@@ -76,6 +81,7 @@ local function revise()
     if has_room then call('HDEL', values, '') end
     revision = call('INCR', counter)
     stamp = struct.pack('>I8', revision)
+    call('SET', witness, revision, 'EX', ARGV[#ARGV - 1])
   end
 end
 
