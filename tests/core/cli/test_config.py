@@ -81,6 +81,36 @@ def test_everything_that_is_wrong_with_a_file_is_told_at_once(converge: Converge
     assert (record["is_valid"], len(record["problems"])) == (False, len(answer.err.splitlines()))
 
 
+def test_addresses_and_what_else_is_looked_up_are_told_at_once_too(
+    converge: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "c.toml").write_text(
+        'discovery = "stroe"\ntransport = ["tcp://127.0.0.1:99999", "udp://h:1"]\nadvertise = "tcp://0.0.0.0:1"\n'
+        "[options.tcp]\nbacklok = 1"
+    )
+    told = [
+        "discovery: no installed distribution provides the plugin",
+        "transport: tcp://127.0.0.1:99999 is not allowed",
+        "transport: no installed distribution provides the transport",
+        "advertise: tcp://0.0.0.0:1 is not allowed: nobody can dial 0.0.0.0",
+        "options.tcp: backlok: unknown key",
+    ]
+    lines = converge("config", "check", "c.toml").err.splitlines()
+    assert len(lines) == len(told) and all(any(f"c.toml: {one}" in line for line in lines) for one in told), lines
+    # as flags and variables, beside what is wrong in itself; each names its key itself
+    monkeypatch.setenv("CONVERGE_DISCOVERY", "stroe")
+    answer = converge(
+        "run", "x:Y", "--pool", "p", "--agents", "0", "--store", "memroy:",
+        "--transport", "tcp://127.0.0.1:99999", "--advertise", "tcp://0.0.0.0:1",
+    )  # fmt: skip
+    assert answer.code == 3
+    lines = [line.removeprefix("converge: ") for line in answer.err.splitlines()]
+    assert [line.split(": ")[0] for line in lines] == [
+        "--agents", "--store", "CONVERGE_DISCOVERY", "--transport", "--advertise",
+    ]  # fmt: skip
+    assert lines[1].startswith("--store: no installed") and lines[2].startswith("CONVERGE_DISCOVERY: no installed")
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [("gone.toml", "No such file"), ("latin.toml", "cannot be read"), ("broken.toml", "cannot be read")],

@@ -62,6 +62,27 @@ async def test_all_addresses_that_cannot_be_meant_are_told_at_once(tmp_path: Pat
     assert is_empty(tmp_path)
 
 
+async def test_all_that_cannot_be_meant_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        async with Node(
+            store="memroy:",
+            transport=["udp://h:1", "tcp://127.0.0.1"],
+            advertise=["tcp://0.0.0.0:1", "udp://h:1", "ws://h:1/"],
+            discovery="stroe",
+            plugins=["tcp"],
+        ):
+            pass
+    said = [" ".join(line.split()[:2]) for line in str(refused.value).splitlines()]
+    assert said == [
+        "discovery: no",
+        "store: no",
+        "transport: no",
+        "transport: tcp://127.0.0.1",
+        "advertise: tcp://0.0.0.0:1",
+        "advertise: ws://h:1/",  # of udp:// it is said already that there is no such transport
+    ]
+
+
 async def test_a_refused_address_keeps_its_password_to_itself(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         async with Node(store=f"file:{tmp_path}/s.db", transport="tcp://user:geheim@127.0.0.1:0"):

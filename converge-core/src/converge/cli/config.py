@@ -13,8 +13,8 @@ from converge.cli.failures import CONFIGURATION, DONE, told
 from converge.cli.options import NONE, Common, Json, Plugins, PoolId, Verbose, import_here
 from converge.errors import ConfigError
 from converge.plugins import PluginHost
-from converge.runtime.config.check import check_file, schema_of, shown_settings
 from converge.runtime.config.config import KEYS, Config
+from converge.runtime.config_check import check_file, schema_of, shown_settings
 
 File = Annotated[Path, Parameter(help="The TOML file; YAML is read where its library is installed.")]
 

@@ -82,7 +82,7 @@ class Common:
             if not error.problems:
                 raise
             # What shows only where it is looked up is told beside it: else it would be the next thing to fail.
-            from converge.runtime.config.check import problems_of
+            from converge.runtime.config_check import problems_of
 
             told = {_place(line) for line in error.problems}
             others = problems_of(read(self.config, flags=given)[0])

@@ -18,9 +18,9 @@ from converge.contracts.store import Finding, error, fine, warning
 from converge.errors import ConvergeError
 from converge.plugins import PluginHost
 from converge.runtime.agents.boundary import worker_kind
-from converge.runtime.config.check import problems_of
 from converge.runtime.config.config import KEYS, Config
 from converge.runtime.config.node_settings import addresses
+from converge.runtime.config_check import problems_of
 from converge.runtime.keys.folder import KeyFolder
 from converge.secret import has_password, names_secret_file, without_password
 from converge.urls import scheme_of

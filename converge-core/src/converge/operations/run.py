@@ -89,7 +89,7 @@ def check(config: Config, run: Run) -> None:
         problems.append(Problem("pool_id", "is missing: --drain is about a pool, so name it with --pool"))
     problems += needing_transport(config)
     if problems:
-        from converge.runtime.config.check import problems_of
+        from converge.runtime.config_check import problems_of
 
         # What is wrong is told beside what is missing: else it would be the next thing to fail.
         raise_problems([*problems, *(Problem("", line) for line in problems_of(config))])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -54,11 +54,13 @@ class _Problems:
         self._found: list[ConfigError] = []
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Keep what the block refuses."""
+    def gathered(self, key: str) -> Iterator[None]:
+        """Keep what the block refuses; its problems begin with a key: this one, where it names none."""
         try:
             yield
         except ConfigError as error:
+            text = str(error)
+            error.problems = error.problems or (text if _names_key(text) else f"{key}: {text}",)
             self._found.append(error)
 
     def tell(self) -> None:
@@ -70,7 +72,8 @@ class _Problems:
         if len(self._found) == 1:
             raise self._found[0]
         if self._found:
-            raise ConfigError("\n".join(map(str, self._found)))
+            lines = [line for error in self._found for line in error.problems]
+            raise ConfigError("\n".join(lines), problems=lines)
 
 
 def choose(settings: NodeSettings, host: PluginHost) -> Chosen:
@@ -79,42 +82,53 @@ def choose(settings: NodeSettings, host: PluginHost) -> Chosen:
     Raises:
         ConfigError: A backend is not there or cannot run here, an option is wrong, or an address cannot be meant.
     """
-    discovery = host.discovery_backend(settings.discovery)
-    check_loop(discovery.name, discovery.features)
-    options = backend_options(discovery.name, discovery.options, settings.options)
-    if settings.discovery_store:
-        store = host.store_backend(store_url(settings.discovery_store))
-        check_loop(store.name, store.features)
-    urls = addresses(settings.transport)
-    if not urls:
-        if settings.require_tls:
-            raise ConfigError(NO_TRANSPORT)
-        if not discovery.publishes:
-            raise ConfigError(
-                f'discovery: "{discovery.name}" knows nodes by their endpoints only, and this one has no transport '
-                "to ask them; add transport"
-            )
-        return Chosen(discovery=discovery, discovery_options=options)
-    problems, transports = _Problems(), dict[str, ChosenTransport]()
+    problems, discovery, options = _Problems(), None, None
+    with problems.gathered("discovery"):
+        discovery = host.discovery_backend(settings.discovery)
+        check_loop(discovery.name, discovery.features)
+        options = backend_options(discovery.name, discovery.options, settings.options)
+    discovery_store = settings.discovery_store and store_url(settings.discovery_store)
+    for key, url in (("store", settings.store), ("discovery_store", discovery_store)):
+        if url:
+            with problems.gathered(key):
+                store = host.store_backend(url)
+                check_loop(store.name, store.features)
+    urls, transports = addresses(settings.transport), list[ChosenTransport]()
+    if not urls and discovery is not None:
+        with problems.gathered("discovery"):
+            _check_alone(settings, discovery)
+    known = dict.fromkeys(map(_scheme, urls))  # by scheme: a transport that is there, None for one that is not
     for url in urls:
-        with problems.gathered():
-            transports[url] = _transport(url, settings, host)
-    problems.tell()
-    if len({one.backend.name for one in transports.values()}) < len(urls):
-        raise ConfigError(f"transport: {', '.join(map(without_password, urls))}: one address for each transport")
-    backends = {scheme: one.backend for one in transports.values() for scheme in one.backend.schemes}
-    for peer in getattr(options, "endpoints", ()):
-        with problems.gathered():
-            _check("options.static: endpoints", peer, backends)
+        with problems.gathered("transport"):
+            backend = host.transport_backend(url)
+            known |= dict.fromkeys(backend.schemes, backend)
+            transports.append(_transport(url, backend, settings))
+    with problems.gathered("transport"):
+        if len({one.backend.name for one in transports}) < len(transports):
+            raise ConfigError(f"transport: {', '.join(map(without_password, urls))}: one address for each transport")
+    for peer in getattr(options, "endpoints", ()) if urls else ():
+        with problems.gathered("options"):
+            _check("options.static: endpoints", peer, known)
             _check_dialled("options.static: endpoints", peer)
-    advertised = _advertised(settings, transports, backends, problems)
+    advertised = _advertised(settings, urls, known, problems) if urls else {}
     problems.tell()
-    chosen = [attrs.evolve(one, advertise=advertised.get(one.backend.name, "")) for one in transports.values()]
-    return Chosen(discovery=discovery, discovery_options=options, transports=tuple(chosen))
+    assert discovery is not None, "or its absence was told"
+    chosen = tuple(attrs.evolve(one, advertise=advertised.get(one.backend.name, "")) for one in transports)
+    return Chosen(discovery=discovery, discovery_options=options, transports=chosen)
 
 
-def _transport(url: str, settings: NodeSettings, host: PluginHost) -> ChosenTransport:
-    backend = host.transport_backend(url)
+def _check_alone(settings: NodeSettings, discovery: DiscoveryBackend) -> None:
+    """Refuse what needs a transport, which this node does not have."""
+    if settings.require_tls:
+        raise ConfigError(NO_TRANSPORT)
+    if not discovery.publishes:
+        raise ConfigError(
+            f'discovery: "{discovery.name}" knows nodes by their endpoints only, and this one has no transport '
+            "to ask them; add transport"
+        )
+
+
+def _transport(url: str, backend: TransportBackend, settings: NodeSettings) -> ChosenTransport:
     check_loop(backend.name, backend.features)
     if settings.require_tls and Feature.TLS not in backend.features and _scheme(url) not in backend.secure_schemes:
         better = "".join(f"; use {scheme}://" for scheme in sorted(backend.secure_schemes))
@@ -130,45 +144,42 @@ def _transport(url: str, settings: NodeSettings, host: PluginHost) -> ChosenTran
 
 
 def _advertised(
-    settings: NodeSettings,
-    transports: Mapping[str, ChosenTransport],
-    backends: Mapping[str, TransportBackend],
-    problems: _Problems,
+    settings: NodeSettings, urls: Sequence[str], known: Mapping[str, TransportBackend | None], problems: _Problems
 ) -> dict[str, str]:
     """Return what others dial, by the transport's name."""
     found: dict[str, str] = {}
     for text in addresses(settings.advertise):
         if text == NOWHERE:
-            return {one.backend.name: NOWHERE for one in transports.values()}
-        with problems.gathered():
-            if "://" not in text and len(transports) > 1:
+            return {backend.name: NOWHERE for backend in known.values() if backend is not None}
+        with problems.gathered("advertise"):
+            if "://" not in text and len(urls) > 1:
                 raise ConfigError(f"advertise: {text} is not allowed with several transports; write a URL for each")
             url = text
             if "://" not in text:
-                (of,) = transports
-                _, slash, path = of.partition("://")[2].partition("/")
-                url = f"{_scheme(of)}://{text}{slash}{path}"
-            backend = _check("advertise", url, backends)
+                _, slash, path = urls[0].partition("://")[2].partition("/")
+                url = f"{_scheme(urls[0])}://{text}{slash}{path}"
+            backend = _check("advertise", url, known)
             _check_dialled("advertise", url, text)
-            if backend.name in found:
-                raise ConfigError(f"advertise: {text} is not allowed: one address for each transport")
-            found[backend.name] = url if "://" in text else text
+            if backend is not None:
+                if backend.name in found:
+                    raise ConfigError(f"advertise: {text} is not allowed: one address for each transport")
+                found[backend.name] = url if "://" in text else text
     return found
 
 
-def _check(what: str, url: str, backends: Mapping[str, TransportBackend]) -> TransportBackend:
-    """Check an address by the rules of its transport.
+def _check(what: str, url: str, known: Mapping[str, TransportBackend | None]) -> TransportBackend | None:
+    """Check an address by the rules of its transport, and return that; None where that is told to be missing itself.
 
     Raises:
         ConfigError: It can never be meant, or this node has no transport for it.
     """
-    backend = backends.get(_scheme(url))
-    if backend is None:
+    if _scheme(url) not in known:
         raise ConfigError(
             f"{what}: {without_password(url)} is not allowed: this node has no transport for it; its own have "
-            f"{', '.join(f'{one}://' for one in backends)}"
+            f"{', '.join(f'{one}://' for one in known)}"
         )
-    if backend.check_address is not None:
+    backend = known[_scheme(url)]
+    if backend is not None and backend.check_address is not None:
         _tried(what, url, partial(backend.check_address, url))
     return backend
 
@@ -187,6 +198,11 @@ def _tried(what: str, url: str, check: Callable[[], object]) -> None:
         check()
     except ValueError as error:
         raise ConfigError(f"{what}: {without_password(url)} is not allowed: {error}") from error
+
+
+def _names_key(text: str) -> bool:
+    first = text.partition(":")[0].partition(".")[0]
+    return first in attrs.fields_dict(NodeSettings)
 
 
 def _scheme(url: str) -> str:

@@ -114,13 +114,16 @@ def backend_options(name: str, cls: type[Any], options: Mapping[str, Any]) -> An
 
 
 def check_loop(name: str, features: frozenset[Feature]) -> None:
-    """Refuse a backend that cannot run on this event loop.
+    """Refuse a backend that cannot run on this event loop; where none runs, settings are only looked at.
 
     Raises:
         Unsupported: Its driver runs on asyncio only, and this is another.
     """
-    # anyio tells the loop by nothing else that is public.
-    loop = anyio.get_cancelled_exc_class().__module__.partition(".")[0]
+    try:
+        # anyio tells the loop by nothing else that is public.
+        loop = anyio.get_cancelled_exc_class().__module__.partition(".")[0]
+    except RuntimeError:
+        return
     if Feature.ASYNCIO_ONLY in features and loop != "asyncio":
         raise Unsupported(
             f'"{name}" runs on asyncio only, and this event loop is {loop}; use asyncio, or another backend'

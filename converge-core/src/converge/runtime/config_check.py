@@ -11,8 +11,9 @@ import attrs
 
 from converge.errors import ConfigError
 from converge.plugins import PluginHost
-from converge.runtime.config.config import DEFAULT, KEYS, Config, check_options, read
-from converge.runtime.config.node_settings import addresses
+from converge.runtime.config.config import DEFAULT, ENV_PREFIX, KEYS, Config, check_options, read
+from converge.runtime.config.node_settings import NodeSettings
+from converge.runtime.network.choosing import choose
 from converge.schema import DIALECT, json_schema, plain
 from converge.secret import masked
 from converge.services.store.opening import backend_options, check_durability
@@ -67,11 +68,7 @@ def problems_of(config: Config, plugins: Sequence[str] = ()) -> list[str]:
         try:
             return do()
         except ConfigError as error:
-            where = config.origins.get(key, DEFAULT)
-            said = list(error.problems) or [str(error)]
-            problems.extend(
-                one if one.startswith(where) or where == DEFAULT else f"{where}: {_with_key(key, one)}" for one in said
-            )
+            problems.extend(_placed(config, key, one) for one in error.problems or [str(error)])
             return None
 
     try:
@@ -84,16 +81,20 @@ def problems_of(config: Config, plugins: Sequence[str] = ()) -> list[str]:
     store = tried("store", lambda: host.store_backend(config.store))
     if store is not None and config.require_durability:
         tried("require_durability", lambda: check_durability(store.name, store.durability, config.require_durability))
-    for url in addresses(config.transport_url):
-        tried("transport", partial(host.transport_backend, url))
     tried("options", lambda: check_options(config, host))
+    tried("discovery", lambda: host.discovery_backend(config.discovery))
+    try:
+        _check_addresses(config, host)
+    except ConfigError as error:
+        for line in error.problems or [str(error)]:
+            problems.append(_placed(config, line.partition(":")[0].partition(".")[0], line))
     for name in config.options:
         cls = next((cls for known, cls in options_classes(host).items() if known == name), None) or _loaded_options(
             host, name
         )
         if cls is not None:
             tried("options", partial(backend_options, name, cls, config.options))
-    return problems
+    return list(dict.fromkeys(problems))  # options are looked at by whom they are for, too
 
 
 def schema_of(host: PluginHost) -> dict[str, Any]:
@@ -129,5 +130,22 @@ def _flat(key: str, value: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return found
 
 
-def _with_key(key: str, text: str) -> str:
-    return text if text.startswith(key) else f"{key}: {text}"
+def _check_addresses(config: Config, host: PluginHost) -> None:
+    """Refuse what a node of these settings would. Without a transport much is wrong that is not once a flag names one.
+
+    Raises:
+        ConfigError: As `choose`.
+    """
+    if config.transport_url:
+        settings: Any = {field.name: getattr(config, field.name) for field in attrs.fields(NodeSettings)}
+        choose(NodeSettings(**settings | {"transport": config.transport_url}), host)
+
+
+def _placed(config: Config, key: str, text: str) -> str:
+    """Return the problem with where its value comes from, and the key, which a flag and a variable name themselves."""
+    where = config.origins.get(key, DEFAULT)
+    if where == DEFAULT or text.startswith(where):
+        return text
+    if where.startswith(("--", ENV_PREFIX)):
+        return f"{where}: {text.removeprefix(f'{key}: ')}"
+    return f"{where}: {text if text.startswith(key) else f'{key}: {text}'}"
