@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import os
 import re
 import signal
@@ -16,8 +17,10 @@ from pathlib import Path
 import preloaded
 import pytest
 
+from converge.env import SYSTEM
 from converge.errors import ConfigError
-from converge.operations.processes import for_process, marked
+from converge.operations.processes import Processes, for_process, marked
+from converge.operations.processes import Start as Command
 from converge.runtime.config.config import Config
 from converge.testing.fixtures import wait_until_sync
 
@@ -184,6 +187,31 @@ def test_a_crash_loop_stops_all_with_a_clear_error(start: Start) -> None:
     assert run.end()[0] == 1
     said = "ended 5 times within 10 s of its start, the last time with exit code 7; all are stopped"
     assert said in run.log.splitlines()[-1] and len(run.ids) <= 10
+
+
+async def test_a_process_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    """The system may have no process, memory or descriptor left at that moment; the other processes go on meanwhile."""
+    program, up = tmp_path / "program", set[int]()
+    program.write_text("#!/bin/sh\necho up\nexec cat\n")  # which cannot be run as it is
+    processes = Processes(Command([str(program)], "NUMBER", lambda number, _: relay(number)), 2, SYSTEM, 10.0)
+
+    def relay(number: int) -> None:
+        up.add(number)
+        if len(up) == 2:
+            processes.begin_stop()
+
+    class Mending(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "cannot be started: [Errno 13]" in record.getMessage():
+                program.chmod(0o700)
+
+    log = logging.getLogger("converge.run")
+    log.addHandler(handler := Mending())
+    try:
+        await processes.run()
+    finally:
+        log.removeHandler(handler)
+    assert processes.worst == 0
 
 
 def test_a_configuration_that_a_process_refuses_stops_all(start: Start) -> None:

@@ -56,6 +56,9 @@ LAST_WORDS_SEC = 0.5
 CONFIGURATION = (2, 3)
 """Exit codes that say that another start would end the same way."""
 
+CANNOT_START = 126
+"""What shells make the exit code of what cannot be started."""
+
 Relay = Callable[[int, bytes], None]
 """Writes a line of the process of that number."""
 
@@ -215,18 +218,18 @@ class Processes:
 
     async def _run_one(self, number: int) -> int:
         """Run the process once; return its exit code, negative for a signal."""
-        process = await anyio.open_process(
-            list(self._start.command),
-            stdin=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={
-                **os.environ,
-                self._start.variable: str(number),
-                "PYTHONUNBUFFERED": "1",
-                **self._start.environ(number),
-            },
-            start_new_session=True,  # Ctrl-C is for the supervisor, which passes it on once
-        )
+        variables = {self._start.variable: str(number), "PYTHONUNBUFFERED": "1", **self._start.environ(number)}
+        try:
+            process = await anyio.open_process(
+                list(self._start.command),
+                stdin=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **variables},
+                start_new_session=True,  # Ctrl-C is for the supervisor, which passes it on once
+            )
+        except OSError as error:  # of processes, memory or descriptors there are too few, which harms no other process
+            log.error("process [%d] cannot be started: %s", number, error)
+            return CANNOT_START
         async with process:
             self._running[number] = process
             log.info("process [%d] has the id %d", number, process.pid)
