@@ -27,6 +27,22 @@ print(*(row[0] for row in connection.execute("select id from f_pool order by id"
 connection.close()
 """
 
+OPEN = """
+import sys
+import anyio
+from converge.builtin.file.store import FileStore
+from converge.errors import StoreRefused
+
+async def main():
+    try:
+        async with FileStore.open(f"file:{sys.argv[1]}"):
+            print("opened")
+    except StoreRefused as error:
+        print(error)
+
+anyio.run(main)
+"""
+
 LOCK = """
 import fcntl, sys
 with open(sys.argv[1], "r+b") as file:
@@ -176,6 +192,19 @@ async def test_a_second_name_of_a_file_that_is_open_is_refused(path: Path) -> No
             async with FileStore.open(f"file:{path.with_name('second.db')}"):
                 raise AssertionError("it was opened")
         await put(store, "first")
+
+
+async def test_a_second_name_of_a_file_that_is_open_elsewhere_is_refused(path: Path) -> None:
+    """Each name would have a log of its own: what one process commits, the other would write over."""
+    second = path.with_name("second.db")
+    async with FileStore.open(f"file:{path}") as store:
+        await put(store, "first")
+        os.link(path, second)
+        assert "is open in another process under another name" in " ".join(await elsewhere(OPEN, second))
+        assert await elsewhere(OPEN, path) == ["opened"], "the name that is in use serves all"
+        await put(store, "second")
+    assert await elsewhere(OPEN, second) == ["opened"], "nobody has the file open by now"
+    assert await elsewhere(VISIT, path) == ["first", "second"]
 
 
 async def test_the_log_of_a_file_that_was_replaced_is_never_written_into_the_new_one(path: Path) -> None:

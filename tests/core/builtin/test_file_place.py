@@ -151,10 +151,10 @@ def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
         checked_path(f"file:{loop}")
 
 
-def mounted(monkeypatch: pytest.MonkeyPatch, folder: Path, kind: str) -> None:
-    """Let the system say that the folder is on a file system of this type."""
-    mounts = folder / "mounts"
-    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nserver:/ {folder.resolve()} {kind} rw 0 0\n")
+def mounted(monkeypatch: pytest.MonkeyPatch, point: Path, kind: str, folder: Path | None = None) -> None:
+    """Let the system say that the point, a folder, or a file in `folder`, is on a file system of this type."""
+    mounts = (folder or point) / "mounts"
+    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nserver:/ {point.resolve()} {kind} rw 0 0\n")
     monkeypatch.setattr(place, "MOUNTS", mounts)
 
 
@@ -164,6 +164,14 @@ def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(StoreRefused, match=rf"network file system \({kind}\)"):
         checked_path(f"file:{tmp_path}/state.db")
     assert not (tmp_path / "state.db").exists()
+
+
+def test_a_file_that_is_mounted_without_its_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that is removed after a crash takes the log with it, and all that was acknowledged since."""
+    mounted(monkeypatch, tmp_path / "state.db", "ext4", tmp_path)
+    with pytest.raises(StoreRefused, match="mount its folder"):
+        checked_path(f"file:{tmp_path}/state.db")
+    checked_path(f"file:{tmp_path}/other.db")
 
 
 @pytest.mark.parametrize(

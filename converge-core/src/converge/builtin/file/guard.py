@@ -14,6 +14,7 @@ import os
 import sqlite3
 import struct
 import time
+import zlib
 from contextlib import suppress
 
 from converge import forks
@@ -26,6 +27,11 @@ _SHARED = (0x4000_0002, 510)
 _DEAD_MAN = (128, 1)
 """The byte of `-shm` that each process locks; one that finds it unlocked takes itself for the first, and truncates."""
 
+_NAMES = 1 << 60
+"""From here on each process locks a byte that says by which name, in which folder, it has the file open: far behind
+what a file can hold, and behind what SQLite locks.
+"""
+
 _WAL_VERSION = 2
 """What bytes 18 and 19 of a database say that has a write-ahead log."""
 
@@ -37,6 +43,10 @@ _TICK_NS = 100_000_000
 """A change time is only relied on when it is older than this: file systems count them in ticks of some milliseconds."""
 
 _OFD_SETLK: int | None = getattr(fcntl, "F_OFD_SETLK", None)
+_OFD_GETLK: int | None = getattr(fcntl, "F_OFD_GETLK", None)
+
+_LOCK = "hhqqi"
+"""The fields of `struct flock`: kind, whence, start, length, process."""
 
 _File = tuple[int, int]  # device, inode
 
@@ -74,7 +84,7 @@ class Guard:
         """Acquire the file's guard, creating an empty file, readable by its owner alone, if there is none.
 
         Raises:
-            StoreRefused: The file cannot be opened for writing, or is open in this process under another name.
+            StoreRefused: The file cannot be opened for writing, or is open under another name, here or elsewhere.
             StoreBusy: Somebody holds it exclusively.
         """
         try:
@@ -113,10 +123,21 @@ class Guard:
         return guard
 
     def _check_name(self, path: str) -> None:
+        """Refuse a second name of the file, such as a hard link, or a mount of the file without its folder: it would
+        have a second log, and what is committed to the first one would be written over.
+        """
         if path != self._path:
             raise StoreRefused(
                 f"{path} is open in this process as {self._path}; a file with two names would have two logs: use one "
                 "of them"
+            )
+        name = f"{os.stat(self._folder).st_ino}/{os.path.basename(path)}".encode("utf-8", "surrogateescape")
+        byte = _NAMES + 1 + zlib.crc32(name)
+        _set_lock(self._descriptors[0], fcntl.F_RDLCK, (byte, 1))
+        if any(_is_locked(self._descriptors[0], where) for where in ((_NAMES, byte - _NAMES), (byte + 1, 1 << 32))):
+            raise StoreRefused(
+                f"{path} is open in another process under another name, a hard link or a mount of the file alone; a "
+                "file with two names would have two logs: use one of them, and mount folders, not files"
             )
 
     def _lock(self) -> None:
@@ -183,15 +204,8 @@ class Guard:
         """Return whether nobody else has the file open, nor does this process; False where that cannot be known. Called
         in the turnstile, before SQLite opens it.
         """
-        if _OFD_SETLK is None:
-            return False
         with forks.LOCK:
-            try:
-                _set_lock(self._descriptors[0], fcntl.F_WRLCK, _SHARED)
-            except BlockingIOError:
-                return False
-            _set_lock(self._descriptors[0], fcntl.F_RDLCK if self._is_locked else fcntl.F_UNLCK, _SHARED)
-            return self._holders == 1
+            return _OFD_GETLK is not None and self._holders == 1 and not _is_locked(self._descriptors[0], _SHARED)
 
     def gone(self) -> str:
         """Return what is missing or replaced since the guard was sealed, for good; empty while all is as it was.
@@ -254,7 +268,15 @@ def _set_lock(descriptor: int, kind: int, where: tuple[int, int]) -> None:
         BlockingIOError: Somebody holds them exclusively.
     """
     if _OFD_SETLK is not None:
-        fcntl.fcntl(descriptor, _OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, *where, 0))
+        fcntl.fcntl(descriptor, _OFD_SETLK, struct.pack(_LOCK, kind, os.SEEK_SET, *where, 0))
+
+
+def _is_locked(descriptor: int, where: tuple[int, int]) -> bool:
+    """Return whether anybody else has locked one of these bytes, in whatever way; False where it cannot be known."""
+    if _OFD_GETLK is None:
+        return False
+    answer = fcntl.fcntl(descriptor, _OFD_GETLK, struct.pack(_LOCK, fcntl.F_WRLCK, os.SEEK_SET, *where, 0))
+    return bool(struct.unpack(_LOCK, answer)[0] != fcntl.F_UNLCK)
 
 
 def _has_log(descriptor: int) -> bool:

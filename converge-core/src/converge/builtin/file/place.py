@@ -124,6 +124,11 @@ def _store_of(path: Path) -> Path:
 
 def _check_file_system(path: Path) -> None:
     """Refuse a file system whose locks or shared memory do not reach all who may open the file; warn of others."""
+    if any(point == str(path) for point, _ in _mounts()):
+        raise StoreRefused(
+            f"{path} is mounted without its folder, so that its log would not be beside it where it is kept, and what "
+            "the log holds would be lost with this system; mount its folder"
+        )
     kind = file_system(path.parent)
     if kind in NETWORK_FILE_SYSTEMS:
         raise StoreRefused(
@@ -214,15 +219,20 @@ def give_reserve_up(path: str, size: int = RESERVE_BYTES) -> None:
 
 def file_system(folder: Path) -> str:
     """Return the type of the file system that holds the folder, or empty where the host does not say."""
-    try:
-        mounts = [line.split()[1:3] for line in MOUNTS.read_text().splitlines()]
-    except OSError:
-        return ""
     real = str(folder.resolve())
-    # The longest mount point wins, and of several on one point the last. Blanks in a point are written as octal.
+    # The longest mount point wins, and of several on one point the last.
     best, found = -1, ""
-    for escaped, kind in mounts:
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), escaped)
+    for point, kind in _mounts():
         if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= best:
             best, found = len(point), kind
     return found
+
+
+def _mounts() -> list[tuple[str, str]]:
+    """Return each mount point with its type; none where the host does not say."""
+    try:
+        mounts = [line.split()[1:3] for line in MOUNTS.read_text().splitlines()]
+    except OSError:
+        return []
+    # Blanks in a point are written as octal.
+    return [(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point), kind) for point, kind in mounts]
