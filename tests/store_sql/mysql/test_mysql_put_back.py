@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import anyio
 import asyncmy
 import pytest
 from sqlalchemy.engine import make_url
 
 from converge import Pool, PoolManager, Task, TaskManager, open_store
+from converge.contracts.store import Batch
 from converge.errors import StoreRolledBack
+from converge.model.keys import POOL
+from converge.testing.fixtures import wait_until
+from converge_store_sql.mysql import MysqlOptions, MysqlStore
+
+WRITERS = 3
 
 ROWS = ("delete from {0}", "insert into {0} select * from {0}_old")
 TABLES = ("drop table {0}", "create table {0} like {0}_old", "insert into {0} select * from {0}_old")
@@ -53,6 +60,46 @@ async def root(mariadb_url: str) -> AsyncIterator[asyncmy.Connection]:
         host=url.host, port=url.port, user=url.username, database=url.database, autocommit=True
     ) as made:
         yield made
+
+
+@pytest.mark.parametrize("lost", range(WRITERS))
+async def test_the_loss_of_any_of_the_writes_that_were_under_way_together_is_noticed_by_the_next(
+    mariadb_url: str, options: MysqlOptions, root: asyncmy.Connection, lost: int
+) -> None:
+    """As a replica that took over may lack a write, and have others of the same process."""
+    witness = f"{options.network}_witness"
+    async with MysqlStore.opened(mariadb_url, options) as store:
+        await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+        # Held up by the row that all of them check, each has a transaction of its own.
+        (entry,) = await store.get([POOL("p")])
+        assert entry is not None
+        check = (POOL("p"), entry.revision)
+        async with anyio.create_task_group() as group, root.cursor() as cursor:
+            await cursor.execute("start transaction")
+            await cursor.execute(f"select k from {options.network}_pool for update")
+            for number in range(WRITERS):
+                group.start_soon(store.commit, [Batch([check], [(POOL(f"p{number}"), b"1")])])
+            await wait_until(lambda: _waiting(root, options.network), timeout=60)
+            await cursor.execute("rollback")
+        async with root.cursor() as cursor:
+            await cursor.execute(f"select id from {witness} order by r desc limit {WRITERS}")
+            ids = [row[0] for row in await cursor.fetchall()]
+            assert len(ids) == WRITERS
+            await cursor.execute(f"delete from {witness} where id = %s", (ids[lost],))
+        with pytest.raises(StoreRolledBack):
+            await store.commit([Batch(puts=[(POOL("q"), b"1")])])
+        await store.commit([Batch(puts=[(POOL("q"), b"2")])])
+
+
+async def _waiting(root: asyncmy.Connection, network: str) -> bool:
+    """Return whether all have come to the row that is locked."""
+    async with root.cursor() as cursor:
+        await cursor.execute(
+            "select count(*) from information_schema.processlist where id <> connection_id() and info like "
+            f"'%{network}\\_pool%lock in share mode'"
+        )
+        ((found,),) = await cursor.fetchall()
+    return bool(found == WRITERS)
 
 
 @pytest.mark.parametrize("statements", [ROWS, TABLES], ids=["rows", "tables"])

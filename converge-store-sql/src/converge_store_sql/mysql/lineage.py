@@ -3,14 +3,15 @@
 A backup that is put back, and a replica that takes over without the last writes, begin another history under the same
 epoch. Others may have passed the revision that we saw before we write again, so that looking at revisions alone would
 miss it. So each write leaves a witness in the same transaction, a row of this handle's with the revision, and replaces
-that of the write before: which is there, unless that write is lost.
+that of a write before: which is there, unless that write is lost. Writes at the same time have a row each. Any of them
+may be the one that is lost, so each write also looks at the rows that no other one is replacing.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import anyio
@@ -40,18 +41,31 @@ class Witness:
         """At which it stands; 0 if that is not known."""
         self.written_at = 0.0
 
+        self.others: Sequence[Witness] = ()
+        """Those of the writes that had ended when it was lent; they show these or later ones."""
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether it must be there."""
+        return bool(self.revision) and 0 <= time.time() - self.written_at < TRUSTED_SEC
+
     def statements(self) -> list[str]:
-        """Return the statements that replace it; the last one answers the revision, and whether it stood as it must."""
-        if self.revision and 0 <= time.time() - self.written_at < TRUSTED_SEC:
+        """Return the statements that replace it; the last one answers the revision, and whether it and the others stood
+        as they must.
+        """
+        others = [f"(id = {one._id} and r >= {one.revision})" for one in self.others if one.is_trusted]
+        found = f"select count(*) from {self._table} where {' or '.join(others)}"
+        stand = f" and ({found}) = {len(others)}" if others else ""
+        if self.is_trusted:
             return [
                 f"update {self._table} set r = last_insert_id(), at = unix_timestamp() where id = {self._id} and r = "
                 f"{self.revision}",
-                "select last_insert_id(), row_count()",
+                f"select last_insert_id(), row_count() = 1{stand}",
             ]
         return [
             f"insert into {self._table} values ({self._id}, last_insert_id(), unix_timestamp()) on duplicate key "
             "update r = last_insert_id(), at = unix_timestamp()",
-            "select last_insert_id(), 1",
+            f"select last_insert_id(), 1{stand}",
         ]
 
     def removal(self) -> str:
@@ -72,6 +86,7 @@ class Lineage:
         """Lend the witness of the last write to the next one, which notes with `wrote` that it was committed."""
         free = self._free
         witness = free.pop() if free else Witness(self._table)
+        witness.others = tuple(free)
         try:
             yield witness
         except BaseException as error:
@@ -84,7 +99,7 @@ class Lineage:
     def wrote(self, witness: Witness, revision: int, found: int) -> None:
         """Note a write that was committed, and whether it found its witness."""
         if not found:
-            self._lost = max(self._lost, witness.revision)
+            self._lost = max(self._lost, witness.revision, *(one.revision for one in witness.others))
         witness.revision, witness.written_at = revision if found else 0, time.time()
 
     def check(self, where: object) -> None:
