@@ -235,7 +235,7 @@ async def yields_unclear(url: str, options: Any) -> AsyncIterator[Any]:
             'the store "foo" was opened with durability D3, and at best D0 is declared; change one of the two',
         ),
         (yields_unclear, 'the store "foo" was opened with durability 1, expected Durability.D0 to Durability.D0'),
-        (yields_nothing, 'the store "foo" was opened as NoneType, expected a Store; its open must yield one'),
+        (yields_nothing, 'the store "foo" was opened as NoneType, expected a Store; it must yield one'),
         (yields_abstract, 'the store "foo" cannot be opened: TypeError: Can\'t instantiate abstract class Abstract'),
     ],
 )

@@ -44,6 +44,8 @@ class Toy(Store):
     async def time(self):
         return await self.inner.time()
 
+    MORE
+
     @classmethod
     @asynccontextmanager
     async def open(cls, url, options):
@@ -61,13 +63,14 @@ TASK = json.dumps({"inputs": {"text": "a b c"}})
 
 @pytest.fixture
 def toy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """`toy(GET, COMMIT)` writes a plugin whose calls do this; returns how it is named."""
+    """`toy(NAME, GET, COMMIT, MORE)` writes a plugin whose calls do this; returns how it is named."""
     monkeypatch.setattr(blame, "_PACKAGES", {})
     monkeypatch.syspath_prepend(folder)
     (folder / "tasks.jsonl").write_text(TASK)
 
-    def write(name: str, get: str = GET, commit: str = COMMIT) -> str:
-        (folder / f"{name}.py").write_text(SOURCE.replace("GET", get).replace("COMMIT", commit))
+    def write(name: str, get: str = GET, commit: str = COMMIT, more: str = "") -> str:
+        source = SOURCE.replace("GET", get).replace("COMMIT", commit).replace("MORE", more)
+        (folder / f"{name}.py").write_text(source)
         return f"{name}:"
 
     return write
@@ -95,16 +98,37 @@ def test_what_a_plugin_raises_is_its_own_and_no_internal_error(
     assert "Traceback" in answer.err and "internal error" not in answer.err and "did not start" not in answer.err
 
 
-def test_where_a_plugin_answers_what_is_none_the_internal_error_names_it(
-    toy: Callable[..., str], converge: Converge
+@pytest.mark.parametrize(
+    ("name", "calls", "said"),
+    [
+        ("toy_shape", {"get": "return None"}, "its get answered NoneType, expected a list with an Entry"),
+        ("toy_late", {"commit": "return self.inner.commit(batches)"}, "its commit answered coroutine, expected a list"),
+        ("toy_turn", {"more": "async def turn(self, *_, **__): ..."}, "its turn answered NoneType"),
+        ("toy_plain", {"more": "def time(self): return 7"}, "its time cannot be called or awaited"),
+    ],
+)
+def test_what_a_plugin_answers_in_another_shape_ends_the_command_as_its_own(
+    toy: Callable[..., str], converge: Converge, name: str, calls: dict[str, str], said: str
 ) -> None:
-    plugin = toy("toy_shape", get="return None")
-    answer = converge("tasks", "list", "--plugin", plugin, "--store", "toy:")
-    assert answer.code == 1
-    (said,) = [line for line in answer.err.splitlines() if line.startswith("converge: internal error: TypeError: ")]
-    assert said.endswith(
-        f'; it was used with plugin "{plugin}" (from the import path): `converge plugins check {plugin}` tells whether '
-        "the contract is kept"
+    plugin = toy(name, **calls)
+    Path("handling.py").write_text("from converge import Agent\nclass Count(Agent):\n    on_task = print\n")
+    ran = ["run", "handling:Count", "--pool", "docs", "--submit", "tasks.jsonl", "--drain"]
+    answer = converge(*ran, "--plugin", plugin, "--store", "toy:")
+    assert answer.code == 3, answer.err
+    last = answer.err.splitlines()[-1]
+    assert last.startswith(f'converge: plugin "{plugin}" (from the import path): the store "toy": {said}'), answer.err
+    assert f"`converge plugins check {plugin}`" in last and "internal error" not in answer.err
+
+
+def test_where_a_plugin_was_used_an_internal_error_names_it(
+    toy: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = toy("toy_used")
+    PluginHost([plugin])
+    assert failed(ValueError("oh")) == 1
+    assert capsys.readouterr().err.endswith(
+        f'converge: internal error: ValueError: oh; it was used with plugin "{plugin}" (from the import path): '
+        f"`converge plugins check {plugin}` tells whether the contract is kept\n"
     )
 
 

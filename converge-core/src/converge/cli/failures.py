@@ -27,7 +27,7 @@ from converge.errors import (
     TornRecord,
 )
 from converge.foreign import describe
-from converge.plugins.blame import check_command, owner_of, suspects
+from converge.plugins.blame import BrokenContract, check_command, owner_of, suspects
 from converge.plugins.found import Found, title
 
 DONE = 0
@@ -142,7 +142,11 @@ def _text(error: BaseException) -> str:
         return " ".join(str(error).split(" ")) or type(error).__name__
     if found := _culprit(error):
         way = f"{check_command(found)} tells what is wrong with it, or report it to its authors"
-        return f"{title(found)} failed: {describe(error)}; {way}"
+        return (
+            f"{error}; {way}"
+            if isinstance(error, BrokenContract)
+            else f"{title(found)} failed: {describe(error)}; {way}"
+        )
     return f"internal error: {type(error).__name__}: {error}{suspects()}"
 
 

@@ -11,6 +11,17 @@ _PACKAGES: dict[str, Found] = {}
 """Plugins that this process has loaded, by the package that they are in; Converge's own is not among them."""
 
 
+class BrokenContract(TypeError):
+    """A backend answered in another shape than its contract says, or cannot be called as it says.
+
+    It is as unforeseen as what a plugin raises itself: none of Converge's errors, so nothing waits and tries again.
+    """
+
+    def __init__(self, found: Found, text: str) -> None:
+        super().__init__(text)
+        self.found = found
+
+
 def note_loaded(found: Found) -> None:
     """Note whose code is now in this process."""
     if found.distribution != CORE:
@@ -23,6 +34,8 @@ def owner_of(error: BaseException) -> Found | None:
     Libraries and users' code do not count, so what a driver raises is the plugin's that called it. A backend's
     `open`, through which the errors of its block pass, is not the innermost one then.
     """
+    if isinstance(error, BrokenContract):
+        return error.found
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         package = _package(str(frame.f_globals.get("__name__", "")))
         if package == "converge":

@@ -31,6 +31,9 @@ DISTRIBUTIONS: Mapping[str, str] = {
 }
 """What to install for the names and schemes of the project's own plugins."""
 
+OWN = frozenset((CORE, *DISTRIBUTIONS.values()))
+"""The distributions of this project, whose tests hold their backends to the contracts."""
+
 
 @attrs.frozen(kw_only=True)
 class Found:

@@ -165,7 +165,7 @@ class PluginHost:
         """Return what `opens` calls the backend's `open` for, to be entered: its plugin's mistakes are told as such."""
         for (word, name), (one, found) in self._backends.items():
             if one is backend:
-                return Opened(f'{title(found)}: the {word} "{name}"', opens, wanted, backend)
+                return Opened(f'{title(found)}: the {word} "{name}"', opens, wanted, backend, found)
         return Opened(f'"{backend.name}"', opens, wanted, backend)
 
     def installed(self) -> list[Installed]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from converge.contracts.store import Durability, StoreBackend
-from converge.errors import ConvergeError, PluginBroken
+from converge.errors import BadRecord, ConvergeError, PluginBroken
 from converge.foreign import describe, is_a, is_cancellation, leaves, name_of, passes
+from converge.plugins.answers import Whose, look_at
+from converge.plugins.blame import BrokenContract
 from converge.plugins.declaration import Backend, shown
+from converge.plugins.found import OWN, Found
 
 T = TypeVar("T")
 
@@ -25,10 +29,13 @@ class Opened(AbstractAsyncContextManager[T], Generic[T]):
         PluginBroken: On entering: it gave no context manager, or something else than `wanted`, or a store that claims
             more than its declaration, or failed with an error that is none of Converge's, such as a SystemExit.
             `whose` names the plugin and the backend.
+        BrokenContract: Out of a call of what was opened, where the plugin, `found`, is none of this project's.
     """
 
-    def __init__(self, whose: str, opens: Opens[T], wanted: type[Any], backend: Backend) -> None:
-        self._whose, self._opens, self._wanted, self._backend = whose, opens, wanted, backend
+    def __init__(
+        self, whose: str, opens: Opens[T], wanted: type[Any], backend: Backend | None, found: Found | None = None
+    ) -> None:
+        self._whose, self._opens, self._wanted, self._backend, self._found = whose, opens, wanted, backend, found
         self._manager: AbstractAsyncContextManager[T] | None = None
 
     async def __aenter__(self) -> T:
@@ -39,15 +46,29 @@ class Opened(AbstractAsyncContextManager[T], Generic[T]):
             if _is_passed(error):
                 raise
             raise PluginBroken(f"{self._whose} cannot be opened: {describe(error)}") from error
-        if mistake := self._mistake_of(opened):
-            wrong = PluginBroken(f"{self._whose} {mistake}")
+        try:
+            self._look_at(opened)
+        except PluginBroken as wrong:
             await self._manager.__aexit__(PluginBroken, wrong, None)
-            raise wrong
+            raise
         return opened
+
+    def _look_at(self, opened: T) -> None:
+        if mistake := self._mistake_of(opened):
+            raise PluginBroken(f"{self._whose} {mistake}")
+        if self._found is not None and self._found.distribution not in OWN:
+            try:
+                look_at(opened, Whose(self._found, self._whose), self._entering)
+            except (BrokenContract, BadRecord) as broken:
+                raise PluginBroken(str(broken)) from broken
+
+    @staticmethod
+    def _entering(whose: Whose, call: Callable[..., Any], wanted: type[Any]) -> Callable[..., Opened[Any]]:
+        return lambda *args: Opened(whose.text, partial(call, *args), wanted, None, whose.found)
 
     def _mistake_of(self, opened: T) -> str:
         if not isinstance(opened, self._wanted):
-            return f"was opened as {name_of(type(opened))}, expected a {self._wanted.__name__}; its open must yield one"
+            return f"was opened as {name_of(type(opened))}, expected a {self._wanted.__name__}; it must yield one"
         if not isinstance(self._backend, StoreBackend):
             return ""
         has, best = getattr(opened, "durability", None), self._backend.durability

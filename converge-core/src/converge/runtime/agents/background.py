@@ -1,4 +1,7 @@
-"""The boundary around a node's own tasks: each of them is started here, and restarted after an unexpected error."""
+"""The boundary around a node's own tasks: each of them is started here, and restarted after an unexpected error.
+
+One that would come again each time ends the node instead: a plugin's backend that does not keep to its contract.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from converge.env import Env
 from converge.foreign import describe, is_cancellation, is_cancelled, passes, tell
+from converge.plugins.blame import BrokenContract
 from converge.runtime.agents.ailments import Ailment, Code
 
 log = logging.getLogger("converge.node")
@@ -137,7 +141,7 @@ class Background:
         try:
             await run(*arguments)
             return True
-        except GeneratorExit:
+        except (GeneratorExit, BrokenContract):
             raise
         except BaseException as error:
             self.shared.put_back()
