@@ -19,6 +19,8 @@ import pytest
 from converge import Agent, Message, Node, Task, TaskState
 from converge.agents import Outcome, ReportTask
 from converge.errors import AttemptEnd, InvalidValue, NoRetry, Release, RetryAfter
+from converge.machines.attempt import outcome_of
+from converge.machines.events import Failed
 from converge.testing.fixtures import wait_until
 
 APPS = Path(__file__).parent / "scripts/apps"
@@ -201,6 +203,38 @@ async def test_the_strictest_word_of_a_group_counts_if_there_is_nothing_else_in_
 ) -> None:
     task, _ = await end_of(raising(word))
     assert (task.state, task.attempts) == (state, attempts)
+
+
+class Hiding(NoRetry):
+    """Answers no question for what it keeps."""
+
+    @property
+    def __dict__(self) -> Any:
+        """See the class."""
+        raise RuntimeError("not to be read")
+
+
+def with_(word: AttemptEnd, **kept: object) -> AttemptEnd:
+    """Return the word with other values than it was made with."""
+    vars(word).update(kept)
+    return word
+
+
+@pytest.mark.parametrize(
+    ("word", "is_retried", "why", "sec"),
+    [
+        (Hiding("x"), False, "its text", None),
+        (with_(NoRetry("x"), why=b"bytes"), False, "b'bytes'", None),
+        (with_(NoRetry("x"), why=7), False, "7", None),
+        (with_(RetryAfter(5, "x"), sec="5"), True, "x", None),
+        (with_(RetryAfter(5, "x"), sec=-1e308), True, "x", 0.0),
+        (with_(RetryAfter(5, "x"), sec=float("nan")), True, "x", 0.0),
+        (with_(RetryAfter(5, "x"), sec=10**400), True, "its text", None),
+    ],
+    ids=str,
+)
+def test_a_word_that_was_spoiled_still_counts(word: AttemptEnd, is_retried: bool, why: str, sec: float | None) -> None:
+    assert outcome_of(word, "its text", "me", 0.5) == Failed(why, "me", is_retried, 0.5, sec)
 
 
 @pytest.mark.parametrize("sec", [-1, float("nan"), "30", None, True])

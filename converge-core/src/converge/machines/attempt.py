@@ -18,7 +18,7 @@ from converge.errors import (
     ValueTooLarge,
     WaitTimeout,
 )  # fmt: skip
-from converge.foreign import is_a, leaves
+from converge.foreign import Raised, guarded, is_a, leaves, text_of
 from converge.machines.events import Failed, Released
 
 OF_ITS_DATA = (InputError, InvalidValue, ValueTooLarge, StepFailed, StepUncertain, WaitTimeout, ChildFailed, CalledOff)
@@ -35,11 +35,18 @@ def outcome_of(error: BaseException | None, text: str, by: str, jitter: float) -
     word = None if error is None else word_of(error)
     if word is None:
         return Failed(text, by, not is_of_its_data(error), jitter)
-    kind, kept = type(word), vars(word)
-    why = kept.get("why") or text  # none, if a subclass does not call `__init__`
-    if issubclass(kind, Release):
-        return Released(by, why)
-    return Failed(why, by, not issubclass(kind, NoRetry), jitter, kept.get("sec"))
+    said = guarded(_said, word)
+    why, after_sec = ("", None) if type(said) is Raised else said
+    if is_a(word, Release):
+        return Released(by, why or text)
+    return Failed(why or text, by, not is_a(word, NoRetry), jitter, after_sec)
+
+
+def _said(word: AttemptEnd) -> tuple[str, float | None]:
+    """Return why, and after how long: nothing of what a subclass does not set, or sets to something else."""
+    kept = vars(word)
+    sec = kept.get("sec")
+    return text_of(kept.get("why", "")), max(0.0, float(sec)) if type(sec) in (int, float) else None
 
 
 def is_of_its_data(error: BaseException | None) -> bool:
