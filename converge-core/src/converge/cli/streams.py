@@ -19,10 +19,14 @@ def kept() -> Iterator[None]:
 
 
 def complete() -> None:
-    """Give a process that was started without a stream one that leads nowhere."""
-    for name in ("stdout", "stderr"):
+    """Give a process that was started without a stream one that leads nowhere: the next file or socket would have its
+    number, which programs that it starts would write into, and uvloop ends a process that closes such a socket.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # to the process's end
+            os.set_inheritable(nowhere := os.open(os.devnull, os.O_RDWR), True)
+            # As Python's own, it keeps its number when it is closed.
+            setattr(sys, name, open(nowhere, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def _spare(stream: TextIO) -> int | None:

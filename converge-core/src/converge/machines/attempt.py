@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from converge.errors import (
     AttemptEnd,
@@ -44,7 +44,7 @@ def outcome_of(error: BaseException | None, text: str, by: str, jitter: float) -
 
 def _said(word: AttemptEnd) -> tuple[str, float | None]:
     """Return why, and after how long: nothing of what a subclass does not set, or sets to something else."""
-    kept = vars(word)
+    kept: dict[str, Any] = vars(word)
     sec = kept.get("sec")
     return text_of(kept.get("why", "")), max(0.0, float(sec)) if type(sec) in (int, float) else None
 
