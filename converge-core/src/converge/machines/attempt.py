@@ -44,8 +44,8 @@ def outcome_of(error: BaseException | None, text: str, by: str, jitter: float) -
 
 def _said(word: AttemptEnd) -> tuple[str, float | None]:
     """Return why, and after how long: nothing of what a subclass does not set, or sets to something else."""
-    kept: dict[str, Any] = vars(word)
-    sec = kept.get("sec")
+    kept = vars(word)
+    sec: Any = kept.get("sec")
     return text_of(kept.get("why", "")), max(0.0, float(sec)) if type(sec) in (int, float) else None
 
 
