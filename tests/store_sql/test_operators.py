@@ -199,6 +199,24 @@ async def test_bad_places_are_refused_each_in_its_words_and_nothing_is_written(
             pass
 
 
+@pytest.mark.parametrize("kind", ["table {0}_task (x int)", "view {0}_tasks as select 1 x", "table {0}_schema (x int)"])
+async def test_tables_of_another_program_are_left_alone_and_refused(
+    postgres_url: str, options: SqlOptions, server: asyncpg.Connection, kind: str
+) -> None:
+    await server.execute(f"create {kind.format(options.network)}")
+    for look in (_opened, SqlStore.pending):
+        with pytest.raises(StoreRefused, match=r"of another program, without the column .* choose another network"):
+            await look(postgres_url, options)
+    found = await server.fetch("select relname from pg_class where starts_with(relname, $1 || '_')", options.network)
+    assert [name for (name,) in found] == [kind.split()[1].format(options.network)], "nothing is beside it"
+    assert await server.fetchval(f"select count(x) from {found[0][0]}") == ("view" in kind), "it is as it was"
+
+
+async def _opened(url: str, options: SqlOptions) -> None:
+    async with SqlStore.open(url, options):
+        pass
+
+
 @pytest.mark.parametrize("version", [16])
 async def test_an_older_server_does_the_same_work(version: int, options: SqlOptions) -> None:
     with postgres_server(fsync=False, version=version) as url:

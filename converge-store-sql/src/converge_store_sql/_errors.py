@@ -117,3 +117,21 @@ LOST = (
 def no_network(network: str, where: str) -> NoSuchStore:
     """Return what those who only look are told where there are no tables."""
     return NoSuchStore(f'there is no network "{network}" at {where}; `converge run` with this store makes it')
+
+
+def check_columns(found: Mapping[str, Collection[str]], wanted: Mapping[str, Collection[str]]) -> None:
+    """Refuse tables and views of other programs under our names.
+
+    Args:
+        found: The columns of those that are there, by name.
+        wanted: Some that ours have had in every release.
+
+    Raises:
+        StoreRefused: Which one is not ours.
+    """
+    for name, columns in found.items():
+        if lacking := sorted(set(wanted[name]) - set(columns)):
+            raise StoreRefused(
+                f'the database has "{name}" of another program, without the column "{lacking[0]}" of ours; choose '
+                "another network or database, or rename it"
+            )

@@ -74,7 +74,8 @@ def test_tasks_are_listed_purged_and_the_store_is_looked_at_and_accepted(
 def test_who_looks_at_a_place_where_nothing_was_stored_is_told_so_and_makes_nothing(
     converge: Converge, folder: Path, store: tuple[str, ...], url: str
 ) -> None:
-    for look in (("tasks", "list"), ("pools", "list"), ("agents", "list"), ("ps",), ("store", "info")):
+    looks = (("tasks", "list"), ("pools", "list"), ("agents", "list"), ("ps",), ("store", "info"), ("store", "migrate"))
+    for look in looks:
         answer = converge(*look, *store)
         assert (answer.code, answer.out) == (4, "") and "there is no " in answer.err, look
     doctor = converge("doctor", "--json", *store)

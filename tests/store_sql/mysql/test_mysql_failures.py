@@ -400,6 +400,23 @@ async def test_a_newer_schema_is_refused_with_both_versions(
             pass
 
 
+@pytest.mark.parametrize("kind", ["table {0}_task (x int)", "view {0}_tasks as select 1 x", "table {0}_schema (x int)"])
+async def test_tables_of_another_program_are_left_alone_and_refused(
+    mariadb_url: str, options: MysqlOptions, root: asyncmy.Connection, kind: str
+) -> None:
+    await execute(root, f"create {kind.format(options.network)}")
+    for look in (_opened, MysqlStore.to_add):
+        with pytest.raises(StoreRefused, match=r"of another program, without the column .* choose another network"):
+            await look(mariadb_url, options)
+    (name,) = await execute(root, f"show tables like '{options.network}\\_%'")
+    assert await execute(root, f"select * from {name[0]}") in ([], [(1,)]), "it is as it was, and nothing is beside it"
+
+
+async def _opened(url: str, options: MysqlOptions) -> None:
+    async with MysqlStore.opened(url, options):
+        pass
+
+
 async def test_tables_that_were_half_made_are_completed_by_whoever_opens_the_network_next(
     mariadb_url: str, options: MysqlOptions, root: asyncmy.Connection
 ) -> None:

@@ -6,12 +6,13 @@ leaves what the next one completes. The number of the schema is written last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 from converge.codec import FIRST, FORMAT
 from converge.errors import SchemaTooNew, StoreRefused
 from converge.model.keys import FAMILIES
-from converge_store_sql._errors import no_network
+from converge_store_sql._errors import check_columns, no_network
 from converge_store_sql.mysql.connect import Connections
 from converge_store_sql.mysql.texts import table, width
 
@@ -45,19 +46,35 @@ def names(network: str) -> Sequence[str]:
     return [*families, *(f"{network}_{name}" for name in ("revision", "witness", "guard", "schema", "tasks"))]
 
 
+def _columns(network: str) -> Mapping[str, Sequence[str]]:
+    """Return columns of each of `names`, by which ours are told from others'."""
+    return dict.fromkeys(names(network), ("k", "v", "r")) | {
+        f"{network}_revision": ("id",),
+        f"{network}_witness": ("id", "r", "at"),
+        f"{network}_guard": ("id",),
+        f"{network}_schema": ("version", "at"),
+        f"{network}_tasks": ("id", "place", "rank_usec"),
+    }
+
+
 async def missing(connections: Connections, network: str) -> list[str]:
     """Return the tables that are not there.
 
     Raises:
         SchemaTooNew: They were made by a newer release.
+        StoreRefused: One that is there is of another program.
     """
-    wanted = names(network)
+    wanted = _columns(network)
     listed = ", ".join(f"'{name}'" for name in wanted)
     text = (
-        f"select table_name from information_schema.tables where table_schema = database() and table_name in ({listed})"
+        "select table_name, column_name from information_schema.columns where table_schema = database() and "
+        f"table_name in ({listed})"
     )
-    rows = await connections.read(text)
-    there = {name if isinstance(name, str) else name.decode() for (name,) in rows}
+    there: dict[str, set[str]] = defaultdict(set)
+    for row in await connections.read(text):
+        name, column = (one if isinstance(one, str) else one.decode() for one in row)
+        there[name].add(column)
+    check_columns(there, wanted)
     if f"{network}_schema" in there:
         ((version,),) = await connections.read(f"select coalesce(max(version), 0) from {network}_schema")
         if version > FORMAT:

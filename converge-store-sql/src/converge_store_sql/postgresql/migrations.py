@@ -9,6 +9,7 @@ from typing import Any
 from converge.codec import FIRST, FORMAT
 from converge.errors import NoSuchStore, SchemaTooNew, StoreRefused
 from converge.model.keys import FAMILIES
+from converge_store_sql._errors import check_columns
 from converge_store_sql.postgresql._errors import sqlstate
 from converge_store_sql.postgresql.tables import create_table, create_tables, table
 from converge_store_sql.postgresql.view import CURRENT, VERSION, create_view
@@ -27,6 +28,12 @@ _LOG = logging.getLogger(__name__)
 
 _LOOK = """select coalesce(pg_get_userbyid((select relowner from pg_class where oid = to_regclass($1))), ''),
     array(select name from unnest($2::text[]) with ordinality u(name, n) where to_regclass(name) is null order by n)"""
+
+# Of what stands where tables would be made; others of these names may be further back in the search path.
+_COLUMNS = """select c.relname::text,
+        array(select attname::text from pg_attribute where attrelid = c.oid and attnum > 0)
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = current_schema() and c.relname = any($1::text[])"""
 
 # What others than the owner may do with the tables that are there, they may do with new ones. The schema's number is
 # written by whoever first uses something new.
@@ -53,9 +60,9 @@ async def migrate(connection: Any, network: str, absent: NoSuchStore | None = No
     Raises:
         NoSuchStore: The one that was given.
         SchemaTooNew: Something is used that this release does not know.
-        StoreRefused: Tables are missing, and this role may not make them; which role may.
+        StoreRefused: Tables are missing, and this role may not make them; which role may. Or others' are there.
     """
-    owner, missing = await connection.fetchrow(_LOOK, f"{network}_schema", _tables(network))
+    owner, missing = await _look(connection, network)
     if owner:
         await _check_version(connection, network)
     elif absent is not None:
@@ -84,13 +91,31 @@ async def migrate(connection: Any, network: str, absent: NoSuchStore | None = No
         ) from error
 
 
+async def _look(connection: Any, network: str) -> tuple[str, Sequence[str]]:
+    """Return who owns the tables that are there, and which are not, once nothing of another program is among them.
+
+    Raises:
+        StoreRefused: Something is.
+    """
+    owner, missing = await connection.fetchrow(_LOOK, f"{network}_schema", _tables(network))
+    if missing:
+        wanted = {table(network, family): ("revision", "value", *family.parts) for family in FAMILIES.values()} | {
+            f"{network}_schema": ("version", "at"),
+            f"{network}_revision": ("last_value",),
+            f"{network}_waiter": ("channel", "waiter"),
+            f"{network}_tasks": ("id", "pool", "place", "rank"),
+        }
+        check_columns(dict(await connection.fetch(_COLUMNS, list(wanted))), wanted)
+    return owner, missing
+
+
 async def pending(connection: Any, network: str) -> list[str]:
     """Return what `migrate` would do, a line each, without doing it.
 
     Raises:
-        SchemaTooNew: As `migrate`.
+        SchemaTooNew, StoreRefused: As `migrate`.
     """
-    owner, missing = await connection.fetchrow(_LOOK, f"{network}_schema", _tables(network))
+    owner, missing = await _look(connection, network)
     if not owner:
         return [f'the tables of a new network "{network}"']
     await _check_version(connection, network)

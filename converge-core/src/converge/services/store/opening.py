@@ -73,13 +73,17 @@ async def pending(
     options: Mapping[str, Any] | None = None,
     network: str = NETWORK,
 ) -> Sequence[str]:
-    """Return what opening the store of the URL would add to it, a line each; nothing is changed.
+    """Return what opening the store of the URL would add to it, a line each; nothing is changed. Where its backend
+    never adds anything it is opened: nobody is told that a store has all that is away, or is another program's.
 
     Raises:
         As `open_store`; a place where nothing was ever stored is refused, or is told to be new.
     """
     backend, chosen = _chosen(url, plugins, options, network)
-    return await backend.pending(url, chosen) if backend.pending is not None else ()
+    if backend.pending is not None:
+        return await backend.pending(url, chosen)
+    async with open_store(url, plugins=plugins, options=options, network=network, must_exist=True):
+        return ()
 
 
 async def look(
