@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from inspect import isawaitable, iscoroutinefunction
@@ -446,38 +446,46 @@ class Attempt:
         if not children:
             return []
         own = self.family.checked(children)
-        await self._wait_for_children(label, own, len(own), timeout)
+        await self._wait_for_children(label, own.values(), len(own), timeout)
         return [self.family.result(self.id, child) for child in children]
 
     async def first(self, children: tuple[Child, ...], cancel_rest: bool, timeout: float | None) -> tuple[Child, Any]:
         """See `Task.first`."""
+        return await self.first_of(self.family.checked(children), cancel_rest, timeout)
+
+    async def first_of(
+        self, children: Mapping[str, Child], cancel_rest: bool = False, timeout: float | None = None
+    ) -> tuple[Child, Any]:
+        """Return the first of these children, by their ids, to end, and its result."""
         self._check()
         label = self._names.label(FIRST, "first")
-        children = tuple(self.family.checked(children))
         known = await self.ledger.recorded(label)
         if known is None:
-            if not self.family.has_ended(children):
-                await self._wait_for_children(GATHER + label[1:], children, 1, timeout)
-            winner = self.family.earliest(children)
+            all_ = children.values()
+            if not self.family.has_ended(all_):
+                await self._wait_for_children(GATHER + label[1:], all_, 1, timeout)
+            winner = self.family.earliest(all_)
             if cancel_rest:
-                await self.family.cancel([child for child in children if child.id != winner.id])
+                await self.family.cancel([child for child in all_ if child.id != winner.id])
             await self.ledger.record(label, await self.ledger.step(encode(winner.id)))
         else:
-            winner_id = decode_plain(known.result, label)
-            winner = next((child for child in children if child.id == winner_id), Child(id=str(winner_id)))
-            await self.family.look([winner])
+            winner_id = str(decode_plain(known.result, label))
+            winner = children.get(winner_id) or Child(id=winner_id)
+            if winner_id not in self.ledger.ended:  # whoever asks for this one asks for the next ones, too
+                firsts = [step.result for of, step in self.ledger.steps.items() if of.startswith(FIRST)]
+                await self.family.look([Child(id=str(decode_plain(result, label))) for result in firsts])
         return winner, self.family.result(self.id, winner)
 
     async def as_completed(self, children: tuple[Child, ...]) -> AsyncIterator[tuple[Child, Any]]:
         """See `Task.as_completed`."""
-        left = children
+        left = self.family.checked(children) if children else {}
         while left:
-            child, result = await self.first(left, False, None)
-            left = tuple(one for one in left if one.id != child.id)
+            child, result = await self.first_of(left)
+            left.pop(child.id, None)
             yield child, result
 
     async def _wait_for_children(
-        self, label: str, children: Sequence[Child], count: int, timeout: float | None
+        self, label: str, children: Collection[Child], count: int, timeout: float | None
     ) -> None:
         what = label[1:]
         known = await self.ledger.recorded(label)

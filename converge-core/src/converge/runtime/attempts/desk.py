@@ -12,7 +12,7 @@ from converge.contracts.store import Entry, Key
 from converge.errors import NotRunning, SchemaTooNew, StaleClaim
 from converge.foreign import Raised, leaves
 from converge.ids import id_text
-from converge.machines.events import Completed, Event, Failed, Released
+from converge.machines.events import Completed, Event, Failed, Parked, Released
 from converge.model.place import Found, Held
 from converge.model.task import DURABLE, Calling
 from converge.runtime.attempts.attempt import STEP_NAME, WENT_ON, Attempt, Parking
@@ -119,6 +119,8 @@ class Desk:
         event = attempt.event
         if event is not None and not _has_ended(result):
             event = Failed(f"WentOn: {WENT_ON.format(attempt.id)}", self._agent.id, True, 1.0)
+        if isinstance(event, Parked):
+            attempt.ledger.keep(event)
         newer = attempt.ledger.newer
         if event is None and newer is not None and type(result) is Raised and result.error is newer:
             event = self._leave(found, newer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -35,7 +35,7 @@ class Family:
 
     def __init__(self, ledger: Ledger, names: Names) -> None:
         self._ledger, self._names = ledger, names
-        self._ended: dict[str, Ended] = {}
+        self._ended = ledger.ended
         self._own: set[str] = set()  # ids that are known to be children's
         self._outbox = Outbox(ledger.handle)
 
@@ -64,8 +64,8 @@ class Family:
         self._own.add(id_)
         return Child(id=id_, name=label[1:])
 
-    def checked(self, children: Sequence[Child]) -> list[Child]:
-        """Return the children, each once: who waits for two ends of one waits for ever.
+    def checked(self, children: Sequence[Child]) -> dict[str, Child]:
+        """Return the children by their ids, each once: who waits for two ends of one waits for ever.
 
         Raises:
             InvalidValue: One is none, or they are too few or too many.
@@ -75,7 +75,7 @@ class Family:
         for child in children:
             if not isinstance(child, Child):
                 raise InvalidValue("children", child, "what task.spawn returned")
-        return list({child.id: child for child in children}.values())
+        return {child.id: child for child in children}
 
     async def _spec(self, task: Task, now: int) -> tuple[Spec, LaneSeen | None]:
         """Return the specification of a child, and its lane where there is one.
@@ -120,7 +120,7 @@ class Family:
         state = self._ledger.found.state
         return None if state is not None and state.has_children else _with_children
 
-    async def look(self, children: Sequence[Child]) -> int:
+    async def look(self, children: Collection[Child]) -> int:
         """Read which of the children have ended; return how many.
 
         Raises:
@@ -142,12 +142,12 @@ class Family:
             self._own.add(child_id)
         return sum(child.id in self._ended for child in children)
 
-    def earliest(self, children: Sequence[Child]) -> Child:
+    def earliest(self, children: Collection[Child]) -> Child:
         """Return the child that has ended first, of those that have."""
         ended = [child for child in children if child.id in self._ended]
         return min(ended, key=lambda child: (self._ended[child.id].at, child.id))
 
-    def has_ended(self, children: Sequence[Child]) -> bool:
+    def has_ended(self, children: Collection[Child]) -> bool:
         """Return whether one of the children is known to have ended."""
         return any(child.id in self._ended for child in children)
 

@@ -95,10 +95,10 @@ class InThread:
 
     def as_completed(self, children: tuple[Child, ...]) -> Iterator[tuple[Child, Any]]:
         """See `Blocking.as_completed`."""
-        left = children
+        left = self._attempt.family.checked(children) if children else {}
         while left:
-            child, result = self.first(left, False, None)
-            left = tuple(one for one in left if one.id != child.id)
+            child, result = self._call(self._attempt.first_of, left)
+            left.pop(child.id, None)
             yield child, result
 
     def restart(self, inputs: Mapping[str, Any]) -> Any:

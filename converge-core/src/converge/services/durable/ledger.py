@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import anyio
 import msgspec
@@ -23,10 +23,12 @@ from converge.errors import (
 )
 from converge.ids import id_text
 from converge.machines.durable import Step, held_key, marked
+from converge.machines.events import Parked, Resumed
+from converge.machines.task import digest
 from converge.model.keys import KEPT, STATE, STEP
 from converge.model.place import Found, Held
-from converge.model.task import DURABLE, State
-from converge.services.durable.limits import STEP_BYTES, STEPS, STEPS_BYTES
+from converge.model.task import DURABLE, Ended, State
+from converge.services.durable.limits import KNOWN_FROM, RECORD_BYTES, STEP_BYTES, STEPS, STEPS_BYTES
 from converge.services.store.handle import StoreHandle
 from converge.services.store.patience import attempts
 from converge.services.tasks.surroundings import Seen, adopted, look
@@ -39,6 +41,31 @@ NO_PUTS: Sequence[Put] = ()
 T = TypeVar("T")
 
 
+class Known(NamedTuple):
+    """What an attempt knew that has parked its task: the next one need not read it, if no other came in between.
+
+    Attributes:
+        nonce, token, restarts: As the task's state has them after that attempt.
+        digests: Those of its end: parked, or resumed in the same moment.
+        steps, bytes, ended: As of a ledger.
+    """
+
+    nonce: str
+    token: int
+    restarts: int
+    digests: tuple[str, str]
+    steps: dict[str, Step]
+    bytes: int
+    ended: dict[str, Ended]
+
+    def is_of(self, state: State) -> bool:
+        """Return whether nobody has recorded anything since: each attempt that begins leaves its own end in the state,
+        also one whose process dies.
+        """
+        same = (self.nonce, self.token, self.restarts) == (state.nonce, state.token, state.restarts)
+        return same and not state.attempts and state.digest in self.digests
+
+
 class Ledger:
     """What one attempt records. `found` is its claim, with the state as the attempt has changed it."""
 
@@ -47,12 +74,18 @@ class Ledger:
         self.handle, self.found = handle, found
         self.token = found.place.token
         self.steps: dict[str, Step] = {}
+        self.ended: dict[str, Ended] = {}
+        """The children that are known to have ended, by their ids."""
         self._bytes = 0
+        self._unsure = 0  # writes that are under way, or of which nobody knows whether they were applied
         self._lock = anyio.Lock()
         self._is_loaded = found.state is None or found.state.v < DURABLE  # nothing was ever recorded
         self._is_marked = not self._is_loaded
         self.newer: SchemaTooNew | None = None
         """Why this process cannot go on with the attempt: a newer release has recorded something."""
+        known = handle.recent.take(found.id)
+        if isinstance(known, Known) and found.state is not None and known.is_of(found.state):
+            self.steps, self._bytes, self.ended, self._is_loaded = known.steps, known.bytes, known.ended, True
 
     @property
     def id(self) -> bytes:
@@ -88,6 +121,24 @@ class Ledger:
             self.steps[entry.key[3]] = decode(entry.value, Step, text)
             self._bytes += len(entry.value)
         self._is_loaded = True
+
+    def keep(self, event: Parked) -> None:
+        """Keep what is known of the task for its next attempt, which this process may run, too: without it, an attempt
+        that parks for each of many records reads all of them each time.
+        """
+        if not self._is_loaded or self._unsure or self.newer is not None or not isinstance(self.found.place, Held):
+            return
+        for key, value in event.puts:
+            if key[0] is STEP:
+                self.steps[key[3]] = decode(value, Step, f"step of task {id_text(self.id)}")
+                self._bytes += len(value)
+        if len(self.steps) < KNOWN_FROM:
+            return
+        place, digests = self.found.place, (digest(event), digest(Resumed(event.puts)))
+        known = Known(place.nonce.hex(), place.token, self.restarts, digests, self.steps, self._bytes, self.ended)
+        results = sum(len(ended.result) + len(ended.error) for ended in self.ended.values())
+        records = len(self.steps) + len(self.ended)
+        self.handle.recent.put(self.id, known, self._bytes + results + records * RECORD_BYTES)
 
     async def look(self, names: Sequence[str], *, counts: bool = False) -> Seen:
         """Read what has arrived for the task. See `waits.look`."""
@@ -184,6 +235,8 @@ class Ledger:
             StaleClaim: The claim is not current; nothing was written.
             StoreError: The store was away for longer than the lease lasts.
         """
+        self.handle.recent.take(self.id)  # what a handler has left running may still write before the task is parked
+        self._unsure += 1
         written = None
         while written is None:  # the claim stands elsewhere now
             if self._is_marked and change is None:
@@ -199,6 +252,7 @@ class Ledger:
                 if written:
                     self.found = msgspec.structs.replace(self.found, state=state)
                     self._is_marked = True
+        self._unsure -= 1
         return written
 
     async def _write(

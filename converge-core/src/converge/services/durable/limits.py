@@ -16,6 +16,12 @@ STEPS_BYTES = 16 * 1_048_576
 SIGNALS_UNREAD = 1_000
 """Signals that a task has not consumed: what is sent to one that never waits must end somewhere."""
 
+KNOWN_FROM = 64
+"""Records from which on a process keeps what an attempt had read that was parked: fewer are read in one call."""
+
+RECORD_BYTES = 400
+"""About how much memory a record takes beside what it holds."""
+
 CHUNK_BYTES = 65_536
 """The longest piece of output: readers are sent each of them."""
 

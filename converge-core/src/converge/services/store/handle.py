@@ -22,10 +22,13 @@ from converge.services.store.formats import raise_format
 from converge.services.store.lease import Lease, LeaseSettings
 from converge.services.store.limits import LimitedStore
 from converge.services.store.outage import DEAF, HEARS, Outage
-from converge.services.store.reads import Reads
+from converge.services.store.reads import Reads, Recent
 
 POOL_FRESH_SEC = 1.0
 """How old a pool's record may be where a check of its revision would catch a change anyway."""
+
+RECENT_BYTES = 2 * 1_048_576
+"""About how much of what parked tasks have recorded a process keeps."""
 
 CLOCK_FRESH_SEC = 10.0
 """How long the store's lead over the monotonic clock is relied on: clocks drift by less than a millisecond in it."""
@@ -48,6 +51,8 @@ class StoreHandle:
         self.store: Store = LimitedStore(store, self.lease_settings.call_sec)
         self.reads = Reads(self.store)
         self.pools: dict[str, PoolSeen] = {}
+        self.recent: Recent[object] = Recent(RECENT_BYTES)
+        """What attempts had read of their tasks when these were parked."""
         self.newer_lanes: set[bytes] = set()
         """Lanes with tasks of a newer format: this process leaves them to others."""
         self.logged: set[str] = set()
@@ -116,6 +121,7 @@ class StoreHandle:
     def _begin_anew(self) -> None:
         """Forget what was known of a store whose history an operator has accepted: it need not be so there."""
         self.pools.clear()
+        self.recent.clear()
         self._format = FIRST
         if self._lease is not None:
             self._lease.give_up("the store's history was replaced, and accepted by an operator")

@@ -1,4 +1,4 @@
-"""Groups reads of many callers: requests made during one call go out together in the next."""
+"""Groups reads of many callers: requests made during one call go out in the next one. Keeps what is needed again."""
 
 from __future__ import annotations
 
@@ -122,3 +122,34 @@ class Reads:
         for ask, page in zip(asks, pages, strict=True):
             check_page(page, ask.request, None)
             ask.answer, ask.done = page, True
+
+
+class Recent(Generic[T]):
+    """Values that were read. Those put first go when there is no room; whoever takes one has it alone."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self._left = most
+        self._values: dict[bytes, tuple[T, int]] = {}
+
+    def put(self, key: bytes, value: T, weight: int) -> None:
+        """Keep the value in place of an older one, unless it alone is too much."""
+        self.take(key)
+        if weight > self._most:
+            return
+        while self._left < weight:
+            self.take(next(iter(self._values)))
+        self._values[key] = value, weight
+        self._left -= weight
+
+    def take(self, key: bytes) -> T | None:
+        """Return the value, which is kept no longer; None if there is none."""
+        found = self._values.pop(key, None)
+        if found is None:
+            return None
+        self._left += found[1]
+        return found[0]
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._values.clear()
+        self._left = self._most
