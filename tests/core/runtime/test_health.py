@@ -114,6 +114,21 @@ async def test_a_lease_that_is_not_renewed_in_time_shows_before_it_is_lost(
         await wait_until(lambda: node.handle.lease_opened is not lease and node.health().is_ready)
 
 
+async def test_a_lease_that_was_lost_shows_until_there_is_another(
+    node: Node, outages: Outages, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    lease = node.handle.lease_opened
+    assert lease is not None
+    outages.is_away = True
+    with anyio.fail_after(20):
+        await wait_until(lambda: node.handle.lease_opened is None)  # it is given up, and no other can be opened
+        assert Code.LEASE_LOST in codes(node.health())
+        outages.is_away = False
+        await wait_until(lambda: node.health().is_ready)
+    assert node.handle.lease_opened is not None
+
+
 async def test_a_watch_that_the_store_refuses_shows_as_deaf(
     node: Node, outages: Outages, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -218,9 +233,10 @@ async def test_a_block_is_logged_once_with_its_stack_while_it_lasts_and_once_whe
         await node.tasks.result(await node.tasks.submit(Task(pool_id="p")), timeout=20)
         await anyio.to_thread.run_sync(thread.join)
         await anyio.sleep(LEASE_SEC)  # a lease in which a line about wake-ups would have been logged
-    (line,) = (one for one in caplog.records if "has been blocked" in one.getMessage())
+    # A busy machine may keep the loop from running at another moment; that is another line.
+    blocks = [one for one in caplog.records if "has been blocked" in one.getMessage()]
+    (line,) = (one for one in blocks if "in on_task" in one.__dict__["detail"])
     assert "wake-ups do not arrive" not in caplog.text, "what came while it was blocked is heard afterwards"
-    assert "in on_task" in line.__dict__["detail"]
     assert "the lease goes on" in line.getMessage()
 
 

@@ -122,7 +122,7 @@ def where(thread: int) -> str:
 
 
 def _of_lease(now: float, handle: StoreHandle) -> Iterable[Ailment]:
-    lease = handle.lease_opened
+    lease = handle.lost or handle.lease_opened
     if lease is None:
         return
     lease_sec, remaining_sec = lease.settings.lease_sec, lease.remaining_sec()

@@ -39,7 +39,7 @@ class Recovery:
                     if lease is not None and lease.remaining_sec() <= 0:
                         await self._handle.forget_lease(lease)
                     await self._join_again()
-                    is_joined = True
+                    is_joined, self._handle.lost = True, None
                     self._handle.outage.works("rejoin")
                 except ConvergeError as error:
                     self._handle.outage.failed("rejoin", error)

@@ -62,6 +62,7 @@ class StoreHandle:
         self.origin = f"done.{env.entropy(4).hex()}"
         self._commits: Commits | None = None
         self._lease: Lease | None = None
+        self.lost: Lease | None = None
         self.lease_came = anyio.Event()
         """Set while there is a lease."""
         self.due_at = float("inf")
@@ -177,9 +178,11 @@ class StoreHandle:
             await self.forget_lease(lease)
 
     async def forget_lease(self, lease: Lease) -> None:
-        """Let the next caller of `lease` open another one: what was held under the ended one is the reaper's."""
+        """Let the next caller of `lease` open another one: what was held under the ended one is the reaper's. It stays
+        in `lost` until whoever opens another has put there what belongs under one.
+        """
         if self._lease is lease:
-            self._lease = None
+            self._lease, self.lost = None, lease
             self.lease_came = anyio.Event()
             await lease.close()
 
