@@ -19,7 +19,8 @@ from converge.errors import ConnectFailed
 from converge.model.descriptor import sign_descriptor
 from converge.model.message import Fanout
 from converge.runtime.network import dials
-from converge.services.messages import fanout, unsettled
+from converge.services.messages import choice, fanout, unsettled
+from converge.services.messages.under_way import Link
 from converge.testing.fixtures import wait_until
 
 SILENT = 70
@@ -129,6 +130,7 @@ async def test_the_caller_waits_for_a_silent_host_so_long_and_is_told_where_it_i
     await sender.send(one.id, "hello", ack="handled")
     await list_silent(sender, 1, hole)
     monkeypatch.setattr(fanout, "REACH_SEC", 0.1)
+    monkeypatch.setattr(dials, "SLOW_SEC", 60.0)
 
     def told(outcomes: list[Fanout]) -> list[tuple[int, str]]:
         return sorted((one.accepted, one.error.partition(" to node ")[0]) for one in outcomes)
@@ -158,3 +160,42 @@ async def test_hosts_that_could_not_be_reached_hold_up_no_message_by_capability(
             await sender.send(Capability("read"), number, ack="handled", timeout=100)
     assert one.got == ["hello", 0, 1, 2, 3]
     assert len(links._dials._under_way) == 3, "they are dialled all the same, should they be back"
+
+
+async def test_hosts_that_say_nothing_cost_a_first_message_by_capability_no_more_than_one_of_them(
+    nodes: list[Node], hole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dials, "DIAL_SEC", 60.0)
+    monkeypatch.setattr(unsettled, "CHOOSY_SEC", 0.1)
+    monkeypatch.setattr(choice, "CHOOSY_SEC", 60.0)  # so long is the first that answers waited for
+    waited, reached = [0], unsettled._reached
+
+    async def counted(reach: unsettled.Reach, patience_sec: float) -> Link:
+        waited[0] += 1
+        return await reached(reach, patience_sec)
+
+    monkeypatch.setattr(unsettled, "_reached", counted)
+    sender, linked, fresh = nodes
+    await linked.spawn(Agent)
+    (one,) = await fresh.spawn(Reader)
+    await list_silent(sender, 20, hole)
+    with anyio.fail_after(50):
+        for number in range(3):
+            await sender.send(Capability("read"), number, ack="handled", timeout=100)
+    assert one.got == [0, 1, 2]
+    assert waited[0] <= 2 * 3, "of each message: one that says nothing, and who answered"
+
+
+async def test_a_dial_that_takes_long_is_waited_for_once(
+    nodes: list[Node], hole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dials, "DIAL_SEC", 60.0)
+    monkeypatch.setattr(dials, "SLOW_SEC", 0.0)
+    sender, *_ = nodes
+    await list_silent(sender, 1, hole)
+    (silent,) = [found for found in await sender.discovery.query(DiscoveryQuery()) if found.topics]
+    links = sender.network.links
+    assert links is not None and links.failure(silent.node_key_bytes) is None
+    with anyio.move_on_after(0.2):  # the dial begins, and goes on
+        await links.to(silent.node_key_bytes, [hole])
+    assert "no answer for" in str(links.failure(silent.node_key_bytes))

@@ -24,6 +24,9 @@ ENDPOINTS = 4
 DIAL_SEC = 12.0
 """How long a dial may take in all; each way to connect, and each handshake, has a limit of its own."""
 
+SLOW_SEC = 1.0
+"""A dial that takes longer counts as one that failed for who has others to turn to; it goes on."""
+
 REST_LEAST_SEC, REST_GREATEST_SEC = 0.05, 1.0
 """How long a node is not dialled again after a dial has failed: twice as long each time."""
 
@@ -111,7 +114,12 @@ class Dials:
             one.done.set()
 
     def failure(self, whom: Whom) -> ChannelError | None:
-        """Return why the node was not reached by the last dial that has ended; None: it was, or none has."""
+        """Return why the node was not reached by the last dial that has ended, or that one under way takes long; None:
+        it was, or neither is so.
+        """
+        one = self._under_way.get(whom)
+        if one is not None and whom not in self._resting and (sec := self._monotonic() - one.began) > SLOW_SEC:
+            return ConnectFailed(f"no answer for {sec:.1f} s")
         return self._resting.get(whom, (0.0, 0.0, None))[2]
 
     def cancel(self, whom: Whom) -> None:

@@ -11,7 +11,7 @@ from converge.errors import AskCycle, Backpressure, ChannelError, Dropped, Messa
 from converge.model.descriptor import DiscoveryQuery
 from converge.services.messages.inboxes import Inboxes
 from converge.services.messages.routes import Routes
-from converge.services.messages.unsettled import RETRY_GREATEST_SEC, RETRY_LEAST_SEC
+from converge.services.messages.unsettled import CHOOSY_SEC, RETRY_GREATEST_SEC, RETRY_LEAST_SEC, StillDialling
 
 TRIES = 32
 """Agents of a capability that are tried, here and elsewhere: where so many are full, one more would be, too."""
@@ -42,7 +42,8 @@ class Choice:
         while True:
             failures: list[Exception] = []
             for find in (self._here, self._elsewhere, self._after_all):
-                for to in [] if find == self._after_all and failures else await find(capability, sender):
+                rest = [] if find == self._after_all and failures else list(await find(capability, sender))
+                while to := await self._next(rest, failures):
                     try:
                         return await deliver_to(to)
                     except (MessageTooLarge, Dropped, AskCycle):
@@ -59,6 +60,17 @@ class Choice:
                 ) from failures[-1]
             await anyio.sleep(wait_sec)  # a connection that was refused for a moment, as by a busy listener
             wait_sec = min(wait_sec * 2, RETRY_GREATEST_SEC)
+
+    async def _next(self, rest: list[str], failures: Sequence[Exception]) -> str:
+        """Return the next of the agents, and remove it; empty: there is none. Once one was silent (`failures`), whoever
+        is reached soonest is the next: hosts that drop packets cost no more than one does, however many there are.
+        """
+        to = rest[0] if rest else ""
+        if rest and any(isinstance(error, StillDialling) for error in failures):
+            to = await self._routes.first_reached(rest, CHOOSY_SEC)
+        if to:
+            rest.remove(to)
+        return to
 
     async def _here(self, capability: str, sender: str) -> Sequence[str]:
         return self._turns_here.some(self._inboxes.able(capability), sender)

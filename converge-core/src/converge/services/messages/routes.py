@@ -150,6 +150,27 @@ class Routes:
             return await self.link_of(agent_id)
         return await self.link_soon(descriptor.node_key_bytes, f"agent {agent_id}", math.inf, MOMENT_SEC)
 
+    async def first_reached(self, agent_ids: Sequence[str], within_sec: float) -> str:
+        """Return the first of these agents to whose node there is a link, dialling them all; empty: there is none
+        within this time. The dials go on.
+        """
+        first = ""
+
+        async def reach(agent_id: str) -> None:
+            nonlocal first
+            try:
+                await self.link_of_candidate(agent_id)
+            except (ChannelError, StoreError, Undeliverable):
+                return
+            first = first or agent_id
+            group.cancel_scope.cancel()
+
+        with anyio.move_on_after(within_sec):
+            async with anyio.create_task_group() as group:
+                for agent_id in agent_ids:
+                    group.start_soon(reach, agent_id)
+        return first
+
     async def link_of(self, agent_id: str) -> Link:
         """Return the link to the agent's node.
 

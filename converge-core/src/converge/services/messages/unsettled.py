@@ -31,9 +31,12 @@ log = logging.getLogger("converge.post")
 RETRY_LEAST_SEC, RETRY_GREATEST_SEC = 0.05, 1.0
 """Waits between tries to reach a node."""
 
-
 CHOOSY_SEC = 1.0
 """How long a dial may take before another agent of the capability is tried."""
+
+
+class StillDialling(ConnectFailed):
+    """A dial takes long, and goes on; another recipient may be reached sooner."""
 
 
 Reach = Callable[[], Awaitable[Link]]
@@ -308,13 +311,13 @@ async def _reached(reach: Reach, patience_sec: float) -> Link:
     """Return the link; who does not wait is told that a dial takes long, and it goes on.
 
     Raises:
-        ConnectFailed: It does.
+        StillDialling: It does.
     """
     if patience_sec:
         return await reach()
     with anyio.move_on_after(CHOOSY_SEC):
         return await reach()
-    raise ConnectFailed(f"connecting takes more than {CHOOSY_SEC:g} s")
+    raise StillDialling(f"connecting takes more than {CHOOSY_SEC:g} s")
 
 
 def _before(one: UnderWay, queue: dict[int, UnderWay]) -> int:
