@@ -125,7 +125,9 @@ def test_processes_are_listed_with_what_they_do(
     own = ("--agents", "3", "--grace", "0", "--transport", "local:a")
     process = start("run", "slow:Slow", "--pool", "p", *own, *store, "--submit", "tasks.jsonl")
     assert process.stderr is not None
-    while "begun" not in (line := process.stderr.readline()):
+    said = ""
+    while "begun" not in said:
+        said += (line := process.stderr.readline())
         assert line, "it has ended"
     (row,) = [json.loads(line) for line in converge("ps", "--json", *store).out.splitlines()]
     assert (row["pid"], row["agents"], row["running"], row["resting"]) == (process.pid, 3, 1, 0)
@@ -139,10 +141,11 @@ def test_processes_are_listed_with_what_they_do(
 
     wait_until_sync(is_ready)  # it says so within a second or two
     assert " yes " in converge("ps", *store).out
-    assert row["id"][:15] in converge("ps", *store).out
+    assert row["id"][:16] in converge("ps", *store).out
+    assert f"process {row['id'][:16]}\n" in said  # as in its log
     (task,) = [json.loads(line) for line in converge("tasks", "list", "--json", *store).out.splitlines()]
     assert task["claimed_by"] == row["id"]
-    assert f"by node {row['id'][:15]}" in converge("tasks", "explain", task["id"], *store).out
+    assert f"by node {row['id'][:16]}" in converge("tasks", "explain", task["id"], *store).out
     process.terminate()
     process.communicate(timeout=60)
     assert converge("ps", *store).err == "no processes\n"

@@ -199,7 +199,8 @@ def test_the_file_and_the_environment_configure_a_run(
     answer = converge("run", "-c", "converge.toml", "--drain")
     assert answer.code == 0
     (started,) = (line for line in map(json.loads, answer.err.splitlines()) if line["message"].startswith("running"))
-    assert (started["level"], started["message"]) == (
+    process = f", process {started['node'][:16]}"
+    assert (started["level"], started["message"].removesuffix(process)) == (
         "info",
         "running 2 agents of WordCounter in pool docs, store memory:",
     )
@@ -426,6 +427,17 @@ def test_what_is_wrong_is_told_beside_what_is_missing(converge: Converge) -> Non
     answer = converge("run", "counting:WordCounter", "--store", "memroy:", "--transport", "tpc://x")
     assert answer.code == 3
     assert [word in answer.err for word in ("pool_id: is missing", '"memroy"', '"tpc"')] == [True] * 3, answer.err
+
+
+def test_addresses_may_be_given_one_by_one(start: Start) -> None:
+    here, there = "tcp://127.0.0.1:0", "ws://127.0.0.1:0"
+    seen = ("--advertise", "tcp://a:1", "--advertise", "ws://b:2/")
+    run = ("run", "counting:WordCounter", "--pool", "docs", "--store", "file:state.db")
+    process = start(*run, "--transport", here, "--transport", there, *seen)
+    until(process, "known to others as tcp://a:1, ws://b:2/")
+    process.terminate()
+    process.communicate(timeout=NEVER_SEC)
+    assert process.returncode == 0
 
 
 def test_what_cannot_be_read_hides_nothing_that_is_not_there(converge: Converge) -> None:

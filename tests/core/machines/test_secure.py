@@ -448,7 +448,8 @@ def test_a_wrong_peer_never_gets_the_third_hello() -> None:
         Responder(terms(BOB), entropy_of("r")),
     )
     sent: list[bytes] = []
-    with pytest.raises(PeerMismatch, match="another node"):
+    asked = f"another node answered: {BOB.id[:16]}..., expected {MALLORY.id[:16]}..."  # as `converge ps` has them
+    with pytest.raises(PeerMismatch, match=asked):
         sent.append(dialler.read_hello2(listener.read_hello1(dialler.hello1())))
     assert sent == []
     assert dialler.agreed is None

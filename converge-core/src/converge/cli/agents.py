@@ -18,6 +18,7 @@ from converge.cli.run import loop_options
 from converge.cli.tasks.verbs import short
 from converge.errors import InputError
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
+from converge.model.identity import SHOWN
 from converge.operations import run as main
 from converge.operations.probing import messages
 from converge.runtime.config.config import Config
@@ -28,9 +29,6 @@ from converge.services.store.processes import LeaseSeen, id_of_node, leases, rem
 from converge.services.tasks.records import moment
 
 COLUMNS = ("id", "name", "topics", "capabilities", "pools", "node", "endpoints", "age", "lease", "rest", "verifies")
-
-ID_SHOWN = 15
-"""How much of an id a table shows: `cv1` and 60 bits, which tell all agents of a network apart."""
 
 
 def list_agents(
@@ -66,7 +64,7 @@ def list_agents(
         COLUMNS,
         [
             *(_cells(one, found) for one in found.agents),
-            *((id_[:ID_SHOWN], *blank, f"no: {why}") for id_, why in found.refused.items()),
+            *((id_[:SHOWN], *blank, f"no: {why}") for id_, why in found.refused.items()),
         ],
         has_lines=True,
         empty="no agents" if query == DiscoveryQuery() else "no agents that fit",
@@ -149,7 +147,7 @@ def _one(found: list[AgentDescriptor], agent_id: str) -> AgentDescriptor:
     if len(some) == 1:
         return some[0]
     if not some:
-        near = difflib.get_close_matches(agent_id[:ID_SHOWN], [one.id[:ID_SHOWN] for one in found], n=1)
+        near = difflib.get_close_matches(agent_id[:SHOWN], [one.id[:SHOWN] for one in found], n=1)
         way = f'did you mean "{near[0]}"?' if near else "`converge agents list` shows those that are"
         raise InputError(f'agent "{agent_id}" is not listed: no process that lives runs it; {way}')
     raise InputError(f'agent "{agent_id}" is ambiguous: the ids of {len(some)} agents begin with it; write more of it')
@@ -186,10 +184,10 @@ def _record(one: AgentDescriptor, found: Listed) -> dict[str, Any]:
 def _cells(one: AgentDescriptor, found: Listed) -> tuple[object, ...]:
     names = [" ".join(names) for names in (one.topics, one.capabilities, one.pools)]
     return (
-        one.id[:ID_SHOWN],
+        one.id[:SHOWN],
         one.name,
         *names,
-        id_of_node(one.node_key)[:ID_SHOWN],
+        id_of_node(one.node_key)[:SHOWN],
         " ".join(one.endpoints),
         output.age(_age_sec(one, found.now)),
         _lease_state(found.leases[one.lease]) if one.lease in found.leases else "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,8 +39,8 @@ def run(
     agents: Annotated[int | None, of_setting("agents", metavar="N")] = None,
     processes: Annotated[int | None, of_setting("processes", metavar="N")] = None,
     pool: PoolId = None,
-    transport: Annotated[str | None, of_setting("transport", metavar="URL")] = None,
-    advertise: Annotated[str | None, of_setting("advertise", metavar="ADDRESS")] = None,
+    transport: Annotated[list[str] | None, of_setting("transport", metavar="URL")] = None,
+    advertise: Annotated[list[str] | None, of_setting("advertise", metavar="ADDRESS")] = None,
     discovery: Annotated[str | None, of_setting("discovery", metavar="NAME")] = None,
     health: Annotated[str | None, of_setting("health", metavar="HOST:PORT")] = None,
     submit: Annotated[
@@ -59,10 +59,11 @@ def run(
 
     A second signal ends the process at once.
     """
+    listens, others_dial = _joined(transport), _joined(advertise)
     number = os.environ.pop(NUMBER, None)  # gone, since what agents start is not one of these processes
     settings = common.configured(
         level="info",
-        agent=agent, agents=agents, processes=processes, pool_id=pool, transport=transport, advertise=advertise,
+        agent=agent, agents=agents, processes=processes, pool_id=pool, transport=listens, advertise=others_dial,
         discovery=discovery, health=health, grace_sec=grace,
     )  # fmt: skip
     if not settings.groups:
@@ -82,7 +83,7 @@ def run(
     wanted = Run(agents=classes, tasks=task_file(submit, settings.pool_id), is_drain=drain, may_create_pool=create_pool)
     if settings.processes > 1:
         flags = {
-            "--agents": agents, "--pool": pool, "--transport": transport, "--advertise": advertise,
+            "--agents": agents, "--pool": pool, "--transport": listens, "--advertise": others_dial,
             "--discovery": discovery, "--grace": grace,
         }  # fmt: skip
         return _supervise(
@@ -126,6 +127,11 @@ def _supervise(settings: Config, wanted: Run, arguments: list[str], common: Comm
         return code
     write_results(drained.rows, as_json=common.json)
     return max(code, FAILED if drained.not_completed else DONE)
+
+
+def _joined(given: Sequence[str] | None) -> str | None:
+    """Return the addresses of a flag that may be given several times, as one given once has them."""
+    return None if given is None else ",".join(given)
 
 
 def _arguments(flags: Mapping[str, object]) -> list[str]:

@@ -9,6 +9,7 @@ import attrs
 from converge.machines.lane import Lane
 from converge.machines.match import Claimer, refusal
 from converge.machines.task import is_terminal, state_of
+from converge.model.identity import SHOWN
 from converge.model.place import Held, Later, Place, Ready, Waiting
 from converge.model.pool import Pool
 from converge.model.task import Spec, State
@@ -21,10 +22,6 @@ class Group:
     name: str
     count: int
     claimer: Claimer
-
-
-NODE_SHOWN = 15
-"""How much of a node's id is shown: `cv1` and 60 bits, which tell all of a network apart."""
 
 
 @attrs.frozen(kw_only=True)
@@ -116,7 +113,7 @@ def _of_its_place(spec: Spec, state: State | None, place: Place | None, beside: 
 def _of_its_holder(place: Held, holder: Holder | None, now: int) -> str:
     if holder is None:
         return "it is held by a process that is not known any more: the next sweep puts it back"
-    node = f"node {holder.node[:NODE_SHOWN]}" if holder.node else "a node"
+    node = f"node {holder.node[:SHOWN]}" if holder.node else "a node"
     where = f" at {' '.join(holder.endpoints)}" if holder.endpoints else ""
     where += f", process {holder.pid} on {holder.host}" if holder.pid else ""
     claim = (

@@ -27,7 +27,7 @@ from converge.errors import (
 )
 from converge.machines.noise import DH_BYTES, SUITES, TAG_BYTES, CipherState, HandshakeState
 from converge.machines.records import MESSAGE_BYTES, Opener, Sealer
-from converge.model.identity import Identity, verify
+from converge.model.identity import Identity, node_name, verify
 
 MAGIC = b"cvh1"
 REFUSAL_MAGIC = b"cvx1"
@@ -328,7 +328,7 @@ def _check_peer(payload: _Payload, terms: Terms, expected: bytes | None) -> None
         raise PeerMismatch("the peer is this node itself")
     if expected is not None and payload.node_key != expected:
         raise PeerMismatch(
-            f"another node answered: {payload.node_key.hex()[:16]}..., expected {expected.hex()[:16]}..."
+            f"another node answered: {node_name(payload.node_key)}..., expected {node_name(expected)}..."
         )
     if payload.tls_hash != terms.tls_hash and not (payload.flags & TLS_TERMINATED or terms.is_tls_terminated):
         raise TlsMismatch(

@@ -19,6 +19,9 @@ KEY_BYTES, SIGNATURE_BYTES = 32, 64
 ROTATIONS = 8
 """The latest rotations, of which an identity tells: whoever knows an older key must be told of the new one by hand."""
 
+SHOWN = 16
+"""How many characters of an id logs, errors and tables show: enough to find it, the same everywhere."""
+
 _AGENT_ID = re.compile(r"cv1[a-z2-7]{52}")
 _P = 2**255 - 19
 _SIGN = 1 << 255
@@ -75,6 +78,11 @@ def agent_id(public_key: bytes) -> str:
     """Return the id of the agent that has this key: `cv1` and 52 characters of base32."""
     digest = hashlib.sha256(_ID_TAG + public_key).digest()
     return "cv1" + base64.b32encode(digest).decode().rstrip("=").lower()
+
+
+def node_name(public_key: bytes) -> str:
+    """Return what logs and errors call the node that has this key: the beginning of its id, as tables show it."""
+    return agent_id(public_key)[:SHOWN]
 
 
 def is_agent_id(text: object) -> bool:

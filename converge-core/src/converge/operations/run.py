@@ -18,6 +18,7 @@ from converge.foreign import describe, tell
 from converge.machines.breaker import CircuitState
 from converge.machines.lane import Lane
 from converge.machines.match import refusal
+from converge.model.identity import SHOWN
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.operations import drain
@@ -267,12 +268,13 @@ async def _work(node: Node, config: Config, run: Run, on_progress: Progress | No
         where = f"pool {group.pool_id}" if group.pool_id else "no pool"
         noun = "agent" if group.count == 1 else "agents"
         log.info(
-            "running %d %s of %s in %s, store %s",
+            "running %d %s of %s in %s, store %s, process %s",
             group.count,
             noun,
             cls.__name__,
             where,
             without_password(config.store),
+            node.identity.id[:SHOWN],
         )
     node.vitals.starting = ""
     ids = await submit_all(node.store, run.tasks)

@@ -16,9 +16,9 @@ from converge.cli import output
 from converge.cli.failures import DONE, FAILED
 from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
-from converge.machines.explain import NODE_SHOWN, Explanation
+from converge.machines.explain import Explanation
 from converge.machines.task import TaskState
-from converge.model.identity import is_agent_id
+from converge.model.identity import SHOWN, is_agent_id
 from converge.model.task import Task
 from converge.operations import run as main
 from converge.operations import tasks as operate
@@ -215,7 +215,7 @@ async def _get(config: Config, task_id: str) -> tuple[Task, waiting.Durable]:
 
 def short(id_: str) -> str:
     """Return as much of an agent's id as a table shows; any other name whole."""
-    return id_[:NODE_SHOWN] if is_agent_id(id_) else id_
+    return id_[:SHOWN] if is_agent_id(id_) else id_
 
 
 def _took(attempt: dict[str, Any]) -> str:

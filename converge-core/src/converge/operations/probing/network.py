@@ -13,6 +13,7 @@ from converge.errors import ConfigError, ConvergeError, Undeliverable
 from converge.ids import id_text
 from converge.machines.task import TERMINAL, TaskState
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
+from converge.model.identity import SHOWN
 from converge.model.keys import LANE, MEMBER, POOL, READY
 from converge.model.pool import Pool
 from converge.model.task import Task
@@ -77,7 +78,7 @@ async def probe(config: Config) -> AsyncIterator[Finding]:
 
 
 async def _probe_peer(node: Node, peer: AgentDescriptor, findings: list[Finding]) -> None:
-    whom = f"process {id_of_node(peer.node_key)[:15]} at {' '.join(peer.endpoints)}"
+    whom = f"process {id_of_node(peer.node_key)[:SHOWN]} at {' '.join(peer.endpoints)}"
     try:
         one = await pinged(node, peer, 3, TIMEOUT_SEC)
     except ConvergeError as problem:

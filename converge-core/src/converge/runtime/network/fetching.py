@@ -21,6 +21,7 @@ from converge.errors import (
     TornRecord,
 )
 from converge.model.descriptor import AgentDescriptor, open_descriptor
+from converge.model.identity import node_name
 from converge.runtime.network.links import Links
 from converge.runtime.network.publishing import Announced
 from converge.services.discovery.directory import Directory
@@ -103,7 +104,7 @@ class Fetcher:
         for link in [link for link, source in self._askers.items() if link.is_closed or source.asked < old]:
             self._forget(self._askers.pop(link))
         for link, source in self._askers.items():
-            self._begin(f"node {link.peer.hex()[:16]}", source, link)
+            self._begin(f"node {node_name(link.peer)}", source, link)
         events = [self._begin(endpoint, source, None) for endpoint, source in self._endpoints.items()]
         with anyio.move_on_after(WAIT_SEC):
             for event in events:
@@ -180,11 +181,11 @@ class Fetcher:
         try:
             descriptor = open_descriptor(signed, self._directory.network)
         except (BadSignature, InvalidKey, TornRecord, SchemaTooNew) as error:
-            self._directory.refuse(f"a descriptor from node {link.peer.hex()[:16]} was refused: {error}")
+            self._directory.refuse(f"a descriptor from node {node_name(link.peer)} was refused: {error}")
             return None
         if descriptor.node_key != link.peer.hex():
             self._directory.refuse(
-                f"the descriptor of {descriptor.id:.16} was refused: node {link.peer.hex()[:16]} lists it, and does "
+                f"the descriptor of {descriptor.id:.16} was refused: node {node_name(link.peer)} lists it, and does "
                 "not run it"
             )
             return None

@@ -14,6 +14,7 @@ import anyio
 from converge.errors import ConnectionLost, ConvergeError, TornRecord
 from converge.machines import records
 from converge.machines.records import Item
+from converge.model.identity import node_name
 from converge.runtime.network.channel import SecureChannel
 from converge.services.messages.under_way import UNSIGNED, Waiting, signed
 from converge.services.messages.waits import Waiter, waiters
@@ -198,7 +199,7 @@ class Link:
             self._goodbye = reason, text
             self.why = self.why or text or records.REASONS[reason]
             if text:
-                log.info("the connection to node %s ends: %s", self.peer.hex()[:16], text)
+                log.info("the connection to node %s ends: %s", node_name(self.peer), text)
             self.is_closed = True
             self._scope.cancel()
 
@@ -250,7 +251,7 @@ class Link:
                     await self._receive()
         except* ConvergeError as errors:
             for error in errors.exceptions:
-                log.info("the connection to node %s is over: %s", self.peer.hex()[:16], error)
+                log.info("the connection to node %s is over: %s", node_name(self.peer), error)
                 self.why = self.why or str(error)
                 if isinstance(error, TornRecord):
                     self._goodbye = records.PROTOCOL, ""

@@ -17,6 +17,7 @@ from converge.env import Env
 from converge.errors import ChannelError, ConnectionClosed
 from converge.machines import records
 from converge.machines.secure import Terms
+from converge.model.identity import node_name
 from converge.net.hosts import source_of
 from converge.net.throttle import Throttle, snake
 from converge.runtime.agents.background import Background
@@ -115,7 +116,7 @@ class Links:
         return link
 
     def failure(self, node_key: bytes) -> ChannelError | None:
-        """Return why the node was not reached by the last dial that has ended; None: it was, or none has."""
+        """Return why the node was not reached by the last dial, or that it takes long; None: neither is so."""
         return self._dials.failure(node_key)
 
     async def at(self, endpoint: str) -> Link:
@@ -192,7 +193,7 @@ class Links:
         if old is not None and old.is_dialler and old.born_at >= began and self._is_lower(secured.peer):
             self._refuse(secured, records.DUPLICATE)
         elif old is not None and self._is_replaced_too_often(secured.peer):
-            key = secured.peer.hex()[:16]
+            key = node_name(secured.peer)
             self.quietly.refused("shared_key", key, "two processes share the key of node %s: the older link stays", key)
             self._refuse(secured, records.DUPLICATE, "two processes share a key")
         elif old is None and len(self._links) >= self._bounds.greatest and not self._evict():

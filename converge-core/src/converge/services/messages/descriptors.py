@@ -20,7 +20,7 @@ from converge.env import Env
 from converge.errors import ConnectionLost, DeliveryTimeout, MessageTooLarge, TornRecord
 from converge.machines.records import MESSAGE, RECEIPT, Item
 from converge.model.envelope import MessageHeader, ReceiptHeader, pack
-from converge.model.identity import agent_id
+from converge.model.identity import agent_id, node_name
 from converge.services.messages.under_way import Link, Waiting
 
 DESCRIPTORS = "descriptors"
@@ -146,14 +146,14 @@ class Asking:
             size += sum(map(len, answer.signed))
             if len(signed) + len(answer.signed) > AGENTS or size > most_bytes:
                 raise MessageTooLarge(
-                    f"node {link.peer.hex()[:16]} tells of more than {AGENTS:,} agents, or {most_bytes:,} bytes"
+                    f"node {node_name(link.peer)} tells of more than {AGENTS:,} agents, or {most_bytes:,} bytes"
                 )
             signed += map(_bytes, answer.signed)
             if not answer.next:
                 return PeerDescriptors(life=answer.life, changes=answer.changes, signed=tuple(signed))
             question = attrs.evolve(first, life=answer.life, changes=answer.changes, after=answer.next)
         raise DeliveryTimeout(
-            f"node {link.peer.hex()[:16]} did not come to an end with its agents in {PAGES} answers, or {ROUND_SEC:g} s"
+            f"node {node_name(link.peer)} did not come to an end with its agents in {PAGES} answers, or {ROUND_SEC:g} s"
         )
 
     async def _one(self, link: Link, question: _Question) -> _Answer:
@@ -169,13 +169,13 @@ class Asking:
                     await waiter.done.wait()
         except TimeoutError:
             raise DeliveryTimeout(
-                f"node {link.peer.hex()[:16]} did not list its agents within {ANSWER_SEC:g} s"
+                f"node {node_name(link.peer)} did not list its agents within {ANSWER_SEC:g} s"
             ) from None
         finally:
             link.waiting.discard(waiting)
             del self._waiting[message_id]
         if waiter.payload is None:
-            raise ConnectionLost(f"the link to node {link.peer.hex()[:16]} ended before it listed its agents")
+            raise ConnectionLost(f"the link to node {node_name(link.peer)} ended before it listed its agents")
         return decode(waiter.payload, _Answer, "answer about agents")
 
     # What `Received` gives here.

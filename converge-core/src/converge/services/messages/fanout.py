@@ -10,7 +10,7 @@ from converge.errors import ConvergeError
 from converge.ids import check_name
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
 from converge.model.envelope import ACCEPTED, MessageHeader
-from converge.model.identity import agent_id
+from converge.model.identity import agent_id, node_name
 from converge.model.message import Fanout
 from converge.services.messages.options import SendOptions
 from converge.services.messages.sending import Post, by_deadline
@@ -95,7 +95,7 @@ class Fanouts:
         places: anyio.CapacityLimiter,
         outcomes: list[Fanout],
     ) -> None:
-        key, whom = node.node_key_bytes, f"node {node.node_key[:16]}"
+        key, whom = node.node_key_bytes, f"node {node_name(node.node_key_bytes)}"
         one, has_place = UnderWay(header, body, node.node_key), False
 
         async def reach() -> Link:

@@ -29,6 +29,7 @@ from converge.model.envelope import (
     pack,
     unpack,
 )
+from converge.model.identity import node_name
 from converge.model.together import Together
 from converge.net.throttle import Throttle
 from converge.services.messages.descriptors import DESCRIPTORS, Asking
@@ -171,7 +172,7 @@ class Received:
                 else:
                     header, payload = self.together.open(body)
             except (BadSignature, InvalidKey) as error:  # who relays it need not have made it: the link goes on
-                name = link.peer.hex()[:16]
+                name = node_name(link.peer)
                 self.quietly.refused("signature", name, "a signed message from node %s was refused: %s", name, error)
                 return None
             finally:
@@ -255,7 +256,7 @@ class Received:
                 text = "messages of agent %.16s are refused: it verifies, but is not listed (trust = listed)"
                 self.quietly.refused("untrusted", header.sender, text, header.sender)
                 return REFUSED, 'its sender is not listed there, as trust = "listed" asks'
-            name = link.peer.hex()[:16]
+            name = node_name(link.peer)
             self.quietly.refused(
                 "sender", name, "a message was refused: node %s does not speak for agent %.16s", name, header.sender
             )

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 from converge.env import Env
 from converge.errors import BadSignature, InvalidKey, SchemaTooNew, TornRecord
 from converge.model.descriptor import SEQUENCE_GREATEST, open_descriptor
+from converge.model.identity import node_name
 from converge.net.throttle import Throttle
 from converge.services.discovery.registry import IdentityRegistry
 from converge.services.messages.under_way import Link
@@ -38,7 +39,7 @@ class Speakers:
 
     def show(self, link: Link, signed: bytes) -> None:
         """Verify a descriptor that a peer shows, and let its agent speak over the link."""
-        name = link.peer.hex()[:16]
+        name = node_name(link.peer)
         if link.speakers_bytes + len(signed) > SHOWN_BYTES:
             self._refused(name, "node %s shows more than %d bytes of descriptors", name, SHOWN_BYTES)
             return
