@@ -6,11 +6,12 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Callable
+import typing
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import pytest
@@ -19,6 +20,8 @@ from attrs import validators
 from converge.builtin.local.plugin import LOCAL
 from converge.builtin.memory.plugin import MEMORY
 from converge.builtin.static.plugin import STATIC
+from converge.contracts.commands import Command
+from converge.contracts.decisions import DecisionKind
 from converge.contracts.store import Durability, Store
 from converge.errors import ContractMismatch, HookUnknown, PluginBroken, PluginError
 from converge.hookspecs import hookimpl
@@ -66,6 +69,46 @@ async def few_arguments(url: str) -> AsyncIterator[None]:
 
 
 no_place: Any = few_arguments
+any_handler: Any = no_context
+NO: Any = "no"
+
+
+def generates(url: str, options: Any) -> Iterator[None]:
+    """Has no decorator, and is not async."""
+    yield None
+
+
+def exits(*_: Any) -> None:
+    """Validates by ending the process."""
+    raise SystemExit("no licence")
+
+
+@attrs.frozen
+class Inner:
+    """A table of settings, of which one has no help."""
+
+    deep: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Together:
+    """Defaults that are allowed one by one."""
+
+    size: str = attrs.field(default="", metadata=HELP)
+
+    def __attrs_post_init__(self) -> None:
+        raise ValueError("not so")
+
+
+class Hides(type):
+    """A metaclass that raises when it is asked for what is not there."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise RuntimeError("hidden")
+
+
+class Hidden(metaclass=Hides):
+    """No class that anybody can look at."""
 
 
 @pytest.fixture
@@ -118,8 +161,23 @@ ONE = [
     ),
     (
         store(options=option(Path, default=b"x", validator=None)),
-        'its option "size" has a default that is not allowed (Object of type bytes is not JSON serializable)',
+        "its option \"size\" has a default that is not allowed (b'x' is no Path); give one that is",
     ),
+    (store(options=option(default="many")), 'its option "size" has a default that is not allowed ("many" is no int)'),
+    (store(options=option(default=True)), 'its option "size" has a default that is not allowed (True is no int)'),
+    (store(options=option(default=attrs.NOTHING)), 'its option "size" has no default, so nothing opens it by its URL'),
+    (store(options=option(typing.List)), 'its option "size" has the type typing.List, which no configuration file'),  # noqa: UP006  # with no type of members
+    (store(options=option(Literal["a"], default="b")), "(\"b\" is no typing.Literal['a'])"),
+    (store(options=option(list[str], default=("a", 5), validator=None)), "(('a', 5) is no list[str])"),
+    (store(options=option(validator=exits)), 'its option "size" has a default that is not allowed (no licence)'),
+    (store(options=option(metadata={"help": 5})), 'its option "size" has no help; add metadata={"help"'),
+    (
+        store(options=option(Inner | None, default=None, validator=None)),
+        '"size.deep" has no help; add metadata={"help"',
+    ),
+    (store(options=Together), "its options cannot be made of their defaults (ValueError: not so); give defaults that"),
+    (store(options=Hidden), "it cannot be looked at: RuntimeError: hidden; declare plain values"),
+    (store(open=generates), "its open is a generator function, which gives no async context manager; put @async"),
     (store(options=option(str, "must_exist", default="", validator=None)), '"must_exist" is set by core, as bool'),
 ]
 OTHERS = [
@@ -129,6 +187,12 @@ OTHERS = [
         attrs.evolve(LOCAL, name="foo", schemes=("foo",), secure_schemes=frozenset({"foos"})),
         'secure_schemes names "foos", which its schemes do not; name it in both',
     ),
+    (
+        "converge_transports",
+        attrs.evolve(LOCAL, name="foo", schemes=("foo",), secure_schemes=NO),
+        'its secure_schemes are "no", expected a frozenset of text, such as frozenset({"tls"})',
+    ),
+    ("converge_discoveries", attrs.evolve(STATIC, name="foo", publishes=NO), 'its publishes is "no", expected True'),
     (
         "converge_discoveries",
         attrs.evolve(STATIC, name="foo", open=no_place),
@@ -164,6 +228,16 @@ def test_a_mistake_is_told_with_its_plugin_and_its_mend(hook: str, backend: Any,
             {"converge_store": hookimpl(lambda: [])},
             HookUnknown,
             'no hook "converge_store"; did you mean "converge_stores"?',
+        ),
+        (
+            {"converge_stores": [store(), store(schemes=("bar",))]},
+            PluginBroken,
+            'it declares the store "foo" twice; give one of them another',
+        ),
+        (
+            {"converge_stores": [store(), store(name="bar")]},
+            PluginBroken,
+            'it declares the store with the scheme "foo" twice; give one of them another',
         ),
         ({"converge_stores": lambda: []}, HookUnknown, "is not marked; put @hookimpl of converge.hookspecs before it"),
     ],
@@ -252,3 +326,55 @@ async def test_what_the_block_of_an_open_store_raises_stays_as_it_is(load: Load)
     with pytest.raises(TypeError, match="mine"):
         async with open_store("foo:", plugins=host):
             raise TypeError("mine")
+
+
+ODD: list[Any] = [
+    *(None, 1, float("nan"), "Bad Name", "\ud800", (), [None], {"a"}, (("a",),), object(), Hidden, len, no_context),
+]
+DECISION = DecisionKind(name="foo", type=Inner, handler=any_handler)
+COMMAND = Command(name="foo", run=lambda: 0, help="Does it.")
+
+
+class Raising:
+    """Raises, whatever it is asked."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("eq")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("repr")
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("bool")
+
+    def __len__(self) -> int:
+        raise RuntimeError("len")
+
+
+@pytest.mark.parametrize(
+    ("hook", "declaration"),
+    [
+        ("converge_stores", store()),
+        ("converge_transports", attrs.evolve(LOCAL, name="foo", schemes=("foo",))),
+        ("converge_discoveries", attrs.evolve(STATIC, name="foo")),
+        ("converge_decisions", DECISION),
+        ("converge_commands", COMMAND),
+    ],
+)
+def test_nothing_that_a_declaration_holds_is_an_error_of_ours(hook: str, declaration: Any, load: Load) -> None:
+    load(**{hook: [declaration]})  # as it is, it is right
+    refused = 0
+    for value in [*ODD, Raising(), (Raising(),), [Raising()]]:
+        changed = [attrs.evolve(declaration, **{one.name: value}) for one in attrs.fields(type(declaration))]
+        for returned in (*([one] for one in changed), [value], value):
+            try:
+                load(**{hook: hookimpl(lambda returned=returned: returned)})
+            except PluginError as error:
+                refused += 1
+                assert str(error).startswith('plugin "declaring_of_the_tests:" (from the import path)')
+    assert refused > 30

@@ -140,3 +140,12 @@ def test_what_cannot_be_a_command_is_refused_with_its_plugin(
     monkeypatch.syspath_prepend(folder)
     with pytest.raises(error, match=said):
         PluginHost(("broken_of_the_tests:",))
+
+
+@pytest.mark.parametrize("answer", ["'text'", "1.5", "[1]", "4242", "-1", "nothing()"])
+def test_what_a_command_returns_must_be_an_exit_code(converge: Converge, folder: Path, answer: str) -> None:
+    source = SOURCE.replace("return 5", f"return {answer}") + "\nasync def nothing(): ...\n"
+    (folder / "acme_of_the_tests.py").write_text(source)
+    found = converge("acme", "where", "--plugin", "acme_of_the_tests:")
+    assert found.code == 3, found.err
+    assert 'the plugin\'s command "acme where" returned ' in found.err and "expected an exit code" in found.err

@@ -102,8 +102,7 @@ def test_what_a_plugin_raises_is_its_own_and_no_internal_error(
     ("name", "calls", "said"),
     [
         ("toy_shape", {"get": "return None"}, "its get answered NoneType, expected a list with an Entry"),
-        ("toy_late", {"commit": "return self.inner.commit(batches)"}, "its commit answered coroutine, expected a list"),
-        ("toy_turn", {"more": "async def turn(self, *_, **__): ..."}, "its turn answered NoneType"),
+        ("toy_turn", {"more": "async def turn(self, *_, **__): ..."}, "its turn answered NoneType, expected Turned"),
         ("toy_plain", {"more": "def time(self): return 7"}, "its time cannot be called or awaited"),
     ],
 )

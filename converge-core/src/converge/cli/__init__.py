@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import cyclopts
 
-from converge.cli.failures import failed
+from converge.cli.failures import check_code, failed
 from converge.cli.streams import complete
 
 if TYPE_CHECKING:
@@ -182,9 +182,12 @@ def _code_of(arguments: Sequence[str] | None) -> int:
     try:
         given = _given(sys.argv[1:] if arguments is None else arguments)
         of_plugins, given = _of_plugins(given)
-        app = _app(_called(given, of_plugins), of_plugins)
+        called = _called(given, of_plugins)
+        app = _app(called, of_plugins)
         code = app(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()
+        if any(one.name == called for one in of_plugins):
+            check_code(called, code)
         return code if isinstance(code, int) else 0
     except (
         Exception,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,7 +16,7 @@ import attrs
 from converge.contracts.discovery import DiscoveryBackend
 from converge.contracts.store import Durability, Feature, StoreBackend
 from converge.contracts.transport import TransportBackend
-from converge.foreign import describe, name_of, text_of
+from converge.foreign import Raised, describe, guarded, name_of, text_of
 from converge.schema import bounds_of, default_of, plain
 
 NAME = re.compile(r"[a-z][a-z0-9-]*")
@@ -44,9 +44,16 @@ def mistakes(word: str, backend: Backend) -> Iterator[str]:
     No text names the plugin; whoever raises it does.
     """
     what = f"the {word} {shown(backend.name)}"
-    for check in (_of_names, _of_features, _of_open, _of_calls, _of_options):
-        for mistake in check(word, backend):
-            yield f"{what}: {mistake}"
+    for check in (_of_names, _of_features, _of_kind, _of_open, _of_calls, _of_options):
+        yield from (f"{what}: {mistake}" for mistake in told(check, word, backend))
+
+
+def told(check: Callable[..., Iterator[str]], *given: Any) -> list[str]:
+    """Return the mistakes that a check yields. It asks what a plugin gave, which may raise when it is asked."""
+    found = list[str]()
+    if type(raised := guarded(lambda: found.extend(check(*given)))) is Raised:
+        found.append(f"it cannot be looked at: {raised.text}; declare plain values")
+    return found
 
 
 def shown(value: object) -> str:
@@ -68,9 +75,18 @@ def _of_names(word: str, backend: Backend) -> Iterator[str]:
     for scheme in schemes:
         if not isinstance(scheme, str) or not _SCHEME.fullmatch(scheme):
             yield f"{shown(scheme)} is not a scheme of a URL: {_NAME_RULE} + ."
-    secure = getattr(backend, "secure_schemes", ())
-    if extra := [one for one in secure if one not in schemes]:
-        yield f"secure_schemes names {', '.join(map(shown, extra))}, which its schemes do not; name it in both"
+
+
+def _of_kind(word: str, backend: Backend) -> Iterator[str]:
+    """Check what only one kind of backend has."""
+    if isinstance(backend, TransportBackend):
+        secure: Any = backend.secure_schemes
+        if not isinstance(secure, frozenset | set):
+            yield f'its secure_schemes are {shown(secure)}, expected a frozenset of text, such as frozenset({{"tls"}})'
+        elif extra := [one for one in secure if one not in backend.schemes]:
+            yield f"secure_schemes names {', '.join(map(shown, extra))}, which its schemes do not; name it in both"
+    elif isinstance(backend, DiscoveryBackend) and type(backend.publishes) is not bool:
+        yield f"its publishes is {shown(backend.publishes)}, expected True or False"
 
 
 def _of_features(word: str, backend: Backend) -> Iterator[str]:
@@ -95,8 +111,12 @@ def _of_open(word: str, backend: Backend) -> Iterator[str]:
     if not callable(opens):
         yield f"its open is {shown(opens)}, expected a function that returns an async context manager"
         return
-    if inspect.iscoroutinefunction(opens) or inspect.isasyncgenfunction(opens):
-        kind = "a coroutine function" if inspect.iscoroutinefunction(opens) else "an async generator function"
+    kinds = {
+        "a coroutine function": inspect.iscoroutinefunction,
+        "an async generator function": inspect.isasyncgenfunction,
+        "a generator function": inspect.isgeneratorfunction,
+    }
+    if kind := next((kind for kind, is_one in kinds.items() if is_one(opens)), ""):
         yield (
             f"its open is {kind}, which gives no async context manager; put @asynccontextmanager of contextlib "
             f"before it, and yield the {word}"
@@ -135,14 +155,34 @@ def _of_options(word: str, backend: Backend) -> Iterator[str]:
     except Exception as error:
         yield f"the types of its options cannot be told ({describe(error)}); import what they name, at the top"
         return
-    for field in attrs.fields(cls):
-        if field.init:
-            yield from (f'its option "{field.alias or field.name}" {mistake}' for mistake in _of_option(field))
+    found = [mistake for field in attrs.fields(cls) for mistake in _of_field(field, "")]
+    yield from found
+    if not found and type(made := guarded(cls)) is Raised:
+        yield f"its options cannot be made of their defaults ({made.text}); give defaults that go together"
 
 
-def _of_option(field: attrs.Attribute[Any]) -> Iterator[str]:
+def _of_field(field: attrs.Attribute[Any], within: str) -> Iterator[str]:
+    """Yield the mistakes of an option, and of the options in it."""
+    if not field.init:
+        return
+    name, is_outermost = f"{within}{field.alias or field.name}", not within
+    yield from (f'its option "{name}" {mistake}' for mistake in told(_of_option, field, is_outermost))
+    if is_outermost and field.default is attrs.NOTHING:
+        yield f'its option "{name}" has no default, so nothing opens it by its URL alone; give one'
+    for inner in _inner(field.type):
+        yield from (mistake for one in attrs.fields(inner) for mistake in _of_field(one, f"{name}."))
+
+
+def _inner(type_: Any) -> list[type[Any]]:
+    """Return the attrs classes that a type is made of."""
+    if isinstance(type_, type) and attrs.has(type_):
+        return [attrs.resolve_types(type_)]
+    return [one for part in get_args(type_) for one in _inner(part)] if get_origin(type_) is not Literal else []
+
+
+def _of_option(field: attrs.Attribute[Any], is_outermost: bool) -> Iterator[str]:
     name = field.alias or field.name
-    if (wanted := CORE_OPTIONS.get(name)) and field.type is not wanted:
+    if is_outermost and (wanted := CORE_OPTIONS.get(name)) and field.type is not wanted:
         yield f"is set by core, as {wanted.__name__}; its type is {_name(field.type)}"
     if field.type is None:
         yield f"has no type, so no configuration file can give it; write {name}: int, or what else it is"
@@ -153,21 +193,25 @@ def _of_option(field: attrs.Attribute[Any]) -> Iterator[str]:
             "Literal, an Enum, a list or a table of such, or an attrs class"
         )
         return
-    if not field.metadata.get("help"):
+    help_: Any = field.metadata.get("help")
+    if not isinstance(help_, str) or not help_.strip():
         yield 'has no help; add metadata={"help": "what it is for"}'
     if any(kind in (int, float) for kind in _kinds(field.type)) and not bounds_of(field):
         yield "is a number without bounds; add validators.ge(...) and validators.le(...)"
-    if field.default is attrs.NOTHING:
+    if field.default is attrs.NOTHING or getattr(field.default, "takes_self", False):
         return
-    try:
-        default = default_of(field)
-        json.dumps(plain(default))
-        if field.validator is not None and default is not None:
-            field.validator(_Instance(**{field.name: default}), field, default)
-    except AttributeError:  # a rule between several options: who sets them will be told
-        return
-    except Exception as error:
-        yield f"has a default that is not allowed ({text_of(error)}); give one that is"
+    if type(raised := guarded(_check_default, field)) is Raised and not raised.is_a(AttributeError):
+        # An AttributeError comes of a rule between several options: all of the defaults are tried together later.
+        yield f"has a default that is not allowed ({text_of(raised.error)}); give one that is"
+
+
+def _check_default(field: attrs.Attribute[Any]) -> None:
+    default = default_of(field)
+    if field.converter is None and not _fits(field.type, default):
+        raise TypeError(f"{shown(default)} is no {_name(field.type)}")
+    json.dumps(plain(default))
+    if field.validator is not None and default is not None:
+        field.validator(_Instance(**{field.name: default}), field, default)
 
 
 class _Instance:
@@ -193,7 +237,23 @@ def _is_setting(type_: Any) -> bool:
     if origin is Literal:
         return all(isinstance(arg, bool | int | str) for arg in args)
     if origin in (list, tuple, Sequence):
-        return _is_setting(args[0]) and args[1:] in ((), (...,))
+        return bool(args) and _is_setting(args[0]) and args[1:] in ((), (...,))
     if origin in (dict, Mapping):
-        return args[0] is str and _is_setting(args[1])
+        return len(args) == 2 and args[0] is str and _is_setting(args[1])
     return isinstance(type_, type) and (type_ in _PLAIN or attrs.has(type_) or issubclass(type_, Enum))
+
+
+def _fits(type_: Any, value: Any) -> bool:
+    """Return whether a value is one of a type of settings."""
+    origin, args = get_origin(type_), get_args(type_)
+    if origin in (Union, UnionType):
+        return any(_fits(arg, value) for arg in args)
+    if origin is Literal:
+        return any(value == arg and type(value) is type(arg) for arg in args)
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, list | tuple) and all(_fits(args[0], one) for one in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(_fits(str, name) and _fits(args[1], value[name]) for name in value)
+    if isinstance(value, bool) and type_ in (int, float):
+        return False
+    return isinstance(value, int | float if type_ is float else type_)

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from traceback import walk_tb
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ from converge.contracts.store import StoreBackend
 from converge.contracts.transport import TransportBackend
 from converge.errors import ContractMismatch, HookUnknown, PluginBroken, PluginMissing
 from converge.foreign import Raised, guarded, is_a, name_of
-from converge.plugins.declaration import NAME, Backend, mistakes, shown
+from converge.plugins.declaration import NAME, Backend, mistakes, shown, told
 from converge.plugins.found import Found, title
 
 _TARGET = re.compile(r"\w+(\.\w+)*(:(\w+(\.\w+)*)?)?")
@@ -128,7 +128,7 @@ def declared(found: Found, plugin: object) -> Declared:
     """
     manager = new_manager()
     hooks, broken, other, causes = (
-        list(_hook_mistakes(found, plugin, manager)),
+        told(_hook_mistakes, found, plugin, manager),
         list[str](),
         list[str](),
         list[BaseException](),
@@ -143,12 +143,13 @@ def declared(found: Found, plugin: object) -> Declared:
                     continue
                 backends[kind.word].append(one)
                 broken += mistakes(kind.word, one)
-                other += _contract_mistakes(kind, one)
+                other += told(_contract_mistakes, kind, one)
+            broken += told(_doubles, kind, backends[kind.word])
         for one in _returned(found, manager, "converge_decisions", broken, causes):
-            broken += _decision_mistakes(one)
+            broken += told(_decision_mistakes, one)
             decisions.append(one)
         for one in _returned(found, manager, "converge_commands", broken, causes):
-            broken += _command_mistakes(one)
+            broken += told(_command_mistakes, one)
             commands.append(one)
     lines = [f"{title(found)}: {line}" for line in (*other, *hooks, *broken)]
     if lines:
@@ -183,6 +184,22 @@ def _listed(hook: Callable[[], Any]) -> list[Any] | type[Any]:
     return list(answer)
 
 
+def _schemes(backend: Any) -> Sequence[Any]:
+    return backend.schemes if isinstance(backend.schemes, tuple | list) else ()  # a text is one mistake already
+
+
+def _doubles(kind: Kind, backends: list[Backend]) -> Iterator[str]:
+    for what, names in (
+        ("", [one.name for one in backends]),
+        (
+            " with the scheme",
+            [scheme for one in backends for scheme in _schemes(one)],
+        ),
+    ):
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"it declares the {kind.word}{what} {shown(name)} twice; give one of them another"
+
+
 def _contract_mistakes(kind: Kind, backend: Backend) -> Iterator[str]:
     number: object = backend.contract
     what = f"its {kind.word} {shown(backend.name)}"
@@ -197,8 +214,9 @@ def _decision_mistakes(kind: object) -> Iterator[str]:
     if not isinstance(kind, DecisionKind):
         yield f"converge_decisions returned {name_of(type(kind))}, expected DecisionKind"
         return
-    if not NAME.fullmatch(str(kind.name)):
-        yield f"{kind.name!r} is not a name for a decision: lower case, a-z first, then a-z 0-9 -"
+    name: object = kind.name
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        yield f"{shown(name)} is not a name for a decision: lower case, a-z first, then a-z 0-9 -"
     if not inspect.isclass(kind.type) or not attrs.has(kind.type):
         yield f'the type of the decision "{kind.name}" is no attrs class'
     if not inspect.iscoroutinefunction(kind.handler):
@@ -209,8 +227,9 @@ def _command_mistakes(command: object) -> Iterator[str]:
     if not isinstance(command, Command):
         yield f"converge_commands returned {name_of(type(command))}, expected Command"
         return
-    if not _WORDS.fullmatch(str(command.name)):
-        yield f"{command.name!r} is not a name for a command: one word or two, lower case, a-z first, then a-z 0-9 -"
+    name: object = command.name
+    if not isinstance(name, str) or not _WORDS.fullmatch(name):
+        yield f"{shown(name)} is not a name for a command: one word or two, lower case, a-z first, then a-z 0-9 -"
     run, help_ = cast("Any", command.run), cast("Any", command.help)  # nobody has checked their types
     if not callable(run) or inspect.iscoroutinefunction(run):
         yield f'run of the command "{command.name}" is not a plain function'
