@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,10 +14,11 @@ import pytest
 from converge.builtin.memory.plugin import MEMORY
 from converge.errors import HookUnknown, PluginBroken, PluginError, PluginMissing, StoreUnavailable
 from converge.operations.plugins.info import loaded_and_packed
-from converge.plugins import PluginHost
+from converge.plugins import PluginHost, loading
 from converge.plugins.opened import Opened
 
 Owl = Callable[..., None]
+warning: Callable[..., None] = loading.log.warning
 HOOK = "from converge.hookspecs import hookimpl\n@hookimpl\ndef converge_stores():\n    "
 ODD = "class Odd(BaseException): ...\n"
 
@@ -50,6 +53,11 @@ def owl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Owl:
         (HOOK + "yield\n    raise SystemExit", "converge_stores failed: SystemExit:  (owl_of_tests.py, line 5)"),
         (HOOK + "return None", "converge_stores returned NoneType, expected a list of declarations"),
         (ODD + "raise Odd('oh')", "cannot be imported: Odd: oh (owl_of_tests.py, line 2)"),
+        ("import os\nos._exit(0)", "cannot be imported: SystemExit: os._exit(0) was called (owl_of_tests.py, line 2)"),
+        (
+            HOOK + "__import__('os')._exit(7)",
+            "converge_stores failed: SystemExit: os._exit(7) was called (owl_of_tests",
+        ),
         ("raise SystemExit('no licence')", "cannot be imported: SystemExit: no licence (owl_of_tests.py, line 1)"),
         (
             "import owl_driver_that_is_not_there",
@@ -66,6 +74,47 @@ def test_what_a_plugin_raises_when_it_is_loaded_is_its_mistake_and_ends_no_proce
         PluginHost(["owl"])
     assert str(raised.value).startswith('plugin "owl" (owl-store 1.2)')
     assert said in str(raised.value)
+
+
+FORKS = """
+import os, threading
+from os import _exit
+if (child := os.fork()) == 0:
+    os._exit(3)
+STATUS = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_child_of_a_plugin_may_exit_and_what_it_keeps_for_later_is_the_systems(owl: Owl) -> None:
+    before = os._exit
+    owl(FORKS + HOOK + "return []")
+    PluginHost(["owl"])
+    module = sys.modules["owl_of_tests"]
+    assert module.STATUS == 3
+    assert os._exit is before
+    if (child := os.fork()) == 0:
+        try:
+            module._exit(4)  # it was replaced when the plugin took it
+        finally:
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+
+
+def test_a_plugin_that_hangs_when_it_is_loaded_is_told_with_its_line(
+    owl: Owl, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, waits = threading.Event(), "import threading\nthreading.TOLD.wait(60)\n"
+    monkeypatch.setattr(threading, "TOLD", told, raising=False)
+    monkeypatch.setattr(loading, "SLOW_SEC", 0.01)
+
+    def tell(*values: object) -> None:
+        warning(*values)
+        told.set()
+
+    monkeypatch.setattr(loading.log, "warning", tell)
+    owl(waits + HOOK + "return []")
+    PluginHost(["owl"])
+    assert told.is_set() and 'plugin "owl" (owl-store 1.2) has been loading for 0.01 s, and is at line 2' in caplog.text
 
 
 @pytest.mark.parametrize("target", ["", ":OWL", "owl of tests", "owl_of_tests [fast]"])

@@ -39,6 +39,7 @@ from converge.plugins.found import (
     title,
 )
 from converge.plugins.loaded import Loaded, loaded_from
+from converge.plugins.loading import loading
 from converge.plugins.opened import Opened, Opens
 from converge.urls import check_host, scheme_of
 
@@ -271,8 +272,9 @@ class PluginHost:
             )
         if found.target in self._loaded:
             return
-        plugin = import_plugin(found)
-        own = declared(found, plugin)
+        with loading(found):
+            plugin = import_plugin(found)
+            own = declared(found, plugin)
         self._check_clashes(found, own.backends)
         self._check_decisions(found, own.decisions)
         self._check_commands(found, own.commands)
