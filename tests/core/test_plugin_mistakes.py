@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -144,6 +146,32 @@ def test_check_says_what_a_plugin_prints_when_it_is_loaded(owl: Owl, capsys: pyt
     with pytest.raises(PluginBroken, match='owl prints "imported" when it is loaded, amid what commands answer'):
         loaded_and_packed("owl")
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("import os\nos.chdir('/')\n", "the working directory"),
+        ("import signal\nsignal.signal(signal.SIGHUP, print)\n", "the handlers of signals"),
+        ("import logging\nlogging.getLogger().addHandler(logging.NullHandler())\n", "the handlers of the root logger"),
+        ("import sys\nsys.excepthook = print\n", "what Python calls for errors"),
+    ],
+)
+def test_check_says_what_a_plugin_changes_of_the_process_when_it_is_loaded(
+    owl: Owl, source: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, handler, handlers = os.getcwd(), signal.getsignal(signal.SIGHUP), logging.getLogger().handlers[:]
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    owl(source + HOOK + "return []")
+    try:
+        with pytest.raises(PluginBroken) as raised:
+            loaded_and_packed("owl")
+    finally:
+        os.chdir(place)
+        signal.signal(signal.SIGHUP, handler)
+        logging.getLogger().handlers[:] = handlers
+    assert f"owl changes {what} when it is loaded, for all that runs beside it" in str(raised.value)
+    assert str(raised.value).count(" changes ") == 1
 
 
 def test_check_says_what_the_package_needs_and_nothing_of_what_could_not_be_read(owl: Owl) -> None:

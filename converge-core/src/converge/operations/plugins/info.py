@@ -6,11 +6,14 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -99,7 +102,7 @@ def loaded_and_packed(name: str) -> Loaded:
     Raises:
         As `facts_of`; with all that is wrong, a line each.
     """
-    printed = io.StringIO()
+    printed, before = io.StringIO(), _process()
     try:
         with redirect_stdout(printed):
             loaded = loaded_as(name)
@@ -112,9 +115,21 @@ def loaded_and_packed(name: str) -> Loaded:
     lines = package_mistakes(loaded.name, loaded.distribution, loaded.backends)
     if text := printed.getvalue().strip():
         lines.append(f"{name} prints {shown(text)} when it is loaded, amid what commands answer; log it, or drop it")
+    for what in [what for what, value in _process().items() if value != before[what]]:
+        lines.append(f"{name} changes {what} when it is loaded, for all that runs beside it; do it later, or drop it")
     if lines:
         raise PluginBroken("\n".join(lines))
     return loaded
+
+
+def _process() -> dict[str, object]:
+    """Return by its name what is the whole process's, and neither a plugin's nor its driver's to change."""
+    return {
+        "the working directory": os.path.realpath(os.curdir),
+        "the handlers of signals": [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
+        "the handlers of the root logger": list(logging.getLogger().handlers),
+        "what Python calls for errors": (sys.excepthook, threading.excepthook, sys.unraisablehook),
+    }
 
 
 def _load(name: str) -> tuple[PluginHost, Loaded]:
