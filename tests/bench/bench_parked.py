@@ -32,7 +32,7 @@ POOL = "bench"
 TOGETHER = 1_000
 """Tasks of one submit; the next ones come when all of them wait."""
 
-WARM = 500
+WARM = 2_000
 """Tasks that wait and end first, so that what a node keeps for itself is there before its memory is first read."""
 
 IDLE_SEC = 20.0

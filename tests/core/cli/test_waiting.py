@@ -113,3 +113,69 @@ def test_a_payload_or_a_cursor_that_cannot_be_is_one_line(
         assert main(["tasks", *words, "--store", url]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("converge: ") and len(line) < 200
+
+
+def test_filters_are_those_of_the_children_too(waiting: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    url, id_ = waiting
+    here = ("--store", url)
+    (child,) = said(capsys, "tasks", "list", "--parent", id_, *here)
+    state = str(child["state"]).lower()
+    other = "failed" if state != "failed" else "completed"
+    for words, fits in (
+        (("--state", state), True),
+        (("--state", other), False),
+        (("--pool", "p"), False),
+        (("--pool", "q"), True),
+        (("--type", "child"), True),
+        (("--type", "x"), False),
+        (("--skip", "1"), False),
+        (("--since", "1h"), True),
+        (("--dead-letters",), False),
+    ):
+        found = said(capsys, "tasks", "list", "--parent", id_, *words, *here)
+        assert [one["id"] for one in found] == ([child["id"]] if fits else []), words
+    assert main(["tasks", "list", "--parent", id_, "--state", other, *here]) == 0
+    assert "no tasks that fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("--waiting", "--state", "completed"), ("--waiting", "--dead-letters")])
+def test_filters_that_no_task_can_pass_are_refused(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tasks", "list", *words, "--store", f"file:{tmp_path / 'state.db'}"]) == 2
+    assert "do not combine it with" in capsys.readouterr().err
+
+
+def test_a_verb_says_the_whole_id_of_its_task(waiting: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    url, id_ = waiting
+    # Ids of one moment begin alike: all but the last characters.
+    begins = id_[:-2]
+    assert said(capsys, "tasks", "signal", begins, "other", "--store", url)[0]["id"] == id_
+    assert said(capsys, "tasks", "complete", begins, "--store", url)[0]["id"] == id_
+
+
+class Steers(Agent):
+    async def on_task(self, task: Task) -> None:
+        await task.progress(1, text="\x1b[2J")
+        await task.emit("\x1b]0;mine\x07two\nlines\tend")
+        await task.emit({"x": "\x9b2J"})
+
+
+def test_what_a_task_puts_out_does_not_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file:{tmp_path / 'state.db'}"
+
+    async def end() -> str:
+        async with open_store(url) as store, Node(store=store) as node:
+            await node.spawn(Steers, pool="p")
+            id_ = await node.tasks.submit(Task(pool_id="p"))
+            await node.tasks.result(id_, timeout=30)
+            return id_
+
+    id_ = anyio.run(end)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(["tasks", "watch", id_, "--store", url]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == ["\\x1b]0;mine\\x07two", "lines\tend", '{"x": "\\x9b2J"}']
+    assert "\x1b" not in shown.err and "state: COMPLETED" in shown.err

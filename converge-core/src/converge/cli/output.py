@@ -77,8 +77,8 @@ def text(value: object) -> str:
 
 
 def write(value: str) -> None:
-    """Write a line of text."""
-    _write(value)
+    """Write a line of text, in which nothing acts on a terminal."""
+    _write(harmless(value))
 
 
 def marked(mark: str, colour: str, rest: str) -> None:
@@ -95,7 +95,7 @@ def marked(mark: str, colour: str, rest: str) -> None:
 def note(value: str) -> None:
     """Write a line that is about the result, not a part of it, to standard error."""
     sys.stdout.flush()
-    print(value, file=sys.stderr)  # noqa: T201  # this is where a command talks to people
+    print(harmless(value), file=sys.stderr)  # noqa: T201  # this is where a command talks to people
 
 
 def can_ask() -> bool:

@@ -60,13 +60,16 @@ async def cancel_all(store: Store, ids: Sequence[str], why: str) -> list[Cancell
 
 @attrs.frozen(kw_only=True)
 class Wanted:
-    """Which tasks to list; None or empty fields do not filter. `since`: submitted then or later, as typed."""
+    """Which tasks to list; None or empty fields do not filter. `since`: submitted then or later, as typed; `parent`:
+    the children of this task.
+    """
 
     state: TaskState | None = None
     pool_id: str | None = None
     types: Sequence[str] = ()
     topics: Sequence[str] = ()
     since: str | None = None
+    parent: str | None = None
     skip: int = 0
     limit: int = 0
 
@@ -111,6 +114,7 @@ async def list_tasks(store: Store, wanted: Wanted, visit: VisitPage) -> bool:
     Raises:
         NoSuchPool: With the nearest name.
         InvalidValue: `since` is no age and no moment.
+        NoSuchTask: The parent is not there.
     """
     if wanted.pool_id is not None:
         await StoreHandle.of(store).pool(wanted.pool_id)
@@ -131,11 +135,31 @@ async def list_tasks(store: Store, wanted: Wanted, visit: VisitPage) -> bool:
             visit(some)
         return not is_more
 
-    await visit_tasks(store, wanted.state, wanted.pool_id, filtered)
+    if wanted.parent is not None:
+        filtered(await _children(store, wanted.parent))
+    else:
+        await visit_tasks(store, wanted.state, wanted.pool_id, filtered)
     return is_more
 
 
+async def _children(store: Store, task_id: str) -> Sequence[Task]:
+    manager, task_id = TaskManager(store), await whole_id(store, task_id)
+    parent = await manager.get(task_id)
+    if parent.state not in TERMINAL:
+        return await manager.children(task_id)
+    found: dict[str, Task] = {}  # the end of a task removes its list of children; each still names its parent
+
+    def look(page: Sequence[Task]) -> bool:
+        found.update((task.id, task) for task in page if task.parent_id == parent.id)
+        return True
+
+    await visit_tasks(store, None, None, look)
+    return [found[id_] for id_ in sorted(found)]
+
+
 def _is_wanted(task: Task, wanted: Wanted, since: datetime | None) -> bool:
+    if wanted.state not in (None, task.state) or wanted.pool_id not in (None, task.pool_id):
+        return False
     if wanted.types and task.type not in wanted.types:
         return False
     if wanted.topics and task.topic not in wanted.topics:

@@ -14,14 +14,12 @@ from converge.contracts.store import Store
 from converge.errors import InputError
 from converge.ids import id_bytes
 from converge.machines.durable import FOREVER, Signal, Step
-from converge.machines.task import TERMINAL
 from converge.model.keys import CHUNK, SIGNAL, STEP
 from converge.model.task import Task
 from converge.operations.tasks import whole_id
 from converge.services.durable.manager import TaskManager
 from converge.services.durable.output import Output
 from converge.services.store.pages import read_all
-from converge.services.tasks.listing import visit_tasks
 from converge.services.tasks.records import moment
 from converge.services.tasks.surroundings import read_task
 
@@ -68,10 +66,10 @@ async def durable(store: Store, task: Task) -> Durable:
 KINDS = {".": "step", "?": "wait", "~": "sleep", "+": "spawn", "^": "first", "&": "gather"}
 
 
-async def signal(store: Store, task_id: str, name: str, payload: Any, key: str) -> bool:
-    """Send the signal; return False if the task has ended."""
+async def signal(store: Store, task_id: str, name: str, payload: Any, key: str) -> tuple[str, bool]:
+    """Send the signal; return the task's whole id, and False if it has ended."""
     task_id = await whole_id(store, task_id)
-    return await TaskManager(store).signal(task_id, name, payload, key=key)
+    return task_id, await TaskManager(store).signal(task_id, name, payload, key=key)
 
 
 async def end(store: Store, task_id: str, *, result: Any = None, error: str | None = None) -> Task:
@@ -88,26 +86,6 @@ async def follow(store: Store, task_id: str, after: str) -> AsyncGenerator[Outpu
     """Yield what the task puts out until it has ended."""
     async for output in TaskManager(store).watch(await whole_id(store, task_id), after=after):
         yield output
-
-
-async def children(store: Store, task_id: str) -> Sequence[Task]:
-    """Return the children of a task.
-
-    Raises:
-        NoSuchTask: There is none.
-    """
-    manager, task_id = TaskManager(store), await whole_id(store, task_id)
-    parent = await manager.get(task_id)
-    if parent.state not in TERMINAL:
-        return await manager.children(task_id)
-    found: dict[str, Task] = {}  # the end of a task removes its list of children; each still names its parent
-
-    def look(page: Sequence[Task]) -> bool:
-        found.update((task.id, task) for task in page if task.parent_id == parent.id)
-        return True
-
-    await visit_tasks(store, None, None, look)
-    return [found[id_] for id_ in sorted(found)]
 
 
 def payload_of(text: str | None) -> Any:

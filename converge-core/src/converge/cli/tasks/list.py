@@ -19,7 +19,6 @@ from converge.model.task import Task
 from converge.operations import run as main
 from converge.operations import tasks as operate
 from converge.operations.drain import hint_of
-from converge.operations.waiting import children
 from converge.runtime.config.config import Config
 
 WAITING_COLUMNS = ("id", "pool", "waits", "task")
@@ -75,14 +74,16 @@ def list_tasks(
     settings = common.configured(pool_id=pool)
     if dead_letters and state not in (None, TaskState.FAILED):
         raise InputError(f"--dead-letters lists failed tasks; do not combine it with --state {state.lower()}")
-    if parent is not None:
-        return _children(settings, parent, common)
+    if waiting and (dead_letters or state not in (None, TaskState.WAITING)):
+        other = "--dead-letters" if state is None else f"--state {state.lower()}"
+        raise InputError(f"--waiting lists tasks that wait; do not combine it with {other}")
     wanted = operate.Wanted(
         state=TaskState.FAILED if dead_letters else TaskState.WAITING if waiting else state,
         pool_id=settings.pool_id or None,
         types=type or (),
         topics=topic or (),
         since=since,
+        parent=parent,
         skip=skip,
         limit=limit,
     )
@@ -104,22 +105,6 @@ def list_tasks(
     if is_more:
         output.note(f"there are more: --skip {skip + limit} shows the next ones, --limit 0 all")
     return DONE
-
-
-def _children(settings: Config, parent: str, common: Common) -> int:
-    tasks = anyio.run(_of_parent, settings, parent, backend_options=loop_options())
-    if common.json:
-        for task in tasks:
-            output.line(record_of(task))
-    else:
-        rows = [_cells(task, is_dead=False) for task in tasks]
-        output.table(COLUMNS, rows, has_lines=True, empty="no children")
-    return DONE
-
-
-async def _of_parent(config: Config, parent: str) -> Sequence[Task]:
-    async with main.opened_store(config) as store:
-        return await children(store, parent)
 
 
 def _waiting_cells(task: Task) -> tuple[object, ...]:

@@ -16,6 +16,7 @@ from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
 from converge.errors import InputError
 from converge.machines.task import TaskState
+from converge.model.task import Task
 from converge.operations import run as main
 from converge.operations import waiting as operate
 from converge.runtime.config.config import Config
@@ -41,11 +42,11 @@ def signal(
     """
     settings, data = common.configured(), operate.payload_of(payload)
 
-    async def send(config: Config) -> bool:
+    async def send(config: Config) -> tuple[str, bool]:
         async with main.opened_store(config) as store:
             return await operate.signal(store, task_id, name, data, key)
 
-    is_sent = anyio.run(send, settings, backend_options=loop_options())
+    task_id, is_sent = anyio.run(send, settings, backend_options=loop_options())
     if common.json:
         output.line({"id": task_id, "name": name, "is_sent": is_sent})
     else:
@@ -77,7 +78,7 @@ def watch(
                 if is_json:
                     output.line(attrs.asdict(piece))
                 elif piece.kind == "data":
-                    output.write(piece.data if isinstance(piece.data, str) else output.text(piece.data))
+                    output.write(output.text(piece.data))
                 else:
                     output.note(f"{piece.kind}: {output.text(piece.data)}")
 
@@ -105,13 +106,13 @@ def fail(
 def _end(task_id: str, result: object, error: str | None, common: Common) -> int:
     settings = common.configured()
 
-    async def end(config: Config) -> str:
+    async def end(config: Config) -> Task:
         async with main.opened_store(config) as store:
-            return str((await operate.end(store, task_id, result=result, error=error)).state)
+            return await operate.end(store, task_id, result=result, error=error)
 
-    state = anyio.run(end, settings, backend_options=loop_options())
+    task = anyio.run(end, settings, backend_options=loop_options())
     if common.json:
-        output.line({"id": task_id, "state": state})
+        output.line({"id": task.id, "state": str(task.state)})
     else:
-        output.table(("id", "state"), [(task_id, state.lower())])
+        output.table(("id", "state"), [(task.id, task.state.lower())])
     return DONE
