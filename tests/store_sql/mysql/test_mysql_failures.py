@@ -334,6 +334,7 @@ async def silent_proxy(url: str) -> AsyncIterator[Silent]:
         ("--sysdate-is-now", StoreUnsafe, "sysdate-is-now"),
         ("--max-allowed-packet=1M", StoreRefused, "max_allowed_packet"),
         ("--read-only", StoreRefused, "name the primary"),
+        ("--binlog-format=STATEMENT", StoreRefused, "set binlog_format to MIXED or ROW"),
     ],
 )
 async def test_a_server_that_cannot_keep_the_promises_is_refused_and_nothing_is_made(
@@ -345,7 +346,8 @@ async def test_a_server_that_cannot_keep_the_promises_is_refused_and_nothing_is_
         found = await servers.settings(connections)
         await connections.close()
         name, _, value = option[2:].replace("-", "_").partition("=")
-        found[name] = {"1M": "1048576", "": "ON"}[value]
+        assert name in found
+        found |= {"log_bin": "ON", name: {"1M": "1048576", "": "ON"}.get(value, value)}
         with pytest.raises(kind, match=words):
             servers.check(found, "mysql://h/db")
         return

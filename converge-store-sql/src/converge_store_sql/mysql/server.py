@@ -22,7 +22,7 @@ FULL = "1"
 
 _NAMES = (
     "version", "version_comment", "max_allowed_packet", "innodb_flush_log_at_trx_commit", "innodb_doublewrite",
-    "read_only", "wsrep_on", "sync_binlog", "log_bin",
+    "read_only", "wsrep_on", "sync_binlog", "log_bin", "binlog_format",
 )  # fmt: skip
 
 
@@ -73,6 +73,11 @@ def check(found: Mapping[str, str], where: str) -> None:
         )
     if found.get("read_only") not in (None, "OFF", "0"):
         raise StoreRefused(f"{where} is read-only (read_only = {found['read_only']}); name the primary")
+    if found.get("log_bin") in ("ON", "1") and found.get("binlog_format") == "STATEMENT":
+        raise StoreRefused(
+            f"{where} logs statements for its replicas (binlog_format = STATEMENT), which refuses what is written at "
+            "READ COMMITTED; set binlog_format to MIXED or ROW"
+        )
     if int(found["max_allowed_packet"]) < PACKET_BYTES:
         raise StoreRefused(
             f"{where} takes {found['max_allowed_packet']} bytes at once; set max_allowed_packet to {PACKET_BYTES} or "
