@@ -185,6 +185,10 @@ class Side:
         """Return the one link."""
         return [] if self.link is None else [self.link]
 
+    def is_dialling(self, node_key: bytes) -> bool:
+        """Return that it is not: nothing is dialled here."""
+        return False
+
     def failure(self, node_key: bytes) -> None:
         """Return None: no dial is remembered."""
 

@@ -113,6 +113,10 @@ class Dials:
         if one is not None:
             one.done.set()
 
+    def is_under_way(self, whom: Whom) -> bool:
+        """Return whether there is a dial that has not ended."""
+        return whom in self._under_way
+
     def failure(self, whom: Whom) -> ChannelError | None:
         """Return why the node was not reached by the last dial that has ended, or that one under way takes long; None:
         it was, or neither is so.

@@ -119,6 +119,10 @@ class Links:
         """Return why the node was not reached by the last dial, or that it takes long; None: neither is so."""
         return self._dials.failure(node_key)
 
+    def is_dialling(self, node_key: bytes) -> bool:
+        """Return whether the node is being dialled."""
+        return self._dials.is_under_way(node_key)
+
     async def at(self, endpoint: str) -> Link:
         """Return the link to whichever node of the network is at the endpoint, dialling it if there is none.
 

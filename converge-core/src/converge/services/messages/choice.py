@@ -11,7 +11,7 @@ from converge.errors import AskCycle, Backpressure, ChannelError, Dropped, Messa
 from converge.model.descriptor import DiscoveryQuery
 from converge.services.messages.inboxes import Inboxes
 from converge.services.messages.routes import Routes
-from converge.services.messages.unsettled import CHOOSY_SEC, RETRY_GREATEST_SEC, RETRY_LEAST_SEC, StillDialling
+from converge.services.messages.unsettled import CHOOSY_SEC, RETRY_GREATEST_SEC, RETRY_LEAST_SEC
 
 TRIES = 32
 """Agents of a capability that are tried, here and elsewhere: where so many are full, one more would be, too."""
@@ -40,16 +40,17 @@ class Choice:
         """
         wait_sec = RETRY_LEAST_SEC
         while True:
-            failures: list[Exception] = []
+            failures, is_silent = list[Exception](), False
             for find in (self._here, self._elsewhere, self._after_all):
                 rest = [] if find == self._after_all and failures else list(await find(capability, sender))
-                while to := await self._next(rest, failures):
+                while to := await self._next(rest, is_silent):
                     try:
                         return await deliver_to(to)
                     except (MessageTooLarge, Dropped, AskCycle):
                         raise
                     except (Undeliverable, Backpressure, ChannelError, StoreError) as error:
                         failures.append(error)
+                        is_silent = is_silent or self._routes.is_dialling(to)
             if not failures:
                 raise Undeliverable(f'no agent that is known here has the capability "{capability}"')
             if full := next((error for error in failures if isinstance(error, Backpressure)), None):
@@ -61,12 +62,12 @@ class Choice:
             await anyio.sleep(wait_sec)  # a connection that was refused for a moment, as by a busy listener
             wait_sec = min(wait_sec * 2, RETRY_GREATEST_SEC)
 
-    async def _next(self, rest: list[str], failures: Sequence[Exception]) -> str:
-        """Return the next of the agents, and remove it; empty: there is none. Once one was silent (`failures`), whoever
-        is reached soonest is the next: hosts that drop packets cost no more than one does, however many there are.
+    async def _next(self, rest: list[str], is_silent: bool) -> str:
+        """Return the next of the agents, and remove it; empty: there is none. Once a host was silent, whoever is
+        reached soonest is the next: hosts that drop packets cost no more than one does, however many there are.
         """
         to = rest[0] if rest else ""
-        if rest and any(isinstance(error, StillDialling) for error in failures):
+        if rest and is_silent:
             to = await self._routes.first_reached(rest, CHOOSY_SEC)
         if to:
             rest.remove(to)

@@ -48,6 +48,8 @@ class Links(Protocol):
 
     def failure(self, node_key: bytes) -> ChannelError | None: ...
 
+    def is_dialling(self, node_key: bytes) -> bool: ...
+
 
 StartErrand = Callable[..., object]
 """Starts a coroutine function with its arguments, as a task that ends by itself."""
@@ -149,6 +151,11 @@ class Routes:
         if descriptor is None:
             return await self.link_of(agent_id)
         return await self.link_soon(descriptor.node_key_bytes, f"agent {agent_id}", math.inf, MOMENT_SEC)
+
+    def is_dialling(self, agent_id: str) -> bool:
+        """Return whether the agent's node is being dialled."""
+        descriptor = self.discovery.directory.get(agent_id)
+        return self.links is not None and descriptor is not None and self.links.is_dialling(descriptor.node_key_bytes)
 
     async def first_reached(self, agent_ids: Sequence[str], within_sec: float) -> str:
         """Return the first of these agents to whose node there is a link, dialling them all; empty: there is none

@@ -35,10 +35,6 @@ CHOOSY_SEC = 1.0
 """How long a dial may take before another agent of the capability is tried."""
 
 
-class StillDialling(ConnectFailed):
-    """A dial takes long, and goes on; another recipient may be reached sooner."""
-
-
 Reach = Callable[[], Awaitable[Link]]
 """Gives the link to the recipient's node, as it is known now."""
 
@@ -311,13 +307,13 @@ async def _reached(reach: Reach, patience_sec: float) -> Link:
     """Return the link; who does not wait is told that a dial takes long, and it goes on.
 
     Raises:
-        StillDialling: It does.
+        ConnectFailed: It does.
     """
     if patience_sec:
         return await reach()
     with anyio.move_on_after(CHOOSY_SEC):
         return await reach()
-    raise StillDialling(f"connecting takes more than {CHOOSY_SEC:g} s")
+    raise ConnectFailed(f"connecting takes more than {CHOOSY_SEC:g} s")
 
 
 def _before(one: UnderWay, queue: dict[int, UnderWay]) -> int:
