@@ -166,7 +166,8 @@ class Sleepers:
                 log.debug("wake-ups from redis at %s cannot be heard: %s", self._connector.where, error)
                 self._tell_all(error)
             except (OSError, HiredisError) as error:
-                log.warning("wake-ups from redis at %s were lost for a moment: %s", self._connector.where, error)
+                why = str(error) or type(error).__name__
+                log.warning("wake-ups from redis at %s were lost for a moment: %s", self._connector.where, why)
                 if loop.time() - began > RECONNECT_SEC:
                     continue  # it worked until now; one that never does is not tried without a pause
             except Exception as error:

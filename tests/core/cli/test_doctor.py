@@ -100,7 +100,7 @@ def test_dead_letters_and_paused_work_are_warnings_that_strict_counts(pool: Conv
     assert pool("submit", "--pool", "shut", *STORE).code == 0
     answer = pool("doctor", "--json", *STORE)
     assert (answer.code, wrong(answer)) == (0, {("dead-letters", "warning"), ("paused", "warning")})
-    assert findings(answer)["paused"][0]["mend"] == "converge pools resume shut"
+    assert findings(answer)["paused"][0]["mend"] == "converge pools resume --store file:state.db shut"
     assert pool("doctor", "--strict", *STORE).code == 1
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from converge.cli import output
+from converge.cli.harmless import remember, runnable
 
 ID = "01a20db3-b2c5-732b-8000-e9ba0fd1ed97"
 COLUMNS = ("id", "state", "pool", "attempts", "submitted", "task")
@@ -86,3 +87,24 @@ def test_only_the_mark_of_a_line_is_coloured(
     monkeypatch.delenv("NO_COLOR", raising=False)
     output.marked("ok", "green", "  it is well")
     assert capsys.readouterr().out.rstrip().endswith("\x1b[0m  it is well")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("`converge tasks list --waiting` shows them", "`converge tasks list --store 'file:a b' --waiting` shows them"),
+        ("converge pools resume p", "converge pools resume --store 'file:a b' p"),
+        ("run `converge store accept`: on", "run `converge store accept --store 'file:a b'`: on"),
+        ("`converge run` makes it", "`converge run --store 'file:a b'` makes it"),
+        ("`converge plugins list` shows them", "`converge plugins list` shows them"),  # no command of a store
+        ("install converge-core and converge runner", "install converge-core and converge runner"),
+    ],
+)
+def test_a_command_that_is_named_can_be_run_as_it_stands(text: str, told: str) -> None:
+    remember(())
+    assert runnable(text) == text, "nothing was given"
+    remember(("--store", "file:a b"))
+    try:
+        assert runnable(text) == told
+    finally:
+        remember(())

@@ -86,7 +86,7 @@ def test_a_person_reads_what_a_task_waits_for_and_how_it_goes_on(
     assert lines["unread signals"] == "unread signals 1 of other"
     assert re.fullmatch(r"children 1 (pending|assigned|waiting)", lines["children"])  # it may have got to its own wait
     assert re.fullmatch(r"2 approval wait, until \w{3} \d+, \d\d:\d\d 0 4 \d+", lines["2"]), lines
-    assert f"to go on: converge tasks signal {id_} approval --payload JSON" in shown.err
+    assert f"to go on: converge tasks signal --store {url} {id_} approval --payload JSON" in shown.err
     assert main(["pools", "show", "p", "--store", url]) == 0
     counts = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert (counts["parked"], counts["later"]) == ("1", "0")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import cyclopts
 
 from converge.cli.failures import check_code, failed
+from converge.cli.harmless import remember
 from converge.cli.streams import complete
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _code_of(arguments: Sequence[str] | None) -> int:
+    remember(())
     try:
         given = _given(sys.argv[1:] if arguments is None else arguments)
         of_plugins, given = _of_plugins(given)

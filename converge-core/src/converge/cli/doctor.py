@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import anyio
+import attrs
 from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import CONFIGURATION, DONE, FAILED, UNREACHABLE
+from converge.cli.harmless import runnable
 from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
 from converge.contracts.store import Finding, Level, error, fine
@@ -106,7 +108,8 @@ async def _look_into(config: Config, host: PluginHost) -> list[Finding]:
         return [one async for one in check_place(problem, config, host)]
 
 
-def _write(findings: Sequence[Finding], *, as_json: bool) -> None:
+def _write(found: Sequence[Finding], *, as_json: bool) -> None:
+    findings = [attrs.evolve(one, mend=runnable(one.mend)) for one in found]
     if as_json:
         for one in findings:
             output.line({"code": one.code, "level": one.level.value, "finding": one.text, "mend": one.mend})

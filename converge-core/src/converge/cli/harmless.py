@@ -1,8 +1,10 @@
-"""Foreign text, escaped for a terminal."""
+"""What a command tells people: foreign text escaped for a terminal, and commands to go on with as they can be run."""
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Sequence
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """All but tab and newline; and what turns the direction of text around."""
@@ -11,3 +13,23 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 def harmless(value: str) -> str:
     """Return the text with its control characters spelt out: an agent's answer must not steer the reader's terminal."""
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], value)
+
+
+_OF_A_STORE = re.compile(
+    r"(?<![\w-])converge (?:(?:tasks|pools|agents) [a-z]+|store (?:info|migrate|accept)|ps|doctor|submit|run)"
+    r"(?= |`|,|;|$)"
+)
+"""Commands that take the flags of a store; one without its own words is one to read, not to run."""
+
+_flags = ""
+
+
+def remember(flags: Sequence[str]) -> None:
+    """Set the flags of a store that this command was given: those that it names need them, too."""
+    global _flags  # of the process, as its command line is
+    _flags = shlex.join(flags)
+
+
+def runnable(text: str) -> str:
+    """Return the text, each command of ours in it with the flags of the store that this one was given."""
+    return _OF_A_STORE.sub(lambda found: f"{found[0]} {_flags}", text) if _flags and "converge " in text else text

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import attrs
 from cyclopts import Group, Parameter
 
+from converge.cli.harmless import remember
 from converge.errors import ConfigError
 from converge.operations import logs
 from converge.operations.agent_class import first_on_path
@@ -74,6 +75,7 @@ class Common:
         Raises:
             ConfigError: As `load`.
         """
+        remember(self._given())
         plugins = tuple(self.plugin) if self.plugin else None
         given = {"store": self.store, "plugins": plugins, "network": self.network, **flags}
         try:
@@ -100,10 +102,12 @@ class Common:
 
     def arguments(self) -> list[str]:
         """Return those that are given, as they stand on a command line; not `--json`, which is about the output."""
+        return [*self._given(), "-v"] if self.verbose else self._given()
+
+    def _given(self) -> list[str]:
         flags = (("-c", self.config), ("--store", self.store), ("--network", self.network))
         given = [text for flag, value in flags if value is not None for text in (flag, str(value))]
-        given += [text for name in self.plugin or () for text in ("--plugin", name)]
-        return [*given, "-v"] if self.verbose else given
+        return given + [text for name in self.plugin or () for text in ("--plugin", name)]
 
 
 NONE = Common()

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from converge.cli.harmless import harmless
+from converge.cli.harmless import harmless, runnable
 from converge.codec import encode_plain
 
 VERSION = 1
@@ -95,7 +95,7 @@ def marked(mark: str, colour: str, rest: str) -> None:
 def note(value: str) -> None:
     """Write a line that is about the result, not a part of it, to standard error."""
     sys.stdout.flush()
-    print(harmless(value), file=sys.stderr)  # noqa: T201  # this is where a command talks to people
+    print(harmless(runnable(value)), file=sys.stderr)  # noqa: T201  # this is where a command talks to people
 
 
 def can_ask() -> bool:

@@ -133,6 +133,7 @@ async def _drain_feed(feed: Feed, grace_sec: float) -> None:
         await feed.drain()
         return
     feed.hand_back()  # what came meanwhile and was not begun
-    log.warning("%d tasks did not end within %g s; they are handed back", feed.slots.cancel(Why.STOPPING), grace_sec)
+    left = feed.slots.cancel(Why.STOPPING)
+    log.warning("not ended within %g s, and handed back: %d %s", grace_sec, left, "task" if left == 1 else "tasks")
     with anyio.move_on_after(RELEASE_SEC):
         await feed.drain()
