@@ -151,12 +151,26 @@ def check(
 
 def _write_card(card: Mapping[str, Any]) -> None:
     rows = [(name, _words(card[name])) for name in _ABOUT]
-    passed = f"{card['tried']}: {sum(card['passed'].values())} tests, {card['seconds']:.0f} s"
     rows += [("certified", f"{name}: {said}") for name, said in card.get("certified", {}).items()]
-    rows += [("passed", passed), *(("not tried", f"{name}: {why}") for name, why in card["not_tried"].items())]
+    rows += [*_ended(card), *(("not tried", f"{name}: {why}") for name, why in card["not_tried"].items())]
     rows += [("not applicable", f"{name}: {why}") for name, why in card["not_applicable"].items()]
     output.table(("report card", "value"), [row for row in rows if row[1] not in ("", None)])
     _write_broken(card["broken"])
+
+
+def _ended(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return which clauses passed, and which failed: a clause of which one test failed is none that passed."""
+    from converge.testing.clauses import in_short
+
+    failed = {one["clause"] for one in card["broken"]}
+    passed = (
+        in_short([name for name in card["passed"] if "-" in name and name not in failed]) if failed else card["tried"]
+    )
+    rows = [("passed", f"{passed}: {sum(card['passed'].values())} tests, {card['seconds']:.0f} s")]
+    if failed:
+        clauses = in_short([name for name in failed if "-" in name]) or ", ".join(sorted(failed))
+        rows.append(("failed", f"{clauses}: {len(card['broken'])} tests"))
+    return rows
 
 
 def _write_broken(broken: Sequence[Mapping[str, Any]]) -> None:
