@@ -73,7 +73,8 @@ def test_an_agent_is_shown_by_the_beginning_of_its_id_as_the_list_shows_it(runni
         for one in records(running("agents", "list", "--json", *STORE))
     ]
     rows = [line.split() for line in running("agents", "show", shown["id"], *STORE).out.splitlines()]
-    assert ["node_key", shown["node_key"]] in rows and ["pools", "mail"] in rows
+    assert shown["node"] in {one["id"] for one in records(running("ps", "--json", *STORE))}
+    assert ["node", shown["node"]] in rows and ["pools", "mail"] in rows
     many = running("agents", "show", "cv1", *STORE)
     assert (many.code, many.out) == (2, "") and "the ids of 3 agents begin with it" in many.err
 

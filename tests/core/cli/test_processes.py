@@ -73,7 +73,7 @@ class Started:
     @property
     def ids(self) -> list[tuple[str, int]]:
         """The number and id of each process that was started."""
-        return [(number, int(id_)) for number, id_ in re.findall(r"process \[(\d+)\] has the id (\d+)", self.log)]
+        return [(number, int(id_)) for number, id_ in re.findall(r"process \[(\d+)\] has the pid (\d+)", self.log)]
 
     def until(self, is_so: Callable[[], bool], what: str) -> None:
         """Wait for it."""

@@ -66,7 +66,7 @@ async def test_a_retired_agent_ends_its_task_leaves_discovery_at_once_and_others
             (TaskState.COMPLETED, two.id),
         }
         for sender in (node, far):
-            with pytest.raises(Undeliverable):
+            with pytest.raises(Undeliverable, match=r"no longer|not known here"):  # "in this process" is not theirs
                 await sender.send(one.id, "late", timeout=5)
             assert await sender.ask(two.id, "still here") == "still here"
         await node.retire(one)

@@ -174,6 +174,7 @@ def _rest(one: AgentDescriptor, found: Listed) -> str:
 def _record(one: AgentDescriptor, found: Listed) -> dict[str, Any]:
     record = attrs.asdict(one, filter=attrs.filters.exclude("v"))
     record = {name: list(value) if isinstance(value, tuple) else value for name, value in record.items()}
+    record["node"] = id_of_node(one.node_key)  # as `converge ps` and `claimed_by` have it
     record["issued_at"] = moment(one.issued_at)
     record["age_sec"] = _age_sec(one, found.now)
     record["lease_sec"] = round(found.leases[one.lease], 3) if one.lease in found.leases else None

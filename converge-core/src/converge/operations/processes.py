@@ -232,7 +232,7 @@ class Processes:
             return CANNOT_START
         async with process:
             self._running[number] = process
-            log.info("process [%d] has the id %d", number, process.pid)
+            log.info("process [%d] has the pid %d", number, process.pid)
             if self._stopping.is_set():
                 process.terminate()
             assert process.stdout is not None, "its output is a pipe"

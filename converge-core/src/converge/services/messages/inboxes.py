@@ -31,6 +31,7 @@ GATE = 500
 RECEIVED = "converge_message_received"
 
 STOPPING = "its node is stopping"
+ABSENT = "its process has no such agent, or no longer"  # whoever reads it may be in another one
 
 SMALL_BYTES = 512
 """Payloads up to this are decoded when they come; longer ones, which grow up to twentyfold, by their handler."""
@@ -245,7 +246,7 @@ class Inboxes(dict[str, LocalInbox]):
         """Put a message into an agent's inbox; return how far it got, and why. `token`: a stored one's claim's."""
         inbox = self.get(to)
         if inbox is None:
-            return UNKNOWN, "no such agent in this process"
+            return UNKNOWN, ABSENT
         if self._is_closed:
             return REFUSED, STOPPING
         if not inbox.takes_messages:

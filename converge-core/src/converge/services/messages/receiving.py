@@ -33,7 +33,7 @@ from converge.model.identity import node_name
 from converge.model.together import Together
 from converge.net.throttle import Throttle
 from converge.services.messages.descriptors import DESCRIPTORS, Asking
-from converge.services.messages.inboxes import STOPPING, Inboxes
+from converge.services.messages.inboxes import ABSENT, STOPPING, Inboxes
 from converge.services.messages.quotas import HEAVY_BYTES, LIGHT, SIGNATURE, SLICE, Quotas, weight, weight_of_answer
 from converge.services.messages.receipts import Answers
 from converge.services.messages.routes import Routes
@@ -230,7 +230,7 @@ class Received:
             return UNKNOWN, STOPPING
         if not header.to or header.to in self._inboxes or (header.wants == PING and self._routes.is_own(header.to)):
             return "", ""
-        return UNKNOWN, "no such agent in this process"
+        return UNKNOWN, ABSENT
 
     def _refusal(self, link: Link, header: MessageHeader, *, is_signed: bool) -> tuple[str, str]:
         """Return why this message is refused, before anything of it is remembered; two empty strings if it is not."""
