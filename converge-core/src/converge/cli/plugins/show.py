@@ -159,18 +159,11 @@ def _write_card(card: Mapping[str, Any]) -> None:
 
 
 def _ended(card: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return which clauses passed, and which failed: a clause of which one test failed is none that passed."""
-    from converge.testing.clauses import in_short
-
-    failed = {one["clause"] for one in card["broken"]}
-    passed = (
-        in_short([name for name in card["passed"] if "-" in name and name not in failed]) if failed else card["tried"]
-    )
+    """Return which clauses passed, and which are broken: a clause of which one test failed is none that passed."""
+    broken = dict.fromkeys(one["clause"] for one in card["broken"])
+    passed = ", ".join(name for name in card["passed"] if name not in broken) if broken else card["tried"]
     rows = [("passed", f"{passed}: {sum(card['passed'].values())} tests, {card['seconds']:.0f} s")]
-    if failed:
-        clauses = in_short([name for name in failed if "-" in name]) or ", ".join(sorted(failed))
-        rows.append(("failed", f"{clauses}: {len(card['broken'])} tests"))
-    return rows
+    return rows + ([("broken", f"{', '.join(broken)}: {len(card['broken'])} tests")] if broken else [])
 
 
 def _write_broken(broken: Sequence[Mapping[str, Any]]) -> None:
