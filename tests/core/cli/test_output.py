@@ -108,3 +108,11 @@ def test_a_command_that_is_named_can_be_run_as_it_stands(text: str, told: str) -
         assert runnable(text) == told
     finally:
         remember(())
+
+
+def test_a_command_that_is_named_shows_no_password() -> None:
+    remember(("--store", "redis://:hidden@127.0.0.1:6379"))
+    try:
+        assert "hidden" not in runnable("run `converge doctor`")
+    finally:
+        remember(())

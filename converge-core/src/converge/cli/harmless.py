@@ -6,6 +6,8 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from converge.secret import without_password
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """All but tab and newline; and what turns the direction of text around."""
 
@@ -25,9 +27,11 @@ _flags = ""
 
 
 def remember(flags: Sequence[str]) -> None:
-    """Set the flags of a store that this command was given: those that it names need them, too."""
+    """Set the flags of a store that this command was given: those that it names need them, too. A password is left out,
+    also of a URL that is about to be refused for having one.
+    """
     global _flags  # of the process, as its command line is
-    _flags = shlex.join(flags)
+    _flags = shlex.join(map(without_password, flags))
 
 
 def runnable(text: str) -> str:
