@@ -83,6 +83,13 @@ async def test_all_that_cannot_be_meant_is_told_at_once(tmp_path: Path) -> None:
     ]
 
 
+async def test_a_name_where_a_url_is_expected_says_how_one_begins(tmp_path: Path) -> None:
+    expected = "transport: tcp is not allowed: expected a URL here, which begins with tcp: or tls:"
+    with pytest.raises(ConfigError, match=expected):
+        async with Node(store=f"file:{tmp_path}/s.db", transport=["tcp", "local:a"], plugins=["tcp"]):
+            pass
+
+
 async def test_a_refused_address_keeps_its_password_to_itself(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         async with Node(store=f"file:{tmp_path}/s.db", transport="tcp://user:geheim@127.0.0.1:0"):

@@ -136,6 +136,9 @@ def _transport(url: str, backend: TransportBackend, settings: NodeSettings) -> C
             f'require_tls: transport "{backend.name}" has connections without TLS at {_scheme(url)}://{better}; they '
             "are encrypted all the same, by core"
         )
+    if ":" not in url:
+        schemes = " or ".join(f"{scheme}:" for scheme in sorted(backend.schemes))
+        raise ConfigError(f"transport: {url} is not allowed: expected a URL here, which begins with {schemes}")
     _check("transport", url, dict.fromkeys(backend.schemes, backend))
     options = backend_options(backend.name, backend.options, settings.options)
     if backend.check_listening is not None:
