@@ -81,6 +81,14 @@ def test_everything_that_is_wrong_with_a_file_is_told_at_once(converge: Converge
     assert (record["is_valid"], len(record["problems"])) == (False, len(answer.err.splitlines()))
 
 
+def test_the_files_of_tls_need_not_be_where_a_configuration_is_checked(converge: Converge, folder: Path) -> None:
+    (folder / "c.toml").write_text(
+        'transport = "tls://0.0.0.0:7000"\n[options.tcp]\ncertificate = "/run/tls.crt"\nkey = "/run/tls.key"'
+    )
+    answer = converge("config", "check", "c.toml")
+    assert (answer.code, answer.err) == (0, "")
+
+
 def test_addresses_and_what_else_is_looked_up_are_told_at_once_too(
     converge: Converge, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

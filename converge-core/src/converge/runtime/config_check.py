@@ -138,7 +138,7 @@ def _check_addresses(config: Config, host: PluginHost) -> None:
     """
     if config.transport_url:
         settings: Any = {field.name: getattr(config, field.name) for field in attrs.fields(NodeSettings)}
-        choose(NodeSettings(**settings | {"transport": config.transport_url}), host)
+        choose(NodeSettings(**settings | {"transport": config.transport_url}), host, listens=False)
 
 
 def _placed(config: Config, key: str, text: str) -> str:

@@ -76,8 +76,13 @@ class _Problems:
             raise ConfigError("\n".join(lines), problems=lines)
 
 
-def choose(settings: NodeSettings, host: PluginHost) -> Chosen:
+def choose(settings: NodeSettings, host: PluginHost, *, listens: bool = True) -> Chosen:
     """Return what the settings name, so that a mistyped one is told before anything is opened.
+
+    Args:
+        settings: Of the node.
+        host: Where backends are found.
+        listens: Whether this process is to listen; the files of TLS need not be where settings are only checked.
 
     Raises:
         ConfigError: A backend is not there or cannot run here, an option is wrong, or an address cannot be meant.
@@ -102,7 +107,7 @@ def choose(settings: NodeSettings, host: PluginHost) -> Chosen:
         with problems.gathered("transport"):
             backend = host.transport_backend(url)
             known |= dict.fromkeys(backend.schemes, backend)
-            transports.append(_transport(url, backend, settings))
+            transports.append(_transport(url, backend, settings, listens=listens))
     with problems.gathered("transport"):
         if len({one.backend.name for one in transports}) < len(transports):
             raise ConfigError(f"transport: {', '.join(map(without_password, urls))}: one address for each transport")
@@ -128,7 +133,7 @@ def _check_alone(settings: NodeSettings, discovery: DiscoveryBackend) -> None:
         )
 
 
-def _transport(url: str, backend: TransportBackend, settings: NodeSettings) -> ChosenTransport:
+def _transport(url: str, backend: TransportBackend, settings: NodeSettings, *, listens: bool) -> ChosenTransport:
     check_loop(backend.name, backend.features)
     if settings.require_tls and Feature.TLS not in backend.features and _scheme(url) not in backend.secure_schemes:
         better = "".join(f"; use {scheme}://" for scheme in sorted(backend.secure_schemes))
@@ -141,7 +146,7 @@ def _transport(url: str, backend: TransportBackend, settings: NodeSettings) -> C
         raise ConfigError(f"transport: {url} is not allowed: expected a URL here, which begins with {schemes}")
     _check("transport", url, dict.fromkeys(backend.schemes, backend))
     options = backend_options(backend.name, backend.options, settings.options)
-    if backend.check_listening is not None:
+    if listens and backend.check_listening is not None:
         _tried("transport", url, partial(backend.check_listening, url, options))
     return ChosenTransport(backend=backend, options=options, url=url)
 
