@@ -14,6 +14,7 @@ import pytest
 
 from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.contracts.store import Batch, Range, Store
+from converge.env import SYSTEM
 from converge.errors import (
     ConfigError,
     CopyRefused,
@@ -67,6 +68,15 @@ async def fill(store: Store) -> dict[str, Any]:
     left = [(LEASE(LEFT), b"{}"), (EXPIRY(LEFT), b"5"), (AGENT(LEFT, "a" * 20), b"{}")]
     await store.commit([Batch((), [*torn, *left])])
     return ids
+
+
+async def test_a_record_that_is_no_text_any_more_is_copied_and_is_as_torn_as_it_was(tmp_path: Path) -> None:
+    """Some stores keep any bytes, some only text."""
+    async with open_store("memory:") as source, open_store(f"file:{tmp_path}/state.db") as target:
+        await source.commit([Batch((), [(TORN(TORN_ID), b"{}"), (TASK(TORN_ID), b'{"pool": "\xff\0')])])
+        await copying.copy_store(source, target, "memory:", SYSTEM)
+        (entry,) = await target.get([TASK(TORN_ID)])
+    assert entry is not None and entry.value == rb'{"pool": "\xff\x00'
 
 
 @pytest.fixture

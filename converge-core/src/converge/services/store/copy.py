@@ -203,7 +203,12 @@ def _task_of(entry: Entry) -> bytes | None:
 
 
 def _as_copied(entry: Entry) -> Put:
-    return (DEAD(entry.key[1]), b"") if entry.key[0] is EXPIRY else (entry.key, entry.value)
+    """Return what is put into the copy. Records are JSON; what is none any more may be no text either, which some
+    stores do not take: its odd bytes are spelt out, so that it stays as torn as it is.
+    """
+    if entry.key[0] is EXPIRY:
+        return DEAD(entry.key[1]), b""
+    return entry.key, entry.value.decode(errors="backslashreplace").replace("\0", r"\x00").encode()
 
 
 class _Writer:
