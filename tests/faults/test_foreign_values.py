@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from converge import Agent, DiscoveryQuery, DiscoveryService, MemoryStore, Node, Pool, PoolManager, Task, TaskManager
-from converge.contracts.store import Batch, Channel, Conflict, Range, Store, Take, Turned
-from converge.errors import ConvergeError
-from converge.model.keys import EPOCH, EXPIRY, FAMILIES, LEASE, Family, Key
+from converge.contracts.store import Batch, Channel, Conflict, Entry, Range, Store, Take, Turned
+from converge.errors import ConvergeError, TornRecord
+from converge.ids import id_bytes
+from converge.model.keys import ALSO, EPOCH, EXPIRY, FAMILIES, LEASE, TASK, Family, Key
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings
 from converge.services.tasks.sweep import Sweep
@@ -37,6 +38,7 @@ SCALARS = st.one_of(
     st.integers(-(2**70), 2**70),
     st.floats(allow_nan=False, allow_infinity=False),
     st.sampled_from(["", "zz" * 16, "AB" * 16, "ab" * 15, "ab " * 16, "a\0b", "p", "x" * 300, "COMPLETED"]),
+    st.sampled_from([[], {}, [1, "a"], {"$bytes": "!"}, {"v": 2}]),
 )
 
 
@@ -116,10 +118,14 @@ async def everything(store: Store, ids: list[str]) -> None:
             await call()
 
 
-async def entries(store: Store, family: Family) -> list[tuple[Key, bytes]]:
-    """Return the keys and values of a family."""
-    (page,) = await store.scan([Range(family(), None, 100)])
-    return [(entry.key, entry.value) for entry in page]
+async def entries(store: Store, family: Family, ids: list[str]) -> list[tuple[Key, bytes]]:
+    """Return the keys and values of a family, of these tasks if it is one that is never scanned."""
+    found: Sequence[Entry | None]
+    if family in ALSO:
+        found = await store.get([family(id_bytes("id", id_)) for id_ in ids])
+    else:
+        (found,) = await store.scan([Range(family(), None, 100)])
+    return [(entry.key, entry.value) for entry in found if entry is not None]
 
 
 @pytest.mark.parametrize("family", WRITTEN, ids=str)
@@ -132,17 +138,18 @@ def test_no_value_of_any_record_raises_more_than_our_own_errors(
     monkeypatch.setattr("converge.services.tasks.surroundings.FIND_SEC", 0.05)
 
     async def prepared() -> list[bytes]:
-        store, _ = await a_store()
-        return [value for _, value in await entries(store, family)]
+        store, ids = await a_store()
+        return [value for _, value in await entries(store, family, ids)]
 
     values = anyio.run(prepared)
+    assert values or family not in ALSO, "there is nothing to spoil"
 
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(value=spoiled(values), at=st.integers(0, 5))
     def spoil(value: bytes, at: int) -> None:
         async def run() -> None:
             store, ids = await a_store()
-            found = await entries(store, family)
+            found = await entries(store, family, ids)
             for key, _ in found if at == 5 else found[at : at + 1] or found[:1]:
                 await store.commit([Batch((), [(key, value)])])
             await everything(store, ids)
@@ -152,6 +159,20 @@ def test_no_value_of_any_record_raises_more_than_our_own_errors(
         anyio.run(run)
 
     spoil()
+
+
+@pytest.mark.parametrize("inputs", [[1, "a"], None, 7, {"$bytes": "aGk="}], ids=str)
+async def test_inputs_that_are_no_mapping_are_torn(inputs: object) -> None:
+    """Whoever shows a task, or works on it, asks them for names."""
+    store = MemoryStore()
+    await PoolManager(store).create_pool(Pool(id="p"))
+    tasks = TaskManager(store)
+    bad, good = await tasks.submit_many([Task(pool_id="p"), Task(pool_id="p")])
+    ((key, value),) = await entries(store, TASK, [bad])
+    await store.commit([Batch((), [(key, json.dumps(json.loads(value) | {"inputs": inputs}).encode())])])
+    with pytest.raises(TornRecord, match="its inputs are no mapping"):
+        await tasks.get(bad)
+    assert [task.id for task in await tasks.list(pool_id="p")] == [good]
 
 
 class One(Agent):

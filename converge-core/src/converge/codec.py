@@ -218,6 +218,18 @@ def decode_plain(raw: bytes | msgspec.Raw, what: str) -> Any:
         raise TornRecord(what, str(error)) from error
 
 
+def decode_inputs(raw: bytes | msgspec.Raw, what: str) -> dict[str, Any]:
+    """Return the inputs of a task, as `decode_plain`.
+
+    Raises:
+        TornRecord: They are something else than a mapping, too: whoever has a task may rely on that.
+    """
+    value = decode_plain(raw, what)
+    if type(value) is not dict:
+        raise TornRecord(what, f"its inputs are no mapping: {type(value).__name__}")
+    return value
+
+
 _decode_any = msgspec.json.Decoder().decode
 
 

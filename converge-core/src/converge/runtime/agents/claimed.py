@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 from msgspec.structs import astuple
 
-from converge.codec import decode_plain
+from converge.codec import decode_inputs
 from converge.errors import TornRecord
 from converge.ids import id_text
 from converge.model.place import Found
@@ -46,9 +46,9 @@ class _Unread:
             value: Any = id_text(found.id)
         elif name == "inputs" and (found.state is None or found.state.v < DURABLE):
             try:
-                value = decode_plain(found.spec.inputs, "")
+                value = decode_inputs(found.spec.inputs, "")
             except TornRecord:
-                decode_plain(found.spec.inputs, id_text(found.id))  # its text takes as long as the inputs
+                decode_inputs(found.spec.inputs, id_text(found.id))  # its text takes as long as the inputs
                 raise
         elif name == "attempts":
             value = 1 if found.state is None else found.state.attempts + 1

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import attrs
 import msgspec
 
-from converge.codec import MOMENT_GREATEST, canonical, decode_plain, encode, encode_plain, stored_text
+from converge.codec import MOMENT_GREATEST, canonical, decode_inputs, decode_plain, encode, encode_plain, stored_text
 from converge.contracts.store import LIMITS
 from converge.errors import InvalidName, InvalidValue, ValueTooLarge
 from converge.ids import check_name, id_text
@@ -165,7 +165,7 @@ def to_task(id_: bytes, spec: Spec, state: State | None, place: Place | None, *,
         spec.priority,
         spec.max_attempts,
     )
-    values["inputs"] = decode_plain(spec.inputs, text)
+    values["inputs"] = decode_inputs(spec.inputs, text)
     values["submitted_at"] = moment(spec.submitted)
     values["timeout_sec"], values["retry_delay_sec"], values["trace"] = (
         spec.timeout_sec,
@@ -201,7 +201,7 @@ def to_task(id_: bytes, spec: Spec, state: State | None, place: Place | None, *,
 def _add_durable(values: dict[str, Any], state: State, text: str) -> None:
     values["parks"] = state.parks
     if bytes(state.inputs) != b"null":
-        values["inputs"] = decode_plain(state.inputs, text)
+        values["inputs"] = decode_inputs(state.inputs, text)
     if state.wait is not None and values["state"] == TaskState.WAITING:
         values["waiting_for"], values["waiting_since"] = state.wait.text, moment(state.wait.since)
         if state.due < FOREVER:
