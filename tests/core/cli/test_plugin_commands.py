@@ -149,3 +149,16 @@ def test_what_a_command_returns_must_be_an_exit_code(converge: Converge, folder:
     found = converge("acme", "where", "--plugin", "acme_of_the_tests:")
     assert found.code == 3, found.err
     assert 'the plugin\'s command "acme where" returned ' in found.err and "expected an exit code" in found.err
+
+
+@pytest.mark.parametrize("annotation", ["dict[object, int]", "'Missing'"])
+def test_parameters_that_no_command_line_can_give_are_told_by_check_and_when_it_is_called(
+    converge: Converge, folder: Path, annotation: str
+) -> None:
+    (folder / "acme_of_the_tests.py").write_text(SOURCE.replace("def fails(", f"def fails(what: {annotation}"))
+    named = ("--plugin", "acme_of_the_tests:")
+    for arguments in (("acme", "fails", *named), ("greet", "Anna", *named), ("plugins", "check", named[1])):
+        found = converge(*arguments)
+        assert found.code == 3, found.err
+        assert 'the plugin\'s command "acme fails" has parameters that no command line can give: ' in found.err
+        assert "internal error" not in found.err and "Traceback" not in found.err

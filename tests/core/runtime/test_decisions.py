@@ -176,12 +176,23 @@ async def plain(context: DecisionContext, decision: Any) -> None:
     """A handler that does nothing."""
 
 
+async def nothing_given() -> None:
+    """Takes neither the context nor the decision."""
+
+
+takes_nothing: Any = nothing_given
+
+
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
         ("bid", "converge_decisions returned str, expected DecisionKind"),
-        (DecisionKind(name="Bid It", type=Bid, handler=bid), "'Bid It' is not a name for a decision: lower case"),
+        (DecisionKind(name="Bid It", type=Bid, handler=bid), '"Bid It" is not a name for a decision: lower case'),
         (DecisionKind(name="bid", type=int, handler=plain), 'the type of the decision "bid" is no attrs class'),
+        (
+            DecisionKind(name="bid", type=Bid, handler=takes_nothing),
+            "cannot be called as .*: too many positional arguments",
+        ),
         (DecisionKind(name="bid", type=Bid, handler=print), 'the handler of the decision "bid" is no async function'),  # type: ignore[arg-type]
     ],
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import cyclopts
 
-from converge.cli.failures import check_code, failed
+from converge.cli.failures import failed
 from converge.cli.harmless import remember
 from converge.cli.streams import complete
 
@@ -185,6 +185,10 @@ def _code_of(arguments: Sequence[str] | None) -> int:
         given = _given(sys.argv[1:] if arguments is None else arguments)
         of_plugins, given = _of_plugins(given)
         called = _called(given, of_plugins)
+        if of_plugins:
+            from converge.cli.plugins.commands import check_code, check_parameters
+
+            check_parameters(of_plugins)
         app = _app(called, of_plugins)
         code = app(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import inspect
 import os
 import re
 import sys
@@ -115,21 +114,6 @@ def code_of(error: BaseException) -> int:
     """Return the exit code of one exception; 1 for an unexpected one."""
     found = next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
     return CONFIGURATION if found == FAILED and _culprit(error) else found
-
-
-def check_code(command: str, code: object) -> None:
-    """Refuse what a plugin's command returned, unless it is an exit code: a failure must not pass for success.
-
-    Raises:
-        PluginBroken: It is neither a whole number from 0 to 255 nor None.
-    """
-    if code is not None and not (isinstance(code, int) and 0 <= code <= 255):
-        if inspect.iscoroutine(code):
-            code.close()
-        kind = type(code).__name__
-        raise PluginBroken(
-            f'the plugin\'s command "{command}" returned {kind}, expected an exit code, 0 to 255, or None'
-        )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -221,6 +221,11 @@ def _decision_mistakes(kind: object) -> Iterator[str]:
         yield f'the type of the decision "{kind.name}" is no attrs class'
     if not inspect.iscoroutinefunction(kind.handler):
         yield f'the handler of the decision "{kind.name}" is no async function'
+        return
+    try:
+        inspect.signature(kind.handler).bind("context", "decision")
+    except TypeError as error:
+        yield f'the handler of the decision "{kind.name}" cannot be called as handler(context, decision): {error}'
 
 
 def _command_mistakes(command: object) -> Iterator[str]:

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from converge.cli import output
 from converge.cli.failures import DONE, FAILED
 from converge.cli.options import Json, import_here
+from converge.cli.plugins.commands import check_parameters
 from converge.errors import ConfigError
 from converge.operations.plugins.info import Facts, checked, facts_of, last_cards, loaded_and_packed, save_cards
 from converge.plugins import PluginHost
@@ -131,6 +132,7 @@ def check(
     """
     import_here([name])
     loaded = loaded_and_packed(name)
+    check_parameters(PluginHost([loaded.name]).commands)
     asked = {"quick": quick, "long": long, "certify": certify or bool(other_python), "only": only, "seed": seed}
     asked["other_python"] = other_python
     if find_spec("pytest") is None or find_spec("hypothesis") is None:
