@@ -56,6 +56,21 @@ def test_a_table_of_fields_hides_nothing(shown: Callable[..., list[str]]) -> Non
     assert [word for line in lines[1:] for word in line.split()] == ["result", *words]
 
 
+def test_no_id_is_broken_however_narrow_the_terminal_is(
+    shown: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("LINES", "25")  # with it the width counts on a terminal without abilities, too
+    agent = "cv1" + "a2" * 26
+    why = f"claimed by {agent}, and handed back  to {ID}"
+    lines = shown(("field", "value"), [("id", ID), ("claimed_by", agent), ("a longer field", why)])
+    assert lines[1].split() == ["id", ID] and lines[2].split() == ["claimed_by", agent]
+    assert " ".join(" ".join(lines[3:]).split()) == f"a longer field {' '.join(why.split())}"
+    assert max(len(line) for line in lines if ID not in line and agent not in line) <= 40
+    history = shown(("ended", "what", "took", "by", "why"), [("now", "completed", "3 s", agent[:16], "word " * 20)])
+    assert any(agent[:16] in line for line in history)
+
+
 def test_a_list_of_many_rows_is_cut_and_says_so(
     shown: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,11 +17,17 @@ from converge.codec import encode_plain
 VERSION = 1
 """Of the JSON lines; it is in each of them."""
 
-WHOLE = frozenset(("id", "retried as", "pool", "key", "field", "name"))
+FIELDS = ("field", "value")
+"""The columns of what is shown of one thing, a row for each of its attributes."""
+
+WHOLE = frozenset(("id", "retried as", "pool", "key", "field", "name", "by"))
 """Columns that are never cut or broken: what is in them is copied into the next command."""
 
 NARROW = 9
 """Columns of lists that have no more are not cut: a state, a number, an age. What is long is cut to this at most."""
+
+VALUE = 20
+"""Characters that a value has on a line at least, however narrow the terminal is."""
 
 ROWS = 200
 """Rows of a table on a terminal; a longer one is cut, with a line that says so."""
@@ -57,6 +63,8 @@ def table(
     if sys.stdout.isatty():
         if has_lines:
             _write_lines(columns, rows)
+        elif columns == FIELDS:
+            _write_fields(rows)
         else:
             _rich_table(columns, rows, footer)
         return
@@ -193,6 +201,25 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[object]], footer
     console.print(drawn)
     if len(rows) > ROWS:
         console.print(f"{ROWS} of {len(rows):,} rows; all of them with --json, or where standard output is no terminal")
+
+
+def _write_fields(rows: Sequence[Sequence[object]]) -> None:
+    """Write a line for each field; what is too wide for the terminal goes on below, and no word of it is broken:
+    whoever copies an id has all of it.
+    """
+    from textwrap import wrap
+
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    width = max(len(_cell(name)) for name, _ in [FIELDS, *rows])
+    room = max(console.width - width - 2, VALUE)
+    for number, (name, value) in enumerate([FIELDS, *rows]):
+        parts = wrap(_cell(value), room, break_long_words=False, break_on_hyphens=False) or [""]
+        for at, part in enumerate(parts):
+            line = f"{_cell(name) if at == 0 else '':<{width}}  {part}".rstrip()
+            console.print(Text(line, style="" if number else "bold"), soft_wrap=True)
 
 
 def _write_lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
