@@ -165,7 +165,6 @@ ONE = [
     ),
     (store(options=option(default="many")), 'its option "size" has a default that is not allowed ("many" is no int)'),
     (store(options=option(default=True)), 'its option "size" has a default that is not allowed (True is no int)'),
-    (store(options=option(default=attrs.NOTHING)), 'its option "size" has no default, so nothing opens it by its URL'),
     (store(options=option(typing.List)), 'its option "size" has the type typing.List, which no configuration file'),  # noqa: UP006  # with no type of members
     (store(options=option(Literal["a"], default="b")), "(\"b\" is no typing.Literal['a'])"),
     (store(options=option(list[str], default=("a", 5), validator=None)), "(('a', 5) is no list[str])"),

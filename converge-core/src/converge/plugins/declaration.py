@@ -157,7 +157,8 @@ def _of_options(word: str, backend: Backend) -> Iterator[str]:
         return
     found = [mistake for field in attrs.fields(cls) for mistake in _of_field(field, "")]
     yield from found
-    if not found and type(made := guarded(cls)) is Raised:
+    is_made = all(field.default is not attrs.NOTHING for field in attrs.fields(cls) if field.init)
+    if not found and is_made and type(made := guarded(cls)) is Raised:
         yield f"its options cannot be made of their defaults ({made.text}); give defaults that go together"
 
 
@@ -165,10 +166,8 @@ def _of_field(field: attrs.Attribute[Any], within: str) -> Iterator[str]:
     """Yield the mistakes of an option, and of the options in it."""
     if not field.init:
         return
-    name, is_outermost = f"{within}{field.alias or field.name}", not within
-    yield from (f'its option "{name}" {mistake}' for mistake in told(_of_option, field, is_outermost))
-    if is_outermost and field.default is attrs.NOTHING:
-        yield f'its option "{name}" has no default, so nothing opens it by its URL alone; give one'
+    name = f"{within}{field.alias or field.name}"
+    yield from (f'its option "{name}" {mistake}' for mistake in told(_of_option, field, not within))
     for inner in _inner(field.type):
         yield from (mistake for one in attrs.fields(inner) for mistake in _of_field(one, f"{name}."))
 
