@@ -196,6 +196,7 @@ async def test_a_server_that_may_delete_tasks_silently_is_refused() -> None:
     ("settings", "durability"),
     [
         (("--appendfsync", "always"), Durability.D2),
+        (("--appendfsync", "always", "--no-appendfsync-on-rewrite", "yes"), Durability.D1),
         (("--appendfsync", "everysec"), Durability.D1),
         (("--appendonly", "no"), Durability.D0),
         (("--appendonly", "no", "--appendfsync", "always"), Durability.D0),

@@ -33,6 +33,15 @@ async def test_a_server_is_told_as_its_settings_are_now(send: Send) -> None:
                 await send(url, "CONFIG", "SET", *setting)
             told = await store.inspect()
             assert told.durability is Durability.D2 and set(levels(told).values()) == {Level.OK}
+            await send(url, "CONFIG", "SET", "no-appendfsync-on-rewrite", "yes")
+            told = await store.inspect()
+            assert told.durability is Durability.D1
+            assert [one.mend for one in told.findings if one.level is Level.WARNING] == [
+                "set no-appendfsync-on-rewrite no"
+            ]
+            await send(url, "CONFIG", "SET", "appendfsync", "no")
+            texts = [one.text for one in (await store.inspect()).findings if one.code == "durability"]
+            assert len(texts) == 2 and "half a minute" in texts[0], "each weak setting is named"
             await send(url, "CONFIG", "SET", "maxmemory", "100kb")
             assert levels(await store.inspect())["memory"] is Level.ERROR
             await send(url, "CONFIG", "SET", "appendonly", "no")

@@ -160,6 +160,13 @@ async def test_doctor_is_told_what_the_server_promises(store: SqlStore) -> None:
     ]
 
 
+def test_each_of_several_weak_settings_is_named() -> None:
+    weak = Settings(180001, "off", "off", "off", "b", False, "off", 1.0, "UTF8", "off")
+    mends = {one.mend for one in inspection(weak, 2).findings if one.level is not Level.OK}
+    settings = ("synchronous_commit", "fsync", "full_page_writes", "autovacuum and track_counts")
+    assert mends == {f"set {name} to on" for name in settings}
+
+
 @pytest.mark.parametrize(
     ("changed", "code", "level"),
     [
@@ -169,6 +176,7 @@ async def test_doctor_is_told_what_the_server_promises(store: SqlStore) -> None:
         ({"is_standby": True}, "replica", Level.ERROR),
         ({"is_read_only": "on"}, "read-only", Level.WARNING),
         ({"oldest_sec": 7200.0}, "old-snapshot", Level.WARNING),
+        ({"autovacuum": "off"}, "autovacuum", Level.WARNING),
     ],
 )
 def test_what_is_weak_has_a_finding(changed: dict[str, object], code: str, level: Level) -> None:

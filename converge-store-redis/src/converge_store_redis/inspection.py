@@ -34,18 +34,22 @@ def inspection(found: Mapping[str, str], place: Place, where: str) -> Inspection
 
 
 def _durability(found: Mapping[str, str]) -> Iterator[Finding]:
-    match durability_of(found), found["appendfsync"]:
-        case Durability.D0, _:
-            text = "appendonly is no: what was acknowledged is lost with the server, whatever snapshots there are"
-            yield warning("durability", text, "set appendonly yes, and appendfsync always to survive a power cut")
-        case Durability.D2, _:
-            yield fine("durability", "appendonly is yes, appendfsync always: each write is on the disk")
-        case _, found_fsync if found_fsync == HIDDEN:
-            text = "appendonly is yes; the user may not see appendfsync, so that D1 is what can be promised"
-            yield warning("durability", text, "give the user +config|get")
-        case _, found_fsync:
-            text = f"appendonly is yes, appendfsync {found_fsync}: a power cut can lose the last second or two"
-            yield warning("durability", text, "set appendfsync always, which costs a disk write for each call")
+    durability, synced = durability_of(found), found["appendfsync"]
+    if durability is Durability.D0:
+        text = "appendonly is no: what was acknowledged is lost with the server, whatever snapshots there are"
+        yield warning("durability", text, "set appendonly yes, and appendfsync always to survive a power cut")
+    elif durability is Durability.D2:
+        yield fine("durability", "appendonly is yes, appendfsync always: each write is on the disk")
+    elif synced == HIDDEN:
+        text = "appendonly is yes; the user may not see appendfsync, so that D1 is what can be promised"
+        yield warning("durability", text, "give the user +config|get")
+    elif synced != "always":
+        lost = "half a minute" if synced == "no" else "second or two"
+        text = f"appendonly is yes, appendfsync {synced}: a power cut can lose the last {lost}"
+        yield warning("durability", text, "set appendfsync always, which costs a disk write for each call")
+    if durability is not Durability.D0 and found["no-appendfsync-on-rewrite"] == "yes":
+        text = "no-appendfsync-on-rewrite is yes: nothing is synced while a snapshot or the log is written anew"
+        yield warning("durability", text, "set no-appendfsync-on-rewrite no")
     yield fine("eviction", "maxmemory-policy is noeviction: no task is deleted to make room")
 
 

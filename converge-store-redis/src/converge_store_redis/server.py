@@ -16,7 +16,7 @@ from converge_store_redis.scripts import load
 OLDEST = (6, 2)
 
 SECTIONS = ("server", "memory", "persistence", "replication")
-SETTINGS = ("maxmemory-policy", "appendfsync", "min-replicas-to-write")
+SETTINGS = ("maxmemory-policy", "appendfsync", "no-appendfsync-on-rewrite", "min-replicas-to-write")
 
 HIDDEN = ""
 """The value of a setting that a user without the right to CONFIG does not see."""
@@ -72,7 +72,8 @@ def durability_of(found: Mapping[str, str]) -> Durability:
     """
     if found.get("aof_enabled") != "1":
         return Durability.D0
-    return Durability.D2 if found["appendfsync"] == "always" else Durability.D1
+    is_synced = found["appendfsync"] == "always" and found["no-appendfsync-on-rewrite"] != "yes"
+    return Durability.D2 if is_synced else Durability.D1
 
 
 def parsed(answer: object) -> dict[str, str]:

@@ -62,14 +62,19 @@ def test_old_versions_and_clusters_are_refused_and_newer_ones_are_expected_to_wo
         ({}, Durability.D2),
         ({"innodb_flush_log_at_trx_commit": "2"}, Durability.D1),
         ({"innodb_doublewrite": "OFF"}, Durability.D1),
+        ({"innodb_flush_method": "nosync"}, Durability.D1),
         ({"innodb_flush_log_at_trx_commit": "0"}, Durability.D0),
+        (
+            {"innodb_flush_log_at_trx_commit": "0", "innodb_doublewrite": "0", "innodb_flush_method": "nosync"},
+            Durability.D0,
+        ),
     ],
 )
 def test_the_class_of_durability_follows_the_settings(settings: dict[str, str], expected: Durability) -> None:
     told = servers.inspection({"version": "10.11.6-MariaDB", **settings})
     assert told.durability is expected
-    levels = {Durability.D0: "error", Durability.D1: "warning", Durability.D2: "ok"}
-    assert [finding.level.value for finding in told.findings] == [levels[expected]]
+    assert [finding.mend.split()[1] for finding in told.findings if finding.mend] == list(settings), "each is named"
+    assert [finding.code for finding in told.findings if not finding.mend] == ([] if settings else ["durability"])
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,13 @@ PACKET_BYTES = 4_194_304
 FULL = "1"
 """`innodb_flush_log_at_trx_commit` with which a commit is on the disk before it is acknowledged."""
 
+UNSYNCED = ("nosync", "littlesync")
+"""Values of `innodb_flush_method` for tests: the disk is not waited for."""
+
 _NAMES = (
     "version", "version_comment", "max_allowed_packet", "innodb_flush_log_at_trx_commit", "innodb_doublewrite",
     "read_only", "wsrep_on", "sync_binlog", "log_bin", "binlog_format",
+    "innodb_flush_method",
 )  # fmt: skip
 
 
@@ -90,7 +94,10 @@ def durability(found: Mapping[str, str]) -> Durability:
     flush = found.get("innodb_flush_log_at_trx_commit", FULL)
     if flush == "0":
         return Durability.D0  # up to a second of commits is only in the server's memory
-    return Durability.D1 if flush == "2" or found.get("innodb_doublewrite") in ("OFF", "0") else Durability.D2
+    is_weak = (
+        found.get("innodb_doublewrite") in ("OFF", "0") or found.get("innodb_flush_method", "").lower() in UNSYNCED
+    )
+    return Durability.D1 if flush == "2" or is_weak else Durability.D2
 
 
 def inspection(found: Mapping[str, str]) -> Inspection:
@@ -113,10 +120,13 @@ def _findings(found: Mapping[str, str]) -> Iterator[Finding]:
         # The second is what some choose; the first loses what a killed server had acknowledged.
         kind = error if flush == "0" else warning
         yield kind("durability", text, "set innodb_flush_log_at_trx_commit to 1")
-    elif found.get("innodb_doublewrite") in ("OFF", "0"):
+    if found.get("innodb_doublewrite") in ("OFF", "0"):
         text = "innodb_doublewrite is off: a power cut can tear a page"
         yield warning("durability", text, "set innodb_doublewrite to on")
-    else:
+    if (method := found.get("innodb_flush_method", "")).lower() in UNSYNCED:
+        text = f"innodb_flush_method is {method}: a power cut may destroy the database"
+        yield error("durability", text, "set innodb_flush_method to O_DIRECT")
+    if durability(found) is Durability.D2:
         yield fine("durability", f"innodb_flush_log_at_trx_commit is {flush}: each commit is on the disk")
     if found.get("log_bin") in ("ON", "1") and found.get("sync_binlog") != "1":
         text = f"sync_binlog is {found.get('sync_binlog')}: after a power cut a replica may have other data"

@@ -16,7 +16,8 @@ SETTINGS = """select current_setting('server_version_num')::integer, current_set
     current_setting('synchronous_standby_names'), pg_is_in_recovery(), current_setting('default_transaction_read_only'),
     (select extract(epoch from max(clock_timestamp() - xact_start)) from pg_stat_activity
         where datname = current_database() and backend_xmin is not null)::float8,
-    current_setting('server_encoding')"""
+    current_setting('server_encoding'),
+    case current_setting('track_counts') when 'off' then 'off' else current_setting('autovacuum') end"""
 
 ENCODINGS = ("UTF8", "SQL_ASCII")
 """Those of a database that can hold every text of a key, and return it as it was."""
@@ -37,6 +38,7 @@ class Settings(NamedTuple):
     is_read_only: str
     oldest_sec: float | None
     encoding: str = "UTF8"
+    autovacuum: str = "on"
 
     @property
     def durability(self) -> Durability:
@@ -65,7 +67,10 @@ def inspection(found: Settings, schema: int | None = None) -> Inspection:
 
 
 def _findings(found: Settings, schema: int | None) -> Iterator[Finding]:
-    yield _on_durability(found)
+    yield from _on_durability(found)
+    if found.autovacuum == "off":
+        text = "autovacuum is off: rows of finished tasks stay on the disk, and the store becomes slower"
+        yield warning("autovacuum", text, "set autovacuum and track_counts to on")
     if found.is_standby:
         yield error("replica", "the server is a standby and takes no writes", "name the primary in the store's URL")
     if found.is_read_only == "on":
@@ -83,14 +88,15 @@ def _findings(found: Settings, schema: int | None) -> Iterator[Finding]:
         yield fine("schema", f"the schema has version {schema}, this release knows {FORMAT}")
 
 
-def _on_durability(found: Settings) -> Finding:
+def _on_durability(found: Settings) -> Iterator[Finding]:
     if found.synchronous_commit == "off":
         text = "synchronous_commit is off: a crash of the server loses what it acknowledged in the last moments"
-        return error("durability", text, "set synchronous_commit to on")
+        yield error("durability", text, "set synchronous_commit to on")
     for name, value in (("fsync", found.fsync), ("full_page_writes", found.full_page_writes)):
         if value == "off":
-            return error("durability", f"{name} is off: a power cut may destroy the database", f"set {name} to on")
+            yield error("durability", f"{name} is off: a power cut may destroy the database", f"set {name} to on")
     if found.durability is Durability.D2:
         text = f"synchronous_commit is {found.synchronous_commit}, without a synchronous standby"
-        return fine("durability", f"{text}: each commit is on the primary's disk, and is lost with it")
-    return fine("durability", f"each commit waits for {found.standbys}")
+        yield fine("durability", f"{text}: each commit is on the primary's disk, and is lost with it")
+    elif found.durability is Durability.D3:
+        yield fine("durability", f"each commit waits for {found.standbys}")
