@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import anyio
 import asyncmy
+import attrs
 import pytest
 from sqlalchemy.engine import make_url
 
@@ -68,7 +69,8 @@ async def test_the_loss_of_any_of_the_writes_that_were_under_way_together_is_not
 ) -> None:
     """As a replica that took over may lack a write, and have others of the same process."""
     witness = f"{options.network}_witness"
-    async with MysqlStore.opened(mariadb_url, options) as store:
+    patient = attrs.evolve(options, lock_timeout_sec=60.0, timeout_sec=90.0, connect_timeout_sec=60.0)
+    async with MysqlStore.opened(mariadb_url, patient) as store:
         await store.commit([Batch(puts=[(POOL("p"), b"1")])])
         # Held up by the row that all of them check, each has a transaction of its own.
         (entry,) = await store.get([POOL("p")])
