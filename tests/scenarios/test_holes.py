@@ -199,3 +199,18 @@ async def test_a_dial_that_takes_long_is_waited_for_once(
     with anyio.move_on_after(0.2):  # the dial begins, and goes on
         await links.to(silent.node_key_bytes, [hole])
     assert "no answer for" in str(links.failure(silent.node_key_bytes))
+
+
+async def test_who_is_slow_to_reach_gets_a_message_by_capability_where_all_others_are_silent(
+    nodes: list[Node], hole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dials, "DIAL_SEC", 60.0)
+    monkeypatch.setattr(unsettled, "CHOOSY_SEC", 0.0)  # nobody is reached at once
+    monkeypatch.setattr(choice, "CHOOSY_SEC", 60.0)
+    sender, _, fresh = nodes
+    (one,) = await fresh.spawn(Reader)
+    await list_silent(sender, 1, hole)
+    with anyio.fail_after(50):
+        for number in range(2):  # the choice begins with each of the two once
+            await sender.send(Capability("read"), number, ack="handled", timeout=100)
+    assert one.got == [0, 1]

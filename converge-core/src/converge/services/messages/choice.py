@@ -40,17 +40,19 @@ class Choice:
         """
         wait_sec = RETRY_LEAST_SEC
         while True:
-            failures, is_silent = list[Exception](), False
+            failures, silent = list[Exception](), set[str]()
             for find in (self._here, self._elsewhere, self._after_all):
                 rest = [] if find == self._after_all and failures else list(await find(capability, sender))
-                while to := await self._next(rest, is_silent):
+                while to := await self._next(rest, bool(silent)):
                     try:
                         return await deliver_to(to)
                     except (MessageTooLarge, Dropped, AskCycle):
                         raise
                     except (Undeliverable, Backpressure, ChannelError, StoreError) as error:
                         failures.append(error)
-                        is_silent = is_silent or self._routes.is_dialling(to)
+                        if to not in silent and self._routes.is_dialling(to):
+                            silent.add(to)
+                            rest.append(to)  # it may be the first that is reached all the same
             if not failures:
                 raise Undeliverable(f'no agent that is known here has the capability "{capability}"')
             if full := next((error for error in failures if isinstance(error, Backpressure)), None):
