@@ -93,3 +93,42 @@ async def test_children_that_end_one_by_one_cost_the_same_each(
         done = await node.tasks.result(id_, timeout=60)
     assert sorted(done.result) == list(range(KNOWN_FROM)) and done.result[:ENDED_ALONE] == list(range(ENDED_ALONE))
     assert done.attempts == 1 and found == [(1, 1)] * ENDED_ALONE
+
+
+SOONER_SEC = 40.0
+"""Less than a pause of the longest polls, which vary."""
+
+
+class Family(Agent):
+    """A parent that waits for its child, or ends before it; the child waits for a signal."""
+
+    async def on_task(self, task: Task) -> Any:
+        if task.type == "child":
+            return await task.wait_for("go")
+        child = await task.spawn(Task(pool_id="p", type="child"))
+        await task.wait_for("ready")
+        if task.type == "leaves":
+            return child.id
+        return await task.gather(child) if task.type == "gather" else [(await task.first(child))[1]]
+
+
+@pytest.mark.parametrize("how", ["gather", "first", "leaves"])
+async def test_the_end_of_a_child_or_parent_is_acted_on_without_a_poll(store: MemoryStore, how: str) -> None:
+    async with Node(store=store, poll_sec=60.0) as node:
+        await node.spawn(Family, pool="p")
+        id_ = await node.tasks.submit(Task(pool_id="p", type=how))
+
+        async def is_waiting(task_id: str, what: str) -> bool:
+            return what in (await node.tasks.get(task_id)).waiting_for
+
+        await wait_until(partial(is_waiting, id_, "ready"), timeout=SOONER_SEC)
+        (child,) = await node.tasks.children(id_)
+        await node.tasks.signal(id_, "ready")
+        if how == "leaves":
+            assert (await node.tasks.result(id_, timeout=SOONER_SEC)).result == child.id
+            assert (await node.tasks.result(child.id, timeout=SOONER_SEC)).state == TaskState.CANCELLED
+            return
+        await wait_until(partial(is_waiting, id_, "child"), timeout=SOONER_SEC)
+        await node.tasks.signal(child.id, "go", 7)
+        done = await node.tasks.result(id_, timeout=SOONER_SEC)
+        assert done.result == [7], done.error

@@ -24,10 +24,11 @@ from converge.runtime.attempts.names import SPAWN, Names
 from converge.services.durable.children import Outbox, cancel_one, submitted
 from converge.services.durable.ledger import Ledger
 from converge.services.durable.limits import CHILDREN
+from converge.services.store.handle import CHORES
 from converge.services.store.pages import get_all
 from converge.services.store.patience import attempts
 from converge.services.tasks.records import check_deadline, kind_of, to_spec
-from converge.services.tasks.surroundings import CHORES, lane_wakes, lanes_seen
+from converge.services.tasks.surroundings import lane_wakes, lanes_seen
 
 
 class Family:

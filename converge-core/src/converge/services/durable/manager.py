@@ -21,6 +21,7 @@ from converge.services.durable.durable import Durable
 from converge.services.durable.limits import NAME, NAME_CHARS, STEP_BYTES, is_valid_name
 from converge.services.durable.output import Following
 from converge.services.durable.signals import Sent
+from converge.services.store.handle import CHORES
 from converge.services.store.limits import timed
 from converge.services.store.patience import LostAnswer, attempts
 from converge.services.tasks import manager
@@ -164,7 +165,7 @@ class TaskManager(manager.TaskManager):
             wake = lane_wakes(found.spec, lane)
         if found.state is not None and found.state.has_children:
             batch = batch._replace(puts=[*batch.puts, (CUT(found.id), b"")])
-            wake.add("chores")
+            wake.add(CHORES)
         return batch, wake
 
     async def _end_waiting(self, task_id: str, event: Event) -> None:

@@ -71,12 +71,15 @@ class Commits:
         env: Env = SYSTEM,
         on_accepted: Callable[[], None] = lambda: None,
         *,
+        on_wake: Callable[[Collection[Channel]], None] = lambda _: None,
         call_sec: float = inf,
     ) -> None:
         """Make the coalescer; `on_accepted` is called when the process goes on with another history: nothing that it
-        knew of the store need be true. `call_sec`: how long a call may take.
+        knew of the store need be true; `on_wake` with the channels of each call that was applied. `call_sec`: how long
+        a call may take.
         """
         self._store, self._env, self._on_accepted, self._home = store, env, on_accepted, Home()
+        self._on_wake = on_wake
         self.history = History(epoch)
         self._asked: list[_Asked] = []
         self._is_flush_due = False
@@ -205,6 +208,7 @@ class Commits:
         wake = {channel for one in asked for channel in one.wake}
         try:
             results, taken = await self._call(batches, take, wake, are_apart)
+            self._on_wake(wake)
             at = 0
             for one in asked:
                 mine = results if len(asked) == 1 else results[at : at + len(one.batches)]

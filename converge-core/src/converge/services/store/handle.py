@@ -27,6 +27,12 @@ from converge.services.store.reads import Reads, Recent
 POOL_FRESH_SEC = 1.0
 """How old a pool's record may be where a check of its revision would catch a change anyway."""
 
+CHORES = "chores"
+"""The channel that says that something is to be carried out for tasks: ends to be told, children to be submitted."""
+
+CHORES_SEC = 0.01
+"""How long after that its process sweeps: the ends of children that come together are told together."""
+
 RECENT_BYTES = 2 * 1_048_576
 """About how much of what parked tasks have recorded a process keeps."""
 
@@ -97,9 +103,21 @@ class StoreHandle:
                     await self.now()  # what is sent from now on says when, without asking
                     epoch = await read_epoch(self.store, self.env)
                     self._commits = Commits(
-                        self.store, epoch, self.env, self._begin_anew, call_sec=self.lease_settings.call_sec
+                        self.store,
+                        epoch,
+                        self.env,
+                        self._begin_anew,
+                        on_wake=self._has_woken,
+                        call_sec=self.lease_settings.call_sec,
                     )
         return self._commits
+
+    def _has_woken(self, channels: Collection[Channel]) -> None:
+        """Have this process's own sweep carry out what its commit has left to do: it need not wait for its next poll,
+        nor for another process to hear of it.
+        """
+        if CHORES in channels:
+            self.saw_due(self.about_now() + int(CHORES_SEC * 1_000_000))
 
     async def require_format(self, number: int) -> None:
         """Record in the store that this format is used, before it is: older releases refuse the store then.

@@ -37,7 +37,7 @@ from converge.model.place import (
 )
 from converge.model.pool import Pool
 from converge.model.task import Spec, State, placed
-from converge.services.store.handle import StoreHandle
+from converge.services.store.handle import CHORES, StoreHandle
 from converge.services.store.pages import get_all, parts, read_all
 from converge.services.store.patience import attempts
 from converge.services.store.reads import Reads
@@ -46,9 +46,6 @@ log = logging.getLogger("converge.torn")
 
 FIND_SEC = 5.0
 """How long a task is looked for that moves between two reads; one whose records contradict each other is nowhere."""
-
-CHORES = "chores"
-"""The channel on which nodes hear of what is to be carried out for tasks: ends to be told, children to be submitted."""
 
 SET_ASIDE = 100
 """How many tasks that cannot be read are set aside, one after another, for one step of the task before them."""
