@@ -41,7 +41,7 @@ class Connections:
 
     def __init__(self, url: str, options: MysqlOptions) -> None:
         self._url, self._options = parse(url), options
-        self.where = redacted(self._url)
+        self.where: str = redacted(self._url)
         self.packet_bytes = 1_000_000
         self._engine = _engine(self._url, options)
         self._free: list[tuple[float, AsyncConnection, Any]] = []
@@ -137,7 +137,8 @@ class Transaction:
     def __init__(self, driver: Any, where: str, timeout_sec: float, packet_bytes: int) -> None:
         self._driver, self._where, self._timeout_sec = driver, where, timeout_sec
         self._packet_bytes = packet_bytes
-        self.is_sound, self.was_undone = True, False
+        self.is_sound: bool = True
+        self.was_undone: bool = False
 
     async def run(self, statements: Sequence[str], *, commits: bool) -> list[Rows]:
         """Run statements in as few trips as the server's packets allow; return the rows of those that have any.

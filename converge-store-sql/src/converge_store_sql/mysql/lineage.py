@@ -37,9 +37,9 @@ class Witness:
 
     def __init__(self, table: str) -> None:
         self._table, self._id = table, hexed(secrets.token_bytes(16))
-        self.revision = 0
+        self.revision: int = 0
         """At which it stands; 0 if that is not known."""
-        self.written_at = 0.0
+        self.written_at: float = 0.0
 
         self.others: Sequence[Witness] = ()
         """Those of the writes that had ended when it was lent; they show these or later ones."""

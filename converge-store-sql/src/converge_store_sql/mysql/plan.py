@@ -29,7 +29,8 @@ class Plan:
 
     def __init__(self, network: str, batches: Sequence[Batch], take: Take | None) -> None:
         self._network = network
-        self.batches, self.take = batches, take
+        self.batches: Sequence[Batch] = batches
+        self.take: Take | None = take
         _check(batches)
 
     def bet(self) -> list[str]:

@@ -62,7 +62,7 @@ class Connections:
 
     def __init__(self, url: str, options: SqlOptions, on_dead: Callable[[], None] = lambda: None) -> None:
         split = check_url(url)
-        self.where = redacted(split)
+        self.where: str = redacted(split)
         self._connector = Connector(urlunsplit(split), options)
         self._begin = begin(options) if options.pooler else ""
         self._timeout_sec = options.timeout_sec

@@ -43,11 +43,11 @@ class Lineage:
     """What one handle saw of a network's history."""
 
     def __init__(self) -> None:
-        self.revision = 0
+        self.revision: int = 0
         """The greatest that was given to this handle."""
         self.keys: Sequence[Key] = ()
         """Some of what was written at it."""
-        self.log = 0
+        self.log: int = 0
         """Where the log stood then, at least."""
         self._rows, self._began = "", 0
 

@@ -95,7 +95,7 @@ class Plan:
     __slots__ = ("_latest", "_numbers", "batches", "checks", "deciders", "rows", "runs", "take_checks", "windows")
 
     def __init__(self, batches: Sequence[Batch], take: Take | None) -> None:
-        self.batches = batches
+        self.batches: Sequence[Batch] = batches
         self.rows: list[dict[Family, list[Row]]] = [defaultdict(list) for _ in Work]
         self.checks: list[Key] = []
         self.runs: list[list[int]] = []  # first batch, last batch, check: what most batches of a call share is one run
@@ -105,7 +105,7 @@ class Plan:
         self._numbers: dict[tuple[Key, int], int] = {}
         for number, batch in enumerate(batches):
             self._add(number, batch)
-        self.take_checks = (
+        self.take_checks: list[int] = (
             [self._check(Work.SHARE, key, revision) for key, revision in take.checks] if take is not None else []
         )
 
