@@ -4,6 +4,7 @@ that something is written, and it is not, hears of it. No connection breaks: not
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -13,9 +14,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from converge import Pool, PoolManager, Task, TaskManager, open_store
+from converge.contracts.store import Batch, Committed
 from converge.errors import StoreRolledBack
+from converge.model.keys import POOL
 from converge.testing.fixtures import wait_until
 from converge.testing.servers import ServerUrl, redis_server
+from converge_store_redis import RedisOptions, RedisStore
 
 Send = Callable[..., Awaitable[Any]]
 Restore = Callable[[], Awaitable[None]]
@@ -105,6 +109,19 @@ async def test_data_that_lack_what_was_acknowledged_are_noticed_though_others_we
         after = await TaskManager(whole).submit(Task(pool_id="docs"))  # of its own writes none is lost
         assert {kept, after} < {task.id for task in await TaskManager(whole).list(pool_id="docs")}
         assert len(await tasks.list(pool_id="docs")) == 3, "what was refused was not written"
+
+
+async def test_calls_that_are_under_way_together_are_all_told_what_is_lost(
+    server: ServerUrl, send: Send, namespace: str
+) -> None:
+    batch = [Batch(puts=[(POOL("p"), b"1")])]
+    async with RedisStore.open(server, RedisOptions(network=namespace)) as store:
+        (committed,) = await store.commit(batch)
+        assert isinstance(committed, Committed)
+        await send(server, "FLUSHALL")
+        told = await asyncio.gather(*(store.commit(batch) for _ in range(3)), return_exceptions=True)
+        assert [f"revision {committed.revision}," in str(one) for one in told] == [True] * 3, told
+        assert isinstance((await store.commit(batch))[0], Committed), "what comes after it is of the new history"
 
 
 async def test_a_handle_that_is_closed_leaves_nothing_of_its_own(server: ServerUrl, send: Send, namespace: str) -> None:

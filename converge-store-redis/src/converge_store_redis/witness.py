@@ -31,7 +31,7 @@ class Witness:
 
     def __init__(self, prefix: bytes) -> None:
         self.key = prefix + secrets.token_hex(8).encode()
-        self._revision, self._written_at = 0, 0.0
+        self._revision, self._written_at, self._lost = 0, 0.0, 0
 
     def demanded(self) -> int:
         """Return the revision that it must show, or a later one; 0 if it need not be there."""
@@ -43,6 +43,8 @@ class Witness:
             self._revision, self._written_at = revision, time.monotonic()
 
     def lost(self, where: object) -> StoreRolledBack:
-        """Return what to say once of a witness that does not show what it must; it is begun anew."""
-        seen, self._revision = self._revision, 0
-        return StoreRolledBack(LOST.format(where=where, seen=seen))
+        """Return what to say of a witness that does not show what it must, once to each call that is under way; it is
+        begun anew.
+        """
+        self._lost, self._revision = self._revision or self._lost, 0
+        return StoreRolledBack(LOST.format(where=where, seen=self._lost))
