@@ -290,7 +290,8 @@ class Attempt:
             seen = await self.ledger.look(names)
             if seen.match is not None:
                 number, signal = seen.match
-                step = await self.ledger.step(encode({"name": signal.name, "payload": signal.payload}))
+                came = encode({"name": signal.name, "payload": signal.payload})
+                step = await self.ledger.step(came, is_signal=True)
                 got = encode(type(seen.signals)(seen.signals.next, seen.signals.got + 1, seen.signals.keys))
                 if await self.ledger.record(
                     label,

@@ -180,13 +180,14 @@ class Ledger:
         if self._bytes >= STEPS_BYTES:
             raise TooManyRecords(f"task {id_text(self.id)} has {STEPS_BYTES:,} bytes of steps, the limit; {BEGIN_ANEW}")
 
-    async def step(self, result: bytes = b"null", **more: object) -> Step:
-        """Return the record of a step that ends now.
+    async def step(self, result: bytes = b"null", *, is_signal: bool = False, **more: object) -> Step:
+        """Return the record of a step that ends now. That of a wait holds a signal, which was accepted when it came,
+        and its name.
 
         Raises:
             ValueTooLarge: Its result is too long.
         """
-        if len(result) > STEP_BYTES:
+        if len(result) > STEP_BYTES and not is_signal:
             raise ValueTooLarge("the result of a step", len(result), STEP_BYTES)
         fields = {"number": len(self.steps), "at": await self.handle.now(), "token": self.token}
         return Step(**(fields | {"result": msgspec.Raw(result)} | more))  # type: ignore[arg-type]  # named by callers
