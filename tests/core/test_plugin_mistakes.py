@@ -87,6 +87,7 @@ STATUS = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 """
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # Python 3.12 says so of every such fork
 def test_a_child_of_a_plugin_may_exit_and_what_it_keeps_for_later_is_the_systems(owl: Owl) -> None:
     before = os._exit
     owl(FORKS + HOOK + "return []")
