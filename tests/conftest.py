@@ -127,6 +127,20 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def inner_pytest_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give a pytest that a test runs a root of its own for its folders: as it ends it removes what earlier ones have
+    left there, and the whole environments of large runs take longer than any block of a page may.
+    """
+    tmp_path_factory.getbasetemp()  # what this one uses is settled before
+    with (
+        tempfile.TemporaryDirectory(prefix="converge-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("PYTEST_DEBUG_TEMPROOT", folder)
+        yield
+
+
 @pytest.fixture
 def calls_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Counter[str]]:
     """Count the calls of some methods of a store from now on: `calls_of(store, "get", "scan").total()`."""
