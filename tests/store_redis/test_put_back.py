@@ -5,6 +5,7 @@ that something is written, and it is not, hears of it. No connection breaks: not
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from converge.model.keys import POOL
 from converge.testing.fixtures import wait_until
 from converge.testing.servers import ServerUrl, redis_server
 from converge_store_redis import RedisOptions, RedisStore
+from converge_store_redis.witness import Witness
 
 Send = Callable[..., Awaitable[Any]]
 Restore = Callable[[], Awaitable[None]]
@@ -129,3 +131,14 @@ async def test_a_handle_that_is_closed_leaves_nothing_of_its_own(server: ServerU
         await PoolManager(store).create_pool(Pool(id="docs"))
         assert await send(server, "KEYS", f"{{{namespace}}}:l:*")
     assert not await send(server, "KEYS", f"{{{namespace}}}:l:*")
+
+
+@pytest.mark.parametrize("passed_sec", [8 * 86_400, -60], ids=["a week suspended", "a clock set back"])
+def test_a_witness_that_its_server_may_have_removed_is_not_demanded(
+    monkeypatch: pytest.MonkeyPatch, passed_sec: float
+) -> None:
+    witness, now = Witness(b"w:"), time.time()
+    witness.wrote(7)
+    assert witness.demanded() == 7
+    monkeypatch.setattr(time, "time", lambda: now + passed_sec)
+    assert witness.demanded() == 0
