@@ -105,5 +105,9 @@ MODULE = "import runpy, sys; runpy.run_module(sys.argv[0], run_name='__main__', 
 if __name__ == "__main__":
     preload()
     listening = socket.socket(fileno=int(sys.argv[1]))
-    listening.send(b"ready")
-    execute(serve(listening))
+    try:
+        listening.send(b"ready")
+        command = serve(listening)
+    except ConnectionError:  # the tests have ended meanwhile
+        sys.exit()
+    execute(command)
