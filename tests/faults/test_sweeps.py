@@ -18,7 +18,7 @@ from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings
 from converge.testing.fixtures import wait_until
 
-LEASE_SEC = 1.0
+LEASE_SEC = 2.0
 CLAIMS = 50
 SCRIPT = Path(__file__).with_name("sweeper.py")
 
