@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import anyio
@@ -45,31 +44,24 @@ def grants(network: str, reader: str, agents: str, schema: str = "public") -> st
 
 
 async def test_the_view_shows_a_task_in_each_place_of_its_life(
-    work: Store, options: SqlOptions, server: asyncpg.Connection
+    postgres_url: str,
+    work: Store,
+    options: SqlOptions,
+    server: asyncpg.Connection,
+    in_each_place: Callable[[str, str, Store], Awaitable[dict[str, Task]]],
 ) -> None:
-    tasks = TaskManager(work)
-    soon = datetime.now(UTC) + timedelta(hours=1)
-    wanted = {
-        "held": Task(pool_id="docs", priority=3, type="first"),
-        "done": Task(pool_id="docs", priority=2),
-        "ready": Task(pool_id="docs", dedup_key="once", deadline=soon),
-        "later": Task(pool_id="docs", not_before=soon),
-    }
-    ids = {place: await tasks.submit(task) for place, task in wanted.items()}
-    for _ in range(2):
-        (claimed,) = await tasks.claim("worker", ["docs"])
-    await tasks.complete(claimed, {"n": 1})
+    tasks = await in_each_place(postgres_url, options.network, work)
     rows = {str(row["id"]): row for row in await server.fetch(f"select * from {options.network}_tasks")}
-    found = {place: rows[task_id] for place, task_id in ids.items()}
-    assert {place: row["place"] for place, row in found.items()} == {place: place for place in wanted}
-    for place, row in found.items():
-        task = await tasks.get(ids[place])
-        assert (row["pool"], row["state"], row["attempts"]) == ("docs", task.state, task.attempts), place
-        assert row["submitted_at"] == task.submitted_at and row["finished_at"] == task.finished_at, place
+    found = {what: rows[task.id] for what, task in tasks.items()}
+    assert {what: row["place"] for what, row in found.items()} == {what: what for what in tasks} | {"waiting": "later"}
+    for what, row in found.items():
+        task = tasks[what]
+        assert (row["pool"], row["state"], row["attempts"]) == (task.pool_id, task.state, task.attempts), what
+        assert row["submitted_at"] == task.submitted_at and row["finished_at"] == task.finished_at, what
     lease = (await work.scan([]), work.shared)[1].lease_opened  # type: ignore[attr-defined]  # core's own
     assert found["held"]["holder"].bytes == lease.id and found["held"]["claimed_at"] is not None
     assert found["held"]["holder_pid"] and found["held"]["rank"] < found["ready"]["rank"]
-    assert found["later"]["due"] == found["ready"]["deadline"] == soon
+    assert found["later"]["due"] == found["ready"]["deadline"] == tasks["ready"].deadline
     assert found["ready"]["dedup_key"] == "once" and found["done"]["kept_until"] > found["done"]["finished_at"]
     assert (found["done"]["last_agent"], found["held"]["type"]) == ("worker", "first")
     assert found["done"]["rank"] is None and isinstance(found["later"]["rank"], int)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from uuid import UUID
 
 import anyio
 import anyio.to_thread
@@ -448,10 +449,10 @@ async def test_the_view_shows_where_each_task_is(
     await store.commit([Batch(puts=[*puts, (READY(lane, -7, held), b""), (READY(lane, 5, waiting), b"")])])
     taken = (await store.turn([], Take([Range(READY(lane))], 1, HELD(lease), (bytes(16),)))).taken
     assert isinstance(taken, Taken) and [rest[-1] for rest in taken.rests] == [held]
-    rows = await execute(root, f"select id, place, rank_usec, lease, task from {options.network}_tasks order by id")
+    rows = await execute(root, f"select id, place, `rank`, holder, task from {options.network}_tasks order by id")
     assert [(row[0], row[1], int(str(row[2])), row[3], row[4]) for row in rows] == [
-        (waiting.hex(), "ready", 5, None, '{"a":1}'),
-        (held.hex(), "held", -7, lease.hex(), '{"a":1}'),
+        (str(UUID(bytes=waiting)), "ready", 5, None, '{"a":1}'),
+        (str(UUID(bytes=held)), "held", -7, str(UUID(bytes=lease)), '{"a":1}'),
     ]
 
 

@@ -6,20 +6,25 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import anyio
 import anyio.abc
 import asyncmy
 import asyncmy.errors
 import pytest
+from asyncmy.cursors import DictCursor
 
 from converge import Pool, PoolManager, Task, TaskManager, open_store
-from converge.contracts.store import Store
+from converge.contracts.store import Batch, Store
 from converge.errors import StoreError, StoreRefused, StoreRolledBack
+from converge.model.keys import STATE, TASK
 from converge.testing.fixtures import wait_until
 from converge.testing.servers import free_port, mariadb_server
 from converge_store_sql.mysql import MysqlOptions, MysqlStore
@@ -83,6 +88,69 @@ async def test_each_user_can_do_its_own_and_no_more(mariadb_url: str, options: M
             await run(url_of(user), statement)
     dropped = ", ".join(names[name] for name in ("owner", "agents", "reader"))
     await run(mariadb_url, f"drop database {names['work']}", f"drop user {dropped}")
+
+
+async def test_the_view_shows_a_task_in_each_place_of_its_life(
+    mariadb_url: str,
+    options: MysqlOptions,
+    in_each_place: Callable[[str, str, Store], Awaitable[dict[str, Task]]],
+) -> None:
+    async with open_store(mariadb_url, network=options.network) as work:
+        tasks = await in_each_place(mariadb_url, options.network, work)
+        lease = work.shared.lease_opened  # type: ignore[attr-defined]  # core's own
+        rows = {str(row["id"]): row for row in await _view(mariadb_url, options.network)}
+    found = {what: rows[task.id] for what, task in tasks.items()}
+    assert {what: row["place"] for what, row in found.items()} == {what: what for what in tasks} | {"waiting": "later"}
+    for what, row in found.items():
+        task = tasks[what]
+        assert (row["pool"], row["state"], row["attempts"]) == (task.pool_id, task.state, task.attempts), what
+        assert (row["submitted_at"], row["finished_at"]) == (_utc(task.submitted_at), _utc(task.finished_at)), what
+    assert found["held"]["holder"] == str(UUID(bytes=lease.id)) and found["held"]["claimed_at"] is not None
+    assert found["held"]["holder_pid"] == os.getpid() and found["held"]["rank"] < found["ready"]["rank"]
+    assert found["later"]["due"] == found["ready"]["deadline"] == _utc(tasks["ready"].deadline)
+    assert found["ready"]["dedup_key"] == "once" and found["done"]["kept_until"] > found["done"]["finished_at"]
+    assert (found["done"]["last_agent"], found["held"]["type"]) == ("worker", "first")
+    assert found["done"]["rank"] is None and int(found["later"]["rank"]) > 0
+
+
+async def test_a_record_that_cannot_be_read_keeps_no_other_from_being_shown(
+    mariadb_url: str, options: MysqlOptions
+) -> None:
+    values = (b"\xff{", b'{"pool":"docs","due":99999999999999999999999}', b'{"pool":"docs","due":"x"}', b'{"pool":"p"}')
+    async with MysqlStore.opened(mariadb_url, options) as store:
+        for number, value in enumerate(values):
+            puts = [(TASK(bytes([number]) * 16), value), (STATE(bytes([number]) * 16), value)]
+            await store.commit([Batch(puts=puts)])
+    rows = sorted(await _view(mariadb_url, options.network), key=lambda row: row["id"])
+    assert [(row["pool"], row["due"]) for row in rows] == [(None, None), ("docs", None), ("docs", None), ("p", None)]
+
+
+async def test_the_view_of_a_store_made_before_is_renewed(mariadb_url: str, options: MysqlOptions) -> None:
+    view = f"{options.network}_tasks"
+    async with MysqlStore.opened(mariadb_url, options):
+        pass
+    old = f"select k as id, 1 as place, v as task, 2 as record from {options.network}_task"
+    await run(mariadb_url, f"create or replace view {view} as {old}")
+    assert await MysqlStore.to_add(mariadb_url, options) == [f"the view {view}, with its present columns"]
+    async with MysqlStore.opened(mariadb_url, options):
+        assert await MysqlStore.to_add(mariadb_url, options) == []
+    assert await run(mariadb_url, f"select kept_until from {view}") == []
+
+
+async def _view(url: str, network: str) -> list[dict[str, Any]]:
+    place = urlsplit(url)
+    async with (
+        asyncmy.connect(
+            host=place.hostname, port=place.port, user=place.username, database=place.path[1:], cursor_cls=DictCursor
+        ) as connection,
+        connection.cursor() as cursor,
+    ):
+        await cursor.execute(f"select * from {network}_tasks")
+        return list(await cursor.fetchall())
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
 @pytest.fixture

@@ -6,8 +6,11 @@ leaves what the next one completes. The number of the schema is written last.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+
+import attrs
 
 from converge.codec import FIRST, FORMAT
 from converge.errors import SchemaTooNew, StoreRefused
@@ -15,6 +18,9 @@ from converge.model.keys import FAMILIES
 from converge_store_sql._errors import check_columns, no_network
 from converge_store_sql.mysql.connect import Connections
 from converge_store_sql.mysql.texts import table, width
+from converge_store_sql.mysql.view import NEWEST, create_view
+
+_LOG = logging.getLogger(__name__)
 
 _OPTIONS = "engine=InnoDB row_format=dynamic default character set binary"
 
@@ -35,7 +41,7 @@ def steps(network: str) -> list[str]:
         f"insert ignore into {network}_guard values (0)",
         f"create table if not exists {network}_schema (version int not null primary key, "
         f"at timestamp not null default current_timestamp) {_OPTIONS}",
-        _VIEW.format(network=network),
+        create_view(network),
         f"insert ignore into {network}_schema (version) values ({FIRST})",
     ]
 
@@ -53,12 +59,20 @@ def _columns(network: str) -> Mapping[str, Sequence[str]]:
         f"{network}_witness": ("id", "r", "at"),
         f"{network}_guard": ("id",),
         f"{network}_schema": ("version", "at"),
-        f"{network}_tasks": ("id", "place", "rank_usec"),
+        f"{network}_tasks": ("id", "place", "task", "record"),
     }
 
 
-async def missing(connections: Connections, network: str) -> list[str]:
-    """Return the tables that are not there.
+@attrs.frozen
+class Lacking:
+    """What is not there: tables, by their names; `is_view_old`: the view has the columns of a release before."""
+
+    tables: Sequence[str]
+    is_view_old: bool
+
+
+async def missing(connections: Connections, network: str) -> Lacking:
+    """Return what is not there as this release makes it.
 
     Raises:
         SchemaTooNew: They were made by a newer release.
@@ -82,7 +96,8 @@ async def missing(connections: Connections, network: str) -> list[str]:
                 f"the tables {network}_* have version {version}, this release of converge-core knows {FORMAT}: "
                 "upgrade it"
             )
-    return [name for name in wanted if name not in there]
+    view = there.get(f"{network}_tasks", {NEWEST})
+    return Lacking([name for name in wanted if name not in there], NEWEST not in view)
 
 
 async def migrate(connections: Connections, network: str, *, must_exist: bool = False) -> None:
@@ -93,8 +108,11 @@ async def migrate(connections: Connections, network: str, *, must_exist: bool = 
         StoreRefused: Tables are missing, and this user may not make them.
         NoSuchStore: There are none, though there must be.
     """
-    lacking = await missing(connections, network)
+    found = await missing(connections, network)
+    lacking = found.tables
     if not lacking:
+        if found.is_view_old:
+            await _renew_view(connections, network)
         return
     if must_exist and f"{network}_schema" in lacking:
         raise no_network(network, connections.where)
@@ -109,21 +127,9 @@ async def migrate(connections: Connections, network: str, *, must_exist: bool = 
         ) from error
 
 
-_RANK = "cast(conv(hex(substr({0}, {1}, 8)), 16, 10) as decimal(20)) - 9223372036854775808"
-
-_VIEW = f"""create or replace sql security invoker view {{network}}_tasks as
-    select lower(hex(t.k)) as id, p.place, p.rank_usec, p.moment, p.pool, p.outcome, p.lease,
-        convert(t.v using utf8mb4) as task, convert(s.v using utf8mb4) as record,
-        greatest(t.r, coalesce(s.r, 0), coalesce(p.r, 0)) as revision
-    from {{network}}_task t left join {{network}}_state s on s.k = t.k left join (
-        select substr(k, -16) as id, 'ready' as place, {_RANK.format("k", 17)} as rank_usec, null as moment,
-            null as pool, null as outcome, null as lease, r from {{network}}_ready
-        union all select substr(k, -16), 'later', null, {_RANK.format("k", 1)}, null, null, null, r
-            from {{network}}_later
-        union all select substr(k, 25, 16), 'held', {_RANK.format("k", 17)}, null, null, null,
-            lower(hex(substr(k, 1, 16))), r from {{network}}_held
-        union all select substr(k, -16), 'done', null, {_RANK.format("k", -24)},
-            convert(substring_index(k, X'00', 1) using utf8mb4),
-            convert(substring_index(substring_index(k, X'00', 2), X'00', -1) using utf8mb4), null, r
-            from {{network}}_done
-    ) p on p.id = t.k"""
+async def _renew_view(connections: Connections, network: str) -> None:
+    """Make the view anew. No process needs it, so nobody is refused who may not."""
+    try:
+        await connections.run([create_view(network)], writes=True)
+    except StoreRefused as error:
+        _LOG.info("the view %s_tasks is left as it is: %s", network, error)

@@ -86,9 +86,10 @@ class MysqlStore(SqlStore):
             lacking = await missing(connections, chosen.network)
         finally:
             await connections.close()
-        if f"{chosen.network}_schema" in lacking:
+        if f"{chosen.network}_schema" in lacking.tables:
             return [f'the tables of a new network "{chosen.network}"']
-        return [f"the table {name}" for name in lacking]
+        view = [f"the view {chosen.network}_tasks, with its present columns"] if lacking.is_view_old else []
+        return [f"the table {name}" for name in lacking.tables] + view
 
     @classmethod
     async def looked_at(cls, url: str, options: SqlOptions | MysqlOptions | None = None) -> Inspection:

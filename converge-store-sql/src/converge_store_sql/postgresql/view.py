@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from converge.machines.task import TaskState
 
-VERSION = 3
+VERSION = 4
 """Of the view; a comment on it says which one is there. A newer one is left alone."""
 
 COMMENT = "converge view "
@@ -20,7 +20,7 @@ def create_view(network: str) -> list[str]:
         f"drop view if exists {network}_tasks",
         _JSON.format(network=network),
         _MOMENT.format(network=network),
-        _VIEW.format(network=network, held=TaskState.ASSIGNED.value, waiting=TaskState.PENDING.value),
+        _VIEW.format(network=network, held=TaskState.ASSIGNED, parked=TaskState.WAITING, unclaimed=TaskState.PENDING),
         f"comment on view {network}_tasks is '{COMMENT}{VERSION}'",
     ]
 
@@ -40,7 +40,8 @@ $$"""
 _VIEW = """create view {network}_tasks as select
     encode(t.id, 'hex')::uuid as id,
     coalesce(t.spec ->> 'pool', p.pool) as pool,
-    case when p.place = 'done' then p.state when p.place = 'held' then '{held}' else '{waiting}' end as state,
+    case when p.place = 'done' then p.state when p.place = 'held' then '{held}'
+        when p.place = 'later' and s.record -> 'wait' is not null then '{parked}' else '{unclaimed}' end as state,
     coalesce(p.place, case when t.spec ->> 'ordering_key' is not null then 'behind' end) as place,
     t.spec ->> 'type' as type,
     t.spec ->> 'topic' as topic,
