@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from converge.testing._processes.still import stand_still
 from converge.testing.fixtures import wait_until_sync
 from converge.testing.servers import (
     ServerFailed,
     ServerMissing,
     free_port,
+    mariadb_server,
     port_answers,
     postgres_server,
     redis_server,
@@ -66,7 +71,7 @@ def test_a_server_that_ends_at_once_is_reported_with_its_log(tmp_path: Path) -> 
 
 def test_a_stopped_server_process_still_ends_with_its_block() -> None:
     with redis_server() as url:
-        os.kill(url.pid, signal.SIGSTOP)
+        stand_still(url.pid)
     assert not _is_alive(url.pid)
 
 
@@ -80,3 +85,20 @@ def test_a_missing_server_names_the_wheel_to_install(monkeypatch: pytest.MonkeyP
 
 def test_free_ports_can_be_bound_and_nobody_answers_there() -> None:
     assert not port_answers(free_port())
+
+
+def test_a_mariadb_keeps_its_temporary_tables_where_no_other_one_removes_them(
+    debian: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    debian("mariadb-server", "mariadbd")
+    shared = Path(tempfile.mkdtemp(prefix="converge-shared-"))
+    shared.chmod(0o777)
+    monkeypatch.setattr(tempfile, "tempdir", str(shared))
+    monkeypatch.setenv("TMPDIR", str(shared))
+    table = shared / "#sql-temptable-1-2-3.MAI"  # of another server
+    table.touch()
+    try:
+        with mariadb_server(flushes=False):
+            assert table.exists()
+    finally:
+        shutil.rmtree(shared)

@@ -189,9 +189,13 @@ def mariadb_server(
     user = _unprivileged_user(MARIADB_USERS)
     server, install = (_debian_program(name) for name in ("mariadbd", "mariadb-install-db"))
     with _folder("converge-mariadb-", directory, user) as folder:
+        # A server that starts removes the temporary tables of all others in the folder for them.
+        (folder / "tmp").mkdir(exist_ok=True)
+        _hand_over(folder / "tmp", user)
         if not (folder / "data").exists():
             _install_mariadb(install, folder, user)
         command = [server, "--no-defaults", f"--datadir={folder / 'data'}", "--bind-address=127.0.0.1"]
+        command += [f"--tmpdir={folder / 'tmp'}"]
         command += [f"--socket={folder / 'socket'}", f"--pid-file={folder / 'pid'}", "--skip-name-resolve"]
         command += ["--innodb-buffer-pool-size=64M", "--init-file=" + str(folder / "init.sql")]
         command += [] if flushes else MARIADB_UNFLUSHED
@@ -389,7 +393,12 @@ def _install_mariadb(program: str, folder: Path, user: str | None) -> None:
     init = "create database if not exists converge;\n"
     (folder / "init.sql").write_text(init)
     command = [program, "--no-defaults", f"--datadir={folder / 'data'}", "--auth-root-authentication-method=normal"]
-    command += ["--skip-test-db", "--skip-log-bin", *([f"--user={user}"] if user is not None else [])]
+    command += [
+        "--skip-test-db",
+        "--skip-log-bin",
+        f"--tmpdir={folder / 'tmp'}",
+        *([f"--user={user}"] if user is not None else []),
+    ]
     _run_once(command, folder, None)
 
 
