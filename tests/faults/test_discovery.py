@@ -19,6 +19,7 @@ from converge.contracts.discovery import Sighting
 from converge.services.discovery.sightings import StoreSightings
 from converge.services.store.handle import StoreHandle
 from converge.services.store.opening import open_store
+from converge.testing._processes.still import stand_still
 from converge.testing.fixtures import wait_until
 
 LEASE_SEC, POLL_SEC = 1.5, 0.1
@@ -115,7 +116,7 @@ async def test_the_agents_of_a_process_that_stands_still_for_longer_than_its_lea
 ) -> None:
     async with Node(store=url, poll_sec=POLL_SEC, lease_sec=30.0) as node:
         assert await listed(node) == child.ids
-        child.process.send_signal(signal.SIGSTOP)
+        stand_still(child.process.pid)
         try:
             await until_gone(node, child.ids, LEASE_SEC + POLL_SEC + LATE_SEC)
         finally:

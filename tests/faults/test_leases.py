@@ -13,6 +13,7 @@ import pytest
 from converge import Task, TaskManager, open_store
 from converge.contracts.store import Range, Store
 from converge.model.keys import EXPIRY
+from converge.testing._processes.still import stand_still
 from converge.testing.fixtures import wait_until
 from converge.testing.fleet import Fleet, all_terminal, until_started
 
@@ -82,7 +83,7 @@ async def test_f5_a_paused_process_that_wakes_overwrites_nothing(fleet: Fleet, t
     paused = fleet.start(agents=1, lease_sec=1.0)
     task_id = await tasks.submit(Task(pool_id=fleet.pool, inputs={"sleep": 2.5}))
     await until_started(fleet, 1)
-    paused.send_signal(signal.SIGSTOP)
+    stand_still(paused.pid)
     other = fleet.start(agents=1, lease_sec=1.0)
     task = await tasks.result(task_id, timeout=60)
     paused.send_signal(signal.SIGCONT)

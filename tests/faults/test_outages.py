@@ -25,6 +25,7 @@ from psycopg import sql
 from redis import Redis
 
 from converge import Task, TaskManager, TaskState, open_store
+from converge.testing._processes.still import stand_still
 from converge.testing.fixtures import wait_until
 from converge.testing.fleet import Fleet, all_terminal
 from converge.testing.servers import ServerUrl, free_port, postgres_server, redis_server
@@ -50,16 +51,16 @@ def frozen(server: ServerUrl) -> Iterator[None]:
     """Keep the server from running; its connections stay."""
     ids = processes_of(server)
 
-    def tell(number: signal.Signals) -> None:
+    def tell(do: Callable[[int], None]) -> None:
         for id_ in ids:
             with suppress(ProcessLookupError):  # a child of the server that has ended
-                os.kill(id_, number)
+                do(id_)
 
-    tell(signal.SIGSTOP)
+    tell(stand_still)
     try:
         yield
     finally:
-        tell(signal.SIGCONT)
+        tell(lambda id_: os.kill(id_, signal.SIGCONT))
 
 
 @contextmanager

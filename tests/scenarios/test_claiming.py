@@ -18,6 +18,7 @@ from anyio import to_thread
 from converge import Agent, Node, Pool, Task, open_store
 from converge.contracts.store import Batch, Range, Store
 from converge.model.keys import READY
+from converge.testing._processes.still import stand_still
 from converge.testing.fixtures import wait_until
 
 PARTS, RACES = (8, 12_500) if os.environ.get("FULL_TESTS") == "1" else (1, 150)
@@ -84,7 +85,7 @@ async def test_ten_sleepers_that_hang_keep_no_task_for_longer_than_a_poll_interv
             try:
                 assert sleepers.stdout is not None
                 assert await to_thread.run_sync(sleepers.stdout.readline) == b"ready\n"
-                os.kill(sleepers.pid, signal.SIGSTOP)
+                stand_still(sleepers.pid)
                 await node.spawn(Worker, pool="docs")
                 await wait_until(lambda: node.feeds[0].hears, timeout=30)
                 for _ in range(3):

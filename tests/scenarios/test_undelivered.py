@@ -4,7 +4,6 @@ another message: what was accepted was handled, once and in order.
 
 from __future__ import annotations
 
-import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from converge import AgentDescriptor, DiscoveryQuery, Node
 from converge.errors import MessageError
+from converge.testing._processes.still import stand_still
 from converge.testing.fixtures import wait_until
 from converge.testing.fleet import Fleet
 from converge.testing.place import Place
@@ -129,7 +129,7 @@ async def test_f12_each_send_ends_in_a_receipt_or_a_typed_error_and_what_was_acc
             await node.ask(other.id, {"do": "echo"}, timeout=LONG_SEC)
             # It is killed while it has messages without receipt.
             process = fleet.processes[0]
-            process.send_signal(signal.SIGSTOP)
+            stand_still(process.pid)
             async with anyio.create_task_group() as group:
                 for _ in range(MESSAGES):
                     group.start_soon(lambda: sent.send(there.id, timeout=SHORT_SEC))

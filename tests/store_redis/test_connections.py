@@ -22,6 +22,7 @@ from converge import Agent, Node, Task
 from converge.contracts.store import Batch, Committed
 from converge.errors import ForeignLoop, ForkedHandle, OutcomeUnknown, StoreRefused, StoreUnavailable
 from converge.model.keys import POOL
+from converge.testing._processes.still import stand_still
 from converge.testing.cuts import CutProxy, cut_proxy
 from converge.testing.fixtures import wait_until
 from converge.testing.servers import free_port, redis_server
@@ -80,7 +81,7 @@ async def test_a_frozen_server_is_not_taken_for_a_dead_connection(
     monkeypatch.setattr(connect, "REMAINING_SEC", 0.1)
     with redis_server() as url:
         async with RedisStore.open(url, RedisOptions(network=namespace)) as store, anyio.create_task_group() as group:
-            os.kill(url.pid, signal.SIGSTOP)
+            stand_still(url.pid)
             outcomes: list[object] = []
 
             async def write() -> None:

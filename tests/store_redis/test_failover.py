@@ -15,6 +15,7 @@ import pytest
 from converge.contracts.store import Batch, Committed, Entry, Store
 from converge.errors import StoreError, StoreRolledBack
 from converge.model.keys import POOL
+from converge.testing._processes.still import stand_still
 from converge.testing.fixtures import wait_until
 from converge.testing.servers import Deployment
 from converge_store_redis import RedisOptions, RedisStore
@@ -72,7 +73,7 @@ async def fail_over(deployment: Deployment, namespace: str, send: Send, *, is_lo
             group.start_soon(run, writer)
         await wait_until(lambda: all(len(one.acknowledged) > 50 for one in writers), timeout=30)
         if is_lossy:  # the replica hears nothing of what is acknowledged from now on
-            os.kill(deployment.replica.pid, signal.SIGSTOP)
+            stand_still(deployment.replica.pid)
             await send(deployment.primary, "CLIENT", "KILL", "TYPE", "replica")  # its socket would keep them, too
             before = [len(one.acknowledged) for one in writers]
             told = list(zip(writers, before, strict=True))

@@ -22,6 +22,7 @@ from converge.errors import ConfigError
 from converge.operations.processes import Processes, for_process, marked
 from converge.operations.processes import Start as Command
 from converge.runtime.config.config import Config
+from converge.testing._processes.still import stand_still
 from converge.testing.fixtures import wait_until_sync
 
 pytestmark = pytest.mark.timeout(120)
@@ -117,7 +118,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
         for _, id_ in [("", one.process.pid), *one.ids] if one.process.poll() is None else one.ids:
             if lives(("", id_)):
                 os.kill(id_, signal.SIGKILL)
-        one.process.wait()
+        with one.process:  # also where a test has failed, its pipe is closed
+            pass
 
 
 def test_a_drain_ends_with_one_summary_of_what_all_processes_did(start: Start, tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_a_second_signal_ends_all_at_once(start: Start) -> None:
     run = start("Pid", grace="600")
     run.until(lambda: run.is_ready(2), "both run")
     for _, id_ in run.ids:
-        os.kill(id_, signal.SIGSTOP)  # so that none can stop
+        stand_still(id_)  # so that none can stop
     run.process.send_signal(signal.SIGINT)
     run.until(lambda: "SIGINT: stopping" in run.log, "the first is heard")
     run.process.send_signal(signal.SIGTERM)
@@ -302,7 +304,7 @@ def test_the_supervisor_serves_the_health_of_all_processes_as_one(start: Start) 
     told = ask("/metrics")[1]
     assert all(f'converge_agents{{process="{number}",state="live"}} 1.0' in told for number in (0, 1)), told
     number, id_ = one.ids[0]
-    os.kill(id_, signal.SIGSTOP)
+    stand_still(id_)
     try:
         assert ask("/livez")[0] == 200
         status, body = ask("/readyz")

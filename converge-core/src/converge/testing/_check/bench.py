@@ -26,6 +26,7 @@ import attrs
 
 from converge.contracts.discovery import Sighting
 from converge.plugins.declaration import Backend
+from converge.testing._processes.still import stand_still
 from converge.testing._store.base import Cut
 from converge.testing.cuts import cut_proxy
 from converge.testing.servers import SERVER_MARK, ServerUrl
@@ -199,11 +200,11 @@ class ServerBench(Bench, ABC):
     def freeze(self) -> Iterator[None]:
         """Stop the server's processes while the block lasts."""
         stopped = [self._pid]
-        os.kill(self._pid, signal.SIGSTOP)  # first, so that it starts no more of them
+        stand_still(self._pid)  # first, so that it starts no more of them
         try:
             for listing in Path(f"/proc/{self._pid}/task").glob("*/children"):
                 for pid in map(int, listing.read_text().split()):
-                    os.kill(pid, signal.SIGSTOP)
+                    stand_still(pid)
                     stopped.append(pid)
             yield
         finally:
