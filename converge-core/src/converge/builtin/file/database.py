@@ -88,7 +88,7 @@ class Database:
             return turned
 
     def missing(self) -> list[str]:
-        """Return the tables of newer families that the file has not yet."""
+        """Return what this release makes and the file has not yet, a line each."""
         return list(missing(self._connection))
 
     def raise_schema(self, number: int) -> None:
@@ -265,7 +265,7 @@ class Database:
 def pending(path: str) -> list[str]:
     """Return what opening the file would add to it, a line each."""
     with closing(Database(path, adds=False)) as database:
-        return [f"the table {name}" for name in database.missing()]
+        return database.missing()
 
 
 class _transaction:

@@ -100,11 +100,17 @@ def _check_owner(connection: sqlite3.Connection, path: str) -> bool:
     return False
 
 
-def missing(connection: sqlite3.Connection) -> dict[str, str]:
-    """Return the tables of newer families that the file has not yet, each with the statement that makes it."""
-    there = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+def missing(connection: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
+    """Return what this release makes and the file has not yet, a line each, with the statements that make it."""
+    there = {name.decode(): text for name, text in connection.execute("select name, sql from sqlite_master")}
     wanted = {sql.table(family): family for family in FAMILIES.values()}
-    return {name: sql.create_table(family) for name, family in wanted.items() if name.encode() not in there}
+    found: dict[str, tuple[str, ...]] = {}
+    for name, family in wanted.items():
+        if name not in there:
+            found[f"the table {name}"] = (sql.create_table(family),)
+    if sql.NEWEST.encode() not in there.get("converge_tasks", b""):
+        found["the view converge_tasks, with its present columns"] = ("drop view if exists converge_tasks", sql.VIEW)
+    return found
 
 
 def raise_schema(connection: sqlite3.Connection, number: int) -> None:
@@ -116,11 +122,14 @@ def raise_schema(connection: sqlite3.Connection, number: int) -> None:
 
 
 def add_missing(connection: sqlite3.Connection) -> None:
-    """Add the tables of newer families: the release before does not look at them, so its processes go on beside."""
+    """Add the tables of newer families, and renew the view: the release before does not look at them, so its processes
+    go on beside.
+    """
     if missing(connection):
         with _begun(connection):
-            for statement in missing(connection).values():
-                connection.execute(statement)
+            for statements in missing(connection).values():
+                for statement in statements:
+                    connection.execute(statement)
 
 
 def _create(connection: sqlite3.Connection) -> None:

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from converge.errors import StoreUnavailable
+from converge.machines.task import TaskState
 from converge.model.keys import FAMILIES, HASH, ID, INT, Family, Key
 
 _STRICT = ", strict" if sqlite3.sqlite_version_info >= (3, 37) else ""
@@ -44,21 +45,67 @@ def create_table(family: Family) -> str:
     return f"create table {table(family)} ({', '.join(columns)}) without rowid{_STRICT}"
 
 
-VIEW = """
-create view converge_tasks as
-select lower(hex(t.id)) as id, coalesce(p.place, 'waiting for its ordering key') as place, p.due, p.lease, p.until,
-  t.v as task, s.v as state
-from f_task t
-left join f_state s on s.id = t.id
-left join (
-  select id, 'ready' as place, null as due, null as lease, null as until from f_ready
-  union all select id, 'later', due, null, null from f_later
-  union all select id, 'held', null, lower(hex(lease)), null from f_held
-  union all select id, 'done', null, null, until from f_done
-) p on p.id = t.id
+def _of(doc: str, name: str) -> str:
+    return f"json_extract({doc}, '$.{name}')"
+
+
+def _moment(micros: str) -> str:
+    """Return store time as text, in UTC to the millisecond."""
+    when = f"strftime('%Y-%m-%d %H:%M:%f', {micros} / 1000 / 1000.0, 'unixepoch')"
+    return f"case when typeof({micros}) = 'integer' and {micros} > 0 then {when} end"
+
+
+def _uuid(id_: str) -> str:
+    """Return an id as the commands show it."""
+    parts = (f"substr(hex({id_}), {at}, {size})" for at, size in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12)))
+    return "lower(" + " || '-' || ".join(parts) + ")"
+
+
+NEWEST = "kept_until"
+"""A column that views of releases before lack."""
+
+VIEW = f"""create view converge_tasks as
+with task as (select id, case when json_valid(v) then v end as doc from f_task),
+  record as (select id, case when json_valid(v) then v end as doc from f_state),
+  lease as (select id, case when json_valid(v) then v end as doc from f_lease),
+  place as (
+    select id, 'ready' as place, null as pool, null as state, rank, null as due, null as lease, null as claimed,
+      null as until from f_ready
+    union all select id, 'later', null, null, null, due, null, null, null from f_later
+    union all select id, 'held', null, null, rank, null, lease, v, null from f_held
+    union all select id, 'done', pool, state, null, null, null, null, until from f_done
+  )
+select {_uuid("t.id")} as id,
+  coalesce({_of("t.doc", "pool")}, p.pool) as pool,
+  case when p.place = 'done' then p.state when p.place = 'held' then '{TaskState.ASSIGNED}'
+    when p.place = 'later' and {_of("s.doc", "wait")} is not null then '{TaskState.WAITING}'
+    else '{TaskState.PENDING}' end as state,
+  coalesce(p.place, case when {_of("t.doc", "ordering_key")} is not null then 'behind' end) as place,
+  {_of("t.doc", "type")} as type,
+  {_of("t.doc", "topic")} as topic,
+  coalesce({_of("t.doc", "priority")}, 0) as priority,
+  case when p.place is not 'done' then coalesce(p.rank, {_of("s.doc", "rank")}, {_of("t.doc", "rank")}) end as rank,
+  {_moment(f"coalesce(p.due, {_of('s.doc', 'due')}, {_of('t.doc', 'due')})")} as due,
+  case when p.lease is not null then {_uuid("p.lease")} end as holder,
+  {_of("l.doc", "host")} as holder_host,
+  {_of("l.doc", "pid")} as holder_pid,
+  coalesce({_of("s.doc", "attempts")}, 0) + (p.place is 'held') as attempts,
+  coalesce({_of("t.doc", "max_attempts")}, 3) as max_attempts,
+  {_moment(_of("t.doc", "submitted"))} as submitted_at,
+  {_moment("cast(p.claimed as integer)")} as claimed_at,
+  {_moment(_of("s.doc", "finished"))} as finished_at,
+  {_moment(_of("t.doc", "deadline"))} as deadline,
+  {_moment("p.until")} as kept_until,
+  {_of("t.doc", "dedup_key")} as dedup_key,
+  {_of("t.doc", "ordering_key")} as ordering_key,
+  {_of("s.doc", "by")} as last_agent,
+  {_of("s.doc", "error")} as error,
+  t.doc as task,
+  s.doc as record
+from task t left join record s on s.id = t.id left join place p on p.id = t.id left join lease l on l.id = p.lease"""
+"""For operators: each task with its place, in the columns that servers have, too; a record that cannot be read hides no
+other. Not for programs: it reads whole tables.
 """
-"""For operators: each task, its place with what belongs to it (moments are store time in microseconds), its two
-records. Not for programs: it reads whole tables."""
 
 
 def table(family: Family) -> str:
