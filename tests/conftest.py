@@ -11,15 +11,17 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import preloaded
 import pytest
 from hypothesis import HealthCheck, settings
 
-from converge import Task, TaskManager, open_store
+from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.contracts.store import Batch, Committed
 from converge.testing.servers import ServerUrl, mariadb_server, postgres_server, redis_server
 
@@ -245,6 +247,77 @@ def go_beyond() -> Callable[[str, str], Awaitable[None]]:
             await TaskManager(store).submit(Task(pool_id="docs"))
 
     return go
+
+
+VIEWED = (
+    "id", "pool", "state", "place", "type", "topic", "priority", "rank", "due", "holder", "holder_host", "holder_pid",
+    "attempts", "max_attempts", "submitted_at", "claimed_at", "finished_at", "deadline", "kept_until", "dedup_key",
+    "ordering_key", "last_agent", "error", "task", "record",
+)  # fmt: skip
+
+
+class Waits(Agent):
+    """Waits for a signal that does not come."""
+
+    async def on_task(self, task: Task) -> None:
+        await task.wait_for("go")
+
+
+Rows = Callable[[], Awaitable[Sequence[Mapping[str, Any]]]]
+
+
+@pytest.fixture
+def check_view() -> Callable[..., Awaitable[None]]:
+    """`await check_view(url, network, rows, shown)`: the view of all tasks has each in its place. `rows` reads it,
+    `shown` makes of a moment what the store's engine has for it.
+    """
+    from converge.testing.fixtures import wait_until  # pytest imports it first, to rewrite its assertions
+
+    async def check(url: str, network: str, rows: Rows, shown: Callable[[datetime | None], object]) -> None:
+        soon = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+        wanted = {
+            "held": Task(pool_id="docs", priority=3, type="first"),
+            "done": Task(pool_id="docs", priority=2),
+            "ready": Task(pool_id="docs", dedup_key="once", deadline=soon, ordering_key="k"),
+            "behind": Task(pool_id="docs", ordering_key="k"),
+            "later": Task(pool_id="docs", not_before=soon),
+        }
+        async with open_store(url, network=network) as store:
+            await PoolManager(store).create_pool(Pool(id="docs"))
+            tasks = TaskManager(store)
+            ids = {what: await tasks.submit(task) for what, task in wanted.items()}
+            for _ in range(2):
+                (claimed,) = await tasks.claim("worker", ["docs"])
+            await tasks.complete(claimed, {"n": 1})
+            async with Node(store=url, network=network) as node:
+                await node.pools.create_pool(Pool(id="waits"))
+                await node.spawn(Waits, pool="waits")
+                ids["waiting"] = await tasks.submit(Task(pool_id="waits"))
+
+                async def is_parked() -> bool:
+                    return (await tasks.get(ids["waiting"])).state == TaskState.WAITING
+
+                await wait_until(is_parked, timeout=30)
+            viewed = {str(row["id"]): row for row in await rows()}
+            found = {what: viewed[id_] for what, id_ in ids.items()}
+            assert tuple(found["held"].keys()) == VIEWED
+            assert {what: row["place"] for what, row in found.items()} == {what: what for what in wanted} | {
+                "waiting": "later"
+            }
+            for what, row in found.items():
+                task = await tasks.get(ids[what])
+                assert (row["pool"], row["state"], row["attempts"]) == (task.pool_id, task.state, task.attempts), what
+                assert row["submitted_at"] == shown(task.submitted_at), what
+                assert row["finished_at"] == shown(task.finished_at), what
+            lease = store.shared.lease_opened  # type: ignore[attr-defined]  # core's own
+        assert str(found["held"]["holder"]) == str(UUID(bytes=lease.id)) and found["held"]["claimed_at"] is not None
+        assert found["held"]["holder_pid"] == os.getpid() and found["held"]["rank"] < found["ready"]["rank"]
+        assert found["later"]["due"] == found["ready"]["deadline"] == shown(soon)
+        assert found["ready"]["dedup_key"] == "once" and found["done"]["kept_until"] > found["done"]["finished_at"]
+        assert (found["done"]["last_agent"], found["held"]["type"]) == ("worker", "first")
+        assert found["done"]["rank"] is None and int(found["later"]["rank"]) == found["later"]["rank"] > 0
+
+    return check
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ async def test_the_caller_waits_for_a_silent_host_so_long_and_is_told_where_it_i
     await sender.send(one.id, "hello", ack="handled")
     await list_silent(sender, 1, hole)
     monkeypatch.setattr(fanout, "REACH_SEC", 0.1)
-    monkeypatch.setattr(dials, "SLOW_SEC", 60.0)
+    monkeypatch.setattr(dials, "CHOOSY_SEC", 60.0)
 
     def told(outcomes: list[Fanout]) -> list[tuple[int, str]]:
         return sorted((one.accepted, one.error.partition(" to node ")[0]) for one in outcomes)
@@ -190,7 +190,7 @@ async def test_a_dial_that_takes_long_is_waited_for_once(
     nodes: list[Node], hole: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dials, "DIAL_SEC", 60.0)
-    monkeypatch.setattr(dials, "SLOW_SEC", 0.0)
+    monkeypatch.setattr(dials, "CHOOSY_SEC", 0.0)
     sender, *_ = nodes
     await list_silent(sender, 1, hole)
     (silent,) = [found for found in await sender.discovery.query(DiscoveryQuery()) if found.topics]

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import asyncpg
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskState
-from converge.contracts.store import Store
 from converge.testing.cuts import CutProxy, cut_proxy
-from converge.testing.fixtures import wait_until
 from converge.testing.servers import postgres_server
 from converge.testing.store import Cut
 from converge_store_sql import SqlOptions, SqlStore
@@ -95,43 +91,3 @@ def proxied_url(proxy: CutProxy) -> str:
 def cut(proxy: CutProxy) -> Callable[[Cut], None]:
     """Breaks the next request of a store that was opened through the proxy."""
     return proxy.cut
-
-
-class Waits(Agent):
-    """Waits for a signal that does not come."""
-
-    async def on_task(self, task: Task) -> None:
-        await task.wait_for("go")
-
-
-@pytest.fixture
-def in_each_place() -> Callable[[str, str, Store], Awaitable[dict[str, Task]]]:
-    """`await in_each_place(url, network, store)`: tasks in each place of their life, by its name or what they are."""
-
-    async def submit(url: str, network: str, store: Store) -> dict[str, Task]:
-        tasks, soon = TaskManager(store), datetime.now(UTC) + timedelta(hours=1)
-        await PoolManager(store).create_pool(Pool(id="docs"))
-        wanted = {
-            "held": Task(pool_id="docs", priority=3, type="first"),
-            "done": Task(pool_id="docs", priority=2),
-            "ready": Task(pool_id="docs", dedup_key="once", deadline=soon, ordering_key="k"),
-            "behind": Task(pool_id="docs", ordering_key="k"),
-            "later": Task(pool_id="docs", not_before=soon),
-            "waiting": Task(pool_id="waits"),
-        }
-        ids = {what: await tasks.submit(task) for what, task in wanted.items() if what != "waiting"}
-        for _ in range(2):
-            (claimed,) = await tasks.claim("worker", ["docs"])
-        await tasks.complete(claimed, {"n": 1})
-        async with Node(store=url, network=network) as node:
-            await node.pools.create_pool(Pool(id="waits"))
-            await node.spawn(Waits, pool="waits")
-            ids["waiting"] = await tasks.submit(wanted["waiting"])
-
-            async def is_parked() -> bool:
-                return (await tasks.get(ids["waiting"])).state == TaskState.WAITING
-
-            await wait_until(is_parked, timeout=30)
-        return {what: await tasks.get(id_) for what, id_ in ids.items()}
-
-    return submit

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from converge import Pool, PoolManager, Task, TaskManager, open_store
-from converge.contracts.store import Batch, Durability, Level, Store
+from converge.contracts.store import Batch, Durability, Level
 from converge.errors import StoreRefused, StoreUnavailable, Unsupported, ValueTooLarge
 from converge.model.keys import STATE, TASK
 from converge.testing.servers import postgres_server
@@ -28,14 +28,6 @@ async def server(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
     await connection.close()
 
 
-@pytest.fixture
-async def work(postgres_url: str, options: SqlOptions) -> AsyncIterator[Store]:
-    """A store as `open_store` gives it, with a pool."""
-    async with open_store(postgres_url, network=options.network) as opened:
-        await PoolManager(opened).create_pool(Pool(id="docs"))
-        yield opened
-
-
 def grants(network: str, reader: str, agents: str, schema: str = "public") -> str:
     """The statements of the page, for other names."""
     block = str(*re.findall(r"^```text\n(grant .*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL))
@@ -45,26 +37,14 @@ def grants(network: str, reader: str, agents: str, schema: str = "public") -> st
 
 async def test_the_view_shows_a_task_in_each_place_of_its_life(
     postgres_url: str,
-    work: Store,
     options: SqlOptions,
     server: asyncpg.Connection,
-    in_each_place: Callable[[str, str, Store], Awaitable[dict[str, Task]]],
+    check_view: Callable[..., Awaitable[None]],
 ) -> None:
-    tasks = await in_each_place(postgres_url, options.network, work)
-    rows = {str(row["id"]): row for row in await server.fetch(f"select * from {options.network}_tasks")}
-    found = {what: rows[task.id] for what, task in tasks.items()}
-    assert {what: row["place"] for what, row in found.items()} == {what: what for what in tasks} | {"waiting": "later"}
-    for what, row in found.items():
-        task = tasks[what]
-        assert (row["pool"], row["state"], row["attempts"]) == (task.pool_id, task.state, task.attempts), what
-        assert row["submitted_at"] == task.submitted_at and row["finished_at"] == task.finished_at, what
-    lease = (await work.scan([]), work.shared)[1].lease_opened  # type: ignore[attr-defined]  # core's own
-    assert found["held"]["holder"].bytes == lease.id and found["held"]["claimed_at"] is not None
-    assert found["held"]["holder_pid"] and found["held"]["rank"] < found["ready"]["rank"]
-    assert found["later"]["due"] == found["ready"]["deadline"] == tasks["ready"].deadline
-    assert found["ready"]["dedup_key"] == "once" and found["done"]["kept_until"] > found["done"]["finished_at"]
-    assert (found["done"]["last_agent"], found["held"]["type"]) == ("worker", "first")
-    assert found["done"]["rank"] is None and isinstance(found["later"]["rank"], int)
+    async def rows() -> list[asyncpg.Record]:
+        return list(await server.fetch(f"select * from {options.network}_tasks"))
+
+    await check_view(postgres_url, options.network, rows, lambda moment: moment)
 
 
 async def test_a_record_that_cannot_be_read_keeps_no_other_from_being_shown(

@@ -8,15 +8,15 @@ import shutil
 import sqlite3
 import stat
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 
-from converge import Pool, PoolManager, Task, TaskManager, open_store
+from converge import Pool, PoolManager, open_store
 from converge.builtin.file import place
 from converge.builtin.file.database import pending
 from converge.builtin.file.options import FileOptions
@@ -288,36 +288,13 @@ async def test_a_new_file_takes_no_value_of_another_type(tmp_path: Path) -> None
             connection.execute("insert into f_later values ('soon', x'00', '', 1)")
 
 
-async def test_the_view_shows_a_task_in_each_place_of_its_life(tmp_path: Path) -> None:
-    path, soon = tmp_path / "state.db", datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
-    wanted = {
-        "held": Task(pool_id="docs", priority=3, type="first"),
-        "done": Task(pool_id="docs", priority=2),
-        "ready": Task(pool_id="docs", dedup_key="once", deadline=soon, ordering_key="k"),
-        "behind": Task(pool_id="docs", ordering_key="k"),
-        "later": Task(pool_id="docs", not_before=soon),
-    }
-    async with open_store(f"file:{path}") as store:
-        await PoolManager(store).create_pool(Pool(id="docs"))
-        tasks = TaskManager(store)
-        ids = {place: await tasks.submit(task) for place, task in wanted.items()}
-        for _ in range(2):
-            (claimed,) = await tasks.claim("worker", ["docs"])
-        await tasks.complete(claimed, {"n": 1})
-        rows = {row["id"]: row for row in of_view(path)}
-        found = {place: rows[id_] for place, id_ in ids.items()}
-        assert {place: row["place"] for place, row in found.items()} == {place: place for place in wanted}
-        for place, row in found.items():
-            task = await tasks.get(ids[place])
-            assert (row["pool"], row["state"], row["attempts"]) == ("docs", task.state, task.attempts), place
-            assert (row["submitted_at"], row["finished_at"]) == (text(task.submitted_at), text(task.finished_at)), place
-        lease = store.shared.lease_opened  # type: ignore[attr-defined]  # core's own
-    assert found["held"]["holder"] == str(UUID(bytes=lease.id)) and found["held"]["claimed_at"]
-    assert found["held"]["holder_pid"] == os.getpid() and found["held"]["rank"] < found["ready"]["rank"]
-    assert found["later"]["due"] == found["ready"]["deadline"] == text(soon)
-    assert found["ready"]["dedup_key"] == "once" and found["done"]["kept_until"] > found["done"]["finished_at"]
-    assert (found["done"]["last_agent"], found["held"]["type"]) == ("worker", "first")
-    assert found["done"]["rank"] is None and found["later"]["rank"] > 0
+async def test_the_view_shows_a_task_in_each_place_of_its_life(
+    tmp_path: Path, check_view: Callable[..., Awaitable[None]]
+) -> None:
+    async def rows() -> list[dict[str, Any]]:
+        return of_view(tmp_path / "state.db")
+
+    await check_view(f"file:{tmp_path / 'state.db'}", "converge", rows, text)
 
 
 async def test_in_the_view_a_parked_task_waits_and_a_record_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from converge.cli import output
-from converge.cli.harmless import remember, runnable
+from converge.cli.wording import remember, runnable
 
 ID = "01a20db3-b2c5-732b-8000-e9ba0fd1ed97"
 COLUMNS = ("id", "state", "pool", "attempts", "submitted", "task")

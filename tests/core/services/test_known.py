@@ -110,7 +110,7 @@ async def test_what_another_process_has_recorded_in_between_is_not_run_again(one
 
 async def test_a_park_that_was_not_stored_is_not_known(one: Process) -> None:
     first = await begun(one)
-    first.attempt._on_park = lambda: first.attempt.ledger.keep(first.attempt.event)  # type: ignore[arg-type]
+    first.attempt._on_park = lambda: first.attempt.ledger.keep(first.attempt.event)  # type: ignore[arg-type]  # it parks
     with anyio.move_on_after(0.05):  # in which the handler's end would come
         await first.attempt.wait_for(("go",), 3_600.0)
     await first.ends(Released())

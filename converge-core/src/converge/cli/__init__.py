@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import cyclopts
 
 from converge.cli.failures import failed
-from converge.cli.harmless import remember
 from converge.cli.streams import complete
+from converge.cli.wording import remember
 
 if TYPE_CHECKING:
     from converge.contracts.commands import Command

@@ -11,9 +11,9 @@ from cyclopts import Parameter
 
 from converge.cli import output
 from converge.cli.failures import CONFIGURATION, DONE, FAILED, UNREACHABLE
-from converge.cli.harmless import runnable
 from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
+from converge.cli.wording import runnable
 from converge.contracts.store import Finding, Level, error, fine
 from converge.errors import ConfigError, NoSuchStore, PluginBroken, SchemaTooNew, StoreError, TornRecord
 from converge.operations import run as main

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import cyclopts
 
-from converge.cli.harmless import harmless, runnable
+from converge.cli.wording import tell
 from converge.errors import (
     ChannelError,
     ConfigError,
@@ -107,7 +107,7 @@ def _drop_output() -> None:
 def told(*texts: str) -> None:
     """Write to standard error what went wrong, a line each."""
     for text in texts:
-        print(f"converge: {runnable(harmless(text))}", file=sys.stderr)  # noqa: T201  # this is where a command talks to people
+        tell(f"converge: {text}")
 
 
 def code_of(error: BaseException) -> int:

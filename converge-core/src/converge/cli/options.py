@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import attrs
 from cyclopts import Group, Parameter
 
-from converge.cli.harmless import remember
+from converge.cli.wording import remember
 from converge.errors import ConfigError
 from converge.operations import logs
 from converge.operations.agent_class import first_on_path

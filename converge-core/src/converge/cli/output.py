@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from converge.cli.harmless import harmless, runnable
+from converge.cli.wording import harmless, tell
 from converge.codec import encode_plain
 
 VERSION = 1
@@ -103,7 +103,7 @@ def marked(mark: str, colour: str, rest: str) -> None:
 def note(value: str) -> None:
     """Write a line that is about the result, not a part of it, to standard error."""
     sys.stdout.flush()
-    print(harmless(runnable(value)), file=sys.stderr)  # noqa: T201  # this is where a command talks to people
+    tell(value)
 
 
 def can_ask() -> bool:

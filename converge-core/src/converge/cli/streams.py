@@ -26,7 +26,7 @@ def complete() -> None:
         if getattr(sys, name) is None:
             os.set_inheritable(nowhere := os.open(os.devnull, os.O_RDWR), True)
             # As Python's own, it keeps its number when it is closed.
-            setattr(sys, name, open(nowhere, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+            setattr(sys, name, open(nowhere, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # to the process's end
 
 
 def _spare(stream: TextIO) -> int | None:

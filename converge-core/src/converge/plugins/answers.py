@@ -82,7 +82,7 @@ def look_at(opened: object, whose: Whose, entering: Entering) -> None:
 def _look(opened: object, name: str, call: Callable[..., Any]) -> None:
     """Put a call in the place of one of an object, which may be frozen, and may be given twice."""
     if not getattr(getattr(opened, name), "looks", False):
-        call.looks = True  # type: ignore[attr-defined]
+        call.looks = True  # type: ignore[attr-defined]  # any function takes one
         object.__setattr__(opened, name, call)
 
 

@@ -12,6 +12,7 @@ from converge.errors import ChannelError, ConnectFailed
 from converge.net.sockets import Race
 from converge.runtime.agents.background import Background
 from converge.runtime.network.channel import SecureChannel
+from converge.services.messages.unsettled import CHOOSY_SEC
 
 DIALS, DIALS_AGAIN = 256, 64
 """Dials under way at a time, those to nodes whose last dial failed apart; others wait for their turn. So nodes behind a
@@ -23,9 +24,6 @@ ENDPOINTS = 4
 
 DIAL_SEC = 12.0
 """How long a dial may take in all; each way to connect, and each handshake, has a limit of its own."""
-
-SLOW_SEC = 1.0
-"""A dial that takes longer counts as one that failed for who has others to turn to; it goes on."""
 
 REST_LEAST_SEC, REST_GREATEST_SEC = 0.05, 1.0
 """How long a node is not dialled again after a dial has failed: twice as long each time."""
@@ -122,7 +120,7 @@ class Dials:
         it was, or neither is so.
         """
         one = self._under_way.get(whom)
-        if one is not None and whom not in self._resting and (sec := self._monotonic() - one.began) > SLOW_SEC:
+        if one is not None and whom not in self._resting and (sec := self._monotonic() - one.began) > CHOOSY_SEC:
             return ConnectFailed(f"no answer for {sec:.1f} s")
         return self._resting.get(whom, (0.0, 0.0, None))[2]
 

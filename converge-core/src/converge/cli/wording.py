@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 
 from converge.secret import without_password
@@ -37,3 +38,8 @@ def remember(flags: Sequence[str]) -> None:
 def runnable(text: str) -> str:
     """Return the text, each command of ours in it with the flags of the store that this one was given."""
     return _OF_A_STORE.sub(lambda found: f"{found[0]} {_flags}", text) if _flags and "converge " in text else text
+
+
+def tell(text: str) -> None:
+    """Write a line for people to standard error: nothing in it acts on a terminal, and its commands can be run."""
+    print(harmless(runnable(text)), file=sys.stderr)  # noqa: T201  # the one place from which commands talk to people
