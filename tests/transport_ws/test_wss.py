@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import gc
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ import pytest
 
 from converge import Agent, Message, Node
 from converge.contracts.transport import NO_TLS, Channel
-from converge.errors import ChannelError, ConfigError, ListenFailed
+from converge.errors import ChannelError, ConfigError, ConnectionLost, ListenFailed
 from converge.testing._transport.certificates import Authority
 from converge_transport_ws import WsOptions, WsTransport
 
@@ -100,6 +104,41 @@ async def test_a_changed_certificate_is_shown_from_the_next_connection_on(author
                 assert near.tls_hash == seen[-1]
                 authority.issue("server")
             assert seen[0] != seen[1]
+
+
+def leave(sock: socket.socket) -> None:
+    """Reset the connection."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def talk(sock: socket.socket) -> None:
+    sock.sendall(b"GET /c HTTP/1.1\r\n\r\n")
+
+
+def be_silent(sock: socket.socket) -> None:
+    """Let the upgrade's time run out."""
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": one}) for one in (False, True)], ids=str)
+@pytest.mark.parametrize("behave", [leave, talk, be_silent])
+async def test_who_speaks_no_tls_is_let_go_at_once_and_leaves_no_traceback(
+    authority: Authority, behave: Callable[[socket.socket], None]
+) -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    options = WsOptions(**authority.issue("server"), connect_sec=0.2)
+    with anyio.fail_after(4):
+        async with WsTransport.open(options) as there, there.listen(WHERE) as listener:
+            port = int(listener.address.removesuffix("/c").rpartition(":")[2])
+            with closing(socket.create_connection(("127.0.0.1", port))) as sock:
+                channel = await listener.accept()
+                behave(sock)
+                with pytest.raises(ConnectionLost, match="no node"):
+                    await channel.receive()
+    del channel
+    gc.collect()
+    assert told == []
 
 
 async def test_missing_files_are_told_when_listening_begins(tmp_path: Path) -> None:

@@ -75,10 +75,13 @@ class WsServerConnection(ServerConnection):
             secured = await self.loop.start_tls(
                 transport, self, tls(), server_side=True, ssl_handshake_timeout=SHAKE_SEC
             )
-            assert secured is not None, "the loop answers with a transport"
-            vars(self)["transport"] = secured  # the library's attribute: what it writes goes through TLS from here
         except (OSError, ConfigError, ValueError):
+            secured = None
+        if secured is None or transport.is_closing():
             transport.abort()
+            self.connection_lost(None)  # the loop tells nobody where it went before TLS was agreed
+            return
+        vars(self)["transport"] = secured  # the library's attribute: what it writes goes through TLS from here
 
     def data_received(self, data: bytes) -> None:
         """Close the connection if its HTTP head is over the limit."""
@@ -91,7 +94,8 @@ class WsServerConnection(ServerConnection):
         """Let go who waits for the upgrade."""
         if not self.upgraded.done():
             self.upgraded.set_result(False)
-        super().connection_lost(exc)
+        if not self.connection_lost_waiter.done():  # it may be told twice where TLS was not agreed
+            super().connection_lost(exc)
 
 
 class WsClientConnection(ClientConnection):
