@@ -24,7 +24,7 @@ def wss(**options: Any) -> AbstractAsyncContextManager[Transport]:
     return WsTransport.open(WsOptions(**options))
 
 
-@pytest.mark.parametrize(
+WAYS = pytest.mark.parametrize(
     ("anyio_backend", "opened", "where"),
     [
         ("asyncio", tls, "tls://127.0.0.1:0"),
@@ -33,6 +33,9 @@ def wss(**options: Any) -> AbstractAsyncContextManager[Transport]:
     ],
     ids=["tls", "tls-trio", "wss"],
 )
+
+
+@WAYS
 @pytest.mark.parametrize(
     "why",
     [
@@ -70,3 +73,27 @@ async def refused(listener: Listener, told: list[str]) -> None:
     with pytest.raises(ChannelError) as raised:
         await channel.receive()
     told.append(str(raised.value))
+
+
+@WAYS
+@pytest.mark.parametrize(
+    "why", ["PEER_DID_NOT_RETURN_A_CERTIFICATE", "unable to get local issuer certificate", "certificate has expired"]
+)
+async def test_a_client_that_is_refused_is_refused_for_a_reason(
+    tmp_path: Path, opened: Any, where: str, why: str
+) -> None:
+    house, other = Authority(tmp_path, "house"), Authority(tmp_path, "other")
+    shown = {
+        "PEER_DID_NOT_RETURN_A_CERTIFICATE": {},
+        "unable to get local issuer certificate": other.issue("foreign"),
+        "certificate has expired": house.issue("late", days=-1),
+    }[why]
+    told: list[str] = []
+    mutual, client = opened(**house.issue("server"), mutual=True), opened(**{**shown, "ca": house.ca})
+    async with mutual as there, client as here, there.listen(where) as listener:
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as group:
+                group.start_soon(refused, listener, told)
+                with pytest.raises((ConnectFailed, ChannelError), match=r"the other side says|its log says why"):
+                    await (await here.connect(listener.address)).receive()
+    assert why in told[0]

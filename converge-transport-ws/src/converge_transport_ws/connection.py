@@ -13,6 +13,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection
 
 from converge.errors import ConfigError
+from converge.net.failures import reason_of
 
 # The library limits each line of the head to 8 KiB, and their number to 128: a megabyte for each stranger.
 HEAD_BYTES = 8_192
@@ -47,6 +48,7 @@ class WsServerConnection(ServerConnection):
 
     Attributes:
         upgraded: Whether the upgrade was done; a future.
+        refusal: Why TLS was not agreed, or empty.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class WsServerConnection(ServerConnection):
         self._http_head, self._offer, self._tls = Head(), offer, tls
         self._securing: asyncio.Task[None] | None = None
         self.upgraded: asyncio.Future[bool] = self.loop.create_future()
+        self.refusal: str = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Offer the connection; close it where nobody accepts any."""
@@ -75,8 +78,10 @@ class WsServerConnection(ServerConnection):
             secured = await self.loop.start_tls(
                 transport, self, tls(), server_side=True, ssl_handshake_timeout=SHAKE_SEC
             )
-        except (OSError, ConfigError, ValueError):
+        except (OSError, ConfigError, ValueError) as error:
             secured = None
+            if isinstance(error, ssl.SSLError):
+                self.refusal = reason_of(error)
         if secured is None or transport.is_closing():
             transport.abort()
             self.connection_lost(None)  # the loop tells nobody where it went before TLS was agreed

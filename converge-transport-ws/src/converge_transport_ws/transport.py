@@ -43,6 +43,8 @@ NOT_UNDERSTOOD = 1003
 SUBPROTOCOL = Subprotocol("converge.v1")
 # The library reads ahead so many messages: half a megabyte.
 READ_AHEAD = 4
+# TLS is agreed for who dials before the other side has seen its certificate, and the loop sends no alert.
+REFUSED = "it ended the connection after TLS was agreed, as with `mutual` for want of a certificate; its log says why"
 # Belongs to no tree: what strangers send must not fill anybody's log. Converge's own events say what ended a channel.
 SILENT = logging.Logger("converge_transport_ws.silent", level=logging.CRITICAL + 1)
 
@@ -129,7 +131,8 @@ class WsTransport(Transport):
         except TimeoutError as error:
             raise connect_failed(address, f"no answer within {options.connect_sec:g} s") from error
         except (*CONNECTING, ConfigError) as error:
-            raise connect_failed(address, error) from error
+            is_refused = address.startswith("wss:") and isinstance(error.__cause__, EOFError)
+            raise connect_failed(address, REFUSED if is_refused else error) from error
         finally:
             if sock is not None and sys.exc_info()[0] is not None:
                 sock.close()
@@ -258,6 +261,8 @@ class WsChannel(Channel):
         self._raise_if_over()
         self._is_open = await asyncio.shield(self._connection.upgraded)
         if not self._is_open:
+            if why := self._connection.refusal:
+                raise self._over(BadRecord(why))
             raise self._over(ConnectionLost("the peer is gone, or is no node: it has not upgraded to a WebSocket"))
 
     async def close(self) -> None:
