@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
+import logging
 import os
 import socket
 import threading
@@ -274,3 +276,33 @@ def test_a_stop_is_clean_though_the_thread_has_ended_before_it_is_woken() -> Non
     server._server.pull_trigger = pull_late
     server.close()
     assert not server._thread.is_alive()
+
+
+class Exhausted:
+    """A listening socket of a process that is out of descriptors for three tries."""
+
+    def __init__(self, real: socket.socket) -> None:
+        self._real, self._tries = real, 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self._tries += 1
+        if self._tries <= 3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return self._real.accept()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+def test_out_of_descriptors_it_says_so_once_and_answers_when_there_are_some(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = HealthServer("127.0.0.1:0", lambda: Health(is_live=True, is_ready=True), CollectorRegistry())
+    monkeypatch.setattr(server._server, "socket", Exhausted(server._server.socket))
+    try:
+        assert ask(server.url, "/livez")[0] == 200
+    finally:
+        server.close()
+    told = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.name for record in told] == ["converge.health"]
+    assert "Too many open files" in told[0].getMessage()

@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from waitress.server import create_server
 
 from converge import forks
 from converge.errors import ConfigError
+from converge.net.throttle import Throttle
 from converge.runtime.config.health_address import Address, parsed
 from converge.runtime.probes.answer import Health, Reason
 
@@ -32,6 +34,9 @@ IDLE_SEC = 10
 
 LOOK_SEC = 5.0
 """How often silent connections are looked for; a request or a stop is heard at once."""
+
+EXHAUSTED_SEC = 0.1
+"""While no connection can be accepted, as where descriptors have run out, it is tried again at this interval."""
 
 PATHS = ("/livez", "/readyz", "/metrics")
 
@@ -58,6 +63,8 @@ class HealthServer:
             ident=None,
             asyncore_use_poll=True,
         )
+        self._accept, self._server.accept = self._server.accept, self._accepted
+        self._throttle = Throttle(log, time.monotonic)
         self._is_closing = False
         self._thread = threading.Thread(target=self._serve, name="converge-health", daemon=True)
         forks.watch(self, _lay_down)
@@ -88,6 +95,15 @@ class HealthServer:
     def _serve(self) -> None:
         while not self._is_closing:
             self._server.asyncore.loop(timeout=LOOK_SEC, use_poll=True, map=self._map, count=1)
+
+    def _accepted(self) -> Any:
+        """Accept a connection, as the library wants it. It would try again at once, and log each time."""
+        try:
+            return self._accept()
+        except OSError as error:
+            self._throttle.warning(self.url, "health: no connection is accepted: %s", error.strerror or error)
+            time.sleep(EXHAUSTED_SEC)
+            return None
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
