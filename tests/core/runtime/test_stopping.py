@@ -23,6 +23,7 @@ from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.starting import AT_A_TIME
 from converge.runtime.node import Node
+from converge.runtime.stopping import LAST_SEC
 from converge.services.durable.manager import TaskManager
 from converge.services.store.opening import open_store
 from converge.testing.fixtures import wait_until
@@ -223,6 +224,31 @@ async def test_a_cancelled_block_stops_as_cleanly_as_one_that_ends(url: str, wai
         (task,) = await TaskManager(store).list(pool_id="p")
         assert (task.state, task.attempts) == (TaskState.PENDING, 0)
     assert waiting.said == ["began", "stopped"]
+
+
+class Slow(MemoryStore):
+    """Takes its time for each write once it is told to, as a server does whose machine is busy."""
+
+    is_immediate = False
+    pause_sec = 0.0
+
+    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
+        await anyio.sleep(self.pause_sec)  # the time that it takes is what the test is about
+        return await super().turn(batches, take, wake=wake)
+
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        return (await self.turn(batches, None, wake=wake)).outcomes
+
+
+async def test_a_store_that_was_given_may_take_its_time_again_when_the_node_is_left(waiting: type[Waiting]) -> None:
+    store = Slow()
+    async with Node(store=store) as node:
+        await node.spawn(waiting, pool="p")
+    store.pause_sec = 2 * LAST_SEC
+    task_id = await TaskManager(store).submit(Task(pool_id="p"))
+    assert (await TaskManager(store).get(task_id)).state == TaskState.PENDING
 
 
 class Starting(Agent):

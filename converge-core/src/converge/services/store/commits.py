@@ -173,8 +173,10 @@ class Commits:
                 scope.deadline = min(scope.deadline, loop_now + max(0.0, began + self._call_sec - now))
 
     def hurry(self, within_sec: float) -> None:
-        """Bound every call from now on, for a process that stops: one that takes longer counts as unknown."""
-        self._patience_sec, self._is_watched = min(self._patience_sec, within_sec), False
+        """Bound every call from now on, for a process that stops: one that takes longer counts as unknown. `inf` ends
+        that.
+        """
+        self._patience_sec, self._is_watched = min(self._call_sec, within_sec), False
         for scope in self._shields:
             scope.deadline = min(scope.deadline, anyio.current_time() + within_sec)
 
