@@ -91,8 +91,9 @@ async def fail_over(deployment: Deployment, namespace: str, send: Send, *, is_lo
     async with RedisStore.open(deployment.url, options) as store:
         for writer in writers:
             missing = await lost(store, writer)
-            assert missing == 0 or writer.is_rolled_back, f"{missing} acknowledged keys are gone, and nobody was told"
-            assert writer.is_rolled_back == is_lossy
+            # Redis answers before its replica has heard: the last write before a kill may be lost with either of them.
+            assert writer.is_rolled_back == bool(missing), f"{missing} acknowledged keys are gone"
+            assert missing or not is_lossy
 
 
 @pytest.mark.parametrize("is_lossy", [False, True], ids=["whole", "lossy"])
