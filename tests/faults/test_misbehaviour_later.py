@@ -258,6 +258,51 @@ async def test_what_comes_while_tasks_end_is_not_begun_and_left_behind_by_nothin
     gc.collect()  # of what was never awaited a warning tells, which is an error in tests
 
 
+async def test_what_comes_when_the_last_task_has_ended_is_cancelled(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    """Whoever waits for the tasks goes on one turn of the loop later; what is started in it keeps them waiting."""
+    if anyio_backend[0] == "trio":
+        return  # a nursery without tasks takes no other
+    turns = anyio.CapacityLimiter(1)
+
+    async def comes() -> None:
+        async with turns:
+            await anyio.sleep_forever()
+
+    async def one() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(lambda _: tasks.errand(comes))
+        await anyio.sleep_forever()
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group, Background(group, SYSTEM).ending_early() as tasks:
+            tasks.errand(one)
+            await anyio.wait_all_tasks_blocked()
+
+
+async def test_what_is_started_under_a_cancelled_scope_is_cancelled_at_its_first_wait() -> None:
+    ended = anyio.Event()
+
+    async def late(begun: anyio.Event) -> None:
+        begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            background = Background(group, SYSTEM)
+            group.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.wait_all_tasks_blocked()  # nobody is left to be cancelled
+                for start in (background.errand, background.loop):
+                    ended, begun = anyio.Event(), anyio.Event()
+                    start(late, begun)
+                    await begun.wait()
+                    await ended.wait()
+
+
 async def test_a_job_of_the_crew_is_taken_up_by_another_worker_when_its_own_is_spoiled() -> None:
     done: list[Any] = []
     todo = ["a scope left open", GOOD]

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from copy import copy
+from math import inf
 from typing import Any
 
 import anyio
@@ -138,6 +139,11 @@ class Background:
 
     async def _is_over(self, run: Run, arguments: tuple[Any, ...], pause_sec: float) -> bool:
         """Run it; return whether it returned."""
+        if anyio.current_effective_deadline() == -inf:
+            # On asyncio, anyio stops cancelling once nobody is left to be cancelled: who is started after that would
+            # wait for ever, or run in circles at a checkpoint. It goes on again where a scope is left.
+            with anyio.CancelScope():  # noqa: ASYNC100
+                pass
         try:
             await run(*arguments)
             return True
