@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import fcntl
 import gc
 import json
@@ -31,6 +32,9 @@ DEBIAN_PACKAGES = (Path(__file__).parents[1] / ".ci" / "debian.txt").read_text()
 # Where Debian puts what is not for every user's PATH.
 DEBIAN_FOLDERS = ("/usr/sbin", "/usr/lib/postgresql/15/bin")
 BEYOND = 10_000
+# How many times as long as its limit a test may take that does not end at it.
+GRACE = 1.25
+STDERR = pytest.StashKey[int]()
 NOT_APPLICABLE = "not applicable: "
 
 # A busy machine is no fault of an example. How many there are where a test does not say it:
@@ -62,16 +66,34 @@ def pytest_xdist_auto_num_workers() -> int:
     return WORKERS_PER_CORE * (os.cpu_count() or 1)
 
 
-def pytest_configure() -> None:
-    """Let the processes of fleets be preloaded."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the processes of fleets be preloaded; keep standard error as it is when no test's output is caught."""
     from converge.testing.fleet import Fleet  # imports fixtures, of which pytest rewrites the assertions first
 
     Fleet.popen = staticmethod(preloaded.start)
+    config.stash[STDERR] = os.dup(2)
 
 
-def pytest_unconfigure() -> None:
-    """Leave no process behind."""
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave no process and no descriptor behind."""
     preloaded.stop()
+    os.close(config.stash[STDERR])
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None, object, object]:
+    """Show where a test stands, and end its worker, if it goes on after its limit: an event loop that turns in circles
+    swallows the error that the limit raises, and the whole run would never end.
+    """
+    faulthandler.dump_traceback_later(settings.timeout * GRACE, exit=True, file=item.config.stash[STDERR])
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_timeout_cancel_timer() -> Generator[None, object, object]:
+    """Let a test that has ended be."""
+    faulthandler.cancel_dump_traceback_later()
+    return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
