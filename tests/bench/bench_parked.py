@@ -137,8 +137,10 @@ class Parked:
         await wait_until(all_stand, timeout=600)
 
     async def all(self, count: int) -> None:
-        for id_ in await self.park(WARM, WARM):
-            await self._node.tasks.signal(id_, "go")
+        ids = await self.park(WARM, WARM)
+        async with anyio.create_task_group() as group:
+            for id_ in ids:
+                group.start_soon(self._node.tasks.signal, id_, "go")
         await self.stand()
         await anyio.to_thread.run_sync(stored, self._store, self._url)  # imports what it needs
         mib, blocks, size = await self.idle("none waits")
