@@ -36,7 +36,8 @@ from converge.plugins import blame
 
 Converge = Callable[..., Any]
 
-HELP_SEC = 0.3
+HELP_STARTS = 36
+"""So many starts of a bare Python help may take of the processor: 0.3 s where one takes 8 ms."""
 
 
 @pytest.mark.parametrize(
@@ -186,9 +187,9 @@ def test_a_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("converge: the folder in which this command runs was removed")
 
 
-def test_help_takes_less_than_three_tenths_of_a_second() -> None:
-    def measured() -> float:
-        command = [sys.executable, "-c", "from converge.cli import main; main(['--help'])"]
+def test_help_takes_few_starts_of_python() -> None:
+    def measured(code: str) -> float:
+        command = [sys.executable, "-c", code]
         pid = os.posix_spawn(
             command[0], command, os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
         )
@@ -197,7 +198,8 @@ def test_help_takes_less_than_three_tenths_of_a_second() -> None:
         return used.ru_utime + used.ru_stime
 
     # The processor's time, and the best of some: other work on the machine only adds.
-    assert min(measured() for _ in range(5)) < HELP_SEC
+    runs = [(measured("from converge.cli import main; main(['--help'])"), measured("pass")) for _ in range(6)]
+    assert min(help_sec for help_sec, _ in runs) < HELP_STARTS * min(start_sec for _, start_sec in runs)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["tasks", "--help"], ["run", "--help"]], ids=" ".join)
