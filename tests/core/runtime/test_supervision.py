@@ -177,7 +177,8 @@ async def test_an_agent_whose_breaker_is_open_takes_nothing_and_the_others_of_it
             assert len(node.feeds) == 1
             assert {(await node.tasks.result(one)).result for one in waiting} == {well.id}
             assert moody.worked_on == [] and ill.health.failures == 3
-            assert node.supervision.troubled == [ill.health] and node.health().is_ready
+            assert node.supervision.troubled == [ill.health]
+            await wait_until(lambda: node.health().is_ready)
 
 
 async def test_after_its_rest_an_agent_gets_one_task_on_trial_and_then_all_its_slots(
@@ -190,31 +191,34 @@ async def test_after_its_rest_an_agent_gets_one_task_on_trial_and_then_all_its_s
             bad = await submit(node, 4, max_attempts=1)
             for one in bad:
                 await node.tasks.result(one)
-            assert agent.health.state == "open"
             slots = node.feeds[0].slots
-            assert slots.free == 0
+            free, state = slots.free, agent.health.state  # in this order: a rest may end at any moment
+            assert (free, state) == (0, "open") or state == "half-open"
             await wait_until(lambda: slots.free == 1, what="one slot on trial")
             assert agent.health.state == "half-open"
             moody.is_ill = False
             good = await submit(node, 8)
             assert {(await node.tasks.result(one)).result for one in good} == {agent.id}
-            assert (slots.free, agent.health.state, agent.health.failures_in_a_row, agent.health.failures) == (
-                4,
-                "closed",
-                0,
-                4,
-            )
+            await wait_until(lambda: slots.free == 4, what="all its slots")
+            assert (agent.health.state, agent.health.failures_in_a_row, agent.health.failures) == ("closed", 0, 4)
             assert node.supervision.troubled == []
 
 
-async def test_a_trial_that_fails_opens_the_breaker_again(moody: type[Moody]) -> None:
+async def test_a_trial_that_fails_opens_the_breaker_again(moody: type[Moody], monkeypatch: pytest.MonkeyPatch) -> None:
+    rests, failed = list[float](), Circuit.failed
+
+    def noted(self: Circuit, *arguments: Any, **more: Any) -> float:
+        rests.append(failed(self, *arguments, **more))
+        return rests[-1]
+
+    monkeypatch.setattr(Circuit, "failed", noted)
     with anyio.fail_after(30):
         async with Node(poll_sec=0.05) as node:
             (agent,) = await node.spawn(moody, pool="p")
             (bad,) = await submit(node, max_attempts=4)
             assert (await node.tasks.result(bad)).attempts == 4
-            assert (agent.health.state, agent.health.failures_in_a_row) == ("open", 4)
-            assert agent.health.rest_sec("on_task") > QUICK.rest_sec
+            assert agent.health.state != "closed" and agent.health.failures_in_a_row == 4
+            assert len(rests) == 4 and rests[3] > QUICK.rest_sec
 
 
 async def test_tasks_that_were_claimed_for_an_agent_that_rests_go_back_uncounted(
@@ -296,6 +300,8 @@ async def test_only_what_the_handler_was_given_is_not_its_fault(kind: type[Agent
 
 async def test_a_handler_that_runs_into_its_timeout_has_failed() -> None:
     class Slow(Moody):
+        breaker = Breaker(on=(Exception,), failures=3, rest_sec=30.0)
+
         async def on_task(self, task: Task) -> str:
             await anyio.sleep_forever()
             return ""
@@ -355,7 +361,7 @@ async def test_a_handler_that_exits_ends_its_attempt_and_not_the_node(exiting: t
 
 async def test_messages_wait_while_the_handler_of_messages_rests_and_tasks_do_not() -> None:
     class Hurt(Agent):
-        breaker = Breaker(on=(Exception,), failures=1, rest_sec=1.5)
+        breaker = Breaker(on=(Exception,), failures=1, rest_sec=60.0)
 
         async def on_message(self, message: Message) -> Any:
             if message.payload == "hurt":
@@ -370,12 +376,11 @@ async def test_messages_wait_while_the_handler_of_messages_rests_and_tasks_do_no
             (agent,) = await node.spawn(Hurt, pool="p")
             with pytest.raises(HandlerFailed):
                 await node.ask(agent.id, "hurt")
-            assert agent.health.state == "open"
-            began = anyio.current_time()
             (one,) = await submit(node)
-            assert (await node.tasks.result(one)).result == "done" and anyio.current_time() - began < 1.0
+            assert (await node.tasks.result(one)).result == "done" and agent.health.state == "open"
+            agent.health.circuits["on_message"].rests_until = until = node.env.monotonic() + 0.4
             assert await node.ask(agent.id, "fine") == "fine"
-            assert anyio.current_time() - began > 0.4 and agent.health.state == "closed"
+            assert node.env.monotonic() >= until and agent.health.state == "closed"
 
 
 async def test_what_nobody_expected_of_a_slot_makes_its_node_not_ready_and_stops_nothing(
@@ -420,9 +425,10 @@ async def test_a_rest_shows_in_the_notes_of_a_node_that_is_ready(moody: type[Moo
             (agent,) = await node.spawn(moody, pool="p")
             (bad,) = await submit(node, max_attempts=1)
             await node.tasks.result(bad)
+            await wait_until(lambda: node.health().is_ready)
             health = node.health()
             (note,) = health.notes
-            assert health.is_ready and (note.code, health.reasons) == (Code.AGENT_RESTS, ())
+            assert (note.code, health.reasons) == (Code.AGENT_RESTS, ())
             assert note.text.startswith(f"agent {agent.id}: on_task rests for ") and note.text.endswith("ill")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -14,13 +14,12 @@ from converge.testing.fixtures import wait_until
 
 
 class Wait:
-    """A wait that notes how it ended, and when."""
+    """A wait that notes how it ended."""
 
     def __init__(self, ends: list[Wait]) -> None:
-        self.ends, self.at, self.is_given_up = ends, 0.0, False
+        self.ends, self.is_given_up = ends, False
 
     def expire(self) -> None:
-        self.at = SYSTEM.monotonic()
         self.ends.append(self)
 
     def give_up(self) -> None:
@@ -46,25 +45,29 @@ class Tasks:
 
 
 @asynccontextmanager
-async def opened() -> AsyncIterator[tuple[Deadlines, Tasks]]:
+async def opened(monotonic: Callable[[], float] = SYSTEM.monotonic) -> AsyncIterator[tuple[Deadlines, Tasks]]:
     async with anyio.create_task_group() as group:
         tasks = Tasks(group)
-        yield Deadlines(SYSTEM.monotonic, tasks.errand), tasks
+        yield Deadlines(monotonic, tasks.errand), tasks
         group.cancel_scope.cancel()
 
 
 async def test_each_wait_ends_at_its_deadline_and_not_before_whatever_the_order_in_which_they_came() -> None:
-    async with opened() as (deadlines, tasks):
-        began, ends = SYSTEM.monotonic(), list[Wait]()
-        due = {Wait(ends): began + 0.01 * number for number in (9, 1, 5, 3, 12)}
+    now = 1_000.0  # it stands still, unless it is moved
+    async with opened(lambda: now) as (deadlines, tasks):
+        ends = list[Wait]()
+        due = {Wait(ends): now + 0.03 * number for number in (9, 1, 5, 3, 12)}
         for one, until in due.items():
             deadlines.add(one, until)
             await checkpoint()  # the task sleeps already, and is to wake for an earlier one
-        await wait_until(lambda: len(ends) == len(due), what="all have ended")
-        assert [due[one] for one in ends] == sorted(due.values())
-        assert all(one.at >= until for one, until in due.items())
+        for number, one in enumerate(sorted(due, key=due.__getitem__), 1):
+            await anyio.sleep(0.05)  # the task has looked at the clock meanwhile, and it is not yet time
+            assert len(ends) == number - 1
+            now = due[one] + GRAIN_SEC
+            await wait_until(lambda number=number: len(ends) >= number, what="one has ended")  # type: ignore[misc]  # bound now
+            assert ends[-1] is one
         await wait_until(lambda: tasks.running == 0, what="nobody waits, so nothing runs")
-        deadlines.add(Wait(ends), SYSTEM.monotonic())
+        deadlines.add(Wait(ends), now - 1)
         await wait_until(lambda: len(ends) == len(due) + 1, what="it begins again")
         assert tasks.started == 2
 
