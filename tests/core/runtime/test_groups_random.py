@@ -104,7 +104,8 @@ async def test_whatever_agents_do_each_task_is_done_once(
             await wait_until(
                 lambda: sum(feed.slots.free for feed in node.feeds) == 15, what="every agent has all its slots again"
             )
-            assert not node.parts.boundary.background.failures and node.health().is_ready
+            assert not node.parts.boundary.background.failures
+            await wait_until(lambda: node.health().is_ready)
 
 
 async def _stir(agents: Sequence[Agent], chance: random.Random) -> None:

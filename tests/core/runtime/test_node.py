@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ import pytest
 
 from converge.builtin.memory import MemoryStore
 from converge.contracts.store import Batch, Store
+from converge.env import SYSTEM
 from converge.errors import StoreUnavailable
 from converge.machines.task import TaskState
 from converge.model.descriptor import DiscoveryQuery
@@ -34,7 +36,7 @@ class Worker(Agent):
     """Answers at once, or when it is told to; logs what befalls it."""
 
     starts: list[str]
-    cancels: list[str]
+    cancels: dict[str, float]
     gate: anyio.Event
 
     async def on_task(self, task: Task) -> Any:
@@ -45,7 +47,7 @@ class Worker(Agent):
             try:
                 await kind.gate.wait()
             except BaseException:
-                kind.cancels.append(task.id)
+                kind.cancels[task.id] = SYSTEM.monotonic()
                 raise
         return "done"
 
@@ -53,7 +55,7 @@ class Worker(Agent):
 @pytest.fixture
 def worker() -> type[Worker]:
     """A class of agents of this test's own."""
-    return type("Worker", (Worker,), {"starts": [], "cancels": [], "gate": anyio.Event()})
+    return type("Worker", (Worker,), {"starts": [], "cancels": {}, "gate": anyio.Event()})
 
 
 @pytest.fixture
@@ -66,6 +68,23 @@ async def store(outage: Outages) -> AsyncIterator[OutageStore]:
     yield OutageStore(outage)
 
 
+@asynccontextmanager
+async def lateness() -> AsyncIterator[list[float]]:
+    """How late the event loop woke each time, in seconds: on a machine that stands still, all of a node is late."""
+    late: list[float] = []
+
+    async def measure() -> None:
+        while True:
+            due = SYSTEM.monotonic() + 0.01
+            await anyio.sleep(0.01)
+            late.append(max(0.0, SYSTEM.monotonic() - due))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(measure)
+        yield late
+        group.cancel_scope.cancel()
+
+
 def node_on(store: Store, **settings: Any) -> Node:
     return Node(store=store, lease_sec=LEASE_SEC, poll_sec=0.05, grace_sec=0.2, **settings)
 
@@ -75,23 +94,23 @@ async def test_after_an_outage_longer_than_the_lease_work_flows_again(
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
-        async with node_on(store) as node:
+        async with lateness() as late, node_on(store) as node:
             await node.spawn(worker, count=2, pool="p")
             first = node.handle.lease_opened
             long = await node.tasks.submit(Task(pool_id="p", inputs={"waits": True}))
             await wait_until(lambda: worker.starts == [long])
             outage.is_away = True
-            await wait_until(lambda: worker.cancels == [long], what="the handler is cancelled")
-            assert first is not None and first.remaining_sec() > -LEASE_SEC / 10, (
+            await wait_until(lambda: [*worker.cancels] == [long], what="the handler is cancelled")
+            assert first is not None and worker.cancels[long] < first.deadline + LEASE_SEC / 10 + sum(late), (
                 "handlers are cancelled before the lease can end"
             )
             await wait_until(lambda: node.handle.lease_opened is not first, what="the lease is given up", timeout=10)
             await anyio.sleep(0.3)  # the outage goes on
             outage.is_away = False
             worker.gate.set()
-            task = await node.tasks.result(await node.tasks.submit(Task(pool_id="p")), timeout=5)
+            task = await node.tasks.result(await node.tasks.submit(Task(pool_id="p")), timeout=20)
             assert task.state == TaskState.COMPLETED
-            assert (await node.tasks.result(long, timeout=5)).state == TaskState.COMPLETED
+            assert (await node.tasks.result(long, timeout=20)).state == TaskState.COMPLETED
             await wait_until(lambda: _lists(node, 2), what="the agents are listed again")
             assert len(await node.pools.members("p")) == 2
 
@@ -105,7 +124,7 @@ async def test_a_silent_store_costs_the_handlers_their_time_before_the_lease_can
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
-        async with node_on(store) as node:
+        async with lateness() as late, node_on(store) as node:
             await node.spawn(worker, pool="p")
             lease = node.handle.lease_opened
             assert lease is not None
@@ -116,7 +135,7 @@ async def test_a_silent_store_costs_the_handlers_their_time_before_the_lease_can
                 await wait_until(lambda: len(worker.cancels) == 1, what="the handler is cancelled")
             finally:
                 outage.is_silent = False
-            assert lease.remaining_sec() > -LEASE_SEC / 10
+            assert max(worker.cancels.values()) < lease.deadline + LEASE_SEC / 10 + sum(late)
 
 
 async def test_a_finish_is_tried_again_until_the_store_is_back(
@@ -132,7 +151,7 @@ async def test_a_finish_is_tried_again_until_the_store_is_back(
             await wait_until(lambda: node.feeds[0].error is not None)
             await anyio.sleep(0.2)  # the outage goes on
             outage.is_away = False
-            task = await node.tasks.result(task_id, timeout=5)
+            task = await node.tasks.result(task_id, timeout=20)
             assert (task.state, task.attempts, worker.starts) == (TaskState.COMPLETED, 1, [task_id])
 
 
@@ -193,7 +212,7 @@ async def test_an_agent_that_may_no_longer_work_in_its_pool_stops_no_other(
             await wait_until(lambda: node.feeds[0].error is not None, what="the feed says that it cannot claim")
             await PoolManager(outside).create_pool(Pool(id="q"))
             await node.spawn(type("Other", (worker,), {"capabilities": ("x",)}), pool="q")
-            task = await node.tasks.result(await node.tasks.submit(Task(pool_id="q")), timeout=5)
+            task = await node.tasks.result(await node.tasks.submit(Task(pool_id="q")), timeout=20)
             assert task.state == TaskState.COMPLETED
 
 

@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from converge import Agent, Message, Node, Task
+from converge.testing.fixtures import wait_until
 
 OWN = ("id", "identity", "node", "pools", "health")
 GOOD = "good"
@@ -57,7 +58,7 @@ async def test_a_handler_that_sets_what_is_the_nodes_fails_and_no_other_does(cls
                     await node.ask(agent.id, name)
                 assert await node.ask(agent.id, GOOD) == GOOD
             assert [getattr(agent, name) for name in OWN] == known
-            assert node.health().is_ready
+            await wait_until(lambda: node.health().is_ready)
 
 
 async def test_an_agent_may_have_bases_with_slots_of_their_own() -> None:
