@@ -39,13 +39,13 @@ def signed(payload: bytes) -> bytes:
 
 
 def refused(data: bytes) -> None:
-    directory, began = Directory(NETWORK), time.monotonic()
+    directory, began = Directory(NETWORK), time.thread_time()
     with pytest.raises(TYPED):
         open_descriptor(data, NETWORK)
     assert not directory.offer(WHO.id, data)
     assert (len(directory), directory.refused) == (0, 1)
     peek_lease(data)
-    assert time.monotonic() - began < 1.0
+    assert time.thread_time() - began < 1.0  # of the processor: a machine that stands still is no matter of the bytes
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

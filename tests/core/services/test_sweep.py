@@ -36,7 +36,7 @@ async def test_a_record_that_nobody_can_read_keeps_no_other_task_from_its_time()
     torn, whole = await tasks.submit_many([Task(pool_id="p", not_before=due) for _ in range(2)])
     await store.commit([Batch((), ((TASK(bytes.fromhex(torn.replace("-", ""))), b'{"no": "task"}'),))])
     claimed: list[str] = []
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         while not claimed:
             await anyio.sleep(0.02)
             claimed = [task.id for task in await tasks.claim("agent", ["p"], limit=10)]
@@ -48,13 +48,13 @@ async def test_a_page_of_held_tasks_past_their_deadline_hides_no_waiting_one_fro
     store = MemoryStore()
     await PoolManager(store).create_pool(Pool(id="p"))
     tasks = TaskManager(store, poll_sec=3_600.0)
-    deadline = datetime.now(UTC) + timedelta(seconds=0.4)
+    deadline = datetime.now(UTC) + timedelta(hours=1)
     await tasks.submit_many([Task(pool_id="p", deadline=deadline) for _ in range(SWEPT_TOGETHER)])
     assert len(await tasks.claim("agent", ["p"], limit=SWEPT_TOGETHER)) == SWEPT_TOGETHER
     waiting = await tasks.submit(
         Task(pool_id="p", deadline=deadline + timedelta(microseconds=1), required_capabilities=["nobody-has-it"])
     )
-    await wait_until(lambda: datetime.now(UTC) > deadline + timedelta(milliseconds=50), what="the deadline")
+    store._core._offset += 3_600_000_000_000  # an hour of the store's clock
     await tasks._sweep.fail_late()
     assert (await tasks.get(waiting)).state == TaskState.FAILED
     await tasks._handle.close()
