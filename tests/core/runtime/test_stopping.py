@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
@@ -20,11 +19,13 @@ from converge.contracts.store import Batch, Channel, Committed, Conflict, Range,
 from converge.machines.task import TaskState
 from converge.model.keys import AGENT, HELD, JOINED, LEASE, MEMBER
 from converge.model.task import Task
+from converge.runtime import stopping
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.starting import AT_A_TIME
 from converge.runtime.node import Node
 from converge.runtime.stopping import LAST_SEC
 from converge.services.durable.manager import TaskManager
+from converge.services.store import lease
 from converge.services.store.opening import open_store
 from converge.testing.fixtures import wait_until
 
@@ -33,6 +34,14 @@ from converge.testing.fixtures import wait_until
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A store, embedded."""
     return "memory:" if request.param == "memory" else f"file:{tmp_path}/state.db"
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop waits for its store for as long as that takes: what a busy machine leaves undone is not the question."""
+    for name in ("RELEASE_SEC", "SETTLE_SEC", "LAST_SEC"):
+        monkeypatch.setattr(stopping, name, 30.0)
+    monkeypatch.setattr(lease, "CLOSE_SEC", 30.0)
 
 
 class Waiting(Agent):
@@ -62,12 +71,13 @@ def waiting() -> type[Waiting]:
     return type("Waiting", (Waiting,), {"gate": anyio.Event(), "said": []})
 
 
+@pytest.mark.usefixtures("patient")
 async def test_what_ends_within_the_grace_time_counts_and_the_rest_goes_back_as_if_it_had_not_begun(
     url: str, waiting: type[Waiting]
 ) -> None:
     with anyio.fail_after(30):
         async with open_store(url) as store:
-            node = Node(store=store, poll_sec=0.1, grace_sec=1.0)
+            node = Node(store=store, poll_sec=0.1, grace_sec=4.0)
             async with node:
                 await node.spawn(waiting, pool="p")
                 short, long = await node.tasks.submit_many(
@@ -85,6 +95,7 @@ async def test_what_ends_within_the_grace_time_counts_and_the_rest_goes_back_as_
     assert waiting.said == ["began", "began", "ended", "stopped"], "on_stop comes after the last handler"
 
 
+@pytest.mark.usefixtures("patient")
 async def test_nothing_of_the_node_is_left_in_the_store(url: str, waiting: type[Waiting]) -> None:
     with anyio.fail_after(30):
         async with open_store(url) as store:
@@ -120,6 +131,7 @@ class Counted(MemoryStore):
             self.calls["released"] += held
 
 
+@pytest.mark.usefixtures("patient")
 async def test_claims_go_back_in_batches_not_one_by_one(waiting: type[Waiting]) -> None:
     store = Counted()
     async with Node(store=store, poll_sec=0.1, grace_sec=0.1) as node:
@@ -135,32 +147,34 @@ async def test_on_stop_of_many_agents_runs_together_and_one_that_raises_stops_no
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    stopped: list[str] = []
+    begun, stopped, all_begun = list[str](), list[str](), anyio.Event()
 
     class Slow(Agent):
         async def on_stop(self) -> None:
-            await anyio.sleep(0.2)
+            begun.append(self.id)
+            if len(begun) == AT_A_TIME:
+                all_begun.set()
+            await all_begun.wait()
             stopped.append(self.id)
             if len(stopped) == 3:
                 raise ValueError("it cannot stop")
 
-    async with Node(store=url, grace_sec=5.0) as node:
+    async with Node(store=url, grace_sec=30.0) as node:
         agents = await node.spawn(Slow, count=AT_A_TIME)
-        began = time.monotonic()
     assert sorted(stopped) == sorted(agent.id for agent in agents)
-    assert time.monotonic() - began < 0.2 * AT_A_TIME / 4
 
 
 async def test_a_plain_handler_that_does_not_return_is_left_behind_with_its_thread(
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    begun, end = threading.Event(), threading.Event()
+    begun, end, ended = threading.Event(), threading.Event(), threading.Event()
 
     class Stuck(Agent):
         def on_task(self, task: Task) -> None:
             begun.set()
-            end.wait(30)
+            end.wait(60)
+            ended.set()
 
     try:
         async with open_store(url) as store:
@@ -169,7 +183,7 @@ async def test_a_plain_handler_that_does_not_return_is_left_behind_with_its_thre
                 task_id = await node.tasks.submit(Task(pool_id="p"))
                 await wait_until(begun.is_set)
                 began = time.monotonic()
-            assert time.monotonic() - began < 5.2
+            assert time.monotonic() - began < 20 and not ended.is_set()
             assert (await TaskManager(store).get(task_id)).attempts == 0
     finally:
         end.set()
@@ -190,7 +204,7 @@ async def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_node(
                 return "it ends all the same"
             raise AssertionError("nobody wakes it")
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         async with Node(store=url, poll_sec=0.1, grace_sec=0.1) as node:
             await node.spawn(Stubborn, pool="p")
             await node.tasks.submit(Task(pool_id="p"))
@@ -202,12 +216,13 @@ async def test_a_second_stop_returns_at_once_and_a_stop_may_name_its_own_grace(w
         await node.spawn(waiting, pool="p")
         await node.tasks.submit(Task(pool_id="p"))
         await wait_until(lambda: len(waiting.said) == 1)
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             await node.stop(grace_sec=0.0)
             await node.stop()
     assert waiting.said == ["began", "stopped"]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_cancelled_block_stops_as_cleanly_as_one_that_ends(url: str, waiting: type[Waiting]) -> None:
     async with open_store(url) as store:
         async with anyio.create_task_group() as group:
@@ -251,27 +266,27 @@ async def test_a_store_that_was_given_may_take_its_time_again_when_the_node_is_l
     assert (await TaskManager(store).get(task_id)).state == TaskState.PENDING
 
 
-class Starting(Agent):
-    """Tells when it starts."""
-
-    async def on_start(self) -> Any:
-        """See the class."""
-        await anyio.sleep(0.1)
-        if self.fails:
-            raise ValueError("it cannot start")
-
-    fails = False
-
-
 async def test_agents_start_together(url: str) -> None:
+    begun, all_begun = list[str](), anyio.Event()
+
+    class Starting(Agent):
+        async def on_start(self) -> None:
+            begun.append(self.id)
+            if len(begun) == AT_A_TIME:
+                all_begun.set()
+            await all_begun.wait()
+
     async with Node(store=url) as node:
-        began = time.monotonic()
-        assert len(await node.spawn(Starting, count=AT_A_TIME)) == AT_A_TIME
-        assert time.monotonic() - began < 0.1 * AT_A_TIME / 2
+        with anyio.fail_after(30):
+            assert len(await node.spawn(Starting, count=AT_A_TIME)) == AT_A_TIME
 
 
 async def test_what_on_start_raises_is_what_spawn_raises() -> None:
-    failing = type("Failing", (Starting,), {"fails": True})
+    class Failing(Agent):
+        async def on_start(self) -> None:
+            await anyio.sleep(0.1)
+            raise ValueError("it cannot start")
+
     async with Node() as node:
         with pytest.raises(ValueError, match="it cannot start"):
-            await node.spawn(failing, count=5)
+            await node.spawn(Failing, count=5)

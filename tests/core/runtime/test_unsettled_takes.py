@@ -17,12 +17,19 @@ from converge.contracts.store import Batch, Channel, Entry, Key, Store, Take, Ta
 from converge.errors import LeaseEnded, OutcomeUnknown, StoreUnavailable
 from converge.model.keys import KEY, LEASE, ORDER
 from converge.model.place import Held
+from converge.runtime import stopping
 from converge.services.store.handle import StoreHandle
-from converge.services.store.lease import LeaseSettings
 from converge.testing.faults import FaultPlan, FaultyStore
 from converge.testing.fixtures import wait_until
 
 pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop waits for its store for as long as that takes: what a busy machine leaves undone is not the question."""
+    for name in ("RELEASE_SEC", "SETTLE_SEC"):
+        monkeypatch.setattr(stopping, name, 30.0)
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -227,14 +234,14 @@ async def test_a_result_that_comes_after_the_block_was_cancelled_is_stored(inner
 
 async def test_a_take_that_is_answered_after_the_lease_was_lost_starts_no_handler_under_it(inner: Store) -> None:
     quick = worker()
-    async with cut_of(inner) as cut, Node(store=cut, lease_sec=0.6, poll_sec=0.1, grace_sec=0.2) as node:
+    async with cut_of(inner) as cut, Node(store=cut, poll_sec=0.1, grace_sec=0.2) as node:
         await node.spawn(quick, pool="p")
         lease = await node.handle.lease()
         cut.is_armed = cut.is_late = True
         task_id = await TaskManager(inner).submit(Task(pool_id="p", max_attempts=3))
         await cut.is_cut.wait()
         lease.give_up("the test says so")
-        await wait_until(lambda: node.handle.lease_opened not in (lease, None), what="another lease")
+        await wait_until(lambda: node.handle.lease_opened not in (lease, None), timeout=30, what="another lease")
         cut.may_answer.set()
         await quick.began.wait()
         task = await TaskManager(inner).get(task_id)
@@ -247,7 +254,6 @@ async def test_a_take_that_is_answered_after_the_lease_was_lost_starts_no_handle
 
 async def test_a_claim_that_is_answered_after_the_lease_was_lost_says_so_and_holds_nothing(inner: Store) -> None:
     async with cut_of(inner) as cut:
-        StoreHandle.of(cut, lease_settings=LeaseSettings(lease_sec=5.0))
         tasks = TaskManager(cut)
         task_id = await tasks.submit(Task(pool_id="p", max_attempts=1))
         lease = await StoreHandle.of(cut).lease()
