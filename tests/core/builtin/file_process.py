@@ -48,7 +48,10 @@ async def write(store: Store, writer: int) -> None:
 
 
 async def take(store: Store, taker: int) -> None:
-    """Take and finish until nothing is left; say each task."""
+    """Wait for the start; take and finish until nothing is left; say each task."""
+    say("ready")
+    while None in await store.get([POOL("start")]):  # noqa: ASYNC110 - another process puts it
+        await anyio.sleep(0.005)
     lease = b"%016d" % taker
     batches: list[Batch] = []
     for number in itertools.count():

@@ -96,7 +96,7 @@ async def test_a_watcher_is_told_though_dead_ones_are_beside_it(path: Path) -> N
             die(path, "lane.x")
         for _ in range(3):
             await store.commit(PUT, wake=["lane.x"])
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 await anext(watch)
         assert len(sockets(path)) <= 11
         await watch.aclose()
@@ -114,7 +114,7 @@ async def test_opening_sweeps_out_the_dead_and_leaves_the_living(path: Path) -> 
         async with FileStore.open(f"file:{path}"):
             assert (sockets(path), folders(path)) == (living, watched)
         await store.commit(PUT, wake=["lane.y"])
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await anext(watch)
         await watch.aclose()
         assert (sockets(path), folders(path)) == ([], [])
@@ -126,7 +126,7 @@ async def test_a_path_too_long_for_a_sockets_address_serves(tmp_path: Path) -> N
     async with FileStore.open(f"file:{folder / 'state.db'}", SELDOM) as store:
         watch = await watching(store)
         await store.commit(PUT, wake=["lane.x"])
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await anext(watch)
         await watch.aclose()
 
@@ -137,7 +137,7 @@ async def test_a_watch_that_ends_before_it_looks_passes_its_wake_on(path: Path) 
         await store.commit(PUT, wake=["lane.x"])
         second = await watching(store)
         await first.aclose()
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await anext(second)
         await second.aclose()
 
@@ -146,7 +146,7 @@ async def test_a_lost_wake_is_made_up_for_by_looking(path: Path) -> None:
     async with FileStore.open(f"file:{path}", FileOptions(poll_sec=0.05)) as store:
         watch = await watching(store)
         await store.commit(PUT)
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await anext(watch)
         with anyio.move_on_after(0.3) as scope:
             await anext(watch)
@@ -160,7 +160,7 @@ async def test_a_watcher_whose_queue_is_full_costs_the_teller_nothing(path: Path
         with anyio.fail_after(20):
             for _ in range(2_000):
                 await store.commit([], wake=["lane.x"])
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await anext(watch)
         await watch.aclose()
 
