@@ -21,7 +21,7 @@ from converge.testing.servers import SERVER_MARK, SERVER_PIDS
 FAILED_TASKS = "Tasks failed on a store that is not known to be sound: run StoreContract first, and mend what it finds"
 FOLLOWS = "; the store itself is broken, from which this may follow: mend what StoreContract found first"
 
-SETTLE_SEC = 2.0
+SETTLE_SEC = 5.0
 LONG_TIMES = 8
 """How many times more histories and repeats `--long` has."""
 POLL_SEC = 0.005
@@ -37,7 +37,7 @@ POOL_PROCESSES = (b"multiprocessing.resource_tracker", b"multiprocessing.forkser
 
 
 async def wait_until(
-    condition: Callable[[], bool | Awaitable[bool]], *, timeout: float = 5.0, what: str = "the condition"
+    condition: Callable[[], bool | Awaitable[bool]], *, timeout: float = 20.0, what: str = "the condition"
 ) -> None:
     """Return once the condition holds; ask it every few milliseconds.
 
@@ -53,7 +53,7 @@ async def wait_until(
     raise AssertionError(f"{what} did not come true within {timeout:g} s")
 
 
-def wait_until_sync(condition: Callable[[], bool], *, timeout: float = 5.0, what: str = "the condition") -> None:
+def wait_until_sync(condition: Callable[[], bool], *, timeout: float = 20.0, what: str = "the condition") -> None:
     """Wait as `wait_until` does, in tests without an event loop, such as those that watch other processes."""
     if not _holds_within(condition, timeout):
         raise AssertionError(f"{what} did not come true within {timeout:g} s")

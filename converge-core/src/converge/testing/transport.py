@@ -283,7 +283,7 @@ class TransportContract:
         """C-7: an address in use is refused at once and free afterwards."""
         async with self.open(options) as transport:
             async with transport.listen(address) as listener:
-                with pytest.raises(ListenFailed), in_time(self.clause, 2):
+                with pytest.raises(ListenFailed), in_time(self.clause, 5):
                     async with transport.listen(listener.address):
                         pass
             async with transport.listen(listener.address) as again:
