@@ -104,4 +104,4 @@ async def test_tls_that_ends_elsewhere_and_is_not_declared_is_refused(ports: Por
     ):
         (agent,) = await behind.spawn(Echo)
         with pytest.raises(DeliveryTimeout, match="different TLS certificates"):
-            await other.ask(agent.id, 1, timeout=3)
+            await other.ask(agent.id, 1, timeout=6)

@@ -28,7 +28,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 @contextlib.asynccontextmanager
-async def listening(path: str = "/", connect_sec: float = 1.0) -> AsyncIterator[tuple[WsTransport, Listener]]:
+async def listening(path: str = "/", connect_sec: float = 10.0) -> AsyncIterator[tuple[WsTransport, Listener]]:
     with anyio.fail_after(30):
         async with (
             WsTransport.open(WsOptions(connect_sec=connect_sec)) as transport,
@@ -147,7 +147,7 @@ async def test_a_proxy_from_the_environment_is_not_used(monkeypatch: pytest.Monk
 
 
 async def test_an_upgrade_that_is_not_done_ends_in_time() -> None:
-    async with listening() as (_, listener):
+    async with listening(connect_sec=1.0) as (_, listener):
         host, port = host_and_port(listener.address)
         async with await anyio.connect_tcp(host, port) as stream:
             far = await listener.accept()

@@ -346,7 +346,7 @@ def test_one_signal_ends_it_in_time_even_if_its_loop_is_blocked_for_ever(start: 
     os.kill(process.pid, signal.SIGTERM)
     _, log = process.communicate(timeout=NEVER_SEC)
     assert process.returncode == 143
-    assert 0.5 + BEYOND_SEC <= time.monotonic() - began < 0.5 + BEYOND_SEC + 3
+    assert 0.5 + BEYOND_SEC <= time.monotonic() - began < 0.5 + BEYOND_SEC + 15
     assert "the process did not stop within 6 s" in log or "did not stop within 5 s" in log
     assert "in on_task" in log, "where it stands"
 

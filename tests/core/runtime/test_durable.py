@@ -346,7 +346,7 @@ async def test_a_called_off_claim_that_ends_without_its_handler_is_undone_by_the
         await until_state(node, id_, TaskState.WAITING)
         await node.retire(agent)
         assert await node.tasks.cancel(id_, grace_sec=60)
-        async with Node(store=store, lease_sec=2.0) as other:
+        async with Node(store=store) as other:
             (claimed,) = await other.tasks.claim("one", ["p"])
             assert (claimed.id, RAN["undo"]) == (id_, 0)
             if end == "released":

@@ -169,14 +169,14 @@ async def test_a_tool_that_takes_too_long_is_cancelled_and_says_so() -> None:
     async with Node() as node:
         agent = await one(node)
         with (
-            anyio.fail_after(5),
+            anyio.fail_after(30),
             pytest.raises(ToolTimeout, match=r'the tool "hang" did not return within 0\.05 s') as late,
         ):
             await agent.tool("hang")
         assert isinstance(late.value, TimeoutError)
-        with anyio.fail_after(5), pytest.raises(ToolTimeout, match=r"within 0\.01 s"):
+        with anyio.fail_after(30), pytest.raises(ToolTimeout, match=r"within 0\.01 s"):
             await agent.act(InvokeTool(name="hang", timeout_sec=0.01))
-        with anyio.fail_after(5), pytest.raises(ToolTimeout, match=r"within 0\.05 s"):
+        with anyio.fail_after(30), pytest.raises(ToolTimeout, match=r"within 0\.05 s"):
             await agent.act(InvokeTool(name="hang", timeout_sec=60))
 
 
@@ -185,7 +185,7 @@ async def test_a_sync_tool_that_never_returns_is_abandoned_in_time() -> None:
     async with Node() as node:
         agent = await one(node, tools={"stuck": Tool(gate.wait, timeout_sec=0.05)})
         try:
-            with anyio.fail_after(5), pytest.raises(ToolTimeout):
+            with anyio.fail_after(30), pytest.raises(ToolTimeout):
                 await agent.tool("stuck")
         finally:
             gate.set()

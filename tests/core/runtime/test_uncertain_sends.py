@@ -21,7 +21,7 @@ from converge.services.messages.receipts import RemoteOutcome
 from converge.services.messages.routes import Routes
 from converge.testing.fixtures import wait_until
 
-SHORT_SEC = 3.0
+SHORT_SEC = 6.0
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])

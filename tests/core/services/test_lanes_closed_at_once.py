@@ -15,7 +15,7 @@ from converge.builtin.memory import MemoryStore
 from converge.contracts.store import Batch, Channel, Committed, Conflict, Range, Take, Turned
 from converge.model.keys import LANE, READY
 
-NO_PATIENCE_SEC = 5.0
+NO_PATIENCE_SEC = 30.0
 """Each step takes a few calls; tried again for as long as this it would never end."""
 
 

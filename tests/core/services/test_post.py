@@ -113,8 +113,8 @@ async def test_a_node_that_nobody_reaches_is_a_timeout_by_the_deadline() -> None
     async with two_sides(lambda what: "no") as (here, there):
         began = anyio.current_time()
         with pytest.raises(DeliveryTimeout, match="certainly does not have the message; the last try: nobody answers"):
-            await send(here, there.agents[0], "x", timeout=0.1)
-        assert anyio.current_time() - began < 2
+            await send(here, there.agents[0], "x", timeout=1.0)
+        assert anyio.current_time() - began < 8, "it took the time of a send that names none"
         assert len(here.post.under_way) == 0
 
 
@@ -128,8 +128,8 @@ async def test_a_message_that_an_open_connection_loses_ends_in_a_timeout_that_do
         lost.append("lost")
         began = anyio.current_time()
         with pytest.raises(DeliveryTimeout, match="it may have the message or not") as error:
-            await send(here, there.agents[0], "x", ack=ack, timeout=0.1)
-        assert error.value.was_sent and anyio.current_time() - began >= 0.1
+            await send(here, there.agents[0], "x", ack=ack, timeout=1.0)
+        assert error.value.was_sent and anyio.current_time() - began >= 0.9
         assert len(here.post.under_way) == 0
 
 
@@ -386,7 +386,7 @@ async def test_a_capability_goes_to_another_process_where_nobody_here_can() -> N
 async def test_a_capability_whose_node_is_not_reached_is_tried_until_the_deadline_and_the_error_says_why() -> None:
     async with two_sides(lambda what: "no") as (here, _):
         with pytest.raises(DeliveryTimeout, match="certainly does not have the message; the last try: nobody answers"):
-            await here.post.send(here.agents[0].id, Capability("read"), "x", SendOptions(timeout=0.1))
+            await here.post.send(here.agents[0].id, Capability("read"), "x", SendOptions(timeout=1.0))
 
 
 async def test_a_capability_whose_node_is_away_for_a_moment_is_reached_before_the_deadline() -> None:
