@@ -13,7 +13,7 @@ from converge.errors import ConvergeError, StoreRefused
 from converge.runtime.network.discovery_store import store_url
 from converge.testing.fixtures import wait_until
 
-POLL_SEC, LEASE_SEC = 0.05, 0.6
+POLL_SEC, LEASE_SEC = 0.05, 3.0
 
 
 class Echo(Agent):
@@ -67,9 +67,9 @@ async def test_agents_stay_listed_for_longer_than_a_lease_and_come_back_under_an
             found = {one.id: one.lease for one in await a.discovery.query(DiscoveryQuery(), refresh_from_store=True)}
             return found.get(there.id, first.id.hex()) != first.id.hex()
 
-        await wait_until(is_there_again, timeout=10.0)
+        await wait_until(is_there_again, timeout=30.0)
         second = await b.network._sighted.lease()
-        await wait_until(lambda: second.renewals > 3, timeout=10.0, what="that the lease lives on")
+        await wait_until(lambda: second.renewals > 3, timeout=30.0, what="that the lease lives on")
         assert there.id in {one.id for one in await a.discovery.query(DiscoveryQuery(), refresh_from_store=True)}
 
 

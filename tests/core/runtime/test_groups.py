@@ -194,7 +194,7 @@ async def test_after_a_lost_lease_agents_are_back_in_the_pools_that_ask_for_a_se
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
-        async with Node(store=store_url, poll_sec=0.05, lease_sec=0.6) as node:
+        async with Node(store=store_url, poll_sec=0.05, lease_sec=3.0) as node:
             for pool_id in ("s", "t"):
                 await node.pools.create_pool(Pool(id=pool_id, admission="secret"), secret=f"open {pool_id}")
             started, (joined,) = (
@@ -205,7 +205,7 @@ async def test_after_a_lost_lease_agents_are_back_in_the_pools_that_ask_for_a_se
             lease = node.handle.lease_opened
             assert lease is not None
             await _end(node, lease.id)
-            await wait_until(lambda: node.handle.lease_opened not in (None, lease), what="another lease", timeout=10)
+            await wait_until(lambda: node.handle.lease_opened not in (None, lease), what="another lease", timeout=30)
             agents = {"s": sorted(one.id for one in started), "t": [joined.id], "p": [joined.id]}
             for pool_id, ids in agents.items():
                 await wait_until(
@@ -240,7 +240,7 @@ async def test_an_agent_that_joined_and_then_did_not_start_is_forgotten_when_oth
 
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
-        async with Node(store=store_url, poll_sec=0.05, lease_sec=0.6) as node:
+        async with Node(store=store_url, poll_sec=0.05, lease_sec=3.0) as node:
             await node.pools.create_pool(Pool(id="q"))
             (agent,) = await node.spawn(Worker, pool="p")
             with pytest.raises(RuntimeError, match="it does not start"):
@@ -248,7 +248,7 @@ async def test_an_agent_that_joined_and_then_did_not_start_is_forgotten_when_oth
             lease = node.handle.lease_opened
             assert lease is not None
             await _end(node, lease.id)
-            await wait_until(lambda: node.handle.lease_opened not in (None, lease), what="another lease", timeout=10)
+            await wait_until(lambda: node.handle.lease_opened not in (None, lease), what="another lease", timeout=30)
             await wait_until(lambda: _are_members(node, "p", [agent.id]), what="the one that runs is a member again")
             assert await run(node, "p") == {agent.id} and await node.pools.members("q") == []
 
@@ -301,14 +301,14 @@ async def test_an_agent_whose_start_outlasts_a_lost_lease_is_a_member_all_the_sa
 
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
-        async with Node(store=store_url, poll_sec=0.05, lease_sec=0.6) as node, anyio.create_task_group() as group:
+        async with Node(store=store_url, poll_sec=0.05, lease_sec=3.0) as node, anyio.create_task_group() as group:
             await node.pools.create_pool(Pool(id="s", admission="secret"), secret="open s")
             group.start_soon(lambda: node.spawn(Slow, pool="s", secret="open s"))
             await Slow.began.wait()
             lease = node.handle.lease_opened
             assert lease is not None
             await _end(node, lease.id)
-            await wait_until(lambda: node.handle.lease_opened not in (None, lease), what="another lease", timeout=10)
+            await wait_until(lambda: node.handle.lease_opened not in (None, lease), what="another lease", timeout=30)
             Slow.gate.set()
             await wait_until(lambda: len(node.agents) == 1, what="it has started")
             await wait_until(

@@ -39,4 +39,4 @@ async def test_a_retry_and_a_task_that_was_put_off_are_ready_in_time_though_nobo
         for task_id in (fails, later):
             assert (await node.tasks.result(task_id, timeout=20)).state == TaskState.COMPLETED
         assert datetime.now(UTC) >= due
-        assert monotonic() - began < 10
+        assert monotonic() - began < 30
