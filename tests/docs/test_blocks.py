@@ -42,7 +42,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.gl
 LANGUAGES = ("sh", "python", "toml", "json", "text")
 # Of README.md, by heading: test_readme.py does more with these two.
 SPECIAL = ("Run it", "Test it")
-BLOCK_SEC = 60
+BLOCK_SEC = 180
 IS_FULL = os.environ.get("FULL_TESTS") == "1"
 # Their blocks of shell are many commands, each of which tests/core/cli runs, too: here with FULL_TESTS=1 only.
 LONG = [ROOT / "docs" / page for page in ("reference/cli.md", "how-to/backup-restore-upgrade.md", "how-to/upgrade.md")]

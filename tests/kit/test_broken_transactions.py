@@ -120,6 +120,7 @@ class BrokenTransactions(StoreContract):
 
 
 class HonestTransactionsKit(BrokenTransactions):
+    near_sec: ClassVar[float] = 30.0
     backend = attrs.evolve(TOY, open=RidingStore.open, features=TOY.features | {Feature.TRANSACTIONS})
 
 

@@ -380,6 +380,7 @@ class NarrowContract(Local):
 
 class StraightContract(Local):
     backend = bent(LOCAL)
+    limit_sec = 30.0
 
 
 BROKEN = (

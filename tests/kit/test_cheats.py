@@ -88,13 +88,13 @@ class ComparesValues(ToyStore):
 
 
 @cheats("S-18", "counts", "count")
-class CountsOnceASecond(ToyStore):
+class CountsOnceAnHour(ToyStore):
     """Keeps its counts for a while, as statistics do."""
 
     async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
         kept: dict[Prefix, tuple[float, int]] = vars(self.shelf).setdefault("kept", {})
         for prefix in prefixes:
-            if prefix not in kept or kept[prefix][0] < time.monotonic() - 1.0:
+            if prefix not in kept or kept[prefix][0] < time.monotonic() - 3_600.0:
                 kept[prefix] = time.monotonic(), (await super().count([prefix]))[0]
         return [kept[prefix][1] for prefix in prefixes]
 
