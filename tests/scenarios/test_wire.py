@@ -76,7 +76,7 @@ async def between(place: Place, folder: Path) -> AsyncIterator[Between]:
                     ]
                     return len(found) == 2
 
-                await wait_until(are_there, timeout=30, what="the other process is known")
+                await wait_until(are_there, timeout=60, what="the other process is known")
                 yield Between(node, fleet, found, [to_there, to_here])
     finally:
         fleet.kill_all()

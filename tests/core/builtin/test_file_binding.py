@@ -9,9 +9,12 @@ from pathlib import Path
 import anyio
 import pytest
 
-from converge import Agent, Node, Task
+from converge import Agent, Node, Task, open_store
+from converge.builtin.file import statements
 from converge.builtin.file.statements import Connection, check_bound, pass_adapters
+from converge.contracts.store import Batch, Committed, Range
 from converge.errors import StoreUnavailable
+from converge.model.keys import POOL, READY
 
 
 @pytest.fixture(params=[bytes, str, int])
@@ -38,6 +41,37 @@ async def test_no_task_is_lost_when_a_handler_registers_an_adapter(kind: type, t
             ids = await node.tasks.submit_many([Task(pool_id="p") for _ in range(4)])
             assert {(await node.tasks.result(id_)).result for id_ in ids} == {"done"}
             assert sorted(task.id for task in await node.tasks.list(pool_id="p")) == sorted(ids)
+
+
+@pytest.mark.parametrize("call", ["commit", "get", "scan", "count"])
+async def test_an_adapter_that_comes_amid_a_call_has_it_done_again(
+    kind: type, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, calls = READY(bytes(16), 7, bytes(16)), 0
+
+    def passed(connection: sqlite3.Connection) -> None:
+        nonlocal calls
+        pass_adapters(connection)
+        if (calls := calls + 1) == 1:
+            register(kind)
+
+    async with open_store(f"file:{tmp_path / 'state.db'}") as store:
+        await store.commit([Batch(puts=[(POOL("p"), b"before"), (key, b"")])])
+        monkeypatch.setattr(statements, "pass_adapters", passed)
+        if call == "commit":
+            (outcome,) = await store.commit([Batch(puts=[(POOL("p"), b"after")])])
+            assert isinstance(outcome, Committed)
+        elif call == "get":
+            (found,) = await store.get([POOL("p")])
+            assert found is not None and found.value == b"before"
+        elif call == "scan":
+            ((entry,),) = await store.scan([Range(READY(bytes(16)))])
+            assert entry.key == key
+        else:
+            assert await store.count([READY(bytes(16))]) == [1]
+        assert calls == 2
+        (found,) = await store.get([POOL("p")])
+        assert found is not None and found.value == (b"after" if call == "commit" else b"before")
 
 
 def test_a_connection_that_has_bound_something_else_says_so(kind: type) -> None:

@@ -66,7 +66,7 @@ def test_a_store_is_shown_with_its_settings_its_clock_and_who_uses_it(
     (lease,) = shown["leases"]
     assert (lease["held"], lease["remaining_sec"] > 0, lease["agents"] >= 2) == (0, True, True)
     assert (lease["host"], lease["pid"] > 0, lease["release"]) == (gethostname(), True, version("converge-core"))
-    assert 0 < time.time() - lease["started"] / 1_000_000 < 600
+    assert 0 < time.time() - lease["started"] / 1_000_000 < 3_600
     assert shown["pools"] == {
         "docs": {
             "ready": 0,

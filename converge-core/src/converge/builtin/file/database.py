@@ -21,7 +21,7 @@ from converge.builtin.file.reader import decoder
 from converge.builtin.file.schema import add_missing, connect_writer, missing, raise_schema, settings
 from converge.builtin.file.turnstile import Turnstile
 from converge.contracts.store import ABSENT, Batch, Committed, Conflict, Key, Range, Rest, Take, Taken, Turned, Window
-from converge.errors import OutcomeUnknown, StoreReplaced
+from converge.errors import OutcomeUnknown, StoreReplaced, StoreUnavailable
 from converge.model.keys import EXPIRY, NAME, Family
 
 ROOM_LOOK_SEC = 10.0
@@ -113,8 +113,10 @@ class Database:
     def _transact(self, batches: Sequence[Batch], take: Take | None, plan: Plan | None) -> Turned:
         try:
             return self._once(batches, take, plan)
-        except sqlite3.Error as error:
-            if not is_full(error):
+        except (sqlite3.Error, StoreUnavailable) as error:
+            if sql.is_adapted(self._connection):  # what was bound was another value; it is not, the next time
+                return self._once(batches, take, _plan(batches))
+            if not isinstance(error, sqlite3.Error) or not is_full(error):
                 raise
         self._make_room(is_clearing=take is None and not any(batch.puts for batch in batches))
         return self._once(batches, take, _plan(batches))

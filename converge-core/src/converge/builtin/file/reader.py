@@ -6,8 +6,9 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import wraps
 from itertools import islice
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from converge import forks
 from converge.builtin.file import statements as sql
@@ -19,6 +20,24 @@ from converge.builtin.file.schema import connect
 from converge.contracts.store import Entry, Key, Prefix, Range
 from converge.errors import StoreReplaced, StoreUnavailable
 from converge.model.keys import NAME, Family
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _again(read: Callable[Concatenate[Reader, P], T]) -> Callable[Concatenate[Reader, P], T]:
+    """Read once more where an adapter has come meanwhile, so that what was asked for was another value."""
+
+    @wraps(read)
+    def call(self: Reader, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(self, *args, **kwargs)
+        except StoreUnavailable:
+            if not sql.is_adapted(self._connection):
+                raise
+        return read(self, *args, **kwargs)
+
+    return call
 
 
 class Reader:
@@ -45,6 +64,7 @@ class Reader:
         """Close the connection."""
         self._guard.close(self._connection)
 
+    @_again
     def get(self, keys: Sequence[Key]) -> list[Entry | None]:
         """Return value and revision of each key, all from one snapshot."""
         with self._snapshot(len(keys)):
@@ -54,6 +74,7 @@ class Reader:
                 found.append(None if row is None else Entry(key, row[0], row[1]))
             return found
 
+    @_again
     def scan(self, ranges: Sequence[Range]) -> list[list[Entry]]:
         """Return the entries of each range, all from one snapshot."""
         with self._snapshot(len(ranges)):
@@ -66,6 +87,7 @@ class Reader:
         decode = decoder(family)
         return [Entry((family, *decode(row[:-2])), row[-2], row[-1]) for row in islice(rows, range_.limit)]
 
+    @_again
     def count(self, prefixes: Sequence[Prefix]) -> list[int]:
         """Return how many keys are under each prefix, all from one snapshot."""
         with self._snapshot(len(prefixes)):
@@ -78,6 +100,7 @@ class Reader:
             (version,) = self._connection.execute("pragma data_version").fetchone()
             return int(version)
 
+    @_again
     def clock(self) -> Added:
         """Return what the file adds to the boot-time clock now."""
         with self._snapshot(1):
