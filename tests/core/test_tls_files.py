@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from converge.errors import ConfigError
 from converge.net.tls import TlsFiles
@@ -50,3 +51,14 @@ def test_a_certificate_that_is_out_of_date_is_told(tmp_path: Path, caplog: pytes
         assert caplog.text == ""
         files(authority.issue("late", days=-1)).server()
     assert "late.pem is valid from" in caplog.text
+
+
+def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
+    issued = Authority(tmp_path, "house").issue("node")
+    key = serialization.load_pem_private_key(Path(issued["key"]).read_bytes(), None)
+    sealed = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
+    )
+    Path(issued["key"]).write_bytes(sealed)
+    with pytest.raises(ConfigError, match="the key is encrypted"):
+        files(issued).server()

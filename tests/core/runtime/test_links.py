@@ -298,3 +298,19 @@ async def test_nodes_that_could_not_be_reached_hold_up_no_dial_to_another(monkey
             with anyio.fail_after(30):
                 assert (await low.links.to(high.key, [high.address])).peer == high.key
             group.cancel_scope.cancel()
+
+
+class Broken(Slow):
+    """A transport with a mistake of its own."""
+
+    async def connect(self, address: str) -> Channel:
+        self.dialled.append(address)
+        raise KeyError(address)
+
+
+async def test_a_transport_that_fails_in_a_way_of_its_own_fails_the_dial_and_is_given_a_rest() -> None:
+    clock = Clock()
+    async with sides(2, attrs.evolve(SYSTEM, monotonic=clock), transport=Broken) as (low, high):
+        for _ in range(2):
+            with anyio.fail_after(5), pytest.raises(ConnectFailed, match="KeyError: 'local:nobody'"):
+                await low.links.to(high.key, ["local:nobody"])

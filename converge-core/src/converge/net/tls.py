@@ -90,7 +90,7 @@ class TlsFiles:
             context = ssl.create_default_context(cafile=self._ca or None)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         if self._certificate:
-            context.load_cert_chain(self._certificate, self._key or None)
+            context.load_cert_chain(self._certificate, self._key or None, _no_passphrase)
         return context
 
     def _shown(self) -> bytes | None:
@@ -108,6 +108,11 @@ class TlsFiles:
         first, last = found.not_valid_before_utc, found.not_valid_after_utc
         if not first <= datetime.now(UTC) <= last:
             log.warning("%s is valid from %s to %s: other nodes refuse it", self._certificate, first, last)
+
+
+def _no_passphrase() -> str:
+    """Refuse to give one: without this, OpenSSL asks for it at the terminal, and the event loop waits for the answer."""
+    raise ValueError("the key is encrypted; write it to its file without a passphrase")
 
 
 def hash_of(certificate: bytes | None) -> bytes:

@@ -9,6 +9,7 @@ import anyio
 from converge.contracts.transport import Channel
 from converge.env import Env
 from converge.errors import ChannelError, ConnectFailed
+from converge.foreign import describe
 from converge.net.sockets import Race
 from converge.runtime.agents.background import Background
 from converge.runtime.network.channel import SecureChannel
@@ -144,6 +145,9 @@ class Dials:
             one.failure = ConnectFailed(f"cannot connect: {error}")
         except ChannelError as error:
             one.failure = error
+        except Exception as error:
+            one.failure = ConnectFailed(f"the transport failed: {describe(error)}")
+            raise
         finally:
             if self._under_way.get(one.whom) is one:
                 del self._under_way[one.whom]
