@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
 
 from converge.errors import ConfigError
 from converge.net.tls import TlsFiles
@@ -54,11 +53,5 @@ def test_a_certificate_that_is_out_of_date_is_told(tmp_path: Path, caplog: pytes
 
 
 def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
-    issued = Authority(tmp_path, "house").issue("node")
-    key = serialization.load_pem_private_key(Path(issued["key"]).read_bytes(), None)
-    sealed = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
-    )
-    Path(issued["key"]).write_bytes(sealed)
     with pytest.raises(ConfigError, match="the key is encrypted"):
-        files(issued).server()
+        files(Authority(tmp_path, "house").issue("node", is_sealed=True)).server()

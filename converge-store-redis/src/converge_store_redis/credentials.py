@@ -7,6 +7,7 @@ import ssl
 from pathlib import Path
 
 from converge.errors import ConfigError
+from converge.net.tls import refuse_to_ask
 from converge_store_redis.options import RedisOptions
 from converge_store_redis.place import Place
 
@@ -55,15 +56,11 @@ def tls_context(options: RedisOptions) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=options.tls_ca)
         if options.tls_certificate is not None:
             name, path = "tls_certificate", options.tls_certificate
-            context.load_cert_chain(options.tls_certificate, options.tls_key, password=_refuse_to_ask)
+            context.load_cert_chain(options.tls_certificate, options.tls_key, password=refuse_to_ask)
     except (OSError, ValueError) as error:
         raise ConfigError(f"options.redis.{name}: {path} cannot be used: {type(error).__name__}: {error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
-
-
-def _refuse_to_ask() -> str:
-    raise ValueError("the key is encrypted; give one that is not, readable by this user only")
 
 
 def _first_line(name: str, path: Path) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import asyncmy
 import pytest
 
 from converge.contracts.store import Durability
 from converge.errors import (
+    ConfigError,
     InvalidName,
     InvalidValue,
     NotApplied,
@@ -18,6 +20,7 @@ from converge.errors import (
     StoreUnavailable,
     Unsupported,
 )
+from converge.testing._transport.certificates import Authority
 from converge_store_sql.mysql import MysqlOptions, MysqlStore
 from converge_store_sql.mysql import server as servers
 from converge_store_sql.mysql._errors import call_failed
@@ -31,6 +34,15 @@ async def test_a_url_that_is_none_is_refused(url: str, words: str) -> None:
     with pytest.raises(InvalidValue, match=words):
         async with MysqlStore.opened(url):
             pass
+
+
+async def test_a_file_of_tls_that_cannot_be_used_is_named_and_no_passphrase_is_asked_for(tmp_path: Path) -> None:
+    issued, ca = Authority(tmp_path, "house").issue("client", is_sealed=True), tmp_path / "none.pem"
+    shown = f"ssl_cert={issued['certificate']}&ssl_key={issued['key']}"
+    for query, words in ((f"ssl_ca={ca}", r"ssl_ca=.*none\.pem"), (shown, r"ssl_cert=.*the key is encrypted")):
+        with pytest.raises(ConfigError, match=words):
+            async with MysqlStore.opened(f"mysql://127.0.0.1:1/db?{query}"):
+                pass
 
 
 async def test_the_driver_that_is_missing_is_named_with_the_command_that_brings_it(

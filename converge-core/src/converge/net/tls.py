@@ -90,7 +90,7 @@ class TlsFiles:
             context = ssl.create_default_context(cafile=self._ca or None)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         if self._certificate:
-            context.load_cert_chain(self._certificate, self._key or None, _no_passphrase)
+            context.load_cert_chain(self._certificate, self._key or None, refuse_to_ask)
         return context
 
     def _shown(self) -> bytes | None:
@@ -110,9 +110,13 @@ class TlsFiles:
             log.warning("%s is valid from %s to %s: other nodes refuse it", self._certificate, first, last)
 
 
-def _no_passphrase() -> str:
-    """Refuse to give one: without this, OpenSSL asks for it at the terminal, and the event loop waits for the answer."""
-    raise ValueError("the key is encrypted; write it to its file without a passphrase")
+def refuse_to_ask() -> str:
+    """Refuse a key with a passphrase. Without this OpenSSL asks for it at the terminal, while the event loop waits.
+
+    Raises:
+        ValueError: Always; a context that loads a key calls this only if it is encrypted.
+    """
+    raise ValueError("the key is encrypted; give one that is not, readable by this user only")
 
 
 def hash_of(certificate: bytes | None) -> bytes:

@@ -17,7 +17,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from converge.errors import ForeignLoop, StoreError, StoreUnavailable, Unsupported
+from converge.errors import ConfigError, ForeignLoop, StoreError, StoreUnavailable, Unsupported
+from converge.net.tls import refuse_to_ask
 from converge_store_sql.mysql._errors import call_failed, connecting_failed, number_of
 from converge_store_sql.mysql.address import parse, redacted
 from converge_store_sql.mysql.options import MysqlOptions
@@ -239,10 +240,15 @@ def _engine(url: URL, options: MysqlOptions) -> AsyncEngine:
 
 
 def _tls(query: Any) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=query.get("ssl_ca"))
-    context.check_hostname = query.get("ssl_check_hostname", "true") not in ("false", "0")
-    if "ssl_cert" in query:
-        context.load_cert_chain(query["ssl_cert"], query.get("ssl_key"))
+    name = "ssl_ca"
+    try:
+        context = ssl.create_default_context(cafile=query.get("ssl_ca"))
+        context.check_hostname = query.get("ssl_check_hostname", "true") not in ("false", "0")
+        if "ssl_cert" in query:
+            name = "ssl_cert"
+            context.load_cert_chain(query["ssl_cert"], query.get("ssl_key"), refuse_to_ask)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"store: {name}={query.get(name)} cannot be used: {type(error).__name__}: {error}") from error
     return context
 
 

@@ -24,17 +24,16 @@ class Authority:
         self.certificate = self._sign(name, self.key.public_key())
         Path(self.ca).write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, days: float = 1.0) -> dict[str, Any]:
+    def issue(self, name: str, days: float = 1.0, *, is_sealed: bool = False) -> dict[str, Any]:
         """Write a certificate that is valid for so many days more, and its key; return the files, and the authority's
-        own, as options of a transport.
+        own, as options of a transport. `is_sealed`: the key has a passphrase.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         certificate, file = self._sign(name, key.public_key(), days), self.folder / f"{name}.pem"
         file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        seal = serialization.BestAvailableEncryption(b"secret") if is_sealed else serialization.NoEncryption()
         (self.folder / f"{name}-key.pem").write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, seal)
         )
         return {"certificate": str(file), "key": str(self.folder / f"{name}-key.pem"), "ca": self.ca}
 
