@@ -66,6 +66,20 @@ def test_a_plugin_that_is_not_there_is_told_as_run_does(converge: Converge) -> N
     assert (answer.code, 'did you mean "redis"?' in answer.err) == (3, True), answer.err
 
 
+@pytest.mark.parametrize(
+    ("url", "wanted"), [("state.db", "file:"), ("redis://:hunter2@cache", "file:"), ("flie:state.db", "file:")]
+)
+def test_a_url_of_none_of_its_backends_is_no_success(converge: Converge, url: str, wanted: str) -> None:
+    answer = converge("plugins", "check", "file", url, "--quick")
+    assert (answer.code, f"begins with {wanted}" in answer.err) == (2, True), answer.out + answer.err
+    assert "hunter2" not in answer.err
+
+
+def test_a_plugin_without_a_scheme_takes_no_url(converge: Converge) -> None:
+    answer = converge("plugins", "check", "static", "static:nodes", "--quick")
+    assert (answer.code, "no backend of static has a scheme" in answer.err) == (2, True), answer.out + answer.err
+
+
 TWO_MISTAKES = """
 import attrs
 

@@ -15,9 +15,11 @@ from converge.cli import output
 from converge.cli.failures import DONE, FAILED
 from converge.cli.options import Json, import_here
 from converge.cli.plugins.commands import check_parameters
-from converge.errors import ConfigError
+from converge.errors import ConfigError, InvalidValue
 from converge.operations.plugins.info import Facts, checked, facts_of, last_cards, loaded_and_packed, save_cards
 from converge.plugins import PluginHost
+from converge.plugins.loaded import Loaded
+from converge.secret import without_password
 
 
 def list_plugins(
@@ -97,7 +99,9 @@ def show(
 
 def check(
     name: Annotated[str, Parameter(help="The plugin's name, as `plugins list` has it, or module:attribute.")],
-    url: Annotated[str, Parameter(help="A server, or a path for a store in a file; by default the scheme alone.")] = "",
+    url: Annotated[
+        str, Parameter(help="SCHEME://HOST of a server, or SCHEME:PATH of a file; by default the scheme alone.")
+    ] = "",
     /,
     *,
     quick: Annotated[
@@ -132,6 +136,7 @@ def check(
     """
     import_here([name])
     loaded = loaded_and_packed(name)
+    _check_url(loaded, url)
     check_parameters(PluginHost([loaded.name]).commands)
     asked = {"quick": quick, "long": long, "certify": certify or bool(other_python), "only": only, "seed": seed}
     asked["other_python"] = other_python
@@ -149,6 +154,15 @@ def check(
     if not cards:
         output.note(f"{loaded.name} declares no backend; its hooks are well formed")
     return FAILED if any(card["broken"] for card in cards) else DONE
+
+
+def _check_url(loaded: Loaded, url: str) -> None:
+    """Refuse a URL that names none of the plugin's backends: nothing would be tried, and nothing found."""
+    schemes = sorted({scheme for some in loaded.backends.values() for one in some for scheme in one.schemes})
+    if url and url.partition(":")[0] not in schemes:
+        wanted = f"a URL that begins with {' or '.join(f'{scheme}:' for scheme in schemes)}"
+        none = f"none, since no backend of {loaded.name} has a scheme"
+        raise InvalidValue("URL", url, wanted if schemes else none, shown=f'"{without_password(url)}"')
 
 
 def _write_card(card: Mapping[str, Any]) -> None:
