@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,6 +102,7 @@ def test_its_style_holds_and_nothing_of_the_template_is_left(template: Template,
     left = {str(file) for file, text in texts.items() if "acme" in f"{file} {text}".lower() or "KIND" in text}
     assert left == set()
     entries = texts[folder / "pyproject.toml"]
+    assert re.search(r'^    "converge-core>=[0-9][^,]*,<[0-9]+",$', entries, re.MULTILINE)
     groups = ['."converge.schemes"]', '."converge.testing"]']
     assert [group in entries for group in groups] == [template.kind in ("store", "transport"), template.kind != "hooks"]
     assert any("REPLACE" in text for text in texts.values())

@@ -136,11 +136,12 @@ def _named(text: str, template: Template, name: str) -> str:
     """Return a template's text for this plugin. A template is a working package for the plugin `acme`: its name stands
     there as part of modules (`_acme`), of classes (`Acme`), of constants (`ACME`), and as it is.
     """
-    module = name.replace("-", "_")
+    module, version = name.replace("-", "_"), importlib.metadata.version("converge-core")
     words = {
         "DESCRIPTION": template.about,
         "CONTRACT": str(template.contract),
-        "VERSION": importlib.metadata.version("converge-core"),
+        # A new required clause waits for the next major release.
+        "VERSION": f"{version},<{int(version.partition('.')[0]) + 1}",
         "KIND": template.kind,
         "_acme": f"_{module}",
         "ACME": module.upper(),
