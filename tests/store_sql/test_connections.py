@@ -6,12 +6,14 @@ import asyncio
 import gc
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import asyncpg
 import attrs
@@ -140,10 +142,11 @@ async def test_a_call_that_is_cut_short_asks_the_server_for_nothing_more(
     postgres_url: str, options: SqlOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("converge_store_sql.postgresql.connect.IDLE_SEC", 0.0)
+    monkeypatch.setattr("converge_store_sql.postgresql.connect.DOUBT_SEC", 60.0)  # so that the limit comes first
     told: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
     async with Stalling(postgres_url).running() as proxy:
-        hasty = attrs.evolve(options, timeout_sec=0.5)
+        hasty = attrs.evolve(options, timeout_sec=3.0)  # in which others of its calls must be answered
         async with SqlStore.open(proxy.url + "?sslmode=disable", hasty) as store:
             assert await store.get([POOL("p")]) == [None]
             proxy.forget()
@@ -197,13 +200,14 @@ async def test_a_connection_that_cannot_be_closed_in_order_holds_up_no_other(
     assert anyio.current_time() - began < SOON_SEC
 
 
-async def test_a_call_that_waits_for_a_lock_is_not_taken_for_dead(
-    store: SqlStore, options: SqlOptions, postgres_url: str
-) -> None:
-    await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+async def test_a_call_that_waits_for_a_lock_is_not_taken_for_dead(options: SqlOptions, postgres_url: str) -> None:
     connection = await asyncpg.connect(postgres_url)
     try:
-        async with anyio.create_task_group() as group:
+        async with (
+            SqlStore.open(postgres_url, attrs.evolve(options, lock_timeout_sec=CALL_SEC)) as store,
+            anyio.create_task_group() as group,
+        ):
+            await store.commit([Batch(puts=[(POOL("p"), b"1")])])
             transaction = connection.transaction()
             await transaction.start()
             await connection.execute(f"select 1 from {options.network}_pool for update")
@@ -229,6 +233,21 @@ async def test_a_connection_that_was_idle_is_tried_before_it_is_used(
         with anyio.fail_after(SOON_SEC):
             (outcome,) = await store.commit([Batch(puts=[(POOL("p"), b"2")])])
         assert isinstance(outcome, Committed)
+
+
+async def test_a_loop_that_was_held_while_an_idle_connection_was_tried_costs_no_call(
+    postgres_url: str, options: SqlOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converge_store_sql.postgresql.connect.IDLE_SEC", 0.0)
+    monkeypatch.setattr("converge_store_sql.postgresql.connect.CHECK_SEC", 0.05)
+    async with SqlStore.open(postgres_url, options) as store:
+        await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+        for steps in range(1, 6):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(store.commit([Batch(puts=[(POOL("p"), b"2")])]))
+                for _ in range(steps):
+                    await anyio.lowlevel.checkpoint()
+                time.sleep(0.1)  # noqa: ASYNC251  # the answer and the end of the time come together
 
 
 async def test_a_watch_whose_connection_was_ended_hears_again(

@@ -173,7 +173,8 @@ class Connections:
         except Exception:  # whatever it is, this connection is of no use
             self._doubt_others()
             return False
-        return True
+        # Where the loop was held up, the answer and the end of the time came together.
+        return not driver.is_closed()
 
     def _doubt_others(self) -> None:
         """Drop the connections that nobody uses, and have the one that listens tried: what befell one connection has
