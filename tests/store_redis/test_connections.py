@@ -30,8 +30,10 @@ from converge_store_redis import RedisOptions, RedisStore, connect
 
 Send = Callable[..., Awaitable[Any]]
 PUT = Batch(puts=[(POOL("p"), b"1")])
-NEAR_SEC = 5.0
-"""How long after a connection died the next task may take."""
+NEAR_SEC = 5.0 if os.environ.get("FULL_TESTS") == "1" else 15.0
+"""How long after a connection died the next task may take; a call that is given up takes 30 s. Beside other tests a
+machine is several times slower.
+"""
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ async def test_a_wake_passes_over_handles_that_died(store: RedisStore, redis_url
     await connector.close()
     async with watching(store, "c") as told:
         await store.commit([PUT], wake=["c"])
-        await wait_until(lambda: told.count == 2, timeout=2)
+        await wait_until(lambda: told.count == 2)
 
 
 async def test_an_entry_that_was_not_renewed_is_forgotten(
