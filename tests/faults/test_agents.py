@@ -91,8 +91,8 @@ async def test_a_host_whose_clock_is_an_hour_off_changes_nothing(
         # A file is shared by the processes of one host, whose kernel has one clock: the store follows that one when it
         # is set (tests/core/builtin/test_file_clock.py), and never what a process makes of it.
         environment["SKEW_KERNEL"] = "1"
-    skewed = fleet.start(agents=2, lease_sec=2.0, environment=environment)
-    right = fleet.start(agents=2, lease_sec=2.0)
+    skewed = fleet.start(agents=2, lease_sec=4.0, environment=environment)
+    right = fleet.start(agents=2, lease_sec=4.0)
     for process in (skewed, right):
         await fleet.until_running(process)
     assert abs(hour_of(fleet.log_of(skewed)) - hour_of(fleet.log_of(right))) in (1, 23), (
@@ -100,8 +100,8 @@ async def test_a_host_whose_clock_is_an_hour_off_changes_nothing(
     )
     now = datetime.now(UTC)
     long = await tasks.submit_many(
-        [Task(pool_id=fleet.pool, inputs={"sleep": 4.5}) for _ in range(4)]
-    )  # more than two leases
+        [Task(pool_id=fleet.pool, inputs={"sleep": 6.0}) for _ in range(4)]
+    )  # more than a lease
     await until_started(fleet, 4)
     soon = now + timedelta(seconds=2)
     due = Task(
@@ -113,7 +113,7 @@ async def test_a_host_whose_clock_is_an_hour_off_changes_nothing(
     )
     later = await tasks.submit(Task(pool_id=fleet.pool, not_before=now + timedelta(seconds=1_800)))
     short = await tasks.submit_many([due] * 40)
-    await all_terminal(tasks, [*long, *short], timeout=30)
+    await all_terminal(tasks, [*long, *short], timeout=60)
     ended = [await tasks.get(task_id) for task_id in [*long, *short]]
     assert [[line.what for line in task.history] for task in ended] == [["completed"]] * len(ended)
     starts = fleet.starts()

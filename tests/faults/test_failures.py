@@ -60,7 +60,7 @@ def test_thirty_bad_lines_end_at_full_speed(tmp_path: Path) -> None:
     states = [json.loads(line)["state"] for line in ran.stdout.splitlines()]
     assert (ran.returncode, states) == (1, ["FAILED"] * 30), ran.stderr[-1_000:]
     assert "rests" not in ran.stderr, "a batch of bad data is no reason to rest"
-    assert took < 10, f"{took:.1f} s: 2 s on a quiet machine, and each rest of the agent takes longer"
+    assert took < 30, f"{took:.1f} s: 2 s on a quiet machine; rests of the agent would take more than a minute"
 
 
 async def end_of(agent: type[Agent], **fields: Any) -> tuple[Task, Agent]:

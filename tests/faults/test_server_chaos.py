@@ -146,7 +146,7 @@ class Agents:
 
     def pause(self) -> None:
         """Stop one that holds a claim for longer than its lease."""
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not (holders := [one for one, _ in self.alive if self.last.get(one.pid) == "holding"]):
             assert time.monotonic() < until, "nobody holds a claim"
             time.sleep(0.01)

@@ -28,6 +28,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 NEVER_SEC = 40.0
 """How long a command of these tests may take: far longer than it does."""
 
+SOON_SEC = 1.0 if os.environ.get("FULL_TESTS") == "1" else 10.0
+"""How soon another process begins what was handed back: long before the lease of 15 s would have ended."""
+
 
 @attrs.frozen
 class Site:
@@ -187,11 +190,11 @@ async def test_f9_a_stopped_process_hands_back_what_it_cannot_finish_and_leaves_
         left = time.time()
         assert stopped.returncode == 0, site.fleet.log_of(stopped)
         await wait_until(
-            lambda: len(site.fleet.starts()[long]) == 2, timeout=5, what="another process starts the long task"
+            lambda: len(site.fleet.starts()[long]) == 2, timeout=14, what="another process starts the long task"
         )
         again = site.fleet.starts()[long][1]
         assert (again["pid"], again["attempt"]) == (other.pid, 1), "a task that was handed back has lost an attempt"
-        assert again["at"] - left < 1.0
+        assert again["at"] - left < SOON_SEC
         assert (await tasks.result(short, timeout=10)).state == "COMPLETED"
         for family in (AGENT, JOINED, LEASE, EXPIRY, HELD):
             assert lease not in {key[1] for key in await _keys(store, family)}, family
@@ -200,7 +203,7 @@ async def test_f9_a_stopped_process_hands_back_what_it_cannot_finish_and_leaves_
 
 
 async def test_a_second_signal_ends_a_process_at_once_and_its_task_goes_back_with_its_lease(site: Site) -> None:
-    stopped = site.fleet.start(agents=1, lease_sec=1.0, grace_sec=30.0)
+    stopped = site.fleet.start(agents=1, lease_sec=3.0, grace_sec=60.0)
     async with open_store(site.place.store, plugins=site.place.plugins, network=site.place.network) as store:
         await site.fleet.until_running(stopped)
         long = await TaskManager(store).submit(Task(pool_id="scenario", inputs={"long": True}))
@@ -209,12 +212,12 @@ async def test_a_second_signal_ends_a_process_at_once_and_its_task_goes_back_wit
         await wait_until(lambda: "SIGTERM: stopping" in site.fleet.log_of(stopped), what="the first signal is heard")
         assert stopped.poll() is None, "the first signal ended it, with a task at work"
         stopped.send_signal(signal.SIGTERM)
-        with anyio.fail_after(2):
+        with anyio.fail_after(20):  # much less than its grace time
             await anyio.to_thread.run_sync(stopped.wait)
         assert stopped.returncode == 143
-        other = site.fleet.start(agents=1, lease_sec=1.0)
+        other = site.fleet.start(agents=1, lease_sec=3.0)
         await wait_until(
-            lambda: len(site.fleet.starts()[long]) == 2, timeout=10, what="another process starts the task"
+            lambda: len(site.fleet.starts()[long]) == 2, timeout=20, what="another process starts the task"
         )
     assert site.fleet.starts()[long][1]["pid"] == other.pid
 
@@ -223,7 +226,7 @@ async def test_a_process_that_is_killed_while_it_drains_holds_the_other_up_for_a
     site: Site, tmp_path: Path
 ) -> None:
     ids = [line["id"] for line in await anyio.to_thread.run_sync(_submitted, site, tmp_path, 400)]
-    killed, other = (site.fleet.start("--drain", "--json", lease_sec=1.0) for _ in range(2))
+    killed, other = (site.fleet.start("--drain", "--json", lease_sec=4.0) for _ in range(2))
     await wait_until(
         lambda: any(line["pid"] == killed.pid for line in site.fleet.ledger()), timeout=NEVER_SEC, what="it works"
     )

@@ -112,7 +112,7 @@ class Deaf(MemoryStore):
 
 @pytest.mark.parametrize("is_deaf", [False, True], ids=["woken", "wake-ups-lost"])
 async def test_g8_a_running_handler_learns_of_a_cancel_within_a_third_of_the_lease(is_deaf: bool) -> None:
-    lease_sec = 4.5
+    lease_sec = 9.0 if is_deaf else 45.0
     store = Deaf() if is_deaf else MemoryStore()
     await PoolManager(store).create_pool(Pool(id="docs"))
 
@@ -134,9 +134,9 @@ async def test_g8_a_running_handler_learns_of_a_cancel_within_a_third_of_the_lea
             await wait_until(partial(_is_longer, Mine.cancelled, turn), timeout=20, what="the handler's end")
             assert (await tasks.get(task_id)).state == TaskState.CANCELLED
         took = Mine.cancelled[1] - asked
-        # One that is woken needs no look; the other looks once in a third of the lease. A busy machine may be late by
-        # as much again.
-        assert took < (2 * lease_sec / 3 if is_deaf else lease_sec / 6), f"{took:.2f} s"
+        # One that is woken needs no look, which comes after a third of the lease. A busy machine may be late by as much
+        # again.
+        assert took < (2 * lease_sec / 3 if is_deaf else lease_sec / 4), f"{took:.2f} s"
 
 
 async def test_g9_what_was_acknowledged_is_read_by_every_client(store: Store) -> None:

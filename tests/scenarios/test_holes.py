@@ -115,7 +115,9 @@ async def test_hosts_that_say_nothing_hold_up_no_other_recipient(
     await list_silent(sender, SILENT, hole)
     async with anyio.create_task_group() as group:
         group.start_soon(sender.publish, "news", "to all")
-        await wait_until(lambda: one.got == ["hello", "to all"] and two.got == ["to all"], what="both have it")
+        await wait_until(
+            lambda: one.got == ["hello", "to all"] and two.got == ["to all"], timeout=30, what="both have it"
+        )
         links = sender.network.links
         assert links is not None
         assert len(links._dials._under_way) == SILENT, "they waited for those that say nothing"
@@ -166,7 +168,7 @@ async def test_hosts_that_say_nothing_cost_a_first_message_by_capability_no_more
     nodes: list[Node], hole: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dials, "DIAL_SEC", 60.0)
-    monkeypatch.setattr(unsettled, "CHOOSY_SEC", 0.1)
+    monkeypatch.setattr(unsettled, "CHOOSY_SEC", 1.0)  # who answers at all does so by then, on a busy machine too
     monkeypatch.setattr(choice, "CHOOSY_SEC", 60.0)  # so long is the first that answers waited for
     waited, reached = [0], unsettled._reached
 

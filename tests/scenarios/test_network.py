@@ -244,7 +244,7 @@ async def test_agents_of_a_stopped_process_vanish_and_messages_to_them_end_in_an
             assert process.returncode == 0, third.log_of(process)
             assert gone.id not in {one.id for one in await node.discovery.query(TALKERS, refresh_from_store=True)}
             with anyio.fail_after(PATIENCE_SEC), pytest.raises(Undeliverable):
-                await node.send(gone.id, {"do": "echo"}, timeout=4)
+                await node.send(gone.id, {"do": "echo"}, timeout=20)
     finally:
         third.kill_all()
 

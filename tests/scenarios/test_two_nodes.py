@@ -89,7 +89,7 @@ async def test_nodes_that_know_each_other_talk_on_while_the_store_is_away(
         link = _link(node, other)
         # Who is not known cannot be looked up now; the connection that others share goes on.
         with pytest.raises(DeliveryTimeout, match=r"certainly does not have the message.*being looked up"):
-            await node.ask(other.id, "hello", sender=Identity.generate(node.env.entropy).id, timeout=1)
+            await node.ask(other.id, "hello", sender=Identity.generate(node.env.entropy).id, timeout=3)
         with pytest.raises(DeliveryTimeout):
             await own.send(Identity.generate(node.env.entropy).id, "hello", timeout=0.3)
         assert await own.ask(other.id, 3, timeout=5) == 3
