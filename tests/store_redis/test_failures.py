@@ -379,6 +379,15 @@ async def test_task_and_state_are_not_scanned(store: RedisStore) -> None:
             "WRONGTYPE Operation against a key holding the wrong kind of value script: 5f, on @user_script:65.",
             OutcomeUnknown,
         ),
+        (
+            "ERR ACL failure in script: No permissions to access a channel script: 5f, on @user_script:65.",
+            OutcomeUnknown,
+        ),
+        (
+            "ERR Error running script (call to f_5f): @user_script:65: @user_script: 65: The user executing the script "
+            "can't run this command or subcommand",
+            OutcomeUnknown,
+        ),
     ],
 )
 def test_each_answer_of_a_server_means_what_it_did(answer: str, kind: type[StoreError]) -> None:

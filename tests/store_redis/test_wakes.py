@@ -10,7 +10,7 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from converge.contracts.store import Batch, Committed
+from converge.contracts.store import Batch, Committed, Entry
 from converge.model.keys import POOL
 from converge.testing.cuts import CutProxy
 from converge.testing.fixtures import wait_until
@@ -213,3 +213,21 @@ async def test_a_watch_of_many_channels_enters_all_in_one_step(store: RedisStore
     async with watching(store, *channels) as told:
         await store.commit([PUT], wake=channels[-3:])
         await wait_until(lambda: told.count >= 2)
+
+
+@pytest.mark.parametrize("version", ["redis_url", "redis62_url"])
+async def test_a_user_who_may_wake_nobody_is_told_what_was_written(
+    version: str, request: pytest.FixtureRequest, send: Send, options: RedisOptions, rights: tuple[str, ...]
+) -> None:
+    """Since Redis 7 a user has no channels but those that are named."""
+    url = request.getfixturevalue(version)
+    some = ("resetkeys", f"~{{{options.network}}}:*", "resetchannels", "-@all", *rights)
+    await send(url, "ACL", "SETUSER", "mute", "on", ">secret", *some)
+    async with (
+        RedisStore.open(url, options) as store,
+        watching(store, "c"),
+        RedisStore.open(url.replace("//", "//mute:secret@"), options) as mute,
+    ):
+        (outcome,) = await mute.commit([PUT], wake=["c"])
+        assert isinstance(outcome, Committed)
+        assert await store.get([POOL("p")]) == [Entry(POOL("p"), b"1", outcome.revision)]

@@ -24,6 +24,10 @@ log = logging.getLogger("converge.store.redis")
 _LIMIT = 300
 """Characters of a server's message that an error repeats."""
 
+_OF_KEY = "WRONGTYPE"
+_OF_RIGHT = "NOPERM|ACL failure|The user executing the script can't"
+"""The last is what Redis 6.2 says of a command within a script."""
+
 # What a server says before a command, or a script's first write, has changed anything: in the order in which they are
 # looked for, since a script's error has the words of the command that failed within its own.
 _REFUSALS: tuple[tuple[str, type[NotApplied], str], ...] = (
@@ -38,11 +42,11 @@ _REFUSALS: tuple[tuple[str, type[NotApplied], str], ...] = (
     ("ASK", StoreUnavailable, "is a node of a cluster that is moving the slot"),
     ("MOVED", StoreRefused, "is a node of a cluster; write redis+cluster://HOST:PORT"),
     ("BUSY", StoreBusy, "is busy with a script of another client"),
-    ("WRONGTYPE", StoreRefused, "has a key of another program under our prefix; choose another network, or remove it"),
+    (_OF_KEY, StoreRefused, "has a key of another program under our prefix; choose another network, or remove it"),
     ("NOAUTH", StoreRefused, "asks for a password; set password_file or CONVERGE_REDIS_PASSWORD"),
     ("WRONGPASS", StoreRefused, "refuses the user or the password"),
     (
-        "NOPERM|ACL failure",
+        _OF_RIGHT,
         StoreRefused,
         "does not give the user the rights that the store needs; the reference lists them",
     ),
@@ -54,6 +58,12 @@ _REFUSALS: tuple[tuple[str, type[NotApplied], str], ...] = (
     ("DENIED", StoreRefused, "is in protected mode"),
     ("DB index is out of range", StoreRefused, "has no database of that number (its setting databases)"),
 )
+
+_HALF_WAY = (_OF_KEY, _OF_RIGHT)
+"""Those that a script may also meet after its first write."""
+
+_SCRIPT = "@user_script"
+"""What an error of a command within a script has in it."""
 
 _ELSEWHERE = re.compile(r"(^|[\s-])(READONLY|MASTERDOWN|CLUSTERDOWN)(\s|$)")
 _MOVED = re.compile(r"MOVED \d+ (.*):(\d+)$")
@@ -113,8 +123,8 @@ def of_answer(answer: HiredisError, where: str, *, writes: bool) -> ConvergeErro
     text = _text(answer)
     for word, refusal, what in _REFUSALS:
         if re.search(rf"(^|[\s-])({word})(\s|$)", text):
-            if word == "WRONGTYPE" and writes:
-                break  # the first write may have been another key's
+            if writes and word in _HALF_WAY and _SCRIPT in str(answer):
+                return OutcomeUnknown(f"redis at {where} {what} ({text}); part may be written, read before you repeat")
             return refusal(f"redis at {where} {what} ({text}); nothing was written")
     if writes and "script" in text:
         return OutcomeUnknown(f"redis at {where} stopped a script: {text}; find out why before you repeat it")

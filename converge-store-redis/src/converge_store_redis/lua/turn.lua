@@ -244,6 +244,7 @@ end
 local taken = take()
 
 -- wakes: number of channels; each: place of its sleepers, its name. Of each, the sleeper that has waited longest is told; one that nobody hears is dropped.
+-- A user without the right to the channel tells nobody: all else is written by now, and who sleeps looks for itself after a while.
 -- Who was told stays, so that it need not enter again before it looks, but behind all that have entered: a process that hangs is told once, not each time.
 local BEHIND = 1000000000000
 for _ = 1, number() do
@@ -251,7 +252,7 @@ for _ = 1, number() do
   for _ = 1, 32 do
     local sleeper = call('ZRANGE', sleepers, 0, 0)[1]
     if not sleeper then break end
-    if call('PUBLISH', sleeper, name) > 0 then
+    if redis.pcall('PUBLISH', sleeper, name) ~= 0 then
       call('ZADD', sleepers, BEHIND + math.floor(now / 1000), sleeper)
       break
     end
