@@ -378,6 +378,27 @@ async def test_plain_code_submits_without_an_event_loop(
     assert (await tasks.get(ids[0])).state is TaskState.PENDING
 
 
+@pytest.mark.parametrize("driver", ["mysql+pymysql"])
+async def test_plain_code_leaves_the_time_zone_of_its_connections(
+    tasks: TaskManager, plain_engine: Engine, namespace: str
+) -> None:
+    zone = "+05:00"
+
+    @event.listens_for(plain_engine, "connect")
+    def _(connection: Any, _: object) -> None:
+        connection.cursor().execute(f"set time_zone = '{zone}'")
+
+    def submit() -> None:
+        with plain_engine.begin() as connection:
+            submit_in(connection, Task(pool_id="docs"), network=namespace)
+
+    await anyio.to_thread.run_sync(submit)
+    assert plain_engine.pool.checkedin() == 2  # type: ignore[attr-defined]  # a QueuePool: its own, and the one beside
+    with plain_engine.connect() as one, plain_engine.connect() as other:
+        zones = [connection.scalar(text("select @@session.time_zone")) for connection in (one, other)]
+    assert zones == [zone, zone]
+
+
 @plain_on_postgresql
 async def test_plain_code_wakes_a_worker_by_its_commit(
     store: Store, tasks: TaskManager, plain_engine: Engine, namespace: str

@@ -15,7 +15,7 @@ from converge.model.task import Task
 from converge.transactions import submit_through
 from converge_store_sql.mysql._errors import RETRIED, call_failed, connecting_failed, number_of
 from converge_store_sql.mysql.plan import Missed, Plan
-from converge_store_sql.mysql.texts import NOW, bounds, source
+from converge_store_sql.mysql.texts import bounds, source
 from converge_store_sql.mysql.within import MysqlInside, lookup, run
 from converge_store_sql.riding import Beside
 
@@ -49,7 +49,8 @@ class _Outside(Beside):
         ]
 
     def time(self) -> int:
-        return int(self._run("set time_zone = '+00:00'", f"select {NOW}")[0][0])
+        # Without setting the session's time zone: the connection goes back to the caller's pool.
+        return int(self._run("select timestampdiff(microsecond, '1970-01-01', utc_timestamp(6))")[0][0])
 
     def note_format(self, number: int) -> None:
         self._run(f"insert ignore into {self._network}_schema (version) values ({number:d})", writes=True)
