@@ -115,3 +115,10 @@ async def test_a_table_that_was_removed_is_refused_with_what_makes_it_anew(
         await operator.execute(f"drop table {options.network}_pool cascade")
         with pytest.raises(StoreRefused, match="converge store migrate"):
             await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+
+
+@pytest.mark.parametrize("query", ["sslmode=verify-full&sslrootcert=/none.pem", "sslmode=require&sslcert=/none.pem"])
+async def test_a_file_of_the_url_that_is_not_there_is_told_from_a_server_that_is_not(query: str) -> None:
+    with pytest.raises(StoreUnavailable, match=query.rpartition("&")[2].partition("=")[0]):
+        async with SqlStore.open(f"postgresql://u@127.0.0.1/d?{query}"):
+            pass

@@ -8,6 +8,8 @@ from converge_store_sql._errors import NO_RIGHT, NO_TABLE, Errors, text_of
 RETRIED = frozenset({"40001", "40P01", "23505"})
 """Serialization failure, deadlock, unique key taken meanwhile: the statement was undone whole, and is run again."""
 
+_FILES = "sslrootcert, sslcert, sslkey, or a socket's folder"
+
 
 def sqlstate(error: BaseException) -> str | None:
     """Return the five characters with which the server named the error, if it was the server who spoke."""
@@ -25,6 +27,8 @@ def connecting_failed(error: BaseException, where: str) -> StoreError:
     text = text_of(error)
     if sqlstate(error) == "08P01" and "startup parameter" in text:
         return StoreRefused(f"{where} is behind a pooler, which refuses settings: {text}; set the option pooler")
+    if isinstance(error, FileNotFoundError | PermissionError):  # the driver does not say which file
+        return StoreUnavailable(f"{where} cannot be reached: {text}; check the files that the URL names: {_FILES}")
     return _ERRORS.connecting_failed(error, where)
 
 
