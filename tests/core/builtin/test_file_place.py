@@ -21,6 +21,7 @@ from converge.builtin.file import place
 from converge.builtin.file.database import pending
 from converge.builtin.file.options import FileOptions
 from converge.builtin.file.place import checked_path, file_system
+from converge.builtin.file.reader import CACHE_KIB, Reader
 from converge.builtin.file.schema import APPLICATION_ID, connect_writer
 from converge.builtin.file.store import FileStore
 from converge.contracts.store import ABSENT, Batch, Committed, Store
@@ -216,6 +217,12 @@ def test_a_commit_on_macos_waits_for_the_disk_itself(
     connection = connect_writer(str(tmp_path / "state.db"))
     assert connection.execute("pragma fullfsync").fetchone() == (is_on,)
     connection.close()
+
+
+def test_a_connection_that_reads_keeps_few_pages(tmp_path: Path) -> None:
+    (tmp_path / "state.db").touch()
+    with closing(connect_writer(str(tmp_path / "state.db"))), closing(Reader(str(tmp_path / "state.db"))) as reader:
+        assert reader._connection.execute("pragma cache_size").fetchone() == (-CACHE_KIB,)
 
 
 def test_the_longest_mount_point_says_the_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,9 @@ from converge.contracts.store import Entry, Key, Prefix, Range
 from converge.errors import StoreReplaced, StoreUnavailable
 from converge.model.keys import NAME, Family
 
+CACHE_KIB = 512
+"""Pages that a reader keeps: the next commit makes them worthless, so that more would help only an idle process."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -58,6 +61,7 @@ class Reader:
         with translated(self._path):
             connection = connect(self._path)
             connection.execute("pragma query_only = on")
+            connection.execute(f"pragma cache_size = -{CACHE_KIB}")
             return connection
 
     def close(self) -> None:
