@@ -219,10 +219,14 @@ async def test_with_one_slow_task_in_a_hundred_hardly_anything_goes_back(
 
     async with Node(store=store) as node:
         await node.spawn(Mixed, pool="docs")
-        ids = [id_ for _ in range(4) for id_ in await submit(node.tasks, 1_000)]
-        for id_ in ids:
-            await node.tasks.result(id_, timeout=30)
-    assert handed_back <= len(ids) // 10, "a batch or two, where the machine is slow for longer"
+        shares: list[float] = []
+        while not shares or (min(shares) > 0.01 and len(shares) < 4):  # a machine that stands still adds to it
+            handed_back = 0
+            ids = [id_ for _ in range(4) for id_ in await submit(node.tasks, 1_000)]
+            for id_ in ids:
+                await node.tasks.result(id_, timeout=30)
+            shares.append(handed_back / len(ids))
+    assert min(shares) <= 0.01
 
 
 async def test_what_is_urgent_begins_before_what_waits_though_the_feed_claims_ahead(store: Store) -> None:
