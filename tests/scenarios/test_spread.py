@@ -183,7 +183,8 @@ async def test_fifty_idle_processes_are_woken_at_most_four_times_each(how_many: 
         tasks = TaskManager(store)
         store.asked.clear()
         with anyio.fail_after(60):
-            ids = await tasks.submit_many([Task(pool_id="docs", inputs={"sec": TASK_SEC}) for _ in range(how_many)])
+            # Long enough that nobody is done, and takes another one, before a slow machine has woken the last.
+            ids = await tasks.submit_many([Task(pool_id="docs", inputs={"sec": 4 * TASK_SEC}) for _ in range(how_many)])
             workers = {(await tasks.result(id_)).result for id_ in ids}
         assert len(workers) >= min(how_many, IDLE) // 4
         assert len(store.asked) <= 4 * IDLE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 
@@ -25,7 +25,6 @@ from converge.services.store.handle import StoreHandle
 from converge.services.tasks.retention import Retention
 from converge.services.tasks.sweep import SWEPT_TOGETHER, WRITTEN_TOGETHER, YIELD_SEC, Sweep
 from converge.testing._store.base import Inheriting
-from converge.testing.fixtures import wait_until
 
 
 async def test_a_record_that_nobody_can_read_keeps_no_other_task_from_its_time() -> None:
@@ -164,14 +163,14 @@ async def test_an_idle_store_costs_a_sweep_two_calls_as_a_rule(store: Store) -> 
 
 
 async def test_a_whole_page_of_due_tasks_that_nobody_can_read_is_set_aside_and_keeps_no_other_from_its_time(
-    store: Store,
+    store: Store, pass_time: Callable[[float], None]
 ) -> None:
     tasks = TaskManager(store)
-    due = datetime.now(UTC) + timedelta(seconds=0.3)
+    due = datetime.now(UTC) + timedelta(seconds=60)
     torn = await tasks.submit_many([Task(pool_id="docs", not_before=due) for _ in range(SWEPT_TOGETHER)])
     await store.commit([Batch((), ((TASK(id_bytes("task id", task_id)), b'{"no": "task"}'),)) for task_id in torn])
     whole = await tasks.submit(Task(pool_id="docs", not_before=due + timedelta(milliseconds=1)))
-    await wait_until(lambda: datetime.now(UTC) > due + timedelta(milliseconds=50), what="the due time")
+    pass_time(61)
     assert await tasks._sweep.page() == SWEPT_TOGETHER
     assert await tasks._sweep.page() == 1
     assert [task.id for task in await tasks.claim("agent", ["docs"], limit=10)] == [whole]
@@ -179,17 +178,17 @@ async def test_a_whole_page_of_due_tasks_that_nobody_can_read_is_set_aside_and_k
 
 
 async def test_what_is_held_past_its_deadline_hides_no_later_deadline(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, pass_time: Callable[[float], None]
 ) -> None:
     """A held task keeps its deadline until its attempt ends, and many may fill all the pages that one call looks at."""
     monkeypatch.setattr("converge.services.tasks.sweep.SWEPT_TOGETHER", 2)
     tasks = TaskManager(store, poll_sec=100)
-    soon = datetime.now(UTC) + timedelta(seconds=1)
+    soon = datetime.now(UTC) + timedelta(seconds=6)  # less than a lease
     await tasks.submit_many([Task(pool_id="docs", type="run", deadline=soon) for _ in range(50)])
     held = await tasks.claim("agent", ["docs"], types=["run"], limit=50)
     late = await tasks.submit(Task(pool_id="docs", type="wait", deadline=soon + timedelta(milliseconds=10)))
     assert len(held) == 50
-    await wait_until(lambda: datetime.now(UTC) > soon + timedelta(milliseconds=50), what="the deadline")
+    pass_time(6)
     sweep = Sweep(StoreHandle.of(store))
     for _ in range(4):
         await sweep.page()
@@ -197,11 +196,13 @@ async def test_what_is_held_past_its_deadline_hides_no_later_deadline(
     assert await sweep.page() == 0
 
 
-async def test_late_tasks_of_one_ordering_key_fail_in_few_sweeps(store: Store) -> None:
+async def test_late_tasks_of_one_ordering_key_fail_in_few_sweeps(
+    store: Store, pass_time: Callable[[float], None]
+) -> None:
     tasks = TaskManager(store)
-    deadline = datetime.now(UTC) + timedelta(seconds=0.5)
+    deadline = datetime.now(UTC) + timedelta(seconds=60)
     ids = await tasks.submit_many([Task(pool_id="docs", ordering_key="k", deadline=deadline) for _ in range(20)])
-    await wait_until(lambda: datetime.now(UTC) > deadline + timedelta(milliseconds=50), what="the deadline")
+    pass_time(61)
     assert (
         await tasks._sweep.fail_late() + await tasks._sweep.fail_late() == 20
     )  # the end of the first one moves the second
