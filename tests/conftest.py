@@ -110,6 +110,13 @@ def pytest_make_collect_report(
         return (yield)
 
 
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Give random histories, whose length is drawn, the time that a slow machine takes for long ones."""
+    for item in items:
+        if "random_histories" in item.name and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(400))
+
+
 def pytest_collection_finish() -> None:
     """Thousands of tests lie in memory to the end: no collection of garbage need look at them again. Those that run
     pytest within them, or look for leaks, collect hundreds of times. Hypothesis is imported before: as it is, it looks

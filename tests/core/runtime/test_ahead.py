@@ -186,8 +186,8 @@ async def test_queued_claims_of_a_pool_that_is_paused_go_back_with_the_next_take
             tasks = [await node.tasks.get(id_) for id_ in queued]
             return [task for task in tasks if task.state is TaskState.PENDING]
 
-        async def are_back() -> bool:  # all but the one that got the free slot
-            return len(await waiting()) == SLOTS - 1
+        async def are_back() -> bool:  # all but one, if it got the free slot before the feed had seen the pause
+            return len(await waiting()) >= SLOTS - 1
 
         await wait_until(are_back, timeout=30, what="they went back")
         assert not any(task.history for task in await waiting()) and not feed.slots.queued
