@@ -12,6 +12,7 @@ import pytest
 from converge import Agent, Node, Task, open_store
 from converge.builtin.file import statements
 from converge.builtin.file.statements import Connection, check_bound, pass_adapters
+from converge.builtin.file.store import FileStore
 from converge.contracts.store import Batch, Committed, Range
 from converge.errors import StoreUnavailable
 from converge.model.keys import POOL, READY
@@ -43,7 +44,7 @@ async def test_no_task_is_lost_when_a_handler_registers_an_adapter(kind: type, t
             assert sorted(task.id for task in await node.tasks.list(pool_id="p")) == sorted(ids)
 
 
-@pytest.mark.parametrize("call", ["commit", "get", "scan", "count"])
+@pytest.mark.parametrize("call", ["commit", "get", "scan", "count", "data_version"])
 async def test_an_adapter_that_comes_amid_a_call_has_it_done_again(
     kind: type, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,8 +68,10 @@ async def test_an_adapter_that_comes_amid_a_call_has_it_done_again(
         elif call == "scan":
             ((entry,),) = await store.scan([Range(READY(bytes(16)))])
             assert entry.key == key
-        else:
+        elif call == "count":
             assert await store.count([READY(bytes(16))]) == [1]
+        else:
+            assert isinstance(store, FileStore) and store._reader.data_version() > 0
         assert calls == 2
         (found,) = await store.get([POOL("p")])
         assert found is not None and found.value == (b"after" if call == "commit" else b"before")

@@ -98,6 +98,7 @@ class Reader:
             run = self._connection.execute
             return [int(run(sql.count(prefix[0], len(prefix) - 1), prefix[1:]).fetchone()[0]) for prefix in prefixes]
 
+    @_again
     def data_version(self) -> int:
         """Return a number that changes when another connection commits, including this handle's own writer."""
         with self._snapshot(1):
