@@ -10,15 +10,16 @@ from converge.runtime.claiming.slots import Slots
 class Budget:
     """The room of one feed, and what its takes under way have of it."""
 
-    def __init__(self, pace: Pace, slots: Slots, ahead: ClaimsAhead) -> None:
-        self._pace, self._slots, self._ahead = pace, slots, ahead
+    def __init__(self, slots: Slots, ahead: ClaimsAhead) -> None:
+        self._slots, self._ahead = slots, ahead
+        self.pace = Pace()
         self.asked = 0
         """How many tasks the takes under way may bring."""
 
     @property
     def _batch_ahead(self) -> int:
         """How many claims may be here beyond the slots: one batch, or none."""
-        return len(self._slots.slots) if self._ahead.is_on and self._pace.is_steady else 0
+        return len(self._slots.slots) if self._ahead.is_on and self.pace.is_steady else 0
 
     @property
     def room(self) -> int:
@@ -28,7 +29,7 @@ class Budget:
     @property
     def is_used_up(self) -> bool:
         """Whether a take that brought all it asked for may have left something behind: the feed takes no more now."""
-        return not self._pace.is_steady or self._slots.free <= self.asked
+        return not self.pace.is_steady or self._slots.free <= self.asked
 
     def is_worth_a_turn(self) -> bool:
         """Let half of the slots come free first while claims here still wait for their workers: a turn of one task
@@ -42,6 +43,6 @@ class Budget:
 
     def limit(self, now: float) -> int:
         """Return how many tasks a take that leaves now asks for; 0: none yet."""
-        limit = self._pace.wanted(self._slots.free - self.asked, now, self._batch_ahead)
+        limit = self.pace.wanted(self._slots.free - self.asked, now, self._batch_ahead)
         # Both batches in one take would leave one side idle while the other works.
         return min(limit, len(self._slots.slots))

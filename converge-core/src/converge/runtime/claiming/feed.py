@@ -14,7 +14,6 @@ from converge.contracts.store import Conflict, Take, Taken, Turned
 from converge.env import Env
 from converge.errors import ConvergeError, InputError, LeaseEnded, StoreError
 from converge.machines.events import Event
-from converge.machines.pace import Pace
 from converge.model.place import Found
 from converge.runtime.agents.boundary import Boundary
 from converge.runtime.agents.hosted import Hosted
@@ -27,9 +26,10 @@ from converge.runtime.claiming.lane_watch import LaneWatch
 from converge.runtime.claiming.looking import JITTER, Looking
 from converge.runtime.claiming.observers import NO_OBSERVERS, Observers
 from converge.runtime.claiming.slots import Slots, Why
+from converge.runtime.claiming.taking import Taking
 from converge.runtime.claiming.wakes import Wakes
 from converge.services.store.handle import StoreHandle
-from converge.services.tasks.claim import LEASE_WAS_LOST, Claims, settle_takes, turn
+from converge.services.tasks.claim import LEASE_WAS_LOST, Claims, turn
 
 log = logging.getLogger("converge.feed")
 
@@ -68,16 +68,17 @@ class Feed:
         self.finishing = Finishing(basis.handle, claims, observers.finished)
         self._event, self._is_signalled = anyio.Event(), False
         self.ahead = ClaimsAhead(basis.env, self.slots, is_remote=basis.handle.store.is_remote)
-        self._pace = Pace()
-        self._budget = Budget(self._pace, self.slots, self.ahead)
+        self._budget = Budget(self.slots, self.ahead)
+        self._pace = self._budget.pace
         self._hand_back = HandBack(self.slots, self.ahead, self.finishing, self._wake)
         self._wakes = Wakes(claims, basis.env)
         watch = LaneWatch(basis.handle, boundary.background, basis.poll_sec, self._on_wake_up)
         self._looking = Looking(claims, watch, basis.env, basis.poll_sec)
+        self._taking = Taking(basis.handle, basis.env, claims, self._budget, self._looking, self._hand_back)
         self._pumping = 0
         self._idle = anyio.Event()
         self._turned_at = 0.0
-        self.is_draining = self.is_ended = False
+        self.is_ended = False
         self.error: str | None = None
 
     def add(self, agent: Hosted, count: int | None = None) -> None:
@@ -124,13 +125,18 @@ class Feed:
         return self.slots.busy + self.finishing.in_hand
 
     @property
+    def is_draining(self) -> bool:
+        """Whether it claims nothing more."""
+        return self._taking.is_over
+
+    @property
     def hears(self) -> bool:
         """Whether it listens for the store's wake-ups: only while it could take something."""
         return self._looking.hears
 
     def hand_back(self) -> None:
         """Stop claiming, and release the claims that no worker has begun."""
-        self.is_draining = True
+        self._taking.is_over = True
         self._looking.stop_hearing()
         self._hand_back.release(self.slots.take_back(), STOPPING)
 
@@ -140,7 +146,7 @@ class Feed:
 
     async def drain(self) -> None:
         """Stop claiming; return when everything claimed has ended and the store knows."""
-        self.is_draining = True
+        self._taking.is_over = True
         while self.in_hand or self._budget.asked:
             if not self._pumping:
                 await self._flush()  # handlers that were cancelled may still be ending
@@ -174,7 +180,7 @@ class Feed:
         if event is not None:
             self.finishing.waiting.append((found, event))
         self.ahead.left((found,))
-        if self.is_draining:
+        if self._taking.is_over:
             self._idle.set()
         if not self._pace.is_steady:
             self._pace.claim_ended()
@@ -251,7 +257,7 @@ class Feed:
             return False
         self._turned_at = self._env.monotonic()
         try:
-            take = await self._next_take()
+            take = await self._taking.next(self._turned_at)
         except ConvergeError:  # whatever keeps it from claiming keeps nothing from ending
             await self._send_counted(None)
             raise
@@ -285,44 +291,6 @@ class Feed:
         elif taken >= asked and self._budget.is_used_up and self._wakes.left_behind():
             self._wake()
         self._pace.came_back(asked, taken, now)
-
-    async def _next_take(self) -> Take | None:
-        if not self._may_take():
-            return None
-        if self._handle.unsettled:
-            await settle_takes(self._handle)
-        if self._claims.unread:
-            await self._claims.put_unread_away()
-        if self._looking.is_due(self._turned_at):
-            await self._look()
-        if not self._may_take():  # while this pump waited the other one has taken, or the node has begun to stop
-            return None
-        now = self._env.monotonic()
-        if not self._claims.has_ready:
-            self._pace.found_nothing(now)
-            self._looking.hear()  # the watch's first answer has this feed look again
-            return None
-        limit = self._budget.limit(now)
-        if limit <= 0:
-            return None
-        take = None
-        self._pace.left(now)
-        try:
-            take = await self._claims.next_take(limit, self._env.entropy(16))
-        finally:
-            if take is None:
-                self._pace.came_back(limit, 0, now)
-        return take
-
-    async def _look(self) -> None:
-        if not await self._looking.look():
-            return
-        self._hand_back.undo_paused(self._claims.paused)
-        if self._looking.hears and not self.is_draining:
-            self._looking.hear()
-
-    def _may_take(self) -> bool:
-        return not self.is_draining and self._budget.room > 0
 
     async def _send(self, ended: list[Ended], take: Take | None) -> int:
         """Make one call of the store; return how many tasks its take took."""
