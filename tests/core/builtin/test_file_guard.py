@@ -43,6 +43,22 @@ async def main():
 anyio.run(main)
 """
 
+KILLED = """
+import os, signal, sys
+import anyio
+from converge.builtin.file.store import FileStore
+from converge.contracts.store import Batch
+from converge.model.keys import POOL
+
+async def main():
+    async with FileStore.open(f"file:{sys.argv[1]}") as store:
+        await store.commit([Batch(puts=[(POOL(name), b"{}") for name in ("first", "second")])])
+        os.link(*sys.argv[1:])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+anyio.run(main)
+"""
+
 LOCK = """
 import fcntl, sys
 with open(sys.argv[1], "r+b") as file:
@@ -203,8 +219,19 @@ async def test_a_second_name_of_a_file_that_is_open_elsewhere_is_refused(path: P
         assert "is open in another process under another name" in " ".join(await elsewhere(OPEN, second))
         assert await elsewhere(OPEN, path) == ["opened"], "the name that is in use serves all"
         await put(store, "second")
-    assert await elsewhere(OPEN, second) == ["opened"], "nobody has the file open by now"
-    assert await elsewhere(VISIT, path) == ["first", "second"]
+    assert "has no log" in " ".join(await elsewhere(OPEN, second)), "nobody knows what another name has"
+    path.unlink()
+    assert await elsewhere(VISIT, second) == ["first", "second"]
+
+
+async def test_a_second_name_of_a_file_whose_process_was_killed_is_refused(path: Path) -> None:
+    """The log lies beside the first name, with all that the process had committed."""
+    second = path.with_name("second.db")
+    with pytest.raises(subprocess.CalledProcessError):
+        await elsewhere(KILLED, path, second)
+    assert path.with_name(f"{path.name}-wal").stat().st_size, "the log was tidied up"
+    assert "is one of 2 names" in " ".join(await elsewhere(OPEN, second))
+    assert await elsewhere(VISIT, path) == ["first", "second"], "its own name has the log"
 
 
 async def test_the_log_of_a_file_that_was_replaced_is_never_written_into_the_new_one(path: Path) -> None:

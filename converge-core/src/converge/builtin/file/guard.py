@@ -139,6 +139,13 @@ class Guard:
                 f"{path} is open in another process under another name, a hard link or a mount of the file alone; a "
                 "file with two names would have two logs: use one of them, and mount folders, not files"
             )
+        count = os.fstat(self._descriptors[0]).st_nlink
+        if count > 1 and not os.path.exists(self._paths[1]):
+            raise StoreRefused(
+                f"{path} is one of {count} names (hard links) of a file, and has no log: a process that was killed may "
+                "have left what it committed in the log of another name; open the store by the name beside which a "
+                "-wal file lies, if there is one, and else remove every name but one"
+            )
 
     def _lock(self) -> None:
         """Lock the range that readers lock; SQLite's own locks in this process come on top."""
