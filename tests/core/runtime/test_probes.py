@@ -298,6 +298,32 @@ class Exhausted:
         return getattr(self._real, name)
 
 
+def test_probes_that_come_at_once_are_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    let_go = threading.Event()
+
+    def answer() -> Health:
+        let_go.wait(30)
+        return Health(is_live=True, is_ready=True)
+
+    server = HealthServer("0", answer, CollectorRegistry())
+    try:
+        probes = [threading.Thread(target=ask, args=(server.url, "/livez")) for _ in range(6)]
+        for one in probes:
+            one.start()
+        queue, until = server._server.task_dispatcher.queue, time.monotonic() + 20
+        while (depth := len(queue)) != 4 and time.monotonic() < until:
+            time.sleep(0.01)  # the library's queue has no event
+        assert depth == 4, "each of its two threads answers one"
+        let_go.set()
+        for one in probes:
+            one.join()
+    finally:
+        let_go.set()
+        server.close()
+    assert [record.name for record in caplog.records] == ["converge.health"], "where it listens"
+
+
 def test_out_of_descriptors_it_says_so_once_and_answers_when_there_are_some(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -63,6 +63,8 @@ class HealthServer:
             ident=None,
             asyncore_use_poll=True,
         )
+        # Probes that come at once wait for each other: no warning is due, though the library gives one for each.
+        self._server.task_dispatcher.queue_logger = logging.Logger("waitress.queue", logging.ERROR)
         self._accept, self._server.accept = self._server.accept, self._accepted
         self._throttle = Throttle(log, time.monotonic)
         self._is_closing = False
