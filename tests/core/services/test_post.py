@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -25,6 +26,7 @@ from converge import Capability, Identity, Message, Receipt
 from converge.env import SYSTEM
 from converge.errors import (
     Backpressure,
+    ConnectFailed,
     DeliveryTimeout,
     MessageError,
     TornRecord,
@@ -367,6 +369,34 @@ async def test_a_publication_tells_of_a_node_that_it_did_not_reach() -> None:
         outcomes = await Fanouts(here.post, here.identity.public_key).publish(here.agents[0].id, "news", "x", 0.1)
         assert [one.node for one in outcomes] == [there.identity.id]
         assert "DeliveryTimeout" in outcomes[0].error
+
+
+async def test_a_node_that_has_left_amid_a_publication_is_not_said_to_listen_nowhere() -> None:
+    def leave(what: str) -> str:
+        directory = here.post.routes.discovery.directory
+        for one in (there.identity, *(agent.identity for agent in there.agents)):
+            directory.drop(one.id)
+        return "no"
+
+    async with two_sides(leave) as (here, there):
+        outcomes = await Fanouts(here.post, here.identity.public_key).publish(here.agents[0].id, "news", "x", 60.0)
+        assert [one.error for one in outcomes] == [
+            f"Undeliverable: node {there.identity.id[:16]} is not known here any more: it has stopped, or its lease "
+            "has ended"
+        ]
+
+
+async def test_a_node_that_has_left_amid_a_dial_is_named_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(node_key: bytes, endpoints: Sequence[str]) -> None:
+        directory = here.post.routes.discovery.directory
+        for one in (there.identity, *(agent.identity for agent in there.agents)):
+            directory.drop(one.id)
+        await anyio.sleep_forever()
+
+    async with two_sides() as (here, there):
+        monkeypatch.setattr(here, "to", hang)
+        with pytest.raises(ConnectFailed, match=r"to node n at there takes more than 0\.01 s"):
+            await here.post.routes.link_soon(there.identity.public_key, "node n", 0.01, 0.01)
 
 
 async def test_a_capability_goes_to_another_process_where_nobody_here_can() -> None:

@@ -136,10 +136,9 @@ class Routes:
         if link is not None:
             return link
         failure = None if self.links is None else self.links.failure(node_key)
-        wait_sec = first_sec if failure is None else again_sec
+        wait_sec, where = first_sec if failure is None else again_sec, ", ".join(self.endpoints(node_key))
         with anyio.move_on_after(wait_sec):
             return await self.link_to(node_key, whom)
-        where = ", ".join(self.endpoints(node_key))
         before = "" if failure is None else f"; the try before: {failure}"
         raise ConnectFailed(f"connecting to {whom} at {where} takes more than {wait_sec:g} s, and goes on{before}")
 
@@ -235,6 +234,8 @@ class Routes:
             Undeliverable: There is none, and waiting would not change that.
         """
         endpoints = self.endpoints(node_key)
+        if self.is_stranger(node_key):
+            raise Undeliverable(f"{whom} is not known here any more: it has stopped, or its lease has ended")
         if not endpoints:
             raise Undeliverable(
                 f"{whom} is at a node that listens nowhere, and has no connection to this one: it certainly does not "
