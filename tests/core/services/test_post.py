@@ -7,6 +7,7 @@ The links are the tests' own and fail as they are told: no socket, no handshake;
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 from collections.abc import Sequence
@@ -109,6 +110,21 @@ async def test_an_agent_that_is_not_there_is_undeliverable() -> None:
             await send(here, gone, "x")
         with pytest.raises(Undeliverable, match="not known here"):
             await here.post.send(here.agents[0].id, "cv1" + "a" * 52, "x", SendOptions())
+
+
+async def test_many_messages_to_a_node_that_nobody_reaches_are_one_line_of_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def fail(side: Side, to: Agent) -> None:
+        with pytest.raises(DeliveryTimeout):
+            await send(side, to, "x", timeout=0.2)
+
+    async with two_sides(lambda what: "no", agents=3) as (here, there), anyio.create_task_group() as group:
+        for to in there.agents:
+            group.start_soon(fail, here, to)
+    assert [record.levelname for record in caplog.records if "is repeated" in record.getMessage()] == ["INFO"]
 
 
 async def test_a_node_that_nobody_reaches_is_a_timeout_by_the_deadline() -> None:

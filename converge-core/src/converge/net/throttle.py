@@ -39,6 +39,13 @@ class Throttle:
 
     def warning(self, source: str, text: str, *arguments: object) -> None:
         """Log the line, unless one of its kind (`text`) about the source was logged within the minute."""
+        self._line(logging.WARNING, source, text, *arguments)
+
+    def info(self, source: str, text: str, *arguments: object) -> None:
+        """Log what is no fault of this node, at the same rate."""
+        self._line(logging.INFO, source, text, *arguments)
+
+    def _line(self, level: int, source: str, text: str, *arguments: object) -> None:
         now, key = self._monotonic(), (text, source)
         at, left_out = self._seen.pop(key, (now - EVERY_SEC, 0))
         is_due = now - at >= EVERY_SEC and self._has_room(now)
@@ -47,7 +54,7 @@ class Throttle:
             self._seen.popitem(last=False)
         if is_due:
             more = f" (and {left_out:,} more of this kind since)" if left_out else ""
-            self._log.warning(text + "%s", *arguments, more)
+            self._log.log(level, text + "%s", *arguments, more)
 
     def _has_room(self, now: float) -> bool:
         self._left = min(ALL_PER_SEC * 4, self._left + (now - self._at) * ALL_PER_SEC)

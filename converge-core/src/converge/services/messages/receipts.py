@@ -5,7 +5,6 @@ Who gives an answer never waits for the peer that asked.
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 
 import anyio
@@ -17,8 +16,6 @@ from converge.services.messages.inboxes import STOPPING
 from converge.services.messages.quotas import weight_of_answer
 from converge.services.messages.routes import Routes
 from converge.services.messages.under_way import Link
-
-log = logging.getLogger("converge.post")
 
 KEPT = 1_000
 """Answers that are kept at most, for senders who repeat their message because the connection broke."""
@@ -76,7 +73,7 @@ class Answers:
     def _send(self, link: Link, message_id: str, item: Item) -> None:
         if not link.answer(item):
             why = f"Backpressure: its answer of {len(item[1]):,} bytes finds no room: others wait on this connection"
-            log.info("the answer to message %s was lost: %s", message_id, why)
+            self._routes.quietly.info(link.address, "the answer to message %s was lost: %s", message_id, why)
             link.post([(RECEIPT, pack(ReceiptHeader(message_id, RAISED, why)))])
 
     async def _send_late(self, sender: str, message_id: str, item: Item) -> None:
@@ -84,7 +81,8 @@ class Answers:
             with anyio.fail_after(LATE_SEC):
                 self._send(await self._routes.link_of(sender), message_id, item)
         except (ConvergeError, TimeoutError) as error:
-            log.info("the answer to message %s waits for its sender to ask again: %s", message_id, error)
+            text = "the answer to message %s waits for its sender to ask again: %s"
+            self._routes.quietly.info(sender, text, message_id, error)
         finally:
             self._late -= 1
 

@@ -14,6 +14,7 @@ from converge.env import Env
 from converge.errors import ChannelError, ConnectFailed, ConvergeError, StoreError, Undeliverable
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
 from converge.model.identity import agent_id as id_of
+from converge.net.throttle import Throttle
 from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
 from converge.services.messages.speakers import Speakers
@@ -93,7 +94,7 @@ class Routes:
     ) -> None:
         self.links, self.errand, self.credential = outside.links, outside.errand, outside.credential
         self._why_not = outside.why_not
-        self.discovery = discovery
+        self.discovery, self.quietly = discovery, Throttle(log, env.monotonic)
         self.speakers = Speakers(env, registry)
         self._node_key = node_key
         self._env, self._registry = env, registry
@@ -287,14 +288,14 @@ class Routes:
         try:
             return await self.discovery.query(query)
         except StoreError as error:
-            log.info("agents are looked up among those known last: %s", error)
+            self.quietly.info("", "agents are looked up among those known last: %s", error)
             return self.discovery.directory.query(query)
 
     async def _refresh_quietly(self) -> None:
         try:
             await self.refresh()
         except ConvergeError as error:
-            log.info("agents could not be looked up: %s", error)
+            self.quietly.info("", "agents could not be looked up: %s", error)
         finally:
             self._is_coming = False
 

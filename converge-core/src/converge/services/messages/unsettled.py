@@ -23,6 +23,7 @@ from converge.errors import (
     Undeliverable,
 )
 from converge.model.envelope import EARLY, HANDED, HANDLED, MessageHeader, ReceiptHeader
+from converge.net.throttle import Throttle
 from converge.services.messages.under_way import TAKEN, Link, Signer, UnderWay, item_of
 from converge.services.messages.waits import Deadlines, Waiter, waiters
 
@@ -52,6 +53,7 @@ class MessagesUnderWay:
         process, which is shown before it speaks.
         """
         self._monotonic, self._credential = monotonic, credential
+        self._quietly = Throttle(log, monotonic)
         self._by_id: dict[str, UnderWay] = {}
         # One count for all pairs: a pair of which nothing is under way needs no memory, and its next message still has
         # a higher sequence.
@@ -193,7 +195,8 @@ class MessagesUnderWay:
                 one.cause = error
                 if self._monotonic() >= until:
                     _give_up(one, error, patience_sec)
-                log.info("message %s to %.16s is repeated: %s", one.header.id, one.header.to or "all of a node", error)
+                text, to = "message %s to %.16s is repeated: %s", one.header.to or "all of a node"
+                self._quietly.info(str(error), text, one.header.id, to, error)
             is_tried = False
             one.is_settled, one.receipt = False, None
             if not await _earlier(one, queue):  # who has waited for one before it, need not wait more
@@ -261,7 +264,8 @@ class MessagesUnderWay:
                     one.cause = Undeliverable(one.receipt.text) if is_refused and one.receipt else _ended(link)
             except (ChannelError, StoreError, Undeliverable) as error:
                 one.cause = error
-                log.info("the answer to message %s from %.16s is asked again: %s", one.header.id, one.header.to, error)
+                text = "the answer to message %s from %.16s is asked again: %s"
+                self._quietly.info(str(error), text, one.header.id, one.header.to, error)
                 is_again = True
             if is_again and not one.is_handled:
                 await anyio.sleep(wait_sec)
