@@ -8,6 +8,7 @@ from collections.abc import Callable
 import anyio
 
 from converge.errors import LeaseEnded, StoreError
+from converge.runtime.agents.context import AGENT
 from converge.runtime.agents.hosted import Hosted
 from converge.runtime.agents.starting import stop_all
 from converge.runtime.parts import Parts
@@ -30,12 +31,20 @@ async def retire(parts: Parts, agent: Hosted, grace_sec: float) -> None:
         until = anyio.current_time() + grace_sec
         await _withdraw(parts, agent)
         inbox = inboxes.close(agent.id)
-        await _until(lambda: not groups.is_busy(agent) and (inbox is None or inbox.is_idle), grace_sec)
+        own = AGENT.get() is agent  # a handler of its own waits for this call: it would be waited for in vain
+
+        def has_ended() -> bool:
+            is_idle = inbox is None or inbox.is_idle or (own and agent.loop is not None)
+            return is_idle and not groups.is_busy(agent) and (own or not parts.ticks.is_running(agent))
+
+        await _until(has_ended, grace_sec)
         if groups.cancel_tasks(agent):
             log.warning("tasks of agent %.16s did not end within %g s; they are handed back", agent.id, grace_sec)
-            await _until(lambda: not groups.is_busy(agent), RELEASE_SEC)
+        if not own:
+            parts.ticks.cancel(agent)
         for answer in inbox.abandon() if inbox is not None else ():
             answer.drop()
+        await _until(has_ended, RELEASE_SEC)
         with anyio.move_on_after(max(ON_STOP_SEC, until - anyio.current_time())):
             await stop_all(parts.boundary, [agent])
         parts.network.hush([agent])

@@ -82,8 +82,12 @@ class Stopping:
         dropped = await self._network.post.inboxes.drain(max(0.0, drained_by - anyio.current_time()))
         if dropped:
             log.warning("%d messages were not handled within %g s; their senders are told", dropped, grace_sec)
-        with anyio.move_on_after(RELEASE_SEC):
-            await self._network.mail.stopped()
+        self._ticks.cancel()
+        with anyio.move_on_after(RELEASE_SEC):  # what was cancelled ends, and none of it runs beside `on_stop`
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._network.mail.stopped)
+                group.start_soon(self._ticks.stop)
+                await self._network.post.inboxes.ended()
         with anyio.move_on_after(max(ON_STOP_SEC, drained_by - anyio.current_time())) as scope:
             await stop_all(self._boundary, self._agents.values())
         if scope.cancelled_caught:

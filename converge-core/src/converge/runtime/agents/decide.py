@@ -78,6 +78,7 @@ class DecideLoop:
         self._messages: deque[tuple[Message, OnHandled | None, int]] = deque()
         self.held_bytes = 0
         self._given: list[tuple[Message, OnHandled | None]] = []  # to the running call
+        self._call_scope: anyio.CancelScope | None = None  # of the running call
         self._answers: dict[str, bytes] = {}  # of the messages that the running call was given
         self._asking: set[str] = set()
         self._holds: dict[str, _Hold] = {}
@@ -93,15 +94,17 @@ class DecideLoop:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no message waits, and no call has any."""
-        return not self._messages and not self._given
+        """Whether no message waits, and no call runs."""
+        return not self._messages and self._call_scope is None
 
     def abandon(self) -> list[OnHandled]:
-        """Forget the messages that wait; return the answers of all that no call has ended."""
+        """Forget the messages that wait, and cancel the call; return the answers of all that no call has ended."""
         answers = [answer for _, answer in self._given if answer is not None]
         answers += [answer for _, answer, _ in self._messages if answer is not None]
         self._messages.clear()
-        self.held_bytes = 0
+        self.held_bytes, self._given, self._has_new, self._is_ticked = 0, [], False, False
+        if self._call_scope is not None:
+            self._call_scope.cancel()
         return answers
 
     def put(self, message: Message, answer: OnHandled | None, cost: int = 0) -> None:
@@ -185,10 +188,13 @@ class DecideLoop:
                 await anyio.sleep(rest_sec)
                 continue
             try:
-                await self._call()
+                with anyio.CancelScope() as self._call_scope:
+                    await self._call()
             except Exception as error:  # nothing expected it: what the agent holds must not wait for the loop
                 self._end_all(Reported(describe(error)), list(self._holds.values()))
                 raise
+            finally:
+                self._call_scope = None
         self._is_running = False
 
     def _next(self) -> tuple[Message, OnHandled | None]:
@@ -218,7 +224,7 @@ class DecideLoop:
                 self._supervision.succeeded(self._agent, "decide")
         self._asking = set()
         answers, self._answers = self._answers, {}
-        for message, answer in given:
+        for message, answer in self._given:
             if answer is not None:
                 answer(None if why else answers.get(message.id, b"null"), why)
         self._given = []

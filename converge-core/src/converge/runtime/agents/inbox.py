@@ -36,6 +36,7 @@ class Inbox:
         self._queue: deque[tuple[Message, OnHandled | None, int]] = deque()
         self._is_running = False
         self._answer: OnHandled | None = None  # of the message that the handler has
+        self._worker: Worker | None = None  # that the handler runs in
         self.held_bytes = 0
         self.chain: tuple[str, ...] = ()
 
@@ -50,10 +51,12 @@ class Inbox:
         return not self._is_running
 
     def abandon(self) -> list[OnHandled]:
-        """Forget the waiting messages; return the answers of all that the handler has not ended."""
+        """Forget the waiting messages, and cancel the handler; return the answers of all that it has not ended."""
         answers = [answer for answer in (self._answer, *(answer for _, answer, _ in self._queue)) if answer is not None]
         self._queue.clear()
-        self.held_bytes = 0
+        self.held_bytes, self._answer = 0, None
+        if self._worker is not None:
+            self._worker.scope.cancel()
         return answers
 
     def put(self, message: Message, answer: OnHandled | None, cost: int = 0) -> None:
@@ -66,7 +69,7 @@ class Inbox:
 
     async def _serve(self, worker: Worker) -> bool:
         """Handle what waits; return whether something is left for another worker."""
-        agent = self.agent
+        agent, self._worker = self.agent, worker
         handler = worker.awaitable(handler_of(agent, "on_message"))
         begin(agent)
         while self._queue:
@@ -91,7 +94,7 @@ class Inbox:
                 answer(result, why)
             if worker.is_spoiled:
                 return True
-        self._is_running = False
+        self._is_running, self._worker = False, None
         return False
 
     def _failed(self, message: Message, outcome: Any) -> str:

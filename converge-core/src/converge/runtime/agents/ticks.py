@@ -31,7 +31,7 @@ class Ticks:
         self._number = 0
         self._is_stopped = False
         self._removed: set[str] = set()
-        self._running = 0
+        self._running: dict[str, anyio.CancelScope | None] = {}  # by agent; None: it has not begun
         self._ended = anyio.Event()
         self._changed = anyio.Event()
 
@@ -45,6 +45,16 @@ class Ticks:
         """Stop ticks of the agent."""
         if agent.kind.tick_sec is not None:
             self._removed.add(agent.id)
+
+    def is_running(self, agent: Hosted) -> bool:
+        """Return whether a tick of the agent runs."""
+        return agent.id in self._running
+
+    def cancel(self, agent: Hosted | None = None) -> None:
+        """Cancel the running ticks, or that of one agent."""
+        for agent_id, scope in self._running.items():
+            if scope is not None and (agent is None or agent.id == agent_id):
+                scope.cancel()
 
     async def stop(self) -> None:
         """Stop all ticks; return when the running ones have ended."""
@@ -66,23 +76,25 @@ class Ticks:
                 if agent.id in self._removed:
                     self._removed.discard(agent.id)
                     continue
-                self._running += 1
+                self._running[agent.id] = None
                 self._boundary.start(partial(self._tick, agent, tick_sec))
 
     async def _tick(self, agent: Hosted, tick_sec: float, worker: Worker) -> bool:
         """Do one tick; the next is due only when this one is over, so that none overlaps another."""
         begin(agent)
-        if agent.loop is not None:
+        self._running[agent.id] = worker.scope
+        is_due = not self._is_stopped and agent.id not in self._removed  # a stop may have come before the worker
+        if is_due and agent.loop is not None:
             agent.loop.tick()
         rest_sec = 0.0
-        if "on_tick" in agent.kind.own:
+        if is_due and "on_tick" in agent.kind.own:
             handler = worker.awaitable(handler_of(agent, "on_tick"))
             outcome = await worker.call(lambda _: handler(), None)
             if type(outcome) is Raised:
                 rest_sec = self._failed(agent, outcome)
             elif agent.health.is_troubled:
                 self._supervision.succeeded(agent, "on_tick")
-        self._running -= 1
+        del self._running[agent.id]
         self._ended.set()
         tick_sec = _seconds(agent.asked("tick_sec"), tick_sec)
         self._schedule(agent, max(rest_sec, tick_sec * self._env.uniform(0.9, 1.1)), tick_sec)

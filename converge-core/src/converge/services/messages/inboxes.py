@@ -77,7 +77,7 @@ class LocalInbox(Protocol):
         """Put a message in; `cost`: the bytes that it counts for. A `Packed` payload is `unpacked` for its handler."""
 
     def abandon(self) -> list[OnHandled]:
-        """Forget what waits; return the answers of all that no handler has ended."""
+        """Forget what waits, and cancel the handler; return the answers of all that it has not ended."""
 
 
 class Packed:
@@ -217,18 +217,24 @@ class Inboxes(dict[str, LocalInbox]):
         self.is_closed_to_others = True
 
     async def drain(self, within_sec: float) -> int:
-        """Refuse all messages and wait for handlers; after so many seconds drop the rest, and return how many."""
+        """Refuse all messages and wait for handlers; after so many seconds drop the rest, cancel the handlers, and
+        return how many were dropped.
+        """
         self.is_closed_to_others = self._is_closed = True
         for agent_id in list(self._gates):
             self.release(agent_id)
         with anyio.move_on_after(within_sec):
-            while not all(inbox.is_idle for inbox in self.values()):  # noqa: ASYNC110  # an event would cost each message, for the sake of one stop
-                await anyio.sleep(POLL_SEC)
+            await self.ended()
             return 0
         dropped = [answer for inbox in self.values() for answer in inbox.abandon()]
         for answer in dropped:
             answer.drop()
         return len(dropped)
+
+    async def ended(self) -> None:
+        """Return when no handler has a message."""
+        while not all(inbox.is_idle for inbox in self.values()):  # noqa: ASYNC110  # an event would cost each message, for the sake of one stop
+            await anyio.sleep(POLL_SEC)
 
     def able(self, capability: str) -> Sequence[str]:
         """Return the agents that have the capability and take messages."""
