@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from converge.env import SYSTEM
+from converge.net.failures import reason_of
 from converge.net.hosts import is_anywhere, is_for_many, source_of
 from converge.runtime.network.handshakes import UNFINISHED_PER_ADDRESS, Handshakes
 
@@ -47,3 +50,8 @@ def test_groups_of_machines_are_recognised(host: str) -> None:
 @pytest.mark.parametrize("host", ["10.0.0.1", "[::1]", "host", "", "a b", "h\u00f6st"])
 def test_what_can_be_dialled_is_neither(host: str) -> None:
     assert not is_anywhere(host) and not is_for_many(host)
+
+
+def test_a_name_that_does_not_resolve_is_told_without_python_s_number() -> None:
+    error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    assert reason_of(error) == "Name or service not known"

@@ -22,7 +22,8 @@ def scheme_of(url: object, path: str = "url") -> str:
     found = _SCHEME.match(url) if isinstance(url, str) else None
     if found is None:
         shown = without_password(url) if isinstance(url, str) else url
-        raise InvalidValue(path, shown, "a URL, such as memory:, file:state.db or redis://host:6379/0")
+        such = "tcp://0.0.0.0:7000" if path == "transport" else "memory:, file:state.db or redis://host:6379/0"
+        raise InvalidValue(path, shown, f"a URL, such as {such}")
     return found[1].lower()
 
 

@@ -119,6 +119,7 @@ async def test_a_refused_address_keeps_its_password_to_itself(tmp_path: Path) ->
         ({"discovery": "static", "options": {"static": {"endpoints": ["tcp://host"]}}}, "endpoints: tcp://host is not"),
         ({"discovery": "static", "options": {"static": {"endpoints": ["ws://h:1/"]}}}, "no transport for it"),
         ({"transport": ["tcp://127.0.0.1:0", "tcp://127.0.0.1:0"]}, "transport"),
+        ({"transport": "127.0.0.1:7000"}, r"a URL, such as tcp://0\.0\.0\.0:7000"),
         ({"transport": ["tcp://127.0.0.1:0", "tls://127.0.0.1:0"]}, "certificate and key"),
     ],
     ids=str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -13,7 +14,7 @@ from converge import Identity
 from converge.builtin.local.transport import LocalTransport
 from converge.contracts.transport import Channel, Listener, Transport
 from converge.env import SYSTEM, Env
-from converge.errors import ConnectFailed, ConnectionLost
+from converge.errors import ConnectFailed, ConnectionLost, PeerMismatch
 from converge.machines.records import MESSAGE, RECEIPT, Item
 from converge.machines.secure import Terms
 from converge.model.descriptor import network_tag
@@ -279,6 +280,12 @@ async def test_a_node_that_could_not_be_reached_is_dialled_again_only_after_a_re
         clock.now += dials.REST_GREATEST_SEC
         assert (await low.links.to(high.key, [high.address])).peer == high.key
         assert low.links.failure(high.key) is None
+
+
+async def test_where_another_node_answered_is_told() -> None:
+    async with sides(3) as (low, high, other):
+        with pytest.raises(PeerMismatch, match=f"^{re.escape(other.address)}: "):
+            await low.links.to(high.key, [other.address])
 
 
 async def test_nodes_that_could_not_be_reached_hold_up_no_dial_to_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 
 from converge.errors import ConnectFailed, ListenFailed
@@ -31,6 +32,8 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError):
         reason = error.reason or str(error)
         return f"TLS failed{': the other side says' if '_ALERT_' in reason else ':'} {reason}"
+    if isinstance(error, socket.gaierror) and error.strerror:  # its numbers are below 0, and a world of their own
+        return error.strerror
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__

@@ -97,7 +97,11 @@ class Dials:
             return self._under_way[whom]
 
         async def attempt(endpoint: str) -> tuple[str, SecureChannel]:
-            return endpoint, await self._secure(await self._connect(endpoint), whom)
+            channel = await self._connect(endpoint)
+            try:
+                return endpoint, await self._secure(channel, whom)
+            except ChannelError as error:
+                raise type(error)(f"{endpoint}: {error}") from error
 
         race: Race[str, tuple[str, SecureChannel]] = Race(attempt, _close, ENDPOINTS)
         race.join(endpoints)
