@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from converge import Agent, Message, Node, Task
+from converge import Agent, Capability, Message, Node, Task
 from converge.errors import AskCycle, HandlerFailed
 from converge.services.messages.chains import AGENTS
 
@@ -24,14 +24,21 @@ class Relay(Agent):
         if first == "later":
             background.start_soon(self.ask, rest[0], rest[1:])
             return "begun"
+        to = Capability(first) if first == "able" else first
         try:
-            return await self.ask(first, rest, timeout=60)
+            return await self.ask(to, rest, timeout=60)
         except AskCycle as error:
             seen.append(error)
             raise
 
     async def on_task(self, task: Task) -> object:
         return await self.ask(self.id if task.inputs["to"] == "self" else task.inputs["to"], task.inputs["path"])
+
+
+class Able(Relay):
+    """May be chosen."""
+
+    capabilities = ("able",)
 
 
 seen: list[AskCycle] = []
@@ -82,6 +89,20 @@ async def test_a_question_that_an_agent_can_answer_is_not_refused(relays: list[R
     task_id = await node.tasks.submit(Task(pool_id="p", inputs={"to": "self", "path": []}))
     assert (await node.tasks.result(task_id, timeout=20)).result == "end"
     assert not seen
+
+
+async def test_by_capability_whoever_waits_in_the_chain_is_passed_over(relays: list[Relay]) -> None:
+    a, *_, d = relays
+    await a.node.spawn(Able, count=2)
+    await d.node.spawn(Able, count=2)
+    await a.node.discovery.refresh()
+    await d.node.discovery.refresh()
+    with anyio.fail_after(50):
+        assert await a.node.ask(Capability("able"), ["able"] * 3, timeout=60) == "end"
+        assert not seen, "each of the four is asked once"
+        with pytest.raises(HandlerFailed, match="AskCycle"):
+            await a.node.ask(Capability("able"), ["able"] * 4, timeout=60)
+    assert len(seen[0].chain) == 5
 
 
 async def test_a_chain_is_no_longer_than_its_bound(relays: list[Relay]) -> None:

@@ -9,6 +9,7 @@ import anyio
 
 from converge.errors import AskCycle, Backpressure, ChannelError, Dropped, MessageTooLarge, StoreError, Undeliverable
 from converge.model.descriptor import DiscoveryQuery
+from converge.services.messages.chains import AGENTS
 from converge.services.messages.inboxes import Inboxes
 from converge.services.messages.routes import Routes
 from converge.services.messages.unsettled import CHOOSY_SEC, RETRY_GREATEST_SEC, RETRY_LEAST_SEC
@@ -36,7 +37,7 @@ class Choice:
             deliver_to: Called with an agent's id; what certainly did not reach it raises.
 
         Raises:
-            Undeliverable, Backpressure: Nobody has it.
+            Undeliverable, Backpressure: Nobody has it; AskCycle where some wait for this very question.
         """
         wait_sec = RETRY_LEAST_SEC
         while True:
@@ -46,9 +47,11 @@ class Choice:
                 while to := await self._next(rest, bool(silent)):
                     try:
                         return await deliver_to(to)
-                    except (MessageTooLarge, Dropped, AskCycle):
+                    except (MessageTooLarge, Dropped):
                         raise
                     except (Undeliverable, Backpressure, ChannelError, StoreError) as error:
+                        if isinstance(error, AskCycle) and len(error.chain) > AGENTS + 1:
+                            raise  # each of them would refuse it
                         failures.append(error)
                         if to not in silent and self._routes.is_dialling(to):
                             silent.add(to)
@@ -58,6 +61,8 @@ class Choice:
             if full := next((error for error in failures if isinstance(error, Backpressure)), None):
                 raise full
             if not any(isinstance(error, ChannelError | StoreError) for error in failures):
+                if cycle := next((error for error in failures if isinstance(error, AskCycle)), None):
+                    raise cycle
                 raise Undeliverable(
                     f'no agent with the capability "{capability}" takes the message; the last one: {failures[-1]}'
                 ) from failures[-1]
