@@ -167,13 +167,15 @@ class Working:
         at_most_once: bool = False,
     ) -> Awaitable[Any]:
         """Run the function and record what it returns (plain data, at most 256 KiB); an attempt that comes here later
-        is given the record, and does not run it. A plain function runs in a worker thread.
+        is given the record, and does not run it. A plain function runs in a worker thread. Steps within it, waits and
+        children are recorded, too: they do not run again with it.
 
         Args:
             name: What the record is found by. The second step of a name is `name#2`, counted in the order of calls.
             retries: How often the function is called again that raised, after `delay_sec`, each time twice as long.
-            final: Errors that are recorded; others end the attempt, and the next one runs the step again. `NoRetry`,
-                `RetryAfter` and `Release` end the attempt at once, whatever `retries` and `final` say.
+            final: Errors that are recorded, a group of them as its first one; others end the attempt, and the next one
+                runs the step again. `NoRetry`, `RetryAfter` and `Release` end the attempt at once, whatever `retries`
+                and `final` say.
             at_most_once: Record that it begins, too: where an attempt died in it, the next is told `StepUncertain`.
 
         Raises:
@@ -190,7 +192,8 @@ class Working:
         """Wait for a signal and return its payload; for the first of several (at most 100), its name and payload.
 
         The task is parked meanwhile: the handler is cancelled, and run again from its start when the signal has come;
-        steps that were recorded do not run again.
+        steps that were recorded do not run again. A deadline of a scope around the call ends with the attempt: give
+        `timeout`.
 
         Raises:
             WaitTimeout: None came within `timeout` seconds of the first attempt that waited for it.
@@ -227,7 +230,7 @@ class Working:
         1,000.
 
         Raises:
-            InvalidValue: One is no child of this task.
+            InvalidValue: One is no child of this task, or a step calls, which cannot be parked.
             ChildFailed: One did not complete; the others have ended, too.
             WaitTimeout: They have not all ended in time.
         """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from inspect import isawaitable, iscoroutinefunction
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from converge.errors import (
     WaitTimeout,
     WentOn,
 )
-from converge.foreign import Raised, awaited, in_thread, name_of, text_of
+from converge.foreign import Raised, awaited, in_thread, leaves, name_of, text_of
 from converge.ids import id_text
 from converge.machines.durable import FOREVER, Step
 from converge.machines.events import Event, Parked, Restarted
@@ -33,9 +33,9 @@ from converge.machines.task import RESULT_BYTES
 from converge.model.keys import SIGNAL, SIGNALS
 from converge.model.place import Found
 from converge.model.task import Calling, Wait
-from converge.model.working import Child, Spawnable, StepOptions, Working
+from converge.model.working import Child, Kinds, Spawnable, StepOptions, Working
 from converge.runtime.attempts.family import Family
-from converge.runtime.attempts.names import FIRST, GATHER, SLEEP, STEP, Names
+from converge.runtime.attempts.names import FIRST, GATHER, SLEEP, STEP, STEP_NAME, Names
 from converge.runtime.attempts.putting_out import PuttingOut
 from converge.services.durable.ledger import Ledger
 from converge.services.store.handle import StoreHandle
@@ -51,6 +51,10 @@ SETTLE_SEC = 0.02
 WAIT_GREATEST_SEC = 86_400.0 * 366 * 10
 """The longest timeout of a wait."""
 
+SECONDS = f"seconds, from 0 to {WAIT_GREATEST_SEC:,.0f}"
+
+OUTSIDE = "a call outside of steps: a step keeps the slot that the children may need"
+
 LATE = "task {}: {} did not come in time"
 
 WENT_ON = (
@@ -64,8 +68,18 @@ ENDS_SEC = 5.0
 PASSING = (AttemptEnd, CalledOff, WentOn, StaleClaim)
 """Errors that end the attempt, in a step as elsewhere: they are neither tried again there nor recorded."""
 
-STEP_NAME: ContextVar[str] = ContextVar("converge_step", default="")
-"""The step whose function runs."""
+
+def is_over(error: Exception) -> bool:
+    """Return whether a step's error ends the attempt, also where it is a group of nothing else."""
+    return all(isinstance(one, PASSING) for one in leaves(error))
+
+
+def final_of(error: Exception, final: Kinds) -> Exception | None:
+    """Return the error that is recorded of a step: its own, of a group of final ones the first; None: it is none."""
+    if is_over(error):
+        return None
+    found = [error] if isinstance(error, final) else [one for one in leaves(error) if isinstance(one, Exception)]
+    return found[0] if all(isinstance(one, final) for one in found) else None
 
 
 class Parking(BaseException):
@@ -174,11 +188,11 @@ class Attempt:
         try:
             try:
                 value = await self._tried(label[1:], function, arguments, options)
-            except PASSING:
-                raise
-            except options.final as error:
-                await self.end_failed(label, error, began)
-                raise StepFailed(self.id, label[1:], name_of(type(error)), text_of(error)) from error
+            except Exception as error:
+                if (final := final_of(error, options.final)) is None:
+                    raise
+                await self.end_failed(label, final, began)
+                raise StepFailed(self.id, label[1:], name_of(type(final)), text_of(final)) from error
             return await self.end(label, value, began)
         finally:
             self.left(label)
@@ -236,6 +250,10 @@ class Attempt:
         kind, text = name_of(type(error)), text_of(error)[:2_000]
         await self.ledger.record(label, await self.ledger.step(kind=kind, text=text, ms=self._ms(began)))
 
+    def again(self, name: str) -> None:
+        """Note that a step is tried again."""
+        self._names.again(name)
+
     def left(self, label: str) -> None:
         """Note that a step is no longer under way."""
         self._names.end(label)
@@ -252,12 +270,11 @@ class Attempt:
         for left in range(options.retries, -1, -1):
             try:
                 return await self._run(name, function, arguments)
-            except PASSING + options.final:
-                raise
-            except Exception:
-                if not left:
+            except Exception as error:
+                if not left or is_over(error) or final_of(error, options.final) is not None:
                     raise
             await anyio.sleep(delay_sec)
+            self.again(name)
             delay_sec *= 2
         raise AssertionError("the last try returns or raises")
 
@@ -318,7 +335,7 @@ class Attempt:
         return came["payload"] if len(names) == 1 else (came["name"], came["payload"])
 
     async def _until(
-        self, label: str, known: Step | None, timeout: float | None, what: str = "timeout"
+        self, label: str, known: Step | None, timeout: float | None, what: str = "timeout", whose: bytes = b"null"
     ) -> tuple[int, tuple[Put, ...]]:
         """Return until when a wait lasts, and what records that: the same for all attempts."""
         if known is not None:
@@ -327,11 +344,11 @@ class Attempt:
         until = FOREVER
         if timeout is not None:
             if type(timeout) not in (int, float) or not 0 <= timeout <= WAIT_GREATEST_SEC:
-                raise InvalidValue(what, timeout, f"seconds, from 0 to {WAIT_GREATEST_SEC:,.0f}")
+                raise InvalidValue(what, timeout, SECONDS)
             until = await self.ledger.handle.now() + int(timeout * 1_000_000)
-        return until, ((self.ledger.key(label), encode(await self.ledger.step(until=until))),)
+        return until, ((self.ledger.key(label), encode(await self.ledger.step(whose, until=until))),)
 
-    async def gave_up(self, label: str, until: int, seen: Seen) -> bool:
+    async def gave_up(self, label: str, until: int, seen: Seen, whose: bytes = b"null") -> bool:
         """Record that a wait's time has passed, if nothing came meanwhile. Return whether to look again."""
         handle = self.ledger.handle
         if until == FOREVER or await handle.now() < until - 1_000_000:
@@ -341,7 +358,7 @@ class Attempt:
         box = SIGNALS(self.ledger.id)
         await self.ledger.record(
             label,
-            await self.ledger.step(kind="WaitTimeout"),
+            await self.ledger.step(whose, kind="WaitTimeout"),
             [(box, encode(seen.signals))],
             checks=[(box, seen.revision)],
         )
@@ -354,6 +371,8 @@ class Attempt:
         known = await self.ledger.recorded(label)
         if known is not None and known.is_over:
             return
+        if sec is None:
+            raise InvalidValue("sleep", sec, SECONDS)
         until, puts = await self._until(label, known, sec, "sleep")
         while True:
             self._check_called_off()
@@ -443,11 +462,11 @@ class Attempt:
     async def gather(self, children: tuple[Child, ...], timeout: float | None) -> list[Any]:
         """See `Task.gather`."""
         self._check()
-        label = self._names.label(GATHER, "gather")
+        own = self.family.checked(children) if children else {}
+        label = await self._label_of("gather", own)
         if not children:
             return []
-        own = self.family.checked(children)
-        await self._wait_for_children(label, own.values(), len(own), timeout)
+        await self._wait_for_children(label, own, len(own), timeout)
         return [self.family.result(self.id, child) for child in children]
 
     async def first(self, children: tuple[Child, ...], cancel_rest: bool, timeout: float | None) -> tuple[Child, Any]:
@@ -459,22 +478,21 @@ class Attempt:
     ) -> tuple[Child, Any]:
         """Return the first of these children, by their ids, to end, and its result."""
         self._check()
-        label = self._names.label(FIRST, "first")
-        known = await self.ledger.recorded(label)
+        label = await self._label_of("first", children)
+        known = self.ledger.steps.get(FIRST + label)
         if known is None:
             all_ = children.values()
-            if not self.family.has_ended(all_):
-                await self._wait_for_children(GATHER + label[1:], all_, 1, timeout)
+            if not self.family.has_ended(all_) or self._is_late(GATHER + label):
+                await self._wait_for_children(label, children, 1, timeout)
             winner = self.family.earliest(all_)
             if cancel_rest:
                 await self.family.cancel([child for child in all_ if child.id != winner.id])
-            await self.ledger.record(label, await self.ledger.step(encode(winner.id)))
+            await self.ledger.record(FIRST + label, await self.ledger.step(encode(winner.id)))
         else:
-            winner_id = str(decode_plain(known.result, label))
-            winner = children.get(winner_id) or Child(id=winner_id)
-            if winner_id not in self.ledger.ended:  # whoever asks for this one asks for the next ones, too
-                firsts = [step.result for of, step in self.ledger.steps.items() if of.startswith(FIRST)]
-                await self.family.look([Child(id=str(decode_plain(result, label))) for result in firsts])
+            winner = children[_winner(known)]
+            if winner.id not in self.ledger.ended:  # whoever asks for this one asks for the next ones, too
+                firsts = [step for of, step in self.ledger.steps.items() if of.startswith(FIRST)]
+                await self.family.look([Child(id=_winner(step)) for step in firsts])
         return winner, self.family.result(self.id, winner)
 
     async def as_completed(self, children: tuple[Child, ...]) -> AsyncIterator[tuple[Child, Any]]:
@@ -485,25 +503,53 @@ class Attempt:
             left.pop(child.id, None)
             yield child, result
 
+    async def _label_of(self, name: str, children: Mapping[str, Child]) -> str:
+        """Return the label of a call that waits for these children: where an earlier attempt has recorded what came of
+        it, or until when it waits, that of its record.
+        """
+        if step := STEP_NAME.get():
+            raise InvalidValue(name, f'a call in step "{step}"', OUTSIDE)
+        await self.ledger.recorded(GATHER + name)
+        steps = self.ledger.steps
+
+        def is_own(label: str, is_in_turn: bool) -> bool:
+            first, wait = steps.get(FIRST + label), steps.get(GATHER + label)
+            if first is not None:
+                return not is_in_turn and _winner(first) in children
+            whose = b"" if wait is None else bytes(wait.result)
+            return whose == b"null" if is_in_turn else whose != b"" and whose == _whose(children)
+
+        return self._names.label_of_children(name, steps, is_own)
+
     async def _wait_for_children(
-        self, label: str, children: Collection[Child], count: int, timeout: float | None
+        self, what: str, children: Mapping[str, Child], count: int, timeout: float | None
     ) -> None:
-        what = label[1:]
+        label = GATHER + what
         known = await self.ledger.recorded(label)
         if known is not None and known.kind:
             raise WaitTimeout(LATE.format(self.id, what))
-        until, puts = (FOREVER, ()) if timeout is None else await self._until(label, known, timeout)
+        whose = b"null" if timeout is None else _whose(children)
+        until, puts = (FOREVER, ()) if timeout is None else await self._until(label, known, timeout, whose=whose)
         while True:
             self._check_called_off()
             seen = await self.ledger.look((), counts=True)
-            missing = count - await self.family.look(children)
+            missing = count - await self.family.look(children.values())
             if missing <= 0:
                 return
-            if not await self.gave_up(label, until, seen):
+            if not await self.gave_up(label, until, seen, whose):
                 text = f"{len(children)} children" if count > 1 else f"the first of {len(children)} children"
                 await self.park(Waiting((), seen.ended + missing, until, puts, text, seen))
             elif self._is_late(label):
                 raise WaitTimeout(LATE.format(self.id, what))
+
+
+def _winner(step: Step) -> str:
+    return str(decode_plain(step.result, "first"))
+
+
+def _whose(children: Collection[str]) -> bytes:
+    """Return what tells apart the calls that wait for children, at most until a time: for which ones."""
+    return encode(hashlib.blake2b("".join(sorted(children)).encode(), digest_size=8).hexdigest())
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from converge.ids import id_text
 from converge.machines.events import Completed, Event, Failed, Parked, Released
 from converge.model.place import Found, Held
 from converge.model.task import DURABLE, Calling
-from converge.runtime.attempts.attempt import STEP_NAME, WENT_ON, Attempt, Parking
+from converge.runtime.attempts.attempt import WENT_ON, Attempt, Parking
+from converge.runtime.attempts.names import STEP_NAME
 from converge.runtime.attempts.threads import InThread
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.torn import log_once

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 
 from converge.errors import InvalidName, InvalidValue, StepConflict
+from converge.machines.durable import Step
 from converge.services.durable.limits import NAME, NAME_CHARS, NUMBERED, WAIT_NAMES, is_valid_name
 
 STEP, WAIT, SLEEP, SPAWN, FIRST, GATHER = ".", "?", "~", "+", "^", "&"
@@ -17,13 +19,22 @@ KINDS = {STEP: "step", WAIT: "signal", SLEEP: "sleep", SPAWN: "child"}
 DIGEST_CHARS = 16
 
 
+STEP_NAME: ContextVar[str] = ContextVar("converge_step", default="")
+"""The step whose function runs."""
+
+
 class Names:
-    """Counts the names of one attempt in the order of calls: a repeated one is `name#2`."""
+    """Counts the names of one attempt in the order of calls: a repeated one is `name#2`. What a step calls has the
+    same names each time that it is tried, for what was recorded does not run again.
+    """
 
     def __init__(self, task_id: str) -> None:
         self._task_id = task_id
         self._counts: dict[str, int] = {}
         self._open: set[str] = set()
+        self._calls: dict[str, Calls] = {}
+        self._within: dict[str, dict[str, list[str]]] = {}  # of a step, by what it calls: the labels of its tries
+        self._come: dict[str, dict[str, int]] = {}  # how many of those its present try has come to
         self.called: set[str] = set()
         """The labels that the attempt has come to."""
 
@@ -41,6 +52,23 @@ class Names:
             raise StepConflict(
                 f'task {self._task_id}: step "{name}" is under way; name steps that run at once apart: "{name}:2"'
             )
+        if step := STEP_NAME.get():
+            return self._label_within(step, label)
+        return self._next(label)
+
+    def again(self, step: str) -> None:
+        """Note that a step is tried, for the first time or again."""
+        self._come.pop(step, None)
+
+    def _label_within(self, step: str, label: str) -> str:
+        given = self._within.setdefault(step, {}).setdefault(label, [])
+        come = self._come.setdefault(step, {})
+        number = come[label] = come.get(label, 0) + 1
+        if number > len(given):
+            given.append(self._next(label))
+        return given[number - 1]
+
+    def _next(self, label: str) -> str:
         count = self._counts[label] = self._counts.get(label, 0) + 1
         label = label if count == 1 else f"{label}#{count}"
         self.called.add(label)
@@ -63,10 +91,52 @@ class Names:
             joined = f"{joined[: NAME_CHARS - DIGEST_CHARS - 1]}…{digest}"
         return self.label(WAIT, joined)
 
+    def label_of_children(self, name: str, steps: Mapping[str, Step], is_own: Callable[[str, bool], bool]) -> str:
+        """Return the label, without its kind, of a call that waits for some children. See `Calls.label`."""
+        if name not in self._calls:
+            all_ = {label[1:]: step for label, step in steps.items() if label[0] == GATHER}
+            all_ |= {label[1:]: step for label, step in steps.items() if label[0] == FIRST}  # which is recorded last
+            own = [(step.number, step.at, label) for label, step in all_.items() if NUMBERED.sub("", label) == name]
+            self._calls[name] = Calls(name, [label for _, _, label in sorted(own)])
+        return self._calls[name].label(is_own)
+
     def begin(self, label: str) -> None:
         """Note that the record with this label is in progress."""
+        self.again(label[1:])
         self._open.add(NUMBERED.sub("", label))
 
     def end(self, label: str) -> None:
         """Note that it is no longer in progress."""
         self._open.discard(NUMBERED.sub("", label))
+
+
+class Calls:
+    """The calls of one attempt that wait for children, and which records are whose: of calls under way at once, each
+    attempt may come to another one first.
+    """
+
+    def __init__(self, name: str, recorded: Sequence[str]) -> None:
+        self._name, self._next = name, 1
+        self._left = dict.fromkeys(recorded)
+        self._taken: set[str] = set()
+
+    def label(self, is_own: Callable[[str, bool], bool]) -> str:
+        """Return that of the first record which is the call's, else the next label without a record.
+
+        Args:
+            is_own: Returns whether a label has one; with True, whether its record says only which call it is in turn.
+        """
+        while (label := self._numbered(self._next)) in self._taken:
+            self._next += 1
+        if not is_own(label, True):
+            number = self._next
+            while label in self._left or label in self._taken:
+                number += 1
+                label = self._numbered(number)
+            label = next((other for other in self._left if is_own(other, False)), label)
+        self._left.pop(label, None)
+        self._taken.add(label)
+        return label
+
+    def _numbered(self, number: int) -> str:
+        return self._name if number == 1 else f"{self._name}#{number}"

@@ -8,12 +8,17 @@ from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any
 
-from anyio import from_thread
+from anyio import NoEventLoopError, from_thread
 
-from converge.errors import InvalidValue, StepFailed
+from converge.errors import InvalidValue, NotRunning, StepFailed
 from converge.foreign import called, name_of, text_of
 from converge.model.working import Child, Spawnable, StepOptions
-from converge.runtime.attempts.attempt import PASSING, Attempt, Parking, named
+from converge.runtime.attempts.attempt import Attempt, Parking, final_of, is_over, named
+
+ANOTHER_THREAD = (
+    "task {}: task.blocking was called in another thread than the handler's; call it there, or write the handler as "
+    "`async def`, which may begin several steps at once"
+)
 
 
 class InThread:
@@ -39,7 +44,10 @@ class InThread:
             except Parking:
                 return None
 
-        answer = from_thread.run(call)
+        try:
+            answer = from_thread.run(call)
+        except NoEventLoopError as error:
+            raise NotRunning(ANOTHER_THREAD.format(self._attempt.id)) from error
         if answer is None:
             raise Parking
         return answer[0]
@@ -55,15 +63,28 @@ class InThread:
         try:
             try:
                 with named(label[1:]):
-                    value = _tried(partial(function, *arguments), options)
-            except PASSING:
-                raise
-            except options.final as error:
-                self._call(self._attempt.end_failed, label, error, began)
-                raise StepFailed(self._attempt.id, label[1:], name_of(type(error)), text_of(error)) from error
+                    value = self._tried(label[1:], partial(function, *arguments), options)
+            except Exception as error:
+                if (final := final_of(error, options.final)) is None:
+                    raise
+                self._call(self._attempt.end_failed, label, final, began)
+                raise StepFailed(self._attempt.id, label[1:], name_of(type(final)), text_of(final)) from error
             return self._call(self._attempt.end, label, value, began)
         finally:
             from_thread.run_sync(self._attempt.left, label)
+
+    def _tried(self, name: str, call: Callable[[], Any], options: StepOptions) -> Any:
+        delay_sec = options.delay_sec
+        for left in range(options.retries, -1, -1):
+            try:
+                return called(call)
+            except Exception as error:
+                if not left or is_over(error) or final_of(error, options.final) is not None:
+                    raise
+            time.sleep(delay_sec)
+            from_thread.run_sync(self._attempt.again, name)
+            delay_sec *= 2
+        raise AssertionError("the last try returns or raises")
 
     def wait_for(self, names: tuple[str, ...], timeout: float | None) -> Any:
         """See `Blocking.wait_for`."""
@@ -104,18 +125,3 @@ class InThread:
     def restart(self, inputs: Mapping[str, Any]) -> Any:
         """See `Blocking.restart`."""
         return self._call(self._attempt.restart, inputs)
-
-
-def _tried(call: Callable[[], Any], options: StepOptions) -> Any:
-    delay_sec = options.delay_sec
-    for left in range(options.retries, -1, -1):
-        try:
-            return called(call)
-        except PASSING + options.final:
-            raise
-        except Exception:
-            if not left:
-                raise
-        time.sleep(delay_sec)
-        delay_sec *= 2
-    raise AssertionError("the last try returns or raises")
