@@ -387,7 +387,11 @@ class StepUncertain(TaskError):
 
 
 class ChildFailed(TaskError):
-    """A child did not complete."""
+    """A child did not complete; `child_id` says which."""
+
+    def __init__(self, task_id: str, child_id: str, state: str, error: str) -> None:
+        super().__init__(f"task {task_id}: child {child_id} is {state}: {error}")
+        self.task_id, self.child_id, self.state, self.error = task_id, child_id, state, error
 
 
 class CalledOff(TaskError):

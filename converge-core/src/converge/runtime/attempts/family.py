@@ -160,7 +160,7 @@ class Family:
         """
         ended = self._ended[child.id]
         if ended.state != TaskState.COMPLETED:
-            raise ChildFailed(f"task {task_id}: child {child.id} is {ended.state}: {ended.error}")
+            raise ChildFailed(task_id, child.id, ended.state, ended.error)
         return decode_plain(ended.result, f"child {child.id}")
 
     async def cancel(self, children: Sequence[Child]) -> None:
