@@ -129,13 +129,16 @@ class Calls:
         while (label := self._numbered(self._next)) in self._taken:
             self._next += 1
         if not is_own(label, True):
-            number = self._next
-            while label in self._left or label in self._taken:
-                number += 1
-                label = self._numbered(number)
-            label = next((other for other in self._left if is_own(other, False)), label)
+            label = next((other for other in self._left if is_own(other, False)), "") or self._free()
         self._left.pop(label, None)
         self._taken.add(label)
+        return label
+
+    def _free(self) -> str:
+        """Return the next label that neither a record nor a call of this attempt has."""
+        number = self._next
+        while (label := self._numbered(number)) in self._left or label in self._taken:
+            number += 1
         return label
 
     def _numbered(self, number: int) -> str:
