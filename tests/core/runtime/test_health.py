@@ -136,7 +136,8 @@ async def test_a_lease_that_was_lost_shows_until_there_is_another(
     outages.is_away = True
     with anyio.fail_after(20):
         await wait_until(lambda: node.handle.lease_opened is None)  # it is given up, and no other can be opened
-        assert Code.LEASE_LOST in codes(node.health())
+        (lost,) = [reason for reason in node.health().reasons if reason.code == Code.LEASE_LOST]
+        assert lost.text == "the lease was lost: renewals did not reach the store"
         outages.is_away = False
         await wait_until(lambda: node.health().is_ready)
     assert node.handle.lease_opened is not None

@@ -9,7 +9,7 @@ import pytest
 
 from converge.env import Env
 from converge.errors import StoreBusy, StoreUnavailable
-from converge.services.store.outage import BEGINS, ENDS, LOG_AGAIN_SEC, Outage
+from converge.services.store.outage import BEGINS, BRIEF_SEC, ENDS, LOG_AGAIN_SEC, Outage
 
 AWAY = StoreUnavailable("nobody listens")
 
@@ -68,6 +68,7 @@ def test_an_outage_that_lasts_is_told_though_it_began_soon_after_another(
     outage: Outage, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     outage.failed("claims", AWAY)
+    clock.now += BRIEF_SEC
     outage.works("claims")
     caplog.clear()
     for _ in range(5):
@@ -79,6 +80,35 @@ def test_an_outage_that_lasts_is_told_though_it_began_soon_after_another(
         BEGINS.partition(",")[0],
         ENDS,
     ]
+
+
+def test_a_brief_answer_amid_an_outage_is_not_its_end(
+    outage: Outage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that stops ends one connection after another: a call on the next one is still answered."""
+    outage.failed("claims", AWAY)
+    outage.works("claims")
+    assert outage.since is None, "whoever asks knows at once, whatever the log says"
+    clock.now += 0.1
+    outage.failed("claims", AWAY)
+    clock.now += 3.0
+    outage.works("claims")
+    assert [record.getMessage() for record in caplog.records] == [f"{BEGINS}: nobody listens", f"{ENDS}, after 3.1 s"]
+
+
+def test_a_brief_outage_is_over_once_the_store_has_worked_for_a_while(
+    outage: Outage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    outage.failed("claims", AWAY)
+    clock.now += 0.1
+    outage.works("claims")
+    clock.now += BRIEF_SEC / 2
+    outage.works("renewal")
+    assert len(caplog.records) == 1
+    clock.now += BRIEF_SEC / 2
+    for _ in range(2):
+        outage.works("renewal")
+    assert [record.getMessage() for record in caplog.records[1:]] == [f"{ENDS}, after 0.1 s"]
 
 
 def test_a_part_that_asks_no_more_fails_no_more(outage: Outage, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,6 +15,7 @@ from converge.runtime.probes.answer import Health, Reason
 from converge.runtime.reaper import Reaper
 from converge.runtime.watchdog import Watchdog
 from converge.services.store.handle import StoreHandle
+from converge.services.store.lease import NOT_RENEWED
 
 BLOCKED_SEC = 1.0
 """A loop that has not run for so long is blocked: its watchdog wants to run twice a second."""
@@ -127,11 +128,7 @@ def _of_lease(now: float, handle: StoreHandle) -> Iterable[Ailment]:
         return
     lease_sec, remaining_sec = lease.settings.lease_sec, lease.remaining_sec()
     if remaining_sec <= 0:
-        yield Ailment(
-            Code.LEASE_LOST,
-            f"the lease was lost: {lease.why_ended or 'renewals do not reach the store'}",
-            lease.deadline,
-        )
+        yield Ailment(Code.LEASE_LOST, f"the lease was lost: {lease.why_ended or NOT_RENEWED}", lease.deadline)
     elif lease.deadline - now < lease_sec * (0.9 - LATE):
         yield Ailment(Code.RENEWAL_LATE, f"the lease was not renewed for {lease_sec * 0.9 - remaining_sec:.1f} s", now)
 

@@ -13,7 +13,7 @@ from converge.foreign import FORKS, leave_child
 from converge.runtime.agents.background import Shared
 from converge.runtime.claiming.feed import Feed
 from converge.services.store.handle import StoreHandle
-from converge.services.store.lease import Lease
+from converge.services.store.lease import NOT_RENEWED, Lease
 
 log = logging.getLogger("converge.node")
 
@@ -88,7 +88,7 @@ class Watchdog:
         return min(tick_sec, max(0.005, min(due) - self._env.monotonic())) if due else tick_sec
 
     def _lost(self, lease: Lease) -> None:
-        why = lease.why_ended or "renewals did not reach the store"
+        why = lease.why_ended or NOT_RENEWED
         log.error("lease %s was lost (%s): handlers are cancelled, what they held goes back", lease.id.hex(), why)
         for feed in self._feeds.values():
             feed.lost()

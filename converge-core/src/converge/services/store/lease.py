@@ -43,6 +43,8 @@ BLOCKED_SEC = 2.0
 LOOK_SEC = 1.0
 """How often the thread looks at the loop between renewals."""
 
+NOT_RENEWED = "renewals did not reach the store"
+
 STARTING = "starting"
 """What a node's lease says of it until its node has looked at its own health."""
 
@@ -226,7 +228,7 @@ class Lease:
     async def close(self) -> None:
         """Stop renewing and end the lease in the store; its claims, if any are left, go back at the next sweep."""
         self._stopping.set()
-        self._ended = self._ended or "it was closed"
+        self._ended = self._ended or ("it was closed" if self.remaining_sec() > 0 else NOT_RENEWED)
         with anyio.move_on_after(CLOSE_SEC, shield=True):
             try:
                 await self._end()

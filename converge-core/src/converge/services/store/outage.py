@@ -13,6 +13,9 @@ log = logging.getLogger("converge.store")
 LOG_AGAIN_SEC = 10.0
 """A failure so soon after a recovery is the same outage (a full disk still answers reads): told only if it lasts."""
 
+BRIEF_SEC = 1.0
+"""An outage that was shorter is told to be over once the store has worked for so long: a server that stops answers on
+some connections while it ends the others."""
 
 BEGINS, ENDS = "the store does not do what it is asked; what needs it waits", "the store works again"
 DEAF, HEARS = "the store's wake-ups do not arrive; it is polled until they do", "the store's wake-ups arrive again"
@@ -29,7 +32,8 @@ class Outage:
         self._lock = threading.Lock()
         self._failing: dict[str, BaseException] = {}
         self._logged_at: float | None = None  # when the log last said that the store is away, or is back
-        self._is_logged = False
+        self._logged_from: float | None = None  # when the outage began whose begin, and not its end, is in the log
+        self._over_at: float | None = None  # when that one ended
         self.since: float | None = None
         """When it began (monotonic seconds); None: the store does what it is asked."""
         self.error: BaseException | None = None
@@ -46,10 +50,12 @@ class Outage:
                 self.dead = error
             if self.since is None:
                 self.since = now
-            if self._is_logged or (self._logged_at is not None and now - self._logged_at < LOG_AGAIN_SEC):
+            self._over_at = None
+            is_soon = self._logged_at is not None and now - self._logged_at < LOG_AGAIN_SEC
+            if self._logged_from is not None or is_soon:
                 log.debug("%s: %s", part, error)
                 return
-            self._logged_at, self._is_logged = now, True
+            self._logged_at, self._logged_from = now, self.since
         log.warning("%s: %s", self._begins, error)
 
     def works(self, part: str) -> None:
@@ -62,17 +68,18 @@ class Outage:
         self._end(part)
 
     def _end(self, part: str) -> float | None:
-        """Remove the part; return how long the outage lasted if this ends it and its begin was logged."""
-        if part not in self._failing:
+        """Remove the part; return how long the outage lasted if the log is to say now that it is over."""
+        if part not in self._failing and self._over_at is None:
             return None
         with self._lock:
-            self._failing.pop(part, None)
-            if self._failing or self.since is None:
-                return None
             now = self._env.monotonic()
-            lasted_sec, self.since, self.error = now - self.since, None, None
-            was_logged, self._is_logged = self._is_logged, False
-            if not was_logged:
+            if self._failing.pop(part, None) is not None and not self._failing:
+                self.since = self.error = None
+                self._over_at = None if self._logged_from is None else now
+            if self._logged_from is None or self._over_at is None:
                 return None
-            self._logged_at = now
+            lasted_sec = self._over_at - self._logged_from
+            if lasted_sec < BRIEF_SEC and now - self._over_at < BRIEF_SEC:
+                return None
+            self._logged_at, self._logged_from, self._over_at = now, None, None
             return lasted_sec
