@@ -200,6 +200,12 @@ def test_a_server_that_goes_away_in_the_middle_leaves_a_write_unknown_and_a_read
     assert not issubclass(OutcomeUnknown, NotApplied)
 
 
+def test_a_connection_that_the_server_ended_a_moment_ago_is_told_in_words() -> None:
+    error = asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress")
+    assert str(call_failed(error, "db", writes=False)) == "db did not answer: the server has ended the connection"
+    assert isinstance(call_failed(error, "db", writes=True), OutcomeUnknown)
+
+
 async def test_a_value_over_the_limit_is_refused_and_its_neighbours_are_not_written(store: SqlStore) -> None:
     with pytest.raises(ValueTooLarge):
         await store.commit([Batch(puts=[(POOL("p"), b"1")]), Batch(puts=[(TASK(bytes(16)), bytes(1_048_577))])])

@@ -8,6 +8,9 @@ from converge_store_sql._errors import NO_RIGHT, NO_TABLE, Errors, text_of
 RETRIED = frozenset({"40001", "40P01", "23505"})
 """Serialization failure, deadlock, unique key taken meanwhile: the statement was undone whole, and is run again."""
 
+_ENDED = "cannot switch to state"
+"""What asyncpg says of a call on a connection that the server has ended a moment ago."""
+
 _FILES = "sslrootcert, sslcert, sslkey, or a socket's folder"
 
 
@@ -40,6 +43,8 @@ def call_failed(error: BaseException, where: str, *, writes: bool) -> Exception:
         return StoreUnavailable(
             f"{where} takes no writes: it became a standby, or is read-only; promote it, or name the primary"
         )
+    if _ENDED in str(error):
+        error = ConnectionError("the server has ended the connection")
     return _ERRORS.call_failed(error, where, writes=writes)
 
 
