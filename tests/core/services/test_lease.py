@@ -90,6 +90,17 @@ async def test_what_remains_of_a_new_lease_is_counted_from_before_it_was_written
         assert lease.remaining_sec() == pytest.approx(LEASE_SEC * (1 - MARGIN) - 200.0)
 
 
+async def test_a_lease_that_was_long_in_being_written_is_renewed_at_once() -> None:
+    clock = Clock()
+    store = Slow(clock)
+    await StoreHandle.of(store).commits()
+    store.takes_sec = LEASE_SEC * 2 / 3
+    async with opened_lease(store, clock) as lease:
+        store.takes_sec = 0.0
+        await wait_until(lambda: lease.renewals == 1, what="the renewal that was due meanwhile")
+        assert lease.remaining_sec() == pytest.approx(LEASE_SEC * (1 - MARGIN))
+
+
 async def test_a_renewal_that_fails_prolongs_nothing() -> None:
     clock = Clock()
     store = Slow(clock)

@@ -258,13 +258,13 @@ class Lease:
 
     async def _renew_until_stopped(self) -> None:
         """Renew on a connection of its own; one that the store refuses is opened again, since there is time."""
-        began = self._env.monotonic()
+        due = self._deadline - self.settings.lease_sec * (1 - MARGIN - 1 / 3)  # the lease may have been long in coming
         while not self._stopping.is_set() and self._ended is None:
             self.asked_since = self._env.monotonic()  # a store that is away may leave its opening unanswered, too
             try:
                 async with self._store.reopen() as store:
                     self.asked_since = None
-                    await self._renew_on(store, began + self.settings.lease_sec / 3 - self._env.monotonic())
+                    await self._renew_on(store, due - self._env.monotonic())
             except StoreError as error:
                 self.asked_since = None
                 self._outage.failed("renewal", error)
