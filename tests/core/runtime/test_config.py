@@ -274,6 +274,11 @@ def test_options_of_an_unknown_backend_name_the_nearest() -> None:
     check_options(attrs.evolve(config, options={"tcp": {}}), PluginHost())
 
 
+@pytest.mark.parametrize("name", ["sql", "mysql", "sqlite"])
+def test_options_of_each_backend_of_a_plugin_are_known_before_it_is_loaded(name: str) -> None:
+    check_options(of(f"[options.{name}]\nconnections = 3"), PluginHost())
+
+
 def test_the_arguments_of_a_node_for_type_checkers_are_its_settings() -> None:
     assert set(get_type_hints(NodeArguments)) == {field.name for field in attrs.fields(NodeSettings)} - {"store"}
 

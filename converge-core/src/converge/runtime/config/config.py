@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -318,6 +318,14 @@ def check_options(config: Config, host: PluginHost) -> None:
     Raises:
         UnknownSetting: Which, and the nearest name.
     """
-    known = sorted({name for one in host.installed() for name in (one.name, *one.backends)})
+    for name in config.options:
+        with suppress(ConfigError):  # a plugin of several backends names some as their scheme: sql has mysql
+            if name not in _backends(host):
+                host.store_backend(f"{name}:")
+    known = _backends(host)
     where = f"{config.origins['options']}: options."
     raise_problems([unknown(f"{where}{name}", known) for name in config.options if name not in known])
+
+
+def _backends(host: PluginHost) -> list[str]:
+    return sorted({name for one in host.installed() for name in (one.name, *one.backends)})
