@@ -4,6 +4,7 @@ signed it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from converge import Agent, Identity, Message, Node, Task, TaskState
 from converge.env import SYSTEM
-from converge.errors import HandlerFailed, InvalidName, InvalidValue, PoolClosed
+from converge.errors import HandlerFailed, InvalidName, InvalidValue, PoolClosed, StoreUnavailable
 from converge.model.descriptor import network_tag
 from converge.model.envelope import MessageHeader, sign
 from converge.runtime.network import mail
@@ -270,6 +271,19 @@ async def test_a_look_at_mail_costs_the_same_however_many_agents_there_are(
     monkeypatch.setattr(node.store, "scan", counted)
     assert await node.network.post.mailboxes.with_mail(node.network.post.inboxes) == set()
     assert scans == 1
+
+
+async def test_looks_at_mail_add_no_lines_to_those_of_an_outage(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refused(ranges: Any) -> Any:
+        raise StoreUnavailable("nobody listens")
+
+    await node.spawn(Reader)
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(node.store, "scan", refused)
+    assert await node.network.post.mailboxes.with_mail(node.network.post.inboxes) == set()
+    assert "converge.mailbox" not in {record.name for record in caplog.records}
 
 
 async def test_mail_from_a_process_that_cannot_reach_the_agents_node_is_found_there(

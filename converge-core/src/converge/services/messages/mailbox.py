@@ -86,7 +86,7 @@ class Mailboxes:
                 pages = await self._handle.store.scan([Range(READY(lane.key[2]), None, 1) for lane in some])
                 found |= {lane.key[1][len(PREFIX) :] for lane, page in zip(some, pages, strict=True) if page}
         except StoreError as error:
-            log.info("mailboxes are looked into later: %s", error)
+            log.debug("mailboxes are looked into later: %s", error)
             return set()
         return found
 
