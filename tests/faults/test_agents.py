@@ -37,6 +37,7 @@ async def test_whatever_a_handler_raises_fails_its_task_and_the_agent_goes_on(
         "StopAsyncIteration",
         "TimeoutError",
         "SystemExit",
+        "KeyboardInterrupt",
         "Silly",
         "recurse",
     ):

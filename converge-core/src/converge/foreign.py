@@ -178,9 +178,20 @@ def _has_stack(error: BaseException | None) -> bool:
     return not todo
 
 
+class _CtrlC:
+    """How this process hears of Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.is_raised = True
+        """Whether as a KeyboardInterrupt; else that is an error like any other."""
+
+
+CTRL_C = _CtrlC()
+
+
 def passes(error: BaseException) -> bool:
     """Return whether no boundary may hold the error: Ctrl-C, which only the main thread gets."""
-    if threading.current_thread() is not threading.main_thread():
+    if not CTRL_C.is_raised or threading.current_thread() is not threading.main_thread():
         return False
     return any(is_a(one, KeyboardInterrupt) for one in leaves(error))
 

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import anyio
 
 from converge import forks
+from converge.foreign import CTRL_C
 
 log = logging.getLogger("converge.node")
 
@@ -69,6 +70,7 @@ def stop_asked(within_sec: float, at_once: Callable[[], None] = lambda: None) ->
             to_thread.send(bytes([number]))
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
+    CTRL_C.is_raised = False
     asked.loop_fd = signal.set_wakeup_fd(to_thread.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(
         target=_hear, args=(threads, to_loop, asked, within_sec, at_once), name="converge-signals", daemon=True
@@ -80,6 +82,7 @@ def stop_asked(within_sec: float, at_once: Callable[[], None] = lambda: None) ->
     finally:
         now = signal.set_wakeup_fd(-1)
         signal.set_wakeup_fd(asked.loop_fd if now == to_thread.fileno() else now)
+        CTRL_C.is_raised = True
         for number, handler in before.items():
             signal.signal(number, handler)
         to_thread.close()

@@ -404,6 +404,8 @@ class Node:
         self.vitals.stopping()
         self._host.observe("converge_node_stopping", node_id=parts.identity.id)
         grace_sec = self.settings.grace_sec if grace_sec is None else grace_sec
+        if parts.boundary.background.shared.is_interrupted:
+            grace_sec = 0.0
         stopping = Stopping(parts.handle, parts.network, parts.feeds, self.agents, parts.ticks, parts.boundary)
         await completed(partial(stopping.run, grace_sec))
 

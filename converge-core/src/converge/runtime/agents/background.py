@@ -49,6 +49,8 @@ class Shared:
         self._loop: Any = asyncio._get_running_loop() if asyncio is not None else None
         self._factory = None if self._loop is None else self._loop.get_task_factory()
         self._hooks = sys.get_asyncgen_hooks()
+        self.is_interrupted = False
+        """Whether Ctrl-C has come amid a call of user code: nothing tells any more how that call ended."""
 
     def put_back(self) -> None:
         """Let async generators, which the libraries under the node are full of, begin and end as they did."""

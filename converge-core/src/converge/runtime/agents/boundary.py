@@ -247,6 +247,7 @@ async def keep(worker: Worker, work: Callable[[Worker], Awaitable[None]], shared
                 shared.put_back()
         except BaseException as raised:
             if passes(raised):
+                shared.is_interrupted = True
                 raise
             if not is_a(raised, anyio.get_cancelled_exc_class(), GeneratorExit):
                 error = raised
