@@ -142,6 +142,18 @@ async def test_a_plain_handler_that_never_returns_keeps_no_process(fleet: Fleet,
     assert await left_behind(fleet) == {}
 
 
+@pytest.mark.parametrize("agent", ["worker_agents:Waiting", "worker_agents:Clinging", "worker_agents:Broken"])
+async def test_what_user_code_leaves_in_the_loop_keeps_no_process(fleet: Fleet, tasks: TaskManager) -> None:
+    """The loop waits for the threads that it has lent, for its tasks and for its async generators, but not for ever."""
+    process = fleet.start(agents=1, lease_sec=30.0, grace_sec=0.5)
+    await tasks.submit(Task(pool_id=fleet.pool))
+    await until_started(fleet, 1)
+    process.send_signal(signal.SIGTERM)
+    assert await ended(process, grace_sec=0.5) == 0, fleet.log_of(process)
+    assert "Traceback" not in fleet.log_of(process)
+    assert await left_behind(fleet) == {}
+
+
 async def test_f8_a_draining_process_claims_nothing_and_a_restart_has_its_own_lease(
     fleet: Fleet, tasks: TaskManager
 ) -> None:

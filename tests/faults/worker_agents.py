@@ -4,16 +4,22 @@ for each start and end.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import anyio
 
 from converge import Agent, Task
+
+LEFT: list[Any] = []
+"""What outlives the call that began it."""
 
 
 def note(**what: Any) -> None:
@@ -59,6 +65,43 @@ class Stuck(Agent):
         note(what="start", task=task.id, token=task.token, attempt=task.attempts)
         while True:
             time.sleep(60)
+
+
+class Waiting(Agent):
+    """Waits for a thread of its event loop that never returns."""
+
+    async def on_task(self, task: Task) -> None:
+        note(what="start", task=task.id, token=task.token, attempt=task.attempts)
+        await asyncio.to_thread(threading.Event().wait)
+
+
+class Clinging(Agent):
+    """Leaves a task behind that nobody can cancel."""
+
+    async def on_task(self, task: Task) -> None:
+        async def cling() -> None:
+            note(what="start", task=task.id, token=task.token, attempt=task.attempts)
+            while True:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+
+        LEFT.append(asyncio.create_task(cling()))
+
+
+class Broken(Agent):
+    """Leaves an async generator behind that does not end."""
+
+    async def on_task(self, task: Task) -> None:
+        async def numbers() -> AsyncIterator[int]:
+            try:
+                yield 1
+            finally:
+                await asyncio.sleep(60)
+
+        LEFT.append(left := numbers())
+        async for _ in left:
+            break
+        note(what="start", task=task.id, token=task.token, attempt=task.attempts)
 
 
 class Typed(Worker):
