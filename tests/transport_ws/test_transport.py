@@ -120,6 +120,23 @@ async def test_compression_is_not_agreed() -> None:
         assert "permessage-deflate" not in answer
 
 
+async def test_a_proxy_that_passes_no_upgrade_on_is_told_as_the_reason() -> None:
+    async def refuse(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+            await stream.send(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n")
+
+    async with (
+        listening() as (transport, _),
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as server,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(server.serve, refuse)
+        with pytest.raises(ConnectFailed, match="426: a proxy on the way drops the headers Upgrade and Connection"):
+            await transport.connect(f"ws://127.0.0.1:{server.extra(anyio.abc.SocketAttribute.local_port)}/")
+        group.cancel_scope.cancel()
+
+
 async def test_a_redirect_is_not_followed() -> None:
     async def redirect(stream: anyio.abc.SocketStream) -> None:
         async with stream:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 from websockets.exceptions import ConnectionClosed as WsClosed
-from websockets.exceptions import InvalidHandshake, InvalidURI
+from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
 
 from converge.errors import BadRecord, ChannelError, ConnectionLost
 
@@ -12,6 +14,13 @@ CONNECTING = (OSError, InvalidHandshake, InvalidURI, ValueError, EOFError)
 
 # What our side says when the peer broke the protocol: protocol error, not binary, not UTF-8, too big.
 _OUR_COMPLAINTS = frozenset({1002, 1003, 1007, 1009})
+
+
+def why(error: Exception) -> Exception | str:
+    """Return why a connection was not made: the error, or what it comes from."""
+    if isinstance(error, InvalidStatus) and error.response.status_code == HTTPStatus.UPGRADE_REQUIRED:
+        return f"{error}: a proxy on the way drops the headers Upgrade and Connection"
+    return error
 
 
 def ended(error: WsClosed) -> ChannelError:

@@ -27,7 +27,7 @@ from converge.errors import BadRecord, ChannelError, ConfigError, ConnectionClos
 from converge.net.failures import connect_failed, listen_failed, reason_of
 from converge.net.sockets import connect
 from converge.net.tls import TlsFiles, hash_of
-from converge_transport_ws._errors import CONNECTING, ended
+from converge_transport_ws._errors import CONNECTING, ended, why
 from converge_transport_ws.address import Address, parse
 from converge_transport_ws.connection import DirectConnect, WsClientConnection, WsServerConnection
 from converge_transport_ws.framing import MESSAGE_BYTES, pack, unpack
@@ -132,7 +132,7 @@ class WsTransport(Transport):
             raise connect_failed(address, f"no answer within {options.connect_sec:g} s") from error
         except (*CONNECTING, ConfigError) as error:
             is_refused = address.startswith("wss:") and isinstance(error.__cause__, EOFError)
-            raise connect_failed(address, REFUSED if is_refused else error) from error
+            raise connect_failed(address, REFUSED if is_refused else why(error)) from error
         finally:
             if sock is not None and sys.exc_info()[0] is not None:
                 sock.close()
