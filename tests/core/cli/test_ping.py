@@ -51,10 +51,11 @@ def test_an_agents_node_is_pinged_and_probed_or_the_reason_is_told(converge: Con
     assert nowhere.code == 4 and "a process that listens nowhere" in nowhere.err
     assert converge("agents", "ping", counter, "--count", "0", *STORE).code == 2
 
-    findings = map(json.loads, converge("doctor", "--probe", "--json", *STORE).out.splitlines())
+    findings = list(map(json.loads, converge("doctor", "--probe", "--json", *STORE).out.splitlines()))
     probed = {one["code"]: one for one in findings if one["code"].startswith("probe")}
     assert {code: one["level"] for code, one in probed.items() if one["level"] == "error"} == {}
     assert "and its receipt take" in probed["probe-message"]["finding"]
+    assert any("1 of 2 processes listen nowhere, and are not tried" in one["finding"] for one in findings)
     assert "from submit to result" in probed["probe-task"]["finding"]
     assert [one["id"] for one in map(json.loads, converge("pools", "list", "--json", *STORE).out.splitlines())] == [
         "docs"

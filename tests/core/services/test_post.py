@@ -402,6 +402,15 @@ async def test_a_node_that_has_left_amid_a_publication_is_not_said_to_listen_now
         ]
 
 
+async def test_a_node_without_an_endpoint_is_said_to_listen_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_sides() as (here, there):
+        monkeypatch.setattr(here.post.routes, "endpoints", lambda node_key: ())
+        (outcome,) = await Fanouts(here.post, here.identity.public_key).publish(here.agents[0].id, "news", "x", 60.0)
+        assert outcome.error.startswith(f"Undeliverable: node {there.identity.id[:16]} listens nowhere, and has no")
+        with pytest.raises(Undeliverable, match=f"agent {there.agents[0].id} is at a node that listens nowhere"):
+            await send(here, there.agents[0], "x")
+
+
 async def test_a_node_that_has_left_amid_a_dial_is_named_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     async def hang(node_key: bytes, endpoints: Sequence[str]) -> None:
         directory = here.post.routes.discovery.directory

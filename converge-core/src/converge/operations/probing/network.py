@@ -54,6 +54,7 @@ async def probe(config: Config) -> AsyncIterator[Finding]:
             DiscoveryQuery(), refresh_from_store=True
         )
     peers = list({one.node_key: one for one in found if one.endpoints}.values())
+    lives = len({one.node_key for one in found})
     try:
         transports_to(config, peers)
     except (ConfigError, Undeliverable) as problem:
@@ -63,6 +64,9 @@ async def probe(config: Config) -> AsyncIterator[Finding]:
     else:
         if len(peers) > PEERS:
             yield fine("probe-message", f"{PEERS} of {len(peers)} processes are tried")
+        if peers and lives > len(peers):
+            text = f"{lives - len(peers)} of {lives} processes listen nowhere, and are not tried: they have no"
+            yield fine("probe-message", f"{text} transport, or are reached only over connections that they make")
     findings: list[Finding] = []
     async with visitor(config, peers[:PEERS]) as node:
         async with anyio.create_task_group() as group:

@@ -238,9 +238,10 @@ class Routes:
         if self.is_stranger(node_key):
             raise Undeliverable(f"{whom} is not known here any more: it has stopped, or its lease has ended")
         if not endpoints:
+            where = "" if whom.startswith("node ") else " is at a node that"
             raise Undeliverable(
-                f"{whom} is at a node that listens nowhere, and has no connection to this one: it certainly does not "
-                "have the message; it can be reached while it talks to this node"
+                f"{whom}{where} listens nowhere, and has no connection to this one: it certainly does not have the "
+                "message; it can be reached while it talks to this node"
             )
         why_not = [self._why_not(endpoint) for endpoint in endpoints]
         if all(why_not):
