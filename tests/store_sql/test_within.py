@@ -249,10 +249,11 @@ async def test_a_transaction_that_stays_open_delays_nobody_but_its_own_keys(
     assert await tasks.submit(own) == first
 
 
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "SERIALIZABLE"])
 async def test_a_transaction_that_stays_open_delays_no_other_submit_to_its_lane(
-    store: Store, tasks: TaskManager, engine: AsyncEngine
+    store: Store, tasks: TaskManager, engine: AsyncEngine, isolation: str
 ) -> None:
-    async with engine.begin() as connection:
+    async with engine.execution_options(isolation_level=isolation).begin() as connection:
         await TaskManager(store.within(connection)).submit(Task(pool_id="docs"))
         for _ in range(20):  # one that waited for it would be refused after `lock_timeout_sec`
             await tasks.submit(Task(pool_id="docs"))

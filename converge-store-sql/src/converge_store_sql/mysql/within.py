@@ -34,6 +34,7 @@ class _Own:
 
     def __init__(self) -> None:
         self.revisions = set[int]()
+        self.put = set[Key]()
         self.deleted = set[Key]()
 
 
@@ -111,6 +112,7 @@ class MysqlInside(Inside):
             return 0
         own = self._own()
         own.revisions.add(revision)
+        own.put |= {key for batch in batches for key, _ in batch.puts}
         own.deleted |= {key for batch in batches for key in batch.deletes}
         return int(revision)
 
@@ -120,9 +122,12 @@ class MysqlInside(Inside):
         return _WRITTEN.setdefault(transaction, {}).setdefault(self._network, _Own())
 
     def _found(self, keys: Sequence[Key]) -> list[Entry | None]:
-        inside = lookup(self._connection, self._network, keys)
+        own = self._own()
+        # At SERIALIZABLE each read locks what it finds, or the gap where others put theirs: read no more than needed.
+        mine = [key for key in keys if key in own.put or key in own.deleted]
+        inside = dict(zip(mine, lookup(self._connection, self._network, mine), strict=True))
         outside = self._look_outside(keys) if keys else []
-        return [self._newer(*both) for both in zip(keys, inside, outside, strict=True)]
+        return [self._newer(key, inside.get(key), other) for key, other in zip(keys, outside, strict=True)]
 
     def _newer(self, key: Key, mine: Entry | None, other: Entry | None) -> Entry | None:
         own = self._own()
