@@ -1,4 +1,6 @@
-"""One outage, however many meet it, is one line when it begins and one when it is over."""
+"""One outage, however many meet it, is one line when it begins and one when it is over; what does not pass by itself is
+one more.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from converge.env import Env
-from converge.errors import StoreBusy, StoreUnavailable
+from converge.errors import StoreBusy, StoreRefused, StoreRolledBack, StoreUnavailable
 from converge.services.store.outage import BEGINS, BRIEF_SEC, ENDS, LOG_AGAIN_SEC, Outage
 
 AWAY = StoreUnavailable("nobody listens")
@@ -109,6 +111,23 @@ def test_a_brief_outage_is_over_once_the_store_has_worked_for_a_while(
     for _ in range(2):
         outage.works("renewal")
     assert [record.getMessage() for record in caplog.records[1:]] == [f"{ENDS}, after 0.1 s"]
+
+
+def test_what_does_not_pass_by_itself_is_told_once_though_the_outage_began_otherwise(
+    outage: Outage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that is restarted with another password, or with a backup, is away at first."""
+    for error in (AWAY, StoreBusy("locked"), StoreRefused("wrong password"), StoreRolledBack("put back")):
+        for part in ("claims", "renewal"):
+            outage.failed(part, error)
+            clock.now += 0.1
+    outage.failed("claims", AWAY)
+    outage.failed("claims", StoreRefused("wrong password"))
+    assert [record.getMessage().removeprefix(f"{BEGINS}: ") for record in caplog.records] == [
+        "nobody listens",
+        "wrong password",
+        "put back",
+    ]
 
 
 def test_a_part_that_asks_no_more_fails_no_more(outage: Outage, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,6 @@
-"""An outage of the store, shared by all who call it: one line in the log when it begins, one when it ends."""
+"""An outage of the store, shared by all who call it: a line in the log when it begins, one when it ends, and one if it
+turns into what does not pass by itself.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import logging
 import threading
 
 from converge.env import Env
-from converge.errors import StoreReplaced
+from converge.errors import StoreFull, StoreRefused, StoreReplaced, StoreRolledBack
 
 log = logging.getLogger("converge.store")
 
@@ -16,6 +18,8 @@ LOG_AGAIN_SEC = 10.0
 BRIEF_SEC = 1.0
 """An outage that was shorter is told to be over once the store has worked for so long: a server that stops answers on
 some connections while it ends the others."""
+LASTING = (StoreFull, StoreRefused, StoreReplaced, StoreRolledBack)
+"""What lasts until somebody does something about it: told of each outage, whatever it began with."""
 
 BEGINS, ENDS = "the store does not do what it is asked; what needs it waits", "the store works again"
 DEAF, HEARS = "the store's wake-ups do not arrive; it is polled until they do", "the store's wake-ups arrive again"
@@ -34,6 +38,7 @@ class Outage:
         self._logged_at: float | None = None  # when the log last said that the store is away, or is back
         self._logged_from: float | None = None  # when the outage began whose begin, and not its end, is in the log
         self._over_at: float | None = None  # when that one ended
+        self._named = set[type[BaseException]]()  # kinds of error that the log has of it
         self.since: float | None = None
         """When it began (monotonic seconds); None: the store does what it is asked."""
         self.error: BaseException | None = None
@@ -51,11 +56,17 @@ class Outage:
             if self.since is None:
                 self.since = now
             self._over_at = None
-            is_soon = self._logged_at is not None and now - self._logged_at < LOG_AGAIN_SEC
-            if self._logged_from is not None or is_soon:
+            if self._logged_from is not None:
+                is_known = type(error) in self._named or not isinstance(error, LASTING)
+            else:
+                is_known = self._logged_at is not None and now - self._logged_at < LOG_AGAIN_SEC
+            if is_known:
                 log.debug("%s: %s", part, error)
                 return
-            self._logged_at, self._logged_from = now, self.since
+            if self._logged_from is None:
+                self._logged_at, self._logged_from = now, self.since
+                self._named.clear()
+            self._named.add(type(error))
         log.warning("%s: %s", self._begins, error)
 
     def works(self, part: str) -> None:
