@@ -85,6 +85,7 @@ class Following:
 
         Raises:
             NoSuchTask: There is none, or it was removed meanwhile.
+            StoreError: As `Store.scan`; another reader goes on behind the cursor.
             InvalidValue: The task has put out nothing in this store that has the cursor.
         """
         if not self._is_begun:
@@ -176,6 +177,7 @@ class Following:
         sec = self._poll_sec if is_known else min(NEW_READER_SEC, self._poll_sec)
         woken = anyio.Event()
         looked = 0
+        failed: StoreError | None = None
 
         def on_wake() -> None:
             nonlocal looked
@@ -184,13 +186,18 @@ class Following:
 
         async with anyio.create_task_group() as group:
             group.start_soon(self._handle.watch_always, [channel_of(self._reader)], PART, on_wake, self._poll_sec)
-            with anyio.move_on_after(sec):
-                await woken.wait()  # it is in force: what came before is read now
-                page = await Pages(self._handle.store, CHUNK(self._id), after=self._after, size=1).read()
-                if not page and looked < 2:
-                    woken = anyio.Event()
-                    await woken.wait()
+            try:
+                with anyio.move_on_after(sec):
+                    await woken.wait()  # it is in force: what came before is read now
+                    page = await Pages(self._handle.store, CHUNK(self._id), after=self._after, size=1).read()
+                    if not page and looked < 2:
+                        woken = anyio.Event()
+                        await woken.wait()
+            except StoreError as error:  # the group would wrap it
+                failed = error
             group.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
 
     async def _register(self) -> None:
         monotonic = self._handle.env.monotonic()
