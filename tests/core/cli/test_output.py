@@ -5,6 +5,7 @@ terminal.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -131,3 +132,14 @@ def test_a_command_that_is_named_shows_no_password() -> None:
         assert "hidden" not in runnable("run `converge doctor`")
     finally:
         remember(())
+
+
+def test_a_line_of_json_goes_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who follows a task in a pipe must not wait until that is full."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    with open(read, "rb", 0) as reader, open(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        output.line({"kind": "data"})
+        assert reader.read() == b'{"v":1,"kind":"data"}\n'
+        monkeypatch.undo()

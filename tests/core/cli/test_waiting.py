@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -159,6 +161,21 @@ class Steers(Agent):
         await task.progress(1, text="\x1b[2J")
         await task.emit("\x1b]0;mine\x07two\nlines\tend")
         await task.emit({"x": "\x9b2J"})
+
+
+def test_a_pipe_whose_reader_has_gone_is_told_of_no_place_to_go_on_from(
+    waiting: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of what went into the pipe was not read: behind the last of it there would be a gap."""
+    url, id_ = waiting
+    assert main(["tasks", "complete", id_, "--store", url]) == 0
+    capsys.readouterr()
+    read, write = os.pipe()
+    os.close(read)
+    with monkeypatch.context() as patch, open(write, "wb", 0) as pipe:
+        patch.setattr("sys.stdout", io.TextIOWrapper(pipe, write_through=True))  # as with PYTHONUNBUFFERED
+        assert main(["tasks", "watch", id_, "--store", url]) == 1
+    assert not capsys.readouterr().err
 
 
 def test_what_a_task_puts_out_does_not_steer_the_terminal(

@@ -34,9 +34,12 @@ ROWS = 200
 
 
 def line(values: Mapping[str, Any]) -> None:
-    """Write one JSON object; moments become ISO text, bytes `{"$bytes": "base64"}`."""
+    """Write one JSON object, at once: a pipe holds back what is not flushed; moments become ISO text, bytes
+    `{"$bytes": "base64"}`.
+    """
     record = {"v": VERSION} | {name: _plain(value) for name, value in values.items()}
     _write(encode_plain(record, "output").decode())
+    sys.stdout.flush()
 
 
 def table(

@@ -85,7 +85,8 @@ def watch(
     try:
         anyio.run(follow, settings, backend_options=loop_options())
     except BaseException as error:  # Ctrl-C, or the store is gone
-        if cursor and not isinstance(error, InputError):
+        # Of what a pipe took whoever read it may not have seen the last pieces.
+        if cursor and not isinstance(error, InputError | BrokenPipeError):
             output.note(f"to go on behind what was shown: converge tasks watch {task_id} --after {cursor}")
         raise
     return DONE if state == TaskState.COMPLETED else FAILED
