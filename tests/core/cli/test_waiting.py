@@ -11,8 +11,13 @@ from pathlib import Path
 import anyio
 import pytest
 
-from converge import Agent, Node, Task, TaskState, open_store
+from converge import Agent, Node, Task, TaskManager, TaskState, open_store
 from converge.cli import main
+from converge.contracts.store import Batch
+from converge.ids import id_bytes
+from converge.model.keys import SIGNAL, STEP, TASK
+from converge.operations.waiting import UNREADABLE
+from converge.services.store.pages import read_all
 from converge.testing.fixtures import wait_until
 
 
@@ -161,6 +166,30 @@ class Steers(Agent):
         await task.progress(1, text="\x1b[2J")
         await task.emit("\x1b]0;mine\x07two\nlines\tend")
         await task.emit({"x": "\x9b2J"})
+
+
+def test_a_record_that_cannot_be_read_hides_no_other(
+    waiting: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, id_ = waiting
+
+    async def spoil() -> None:
+        async with open_store(url) as store:
+            await TaskManager(store).signal(id_, "early")
+            steps, signals = [await read_all(store, family(id_bytes("task", id_))) for family in (STEP, SIGNAL)]
+            (child,) = await TaskManager(store).children(id_)
+            spawn = next(step.key for step in steps if step.key[3].startswith("+"))
+            keys = [signals[0].key, spawn, TASK(id_bytes("task", child.id))]
+            await store.commit([Batch((), [(key, b"{") for key in keys])])
+
+    anyio.run(spoil)
+    durable = said(capsys, "tasks", "show", id_, "--store", url)[0]["durable"]
+    assert isinstance(durable, dict) and durable["unread"] == [UNREADABLE]
+    wait, spawn = durable["steps"]
+    assert (wait["name"], wait["error"]) == ("approval", "") and spawn["error"].startswith("TornRecord: the record")
+    assert durable["children"] == {} and not said(capsys, "tasks", "list", "--parent", id_, "--store", url)
+    assert main(["tasks", "show", id_, "--store", url]) == 0
+    assert "1 of (one that cannot be read)" in capsys.readouterr().out
 
 
 def test_a_pipe_whose_reader_has_gone_is_told_of_no_place_to_go_on_from(

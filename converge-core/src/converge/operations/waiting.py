@@ -10,13 +10,14 @@ from typing import Any
 import attrs
 
 from converge.codec import decode
-from converge.contracts.store import Store
-from converge.errors import InputError
+from converge.contracts.store import Entry, Store
+from converge.errors import InputError, SchemaTooNew, TornRecord
 from converge.ids import id_bytes
 from converge.machines.durable import FOREVER, Signal, Step
 from converge.model.keys import CHUNK, SIGNAL, STEP
 from converge.model.task import Task
 from converge.operations.tasks import whole_id
+from converge.services.durable.limits import STEPS
 from converge.services.durable.manager import TaskManager
 from converge.services.durable.output import Output
 from converge.services.store.pages import read_all
@@ -42,26 +43,40 @@ async def durable(store: Store, task: Task) -> Durable:
     id_ = id_bytes("task id", task.id)
     _, state = await read_task(store, id_)
     entries = await read_all(store, STEP(id_, state.restarts if state is not None else 0))
-    steps = sorted(
-        ((decode(entry.value, Step, f"step of task {task.id}"), entry) for entry in entries),
-        key=lambda one: one[0].number,
-    )
-    signals = await read_all(store, SIGNAL(id_))
-    unread = [decode(entry.value, Signal, f"signal of task {task.id}").name for entry in signals]
+    steps = sorted(map(_step, entries), key=lambda one: one[0].number)
+    unread = [_name(entry) for entry in await read_all(store, SIGNAL(id_))]
     (chunks,) = await store.count([CHUNK(id_)])
     children = Counter(str(child.state) for child in await TaskManager(store).children(task.id))
     rows = [
         {
-            "n": number, "name": entry.key[3][1:], "kind": KINDS.get(entry.key[3][0], "step"), "ms": step.ms,
+            "n": number, "name": label[1:], "kind": KINDS.get(label[0], "step"), "ms": step.ms,
             "bytes": len(bytes(step.result)), "token": step.token,
             "error": f"{step.kind}: {step.text}" if step.text else step.kind, "is_over": step.is_over,
             "until": moment(step.until).isoformat() if 0 < step.until < FOREVER else None,
         }
-        for number, (step, entry) in enumerate(steps, 1)
+        for number, (step, label) in enumerate(steps, 1)
     ]  # fmt: skip
     names = state.wait.names if state is not None and state.wait is not None else ()
     return Durable(steps=rows, names=names, unread=unread, children=dict(children), chunks=chunks)
 
+
+def _step(entry: Entry) -> tuple[Step, str]:
+    """Return a step and its label; of one that cannot be read, why: who looks is to see the others."""
+    label = entry.key[3]
+    try:
+        return decode(entry.value, Step, "the record"), label
+    except (TornRecord, SchemaTooNew) as error:
+        return Step(number=STEPS, at=0, kind=type(error).__name__, text=str(error)), label
+
+
+def _name(entry: Entry) -> str:
+    try:
+        return decode(entry.value, Signal, "the record").name
+    except (TornRecord, SchemaTooNew):
+        return UNREADABLE
+
+
+UNREADABLE = "(one that cannot be read)"
 
 KINDS = {".": "step", "?": "wait", "~": "sleep", "+": "spawn", "^": "first", "&": "gather"}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from converge.codec import encode_plain, stored_text
 from converge.contracts.store import Store
-from converge.errors import InvalidValue, NoSuchTask, NotWaiting, StoreBusy, ValueTooLarge
+from converge.errors import InvalidValue, NoSuchTask, NotWaiting, SchemaTooNew, StoreBusy, TornRecord, ValueTooLarge
 from converge.ids import id_bytes, id_text
 from converge.machines.durable import call_off, resume
 from converge.machines.events import Completed, Event, Failed
@@ -25,6 +25,7 @@ from converge.services.store.handle import CHORES
 from converge.services.store.limits import timed
 from converge.services.store.patience import LostAnswer, attempts
 from converge.services.tasks import manager
+from converge.services.tasks.listing import log_left_out
 from converge.services.tasks.records import encode_result, to_task
 from converge.services.tasks.surroundings import Moved, find, lane_wakes, lanes_seen, look_around, wakes
 
@@ -196,13 +197,17 @@ class TaskManager(manager.TaskManager):
 
     @timed
     async def children(self, task_id: str, *, timeout: float | None = None) -> Sequence[Task]:
-        """Return the children of a task, in the order of their ids, which is that of their submits."""
+        """Return the children of a task, in the order of their ids, which is that of their submits; one that cannot be
+        read is left out, and logged.
+        """
         tasks: list[Task] = []
         for id_ in await children_of(self._handle, id_bytes("task id", task_id)):
             try:
                 tasks.append(to_task(id_, *await find(self._store, id_)))
             except NoSuchTask:
                 continue  # its retention has passed
+            except (TornRecord, SchemaTooNew) as error:
+                log_left_out(error)
         return tasks
 
 

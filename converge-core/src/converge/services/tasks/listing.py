@@ -51,8 +51,13 @@ Unread = Callable[[Key, bytes, TornRecord | SchemaTooNew], object]
 """Is told the place and the id of a task that cannot be read, and why."""
 
 
-def _log(_key: Key, _id: bytes, error: StoreError) -> None:
+def log_left_out(error: StoreError) -> None:
+    """Log why a task is not in a list."""
     log.error("a task is left out of a list: %s", error)
+
+
+def _log(_key: Key, _id: bytes, error: StoreError) -> None:
+    log_left_out(error)
 
 
 async def visit_tasks(
@@ -140,7 +145,7 @@ def _id_of(entry: Entry) -> bytes | None:
     try:
         return decode_id(entry.value, f"order {entry.key[1]}/{entry.key[2]}")
     except (TornRecord, SchemaTooNew) as error:
-        log.error("a task is left out of a list: %s", error)
+        log_left_out(error)
         return None
 
 
