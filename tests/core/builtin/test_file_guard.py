@@ -220,7 +220,7 @@ async def test_a_second_name_of_a_file_that_is_open_elsewhere_is_refused(path: P
         assert await elsewhere(OPEN, path) == ["opened"], "the name that is in use serves all"
         await put(store, "second")
     assert "has no log" in " ".join(await elsewhere(OPEN, second)), "nobody knows what another name has"
-    path.unlink()
+    os.unlink(path)
     assert await elsewhere(VISIT, second) == ["first", "second"]
 
 
