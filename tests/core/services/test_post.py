@@ -402,6 +402,21 @@ async def test_a_node_that_has_left_amid_a_publication_is_not_said_to_listen_now
         ]
 
 
+async def test_a_node_that_is_still_dialled_at_the_deadline_is_named_with_its_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def hang(node_key: bytes, endpoints: Sequence[str]) -> None:
+        await anyio.sleep_forever()
+
+    async with two_sides() as (here, there):
+        monkeypatch.setattr(here, "to", hang)
+        monkeypatch.setattr(here, "is_dialling", lambda node_key: True)
+        with pytest.raises(DeliveryTimeout, match=r"does not have the message; there has not answered yet$"):
+            await send(here, there.agents[0], "x", timeout=0.05)
+        (outcome,) = await Fanouts(here.post, here.identity.public_key).publish(here.agents[0].id, "news", "x", 0.05)
+        assert outcome.error.endswith("does not have the message; there has not answered yet")
+
+
 async def test_a_node_without_an_endpoint_is_said_to_listen_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     async with two_sides() as (here, there):
         monkeypatch.setattr(here.post.routes, "endpoints", lambda node_key: ())

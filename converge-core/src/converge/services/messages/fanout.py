@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import anyio
 
@@ -107,7 +108,7 @@ class Fanouts:
             return link
 
         try:
-            with by_deadline(timeout, whom, one):
+            with by_deadline(timeout, whom, one, dialled_at=partial(self._post.routes.dialled_at, agent_id(key))):
                 await self._post.under_way.deliver(one, reach, patience_sec=PATIENCE_SEC)
         except ConvergeError as error:
             self._post.outcomes[type(error).__name__] += 1

@@ -157,6 +157,13 @@ class Routes:
         descriptor = self.discovery.directory.get(agent_id)
         return self.links is not None and descriptor is not None and self.links.is_dialling(descriptor.node_key_bytes)
 
+    def dialled_at(self, agent_id: str) -> str:
+        """Return where the agent's node is being dialled; empty: it is not."""
+        descriptor = self.discovery.directory.get(agent_id)
+        if descriptor is None or not self.is_dialling(agent_id):
+            return ""
+        return ", ".join(self.endpoints(descriptor.node_key_bytes))
+
     async def first_reached(self, agent_ids: Sequence[str], within_sec: float) -> str:
         """Return the first of these agents to whose node there is a link, dialling them all; empty: there is none
         within this time. The dials go on.

@@ -167,7 +167,7 @@ class Post:
         """
         header, body = self.write(self.draft(sender, None, PING, SendOptions(timeout=timeout)), to)
         one = UnderWay(header, body, to)
-        with by_deadline(timeout, f"agent {to}", one):
+        with by_deadline(timeout, f"agent {to}", one, dialled_at=partial(self.routes.dialled_at, to)):
             if not (await self.routes.link_of(to)).features & PINGS:
                 raise Undeliverable(f"agent {to} is connected, but the release of its node answers no pings")
             began = self._env.monotonic()
@@ -299,7 +299,8 @@ class Post:
         if one.is_expired:
             raise _timeout(timeout, f"agent {to}", one) from one.cause
         rest_sec = max(0.0, until - self._env.monotonic())
-        with by_deadline(timeout, f"agent {to}", one, rest_sec=rest_sec):
+        dialled_at = partial(self.routes.dialled_at, to)
+        with by_deadline(timeout, f"agent {to}", one, rest_sec=rest_sec, dialled_at=dialled_at):
             await self.under_way.finish(one, partial(self.routes.link_of, to))
 
     async def _deliver_to(self, draft: Draft, to: str, *, tried: Tried) -> Outcome:
@@ -334,9 +335,15 @@ class Post:
 
 @contextmanager
 def by_deadline(
-    timeout: float, whom: str, tried: Tried | UnderWay | None = None, *, rest_sec: float | None = None
+    timeout: float,
+    whom: str,
+    tried: Tried | UnderWay | None = None,
+    *,
+    rest_sec: float | None = None,
+    dialled_at: Callable[[], str] = lambda: "",
 ) -> Iterator[None]:
     """Cancel the block after so many seconds. `tried`: what was on its way. `rest_sec`: what is left of the time.
+    `dialled_at`: returns where the recipient's node is being dialled, if it is.
 
     Raises:
         DeliveryTimeout: It had not ended by itself.
@@ -346,11 +353,12 @@ def by_deadline(
             yield
     except TimeoutError:
         one = tried.last if isinstance(tried, Tried) else tried
-        raise _timeout(timeout, whom, one) from (None if one is None else one.cause)
+        raise _timeout(timeout, whom, one, dialled_at()) from (None if one is None else one.cause)
 
 
-def _timeout(timeout: float, whom: str, one: UnderWay | None) -> DeliveryTimeout:
+def _timeout(timeout: float, whom: str, one: UnderWay | None, dialled_at: str = "") -> DeliveryTimeout:
     cause = "" if one is None or one.cause is None else f"; the last try: {one.cause}"
+    cause = f"; {dialled_at} has not answered yet" if dialled_at and not cause else cause
     if one is not None and not one.was_sent:
         return DeliveryTimeout(
             f"{whom} was not reached within {timeout:g} s, so it certainly does not have the message{cause}",
