@@ -515,8 +515,8 @@ class Undeliverable(MessageError):
 
 
 class Dropped(Undeliverable):
-    """The recipient's node stopped before its handler had ended; the handler may have begun, so no other agent gets the
-    message.
+    """The recipient, or its node, stopped before its handler had ended; the handler may have begun, so no other agent
+    gets the message.
     """
 
 

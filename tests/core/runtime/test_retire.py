@@ -91,7 +91,7 @@ async def test_what_a_retired_agent_has_not_done_is_handed_back_and_its_senders_
             group.start_soon(ask)
             await wait_until(lambda: not node.network.post.inboxes[one.id].is_idle, what="the message is there")
             await node.retire(one, grace_sec=0.0)
-        assert len(dropped) == 1
+        assert len(dropped) == 1 and f"agent {one.id}: it is stopping" in str(dropped[0]), "its node is not"
         (two,) = await node.spawn(Worker, pool="p")
         two.gate.set()
         task = await node.tasks.result(task_id, timeout=20)

@@ -31,6 +31,7 @@ GATE = 500
 RECEIVED = "converge_message_received"
 
 STOPPING = "its node is stopping"
+ENDING = "it is stopping"  # the agent: alone, or with its node
 ABSENT = "its process has no such agent, or no longer"  # whoever reads it may be in another one
 
 SMALL_BYTES = 512
@@ -129,7 +130,7 @@ class LocalOutcome:
 
     def drop(self) -> None:
         """See `OnHandled`."""
-        self.why, self.is_dropped = STOPPING, True
+        self.why, self.is_dropped = ENDING, True
         self.event.set()
 
 

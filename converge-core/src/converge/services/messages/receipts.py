@@ -12,7 +12,7 @@ import anyio
 from converge.errors import ConvergeError, MessageTooLarge
 from converge.machines.records import RECEIPT, Item
 from converge.model.envelope import DROPPED, HANDLED, RAISED, MessageHeader, ReceiptHeader, pack
-from converge.services.messages.inboxes import STOPPING
+from converge.services.messages.inboxes import ENDING
 from converge.services.messages.quotas import weight_of_answer
 from converge.services.messages.routes import Routes
 from converge.services.messages.under_way import Link
@@ -118,4 +118,4 @@ class RemoteOutcome:
 
     def drop(self) -> None:
         """See `OnHandled`."""
-        self._answers.give(self, ReceiptHeader(self._id, DROPPED, STOPPING), b"")
+        self._answers.give(self, ReceiptHeader(self._id, DROPPED, ENDING), b"")
