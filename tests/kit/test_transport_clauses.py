@@ -10,7 +10,7 @@ from converge.testing.clauses import CLAUSES
 
 NAMES = {name for name in CLAUSES if name.startswith("C-")}
 # What only the wire shows.
-OF_STREAMS = {"C-12", "C-14"}
+OF_STREAMS = {"C-12"}
 
 
 def cited(contract: type) -> dict[str, str]:

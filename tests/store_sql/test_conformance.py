@@ -37,7 +37,7 @@ class TestPostgresql(StoreContract):
         is_new = "look" in request.node.name
         networks = [] if is_new else [options.network]
         if "network" in request.node.name:
-            networks += [f"{options.network[:20]}_{end}" for end in "ab"]
+            networks += [f"{options.network[:20]}_{end}" for end in ("a", "b", "ab")]
 
         async def make() -> None:
             for network in networks:

@@ -9,8 +9,8 @@ The clauses, each tested by `converge.testing.StoreContract`:
 S-1  get answers in the order of its keys: an `Entry` with the value and revision last written, or None. An empty call
      is legal, here and below.
 S-2  scan answers each range with its entries in key order: only keys under the prefix (no neighbour), rests greater
-     than `after`, at most `limit`. The families of `keys.ALSO` are never scanned, counted or taken from: a backend
-     keeps them in no order.
+     than `after`, at most `limit`, and fewer only where there are no more. The families of `keys.ALSO` are never
+     scanned, counted or taken from: a backend keeps them in no order.
 S-3  A batch is all or nothing: if one check or the window fails, nothing of it is written, and the answer is `Conflict`
      with the keys whose checks failed.
 S-4  Checks, window and writes of a batch are one atomic step: of two calls that check the same revision (or the same

@@ -79,6 +79,15 @@ def look_at(opened: object, whose: Whose, entering: Entering) -> None:
         _look(opened, "hints", _iterated(whose, "hints", opened.hints))
 
 
+def mistake(opened: object, name: str, answer: Any, *args: Any, **kwargs: Any) -> str:
+    """Return what is wrong with the shape of an answer of a backend's call, for its author; empty if nothing is."""
+    for kind, (_, calls) in _CONTRACTS.items():
+        if isinstance(opened, kind) and name in calls:
+            wrong, expected = calls[name]
+            return f"`{name}` answered {_shown(answer)}, expected {expected}" if wrong(answer, *args, **kwargs) else ""
+    return ""
+
+
 def _look(opened: object, name: str, call: Callable[..., Any]) -> None:
     """Put a call in the place of one of an object, which may be frozen, and may be given twice."""
     if not getattr(getattr(opened, name), "looks", False):

@@ -41,7 +41,7 @@ from converge.testing._transport.ends import (
     turns,
 )
 from converge.testing.blocks import leaves_nothing_open, passes_through
-from converge.testing.clauses import check_case, loops_of
+from converge.testing.clauses import check_case, expect, loops_of
 
 BIG = bytes(range(256)) * 255 + bytes(255)
 
@@ -177,6 +177,16 @@ class TransportContract:
                 got.append(await pair.far.receive())
             assert sum(map(len, got)) == 1_001
             assert len(got) <= 500
+
+    @pytest.mark.parametrize(("count", "size"), [(5_000, 1), (WRITE_QUEUE_BYTES // FRAME_BYTES * 3, FRAME_BYTES)])
+    async def test_c2_a_call_may_have_thousands_of_frames_or_more_bytes_than_a_channel_holds(
+        self, options: Any, address: str, count: int, size: int
+    ) -> None:
+        """C-2: a call may have thousands of frames, or more bytes than a channel holds."""
+        sent = [bytes([number % 251]) * size for number in range(count)]
+        async with self.pair(options, address) as pair, anyio.create_task_group() as group:
+            group.start_soon(pair.near.send, sent)
+            assert await collect(pair.far, count) == sent
 
     # C-3: back-pressure.
 
@@ -402,6 +412,11 @@ class TransportContract:
             async with self.pair(options, address) as pair:
                 await pair.near.send([b"a"])
                 await pair.far.receive()
+                for number in range(6):  # who waits for a connection may be cancelled
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(pair.transport.connect, pair.listener.address)
+                        await turns(number)
+                        group.cancel_scope.cancel()
 
         await leaves_nothing_open("C-11", "listeners and channels", use)
 
@@ -413,6 +428,15 @@ class TransportContract:
                     await one.send([BIG[:2_000]])
                     await collect(other, 1)
         expect_no_waiting("C-9", seen)
+
+    async def test_c14_what_a_channel_says_of_itself_has_the_types_that_core_reads(
+        self, options: Any, address: str
+    ) -> None:
+        """C-14: what a channel says of itself has the types that core reads."""
+        async with self.pair(options, address) as pair:
+            for channel in (pair.near, pair.far):
+                said = (channel.frame_bytes, channel.tls_hash, channel.peer)
+                expect("C-14", tuple(map(type, said)) == (int, bytes, str), f"frame_bytes, tls_hash, peer are {said}")
 
     # C-13: what a block raised.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import anyio
@@ -14,14 +14,26 @@ from converge.testing._calls.waiting import blocking_calls, expect_no_waiting
 from converge.testing._discovery.base import POLL_SEC, DiscoveryCase, Opening, applied
 from converge.testing.blocks import leaves_nothing_open, passes_through
 from converge.testing.clauses import expect, expect_equal
+from converge.testing.fixtures import wait_until
 
 payloads = st.one_of(
     st.binary(max_size=200),
     st.integers(0, 16_384).map(lambda size: bytes(range(256)) * 64 and (bytes(range(256)) * 65)[:size]),
 )
 endpoints = st.lists(
-    st.sampled_from(["tcp://10.0.0.1:7000", "local:a", "wss://[::1]:1/p?q=%22", "tcp://ö:1"]), max_size=3
+    st.sampled_from(["tcp://10.0.0.1:7000", "local:a", "wss://[::1]:1/p?q=%22", "tcp://ö:1"]), max_size=8
 ).map(tuple)
+IDS = (
+    "a",
+    "A",
+    "tcp://10.0.0.1:7000",
+    "tcp://10.0.0.1:7001",
+    "wss://[::1]:1/p?q=%22",
+    "..",
+    "x" * 119 + "y",
+    "x" * 120,
+)
+"""An id is an agent's, or an endpoint."""
 
 
 class DiscoveryClauses(DiscoveryCase):
@@ -116,6 +128,31 @@ class DiscoveryClauses(DiscoveryCase):
                 return
             expect("D-3", False, f"what a watch told last, {self.near_sec:g} s after a change, was {told}")
 
+    async def test_d3_every_watch_of_a_process_tells_its_own_changes_too(
+        self, opening: Opening, options: Any, configured: list[Sighting]
+    ) -> None:
+        """D-3"""
+        a, b = Sighting("a", (), b"A"), Sighting("b", (), b"B")
+        async with self.process(opening, options) as one, anyio.create_task_group() as watches:
+            told: list[dict[str, Sighting]] = [{}, {}]
+
+            async def watch(number: int) -> None:
+                async with aclosing(one.discovery.watch()) as lists:  # type: ignore[type-var]  # every watch is an async generator
+                    async for found in lists:
+                        told[number] = {sighting.id: sighting for sighting in found}
+
+            for number in range(len(told)):
+                watches.start_soon(watch, number)
+            published: list[Sighting] = []
+            for sighting in (a, b):
+                await one.discovery.publish([sighting])
+                published.append(sighting)
+                wanted = self.said(configured, *published)
+                with suppress(AssertionError):
+                    await wait_until(lambda wanted=wanted: told == [wanted, wanted], timeout=self.near_sec)  # type: ignore[misc]  # bound now
+                expect_equal("D-3", told, [wanted, wanted], "what two watches of the process itself told last")
+            watches.cancel_scope.cancel()
+
     @settings(max_examples=25, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(where=endpoints, what=payloads)
     async def test_d4_a_sighting_comes_back_byte_for_byte(
@@ -132,6 +169,18 @@ class DiscoveryClauses(DiscoveryCase):
                 all(type(one.endpoints) is tuple and type(one.descriptor) is bytes for one in found.values()),
                 f"other types in {found}",
             )
+
+    async def test_d4_ids_are_kept_as_they_are(
+        self, opening: Opening, options: Any, configured: list[Sighting]
+    ) -> None:
+        """D-4"""
+        many = [Sighting(id_, (), id_.encode()) for id_ in IDS]
+        async with self.process(opening, options) as one, self.process(opening, options) as other:
+            await one.discovery.publish(many)
+            expect_equal("D-4", await other.snapshot(), self.said(configured, *many), "sightings of like ids")
+            await one.discovery.withdraw(IDS[::2])
+            wanted = self.said(configured, *many[1::2])
+            expect_equal("D-4", await other.snapshot(), wanted, "every other of these was withdrawn")
 
     async def test_d5_a_backend_that_does_not_publish_says_what_it_was_configured_with(
         self, opening: Opening, options: Any, configured: list[Sighting]
@@ -265,6 +314,8 @@ class DiscoveryClauses(DiscoveryCase):
             )
             await other.discovery.publish([b])
             await other.discovery.withdraw(["a"])
+            second = applied({}, await one.discovery.reader().look())
+            expect_equal("D-7", second, self.said(configured, b), "the first look of a second reader")
             then = await reader.look()
             wanted = ([b], ["a"]) if self.backend.publishes else ([], [])
             expect_equal("D-7", (list(then.came), list(then.gone)), wanted, "one has come and one has gone")

@@ -212,6 +212,17 @@ class CommitClauses(StoreCase):
         values = [entry and entry.value for entry in await store.get(keys)]
         expect_equal("S-5", values, [b"" if n % 10 == 0 else b"1" for n in range(len(keys))], "values")
 
+    async def test_a_call_may_have_as_many_operations_as_the_limits_say(self, store: Store) -> None:
+        """S-5."""
+        size = LIMITS.batch_ops
+        keys = [READY(lane(number), 0, ident(at)) for number in range(LIMITS.call_ops // size) for at in range(size)]
+        outcomes = await store.commit(
+            [Batch(puts=[(key, b"") for key in keys[at : at + size]]) for at in range(0, len(keys), size)]
+        )
+        for outcome in outcomes:
+            committed("S-5", outcome, "a batch of a call with many operations")
+        expect_equal("S-5", list(await store.count([(READY,)])), [len(keys)], "how many keys a large call has put")
+
     async def test_revisions_grow_over_all_keys(self, store: Store) -> None:
         """S-6."""
         last = 0
@@ -337,6 +348,12 @@ class CommitClauses(StoreCase):
         """S-8."""
         now, here = await store.time(), time.time_ns() // 1_000
         expect("S-8", abs(now - here) < FULL_SCALE_SEC * SECOND, f"store time is {now}, this machine's is {here}")
+
+    async def test_retention_never_goes_beyond_store_time(self, store: Store) -> None:
+        """S-8."""
+        until = await store.retention_time()
+        now = await store.time()
+        expect("S-8", until <= now, f"retention may remove what is due until {until}, and store time is {now}")
 
     async def test_time_never_runs_backwards_over_all_handles(self, store: Store) -> None:
         """S-8."""

@@ -112,6 +112,29 @@ class HandleClauses(StoreCase):
                     "keys within one opening",
                 )
 
+    async def test_handles_may_be_left_in_any_order(self, opening: Opening) -> None:
+        """S-14: who opened a place first may leave it first."""
+        opened, go, left = anyio.Event(), anyio.Event(), anyio.Event()
+
+        async def first() -> None:
+            async with opening() as one:
+                await put(one, POOL("one"))
+                opened.set()
+                await go.wait()
+            left.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(first)
+            await opened.wait()
+            async with opening() as other:
+                go.set()
+                await left.wait()
+                revision = await put(other, POOL("other"), value=b"1")
+                wanted = Entry(POOL("other"), b"1", revision)
+                expect_equal("S-14", await get(other, POOL("other")), wanted, "a write after another handle was left")
+                if self.is_persistent():
+                    expect("S-14", await get(other, POOL("one")) is not None, "what a handle wrote has gone with it")
+
     async def test_a_broken_connection_before_the_request_is_told_truly(
         self, store: Store, cut: Callable[[Cut], None] | None
     ) -> None:

@@ -15,9 +15,13 @@ import pytest
 
 from converge.contracts.store import Store
 from converge.errors import ConvergeError
+from converge.plugins.answers import mistake
 from converge.testing.clauses import ClauseBroken, cited
 
-CALLS = ("get", "scan", "commit", "turn", "count", "time", "inspect", "advance", "note_format")
+CALLS = (
+    *("get", "scan", "commit", "turn", "count", "time", "retention_time"),
+    *("facts", "inspect", "advance", "note_format"),
+)
 
 
 def clause_of(request: pytest.FixtureRequest) -> str:
@@ -35,16 +39,19 @@ class CallLimit:
     def put_on(self, backend: object, calls: Iterable[str]) -> None:
         """Put the limit around these calls of an opened backend."""
         for name in calls:
-            setattr(backend, name, self.on(name, getattr(backend, name)))
+            setattr(backend, name, self.on(name, getattr(backend, name), backend))
 
-    def on(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the call with the limit around it."""
+    def on(self, name: str, call: Callable[..., Any], backend: object) -> Callable[..., Any]:
+        """Return the call of a backend with the limit around it; its answer has the shape that the contract says."""
 
         @wraps(call)
         async def limited_call(*args: Any, **kwargs: Any) -> Any:
             with anyio.move_on_after(self.seconds):
                 try:
-                    return await call(*args, **kwargs)
+                    answer = await call(*args, **kwargs)
+                    if said := mistake(backend, name, answer, *args, **kwargs):
+                        raise ClauseBroken(self.clause, said)
+                    return answer
                 except (ConvergeError, AssertionError, NotImplementedError, ExceptionGroup):
                     raise
                 except Exception as error:

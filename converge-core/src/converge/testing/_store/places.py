@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import attrs
 import pytest
 
 from converge.codec import FIRST, FORMAT
 from converge.contracts.store import Batch, Durability, Inspection, Range, Store, reopenable
-from converge.errors import ForkedHandle, NoSuchStore, StoreRefused, Unsupported
+from converge.errors import ForkedHandle, InvalidName, InvalidValue, NoSuchStore, StoreRefused, Unsupported
 from converge.model.keys import POOL
 from converge.secret import has_password
 from converge.testing._calls.waiting import blocking_calls, expect_no_waiting
@@ -26,6 +27,9 @@ from converge.testing.clauses import expect, expect_equal
 
 REOPENED = 5
 """How often each call is made: some wait only at first, others only later."""
+
+SOON = 20
+"""Turns of the event loop in which a call that waits for nobody has ended."""
 
 CHILD_SEC = 10.0
 """How long a forked child may take to be refused."""
@@ -81,6 +85,26 @@ class PlaceClauses(StoreCase):
                 expect_equal("S-21", count, 2, "the number of its keys")
             await commit(here, deletes=[POOL("p")])
             expect("S-21", await get(there, POOL("p")) is not None, "a key was deleted in another network")
+            await put(there, ready(1, 1, 1))
+            moved = taken("S-21", await take(here, take_of([1], 1)), "a take in one network")
+            expect_equal("S-21", list(moved.rests), [], "what a take moved that is in another network")
+            expect("S-21", await get(there, ready(1, 1, 1)) is not None, "a take moved a key of another network")
+
+    async def test_networks_of_like_names_are_apart(self, url: str, options: Any, limit: CallLimit) -> None:
+        """S-21: names in which only the case differs, and names of which one begins with the other."""
+        if not self._has_option("network"):
+            pytest.skip("not applicable: the options have no network, so the store keeps a single one")
+        for end in ("_a", "_A", "_ab", ""):
+            network = f"{options.network[:20]}{end}"
+            try:
+                named = attrs.evolve(options, network=network)
+            except (InvalidValue, InvalidName, ValueError):
+                continue  # options may refuse a name
+            async with limited(partial(self.backend.open, url, named), limit) as store:
+                ((*page,),) = await store.scan([Range(POOL())])
+                names = [entry.key[1] for entry in page]
+                expect_equal("S-21", names, [], f"the keys of network {network}, while others have keys")
+                committed("S-21", await commit(store, puts=[(POOL(network), b"")]), "a commit")
 
     async def test_a_format_is_noted_again_and_again_and_nothing_is_missing(
         self, store: Store, url: str, options: Any
@@ -121,6 +145,8 @@ class PlaceClauses(StoreCase):
         """S-24."""
         committed("S-24", await commit(store, puts=[(POOL("p"), b"{}")]), "a commit")
         before = await store.get([POOL("p")])
+        facts = [f"{name}: {value}" for name, value in (await store.facts()).items() if has_password(f"{value}")]
+        expect_equal("S-24", facts, [], "facts with a password")
         best = self.backend.durability
         expect("S-24", store.durability <= best, f"durability is {store.durability.name}, and {best.name} was declared")
         is_kept = self.is_persistent() or store.durability == Durability.D0
@@ -179,6 +205,31 @@ class PlaceClauses(StoreCase):
                     await store.time()
                 await store.inspect()
         expect_no_waiting("S-17", seen)
+
+    async def test_what_is_said_to_wait_for_nobody_does_not_wait(self, store: Store) -> None:
+        """S-17: core sets no time limits where `is_immediate` says so, and asks for the time often if `is_clock_local`
+        does.
+        """
+        calls: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+            "time": store.time,
+            "get": partial(store.get, [POOL("p")]),
+            "scan": partial(store.scan, [Range(POOL())]),
+            "count": partial(store.count, [POOL()]),
+            "commit": partial(commit, store, puts=[(POOL("p"), b"")]),
+        }
+        said = calls if store.is_immediate else ["time"] if store.is_clock_local else []
+        done = []
+
+        async def make(name: str) -> None:
+            await calls[name]()
+            done.append(name)
+
+        for name in said:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(make, name)
+                for _ in range(SOON):
+                    await anyio.lowlevel.checkpoint()
+                expect("S-17", name in done, f"`{name}` waits, though the store says that it waits for nobody")
 
     async def test_a_forked_child_cannot_use_the_handle(self, store: Store) -> None:
         """S-22."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from converge.contracts.store import LIMITS, Batch, Entry, Key, Range, Store
@@ -83,6 +85,8 @@ EXTREMES: dict[Part, Sequence[object]] = {
     Part.INT: INTS,
     Part.NAME: (*NAMES, "x" * NAME_BYTES, "é" * (NAME_BYTES // 2)),
 }
+CANCELLED = 12
+"""How often reads are cancelled, each time a turn of the event loop later."""
 VALUES = (
     b"",
     b"0",
@@ -109,7 +113,7 @@ class ReadClauses(StoreCase):
         for number, key in enumerate(there):
             await put(store, key, value=str(number).encode())
         absent = [TASK(ident(2)), STATE(ident(1)), POOL("doc"), ready(2, 5, 1)]
-        asked = [key for pair in zip(reversed(there), absent, strict=True) for key in pair]
+        asked = [key for pair in zip(reversed(there), absent, strict=True) for key in pair] + [there[0], absent[0]]
         entries = await store.get(asked)
         expect_equal(
             "S-1",
@@ -118,7 +122,32 @@ class ReadClauses(StoreCase):
             "keys of get",
         )
         values = [entry.value for entry in entries if entry is not None]
-        expect_equal("S-1", values, [b"3", b"2", b"1", b"0"], "values of get")
+        expect_equal("S-1", values, [b"3", b"2", b"1", b"0", b"0"], "values of get, one of which was asked for twice")
+
+    async def test_calls_at_the_same_time_answer_what_each_was_asked(self, store: Store) -> None:
+        """S-1: also where others of the same handle are cancelled; a late answer is nobody else's."""
+        keys = [POOL(f"{number}") for number in range(8)]
+        for key in keys:
+            await put(store, key, value=key[1].encode())
+        found: dict[int, object] = {}
+
+        async def read(number: int) -> None:
+            entry = await get(store, keys[number]) if number % 2 else (await scan(store, Range(keys[number])))[0]
+            found[number] = entry and entry.value
+
+        for at in range(CANCELLED):
+            async with anyio.create_task_group() as others, anyio.create_task_group() as cancelled:
+                for number in range(len(keys)):
+                    (others if number % 3 else cancelled).start_soon(read, number)
+                for _ in range(at):
+                    await anyio.lowlevel.checkpoint()
+                cancelled.cancel_scope.cancel()
+            found |= {number: b"%d" % number for number in range(0, len(keys), 3)}
+            expect_equal(
+                "S-1", found, {n: b"%d" % n for n in range(len(keys))}, "what calls at the same time have read"
+            )
+            await read(at % len(keys))
+            expect_equal("S-1", found[at % len(keys)], b"%d" % (at % len(keys)), "a read after others were cancelled")
 
     async def test_get_answers_what_was_written_last(self, store: Store) -> None:
         """S-1."""
@@ -228,6 +257,7 @@ class ReadClauses(StoreCase):
             POOL("b"),
         )
         numbers = [(7 * at) % 40 for at in range(LIMITS.ranges - 2)]
+        numbers[1] = numbers[0]  # a range may be asked for twice
         ranges = [Range((POOL,)), *(Range(READY(lane(number)), None, 2) for number in numbers), Range(READY(lane(99)))]
         pages = await store.scan(ranges)
         wanted = [2, *(min(2, 1 + number % 3) for number in numbers), 0]
@@ -268,7 +298,30 @@ class ReadClauses(StoreCase):
             f"a value of {len(value)} bytes came back as {entry and len(entry.value)} bytes",
         )
 
-    async def test_a_value_over_the_limit_is_refused_before_anything_is_written(self, store: Store) -> None:
+    async def test_as_many_bytes_as_a_call_may_put_are_written_and_read(self, store: Store) -> None:
+        """S-15."""
+        keys = [POOL(f"{number:02}") for number in range(LIMITS.call_bytes // LIMITS.value_bytes)]
+        values = [b'"%s"' % (b"%x" % number * (LIMITS.value_bytes - 2)) for number in range(len(keys))]
+        outcomes = await store.commit([Batch(puts=[(key, value)]) for key, value in zip(keys, values, strict=True)])
+        for outcome in outcomes:
+            committed("S-15", outcome, "a batch of a large call")
+        lengths = [entry and len(entry.value) for entry in await store.get(keys)]
+        expect_equal("S-15", lengths, [LIMITS.value_bytes] * len(keys), "lengths of the values of a large get")
+        last = await get(store, keys[-1])
+        expect(
+            "S-15", last is not None and last.value == values[-1], "the last value of a large call came back changed"
+        )
+
+    async def test_a_page_of_long_values_is_not_cut_short(self, store: Store) -> None:
+        """S-2: a page with less than its limit is the last one."""
+        keys = [POOL(f"{number}") for number in range(8)]
+        for key in keys:
+            await put(store, key, value=b'"%s"' % (b"x" * (LIMITS.value_bytes - 2)))
+        found = [entry.key for entry in await scan(store, Range((POOL,), None, len(keys) - 1))]
+        expect_equal("S-2", found, keys[:-1], "keys of a page whose values have the greatest length")
+
+    @pytest.mark.parametrize("call", ["commit", "turn"])
+    async def test_a_value_over_the_limit_is_refused_before_anything_is_written(self, store: Store, call: str) -> None:
         """S-15."""
         value = b'"' + b"x" * (LIMITS.value_bytes - 1) + b'"'
         batches = [
@@ -277,7 +330,7 @@ class ReadClauses(StoreCase):
             Batch(puts=[(POOL("d"), b"1")]),
         ]
         try:
-            answer = await store.commit(batches)
+            answer: object = await (store.commit(batches) if call == "commit" else store.turn(batches, None))
         except ValueTooLarge:
             pass
         else:
@@ -336,8 +389,9 @@ class ReadClauses(StoreCase):
             DEDUP("a"),
             DEDUP("a", "x"),
             (LATER,),
+            READY(lane(2)),
         ]
-        expect_equal("S-18", list(await store.count(prefixes)), [2, 7, 1, 0, 6, 2, 1, 0], "counts")
+        expect_equal("S-18", list(await store.count(prefixes)), [2, 7, 1, 0, 6, 2, 1, 0, 2], "counts")
         committed("S-3", await commit(store, deletes=[ready(2, 0, 2)]), "a delete")
         expect_equal("S-18", list(await store.count([READY(lane(2)), (READY,)])), [1, 6], "counts after a delete")
 

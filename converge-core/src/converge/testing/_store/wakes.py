@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import cast
 
 import anyio
@@ -11,7 +12,7 @@ import pytest
 
 from converge.contracts.store import Batch, Committed, Feature, Store
 from converge.model.keys import POOL
-from converge.testing._store.base import StoreCase, get
+from converge.testing._store.base import StoreCase, get, take_of
 from converge.testing.clauses import expect
 
 PROMPT_SEC = 0.5
@@ -78,6 +79,30 @@ class WakeClauses(StoreCase):
             count = watcher.told
             await other.commit([], wake=["pool:docs"])
             expect("S-9", await watcher.told_more_than(count), f"a wake was not told within {self.near_sec:g} s")
+
+    async def test_a_wake_does_not_depend_on_what_its_call_has_done(self, store: Store) -> None:
+        """S-9: one beside a take, and one of a call of whose batches one was refused."""
+        stale = Batch([(POOL("x"), 7)], [(POOL("x"), b"")])
+        async with store.reopen() as other, watching(store, "c", near_sec=self.near_sec) as watcher:
+            for name, call in (
+                ("a take", partial(other.turn, [_news(1)], take_of([1], 1))),
+                ("a take alone", partial(other.turn, [], take_of([1], 1))),
+                ("a conflict", partial(other.commit, [stale, _news(2)])),
+            ):
+                count = watcher.told
+                await call(wake=["c"])
+                said = f"a wake beside {name} was not told within {self.near_sec:g} s"
+                expect("S-9", await watcher.told_more_than(count), said)
+
+    async def test_every_channel_of_a_watch_is_heard(self, store: Store) -> None:
+        """S-9: of many, of the longest names, and of names in which only the case differs."""
+        names = ["a", "A", ":", "-._", "9" * 120, "x" * 119 + "y", "x" * 119 + "Y", *(f"lane.{n}" for n in range(60))]
+        async with store.reopen() as other, watching(store, *names, near_sec=self.near_sec) as watcher:
+            for name in (*names[:7], names[-1]):
+                count = watcher.told
+                await other.commit([], wake=["nobody", name])
+                said = f"a wake of {name}, of {len(names)} channels, was not told within {self.near_sec:g} s"
+                expect("S-9", await watcher.told_more_than(count), said)
 
     async def test_a_wake_reaches_at_least_one_of_several_watchers(self, store: Store) -> None:
         """S-9."""

@@ -15,6 +15,7 @@ import anyio.lowlevel
 from converge.contracts.transport import Channel, Listener, Transport
 from converge.errors import ChannelError, ConnectionLost
 from converge.foreign import leaves
+from converge.plugins.answers import mistake
 from converge.testing.clauses import expect
 
 # A send that has made no progress for so long waits.
@@ -144,7 +145,7 @@ async def collect(channel: Channel, wanted: int) -> list[bytes]:
     got: list[bytes] = []
     while len(got) < wanted:
         arrived = await channel.receive()
-        assert arrived, "receive answered no frame"
+        assert not (said := mistake(channel, "receive", arrived)), said
         got += arrived
     return got
 
