@@ -557,26 +557,3 @@ async def test_an_agent_that_spoils_its_own_interval_goes_on_ticking_as_before(n
             await wait_until(lambda: len(ticks) >= 4, timeout=20, what="it ticks on")
             assert node.health().is_ready
     assert ticks[3] - ticks[0] >= 3 * 0.9 * 0.05 - 0.01, "it ticked without a pause"
-
-
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("handler", ["on_task", "on_message", "on_tick"])
-def test_ctrl_c_amid_a_handler_waits_for_no_grace_time(handler: str, backend: str) -> None:
-    """Nothing will end that call any more: a program that runs the node in an event loop of its own ends at once."""
-
-    async def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    cls: Any = type("Interrupted", (Agent,), {handler: interrupted, "tick_sec": 0.01 if handler == "on_tick" else None})
-
-    async def main() -> None:
-        async with Node(grace_sec=600) as node:
-            (agent,) = await node.spawn(cls, pool="p")
-            if handler == "on_task":
-                await node.tasks.submit(Task(pool_id="p"))
-            elif handler == "on_message":
-                await node.send(agent.id, "x")
-            await anyio.sleep_forever()
-
-    with pytest.raises(KeyboardInterrupt):
-        anyio.run(main, backend=backend)

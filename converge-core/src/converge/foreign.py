@@ -222,14 +222,29 @@ def guarded(function: Callable[..., Any], *arguments: Any) -> Any:
         return Raised(error)
 
 
+def hooks_of_threads() -> tuple[Any, Any]:
+    """Return the tracer and the profiler that new threads begin with."""
+    return threading.gettrace(), threading.getprofile()
+
+
+def put_back_hooks_of_threads(hooks: tuple[Any, Any]) -> None:
+    """Let new threads begin with these."""
+    tracer, profiler = hooks
+    if threading.gettrace() is not tracer:
+        threading.settrace(tracer)
+    if threading.getprofile() is not profiler:
+        threading.setprofile(profiler)
+
+
 def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call plain user code in a thread of its own; return what it returned, or `Raised`. A forked child ends there.
 
-    A tracer or profiler that it sets is put back: where it raised in the library that owns the thread, the thread
-    would end, and what it is given next would never be called.
+    A tracer or profiler that it sets, here or for new threads, is put back: where it raised in the library that owns
+    the thread, the thread would end, and what it is given next would never be called.
     """
-    forks, tracer, profiler = FORKS.count, sys.gettrace(), sys.getprofile()
+    forks, tracer, profiler, hooks = FORKS.count, sys.gettrace(), sys.getprofile(), hooks_of_threads()
     result = guarded(function, *arguments)
+    put_back_hooks_of_threads(hooks)
     if sys.gettrace() is not tracer:
         sys.settrace(tracer)
     if sys.getprofile() is not profiler:

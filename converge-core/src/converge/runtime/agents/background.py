@@ -20,7 +20,15 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from converge.env import Env
-from converge.foreign import describe, is_cancellation, is_cancelled, passes, tell
+from converge.foreign import (
+    describe,
+    hooks_of_threads,
+    is_cancellation,
+    is_cancelled,
+    passes,
+    put_back_hooks_of_threads,
+    tell,
+)
 from converge.plugins.blame import BrokenContract
 from converge.runtime.agents.ailments import Ailment, Code
 
@@ -48,12 +56,15 @@ class Shared:
         asyncio = sys.modules.get("asyncio")
         self._loop: Any = asyncio._get_running_loop() if asyncio is not None else None
         self._factory = None if self._loop is None else self._loop.get_task_factory()
-        self._hooks = sys.get_asyncgen_hooks()
+        self._hooks, self._thread_hooks = sys.get_asyncgen_hooks(), hooks_of_threads()
         self.is_interrupted = False
         """Whether Ctrl-C has come amid a call of user code: nothing tells any more how that call ended."""
 
     def put_back(self) -> None:
-        """Let async generators, which the libraries under the node are full of, begin and end as they did."""
+        """Let async generators, which the libraries under the node are full of, begin and end as they did, and new
+        threads begin.
+        """
+        put_back_hooks_of_threads(self._thread_hooks)
         first, last = sys.get_asyncgen_hooks()
         if first is not self._hooks.firstiter or last is not self._hooks.finalizer:
             sys.set_asyncgen_hooks(*self._hooks)
