@@ -11,8 +11,17 @@ import pytest
 from converge.errors import Dropped
 from converge.model.message import Message
 from converge.model.task import Task
+from converge.runtime import retiring, stopping
 from converge.runtime.agents.agent import Agent
 from converge.runtime.node import Node
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is cancelled, and `on_stop`, have as long as a busy machine needs for them."""
+    for module in (stopping, retiring):
+        for name in ("RELEASE_SEC", "ON_STOP_SEC"):
+            monkeypatch.setattr(module, name, 30.0)
 
 
 class Endless(Agent):
@@ -101,7 +110,7 @@ async def test_a_handler_that_does_not_end_is_cancelled_before_on_stop(cls: type
 async def test_a_handler_that_swallows_its_cancellation_does_not_keep_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("converge.runtime.stopping.RELEASE_SEC", 0.1)
+    monkeypatch.setattr(stopping, "RELEASE_SEC", 0.1)
     gone = anyio.Event()
 
     class Stubborn(Endless):
