@@ -68,6 +68,10 @@ async def test_each_user_can_do_its_own_and_no_more(mariadb_url: str, options: M
     async with MysqlStore.opened(url_of("owner"), options):
         pass
     await run(url_of("owner"), f"drop view {network}_tasks")
+    async with MysqlStore.opened(url_of("agents"), options):
+        pass  # it may not make the view, and does not need it
+    lacking = await MysqlStore.to_add(url_of("owner"), options)
+    assert lacking == [f"the view {network}_tasks, with its present columns"]
     async with MysqlStore.opened(url_of("owner"), options):
         pass  # it makes the view again
     await run(mariadb_url, *granted(after.split("```")[0]))

@@ -65,7 +65,9 @@ def _columns(network: str) -> Mapping[str, Sequence[str]]:
 
 @attrs.frozen
 class Lacking:
-    """What is not there: tables, by their names; `is_view_old`: the view has the columns of a release before."""
+    """What is not there: tables, by their names; `is_view_old`: the view is not there, or has the columns of a
+    release before.
+    """
 
     tables: Sequence[str]
     is_view_old: bool
@@ -96,8 +98,9 @@ async def missing(connections: Connections, network: str) -> Lacking:
                 f"the tables {network}_* have version {version}, this release of converge-core knows {FORMAT}: "
                 "upgrade it"
             )
-    view = there.get(f"{network}_tasks", {NEWEST})
-    return Lacking([name for name in wanted if name not in there], NEWEST not in view)
+    view = f"{network}_tasks"
+    tables = [name for name in wanted if name not in there and name != view]
+    return Lacking(tables, NEWEST not in there.get(view, ()))
 
 
 async def migrate(connections: Connections, network: str, *, must_exist: bool = False) -> None:
