@@ -574,3 +574,26 @@ async def test_a_virtual_agent_that_waits_for_itself_is_told(node: Node, others:
     chain = [f"{name} of pool asks" for name in ["a", *others[:-1]]]
     assert await a.ask(others, timeout=30) == chain
     assert await a.ask(["b", "c"], timeout=30) == "asked"
+
+
+class Reminds(Agent):
+    """Leaves something running that asks it again."""
+
+    async def on_ask(self, state: int | None, message: Any) -> tuple[int, None]:
+        async def again() -> None:
+            await KEPT["answered"].wait()
+            await KEPT["node"].agent("one", pool="reminds").ask("again", timeout=20)
+
+        if message == "first":
+            KEPT["group"].start_soon(again)
+        return (state or 0) + 1, None
+
+
+async def test_who_has_answered_may_be_asked_by_what_it_left_running(node: Node) -> None:
+    await node.spawn(Reminds, pool="reminds")
+    one = node.agent("one", pool="reminds")
+    async with anyio.create_task_group() as group:
+        KEPT.update(node=node, group=group, answered=anyio.Event())
+        await one.ask("first", timeout=20)
+        KEPT["answered"].set()
+    assert await one.state() == 2

@@ -61,11 +61,13 @@ async def answer(agent: Hosted, task: Task) -> Any:
         runs.leave(task.id, task.token, error)
         raise
     state, payload = decode_plain(actor.state, what), task.inputs.get("payload")
-    answering = ANSWERING.set((*asked_by(task.trace), (key[1], key[2])))
+    waiting = [*asked_by(task.trace), (key[1], key[2])]
+    answering = ANSWERING.set(waiting)
     try:
         returned = await _called(agent.agent.on_ask, state, payload)
     finally:
         ANSWERING.reset(answering)
+        waiting.clear()
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise InvalidValue("on_ask", type(returned).__name__, "(state, answer), a tuple")
     kept = encode(Actor(msgspec.Raw(encode_plain(returned[0], "state")), actor.asks + 1))

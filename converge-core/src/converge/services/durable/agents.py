@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -26,8 +26,10 @@ ASKS = "converge.asks"
 ASKED_BY = "converge.asked_by"
 """In the trace of such a task, the virtual agents that wait for its answer: JSON, the first one first."""
 
-ANSWERING: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("converge_answering", default=())
-"""The virtual agent, pool and key, whose `on_ask` runs, behind those that wait for its answer."""
+ANSWERING: ContextVar[Sequence[tuple[str, str]]] = ContextVar("converge_answering", default=())
+"""The virtual agent, pool and key, whose `on_ask` runs, behind those that wait for its answer; none once it has
+answered, for what it has left running.
+"""
 
 
 def asked_by(trace: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -78,7 +80,7 @@ class AgentRef:
             ResultTimeout: There was no answer in time.
         """
         _, pool, key = self._place
-        chain = ANSWERING.get()
+        chain = tuple(ANSWERING.get())
         if (pool, key) in chain:
             names = [f"{one} of pool {other}" for other, one in chain]
             raise AskCycle(f"virtual agent {key} of pool {pool} waits for this answer: {' asks '.join(names)}", names)
