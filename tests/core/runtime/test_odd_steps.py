@@ -11,6 +11,7 @@ import pytest
 
 from converge import Agent, MemoryStore, Node, Pool, Task
 from converge.errors import ChildFailed, NoRetry, NotRunning, StepFailed
+from converge.runtime.attempts.names import STEP_NAME, Names
 
 CALLS: list[str] = []
 KEPT: dict[str, Callable[[Task], Any]] = {}
@@ -88,6 +89,48 @@ async def test_what_a_step_has_recorded_does_not_run_again_when_it_is_tried_agai
     assert CALLS == ["charged", "charged", "tried", "tried"]
     found = await node.tasks.list(pool_id="elsewhere")
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("pool", ["p", "threads"])
+async def test_a_name_within_one_step_is_not_that_within_another(node: Node, pool: str) -> None:
+    """An attempt that is given the record of the first step does not come to the names within it."""
+
+    async def outer(task: Task, value: str) -> list[str]:
+        inner = await task.step("inner", str, value)
+        child = await task.spawn(Task(pool_id="elsewhere", inputs={"of": value}), "child")
+        if value == "b":
+            fails_once()
+        return [inner, child.id, child.name]
+
+    async def works(task: Task) -> Any:
+        return [await task.step(f"outer-{value}", outer, task, value) for value in "ab"]
+
+    def outer_in_thread(task: Task, value: str) -> list[str]:
+        inner = task.blocking.step("inner", str, value)
+        child = task.blocking.spawn(Task(pool_id="elsewhere", inputs={"of": value}), "child")
+        if value == "b":
+            fails_once()
+        return [inner, child.id, child.name]
+
+    def works_in_thread(task: Task) -> Any:
+        return [task.blocking.step(f"outer-{value}", outer_in_thread, task, value) for value in "ab"]
+
+    await node.pools.create_pool(Pool(id="elsewhere"))
+    task = await ended(node, works if pool == "p" else works_in_thread, pool, max_attempts=2, retry_delay_sec=0.0)
+    spawned = {child.inputs["of"]: child.id for child in await node.tasks.list(pool_id="elsewhere")}
+    assert task.attempts == 2 and len(spawned) == 2
+    assert task.result == [[value, spawned[value], "child"] for value in "ab"], task.error
+
+
+def test_what_an_older_release_has_recorded_within_a_step_is_found() -> None:
+    names = Names("task", {".inner", ".inner#2", ".outer/later"})
+    token = STEP_NAME.set("outer")
+    try:
+        found = [names.label(".", name) for name in ("inner", "inner", "inner", "later")]
+    finally:
+        STEP_NAME.reset(token)
+    assert found == [".inner", ".inner#2", ".outer/inner#3", ".outer/later"]
+    assert names.label(".", "inner") == ".inner#3"
 
 
 async def raises_in_group(error: Exception) -> None:

@@ -148,7 +148,7 @@ async def test_who_was_late_is_told_so_though_the_child_has_ended_since(node: No
 def test_records_of_an_older_release_are_found_in_turn() -> None:
     late, won = Step(number=1, at=1, kind="WaitTimeout"), Step(number=2, at=2, result=Raw(encode("id")))
     steps = {f"{GATHER}first": late, f"{FIRST}first#2": won}
-    names = Names("task")
+    names = Names("task", steps)
 
     def is_own(label: str, is_in_turn: bool) -> bool:
         return GATHER + label in steps if is_in_turn else FIRST + label in steps

@@ -168,7 +168,7 @@ class Working:
     ) -> Awaitable[Any]:
         """Run the function and record what it returns (plain data, at most 256 KiB); an attempt that comes here later
         is given the record, and does not run it. A plain function runs in a worker thread. Steps within it, waits and
-        children are recorded, too: they do not run again with it.
+        children are recorded, too, under names within its own: they do not run again with it.
 
         Args:
             name: What the record is found by. The second step of a name is `name#2`, counted in the order of calls.

@@ -107,7 +107,7 @@ class Attempt:
         self.also: tuple[Key, bytes, int] | None = None
         """The state of a virtual agent, to be put with its answer."""
         self.is_parking = False
-        self._names = Names(self.id)
+        self._names = Names(self.id, self.ledger.steps)
         self._on_park = on_park
         self._running = 0
         self._changed = anyio.Event()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 
 from converge.errors import InvalidName, InvalidValue, StepConflict
@@ -24,17 +24,15 @@ STEP_NAME: ContextVar[str] = ContextVar("converge_step", default="")
 
 
 class Names:
-    """Counts the names of one attempt in the order of calls: a repeated one is `name#2`. What a step calls has the
-    same names each time that it is tried, for what was recorded does not run again.
+    """Counts the names of one attempt in the order of calls: a repeated one is `name#2`. What a step calls has names
+    within it, counted anew each time that it is tried: an attempt that is given a step's record does not call them.
     """
 
-    def __init__(self, task_id: str) -> None:
-        self._task_id = task_id
-        self._counts: dict[str, int] = {}
+    def __init__(self, task_id: str, recorded: Collection[str]) -> None:
+        self._task_id, self._recorded = task_id, recorded
+        self._counts: dict[str, dict[str, int]] = {}  # of each step, "" where none runs
         self._open: set[str] = set()
         self._calls: dict[str, Calls] = {}
-        self._within: dict[str, dict[str, list[str]]] = {}  # of a step, by what it calls: the labels of its tries
-        self._come: dict[str, dict[str, int]] = {}  # how many of those its present try has come to
         self.called: set[str] = set()
         """The labels that the attempt has come to."""
 
@@ -47,32 +45,35 @@ class Names:
         """
         if not is_valid_name(name):
             raise InvalidName(KINDS.get(kind, "step"), name, NAME)
-        label = kind + name
+        step = STEP_NAME.get()
+        label = kind + (_short(f"{step}/{name}") if step else name)
         if label in self._open:
             raise StepConflict(
                 f'task {self._task_id}: step "{name}" is under way; name steps that run at once apart: "{name}:2"'
             )
-        if step := STEP_NAME.get():
-            return self._label_within(step, label)
-        return self._next(label)
+        label = self._next(step, label)
+        if step and label not in self._recorded:
+            label = self._of_older_release(kind + name) or label
+        self.called.add(label)
+        return label
 
     def again(self, step: str) -> None:
         """Note that a step is tried, for the first time or again."""
-        self._come.pop(step, None)
+        self._counts.pop(step, None)
 
-    def _label_within(self, step: str, label: str) -> str:
-        given = self._within.setdefault(step, {}).setdefault(label, [])
-        come = self._come.setdefault(step, {})
-        number = come[label] = come.get(label, 0) + 1
-        if number > len(given):
-            given.append(self._next(label))
-        return given[number - 1]
+    def _next(self, step: str, label: str) -> str:
+        counts = self._counts.setdefault(step, {})
+        count = counts[label] = counts.get(label, 0) + 1
+        return _numbered(label, count)
 
-    def _next(self, label: str) -> str:
-        count = self._counts[label] = self._counts.get(label, 0) + 1
-        label = label if count == 1 else f"{label}#{count}"
-        self.called.add(label)
-        return label
+    def _of_older_release(self, label: str) -> str:
+        """Return the label that an older release has given what a step calls: one without the step's name."""
+        counts = self._counts.setdefault("", {})
+        older = _numbered(label, counts.get(label, 0) + 1)
+        if older not in self._recorded or older in self.called:
+            return ""
+        counts[label] = counts.get(label, 0) + 1
+        return older
 
     def label_of_wait(self, names: Sequence[str]) -> str:
         """Return the label of the next wait for these signals; of many names it has the first ones and a digest.
@@ -85,11 +86,7 @@ class Names:
         for name in names:
             if not is_valid_name(name):
                 raise InvalidName("signal", name, NAME)
-        joined = "|".join(names)
-        if not is_valid_name(joined):
-            digest = hashlib.blake2b(joined.encode(), digest_size=DIGEST_CHARS // 2).hexdigest()
-            joined = f"{joined[: NAME_CHARS - DIGEST_CHARS - 1]}…{digest}"
-        return self.label(WAIT, joined)
+        return self.label(WAIT, _short("|".join(names)))
 
     def label_of_children(self, name: str, steps: Mapping[str, Step], is_own: Callable[[str, bool], bool]) -> str:
         """Return the label, without its kind, of a call that waits for some children. See `Calls.label`."""
@@ -110,6 +107,18 @@ class Names:
         self._open.discard(NUMBERED.sub("", label))
 
 
+def _short(name: str) -> str:
+    """Return a name that is put together; of a long one its beginning and a digest."""
+    if is_valid_name(name):
+        return name
+    digest = hashlib.blake2b(name.encode(), digest_size=DIGEST_CHARS // 2).hexdigest()
+    return f"{name[: NAME_CHARS - DIGEST_CHARS - 1]}…{digest}"
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}#{number}"
+
+
 class Calls:
     """The calls of one attempt that wait for children, and which records are whose: of calls under way at once, each
     attempt may come to another one first.
@@ -126,7 +135,7 @@ class Calls:
         Args:
             is_own: Returns whether a label has one; with True, whether its record says only which call it is in turn.
         """
-        while (label := self._numbered(self._next)) in self._taken:
+        while (label := _numbered(self._name, self._next)) in self._taken:
             self._next += 1
         if not is_own(label, True):
             label = next((other for other in self._left if is_own(other, False)), "") or self._free()
@@ -137,9 +146,6 @@ class Calls:
     def _free(self) -> str:
         """Return the next label that neither a record nor a call of this attempt has."""
         number = self._next
-        while (label := self._numbered(number)) in self._left or label in self._taken:
+        while (label := _numbered(self._name, number)) in self._left or label in self._taken:
             number += 1
         return label
-
-    def _numbered(self, number: int) -> str:
-        return self._name if number == 1 else f"{self._name}#{number}"
