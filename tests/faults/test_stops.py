@@ -8,6 +8,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -152,6 +153,22 @@ async def test_what_user_code_leaves_in_the_loop_keeps_no_process(fleet: Fleet, 
     assert await ended(process, grace_sec=0.5) == 0, fleet.log_of(process)
     assert "Traceback" not in fleet.log_of(process)
     assert await left_behind(fleet) == {}
+
+
+@pytest.mark.parametrize("flags", [(), ("--processes", "2")], ids=["one", "supervised"])
+async def test_a_process_that_was_started_with_its_signals_blocked_hears_them(
+    fleet: Fleet, tasks: TaskManager, flags: tuple[str, ...]
+) -> None:
+    """Its parent waits for signals by `sigwait`, say; the mask of a process is its children's, too."""
+    blocks = (
+        "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGCHLD]); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    process = fleet.start(*flags, agents=1, lease_sec=30.0, grace_sec=0.5, within=[sys.executable, "-c", blocks])
+    await tasks.submit(Task(pool_id=fleet.pool))
+    await until_started(fleet, 1)
+    process.send_signal(signal.SIGTERM)
+    assert await ended(process, grace_sec=0.5) == 0, fleet.log_of(process)
 
 
 async def test_f8_a_draining_process_claims_nothing_and_a_restart_has_its_own_lease(

@@ -72,6 +72,8 @@ def stop_asked(within_sec: float, at_once: Callable[[], None] = lambda: None) ->
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     CTRL_C.is_raised = False
     asked.loop_fd = signal.set_wakeup_fd(to_thread.fileno(), warn_on_full_buffer=False)
+    # A process inherits its parent's mask, a thread its starter's. By the third signal a loop hears of a child's end.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SIGNALS, signal.SIGCHLD))
     thread = threading.Thread(
         target=_hear, args=(threads, to_loop, asked, within_sec, at_once), name="converge-signals", daemon=True
     )
