@@ -125,6 +125,10 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
     return load
 
 
+async def looks_by_url(url: str) -> None:
+    """A look that core cannot call."""
+
+
 def store(**changed: Any) -> Any:
     """The memory store under another name, with these changes."""
     return attrs.evolve(MEMORY, **{"name": "foo", "schemes": ("foo",), **changed})
@@ -145,6 +149,7 @@ ONE = [
     (store(open=no_decorator), "its open is an async generator function, which gives no async context manager"),
     (store(open=few_arguments), "its open cannot be called as open(url, options): too many positional arguments"),
     (store(pending=lambda url, options: []), "its pending is no coroutine function; add async"),
+    (store(look=looks_by_url), "its look cannot be called as look(url, options): too many positional arguments"),
     (store(options=Dataclass), "its options are no attrs class (Dataclass); put @attrs.frozen(kw_only=True) before"),
     (store(options=object()), "its options are no attrs class (object, and no class)"),
     (store(options=Unknown), "the types of its options cannot be told (NameError: name 'Missing' is not defined)"),
@@ -190,6 +195,11 @@ OTHERS = [
         "converge_transports",
         attrs.evolve(LOCAL, name="foo", schemes=("foo",), secure_schemes=NO),
         'its secure_schemes are "no", expected a frozenset of text, such as frozenset({"tls"})',
+    ),
+    (
+        "converge_transports",
+        attrs.evolve(LOCAL, name="foo", schemes=("foo",), check_address=lambda: None),
+        "its check_address cannot be called as check_address(url): too many positional arguments; core calls it so",
     ),
     ("converge_discoveries", attrs.evolve(STATIC, name="foo", publishes=NO), 'its publishes is "no", expected True'),
     (

@@ -121,12 +121,15 @@ def _of_open(word: str, backend: Backend) -> Iterator[str]:
             f"its open is {kind}, which gives no async context manager; put @asynccontextmanager of contextlib "
             f"before it, and yield the {word}"
         )
-    positions, names = OPEN_ARGUMENTS[word]
+    yield from _of_arguments("open", opens, *OPEN_ARGUMENTS[word])
+
+
+def _of_arguments(name: str, call: Any, positions: Sequence[str], names: Sequence[str] = ()) -> Iterator[str]:
     try:
-        inspect.signature(opens).bind(*positions, **dict.fromkeys(names))
+        inspect.signature(call).bind(*positions, **dict.fromkeys(names))
     except TypeError as error:
         wanted = ", ".join([*positions, *(["*"] if names else []), *names])
-        yield f"its open cannot be called as open({wanted}): {error}; core calls it so"
+        yield f"its {name} cannot be called as {name}({wanted}): {error}; core calls it so"
     except ValueError:
         pass  # written in C: its signature is not told
 
@@ -139,9 +142,11 @@ def _of_calls(word: str, backend: Backend) -> Iterator[str]:
             continue  # what a backend need not give is a call, and None without
         if not callable(call):
             yield f"its {field.name} is {shown(call)}, expected a function"
-        elif inspect.iscoroutinefunction(call) is not is_async:
+            continue
+        if inspect.iscoroutinefunction(call) is not is_async:
             what, mend = ("no", "add") if is_async else ("a", "drop")
             yield f"its {field.name} is {what} coroutine function; {mend} async"
+        yield from _of_arguments(field.name, call, ("url", "options") if is_async else ("url",))
 
 
 def _of_options(word: str, backend: Backend) -> Iterator[str]:
