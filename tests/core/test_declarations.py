@@ -129,6 +129,13 @@ async def looks_by_url(url: str) -> None:
     """A look that core cannot call."""
 
 
+def takes_no_address() -> None:
+    """A check that core cannot call."""
+
+
+takes_nothing: Any = takes_no_address
+
+
 def store(**changed: Any) -> Any:
     """The memory store under another name, with these changes."""
     return attrs.evolve(MEMORY, **{"name": "foo", "schemes": ("foo",), **changed})
@@ -198,7 +205,7 @@ OTHERS = [
     ),
     (
         "converge_transports",
-        attrs.evolve(LOCAL, name="foo", schemes=("foo",), check_address=lambda: None),
+        attrs.evolve(LOCAL, name="foo", schemes=("foo",), check_address=takes_nothing),
         "its check_address cannot be called as check_address(url): too many positional arguments; core calls it so",
     ),
     ("converge_discoveries", attrs.evolve(STATIC, name="foo", publishes=NO), 'its publishes is "no", expected True'),

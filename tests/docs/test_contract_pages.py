@@ -11,7 +11,7 @@ import pytest
 
 from converge.contracts.store import LIMITS, Feature
 from converge.testing import DiscoveryContract, StoreContract, StreamTransportContract, TaskContract
-from converge.testing.clauses import CLAUSES
+from converge.testing.clauses import CLAUSES, cited
 
 # Each links to its tests, by an anchor of its own name.
 CLAUSE = re.compile(r"^- \*\*\[(\w-\d+)\]\(clause-tests\.md#(?:[a-z]-\d+)\)\*\* (.+(?:\n  .+)*)", re.MULTILINE)
@@ -53,3 +53,15 @@ def test_the_page_has_the_limits_and_the_features_of_the_code() -> None:
     }
     assert limits == attrs.asdict(LIMITS)
     assert [feature.name for feature in Feature if f"`{feature.name}`" not in text] == []
+
+
+def test_each_step_of_the_tutorial_runs_tests_of_the_clauses_that_it_names() -> None:
+    text = (PAGES.parent / "tutorials/write-a-store.md").read_text()
+    steps = re.findall(r"^\| \d \| .* \| `-k \"?([\w ]+)\"?` \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| \d \| .*$", text, re.MULTILINE)
+    assert len(steps) == len(rows) == 7
+    for words, row in zip(steps, rows, strict=True):
+        tests = inspect.getmembers(StoreContract, inspect.isfunction)
+        run = [test for name, test in tests if any(word in name for word in words.split(" or "))]
+        cited_by_run = {clause for test in run for clause in cited(test)}
+        assert set(re.findall(r"\[(S-\d+)\]", row)) <= cited_by_run, row
