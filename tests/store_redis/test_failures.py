@@ -316,20 +316,20 @@ async def test_a_member_of_a_cluster_is_refused() -> None:
 
 
 async def test_a_busy_server_is_said_to_be_busy(store: RedisStore, redis_url: str) -> None:
-    async with commands(redis_url) as send, anyio.create_task_group() as group:
+    async def spin() -> None:
+        async with commands(redis_url) as other:
+            with pytest.raises(ReplyError, match="killed"):
+                await other("EVAL", "while true do end", 0)
+
+    async with commands(redis_url) as send:
         await send("CONFIG", "SET", "busy-reply-threshold", "10")
-
-        async def spin() -> None:
-            async with commands(redis_url) as other:
-                with pytest.raises(ReplyError, match="killed"):
-                    await other("EVAL", "while true do end", 0)
-
-        group.start_soon(spin)
-        with pytest.raises(StoreBusy):
-            for _ in range(2_000):
-                await store.commit([])
-                await store.commit([Batch(puts=[(POOL("p"), b"1")])])
-        await send("SCRIPT", "KILL")
+        async with anyio.create_task_group() as group:
+            group.start_soon(spin)
+            with pytest.raises(StoreBusy):
+                for _ in range(2_000):
+                    await store.commit([])
+                    await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+            await send("SCRIPT", "KILL")  # it ends some time after the answer
         await send("CONFIG", "SET", "busy-reply-threshold", "5000")  # its default: the server is other tests', too
 
 
