@@ -394,6 +394,12 @@ def test_each_answer_of_a_server_means_what_it_did(answer: str, kind: type[Store
     assert type(of_call(ReplyError(answer), "h:1", writes=True)) is kind
 
 
+def test_an_answer_of_a_script_is_told_without_the_number_of_the_script() -> None:
+    answer = f"OOM command not allowed when used memory > 'maxmemory'. script: {'5f' * 20}, on @user_script:65."
+    text = "(OOM command not allowed when used memory > 'maxmemory'); nothing was written"
+    assert str(of_call(ReplyError(answer), "h:1", writes=True)).endswith(text)
+
+
 def test_a_write_without_an_answer_may_have_been_applied_and_a_read_was_not() -> None:
     assert type(of_call(OSError("gone"), "h:1", writes=True)) is OutcomeUnknown
     assert type(of_call(OSError("gone"), "h:1", writes=False)) is StoreUnavailable

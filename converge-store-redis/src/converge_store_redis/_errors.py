@@ -65,6 +65,9 @@ _HALF_WAY = (_OF_KEY, _OF_RIGHT)
 _SCRIPT = "@user_script"
 """What an error of a command within a script has in it."""
 
+_WHERE = re.compile(r"\.? script: [0-9a-f]+, on @user_script:\d+\.$")
+"""The end of such an error: nobody who reads it knows scripts by their digests."""
+
 _ELSEWHERE = re.compile(r"(^|[\s-])(READONLY|MASTERDOWN|CLUSTERDOWN)(\s|$)")
 _MOVED = re.compile(r"MOVED \d+ (.*):(\d+)$")
 
@@ -126,11 +129,11 @@ def of_answer(answer: HiredisError, where: str, *, writes: bool) -> ConvergeErro
             if writes and word in _HALF_WAY and _SCRIPT in str(answer):
                 return OutcomeUnknown(f"redis at {where} {what} ({text}); part may be written, read before you repeat")
             return refusal(f"redis at {where} {what} ({text}); nothing was written")
-    if writes and "script" in text:
+    if writes and "script" in str(answer):
         return OutcomeUnknown(f"redis at {where} stopped a script: {text}; find out why before you repeat it")
     return StoreRefused(f"redis at {where} refuses: {text}")
 
 
 def _text(error: BaseException) -> str:
-    text = str(error).replace("\n", " ") or type(error).__name__
+    text = _WHERE.sub("", str(error).replace("\n", " ")) or type(error).__name__
     return text if len(text) <= _LIMIT else text[: _LIMIT - 3] + "..."
