@@ -63,7 +63,10 @@ async def leaves_nothing_open(clause: str, what: str, use: Callable[[], Awaitabl
     before = descriptors()
     for _ in range(USED):
         await use()
-    with suppress(AssertionError):  # what ends in a thread of its own ends soon
-        await wait_until(lambda: len(descriptors()) < len(before) + USED, timeout=LEAVE_SEC)
-    left = [target for number, target in descriptors().items() if before.get(number) != target]
-    expect(clause, len(left) < USED, f"{USED} {what} that were left have left open: {', '.join(sorted(left))}")
+
+    def left() -> list[str]:
+        return sorted(target for number, target in descriptors().items() if before.get(number) != target)
+
+    with suppress(AssertionError):  # what ends in a thread of its own, or a turn of the loop later, ends soon
+        await wait_until(lambda: len(left()) < USED, timeout=LEAVE_SEC)
+    expect(clause, len(left()) < USED, f"{USED} {what} that were left have left open: {', '.join(left())}")
