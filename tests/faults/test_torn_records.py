@@ -21,7 +21,7 @@ import pytest
 from converge import Agent, DiscoveryQuery, Node, Pool, PoolManager, Task, TaskManager, open_store
 from converge.codec import FORMAT
 from converge.contracts.store import Batch, Key, Range, Store
-from converge.errors import NoSuchTask, SchemaTooNew, TornRecord
+from converge.errors import NoSuchPool, NoSuchTask, SchemaTooNew, TornRecord
 from converge.ids import id_bytes
 from converge.model.keys import (
     ACTIVE,
@@ -48,6 +48,7 @@ from converge.operations.tasks import Purging, purge
 from converge.services.store.handle import POOL_FRESH_SEC, StoreHandle
 from converge.services.store.lease import LeaseSettings
 from converge.services.store.pages import read_all
+from converge.testing.fixtures import wait_until
 from converge.testing.fleet import COMMAND
 
 pytestmark = pytest.mark.timeout(60)
@@ -189,6 +190,22 @@ async def test_a_torn_record_of_a_pool_is_told_and_the_other_pools_are_worked_on
             "a pool whose record is torn was taken for one that is not there"
         )
         await good_ones_complete(node, ("beside",))
+
+
+async def test_a_pool_that_is_gone_is_told_once_and_the_other_pools_are_worked_on(
+    path: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its record was deleted by hand."""
+    async with node_of(path) as node:
+        await node.spawn(Doubler, pool=["faults", "beside"])
+        await good_ones_complete(node)
+        await store.commit([Batch(deletes=[POOL("faults")])])
+        await wait_until(lambda: 'pool "faults" does not exist' in caplog.text)
+        for _ in range(5):
+            await good_ones_complete(node, ("beside",))
+        with pytest.raises(NoSuchPool):
+            await TaskManager(store).claim("someone", ["faults", "beside"])
+    assert caplog.text.count('pool "faults" does not exist') == 1
 
 
 @pytest.mark.parametrize("family", [AGENT, EXPIRY, LEASE, MEMBER])

@@ -7,7 +7,7 @@ from __future__ import annotations
 import anyio
 
 from converge.env import Env
-from converge.errors import SchemaTooNew, TornRecord
+from converge.errors import NoSuchPool, SchemaTooNew, TornRecord
 from converge.runtime.claiming.lane_watch import LaneWatch
 from converge.services.tasks.claim import Claims
 
@@ -80,7 +80,7 @@ class Looking:
         self._poll_due = anyio.current_time() + (1 - JITTER) * self._poll_sec
         try:
             await self._claims.look()
-        except (TornRecord, SchemaTooNew):
+        except (TornRecord, SchemaTooNew, NoSuchPool):
             return False  # it was logged; there is nothing to claim from a pool that cannot be read
         return True
 

@@ -21,8 +21,10 @@ from converge.contracts.store import (
     Turned,
 )
 from converge.errors import (
+    ConvergeError,
     InputError,
     LeaseEnded,
+    NoSuchPool,
     NotApplied,
     PoolClosed,
     SchemaTooNew,
@@ -104,19 +106,21 @@ class Claims:
 
         Raises:
             NoSuchPool, PoolClosed: One of the pools is not there, or does not admit the agent.
-            TornRecord, SchemaTooNew: The record of none of the pools can be read; one that can't does not keep the
-                others waiting.
+            TornRecord, SchemaTooNew, NoSuchPool: The record of none of the pools can be read; one that can't does not
+                keep the others waiting. For a group that claims on and on, neither does one that is not there.
         """
         # What was seen last stays in force, checks and lanes together, until all is read: a look that fails half way
         # must not leave a take unchecked.
         checks: dict[str, Check] = {}
         paused: set[str] = set()
         lanes: dict[bytes, _LaneSeen] = {}
-        torn: list[StoreError] = []
+        torn: list[ConvergeError] = []
         for pool_id in self.pools:
             try:
                 seen = await self._handle.pool(pool_id, is_fresh=True)
-            except (TornRecord, SchemaTooNew) as error:
+            except (TornRecord, SchemaTooNew, NoSuchPool) as error:
+                if isinstance(error, NoSuchPool) and self._on_missing is None:
+                    raise
                 torn.append(error)
                 self._log_once(error)
                 continue
@@ -142,7 +146,7 @@ class Claims:
             if refusal(lane, self.claimer) is None and entry.key[2] not in self._handle.newer_lanes:
                 lanes[entry.key[2]] = _LaneSeen(pool_id, lane)
 
-    def _log_once(self, error: StoreError) -> None:
+    def _log_once(self, error: ConvergeError) -> None:
         if str(error) not in self._logged:
             self._logged.add(str(error))
             log.error("nothing is claimed from there, other work goes on: %s", error)
