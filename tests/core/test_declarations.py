@@ -208,6 +208,11 @@ OTHERS = [
         attrs.evolve(LOCAL, name="foo", schemes=("foo",), check_address=takes_nothing),
         "its check_address cannot be called as check_address(url): too many positional arguments; core calls it so",
     ),
+    (
+        "converge_transports",
+        attrs.evolve(LOCAL, name="foo", schemes=("foo",), check_listening=takes_nothing),
+        "its check_listening cannot be called as check_listening(url, options): too many positional arguments",
+    ),
     ("converge_discoveries", attrs.evolve(STATIC, name="foo", publishes=NO), 'its publishes is "no", expected True'),
     (
         "converge_discoveries",

@@ -146,7 +146,7 @@ def _of_calls(word: str, backend: Backend) -> Iterator[str]:
         if inspect.iscoroutinefunction(call) is not is_async:
             what, mend = ("no", "add") if is_async else ("a", "drop")
             yield f"its {field.name} is {what} coroutine function; {mend} async"
-        yield from _of_arguments(field.name, call, ("url", "options") if is_async else ("url",))
+        yield from _of_arguments(field.name, call, ("url",) if field.name == "check_address" else ("url", "options"))
 
 
 def _of_options(word: str, backend: Backend) -> Iterator[str]:
