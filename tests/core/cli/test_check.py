@@ -162,6 +162,8 @@ async def away(url, options):
 
 
 STORE = attrs.evolve(MEMORY, name="owl", schemes=("owl",), open=OPEN)
+TOKEN = attrs.field(type=str, metadata={"help": "a token"})
+NEEDY = attrs.evolve(STORE, options=attrs.make_class("Needy", {"token": TOKEN}, kw_only=True))
 """
 
 
@@ -183,6 +185,13 @@ def test_a_store_that_cannot_be_opened_is_told_once_and_no_test_is_run(
     answer = converge("plugins", "check", f"owl_{opens}:STORE", "--quick")
     assert (answer.code, answer.out) == (3, ""), answer.out + answer.err
     assert answer.err.count(said) == 1 and traced in answer.err and "internal error" not in answer.err, answer.err
+
+
+def test_options_that_the_check_cannot_make_are_told_with_the_mend(converge: Converge, folder: Path) -> None:
+    (folder / "needy.py").write_text(CANNOT_BE_OPENED.replace("OPEN)", "away)"))
+    answer = converge("plugins", "check", "needy:NEEDY", "--quick")
+    assert (answer.code, answer.out) == (3, ""), answer.out + answer.err
+    assert "its option token has no default" in answer.err and "Traceback" not in answer.err, answer.err
 
 
 def test_one_mistake_that_breaks_every_test_is_shown_whole_once(converge: Converge) -> None:

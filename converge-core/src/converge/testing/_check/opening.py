@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import attrs
 
 from converge.contracts.discovery import Discovery, DiscoveryBackend
 from converge.contracts.store import Store, StoreBackend
@@ -33,6 +34,12 @@ def try_opening(plugin: Loaded, backend: Backend, bench: Bench) -> None:
     """
     found = Found(name=plugin.name, target=plugin.target, distribution=plugin.distribution, version=plugin.version)
     whose = f'{title(found)}: "{backend.name}"'
+    needed = [field.name for field in attrs.fields(backend.options) if field.init and field.default is attrs.NOTHING]
+    if needed and type(bench).options is Bench.options:
+        raise PluginBroken(
+            f"{whose}: its option {needed[0]} has no default, so that the check cannot make any options; give its "
+            "bench (entry-point group converge.testing) a method options that returns some"
+        )
     late = f"{whose} was not opened within {OPEN_SEC:g} s: its open waits for ever, or blocks the event loop"
     with alarm(OPEN_SEC, lambda: PluginBroken(late)):
         anyio.run(_open_twice, whose, backend, bench)
