@@ -306,7 +306,7 @@ class WaitsThoughItSaysNot(ToyStore):
     is_immediate = True
 
     async def count(self, prefixes: Sequence[Prefix]) -> Sequence[int]:
-        await anyio.sleep(0.01)
+        await anyio.sleep(5.0)  # however long the process stands still within the loop's next turns
         return await super().count(prefixes)
 
 
