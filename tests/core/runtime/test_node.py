@@ -202,14 +202,14 @@ async def test_claims_that_arrive_while_the_node_stops_go_back_uncounted(
 
 
 async def test_an_agent_that_may_no_longer_work_in_its_pool_stops_no_other(
-    store: OutageStore, worker: type[Worker]
+    store: OutageStore, worker: type[Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
     outside = MemoryStore(core=store._core, bell=store._bell)
     with anyio.fail_after(20):
         async with node_on(store) as node:
             await node.spawn(worker, pool="p")
             await outside.commit([Batch((), (), (POOL("p"),))])
-            await wait_until(lambda: node.feeds[0].error is not None, what="the feed says that it cannot claim")
+            await wait_until(lambda: 'pool "p" does not exist' in caplog.text, what="it is told that it cannot claim")
             await PoolManager(outside).create_pool(Pool(id="q"))
             await node.spawn(type("Other", (worker,), {"capabilities": ("x",)}), pool="q")
             task = await node.tasks.result(await node.tasks.submit(Task(pool_id="q")), timeout=20)
