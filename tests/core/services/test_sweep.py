@@ -188,7 +188,7 @@ async def test_what_is_held_past_its_deadline_hides_no_later_deadline(
     held = await tasks.claim("agent", ["docs"], types=["run"], limit=50)
     late = await tasks.submit(Task(pool_id="docs", type="wait", deadline=soon + timedelta(milliseconds=10)))
     assert len(held) == 50
-    pass_time(6)
+    pass_time(6.1)
     sweep = Sweep(StoreHandle.of(store))
     for _ in range(4):
         await sweep.page()
