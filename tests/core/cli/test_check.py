@@ -191,7 +191,7 @@ def test_options_that_the_check_cannot_make_are_told_with_the_mend(converge: Con
     (folder / "needy.py").write_text(CANNOT_BE_OPENED.replace("OPEN)", "away)"))
     answer = converge("plugins", "check", "needy:NEEDY", "--quick")
     assert (answer.code, answer.out) == (3, ""), answer.out + answer.err
-    assert "its option token has no default" in answer.err and "Traceback" not in answer.err, answer.err
+    assert "there is no default of token" in answer.err and "Traceback" not in answer.err, answer.err
 
 
 def test_one_mistake_that_breaks_every_test_is_shown_whole_once(converge: Converge) -> None:

@@ -150,8 +150,11 @@ def test_records_of_an_older_release_are_found_in_turn() -> None:
     steps = {f"{GATHER}first": late, f"{FIRST}first#2": won}
     names = Names("task", steps)
 
-    def is_own(label: str, is_in_turn: bool) -> bool:
-        return GATHER + label in steps if is_in_turn else FIRST + label in steps
+    def is_own(label: str) -> bool:
+        return FIRST + label in steps
 
-    found = [names.label_of_children("first", steps, is_own) for _ in range(3)]
+    def is_anonymous(label: str) -> bool:
+        return GATHER + label in steps
+
+    found = [names.label_of_children("first", steps, is_own, is_anonymous) for _ in range(3)]
     assert found == ["first", "first#2", "first#3"]

@@ -19,7 +19,6 @@ log = logging.getLogger("converge.node")
 ENTERED_MOST = 1_000
 """How often a loop is entered again at most: user code that stops it without end must not keep the process for ever."""
 
-
 LEFT_SEC = 1.0
 """How long each has to end, once the node has: tasks that user code has left, async generators, threads of the loop."""
 
@@ -83,4 +82,4 @@ def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
     for task in asyncio.all_tasks(loop):
         tell(log, logging.WARNING, "a task that user code has left does not end; the process ends without it: %r", task)
         _LEFT.append(task)
-        asyncio.tasks._unregister_task(task)  # for whoever makes tasks of its own
+        asyncio.tasks._unregister_task(task)  # else all_tasks() tells of it again

@@ -82,6 +82,11 @@ def final_of(error: Exception, final: Kinds) -> Exception | None:
     return found[0] if all(isinstance(one, final) for one in found) else None
 
 
+def is_tried_again(error: Exception, final: Kinds) -> bool:
+    """Return whether a step may be tried again after the error, if tries are left."""
+    return not is_over(error) and final_of(error, final) is None
+
+
 class Parking(BaseException):
     """Ends a handler whose task is parked or restarted, in a worker thread: no `except Exception` may hold it."""
 
@@ -271,7 +276,7 @@ class Attempt:
             try:
                 return await self._run(name, function, arguments)
             except Exception as error:
-                if not left or is_over(error) or final_of(error, options.final) is not None:
+                if not left or not is_tried_again(error, options.final):
                     raise
             await anyio.sleep(delay_sec)
             self.again(name)
@@ -512,14 +517,17 @@ class Attempt:
         await self.ledger.recorded(GATHER + name)
         steps = self.ledger.steps
 
-        def is_own(label: str, is_in_turn: bool) -> bool:
+        def is_own(label: str) -> bool:
             first, wait = steps.get(FIRST + label), steps.get(GATHER + label)
             if first is not None:
-                return not is_in_turn and _winner(first) in children
-            whose = b"" if wait is None else bytes(wait.result)
-            return whose == b"null" if is_in_turn else whose != b"" and whose == _whose(children)
+                return _winner(first) in children
+            return wait is not None and bytes(wait.result) == _whose(children)
 
-        return self._names.label_of_children(name, steps, is_own)
+        def is_anonymous(label: str) -> bool:
+            wait = None if FIRST + label in steps else steps.get(GATHER + label)
+            return wait is not None and bytes(wait.result) == b"null"
+
+        return self._names.label_of_children(name, steps, is_own, is_anonymous)
 
     async def _wait_for_children(
         self, what: str, children: Mapping[str, Child], count: int, timeout: float | None

@@ -88,14 +88,16 @@ class Names:
                 raise InvalidName("signal", name, NAME)
         return self.label(WAIT, _short("|".join(names)))
 
-    def label_of_children(self, name: str, steps: Mapping[str, Step], is_own: Callable[[str, bool], bool]) -> str:
+    def label_of_children(
+        self, name: str, steps: Mapping[str, Step], is_own: Callable[[str], bool], is_anonymous: Callable[[str], bool]
+    ) -> str:
         """Return the label, without its kind, of a call that waits for some children. See `Calls.label`."""
         if name not in self._calls:
             all_ = {label[1:]: step for label, step in steps.items() if label[0] == GATHER}
             all_ |= {label[1:]: step for label, step in steps.items() if label[0] == FIRST}  # which is recorded last
             own = [(step.number, step.at, label) for label, step in all_.items() if NUMBERED.sub("", label) == name]
             self._calls[name] = Calls(name, [label for _, _, label in sorted(own)])
-        return self._calls[name].label(is_own)
+        return self._calls[name].label(is_own, is_anonymous)
 
     def begin(self, label: str) -> None:
         """Note that the record with this label is in progress."""
@@ -129,16 +131,18 @@ class Calls:
         self._left = dict.fromkeys(recorded)
         self._taken: set[str] = set()
 
-    def label(self, is_own: Callable[[str, bool], bool]) -> str:
+    def label(self, is_own: Callable[[str], bool], is_anonymous: Callable[[str], bool]) -> str:
         """Return that of the first record which is the call's, else the next label without a record.
 
         Args:
-            is_own: Returns whether a label has one; with True, whether its record says only which call it is in turn.
+            is_own: Returns whether the record with a label is the call's.
+            is_anonymous: Returns whether it does not say whose it is, as one of an older release: calls take these in
+                turn.
         """
         while (label := _numbered(self._name, self._next)) in self._taken:
             self._next += 1
-        if not is_own(label, True):
-            label = next((other for other in self._left if is_own(other, False)), "") or self._free()
+        if not is_anonymous(label):
+            label = next(filter(is_own, self._left), "") or self._free()
         self._left.pop(label, None)
         self._taken.add(label)
         return label

@@ -13,7 +13,7 @@ from anyio import NoEventLoopError, from_thread
 from converge.errors import InvalidValue, NotRunning, StepFailed
 from converge.foreign import called, name_of, text_of
 from converge.model.working import Child, Spawnable, StepOptions
-from converge.runtime.attempts.attempt import Attempt, Parking, final_of, is_over, named
+from converge.runtime.attempts.attempt import Attempt, Parking, final_of, is_tried_again, named
 
 ANOTHER_THREAD = (
     "task {}: task.blocking was called in another thread than the handler's; call it there, or write the handler as "
@@ -79,7 +79,7 @@ class InThread:
             try:
                 return called(call)
             except Exception as error:
-                if not left or is_over(error) or final_of(error, options.final) is not None:
+                if not left or not is_tried_again(error, options.final):
                     raise
             time.sleep(delay_sec)
             from_thread.run_sync(self._attempt.again, name)

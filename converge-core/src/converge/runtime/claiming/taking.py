@@ -24,18 +24,13 @@ class Taking:
         self.is_over = False
         """Whether nothing more is taken."""
 
-    @property
-    def is_possible(self) -> bool:
-        """Whether there is room for anything."""
-        return not self.is_over and self._budget.room > 0
-
     async def next(self, now: float) -> Take | None:
         """Return the next take, which counts as under way; None: nothing is ready, or it is not the moment.
 
         Raises:
             StoreError, InputError: Something that had to be known first could not be read.
         """
-        if not self.is_possible:
+        if not self._may_take():
             return None
         if self._handle.unsettled:
             await settle_takes(self._handle)
@@ -43,9 +38,12 @@ class Taking:
             await self._claims.put_unread_away()
         if self._looking.is_due(now):
             await self._look()
-        if not self.is_possible:  # while this pump waited the other one has taken, or the node has begun to stop
+        if not self._may_take():  # while this pump waited the other one has taken, or the node has begun to stop
             return None
         return await self._ask()
+
+    def _may_take(self) -> bool:
+        return not self.is_over and self._budget.room > 0
 
     async def _look(self) -> None:
         if not await self._looking.look():

@@ -18,6 +18,7 @@ LOG_AGAIN_SEC = 10.0
 BRIEF_SEC = 1.0
 """An outage that was shorter is told to be over once the store has worked for so long: a server that stops answers on
 some connections while it ends the others."""
+
 LASTING = (StoreFull, StoreRefused, StoreReplaced, StoreRolledBack)
 """What lasts until somebody does something about it: told of each outage, whatever it began with."""
 

@@ -70,8 +70,8 @@ class Claims:
     """The takes of one group: agents of one process with the same pools, capabilities, topics and types.
 
     `agent_ids` are the agents that it claims for: each must be a member of each pool that is not open; `on_missing` is
-    told of those that are not. `look` reads the lanes; `take` makes the next take, or None where nothing is known to be
-    ready; `taken` turns its answer into claims.
+    told of those that are not, and a group that has it goes on without a pool that is gone. `look` reads the lanes;
+    `take` makes the next take, or None where nothing is known to be ready; `taken` turns its answer into claims.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class Claims:
         self.agent_ids: Collection[str] = (agent_id,)
         self.claimer = claimer
         self._on_missing = on_missing
+        self._left_out = (TornRecord, SchemaTooNew) if on_missing is None else (TornRecord, SchemaTooNew, NoSuchPool)
         self.pools = tuple(pools)
         self._handle = handle
         self._lanes: dict[bytes, _LaneSeen] = {}
@@ -106,8 +107,8 @@ class Claims:
 
         Raises:
             NoSuchPool, PoolClosed: One of the pools is not there, or does not admit the agent.
-            TornRecord, SchemaTooNew, NoSuchPool: The record of none of the pools can be read; one that can't does not
-                keep the others waiting. For a group that claims on and on, neither does one that is not there.
+            TornRecord, SchemaTooNew: The record of none of the pools can be read; one that can't does not keep the
+                others waiting.
         """
         # What was seen last stays in force, checks and lanes together, until all is read: a look that fails half way
         # must not leave a take unchecked.
@@ -118,9 +119,7 @@ class Claims:
         for pool_id in self.pools:
             try:
                 seen = await self._handle.pool(pool_id, is_fresh=True)
-            except (TornRecord, SchemaTooNew, NoSuchPool) as error:
-                if isinstance(error, NoSuchPool) and self._on_missing is None:
-                    raise
+            except self._left_out as error:
                 torn.append(error)
                 self._log_once(error)
                 continue

@@ -37,7 +37,7 @@ def try_opening(plugin: Loaded, backend: Backend, bench: Bench) -> None:
     needed = [field.name for field in attrs.fields(backend.options) if field.init and field.default is attrs.NOTHING]
     if needed and type(bench).options is Bench.options:
         raise PluginBroken(
-            f"{whose}: its option {needed[0]} has no default, so that the check cannot make any options; give its "
+            f"{whose}: there is no default of {', '.join(needed)}, so that the check cannot make its options; give its "
             "bench (entry-point group converge.testing) a method options that returns some"
         )
     late = f"{whose} was not opened within {OPEN_SEC:g} s: its open waits for ever, or blocks the event loop"

@@ -18,10 +18,8 @@ from converge.errors import ConvergeError
 from converge.plugins.answers import mistake
 from converge.testing.clauses import ClauseBroken, cited
 
-CALLS = (
-    *("get", "scan", "commit", "turn", "count", "time", "retention_time"),
-    *("facts", "inspect", "advance", "note_format"),
-)
+READS = ("get", "scan", "count", "time", "retention_time", "facts", "inspect")
+CALLS = (*READS, "commit", "turn", "advance", "note_format")
 
 
 def clause_of(request: pytest.FixtureRequest) -> str:
