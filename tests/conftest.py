@@ -110,8 +110,12 @@ def pytest_make_collect_report(
         return (yield)
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Give random histories, whose length is drawn, the time that a slow machine takes for long ones."""
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give random histories, whose length is drawn, the time that a slow machine takes for long ones. Tests of the
+    sources come first, one after another, so that one worker has them, which parses the sources once.
+    """
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/repo/"))
     for item in items:
         if "random_histories" in item.name and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(400))

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from trees import parsed, walked
+
 from converge.foreign import LOGS
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +18,7 @@ BOUNDARY = "runtime/agents/background.py"
 
 def starts(source: str) -> Iterator[int]:
     """The lines that start a task in a group which is not the `async with` block around them."""
-    yield from _starts(ast.parse(source), frozenset())
+    yield from _starts(parsed(source), frozenset())
 
 
 def _starts(node: ast.AST, own: frozenset[str]) -> Iterator[int]:
@@ -59,7 +61,7 @@ def test_every_log_of_the_kernels_is_guarded_before_user_code_runs() -> None:
 
 
 def _awaited(file: Path) -> str:
-    calls = (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Await))
+    calls = (node for node in walked(file.read_text()) if isinstance(node, ast.Await))
     return "\n".join(ast.unparse(node).replace("to_thread", "thread") for node in calls)
 
 

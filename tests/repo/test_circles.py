@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from trees import walked
+
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "converge-core/src"
 MODULES = 16
@@ -30,7 +32,7 @@ user code looks at tasks of both, the command has a loop of its own, and waits f
 def imports(module: str, is_package: bool, source: str, modules: frozenset[str]) -> Iterator[str]:
     """The other modules of the kernel that a module imports, for types or inside functions too."""
     package = module if is_package else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(source)):
+    for node in walked(source):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
@@ -87,7 +89,7 @@ def test_only_named_modules_know_asyncio() -> None:
 
 def named(source: str) -> Iterator[str]:
     """The packages that a module imports."""
-    for node in ast.walk(ast.parse(source)):
+    for node in walked(source):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from trees import walked
+
 ROOT = Path(__file__).parents[2]
 # Written in two pieces, so that this file does not hold what it looks for.
 INDEX_HOSTS = re.compile(
@@ -35,7 +37,7 @@ def local_text(text: str) -> list[str]:
 def executed_data(source: str) -> list[str]:
     """Where a module could turn data into code."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in walked(source):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name.split(".")[0] for alias in node.names if alias.name.split(".")[0] in LOADERS]

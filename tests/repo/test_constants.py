@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from trees import parsed
+
 ROOT = Path(__file__).parents[2]
 VAGUE = {"PAGE", "ROUNDS", "SUBSET", "TOGETHER"}
 
@@ -13,7 +15,7 @@ def vague_constants(source: str) -> list[str]:
     """The numbers of a module that are called what many numbers could be called."""
     return [
         target.id
-        for node in ast.parse(source).body
+        for node in parsed(source).body
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and type(node.value.value) is int
         for target in node.targets
         if isinstance(target, ast.Name) and target.id in VAGUE

@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+from trees import walked
+
 ROOT = Path(__file__).parents[2]
 CLAUSE = re.compile(r"[A-Z]-\d")
 """What a check of the kit begins with: its clause."""
@@ -27,7 +29,7 @@ THINGS = frozenset(("property", "cached_property", "fixture", "rule", "invariant
 def wrong_beginnings(source: str) -> list[str]:
     """The functions whose docstring begins otherwise. Tests state a rule, and `__init__` explains its arguments."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in walked(source):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith(("test_", "__init__")):
             text = ast.get_docstring(node) or ""
             if not CLAUSE.match(text) and not THINGS & {_name(one) for one in node.decorator_list} and _is_wrong(text):

@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+from trees import parsed, walked
+
 ROOT = Path(__file__).parents[2]
 OWNER = ROOT / "converge-core/src/converge/errors.py"
 
 
 def bases_of(source: str) -> dict[str, list[str]]:
     """The classes of a module, each with the names of its bases as they are where they come from."""
-    nodes = list(ast.walk(ast.parse(source)))
+    nodes = list(walked(source))
     imported = [alias for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
     own = {alias.asname: alias.name for alias in imported if alias.asname}
     return {
@@ -31,7 +33,7 @@ def bases_of(source: str) -> dict[str, list[str]]:
 def drawn(source: str) -> dict[str, str]:
     """The errors of the drawn tree, each with its branch: the line above that is indented less, or its own line's."""
     tree, above = dict[str, str](), list[tuple[int, str]]()
-    lines = (ast.get_docstring(ast.parse(source), clean=False) or "").splitlines()
+    lines = (ast.get_docstring(parsed(source), clean=False) or "").splitlines()
     for line in lines:
         depth = len(line) - len(line.lstrip())
         names = re.findall(r"\b[A-Z]\w+[a-z]\b", line) if depth >= 4 else []
@@ -55,7 +57,7 @@ def caught_twice(source: str) -> list[str]:
     if "except (" not in source:
         return []
     found, errors = [], _owned() | bases_of(source)
-    for node in ast.walk(ast.parse(source)):
+    for node in walked(source):
         if isinstance(node, ast.ExceptHandler) and isinstance(node.type, ast.Tuple):
             names = [one.attr if isinstance(one, ast.Attribute) else getattr(one, "id", "") for one in node.type.elts]
             found += [f"line {node.lineno}: {name}" for name in names if set(names) & set(_above(name, errors))]

@@ -8,6 +8,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from trees import walked
+
 ROOT = Path(__file__).parents[2]
 PLUGINS = ("converge_store_redis", "converge_store_sql", "converge_transport_tcp", "converge_transport_ws")
 ROWS = (
@@ -52,7 +54,7 @@ def _modules(*packages: str) -> Iterator[tuple[str, str]]:
 def imported(module: str, source: str) -> Iterator[str]:
     """Every dotted name that a module imports, at its top or inside functions; `from a import b` gives `a.b`."""
     package = module.removesuffix(".__init__") if module.endswith(".__init__") else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(source)):
+    for node in walked(source):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

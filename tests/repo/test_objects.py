@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from trees import walked
+
 ROOT = Path(__file__).parents[2]
 PARAMETERS = 6
 MAKERS = ("__init__", "__new__", "__attrs_post_init__", "__set_name__")
@@ -16,7 +18,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def classes(source: str) -> list[ast.ClassDef]:
     """The classes of a module."""
-    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+    return [node for node in walked(source) if isinstance(node, ast.ClassDef)]
 
 
 def _methods(cls: ast.ClassDef) -> Iterator[Function]:
@@ -74,7 +76,7 @@ def poked_in(source: str) -> list[int]:
     """The lines that give an object of another a callback after it was made."""
     return [
         node.lineno
-        for node in ast.walk(ast.parse(source))
+        for node in walked(source)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and re.match("_?on_", node.attr)
         if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from trees import walked
+
 CORE = next(Path(__file__).parents[2].glob("converge-core/src/converge"))
 
 PAGING = {
@@ -18,16 +20,15 @@ PAGING = {
 
 def goes_on(source: str) -> list[int]:
     """Return the lines with a range that begins after a key, but for those of a take."""
-    tree = ast.parse(source)
     taken = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in walked(source)
         if isinstance(node, ast.Call) and _name(node.func) == "Take"
         for inner in ast.walk(node)
     }
     return [
         node.lineno
-        for node in ast.walk(tree)
+        for node in walked(source)
         if isinstance(node, ast.Call) and _name(node.func) == "Range" and id(node) not in taken
         if any(not (isinstance(after, ast.Constant) and after.value is None) for after in _after(node))
     ]

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+from trees import walked
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/reference/api.md"
 PLUGINS = ("converge_store_redis", "converge_store_sql", "converge_transport_tcp", "converge_transport_ws")
@@ -22,7 +24,7 @@ def public_modules(page: str) -> list[str]:
 
 def not_public(source: str, public: list[str]) -> Iterator[str]:
     """What a piece of code imports from modules of Converge that are not public."""
-    for node in ast.walk(ast.parse(source)):
+    for node in walked(source):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from trees import walked
+
 CORE = next(Path(__file__).parents[2].glob("converge-core/src/converge"))
 # Modules that read a clock, draw randomness, open a socket, or wait.
 IMPURE = {
@@ -18,7 +20,7 @@ IMPURE_CALLS = {"urandom", "getrandom", "now", "utcnow", "today", "generate", "g
 def impurities(source: str) -> list[str]:
     """What in a module acts, or looks at the world."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in walked(source):
         if isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith):
             found.append(f"line {node.lineno}: {type(node).__name__}")
         elif isinstance(node, ast.Import):
@@ -50,7 +52,7 @@ def test_machines_and_model_hold_no_coroutine_clock_random_source_or_socket() ->
 def test_the_words_below_them_hold_no_coroutine() -> None:
     files = [file for file in sorted(CORE.glob("*.py")) if file.stem in ("errors", "codec", "ids", "env")]
     assert files
-    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    nodes = [node for file in files for node in walked(file.read_text())]
     assert not [node.name for node in nodes if isinstance(node, ast.AsyncFunctionDef)]
 
 

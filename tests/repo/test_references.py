@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from trees import parsed
+
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"`(_?[A-Z]\w*[a-z]\w*)\.(\w+)(?:\([^`]*\))?`")
 
@@ -57,12 +59,12 @@ def missing(trees: Mapping[str, ast.Module], known: Mapping[str, set[str]]) -> l
 
 def test_what_docstrings_name_is_there() -> None:
     trees = {
-        str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in sorted(ROOT.glob("converge-*/src/**/*.py"))
+        str(file.relative_to(ROOT)): parsed(file.read_text()) for file in sorted(ROOT.glob("converge-*/src/**/*.py"))
     }
     assert missing(trees, members(list(trees.values()))) == []
 
 
 def test_a_reference_to_what_was_renamed_is_found() -> None:
     text = '"""See `Ring.take`, `Ring.acquire()`, `Other.one`."""'
-    tree = ast.parse(f"class Ring:\n    {text}\n    def acquire(self): ...\n")
+    tree = parsed(f"class Ring:\n    {text}\n    def acquire(self): ...\n")
     assert missing({"ring.py": tree}, members([tree])) == ["ring.py: `Ring.take`"]

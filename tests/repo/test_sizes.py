@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+from trees import walked
+
 ROOT = Path(__file__).parents[2]
 MODULE_LINES = 600
 FUNCTION_LINES = 70
@@ -20,7 +22,7 @@ def oversized(source: str) -> list[str]:
     """The module and its functions that are too long."""
     lines = source.count("\n") + 1
     found = [f"module: {lines} lines"] if lines > MODULE_LINES + 1 else []
-    for node in ast.walk(ast.parse(source)):
+    for node in walked(source):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             if length > FUNCTION_LINES:

@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from trees import walked
+
 ROOT = Path(__file__).parents[2]
 LOOPS = (ast.While, ast.For, ast.AsyncFor)
 INNER = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
@@ -14,7 +16,7 @@ INNER = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 def sleeps(source: str) -> list[int]:
     """The lines where a test itself sleeps, in no loop that looks again, and does not say why."""
     lines, found = source.splitlines(), []
-    for test in ast.walk(ast.parse(source)):
+    for test in walked(source):
         if isinstance(test, ast.FunctionDef | ast.AsyncFunctionDef) and test.name.startswith("test_"):
             calls = [node for node in _own(test) if isinstance(node, ast.Call) and _is_sleep(node)]
             found += [call.lineno for call in calls if "  # " not in lines[call.lineno - 1]]

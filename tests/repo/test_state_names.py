@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from trees import walked
+
 ROOT = Path(__file__).parents[2]
 OWNER = ROOT / "converge-core/src/converge/machines/task.py"
 STATES = ("pending", "assigned", "completed", "failed", "cancelled")
@@ -16,10 +18,9 @@ WORD = re.compile(rf"\b(?:{'|'.join(STATES)})\b", re.IGNORECASE)
 
 def named_states(source: str, *, anywhere: bool = False) -> list[str]:
     """Where a module names a state: as a text, or as a member of a class; `anywhere`: inside any text, as in SQL."""
-    tree = ast.parse(source)
-    prose = {id(text) for text in _docstrings(tree)}
+    prose = {id(text) for text in _docstrings(source)}
     found = []
-    for node in ast.walk(tree):
+    for node in walked(source):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
             is_named = (
                 node.value.strip().casefold() in STATES
@@ -33,8 +34,8 @@ def named_states(source: str, *, anywhere: bool = False) -> list[str]:
     return found
 
 
-def _docstrings(tree: ast.AST) -> Iterator[ast.Constant]:
-    for node in ast.walk(tree):
+def _docstrings(source: str) -> Iterator[ast.Constant]:
+    for node in walked(source):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             yield node.value
 
