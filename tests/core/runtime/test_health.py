@@ -123,8 +123,26 @@ async def test_a_lease_that_is_not_renewed_in_time_shows_before_it_is_lost(
         for left, late in ((0.9 - LATE + 0.05, set[str]()), (0.9 - LATE - 0.05, {Code.RENEWAL_LATE})):
             lease._deadline = node.env.monotonic() + 600.0 * left
             await wait_until(lambda late=late: codes(node.health()) == late)  # type: ignore[misc]  # bound now
+        (late_one,) = node.health().reasons
+        assert 20 < time.time() - late_one.since.timestamp() < 300, "it has been late for 30 s"
         lease._deadline = node.env.monotonic()
         await wait_until(lambda: node.handle.lease_opened is not lease and node.health().is_ready, timeout=20)
+
+
+async def test_a_clock_that_is_ahead_is_told_since_it_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Node(store="memory:") as node:
+        now, store = node.env.monotonic(), type(node.handle.store)
+
+        def since(at: float) -> list[float]:
+            return [one.since for one in node.vitals._ailments(at) if one.code == Code.CLOCK_AHEAD]
+
+        monkeypatch.setattr(store, "clock_ahead_sec", 7.0)
+        first = since(now)
+        assert first and since(now + 60.0) == first
+        monkeypatch.setattr(store, "clock_ahead_sec", 0.0)
+        assert since(now + 61.0) == []
+        monkeypatch.setattr(store, "clock_ahead_sec", 7.0)
+        assert since(now + 62.0) == [now + 62.0]
 
 
 async def test_a_lease_that_was_lost_shows_until_there_is_another(

@@ -98,7 +98,7 @@ async def test_a_node_that_works_is_live_and_ready_and_counts_its_attempts() -> 
         outcomes = {name: int(count) for name, count in found.items() if name.startswith("converge_task_attempts_t")}
         assert outcomes == {
             f"converge_task_attempts_total{[('outcome', how), *pool]}": count
-            for how, count in (("completed", 2), ("retried", 1), ("failed", 1), ("released", 0))
+            for how, count in (("completed", 2), ("retried", 1), ("failed", 1), ("released", 0), ("lost", 0))
         }
         assert found[f"converge_claim_latency_seconds_count{pool}"] == 3
         assert found[f"converge_task_seconds_count{pool}"] == 4

@@ -211,8 +211,13 @@ _COMPLETED = TaskState.COMPLETED.value
 
 
 def is_last(found: Found, event: Failed) -> bool:
-    """Return whether this attempt is the last; a deadline that has passed meanwhile ends a task, too."""
+    """Return whether this attempt is the last."""
     return not event.is_retried or _attempts(found) + 1 >= found.spec.max_attempts
+
+
+def is_given_up(found: Found, event: Failed | Released, now: int) -> bool:
+    """Return whether the task fails for good with this: no attempt is left, or its deadline has passed."""
+    return _is_late(found.spec, now) or (isinstance(event, Failed) and is_last(found, event))
 
 
 def _fail(found: Found, event: Failed, now: int, around: Around) -> Batch:

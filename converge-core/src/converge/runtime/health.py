@@ -39,6 +39,7 @@ class Vitals:
         self._loop = threading.get_ident()
         self._stopping: float | None = None
         self._stopped: float | None = None
+        self._ahead: float | None = None  # since when the store's clock is seen to be
         self._parts: tuple[StoreHandle, Watchdog, Reaper, float] | None = None
         self.sources: list[Source] = []
         """Parts of the node that say for themselves what ails them."""
@@ -99,8 +100,11 @@ class Vitals:
         if (deaf_since := handle.watch_outage.since) is not None:
             yield Ailment(Code.WATCH_DEAF, "the store's wake-ups do not arrive; work is found by polling", deaf_since)
         if (ahead_sec := handle.store.clock_ahead_sec) > 0:
+            since = self._ahead = now if self._ahead is None else self._ahead
             text = f"the wall clock was set back: store time is {ahead_sec:.0f} s ahead of it"
-            yield Ailment(Code.CLOCK_AHEAD, text, now)
+            yield Ailment(Code.CLOCK_AHEAD, text, since)
+        else:
+            self._ahead = None
         for source in tuple(self.sources):
             yield from source()
 
@@ -129,8 +133,8 @@ def _of_lease(now: float, handle: StoreHandle) -> Iterable[Ailment]:
     lease_sec, remaining_sec = lease.settings.lease_sec, lease.remaining_sec()
     if remaining_sec <= 0:
         yield Ailment(Code.LEASE_LOST, f"the lease was lost: {lease.why_ended or NOT_RENEWED}", lease.deadline)
-    elif lease.deadline - now < lease_sec * (0.9 - LATE):
-        yield Ailment(Code.RENEWAL_LATE, f"the lease was not renewed for {lease_sec * 0.9 - remaining_sec:.1f} s", now)
+    elif now > (late := lease.deadline - lease_sec * (0.9 - LATE)):
+        yield Ailment(Code.RENEWAL_LATE, f"the lease was not renewed for {lease_sec * 0.9 - remaining_sec:.1f} s", late)
 
 
 def _of_store(now: float, handle: StoreHandle, reaper: Reaper, watchdog: Watchdog) -> Iterable[Ailment]:

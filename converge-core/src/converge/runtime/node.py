@@ -124,7 +124,7 @@ class Node:
                 background=parts.boundary.background,
                 agents=self.agents,
                 feeds=parts.feeds,
-                rests=parts.groups.supervision.rests,
+                supervision=parts.groups.supervision,
                 network=parts.network,
             )
         )

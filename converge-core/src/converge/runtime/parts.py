@@ -113,7 +113,7 @@ async def open_parts(stack: AsyncExitStack, given: Given, probes: Probes) -> Par
         kept=kept,
     )
     network = await stack.enter_async_context(Network.open(ground))
-    observers = observers_of(host, probes.observers)
+    observers = observers_of(host, probes.observers(handle))
     basis = Basis(handle=handle, env=env, boundary=boundary, poll_sec=settings.poll_sec, observers=observers)
     groups = Groups(basis, pools, network.describe_again)
     tasks = TaskManager(store, poll_sec=settings.poll_sec)

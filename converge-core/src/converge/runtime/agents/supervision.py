@@ -38,8 +38,12 @@ class Supervision:
 
     @property
     def agents(self) -> Mapping[str, AgentHealth]:
-        """What is known of each agent that has ever failed, by id; of any agent it is in its `health`."""
+        """What is known of each agent here that has ever failed, by id; of any agent it is in its `health`."""
         return self._agents
+
+    def forget(self, agent: Hosted) -> None:
+        """Show nothing more of an agent that has ended."""
+        self._agents.pop(agent.id, None)
 
     @property
     def troubled(self) -> Sequence[AgentHealth]:

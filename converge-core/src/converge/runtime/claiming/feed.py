@@ -65,7 +65,7 @@ class Feed:
         self._part = f"claims.{id(self)}"  # in the log of outages
         self._background, self._poll_sec = boundary.background, basis.poll_sec
         self.slots = Slots(basis.handle, boundary, self._on_finished, self._on_pause, observers.claimed, supervision)
-        self.finishing = Finishing(basis.handle, claims, observers.finished)
+        self.finishing = Finishing(basis.handle, claims, observers)
         self._event, self._is_signalled = anyio.Event(), False
         self.ahead = ClaimsAhead(basis.env, self.slots, is_remote=basis.handle.store.is_remote)
         self._budget = Budget(self.slots, self.ahead)
@@ -179,6 +179,8 @@ class Feed:
         """Note how a claim ended; return whether other tasks should run before the next one begins."""
         if event is not None:
             self.finishing.waiting.append((found, event))
+        else:
+            self.finishing.dropped(found)
         self.ahead.left((found,))
         if self._taking.is_over:
             self._idle.set()

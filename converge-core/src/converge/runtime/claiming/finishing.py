@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from converge.contracts.store import Batch, Channel, Conflict, Turned
@@ -12,6 +12,7 @@ from converge.foreign import describe
 from converge.ids import id_text
 from converge.machines.events import Completed, Event, Failed
 from converge.model.place import Found
+from converge.runtime.claiming.observers import NO_OBSERVERS, Observers
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.claim import Claims
 from converge.services.tasks.finish import Finishes
@@ -37,12 +38,10 @@ class Plan(NamedTuple):
 
 
 class Finishing:
-    """The ended claims of a feed. `on_counted` is called for each that the store has taken, if it is not None."""
+    """The ended claims of a feed. `observers` are told of each, once it is known what the store makes of it."""
 
-    def __init__(
-        self, handle: StoreHandle, claims: Claims, on_counted: Callable[[Found, Event], None] | None = None
-    ) -> None:
-        self._handle, self._claims, self._on_counted = handle, claims, on_counted
+    def __init__(self, handle: StoreHandle, claims: Claims, observers: Observers = NO_OBSERVERS) -> None:
+        self._handle, self._claims, self._observers = handle, claims, observers
         self._finishes = Finishes(handle)
         self.waiting: list[Ended] = []
         """What goes out with the next turn."""
@@ -60,6 +59,11 @@ class Finishing:
         """Remove and return what waits."""
         waiting, self.waiting = self.waiting, []
         return waiting
+
+    def dropped(self, found: Found) -> None:
+        """Note that the store takes nothing of a claim's end."""
+        if self._observers.dropped is not None:
+            self._observers.dropped(found)
 
     async def plan(self, ended: Sequence[Ended]) -> Plan:
         """Return what goes out with a turn."""
@@ -86,7 +90,7 @@ class Finishing:
         Raises: As `finish_slowly`.
         """
         slow = plan.slow
-        if self._on_counted is None and Conflict not in set(map(type, turned.outcomes)):
+        if self._observers.finished is None and Conflict not in set(map(type, turned.outcomes)):
             kinds = [type(event) for _, event in plan.sent]
             self.completed += kinds.count(Completed)
             self.failed += kinds.count(Failed)
@@ -120,8 +124,10 @@ class Finishing:
                 self._count(found, event)
             elif isinstance(error, StaleClaim):
                 self.stale += 1
+                self.dropped(found)
                 log.warning("%s", error)
             elif isinstance(error, TornRecord | SchemaTooNew):
+                self.dropped(found)
                 self._claims.put_away_later(found, error)  # it alone, for good: no outage of the store
             elif isinstance(error, StoreError):
                 self.waiting.append((found, event))
@@ -129,7 +135,9 @@ class Finishing:
             else:
                 why = describe(error)
                 log.error("task %s could not be ended: %s", id_text(found.id), why)
-                if not (isinstance(event, Failed) and event.error == why):  # what came cannot be stored; this can
+                if isinstance(event, Failed) and event.error == why:
+                    self.dropped(found)
+                else:  # what came cannot be stored; this can
                     self.waiting.append((found, Failed(why, getattr(event, "by", ""))))
         if failed is not None:
             raise failed
@@ -139,5 +147,5 @@ class Finishing:
             self.completed += 1
         elif isinstance(event, Failed):
             self.failed += 1
-        if self._on_counted is not None:
-            self._on_counted(found, event)
+        if self._observers.finished is not None:
+            self._observers.finished(found, event)

@@ -18,10 +18,13 @@ P = ParamSpec("P")
 
 
 class Observers(NamedTuple):
-    """Called when an attempt begins, and when one has ended and the store knows. None: nobody, which costs nothing."""
+    """Called when an attempt begins, when one has ended and the store knows, and when one has ended of which the store
+    takes nothing: its task was cancelled, or the lease was lost. None: nobody, which costs nothing.
+    """
 
     claimed: OnClaimed | None = None
     finished: Callable[[Found, Event], None] | None = None
+    dropped: Callable[[Found], None] | None = None
 
 
 NO_OBSERVERS = Observers()
@@ -36,12 +39,13 @@ def observers_of(host: PluginHost, others: Observers = NO_OBSERVERS) -> Observer
             task = to_task(*astuple(found), by=event.by)
             host.observe("converge_task_finished", task=task, outcome=type(event).__name__.lower())
 
-    def claimed(task: Task) -> None:
+    def claimed(found: Found, task: Task) -> None:
         host.observe("converge_task_claimed", task=task)
 
     return Observers(
         _both(others.claimed, claimed if host.has("converge_task_claimed") else None),
         _both(others.finished, finished if host.has("converge_task_finished") else None),
+        others.dropped,
     )
 
 

@@ -41,7 +41,7 @@ YIELD_SEC = 0.001
 ENDED_GREATEST = 1_000
 """Attempts that have ended, but whose timeout is still noted: taking each out of the heap would cost too much."""
 
-OnClaimed = Callable[[Task], None]
+OnClaimed = Callable[[Found, Task], None]
 """Called when an attempt begins."""
 
 
@@ -326,7 +326,7 @@ class Slots:
                 self._limit(slot, found, found.spec.timeout_sec)
             task = claimed_task(found, agent.id)
             if self._on_claimed is not None:
-                self._on_claimed(task)
+                self._on_claimed(found, task)
             result = await call(handler, task, encode_result)
             parked: Event | None = None
             if result is None:

@@ -19,7 +19,7 @@ from converge.env import this_process
 from converge.model.envelope import ACCEPTED, FULL, HANDLED, REFUSED
 from converge.net.throttle import snake
 from converge.runtime.probes.answer import Health
-from converge.runtime.probes.tally import BOUNDS_SEC, Histogram, Tally
+from converge.runtime.probes.tally import BOUNDS_SEC, Histogram, PoolTally, Tally
 
 _SENT = {ACCEPTED: 0, HANDLED: 0, "delivery_timeout": 0, "undeliverable": 0}
 _RECEIVED = {ACCEPTED: 0, FULL: 0, REFUSED: 0}
@@ -34,6 +34,7 @@ class Gauges:
     def __init__(self) -> None:
         self.running: Callable[[], int] = int
         self.agents: Callable[[], Mapping[str, int]] = dict
+        self.pools: Callable[[], Iterable[str]] = tuple
         self.lease_sec: Callable[[], float] = float
         self.oldest_ready_sec: Mapping[str, float] = {}
         self.sent: Callable[[], Mapping[str, int]] = dict
@@ -85,10 +86,12 @@ class NodeCollector(Collector):
             "converge_task_attempts", "Attempts that ended, by what followed.", labels=["pool", "outcome"]
         )
         latency = HistogramMetricFamily(
-            "converge_claim_latency_seconds", "From when a task could be claimed to its first claim.", labels=["pool"]
+            "converge_claim_latency_seconds", "From when a task was due to its first claim.", labels=["pool"]
         )
         duration = HistogramMetricFamily("converge_task_seconds", "How long attempts took.", labels=["pool"])
-        for pool_id, pool in tuple(self._tally.pools.items()):
+        # Those of the agents from the start: Prometheus counts no increase to the first value that it sees.
+        known = dict.fromkeys(self._gauges.pools(), PoolTally()) | self._tally.pools
+        for pool_id, pool in known.items():
             for outcome, count in pool.outcomes.items():
                 attempts.add_metric([pool_id, outcome], count)
             _add(latency, pool_id, pool.latencies)

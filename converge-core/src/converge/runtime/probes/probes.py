@@ -12,9 +12,10 @@ import attrs
 
 from converge.env import Env
 from converge.errors import ConfigError, StoreError
-from converge.runtime.agents.ailments import Source
+from converge.machines.breaker import CircuitState
 from converge.runtime.agents.background import Background
 from converge.runtime.agents.hosted import Hosted
+from converge.runtime.agents.supervision import Supervision
 from converge.runtime.claiming.feed import Feed
 from converge.runtime.claiming.observers import NO_OBSERVERS, Observers
 from converge.runtime.network.network import Network
@@ -40,16 +41,22 @@ class Probes:
     def __init__(self, tally: Tally | None = None, gauges: Gauges | None = None, url: str | None = None) -> None:
         self._tally, self._gauges, self.url = tally, gauges, url
 
-    @property
-    def observers(self) -> Observers:
-        """What observes attempts."""
-        return NO_OBSERVERS if self._tally is None else Observers(self._tally.claimed, self._tally.finished)
+    def observers(self, handle: StoreHandle) -> Observers:
+        """Return what observes attempts at the store's tasks."""
+        if (tally := self._tally) is None:
+            return NO_OBSERVERS
+        return Observers(
+            lambda found, task: tally.claimed(found),
+            lambda found, event: tally.finished(found, event, handle.about_now()),
+            tally.dropped,
+        )
 
     def started(self, observed: Observed) -> None:
         """Read from a node that has started."""
         if (gauges := self._gauges) is None:
             return
         gauges.running, gauges.agents, gauges.lease_sec = observed.running, observed.count, observed.lease_sec
+        gauges.pools = observed.pools
         network = observed.network
         gauges.sent, gauges.received = network.post.outcomes.copy, network.received.outcomes.copy
         gauges.refusals, gauges.connections = network.refusals, (lambda: len(network.links or ()))
@@ -64,7 +71,7 @@ class Observed:
     background: Background
     agents: Mapping[str, Hosted]
     feeds: Mapping[int, Feed]
-    rests: Source
+    supervision: Supervision
     network: Network
 
     def running(self) -> int:
@@ -72,18 +79,22 @@ class Observed:
         return sum(feed.slots.running for feed in tuple(self.feeds.values()))
 
     def count(self) -> dict[str, int]:
-        """Return how many agents live, and how many of their handlers rest."""
-        return {"live": len(self.agents), "resting": sum(1 for _ in self.rests())}
+        """Return how many agents live, and how many of them have a handler that rests or is on trial."""
+        resting = sum(one.state is not CircuitState.CLOSED for one in self.supervision.troubled)
+        return {"live": len(self.agents), "resting": resting}
 
     def lease_sec(self) -> float:
         """Return how long the lease lasts if it is not renewed."""
         lease = self.handle.lease_opened
         return 0.0 if lease is None else max(0.0, lease.remaining_sec())
 
+    def pools(self) -> set[str]:
+        """Return the pools of the agents."""
+        return {pool_id for agent in tuple(self.agents.values()) for pool_id in agent.pools}
+
     async def ages(self) -> dict[str, float]:
         """Return how long tasks have waited in each pool of the agents, as `oldest_ready_sec`."""
-        pools = sorted({pool_id for agent in tuple(self.agents.values()) for pool_id in agent.pools})
-        return await oldest_ready_sec(self.handle, pools)
+        return await oldest_ready_sec(self.handle, sorted(self.pools()))
 
 
 async def _sample(observed: Observed, gauges: Gauges) -> None:
