@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import preloaded
 import pytest
@@ -191,6 +192,25 @@ def test_a_crash_loop_stops_all_with_a_clear_error(start: Start) -> None:
     assert said in run.log.splitlines()[-1] and len(run.ids) <= 10
 
 
+async def test_user_code_may_end_a_process_with_any_exit_code() -> None:
+    """A library may call `exit(2)` in the middle of a task; the other processes have nothing to do with that."""
+    codes, up = ["2", "3"], list[int]()
+    ends = "test -e $NUMBER || { touch $NUMBER; exit $CODE; }; echo up; exec cat"
+    processes: Processes
+
+    def relay(number: int, _: bytes) -> None:
+        up.append(number)
+        if len(up) == 2:
+            processes.begin_stop()
+
+    with TemporaryDirectory() as folder:
+        program = ["/bin/sh", "-c", f"cd {folder} && {ends}"]
+        start = Command(program, "NUMBER", relay, lambda number: {"CODE": codes[number]})
+        processes = Processes(start, 2, SYSTEM, 10.0)
+        await processes.run()
+    assert (sorted(up), processes.worst) == ([0, 1], 0)
+
+
 async def test_a_process_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
     """The system may have no process, memory or descriptor left at that moment; the other processes go on meanwhile."""
     program, up = tmp_path / "program", set[int]()
@@ -219,7 +239,7 @@ async def test_a_process_that_cannot_be_started_is_tried_again(tmp_path: Path) -
 def test_a_configuration_that_a_process_refuses_stops_all(start: Start) -> None:
     run = start("Pid", "--transport", "nosuch://127.0.0.1:0")
     assert run.end()[0] == 3
-    assert "ended with exit code 3; all are stopped" in run.log
+    assert "refused its configuration; all are stopped" in run.log
 
 
 def test_a_store_of_one_process_is_refused(start: Start) -> None:

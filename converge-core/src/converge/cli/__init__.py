@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import cyclopts
 
-from converge.cli.failures import failed
+from converge.cli.failures import CONFIGURATION, NUMBER, USAGE, failed
 from converge.cli.streams import complete
 from converge.cli.wording import remember
 
@@ -171,7 +171,12 @@ def _version() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     complete()
+    is_supervised = NUMBER in os.environ
     code = _code_of(arguments)
+    if is_supervised and code in (USAGE, CONFIGURATION):
+        from converge.operations.processes import REFUSED
+
+        code = REFUSED
     if arguments is None and threading.active_count() > 1:
         from converge.operations.signals import leave_past_threads
 

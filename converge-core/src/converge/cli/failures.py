@@ -38,6 +38,9 @@ UNREACHABLE = 4
 TIMED_OUT = 5
 INTERRUPTED = 130
 
+NUMBER = "CONVERGE_PROCESS"
+"""The variable that tells a process of `converge run` that a supervisor has started it, and its number."""
+
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (KeyboardInterrupt, INTERRUPTED),
     (cyclopts.CycloptsError, USAGE),

@@ -14,7 +14,7 @@ import anyio
 from cyclopts import Parameter
 
 from converge.cli import output
-from converge.cli.failures import DONE, FAILED
+from converge.cli.failures import DONE, FAILED, NUMBER
 from converge.cli.options import NONE, Common, PoolId, of_setting
 from converge.cli.streams import kept
 from converge.errors import ConfigError, InputError
@@ -25,9 +25,6 @@ from converge.runtime.config.config import Config
 
 if TYPE_CHECKING:
     from converge.operations.run import Run
-
-NUMBER = "CONVERGE_PROCESS"
-"""The variable that tells a process that a supervisor has started it, and its number."""
 
 
 def run(

@@ -53,8 +53,13 @@ LINE_BYTES = 65_536
 LAST_WORDS_SEC = 0.5
 """How long the output of a process that has ended is waited for: a child of its own may hold the pipe."""
 
-CONFIGURATION = (2, 3)
-"""Exit codes that say that another start would end the same way."""
+REFUSED = 78
+"""The exit code of a process that refused its configuration: another start would end the same way. The number is
+`EX_CONFIG` of sysexits.h; with 2 and 3, which commands have for it, user code may end a process for reasons of its own.
+"""
+
+CONFIGURATION = 3
+"""What the supervisor's own exit code is then."""
 
 CANNOT_START = 126
 """What shells make the exit code of what cannot be started."""
@@ -198,11 +203,12 @@ class Processes:
             code = await self._run_one(number)
             if self._stopping.is_set():
                 was_starting = code == -signal.SIGTERM  # it held nothing yet: from then on it handles the signal
-                self.worst = max(self.worst, 0 if was_starting else code if code >= 0 else 128 - code)
+                ended = CONFIGURATION if code == REFUSED else code if code >= 0 else 128 - code
+                self.worst = max(self.worst, 0 if was_starting else ended)
                 return
             wait_sec = restarts.ended(self._env.monotonic() - began, self._env.uniform())
-            if code in CONFIGURATION:
-                self._give_up(ConfigError(f"process [{number}] ended with exit code {code}; all are stopped"))
+            if code == REFUSED:
+                self._give_up(ConfigError(f"process [{number}] refused its configuration; all are stopped"))
                 return
             if wait_sec is None:
                 text = f"process [{number}] ended {QUICK_ENDS} times within {WELL_SEC:.0f} s of its start"
